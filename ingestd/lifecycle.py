@@ -1,0 +1,479 @@
+"""The life of a file: its states, the legal moves between them, and the pure rules that choose one.
+
+Nothing here touches a disk, a clock, a network or the ledger; every function takes plain values and gives plain
+values back, so each rule can be read and tested alone. Everything that may change a row's state is in ``MOVES``.
+
+G1  A PENDING, SENDING, UNCERTAIN, STORED, FAILED, CONFLICT or DUPLICATE (until its holder is confirmed) row has its
+    file. What leaves the machine is what the digest says: it is checked while it streams, and the last 64 KB of each
+    part are withheld until its digest matches; a mismatch kills the request.
+G2  A spool file without a row is work not begun (a crash between the two); start-up admits it again.
+G3  A file is removed only after CONFIRMED (or DISCARDED) is committed and ``retain`` has passed.
+G4  A row moves only by UPDATE ... WHERE id AND expected state AND claim token; 0 rows means somebody else moved it,
+    and we do nothing.
+G5  Intent before act: nothing leaves the machine before a durable attempt row says it may have left.
+G6  Unknown is a state. A status code is never evidence; only an identity that we asked for, named in a parsed answer
+    or found on the server, is.
+G7  A false rejection is as bad as a loss: what real equipment writes is admitted, with notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+
+
+class State(StrEnum):
+    """Where a file is in its life; the value is what the ledger and ``--json`` print."""
+
+    PENDING = "PENDING"
+    SENDING = "SENDING"
+    UNCERTAIN = "UNCERTAIN"
+    STORED = "STORED"
+    CONFIRMED = "CONFIRMED"
+    FAILED = "FAILED"
+    REJECTED = "REJECTED"
+    DUPLICATE = "DUPLICATE"
+    CONFLICT = "CONFLICT"
+    DELETED = "DELETED"
+    DISCARDED = "DISCARDED"
+
+
+# An identity is held by at most one row in these states (the ledger's partial unique index says the same).
+HOLDING = frozenset({State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED, State.CONFIRMED})
+# Still on its way: what "the oldest unconfirmed file" and the end of ``run --once`` look at.
+UNCONFIRMED = frozenset({State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED})
+NEEDS_PERSON = frozenset({State.FAILED, State.CONFLICT, State.REJECTED, State.DELETED})
+
+
+class Reason(StrEnum):
+    """Why a row is where it is, as a word a person can search for; the sentence beside it is in the row's ``note``."""
+
+    NOT_DICOM = "not_dicom"
+    DICOMDIR = "dicomdir"
+    TRUNCATED = "truncated"
+    NO_UIDS = "no_uids"
+    HOSTILE = "hostile"
+    KILLED_READER = "killed_reader"
+    UNREADABLE = "unreadable"
+    SAME_CONTENT = "same_content"
+    OTHER_CONTENT = "other_content"
+    OTHER_ENCODING = "other_encoding"
+    GONE = "gone"
+    CHANGED = "changed"
+    TOO_LARGE = "too_large"
+    SERVER_ERROR = "server_error"
+    STUCK_ON_SERVER = "stuck_on_server"
+    BEING_CREATED = "being_created"
+    REFUSED = "refused"
+    NOT_SENT = "not_sent"
+    NO_VERDICT = "no_verdict"
+    PROCESS_DIED = "process_died"
+    ALREADY_THERE = "already_there"
+    STORED_ANSWER = "stored_answer"
+    FEED = "feed"
+    QUERY = "query"
+    CONTENT_CHECK = "content_check"
+    ABSENT = "absent"
+    NOT_SHOWN = "not_shown"
+    HOLDER_GONE = "holder_gone"
+    REENCODED = "reencoded"
+    RETRIED = "retried"
+    ADMITTED_ANYWAY = "admitted_anyway"
+    REPLACED = "replaced"
+    DISCARDED = "discarded"
+
+
+class IllegalMove(RuntimeError):
+    """A move that the table does not have was asked for; nothing was changed."""
+
+
+_S = State
+# (from, to): when. ``None`` is "no row yet". Anything not here raises IllegalMove.
+MOVES: Mapping[tuple[State | None, State], str] = {
+    (None, _S.PENDING): "settled, whole, readable; durable in the spool first, then the row",
+    (None, _S.REJECTED): "not DICOM, proven truncated, hostile, or without the UIDs",
+    (None, _S.DUPLICATE): "the identity is held with the same content",
+    (None, _S.CONFLICT): "the identity is held with other content",
+    (_S.PENDING, _S.SENDING): "study due; claimed with a token, the attempt row written before connecting",
+    (_S.PENDING, _S.PENDING): "the bytes no longer match the digest: read again, noted",
+    (_S.SENDING, _S.PENDING): "proven not sent, or a verdict that asks for another try, or the bytes changed",
+    (_S.PENDING, _S.FAILED): "gone: the source vanished or the spool file was removed by hand",
+    (_S.PENDING, _S.DUPLICATE): "read again after a change: another row holds what it now is",
+    (_S.PENDING, _S.CONFLICT): "read again after a change: another row holds its identity with other content",
+    (_S.PENDING, _S.REJECTED): "read again after a change: no longer a whole DICOM file",
+    (_S.UNCERTAIN, _S.FAILED): "gone before the server could be asked, or stuck on the server for a day",
+    (_S.SENDING, _S.STORED): "its SOP Instance UID is in the parsed answer's Referenced SOP Sequence",
+    (_S.SENDING, _S.UNCERTAIN): "a body byte left and no verdict on it was read",
+    (_S.SENDING, _S.FAILED): "a verdict against this instance",
+    (_S.UNCERTAIN, _S.STORED): "the server shows it, proof of content to follow",
+    (_S.UNCERTAIN, _S.CONFIRMED): "the server shows it, with our content",
+    (_S.UNCERTAIN, _S.PENDING): "absent twice, or a person asked for another try",
+    (_S.UNCERTAIN, _S.CONFLICT): "the server has this identity with other content",
+    (_S.STORED, _S.CONFIRMED): "proven on the server",
+    (_S.STORED, _S.UNCERTAIN): "the grace time passed and nothing shows it",
+    (_S.STORED, _S.CONFLICT): "the server kept an older object under this identity",
+    (_S.STORED, _S.DELETED): "somebody deleted it on the server",
+    (_S.CONFIRMED, _S.DELETED): "somebody deleted it on the server",
+    (_S.CONFIRMED, _S.CONFLICT): "an audit found other content under this identity on the server",
+    (_S.DELETED, _S.CONFIRMED): "it is there again with our content",
+    (_S.DUPLICATE, _S.PENDING): "its holder became DELETED, FAILED or DISCARDED",
+    (_S.FAILED, _S.PENDING): "a person: retry",
+    (_S.CONFLICT, _S.PENDING): "a person: retry, or resolve --replace",
+    (_S.DELETED, _S.PENDING): "a person: retry",
+    (_S.REJECTED, _S.PENDING): "a person: resolve --admit-anyway",
+    (_S.FAILED, _S.DISCARDED): "a person: resolve --discard",
+    (_S.CONFLICT, _S.DISCARDED): "a person: resolve --discard",
+    (_S.REJECTED, _S.DISCARDED): "a person: resolve --discard, or admitted anew",
+    (_S.DELETED, _S.DISCARDED): "a person: resolve --discard",
+    # A holder that a person replaces; it holds its identity until this very transaction.
+    (_S.PENDING, _S.DISCARDED): "a person: resolve --replace of another row",
+    (_S.UNCERTAIN, _S.DISCARDED): "a person: resolve --replace of another row",
+    (_S.STORED, _S.DISCARDED): "a person: resolve --replace of another row",
+    (_S.CONFIRMED, _S.DISCARDED): "a person: resolve --replace of another row",
+}
+
+
+def check_move(before: State | None, after: State) -> None:
+    """Raise IllegalMove unless the table has this move."""
+    if (before, after) not in MOVES:
+        raise IllegalMove(f"no move from {before or 'no row'} to {after}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """The three UIDs that name an instance (PS3.3 C.7.2.1, C.7.3.1, C.12.1), trailing space and NUL stripped."""
+
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceStat:
+    """What the kernel said of a file when we looked: enough to see that it is another file, or has changed."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Content:
+    """What a file holds, as far as sameness goes.
+
+    ``digest`` is the SHA-256 (hex) of the data set's bytes after the File Meta group, ``meta_digest`` that of the
+    bytes before it (preamble and group 0002; of nothing when the file has neither); ``dataset_offset`` is where the
+    one ends and the other begins.
+    """
+
+    transfer_syntax: str
+    digest: str
+    meta_digest: str
+    dataset_offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrival:
+    """A file that was read whole and is durable where ``path`` says: what admission needs to know of it."""
+
+    candidate_id: int | None
+    inbox: str
+    relative_path: str
+    source: SourceStat
+    path: str  # relative to the spool's folder for ``move``; absolute for ``in_place``
+    in_place: bool
+    source_removed: bool  # False while a copied source still waits for its removal
+    identity: Identity
+    sop_class_uid: str
+    content: Content
+    priority: int = 0
+    canonical_digest: str | None = None
+    modality: str = ""
+    station: str = ""
+    patient_hash: str = ""  # keyed hashes; the plain values never reach the ledger
+    accession_hash: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A file that is not admitted: it gets a REJECTED row and, with ``take: move``, a place in ``rejected/``."""
+
+    candidate_id: int | None
+    inbox: str
+    relative_path: str
+    source: SourceStat
+    path: str
+    in_place: bool
+    reason: Reason
+    note: str
+    identity: Identity | None = None
+    priority: int = 0
+
+
+class Sameness(StrEnum):
+    """How a new file compares with the row that holds its identity."""
+
+    SAME = "same"
+    OTHER = "other"
+    OTHER_ENCODING = "other_encoding"
+    COMPARE = "compare"  # bytes differ, transfer syntax is the same: the canonical digests decide
+
+
+def compare_content(
+    ours: Content, theirs: Content, *, our_canonical: str | None = None, their_canonical: str | None = None
+) -> Sameness:
+    """Say whether two contents are the same object, or what is still needed to say so."""
+    if ours.transfer_syntax == theirs.transfer_syntax:
+        if ours.digest == theirs.digest:
+            return Sameness.SAME
+        if our_canonical is None or their_canonical is None:
+            return Sameness.COMPARE
+        return Sameness.SAME if our_canonical == their_canonical else Sameness.OTHER
+    return Sameness.OTHER_ENCODING
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchLimits:
+    """When a study is due and where its batch is cut."""
+
+    quiet_period: timedelta = timedelta(seconds=5)
+    max_wait: timedelta = timedelta(seconds=60)
+    max_bytes: int = 64_000_000
+    max_instances: int = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyQueue:
+    """One study's waiting rows in sum, as the ledger keeps them."""
+
+    study_uid: str
+    waiting: int
+    waiting_bytes: int
+    oldest_at: datetime
+    newest_at: datetime
+    next_attempt_at: datetime | None = None
+    charged: int = 0  # charged attempts in a row, 0 after a success
+    priority: int = 0
+
+
+def study_due_at(study: StudyQueue, limits: BatchLimits, *, flush: bool = False) -> datetime:
+    """Say when this study is due: quiet, waiting too long, or full; never before its backoff ends.
+
+    ``flush`` ignores the quiet period (``run --once`` after its last scan).
+    """
+    full = study.waiting >= limits.max_instances or study.waiting_bytes >= limits.max_bytes
+    if full or flush:
+        due = study.oldest_at
+    else:
+        due = min(study.newest_at + limits.quiet_period, study.oldest_at + limits.max_wait)
+    if study.next_attempt_at is not None and study.next_attempt_at > due:
+        return study.next_attempt_at
+    return due
+
+
+def order_studies(studies: Iterable[StudyQueue], *, now: datetime, ageing: timedelta = timedelta(minutes=1)) -> list[StudyQueue]:
+    """Put the studies in the order they are served: by priority, which grows by one with each ``ageing`` waited."""
+    return sorted(studies, key=lambda study: (-(study.priority + int((now - study.oldest_at) / ageing)), study.oldest_at))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """One PENDING row as the cutter sees it."""
+
+    entry_id: int
+    sop_uid: str
+    size_bytes: int
+    charged: int = 0
+    alone: bool = False  # a verdict in a batch named it: once more, alone
+
+
+def cut_batch(rows: Sequence[Waiting], limits: BatchLimits, *, charged: int = 0) -> tuple[Waiting, ...]:
+    """Take the next batch from the front of a study's waiting rows, oldest first.
+
+    On charged attempt n the limits are halved n times over, down to one instance, so that a poison instance isolates
+    itself in log2 steps. A batch never holds one SOP Instance UID twice, holds at least one row, and a row marked
+    ``alone`` travels alone. A file larger than ``max_bytes`` is a batch of its own.
+    """
+    most = max(1, limits.max_instances >> charged)
+    most_bytes = max(1, limits.max_bytes >> charged)
+    chosen: list[Waiting] = []
+    seen: set[str] = set()
+    size = 0
+    for row in rows:
+        if row.alone:
+            if chosen:
+                continue
+            return (row,)
+        if row.sop_uid in seen:
+            continue
+        if chosen and (len(chosen) >= most or size + row.size_bytes > most_bytes):
+            break
+        chosen.append(row)
+        seen.add(row.sop_uid)
+        size += row.size_bytes
+    return tuple(chosen)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backoff:
+    """Doubling waits with jitter: ``base``, 2 x base, ... up to ``cap``."""
+
+    base: timedelta = timedelta(seconds=5)
+    cap: timedelta = timedelta(minutes=15)
+
+    def wait(self, attempt: int, *, jitter: float) -> timedelta:
+        """Wait before try ``attempt`` + 1 (attempt counts from 1); ``jitter`` in [0, 1) takes off up to half of it."""
+        doubled = min(self.cap, self.base * (1 << min(max(attempt, 1) - 1, 30)))
+        return doubled * (1 - jitter / 2)
+
+
+RETRY_AFTER_LEAST = timedelta(seconds=1)
+RETRY_AFTER_MOST = timedelta(minutes=15)
+
+
+def clamp_retry_after(asked: timedelta) -> timedelta:
+    """Honour a Retry-After within reason: at least a second, at most a quarter of an hour."""
+    return min(max(asked, RETRY_AFTER_LEAST), RETRY_AFTER_MOST)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One instance of a batch: which row, which file, and the digests that it must still have."""
+
+    entry_id: int
+    identity: Identity
+    path: Path
+    content: Content
+    attempts: int = 0  # all attempts on this row, charged or not
+    reencoded: bool = False  # the path is the Explicit VR Little Endian copy
+    generated_meta: bool = False  # the file has no File Meta: one is written in front while sending
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What one Store Transaction carries. ``attempt_id`` and ``claim_token`` are durable before it is handed out."""
+
+    attempt_id: int
+    claim_token: str
+    study_uid: str
+    parts: tuple[Part, ...]
+    started_at: datetime
+    charged: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the files' sizes."""
+        return sum(part.content.size_bytes for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What becomes of one row, and why; the ledger carries it out if the row is still where it was.
+
+    ``charge`` counts a charged attempt against the row; ``alone`` makes it travel alone next; ``wait`` keeps it from
+    being due (PENDING) or from being asked about again (UNCERTAIN, STORED) for that long; ``reread`` asks for the
+    file to be read again before anything else; ``reencode`` asks for the Explicit VR copy.
+    """
+
+    entry_id: int
+    state: State
+    reason: Reason
+    note: str = ""
+    evidence: Mapping[str, str] = field(default_factory=dict)
+    failure_reason: int | None = None
+    warning_reason: int | None = None
+    failed_attributes: tuple[str, ...] = ()
+    charge: bool = False
+    alone: bool = False
+    wait: timedelta | None = None
+    reread: bool = False
+    reencode: bool = False
+
+
+class PauseCause(StrEnum):
+    """Why the destination as a whole is not sent to."""
+
+    UNREACHABLE = "unreachable"
+    NOT_AUTHORIZED = "not_authorized"
+    THROTTLED = "throttled"
+    UNAVAILABLE = "unavailable"
+    MISCONFIGURED = "misconfigured"
+    NO_TOKEN = "no_token"  # noqa: S105 - a word for the ledger, not a secret
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pause:
+    """A reason to stop sending to the destination for a while; ``retry_after`` is the server's own wish, clamped."""
+
+    cause: PauseCause
+    note: str
+    retry_after: timedelta | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchResult:
+    """What one Store Transaction came to: one outcome per part, and what it says about destination and study."""
+
+    batch: Batch
+    outcomes: tuple[Outcome, ...]
+    finished_at: datetime
+    http_status: int | None = None
+    body_bytes_left: int = 0  # bytes of the body that may have left the machine
+    seconds: float = 0.0
+    error: str = ""
+    pause: Pause | None = None
+    charge_study: bool = False  # moves the study's next_attempt_at on and halves its next batch
+    whole_batch_refused: bool = False  # 400, 404, 406, 415 for all of it: the daemon watches for three studies in a row
+    answered: bool = False  # a complete, readable answer came: the destination works
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unproven:
+    """A row the reconciler has to settle: STORED or UNCERTAIN (or CONFIRMED in an audit), with what is known of it."""
+
+    entry_id: int
+    identity: Identity
+    state: State
+    content: Content
+    path: Path | None
+    first_attempt_at: datetime | None
+    last_attempt_at: datetime | None
+    stored_at: datetime | None
+    reason: Reason | None = None
+    present_before: bool | None = None  # what the query right before the post said (servers that do not refuse duplicates)
+    was_stored: bool = False  # it was STORED once: sent again at most once
+    resends: int = 0
+    absences: int = 0  # how often in a row the server did not have it
+    absent_since: datetime | None = None
+    checks: int = 0  # how often it was asked about since it came into this state
+    seen_sequence: int | None = None  # the newest change feed entry of this identity
+    seen_action: str | None = None  # create, update, delete
+    seen_state: str | None = None  # current, replaced, deleted
+    seen_at: datetime | None = None  # that entry's timestamp (server's clock)
+    needs_content_check: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sighting:
+    """One change feed entry, names and values lower-cased; ``at`` is the server's clock."""
+
+    identity: Identity
+    sequence: int
+    action: str
+    state: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedCursor:
+    """How far the change feed was read: v2 by time, v1 by sequence."""
+
+    version: int
+    since: datetime | None = None
+    sequence: int | None = None
