@@ -1,0 +1,53 @@
+"""Tell systemd how we are (sd_notify(3)): READY, WATCHDOG, STATUS, STOPPING, RELOADING over one datagram socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from datetime import timedelta
+
+
+class Notifier:
+    """The service manager's ear; says nothing where there is none (``$NOTIFY_SOCKET`` unset)."""
+
+    def __init__(self) -> None:
+        """Take the address from the environment, so that children do not inherit it."""
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        # A leading @ is an abstract socket, whose name begins with NUL.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        usec = os.environ.pop("WATCHDOG_USEC", "")
+        watched_pid = os.environ.pop("WATCHDOG_PID", "")
+        ours = not watched_pid or watched_pid == str(os.getpid())
+        self.watchdog_interval: timedelta | None = (
+            timedelta(microseconds=int(usec)) / 3 if usec.isdigit() and int(usec) > 0 and ours else None
+        )
+
+    def ready(self, status: str) -> None:
+        """Start-up is over."""
+        self._send(f"READY=1\nSTATUS={status}")
+
+    def reloading(self) -> None:
+        """A new configuration is being read; ``ready`` ends it."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def status(self, status: str) -> None:
+        """One line for ``systemctl status``; holds no patient data."""
+        self._send(f"STATUS={status}")
+
+    def alive(self) -> None:
+        """Every worker made progress or is provably idle."""
+        self._send("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """The drain has begun."""
+        self._send("STOPPING=1\nSTATUS=finishing the posts in flight")
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        # Losing a datagram loses a line of status; it must never stop the pipeline.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+            ear.connect(self._address)
+            ear.send(message.encode())
