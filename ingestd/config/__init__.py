@@ -1,0 +1,55 @@
+"""YAML -> one frozen, typed ``Config``; every problem is reported at once, each naming its key and line.
+
+Attribute names are the keys of the file (``config.example.yaml`` shows them all). Durations are ``timedelta``,
+sizes are bytes, paths are absolute. ``auto`` is ``None`` where a duration stands. Nothing else in ingestd reads YAML.
+"""
+
+from .load import ConfigError, find_file, load, parse
+from .model import (
+    AZURE_HOST,
+    Auth,
+    AzureAuth,
+    BasicAuth,
+    BatchSection,
+    BearerAuth,
+    Config,
+    Destination,
+    Inbox,
+    LoggingSection,
+    NoAuth,
+    ReaderSection,
+    ReconcileSection,
+    RetrySection,
+    Spool,
+    TlsSection,
+)
+from .source import Problem
+from .units import format_duration, format_size, parse_duration, parse_size
+
+__all__ = [
+    "AZURE_HOST",
+    "Auth",
+    "AzureAuth",
+    "BasicAuth",
+    "BatchSection",
+    "BearerAuth",
+    "Config",
+    "ConfigError",
+    "Destination",
+    "Inbox",
+    "LoggingSection",
+    "NoAuth",
+    "Problem",
+    "ReaderSection",
+    "ReconcileSection",
+    "RetrySection",
+    "Spool",
+    "TlsSection",
+    "find_file",
+    "format_duration",
+    "format_size",
+    "load",
+    "parse",
+    "parse_duration",
+    "parse_size",
+]

@@ -1,0 +1,57 @@
+"""Durations and sizes as people write them: ``2s``, ``1h30m``, ``64MB``, ``256MiB``."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_BYTES: dict[str, int] = {"b": 1} | {
+    f"{letter}{middle}b": int(base**power)
+    for power, letter in enumerate("kmgt", start=1)
+    for middle, base in (("", 1000), ("i", 1024))
+}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern}\s*)+")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", re.IGNORECASE)
+_LONGEST = timedelta(days=36_500)
+
+
+def parse_duration(text: object) -> timedelta:
+    """Read a duration with its unit (ms, s, m, h, d, w), or raise ValueError saying what is expected."""
+    if isinstance(text, timedelta):
+        return text
+    if not isinstance(text, str) or not _DURATION.fullmatch(text.strip()):
+        raise ValueError("must be a duration with its unit, like 30s, 15m, 24h or 1h30m")
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+    if seconds > _LONGEST.total_seconds():
+        raise ValueError("must be a duration of at most a hundred years")
+    return timedelta(seconds=seconds)
+
+
+def parse_size(text: object) -> int:
+    """Read a size with its unit (B, kB, MB, GB, TB; KiB, MiB, GiB, TiB) in bytes, or raise ValueError."""
+    if type(text) is int and text >= 0:  # from code; a bare number in a file is refused before (see source.py)
+        return text
+    found = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if not found:
+        raise ValueError("must be a size with its unit, like 64MB or 256MiB")
+    return round(float(found[1]) * _BYTES[found[2].lower()])
+
+
+def format_duration(value: timedelta) -> str:
+    """Write a duration as a configuration would have it: the largest unit that leaves no fraction."""
+    seconds = value.total_seconds()
+    for unit, size in sorted(_SECONDS.items(), key=lambda pair: -pair[1]):
+        if unit != "w" and seconds >= size and round(seconds / size, 6).is_integer():
+            return f"{round(seconds / size)}{unit}"
+    return f"{seconds:g}s"
+
+
+def format_size(value: int) -> str:
+    """Write a size as a configuration would have it: the largest unit that leaves no fraction."""
+    names = {name: size for name, size in _BYTES.items() if size > 1}
+    for name, size in sorted(names.items(), key=lambda pair: -pair[1]):
+        if value >= size and value % size == 0:
+            return f"{value // size}{name[0].upper()}{name[1:-1]}B"
+    return f"{value}B"
