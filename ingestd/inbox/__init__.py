@@ -1,0 +1,79 @@
+"""Drop folder to spool: what lies in the inboxes, when it is finished, and how it gets into our hands.
+
+This room sees files, never what is in them, and never the ledger: it hands out plain values and is told what became of
+them. The one rule: **events are hints, the scan is the truth.** Losing an event costs latency, never a file.
+
+Two classes do it all.
+
+``Inboxes`` (main thread only) looks and waits; it changes nothing on disk::
+
+    Inboxes(policies, *, spool: Path, wake: Callable[[], object], scan_every=timedelta(seconds=30), track_most=20_000)
+    .open() -> None                                   arm the observers, before the first scan
+    .look(*, now: float, room: int) -> Look           bounded work; at most ``room`` files in ``ready``
+    .answer_known(asked: Sequence[Candidate], known: Collection[Candidate]) -> None
+    .done(candidate) / .again(candidate) / .incomplete(candidate) / .unreadable(candidate) -> None
+    .observe(candidate) -> None                       adopt a file that lies in the spool (orphan, changed rejected file)
+    .scan_now() -> None                               ask for a full scan at once
+    .is_drained(since: float) -> bool                 for ``run --once``
+    .reports() -> list[InboxReport] / .is_healthy() -> bool / .close() -> None
+
+``now`` is ``time.monotonic()``. Every candidate in ``Look.ready`` must come back by exactly one of ``done`` (its outcome
+is committed), ``again`` (it changed, or could not be taken now: observe it anew), ``incomplete`` (short, empty or zeros
+while not ``final``) or ``unreadable`` (could not be opened or read: retried with a growing wait). Every candidate in
+``Look.asked`` must be answered; those are files whose source the ledger may know: all of an ``in_place`` inbox, and
+those of a ``move`` inbox on another filesystem than the spool. *Known* means, for ``in_place``: some row has this
+inbox, relative path, size and mtime_ns; for ``move``: some row with this inbox, relative path and exactly this
+``SourceStat`` has its source **not yet removed**. Known files are forgotten, the others settle.
+
+``Spool`` (thread-safe) owns the daemon's folder, 0700, all paths below relative to it::
+
+    Spool(path)                                       creates what is missing; raises SpoolError
+    .path: Path / .host: str                          the spool's own id, a UUID in ``spool.id``
+    .lock() -> None / .unlock() -> None               raises SpoolInUse(path, pid); empties ``scratch``
+    .take_in(items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]      same order, durable on return
+    .set_aside(items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]    to rejected/<inbox>/<random>/<basename>
+    .remove_source(root: Path, relative_path: str, source: SourceStat) -> Removal
+    .recover_removals(root: Path, unremoved: Collection[SourceStat]) -> int            at start, per inbox on another filesystem
+    .discard(*paths: str) -> None                     files/, rejected/, explicit/ or scratch/ only; gone is fine
+    .orphans(known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]            G2; at most 1,000 paths a question
+    .rejected_candidate(inbox: str, path: str) -> Candidate | None                     None when it is gone
+    .stat(path: str) -> SourceStat | None
+    .new_explicit(inbox: str) -> Path / .new_scratch() -> Path                         fresh names for the reader to write to
+    .free() -> FreeSpace / .free_bytes() -> int / .scratch() -> Path
+"""
+
+from ingestd.inbox.types import (
+    Candidate,
+    Expect,
+    FreeSpace,
+    InboxPolicy,
+    InboxReport,
+    Look,
+    NotTaken,
+    Removal,
+    SpoolError,
+    SpoolInUse,
+    Take,
+    Taken,
+    Watch,
+    WhyNot,
+    check_inbox_name,
+)
+
+__all__ = [
+    "Candidate",
+    "Expect",
+    "FreeSpace",
+    "InboxPolicy",
+    "InboxReport",
+    "Look",
+    "NotTaken",
+    "Removal",
+    "SpoolError",
+    "SpoolInUse",
+    "Take",
+    "Taken",
+    "Watch",
+    "WhyNot",
+    "check_inbox_name",
+]

@@ -1,0 +1,207 @@
+"""What the inbox room and its caller hand each other: plain, frozen values."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ingestd.lifecycle import SourceStat
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+
+
+class Take(StrEnum):
+    """What happens to a file that is admitted: it moves into the spool, or stays where it is."""
+
+    MOVE = "move"
+    IN_PLACE = "in_place"
+
+
+class Watch(StrEnum):
+    """How a folder is watched between scans; ``auto`` decides by the type of its mount."""
+
+    AUTO = "auto"
+    EVENTS = "events"
+    POLL = "poll"
+
+
+def check_inbox_name(name: str) -> str:
+    """Return the name if it can be a folder's name inside the spool, else raise ValueError."""
+    if not _NAME.fullmatch(name):
+        message = f"inbox name {name!r} is not 1 to 64 letters, digits, '.', '_' or '-', not starting with '.' or '-'"
+        raise ValueError(message)
+    return name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InboxPolicy:
+    """One drop folder and what is done with what lies in it.
+
+    ``name`` is this inbox's stable id: a folder's name inside the spool and a key of the ledger. ``settle`` None
+    means 2 s on a local disk and 30 s on a network mount. ``ignore`` holds globs (``fnmatch``), matched against the
+    base name and against the path relative to the inbox.
+    """
+
+    name: str
+    path: Path
+    take: Take = Take.MOVE
+    settle: timedelta | None = None
+    incomplete_after: timedelta = timedelta(minutes=15)
+    watch: Watch = Watch.AUTO
+    priority: int = 0
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a name that cannot be a folder's."""
+        check_inbox_name(self.name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A file that looks finished, as it was when we last looked.
+
+    ``relative_path`` and ``path`` are ``os.fsdecode``d (surrogateescape). ``final``: it did not change for
+    ``incomplete_after``, so that "short" or "empty" is now a verdict. ``in_spool``: it already lies in the spool
+    (a file without a row, or one in ``rejected/``); its ``relative_path`` is then relative to the spool.
+    """
+
+    inbox: str
+    relative_path: str
+    path: Path
+    source: SourceStat
+    final: bool = False
+    priority: int = 0
+    in_place: bool = False
+    in_spool: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What one ``Inboxes.look`` found.
+
+    ``asked`` are files that the ledger may already know (see ``Inboxes.answer_known``). ``next_at`` is when to look
+    again, on the caller's monotonic clock: in the past or now when there is more to do at once, None when only an
+    event or the caller's answer brings more. ``settled_all``: nothing seen so far is still waiting to settle.
+    """
+
+    ready: tuple[Candidate, ...] = ()
+    asked: tuple[Candidate, ...] = ()
+    next_at: float | None = None
+    settled_all: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InboxReport:
+    """How one inbox is doing.
+
+    ``ignored``, ``not_regular``, ``dicomdir`` and ``directories`` are what the last complete scan counted and
+    ``unreadable`` what cannot be opened now; ``files_seen``, ``vanished``, ``found_by_scan`` and ``overflows`` count
+    since the start; the ``waiting_`` figures and ``in_hand`` (handed out, not yet decided) are of this moment.
+    ``found_by_scan`` are files that no event named although events are on. ``alarm`` says what is wrong with the
+    folder, "" when nothing is; ``degraded`` what costs only latency.
+    """
+
+    inbox: str
+    files_seen: int = 0
+    waiting_settle: int = 0
+    waiting_incomplete: int = 0
+    waiting_writer: int = 0
+    in_hand: int = 0
+    ignored: int = 0
+    not_regular: int = 0
+    unreadable: int = 0
+    dicomdir: int = 0
+    vanished: int = 0
+    directories: int = 0
+    found_by_scan: int = 0
+    overflows: int = 0
+    scans: int = 0
+    scanning: bool = False
+    last_scan_seconds: float | None = None
+    watching: str = "poll"
+    mount_type: str = ""
+    alarm: str = ""
+    degraded: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expect:
+    """What the reader found in a file, which it must still be when it is taken.
+
+    ``source`` is the ``fstat`` of the descriptor that was read. The digests are checked while a file is copied from
+    another filesystem; empty digests are not checked (files that are set aside unread).
+    """
+
+    source: SourceStat
+    digest: str = ""
+    meta_digest: str = ""
+    dataset_offset: int = 0
+
+
+class WhyNot(StrEnum):
+    """Why a file was not taken; it lies where it lay."""
+
+    CHANGED = "changed"
+    GONE = "gone"
+    NO_SPACE = "no_space"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """The file is durable at ``path`` (relative to the spool); ``source`` is its stat there.
+
+    ``source_removed`` is False after a copy: the source is removed once the row is committed.
+    """
+
+    candidate: Candidate
+    path: str
+    source_removed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotTaken:
+    """The file was left where it is; ``note`` is a sentence without its name."""
+
+    candidate: Candidate
+    why: WhyNot
+    note: str = ""
+
+
+class Removal(StrEnum):
+    """What became of a source that was copied. All but ``WAITS`` end the matter."""
+
+    REMOVED = "removed"
+    GONE = "gone"
+    CHANGED = "changed"  # another file is there now: left in place (or put back), taken as new
+    WAITS = "waits"  # could not be done now
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreeSpace:
+    """What the spool's filesystem has left for us; ``free_inodes`` None where it does not count them."""
+
+    free_bytes: int
+    free_inodes: int | None
+    total_bytes: int
+
+
+class SpoolError(Exception):
+    """The spool folder cannot be used."""
+
+
+class SpoolInUse(SpoolError):
+    """Another process holds the spool's lock."""
+
+    def __init__(self, path: Path, pid: int | None) -> None:
+        """Name the holder, as far as the lock file tells it."""
+        self.path = path
+        self.pid = pid
+        holder = f"process {pid}" if pid else "another process"
+        super().__init__(f"{holder} holds the spool {path}; only one daemon may use it")
