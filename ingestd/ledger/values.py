@@ -1,0 +1,388 @@
+"""Plain values that cross the ledger's door, beside those of ``lifecycle``: frozen, without a connection behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from ingestd.lifecycle import Content, Identity, Reason, Sameness, SourceStat, State
+
+
+class LedgerError(Exception):
+    """The ledger cannot be used as it is; the message says why and what to do."""
+
+
+class LedgerMissing(LedgerError):
+    """There is no ledger at that place yet, and none was to be made."""
+
+
+class OtherDestination(LedgerError):
+    """The ledger belongs to another destination URL."""
+
+
+class RefusedMove(Exception):
+    """A person asked for a move that is not to be had; the message says why, naming the row in the way."""
+
+    def __init__(self, entry_id: int, sentence: str, *, other_id: int | None = None) -> None:
+        super().__init__(sentence)
+        self.entry_id = entry_id
+        self.other_id = other_id
+
+
+class Need(StrEnum):
+    """What a PENDING row waits for from the reader before it can be sent."""
+
+    REREAD = "reread"
+    REENCODE = "reencode"
+
+
+class Wish(StrEnum):
+    """What a person asked of a REJECTED row; the daemon carries it out, because it takes reading the file."""
+
+    RETRY = "retry"
+    ADMIT_ANYWAY = "admit_anyway"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewCandidate:
+    """A file about to be read."""
+
+    inbox: str
+    relative_path: str
+    source: SourceStat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftCandidate:
+    """A file whose reading was not finished: ``tries`` counts the readers it has killed."""
+
+    candidate_id: int
+    inbox: str
+    relative_path: str
+    source: SourceStat
+    tries: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """The row that holds an identity, as far as comparing with it goes.
+
+    ``path`` is absolute, and None once the file was removed (then only the server has the bytes).
+    """
+
+    entry_id: int
+    state: State
+    path: Path | None
+    content: Content
+    canonical_digest: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """How an arrival compares with a holder, found out by reading both."""
+
+    holder_id: int
+    sameness: Sameness
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admitted:
+    """What became of one arrival.
+
+    With ``needs_compare`` nothing was written: ``holder`` says what to compare with, the candidate row stays, and the
+    arrival is to be admitted again with the answer. Otherwise ``entry_id`` and ``state`` are set.
+    """
+
+    entry_id: int | None
+    state: State | None
+    holder: Holder | None = None
+    needs_compare: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recovered:
+    """What start-up found unfinished and settled."""
+
+    uncertain: int = 0
+    attempts: int = 0
+    candidates: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """What carrying out a BatchResult came to.
+
+    ``lost`` counts rows that somebody else had moved meanwhile (G4); nothing was done to them. ``pauses`` counts the
+    destination's pauses in a row that met this study in flight.
+    """
+
+    moved: int
+    lost: int
+    charged: int
+    pauses: int
+    next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Applied:
+    """How many outcomes were carried out, and how many found their row somewhere else."""
+
+    moved: int
+    lost: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReaderNeed:
+    """A PENDING row that the reader has to look at before it can be sent. ``path`` is absolute."""
+
+    entry_id: int
+    need: Need
+    inbox: str
+    relative_path: str
+    path: Path
+    in_place: bool
+    source: SourceStat
+    identity: Identity
+    content: Content
+    priority: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wished:
+    """A REJECTED row that a person wants admitted. ``path`` is as the row has it: relative to the spool, or absolute."""
+
+    entry_id: int
+    wish: Wish
+    inbox: str
+    relative_path: str
+    path: str
+    in_place: bool
+    source: SourceStat
+    reason: Reason
+    priority: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectedFile:
+    """A file set aside, to be looked at for changes. ``path`` is as the row has it."""
+
+    entry_id: int
+    inbox: str
+    relative_path: str
+    path: str
+    in_place: bool
+    source: SourceStat
+    reason: Reason
+    priority: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownSource:
+    """A row that came from this inbox and relative path."""
+
+    entry_id: int
+    state: State
+    source: SourceStat
+    in_place: bool
+    source_removed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnremovedSource:
+    """A copied source that is still to be removed from its inbox. ``path`` is relative to the spool."""
+
+    entry_id: int
+    inbox: str
+    relative_path: str
+    source: SourceStat
+    path: str
+    content: Content
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Removable:
+    """A row whose files may go. ``paths`` are relative to the spool: the file, and its Explicit VR copy if any."""
+
+    entry_id: int
+    state: State
+    paths: tuple[str, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retried:
+    """What ``retry_all`` did: rows moved, rows whose new admission was asked for, and refusals with their sentences."""
+
+    moved: tuple[int, ...]
+    wished: tuple[int, ...]
+    refused: tuple[RefusedMove, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InboxSummary:
+    """An inbox as its last look found it; ``counts`` are the report's numbers by name."""
+
+    inbox: str
+    path: str
+    alarm: str
+    watching: str
+    counts: Mapping[str, int]
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DestinationStatus:
+    """The one destination of this ledger, and whether it is sent to."""
+
+    url: str
+    kind: str
+    paused_until: datetime | None
+    pause_cause: str
+    pause_note: str
+    paused_since: datetime | None
+    last_ok_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Count:
+    """How many rows of an inbox are in a state for a reason."""
+
+    inbox: str
+    state: State
+    reason: str
+    rows: int
+    held: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """Everything ``ingestd status`` says without being asked for more; read in constant time.
+
+    ``needs_person`` counts FAILED, CONFLICT, REJECTED, DELETED and held rows, save ``not_dicom`` and ``dicomdir``
+    clutter, which ``clutter`` counts.
+    """
+
+    states: Mapping[State, int]
+    counts: tuple[Count, ...]
+    held: int
+    needs_person: int
+    clutter: int
+    oldest_unconfirmed_at: datetime | None
+    studies_waiting: int
+    destination: DestinationStatus | None
+    inboxes: tuple[InboxSummary, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Which studies or entries to show; everything given must hold. The hashes come from ``Ledger.search_hash``."""
+
+    study_uid: str | None = None
+    accession_hash: str | None = None
+    patient_hash: str | None = None
+    modality: str | None = None
+    state: State | None = None
+    reason: Reason | None = None  # entries only
+    since: datetime | None = None  # changed at or after
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySummary:
+    """One study in sum, over all hosts."""
+
+    study_uid: str
+    states: Mapping[State, int]
+    size_bytes: int
+    modalities: tuple[str, ...]
+    first_at: datetime
+    changed_at: datetime
+    next_attempt_at: datetime | None
+    charged: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One row of the ledger, whole."""
+
+    entry_id: int
+    host: str
+    state: State
+    reason: Reason | None
+    note: str
+    inbox: str
+    relative_path: str
+    path: str | None  # as stored: relative to its host's spool or absolute; None once removed
+    file: Path | None  # absolute, where its host's spool is known
+    in_place: bool
+    source: SourceStat
+    source_removed: bool
+    identity: Identity | None
+    sop_class_uid: str
+    content: Content | None
+    modality: str
+    station: str
+    notes: tuple[str, ...]
+    priority: int
+    admitted_at: datetime
+    changed_at: datetime
+    attempts: int
+    charged: int
+    resends: int
+    next_attempt_at: datetime | None
+    next_check_at: datetime | None
+    stored_at: datetime | None
+    confirmed_at: datetime | None
+    removed_at: datetime | None
+    hold_reason: str | None
+    need: Need | None
+    wish: Wish | None
+    holder_id: int | None
+    failure_reason: int | None
+    warning_reason: int | None
+    failed_attributes: tuple[str, ...]
+    reencoded: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One line of a row's history."""
+
+    at: datetime
+    before: State | None
+    after: State
+    reason: str
+    note: str
+    attempt_id: int | None
+    evidence: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One Store Transaction, as far as one of its rows is told of it."""
+
+    attempt_id: int
+    started_at: datetime
+    finished_at: datetime | None
+    instances: int
+    size_bytes: int
+    http_status: int | None
+    body_bytes_left: int | None
+    seconds: float | None
+    error: str
+    interrupted: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Story:
+    """Everything the ledger knows of one row."""
+
+    entry: Entry
+    history: tuple[Event, ...]
+    attempts: tuple[Attempt, ...]
+    holder: Entry | None
+    duplicates: tuple[Entry, ...]
+    same_identity: tuple[Entry, ...] = field(default_factory=tuple)
