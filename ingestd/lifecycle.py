@@ -112,6 +112,7 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.UNCERTAIN, _S.CONFIRMED): "the server shows it, with our content",
     (_S.UNCERTAIN, _S.PENDING): "absent twice, or a person asked for another try",
     (_S.UNCERTAIN, _S.CONFLICT): "the server has this identity with other content",
+    (_S.UNCERTAIN, _S.DELETED): "it was STORED once, and the change feed says that somebody deleted it since",
     (_S.STORED, _S.CONFIRMED): "proven on the server",
     (_S.STORED, _S.UNCERTAIN): "the grace time passed and nothing shows it",
     (_S.STORED, _S.CONFLICT): "the server kept an older object under this identity",
@@ -351,6 +352,9 @@ class Part:
     path: Path
     content: Content
     attempts: int = 0  # all attempts on this row, charged or not
+    charged: int = 0  # charged attempts on this row since it last moved for the better
+    sop_class_uid: str = ""  # for the File Meta that is written in front of a file without one
+    being_created_since: datetime | None = None  # the first of its answers 45071 in a row, if the last one was that
     reencoded: bool = False  # the path is the Explicit VR Little Endian copy
     generated_meta: bool = False  # the file has no File Meta: one is written in front while sending
 
@@ -378,7 +382,11 @@ class Outcome:
 
     ``charge`` counts a charged attempt against the row; ``alone`` makes it travel alone next; ``wait`` keeps it from
     being due (PENDING) or from being asked about again (UNCERTAIN, STORED) for that long; ``reread`` asks for the
-    file to be read again before anything else; ``reencode`` asks for the Explicit VR copy.
+    file to be read again before anything else; ``reencode`` asks for the Explicit VR copy; ``needs_content_check``
+    stays on the row until it leaves UNCERTAIN and STORED: no mere presence proves it any more.
+
+    A state equal to the row's own says "asked, not settled". With reason ABSENT it counts an absence (on CONFIRMED
+    too, where it is no fresh evidence); with any other reason the absences start over.
     """
 
     entry_id: int
@@ -394,6 +402,7 @@ class Outcome:
     wait: timedelta | None = None
     reread: bool = False
     reencode: bool = False
+    needs_content_check: bool = False
 
 
 class PauseCause(StrEnum):
@@ -449,6 +458,7 @@ class Unproven:
     present_before: bool | None = None  # what the query right before the post said (servers that do not refuse duplicates)
     was_stored: bool = False  # it was STORED once: sent again at most once
     resends: int = 0
+    charged: int = 0  # charged attempts, as on Part
     absences: int = 0  # how often in a row the server did not have it
     absent_since: datetime | None = None
     checks: int = 0  # how often it was asked about since it came into this state
@@ -461,13 +471,19 @@ class Unproven:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sighting:
-    """One change feed entry, names and values lower-cased; ``at`` is the server's clock."""
+    """The newest change feed entry of one identity in one read, names and values lower-cased; ``at`` is the server's clock.
+
+    ``disturbed`` says that the same read had other entries of this identity (deleted and stored again, updated in
+    bulk): somebody else's hand was in it, and the row needs a content check. The same follows where a row already has
+    a sighting with a lower sequence than this one.
+    """
 
     identity: Identity
     sequence: int
     action: str
     state: str
     at: datetime
+    disturbed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -477,3 +493,30 @@ class FeedCursor:
     version: int
     since: datetime | None = None
     sequence: int | None = None
+
+
+class ServerKind(StrEnum):
+    """Which server we talk to, as far as its habits matter."""
+
+    AZURE = "azure"
+    ORTHANC = "orthanc"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerProfile:
+    """How the destination behaves where servers differ; found by asking it, or set by the configuration.
+
+    ``refuses_duplicates``: a second object under the same UIDs gets its own failure reason (45070), so that an answer
+    "stored" proves that the server took *our* bytes. ``compares_all``: the server may answer "stored" and keep an
+    older object, and it gives back the very bytes it was given, so that each instance can be compared.
+    ``absence_wait`` lies between the two absences that make an instance absent.
+    """
+
+    kind: ServerKind
+    refuses_duplicates: bool
+    compares_all: bool
+    has_feed: bool
+    feed_version: int | None
+    has_put: bool
+    absence_wait: timedelta
