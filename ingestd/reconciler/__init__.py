@@ -1,0 +1,39 @@
+"""The reconciler: asks the server what became of the rows, and judges what proves what (design section 6).
+
+It never sees the ledger. The daemon takes ``Unproven`` rows that are due, lets ``plan`` say what is known already and
+what has to be asked, submits the questions, and hands each answer to the judges, which give Outcomes for
+``ledger.apply``. Judges and plan are pure; only the Reconciler's threads talk to the server.
+
+Rules(profile, verify=Verify.AUTO, grace=15 min, lag=60 s, absence_wait=None, clock_offset=0, most_attempts=10)
+    everything the judges need beside row and now; clock_offset = server's clock - ours, from the last answer.
+
+plan(rows: Sequence[Unproven], *, rules, now) -> Plan(outcomes, questions, asked: frozenset[entry ids in questions])
+    for rows that are due: what their sightings settle, what grace or backoff say, and one StudyQuestion per study
+    (split where many or large copies have to be fetched). Every row is in exactly one outcome or one question.
+
+Reconciler(client, *, scratch: Path, wake, utc_now, workers=2)
+.submit(question) ; .collect() -> list[Answer] ; .in_flight -> int ; .is_healthy() -> bool ; .close(grace) -> None
+
+FeedQuestion(cursor: FeedCursor | None, version: int, lag, first_attempt_at: datetime | None)
+    cursor None: the first one is found (v2: first attempt - 10 min; v1: the latest sequence before it), then read.
+FeedAnswer(question, sightings: tuple[Sighting, ...], cursor: FeedCursor | None, complete: bool, clock_offset, pause, error)
+    sightings: one per identity, its newest entry; hand them with the cursor to ledger.record_sightings, in the
+    transaction that applies the outcomes of ``plan`` for the rows that come up. complete False: ask again at once.
+StudyQuestion(study_uid, rows: tuple[Unproven, ...], fetch: bool)
+StudyAnswer(question, findings: tuple[Finding, ...], clock_offset, pause, error)
+Finding(row: Unproven, present: bool | None, copy: Path | None, note: str)
+    present None: could not be told now (ask again later). copy: a file in scratch, the caller's to compare and unlink.
+    findings is empty where the server could not be asked at all: ledger.check_again(...), and the pause.
+
+judge(finding, *, rules, now, give_up=False) -> Outcome | Need    what one finding settles; Need.COMPARE: hand the copy
+    and the row's file to the readers (CompareJob), then judge_comparison. A row without a file of its own compares
+    digests: Need.COMPARE too, with ``row.path`` None.
+judge_sighting(row, *, rules, now) -> Outcome | Need              from row.seen_*; Need.ASK, Need.WAIT
+judge_presence(row, present: bool, *, rules, now, give_up=False) -> Outcome | Need
+judge_comparison(row, sameness: Sameness, *, rules, now) -> Outcome
+    give_up: True while others succeed; see sender.give_up.
+
+audit(client, studies: Iterable[StudyRows], *, scratch, share: float, budget: timedelta, ...) -> Iterator[StudyAudit]
+    ``reconcile --full``: study by study, only here, only there, and copies to compare (a share of them, or all).
+unknown_studies(client, ...) -> Iterator[str]                     studies of the server, for the caller to look up
+"""
