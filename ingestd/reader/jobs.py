@@ -1,0 +1,84 @@
+"""What is asked of a reader and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ingestd.instance.facts import Inspection, Limits
+from ingestd.lifecycle import SourceStat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InspectJob:
+    """Read one file whole and say what it is. ``key`` is the caller's own and comes back untouched.
+
+    With ``expect``, a file that is another one, or has changed, is CHANGED. With ``durable`` the descriptor is
+    fsynced after it was read; if that fails the answer is ``waits``, never a verdict.
+    """
+
+    key: int
+    path: str  # os.fsdecode'd; surrogates are kept
+    expect: SourceStat | None = None
+    durable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanonicalJob:
+    """Take the canonical digest of one file."""
+
+    key: int
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReencodeJob:
+    """Write the file anew as Explicit VR Little Endian at ``destination`` (replaced if there), durable, and inspect it."""
+
+    key: int
+    path: str
+    destination: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareJob:
+    """Say whether two files hold the same object; the canonical digests are taken only if nothing less decides."""
+
+    key: int
+    ours: str
+    theirs: str
+
+
+Job: TypeAlias = InspectJob | CanonicalJob | ReencodeJob | CompareJob
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Read:
+    """What one job came to. Exactly one of the result fields, ``died``, ``waits`` or ``refused`` is set.
+
+    ``inspection`` answers an InspectJob, and a ReencodeJob with the facts of the destination. ``sameness`` is
+    "same", "other" or "other_encoding" (lifecycle.Sameness). ``died``: this job killed its child or burnt CPU past its
+    limit; count it as poison. ``waits``: nothing is known of the file; try later. ``refused``: the file was read and
+    the job cannot be done on it (not whole, no canonical form, an encoding that is not re-encoded); do not try again.
+    """
+
+    job: Job
+    inspection: Inspection | None = None
+    canonical: str | None = None
+    sameness: str | None = None
+    died: bool = False
+    waits: str = ""
+    refused: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReaderLimits:
+    """What a child may use. The time for one job is ``seconds`` + bytes read or produced / ``bytes_per_second``."""
+
+    seconds: float = 10.0
+    bytes_per_second: int = 5_000_000
+    address_space_bytes: int = 512 << 20
+    open_files: int = 32
+    ahead_jobs: int = 32  # jobs handed to a child before it has answered the first
+    ahead_bytes: int = 8_000_000
+    instance: Limits = field(default_factory=Limits)
