@@ -169,13 +169,26 @@ class Orthanc:
         """Orthanc's own ids of all studies."""
         return [str(name) for name in self.rest("GET", "/studies")]
 
-    def forward(self, orthanc_id: str) -> None:
-        """Send a study, series or instance by STOW to ``forward_to`` and return when that is done.
+    def forward(self, orthanc_id: str) -> str:
+        """Queue a study, series or instance for sending by STOW to ``forward_to``; returns the job's id.
 
-        Raises OrthancFailed when the other side did not take all of it.
+        The plugin's synchronous way is not used: on a job that ends quickly it closes the connection unanswered.
         """
         assert self._forward_to is not None, "no server to forward to was configured"
-        self.rest("POST", "/dicom-web/servers/sink/stow", {"Resources": [orthanc_id], "Synchronous": True})
+        answer = self.rest("POST", "/dicom-web/servers/sink/stow", {"Resources": [orthanc_id], "Synchronous": False})
+        return str(answer["ID"])
+
+    def wait_for_job(self, job: str, *, within_seconds: float = 600.0) -> None:
+        """Return when a job has succeeded; raises OrthancFailed when it failed or takes longer than that."""
+        give_up_at = time.monotonic() + within_seconds
+        while time.monotonic() < give_up_at:
+            state = self.rest("GET", f"/jobs/{job}")
+            if state["State"] == "Success":
+                return
+            if state["State"] == "Failure":
+                raise OrthancFailed(f"a job failed: {state['ErrorDescription']} {state.get('ErrorDetails', '')}")
+            time.sleep(0.005)
+        raise OrthancFailed(f"a job was not done within {within_seconds:.0f} s")
 
     def log(self) -> str:
         """What Orthanc said so far."""
