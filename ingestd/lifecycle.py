@@ -121,6 +121,7 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.CONFIRMED, _S.CONFLICT): "an audit found other content under this identity on the server",
     (_S.DELETED, _S.CONFIRMED): "it is there again with our content",
     (_S.DUPLICATE, _S.PENDING): "its holder became DELETED, FAILED or DISCARDED",
+    (_S.DUPLICATE, _S.CONFLICT): "its holder was read again after a change and now has other content",
     (_S.FAILED, _S.PENDING): "a person: retry",
     (_S.CONFLICT, _S.PENDING): "a person: retry, or resolve --replace",
     (_S.DELETED, _S.PENDING): "a person: retry",
@@ -297,12 +298,13 @@ class Waiting:
 def cut_batch(rows: Sequence[Waiting], limits: BatchLimits, *, charged: int = 0) -> tuple[Waiting, ...]:
     """Take the next batch from the front of a study's waiting rows, oldest first.
 
-    On charged attempt n the limits are halved n times over, down to one instance, so that a poison instance isolates
-    itself in log2 steps. A batch never holds one SOP Instance UID twice, holds at least one row, and a row marked
-    ``alone`` travels alone. A file larger than ``max_bytes`` is a batch of its own.
+    After n charged attempts the limits are halved n times over, down to one instance, so that a poison instance
+    isolates itself in log2 steps. What counts is the study's ``charged`` or that of the row in the batch that has
+    most: a row that was in failing batches keeps travelling in small ones while others succeed and clear the study.
+    A batch never holds one SOP Instance UID twice, holds at least one row, and a row marked ``alone`` travels alone.
+    A file larger than ``max_bytes`` is a batch of its own.
     """
-    most = max(1, limits.max_instances >> charged)
-    most_bytes = max(1, limits.max_bytes >> charged)
+    halvings = charged
     chosen: list[Waiting] = []
     seen: set[str] = set()
     size = 0
@@ -313,7 +315,9 @@ def cut_batch(rows: Sequence[Waiting], limits: BatchLimits, *, charged: int = 0)
             return (row,)
         if row.sop_uid in seen:
             continue
-        if chosen and (len(chosen) >= most or size + row.size_bytes > most_bytes):
+        halvings = max(halvings, row.charged)
+        most = max(1, limits.max_instances >> halvings)
+        if chosen and (len(chosen) >= most or size + row.size_bytes > limits.max_bytes >> halvings):
             break
         chosen.append(row)
         seen.add(row.sop_uid)

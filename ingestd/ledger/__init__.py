@@ -34,7 +34,8 @@ back. Many moves in one transaction cost little; an fsync each.  On Moves (``now
     apply(outcomes: Sequence[Outcome], *, now, backoff: Backoff, jitter: float) -> Applied
         the reconciler's: any state to any other the table allows. Outcome.state equal to the row's own is "asked, not
         settled": checks + 1, next_check_at = now + (wait or backoff); reason ABSENT counts absences; on CONFIRMED it
-        is fresh evidence (duplicates' files become removable) and ends the check.
+        is fresh evidence (duplicates' files become removable) and ends the check. Outcome.expected (the state asked
+        about) and Outcome.evidence_at should be given: a row found elsewhere is left alone and counted as lost.
     check_again(entry_ids, *, at) -> int                 next_check_at, without counting a check (server not reachable)
     record_sightings(sightings: Sequence[Sighting], *, now, cursor: FeedCursor | None = None) -> int
         kept on the row whatever its state; rows in STORED, UNCERTAIN, CONFIRMED, DELETED come up in unproven() at once.
@@ -76,8 +77,8 @@ Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
 Reading, for people (all hosts)::
 
     counts() -> dict[State, int] ; status() -> Status ; oldest_unconfirmed_at() -> datetime | None
-    studies(choice: Choice = Choice(), *, limit=100, after: StudySummary | None = None) -> list[StudySummary]    newest change first
-    entries(choice: Choice = Choice(), *, limit=1000, after_id=0) -> list[Entry]                by id
+    studies(choice: Choice = Choice(), *, limit=100, after: StudySummary | None = None) -> list[StudySummary]   newest change first
+    entries(choice: Choice = Choice(), *, limit=1000, after: Entry | None = None) -> list[Entry]      newest change first
     find(text) -> list[Entry]                            entry id, any of the three UIDs, or a path (source or spool)
     entry(entry_id) -> Entry | None ; story(entry_id) -> Story | None
 

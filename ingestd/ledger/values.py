@@ -23,6 +23,18 @@ class OtherDestination(LedgerError):
     """The ledger belongs to another destination URL."""
 
 
+class LedgerPermission(LedgerError):
+    """This user may not use the ledger; the message names the one who may."""
+
+
+class LedgerBusy(LedgerError):
+    """Another process held the ledger for too long; nothing was changed, try again."""
+
+
+class LedgerFull(LedgerError):
+    """The disk under the ledger is full; nothing was changed, try again when there is room."""
+
+
 class RefusedMove(Exception):
     """A person asked for a move that is not to be had; the message says why, naming the row in the way."""
 
@@ -292,8 +304,9 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudySummary:
-    """One study in sum, over all hosts."""
+    """One study in sum, as one host has it."""
 
+    host: str
     study_uid: str
     states: Mapping[State, int]
     size_bytes: int
@@ -315,7 +328,7 @@ class Entry:
     note: str
     inbox: str
     relative_path: str
-    path: str | None  # as stored: relative to its host's spool or absolute; None once removed
+    path: str | None  # as stored: relative to its host's spool, or absolute
     file: Path | None  # absolute, where its host's spool is known
     in_place: bool
     source: SourceStat
