@@ -1,0 +1,133 @@
+"""The standard's tables that reading a file needs: transfer syntaxes, value representations, what a class is for."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+DEFLATED_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1.99"
+EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+GE_PRIVATE_IMPLICIT = "1.2.840.113619.5.2"  # implicit little endian, but for the bytes of its pixel data
+
+# The whole data set is one deflate stream (PS3.5 Annex A.5; the JPIP ones: A.6, A.12).
+DEFLATED = frozenset({DEFLATED_EXPLICIT_LITTLE, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+
+MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
+
+
+class Encoding(Enum):
+    """How the elements of a data set are written (PS3.5 §7.1, §7.3)."""
+
+    EXPLICIT_LITTLE = "explicit_little"
+    IMPLICIT_LITTLE = "implicit_little"
+    EXPLICIT_BIG = "explicit_big"
+
+
+def encoding_of(transfer_syntax: str) -> Encoding:
+    """Say how a data set of this transfer syntax is written; every syntax but three is Explicit VR Little Endian."""
+    if transfer_syntax in (IMPLICIT_LITTLE, GE_PRIVATE_IMPLICIT):
+        return Encoding.IMPLICIT_LITTLE
+    if transfer_syntax == EXPLICIT_BIG:
+        return Encoding.EXPLICIT_BIG
+    return Encoding.EXPLICIT_LITTLE
+
+
+# PS3.5 Table 7.1-2 and Table 7.1-1: VRs with a 16-bit length, and those with two reserved bytes and a 32-bit length.
+SHORT_VRS = frozenset(
+    (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT")
+    + (b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US")
+)
+LONG_VRS = frozenset(
+    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"),
+)
+# Padded with trailing spaces; UI and what senders mix up with it, with NULs (PS3.5 §6.2).
+TEXT_VRS = frozenset(
+    (b"AE", b"AS", b"CS", b"DA", b"DS", b"DT", b"IS", b"LO", b"LT", b"PN", b"SH", b"ST", b"TM")
+    + (b"UC", b"UI", b"UR", b"UT")
+)
+# Bytes to swap as one when the byte order changes (PS3.5 §7.3). Not listed: nothing to swap.
+WORD_BYTES = {
+    b"AT": 2,
+    b"OW": 2,
+    b"SS": 2,
+    b"US": 2,
+    b"FL": 4,
+    b"OF": 4,
+    b"OL": 4,
+    b"SL": 4,
+    b"UL": 4,
+    b"FD": 8,
+    b"OD": 8,
+    b"OV": 8,
+    b"SV": 8,
+    b"UV": 8,
+}
+
+UNDEFINED = 0xFFFFFFFF
+
+ITEM = 0xFFFEE000
+ITEM_DELIMITER = 0xFFFEE00D
+SEQUENCE_DELIMITER = 0xFFFEE0DD
+
+SPECIFIC_CHARACTER_SET = 0x00080005
+SOP_CLASS_UID = 0x00080016
+SOP_INSTANCE_UID = 0x00080018
+ACCESSION_NUMBER = 0x00080050
+MODALITY = 0x00080060
+STATION_NAME = 0x00081010
+PATIENT_ID = 0x00100020
+STUDY_INSTANCE_UID = 0x0020000D
+SERIES_INSTANCE_UID = 0x0020000E
+SAMPLES_PER_PIXEL = 0x00280002
+PHOTOMETRIC_INTERPRETATION = 0x00280004
+NUMBER_OF_FRAMES = 0x00280008
+ROWS = 0x00280010
+COLUMNS = 0x00280011
+BITS_ALLOCATED = 0x00280100
+PIXEL_REPRESENTATION = 0x00280103
+PIXEL_DATA_PROVIDER_URL = 0x00287FE0
+FLOAT_PIXEL_DATA = 0x7FE00008
+DOUBLE_FLOAT_PIXEL_DATA = 0x7FE00009
+PIXEL_DATA = 0x7FE00010
+DATA_SET_TRAILING_PADDING = 0xFFFCFFFC
+
+ENCAPSULATED_DOCUMENT = 0x00420011
+CONTENT_SEQUENCE = 0x0040A730
+WAVEFORM_SEQUENCE = 0x54000100
+DIRECTORY_RECORD_SEQUENCE = 0x00041220
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+# Storage classes whose instances are images (PS3.4 Table B.5-1), by what follows the common root.
+# An RT Dose (481.2) may hold nothing but dose-volume histograms.
+_IMAGE_CLASSES = frozenset(
+    ("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "2", "2.1", "2.2", "3", "3.1", "4", "4.1", "4.3", "4.4", "5")
+    + ("6", "6.1", "6.2", "6.3", "7", "7.1", "7.2", "7.3", "7.4", "12.1", "12.1.1", "12.2", "12.2.1", "12.3")
+    + ("13.1.1", "13.1.2", "13.1.3", "13.1.4", "13.1.5", "14.1", "14.2", "20", "30", "66.4", "77.1", "77.2", "77.1.1")
+    + ("77.1.1.1", "77.1.2", "77.1.2.1", "77.1.3", "77.1.4", "77.1.4.1", "77.1.5.1", "77.1.5.2", "77.1.5.4", "77.1.5.5")
+    + ("77.1.5.6", "77.1.5.7", "77.1.6", "77.1.7", "77.1.8", "77.1.9", "81.1", "82.1", "128", "128.1", "130", "481.1")
+    + ("481.23", "481.24", "501.1", "501.2.1", "501.2.2", "501.4", "501.5", "601.1", "601.2")
+)
+_DOCUMENT_PREFIX = "104."  # encapsulated PDF, CDA, STL, OBJ, MTL
+_WAVEFORM_PREFIX = "9."  # ECG, hemodynamic, audio, ... waveforms; 9.100.* are their presentation states
+_REPORT_PREFIX = "88."  # structured reports
+_ANY_PIXELS = (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA)
+
+
+def main_elements(sop_class_uid: str) -> tuple[int, ...]:
+    """Give the elements one of which an instance of this class is made to carry; none where that cannot be said.
+
+    A file cut exactly between two elements adds up; only the missing main element shows it.
+    """
+    if not sop_class_uid.startswith(_STORAGE):
+        return ()
+    rest = sop_class_uid[len(_STORAGE) :]
+    if rest in _IMAGE_CLASSES:
+        return _ANY_PIXELS
+    if rest.startswith(_DOCUMENT_PREFIX):
+        return (ENCAPSULATED_DOCUMENT,)
+    if rest.startswith(_WAVEFORM_PREFIX) and not rest.startswith("9.100."):
+        return (WAVEFORM_SEQUENCE,)
+    if rest.startswith(_REPORT_PREFIX):
+        return (CONTENT_SEQUENCE,)
+    return ()
