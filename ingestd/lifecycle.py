@@ -461,7 +461,8 @@ class Unproven:
     reason: Reason | None = None
     present_before: bool | None = None  # what the query right before the post said (servers that do not refuse duplicates)
     was_stored: bool = False  # it was STORED once: sent again at most once
-    resends: int = 0
+    resends: int = 0  # times it was absent twice and sent again
+    stored_resends: int = 0  # those of them after it had been STORED
     charged: int = 0  # charged attempts, as on Part
     absences: int = 0  # how often in a row the server did not have it
     absent_since: datetime | None = None
