@@ -391,6 +391,9 @@ class Outcome:
 
     A state equal to the row's own says "asked, not settled". With reason ABSENT it counts an absence (on CONFIRMED
     too, where it is no fresh evidence); with any other reason the absences start over.
+
+    ``expected`` is the state that the row was asked about in: found in another one, it is left alone. ``evidence_at``
+    is when the server was asked (our clock): what the evidence is newer than.
     """
 
     entry_id: int
@@ -407,6 +410,8 @@ class Outcome:
     reread: bool = False
     reencode: bool = False
     needs_content_check: bool = False
+    expected: State | None = None
+    evidence_at: datetime | None = None
 
 
 class PauseCause(StrEnum):
