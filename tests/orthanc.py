@@ -49,7 +49,7 @@ requires_orthanc = pytest.mark.skipif(
 )
 
 
-class OrthancFailed(RuntimeError):
+class OrthancError(RuntimeError):
     """Orthanc did not start, or answered its REST API with an error."""
 
 
@@ -95,14 +95,14 @@ class Orthanc:
 
     def __enter__(self) -> Self:
         if reason := why_no_orthanc():
-            raise OrthancFailed(reason)
+            raise OrthancError(reason)
         self.folder = Path(tempfile.mkdtemp(prefix="orthanc-", dir=self._given_folder))
         for tries_left in reversed(range(START_TRIES)):
             self.port = free_port()
             self.start()
             try:
                 self._wait_until_ready()
-            except OrthancFailed:
+            except OrthancError:
                 self.stop()
                 if not tries_left:
                     shutil.rmtree(self.folder, ignore_errors=True)
@@ -122,7 +122,7 @@ class Orthanc:
         configuration = self.folder / "orthanc.json"
         configuration.write_text(json.dumps(self._configuration(), indent=1))
         with (self.folder / "orthanc.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - a fixed program with our own configuration
+            self._process = subprocess.Popen(
                 [PROGRAM, configuration], stdout=log, stderr=subprocess.STDOUT, cwd=self.folder
             )
 
@@ -179,16 +179,16 @@ class Orthanc:
         return str(answer["ID"])
 
     def wait_for_job(self, job: str, *, within_seconds: float = 600.0) -> None:
-        """Return when a job has succeeded; raises OrthancFailed when it failed or takes longer than that."""
+        """Return when a job has succeeded; raises OrthancError when it failed or takes longer than that."""
         give_up_at = time.monotonic() + within_seconds
         while time.monotonic() < give_up_at:
             state = self.rest("GET", f"/jobs/{job}")
             if state["State"] == "Success":
                 return
             if state["State"] == "Failure":
-                raise OrthancFailed(f"a job failed: {state['ErrorDescription']} {state.get('ErrorDetails', '')}")
+                raise OrthancError(f"a job failed: {state['ErrorDescription']} {state.get('ErrorDetails', '')}")
             time.sleep(0.005)
-        raise OrthancFailed(f"a job was not done within {within_seconds:.0f} s")
+        raise OrthancError(f"a job was not done within {within_seconds:.0f} s")
 
     def log(self) -> str:
         """What Orthanc said so far."""
@@ -217,14 +217,14 @@ class Orthanc:
         give_up_at = time.monotonic() + READY_WITHIN_SECONDS
         while process.poll() is None and time.monotonic() < give_up_at:
             try:
-                with urllib.request.urlopen(f"{self.url}/studies?limit=1", timeout=2) as answer:  # noqa: S310 - http on loopback
+                with urllib.request.urlopen(f"{self.url}/studies?limit=1", timeout=2) as answer:
                     answer.read()
             except OSError:
                 time.sleep(0.05)
             else:
                 return
         state = "is not ready" if process.poll() is None else f"ended with {process.returncode}"
-        raise OrthancFailed(f"Orthanc on port {self.port} {state}; it said:\n{self.log()[-2000:]}")
+        raise OrthancError(f"Orthanc on port {self.port} {state}; it said:\n{self.log()[-2000:]}")
 
     def _orthanc_id(self, sop_uid: str) -> str:
         found = self.rest(
@@ -237,14 +237,14 @@ class Orthanc:
     def _call(self, method: str, path: str, body: bytes | Mapping[str, Any] | Sequence[Any] | None) -> bytes:
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/octet-stream" if isinstance(body, bytes) else "application/json"}
-        request = urllib.request.Request(self.rest_url + path, data=content, method=method, headers=headers)  # noqa: S310 - http on loopback
+        request = urllib.request.Request(self.rest_url + path, data=content, method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310 - http on loopback
+            with urllib.request.urlopen(request, timeout=600) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
             with error:
                 said = error.read()[:500].decode(errors="replace")
-            raise OrthancFailed(f"{method} {path} answered {error.code}: {said}") from error
+            raise OrthancError(f"{method} {path} answered {error.code}: {said}") from error
 
 
 def free_port() -> int:

@@ -1,0 +1,20 @@
+"""What every test may use: the project on the path (``tests.running`` and its like), and real peers as fixtures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.orthanc import Orthanc
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
+    """An Orthanc of this test's own; a test that asks for it is marked with ``requires_orthanc``."""
+    with Orthanc(folder=tmp_path) as server:
+        yield server
