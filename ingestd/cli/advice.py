@@ -1,0 +1,107 @@
+"""What a person should know: what each state means, and what to do about a row that is in it. Words only."""
+
+from __future__ import annotations
+
+from ingestd.lifecycle import Reason, State
+
+MEANING = {
+    State.PENDING: "taken in, waiting to be sent",
+    State.SENDING: "on its way to the server",
+    State.UNCERTAIN: "sent, but no verdict was read; the server is being asked",
+    State.STORED: "the server said it stored it; proof is still to come",
+    State.CONFIRMED: "the server itself shows it",
+    State.FAILED: "given up; the file is kept",
+    State.REJECTED: "not taken; the file is set aside or left where it is",
+    State.DUPLICATE: "the same object with the same content is already here",
+    State.CONFLICT: "the same object with other content is already here or on the server; both are kept",
+    State.DELETED: "was on the server, and somebody deleted it there",
+    State.DISCARDED: "a person decided to let go of it",
+}
+
+_WAIT = "nothing to do"
+_RETRY = "retry it with `ingestd retry {id}`"
+_DISCARD = "let go of it with `ingestd resolve {id} --discard`"
+
+# (state, reason): what to do next; (state, None) where the reason is not here. ``{id}`` is the ledger's number.
+_NEXT: dict[tuple[State, Reason | None], str] = {
+    (State.PENDING, None): f"{_WAIT}: it is sent when its study is due",
+    (State.PENDING, Reason.NOT_SENT): f"{_WAIT}: it did not leave this machine and is tried again",
+    (State.PENDING, Reason.ABSENT): f"{_WAIT}: the server does not have it, so it is sent again",
+    (State.PENDING, Reason.CHANGED): f"{_WAIT}: the file changed after it was taken, and is read again",
+    (State.PENDING, Reason.SERVER_ERROR): f"{_WAIT}: the server had trouble with it, and it is tried again",
+    (State.PENDING, Reason.REENCODED): f"{_WAIT}: it is sent once more, in Explicit VR",
+    (State.PENDING, Reason.HOLDER_GONE): f"{_WAIT}: the copy it duplicated is gone, so this one is sent",
+    (State.SENDING, None): f"{_WAIT}: the request is on its way",
+    (State.UNCERTAIN, None): f"{_WAIT}: ingestd asks the server and then knows; `ingestd reconcile` asks at once",
+    (State.UNCERTAIN, Reason.BEING_CREATED): (
+        f"{_WAIT}: the server says it is still being created; it is posted again alone, for a day at most"
+    ),
+    (State.UNCERTAIN, Reason.NOT_SHOWN): (
+        "look for it on the server: it was stored there and nothing shows it; " + _RETRY.format(id="{id}")
+    ),
+    (State.STORED, None): f"{_WAIT}: it is confirmed as soon as the server shows it",
+    (State.CONFIRMED, None): "nothing: it is on the server",
+    (State.DUPLICATE, None): "nothing: its content is taken care of by the file it duplicates",
+    (State.DISCARDED, None): "nothing: it was decided; the file goes after the retain time",
+    (State.FAILED, None): f"see the server's words above, mend the cause, then {_RETRY}, or {_DISCARD}",
+    (State.FAILED, Reason.GONE): (
+        f"the file vanished before it was confirmed: bring it back and drop it again, then {_DISCARD}"
+    ),
+    (State.FAILED, Reason.TOO_LARGE): (
+        f"the server takes no request of this size, even alone: raise its limit and {_RETRY}, or {_DISCARD}"
+    ),
+    (State.FAILED, Reason.SERVER_ERROR): (
+        f"the server failed on this file again and again while others went through: look into its log, then {_RETRY}"
+    ),
+    (State.FAILED, Reason.STUCK_ON_SERVER): (
+        "the server says for a day that it is being created: delete the instance there "
+        f"(`ingestd dicomweb delete` with the UIDs above), then {_RETRY}"
+    ),
+    (State.FAILED, Reason.REFUSED): (
+        f"the server will not have it for the reason above: mend the file at its source and drop it again, or {_RETRY} "
+        "after the server was changed"
+    ),
+    (State.REJECTED, None): f"see the reason above; mend the file and drop it again, or {_DISCARD}",
+    (State.REJECTED, Reason.NOT_DICOM): f"nothing, if it does not belong here; {_DISCARD}",
+    (State.REJECTED, Reason.DICOMDIR): (
+        "nothing: it is an index of other files, which are taken in by themselves; " + _DISCARD
+    ),
+    (State.REJECTED, Reason.TRUNCATED): (
+        "export it again at its source: the file ends before its content does. If that is how it is meant to be, "
+        "`ingestd resolve {id} --admit-anyway`"
+    ),
+    (State.REJECTED, Reason.NO_UIDS): (
+        f"it cannot be sent without Study, Series and SOP Instance UID: export it again at its source, and {_DISCARD}"
+    ),
+    (State.REJECTED, Reason.HOSTILE): (
+        "it asks for more memory or nesting than any image needs: find out where it comes from. If you trust it, "
+        "`ingestd resolve {id} --admit-anyway`"
+    ),
+    (State.REJECTED, Reason.KILLED_READER): (
+        "it brought down or hung the process that read it, twice: find out where it comes from; "
+        f"after an update {_RETRY}"
+    ),
+    (
+        State.REJECTED,
+        Reason.UNREADABLE,
+    ): f"it could not be read: look at its permissions and at the disk, then {_RETRY}",
+    (State.CONFLICT, None): (
+        "compare the two: keep the first with `ingestd resolve {id} --discard`, or, where the server can replace, "
+        "send this one instead with `ingestd resolve {id} --replace`"
+    ),
+    (State.CONFLICT, Reason.OTHER_ENCODING): (
+        "the same object in another pixel encoding, which cannot be compared byte by byte: keep the first with "
+        "`ingestd resolve {id} --discard`, or send this one instead with `ingestd resolve {id} --replace`"
+    ),
+    (State.DELETED, None): (
+        f"if it was deleted by mistake, {_RETRY} while the file is kept, or drop it again; else {_DISCARD}"
+    ),
+}
+
+
+def next_step(state: State, reason: Reason | None, *, entry_id: int | None = None, held: str | None = None) -> str:
+    """Say in a sentence what to do next about a row in this state for this reason."""
+    if held:
+        return f"held back ({held}): mend that, then `ingestd retry {entry_id or 'ID'}`"
+    sentence = _NEXT.get((state, reason)) or _NEXT[(state, None)]
+    return sentence.replace("{id}", "ID" if entry_id is None else str(entry_id))

@@ -1,0 +1,235 @@
+"""``ingestd explain``: the whole history of one file, and what to do next."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .frame import (
+    ExitCode,
+    Stop,
+    ago,
+    config_option,
+    daemon_pid,
+    in_bytes,
+    json_option,
+    ledger_for_reading,
+    load_config,
+    plain,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from ingestd.config import Config
+    from ingestd.ledger import Entry, Ledger, Story
+
+# A study UID names hundreds of rows; their whole stories are asked for one by one.
+MOST_STORIES = 10
+
+
+@click.command("explain", short_help="Tell the whole history of a file, and what to do next.")
+@config_option
+@json_option
+@click.argument("what", metavar="PATH|UID|ID")
+def command(*, config: Path | None, as_json: bool, what: str) -> int:
+    """Tell the whole history of a file, and what to do next.
+
+    It is named by its path (where it was dropped, or where it lies now), by its SOP Instance UID (or the UID of its
+    series or study), or by its number in the ledger.
+    """
+    settings = load_config(config)
+    with ledger_for_reading(settings) as ledger:
+        entries = find(settings, ledger, what)
+        stories = [story for entry in entries[:MOST_STORIES] if (story := ledger.story(entry.entry_id))]
+    if not stories:
+        raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what))
+    if as_json:
+        print_json({"files": [story_as_plain(story) for story in stories], "found": len(entries)})
+        return ExitCode.DONE
+    for story in stories:
+        tell(story)
+    if len(entries) > len(stories):
+        rest = len(entries) - len(stories)
+        click.echo(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID")
+    return ExitCode.DONE
+
+
+def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
+    """Find rows by number, UID or path; a path is tried as written, as seen from its inbox, and from the spool."""
+    found = ledger.find(what)
+    if found or not _looks_like_path(what):
+        return found
+    path = Path(os.path.abspath(what))  # noqa: PTH100 - resolve() would follow the file's own link
+    for inbox in config.inboxes:
+        if path.is_relative_to(inbox.path):
+            relative = str(path.relative_to(inbox.path))
+            if found := [entry for entry in ledger.find(relative) if entry.inbox == inbox.name]:
+                return found
+    if path.is_relative_to(config.spool.path):
+        return ledger.find(str(path.relative_to(config.spool.path)))
+    return ledger.find(str(path))
+
+
+def _looks_like_path(what: str) -> bool:
+    return not (what.isdigit() or set(what) <= set("0123456789.")) or os.path.lexists(what)
+
+
+def why_unknown(config: Config, what: str) -> str:
+    """Say why the ledger has no such file, as far as the file itself tells."""
+    path = Path(os.path.abspath(what))  # noqa: PTH100 - as in find()
+    shown = plain(what)
+    if not os.path.lexists(path):
+        return f"the ledger knows nothing of {shown}, and there is no file of that name"
+    inbox = next((inbox for inbox in config.inboxes if path.is_relative_to(inbox.path)), None)
+    if inbox is None:
+        return f"{shown} is in none of the watched folders ({', '.join(str(each.path) for each in config.inboxes)})"
+    if path.is_symlink() or not path.is_file():
+        return f"{shown} is no regular file; ingestd follows no links and opens no devices, and leaves it where it is"
+    if any(fnmatch.fnmatch(path.name, pattern) for pattern in inbox.ignore):
+        return f"{shown} is left alone: its name matches `ignore` of its folder"
+    if path.name.startswith(".") or path.name.endswith(("~", ".part", ".tmp")):
+        return f"{shown} is left alone: names like this are used while a file is being written"
+    if not os.access(path, os.R_OK):
+        return f"{shown} cannot be read by this user; is it readable for the one that ingestd runs as?"
+    if daemon_pid(config.spool.path) is None:
+        return f"{shown} was not taken in yet: no daemon is running (start it: ingestd run)"
+    return (
+        f"{shown} was not taken in yet: it is taken once it lay unchanged for a while, and, where it is empty or ends "
+        f"too early, given up after {ago(inbox.incomplete_after.total_seconds())}"
+    )
+
+
+def story_as_plain(story: Story) -> dict[str, Any]:
+    """Return a story as JSON values."""
+    from .status import entry_as_plain
+
+    return entry_as_plain(story.entry) | {
+        "history": [
+            {
+                "at": event.at,
+                "from": str(event.before) if event.before else None,
+                "to": str(event.after),
+                "reason": event.reason,
+                "note": event.note,
+                "attempt_id": event.attempt_id,
+                "evidence": dict(event.evidence),
+            }
+            for event in story.history
+        ],
+        "requests": [
+            {
+                "attempt_id": attempt.attempt_id,
+                "started_at": attempt.started_at,
+                "finished_at": attempt.finished_at,
+                "instances": attempt.instances,
+                "size_bytes": attempt.size_bytes,
+                "http_status": attempt.http_status,
+                "body_bytes_left": attempt.body_bytes_left,
+                "seconds": attempt.seconds,
+                "error": attempt.error,
+                "interrupted": attempt.interrupted,
+            }
+            for attempt in story.attempts
+        ],
+        "holder": _short(story.holder) if story.holder else None,
+        "duplicates": [_short(entry) for entry in story.duplicates],
+        "same_identity": [_short(entry) for entry in story.same_identity],
+    }
+
+
+def _short(entry: Entry) -> dict[str, Any]:
+    return {"id": entry.entry_id, "state": str(entry.state), "inbox": entry.inbox, "source": entry.relative_path}
+
+
+def tell(story: Story) -> None:
+    """Print one file's story for a person."""
+    from .advice import MEANING, next_step
+    from .tables import console, styled, table
+
+    entry = story.entry
+    out = console()
+    out.print()
+    out.print(f"[bold]File {entry.entry_id}[/bold]", styled(str(entry.state)), f"- {MEANING[entry.state]}")
+    out.print(table(("", ""), _facts(entry)))
+    out.print(table(("At", "", "Became", "Why", ""), _events(story), title="\nHistory"))
+    if story.attempts:
+        headings = ("Request", "At", "Files>", "Size>", "Answer", "Took>", "")
+        out.print(table(headings, [_request(attempt) for attempt in story.attempts], title="\nRequests it was part of"))
+    for others, words in (
+        ([story.holder] if story.holder else [], "It is compared with"),
+        (story.duplicates, "Duplicates of it"),
+        (story.same_identity, "Others with the same UIDs"),
+    ):
+        if others:
+            rows = [(other.entry_id, styled(str(other.state)), other.relative_path) for other in others]
+            out.print(table(("ID>", "State", "From"), rows, title=f"\n{words}"))
+    step = next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)
+    out.print(f"\n[bold]What to do[/bold]: {plain(step)}", markup=True)
+
+
+def _facts(entry: Entry) -> list[tuple[str, str]]:
+    facts = [("Reason", f"{entry.reason}: {entry.note}" if entry.note else str(entry.reason or ""))]
+    if entry.failure_reason is not None:
+        facts.append(("Server's reason", f"{entry.failure_reason} ({entry.failure_reason:04X}H)"))
+    if entry.warning_reason is not None:
+        facts.append(("Server's warning", f"{entry.warning_reason} ({entry.warning_reason:04X}H)"))
+    if entry.failed_attributes:
+        facts.append(("Attributes named", ", ".join(entry.failed_attributes)))
+    if entry.hold_reason:
+        facts.append(("Held back", entry.hold_reason))
+    facts += [("Dropped as", f"{entry.relative_path} in {entry.inbox}"), ("Now at", _where(entry))]
+    facts.append(("Size", in_bytes(entry.source.size_bytes)))
+    if entry.identity:
+        facts += [
+            ("Study", entry.identity.study_uid),
+            ("Series", entry.identity.series_uid),
+            ("Instance", entry.identity.sop_uid),
+        ]
+    if entry.modality or entry.station:
+        facts.append(("From", " ".join(part for part in (entry.modality, entry.station) if part)))
+    if entry.content:
+        facts += [("Transfer syntax", entry.content.transfer_syntax), ("SHA-256 of the data set", entry.content.digest)]
+    if entry.notes:
+        facts.append(("Noted", ", ".join(entry.notes)))
+    if entry.reencoded:
+        facts.append(("Sent as", "Explicit VR Little Endian, re-encoded without loss"))
+    return [fact for fact in facts if fact[1]]
+
+
+def _where(entry: Entry) -> str:
+    if entry.removed_at:
+        return f"removed {_clock(entry.removed_at)}, after it was confirmed or let go"
+    return str(entry.file or entry.path or "")
+
+
+def _events(story: Story) -> list[tuple[object, ...]]:
+    from .tables import styled
+
+    return [
+        (
+            _clock(event.at),
+            f"request {event.attempt_id}" if event.attempt_id else "",
+            styled(str(event.after)),
+            event.reason,
+            "; ".join([event.note] * bool(event.note) + [f"{name} {value}" for name, value in event.evidence.items()]),
+        )
+        for event in story.history
+    ]
+
+
+def _request(attempt: Any) -> tuple[object, ...]:
+    answer = (
+        f"HTTP {attempt.http_status}" if attempt.http_status else ("interrupted" if attempt.interrupted else "none")
+    )
+    took = f"{attempt.seconds:.1f} s" if attempt.seconds is not None else ""
+    size = in_bytes(attempt.size_bytes)
+    return (attempt.attempt_id, _clock(attempt.started_at), attempt.instances, size, answer, took, attempt.error)
+
+
+def _clock(at: datetime) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")

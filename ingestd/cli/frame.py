@@ -1,0 +1,286 @@
+"""What every command shares: exit codes, how an error reaches a person, the configuration option, reading the ledger.
+
+Only click and the standard library are imported here at the top; see ``ingestd.cli``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ingestd.config import Config
+    from ingestd.ledger import Ledger
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ExitCode(IntEnum):
+    """What a command's end says to the script around it."""
+
+    DONE = 0
+    NEEDS_PERSON = 1
+    CONFIGURATION = 2
+    TIMEOUT = 3
+    INTERNAL = 70
+    BUSY = 75
+    NO_PERMISSION = 77
+
+
+EXIT_CODES = {
+    ExitCode.DONE: "Done.",
+    ExitCode.NEEDS_PERSON: "Done, but some files need a person (clutter that is no DICOM does not count).",
+    ExitCode.CONFIGURATION: "The command line, the configuration or what it names is wrong; nothing was done.",
+    ExitCode.TIMEOUT: "Not done in time, or the server gave no answer.",
+    ExitCode.INTERNAL: "A fault in ingestd itself.",
+    ExitCode.BUSY: "Another ingestd has the spool; try again later.",
+    ExitCode.NO_PERMISSION: "No permission; the message names the user to become.",
+}
+
+
+class Stop(Exception):
+    """Ends the command: one line of what, why and what to do, and an exit code."""
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def end(run: Callable[[], object]) -> NoReturn:
+    """Run a command and exit with its code, each error told in words."""
+    try:
+        outcome = run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing is wrong, and nobody listens.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.DONE)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("ingestd: interrupted", err=True)
+        sys.exit(130)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 - a person gets a sentence, whatever went wrong
+        if os.environ.get("INGESTD_DEBUG") == "1":
+            traceback.print_exc()
+        code, message = in_words(error)
+        click.echo(f"ingestd: {message}", err=True)
+        sys.exit(code)
+    sys.exit(outcome if isinstance(outcome, int) else ExitCode.DONE)
+
+
+def in_words(error: Exception) -> tuple[ExitCode, str]:
+    """Say what an exception means to the person at the terminal, and which exit code it is.
+
+    Rooms are looked for among the modules already imported: an error of theirs cannot come without them.
+    """
+    if isinstance(error, Stop):
+        return error.code, str(error)
+    if _is_a(error, "ingestd.config", "ConfigError"):
+        return ExitCode.CONFIGURATION, str(error)
+    if _is_a(error, "ingestd.inbox", "SpoolInUse"):
+        return ExitCode.BUSY, str(error)
+    if _is_a(error, "ingestd.ledger", "LedgerError"):
+        return ExitCode.CONFIGURATION, str(error)
+    if _is_a(error, "ingestd.ledger", "RefusedMove"):
+        return ExitCode.CONFIGURATION, str(error)
+    if _is_a(error, "ingestd.dicomweb", "DicomWebError"):
+        return ExitCode.TIMEOUT, str(error)
+    if isinstance(error, PermissionError):
+        return ExitCode.NO_PERMISSION, f"no permission for {error.filename}; {become(error.filename)}"
+    if isinstance(error, OSError) and error.strerror:
+        about = f" ({error.filename})" if error.filename else ""
+        return ExitCode.CONFIGURATION, f"{error.strerror.lower()}{about}"
+    return ExitCode.INTERNAL, (
+        f"a fault in ingestd: {type(error).__name__} {_place(error)}; nothing in the ledger is half done. "
+        "INGESTD_DEBUG=1 shows more (it may show names of patients)"
+    )
+
+
+def _is_a(error: Exception, module: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(error, kind)
+
+
+def _place(error: Exception) -> str:
+    frames = [
+        f"{frame.f_globals.get('__name__', '?')}:{line}" for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    ours = [place for place in frames if place.startswith("ingestd")]
+    return f"at {(ours or frames or ['?'])[-1]}"
+
+
+def owner_of(path: Path) -> str | None:
+    """Return the name of the user that owns this path, or the nearest folder above it that we can see."""
+    for place in (path, *path.parents):
+        try:
+            uid = place.stat().st_uid
+        except OSError:
+            continue
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return f"#{uid}"
+    return None
+
+
+def user_name() -> str:
+    """Return the name of the user we are."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"#{os.geteuid()}"
+
+
+def become(path: object) -> str:
+    """Say which user to become to be allowed at this path."""
+    owner = owner_of(Path(str(path))) if path else None
+    if owner is None or owner == user_name():
+        return f"you are {user_name()}; have an administrator look at its permissions"
+    return f"become the user {owner}: sudo -u {owner} ingestd ..."
+
+
+def config_option(command: F) -> F:
+    """Give a command the option -c, before or after its name; it is passed on as ``config``."""
+    option = click.option(
+        "-c",
+        "--config",
+        "config",
+        type=click.Path(path_type=Path),
+        callback=_own_or_groups,
+        help="The configuration file.",
+    )
+    return option(command)
+
+
+def _own_or_groups(ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path | None:
+    above = ctx.find_root().obj
+    return value or (above if isinstance(above, Path) else None)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+def load_config(path: Path | None) -> Config:
+    """Read the configuration, or raise ConfigError with every problem."""
+    from ingestd.config import load
+
+    return load(path)
+
+
+def need_owner(path: Path) -> None:
+    """Stop unless what is at ``path`` is ours: writing as another user leaves files that the daemon cannot use.
+
+    This holds for root, too.
+    """
+    try:
+        owner = path.stat().st_uid
+    except FileNotFoundError:
+        return
+    if owner != os.geteuid():
+        raise Stop(
+            ExitCode.NO_PERMISSION, f"{path} belongs to {owner_of(path)} and you are {user_name()}; {become(path)}"
+        )
+
+
+@contextmanager
+def ledger_for_reading(config: Config) -> Iterator[Ledger]:
+    """Open the ledger for looking at; raises LedgerMissing where there is none, Stop where we may not."""
+    from ingestd.ledger import Ledger
+
+    file = config.ledger_file
+    for place in (file.parent, file):
+        if _exists(place) and not os.access(place, os.R_OK):
+            raise Stop(ExitCode.NO_PERMISSION, f"no permission to read the ledger {file}; {become(place)}")
+    with Ledger.open(config.ledger, read_only=True) as ledger:
+        yield ledger
+
+
+@contextmanager
+def ledger_for_moves(config: Config) -> Iterator[Ledger]:
+    """Open the ledger for a person's moves, beside a running daemon or without one."""
+    from ingestd.ledger import Ledger
+
+    file = config.ledger_file
+    if _exists(file):
+        need_owner(file)
+    elif not os.access(file.parent, os.X_OK) and _exists(file.parent):
+        raise Stop(ExitCode.NO_PERMISSION, f"no permission to read the ledger {file}; {become(file.parent)}")
+    with Ledger.open(config.ledger, create=False) as ledger:
+        yield ledger
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def daemon_pid(spool: Path) -> int | None:
+    """Return the process that holds the spool's lock, without touching the lock: /proc/locks tells."""
+    try:
+        lock = (spool / "lock").stat()
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    wanted = f":{lock.st_ino}"
+    for line in lines:
+        fields = line.split()
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5].endswith(wanted):
+            return int(fields[4])
+    return None
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document; instants as ISO 8601 in UTC."""
+    click.echo(json.dumps(value, indent=2, default=_to_json))
+
+
+def _to_json(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return str(value)
+
+
+def plain(text: object) -> str:
+    """Make text from a file name or a server safe to print: no control characters, no lone surrogates."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(text))
+
+
+def ago(seconds: float) -> str:
+    """Say a duration as a person would: ``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 days 4 h``."""
+    whole = max(0, int(seconds))
+    for size, name, below, below_name in ((86400, "day", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            count, rest = whole // size, whole % size // below
+            plural = "s" if name == "day" and count > 1 else ""
+            return f"{count} {name}{plural}" + (f" {rest} {below_name}" if rest else "")
+    return f"{whole} s"
+
+
+def in_bytes(size: int) -> str:
+    """Say a size as a person would: ``1.3 GB``."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

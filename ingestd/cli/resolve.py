@@ -1,0 +1,79 @@
+"""``ingestd resolve``: decide what ingestd may not decide by itself; each decision is a line in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .frame import ExitCode, config_option, json_option, ledger_for_moves, load_config, print_json
+
+if TYPE_CHECKING:
+    from ingestd.ledger import Ledger
+
+SAID = {
+    "discard": "let go; the file is kept for the retain time",
+    "replace": "will be sent in place of the other",
+    "admit_anyway": "will be read again and taken as it is",
+}
+
+
+@click.command("resolve", short_help="Decide what becomes of a file that ingestd may not decide about.")
+@config_option
+@json_option
+@click.argument("ids", nargs=-1, required=True, type=int, metavar="ID...")
+@click.option(
+    "--discard", "decision", flag_value="discard", help="Let go of a FAILED, CONFLICT, REJECTED or DELETED file."
+)
+@click.option(
+    "--replace", "decision", flag_value="replace", help="Send a CONFLICT file in place of the one that holds its UIDs."
+)
+@click.option(
+    "--admit-anyway", "decision", flag_value="admit_anyway", help="Take a REJECTED file as it is, if it has its UIDs."
+)
+def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decision: str | None) -> int:
+    """Decide what becomes of a file that ingestd may not decide about.
+
+    Nothing is deleted by this at once: a discarded file is kept for `spool.retain`, and the ledger keeps its history.
+    """
+    if decision is None:
+        raise click.UsageError("say what to do: --discard, --replace or --admit-anyway")
+    settings = load_config(config)
+    with ledger_for_moves(settings) as ledger:
+        done, refused = decide(ledger, ids, decision)
+    if as_json:
+        refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
+        print_json({"decision": decision, "done": done, "refused": refusals})
+    else:
+        for entry_id in done:
+            click.echo(f"file {entry_id}: {SAID[decision]}")
+        for entry_id, why in refused:
+            click.echo(f"file {entry_id}: not done: {why}")
+    return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
+
+
+def decide(ledger: Ledger, ids: Sequence[int], decision: str) -> tuple[list[int], list[tuple[int, str]]]:
+    """Carry the decision out on each row, each in a transaction of its own; refusals come with their sentence."""
+    from ingestd.ledger import RefusedMove
+
+    done: list[int] = []
+    refused: list[tuple[int, str]] = []
+    for entry_id in dict.fromkeys(ids):
+        try:
+            with ledger.write() as moves:
+                now = datetime.now(UTC)
+                match decision:
+                    case "discard":
+                        moves.discard(entry_id, now=now)
+                    case "replace":
+                        moves.replace(entry_id, now=now)
+                    case _:
+                        moves.admit_anyway(entry_id, now=now)
+        except RefusedMove as refusal:
+            refused.append((entry_id, str(refusal)))
+        else:
+            done.append(entry_id)
+    return done, refused

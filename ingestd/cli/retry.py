@@ -1,0 +1,124 @@
+"""``ingestd retry``: give files that need a person another try, one by one or all of a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .frame import ExitCode, Stop, config_option, daemon_pid, json_option, ledger_for_moves, load_config, print_json
+
+if TYPE_CHECKING:
+    from ingestd.ledger import Choice, Ledger
+
+RETRIABLE = ("FAILED", "CONFLICT", "DELETED", "UNCERTAIN", "REJECTED")
+
+
+@click.command("retry", short_help="Give files that need a person another try.")
+@config_option
+@json_option
+@click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
+@click.option("--study", metavar="UID", help="All of this study.")
+@click.option("--state", type=click.Choice(RETRIABLE, case_sensitive=False), help="All in this state.")
+@click.option("--reason", metavar="WORD", help="All with this reason, as `ingestd status` shows it.")
+def command(
+    *,
+    config: Path | None,
+    as_json: bool,
+    ids: tuple[int, ...],
+    study: str | None,
+    state: str | None,
+    reason: str | None,
+) -> int:
+    """Give files that need a person another try.
+
+    Files are named by their numbers, or chosen by study, state and reason together. A file that was FAILED, DELETED,
+    UNCERTAIN or in CONFLICT is sent again; one that was REJECTED is read again first. This works beside a running
+    daemon, which acts on it within seconds. Refused, with the reason, where another file holds the same UIDs.
+    """
+    chosen = study is not None or state is not None or reason is not None
+    if bool(ids) == chosen:
+        raise click.UsageError("name files by ID, or choose them by --study, --state, --reason; one of the two")
+    settings = load_config(config)
+    with ledger_for_moves(settings) as ledger:
+        if ids:
+            moved, wished, refused = _one_by_one(ledger, ids)
+        else:
+            moved, wished, refused = _all_of(ledger, _choice(study, state, reason))
+    if as_json:
+        refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
+        print_json({"sent_again": moved, "read_again": wished, "refused": refusals})
+    else:
+        _tell(moved, wished, refused, running=daemon_pid(settings.spool.path) is not None)
+    return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
+
+
+def _choice(study: str | None, state: str | None, reason: str | None) -> Choice:
+    from ingestd.ledger import Choice
+    from ingestd.lifecycle import Reason, State
+
+    if reason is not None and reason not in set(Reason):
+        raise Stop(ExitCode.CONFIGURATION, f"no reason is called {reason}; there are {', '.join(sorted(Reason))}")
+    return Choice(
+        study_uid=study,
+        state=State(state.upper()) if state else None,
+        reason=Reason(reason) if reason else None,
+    )
+
+
+Result = tuple[list[int], list[int], list[tuple[int, str]]]
+
+
+def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
+    from ingestd.ledger import RefusedMove
+    from ingestd.lifecycle import State
+
+    moved: list[int] = []
+    wished: list[int] = []
+    refused: list[tuple[int, str]] = []
+    for entry_id in dict.fromkeys(ids):
+        try:
+            with ledger.write() as moves:
+                after = moves.retry(entry_id, now=datetime.now(UTC))
+        except RefusedMove as refusal:
+            refused.append((entry_id, str(refusal)))
+        else:
+            (wished if after == State.REJECTED else moved).append(entry_id)
+    return moved, wished, refused
+
+
+def _all_of(ledger: Ledger, choice: Choice) -> Result:
+    """Retry everything the choice has, some thousand rows to a transaction, so that the daemon can write in between."""
+    moved: list[int] = []
+    wished: list[int] = []
+    refused: dict[int, str] = {}
+    while True:
+        with ledger.write() as moves:
+            part = moves.retry_all(choice, now=datetime.now(UTC))
+        fresh = [row for row in part.wished if row not in wished]
+        new_refusals = {refusal.entry_id: str(refusal) for refusal in part.refused if refusal.entry_id not in refused}
+        moved += part.moved
+        wished += fresh
+        refused |= new_refusals
+        if not part.moved and not fresh and not new_refusals:
+            return moved, wished, sorted(refused.items())
+
+
+def _tell(moved: list[int], wished: list[int], refused: list[tuple[int, str]], *, running: bool) -> None:
+    for entry_id, why in refused:
+        click.echo(f"file {entry_id}: not retried: {why}")
+    if moved:
+        click.echo(f"{_files(len(moved))} will be sent again")
+    if wished:
+        click.echo(f"{_files(len(wished))} will be read again")
+    if not moved and not wished and not refused:
+        click.echo("no file is like that")
+    if (moved or wished) and not running:
+        click.echo("as soon as a daemon runs (start it: ingestd run)")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
