@@ -1,0 +1,288 @@
+"""From what the server showed to a move: pure functions, one for each kind of evidence (design sections 4 to 6).
+
+Each gives the Outcome that the evidence amounts to, or says what is still needed. An Outcome whose state is the row's
+own settles nothing yet: it records that the row was asked about and when to ask next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, State, Unproven
+from ingestd.reconciler.rules import Need, Rules, Verify, is_deleted_since, is_from_before, needs_comparison
+
+# Between two questions about a row that the first one did not settle.
+_ASK_AGAIN = Backoff(base=timedelta(seconds=2), cap=timedelta(minutes=10))
+# For a row that was sent again after it had been STORED, and is not there again: an alarm by then, asked on for ever.
+_ASK_HOURLY = timedelta(hours=1)
+
+_ABSENT_AND_DELETED = "the change feed has it as deleted, and it is not on the server when asked"
+_WORDS = {
+    State.STORED: "the server had answered that it stored it",
+    State.UNCERTAIN: "the answer to the post had not been read",
+    State.CONFIRMED: "it was confirmed before",
+    State.DELETED: "it had been deleted on the server",
+}
+
+
+def judge_sighting(row: Unproven, *, rules: Rules) -> Outcome | Need:
+    """Judge a row by the newest change feed entry of its identity, and the state that entry had when it was read."""
+    if row.state is State.DELETED:
+        return Need.WAIT if row.seen_state in {None, "deleted"} else Need.ASK
+    if row.state is State.CONFIRMED:
+        return _deleted_by_feed(row, rules) if is_deleted_since(row, rules) else Need.ASK
+    if row.state is State.UNCERTAIN:
+        return _uncertain_by_feed(row, rules)
+    assert row.state is State.STORED, f"{row.state} has nothing to prove"
+    if is_deleted_since(row, rules):
+        return _deleted_by_feed(row, rules)
+    if needs_comparison(row, rules):
+        # Its entry says "replaced" where a newer one exists that we have not read: the copy tells all the same.
+        return Need.ASK
+    if row.seen_sequence is None or is_from_before(row, rules):
+        return Need.WAIT
+    if row.seen_state == "current":
+        return _confirmed_by_feed(row, rules)
+    # Deleted, at about the time of our post: before it or after it? Or a word that we do not know.
+    return Need.ASK
+
+
+def _uncertain_by_feed(row: Unproven, rules: Rules) -> Outcome | Need:
+    if row.was_stored and is_deleted_since(row, rules):
+        return _deleted_by_feed(row, rules)
+    shown = row.seen_state == "current" and not is_from_before(row, rules)
+    if shown and not needs_comparison(row, rules):
+        return _confirmed_by_feed(row, rules)
+    return Need.ASK
+
+
+def judge_presence(
+    row: Unproven, *, present: bool, rules: Rules, asked_at: datetime, give_up: bool = False
+) -> Outcome | Need:
+    """Judge a row by whether the server has its identity: listed by a query, or a GET of the instance answered 404.
+
+    ``asked_at`` is our clock. ``give_up`` says that other files are being stored meanwhile, so that a row which met a
+    server error as often as ``most_attempts`` allows is FAILED instead of sent once more.
+    """
+    if not present:
+        return _judge_absence(row, rules=rules, asked_at=asked_at, give_up=give_up)
+    if needs_comparison(row, rules):
+        return Need.COMPARE
+    reason = Reason.ALREADY_THERE if row.reason is Reason.ALREADY_THERE else Reason.QUERY
+    evidence = {"before_the_post": "absent"} if row.present_before is False else {}
+    if rules.verify is Verify.PRESENCE:
+        evidence["content"] = "not compared"
+    return _confirmed(row, reason, "the server has it when asked", at=asked_at, **evidence)
+
+
+def judge_comparison(row: Unproven, sameness: Sameness, *, asked_at: datetime) -> Outcome:
+    """Judge a row by how the server's copy, retrieved at ``asked_at``, compares with our file."""
+    assert sameness is not Sameness.COMPARE, "the canonical digests have to be compared first"
+    if sameness is Sameness.SAME:
+        reason = Reason.ALREADY_THERE if row.reason is Reason.ALREADY_THERE else Reason.CONTENT_CHECK
+        how = "the server's copy was retrieved and has the same content"
+        return _confirmed(row, reason, how, at=asked_at, content="same")
+    other_encoding = sameness is Sameness.OTHER_ENCODING
+    reason = Reason.OTHER_ENCODING if other_encoding else Reason.OTHER_CONTENT
+    found = (
+        "the server's object with the same UIDs is encoded in another transfer syntax, which cannot be compared"
+        if other_encoding
+        else "the server has an object with the same UIDs and other content"
+    )
+    evidence = {"content": sameness.value}
+    if row.state is State.DELETED:
+        # It holds nothing, and what is there now is somebody else's: the row stays what it is.
+        note = f"asked again after the deletion: {found}"
+        return _not_settled(row, Reason.CONTENT_CHECK, note, at=asked_at, evidence=evidence)
+    return Outcome(
+        entry_id=row.entry_id,
+        state=State.CONFLICT,
+        reason=reason,
+        note=f"{found} ({_WORDS[row.state]}); both are kept for a person to decide",
+        evidence=evidence,
+        expected=row.state,
+        evidence_at=asked_at,
+    )
+
+
+def not_told(row: Unproven, note: str) -> Outcome:
+    """Leave a row where it is: the server was asked and could not tell; ask again later."""
+    reason = row.reason or (Reason.STORED_ANSWER if row.state is State.STORED else Reason.NO_VERDICT)
+    if reason is Reason.ABSENT:
+        reason = Reason.NO_VERDICT
+    return _not_settled(row, reason, note, wait=_ASK_AGAIN.wait(row.checks + 1, jitter=0.0))
+
+
+def wait_for_feed(row: Unproven, *, rules: Rules, now: datetime) -> Outcome:
+    """Leave a STORED row to the change feed until the grace time ends; then it is UNCERTAIN and asked about."""
+    since = row.stored_at or row.last_attempt_at or now
+    read_at = rules.feed_read_at or now
+    left = rules.grace - (now - since)
+    if left > timedelta(0):
+        return _not_settled(row, row.reason or Reason.STORED_ANSWER, row_note(row), wait=left)
+    if read_at < since + rules.grace:
+        return _not_settled(row, row.reason or Reason.STORED_ANSWER, row_note(row), wait=timedelta(seconds=30))
+    return Outcome(
+        entry_id=row.entry_id,
+        state=State.UNCERTAIN,
+        reason=Reason.NOT_SHOWN,
+        note=f"the server answered that it stored it, and {_spoken(rules.grace)} later its change feed does not show "
+        "it; it is asked for the instance itself",
+        wait=timedelta(0),
+        expected=row.state,
+    )
+
+
+def row_note(row: Unproven) -> str:
+    """Say what a STORED row waits for."""
+    return "the server answered that it stored it; its change feed is to show it" if row.state is State.STORED else ""
+
+
+def _judge_absence(row: Unproven, *, rules: Rules, asked_at: datetime, give_up: bool) -> Outcome:
+    if row.state is State.STORED:
+        return _stored_and_absent(row, rules=rules, asked_at=asked_at)
+    apart = rules.wait_between_absences(row)
+    if row.state is State.DELETED:
+        return _not_settled(row, Reason.ABSENT, "asked again: it is still not on the server", at=asked_at)
+    left = apart
+    if row.absences and row.absent_since is not None:
+        left = apart - (asked_at - row.absent_since)
+    if left > timedelta(0):
+        note = f"not on the server; asked once more in {_spoken(left)}"
+        return _not_settled(row, Reason.ABSENT, note, at=asked_at, wait=left)
+    if row.state is State.CONFIRMED:
+        how = "it was confirmed, and is no longer on the server when asked twice"
+        return _deleted(row, how, at=asked_at, absences=str(row.absences + 1))
+    return _absent_twice(row, rules=rules, asked_at=asked_at, give_up=give_up)
+
+
+def _stored_and_absent(row: Unproven, *, rules: Rules, asked_at: datetime) -> Outcome:
+    if _feed_says_deleted(row, rules):
+        return _deleted(row, _ABSENT_AND_DELETED, at=asked_at, feed="deleted")
+    since = row.stored_at or row.last_attempt_at or asked_at
+    if (left := rules.grace - (asked_at - since)) > timedelta(0):
+        wait = min(_ASK_AGAIN.wait(row.checks + 1, jitter=0.0), left)
+        note = "the server answered that it stored it and does not show it yet; it is asked again"
+        return _not_settled(row, Reason.ABSENT, note, at=asked_at, wait=max(wait, timedelta(seconds=1)))
+    return Outcome(
+        entry_id=row.entry_id,
+        state=State.UNCERTAIN,
+        reason=Reason.NOT_SHOWN,
+        note=f"the server answered that it stored it, and {_spoken(rules.grace)} later it is not there when asked; "
+        "it is asked twice more before it is sent again",
+        wait=timedelta(0),
+        expected=row.state,
+        evidence_at=asked_at,
+    )
+
+
+def _feed_says_deleted(row: Unproven, rules: Rules) -> bool:
+    return row.seen_state == "deleted" and not is_from_before(row, rules)
+
+
+def _absent_twice(row: Unproven, *, rules: Rules, asked_at: datetime, give_up: bool) -> Outcome:
+    if row.was_stored and _feed_says_deleted(row, rules):
+        return _deleted(row, _ABSENT_AND_DELETED, at=asked_at, feed="deleted")
+    if row.was_stored and row.stored_resends >= 1:
+        return _not_settled(
+            row,
+            Reason.NOT_SHOWN,
+            "the server answered twice that it stored it, and does not have it; it is not sent a third time by itself: "
+            "look at the server, then `ingestd retry`; it is asked again every hour",
+            at=asked_at,
+            wait=_ASK_HOURLY,
+        )
+    evidence = {"absences": str(row.absences + 1)}
+    if give_up and row.charged >= rules.most_attempts:
+        return Outcome(
+            entry_id=row.entry_id,
+            state=State.FAILED,
+            reason=Reason.SERVER_ERROR,
+            note=f"the server failed on it {row.charged} times while it stored other files, and does not have it; the "
+            "file is kept: look at the server's log, then `ingestd retry`",
+            evidence=evidence,
+            expected=row.state,
+            evidence_at=asked_at,
+        )
+    return Outcome(
+        entry_id=row.entry_id,
+        state=State.PENDING,
+        reason=Reason.ABSENT,
+        note="not on the server when asked twice; it is sent again",
+        evidence=evidence,
+        expected=row.state,
+        evidence_at=asked_at,
+    )
+
+
+def _confirmed(row: Unproven, reason: Reason, how: str, *, at: datetime | None, **evidence: str) -> Outcome:
+    again = " again" if row.state in {State.CONFIRMED, State.DELETED} else ""
+    return Outcome(
+        entry_id=row.entry_id,
+        state=State.CONFIRMED,
+        reason=reason,
+        note=f"confirmed{again}: {how} ({_WORDS[row.state]})",
+        evidence=evidence,
+        expected=row.state,
+        evidence_at=at,
+    )
+
+
+def _confirmed_by_feed(row: Unproven, rules: Rules) -> Outcome:
+    assert row.seen_at is not None, "a sighting has a time"
+    return _confirmed(
+        row,
+        Reason.FEED,
+        "the server's change feed shows it",
+        at=row.seen_at - rules.clock_offset,
+        sequence=str(row.seen_sequence),
+        server_time=row.seen_at.isoformat(),
+    )
+
+
+def _deleted_by_feed(row: Unproven, rules: Rules) -> Outcome:
+    at = None if row.seen_at is None else row.seen_at - rules.clock_offset
+    return _deleted(row, "the server's change feed says that it was deleted", at=at, sequence=str(row.seen_sequence))
+
+
+def _deleted(row: Unproven, how: str, *, at: datetime | None, **evidence: str) -> Outcome:
+    return Outcome(
+        entry_id=row.entry_id,
+        state=State.DELETED,
+        reason=Reason.ABSENT if "absences" in evidence else Reason.FEED,
+        note=f"{how}; it is not sent again by itself: `ingestd retry` sends it, `ingestd resolve --discard` lets it go",
+        evidence=evidence,
+        expected=row.state,
+        evidence_at=at,
+    )
+
+
+def _not_settled(
+    row: Unproven,
+    reason: Reason,
+    note: str,
+    *,
+    at: datetime | None = None,
+    wait: timedelta | None = None,
+    evidence: Mapping[str, str] | None = None,
+) -> Outcome:
+    return Outcome(
+        entry_id=row.entry_id,
+        state=row.state,
+        reason=reason,
+        note=note,
+        wait=wait,
+        evidence=evidence or {},
+        expected=row.state,
+        evidence_at=at,
+    )
+
+
+def _spoken(span: timedelta) -> str:
+    seconds = max(1, round(span.total_seconds()))
+    for size, word in ((3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = round(seconds / size)
+            return f"{count} {word}{'s' * (count != 1)}"
+    return f"{seconds} second{'s' * (seconds != 1)}"
