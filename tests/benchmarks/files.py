@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 ROOT = "1.2.826.0.1.3680043.10.1451"
 # Same length for every number, so that a template can be patched in place.
@@ -143,7 +143,7 @@ def _places(content: bytes, wanted: bytes) -> list[int]:
 def _encode(uids: dict[str, str], *, rows: int, frames: int, pixel_bytes: bytes) -> bytes:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = EnhancedCTImageStorage if frames else CTImageStorage
-    meta.MediaStorageSOPInstanceUID = uids["sop"]
+    meta.MediaStorageSOPInstanceUID = UID(uids["sop"])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = Dataset()
     data.file_meta = meta

@@ -1,0 +1,232 @@
+"""``python -m tests.benchmarks``: what ingestd's speed and memory come to, in one run on one machine.
+
+    python -m tests.benchmarks              everything; takes some minutes and 6 GB of disk
+    python -m tests.benchmarks --quick      the same with less of everything, to see that it runs
+    python -m tests.benchmarks --only ct,small --json figures.json
+
+The daemon runs as shipped: every file is walked, hashed, made durable and recorded. It delivers to a null sink, which
+reads at full speed and keeps nothing, so that what is measured is this side. What a user would do instead is measured
+beside it: Orthanc receiving the same files and forwarding them by STOW to the same sink, and the loop of the DICOM
+service's own tutorial. Settle time and quiet period are 100 ms, and are part of every figure but the lone file's.
+The working folder must lie on a disk: fsync on tmpfs costs nothing, and the figures would flatter. Exit code 1 when a
+target is missed, 2 when it could not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.measures import QUICK_SIZES, Bench, Sizes
+from tests.benchmarks.sink import Sink
+from tests.orthanc import why_no_orthanc
+from tests.running import filesystem_of
+
+IN_MEMORY = {"tmpfs", "ramfs"}
+NEEDED_BYTES = 8_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of the report; ``met`` is None where nothing was asked for."""
+
+    name: str
+    figure: str
+    target: str = ""
+    met: bool | None = None
+
+
+def at_least(name: str, value: float | None, target: float, note: str = "") -> Line:
+    """A ratio that must not be smaller."""
+    if value is None:
+        return Line(name=name, figure="not measured: Orthanc is not installed", target=f">= {target:g}x")
+    return Line(name=name, figure=f"{value:.2f}x{note}", target=f">= {target:g}x", met=value >= target)
+
+
+def below(name: str, value: float, target: float, unit: str, note: str = "") -> Line:
+    """A figure that must stay under its target."""
+    return Line(name=name, figure=f"{value:.4g} {unit}{note}", target=f"< {target:g} {unit}", met=value < target)
+
+
+def rate_lines(kind: str, bench: Callable[[], Any], target: float) -> tuple[list[Line], Any]:
+    rates = bench()
+    lines = [
+        Line(
+            name=f"{kind}: folder to STORED",
+            figure=f"{rates.ingestd:.0f} files/s, {rates.ingestd * rates.size_bytes / rates.files / 1e6:.0f} MB/s",
+        ),
+        at_least(
+            f"{kind}: against Orthanc receiving and forwarding",
+            rates.ingestd / rates.orthanc if rates.orthanc else None,
+            target,
+            f" ({rates.orthanc:.0f} files/s)" if rates.orthanc else "",
+        ),
+        at_least(
+            f"{kind}: against the tutorial's loop",
+            rates.ingestd / rates.tutorial,
+            1.0,
+            f" ({rates.tutorial:.0f} files/s)",
+        ),
+    ]
+    return lines, rates
+
+
+def ct_lines(bench: Bench) -> tuple[list[Line], Any]:
+    return rate_lines("CT", bench.ct, 4.0)
+
+
+def small_lines(bench: Bench) -> tuple[list[Line], Any]:
+    return rate_lines("small", bench.small, 5.0)
+
+
+def slow_lines(bench: Bench) -> tuple[list[Line], Any]:
+    small, ct = bench.slow_server()
+    lines = [
+        at_least(
+            "50 ms server, small: against one file, one POST",
+            small.ingestd / small.tutorial,
+            40.0,
+            f" ({small.ingestd:.0f} against {small.tutorial:.1f} files/s)",
+        ),
+        Line(
+            name="50 ms server, CT: against one file, one POST",
+            figure=f"{ct.ingestd / ct.tutorial:.1f}x ({ct.ingestd:.0f} against {ct.tutorial:.1f} files/s)",
+        ),
+    ]
+    return lines, {"small": small, "ct": ct}
+
+
+def multiframe_lines(bench: Bench) -> tuple[list[Line], Any]:
+    peak = bench.multiframe()
+    note = f" ({peak.processes} processes, {peak.seconds:.1f} s)"
+    return [below("one 2 GB file: peak memory", peak.peak_bytes / 1e6, 200, "MB", note)], peak
+
+
+def backlog_lines(bench: Bench) -> tuple[list[Line], Any]:
+    found = bench.backlog()
+    lines = [
+        below(
+            "backlog, server away: peak memory",
+            found.admission.peak_bytes / 1e6,
+            200,
+            "MB",
+            f" (admitted in {found.admission.seconds:.1f} s)",
+        ),
+        below(
+            "backlog, server back: peak memory",
+            found.delivery.peak_bytes / 1e6,
+            200,
+            "MB",
+            f" (delivered in {found.delivery.seconds:.1f} s)",
+        ),
+        below("backlog waiting: restart to READY", found.ready_seconds, 3, "s"),
+        below("backlog waiting: ingestd status", found.status_seconds, 0.6, "s"),
+    ]
+    return lines, found
+
+
+def lone_lines(bench: Bench) -> tuple[list[Line], Any]:
+    latency = bench.lone()
+    return [below("lone file", latency.median * 1e3, 100, "ms", f" (worst {latency.worst * 1e3:.0f} ms)")], latency
+
+
+def help_lines(bench: Bench) -> tuple[list[Line], Any]:
+    seconds = bench.help_seconds()
+    return [below("ingestd --help", seconds, 0.2, "s")], {"seconds": seconds}
+
+
+MEASUREMENTS: dict[str, Callable[[Bench], tuple[list[Line], Any]]] = {
+    "help": help_lines,
+    "lone": lone_lines,
+    "ct": ct_lines,
+    "small": small_lines,
+    "slow": slow_lines,
+    "multiframe": multiframe_lines,
+    "backlog": backlog_lines,
+}
+
+
+def print_lines(lines: Sequence[Line]) -> None:
+    width = max(len(line.name) for line in lines)
+    figures = max(len(line.figure) for line in lines)
+    for line in lines:
+        verdict = {None: "", True: "met", False: "MISSED"}[line.met]
+        print(f"{line.name:<{width}}  {line.figure:<{figures}}  {line.target:<10} {verdict}".rstrip(), flush=True)
+
+
+def why_not_here(folder: Path, sizes: Sizes) -> str:
+    """Say why this folder will not do; empty when it will."""
+    kind = filesystem_of(folder)
+    if kind in IN_MEMORY:
+        return f"{folder} lies on {kind}, where fsync costs nothing; give a folder on a disk with --folder"
+    room = os.statvfs(folder)
+    if sizes == Sizes() and room.f_bavail * room.f_frsize < NEEDED_BYTES:
+        return f"{folder} has less than {NEEDED_BYTES / 1e9:.0f} GB free"
+    return ""
+
+
+def about_this_machine(folder: Path) -> dict[str, Any]:
+    with Sink() as sink:
+        kind = sink.kind
+    return {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "filesystem": filesystem_of(folder),
+        "sink": kind,
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="less of everything, once: to see that it runs")
+    parser.add_argument("--only", default="", help=f"some of {','.join(MEASUREMENTS)}")
+    parser.add_argument("--repeat", type=int, default=0, help="repetitions of the rates; the median counts (3)")
+    parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="where to work; must lie on a disk")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    chosen = parser.parse_args()
+    wanted = [name for name in chosen.only.split(",") if name] or list(MEASUREMENTS)
+    if unknown := set(wanted) - set(MEASUREMENTS):
+        parser.error(f"there is no measurement {', '.join(sorted(unknown))}")
+    sizes = QUICK_SIZES if chosen.quick else Sizes()
+    if chosen.repeat:
+        sizes = dataclasses.replace(sizes, repeat=chosen.repeat)
+    if reason := why_not_here(chosen.folder, sizes):
+        print(reason, file=sys.stderr)
+        return 2
+
+    with tempfile.TemporaryDirectory(prefix="ingestd-benchmark-", dir=chosen.folder) as name:
+        folder = Path(name)
+        machine = about_this_machine(folder)
+        print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
+        if machine["load"] > 0.5:
+            print("this machine is busy: the figures will not be its own", file=sys.stderr)
+        if missing := why_no_orthanc():
+            print(missing, file=sys.stderr)
+        bench = Bench(folder, sizes, say=lambda text: print(f"  {text}", flush=True), orthanc=not missing)
+        lines: list[Line] = []
+        figures: dict[str, Any] = {}
+        for measurement in wanted:
+            more, found = MEASUREMENTS[measurement](bench)
+            lines += more
+            figures[measurement] = found
+    print()
+    print_lines(lines)
+    if chosen.json:
+        report = {"machine": machine, "figures": figures, "lines": [dataclasses.asdict(line) for line in lines]}
+        chosen.json.write_text(json.dumps(report, indent=1, default=vars) + "\n")
+    return 1 if any(line.met is False for line in lines) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
