@@ -1,0 +1,10 @@
+"""The daemon: wires the rooms and is the only one that sees them all.
+
+``loop`` turns; ``intake``, ``dispatch``, ``proof``, ``rework`` and ``housekeeping`` each marry some rooms for one part
+of a file's way; ``service`` runs the loop under signals and systemd, once or for ever.
+"""
+
+from ingestd.daemon.loop import Daemon
+from ingestd.daemon.service import OnceResult, run_forever, run_once
+
+__all__ = ["Daemon", "OnceResult", "run_forever", "run_once"]

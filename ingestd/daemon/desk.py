@@ -1,0 +1,54 @@
+"""One queue to the reader processes for everything that needs a file read; each answer goes back to who asked.
+
+Intake, rework and proof share the readers. A job's key is ours: it leads back to the owner and the context in which
+the question was asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from enum import StrEnum
+
+from ingestd.reader import Job, Read, Readers
+
+
+class Owner(StrEnum):
+    """Who asked."""
+
+    INTAKE = "intake"
+    REWORK = "rework"
+    PROOF = "proof"
+
+
+class ReaderDesk:
+    """Hands jobs to the readers and sorts their answers by owner; used by the main thread only."""
+
+    def __init__(self, readers: Readers) -> None:
+        """Use these readers, whose answers nobody else may collect."""
+        self._readers = readers
+        self._keys = itertools.count(1)
+        self._asked: dict[int, tuple[Owner, object]] = {}
+        self._answers: defaultdict[Owner, list[tuple[object, Read]]] = defaultdict(list)
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs asked and not yet answered."""
+        return self._readers.in_flight
+
+    def ask(self, owner: Owner, context: object, make_job: Callable[[int], Job]) -> None:
+        """Submit the job that ``make_job`` builds with its key."""
+        key = next(self._keys)
+        self._asked[key] = (owner, context)
+        self._readers.submit(make_job(key))
+
+    def collect(self) -> None:
+        """Sort what the readers have finished."""
+        for read in self._readers.collect():
+            owner, context = self._asked.pop(read.job.key)
+            self._answers[owner].append((context, read))
+
+    def take(self, owner: Owner) -> list[tuple[object, Read]]:
+        """Take the answers of one owner, with the contexts they were asked in."""
+        return self._answers.pop(owner, [])

@@ -1,0 +1,207 @@
+"""PENDING rows to posts and back: which study is claimed when, and what a post's result does to its rows.
+
+The attempt row is committed before the sender hears of the batch (G5); results are written before anything new is
+claimed. The destination's pause is kept here, and written for ``ingestd status``.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+
+import structlog
+
+from ingestd.daemon.destination import DestinationState, Verdict
+from ingestd.daemon.now import Now
+from ingestd.ledger import Ledger, Moves
+from ingestd.lifecycle import Backoff, Batch, BatchResult, Pause, State, StudyQueue
+from ingestd.logs import study_ref
+from ingestd.sender import ProbeResult, Sender, give_up
+
+# "While others succeed": a post of another study was answered with something stored within this time.
+_OTHERS_SUCCEED_WITHIN = timedelta(hours=1)
+# Studies looked at for one round of claims.
+_STUDIES_AT_ONCE = 32
+
+
+class Dispatch:
+    """Claims studies that are due, hands them to the sender, writes what came of it. Main thread only."""
+
+    def __init__(self, *, sender: Sender, ledger: Ledger, backoff: Backoff, most_attempts: int) -> None:
+        """Join sender and ledger; the server is probed first of all."""
+        self._sender = sender
+        self._ledger = ledger
+        self._backoff = backoff
+        self._most_attempts = most_attempts
+        self._log = structlog.get_logger()
+        self.destination = DestinationState(backoff=backoff, jitter=random.random)
+        self._results: list[tuple[BatchResult, Verdict]] = []
+        self._paused: Pause | None = None
+        self._resumed = False
+        self._answered = False
+        self._kind: str | None = None
+        self._due: list[StudyQueue] = []
+        self._claimed: list[Batch] = []
+        self._last_stored: dict[str, datetime] = {}
+        self._probe_due = True
+        self.flush = False
+        self.stopping = False
+
+    @property
+    def in_flight(self) -> int:
+        """Posts under way."""
+        return self._sender.in_flight
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no post is under way and no result waits to be written."""
+        return not (self._sender.in_flight or self._results)
+
+    def gather(self, now: Now) -> None:
+        """Collect results and the probe's answer, and let them pause or open the destination; writes nothing."""
+        for collected in self._sender.collect():
+            result = collected
+            if self.others_succeed(collected.batch.study_uid, now):
+                result = give_up(collected, most_attempts=self._most_attempts)
+            verdict = self.destination.posted(result, now.mono)
+            self._results.append((result, verdict))
+            self._note(result, verdict, now)
+        probe = self._sender.collect_probe()
+        if probe is not None:
+            self._take_probe(probe, now)
+        if self._probe_due or self.destination.may_probe(now.mono):
+            self._probe_due = False
+            self.destination.probing = True
+            self._sender.submit_probe()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is wanted for results or a pause; claims are tried in any transaction."""
+        return bool(self._results or self._paused or self._resumed or self._kind or self._answered)
+
+    def may_claim(self, now: Now) -> bool:
+        """Whether a study is due and may be posted now; asks for a token if it may."""
+        if self.stopping or self._sender.free <= 0 or self._sender.profile is None:
+            return False
+        if not (self.destination.is_open or (self.destination.half_open and not self._sender.in_flight)):
+            return False
+        due = self._ledger.studies_due(now=now.utc, flush=self.flush, limit=_STUDIES_AT_ONCE)
+        self._due = self.destination.choose(due, in_flight=self._sender.in_flight)
+        if not self._due:
+            return False
+        token = self._sender.prepare()
+        if isinstance(token, Pause):
+            self._paused = self.destination.pause_for(token, now.mono)
+            self._log.warning("destination.paused", cause=token.cause.value, note=token.note)
+            return False
+        return token
+
+    def record(self, moves: Moves, now: Now, *, claim: bool) -> None:
+        """Write results, the destination's state and, last, the claims."""
+        for result, verdict in self._results:
+            finished = moves.finish(result, now=now.utc, backoff=self._backoff, jitter=random.random())
+            if verdict.charge_study:
+                moves.charge_study(result.batch.study_uid, now=now.utc, backoff=self._backoff, jitter=random.random())
+            if finished.lost:
+                self._log.warning("batch.rows_moved_meanwhile", attempt_id=result.batch.attempt_id, rows=finished.lost)
+        if self._kind is not None:
+            moves.set_destination_kind(self._kind)
+        if self.destination.pause is not None and self._paused is not None:
+            wait = self.destination.wait_left(now.mono) or timedelta(0)
+            moves.pause_destination(self._paused, until=now.utc + wait, now=now.utc)
+        elif self._resumed:
+            moves.resume_destination(now=now.utc)
+        elif self._answered:
+            moves.destination_answered(now=now.utc)
+        self._claimed = self._claim(moves, now) if claim else []
+
+    def committed(self) -> None:
+        """The attempts are durable: let the posts leave."""
+        self._results = []
+        self._paused = None
+        self._resumed = self._answered = False
+        self._kind = None
+        claimed, self._claimed = self._claimed, []
+        for batch in claimed:
+            self._sender.submit(batch)
+            self._log.info(
+                "batch.claimed",
+                study=study_ref(batch.study_uid),
+                attempt_id=batch.attempt_id,
+                instances=len(batch.parts),
+                bytes=batch.size_bytes,
+            )
+
+    def next_at(self, now: Now) -> float | None:
+        """When there is something to do by the clock alone (monotonic seconds)."""
+        wait = self.destination.wait_left(now.mono)
+        if wait is not None:
+            return now.mono + wait.total_seconds()
+        if self.stopping or self._sender.profile is None or self._sender.free <= 0 or self.destination.probing:
+            return None
+        due = self._ledger.next_study_at(flush=self.flush)
+        return None if due is None else now.mono + max(0.0, (due - now.utc).total_seconds())
+
+    def _claim(self, moves: Moves, now: Now) -> list[Batch]:
+        free = self._sender.free if self.destination.is_open else min(1, self._sender.free)
+        studies = self._due
+        claimed: list[Batch] = []
+        while free > 0 and studies:
+            served = []
+            for study in studies:
+                if free <= 0:
+                    break
+                batch = moves.claim(study.study_uid, now=now.utc, flush=self.flush)
+                if batch is None:
+                    continue
+                claimed.append(batch)
+                served.append(study)
+                free -= 1
+            studies = served
+        return claimed
+
+    def _take_probe(self, probe: ProbeResult, now: Now) -> None:
+        was_paused = self.destination.pause is not None
+        pause = self.destination.probed(probe.pause, now.mono)
+        if probe.profile is not None:
+            self._kind = probe.profile.kind.value
+        if pause is not None:
+            if not was_paused:
+                self._log.warning("destination.paused", cause=pause.cause.value, note=pause.note)
+            self._paused = pause
+        elif not was_paused:
+            # Nothing had paused it: the first look at the server, not the end of an outage.
+            self.destination.half_open = False
+            self._answered = True
+
+    def _note(self, result: BatchResult, verdict: Verdict, now: Now) -> None:
+        stored = sum(outcome.state is State.STORED for outcome in result.outcomes)
+        self._answered = self._answered or result.answered
+        if stored:
+            self._last_stored[result.batch.study_uid] = now.utc
+            if len(self._last_stored) > _STUDIES_AT_ONCE:
+                del self._last_stored[next(iter(self._last_stored))]
+        if verdict.paused is not None:
+            self._paused = verdict.paused
+            self._log.warning("destination.paused", cause=verdict.paused.cause.value, note=verdict.paused.note)
+        if verdict.resumed:
+            self._resumed = True
+            self._log.info("destination.resumed")
+        level = self._log.info if stored == len(result.outcomes) else self._log.warning
+        level(
+            "batch.stored" if stored else "batch.deferred",
+            study=study_ref(result.batch.study_uid),
+            attempt_id=result.batch.attempt_id,
+            instances=len(result.outcomes),
+            stored=stored,
+            bytes=result.batch.size_bytes,
+            seconds=round(result.seconds, 3),
+            http_status=result.http_status,
+            error=result.error,
+        )
+
+    def others_succeed(self, study_uid: str, now: Now) -> bool:
+        """Whether posts of other studies were stored lately: what fails alone is then its own fault."""
+        return any(
+            study != study_uid and now.utc - at < _OTHERS_SUCCEED_WITHIN for study, at in self._last_stored.items()
+        )

@@ -1,0 +1,157 @@
+"""What keeps the house in order: confirmed files go after ``retain``, copied sources go, disk space, inbox reports.
+
+Nothing unsent is ever deleted to make room: when the disk runs low intake stops, and only files whose CONFIRMED (or
+DISCARDED) is committed go early (G3).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import structlog
+
+from ingestd.daemon.now import Now
+from ingestd.inbox import Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
+from ingestd.ledger import InboxSummary, Ledger, Moves, Removable
+
+_TIDY_EVERY_SECONDS = 5.0
+_SPACE_EVERY_SECONDS = 1.0
+_REMOVE_AT_ONCE = 500
+_COUNTED = (
+    "files_seen",
+    "waiting_settle",
+    "waiting_incomplete",
+    "waiting_writer",
+    "in_hand",
+    "ignored",
+    "not_regular",
+    "unreadable",
+    "dicomdir",
+    "vanished",
+    "directories",
+    "found_by_scan",
+    "overflows",
+    "scans",
+)
+
+
+class Housekeeping:
+    """Tidies up between ticks. Main thread only."""
+
+    def __init__(  # noqa: PLR0913 - the rooms it tidies
+        self,
+        *,
+        ledger: Ledger,
+        spool: Spool,
+        inboxes: Inboxes,
+        policies: tuple[InboxPolicy, ...],
+        retain: timedelta,
+        low_water: int,
+    ) -> None:
+        """Join the rooms."""
+        self._ledger = ledger
+        self._spool = spool
+        self._inboxes = inboxes
+        self._roots = {policy.name: policy.path for policy in policies}
+        self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
+        self.retain = retain
+        self.low_water = low_water
+        self._log = structlog.get_logger()
+        self._tidy_at = 0.0
+        self._space_at = 0.0
+        self._reported: dict[str, InboxReport] = {}
+        self._alarms: dict[str, str] = {}
+        self._removable: list[Removable] = []
+        self._sources_gone: list[int] = []
+        self._reports: list[InboxReport] = []
+        self.disk_low = False
+
+    @property
+    def next_at(self) -> float:
+        """When to tidy again (monotonic)."""
+        return min(self._tidy_at, self._space_at)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is wanted."""
+        return bool(self._removable or self._sources_gone or self._reports)
+
+    def hurry(self) -> None:
+        """Report at the next tick (``run --once`` is about to end)."""
+        self._tidy_at = 0.0
+
+    def gather(self, now: Now) -> None:
+        """Look at the disk, remove what may go, collect reports; writes nothing to the ledger."""
+        if now.mono >= self._space_at:
+            self._space_at = now.mono + _SPACE_EVERY_SECONDS
+            self._look_at_disk()
+        if now.mono < self._tidy_at or self.has_work:
+            return
+        self._tidy_at = now.mono + _TIDY_EVERY_SECONDS
+        self._remove_sources()
+        self._remove_confirmed(now)
+        for report in self._inboxes.reports():
+            self._alarm(report)
+            if self._reported.get(report.inbox) != report:
+                self._reports.append(report)
+
+    def record(self, moves: Moves, now: Now) -> None:
+        """Write that files are gone, and how the inboxes are."""
+        if self._removable:
+            moves.mark_removed([row.entry_id for row in self._removable], now=now.utc)
+        if self._sources_gone:
+            moves.mark_source_removed(self._sources_gone)
+        for report in self._reports:
+            moves.inbox_report(self._summary(report, now), now=now.utc)
+
+    def committed(self) -> None:
+        """The transaction is durable."""
+        if len(self._removable) >= _REMOVE_AT_ONCE:
+            self._tidy_at = 0.0
+        for report in self._reports:
+            self._reported[report.inbox] = report
+        self._removable, self._sources_gone, self._reports = [], [], []
+
+    def _look_at_disk(self) -> None:
+        low = self._spool.free_bytes() < self.low_water
+        if low and not self.disk_low:
+            self._log.error("spool.disk_low", low_water=self.low_water, path=str(self._spool.path))
+            self._tidy_at = 0.0
+        elif self.disk_low and not low:
+            self._log.info("spool.disk_recovered")
+        self.disk_low = low
+
+    def _remove_confirmed(self, now: Now) -> None:
+        retain = timedelta(0) if self.disk_low else self.retain
+        self._removable = self._ledger.removable(before=now.utc - retain, limit=_REMOVE_AT_ONCE)
+        paths = [path for row in self._removable for path in row.paths]
+        if paths:
+            self._spool.discard(*paths)
+            self._log.info("spool.removed", files=len(paths))
+
+    def _remove_sources(self) -> None:
+        for source in self._ledger.unremoved_sources():
+            root = self._roots.get(source.inbox)
+            if root is None or source.inbox not in self._moving:
+                continue
+            removal = self._spool.remove_source(root, source.relative_path, source.source)
+            if removal is not Removal.WAITS:
+                self._sources_gone.append(source.entry_id)
+
+    def _alarm(self, report: InboxReport) -> None:
+        if self._alarms.get(report.inbox, "") != report.alarm:
+            self._alarms[report.inbox] = report.alarm
+            if report.alarm:
+                self._log.error("inbox.alarm", inbox=report.inbox, alarm=report.alarm)
+            else:
+                self._log.info("inbox.recovered", inbox=report.inbox)
+
+    def _summary(self, report: InboxReport, now: Now) -> InboxSummary:
+        return InboxSummary(
+            inbox=report.inbox,
+            path=str(self._roots[report.inbox]),
+            alarm=report.alarm,
+            watching=report.watching,
+            counts={name: getattr(report, name) for name in _COUNTED},
+            at=now.utc,
+        )

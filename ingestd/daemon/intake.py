@@ -1,0 +1,438 @@
+"""Drop folder to PENDING row: marries what the inbox saw, what a reader found and where the file now lies.
+
+One file's way: *ready* (settled) -> candidate row committed -> *inspected* in a reader process -> moved into the spool
+or aside -> row committed -> forgotten by the inbox. Each arrow is one tick or more; the acts (read, move) happen only
+after the transaction that says so (``record`` writes, ``committed`` acts). A transaction that fails leaves everything
+collected where it was, and the next tick records it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from ingestd.daemon.desk import Owner, ReaderDesk
+from ingestd.daemon.mover import Mover
+from ingestd.daemon.now import Now
+from ingestd.inbox import Candidate, Expect, Inboxes, NotTaken, Spool, Taken, WhyNot
+from ingestd.ledger import Holder, Judged, Ledger, Moves, NewCandidate
+from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, Sameness, SourceStat, State
+from ingestd.reader import CompareJob, InspectJob, Inspection, Read, Verdict
+
+# A file that kills its reader this often is set aside.
+_KILLS_MOST = 2
+# Files in our hands between "ready" and their row: bounds memory, and how much a crash leaves half-way.
+_IN_HAND_MOST = 1024
+# Between 'the spool is full' and the next try.
+_FULL_WAIT_SECONDS = 5.0
+
+_REFUSED: dict[Verdict, Reason] = {
+    Verdict.SHORT: Reason.TRUNCATED,
+    Verdict.EMPTY: Reason.TRUNCATED,
+    Verdict.NOT_DICOM: Reason.NOT_DICOM,
+    Verdict.DICOMDIR: Reason.DICOMDIR,
+    Verdict.HOSTILE: Reason.HOSTILE,
+    Verdict.NO_UIDS: Reason.NO_UIDS,
+}
+_INCOMPLETE = frozenset({Verdict.SHORT, Verdict.EMPTY, Verdict.ZEROS})
+
+
+@dataclass(eq=False, slots=True)
+class Hand:
+    """A file in our hands. ``former`` is the REJECTED row it is read again for, ``wished`` whether a person asked."""
+
+    candidate: Candidate
+    candidate_id: int = 0
+    inspection: Inspection | None = None
+    arrival: Arrival | None = None
+    refused: tuple[Reason, str] | None = None
+    judged: Judged | None = None
+    comparing: Holder | None = None
+    former: int | None = None
+    wished: bool = False
+    admit_anyway: bool = False
+    adopted: bool = False  # did not come from Inboxes.look
+
+
+def content_of(found: Inspection) -> Content:
+    """Take what sameness and sending need from a reader's findings."""
+    return Content(
+        transfer_syntax=found.transfer_syntax,
+        digest=found.digest,
+        meta_digest=found.meta_digest,
+        dataset_offset=found.dataset_offset,
+        size_bytes=found.size_bytes,
+    )
+
+
+def identity_of(found: Inspection) -> Identity | None:
+    """Take the three UIDs, if all are there."""
+    if not (found.study_uid and found.series_uid and found.sop_uid):
+        return None
+    return Identity(study_uid=found.study_uid, series_uid=found.series_uid, sop_uid=found.sop_uid)
+
+
+def source_of(found: Inspection) -> SourceStat:
+    """Take the stat of the descriptor that was read."""
+    return SourceStat(device=found.device, inode=found.inode, size_bytes=found.size_bytes, mtime_ns=found.mtime_ns)
+
+
+class Intake:
+    """Everything between a settled file and its row. Main thread only."""
+
+    def __init__(  # noqa: PLR0913 - the rooms it marries
+        self, *, inboxes: Inboxes, spool: Spool, mover: Mover[Hand], desk: ReaderDesk, ledger: Ledger
+    ) -> None:
+        """Join the rooms; nothing starts yet."""
+        self._inboxes = inboxes
+        self._spool = spool
+        self._mover = mover
+        self._desk = desk
+        self._ledger = ledger
+        self._log = structlog.get_logger()
+        self._in_hand: set[Hand] = set()
+        self._ready: list[Hand] = []
+        self._read: list[tuple[Hand, Read]] = []
+        self._moved: list[tuple[Hand, Taken | NotTaken]] = []
+        self._judged: list[Hand] = []
+        self._acts: list[Callable[[], object]] = []
+        self._look_at: float | None = None
+        self._full_until = 0.0
+        self._mono = 0.0
+        self._spool_device = spool.path.stat().st_dev
+        self.taken_in = 0
+        self.full = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no file is in our hands."""
+        return not self._in_hand
+
+    def adopt(self, hand: Hand) -> None:
+        """Take a file that lies in the spool already: an orphan, or a rejected one that is to be read again."""
+        hand.adopted = True
+        self._hold(hand)
+
+    def _hold(self, hand: Hand) -> None:
+        self._in_hand.add(hand)
+        self._ready.append(hand)
+
+    def holds(self, former: int) -> bool:
+        """Whether the file of this REJECTED row is being read again now."""
+        return any(hand.former == former for hand in self._in_hand)
+
+    def gather(self, now: Now, *, accepting: bool) -> None:
+        """Collect what the inboxes, the readers and the mover have; writes nothing."""
+        for context, read in self._desk.take(Owner.INTAKE):
+            assert isinstance(context, Hand)  # noqa: S101 - we put it there
+            self._read.append((context, read))
+        self._moved += self._mover.collect()
+        room = _IN_HAND_MOST - len(self._in_hand)
+        if not accepting or now.mono < self._full_until:
+            room = 0
+        look = self._inboxes.look(now=now.mono, room=max(0, room))
+        for candidate in look.ready:
+            self._hold(Hand(candidate=candidate))
+        if look.asked:
+            self._inboxes.answer_known(look.asked, self._known(look.asked))
+        self._look_at = look.next_at
+        if room <= 0 and (look.next_at is None or look.next_at <= now.mono):
+            # Full hands: the readers and the mover wake us; a full disk is looked at again by the clock.
+            self._look_at = self._full_until if now.mono < self._full_until else None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is wanted."""
+        return bool(self._ready or self._read or self._moved or self._judged)
+
+    @property
+    def look_at(self) -> float | None:
+        """When to look into the inboxes again (monotonic)."""
+        return self._look_at
+
+    def record(self, moves: Moves, now: Now) -> None:
+        """Write everything collected into the transaction; what it makes due is done by ``committed``."""
+        self._acts = []
+        arrivals = list(self._judged)
+        refusals: list[tuple[Hand, Refusal]] = []
+        dropped: list[Hand] = []
+        self._begin(moves, now)
+        for hand, read in self._read:
+            self._judge(hand, read, moves, arrivals, refusals, dropped)
+        for hand, outcome in self._moved:
+            self._settle_move(hand, outcome, arrivals, refusals, dropped)
+        self._admit(arrivals, moves, now)
+        self._refuse(refusals, moves, now)
+        moves.drop_candidates([hand.candidate_id for hand in dropped])
+
+    def committed(self, now: Now) -> None:
+        """The transaction is durable: forget what was collected and do what it made due."""
+        self._mono = now.mono
+        self._ready, self._read, self._moved, self._judged = [], [], [], []
+        acts, self._acts = self._acts, []
+        for act in acts:
+            act()
+
+    def _known(self, asked: tuple[Candidate, ...]) -> list[Candidate]:
+        by_inbox: dict[str, list[Candidate]] = {}
+        for candidate in asked:
+            by_inbox.setdefault(candidate.inbox, []).append(candidate)
+        known: list[Candidate] = []
+        for inbox, candidates in by_inbox.items():
+            rows = self._ledger.known_sources(inbox, [candidate.relative_path for candidate in candidates])
+            for candidate in candidates:
+                for row in rows.get(candidate.relative_path, ()):
+                    if candidate.in_place:
+                        same = (row.source.size_bytes, row.source.mtime_ns) == (
+                            candidate.source.size_bytes,
+                            candidate.source.mtime_ns,
+                        )
+                    else:
+                        same = row.source == candidate.source and not row.source_removed
+                    if same:
+                        known.append(candidate)
+                        break
+        return known
+
+    def _begin(self, moves: Moves, now: Now) -> None:
+        if not self._ready:
+            return
+        ids = moves.add_candidates(
+            [
+                NewCandidate(
+                    inbox=hand.candidate.inbox,
+                    relative_path=hand.candidate.relative_path,
+                    source=hand.candidate.source,
+                )
+                for hand in self._ready
+            ],
+            now=now.utc,
+        )
+        for hand, candidate_id in zip(self._ready, ids, strict=True):
+            hand.candidate_id = candidate_id
+            self._acts.append(partial(self._inspect, hand))
+
+    def _inspect(self, hand: Hand) -> None:
+        candidate = hand.candidate
+        # A copy from another filesystem is fsynced where it lands; what stays in place is not ours to sync.
+        durable = not candidate.in_place and candidate.source.device == self._spool_device
+        self._desk.ask(
+            Owner.INTAKE,
+            hand,
+            lambda key: InspectJob(key=key, path=str(candidate.path), expect=candidate.source, durable=durable),
+        )
+
+    def _judge(  # noqa: PLR0913 - it sorts one answer into the piles
+        self,
+        hand: Hand,
+        read: Read,
+        moves: Moves,
+        arrivals: list[Hand],
+        refusals: list[tuple[Hand, Refusal]],
+        dropped: list[Hand],
+    ) -> None:
+        if hand.comparing is not None:
+            self._judge_comparison(hand, hand.comparing, read, arrivals)
+            return
+        if read.died:
+            if moves.candidate_died(hand.candidate_id) >= _KILLS_MOST:
+                note = f"reading it ended {_KILLS_MOST} reader processes; it is damaged or hostile"
+                self._set_aside(hand, Reason.KILLED_READER, note, refusals)
+            else:
+                self._acts.append(partial(self._inspect, hand))
+            return
+        found = read.inspection
+        if found is None or found.verdict is Verdict.CHANGED:
+            self._let_go(hand, self._inboxes.again, dropped)
+            return
+        hand.inspection = found
+        if found.verdict is Verdict.UNREADABLE:
+            self._let_go(hand, self._inboxes.unreadable, dropped)
+        elif found.verdict is Verdict.WHOLE or (found.verdict is Verdict.ZEROS and hand.candidate.final):
+            self._take(hand, arrivals)
+        elif hand.admit_anyway and identity_of(found) is not None:
+            hand.inspection = replace(found, notes=(*found.notes, f"admitted_anyway_{found.verdict}"))
+            self._take(hand, arrivals)
+        elif found.verdict in _INCOMPLETE and not hand.candidate.final and not hand.wished:
+            self._let_go(hand, self._inboxes.incomplete, dropped)
+        else:
+            self._set_aside(hand, _REFUSED.get(found.verdict, Reason.TRUNCATED), found.reason_text, refusals)
+
+    def _let_go(self, hand: Hand, tell: Callable[[Candidate], None], dropped: list[Hand]) -> None:
+        dropped.append(hand)
+        if hand.adopted:
+            # It lies in the spool and was never the inboxes' to follow; a person's wish is simply taken up again.
+            tell = self._inboxes.observe
+        if not hand.wished:
+            self._acts.append(partial(tell, hand.candidate))
+        self._acts.append(partial(self._in_hand.discard, hand))
+
+    def _take(self, hand: Hand, arrivals: list[Hand]) -> None:
+        assert hand.inspection is not None  # noqa: S101 - set by the caller
+        if hand.candidate.in_place:
+            hand.arrival = self._arrival(hand, path=str(hand.candidate.path), source_removed=True)
+            arrivals.append(hand)
+        else:
+            self._acts.append(partial(self._mover.take_in, hand, hand.candidate, _expect(hand)))
+
+    def _set_aside(self, hand: Hand, reason: Reason, note: str, refusals: list[tuple[Hand, Refusal]]) -> None:
+        hand.refused = (reason, note)
+        # A file that a person asked about lies in rejected/ already, and its row is told.
+        if hand.candidate.in_place or hand.wished:
+            refusals.append((hand, self._refusal(hand, path=str(hand.candidate.path))))
+        else:
+            self._acts.append(partial(self._mover.set_aside, hand, hand.candidate, _expect(hand)))
+
+    def _settle_move(
+        self,
+        hand: Hand,
+        outcome: Taken | NotTaken,
+        arrivals: list[Hand],
+        refusals: list[tuple[Hand, Refusal]],
+        dropped: list[Hand],
+    ) -> None:
+        if isinstance(outcome, Taken):
+            if hand.refused is not None:
+                refusals.append((hand, self._refusal(hand, path=outcome.path)))
+            else:
+                hand.arrival = self._arrival(hand, path=outcome.path, source_removed=outcome.source_removed)
+                arrivals.append(hand)
+            return
+        if outcome.why is WhyNot.GONE:
+            self._let_go(hand, self._inboxes.done, dropped)
+            return
+        if outcome.why is not WhyNot.CHANGED:
+            self._log.error("inbox.not_taken", inbox=hand.candidate.inbox, why=outcome.why.value, note=outcome.note)
+            self._acts.append(partial(self._wait_for_space, full=outcome.why is WhyNot.NO_SPACE))
+        self._let_go(hand, self._inboxes.again, dropped)
+
+    def _wait_for_space(self, *, full: bool) -> None:
+        self._full_until = self._mono + _FULL_WAIT_SECONDS
+        self.full = full
+
+    def _arrival(self, hand: Hand, *, path: str, source_removed: bool) -> Arrival:
+        found = hand.inspection
+        assert found is not None  # noqa: S101 - only inspected files arrive
+        identity = identity_of(found)
+        assert identity is not None  # noqa: S101 - WHOLE has all three, admit_anyway asked for them
+        candidate = hand.candidate
+        return Arrival(
+            candidate_id=hand.candidate_id,
+            inbox=candidate.inbox,
+            relative_path=candidate.relative_path,
+            source=source_of(found),
+            path=path,
+            in_place=candidate.in_place,
+            source_removed=source_removed,
+            identity=identity,
+            sop_class_uid=found.sop_class_uid,
+            content=content_of(found),
+            priority=candidate.priority,
+            modality=found.modality,
+            station=found.station,
+            patient_hash=self._ledger.search_hash("patient", found.patient_id),
+            accession_hash=self._ledger.search_hash("accession", found.accession_number),
+            notes=found.notes,
+        )
+
+    def _refusal(self, hand: Hand, *, path: str) -> Refusal:
+        assert hand.refused is not None  # noqa: S101 - set by _set_aside
+        reason, note = hand.refused
+        candidate = hand.candidate
+        return Refusal(
+            candidate_id=hand.candidate_id,
+            inbox=candidate.inbox,
+            relative_path=candidate.relative_path,
+            source=candidate.source,
+            path=path,
+            in_place=candidate.in_place,
+            reason=reason,
+            note=note,
+            identity=identity_of(hand.inspection) if hand.inspection else None,
+            priority=candidate.priority,
+        )
+
+    def _admit(self, arrivals: list[Hand], moves: Moves, now: Now) -> None:
+        if not arrivals:
+            return
+        judged = {place: hand.judged for place, hand in enumerate(arrivals) if hand.judged is not None}
+        wanted = [hand.arrival for hand in arrivals if hand.arrival is not None]
+        admitted = moves.admit(wanted, judged=judged, now=now.utc)
+        for hand, row in zip(arrivals, admitted, strict=True):
+            if row.needs_compare and row.holder is not None:
+                self._acts.append(partial(self._compare, hand, row.holder))
+                continue
+            assert row.entry_id is not None  # noqa: S101 - admitted rows have an id
+            assert row.state is not None  # noqa: S101 - and a state
+            if hand.former is not None:
+                moves.readmitted(hand.former, row.entry_id, now=now.utc)
+            self._acts.append(partial(self._finish, hand, row.entry_id, row.state))
+
+    def _compare(self, hand: Hand, holder: Holder) -> None:
+        if holder.path is None or hand.arrival is None:
+            # The holder's bytes are only on the server now, and they differ from these: a person compares.
+            hand.judged = Judged(holder_id=holder.entry_id, sameness=Sameness.OTHER)
+            self._judged.append(hand)
+            return
+        hand.comparing = holder
+        ours = str(self._absolute(hand.arrival))
+        theirs = str(holder.path)
+        self._desk.ask(Owner.INTAKE, hand, lambda key: CompareJob(key=key, ours=ours, theirs=theirs))
+
+    def _judge_comparison(self, hand: Hand, holder: Holder, read: Read, arrivals: list[Hand]) -> None:
+        # Files that cannot be compared are kept both, for a person: never thrown together on a guess.
+        sameness = Sameness(read.sameness) if read.sameness else Sameness.OTHER
+        hand.judged = Judged(holder_id=holder.entry_id, sameness=sameness)
+        self._acts.append(partial(_stop_comparing, hand))
+        arrivals.append(hand)
+
+    def _absolute(self, arrival: Arrival) -> Path:
+        return Path(arrival.path) if arrival.in_place else self._spool.path / arrival.path
+
+    def _refuse(self, refusals: list[tuple[Hand, Refusal]], moves: Moves, now: Now) -> None:
+        for hand, _ in refusals:
+            if hand.wished and hand.former is not None and hand.refused is not None:
+                moves.wish_failed(hand.former, note=hand.refused[1], now=now.utc)
+                moves.drop_candidates([hand.candidate_id])
+                self._acts.append(partial(self._in_hand.discard, hand))
+        plain = [(hand, refusal) for hand, refusal in refusals if not hand.wished]
+        ids = moves.refuse([refusal for _, refusal in plain], now=now.utc) if plain else []
+        for (hand, _), entry_id in zip(plain, ids, strict=True):
+            if hand.former is not None:
+                moves.readmitted(hand.former, entry_id, now=now.utc)
+            self._acts.append(partial(self._finish, hand, entry_id, State.REJECTED))
+
+    def _finish(self, hand: Hand, entry_id: int, state: State) -> None:
+        self._in_hand.discard(hand)
+        self.taken_in += 1
+        self.full = False
+        if not hand.adopted:
+            self._inboxes.done(hand.candidate)
+        inbox = hand.candidate.inbox
+        if state is State.REJECTED:
+            reason = hand.refused[0].value if hand.refused else ""
+            self._log.warning("inbox.rejected", entry_id=entry_id, inbox=inbox, reason=reason)
+        elif state is State.CONFLICT:
+            self._log.warning("inbox.conflict_found", entry_id=entry_id, inbox=inbox)
+        else:
+            self._log.debug("inbox.admitted", entry_id=entry_id, inbox=inbox, state=state.value)
+
+
+def _expect(hand: Hand) -> Expect:
+    found = hand.inspection
+    if found is None:
+        return Expect(source=hand.candidate.source)
+    return Expect(
+        source=source_of(found),
+        digest=found.digest,
+        meta_digest=found.meta_digest,
+        dataset_offset=found.dataset_offset,
+    )
+
+
+def _stop_comparing(hand: Hand) -> None:
+    hand.comparing = None

@@ -1,0 +1,302 @@
+"""The daemon's loop: take in -> send -> prove -> wait. Every tick is one ledger transaction at most.
+
+``gather`` collects what the rooms have finished and writes nothing; ``record`` writes all of it into one transaction;
+``committed`` does what is now allowed: read, move, post, ask. A transaction that fails (disk full, ledger locked)
+leaves everything collected in place, stops the intake, and is tried again. The main thread is the only one that
+writes the ledger; readers are processes, posts and questions are threads, and all of them only wake this one.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from datetime import timedelta
+
+import structlog
+
+from ingestd.config import Config
+from ingestd.daemon import wiring
+from ingestd.daemon.desk import ReaderDesk
+from ingestd.daemon.dispatch import Dispatch
+from ingestd.daemon.housekeeping import Housekeeping
+from ingestd.daemon.intake import Hand, Intake
+from ingestd.daemon.mover import Mover
+from ingestd.daemon.now import Now, read_clocks, utc_now
+from ingestd.daemon.proof import Proof
+from ingestd.daemon.rework import Rework
+from ingestd.inbox import Candidate, InboxPolicy, Inboxes, Spool
+from ingestd.ledger import Ledger, LedgerError
+from ingestd.reader import Readers
+from ingestd.reconciler import Reconciler
+from ingestd.sender import Sender
+
+_LEDGER_WAIT_SECONDS = 2.0
+# With nothing to do the loop still looks around this often.
+_IDLE_SECONDS = 5.0
+# Under load, what finishes within this time goes into one transaction.
+_GROUP_SECONDS = 0.004
+_ORPHANS_AT_ONCE = 256
+
+
+class Wake:
+    """A bell that any thread, or a signal handler, may ring; only the main thread waits for it."""
+
+    def __init__(self) -> None:
+        # A SimpleQueue, because a threading.Event set from a signal handler can die of RecursionError.
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._rung = False
+
+    def __call__(self) -> None:
+        """Ring."""
+        if not self._rung:
+            self._rung = True
+            self._bell.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it rings, at most so long; say whether it did."""
+        try:
+            self._bell.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            return False
+        # Cleared before the queue is emptied: a ring in between costs an empty tick, never a lost one.
+        self._rung = False
+        while not self._bell.empty():
+            self._bell.get_nowait()
+        return True
+
+
+class Daemon:
+    """All rooms of one spool, wired; owns their order of starting and stopping."""
+
+    def __init__(
+        self, config: Config, *, policies: tuple[InboxPolicy, ...] | None = None, wake: Wake | None = None
+    ) -> None:
+        """Open spool and ledger and start the workers; ``policies`` stand in for the configured inboxes.
+
+        Raises SpoolInUse, SpoolError, LedgerError; nothing is left running then.
+        """
+        self.config = config
+        self.wake = wake or Wake()
+        self._log = structlog.get_logger()
+        policies = policies if policies is not None else tuple(wiring.policy_of(inbox) for inbox in config.inboxes)
+        self.spool = Spool(config.spool.path)
+        self.spool.lock()
+        try:
+            self.ledger = Ledger.open(
+                config.ledger,
+                host=self.spool.host,
+                destination=config.destination.url,
+                spool=self.spool.path,
+                limits=wiring.limits_of(config),
+                now=utc_now(),
+            )
+        except BaseException:
+            self.spool.unlock()
+            raise
+        backoff = wiring.backoff_of(config)
+        self.inboxes = Inboxes(policies, spool=self.spool.path, wake=self.wake)
+        self.readers = Readers(
+            processes=config.reader.processes, limits=wiring.reader_limits_of(config), wake=self.wake
+        )
+        self.client = wiring.client_of(config)
+        self.sender = Sender(
+            self.client,
+            profile=wiring.profile_from(config),
+            wake=self.wake,
+            utc_now=utc_now,
+            most_posts=config.destination.max_posts,
+            reencode_refused=config.destination.implicit_vr == "fallback",
+            file_meta=wiring.file_meta_of,
+        )
+        self.reconciler = Reconciler(self.client, scratch=self.spool.scratch(), wake=self.wake, utc_now=utc_now)
+        self.mover: Mover[Hand] = Mover(self.spool, wake=self.wake)
+        self.desk = ReaderDesk(self.readers)
+        self.intake = Intake(
+            inboxes=self.inboxes, spool=self.spool, mover=self.mover, desk=self.desk, ledger=self.ledger
+        )
+        self.dispatch = Dispatch(
+            sender=self.sender, ledger=self.ledger, backoff=backoff, most_attempts=config.retry.max_attempts
+        )
+        self.proof = Proof(
+            reconciler=self.reconciler,
+            desk=self.desk,
+            ledger=self.ledger,
+            dispatch=self.dispatch,
+            rules=None,
+            interval=config.reconcile.interval,
+            backoff=backoff,
+        )
+        self.rework = Rework(ledger=self.ledger, desk=self.desk, spool=self.spool, intake=self.intake)
+        self.housekeeping = Housekeeping(
+            ledger=self.ledger,
+            spool=self.spool,
+            inboxes=self.inboxes,
+            policies=policies,
+            retain=config.spool.retain,
+            low_water=config.spool.low_water,
+        )
+        self._policies = policies
+        self._orphans: Iterator[Candidate] | None = None
+        self._ledger_failing_until = 0.0
+        self._ledger_failing = False
+        self.stopping = False
+
+    def start(self) -> None:
+        """Settle what the last run left, arm the observers; then the first scan belongs to the first ticks."""
+        now = read_clocks()
+        with self.ledger.write() as moves:
+            recovered = moves.recover(now=now.utc)
+        if recovered.uncertain or recovered.attempts or recovered.candidates:
+            self._log.warning(
+                "ledger.recovered",
+                uncertain=recovered.uncertain,
+                attempts=recovered.attempts,
+                candidates=recovered.candidates,
+            )
+        unremoved = [row.source for row in self.ledger.unremoved_sources()]
+        for policy in self._policies:
+            self.spool.recover_removals(policy.path, unremoved)
+        self._orphans = self.spool.orphans(self.ledger.paths_known)
+        self.inboxes.open()
+
+    def tick(self) -> float:
+        """Do what is ready, once; say when (monotonic) there is something to do by the clock."""
+        now = read_clocks()
+        self._gather(now)
+        if now.mono < self._ledger_failing_until:
+            return self._ledger_failing_until
+        claim = self.dispatch.may_claim(now)
+        wake_at = self.ledger.next_wake_at()
+        woken = wake_at is not None and wake_at <= now.utc
+        if claim or woken or self._has_work():
+            try:
+                self._record(now, claim=claim, woken=woken)
+            except LedgerError as error:
+                return self._ledger_failed(error, now)
+            self._committed(now)
+        self.proof.ask()
+        return self._next_at(now)
+
+    def wait(self, until: float, *, busy: bool) -> None:
+        """Wait for a ring or the clock; under load a moment longer, so that one transaction carries more."""
+        now = read_clocks().mono
+        rung = self.wake.wait(min(until - now, _IDLE_SECONDS))
+        if rung and busy:
+            self.wake.wait(_GROUP_SECONDS)
+
+    @property
+    def orphans_adopted(self) -> bool:
+        """Whether every spool file without a row has been taken up."""
+        return self._orphans is None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether work is under way that will ring soon."""
+        return not (self.intake.is_idle and self.dispatch.is_idle)
+
+    def is_healthy(self) -> bool:
+        """Whether every worker makes progress or is provably idle."""
+        return (
+            self.readers.is_healthy()
+            and self.inboxes.is_healthy()
+            and self.mover.is_healthy()
+            and self.sender.is_healthy()
+            and self.reconciler.is_healthy()
+        )
+
+    def stop(self, grace: timedelta) -> None:
+        """Stop claiming, finish the posts in flight within ``grace``, and close; the rest is found at the next start."""
+        self.stopping = True
+        self.dispatch.stopping = True
+        deadline = read_clocks().mono + grace.total_seconds()
+        while not self.dispatch.is_idle and read_clocks().mono < deadline:
+            due = self.tick()
+            self.wait(min(due, deadline), busy=True)
+        given_up = self.sender.close(timedelta(0))
+        if given_up:
+            self._log.warning("sender.given_up", posts=given_up)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything; safe at any moment, since every durable step came before the act it guards."""
+        self.inboxes.close()
+        self.mover.close(5.0)
+        self.reconciler.close(timedelta(0))
+        self.readers.close()
+        self.client.close()
+        self.ledger.close()
+        self.spool.unlock()
+
+    def _gather(self, now: Now) -> None:
+        self._adopt_orphans()
+        self.desk.collect()
+        self.housekeeping.gather(now)
+        accepting = not (self.stopping or self.housekeeping.disk_low or self._ledger_failing)
+        self.intake.gather(now, accepting=accepting)
+        if not self.stopping:
+            self.rework.gather(now)
+        self.dispatch.gather(now)
+        profile = self.sender.profile
+        if profile is not None and (self.proof.rules is None or self.proof.rules.profile != profile):
+            self.proof.rules = wiring.rules_of(self.config, profile)
+        if not self.stopping:
+            self.proof.gather(now)
+
+    def _adopt_orphans(self) -> None:
+        """Admit spool files without a row (G2), a few at a time."""
+        if self._orphans is None or not self.intake.is_idle or self.stopping:
+            return
+        for count, candidate in enumerate(self._orphans, start=1):
+            self.intake.adopt(Hand(candidate=candidate))
+            if count >= _ORPHANS_AT_ONCE:
+                return
+        self._orphans = None
+
+    def _has_work(self) -> bool:
+        return (
+            self.intake.has_work
+            or self.dispatch.has_work
+            or self.proof.has_work
+            or self.rework.has_work
+            or self.housekeeping.has_work
+        )
+
+    def _record(self, now: Now, *, claim: bool, woken: bool) -> None:
+        with self.ledger.write() as moves:
+            if woken:
+                moves.wake(now=now.utc)
+            self.intake.record(moves, now)
+            self.rework.record(moves, now)
+            self.proof.record(moves, now)
+            self.housekeeping.record(moves, now)
+            # Last: a claim sees everything that this tick has settled.
+            self.dispatch.record(moves, now, claim=claim)
+
+    def _committed(self, now: Now) -> None:
+        if self._ledger_failing:
+            self._ledger_failing = False
+            self._log.info("ledger.recovered_from_failure")
+        self.intake.committed(now)
+        self.rework.committed()
+        self.proof.committed()
+        self.housekeeping.committed()
+        self.dispatch.committed()
+
+    def _ledger_failed(self, error: LedgerError, now: Now) -> float:
+        if not self._ledger_failing:
+            self._log.error("ledger.write_failed", error=type(error).__name__)
+        self._ledger_failing = True
+        self._ledger_failing_until = now.mono + _LEDGER_WAIT_SECONDS
+        return self._ledger_failing_until
+
+    def _next_at(self, now: Now) -> float:
+        times = [self.housekeeping.next_at, self.rework.next_at]
+        times += [
+            at for at in (self.intake.look_at, self.dispatch.next_at(now), self.proof.next_at(now)) if at is not None
+        ]
+        wake_at = self.ledger.next_wake_at()
+        if wake_at is not None:
+            times.append(now.mono + max(0.0, (wake_at - now.utc).total_seconds()))
+        if self.intake.has_work or (self._orphans is not None and self.intake.is_idle):
+            times.append(now.mono)
+        return min(times)

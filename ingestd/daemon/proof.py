@@ -1,0 +1,290 @@
+"""STORED and UNCERTAIN rows to CONFIRMED, DELETED, or back: asks the server, lets the judges say what proves what.
+
+The questions and judges are the reconciler's; here they are married to the ledger (which rows are due, what was
+seen) and to the readers (is the server's copy the same object?). What is asked is not asked again until the answer
+was written. A copy that was fetched is removed when its comparison was written; a crash leaves it in scratch, which
+start-up empties.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from ingestd.daemon.desk import Owner, ReaderDesk
+from ingestd.daemon.dispatch import Dispatch
+from ingestd.daemon.now import Now
+from ingestd.ledger import Ledger, Moves
+from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, State, compare_content
+from ingestd.reader import CompareJob, InspectJob, Read, Verdict
+from ingestd.reconciler import (
+    Answer,
+    FeedAnswer,
+    FeedQuestion,
+    Finding,
+    Need,
+    Reconciler,
+    Rules,
+    StudyAnswer,
+    StudyQuestion,
+    judge,
+    judge_comparison,
+    plan,
+)
+
+# With nothing waiting for proof the feed is still read this often: it tells of deletions.
+_IDLE_FEED_EVERY = timedelta(minutes=1)
+# A server that could not be asked is asked again after this long.
+_ASK_AGAIN = timedelta(seconds=10)
+# Rows taken up for one round of questions; the rest follows when these are answered.
+_ROWS_MOST = 1000
+
+
+class Proof:
+    """Settles what is not proven yet. Main thread only."""
+
+    def __init__(  # noqa: PLR0913 - the rooms it marries
+        self,
+        *,
+        reconciler: Reconciler,
+        desk: ReaderDesk,
+        ledger: Ledger,
+        dispatch: Dispatch,
+        rules: Rules | None,
+        interval: timedelta,
+        backoff: Backoff,
+    ) -> None:
+        """Join the rooms; ``rules`` None until the server's profile is known."""
+        self._reconciler = reconciler
+        self._desk = desk
+        self._ledger = ledger
+        self._dispatch = dispatch
+        self._interval = interval
+        self._backoff = backoff
+        self._log = structlog.get_logger()
+        self.rules = rules
+        self._answers: list[Answer] = []
+        self._reads: list[tuple[Finding, Read]] = []
+        self._outcomes: list[Outcome] = []
+        self._questions: list[FeedQuestion | StudyQuestion] = []
+        self._asked: set[int] = set()
+        self._feed_asked = False
+        self._feed_at = 0.0
+        self._acts: list[Callable[[], object]] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being asked or compared."""
+        return not (self._asked or self._answers or self._reads or self._outcomes)
+
+    def hurry(self) -> None:
+        """Read the feed at the next tick (something was just stored, and a person waits)."""
+        self._feed_at = 0.0
+
+    def gather(self, now: Now) -> None:
+        """Collect answers and comparisons, and plan what is asked next; writes nothing."""
+        self._answers += self._reconciler.collect()
+        for context, read in self._desk.take(Owner.PROOF):
+            assert isinstance(context, Finding)  # noqa: S101 - we put it there
+            self._reads.append((context, read))
+        if self.rules is None:
+            return
+        self._plan_feed(now, self.rules)
+        if len(self._asked) < _ROWS_MOST and not self._outcomes:
+            self._plan_rows(now, self.rules)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is wanted."""
+        return bool(self._answers or self._reads or self._outcomes)
+
+    def record(self, moves: Moves, now: Now) -> None:
+        """Write what answers, comparisons and plans settle."""
+        self._acts = []
+        outcomes = list(self._outcomes)
+        for answer in self._answers:
+            if isinstance(answer, FeedAnswer):
+                self._settle_feed(answer, moves, now)
+            else:
+                self._settle_study(answer, moves, outcomes, now)
+        for finding, read in self._reads:
+            self._settle_comparison(finding, read, moves, outcomes, now)
+        if outcomes:
+            applied = moves.apply(outcomes, now=now.utc, backoff=self._backoff, jitter=random.random())
+            self._acts.append(partial(self._tell, outcomes, applied.lost))
+
+    def committed(self) -> None:
+        """The moves are durable: ask what was planned, drop what was compared."""
+        self._answers, self._reads, self._outcomes = [], [], []
+        acts, self._acts = self._acts, []
+        for act in acts:
+            act()
+
+    def ask(self) -> None:
+        """Submit the planned questions; asking writes nothing, so it needs no transaction."""
+        questions, self._questions = self._questions, []
+        for question in questions:
+            self._reconciler.submit(question)
+
+    def next_at(self, now: Now) -> float | None:
+        """When there is something to do by the clock alone (monotonic seconds)."""
+        if self.rules is None:
+            return None
+        times: list[float] = []
+        if self.rules.profile.has_feed and not self._feed_asked:
+            times.append(self._feed_at)
+        check = self._ledger.next_check_at()
+        if check is not None and len(self._asked) < _ROWS_MOST:
+            left = (check - now.utc).total_seconds()
+            # Rows that are being asked about stay due until the answer is written; the answer wakes us.
+            if left > 0 or not self._asked:
+                times.append(now.mono + max(0.0, left))
+        return min(times) if times else None
+
+    def _plan_feed(self, now: Now, rules: Rules) -> None:
+        if not rules.profile.has_feed or self._feed_asked or now.mono < self._feed_at:
+            return
+        counts = self._ledger.counts()
+        waiting = counts.get(State.STORED, 0) + counts.get(State.UNCERTAIN, 0)
+        every = self._interval if waiting else max(self._interval, _IDLE_FEED_EVERY)
+        self._feed_at = now.mono + every.total_seconds()
+        first_attempt_at = self._ledger.first_attempt_at()
+        if first_attempt_at is None:
+            return
+        self._feed_asked = True
+        self._questions.append(
+            FeedQuestion(
+                cursor=self._ledger.cursor(),
+                version=rules.profile.feed_version or 2,
+                lag=rules.lag,
+                first_attempt_at=first_attempt_at,
+            )
+        )
+
+    def _plan_rows(self, now: Now, rules: Rules) -> None:
+        rows = [row for row in self._ledger.unproven(now=now.utc, limit=_ROWS_MOST) if row.entry_id not in self._asked]
+        if not rows:
+            return
+        planned = plan(rows, rules=rules, now=now.utc)
+        self._outcomes += planned.outcomes
+        self._questions += planned.questions
+        self._asked |= planned.asked
+
+    def _settle_feed(self, answer: FeedAnswer, moves: Moves, now: Now) -> None:
+        if answer.sightings or answer.cursor is not None:
+            moves.record_sightings(answer.sightings, now=now.utc, cursor=answer.cursor)
+        self._acts.append(partial(self._feed_answered, answer, now.utc))
+
+    def _feed_answered(self, answer: FeedAnswer, at: datetime) -> None:
+        self._feed_asked = False
+        self._keep_clock_offset(answer.clock_offset)
+        if answer.pause is None and not answer.error:
+            if not answer.complete:
+                self._feed_at = 0.0
+            elif self.rules is not None:
+                self.rules = replace(self.rules, feed_read_at=at)
+        if answer.error or answer.pause is not None:
+            self._log.warning("feed.not_read", error=answer.error or (answer.pause.note if answer.pause else ""))
+
+    def _settle_study(self, answer: StudyAnswer, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
+        rules = self.rules
+        assert rules is not None  # noqa: S101 - questions are only asked with rules
+        found = {finding.row.entry_id for finding in answer.findings}
+        unasked = [row.entry_id for row in answer.question.rows if row.entry_id not in found]
+        if unasked:
+            moves.check_again(unasked, at=now.utc + max(_ASK_AGAIN, self._interval))
+            self._acts.append(partial(self._asked.difference_update, unasked))
+            error = answer.error or (answer.pause.note if answer.pause else "")
+            self._log.warning("study.not_asked", rows=len(unasked), error=error)
+        self._acts.append(partial(self._keep_clock_offset, answer.clock_offset))
+        for finding in answer.findings:
+            give_up = self._dispatch.others_succeed(finding.row.identity.study_uid, now)
+            judged = judge(finding, rules=rules, now=now.utc, give_up=give_up)
+            if isinstance(judged, Outcome):
+                outcomes.append(judged)
+                self._acts.append(partial(self._close, finding))
+            elif judged is Need.COMPARE and finding.copy is not None:
+                self._acts.append(partial(self._compare, finding, finding.copy))
+            else:
+                moves.check_again([finding.row.entry_id], at=now.utc + max(_ASK_AGAIN, self._interval))
+                self._acts.append(partial(self._close, finding))
+
+    def _compare(self, finding: Finding, copy: Path) -> None:
+        row = finding.row
+        if row.path is None:
+            self._desk.ask(Owner.PROOF, finding, lambda key: InspectJob(key=key, path=str(copy)))
+            return
+        ours = str(row.path)
+        self._desk.ask(Owner.PROOF, finding, lambda key: CompareJob(key=key, ours=ours, theirs=str(copy)))
+
+    def _settle_comparison(self, finding: Finding, read: Read, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
+        assert self.rules is not None  # noqa: S101 - see _settle_study
+        sameness = _sameness(finding, read)
+        if sameness is None:
+            # Nothing was learnt (our file is gone, or the copy could not be read now): ask again later.
+            moves.check_again([finding.row.entry_id], at=now.utc + max(_ASK_AGAIN, self._interval))
+            if finding.row.path is not None and not finding.row.path.exists():
+                moves.fail_gone(
+                    [finding.row.entry_id],
+                    note="its file was removed before the server's copy was compared",
+                    now=now.utc,
+                )
+        else:
+            outcomes.append(judge_comparison(finding.row, sameness, rules=self.rules, now=now.utc))
+        self._acts.append(partial(self._close, finding))
+
+    def _close(self, finding: Finding) -> None:
+        self._asked.discard(finding.row.entry_id)
+        if finding.copy is not None:
+            finding.copy.unlink(missing_ok=True)
+
+    def _keep_clock_offset(self, offset: timedelta | None) -> None:
+        if offset is not None and self.rules is not None:
+            self.rules = replace(self.rules, clock_offset=offset)
+
+    def _tell(self, outcomes: list[Outcome], lost: int) -> None:
+        confirmed = sum(outcome.state is State.CONFIRMED for outcome in outcomes)
+        if confirmed:
+            self._log.info("instance.confirmed", instances=confirmed)
+        for outcome in outcomes:
+            if outcome.state is State.DELETED:
+                self._log.error("instance.deleted", entry_id=outcome.entry_id, note=outcome.note)
+            elif outcome.state in (State.CONFLICT, State.FAILED):
+                self._log.error(
+                    "instance.needs_person",
+                    entry_id=outcome.entry_id,
+                    state=outcome.state.value,
+                    reason=outcome.reason.value,
+                )
+            elif outcome.reason is Reason.NOT_SHOWN:
+                self._log.warning("instance.not_shown", entry_id=outcome.entry_id, note=outcome.note)
+        if lost:
+            self._log.warning("reconciler.rows_moved_meanwhile", rows=lost)
+
+
+def _sameness(finding: Finding, read: Read) -> Sameness | None:
+    """Say how the copy compares with the row; None when nothing could be told."""
+    if read.sameness:
+        return Sameness(read.sameness)
+    found = read.inspection
+    if found is not None and finding.row.path is None:
+        if found.verdict in (Verdict.WHOLE, Verdict.ZEROS):
+            theirs = replace(
+                finding.row.content,
+                transfer_syntax=found.transfer_syntax,
+                digest=found.digest,
+                meta_digest=found.meta_digest,
+            )
+            compared = compare_content(finding.row.content, theirs)
+            # Our bytes are gone: a canonical digest of ours cannot be had, so unequal bytes are a person's to judge.
+            return Sameness.OTHER if compared is Sameness.COMPARE else compared
+        return None
+    if read.refused:
+        return Sameness.OTHER
+    return None

@@ -1,0 +1,270 @@
+"""Rows and files that have to be read again: changed bytes, Explicit VR copies, rejected files, a person's wishes."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from ingestd.daemon.desk import Owner, ReaderDesk
+from ingestd.daemon.intake import Hand, Intake, content_of, identity_of, source_of
+from ingestd.daemon.now import Now
+from ingestd.inbox import Candidate, Spool
+from ingestd.ledger import Judged, Ledger, Moves, Need, ReaderNeed, Wish, Wished
+from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, SourceStat
+from ingestd.reader import CompareJob, InspectJob, Read, ReencodeJob, Verdict
+
+_LOOK_EVERY_SECONDS = 2.0
+_REJECTED_EVERY_SECONDS = 30.0
+_AT_ONCE = 64
+_ADMISSIBLE = frozenset({Verdict.WHOLE, Verdict.ZEROS})
+
+
+class _Work:
+    """One row in work; ``destination`` is where its Explicit VR copy is written, relative to the spool."""
+
+    __slots__ = ("arrival", "destination", "holder_id", "need")
+
+    def __init__(self, need: ReaderNeed) -> None:
+        self.need = need
+        self.destination = ""
+        self.arrival: Arrival | None = None
+        self.holder_id: int | None = None
+
+
+class Rework:
+    """Carries out what rows ask of the readers. Main thread only."""
+
+    def __init__(self, *, ledger: Ledger, desk: ReaderDesk, spool: Spool, intake: Intake) -> None:
+        """Join the rooms."""
+        self._ledger = ledger
+        self._desk = desk
+        self._spool = spool
+        self._intake = intake
+        self._log = structlog.get_logger()
+        self._in_work: set[int] = set()
+        self._reads: list[tuple[_Work, Read]] = []
+        self._acts: list[Callable[[], object]] = []
+        self._failed_wishes: list[int] = []
+        self._look_at = 0.0
+        self._rejected_at = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no row is being read again."""
+        return not (self._in_work or self._reads)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is wanted."""
+        return bool(self._reads or self._failed_wishes)
+
+    @property
+    def next_at(self) -> float:
+        """When to look for wants again (monotonic)."""
+        return self._look_at
+
+    def hurry(self) -> None:
+        """Look for wants at the next tick: a post just asked for one."""
+        self._look_at = 0.0
+
+    def gather(self, now: Now) -> None:
+        """Collect what was read, and take up new wants; writes nothing."""
+        for context, read in self._desk.take(Owner.REWORK):
+            assert isinstance(context, _Work)  # noqa: S101 - we put it there
+            self._reads.append((context, read))
+        if now.mono < self._look_at:
+            return
+        self._look_at = now.mono + _LOOK_EVERY_SECONDS
+        self._take_up_rows()
+        self._take_up_wishes()
+        if now.mono >= self._rejected_at:
+            self._rejected_at = now.mono + _REJECTED_EVERY_SECONDS
+            self._look_at_rejected()
+
+    def record(self, moves: Moves, now: Now) -> None:
+        """Write what reading again has shown."""
+        self._acts = []
+        for work, read in self._reads:
+            if work.need.need is Need.REENCODE:
+                self._settle_reencoded(work, read, moves, now)
+            elif work.holder_id is not None:
+                self._settle_compared(work, work.holder_id, read, moves, now)
+            else:
+                self._settle_reread(work, read, moves, now)
+        for entry_id in self._failed_wishes:
+            moves.wish_failed(entry_id, note="its file is no longer there", now=now.utc)
+
+    def committed(self) -> None:
+        """The transaction is durable."""
+        self._reads, self._failed_wishes = [], []
+        acts, self._acts = self._acts, []
+        for act in acts:
+            act()
+
+    def _take_up_rows(self) -> None:
+        for need in self._ledger.needs_reader(limit=_AT_ONCE):
+            if need.entry_id in self._in_work:
+                continue
+            self._in_work.add(need.entry_id)
+            work = _Work(need)
+            if need.need is Need.REENCODE:
+                destination = self._spool.new_explicit(need.inbox)
+                work.destination = str(destination.relative_to(self._spool.path))
+                self._ask_reencode(work, str(need.path), str(destination))
+            else:
+                self._ask_inspect(work)
+
+    def _ask_reencode(self, work: _Work, path: str, destination: str) -> None:
+        self._desk.ask(Owner.REWORK, work, lambda key: ReencodeJob(key=key, path=path, destination=destination))
+
+    def _ask_inspect(self, work: _Work) -> None:
+        path = str(work.need.path)
+        durable = not work.need.in_place
+        self._desk.ask(Owner.REWORK, work, lambda key: InspectJob(key=key, path=path, durable=durable))
+
+    def _take_up_wishes(self) -> None:
+        for wished in self._ledger.wishes(limit=_AT_ONCE):
+            if self._intake.holds(wished.entry_id):
+                continue
+            if wished.in_place:
+                candidate = _in_place_candidate(wished)
+            else:
+                candidate = self._spool.rejected_candidate(wished.inbox, wished.path)
+            if candidate is None:
+                self._failed_wishes.append(wished.entry_id)
+                continue
+            self._intake.adopt(
+                Hand(
+                    candidate=candidate,
+                    former=wished.entry_id,
+                    wished=True,
+                    admit_anyway=wished.wish is Wish.ADMIT_ANYWAY,
+                )
+            )
+
+    def _look_at_rejected(self) -> None:
+        """Take what grew or was mended in ``rejected/`` as new (a writer may hold the file open across our rename)."""
+        after = 0
+        while files := self._ledger.rejected_files(after_id=after):
+            for file in files:
+                after = file.entry_id
+                if file.in_place or self._intake.holds(file.entry_id):
+                    continue
+                found = self._spool.stat(file.path)
+                if found is None or (found.size_bytes, found.mtime_ns) == (
+                    file.source.size_bytes,
+                    file.source.mtime_ns,
+                ):
+                    continue
+                candidate = self._spool.rejected_candidate(file.inbox, file.path)
+                if candidate is not None:
+                    self._intake.adopt(Hand(candidate=candidate, former=file.entry_id))
+
+    def _settle_reread(self, work: _Work, read: Read, moves: Moves, now: Now) -> None:
+        need = work.need
+        found = read.inspection
+        if found is None or found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
+            if not need.path.exists():
+                moves.fail_gone([need.entry_id], note="its file is no longer there", now=now.utc)
+            self._acts.append(partial(self._in_work.discard, need.entry_id))
+            return
+        identity = identity_of(found)
+        if found.verdict not in _ADMISSIBLE or identity is None:
+            refusal = Refusal(
+                candidate_id=None,
+                inbox=need.inbox,
+                relative_path=need.relative_path,
+                source=source_of(found),
+                path=self._row_path(need),
+                in_place=need.in_place,
+                reason=Reason.TRUNCATED if found.verdict in (Verdict.SHORT, Verdict.EMPTY) else Reason.NOT_DICOM,
+                note=f"it changed after it was admitted: {found.reason_text}",
+                priority=need.priority,
+            )
+            moves.reread_refused(need.entry_id, refusal, now=now.utc)
+            self._acts.append(partial(self._in_work.discard, need.entry_id))
+            return
+        work.arrival = Arrival(
+            candidate_id=None,
+            inbox=need.inbox,
+            relative_path=need.relative_path,
+            source=source_of(found),
+            path=self._row_path(need),
+            in_place=need.in_place,
+            source_removed=True,
+            identity=identity,
+            sop_class_uid=found.sop_class_uid,
+            content=content_of(found),
+            priority=need.priority,
+            modality=found.modality,
+            station=found.station,
+            patient_hash=self._ledger.search_hash("patient", found.patient_id),
+            accession_hash=self._ledger.search_hash("accession", found.accession_number),
+            notes=found.notes,
+        )
+        admitted = moves.reread(need.entry_id, work.arrival, now=now.utc)
+        if admitted.needs_compare and admitted.holder is not None and admitted.holder.path is not None:
+            work.holder_id = admitted.holder.entry_id
+            self._acts.append(partial(self._ask_compare, work, str(admitted.holder.path)))
+        elif admitted.needs_compare and admitted.holder is not None:
+            judged = Judged(holder_id=admitted.holder.entry_id, sameness=Sameness.OTHER)
+            moves.reread(need.entry_id, work.arrival, judged=judged, now=now.utc)
+            self._acts.append(partial(self._in_work.discard, need.entry_id))
+        else:
+            self._acts.append(partial(self._in_work.discard, need.entry_id))
+
+    def _ask_compare(self, work: _Work, theirs: str) -> None:
+        ours = str(work.need.path)
+        self._desk.ask(Owner.REWORK, work, lambda key: CompareJob(key=key, ours=ours, theirs=theirs))
+
+    def _settle_compared(self, work: _Work, holder_id: int, read: Read, moves: Moves, now: Now) -> None:
+        assert work.arrival is not None  # noqa: S101 - set before the comparison was asked for
+        judged = Judged(holder_id=holder_id, sameness=Sameness(read.sameness) if read.sameness else Sameness.OTHER)
+        moves.reread(work.need.entry_id, work.arrival, judged=judged, now=now.utc)
+        self._acts.append(partial(self._in_work.discard, work.need.entry_id))
+
+    def _settle_reencoded(self, work: _Work, read: Read, moves: Moves, now: Now) -> None:
+        need = work.need
+        found = read.inspection
+        if found is not None and found.verdict in _ADMISSIBLE:
+            moves.attach_reencoded(need.entry_id, path=work.destination, content=content_of(found), now=now.utc)
+        elif read.waits:
+            # Nothing is known: the row still asks, and is taken up again.
+            self._acts.append(partial(self._spool.discard, work.destination))
+        elif not need.path.exists():
+            moves.fail_gone([need.entry_id], note="its file is no longer there", now=now.utc)
+        else:
+            why = read.refused or (found.reason_text if found else "the reader ended while re-encoding it")
+            note = f"the server refused its encoding, and it cannot be re-encoded to Explicit VR Little Endian: {why}"
+            moves.reencode_failed(need.entry_id, note=note, now=now.utc)
+            self._acts.append(partial(self._spool.discard, work.destination))
+        self._acts.append(partial(self._in_work.discard, need.entry_id))
+
+    def _row_path(self, need: ReaderNeed) -> str:
+        return str(need.path) if need.in_place else str(need.path.relative_to(self._spool.path))
+
+
+def _in_place_candidate(wished: Wished) -> Candidate | None:
+    """Look at a rejected file that stays in its inbox; None when it is gone or no regular file any more."""
+    path = Path(wished.path)
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return Candidate(
+        inbox=wished.inbox,
+        relative_path=wished.relative_path,
+        path=path,
+        source=SourceStat(
+            device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns
+        ),
+        final=True,
+        priority=wished.priority,
+        in_place=True,
+    )

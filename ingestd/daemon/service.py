@@ -1,0 +1,210 @@
+"""``ingestd run``: the loop under signals and systemd, until it is told to stop; and ``run --once``.
+
+SIGTERM and SIGINT drain; SIGHUP rereads the configuration, which is refused whole if it is wrong, and starts the rooms
+anew with it (posts in flight are finished first, as at a stop). systemd hears READY after the first look into every
+inbox, and WATCHDOG only while every worker makes progress.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from types import FrameType
+
+import structlog
+
+import ingestd
+from ingestd.config import Config, ConfigError
+from ingestd.daemon.loop import Daemon, Wake
+from ingestd.daemon.notify import Notifier
+from ingestd.daemon.now import read_clocks
+from ingestd.inbox import InboxPolicy
+from ingestd.ledger import Ledger
+
+_STATUS_EVERY_SECONDS = 10.0
+# The watchdog's ping when systemd asked for none: never.
+_NEVER = float("inf")
+
+
+class _Asked(Enum):
+    STOP = "stop"
+    RELOAD = "reload"
+
+
+class _Signals:
+    """What the signals asked for; rings the loop's bell."""
+
+    def __init__(self, wake: Wake) -> None:
+        self._wake = wake
+        self.asked: _Asked | None = None
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch SIGTERM, SIGINT and SIGHUP; the former handlers come back at the end."""
+        former = {
+            number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self.asked = self.asked or _Asked.RELOAD
+        else:
+            self.asked = _Asked.STOP
+        self._wake()
+
+
+def run_forever(config: Config, *, reread: Callable[[], Config]) -> None:
+    """Run the daemon until SIGTERM or SIGINT; ``reread`` loads the configuration again on SIGHUP.
+
+    Raises SpoolInUse, SpoolError and LedgerError at the start.
+    """
+    notifier = Notifier()
+    wake = Wake()
+    signals = _Signals(wake)
+    log = structlog.get_logger()
+    with signals.caught():
+        while True:
+            daemon = Daemon(config, wake=wake)
+            try:
+                daemon.start()
+                log.info("daemon.started", version=ingestd.__version__, inboxes=len(config.inboxes))
+                config = _serve(daemon, signals, notifier, reread)
+            except BaseException:
+                daemon.close()
+                raise
+            if signals.asked is _Asked.STOP:
+                notifier.stopping()
+                log.info("daemon.stopping")
+                daemon.stop(config.shutdown_grace)
+                log.info("daemon.stopped")
+                return
+            signals.asked = None
+            daemon.stop(daemon.config.shutdown_grace)
+
+
+def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callable[[], Config]) -> Config:
+    """Turn the loop until it is asked to stop or has a new, valid configuration; give the configuration to go on with."""
+    ready = False
+    interval = notifier.watchdog_interval.total_seconds() if notifier.watchdog_interval else _NEVER
+    alive_at = status_at = 0.0
+    while True:
+        due = daemon.tick()
+        now = read_clocks().mono
+        if not ready:
+            ready = True
+            notifier.ready("watching")
+        if now >= alive_at and daemon.is_healthy():
+            notifier.alive()
+            alive_at = now + interval
+        if now >= status_at:
+            notifier.status(_status_line(daemon.ledger))
+            status_at = now + _STATUS_EVERY_SECONDS
+        if signals.asked is _Asked.STOP:
+            return daemon.config
+        if signals.asked is _Asked.RELOAD:
+            notifier.reloading()
+            config = _reread(reread, daemon.config)
+            if config is not None:
+                return config
+            signals.asked = None
+            notifier.ready("watching; the changed configuration was refused, see the log")
+        daemon.wait(min(due, alive_at if alive_at != _NEVER else due), busy=daemon.is_busy)
+
+
+def _reread(reread: Callable[[], Config], current: Config) -> Config | None:
+    log = structlog.get_logger()
+    try:
+        config = reread()
+    except ConfigError as error:
+        log.error("config.refused", problems=len(error.problems))
+        return None
+    fixed = [
+        name
+        for name, before, after in (
+            ("spool", current.spool.path, config.spool.path),
+            ("ledger", current.ledger, config.ledger),
+            ("destination", current.destination.url, config.destination.url),
+        )
+        if before != after
+    ]
+    if fixed:
+        # Waiting files belong to this spool, this ledger, this destination: changing them takes a person and a restart.
+        log.error("config.refused", notes=fixed)
+        return None
+    log.info("config.reread")
+    return config
+
+
+def _status_line(ledger: Ledger) -> str:
+    counts = {state: count for state, count in ledger.counts().items() if count}
+    return ", ".join(f"{count} {state.value}" for state, count in counts.items()) or "nothing taken in yet"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnceResult:
+    """What ``run --once`` came to. ``done``: everything it waited for is settled; ``stopped``: a signal ended it."""
+
+    done: bool
+    stopped: bool
+    last_id_before: int
+    taken_in: int
+    unfinished: int
+
+
+def run_once(
+    config: Config,
+    *,
+    timeout: timedelta,
+    policies: tuple[InboxPolicy, ...] | None = None,
+    watch: Callable[[Daemon], None] | None = None,
+) -> OnceResult:
+    """Take in what lies in the inboxes, send it, see it proven, and end; at most ``timeout``.
+
+    Waits for the rows that were waiting at the start and for what it takes in itself. The quiet period is ignored
+    after the inboxes are drained. ``watch`` is called after each tick, for a progress bar.
+    Raises SpoolInUse, SpoolError and LedgerError at the start.
+    """
+    wake = Wake()
+    signals = _Signals(wake)
+    with signals.caught():
+        daemon = Daemon(config, policies=policies, wake=wake)
+        try:
+            before = daemon.ledger.last_id()
+            daemon.start()
+            since = read_clocks().mono
+            deadline = since + timeout.total_seconds()
+            done = False
+            while True:
+                due = daemon.tick()
+                if watch is not None:
+                    watch(daemon)
+                drained = daemon.intake.is_idle and daemon.orphans_adopted and daemon.inboxes.is_drained(since)
+                daemon.dispatch.flush = drained
+                done = drained and daemon.rework.is_idle and daemon.proof.is_idle and daemon.ledger.unfinished() == 0
+                if done or signals.asked is _Asked.STOP or read_clocks().mono >= deadline:
+                    break
+                daemon.wait(min(due, deadline), busy=daemon.is_busy)
+            daemon.housekeeping.hurry()
+            daemon.tick()
+            unfinished = daemon.ledger.unfinished()
+        except BaseException:
+            daemon.close()
+            raise
+        taken_in = daemon.intake.taken_in
+        daemon.stop(config.shutdown_grace)
+    return OnceResult(
+        done=done,
+        stopped=signals.asked is _Asked.STOP and not done,
+        last_id_before=before,
+        taken_in=taken_in,
+        unfinished=unfinished,
+    )

@@ -1,0 +1,111 @@
+"""From the configuration to the rooms: each setting goes where it is used, under the name it has there."""
+
+from __future__ import annotations
+
+from ingestd.config import Config, Inbox
+from ingestd.dicomweb import AzureAuth, BasicAuth, BearerAuth, DicomWebClient, NoAuth, Tls
+from ingestd.dicomweb.auth import Auth
+from ingestd.inbox import InboxPolicy, Take, Watch
+from ingestd.instance.meta import file_meta_for
+from ingestd.lifecycle import Backoff, BatchLimits, Part, ServerKind, ServerProfile
+from ingestd.reader import ReaderLimits
+from ingestd.reconciler import Rules, Verify
+from ingestd.sender import profile_of
+
+
+def auth_of(config: Config) -> Auth:
+    """Build the authentication that ``destination.auth`` describes."""
+    auth = config.destination.auth
+    if auth.kind == "bearer":
+        return BearerAuth(file=auth.token_file, env=auth.token_env)
+    if auth.kind == "basic":
+        return BasicAuth(auth.username, password_file=auth.password_file, password_env=auth.password_env)
+    if auth.kind == "azure":
+        return AzureAuth(
+            auth.credential,
+            scope=auth.scope,
+            tenant_id=auth.tenant_id,
+            client_id=auth.client_id,
+            secret_file=auth.client_secret_file,
+            certificate_file=auth.certificate_file,
+        )
+    return NoAuth()
+
+
+def client_of(config: Config) -> DicomWebClient:
+    """Build the client of the destination."""
+    tls = config.destination.tls
+    version = config.destination.api_version
+    return DicomWebClient(
+        config.destination.url,
+        auth=auth_of(config),
+        tls=Tls(ca=tls.ca_file, client_certificate=tls.client_cert, client_key=tls.client_key),
+        api_version=None if version == "auto" else version,
+    )
+
+
+def profile_from(config: Config) -> ServerProfile | None:
+    """Give the server's profile where the configuration names its kind; None: it is asked."""
+    kind = config.destination.kind
+    if kind == "auto":
+        return None
+    version = config.destination.api_version
+    if version == "auto":
+        version = 1 if config.destination.url.endswith("/v1") else 2
+    return profile_of(ServerKind(kind), feed_version=version if kind == "azure" else None)
+
+
+def policy_of(inbox: Inbox) -> InboxPolicy:
+    """Say how one inbox is watched."""
+    return InboxPolicy(
+        name=inbox.name,
+        path=inbox.path,
+        take=Take(inbox.take),
+        settle=inbox.settle,
+        incomplete_after=inbox.incomplete_after,
+        watch=Watch(inbox.watch),
+        priority=inbox.priority,
+        ignore=inbox.ignore,
+    )
+
+
+def limits_of(config: Config) -> BatchLimits:
+    """Say when a study is due and where its batch is cut."""
+    batch = config.batch
+    return BatchLimits(
+        quiet_period=batch.quiet_period,
+        max_wait=batch.max_wait,
+        max_bytes=batch.max_bytes,
+        max_instances=batch.max_instances,
+    )
+
+
+def backoff_of(config: Config) -> Backoff:
+    """Say how long to wait between tries."""
+    return Backoff(base=config.retry.base, cap=config.retry.cap)
+
+
+def reader_limits_of(config: Config) -> ReaderLimits:
+    """Say what a reader process may use."""
+    return ReaderLimits(address_space_bytes=config.reader.memory)
+
+
+def rules_of(config: Config, profile: ServerProfile) -> Rules:
+    """Say what proves an arrival on this server."""
+    reconcile = config.reconcile
+    return Rules(
+        profile=profile,
+        verify=Verify(reconcile.verify),
+        grace=reconcile.grace,
+        absence_wait=reconcile.absence_wait,
+        most_attempts=config.retry.max_attempts,
+    )
+
+
+def file_meta_of(part: Part) -> bytes:
+    """Make the preamble and File Meta for an instance whose file has none."""
+    return file_meta_for(
+        sop_class_uid=part.sop_class_uid,
+        sop_uid=part.identity.sop_uid,
+        transfer_syntax=part.content.transfer_syntax,
+    )
