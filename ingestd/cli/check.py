@@ -1,0 +1,73 @@
+"""``ingestd check``: every problem at once, before it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .frame import ExitCode, config_option, json_option, load_config, plain, print_json
+
+if TYPE_CHECKING:
+    from .checks import Finding
+
+_MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("PROBLEM", "red")}
+
+
+@click.command(
+    "check", short_help="Look at configuration, folders, disk, ledger, token and server: every problem at once."
+)
+@config_option
+@json_option
+@click.option(
+    "--local", is_flag=True, help="Only what is on this machine: no token is fetched, the server is not asked."
+)
+def command(*, config: Path | None, as_json: bool, local: bool) -> int:
+    """Look at configuration, folders, disk, ledger, token and server, and say every problem at once.
+
+    Run it as the user that ingestd runs as. It ends with 0 when ingestd can work (notes allowed), 2 when something has
+    to be mended, 77 when it is a matter of permission, and 3 when all is well here but the server does not answer:
+    then ingestd can start, takes files in, and sends them when the server is back. With --local it never ends with 3;
+    that is what the systemd unit runs first.
+    """
+    from ingestd.config import ConfigError
+
+    try:
+        settings = load_config(config)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        told = [{"name": "configuration", "result": "bad", "text": str(problem)} for problem in error.problems]
+        print_json({"checks": told, "exit_code": int(ExitCode.CONFIGURATION)})
+        return ExitCode.CONFIGURATION
+    from .checks import check_all
+
+    findings = check_all(settings, local=local)
+    found = list(findings if as_json else _telling(findings))
+    code = _exit_code(found)
+    if as_json:
+        print_json({"checks": [finding.as_plain() for finding in found], "exit_code": int(code)})
+    else:
+        bad = sum(finding.result == "bad" for finding in found)
+        click.echo("\n" + (f"{bad} to be mended" if bad != 1 else "1 to be mended") if bad else "\nready")
+    return code
+
+
+def _telling(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Print each finding as it comes: a server that does not answer takes its time."""
+    for finding in findings:
+        mark, colour = _MARKS[finding.result]
+        click.echo(f"{click.style(f'{mark:<8}', fg=colour)} {finding.name:<12} {plain(finding.text)}")
+        if finding.advice:
+            click.echo(f"{'':<21} -> {plain(finding.advice)}")
+        yield finding
+
+
+def _exit_code(findings: list[Finding]) -> ExitCode:
+    codes = {finding.code for finding in findings if finding.result == "bad"}
+    for code in (ExitCode.NO_PERMISSION, ExitCode.CONFIGURATION, ExitCode.TIMEOUT):
+        if code in codes:
+            return code
+    return ExitCode.DONE

@@ -1,0 +1,376 @@
+"""What ``ingestd check`` looks at. Each check yields findings and never raises; nothing here changes anything."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from ingestd.config import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, NoAuth
+from ingestd.inbox.mounts import mount_of
+
+from .frame import ExitCode, ago, become, daemon_pid, in_bytes, owner_of, user_name
+
+# An inode or two per file in the spool; with fewer than this left the disk is as good as full.
+LEAST_INODES = 10_000
+MOST_SKEW = timedelta(seconds=30)
+# Folders are counted up to here; a larger tree is told to poll.
+MOST_FOLDERS_COUNTED = 200_000
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What one look found: fine, worth a note, or to be mended; and how."""
+
+    name: str
+    result: Literal["ok", "note", "bad"]
+    text: str
+    advice: str = ""
+    code: ExitCode = ExitCode.CONFIGURATION
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"name": self.name, "result": self.result, "text": self.text, "advice": self.advice or None}
+
+
+def _ok(name: str, text: str) -> Finding:
+    return Finding(name=name, result="ok", text=text)
+
+
+def _note(name: str, text: str, advice: str = "") -> Finding:
+    return Finding(name=name, result="note", text=text, advice=advice)
+
+
+def _bad(name: str, text: str, advice: str = "", *, code: ExitCode = ExitCode.CONFIGURATION) -> Finding:
+    return Finding(name=name, result="bad", text=text, advice=advice, code=code)
+
+
+def check_all(config: Config, *, local: bool) -> Iterator[Finding]:
+    """Look at everything, in the order a file meets it."""
+    yield _ok("config", "every key is known and every value fits")
+    yield from _guarded("user", lambda: _user(config))
+    for inbox in config.inboxes:
+        yield from _guarded("inbox", lambda inbox=inbox: _inbox(inbox, config))  # type: ignore[misc]
+    yield from _guarded("spool", lambda: _spool(config))
+    yield from _guarded("disk", lambda: _disk(config))
+    yield from _guarded("ledger", lambda: _ledger(config))
+    yield from _guarded("watching", lambda: _watching(config))
+    yield from _guarded("auth", lambda: _secrets(config))
+    yield from _guarded("tls", lambda: _tls(config))
+    if not local:
+        yield from _guarded("server", lambda: _server(config))
+
+
+def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except PermissionError as error:
+        yield _no_permission(name, str(error.filename or "a folder on the way"))
+    except OSError as error:
+        yield _bad(name, f"{(error.strerror or 'cannot be looked at').lower()}: {error.filename or ''}".rstrip(": "))
+
+
+def _no_permission(name: str, path: str | Path) -> Finding:
+    return _bad(name, f"no permission for {path}", become(path), code=ExitCode.NO_PERMISSION)
+
+
+def _user(config: Config) -> Iterator[Finding]:
+    spool = config.spool.path
+    owner = owner_of(spool) if spool.exists() else None
+    if owner is not None and owner != user_name():
+        yield _bad(
+            "user",
+            f"you are {user_name()}, and the spool belongs to {owner}",
+            f"look again as the user that ingestd runs as: sudo -u {owner} ingestd check",
+            code=ExitCode.NO_PERMISSION,
+        )
+    elif os.geteuid() == 0:
+        yield _note("user", "root", "a daemon that reads what others drop should be a user of its own")
+    else:
+        yield _ok("user", user_name())
+    pid = daemon_pid(spool)
+    if pid is not None:
+        yield _ok("daemon", f"running, process {pid}")
+
+
+def _inbox(inbox: Inbox, config: Config) -> Iterator[Finding]:
+    path = inbox.path
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        yield _bad("inbox", f"{path} is not there", f"make it, or mount it: mkdir -p {path}")
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        yield _bad("inbox", f"{path} is no folder")
+        return
+    if not os.access(path, os.R_OK | os.X_OK):
+        yield _no_permission("inbox", path)
+        return
+    mount = mount_of(str(path))
+    kind = f"{mount.kind}, network: found by regular scans" if mount and mount.is_remote else "local"
+    if inbox.take == "in_place":
+        yield _ok("inbox", f"{path} (in place, {kind})")
+        return
+    if not os.access(path, os.W_OK):
+        yield _bad(
+            "inbox",
+            f"{path} is not writable for {user_name()}, so files cannot be moved out of it",
+            f"give {user_name()} write permission, or set take: in_place",
+            code=ExitCode.NO_PERMISSION,
+        )
+        return
+    if found.st_mode & stat.S_ISVTX and found.st_uid != os.geteuid() != 0:
+        yield _bad(
+            "inbox",
+            f"{path} is sticky: only the owner of a file may move it out",
+            f"take the sticky bit away (chmod -t {path}), or set take: in_place",
+            code=ExitCode.NO_PERMISSION,
+        )
+        return
+    spool = _nearest(config.spool.path)
+    if spool.stat().st_dev != found.st_dev:
+        text = f"{path} ({kind}) is on another filesystem than the spool: files are copied, checked, then removed"
+        yield _note("inbox", text, "a spool on the same filesystem is faster: files are only renamed")
+    else:
+        yield _ok("inbox", f"{path} ({kind})")
+    yield from _closed_folders(path)
+
+
+def _closed_folders(root: Path) -> Iterator[Finding]:
+    """Look one level down, where each modality has its folder, for folders that we cannot take files out of."""
+    closed = 0
+    with os.scandir(root) as found:
+        for entry in found:
+            inside = entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+            closed += inside and not os.access(entry.path, os.R_OK | os.W_OK | os.X_OK)
+    if closed:
+        advice = (
+            f"give {user_name()} read, write and search permission on them (a shared group and setgid folders help)"
+        )
+        text = f"{closed} folders in {root} are closed to {user_name()}"
+        yield _bad("inbox", text, advice, code=ExitCode.NO_PERMISSION)
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _spool(config: Config) -> Iterator[Finding]:
+    path = config.spool.path
+    nearest = _nearest(path)
+    if not nearest.is_dir():
+        yield _bad("spool", f"{nearest} is no folder")
+        return
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        yield _no_permission("spool", nearest)
+        return
+    mount = mount_of(str(nearest))
+    if mount and mount.is_remote:
+        yield _note(
+            "spool", f"{path} is on a network mount ({mount.kind})", "what is durable there is for its server to say"
+        )
+    if nearest != path:
+        yield _ok("spool", f"{path} will be made")
+        return
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        yield _note("spool", f"others may look into {path}", f"it holds patients' images: chmod 700 {path}")
+    yield _ok("spool", str(path))
+
+
+def _disk(config: Config) -> Iterator[Finding]:
+    found = os.statvfs(_nearest(config.spool.path))
+    free = found.f_bavail * found.f_frsize
+    text = f"{in_bytes(free)} free for the spool; intake stops below {in_bytes(config.spool.low_water)}"
+    if free < config.spool.low_water:
+        yield _bad("disk", text, "make room, or lower spool.low_water")
+    elif found.f_files and found.f_favail < LEAST_INODES:
+        yield _bad(
+            "disk", f"only {found.f_favail} inodes free for the spool", "remove files, or use another filesystem"
+        )
+    else:
+        yield _ok("disk", text)
+
+
+def _ledger(config: Config) -> Iterator[Finding]:
+    from ingestd.ledger import Ledger, LedgerError, LedgerMissing
+
+    file = config.ledger_file
+    nearest = _nearest(file.parent)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        yield _no_permission("ledger", nearest)
+        return
+    if nearest != file.parent:
+        yield _bad("ledger", f"the folder {file.parent} is not there", f"make it: mkdir -p {file.parent}")
+        return
+    if file.exists() and not os.access(file, os.R_OK | os.W_OK):
+        yield _no_permission("ledger", file)
+        return
+    try:
+        with Ledger.open(config.ledger, destination=config.destination.url, read_only=True) as ledger:
+            status = ledger.status()
+    except LedgerMissing:
+        yield _ok("ledger", f"{file} will be made")
+    except LedgerError as error:
+        yield _bad("ledger", str(error))
+    else:
+        files = sum(status.states.values())
+        yield _ok("ledger", f"{file}: {files} files, {status.needs_person} need a person")
+
+
+def _watching(config: Config) -> Iterator[Finding]:
+    watched = [inbox for inbox in config.inboxes if inbox.watch != "poll" and not _is_remote(inbox.path)]
+    if not watched:
+        yield _ok("watching", "by regular scans")
+        return
+    folders = sum(_count_folders(inbox.path) for inbox in watched)
+    most = _kernel_limit("max_user_watches")
+    queue = _kernel_limit("max_queued_events")
+    advice = "raise it as systemd/60-ingestd.conf does, or set watch: poll; no file is lost, it is found by the scan"
+    if most is not None and folders * 2 > most:
+        yield _note("watching", f"{folders} folders to watch, and the kernel allows {most} watches to a user", advice)
+    elif queue is not None and queue < 16_384:
+        yield _note("watching", f"the kernel keeps {queue} events at most", advice)
+    else:
+        yield _ok("watching", f"by events in {folders} folders (the kernel allows {most or 'any number of'} watches)")
+
+
+def _is_remote(path: Path) -> bool:
+    mount = mount_of(str(path))
+    return mount is not None and mount.is_remote
+
+
+def _count_folders(root: Path) -> int:
+    count = 0
+    for _ in os.walk(root):
+        count += 1
+        if count >= MOST_FOLDERS_COUNTED:
+            break
+    return count
+
+
+def _kernel_limit(name: str) -> int | None:
+    try:
+        return int(Path("/proc/sys/fs/inotify", name).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _secrets(config: Config) -> Iterator[Finding]:
+    auth = config.destination.auth
+    address = urlsplit(config.destination.url)
+    if isinstance(auth, NoAuth):
+        yield _ok("auth", "none")
+        return
+    if address.scheme == "http" and address.hostname not in _LOOPBACK:
+        yield _note("auth", "the secret travels unencrypted over http", "use an https:// url where the server has one")
+    files: list[Path | None] = []
+    names: list[str | None] = []
+    match auth:
+        case BearerAuth():
+            files, names = [auth.token_file], [auth.token_env]
+        case BasicAuth():
+            files, names = [auth.password_file], [auth.password_env]
+        case AzureAuth():
+            files = [auth.client_secret_file, auth.certificate_file]
+    for file in filter(None, files):
+        yield from _secret_file(file)
+    for name in filter(None, names):
+        if os.environ.get(name, "").strip():
+            yield _ok("auth", f"{auth.kind}, from ${name}")
+        else:
+            yield _bad(
+                "auth", f"${name} is not set, or empty", "set it where ingestd starts (systemd: EnvironmentFile=)"
+            )
+    if isinstance(auth, AzureAuth) and not any(files):
+        yield _ok("auth", f"azure, credential {auth.credential}")
+
+
+def _secret_file(file: Path) -> Iterator[Finding]:
+    try:
+        content = file.read_bytes()[:1_000_000]
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        yield _bad("auth", f"{file} is not there", "write the secret into it; under systemd, use LoadCredential=")
+        return
+    if not content.strip():
+        yield _bad("auth", f"{file} is empty", "write the secret into it")
+    elif stat.S_IMODE(mode) & 0o007:
+        yield _note("auth", f"anybody on this machine may read {file}", f"chmod 600 {file}")
+    else:
+        yield _ok("auth", f"from {file}")
+
+
+def _tls(config: Config) -> Iterator[Finding]:
+    tls = config.destination.tls
+    if not config.destination.url.startswith("https://"):
+        return
+    try:
+        context = ssl.create_default_context(cafile=tls.ca_file)
+        if tls.client_cert:
+            # A key with a passphrase would be asked for at the terminal; the daemon has none.
+            context.load_cert_chain(tls.client_cert, tls.client_key, password="")
+    except FileNotFoundError as error:
+        names = [str(name) for name in (tls.ca_file, tls.client_cert, tls.client_key) if name and not name.exists()]
+        yield _bad("tls", f"{', '.join(names) or error.filename} is not there")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or "not readable"
+        files = ", ".join(str(name) for name in (tls.ca_file, tls.client_cert, tls.client_key) if name)
+        yield _bad(
+            "tls", f"{files}: {str(reason).lower().replace('_', ' ')}", "PEM is expected, the key without passphrase"
+        )
+    else:
+        yield _ok("tls", f"trusts {tls.ca_file or 'the public authorities'}")
+
+
+def _server(config: Config) -> Iterator[Finding]:
+    from ingestd.daemon import client_of
+    from ingestd.dicomweb import DicomWebError, NotAuthorized, TokenError, Unavailable
+    from ingestd.sender import probe_profile
+
+    url = config.destination.url
+    with client_of(config.destination) as client:
+        try:
+            client.prepare()
+            began = time.monotonic()
+            page = client.search_studies(limit=1)
+            took = time.monotonic() - began
+            profile = probe_profile(client)
+        except TokenError as error:
+            yield _bad("auth", str(error))
+            return
+        except NotAuthorized as error:
+            advice = "look at auth; on Azure the identity needs the role DICOM Data Owner"
+            yield _bad("server", f"{url}: {error}", advice)
+            return
+        except Unavailable as error:
+            advice = "ingestd can start: it takes files in, and sends them when the server is back"
+            yield _bad("server", f"{url}: {error}", advice, code=ExitCode.TIMEOUT)
+            return
+        except DicomWebError as error:
+            yield _bad("server", f"{url}: {error}", "is this the address of the DICOMweb service itself?")
+            return
+    yield _ok("server", f"{url} answers in {took * 1000:.0f} ms")
+    feed = (
+        f"change feed version {profile.feed_version}" if profile.has_feed else "no change feed: it is asked by queries"
+    )
+    duplicates = "refuses duplicates" if profile.refuses_duplicates else "may keep an older object under the same UIDs"
+    yield _ok("server", f"kind {profile.kind}; {feed}; {duplicates}")
+    if page.server_date is not None:
+        yield _clock(page.server_date, within=timedelta(seconds=took + 1))
+
+
+def _clock(server_date: datetime, *, within: timedelta) -> Finding:
+    skew = server_date - datetime.now(UTC)
+    text = f"the server's clock is {ago(abs(skew).total_seconds())} {'ahead' if skew > timedelta(0) else 'behind'}"
+    if abs(skew) > MOST_SKEW + within:
+        return _note("clock", text, "set the clocks by NTP; ingestd allows for it, tokens and certificates may not")
+    return _ok("clock", "agrees with the server's")
