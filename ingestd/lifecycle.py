@@ -360,6 +360,7 @@ class Part:
     sop_class_uid: str = ""  # for the File Meta that is written in front of a file without one
     being_created_since: datetime | None = None  # the first of its answers 45071 in a row, if the last one was that
     reencoded: bool = False  # the path is the Explicit VR Little Endian copy
+    replaces: bool = False  # a person decided (`resolve --replace`) that it takes the place of what the server has: PUT
     generated_meta: bool = False  # the file has no File Meta: one is written in front while sending
 
 
