@@ -332,12 +332,12 @@ def _tls(config: Config) -> Iterator[Finding]:
 
 
 def _server(config: Config) -> Iterator[Finding]:
-    from ingestd.daemon import client_of
+    from ingestd.daemon.wiring import client_of
     from ingestd.dicomweb import DicomWebError, NotAuthorized, TokenError, Unavailable
     from ingestd.sender import probe_profile
 
     url = config.destination.url
-    with client_of(config.destination) as client:
+    with client_of(config) as client:
         try:
             client.prepare()
             began = time.monotonic()

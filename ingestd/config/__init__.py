@@ -4,7 +4,7 @@ Attribute names are the keys of the file (``config.example.yaml`` shows them all
 sizes are bytes, paths are absolute. ``auto`` is ``None`` where a duration stands. Nothing else in ingestd reads YAML.
 """
 
-from .load import ConfigError, find_file, load, parse
+from .reading import ConfigError, find_file, load, parse
 from .model import (
     AZURE_HOST,
     Auth,

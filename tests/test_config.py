@@ -1,0 +1,552 @@
+"""YAML to one frozen Config: what is accepted, and that every problem is said at once, with its key and line."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from ingestd.config import (
+    AzureAuth,
+    BasicAuth,
+    BearerAuth,
+    Config,
+    ConfigError,
+    Inbox,
+    NoAuth,
+    Spool,
+    find_file,
+    format_duration,
+    format_size,
+    load,
+    parse,
+    parse_duration,
+    parse_size,
+)
+
+PROJECT = Path(__file__).resolve().parents[1]
+EXAMPLE = PROJECT / "config.example.yaml"
+THE_ISSUES_OWN = """
+inboxes:
+  - path: ./drop
+    take: move            # move | in_place
+    settle: 2s
+spool: ./spool
+batch: {quiet_period: 5s, max_wait: 60s, max_bytes: 64MB, max_instances: 200}
+destination: {url: "http://127.0.0.1:8080/v2", auth: none}
+ledger: sqlite:///ledger.db
+"""
+LEAST = """
+inboxes: [{path: drop}]
+spool: spool
+destination: {url: "http://127.0.0.1:8080/v2"}
+ledger: sqlite:///ledger.db
+"""
+
+
+def parsed(text: str, *, base: Path = Path("/site")) -> Config:
+    return parse(text, base=base)
+
+
+def with_destination(text: str) -> str:
+    return LEAST.replace('destination: {url: "http://127.0.0.1:8080/v2"}', f"destination: {text}")
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parsed(text)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def found_in(text: str) -> list[str] | None:
+    """The problems of a text, None where it has none."""
+    try:
+        parsed(text)
+    except ConfigError as error:
+        return [str(problem) for problem in error.problems]
+    return None
+
+
+def test_the_shortest_form_is_accepted_as_documented():
+    config = parsed(THE_ISSUES_OWN)
+
+    assert config.inboxes == (Inbox(path=Path("/site/drop"), take="move", settle=timedelta(seconds=2)),)
+    assert config.spool == Spool(path=Path("/site/spool"))
+    assert config.batch.max_bytes == 64_000_000
+    assert config.batch.max_wait == timedelta(minutes=1)
+    assert config.destination.auth == NoAuth()
+    assert config.ledger == "sqlite:////site/ledger.db"
+    assert config.ledger_file == Path("/site/ledger.db")
+
+
+def test_relative_paths_count_from_the_files_folder_wherever_it_is_read_from(tmp_path, monkeypatch):
+    (tmp_path / "etc").mkdir()
+    file = tmp_path / "etc" / "config.yaml"
+    file.write_text(THE_ISSUES_OWN)
+    monkeypatch.chdir(tmp_path)
+
+    config = load(Path("etc/config.yaml"))
+
+    assert config.inboxes[0].path == tmp_path / "etc" / "drop"
+    assert config.spool.path == tmp_path / "etc" / "spool"
+    assert config.ledger_file == tmp_path / "etc" / "ledger.db"
+
+
+def test_absolute_and_home_paths_are_kept():
+    text = THE_ISSUES_OWN.replace("./drop", "/srv/drop").replace("./spool", "~/spool")
+    config = parsed(text.replace("sqlite:///ledger.db", "sqlite:////var/lib/ledger.db"))
+
+    assert config.inboxes[0].path == Path("/srv/drop")
+    assert config.spool.path == Path.home() / "spool"
+    assert config.ledger == "sqlite:////var/lib/ledger.db"
+
+
+def test_the_file_is_looked_for_in_the_documented_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("INGESTD_CONFIG", raising=False)
+    monkeypatch.setattr("ingestd.config.reading.PLACES", (Path("config.yaml"), tmp_path / "etc" / "config.yaml"))
+
+    with pytest.raises(ConfigError, match="-c FILE"):
+        find_file()
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "config.yaml").touch()
+    assert find_file() == tmp_path / "etc" / "config.yaml"
+    (tmp_path / "config.yaml").touch()
+    assert find_file() == Path("config.yaml")
+    monkeypatch.setenv("INGESTD_CONFIG", "/from/environment.yaml")
+    assert find_file() == Path("/from/environment.yaml")
+    assert find_file(Path("/from/option.yaml")) == Path("/from/option.yaml")
+
+
+def test_every_problem_is_said_at_once_with_key_and_line():
+    text = """
+inboxes:
+  - path: drop
+    take: mov
+    setle: 2s
+  - path: drop/inner
+    priority: "3"
+spool: {path: drop/spool, retain: forever}
+batch: {quiet_period: 5, max_instances: 0}
+destination: {url: "ftp://x"}
+bogus: 3
+"""
+
+    assert problems(text) == [
+        "line 2: ledger: is required",
+        "line 3: inboxes[0].path: has inboxes[1].path inside it; put one of them elsewhere",
+        "line 3: inboxes[0].path: has spool.path inside it; put one of them elsewhere",
+        "line 4: inboxes[0].take: must be one of move, in_place",
+        "line 5: inboxes[0].setle: unknown key; did you mean settle?",
+        "line 7: inboxes[1].priority: must be a whole number",
+        "line 8: spool.retain: must be a duration with its unit, like 30s, 15m, 24h or 1h30m",
+        "line 9: batch.quiet_period: must be a duration with its unit, like 30s, 15m, 24h or 1h30m",
+        "line 9: batch.max_instances: must be at least 1",
+        "line 10: destination.url: must be an http:// or https:// address",
+        "line 11: bogus: unknown key",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text,problem",
+    [
+        ("", "the configuration is empty"),
+        ("# nothing\n", "the configuration is empty"),
+        ("- a\n", "line 1: the configuration must be a mapping of keys to values"),
+        ("a: [\n", "line 2: not valid YAML: expected the node content, but found '<stream end>'"),
+        ("a: *b\n", "line 1: not valid YAML: found undefined alias 'b'"),
+        ("a: !!python/object:os.system x\n", None),
+        ("a: 2026-99-99\n", None),
+        ("? [a, b]\n: c\n", None),
+    ],
+)
+def test_what_is_no_configuration_is_said_so(text, problem):
+    found = problems(text)
+
+    assert problem is None or problem.partition(": ")[2] in found[0] or problem == found[0]
+
+
+def test_a_key_that_stands_twice_is_a_problem():
+    text = LEAST + "shutdown_grace: 1s\nshutdown_grace: 2s\n"
+
+    assert problems(text) == ["line 7: shutdown_grace: stands twice, on lines 6 and 7; keep one"]
+
+
+def test_a_section_with_everything_commented_out_has_its_defaults():
+    text = LEAST + "batch:\n  # max_wait: 1s\nretry:\nreconcile:\nreader:\nlogging:\n"
+
+    assert parsed(text) == parsed(LEAST)
+
+
+def test_aliases_that_point_into_themselves_do_not_hang():
+    assert problems("a: &a [*a]\n")
+
+
+def test_a_file_that_is_not_text_names_the_line(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(b"a: 1\nb: \xff\n")
+
+    with pytest.raises(ConfigError, match="line 2: not UTF-8 text"):
+        load(file)
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text,value",
+    [
+        ("500ms", 0.5),
+        ("2s", 2),
+        ("15m", 900),
+        ("24h", 86400),
+        ("1d", 86400),
+        ("1w", 604800),
+        ("1h30m", 5400),
+        ("0s", 0),
+    ],
+)
+def test_durations_have_units(text, value):
+    assert parse_duration(text) == timedelta(seconds=value)
+
+
+@pytest.mark.parametrize("text", ["5", 5, 5.0, True, None, "", "s", "5 parsecs", "-5s", "5s5", "1e3s", "99999w", []])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="must be a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    "text,value",
+    [("64MB", 64_000_000), ("256MiB", 2**28), ("1.5GB", 1_500_000_000), ("10 kB", 10_000), ("7B", 7), ("1tib", 2**40)],
+)
+def test_sizes_have_units(text, value):
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize("text", ["5", "MB", -1, True, 1.5, None, "5MBs", "-5MB", []])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="must be a size"):
+        parse_size(text)
+
+
+def test_a_bare_number_is_no_size_in_a_file():
+    assert problems(LEAST + "batch: {max_bytes: 64000000}\n") == [
+        "line 6: batch.max_bytes: must be a size with its unit, like 64MB or 256MiB"
+    ]
+
+
+@given(st.integers(0, 10**15))
+def test_a_size_is_written_as_it_is_read(size):
+    assert parse_size(format_size(size)) == size
+
+
+@given(st.integers(0, 10**9).map(lambda seconds: timedelta(milliseconds=seconds * 10)))
+def test_a_duration_is_written_as_it_is_read(duration):
+    assert parse_duration(format_duration(duration)) == duration
+
+
+@pytest.mark.parametrize(
+    "drop,spool,ledger",
+    [
+        ("a", "a", "l.db"),
+        ("a/b", "a", "l.db"),
+        ("a", "a/b", "l.db"),
+        ("a/../b", "b/./c", "l.db"),
+        ("a", "b", "a/l.db"),
+    ],
+)
+def test_folders_inside_one_another_are_refused(drop, spool, ledger):
+    text = LEAST.replace("path: drop", f"path: {drop}").replace("spool: spool", f"spool: {spool}")
+
+    assert len(problems(text.replace("ledger.db", ledger))) == 1
+
+
+def test_a_link_does_not_hide_that_two_names_are_one_folder(tmp_path):
+    (tmp_path / "spool" / "inside").mkdir(parents=True)
+    (tmp_path / "drop").symlink_to(tmp_path / "spool" / "inside")
+
+    with pytest.raises(ConfigError, match=r"inboxes\[0\].path: lies inside spool"):
+        parsed(LEAST, base=tmp_path)
+
+
+def test_the_ledger_may_live_in_the_spool():
+    assert parsed(LEAST.replace("///ledger.db", "///spool/ledger.db")).ledger_file == Path("/site/spool/ledger.db")
+
+
+@pytest.mark.parametrize(
+    "url,said",
+    [
+        ("ftp://host/v2", "must be an http"),
+        ("host/v2", "must be an http"),
+        ("http://user:secret@host/v2", "must not carry a user name or password"),
+        ("http://host/v2?x=1", "without ? or #"),
+        ("http://host:99999/v2", "is no address"),
+        ("http://ho st/v2", "spaces or control"),
+        ("https://w-s.dicom.azurehealthcareapis.com", "write https://w-s.dicom.azurehealthcareapis.com/v2"),
+        ("https://w-s.dicom.azurehealthcareapis.com/v3", "/v2"),
+        ("http://w-s.dicom.azurehealthcareapis.com/v2", "must be https://"),
+    ],
+)
+def test_an_address_that_cannot_work_is_refused_with_advice(url, said):
+    [problem] = problems(with_destination(f'{{url: "{url}"}}'))
+
+    assert said in problem
+    assert "secret" not in problem
+
+
+def test_a_trailing_slash_is_not_part_of_the_address():
+    assert parsed(with_destination('{url: "http://host/v2/"}')).destination.url == "http://host/v2"
+
+
+@pytest.mark.parametrize(
+    "auth,expected",
+    [
+        ("none", NoAuth()),
+        ("{kind: bearer, token_file: t}", BearerAuth(kind="bearer", token_file=Path("/site/t"))),
+        ("{kind: bearer, token_env: TOKEN}", BearerAuth(kind="bearer", token_env="TOKEN")),
+        (
+            "{kind: basic, username: u, password_file: p}",
+            BasicAuth(kind="basic", username="u", password_file=Path("/site/p")),
+        ),
+        ("azure", AzureAuth(kind="azure")),
+        ("{kind: azure, credential: managed_identity}", AzureAuth(kind="azure", credential="managed_identity")),
+    ],
+)
+def test_ways_to_say_who_we_are(auth, expected):
+    assert parsed(with_destination(f'{{url: "https://host/v2", auth: {auth}}}')).destination.auth == expected
+
+
+@pytest.mark.parametrize(
+    "auth,said",
+    [
+        ("kerberos", "kind must be one of none, bearer, basic, azure"),
+        ("{}", "needs kind"),
+        ("", "must be a section"),
+        ("bearer", "needs either token_file or token_env"),
+        ("{kind: bearer, token_file: a, token_env: B}", "needs either token_file or token_env"),
+        ("{kind: bearer, token_env: 'A B'}", "name of an environment variable"),
+        ("{kind: basic, username: 'a:b', password_env: P}", "must not contain a colon"),
+        ("{kind: basic, password_env: P}", "destination.auth.username: is required"),
+        ("{kind: azure, credential: secret}", "needs tenant_id, client_id, client_secret_file"),
+        ("{kind: azure, credential: cli, client_id: x}", "does not use client_id"),
+        ("{kind: none, username: x}", "destination.auth.username: unknown key"),
+    ],
+)
+def test_ways_that_cannot_work_are_refused(auth, said):
+    found = problems(with_destination(f'{{url: "https://host/v2", auth: {auth}}}'))
+
+    assert any(said in problem for problem in found), found
+
+
+@pytest.mark.parametrize("key", ["password", "token", "client_secret"])
+def test_a_secret_in_the_file_is_refused_and_not_repeated(key):
+    kind = {"password": "basic", "token": "bearer", "client_secret": "azure"}[key]
+    text = with_destination(f'{{url: "https://host/v2", auth: {{kind: {kind}, {key}: hunter2}}}}')
+
+    found = "\n".join(problems(text))
+
+    assert f"destination.auth.{key}: secrets do not belong into this file" in found
+    assert "hunter2" not in found
+
+
+def test_a_token_never_goes_over_plain_http_to_azure_auth():
+    text = with_destination('{url: "http://host/v2", auth: azure}')
+
+    assert "needs an https:// url" in problems(text)[0]
+    assert parsed(text.replace("//host/", "//127.0.0.1:8080/")).destination.auth.kind == "azure"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "retry: {base: 1h, cap: 1m}",
+        "reader: {memory: 1MB}",
+        "ledger: postgresql://host/db",
+        "ledger: 'sqlite://'",
+        "ledger: 'sqlite:///:memory:'",
+        "inboxes: []",
+        "inboxes: {path: drop}",
+        "inboxes: [drop]",
+        "inboxes: [{path: drop, ignore: '*.bak'}]",
+        "inboxes: [{path: drop, ignore: [1]}]",
+        "inboxes: [{path: ' '}]",
+        "spool: 5",
+        "logging: {level: loud}",
+        "logging: 3",
+        "shutdown_grace: -1s",
+        "reconcile: {interval: 0s}",
+        "destination: {url: 'http://host/v2', api_version: 1}",
+        "destination: {url: 'http://host/v2', tls: {ca_file: ca.pem}}",
+        "destination: {url: 'https://host/v2', tls: {client_key: key.pem}}",
+        "destination: {url: 'https://host/v2', max_posts: yes}",
+    ],
+)
+def test_values_that_cannot_work_are_refused(section):
+    name = section.partition(":")[0]
+    kept = [line for line in LEAST.strip().splitlines() if not line.startswith(f"{name}:")]
+
+    found = problems("\n".join([*kept, section]))
+
+    assert len(found) == 1
+    assert name in found[0]
+
+
+def test_the_object_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        parsed(LEAST).spool = Spool(path=Path("/elsewhere"))
+
+
+def test_an_inboxs_name_follows_its_path_and_nothing_else():
+    one = Inbox(path=Path("/srv/CT 1/ünïcode"))
+
+    assert one.name == Inbox(path=Path("/srv/CT 1/ünïcode"), priority=5).name
+    assert one.name != Inbox(path=Path("/srv/CT 2/ünïcode")).name
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}", one.name)
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
+def test_any_folders_name_makes_a_name_that_is_safe_in_a_path(name):
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}", Inbox(path=Path("/srv") / name).name)
+
+
+@given(st.text(max_size=200))
+def test_no_text_makes_anything_but_a_config_or_its_problems(text):
+    assert found_in(text) != []
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [*Config.model_fields, *Inbox.model_fields, *Spool.model_fields, "url", "auth", "kind", "tls"]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_no_structure_makes_anything_but_a_config_or_its_problems(values):
+    assert found_in(yaml.safe_dump(values)) != []
+
+
+# What the example shows, taken apart: every key, commented out or not, with the value that stands beside it.
+
+_KEY = re.compile(r"^(?P<indent> {0,4}(?:- )?)(?P<hash># )?(?P<key>[a-z_]+):(?: (?P<value>[^#]*?))?(?P<note>\s*#.*)?$")
+
+
+def shown_keys() -> dict[str, tuple[str, bool]]:
+    """Dotted key: its text in the example, and whether that is said to be only an example of a value."""
+    shown: dict[str, tuple[str, bool]] = {}
+    section: list[tuple[int, str]] = []
+    for line in EXAMPLE.read_text().splitlines():
+        found = _KEY.match(line)
+        if found is None or (
+            line.startswith("#") and found["hash"] and not found["indent"] and found["key"] not in ROOTS
+        ):
+            continue
+        indent = len(found["indent"])
+        while section and section[-1][0] >= indent:
+            section.pop()
+        key = ".".join([*(name for _, name in section), found["key"]])
+        shown[key] = ((found["value"] or "").strip(), "# example" in (found["note"] or ""))
+        if not found["value"] and not found["hash"]:
+            section.append((indent, found["key"]))
+    return shown
+
+
+ROOTS = set(Config.model_fields)
+
+
+def model_keys() -> dict[str, object]:
+    """Dotted key: its default, over all sections; required keys have ``...``."""
+    found: dict[str, object] = {}
+
+    def walk(model: type[BaseModel], above: str) -> None:
+        for name, field in model.model_fields.items():
+            inner = [kind for kind in _models_in(field.annotation) if kind is not model]
+            if inner:
+                for kind in inner:
+                    walk(kind, f"{above}{name}.")
+            else:
+                found[above + name] = ... if field.is_required() else field.default
+
+    walk(Config, "")
+    return found
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def test_the_example_works_as_it_stands():
+    config = load(EXAMPLE)
+
+    assert config.destination.url == "http://127.0.0.1:8080/v2"
+    assert config == parse(LEAST.replace("path: drop", "path: ./drop"), base=PROJECT)
+
+
+def test_the_example_shows_every_key_and_no_other():
+    leaves = {key for key, (value, _) in shown_keys().items() if value}
+
+    assert leaves == set(model_keys())
+
+
+@pytest.mark.parametrize("key", [key for key in model_keys() if key != "destination.auth.kind"])
+def test_the_example_shows_each_default(key):
+    default = model_keys()[key]
+    text, is_example = shown_keys()[key]
+
+    shown = {"auto": None}.get(text, text)
+    if default is ... or is_example:
+        assert text
+    elif isinstance(default, timedelta):
+        assert parse_duration(text) == default
+    elif isinstance(default, int) and not text.isdigit():
+        assert parse_size(text) == default
+    elif isinstance(default, tuple):
+        assert text == "[]"
+    elif default is None:
+        assert shown is None
+    else:
+        assert text == str(default)
+
+
+def test_a_key_shown_as_an_example_has_no_default_to_show():
+    examples = {key for key, (_, is_example) in shown_keys().items() if is_example}
+    without_default = {key for key, default in model_keys().items() if default in (None, ...)}
+
+    assert examples <= without_default
+
+
+def test_the_package_brings_the_example(tmp_path):
+    assert EXAMPLE.is_file()
+    assert 'config.example.yaml" = "share/ingestd/config.example.yaml"' in (PROJECT / "pyproject.toml").read_text()
+
+
+def test_reading_depends_on_no_environment_beyond_the_documented(tmp_path, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("INGESTD_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("INGESTD_SPOOL", "/elsewhere")
+
+    assert parsed(LEAST).spool.path == Path("/site/spool")
