@@ -24,7 +24,6 @@ from ingestd.config import (
     NoAuth,
     Spool,
     find_file,
-    format_duration,
     format_size,
     load,
     parse,
@@ -251,11 +250,6 @@ def test_a_bare_number_is_no_size_in_a_file():
 @given(st.integers(0, 10**15))
 def test_a_size_is_written_as_it_is_read(size):
     assert parse_size(format_size(size)) == size
-
-
-@given(st.integers(0, 10**9).map(lambda seconds: timedelta(milliseconds=seconds * 10)))
-def test_a_duration_is_written_as_it_is_read(duration):
-    assert parse_duration(format_duration(duration)) == duration
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ Attribute names are the keys of the file (``config.example.yaml`` shows them all
 sizes are bytes, paths are absolute. ``auto`` is ``None`` where a duration stands. Nothing else in ingestd reads YAML.
 """
 
-from .reading import ConfigError, find_file, load, parse
 from .model import (
     AZURE_HOST,
     Auth,
@@ -23,8 +22,9 @@ from .model import (
     Spool,
     TlsSection,
 )
+from .reading import ConfigError, find_file, load, parse
 from .source import Problem
-from .units import format_duration, format_size, parse_duration, parse_size
+from .units import format_size, parse_duration, parse_size
 
 __all__ = [
     "AZURE_HOST",
@@ -46,7 +46,6 @@ __all__ = [
     "Spool",
     "TlsSection",
     "find_file",
-    "format_duration",
     "format_size",
     "load",
     "parse",

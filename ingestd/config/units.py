@@ -39,15 +39,6 @@ def parse_size(text: object) -> int:
     return round(float(found[1]) * _BYTES[found[2].lower()])
 
 
-def format_duration(value: timedelta) -> str:
-    """Write a duration as a configuration would have it: the largest unit that leaves no fraction."""
-    seconds = value.total_seconds()
-    for unit, size in sorted(_SECONDS.items(), key=lambda pair: -pair[1]):
-        if unit != "w" and seconds >= size and round(seconds / size, 6).is_integer():
-            return f"{round(seconds / size)}{unit}"
-    return f"{seconds:g}s"
-
-
 def format_size(value: int) -> str:
     """Write a size as a configuration would have it: the largest unit that leaves no fraction."""
     names = {name: size for name, size in _BYTES.items() if size > 1}
