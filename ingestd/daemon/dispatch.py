@@ -6,8 +6,8 @@ claimed. The destination's pause is kept here, and written for ``ingestd status`
 
 from __future__ import annotations
 
-import random
 from datetime import datetime, timedelta
+from random import SystemRandom
 
 import structlog
 
@@ -34,7 +34,8 @@ class Dispatch:
         self._backoff = backoff
         self._most_attempts = most_attempts
         self._log = structlog.get_logger()
-        self.destination = DestinationState(backoff=backoff, jitter=random.random)
+        self._jitter = SystemRandom().random
+        self.destination = DestinationState(backoff=backoff, jitter=self._jitter)
         self._results: list[tuple[BatchResult, Verdict]] = []
         self._paused: Pause | None = None
         self._resumed = False
@@ -99,9 +100,9 @@ class Dispatch:
     def record(self, moves: Moves, now: Now, *, claim: bool) -> None:
         """Write results, the destination's state and, last, the claims."""
         for result, verdict in self._results:
-            finished = moves.finish(result, now=now.utc, backoff=self._backoff, jitter=random.random())
+            finished = moves.finish(result, now=now.utc, backoff=self._backoff, jitter=self._jitter())
             if verdict.charge_study:
-                moves.charge_study(result.batch.study_uid, now=now.utc, backoff=self._backoff, jitter=random.random())
+                moves.charge_study(result.batch.study_uid, now=now.utc, backoff=self._backoff, jitter=self._jitter())
             if finished.lost:
                 self._log.warning("batch.rows_moved_meanwhile", attempt_id=result.batch.attempt_id, rows=finished.lost)
         if self._kind is not None:

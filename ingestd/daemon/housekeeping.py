@@ -38,7 +38,7 @@ _COUNTED = (
 class Housekeeping:
     """Tidies up between ticks. Main thread only."""
 
-    def __init__(  # noqa: PLR0913 - the rooms it tidies
+    def __init__(
         self,
         *,
         ledger: Ledger,

@@ -21,7 +21,7 @@ from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Expect, Inboxes, NotTaken, Spool, Taken, WhyNot
 from ingestd.ledger import Holder, Judged, Ledger, Moves, NewCandidate
 from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, Sameness, SourceStat, State
-from ingestd.reader import CompareJob, InspectJob, Inspection, Read, Verdict
+from ingestd.reader import CompareJob, Inspection, InspectJob, Read, Verdict
 
 # A file that kills its reader this often is set aside.
 _KILLS_MOST = 2
@@ -84,9 +84,7 @@ def source_of(found: Inspection) -> SourceStat:
 class Intake:
     """Everything between a settled file and its row. Main thread only."""
 
-    def __init__(  # noqa: PLR0913 - the rooms it marries
-        self, *, inboxes: Inboxes, spool: Spool, mover: Mover[Hand], desk: ReaderDesk, ledger: Ledger
-    ) -> None:
+    def __init__(self, *, inboxes: Inboxes, spool: Spool, mover: Mover[Hand], desk: ReaderDesk, ledger: Ledger) -> None:
         """Join the rooms; nothing starts yet."""
         self._inboxes = inboxes
         self._spool = spool
@@ -128,7 +126,7 @@ class Intake:
     def gather(self, now: Now, *, accepting: bool) -> None:
         """Collect what the inboxes, the readers and the mover have; writes nothing."""
         for context, read in self._desk.take(Owner.INTAKE):
-            assert isinstance(context, Hand)  # noqa: S101 - we put it there
+            assert isinstance(context, Hand)
             self._read.append((context, read))
         self._moved += self._mover.collect()
         room = _IN_HAND_MOST - len(self._in_hand)
@@ -226,7 +224,7 @@ class Intake:
             lambda key: InspectJob(key=key, path=str(candidate.path), expect=candidate.source, durable=durable),
         )
 
-    def _judge(  # noqa: PLR0913 - it sorts one answer into the piles
+    def _judge(
         self,
         hand: Hand,
         read: Read,
@@ -272,7 +270,7 @@ class Intake:
         self._acts.append(partial(self._in_hand.discard, hand))
 
     def _take(self, hand: Hand, arrivals: list[Hand]) -> None:
-        assert hand.inspection is not None  # noqa: S101 - set by the caller
+        assert hand.inspection is not None
         if hand.candidate.in_place:
             hand.arrival = self._arrival(hand, path=str(hand.candidate.path), source_removed=True)
             arrivals.append(hand)
@@ -316,9 +314,9 @@ class Intake:
 
     def _arrival(self, hand: Hand, *, path: str, source_removed: bool) -> Arrival:
         found = hand.inspection
-        assert found is not None  # noqa: S101 - only inspected files arrive
+        assert found is not None
         identity = identity_of(found)
-        assert identity is not None  # noqa: S101 - WHOLE has all three, admit_anyway asked for them
+        assert identity is not None
         candidate = hand.candidate
         return Arrival(
             candidate_id=hand.candidate_id,
@@ -340,7 +338,7 @@ class Intake:
         )
 
     def _refusal(self, hand: Hand, *, path: str) -> Refusal:
-        assert hand.refused is not None  # noqa: S101 - set by _set_aside
+        assert hand.refused is not None
         reason, note = hand.refused
         candidate = hand.candidate
         return Refusal(
@@ -366,8 +364,8 @@ class Intake:
             if row.needs_compare and row.holder is not None:
                 self._acts.append(partial(self._compare, hand, row.holder))
                 continue
-            assert row.entry_id is not None  # noqa: S101 - admitted rows have an id
-            assert row.state is not None  # noqa: S101 - and a state
+            assert row.entry_id is not None
+            assert row.state is not None
             if hand.former is not None:
                 moves.readmitted(hand.former, row.entry_id, now=now.utc)
             self._acts.append(partial(self._finish, hand, row.entry_id, row.state))

@@ -24,7 +24,7 @@ from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now, read_clocks, utc_now
 from ingestd.daemon.proof import Proof
 from ingestd.daemon.rework import Rework
-from ingestd.inbox import Candidate, InboxPolicy, Inboxes, Spool
+from ingestd.inbox import Candidate, Inboxes, InboxPolicy, Spool
 from ingestd.ledger import Ledger, LedgerError
 from ingestd.reader import Readers
 from ingestd.reconciler import Reconciler
@@ -205,7 +205,7 @@ class Daemon:
         )
 
     def stop(self, grace: timedelta) -> None:
-        """Stop claiming, finish the posts in flight within ``grace``, and close; the rest is found at the next start."""
+        """Stop claiming, finish the posts in flight within ``grace``, close; the next start finds the rest."""
         self.stopping = True
         self.dispatch.stopping = True
         deadline = read_clocks().mono + grace.total_seconds()

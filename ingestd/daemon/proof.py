@@ -8,12 +8,12 @@ start-up empties.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from random import SystemRandom
 
 import structlog
 
@@ -49,7 +49,7 @@ _ROWS_MOST = 1000
 class Proof:
     """Settles what is not proven yet. Main thread only."""
 
-    def __init__(  # noqa: PLR0913 - the rooms it marries
+    def __init__(
         self,
         *,
         reconciler: Reconciler,
@@ -68,6 +68,7 @@ class Proof:
         self._interval = interval
         self._backoff = backoff
         self._log = structlog.get_logger()
+        self._jitter = SystemRandom().random
         self.rules = rules
         self._answers: list[Answer] = []
         self._reads: list[tuple[Finding, Read]] = []
@@ -91,7 +92,7 @@ class Proof:
         """Collect answers and comparisons, and plan what is asked next; writes nothing."""
         self._answers += self._reconciler.collect()
         for context, read in self._desk.take(Owner.PROOF):
-            assert isinstance(context, Finding)  # noqa: S101 - we put it there
+            assert isinstance(context, Finding)
             self._reads.append((context, read))
         if self.rules is None:
             return
@@ -116,7 +117,7 @@ class Proof:
         for finding, read in self._reads:
             self._settle_comparison(finding, read, moves, outcomes, now)
         if outcomes:
-            applied = moves.apply(outcomes, now=now.utc, backoff=self._backoff, jitter=random.random())
+            applied = moves.apply(outcomes, now=now.utc, backoff=self._backoff, jitter=self._jitter())
             self._acts.append(partial(self._tell, outcomes, applied.lost))
 
     def committed(self) -> None:
@@ -194,7 +195,7 @@ class Proof:
 
     def _settle_study(self, answer: StudyAnswer, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
         rules = self.rules
-        assert rules is not None  # noqa: S101 - questions are only asked with rules
+        assert rules is not None
         found = {finding.row.entry_id for finding in answer.findings}
         unasked = [row.entry_id for row in answer.question.rows if row.entry_id not in found]
         if unasked:
@@ -224,7 +225,7 @@ class Proof:
         self._desk.ask(Owner.PROOF, finding, lambda key: CompareJob(key=key, ours=ours, theirs=str(copy)))
 
     def _settle_comparison(self, finding: Finding, read: Read, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
-        assert self.rules is not None  # noqa: S101 - see _settle_study
+        assert self.rules is not None
         sameness = _sameness(finding, read)
         if sameness is None:
             # Nothing was learnt (our file is gone, or the copy could not be read now): ask again later.

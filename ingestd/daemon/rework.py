@@ -74,7 +74,7 @@ class Rework:
     def gather(self, now: Now) -> None:
         """Collect what was read, and take up new wants; writes nothing."""
         for context, read in self._desk.take(Owner.REWORK):
-            assert isinstance(context, _Work)  # noqa: S101 - we put it there
+            assert isinstance(context, _Work)
             self._reads.append((context, read))
         if now.mono < self._look_at:
             return
@@ -222,7 +222,7 @@ class Rework:
         self._desk.ask(Owner.REWORK, work, lambda key: CompareJob(key=key, ours=ours, theirs=theirs))
 
     def _settle_compared(self, work: _Work, holder_id: int, read: Read, moves: Moves, now: Now) -> None:
-        assert work.arrival is not None  # noqa: S101 - set before the comparison was asked for
+        assert work.arrival is not None
         judged = Judged(holder_id=holder_id, sameness=Sameness(read.sameness) if read.sameness else Sameness.OTHER)
         moves.reread(work.need.entry_id, work.arrival, judged=judged, now=now.utc)
         self._acts.append(partial(self._in_work.discard, work.need.entry_id))

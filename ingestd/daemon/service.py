@@ -92,7 +92,7 @@ def run_forever(config: Config, *, reread: Callable[[], Config]) -> None:
 
 
 def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callable[[], Config]) -> Config:
-    """Turn the loop until it is asked to stop or has a new, valid configuration; give the configuration to go on with."""
+    """Turn the loop until it is to stop or has a new, valid configuration; give the one to go on with."""
     ready = False
     interval = notifier.watchdog_interval.total_seconds() if notifier.watchdog_interval else _NEVER
     alive_at = status_at = 0.0
@@ -125,7 +125,8 @@ def _reread(reread: Callable[[], Config], current: Config) -> Config | None:
     try:
         config = reread()
     except ConfigError as error:
-        log.error("config.refused", problems=len(error.problems))
+        # No traceback: the problems are the file's, and `ingestd check` names each.
+        log.error("config.refused", problems=len(error.problems))  # noqa: TRY400
         return None
     fixed = [
         name
