@@ -4,6 +4,11 @@ Knows nothing of ledgers, spools or batches; usable on its own. Importing it cos
 pydicom and azure-identity are imported by the calls that need them.
 """
 
+from ingestd.dicomweb.auth import Auth, AzureAuth, BasicAuth, BearerAuth, NoAuth
+from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage
+from ingestd.dicomweb.client import DicomWebClient
+from ingestd.dicomweb.deadlines import Timeouts
+from ingestd.dicomweb.decoding import DicomJson, tag_of, to_dataset, to_datasets, uid_of, value_of, values_of
 from ingestd.dicomweb.errors import (
     DicomWebError,
     FileChanged,
@@ -17,17 +22,50 @@ from ingestd.dicomweb.errors import (
     Unavailable,
     Unintelligible,
 )
+from ingestd.dicomweb.retrieving import Metadata, Retrieval, Saved
+from ingestd.dicomweb.searching import SearchPage, date_range
+from ingestd.dicomweb.store_body import StorePart
+from ingestd.dicomweb.store_result import Failed, Stored, StoreResult, failure_meaning, warning_meaning
+from ingestd.dicomweb.transport import Tls
 
 __all__ = [
+    "Auth",
+    "AzureAuth",
+    "BasicAuth",
+    "BearerAuth",
+    "ChangeFeedEntry",
+    "ChangeFeedPage",
+    "DicomJson",
+    "DicomWebClient",
     "DicomWebError",
+    "Failed",
     "FileChanged",
+    "Metadata",
     "MisconfiguredServer",
+    "NoAuth",
     "NotAuthorized",
     "NotFound",
     "Refused",
+    "Retrieval",
+    "Saved",
+    "SearchPage",
+    "StorePart",
+    "StoreResult",
+    "Stored",
     "Throttled",
+    "Timeouts",
+    "Tls",
     "TokenError",
     "TooLarge",
     "Unavailable",
     "Unintelligible",
+    "date_range",
+    "failure_meaning",
+    "tag_of",
+    "to_dataset",
+    "to_datasets",
+    "uid_of",
+    "value_of",
+    "values_of",
+    "warning_meaning",
 ]

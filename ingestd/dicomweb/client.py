@@ -1,0 +1,373 @@
+"""DicomWebClient: one method per operation, each a request built, sent and its answer read; nothing is decided here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO, Self
+from urllib.parse import urlsplit
+
+from ingestd.dicomweb import change_feed as feed
+from ingestd.dicomweb import searching
+from ingestd.dicomweb.auth import Auth
+from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage
+from ingestd.dicomweb.deadlines import Timeouts
+from ingestd.dicomweb.decoding import DicomJson
+from ingestd.dicomweb.errors import DicomWebError, Refused
+from ingestd.dicomweb.retrieving import Metadata, Retrieval, read_metadata
+from ingestd.dicomweb.searching import Filters, SearchPage
+from ingestd.dicomweb.store_body import StoreBody, StorePart
+from ingestd.dicomweb.store_result import StoreResult, read_store_answer
+from ingestd.dicomweb.transport import Tls, Transport, path_of
+
+ACCEPT_JSON = "application/dicom+json"
+_VERSION = re.compile(r"v?(\d+)(?:\.\d+)?(?:-prerelease)?", re.IGNORECASE)
+
+
+class DicomWebClient:
+    """A DICOMweb server below ``base_url``, its version segment included (``https://host/v2``).
+
+    Thread-safe; each thread has connections of its own. Nothing is retried but one request after a 401 with another
+    token. Every method raises DicomWebError of the class that says what it means; ValueError is a wrong call.
+    ``api_version`` is read from the URL (1, 2, or None for servers without) unless given; it decides how the change
+    feed is read. ``partition`` puts ``/partitions/{name}`` before every DICOMweb path (Azure conformance v2).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        auth: Auth | None = None,
+        tls: Tls | None = None,
+        timeouts: Timeouts | None = None,
+        api_version: int | None = None,
+        partition: str | None = None,
+    ) -> None:
+        self.transport = Transport(base_url, auth=auth, tls=tls, timeouts=timeouts)
+        self.api_version = api_version if api_version is not None else version_of(self.transport.base_url)
+        self._prefix = path_of("partitions", partition) if partition is not None else ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections; the client may still be used."""
+        self.transport.close()
+
+    @property
+    def base_url(self) -> str:
+        """The server's address, without a trailing slash."""
+        return self.transport.base_url
+
+    def prepare(self) -> None:
+        """Have a valid token ready, so that the next request does not wait for one; raises TokenError."""
+        self.transport.auth.header()
+
+    def store(
+        self,
+        parts: Sequence[StorePart | Path | BinaryIO],
+        *,
+        study_uid: str | None = None,
+        single: bool = False,
+        upsert: bool = False,
+        expire_after: timedelta | None = None,
+    ) -> StoreResult:
+        """Post one Store Transaction and say what became of each instance (PS3.18 §10.5).
+
+        Parts are streamed in order, their digests checked on the way. An instance that the server names in neither
+        sequence is in ``unnamed``: nothing is known of it. ``study_uid`` makes the server refuse other studies;
+        ``single`` sends one instance as plain ``application/dicom``; ``upsert`` is PUT, which replaces what is there,
+        and ``expire_after`` deletes the study later (both: Azure's managed service only).
+
+        Raises FileChanged (the request was killed; what it had sent may be stored), Unavailable, Throttled,
+        NotAuthorized, TokenError, Refused, TooLarge, MisconfiguredServer and Unintelligible; ``body_bytes_left`` and
+        ``nothing_was_stored`` of each say what the server may have seen.
+        """
+        body = StoreBody([StorePart.of(part) for part in parts], single=single)
+        headers = {"Content-Type": body.content_type, "Accept": ACCEPT_JSON}
+        if expire_after is not None:
+            headers["msdicom-expiry-time-milliseconds"] = str(max(1, round(expire_after / timedelta(milliseconds=1))))
+            headers["msdicom-expiry-option"] = "RelativeToNow"
+            headers["msdicom-expiry-level"] = "Study"
+        method = "PUT" if upsert else "POST"
+        path, route = "/studies", "/studies"
+        if study_uid is not None:
+            path, route = path_of("studies", study_uid), "/studies/{study}"
+        with self.transport.send(
+            method,
+            self._prefix + path,
+            route=route,
+            headers=headers,
+            body=body,
+            accepts=(200, 202, 204, 400, 409),
+        ) as answer:
+            what = f"{method} {route} on {self.transport.host}"
+            asked = [part.sop_uid for part in body.parts]
+            if answer.status == 204:
+                raise answer.unintelligible("the server says that it found no instance in the request")
+            if answer.status != 400:
+                return read_store_answer(answer, asked, what=what)
+            # A 400 is a refusal, unless it names instances in an answer of the standard's form.
+            try:
+                result = read_store_answer(answer, asked, what=what)
+            except DicomWebError as error:
+                raise self._refused(error, what) from None
+            if result.stored or result.failed or result.anonymous_failures:
+                return result
+            raise self._refused(answer.unintelligible(""), what)
+
+    @staticmethod
+    def _refused(error: DicomWebError, what: str) -> Refused:
+        return Refused(
+            f"{what}: the server answered 400 Bad Request; the request is not valid in the server's eyes",
+            status=400,
+            body_bytes_left=error.body_bytes_left,
+            server_date=error.server_date,
+            server_text=error.server_text,
+        )
+
+    def retrieve_study(self, study_uid: str, *, transfer_syntax: str = "*", original: bool = False) -> Retrieval:
+        """Retrieve all instances of a study, streamed (PS3.18 §10.4.1.1.1).
+
+        ``transfer_syntax`` "*" means as stored; ``original`` asks Azure for the version before any bulk update.
+        Raises NotFound here; what breaks off later raises while reading.
+        """
+        return self._retrieve(path_of("studies", study_uid), "/studies/{study}", transfer_syntax, original=original)
+
+    def retrieve_series(
+        self, study_uid: str, series_uid: str, *, transfer_syntax: str = "*", original: bool = False
+    ) -> Retrieval:
+        """Retrieve all instances of a series, streamed (PS3.18 §10.4.1.1.2); as ``retrieve_study``."""
+        path = path_of("studies", study_uid, "series", series_uid)
+        return self._retrieve(path, "/studies/{study}/series/{series}", transfer_syntax, original=original)
+
+    def retrieve_instance(
+        self, study_uid: str, series_uid: str, sop_uid: str, *, transfer_syntax: str = "*", original: bool = False
+    ) -> Retrieval:
+        """Retrieve one instance, streamed (PS3.18 §10.4.1.1.3); as ``retrieve_study``."""
+        path = path_of("studies", study_uid, "series", series_uid, "instances", sop_uid)
+        route = "/studies/{study}/series/{series}/instances/{instance}"
+        return self._retrieve(path, route, transfer_syntax, original=original)
+
+    def _retrieve(self, path: str, route: str, transfer_syntax: str, *, original: bool) -> Retrieval:
+        # The type must be quoted and the transfer syntax be named: else Azure answers 406.
+        headers = {"Accept": f'multipart/related; type="application/dicom"; transfer-syntax={transfer_syntax}'}
+        if original:
+            headers["msdicom-request-original"] = "true"
+        return Retrieval(self.transport.send("GET", self._prefix + path, route=route, headers=headers))
+
+    def retrieve_metadata(
+        self,
+        study_uid: str,
+        series_uid: str | None = None,
+        sop_uid: str | None = None,
+        *,
+        etag: str | None = None,
+        original: bool = False,
+    ) -> Metadata | None:
+        """Retrieve metadata of a study, series or instance (PS3.18 §10.4.1.1.5); None if ``etag`` still names it."""
+        path, route = resource(study_uid, series_uid, sop_uid)
+        headers = {"Accept": ACCEPT_JSON}
+        if etag:
+            headers["If-None-Match"] = etag
+        if original:
+            headers["msdicom-request-original"] = "true"
+        with self.transport.send(
+            "GET", f"{self._prefix}{path}/metadata", route=f"{route}/metadata", headers=headers, accepts=(200, 304)
+        ) as answer:
+            return None if answer.status == 304 else read_metadata(answer)
+
+    def delete(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> None:
+        """Delete a study, series or instance (Azure conformance v2, Delete); raises NotFound if nothing was there."""
+        path, route = resource(study_uid, series_uid, sop_uid)
+        self.transport.send("DELETE", self._prefix + path, route=route, accepts=(200, 202, 204)).close()
+
+    def search_studies(
+        self,
+        filters: Filters | None = None,
+        *,
+        include: Sequence[str] = (),
+        fuzzy: bool | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> SearchPage:
+        """Search for studies (PS3.18 §10.6): one page, as the server gives it.
+
+        ``filters`` are attributes by keyword or tag; ``include`` names attributes to return beside the default ones, or
+        ``all``. The server decides which filters it knows and how many results it gives at most (Azure: 200).
+        """
+        return self._search("studies", None, None, filters, include, fuzzy, limit, offset)
+
+    def search_series(
+        self,
+        filters: Filters | None = None,
+        *,
+        study_uid: str | None = None,
+        include: Sequence[str] = (),
+        fuzzy: bool | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> SearchPage:
+        """Search for series, everywhere or in one study; as ``search_studies``."""
+        return self._search("series", study_uid, None, filters, include, fuzzy, limit, offset)
+
+    def search_instances(
+        self,
+        filters: Filters | None = None,
+        *,
+        study_uid: str | None = None,
+        series_uid: str | None = None,
+        include: Sequence[str] = (),
+        fuzzy: bool | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> SearchPage:
+        """Search for instances, everywhere, in one study or in one series; as ``search_studies``."""
+        return self._search("instances", study_uid, series_uid, filters, include, fuzzy, limit, offset)
+
+    def find_studies(
+        self,
+        filters: Filters | None = None,
+        *,
+        include: Sequence[str] = (),
+        fuzzy: bool | None = None,
+        page_size: int = searching.PAGE_SIZE,
+        offset: int = 0,
+        most: int | None = None,
+    ) -> Iterator[DicomJson]:
+        """Search for studies and page by itself, to the end or to ``most`` results."""
+        return self._find("studies", None, None, filters, include, fuzzy, page_size, offset, most)
+
+    def find_series(
+        self,
+        filters: Filters | None = None,
+        *,
+        study_uid: str | None = None,
+        include: Sequence[str] = (),
+        fuzzy: bool | None = None,
+        page_size: int = searching.PAGE_SIZE,
+        offset: int = 0,
+        most: int | None = None,
+    ) -> Iterator[DicomJson]:
+        """Search for series and page by itself, to the end or to ``most`` results."""
+        return self._find("series", study_uid, None, filters, include, fuzzy, page_size, offset, most)
+
+    def find_instances(
+        self,
+        filters: Filters | None = None,
+        *,
+        study_uid: str | None = None,
+        series_uid: str | None = None,
+        include: Sequence[str] = (),
+        fuzzy: bool | None = None,
+        page_size: int = searching.PAGE_SIZE,
+        offset: int = 0,
+        most: int | None = None,
+    ) -> Iterator[DicomJson]:
+        """Search for instances and page by itself, to the end or to ``most`` results."""
+        return self._find("instances", study_uid, series_uid, filters, include, fuzzy, page_size, offset, most)
+
+    def _search(
+        self,
+        level: str,
+        study_uid: str | None,
+        series_uid: str | None,
+        filters: Filters | None,
+        include: Sequence[str],
+        fuzzy: bool | None,  # noqa: FBT001 - private, called from three places
+        limit: int | None,
+        offset: int,
+    ) -> SearchPage:
+        path, route = searching.search_path(level, study_uid, series_uid)
+        params = searching.search_params(filters, include=include, fuzzy=fuzzy, limit=limit, offset=offset)
+        with self.transport.send(
+            "GET",
+            self._prefix + path,
+            route=route,
+            params=params,
+            headers={"Accept": ACCEPT_JSON},
+            accepts=(200, 204, 206),
+        ) as answer:
+            return searching.read_results(answer)
+
+    def _find(
+        self,
+        level: str,
+        study_uid: str | None,
+        series_uid: str | None,
+        filters: Filters | None,
+        include: Sequence[str],
+        fuzzy: bool | None,  # noqa: FBT001 - as _search
+        page_size: int,
+        offset: int,
+        most: int | None,
+    ) -> Iterator[DicomJson]:
+        read: Callable[[int, int], SearchPage] = lambda start, limit: self._search(  # noqa: E731 - one expression
+            level, study_uid, series_uid, filters, include, fuzzy, limit, start
+        )
+        return searching.pages(read, level, page_size=page_size, offset=offset, most=most)
+
+    def change_feed(
+        self,
+        *,
+        start_at: datetime | None = None,
+        end_at: datetime | None = None,
+        offset: int = 0,
+        limit: int | None = None,
+        include_metadata: bool = False,
+    ) -> ChangeFeedPage:
+        """Read a page of the change feed (Azure conformance v2, Change feed).
+
+        v2: entries with start_at <= timestamp < end_at, ``offset`` rows skipped, at most ``limit`` (200). v1: entries
+        whose sequence lies in [offset + 1, offset + limit] (100), so a page may be empty in the middle of the feed.
+        Raises NotFound, or another Refused, from a server without a feed.
+        """
+        params = feed.feed_params(
+            version=self.api_version or 2,
+            start_at=start_at,
+            end_at=end_at,
+            offset=offset,
+            limit=limit,
+            include_metadata=include_metadata,
+        )
+        # Never below a partition: the feed covers them all.
+        with self.transport.send(
+            "GET", "/changefeed", route="/changefeed", params=params, headers={"Accept": "application/json"}
+        ) as answer:
+            return feed.read_page(answer)
+
+    def change_feed_latest(self, *, include_metadata: bool = False) -> ChangeFeedEntry | None:
+        """Read the newest entry of the change feed, None from an empty server; raises as ``change_feed``."""
+        params = [("includemetadata", "true" if include_metadata else "false")]
+        with self.transport.send(
+            "GET",
+            "/changefeed/latest",
+            route="/changefeed/latest",
+            params=params,
+            headers={"Accept": "application/json"},
+            accepts=(200, 204),
+        ) as answer:
+            return feed.read_latest(answer)
+
+
+def version_of(base_url: str) -> int | None:
+    """Read the API version from the URL's last segment (``/v2``), None if it has none."""
+    match = _VERSION.fullmatch(urlsplit(base_url).path.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def resource(study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> tuple[str, str]:
+    """Return the path of a study, series or instance, and the same without UIDs; raises ValueError for a gap."""
+    if sop_uid is not None and series_uid is None:
+        raise ValueError("an instance needs its series")
+    path, route = path_of("studies", study_uid), "/studies/{study}"
+    if series_uid is not None:
+        path, route = path + path_of("series", series_uid), route + "/series/{series}"
+    if sop_uid is not None:
+        path, route = path + path_of("instances", sop_uid), route + "/instances/{instance}"
+    return path, route

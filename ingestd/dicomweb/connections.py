@@ -1,0 +1,174 @@
+"""urllib3 connections as a sender of large bodies needs them, and the requests session that uses them.
+
+What differs from requests as it comes: no environment (a ``.netrc`` entry would replace our token), no redirects (a
+POST answered 302 would become a GET without a body and return 200), no retries, no cookies; a deadline for the whole
+request (``deadlines``); a count of the body bytes that may have left; keepalive and TCP_USER_TIMEOUT; an idle
+connection is not used again; and an answer that comes while the body is still on its way is read at once instead of
+being lost in the reset that follows it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from datetime import timedelta
+from http import cookiejar
+from typing import TYPE_CHECKING, Any
+
+import requests
+from requests_toolbelt.adapters.socket_options import TCPKeepAliveAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util.wait import wait_for_read
+
+from ingestd.dicomweb.deadlines import Flight, Timeouts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from urllib3.response import HTTPResponse
+
+# How long an answer is waited for after the server has stopped reading our body.
+ANSWER_AFTER_STALL_SECONDS = 5.0
+
+
+class _EarlyAnswer(Exception):
+    """The server answered, or hung up, before it had the whole body."""
+
+
+class _FlightMixin(HTTPConnection):
+    """What both kinds of connection do more than urllib3's."""
+
+    idle: timedelta = timedelta(seconds=30)
+    _used_at: float = 0.0
+    _in_body: bool = False
+    _is_spent: bool = False  # it holds the rest of a request that the server did not want
+    _stalled: bool = False
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        flight = Flight.current()
+        if flight is not None:
+            flight.attach(sock)  # before a TLS handshake, which may drip as well
+        self._is_spent = self._stalled = False
+        self._used_at = time.monotonic()
+        return sock
+
+    @property
+    def is_connected(self) -> bool:
+        """False for a connection that should not carry another request; the pool then opens a new one."""
+        idle_seconds = time.monotonic() - self._used_at
+        return not self._is_spent and idle_seconds < self.idle.total_seconds() and super().is_connected
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        flight = Flight.current()
+        if flight is not None and self.sock is not None:
+            flight.attach(self.sock)
+        self._in_body = False
+        try:
+            super().request(*args, **kwargs)
+        except _EarlyAnswer:
+            self._is_spent = True
+        except TimeoutError:
+            if not self._in_body:
+                raise
+            # It reads no more, but may have said why (413): look once, briefly, before giving up.
+            self._is_spent = self._stalled = True
+        except OSError:
+            self._is_spent = True
+            raise
+        finally:
+            self._in_body = False
+
+    def endheaders(self, *args: Any, **kwargs: Any) -> None:
+        super().endheaders(*args, **kwargs)
+        self._in_body = True
+
+    def send(self, data: Any) -> None:
+        if self._in_body:
+            if self._has_answer():
+                raise _EarlyAnswer
+            flight = Flight.current()
+            if flight is not None:
+                flight.body_bytes_left += len(data)  # before sending: what was begun may have left
+        super().send(data)
+
+    def _has_answer(self) -> bool:
+        """Whether a final answer (or the end) waits to be read. Under TLS that cannot be told without reading."""
+        if self.sock is None or type(self.sock) is not socket.socket or not wait_for_read(self.sock, 0.0):
+            return False
+        try:
+            head = self.sock.recv(10, socket.MSG_PEEK)
+        except OSError:
+            return False
+        # An interim answer (1xx) is no reason to stop: ``HTTP/1.1 1``.
+        return not (len(head) == 10 and head.startswith(b"HTTP/1.") and head.endswith(b"1"))
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # urllib3 changes the type as well
+        if self._stalled:
+            self.timeout = ANSWER_AFTER_STALL_SECONDS
+        response = super().getresponse()
+        self._used_at = time.monotonic()
+        return response
+
+
+class _PlainConnection(_FlightMixin, HTTPConnection):
+    pass
+
+
+class _TlsConnection(_FlightMixin, HTTPSConnection):
+    pass
+
+
+class _Adapter(TCPKeepAliveAdapter):  # type: ignore[misc]  # requests-toolbelt has no types
+    """Mounts our connections; requests' own adapter has no retries by default, and that stays so."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._idle = timeouts.idle
+        user_timeout_ms = int(max(timeouts.connect, timeouts.read).total_seconds() * 1000)
+        options = [
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+            # Sent but never acknowledged: the connection is dead, whatever the state of our buffers.
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms),
+        ]
+        super().__init__(socket_options=options, idle=20, interval=10, count=3)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        idle = self._idle
+        plain = type("_Plain", (_PlainConnection,), {"idle": idle})
+        tls = type("_Tls", (_TlsConnection,), {"idle": idle})
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": type("_PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+            "https": type("_TlsPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),
+        }
+
+
+class Session(requests.Session):
+    """A requests session that does what it is told and nothing more. For one thread."""
+
+    def __init__(
+        self, *, timeouts: Timeouts, verify: bool | str, cert: tuple[str, str] | str | None, user_agent: str
+    ) -> None:
+        super().__init__()
+        self.trust_env = False
+        self.cookies.set_policy(cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+        self.verify = verify
+        self.cert = cert
+        self.headers.clear()
+        self.headers.update({"User-Agent": user_agent, "Accept-Encoding": "identity", "Accept": "*/*"})
+        self.mount("https://", _Adapter(timeouts))
+        self.mount("http://", _Adapter(timeouts))
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - requests' own signature
+        """Say that nothing is a redirect: requests would read the whole body of one even when told not to follow."""
+        return None
+
+
+def tls_settings(*, ca: Path | None, client_certificate: Path | None, client_key: Path | None) -> Mapping[str, Any]:
+    """Turn paths into what a Session takes."""
+    cert: tuple[str, str] | str | None = None
+    if client_certificate is not None:
+        cert = str(client_certificate) if client_key is None else (str(client_certificate), str(client_key))
+    return {"verify": True if ca is None else str(ca), "cert": cert}

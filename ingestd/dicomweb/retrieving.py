@@ -1,0 +1,235 @@
+"""Retrieve Transactions (PS3.18 §10.4, WADO-RS): answers read as they arrive, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from requests.structures import CaseInsensitiveDict
+
+from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecodable, datasets_from_json
+from ingestd.dicomweb.errors import MisconfiguredServer
+from ingestd.dicomweb.multipart import Headers, Multipart, Part, content_type_params
+from ingestd.dicomweb.part10 import InstanceUids, read_uids
+from ingestd.dicomweb.transport import READ_SIZE, Answer
+
+METADATA_LIMIT = 512 * 1024 * 1024
+COPY_SIZE = 1_048_576
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metadata:
+    """The data sets of a study, series or instance without bulk data, and the ETag that names this version of them."""
+
+    items: tuple[DicomJson, ...]
+    etag: str = ""
+    server_date: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """What ``save_to`` did: files it wrote, and files that were there already with the same bytes."""
+
+    written: tuple[Path, ...] = ()
+    kept: tuple[Path, ...] = ()
+    replaced: tuple[Path, ...] = ()
+    size_bytes: int = 0
+
+
+class Retrieval:
+    """A retrieved answer: iterate over its (headers, file-like) pairs once, or save it. Close it, or use ``with``.
+
+    Nothing is held but the piece being read. Iterating raises Unintelligible where the answer breaks off, in the
+    middle of the part it breaks in, and Unavailable where it comes too slowly or the connection breaks.
+    """
+
+    def __init__(self, answer: Answer, *, on_bytes: Callable[[int], object] | None = None) -> None:
+        self._answer = answer
+        self._on_bytes = on_bytes
+        self.server_date = answer.server_date
+        self.media_type, self._params = content_type_params(answer.headers.get("Content-Type", ""))
+        self.size_bytes: int | None = None
+        length = answer.headers.get("Content-Length", "")
+        if length.isascii() and length.isdecimal():
+            self.size_bytes = int(length)  # of the whole body, part headers included
+        if self.media_type in HTML_TYPES:
+            answer.close()
+            raise MisconfiguredServer("the retrieve is answered with a web page", status=answer.status)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what has not been read."""
+        self._answer.close()
+
+    def _read(self) -> bytes:
+        data = self._answer.read(READ_SIZE)
+        if self._on_bytes is not None and data:
+            self._on_bytes(len(data))
+        return data
+
+    def __iter__(self) -> Iterator[tuple[Headers, Part]]:
+        yield from self._parts()
+
+    def _parts(self) -> Iterator[tuple[Headers, Part]]:
+        if self.media_type.startswith("multipart/"):
+            boundary = self._params.get("boundary", "")
+            yield from Multipart(self._read, boundary, error=self._answer.unintelligible)
+            return
+        if not self._answer.has_known_end:
+            raise self._answer.unintelligible("the answer has neither length nor boundary: its end cannot be told")
+        yield CaseInsensitiveDict(self._answer.headers), Part(_Whole(self._read))
+
+    def only_part(self) -> tuple[Headers, Part]:
+        """Return the first part; for answers that have one. Raises Unintelligible if there is none."""
+        for headers, part in self._parts():
+            return headers, part
+        raise self._answer.unintelligible("the answer has no part")
+
+    def save_as(self, path: Path | str) -> int:
+        """Write the answer's one part to a new file and return its size in bytes; an unfinished file is removed.
+
+        Raises FileExistsError, Unintelligible (broken off, no part or a second one), Unavailable.
+        """
+        target = Path(path)
+        size = 0
+        count = 0
+        with self, contextlib.ExitStack() as undo:
+            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            undo.callback(target.unlink, missing_ok=True)
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                for _headers, part in self._parts():
+                    count += 1
+                    if count > 1:
+                        break
+                    while chunk := part.next_chunk():
+                        _write_all(file.fileno(), chunk)
+                        size += len(chunk)
+            if count != 1:
+                raise self._answer.unintelligible("the answer has not exactly one part")
+            undo.pop_all()
+        return size
+
+    def save_to(self, folder: Path | str, *, on_file: Callable[[Path], object] | None = None) -> Saved:
+        """Write each part to ``folder/<study>/<series>/<sop>.dcm``, atomically, and say which.
+
+        The UIDs are read from the part itself, never from what the server calls it. A file that is there already with
+        the same bytes is kept; one with other bytes is replaced in one step. What an earlier, broken run left is
+        finished by running it again. Raises Unintelligible for a part that is no DICOM file, and what iterating raises;
+        files finished before stay.
+        """
+        root = Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        written: list[Path] = []
+        kept: list[Path] = []
+        replaced: list[Path] = []
+        size = 0
+        with self:
+            for _headers, part in self._parts():
+                target, what, length = self._save_one(root, part)
+                {"written": written, "kept": kept, "replaced": replaced}[what].append(target)
+                size += length
+                if on_file is not None:
+                    on_file(target)
+        return Saved(written=tuple(written), kept=tuple(kept), replaced=tuple(replaced), size_bytes=size)
+
+    def _save_one(self, root: Path, part: Part) -> tuple[Path, str, int]:
+        temporary = root / f".{secrets.token_hex(8)}.part"
+        size = 0
+        with contextlib.ExitStack() as undo:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            undo.callback(temporary.unlink, missing_ok=True)
+            with os.fdopen(fd, "r+b", buffering=0) as file:
+                while chunk := part.next_chunk():
+                    _write_all(fd, chunk)
+                    size += len(chunk)
+                uids = read_uids(file)
+                if uids is None:
+                    raise self._answer.unintelligible("a retrieved part is no DICOM file with the three UIDs")
+                target = _target(root, uids)
+                if _same_bytes(file.fileno(), target, size):
+                    return target, "kept", size
+                os.fsync(fd)
+            what = "replaced" if target.exists() else "written"
+            temporary.replace(target)
+            undo.pop_all()
+        _sync_folder(target.parent)
+        return target, what, size
+
+
+class _Whole:
+    """Stands in for a Multipart where the whole answer is one part."""
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self._read = read
+        self._rest = b""
+
+    def next_content(self, limit: int | None = None) -> bytes:
+        data = self._rest or self._read()
+        if limit is None or len(data) <= limit:
+            self._rest = b""
+            return data
+        self._rest = data[limit:]
+        return data[:limit]
+
+
+def read_metadata(answer: Answer) -> Metadata:
+    """Read a metadata answer; raises Unintelligible, or MisconfiguredServer for a web page."""
+    if answer.media_type in HTML_TYPES:
+        raise MisconfiguredServer("the metadata is answered with a web page", status=answer.status)
+    body = answer.read_all(METADATA_LIMIT)
+    if answer.media_type not in JSON_TYPES:
+        raise answer.unintelligible("the metadata is not DICOM JSON")
+    try:
+        items = datasets_from_json(body)
+    except Undecodable as error:
+        raise answer.unintelligible(f"the metadata is {error}") from None
+    return Metadata(items=tuple(items), etag=answer.headers.get("ETag", ""), server_date=answer.server_date)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _target(root: Path, uids: InstanceUids) -> Path:
+    """Return where an instance lies; its UIDs are digits and dots (read_uids sees to that), so nothing climbs out."""
+    folder = root / uids.study / uids.series
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{uids.sop}.dcm"
+
+
+def _same_bytes(fd: int, target: Path, size: int) -> bool:
+    try:
+        other = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with os.fdopen(other, "rb", buffering=0) as there:
+        if os.fstat(other).st_size != size:
+            return False
+        position = 0
+        while position < size:
+            ours = os.pread(fd, COPY_SIZE, position)
+            if not ours or ours != there.read(len(ours)):
+                return False
+            position += len(ours)
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,215 @@
+"""The body of a Store Transaction, streamed: multipart/related after PS3.18 §8.6.1.2.1, or one instance alone.
+
+Its length is known before its first byte, it can be sent again from the start, no file is ever whole in memory, and
+one file is open at a time. While a file streams its digests are computed, and the last WITHHELD bytes of each part stay
+here until they match: a server never gets the end of a part that is not what its digest says. (It may get the
+beginning; Content-Length and the missing boundary tell it that the request is not whole.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from ingestd.dicomweb.errors import FileChanged
+
+WITHHELD = 65_536
+# Reads of a quarter megabyte keep file, digest and socket buffers in the processor's cache.
+BUFFER_SIZE = 1_048_576
+SEND_FROM = 262_144
+READ_SIZE = 262_144
+
+PART_HEAD = b"Content-Type: application/dicom\r\n\r\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorePart:
+    """One instance to store: a PS3.10 file, or its data set with a generated preamble and File Meta put in front.
+
+    ``digest`` is the SHA-256 (hex) of the file's bytes from ``dataset_offset`` to its end, ``meta_digest`` that of the
+    bytes before it; None leaves that range unchecked. ``prefix`` is sent before the file's first byte and belongs to
+    neither. ``sop_uid`` is what the server's answer will be matched with; None takes any.
+    """
+
+    path: Path
+    size_bytes: int
+    sop_uid: str | None = None
+    dataset_offset: int = 0
+    digest: str | None = None
+    meta_digest: str | None = None
+    prefix: bytes = b""
+    file: BinaryIO | None = None  # an open, seekable binary file to read instead of ``path``, from ``file_start``
+    file_start: int = 0
+
+    @classmethod
+    def of(cls, source: StorePart | Path | str | BinaryIO) -> StorePart:
+        """Describe a file as it is now; raises OSError, or ValueError if it is no regular file."""
+        if isinstance(source, StorePart):
+            return source
+        if isinstance(source, (str, Path)):
+            found = Path(source).stat(follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError("only regular files can be stored")
+            return cls(path=Path(source), size_bytes=found.st_size)
+        start = source.tell()
+        end = source.seek(0, os.SEEK_END)
+        source.seek(start)
+        return cls(path=Path(), size_bytes=end - start, file=source, file_start=start)
+
+
+class StoreBody:
+    """What requests takes as a body: ``__len__`` and ``__iter__``, each iteration giving the same bytes anew.
+
+    Iterating raises FileChanged where a file is not what its part says. Buffers that are handed out are valid until
+    the next one is asked for.
+    """
+
+    def __init__(self, parts: Sequence[StorePart], *, single: bool = False) -> None:
+        if not parts:
+            raise ValueError("a store needs at least one instance")
+        if single and len(parts) != 1:
+            raise ValueError("a single-part store takes exactly one instance")
+        self.parts = tuple(parts)
+        # 128 random bits: it cannot be in the content by accident, nor be guessed by a hostile file.
+        self._boundary = b"" if single else secrets.token_hex(16).encode("ascii")
+        self._heads, self._end = self._frame()
+        self._size = len(self._end) + sum(
+            len(head) + len(part.prefix) + part.size_bytes for head, part in zip(self._heads, self.parts, strict=True)
+        )
+
+    def _frame(self) -> tuple[list[bytes], bytes]:
+        if not self._boundary:
+            return [b""], b""
+        head = b"--" + self._boundary + b"\r\n" + PART_HEAD
+        return [head] + [b"\r\n" + head] * (len(self.parts) - 1), b"\r\n--" + self._boundary + b"--\r\n"
+
+    @property
+    def content_type(self) -> str:
+        """The request's Content-Type; exact ``application/dicom`` for a single part (Azure refuses parameters)."""
+        if not self._boundary:
+            return "application/dicom"
+        return f'multipart/related; type="application/dicom"; boundary={self._boundary.decode("ascii")}'
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[memoryview]:
+        store = memoryview(bytearray(min(BUFFER_SIZE, max(self._size, 1)) + WITHHELD + 1024))
+        filled = 0
+        for index, part in enumerate(self.parts):
+            checked = filled  # what lies before this part's first byte may leave
+            for piece in (self._heads[index], part.prefix):
+                if filled + len(piece) > len(store):  # a long generated prefix
+                    yield store[:filled]
+                    filled = checked = 0
+                store[filled : filled + len(piece)] = piece
+                filled += len(piece)
+            with _PartReader(part, index) as reader:
+                while True:
+                    room = store[filled : filled + READ_SIZE]
+                    count = reader.read_into(room) if room else 0
+                    filled += count
+                    if count == 0 and room:
+                        break
+                    free = max(checked, filled - WITHHELD)
+                    if free >= SEND_FROM or not room:
+                        yield store[:free]
+                        rest = bytes(store[free:filled])
+                        filled, checked = len(rest), 0
+                        store[:filled] = rest
+                reader.check()
+            if filled >= SEND_FROM:
+                yield store[:filled]
+                filled = 0
+        if filled + len(self._end) > len(store):
+            yield store[:filled]
+            filled = 0
+        store[filled : filled + len(self._end)] = self._end
+        filled += len(self._end)
+        yield store[:filled]
+
+
+class _PartReader:
+    """Reads exactly one part's bytes and says at their end whether they are the right ones."""
+
+    def __init__(self, part: StorePart, index: int) -> None:
+        self._part = part
+        self._index = index
+        self._left = part.size_bytes
+        self._meta_left = min(part.dataset_offset, part.size_bytes)
+        self._meta = hashlib.sha256() if part.meta_digest is not None else None
+        self._content = hashlib.sha256() if part.digest is not None else None
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        if self._part.file is not None:
+            self._part.file.seek(self._part.file_start)
+            return self
+        try:
+            # O_NONBLOCK: whatever took the file's place meanwhile, opening it must not hang.
+            self._fd = os.open(self._part.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise self._changed("gone") from None
+        except OSError:
+            raise self._changed("unreadable") from None
+        found = os.fstat(self._fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != self._part.size_bytes:
+            os.close(self._fd)
+            self._fd = -1
+            raise self._changed("size")
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _changed(self, why: str) -> FileChanged:
+        # Without the OSError behind it: that one names the file.
+        return FileChanged(why, part_index=self._index, sop_uid=self._part.sop_uid or "")
+
+    def read_into(self, room: memoryview) -> int:
+        """Fill ``room`` as far as possible and digest it; 0 at the part's end."""
+        room = room[: self._left]
+        if not room:
+            return 0
+        try:
+            if self._part.file is None:
+                count = os.readv(self._fd, [room])
+            else:
+                data = self._part.file.read(len(room))
+                count = len(data)
+                room[:count] = data
+        except OSError:
+            raise self._changed("unreadable") from None
+        if count == 0:
+            raise self._changed("size")
+        read = room[:count]
+        self._left -= count
+        if self._meta_left:
+            meta = read[: self._meta_left]
+            self._meta_left -= len(meta)
+            if self._meta is not None:
+                self._meta.update(meta)
+            read = read[len(meta) :]
+        if self._content is not None and read:
+            self._content.update(read)
+        return count
+
+    def check(self) -> None:
+        """Raise FileChanged unless what was read is what the part says, and the file ends there."""
+        if self._part.file is None:
+            if os.fstat(self._fd).st_size != self._part.size_bytes:
+                raise self._changed("size")
+        elif self._part.file.read(1):
+            raise self._changed("size")
+        if self._meta is not None and self._meta.hexdigest() != self._part.meta_digest:
+            raise self._changed("meta")
+        if self._content is not None and self._content.hexdigest() != self._part.digest:
+            raise self._changed("content")
