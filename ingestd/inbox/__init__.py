@@ -12,13 +12,14 @@ Two classes do it all.
     .look(*, now: float, room: int) -> Look           bounded work; at most ``room`` files in ``ready``
     .answer_known(asked: Sequence[Candidate], known: Collection[Candidate]) -> None
     .done(candidate) / .again(candidate) / .incomplete(candidate) / .unreadable(candidate) -> None
-    .observe(candidate) -> None                       adopt a file that lies in the spool (orphan, changed rejected file)
+    .observe(candidate) -> None                       settle a file that lies in the spool
     .scan_now() -> None                               ask for a full scan at once
     .is_drained(since: float) -> bool                 for ``run --once``
     .reports() -> list[InboxReport] / .is_healthy() -> bool / .close() -> None
 
-``now`` is ``time.monotonic()``. Every candidate in ``Look.ready`` must come back by exactly one of ``done`` (its outcome
-is committed), ``again`` (it changed, or could not be taken now: observe it anew), ``incomplete`` (short, empty or zeros
+``now`` is ``time.monotonic()``. Every candidate in ``Look.ready`` must come back by exactly one of ``done`` (its
+outcome is committed),
+``again`` (it changed, or could not be taken now: observe it anew), ``incomplete`` (short, empty or zeros
 while not ``final``) or ``unreadable`` (could not be opened or read: retried with a growing wait). Every candidate in
 ``Look.asked`` must be answered; those are files whose source the ledger may know: all of an ``in_place`` inbox, and
 those of a ``move`` inbox on another filesystem than the spool. *Known* means, for ``in_place``: some row has this
@@ -31,17 +32,20 @@ inbox, relative path, size and mtime_ns; for ``move``: some row with this inbox,
     .path: Path / .host: str                          the spool's own id, a UUID in ``spool.id``
     .lock() -> None / .unlock() -> None               raises SpoolInUse(path, pid); empties ``scratch``
     .take_in(items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]      same order, durable on return
-    .set_aside(items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]    to rejected/<inbox>/<random>/<basename>
+    .set_aside(items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]    to rejected/<inbox>/<random>/
     .remove_source(root: Path, relative_path: str, source: SourceStat) -> Removal
-    .recover_removals(root: Path, unremoved: Collection[SourceStat]) -> int            at start, per inbox on another filesystem
+    .recover_removals(root: Path, unremoved: Collection[SourceStat]) -> int    at start, per inbox elsewhere
     .discard(*paths: str) -> None                     files/, rejected/, explicit/ or scratch/ only; gone is fine
-    .orphans(known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]            G2; at most 1,000 paths a question
-    .rejected_candidate(inbox: str, path: str) -> Candidate | None                     None when it is gone
+    .orphans(known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]    G2; at most 1,000 paths a question
+    .rejected_candidate(inbox: str, path: str) -> Candidate | None    None when it is gone
+    .is_here(source: SourceStat) -> bool              on the spool's filesystem: the reader has to fsync it
     .stat(path: str) -> SourceStat | None
-    .new_explicit(inbox: str) -> Path / .new_scratch() -> Path                         fresh names for the reader to write to
+    .new_explicit(inbox: str) -> Path / .new_scratch() -> Path    fresh names for the reader to write to
     .free() -> FreeSpace / .free_bytes() -> int / .scratch() -> Path
 """
 
+from ingestd.inbox.inboxes import Inboxes
+from ingestd.inbox.mounts import Mount, mount_of
 from ingestd.inbox.types import (
     Candidate,
     Expect,
@@ -66,7 +70,9 @@ __all__ = [
     "FreeSpace",
     "InboxPolicy",
     "InboxReport",
+    "Inboxes",
     "Look",
+    "Mount",
     "NotTaken",
     "Removal",
     "SpoolError",
@@ -76,4 +82,5 @@ __all__ = [
     "Watch",
     "WhyNot",
     "check_inbox_name",
+    "mount_of",
 ]

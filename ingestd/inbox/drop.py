@@ -1,0 +1,598 @@
+"""One drop folder: hints and scans put files under observation, settled ones are handed out.
+
+Everything is done in small jobs, one at a time: look at what events named, look again at what is due, go on with the
+scan. Between jobs the caller has its turn, and however much lies in the folder, no more than a bounded part of it is
+under observation; the scan stands still until there is room again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+import structlog
+
+from ingestd.lifecycle import SourceStat
+
+from .guard import ARM_WAIT, Guard
+from .hands import Hands
+from .scan import Counts, FileStat, Found, Names, Root, RootGone, Walk, root_of
+from .settle import Glance, Phase, Sight, Sights, glance, glance_inside
+from .types import Candidate, InboxPolicy, InboxReport, Take
+
+SETTLE_LOCAL = 2.0
+SETTLE_REMOTE = 30.0
+LOOK_EVERY = 5.0  # seconds between two looks at the folder itself
+HINTED_AT_ONCE = 256
+GLANCES_AT_ONCE = 128
+ENTRIES_AT_ONCE = 500
+ENTRIES_AT_ONCE_APART = 2_000
+ASK_MOST = 1_000
+SCAN_SHARE = 20  # a scan is followed by a pause this many times as long, at least
+HINTED_MOST = 16_384
+PAUSE_MOST = 60.0  # seconds a scan may stand still with folders open
+PATIENCE = 30.0  # seconds after which a folder that does not answer is an alarm
+
+_log = structlog.get_logger()
+
+
+class Drop:
+    """The state of one inbox. ``ready`` and ``asking`` are emptied by ``Inboxes``."""
+
+    def __init__(
+        self,
+        policy: InboxPolicy,
+        *,
+        wake: Callable[[], object],
+        scan_every: float,
+        track_most: int,
+        spool_device: int,
+        forbidden: Collection[tuple[int, int]],
+        apart: Collection[str],
+    ) -> None:
+        self.policy = policy
+        self.ready: deque[Sight] = deque()
+        self.asking: deque[Sight] = deque()
+        self.last_served = 0
+        self._root_path = str(policy.path.absolute())
+        self._prefix = self._root_path.rstrip("/") + "/"
+        self._wake = wake
+        self._scan_every = scan_every
+        self._spool_device = spool_device
+        self._forbidden = forbidden
+        self._apart = apart
+        self._names = Names(policy.ignore)
+        self._guard = Guard(policy, self._root_path, wake)
+        self._guard.look_at_mount()
+        self._hands = self._new_hands()
+        self.sights = Sights(
+            settle=self._settle_seconds(), incomplete_after=policy.incomplete_after.total_seconds(), most=track_most
+        )
+        self._origins: dict[str, Candidate] = {}  # files in the spool, by their key among the sights
+        self._hinted: dict[str, None] = {}
+        self._hinted_again: set[str] = set()  # changed while they were handed out
+        self._folders: dict[str, bool] = {}
+        self._walk: Walk | None = None
+        self._walk_is_full = False
+        self._walk_finds_missed = False
+        self._walk_began_at = 0.0
+        self._walk_began_given_up = 0
+        self._paused_at: float | None = None
+        self._scan_wanted = True
+        self._scan_not_before = 0.0
+        self._next_scan_at = 0.0
+        self._next_look_at = 0.0
+        self._counts = Counts()
+        self._counts_told: tuple[int, ...] = (0, 0, 0, 0)
+        self._taken = [0, 0]  # files that left by our hand: since the last scan began, and since the one before it
+        self._scan_seconds: float | None = None
+        self._complete_began_at: float | None = None
+        self._scans = 0
+        self._files_seen = 0
+        self._found_by_scan = 0
+        self._found_told = 0
+        self._now = 0.0
+        self._turn = 0
+
+    def open(self, now: float) -> None:
+        """Arm the observer."""
+        self._guard.arm(now, wait=ARM_WAIT)
+
+    def close(self) -> None:
+        """Stop everything."""
+        self._guard.disarm()
+        self._drop_walk()
+        self._hands.close()
+
+    @property
+    def alarm(self) -> str:
+        """What is wrong with the folder, in words."""
+        return self._guard.alarm
+
+    def work(self, now: float, *, until: float, want: int) -> None:
+        """Do jobs until ``until`` (``time.perf_counter``) or until there is nothing to do now."""
+        self._now = now
+        self._guard.answers(self._hands.busy_seconds, PATIENCE)
+        self._take_hints()
+        while self._finish():
+            if now >= self._next_look_at:
+                self._look_at_root(now)
+            elif not self._begin_something(now, until, want):
+                break
+            if time.perf_counter() >= until:
+                self._finish()
+                break
+        self._guard.tell()
+
+    def next_at(self, now: float, *, want: int) -> float:
+        """Say when there is something to do again."""
+        if not self._hands_are_free():
+            return now + LOOK_EVERY
+        times = [self._next_look_at]
+        due = self.sights.next_due() if want > 0 else None
+        if due is not None:
+            times.append(due)
+        if self.sights.room > 0 and len(self.asking) < ASK_MOST:
+            if self._walk is not None or self._folders or self._hinted:
+                times.append(now)
+            times.append(self._scan_at())
+        elif any(path in self.sights for path in self._hinted):
+            times.append(now)
+        return min(times)
+
+    def is_settled(self) -> bool:
+        """Whether nothing seen so far waits to settle, and no scan is under way."""
+        waiting = self.sights.count(Phase.SETTLING, Phase.HELD, Phase.ASKED)
+        return not waiting and not self.ready and self._walk is None and not self._scan_wanted
+
+    def is_drained(self, since: float) -> bool:
+        """Whether a full scan begun since then is complete and everything that was found is decided."""
+        if self.alarm:
+            return True
+        hints = self._guard.watcher.hints if self._guard.watcher is not None else None
+        return (
+            self._complete_began_at is not None
+            and self._complete_began_at >= since
+            and self._walk is None
+            and not self._folders
+            and not self._hinted
+            and (hints is None or hints.is_empty)
+            and len(self.sights) == self.sights.count(Phase.UNREADABLE)
+        )
+
+    def scan_now(self) -> None:
+        """Ask for a full scan."""
+        self._scan_wanted = True
+        self._scan_not_before = 0.0
+
+    def candidate(self, sight: Sight, now: float) -> Candidate:
+        """Make of a sight what the caller gets."""
+        device, inode, size_bytes, mtime_ns = sight.stat
+        source = SourceStat(device=device, inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns)
+        final = now - sight.since >= self.sights.incomplete_after
+        origin = self._origins.get(sight.path)
+        if origin is not None:
+            return replace(origin, source=source, final=origin.final or final)
+        policy = self.policy
+        return Candidate(
+            inbox=policy.name,
+            relative_path=sight.path,
+            path=policy.path / sight.path,
+            source=source,
+            final=final,
+            priority=policy.priority,
+            in_place=policy.take is Take.IN_PLACE,
+        )
+
+    # What the caller says of a file it was handed.
+
+    def done(self, candidate: Candidate) -> None:
+        """Forget a file whose outcome is committed."""
+        sight = self._sight_of(candidate)
+        if sight is not None:
+            self._forget(sight)
+            self._taken[0] += not candidate.in_spool and not candidate.in_place
+            if sight.path in self._hinted_again:
+                # The name was used again while we had the file that bore it before.
+                self._hinted_again.discard(sight.path)
+                self._hinted[sight.path] = None
+
+    def again(self, candidate: Candidate) -> None:
+        """Observe a file anew."""
+        sight = self._sight_of(candidate)
+        if sight is not None:
+            self.sights.start_over(sight, sight.stat, self._now)
+            if not candidate.in_spool:
+                self._hinted[sight.path] = None
+        elif candidate.in_spool:
+            self.observe(candidate)
+
+    def incomplete(self, candidate: Candidate) -> None:
+        """Wait until the file changes or has not changed for ``incomplete_after``."""
+        sight = self._sight_of(candidate)
+        if sight is None:
+            return
+        if sight.path in self._hinted_again:
+            self.again(candidate)
+        else:
+            self.sights.wait_for_change(sight)
+
+    def unreadable(self, candidate: Candidate) -> None:
+        """Try again later."""
+        sight = self._sight_of(candidate)
+        if sight is not None:
+            self.sights.wait_for_access(sight, self._now, self._scan_every)
+
+    def observe(self, candidate: Candidate) -> None:
+        """Settle a file that lies in the spool."""
+        key = _key(candidate)
+        source = candidate.source
+        seen = (source.device, source.inode, source.size_bytes, source.mtime_ns)
+        if key not in self.sights:
+            self._origins[key] = candidate
+            self.sights.add(key, seen, self._now)
+
+    def answer(self, candidate: Candidate, *, is_known: bool) -> None:
+        """Take the ledger's word on a file that it was asked about."""
+        sight = self._sight_of(candidate)
+        if sight is None or sight.phase is not Phase.ASKED:
+            return
+        if is_known:
+            self._forget(sight)
+            self._taken[0] += not candidate.in_place  # copied, and about to be removed
+        else:
+            self._files_seen += 1
+            self.sights.answered_unknown(sight, self._now)
+
+    def report(self) -> InboxReport:
+        """Say how this inbox is doing."""
+        counts, sights, guard = self._counts, self.sights, self._guard
+        hints = guard.watcher.hints if guard.watcher is not None else None
+        degraded = [guard.degraded] if guard.degraded else []
+        if counts.too_deep:
+            degraded.append(f"{counts.too_deep} folders lie too deep and are not looked into")
+        if counts.other_device:
+            degraded.append(f"{counts.other_device} folders are mounted from elsewhere and are not looked into")
+        if counts.faults:
+            degraded.append("the last scan met read errors")
+        return InboxReport(
+            inbox=self.policy.name,
+            files_seen=self._files_seen,
+            waiting_settle=sights.count(Phase.SETTLING, Phase.ASKED),
+            waiting_incomplete=sights.count(Phase.INCOMPLETE),
+            waiting_writer=sights.count(Phase.HELD),
+            in_hand=sights.count(Phase.OUT),
+            ignored=counts.ignored,
+            not_regular=counts.not_regular,
+            unreadable=counts.unreadable + sights.count(Phase.UNREADABLE),
+            dicomdir=counts.dicomdir,
+            vanished=sights.vanished,
+            directories=counts.directories,
+            found_by_scan=self._found_by_scan,
+            overflows=guard.overflows + (hints.overflows if hints is not None else 0),
+            scans=self._scans,
+            scanning=self._walk is not None and self._walk_is_full,
+            last_scan_seconds=self._scan_seconds,
+            watching="events" if guard.is_watching else "poll",
+            mount_type=guard.mount.kind if guard.mount is not None else "",
+            alarm=self.alarm,
+            degraded="; ".join(degraded),
+        )
+
+    # Hints and the folder itself.
+
+    def _take_hints(self) -> None:
+        watcher = self._guard.watcher
+        if watcher is None:
+            return
+        paths, folders, lost = watcher.hints.take()
+        if lost:
+            self._scan_wanted = True
+        for path in paths:
+            if path not in self._hinted and not self._is_outside(path):
+                self._hinted[path] = None
+        for folder, deep in folders.items():
+            if not self._is_outside(folder):
+                self._folders[folder] = deep or self._folders.get(folder, False)
+        if len(self._hinted) > HINTED_MOST or len(self._folders) > HINTED_MOST:
+            self._hinted.clear()
+            self._folders.clear()
+            self._scan_wanted = True
+
+    def _is_outside(self, path: str) -> bool:
+        """Whether this path is none of ours: ignored, another inbox, or the spool."""
+        if any(path == other or path.startswith(other + "/") for other in self._apart):
+            return True
+        return self._names.ignores_path(path)
+
+    def _look_at_root(self, now: float) -> None:
+        self._next_look_at = now + LOOK_EVERY
+
+        def seen(root: Root | RootGone) -> None:
+            if isinstance(root, RootGone):
+                self._root_gone(root, now)
+            else:
+                self._root_seen(root, now)
+            if self._guard.supervise(now):
+                self._scan_wanted = True
+
+        self._hands.start(lambda: _root_or_gone(self._root_path), seen)
+
+    def _root_seen(self, root: Root, now: float) -> None:
+        if self._guard.root_seen(root, now):
+            self._drop_walk()
+            self._scan_wanted = True
+            self._scan_not_before = 0.0
+            if self._guard.is_remote != self._hands.is_apart:
+                self._hands.close()
+                self._hands = self._new_hands()
+            self.sights.settle = self._settle_seconds()
+
+    def _root_gone(self, error: RootGone, now: float) -> None:
+        self._drop_walk()
+        self._guard.root_gone(error)
+        self._scan_wanted = True
+        self._scan_not_before = now + LOOK_EVERY
+
+    def _new_hands(self) -> Hands:
+        return Hands(apart=self._guard.is_remote, wake=self._wake, name=f"inbox-{self.policy.name}")
+
+    def _settle_seconds(self) -> float:
+        if self.policy.settle is not None:
+            return self.policy.settle.total_seconds()
+        return SETTLE_REMOTE if self._guard.is_remote else SETTLE_LOCAL
+
+    # Jobs.
+
+    def _hands_are_free(self) -> bool:
+        return self._hands.busy_seconds == 0.0
+
+    def _finish(self) -> bool:
+        try:
+            return self._hands.finish()
+        except RootGone as error:
+            self._root_gone(error, self._now)
+            return True
+
+    def _begin_something(self, now: float, until: float, want: int) -> bool:
+        """Start the next job; they take turns, so that none keeps the others waiting."""
+        jobs = (
+            lambda: self._look_at_hinted(now),
+            lambda: self._look_at_due(now, want),
+            lambda: self._go_on_scanning(now, until),
+        )
+        for _ in jobs:
+            self._turn = (self._turn + 1) % len(jobs)
+            if jobs[self._turn]():
+                return True
+        return False
+
+    def _look_at_hinted(self, now: float) -> bool:
+        if not self._hinted:
+            return False
+        room, asks = self.sights.room, len(self.asking) < ASK_MOST
+        paths = []
+        for path in list(self._hinted)[:HINTED_AT_ONCE]:
+            is_new = path not in self.sights
+            if is_new and (room <= 0 or not asks):
+                continue
+            room -= is_new
+            del self._hinted[path]
+            paths.append(path)
+        if not paths:
+            if self.sights.room <= 0:
+                # Nobody can be taken under observation now; the scan will find them.
+                self._hinted.clear()
+                self._scan_wanted = True
+            return False
+        prefix, root = self._prefix, self._guard.root
+        self._hands.start(
+            lambda: [(path, *glance_inside(prefix, path, root.device if root else None)) for path in paths],
+            lambda seen: self._hinted_seen(seen, now),
+        )
+        return True
+
+    def _hinted_seen(self, looked: list[tuple[str, Glance, FileStat | None]], now: float) -> None:
+        for path, verdict, seen in looked:
+            sight = self.sights.get(path)
+            if seen is not None:
+                self._saw(Found(path, seen), now, by_scan=False)
+            elif sight is not None and sight.phase not in {Phase.OUT, Phase.ASKED} and verdict is not Glance.NO_ACCESS:
+                self.sights.vanished += verdict is Glance.GONE
+                self._forget(sight)
+
+    def _look_at_due(self, now: float, want: int) -> bool:
+        due = self.sights.take_due(now, min(GLANCES_AT_ONCE, want - len(self.ready)))
+        if not due:
+            return False
+        ask_kernel = not self._hands.is_apart
+        prefix, origins = self._prefix, self._origins
+        looks = [
+            (sight, str(origins[sight.path].path) if sight.path in origins else prefix + sight.path) for sight in due
+        ]
+        self._hands.start(
+            lambda: [(sight, *glance(path, ask_kernel=ask_kernel)) for sight, path in looks],
+            lambda seen: self._due_seen(seen, now),
+        )
+        return True
+
+    def _due_seen(self, looked: list[tuple[Sight, Glance, FileStat | None]], now: float) -> None:
+        for sight, verdict, seen in looked:
+            if self.sights.get(sight.path) is not sight or sight.phase in {Phase.OUT, Phase.ASKED}:
+                continue
+            if seen is None:
+                if verdict is Glance.NO_ACCESS:
+                    self.sights.wait_for_access(sight, now, self._scan_every)
+                else:
+                    self.sights.vanished += verdict is Glance.GONE
+                    self._forget(sight)
+            elif seen != sight.stat:
+                self.sights.start_over(sight, seen, now)
+            elif verdict is Glance.HELD and now < sight.since + self.sights.incomplete_after:
+                self.sights.held(sight, now)
+            else:
+                self._hand_out(sight)
+
+    def _hand_out(self, sight: Sight) -> None:
+        self.sights.hand_out(sight)
+        self.ready.append(sight)
+        if sight.by_scan:
+            sight.by_scan = False
+            self._found_by_scan += 1
+
+    def _go_on_scanning(self, now: float, until: float) -> bool:
+        if self._walk is None and not self._begin_walk(now):
+            return False
+        walk = self._walk
+        assert walk is not None
+        room = self.sights.room
+        if room <= 0 or len(self.asking) >= ASK_MOST:
+            self._stand_still(now)
+            return False
+        self._paused_at = None
+        apart = self._hands.is_apart
+        most = min(ENTRIES_AT_ONCE_APART if apart else ENTRIES_AT_ONCE, room)
+        seconds = 1.0 if apart else max(0.002, until - time.perf_counter())
+        self._hands.start(
+            lambda: walk.advance(most=most, seconds=seconds), lambda found: self._walked(walk, found, now)
+        )
+        return True
+
+    def _begin_walk(self, now: float) -> bool:
+        if self.sights.room <= 0:
+            return False
+        if now >= self._scan_at():
+            self._walk_finds_missed = not self._scan_wanted and self._guard.is_watching
+            self._scan_wanted = False
+            self._walk_is_full = True
+            self._walk_began_at = now
+            self._walk_began_given_up = self.sights.given_up
+            self._taken = [0, self._taken[0]]
+            self._walk = self._new_walk("", deep=True)
+            return True
+        if self._folders:
+            folder = next(iter(self._folders))
+            self._walk_is_full = self._walk_finds_missed = False
+            self._walk = self._new_walk(folder, deep=self._folders.pop(folder))
+            return True
+        return False
+
+    def _new_walk(self, start: str, *, deep: bool) -> Walk:
+        return Walk(
+            root_path=self._root_path,
+            names=self._names,
+            start=start,
+            deep=deep,
+            passes_over=self.sights.need_no_look,
+            forbidden=self._forbidden,
+            apart=self._apart,
+        )
+
+    def _scan_at(self) -> float:
+        return min(self._next_scan_at, self._scan_not_before) if self._scan_wanted else self._next_scan_at
+
+    def _stand_still(self, now: float) -> None:
+        """Keep the scan for a while; then let go of its open folders, which keep a share from being unmounted."""
+        if self._paused_at is None:
+            self._paused_at = now
+        elif now - self._paused_at > PAUSE_MOST:
+            self._drop_walk()
+            self._scan_wanted = True
+
+    def _drop_walk(self) -> None:
+        if self._walk is not None:
+            if self._hands_are_free():
+                self._walk.close()
+            self._walk = None
+        self._paused_at = None
+
+    def _walked(self, walk: Walk, found: list[Found], now: float) -> None:
+        if walk is not self._walk:
+            walk.close()  # given up while it was at work
+            return
+        if walk.root is not None and walk.root != self._guard.root:
+            self._root_seen(walk.root, now)
+            if self._walk is not walk:
+                walk.close()
+                return
+        for one in found:
+            self._saw(one, now, by_scan=self._walk_finds_missed)
+        if walk.is_complete:
+            self._walk = None
+            if self._walk_is_full:
+                self._scanned(walk, now)
+
+    def _saw(self, found: Found, now: float, *, by_scan: bool) -> None:
+        path, seen = found
+        sight = self.sights.get(path)
+        if sight is not None:
+            if not by_scan:
+                sight.by_scan = False
+            if sight.phase is Phase.OUT and sight.stat != seen:
+                self._hinted_again.add(path)
+            self.sights.seen_again(sight, seen, now)
+            return
+        asks = self.policy.take is Take.IN_PLACE or seen[0] != self._spool_device
+        sight = self.sights.add(path, seen, now, by_scan=by_scan, ask=asks)
+        if asks:
+            self.asking.append(sight)
+        else:
+            self._files_seen += 1
+
+    def _scanned(self, walk: Walk, now: float) -> None:
+        """Take stock after a complete scan."""
+        before, counts = self._counts, walk.counts
+        self._scans += 1
+        self._scan_seconds = walk.seconds
+        self._next_scan_at = now + max(self._scan_every, SCAN_SHARE * walk.seconds)
+        self._scan_not_before = now + max(0.2, SCAN_SHARE / 2 * walk.seconds)
+        if self.sights.given_up == self._walk_began_given_up and not counts.faults:
+            self._complete_began_at = self._walk_began_at
+        self._check_emptiness(before, counts, now)
+        self._counts = counts
+        told = (counts.not_regular, counts.unreadable, counts.too_deep, counts.other_device)
+        if told != self._counts_told:
+            _log.info(
+                "inbox.left_alone",
+                inbox=self.policy.name,
+                not_regular=counts.not_regular,
+                unreadable_folders=counts.unreadable,
+                too_deep=counts.too_deep,
+                other_filesystem=counts.other_device,
+            )
+            self._counts_told = told
+        if self._found_by_scan != self._found_told:
+            _log.info("inbox.lost_event_found", inbox=self.policy.name, files=self._found_by_scan - self._found_told)
+            self._found_told = self._found_by_scan
+
+    def _check_emptiness(self, before: Counts, counts: Counts, now: float) -> None:
+        """Tell an emptied folder from one whose files we took: somebody else's removal of everything is an alarm."""
+        if counts.files + counts.directories + counts.ignored + counts.not_regular:
+            self._guard.not_empty()
+            return
+        lost = max(0, before.files - sum(self._taken))
+        if before.directories or lost > 1:
+            what = [f"{lost} files"] if lost else []
+            what += [f"{before.directories} folders"] if before.directories else []
+            self._guard.emptied(" and ".join(what), now)
+
+    def _sight_of(self, candidate: Candidate) -> Sight | None:
+        return self.sights.get(_key(candidate) if candidate.in_spool else candidate.relative_path)
+
+    def _forget(self, sight: Sight) -> None:
+        self.sights.forget(sight)
+        self._origins.pop(sight.path, None)
+
+
+def _key(candidate: Candidate) -> str:
+    """Name a file in the spool among the sights, where no path of the inbox can collide with it."""
+    return "\0" + candidate.relative_path
+
+
+def _root_or_gone(path: str) -> Root | RootGone:
+    try:
+        return root_of(path)
+    except RootGone as error:
+        return error

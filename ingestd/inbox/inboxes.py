@@ -1,0 +1,206 @@
+"""All drop folders together: each gets its turn, the important ones first, and nobody starves."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from .drop import Drop
+from .settle import Phase
+from .types import Candidate, InboxPolicy, InboxReport, Look, Take
+
+WORK_SECONDS = 0.05  # one look, all inboxes together
+LEAST_SECONDS = 0.005  # one look, each inbox
+QUANTUM = 32  # files of one inbox before the next has its turn
+AGEING_SECONDS = 60.0  # priority grows by one with each of these waited
+ASK_AT_ONCE = 1_000
+
+
+class Inboxes:
+    """Every inbox, looked at by one thread (the caller's).
+
+    ``scan_every`` is how often each is scanned in full whatever the events say; a scan that takes long is followed by
+    a pause of twenty times its length. ``track_most`` bounds the files of each inbox under observation, and so the
+    memory; the rest is found when there is room. ``wake`` is called from other threads when a look would find
+    something.
+
+    Raises ValueError for inboxes that cannot be used together: one name twice, one folder twice, a folder inside the
+    spool.
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[InboxPolicy],
+        *,
+        spool: Path,
+        wake: Callable[[], object],
+        scan_every: timedelta = timedelta(seconds=30),
+        track_most: int = 20_000,
+    ) -> None:
+        spool_stat = spool.stat()
+        places = _check_places(policies, spool)
+        self._drops = {
+            policy.name: Drop(
+                policy,
+                wake=wake,
+                scan_every=scan_every.total_seconds(),
+                track_most=track_most,
+                spool_device=spool_stat.st_dev,
+                forbidden=frozenset({(spool_stat.st_dev, spool_stat.st_ino)}),
+                apart=_inside(places[policy.name], [*places.values(), os.path.realpath(spool)]),
+            )
+            for policy in policies
+        }
+        self._turn = 0
+
+    def open(self) -> None:
+        """Arm the observers; files that come from now on raise events, the first scan finds those before."""
+        now = time.monotonic()
+        for drop in self._drops.values():
+            drop.open(now)
+
+    def close(self) -> None:
+        """Stop the observers and let go of everything."""
+        for drop in self._drops.values():
+            drop.close()
+
+    def look(self, *, now: float, room: int) -> Look:
+        """Do a bounded piece of work (about 50 ms) and hand out at most ``room`` finished files.
+
+        ``now`` is ``time.monotonic()``. Priorities first, each growing by one with every minute that an inbox's
+        oldest file has waited; equal ones take turns.
+        """
+        drops = sorted(self._drops.values(), key=lambda drop: drop.last_served)
+        for place, drop in enumerate(drops):
+            # What one inbox leaves of the time is the next one's.
+            share = WORK_SECONDS / len(drops) if place < len(drops) - 1 else WORK_SECONDS
+            drop.work(now, until=time.perf_counter() + max(LEAST_SECONDS, share), want=room)
+        ready = self._serve(now, room)
+        asked: list[Candidate] = []
+        for drop in drops:
+            while drop.asking and len(asked) < ASK_AT_ONCE:
+                sight = drop.asking.popleft()
+                if drop.sights.get(sight.path) is sight:
+                    asked.append(drop.candidate(sight, now))
+        want = room - len(ready)
+        times = [drop.next_at(now, want=want) for drop in drops]
+        if want > 0 and any(drop.ready for drop in drops):
+            times.append(now)
+        return Look(
+            ready=tuple(ready),
+            asked=tuple(asked),
+            next_at=min(times, default=None),
+            settled_all=all(drop.is_settled() for drop in drops),
+        )
+
+    def answer_known(self, asked: Sequence[Candidate], known: Collection[Candidate]) -> None:
+        """Answer for all of ``asked``: those in ``known`` are forgotten, the others settle."""
+        for candidate in asked:
+            drop = self._drops.get(candidate.inbox)
+            if drop is not None:
+                drop.answer(candidate, is_known=candidate in known)
+
+    def done(self, candidate: Candidate) -> None:
+        """Forget a file whose outcome is committed."""
+        drop = self._drops.get(candidate.inbox)
+        if drop is not None:
+            drop.done(candidate)
+
+    def again(self, candidate: Candidate) -> None:
+        """Observe a file anew: it changed, or it could not be taken now."""
+        drop = self._drops.get(candidate.inbox)
+        if drop is not None:
+            drop.again(candidate)
+
+    def incomplete(self, candidate: Candidate) -> None:
+        """Wait for a change of a file that is short, empty or all zeros; unchanged, it comes back as ``final``."""
+        drop = self._drops.get(candidate.inbox)
+        if drop is not None:
+            drop.incomplete(candidate)
+
+    def unreadable(self, candidate: Candidate) -> None:
+        """Leave a file that could not be opened or read; it is tried again, ever less often."""
+        drop = self._drops.get(candidate.inbox)
+        if drop is not None:
+            drop.unreadable(candidate)
+
+    def observe(self, candidate: Candidate) -> None:
+        """Settle a file that lies in the spool already, as if it had been dropped now.
+
+        Of an inbox that is no longer configured, nothing is observed: the next start finds the file again.
+        """
+        drop = self._drops.get(candidate.inbox)
+        if drop is not None and candidate.in_spool:
+            drop.observe(candidate)
+
+    def scan_now(self) -> None:
+        """Ask for a full scan of every inbox at once."""
+        for drop in self._drops.values():
+            drop.scan_now()
+
+    def is_drained(self, since: float) -> bool:
+        """Whether everything that lay in the inboxes when a scan last began, after ``since``, is decided.
+
+        For each inbox: a full scan that began at or after ``since`` is complete without a fault, no hint is waiting,
+        and of all files ever found none is settling, handed out, asked about or waiting to become whole. Files that
+        cannot be read, and whatever is not a regular file, do not count; nor does an inbox with an alarm, of which
+        ``reports`` tells.
+        """
+        return all(drop.is_drained(since) for drop in self._drops.values())
+
+    def reports(self) -> list[InboxReport]:
+        """Say how each inbox is doing, in the order they were given."""
+        return [drop.report() for drop in self._drops.values()]
+
+    def is_healthy(self) -> bool:
+        """Whether no folder is missing, mute or strangely empty.
+
+        For people, not for the process's watchdog: a restart brings no share back.
+        """
+        return not any(drop.alarm for drop in self._drops.values())
+
+    def _serve(self, now: float, room: int) -> list[Candidate]:
+        ready: list[Candidate] = []
+        while len(ready) < room:
+            waiting = [drop for drop in self._drops.values() if drop.ready]
+            if not waiting:
+                break
+            drop = min(waiting, key=lambda drop: (-_priority(drop, now), drop.last_served))
+            self._turn += 1
+            drop.last_served = self._turn
+            for _ in range(min(QUANTUM, len(drop.ready), room - len(ready))):
+                sight = drop.ready.popleft()
+                if drop.sights.get(sight.path) is sight and sight.phase is Phase.OUT:
+                    ready.append(drop.candidate(sight, now))
+        return ready
+
+
+def _priority(drop: Drop, now: float) -> int:
+    return drop.policy.priority + int((now - drop.ready[0].since) / AGEING_SECONDS)
+
+
+def _check_places(policies: Sequence[InboxPolicy], spool: Path) -> dict[str, str]:
+    """Resolve every inbox's folder, or raise ValueError."""
+    spool_place = os.path.realpath(spool)
+    places: dict[str, str] = {}
+    for policy in policies:
+        place = os.path.realpath(policy.path)
+        if policy.name in places:
+            raise ValueError(f"two inboxes are named {policy.name!r}")
+        if place in places.values():
+            raise ValueError(f"two inboxes watch one folder: {policy.path}")
+        if place == spool_place or place.startswith(spool_place + "/"):
+            raise ValueError(f"the inbox {policy.path} lies inside the spool {spool}")
+        if policy.take is Take.MOVE and policy.path.is_file():
+            raise ValueError(f"the inbox {policy.path} is a file, not a folder")
+        places[policy.name] = place
+    return places
+
+
+def _inside(place: str, others: Sequence[str]) -> frozenset[str]:
+    """Those of ``others`` that lie inside ``place``, relative to it."""
+    prefix = place.rstrip("/") + "/"
+    return frozenset(other[len(prefix) :] for other in others if other.startswith(prefix))

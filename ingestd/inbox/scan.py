@@ -1,0 +1,306 @@
+"""The walk over one drop folder: bounded, resumable, and never out of the folder.
+
+A walk goes down by descriptor, one folder after another, so that a folder swapped for a link while it runs leads
+nowhere. It follows no link, crosses no mount, goes at most 32 folders deep and holds at most that many folders open,
+however many files lie there. It only lists: what a file is, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+DEEPEST = 32
+
+# Folders of our own inside an inbox; hidden, so every ignore rule already leaves them alone.
+REMOVING = ".ingestd-removing"
+
+_CLUTTER = frozenset({"thumbs.db", "desktop.ini", "autorun.inf"})  # .DS_Store is hidden anyway
+_UNFINISHED = (".part", ".tmp", "~")
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+FileStat = tuple[int, int, int, int]  # device, inode, size in bytes, mtime in ns
+
+
+def file_stat(found: os.stat_result) -> FileStat:
+    """Keep of a stat what tells a file from another, or from itself after a change."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+class Names:
+    """Which names are left alone: unfinished copies, hidden files, clutter, and the inbox's own globs."""
+
+    def __init__(self, globs: Collection[str] = ()) -> None:
+        self._globs = re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in globs)) if globs else None
+
+    def ignores(self, name: str, relative_path: str) -> bool:
+        """Whether this file or folder is left alone."""
+        if name[0] in ".~" or name.endswith(_UNFINISHED):
+            return True
+        lowered = name.lower()
+        if lowered.endswith(_UNFINISHED) or lowered in _CLUTTER:
+            return True
+        globs = self._globs
+        return globs is not None and bool(globs.match(name) or globs.match(relative_path))
+
+    def ignores_path(self, relative_path: str) -> bool:
+        """Whether this path, or a folder on its way, is left alone."""
+        if not relative_path:
+            return False
+        parts = relative_path.split("/")
+        return any(part and self.ignores(part, "/".join(parts[: place + 1])) for place, part in enumerate(parts))
+
+
+def is_dicomdir(name: str) -> bool:
+    """Whether the name is that of an index of a medium (PS3.10 §8.6), possibly with the suffix some exports add."""
+    return name.upper() in {"DICOMDIR", "DICOMDIR."}
+
+
+class Found(NamedTuple):
+    """One regular file."""
+
+    relative_path: str
+    stat: FileStat
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a walk has met so far."""
+
+    files: int = 0
+    directories: int = 0
+    ignored: int = 0
+    not_regular: int = 0
+    dicomdir: int = 0
+    unreadable: int = 0  # folders that may not be listed
+    too_deep: int = 0
+    other_device: int = 0  # folders that another filesystem is mounted on
+    faults: int = 0  # listings that broke off: nothing may be concluded from what is missing
+
+
+class RootGone(Exception):
+    """The inbox's folder cannot be listed; ``errno`` says why."""
+
+    def __init__(self, error: OSError) -> None:
+        self.errno = error.errno or errno.EIO
+        super().__init__(os.strerror(self.errno))
+
+
+class Root(NamedTuple):
+    """The identity of the folder itself, to see that it was replaced or mounted over."""
+
+    device: int
+    inode: int
+
+
+def root_of(path: str) -> Root:
+    """Look at the inbox's folder; raises RootGone."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - strings all the way here
+    except OSError as error:
+        raise RootGone(error) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise RootGone(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    return Root(found.st_dev, found.st_ino)
+
+
+@dataclass(slots=True)
+class _Level:
+    """One open folder on the way down."""
+
+    prefix: str  # "" or "a/b/"
+    descriptor: int
+    entries: Iterator[os.DirEntry[str]]
+    close: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Walk:
+    """A listing of one inbox (or of one folder in it) that goes on where it stopped.
+
+    ``passes_over`` says of a path that it need not be looked at now (it is being watched already); it is still
+    counted. ``forbidden`` holds the (device, inode) of folders that are never entered: the spool's.
+    """
+
+    root_path: str
+    names: Names
+    start: str = ""
+    deep: bool = True
+    passes_over: Callable[[str], bool] = field(default=lambda _path: False)
+    forbidden: Collection[tuple[int, int]] = ()
+    apart: Collection[str] = ()  # relative paths of other inboxes inside this one
+    counts: Counts = field(default_factory=Counts)
+    root: Root | None = None
+    is_complete: bool = False
+    seconds: float = 0.0
+    _levels: list[_Level] = field(default_factory=list)
+
+    def advance(self, *, most: int, seconds: float) -> list[Found]:
+        """Look at up to ``most`` more entries, for about ``seconds``; raises RootGone.
+
+        After RootGone or an end (``is_complete``) the walk is over and holds nothing open.
+        """
+        began = time.perf_counter()
+        try:
+            if self.root is None:
+                self._enter_root()
+            return self._go_on(most=most, until=began + seconds)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def close(self) -> None:
+        """Let go of every open folder; the walk cannot go on."""
+        while self._levels:
+            self._leave()
+
+    def _go_on(self, *, most: int, until: float) -> list[Found]:
+        found: list[Found] = []
+        looked = 0
+        while self._levels:
+            level = self._levels[-1]
+            for entry in self._entries(level):
+                looked += 1
+                if self._is_entered(level, entry, found):
+                    break
+                if looked >= most or (not looked & 63 and time.perf_counter() >= until):
+                    return found
+            else:
+                self._leave()
+            if looked >= most or time.perf_counter() >= until:
+                break
+        self.is_complete = not self._levels
+        return found
+
+    def _entries(self, level: _Level) -> Iterator[os.DirEntry[str]]:
+        while True:
+            try:
+                entry = next(level.entries)
+            except StopIteration:
+                return
+            except OSError:
+                # ESTALE or EIO in the middle: what was not listed is not gone.
+                self.counts.faults += 1
+                return
+            yield entry
+
+    def _is_entered(self, level: _Level, entry: os.DirEntry[str], found: list[Found]) -> bool:
+        """Take note of one entry; True when it is a folder that the walk has just gone down into."""
+        name = entry.name
+        path = level.prefix + name
+        counts = self.counts
+        if self.names.ignores(name, path):
+            counts.ignored += 1
+            return False
+        try:
+            if entry.is_file(follow_symlinks=False):
+                counts.files += 1
+                if len(name) < 10 and is_dicomdir(name):
+                    counts.dicomdir += 1
+                if not self.passes_over(path):
+                    seen = entry.stat(follow_symlinks=False)
+                    # A name that was re-used between the listing and the stat.
+                    if stat.S_ISREG(seen.st_mode):
+                        found.append(Found(path, (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)))
+                return False
+            if entry.is_dir(follow_symlinks=False):
+                counts.directories += 1
+                return self.deep and self._enter(level, name, path)
+            counts.not_regular += 1
+        except FileNotFoundError:
+            pass  # gone between the listing and the look
+        except OSError:
+            counts.faults += 1
+        return False
+
+    def _enter_root(self) -> None:
+        try:
+            # The inbox's own path may be a link: an administrator wrote it down.
+            descriptor = os.open(self.root_path, _OPEN_FOLDER & ~os.O_NOFOLLOW)
+        except OSError as error:
+            raise RootGone(error) from error
+        try:
+            seen = os.fstat(descriptor)
+            self.root = Root(seen.st_dev, seen.st_ino)
+            if (seen.st_dev, seen.st_ino) in self.forbidden:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+            descriptor = self._go_to_start(descriptor)
+            if descriptor >= 0:
+                self._push(self.start + "/" if self.start else "", descriptor)
+        except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise RootGone(error) from error
+        self.is_complete = not self._levels
+
+    def _go_to_start(self, descriptor: int) -> int:
+        """Step down to ``start``; -1 when it is not there any more, or not for us."""
+        if not self.start:
+            return descriptor
+        parts = self.start.split("/")
+        for place in range(len(parts)):
+            if "/".join(parts[: place + 1]) in self.apart or place >= DEEPEST:
+                os.close(descriptor)
+                return -1
+        for part in parts:
+            try:
+                below = os.open(part, _OPEN_FOLDER, dir_fd=descriptor)
+            except OSError:
+                os.close(descriptor)
+                return -1
+            os.close(descriptor)
+            descriptor = below
+        seen = os.fstat(descriptor)
+        if self.root is None or seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
+            os.close(descriptor)
+            return -1
+        return descriptor
+
+    def _enter(self, level: _Level, name: str, path: str) -> bool:
+        counts = self.counts
+        if path in self.apart:
+            return False
+        if path.count("/") + 1 > DEEPEST:
+            counts.too_deep += 1
+            return False
+        try:
+            descriptor = os.open(name, _OPEN_FOLDER, dir_fd=level.descriptor)
+        except PermissionError:
+            counts.unreadable += 1
+            return False
+        except OSError as error:
+            # Gone, or turned into something else since it was listed; anything else is a fault of the disk's.
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+                counts.faults += 1
+            return False
+        seen = os.fstat(descriptor)
+        assert self.root is not None
+        if seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
+            counts.other_device += seen.st_dev != self.root.device
+            os.close(descriptor)
+            return False
+        try:
+            self._push(path + "/", descriptor)
+        except OSError:
+            os.close(descriptor)
+            counts.faults += 1
+            return False
+        return True
+
+    def _push(self, prefix: str, descriptor: int) -> None:
+        entries = os.scandir(descriptor)  # works on a duplicate of its own
+        self._levels.append(_Level(prefix, descriptor, entries, entries.close))
+
+    def _leave(self) -> None:
+        level = self._levels.pop()
+        level.close()
+        os.close(level.descriptor)

@@ -1,0 +1,334 @@
+"""The watchdog Observer of one drop folder, as a source of hints.
+
+An event names a path to look at soon; losing one costs latency and nothing else. So the observer may fail, run out of
+watches or drown, and the room goes on. What it must never do is raise into watchdog's threads, grow without bound, or
+hide that it lost something.
+
+watchdog 7.1 keeps every event in an unbounded queue and, told to watch moves, holds the queue for half a second after
+each file that leaves, as every file that we take does. Hence the three small subclasses: they ask the kernel for less,
+turn an event into a hint at once, and leave out the flood that nobody will read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify import InotifyEmitter
+from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchCallback
+from watchdog.observers.inotify_c import WatchDescriptor as Descriptor
+
+MOST_PATHS = 4_096  # hints for single files between two looks; beyond, folders are named
+MOST_FOLDERS = 256  # beyond, the whole inbox is scanned
+MOST_EVENTS = 16_384  # events between two looks; beyond, the whole inbox is scanned
+
+_OVERFLOW_LOGGER = "watchdog.observers.inotify_c"
+_NEWS = Mask(
+    InotifyConstants.IN_CLOSE_WRITE
+    | InotifyConstants.IN_MOVED_TO
+    | InotifyConstants.IN_CREATE  # folders, and hard links, which nobody closes
+    | InotifyConstants.IN_DELETE_SELF
+    | InotifyConstants.IN_ONLYDIR
+)
+_FILE_NEWS = InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_MOVED_TO | InotifyConstants.IN_CREATE
+_OUT_OF_WATCHES = frozenset({errno.ENOSPC, errno.ENOMEM})
+
+
+class Hints:
+    """What to look at soon, as relative paths; bounded, filled by the observer's threads, emptied by a look."""
+
+    def __init__(self, root: str, wake: Callable[[], object]) -> None:
+        self._prefix = root.rstrip("/") + "/"
+        self._root = root
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._paths: dict[str, None] = {}
+        self._folders: dict[str, bool] = {}  # relative path: whether everything below it is meant
+        self._lost = False
+        self._events = 0
+        self.overflows = 0
+        self.unwatched = 0  # folders that could not be watched
+        self.is_drowned = False  # more came than will be looked at one by one
+        self._has_rung = False
+
+    def file(self, path: str) -> None:
+        """Name a file (absolute path)."""
+        with self._lock:
+            self._events += 1
+            if not path.startswith(self._prefix):
+                return
+            relative = path[len(self._prefix) :]
+            if len(self._paths) < MOST_PATHS or relative in self._paths:
+                self._paths[relative] = None
+            else:
+                self._name_folder(relative.rpartition("/")[0], deep=False)
+            self._ring()
+
+    def folder(self, path: str) -> None:
+        """Name a folder that came (absolute path): everything in it is meant."""
+        with self._lock:
+            self._events += 1
+            if path.startswith(self._prefix):
+                self._name_folder(path[len(self._prefix) :], deep=True)
+                self._ring()
+
+    def lose(self, *, overflow: bool = False) -> None:
+        """Note that events were lost: the whole inbox has to be looked at."""
+        with self._lock:
+            if overflow and not self._lost:
+                self.overflows += 1
+            self._lost = True
+            self._ring()
+
+    def count(self) -> bool:
+        """Count a file's event; False when there were so many that it is left out, which is noted."""
+        if self._events < MOST_EVENTS:
+            return True
+        if not self.is_drowned:
+            self.is_drowned = True
+            self.lose()
+        return False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to take."""
+        return not (self._lost or self._paths or self._folders)
+
+    def take(self) -> tuple[list[str], dict[str, bool], bool]:
+        """Take all hints: files, folders (True: with all below), and whether events were lost."""
+        with self._lock:
+            paths, folders, lost = list(self._paths), self._folders, self._lost
+            self._paths = {}
+            self._folders = {}
+            self._lost = self.is_drowned = self._has_rung = False
+            self._events = 0
+        return paths, folders, lost
+
+    def _name_folder(self, relative: str, *, deep: bool) -> None:
+        if len(self._folders) < MOST_FOLDERS or relative in self._folders:
+            self._folders[relative] = deep or self._folders.get(relative, False)
+        else:
+            self._lost = True
+
+    def _ring(self) -> None:
+        # Once between two looks. The lock is held; the caller's wake only puts a token into a queue.
+        if self._has_rung:
+            return
+        self._has_rung = True
+        try:
+            self._wake()
+        except Exception:  # noqa: BLE001 - an exception here would end watchdog's thread, and the timer's scan finds it
+            self._lost = True
+
+
+class _Reader(InotifyFD):
+    """watchdog's inotify reader that leaves out what nobody will look at, and counts what it could not watch."""
+
+    def __init__(self, hints: Hints) -> None:
+        super().__init__()
+        self._hints = hints
+
+    def add_callback(self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId) -> Descriptor:
+        try:
+            return super().add_callback(path, mask, callback, id_)
+        except OSError as error:
+            # watchdog passes over this for every folder but the topmost, and says nothing.
+            if error.errno in _OUT_OF_WATCHES:
+                self._hints.unwatched += 1
+            raise
+
+    def handle_event(self, event: InotifyEvent) -> None:
+        if event.is_queue_overflow:
+            super().handle_event(event)  # watches everything anew, so that the scan below comes after it
+            self._hints.lose(overflow=True)
+            return
+        if event.mask & _FILE_NEWS and not event.is_directory and not self._hints.count():
+            return
+        super().handle_event(event)
+
+
+class _Emitter(InotifyEmitter):
+    """watchdog's emitter that makes hints instead of queueing events for another thread."""
+
+    def __init__(self, *arguments: Any, hints: Hints, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._hints = hints
+
+    def get_event_mask_from_filter(self) -> Mask:
+        return _NEWS
+
+    def queue_event(self, event: FileSystemEvent) -> None:
+        hint(self._hints, event)
+
+
+class _Observer(BaseObserver):
+    """An inotify observer with one reader of its own."""
+
+    def __init__(self, hints: Hints) -> None:
+        self.reader = _Reader(hints)
+        self.reader.start()
+        super().__init__(_Emitter, inotify_fd=self.reader, hints=hints)
+
+    def on_thread_stop(self) -> None:
+        super().on_thread_stop()
+        self.reader.stop()
+        self.reader.join()
+
+
+class _Handler(FileSystemEventHandler):
+    """Makes hints of the events that come the long way round, should a later watchdog queue them all the same."""
+
+    def __init__(self, hints: Hints) -> None:
+        self._hints = hints
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        hint(self._hints, event)
+
+
+def hint(hints: Hints, event: FileSystemEvent) -> None:
+    """Turn an event into a hint; whatever goes wrong, the thread it runs in lives on."""
+    try:
+        if event.event_type in {"created", "closed", "moved"}:
+            path = os.fsdecode(event.dest_path or event.src_path)
+            if event.is_directory:
+                hints.folder(path)
+            else:
+                hints.file(path)
+        elif event.event_type == "deleted" and event.is_directory:
+            hints.lose()
+    except Exception:  # noqa: BLE001 - see Hints._ring
+        hints.lose()
+
+
+class _OverflowEar(logging.Handler):
+    """Hears watchdog's warning that the kernel's queue overflowed, and tells every observer's hints.
+
+    The reader above sees the overflow itself; this is the second way, the documented one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(level=logging.WARNING)
+        self.listening: weakref.WeakSet[Hints] = weakref.WeakSet()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "overflow" in str(record.msg).lower():
+            for hints in list(self.listening):
+                hints.lose(overflow=True)
+
+
+_ear = _OverflowEar()
+
+
+def _listen(hints: Hints) -> None:
+    logger = logging.getLogger(_OVERFLOW_LOGGER)
+    if _ear not in logger.handlers:
+        logger.addHandler(_ear)
+    if not logger.isEnabledFor(logging.WARNING):
+        logger.setLevel(logging.WARNING)
+    _ear.listening.add(hints)
+
+
+class Watcher:
+    """Arms an observer for one folder, in a thread of its own: a deep tree may take minutes.
+
+    ``state`` is ``arming``, ``armed``, ``failed`` or ``stopped``; ``note`` says why it failed.
+    """
+
+    def __init__(self, root: str, wake: Callable[[], object]) -> None:
+        self.root = os.path.realpath(root)  # a watch on a link would see nothing
+        self.hints = Hints(self.root, wake)
+        self.state = "arming"
+        self.note = ""
+        self.failed_at: float | None = None
+        self._wake = wake
+        self._observer: _Observer | None = None
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._arm, name="inbox-arm", daemon=True)
+
+    def start(self, *, wait: float) -> None:
+        """Begin to arm, and wait up to ``wait`` seconds for it."""
+        # The text holds a folder's name, and the event is harmless: the same folder was seen twice.
+        warnings.filterwarnings("ignore", message="Callback with id", category=RuntimeWarning)
+        _listen(self.hints)
+        self._thread.start()
+        self._thread.join(wait)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether events come: armed, and every thread of the observer alive."""
+        observer = self._observer
+        return (
+            self.state == "armed"
+            and observer is not None
+            and observer.is_alive()
+            and observer.reader.is_alive()
+            and bool(observer.emitters)
+            and all(emitter.is_alive() for emitter in list(observer.emitters))
+        )
+
+    def stop(self) -> None:
+        """Let go of everything, without waiting for threads that hang."""
+        with self._lock:
+            self.state = "stopped"
+            observer, self._observer = self._observer, None
+        _ear.listening.discard(self.hints)
+        if observer is not None:
+            _stop(observer)
+
+    def _arm(self) -> None:
+        observer: _Observer | None = None
+        try:
+            observer = _Observer(self.hints)
+            observer.schedule(_Handler(self.hints), self.root, recursive=True)
+            observer.start()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the scan goes on without events
+            with self._lock:
+                if self.state == "arming":
+                    self.state = "failed"
+                    self.note = _why(error)
+                    self.failed_at = time.monotonic()
+            if observer is not None:
+                _stop(observer)
+        else:
+            with self._lock:
+                wanted = self.state == "arming"
+                if wanted:
+                    self._observer = observer
+                    self.state = "armed"
+            if not wanted:
+                _stop(observer)
+        with contextlib.suppress(Exception):
+            self._wake()
+
+
+def _stop(observer: _Observer) -> None:
+    def let_go() -> None:
+        with contextlib.suppress(Exception):
+            if observer.is_alive():
+                observer.stop()
+            else:
+                observer.on_thread_stop()
+
+    thread = threading.Thread(target=let_go, name="inbox-disarm", daemon=True)
+    thread.start()
+    thread.join(5)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the limit of inotify watches is reached (fs.inotify.max_user_watches)"
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return "the limit of inotify instances or open files is reached (fs.inotify.max_user_instances)"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return type(error).__name__
