@@ -46,6 +46,7 @@ inbox, relative path, size and mtime_ns; for ``move``: some row with this inbox,
 
 from ingestd.inbox.inboxes import Inboxes
 from ingestd.inbox.mounts import Mount, mount_of
+from ingestd.inbox.spool import Spool
 from ingestd.inbox.types import (
     Candidate,
     Expect,
@@ -75,6 +76,7 @@ __all__ = [
     "Mount",
     "NotTaken",
     "Removal",
+    "Spool",
     "SpoolError",
     "SpoolInUse",
     "Take",

@@ -233,7 +233,7 @@ def glance(path: str, *, ask_kernel: bool) -> tuple[Glance, FileStat | None]:
         seen = os.fstat(descriptor)
         if not stat.S_ISREG(seen.st_mode):
             return Glance.NOT_REGULAR, None
-        return (Glance.HELD if _has_writer(descriptor) else Glance.FILE), file_stat(seen)
+        return (Glance.HELD if has_writer(descriptor) else Glance.FILE), file_stat(seen)
     except OSError:
         return Glance.NO_ACCESS, None
     finally:
@@ -264,7 +264,7 @@ def _verdict(error: OSError) -> Glance:
     return Glance.NO_ACCESS
 
 
-def _has_writer(descriptor: int) -> bool:
+def has_writer(descriptor: int) -> bool:
     """Ask the kernel whether anybody has the file open for writing (fcntl(2), "Leases").
 
     A read lease is refused with EAGAIN then. Where it cannot tell (another owner's file, a filesystem without

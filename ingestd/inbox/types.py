@@ -155,7 +155,7 @@ class WhyNot(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
-    """The file is durable at ``path`` (relative to the spool); ``source`` is its stat there.
+    """The file is durable at ``path`` (relative to the spool).
 
     ``source_removed`` is False after a copy: the source is removed once the row is committed.
     """

@@ -1,0 +1,79 @@
+"""Small steps on open folders that the spool's moves are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from ingestd.lifecycle import SourceStat
+
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def open_folder(root: str, relative: str) -> int:
+    """Open the folder ``relative`` below ``root`` by descriptors, following no link below the root."""
+    descriptor = os.open(root, OPEN_FOLDER & ~os.O_NOFOLLOW)
+    for part in relative.split("/") if relative else ():
+        try:
+            below = os.open(part, OPEN_FOLDER, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = below
+    return descriptor
+
+
+def source_of(found: os.stat_result) -> SourceStat:
+    """Keep of a stat what a row remembers."""
+    return SourceStat(device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns)
+
+
+def look(name: str, folder: int) -> os.stat_result:
+    """Look at a name in an open folder, not at what a link leads to."""
+    return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+def sync(descriptor: int) -> None:
+    """Make an open file or folder durable. A filesystem that cannot sync folders (EINVAL) has said all it can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(folder, OPEN_FOLDER & ~os.O_NOFOLLOW)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_back(name: str, folder: int, wanted: str, wanted_folder: int) -> str:
+    """Give a file its name back without replacing what may bear it now; return the name it got.
+
+    Raises OSError when neither the old name nor a fresh one can be had; the file is then where it was.
+    """
+    for attempt in range(3):
+        new = wanted if attempt == 0 else f"{wanted[:48]}-{secrets.token_hex(8)}"
+        try:
+            os.link(name, new, src_dir_fd=folder, dst_dir_fd=wanted_folder, follow_symlinks=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}:
+                raise
+            # No hard links here: the moment between the look and the rename is all we can do without.
+            with contextlib.suppress(FileNotFoundError):
+                look(new, wanted_folder)
+                continue
+            os.rename(name, new, src_dir_fd=folder, dst_dir_fd=wanted_folder)
+            return new
+        os.unlink(name, dir_fd=folder)
+        return new
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))

@@ -1,0 +1,296 @@
+"""The daemon's own folder: its id, its lock, and what lies in it.
+
+::
+
+  <spool>/            0700
+    spool.id          a UUID: the ``host`` of this spool's rows
+    lock              flocked by the one daemon that takes and sends
+    files/<inbox>/<32 hex>                 admitted files; the path says the inbox, nothing of the file's name is kept
+    rejected/<inbox>/<32 hex>/<basename>   set aside, where a person can see it
+    explicit/<inbox>/<32 hex>              re-encoded copies
+    scratch/                               emptied at the start
+
+A file without a row is work not begun (G2): ``orphans`` finds it. Every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from ingestd.lifecycle import SourceStat
+
+from . import removal, takein
+from .durable import source_of, sync_folder
+from .types import Candidate, Expect, FreeSpace, NotTaken, Removal, SpoolError, SpoolInUse, Taken, check_inbox_name
+
+ROOMS = ("files", "rejected", "explicit", "scratch")
+KNOWN_AT_ONCE = 1_000
+
+
+class Spool:
+    """One spool folder, made if it is missing.
+
+    Raises SpoolError when it cannot be made, or when what is there is somebody else's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock: int | None = None
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._refuse_foreign()
+            if self.path.stat().st_uid == os.geteuid():
+                self.path.chmod(0o700)
+            self.host = self._read_id() or self._make_id()
+            for room in ROOMS:
+                (self.path / room).mkdir(mode=0o700, exist_ok=True)
+            self.device = self.path.stat().st_dev
+        except OSError as error:
+            why = (error.strerror or type(error).__name__).lower()
+            raise SpoolError(f"the spool {self.path} cannot be used: {why}") from error
+
+    def lock(self) -> None:
+        """Become the one process that takes and sends, and empty ``scratch``; raises SpoolInUse."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            why = (error.strerror or type(error).__name__).lower()
+            raise SpoolError(f"the lock of the spool {self.path} cannot be opened: {why}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 32).strip()
+            os.close(descriptor)
+            raise SpoolInUse(self.path, int(holder) if holder.isdigit() else None) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock = descriptor
+        self._empty_scratch()
+
+    def unlock(self) -> None:
+        """Let another process have it."""
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def is_here(self, source: SourceStat) -> bool:
+        """Whether the file is on the spool's own filesystem: then it is renamed, and its reader has to fsync it."""
+        return source.device == self.device
+
+    def take_in(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]:
+        """Bring files into ``files/<inbox>/``; those reported as taken are durable there.
+
+        On the spool's filesystem a file is renamed; its reader must have fsynced it. From elsewhere it is copied, and
+        the copy checked against the digests; its source stays until ``remove_source``. A file that lies in ``files/``
+        already stays where it is. Whatever is not taken lies where it lay. Results come in the order of ``items``.
+        """
+        return takein.bring(self.path, self.device, items, room="files")
+
+    def set_aside(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]:
+        """Bring files into ``rejected/<inbox>/<random>/``, under their own names, like ``take_in``."""
+        return takein.bring(self.path, self.device, items, room="rejected")
+
+    def remove_source(self, root: Path, relative_path: str, source: SourceStat) -> Removal:
+        """Remove a source that was copied and whose row is committed, if it still is what was copied.
+
+        ``root`` is the inbox's folder, ``source`` what the row remembers.
+        """
+        return removal.remove(root, relative_path, source)
+
+    def recover_removals(self, root: Path, unremoved: Collection[SourceStat]) -> int:
+        """Finish removals that a crash cut short, and say how many; ``unremoved`` are the rows' sources of this inbox.
+
+        A file that is none of them was written to meanwhile: it goes back into the inbox under a fresh name.
+        """
+        return removal.recover(root, unremoved)
+
+    def discard(self, *paths: str) -> None:
+        """Remove files of ours; one that is gone already is fine.
+
+        Raises ValueError, before anything is touched, for a path outside our own rooms, and SpoolError when a file
+        could not be removed; the others are.
+        """
+        for path in paths:
+            _check_ours(path)
+        folders: set[Path] = set()
+        failed: OSError | None = None
+        for path in paths:
+            place = self.path / path
+            try:
+                place.unlink(missing_ok=True)
+                folders.add(place.parent)
+                if path.startswith("rejected/"):
+                    with contextlib.suppress(OSError):
+                        place.parent.rmdir()
+                        folders.discard(place.parent)
+                        folders.add(place.parent.parent)
+            except OSError as error:
+                failed = error
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                sync_folder(folder)
+        if failed is not None:
+            raise SpoolError(f"a spool file could not be removed: {os.strerror(failed.errno or errno.EIO).lower()}")
+
+    def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
+        """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
+
+        ``known`` says which of at most 1,000 paths the ledger knows. For the start: to be exhausted before the first
+        ``take_in``, or a file between its rename and its row is mistaken for one. A copy whose source still lies
+        unchanged in its inbox is discarded, for the source will be taken; so is a re-encoded copy without a row.
+        """
+        for path in self._unknown(self._listed("files", depth=2), known):
+            if takein.source_is_unchanged(self.path / path):
+                self.discard(path)
+                continue
+            candidate = self._candidate(path)
+            if candidate is not None:
+                yield candidate
+        for path in self._unknown(self._listed("rejected", depth=3), known):
+            candidate = self._candidate(path)
+            if candidate is not None:
+                yield candidate
+        for path in self._unknown(self._listed("explicit", depth=2), known):
+            self.discard(path)
+
+    def rejected_candidate(self, inbox: str, path: str) -> Candidate | None:
+        """Make a candidate of a file in ``rejected/``; None when it is gone.
+
+        For a file that was changed there (settle it by ``Inboxes.observe``) or that a person admits anyway.
+        """
+        candidate = self._candidate(path)
+        return candidate if candidate is not None and candidate.inbox == inbox else None
+
+    def stat(self, path: str) -> SourceStat | None:
+        """Look at a file of ours; None when it is gone or not a regular file."""
+        _check_ours(path)
+        try:
+            found = (self.path / path).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return source_of(found) if stat.S_ISREG(found.st_mode) else None
+
+    def new_explicit(self, inbox: str) -> Path:
+        """Name a fresh file for a re-encoded copy, in a folder that exists."""
+        folder = self.path / "explicit" / check_inbox_name(inbox)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / secrets.token_hex(16)
+
+    def new_scratch(self) -> Path:
+        """Name a fresh file that does not outlive this run."""
+        return self.path / "scratch" / secrets.token_hex(16)
+
+    def scratch(self) -> Path:
+        """Give the folder that is emptied at the start."""
+        return self.path / "scratch"
+
+    def free(self) -> FreeSpace:
+        """Say what is left for us on the spool's filesystem."""
+        found = os.statvfs(self.path)
+        return FreeSpace(
+            free_bytes=found.f_bavail * found.f_frsize,
+            free_inodes=found.f_favail if found.f_files else None,
+            total_bytes=found.f_blocks * found.f_frsize,
+        )
+
+    def free_bytes(self) -> int:
+        """Say how many bytes are left for us."""
+        return self.free().free_bytes
+
+    def _refuse_foreign(self) -> None:
+        if not (self.path / "spool.id").exists():
+            theirs = [room for room in ROOMS if (self.path / room).exists()]
+            if theirs:
+                raise SpoolError(f"{self.path} has a folder {theirs[0]!r} but no spool.id: not a spool of ours")
+
+    def _read_id(self) -> str | None:
+        try:
+            text = (self.path / "spool.id").read_text("ascii", "replace").strip()
+        except FileNotFoundError:
+            return None
+        try:
+            return str(uuid.UUID(text))
+        except ValueError as error:
+            raise SpoolError(f"{self.path / 'spool.id'} does not hold a UUID; restore it") from error
+
+    def _make_id(self) -> str:
+        """Write the id whole and durable, or take the one that another process has just written."""
+        temporary = self.path / f".spool.id.{secrets.token_hex(8)}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, f"{uuid.uuid4()}\n".encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, self.path / "spool.id")
+        finally:
+            temporary.unlink()
+        sync_folder(self.path)
+        sync_folder(self.path.parent)
+        made = self._read_id()
+        assert made is not None
+        return made
+
+    def _empty_scratch(self) -> None:
+        with os.scandir(self.path / "scratch") as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(entry.path)  # noqa: PTH108 - a path string at hand
+
+    def _listed(self, room: str, *, depth: int) -> Iterator[str]:
+        """List the regular files exactly ``depth`` levels down; nothing else there is ours."""
+
+        def below(folder: str, levels: int) -> Iterator[str]:
+            try:
+                entries = os.scandir(self.path / folder)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            with entries:
+                for entry in entries:
+                    if levels > 1 and entry.is_dir(follow_symlinks=False):
+                        yield from below(f"{folder}/{entry.name}", levels - 1)
+                    elif levels == 1 and entry.is_file(follow_symlinks=False):
+                        yield f"{folder}/{entry.name}"
+
+        return below(room, depth)
+
+    def _unknown(self, paths: Iterator[str], known: Callable[[list[str]], set[str]]) -> Iterator[str]:
+        chunk: list[str] = []
+        for path in paths:
+            chunk.append(path)
+            if len(chunk) == KNOWN_AT_ONCE:
+                yield from sorted(set(chunk) - known(chunk))
+                chunk = []
+        if chunk:
+            yield from sorted(set(chunk) - known(chunk))
+
+    def _candidate(self, path: str) -> Candidate | None:
+        source = self.stat(path)
+        if source is None:
+            return None
+        inbox = path.split("/")[1]
+        return Candidate(
+            inbox=inbox, relative_path=path, path=self.path / path, source=source, final=True, in_spool=True
+        )
+
+
+def _check_ours(path: str) -> None:
+    """Refuse a path that does not lie in one of our rooms: an ``in_place`` file is never touched."""
+    parts = path.split("/")
+    if parts[0] not in ROOMS or len(parts) < 2 or any(part in {"", ".", ".."} for part in parts):
+        raise ValueError("not a path of the spool's own rooms")

@@ -1,0 +1,311 @@
+"""How a file gets into the spool: renamed where it can be, copied and checked where it cannot.
+
+Order of what is made durable, so that a crash at any point leaves the file here or there, whole:
+
+1. the content (by the reader that read it; by us after a copy),
+2. the file's new entry in the spool (fsync of the target folder),
+3. the absence of its old one (fsync of the source folder).
+
+Only then is it reported as taken, and only then may a row be written. Files are grouped: all renames, then each folder
+is synced once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ingestd.lifecycle import SourceStat
+
+from .durable import OPEN_FILE, look, open_folder, put_back, source_of, sync
+from .types import Candidate, Expect, NotTaken, Taken, WhyNot, check_inbox_name
+
+CHUNK = 1 << 20
+# On a copy: where it came from, so that after a crash it is not taken for another file than its source.
+ORIGIN = "user.ingestd.source"
+
+
+class _Left(Exception):
+    """The file stays where it is."""
+
+    def __init__(self, why: WhyNot, note: str = "") -> None:
+        self.why = why
+        self.note = note
+        super().__init__(note)
+
+
+@dataclass(slots=True)
+class _Moved:
+    """A rename that is not durable yet."""
+
+    place: int  # among the items
+    taken: Taken
+    name: str
+    source_folder: int | None  # None: there is nothing to put back (a copy, or it lay there already)
+    target_folder: int
+    target_name: str
+
+
+@dataclass(slots=True)
+class _Folders:
+    """Open folders of one call, each opened once."""
+
+    opened: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def get(self, root: str, relative: str) -> int:
+        key = (root, relative)
+        if key not in self.opened:
+            self.opened[key] = open_folder(root, relative)
+        return self.opened[key]
+
+    def close(self) -> None:
+        for descriptor in self.opened.values():
+            os.close(descriptor)
+        self.opened.clear()
+
+
+def bring(spool: Path, device: int, items: Sequence[tuple[Candidate, Expect]], *, room: str) -> list[Taken | NotTaken]:
+    """Bring files into one of the spool's rooms; see ``Spool.take_in``."""
+    results: dict[int, Taken | NotTaken] = {}
+    # Two hundred folders open at a time; a batch rarely has more than a handful.
+    places = sorted(range(len(items)), key=lambda place: str(items[place][0].path.parent))
+    start = 0
+    while start < len(places):
+        folders: set[Path] = set()
+        end = start
+        while end < len(places) and len(folders | {items[places[end]][0].path.parent}) <= 200:
+            folders.add(items[places[end]][0].path.parent)
+            end += 1
+        group = [(place, *items[place]) for place in places[start:end]]
+        results.update(_Group(str(spool), device, room).bring(group))
+        start = end
+    return [results[place] for place in range(len(items))]
+
+
+class _Group:
+    """The files of one call that are synced together."""
+
+    def __init__(self, spool: str, device: int, room: str) -> None:
+        self._spool = spool
+        self._device = device
+        self._room = room
+        self._folders = _Folders()
+        self._made: list[int] = []  # targets made for one file (rejected/<inbox>/<random>), opened here
+        self._to_sync: dict[int, None] = {}  # targets first
+        self._sources_to_sync: dict[int, None] = {}
+        self._emptied: list[tuple[int, str]] = []
+
+    def bring(self, items: Sequence[tuple[int, Candidate, Expect]]) -> dict[int, Taken | NotTaken]:
+        results: dict[int, Taken | NotTaken] = {}
+        moved: list[_Moved] = []
+        try:
+            for place, candidate, expect in items:
+                try:
+                    moved.append(self._bring_one(place, candidate, expect))
+                except _Left as left:
+                    results[place] = _left(candidate, left.why, left.note)
+                except OSError as error:
+                    results[place] = _not_taken(candidate, error)
+            try:
+                for descriptor in (*self._to_sync, *self._sources_to_sync):
+                    sync(descriptor)
+            except OSError as error:
+                # After a failed fsync nothing may be said of what is on the disk, and asking again would lie.
+                for one in moved:
+                    self._undo(one)
+                    results[one.place] = _not_taken(one.taken.candidate, error)
+            else:
+                results.update({one.place: one.taken for one in moved})
+                for folder, name in self._emptied:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(name, dir_fd=folder)
+        finally:
+            for descriptor in self._made:
+                os.close(descriptor)
+            self._folders.close()
+        return results
+
+    def _bring_one(self, place: int, candidate: Candidate, expect: Expect) -> _Moved:
+        relative = candidate.relative_path
+        root, parent, name = _split(candidate)
+        source_folder = self._folders.get(root, parent)
+        found = look(name, source_folder)
+        _check_same(found, expect, "the file changed after it was read")
+        if candidate.in_spool and relative.startswith(f"{self._room}/{candidate.inbox}/"):
+            self._to_sync[source_folder] = None
+            return _Moved(place, Taken(candidate=candidate, path=relative), name, None, source_folder, name)
+        target_folder, prefix, target_name = self._target(candidate.inbox, name)
+        self._to_sync[target_folder] = None
+        try:
+            return self._bring_to(place, candidate, expect, found, (target_folder, prefix, target_name))
+        except (_Left, OSError):
+            if self._room == "rejected":
+                with contextlib.suppress(OSError):
+                    os.rmdir(
+                        prefix.split("/")[-2], dir_fd=self._folders.get(self._spool, f"rejected/{candidate.inbox}")
+                    )
+            raise
+
+    def _bring_to(
+        self, place: int, candidate: Candidate, expect: Expect, found: os.stat_result, target: tuple[int, str, str]
+    ) -> _Moved:
+        target_folder, prefix, target_name = target
+        root, parent, name = _split(candidate)
+        source_folder = self._folders.get(root, parent)
+        if found.st_dev == self._device:
+            self._rename(name, source_folder, target_name, target_folder, expect.source)
+            self._sources_to_sync[source_folder] = None
+            if candidate.in_spool and relative.startswith("rejected/"):
+                above, _, own = parent.rpartition("/")
+                self._emptied.append((self._folders.get(root, above), own))
+            taken = Taken(candidate=candidate, path=prefix + target_name)
+            return _Moved(place, taken, name, source_folder, target_folder, target_name)
+        self._copy(name, source_folder, target_name, target_folder, candidate, expect)
+        taken = Taken(candidate=candidate, path=prefix + target_name, source_removed=False)
+        return _Moved(place, taken, name, None, target_folder, target_name)
+
+    def _target(self, inbox: str, name: str) -> tuple[int, str, str]:
+        """Open the target folder: its descriptor, its path with a slash, and the name for the file in it."""
+        home = self._folder_in(self._folders.get(self._spool, self._room), check_inbox_name(inbox))
+        prefix = f"{self._room}/{inbox}/"
+        if self._room == "files":
+            return home, prefix, secrets.token_hex(16)
+        # A folder of its own, so that the file can keep its name for the person who looks.
+        own = secrets.token_hex(16)
+        os.mkdir(own, 0o700, dir_fd=home)
+        descriptor = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=home)
+        self._made.append(descriptor)
+        self._to_sync[home] = None
+        return descriptor, f"{prefix}{own}/", name
+
+    def _folder_in(self, parent: int, inbox: str) -> int:
+        try:
+            return self._folders.get(self._spool, f"{self._room}/{inbox}")
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(inbox, 0o700, dir_fd=parent)
+            sync(parent)
+            return self._folders.get(self._spool, f"{self._room}/{inbox}")
+
+    def _rename(self, name: str, source_folder: int, target: str, target_folder: int, expect: SourceStat) -> None:
+        os.rename(name, target, src_dir_fd=source_folder, dst_dir_fd=target_folder)
+        found = look(target, target_folder)
+        if stat.S_ISREG(found.st_mode) and source_of(found) == expect:
+            return
+        # Between our look and the rename somebody wrote to it, or put another file under its name.
+        self._sources_to_sync[source_folder] = None
+        with contextlib.suppress(OSError):
+            put_back(target, target_folder, name, source_folder)
+        raise _Left(WhyNot.CHANGED, "the file changed while it was taken")
+
+    def _copy(
+        self, name: str, source_folder: int, target: str, target_folder: int, candidate: Candidate, expect: Expect
+    ) -> None:
+        scratch = self._folders.get(self._spool, "scratch")
+        temporary = secrets.token_hex(16)
+        source = os.open(name, OPEN_FILE, dir_fd=source_folder)
+        try:
+            copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=scratch)
+            try:
+                _check_same(os.fstat(source), expect, "the file changed after it was read")
+                _copy_checked(source, copy, expect)
+                _check_same(os.fstat(source), expect, "the file changed while it was copied")
+                _check_same(look(name, source_folder), expect, "the file was replaced while it was copied")
+                _remember_origin(copy, str(candidate.path), expect.source)
+                os.utime(copy, ns=(expect.source.mtime_ns, expect.source.mtime_ns))
+                os.fsync(copy)
+                os.rename(temporary, target, src_dir_fd=scratch, dst_dir_fd=target_folder)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=scratch)
+                raise
+            finally:
+                os.close(copy)
+        finally:
+            os.close(source)
+
+    def _undo(self, moved: _Moved) -> None:
+        """Give the file back, as well as it can be done on a disk that just failed us."""
+        with contextlib.suppress(OSError):
+            if moved.source_folder is not None:
+                put_back(moved.target_name, moved.target_folder, moved.name, moved.source_folder)
+            elif not moved.taken.source_removed:
+                os.unlink(moved.target_name, dir_fd=moved.target_folder)
+
+
+def _split(candidate: Candidate) -> tuple[str, str, str]:
+    """Take a path apart: the folder that is opened as it is written, the folders below it, the name."""
+    path, relative = str(candidate.path), candidate.relative_path
+    assert path.endswith("/" + relative), "a candidate's path is its inbox's, and its relative path"
+    parent, _, name = relative.rpartition("/")
+    return path[: -len(relative) - 1] or "/", parent, name
+
+
+def _check_same(found: os.stat_result, expect: Expect, otherwise: str) -> None:
+    if not stat.S_ISREG(found.st_mode) or source_of(found) != expect.source:
+        raise _Left(WhyNot.CHANGED, otherwise)
+
+
+def _copy_checked(source: int, copy: int, expect: Expect) -> None:
+    """Copy all bytes and compare them with what the reader found: the bytes before and after ``dataset_offset``."""
+    head, rest = hashlib.sha256(), hashlib.sha256()
+    head_left = expect.dataset_offset
+    size = 0
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
+    while got := os.readv(source, [view]):
+        size += got
+        chunk = view[:got]
+        if head_left:
+            head.update(chunk[:head_left])
+            rest.update(chunk[head_left:])
+            head_left -= min(head_left, got)
+        else:
+            rest.update(chunk)
+        while chunk:
+            chunk = chunk[os.write(copy, chunk) :]
+    if size != expect.source.size_bytes:
+        raise _Left(WhyNot.CHANGED, "the file's length changed while it was copied")
+    found = (head.hexdigest(), rest.hexdigest())
+    if expect.digest and found != (expect.meta_digest or hashlib.sha256().hexdigest(), expect.digest):
+        raise _Left(WhyNot.CHANGED, "the file's content is not what was read")
+
+
+def _remember_origin(copy: int, path: str, source: SourceStat) -> None:
+    stamp = f"{source.device}:{source.inode}:{source.size_bytes}:{source.mtime_ns}:".encode()
+    # Without extended attributes, or with a path too long for them, a crash leaves a DUPLICATE and no harm.
+    with contextlib.suppress(OSError):
+        os.setxattr(copy, ORIGIN, stamp + os.fsencode(path))
+
+
+def source_is_unchanged(copy: Path) -> bool:
+    """Whether this is a copy whose source still lies where it lay, as it was."""
+    try:
+        stamp = os.getxattr(copy, ORIGIN, follow_symlinks=False)
+        device, inode, size_bytes, mtime_ns, path = stamp.split(b":", 4)
+        now = source_of(os.lstat(path))
+        then = SourceStat(device=int(device), inode=int(inode), size_bytes=int(size_bytes), mtime_ns=int(mtime_ns))
+    except (OSError, ValueError):
+        return False
+    return now == then
+
+
+def _left(candidate: Candidate, why: WhyNot, note: str) -> NotTaken:
+    return NotTaken(candidate=candidate, why=why, note=note)
+
+
+def _not_taken(candidate: Candidate, error: OSError) -> NotTaken:
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return _left(candidate, WhyNot.GONE, "the file is gone")
+    if error.errno == errno.ELOOP:
+        return _left(candidate, WhyNot.CHANGED, "a link is where the file was")
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return _left(candidate, WhyNot.NO_SPACE, "the spool's disk is full")
+    return _left(candidate, WhyNot.ERROR, os.strerror(error.errno or errno.EIO).lower())
