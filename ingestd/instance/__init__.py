@@ -6,6 +6,18 @@ they are called in the reader's children only.
 
 from __future__ import annotations
 
+from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import NOTES, Inspection, Limits, Verdict
+from ingestd.instance.inspection import inspect
+from ingestd.instance.meta import file_meta_for
 
-__all__ = ["NOTES", "Inspection", "Limits", "Verdict"]
+__all__ = [
+    "NOTES",
+    "CannotReencode",
+    "Inspection",
+    "InvalidInstance",
+    "Limits",
+    "Verdict",
+    "file_meta_for",
+    "inspect",
+]

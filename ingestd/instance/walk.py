@@ -1,0 +1,572 @@
+"""The structural walk: every element, item and fragment from the first to the end of the stream (PS3.5 §7).
+
+One forward pass, no recursion, no value longer than asked for in memory. What it holds against a file is only what
+cannot be right: a length that reaches behind the end of the file, content of undefined length without its end,
+limits exceeded. All else that real equipment writes is walked over, and noted (G7):
+
+- an element longer than the item of known length that holds it: the item's length counts, the rest of it is opaque;
+- implicit elements inside explicit content, and the other way round; unknown VRs; 16-bit lengths where 32 belong;
+- delimiters that are missing, carry a length or stand where none can be; UN of undefined length, whose content is
+  implicit little endian (PS3.5 §6.2.2 note 3) unless its first element shows a VR.
+
+``advance`` is called until it says END. It stops at elements the caller has chosen and, for callers that want to
+rewrite the data set (``everything``), at every element and at the begin and end of sequences, items and fragments.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Container, Iterator, Sequence
+from enum import Enum, auto
+from typing import NoReturn
+
+from ingestd.instance.errors import InvalidInstance
+from ingestd.instance.facts import Limits, Verdict
+from ingestd.instance.headers import Header, looks_like_vr, odd_headers, other_headers
+from ingestd.instance.source import Window, ZeroWatch
+from ingestd.instance.syntax import (
+    ITEM,
+    ITEM_DELIMITER,
+    LONG_VRS,
+    PIXEL_DATA,
+    SEQUENCE_DELIMITER,
+    SHORT_VRS,
+    UNDEFINED,
+    Encoding,
+)
+
+_EXPLICIT_LITTLE = struct.Struct("<HH2sH").unpack_from
+_EXPLICIT_BIG = struct.Struct(">HH2sH").unpack_from
+_IMPLICIT_LITTLE = struct.Struct("<HHI").unpack_from
+_IMPLICIT_BIG = struct.Struct(">HHI").unpack_from
+_UINT32_LITTLE = struct.Struct("<I").unpack_from
+_UINT32_BIG = struct.Struct(">I").unpack_from
+
+# Their values may be fragments when their length is undefined (PS3.5 Annex A.4).
+_FRAGMENT_VRS = frozenset((b"OB", b"OW", b"OD", b"OF", b"OL", b"OV"))
+_PLAIN_LONG_VRS = LONG_VRS - {b"SQ"}
+_KNOWN_VRS = SHORT_VRS | LONG_VRS
+_LOOK_AHEAD = 1 << 16
+_ITEM_LITTLE = b"\xfe\xff\x00\xe0"
+_ITEM_BIG = b"\xff\xfe\xe0\x00"
+# What content of undefined length begins with when it is made of items: an item, or at once its delimiter.
+_BEGINS_LITTLE = (_ITEM_LITTLE, b"\xfe\xff\xdd\xe0")
+_BEGINS_BIG = (_ITEM_BIG, b"\xff\xfe\xe0\xdd")
+
+
+class Event(Enum):
+    """Where the walk stopped."""
+
+    ELEMENT = auto()
+    SEQUENCE = auto()
+    SEQUENCE_END = auto()
+    ITEM = auto()
+    ITEM_END = auto()
+    FRAGMENTS = auto()
+    FRAGMENT = auto()
+    FRAGMENTS_END = auto()
+    OPAQUE = auto()  # the rest of an item or sequence that cannot be read as elements
+    END = auto()
+
+
+class _Kind(Enum):
+    SEQUENCE = auto()
+    ITEM = auto()
+    FRAGMENTS = auto()
+
+
+class _Everything:
+    def __contains__(self, _tag: object) -> bool:
+        return True
+
+
+class _Frame:
+    """A sequence, item or run of fragments that we are in."""
+
+    __slots__ = ("big", "bound", "end", "implicit", "kind", "tag")
+
+    def __init__(self, kind: _Kind, *, end: int | None, bound: int | None, implicit: bool, big: bool, tag: int) -> None:
+        self.kind = kind
+        self.end = end  # where its own length says it ends
+        self.bound = bound  # the nearest known end, its own or that of what holds it
+        self.implicit = implicit
+        self.big = big
+        self.tag = tag
+
+
+class Walker:
+    """Walks one data set. After ELEMENT, FRAGMENT and OPAQUE: ``tag``, ``vr`` (b"" if implicit), ``length``."""
+
+    def __init__(
+        self,
+        window: Window,
+        *,
+        encoding: Encoding,
+        limits: Limits,
+        chosen: Container[int] = frozenset(),
+        everything: bool = False,
+        is_sequence: Callable[[int], bool] | None = None,
+    ) -> None:
+        self.window = window
+        self.notes: set[str] = set()
+        self.tag = 0
+        self.vr = b""
+        self.length = 0
+        self.depth = 0
+        self.count = 0
+        self.last_tag = 0  # the last element at the top level
+        self.implicit = encoding is Encoding.IMPLICIT_LITTLE
+        self.big = encoding is Encoding.EXPLICIT_BIG
+        self._top = self.implicit, self.big
+        self._limits = limits
+        self._chosen = _Everything() if everything else chosen
+        self._everything = everything
+        # Whether an implicit element of known length that looks like a sequence is one; None: it is.
+        self._is_sequence = is_sequence
+        self._frame: _Frame | None = None
+        self._stack: list[_Frame | None] = []
+        self._value_end: int | None = None
+
+    # What the caller may do with the value in hand.
+
+    def value(self) -> bytes:
+        """Give the whole value; the caller has looked at ``length`` first."""
+        self.window.fill(self.length)
+        at = self.window.pos
+        value = self.window.buf[at : at + self.length]
+        if len(value) < self.length:
+            self._ends_early()
+        return value
+
+    def chunks(self) -> Iterator[bytes]:
+        """Give the value piece by piece."""
+        left = self.length
+        for chunk in self.window.chunks(self.length):
+            left -= len(chunk)
+            yield chunk
+        if left:
+            self._ends_early()
+
+    def pass_value(self, watch: ZeroWatch) -> None:
+        """Go over the value, showing it to ``watch``."""
+        if not self.window.skip(self.length, watch):
+            self._ends_early()
+
+    # The walk.
+
+    def advance(self) -> Event:
+        """Go on to the next thing the caller wants to know of.
+
+        Raises InvalidInstance, SHORT or HOSTILE.
+        """
+        window = self.window
+        if self._value_end is not None:
+            behind = self._value_end - window.base - window.pos
+            self._value_end = None
+            if behind and not window.skip(behind):
+                self._ends_early()
+        while True:
+            frame = self._frame
+            event: Event | None
+            if frame is not None and frame.kind is not _Kind.ITEM:
+                event = self._between_items(frame)
+            elif self.implicit:
+                event = self._run_implicit() or self._step()
+            else:
+                event = self._run_explicit() or self._step()
+            if event is not None:
+                return event
+
+    def _run_explicit(self) -> Event | None:
+        """Go over elements that lie whole in the window and are as they should be: nearly all of them."""
+        window = self.window
+        buf, pos = window.buf, window.pos
+        frame = self._frame
+        limit = len(buf)
+        if frame is not None and frame.bound is not None:
+            limit = min(limit, frame.bound - window.base)
+        header = _EXPLICIT_BIG if self.big else _EXPLICIT_LITTLE
+        uint32 = _UINT32_BIG if self.big else _UINT32_LITTLE
+        chosen = self._chosen if frame is None or self._everything else ()
+        count, odd, tag = 0, 0, self.last_tag
+        found = False
+        while pos + 8 <= limit:
+            group, number, vr, length = header(buf, pos)
+            if vr in SHORT_VRS:
+                start = pos + 8
+            elif vr in _PLAIN_LONG_VRS and pos + 12 <= limit:
+                length = uint32(buf, pos + 8)[0]
+                start = pos + 12
+            else:
+                break
+            after = start + length
+            if after > limit:
+                break
+            count += 1
+            odd |= length
+            tag = group << 16 | number
+            if tag in chosen:
+                found = True
+                pos = start
+                break
+            pos = after
+        window.pos = pos
+        self._ran(count, odd, tag)
+        if not found:
+            return None
+        return self._hand_out(tag, vr, length)
+
+    def _run_implicit(self) -> Event | None:
+        """The same for implicit elements; what looks like a sequence is left to ``_step``."""
+        window = self.window
+        buf, pos = window.buf, window.pos
+        frame = self._frame
+        limit = len(buf)
+        if frame is not None and frame.bound is not None:
+            limit = min(limit, frame.bound - window.base)
+        header = _IMPLICIT_BIG if self.big else _IMPLICIT_LITTLE
+        item = _ITEM_BIG if self.big else _ITEM_LITTLE
+        chosen = self._chosen if frame is None or self._everything else ()
+        count, odd, tag = 0, 0, self.last_tag
+        found = False
+        while pos + 8 <= limit:
+            group, number, length = header(buf, pos)
+            after = pos + 8 + length
+            if after > limit or group in (0xFFFE, 0) or (length >= 8 and buf[pos + 8 : pos + 12] == item):
+                break
+            count += 1
+            odd |= length
+            tag = group << 16 | number
+            if tag in chosen:
+                found = True
+                pos += 8
+                break
+            pos = after
+        window.pos = pos
+        self._ran(count, odd, tag)
+        if not found:
+            return None
+        return self._hand_out(tag, b"", length)
+
+    def _ran(self, count: int, odd: int, tag: int) -> None:
+        if odd & 1:
+            self.notes.add("odd_length")
+        if self._frame is None:
+            self.last_tag = tag
+        self._counted(count)
+
+    def _counted(self, count: int) -> None:
+        self.count += count
+        if self.count > self._limits.elements:
+            raise InvalidInstance(Verdict.HOSTILE, f"more than {self._limits.elements:,} elements and items")
+
+    def _hand_out(self, tag: int, vr: bytes, length: int, event: Event = Event.ELEMENT) -> Event:
+        """Stop at the value that begins at the window's position."""
+        self.tag, self.vr, self.length = tag, vr, length
+        self._value_end = self.window.base + self.window.pos + length
+        return event
+
+    def _step(self) -> Event | None:
+        """Take one step that is not the common one: an end, a long value, a sequence, an oddity."""
+        window, frame = self.window, self._frame
+        at = window.base + window.pos
+        if frame is not None and frame.bound is not None and at + 8 > frame.bound:
+            return self._leave_bounded(frame)
+        if not window.fill(8):
+            return self._at_end()
+        buf, pos = window.buf, window.pos
+        group, number, length = (_IMPLICIT_BIG if self.big else _IMPLICIT_LITTLE)(buf, pos)
+        tag = group << 16 | number
+        if group == 0xFFFE:
+            return self._delimiter(tag, length)
+        if tag == 0 and length == 0:
+            return self._zeros()
+        vr = b""
+        header_bytes = 8
+        if not self.implicit:
+            vr = buf[pos + 4 : pos + 6]
+            if vr in SHORT_VRS:
+                length = (_EXPLICIT_BIG if self.big else _EXPLICIT_LITTLE)(buf, pos)[3]
+            elif vr in LONG_VRS:
+                if not self._fits(at + 12) or not window.fill(12):
+                    return self._too_long()
+                length = self._uint32(8)
+                header_bytes = 12
+            else:
+                vr, header_bytes, length = self._choose_header(tag, odd_headers(buf, pos, big=self.big))
+        if length != UNDEFINED and not self._fits(at + header_bytes + length):
+            others = other_headers(window.buf, window.pos, big=self.big, implicit=self.implicit)
+            vr, header_bytes, length = self._choose_header(tag, [Header(vr, header_bytes, length, ""), *others])
+            if length != UNDEFINED and not self._fits(at + header_bytes + length):
+                return self._too_long()
+        self._counted(1)
+        if frame is None:
+            self.last_tag = tag
+        window.pos += header_bytes
+        if length == UNDEFINED:
+            return self._undefined(tag, vr)
+        if length & 1:
+            self.notes.add("odd_length")
+        if self._holds_items(tag, vr, length):
+            return self._enter(_Kind.SEQUENCE, tag, vr, length)
+        if tag in (self._chosen if frame is None or self._everything else ()):
+            return self._hand_out(tag, vr, length)
+        if not window.skip(length):
+            self._ends_early()
+        return None
+
+    def _uint32(self, ahead: int) -> int:
+        value: int = (_UINT32_BIG if self.big else _UINT32_LITTLE)(self.window.buf, self.window.pos + ahead)[0]
+        return value
+
+    def _fits(self, end: int) -> bool:
+        """Whether something may reach up to this offset; where only the end of the stream will tell, it may."""
+        frame = self._frame
+        if frame is not None and frame.bound is not None:
+            return end <= frame.bound
+        return self.window.size is None or end <= self.window.size
+
+    def _holds_items(self, tag: int, vr: bytes, length: int) -> bool:
+        """Whether an element of known length is to be entered as a sequence."""
+        if vr == b"SQ":
+            return True
+        if vr or length < 8 or not self.window.fill(4):
+            return False
+        pos = self.window.pos
+        if self.window.buf[pos : pos + 4] != (_ITEM_BIG if self.big else _ITEM_LITTLE):
+            return False
+        return self._is_sequence is None or self._is_sequence(tag)
+
+    def _undefined(self, tag: int, vr: bytes) -> Event | None:
+        """Begin content of undefined length; the window stands at its first byte."""
+        window = self.window
+        if not window.fill(8):
+            self._ends_early()
+        first = window.buf[window.pos : window.pos + 4]
+        if (tag == PIXEL_DATA or vr in _FRAGMENT_VRS) and first in (_BEGINS_BIG if self.big else _BEGINS_LITTLE):
+            return self._enter(_Kind.FRAGMENTS, tag, vr, UNDEFINED)
+        if (
+            vr == b"SQ"
+            or (vr == b"UN" and first in _BEGINS_LITTLE)
+            or (vr == b"" and first in (_BEGINS_BIG if self.big else _BEGINS_LITTLE))
+        ):
+            return self._enter(_Kind.SEQUENCE, tag, vr, UNDEFINED)
+        return self._search_delimiter()
+
+    def _search_delimiter(self) -> Event | None:
+        """Go over content of undefined length that is no items, to its delimiter."""
+        window, frame = self.window, self._frame
+        if self._everything:
+            raise InvalidInstance(Verdict.SHORT, "content of undefined length is not made of items")
+        self.notes.add("fragment_outside_item")
+        delimiter = (_BEGINS_BIG if self.big else _BEGINS_LITTLE)[1] + bytes(4)
+        if not window.find(delimiter, before=None if frame is None else frame.bound):
+            raise InvalidInstance(Verdict.SHORT, "content of undefined length does not come to its end")
+        window.pos += 8
+        return None
+
+    def _enter(self, kind: _Kind, tag: int, vr: bytes, length: int) -> Event | None:
+        """Go into a sequence or a run of fragments; the window stands at its first item."""
+        parent = self._frame
+        bound = None if parent is None else parent.bound
+        end = None if length == UNDEFINED else self.window.base + self.window.pos + length
+        self.depth += 1
+        if self.depth > self._limits.nesting:
+            raise InvalidInstance(Verdict.HOSTILE, f"sequences nested deeper than {self._limits.nesting}")
+        implicit, big = self.implicit, self.big
+        if vr == b"UN":
+            implicit, big = True, False  # PS3.5 §6.2.2 note 3, whatever the transfer syntax
+        self._push(_Frame(kind, end=end, bound=bound if end is None else end, implicit=implicit, big=big, tag=tag))
+        self.tag, self.vr, self.length = tag, vr, length
+        if self._everything or (parent is None and tag in self._chosen):
+            return Event.SEQUENCE if kind is _Kind.SEQUENCE else Event.FRAGMENTS
+        return None
+
+    def _push(self, frame: _Frame) -> None:
+        self._stack.append(self._frame)
+        self._frame = frame
+        self.implicit, self.big = frame.implicit, frame.big
+
+    def _pop(self) -> Event | None:
+        """Leave the innermost sequence, item or fragments; the window stands behind it."""
+        frame = self._frame
+        assert frame is not None, "only called inside one"
+        parent = self._stack.pop()
+        self._frame = parent
+        if frame.kind is not _Kind.ITEM:
+            self.depth -= 1
+        self.implicit, self.big = self._top if parent is None else (parent.implicit, parent.big)
+        if not self._everything:
+            return None
+        self.tag = frame.tag
+        if frame.kind is _Kind.ITEM:
+            return Event.ITEM_END
+        return Event.SEQUENCE_END if frame.kind is _Kind.SEQUENCE else Event.FRAGMENTS_END
+
+    def _leave_bounded(self, frame: _Frame) -> Event | None:
+        """Leave what has come to its known end; a few bytes too little for a header are passed over first."""
+        assert frame.bound is not None, "only called where the end is known"
+        left = frame.bound - self.window.base - self.window.pos
+        if left:
+            return self._too_long()
+        if frame.end is None:
+            self.notes.add("missing_delimiter")
+        return self._pop()
+
+    def _too_long(self) -> Event | None:
+        """Give up the rest of what we are in: its own length counts, the element's does not."""
+        frame = self._frame
+        if frame is None or frame.bound is None:
+            self._ends_early()
+        self.notes.add("inner_overrun")
+        left = frame.bound - self.window.base - self.window.pos
+        if self._everything:
+            return self._hand_out(frame.tag, b"", left, Event.OPAQUE)
+        if not self.window.skip(left):
+            self._ends_early()
+        return None
+
+    def _ends_early(self) -> NoReturn:
+        raise InvalidInstance(Verdict.SHORT, "the file ends before its lengths say")
+
+    def _at_end(self) -> Event:
+        """Fewer bytes are left in the stream than any header has."""
+        if self._frame is not None:
+            raise InvalidInstance(Verdict.SHORT, "the file ends inside a sequence or inside encapsulated pixel data")
+        rest = self.window.buf[self.window.pos :]
+        if rest.strip(b"\0"):
+            self._ends_early()
+        if rest:
+            self.notes.add("trailing_nulls")
+        return Event.END
+
+    def _zeros(self) -> Event | None:
+        """Zeros stand where an element should: padding to the end of the file or item, or something torn."""
+        frame = self._frame
+        if frame is not None and frame.bound is not None:
+            return self._too_long()
+        if frame is not None or not self.window.rest_is_zero():
+            raise InvalidInstance(Verdict.SHORT, "zeros stand where an element should be")
+        self.notes.add("trailing_nulls")
+        return Event.END
+
+    def _delimiter(self, tag: int, length: int) -> Event | None:
+        """A delimiter or item where elements are expected."""
+        frame = self._frame
+        self._counted(1)
+        if frame is not None and frame.end is None:
+            if tag == ITEM_DELIMITER:
+                self._check_delimiter(length)
+                self.window.pos += 8
+                return self._pop()
+            if tag in (SEQUENCE_DELIMITER, ITEM):
+                self.notes.add("missing_delimiter")
+                return self._pop()
+        self.notes.add("stray_delimiter")
+        self.window.pos += 8
+        return None
+
+    def _check_delimiter(self, length: int) -> None:
+        if length:
+            self.notes.add("delimiter_length")
+
+    def _between_items(self, frame: _Frame) -> Event | None:
+        """Take the next item or fragment, or the end of them."""
+        window = self.window
+        at = window.base + window.pos
+        if frame.bound is not None and at + 8 > frame.bound:
+            return self._leave_bounded(frame)
+        if not window.fill(8):
+            return self._at_end()
+        group, number, length = (_IMPLICIT_BIG if self.big else _IMPLICIT_LITTLE)(window.buf, window.pos)
+        tag = group << 16 | number
+        self._counted(1)
+        if tag == ITEM:
+            return self._begin_item(frame, length)
+        if tag == SEQUENCE_DELIMITER:
+            self._check_delimiter(length)
+            window.pos += 8
+            if frame.end is None:
+                return self._pop()
+            self.notes.add("stray_delimiter")
+            return None
+        if tag == ITEM_DELIMITER:
+            self.notes.add("stray_delimiter")
+            window.pos += 8
+            return None
+        if frame.bound is not None:
+            return self._too_long()
+        what = "encapsulated pixel data" if frame.kind is _Kind.FRAGMENTS else "a sequence"
+        raise InvalidInstance(Verdict.SHORT, f"{what} is torn: it does not come to its delimiter")
+
+    def _begin_item(self, frame: _Frame, length: int) -> Event | None:
+        window = self.window
+        end = None if length == UNDEFINED else window.base + window.pos + 8 + length
+        if frame.kind is _Kind.FRAGMENTS:
+            if end is None:
+                raise InvalidInstance(Verdict.SHORT, "a fragment of encapsulated pixel data has no length")
+            if not self._fits(end):
+                return self._too_long()
+            window.pos += 8
+            if self._everything:
+                return self._hand_out(frame.tag, b"", length, Event.FRAGMENT)
+            if not window.skip(length):
+                self._ends_early()
+            return None
+        if end is not None and not self._fits(end):
+            if frame.bound is None:
+                self._ends_early()
+            self.notes.add("inner_overrun")
+            end = frame.bound
+        window.pos += 8
+        bound = frame.bound if end is None else end
+        implicit = self._item_is_implicit(frame, bound)
+        self._push(_Frame(_Kind.ITEM, end=end, bound=bound, implicit=implicit, big=frame.big, tag=frame.tag))
+        return Event.ITEM if self._everything else None
+
+    def _item_is_implicit(self, frame: _Frame, bound: int | None) -> bool:
+        """Look at the first element of an item: some writers change the encoding inside sequences."""
+        window = self.window
+        if (bound is not None and bound - window.base - window.pos < 8) or not window.fill(8):
+            return frame.implicit
+        first = window.buf[window.pos : window.pos + 8]
+        if first[:2] in (b"\xfe\xff", b"\xff\xfe") or not first.strip(b"\0"):
+            return frame.implicit
+        vr = first[4:6]
+        if frame.implicit and vr in _KNOWN_VRS:
+            self.notes.add("explicit_inside_implicit")
+            return False
+        if not frame.implicit and not looks_like_vr(vr):
+            length = self._uint32(4)
+            if length == UNDEFINED or bound is None or length <= bound - window.base - window.pos - 8:
+                self.notes.add("private_implicit")
+                return True
+        return frame.implicit
+
+    def _choose_header(self, tag: int, candidates: Sequence[Header]) -> tuple[bytes, int, int]:
+        """Choose how to read a header that is not as it should be: by what fits, and by what would follow."""
+        fitting = [each for each in candidates if self._header_fits(each)]
+        chosen = next((each for each in fitting if self._is_followed(tag, each)), None)
+        if chosen is None:
+            chosen = fitting[0] if fitting else candidates[0]
+        if chosen.note:
+            self.notes.add(chosen.note)
+        return chosen.vr, chosen.header_bytes, chosen.length
+
+    def _header_fits(self, header: Header) -> bool:
+        if header.length == UNDEFINED:
+            return header.vr in (b"", b"SQ", b"UN")
+        return self._fits(self.window.base + self.window.pos + header.header_bytes + header.length)
+
+    def _is_followed(self, tag: int, header: Header) -> bool:
+        """Whether an element that may come after ``tag``, a delimiter or the end stands behind this reading of it."""
+        window, frame = self.window, self._frame
+        if header.length > _LOOK_AHEAD:
+            return header.length != UNDEFINED
+        after = header.header_bytes + header.length
+        if frame is not None and frame.bound == window.base + window.pos + after:
+            return True
+        if not window.fill(after + 8):
+            return len(window.buf) - window.pos == after
+        group, number, _ = (_IMPLICIT_BIG if self.big else _IMPLICIT_LITTLE)(window.buf, window.pos + after)
+        return (group << 16 | number) > tag
