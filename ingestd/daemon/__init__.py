@@ -5,6 +5,15 @@ of a file's way; ``service`` runs the loop under signals and systemd, once or fo
 """
 
 from ingestd.daemon.loop import Daemon
+from ingestd.daemon.sending import once_policies, sending_config, sending_policies
 from ingestd.daemon.service import OnceResult, run_forever, run_once
 
-__all__ = ["Daemon", "OnceResult", "run_forever", "run_once"]
+__all__ = [
+    "Daemon",
+    "OnceResult",
+    "once_policies",
+    "run_forever",
+    "run_once",
+    "sending_config",
+    "sending_policies",
+]

@@ -1,0 +1,70 @@
+"""``ingestd send``: which inboxes stand for the paths a person named, and which spool the run works in.
+
+``send`` is ``run --once`` over ``in_place`` inboxes, on the same ledger, with a spool id and lock of its own under
+``<spool>/send``, so that it runs beside the daemon. An inbox is named after its folder: a second ``send`` of the same
+folder, or of one file in it, finds what the first one recorded and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+from ingestd.config import Config, Inbox
+from ingestd.daemon import wiring
+from ingestd.inbox import InboxPolicy, Take, Watch
+
+_SETTLE = timedelta(milliseconds=500)
+# A person waits: what is short and stays so for this long is told, not waited for.
+_INCOMPLETE_AFTER = timedelta(seconds=5)
+SEND_FOLDER = "send"
+
+
+def sending_config(config: Config) -> Config:
+    """Give ``send`` the configuration's destination and ledger, and a spool of its own."""
+    spool = config.spool.model_copy(update={"path": config.spool.path / SEND_FOLDER})
+    return config.model_copy(update={"spool": spool})
+
+
+def sending_policies(paths: Sequence[Path]) -> tuple[InboxPolicy, ...]:
+    """Make one ``in_place`` inbox a folder: whole for folders that were named, single files for the others.
+
+    Files and folders inside a folder that was named are part of it. Raises FileNotFoundError for a path that is not
+    there.
+    """
+    wanted = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - a link stays the person's own way
+    for path in wanted:
+        path.lstat()
+    folders = sorted({path for path in wanted if path.is_dir()})
+    folders = [folder for folder in folders if not any(other in folder.parents for other in folders)]
+    files: dict[Path, set[str]] = {}
+    for path in wanted:
+        if path.is_dir() or any(folder in path.parents for folder in folders):
+            continue
+        files.setdefault(path.parent, set()).add(path.name)
+    whole = [_policy(folder, only=None) for folder in folders]
+    single = [_policy(folder, only=frozenset(names)) for folder, names in sorted(files.items())]
+    return tuple(whole + single)
+
+
+def once_policies(config: Config) -> tuple[InboxPolicy, ...]:
+    """Give the configured inboxes with the short patience of a single run."""
+    policies = (wiring.policy_of(inbox) for inbox in config.inboxes)
+    return tuple(
+        replace(policy, incomplete_after=min(policy.incomplete_after, _INCOMPLETE_AFTER)) for policy in policies
+    )
+
+
+def _policy(folder: Path, *, only: frozenset[str] | None) -> InboxPolicy:
+    return InboxPolicy(
+        name=Inbox(path=folder).name,
+        path=folder,
+        take=Take.IN_PLACE,
+        settle=_SETTLE,
+        incomplete_after=_INCOMPLETE_AFTER,
+        watch=Watch.POLL,
+        only=only,
+    )

@@ -1,0 +1,57 @@
+"""sd_notify over a real socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ingestd.daemon.notify import Notifier
+
+
+def test_says_nothing_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+
+    notifier = Notifier()
+    notifier.ready("watching")
+
+    assert notifier.watchdog_interval is None
+
+
+def test_ready_watchdog_and_stopping_reach_the_service_manager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        ear.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+
+        notifier = Notifier()
+        notifier.ready("watching")
+        notifier.alive()
+        notifier.stopping()
+
+        assert notifier.watchdog_interval == timedelta(seconds=1)
+        assert ear.recv(4096) == b"READY=1\nSTATUS=watching"
+        assert ear.recv(4096) == b"WATCHDOG=1"
+        assert ear.recv(4096).startswith(b"STOPPING=1\n")
+
+
+def test_children_do_not_inherit_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+
+    Notifier()
+
+    assert "NOTIFY_SOCKET" not in os.environ
+
+
+def test_lost_listener_does_not_stop_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
+
+    Notifier().alive()
