@@ -1,0 +1,135 @@
+"""The embedded server in a process of its own, as a person starts it: ``ingestd emulate``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.orthanc import free_port
+from tests.running import PROGRAM, environment
+
+READY_WITHIN_SECONDS = 30.0
+
+
+class EmulatorProcess:
+    """One ``ingestd emulate`` on a free port; ``requests.jsonl`` in its data folder tells what it was sent.
+
+    ``faults`` are the command's ``--fault`` words, ``words`` anything else. The port stays the same over a restart.
+    """
+
+    def __init__(self, data: Path, *, faults: Sequence[str] = (), words: Sequence[str] = ()) -> None:
+        self.data = data
+        self.port = free_port()
+        self._words = (*words, *(word for fault in faults for word in ("--fault", fault)))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The DICOMweb root."""
+        return f"http://127.0.0.1:{self.port}/v2"
+
+    @property
+    def log_file(self) -> Path:
+        """Its request log."""
+        return self.data / "requests.jsonl"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start it and return when it answers."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        with (self.data / "emulator.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*PROGRAM, "emulate", "--port", str(self.port), "--data", str(self.data), *self._words],
+                stdout=log,
+                stderr=log,
+                env=environment(),
+            )
+        give_up_at = time.monotonic() + READY_WITHIN_SECONDS
+        while True:
+            try:
+                self.get("/changefeed/latest")
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > give_up_at:
+                    said = (self.data / "emulator.log").read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"the emulator did not start ({self._process.poll()}):\n{said}") from None
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its request log so far, without a half-written last line."""
+        if not self.log_file.exists():
+            return []
+        return [
+            json.loads(line) for line in self.log_file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")
+        ]
+
+    def stores(self) -> list[dict[str, Any]]:
+        """The log's lines about instances: one for each that some request brought, in order."""
+        return [line for line in self.lines() if line["kind"] == "instance"]
+
+    def get(self, path: str, *, accept: str = "application/json") -> bytes:
+        """GET something below ``url``; raises urllib's HTTPError."""
+        request = urllib.request.Request(self.url + path, headers={"Accept": accept})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return bytes(answer.read())
+
+    def file_of(self, identity: tuple[str, str, str]) -> bytes | None:
+        """The file that the server gives for these three UIDs as it was stored; None where it has none."""
+        study_uid, series_uid, sop_uid = identity
+        path = f"/studies/{study_uid}/series/{series_uid}/instances/{sop_uid}"
+        try:
+            return self.get(path, accept="application/dicom; transfer-syntax=*")
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code == 404:
+                    return None
+            raise
+
+    def post(self, content: bytes) -> dict[str, Any]:
+        """Store one file behind everybody's back and return the answer."""
+        headers = {"Content-Type": "application/dicom", "Accept": "application/dicom+json"}
+        request = urllib.request.Request(f"{self.url}/studies", data=content, headers=headers, method="POST")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return dict(json.loads(answer.read()))
+
+    def delete(self, identity: tuple[str, str, str]) -> None:
+        """Delete an instance behind everybody's back."""
+        study_uid, series_uid, sop_uid = identity
+        path = f"/studies/{study_uid}/series/{series_uid}/instances/{sop_uid}"
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, method="DELETE"), timeout=30):
+            pass
+
+
+def dataset_of(content: bytes) -> bytes:
+    """A file's data set: what follows group 0002, whose length its first element says (PS3.10 section 7.1)."""
+    assert content[128:132] == b"DICM", "it has a preamble"
+    assert content[132:140] == b"\2\0\0\0UL\4\0", "group 0002 begins with its length"
+    return content[144 + int.from_bytes(content[140:144], "little") :]
