@@ -21,16 +21,17 @@ _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("PROBLEM", 
 )
 @config_option
 @json_option
-@click.option(
-    "--local", is_flag=True, help="Only what is on this machine: no token is fetched, the server is not asked."
-)
-def command(*, config: Path | None, as_json: bool, local: bool) -> int:
+@click.option("--for-start", is_flag=True, help="Only judge whether ingestd can start; the server is not asked.")
+def command(*, config: Path | None, as_json: bool, for_start: bool) -> int:
     """Look at configuration, folders, disk, ledger, token and server, and say every problem at once.
 
-    Run it as the user that ingestd runs as. It ends with 0 when ingestd can work (notes allowed), 2 when something has
-    to be mended, 77 when it is a matter of permission, and 3 when all is well here but the server does not answer:
-    then ingestd can start, takes files in, and sends them when the server is back. With --local it never ends with 3;
-    that is what the systemd unit runs first.
+    Run it as the user that ingestd runs as. It ends with 0 when all is well (notes allowed), 2 when something has to be
+    mended, 77 when that is a matter of permission, and 3 when all is well here but the server does not answer: ingestd
+    then takes files in, and sends them when it is back.
+
+    With --for-start it ends with an error only for what keeps ingestd from starting: configuration, spool and ledger.
+    A folder that is not there, a full disk or a missing token are told, too, but ingestd starts, says so in its status,
+    and goes on with what it can do. That is what the systemd unit runs first.
     """
     from ingestd.config import ConfigError
 
@@ -44,14 +45,13 @@ def command(*, config: Path | None, as_json: bool, local: bool) -> int:
         return ExitCode.CONFIGURATION
     from .checks import check_all
 
-    findings = check_all(settings, local=local)
+    findings = check_all(settings, for_start=for_start)
     found = list(findings if as_json else _telling(findings))
-    code = _exit_code(found)
+    code = _exit_code(found, for_start=for_start)
     if as_json:
         print_json({"checks": [finding.as_plain() for finding in found], "exit_code": int(code)})
     else:
-        bad = sum(finding.result == "bad" for finding in found)
-        click.echo("\n" + (f"{bad} to be mended" if bad != 1 else "1 to be mended") if bad else "\nready")
+        click.echo(f"\n{_sum(found, for_start=for_start)}")
     return code
 
 
@@ -65,9 +65,21 @@ def _telling(findings: Iterable[Finding]) -> Iterator[Finding]:
         yield finding
 
 
-def _exit_code(findings: list[Finding]) -> ExitCode:
-    codes = {finding.code for finding in findings if finding.result == "bad"}
+def _counted(findings: list[Finding], *, for_start: bool) -> list[Finding]:
+    return [finding for finding in findings if finding.result == "bad" and (finding.blocks or not for_start)]
+
+
+def _exit_code(findings: list[Finding], *, for_start: bool) -> ExitCode:
+    codes = {finding.code for finding in _counted(findings, for_start=for_start)}
     for code in (ExitCode.NO_PERMISSION, ExitCode.CONFIGURATION, ExitCode.TIMEOUT):
         if code in codes:
             return code
     return ExitCode.DONE
+
+
+def _sum(findings: list[Finding], *, for_start: bool) -> str:
+    bad = sum(finding.result == "bad" for finding in findings)
+    if not bad:
+        return "ready"
+    words = f"{bad} to be mended"
+    return words if _counted(findings, for_start=for_start) else f"{words}; ingestd can start"

@@ -7,7 +7,7 @@ import ssl
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -28,13 +28,14 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """What one look found: fine, worth a note, or to be mended; and how."""
+    """What one look found: fine, worth a note, or to be mended; and how. ``blocks``: ingestd cannot start with it."""
 
     name: str
     result: Literal["ok", "note", "bad"]
     text: str
     advice: str = ""
     code: ExitCode = ExitCode.CONFIGURATION
+    blocks: bool = False
 
     def as_plain(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -53,7 +54,7 @@ def _bad(name: str, text: str, advice: str = "", *, code: ExitCode = ExitCode.CO
     return Finding(name=name, result="bad", text=text, advice=advice, code=code)
 
 
-def check_all(config: Config, *, local: bool) -> Iterator[Finding]:
+def check_all(config: Config, *, for_start: bool) -> Iterator[Finding]:
     """Look at everything, in the order a file meets it."""
     yield _ok("config", "every key is known and every value fits")
     yield from _guarded("user", lambda: _user(config))
@@ -65,11 +66,20 @@ def check_all(config: Config, *, local: bool) -> Iterator[Finding]:
     yield from _guarded("watching", lambda: _watching(config))
     yield from _guarded("auth", lambda: _secrets(config))
     yield from _guarded("tls", lambda: _tls(config))
-    if not local:
+    if not for_start:
         yield from _guarded("server", lambda: _server(config))
 
 
+# Without these there is nothing to start with; with any other problem the daemon starts and says so in its status.
+_BLOCKING = frozenset({"user", "spool", "ledger"})
+
+
 def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    for finding in _without_errors(name, check):
+        yield replace(finding, blocks=finding.result == "bad" and name in _BLOCKING)
+
+
+def _without_errors(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except PermissionError as error:

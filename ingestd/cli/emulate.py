@@ -1,0 +1,80 @@
+"""``ingestd emulate``: the embedded Azure DICOM service, in front, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .frame import ExitCode
+
+if TYPE_CHECKING:
+    from ingestd.emulator import Emulator
+
+_EPILOG = "`ingestd emulate --list-faults` explains every fault."
+
+
+@click.command("emulate", short_help="Run the embedded server, a stand-in for the Azure DICOM service.", epilog=_EPILOG)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep everything in this folder. Without it: a temporary one that goes away.",
+)
+@click.option("--reset", is_flag=True, help="First remove what an earlier emulator left in --data.")
+@click.option(
+    "--flavour",
+    type=click.Choice(["managed", "oss"]),
+    default="managed",
+    show_default=True,
+    help="The managed service (PUT, expiry, zeroed preamble, 4 GB) or the open-source server (none of these, 2 GB).",
+)
+@click.option("--fsync/--no-fsync", default=True, show_default=True, help="Survive a power cut, not only kill -9.")
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME[=SPEC]",
+    help="Misbehave: NAME, NAME=3 (three times), NAME=10%, or NAME=key:value,key:value. May be repeated.",
+)
+@click.option("--list-faults", is_flag=True, help="Explain the faults and end.")
+def command(
+    *,
+    host: str,
+    port: int,
+    data: Path | None,
+    reset: bool,
+    flavour: str,
+    fsync: bool,
+    faults: tuple[str, ...],
+    list_faults: bool,
+) -> int:
+    """Run an Azure DICOM service on this machine: no account, no database, nothing to set up.
+
+    It speaks versions 1 and 2 of the service: store, retrieve, search, delete and the change feed. It is for trying
+    things out and for tests, never for patients' data.
+    """
+    from ingestd.emulator import DESCRIPTIONS, EmulatorFailed, UnknownFault, serve
+    from ingestd.emulator import reset as remove_all
+
+    if list_faults:
+        for name, sentence in DESCRIPTIONS.items():
+            click.echo(f"{name:20} {sentence}")
+        return ExitCode.DONE
+    if reset:
+        if data is None:
+            raise click.UsageError("--reset needs --data: a temporary folder is always new")
+        remove_all(data)
+    try:
+        serve(data, host=host, port=port, ready=_announce, flavour=flavour, fsync=fsync, faults=faults)
+    except UnknownFault as error:
+        raise click.UsageError(str(error)) from error
+    except EmulatorFailed as error:
+        raise click.ClickException(str(error)) from error
+    return ExitCode.DONE
+
+
+def _announce(server: Emulator) -> None:
+    click.echo(f"listening on {server.url}  (data in {server.data}; Ctrl-C ends it)")
