@@ -1,4 +1,4 @@
-"""``python -m tests.torture --kills N --seed S``: the campaign from the command line; exit code 1 on a broken promise."""
+"""``python -m tests.torture --kills N --seed S``: kill ingestd N times; exit code 1 on a broken promise."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from ingestd.lifecycle import MOVES, State
@@ -153,7 +154,7 @@ class _Check:
             self._say(f"{len(orphans)} files in the spool belong to no row")
 
     def _every_file_has_one_end(self) -> None:
-        """As many rows as files, of each content of each identity; one of them delivered, the others said to be more."""
+        """As many rows as files, of each content of each identity: one delivered, the others called what they are."""
         wanted: dict[Identity, Counter[str]] = defaultdict(Counter)
         for file in self._written:
             if file.sop_uid:
@@ -182,13 +183,11 @@ class _Check:
             self._say(f"{name}: {len(holders)} contents are CONFIRMED; its rows are {states}")
             return
         for digest, rows in found.items():
-            states = Counter(row.state for row in rows)
-            if digest in holders and states != Counter({State.CONFIRMED: 1}) + Counter(
-                {State.DUPLICATE: len(rows) - 1} if len(rows) > 1 else {}
-            ):
-                self._say(f"{name}: the delivered content's rows are {dict(states)}")
-            if digest not in holders and states != {State.CONFLICT: len(rows)}:
-                self._say(f"{name}: another content's rows are {dict(states)}, not CONFLICT")
+            ends = Counter(row.state for row in rows)
+            if digest in holders and ends != +Counter(CONFIRMED=1, DUPLICATE=len(rows) - 1):
+                self._say(f"{name}: the delivered content's rows are {dict(ends)}")
+            if digest not in holders and ends != Counter(CONFLICT=len(rows)):
+                self._say(f"{name}: another content's rows are {dict(ends)}, not CONFLICT")
 
     def _every_path_is_one_row(self) -> None:
         """A file dropped once must not become two rows, whatever names a recovery knew."""
@@ -247,7 +246,7 @@ class _Check:
                 (self._attempts[move.attempt_id].started_at, row.entry_id, move.attempt_id)
                 for row in rows_of[identity]
                 for move in self._history[row.entry_id]
-                if move.after == State.SENDING and move.attempt_id in self._attempts
+                if move.after == State.SENDING and move.attempt_id is not None and move.attempt_id in self._attempts
             )
             self._posts_have_attempts(identity, lines, sendings)
         for row in self._rows:
@@ -273,7 +272,7 @@ class _Check:
         stored_at = min(
             (_instant(line["at"]) for line in self._stores[row.identity] if line["result"] == "stored"), default=None
         )
-        for first, second in zip(sendings, sendings[1:], strict=False):
+        for first, second in pairwise(sendings):
             back = [move for move in moves[first + 1 : second] if move.after == State.PENDING]
             attempt = self._attempts.get(moves[first].attempt_id or 0)
             if not back or attempt is None:
@@ -321,7 +320,7 @@ def _history(ledger: sqlite3.Connection) -> dict[int, list[Move]]:
     return history
 
 
-def _attempts(ledger: sqlite3.Connection) -> dict[int | None, Attempt]:
+def _attempts(ledger: sqlite3.Connection) -> dict[int, Attempt]:
     return {
         row["id"]: Attempt(
             started_at=EPOCH + timedelta(microseconds=row["started_at"]),

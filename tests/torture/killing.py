@@ -70,9 +70,9 @@ class Report:
     def __str__(self) -> str:
         phases = ", ".join(f"{phase} {self.by_phase[phase]}" for phase in Phase)
         missed = sum(self.missed.values())
+        killed = f"{self.with_children} with children; {self.children_alone} times a child alone"
         lines = [
-            f"seed {self.seed}: {self.kills} kills in {self.seconds:.0f} s "
-            f"({self.with_children} with children; {self.children_alone} times a child alone)",
+            f"seed {self.seed}: {self.kills} kills in {self.seconds:.0f} s ({killed})",
             f"met in: {phases}; elsewhere {missed}",
             f"files written: {self.written}; {self.findings}",
         ]
