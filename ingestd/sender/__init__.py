@@ -27,3 +27,19 @@ give_up(result: BatchResult, *, most_attempts=10) -> BatchResult
     FAILED ``refused``; one that met 272 for the ``most_attempts``th charged time becomes FAILED ``server_error``.
     (UNCERTAIN rows: ``reconciler.judge_presence(..., give_up=True)`` does the same once they are proven absent.)
 """
+
+from ingestd.sender.failures import judge_failure
+from ingestd.sender.profile import probe_profile, profile_of
+from ingestd.sender.verdicts import Terms, give_up, judge_answer
+from ingestd.sender.worker import ProbeResult, Sender
+
+__all__ = [
+    "ProbeResult",
+    "Sender",
+    "Terms",
+    "give_up",
+    "judge_answer",
+    "judge_failure",
+    "probe_profile",
+    "profile_of",
+]

@@ -1,0 +1,44 @@
+"""One query right before a post, for servers that do not refuse duplicates: what of it is there already."""
+
+from __future__ import annotations
+
+from ingestd.dicomweb import DicomWebClient, NotAuthorized, Refused, Throttled, Unavailable, Unintelligible, uid_of
+from ingestd.lifecycle import Batch, Identity
+from ingestd.sender.failures import NOT_ABOUT_THE_POST
+
+
+def ask_present(client: DicomWebClient, batch: Batch) -> dict[int, bool] | None:
+    """Say by entry id which parts the server has before they are posted; None if it cannot tell.
+
+    Raises the DicomWebErrors that would also keep the post from being made (Unavailable, NotAuthorized,
+    MisconfiguredServer).
+    """
+    wanted = {part.identity: part.entry_id for part in batch.parts}
+    present = dict.fromkeys(wanted.values(), False)
+    series = {identity.series_uid for identity in wanted}
+    filters = None if len(wanted) > 1 else {"SOPInstanceUID": next(iter(wanted)).sop_uid}
+    only_series = series.pop() if len(series) == 1 else None
+    try:
+        found = client.find_instances(filters, study_uid=batch.study_uid, series_uid=only_series)
+        for item in found:
+            entry_id = wanted.pop(
+                Identity(
+                    study_uid=batch.study_uid,
+                    series_uid=only_series or uid_of(item, "SeriesInstanceUID"),
+                    sop_uid=uid_of(item, "SOPInstanceUID"),
+                ),
+                None,
+            )
+            if entry_id is not None:
+                present[entry_id] = True
+            if not wanted:
+                break
+    except (Refused, Unintelligible):
+        return None
+    except Unavailable as error:
+        # A search that fails by itself (500, 504) must not keep the post from being made; a server that is not there,
+        # is busy or does not let us in would not take the post either.
+        if isinstance(error, (NotAuthorized, Throttled)) or error.status in {None, *NOT_ABOUT_THE_POST}:
+            raise
+        return None
+    return present

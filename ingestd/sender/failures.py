@@ -1,0 +1,234 @@
+"""From a Store Transaction without a readable answer to one Outcome per instance (design sections 4 and 5).
+
+The client says by the error's class what happened, and by ``nothing_was_stored`` whether the server may have seen any
+of the body. Proven not sent goes back to PENDING and is charged to nobody; anything else is UNCERTAIN: the server is
+asked before a byte is sent again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+
+from ingestd.dicomweb import (
+    DicomWebError,
+    FileChanged,
+    MisconfiguredServer,
+    NotAuthorized,
+    Refused,
+    Throttled,
+    TokenError,
+    TooLarge,
+    Unavailable,
+)
+from ingestd.lifecycle import (
+    Batch,
+    BatchResult,
+    Outcome,
+    Part,
+    Pause,
+    PauseCause,
+    Reason,
+    State,
+    clamp_retry_after,
+)
+from ingestd.sender.verdicts import ASK_AFTER, Terms, can_be_reencoded, reencode
+
+# Said by a server, or by the gateway before it, about itself and not about what was posted.
+NOT_ABOUT_THE_POST = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
+
+
+def judge_failure(batch: Batch, error: DicomWebError, *, terms: Terms) -> BatchResult:
+    """Give each part the Outcome that a failed request amounts to, and say what it means for destination and study."""
+    blank = BatchResult(
+        batch=batch,
+        outcomes=(),
+        finished_at=terms.now,
+        http_status=error.status,
+        body_bytes_left=error.body_bytes_left,
+        error=str(error),
+    )
+    if isinstance(error, FileChanged):
+        return replace(blank, outcomes=_file_changed(batch, error, terms))
+    if isinstance(error, TooLarge):
+        return _too_large(blank, batch)
+    if isinstance(error, Refused) and not _may_have_stored(error):
+        return _refused_whole(blank, batch, error, terms)
+    pause = pause_for(error)
+    if error.nothing_was_stored:
+        why = pause.note if pause is not None else str(error)
+        outcomes = tuple(_not_sent(part, f"nothing of it was stored: {why}") for part in batch.parts)
+        # An unexpected answer to a request without a body byte: nothing was tried, so the destination waits.
+        return replace(blank, outcomes=outcomes, pause=pause or Pause(cause=PauseCause.UNREACHABLE, note=str(error)))
+    charge = pause is None
+    outcomes = tuple(_uncertain(part, terms, error, charge=charge) for part in batch.parts)
+    refused = isinstance(error, Refused)
+    return replace(blank, outcomes=outcomes, pause=pause, charge_study=charge, whole_batch_refused=refused)
+
+
+def judge_crash(batch: Batch, where: str, *, terms: Terms) -> BatchResult:
+    """Give each part an Outcome after an error of our own in the middle of a post: anything may have left."""
+    outcomes = tuple(
+        Outcome(
+            entry_id=part.entry_id,
+            state=State.UNCERTAIN,
+            reason=Reason.NO_VERDICT,
+            note="the post of it broke off by an error in ingestd itself; the server is asked for it",
+            evidence=terms.evidence(part),
+            charge=True,
+            wait=ASK_AFTER,
+        )
+        for part in batch.parts
+    )
+    return BatchResult(
+        batch=batch, outcomes=outcomes, finished_at=terms.now, charge_study=True, error=f"unexpected {where}"
+    )
+
+
+def pause_for(error: DicomWebError) -> Pause | None:
+    """Say whether this failure is the destination's and not the request's, and how to call it."""
+    cause: PauseCause | None = None
+    if isinstance(error, TokenError):
+        cause, what = PauseCause.NO_TOKEN, "no token could be had"
+    elif isinstance(error, NotAuthorized):
+        cause = PauseCause.NOT_AUTHORIZED
+        what = (
+            "the server does not accept our token (401): look at `auth` in the configuration"
+            if error.status == HTTPStatus.UNAUTHORIZED
+            else "the server accepts the token but not the role (403): give it the right to read and to write"
+        )
+    elif isinstance(error, Throttled):
+        cause, what = PauseCause.THROTTLED, "the server asks us to slow down (429)"
+    elif isinstance(error, MisconfiguredServer):
+        cause = PauseCause.MISCONFIGURED
+        what = "what answers is not the DICOMweb service that was configured; see `ingestd check`"
+    elif isinstance(error, Unavailable) and error.status in NOT_ABOUT_THE_POST:
+        cause, what = PauseCause.UNAVAILABLE, f"the server is not available ({error.status})"
+    elif isinstance(error, Unavailable) and error.body_bytes_left == 0:
+        reached = error.status is not None
+        cause = PauseCause.UNAVAILABLE if reached else PauseCause.UNREACHABLE
+        what = "the server does not work" if reached else "the server cannot be reached"
+    if cause is None:
+        return None
+    asked = error.retry_after if isinstance(error, Unavailable) else None
+    return Pause(
+        cause=cause,
+        note=f"{what}: {error}; it is tried again by itself",
+        retry_after=None if asked is None else clamp_retry_after(asked),
+    )
+
+
+def _may_have_stored(error: Refused) -> bool:
+    # 501 and the like: said of the method, but no verdict on the instances (G6).
+    return error.status is None or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _not_sent(part: Part, note: str, *, reason: Reason = Reason.NOT_SENT) -> Outcome:
+    return Outcome(entry_id=part.entry_id, state=State.PENDING, reason=reason, note=f"{note}; it is sent again")
+
+
+def _uncertain(part: Part, terms: Terms, error: DicomWebError, *, charge: bool) -> Outcome:
+    return Outcome(
+        entry_id=part.entry_id,
+        state=State.UNCERTAIN,
+        reason=Reason.NO_VERDICT,
+        note=f"it was posted and no verdict on it came back ({error}); the server is asked for it before it is sent "
+        "again",
+        evidence=terms.evidence(part),
+        charge=charge,
+        wait=ASK_AFTER,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What to do with the part whose file is not what its digest says."""
+
+    state: State
+    reason: Reason
+    note: str
+    reread: bool
+
+
+_CHANGES = {
+    "gone": _Change(
+        State.FAILED,
+        Reason.GONE,
+        "its file is no longer where it was taken in; put it back and `ingestd retry`, or drop the file again",
+        reread=False,
+    ),
+    "unreadable": _Change(
+        State.PENDING, Reason.NOT_SENT, "its file could not be read; it is read again before it is sent", reread=True
+    ),
+}
+_CHANGED = _Change(
+    State.PENDING,
+    Reason.CHANGED,
+    "its file is no longer what was read: somebody has written to it since; what was being sent was broken off before "
+    "its end, and the file is read again",
+    reread=True,
+)
+
+
+def _file_changed(batch: Batch, error: FileChanged, terms: Terms) -> tuple[Outcome, ...]:
+    """Take the changed file out; the end of its part never left, so no server can have stored that."""
+    change = _CHANGES.get(error.why, _CHANGED)
+    outcomes = []
+    for index, part in enumerate(batch.parts):
+        if index == error.part_index:
+            outcomes.append(
+                Outcome(
+                    entry_id=part.entry_id,
+                    state=change.state,
+                    reason=change.reason,
+                    note=change.note,
+                    reread=change.reread,
+                )
+            )
+        elif error.body_bytes_left == 0:
+            outcomes.append(_not_sent(part, "another file of its batch had changed before anything was sent"))
+        else:
+            # A server may keep the parts that were whole when the request broke off (Azure conformance v2, Store).
+            outcomes.append(_uncertain(part, terms, error, charge=False))
+    return tuple(outcomes)
+
+
+def _too_large(blank: BatchResult, batch: Batch) -> BatchResult:
+    if len(batch.parts) > 1:
+        note = "the post was too large for the server (413), which stored none of it; it is sent in smaller ones"
+        outcomes = tuple(replace(_not_sent(part, note), charge=True) for part in batch.parts)
+        return replace(blank, outcomes=outcomes, charge_study=True, answered=True)
+    (part,) = batch.parts
+    failed = Outcome(
+        entry_id=part.entry_id,
+        state=State.FAILED,
+        reason=Reason.TOO_LARGE,
+        note=f"the server refuses a post of this file alone ({part.content.size_bytes:,} bytes) as too large (413); "
+        "the file is kept: raise the limit of the server or of the proxy before it, then `ingestd retry`",
+    )
+    return replace(blank, outcomes=(failed,), answered=True)
+
+
+def _refused_whole(blank: BatchResult, batch: Batch, error: Refused, terms: Terms) -> BatchResult:
+    """Split a post that was refused whole until the instance that is to blame stands alone.
+
+    Alone it stays PENDING: only while the server takes others is it this file's fault, which ``give_up`` decides.
+    """
+    alone = len(batch.parts) == 1
+    why = f"the server refused the whole post with HTTP {error.status}"
+    if alone and error.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE and can_be_reencoded(batch.parts[0], terms):
+        outcomes: tuple[Outcome, ...] = (reencode(batch.parts[0], why),)
+        return replace(blank, outcomes=outcomes, answered=True)
+    ending = "it is tried again later" if alone else "it is sent again in smaller posts"
+    outcomes = tuple(
+        Outcome(
+            entry_id=part.entry_id,
+            state=State.PENDING,
+            reason=Reason.REFUSED,
+            note=f"{why}; {ending}",
+            charge=True,
+            alone=alone,
+        )
+        for part in batch.parts
+    )
+    return replace(blank, outcomes=outcomes, charge_study=True, whole_batch_refused=True, answered=True)

@@ -1,0 +1,275 @@
+"""From a Store Transaction's answer to one Outcome per instance (design section 5; PS3.18 §10.5.3, Table I.2-2).
+
+Only an instance that we asked about and the parsed answer names has a verdict. Every rule is a function of one part,
+what the answer says of it, and whether it travelled alone: a verdict in a batch may be the batch's fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from ingestd.dicomweb import Failed, Stored, StoreResult, failure_meaning
+from ingestd.lifecycle import Batch, BatchResult, Outcome, Part, Reason, ServerKind, ServerProfile, State
+
+PROCESSING_FAILURE = 0x0110  # 272
+DUPLICATE_SOP_INSTANCE = 0x0111  # 273
+REFERENCED_SOP_CLASS_NOT_SUPPORTED = 0x0122  # 290
+TRANSFER_SYNTAX_NOT_SUPPORTED = 0x0137  # 311
+ALREADY_EXISTS = 0xB00E  # 45070, Azure conformance v2, Store
+BEING_CREATED = 0xB00F  # 45071
+OUT_OF_RESOURCES = range(0xA700, 0xA800)
+DOES_NOT_MATCH_SOP_CLASS = range(0xA900, 0xAA00)
+CANNOT_UNDERSTAND = range(0xC000, 0xD000)
+
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+
+# 45071: somebody else's post is creating it, or a crash left it half created; asked for after 2 min, doubling to 1 h.
+BEING_CREATED_LEAST = timedelta(minutes=2)
+BEING_CREATED_MOST = timedelta(hours=1)
+STUCK_AFTER = timedelta(days=1)
+# A server may still be busy with a request whose answer we did not get; its rows are asked about a little later.
+ASK_AFTER = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What a verdict depends on beside the answer.
+
+    ``present_before`` is what the query right before the post said, by entry id; None where none was made or it could
+    not be answered. ``reencode_refused`` is ``implicit_vr: fallback``.
+    """
+
+    profile: ServerProfile
+    reencode_refused: bool
+    now: datetime
+    present_before: Mapping[int, bool] | None = None
+
+    def evidence(self, part: Part, **more: str) -> dict[str, str]:
+        """Say what is known about a part that the reconciler has to weigh."""
+        if self.present_before is not None and part.entry_id in self.present_before:
+            more["present_before"] = "yes" if self.present_before[part.entry_id] else "no"
+        return more
+
+
+def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchResult:
+    """Give each part the Outcome that the answer amounts to; ``seconds`` and the like are the caller's to add."""
+    alone = len(batch.parts) == 1
+    unnamed = [part for part in batch.parts if _is_unnamed(part, result)]
+    nameless = _nameless_failures(unnamed, result)
+    outcomes = []
+    for part in batch.parts:
+        uid = part.identity.sop_uid
+        if _is_unnamed(part, result):
+            reason = nameless.get(part.entry_id)
+            failed = None if reason is None else Failed(reason=reason)
+            outcomes.append(_no_verdict(part, terms) if failed is None else _failed(part, failed, alone, terms))
+        elif uid in result.stored:
+            outcomes.append(_stored(part, result.stored[uid], terms))
+        else:
+            outcomes.append(_failed(part, result.failed[uid], alone, terms))
+    silent = len(unnamed) > len(nameless)
+    return BatchResult(
+        batch=batch,
+        outcomes=tuple(outcomes),
+        finished_at=terms.now,
+        http_status=result.status,
+        body_bytes_left=result.body_bytes_left,
+        charge_study=silent,
+        answered=True,
+        error="the answer does not name every instance" if silent else "",
+    )
+
+
+def can_be_reencoded(part: Part, terms: Terms) -> bool:
+    """Say whether the Explicit VR Little Endian copy is still to be tried."""
+    return (
+        terms.reencode_refused
+        and not part.reencoded
+        and part.content.transfer_syntax in {IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN}
+    )
+
+
+def reencode(part: Part, why: str) -> Outcome:
+    """Ask for the Explicit VR Little Endian copy, which is then sent once."""
+    syntax = "implicit VR" if part.content.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN else "big endian"
+    return Outcome(
+        entry_id=part.entry_id,
+        state=State.PENDING,
+        reason=Reason.REENCODED,
+        note=f"{why}; the file is in {syntax}, so a lossless Explicit VR Little Endian copy is made and sent instead",
+        alone=True,
+        reencode=True,
+    )
+
+
+def give_up(result: BatchResult, *, most_attempts: int = 10) -> BatchResult:
+    """Turn a lone instance's failure into FAILED; to be applied while the server stores other files.
+
+    A whole post refused (400, 404, 406, 415) is final for the one instance it held; a temporary failure (272, A7xx)
+    is final the ``most_attempts``th charged time. Anything else is left as it is.
+    """
+    if len(result.batch.parts) != 1 or result.outcomes[0].state is not State.PENDING:
+        return result
+    (part,), (outcome,) = result.batch.parts, result.outcomes
+    if outcome.reencode:
+        return result
+    if result.whole_batch_refused:
+        note = (
+            f"the server refused the post of this file alone with HTTP {result.http_status}, while it took others; "
+            "the file is kept: see `ingestd explain`, then `ingestd retry` or `ingestd resolve --discard`"
+        )
+        reason = Reason.REFUSED
+    elif outcome.charge and part.charged + 1 >= most_attempts:
+        note = (
+            f"the server failed on it {part.charged + 1} times while it stored other files; the file is kept: look at "
+            "the server's log, then `ingestd retry`"
+        )
+        reason = Reason.SERVER_ERROR
+    else:
+        return result
+    failed = replace(outcome, state=State.FAILED, reason=reason, note=note, wait=None, alone=False)
+    return replace(result, outcomes=(failed,))
+
+
+def _is_unnamed(part: Part, result: StoreResult) -> bool:
+    uid = part.identity.sop_uid
+    # Named as stored and as failed is no verdict either.
+    return uid in result.contradicted or (uid not in result.stored and uid not in result.failed)
+
+
+def _nameless_failures(unnamed: list[Part], result: StoreResult) -> dict[int, int]:
+    """Match failures without a UID with the parts that nothing names, where the counts leave no doubt.
+
+    The service answers so for what it cannot parse (Azure conformance v2, Store); its items are in the order of the
+    parts. "Already there" without saying what is no ground for anything.
+    """
+    reasons = result.anonymous_failures
+    silent = [part for part in unnamed if part.identity.sop_uid not in result.contradicted]
+    if len(reasons) != len(silent) or any(reason in {ALREADY_EXISTS, BEING_CREATED} for reason in reasons):
+        return {}
+    return {part.entry_id: reason for part, reason in zip(silent, reasons, strict=True)}
+
+
+def _stored(part: Part, stored: Stored, terms: Terms) -> Outcome:
+    warned = stored.warning_reason is not None
+    return Outcome(
+        entry_id=part.entry_id,
+        state=State.STORED,
+        reason=Reason.STORED_ANSWER,
+        note=f"the server answered: {stored.meaning}; it is to be seen there" if warned else "",
+        evidence=terms.evidence(part),
+        warning_reason=stored.warning_reason,
+        failed_attributes=stored.failed_attributes,
+        wait=timedelta(0),
+    )
+
+
+def _no_verdict(part: Part, terms: Terms) -> Outcome:
+    return Outcome(
+        entry_id=part.entry_id,
+        state=State.UNCERTAIN,
+        reason=Reason.NO_VERDICT,
+        note="it was posted, and the server's answer says nothing clear about it; the server is asked for it",
+        evidence=terms.evidence(part),
+        charge=True,
+        wait=ASK_AFTER,
+    )
+
+
+def _failed(part: Part, failed: Failed, alone: bool, terms: Terms) -> Outcome:  # noqa: FBT001 - one of four facts
+    code = failed.reason
+    if code == ALREADY_EXISTS or (code == DUPLICATE_SOP_INSTANCE and terms.profile.kind is not ServerKind.AZURE):
+        outcome = _already_there(part, failed, terms)
+    elif code == BEING_CREATED:
+        outcome = _being_created(part, alone, terms)
+    elif alone and _may_be_encoding(code) and can_be_reencoded(part, terms):
+        outcome = reencode(part, f"the server refused it alone with {_in_words(code)}")
+    elif code == PROCESSING_FAILURE or code in OUT_OF_RESOURCES:
+        outcome = _try_later(part, code, terms)
+    else:
+        outcome = _refused(part, code, alone)
+    return replace(outcome, failure_reason=code, failed_attributes=failed.failed_attributes)
+
+
+def _may_be_encoding(code: int) -> bool:
+    """Say whether a server that cannot take a transfer syntax may say so with this reason."""
+    return (
+        code in DOES_NOT_MATCH_SOP_CLASS
+        or code in CANNOT_UNDERSTAND
+        or code in {PROCESSING_FAILURE, REFERENCED_SOP_CLASS_NOT_SUPPORTED, TRANSFER_SYNTAX_NOT_SUPPORTED}
+    )
+
+
+def _already_there(part: Part, failed: Failed, terms: Terms) -> Outcome:
+    return Outcome(
+        entry_id=part.entry_id,
+        state=State.UNCERTAIN,
+        reason=Reason.ALREADY_THERE,
+        note=f"the server has an object with these UIDs already ({_in_words(failed.reason)}); its copy is compared "
+        "with this file",
+        evidence=terms.evidence(part),
+        needs_content_check=True,
+        wait=timedelta(0),
+    )
+
+
+def _being_created(part: Part, alone: bool, terms: Terms) -> Outcome:  # noqa: FBT001 - one of three facts
+    stuck_for = terms.now - (part.being_created_since or terms.now)
+    if alone and stuck_for >= STUCK_AFTER:
+        return Outcome(
+            entry_id=part.entry_id,
+            state=State.FAILED,
+            reason=Reason.STUCK_ON_SERVER,
+            note="for a day the server has answered that it is just being created (B00FH): an upload that broke off "
+            "has left half of it there, and only a DELETE clears that. If nobody else is sending it now, run "
+            f"`ingestd dicomweb delete` with the UIDs that `ingestd explain {part.entry_id}` shows, then "
+            f"`ingestd retry {part.entry_id}`",
+        )
+    # The time it has been so already is the next wait: that doubles.
+    wait = min(max(stuck_for, BEING_CREATED_LEAST), BEING_CREATED_MOST)
+    return Outcome(
+        entry_id=part.entry_id,
+        state=State.PENDING,
+        reason=Reason.BEING_CREATED,
+        note=f"the server answered that it is just being created by another request (B00FH); it is sent again, alone, "
+        f"in {round(wait.total_seconds() / 60)} minutes",
+        alone=True,
+        wait=wait,
+    )
+
+
+def _try_later(part: Part, code: int, terms: Terms) -> Outcome:
+    return Outcome(
+        entry_id=part.entry_id,
+        state=State.PENDING,
+        reason=Reason.SERVER_ERROR,
+        note=f"the server failed on it for now ({_in_words(code)}); it is sent again later",
+        charge=True,
+        # Only alone does the next verdict speak of this instance, and only alone may it be encoded anew.
+        alone=part.charged > 0 or (_may_be_encoding(code) and can_be_reencoded(part, terms)),
+    )
+
+
+def _refused(part: Part, code: int, alone: bool) -> Outcome:  # noqa: FBT001 - one of three facts
+    if not alone:
+        return Outcome(
+            entry_id=part.entry_id,
+            state=State.PENDING,
+            reason=Reason.REFUSED,
+            note=f"the server refused it among others ({_in_words(code)}); it is sent once more, alone",
+            alone=True,
+        )
+    return Outcome(
+        entry_id=part.entry_id,
+        state=State.FAILED,
+        reason=Reason.REFUSED,
+        note=f"the server refused it, sent alone, with {_in_words(code)}; the file is kept: `ingestd explain "
+        f"{part.entry_id}` shows the server's remarks, `ingestd retry {part.entry_id}` sends it again",
+    )
+
+
+def _in_words(code: int) -> str:
+    return f"{code} ({code:04X}H): {failure_meaning(code)}"
