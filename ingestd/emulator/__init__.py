@@ -1,0 +1,29 @@
+"""An Azure DICOM service on a laptop, for tests, demos and first minutes.
+
+``ingestd emulate`` runs it in front; ``with Emulator() as server:`` runs it in a thread. It is not for patients' data
+and not for production. What it does follows the original open-source server's source and end-to-end tests; the client in
+``ingestd.dicomweb`` shares no code with it, so that the two cannot agree on a mistake.
+"""
+
+from __future__ import annotations
+
+from .faults import DESCRIPTIONS, Fault, FaultName, Faults, UnknownFault
+from .requestlog import read_log
+from .server import Emulator, EmulatorFailed, serve
+from .service import reset
+from .settings import Flavour, Settings
+
+__all__ = [
+    "DESCRIPTIONS",
+    "Emulator",
+    "EmulatorFailed",
+    "Fault",
+    "FaultName",
+    "Faults",
+    "Flavour",
+    "Settings",
+    "UnknownFault",
+    "read_log",
+    "reset",
+    "serve",
+]

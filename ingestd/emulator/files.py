@@ -1,0 +1,76 @@
+"""The instances on disk: one file per stored version, named by its watermark, put in place by rename.
+
+A file's way: ``incoming/<random>`` while its request is read, then ``files/<hh>/<watermark>.dcm`` when its row says
+Creating. Nothing that came over the network ever becomes part of a path.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_FANOUT = 256
+
+
+class Files:
+    """The folders of one server."""
+
+    def __init__(self, data: Path, *, fsync: bool) -> None:
+        self.incoming = data / "incoming"
+        self._root = data / "files"
+        self._fsync = fsync
+        self.incoming.mkdir(parents=True, exist_ok=True)
+        for number in range(_FANOUT):
+            (self._root / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+
+    def new_part(self) -> tuple[int, Path]:
+        """An empty file in ``incoming``: its descriptor and its path."""
+        descriptor, name = tempfile.mkstemp(dir=self.incoming)
+        return descriptor, Path(name)
+
+    def path(self, watermark: int) -> Path:
+        """Where the file of a stored version is."""
+        return self._root / f"{watermark % _FANOUT:02x}" / f"{watermark}.dcm"
+
+    def put(self, placed: Iterable[tuple[Path, int]]) -> None:
+        """Move spooled parts to their places, durably where the server was asked for that."""
+        folders: set[Path] = set()
+        for part, watermark in placed:
+            if self._fsync:
+                _sync(part)
+            target = self.path(watermark)
+            part.rename(target)
+            folders.add(target.parent)
+        if self._fsync:
+            for folder in folders:
+                _sync(folder)
+
+    def remove(self, watermarks: Iterable[int]) -> None:
+        """Remove stored versions; one that is gone already is no error."""
+        for watermark in watermarks:
+            self.path(watermark).unlink(missing_ok=True)
+
+    def sweep(self, known: set[int]) -> int:
+        """Remove what a crash left: unfinished parts, and files that no row knows. The number of those."""
+        for part in self.incoming.iterdir():
+            part.unlink(missing_ok=True)
+        removed = 0
+        for path in self._stored():
+            if not path.stem.isdigit() or int(path.stem) not in known:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def _stored(self) -> Iterator[Path]:
+        for folder in sorted(self._root.iterdir()):
+            yield from folder.iterdir()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

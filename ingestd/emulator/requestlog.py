@@ -1,0 +1,89 @@
+"""The request log: what came in and what became of it, in order, written before the answer leaves.
+
+A test may trust it as an oracle. An ``instance`` line is written after the instance's transaction has committed (or it
+was refused) and before any byte of the answer; a ``request`` line closes every request, whatever became of its
+connection. With a data folder each line is appended to ``requests.jsonl`` with one write, so a reader never sees half a
+line and a killed server loses none that it had written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_MOST_IN_MEMORY = 100_000
+
+
+class RequestLog:
+    """The log of one server; thread-safe."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._lock = threading.Lock()
+        self._lines: deque[dict[str, Any]] = deque(maxlen=_MOST_IN_MEMORY)
+        self._file = None
+        self._count = 0
+        if path is not None:
+            self._count = _requests_so_far(path)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def begin(self) -> int:
+        """A new request's number; they ascend over restarts of a data folder."""
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    def add(self, kind: str, request: int, facts: Mapping[str, Any]) -> None:
+        """Write one line."""
+        line = {"kind": kind, "at": datetime.now(UTC).isoformat(), "request": request, **facts}
+        with self._lock:
+            self._lines.append(line)
+            if self._file is not None:
+                os.write(self._file, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    def add_all(self, kind: str, request: int, facts: list[dict[str, Any]]) -> None:
+        """Write several lines at once."""
+        at = datetime.now(UTC).isoformat()
+        lines = [{"kind": kind, "at": at, "request": request, **each} for each in facts]
+        with self._lock:
+            self._lines.extend(lines)
+            if self._file is not None and lines:
+                text = "\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
+                os.write(self._file, text.encode() + b"\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The newest lines, oldest first; memory keeps 100,000, the file all of them."""
+        with self._lock:
+            return list(self._lines)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+
+def read_log(data: Path) -> list[dict[str, Any]]:
+    """Every line of a data folder's log, also while its server runs; a torn last line is left out."""
+    with (data / "requests.jsonl").open("rb") as file:
+        return [json.loads(raw) for raw in file if raw.endswith(b"\n")]
+
+
+def _requests_so_far(path: Path) -> int:
+    if not path.exists():
+        return 0
+    highest = 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        for raw in file:
+            try:
+                highest = max(highest, int(json.loads(raw)["request"]))
+            except (ValueError, KeyError):
+                continue  # the first line of this window is usually cut
+    return highest

@@ -1,0 +1,223 @@
+"""Runs one emulator: in a thread of this process for tests and demos, or in front for ``ingestd emulate``."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .app import TRANSPORT, App
+from .faults import Fault, Faults
+from .service import Service
+from .settings import Flavour, Settings
+
+_START_LIMIT_SECONDS = 20.0
+
+
+class EmulatorFailed(Exception):
+    """The emulator could not start."""
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, with the connection within a fault's reach."""
+
+    def on_message_begin(self) -> None:
+        """Put the transport beside the request."""
+        super().on_message_begin()
+        self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]
+
+
+class Emulator:
+    """An Azure DICOM service of one's own: ``with Emulator() as server: ...server.url``.
+
+    Keeps its data in ``data`` or, without it, in a temporary folder that goes away with it. ``faults`` are names as
+    on the command line (``"drop_after_store=3"``) or ``Fault`` objects; ``server.faults`` changes them while it runs.
+    ``server.requests`` is the log. The other settings are those of ``Settings``.
+    """
+
+    def __init__(
+        self,
+        data: Path | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        faults: Iterable[Fault | str] = (),
+        flavour: Flavour | str = Flavour.MANAGED,
+        **settings: Any,
+    ) -> None:
+        self._data = data
+        self._host, self._port = host, port
+        self._settings = Settings(flavour=Flavour(flavour), **settings)
+        self.faults = Faults(faults)
+        self._stack = contextlib.ExitStack()
+        self._service: Service | None = None
+        self._uvicorn: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self._socket: socket.socket | None = None
+
+    @property
+    def root(self) -> str:
+        """``http://host:port``, without a version."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    @property
+    def url(self) -> str:
+        """The address to give a client; ends in ``/v2``."""
+        return f"{self.root}/v2"
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._port
+
+    @property
+    def data(self) -> Path:
+        """Where its files are."""
+        return self._running.data
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The request log so far: ``request`` and ``instance`` lines in the order in which they happened."""
+        return self._running.log.lines()
+
+    @property
+    def _running(self) -> Service:
+        if self._service is None:
+            raise EmulatorFailed("the emulator is not running")
+        return self._service
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Open the data folder and listen; raises EmulatorFailed."""
+        try:
+            server, listener = self._prepare()
+        except BaseException:
+            self._stack.close()
+            raise
+        self._thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="emulator", daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + _START_LIMIT_SECONDS
+        while not server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                self.stop()
+                raise EmulatorFailed(f"the emulator did not start on {self.root}")
+            time.sleep(0.002)
+
+    def _prepare(self) -> tuple[uvicorn.Server, socket.socket]:
+        data = self._data
+        if data is None:
+            data = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ingestd-emulator-")))
+        listener = _listen(self._host, self._port)
+        self._stack.callback(listener.close)
+        self._socket = listener
+        self._port = listener.getsockname()[1]
+        self._service = Service(data, self._settings, faults=self.faults, log_to_disk=self._data is not None)
+        self._stack.callback(self._service.close)
+        self._uvicorn = _Server(_config(App(self._service)))
+        return self._uvicorn, listener
+
+    def stop(self) -> None:
+        """Finish what is being answered, then stop."""
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._stack.close()
+        self._service = None
+
+    def serve(self, *, ready: Callable[[Emulator], object] | None = None) -> None:
+        """Run in this thread until SIGTERM or SIGINT; ``ready`` is called once it listens."""
+        try:
+            server, listener = self._prepare()
+            with _on_signals(server):
+                watcher = threading.Thread(target=self._tell, args=(server, ready), daemon=True)
+                watcher.start()
+                server.run(sockets=[listener])
+        finally:
+            self._stack.close()
+            self._service = None
+
+    def _tell(self, server: uvicorn.Server, ready: Callable[[Emulator], object] | None) -> None:
+        while not server.started and not server.should_exit:
+            time.sleep(0.002)
+        if ready is not None and server.started:
+            ready(self)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handling: ours is the caller's business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+def _config(app: App) -> uvicorn.Config:
+    return uvicorn.Config(
+        app.wrapped,
+        http=_Protocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=120,
+        timeout_graceful_shutdown=10,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        raise EmulatorFailed(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
+
+
+@contextlib.contextmanager
+def _on_signals(server: uvicorn.Server) -> Iterator[None]:
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    earlier = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def serve(
+    data: Path | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    ready: Callable[[Emulator], object] | None = None,
+    **settings: Any,
+) -> None:
+    """Run an emulator in front until SIGTERM or SIGINT; raises EmulatorFailed when it cannot start."""
+    Emulator(data, host=host, port=port, **settings).serve(ready=ready)

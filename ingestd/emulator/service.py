@@ -1,0 +1,112 @@
+"""One server's state: its folders, index, log and faults, and what it does when it starts and stops."""
+
+# ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from .examine import Tag
+from .faults import Faults
+from .files import Files
+from .guard import Guard, Open
+from .index import CREATING, Index, now_ticks, utc_text
+from .indexed import Level
+from .lag import Lag
+from .requestlog import RequestLog
+from .settings import Settings
+
+
+class Service:
+    """What every request works on."""
+
+    def __init__(self, data: Path, settings: Settings, *, faults: Faults, log_to_disk: bool) -> None:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.data = data
+        self.settings = settings
+        self.faults = faults
+        self.index = Index(data / "index.sqlite", fsync=settings.fsync)
+        self.files = Files(data, fsync=settings.fsync)
+        self.guard: Guard = Open()
+        self.lag = Lag()
+        self.log = RequestLog(data / "requests.jsonl" if log_to_disk else None)
+        self._partitions: dict[str, int] = {}
+        self._partition_lock = threading.Lock()
+        self._recover()
+
+    def _recover(self) -> None:
+        """Make index and files agree again after a crash; a clean stop left nothing to do."""
+        with self.index.write() as tx:
+            row = tx.execute("SELECT value FROM counter WHERE name = 'running'").fetchone()
+            was_running = bool(row and row[0])
+            tx.execute("INSERT OR REPLACE INTO counter VALUES ('running', 1)")
+            if was_running and not self.settings.crash_leaves_creating:
+                tx.execute("DELETE FROM instance WHERE status = ?", (CREATING,))
+                drop_empty(tx)
+            known = (
+                {mark for row in tx.execute("SELECT watermark, original_watermark FROM instance") for mark in row}
+                if was_running
+                else None
+            )
+        if known is not None:
+            self.files.sweep({mark for mark in known if mark is not None})
+
+    def partition_key(self, name: str, *, create: bool = False) -> int | None:
+        """The key of a partition, None when there is none of that name."""
+        key = self._partitions.get(name)
+        if key is not None:
+            return key
+        with self._partition_lock, self.index.write() as tx:
+            row = tx.execute("SELECT key FROM partition WHERE name = ?", (name,)).fetchone()
+            if row is not None:
+                key = int(row[0])
+            elif create:
+                cursor = tx.execute(
+                    "INSERT INTO partition (name, created_at) VALUES (?, ?)", (name, utc_text(now_ticks()))
+                )
+                key = cursor.lastrowid
+        if key is not None:
+            self._partitions[name] = key
+        return key
+
+    def partition_names(self) -> dict[int, str]:
+        """Every partition's name by its key."""
+        with self.index.read() as tx:
+            return {int(row["key"]): str(row["name"]) for row in tx.execute("SELECT key, name FROM partition")}
+
+    def close(self) -> None:
+        """Stop cleanly: nothing may be running any more."""
+        with self.index.write() as tx:
+            tx.execute("INSERT OR REPLACE INTO counter VALUES ('running', 0)")
+        self.index.close()
+        self.log.close()
+
+
+def stored_tags(tx: sqlite3.Connection) -> list[Tag]:
+    """The extended query tags that stores must index: those being added and those that are ready."""
+    return [
+        Tag(row["key"], int(row["path"], 16), row["vr"], Level(row["level"]), row["path"])
+        for row in tx.execute("SELECT * FROM tag WHERE status IN ('adding', 'ready') ORDER BY key")
+    ]
+
+
+def drop_empty(tx: sqlite3.Connection, study_keys: Sequence[int] | None = None) -> None:
+    """Remove series without instances and studies without series; with keys, only among those studies."""
+    within = "" if study_keys is None else f" AND study_key IN ({','.join(map(str, study_keys))})"
+    tx.execute(
+        f"DELETE FROM series WHERE NOT EXISTS (SELECT 1 FROM instance WHERE instance.series_key = series.key){within}"
+    )
+    within = "" if study_keys is None else f" AND key IN ({','.join(map(str, study_keys))})"
+    tx.execute(f"DELETE FROM study WHERE NOT EXISTS (SELECT 1 FROM series WHERE series.study_key = study.key){within}")
+
+
+def reset(data: Path) -> None:
+    """Remove everything an emulator keeps in a data folder, and nothing else that may be there."""
+    for name in ("files", "incoming", "keys"):
+        shutil.rmtree(data / name, ignore_errors=True)
+    for name in ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "requests.jsonl"):
+        (data / name).unlink(missing_ok=True)

@@ -1,0 +1,371 @@
+"""The Store Transaction's work on files and index (PS3.18 §10.5; facts page 1.2, 1.8).
+
+A request's parts are taken in groups. For each group: rows *Creating* in one transaction, files renamed into place,
+then rows *Created* together with their feed entries, metadata and index values in a second one. What a client sees is as if
+each part had been taken alone and in order; what a crash leaves is Creating rows without effect.
+"""
+
+# ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from .examine import (
+    ALREADY_EXISTS,
+    BEING_CREATED,
+    PROCESSING_FAILURE,
+    Examined,
+    Tag,
+    examine,
+)
+from .faults import FaultName
+from .folding import fold
+from .index import CREATED, CREATING, TICKS_PER_SECOND, next_numbers, one
+from .indexed import SERIES_COLUMNS, STUDY_COLUMNS, CoreAttribute, Level
+from .service import Service, drop_empty, stored_tags
+from .spool import Part
+
+_GROUP = 64
+
+
+@dataclass(kw_only=True)
+class StoreRequest:
+    """What all parts of one request share."""
+
+    number: int
+    version: int
+    study_uid: str | None
+    partition_key: int
+    replace: bool  # PUT
+    expires_at: int | None  # ticks
+    method: str = "POST"
+    path: str = ""
+
+
+@dataclass(kw_only=True, slots=True)
+class Entry:
+    """What became of one part."""
+
+    examined: Examined
+    watermark: int = 0
+    instance_key: int = 0
+    study_key: int = 0
+    series_key: int = 0
+    replaced: int = 0  # the watermark that a PUT took the place of
+    faults: set[FaultName] = field(default_factory=set)
+    late_seconds: float = 0.0
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the answer lists it as stored."""
+        return self.examined.failure == 0
+
+
+def store(service: Service, request: StoreRequest, parts: Sequence[Part]) -> list[Entry]:
+    """Store what can be stored of these parts, in order, and say what became of each."""
+    entries: list[Entry] = []
+    for at in range(0, len(parts), _GROUP):
+        group = _examine(service, request, parts[at : at + _GROUP])
+        _store_group(service, request, group)
+        service.log.add_all("instance", request.number, [_log_line(entry) for entry in group])
+        for entry in group:
+            entry.examined.metadata = b""
+        entries.extend(group)
+    return entries
+
+
+def _log_line(entry: Entry) -> dict[str, object]:
+    found = entry.examined
+    return {
+        "study": found.study_uid,
+        "series": found.series_uid,
+        "sop": found.sop_uid,
+        "sha256": found.dataset_sha256,
+        "file_sha256": found.file_sha256,
+        "transfer_syntax": found.transfer_syntax,
+        "result": "stored" if entry.is_stored else "refused",
+        "reason": found.failure,
+        "warning": found.warning,
+        "watermark": entry.watermark,
+        "faults": sorted(entry.faults),
+    }
+
+
+def _examine(service: Service, request: StoreRequest, parts: Sequence[Part]) -> list[Entry]:
+    with service.index.read() as tx:
+        tags = stored_tags(tx)
+    entries = []
+    for part in parts:
+        entry = Entry(examined=examine(part.path, version=request.version, study_uid=request.study_uid, tags=tags))
+        if entry.is_stored:
+            _ask_faults(service, request, entry)
+        entries.append(entry)
+    _check_tags(service, entries, tags)
+    return entries
+
+
+def _ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
+    def take(name: FaultName) -> bool:
+        fault = service.faults.take(name, method=request.method, path=request.path, uids=entry.examined.identity)
+        if fault is None:
+            return False
+        entry.faults.add(name)
+        if name is FaultName.LATE_FEED:
+            entry.late_seconds = 5.0 if fault.seconds is None else fault.seconds
+        if name is FaultName.COMMIT_DELAY:
+            entry.late_seconds = max(entry.late_seconds, 1.0 if fault.seconds is None else fault.seconds)
+        return True
+
+    if take(FaultName.BEING_CREATED):
+        entry.examined.failure = BEING_CREATED
+    elif take(FaultName.PROCESSING_FAILURE):
+        entry.examined.failure = PROCESSING_FAILURE
+    else:
+        for name in (
+            FaultName.STUCK_CREATING,
+            FaultName.LATE_FEED,
+            FaultName.FEED_GAP,
+            FaultName.COMMIT_DELAY,
+            FaultName.INDEX_LAG,
+            FaultName.LOSE_STORED,
+            FaultName.ALTER_STORED,
+        ):
+            take(name)
+
+
+def _check_tags(service: Service, entries: list[Entry], tags: list[Tag]) -> None:
+    # If the tags changed while parts were looked at, the service fails them with 272 (facts page 1.8).
+    with service.index.read() as tx:
+        if stored_tags(tx) != tags:
+            for entry in entries:
+                if entry.is_stored:
+                    entry.examined.failure = PROCESSING_FAILURE
+
+
+def _store_group(service: Service, request: StoreRequest, group: list[Entry]) -> None:
+    with service.index.write() as tx:
+        begun = _begin(tx, request, group)
+    if not begun:
+        return
+    for entry in begun:
+        _prepare_file(service, entry)
+    service.files.put((entry.examined.path, entry.watermark) for entry in begun)
+    _wait_for_commit(begun)
+    removed: list[int] = []
+    with service.index.write() as tx:
+        for entry in begun:
+            removed += _commit(service, tx, request, entry)
+        drop_empty(tx, sorted({entry.study_key for entry in begun}))
+        _set_expiry(tx, request, begun)
+    service.files.remove(removed)
+
+
+def _begin(tx: sqlite3.Connection, request: StoreRequest, group: list[Entry]) -> list[Entry]:
+    begun: dict[tuple[str, str, str], Entry] = {}
+    keys: dict[tuple[str, ...], int] = {}
+    stored = [entry for entry in group if entry.is_stored]
+    watermark = next_numbers(tx, "watermark", len(stored)) if stored else 0
+    for entry in stored:
+        found = entry.examined
+        earlier = begun.get(found.identity)
+        if earlier is not None and not request.replace:
+            found.failure = ALREADY_EXISTS
+            continue
+        if earlier is not None:
+            # PUT with one identity twice: the later part wins, the earlier one never becomes visible.
+            entry.watermark, watermark = watermark, watermark + 1
+            entry.instance_key, entry.study_key = earlier.instance_key, earlier.study_key
+            entry.series_key, entry.replaced = earlier.series_key, earlier.replaced
+            begun[found.identity] = entry
+            continue
+        row = one(
+            tx,
+            "SELECT key, study_key, series_key, status, watermark FROM instance"
+            " WHERE sop_uid = ? AND series_uid = ? AND study_uid = ? AND partition_key = ?",
+            (found.sop_uid, found.series_uid, found.study_uid, request.partition_key),
+        )
+        if row is not None and (row["status"] == CREATING or not request.replace):
+            found.failure = BEING_CREATED if row["status"] == CREATING else ALREADY_EXISTS
+            continue
+        entry.watermark, watermark = watermark, watermark + 1
+        if row is not None:
+            entry.replaced = row["watermark"]
+            entry.instance_key, entry.study_key, entry.series_key = row["key"], row["study_key"], row["series_key"]
+        else:
+            _insert(tx, request, entry, keys)
+        begun[found.identity] = entry
+    return list(begun.values())
+
+
+def _insert(tx: sqlite3.Connection, request: StoreRequest, entry: Entry, keys: dict[tuple[str, ...], int]) -> None:
+    found = entry.examined
+    entry.study_key = _key_of(
+        tx, keys, "study", ("partition_key", "study_uid"), (request.partition_key, found.study_uid)
+    )
+    entry.series_key = _key_of(tx, keys, "series", ("study_key", "series_uid"), (entry.study_key, found.series_uid))
+    cursor = tx.execute(
+        "INSERT INTO instance (partition_key, study_key, series_key, study_uid, series_uid, sop_uid, sop_class_uid,"
+        " transfer_syntax, status, watermark, size_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            request.partition_key,
+            entry.study_key,
+            entry.series_key,
+            found.study_uid,
+            found.series_uid,
+            found.sop_uid,
+            found.sop_class_uid,
+            found.transfer_syntax,
+            CREATING,
+            entry.watermark,
+            found.size_bytes,
+        ),
+    )
+    entry.instance_key = cursor.lastrowid or 0
+
+
+def _key_of(
+    tx: sqlite3.Connection,
+    keys: dict[tuple[str, ...], int],
+    table: str,
+    columns: tuple[str, str],
+    values: tuple[int, str],
+) -> int:
+    cached = keys.get((table, str(values[0]), values[1]))
+    if cached is not None:
+        return cached
+    row = one(tx, f"SELECT key FROM {table} WHERE {columns[0]} = ? AND {columns[1]} = ?", values)
+    if row is not None:
+        key = int(row["key"])
+    else:
+        cursor = tx.execute(f"INSERT INTO {table} ({columns[0]}, {columns[1]}) VALUES (?, ?)", values)
+        key = int(cursor.lastrowid or 0)
+    keys[table, str(values[0]), values[1]] = key
+    return key
+
+
+def _prepare_file(service: Service, entry: Entry) -> None:
+    if service.settings.is_managed and entry.examined.has_preamble:
+        # The managed service zeroes the preamble (Azure conformance v2; facts page 1.8).
+        descriptor = os.open(entry.examined.path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(descriptor, bytes(128), 0)
+        finally:
+            os.close(descriptor)
+    if FaultName.ALTER_STORED in entry.faults:
+        descriptor = os.open(entry.examined.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            end = os.fstat(descriptor).st_size - 1
+            os.pwrite(descriptor, bytes([os.pread(descriptor, 1, end)[0] ^ 1]), end)
+        finally:
+            os.close(descriptor)
+
+
+def _wait_for_commit(begun: list[Entry]) -> None:
+    waits = [entry.late_seconds for entry in begun if FaultName.COMMIT_DELAY in entry.faults]
+    if waits:
+        time.sleep(max(waits))
+
+
+def _commit(service: Service, tx: sqlite3.Connection, request: StoreRequest, entry: Entry) -> list[int]:
+    found = entry.examined
+    if FaultName.STUCK_CREATING in entry.faults and not entry.replaced:
+        found.failure = PROCESSING_FAILURE
+        return []
+    if FaultName.LOSE_STORED in entry.faults:
+        tx.execute("DELETE FROM instance WHERE key = ?", (entry.instance_key,))
+        return [entry.watermark]
+    old = one(
+        tx,
+        "SELECT status, watermark, original_watermark FROM instance WHERE key = ?",
+        (entry.instance_key,),
+    )
+    if old is None or (old["status"] == CREATED and not request.replace):
+        # Somebody deleted the Creating row meanwhile: the service answers 272 and keeps nothing.
+        found.failure = PROCESSING_FAILURE
+        return [entry.watermark]
+    tx.execute(
+        "UPDATE instance SET status = ?, watermark = ?, original_watermark = NULL, size_bytes = ?,"
+        " sop_class_uid = ?, transfer_syntax = ? WHERE key = ?",
+        (CREATED, entry.watermark, found.size_bytes, found.sop_class_uid, found.transfer_syntax, entry.instance_key),
+    )
+    removed = [mark for mark in (old["watermark"], old["original_watermark"]) if mark and mark != entry.watermark]
+    for mark in removed:
+        tx.execute("DELETE FROM metadata WHERE watermark = ?", (mark,))
+    tx.execute("INSERT INTO metadata VALUES (?, ?)", (entry.watermark, zlib.compress(found.metadata, 1)))
+    add_to_feed(service, tx, entry, request.partition_key, action="Update" if entry.replaced else "Create")
+    latest_wins(tx, "study", STUDY_COLUMNS, found.columns, entry.study_key)
+    latest_wins(tx, "series", SERIES_COLUMNS, found.columns, entry.series_key)
+    keep_values(tx, entry)
+    return removed
+
+
+def add_to_feed(service: Service, tx: sqlite3.Connection, entry: Entry, partition_key: int, *, action: str) -> None:
+    """Add a feed entry for a stored version, in the transaction that makes it visible."""
+    found = entry.examined
+    gap = 0
+    if FaultName.FEED_GAP in entry.faults:
+        gap = 1000
+    stamp = service.index.tick()
+    visible_at = stamp + int(entry.late_seconds * TICKS_PER_SECOND) if FaultName.LATE_FEED in entry.faults else 0
+    tx.execute(
+        "INSERT INTO feed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            next_numbers(tx, "sequence", 1, gap=gap),
+            stamp,
+            visible_at,
+            action,
+            partition_key,
+            found.study_uid,
+            found.series_uid,
+            found.sop_uid,
+            entry.watermark,
+        ),
+    )
+
+
+def latest_wins(
+    tx: sqlite3.Connection,
+    table: str,
+    attributes: Sequence[CoreAttribute],
+    columns: dict[str, str],
+    key: int,
+) -> None:
+    """Write the non-empty values of a study or series over the older ones (facts page 1.8)."""
+    pairs = [
+        (attribute.column, columns[attribute.column], fold(columns[attribute.column], attribute.vr))
+        for attribute in attributes
+        if attribute.column in columns
+    ]
+    if not pairs:
+        return
+    sets = ", ".join(f"{column} = ?, {column}_f = ?" for column, _, _ in pairs)
+    values = [value for _, raw, folded in pairs for value in (raw, folded)]
+    tx.execute(f"UPDATE {table} SET {sets} WHERE key = ?", (*values, key))
+
+
+def keep_values(tx: sqlite3.Connection, entry: Entry) -> None:
+    """Write the extended query tags' values of a stored version; the newest version of a resource wins."""
+    keys: dict[Level, Callable[[], int]] = {
+        Level.STUDY: lambda: entry.study_key,
+        Level.SERIES: lambda: entry.series_key,
+        Level.INSTANCE: lambda: entry.instance_key,
+    }
+    for value in entry.examined.values:
+        tx.execute(
+            "INSERT INTO tag_value VALUES (?, ?, ?, ?, ?) ON CONFLICT (tag_key, resource_key) DO UPDATE SET"
+            " watermark = excluded.watermark, value = excluded.value, folded = excluded.folded"
+            " WHERE excluded.watermark >= tag_value.watermark",
+            (value.tag.key, keys[value.tag.level](), entry.watermark, value.value, value.folded),
+        )
+
+
+def _set_expiry(tx: sqlite3.Connection, request: StoreRequest, begun: list[Entry]) -> None:
+    # The last store decides for its study; one without the headers cancels an expiry (facts page 1.9).
+    for study_key in {entry.study_key for entry in begun if entry.is_stored}:
+        tx.execute("UPDATE study SET expires_at = ? WHERE key = ?", (request.expires_at, study_key))

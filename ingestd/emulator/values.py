@@ -1,0 +1,169 @@
+"""Values of data elements as text and as DICOM JSON (PS3.18 Annex F), the way fo-dicom writes them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from operator import itemgetter
+from struct import Struct, iter_unpack
+from typing import Any
+
+from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
+
+from .dataset import BULK_VRS, Element
+
+Json = dict[str, Any]
+
+# PS3.5 Table 6.2-1: multi-valued by backslash; the others in TEXT are one value whatever they hold.
+SPLIT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "PN", "SH", "TM", "UC", "UI"})
+TEXT_VRS = SPLIT_VRS | {"LT", "ST", "UT", "UR"}
+_CODED_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+_NUMBERS = {"FD": "d", "FL": "f", "SL": "i", "SS": "h", "SV": "q", "UL": "I", "US": "H", "UV": "Q"}
+_WIDTH = {vr: Struct("<" + code).size for vr, code in _NUMBERS.items()}
+_DECIMAL = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*\Z")
+_BY_TAG = itemgetter(0)
+_INTEGER = re.compile(r"\s*[+-]?\d+\s*\Z")
+SPECIFIC_CHARACTER_SET = 0x00080005
+
+
+class Text:
+    """Turns bytes into text by the Specific Character Set in force (PS3.5 §6.1)."""
+
+    def __init__(self, terms: Iterable[str] = ()) -> None:
+        self._encodings = [str(python_encoding.get(term.strip(), "iso8859")) for term in terms] or ["iso8859"]
+
+    def decode(self, value: bytes, vr: str) -> str:
+        """The value as text; what cannot be decoded becomes a replacement character, never an error."""
+        if b"\x1b" not in value:
+            if value.isascii():
+                return value.decode("ascii")
+            encoding = self._encodings[0] if vr in _CODED_VRS else "iso8859"
+            return value.decode(encoding, "replace")
+        if vr not in _CODED_VRS or len(self._encodings) == 1:
+            return value.decode("iso8859" if vr not in _CODED_VRS else self._encodings[0], "replace")
+        return "".join(self._fragments(value, vr))
+
+    def _fragments(self, value: bytes, vr: str) -> Iterable[str]:
+        # PS3.5 §6.1.2.5.3: the initial state returns at every delimiter.
+        for token in re.split(rb"([\\^=\r\n\t\f])" if vr == "PN" else rb"([\\\r\n\t\f])", value):
+            for number, fragment in enumerate(token.split(b"\x1b")):
+                if number == 0:
+                    yield fragment.decode(self._encodings[0], "replace")
+                else:
+                    yield _escaped(b"\x1b" + fragment)
+
+
+def _escaped(fragment: bytes) -> str:
+    for size in (4, 3):
+        encoding = CODES_TO_ENCODINGS.get(fragment[:size])
+        if encoding is not None:
+            # Python's ISO-2022 codecs read the escape sequence themselves; the others must not see it.
+            rest = fragment if str(encoding).startswith("iso2022") else fragment[size:]
+            return rest.decode(str(encoding), "replace")
+    return fragment.decode("iso8859")
+
+
+def text_of(elements: list[Element], outer: Text | None = None) -> Text:
+    """The text decoder of a data set: its own Specific Character Set, or the one of what surrounds it."""
+    for element in elements:
+        if element.tag == SPECIFIC_CHARACTER_SET and element.value is not None:
+            return Text(element.value.decode("ascii", "replace").rstrip("\0 ").split("\\"))
+        if element.tag > SPECIFIC_CHARACTER_SET:
+            break
+    return outer or Text()
+
+
+def strings_of(element: Element, text: Text) -> list[str]:
+    """The values of a text element, padding of the VR removed; none for an empty one."""
+    if not element.value:
+        return []
+    whole = text.decode(element.value, element.vr)
+    padding = "\0" if element.vr == "UI" else " "
+    if element.vr in SPLIT_VRS:
+        if "\\" not in whole:
+            stripped = whole.rstrip(padding)
+            return [stripped] if stripped else []
+        return [part.rstrip(padding) for part in whole.split("\\")]
+    stripped = whole.rstrip(" ")
+    return [stripped] if stripped else []
+
+
+def numbers_of(element: Element, *, big_endian: bool) -> list[int | float]:
+    """The values of a binary number element; an incomplete last one is left out."""
+    width = _WIDTH[element.vr]
+    value = element.value or b""
+    whole = value[: len(value) - len(value) % width]
+    order = ">" if big_endian else "<"
+    return [number for (number,) in iter_unpack(order + _NUMBERS[element.vr], whole)]
+
+
+def is_number(vr: str) -> bool:
+    """Whether values of this VR are binary numbers."""
+    return vr in _NUMBERS
+
+
+def width_of(vr: str) -> int:
+    """How many bytes one value of a binary number VR takes."""
+    return _WIDTH[vr]
+
+
+def person_name(value: str) -> Json:
+    """A person name as DICOM JSON's object of component groups."""
+    groups = value.split("=")
+    return {
+        name: group for name, group in zip(("Alphabetic", "Ideographic", "Phonetic"), groups, strict=False) if group
+    }
+
+
+def to_json(
+    elements: list[Element], *, big_endian: bool, text: Text | None = None, without: frozenset[int] = frozenset()
+) -> Json:
+    """A data set as DICOM JSON without bulk, group lengths and the given tags; keys ascending."""
+    decoder = text_of(elements, text)
+    answer: Json = {}
+    for element in sorted(elements, key=_BY_TAG):
+        tag, vr = element.tag, element.vr
+        if vr in BULK_VRS or tag & 0xFFFF == 0 or tag in without:
+            continue
+        if vr == "SQ":
+            items = [to_json(item, big_endian=big_endian, text=decoder) for item in element.items or ()]
+            answer[f"{tag:08X}"] = {"vr": "SQ", "Value": items} if items else {"vr": "SQ"}
+            continue
+        values = json_values(element, decoder, big_endian=big_endian)
+        answer[f"{tag:08X}"] = {"vr": vr, "Value": values} if values else {"vr": vr}
+    return answer
+
+
+def json_values(element: Element, text: Text, *, big_endian: bool) -> list[Any]:
+    """The values of one element that is neither bulk nor a sequence, as JSON."""
+    vr = element.vr
+    if vr in _NUMBERS:
+        return [_finite(number) for number in numbers_of(element, big_endian=big_endian)]
+    if vr == "AT":
+        value = element.value or b""
+        order = ">HH" if big_endian else "<HH"
+        return [f"{group:04X}{number:04X}" for group, number in iter_unpack(order, value[: len(value) & ~3])]
+    strings = strings_of(element, text)
+    if vr == "PN":
+        return [person_name(value) or None for value in strings]
+    if vr == "DS":
+        return [_decimal(value) for value in strings]
+    if vr == "IS":
+        return [int(value) if _INTEGER.match(value) else value or None for value in strings]
+    return [value or None for value in strings]
+
+
+def _finite(number: float) -> float | str:
+    if not math.isfinite(number):
+        return "NaN" if math.isnan(number) else "inf" if number > 0 else "-inf"
+    return number
+
+
+def _decimal(value: str) -> int | float | str | None:
+    if _INTEGER.match(value) and len(value) < 18:
+        return int(value)
+    if _DECIMAL.match(value):
+        number = float(value)
+        return number if math.isfinite(number) else value
+    return value or None

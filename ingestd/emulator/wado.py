@@ -1,0 +1,186 @@
+"""WADO-RS: files and metadata of studies, series and instances (facts page 2)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from starlette.responses import Response, StreamingResponse
+
+from .accept import MediaRange, parse_accept
+from .answers import raw_json
+from .call import Action, Call, Route, boolean, route
+from .dataset import EXPLICIT_LITTLE
+from .errors import INTERNAL, NOT_ACCEPTABLE, Problem
+from .lookup import Stored, find, metadata_bytes
+from .transcode import JPEG_2000, transcoded
+
+_CHUNK = 1 << 20
+_SEVERAL = (
+    "Accept transfer syntax '{syntax}' is not supported when multiple instances are matched. "
+    "Use '*' as the transfer syntax to retrieve them as they were stored."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the Accept header settled on: single part or multipart, and in which transfer syntax (``*``: as stored)."""
+
+    multipart: bool
+    syntax: str
+    media_type: str = "application/dicom"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One row of the table of what a resource can be had as: facts page 2.1."""
+
+    media_type: str
+    multipart: bool
+    default_syntax: str
+    syntaxes: frozenset[str]
+
+
+_FILE_SYNTAXES = frozenset({"*", EXPLICIT_LITTLE, JPEG_2000})
+FILES = (Offer("application/dicom", multipart=True, default_syntax=EXPLICIT_LITTLE, syntaxes=_FILE_SYNTAXES),)
+ONE_FILE = (
+    Offer("application/dicom", multipart=False, default_syntax=EXPLICIT_LITTLE, syntaxes=_FILE_SYNTAXES),
+    *FILES,
+)
+
+
+def choose(header: str | None, offers: tuple[Offer, ...]) -> Wanted:
+    """The best offer for an Accept header; raises Problem 406."""
+    candidates: list[tuple[float, bool, Wanted]] = []
+    for member in parse_accept(header):
+        wanted = _match(member, offers)
+        if wanted is not None and member.quality > 0:
+            candidates.append((member.quality, wanted.syntax == "*", wanted))
+    if not candidates:
+        raise Problem(406, NOT_ACCEPTABLE)
+    # At equal quality the original transfer syntax is preferred; otherwise the header's order decides.
+    best = max(candidates, key=lambda candidate: candidate[:2])
+    return best[2]
+
+
+def _match(member: MediaRange, offers: tuple[Offer, ...]) -> Wanted | None:
+    asked = member.parameters.get("transfer-syntax")
+    if member.media_type == "*/*":
+        # Anything at all means the original, as multipart even for one instance.
+        offer = next(offer for offer in offers if offer.multipart)
+        syntax = asked or "*"
+        return Wanted(True, syntax, offer.media_type) if syntax in offer.syntaxes else None
+    for offer in offers:
+        if offer.multipart:
+            fits = (
+                member.media_type == "multipart/related"
+                and member.parameters.get("type", "").lower() == offer.media_type
+            )
+        else:
+            fits = member.media_type == offer.media_type
+        syntax = asked or offer.default_syntax
+        if fits and syntax in offer.syntaxes:
+            return Wanted(offer.multipart, syntax, offer.media_type)
+    return None
+
+
+def wants_original(call: Call) -> bool:
+    """Whether ``msdicom-request-original`` asks for the version before bulk updates."""
+    return boolean("msdicom-request-original", call.header("msdicom-request-original"), default=False)
+
+
+def get_files(call: Call) -> Response:
+    """The files of a study, a series or an instance."""
+    wanted = choose(call.header("accept"), ONE_FILE if "instance" in call.params else FILES)
+    original = wants_original(call)
+    found = find(call)
+    if len(found) > 1 and wanted.syntax != "*":
+        raise Problem(406, _SEVERAL.format(syntax=wanted.syntax))
+    if not wanted.multipart:
+        return _single(call, found[0], wanted, original=original)
+    return _multipart(call, found, wanted, original=original)
+
+
+def open_version(call: Call, stored: Stored, wanted: Wanted, *, original: bool) -> tuple[IO[bytes], int, str]:
+    """A stored version, transcoded where that was asked for: the open file, its size and its transfer syntax."""
+    path: Path = call.service.files.path(stored.version(original=original))
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise Problem(500, INTERNAL) from error
+    size = path.stat().st_size
+    if wanted.syntax in ("*", stored.transfer_syntax):
+        return file, size, stored.transfer_syntax
+    with file:
+        result = transcoded(file, size, wanted.syntax, limit=call.service.settings.max_transcode_bytes)
+    size = result.seek(0, 2)
+    result.seek(0)
+    return result, size, wanted.syntax
+
+
+def _single(call: Call, stored: Stored, wanted: Wanted, *, original: bool) -> Response:
+    file, size, syntax = open_version(call, stored, wanted, original=original)
+    return StreamingResponse(
+        _chunks(file),
+        media_type=f"application/dicom; transfer-syntax={syntax}",
+        headers={"Content-Length": str(size)},
+    )
+
+
+def _multipart(call: Call, found: list[Stored], wanted: Wanted, *, original: bool) -> Response:
+    boundary = str(uuid.uuid4())
+    # The first file is opened before the head is sent, so that what cannot be given still gets its status.
+    first = open_version(call, found[0], wanted, original=original)
+
+    def body() -> Iterator[bytes]:
+        opened = first
+        for number, stored in enumerate(found):
+            file, _, syntax = opened if number == 0 else open_version(call, stored, wanted, original=original)
+            opening = "" if number == 0 else "\r\n"
+            yield (
+                f"{opening}--{boundary}\r\nContent-Type: application/dicom; transfer-syntax={syntax}\r\n\r\n".encode()
+            )
+            yield from _chunks(file)
+        yield f"\r\n--{boundary}--\r\n".encode()
+
+    return StreamingResponse(body(), media_type=f'multipart/related; boundary="{boundary}"')
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def get_metadata(call: Call) -> Response:
+    """The metadata of a study, a series or an instance, with its ETag."""
+    original = wants_original(call)
+    found = find(call)
+    marks = [stored.version(original=original) for stored in found]
+    etag = str(max(marks)) if "instance" in call.params else f"{max(marks)}-{len(marks)}"
+    if call.header("if-none-match") == etag:
+        return Response(status_code=304)
+    chunks = []
+    with call.service.index.read() as tx:
+        for mark in marks:
+            try:
+                chunks.append(metadata_bytes(tx, mark))
+            except TypeError as error:
+                # Deleted between the two looks: what is left would not fit the ETag.
+                raise Problem(404, "The specified instance cannot be found.") from error
+    answer = raw_json(chunks)
+    answer.headers["ETag"] = etag
+    return answer
+
+
+_RESOURCES = (
+    "studies/{study}",
+    "studies/{study}/series/{series}",
+    "studies/{study}/series/{series}/instances/{instance}",
+)
+ROUTES: list[Route] = [route("GET", path, get_files, Action.READ) for path in _RESOURCES] + [
+    route("GET", f"{path}/metadata", get_metadata, Action.READ, json_answer=True) for path in _RESOURCES
+]
