@@ -3,7 +3,7 @@
     with ScriptedServer(answer(b'{}')) as server:        # each connection's requests get the next step
         ... server.url, server.requests
 
-A step is bytes to send once the request has been read whole, or a function of the ``Conversation`` that does as it likes.
+A step is bytes to send once the request has been read whole, or a function of the ``Conversation``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 Step = bytes | Callable[["Conversation"], object]
 
@@ -74,7 +75,7 @@ class Conversation:
         return True
 
     def read_body(self, size: int | None = None) -> bytes:
-        """Read the body, or its first ``size`` bytes; what comes is in ``request.body`` even if the client breaks off."""
+        """Read the body, or its first ``size`` bytes; what came stays in ``request.body`` if the client breaks off."""
         length = int(self.request.headers.get("content-length", "0"))
         wanted = length if size is None else min(size, length)
         pieces = [self._buffer[:wanted]]
@@ -137,7 +138,7 @@ class ScriptedServer:
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}/v2"
 
-    def __enter__(self) -> ScriptedServer:
+    def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         thread = threading.Thread(target=self._accept)
@@ -190,7 +191,7 @@ class ScriptedServer:
                     conversation.send(step)
         except (OSError, ssl.SSLError):
             pass  # the client hung up
-        except BaseException as error:  # noqa: BLE001 - shown by the test that asks
+        except BaseException as error:
             self.errors.append(error)
         finally:
             with self._lock:

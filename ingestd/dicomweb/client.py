@@ -279,7 +279,7 @@ class DicomWebClient:
         series_uid: str | None,
         filters: Filters | None,
         include: Sequence[str],
-        fuzzy: bool | None,  # noqa: FBT001 - private, called from three places
+        fuzzy: bool | None,
         limit: int | None,
         offset: int,
     ) -> SearchPage:
@@ -302,12 +302,12 @@ class DicomWebClient:
         series_uid: str | None,
         filters: Filters | None,
         include: Sequence[str],
-        fuzzy: bool | None,  # noqa: FBT001 - as _search
+        fuzzy: bool | None,
         page_size: int,
         offset: int,
         most: int | None,
     ) -> Iterator[DicomJson]:
-        read: Callable[[int, int], SearchPage] = lambda start, limit: self._search(  # noqa: E731 - one expression
+        read: Callable[[int, int], SearchPage] = lambda start, limit: self._search(
             level, study_uid, series_uid, filters, include, fuzzy, limit, start
         )
         return searching.pages(read, level, page_size=page_size, offset=offset, most=most)

@@ -9,6 +9,7 @@ being lost in the reset that follows it.
 
 from __future__ import annotations
 
+import http.client
 import socket
 import time
 from datetime import timedelta
@@ -31,15 +32,30 @@ if TYPE_CHECKING:
 
 # How long an answer is waited for after the server has stopped reading our body.
 ANSWER_AFTER_STALL_SECONDS = 5.0
+# A socket's timeout holds for a whole ``sendall``, so a slow line must not be given much at once: 30 s for this many
+# bytes is 8.7 kB/s, well below the least rate that a request's deadline allows.
+SEND_SIZE = 262_144
 
 
 class _EarlyAnswer(Exception):
     """The server answered, or hung up, before it had the whole body."""
 
 
+class _FinalResponse(http.client.HTTPResponse):
+    """Passes over every interim answer (RFC 9110 §15.2), not only 100 as http.client does."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # private, and so without a type
+            if status == http.client.CONTINUE or not 100 < status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+
+
 class _FlightMixin(HTTPConnection):
     """What both kinds of connection do more than urllib3's."""
 
+    response_class = _FinalResponse
     idle: timedelta = timedelta(seconds=30)
     _used_at: float = 0.0
     _in_body: bool = False
@@ -86,13 +102,17 @@ class _FlightMixin(HTTPConnection):
         self._in_body = True
 
     def send(self, data: Any) -> None:
-        if self._in_body:
+        flight = Flight.current()
+        if not self._in_body or flight is None:
+            super().send(data)
+            return
+        view = memoryview(data)
+        while view:
             if self._has_answer():
                 raise _EarlyAnswer
-            flight = Flight.current()
-            if flight is not None:
-                flight.body_bytes_left += len(data)  # before sending: what was begun may have left
-        super().send(data)
+            piece, view = view[:SEND_SIZE], view[SEND_SIZE:]
+            flight.body_bytes_left += len(piece)  # before sending: what was begun may have left
+            super().send(piece)
 
     def _has_answer(self) -> bool:
         """Whether a final answer (or the end) waits to be read. Under TLS that cannot be told without reading."""
@@ -161,7 +181,7 @@ class Session(requests.Session):
         self.mount("https://", _Adapter(timeouts))
         self.mount("http://", _Adapter(timeouts))
 
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - requests' own signature
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Say that nothing is a redirect: requests would read the whole body of one even when told not to follow."""
         return None
 

@@ -20,9 +20,8 @@ from typing import BinaryIO, Self
 from ingestd.dicomweb.errors import FileChanged
 
 WITHHELD = 65_536
-# Reads of a quarter megabyte keep file, digest and socket buffers in the processor's cache.
-BUFFER_SIZE = 1_048_576
-SEND_FROM = 262_144
+# Small parts travel together in buffers of about this size; reads of a quarter of it suit the processor's cache.
+SEND_FROM = 1_048_576
 READ_SIZE = 262_144
 
 PART_HEAD = b"Content-Type: application/dicom\r\n\r\n"
@@ -100,14 +99,17 @@ class StoreBody:
         return self._size
 
     def __iter__(self) -> Iterator[memoryview]:
-        store = memoryview(bytearray(min(BUFFER_SIZE, max(self._size, 1)) + WITHHELD + 1024))
+        store = memoryview(bytearray(min(SEND_FROM, self._size) + READ_SIZE + 1024))
         filled = 0
         for index, part in enumerate(self.parts):
             checked = filled  # what lies before this part's first byte may leave
             for piece in (self._heads[index], part.prefix):
-                if filled + len(piece) > len(store):  # a long generated prefix
+                if filled + len(piece) > len(store):
                     yield store[:filled]
                     filled = checked = 0
+                if len(piece) > len(store):  # a generated File Meta may be of any length
+                    yield memoryview(piece)
+                    continue
                 store[filled : filled + len(piece)] = piece
                 filled += len(piece)
             with _PartReader(part, index) as reader:
