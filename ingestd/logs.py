@@ -42,7 +42,21 @@ _VERSION = re.compile(r"[A-Za-z0-9.+-]{1,32}")
 _UID = re.compile(r"[0-9.]{1,64}")
 _REF = re.compile(r"[0-9a-f]{12}")
 
-Shape = Literal["event", "number", "word", "name", "study", "host", "version", "numbers", "words"]
+Shape = Literal["event", "number", "sentence", "word", "name", "study", "host", "version", "numbers", "words"]
+
+# A sentence of our own is let through word by word: lower case, small numbers, and these. A file name, a path, an
+# address, a UID or a patient's name has upper case, slashes, dots or carets in it, and becomes an ellipsis.
+_LOWER = r"[(\[\"']?[a-z][a-z'-]{0,30}[)\]\"']?[,.;:?]?"
+_SMALL_NUMBER = r"[(]?[<>=~]?\d{1,4}(\.\d{1,3})?[%)]?[,.;:]?"
+_ERROR_CLASS = r"[A-Z][A-Za-z]{2,40}(Error|Exception|Warning)[,.;:]?"
+_SENTENCE_WORD = re.compile(rf"{_LOWER}|{_SMALL_NUMBER}|{_ERROR_CLASS}|[-+=]")
+_PROPER = frozenset(
+    "A Authorization Azure B Content-Length Content-Type DELETE DICOM DICOMDIR DICOMweb DNS Date EOF Entra File "  # noqa: SIM905
+    "FileChanged GB GET GiB HTML HTTP HTTPS I/O ID It JSON KiB LedgerBusy LedgerFull MB Meta MiB MisconfiguredServer NFS "
+    "No NotAuthorized NotFound OK Orthanc POST PUT QIDO QIDO-RS Refused Retry-After SMB SOP SQLite SSL STOW STOW-RS TCP "
+    "TLS The Throttled TooLarge UID UIDs URL Unavailable Unintelligible VR WADO-RS XML and/or kB".split()
+)
+ELLIPSIS = "..."
 
 # key: the shape that its value must have. Words are machine words of our own, never text from a file or a server.
 ALLOWED: Mapping[str, Shape] = {
@@ -69,7 +83,8 @@ ALLOWED: Mapping[str, Shape] = {
     "cause": "word",
     "evidence": "word",
     "verdict": "word",
-    "note": "word",
+    "why": "word",
+    "note": "sentence",
     "notes": "words",
     "action": "word",
     "phase": "word",
@@ -77,7 +92,7 @@ ALLOWED: Mapping[str, Shape] = {
     "kind": "word",
     "take": "word",
     "watching": "word",
-    "alarm": "word",
+    "alarm": "sentence",
     "tag": "word",
     "status": "number",
     "exit_code": "number",
@@ -91,6 +106,8 @@ ALLOWED: Mapping[str, Shape] = {
     # how many, how much, how long
     "count": "number",
     "files": "number",
+    "rows": "number",
+    "problems": "number",
     "instances": "number",
     "studies": "number",
     "bytes": "number",
@@ -123,6 +140,9 @@ ALLOWED: Mapping[str, Shape] = {
     "waiting": "number",
     "ignored": "number",
     "unreadable": "number",
+    "unreadable_folders": "number",
+    "not_regular": "number",
+    "low_water": "number",
     "candidates": "number",
     "attempts": "number",
     "readers": "number",
@@ -130,7 +150,7 @@ ALLOWED: Mapping[str, Shape] = {
     "has_feed": "number",
     "refuses_duplicates": "number",
     # where in the code; written by this module alone
-    "error": "word",
+    "error": "sentence",
     "category": "word",
     "logger": "host",
     "place": "words",
@@ -278,6 +298,8 @@ def _fit(value: object, shape: Shape) -> object:
         case "words":
             items = value if isinstance(value, (list, tuple, set, frozenset)) else ()
             return [item if _is_place(item) else WITHHELD for item in items][:DEEPEST_TRACE]
+        case "sentence":
+            return _sentence(value) if isinstance(value, str) else WITHHELD
         case "study":
             if not isinstance(value, str):
                 return WITHHELD
@@ -286,6 +308,15 @@ def _fit(value: object, shape: Shape) -> object:
             return study_ref(value) if _UID.fullmatch(value) else WITHHELD
     pattern = {"event": _EVENT, "word": _WORD, "name": _NAME, "host": _HOST, "version": _VERSION}[shape]
     return value if isinstance(value, str) and pattern.fullmatch(value) else WITHHELD
+
+
+def _sentence(text: str) -> str:
+    words = (word if _SENTENCE_WORD.fullmatch(word) or _bare(word) in _PROPER else ELLIPSIS for word in text.split())
+    return " ".join(words)[:LONGEST_VALUE]
+
+
+def _bare(word: str) -> str:
+    return word.strip("()[]\"',.;:")
 
 
 def _is_place(item: object) -> bool:

@@ -92,10 +92,11 @@ def in_words(error: Exception) -> tuple[ExitCode, str]:
         return error.code, str(error)
     if _is_a(error, "ingestd.config", "ConfigError"):
         return ExitCode.CONFIGURATION, str(error)
-    if _is_a(error, "ingestd.inbox", "SpoolInUse"):
+    if _is_a(error, "ingestd.inbox", "SpoolInUse") or _is_a(error, "ingestd.ledger", "LedgerBusy"):
         return ExitCode.BUSY, str(error)
-    if _is_a(error, "ingestd.ledger", "LedgerError"):
-        return ExitCode.CONFIGURATION, str(error)
+    if _is_a(error, "ingestd.inbox", "SpoolError") or _is_a(error, "ingestd.ledger", "LedgerError"):
+        denied = _is_a(error, "ingestd.ledger", "LedgerPermission") or isinstance(error.__cause__, PermissionError)
+        return (ExitCode.NO_PERMISSION if denied else ExitCode.CONFIGURATION), str(error)
     if _is_a(error, "ingestd.ledger", "RefusedMove"):
         return ExitCode.CONFIGURATION, str(error)
     if _is_a(error, "ingestd.dicomweb", "DicomWebError"):

@@ -1,0 +1,119 @@
+"""What a single run came to, for ``run --once`` and ``send``: the sums, what needs a person, and the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .frame import ExitCode, plain, print_json
+
+if TYPE_CHECKING:
+    from ingestd.config import Config
+    from ingestd.daemon import OnceResult
+    from ingestd.ledger import Entry
+
+# More than this many are told as a number; `ingestd status` lists them.
+MOST_TOLD = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of the files of one run. ``states`` are all rows of its inboxes, or of the whole ledger."""
+
+    result: OnceResult
+    states: dict[str, int]
+    needs_person: tuple[Entry, ...]
+    clutter: int
+    left_alone: dict[str, int]
+
+    @property
+    def code(self) -> ExitCode:
+        """The exit code: not done before needs a person."""
+        if not self.result.done:
+            return ExitCode.TIMEOUT
+        return ExitCode.NEEDS_PERSON if self.needs_person else ExitCode.DONE
+
+
+def look_back(
+    config: Config,
+    result: OnceResult,
+    *,
+    since: datetime,
+    inboxes: Collection[str] | None = None,
+    left_alone: dict[str, int] | None = None,
+) -> Outcome:
+    """Read from the ledger what became of the rows that this run took in or found waiting.
+
+    A row needs a person for this run if it came to need one while the run lasted.
+    """
+    from ingestd.ledger import Choice
+    from ingestd.lifecycle import NEEDS_PERSON, Reason
+
+    from .frame import ledger_for_reading
+
+    states: dict[str, int] = {}
+    found: list[Entry] = []
+    clutter = 0
+    with ledger_for_reading(config) as ledger:
+        for count in ledger.status().counts:
+            if inboxes is None or count.inbox in inboxes:
+                states[str(count.state)] = states.get(str(count.state), 0) + count.rows
+        for state in sorted(NEEDS_PERSON):
+            after = 0
+            while page := ledger.entries(Choice(state=state, since=since), after_id=after):
+                after = page[-1].entry_id
+                ours = [entry for entry in page if inboxes is None or entry.inbox in inboxes]
+                real = [entry for entry in ours if entry.reason not in {Reason.NOT_DICOM, Reason.DICOMDIR}]
+                clutter += len(ours) - len(real)
+                found += real
+    return Outcome(
+        result=result,
+        states={state: count for state, count in states.items() if count},
+        needs_person=tuple(found),
+        clutter=clutter,
+        left_alone={name: count for name, count in (left_alone or {}).items() if count},
+    )
+
+
+def tell(outcome: Outcome, *, as_json: bool) -> None:
+    """Print what the run came to."""
+    if as_json:
+        print_json(_as_plain(outcome))
+        return
+    from .advice import next_step
+
+    sums = ", ".join(f"{count} {state}" for state, count in sorted(outcome.states.items(), key=lambda each: -each[1]))
+    click.echo(f"taken in now: {outcome.result.taken_in}; in all: {sums or 'nothing'}")
+    if outcome.left_alone or outcome.clutter:
+        words = [f"{count} {name.replace('_', ' ')}" for name, count in outcome.left_alone.items()]
+        words += [f"{outcome.clutter} that are no images"] if outcome.clutter else []
+        click.echo(f"left alone: {', '.join(words)}")
+    for entry in outcome.needs_person[:MOST_TOLD]:
+        why = f"{entry.reason}: {entry.note}" if entry.note else str(entry.reason or "")
+        click.echo(f"  {entry.state} {plain(entry.relative_path)} ({plain(why)})")
+        click.echo(f"    -> {next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)}")
+    if len(outcome.needs_person) > MOST_TOLD:
+        click.echo(f"  ... and {len(outcome.needs_person) - MOST_TOLD} more: ingestd status")
+    if not outcome.result.done:
+        why = "stopped" if outcome.result.stopped else "not done in time"
+        click.echo(f"{why}: {outcome.result.unfinished} files are still on their way; run it again to go on")
+
+
+def _as_plain(outcome: Outcome) -> dict[str, Any]:
+    from .status import entry_as_plain
+
+    return {
+        "done": outcome.result.done,
+        "stopped": outcome.result.stopped,
+        "taken_in": outcome.result.taken_in,
+        "unfinished": outcome.result.unfinished,
+        "states": outcome.states,
+        "needs_person": [entry_as_plain(entry) for entry in outcome.needs_person],
+        "clutter": outcome.clutter,
+        "left_alone": outcome.left_alone,
+        "exit_code": int(outcome.code),
+    }
