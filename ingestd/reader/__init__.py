@@ -14,8 +14,13 @@ The daemon never imports pydicom and never looks into a file itself: hostile inp
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ingestd.instance.facts import Inspection, Limits, Verdict
 from ingestd.reader.jobs import CanonicalJob, CompareJob, InspectJob, Job, Read, ReaderLimits, ReencodeJob
+
+if TYPE_CHECKING:
+    from ingestd.reader.supervisor import Readers
 
 __all__ = [
     "CanonicalJob",
@@ -26,6 +31,16 @@ __all__ = [
     "Limits",
     "Read",
     "ReaderLimits",
+    "Readers",
     "ReencodeJob",
     "Verdict",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The supervisor is the parent's half; a child, which imports this package too, has no use for it.
+    if name == "Readers":
+        from ingestd.reader.supervisor import Readers  # noqa: PLC0415
+
+        return Readers
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

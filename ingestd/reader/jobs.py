@@ -57,9 +57,10 @@ class Read:
     """What one job came to. Exactly one of the result fields, ``died``, ``waits`` or ``refused`` is set.
 
     ``inspection`` answers an InspectJob, and a ReencodeJob with the facts of the destination. ``sameness`` is
-    "same", "other" or "other_encoding" (lifecycle.Sameness). ``died``: this job killed its child or burnt CPU past its
-    limit; count it as poison. ``waits``: nothing is known of the file; try later. ``refused``: the file was read and
-    the job cannot be done on it (not whole, no canonical form, an encoding that is not re-encoded); do not try again.
+    "same", "other" or "other_encoding" (lifecycle.Sameness). ``died``: this job killed its child, burnt CPU past its
+    limit or met a fault of ours; count it as poison (``cause`` says how, for the log; no names, no values). ``waits``:
+    nothing is known of the file; try later. ``refused``: the file was read and the job cannot be done on it (not
+    whole, an encoding that is not re-encoded); do not try again. An InspectJob is never refused.
     """
 
     job: Job
@@ -67,16 +68,23 @@ class Read:
     canonical: str | None = None
     sameness: str | None = None
     died: bool = False
+    cause: str = ""
     waits: str = ""
     refused: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReaderLimits:
-    """What a child may use. The time for one job is ``seconds`` + bytes read or produced / ``bytes_per_second``."""
+    """What a child may use.
+
+    A job that used more CPU time than ``seconds`` + bytes of work / ``bytes_per_second`` has died (bytes of work: read,
+    inflated and written so far, at least the file's size). One that neither used CPU nor did any work for
+    ``stall_seconds`` waits; slow is not stalled.
+    """
 
     seconds: float = 10.0
     bytes_per_second: int = 5_000_000
+    stall_seconds: float = 120.0
     address_space_bytes: int = 512 << 20
     open_files: int = 32
     ahead_jobs: int = 32  # jobs handed to a child before it has answered the first

@@ -1,0 +1,210 @@
+"""One child process as its parent sees it: its pipes, its board, what it was given and has not answered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import ingestd
+from ingestd.reader.board import Board
+from ingestd.reader.jobs import InspectJob, Job, ReaderLimits
+from ingestd.reader.wire import LINE_MOST, Unintelligible, encode_job, encode_limits
+
+# What a child needs of the environment; not the daemon's secrets.
+_ENVIRONMENT = (
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "PATH",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONHOME",
+) + ("PYTHONPATH", "PYTHONPYCACHEPREFIX", "TMPDIR", "TZ")
+_UNKNOWN_SIZE = 1 << 23
+# Canonical digests, comparisons and re-encodings look at every element, some of them in two files.
+_HEAVY = 6
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A job on its way, under the supervisor's own number."""
+
+    serial: int
+    job: Job
+    interrupted: int = 0  # how often its child died of another job while it was in line
+    short_of_memory: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """How much work it is, as far as we know."""
+        if isinstance(self.job, InspectJob) and self.job.expect is not None:
+            return self.job.expect.size_bytes
+        return _UNKNOWN_SIZE
+
+    @property
+    def patience(self) -> int:
+        """By what the limits on time are multiplied."""
+        return 1 if isinstance(self.job, InspectJob) else _HEAVY
+
+
+class Child:
+    """A running child. Not thread-safe: the supervisor's thread owns it."""
+
+    def __init__(self, limits: ReaderLimits) -> None:
+        self._limits = limits
+        self.tickets: deque[Ticket] = deque()
+        self.answered = 0
+        self.ahead_bytes = 0
+        self._unsent = bytearray()
+        self._part = b""
+        self._watched_serial = 0
+        self._watched_work = 0
+        self._cpu_at_begin = 0.0
+        self._cpu_seen = 0.0
+        self._moved_at = 0.0
+        board_fd = Board.create()
+        try:
+            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                # -P: no module is ever imported from the current folder.
+                [sys.executable, "-P", "-m", "ingestd.reader"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(board_fd,),
+                start_new_session=True,
+                cwd="/",
+                env=_environment(),
+                bufsize=0,
+            )
+            self.board = Board(board_fd)
+        finally:
+            os.close(board_fd)
+        assert self.process.stdin is not None, "asked for above"
+        assert self.process.stdout is not None, "asked for above"
+        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.stdin, False)
+        os.set_blocking(self.stdout, False)
+        self._unsent += encode_limits(limits, board_fd)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes wait for room in the pipe."""
+        return bool(self._unsent)
+
+    def has_room(self) -> bool:
+        """Whether it may be given another job now: enough to be never idle, little behind a long one."""
+        if not self.tickets:
+            return True
+        return len(self.tickets) < self._limits.ahead_jobs and self.ahead_bytes < self._limits.ahead_bytes
+
+    def give(self, ticket: Ticket) -> None:
+        """Put a job in line; ``send`` writes it."""
+        self.tickets.append(ticket)
+        self.ahead_bytes += ticket.size_bytes
+        self._unsent += encode_job(ticket.serial, ticket.job)
+
+    def send(self) -> bool:
+        """Write what the pipe takes; False if the child is gone."""
+        while self._unsent:
+            try:
+                sent = os.write(self.stdin, self._unsent)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            del self._unsent[:sent]
+        return True
+
+    def receive(self) -> list[bytes] | None:
+        """Give the lines that have come in; None at the end. Raises Unintelligible for a line that does not end."""
+        try:
+            chunk = os.read(self.stdout, LINE_MOST)
+        except BlockingIOError:
+            return []
+        if not chunk:
+            return None
+        *lines, self._part = (self._part + chunk).split(b"\n")
+        if len(self._part) > LINE_MOST:
+            raise Unintelligible("a line without end")
+        return lines
+
+    def take_answered(self, serial: int) -> Ticket:
+        """Give back the ticket that was answered. Raises Unintelligible unless it is the next in line."""
+        if not self.tickets or self.tickets[0].serial != serial:
+            raise Unintelligible("an answer out of turn")
+        ticket = self.tickets.popleft()
+        self.ahead_bytes -= ticket.size_bytes
+        self.answered += 1
+        return ticket
+
+    def overdue(self, now: float) -> str:
+        """Say "" while the job at hand is within its limits, else "cpu" or "stalled"."""
+        serial = self.board.serial
+        ticket = next((each for each in self.tickets if each.serial == serial), None)
+        if ticket is None and self.answered == 0 and self.tickets:
+            ticket = self.tickets[0]  # not even begun: the child does not get through its start
+        if ticket is None:
+            self._watched_serial = 0
+            return ""
+        work, cpu = self.board.work_bytes, self._cpu_seconds()
+        if ticket.serial != self._watched_serial:
+            self._watched_serial = ticket.serial
+            self._watched_work, self._cpu_at_begin, self._cpu_seen, self._moved_at = work, cpu, cpu, now
+            return ""
+        if work != self._watched_work or cpu != self._cpu_seen:
+            self._watched_work, self._cpu_seen, self._moved_at = work, cpu, now
+        limits = self._limits
+        size = ticket.size_bytes if ticket.size_bytes != _UNKNOWN_SIZE else 0
+        allowed = ticket.patience * (limits.seconds + max(size, work) / limits.bytes_per_second)
+        if cpu - self._cpu_at_begin > allowed:
+            return "cpu"
+        if now - self._moved_at > ticket.patience * limits.stall_seconds:
+            return "stalled"
+        return ""
+
+    def _cpu_seconds(self) -> float:
+        try:
+            stat = Path(f"/proc/{self.process.pid}/stat").read_bytes()
+        except OSError:
+            return self._cpu_seen
+        user, system = stat.rpartition(b")")[2].split()[11:13]
+        return (int(user) + int(system)) / _CLOCK_TICKS
+
+    def kill(self) -> None:
+        """End it at once; a child that hangs in the kernel ends when the kernel lets it."""
+        try:
+            self.process.send_signal(signal.SIGKILL)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Give its pipes and its page back."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self.board.close()
+
+    def wait(self, seconds: float) -> int | None:
+        """Reap it; None if it does not end in time."""
+        deadline = time.monotonic() + seconds
+        try:
+            return self.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def _environment() -> dict[str, str]:
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    # The child finds the very package its parent runs from, installed or not.
+    here = str(Path(ingestd.__file__).resolve().parent.parent)
+    known = environment.get("PYTHONPATH", "")
+    environment["PYTHONPATH"] = here + (os.pathsep + known if known else "")
+    return environment

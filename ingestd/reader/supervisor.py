@@ -1,0 +1,317 @@
+"""Readers: hands jobs to the children, watches over them, and turns their answers and deaths into results.
+
+One thread does all of it and sleeps while nothing happens. A child's death is blamed on the one job its board names;
+the others in its line are given to the next child.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from ingestd.instance.facts import Inspection, Verdict
+from ingestd.reader.board import Board
+from ingestd.reader.jobs import InspectJob, Job, Read, ReaderLimits
+from ingestd.reader.process import Child, Ticket
+from ingestd.reader.wire import Answer, Unintelligible, decode_answer
+
+_WATCH_SECONDS = 0.5
+_INTERRUPTED_MOST = 5
+_RESPAWN_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_CLOSE_SECONDS = 2.0
+
+_log = structlog.get_logger()
+
+
+class Readers:
+    """A few reader processes behind one queue. Thread-safe.
+
+    The children start at once, in the background. ``wake`` is called from the supervisor's thread whenever ``collect``
+    has something to give.
+    """
+
+    def __init__(self, *, processes: int = 2, limits: ReaderLimits | None = None, wake: Callable[[], object]) -> None:
+        self._limits = limits or ReaderLimits()
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._queue: deque[Ticket] = deque()
+        self._done: list[Read] = []
+        self._serial = 0
+        self._in_flight = 0
+        self._poked = False
+        self._closing = False
+        self._failures = 0  # children in a row that ended without an answer
+        self._spawn_at = 0.0
+        self._children: list[Child | None] = [None] * processes
+        self._ended: list[Child] = []  # killed, not reaped yet
+        self._selector = selectors.DefaultSelector()
+        self._poke_out, self._poke_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._selector.register(self._poke_out, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="readers", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Put a job in line; never blocks. Its Read comes out of ``collect``, not in order."""
+        with self._lock:
+            if self._closing:
+                raise RuntimeError("the readers are closed")
+            self._serial += 1
+            self._in_flight += 1
+            self._queue.append(Ticket(self._serial, job))
+        self._poke()
+
+    def collect(self) -> list[Read]:
+        """Give all results that have come since the last call; never blocks."""
+        with self._lock:
+            done, self._done = self._done, []
+            self._in_flight -= len(done)
+        return done
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs submitted whose result was not collected yet."""
+        with self._lock:
+            return self._in_flight
+
+    @property
+    def pids(self) -> list[int]:
+        """The children that are running."""
+        return [child.process.pid for child in list(self._children) if child is not None]
+
+    def is_healthy(self) -> bool:
+        """Whether jobs are being worked off: the supervisor runs and children get through their start."""
+        return self._thread.is_alive() and not self._closing and self._failures < len(_RESPAWN_SECONDS) // 2
+
+    def close(self) -> None:
+        """End the children at once; jobs in flight get no result."""
+        with self._lock:
+            self._closing = True
+        self._poke(always=True)
+        self._thread.join()
+
+    def _poke(self, *, always: bool = False) -> None:
+        with self._lock:
+            if self._poked and not always:
+                return
+            self._poked = True
+            try:
+                os.write(self._poke_in, b"\0")
+            except OSError:  # full, which wakes as well; or closed
+                pass
+
+    # Everything below runs in the supervisor's thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._spawn_missing()
+                self._hand_out()
+                busy = self._ended or self._queue or any(child and child.tickets for child in self._children)
+                for key, mask in self._selector.select(_WATCH_SECONDS if busy or None in self._children else None):
+                    self._serve(key, mask)
+                self._watch()
+        finally:
+            self._end_all()
+
+    def _spawn_missing(self) -> None:
+        if None not in self._children or time.monotonic() < self._spawn_at:
+            return
+        for place, child in enumerate(self._children):
+            if child is None:
+                self._spawn(place)
+
+    def _spawn(self, place: int) -> None:
+        try:
+            child = Child(self._limits)
+        except OSError as error:
+            self._failed_start(error.strerror or type(error).__name__)
+            return
+        self._children[place] = child
+        self._selector.register(child.stdout, selectors.EVENT_READ, child)
+        self._send(child)
+
+    def _failed_start(self, why: str) -> None:
+        self._failures += 1
+        delay = _RESPAWN_SECONDS[min(self._failures, len(_RESPAWN_SECONDS) - 1)]
+        self._spawn_at = time.monotonic() + delay
+        _log.warning("reader.start_failed", reason=why, failures=self._failures, seconds=delay)
+
+    def _hand_out(self) -> None:
+        """Give waiting jobs to the children with room, to the one with the least in line first."""
+        touched: set[Child] = set()
+        while True:
+            free = [child for child in self._children if child is not None and child.has_room()]
+            if not free:
+                break
+            with self._lock:
+                if not self._queue:
+                    break
+                ticket = self._queue.popleft()
+            child = min(free, key=lambda each: (each.ahead_bytes, len(each.tickets)))
+            child.give(ticket)
+            touched.add(child)
+        for child in touched:
+            self._send(child)
+
+    def _send(self, child: Child) -> None:
+        # A child that is gone is noticed at its stdout, where its last answers still may stand.
+        child.send()
+        registered = child.stdin in self._selector.get_map()
+        if child.unsent and not registered:
+            self._selector.register(child.stdin, selectors.EVENT_WRITE, child)
+        elif not child.unsent and registered:
+            self._selector.unregister(child.stdin)
+
+    def _serve(self, key: selectors.SelectorKey, _mask: int) -> None:
+        child = key.data
+        if child is None:
+            with self._lock:
+                self._poked = False
+                os.read(self._poke_out, 4096)
+        elif child not in self._children:
+            return  # ended earlier in this round
+        elif key.fd == child.stdin:
+            self._send(child)
+        else:
+            self._receive(child)
+
+    def _receive(self, child: Child) -> None:
+        results: list[Read] = []
+        try:
+            lines = child.receive()
+            for line in lines or ():
+                answer = decode_answer(line)
+                self._take(child.take_answered(answer.serial), answer, results)
+        except Unintelligible as problem:
+            self._finish(results)
+            self._end(child, blame=True, cause=f"unintelligible answer: {problem}")
+            return
+        if lines:
+            self._failures = 0
+        self._finish(results)
+        if lines is None:
+            self._end(child, blame=True, cause="")
+
+    def _take(self, ticket: Ticket, answer: Answer, results: list[Read]) -> None:
+        if answer.short_of_memory:
+            self._short_of_memory(ticket, results)
+        elif answer.crashed:
+            results.append(Read(job=ticket.job, died=True, cause=f"internal error: {answer.crashed}"))
+        elif answer.refused and isinstance(ticket.job, InspectJob):
+            results.append(Read(job=ticket.job, died=True, cause="an inspection was refused"))
+        else:
+            results.append(
+                Read(
+                    job=ticket.job,
+                    inspection=answer.inspection,
+                    canonical=answer.canonical,
+                    sameness=answer.sameness,
+                    waits=answer.waits,
+                    refused=answer.refused,
+                )
+            )
+
+    def _short_of_memory(self, ticket: Ticket, results: list[Read]) -> None:
+        """Once more in a fresh child; twice is the file's doing, unless the host has no memory to give."""
+        ticket.short_of_memory += 1
+        if ticket.short_of_memory == 1:
+            with self._lock:
+                self._queue.appendleft(ticket)
+        elif _host_available_bytes() < self._limits.address_space_bytes:
+            results.append(Read(job=ticket.job, waits="the host is short of memory"))
+        elif isinstance(ticket.job, InspectJob):
+            reason = f"reading it takes more than {self._limits.address_space_bytes >> 20} MB of memory"
+            results.append(Read(job=ticket.job, inspection=Inspection(verdict=Verdict.HOSTILE, reason_text=reason)))
+        else:
+            results.append(Read(job=ticket.job, refused="it takes more memory than a reader may use"))
+
+    def _watch(self) -> None:
+        """Look after children that burn CPU, hang or are to be reaped."""
+        self._ended = [child for child in self._ended if child.wait(0) is None]
+        now = time.monotonic()
+        for child in list(self._children):
+            if child is None:
+                continue
+            overdue = child.overdue(now)
+            if overdue == "cpu":
+                self._end(child, blame=True, cause="more CPU time than a file of its size may take")
+            elif overdue == "stalled":
+                self._end(child, blame=False, cause="reading stalled")
+
+    def _end(self, child: Child, *, blame: bool, cause: str) -> None:
+        """Give up a child: its job has died (or waits, where the file is not to blame), the others go to the next one."""
+        place = self._children.index(child)
+        self._children[place] = None
+        for fd in (child.stdout, child.stdin):
+            if fd in self._selector.get_map():
+                self._selector.unregister(fd)
+        serial = child.board.serial
+        child.kill()
+        status = child.wait(0.2)
+        if status is None:
+            self._ended.append(child)
+        child.close()
+        results: list[Read] = []
+        again: list[Ticket] = []
+        for ticket in child.tickets:
+            if ticket.serial == serial:
+                read = Read(job=ticket.job, died=True, cause=cause or _ended_how(status))
+                results.append(read if blame else Read(job=ticket.job, waits=cause))
+            elif ticket.interrupted >= _INTERRUPTED_MOST:
+                results.append(Read(job=ticket.job, waits="the readers keep ending"))
+            else:
+                ticket.interrupted += 1
+                again.append(ticket)
+        with self._lock:
+            self._queue.extendleft(reversed(again))
+        self._finish(results)
+        if child.answered or results:
+            _log.warning("reader.ended", cause=cause or _ended_how(status), answered=child.answered)
+        elif status != 0:
+            self._failed_start(cause or _ended_how(status))
+
+    def _finish(self, results: list[Read]) -> None:
+        if not results:
+            return
+        with self._lock:
+            self._done.extend(results)
+        self._wake()
+
+    def _end_all(self) -> None:
+        children = [child for child in self._children if child is not None]
+        for child in children:
+            child.kill()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for child in children:
+            child.wait(deadline - time.monotonic())
+            child.close()
+        self._children = [None] * len(self._children)
+        self._selector.close()
+        with self._lock:
+            self._closing = True
+            os.close(self._poke_in)
+            os.close(self._poke_out)
+
+
+def _ended_how(status: int | None) -> str:
+    if status is None:
+        return "the child does not end"
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _host_available_bytes() -> int:
+    """What the kernel says could be had without swapping; very much where it does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62
