@@ -42,7 +42,7 @@ class NoAuth:
         """Return None."""
         return None
 
-    def renew(self, refused: str | None) -> bool:
+    def renew(self, refused: str | None) -> bool:  # noqa: ARG002 - the protocol's signature
         """Return False: there is nothing to renew."""
         return False
 
@@ -246,7 +246,7 @@ class AzureAuth(FetchedAuth):
             token = self._credential.get_token(self._scope)
         except TokenError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - azure-identity raises many kinds; any of them means no token
             self._credential = None
             # Its texts hold tenant, client and correlation ids, and for some kinds the output of other programs.
             raise TokenError(
@@ -263,7 +263,7 @@ class AzureAuth(FetchedAuth):
             credential.close()
 
     def _build(self) -> Any:
-        import azure.identity as azure
+        import azure.identity as azure  # noqa: PLC0415 - half a second and 60 MB that nobody else should pay
 
         options: dict[str, Any] = {"connection_timeout": 5, "read_timeout": 10, "retry_total": 2}
         if self._authority is not None:

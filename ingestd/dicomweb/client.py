@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -279,7 +279,7 @@ class DicomWebClient:
         series_uid: str | None,
         filters: Filters | None,
         include: Sequence[str],
-        fuzzy: bool | None,
+        fuzzy: bool | None,  # noqa: FBT001 - private, called from three places
         limit: int | None,
         offset: int,
     ) -> SearchPage:
@@ -302,14 +302,14 @@ class DicomWebClient:
         series_uid: str | None,
         filters: Filters | None,
         include: Sequence[str],
-        fuzzy: bool | None,
+        fuzzy: bool | None,  # noqa: FBT001 - as _search
         page_size: int,
         offset: int,
         most: int | None,
     ) -> Iterator[DicomJson]:
-        read: Callable[[int, int], SearchPage] = lambda start, limit: self._search(
-            level, study_uid, series_uid, filters, include, fuzzy, limit, start
-        )
+        def read(start: int, limit: int) -> SearchPage:
+            return self._search(level, study_uid, series_uid, filters, include, fuzzy, limit, start)
+
         return searching.pages(read, level, page_size=page_size, offset=offset, most=most)
 
     def change_feed(

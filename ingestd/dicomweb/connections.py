@@ -181,7 +181,7 @@ class Session(requests.Session):
         self.mount("https://", _Adapter(timeouts))
         self.mount("http://", _Adapter(timeouts))
 
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - requests' signature
         """Say that nothing is a redirect: requests would read the whole body of one even when told not to follow."""
         return None
 

@@ -160,7 +160,7 @@ def tag_of(name: str) -> str:
     known = TAGS.get(name)
     if known is not None:
         return known
-    from pydicom.datadict import tag_for_keyword
+    from pydicom.datadict import tag_for_keyword  # noqa: PLC0415 - only for keywords outside the little table
 
     tag = tag_for_keyword(name)
     if tag is None:
@@ -189,7 +189,7 @@ def uid_of(item: Mapping[str, Any], name: str) -> str:
 
 def to_dataset(item: Mapping[str, Any]) -> Dataset:
     """Turn one DICOM JSON data set into a pydicom Dataset; bulk data URIs stay away (empty values)."""
-    from pydicom.dataset import Dataset
+    from pydicom.dataset import Dataset  # noqa: PLC0415 - 20 MB that only callers who want data sets pay
 
     return Dataset.from_json(dict(item), bulk_data_uri_handler=lambda *_args: None)
 
