@@ -1,4 +1,4 @@
-"""The embedded server in a process of its own, as a person starts it: ``ingestd emulate``."""
+"""The embedded server in a process of its own, as a person starts it, and what is done behind ingestd's back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +15,7 @@ from typing import Any, Self
 from tests.orthanc import free_port
 from tests.running import PROGRAM, environment
 
+Identity = tuple[str, str, str]
 READY_WITHIN_SECONDS = 30.0
 
 
@@ -62,7 +63,7 @@ class EmulatorProcess:
         give_up_at = time.monotonic() + READY_WITHIN_SECONDS
         while True:
             try:
-                self.get("/changefeed/latest")
+                get(f"{self.url}/changefeed/latest")
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > give_up_at:
                     said = (self.data / "emulator.log").read_text(errors="replace")[-2000:]
@@ -93,39 +94,49 @@ class EmulatorProcess:
 
     def stores(self) -> list[dict[str, Any]]:
         """The log's lines about instances: one for each that some request brought, in order."""
-        return [line for line in self.lines() if line["kind"] == "instance"]
+        return stores(self.lines())
 
-    def get(self, path: str, *, accept: str = "application/json") -> bytes:
-        """GET something below ``url``; raises urllib's HTTPError."""
-        request = urllib.request.Request(self.url + path, headers={"Accept": accept})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return bytes(answer.read())
 
-    def file_of(self, identity: tuple[str, str, str]) -> bytes | None:
-        """The file that the server gives for these three UIDs as it was stored; None where it has none."""
-        study_uid, series_uid, sop_uid = identity
-        path = f"/studies/{study_uid}/series/{series_uid}/instances/{sop_uid}"
-        try:
-            return self.get(path, accept="application/dicom; transfer-syntax=*")
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code == 404:
-                    return None
-            raise
+def stores(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a request log about instances: one for each that some request brought, in order."""
+    return [dict(line) for line in lines if line["kind"] == "instance"]
 
-    def post(self, content: bytes) -> dict[str, Any]:
-        """Store one file behind everybody's back and return the answer."""
-        headers = {"Content-Type": "application/dicom", "Accept": "application/dicom+json"}
-        request = urllib.request.Request(f"{self.url}/studies", data=content, headers=headers, method="POST")
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return dict(json.loads(answer.read()))
 
-    def delete(self, identity: tuple[str, str, str]) -> None:
-        """Delete an instance behind everybody's back."""
-        study_uid, series_uid, sop_uid = identity
-        path = f"/studies/{study_uid}/series/{series_uid}/instances/{sop_uid}"
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, method="DELETE"), timeout=30):
-            pass
+def get(url: str, *, accept: str = "application/json") -> bytes:
+    """GET a whole answer; raises urllib's HTTPError."""
+    request = urllib.request.Request(url, headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return bytes(answer.read())
+
+
+def file_of(url: str, identity: Identity) -> bytes | None:
+    """The file that a server gives for an instance, in the encoding it was stored in; None where it has none."""
+    try:
+        return get(_instance_url(url, identity), accept="application/dicom; transfer-syntax=*")
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 404:
+                return None
+        raise
+
+
+def post(url: str, content: bytes) -> dict[str, Any]:
+    """Store one file behind everybody's back and return the answer."""
+    headers = {"Content-Type": "application/dicom", "Accept": "application/dicom+json"}
+    request = urllib.request.Request(f"{url}/studies", data=content, headers=headers, method="POST")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return dict(json.loads(answer.read()))
+
+
+def delete(url: str, identity: Identity) -> None:
+    """Delete an instance behind everybody's back."""
+    with urllib.request.urlopen(urllib.request.Request(_instance_url(url, identity), method="DELETE"), timeout=30):
+        pass
+
+
+def _instance_url(url: str, identity: Identity) -> str:
+    study_uid, series_uid, sop_uid = identity
+    return f"{url}/studies/{study_uid}/series/{series_uid}/instances/{sop_uid}"
 
 
 def dataset_of(content: bytes) -> bytes:

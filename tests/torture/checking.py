@@ -16,15 +16,14 @@ from itertools import pairwise
 from typing import Any
 
 from ingestd.lifecycle import MOVES, State
-from tests.emulating import EmulatorProcess, dataset_of
+from tests.emulating import EmulatorProcess, Identity, dataset_of, file_of
 from tests.running import Site
 from tests.torture.feeding import Kind, Written
 from tests.torture.watching import Watch, ledger_copy
 
-Identity = tuple[str, str, str]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Two clocks of one machine, read by two processes: an event may seem this much earlier than its cause.
-CLOCK_SLACK = timedelta(milliseconds=5)
+CLOCK_SLACK = timedelta(milliseconds=50)
 
 
 @dataclass(kw_only=True)
@@ -222,7 +221,7 @@ class _Check:
     def _server_has_it(self, identity: Identity) -> None:
         """CONFIRMED means: the server gives exactly that data set, and took it in before it was confirmed."""
         row = next(row for row in self._rows if row.identity == identity and row.state == State.CONFIRMED)
-        content = self._server.file_of(identity)
+        content = file_of(self._server.url, identity)
         if content is None:
             self._say(f"row {row.entry_id} is CONFIRMED and the server has no such instance")
             return

@@ -1,0 +1,229 @@
+"""The daemon as a process: signals, locks, the service manager, configuration, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingestd.emulator import Emulator
+from tests.builders import fresh_uid, write_instance
+from tests.emulating import stores
+from tests.running import Site, session_members, wait_until
+
+
+@pytest.fixture
+def server() -> Iterator[Emulator]:
+    with Emulator(fsync=False) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def site(tmp_path: Path, server: Emulator) -> Site:
+    return Site(tmp_path / "site", server.url)
+
+
+def test_service_manager_hears_ready_watchdog_status_and_stopping(site: Site):
+    with site.start(env={"WATCHDOG_USEC": "600000"}) as daemon:
+        wait_until(lambda: daemon.listen().count("WATCHDOG=1") >= 3, what="three signs of life")
+        code = daemon.terminate()
+
+    assert code == 0
+    assert "READY=1" in daemon.heard
+    assert any(line.startswith("STATUS=") for line in daemon.heard)
+    assert daemon.heard.index("STOPPING=1") > daemon.heard.index("READY=1")
+    assert session_members(daemon.pid) == []
+
+
+def test_second_daemon_on_the_same_spool_ends_with_75_and_disturbs_nothing(site: Site):
+    with site.start() as first:
+        second = site.command("run")
+
+        assert second.returncode == 75
+        assert "Traceback" not in second.stderr
+        assert first.is_running()
+        write_instance(site.drop / "image")
+        site.wait_for({"CONFIRMED": 1})
+
+
+def test_sigterm_finishes_the_post_in_flight(site: Site, server: Emulator):
+    server.faults.add("latency", seconds=1.0, method="POST")
+    write_instance(site.drop / "image")
+
+    with site.start() as daemon:
+        site.wait_for({"SENDING": 1})
+        code = daemon.terminate()
+
+    assert code == 0
+    assert site.states() in ({"STORED": 1}, {"CONFIRMED": 1})
+    assert [line["result"] for line in stores(server.requests)] == ["stored"]
+
+
+def test_post_that_outlasts_the_grace_is_asked_about_after_the_next_start(tmp_path: Path, server: Emulator):
+    site = Site(tmp_path / "site", server.url, shutdown_grace="200ms")
+    server.faults.add("latency", seconds=1.5, method="POST", count=1)
+    write_instance(site.drop / "image")
+
+    with site.start() as daemon:
+        site.wait_for({"SENDING": 1})
+        daemon.terminate()
+    assert site.states() == {"SENDING": 1}
+    with site.start():
+        site.wait_for({"CONFIRMED": 1})
+
+    story = site.stories()[0]
+    assert [event.after for event in story.history][:3] == ["PENDING", "SENDING", "UNCERTAIN"]
+
+
+def test_sighup_rereads_the_configuration(site: Site):
+    more = site.folder / "more"
+    more.mkdir()
+    with site.start() as daemon:
+        inbox = {"settle": "100ms", "incomplete_after": "2s"}
+        site.configure(inboxes=[{"path": "./drop", **inbox}, {"path": "./more", **inbox}])
+        os.kill(daemon.pid, signal.SIGHUP)
+        write_instance(more / "image")
+        site.wait_for({"CONFIRMED": 1})
+
+        assert "RELOADING=1" in daemon.listen()
+        wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
+
+
+def test_sighup_with_a_wrong_configuration_changes_nothing(site: Site):
+    with site.start() as daemon:
+        site.config_file.write_text("inboxes: [nonsense\n")
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
+        site.configure()
+        write_instance(site.drop / "image")
+        site.wait_for({"CONFIRMED": 1})
+
+        assert daemon.is_running()
+
+
+def test_wrong_configuration_names_every_problem_and_ends_with_2(site: Site):
+    site.config_file.write_text(
+        json.dumps(
+            {
+                "inboxes": [{"path": "./drop", "settle": "soon", "colour": "blue"}],
+                "spool": "./spool",
+                "batch": {"max_instances": 0},
+                "destination": {"url": "gopher://example", "auth": "none"},
+                "ledger": "sqlite:///ledger.db",
+            }
+        )
+    )
+
+    said = site.command("run")
+
+    assert said.returncode == 2
+    assert "Traceback" not in said.stderr
+    for key in ("settle", "colour", "max_instances", "url"):
+        assert key in said.stderr
+
+
+def test_another_destination_on_the_same_ledger_is_refused(site: Site):
+    write_instance(site.drop / "image")
+    site.run_once()
+    site.configure(destination={"url": "http://127.0.0.1:9/v2", "auth": "none"})
+
+    said = site.command("run")
+
+    assert said.returncode == 2
+    assert "Traceback" not in said.stderr
+    assert site.states() == {"CONFIRMED": 1}
+
+
+def test_vanished_folder_is_an_alarm_and_not_a_deletion(site: Site):
+    write_instance(site.drop / "image")
+    with site.start() as daemon:
+        site.wait_for({"CONFIRMED": 1})
+        site.drop.rename(site.folder / "elsewhere")
+
+        def alarm() -> str:
+            return str(json.loads(site.command("status", "--json").stdout)["inboxes"][0]["alarm"])
+
+        wait_until(alarm, what="the alarm", within_seconds=45)
+        assert daemon.is_running()
+        assert site.states() == {"CONFIRMED": 1}
+
+        (site.folder / "elsewhere").rename(site.drop)
+        write_instance(site.drop / "second")
+        site.wait_for({"CONFIRMED": 2}, within_seconds=60)
+
+
+def test_killed_while_posting_it_asks_before_it_sends_again(site: Site, server: Emulator):
+    server.faults.add("latency", seconds=0.7, method="POST", count=1)
+    study_uid = fresh_uid(1)
+    for number in range(3):
+        write_instance(site.drop / f"image{number}", study_uid=study_uid)
+
+    with site.start() as daemon:
+        site.wait_for({"SENDING": 3})
+        daemon.kill()
+    # What the kernel had taken in still reaches the server: it stores it, and nobody reads the answer.
+    wait_until(lambda: len(stores(server.requests)) == 3, what="the server storing all three")
+    with site.start():
+        site.wait_for({"CONFIRMED": 3})
+
+    assert [line["result"] for line in stores(server.requests)] == ["stored"] * 3
+    assert {event.after for story in site.stories() for event in story.history} == {
+        "PENDING",
+        "SENDING",
+        "UNCERTAIN",
+        "CONFIRMED",
+    }
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MB that is really full when it is full; needs root to mount it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk takes root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("this machine does not let a small disk be mounted")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_full_disk_stops_the_intake_loses_nothing_and_resumes(small_disk: Path, tmp_path: Path, server: Emulator):
+    site = Site(
+        tmp_path / "site",
+        server.url,
+        inboxes=[{"path": str(small_disk / "drop"), "settle": "100ms", "incomplete_after": "2s"}],
+        spool={"path": str(small_disk / "spool"), "low_water": "4MB"},
+    )
+    drop = small_disk / "drop"
+    drop.mkdir()
+    with site.start() as daemon:
+        write_instance(drop / "before")
+        site.wait_for({"CONFIRMED": 1})
+        ballast = small_disk / "ballast"
+        with ballast.open("wb") as file:
+            # Below the mark, with room left for the file that comes next.
+            file.write(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - 2_000_000))
+        write_instance(drop / "while full")
+        wait_until(lambda: says_disk_is_low(site, daemon.log), what="word of the low disk")
+        assert site.states() == {"CONFIRMED": 1}
+        assert (drop / "while full").exists()
+
+        ballast.unlink()
+        site.wait_for({"CONFIRMED": 2}, within_seconds=45)
+        assert daemon.is_running()
+
+
+def says_disk_is_low(site: Site, log: Path) -> bool:
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    return any("low" in line.get("event", "") for line in lines)
