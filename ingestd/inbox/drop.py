@@ -63,7 +63,7 @@ class Drop:
         self._spool_device = spool_device
         self._forbidden = forbidden
         self._apart = apart
-        self._names = Names(policy.ignore)
+        self._names = Names(policy.ignore, only=policy.only)
         self._guard = Guard(policy, self._root_path, wake)
         self._guard.look_at_mount()
         self._hands = self._new_hands()

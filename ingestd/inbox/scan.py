@@ -35,13 +35,19 @@ def file_stat(found: os.stat_result) -> FileStat:
 
 
 class Names:
-    """Which names are left alone: unfinished copies, hidden files, clutter, and the inbox's own globs."""
+    """Which names are left alone: unfinished copies, hidden files, clutter, and the inbox's own globs.
 
-    def __init__(self, globs: Collection[str] = ()) -> None:
+    With ``only``, the files named there are all that there is to see, whatever their names look like.
+    """
+
+    def __init__(self, globs: Collection[str] = (), *, only: Collection[str] | None = None) -> None:
+        self._only = only
         self._globs = re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in globs)) if globs else None
 
     def ignores(self, name: str, relative_path: str) -> bool:
         """Whether this file or folder is left alone."""
+        if self._only is not None:
+            return relative_path not in self._only
         if name[0] in ".~" or name.endswith(_UNFINISHED):
             return True
         lowered = name.lower()
@@ -49,6 +55,10 @@ class Names:
             return True
         globs = self._globs
         return globs is not None and bool(globs.match(name) or globs.match(relative_path))
+
+    def is_out_of_sight(self, relative_path: str) -> bool:
+        """Whether this path is none of those asked for, so that it does not even count as ignored."""
+        return self._only is not None and relative_path not in self._only
 
     def ignores_path(self, relative_path: str) -> bool:
         """Whether this path, or a folder on its way, is left alone."""
@@ -198,6 +208,8 @@ class Walk:
         name = entry.name
         path = level.prefix + name
         counts = self.counts
+        if self.names.is_out_of_sight(path):
+            return False
         if self.names.ignores(name, path):
             counts.ignored += 1
             return False
