@@ -38,3 +38,49 @@ audit(client, studies: Iterable[StudyRows], *, scratch, share: float, budget: ti
     ``reconcile --full``: study by study, only here, only there, and copies to compare (a share of them, or all).
 unknown_studies(client, ...) -> Iterator[str]                     studies of the server, for the caller to look up
 """
+
+from ingestd.reconciler.audit import audit, unknown_studies
+from ingestd.reconciler.judges import judge_comparison, judge_presence, judge_sighting, not_told, wait_for_feed
+from ingestd.reconciler.questions import (
+    Answer,
+    FeedAnswer,
+    FeedQuestion,
+    Finding,
+    Plan,
+    Question,
+    StudyAnswer,
+    StudyAudit,
+    StudyQuestion,
+    StudyRows,
+    judge,
+    plan,
+)
+from ingestd.reconciler.rules import Need, Rules, Verify, needs_comparison
+from ingestd.reconciler.worker import Reconciler
+
+__all__ = [
+    "Answer",
+    "FeedAnswer",
+    "FeedQuestion",
+    "Finding",
+    "Need",
+    "Plan",
+    "Question",
+    "Reconciler",
+    "Rules",
+    "StudyAnswer",
+    "StudyAudit",
+    "StudyQuestion",
+    "StudyRows",
+    "Verify",
+    "audit",
+    "judge",
+    "judge_comparison",
+    "judge_presence",
+    "judge_sighting",
+    "needs_comparison",
+    "not_told",
+    "plan",
+    "unknown_studies",
+    "wait_for_feed",
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, State, Unproven
+from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven
 from ingestd.reconciler.rules import Need, Rules, Verify, is_deleted_since, is_from_before, needs_comparison
 
 # Between two questions about a row that the first one did not settle.
@@ -58,31 +58,31 @@ def _uncertain_by_feed(row: Unproven, rules: Rules) -> Outcome | Need:
 
 
 def judge_presence(
-    row: Unproven, *, present: bool, rules: Rules, asked_at: datetime, give_up: bool = False
+    row: Unproven, *, present: bool, rules: Rules, now: datetime, give_up: bool = False
 ) -> Outcome | Need:
     """Judge a row by whether the server has its identity: listed by a query, or a GET of the instance answered 404.
 
-    ``asked_at`` is our clock. ``give_up`` says that other files are being stored meanwhile, so that a row which met a
-    server error as often as ``most_attempts`` allows is FAILED instead of sent once more.
+    ``now`` is when it was asked (our clock). ``give_up`` says that other files are being stored meanwhile, so that a
+    row which met a server error as often as ``most_attempts`` allows is FAILED instead of sent once more.
     """
     if not present:
-        return _judge_absence(row, rules=rules, asked_at=asked_at, give_up=give_up)
+        return _judge_absence(row, rules=rules, now=now, give_up=give_up)
     if needs_comparison(row, rules):
         return Need.COMPARE
     reason = Reason.ALREADY_THERE if row.reason is Reason.ALREADY_THERE else Reason.QUERY
     evidence = {"before_the_post": "absent"} if row.present_before is False else {}
     if rules.verify is Verify.PRESENCE:
         evidence["content"] = "not compared"
-    return _confirmed(row, reason, "the server has it when asked", at=asked_at, **evidence)
+    return _confirmed(row, reason, "the server has it when asked", at=now, **evidence)
 
 
-def judge_comparison(row: Unproven, sameness: Sameness, *, asked_at: datetime) -> Outcome:
-    """Judge a row by how the server's copy, retrieved at ``asked_at``, compares with our file."""
+def judge_comparison(row: Unproven, sameness: Sameness, *, rules: Rules, now: datetime) -> Outcome:
+    """Judge a row by how the server's copy, retrieved at ``now``, compares with our file."""
     assert sameness is not Sameness.COMPARE, "the canonical digests have to be compared first"
     if sameness is Sameness.SAME:
         reason = Reason.ALREADY_THERE if row.reason is Reason.ALREADY_THERE else Reason.CONTENT_CHECK
         how = "the server's copy was retrieved and has the same content"
-        return _confirmed(row, reason, how, at=asked_at, content="same")
+        return _confirmed(row, reason, how, at=now, content="same")
     other_encoding = sameness is Sameness.OTHER_ENCODING
     reason = Reason.OTHER_ENCODING if other_encoding else Reason.OTHER_CONTENT
     found = (
@@ -94,16 +94,22 @@ def judge_comparison(row: Unproven, sameness: Sameness, *, asked_at: datetime) -
     if row.state is State.DELETED:
         # It holds nothing, and what is there now is somebody else's: the row stays what it is.
         note = f"asked again after the deletion: {found}"
-        return _not_settled(row, Reason.CONTENT_CHECK, note, at=asked_at, evidence=evidence)
+        return _not_settled(row, Reason.CONTENT_CHECK, note, at=now, evidence=evidence)
     return Outcome(
         entry_id=row.entry_id,
         state=State.CONFLICT,
         reason=reason,
-        note=f"{found} ({_WORDS[row.state]}); both are kept for a person to decide",
+        note=f"{found} ({_WORDS[row.state]}); both are kept for a person to decide{_hint(rules)}",
         evidence=evidence,
         expected=row.state,
-        evidence_at=asked_at,
+        evidence_at=now,
     )
+
+
+def _hint(rules: Rules) -> str:
+    if rules.profile.kind is ServerKind.AZURE:
+        return ""
+    return " (if this server changes what it stores, on purpose, `reconcile.verify: presence` leaves contents alone)"
 
 
 def not_told(row: Unproven, note: str) -> Outcome:
@@ -139,32 +145,32 @@ def row_note(row: Unproven) -> str:
     return "the server answered that it stored it; its change feed is to show it" if row.state is State.STORED else ""
 
 
-def _judge_absence(row: Unproven, *, rules: Rules, asked_at: datetime, give_up: bool) -> Outcome:
+def _judge_absence(row: Unproven, *, rules: Rules, now: datetime, give_up: bool) -> Outcome:
     if row.state is State.STORED:
-        return _stored_and_absent(row, rules=rules, asked_at=asked_at)
+        return _stored_and_absent(row, rules=rules, now=now)
     apart = rules.wait_between_absences(row)
     if row.state is State.DELETED:
-        return _not_settled(row, Reason.ABSENT, "asked again: it is still not on the server", at=asked_at)
+        return _not_settled(row, Reason.ABSENT, "asked again: it is still not on the server", at=now)
     left = apart
     if row.absences and row.absent_since is not None:
-        left = apart - (asked_at - row.absent_since)
+        left = apart - (now - row.absent_since)
     if left > timedelta(0):
         note = f"not on the server; asked once more in {_spoken(left)}"
-        return _not_settled(row, Reason.ABSENT, note, at=asked_at, wait=left)
+        return _not_settled(row, Reason.ABSENT, note, at=now, wait=left)
     if row.state is State.CONFIRMED:
         how = "it was confirmed, and is no longer on the server when asked twice"
-        return _deleted(row, how, at=asked_at, absences=str(row.absences + 1))
-    return _absent_twice(row, rules=rules, asked_at=asked_at, give_up=give_up)
+        return _deleted(row, how, at=now, absences=str(row.absences + 1))
+    return _absent_twice(row, rules=rules, now=now, give_up=give_up)
 
 
-def _stored_and_absent(row: Unproven, *, rules: Rules, asked_at: datetime) -> Outcome:
+def _stored_and_absent(row: Unproven, *, rules: Rules, now: datetime) -> Outcome:
     if _feed_says_deleted(row, rules):
-        return _deleted(row, _ABSENT_AND_DELETED, at=asked_at, feed="deleted")
-    since = row.stored_at or row.last_attempt_at or asked_at
-    if (left := rules.grace - (asked_at - since)) > timedelta(0):
+        return _deleted(row, _ABSENT_AND_DELETED, at=now, feed="deleted")
+    since = row.stored_at or row.last_attempt_at or now
+    if (left := rules.grace - (now - since)) > timedelta(0):
         wait = min(_ASK_AGAIN.wait(row.checks + 1, jitter=0.0), left)
         note = "the server answered that it stored it and does not show it yet; it is asked again"
-        return _not_settled(row, Reason.ABSENT, note, at=asked_at, wait=max(wait, timedelta(seconds=1)))
+        return _not_settled(row, Reason.ABSENT, note, at=now, wait=max(wait, timedelta(seconds=1)))
     return Outcome(
         entry_id=row.entry_id,
         state=State.UNCERTAIN,
@@ -173,7 +179,7 @@ def _stored_and_absent(row: Unproven, *, rules: Rules, asked_at: datetime) -> Ou
         "it is asked twice more before it is sent again",
         wait=timedelta(0),
         expected=row.state,
-        evidence_at=asked_at,
+        evidence_at=now,
     )
 
 
@@ -181,16 +187,16 @@ def _feed_says_deleted(row: Unproven, rules: Rules) -> bool:
     return row.seen_state == "deleted" and not is_from_before(row, rules)
 
 
-def _absent_twice(row: Unproven, *, rules: Rules, asked_at: datetime, give_up: bool) -> Outcome:
+def _absent_twice(row: Unproven, *, rules: Rules, now: datetime, give_up: bool) -> Outcome:
     if row.was_stored and _feed_says_deleted(row, rules):
-        return _deleted(row, _ABSENT_AND_DELETED, at=asked_at, feed="deleted")
+        return _deleted(row, _ABSENT_AND_DELETED, at=now, feed="deleted")
     if row.was_stored and row.stored_resends >= 1:
         return _not_settled(
             row,
             Reason.NOT_SHOWN,
             "the server answered twice that it stored it, and does not have it; it is not sent a third time by itself: "
             "look at the server, then `ingestd retry`; it is asked again every hour",
-            at=asked_at,
+            at=now,
             wait=_ASK_HOURLY,
         )
     evidence = {"absences": str(row.absences + 1)}
@@ -203,7 +209,7 @@ def _absent_twice(row: Unproven, *, rules: Rules, asked_at: datetime, give_up: b
             "file is kept: look at the server's log, then `ingestd retry`",
             evidence=evidence,
             expected=row.state,
-            evidence_at=asked_at,
+            evidence_at=now,
         )
     return Outcome(
         entry_id=row.entry_id,
@@ -212,7 +218,7 @@ def _absent_twice(row: Unproven, *, rules: Rules, asked_at: datetime, give_up: b
         note="not on the server when asked twice; it is sent again",
         evidence=evidence,
         expected=row.state,
-        evidence_at=asked_at,
+        evidence_at=now,
     )
 
 

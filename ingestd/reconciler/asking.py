@@ -1,0 +1,233 @@
+"""Asking the server about a study's instances: listed by a query, there when retrieved, and with which content.
+
+Absent is what the query lacks *and* a GET answers with 404; anything less is "could not be told". A server that cannot
+be searched at all proves no absence: its 404 may only mean that it has no retrieve either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+from ingestd.dicomweb import (
+    DicomWebClient,
+    DicomWebError,
+    NotFound,
+    uid_of,
+)
+from ingestd.lifecycle import Content, Identity, Pause, Sameness, Unproven
+from ingestd.reconciler.failing import concerns_server
+from ingestd.reconciler.questions import Finding, StudyAnswer, StudyQuestion
+
+# Up to so many rows, a query for each instance costs less than listing a study of any size.
+FEW_ROWS = 3
+# Copies up to this size are looked at in memory and only put on disk if they differ.
+IN_MEMORY_BYTES = 4_000_000
+
+
+def list_identities(client: DicomWebClient, study_uid: str, row: Unproven | None = None) -> Iterator[Identity]:
+    """List what the server says it has of a study, or whether it has one instance; pages by itself."""
+    series_uid = row.identity.series_uid if row is not None else None
+    filters = {"SOPInstanceUID": row.identity.sop_uid} if row is not None else None
+    for item in client.find_instances(filters, study_uid=study_uid, series_uid=series_uid):
+        yield Identity(
+            study_uid=study_uid,
+            series_uid=series_uid or uid_of(item, "SeriesInstanceUID"),
+            sop_uid=uid_of(item, "SOPInstanceUID"),
+        )
+
+
+@dataclass(slots=True)
+class Listing:
+    """What of the wanted rows a query shows; asked for when first needed. None: this server cannot be searched."""
+
+    client: DicomWebClient
+    study_uid: str
+    rows: tuple[Unproven, ...]
+    listed: frozenset[Identity] | None = None
+    is_asked: bool = False
+
+    def has(self, identity: Identity) -> bool | None:
+        """Say whether the query lists it; None where queries cannot tell."""
+        if not self.is_asked:
+            self.is_asked = True
+            try:
+                self.listed = self._ask()
+            except DicomWebError as error:
+                if concerns_server(error):
+                    raise
+        return None if self.listed is None else identity in self.listed
+
+    def _ask(self) -> frozenset[Identity]:
+        wanted = {row.identity for row in self.rows}
+        found: set[Identity] = set()
+        if len(self.rows) <= FEW_ROWS:
+            for row in self.rows:
+                found.update(list_identities(self.client, self.study_uid, row))
+            return frozenset(found)
+        for identity in list_identities(self.client, self.study_uid):
+            if identity in wanted:
+                found.add(identity)
+                if len(found) == len(wanted):
+                    break
+        return frozenset(found)
+
+
+@dataclass(slots=True)
+class StudyAsker:
+    """Answers one StudyQuestion, row by row; what it found before a failure counts.
+
+    ``listed`` is what a query has shown already, None where none was made.
+    """
+
+    client: DicomWebClient
+    question: StudyQuestion
+    scratch: Path
+    utc_now: Callable[[], datetime]
+    listed: frozenset[Identity] | None = None
+    findings: list[Finding] = field(default_factory=list)
+    clock_offset: timedelta | None = None
+
+    def ask(self) -> None:
+        """Find out about every row; raises the DicomWebErrors that concern the server as a whole."""
+        listing = Listing(
+            self.client, self.question.study_uid, self.question.rows, self.listed, is_asked=self.listed is not None
+        )
+        for row in self.question.rows:
+            asked_at = self.utc_now()
+            if not self.question.fetch and listing.has(row.identity):
+                self.findings.append(Finding(row=row, present=True, asked_at=asked_at))
+            else:
+                self.findings.append(self._retrieve(row, listing, asked_at))
+
+    def answer(self, *, error: str = "", pause: Pause | None = None) -> StudyAnswer:
+        """Give what was found."""
+        return StudyAnswer(
+            question=self.question,
+            findings=tuple(self.findings),
+            clock_offset=self.clock_offset,
+            pause=pause,
+            error=error,
+        )
+
+    def _retrieve(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
+        try:
+            return self._look_at_copy(row, listing, asked_at)
+        except NotFound:
+            return self._not_found(row, listing, asked_at)
+        except DicomWebError as error:
+            if concerns_server(error):
+                raise
+            return Finding(row=row, present=None, asked_at=asked_at, note=f"its copy could not be had: {error}")
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            note = f"its copy could not be kept for the comparison: {why}"
+            return Finding(row=row, present=None, asked_at=asked_at, note=note)
+
+    def _not_found(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
+        listed = listing.has(row.identity)
+        if listed is False:
+            return Finding(row=row, present=False, asked_at=asked_at)
+        if listed:
+            note = "a query lists it, but it cannot be retrieved (404)"
+        else:
+            note = "it cannot be retrieved (404), and this server cannot be searched: absence is not proven so"
+        return Finding(row=row, present=None, asked_at=asked_at, note=note)
+
+    def _look_at_copy(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
+        uids = row.identity
+        with self.client.retrieve_instance(
+            uids.study_uid, uids.series_uid, uids.sop_uid, original=self.question.original
+        ) as retrieval:
+            if retrieval.server_date is not None:
+                self.clock_offset = retrieval.server_date - asked_at
+            if not self.question.fetch:
+                retrieval.only_part()
+                return self._only_retrievable(row, listing, asked_at)
+            other: Path | None = None
+            # More than one where the server tells objects apart by more than their UIDs (Orthanc: by the PatientID).
+            for _headers, part in retrieval:
+                with _Copy(self.scratch / f"copy-{row.entry_id}-{secrets.token_hex(8)}", row.content) as copy:
+                    while chunk := part.next_chunk():
+                        copy.write(chunk)
+                    if copy.is_same():
+                        if other is not None:
+                            other.unlink(missing_ok=True)
+                        return Finding(row=row, present=True, asked_at=asked_at, sameness=Sameness.SAME)
+                    if other is None:
+                        other = copy.keep()
+        if other is None:
+            note = "its copy could not be had: the server's answer has no part"
+            return Finding(row=row, present=None, asked_at=asked_at, note=note)
+        return Finding(row=row, present=True, asked_at=asked_at, copy=other)
+
+    def _only_retrievable(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
+        if listing.has(row.identity) is False:
+            # It may be found under its SOP Instance UID alone, in another series: no proof of this identity.
+            note = "it can be retrieved, but a query does not list it"
+            return Finding(row=row, present=None, asked_at=asked_at, note=note)
+        return Finding(row=row, present=True, asked_at=asked_at)
+
+
+class _Copy:
+    """A retrieved copy on its way to disk, hashed as our own file was: before and after the same offset.
+
+    Where both digests are equal it *is* our file, byte by byte, and need not be read by anybody else.
+    """
+
+    def __init__(self, path: Path, ours: Content) -> None:
+        self._path = path
+        self._ours = ours
+        self._meta = hashlib.sha256()
+        self._rest = hashlib.sha256()
+        self._size = 0
+        self._held = bytearray()
+        self._fd: int | None = None
+        self._is_kept = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+            if not self._is_kept:
+                self._path.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes) -> None:
+        meta_left = max(0, self._ours.dataset_offset - self._size)
+        view = memoryview(chunk)
+        self._meta.update(view[:meta_left])
+        self._rest.update(view[meta_left:])
+        self._size += len(chunk)
+        self._held += chunk
+        if len(self._held) > IN_MEMORY_BYTES:
+            self._spill()
+
+    def is_same(self) -> bool:
+        return (
+            self._size == self._ours.size_bytes
+            and self._meta.hexdigest() == self._ours.meta_digest
+            and self._rest.hexdigest() == self._ours.digest
+        )
+
+    def keep(self) -> Path:
+        """Put all of it on disk and leave it there."""
+        self._spill()
+        self._is_kept = True
+        return self._path
+
+    def _spill(self) -> None:
+        if self._fd is None:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        view = memoryview(self._held)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._held = bytearray()

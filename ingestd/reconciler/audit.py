@@ -1,0 +1,93 @@
+"""``ingestd reconcile --full``: what only the ledger has, what only the server has, and what differs.
+
+Study by study, within a time budget, and never from memory: the caller gives the ledger's rows a study at a time, and
+what is found comes back before the next study is touched. An absence seen here counts like any other: once is a
+question, twice is an answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from random import Random
+
+from ingestd.dicomweb import DicomWebClient, DicomWebError, uid_of
+from ingestd.lifecycle import State
+from ingestd.reconciler.asking import StudyAsker, list_identities
+from ingestd.reconciler.failing import concerns_server, pause_for
+from ingestd.reconciler.questions import Finding, StudyAudit, StudyQuestion, StudyRows
+
+# What the server is said to have; every other row is only known, so that it is not counted as the server's own.
+EXPECTED = frozenset({State.STORED, State.CONFIRMED})
+
+
+def audit(
+    client: DicomWebClient,
+    studies: Iterable[StudyRows],
+    *,
+    scratch: Path,
+    utc_now: Callable[[], datetime],
+    share: float = 0.0,
+    budget: timedelta | None = None,
+    original: bool = False,
+    random: Random | None = None,
+) -> Iterator[StudyAudit]:
+    """Audit study after study until there is no more, the budget is spent, or the server does not answer.
+
+    ``share`` of the instances (0 none, 1 all) are retrieved and compared; a copy that is not byte for byte ours lies in
+    ``scratch`` for the caller. ``original`` as in StudyQuestion. A study that is begun is finished.
+    """
+    dice = random if random is not None else Random()  # noqa: S311 - a sample, no secret
+    ends_at = None if budget is None else time.monotonic() + budget.total_seconds()
+    for study in studies:
+        if ends_at is not None and time.monotonic() >= ends_at:
+            return
+        found = _audit_study(client, study, scratch=scratch, utc_now=utc_now, share=share, original=original, dice=dice)
+        yield found
+        if found.pause is not None:
+            return
+
+
+def unknown_studies(client: DicomWebClient, *, page_size: int = 100) -> Iterator[str]:
+    """List the studies of the server, for the caller to say which of them its ledger has never heard of.
+
+    Raises DicomWebError where the server cannot be searched.
+    """
+    for item in client.find_studies(page_size=page_size):
+        if uid := uid_of(item, "StudyInstanceUID"):
+            yield uid
+
+
+def _audit_study(
+    client: DicomWebClient,
+    study: StudyRows,
+    *,
+    scratch: Path,
+    utc_now: Callable[[], datetime],
+    share: float,
+    original: bool,
+    dice: Random,
+) -> StudyAudit:
+    expected = tuple(row for row in study.rows if row.state in EXPECTED)
+    compared = tuple(row for row in expected if row.needs_content_check or dice.random() < share)
+    chosen = {row.entry_id for row in compared}
+    listed_only = tuple(row for row in expected if row.entry_id not in chosen)
+    findings: list[Finding] = []
+    try:
+        listed = set(list_identities(client, study.study_uid))
+        for rows, fetch in ((listed_only, False), (compared, True)):
+            question = StudyQuestion(study_uid=study.study_uid, rows=rows, fetch=fetch, original=original)
+            asker = StudyAsker(client, question, scratch, utc_now, listed=frozenset(listed), findings=findings)
+            asker.ask()
+    except DicomWebError as error:
+        pause = pause_for(error) if concerns_server(error) else None
+        return StudyAudit(study_uid=study.study_uid, findings=tuple(findings), error=str(error), pause=pause)
+    known = {row.identity for row in study.rows}
+    return StudyAudit(
+        study_uid=study.study_uid,
+        findings=tuple(findings),
+        here_only=tuple(finding.row for finding in findings if finding.present is False),
+        there_only=tuple(sorted(listed - known, key=lambda one: (one.series_uid, one.sop_uid))),
+    )

@@ -1,0 +1,178 @@
+"""Reading the change feed forward from a cursor (design section 6; Azure conformance v2, Change feed).
+
+Entries are stamped before they are committed, so one may appear behind a reader that is up to date. Everything is used
+as soon as it is seen, but the cursor stays ``lag`` behind the server's clock: the last minute is read again and again,
+and what comes late is met then. v2 is a window of time, paged by offset; v1 is a range of sequences with gaps, where a
+page may be empty in the middle and only ``/latest`` says where the feed ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from ingestd.dicomweb import ChangeFeedEntry, ChangeFeedPage, DicomWebClient, DicomWebError
+from ingestd.lifecycle import FeedCursor, Identity, Sighting
+from ingestd.reconciler.failing import concerns_server, pause_for
+from ingestd.reconciler.questions import FeedAnswer, FeedQuestion
+
+V1_PAGE = 100  # the widest range of sequences
+V2_PAGE = 200
+# One answer's worth; more is a next question, so that what was seen so far is written.
+MOST_PAGES = 50
+BEFORE_FIRST_ATTEMPT = timedelta(minutes=10)
+DEFAULT_PARTITION = "microsoft.default"
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What has been read so far, and the server's clock beside ours."""
+
+    asked_at: datetime
+    lag: timedelta
+    entries: dict[int, ChangeFeedEntry] = field(default_factory=dict)
+    server_date: datetime | None = None
+
+    @property
+    def clock_offset(self) -> timedelta | None:
+        return None if self.server_date is None else self.server_date - self.asked_at
+
+    @property
+    def horizon(self) -> datetime:
+        """No entry stamped before this can still appear."""
+        return (self.server_date or self.asked_at) - self.lag
+
+    def take(self, page: ChangeFeedPage) -> None:
+        if self.server_date is None:
+            self.server_date = page.server_date
+        self.entries.update((entry.sequence, entry) for entry in page.entries)
+
+    def sightings(self, partition: str) -> tuple[Sighting, ...]:
+        ours = (entry for entry in self.entries.values() if entry.partition.lower() in {"", partition})
+        return newest_sightings(ours)
+
+
+def newest_sightings(entries: Iterable[ChangeFeedEntry]) -> tuple[Sighting, ...]:
+    """Keep each identity's newest entry, by sequence; disturbed where there were several."""
+    newest: dict[Identity, Sighting] = {}
+    for entry in sorted(entries, key=lambda one: one.sequence):
+        identity = Identity(study_uid=entry.study_uid, series_uid=entry.series_uid, sop_uid=entry.sop_uid)
+        newest[identity] = Sighting(
+            identity=identity,
+            sequence=entry.sequence,
+            action=entry.action,
+            state=entry.state,
+            at=entry.at,
+            disturbed=identity in newest,
+        )
+    return tuple(newest.values())
+
+
+def read_feed(
+    client: DicomWebClient,
+    question: FeedQuestion,
+    *,
+    utc_now: Callable[[], datetime],
+    partition: str = DEFAULT_PARTITION,
+) -> FeedAnswer:
+    """Read from the cursor to the present, or as far as one answer goes.
+
+    What was seen before a failure is given beside the error, without a cursor: it is seen again.
+    """
+    reading = _Reading(asked_at=utc_now(), lag=question.lag)
+    read = _read_v1 if question.version == 1 else _read_v2
+    cursor: FeedCursor | None = None
+    complete = False
+    failure: DicomWebError | None = None
+    try:
+        cursor, complete = read(client, question, reading)
+    except DicomWebError as error:
+        failure = error
+    return FeedAnswer(
+        question=question,
+        sightings=reading.sightings(partition.lower()),
+        cursor=cursor,
+        complete=complete,
+        asked_at=reading.asked_at,
+        clock_offset=reading.clock_offset,
+        pause=pause_for(failure) if failure is not None and concerns_server(failure) else None,
+        error="" if failure is None else str(failure),
+    )
+
+
+def _read_v2(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> tuple[FeedCursor, bool]:
+    since = question.cursor.since if question.cursor is not None else None
+    if since is None:
+        since = _first_time(client, question, reading)
+    end: datetime | None = None
+    offset = 0
+    last: datetime | None = None
+    while True:
+        page = client.change_feed(start_at=since, end_at=end, offset=offset, limit=V2_PAGE)
+        reading.take(page)
+        offset += len(page.entries)
+        if page.entries:
+            last = max(entry.at for entry in page.entries)
+        if len(page.entries) < V2_PAGE:
+            return FeedCursor(version=2, since=max(since, reading.horizon)), True
+        if end is None and reading.server_date is not None:
+            # Closed from here on, so that a busy server's feed has an end. Its Date is cut to the second.
+            end = max(reading.server_date, since) + timedelta(seconds=1)
+        assert last is not None, "a full page has entries"
+        reached = min(last, reading.horizon)
+        # A burst under one timestamp must be read whole, however long: the next question would begin before it again.
+        if offset >= MOST_PAGES * V2_PAGE and reached > since:
+            return FeedCursor(version=2, since=reached), False
+
+
+def _first_time(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> datetime:
+    """Ten minutes before the first attempt, on the server's clock, which one cheap page tells."""
+    reading.server_date = client.change_feed(limit=1).server_date
+    first = question.first_attempt_at or reading.asked_at
+    return first + (reading.clock_offset or timedelta(0)) - BEFORE_FIRST_ATTEMPT
+
+
+def _read_v1(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> tuple[FeedCursor, bool]:
+    latest = client.change_feed_latest()
+    end = 0 if latest is None else latest.sequence
+    cursor = question.cursor.sequence if question.cursor is not None else None
+    if cursor is None:
+        cursor = _first_sequence(client, question, reading, latest)
+    offset = cursor
+    pages = 0
+    while offset < end and pages < MOST_PAGES:
+        reading.take(client.change_feed(offset=offset, limit=V1_PAGE))
+        offset = min(offset + V1_PAGE, end)
+        pages += 1
+    return FeedCursor(version=1, sequence=max(cursor, _settled_up_to(reading, offset))), offset >= end
+
+
+def _settled_up_to(reading: _Reading, offset: int) -> int:
+    """Say up to which sequence nothing can appear any more: before the first entry that is younger than the lag."""
+    settled = 0
+    for sequence in sorted(reading.entries):
+        if reading.entries[sequence].at > reading.horizon:
+            return settled
+        settled = sequence
+    # No young entry at all: the gaps up to here are gaps for good.
+    return offset
+
+
+def _first_sequence(
+    client: DicomWebClient, question: FeedQuestion, reading: _Reading, latest: ChangeFeedEntry | None
+) -> int:
+    """Walk back from the end, in growing steps, to a sequence from before the first attempt."""
+    if latest is None:
+        return 0
+    offset, step = max(0, latest.sequence - V1_PAGE), V1_PAGE
+    while True:
+        page = client.change_feed(offset=offset, limit=V1_PAGE)
+        if reading.server_date is None:
+            reading.server_date = page.server_date
+        first = question.first_attempt_at or reading.asked_at
+        wanted = first + (reading.clock_offset or timedelta(0)) - BEFORE_FIRST_ATTEMPT
+        if offset == 0 or any(entry.at < wanted for entry in page.entries):
+            return offset
+        step *= 2
+        offset = max(0, offset - step)
