@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 from ingestd.dicomweb import DicomWebClient, DicomWebError, uid_of
-from ingestd.lifecycle import State
+from ingestd.lifecycle import State, Unproven
 from ingestd.reconciler.asking import StudyAsker, list_identities
 from ingestd.reconciler.failing import concerns_server, pause_for
 from ingestd.reconciler.questions import Finding, StudyAudit, StudyQuestion, StudyRows
@@ -70,17 +70,19 @@ def _audit_study(
     original: bool,
     dice: Random,
 ) -> StudyAudit:
-    expected = tuple(row for row in study.rows if row.state in EXPECTED)
-    compared = tuple(row for row in expected if row.needs_content_check or dice.random() < share)
-    chosen = {row.entry_id for row in compared}
-    listed_only = tuple(row for row in expected if row.entry_id not in chosen)
     findings: list[Finding] = []
     try:
-        listed = set(list_identities(client, study.study_uid))
-        for rows, fetch in ((listed_only, False), (compared, True)):
-            question = StudyQuestion(study_uid=study.study_uid, rows=rows, fetch=fetch, original=original)
-            asker = StudyAsker(client, question, scratch, utc_now, listed=frozenset(listed), findings=findings)
-            asker.ask()
+        listed = frozenset(list_identities(client, study.study_uid))
+        shown: list[Unproven] = []
+        compared: list[Unproven] = []
+        for row in study.rows:
+            if row.state is State.DELETED and row.identity in listed:
+                compared.append(row)  # there again: ours, or somebody else's?
+            elif row.state in EXPECTED:
+                (compared if row.needs_content_check or dice.random() < share else shown).append(row)
+        for rows, fetch in ((shown, False), (compared, True)):
+            question = StudyQuestion(study_uid=study.study_uid, rows=tuple(rows), fetch=fetch, original=original)
+            StudyAsker(client, question, scratch, utc_now, listed=listed, findings=findings).ask()
     except DicomWebError as error:
         pause = pause_for(error) if concerns_server(error) else None
         return StudyAudit(study_uid=study.study_uid, findings=tuple(findings), error=str(error), pause=pause)

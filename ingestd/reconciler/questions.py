@@ -30,7 +30,7 @@ PRESENCE_ROWS = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedQuestion:
-    """What is new in the change feed? With ``cursor`` None the first one is found beforehand.
+    """What is new in the change feed; with ``cursor`` None the first one is found beforehand.
 
     That is ten minutes before ``first_attempt_at`` (our clock; v1: the latest sequence before then), or now if nothing
     was ever posted.
@@ -62,7 +62,7 @@ class FeedAnswer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyQuestion:
-    """Does the server have these instances of one study, and with ``fetch``: what does it have?
+    """Whether the server has these instances of one study, and with ``fetch`` what it has under these UIDs.
 
     ``original`` asks Azure for the version before any bulk update.
     """

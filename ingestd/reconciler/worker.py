@@ -1,4 +1,4 @@
-"""Reconciler: threads that put questions to the server, so that a large copy holds up neither the feed nor the daemon."""
+"""Reconciler: threads that ask the server, so that a large copy holds up neither the feed nor the daemon."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ingestd.reconciler.questions import Answer, FeedAnswer, FeedQuestion, Quest
 
 
 class Reconciler:
-    """Answers questions on worker threads. Every method is for one thread, the daemon's main one, and returns at once."""
+    """Answers questions on worker threads. Its methods are for one thread, the daemon's main one, and return at once."""
 
     def __init__(
         self,
