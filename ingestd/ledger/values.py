@@ -1,4 +1,4 @@
-"""Plain values that cross the ledger's door, beside those of ``lifecycle``: frozen, without a connection behind them."""
+"""Plain values that cross the ledger's door, beside those of ``lifecycle``."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class ReaderNeed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wished:
-    """A REJECTED row that a person wants admitted. ``path`` is as the row has it: relative to the spool, or absolute."""
+    """A REJECTED row that a person wants admitted. ``path`` is relative to the spool, or absolute in place."""
 
     entry_id: int
     wish: Wish

@@ -1,0 +1,389 @@
+"""Rows go out and come back: claim, finish, and what start-up finds of a process that died in between."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+
+from ingestd.lifecycle import (
+    Backoff,
+    Batch,
+    BatchLimits,
+    BatchResult,
+    Content,
+    Identity,
+    Outcome,
+    Part,
+    Reason,
+    State,
+    Waiting,
+    cut_batch,
+)
+
+from . import dialect
+from .schema import attempt, candidate, destination, instance, study
+from .transaction import QUEUED, Row, Transaction, as_json, file_of
+from .values import Finished, Need, Recovered
+
+# Rows looked at beyond a full batch: those with a SOP Instance UID twice and those that travel alone are passed over.
+_SPARE = 64
+
+_RECOVERED_AT_ONCE = 1000
+
+_PART = (
+    instance.c.id,
+    instance.c.study_uid,
+    instance.c.series_uid,
+    instance.c.sop_uid,
+    instance.c.path,
+    instance.c.in_place,
+    instance.c.transfer_syntax,
+    instance.c.digest,
+    instance.c.meta_digest,
+    instance.c.dataset_offset,
+    instance.c.size_bytes,
+    instance.c.attempts,
+    instance.c.charged,
+    instance.c.alone,
+    instance.c.replaces,
+    instance.c.notes,
+    instance.c.reencoded_path,
+    instance.c.reencoded_transfer_syntax,
+    instance.c.reencoded_digest,
+    instance.c.reencoded_meta_digest,
+    instance.c.reencoded_dataset_offset,
+    instance.c.reencoded_size_bytes,
+)
+
+
+def recover(tx: Transaction, *, now: datetime) -> Recovered:
+    """Settle what a process that died left open: its rows in SENDING may have arrived or not."""
+    uncertain = 0
+    while True:
+        rows = tx.rows(
+            tx.select_rows(instance.c.state == State.SENDING, instance.c.host == tx.host)
+            .order_by(instance.c.changed_at)
+            .limit(_RECOVERED_AT_ONCE)
+        )
+        for row in rows:
+            tx.move(
+                row,
+                State.UNCERTAIN,
+                at=now,
+                reason=Reason.PROCESS_DIED,
+                note="the process ended while it was being sent; the server will be asked",
+                next_check_at=now,
+                checks=0,
+                absences=0,
+                absent_since=None,
+            )
+        tx.settle()
+        uncertain += len(rows)
+        if len(rows) < _RECOVERED_AT_ONCE:
+            break
+    closed = tx.connection.execute(
+        update(attempt)
+        .where(attempt.c.host == tx.host, attempt.c.finished_at.is_(None))
+        .values(finished_at=now, interrupted=1, error="the process ended before the answer was read")
+    )
+    tx.connection.execute(update(study).where(study.c.host == tx.host, study.c.in_flight > 0).values(in_flight=0))
+    left = tx.connection.execute(
+        select(func.count()).select_from(candidate).where(candidate.c.host == tx.host)
+    ).scalar_one()
+    return Recovered(uncertain=uncertain, attempts=closed.rowcount, candidates=left)
+
+
+def wake(tx: Transaction, *, now: datetime) -> int:
+    """Let deferred rows whose time has come join the queue of their study."""
+    rows = tx.rows(
+        tx.select_rows(
+            instance.c.next_attempt_at.is_not(None), instance.c.next_attempt_at <= now, instance.c.host == tx.host
+        )
+        .order_by(instance.c.next_attempt_at)
+        .limit(_RECOVERED_AT_ONCE)
+    )
+    for row in rows:
+        tx.change(row, {"next_attempt_at": None}, at=now)
+    tx.settle()
+    return len(rows)
+
+
+def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits | None) -> Batch | None:
+    """Take the next batch of a study: its rows are SENDING and its attempt is on record before anything leaves (G5)."""
+    tx.settle()
+    limits = limits or tx.limits_of(tx.host)
+    found = tx.connection.execute(
+        select(study.c.waiting, study.c.charged, study.c.in_flight, study.c.next_attempt_at)
+        .where(study.c.host == tx.host, study.c.study_uid == study_uid)
+        .with_for_update()
+    ).one_or_none()
+    if found is None or not found.waiting:
+        return None
+    if found.next_attempt_at is not None and found.next_attempt_at > now:
+        return None
+    if found.charged and found.in_flight:
+        return None  # a study that is in trouble has one batch out at a time
+    rows = tx.connection.execute(
+        select(*_PART)
+        .where(QUEUED, instance.c.host == tx.host, instance.c.study_uid == study_uid)
+        .order_by(instance.c.admitted_at, instance.c.id)
+        .limit(limits.max_instances + _SPARE)
+        .with_for_update()
+    ).all()
+    chosen = cut_batch(
+        [
+            Waiting(
+                entry_id=row.id,
+                sop_uid=row.sop_uid,
+                size_bytes=row.size_bytes if row.reencoded_path is None else row.reencoded_size_bytes,
+                charged=row.charged,
+                alone=bool(row.alone),
+            )
+            for row in rows
+        ],
+        limits,
+        charged=found.charged,
+    )
+    taken = {waiting.entry_id for waiting in chosen}
+    parts = tuple(_part(tx, row) for row in rows if row.id in taken)
+    batch = Batch(
+        attempt_id=dialect.next_id(tx.connection, attempt),
+        claim_token=secrets.token_hex(16),
+        study_uid=study_uid,
+        parts=parts,
+        started_at=now,
+        charged=found.charged,
+    )
+    _put_attempt(tx, batch)
+    _mark_sending(tx, batch)
+    tx.sums.set_study(tx.host, study_uid, now, in_flight=found.in_flight + 1)
+    tx.settle()
+    return batch
+
+
+def _part(tx: Transaction, row: Any) -> Part:
+    reencoded = row.reencoded_path is not None
+    if reencoded:
+        content = Content(
+            transfer_syntax=row.reencoded_transfer_syntax,
+            digest=row.reencoded_digest,
+            meta_digest=row.reencoded_meta_digest,
+            dataset_offset=row.reencoded_dataset_offset,
+            size_bytes=row.reencoded_size_bytes,
+        )
+        path = file_of(tx.spool, row.reencoded_path, in_place=False)
+    else:
+        content = Content(
+            transfer_syntax=row.transfer_syntax,
+            digest=row.digest,
+            meta_digest=row.meta_digest,
+            dataset_offset=row.dataset_offset,
+            size_bytes=row.size_bytes,
+        )
+        path = file_of(tx.spool, row.path, in_place=bool(row.in_place))
+    return Part(
+        entry_id=row.id,
+        identity=Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid),
+        path=path,
+        content=content,
+        attempts=row.attempts,
+        charged=row.charged,
+        replaces=bool(row.replaces),
+        reencoded=reencoded,
+        generated_meta=content.dataset_offset == 0,
+    )
+
+
+def _put_attempt(tx: Transaction, batch: Batch) -> None:
+    tx.connection.execute(
+        insert(attempt),
+        {
+            "id": batch.attempt_id,
+            "host": tx.host,
+            "study_uid": batch.study_uid,
+            "claim_token": batch.claim_token,
+            "started_at": batch.started_at,
+            "instances": len(batch.parts),
+            "size_bytes": batch.size_bytes,
+        },
+    )
+
+
+def _mark_sending(tx: Transaction, batch: Batch) -> None:
+    rows = tx.rows_by_id(part.entry_id for part in batch.parts)
+    for part in batch.parts:
+        row = rows[part.entry_id]
+        first: dict[str, Any] = {"first_attempt_at": batch.started_at} if row.attempts == 0 else {}
+        tx.move(
+            row,
+            State.SENDING,
+            at=batch.started_at,
+            reason=None,
+            by_attempt=batch.attempt_id,
+            claim_token=batch.claim_token,
+            attempt_id=batch.attempt_id,
+            attempts=row.attempts + 1,
+            last_attempt_at=batch.started_at,
+            present_before=None,
+            **first,
+        )
+
+
+def finish(
+    tx: Transaction,
+    result: BatchResult,
+    *,
+    now: datetime,
+    backoff: Backoff,
+    jitter: float,
+    study_wait: timedelta | None,
+) -> Finished:
+    """Carry out what became of a batch, close its attempt, and let the study go on or wait."""
+    batch = result.batch
+    rows = tx.rows_by_id(part.entry_id for part in batch.parts)
+    outcomes = {outcome.entry_id: outcome for outcome in result.outcomes}
+    moved = 0
+    for part in batch.parts:
+        row = rows.get(part.entry_id)
+        if row is None or row.state is not State.SENDING or row.claim_token != batch.claim_token:
+            continue
+        outcome = outcomes.get(part.entry_id) or Outcome(
+            entry_id=part.entry_id,
+            state=State.UNCERTAIN,
+            reason=Reason.NO_VERDICT,
+            note="nothing was said of this file; the server will be asked",
+        )
+        _come_back(tx, row, outcome, batch, now)
+        moved += 1
+    tx.settle()
+    was_open = _close_attempt(tx, result)
+    charged, pauses, next_attempt_at = _study_goes_on(tx, result, now, backoff, jitter, study_wait, was_open=was_open)
+    if result.answered:
+        tx.connection.execute(update(destination).values(last_ok_at=result.finished_at))
+    tx.settle()
+    return Finished(
+        moved=moved,
+        lost=len(batch.parts) - moved,
+        charged=charged,
+        pauses=pauses,
+        next_attempt_at=next_attempt_at,
+    )
+
+
+def _come_back(tx: Transaction, row: Row, outcome: Outcome, batch: Batch, now: datetime) -> None:
+    values: dict[str, Any] = {
+        "charged": row.charged + int(outcome.charge),
+        "alone": int(outcome.alone),
+        "failure_reason": outcome.failure_reason,
+        "warning_reason": outcome.warning_reason,
+        "failed_attributes": as_json(outcome.failed_attributes),
+        "present_before": _present_before(outcome),
+    }
+    later = now + outcome.wait if outcome.wait is not None else None
+    if outcome.state is State.PENDING:
+        values["next_attempt_at"] = later
+        values["need"] = need_of(outcome)
+    elif outcome.state in (State.STORED, State.UNCERTAIN):
+        values.update(
+            # What the feed has shown of it while it was out need not wait.
+            next_check_at=now if row.seen_sequence is not None or later is None else later,
+            checks=0,
+            absences=0,
+            absent_since=None,
+        )
+        if outcome.reason is Reason.ALREADY_THERE:
+            values["needs_content_check"] = 1
+        if outcome.state is State.STORED:
+            values.update(stored_at=now, was_stored=1)
+    tx.move(
+        row,
+        outcome.state,
+        at=now,
+        reason=outcome.reason,
+        note=outcome.note,
+        evidence=outcome.evidence,
+        by_attempt=batch.attempt_id,
+        **values,
+    )
+
+
+def need_of(outcome: Outcome) -> Need | None:
+    """Say what the reader has to do before the row can be sent."""
+    if outcome.reread:
+        return Need.REREAD
+    return Need.REENCODE if outcome.reencode else None
+
+
+def _present_before(outcome: Outcome) -> int | None:
+    return {"yes": 1, "no": 0}.get(outcome.evidence.get("present_before", ""))
+
+
+def _close_attempt(tx: Transaction, result: BatchResult) -> bool:
+    closed = tx.connection.execute(
+        update(attempt)
+        .where(attempt.c.id == result.batch.attempt_id, attempt.c.finished_at.is_(None))
+        .values(
+            finished_at=result.finished_at,
+            http_status=result.http_status,
+            body_bytes_left=result.body_bytes_left,
+            milliseconds=round(result.seconds * 1000),
+            error=result.error,
+        )
+    )
+    return closed.rowcount == 1
+
+
+def _study_goes_on(
+    tx: Transaction,
+    result: BatchResult,
+    now: datetime,
+    backoff: Backoff,
+    jitter: float,
+    study_wait: timedelta | None,
+    *,
+    was_open: bool,
+) -> tuple[int, int, datetime | None]:
+    study_uid = result.batch.study_uid
+    found = tx.connection.execute(
+        select(study.c.charged, study.c.pauses, study.c.in_flight, study.c.next_attempt_at).where(
+            study.c.host == tx.host, study.c.study_uid == study_uid
+        )
+    ).one()
+    charged, pauses, next_attempt_at = found.charged, found.pauses, found.next_attempt_at
+    if not was_open:
+        return charged, pauses, next_attempt_at
+    if result.charge_study:
+        charged += 1
+        wait = study_wait if study_wait is not None else backoff.wait(charged, jitter=jitter)
+        next_attempt_at = now + wait
+    elif result.answered:
+        charged, next_attempt_at = 0, None
+    if result.pause is not None:
+        pauses += 1
+    elif result.answered:
+        pauses = 0
+    tx.sums.set_study(
+        tx.host,
+        study_uid,
+        now,
+        charged=charged,
+        pauses=pauses,
+        next_attempt_at=next_attempt_at,
+        in_flight=max(0, found.in_flight - 1),
+    )
+    return charged, pauses, next_attempt_at
+
+
+def charge_study(tx: Transaction, study_uid: str, *, now: datetime, backoff: Backoff, jitter: float) -> datetime:
+    """Move a study on although no verdict on it was read: pauses of the destination keep meeting it in flight."""
+    charged: int | None = tx.connection.execute(
+        select(study.c.charged).where(study.c.host == tx.host, study.c.study_uid == study_uid)
+    ).scalar_one_or_none()
+    next_attempt_at = now + backoff.wait((charged or 0) + 1, jitter=jitter)
+    if charged is not None:
+        tx.sums.set_study(tx.host, study_uid, now, charged=charged + 1, pauses=0, next_attempt_at=next_attempt_at)
+        tx.settle()
+    return next_attempt_at

@@ -1,0 +1,273 @@
+"""What a person decides: retry, discard, replace, admit anyway. Each is legal, or refused with a sentence.
+
+They run in a process of their own beside the daemon, which finds the rows where they left them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import ColumnElement
+
+from ingestd.lifecycle import HOLDING, MOVES, Reason, State
+
+from .schema import instance
+from .transaction import Row, Transaction
+from .values import Choice, RefusedMove, Retried, Wish
+
+_RETRIED = "a person asked for another try"
+
+_NOTHING_TO_RETRY = {
+    State.SENDING: "row {id} is being sent right now",
+    State.STORED: "row {id} was stored by the server and is being confirmed; there is nothing to retry",
+    State.CONFIRMED: "row {id} is confirmed on the server; there is nothing to retry",
+    State.DUPLICATE: "row {id} has the same content as row {holder}; look at that one",
+    State.DISCARDED: "row {id} was discarded; drop the file again to have it sent",
+}
+
+# These cannot be sent whatever a person wishes: nothing can be read, or there is no identity to ask for.
+_NEVER_ADMITTED = frozenset(
+    {Reason.NOT_DICOM, Reason.DICOMDIR, Reason.NO_UIDS, Reason.UNREADABLE, Reason.KILLED_READER}
+)
+
+
+def _row(tx: Transaction, entry_id: int) -> Row:
+    row = tx.rows_by_id([entry_id]).get(entry_id)
+    if row is None:
+        raise RefusedMove(entry_id, f"there is no row {entry_id} in this ledger")
+    return row
+
+
+def _with_file(row: Row, what: str) -> None:
+    if row.removed_at is not None:
+        raise RefusedMove(row.id, f"row {row.id} cannot be {what}: its file was removed on {row.removed_at:%Y-%m-%d}")
+
+
+def _with_free_identity(tx: Transaction, row: Row, what: str) -> None:
+    identity = row.identity
+    holder = tx.holder_of(identity) if identity is not None else None
+    if holder is not None and holder.id != row.id:
+        raise RefusedMove(
+            row.id,
+            f"row {row.id} cannot be {what}: row {holder.id} ({holder.state}) holds the same UIDs",
+            other_id=holder.id,
+        )
+
+
+def _send_soon(tx: Transaction, row: Row, now: datetime) -> None:
+    """End the backoff of the row's study: a person who asks for another try does not want to wait for it."""
+    if row.study_uid is not None:
+        tx.sums.set_study(row.host, row.study_uid, now, next_attempt_at=None, charged=0, pauses=0)
+
+
+def retry(tx: Transaction, entry_id: int, *, now: datetime) -> State:
+    """Have a row tried again; of a REJECTED one a new admission is asked for, which is the daemon's to make."""
+    state = _retry(tx, _row(tx, entry_id), now)
+    tx.settle()
+    return state
+
+
+def _retry(tx: Transaction, row: Row, now: datetime) -> State:
+    if row.state in _NOTHING_TO_RETRY:
+        raise RefusedMove(
+            row.id, _NOTHING_TO_RETRY[row.state].format(id=row.id, holder=row.holder_id), other_id=row.holder_id
+        )
+    _with_file(row, "retried")
+    if row.state is State.REJECTED:
+        _wish(tx, row, Wish.RETRY, now)
+        return State.REJECTED
+    _with_free_identity(tx, row, "retried")
+    _send_soon(tx, row, now)
+    if row.state is State.PENDING:
+        # Held, or waiting for its time: it is let go. What it needs of the reader it still needs.
+        tx.change(row, {"hold_reason": None, "next_attempt_at": None, "charged": 0}, at=now)
+        tx.put_down(row.id, State.PENDING, State.PENDING, at=now, reason=Reason.RETRIED, note=_RETRIED)
+        return State.PENDING
+    tx.move(
+        row,
+        State.PENDING,
+        at=now,
+        reason=Reason.RETRIED,
+        note=_RETRIED,
+        charged=0,
+        resends=0,
+        was_stored=0,
+        alone=0,
+        checks=0,
+        absences=0,
+        absent_since=None,
+        failure_reason=None,
+        holder_id=None,
+    )
+    return State.PENDING
+
+
+def _wish(tx: Transaction, row: Row, wish: Wish, now: datetime) -> None:
+    tx.change(row, {"wish": wish}, at=now)
+    tx.put_down(
+        row.id,
+        State.REJECTED,
+        State.REJECTED,
+        at=now,
+        reason=Reason.RETRIED if wish is Wish.RETRY else Reason.ADMITTED_ANYWAY,
+        note="a person asked for it; the daemon will read the file again",
+    )
+
+
+def retry_all(tx: Transaction, choice: Choice, *, now: datetime, limit: int) -> Retried:
+    """Have all rows of a study, state or reason tried again that can be."""
+    if choice.study_uid is None and choice.state is None and choice.reason is None:
+        raise RefusedMove(0, "say which rows to retry: a study, a state or a reason")
+    states = [choice.state] if choice.state else [State.FAILED, State.CONFLICT, State.DELETED, State.REJECTED]
+    if choice.state is None and choice.reason is not None:
+        states.append(State.UNCERTAIN)
+    where: list[ColumnElement[bool]] = [instance.c.state.in_(states)]
+    if choice.study_uid is not None:
+        where.append(instance.c.study_uid == choice.study_uid)
+    if choice.reason is not None:
+        where.append(instance.c.reason == choice.reason)
+    if choice.since is not None:
+        where.append(instance.c.changed_at >= choice.since)
+    # The oldest first: of two rows with one identity it is the newer that is refused, and says so.
+    rows = tx.rows(tx.select_rows(*where).order_by(instance.c.changed_at, instance.c.id).limit(limit))
+    moved: list[int] = []
+    wished: list[int] = []
+    refused: list[RefusedMove] = []
+    for row in rows:
+        try:
+            state = _retry(tx, row, now)
+        except RefusedMove as refusal:
+            refused.append(refusal)
+        else:
+            (wished if state is State.REJECTED else moved).append(row.id)
+    tx.settle()
+    return Retried(moved=tuple(moved), wished=tuple(wished), refused=tuple(refused))
+
+
+def discard(tx: Transaction, entry_id: int, *, now: datetime) -> None:
+    """Give a row up; its file is kept for `retain` and then removed."""
+    row = _row(tx, entry_id)
+    if row.state in HOLDING or (row.state, State.DISCARDED) not in MOVES:
+        other = f" of row {row.holder_id}" if row.state is State.DUPLICATE else ""
+        raise RefusedMove(
+            entry_id,
+            f"row {entry_id} is {row.state}{other}; only FAILED, CONFLICT, REJECTED and DELETED rows can be discarded",
+            other_id=row.holder_id,
+        )
+    tx.move(row, State.DISCARDED, at=now, reason=Reason.DISCARDED, note="a person discarded it", wish=None)
+    tx.settle()
+
+
+def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
+    """Let a CONFLICT take the place of what holds its identity, here and on the server; say who held it (0: no row)."""
+    row = _row(tx, entry_id)
+    if row.state is not State.CONFLICT:
+        raise RefusedMove(entry_id, f"row {entry_id} is {row.state}; only a CONFLICT can replace another row")
+    _with_file(row, "sent in place of another row")
+    identity = row.identity
+    assert identity is not None, "a conflict is about an identity"
+    holder = tx.holder_of(identity)
+    if holder is not None:
+        _give_way(tx, holder, row, now)
+    _send_soon(tx, row, now)
+    tx.move(
+        row,
+        State.PENDING,
+        at=now,
+        reason=Reason.REPLACED,
+        note=f"a person had it replace row {holder.id}" if holder else "a person had it replace what the server has",
+        replaces=1,
+        holder_id=None,
+        charged=0,
+        resends=0,
+        was_stored=0,
+        alone=0,
+        failure_reason=None,
+    )
+    tx.settle()
+    return holder.id if holder else 0
+
+
+def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
+    if holder.state is State.SENDING:
+        raise RefusedMove(
+            row.id,
+            f"row {holder.id}, which holds the same UIDs, is being sent right now; try again when that is over",
+            other_id=holder.id,
+        )
+    duplicates = tx.rows(
+        tx.select_rows(
+            instance.c.holder_id.is_not(None),
+            instance.c.holder_id == holder.id,
+            instance.c.state == State.DUPLICATE,
+            instance.c.settled_at.is_(None),
+        )
+    )
+    tx.move(
+        holder,
+        State.DISCARDED,
+        at=now,
+        reason=Reason.REPLACED,
+        note=f"a person had row {row.id} replace it",
+        gives_up=False,
+    )
+    # What has the replaced content shares its lot.
+    for duplicate in duplicates:
+        tx.change(duplicate, {"settled_at": now}, at=now)
+        tx.put_down(
+            duplicate.id,
+            State.DUPLICATE,
+            State.DUPLICATE,
+            at=now,
+            reason=Reason.REPLACED,
+            note=f"a person had row {row.id} replace row {holder.id}, which has the same content",
+        )
+    # Other files that are in conflict with the former holder are so with its successor.
+    for other in tx.rows(
+        tx.select_rows(
+            instance.c.holder_id.is_not(None), instance.c.holder_id == holder.id, instance.c.state == State.CONFLICT
+        )
+    ):
+        if other.id != row.id:
+            tx.change(other, {"holder_id": row.id}, at=now)
+
+
+def admit_anyway(tx: Transaction, entry_id: int, *, now: datetime) -> None:
+    """Have a REJECTED file admitted although something is wrong with it; the daemon makes the new row."""
+    row = _row(tx, entry_id)
+    if row.state is not State.REJECTED:
+        raise RefusedMove(entry_id, f"row {entry_id} is {row.state}; only a REJECTED file can be admitted anyway")
+    if row.reason in _NEVER_ADMITTED:
+        raise RefusedMove(entry_id, f"row {entry_id} was rejected as {row.reason}: there is nothing in it to send")
+    _with_file(row, "admitted")
+    _wish(tx, row, Wish.ADMIT_ANYWAY, now)
+    tx.settle()
+
+
+def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: datetime) -> None:
+    """Close a REJECTED row whose file is another row now. Its path is that row's business."""
+    row = tx.rows_by_id([entry_id]).get(entry_id)
+    if row is None or row.state is not State.REJECTED:
+        return
+    reason = Reason.ADMITTED_ANYWAY if row.wish == Wish.ADMIT_ANYWAY else Reason.RETRIED
+    tx.move(
+        row,
+        State.DISCARDED,
+        at=now,
+        reason=reason,
+        note=f"its file was admitted anew as row {new_entry_id}",
+        wish=None,
+        removed_at=None if row.in_place else now,
+        gives_up=False,
+    )
+    tx.settle()
+
+
+def wish_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> None:
+    """Put down why a person's wish could not be carried out; the row stays REJECTED."""
+    row = tx.rows_by_id([entry_id]).get(entry_id)
+    if row is None or row.wish is None:
+        return
+    tx.change(row, {"wish": None, "note": note}, at=now)
+    tx.put_down(row.id, row.state, row.state, at=now, reason=row.reason or "", note=note)
+    tx.settle()

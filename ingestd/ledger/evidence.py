@@ -1,0 +1,269 @@
+"""What the server shows: sightings in the change feed, and the reconciler's outcomes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Update, bindparam, or_, select, update
+
+from ingestd.lifecycle import HOLDING, MOVES, Backoff, FeedCursor, Outcome, Reason, Sighting, State
+
+from . import dialect
+from .claims import need_of
+from .schema import feed_cursor, instance
+from .transaction import HOLDS, Row, Transaction, as_json, pieces
+from .values import Applied
+
+# The states the reconciler looks at; a row found anywhere else was moved by somebody else meanwhile.
+PROVABLE = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
+
+_PUT_CURSOR = dialect.upsert(feed_cursor)
+
+
+def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backoff: Backoff, jitter: float) -> Applied:
+    """Carry out what the reconciler found; a row that is not where it was asked about is left alone."""
+    rows = tx.rows_by_id(outcome.entry_id for outcome in outcomes)
+    moved = 0
+    confirmed: dict[int, datetime | None] = {}
+    taken: set[int] = set()
+    for outcome in outcomes:
+        row = rows.get(outcome.entry_id)
+        if row is None or row.id in taken or not _is_where_asked(row, outcome) or _is_in_the_way(tx, row, outcome):
+            continue
+        taken.add(row.id)
+        if outcome.state is row.state:
+            _not_settled(tx, row, outcome, now, backoff, jitter)
+        else:
+            _settled(tx, row, outcome, now)
+        moved += 1
+        if outcome.state is State.CONFIRMED:
+            fresh = now if row.state is State.CONFIRMED else None
+            confirmed[row.id] = outcome.evidence_at or fresh
+    tx.write()
+    _settle_duplicates(tx, confirmed, now)
+    tx.settle()
+    return Applied(moved=moved, lost=len(outcomes) - moved)
+
+
+def _is_where_asked(row: Row, outcome: Outcome) -> bool:
+    if outcome.expected is not None:
+        return row.state is outcome.expected
+    return row.state in PROVABLE and (row.state is outcome.state or (row.state, outcome.state) in MOVES)
+
+
+def _is_in_the_way(tx: Transaction, row: Row, outcome: Outcome) -> bool:
+    """Whether another row holds the identity that this one would take up again."""
+    if row.state in HOLDING or outcome.state not in HOLDING:
+        return False
+    identity = row.identity
+    return identity is not None and tx.holder_of(identity) is not None
+
+
+def _not_settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime, backoff: Backoff, jitter: float) -> None:
+    """Put down that the server was asked, and when to ask again."""
+    checks = row.checks + 1
+    wait = outcome.wait if outcome.wait is not None else backoff.wait(checks, jitter=jitter)
+    values: dict[str, Any] = {"checks": checks, "next_check_at": now + wait}
+    if outcome.reason is Reason.ABSENT:
+        values.update(absences=row.absences + 1, absent_since=row.absent_since or now)
+    elif outcome.reason in (Reason.FEED, Reason.QUERY, Reason.CONTENT_CHECK):
+        values.update(absences=0, absent_since=None)
+    if row.state is State.CONFIRMED and outcome.reason is not Reason.ABSENT:
+        # Seen again: that ends the look.
+        values.update(confirmed_at=now, checks=0)
+        values["next_check_at"] = now + outcome.wait if outcome.wait is not None else None
+    if row.state is State.DELETED and outcome.wait is None:
+        values["next_check_at"] = None
+    if outcome.state is State.UNCERTAIN and outcome.reason is Reason.ALREADY_THERE:
+        values["needs_content_check"] = 1
+    if outcome.charge:
+        values["charged"] = row.charged + 1
+    tx.change(row, values, at=now)
+    if outcome.reason is Reason.ABSENT:
+        # The second sending of a file must be explained by what is on record.
+        tx.put_down(
+            row.id,
+            row.state,
+            row.state,
+            at=now,
+            reason=outcome.reason,
+            note=outcome.note,
+            evidence=outcome.evidence,
+        )
+
+
+def _settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime) -> None:
+    later = now + outcome.wait if outcome.wait is not None else now
+    values: dict[str, Any] = {
+        "checks": 0,
+        "absences": 0,
+        "absent_since": None,
+        "charged": row.charged + int(outcome.charge),
+    }
+    after = outcome.state
+    if after is State.PENDING:
+        values["next_attempt_at"] = now + outcome.wait if outcome.wait is not None else None
+        values["need"] = need_of(outcome)
+        values["alone"] = int(outcome.alone)
+        if outcome.reason is Reason.ABSENT:
+            values["resends"] = row.resends + 1
+    elif after is State.STORED:
+        values.update(next_check_at=later, stored_at=now, was_stored=1)
+    elif after is State.UNCERTAIN:
+        values["next_check_at"] = later
+    elif after is State.CONFIRMED:
+        values["confirmed_at"] = now
+    if after not in (State.STORED, State.UNCERTAIN):
+        values["needs_content_check"] = 0
+    elif outcome.reason is Reason.ALREADY_THERE:
+        values["needs_content_check"] = 1
+    if outcome.failure_reason is not None:
+        values["failure_reason"] = outcome.failure_reason
+    if outcome.warning_reason is not None:
+        values.update(warning_reason=outcome.warning_reason, failed_attributes=as_json(outcome.failed_attributes))
+    tx.move(row, after, at=now, reason=outcome.reason, note=outcome.note, evidence=outcome.evidence, **values)
+
+
+def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], now: datetime) -> None:
+    """Let go of the files of duplicates dropped before the evidence; for the others the server is asked again."""
+    again: dict[int, None] = {}
+    for piece in pieces(list(confirmed)):
+        duplicates = tx.rows(
+            tx.select_rows(
+                instance.c.holder_id.is_not(None),
+                instance.c.holder_id.in_(piece),
+                instance.c.state == State.DUPLICATE,
+                instance.c.settled_at.is_(None),
+            )
+        )
+        for duplicate in duplicates:
+            assert duplicate.holder_id is not None, "the statement asked for it"
+            evidence_at = confirmed[duplicate.holder_id]
+            if evidence_at is not None and duplicate.admitted_at <= evidence_at:
+                tx.change(duplicate, {"settled_at": now}, at=now)
+            else:
+                again[duplicate.holder_id] = None
+    tx.write()
+    check_again(tx, list(again), at=now)
+
+
+def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime) -> int:
+    """Have these rows asked about at that time, without counting a check."""
+    changed = 0
+    for piece in pieces(list(entry_ids)):
+        changed += tx.connection.execute(
+            update(instance).where(instance.c.id.in_(piece), instance.c.state.in_(PROVABLE)).values(next_check_at=at)
+        ).rowcount
+    return changed
+
+
+def audit(tx: Transaction, study_uid: str, *, now: datetime) -> int:
+    """Have everything of a study that should be on the server asked about."""
+    return tx.connection.execute(
+        update(instance)
+        .where(
+            instance.c.study_uid == study_uid,
+            instance.c.state.in_([State.STORED, State.CONFIRMED]),
+            instance.c.host == tx.host,
+        )
+        .values(next_check_at=now)
+    ).rowcount
+
+
+def record_sightings(
+    tx: Transaction, sightings: Sequence[Sighting], *, now: datetime, cursor: FeedCursor | None
+) -> int:
+    """Keep on the rows what the change feed shows of them, and advance its cursor in the same transaction."""
+    newest: dict[tuple[str, str, str], Sighting] = {}
+    disturbed: set[tuple[str, str, str]] = set()
+    for sighting in sightings:
+        key = (sighting.identity.study_uid, sighting.identity.series_uid, sighting.identity.sop_uid)
+        former = newest.get(key)
+        if former is None or sighting.sequence > former.sequence:
+            newest[key] = sighting
+        if sighting.disturbed or (former is not None and former.sequence != sighting.sequence):
+            disturbed.add(key)
+    updates: dict[bool, list[dict[str, Any]]] = defaultdict(list)
+    for row in _rows_seen(tx, newest):
+        key = (row.study_uid, row.series_uid, row.sop_uid)
+        sighting = newest[key]
+        if row.seen_sequence is not None and row.seen_sequence >= sighting.sequence:
+            continue
+        params = {
+            "b_id": row.id,
+            "b_sequence": sighting.sequence,
+            "b_action": sighting.action,
+            "b_state": sighting.state,
+            "b_at": sighting.at,
+            "b_content": int(row.needs_content_check or row.seen_sequence is not None or key in disturbed),
+        }
+        provable = row.state in PROVABLE
+        if provable:
+            params["b_check"] = now
+        updates[provable].append(params)
+    for provable, params_list in updates.items():
+        tx.connection.execute(_SEE_AND_CHECK if provable else _SEE, params_list)
+    if cursor is not None:
+        set_cursor(tx, cursor, now=now)
+    return sum(map(len, updates.values()))
+
+
+def _sighting_update(*, check: bool) -> Update:
+    values: dict[str, Any] = {
+        "seen_sequence": bindparam("b_sequence"),
+        "seen_action": bindparam("b_action"),
+        "seen_state": bindparam("b_state"),
+        "seen_at": bindparam("b_at"),
+        "needs_content_check": bindparam("b_content"),
+    }
+    if check:
+        values["next_check_at"] = bindparam("b_check")
+    return update(instance).where(instance.c.id == bindparam("b_id")).values(values)
+
+
+_SEE = _sighting_update(check=False)
+_SEE_AND_CHECK = _sighting_update(check=True)
+
+
+def _rows_seen(tx: Transaction, newest: dict[tuple[str, str, str], Sighting]) -> list[Any]:
+    """Read the rows that these sightings are about: who holds the identity, else the latest that was DELETED.
+
+    A row that is neither cannot come back on its own, whatever the server shows.
+    """
+    found: dict[tuple[str, str, str], Any] = {}
+    sop_uids = list(dict.fromkeys(sop_uid for _study, _series, sop_uid in newest))
+    columns = (
+        instance.c.id,
+        instance.c.state,
+        instance.c.holds,
+        instance.c.study_uid,
+        instance.c.series_uid,
+        instance.c.sop_uid,
+        instance.c.seen_sequence,
+        instance.c.needs_content_check,
+    )
+    conditions: tuple[ColumnElement[bool], ...] = (or_(HOLDS, instance.c.state == State.DELETED),)
+    for piece in pieces(sop_uids):
+        statement = select(*columns).where(instance.c.sop_uid.in_(piece), *conditions).order_by(instance.c.id)
+        for row in tx.connection.execute(statement.with_for_update()):
+            key = (row.study_uid, row.series_uid, row.sop_uid)
+            if key in newest and (row.holds or key not in found or not found[key].holds):
+                found[key] = row
+    return list(found.values())
+
+
+def set_cursor(tx: Transaction, cursor: FeedCursor, *, now: datetime) -> None:
+    """Say how far the change feed was read."""
+    tx.connection.execute(
+        _PUT_CURSOR,
+        {
+            "id": 1,
+            "version": cursor.version,
+            "since": cursor.since,
+            "sequence": cursor.sequence,
+            "moved_at": now,
+        },
+    )

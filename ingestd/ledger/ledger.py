@@ -1,0 +1,379 @@
+"""The ledger itself: opened, migrated, guarded; one connection, one thread."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import Executable
+
+from ingestd.lifecycle import BatchLimits, study_due_at
+
+from . import dialect
+from .migrations import MIGRATIONS
+from .moves import Moves
+from .schema import destination as destination_table
+from .schema import host as host_table
+from .schema import meta, study
+from .sums import queue_of
+from .transaction import Transaction
+from .values import LedgerError, LedgerMissing, OtherDestination
+from .views import Views
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+
+_PUT_HOST = dialect.upsert(host_table)
+_PUT_META = dialect.upsert(meta)
+_MICROSECOND = timedelta(microseconds=1)
+_SET_DUE = (
+    update(study)
+    .where(study.c.host == bindparam("b_host"), study.c.study_uid == bindparam("b_study"))
+    .values(due_at=bindparam("b_due"))
+)
+_STUDIES_AT_ONCE = 1000
+
+
+class Ledger(Views):
+    """An open ledger: the questions of ``Reads`` and ``Views``, and ``write`` for everything else.
+
+    It belongs to the thread that opened it.
+    """
+
+    def __init__(
+        self, engine: Engine, connection: Connection, file: Path, *, host: str, spool: Path | None, read_only: bool
+    ) -> None:
+        super().__init__(connection, host=host, spool=spool)
+        self.file = file
+        self._engine = engine
+        self._read_only = read_only
+        self._writes = False
+        self._limits: dict[str, BatchLimits] = {}
+        self._spools: dict[str, Path] = {}
+        self._labels_known: set[tuple[str, str, str]] = set()
+        self._first_candidate_id = 1
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        host: str = "",
+        destination: str | None = None,
+        spool: Path | None = None,
+        limits: BatchLimits | None = None,
+        create: bool = True,
+        read_only: bool = False,
+    ) -> Ledger:
+        """Open the ledger of this URL, making or migrating it where that is needed.
+
+        ``host``, ``spool`` and ``limits`` are given by whoever takes files in and sends them, and by nobody else.
+        Raises LedgerError with what to do about it: another destination, a newer or damaged ledger, a network file
+        system, no permission, not there.
+        """
+        file = dialect.ledger_file(url)
+        engine = dialect.open_engine(file, create=create, read_only=read_only)
+        try:
+            return cls._opened(engine, file, host, destination, spool, limits, read_only=read_only)
+        except DBAPIError as error:
+            engine.dispose()
+            if not (read_only and dialect.is_crashed(error)):
+                raise dialect.told(error, file) from None
+        dialect.roll_back_crashed(file)
+        engine = dialect.open_engine(file, create=False, read_only=True)
+        try:
+            return cls._opened(engine, file, host, destination, spool, limits, read_only=True)
+        except DBAPIError as error:
+            engine.dispose()
+            raise dialect.told(error, file) from None
+
+    @classmethod
+    def _opened(
+        cls,
+        engine: Engine,
+        file: Path,
+        host: str,
+        destination: str | None,
+        spool: Path | None,
+        limits: BatchLimits | None,
+        *,
+        read_only: bool,
+    ) -> Ledger:
+        connection = engine.connect()
+        try:
+            ledger = cls(engine, connection, file, host=host, spool=spool, read_only=read_only)
+            if read_only:
+                ledger._expect_schema()
+                ledger._expect_destination(destination)
+            else:
+                ledger._prepare(destination, limits)
+        except BaseException:
+            connection.close()
+            raise
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def write(self) -> Iterator[Moves]:
+        """Write: everything done with the Moves is committed together at the end, or not at all.
+
+        Raises LedgerBusy or LedgerFull where trying again later may help.
+        """
+        if self._read_only:
+            raise LedgerError(f"the ledger {self.file} was opened for reading only")
+        assert not self._writes, "one transaction at a time"
+        try:
+            with self._transaction():
+                tx = Transaction(
+                    self._connection,
+                    host=self._host,
+                    spool=self._spool,
+                    limits_of=self._limits_of,
+                    spool_of=self._spool_of,
+                    labels_known=self._labels_known,
+                )
+                moves = Moves(tx, first_candidate_id=self._first_candidate_id)
+                yield moves
+                tx.settle()
+            self._first_candidate_id = moves.first_candidate_id
+        except DBAPIError as error:
+            self._labels_known.clear()
+            raise dialect.told(error, self.file) from None
+        except BaseException:
+            self._labels_known.clear()
+            raise
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.info["writes"] = True
+        self._writes = True
+        try:
+            with self._connection.begin():
+                yield
+        finally:
+            self._connection.info["writes"] = False
+            self._writes = False
+
+    def _all(self, statement: Executable) -> Sequence[Any]:
+        try:
+            return self._connection.execute(statement).all()
+        except DBAPIError as error:
+            raise dialect.told(error, self.file) from None
+        finally:
+            if not self._writes:
+                self._connection.rollback()
+
+    def _limits_of(self, host: str) -> BatchLimits:
+        if host not in self._limits:
+            row = self._connection.execute(select(host_table).where(host_table.c.host == host)).one_or_none()
+            self._limits[host] = (
+                BatchLimits()
+                if row is None
+                else BatchLimits(
+                    quiet_period=timedelta(microseconds=row.quiet_period_us),
+                    max_wait=timedelta(microseconds=row.max_wait_us),
+                    max_bytes=row.max_bytes,
+                    max_instances=row.max_instances,
+                )
+            )
+        return self._limits[host]
+
+    def _spool_of(self, host: str) -> Path | None:
+        if host not in self._spools:
+            rows = self._connection.execute(select(host_table.c.host, host_table.c.spool))
+            self._spools.update((row.host, Path(row.spool)) for row in rows if row.spool)
+        return self._spools.get(host)
+
+    def set_limits(self, limits: BatchLimits) -> None:
+        """Cut this host's batches by these limits from now on, and have its waiting studies due accordingly."""
+        with self._transaction():
+            self._put_host(limits)
+
+    def search_hash(self, kind: Literal["patient", "accession"], value: str) -> str:
+        """Say under which word a PatientID or AccessionNumber is kept: a keyed hash, "" for an empty value.
+
+        The key is in a file of its own beside the ledger: a copy of the ledger alone tells nobody who was examined.
+        """
+        trimmed = value.strip(" \0")
+        if not trimmed:
+            return ""
+        key = self._search_key()
+        return hmac.new(key, f"{kind}\0{trimmed}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
+
+    def _search_key(self) -> bytes:
+        key_file = self.file.with_name(self.file.name + ".key")
+        try:
+            if not self._read_only and not key_file.exists():
+                _write_key(key_file)
+            key = key_file.read_bytes()
+        except FileNotFoundError:
+            raise LedgerMissing(f"the key of the search words, {key_file}, is not there yet") from None
+        except OSError as error:
+            raise LedgerError(f"the key of the search words, {key_file}, cannot be used: {error.strerror}") from None
+        if len(key) < 32:
+            raise LedgerError(f"the key of the search words, {key_file}, is cut short; remove it to get a new one")
+        return key
+
+    def check_integrity(self) -> list[str]:
+        """Read every page and say what is wrong with the file; empty when nothing is. Takes seconds for a large one."""
+        try:
+            return dialect.check_whole(self._connection)
+        finally:
+            self._connection.rollback()
+
+    def _prepare(self, destination: str | None, limits: BatchLimits | None) -> None:
+        if self._host and dialect.has_tables(self._connection, self.file):
+            dialect.check_quickly(self._connection, self.file)
+        self._connection.rollback()
+        with self._transaction():
+            self._migrate()
+            dialect.install_guards(self._connection)
+            self._adopt_destination(destination)
+            if self._host:
+                self._put_host(limits or BatchLimits())
+
+    def _schema(self) -> int:
+        value = self._connection.execute(select(meta.c.value).where(meta.c.key == "schema")).scalar_one()
+        return int(value)
+
+    def _refuse_newer(self, schema: int) -> None:
+        if schema > len(MIGRATIONS):
+            raise LedgerError(
+                f"the ledger {self.file} was written by a newer ingestd (schema {schema}, this one knows"
+                f" {len(MIGRATIONS)}); run that version, or a newer one"
+            )
+
+    def _migrate(self) -> None:
+        schema = 0
+        if dialect.has_tables(self._connection, self.file):
+            schema = self._schema()
+            self._refuse_newer(schema)
+        else:
+            dialect.mark_as_ours(self._connection)
+            strict = dialect.MIGRATION_WORDS["strict"]
+            self._connection.exec_driver_sql(f"CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT) {strict}")
+            made_at = datetime.now(UTC).isoformat(timespec="seconds")
+            self._connection.execute(insert(meta), {"key": "made_at", "value": made_at})
+        for migration in MIGRATIONS[schema:]:
+            for statement in migration:
+                self._connection.exec_driver_sql(statement.format(**dialect.MIGRATION_WORDS))
+        if schema < len(MIGRATIONS):
+            self._connection.execute(_PUT_META, {"key": "schema", "value": str(len(MIGRATIONS))})
+
+    def _expect_schema(self) -> None:
+        try:
+            if not dialect.has_tables(self._connection, self.file):
+                raise LedgerMissing(f"the ledger {self.file} is empty; `ingestd run` fills it")
+            schema = self._schema()
+            self._refuse_newer(schema)
+            if schema < len(MIGRATIONS):
+                raise LedgerError(
+                    f"the ledger {self.file} is of an older ingestd (schema {schema}); start `ingestd run` once to"
+                    " bring it up to date"
+                )
+        finally:
+            self._connection.rollback()
+
+    def _expect_destination(self, url: str | None) -> None:
+        found = self.destination()
+        if url is not None and found is not None and found.url != url.rstrip("/"):
+            raise self._other_destination(found.url, url)
+
+    def _other_destination(self, found: str, url: str) -> OtherDestination:
+        return OtherDestination(
+            f"the ledger {self.file} belongs to {found}, and what it knows of files there says nothing about {url};"
+            " give the new destination a ledger and a spool of its own, or set destination.url back"
+        )
+
+    def _adopt_destination(self, url: str | None) -> None:
+        if url is None:
+            return
+        url = url.rstrip("/")
+        found = self._connection.execute(select(destination_table.c.url)).scalar_one_or_none()
+        if found is None:
+            self._connection.execute(insert(destination_table), {"url": url})
+        elif found != url:
+            raise self._other_destination(found, url)
+
+    def _put_host(self, limits: BatchLimits) -> None:
+        former = self._limits_of(self._host)
+        self._connection.execute(
+            _PUT_HOST,
+            {
+                "host": self._host,
+                "spool": str(self._spool or ""),
+                "quiet_period_us": limits.quiet_period // _MICROSECOND,
+                "max_wait_us": limits.max_wait // _MICROSECOND,
+                "max_bytes": limits.max_bytes,
+                "max_instances": limits.max_instances,
+            },
+        )
+        self._limits[self._host] = limits
+        if former != limits:
+            self._set_due_again(limits)
+
+    def _set_due_again(self, limits: BatchLimits) -> None:
+        after = ""
+        while True:
+            rows = self._connection.execute(
+                select(study)
+                .where(study.c.host == self._host, study.c.study_uid > after, study.c.waiting > 0)
+                .order_by(study.c.study_uid)
+                .limit(_STUDIES_AT_ONCE)
+            ).all()
+            if not rows:
+                return
+            after = rows[-1].study_uid
+            self._connection.execute(
+                _SET_DUE,
+                [
+                    {
+                        "b_host": self._host,
+                        "b_study": row.study_uid,
+                        "b_due": study_due_at(queue_of(dict(row._mapping)), limits),  # noqa: SLF001
+                    }
+                    for row in rows
+                ],
+            )
+
+
+def _write_key(file: Path) -> None:
+    """Make the key, whole or not at all, whoever else is at it."""
+    scratch = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(secrets.token_bytes(32))
+            opened.flush()
+            os.fsync(opened.fileno())
+        with suppress(FileExistsError):
+            os.link(scratch, file)
+    finally:
+        scratch.unlink()
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

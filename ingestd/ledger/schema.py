@@ -1,0 +1,342 @@
+"""The tables as SQLAlchemy Core sees them, and how Python values are kept in them.
+
+The tables are made by ``migrations``; a test holds the two together. Instants are integer microseconds since 1970
+UTC: they order, compare and travel between databases without a word about time zones. Digests are raw bytes.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, Table, Text
+from sqlalchemy.types import TypeDecorator
+
+from ingestd.lifecycle import SourceStat, State
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Instant(TypeDecorator[datetime]):
+    """Aware UTC in Python, microseconds since 1970 in the table."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002, D102
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002, D102
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+class Digest(TypeDecorator[str]):
+    """Lower-case hex in Python, raw bytes in the table."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:  # noqa: ARG002, D102
+        return None if value is None else bytes.fromhex(value)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
+        return None if value is None else value.hex()
+
+
+class Words(TypeDecorator[str]):
+    """Text that came from elsewhere: what no database takes (lone surrogates, NUL) becomes a question mark."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
+        if value is None or (value.isascii() and "\0" not in value):
+            return value
+        return value.replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
+
+
+# A file name is bytes to the kernel. Python shows what is no UTF-8 as lone surrogates (PEP 383), which no database
+# takes: each such byte is kept as U+FFFD and its two hex digits, and a U+FFFD of the name itself as U+FFFD and "--".
+_MARK = "\N{REPLACEMENT CHARACTER}"
+
+
+def keep_path(path: str) -> str:
+    """Write a path (os.fsdecode) so that a database takes it and ``give_path`` gets it back."""
+    if path.isascii():
+        return path
+    marked = path.replace(_MARK, _MARK + "--")
+    return "".join(
+        f"{_MARK}{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in marked
+    )
+
+
+def give_path(kept: str) -> str:
+    """Undo ``keep_path``."""
+    if _MARK not in kept:
+        return kept
+    first, *others = kept.split(_MARK)
+    return first + "".join(
+        (_MARK if part[:2] == "--" else chr(0xDC00 + int(part[:2], 16))) + part[2:] for part in others
+    )
+
+
+class PathText(TypeDecorator[str]):
+    """A file's path, whatever bytes it is made of."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
+        return None if value is None else keep_path(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
+        return None if value is None else give_path(value)
+
+
+class Stat(TypeDecorator[SourceStat]):
+    """What the kernel said of a file, as "device:inode:size:mtime_ns".
+
+    Text, because an inode may be unsigned and an mtime beyond the year 2262: neither fits a database's integer.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: SourceStat | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
+        return None if value is None else f"{value.device}:{value.inode}:{value.size_bytes}:{value.mtime_ns}"
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> SourceStat | None:  # noqa: ARG002, D102
+        if value is None:
+            return None
+        device, inode, size_bytes, mtime_ns = map(int, value.split(":"))
+        return SourceStat(device=device, inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns)
+
+
+_INT = BigInteger
+metadata = MetaData()
+
+meta = Table("meta", metadata, Column("key", Text, primary_key=True), Column("value", Text))
+
+# Whoever takes files in and sends them: a daemon's spool, or that of `send`.
+host = Table(
+    "host",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("spool", PathText),
+    Column("quiet_period_us", _INT),
+    Column("max_wait_us", _INT),
+    Column("max_bytes", _INT),
+    Column("max_instances", _INT),
+)
+
+destination = Table(
+    "destination",
+    metadata,
+    Column("url", Text, primary_key=True),
+    Column("kind", Text),
+    Column("paused_until", Instant),
+    Column("pause_cause", Text),
+    Column("pause_note", Words),
+    Column("paused_since", Instant),
+    Column("last_ok_at", Instant),
+)
+
+candidate = Table(
+    "candidate",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("host", Text),
+    Column("inbox", Text),
+    Column("relative_path", PathText),
+    Column("source", Stat),
+    Column("tries", _INT),
+    Column("since", Instant),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("host", Text),
+    Column("state", Text),
+    Column("reason", Text),
+    Column("note", Words),
+    # 1 while the identity is held (lifecycle.HOLDING); a CHECK keeps it so. A column of its own, because an index
+    # over the state would be written again with every move.
+    Column("holds", _INT),
+    # where it came from, and where it is
+    Column("inbox", Text),
+    Column("relative_path", PathText),
+    Column("source", Stat),
+    Column("source_removed", _INT),
+    Column("path", PathText),
+    Column("in_place", _INT),
+    # what it is
+    Column("study_uid", Text),
+    Column("series_uid", Text),
+    Column("sop_uid", Text),
+    Column("sop_class_uid", Text),
+    Column("transfer_syntax", Text),
+    Column("digest", Digest),
+    Column("meta_digest", Digest),
+    Column("canonical_digest", Digest),
+    Column("dataset_offset", _INT),
+    Column("size_bytes", _INT),
+    Column("modality", Words),
+    Column("station", Words),
+    Column("patient_hash", Text),
+    Column("accession_hash", Text),
+    Column("notes", Text),  # JSON list of words
+    Column("priority", _INT),
+    Column("admitted_at", Instant),
+    Column("changed_at", Instant),
+    # waiting to be sent; queued: PENDING and nothing of the following keeps it from being due with its study
+    Column("queued", _INT),
+    Column("hold_reason", Words),
+    Column("need", Text),
+    Column("next_attempt_at", Instant),
+    Column("alone", _INT),
+    Column("replaces", _INT),
+    # being sent
+    Column("claim_token", Text),
+    Column("attempt_id", _INT),
+    Column("attempts", _INT),
+    Column("charged", _INT),
+    Column("first_attempt_at", Instant),
+    Column("last_attempt_at", Instant),
+    # proving it
+    Column("stored_at", Instant),
+    Column("confirmed_at", Instant),
+    Column("was_stored", _INT),
+    Column("resends", _INT),
+    Column("present_before", _INT),
+    Column("needs_content_check", _INT),
+    Column("checks", _INT),
+    Column("absences", _INT),
+    Column("absent_since", Instant),
+    Column("next_check_at", Instant),
+    Column("seen_sequence", _INT),
+    Column("seen_action", Text),
+    Column("seen_state", Text),
+    Column("seen_at", Instant),
+    Column("failure_reason", _INT),
+    Column("warning_reason", _INT),
+    Column("failed_attributes", Text),  # JSON list
+    # the Explicit VR copy that is sent instead
+    Column("reencoded_path", PathText),
+    Column("reencoded_transfer_syntax", Text),
+    Column("reencoded_digest", Digest),
+    Column("reencoded_meta_digest", Digest),
+    Column("reencoded_dataset_offset", _INT),
+    Column("reencoded_size_bytes", _INT),
+    # the rest of its life
+    Column("holder_id", _INT),
+    Column("wish", Text),
+    Column("settled_at", Instant),  # since then its file is not needed any more
+    Column("removed_at", Instant),
+)
+
+history = Table(
+    "history",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("entry_id", _INT),
+    Column("at", Instant),
+    Column("before", Text),
+    Column("after", Text),
+    Column("reason", Text),
+    Column("note", Words),
+    Column("attempt_id", _INT),
+    Column("evidence", Text),  # JSON object of words
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("host", Text),
+    Column("study_uid", Text),
+    Column("claim_token", Text),
+    Column("started_at", Instant),
+    Column("instances", _INT),
+    Column("size_bytes", _INT),
+    Column("finished_at", Instant),
+    Column("http_status", _INT),
+    Column("body_bytes_left", _INT),
+    Column("milliseconds", _INT),
+    Column("error", Words),
+    Column("interrupted", _INT),
+)
+
+feed_cursor = Table(
+    "feed_cursor",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("version", _INT),
+    Column("since", Instant),
+    Column("sequence", _INT),
+    Column("moved_at", Instant),
+)
+
+state_count = Table(
+    "state_count",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("inbox", Text, primary_key=True),
+    Column("state", Text, primary_key=True),
+    Column("reason", Text, primary_key=True),
+    Column("entries", _INT),
+    Column("held", _INT),
+    Column("size_bytes", _INT),
+)
+
+STATE_COLUMNS = {state: f"n_{state.lower()}" for state in State}
+
+study = Table(
+    "study",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("study_uid", Text, primary_key=True),
+    # its queued rows in sum
+    Column("waiting", _INT),
+    Column("waiting_bytes", _INT),
+    Column("oldest_at", Instant),
+    Column("newest_at", Instant),
+    Column("priority", _INT),
+    Column("due_at", Instant),
+    # its sending
+    Column("next_attempt_at", Instant),
+    Column("charged", _INT),
+    Column("pauses", _INT),
+    Column("in_flight", _INT),
+    # all its rows
+    Column("first_at", Instant),
+    Column("changed_at", Instant),
+    Column("size_bytes", _INT),
+    *(Column(name, _INT) for name in STATE_COLUMNS.values()),
+)
+
+# By what a person may look for a study: kind is "patient", "accession" (keyed hashes), "modality" or "series".
+study_label = Table(
+    "study_label",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("value", Words, primary_key=True),
+    Column("study_uid", Text, primary_key=True),
+)
+
+inbox_report = Table(
+    "inbox_report",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("inbox", Text, primary_key=True),
+    Column("path", PathText),
+    Column("alarm", Words),
+    Column("watching", Text),
+    Column("counts", Text),  # JSON object of numbers
+    Column("at", Instant),
+)

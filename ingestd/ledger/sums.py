@@ -1,0 +1,237 @@
+"""What is kept in sum so that nobody has to count: rows by inbox, state and reason, and each study's queue and states.
+
+Changes are gathered in memory during a transaction and written together; the tests count afresh and compare.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import literal_column, select
+from sqlalchemy.engine import Connection
+
+from ingestd.lifecycle import BatchLimits, State, StudyQueue, study_due_at
+
+from . import dialect
+from .schema import STATE_COLUMNS, instance, state_count, study, study_label
+
+_QUEUED = literal_column("queued") == literal_column("1")
+_ADD_COUNTS = dialect.add_to(state_count, ("entries", "held", "size_bytes"))
+_PUT_STUDY = dialect.upsert(study)
+_PUT_LABEL = dialect.insert_missing(study_label)
+_LABELS_REMEMBERED = 20_000
+
+
+@dataclass(slots=True)
+class _StudyChange:
+    """What a transaction changes in a study's sums."""
+
+    states: dict[State, int] = field(default_factory=dict)
+    size_bytes: int = 0
+    waiting: int = 0
+    waiting_bytes: int = 0
+    oldest_at: datetime | None = None  # of the rows that joined the queue
+    newest_at: datetime | None = None
+    priority: int = 0
+    has_left: bool = False  # rows left the queue: its ends have to be looked up
+    changed_at: datetime | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def queue_of(row: dict[str, Any]) -> StudyQueue:
+    """Make a StudyQueue of a study's row with something waiting."""
+    return StudyQueue(
+        study_uid=row["study_uid"],
+        waiting=row["waiting"],
+        waiting_bytes=row["waiting_bytes"],
+        oldest_at=row["oldest_at"],
+        newest_at=row["newest_at"],
+        next_attempt_at=row["next_attempt_at"],
+        charged=row["charged"],
+        priority=row["priority"],
+    )
+
+
+def _pieces(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), dialect.CHUNK):
+        yield items[start : start + dialect.CHUNK]
+
+
+class Sums:
+    """The pending changes of one transaction."""
+
+    def __init__(self, limits_of: Callable[[str], BatchLimits], labels_known: set[tuple[str, str, str]]) -> None:
+        self._limits_of = limits_of
+        self._labels_known = labels_known
+        self._counts: dict[tuple[str, str, str, str], list[int]] = {}
+        self._studies: dict[tuple[str, str], _StudyChange] = {}
+        self._labels: set[tuple[str, str, str]] = set()
+
+    def count(self, host: str, inbox: str, state: State, reason: str, *, entries: int, held: int, size: int) -> None:
+        """Add to the number of rows of an inbox that are in a state for a reason."""
+        sums = self._counts.setdefault((host, inbox, state.value, reason), [0, 0, 0])
+        sums[0] += entries
+        sums[1] += held
+        sums[2] += size
+
+    def _of(self, host: str, study_uid: str, at: datetime) -> _StudyChange:
+        change = self._studies.get((host, study_uid))
+        if change is None:
+            change = self._studies[host, study_uid] = _StudyChange()
+        if change.changed_at is None or at > change.changed_at:
+            change.changed_at = at
+        return change
+
+    def appear(self, host: str, study_uid: str, state: State, size: int, at: datetime) -> None:
+        """Add a new row to its study."""
+        change = self._of(host, study_uid, at)
+        change.states[state] = change.states.get(state, 0) + 1
+        change.size_bytes += size
+
+    def vanish(self, host: str, study_uid: str, state: State, size: int, at: datetime) -> None:
+        """Take a row out of a study: it was read again, and belongs to another one."""
+        change = self._of(host, study_uid, at)
+        change.states[state] = change.states.get(state, 0) - 1
+        change.size_bytes -= size
+
+    def turn(self, host: str, study_uid: str, before: State, after: State, at: datetime) -> None:
+        """Count a row of a study in another state."""
+        states = self._of(host, study_uid, at).states
+        states[before] = states.get(before, 0) - 1
+        states[after] = states.get(after, 0) + 1
+
+    def enqueue(self, host: str, study_uid: str, size: int, priority: int, admitted_at: datetime, at: datetime) -> None:
+        """A row joins the queue of its study."""
+        change = self._of(host, study_uid, at)
+        change.waiting += 1
+        change.waiting_bytes += size
+        change.priority = max(change.priority, priority)
+        if change.oldest_at is None or admitted_at < change.oldest_at:
+            change.oldest_at = admitted_at
+        if change.newest_at is None or admitted_at > change.newest_at:
+            change.newest_at = admitted_at
+
+    def dequeue(self, host: str, study_uid: str, rows: int, size: int, at: datetime) -> None:
+        """Rows leave the queue of their study."""
+        change = self._of(host, study_uid, at)
+        change.waiting -= rows
+        change.waiting_bytes -= size
+        change.has_left = True
+
+    def set_study(self, host: str, study_uid: str, at: datetime, **values: Any) -> None:
+        """Set columns of a study that are no sums: its backoff, its counters."""
+        self._of(host, study_uid, at).values.update(values)
+
+    def label(self, kind: str, value: str, study_uid: str) -> None:
+        """Let a study be found by this."""
+        if value and (kind, value, study_uid) not in self._labels_known:
+            self._labels.add((kind, value, study_uid))
+
+    def flush(self, connection: Connection) -> None:
+        """Write everything gathered. The rows themselves must have been written before."""
+        if self._counts:
+            connection.execute(
+                _ADD_COUNTS,
+                [
+                    {
+                        "host": host,
+                        "inbox": inbox,
+                        "state": state,
+                        "reason": reason,
+                        "entries": entries,
+                        "held": held,
+                        "size_bytes": size,
+                    }
+                    for (host, inbox, state, reason), (entries, held, size) in self._counts.items()
+                ],
+            )
+            self._counts.clear()
+        if self._labels:
+            connection.execute(
+                _PUT_LABEL, [{"kind": kind, "value": value, "study_uid": uid} for kind, value, uid in self._labels]
+            )
+            if len(self._labels_known) > _LABELS_REMEMBERED:
+                self._labels_known.clear()
+            # Remembered although the transaction may still roll back: `forget_labels` is called then.
+            self._labels_known |= self._labels
+            self._labels.clear()
+        if self._studies:
+            changes, self._studies = self._studies, {}
+            connection.execute(_PUT_STUDY, self._changed_studies(connection, changes))
+
+    def _changed_studies(
+        self, connection: Connection, changes: dict[tuple[str, str], _StudyChange]
+    ) -> list[dict[str, Any]]:
+        by_host: dict[str, list[str]] = defaultdict(list)
+        for host, study_uid in changes:
+            by_host[host].append(study_uid)
+        rows = []
+        for host, study_uids in by_host.items():
+            limits = self._limits_of(host)
+            found: dict[str, dict[str, Any]] = {}
+            for piece in _pieces(study_uids):
+                asked = select(study).where(study.c.host == host, study.c.study_uid.in_(piece)).with_for_update()
+                found.update((row.study_uid, dict(row._mapping)) for row in connection.execute(asked))  # noqa: SLF001
+            for study_uid in study_uids:
+                change = changes[host, study_uid]
+                row = found.get(study_uid) or _new_study(host, study_uid, change)
+                _carry_out(connection, row, change)
+                row["due_at"] = study_due_at(queue_of(row), limits) if row["waiting"] else None
+                rows.append(row)
+        return rows
+
+
+def _new_study(host: str, study_uid: str, change: _StudyChange) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(STATE_COLUMNS.values(), 0)
+    row.update(
+        host=host,
+        study_uid=study_uid,
+        waiting=0,
+        waiting_bytes=0,
+        oldest_at=None,
+        newest_at=None,
+        priority=0,
+        next_attempt_at=None,
+        charged=0,
+        pauses=0,
+        in_flight=0,
+        first_at=change.changed_at,
+        changed_at=change.changed_at,
+        size_bytes=0,
+    )
+    return row
+
+
+def _carry_out(connection: Connection, row: dict[str, Any], change: _StudyChange) -> None:
+    for state, number in change.states.items():
+        row[STATE_COLUMNS[state]] += number
+    row["size_bytes"] += change.size_bytes
+    row["waiting"] += change.waiting
+    row["waiting_bytes"] += change.waiting_bytes
+    assert row["waiting"] >= 0, "rows leave a queue only once"
+    if change.changed_at is not None and change.changed_at > row["changed_at"]:
+        row["changed_at"] = change.changed_at
+    if row["waiting"] == 0:
+        row["oldest_at"] = row["newest_at"] = None
+        row["priority"] = 0
+    elif change.has_left:
+        row["oldest_at"], row["newest_at"] = _ends_of_queue(connection, row["host"], row["study_uid"])
+        row["priority"] = max(row["priority"], change.priority)
+    else:
+        ends = [at for at in (row["oldest_at"], change.oldest_at) if at is not None]
+        row["oldest_at"] = min(ends)
+        ends = [at for at in (row["newest_at"], change.newest_at) if at is not None]
+        row["newest_at"] = max(ends)
+        row["priority"] = max(row["priority"], change.priority)
+    row.update(change.values)
+
+
+def _ends_of_queue(connection: Connection, host: str, study_uid: str) -> tuple[datetime, datetime]:
+    queue = select(instance.c.admitted_at).where(_QUEUED, instance.c.host == host, instance.c.study_uid == study_uid)
+    oldest = connection.execute(queue.order_by(instance.c.admitted_at).limit(1)).scalar_one()
+    newest = connection.execute(queue.order_by(instance.c.admitted_at.desc()).limit(1)).scalar_one()
+    return oldest, newest

@@ -1,0 +1,411 @@
+"""One write transaction: how rows are read, moved, put down in history, and kept in sum.
+
+Every change of a row's state goes through ``Transaction.move`` (and every new row through ``Transaction.add``), which
+check the table of moves, write the history and keep the sums. Rows are read inside the transaction, behind BEGIN
+IMMEDIATE (or FOR UPDATE), and updated only WHERE id AND expected state AND claim token (G4).
+
+Moves are gathered and written together by ``settle``, which also looks after the duplicates of rows that gave their
+identity up; each public move ends with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import ColumnElement, Select, Update, bindparam, insert, literal_column, select, update
+from sqlalchemy.engine import Connection
+
+from ingestd.lifecycle import (
+    HOLDING,
+    BatchLimits,
+    Content,
+    Identity,
+    IllegalMove,
+    Reason,
+    SourceStat,
+    State,
+    check_move,
+)
+
+from . import dialect
+from .schema import history, instance
+from .sums import Sums
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """What a move needs to know of the row that it moves."""
+
+    id: int
+    host: str
+    state: State
+    reason: str | None
+    inbox: str
+    relative_path: str
+    source: SourceStat
+    path: str
+    in_place: int
+    study_uid: str | None
+    series_uid: str | None
+    sop_uid: str | None
+    transfer_syntax: str | None
+    digest: str | None
+    size_bytes: int
+    priority: int
+    admitted_at: datetime
+    queued: int
+    hold_reason: str | None
+    need: str | None
+    next_attempt_at: datetime | None
+    claim_token: str | None
+    attempts: int
+    charged: int
+    was_stored: int
+    resends: int
+    absences: int
+    absent_since: datetime | None
+    checks: int
+    seen_sequence: int | None
+    reencoded_path: str | None
+    holder_id: int | None
+    wish: str | None
+    settled_at: datetime | None
+    removed_at: datetime | None
+
+    @property
+    def identity(self) -> Identity | None:
+        """The three UIDs, where the row has them."""
+        if self.study_uid is None or self.series_uid is None or self.sop_uid is None:
+            return None
+        return Identity(study_uid=self.study_uid, series_uid=self.series_uid, sop_uid=self.sop_uid)
+
+
+_ROW = [instance.c[name] for name in Row._fields]
+_STATE = Row._fields.index("state")
+
+# A partial index is used only where the statement says its condition literally.
+ONE: ColumnElement[int] = literal_column("1")
+ZERO: ColumnElement[int] = literal_column("0")
+HOLDS = instance.c.holds == ONE
+QUEUED = instance.c.queued == ONE
+
+_CHECKED = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
+_SETTLED = frozenset({State.CONFIRMED, State.DISCARDED})
+# A row that comes here has given up its identity for good: the oldest of its duplicates takes its place.
+_GIVES_UP = frozenset({State.DELETED, State.FAILED, State.DISCARDED, State.REJECTED})
+
+
+def pieces(items: Sequence[T], size: int = dialect.CHUNK) -> Iterator[Sequence[T]]:
+    """Cut a long list so that each piece fits into one statement."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def as_json(value: Mapping[str, Any] | Sequence[str]) -> str:
+    """Write a small value into one column; nothing at all when it is empty."""
+    return json.dumps(dict(value) if isinstance(value, Mapping) else list(value)) if value else ""
+
+
+def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:
+    """Say where a row's file is: in place, or in its host's spool."""
+    if in_place:
+        return Path(path)
+    assert spool is not None, "a ledger that hands out files was opened with its spool"
+    return spool / path
+
+
+@lru_cache(maxsize=256)
+def _update(columns: tuple[str, ...], *, token: bool) -> Update:
+    statement = update(instance).where(instance.c.id == bindparam("b_id"), instance.c.state == bindparam("b_state"))
+    if token:
+        statement = statement.where(instance.c.claim_token == bindparam("b_token"))
+    return statement.values({name: bindparam(name) for name in columns})
+
+
+class Transaction:
+    """The writer's connection between BEGIN and COMMIT, and what is gathered in between."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        host: str,
+        spool: Path | None,
+        limits_of: Callable[[str], BatchLimits],
+        spool_of: Callable[[str], Path | None],
+        labels_known: set[tuple[str, str, str]],
+    ) -> None:
+        self.connection = connection
+        self.host = host
+        self.spool = spool
+        self.limits_of = limits_of
+        self.spool_of = spool_of
+        self.sums = Sums(limits_of, labels_known)
+        self._history: list[dict[str, Any]] = []
+        self._added: list[dict[str, Any]] = []
+        self._updates: dict[tuple[int, bool, tuple[str, ...]], list[dict[str, Any]]] = {}
+        self._touched: set[int] = set()
+        self._given_up: list[tuple[Row, datetime]] = []
+        self._next_id: int | None = None
+
+    def new_id(self) -> int:
+        """Give out the id of a row to be added."""
+        if self._next_id is None:
+            self._next_id = dialect.next_id(self.connection, instance)
+        self._next_id += 1
+        return self._next_id - 1
+
+    def select_rows(self, *where: ColumnElement[bool]) -> Select[Any]:
+        """Begin the statement that reads rows to be moved."""
+        return select(*_ROW).where(*where).with_for_update()
+
+    def rows(self, statement: Select[Any]) -> list[Row]:
+        """Read rows to be moved, as they are after everything gathered so far."""
+        self.write()
+        found = []
+        for values in self.connection.execute(statement):
+            fields = list(values)
+            fields[_STATE] = State(fields[_STATE])
+            found.append(Row(*fields))
+        return found
+
+    def rows_by_id(self, entry_ids: Iterable[int]) -> dict[int, Row]:
+        """Read these rows; one that does not exist is absent."""
+        found: dict[int, Row] = {}
+        for piece in pieces(list(dict.fromkeys(entry_ids))):
+            found.update((row.id, row) for row in self.rows(self.select_rows(instance.c.id.in_(piece))))
+        return found
+
+    def holder_of(self, identity: Identity) -> Row | None:
+        """Read the row that holds this identity."""
+        rows = self.rows(
+            self.select_rows(
+                HOLDS,
+                instance.c.sop_uid == identity.sop_uid,
+                instance.c.series_uid == identity.series_uid,
+                instance.c.study_uid == identity.study_uid,
+            )
+        )
+        return rows[0] if rows else None
+
+    def add(self, values: dict[str, Any], *, at: datetime, note: str = "") -> None:
+        """Add a row; ``values`` are its columns, the same ones for every row of a kind."""
+        state: State = values["state"]
+        check_move(None, state)
+        reason = values["reason"] or ""
+        self._added.append(values)
+        self.put_down(values["id"], None, state, at=at, reason=reason, note=note)
+        self.sums.count(self.host, values["inbox"], state, reason, entries=1, held=0, size=values["size_bytes"])
+        study_uid = values["study_uid"]
+        if study_uid is not None:
+            self.sums.appear(self.host, study_uid, state, values["size_bytes"], at)
+        if values["queued"]:
+            self.sums.enqueue(self.host, study_uid, values["size_bytes"], values["priority"], values["admitted_at"], at)
+
+    def move(
+        self,
+        row: Row,
+        after: State,
+        *,
+        at: datetime,
+        reason: Reason | None,
+        note: str = "",
+        evidence: Mapping[str, str] | None = None,
+        by_attempt: int | None = None,
+        gives_up: bool = True,
+        **values: Any,
+    ) -> None:
+        """Move a row to another state, and set what goes with it; raises IllegalMove for a move the table lacks."""
+        before = row.state
+        check_move(before, after)
+        if before in _CHECKED:
+            values.setdefault("next_check_at", None)
+        if before is State.SENDING:
+            values["claim_token"] = None
+        if before is State.PENDING and after is not State.PENDING:
+            for column in ("hold_reason", "need", "next_attempt_at"):
+                if getattr(row, column) is not None:
+                    values[column] = None
+        if (before in HOLDING) != (after in HOLDING):
+            values["holds"] = int(after in HOLDING)
+        if after in _SETTLED:
+            values.setdefault("settled_at", at)
+        elif row.settled_at is not None:
+            values.setdefault("settled_at", None)
+        values.update(state=after, reason=reason, note=note, changed_at=at)
+        self.change(row, values, at=at)
+        self.put_down(
+            row.id, before, after, at=at, reason=reason or "", note=note, evidence=evidence, attempt_id=by_attempt
+        )
+        if gives_up and after in _GIVES_UP:
+            self._given_up.append((row, at))
+
+    def change(self, row: Row, values: dict[str, Any], *, at: datetime) -> None:
+        """Set columns of a row and keep the sums; a change of state goes through ``move``."""
+        if row.id in self._touched:
+            raise IllegalMove(f"row {row.id} was read before its last change")
+        self._touched.add(row.id)
+        after = values.get("state", row.state)
+        size = values.get("size_bytes", row.size_bytes)
+        waits = any(
+            values.get(column, getattr(row, column)) is not None
+            for column in ("hold_reason", "need", "next_attempt_at")
+        )
+        queued = int(after is State.PENDING and not waits)
+        if queued != row.queued:
+            values["queued"] = queued
+        self._keep_sums(row, values, after, size, queued, at)
+        params = dict(values, b_id=row.id, b_state=row.state)
+        token = row.state is State.SENDING
+        if token:
+            params["b_token"] = row.claim_token
+        # An identity is given up before another row takes it.
+        rank = {0: 0, None: 1, 1: 2}[values.get("holds")]
+        self._updates.setdefault((rank, token, tuple(sorted(values))), []).append(params)
+
+    def _keep_sums(self, row: Row, values: dict[str, Any], after: State, size: int, queued: int, at: datetime) -> None:
+        held = int(row.hold_reason is not None)
+        held_after = int(values.get("hold_reason", row.hold_reason) is not None)
+        reason, reason_after = row.reason or "", values.get("reason", row.reason) or ""
+        if (row.state, reason, held, row.size_bytes) != (after, reason_after, held_after, size):
+            self.sums.count(row.host, row.inbox, row.state, reason, entries=-1, held=-held, size=-row.size_bytes)
+            self.sums.count(row.host, row.inbox, after, reason_after, entries=1, held=held_after, size=size)
+        study_uid = values.get("study_uid", row.study_uid)
+        if study_uid != row.study_uid or size != row.size_bytes:
+            if row.study_uid is not None:
+                self.sums.vanish(row.host, row.study_uid, row.state, row.size_bytes, at)
+            if study_uid is not None:
+                self.sums.appear(row.host, study_uid, after, size, at)
+        elif study_uid is not None and after is not row.state:
+            self.sums.turn(row.host, study_uid, row.state, after, at)
+        if (row.queued, row.study_uid, row.size_bytes) != (queued, study_uid, size):
+            if row.queued:
+                assert row.study_uid is not None, "what is queued has its identity"
+                self.sums.dequeue(row.host, row.study_uid, 1, row.size_bytes, at)
+            if queued:
+                assert study_uid is not None, "what is queued has its identity"
+                self.sums.enqueue(row.host, study_uid, size, row.priority, row.admitted_at, at)
+
+    def put_down(
+        self,
+        entry_id: int,
+        before: State | None,
+        after: State,
+        *,
+        at: datetime,
+        reason: str,
+        note: str = "",
+        evidence: Mapping[str, str] | None = None,
+        attempt_id: int | None = None,
+    ) -> None:
+        """Add a line to a row's history."""
+        self._history.append(
+            {
+                "entry_id": entry_id,
+                "at": at,
+                "before": before,
+                "after": after,
+                "reason": reason,
+                "note": note,
+                "attempt_id": attempt_id,
+                "evidence": as_json(evidence or {}),
+            }
+        )
+
+    def settle(self) -> None:
+        """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates."""
+        self.write()
+        while self._given_up:
+            given_up, self._given_up = self._given_up, []
+            self._pass_on(given_up)
+            self.write()
+        if self._history:
+            self.connection.execute(insert(history), self._history)
+            self._history = []
+        self.sums.flush(self.connection)
+
+    def write(self) -> None:
+        """Write the rows that were gathered, so that what is read next is as it will be."""
+        if self._added:
+            added, self._added = self._added, []
+            kinds: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+            for values in added:
+                kinds[tuple(values)].append(values)
+            for rows in kinds.values():
+                self.connection.execute(insert(instance), rows)
+        if self._updates:
+            updates, self._updates = self._updates, {}
+            self._touched.clear()
+            for _rank, token, columns in sorted(updates, key=lambda key: key[0]):
+                params = updates[_rank, token, columns]
+                done = self.connection.execute(_update(columns, token=token), params)
+                if done.rowcount != len(params):
+                    raise IllegalMove("a row was moved by somebody else within our own transaction")
+
+    def pass_on(self, row: Row, *, at: datetime) -> None:
+        """Let the oldest duplicate take the place of this row, which has no use for its identity any more."""
+        self._given_up.append((row, at))
+
+    def _pass_on(self, given_up: Sequence[tuple[Row, datetime]]) -> None:
+        when = {row.id: at for row, at in given_up}
+        waiting: dict[int, list[Row]] = defaultdict(list)
+        for piece in pieces(list(when)):
+            for duplicate in self.rows(
+                self.select_rows(
+                    instance.c.holder_id.is_not(None),
+                    instance.c.holder_id.in_(piece),
+                    instance.c.state == State.DUPLICATE,
+                    # A settled one was as good as delivered: what is deleted on the server later stays deleted.
+                    instance.c.settled_at.is_(None),
+                    instance.c.removed_at.is_(None),
+                ).order_by(instance.c.admitted_at, instance.c.id)
+            ):
+                assert duplicate.holder_id is not None, "the statement asked for it"
+                waiting[duplicate.holder_id].append(duplicate)
+        for holder_id, duplicates in waiting.items():
+            self._promote(holder_id, duplicates, when[holder_id])
+
+    def _promote(self, former_id: int, duplicates: Sequence[Row], at: datetime) -> None:
+        first, *others = duplicates
+        identity = first.identity
+        assert identity is not None, "a duplicate has its identity"
+        holder = self.holder_of(identity)
+        if holder is None:
+            note = f"row {former_id}, which had the same content, is gone"
+            self.move(first, State.PENDING, at=at, reason=Reason.HOLDER_GONE, note=note, holder_id=None)
+            for other in others:
+                self.change(other, {"holder_id": first.id}, at=at)
+            return
+        for duplicate in duplicates:
+            self.point_to(duplicate, holder.id, same=same_bytes(duplicate, holder), at=at)
+
+    def point_to(self, duplicate: Row, holder_id: int, *, same: bool, at: datetime) -> None:
+        """Let a duplicate belong to another holder, or be in conflict with it."""
+        if same:
+            self.change(duplicate, {"holder_id": holder_id}, at=at)
+        else:
+            note = f"row {holder_id} holds the same UIDs now, with other content"
+            self.move(duplicate, State.CONFLICT, at=at, reason=Reason.OTHER_CONTENT, note=note, holder_id=holder_id)
+
+
+def same_bytes(one: Row, other: Row) -> bool:
+    """Whether two rows have the very same data set."""
+    return one.digest == other.digest and one.transfer_syntax == other.transfer_syntax
+
+
+def content_columns(content: Content) -> dict[str, Any]:
+    """Spread a Content over its columns."""
+    return {
+        "transfer_syntax": content.transfer_syntax,
+        "digest": content.digest,
+        "meta_digest": content.meta_digest,
+        "dataset_offset": content.dataset_offset,
+        "size_bytes": content.size_bytes,
+    }

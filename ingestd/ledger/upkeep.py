@@ -1,0 +1,152 @@
+"""What else happens to rows: held, re-encoded, gone, removed; and what is kept of destination and inboxes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+
+from sqlalchemy import update
+
+from ingestd.lifecycle import Content, Pause, Reason, State
+
+from . import dialect
+from .schema import destination, inbox_report, instance
+from .transaction import Transaction, pieces
+from .values import InboxSummary, Need
+
+_PUT_REPORT = dialect.upsert(inbox_report)
+
+
+def hold(tx: Transaction, entry_ids: Iterable[int], *, reason: str, now: datetime) -> int:
+    """Keep PENDING rows from being sent until somebody lets them go."""
+    rows = [row for row in tx.rows_by_id(entry_ids).values() if row.state is State.PENDING]
+    for row in rows:
+        tx.change(row, {"hold_reason": reason}, at=now)
+        tx.put_down(row.id, State.PENDING, State.PENDING, at=now, reason="held", note=reason)
+    tx.settle()
+    return len(rows)
+
+
+def unhold(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> int:
+    """Let held rows go."""
+    rows = [row for row in tx.rows_by_id(entry_ids).values() if row.hold_reason is not None]
+    for row in rows:
+        tx.change(row, {"hold_reason": None}, at=now)
+        tx.put_down(row.id, State.PENDING, State.PENDING, at=now, reason="let_go")
+    tx.settle()
+    return len(rows)
+
+
+def attach_reencoded(tx: Transaction, entry_id: int, *, path: str, content: Content, now: datetime) -> bool:
+    """Have the Explicit VR copy sent instead; its digest is on record before a byte of it leaves."""
+    row = tx.rows_by_id([entry_id]).get(entry_id)
+    if row is None or row.state is not State.PENDING:
+        return False
+    note = "re-encoded without loss to Explicit VR Little Endian"
+    tx.change(
+        row,
+        {
+            "need": None,
+            "reencoded_path": path,
+            "reencoded_transfer_syntax": content.transfer_syntax,
+            "reencoded_digest": content.digest,
+            "reencoded_meta_digest": content.meta_digest,
+            "reencoded_dataset_offset": content.dataset_offset,
+            "reencoded_size_bytes": content.size_bytes,
+            "note": note,
+        },
+        at=now,
+    )
+    tx.put_down(row.id, State.PENDING, State.PENDING, at=now, reason=Reason.REENCODED, note=note)
+    tx.settle()
+    return True
+
+
+def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> bool:
+    """Give a row up whose implicit-VR file the server refused and which cannot be re-encoded either."""
+    row = tx.rows_by_id([entry_id]).get(entry_id)
+    if row is None or row.state is not State.PENDING or row.need != Need.REENCODE:
+        return False
+    tx.move(row, State.FAILED, at=now, reason=Reason.REFUSED, note=note)
+    tx.settle()
+    return True
+
+
+def fail_gone(tx: Transaction, entry_ids: Iterable[int], *, note: str, now: datetime) -> int:
+    """Give rows up whose file vanished before it could be sent or asked about."""
+    rows = [row for row in tx.rows_by_id(entry_ids).values() if row.state in (State.PENDING, State.UNCERTAIN)]
+    for row in rows:
+        tx.move(row, State.FAILED, at=now, reason=Reason.GONE, note=note)
+    tx.settle()
+    return len(rows)
+
+
+def mark_source_removed(tx: Transaction, entry_ids: Iterable[int]) -> None:
+    """Say that the copied sources of these rows are removed from their inbox."""
+    for piece in pieces(list(entry_ids)):
+        tx.connection.execute(update(instance).where(instance.c.id.in_(piece)).values(source_removed=1))
+
+
+def mark_removed(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> int:
+    """Say that the spool files of these settled rows are gone. Nothing else may lose its file (G3)."""
+    removed = 0
+    for piece in pieces(list(entry_ids)):
+        settled = (
+            instance.c.id.in_(piece),
+            instance.c.host == tx.host,
+            instance.c.settled_at.is_not(None),
+            instance.c.removed_at.is_(None),
+        )
+        removed += tx.connection.execute(
+            update(instance).where(*settled, instance.c.in_place == 0).values(removed_at=now)
+        ).rowcount
+        # A file in place stays; only the copy that was sent in its stead is gone. Its digests go on counting.
+        removed += tx.connection.execute(
+            update(instance)
+            .where(*settled, instance.c.in_place == 1, instance.c.reencoded_path.is_not(None))
+            .values(reencoded_path=None)
+        ).rowcount
+    return removed
+
+
+def pause_destination(tx: Transaction, pause: Pause, *, until: datetime, now: datetime) -> None:
+    """Put down, for whoever asks, that the destination is not sent to until then, and since when."""
+    since = destination.c.paused_since
+    tx.connection.execute(update(destination).where(since.is_(None)).values(paused_since=now))
+    tx.connection.execute(
+        update(destination).values(paused_until=until, pause_cause=pause.cause, pause_note=pause.note)
+    )
+
+
+def resume_destination(tx: Transaction, *, now: datetime) -> None:
+    """The destination is sent to again."""
+    tx.connection.execute(
+        update(destination).values(paused_until=None, pause_cause="", pause_note="", paused_since=None, last_ok_at=now)
+    )
+
+
+def destination_answered(tx: Transaction, *, now: datetime) -> None:
+    """Put down that the destination gave a readable answer."""
+    tx.connection.execute(update(destination).values(last_ok_at=now))
+
+
+def set_destination_kind(tx: Transaction, kind: str) -> None:
+    """Put down which server it is."""
+    tx.connection.execute(update(destination).where(destination.c.kind != kind).values(kind=kind))
+
+
+def put_inbox_report(tx: Transaction, summary: InboxSummary, *, now: datetime) -> None:
+    """Keep what the last look into an inbox found."""
+    tx.connection.execute(
+        _PUT_REPORT,
+        {
+            "host": tx.host,
+            "inbox": summary.inbox,
+            "path": summary.path,
+            "alarm": summary.alarm,
+            "watching": summary.watching,
+            "counts": json.dumps(dict(summary.counts)),
+            "at": now,
+        },
+    )

@@ -1,0 +1,397 @@
+"""What people ask: how things stand, which studies and files there are, and the whole story of one.
+
+Over all hosts. With a million rows each answer is read from counts or off the end of an index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import merge
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, select
+
+from ingestd.lifecycle import NEEDS_PERSON, Content, Identity, Reason, State
+
+from .reads import UNCONFIRMED, Reads
+from .schema import (
+    STATE_COLUMNS,
+    attempt,
+    history,
+    host,
+    inbox_report,
+    instance,
+    state_count,
+    study,
+    study_label,
+)
+from .transaction import file_of, pieces
+from .values import (
+    Attempt,
+    Choice,
+    Count,
+    Entry,
+    Event,
+    InboxSummary,
+    Need,
+    Status,
+    Story,
+    StudySummary,
+    Wish,
+)
+
+# Listed, but nobody is called for it.
+CLUTTER = frozenset({Reason.NOT_DICOM, Reason.DICOMDIR})
+
+_ALL = Choice()
+# With fewer studies than this under a label they are looked at one by one; with more, the newest are walked through.
+_FEW = 1000
+
+
+class Views(Reads):
+    """The questions of people; ``Ledger`` has them all."""
+
+    def counts(self) -> dict[State, int]:
+        """Say how many rows are in each state; every state is there."""
+        rows = self._all(
+            select(state_count.c.state, func.sum(state_count.c.entries).label("entries")).group_by(state_count.c.state)
+        )
+        found = {row.state: int(row.entries) for row in rows}
+        return {state: found.get(state.value, 0) for state in State}
+
+    def oldest_unconfirmed_at(self) -> Any:
+        """Say since when the oldest file that is still on its way has been in the ledger."""
+        row = self._one(select(instance.c.admitted_at).where(UNCONFIRMED).order_by(instance.c.admitted_at).limit(1))
+        return row.admitted_at if row else None
+
+    def status(self) -> Status:
+        """Say how things stand, in constant time."""
+        rows = self._all(select(state_count).where(state_count.c.entries > 0))
+        summed: dict[tuple[str, State, str], list[int]] = {}
+        for row in rows:
+            sums = summed.setdefault((row.inbox, State(row.state), row.reason), [0, 0, 0])
+            for position, number in enumerate((row.entries, row.held, row.size_bytes)):
+                sums[position] += number
+        counts = tuple(
+            Count(inbox=inbox, state=state, reason=reason, rows=entries, held=held, size_bytes=size)
+            for (inbox, state, reason), (entries, held, size) in sorted(summed.items())
+        )
+        states = dict.fromkeys(State, 0)
+        for count in counts:
+            states[count.state] += count.rows
+        held = sum(count.held for count in counts)
+        troubled = [count for count in counts if count.state in NEEDS_PERSON]
+        clutter = sum(count.rows for count in troubled if count.state is State.REJECTED and count.reason in CLUTTER)
+        return Status(
+            states=states,
+            counts=counts,
+            held=held,
+            needs_person=held + sum(count.rows for count in troubled) - clutter,
+            clutter=clutter,
+            oldest_unconfirmed_at=self.oldest_unconfirmed_at(),
+            studies_waiting=self._studies_waiting(),
+            destination=self.destination(),
+            inboxes=self._inboxes(),
+        )
+
+    def _studies_waiting(self) -> int:
+        # Bounded: "1000" says "1000 or more".
+        bounded = select(study.c.waiting).where(study.c.waiting > literal_column("0"))
+        row = self._one(select(func.count().label("studies")).select_from(bounded.limit(_FEW).subquery()))
+        return int(row.studies)
+
+    def _inboxes(self) -> tuple[InboxSummary, ...]:
+        return tuple(
+            InboxSummary(
+                inbox=row.inbox,
+                path=row.path,
+                alarm=row.alarm,
+                watching=row.watching,
+                counts=json.loads(row.counts),
+                at=row.at,
+            )
+            for row in self._all(select(inbox_report).order_by(inbox_report.c.inbox))
+        )
+
+    def studies(
+        self, choice: Choice = _ALL, *, limit: int = 100, after: StudySummary | None = None
+    ) -> list[StudySummary]:
+        """List studies, the one that changed last first; ``after`` is the last one of the page before.
+
+        A study that two hosts have is two lines.
+        """
+        where: list[ColumnElement[bool]] = []
+        if choice.state is not None:
+            where.append(literal_column(STATE_COLUMNS[choice.state]) > literal_column("0"))
+        if choice.since is not None:
+            where.append(study.c.changed_at >= choice.since)
+        if after is not None:
+            where.append(
+                or_(
+                    study.c.changed_at < after.changed_at,
+                    and_(study.c.changed_at == after.changed_at, study.c.study_uid < after.study_uid),
+                )
+            )
+        where += self._of_studies(choice, study.c.study_uid)
+        rows = self._all(
+            select(study).where(*where).order_by(study.c.changed_at.desc(), study.c.study_uid.desc()).limit(limit)
+        )
+        modalities = self._modalities([row.study_uid for row in rows])
+        return [
+            StudySummary(
+                host=row.host,
+                study_uid=row.study_uid,
+                states={state: getattr(row, column) for state, column in STATE_COLUMNS.items()},
+                size_bytes=row.size_bytes,
+                modalities=modalities.get(row.study_uid, ()),
+                first_at=row.first_at,
+                changed_at=row.changed_at,
+                next_attempt_at=row.next_attempt_at,
+                charged=row.charged,
+            )
+            for row in rows
+        ]
+
+    def _of_studies(self, choice: Choice, column: ColumnElement[Any]) -> list[ColumnElement[bool]]:
+        where: list[ColumnElement[bool]] = []
+        if choice.study_uid is not None:
+            where.append(column == choice.study_uid)
+        labels = (
+            ("patient", choice.patient_hash),
+            ("accession", choice.accession_hash),
+            ("modality", choice.modality),
+        )
+        for kind, value in labels:
+            if value is None:
+                continue
+            under = (study_label.c.kind == kind, study_label.c.value == value)
+            few = self._all(select(study_label.c.study_uid).where(*under).limit(_FEW + 1))
+            if len(few) <= _FEW:
+                where.append(column.in_([row.study_uid for row in few]))
+            else:
+                # EXISTS keeps the newest-first index in charge.
+                where.append(exists().where(*under, study_label.c.study_uid == column))
+        return where
+
+    def _modalities(self, study_uids: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for piece in pieces(study_uids):
+            rows = self._all(
+                select(study_label.c.study_uid, study_label.c.value)
+                .where(study_label.c.study_uid.in_(piece), study_label.c.kind == "modality")
+                .order_by(study_label.c.value)
+            )
+            for row in rows:
+                found.setdefault(row.study_uid, []).append(row.value)
+        return {study_uid: tuple(values) for study_uid, values in found.items()}
+
+    def entries(self, choice: Choice = _ALL, *, limit: int = 1000, after: Entry | None = None) -> list[Entry]:
+        """List rows, the one that changed last first; ``after`` is the last one of the page before."""
+        where: list[ColumnElement[bool]] = []
+        if choice.reason is not None:
+            where.append(instance.c.reason == choice.reason)
+        if choice.patient_hash is not None:
+            where.append(instance.c.patient_hash == choice.patient_hash)
+        if choice.accession_hash is not None:
+            where.append(instance.c.accession_hash == choice.accession_hash)
+        if choice.modality is not None:
+            where.append(instance.c.modality == choice.modality)
+        if choice.since is not None:
+            where.append(instance.c.changed_at >= choice.since)
+        if after is not None:
+            where.append(
+                or_(
+                    instance.c.changed_at < after.changed_at,
+                    and_(instance.c.changed_at == after.changed_at, instance.c.id < after.entry_id),
+                )
+            )
+        where += self._of_studies(choice, instance.c.study_uid)
+        newest_first = (instance.c.changed_at.desc(), instance.c.id.desc())
+        # An index has each state's rows in order; the states are merged here, as no database would by itself.
+        ends = [
+            self._all(
+                select(instance.c.id, instance.c.changed_at)
+                .where(instance.c.state == state, *where)
+                .order_by(*newest_first)
+                .limit(limit)
+            )
+            for state in ([choice.state] if choice.state else State)
+        ]
+        ordered = merge(*ends, key=lambda row: (row.changed_at, row.id), reverse=True)
+        return self._entries([row.id for row in islice(ordered, limit)])
+
+    def _entries(self, entry_ids: Iterable[int]) -> list[Entry]:
+        """Read these rows, in that order."""
+        ids = list(entry_ids)
+        spools = self.spools() if ids else {}
+        found: dict[int, Entry] = {}
+        for piece in pieces(ids):
+            for row in self._all(select(instance).where(instance.c.id.in_(piece))):
+                found[row.id] = _entry(row, spools)
+        return [found[entry_id] for entry_id in ids if entry_id in found]
+
+    def spools(self) -> dict[str, Path]:
+        """Say where the spool of each host is, as it was last opened."""
+        return {row.host: Path(row.spool) for row in self._all(select(host.c.host, host.c.spool)) if row.spool}
+
+    def entry(self, entry_id: int) -> Entry | None:
+        """Read one row."""
+        found = self._entries([entry_id])
+        return found[0] if found else None
+
+    def find(self, text: str) -> list[Entry]:
+        """Find rows by what a person has at hand: the row's id, a UID (study, series or instance), or a path.
+
+        A path may be that of the file in the inbox (relative to it, or absolute) or of the file in the spool.
+        """
+        if text.isascii() and text.isdigit():
+            by_id = self.entry(int(text)) if len(text) < 19 else None
+            if by_id is not None:
+                return [by_id]
+        found = self._ids(instance.c.sop_uid == text) or self._ids(instance.c.study_uid == text)
+        if not found:
+            in_series = self._all(
+                select(study_label.c.study_uid).where(study_label.c.kind == "series", study_label.c.value == text)
+            )
+            found = self._ids(
+                instance.c.study_uid.in_([row.study_uid for row in in_series]), instance.c.series_uid == text
+            )
+        return self._entries(found or self._by_path(text))
+
+    def _ids(self, *where: ColumnElement[bool]) -> list[int]:
+        rows = self._all(select(instance.c.id).where(*where).order_by(instance.c.id).limit(1000))
+        return [row.id for row in rows]
+
+    def _by_path(self, text: str) -> list[int]:
+        path = Path(text)
+        names = {text}
+        spool_names = {text}
+        if path.is_absolute():
+            roots = {Path(row.path) for row in self._all(select(inbox_report.c.path))}
+            names |= {str(path.relative_to(root)) for root in roots if path.is_relative_to(root)}
+            spool_names |= {
+                str(path.relative_to(spool)) for spool in self.spools().values() if path.is_relative_to(spool)
+            }
+        found = self._ids(instance.c.relative_path.in_(sorted(names)))
+        if not found:
+            found = self._ids(
+                instance.c.path.in_(sorted(spool_names)),
+                instance.c.removed_at.is_(None),
+                instance.c.in_place == literal_column("0"),
+            )
+        return found or self._ids(
+            instance.c.reencoded_path.is_not(None), instance.c.reencoded_path.in_(sorted(spool_names))
+        )
+
+    def story(self, entry_id: int) -> Story | None:
+        """Tell everything that is known of one row."""
+        entry = self.entry(entry_id)
+        if entry is None:
+            return None
+        events = self._all(select(history).where(history.c.entry_id == entry_id).order_by(history.c.id))
+        attempts: list[Attempt] = []
+        for piece in pieces(sorted({row.attempt_id for row in events if row.attempt_id is not None})):
+            rows = self._all(select(attempt).where(attempt.c.id.in_(piece)).order_by(attempt.c.id))
+            attempts += map(_attempt, rows)
+        duplicates = self._ids(instance.c.holder_id.is_not(None), instance.c.holder_id == entry_id)
+        others: list[int] = []
+        if entry.identity is not None:
+            others = self._ids(
+                instance.c.sop_uid == entry.identity.sop_uid,
+                instance.c.series_uid == entry.identity.series_uid,
+                instance.c.study_uid == entry.identity.study_uid,
+            )
+        return Story(
+            entry=entry,
+            history=tuple(map(_event, events)),
+            attempts=tuple(attempts),
+            holder=self.entry(entry.holder_id) if entry.holder_id is not None else None,
+            duplicates=tuple(each for each in self._entries(duplicates) if each.state is State.DUPLICATE),
+            same_identity=tuple(self._entries(other for other in others if other != entry_id)),
+        )
+
+
+def _event(row: Any) -> Event:
+    return Event(
+        at=row.at,
+        before=State(row.before) if row.before else None,
+        after=State(row.after),
+        reason=row.reason,
+        note=row.note,
+        attempt_id=row.attempt_id,
+        evidence=json.loads(row.evidence) if row.evidence else {},
+    )
+
+
+def _attempt(row: Any) -> Attempt:
+    return Attempt(
+        attempt_id=row.id,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        instances=row.instances,
+        size_bytes=row.size_bytes,
+        http_status=row.http_status,
+        body_bytes_left=row.body_bytes_left,
+        seconds=None if row.milliseconds is None else row.milliseconds / 1000,
+        error=row.error,
+        interrupted=bool(row.interrupted),
+    )
+
+
+def _entry(row: Any, spools: Mapping[str, Path]) -> Entry:
+    identity = None
+    if row.study_uid is not None and row.series_uid is not None and row.sop_uid is not None:
+        identity = Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
+    content = None
+    if row.digest is not None:
+        content = Content(
+            transfer_syntax=row.transfer_syntax,
+            digest=row.digest,
+            meta_digest=row.meta_digest,
+            dataset_offset=row.dataset_offset,
+            size_bytes=row.size_bytes,
+        )
+    in_place = bool(row.in_place)
+    is_there = row.removed_at is None and (in_place or row.host in spools)
+    return Entry(
+        entry_id=row.id,
+        host=row.host,
+        state=State(row.state),
+        reason=Reason(row.reason) if row.reason else None,
+        note=row.note,
+        inbox=row.inbox,
+        relative_path=row.relative_path,
+        path=row.path,
+        file=file_of(spools.get(row.host), row.path, in_place=in_place) if is_there else None,
+        in_place=in_place,
+        source=row.source,
+        source_removed=bool(row.source_removed),
+        identity=identity,
+        sop_class_uid=row.sop_class_uid or "",
+        content=content,
+        modality=row.modality,
+        station=row.station,
+        notes=tuple(json.loads(row.notes)) if row.notes else (),
+        priority=row.priority,
+        admitted_at=row.admitted_at,
+        changed_at=row.changed_at,
+        attempts=row.attempts,
+        charged=row.charged,
+        resends=row.resends,
+        next_attempt_at=row.next_attempt_at,
+        next_check_at=row.next_check_at,
+        stored_at=row.stored_at,
+        confirmed_at=row.confirmed_at,
+        removed_at=row.removed_at,
+        hold_reason=row.hold_reason,
+        need=Need(row.need) if row.need else None,
+        wish=Wish(row.wish) if row.wish else None,
+        holder_id=row.holder_id,
+        failure_reason=row.failure_reason,
+        warning_reason=row.warning_reason,
+        failed_attributes=tuple(json.loads(row.failed_attributes)) if row.failed_attributes else (),
+        reencoded=row.reencoded_digest is not None,
+    )
