@@ -279,9 +279,13 @@ def study_due_at(study: StudyQueue, limits: BatchLimits, *, flush: bool = False)
     return due
 
 
-def order_studies(studies: Iterable[StudyQueue], *, now: datetime, ageing: timedelta = timedelta(minutes=1)) -> list[StudyQueue]:
+def order_studies(
+    studies: Iterable[StudyQueue], *, now: datetime, ageing: timedelta = timedelta(minutes=1)
+) -> list[StudyQueue]:
     """Put the studies in the order they are served: by priority, which grows by one with each ``ageing`` waited."""
-    return sorted(studies, key=lambda study: (-(study.priority + int((now - study.oldest_at) / ageing)), study.oldest_at))
+    return sorted(
+        studies, key=lambda study: (-(study.priority + int((now - study.oldest_at) / ageing)), study.oldest_at)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -465,10 +469,9 @@ class Unproven:
     last_attempt_at: datetime | None
     stored_at: datetime | None
     reason: Reason | None = None
-    present_before: bool | None = None  # what the query right before the post said (servers that do not refuse duplicates)
+    present_before: bool | None = None  # in the query right before the post (servers that take duplicates silently)
     was_stored: bool = False  # it was STORED once: sent again at most once
     resends: int = 0  # times it was absent twice and sent again
-    stored_resends: int = 0  # those of them after it had been STORED
     charged: int = 0  # charged attempts, as on Part
     absences: int = 0  # how often in a row the server did not have it
     absent_since: datetime | None = None

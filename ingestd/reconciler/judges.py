@@ -190,11 +190,12 @@ def _feed_says_deleted(row: Unproven, rules: Rules) -> bool:
 def _absent_twice(row: Unproven, *, rules: Rules, now: datetime, give_up: bool) -> Outcome:
     if row.was_stored and _feed_says_deleted(row, rules):
         return _deleted(row, _ABSENT_AND_DELETED, at=now, feed="deleted")
-    if row.was_stored and row.stored_resends >= 1:
+    if row.was_stored and row.resends >= 1:
+        # Resends from before it was ever STORED count too: one copy too few is seen, one too many may do damage.
         return _not_settled(
             row,
             Reason.NOT_SHOWN,
-            "the server answered twice that it stored it, and does not have it; it is not sent a third time by itself: "
+            "the server has answered that it stored it and does not have it, and it was sent again once already: "
             "look at the server, then `ingestd retry`; it is asked again every hour",
             at=now,
             wait=_ASK_HOURLY,

@@ -20,7 +20,7 @@ from ingestd.reconciler.questions import Answer, FeedAnswer, FeedQuestion, Quest
 
 
 class Reconciler:
-    """Answers questions on worker threads. Its methods are for one thread, the daemon's main one, and return at once."""
+    """Answers questions on worker threads. Its methods are for the daemon's main thread, and return at once."""
 
     def __init__(
         self,
