@@ -56,6 +56,7 @@ LIBRARIES = {
     "starlette": {"emulator"},
     "uvicorn": {"emulator"},
     "httptools": {"emulator"},
+    "anyio": {"emulator"},
     "jwt": {"emulator"},
     "cryptography": {"emulator"},
     "numpy": {"emulator"},

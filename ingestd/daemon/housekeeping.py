@@ -115,7 +115,7 @@ class Housekeeping:
     def _look_at_disk(self) -> None:
         low = self._spool.free_bytes() < self.low_water
         if low and not self.disk_low:
-            self._log.error("spool.disk_low", low_water=self.low_water, path=str(self._spool.path))
+            self._log.error("spool.disk_low", low_water=self.low_water)
             self._tidy_at = 0.0
         elif self.disk_low and not low:
             self._log.info("spool.disk_recovered")

@@ -1,0 +1,338 @@
+"""What may stand in a log line: a canary is put wherever a patient's name could come from, and must never come out."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingestd import logs
+
+PACKAGE = Path(__file__).resolve().parents[1] / "ingestd"
+CANARY = "DOE^JOHN"
+UID = "1.2.840.113619.2.55.3.604688119.971.1508324001.1"
+# Everything a name could travel in.
+CANARIES = [CANARY, "DOE_JOHN_19700101.dcm", "/srv/drop/DOE^JOHN/IM0001", UID, "PID-4711-DOE", "geboren 1970-01-01 DOE"]
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """Whatever a test configures is taken back."""
+    kept = (sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning, logging.raiseExceptions)
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    yield
+    sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning, logging.raiseExceptions = kept
+    logging.getLogger().handlers, logging.getLogger().level = handlers, level
+    structlog.reset_defaults()
+
+
+def written(*, form="json", uids="hashed", level="debug") -> io.StringIO:
+    stream = io.StringIO()
+    logs.configure(level=level, form=form, uids=uids, stream=stream)
+    return stream
+
+
+def lines(stream: io.StringIO) -> list[dict]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_one_fact_is_one_line_of_json():
+    stream = written()
+
+    structlog.get_logger().info("batch.stored", instances=212, seconds=3.14159, bytes=111_149_056, cause="throttled")
+
+    [line] = lines(stream)
+    assert line.pop("at").endswith("Z")
+    assert line == {
+        "level": "info",
+        "event": "batch.stored",
+        "instances": 212,
+        "seconds": 3.142,
+        "bytes": 111_149_056,
+        "cause": "throttled",
+    }
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("canary", CANARIES)
+def test_a_name_comes_out_of_no_key(form, canary):
+    stream = written(form=form)
+    log = structlog.get_logger()
+
+    for key in (*logs.ALLOWED, "patient", "path", "url", "file", canary):
+        if key != "event":
+            log.info("inbox.admitted", **{key: canary})
+            log.info("inbox.admitted", **{key: [canary, {canary: canary}]})
+            log.info("inbox.admitted", **{key: Path(canary)})
+    log.info(canary)
+    log.info("inbox.admitted %s", canary)
+    log.bind(patient=canary).info("inbox.admitted")
+
+    assert "DOE" not in stream.getvalue()
+    assert UID not in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_an_exception_tells_its_class_and_place_and_nothing_else(form):
+    stream = written(form=form)
+    patient = CANARY
+
+    def fail():
+        value = patient
+        try:
+            {}[value]
+        except KeyError as error:
+            raise OSError(28, f"no space for {value}", f"/drop/{value}") from error
+
+    try:
+        fail()
+    except OSError:
+        structlog.get_logger().exception("inbox.not_taken")
+
+    text = stream.getvalue()
+    assert "DOE" not in text
+    assert "OSError_from_KeyError" in text
+    assert "tests.test_logs:" in text
+    assert "28" in text
+
+
+def test_libraries_are_told_by_name_and_place_only():
+    stream = written()
+
+    logging.getLogger("urllib3.connectionpool").warning(
+        "Retrying %s", f"http://host/studies/{UID}?PatientName={CANARY}"
+    )
+    logging.getLogger("azure.identity").error("token for %s", CANARY, exc_info=ValueError(CANARY))
+    logging.getLogger("pydicom").info("never at this level %s", CANARY)
+
+    first, second = lines(stream)
+    assert first["event"] == second["event"] == "library.logged"
+    assert (first["logger"], first["level"]) == ("urllib3.connectionpool", "warning")
+    assert (second["logger"], second["level"], second["error"]) == ("azure.identity", "error", "ValueError")
+    assert first["place"][0].startswith("test_logs:")
+    assert "DOE" not in stream.getvalue()
+
+
+def test_warnings_are_told_by_category_and_place_only():
+    stream = written()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logs.configure(stream=stream)
+        warnings.warn(f"Invalid value for VR UI: '{CANARY}'", UserWarning, stacklevel=1)
+
+    [line] = lines(stream)
+    assert (line["event"], line["category"]) == ("library.warned", "UserWarning")
+    assert "DOE" not in stream.getvalue()
+
+
+def test_a_thread_that_dies_leaves_a_line():
+    stream = written()
+
+    def die():
+        raise RuntimeError(CANARY)
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    thread.join()
+
+    [line] = lines(stream)
+    assert (line["event"], line["error"]) == ("thread.crashed", "RuntimeError")
+    assert "DOE" not in stream.getvalue()
+
+
+def test_a_process_that_dies_leaves_a_line_and_no_traceback():
+    code = f"from ingestd import logs; logs.configure(); name = {CANARY!r}; raise RuntimeError(name)"
+
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
+
+    [line] = ran.stderr.splitlines()
+    assert ran.returncode == 1
+    assert json.loads(line)["event"] == "process.crashed"
+    assert "DOE" not in ran.stderr
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_no_value_can_forge_a_line_or_drive_a_terminal(form):
+    stream = written(form=form)
+    evil = 'x\n{"event": "daemon.stopped"}\r\x1b[2J\x07\u202e\udc80'
+
+    structlog.get_logger().info("inbox.admitted", reason=evil, note=evil, study=evil, inbox=evil)
+    structlog.get_logger().info(evil)
+
+    text = stream.getvalue()
+    assert len(text.splitlines()) == 2
+    assert "\x1b[2J" not in text
+    assert "\x07" not in text
+    text.encode("utf-8")
+
+
+@given(st.text(), st.sampled_from(sorted(logs.ALLOWED)), st.sampled_from(["json", "console"]))
+def test_any_value_makes_one_short_printable_line(value, key, form):
+    stream = io.StringIO()
+    logs.configure(level="debug", form=form, stream=stream)
+
+    if key != "event":
+        structlog.get_logger().info("inbox.admitted", **{key: value})
+    else:
+        structlog.get_logger().info(value)
+
+    text = stream.getvalue()
+    assert text.count("\n") == 1
+    assert len(text) < 5000
+    assert all(char.isprintable() for char in text.replace("\x1b[", "").rstrip("\n"))
+
+
+@pytest.mark.parametrize(
+    "said,told",
+    [
+        ("the server answered 503, tried again in 12 s", "the server answered 503, tried again in 12 s"),
+        ("no connection to http://host/v2: connection refused", "no connection to ... connection refused"),
+        ("cannot read /srv/DOE^JOHN.dcm: permission denied", "cannot read ... permission denied"),
+        (f"study {UID} is held", "study ... is held"),
+        ("HTTP 401 (Azure)", "HTTP 401 (Azure)"),
+        ("DOE JOHN", "... ..."),
+        ("19700101", "..."),
+    ],
+)
+def test_a_sentence_is_let_through_word_by_word(said, told):
+    stream = written()
+
+    structlog.get_logger().warning("destination.paused", note=said)
+
+    assert lines(stream)[0]["note"] == told
+
+
+def test_studies_are_named_by_a_keyed_hash_that_outlives_a_restart():
+    logs.set_key(b"the site's own")
+    name = logs.study_ref(UID)
+    stream = written()
+    structlog.get_logger().info("batch.stored", study=UID)
+
+    assert re.fullmatch("[0-9a-f]{12}", name)
+    assert lines(stream)[0]["study"] == name
+    logs.set_key(b"another site's")
+    assert logs.study_ref(UID) != name
+    logs.set_key(b"the site's own")
+    assert logs.study_ref(UID) == name
+
+
+def test_studies_are_named_by_uid_where_the_configuration_says_so():
+    stream = written(uids="plain")
+
+    structlog.get_logger().info("batch.stored", study=logs.study_ref(UID))
+
+    assert lines(stream)[0]["study"] == UID
+
+
+def test_lines_below_the_level_are_not_written():
+    stream = written(level="warning")
+
+    structlog.get_logger().info("inbox.admitted")
+    structlog.get_logger().warning("inbox.rejected")
+
+    assert [line["event"] for line in lines(stream)] == ["inbox.rejected"]
+
+
+class Full(io.StringIO):
+    """A stream on a disk that is full until told otherwise."""
+
+    full = True
+
+    def write(self, text):
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_a_full_disk_behind_stderr_loses_lines_and_says_how_many():
+    stream = Full()
+    logs.configure(stream=stream)
+    log = structlog.get_logger()
+
+    for _ in range(3):
+        log.info("inbox.admitted")
+    assert logs.lines_lost() == 3
+    stream.full = False
+    log.info("daemon.stopped")
+
+    assert [(line["event"], line.get("count")) for line in lines(stream)] == [
+        ("daemon.stopped", None),
+        ("log.lines_lost", 3),
+    ]
+
+
+def test_a_stderr_that_is_closed_stops_nothing():
+    code = """
+import os, sys
+os.close(2)
+from ingestd import logs
+import structlog
+logs.configure()
+structlog.get_logger().info("daemon.started")
+print(logs.lines_lost())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False, cwd=PACKAGE.parent
+    )
+
+    assert (ran.returncode, ran.stdout) == (0, "1\n")
+
+
+def test_a_terminal_gets_readable_lines_and_a_pipe_gets_json():
+    code = 'from ingestd import logs; import structlog; logs.configure(); structlog.get_logger().info("daemon.started")'
+    leader, follower = os.openpty()
+    subprocess.run([sys.executable, "-c", code], stderr=follower, cwd=PACKAGE.parent, check=True)
+    os.close(follower)
+    seen = os.read(leader, 4096).decode()
+    os.close(leader)
+    piped = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PACKAGE.parent
+    )
+
+    assert "daemon.started" in seen
+    assert "{" not in seen
+    assert json.loads(piped.stderr)["event"] == "daemon.started"
+
+
+EVENT = re.compile(r"[a-z_]+\.[a-z_.]+")
+
+
+def first_texts(call: ast.Call) -> list[str]:
+    """The texts that a call's first argument may be: ``"a.b"``, or either side of ``"a.b" if x else "a.c"``."""
+    first = call.args[0] if call.args else None
+    texts = [first.body, first.orelse] if isinstance(first, ast.IfExp) else [first]
+    return [text.value for text in texts if isinstance(text, ast.Constant) and isinstance(text.value, str)]
+
+
+def logged_keys() -> list[tuple[str, str]]:
+    """(place, key) for each keyword of each call of a logger in the package, found in its source."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "structlog" not in path.read_text(encoding="utf-8") or path.parent.name == "logs":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and any(EVENT.fullmatch(name) for name in first_texts(node)):
+                place = f"{path.relative_to(PACKAGE)}:{node.lineno}"
+                found += [(place, keyword.arg or "**") for keyword in node.keywords]
+    return found
+
+
+def test_every_key_that_the_rooms_log_is_allowed():
+    """A key that is not in the list is silently left out of the line: its author wants to know."""
+    strangers = [(place, key) for place, key in logged_keys() if key not in {*logs.ALLOWED, "exc_info", "key"}]
+
+    assert strangers == []
