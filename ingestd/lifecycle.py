@@ -485,7 +485,7 @@ class Unproven:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sighting:
-    """The newest change feed entry of one identity in one read, names and values lower-cased; ``at`` is the server's clock.
+    """The newest change feed entry of one identity in one read, words in lower case; ``at`` is the server's clock.
 
     ``disturbed`` says that the same read had other entries of this identity (deleted and stored again, updated in
     bulk): somebody else's hand was in it, and the row needs a content check. The same follows where a row already has
