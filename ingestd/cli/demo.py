@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -183,8 +183,9 @@ def _watch(
 
 
 def _fates(config: Path, drop: Path, dropped: list[str]) -> list[Fate]:
-    from ingestd.inbox import is_ignored_name
+    from ingestd.inbox import Names
 
+    names = Names()
     rows = _rows(config)
     fates = []
     for name in dropped:
@@ -193,7 +194,7 @@ def _fates(config: Path, drop: Path, dropped: list[str]) -> list[Fate]:
             reason = row.reason.value if row.reason else ""
             note = row.note or ", ".join(row.notes)
             fates.append(Fate(file=name, state=row.state.value, reason=reason, note=note, entry_id=row.entry_id))
-        elif is_ignored_name(name):
+        elif names.ignores_path(name):
             note = "its name says that it is not for taking; it stays where it is"
             fates.append(Fate(file=name, state="IGNORED", reason="name", note=note, entry_id=None))
         else:
@@ -211,9 +212,9 @@ def _rows(config: Path) -> dict[str, Entry]:
     rows: dict[str, Entry] = {}
     try:
         with ledger_for_reading(load_config(config)) as ledger:
-            after = 0
-            while entries := ledger.entries(after_id=after):
-                after = entries[-1].entry_id
+            last: Entry | None = None
+            while entries := ledger.entries(after=last):
+                last = entries[-1]
                 for entry in entries:
                     rows[entry.relative_path] = entry
     except LedgerError:
@@ -223,7 +224,7 @@ def _rows(config: Path) -> dict[str, Entry]:
 
 
 @contextlib.contextmanager
-def _progress(total: int, *, quiet: bool) -> Iterator[object]:
+def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[Counter[str]], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -6,6 +6,7 @@ claimed. The destination's pause is kept here, and written for ``ingestd status`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from random import SystemRandom
 
@@ -14,7 +15,7 @@ import structlog
 from ingestd.daemon.destination import DestinationState, Verdict
 from ingestd.daemon.now import Now
 from ingestd.ledger import Ledger, Moves
-from ingestd.lifecycle import Backoff, Batch, BatchResult, Pause, State, StudyQueue
+from ingestd.lifecycle import Backoff, Batch, BatchLimits, BatchResult, Pause, State, StudyQueue, study_due_at
 from ingestd.logs import study_ref
 from ingestd.sender import ProbeResult, Sender, give_up
 
@@ -27,10 +28,13 @@ _STUDIES_AT_ONCE = 32
 class Dispatch:
     """Claims studies that are due, hands them to the sender, writes what came of it. Main thread only."""
 
-    def __init__(self, *, sender: Sender, ledger: Ledger, backoff: Backoff, most_attempts: int) -> None:
+    def __init__(
+        self, *, sender: Sender, ledger: Ledger, limits: BatchLimits, backoff: Backoff, most_attempts: int
+    ) -> None:
         """Join sender and ledger; the server is probed first of all."""
         self._sender = sender
         self._ledger = ledger
+        self._limits = limits
         self._backoff = backoff
         self._most_attempts = most_attempts
         self._log = structlog.get_logger()
@@ -148,17 +152,24 @@ class Dispatch:
         studies = self._due
         claimed: list[Batch] = []
         while free > 0 and studies:
-            served = []
+            left: list[StudyQueue] = []
             for study in studies:
                 if free <= 0:
                     break
-                batch = moves.claim(study.study_uid, now=now.utc, flush=self.flush)
+                batch = moves.claim(study.study_uid, now=now.utc)
                 if batch is None:
                     continue
                 claimed.append(batch)
-                served.append(study)
                 free -= 1
-            studies = served
+                rest = replace(
+                    study,
+                    waiting=study.waiting - len(batch.parts),
+                    waiting_bytes=study.waiting_bytes - batch.size_bytes,
+                )
+                # What is left is claimed now only if it is due by itself; else it waits for more of its kind.
+                if rest.waiting > 0 and study_due_at(rest, self._limits, flush=self.flush) <= now.utc:
+                    left.append(rest)
+            studies = left
         return claimed
 
     def _take_probe(self, probe: ProbeResult, now: Now) -> None:

@@ -88,7 +88,6 @@ class Daemon:
                 destination=config.destination.url,
                 spool=self.spool.path,
                 limits=wiring.limits_of(config),
-                now=utc_now(),
             )
         except BaseException:
             self.spool.unlock()
@@ -115,7 +114,11 @@ class Daemon:
             inboxes=self.inboxes, spool=self.spool, mover=self.mover, desk=self.desk, ledger=self.ledger
         )
         self.dispatch = Dispatch(
-            sender=self.sender, ledger=self.ledger, backoff=backoff, most_attempts=config.retry.max_attempts
+            sender=self.sender,
+            ledger=self.ledger,
+            limits=wiring.limits_of(config),
+            backoff=backoff,
+            most_attempts=config.retry.max_attempts,
         )
         self.proof = Proof(
             reconciler=self.reconciler,
@@ -124,6 +127,7 @@ class Daemon:
             dispatch=self.dispatch,
             rules=None,
             interval=config.reconcile.interval,
+            lag=config.reconcile.lag,
             backoff=backoff,
         )
         self.rework = Rework(ledger=self.ledger, desk=self.desk, spool=self.spool, intake=self.intake)

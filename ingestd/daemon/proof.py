@@ -58,6 +58,7 @@ class Proof:
         dispatch: Dispatch,
         rules: Rules | None,
         interval: timedelta,
+        lag: timedelta,
         backoff: Backoff,
     ) -> None:
         """Join the rooms; ``rules`` None until the server's profile is known."""
@@ -66,6 +67,7 @@ class Proof:
         self._ledger = ledger
         self._dispatch = dispatch
         self._interval = interval
+        self._lag = lag
         self._backoff = backoff
         self._log = structlog.get_logger()
         self._jitter = SystemRandom().random
@@ -163,7 +165,7 @@ class Proof:
             FeedQuestion(
                 cursor=self._ledger.cursor(),
                 version=rules.profile.feed_version or 2,
-                lag=rules.lag,
+                lag=self._lag,
                 first_attempt_at=first_attempt_at,
             )
         )

@@ -46,6 +46,7 @@ inbox, relative path, size and mtime_ns; for ``move``: some row with this inbox,
 
 from ingestd.inbox.inboxes import Inboxes
 from ingestd.inbox.mounts import Mount, mount_of
+from ingestd.inbox.scan import Names
 from ingestd.inbox.spool import Spool
 from ingestd.inbox.types import (
     Candidate,
@@ -74,6 +75,7 @@ __all__ = [
     "Inboxes",
     "Look",
     "Mount",
+    "Names",
     "NotTaken",
     "Removal",
     "Spool",
