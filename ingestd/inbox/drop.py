@@ -334,7 +334,7 @@ class Drop:
         self._drop_walk()
         self._guard.root_gone(error)
         self._scan_wanted = True
-        self._scan_not_before = now + LOOK_EVERY
+        self._scan_not_before = self._next_scan_at = now + LOOK_EVERY
 
     def _new_hands(self) -> Hands:
         return Hands(apart=self._guard.is_remote, wake=self._wake, name=f"inbox-{self.policy.name}")

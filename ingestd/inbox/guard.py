@@ -122,7 +122,7 @@ class Guard:
             return came
         if watcher.state == "arming":
             return False
-        if self._was_watching:
+        if watcher.state == "armed":
             # A thread of the observer's died, or its folder was removed under it.
             _log.warning("inbox.observer_lost", inbox=self.policy.name)
             self._was_watching = False

@@ -162,7 +162,7 @@ class _Group:
         if found.st_dev == self._device:
             self._rename(name, source_folder, target_name, target_folder, expect.source)
             self._sources_to_sync[source_folder] = None
-            if candidate.in_spool and relative.startswith("rejected/"):
+            if candidate.in_spool and candidate.relative_path.startswith("rejected/"):
                 above, _, own = parent.rpartition("/")
                 self._emptied.append((self._folders.get(root, above), own))
             taken = Taken(candidate=candidate, path=prefix + target_name)
