@@ -120,8 +120,9 @@ class Dispatch:
             moves.destination_answered(now=now.utc)
         self._claimed = self._claim(moves, now) if claim else []
 
-    def committed(self) -> None:
-        """The attempts are durable: let the posts leave."""
+    def committed(self) -> bool:
+        """The attempts are durable: let the posts leave; say whether results were written."""
+        had_results = bool(self._results)
         self._results = []
         self._paused = None
         self._resumed = self._answered = False
@@ -136,6 +137,7 @@ class Dispatch:
                 instances=len(batch.parts),
                 bytes=batch.size_bytes,
             )
+        return had_results
 
     def next_at(self, now: Now) -> float | None:
         """When there is something to do by the clock alone (monotonic seconds)."""

@@ -284,7 +284,9 @@ class Daemon:
         self.rework.committed()
         self.proof.committed()
         self.housekeeping.committed()
-        self.dispatch.committed()
+        if self.dispatch.committed():
+            self.proof.expect()
+            self.rework.hurry()
 
     def _ledger_failed(self, error: LedgerError, now: Now) -> float:
         if not self._ledger_failing:

@@ -79,6 +79,7 @@ class Proof:
         self._asked: set[int] = set()
         self._feed_asked = False
         self._feed_at = 0.0
+        self._feed_read_at = -self._interval.total_seconds()
         self._acts: list[Callable[[], object]] = []
 
     @property
@@ -86,9 +87,9 @@ class Proof:
         """Whether nothing is being asked or compared."""
         return not (self._asked or self._answers or self._reads or self._outcomes)
 
-    def hurry(self) -> None:
-        """Read the feed at the next tick (something was just stored, and a person waits)."""
-        self._feed_at = 0.0
+    def expect(self) -> None:
+        """Something was just posted: read the feed again as soon as its interval allows."""
+        self._feed_at = min(self._feed_at, self._feed_read_at + self._interval.total_seconds())
 
     def gather(self, now: Now) -> None:
         """Collect answers and comparisons, and plan what is asked next; writes nothing."""
@@ -161,6 +162,7 @@ class Proof:
         if first_attempt_at is None:
             return
         self._feed_asked = True
+        self._feed_read_at = now.mono
         self._questions.append(
             FeedQuestion(
                 cursor=self._ledger.cursor(),
