@@ -32,7 +32,7 @@ def fresh_uid(kind: int = 0) -> str:
     return f"{_ROOT}.{kind}.{next(_numbers)}"
 
 
-def element(  # noqa: PLR0913 - the parts of an element
+def element(
     tag: int,
     vr: str,
     value: bytes | str | int,
@@ -85,10 +85,14 @@ def sequence(
 def encapsulated(fragments: Sequence[bytes], *, tag: int = 0x7FE00010, vr: str = "OB") -> bytes:
     """Pixel data of undefined length: an empty offset table, the fragments, the delimiter (PS3.5 Annex A.4)."""
     padded = [each + b"\0" * (len(each) % 2) for each in fragments]
-    return element(tag, vr, b"", length=0xFFFFFFFF) + b"".join(item(each) for each in [b"", *padded]) + delimiter(0xE0DD)
+    return (
+        element(tag, vr, b"", length=0xFFFFFFFF) + b"".join(item(each) for each in [b"", *padded]) + delimiter(0xE0DD)
+    )
 
 
-def file_meta(*, sop_class: str = CT_IMAGE, sop_uid: str, transfer_syntax: str = EXPLICIT, preamble: bytes = b"") -> bytes:
+def file_meta(
+    *, sop_class: str = CT_IMAGE, sop_uid: str, transfer_syntax: str = EXPLICIT, preamble: bytes = b""
+) -> bytes:
     """Preamble, prefix and group 0002."""
     group = (
         element(0x00020001, "OB", b"\0\1")
@@ -110,7 +114,7 @@ def part10(dataset: bytes, *, sop_class: str = CT_IMAGE, sop_uid: str, transfer_
     return file_meta(sop_class=sop_class, sop_uid=sop_uid, transfer_syntax=transfer_syntax) + dataset
 
 
-def dataset_bytes(  # noqa: PLR0913 - every word a test may want to say
+def dataset_bytes(
     *,
     study_uid: str,
     series_uid: str,
@@ -186,7 +190,7 @@ def dataset_bytes(  # noqa: PLR0913 - every word a test may want to say
     return b"".join(parts)
 
 
-def instance_bytes(  # noqa: PLR0913 - every word a test may want to say
+def instance_bytes(
     *,
     study_uid: str = "",
     series_uid: str = "",
@@ -235,7 +239,7 @@ def instance_bytes(  # noqa: PLR0913 - every word a test may want to say
     return part10(dataset, sop_class=sop_class, sop_uid=sop_uid, transfer_syntax=transfer_syntax)
 
 
-def write_instance(  # noqa: PLR0913 - every word a test may want to say
+def write_instance(
     path: Path,
     *,
     study_uid: str = "",

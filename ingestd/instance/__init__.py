@@ -6,10 +6,12 @@ they are called in the reader's children only.
 
 from __future__ import annotations
 
+from ingestd.instance.canonical import canonical_digest
 from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import NOTES, Inspection, Limits, Verdict
 from ingestd.instance.inspection import inspect
 from ingestd.instance.meta import file_meta_for
+from ingestd.instance.reencode import reencode_explicit
 
 __all__ = [
     "NOTES",
@@ -18,6 +20,8 @@ __all__ = [
     "InvalidInstance",
     "Limits",
     "Verdict",
+    "canonical_digest",
     "file_meta_for",
     "inspect",
+    "reencode_explicit",
 ]

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Inspection, Limits, Verdict
-from ingestd.instance.headers import looks_like_vr
-from ingestd.instance.meta import FileMeta, MoreBytesNeeded, read_file_meta, uid_text
+from ingestd.instance.meta import uid_text
+from ingestd.instance.opening import OpenedFile
 from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes
-from ingestd.instance.source import (
-    FIRST_READ,
-    FileFeed,
-    InflateFeed,
-    Progress,
-    Window,
-    ZeroWatch,
-    ignore_progress,
-)
+from ingestd.instance.source import Progress, ZeroWatch, ignore_progress
 from ingestd.instance.syntax import (
     ACCESSION_NUMBER,
     BITS_ALLOCATED,
     COLUMNS,
+    CONTENT_SEQUENCE,
     DATA_SET_TRAILING_PADDING,
-    DEFLATED,
     DIRECTORY_RECORD_SEQUENCE,
     DOUBLE_FLOAT_PIXEL_DATA,
-    EXPLICIT_BIG,
-    EXPLICIT_LITTLE,
+    ENCAPSULATED_DOCUMENT,
     FLOAT_PIXEL_DATA,
-    IMPLICIT_LITTLE,
-    LONG_VRS,
     MEDIA_STORAGE_DIRECTORY,
     MODALITY,
     PATIENT_ID,
@@ -43,14 +30,12 @@ from ingestd.instance.syntax import (
     PIXEL_DATA_PROVIDER_URL,
     ROWS,
     SERIES_INSTANCE_UID,
-    SHORT_VRS,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
     SPECIFIC_CHARACTER_SET,
     STATION_NAME,
     STUDY_INSTANCE_UID,
-    Encoding,
-    encoding_of,
+    WAVEFORM_SEQUENCE,
     main_elements,
 )
 from ingestd.instance.text import decode_text
@@ -69,8 +54,8 @@ _KEPT = (
     | {PIXEL_DATA_PROVIDER_URL}
 )
 # What the main element of a class may be (syntax.main_elements): only their presence counts.
-_MAIN = frozenset({0x0040A730, 0x00420011, 0x54000100})
-_CHOSEN = _KEPT | _PIXELS | {DATA_SET_TRAILING_PADDING, DIRECTORY_RECORD_SEQUENCE}
+_MAIN = frozenset({CONTENT_SEQUENCE, ENCAPSULATED_DOCUMENT, WAVEFORM_SEQUENCE})
+_CHOSEN = _KEPT | _PIXELS | _MAIN | {DATA_SET_TRAILING_PADDING, DIRECTORY_RECORD_SEQUENCE}
 _KEPT_BYTES = 1024
 _TEXT_MOST = 64  # LO, SH and CS are shorter; more is cut, as it is for searching only
 _UID = re.compile(r"[0-9.]{1,64}", re.ASCII).fullmatch
@@ -104,111 +89,38 @@ class _Inspector:
     def __init__(self, fd: int, limits: Limits, progress: Progress) -> None:
         self._fd = fd
         self._limits = limits
-        self._progress = progress
-        self._meta = FileMeta()
+        self._file = OpenedFile(fd, limits=limits, progress=progress)
         self._found = _Found()
         self._walker: Walker | None = None
-        self._meta_digest = ""
-        self._transfer_syntax = ""
-        self._generated = False
 
     def inspect(self) -> Inspection:
         before = os.fstat(self._fd)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        head = os.read(self._fd, FIRST_READ)
-        self._progress(len(head))
-        if not head:
-            return self._result(before, None, Verdict.EMPTY, "the file is empty")
-        feed: FileFeed | None = None
+        file = self._file
+        if not file.head:
+            return self._result(before, Verdict.EMPTY, "the file is empty")
+        beginning = file.head
         try:
-            head = self._read_meta(head, before.st_size)
-            feed = self._start_digest(head)
-            self._walk(head, feed, before.st_size)
-            feed.rest()
-            verdict, reason = self._judge()
+            file.read_meta()
+            if file.meta.sop_class_uid == MEDIA_STORAGE_DIRECTORY:
+                verdict, reason = Verdict.DICOMDIR, "a DICOMDIR: an index of files, not an instance"
+            else:
+                window = file.open_dataset()
+                self._walker = Walker(window, encoding=file.encoding, limits=self._limits, chosen=_CHOSEN)
+                self._collect(self._walker)
+                file.close_dataset()
+                verdict, reason = self._judge()
         except InvalidInstance as problem:
             verdict, reason = problem.verdict, problem.reason
-            if feed is None:
-                self._meta = FileMeta()
-                feed = self._start_digest(head)
-            if verdict is Verdict.NOT_DICOM and not head.strip(b"\0") and self._rest_is_zero(feed):
+            if verdict is Verdict.NOT_DICOM and not beginning.strip(b"\0") and self._rest_is_zero():
                 verdict, reason = Verdict.EMPTY, "the file holds nothing but zeros"
-            feed.rest()
-        return self._result(before, feed, verdict, reason)
+        file.close_dataset()
+        return self._result(before, verdict, reason)
 
-    def _read_meta(self, head: bytes, size: int) -> bytes:
-        """Read File Meta; gives back the beginning of the file as far as it had to be read for that."""
-        while True:
-            try:
-                self._meta = read_file_meta(head, at_end=len(head) >= size)
-            except MoreBytesNeeded:
-                if len(head) > self._limits.meta_bytes:
-                    raise InvalidInstance(Verdict.HOSTILE, "the File Meta group has no end") from None
-                more = os.read(self._fd, max(FIRST_READ, len(head)))
-                if not more:
-                    raise InvalidInstance(Verdict.SHORT, "the file ends inside its File Meta group") from None
-                self._progress(len(more))
-                head += more
-            else:
-                return head
-
-    def _start_digest(self, head: bytes) -> FileFeed:
-        end = self._meta.end
-        feed = FileFeed(self._fd, position=len(head), progress=self._progress)
-        view = memoryview(head)
-        self._meta_digest = hashlib.sha256(view[:end]).hexdigest()
-        feed.digest.update(view[end:])
-        return feed
-
-    def _rest_is_zero(self, feed: FileFeed) -> bool:
-        while chunk := feed.read():
+    def _rest_is_zero(self) -> bool:
+        while chunk := self._file.feed.read():
             if chunk.strip(b"\0"):
                 return False
         return True
-
-    def _walk(self, head: bytes, feed: FileFeed, size: int) -> None:
-        meta = self._meta
-        self._transfer_syntax = meta.transfer_syntax
-        if meta.sop_class_uid == MEDIA_STORAGE_DIRECTORY:
-            raise InvalidInstance(Verdict.DICOMDIR, "a DICOMDIR: an index of files, not an instance")
-        inflate: InflateFeed | None = None
-        if meta.transfer_syntax in DEFLATED:
-            inflate = InflateFeed(feed, head[meta.end :], limit=self._limits.inflated_bytes, progress=self._progress)
-            window = Window(inflate, head=b"", pos=0, size=None)
-        else:
-            window = Window(feed, head=head, pos=meta.end, size=size)
-        encoding = self._find_encoding(window)
-        self._walker = Walker(window, encoding=encoding, limits=self._limits, chosen=_CHOSEN | _MAIN)
-        self._collect(self._walker)
-        if inflate is not None:
-            self._after_inflating(inflate, behind=feed.rest())
-
-    def _find_encoding(self, window: Window) -> Encoding:
-        """Say how the data set is written: as its transfer syntax says, unless its first element shows otherwise."""
-        meta, notes = self._meta, self._found.notes
-        if not window.fill(8):
-            if not meta.found:
-                raise InvalidInstance(Verdict.NOT_DICOM, "not a DICOM file")
-            if not window.buf[window.pos :]:
-                raise InvalidInstance(Verdict.SHORT, "the file ends where its data set should begin")
-        first = window.buf[window.pos : window.pos + 8]
-        seen = _encoding_seen(first, None if window.size is None else window.size - window.pos)
-        if not meta.found:
-            if seen is None or not _plausible_start(first, seen):
-                raise InvalidInstance(Verdict.NOT_DICOM, "not a DICOM file")
-            self._generated = True
-            notes.add("generated_meta")
-            self._transfer_syntax = _SYNTAX_SEEN[seen]
-            return seen
-        if not meta.transfer_syntax:
-            notes.add("no_transfer_syntax")
-            self._transfer_syntax = _SYNTAX_SEEN[seen or Encoding.IMPLICIT_LITTLE]
-            return seen or Encoding.IMPLICIT_LITTLE
-        declared = encoding_of(meta.transfer_syntax)
-        if seen is None or seen is declared:
-            return declared
-        notes.add("encoding_differs")
-        return seen
 
     def _collect(self, walker: Walker) -> None:
         found = self._found
@@ -241,13 +153,6 @@ class _Inspector:
         found.values[tag] = value
         found.present.add(tag)
 
-    def _after_inflating(self, inflate: InflateFeed, *, behind: int) -> None:
-        if inflate.wrapped:
-            self._found.notes.add("zlib_wrapper")
-        # One NUL pads the stream to an even length (PS3.5 Annex A.5).
-        if behind or inflate.trailing not in (b"", b"\0"):
-            self._found.notes.add("trailing_after_deflate")
-
     def _judge(self) -> tuple[Verdict, str]:
         """Judge a data set that was walked to its end."""
         found = self._found
@@ -279,12 +184,12 @@ class _Inspector:
                 return f"it has no {name}" if tag not in found.present else f"its {name} is empty"
             if not _UID(text):
                 return f"its {name} is not a UID"
-        if self._generated and not _UID(uid_text(found.values.get(SOP_CLASS_UID, b""))):
+        if self._file.generated_meta and not _UID(uid_text(found.values.get(SOP_CLASS_UID, b""))):
             return "it has no SOP Class UID"
         return ""
 
     def _note_uids(self) -> None:
-        found, meta = self._found, self._meta
+        found, meta = self._found, self._file.meta
         uids = [uid_text(found.values[tag]) for tag in _UIDS]
         sop_class = uid_text(found.values.get(SOP_CLASS_UID, b""))
         if any(_LEADING_ZERO(uid) for uid in uids):
@@ -331,13 +236,13 @@ class _Inspector:
         except OSError:  # not every filesystem can say
             return False
 
-    def _result(self, before: os.stat_result, feed: FileFeed | None, verdict: Verdict, reason: str) -> Inspection:
+    def _result(self, before: os.stat_result, verdict: Verdict, reason: str) -> Inspection:
         after = os.fstat(self._fd)
-        read = 0 if feed is None else feed.position
-        if _identity(before) != _identity(after) or read != after.st_size:
+        file = self._file
+        if _identity(before) != _identity(after) or file.feed.position != after.st_size:
             verdict, reason = Verdict.CHANGED, "the file changed while it was read"
-        found, meta = self._found, self._meta
-        notes = found.notes | set(meta.notes) | (set() if self._walker is None else self._walker.notes)
+        found, meta = self._found, self._file.meta
+        notes = found.notes | file.notes | (set() if self._walker is None else self._walker.notes)
         character_set = found.values.get(SPECIFIC_CHARACTER_SET, b"")
         patient_id, readable = decode_text(found.values.get(PATIENT_ID, b"")[:_KEPT_BYTES], character_set)
         if not readable:
@@ -352,9 +257,9 @@ class _Inspector:
             series_uid=self._uid(SERIES_INSTANCE_UID),
             sop_uid=self._uid(SOP_INSTANCE_UID),
             sop_class_uid=self._uid(SOP_CLASS_UID) or (meta.sop_class_uid if _UID(meta.sop_class_uid) else ""),
-            transfer_syntax=self._transfer_syntax if _UID(self._transfer_syntax) else "",
-            digest="" if feed is None else feed.digest.hexdigest(),
-            meta_digest=self._meta_digest,
+            transfer_syntax=file.transfer_syntax if _UID(file.transfer_syntax) else "",
+            digest=file.feed.digest.hexdigest(),
+            meta_digest=file.meta_digest,
             dataset_offset=meta.end,
             size_bytes=after.st_size,
             device=after.st_dev,
@@ -365,7 +270,7 @@ class _Inspector:
             patient_id=patient_id,
             patient_id_present=PATIENT_ID in found.present,
             accession_number=accession,
-            generated_meta=self._generated,
+            generated_meta=file.generated_meta,
             notes=tuple(sorted(notes)),
         )
 
@@ -379,36 +284,3 @@ class _Inspector:
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-_SYNTAX_SEEN = {
-    Encoding.EXPLICIT_LITTLE: EXPLICIT_LITTLE,
-    Encoding.IMPLICIT_LITTLE: IMPLICIT_LITTLE,
-    Encoding.EXPLICIT_BIG: EXPLICIT_BIG,
-}
-
-
-def _encoding_seen(first: bytes, left: int | None) -> Encoding | None:
-    """Judge by the first element's header how a data set is written; None where it does not show."""
-    if len(first) < 8:  # noqa: PLR2004 - a header
-        return None
-    little, big = int.from_bytes(first[:2], "little"), int.from_bytes(first[:2], "big")
-    if first[4:6] in SHORT_VRS or first[4:6] in LONG_VRS:
-        if little == big:
-            return None
-        return Encoding.EXPLICIT_LITTLE if little < big else Encoding.EXPLICIT_BIG
-    length = int.from_bytes(first[4:8], "little")
-    if little < big and not looks_like_vr(first[4:6]) and (left is None or length <= left):
-        return Encoding.IMPLICIT_LITTLE
-    return None
-
-
-def _plausible_start(first: bytes, encoding: Encoding) -> bool:
-    """Whether a data set without File Meta may begin like this: in group 0008, with one of its first elements."""
-    order: Literal["big", "little"] = "big" if encoding is Encoding.EXPLICIT_BIG else "little"
-    if int.from_bytes(first[:2], order) != 0x0008 or int.from_bytes(first[2:4], order) > _FIRST_ELEMENT_MOST:
-        return False
-    return encoding is not Encoding.IMPLICIT_LITTLE or int.from_bytes(first[4:8], "little") <= _KEPT_BYTES
-
-
-_FIRST_ELEMENT_MOST = 0x0060

@@ -94,7 +94,7 @@ def _read_group(head: bytes, start: int, meta: FileMeta, *, at_end: bool) -> int
         if size - pos < 12 and not at_end:
             raise MoreBytesNeeded
         if size - pos < 8:
-            if size - pos == 1 and head[pos] == 2 or size - pos >= 2 and head[pos : pos + 2] == b"\x02\x00":
+            if head[pos : pos + 2] in (b"\x02", b"\x02\x00"):
                 raise InvalidInstance(Verdict.SHORT, "the file ends inside its File Meta group")
             break
         group, element, vr, length = struct.unpack_from("<HH2sH", head, pos)

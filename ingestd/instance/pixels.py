@@ -39,7 +39,7 @@ def expected_pixel_bytes(tag: int, values: Mapping[int, bytes], *, big: bool) ->
         samples = 1
     pixels = rows * columns * samples * frames
     share = _SUBSAMPLED.get(values.get(PHOTOMETRIC_INTERPRETATION, b"").strip(b" \0"))
-    if share is not None and samples == 3:  # noqa: PLR2004 - subsampling is between three samples
+    if share is not None and samples == 3:
         pixels = pixels * share[0] // share[1]
     return (pixels * bits + 7) // 8
 

@@ -164,7 +164,7 @@ class InflateFeed:
 
 
 class Window:
-    """A piece of the data set that moves forward: ``buf[pos:]`` is what stands before us, ``base`` where ``buf`` begins.
+    """A piece of the data set that moves forward: ``buf[pos:]`` stands before us, ``base`` is where ``buf`` begins.
 
     Offsets (``base + pos``) count from the beginning of the file, or of the inflated data set. Only the walker and
     this class move ``pos``.

@@ -34,18 +34,10 @@ def encoding_of(transfer_syntax: str) -> Encoding:
 
 
 # PS3.5 Table 7.1-2 and Table 7.1-1: VRs with a 16-bit length, and those with two reserved bytes and a 32-bit length.
-SHORT_VRS = frozenset(
-    (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT")
-    + (b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US")
-)
-LONG_VRS = frozenset(
-    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"),
-)
+SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
+LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 # Padded with trailing spaces; UI and what senders mix up with it, with NULs (PS3.5 §6.2).
-TEXT_VRS = frozenset(
-    (b"AE", b"AS", b"CS", b"DA", b"DS", b"DT", b"IS", b"LO", b"LT", b"PN", b"SH", b"ST", b"TM")
-    + (b"UC", b"UI", b"UR", b"UT")
-)
+TEXT_VRS = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
 # Bytes to swap as one when the byte order changes (PS3.5 §7.3). Not listed: nothing to swap.
 WORD_BYTES = {
     b"AT": 2,
@@ -101,12 +93,83 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1."
 # Storage classes whose instances are images (PS3.4 Table B.5-1), by what follows the common root.
 # An RT Dose (481.2) may hold nothing but dose-volume histograms.
 _IMAGE_CLASSES = frozenset(
-    ("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "2", "2.1", "2.2", "3", "3.1", "4", "4.1", "4.3", "4.4", "5")
-    + ("6", "6.1", "6.2", "6.3", "7", "7.1", "7.2", "7.3", "7.4", "12.1", "12.1.1", "12.2", "12.2.1", "12.3")
-    + ("13.1.1", "13.1.2", "13.1.3", "13.1.4", "13.1.5", "14.1", "14.2", "20", "30", "66.4", "77.1", "77.2", "77.1.1")
-    + ("77.1.1.1", "77.1.2", "77.1.2.1", "77.1.3", "77.1.4", "77.1.4.1", "77.1.5.1", "77.1.5.2", "77.1.5.4", "77.1.5.5")
-    + ("77.1.5.6", "77.1.5.7", "77.1.6", "77.1.7", "77.1.8", "77.1.9", "81.1", "82.1", "128", "128.1", "130", "481.1")
-    + ("481.23", "481.24", "501.1", "501.2.1", "501.2.2", "501.4", "501.5", "601.1", "601.2")
+    [
+        "1",
+        "1.1",
+        "1.1.1",
+        "1.2",
+        "1.2.1",
+        "1.3",
+        "1.3.1",
+        "2",
+        "2.1",
+        "2.2",
+        "3",
+        "3.1",
+        "4",
+        "4.1",
+        "4.3",
+        "4.4",
+        "5",
+        "6",
+        "6.1",
+        "6.2",
+        "6.3",
+        "7",
+        "7.1",
+        "7.2",
+        "7.3",
+        "7.4",
+        "12.1",
+        "12.1.1",
+        "12.2",
+        "12.2.1",
+        "12.3",
+        "13.1.1",
+        "13.1.2",
+        "13.1.3",
+        "13.1.4",
+        "13.1.5",
+        "14.1",
+        "14.2",
+        "20",
+        "30",
+        "66.4",
+        "77.1",
+        "77.2",
+        "77.1.1",
+        "77.1.1.1",
+        "77.1.2",
+        "77.1.2.1",
+        "77.1.3",
+        "77.1.4",
+        "77.1.4.1",
+        "77.1.5.1",
+        "77.1.5.2",
+        "77.1.5.4",
+        "77.1.5.5",
+        "77.1.5.6",
+        "77.1.5.7",
+        "77.1.6",
+        "77.1.7",
+        "77.1.8",
+        "77.1.9",
+        "81.1",
+        "82.1",
+        "128",
+        "128.1",
+        "130",
+        "481.1",
+        "481.23",
+        "481.24",
+        "501.1",
+        "501.2.1",
+        "501.2.2",
+        "501.4",
+        "501.5",
+        "601.1",
+        "601.2",
+    ]
 )
 _DOCUMENT_PREFIX = "104."  # encapsulated PDF, CDA, STL, OBJ, MTL
 _WAVEFORM_PREFIX = "9."  # ECG, hemodynamic, audio, ... waveforms; 9.100.* are their presentation states

@@ -569,4 +569,5 @@ class Walker:
         if not window.fill(after + 8):
             return len(window.buf) - window.pos == after
         group, number, _ = (_IMPLICIT_BIG if self.big else _IMPLICIT_LITTLE)(window.buf, window.pos + after)
-        return (group << 16 | number) > tag
+        following: int = group << 16 | number
+        return following > tag

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import Inspection, Limits, Verdict
@@ -63,7 +64,7 @@ def main() -> int:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent's supervisor is gone; stdin's end does the same, but only between jobs."""
+    """Ask the kernel for SIGKILL when the parent's supervisor is gone; stdin's end tells as much only between jobs."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -207,11 +208,9 @@ class _Desk:
     def _reencode(self, job: ReencodeJob) -> Inspection:
         from ingestd.instance.reencode import reencode_explicit  # noqa: PLC0415 - few jobs need it
 
-        part = job.destination + ".part"
-        try:
-            os.unlink(part)
-        except FileNotFoundError:
-            pass
+        destination = Path(job.destination)
+        part = Path(job.destination + ".part")
+        part.unlink(missing_ok=True)
         out = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
 
@@ -222,11 +221,11 @@ class _Desk:
             try:
                 self._with_file(job.path, rewrite)
                 _sync(out)
-                os.rename(part, job.destination)
+                part.rename(destination)
             except BaseException:
-                os.unlink(part)
+                part.unlink(missing_ok=True)
                 raise
-            _sync_folder(os.path.dirname(job.destination))
+            _sync_folder(destination.parent)
             return self._read(out, os.fstat(out).st_size)
         finally:
             os.close(out)
@@ -290,7 +289,7 @@ def _sync(fd: int) -> None:
         raise _Waits(f"fsync failed: {_errno_text(error)}") from None
 
 
-def _sync_folder(path: str) -> None:
+def _sync_folder(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _sync(fd)
@@ -306,5 +305,5 @@ def _errno_text(error: OSError) -> str:
 def _place(error: BaseException) -> str:
     """Name an exception by its class and the line it came from; its text may hold values of the file."""
     frames = traceback.extract_tb(error.__traceback__)
-    where = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "?"
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
     return f"{type(error).__name__} at {where}"

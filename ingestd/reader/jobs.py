@@ -33,7 +33,10 @@ class CanonicalJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReencodeJob:
-    """Write the file anew as Explicit VR Little Endian at ``destination`` (replaced if there), durable, and inspect it."""
+    """Write the file anew as Explicit VR Little Endian at ``destination``, durably, and inspect that.
+
+    A file that is there is replaced; ``destination`` + ".part" may be left behind by a crash.
+    """
 
     key: int
     path: str

@@ -17,16 +17,22 @@ from ingestd.reader.jobs import InspectJob, Job, ReaderLimits
 from ingestd.reader.wire import LINE_MOST, Unintelligible, encode_job, encode_limits
 
 # What a child needs of the environment; not the daemon's secrets.
-_ENVIRONMENT = (
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "LD_PRELOAD",
-    "PATH",
-    "PYTHONDONTWRITEBYTECODE",
-    "PYTHONHOME",
-) + ("PYTHONPATH", "PYTHONPYCACHEPREFIX", "TMPDIR", "TZ")
+_ENVIRONMENT = tuple(
+    [
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "PATH",
+        "PYTHONDONTWRITEBYTECODE",
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PYTHONPYCACHEPREFIX",
+        "TMPDIR",
+        "TZ",
+    ]
+)
 _UNKNOWN_SIZE = 1 << 23
 # Canonical digests, comparisons and re-encodings look at every element, some of them in two files.
 _HEAVY = 6
@@ -72,7 +78,7 @@ class Child:
         self._moved_at = 0.0
         board_fd = Board.create()
         try:
-            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            self.process = subprocess.Popen(
                 # -P: no module is ever imported from the current folder.
                 [sys.executable, "-P", "-m", "ingestd.reader"],
                 stdin=subprocess.PIPE,

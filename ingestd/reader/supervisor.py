@@ -17,7 +17,6 @@ from pathlib import Path
 import structlog
 
 from ingestd.instance.facts import Inspection, Verdict
-from ingestd.reader.board import Board
 from ingestd.reader.jobs import InspectJob, Job, Read, ReaderLimits
 from ingestd.reader.process import Child, Ticket
 from ingestd.reader.wire import Answer, Unintelligible, decode_answer
@@ -246,7 +245,7 @@ class Readers:
                 self._end(child, blame=False, cause="reading stalled")
 
     def _end(self, child: Child, *, blame: bool, cause: str) -> None:
-        """Give up a child: its job has died (or waits, where the file is not to blame), the others go to the next one."""
+        """Give up a child: its job has died (or waits, where the file is not to blame), the others are read anew."""
         place = self._children.index(child)
         self._children[place] = None
         for fd in (child.stdout, child.stdin):

@@ -1,0 +1,116 @@
+"""The canonical digest: equal for one object however its lengths are written, within one transfer syntax.
+
+What is hashed, for every element in the order of the file::
+
+    tag, value with its padding trimmed, size of that, "v"        an element
+    tag, "s" ... "e"                                              a sequence or run of fragments that holds something
+    "i" ... "j"                                                   an item in it
+
+Each record ends with its letter and fixed sizes, so the whole can be read backwards in one way only: different content
+cannot give the same bytes. Left out: group lengths and Length to End (0008,0001), which are about lengths; Data Set
+Trailing Padding (FFFC,FFFC); the VR, as writers that know a private element better name it instead of UN; and the
+padding of values: trailing spaces and NULs of text, one trailing NUL of bytes of even length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+from ingestd.instance.facts import Limits
+from ingestd.instance.opening import OpenedFile
+from ingestd.instance.source import Progress, ignore_progress
+from ingestd.instance.syntax import DATA_SET_TRAILING_PADDING, TEXT_VRS
+from ingestd.instance.vr import dictionary_vr
+from ingestd.instance.walk import Event, Walker
+
+LENGTH_TO_END = 0x00080001
+# Padding is looked for in the last bytes of a value only, so that no value need be held in memory.
+_TAIL = 1 << 16
+_TAG = struct.Struct("<I").pack
+_VALUE_END = struct.Struct("<Qc").pack
+_NUMBERS = frozenset((b"AT", b"FD", b"FL", b"OD", b"OF", b"OL", b"OV", b"SL", b"SS", b"SV", b"UL", b"US", b"UV"))
+
+
+def canonical_digest(fd: int, *, limits: Limits | None = None, progress: Progress = ignore_progress) -> str:
+    """Give the canonical digest (SHA-256, hex) of the data set in this file, reading it forward once.
+
+    Raises InvalidInstance for a file that does not add up, OSError as the kernel gives it.
+    """
+    limits = limits or Limits()
+    file = OpenedFile(fd, limits=limits, progress=progress)
+    file.read_meta()
+    window = file.open_dataset()
+    walker = Walker(window, encoding=file.encoding, limits=limits, everything=True)
+    return _Digester(walker).digest()
+
+
+class _Digester:
+    def __init__(self, walker: Walker) -> None:
+        self._walker = walker
+        self._sha = hashlib.sha256()
+        # Tags of sequences begun and not yet found to hold anything: an empty one is an element without a value.
+        self._unopened: int | None = None
+
+    def digest(self) -> str:
+        walker = self._walker
+        while (event := walker.advance()) is not Event.END:
+            if event in (Event.SEQUENCE, Event.FRAGMENTS):
+                self._unopened = walker.tag
+            elif event in (Event.SEQUENCE_END, Event.FRAGMENTS_END):
+                self._end(walker.tag)
+            elif event is Event.ITEM:
+                self._open()
+                self._sha.update(b"i")
+            elif event is Event.ITEM_END:
+                self._sha.update(b"j")
+            elif event is Event.ELEMENT:
+                if not _is_about_lengths(walker.tag):
+                    self._value(_TAG(walker.tag), walker.vr or dictionary_vr(walker.tag).encode("ascii"))
+            else:  # a fragment, or content that is no elements: its bytes
+                self._open()
+                self._value(b"", b"OB")
+        return self._sha.hexdigest()
+
+    def _open(self) -> None:
+        if self._unopened is not None:
+            self._sha.update(_TAG(self._unopened) + b"s")
+            self._unopened = None
+
+    def _end(self, tag: int) -> None:
+        if self._unopened is None:
+            self._sha.update(b"e")
+        else:
+            self._unopened = None
+            self._sha.update(_TAG(tag) + _VALUE_END(0, b"v"))
+
+    def _value(self, tag: bytes, vr: bytes) -> None:
+        """Hash a value without its padding: all but its last bytes at once, those when its end is known."""
+        walker = self._walker
+        if vr == b"UN":
+            vr = dictionary_vr(walker.tag).encode("ascii")
+        length = walker.length
+        self._sha.update(tag)
+        held = b""
+        for chunk in walker.chunks():
+            held += chunk
+            if len(held) > 2 * _TAIL:
+                self._sha.update(held[:-_TAIL])
+                held = held[-_TAIL:]
+        tail = held[-_TAIL:]
+        trimmed = _trim(tail, vr, length)
+        self._sha.update(held[: len(held) - len(tail)])
+        self._sha.update(trimmed)
+        self._sha.update(_VALUE_END(length - len(tail) + len(trimmed), b"v"))
+
+
+def _is_about_lengths(tag: int) -> bool:
+    return tag & 0xFFFF == 0 or tag in (LENGTH_TO_END, DATA_SET_TRAILING_PADDING)
+
+
+def _trim(tail: bytes, vr: bytes, length: int) -> bytes:
+    if vr in TEXT_VRS:
+        return tail.rstrip(b" \0")
+    if vr in _NUMBERS:
+        return tail
+    return tail[:-1] if length % 2 == 0 and tail.endswith(b"\0") else tail

@@ -1,0 +1,166 @@
+"""The way into a file: its File Meta, how its data set is encoded, and the window that a walk begins in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Literal
+
+from ingestd.instance.errors import InvalidInstance
+from ingestd.instance.facts import Limits, Verdict
+from ingestd.instance.headers import looks_like_vr
+from ingestd.instance.meta import FileMeta, MoreBytesNeeded, read_file_meta
+from ingestd.instance.source import FIRST_READ, FileFeed, InflateFeed, Progress, Window
+from ingestd.instance.syntax import (
+    DEFLATED,
+    EXPLICIT_BIG,
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    LONG_VRS,
+    SHORT_VRS,
+    Encoding,
+    encoding_of,
+)
+
+_SYNTAX_SEEN = {
+    Encoding.EXPLICIT_LITTLE: EXPLICIT_LITTLE,
+    Encoding.IMPLICIT_LITTLE: IMPLICIT_LITTLE,
+    Encoding.EXPLICIT_BIG: EXPLICIT_BIG,
+}
+# A data set without File Meta must begin in group 0008, not behind this element, and with a value no longer than this.
+_FIRST_ELEMENT_MOST = 0x0060
+_FIRST_VALUE_MOST = 1024
+
+
+class OpenedFile:
+    """One file, read from its beginning. Every step is taken once, in this order: the constructor, ``read_meta``,
+    ``open_dataset``; ``feed`` has the digest of all bytes after ``meta.end`` that were read so far.
+
+    ``transfer_syntax`` is what File Meta says, or what the data set shows where it says nothing; ``generated_meta``
+    is True where there is no File Meta at all.
+    """
+
+    def __init__(self, fd: int, *, limits: Limits, progress: Progress) -> None:
+        self._fd = fd
+        self._limits = limits
+        self._progress = progress
+        self.size = os.fstat(fd).st_size
+        self.meta = FileMeta()
+        self.meta_digest = ""
+        self.transfer_syntax = ""
+        self.generated_meta = False
+        self.notes: set[str] = set()
+        self.encoding = Encoding.EXPLICIT_LITTLE
+        self.inflate: InflateFeed | None = None
+        os.lseek(fd, 0, os.SEEK_SET)
+        self.head = os.read(fd, FIRST_READ)
+        progress(len(self.head))
+        self.feed = FileFeed(fd, position=len(self.head), progress=progress)
+
+    def read_meta(self) -> None:
+        """Read File Meta and begin the digests behind it, also when there is none or it is torn.
+
+        Raises InvalidInstance: SHORT, HOSTILE.
+        """
+        try:
+            self._read_meta()
+        finally:
+            view = memoryview(self.head)
+            self.meta_digest = hashlib.sha256(view[: self.meta.end]).hexdigest()
+            self.feed.digest.update(view[self.meta.end :])
+            self.feed.position = len(self.head)
+            self.notes.update(self.meta.notes)
+
+    def _read_meta(self) -> None:
+        while True:
+            try:
+                self.meta = read_file_meta(self.head, at_end=len(self.head) >= self.size)
+            except MoreBytesNeeded:
+                if len(self.head) > self._limits.meta_bytes:
+                    raise InvalidInstance(Verdict.HOSTILE, "the File Meta group has no end") from None
+                more = os.read(self._fd, max(FIRST_READ, len(self.head)))
+                if not more:
+                    raise InvalidInstance(Verdict.SHORT, "the file ends inside its File Meta group") from None
+                self._progress(len(more))
+                self.head += more
+            else:
+                return
+
+    def open_dataset(self) -> Window:
+        """Give the window over the data set, at its first element; afterwards ``encoding`` says how it is written.
+
+        Raises InvalidInstance: NOT_DICOM, SHORT.
+        """
+        meta = self.meta
+        self.transfer_syntax = meta.transfer_syntax
+        if meta.transfer_syntax in DEFLATED:
+            deflated = self.head[meta.end :]
+            limit = self._limits.inflated_bytes
+            self.inflate = InflateFeed(self.feed, deflated, limit=limit, progress=self._progress)
+            window = Window(self.inflate, head=b"", pos=0, size=None)
+        else:
+            window = Window(self.feed, head=self.head, pos=meta.end, size=self.size)
+        self.head = b""
+        self.encoding = self._find_encoding(window)
+        return window
+
+    def _find_encoding(self, window: Window) -> Encoding:
+        """Say how the data set is written: as its transfer syntax says, unless its first element shows otherwise."""
+        meta = self.meta
+        if not window.fill(8):
+            if not meta.found:
+                raise InvalidInstance(Verdict.NOT_DICOM, "not a DICOM file")
+            if not window.buf[window.pos :]:
+                raise InvalidInstance(Verdict.SHORT, "the file ends where its data set should begin")
+        first = window.buf[window.pos : window.pos + 8]
+        seen = _encoding_seen(first, None if window.size is None else window.size - window.pos)
+        if not meta.found:
+            if seen is None or not _plausible_start(first, seen):
+                raise InvalidInstance(Verdict.NOT_DICOM, "not a DICOM file")
+            self.generated_meta = True
+            self.notes.add("generated_meta")
+            self.transfer_syntax = _SYNTAX_SEEN[seen]
+            return seen
+        if not meta.transfer_syntax:
+            self.notes.add("no_transfer_syntax")
+            self.transfer_syntax = _SYNTAX_SEEN[seen or Encoding.IMPLICIT_LITTLE]
+            return seen or Encoding.IMPLICIT_LITTLE
+        declared = encoding_of(meta.transfer_syntax)
+        if seen is None or seen is declared:
+            return declared
+        self.notes.add("encoding_differs")
+        return seen
+
+    def close_dataset(self) -> None:
+        """Read on to the end of the file, so that the digest is complete, and note what stands behind the data set."""
+        behind = self.feed.rest()
+        if self.inflate is None or not self.inflate.ended:
+            return
+        if self.inflate.wrapped:
+            self.notes.add("zlib_wrapper")
+        # One NUL pads the stream to an even length (PS3.5 Annex A.5).
+        if behind or self.inflate.trailing not in (b"", b"\0"):
+            self.notes.add("trailing_after_deflate")
+
+
+def _encoding_seen(first: bytes, left: int | None) -> Encoding | None:
+    """Judge by the first element's header how a data set is written; None where it does not show."""
+    if len(first) < 8:
+        return None
+    little, big = int.from_bytes(first[:2], "little"), int.from_bytes(first[:2], "big")
+    if first[4:6] in SHORT_VRS or first[4:6] in LONG_VRS:
+        if little == big:
+            return None
+        return Encoding.EXPLICIT_LITTLE if little < big else Encoding.EXPLICIT_BIG
+    length = int.from_bytes(first[4:8], "little")
+    if little < big and not looks_like_vr(first[4:6]) and (left is None or length <= left):
+        return Encoding.IMPLICIT_LITTLE
+    return None
+
+
+def _plausible_start(first: bytes, encoding: Encoding) -> bool:
+    """Whether a data set without File Meta may begin like this: in group 0008, with one of its first elements."""
+    order: Literal["big", "little"] = "big" if encoding is Encoding.EXPLICIT_BIG else "little"
+    if int.from_bytes(first[:2], order) != 0x0008 or int.from_bytes(first[2:4], order) > _FIRST_ELEMENT_MOST:
+        return False
+    return encoding is not Encoding.IMPLICIT_LITTLE or int.from_bytes(first[4:8], "little") <= _FIRST_VALUE_MOST
