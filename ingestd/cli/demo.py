@@ -96,7 +96,7 @@ def _run(place: Path, folder: Path | None, *, keep: bool, timeout: int, as_json:
         daemon = _spawn(place, "daemon.log", "-c", str(config), "run")
         processes.append(daemon)
         say(f"  daemon            watches {drop}")
-        dropped = drop_folder(folder, drop) if folder is not None else drop_bundled(drop, place)
+        dropped = drop_folder(folder, drop) if folder is not None else drop_bundled(drop)
         say(f"  dropped           {len(dropped)} files\n")
         fates = _watch(config, drop, dropped, daemon=daemon, deadline=deadline, quiet=as_json)
         addresses = {"folder": str(place), "url": url, "drop": str(drop), "config": str(config)} if keep else {}
@@ -286,5 +286,7 @@ def _report(fates: list[Fate], *, as_json: bool, addresses: dict[str, str]) -> b
 
 
 def _why(fate: Fate) -> str:
+    if fate.state == "CONFIRMED":
+        return fate.note.removeprefix("confirmed: ")
     words = fate.reason.replace("_", " ")
     return f"{words}: {fate.note}" if words and fate.note else words or fate.note

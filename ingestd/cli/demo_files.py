@@ -38,10 +38,10 @@ def drop_folder(folder: Path, drop: Path) -> list[str]:
     return names
 
 
-def drop_bundled(drop: Path, scratch: Path) -> list[str]:
+def drop_bundled(drop: Path) -> list[str]:
     """Copy pydicom's test files into ``drop``; return their names there."""
     folder = bundled_folder()
-    names = [name for name in _bundled_names(folder) if Path(name).name not in _NOT_DROPPED]
+    names = [name for name in _bundled_names(folder) if name not in _NOT_DROPPED]
     found = _inspect(folder, names)
     seen: dict[tuple[str, str, str], str] = {}
     kept_conflict = kept_duplicate = False
@@ -66,10 +66,9 @@ def drop_bundled(drop: Path, scratch: Path) -> list[str]:
         dropped.append(name)
         if inspection.verdict == "whole" and not kept_duplicate and identity in seen and seen[identity] == name:
             kept_duplicate = True
-            again = str(Path(name).with_name(f"again_{Path(name).name}"))
+            again = f"again_{name}"
             _drop(content, drop / again)
             dropped.append(again)
-    del scratch
     return dropped
 
 
@@ -85,11 +84,7 @@ def bundled_folder() -> Path:
 
 
 def _bundled_names(folder: Path) -> list[str]:
-    return sorted(
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".py", ".pyc")
-    )
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc"))
 
 
 def _inspect(folder: Path, names: list[str]) -> dict[str, Inspection]:
