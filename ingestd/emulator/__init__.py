@@ -1,8 +1,9 @@
 """An Azure DICOM service on a laptop, for tests, demos and first minutes.
 
-``ingestd emulate`` runs it in front; ``with Emulator() as server:`` runs it in a thread. It is not for patients' data
-and not for production. What it does follows the original open-source server's source and end-to-end tests; the client in
-``ingestd.dicomweb`` shares no code with it, so that the two cannot agree on a mistake.
+``ingestd emulate`` runs it in front; ``with Emulator() as server:`` runs it in a thread. It is not for
+patients' data and not for production. What it does follows the original open-source server's
+source and end-to-end tests; the client in ``ingestd.dicomweb`` shares no code with it, so that the two cannot agree on
+a mistake.
 """
 
 from __future__ import annotations

@@ -25,10 +25,12 @@ from .accept import accepts_json
 from .answers import plain
 from .call import SUPPORTED_VERSIONS, Action, Body, Call, Route, match, version_of
 from .errors import INTERNAL, UNAVAILABLE, Problem, Vanish
+from .examine import Tag
 from .faults import FaultName
 from .routes import ROUTES, UNVERSIONED
-from .service import Service
+from .service import Service, stored_tags
 from .spool import Spool, body_kind
+from .store import settle
 
 TRANSPORT = "ingestd.transport"  # where the protocol puts the connection, so that a fault can cut it
 _MOST_SMALL_BODY = 32 << 20
@@ -157,7 +159,12 @@ class App:
                 raise Vanish
 
         slow = service.faults.take(FaultName.BANDWIDTH, **facts)
-        with Spool(service.files, limit=service.settings.file_limit) as spool:
+        call.tags = await anyio.to_thread.run_sync(_tags_now, service)
+        with Spool(
+            service.files,
+            limit=service.settings.file_limit,
+            finish=lambda path: service.workers.submit(settle, service, path),
+        ) as spool:
             body = request.stream() if slow is None else _slowly(request, slow.bytes or 65536)
             await spool.take(kind, body, saw=saw)
             if service.faults.take(FaultName.DROP_AFTER_BODY, **facts):
@@ -182,6 +189,11 @@ class _Exchange:
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self.is_complete = True
         await self._send(message)
+
+
+def _tags_now(service: Service) -> list[Tag]:
+    with service.index.read() as tx:
+        return stored_tags(tx)
 
 
 def _find_route(call: Call) -> Route:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .errors import Problem
+from .examine import Tag
 from .service import Service
 from .spool import Part
 from .validate import is_valid_uid
@@ -50,6 +51,7 @@ class Call:
     params: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     parts: list[Part] = field(default_factory=list)
+    tags: list[Tag] = field(default_factory=list)  # the extended query tags when the request began
 
     @property
     def root_url(self) -> str:

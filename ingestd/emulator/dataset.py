@@ -1,10 +1,10 @@
 """Reads the structure of a DICOM file without its bulk (PS3.10 §7, PS3.5 §7).
 
 Written for this room alone and on purpose not with pydicom: every element of every stored file is validated and
-turned into JSON by the service, so this path decides how fast a store is, and it must run in bounded memory on whatever is
-sent. The file is a memory map; values of OB, OD, OF, OL, OV, OW and UN (never part of the metadata) are
+turned into JSON by the service, so this path decides how fast a store is, and it must run in bounded memory whatever
+is sent. The file is a memory map; values of OB, OD, OF, OL, OV, OW and UN (never part of the metadata) are
 stepped over, not read. What does not end inside the file is refused; sloppiness that real equipment produces (odd
-lengths, trailing padding, delimiters with a length, private sequences encoded implicitly) is taken as fo-dicom takes it.
+lengths, trailing padding, delimiters with a length, private sequences encoded implicitly) is taken as it comes.
 """
 
 from __future__ import annotations
@@ -114,17 +114,22 @@ def read_header(path: Path) -> Header:
 
 def header_of(buffer: mmap.mmap) -> Header:
     """The structure of a mapped file."""
-    meta_at = 132 if buffer[128:132] == b"DICM" else 0
-    if meta_at == 0 and buffer[:2] != b"\x02\x00":
-        raise Unreadable("neither a preamble nor File Meta Information")
-    meta, dataset_offset = _read_meta(buffer, meta_at)
+    meta, dataset_offset = _read_meta(buffer)
     syntax = _text(meta.get(0x00020010, b""))
     if syntax == DEFLATED:
         return _read_deflated(buffer, meta, dataset_offset)
     return _read_dataset(buffer, meta, dataset_offset, syntax or IMPLICIT_LITTLE, dataset_offset)
 
 
-def _read_meta(buffer: mmap.mmap, at: int) -> tuple[dict[int, bytes], int]:
+def dataset_offset_of(buffer: mmap.mmap) -> int:
+    """Where the data set begins in a mapped file; raises Unreadable."""
+    return _read_meta(buffer)[1]
+
+
+def _read_meta(buffer: mmap.mmap) -> tuple[dict[int, bytes], int]:
+    at = 132 if buffer[128:132] == b"DICM" else 0
+    if at == 0 and buffer[:2] != b"\x02\x00":
+        raise Unreadable("neither a preamble nor File Meta Information")
     # Group 0002 is always Explicit VR Little Endian (PS3.10 §7.1). Its end is where another group starts: the
     # group length is often wrong in real files, so it is not believed.
     walk = _Walk(buffer, explicit=True, big_endian=False)

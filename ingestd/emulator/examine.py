@@ -77,9 +77,7 @@ class Examined:
     sop_class_uid: str = ""
     transfer_syntax: str = ""
     several_values: bool = False
-    has_preamble: bool = False
     dataset_sha256: str = ""
-    file_sha256: str = ""
     metadata: bytes = b""
     columns: dict[str, str] = field(default_factory=dict)
     values: list[Value] = field(default_factory=list)
@@ -95,10 +93,7 @@ def examine(path: Path, *, version: int, study_uid: str | None, tags: Sequence[T
     found = Examined(path=path, size_bytes=path.stat().st_size)
     try:
         with path.open("rb") as file, dataset.mapped(file) as buffer:
-            found.has_preamble = buffer[128:132] == b"DICM"
-            _digest(found, buffer, 0)
             header = dataset.header_of(buffer)
-            _digest(found, buffer, header.dataset_offset)
     except Unreadable:
         found.failure = VALIDATION_FAILED
         return found
@@ -114,12 +109,15 @@ def examine(path: Path, *, version: int, study_uid: str | None, tags: Sequence[T
     return found
 
 
-def _digest(found: Examined, buffer: object, offset: int) -> None:
-    digest = hashlib.sha256(memoryview(buffer)[offset:]).hexdigest()  # type: ignore[arg-type]
-    if offset == 0:
-        found.file_sha256 = digest
-    else:
-        found.dataset_sha256 = digest
+def dataset_digest(path: Path) -> str:
+    """The SHA-256 of what follows group 0002, in hex; empty where there is no such thing to read."""
+    try:
+        with path.open("rb") as file, dataset.mapped(file) as buffer:
+            offset = dataset.dataset_offset_of(buffer)
+            with memoryview(buffer) as view, view[offset:] as content:
+                return hashlib.sha256(content).hexdigest()
+    except Unreadable:
+        return ""
 
 
 def _identify(found: Examined, by_tag: Mapping[int, Element], text: Text) -> None:

@@ -1,8 +1,8 @@
 """Faults on request: named misbehaviour that a test or a person switches on, never there by default.
 
 None of it is what the original server does; all of it is what networks, proxies, throttling and crashed back ends do
-to a client. A fault fires by ``probability`` (with a seed), for the next ``count`` requests it fits, after letting ``skip``
-pass, and only for a ``uid`` or a ``method`` and ``path`` when those are given.
+to a client. A fault fires by ``probability`` (with a seed), for the next ``count`` requests it fits, after letting
+``skip`` pass, and only for a ``uid`` or a ``method`` and ``path`` when those are given.
 """
 
 from __future__ import annotations

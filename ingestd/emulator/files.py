@@ -34,12 +34,15 @@ class Files:
         """Where the file of a stored version is."""
         return self._root / f"{watermark % _FANOUT:02x}" / f"{watermark}.dcm"
 
+    def settle(self, part: Path) -> None:
+        """Make a spooled part's bytes durable, where the server was asked for that."""
+        if self._fsync:
+            _sync(part)
+
     def put(self, placed: Iterable[tuple[Path, int]]) -> None:
-        """Move spooled parts to their places, durably where the server was asked for that."""
+        """Move settled parts to their places; the folders are durable when this returns."""
         folders: set[Path] = set()
         for part, watermark in placed:
-            if self._fsync:
-                _sync(part)
             target = self.path(watermark)
             part.rename(target)
             folders.add(target.parent)

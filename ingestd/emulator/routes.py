@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from . import delete, feed, qido, stow, wado
+from . import delete, feed, frames, qido, rendered, stow, wado
 from .answers import PlainJson
 from .call import Action, Call, Route, route
 
@@ -21,5 +21,13 @@ def get_health(call: Call) -> Response:
     )
 
 
-ROUTES: tuple[Route, ...] = (*stow.ROUTES, *wado.ROUTES, *qido.ROUTES, *delete.ROUTES, *feed.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *stow.ROUTES,
+    *wado.ROUTES,
+    *frames.ROUTES,
+    *rendered.ROUTES,
+    *qido.ROUTES,
+    *delete.ROUTES,
+    *feed.ROUTES,
+)
 UNVERSIONED: tuple[Route, ...] = (route("GET", "health/check", get_health, Action.NONE),)

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .examine import Tag
@@ -36,6 +37,7 @@ class Service:
         self.log = RequestLog(data / "requests.jsonl" if log_to_disk else None)
         self._partitions: dict[str, int] = {}
         self._partition_lock = threading.Lock()
+        self.workers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="emulator-examine")
         self._recover()
 
     def _recover(self) -> None:
@@ -80,6 +82,7 @@ class Service:
 
     def close(self) -> None:
         """Stop cleanly: nothing may be running any more."""
+        self.workers.shutdown(cancel_futures=True)
         with self.index.write() as tx:
             tx.execute("INSERT OR REPLACE INTO counter VALUES ('running', 0)")
         self.index.close()

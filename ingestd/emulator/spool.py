@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -20,9 +21,10 @@ _MOST_PARTS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a request, whole and on disk."""
+    """One part of a request, whole and on disk; ``finished`` is what ``store.settle`` gives, begun meanwhile."""
 
     path: Path
+    finished: Future[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,10 @@ def body_kind(content_type: str | None) -> BodyKind:
 class Spool:
     """The parts of one request on their way to disk; use as a context manager, what is left over goes away."""
 
-    def __init__(self, files: Files, *, limit: int) -> None:
+    def __init__(self, files: Files, *, limit: int, finish: Callable[[Path], Future[str]] | None = None) -> None:
         self._files = files
         self._limit = limit
+        self._finish = finish
         self._descriptor: int | None = None
         self._size = 0
         self.parts: list[Part] = []
@@ -71,6 +74,8 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self._abandon()
         for part in self.parts:
+            if part.finished is not None:
+                part.finished.cancel()
             part.path.unlink(missing_ok=True)
 
     def _begin(self) -> None:
@@ -93,7 +98,8 @@ class Spool:
         assert self._open is not None, "it has a name as long as it has a descriptor"
         os.close(self._descriptor)
         self._descriptor = None
-        self.parts.append(Part(self._open))
+        begun = self._finish(self._open) if self._finish else None
+        self.parts.append(Part(self._open, begun))
         self._open = None
 
     def _abandon(self) -> None:

@@ -1,8 +1,8 @@
 """The Store Transaction's work on files and index (PS3.18 §10.5; facts page 1.2, 1.8).
 
 A request's parts are taken in groups. For each group: rows *Creating* in one transaction, files renamed into place,
-then rows *Created* together with their feed entries, metadata and index values in a second one. What a client sees is as if
-each part had been taken alone and in order; what a crash leaves is Creating rows without effect.
+then rows *Created* together with their feed entries, metadata and index values in a second one. What a client sees is
+as if each part had been taken alone and in order; what a crash leaves is Creating rows without effect.
 """
 
 # ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .examine import (
     ALREADY_EXISTS,
@@ -22,6 +23,7 @@ from .examine import (
     PROCESSING_FAILURE,
     Examined,
     Tag,
+    dataset_digest,
     examine,
 )
 from .faults import FaultName
@@ -44,6 +46,7 @@ class StoreRequest:
     partition_key: int
     replace: bool  # PUT
     expires_at: int | None  # ticks
+    tags: Sequence[Tag] = ()
     method: str = "POST"
     path: str = ""
 
@@ -87,7 +90,6 @@ def _log_line(entry: Entry) -> dict[str, object]:
         "series": found.series_uid,
         "sop": found.sop_uid,
         "sha256": found.dataset_sha256,
-        "file_sha256": found.file_sha256,
         "transfer_syntax": found.transfer_syntax,
         "result": "stored" if entry.is_stored else "refused",
         "reason": found.failure,
@@ -97,16 +99,40 @@ def _log_line(entry: Entry) -> dict[str, object]:
     }
 
 
+def settle(service: Service, path: Path) -> str:
+    """Make a spooled part ready for its place: digest taken, preamble zeroed where that is the flavour, durable.
+
+    All of it waits for the disk or hashes, so it goes on beside the reading of the parts that follow. The digest is
+    the SHA-256 of the data set's bytes, empty where the file cannot be read that far.
+    """
+    digest = dataset_digest(path)
+    if digest:
+        if service.settings.is_managed:
+            _zero_preamble(path)
+        service.files.settle(path)
+    return digest
+
+
+def _zero_preamble(path: Path) -> None:
+    # The managed service zeroes the preamble (Azure conformance v2; facts page 1.8).
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.pread(descriptor, 4, 128) == b"DICM":
+            os.pwrite(descriptor, bytes(128), 0)
+    finally:
+        os.close(descriptor)
+
+
 def _examine(service: Service, request: StoreRequest, parts: Sequence[Part]) -> list[Entry]:
-    with service.index.read() as tx:
-        tags = stored_tags(tx)
     entries = []
     for part in parts:
-        entry = Entry(examined=examine(part.path, version=request.version, study_uid=request.study_uid, tags=tags))
+        found = examine(part.path, version=request.version, study_uid=request.study_uid, tags=request.tags)
+        found.dataset_sha256 = part.finished.result() if part.finished is not None else settle(service, part.path)
+        entry = Entry(examined=found)
         if entry.is_stored:
             _ask_faults(service, request, entry)
         entries.append(entry)
-    _check_tags(service, entries, tags)
+    _check_tags(service, entries, request.tags)
     return entries
 
 
@@ -139,10 +165,10 @@ def _ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
             take(name)
 
 
-def _check_tags(service: Service, entries: list[Entry], tags: list[Tag]) -> None:
+def _check_tags(service: Service, entries: list[Entry], tags: Sequence[Tag]) -> None:
     # If the tags changed while parts were looked at, the service fails them with 272 (facts page 1.8).
     with service.index.read() as tx:
-        if stored_tags(tx) != tags:
+        if stored_tags(tx) != list(tags):
             for entry in entries:
                 if entry.is_stored:
                     entry.examined.failure = PROCESSING_FAILURE
@@ -154,7 +180,7 @@ def _store_group(service: Service, request: StoreRequest, group: list[Entry]) ->
     if not begun:
         return
     for entry in begun:
-        _prepare_file(service, entry)
+        _alter_where_asked(entry)
     service.files.put((entry.examined.path, entry.watermark) for entry in begun)
     _wait_for_commit(begun)
     removed: list[int] = []
@@ -249,21 +275,15 @@ def _key_of(
     return key
 
 
-def _prepare_file(service: Service, entry: Entry) -> None:
-    if service.settings.is_managed and entry.examined.has_preamble:
-        # The managed service zeroes the preamble (Azure conformance v2; facts page 1.8).
-        descriptor = os.open(entry.examined.path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.pwrite(descriptor, bytes(128), 0)
-        finally:
-            os.close(descriptor)
-    if FaultName.ALTER_STORED in entry.faults:
-        descriptor = os.open(entry.examined.path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            end = os.fstat(descriptor).st_size - 1
-            os.pwrite(descriptor, bytes([os.pread(descriptor, 1, end)[0] ^ 1]), end)
-        finally:
-            os.close(descriptor)
+def _alter_where_asked(entry: Entry) -> None:
+    if FaultName.ALTER_STORED not in entry.faults:
+        return
+    descriptor = os.open(entry.examined.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        end = os.fstat(descriptor).st_size - 1
+        os.pwrite(descriptor, bytes([os.pread(descriptor, 1, end)[0] ^ 1]), end)
+    finally:
+        os.close(descriptor)
 
 
 def _wait_for_commit(begun: list[Entry]) -> None:

@@ -30,6 +30,7 @@ def post_studies(call: Call) -> Response:
         partition_key=call.partition_key,
         replace=replace,
         expires_at=_expiry(call),
+        tags=call.tags,
         method=call.request.method,
         path=call.request.url.path,
     )

@@ -5,23 +5,24 @@ pydicom does it with its pixel plugins; those come with the extra ``pixels`` and
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from .dataset import (
-    DEFLATED,
-    EXPLICIT_BIG,
-    EXPLICIT_LITTLE,
-    IMPLICIT_LITTLE,
-)
+from .dataset import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from .errors import Problem
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset, FileDataset
 
 JPEG_2000 = "1.2.840.10008.1.2.4.90"
 NOT_SUPPORTED = "The specified transcoding is not supported."
-_NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
+NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
 # Facts page 2.1: what the service decodes. Deflated is ours: it needs no codec.
-SOURCES = _NATIVE | {
+SOURCES = NATIVE | {
     "1.2.840.10008.1.2.4.50",
     "1.2.840.10008.1.2.4.57",
     "1.2.840.10008.1.2.4.70",
@@ -30,42 +31,90 @@ SOURCES = _NATIVE | {
     "1.2.840.10008.1.2.5",
 }
 
+# One at a time: a transcoding may take several times the limit in memory, and warnings are silenced process-wide.
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Alone, and without pydicom's warnings: real files give many, and they quote values."""
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise Problem 406 for a file too large to decode in memory."""
+    if size > limit:
+        raise Problem(406, f"The file is larger than the limit of {limit} bytes for transcoding and rendering.")
+
 
 def transcoded(file: IO[bytes], size: int, syntax: str, *, limit: int) -> IO[bytes]:
-    """The file in another transfer syntax, as a temporary file; raises Problem 406."""
-    if size > limit:
-        raise Problem(406, f"The file is larger than the limit of {limit} bytes for transcoding.")
-    import pydicom  # noqa: PLC0415 - with its codecs, only when somebody asks for another transfer syntax
-    from pydicom.uid import UID  # noqa: PLC0415
-
-    result = TemporaryFile()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(file)
-            source = UID(str(dataset.file_meta.TransferSyntaxUID))
-            if source not in SOURCES:
-                raise Problem(406, NOT_SUPPORTED)
-            if "PixelData" in dataset:
-                if source not in _NATIVE:
-                    dataset.decompress(generate_instance_uid=False)
-                if syntax == JPEG_2000:
-                    _as_explicit(dataset)
-                    dataset.compress(JPEG_2000, generate_instance_uid=False)
-                else:
-                    _as_explicit(dataset)
-            elif syntax == JPEG_2000:
-                raise Problem(406, NOT_SUPPORTED)
-            dataset.file_meta.TransferSyntaxUID = UID(syntax)
-            dataset.save_as(result, enforce_file_format=True, implicit_vr=False, little_endian=True)
-    except Problem:
-        result.close()
-        raise
-    except Exception as error:  # a codec may raise anything on a broken file; the answer is the same
-        result.close()
-        raise Problem(406, NOT_SUPPORTED) from error
+    """The file in another transfer syntax, as a temporary file at its start; raises Problem 406."""
+    check_size(size, limit)
+    with quietly():
+        try:
+            dataset = convert(file, syntax)
+            result = TemporaryFile()  # noqa: SIM115 - the answer closes it when it has been sent
+            dataset.save_as(result, enforce_file_format=True)
+        except Problem:
+            raise
+        except Exception as error:
+            # A codec may raise anything on a broken file, and a missing one an ImportError: the answer is the same.
+            raise Problem(406, NOT_SUPPORTED) from error
+    result.seek(0)
     return result
 
 
-def _as_explicit(dataset: object) -> None:
-    """Nothing to do."""
+def convert(file: IO[bytes], syntax: str) -> FileDataset:
+    """The file's data set in another transfer syntax; raises Problem 406 for a source the service cannot decode."""
+    import pydicom  # noqa: PLC0415 - with its codecs, only when somebody asks for another transfer syntax
+    from pydicom.uid import UID  # noqa: PLC0415
+
+    dataset = pydicom.dcmread(file)
+    source = UID(str(dataset.file_meta.TransferSyntaxUID))
+    if source not in SOURCES or (syntax == JPEG_2000 and "PixelData" not in dataset):
+        raise Problem(406, NOT_SUPPORTED)
+    if source == EXPLICIT_BIG:
+        dataset = _little_endian(dataset)
+    if source not in NATIVE and "PixelData" in dataset:
+        dataset.decompress(generate_instance_uid=False)
+    dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE)
+    if syntax == JPEG_2000:
+        dataset.compress(JPEG_2000, generate_instance_uid=False)
+    return dataset
+
+
+_WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
+
+
+def _little_endian(dataset: FileDataset) -> FileDataset:
+    # pydicom refuses to change the byte order because it does not touch values of these VRs; here they are swapped.
+    from pydicom.dataset import FileDataset as Dataset_  # noqa: PLC0415
+
+    plain = Dataset_("", {}, preamble=dataset.preamble, file_meta=dataset.file_meta)
+    for element in dataset:
+        plain.add(element)
+    _swap(plain)
+    if "PixelData" in plain and plain.get("BitsAllocated", 8) > 8 and plain["PixelData"].VR == "OB":
+        plain["PixelData"].VR = "OW"
+    return plain
+
+
+def _swap(dataset: Dataset) -> None:
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                _swap(item)
+                item.set_original_encoding(is_implicit_vr=False, is_little_endian=True)
+        width = _WORDS.get(element.VR)
+        if width is not None and isinstance(element.value, bytes):
+            element.value = swapped(element.value, width)
+
+
+def swapped(value: bytes, width: int) -> bytes:
+    """The same words in the other byte order."""
+    result = bytearray(len(value))
+    for offset in range(width):
+        result[offset::width] = value[width - 1 - offset :: width]
+    return bytes(result)
