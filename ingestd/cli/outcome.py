@@ -63,9 +63,9 @@ def look_back(
             if inboxes is None or count.inbox in inboxes:
                 states[str(count.state)] = states.get(str(count.state), 0) + count.rows
         for state in sorted(NEEDS_PERSON):
-            after = 0
-            while page := ledger.entries(Choice(state=state, since=since), after_id=after):
-                after = page[-1].entry_id
+            after: Entry | None = None
+            while page := ledger.entries(Choice(state=state, since=since), after=after):
+                after = page[-1]
                 ours = [entry for entry in page if inboxes is None or entry.inbox in inboxes]
                 real = [entry for entry in ours if entry.reason not in {Reason.NOT_DICOM, Reason.DICOMDIR}]
                 clutter += len(ours) - len(real)

@@ -1,0 +1,230 @@
+"""The whole ledger against the server, study by study: for ``ingestd reconcile --full``.
+
+The reconciler looks and judges; here its findings are married to the ledger, as the daemon does it for rows that are
+due. It runs beside a daemon: each move is the table's own, and a row that the daemon moved meanwhile is left alone.
+"""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from ingestd.config import Config
+from ingestd.daemon.wiring import backoff_of, client_of, profile_from, reader_limits_of, rules_of
+from ingestd.dicomweb import DicomWebClient, DicomWebError
+from ingestd.inbox import Spool
+from ingestd.ledger import Choice, Entry, Ledger, StudySummary
+from ingestd.lifecycle import Identity, Outcome, Sameness, ServerKind, State, Unproven
+from ingestd.reader import CompareJob, Readers
+from ingestd.reconciler import (
+    Finding,
+    Need,
+    Rules,
+    StudyAudit,
+    StudyRows,
+    audit,
+    judge,
+    judge_comparison,
+    unknown_studies,
+)
+from ingestd.sender import probe_profile
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What the audit found."""
+
+    studies_known: int = 0
+    studies: int = 0
+    agree: int = 0
+    compared: int = 0
+    here_only: list[Unproven] = field(default_factory=list)
+    different: list[Unproven] = field(default_factory=list)
+    not_told: list[Unproven] = field(default_factory=list)
+    there_only: list[Identity] = field(default_factory=list)
+    studies_there_only: list[str] = field(default_factory=list)
+    is_complete: bool = False
+    error: str = ""
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "studies_known": self.studies_known,
+            "studies": self.studies,
+            "agree": self.agree,
+            "compared": self.compared,
+            "here_only": [_row(row) for row in self.here_only],
+            "different": [_row(row) for row in self.different],
+            "not_told": [_row(row) for row in self.not_told],
+            "there_only": [_identity(one) for one in self.there_only],
+            "studies_there_only": self.studies_there_only,
+            "complete": self.is_complete,
+            "error": self.error or None,
+        }
+
+
+def _row(row: Unproven) -> dict[str, Any]:
+    return {"id": row.entry_id, "state": str(row.state)} | _identity(row.identity)
+
+
+def _identity(identity: Identity) -> dict[str, str]:
+    return {"study_uid": identity.study_uid, "series_uid": identity.series_uid, "sop_uid": identity.sop_uid}
+
+
+def audit_all(
+    config: Config, *, share: float, budget: timedelta, progress: Callable[[int, int], None] | None
+) -> Report:
+    """Audit study after study until all are done, the budget is spent, or the server does not answer."""
+    with ExitStack() as stack:
+        spool = Spool(config.spool.path)
+        ledger = stack.enter_context(
+            Ledger.open(
+                config.ledger, host=spool.host, spool=spool.path, destination=config.destination.url, create=False
+            )
+        )
+        client = stack.enter_context(client_of(config))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="audit-", dir=spool.path)))
+        auditor = _Auditor(config, ledger, client, stack, progress)
+        try:
+            auditor.run(scratch, share=share, budget=budget)
+        except DicomWebError as error:
+            auditor.report.error = str(error)
+        return auditor.report
+
+
+class _Auditor:
+    """One audit under way."""
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        client: DicomWebClient,
+        stack: ExitStack,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.report = Report()
+        self._config = config
+        self._ledger = ledger
+        self._client = client
+        self._stack = stack
+        self._progress = progress
+        self._comparer: _Comparer | None = None
+
+    def run(self, scratch: Path, *, share: float, budget: timedelta) -> None:
+        """Audit every study of the ledger, then ask which other studies the server has."""
+        report = self.report
+        ends_at = time.monotonic() + budget.total_seconds()
+        profile = profile_from(self._config) or probe_profile(self._client)
+        rules = rules_of(self._config, profile)
+        known = sorted(set(self._study_uids()))
+        report.studies_known = len(known)
+        audited = audit(
+            self._client,
+            (StudyRows(study_uid=uid, rows=tuple(self._rows_of(uid))) for uid in known),
+            scratch=scratch,
+            utc_now=_now,
+            share=share,
+            budget=budget,
+            original=profile.kind is ServerKind.AZURE,
+        )
+        for found in audited:
+            self._take(found, rules)
+            if found.error:
+                report.error = found.error
+                return
+            if self._progress is not None:
+                self._progress(report.studies, report.studies_known)
+        if report.studies < report.studies_known:
+            return
+        ours = set(known)
+        for uid in unknown_studies(self._client):
+            if uid not in ours:
+                report.studies_there_only.append(uid)
+            if time.monotonic() >= ends_at:
+                return
+        report.is_complete = True
+
+    def _study_uids(self) -> Iterator[str]:
+        last: StudySummary | None = None
+        while page := self._ledger.studies(limit=1000, after=last):
+            yield from (study.study_uid for study in page)
+            last = page[-1]
+
+    def _rows_of(self, study_uid: str) -> Iterator[Unproven]:
+        last: Entry | None = None
+        while page := self._ledger.entries(Choice(study_uid=study_uid), after=last):
+            yield from self._ledger.unproven_rows([entry.entry_id for entry in page])
+            last = page[-1]
+
+    def _take(self, found: StudyAudit, rules: Rules) -> None:
+        report = self.report
+        outcomes = [outcome for finding in found.findings if (outcome := self._settle(finding, rules)) is not None]
+        if outcomes:
+            with self._ledger.write() as moves:
+                moves.apply(outcomes, now=_now(), backoff=backoff_of(self._config), jitter=0.0)
+        report.here_only += found.here_only
+        report.there_only += found.there_only
+        report.studies += 1
+
+    def _settle(self, finding: Finding, rules: Rules) -> Outcome | None:
+        """Judge one finding, comparing the fetched copy where that is what it takes."""
+        report = self.report
+        judged = judge(finding, rules=rules, now=_now())
+        if finding.sameness is Sameness.SAME:
+            report.compared += 1
+        elif judged is Need.COMPARE and finding.copy is not None and finding.row.path is not None:
+            sameness = self._compare(str(finding.row.path), str(finding.copy))
+            if sameness is not None:
+                report.compared += 1
+                judged = judge_comparison(finding.row, sameness, rules=rules, now=_now())
+        if finding.copy is not None:
+            finding.copy.unlink(missing_ok=True)
+        if not isinstance(judged, Outcome):
+            report.not_told.append(finding.row)
+            return None
+        if judged.state is State.CONFLICT:
+            report.different.append(finding.row)
+        elif finding.present:
+            report.agree += 1
+        elif finding.present is None:
+            report.not_told.append(finding.row)
+        return judged
+
+    def _compare(self, ours: str, theirs: str) -> Sameness | None:
+        if self._comparer is None:
+            self._comparer = self._stack.enter_context(_Comparer(self._config))
+        return self._comparer.compare(ours, theirs)
+
+
+class _Comparer:
+    """A reader process that compares files, one at a time."""
+
+    def __init__(self, config: Config) -> None:
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._readers = Readers(processes=1, limits=reader_limits_of(config), wake=lambda: self._bell.put(None))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._readers.close()
+
+    def compare(self, ours: str, theirs: str) -> Sameness | None:
+        """Say how two files compare; None where that could not be told."""
+        self._readers.submit(CompareJob(key=0, ours=ours, theirs=theirs))
+        while True:
+            self._bell.get()
+            for read in self._readers.collect():
+                return Sameness(read.sameness) if read.sameness else None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,217 @@
+"""``ingestd reconcile``: ask the server now, about what waits for proof or about everything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .frame import (
+    ExitCode,
+    Stop,
+    config_option,
+    daemon_pid,
+    json_option,
+    ledger_for_moves,
+    load_config,
+    need_owner,
+    plain,
+    print_json,
+)
+from .run import DurationType, set_up_logs
+
+if TYPE_CHECKING:
+    from ingestd.config import Config
+    from ingestd.ledger import Ledger
+
+    from .audit import Report
+
+# How often the ledger is looked at while the daemon asks.
+LOOK_EVERY_SECONDS = 0.3
+MOST_TOLD = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """What became of the rows that were asked about."""
+
+    states: dict[str, int]
+    waiting: int
+
+
+@click.command("reconcile", short_help="Ask the server now whether it has what it should have.")
+@config_option
+@json_option
+@click.option("--full", is_flag=True, help="Audit everything in the ledger: only here, only there, different.")
+@click.option(
+    "--compare",
+    type=click.FloatRange(0, 100),
+    default=0,
+    metavar="PERCENT",
+    help="With --full: fetch so many of the instances back and compare their content.",
+)
+@click.option(
+    "--timeout",
+    type=DurationType(),
+    default=None,
+    help="Stop after this long (1 minute; 1 hour with --full). A study that was begun is finished.",
+)
+def command(*, config: Path | None, as_json: bool, full: bool, compare: float, timeout: timedelta | None) -> int:
+    """Ask the server now whether it has what it should have.
+
+    Without --full: every file that is STORED or UNCERTAIN is asked about at once instead of in its turn; nothing is
+    sent. With a daemon running, the daemon does the asking.
+
+    With --full every study of the ledger is compared with the server's: instances that only the ledger has (absent
+    twice, they become DELETED), instances and studies that only the server has, and, with --compare, content that
+    differs (it becomes a CONFLICT). It works through the studies until it is done or the time is over, and changes
+    nothing on the server.
+    """
+    settings = load_config(config)
+    need_owner(settings.spool.path)
+    if full:
+        return _full(settings, share=compare / 100, budget=timeout or timedelta(hours=1), as_json=as_json)
+    if compare:
+        raise click.UsageError("--compare goes with --full")
+    settled = ask_now(settings, timeout or timedelta(minutes=1))
+    if as_json:
+        print_json({"states": settled.states, "waiting": settled.waiting})
+    else:
+        click.echo(_words(settled))
+    if settled.waiting:
+        return ExitCode.TIMEOUT
+    trouble = {"FAILED", "CONFLICT", "DELETED"} & set(settled.states)
+    return ExitCode.NEEDS_PERSON if trouble else ExitCode.DONE
+
+
+def _words(settled: Settled) -> str:
+    if not settled.states and not settled.waiting:
+        return "nothing waits for proof"
+    told = [f"{count} {state}" for state, count in sorted(settled.states.items())]
+    told += [f"{settled.waiting} still not settled"] if settled.waiting else []
+    return f"asked: {', '.join(told)}"
+
+
+def ask_now(config: Config, timeout: timedelta) -> Settled:
+    """Have everything that waits for proof asked about now, by the running daemon or by ourselves, and wait for it."""
+    deadline = time.monotonic() + timeout.total_seconds()
+    with ledger_for_moves(config) as ledger:
+        asked = list(_unproven_ids(ledger))
+        for start in range(0, len(asked), 1000):
+            with ledger.write() as moves:
+                moves.check_again(asked[start : start + 1000], at=datetime.now(UTC))
+        if not asked:
+            return Settled(states={}, waiting=0)
+        if daemon_pid(config.spool.path) is None:
+            _ask_ourselves(config, asked, deadline)
+        else:
+            while _waiting(ledger, asked) and time.monotonic() < deadline:
+                time.sleep(LOOK_EVERY_SECONDS)
+        return _what_became(ledger, asked)
+
+
+def _unproven_ids(ledger: Ledger) -> Iterator[int]:
+    from ingestd.ledger import Choice, Entry
+    from ingestd.lifecycle import State
+
+    for state in (State.STORED, State.UNCERTAIN):
+        last: Entry | None = None
+        while page := ledger.entries(Choice(state=state), after=last):
+            yield from (entry.entry_id for entry in page)
+            last = page[-1]
+
+
+def _waiting(ledger: Ledger, asked: list[int]) -> bool:
+    from ingestd.lifecycle import State
+
+    unproven = {State.STORED, State.UNCERTAIN}
+    return any(
+        row.state in unproven
+        for start in range(0, len(asked), 1000)
+        for row in ledger.unproven_rows(asked[start : start + 1000])
+    )
+
+
+def _what_became(ledger: Ledger, asked: list[int]) -> Settled:
+    from ingestd.lifecycle import State
+
+    states: dict[str, int] = {}
+    waiting = 0
+    for start in range(0, len(asked), 1000):
+        for row in ledger.unproven_rows(asked[start : start + 1000]):
+            if row.state in {State.STORED, State.UNCERTAIN}:
+                waiting += 1
+            else:
+                states[str(row.state)] = states.get(str(row.state), 0) + 1
+    return Settled(states=states, waiting=waiting)
+
+
+def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
+    """Run the daemon's rooms without inboxes, and without sending, until these rows are settled."""
+    from ingestd.daemon import Daemon
+    from ingestd.sender import probe_profile
+
+    set_up_logs(config)
+    daemon = Daemon(config, policies=())
+    try:
+        daemon.dispatch.stopping = True  # nothing is claimed
+        daemon.sender.profile = daemon.sender.profile or probe_profile(daemon.client)
+        daemon.start()
+        while time.monotonic() < deadline:
+            due = daemon.tick()
+            if daemon.proof.is_idle and not _waiting(daemon.ledger, asked):
+                break
+            daemon.wait(min(due, deadline), busy=False)
+    finally:
+        daemon.close()
+
+
+def _full(config: Config, *, share: float, budget: timedelta, as_json: bool) -> int:
+    from .audit import audit_all
+
+    set_up_logs(config)
+    report = audit_all(config, share=share, budget=budget, progress=None if as_json else _told_study)
+    if as_json:
+        print_json(report.as_plain())
+    else:
+        _tell(report)
+    if report.error:
+        raise Stop(ExitCode.TIMEOUT, f"the audit broke off: {report.error}")
+    if not report.is_complete:
+        return ExitCode.TIMEOUT
+    return ExitCode.NEEDS_PERSON if report.here_only or report.different else ExitCode.DONE
+
+
+def _told_study(done: int, of: int) -> None:
+    if done % 100 == 0 or done == of:
+        click.echo(f"  {done} of {of} studies", err=True)
+
+
+def _tell(report: Report) -> None:
+    click.echo(f"audited {report.studies} of {report.studies_known} studies: {report.agree} instances agree")
+    if report.compared:
+        click.echo(f"content compared: {report.compared}")
+    _list("only here (absent on the server)", [f"{row.entry_id}  {row.identity.sop_uid}" for row in report.here_only])
+    _list("different content", [f"{row.entry_id}  {row.identity.sop_uid}" for row in report.different])
+    _list("not told (ask again later)", [f"{row.entry_id}  {row.identity.sop_uid}" for row in report.not_told])
+    _list("only there, in studies of ours", [one.sop_uid for one in report.there_only])
+    _list("studies only there", report.studies_there_only)
+    if report.here_only:
+        click.echo("what is absent is looked for once more, and then DELETED: ingestd status --state DELETED")
+    if not report.is_complete and not report.error:
+        click.echo("the time was over first: give it more with --timeout")
+
+
+def _list(title: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    click.echo(f"{title}: {len(lines)}")
+    for line in lines[:MOST_TOLD]:
+        click.echo(f"  {plain(line)}")
+    if len(lines) > MOST_TOLD:
+        click.echo(f"  ... and {len(lines) - MOST_TOLD} more (--json has all)")
