@@ -49,7 +49,8 @@ _PART = (
     instance.c.charged,
     instance.c.alone,
     instance.c.replaces,
-    instance.c.notes,
+    instance.c.sop_class_uid,
+    instance.c.being_created_since,
     instance.c.reencoded_path,
     instance.c.reencoded_transfer_syntax,
     instance.c.reencoded_digest,
@@ -191,6 +192,8 @@ def _part(tx: Transaction, row: Any) -> Part:
         content=content,
         attempts=row.attempts,
         charged=row.charged,
+        sop_class_uid=row.sop_class_uid or "",
+        being_created_since=row.being_created_since,
         replaces=bool(row.replaces),
         reencoded=reencoded,
         generated_meta=content.dataset_offset == 0,
@@ -275,13 +278,16 @@ def finish(
 
 def _come_back(tx: Transaction, row: Row, outcome: Outcome, batch: Batch, now: datetime) -> None:
     values: dict[str, Any] = {
-        "charged": row.charged + int(outcome.charge),
+        "charged": 0 if outcome.state is State.STORED else row.charged + int(outcome.charge),
         "alone": int(outcome.alone),
         "failure_reason": outcome.failure_reason,
         "warning_reason": outcome.warning_reason,
         "failed_attributes": as_json(outcome.failed_attributes),
         "present_before": _present_before(outcome),
+        "being_created_since": None,
     }
+    if outcome.reason is Reason.BEING_CREATED:
+        values["being_created_since"] = row.being_created_since or now
     later = now + outcome.wait if outcome.wait is not None else None
     if outcome.state is State.PENDING:
         values["next_attempt_at"] = later

@@ -92,6 +92,8 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
         charged=0,
         resends=0,
         was_stored=0,
+        confirmed_at=None,
+        being_created_since=None,
         alone=0,
         checks=0,
         absences=0,
@@ -181,6 +183,8 @@ def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
         charged=0,
         resends=0,
         was_stored=0,
+        confirmed_at=None,
+        being_created_since=None,
         alone=0,
         failure_reason=None,
     )

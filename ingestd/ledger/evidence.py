@@ -20,6 +20,7 @@ from .values import Applied
 # The states the reconciler looks at; a row found anywhere else was moved by somebody else meanwhile.
 PROVABLE = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
 
+_BETTER = frozenset({State.STORED, State.CONFIRMED})
 _PUT_CURSOR = dialect.upsert(feed_cursor)
 
 
@@ -101,7 +102,8 @@ def _settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime) -> None
         "checks": 0,
         "absences": 0,
         "absent_since": None,
-        "charged": row.charged + int(outcome.charge),
+        # A row that moved for the better begins to count anew.
+        "charged": 0 if outcome.state in _BETTER else row.charged + int(outcome.charge),
     }
     after = outcome.state
     if after is State.PENDING:

@@ -11,7 +11,6 @@ _STATES = (
     "'DELETED', 'DISCARDED'"
 )
 _HOLDING = "'PENDING', 'SENDING', 'UNCERTAIN', 'STORED', 'CONFIRMED'"
-_UNCONFIRMED = "'PENDING', 'SENDING', 'UNCERTAIN', 'STORED'"
 
 _FIRST = (
     """CREATE TABLE host (
@@ -79,6 +78,7 @@ _FIRST = (
         next_attempt_at {{int}},
         alone {{int}} NOT NULL DEFAULT 0,
         replaces {{int}} NOT NULL DEFAULT 0,
+        being_created_since {{int}},
         claim_token TEXT CHECK (claim_token IS NULL OR state = 'SENDING'),
         attempt_id {{int}},
         attempts {{int}} NOT NULL DEFAULT 0,
@@ -112,6 +112,8 @@ _FIRST = (
         wish TEXT CHECK (wish IN ('retry', 'admit_anyway')),
         settled_at {{int}},
         removed_at {{int}},
+        CHECK (confirmed_at IS NULL OR state NOT IN ('PENDING', 'SENDING', 'UNCERTAIN', 'STORED')),
+        CHECK (state <> 'CONFIRMED' OR confirmed_at IS NOT NULL),
         CHECK (holds = 0 OR (study_uid IS NOT NULL AND series_uid IS NOT NULL AND sop_uid IS NOT NULL
             AND transfer_syntax IS NOT NULL AND digest IS NOT NULL AND meta_digest IS NOT NULL
             AND dataset_offset IS NOT NULL))
@@ -122,7 +124,8 @@ _FIRST = (
     "CREATE INDEX instance_study ON instance (study_uid)",
     "CREATE INDEX instance_source ON instance (relative_path)",
     "CREATE INDEX instance_state ON instance (state, changed_at, id)",
-    f"CREATE INDEX instance_unconfirmed ON instance (admitted_at) WHERE state IN ({_UNCONFIRMED})",
+    # Still on its way: it holds its identity and was not confirmed. Not by state, as above.
+    "CREATE INDEX instance_unconfirmed ON instance (admitted_at) WHERE holds = 1 AND confirmed_at IS NULL",
     "CREATE INDEX instance_queue ON instance (host, study_uid, admitted_at, id) WHERE queued = 1",
     "CREATE INDEX instance_deferred ON instance (host, next_attempt_at) WHERE next_attempt_at IS NOT NULL",
     "CREATE INDEX instance_check ON instance (host, next_check_at) WHERE next_check_at IS NOT NULL",

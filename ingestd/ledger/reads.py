@@ -41,7 +41,7 @@ from .values import (
     Wished,
 )
 
-UNCONFIRMED: ColumnElement[bool] = literal_column("state IN ('PENDING', 'SENDING', 'UNCERTAIN', 'STORED')")
+UNCONFIRMED: ColumnElement[bool] = literal_column("holds = 1 AND confirmed_at IS NULL")
 # Something in the spool: the file, or the Explicit VR copy of one that stays in place.
 HAS_OWN_FILE: ColumnElement[bool] = literal_column("(in_place = 0 OR reencoded_path IS NOT NULL)")
 _REJECTED: ColumnElement[bool] = literal_column("state = 'REJECTED'")
@@ -55,6 +55,37 @@ _CONTENT = (
 )
 _IDENTITY = (instance.c.study_uid, instance.c.series_uid, instance.c.sop_uid)
 _PLACE = (instance.c.inbox, instance.c.relative_path, instance.c.source, instance.c.path, instance.c.in_place)
+_UNPROVEN = (
+    instance.c.id,
+    instance.c.state,
+    instance.c.reason,
+    instance.c.path,
+    instance.c.in_place,
+    instance.c.removed_at,
+    instance.c.first_attempt_at,
+    instance.c.last_attempt_at,
+    instance.c.stored_at,
+    instance.c.present_before,
+    instance.c.was_stored,
+    instance.c.resends,
+    instance.c.charged,
+    instance.c.absences,
+    instance.c.absent_since,
+    instance.c.checks,
+    instance.c.seen_sequence,
+    instance.c.seen_action,
+    instance.c.seen_state,
+    instance.c.seen_at,
+    instance.c.needs_content_check,
+    instance.c.reencoded_path,
+    instance.c.reencoded_transfer_syntax,
+    instance.c.reencoded_digest,
+    instance.c.reencoded_meta_digest,
+    instance.c.reencoded_dataset_offset,
+    instance.c.reencoded_size_bytes,
+    *_IDENTITY,
+    *_CONTENT,
+)
 
 
 def content_of(row: Any) -> Content:
@@ -149,7 +180,7 @@ class Reads:
     def unproven(self, *, now: datetime, limit: int = 1000) -> list[Unproven]:
         """Say which rows the server is to be asked about now, the longest due first."""
         rows = self._all(
-            select(instance)
+            select(*_UNPROVEN)
             .where(
                 instance.c.next_check_at.is_not(None),
                 instance.c.host == self._host,
@@ -164,7 +195,7 @@ class Reads:
         """Read these rows as the reconciler sees them, due or not; only those that have content to prove."""
         found: list[Unproven] = []
         for piece in pieces(list(entry_ids)):
-            rows = self._all(select(instance).where(instance.c.id.in_(piece), instance.c.digest.is_not(None)))
+            rows = self._all(select(*_UNPROVEN).where(instance.c.id.in_(piece), instance.c.digest.is_not(None)))
             found += [self._unproven(row) for row in rows if row.study_uid is not None]
         return found
 

@@ -201,6 +201,7 @@ instance = Table(
     Column("next_attempt_at", Instant),
     Column("alone", _INT),
     Column("replaces", _INT),
+    Column("being_created_since", Instant),
     # being sent
     Column("claim_token", Text),
     Column("attempt_id", _INT),

@@ -73,7 +73,9 @@ class Sums:
 
     def count(self, host: str, inbox: str, state: State, reason: str, *, entries: int, held: int, size: int) -> None:
         """Add to the number of rows of an inbox that are in a state for a reason."""
-        sums = self._counts.setdefault((host, inbox, state.value, reason), [0, 0, 0])
+        sums = self._counts.get((host, inbox, state, reason))
+        if sums is None:
+            sums = self._counts[host, inbox, state, reason] = [0, 0, 0]
         sums[0] += entries
         sums[1] += held
         sums[2] += size

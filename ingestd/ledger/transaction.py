@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,7 +29,6 @@ from ingestd.lifecycle import (
     Identity,
     IllegalMove,
     Reason,
-    SourceStat,
     State,
     check_move,
 )
@@ -38,6 +38,9 @@ from .schema import history, instance
 from .sums import Sums
 
 T = TypeVar("T")
+# What decides the statement of an update: its turn, expected state and claim token, and the columns set.
+_Shape = tuple[int, State, str | None, tuple[str, ...]]
+_RANKS = {0: 0, None: 1, 1: 2}
 
 
 class Row(NamedTuple):
@@ -48,9 +51,6 @@ class Row(NamedTuple):
     state: State
     reason: str | None
     inbox: str
-    relative_path: str
-    source: SourceStat
-    path: str
     in_place: int
     study_uid: str | None
     series_uid: str | None
@@ -73,7 +73,7 @@ class Row(NamedTuple):
     absent_since: datetime | None
     checks: int
     seen_sequence: int | None
-    reencoded_path: str | None
+    being_created_since: datetime | None
     holder_id: int | None
     wish: str | None
     settled_at: datetime | None
@@ -122,11 +122,26 @@ def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:
 
 
 @lru_cache(maxsize=256)
-def _update(columns: tuple[str, ...], *, token: bool) -> Update:
-    statement = update(instance).where(instance.c.id == bindparam("b_id"), instance.c.state == bindparam("b_state"))
+def _update(columns: tuple[str, ...], *, token: bool, many: bool) -> Update:
+    which = instance.c.id.in_(bindparam("b_id", expanding=True)) if many else instance.c.id == bindparam("b_id")
+    statement = update(instance).where(which, instance.c.state == bindparam("b_state"))
     if token:
         statement = statement.where(instance.c.claim_token == bindparam("b_token"))
     return statement.values({name: bindparam(name) for name in columns})
+
+
+_PUT_DOWN_COLUMNS = ("at", "before", "after", "reason", "note", "attempt_id", "evidence")
+# The same line for many rows in one statement.
+_PUT_DOWN_FOR_MANY = insert(history).from_select(
+    ["entry_id", *_PUT_DOWN_COLUMNS],
+    select(
+        instance.c.id,
+        *(bindparam(f"b_{name}", type_=history.c[name].type) for name in _PUT_DOWN_COLUMNS),
+    )
+    .where(instance.c.id.in_(bindparam("b_id", expanding=True)))
+    .order_by(instance.c.id),
+)
+_FEW = 4
 
 
 class Transaction:
@@ -148,9 +163,11 @@ class Transaction:
         self.limits_of = limits_of
         self.spool_of = spool_of
         self.sums = Sums(limits_of, labels_known)
-        self._history: list[dict[str, Any]] = []
+        # Lines of history by what they say: most of a batch say the same.
+        self._history: dict[tuple[Any, ...], list[int]] = {}
+        self._told: set[int] = set()
         self._added: list[dict[str, Any]] = []
-        self._updates: dict[tuple[int, bool, tuple[str, ...]], list[dict[str, Any]]] = {}
+        self._updates: dict[_Shape, dict[tuple[Any, ...], list[int]]] = {}
         self._touched: set[int] = set()
         self._given_up: list[tuple[Row, datetime]] = []
         self._next_id: int | None = None
@@ -262,13 +279,11 @@ class Transaction:
         if queued != row.queued:
             values["queued"] = queued
         self._keep_sums(row, values, after, size, queued, at)
-        params = dict(values, b_id=row.id, b_state=row.state)
-        token = row.state is State.SENDING
-        if token:
-            params["b_token"] = row.claim_token
         # An identity is given up before another row takes it.
-        rank = {0: 0, None: 1, 1: 2}[values.get("holds")]
-        self._updates.setdefault((rank, token, tuple(sorted(values))), []).append(params)
+        rank = _RANKS[values.get("holds")]
+        shape = (rank, row.state, row.claim_token, tuple(values))
+        # Most rows of a batch are set to the same: they are written by one statement.
+        self._updates.setdefault(shape, {}).setdefault(tuple(values.values()), []).append(row.id)
 
     def _keep_sums(self, row: Row, values: dict[str, Any], after: State, size: int, queued: int, at: datetime) -> None:
         held = int(row.hold_reason is not None)
@@ -306,18 +321,12 @@ class Transaction:
         attempt_id: int | None = None,
     ) -> None:
         """Add a line to a row's history."""
-        self._history.append(
-            {
-                "entry_id": entry_id,
-                "at": at,
-                "before": before,
-                "after": after,
-                "reason": reason,
-                "note": note,
-                "attempt_id": attempt_id,
-                "evidence": as_json(evidence or {}),
-            }
-        )
+        if entry_id in self._told:
+            # Two lines of one row stand in the order in which they were said.
+            self._write_history()
+        self._told.add(entry_id)
+        line = (at, before, after, reason, note, attempt_id, as_json(evidence) if evidence else "")
+        self._history.setdefault(line, []).append(entry_id)
 
     def settle(self) -> None:
         """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates."""
@@ -326,9 +335,7 @@ class Transaction:
             given_up, self._given_up = self._given_up, []
             self._pass_on(given_up)
             self.write()
-        if self._history:
-            self.connection.execute(insert(history), self._history)
-            self._history = []
+        self._write_history()
         self.sums.flush(self.connection)
 
     def write(self) -> None:
@@ -343,11 +350,46 @@ class Transaction:
         if self._updates:
             updates, self._updates = self._updates, {}
             self._touched.clear()
-            for _rank, token, columns in sorted(updates, key=lambda key: key[0]):
-                params = updates[_rank, token, columns]
-                done = self.connection.execute(_update(columns, token=token), params)
-                if done.rowcount != len(params):
-                    raise IllegalMove("a row was moved by somebody else within our own transaction")
+            for shape in sorted(updates, key=itemgetter(0)):
+                self._write_updates(shape, updates[shape])
+
+    def _write_updates(self, shape: _Shape, wanted: Mapping[tuple[Any, ...], list[int]]) -> None:
+        _rank, state, token, columns = shape
+        expected: dict[str, Any] = {"b_state": state} if token is None else {"b_state": state, "b_token": token}
+        single: list[dict[str, Any]] = []
+        written = 0
+        for values, entry_ids in wanted.items():
+            columns_set = dict(zip(columns, values, strict=True))
+            if len(entry_ids) < _FEW:
+                single += [{**columns_set, **expected, "b_id": entry_id} for entry_id in entry_ids]
+                continue
+            statement = _update(columns, token=token is not None, many=True)
+            for piece in pieces(entry_ids):
+                done = self.connection.execute(statement, {**columns_set, **expected, "b_id": list(piece)})
+                written += done.rowcount
+        if single:
+            done = self.connection.execute(_update(columns, token=token is not None, many=False), single)
+            written += done.rowcount
+        if written != sum(map(len, wanted.values())):
+            raise IllegalMove("a row was moved by somebody else within our own transaction")
+
+    def _write_history(self) -> None:
+        if not self._history:
+            return
+        self.write()
+        lines, self._history = self._history, {}
+        self._told.clear()
+        single: list[dict[str, Any]] = []
+        for line, entry_ids in lines.items():
+            said = dict(zip(_PUT_DOWN_COLUMNS, line, strict=True))
+            if len(entry_ids) < _FEW:
+                single += [{"entry_id": entry_id, **said} for entry_id in entry_ids]
+                continue
+            many = {f"b_{name}": value for name, value in said.items()}
+            for piece in pieces(entry_ids):
+                self.connection.execute(_PUT_DOWN_FOR_MANY, {**many, "b_id": list(piece)})
+        if single:
+            self.connection.execute(insert(history), single)
 
     def pass_on(self, row: Row, *, at: datetime) -> None:
         """Let the oldest duplicate take the place of this row, which has no use for its identity any more."""
