@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from . import delete, feed, frames, qido, rendered, stow, wado
+from . import delete, feed, frames, operations, qido, rendered, stow, tags, wado
 from .answers import PlainJson
 from .call import Action, Call, Route, route
 
@@ -29,5 +29,7 @@ ROUTES: tuple[Route, ...] = (
     *qido.ROUTES,
     *delete.ROUTES,
     *feed.ROUTES,
+    *tags.ROUTES,
+    *operations.ROUTES,
 )
 UNVERSIONED: tuple[Route, ...] = (route("GET", "health/check", get_health, Action.NONE),)

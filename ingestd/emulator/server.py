@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .app import TRANSPORT, App
 from .faults import Fault, Faults
+from .reindex import reindex
 from .service import Service
 from .settings import Flavour, Settings
 
@@ -129,6 +130,8 @@ class Emulator:
         self._port = listener.getsockname()[1]
         self._service = Service(data, self._settings, faults=self.faults, log_to_disk=self._data is not None)
         self._stack.callback(self._service.close)
+        self._service.operations.register("reindex", reindex)
+        self._service.operations.resume()
         self._uvicorn = _Server(_config(App(self._service)))
         return self._uvicorn, listener
 

@@ -18,6 +18,7 @@ from .guard import Guard, Open
 from .index import CREATING, Index, now_ticks, utc_text
 from .indexed import Level
 from .lag import Lag
+from .operations import Operations
 from .requestlog import RequestLog
 from .settings import Settings
 
@@ -38,6 +39,7 @@ class Service:
         self._partitions: dict[str, int] = {}
         self._partition_lock = threading.Lock()
         self.workers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="emulator-examine")
+        self.operations = Operations(self)
         self._recover()
 
     def _recover(self) -> None:
@@ -82,6 +84,7 @@ class Service:
 
     def close(self) -> None:
         """Stop cleanly: nothing may be running any more."""
+        self.operations.close()
         self.workers.shutdown(cancel_futures=True)
         with self.index.write() as tx:
             tx.execute("INSERT OR REPLACE INTO counter VALUES ('running', 0)")

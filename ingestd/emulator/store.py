@@ -30,6 +30,7 @@ from .faults import FaultName
 from .folding import fold
 from .index import CREATED, CREATING, TICKS_PER_SECOND, next_numbers, one
 from .indexed import SERIES_COLUMNS, STUDY_COLUMNS, CoreAttribute, Level
+from .reindex import put_value
 from .service import Service, drop_empty, stored_tags
 from .spool import Part
 
@@ -377,12 +378,7 @@ def keep_values(tx: sqlite3.Connection, entry: Entry) -> None:
         Level.INSTANCE: lambda: entry.instance_key,
     }
     for value in entry.examined.values:
-        tx.execute(
-            "INSERT INTO tag_value VALUES (?, ?, ?, ?, ?) ON CONFLICT (tag_key, resource_key) DO UPDATE SET"
-            " watermark = excluded.watermark, value = excluded.value, folded = excluded.folded"
-            " WHERE excluded.watermark >= tag_value.watermark",
-            (value.tag.key, keys[value.tag.level](), entry.watermark, value.value, value.folded),
-        )
+        put_value(tx, value.tag, keys[value.tag.level](), entry.watermark, value.value, value.folded)
 
 
 def _set_expiry(tx: sqlite3.Connection, request: StoreRequest, begun: list[Entry]) -> None:
