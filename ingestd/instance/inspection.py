@@ -17,12 +17,11 @@ from ingestd.instance.syntax import (
     ACCESSION_NUMBER,
     BITS_ALLOCATED,
     COLUMNS,
-    CONTENT_SEQUENCE,
     DATA_SET_TRAILING_PADDING,
     DIRECTORY_RECORD_SEQUENCE,
     DOUBLE_FLOAT_PIXEL_DATA,
-    ENCAPSULATED_DOCUMENT,
     FLOAT_PIXEL_DATA,
+    MAIN_ELEMENTS,
     MEDIA_STORAGE_DIRECTORY,
     MODALITY,
     PATIENT_ID,
@@ -35,7 +34,6 @@ from ingestd.instance.syntax import (
     SPECIFIC_CHARACTER_SET,
     STATION_NAME,
     STUDY_INSTANCE_UID,
-    WAVEFORM_SEQUENCE,
     main_elements,
 )
 from ingestd.instance.text import decode_text
@@ -53,9 +51,7 @@ _KEPT = (
     | {SPECIFIC_CHARACTER_SET, SOP_CLASS_UID, ACCESSION_NUMBER, MODALITY, STATION_NAME, PATIENT_ID}
     | {PIXEL_DATA_PROVIDER_URL}
 )
-# What the main element of a class may be (syntax.main_elements): only their presence counts.
-_MAIN = frozenset({CONTENT_SEQUENCE, ENCAPSULATED_DOCUMENT, WAVEFORM_SEQUENCE})
-_CHOSEN = _KEPT | _PIXELS | _MAIN | {DATA_SET_TRAILING_PADDING, DIRECTORY_RECORD_SEQUENCE}
+_CHOSEN = _KEPT | _PIXELS | MAIN_ELEMENTS | {DATA_SET_TRAILING_PADDING, DIRECTORY_RECORD_SEQUENCE}
 _KEPT_BYTES = 1024
 _TEXT_MOST = 64  # LO, SH and CS are shorter; more is cut, as it is for searching only
 _UID = re.compile(r"[0-9.]{1,64}", re.ASCII).fullmatch

@@ -9,7 +9,7 @@ from typing import Literal
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Limits, Verdict
 from ingestd.instance.headers import looks_like_vr
-from ingestd.instance.meta import FileMeta, MoreBytesNeeded, read_file_meta
+from ingestd.instance.meta import PREAMBLE_BYTES, PREFIX, FileMeta, MoreBytesNeeded, read_file_meta
 from ingestd.instance.source import FIRST_READ, FileFeed, InflateFeed, Progress, Window
 from ingestd.instance.syntax import (
     DEFLATED,
@@ -30,6 +30,9 @@ _SYNTAX_SEEN = {
 # A data set without File Meta must begin in group 0008, not behind this element, and with a value no longer than this.
 _FIRST_ELEMENT_MOST = 0x0060
 _FIRST_VALUE_MOST = 1024
+# Preambles hold zeros or the head of a TIFF file; short clutter is text.
+_TEXT = bytes([9, 10, 12, 13, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_TIFF = (b"I", b"II", b"M", b"MM")
 
 
 class OpenedFile:
@@ -109,14 +112,14 @@ class OpenedFile:
         meta = self.meta
         if not window.fill(8):
             if not meta.found:
-                raise InvalidInstance(Verdict.NOT_DICOM, "not a DICOM file")
+                raise _not_dicom(window.buf)
             if not window.buf[window.pos :]:
                 raise InvalidInstance(Verdict.SHORT, "the file ends where its data set should begin")
         first = window.buf[window.pos : window.pos + 8]
         seen = _encoding_seen(first, None if window.size is None else window.size - window.pos)
         if not meta.found:
             if seen is None or not _plausible_start(first, seen):
-                raise InvalidInstance(Verdict.NOT_DICOM, "not a DICOM file")
+                raise _not_dicom(window.buf)
             self.generated_meta = True
             self.notes.add("generated_meta")
             self.transfer_syntax = _SYNTAX_SEEN[seen]
@@ -141,6 +144,13 @@ class OpenedFile:
         # One NUL pads the stream to an even length (PS3.5 Annex A.5).
         if behind or self.inflate.trailing not in (b"", b"\0"):
             self.notes.add("trailing_after_deflate")
+
+
+def _not_dicom(head: bytes) -> InvalidInstance:
+    """Say that this is no DICOM file; unless it may be one of which not even the preamble is there yet."""
+    if len(head) < PREAMBLE_BYTES + len(PREFIX) and (head.translate(None, _TEXT) or head[:2] in _TIFF):
+        return InvalidInstance(Verdict.SHORT, "the file ends inside what may be its preamble")
+    return InvalidInstance(Verdict.NOT_DICOM, "not a DICOM file")
 
 
 def _encoding_seen(first: bytes, left: int | None) -> Encoding | None:

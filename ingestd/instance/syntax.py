@@ -84,97 +84,47 @@ DOUBLE_FLOAT_PIXEL_DATA = 0x7FE00009
 PIXEL_DATA = 0x7FE00010
 DATA_SET_TRAILING_PADDING = 0xFFFCFFFC
 
-ENCAPSULATED_DOCUMENT = 0x00420011
-CONTENT_SEQUENCE = 0x0040A730
-WAVEFORM_SEQUENCE = 0x54000100
 DIRECTORY_RECORD_SEQUENCE = 0x00041220
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-# Storage classes whose instances are images (PS3.4 Table B.5-1), by what follows the common root.
-# An RT Dose (481.2) may hold nothing but dose-volume histograms.
-_IMAGE_CLASSES = frozenset(
-    [
-        "1",
-        "1.1",
-        "1.1.1",
-        "1.2",
-        "1.2.1",
-        "1.3",
-        "1.3.1",
-        "2",
-        "2.1",
-        "2.2",
-        "3",
-        "3.1",
-        "4",
-        "4.1",
-        "4.3",
-        "4.4",
-        "5",
-        "6",
-        "6.1",
-        "6.2",
-        "6.3",
-        "7",
-        "7.1",
-        "7.2",
-        "7.3",
-        "7.4",
-        "12.1",
-        "12.1.1",
-        "12.2",
-        "12.2.1",
-        "12.3",
-        "13.1.1",
-        "13.1.2",
-        "13.1.3",
-        "13.1.4",
-        "13.1.5",
-        "14.1",
-        "14.2",
-        "20",
-        "30",
-        "66.4",
-        "77.1",
-        "77.2",
-        "77.1.1",
-        "77.1.1.1",
-        "77.1.2",
-        "77.1.2.1",
-        "77.1.3",
-        "77.1.4",
-        "77.1.4.1",
-        "77.1.5.1",
-        "77.1.5.2",
-        "77.1.5.4",
-        "77.1.5.5",
-        "77.1.5.6",
-        "77.1.5.7",
-        "77.1.6",
-        "77.1.7",
-        "77.1.8",
-        "77.1.9",
-        "81.1",
-        "82.1",
-        "128",
-        "128.1",
-        "130",
-        "481.1",
-        "481.23",
-        "481.24",
-        "501.1",
-        "501.2.1",
-        "501.2.2",
-        "501.4",
-        "501.5",
-        "601.1",
-        "601.2",
-    ]
-)
-_DOCUMENT_PREFIX = "104."  # encapsulated PDF, CDA, STL, OBJ, MTL
-_WAVEFORM_PREFIX = "9."  # ECG, hemodynamic, audio, ... waveforms; 9.100.* are their presentation states
-_REPORT_PREFIX = "88."  # structured reports
 _ANY_PIXELS = (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA)
+# Storage classes whose instances are images (PS3.4 Table B.5-1), by what follows the common root.
+_IMAGE_CLASSES = frozenset(
+    {
+        *("1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "2", "2.1", "2.2", "3", "3.1", "4", "4.1", "4.3", "4.4"),
+        *("5", "6", "6.1", "6.2", "6.3", "7", "7.1", "7.2", "7.3", "7.4", "12.1", "12.1.1", "12.2", "12.2.1"),
+        *("12.3", "13.1.1", "13.1.2", "13.1.3", "13.1.4", "13.1.5", "14.1", "14.2", "20", "30", "66.4"),
+        *("77.1", "77.2", "77.1.1", "77.1.1.1", "77.1.2", "77.1.2.1", "77.1.3", "77.1.4"),
+        *("77.1.4.1", "77.1.5.1", "77.1.5.2", "77.1.5.4", "77.1.5.5", "77.1.5.6"),
+        *("77.1.5.7", "77.1.6", "77.1.7", "77.1.8", "77.1.9", "81.1", "82.1", "128", "128.1", "130"),
+        *("481.1", "481.23", "481.24", "501.1", "501.2.1", "501.2.2", "501.4", "501.5", "601.1", "601.2"),
+    }
+)
+# What other classes are made to carry (PS3.3); where several are given, one of them is enough.
+_OTHER_CLASSES = {
+    "4.2": (0x56000020,),  # Spectroscopy Data
+    "66.1": (0x00700308,),  # Registration Sequence
+    "66.2": (0x0070031C,),  # Fiducial Set Sequence
+    "66.3": (0x00640002,),  # Deformable Registration Sequence
+    "66.5": (0x00660002,),  # Surface Sequence
+    "481.2": (*_ANY_PIXELS, 0x30040050),  # RT Dose: a grid, or nothing but DVH Sequence
+    "481.3": (0x30060080,),  # RT ROI Observations Sequence
+    "481.4": (0x30080020,),  # Treatment Session Beam Sequence
+    "481.5": (0x300A00B0, 0x300A0230),  # Beam Sequence, Application Setup Sequence
+    "481.6": (0x30080110,),  # Treatment Session Application Setup Sequence
+    "481.8": (0x300A03A2,),  # Ion Beam Sequence
+    "481.9": (0x30080021,),  # Treatment Session Ion Beam Sequence
+}
+_CLASSES_BELOW = {
+    "9.": (0x54000100,),  # waveforms: Waveform Sequence
+    "88.": (0x0040A730,),  # structured reports: Content Sequence
+    "104.": (0x00420011,),  # encapsulated PDF, CDA, STL, OBJ, MTL: Encapsulated Document
+}
+_NO_WAVEFORMS = "9.100."  # presentation states of waveforms
+
+MAIN_ELEMENTS = frozenset(
+    tag for tags in (*_OTHER_CLASSES.values(), *_CLASSES_BELOW.values()) for tag in tags if tag not in _ANY_PIXELS
+)
 
 
 def main_elements(sop_class_uid: str) -> tuple[int, ...]:
@@ -187,10 +137,8 @@ def main_elements(sop_class_uid: str) -> tuple[int, ...]:
     rest = sop_class_uid[len(_STORAGE) :]
     if rest in _IMAGE_CLASSES:
         return _ANY_PIXELS
-    if rest.startswith(_DOCUMENT_PREFIX):
-        return (ENCAPSULATED_DOCUMENT,)
-    if rest.startswith(_WAVEFORM_PREFIX) and not rest.startswith("9.100."):
-        return (WAVEFORM_SEQUENCE,)
-    if rest.startswith(_REPORT_PREFIX):
-        return (CONTENT_SEQUENCE,)
-    return ()
+    if rest in _OTHER_CLASSES:
+        return _OTHER_CLASSES[rest]
+    if rest.startswith(_NO_WAVEFORMS):
+        return ()
+    return next((tags for prefix, tags in _CLASSES_BELOW.items() if rest.startswith(prefix)), ())

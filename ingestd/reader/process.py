@@ -17,21 +17,9 @@ from ingestd.reader.jobs import InspectJob, Job, ReaderLimits
 from ingestd.reader.wire import LINE_MOST, Unintelligible, encode_job, encode_limits
 
 # What a child needs of the environment; not the daemon's secrets.
-_ENVIRONMENT = tuple(
-    [
-        "HOME",
-        "LANG",
-        "LC_ALL",
-        "LD_LIBRARY_PATH",
-        "LD_PRELOAD",
-        "PATH",
-        "PYTHONDONTWRITEBYTECODE",
-        "PYTHONHOME",
-        "PYTHONPATH",
-        "PYTHONPYCACHEPREFIX",
-        "TMPDIR",
-        "TZ",
-    ]
+_ENVIRONMENT = (
+    *("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "TMPDIR", "TZ"),
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "PYTHONPATH", "PYTHONPYCACHEPREFIX"),
 )
 _UNKNOWN_SIZE = 1 << 23
 # Canonical digests, comparisons and re-encodings look at every element, some of them in two files.
