@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import shutil
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,9 +19,7 @@ from ingestd.lifecycle import SourceStat
 
 def source_of(path: Path) -> SourceStat:
     found = path.lstat()
-    return SourceStat(
-        device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns
-    )
+    return SourceStat(device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
 def expect_of(path: Path, *, offset: int = 0) -> Expect:
@@ -38,10 +39,23 @@ def candidate_of(root: Path, relative: str, *, inbox: str = "a") -> Candidate:
 def tree(folder: Path) -> set[str]:
     """Every file below a folder, by its relative path."""
     return {
-        os.path.relpath(os.path.join(top, name), folder)
-        for top, _folders, names in os.walk(folder)
-        for name in names
+        os.path.relpath(os.path.join(top, name), folder) for top, _folders, names in os.walk(folder) for name in names
     }
+
+
+@contextmanager
+def quick_folder(otherwise: Path) -> Iterator[Path]:
+    """A folder in memory, where making ten thousand files takes no time; ``otherwise`` where there is none."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir():
+        yield otherwise
+        return
+    folder = shared / f"ingestd-test-{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 class Desk:

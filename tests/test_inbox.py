@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.inbox import Take, Watch
-from tests.inboxing import Desk, policy, source_of
+from tests.inboxing import Desk, policy, quick_folder, source_of
 
 
 @pytest.fixture
@@ -20,6 +20,12 @@ def drop(tmp_path):
     folder = tmp_path / "drop-a"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def quick(tmp_path):
+    with quick_folder(tmp_path) as folder:
+        yield folder
 
 
 def desk_of(base, *policies, **options):
@@ -275,7 +281,16 @@ def test_hard_link_is_taken_like_any_file(tmp_path, drop):
 
 
 def test_names_of_every_kind_and_deep_folders_are_found(tmp_path, drop):
-    wanted = {b"\xff\xfe", b"new\nline", b"a" * 255, "\u202eevil".encode(), b"\x1b[31m", b" ", b"-rf", b"..dcm"[1:] + b"x"}
+    wanted = {
+        b"\xff\xfe",
+        b"new\nline",
+        b"a" * 255,
+        "\u202eevil".encode(),
+        b"\x1b[31m",
+        b" ",
+        b"-rf",
+        b"..dcm"[1:] + b"x",
+    }
     wanted.discard(b".dcmx")
     for name in wanted:
         (drop / os.fsdecode(name)).write_bytes(b"x")
@@ -308,7 +323,9 @@ def test_spool_and_other_inboxes_inside_are_not_scanned(tmp_path):
     put(base, "spool/spool.id", b"00000000-0000-4000-8000-000000000000")
     put(base, "inner/y")
     put(base, "x")
-    with Desk(base, policy(tmp_path, watch=Watch.POLL), policy(tmp_path, "b", path=base / "inner", watch=Watch.POLL)) as desk:
+    with Desk(
+        base, policy(tmp_path, watch=Watch.POLL), policy(tmp_path, "b", path=base / "inner", watch=Watch.POLL)
+    ) as desk:
         desk.settle(2.1)
         came = desk.ready_now()
 
@@ -437,7 +454,8 @@ def test_source_elsewhere_that_waits_for_removal_is_not_admitted_again(tmp_path)
         subprocess.run(["rm", "-rf", str(elsewhere)], check=True)
 
 
-def test_more_files_than_are_tracked_all_come(tmp_path, drop):
+def test_more_files_than_are_tracked_all_come(quick):
+    tmp_path, drop = quick, quick / "drop-a"
     for number in range(3_000):
         put(drop, f"{number % 7}/{number}", b"")
     with desk_of(tmp_path, track_most=100) as desk:
@@ -474,7 +492,9 @@ def test_files_that_wait_for_their_rest_do_not_keep_out_the_others(tmp_path, dro
     assert names(came) == ["whole"]
 
 
-def test_each_look_is_short_and_the_rest_follows(tmp_path, drop):
+def test_each_look_is_short_and_the_rest_follows(quick):
+    tmp_path, drop = quick, quick / "drop-a"
+    drop.mkdir()
     for number in range(8_000):
         (drop / str(number)).touch()
     with desk_of(tmp_path) as desk:

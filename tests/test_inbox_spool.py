@@ -11,10 +11,10 @@ import uuid
 from pathlib import Path
 
 import pytest
-from tests.inboxing import candidate_of, expect_of, source_of, tree
 
 from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot
 from ingestd.lifecycle import SourceStat
+from tests.inboxing import candidate_of, expect_of, source_of, tree
 
 
 @pytest.fixture
@@ -188,7 +188,9 @@ def test_results_come_in_the_order_of_the_items(spool, drop):
     assert [result.candidate.relative_path for result in results] == names
     assert [isinstance(result, NotTaken) for result in results] == [name == "3/10" for name in names]
     assert results[10].why is WhyNot.GONE
-    assert all((spool.path / one.path).read_text() == name for one, name in zip(results, names, strict=True) if name != "3/10")
+    assert all(
+        (spool.path / one.path).read_text() == name for one, name in zip(results, names, strict=True) if name != "3/10"
+    )
 
 
 @pytest.mark.parametrize("change", ["grown", "replaced", "link", "fifo", "gone", "folder_is_link", "touched"])

@@ -15,7 +15,7 @@ import pytest
 from ingestd.inbox import Watch
 from ingestd.inbox.mounts import Mount, mount_of, parse_mountinfo
 from ingestd.inbox.watch import MOST_EVENTS, MOST_FOLDERS, MOST_PATHS, Hints
-from tests.inboxing import Desk, policy
+from tests.inboxing import Desk, policy, quick_folder
 
 SYSCTL = Path("/proc/sys/fs/inotify")
 
@@ -25,6 +25,12 @@ def drop(tmp_path):
     folder = tmp_path / "drop-a"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def quick(tmp_path):
+    with quick_folder(tmp_path) as folder:
+        yield folder
 
 
 @contextmanager
@@ -140,10 +146,12 @@ def test_missed_file_is_found_by_the_timers_scan_and_counted(tmp_path, drop):
         assert desk.report().found_by_scan == 1
 
 
-def test_overflowing_queue_loses_no_file(tmp_path, drop):
+def test_overflowing_queue_loses_no_file(quick):
+    drop = quick / "drop-a"
     with kernel_limit("max_queued_events", 16):
-        desk = armed(tmp_path, policy(tmp_path, settle=timedelta(milliseconds=200), watch=Watch.EVENTS))
+        desk = armed(quick, policy(quick, settle=timedelta(milliseconds=200), watch=Watch.EVENTS))
     with desk:
+
         def burst(part):
             for number in range(10_000):
                 (drop / f"{part}-{number}").touch()
@@ -179,15 +187,14 @@ def test_more_folders_than_watches_are_scanned_and_reported(tmp_path, drop):
 
 
 def test_no_instance_left_means_scanning(tmp_path, drop):
-    with kernel_limit("max_user_instances", 0):
-        with armed(tmp_path) as desk:
-            (drop / "x").write_bytes(b"x")
-            desk.settle(2.1)
+    with kernel_limit("max_user_instances", 0), armed(tmp_path) as desk:
+        (drop / "x").write_bytes(b"x")
+        desk.settle(2.1)
 
-            assert len(desk.ready_now()) == 1
-            assert desk.report().watching == "poll"
-            assert "max_user_instances" in desk.report().degraded
-            assert desk.inboxes.is_healthy()
+        assert len(desk.ready_now()) == 1
+        assert desk.report().watching == "poll"
+        assert "max_user_instances" in desk.report().degraded
+        assert desk.inboxes.is_healthy()
 
 
 def test_dead_thread_of_the_observer_is_replaced_and_what_it_missed_found(tmp_path, drop):
@@ -237,8 +244,10 @@ def test_folder_replaced_behind_our_back_is_watched_again(tmp_path, drop):
         desk.look_until(lambda _: desk.report().waiting_settle == 1, limit=5)
 
 
-def test_rename_storm_ends_with_every_file_once(tmp_path, drop):
-    with armed(tmp_path, policy(tmp_path, settle=timedelta(milliseconds=300), watch=Watch.EVENTS)) as desk:
+def test_rename_storm_ends_with_every_file_once(quick):
+    drop = quick / "drop-a"
+    with armed(quick, policy(quick, settle=timedelta(milliseconds=300), watch=Watch.EVENTS)) as desk:
+
         def storm():
             (drop / "s0").mkdir()
             for number in range(300):
@@ -268,7 +277,9 @@ def test_rename_storm_ends_with_every_file_once(tmp_path, drop):
 def test_watchdogs_warning_of_an_overflow_is_heard_by_all(tmp_path, drop):
     with armed(tmp_path) as desk:
         scans = desk.report().scans
-        logging.getLogger("watchdog.observers.inotify_c").warning("Inotify queue overflowed; filesystem events were lost")
+        logging.getLogger("watchdog.observers.inotify_c").warning(
+            "Inotify queue overflowed; filesystem events were lost"
+        )
         desk.pass_time(1)
         desk.look_until(lambda _: desk.report().scans > scans)
 
