@@ -22,8 +22,13 @@ from ingestd.dicomweb.errors import (
     Unavailable,
     Unintelligible,
 )
+from ingestd.dicomweb.folders import batches
+from ingestd.dicomweb.following import Follower
+from ingestd.dicomweb.oauth import ConnectionInfo, OAuth2Auth
+from ingestd.dicomweb.probing import Capabilities
 from ingestd.dicomweb.retrieving import Metadata, Retrieval, Saved
 from ingestd.dicomweb.searching import SearchPage, date_range
+from ingestd.dicomweb.service import Operation, Partition, QueryTag, QueryTagEntry, QueryTagError
 from ingestd.dicomweb.store_body import StorePart
 from ingestd.dicomweb.store_result import Failed, Stored, StoreResult, failure_meaning, warning_meaning
 from ingestd.dicomweb.transport import Tls
@@ -33,18 +38,27 @@ __all__ = [
     "AzureAuth",
     "BasicAuth",
     "BearerAuth",
+    "Capabilities",
     "ChangeFeedEntry",
     "ChangeFeedPage",
+    "ConnectionInfo",
     "DicomJson",
     "DicomWebClient",
     "DicomWebError",
     "Failed",
     "FileChanged",
+    "Follower",
     "Metadata",
     "MisconfiguredServer",
     "NoAuth",
     "NotAuthorized",
     "NotFound",
+    "OAuth2Auth",
+    "Operation",
+    "Partition",
+    "QueryTag",
+    "QueryTagEntry",
+    "QueryTagError",
     "Refused",
     "Retrieval",
     "Saved",
@@ -59,6 +73,7 @@ __all__ = [
     "TooLarge",
     "Unavailable",
     "Unintelligible",
+    "batches",
     "date_range",
     "failure_meaning",
     "tag_of",

@@ -47,12 +47,13 @@ class NoAuth:
         return False
 
 
-class _Secret:
-    """A secret in a file or an environment variable, read again when it changes."""
+class Secret:
+    """A secret in a file (read again when it changes), in an environment variable, or given as text."""
 
-    def __init__(self, *, file: Path | None, env: str | None, what: str) -> None:
-        if (file is None) == (env is None):
+    def __init__(self, *, what: str, file: Path | None = None, env: str | None = None, text: str | None = None) -> None:
+        if sum(source is not None for source in (file, env, text)) != 1:
             raise ValueError(f"give the {what} by file or by environment variable, one of the two")
+        self._given = text
         self._file = file
         self._env = env
         self._what = what
@@ -62,7 +63,9 @@ class _Secret:
 
     def read(self, *, again: bool = False) -> str:
         """Return the secret; raises TokenError if it is missing, empty or not one line of printable ASCII."""
-        if self._env is not None:
+        if self._given is not None:
+            text, source = self._given, "text given"
+        elif self._env is not None:
             text = os.environ.get(self._env, "").strip()
             source = f"environment variable {self._env}"
         else:
@@ -94,7 +97,7 @@ class BearerAuth:
     """A token somebody else fetches, in a file (read again when it changes) or an environment variable."""
 
     def __init__(self, *, file: Path | None = None, env: str | None = None) -> None:
-        self._secret = _Secret(file=file, env=env, what="bearer token")
+        self._secret = Secret(file=file, env=env, what="bearer token")
 
     def header(self) -> str | None:
         """Return ``Bearer <token>``; a token pasted with that word in front is taken as it is."""
@@ -118,7 +121,7 @@ class BasicAuth:
         if ":" in username:
             raise ValueError("a user name for basic authentication may not hold a colon")
         self._username = username
-        self._secret = _Secret(file=password_file, env=password_env, what="password")
+        self._secret = Secret(file=password_file, env=password_env, what="password")
 
     def header(self) -> str | None:
         """Return ``Basic <user:password in base64>``, both as UTF-8."""
@@ -227,7 +230,7 @@ class AzureAuth(FetchedAuth):
         self._tenant_id = tenant_id
         self._client_id = client_id
         self._secret = (
-            _Secret(file=secret_file, env=secret_env, what="client secret") if credential == "secret" else None
+            Secret(file=secret_file, env=secret_env, what="client secret") if credential == "secret" else None
         )
         self._certificate_file = certificate_file
         self._authority = authority

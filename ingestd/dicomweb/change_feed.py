@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecodable, load_json
 from ingestd.dicomweb.errors import MisconfiguredServer
-from ingestd.dicomweb.transport import Answer
 
 ANSWER_LIMIT = 128 * 1024 * 1024  # 200 entries with metadata
 _MICROSECONDS = re.compile(r"(\.\d{6})\d+")

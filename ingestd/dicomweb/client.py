@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, Self
-from urllib.parse import urlsplit
+from typing import BinaryIO, Self, Unpack
 
 from ingestd.dicomweb import change_feed as feed
-from ingestd.dicomweb import searching
 from ingestd.dicomweb.auth import Auth
 from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage
 from ingestd.dicomweb.deadlines import Timeouts
-from ingestd.dicomweb.decoding import DicomJson
+from ingestd.dicomweb.decoding import ACCEPT_JSON, DicomJson
+from ingestd.dicomweb.downloading import download
 from ingestd.dicomweb.errors import DicomWebError, Refused
-from ingestd.dicomweb.retrieving import Metadata, Retrieval, read_metadata
-from ingestd.dicomweb.searching import Filters, SearchPage
+from ingestd.dicomweb.following import LAG, Follower
+from ingestd.dicomweb.probing import Capabilities, probe
+from ingestd.dicomweb.retrieving import Metadata, Retrieval, Saved, read_metadata
+from ingestd.dicomweb.searching import (
+    PAGE_SIZE,
+    Fields,
+    Filters,
+    Paging,
+    Query,
+    Search,
+    SearchPage,
+    pages,
+    read_results,
+)
+from ingestd.dicomweb.service import (
+    ExtendedQueryTags,
+    Operations,
+    Partition,
+    read_partitions,
+    start_bulk_update,
+    start_export,
+)
 from ingestd.dicomweb.store_body import StoreBody, StorePart
 from ingestd.dicomweb.store_result import StoreResult, read_store_answer
-from ingestd.dicomweb.transport import Tls, Transport, path_of
-
-ACCEPT_JSON = "application/dicom+json"
-_VERSION = re.compile(r"v?(\d+)(?:\.\d+)?(?:-prerelease)?", re.IGNORECASE)
+from ingestd.dicomweb.transport import Tls, Transport, path_of, resource, version_of
+from ingestd.dicomweb.workitems import Workitems
 
 
 class DicomWebClient:
@@ -161,6 +177,79 @@ class DicomWebClient:
             headers["msdicom-request-original"] = "true"
         return Retrieval(self.transport.send("GET", self._prefix + path, route=route, headers=headers))
 
+    def retrieve_frames(
+        self,
+        study_uid: str,
+        series_uid: str,
+        sop_uid: str,
+        frames: Sequence[int],
+        *,
+        transfer_syntax: str = "*",
+        media_type: str = "application/octet-stream",
+    ) -> Retrieval:
+        """Retrieve frames, counted from 1, one part each in the order asked for (PS3.18 §10.4.1.1.6).
+
+        The bytes are pixel data: uncompressed for ``application/octet-stream`` in 1.2.840.10008.1.2.1, else as stored.
+        Raises NotFound for a frame that is not there.
+        """
+        if not frames or any(frame < 1 for frame in frames):
+            raise ValueError("frames count from 1, and at least one must be asked for")
+        path, route = resource(study_uid, series_uid, sop_uid)
+        numbers = ",".join(str(frame) for frame in frames)
+        headers = {"Accept": f'multipart/related; type="{media_type}"; transfer-syntax={transfer_syntax}'}
+        return Retrieval(
+            self.transport.send(
+                "GET", f"{self._prefix}{path}/frames/{numbers}", route=f"{route}/frames/{{frames}}", headers=headers
+            )
+        )
+
+    def retrieve_rendered(
+        self,
+        study_uid: str,
+        series_uid: str,
+        sop_uid: str,
+        *,
+        frame: int | None = None,
+        media_type: str = "image/jpeg",
+        quality: int | None = None,
+    ) -> Retrieval:
+        """Retrieve an image of an instance or one frame, jpeg or png (PS3.18 §10.4.1.1.3); one part.
+
+        ``quality`` is 1 to 100 and for jpeg only. Without ``frame`` the server shows the first.
+        """
+        path, route = resource(study_uid, series_uid, sop_uid)
+        if frame is not None:
+            if frame < 1:
+                raise ValueError("frames count from 1")
+            path, route = f"{path}/frames/{frame}", f"{route}/frames/{{frame}}"
+        # Exactly one media type: Azure refuses a list here, and */* as well.
+        return Retrieval(
+            self.transport.send(
+                "GET",
+                f"{self._prefix}{path}/rendered",
+                route=f"{route}/rendered",
+                params=() if quality is None else [("quality", str(quality))],
+                headers={"Accept": media_type},
+            )
+        )
+
+    def download(
+        self,
+        folder: Path | str,
+        study_uid: str,
+        series_uid: str | None = None,
+        sop_uid: str | None = None,
+        *,
+        on_file: Callable[[Path], object] | None = None,
+        on_bytes: Callable[[int], object] | None = None,
+    ) -> Saved:
+        """Save a study, series or instance as ``folder/<study>/<series>/<sop>.dcm`` and return what was done.
+
+        What an earlier run has finished is not fetched again: if there is anything of it, the server is asked which
+        instances it has, and those that are missing are fetched one by one. Raises what ``retrieve_study`` raises.
+        """
+        return download(self, Path(folder), (study_uid, series_uid, sop_uid), on_file=on_file, on_bytes=on_bytes)
+
     def retrieve_metadata(
         self,
         study_uid: str,
@@ -182,39 +271,58 @@ class DicomWebClient:
         ) as answer:
             return None if answer.status == 304 else read_metadata(answer)
 
+    @property
+    def tags(self) -> ExtendedQueryTags:
+        """The server's extended query tags (Azure)."""
+        return ExtendedQueryTags(self.transport)
+
+    @property
+    def operations(self) -> Operations:
+        """The server's long-running operations (Azure)."""
+        return Operations(self.transport)
+
+    @property
+    def workitems(self) -> Workitems:
+        """The server's worklist (PS3.18 §11, UPS-RS)."""
+        return Workitems(self.transport, self._prefix)
+
+    def partitions(self) -> list[Partition]:
+        """List the server's data partitions; raises Refused where the feature is off (Azure)."""
+        return read_partitions(self.transport)
+
+    def bulk_update(self, study_uids: Sequence[str], changes: DicomJson) -> str:
+        """Start changing patient and study attributes of whole studies, and return the operation's id (Azure v2)."""
+        return start_bulk_update(self.transport, self._prefix, study_uids, changes)
+
+    def export(self, values: Sequence[str], destination: Mapping[str, str | bool]) -> str:
+        """Start an export of ``study[/series[/instance]]`` to a blob container; returns the operation's id (Azure)."""
+        return start_export(self.transport, values, destination)
+
+    def probe(self, *, try_store: bool = False) -> Capabilities:
+        """Find out what the server is and can do; see ``Capabilities``.
+
+        Reads only, unless ``try_store``: that posts a few bytes that are no DICOM, which no server can store.
+        """
+        return probe(self, try_store=try_store)
+
     def delete(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> None:
         """Delete a study, series or instance (Azure conformance v2, Delete); raises NotFound if nothing was there."""
         path, route = resource(study_uid, series_uid, sop_uid)
         self.transport.send("DELETE", self._prefix + path, route=route, accepts=(200, 202, 204)).close()
 
-    def search_studies(
-        self,
-        filters: Filters | None = None,
-        *,
-        include: Sequence[str] = (),
-        fuzzy: bool | None = None,
-        limit: int | None = None,
-        offset: int = 0,
-    ) -> SearchPage:
+    def search_studies(self, filters: Filters | None = None, **query: Unpack[Query]) -> SearchPage:
         """Search for studies (PS3.18 §10.6): one page, as the server gives it.
 
         ``filters`` are attributes by keyword or tag; ``include`` names attributes to return beside the default ones, or
         ``all``. The server decides which filters it knows and how many results it gives at most (Azure: 200).
         """
-        return self._search("studies", None, None, filters, include, fuzzy, limit, offset)
+        return self._search(Search("studies", filters), **query)
 
     def search_series(
-        self,
-        filters: Filters | None = None,
-        *,
-        study_uid: str | None = None,
-        include: Sequence[str] = (),
-        fuzzy: bool | None = None,
-        limit: int | None = None,
-        offset: int = 0,
+        self, filters: Filters | None = None, *, study_uid: str | None = None, **query: Unpack[Query]
     ) -> SearchPage:
         """Search for series, everywhere or in one study; as ``search_studies``."""
-        return self._search("series", study_uid, None, filters, include, fuzzy, limit, offset)
+        return self._search(Search("series", filters, study_uid), **query)
 
     def search_instances(
         self,
@@ -222,40 +330,20 @@ class DicomWebClient:
         *,
         study_uid: str | None = None,
         series_uid: str | None = None,
-        include: Sequence[str] = (),
-        fuzzy: bool | None = None,
-        limit: int | None = None,
-        offset: int = 0,
+        **query: Unpack[Query],
     ) -> SearchPage:
         """Search for instances, everywhere, in one study or in one series; as ``search_studies``."""
-        return self._search("instances", study_uid, series_uid, filters, include, fuzzy, limit, offset)
+        return self._search(Search("instances", filters, study_uid, series_uid), **query)
 
-    def find_studies(
-        self,
-        filters: Filters | None = None,
-        *,
-        include: Sequence[str] = (),
-        fuzzy: bool | None = None,
-        page_size: int = searching.PAGE_SIZE,
-        offset: int = 0,
-        most: int | None = None,
-    ) -> Iterator[DicomJson]:
+    def find_studies(self, filters: Filters | None = None, **query: Unpack[Paging]) -> Iterator[DicomJson]:
         """Search for studies and page by itself, to the end or to ``most`` results."""
-        return self._find("studies", None, None, filters, include, fuzzy, page_size, offset, most)
+        return self._find(Search("studies", filters), **query)
 
     def find_series(
-        self,
-        filters: Filters | None = None,
-        *,
-        study_uid: str | None = None,
-        include: Sequence[str] = (),
-        fuzzy: bool | None = None,
-        page_size: int = searching.PAGE_SIZE,
-        offset: int = 0,
-        most: int | None = None,
+        self, filters: Filters | None = None, *, study_uid: str | None = None, **query: Unpack[Paging]
     ) -> Iterator[DicomJson]:
         """Search for series and page by itself, to the end or to ``most`` results."""
-        return self._find("series", study_uid, None, filters, include, fuzzy, page_size, offset, most)
+        return self._find(Search("series", filters, study_uid), **query)
 
     def find_instances(
         self,
@@ -263,54 +351,36 @@ class DicomWebClient:
         *,
         study_uid: str | None = None,
         series_uid: str | None = None,
-        include: Sequence[str] = (),
-        fuzzy: bool | None = None,
-        page_size: int = searching.PAGE_SIZE,
-        offset: int = 0,
-        most: int | None = None,
+        **query: Unpack[Paging],
     ) -> Iterator[DicomJson]:
         """Search for instances and page by itself, to the end or to ``most`` results."""
-        return self._find("instances", study_uid, series_uid, filters, include, fuzzy, page_size, offset, most)
+        return self._find(Search("instances", filters, study_uid, series_uid), **query)
 
-    def _search(
-        self,
-        level: str,
-        study_uid: str | None,
-        series_uid: str | None,
-        filters: Filters | None,
-        include: Sequence[str],
-        fuzzy: bool | None,  # noqa: FBT001 - private, called from three places
-        limit: int | None,
-        offset: int,
-    ) -> SearchPage:
-        path, route = searching.search_path(level, study_uid, series_uid)
-        params = searching.search_params(filters, include=include, fuzzy=fuzzy, limit=limit, offset=offset)
+    def _search(self, search: Search, **query: Unpack[Query]) -> SearchPage:
+        path, route = search.path()
         with self.transport.send(
             "GET",
             self._prefix + path,
             route=route,
-            params=params,
+            params=search.params(**query),
             headers={"Accept": ACCEPT_JSON},
             accepts=(200, 204, 206),
         ) as answer:
-            return searching.read_results(answer)
+            return read_results(answer)
 
     def _find(
         self,
-        level: str,
-        study_uid: str | None,
-        series_uid: str | None,
-        filters: Filters | None,
-        include: Sequence[str],
-        fuzzy: bool | None,  # noqa: FBT001 - as _search
-        page_size: int,
-        offset: int,
-        most: int | None,
+        search: Search,
+        *,
+        page_size: int = PAGE_SIZE,
+        offset: int = 0,
+        most: int | None = None,
+        **query: Unpack[Fields],
     ) -> Iterator[DicomJson]:
         def read(start: int, limit: int) -> SearchPage:
-            return self._search(level, study_uid, series_uid, filters, include, fuzzy, limit, start)
+            return self._search(search, offset=start, limit=limit, **query)
 
-        return searching.pages(read, level, page_size=page_size, offset=offset, most=most)
+        return pages(read, search.level, page_size=page_size, offset=offset, most=most)
 
     def change_feed(
         self,
@@ -341,6 +411,10 @@ class DicomWebClient:
         ) as answer:
             return feed.read_page(answer)
 
+    def follow(self, cursor: str | None = None, *, lag: timedelta = LAG) -> Follower:
+        """Follow the change feed from a cursor, or from its beginning; see ``Follower``."""
+        return Follower(self, cursor, lag=lag)
+
     def change_feed_latest(self, *, include_metadata: bool = False) -> ChangeFeedEntry | None:
         """Read the newest entry of the change feed, None from an empty server; raises as ``change_feed``."""
         params = [("includemetadata", "true" if include_metadata else "false")]
@@ -353,21 +427,3 @@ class DicomWebClient:
             accepts=(200, 204),
         ) as answer:
             return feed.read_latest(answer)
-
-
-def version_of(base_url: str) -> int | None:
-    """Read the API version from the URL's last segment (``/v2``), None if it has none."""
-    match = _VERSION.fullmatch(urlsplit(base_url).path.rpartition("/")[2])
-    return int(match[1]) if match else None
-
-
-def resource(study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> tuple[str, str]:
-    """Return the path of a study, series or instance, and the same without UIDs; raises ValueError for a gap."""
-    if sop_uid is not None and series_uid is None:
-        raise ValueError("an instance needs its series")
-    path, route = path_of("studies", study_uid), "/studies/{study}"
-    if series_uid is not None:
-        path, route = path + path_of("series", series_uid), route + "/series/{series}"
-    if sop_uid is not None:
-        path, route = path + path_of("instances", sop_uid), route + "/instances/{instance}"
-    return path, route

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 DicomJson = dict[str, Any]  # {"0020000D": {"vr": "UI", "Value": ["1.2.3"]}, ...}
 
+ACCEPT_JSON = "application/dicom+json"
+
 NESTING_LIMIT = 64
 XML_NESTING_LIMIT = 4 * NESTING_LIMIT
 

@@ -9,7 +9,7 @@ from io import RawIOBase
 from typing import BinaryIO, cast
 
 # A UID as it may become a file name: digits and dots, beginning with a digit, so never "." or "..".
-_SAFE_UID = re.compile(r"[0-9][0-9.]{0,63}\Z")
+SAFE_UID = re.compile(r"[0-9][0-9.]{0,63}\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +39,6 @@ def read_uids(file: BinaryIO | RawIOBase) -> InstanceUids | None:
         uids.append(str(found.get("SOPInstanceUID", "") or "").rstrip(" \0"))
     except Exception:  # noqa: BLE001 - pydicom raises a dozen kinds for what is no DICOM file
         return None
-    if not all(_SAFE_UID.match(uid) for uid in uids):
+    if not all(SAFE_UID.match(uid) for uid in uids):
         return None
     return InstanceUids(study=uids[0], series=uids[1], sop=uids[2])

@@ -13,11 +13,11 @@ from typing import Self
 
 from requests.structures import CaseInsensitiveDict
 
+from ingestd.dicomweb.answers import READ_SIZE, Answer
 from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecodable, datasets_from_json
 from ingestd.dicomweb.errors import MisconfiguredServer
 from ingestd.dicomweb.multipart import Headers, Multipart, Part, content_type_params
 from ingestd.dicomweb.part10 import InstanceUids, read_uids
-from ingestd.dicomweb.transport import READ_SIZE, Answer
 
 METADATA_LIMIT = 512 * 1024 * 1024
 COPY_SIZE = 1_048_576
@@ -49,9 +49,9 @@ class Retrieval:
     middle of the part it breaks in, and Unavailable where it comes too slowly or the connection breaks.
     """
 
-    def __init__(self, answer: Answer, *, on_bytes: Callable[[int], object] | None = None) -> None:
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._on_bytes = on_bytes
+        self.on_bytes: Callable[[int], object] | None = None  # told of each piece that comes, for a progress bar
         self.server_date = answer.server_date
         self.media_type, self._params = content_type_params(answer.headers.get("Content-Type", ""))
         self.size_bytes: int | None = None
@@ -74,8 +74,8 @@ class Retrieval:
 
     def _read(self) -> bytes:
         data = self._answer.read(READ_SIZE)
-        if self._on_bytes is not None and data:
-            self._on_bytes(len(data))
+        if self.on_bytes is not None and data:
+            self.on_bytes(len(data))
         return data
 
     def __iter__(self) -> Iterator[tuple[Headers, Part]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
+from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.decoding import (
     HTML_TYPES,
     JSON_TYPES,
@@ -17,7 +18,7 @@ from ingestd.dicomweb.decoding import (
     uid_of,
 )
 from ingestd.dicomweb.errors import MisconfiguredServer
-from ingestd.dicomweb.transport import Answer, path_of
+from ingestd.dicomweb.transport import path_of
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -54,35 +55,65 @@ class SearchPage(Sequence[DicomJson]):
         return to_datasets(self.items)
 
 
-def search_path(level: str, study_uid: str | None, series_uid: str | None) -> tuple[str, str]:
-    """Return the path of one of the six searches, and the same without UIDs; raises ValueError for any other."""
-    if level not in LEVELS:
-        raise ValueError(f"no search for {level!r}; there are {', '.join(LEVELS)}")
-    if (study_uid is not None and level == "studies") or (series_uid is not None and level != "instances"):
-        raise ValueError(f"{level} cannot be searched below the level given")
-    if series_uid is not None and study_uid is None:
-        raise ValueError("a series in the path needs its study")
-    path = route = ""
-    if study_uid is not None:
-        path, route = path_of("studies", study_uid), "/studies/{study}"
-    if series_uid is not None:
-        path, route = path + path_of("series", series_uid), route + "/series/{series}"
-    return f"{path}/{level}", f"{route}/{level}"
+class Fields(TypedDict, total=False):
+    """What a search returns and how it matches names: ``include`` (keywords, tags or ``all``) and ``fuzzy``."""
+
+    include: Sequence[str]
+    fuzzy: bool | None
 
 
-def search_params(
-    filters: Filters | None, *, include: Sequence[str], fuzzy: bool | None, limit: int | None, offset: int
-) -> list[tuple[str, str]]:
-    """Build a query (PS3.18 §8.3.4). A date or a pair of dates becomes DICOM's form; a list joins with commas."""
-    params = [(name, _filter_text(value)) for name, value in (filters or {}).items()]
-    params.extend(("includefield", name) for name in include)
-    if fuzzy is not None:
-        params.append(("fuzzymatching", "true" if fuzzy else "false"))
-    if limit is not None:
-        params.append(("limit", str(limit)))
-    if offset:
-        params.append(("offset", str(offset)))
-    return params
+class Query(Fields, total=False):
+    """One page of a search: at most ``limit`` results after the first ``offset``."""
+
+    limit: int | None
+    offset: int
+
+
+class Paging(Fields, total=False):
+    """A search to its end: ``page_size`` results at a time, after the first ``offset``, ``most`` in all."""
+
+    page_size: int
+    offset: int
+    most: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One of the six searches (PS3.18 Table 10.6.1-1) and its filters; raises ValueError for any other."""
+
+    level: str
+    filters: Filters | None = None
+    study_uid: str | None = None
+    series_uid: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(f"no search for {self.level!r}; there are {', '.join(LEVELS)}")
+        if self.series_uid is not None and self.study_uid is None:
+            raise ValueError("a series in the path needs its study")
+
+    def path(self) -> tuple[str, str]:
+        """Return the path, and the same without UIDs."""
+        path = route = ""
+        if self.study_uid is not None:
+            path, route = path_of("studies", self.study_uid), "/studies/{study}"
+        if self.series_uid is not None:
+            path, route = path + path_of("series", self.series_uid), route + "/series/{series}"
+        return f"{path}/{self.level}", f"{route}/{self.level}"
+
+    def params(self, **query: Unpack[Query]) -> list[tuple[str, str]]:
+        """Build the query (PS3.18 §8.3.4). A date becomes DICOM's form; a list of values joins with commas."""
+        params = [(name, _filter_text(value)) for name, value in (self.filters or {}).items()]
+        params.extend(("includefield", name) for name in query.get("include", ()))
+        fuzzy = query.get("fuzzy")
+        if fuzzy is not None:
+            params.append(("fuzzymatching", "true" if fuzzy else "false"))
+        limit = query.get("limit")
+        if limit is not None:
+            params.append(("limit", str(limit)))
+        if query.get("offset", 0):
+            params.append(("offset", str(query["offset"])))
+        return params
 
 
 def date_range(first: date | None, last: date | None) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.decoding import (
     HTML_TYPES,
     JSON_TYPES,
@@ -24,7 +25,6 @@ from ingestd.dicomweb.decoding import (
     values_of,
 )
 from ingestd.dicomweb.errors import MisconfiguredServer
-from ingestd.dicomweb.transport import Answer
 
 ANSWER_LIMIT = 16 * 1024 * 1024
 COMMENT_LIMIT = 1_024

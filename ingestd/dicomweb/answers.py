@@ -1,0 +1,149 @@
+"""An answer whose head has been read, and its body as it comes; what broke it, when it breaks."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import requests
+import urllib3.exceptions
+
+from ingestd.dicomweb.deadlines import Flight
+from ingestd.dicomweb.errors import DicomWebError, Unavailable, Unintelligible
+
+READ_SIZE = 262_144
+
+
+class Answer:
+    """A response whose head has been read. Close it, or use it as a context manager."""
+
+    def __init__(self, response: requests.Response, flight: Flight, what: str) -> None:
+        self._response = response
+        self._flight = flight
+        self._what = what
+        self.status: int = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self.server_date = parse_http_date(response.headers.get("Date"))
+        self.body_bytes_left = flight.body_bytes_left
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else break it off."""
+        # urllib3 would hand a connection with unread bytes to the next request.
+        if not self._response.raw.isclosed():
+            self._response.raw.close()
+        self._response.close()
+        self._flight.finish()
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type without its parameters, lower case."""
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    @property
+    def has_known_end(self) -> bool:
+        """Whether the end of the body can be told from a broken connection (RFC 9112 section 6.3)."""
+        coding = self.headers.get("Transfer-Encoding", "").lower()
+        return "Content-Length" in self.headers or "chunked" in coding
+
+    def read(self, size_bytes: int) -> bytes:
+        """Read up to so many bytes of the body, b"" at its end.
+
+        Raises Unintelligible where the body breaks off, Unavailable when it comes too slowly or the connection breaks.
+        """
+        self._flight.begin_wait()
+        data = b""
+        try:
+            data = self._response.raw.read(size_bytes, decode_content=False)
+        except (urllib3.exceptions.HTTPError, OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+            raise self._broken(error) from None  # its text may hold the URL
+        finally:
+            self._flight.end_wait(len(data))
+        if self._flight.is_late and not data:
+            raise self._broken(TimeoutError())
+        return data
+
+    def _broken(self, error: Exception) -> DicomWebError:
+        facts: dict[str, Any] = {
+            "status": self.status,
+            "body_bytes_left": self.body_bytes_left,
+            "server_date": self.server_date,
+        }
+        if self._flight.is_late or is_about(error, (TimeoutError, urllib3.exceptions.ReadTimeoutError)):
+            return Unavailable(f"{self._what}: the answer comes too slowly and was given up", timed_out=True, **facts)
+        if is_about(error, ConnectionError) and not is_about(error, http.client.IncompleteRead):
+            return Unavailable(f"{self._what}: the connection broke in the middle of the answer", **facts)
+        return Unintelligible(f"{self._what}: the answer breaks off before its end", **facts)
+
+    def chunks(self, size_bytes: int = READ_SIZE) -> Iterator[bytes]:
+        """Iterate over the body in pieces of at most so many bytes."""
+        while data := self.read(size_bytes):
+            yield data
+
+    def read_all(self, limit_bytes: int) -> bytes:
+        """Read the whole body; raises Unintelligible if it is longer than the limit."""
+        pieces: list[bytes] = []
+        size = 0
+        for piece in self.chunks(65_536):
+            size += len(piece)
+            if size > limit_bytes:
+                raise self.unintelligible(f"the answer is longer than {limit_bytes} bytes")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def unintelligible(self, why: str, *, server_text: str = "") -> Unintelligible:
+        """Build the error that says that this answer cannot be read."""
+        return Unintelligible(
+            f"{self._what}: {why}",
+            status=self.status,
+            body_bytes_left=self.body_bytes_left,
+            server_date=self.server_date,
+            server_text=server_text,
+        )
+
+
+def parse_http_date(text: str | None) -> datetime | None:
+    """Read an HTTP date (RFC 9110 section 5.6.7) as aware UTC, None if it is none."""
+    if not text:
+        return None
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Walk what an error of requests is made of: its arguments, reasons, causes and contexts."""
+    seen: set[int] = set()
+    todo: list[Any] = [error]
+    while todo:
+        item = todo.pop(0)
+        if not isinstance(item, BaseException) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield item
+        todo.extend(item.args)
+        todo.extend([getattr(item, "reason", None), item.__cause__, item.__context__])
+
+
+def find_cause(error: BaseException, kinds: Any, *, last: bool = False) -> BaseException | None:
+    """Return the first (or the innermost) of an error's causes that is one of these kinds."""
+    found = [cause for cause in causes_of(error) if isinstance(cause, kinds)]
+    if last:  # the innermost that is not one of requests' own, which are OSErrors as well
+        found = [cause for cause in found if not isinstance(cause, requests.RequestException)] or found
+        return found[-1] if found else None
+    return found[0] if found else None
+
+
+def is_about(error: BaseException, kinds: Any) -> bool:
+    """Whether one of these kinds is among an error's causes."""
+    return find_cause(error, kinds) is not None

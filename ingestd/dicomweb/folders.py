@@ -1,0 +1,84 @@
+"""Files in folders as batches for a store: what is DICOM, which instance it is, and where a batch ends."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ingestd.dicomweb.part10 import read_uids
+from ingestd.dicomweb.store_body import StorePart
+
+MAX_BYTES = 64_000_000
+MAX_INSTANCES = 200
+
+
+def batches(
+    paths: Iterable[Path | str],
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_instances: int = MAX_INSTANCES,
+    on_skip: Callable[[Path, str], object] | None = None,
+) -> Iterator[list[StorePart]]:
+    """Walk files and folders and yield batches for ``DicomWebClient.store``, in the order of their names.
+
+    A batch holds at most ``max_instances`` and, if more than one, at most ``max_bytes``; no SOP Instance UID twice.
+    What is no regular file or no DICOM file with the three UIDs is told to ``on_skip`` with the reason.
+    """
+    batch: list[StorePart] = []
+    size = 0
+    for path in _files(paths, on_skip):
+        part = _part(path, on_skip)
+        if part is None:
+            continue
+        is_full = len(batch) >= max_instances or (batch and size + part.size_bytes > max_bytes)
+        if is_full or any(other.sop_uid == part.sop_uid for other in batch):
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += part.size_bytes
+    if batch:
+        yield batch
+
+
+def _files(paths: Iterable[Path | str], on_skip: Callable[[Path, str], object] | None) -> Iterator[Path]:
+    for given in paths:
+        path = Path(given)
+        if not path.is_dir():
+            yield path
+            continue
+
+        def tell(error: OSError) -> None:
+            if on_skip is not None:
+                on_skip(Path(error.filename), f"cannot be read: {error.strerror}")
+
+        for folder, below, names in os.walk(path, onerror=tell):
+            below.sort()
+            yield from (Path(folder, name) for name in sorted(names))
+
+
+def _part(path: Path, on_skip: Callable[[Path, str], object] | None) -> StorePart | None:
+    why = ""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+    else:
+        with os.fdopen(fd, "rb") as file:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                why = "is no regular file"
+            else:
+                uids = read_uids(file)
+                if uids is not None:
+                    return StorePart(path=path, size_bytes=found.st_size, sop_uid=uids.sop)
+                why = "is no DICOM file with study, series and SOP instance UID"
+    if on_skip is not None:
+        on_skip(path, why)
+    return None
+
+
+def total_bytes(batch: Sequence[StorePart]) -> int:
+    """Sum up the files of a batch."""
+    return sum(part.size_bytes for part in batch)

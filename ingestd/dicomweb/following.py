@@ -1,0 +1,167 @@
+"""Following the change feed: every entry once, also those that show themselves late, from a cursor that survives.
+
+Theory of operation. Entries get their time (v2) or sequence (v1) before they become visible, so one may appear behind a
+reader that is up to date. The follower therefore reads again from ``lag`` before the server's own clock each time, and
+drops what it has given already by its sequence. Its cursor says where to begin and which sequences after that point
+were given, so a restart neither repeats nor skips. In v1 an empty page is no end (sequences have gaps): only the latest
+entry's sequence is.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage, format_time, parse_time
+
+LAG = timedelta(seconds=60)
+PAGE_V1 = 100
+PAGE_V2 = 200
+
+
+class Feed(Protocol):
+    """What a follower reads; DicomWebClient is one."""
+
+    api_version: int | None
+
+    def change_feed(
+        self,
+        *,
+        start_at: datetime | None = None,
+        end_at: datetime | None = None,
+        offset: int = 0,
+        limit: int | None = None,
+        include_metadata: bool = False,
+    ) -> ChangeFeedPage:
+        """Read a page."""
+
+    def change_feed_latest(self, *, include_metadata: bool = False) -> ChangeFeedEntry | None:
+        """Read the newest entry."""
+
+
+class Follower:
+    """Reads what is new in a change feed. ``cursor`` is a short text to keep; give it back to go on from there.
+
+    An entry that becomes visible more than ``lag`` after its own time is missed; Azure's are late by a transaction's
+    length. Not for several threads at once.
+    """
+
+    def __init__(self, feed: Feed, cursor: str | None = None, *, lag: timedelta = LAG) -> None:
+        self._feed = feed
+        self._version = feed.api_version or 2
+        self._lag = lag
+        self._since: datetime | None = None  # v2: entries before it are done with
+        self._after = 0  # v1: entries up to this sequence are done with
+        self._given: dict[int, datetime] = {}  # sequences beyond that point that were given already, and their time
+        if cursor is not None:
+            self._restore(cursor)
+
+    @classmethod
+    def from_time(cls, feed: Feed, since: datetime, *, lag: timedelta = LAG) -> Follower:
+        """Begin at an instant (v2 only)."""
+        follower = cls(feed, lag=lag)
+        if follower._version == 1:
+            raise ValueError("the change feed of v1 has no times to begin at")
+        follower._since = since.astimezone(UTC)
+        return follower
+
+    @property
+    def cursor(self) -> str:
+        """Where the follower is, after all entries it has given."""
+        return json.dumps(
+            {
+                "version": self._version,
+                "since": format_time(self._since) if self._since is not None else None,
+                "after": self._after,
+                "given": {str(sequence): format_time(at) for sequence, at in sorted(self._given.items())},
+            },
+            separators=(",", ":"),
+        )
+
+    def _restore(self, cursor: str) -> None:
+        try:
+            fields: dict[str, Any] = json.loads(cursor)
+            version = fields["version"]
+            self._since = parse_time(fields["since"]) if fields["since"] is not None else None
+            self._after = int(fields["after"])
+            self._given = {int(sequence): parse_time(at) for sequence, at in fields["given"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError("this is no change feed cursor") from None
+        if version != self._version:
+            raise ValueError(f"this cursor is of change feed v{version}, the server's address is v{self._version}")
+
+    def read(self) -> list[ChangeFeedEntry]:
+        """Return what is new, oldest first, [] if nothing is; raises DicomWebError, and then gives it the next time."""
+        new, settle = self._fetch()
+        self._given.update((entry.sequence, entry.at) for entry in new)
+        settle()
+        return new
+
+    def entries(
+        self, *, every: timedelta = timedelta(seconds=5), stop: threading.Event | None = None
+    ) -> Iterator[ChangeFeedEntry]:
+        """Yield entries for ever, asking again each ``every``, until ``stop`` is set.
+
+        The cursor counts what was yielded, the entry in hand included. Raises DicomWebError; call it again to go on.
+        """
+        stop = stop if stop is not None else threading.Event()
+        while not stop.is_set():
+            new, settle = self._fetch()
+            for entry in new:
+                self._given[entry.sequence] = entry.at
+                yield entry
+            settle()
+            if not new:
+                stop.wait(every.total_seconds())
+
+    def _fetch(self) -> tuple[list[ChangeFeedEntry], Callable[[], None]]:
+        entries, server_date = self._read_v1() if self._version == 1 else self._read_v2()
+        new = {entry.sequence: entry for entry in entries if entry.sequence not in self._given}
+        # The server's clock; without a Date header its newest entry is the best that is known of it.
+        now = server_date or max((entry.at for entry in entries), default=None)
+
+        def settle() -> None:
+            if now is not None:
+                self._settle(entries, now - self._lag)
+
+        return [new[sequence] for sequence in sorted(new)], settle
+
+    def _settle(self, entries: list[ChangeFeedEntry], settled: datetime) -> None:
+        """Move the beginning up to ``settled`` and forget what lies before it."""
+        if self._version == 1:
+            young = [entry.sequence for entry in entries if entry.at >= settled]
+            done = [entry.sequence for entry in entries if entry.at < settled]
+            upto = min(young) - 1 if young else max(done, default=self._after)
+            self._after = max(self._after, upto)
+            self._given = {sequence: at for sequence, at in self._given.items() if sequence > self._after}
+            return
+        if self._since is None or settled > self._since:
+            self._since = settled
+        self._given = {sequence: at for sequence, at in self._given.items() if at >= self._since}
+
+    def _read_v2(self) -> tuple[list[ChangeFeedEntry], datetime | None]:
+        entries: list[ChangeFeedEntry] = []
+        server_date: datetime | None = None
+        while True:
+            page = self._feed.change_feed(start_at=self._since, offset=len(entries), limit=PAGE_V2)
+            if server_date is None:
+                server_date = page.server_date  # of the first page: what came later may have been missed
+            entries.extend(page.entries)
+            if len(page.entries) < PAGE_V2:
+                return entries, server_date
+
+    def _read_v1(self) -> tuple[list[ChangeFeedEntry], datetime | None]:
+        latest = self._feed.change_feed_latest()
+        entries: list[ChangeFeedEntry] = []
+        server_date: datetime | None = None
+        offset = self._after
+        while latest is not None and offset < latest.sequence:
+            page = self._feed.change_feed(offset=offset, limit=PAGE_V1)
+            if server_date is None:
+                server_date = page.server_date
+            entries.extend(page.entries)
+            offset += PAGE_V1
+        return entries, server_date

@@ -1,0 +1,159 @@
+"""What a server is and can do, found out by asking it; differences between servers are told here, not in callers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from ingestd.dicomweb.errors import DicomWebError, NotAuthorized, Refused, TokenError, Unavailable
+from ingestd.dicomweb.transport import Transport
+
+# What a client may want a search answered in.
+ACCEPTS = (
+    "application/dicom+json",
+    "application/json",
+    'multipart/related; type="application/dicom+xml"',
+    "*/*",
+)
+NO_DICOM = b"this is no DICOM instance, and no server can store it\r\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capabilities:
+    """A server as far as it can be told from outside; None where it was not or could not be found out.
+
+    ``kind`` is azure, orthanc or other. ``duplicates`` is refused (45070; Azure), kept (the older object stays and the
+    answer says stored; Orthanc as it comes) or None. ``accepts`` are the Accept headers that a search takes.
+    """
+
+    kind: str
+    api_version: int | None
+    has_change_feed: bool
+    has_query_tags: bool
+    has_workitems: bool
+    has_upsert: bool | None
+    takes_single_part: bool | None
+    duplicates: str | None
+    accepts: tuple[str, ...]
+    searches: bool
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields as plain values."""
+        return asdict(self)
+
+
+class Prober(Protocol):
+    """What is probed; DicomWebClient is one."""
+
+    transport: Transport
+    api_version: int | None
+
+
+@dataclass(slots=True)
+class _Look:
+    """One answer, as far as it matters here."""
+
+    status: int
+    text: str
+    headers: Mapping[str, str]
+
+
+def probe(client: Prober, *, try_store: bool) -> Capabilities:
+    """Ask the server harmless questions. Raises TokenError, NotAuthorized and Unavailable: then nothing can be told."""
+    transport = client.transport
+    notes: list[str] = []
+    search = _look(transport, "GET", "/studies", params=[("limit", "1")], accept=ACCEPTS[0])
+    feed = _look(transport, "GET", "/changefeed/latest", accept="application/json")
+    missing = _look(transport, "GET", "/studies/1.2.3.4.5.6.7.8.9/metadata", accept=ACCEPTS[0])
+    has_feed = feed.status in {200, 204}
+    kind = _kind(has_feed, [search, feed, missing])
+    searches = search.status in {200, 204}
+    if not searches:
+        notes.append(f"a search for studies is answered {search.status}")
+        if search.status == 404 and client.api_version is None:
+            notes.append("the URL has no version: is /v2 missing?")
+    accepts = tuple(
+        accept
+        for accept in ACCEPTS
+        if _look(transport, "GET", "/studies", params=[("limit", "1")], accept=accept).status in {200, 204}
+    )
+    tags = _look(transport, "GET", "/extendedquerytags", params=[("limit", "1")], accept="application/json")
+    workitems = _look(transport, "GET", "/workitems", params=[("limit", "1")], accept=ACCEPTS[0])
+    takes_single_part = _takes_single_part(transport, notes) if try_store else None
+    if kind == "azure":
+        takes_single_part = True if takes_single_part is None else takes_single_part
+    elif kind == "orthanc":
+        notes.append("an instance that is there already is answered as stored, and the older one kept")
+    return Capabilities(
+        kind=kind,
+        api_version=client.api_version,
+        has_change_feed=has_feed,
+        has_query_tags=tags.status in {200, 204},
+        has_workitems=workitems.status in {200, 204},
+        has_upsert=False if kind == "orthanc" else None,
+        takes_single_part=takes_single_part,
+        duplicates={"azure": "refused", "orthanc": "kept"}.get(kind),
+        accepts=accepts,
+        searches=searches,
+        notes=tuple(notes),
+    )
+
+
+def _kind(has_feed: bool, looks: list[_Look]) -> str:  # noqa: FBT001 - private
+    if has_feed or any("api-supported-versions" in look.headers for look in looks):
+        return "azure"
+    # Orthanc explains each refusal in JSON with its own error number.
+    if any('"OrthancStatus"' in look.text for look in looks) or any(
+        "orthanc" in look.headers.get("Server", "").lower() for look in looks
+    ):
+        return "orthanc"
+    return "other"
+
+
+def _takes_single_part(transport: Transport, notes: list[str]) -> bool | None:
+    look = _look(transport, "POST", "/studies", accept=ACCEPTS[0], body=NO_DICOM, content_type="application/dicom")
+    if look.status == 415:
+        return False
+    if look.status in {400, 409}:
+        return True
+    notes.append(f"a single-part store of what is no DICOM is answered {look.status}")
+    return None
+
+
+def _look(
+    transport: Transport,
+    method: str,
+    path: str,
+    *,
+    accept: str,
+    params: list[tuple[str, str]] | None = None,
+    body: bytes | None = None,
+    content_type: str = "",
+) -> _Look:
+    headers = {"Accept": accept}
+    if content_type:
+        headers["Content-Type"] = content_type
+    try:
+        with transport.send(
+            method,
+            path,
+            route=path if "1.2.3" not in path else "/studies/{study}/metadata",
+            params=params or (),
+            headers=headers,
+            body=body,
+            accepts=(200, 202, 204, 206, 404, 409),
+        ) as answer:
+            text = answer.read(65_536).decode("utf-8", "replace") if answer.status != 204 else ""
+            return _Look(answer.status, text, dict(answer.headers))
+    except (TokenError, NotAuthorized):
+        raise
+    except Refused as error:
+        return _Look(error.status or 0, error.server_text, {})
+    except Unavailable as error:
+        if error.status in {None, 503}:
+            raise
+        return _Look(error.status or 0, error.server_text, {})
+    except DicomWebError as error:
+        return _Look(error.status or 0, error.server_text, {})
