@@ -52,6 +52,7 @@ class Hand:
     refused: tuple[Reason, str] | None = None
     judged: Judged | None = None
     comparing: Holder | None = None
+    copy: Path | None = None  # the server's copy of the holder, where the holder's file is gone
     former: int | None = None
     wished: bool = False
     admit_anyway: bool = False
@@ -96,12 +97,12 @@ class Intake:
         self._ready: list[Hand] = []
         self._read: list[tuple[Hand, Read]] = []
         self._moved: list[tuple[Hand, Taken | NotTaken]] = []
-        self._judged: list[Hand] = []
         self._acts: list[Callable[[], object]] = []
         self._look_at: float | None = None
         self._full_until = 0.0
         self._mono = 0.0
-        self._spool_device = spool.path.stat().st_dev
+        # Set by whoever can ask the server (Proof.fetch): the copy of a row whose own file is gone.
+        self.fetch: Callable[[int, Callable[[Path], object]], None] = _no_server
         self.taken_in = 0
         self.full = False
 
@@ -145,7 +146,7 @@ class Intake:
     @property
     def has_work(self) -> bool:
         """Whether a transaction is wanted."""
-        return bool(self._ready or self._read or self._moved or self._judged)
+        return bool(self._ready or self._read or self._moved)
 
     @property
     def look_at(self) -> float | None:
@@ -155,7 +156,7 @@ class Intake:
     def record(self, moves: Moves, now: Now) -> None:
         """Write everything collected into the transaction; what it makes due is done by ``committed``."""
         self._acts = []
-        arrivals = list(self._judged)
+        arrivals: list[Hand] = []
         refusals: list[tuple[Hand, Refusal]] = []
         dropped: list[Hand] = []
         self._begin(moves, now)
@@ -170,7 +171,7 @@ class Intake:
     def committed(self, now: Now) -> None:
         """The transaction is durable: forget what was collected and do what it made due."""
         self._mono = now.mono
-        self._ready, self._read, self._moved, self._judged = [], [], [], []
+        self._ready, self._read, self._moved = [], [], []
         acts, self._acts = self._acts, []
         for act in acts:
             act()
@@ -217,7 +218,7 @@ class Intake:
     def _inspect(self, hand: Hand) -> None:
         candidate = hand.candidate
         # A copy from another filesystem is fsynced where it lands; what stays in place is not ours to sync.
-        durable = not candidate.in_place and candidate.source.device == self._spool_device
+        durable = not candidate.in_place and self._spool.is_here(candidate.source)
         self._desk.ask(
             Owner.INTAKE,
             hand,
@@ -371,15 +372,22 @@ class Intake:
             self._acts.append(partial(self._finish, hand, row.entry_id, row.state))
 
     def _compare(self, hand: Hand, holder: Holder) -> None:
-        if holder.path is None or hand.arrival is None:
-            # The holder's bytes are only on the server now, and they differ from these: a person compares.
-            hand.judged = Judged(holder_id=holder.entry_id, sameness=Sameness.OTHER)
-            self._judged.append(hand)
-            return
+        assert hand.arrival is not None  # noqa: S101 - it was to be admitted
         hand.comparing = holder
+        if holder.path is None:
+            # Confirmed and its file removed since: the server's copy stands for it.
+            self.fetch(holder.entry_id, partial(self._compare_with_copy, hand))
+            return
+        self._ask_comparison(hand, holder.path)
+
+    def _compare_with_copy(self, hand: Hand, copy: Path) -> None:
+        hand.copy = copy
+        self._ask_comparison(hand, copy)
+
+    def _ask_comparison(self, hand: Hand, theirs: Path) -> None:
+        assert hand.arrival is not None  # noqa: S101 - it was to be admitted
         ours = str(self._absolute(hand.arrival))
-        theirs = str(holder.path)
-        self._desk.ask(Owner.INTAKE, hand, lambda key: CompareJob(key=key, ours=ours, theirs=theirs))
+        self._desk.ask(Owner.INTAKE, hand, lambda key: CompareJob(key=key, ours=ours, theirs=str(theirs)))
 
     def _judge_comparison(self, hand: Hand, holder: Holder, read: Read, arrivals: list[Hand]) -> None:
         # Files that cannot be compared are kept both, for a person: never thrown together on a guess.
@@ -420,6 +428,10 @@ class Intake:
             self._log.debug("inbox.admitted", entry_id=entry_id, inbox=inbox, state=state.value)
 
 
+def _no_server(entry_id: int, done: Callable[[Path], object]) -> None:
+    raise RuntimeError(f"row {entry_id} is to be fetched, but nobody can: {done}")
+
+
 def _expect(hand: Hand) -> Expect:
     found = hand.inspection
     if found is None:
@@ -434,3 +446,6 @@ def _expect(hand: Hand) -> Expect:
 
 def _stop_comparing(hand: Hand) -> None:
     hand.comparing = None
+    if hand.copy is not None:
+        hand.copy.unlink(missing_ok=True)
+        hand.copy = None

@@ -130,6 +130,7 @@ class Daemon:
             lag=config.reconcile.lag,
             backoff=backoff,
         )
+        self.intake.fetch = self.proof.fetch
         self.rework = Rework(ledger=self.ledger, desk=self.desk, spool=self.spool, intake=self.intake)
         self.housekeeping = Housekeeping(
             ledger=self.ledger,

@@ -77,6 +77,9 @@ class Proof:
         self._outcomes: list[Outcome] = []
         self._questions: list[FeedQuestion | StudyQuestion] = []
         self._asked: set[int] = set()
+        self._fetches: list[tuple[int, Callable[[Path], object]]] = []
+        self._fetching: dict[StudyQuestion, tuple[int, Callable[[Path], object]]] = {}
+        self._fetch_at = 0.0
         self._feed_asked = False
         self._feed_at = 0.0
         self._feed_read_at = -self._interval.total_seconds()
@@ -85,11 +88,19 @@ class Proof:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is being asked or compared."""
-        return not (self._asked or self._answers or self._reads or self._outcomes)
+        return not (self._asked or self._answers or self._reads or self._outcomes or self._fetches or self._fetching)
 
     def expect(self) -> None:
         """Something was just posted: read the feed again as soon as its interval allows."""
         self._feed_at = min(self._feed_at, self._feed_read_at + self._interval.total_seconds())
+
+    def fetch(self, entry_id: int, done: Callable[[Path], object]) -> None:
+        """Fetch the server's copy of a row whose own file is gone; ``done`` gets its path in scratch, and unlinks it.
+
+        Asked again until the server gives it. A copy that the server has no more makes the row itself be looked at
+        again: it becomes DELETED, and whoever waits for the copy finds its identity free.
+        """
+        self._fetches.append((entry_id, done))
 
     def gather(self, now: Now) -> None:
         """Collect answers and comparisons, and plan what is asked next; writes nothing."""
@@ -102,6 +113,8 @@ class Proof:
         self._plan_feed(now, self.rules)
         if len(self._asked) < _ROWS_MOST and not self._outcomes:
             self._plan_rows(now, self.rules)
+        if self._fetches and now.mono >= self._fetch_at:
+            self._plan_fetches()
 
     @property
     def has_work(self) -> bool:
@@ -115,6 +128,8 @@ class Proof:
         for answer in self._answers:
             if isinstance(answer, FeedAnswer):
                 self._settle_feed(answer, moves, now)
+            elif answer.question in self._fetching:
+                self._settle_fetch(answer, moves, now)
             else:
                 self._settle_study(answer, moves, outcomes, now)
         for finding, read in self._reads:
@@ -143,6 +158,8 @@ class Proof:
         times: list[float] = []
         if self.rules.profile.has_feed and not self._feed_asked:
             times.append(self._feed_at)
+        if self._fetches:
+            times.append(self._fetch_at)
         check = self._ledger.next_check_at()
         if check is not None and len(self._asked) < _ROWS_MOST:
             left = (check - now.utc).total_seconds()
@@ -180,6 +197,26 @@ class Proof:
         self._outcomes += planned.outcomes
         self._questions += planned.questions
         self._asked |= planned.asked
+
+    def _plan_fetches(self) -> None:
+        wanted, self._fetches = self._fetches, []
+        for entry_id, done in wanted:
+            for row in self._ledger.unproven_rows([entry_id]):
+                question = StudyQuestion(study_uid=row.identity.study_uid, rows=(row,), fetch=True)
+                self._fetching[question] = (entry_id, done)
+                self._questions.append(question)
+
+    def _settle_fetch(self, answer: StudyAnswer, moves: Moves, now: Now) -> None:
+        entry_id, done = self._fetching[answer.question]
+        copy = next((finding.copy for finding in answer.findings if finding.copy is not None), None)
+        self._acts.append(partial(self._fetching.pop, answer.question))
+        if copy is not None:
+            self._acts.append(partial(done, copy))
+            return
+        if any(finding.present is False for finding in answer.findings):
+            moves.check_again([entry_id], at=now.utc)
+        self._fetch_at = now.mono + _ASK_AGAIN.total_seconds()
+        self._acts.append(partial(self.fetch, entry_id, done))
 
     def _settle_feed(self, answer: FeedAnswer, moves: Moves, now: Now) -> None:
         if answer.sightings or answer.cursor is not None:
