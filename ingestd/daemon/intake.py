@@ -372,7 +372,7 @@ class Intake:
             self._acts.append(partial(self._finish, hand, row.entry_id, row.state))
 
     def _compare(self, hand: Hand, holder: Holder) -> None:
-        assert hand.arrival is not None  # noqa: S101 - it was to be admitted
+        assert hand.arrival is not None
         hand.comparing = holder
         if holder.path is None:
             # Confirmed and its file removed since: the server's copy stands for it.
@@ -385,7 +385,7 @@ class Intake:
         self._ask_comparison(hand, copy)
 
     def _ask_comparison(self, hand: Hand, theirs: Path) -> None:
-        assert hand.arrival is not None  # noqa: S101 - it was to be admitted
+        assert hand.arrival is not None
         ours = str(self._absolute(hand.arrival))
         self._desk.ask(Owner.INTAKE, hand, lambda key: CompareJob(key=key, ours=ours, theirs=str(theirs)))
 
