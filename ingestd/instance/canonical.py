@@ -18,11 +18,12 @@ import hashlib
 import struct
 
 from ingestd.instance.facts import Limits
+from ingestd.instance.frames import Event
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.source import Progress, ignore_progress
 from ingestd.instance.syntax import DATA_SET_TRAILING_PADDING, TEXT_VRS
 from ingestd.instance.vr import dictionary_vr
-from ingestd.instance.walk import Event, Walker
+from ingestd.instance.walk import Walker
 
 LENGTH_TO_END = 0x00080001
 # Padding is looked for in the last bytes of a value only, so that no value need be held in memory.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ingestd.instance.syntax import LONG_VRS, SHORT_VRS
+from ingestd.instance.source import Window
+from ingestd.instance.syntax import LONG_VRS, SHORT_VRS, UNDEFINED
+
+_LOOK_AHEAD = 1 << 16
 
 
 class Header(NamedTuple):
@@ -58,3 +62,41 @@ def other_headers(buf: bytes, pos: int, *, big: bool, implicit: bool) -> list[He
 
 def _uint32(buf: bytes, pos: int, *, big: bool) -> int:
     return int.from_bytes(buf[pos : pos + 4], "big" if big else "little")
+
+
+def choose_header(
+    window: Window,
+    tag: int,
+    candidates: Sequence[Header],
+    *,
+    fits: Callable[[int], bool],
+    bound: int | None,
+    big: bool,
+) -> Header:
+    """Choose among the readings of the header at the window's position: by what fits, and by what would follow.
+
+    ``fits`` says whether an element may reach up to an offset; ``bound`` is where what holds it ends, if known.
+    """
+    at = window.base + window.pos
+    fitting = [
+        each
+        for each in candidates
+        if (each.vr in (b"", b"SQ", b"UN") if each.length == UNDEFINED else fits(at + each.header_bytes + each.length))
+    ]
+    followed = (each for each in fitting if _is_followed(window, tag, each, bound=bound, big=big))
+    return next(followed, None) or (fitting or candidates)[0]
+
+
+def _is_followed(window: Window, tag: int, header: Header, *, bound: int | None, big: bool) -> bool:
+    """Whether an element that may come after ``tag``, a delimiter or the end stands behind this reading of it."""
+    if header.length > _LOOK_AHEAD:
+        return header.length != UNDEFINED
+    after = header.header_bytes + header.length
+    if bound == window.base + window.pos + after:
+        return True
+    if not window.fill(after + 8):
+        return len(window.buf) - window.pos == after
+    order = ">" if big else "<"
+    group, number = struct.unpack_from(order + "HH", window.buf, window.pos + after)
+    following: int = group << 16 | number
+    return following > tag

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Inspection, Limits, Verdict
+from ingestd.instance.frames import Event
 from ingestd.instance.meta import uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes
@@ -37,7 +38,7 @@ from ingestd.instance.syntax import (
     main_elements,
 )
 from ingestd.instance.text import decode_text
-from ingestd.instance.walk import Event, Walker
+from ingestd.instance.walk import Walker
 
 _PIXELS = frozenset({PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA})
 _UIDS = {

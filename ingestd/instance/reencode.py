@@ -16,6 +16,7 @@ from typing import Literal
 from ingestd.instance.canonical import LENGTH_TO_END
 from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import Limits, Verdict
+from ingestd.instance.frames import Event
 from ingestd.instance.meta import file_meta_for, uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.source import Progress, ignore_progress
@@ -36,7 +37,7 @@ from ingestd.instance.syntax import (
     WORD_BYTES,
 )
 from ingestd.instance.vr import Context, is_sequence, settled_vr
-from ingestd.instance.walk import Event, Walker
+from ingestd.instance.walk import Walker
 
 _FROM = frozenset({IMPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED_EXPLICIT_LITTLE, EXPLICIT_LITTLE})
 _LUT_DESCRIPTOR = 0x00283002

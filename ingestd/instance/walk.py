@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Container, Iterator, Sequence
-from enum import Enum, auto
 from typing import NoReturn
 
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Limits, Verdict
-from ingestd.instance.headers import Header, looks_like_vr, odd_headers, other_headers
+from ingestd.instance.frames import Event, Everything, Frame, Kind
+from ingestd.instance.headers import Header, choose_header, looks_like_vr, odd_headers, other_headers
 from ingestd.instance.source import Window, ZeroWatch
 from ingestd.instance.syntax import (
     ITEM,
@@ -46,52 +46,11 @@ _UINT32_BIG = struct.Struct(">I").unpack_from
 _FRAGMENT_VRS = frozenset((b"OB", b"OW", b"OD", b"OF", b"OL", b"OV"))
 _PLAIN_LONG_VRS = LONG_VRS - {b"SQ"}
 _KNOWN_VRS = SHORT_VRS | LONG_VRS
-_LOOK_AHEAD = 1 << 16
 _ITEM_LITTLE = b"\xfe\xff\x00\xe0"
 _ITEM_BIG = b"\xff\xfe\xe0\x00"
 # What content of undefined length begins with when it is made of items: an item, or at once its delimiter.
 _BEGINS_LITTLE = (_ITEM_LITTLE, b"\xfe\xff\xdd\xe0")
 _BEGINS_BIG = (_ITEM_BIG, b"\xff\xfe\xe0\xdd")
-
-
-class Event(Enum):
-    """Where the walk stopped."""
-
-    ELEMENT = auto()
-    SEQUENCE = auto()
-    SEQUENCE_END = auto()
-    ITEM = auto()
-    ITEM_END = auto()
-    FRAGMENTS = auto()
-    FRAGMENT = auto()
-    FRAGMENTS_END = auto()
-    OPAQUE = auto()  # the rest of an item or sequence that cannot be read as elements
-    END = auto()
-
-
-class _Kind(Enum):
-    SEQUENCE = auto()
-    ITEM = auto()
-    FRAGMENTS = auto()
-
-
-class _Everything:
-    def __contains__(self, _tag: object) -> bool:
-        return True
-
-
-class _Frame:
-    """A sequence, item or run of fragments that we are in."""
-
-    __slots__ = ("big", "bound", "end", "implicit", "kind", "tag")
-
-    def __init__(self, kind: _Kind, *, end: int | None, bound: int | None, implicit: bool, big: bool, tag: int) -> None:
-        self.kind = kind
-        self.end = end  # where its own length says it ends
-        self.bound = bound  # the nearest known end, its own or that of what holds it
-        self.implicit = implicit
-        self.big = big
-        self.tag = tag
 
 
 class Walker:
@@ -119,12 +78,12 @@ class Walker:
         self.big = encoding is Encoding.EXPLICIT_BIG
         self._top = self.implicit, self.big
         self._limits = limits
-        self._chosen = _Everything() if everything else chosen
+        self._chosen = Everything() if everything else chosen
         self._everything = everything
         # Whether an implicit element of known length that looks like a sequence is one; None: it is.
         self._is_sequence = is_sequence
-        self._frame: _Frame | None = None
-        self._stack: list[_Frame | None] = []
+        self._frame: Frame | None = None
+        self._stack: list[Frame | None] = []
         self._value_end: int | None = None
 
     # What the caller may do with the value in hand.
@@ -168,7 +127,7 @@ class Walker:
         while True:
             frame = self._frame
             event: Event | None
-            if frame is not None and frame.kind is not _Kind.ITEM:
+            if frame is not None and frame.kind is not Kind.ITEM:
                 event = self._between_items(frame)
             elif self.implicit:
                 event = self._run_implicit() or self._step()
@@ -308,7 +267,7 @@ class Walker:
         if length & 1:
             self.notes.add("odd_length")
         if self._holds_items(tag, vr, length):
-            return self._enter(_Kind.SEQUENCE, tag, vr, length)
+            return self._enter(Kind.SEQUENCE, tag, vr, length)
         if tag in (self._chosen if frame is None or self._everything else ()):
             return self._hand_out(tag, vr, length)
         if not window.skip(length):
@@ -344,13 +303,13 @@ class Walker:
             self._ends_early()
         first = window.buf[window.pos : window.pos + 4]
         if (tag == PIXEL_DATA or vr in _FRAGMENT_VRS) and first in (_BEGINS_BIG if self.big else _BEGINS_LITTLE):
-            return self._enter(_Kind.FRAGMENTS, tag, vr, UNDEFINED)
+            return self._enter(Kind.FRAGMENTS, tag, vr, UNDEFINED)
         if (
             vr == b"SQ"
             or (vr == b"UN" and first in _BEGINS_LITTLE)
             or (vr == b"" and first in (_BEGINS_BIG if self.big else _BEGINS_LITTLE))
         ):
-            return self._enter(_Kind.SEQUENCE, tag, vr, UNDEFINED)
+            return self._enter(Kind.SEQUENCE, tag, vr, UNDEFINED)
         return self._search_delimiter()
 
     def _search_delimiter(self) -> Event | None:
@@ -365,7 +324,7 @@ class Walker:
         window.pos += 8
         return None
 
-    def _enter(self, kind: _Kind, tag: int, vr: bytes, length: int) -> Event | None:
+    def _enter(self, kind: Kind, tag: int, vr: bytes, length: int) -> Event | None:
         """Go into a sequence or a run of fragments; the window stands at its first item."""
         parent = self._frame
         bound = None if parent is None else parent.bound
@@ -376,13 +335,13 @@ class Walker:
         implicit, big = self.implicit, self.big
         if vr == b"UN":
             implicit, big = True, False  # PS3.5 §6.2.2 note 3, whatever the transfer syntax
-        self._push(_Frame(kind, end=end, bound=bound if end is None else end, implicit=implicit, big=big, tag=tag))
+        self._push(Frame(kind, end=end, bound=bound if end is None else end, implicit=implicit, big=big, tag=tag))
         self.tag, self.vr, self.length = tag, vr, length
         if self._everything or (parent is None and tag in self._chosen):
-            return Event.SEQUENCE if kind is _Kind.SEQUENCE else Event.FRAGMENTS
+            return Event.SEQUENCE if kind is Kind.SEQUENCE else Event.FRAGMENTS
         return None
 
-    def _push(self, frame: _Frame) -> None:
+    def _push(self, frame: Frame) -> None:
         self._stack.append(self._frame)
         self._frame = frame
         self.implicit, self.big = frame.implicit, frame.big
@@ -393,17 +352,17 @@ class Walker:
         assert frame is not None, "only called inside one"
         parent = self._stack.pop()
         self._frame = parent
-        if frame.kind is not _Kind.ITEM:
+        if frame.kind is not Kind.ITEM:
             self.depth -= 1
         self.implicit, self.big = self._top if parent is None else (parent.implicit, parent.big)
         if not self._everything:
             return None
         self.tag = frame.tag
-        if frame.kind is _Kind.ITEM:
+        if frame.kind is Kind.ITEM:
             return Event.ITEM_END
-        return Event.SEQUENCE_END if frame.kind is _Kind.SEQUENCE else Event.FRAGMENTS_END
+        return Event.SEQUENCE_END if frame.kind is Kind.SEQUENCE else Event.FRAGMENTS_END
 
-    def _leave_bounded(self, frame: _Frame) -> Event | None:
+    def _leave_bounded(self, frame: Frame) -> Event | None:
         """Leave what has come to its known end; a few bytes too little for a header are passed over first."""
         assert frame.bound is not None, "only called where the end is known"
         left = frame.bound - self.window.base - self.window.pos
@@ -470,7 +429,7 @@ class Walker:
         if length:
             self.notes.add("delimiter_length")
 
-    def _between_items(self, frame: _Frame) -> Event | None:
+    def _between_items(self, frame: Frame) -> Event | None:
         """Take the next item or fragment, or the end of them."""
         window = self.window
         at = window.base + window.pos
@@ -496,13 +455,13 @@ class Walker:
             return None
         if frame.bound is not None:
             return self._too_long()
-        what = "encapsulated pixel data" if frame.kind is _Kind.FRAGMENTS else "a sequence"
+        what = "encapsulated pixel data" if frame.kind is Kind.FRAGMENTS else "a sequence"
         raise InvalidInstance(Verdict.SHORT, f"{what} is torn: it does not come to its delimiter")
 
-    def _begin_item(self, frame: _Frame, length: int) -> Event | None:
+    def _begin_item(self, frame: Frame, length: int) -> Event | None:
         window = self.window
         end = None if length == UNDEFINED else window.base + window.pos + 8 + length
-        if frame.kind is _Kind.FRAGMENTS:
+        if frame.kind is Kind.FRAGMENTS:
             if end is None:
                 raise InvalidInstance(Verdict.SHORT, "a fragment of encapsulated pixel data has no length")
             if not self._fits(end):
@@ -521,10 +480,10 @@ class Walker:
         window.pos += 8
         bound = frame.bound if end is None else end
         implicit = self._item_is_implicit(frame, bound)
-        self._push(_Frame(_Kind.ITEM, end=end, bound=bound, implicit=implicit, big=frame.big, tag=frame.tag))
+        self._push(Frame(Kind.ITEM, end=end, bound=bound, implicit=implicit, big=frame.big, tag=frame.tag))
         return Event.ITEM if self._everything else None
 
-    def _item_is_implicit(self, frame: _Frame, bound: int | None) -> bool:
+    def _item_is_implicit(self, frame: Frame, bound: int | None) -> bool:
         """Look at the first element of an item: some writers change the encoding inside sequences."""
         window = self.window
         if (bound is not None and bound - window.base - window.pos < 8) or not window.fill(8):
@@ -544,30 +503,8 @@ class Walker:
         return frame.implicit
 
     def _choose_header(self, tag: int, candidates: Sequence[Header]) -> tuple[bytes, int, int]:
-        """Choose how to read a header that is not as it should be: by what fits, and by what would follow."""
-        fitting = [each for each in candidates if self._header_fits(each)]
-        chosen = next((each for each in fitting if self._is_followed(tag, each)), None)
-        if chosen is None:
-            chosen = fitting[0] if fitting else candidates[0]
+        bound = None if self._frame is None else self._frame.bound
+        chosen = choose_header(self.window, tag, candidates, fits=self._fits, bound=bound, big=self.big)
         if chosen.note:
             self.notes.add(chosen.note)
         return chosen.vr, chosen.header_bytes, chosen.length
-
-    def _header_fits(self, header: Header) -> bool:
-        if header.length == UNDEFINED:
-            return header.vr in (b"", b"SQ", b"UN")
-        return self._fits(self.window.base + self.window.pos + header.header_bytes + header.length)
-
-    def _is_followed(self, tag: int, header: Header) -> bool:
-        """Whether an element that may come after ``tag``, a delimiter or the end stands behind this reading of it."""
-        window, frame = self.window, self._frame
-        if header.length > _LOOK_AHEAD:
-            return header.length != UNDEFINED
-        after = header.header_bytes + header.length
-        if frame is not None and frame.bound == window.base + window.pos + after:
-            return True
-        if not window.fill(after + 8):
-            return len(window.buf) - window.pos == after
-        group, number, _ = (_IMPLICIT_BIG if self.big else _IMPLICIT_LITTLE)(window.buf, window.pos + after)
-        following: int = group << 16 | number
-        return following > tag

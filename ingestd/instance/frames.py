@@ -1,0 +1,49 @@
+"""What a walk is made of: where it may stop, and the sequences, items and fragments that it is in."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+
+class Event(Enum):
+    """Where the walk stopped."""
+
+    ELEMENT = auto()
+    SEQUENCE = auto()
+    SEQUENCE_END = auto()
+    ITEM = auto()
+    ITEM_END = auto()
+    FRAGMENTS = auto()
+    FRAGMENT = auto()
+    FRAGMENTS_END = auto()
+    OPAQUE = auto()  # the rest of an item or sequence that cannot be read as elements
+    END = auto()
+
+
+class Kind(Enum):
+    """What a frame is."""
+
+    SEQUENCE = auto()
+    ITEM = auto()
+    FRAGMENTS = auto()
+
+
+class Everything:
+    """Holds every tag."""
+
+    def __contains__(self, _tag: object) -> bool:
+        return True
+
+
+class Frame:
+    """A sequence, item or run of fragments that we are in."""
+
+    __slots__ = ("big", "bound", "end", "implicit", "kind", "tag")
+
+    def __init__(self, kind: Kind, *, end: int | None, bound: int | None, implicit: bool, big: bool, tag: int) -> None:
+        self.kind = kind
+        self.end = end  # where its own length says it ends
+        self.bound = bound  # the nearest known end, its own or that of what holds it
+        self.implicit = implicit
+        self.big = big
+        self.tag = tag
