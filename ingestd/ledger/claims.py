@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,32 +26,22 @@ from ingestd.lifecycle import (
 
 from . import dialect
 from .schema import attempt, candidate, destination, instance, study
-from .transaction import QUEUED, Row, Transaction, as_json, file_of
+from .transaction import QUEUED, ROW, Row, Transaction, as_json, file_of, make_row
 from .values import Finished, Need, Recovered
 
-# Rows looked at beyond a full batch: those with a SOP Instance UID twice and those that travel alone are passed over.
-_SPARE = 64
+# Rows looked at beyond what fills a batch: those with a SOP Instance UID twice, or to travel alone, are passed over.
+_SPARE = 16
 
 _RECOVERED_AT_ONCE = 1000
 
+# What a part needs beyond ``ROW``.
 _PART = (
-    instance.c.id,
-    instance.c.study_uid,
-    instance.c.series_uid,
-    instance.c.sop_uid,
     instance.c.path,
-    instance.c.in_place,
-    instance.c.transfer_syntax,
-    instance.c.digest,
     instance.c.meta_digest,
     instance.c.dataset_offset,
-    instance.c.size_bytes,
-    instance.c.attempts,
-    instance.c.charged,
     instance.c.alone,
     instance.c.replaces,
     instance.c.sop_class_uid,
-    instance.c.being_created_since,
     instance.c.reencoded_path,
     instance.c.reencoded_transfer_syntax,
     instance.c.reencoded_digest,
@@ -117,7 +108,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
     tx.settle()
     limits = limits or tx.limits_of(tx.host)
     found = tx.connection.execute(
-        select(study.c.waiting, study.c.charged, study.c.in_flight, study.c.next_attempt_at)
+        select(study.c.waiting, study.c.waiting_bytes, study.c.charged, study.c.in_flight, study.c.next_attempt_at)
         .where(study.c.host == tx.host, study.c.study_uid == study_uid)
         .with_for_update()
     ).one_or_none()
@@ -128,10 +119,10 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
     if found.charged and found.in_flight:
         return None  # a study that is in trouble has one batch out at a time
     rows = tx.connection.execute(
-        select(*_PART)
+        select(*ROW, *_PART)
         .where(QUEUED, instance.c.host == tx.host, instance.c.study_uid == study_uid)
         .order_by(instance.c.admitted_at, instance.c.id)
-        .limit(limits.max_instances + _SPARE)
+        .limit(_rows_to_look_at(found, limits))
         .with_for_update()
     ).all()
     chosen = cut_batch(
@@ -159,7 +150,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
         charged=found.charged,
     )
     _put_attempt(tx, batch)
-    _mark_sending(tx, batch)
+    _mark_sending(tx, batch, [make_row(row[: len(ROW)]) for row in rows if row.id in taken])
     tx.sums.set_study(tx.host, study_uid, now, in_flight=found.in_flight + 1)
     tx.settle()
     return batch
@@ -215,10 +206,14 @@ def _put_attempt(tx: Transaction, batch: Batch) -> None:
     )
 
 
-def _mark_sending(tx: Transaction, batch: Batch) -> None:
-    rows = tx.rows_by_id(part.entry_id for part in batch.parts)
-    for part in batch.parts:
-        row = rows[part.entry_id]
+def _rows_to_look_at(queue: Any, limits: BatchLimits) -> int:
+    """Say how many rows fill a batch, going by the size of the study's files."""
+    by_bytes: int = limits.max_bytes * queue.waiting // max(1, queue.waiting_bytes) * 2
+    return min(limits.max_instances, max(by_bytes, 1)) + _SPARE
+
+
+def _mark_sending(tx: Transaction, batch: Batch, rows: Sequence[Row]) -> None:
+    for row in rows:
         first: dict[str, Any] = {"first_attempt_at": batch.started_at} if row.attempts == 0 else {}
         tx.move(
             row,

@@ -87,8 +87,17 @@ class Row(NamedTuple):
         return Identity(study_uid=self.study_uid, series_uid=self.series_uid, sop_uid=self.sop_uid)
 
 
-_ROW = [instance.c[name] for name in Row._fields]
+ROW = tuple(instance.c[name] for name in Row._fields)
 _STATE = Row._fields.index("state")
+_STATES = {state.value: state for state in State}
+
+
+def make_row(values: Sequence[Any]) -> Row:
+    """Make a Row of what a statement with the columns ``ROW`` gave."""
+    fields = list(values)
+    fields[_STATE] = _STATES[fields[_STATE]]
+    return Row(*fields)
+
 
 # A partial index is used only where the statement says its condition literally.
 ONE: ColumnElement[int] = literal_column("1")
@@ -181,17 +190,12 @@ class Transaction:
 
     def select_rows(self, *where: ColumnElement[bool]) -> Select[Any]:
         """Begin the statement that reads rows to be moved."""
-        return select(*_ROW).where(*where).with_for_update()
+        return select(*ROW).where(*where).with_for_update()
 
     def rows(self, statement: Select[Any]) -> list[Row]:
         """Read rows to be moved, as they are after everything gathered so far."""
         self.write()
-        found = []
-        for values in self.connection.execute(statement):
-            fields = list(values)
-            fields[_STATE] = State(fields[_STATE])
-            found.append(Row(*fields))
-        return found
+        return [make_row(values) for values in self.connection.execute(statement)]
 
     def rows_by_id(self, entry_ids: Iterable[int]) -> dict[int, Row]:
         """Read these rows; one that does not exist is absent."""
@@ -271,11 +275,12 @@ class Transaction:
         self._touched.add(row.id)
         after = values.get("state", row.state)
         size = values.get("size_bytes", row.size_bytes)
-        waits = any(
-            values.get(column, getattr(row, column)) is not None
-            for column in ("hold_reason", "need", "next_attempt_at")
+        queued = int(
+            after is State.PENDING
+            and values.get("hold_reason", row.hold_reason) is None
+            and values.get("need", row.need) is None
+            and values.get("next_attempt_at", row.next_attempt_at) is None
         )
-        queued = int(after is State.PENDING and not waits)
         if queued != row.queued:
             values["queued"] = queued
         self._keep_sums(row, values, after, size, queued, at)
