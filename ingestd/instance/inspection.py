@@ -91,11 +91,12 @@ class _Inspector:
         self._walker: Walker | None = None
 
     def inspect(self) -> Inspection:
-        before = os.fstat(self._fd)
         file = self._file
-        if not file.head:
-            return self._result(before, Verdict.EMPTY, "the file is empty")
         beginning = file.head
+        if not beginning:
+            return self._result(Verdict.EMPTY, "the file is empty")
+        walked = False
+        verdict, reason = Verdict.WHOLE, ""
         try:
             file.read_meta()
             if file.meta.sop_class_uid == MEDIA_STORAGE_DIRECTORY:
@@ -104,14 +105,15 @@ class _Inspector:
                 window = file.open_dataset()
                 self._walker = Walker(window, encoding=file.encoding, limits=self._limits, chosen=_CHOSEN)
                 self._collect(self._walker)
-                file.close_dataset()
-                verdict, reason = self._judge()
+                walked = True
         except InvalidInstance as problem:
             verdict, reason = problem.verdict, problem.reason
-            if verdict is Verdict.NOT_DICOM and not beginning.strip(b"\0") and self._rest_is_zero():
+            if not file.meta.found and not beginning.strip(b"\0") and self._rest_is_zero():
                 verdict, reason = Verdict.EMPTY, "the file holds nothing but zeros"
         file.close_dataset()
-        return self._result(before, verdict, reason)
+        if walked:
+            verdict, reason = self._judge()
+        return self._result(verdict, reason)
 
     def _rest_is_zero(self) -> bool:
         while chunk := self._file.feed.read():
@@ -159,7 +161,7 @@ class _Inspector:
         problem = self._uid_problem()
         if problem:
             # Elements come in ascending order: what ends before the UIDs' place may have been cut there.
-            if self._walker.last_tag < SERIES_INSTANCE_UID:
+            if self._walker.last_tag < SERIES_INSTANCE_UID and not found.present.issuperset(_UIDS):
                 return Verdict.SHORT, "the file ends before the place of its Study and Series Instance UID"
             return Verdict.NO_UIDS, problem
         if DATA_SET_TRAILING_PADDING in found.present:
@@ -233,10 +235,10 @@ class _Inspector:
         except OSError:  # not every filesystem can say
             return False
 
-    def _result(self, before: os.stat_result, verdict: Verdict, reason: str) -> Inspection:
+    def _result(self, verdict: Verdict, reason: str) -> Inspection:
         after = os.fstat(self._fd)
         file = self._file
-        if _identity(before) != _identity(after) or file.feed.position != after.st_size:
+        if _identity(file.stat) != _identity(after) or file.feed.position != after.st_size:
             verdict, reason = Verdict.CHANGED, "the file changed while it was read"
         found, meta = self._found, self._file.meta
         notes = found.notes | file.notes | (set() if self._walker is None else self._walker.notes)

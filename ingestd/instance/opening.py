@@ -47,7 +47,8 @@ class OpenedFile:
         self._fd = fd
         self._limits = limits
         self._progress = progress
-        self.size = os.fstat(fd).st_size
+        self.stat = os.fstat(fd)  # before the first byte is read
+        self.size = self.stat.st_size
         self.meta = FileMeta()
         self.meta_digest = ""
         self.transfer_syntax = ""

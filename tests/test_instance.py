@@ -1,0 +1,568 @@
+"""What ingestd.instance says of one file: verdicts, facts, digests, notes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from ingestd.instance import NOTES, Inspection, Limits, Verdict, file_meta_for, inspect
+from tests import builders
+from tests.builders import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    RLE,
+    element,
+    encapsulated,
+    file_meta,
+    instance_bytes,
+    item,
+    part10,
+    sequence,
+)
+
+MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
+BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"
+RAW_DATA = "1.2.840.10008.5.1.4.1.1.66"
+
+
+def look(content: bytes, tmp_path: Path, *, limits: Limits | None = None) -> Inspection:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    return look_at(path, limits=limits)
+
+
+def look_at(path: Path, *, limits: Limits | None = None) -> Inspection:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return inspect(fd, limits=limits)
+    finally:
+        os.close(fd)
+
+
+def dataset(*elements: bytes, sop_class: str = RAW_DATA, transfer_syntax: str = EXPLICIT) -> bytes:
+    """A data set with the three UIDs, and these elements behind them."""
+    head = [
+        element(0x00080016, "UI", sop_class, transfer_syntax=transfer_syntax),
+        element(0x00080018, "UI", "1.2.3", transfer_syntax=transfer_syntax),
+        element(0x0020000D, "UI", "1.2.4", transfer_syntax=transfer_syntax),
+        element(0x0020000E, "UI", "1.2.5", transfer_syntax=transfer_syntax),
+    ]
+    return b"".join([*head, *elements])
+
+
+def raw_file(*elements: bytes, transfer_syntax: str = EXPLICIT) -> bytes:
+    inner = transfer_syntax if transfer_syntax in {IMPLICIT, BIG_ENDIAN} else EXPLICIT
+    content = dataset(*elements, transfer_syntax=inner)
+    return part10(content, sop_class=RAW_DATA, sop_uid="1.2.3", transfer_syntax=transfer_syntax)
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED, RLE])
+def test_whole_file_is_whole_in_every_encoding(transfer_syntax: str, tmp_path: Path) -> None:
+    content = instance_bytes(
+        transfer_syntax=transfer_syntax, study_uid="1.2.10", series_uid="1.2.11", sop_uid="1.2.12", frames=3
+    )
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.reason_text, found.notes) == (Verdict.WHOLE, "", ())
+    assert (found.study_uid, found.series_uid, found.sop_uid) == ("1.2.10", "1.2.11", "1.2.12")
+    assert found.sop_class_uid == builders.CT_IMAGE
+    assert found.transfer_syntax == transfer_syntax
+    assert (found.modality, found.station, found.accession_number) == ("CT", "STATION", "ACC-1")
+    assert (found.patient_id, found.patient_id_present) == ("PID-1", True)
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, DEFLATED, RLE])
+@pytest.mark.parametrize("rows", [4, 700])
+def test_digests_are_those_of_the_bytes_before_and_behind_the_meta_group(
+    transfer_syntax: str, rows: int, tmp_path: Path
+) -> None:
+    content = instance_bytes(transfer_syntax=transfer_syntax, rows=rows, columns=700)
+
+    found = look(content, tmp_path)
+
+    at = found.dataset_offset
+    assert content[at - 10 : at].strip(b"\0").endswith(b"999.0")
+    assert found.meta_digest == hashlib.sha256(content[:at]).hexdigest()
+    assert found.digest == hashlib.sha256(content[at:]).hexdigest()
+    stat = (tmp_path / "file").stat()
+    assert (found.size_bytes, found.inode, found.device, found.mtime_ns) == (
+        len(content),
+        stat.st_ino,
+        stat.st_dev,
+        stat.st_mtime_ns,
+    )
+
+
+def test_empty_file_and_file_of_zeros_are_empty(tmp_path: Path) -> None:
+    assert look(b"", tmp_path).verdict is Verdict.EMPTY
+    assert look(bytes(10), tmp_path).verdict is Verdict.EMPTY
+    assert look(bytes(300_000), tmp_path).verdict is Verdict.EMPTY
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Dear patient,\n" * 20,
+        b"short text",
+        b"%PDF-1.7\n" + bytes(range(256)) * 10,
+        b"\x89PNG\r\n\x1a\n" + bytes(2000),
+        b"PK\x03\x04" + bytes(range(256)),
+        bytes(200) + b"x" * 200,
+    ],
+)
+def test_other_files_are_not_dicom(content: bytes, tmp_path: Path) -> None:
+    assert look(content, tmp_path).verdict is Verdict.NOT_DICOM
+
+
+def test_beginning_of_a_preamble_waits(tmp_path: Path) -> None:
+    preamble = b"II*\0\x54\x18\x08\0" + bytes(120)
+    content = file_meta(sop_uid="1.2.3", preamble=preamble)
+
+    verdicts = {look(content[:cut], tmp_path).verdict for cut in range(1, len(content) + 1)}
+
+    assert verdicts == {Verdict.SHORT}
+
+
+def test_directory_is_told_by_its_class_and_by_its_records(tmp_path: Path) -> None:
+    by_class = file_meta(sop_class="1.2.840.10008.1.3.10", sop_uid="1.2.3")
+    by_records = raw_file(sequence(0x00041220, []))
+
+    assert look(by_class + b"whatever", tmp_path).verdict is Verdict.DICOMDIR
+    # In the order of tags the records come first; the place does not matter here.
+    assert look(by_records, tmp_path).verdict is Verdict.DICOMDIR
+
+
+@pytest.mark.parametrize(
+    "study_uid, reason",
+    [("", "empty"), ("1.2.x", "not a UID"), ("1" * 65, "not a UID"), ("../../etc", "not a UID")],
+)
+def test_file_without_a_valid_uid_is_told_so(study_uid: str, reason: str, tmp_path: Path) -> None:
+    elements = (
+        element(0x00080018, "UI", "1.2.3")
+        + element(0x0020000D, "UI", study_uid)
+        + element(0x0020000E, "UI", "1.2.5")
+        + element(0x00200010, "SH", "1")
+    )
+
+    found = look(part10(elements, sop_uid="1.2.3"), tmp_path)
+
+    assert found.verdict is Verdict.NO_UIDS
+    assert reason in found.reason_text
+    assert study_uid not in found.reason_text or not study_uid
+    assert found.study_uid == ""
+
+
+def test_uid_that_stands_twice_with_two_values_is_no_identity(tmp_path: Path) -> None:
+    found = look(raw_file(element(0x0020000D, "UI", "9.9.9")), tmp_path)
+    again = look(raw_file(element(0x0020000D, "UI", "1.2.4")), tmp_path)
+
+    assert found.verdict is Verdict.NO_UIDS
+    assert (again.verdict, again.notes) == (Verdict.WHOLE, ("duplicate_element",))
+
+
+def test_uid_padding_is_stripped_and_leading_zeros_are_noted(tmp_path: Path) -> None:
+    elements = (
+        element(0x00080016, "UI", RAW_DATA)
+        + element(0x00080018, "UI", "1.2.03 ")
+        + element(0x0020000D, "UI", "1.2.4\0")
+        + element(0x0020000E, "UI", " 1.2.0")
+    )
+
+    found = look(part10(elements, sop_class=RAW_DATA, sop_uid="1.2.03"), tmp_path)
+
+    assert (found.sop_uid, found.study_uid, found.series_uid) == ("1.2.03", "1.2.4", "1.2.0")
+    assert found.notes == ("uid_leading_zero",)
+
+
+def test_absent_patient_id_is_not_an_empty_one(tmp_path: Path) -> None:
+    absent = look(instance_bytes(patient_id=None), tmp_path)
+    empty = look(instance_bytes(patient_id=""), tmp_path)
+
+    assert (absent.patient_id, absent.patient_id_present) == ("", False)
+    assert (empty.patient_id, empty.patient_id_present) == ("", True)
+    assert absent.verdict is empty.verdict is Verdict.WHOLE
+
+
+def test_patient_id_is_decoded_with_the_character_set_of_the_file(tmp_path: Path) -> None:
+    greek = part10(
+        element(0x00080005, "CS", "ISO_IR 126")
+        + dataset()[: len(element(0x00080016, "UI", RAW_DATA)) + len(element(0x00080018, "UI", "1.2.3"))]
+        + element(0x00100020, "LO", "Δ1".encode("iso8859-7"))
+        + dataset()[len(element(0x00080016, "UI", RAW_DATA)) + len(element(0x00080018, "UI", "1.2.3")) :],
+        sop_class=RAW_DATA,
+        sop_uid="1.2.3",
+    )
+    undecodable = greek.replace(b"ISO_IR 126", b"ISO_IR 192")
+
+    assert look(greek, tmp_path).patient_id == "Δ1"
+    found = look(undecodable, tmp_path)
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ("patient_id_undecodable",))
+    assert found.patient_id == "Δ1".encode("iso8859-7").decode("latin-1")
+
+
+def test_data_set_without_meta_is_admitted_with_a_generated_one(tmp_path: Path) -> None:
+    for transfer_syntax in (EXPLICIT, IMPLICIT, BIG_ENDIAN):
+        bare = instance_bytes(meta=False, transfer_syntax=transfer_syntax)
+
+        found = look(bare, tmp_path)
+
+        assert (found.verdict, found.generated_meta, found.notes) == (Verdict.WHOLE, True, ("generated_meta",))
+        assert (found.dataset_offset, found.transfer_syntax) == (0, transfer_syntax)
+        assert found.meta_digest == hashlib.sha256(b"").hexdigest()
+        assert found.digest == hashlib.sha256(bare).hexdigest()
+        meta = file_meta_for(
+            sop_class_uid=found.sop_class_uid, sop_uid=found.sop_uid, transfer_syntax=found.transfer_syntax
+        )
+        complete = look(meta + bare, tmp_path)
+        assert (complete.verdict, complete.notes, complete.generated_meta) == (Verdict.WHOLE, (), False)
+        assert complete.digest == found.digest
+
+
+def test_generated_meta_is_the_same_every_time_and_valid() -> None:
+    pydicom = pytest.importorskip("pydicom")
+
+    first, second = (
+        file_meta_for(sop_class_uid=RAW_DATA, sop_uid="1.2.3.45", transfer_syntax=IMPLICIT) for _ in range(2)
+    )
+
+    assert first == second
+    read = pydicom.dcmread(io.BytesIO(first))
+    pydicom.dataset.validate_file_meta(read.file_meta, enforce_standard=True)
+    assert read.file_meta.MediaStorageSOPInstanceUID == "1.2.3.45"
+    assert read.file_meta.TransferSyntaxUID == IMPLICIT
+    assert read.file_meta.ImplementationClassUID.is_valid
+    assert read.file_meta.FileMetaInformationGroupLength == len(first) - 144
+
+
+def test_file_with_meta_but_no_preamble_is_admitted(tmp_path: Path) -> None:
+    content = instance_bytes()
+
+    for head in (132, 128):
+        found = look(content[head:], tmp_path)
+        assert (found.verdict, found.notes) == (Verdict.WHOLE, ("no_preamble",))
+        assert found.digest == look(content, tmp_path).digest
+
+
+def test_meta_that_names_another_instance_is_noted_and_the_data_set_counts(tmp_path: Path) -> None:
+    found = look(part10(dataset(), sop_class=RAW_DATA, sop_uid="7.7.7"), tmp_path)
+
+    assert (found.verdict, found.sop_uid, found.notes) == (Verdict.WHOLE, "1.2.3", ("meta_uid_differs",))
+
+
+def test_meta_group_length_may_be_missing_or_wrong(tmp_path: Path) -> None:
+    content = raw_file()
+    without = content[:132] + content[144:]
+    wrong = content[:140] + struct.pack("<I", 4) + content[144:]
+
+    assert look(without, tmp_path).notes == ("no_group_length",)
+    assert look(wrong, tmp_path).notes == ("group_length_differs",)
+    assert look(without, tmp_path).digest == look(wrong, tmp_path).digest == look(content, tmp_path).digest
+
+
+def test_missing_transfer_syntax_is_found_out_from_the_data_set(tmp_path: Path) -> None:
+    for transfer_syntax in (EXPLICIT, IMPLICIT, BIG_ENDIAN):
+        meta = file_meta(sop_class=RAW_DATA, sop_uid="1.2.3", transfer_syntax="")
+        found = look(meta + dataset(transfer_syntax=transfer_syntax), tmp_path)
+
+        assert (found.verdict, found.notes) == (Verdict.WHOLE, ("no_transfer_syntax",))
+        assert found.transfer_syntax == transfer_syntax
+
+
+@pytest.mark.parametrize("declared", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+@pytest.mark.parametrize("used", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+def test_data_set_encoded_otherwise_than_declared_is_walked_as_it_is(declared: str, used: str, tmp_path: Path) -> None:
+    content = file_meta(sop_class=RAW_DATA, sop_uid="1.2.3", transfer_syntax=declared) + dataset(transfer_syntax=used)
+
+    found = look(content, tmp_path)
+
+    assert found.verdict is Verdict.WHOLE
+    assert found.notes == (() if declared == used else ("encoding_differs",))
+    assert found.transfer_syntax == declared
+
+
+def test_native_pixel_data_shorter_than_its_attributes_imply_is_short(tmp_path: Path) -> None:
+    def with_pixels(size: int) -> Inspection:
+        return look(instance_bytes(rows=10, columns=10, bits=16, frames=2, pixels=b"\1" * size), tmp_path)
+
+    assert with_pixels(398).verdict is Verdict.SHORT
+    assert (with_pixels(400).verdict, with_pixels(400).notes) == (Verdict.WHOLE, ())
+    assert (with_pixels(402).verdict, with_pixels(402).notes) == (Verdict.WHOLE, ("pixel_data_longer",))
+    assert with_pixels(0).verdict is Verdict.SHORT
+
+
+@pytest.mark.parametrize(
+    "bits, samples, photometric, least",
+    [
+        (1, 1, "MONOCHROME2", 13),
+        (8, 1, "MONOCHROME2", 99),
+        (12, 1, "MONOCHROME2", 149),
+        (8, 3, "RGB", 297),
+        (8, 3, "YBR_FULL_422", 198),
+        (8, 3, "YBR_PARTIAL_420", 148),
+        (32, 1, "MONOCHROME2", 396),
+    ],
+)
+def test_least_pixel_bytes_follow_bits_samples_and_subsampling(
+    bits: int, samples: int, photometric: str, least: int, tmp_path: Path
+) -> None:
+    def with_pixels(size: int) -> Verdict:
+        content = part10(
+            dataset(
+                element(0x00280002, "US", samples),
+                element(0x00280004, "CS", photometric),
+                element(0x00280010, "US", 9),
+                element(0x00280011, "US", 11),
+                element(0x00280100, "US", bits),
+                element(0x7FE00010, "OB", b"\1" * size, pad=False),
+            ),
+            sop_class=RAW_DATA,
+            sop_uid="1.2.3",
+        )
+        return look(content, tmp_path).verdict
+
+    assert with_pixels(least) is Verdict.WHOLE
+    assert with_pixels(least - 1) is Verdict.SHORT
+
+
+@pytest.mark.parametrize("tag, vr, size", [(0x7FE00008, "OF", 4), (0x7FE00009, "OD", 8)])
+def test_float_pixel_data_is_checked_too(tag: int, vr: str, size: int, tmp_path: Path) -> None:
+    def with_pixels(count: int) -> Verdict:
+        rows, columns = element(0x00280010, "US", 5), element(0x00280011, "US", 5)
+        return look(raw_file(rows, columns, element(tag, vr, b"\1" * count * size)), tmp_path).verdict
+
+    assert with_pixels(25) is Verdict.WHOLE
+    assert with_pixels(24) is Verdict.SHORT
+
+
+def test_encapsulated_pixel_data_is_never_compared_with_frames(tmp_path: Path) -> None:
+    content = raw_file(
+        element(0x00280008, "IS", "100"),
+        element(0x00280010, "US", 512),
+        element(0x00280011, "US", 512),
+        element(0x00280100, "US", 16),
+        encapsulated([b"frame"]),
+        transfer_syntax=RLE,
+    )
+
+    assert look(content, tmp_path).verdict is Verdict.WHOLE
+
+
+def test_encapsulated_pixel_data_without_its_delimiter_is_short(tmp_path: Path) -> None:
+    whole = raw_file(encapsulated([b"\1" * 100, b"\2" * 100]), transfer_syntax=RLE)
+
+    assert look(whole, tmp_path).verdict is Verdict.WHOLE
+    assert look(whole[:-8], tmp_path).verdict is Verdict.SHORT
+    assert look(whole[:-8] + bytes(8), tmp_path).verdict is Verdict.SHORT
+
+
+def test_pixel_data_of_zeros_waits_with_its_facts(tmp_path: Path) -> None:
+    content = instance_bytes(rows=64, columns=64, pixels=bytes(8192))
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.ZEROS, ("zero_pixels",))
+    assert found.study_uid
+    assert found.reason_text
+    assert found.digest == hashlib.sha256(content[found.dataset_offset :]).hexdigest()
+
+
+def test_black_border_at_the_end_of_an_image_is_no_sign_of_a_hole(tmp_path: Path) -> None:
+    pixels = b"\1" * 100_000 + bytes(31_072)
+
+    assert look(instance_bytes(rows=256, columns=256, pixels=pixels), tmp_path).verdict is Verdict.WHOLE
+
+
+def test_end_of_the_file_that_was_never_written_waits(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    content = instance_bytes(rows=512, columns=512)
+    with path.open("wb") as file:
+        file.write(content[:200_000])
+        file.truncate(len(content))
+        if os.lseek(file.fileno(), len(content) - 1, os.SEEK_HOLE) == len(content):
+            pytest.skip("this filesystem does not tell holes")
+
+    assert look_at(path).verdict is Verdict.ZEROS
+
+
+@pytest.mark.parametrize("sop_class", [builders.CT_IMAGE, MR_IMAGE, BASIC_TEXT_SR])
+def test_file_without_what_its_class_is_for_waits(sop_class: str, tmp_path: Path) -> None:
+    content = part10(dataset(sop_class=sop_class), sop_class=sop_class, sop_uid="1.2.3")
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.ZEROS, ("main_element_missing",))
+    assert look(content + bytes(4000), tmp_path).verdict is Verdict.SHORT
+
+
+def test_no_pixel_data_is_no_fault_elsewhere(tmp_path: Path) -> None:
+    by_url = dataset(element(0x00287FE0, "UR", "http://127.0.0.1/"), sop_class=builders.CT_IMAGE)
+
+    assert look(raw_file(), tmp_path).verdict is Verdict.WHOLE
+    assert look(part10(by_url, sop_uid="1.2.3"), tmp_path).verdict is Verdict.WHOLE
+
+
+def test_sloppiness_is_noted(tmp_path: Path) -> None:
+    notes = {
+        "trailing_padding": raw_file(element(0xFFFCFFFC, "OB", bytes(100))),
+        "trailing_nulls": raw_file() + bytes(333),
+        "odd_length": raw_file(element(0x00204000, "LT", "odd", pad=False)),
+        "unknown_vr": raw_file(element(0x00204000, "ZZ", "four") + element(0x00204001, "LO", "x")),
+        "no_sop_class": part10(dataset()[len(element(0x00080016, "UI", RAW_DATA)) :], sop_uid="1.2.3"),
+        "stray_delimiter": raw_file(builders.delimiter(0xE00D)),
+        "delimiter_length": raw_file(
+            element(0x00400275, "SQ", b"", length=0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 7)
+        ),
+        "private_implicit": raw_file(element(0x00291001, "LO", "implicit", transfer_syntax=IMPLICIT)),
+        "trailing_after_deflate": raw_file(transfer_syntax=DEFLATED) + b"garbage",
+        "long_value": raw_file(element(0x00281200, "OW", b"x"), element(0x00287FE0, "UR", "u" * 2000)),
+        "pixel_data_unchecked": raw_file(element(0x7FE00010, "OW", b"ab")),
+    }
+
+    for note, content in notes.items():
+        found = look(content, tmp_path)
+        assert (note, found.verdict) == (note, Verdict.WHOLE)
+        assert note in found.notes
+        assert set(found.notes) <= set(NOTES)
+
+
+def test_unknown_vr_is_read_with_the_length_that_fits(tmp_path: Path) -> None:
+    long_form = struct.pack("<HH2sHI", 0x0020, 0x4000, b"ZY", 0, 4) + b"abcd"
+    short_form = struct.pack("<HH2sH", 0x0020, 0x4000, b"ZY", 4) + b"abcd"
+    after = element(0x00280010, "US", 3)
+
+    for header in (long_form, short_form, struct.pack("<HH2sH", 0x0020, 0x4000, b"??", 4) + b"abcd"):
+        found = look(raw_file(header, after), tmp_path)
+        assert (found.verdict, found.notes) == (Verdict.WHOLE, ("unknown_vr",))
+
+
+def test_private_sequence_with_implicit_items_is_walked(tmp_path: Path) -> None:
+    inner = element(0x00291001, "LO", "abcdef", transfer_syntax=IMPLICIT)
+    for undefined in (False, True):
+        private = sequence(0x00291000, [inner, inner], undefined=undefined)
+        found = look(raw_file(private, element(0x00400001, "AE", "x")), tmp_path)
+        assert (found.verdict, found.notes) == (Verdict.WHOLE, ("private_implicit",))
+
+
+def test_un_of_undefined_length_has_implicit_content(tmp_path: Path) -> None:
+    inner = element(0x00291001, "LO", "abcdef", transfer_syntax=IMPLICIT)
+    nested = sequence(0x00291002, [inner], transfer_syntax=IMPLICIT, undefined=True)
+    for syntax in (EXPLICIT, BIG_ENDIAN):
+        content = item(inner + nested, undefined=True) + builders.delimiter(0xE0DD)
+        private = element(0x00291000, "UN", content, length=0xFFFFFFFF, pad=False, transfer_syntax=syntax)
+        found = look(raw_file(private, transfer_syntax=syntax), tmp_path)
+        assert (found.verdict, found.notes) == (Verdict.WHOLE, ())
+
+    explicit_inside = sequence(0x00291000, [element(0x00291001, "LO", "abcdef")], undefined=True, vr="UN")
+    assert look(raw_file(explicit_inside), tmp_path).notes == ("explicit_inside_implicit",)
+
+
+def test_element_longer_than_its_item_does_not_reject_the_file(tmp_path: Path) -> None:
+    broken = struct.pack("<HH2sH", 0x0008, 0x0100, b"SH", 50) + b"abcd"
+    content = raw_file(sequence(0x00081140, [broken]), element(0x00280010, "US", 3))
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ("inner_overrun",))
+
+
+def test_missing_item_delimiter_is_forgiven(tmp_path: Path) -> None:
+    inner = element(0x00080100, "SH", "CODE")
+    open_item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + inner
+    content = raw_file(
+        element(0x00081140, "SQ", open_item * 2 + builders.delimiter(0xE0DD), length=0xFFFFFFFF, pad=False)
+    )
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ("missing_delimiter",))
+
+
+def test_encapsulated_icon_inside_an_item_is_walked(tmp_path: Path) -> None:
+    icon = sequence(0x00880200, [encapsulated([b"icon" * 10])])
+
+    assert look(raw_file(icon, encapsulated([b"frame"]), transfer_syntax=RLE), tmp_path).verdict is Verdict.WHOLE
+
+
+def test_deflated_with_zlib_header_is_inflated(tmp_path: Path) -> None:
+    meta = file_meta(sop_class=RAW_DATA, sop_uid="1.2.3", transfer_syntax=DEFLATED)
+
+    found = look(meta + zlib.compress(dataset()), tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ("zlib_wrapper",))
+
+
+def test_deflated_stream_that_ends_early_or_is_damaged_is_short(tmp_path: Path) -> None:
+    content = instance_bytes(transfer_syntax=DEFLATED, rows=64, columns=64)
+    damaged = bytearray(content)
+    damaged[-40] ^= 0xFF
+
+    assert look(content[:-20], tmp_path).verdict is Verdict.SHORT
+    assert look(bytes(damaged), tmp_path).verdict in {Verdict.SHORT, Verdict.WHOLE}
+
+
+def test_meta_group_larger_than_a_window_is_read(tmp_path: Path) -> None:
+    private = element(0x00020100, "UI", "1.2.9") + element(0x00020102, "OB", bytes(300_000))
+    content = file_meta(sop_class=RAW_DATA, sop_uid="1.2.3") + private + dataset()
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.dataset_offset) == (Verdict.WHOLE, len(content) - len(dataset()))
+    assert found.meta_digest == hashlib.sha256(content[: found.dataset_offset]).hexdigest()
+    short = Limits(meta_bytes=100_000)
+    assert look(content, tmp_path, limits=short).verdict is Verdict.HOSTILE
+
+
+def test_file_that_grows_while_it_is_read_has_changed(tmp_path: Path) -> None:
+    path = builders.write_instance(tmp_path / "file", rows=512, columns=512)
+    grown = False
+
+    def grow(_count: int) -> None:
+        nonlocal grown
+        if not grown:
+            grown = True
+            with path.open("ab") as file:
+                file.write(b"more")
+
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        found = inspect(fd, progress=grow)
+    finally:
+        os.close(fd)
+
+    assert found.verdict is Verdict.CHANGED
+
+
+def test_short_file_keeps_the_facts_that_were_reached(tmp_path: Path) -> None:
+    content = instance_bytes(study_uid="1.2.77")[:-10]
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.study_uid) == (Verdict.SHORT, "1.2.77")
+    assert found.digest == hashlib.sha256(content[found.dataset_offset :]).hexdigest()
+
+
+def test_reasons_hold_no_value_of_the_file(tmp_path: Path) -> None:
+    canary = "CANARY"
+    content = instance_bytes(patient_id=canary, patient_name=canary, accession_number=canary, station=canary)
+
+    for cut in range(len(content) - 600, len(content), 7):
+        assert canary not in look(content[:cut], tmp_path).reason_text
+
+
+def test_importing_the_room_does_not_import_pydicom() -> None:
+    code = "import sys, ingestd.instance; print([name for name in ('pydicom', 'numpy') if name in sys.modules])"
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
+
+    assert said.stdout.strip() == "[]"
