@@ -14,7 +14,7 @@ import click
 
 from ingestd import __version__
 
-from .frame import EXIT_CODES, end
+from .frame import EXIT_CODES, ReaderGone, end
 
 # name: (module, what it does). The module has the command under the attribute ``command``.
 COMMANDS = {
@@ -37,6 +37,13 @@ COMMANDS = {
 
 class Commands(click.Group):
     """The group that imports a command's module when that command is asked for."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; click would end with 1 when the reader of its output has gone."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order a newcomer needs them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -40,21 +40,34 @@ _EPILOG = "`ingestd emulate --list-faults` explains every fault."
     help="Misbehave: NAME, NAME=3 (three times), NAME=10%, or NAME=key:value,key:value. May be repeated.",
 )
 @click.option("--list-faults", is_flag=True, help="Explain the faults and end.")
+@click.option(
+    "--control-port", type=click.IntRange(0, 65535), help="Switch faults on this port while it runs. 0: any free port."
+)
+@click.option("--auth", is_flag=True, help="Ask for tokens; clients owner/owner and reader/reader can fetch them.")
+@click.option("--token-lifetime", default=3600, show_default=True, help="Seconds a token is good for.")
+@click.option("--partitions", is_flag=True, help="Switch data partitions on: every DICOMweb path then needs one.")
+@click.option("--cors", is_flag=True, help="Let pages from anywhere use it.")
+@click.option(
+    "--viewer",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Serve this unpacked OHIF build (package/dist of `npm pack @ohif/app`) at /.",
+)
 def command(
     *,
     host: str,
     port: int,
     data: Path | None,
     reset: bool,
-    flavour: str,
-    fsync: bool,
     faults: tuple[str, ...],
     list_faults: bool,
+    viewer: Path | None,
+    **settings: Any,
 ) -> int:
     """Run an Azure DICOM service on this machine: no account, no database, nothing to set up.
 
-    It speaks versions 1 and 2 of the service: store, retrieve, search, delete and the change feed. It is for trying
-    things out and for tests, never for patients' data.
+    It speaks versions 1 and 2 of the service: store, retrieve, search, delete, change feed, extended query tags, bulk
+    update and workitems. It is for trying things out and for tests, never for patients' data. Open its address in a
+    browser to see what is stored.
     """
     from ingestd.emulator import DESCRIPTIONS, EmulatorFailed, UnknownFault, serve
     from ingestd.emulator import reset as remove_all
@@ -63,12 +76,14 @@ def command(
         for name, sentence in DESCRIPTIONS.items():
             click.echo(f"{name:20} {sentence}")
         return ExitCode.DONE
+    if viewer is not None and not (viewer / "index.html").is_file():
+        raise click.UsageError(f"--viewer: there is no index.html in {viewer}; it is package/dist in the OHIF package")
     if reset:
         if data is None:
             raise click.UsageError("--reset needs --data: a temporary folder is always new")
         remove_all(data)
     try:
-        serve(data, host=host, port=port, ready=_announce, flavour=flavour, fsync=fsync, faults=faults)
+        serve(data, host=host, port=port, ready=_announce, faults=faults, viewer=viewer, **settings)
     except UnknownFault as error:
         raise click.UsageError(str(error)) from error
     except EmulatorFailed as error:
@@ -78,3 +93,6 @@ def command(
 
 def _announce(server: Emulator) -> None:
     click.echo(f"listening on {server.url}  (data in {server.data}; Ctrl-C ends it)")
+    if server.control_url is not None:
+        click.echo(f"control port {server.control_url}")
+    click.echo(f"in a browser: {server.root}/")

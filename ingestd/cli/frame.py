@@ -57,13 +57,17 @@ class Stop(Exception):
         self.code = code
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has gone (``| head``): nothing is wrong, and nobody listens."""
+
+
 def end(run: Callable[[], object]) -> NoReturn:
     """Run a command and exit with its code, each error told in words."""
     try:
         outcome = run()
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nothing is wrong, and nobody listens.
+    except (ReaderGone, BrokenPipeError):
+        # Else the interpreter would try to write the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.DONE)
     except (KeyboardInterrupt, click.Abort):
@@ -91,6 +95,8 @@ def in_words(error: Exception) -> tuple[ExitCode, str]:
     if isinstance(error, Stop):
         return error.code, str(error)
     if _is_a(error, "ingestd.config", "ConfigError"):
+        if isinstance(error.__cause__, PermissionError):
+            return ExitCode.NO_PERMISSION, f"{error}\n  {become(error.__cause__.filename)}"
         return ExitCode.CONFIGURATION, str(error)
     if _is_a(error, "ingestd.inbox", "SpoolInUse") or _is_a(error, "ingestd.ledger", "LedgerBusy"):
         return ExitCode.BUSY, str(error)

@@ -1,0 +1,232 @@
+"""ingestd's commands called as a shell calls them, and a ledger with a row in every state to ask them about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestd.cli import main
+from ingestd.config import Config, load
+from ingestd.inbox import Spool
+from ingestd.ledger import InboxSummary, Judged, Ledger
+from ingestd.lifecycle import (
+    Arrival,
+    Backoff,
+    Batch,
+    BatchLimits,
+    BatchResult,
+    Content,
+    Identity,
+    Outcome,
+    Pause,
+    PauseCause,
+    Reason,
+    Refusal,
+    Sameness,
+    SourceStat,
+    State,
+)
+
+STUDY = "1.2.826.0.1.3680043.10.1451.1"
+OTHER_STUDY = "1.2.826.0.1.3680043.10.1451.2"
+CONFIG = """\
+inboxes:
+  - path: ./drop
+spool: {path: ./spool, low_water: 1MB}
+destination: {url: "http://127.0.0.1:9/v2", auth: none}
+ledger: sqlite:///ledger.db
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command said and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Ran]
+
+
+def command_in(folder: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    """A function that runs one command line with this folder's configuration, in this process."""
+
+    def run(*words: str) -> Ran:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["-c", str(folder / "config.yaml"), *words])
+        said = capfd.readouterr()
+        return Ran(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+class Rows:
+    """A ledger in a folder, filled through its own moves."""
+
+    def __init__(self, folder: Path, text: str = CONFIG) -> None:
+        (folder / "drop").mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(text)
+        self.folder = folder
+        self.config: Config = load(folder / "config.yaml")
+        self.inbox = self.config.inboxes[0].name
+        self.spool = Spool(self.config.spool.path)
+        self.now = datetime.now(UTC) - timedelta(minutes=10)
+        self.ledger = Ledger.open(
+            self.config.ledger,
+            host=self.spool.host,
+            destination=self.config.destination.url,
+            spool=self.spool.path,
+            limits=BatchLimits(quiet_period=timedelta(0)),
+        )
+        self._inode = 0
+
+    def close(self) -> None:
+        self.ledger.close()
+
+    def _source(self) -> SourceStat:
+        self._inode += 1
+        return SourceStat(device=1, inode=self._inode, size_bytes=1000, mtime_ns=self._inode)
+
+    def _path(self, name: str) -> str:
+        path = self.spool.path / "files" / self.inbox / f"{self._inode:032x}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode("utf-8", "surrogateescape"))
+        return str(path.relative_to(self.spool.path))
+
+    def admit(
+        self,
+        name: str,
+        *,
+        study: str = STUDY,
+        uid: str = "",
+        digest: str = "",
+        patient: str = "PID",
+        accession: str = "ACC",
+        modality: str = "CT",
+        sameness: Sameness | None = None,
+    ) -> int:
+        """A file taken in: PENDING, or DUPLICATE or CONFLICT where its identity is held."""
+        source = self._source()
+        uid = uid or f"{study}.3.{self._inode}"
+        arrival = Arrival(
+            candidate_id=None,
+            inbox=self.inbox,
+            relative_path=name,
+            source=source,
+            path=self._path(name),
+            in_place=False,
+            source_removed=True,
+            identity=Identity(study_uid=study, series_uid=f"{study}.2", sop_uid=uid),
+            sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+            content=Content(
+                transfer_syntax="1.2.840.10008.1.2.1",
+                digest=digest or f"{self._inode:064x}",
+                meta_digest="0" * 64,
+                dataset_offset=300,
+                size_bytes=1000,
+            ),
+            modality=modality,
+            station="SCANNER1",
+            patient_hash=self.ledger.search_hash("patient", patient),
+            accession_hash=self.ledger.search_hash("accession", accession),
+            notes=("trailing_padding",),
+        )
+        with self.ledger.write() as moves:
+            [admitted] = moves.admit([arrival], now=self.now)
+        if admitted.needs_compare:
+            assert admitted.holder is not None
+            judged = Judged(holder_id=admitted.holder.entry_id, sameness=sameness or Sameness.OTHER)
+            with self.ledger.write() as moves:
+                [admitted] = moves.admit([arrival], judged={0: judged}, now=self.now)
+        assert admitted.entry_id is not None
+        return admitted.entry_id
+
+    def refuse(self, name: str, reason: Reason = Reason.TRUNCATED, note: str = "it ends too early") -> int:
+        """A file set aside."""
+        refusal = Refusal(
+            candidate_id=None,
+            inbox=self.inbox,
+            relative_path=name,
+            source=self._source(),
+            path=self._path(name),
+            in_place=False,
+            reason=reason,
+            note=note,
+        )
+        with self.ledger.write() as moves:
+            [entry_id] = moves.refuse([refusal], now=self.now)
+        return entry_id
+
+    def claim(self, study: str = STUDY) -> Batch:
+        """A study's waiting files on their way."""
+        with self.ledger.write() as moves:
+            batch = moves.claim(study, now=self.now + timedelta(minutes=1))
+        assert batch is not None
+        return batch
+
+    def finish(self, batch: Batch, state: State, reason: Reason, **more: Any) -> None:
+        """What the server answered for all of a batch."""
+        outcomes = tuple(
+            Outcome(entry_id=part.entry_id, state=state, reason=reason, note="said the server", **more)
+            for part in batch.parts
+        )
+        at = self.now + timedelta(minutes=2)
+        result = BatchResult(
+            batch=batch,
+            outcomes=outcomes,
+            finished_at=at,
+            http_status=409 if state is State.FAILED else 200,
+            body_bytes_left=3000,
+            seconds=1.5,
+            answered=True,
+        )
+        with self.ledger.write() as moves:
+            moves.finish(result, now=at, backoff=Backoff(), jitter=0.0)
+
+    def send(self, name: str, state: State, reason: Reason, *, study: str = OTHER_STUDY, **more: Any) -> int:
+        """One file taken in, posted, and answered."""
+        entry_id = self.admit(name, study=study)
+        self.finish(self.claim(study), state, reason, **more)
+        return entry_id
+
+    def prove(self, entry_id: int, state: State, reason: Reason) -> None:
+        """What the reconciler found of a file."""
+        with self.ledger.write() as moves:
+            moves.apply(
+                [Outcome(entry_id=entry_id, state=state, reason=reason, note="found by asking")],
+                now=self.now + timedelta(minutes=3),
+                backoff=Backoff(),
+                jitter=0.0,
+            )
+
+    def pause(self) -> None:
+        """The server is away."""
+        pause = Pause(cause=PauseCause.UNREACHABLE, note="connection refused")
+        with self.ledger.write() as moves:
+            moves.pause_destination(pause, until=datetime.now(UTC) + timedelta(minutes=5), now=self.now)
+
+    def report(self, **counts: int) -> None:
+        """What the inbox looked like."""
+        summary = InboxSummary(
+            inbox=self.inbox,
+            path=str(self.config.inboxes[0].path),
+            alarm="",
+            watching="events",
+            counts=counts,
+            at=self.now,
+        )
+        with self.ledger.write() as moves:
+            moves.inbox_report(summary, now=self.now)

@@ -1,0 +1,320 @@
+"""status, explain, retry and resolve, on a ledger with a row in every state."""
+
+from __future__ import annotations
+
+import fcntl
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ingestd.cli.advice import MEANING, next_step
+from ingestd.cli.frame import ExitCode, daemon_pid
+from ingestd.lifecycle import MOVES, Reason, State
+from tests.commanding import OTHER_STUDY, STUDY, Rows, command_in
+
+
+@pytest.fixture
+def rows(tmp_path):
+    rows = Rows(tmp_path)
+    yield rows
+    rows.close()
+
+
+@pytest.fixture
+def command(rows, capfd):
+    return command_in(rows.folder, capfd)
+
+
+@pytest.fixture
+def every(rows):
+    """A row in each state a person may find one in, by its name."""
+    uid = f"{STUDY}.3.99"
+    ids = {
+        "confirmed": rows.send("confirmed", State.STORED, Reason.STORED_ANSWER),
+        "failed": rows.send(
+            "failed", State.FAILED, Reason.REFUSED, failure_reason=0xA900, failed_attributes=("00100020",)
+        ),
+        "uncertain": rows.send("uncertain", State.UNCERTAIN, Reason.NO_VERDICT),
+        "deleted": rows.send("deleted", State.STORED, Reason.STORED_ANSWER),
+        "stored": rows.send("stored", State.STORED, Reason.STORED_ANSWER),
+        "rejected": rows.refuse("sub/DOE^JOHN.dcm"),
+        "clutter": rows.refuse("readme.txt", Reason.NOT_DICOM, "no DICOM"),
+        "pending": rows.admit("pending", uid=uid, digest="a" * 64),
+        "duplicate": rows.admit("duplicate", uid=uid, digest="a" * 64),
+        "conflict": rows.admit("conflict", uid=uid, digest="b" * 64),
+    }
+    rows.prove(ids["confirmed"], State.CONFIRMED, Reason.FEED)
+    rows.prove(ids["deleted"], State.CONFIRMED, Reason.FEED)
+    rows.prove(ids["deleted"], State.DELETED, Reason.ABSENT)
+    rows.report(files_seen=12, ignored=2)
+    return ids
+
+
+def test_status_of_nothing_is_all_zeros(tmp_path, capfd):
+    rows = Rows(tmp_path)
+    rows.close()
+    (tmp_path / "ledger.db").unlink()
+
+    said = command_in(tmp_path, capfd)("status", "--json")
+
+    assert said.code == 0
+    assert set(said.json["states"]) == set(State)
+    assert sum(said.json["states"].values()) == 0
+    assert said.json["oldest_unconfirmed_seconds"] is None
+    assert said.json["destination"]["url"] == "http://127.0.0.1:9/v2"
+    assert said.json["ledger"]["exists"] is False
+    assert "nothing was taken in" in command_in(tmp_path, capfd)("status").out
+
+
+def test_status_tells_every_sum(command, every):
+    said = command("status", "--json").json
+
+    assert said["states"] == dict.fromkeys(State, 0) | {
+        **dict.fromkeys(
+            ["PENDING", "UNCERTAIN", "STORED", "CONFIRMED", "FAILED", "DUPLICATE", "CONFLICT", "DELETED"], 1
+        ),
+        "REJECTED": 2,
+    }
+    assert (said["needs_person"], said["clutter"]) == (4, 1)
+    assert 540 < said["oldest_unconfirmed_seconds"] < 900
+    assert said["daemon"] == {"running": False, "pid": None}
+    assert said["inboxes"][0]["counts"]["ignored"] == 2
+    assert "files" not in said
+
+
+def test_status_for_people_says_what_to_do(command, every, rows):
+    rows.pause()
+
+    said = command("status").out
+
+    assert "paused, unreachable: connection refused" in said
+    assert "not running" in said
+    assert "Needs a person: 4 (and 1 clutter)" in said
+    assert "truncated" in said
+    assert "2 ignored" in said
+
+
+def test_status_ends_with_1_only_where_asked_for(command, every):
+    assert command("status").code == ExitCode.DONE
+    assert command("status", "--exit-code").code == ExitCode.NEEDS_PERSON
+
+
+def test_status_finds_studies_by_what_an_admin_knows(command, every, rows):
+    rows.admit("x", study="1.2.3", patient="4711", accession="A-1", modality="MR")
+
+    def studies(*words):
+        return [study["study_uid"] for study in command("status", "--json", *words).json["studies"]]
+
+    assert studies("--patient-id", "4711") == ["1.2.3"]
+    assert studies("--accession", "A-1") == ["1.2.3"]
+    assert studies("--modality", "mr") == ["1.2.3"]
+    assert studies("--patient-id", "PID", "--modality", "MR") == []
+    assert set(studies("--since", "1d")) == {"1.2.3", STUDY, OTHER_STUDY}
+    assert studies("--since", "1s") == []
+    assert studies("--since", (datetime.now(UTC) - timedelta(hours=1)).isoformat()) != []
+
+
+def test_status_lists_files_of_a_state_or_study(command, every):
+    rejected = command("status", "--json", "--state", "rejected").json["files"]
+    study = command("status", "--json", "--study", OTHER_STUDY).json["files"]
+
+    assert {file["id"] for file in rejected} == {every["rejected"], every["clutter"]}
+    assert {file["source"] for file in study} == {"confirmed", "failed", "uncertain", "deleted", "stored"}
+    assert "sub/DOE^JOHN.dcm" in command("status", "--state", "REJECTED").out
+
+
+def test_status_says_when_there_is_more(command, every):
+    said = command("status", "--json", "--files", "--limit", "3").json
+
+    assert len(said["files"]) == 3
+    assert said["more"] is True
+    assert "and more" in command("status", "--files", "--limit", "3").out
+
+
+@pytest.mark.parametrize("when", ["yesterday", "5", ""])
+def test_a_time_that_is_none_is_told_in_words(command, when):
+    said = command("status", "--since", when)
+
+    assert said.code == ExitCode.CONFIGURATION
+    assert "24h" in said.err
+
+
+def test_watching_needs_a_terminal(command, every):
+    assert command("status", "--watch").code == ExitCode.CONFIGURATION
+
+
+def test_the_daemon_is_seen_by_its_lock(rows, command):
+    with (rows.spool.path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pid = daemon_pid(rows.spool.path)
+        assert command("status", "--json").json["daemon"] == {"running": True, "pid": pid}
+    assert daemon_pid(rows.spool.path) is None
+
+
+def test_explain_tells_the_whole_history_and_what_to_do(command, every):
+    said = command("explain", str(every["failed"]))
+
+    assert said.code == 0
+    for words in ("FAILED", "refused: said the server", "43264 (A900H)", "00100020", "HTTP 409", "SENDING", "PENDING"):
+        assert words in said.out
+    assert f"ingestd retry {every['failed']}" in said.out
+
+
+@pytest.mark.parametrize("name", ["confirmed", "uncertain", "rejected", "duplicate", "conflict", "deleted", "pending"])
+def test_explain_says_the_next_step_of_every_state(command, every, name):
+    said = command("explain", "--json", str(every[name])).json["files"][0]
+
+    assert said["state"] in {name.upper(), "REJECTED"}
+    assert said["next_step"]
+    assert said["history"][-1]["to"] == said["state"]
+    assert "What to do" in command("explain", str(every[name])).out
+
+
+def test_explain_shows_the_others_with_the_same_uids(command, every):
+    said = command("explain", "--json", str(every["pending"])).json["files"][0]
+
+    others = {other["id"] for other in [*said["duplicates"], *said["same_identity"]]}
+    assert {every["duplicate"], every["conflict"]} <= others
+    assert command("explain", "--json", str(every["duplicate"])).json["files"][0]["holder"]["id"] == every["pending"]
+
+
+def test_a_file_is_found_by_id_uid_and_every_path_it_has_had(command, every, rows, monkeypatch):
+    rejected = [
+        file for file in command("status", "--json", "--files").json["files"] if file["id"] == every["rejected"]
+    ]
+    monkeypatch.chdir(rows.folder / "drop")
+
+    for what in ("sub/DOE^JOHN.dcm", str(rows.folder / "drop/sub/DOE^JOHN.dcm"), rejected[0]["file"]):
+        assert [file["id"] for file in command("explain", "--json", what).json["files"]] == [every["rejected"]]
+    by_uid = command("explain", "--json", f"{STUDY}.3.99").json["files"]
+    assert {file["id"] for file in by_uid} == {every[name] for name in ("pending", "duplicate", "conflict")}
+    assert command("explain", "--json", OTHER_STUDY).json["found"] == 5
+
+
+def test_explain_of_many_shows_some_and_says_how_to_go_on(command, rows):
+    for number in range(12):
+        rows.admit(f"f{number}")
+
+    said = command("explain", STUDY)
+
+    assert "and 2 more" in said.out
+
+
+def test_a_file_unknown_to_the_ledger_is_explained_by_itself(command, rows, tmp_path_factory):
+    drop = rows.folder / "drop"
+    (drop / "fresh").touch()
+    (drop / ".hidden").touch()
+    (drop / "link").symlink_to("fresh")
+    outside = tmp_path_factory.mktemp("x") / "file"
+    outside.touch()
+
+    def said(what):
+        ran = command("explain", str(what))
+        assert ran.code == ExitCode.CONFIGURATION
+        return ran.err
+
+    assert "no daemon is running" in said(drop / "fresh")
+    assert "while a file is being written" in said(drop / ".hidden")
+    assert "follows no links" in said(drop / "link")
+    assert "in none of the watched folders" in said(outside)
+    assert "no file of that name" in said(drop / "nothing")
+    assert "no file of that name" in said("1.2.3.4")
+
+
+def test_nothing_printed_drives_the_terminal(command, rows):
+    entry = rows.refuse("DOE\x1b[2J\n\udcffevil", note="bad\x1b]0;title\x07")
+
+    for words in (["explain", str(entry)], ["status", "--state", "REJECTED"], ["explain", "no\x1b[2Jsuch"]):
+        said = command(*words)
+        assert "\x1b[2J" not in said.out + said.err
+        assert "\x07" not in said.out + said.err
+    assert command("status", "--json", "--files").code == 0
+
+
+def test_retry_sends_again_what_a_person_names(command, every, rows):
+    said = command("retry", "--json", str(every["failed"]), str(every["deleted"]), str(every["rejected"]))
+
+    assert said.code == 0
+    assert said.json == {
+        "sent_again": [every["failed"], every["deleted"]],
+        "read_again": [every["rejected"]],
+        "refused": [],
+    }
+    assert rows.ledger.entry(every["failed"]).state is State.PENDING
+
+
+def test_retry_refused_names_the_row_in_the_way(command, every):
+    said = command("retry", str(every["conflict"]))
+
+    assert said.code == ExitCode.NEEDS_PERSON
+    assert f"file {every['conflict']}: not retried" in said.out
+    assert str(every["pending"]) in said.out
+
+
+@pytest.mark.parametrize(
+    "words", [["--state", "failed"], ["--reason", "refused"], ["--study", OTHER_STUDY, "--state", "FAILED"]]
+)
+def test_retry_of_all_of_a_kind(command, every, words):
+    assert command("retry", "--json", *words).json["sent_again"] == [every["failed"]]
+    assert command("retry", *words).out == "no file is like that\n"
+
+
+def test_retry_wants_either_ids_or_a_choice(command, every):
+    assert command("retry").code == ExitCode.CONFIGURATION
+    assert command("retry", "1", "--state", "FAILED").code == ExitCode.CONFIGURATION
+    said = command("retry", "--reason", "frobnicated")
+    assert said.code == ExitCode.CONFIGURATION
+    assert "truncated" in said.err
+
+
+def test_retry_of_what_is_not_there_is_told(command, every):
+    said = command("retry", "4711")
+
+    assert said.code == ExitCode.NEEDS_PERSON
+    assert "4711" in said.out
+
+
+def test_retry_says_that_no_daemon_runs(command, every):
+    assert "start it: ingestd run" in command("retry", str(every["failed"])).out
+
+
+def test_resolve_lets_go(command, every, rows):
+    ids = [every[name] for name in ("failed", "conflict", "rejected", "deleted")]
+
+    said = command("resolve", "--json", "--discard", *map(str, ids))
+
+    assert said.json == {"decision": "discard", "done": ids, "refused": []}
+    assert {rows.ledger.entry(entry_id).state for entry_id in ids} == {State.DISCARDED}
+
+
+def test_resolve_replaces_the_holder(command, every, rows):
+    said = command("resolve", str(every["conflict"]), "--replace")
+
+    holder, ours = rows.ledger.entry(every["pending"]), rows.ledger.entry(every["conflict"])
+    if said.code == 0:  # the ledger knows whether the server has PUT
+        assert (holder.state, ours.state) == (State.DISCARDED, State.PENDING)
+    else:
+        assert "not done" in said.out
+        assert (holder.state, ours.state) == (State.PENDING, State.CONFLICT)
+
+
+def test_resolve_asks_for_a_rejected_file_to_be_taken(command, every):
+    said = command("resolve", str(every["rejected"]), "--admit-anyway")
+
+    assert (said.code, said.out) == (0, f"file {every['rejected']}: will be read again and taken as it is\n")
+
+
+def test_resolve_refuses_what_the_table_does_not_have(command, every):
+    said = command("resolve", str(every["confirmed"]), "--discard")
+
+    assert said.code == ExitCode.NEEDS_PERSON
+    assert f"file {every['confirmed']}: not done" in said.out
+    assert command("resolve", str(every["confirmed"])).code == ExitCode.CONFIGURATION
+
+
+def test_every_state_has_a_meaning_and_a_next_step_for_every_reason():
+    assert set(MEANING) == set(State)
+    for state in {after for _, after in MOVES}:
+        for reason in (None, *Reason):
+            assert next_step(state, reason, entry_id=7)
+            assert "{" not in next_step(state, reason)
