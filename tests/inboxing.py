@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Self
 
 from ingestd.inbox import Candidate, Expect, Inboxes, InboxPolicy, InboxReport, Look, NotTaken, Spool, Taken
 from ingestd.lifecycle import SourceStat
@@ -38,9 +39,7 @@ def candidate_of(root: Path, relative: str, *, inbox: str = "a") -> Candidate:
 
 def tree(folder: Path) -> set[str]:
     """Every file below a folder, by its relative path."""
-    return {
-        os.path.relpath(os.path.join(top, name), folder) for top, _folders, names in os.walk(folder) for name in names
-    }
+    return {os.path.relpath(f"{top}/{name}", folder) for top, _folders, names in os.walk(folder) for name in names}
 
 
 @contextmanager
@@ -70,7 +69,7 @@ class Desk:
         self.ahead = 0.0
         self.real_clock = real_clock
 
-    def __enter__(self) -> Desk:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -122,7 +122,10 @@ def test_second_process_is_told_who_holds_the_lock(tmp_path, spool):
 
 
 def test_lock_is_free_once_its_holder_was_killed(tmp_path, spool):
-    code = "import sys, os, signal; from pathlib import Path; from ingestd.inbox import Spool\nSpool(Path(sys.argv[1])).lock(); os.kill(os.getpid(), signal.SIGKILL)"
+    code = (
+        "import sys, os, signal; from pathlib import Path; from ingestd.inbox import Spool\n"
+        "Spool(Path(sys.argv[1])).lock(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
 
     subprocess.run([sys.executable, "-c", code, str(spool.path)], check=False)
 
@@ -168,7 +171,7 @@ def test_results_come_in_the_order_of_the_items(spool, drop):
     names = [f"{number % 7}/{number}" for number in range(100)]
     for name in names:
         put(drop, name, name.encode())
-    os.unlink(drop / "3/10")
+    (drop / "3/10").unlink()
     items = [
         (candidate_of(drop, name), expect_of(drop / name))
         if (drop / name).exists()
@@ -472,7 +475,8 @@ spool = Spool(base / "spool")
 for number in range(4):
     (base / "drop" / str(number)).write_bytes(os.urandom(100_000))
 results = spool.take_in([(candidate_of(base / "drop", str(n)), expect_of(base / "drop" / str(n))) for n in range(4)])
-print(sorted(str(getattr(one, "why", "taken")) for one in results), sorted(tree(base / "drop")), len(tree(spool.scratch())))
+outcomes = sorted(str(getattr(one, "why", "taken")) for one in results)
+print(outcomes, sorted(tree(base / "drop")), len(tree(spool.scratch())))
 spool.discard(*[one.path for one in results if hasattr(one, "path")])
 left = [one.candidate for one in results if not hasattr(one, "path")]
 again = spool.take_in([(one, expect_of(one.path)) for one in left])
@@ -489,7 +493,10 @@ def test_full_disk_leaves_sources_untouched_and_goes_on_when_there_is_room(tmp_p
     root = Path(__file__).parent
 
     done = subprocess.run(
-        [sys.executable, "-c", SMALL, str(root), str(root.parent), str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", SMALL, str(root), str(root.parent), str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
     )
 
     assert done.returncode == 0, done.stderr

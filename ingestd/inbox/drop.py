@@ -12,14 +12,14 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-import structlog
-
 from ingestd.lifecycle import SourceStat
 
 from .guard import ARM_WAIT, Guard
 from .hands import Hands
-from .scan import Counts, FileStat, Found, Names, Root, RootGone, Walk, root_of
+from .hinted import Hinted
+from .scan import FileStat, Found, Names, Root, RootGone, Walk, root_of
 from .settle import Glance, Phase, Sight, Sights, glance, glance_inside
+from .stock import Stock
 from .types import Candidate, InboxPolicy, InboxReport, Take
 
 SETTLE_LOCAL = 2.0
@@ -31,11 +31,8 @@ ENTRIES_AT_ONCE = 500
 ENTRIES_AT_ONCE_APART = 2_000
 ASK_MOST = 1_000
 SCAN_SHARE = 20  # a scan is followed by a pause this many times as long, at least
-HINTED_MOST = 16_384
 PAUSE_MOST = 60.0  # seconds a scan may stand still with folders open
 PATIENCE = 30.0  # seconds after which a folder that does not answer is an alarm
-
-_log = structlog.get_logger()
 
 
 class Drop:
@@ -56,7 +53,8 @@ class Drop:
         self.ready: deque[Sight] = deque()
         self.asking: deque[Sight] = deque()
         self.last_served = 0
-        self._root_path = str(policy.path.absolute())
+        self._root = policy.path.absolute()
+        self._root_path = str(self._root)
         self._prefix = self._root_path.rstrip("/") + "/"
         self._wake = wake
         self._scan_every = scan_every
@@ -71,9 +69,8 @@ class Drop:
             settle=self._settle_seconds(), incomplete_after=policy.incomplete_after.total_seconds(), most=track_most
         )
         self._origins: dict[str, Candidate] = {}  # files in the spool, by their key among the sights
-        self._hinted: dict[str, None] = {}
+        self._hinted = Hinted(self._names, apart)
         self._hinted_again: set[str] = set()  # changed while they were handed out
-        self._folders: dict[str, bool] = {}
         self._walk: Walk | None = None
         self._walk_is_full = False
         self._walk_finds_missed = False
@@ -84,15 +81,7 @@ class Drop:
         self._scan_not_before = 0.0
         self._next_scan_at = 0.0
         self._next_look_at = 0.0
-        self._counts = Counts()
-        self._counts_told: tuple[int, ...] = (0, 0, 0, 0)
-        self._taken = [0, 0]  # files that left by our hand: since the last scan began, and since the one before it
-        self._scan_seconds: float | None = None
-        self._complete_began_at: float | None = None
-        self._scans = 0
-        self._files_seen = 0
-        self._found_by_scan = 0
-        self._found_told = 0
+        self._stock = Stock(self._guard)
         self._now = 0.0
         self._turn = 0
 
@@ -102,7 +91,7 @@ class Drop:
 
     def close(self) -> None:
         """Stop everything."""
-        self._guard.disarm()
+        self._guard.disarm(wait=5)
         self._drop_walk()
         self._hands.close()
 
@@ -111,11 +100,17 @@ class Drop:
         """What is wrong with the folder, in words."""
         return self._guard.alarm
 
+    @property
+    def is_working(self) -> bool:
+        """Whether whoever looks at the folder is alive."""
+        return self._hands.are_alive
+
     def work(self, now: float, *, until: float, want: int) -> None:
         """Do jobs until ``until`` (``time.perf_counter``) or until there is nothing to do now."""
         self._now = now
         self._guard.answers(self._hands.busy_seconds, PATIENCE)
-        self._take_hints()
+        if self._guard.watcher is not None and self._hinted.take_from(self._guard.watcher):
+            self._scan_wanted = True
         while self._finish():
             if now >= self._next_look_at:
                 self._look_at_root(now)
@@ -124,7 +119,6 @@ class Drop:
             if time.perf_counter() >= until:
                 self._finish()
                 break
-        self._guard.tell()
 
     def next_at(self, now: float, *, want: int) -> float:
         """Say when there is something to do again."""
@@ -135,10 +129,10 @@ class Drop:
         if due is not None:
             times.append(due)
         if self.sights.room > 0 and len(self.asking) < ASK_MOST:
-            if self._walk is not None or self._folders or self._hinted:
+            if self._walk is not None or self._hinted.folders or self._hinted.paths:
                 times.append(now)
             times.append(self._scan_at())
-        elif any(path in self.sights for path in self._hinted):
+        elif any(path in self.sights for path in self._hinted.paths):
             times.append(now)
         return min(times)
 
@@ -151,14 +145,14 @@ class Drop:
         """Whether a full scan begun since then is complete and everything that was found is decided."""
         if self.alarm:
             return True
-        hints = self._guard.watcher.hints if self._guard.watcher is not None else None
+        watcher, began_at = self._guard.watcher, self._stock.complete_began_at
         return (
-            self._complete_began_at is not None
-            and self._complete_began_at >= since
+            began_at is not None
+            and began_at >= since
             and self._walk is None
-            and not self._folders
-            and not self._hinted
-            and (hints is None or hints.is_empty)
+            and not self._hinted.folders
+            and not self._hinted.paths
+            and (watcher is None or watcher.hints.is_empty)
             and len(self.sights) == self.sights.count(Phase.UNREADABLE)
         )
 
@@ -179,7 +173,7 @@ class Drop:
         return Candidate(
             inbox=policy.name,
             relative_path=sight.path,
-            path=policy.path / sight.path,
+            path=self._root / sight.path,
             source=source,
             final=final,
             priority=policy.priority,
@@ -193,11 +187,12 @@ class Drop:
         sight = self._sight_of(candidate)
         if sight is not None:
             self._forget(sight)
-            self._taken[0] += not candidate.in_spool and not candidate.in_place
+            if not candidate.in_spool and not candidate.in_place:
+                self._stock.take_one()
             if sight.path in self._hinted_again:
                 # The name was used again while we had the file that bore it before.
                 self._hinted_again.discard(sight.path)
-                self._hinted[sight.path] = None
+                self._hinted.paths[sight.path] = None
 
     def again(self, candidate: Candidate) -> None:
         """Observe a file anew."""
@@ -205,7 +200,7 @@ class Drop:
         if sight is not None:
             self.sights.start_over(sight, sight.stat, self._now)
             if not candidate.in_spool:
-                self._hinted[sight.path] = None
+                self._hinted.paths[sight.path] = None
         elif candidate.in_spool:
             self.observe(candidate)
 
@@ -241,71 +236,17 @@ class Drop:
             return
         if is_known:
             self._forget(sight)
-            self._taken[0] += not candidate.in_place  # copied, and about to be removed
+            if not candidate.in_place:
+                self._stock.take_one()  # it was copied, and is about to be removed
         else:
-            self._files_seen += 1
+            self._stock.files_seen += 1
             self.sights.answered_unknown(sight, self._now)
 
     def report(self) -> InboxReport:
         """Say how this inbox is doing."""
-        counts, sights, guard = self._counts, self.sights, self._guard
-        hints = guard.watcher.hints if guard.watcher is not None else None
-        degraded = [guard.degraded] if guard.degraded else []
-        if counts.too_deep:
-            degraded.append(f"{counts.too_deep} folders lie too deep and are not looked into")
-        if counts.other_device:
-            degraded.append(f"{counts.other_device} folders are mounted from elsewhere and are not looked into")
-        if counts.faults:
-            degraded.append("the last scan met read errors")
-        return InboxReport(
-            inbox=self.policy.name,
-            files_seen=self._files_seen,
-            waiting_settle=sights.count(Phase.SETTLING, Phase.ASKED),
-            waiting_incomplete=sights.count(Phase.INCOMPLETE),
-            waiting_writer=sights.count(Phase.HELD),
-            in_hand=sights.count(Phase.OUT),
-            ignored=counts.ignored,
-            not_regular=counts.not_regular,
-            unreadable=counts.unreadable + sights.count(Phase.UNREADABLE),
-            dicomdir=counts.dicomdir,
-            vanished=sights.vanished,
-            directories=counts.directories,
-            found_by_scan=self._found_by_scan,
-            overflows=guard.overflows + (hints.overflows if hints is not None else 0),
-            scans=self._scans,
-            scanning=self._walk is not None and self._walk_is_full,
-            last_scan_seconds=self._scan_seconds,
-            watching="events" if guard.is_watching else "poll",
-            mount_type=guard.mount.kind if guard.mount is not None else "",
-            alarm=self.alarm,
-            degraded="; ".join(degraded),
-        )
+        return self._stock.report(self.sights, scanning=self._walk is not None and self._walk_is_full)
 
     # Hints and the folder itself.
-
-    def _take_hints(self) -> None:
-        watcher = self._guard.watcher
-        if watcher is None:
-            return
-        paths, folders, lost = watcher.hints.take()
-        if lost:
-            self._scan_wanted = True
-        for path in paths:
-            if path not in self._hinted and not self._is_outside(path):
-                self._hinted[path] = None
-        for folder, deep in folders.items():
-            if not self._is_outside(folder):
-                self._folders[folder] = deep or self._folders.get(folder, False)
-        if len(self._hinted) > HINTED_MOST or len(self._folders) > HINTED_MOST:
-            self._hinted.clear()
-            self._folders.clear()
-            self._scan_wanted = True
-
-    def _is_outside(self, path: str) -> bool:
-        """Whether this path is none of ours: ignored, another inbox, or the spool."""
-        if any(path == other or path.startswith(other + "/") for other in self._apart):
-            return True
-        return self._names.ignores_path(path)
 
     def _look_at_root(self, now: float) -> None:
         self._next_look_at = now + LOOK_EVERY
@@ -370,21 +311,21 @@ class Drop:
         return False
 
     def _look_at_hinted(self, now: float) -> bool:
-        if not self._hinted:
+        if not self._hinted.paths:
             return False
         room, asks = self.sights.room, len(self.asking) < ASK_MOST
         paths = []
-        for path in list(self._hinted)[:HINTED_AT_ONCE]:
+        for path in list(self._hinted.paths)[:HINTED_AT_ONCE]:
             is_new = path not in self.sights
             if is_new and (room <= 0 or not asks):
                 continue
             room -= is_new
-            del self._hinted[path]
+            del self._hinted.paths[path]
             paths.append(path)
         if not paths:
             if self.sights.room <= 0:
                 # Nobody can be taken under observation now; the scan will find them.
-                self._hinted.clear()
+                self._hinted.paths.clear()
                 self._scan_wanted = True
             return False
         prefix, root = self._prefix, self._guard.root
@@ -398,7 +339,7 @@ class Drop:
         for path, verdict, seen in looked:
             sight = self.sights.get(path)
             if seen is not None:
-                self._saw(Found(path, seen), now, by_scan=False)
+                self._saw(Found(path, seen), now, by_scan=False, is_scan=False)
             elif sight is not None and sight.phase not in {Phase.OUT, Phase.ASKED} and verdict is not Glance.NO_ACCESS:
                 self.sights.vanished += verdict is Glance.GONE
                 self._forget(sight)
@@ -440,7 +381,7 @@ class Drop:
         self.ready.append(sight)
         if sight.by_scan:
             sight.by_scan = False
-            self._found_by_scan += 1
+            self._stock.found_by_scan += 1
 
     def _go_on_scanning(self, now: float, until: float) -> bool:
         if self._walk is None and not self._begin_walk(now):
@@ -469,13 +410,13 @@ class Drop:
             self._walk_is_full = True
             self._walk_began_at = now
             self._walk_began_given_up = self.sights.given_up
-            self._taken = [0, self._taken[0]]
+            self._stock.begin_scan()
             self._walk = self._new_walk("", deep=True)
             return True
-        if self._folders:
-            folder = next(iter(self._folders))
+        if self._hinted.folders:
+            folder = next(iter(self._hinted.folders))
             self._walk_is_full = self._walk_finds_missed = False
-            self._walk = self._new_walk(folder, deep=self._folders.pop(folder))
+            self._walk = self._new_walk(folder, deep=self._hinted.folders.pop(folder))
             return True
         return False
 
@@ -518,13 +459,13 @@ class Drop:
                 walk.close()
                 return
         for one in found:
-            self._saw(one, now, by_scan=self._walk_finds_missed)
+            self._saw(one, now, by_scan=self._walk_finds_missed, is_scan=True)
         if walk.is_complete:
             self._walk = None
             if self._walk_is_full:
                 self._scanned(walk, now)
 
-    def _saw(self, found: Found, now: float, *, by_scan: bool) -> None:
+    def _saw(self, found: Found, now: float, *, by_scan: bool, is_scan: bool) -> None:
         path, seen = found
         sight = self.sights.get(path)
         if sight is not None:
@@ -532,51 +473,22 @@ class Drop:
                 sight.by_scan = False
             if sight.phase is Phase.OUT and sight.stat != seen:
                 self._hinted_again.add(path)
-            self.sights.seen_again(sight, seen, now)
+            if not self.sights.seen_again(sight, seen, now) and not is_scan:
+                self.sights.hasten(sight, now)
             return
         asks = self.policy.take is Take.IN_PLACE or seen[0] != self._spool_device
         sight = self.sights.add(path, seen, now, by_scan=by_scan, ask=asks)
         if asks:
             self.asking.append(sight)
         else:
-            self._files_seen += 1
+            self._stock.files_seen += 1
 
     def _scanned(self, walk: Walk, now: float) -> None:
-        """Take stock after a complete scan."""
-        before, counts = self._counts, walk.counts
-        self._scans += 1
-        self._scan_seconds = walk.seconds
         self._next_scan_at = now + max(self._scan_every, SCAN_SHARE * walk.seconds)
         self._scan_not_before = now + max(0.2, SCAN_SHARE / 2 * walk.seconds)
-        if self.sights.given_up == self._walk_began_given_up and not counts.faults:
-            self._complete_began_at = self._walk_began_at
-        self._check_emptiness(before, counts, now)
-        self._counts = counts
-        told = (counts.not_regular, counts.unreadable, counts.too_deep, counts.other_device)
-        if told != self._counts_told:
-            _log.info(
-                "inbox.left_alone",
-                inbox=self.policy.name,
-                not_regular=counts.not_regular,
-                unreadable_folders=counts.unreadable,
-                too_deep=counts.too_deep,
-                other_filesystem=counts.other_device,
-            )
-            self._counts_told = told
-        if self._found_by_scan != self._found_told:
-            _log.info("inbox.lost_event_found", inbox=self.policy.name, files=self._found_by_scan - self._found_told)
-            self._found_told = self._found_by_scan
-
-    def _check_emptiness(self, before: Counts, counts: Counts, now: float) -> None:
-        """Tell an emptied folder from one whose files we took: somebody else's removal of everything is an alarm."""
-        if counts.files + counts.directories + counts.ignored + counts.not_regular:
-            self._guard.not_empty()
-            return
-        lost = max(0, before.files - sum(self._taken))
-        if before.directories or lost > 1:
-            what = [f"{lost} files"] if lost else []
-            what += [f"{before.directories} folders"] if before.directories else []
-            self._guard.emptied(" and ".join(what), now)
+        self._stock.end_scan(walk, now)
+        if self.sights.given_up == self._walk_began_given_up and not walk.counts.faults:
+            self._stock.complete_began_at = self._walk_began_at
 
     def _sight_of(self, candidate: Candidate) -> Sight | None:
         return self.sights.get(_key(candidate) if candidate.in_spool else candidate.relative_path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 
 import structlog
@@ -33,7 +34,8 @@ class Guard:
         self.mount: Mount | None = None
         self.root: Root | None = None
         self.watcher: Watcher | None = None
-        self.overflows = 0
+        self._overflows = 0
+        self._disarming: threading.Thread | None = None
         self._wake = wake
         self._gone = ""
         self._strange = ""
@@ -42,7 +44,6 @@ class Guard:
         self._hung = ""
         self._next_arm_at: float | None = None
         self._was_watching = False
-        self._alarm_told = ""
 
     @property
     def is_remote(self) -> bool:
@@ -82,6 +83,11 @@ class Guard:
             )
         return ""
 
+    @property
+    def overflows(self) -> int:
+        """How often events were lost since the start."""
+        return self._overflows + (self.watcher.hints.overflows if self.watcher is not None else 0)
+
     def look_at_mount(self) -> None:
         """Find out what the folder lies on."""
         self.mount = mount_of(self.root_path)
@@ -92,16 +98,18 @@ class Guard:
         if not self.wants_events:
             return
         self.watcher = Watcher(self.root_path, self._wake)
-        self.watcher.start(wait=wait)
+        self.watcher.start(wait=wait, after=self._disarming)
         self._was_watching = self.is_watching
         self._next_arm_at = now + REARM_SHORT_AFTER
 
-    def disarm(self) -> None:
-        """Stop the observer."""
+    def disarm(self, *, wait: float = 0.0) -> None:
+        """Stop the observer, and wait up to ``wait`` seconds until it let go of everything."""
         if self.watcher is not None:
-            self.overflows += self.watcher.hints.overflows
-            self.watcher.stop()
+            self._overflows += self.watcher.hints.overflows
+            self._disarming = self.watcher.stop()
             self.watcher = None
+        if self._disarming is not None:
+            self._disarming.join(wait)
 
     def supervise(self, now: float) -> bool:
         """See that events come while they can; True when a scan is due because some may have been missed."""
@@ -169,16 +177,6 @@ class Guard:
         """Note that something is there again."""
         if self._strange.startswith("empty"):
             self._strange = ""
-
-    def tell(self) -> None:
-        """Log the alarm when it comes and when it goes."""
-        alarm = self.alarm.partition(" for ")[0]
-        if alarm != self._alarm_told:
-            if alarm:
-                _log.error("inbox.alarm_raised", inbox=self.policy.name, alarm=self.alarm)
-            else:
-                _log.info("inbox.alarm_cleared", inbox=self.policy.name)
-            self._alarm_told = alarm
 
     def _compare_mounts(self, now: float) -> None:
         self.look_at_mount()

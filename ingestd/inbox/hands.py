@@ -36,6 +36,11 @@ class Hands:
         """For how long the job at hand has been running; 0 when there is none."""
         return time.monotonic() - self._began if self._then is not None else 0.0
 
+    @property
+    def are_alive(self) -> bool:
+        """Whether a job that was started is being worked on, however long it takes."""
+        return self._thread is None or self._thread.is_alive()
+
     def start(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """Run ``job``; ``then`` gets its result in a later ``finish``. What the job raises, ``finish`` raises."""
         assert self._then is None, "one job at a time"

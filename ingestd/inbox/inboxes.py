@@ -98,10 +98,11 @@ class Inboxes:
 
     def answer_known(self, asked: Sequence[Candidate], known: Collection[Candidate]) -> None:
         """Answer for all of ``asked``: those in ``known`` are forgotten, the others settle."""
+        are_known = frozenset(known)
         for candidate in asked:
             drop = self._drops.get(candidate.inbox)
             if drop is not None:
-                drop.answer(candidate, is_known=candidate in known)
+                drop.answer(candidate, is_known=candidate in are_known)
 
     def done(self, candidate: Candidate) -> None:
         """Forget a file whose outcome is committed."""
@@ -156,11 +157,12 @@ class Inboxes:
         return [drop.report() for drop in self._drops.values()]
 
     def is_healthy(self) -> bool:
-        """Whether no folder is missing, mute or strangely empty.
+        """Whether everyone who looks at a folder is alive.
 
-        For people, not for the process's watchdog: a restart brings no share back.
+        A folder that is missing, mute or strangely empty is no fault of ours, and a restart would not bring it back:
+        it is an ``alarm`` in ``reports``.
         """
-        return not any(drop.alarm for drop in self._drops.values())
+        return all(drop.is_working for drop in self._drops.values())
 
     def _serve(self, now: float, room: int) -> list[Candidate]:
         ready: list[Candidate] = []

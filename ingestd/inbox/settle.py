@@ -148,6 +148,12 @@ class Sights:
         wait = min(HELD_RETRY_MOST, self.settle * 2 ** min(sight.tries - 1, 10))
         self._schedule(sight, min(now + max(wait, 0.05), max(sight.since + self.incomplete_after, now + 0.05)))
 
+    def hasten(self, sight: Sight, now: float) -> None:
+        """Look at once whether the writer is gone: an event named a file that waits for that."""
+        if sight.phase is Phase.HELD:
+            sight.tries = 0
+            self._schedule(sight, max(now, sight.since + self.settle))
+
     def answered_unknown(self, sight: Sight, now: float) -> None:
         """Settle a file that the ledger does not know."""
         if sight.phase is Phase.ASKED:

@@ -145,10 +145,14 @@ class Spool:
     def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
         """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
 
-        ``known`` says which of at most 1,000 paths the ledger knows. For the start: to be exhausted before the first
-        ``take_in``, or a file between its rename and its row is mistaken for one. A copy whose source still lies
-        unchanged in its inbox is discarded, for the source will be taken; so is a re-encoded copy without a row.
+        ``known`` says which of at most 1,000 paths the ledger knows. For the start: to be gone on with only while no
+        file is between ``take_in`` and its row, which would be mistaken for one. A copy whose source still lies
+        unchanged in its inbox is discarded, for the source will be taken; so is a re-encoded copy that had no row when
+        this was called.
         """
+        return self._orphans(list(self._listed("explicit", depth=2)), known)
+
+    def _orphans(self, explicit: list[str], known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
         for path in self._unknown(self._listed("files", depth=2), known):
             if takein.source_is_unchanged(self.path / path):
                 self.discard(path)
@@ -160,7 +164,7 @@ class Spool:
             candidate = self._candidate(path)
             if candidate is not None:
                 yield candidate
-        for path in self._unknown(self._listed("explicit", depth=2), known):
+        for path in self._unknown(iter(explicit), known):
             self.discard(path)
 
     def rejected_candidate(self, inbox: str, path: str) -> Candidate | None:

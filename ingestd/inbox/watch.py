@@ -30,6 +30,7 @@ from watchdog.observers.inotify_c import WatchDescriptor as Descriptor
 
 MOST_PATHS = 4_096  # hints for single files between two looks; beyond, folders are named
 MOST_FOLDERS = 256  # beyond, the whole inbox is scanned
+DISARM_MOST = 30.0  # seconds to wait for an observer's end before the next begins
 MOST_EVENTS = 16_384  # events between two looks; beyond, the whole inbox is scanned
 
 _OVERFLOW_LOGGER = "watchdog.observers.inotify_c"
@@ -253,10 +254,15 @@ class Watcher:
         self._wake = wake
         self._observer: _Observer | None = None
         self._lock = threading.Lock()
+        self._after: threading.Thread | None = None
         self._thread = threading.Thread(target=self._arm, name="inbox-arm", daemon=True)
 
-    def start(self, *, wait: float) -> None:
-        """Begin to arm, and wait up to ``wait`` seconds for it."""
+    def start(self, *, wait: float, after: threading.Thread | None = None) -> None:
+        """Begin to arm, and wait up to ``wait`` seconds for it.
+
+        ``after``: an earlier observer's end, waited for first, because the kernel counts its watches until then.
+        """
+        self._after = after
         # The text holds a folder's name, and the event is harmless: the same folder was seen twice.
         warnings.filterwarnings("ignore", message="Callback with id", category=RuntimeWarning)
         _listen(self.hints)
@@ -276,18 +282,19 @@ class Watcher:
             and all(emitter.is_alive() for emitter in list(observer.emitters))
         )
 
-    def stop(self) -> None:
-        """Let go of everything, without waiting for threads that hang."""
+    def stop(self) -> threading.Thread | None:
+        """Let go of everything, in the thread that is returned: another may hang."""
         with self._lock:
             self.state = "stopped"
             observer, self._observer = self._observer, None
         _ear.listening.discard(self.hints)
-        if observer is not None:
-            _stop(observer)
+        return _stop(observer) if observer is not None else None
 
     def _arm(self) -> None:
         observer: _Observer | None = None
         try:
+            if self._after is not None:
+                self._after.join(DISARM_MOST)
             observer = _Observer(self.hints)
             observer.schedule(_Handler(self.hints), self.root, recursive=True)
             observer.start()
@@ -311,7 +318,7 @@ class Watcher:
             self._wake()
 
 
-def _stop(observer: _Observer) -> None:
+def _stop(observer: _Observer) -> threading.Thread:
     def let_go() -> None:
         with contextlib.suppress(Exception):
             if observer.is_alive():
@@ -321,7 +328,7 @@ def _stop(observer: _Observer) -> None:
 
     thread = threading.Thread(target=let_go, name="inbox-disarm", daemon=True)
     thread.start()
-    thread.join(5)
+    return thread
 
 
 def _why(error: Exception) -> str:

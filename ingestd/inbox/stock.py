@@ -1,0 +1,106 @@
+"""What an inbox counts: over its scans, and over what it handed out."""
+
+from __future__ import annotations
+
+import structlog
+
+from .guard import Guard
+from .scan import Counts, Walk
+from .settle import Phase, Sights
+from .types import InboxReport, Take
+
+_log = structlog.get_logger()
+
+
+class Stock:
+    """The figures of one inbox since the start, and what the last complete scan found."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.files_seen = 0
+        self.found_by_scan = 0
+        self.complete_began_at: float | None = None  # when the last scan began that was complete and without a fault
+        self._guard = guard
+        self._inbox = guard.policy.name
+        self._counts = Counts()
+        self._counts_told = (0, 0, 0, 0)
+        self._found_told = 0
+        self._scans = 0
+        self._scan_seconds: float | None = None
+        # Files that left by our hand: since the last scan began, and in the scan before it.
+        self._taken = [0, 0]
+
+    def take_one(self) -> None:
+        """Count a file that leaves the folder by our own hand."""
+        self._taken[0] += 1
+
+    def begin_scan(self) -> None:
+        """Note that a full scan begins."""
+        self._taken = [0, self._taken[0]]
+
+    def end_scan(self, walk: Walk, now: float) -> None:
+        """Take stock of a complete scan."""
+        before, counts = self._counts, walk.counts
+        self._scans += 1
+        self._scan_seconds = walk.seconds
+        self._check_emptiness(before, counts, now)
+        self._counts = counts
+        told = (counts.not_regular, counts.unreadable, counts.too_deep, counts.other_device)
+        if told != self._counts_told:
+            _log.info(
+                "inbox.left_alone",
+                inbox=self._inbox,
+                not_regular=counts.not_regular,
+                unreadable_folders=counts.unreadable,
+                too_deep=counts.too_deep,
+                other_filesystem=counts.other_device,
+            )
+            self._counts_told = told
+        if self.found_by_scan != self._found_told:
+            _log.info("inbox.lost_event_found", inbox=self._inbox, files=self.found_by_scan - self._found_told)
+            self._found_told = self.found_by_scan
+
+    def report(self, sights: Sights, *, scanning: bool) -> InboxReport:
+        """Say how the inbox is doing."""
+        counts, guard = self._counts, self._guard
+        degraded = [guard.degraded] if guard.degraded else []
+        if counts.too_deep:
+            degraded.append(f"{counts.too_deep} folders lie too deep and are not looked into")
+        if counts.other_device:
+            degraded.append(f"{counts.other_device} folders are mounted from elsewhere and are not looked into")
+        if counts.faults:
+            degraded.append("the last scan met read errors")
+        return InboxReport(
+            inbox=self._inbox,
+            files_seen=self.files_seen,
+            waiting_settle=sights.count(Phase.SETTLING, Phase.ASKED),
+            waiting_incomplete=sights.count(Phase.INCOMPLETE),
+            waiting_writer=sights.count(Phase.HELD),
+            in_hand=sights.count(Phase.OUT),
+            ignored=counts.ignored,
+            not_regular=counts.not_regular,
+            unreadable=counts.unreadable + sights.count(Phase.UNREADABLE),
+            dicomdir=counts.dicomdir,
+            vanished=sights.vanished,
+            directories=counts.directories,
+            found_by_scan=self.found_by_scan,
+            overflows=guard.overflows,
+            scans=self._scans,
+            scanning=scanning,
+            last_scan_seconds=self._scan_seconds,
+            watching="events" if guard.is_watching else "poll",
+            mount_type=guard.mount.kind if guard.mount is not None else "",
+            alarm=guard.alarm,
+            degraded="; ".join(degraded),
+        )
+
+    def _check_emptiness(self, before: Counts, counts: Counts, now: float) -> None:
+        """Tell an emptied folder from one whose files we took: somebody else's removal of everything is an alarm."""
+        if counts.files + counts.directories + counts.ignored + counts.not_regular:
+            self._guard.not_empty()
+            return
+        taken = sum(self._taken) if self._guard.policy.take is Take.MOVE else 0
+        lost = max(0, before.files - taken)
+        if before.directories or lost > 1:
+            what = [f"{lost} files"] if lost else []
+            what += [f"{before.directories} folders"] if before.directories else []
+            self._guard.emptied(" and ".join(what), now)
