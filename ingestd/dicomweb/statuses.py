@@ -99,7 +99,8 @@ def failure_of(error: Exception, flight: Flight, what: str) -> DicomWebError:
     if protocol is not None and not isinstance(protocol, http.client.RemoteDisconnected):
         return Unintelligible(f"{what}: what came back is not HTTP ({type(protocol).__name__})", body_bytes_left=left)
     cause = find_cause(error, OSError, last=True)
-    if isinstance(cause, FileNotFoundError) and left == 0:
+    # requests looks for certificate files before it connects, and says so in a bare OSError.
+    if isinstance(cause, FileNotFoundError) or (type(error) is OSError and error.errno is None):
         return MisconfiguredServer(f"{what}: a certificate or key file is not there")
     timed_out = is_about(error, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)) and not is_about(
         error, urllib3.exceptions.NewConnectionError
