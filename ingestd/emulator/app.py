@@ -10,7 +10,7 @@ import asyncio
 import json
 import socket
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from email.message import Message
 from functools import partial
 from typing import Any
@@ -18,15 +18,17 @@ from typing import Any
 import anyio.to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
+from starlette.types import Receive, Scope, Send
 
 from .accept import accepts_json
 from .answers import plain
 from .call import SUPPORTED_VERSIONS, Action, Body, Call, Route, match, version_of
+from .delete import expire
 from .errors import INTERNAL, UNAVAILABLE, Problem, Vanish
 from .examine import Tag
 from .faults import FaultName
+from .page import HOME, VIEWER
 from .routes import ROUTES, UNVERSIONED
 from .service import Service, stored_tags
 from .spool import Spool, body_kind
@@ -34,7 +36,14 @@ from .store import settle
 
 TRANSPORT = "ingestd.transport"  # where the protocol puts the connection, so that a fault can cut it
 _MOST_SMALL_BODY = 32 << 20
-_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
+    "Access-Control-Allow-Headers": "*, Authorization",
+    "Access-Control-Expose-Headers": "*",
+    "Access-Control-Max-Age": "600",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
 
 
 class App:
@@ -42,7 +51,11 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self.wrapped: ASGIApp = self
+        self._unversioned = UNVERSIONED
+        if service.settings.auth:
+            from .auth import UNVERSIONED as TOKENS  # noqa: PLC0415 - its libraries only where tokens are asked for
+
+            self._unversioned += tuple(TOKENS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -82,6 +95,8 @@ class App:
         self, scope: Scope, receive: Receive, exchange: _Exchange, request: Request, response: Response
     ) -> None:
         response.headers.setdefault("api-supported-versions", SUPPORTED_VERSIONS)
+        if self._service.settings.cors:
+            response.headers.update(_CORS)
         facts = {"method": request.method, "path": request.url.path}
         if self._service.faults.take(FaultName.HALF_ANSWER, **facts):
             body = response.body if hasattr(response, "body") else b""
@@ -128,18 +143,22 @@ class App:
                 raise Problem(status, message, headers=headers)
 
     async def _dispatch(self, request: Request, number: int) -> Response:
+        if request.method == "OPTIONS" and self._service.settings.cors:
+            return Response(status_code=204)
         raw_query = request.url.query
         if "<" in raw_query or "%3c" in raw_query.lower():
             raise Problem(400, "The query string included invalid characters.")
         _check_audit_headers(request)
         call = Call(service=self._service, request=request, number=number)
-        found = _find_route(call)
+        found = _find_route(call, self._unversioned)
         _check_content_type(request, found)
         self._service.guard.authenticate(call, found.action)
         if found.json_answer and not accepts_json(call.header("accept")):
             raise Problem(406)
         if found.action is not Action.NONE:
             await anyio.to_thread.run_sync(_settle_partition, call, found)
+            if self._service.has_expired():
+                await anyio.to_thread.run_sync(expire, self._service)
         self._service.guard.authorize(call, found.action)
         if found.body is Body.STORE:
             return await self._store(call, found)
@@ -196,25 +215,23 @@ def _tags_now(service: Service) -> list[Tag]:
         return stored_tags(tx)
 
 
-def _find_route(call: Call) -> Route:
-    segments = call.request.url.path.split("/")[1:]
-    while segments and not segments[-1]:
-        segments.pop()  # a trailing slash is tolerated
-    decoded = call.request.scope["path"].strip("/")
-    for unversioned in UNVERSIONED:
-        params = match(unversioned.pattern, decoded.split("/"))
-        if params is not None and unversioned.method == call.request.method:
+def _find_route(call: Call, unversioned: Sequence[Route]) -> Route:
+    decoded = call.request.scope["path"].strip("/")  # a trailing slash is tolerated
+    segments = decoded.split("/")
+    for candidate in unversioned:
+        params = match(candidate.pattern, segments)
+        if params is not None and candidate.method == call.request.method:
             call.params = params
-            return unversioned
-    if not segments:
-        raise Problem(404)
+            return candidate
     version = version_of(segments[0])
     if version is None:
+        if call.request.method == "GET" and (not decoded or call.service.settings.viewer is not None):
+            return VIEWER if call.service.settings.viewer is not None else HOME
         raise Problem(404)
     if version == 0:
         raise _unsupported_version(call, segments[0])
     call.version, call.segment = version, segments[0]
-    rest = decoded.split("/")[1:]
+    rest = segments[1:]
     if rest[:1] and rest[0].lower() == "partitions" and len(rest) > 2:
         call.in_partition, call.partition_name = True, rest[1]
         rest = rest[2:]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from .call import Action, Call, Route, route
 from .errors import INSTANCE_NOT_FOUND, SERIES_NOT_FOUND, STUDY_NOT_FOUND, Problem
-from .index import CREATED, next_numbers
+from .index import CREATED, next_numbers, now_ticks
 from .service import Service, drop_empty
 
 
@@ -41,6 +41,16 @@ def remove(service: Service, where: str, parameters: tuple[Any, ...]) -> int:
         _forget_values(tx, rows)
     service.files.remove(mark for row in rows for mark in (row["watermark"], row["original_watermark"]) if mark)
     return len(rows)
+
+
+def expire(service: Service) -> None:
+    """Remove the studies whose time is over (facts page 1.9); the feed has them as deleted."""
+    now = now_ticks()
+    with service.index.read() as tx:
+        rows = tx.execute("SELECT study_uid, partition_key FROM study WHERE expires_at <= ?", (now,)).fetchall()
+    for row in rows:
+        remove(service, "study_uid = ? AND partition_key = ?", (row["study_uid"], row["partition_key"]))
+    service.look_for_expiry()
 
 
 def _remove_row(service: Service, tx: sqlite3.Connection, row: sqlite3.Row) -> None:

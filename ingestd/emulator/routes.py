@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from . import delete, feed, frames, operations, qido, rendered, stow, tags, wado
+from . import (
+    delete,
+    feed,
+    frames,
+    openapi,
+    operations,
+    page,
+    partitions,
+    qido,
+    rendered,
+    stow,
+    tags,
+    update,
+    wado,
+    workitems,
+)
 from .answers import PlainJson
 from .call import Action, Call, Route, route
 
@@ -22,6 +37,7 @@ def get_health(call: Call) -> Response:
 
 
 ROUTES: tuple[Route, ...] = (
+    *update.ROUTES,  # before the store: a study is not called $bulkUpdate
     *stow.ROUTES,
     *wado.ROUTES,
     *frames.ROUTES,
@@ -31,5 +47,8 @@ ROUTES: tuple[Route, ...] = (
     *feed.ROUTES,
     *tags.ROUTES,
     *operations.ROUTES,
+    *workitems.ROUTES,
+    *partitions.ROUTES,
+    *openapi.ROUTES,
 )
-UNVERSIONED: tuple[Route, ...] = (route("GET", "health/check", get_health, Action.NONE),)
+UNVERSIONED: tuple[Route, ...] = (route("GET", "health/check", get_health, Action.NONE), *page.UNVERSIONED)

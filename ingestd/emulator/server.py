@@ -10,16 +10,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .app import TRANSPORT, App
+from .control import control_app
 from .faults import Fault, Faults
 from .reindex import reindex
 from .service import Service
 from .settings import Flavour, Settings
+from .update import update
+
+if TYPE_CHECKING:
+    from .auth import Tokens
 
 _START_LIMIT_SECONDS = 20.0
 
@@ -63,7 +69,8 @@ class Emulator:
         self._service: Service | None = None
         self._uvicorn: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
-        self._socket: socket.socket | None = None
+        self._control_port: int | None = None
+        self._tokens: Tokens | None = None
 
     @property
     def root(self) -> str:
@@ -80,6 +87,20 @@ class Emulator:
     def port(self) -> int:
         """The port it listens on."""
         return self._port
+
+    @property
+    def control_url(self) -> str | None:
+        """The address of the control port, where there is one."""
+        return None if self._control_port is None else f"{self.root.rpartition(':')[0]}:{self._control_port}"
+
+    @property
+    def tokens(self) -> Tokens:
+        """What makes and checks this server's tokens (``auth=True``)."""
+        from .auth import Tokens  # noqa: PLC0415 - its libraries only where tokens are asked for
+
+        if self._tokens is None:
+            self._tokens = Tokens(self.data, lifetime_seconds=self._settings.token_lifetime)
+        return self._tokens
 
     @property
     def data(self) -> Path:
@@ -113,12 +134,11 @@ class Emulator:
             raise
         self._thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="emulator", daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + _START_LIMIT_SECONDS
-        while not server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
-                self.stop()
-                raise EmulatorFailed(f"the emulator did not start on {self.root}")
-            time.sleep(0.002)
+        try:
+            _wait_for(server, self._thread)
+        except EmulatorFailed:
+            self.stop()
+            raise
 
     def _prepare(self) -> tuple[uvicorn.Server, socket.socket]:
         data = self._data
@@ -126,14 +146,36 @@ class Emulator:
             data = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ingestd-emulator-")))
         listener = _listen(self._host, self._port)
         self._stack.callback(listener.close)
-        self._socket = listener
         self._port = listener.getsockname()[1]
         self._service = Service(data, self._settings, faults=self.faults, log_to_disk=self._data is not None)
         self._stack.callback(self._service.close)
         self._service.operations.register("reindex", reindex)
-        self._service.operations.resume()
+        self._service.operations.register("update", update)
+        if self._settings.auth:
+            self._service.guard = self.tokens
+        self._start_control()
         self._uvicorn = _Server(_config(App(self._service)))
+        self._service.operations.resume()
         return self._uvicorn, listener
+
+    def _start_control(self) -> None:
+        if self._settings.control_port is None:
+            return
+        listener = _listen(self._host, self._settings.control_port)
+        self._stack.callback(listener.close)
+        self._control_port = listener.getsockname()[1]
+        server = _Server(_config(control_app(self._running)))
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listener]}, name="emulator-control", daemon=True
+        )
+
+        def end() -> None:
+            server.should_exit = True
+            thread.join()
+
+        thread.start()
+        self._stack.callback(end)
+        _wait_for(server, thread)
 
     def stop(self) -> None:
         """Finish what is being answered, then stop."""
@@ -164,6 +206,14 @@ class Emulator:
             ready(self)
 
 
+def _wait_for(server: uvicorn.Server, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + _START_LIMIT_SECONDS
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise EmulatorFailed("the emulator did not start to listen")
+        time.sleep(0.002)
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server without its signal handling: ours is the caller's business."""
 
@@ -173,9 +223,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: App) -> uvicorn.Config:
+def _config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
-        app.wrapped,
+        app,
         http=_Protocol,
         loop="asyncio",
         ws="none",

@@ -18,9 +18,9 @@ from .guard import Guard, Open
 from .index import CREATING, Index, now_ticks, utc_text
 from .indexed import Level
 from .lag import Lag
-from .operations import Operations
 from .requestlog import RequestLog
 from .settings import Settings
+from .worker import Operations
 
 
 class Service:
@@ -40,7 +40,9 @@ class Service:
         self._partition_lock = threading.Lock()
         self.workers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="emulator-examine")
         self.operations = Operations(self)
+        self._expiry_at: int | None = None
         self._recover()
+        self.look_for_expiry()
 
     def _recover(self) -> None:
         """Make index and files agree again after a crash; a clean stop left nothing to do."""
@@ -58,6 +60,16 @@ class Service:
             )
         if known is not None:
             self.files.sweep({mark for mark in known if mark is not None})
+
+    def look_for_expiry(self) -> None:
+        """Find out when the next study expires."""
+        with self.index.read() as tx:
+            row = tx.execute("SELECT min(expires_at) FROM study WHERE expires_at IS NOT NULL").fetchone()
+        self._expiry_at = row[0]
+
+    def has_expired(self) -> bool:
+        """Whether some study's time is over."""
+        return self._expiry_at is not None and self._expiry_at <= now_ticks()
 
     def partition_key(self, name: str, *, create: bool = False) -> int | None:
         """The key of a partition, None when there is none of that name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 
 class Flavour(StrEnum):
@@ -25,9 +26,11 @@ class Settings:
     operations: bool = True
     crash_leaves_creating: bool = False  # True: rows a crash left Creating answer 45071 until DELETE, as in the service
     auth: bool = False
+    token_lifetime: int = 3600  # seconds
     cors: bool = False
     operation_delay: float = 0.0  # seconds an operation stays running, so that 202 can be seen
-    viewer: str | None = None
+    viewer: Path | None = None
+    control_port: int | None = None  # 0: any free port
 
     @property
     def is_managed(self) -> bool:

@@ -63,7 +63,10 @@ class Entry:
     series_key: int = 0
     replaced: int = 0  # the watermark that a PUT took the place of
     faults: set[FaultName] = field(default_factory=set)
-    late_seconds: float = 0.0
+    late_seconds: float = 0.0  # late_feed
+    commit_seconds: float = 0.0  # commit_delay
+    lag_seconds: float = 0.0  # index_lag
+    gap: int = 0  # feed_gap
 
     @property
     def is_stored(self) -> bool:
@@ -145,8 +148,12 @@ def _ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
         entry.faults.add(name)
         if name is FaultName.LATE_FEED:
             entry.late_seconds = 5.0 if fault.seconds is None else fault.seconds
-        if name is FaultName.COMMIT_DELAY:
-            entry.late_seconds = max(entry.late_seconds, 1.0 if fault.seconds is None else fault.seconds)
+        elif name is FaultName.COMMIT_DELAY:
+            entry.commit_seconds = 1.0 if fault.seconds is None else fault.seconds
+        elif name is FaultName.INDEX_LAG:
+            entry.lag_seconds = 5.0 if fault.seconds is None else fault.seconds
+        elif name is FaultName.FEED_GAP:
+            entry.gap = 1000 if fault.numbers is None else fault.numbers
         return True
 
     if take(FaultName.BEING_CREATED):
@@ -190,7 +197,13 @@ def _store_group(service: Service, request: StoreRequest, group: list[Entry]) ->
             removed += _commit(service, tx, request, entry)
         drop_empty(tx, sorted({entry.study_key for entry in begun}))
         _set_expiry(tx, request, begun)
+    if request.expires_at is not None:
+        service.look_for_expiry()
     service.files.remove(removed)
+    lag = max((entry.lag_seconds for entry in begun), default=0.0)
+    if lag:
+        for study_uid in {entry.examined.study_uid for entry in begun if entry.lag_seconds}:
+            service.lag.hide(study_uid, lag)
 
 
 def _begin(tx: sqlite3.Connection, request: StoreRequest, group: list[Entry]) -> list[Entry]:
@@ -288,9 +301,7 @@ def _alter_where_asked(entry: Entry) -> None:
 
 
 def _wait_for_commit(begun: list[Entry]) -> None:
-    waits = [entry.late_seconds for entry in begun if FaultName.COMMIT_DELAY in entry.faults]
-    if waits:
-        time.sleep(max(waits))
+    time.sleep(max((entry.commit_seconds for entry in begun), default=0.0))
 
 
 def _commit(service: Service, tx: sqlite3.Connection, request: StoreRequest, entry: Entry) -> list[int]:
@@ -329,15 +340,12 @@ def _commit(service: Service, tx: sqlite3.Connection, request: StoreRequest, ent
 def add_to_feed(service: Service, tx: sqlite3.Connection, entry: Entry, partition_key: int, *, action: str) -> None:
     """Add a feed entry for a stored version, in the transaction that makes it visible."""
     found = entry.examined
-    gap = 0
-    if FaultName.FEED_GAP in entry.faults:
-        gap = 1000
     stamp = service.index.tick()
-    visible_at = stamp + int(entry.late_seconds * TICKS_PER_SECOND) if FaultName.LATE_FEED in entry.faults else 0
+    visible_at = stamp + int(entry.late_seconds * TICKS_PER_SECOND) if entry.late_seconds else 0
     tx.execute(
         "INSERT INTO feed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            next_numbers(tx, "sequence", 1, gap=gap),
+            next_numbers(tx, "sequence", 1, gap=entry.gap),
             stamp,
             visible_at,
             action,

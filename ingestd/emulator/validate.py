@@ -460,3 +460,8 @@ _RULES: dict[str, Callable[[str], str | None]] = {
     "TM": _tm,
     "UI": _ui,
 }
+
+
+def rule_of(vr: str) -> Callable[[str], str | None] | None:
+    """The full rule of a text VR for one value, None where there is none."""
+    return _RULES.get(vr)
