@@ -1,0 +1,322 @@
+"""Builders and checks that the tests of the ledger share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ingestd.ledger import Ledger, Moves
+from ingestd.lifecycle import (
+    HOLDING,
+    MOVES,
+    Arrival,
+    Backoff,
+    Batch,
+    BatchLimits,
+    BatchResult,
+    Content,
+    Identity,
+    Outcome,
+    Reason,
+    Refusal,
+    SourceStat,
+    State,
+    StudyQueue,
+    study_due_at,
+)
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=5)
+BACKOFF = Backoff()
+URL = "http://pacs.example/v2"
+LIMITS = BatchLimits()
+
+
+def open_ledger(folder: Path, *, host: str = "host-a", limits: BatchLimits = LIMITS, destination: str = URL) -> Ledger:
+    return Ledger.open(
+        f"sqlite:///{folder / 'ledger.db'}",
+        host=host,
+        destination=destination,
+        spool=folder / f"spool-{host}",
+        limits=limits,
+    )
+
+
+def identity(number: int, *, study: int = 1) -> Identity:
+    return Identity(study_uid=f"1.2.{study}", series_uid=f"1.2.{study}.1", sop_uid=f"1.2.{study}.1.{number}")
+
+
+def content(seed: int | str, *, size: int = 1000, transfer_syntax: str = "1.2.840.10008.1.2.1") -> Content:
+    return Content(
+        transfer_syntax=transfer_syntax,
+        digest=hashlib.sha256(str(seed).encode()).hexdigest(),
+        meta_digest=hashlib.sha256(b"meta").hexdigest(),
+        dataset_offset=340,
+        size_bytes=size,
+    )
+
+
+def source(number: int = 1, *, size: int = 1000) -> SourceStat:
+    return SourceStat(device=2049, inode=number, size_bytes=size, mtime_ns=1_700_000_000_000_000_000 + number)
+
+
+_paths = iter(range(1, 10**9))
+
+
+def arrival(
+    number: int,
+    *,
+    study: int = 1,
+    seed: int | str | None = None,
+    size: int = 1000,
+    inbox: str = "in",
+    relative_path: str | None = None,
+    in_place: bool = False,
+    priority: int = 0,
+    candidate_id: int | None = None,
+    canonical: str | None = None,
+    transfer_syntax: str = "1.2.840.10008.1.2.1",
+    source_removed: bool = True,
+    modality: str = "CT",
+    patient_hash: str = "",
+    accession_hash: str = "",
+    source_stat: SourceStat | None = None,
+) -> Arrival:
+    made = next(_paths)
+    return Arrival(
+        candidate_id=candidate_id,
+        inbox=inbox,
+        relative_path=relative_path or f"IM{number:05d}",
+        source=source_stat or source(number, size=size),
+        path=f"/archive/IM{made:05d}" if in_place else f"files/{inbox}/{made:032x}",
+        in_place=in_place,
+        source_removed=source_removed,
+        identity=identity(number, study=study),
+        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+        content=content(number if seed is None else seed, size=size, transfer_syntax=transfer_syntax),
+        priority=priority,
+        canonical_digest=canonical,
+        modality=modality,
+        station="ROOM1",
+        patient_hash=patient_hash,
+        accession_hash=accession_hash,
+    )
+
+
+def refusal(number: int, *, reason: Reason = Reason.TRUNCATED, candidate_id: int | None = None) -> Refusal:
+    return Refusal(
+        candidate_id=candidate_id,
+        inbox="in",
+        relative_path=f"bad/IM{number:05d}",
+        source=source(number),
+        path=f"rejected/in/{number:032x}/IM{number:05d}",
+        in_place=False,
+        reason=reason,
+        note="it ends before its lengths say",
+    )
+
+
+def admit(ledger: Ledger, *arrivals: Arrival, now: datetime = NOW) -> list[int]:
+    """Admit these and give back their ids; nothing may need a comparison."""
+    with ledger.write() as moves:
+        answers = moves.admit(arrivals, now=now)
+    assert not any(answer.needs_compare for answer in answers)
+    return [answer.entry_id for answer in answers if answer.entry_id is not None]
+
+
+def outcome(entry_id: int, state: State, reason: Reason = Reason.QUERY, **more: object) -> Outcome:
+    return Outcome(entry_id=entry_id, state=state, reason=reason, **more)  # type: ignore[arg-type]
+
+
+def result_of(batch: Batch, state: State, reason: Reason = Reason.STORED_ANSWER, **more: object) -> BatchResult:
+    """The same outcome for every part of a batch; what concerns outcomes goes there, the rest to the result."""
+    of_outcome = {key: more.pop(key) for key in list(more) if key in Outcome.__dataclass_fields__}
+    outcomes = tuple(outcome(part.entry_id, state, reason, **of_outcome) for part in batch.parts)
+    answered = more.pop("answered", state is State.STORED)
+    return BatchResult(batch=batch, outcomes=outcomes, finished_at=LATER, answered=answered, **more)  # type: ignore[arg-type]
+
+
+def send(
+    ledger: Ledger,
+    study: int = 1,
+    *,
+    state: State = State.STORED,
+    reason: Reason = Reason.STORED_ANSWER,
+    now: datetime = LATER,
+    **more: object,
+) -> Batch:
+    """Claim the next batch of a study and let it end so."""
+    with ledger.write() as moves:
+        batch = moves.claim(f"1.2.{study}", now=now)
+    assert batch is not None
+    with ledger.write() as moves:
+        moves.finish(result_of(batch, state, reason, **more), now=now, backoff=BACKOFF, jitter=0.0)
+    return batch
+
+
+def apply(ledger: Ledger, *outcomes: Outcome, now: datetime = LATER) -> None:
+    with ledger.write() as moves:
+        applied = moves.apply(outcomes, now=now, backoff=BACKOFF, jitter=0.0)
+    assert applied.lost == 0
+
+
+def confirm(ledger: Ledger, *entry_ids: int, now: datetime = LATER, evidence_at: datetime | None = None) -> None:
+    apply(
+        ledger,
+        *(outcome(entry_id, State.CONFIRMED, Reason.FEED, evidence_at=evidence_at or now) for entry_id in entry_ids),
+        now=now,
+    )
+
+
+def state_of(ledger: Ledger, entry_id: int) -> State:
+    entry = ledger.entry(entry_id)
+    assert entry is not None
+    return entry.state
+
+
+def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -> int:
+    """Make a row and bring it, by legal moves, into this state."""
+    if state is State.REJECTED:
+        with ledger.write() as moves:
+            return moves.refuse([refusal(number)], now=NOW)[0]
+    if state in (State.DUPLICATE, State.CONFLICT):
+        admit(ledger, arrival(number, study=study))
+        (entry_id,) = admit(
+            ledger,
+            arrival(number, study=study)
+            if state is State.DUPLICATE
+            else arrival(number, study=study, transfer_syntax="1.2.840.10008.1.2.4.70"),
+        )
+        return entry_id
+    (entry_id,) = admit(ledger, arrival(number, study=study))
+    if state is State.SENDING:
+        with ledger.write() as moves:
+            assert moves.claim(f"1.2.{study}", now=LATER) is not None
+    elif state is State.UNCERTAIN:
+        send(ledger, study, state=State.UNCERTAIN, reason=Reason.NO_VERDICT)
+    elif state in (State.FAILED, State.DISCARDED):
+        send(ledger, study, state=State.FAILED, reason=Reason.REFUSED)
+    elif state is not State.PENDING:
+        send(ledger, study)
+    if state in (State.CONFIRMED, State.DELETED):
+        confirm(ledger, entry_id)
+    if state is State.DELETED:
+        apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+    if state is State.DISCARDED:
+        with ledger.write() as moves:
+            moves.discard(entry_id, now=LATER)
+    assert state_of(ledger, entry_id) is state
+    return entry_id
+
+
+def finish(moves: Moves, result: BatchResult, *, now: datetime = LATER) -> None:
+    moves.finish(result, now=now, backoff=BACKOFF, jitter=0.0)
+
+
+def _at(value: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value)
+
+
+def assert_ledger_holds(ledger: Ledger, limits: BatchLimits = LIMITS) -> None:
+    """Count everything afresh, and hold the whole ledger against what must be true of any."""
+    connection = sqlite3.connect(ledger.file)
+    connection.row_factory = sqlite3.Row
+    try:
+        rows = connection.execute("SELECT * FROM instance").fetchall()
+        _assert_counts(connection, rows)
+        _assert_studies(connection, rows, limits)
+        _assert_rows(rows)
+        _assert_history(connection, rows)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    finally:
+        connection.close()
+
+
+def _assert_counts(connection: sqlite3.Connection, rows: list[sqlite3.Row]) -> None:
+    fresh: dict[tuple[str, ...], list[int]] = {}
+    for row in rows:
+        sums = fresh.setdefault((row["host"], row["inbox"], row["state"], row["reason"] or ""), [0, 0, 0])
+        sums[0] += 1
+        sums[1] += row["hold_reason"] is not None
+        sums[2] += row["size_bytes"]
+    kept = {
+        (row["host"], row["inbox"], row["state"], row["reason"]): [row["entries"], row["held"], row["size_bytes"]]
+        for row in connection.execute("SELECT * FROM state_count")
+        if row["entries"] or row["held"] or row["size_bytes"]
+    }
+    assert kept == fresh
+
+
+def _assert_studies(connection: sqlite3.Connection, rows: list[sqlite3.Row], limits: BatchLimits) -> None:
+    open_attempts = Counter(
+        (row["host"], row["study_uid"]) for row in connection.execute("SELECT * FROM attempt WHERE finished_at IS NULL")
+    )
+    seen = set()
+    for study in connection.execute("SELECT * FROM study"):
+        key = (study["host"], study["study_uid"])
+        seen.add(key)
+        mine = [row for row in rows if (row["host"], row["study_uid"]) == key]
+        states = Counter(row["state"] for row in mine)
+        assert {state: study[f"n_{state.lower()}"] for state in State} == {state: states[state] for state in State}
+        assert study["size_bytes"] == sum(row["size_bytes"] for row in mine)
+        queue = [row for row in mine if row["queued"]]
+        assert (study["waiting"], study["waiting_bytes"]) == (len(queue), sum(row["size_bytes"] for row in queue))
+        assert study["in_flight"] == open_attempts[key]
+        if not queue:
+            assert study["due_at"] is None
+            continue
+        admitted = [row["admitted_at"] for row in queue]
+        assert (study["oldest_at"], study["newest_at"]) == (min(admitted), max(admitted))
+        assert study["priority"] >= max(row["priority"] for row in queue)
+        assert _at(study["due_at"]) == study_due_at(
+            StudyQueue(
+                study_uid=study["study_uid"],
+                waiting=study["waiting"],
+                waiting_bytes=study["waiting_bytes"],
+                oldest_at=_at(study["oldest_at"]),
+                newest_at=_at(study["newest_at"]),
+                next_attempt_at=None if study["next_attempt_at"] is None else _at(study["next_attempt_at"]),
+                charged=study["charged"],
+            ),
+            limits,
+        )
+    assert seen >= {(row["host"], row["study_uid"]) for row in rows if row["study_uid"] is not None}
+
+
+def _assert_rows(rows: list[sqlite3.Row]) -> None:
+    by_id = {row["id"]: row for row in rows}
+    held = Counter((row["study_uid"], row["series_uid"], row["sop_uid"]) for row in rows if row["state"] in HOLDING)
+    assert all(number == 1 for number in held.values())
+    for row in rows:
+        state = State(row["state"])
+        waits = row["hold_reason"] is not None or row["need"] is not None or row["next_attempt_at"] is not None
+        assert row["queued"] == int(state is State.PENDING and not waits)
+        assert not waits or state is State.PENDING
+        assert (row["claim_token"] is not None) == (state is State.SENDING)
+        if row["next_check_at"] is not None:
+            assert state in (State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED)
+        if state in (State.UNCERTAIN, State.STORED):
+            assert row["next_check_at"] is not None
+        if row["settled_at"] is not None:
+            assert state in (State.CONFIRMED, State.DISCARDED, State.DUPLICATE)
+        if state is State.DUPLICATE and row["settled_at"] is None:
+            # Nobody is forgotten: an unsettled duplicate has somebody who may still deliver its content.
+            holder = by_id[row["holder_id"]]
+            assert holder["state"] in {*HOLDING, State.CONFLICT}
+
+
+def _assert_history(connection: sqlite3.Connection, rows: list[sqlite3.Row]) -> None:
+    last: dict[int, str | None] = {}
+    for line in connection.execute("SELECT * FROM history ORDER BY id"):
+        before = last.get(line["entry_id"])
+        assert line["before"] == before
+        after = State(line["after"])
+        assert (State(before) if before else None, after) in MOVES or before == line["after"]
+        if line["evidence"]:
+            assert json.loads(line["evidence"])
+        last[line["entry_id"]] = line["after"]
+    assert last == {row["id"]: row["state"] for row in rows}

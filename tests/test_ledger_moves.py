@@ -1,0 +1,884 @@
+"""Files become rows, rows go out and come back, and the server's evidence settles them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ingestd.ledger import InboxSummary, Judged, Ledger, Need, NewCandidate
+from ingestd.lifecycle import (
+    BatchLimits,
+    FeedCursor,
+    IllegalMove,
+    Outcome,
+    Pause,
+    PauseCause,
+    Reason,
+    Sameness,
+    Sighting,
+    SourceStat,
+    State,
+)
+from tests.ledger_builders import (
+    BACKOFF,
+    LATER,
+    NOW,
+    admit,
+    apply,
+    arrival,
+    assert_ledger_holds,
+    confirm,
+    content,
+    entry_in,
+    identity,
+    open_ledger,
+    outcome,
+    refusal,
+    result_of,
+    send,
+    source,
+    state_of,
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path):
+    with open_ledger(tmp_path) as opened:
+        yield opened
+        assert_ledger_holds(opened)
+
+
+def test_whole_file_is_pending_and_its_candidate_leaves_in_the_same_transaction(ledger: Ledger):
+    with ledger.write() as moves:
+        (candidate_id,) = moves.add_candidates(
+            [NewCandidate(inbox="in", relative_path="IM00001", source=source(1))], now=NOW
+        )
+    assert [left.candidate_id for left in ledger.left_candidates()] == [candidate_id]
+
+    (entry_id,) = admit(ledger, arrival(1, candidate_id=candidate_id))
+
+    assert ledger.left_candidates() == []
+    entry = ledger.entry(entry_id)
+    assert entry is not None
+    assert (entry.state, entry.identity, entry.content) == (State.PENDING, identity(1), content(1))
+
+
+def test_same_candidate_keeps_its_tries_and_a_changed_file_starts_over(ledger: Ledger):
+    same = NewCandidate(inbox="in", relative_path="IM1", source=source(1))
+    with ledger.write() as moves:
+        (first,) = moves.add_candidates([same], now=NOW)
+        assert moves.candidate_died(first) == 1
+    with ledger.write() as moves:
+        (again,) = moves.add_candidates([same], now=LATER)
+        assert moves.candidate_died(again) == 2
+    assert again == first
+
+    with ledger.write() as moves:
+        (other,) = moves.add_candidates(
+            [NewCandidate(inbox="in", relative_path="IM1", source=source(1, size=2000))], now=LATER
+        )
+    assert other != first
+    assert [(left.candidate_id, left.tries) for left in ledger.left_candidates()] == [(other, 0)]
+
+
+def test_candidate_ids_are_not_given_out_twice(ledger: Ledger):
+    seen = set()
+    for number in range(3):
+        with ledger.write() as moves:
+            (candidate_id,) = moves.add_candidates(
+                [NewCandidate(inbox="in", relative_path=f"IM{number}", source=source(number))], now=NOW
+            )
+            moves.drop_candidates([candidate_id])
+        seen.add(candidate_id)
+    assert len(seen) == 3
+
+
+def test_died_candidate_that_is_gone_has_no_tries(ledger: Ledger):
+    with ledger.write() as moves:
+        assert moves.candidate_died(99) == 0
+
+
+def test_same_content_is_a_duplicate_of_its_holder(ledger: Ledger):
+    (holder,) = admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        (answer,) = moves.admit([arrival(1)], now=NOW)
+
+    assert answer.state is State.DUPLICATE
+    assert answer.holder is not None
+    assert answer.holder.entry_id == holder
+    assert ledger.counts()[State.DUPLICATE] == 1
+
+
+def test_two_arrivals_of_one_identity_in_one_call_are_a_pending_and_a_duplicate(ledger: Ledger):
+    with ledger.write() as moves:
+        answers = moves.admit([arrival(1), arrival(1), arrival(2)], now=NOW)
+
+    assert [answer.state for answer in answers] == [State.PENDING, State.DUPLICATE, State.PENDING]
+    assert answers[1].holder is not None
+    assert answers[1].holder.entry_id == answers[0].entry_id
+
+
+def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_written(ledger: Ledger):
+    (holder,) = admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        (candidate_id,) = moves.add_candidates([NewCandidate(inbox="in", relative_path="x", source=source(1))], now=NOW)
+    with ledger.write() as moves:
+        (answer,) = moves.admit([arrival(1, seed="other", candidate_id=candidate_id)], now=NOW)
+
+    assert answer.needs_compare
+    assert answer.entry_id is None
+    assert answer.holder is not None
+    assert answer.holder.path is not None
+    assert answer.holder.path.is_absolute()
+    assert len(ledger.left_candidates()) == 1
+
+    with ledger.write() as moves:
+        (judged,) = moves.admit(
+            [arrival(1, seed="other", candidate_id=candidate_id)],
+            judged={0: Judged(holder_id=holder, sameness=Sameness.SAME)},
+            now=NOW,
+        )
+    assert judged.state is State.DUPLICATE
+    assert ledger.left_candidates() == []
+
+
+def test_comparison_with_a_row_that_no_longer_holds_the_identity_does_not_count(ledger: Ledger):
+    holder = entry_in(ledger, State.FAILED)
+    (new_holder,) = admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        (answer,) = moves.admit(
+            [arrival(1, seed="other")], judged={0: Judged(holder_id=holder, sameness=Sameness.SAME)}, now=NOW
+        )
+    assert answer.needs_compare
+    assert answer.holder is not None
+    assert answer.holder.entry_id == new_holder
+
+
+@pytest.mark.parametrize(("theirs", "state"), [("a" * 64, State.DUPLICATE), ("b" * 64, State.CONFLICT)])
+def test_canonical_digests_decide_where_bytes_differ(ledger: Ledger, theirs: str, state: State):
+    admit(ledger, arrival(1, canonical="a" * 64))
+    with ledger.write() as moves:
+        (answer,) = moves.admit([arrival(1, seed="other", canonical=theirs)], now=NOW)
+    assert answer.state is state
+
+
+def test_other_encoding_is_a_conflict_that_points_to_its_holder(ledger: Ledger):
+    (holder,) = admit(ledger, arrival(1))
+    (other,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2.4.70"))
+
+    entry = ledger.entry(other)
+    assert entry is not None
+    assert (entry.state, entry.reason, entry.holder_id) == (State.CONFLICT, Reason.OTHER_ENCODING, holder)
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.DELETED, State.DISCARDED])
+def test_row_that_holds_nothing_does_not_stop_a_new_drop(ledger: Ledger, state: State):
+    entry_in(ledger, state)
+    (again,) = admit(ledger, arrival(1))
+    assert state_of(ledger, again) is State.PENDING
+
+
+def test_identity_is_held_over_all_hosts(tmp_path: Path, ledger: Ledger):
+    (holder,) = admit(ledger, arrival(1))
+    with open_ledger(tmp_path, host="host-b") as other:
+        with other.write() as moves:
+            (answer,) = moves.admit([arrival(1)], now=NOW)
+        assert answer.state is State.DUPLICATE
+        assert answer.holder is not None
+        assert (answer.holder.entry_id, answer.holder.path) == (
+            holder,
+            tmp_path / "spool-host-a" / ledger.entry(holder).path,
+        )
+        assert other.studies_due(now=LATER) == []
+        with other.write() as moves:
+            assert moves.claim("1.2.1", now=LATER) is None
+
+
+def test_drop_whose_holder_is_confirmed_has_the_server_asked_again(ledger: Ledger):
+    holder = entry_in(ledger, State.CONFIRMED)
+    assert ledger.unproven(now=LATER) == []
+
+    (duplicate,) = admit(ledger, arrival(1), now=LATER)
+
+    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [holder]
+    assert ledger.removable(before=LATER + timedelta(days=1), limit=10)[0].entry_id == holder
+
+    confirm(ledger, holder, now=LATER + timedelta(seconds=1))
+    assert {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))} == {holder, duplicate}
+    assert ledger.next_check_at() is None
+
+
+def test_drop_whose_confirmed_holder_was_deleted_on_the_server_is_sent(ledger: Ledger):
+    holder = entry_in(ledger, State.CONFIRMED)
+    first, second = admit(ledger, arrival(1), arrival(1), now=LATER)
+
+    apply(ledger, outcome(holder, State.DELETED, Reason.ABSENT, expected=State.CONFIRMED))
+
+    assert state_of(ledger, first) is State.PENDING
+    entry = ledger.entry(second)
+    assert entry is not None
+    assert (entry.state, entry.holder_id) == (State.DUPLICATE, first)
+    with ledger.write() as moves:
+        batch = moves.claim("1.2.1", now=LATER)
+    assert batch is not None
+    assert [part.entry_id for part in batch.parts] == [first]
+
+
+def test_settled_duplicate_is_not_sent_when_its_holder_is_deleted_on_the_server_later(ledger: Ledger):
+    """Somebody deleted the study on purpose; an old second drop of it must not bring it back."""
+    (holder,) = admit(ledger, arrival(1))
+    (duplicate,) = admit(ledger, arrival(1))
+    send(ledger)
+    confirm(ledger, holder)
+
+    apply(ledger, outcome(holder, State.DELETED, Reason.FEED))
+
+    assert state_of(ledger, duplicate) is State.DUPLICATE
+
+
+def test_evidence_older_than_the_drop_does_not_settle_a_duplicate(ledger: Ledger):
+    (holder,) = admit(ledger, arrival(1))
+    send(ledger)
+    (duplicate,) = admit(ledger, arrival(1), now=LATER)
+
+    confirm(ledger, holder, evidence_at=LATER - timedelta(seconds=1))
+    assert [row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))] == [holder]
+    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [holder]
+
+    confirm(ledger, holder, evidence_at=LATER)
+    assert {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))} == {holder, duplicate}
+
+
+@pytest.mark.parametrize("reason", [Reason.REFUSED, Reason.SERVER_ERROR])
+def test_oldest_duplicate_takes_the_place_of_a_failed_holder(ledger: Ledger, reason: Reason):
+    holder, first, second = admit(ledger, arrival(1), arrival(1), arrival(1))
+    send(ledger, state=State.FAILED, reason=reason, answered=True)
+
+    assert [state_of(ledger, each) for each in (holder, first, second)] == [
+        State.FAILED,
+        State.PENDING,
+        State.DUPLICATE,
+    ]
+
+
+def test_claim_writes_the_attempt_and_hands_out_absolute_paths(ledger: Ledger, tmp_path: Path):
+    moved, kept = admit(ledger, arrival(1), arrival(2, in_place=True))
+    with ledger.write() as moves:
+        batch = moves.claim("1.2.1", now=LATER)
+
+    assert batch is not None
+    assert [part.entry_id for part in batch.parts] == [moved, kept]
+    assert batch.parts[0].path.is_relative_to(tmp_path / "spool-host-a")
+    assert batch.parts[1].path.is_relative_to("/archive")
+    story = ledger.story(moved)
+    assert story is not None
+    assert [(attempt.attempt_id, attempt.instances) for attempt in story.attempts] == [(batch.attempt_id, 2)]
+    with ledger.write() as moves:
+        assert moves.claim("1.2.1", now=LATER) is None
+
+
+def test_several_batches_of_one_study_are_out_at_once_until_it_is_in_trouble(tmp_path: Path):
+    limits = BatchLimits(max_instances=2)
+    with open_ledger(tmp_path, limits=limits) as ledger:
+        admit(ledger, *(arrival(number) for number in range(6)))
+        with ledger.write() as moves:
+            first, second = moves.claim("1.2.1", now=LATER), moves.claim("1.2.1", now=LATER)
+        assert first is not None
+        assert second is not None
+        assert {part.entry_id for part in first.parts}.isdisjoint({part.entry_id for part in second.parts})
+
+        trouble = result_of(first, State.PENDING, Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
+        with ledger.write() as moves:
+            finished = moves.finish(trouble, now=LATER, backoff=BACKOFF, jitter=0.0)
+        assert (finished.charged, finished.next_attempt_at) == (1, LATER + BACKOFF.base)
+        after = LATER + timedelta(minutes=1)
+        with ledger.write() as moves:
+            assert moves.claim("1.2.1", now=LATER) is None
+            assert moves.claim("1.2.1", now=after) is None  # the second batch is still out
+        assert ledger.studies_due(now=after) == []
+
+        with ledger.write() as moves:
+            moves.finish(result_of(second, State.UNCERTAIN, Reason.NO_VERDICT), now=after, backoff=BACKOFF, jitter=0.0)
+            third = moves.claim("1.2.1", now=after)
+            assert moves.claim("1.2.1", now=after) is None
+        assert third is not None
+        assert len(third.parts) == 1  # halved
+        assert_ledger_holds(ledger, limits)
+
+
+def test_answer_without_a_charge_ends_the_studys_backoff(ledger: Ledger):
+    admit(ledger, arrival(1))
+    send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
+    at = ledger.next_study_at()
+    assert at == LATER + BACKOFF.base
+    assert ledger.studies_due(now=LATER) == []
+
+    send(ledger, now=at)
+
+    entry = ledger.entry(1)
+    assert entry is not None
+    assert (entry.state, entry.charged) == (State.STORED, 0)
+    admit(ledger, arrival(2), now=at)
+    assert [study.charged for study in ledger.studies_due(now=at + timedelta(minutes=1))] == [0]
+
+
+def test_pauses_that_meet_a_study_in_flight_are_counted_until_it_is_charged(ledger: Ledger):
+    admit(ledger, arrival(1))
+    pause = Pause(cause=PauseCause.UNAVAILABLE, note="503")
+    for count in (1, 2, 3):
+        with ledger.write() as moves:
+            batch = moves.claim("1.2.1", now=LATER)
+            assert batch is not None
+            finished = moves.finish(
+                result_of(batch, State.PENDING, Reason.NOT_SENT, pause=pause), now=LATER, backoff=BACKOFF, jitter=0.0
+            )
+        assert (finished.pauses, finished.charged) == (count, 0)
+    with ledger.write() as moves:
+        until = moves.charge_study("1.2.1", now=LATER, backoff=BACKOFF, jitter=0.0)
+        assert moves.claim("1.2.1", now=LATER) is None
+    assert until == ledger.next_study_at()
+
+
+def test_late_result_of_a_recovered_batch_moves_nothing(ledger: Ledger):
+    admit(ledger, arrival(1), arrival(2))
+    with ledger.write() as moves:
+        batch = moves.claim("1.2.1", now=LATER)
+    assert batch is not None
+    with ledger.write() as moves:
+        recovered = moves.recover(now=LATER)
+    assert (recovered.uncertain, recovered.attempts) == (2, 1)
+
+    with ledger.write() as moves:
+        finished = moves.finish(result_of(batch, State.STORED), now=LATER, backoff=BACKOFF, jitter=0.0)
+
+    assert (finished.moved, finished.lost) == (0, 2)
+    assert ledger.counts()[State.UNCERTAIN] == 2
+    story = ledger.story(1)
+    assert story is not None
+    assert story.attempts[0].interrupted
+    assert story.entry.reason is Reason.PROCESS_DIED
+
+
+def test_recovery_leaves_other_hosts_alone(tmp_path: Path, ledger: Ledger):
+    entry_in(ledger, State.SENDING)
+    with open_ledger(tmp_path, host="host-b") as other, other.write() as moves:
+        assert moves.recover(now=LATER).uncertain == 0
+    assert ledger.counts()[State.SENDING] == 1
+
+
+def test_part_without_an_outcome_becomes_uncertain(ledger: Ledger):
+    first, second = admit(ledger, arrival(1), arrival(2))
+    with ledger.write() as moves:
+        batch = moves.claim("1.2.1", now=LATER)
+        assert batch is not None
+        result = result_of(batch, State.STORED)
+        moves.finish(
+            type(result)(batch=batch, outcomes=result.outcomes[:1], finished_at=LATER, answered=True),
+            now=LATER,
+            backoff=BACKOFF,
+            jitter=0.0,
+        )
+    assert (state_of(ledger, first), state_of(ledger, second)) == (State.STORED, State.UNCERTAIN)
+
+
+def test_deferred_row_waits_for_its_own_time_while_others_go(ledger: Ledger):
+    admit(ledger, arrival(1))
+    send(ledger, state=State.PENDING, reason=Reason.BEING_CREATED, wait=timedelta(minutes=2), alone=True, answered=True)
+    admit(ledger, arrival(2), now=LATER)
+
+    with ledger.write() as moves:
+        assert moves.wake(now=LATER) == 0
+        batch = moves.claim("1.2.1", now=LATER)
+    assert batch is not None
+    assert [part.entry_id for part in batch.parts] == [2]
+    assert ledger.next_wake_at() == LATER + timedelta(minutes=2)
+
+    with ledger.write() as moves:
+        assert moves.wake(now=LATER + timedelta(minutes=2)) == 1
+        batch = moves.claim("1.2.1", now=LATER + timedelta(minutes=2))
+    assert batch is not None
+    assert [(part.entry_id, part.being_created_since) for part in batch.parts] == [(1, LATER)]
+
+
+def test_study_is_due_when_quiet_or_waiting_long_or_full(tmp_path: Path):
+    limits = BatchLimits(max_instances=3)
+    with open_ledger(tmp_path, limits=limits) as ledger:
+        admit(ledger, arrival(1, study=1))
+        assert ledger.studies_due(now=NOW) == []
+        assert [study.study_uid for study in ledger.studies_due(now=NOW, flush=True)] == ["1.2.1"]
+        assert ledger.next_study_at() == NOW + limits.quiet_period
+        assert len(ledger.studies_due(now=NOW + limits.quiet_period)) == 1
+
+        admit(ledger, *(arrival(number, study=2) for number in range(3)))
+        assert [study.study_uid for study in ledger.studies_due(now=NOW)] == ["1.2.2"]
+        assert_ledger_holds(ledger, limits)
+
+
+def test_priority_goes_first_and_ageing_lets_nobody_starve(ledger: Ledger):
+    admit(ledger, arrival(1, study=1), now=NOW)
+    admit(ledger, arrival(1, study=2, priority=2), now=NOW + timedelta(seconds=30))
+
+    order = [study.study_uid for study in ledger.studies_due(now=NOW + timedelta(seconds=50))]
+    assert order == ["1.2.2", "1.2.1"]
+    admit(ledger, arrival(1, study=3, priority=2), now=NOW + timedelta(minutes=10))
+    order = [study.study_uid for study in ledger.studies_due(now=NOW + timedelta(minutes=11))]
+    assert order[-1] == "1.2.3"
+
+
+def test_other_limits_at_the_next_start_count_for_what_waits_already(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        admit(ledger, arrival(1))
+    patient = BatchLimits(quiet_period=timedelta(hours=1), max_wait=timedelta(hours=2))
+    with open_ledger(tmp_path, limits=patient) as ledger:
+        assert ledger.next_study_at() == NOW + timedelta(hours=1)
+        ledger.set_limits(BatchLimits())
+        assert ledger.next_study_at() == NOW + timedelta(seconds=5)
+        assert_ledger_holds(ledger)
+
+
+def test_rows_are_asked_about_when_their_time_comes_and_less_and_less_often(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    send(ledger, wait=timedelta(seconds=30))
+    assert ledger.unproven(now=LATER) == []
+    at = ledger.next_check_at()
+    assert at == LATER + timedelta(seconds=30)
+
+    waits = []
+    for _ in range(3):
+        assert [row.entry_id for row in ledger.unproven(now=at)] == [entry_id]
+        apply(ledger, outcome(entry_id, State.STORED, Reason.NOT_SHOWN, expected=State.STORED), now=at)
+        next_at = ledger.next_check_at()
+        waits.append(next_at - at)
+        at = next_at
+    assert waits == [BACKOFF.base, BACKOFF.base * 2, BACKOFF.base * 4]
+    assert ledger.unproven(now=at)[0].checks == 3
+
+
+def test_check_that_could_not_be_made_is_put_off_without_being_counted(ledger: Ledger):
+    entry_id = entry_in(ledger, State.UNCERTAIN)
+    with ledger.write() as moves:
+        assert moves.check_again([entry_id], at=LATER + timedelta(minutes=1)) == 1
+    assert ledger.unproven(now=LATER) == []
+    assert ledger.unproven(now=LATER + timedelta(minutes=1))[0].checks == 0
+
+
+def test_two_absences_are_on_record_before_a_row_is_sent_again(ledger: Ledger):
+    entry_id = entry_in(ledger, State.UNCERTAIN)
+    apply(ledger, outcome(entry_id, State.UNCERTAIN, Reason.ABSENT, wait=timedelta(seconds=10)))
+    (row,) = ledger.unproven(now=LATER + timedelta(seconds=10))
+    assert (row.absences, row.absent_since) == (1, LATER)
+
+    apply(ledger, outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.UNCERTAIN))
+
+    (row,) = ledger.unproven_rows([entry_id])
+    assert (row.state, row.resends, row.absences) == (State.PENDING, 1, 0)
+    story = ledger.story(entry_id)
+    assert story is not None
+    assert [event.reason for event in story.history][-2:] == [Reason.ABSENT, Reason.ABSENT]
+
+
+def test_seeing_it_after_all_ends_a_row_of_absences(ledger: Ledger):
+    entry_id = entry_in(ledger, State.STORED)
+    apply(ledger, outcome(entry_id, State.STORED, Reason.ABSENT))
+    apply(ledger, outcome(entry_id, State.STORED, Reason.QUERY))
+    assert ledger.unproven_rows([entry_id])[0].absences == 0
+
+
+def test_stale_outcome_is_lost_and_an_impossible_one_raises(ledger: Ledger):
+    entry_id = entry_in(ledger, State.CONFIRMED)
+    with ledger.write() as moves:
+        stale = moves.apply(
+            [outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.UNCERTAIN)],
+            now=LATER,
+            backoff=BACKOFF,
+            jitter=0.0,
+        )
+        unsaid = moves.apply([outcome(entry_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0)
+        unknown = moves.apply([outcome(99, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
+    assert (stale.lost, unsaid.lost, unknown.lost) == (1, 1, 1)
+    with pytest.raises(IllegalMove), ledger.write() as moves:
+        moves.admit([arrival(7)], now=NOW)
+        moves.apply(
+            [outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.CONFIRMED)],
+            now=LATER,
+            backoff=BACKOFF,
+            jitter=0.0,
+        )
+    assert ledger.counts()[State.PENDING] == 0
+    assert state_of(ledger, entry_id) is State.CONFIRMED
+
+
+def test_deleted_row_is_not_confirmed_again_while_a_new_drop_holds_its_identity(ledger: Ledger):
+    deleted = entry_in(ledger, State.DELETED)
+    admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        applied = moves.apply([outcome(deleted, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
+    assert (applied.moved, applied.lost) == (0, 1)
+
+
+def test_deleted_row_that_is_there_again_is_confirmed(ledger: Ledger):
+    deleted = entry_in(ledger, State.DELETED)
+    confirm(ledger, deleted)
+    assert state_of(ledger, deleted) is State.CONFIRMED
+
+
+def sighting(number: int, sequence: int, *, action: str = "create", state: str = "current", **more: bool) -> Sighting:
+    return Sighting(identity=identity(number), sequence=sequence, action=action, state=state, at=LATER, **more)
+
+
+def test_sighting_is_kept_while_a_row_is_out_and_consulted_when_it_comes_back(ledger: Ledger):
+    entry_id = entry_in(ledger, State.SENDING)
+    with ledger.write() as moves:
+        cursor = FeedCursor(version=2, since=LATER)
+        assert moves.record_sightings([sighting(1, 7)], now=LATER, cursor=cursor) == 1
+    assert ledger.cursor() == cursor
+    assert ledger.next_check_at() is None
+
+    with ledger.write() as moves:
+        story = ledger.story(entry_id)
+        assert story is not None
+        moves.recover(now=LATER)
+    (row,) = ledger.unproven(now=LATER)
+    assert (row.seen_sequence, row.seen_action, row.seen_state, row.seen_at) == (7, "create", "current", LATER)
+    assert not row.needs_content_check
+
+
+def test_stored_row_that_the_feed_has_shown_is_judged_at_once(ledger: Ledger):
+    admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        batch = moves.claim("1.2.1", now=LATER)
+        moves.record_sightings([sighting(1, 7)], now=LATER)
+        assert batch is not None
+        moves.finish(result_of(batch, State.STORED, wait=timedelta(minutes=10)), now=LATER, backoff=BACKOFF, jitter=0.0)
+    assert len(ledger.unproven(now=LATER)) == 1
+
+
+def test_sighting_wakes_stored_confirmed_and_deleted_rows_but_only_once(ledger: Ledger):
+    entry_id = entry_in(ledger, State.CONFIRMED)
+    with ledger.write() as moves:
+        assert moves.record_sightings([sighting(1, 9, action="delete", state="deleted")], now=LATER) == 1
+    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [entry_id]
+    apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+    with ledger.write() as moves:
+        assert moves.record_sightings([sighting(1, 9, action="delete", state="deleted")], now=LATER) == 0
+        assert moves.record_sightings([sighting(1, 12)], now=LATER) == 1
+    (row,) = ledger.unproven(now=LATER)
+    assert (row.entry_id, row.state, row.needs_content_check) == (entry_id, State.DELETED, True)
+
+
+def test_sighting_that_was_disturbed_asks_for_a_content_check(ledger: Ledger):
+    entry_in(ledger, State.STORED)
+    with ledger.write() as moves:
+        moves.record_sightings([sighting(1, 7, disturbed=True)], now=LATER)
+    assert ledger.unproven(now=LATER)[0].needs_content_check
+
+
+def test_sighting_goes_to_the_row_that_holds_the_identity(ledger: Ledger):
+    entry_in(ledger, State.DELETED)
+    (again,) = admit(ledger, arrival(1))
+    send(ledger)
+    with ledger.write() as moves:
+        assert moves.record_sightings([sighting(1, 20), sighting(2, 21)], now=LATER) == 1
+    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [again]
+
+
+def test_already_there_needs_a_content_check(ledger: Ledger):
+    admit(ledger, arrival(1))
+    send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
+    assert ledger.unproven(now=LATER)[0].needs_content_check
+
+
+def test_present_before_is_taken_from_the_evidence_of_the_last_attempt(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    send(ledger, state=State.UNCERTAIN, reason=Reason.NO_VERDICT, evidence={"present_before": "no"})
+    assert ledger.unproven(now=LATER)[0].present_before is False
+    apply(ledger, outcome(entry_id, State.PENDING, Reason.ABSENT))
+    with ledger.write() as moves:
+        moves.claim("1.2.1", now=LATER)
+        moves.recover(now=LATER)
+    assert ledger.unproven(now=LATER)[0].present_before is None
+
+
+def test_changed_file_is_read_again_before_it_is_sent(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+    (need,) = ledger.needs_reader()
+    assert (need.entry_id, need.need) == (entry_id, Need.REREAD)
+    assert ledger.studies_due(now=LATER) == []
+
+    with ledger.write() as moves:
+        answer = moves.reread(entry_id, arrival(1, seed="new", size=3000), now=LATER)
+    assert answer.state is State.PENDING
+    assert ledger.needs_reader() == []
+    batch = send(ledger)
+    assert batch.parts[0].content == content("new", size=3000)
+
+
+def test_changed_file_may_turn_out_to_be_another_object(ledger: Ledger):
+    (entry_id, duplicate) = admit(ledger, arrival(1), arrival(1))
+    (other,) = admit(ledger, arrival(2, study=2))
+    send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+    with ledger.write() as moves:
+        answer = moves.reread(entry_id, arrival(2, study=2), now=LATER)
+
+    assert answer.state is State.DUPLICATE
+    assert answer.holder is not None
+    assert answer.holder.entry_id == other
+    assert state_of(ledger, duplicate) is State.PENDING  # what it was a duplicate of is gone
+
+
+def test_duplicates_of_a_row_whose_bytes_changed_are_in_conflict_with_it(ledger: Ledger):
+    entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
+    send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+    with ledger.write() as moves:
+        moves.reread(entry_id, arrival(1, seed="new"), now=LATER)
+    assert (state_of(ledger, entry_id), state_of(ledger, duplicate)) == (State.PENDING, State.CONFLICT)
+
+
+def test_unchanged_file_that_was_read_again_keeps_its_duplicates(ledger: Ledger):
+    entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
+    send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+    with ledger.write() as moves:
+        moves.reread(entry_id, arrival(1), now=LATER)
+    assert state_of(ledger, duplicate) is State.DUPLICATE
+
+
+def test_reread_that_needs_a_comparison_waits_for_it(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    (other,) = admit(ledger, arrival(2, study=2))
+    with ledger.write() as moves:
+        asked = moves.reread(entry_id, arrival(2, study=2, seed="differs"), now=LATER)
+        assert asked.needs_compare
+        told = moves.reread(
+            entry_id,
+            arrival(2, study=2, seed="differs"),
+            judged=Judged(holder_id=other, sameness=Sameness.OTHER),
+            now=LATER,
+        )
+    assert told.state is State.CONFLICT
+
+
+def test_changed_file_that_is_no_longer_whole_is_rejected(ledger: Ledger):
+    entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
+    send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+    with ledger.write() as moves:
+        assert moves.reread_refused(entry_id, refusal(1), now=LATER)
+        assert not moves.reread_refused(entry_id, refusal(1), now=LATER)
+        assert moves.reread(entry_id, arrival(1), now=LATER).entry_id is None
+    assert (state_of(ledger, entry_id), state_of(ledger, duplicate)) == (State.REJECTED, State.PENDING)
+
+
+def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, tmp_path: Path):
+    (entry_id,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2"))
+    send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, alone=True, answered=True)
+    assert [need.need for need in ledger.needs_reader()] == [Need.REENCODE]
+    copy = content("copy", size=1200)
+    with ledger.write() as moves:
+        assert moves.attach_reencoded(entry_id, path="explicit/abc", content=copy, now=LATER)
+    assert ledger.paths_known(["explicit/abc", "explicit/other"]) == {"explicit/abc"}
+
+    batch = send(ledger)
+
+    (part,) = batch.parts
+    assert (part.content, part.path, part.reencoded) == (copy, tmp_path / "spool-host-a/explicit/abc", True)
+    assert ledger.unproven(now=LATER)[0].content == copy
+    confirm(ledger, entry_id)
+    (row,) = ledger.removable(before=LATER)
+    assert len(row.paths) == 2
+
+
+def test_file_that_cannot_be_reencoded_has_failed(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        assert not moves.reencode_failed(entry_id, note="x", now=LATER)
+        assert not moves.attach_reencoded(99, path="explicit/x", content=content("x"), now=LATER)
+    send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, answered=True)
+    with ledger.write() as moves:
+        assert moves.reencode_failed(entry_id, note="it cannot be re-encoded", now=LATER)
+    assert state_of(ledger, entry_id) is State.FAILED
+
+
+def test_row_whose_file_vanished_has_failed(ledger: Ledger):
+    pending, stored = entry_in(ledger, State.PENDING), entry_in(ledger, State.STORED, 2, study=2)
+    with ledger.write() as moves:
+        assert moves.fail_gone([pending, stored], note="its file vanished", now=LATER) == 1
+    assert (state_of(ledger, pending), state_of(ledger, stored)) == (State.FAILED, State.STORED)
+
+
+def test_held_row_is_not_due_and_counts_as_needing_a_person(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        assert moves.hold([entry_id], reason="the configuration changed", now=NOW) == 1
+        assert moves.claim("1.2.1", now=LATER) is None
+    assert ledger.studies_due(now=LATER) == []
+    assert ledger.next_study_at() is None
+    status = ledger.status()
+    assert (status.held, status.needs_person) == (1, 1)
+    assert ledger.unfinished() == 0
+
+    with ledger.write() as moves:
+        assert moves.unhold([entry_id], now=NOW) == 1
+    assert len(ledger.studies_due(now=LATER)) == 1
+    assert ledger.unfinished() == 1
+
+
+def test_only_settled_files_may_go_and_only_after_retain(ledger: Ledger):
+    """G3: nothing else can be marked as removed, whoever asks."""
+    rows = {
+        state: entry_in(ledger, state, number, study=number)
+        for number, state in enumerate(State, start=1)
+        if state is not State.SENDING
+    }
+    with ledger.write() as moves:
+        moves.mark_removed(rows.values(), now=LATER)
+    gone = {entry.state for entry in map(ledger.entry, rows.values()) if entry and entry.removed_at}
+    assert gone == {State.CONFIRMED, State.DISCARDED}
+    assert ledger.removable(before=LATER) == []
+
+
+def test_file_is_removable_only_before_the_instant_given(ledger: Ledger):
+    entry_in(ledger, State.CONFIRMED)
+    assert ledger.removable(before=LATER - timedelta(seconds=1)) == []
+    assert len(ledger.removable(before=LATER)) == 1
+
+
+def test_file_in_place_is_never_removable_but_its_copy_is(ledger: Ledger):
+    plain, reencoded = admit(ledger, arrival(1, in_place=True), arrival(2, in_place=True))
+    with ledger.write() as moves:
+        moves.attach_reencoded(reencoded, path="explicit/2", content=content("copy"), now=NOW)
+    send(ledger)
+    confirm(ledger, plain, reencoded)
+
+    assert [row.paths for row in ledger.removable(before=LATER)] == [("explicit/2",)]
+    with ledger.write() as moves:
+        assert moves.mark_removed([plain, reencoded], now=LATER) == 1
+    assert ledger.removable(before=LATER) == []
+    assert ledger.unproven_rows([reencoded])[0].content == content("copy")
+
+
+def test_copied_source_is_remembered_until_it_is_removed(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1, source_removed=False))
+    (left,) = ledger.unremoved_sources()
+    assert (left.entry_id, left.source, left.relative_path) == (entry_id, source(1), "IM00001")
+    with ledger.write() as moves:
+        moves.mark_source_removed([entry_id])
+    assert ledger.unremoved_sources() == []
+
+
+def test_known_sources_are_those_of_the_inbox_and_path(ledger: Ledger):
+    admit(ledger, arrival(1, in_place=True, relative_path="a/1"), arrival(2, inbox="other", relative_path="a/1"))
+    known = ledger.known_sources("in", ["a/1", "a/2"])
+    assert list(known) == ["a/1"]
+    assert [(each.source, each.in_place) for each in known["a/1"]] == [(source(1), True)]
+
+
+def test_paths_known_forgets_removed_files(ledger: Ledger):
+    entry_id = entry_in(ledger, State.CONFIRMED)
+    entry = ledger.entry(entry_id)
+    assert entry is not None
+    assert entry.path is not None
+    assert ledger.paths_known([entry.path, "files/in/none"]) == {entry.path}
+    with ledger.write() as moves:
+        moves.mark_removed([entry_id], now=LATER)
+    assert ledger.paths_known([entry.path]) == set()
+
+
+@pytest.mark.parametrize("name", ["IM\udce9", "line\nfeed", "\udcff/\udcfe", "\N{REPLACEMENT CHARACTER}--", "bücher"])
+def test_any_file_name_is_kept_and_given_back(ledger: Ledger, name: str):
+    admit(ledger, arrival(1, relative_path=name, in_place=True))
+    assert list(ledger.known_sources("in", [name])) == [name]
+
+
+def test_stat_beyond_a_databases_integers_is_kept(ledger: Ledger):
+    odd = SourceStat(device=2**64 - 1, inode=2**64 - 1, size_bytes=1, mtime_ns=20_000_000_000_000_000_000)
+    admit(ledger, arrival(1, source_stat=odd, relative_path="x"))
+    assert ledger.known_sources("in", ["x"])["x"][0].source == odd
+
+
+def test_words_from_elsewhere_may_hold_anything(ledger: Ledger):
+    with ledger.write() as moves:
+        moves.admit([arrival(1, modality="C\0T")], now=NOW)
+        batch = moves.claim("1.2.1", now=LATER)
+        assert batch is not None
+        moves.finish(
+            result_of(batch, State.FAILED, Reason.REFUSED, note="half a \ud800 pair", error="\0"),
+            now=LATER,
+            backoff=BACKOFF,
+            jitter=0.0,
+        )
+    entry = ledger.entry(1)
+    assert entry is not None
+    assert (entry.note, entry.modality) == ("half a ? pair", "C?T")
+
+
+def test_pause_is_on_record_with_its_beginning_until_it_ends(ledger: Ledger):
+    pause = Pause(cause=PauseCause.UNREACHABLE, note="no route")
+    with ledger.write() as moves:
+        moves.set_destination_kind("azure")
+        moves.pause_destination(pause, until=NOW + timedelta(seconds=5), now=NOW)
+        moves.pause_destination(pause, until=LATER, now=NOW + timedelta(seconds=5))
+    destination = ledger.destination()
+    assert destination is not None
+    assert (destination.kind, destination.pause_cause) == ("azure", "unreachable")
+    assert (destination.paused_since, destination.paused_until) == (NOW, LATER)
+    with ledger.write() as moves:
+        moves.resume_destination(now=LATER)
+        moves.destination_answered(now=LATER + timedelta(seconds=1))
+    destination = ledger.destination()
+    assert destination is not None
+    assert (destination.paused_until, destination.last_ok_at) == (None, LATER + timedelta(seconds=1))
+
+
+def test_inbox_report_is_kept_for_status(ledger: Ledger):
+    summary = InboxSummary(inbox="in", path="/drop", alarm="", watching="events", counts={"ignored": 3})
+    with ledger.write() as moves:
+        moves.inbox_report(summary, now=NOW)
+        moves.inbox_report(summary, now=LATER)
+    (kept,) = ledger.status().inboxes
+    assert (kept.inbox, kept.counts, kept.at) == ("in", {"ignored": 3}, LATER)
+
+
+def test_audit_asks_about_everything_that_should_be_there(ledger: Ledger):
+    confirmed = entry_in(ledger, State.CONFIRMED, 1)
+    stored = entry_in(ledger, State.STORED, 2)
+    entry_in(ledger, State.PENDING, 3)
+    with ledger.write() as moves:
+        assert moves.audit("1.2.1", now=LATER) == 2
+    assert {row.entry_id for row in ledger.unproven(now=LATER)} == {confirmed, stored}
+    apply(ledger, outcome(confirmed, State.CONFIRMED, Reason.QUERY), outcome(stored, State.CONFIRMED, Reason.QUERY))
+    assert ledger.unproven(now=LATER + timedelta(days=1)) == []
+
+
+def test_audit_that_misses_a_row_asks_twice(ledger: Ledger):
+    entry_id = entry_in(ledger, State.CONFIRMED)
+    apply(ledger, outcome(entry_id, State.CONFIRMED, Reason.ABSENT, wait=timedelta(seconds=10)))
+    (row,) = ledger.unproven(now=LATER + timedelta(seconds=10))
+    assert row.absences == 1
+
+
+def test_transaction_that_fails_leaves_nothing_behind(ledger: Ledger):
+    with pytest.raises(ZeroDivisionError), ledger.write() as moves:
+        moves.admit([arrival(1, patient_hash="p")], now=NOW)
+        moves.claim("1.2.1", now=LATER)
+        raise ZeroDivisionError
+    assert ledger.counts() == dict.fromkeys(State, 0)
+    assert ledger.studies_due(now=LATER) == []
+    admit(ledger, arrival(1, patient_hash="p"))
+
+
+def test_outcome_in_a_state_that_is_not_legal_changes_nothing(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        batch = moves.claim("1.2.1", now=LATER)
+    assert batch is not None
+    wrong = Outcome(entry_id=entry_id, state=State.DUPLICATE, reason=Reason.SAME_CONTENT)
+    with pytest.raises(IllegalMove), ledger.write() as moves:
+        moves.finish(
+            type(result_of(batch, State.STORED))(batch=batch, outcomes=(wrong,), finished_at=LATER),
+            now=LATER,
+            backoff=BACKOFF,
+            jitter=0.0,
+        )
+    assert state_of(ledger, entry_id) is State.SENDING
