@@ -129,9 +129,9 @@ class Site:
         """Every row of the ledger, by id."""
         rows: list[Entry] = []
         with self.ledger() as ledger:
-            while page := ledger.entries(after_id=rows[-1].entry_id if rows else 0):
+            while page := ledger.entries(after=rows[-1] if rows else None):
                 rows.extend(page)
-        return rows
+        return sorted(rows, key=lambda entry: entry.entry_id)
 
     def stories(self) -> list[Story]:
         """Every row of the ledger with its history, by id."""

@@ -17,7 +17,6 @@ _ASK_AGAIN = Backoff(base=timedelta(seconds=2), cap=timedelta(minutes=10))
 # For a row that was sent again after it had been STORED, and is not there again: an alarm by then, asked on for ever.
 _ASK_HOURLY = timedelta(hours=1)
 
-_ABSENT_AND_DELETED = "the change feed has it as deleted, and it is not on the server when asked"
 _WORDS = {
     State.STORED: "the server had answered that it stored it",
     State.UNCERTAIN: "the answer to the post had not been read",
@@ -120,6 +119,12 @@ def not_told(row: Unproven, note: str) -> Outcome:
     return _not_settled(row, reason, note, wait=_ASK_AGAIN.wait(row.checks + 1, jitter=0.0))
 
 
+def still_deleted(row: Unproven) -> Outcome:
+    """Leave a DELETED row alone until the feed shows it again."""
+    assert row.state is State.DELETED, f"{row.state} is not left alone"
+    return _not_settled(row, Reason.FEED, "the server's change feed has it as deleted still")
+
+
 def wait_for_feed(row: Unproven, *, rules: Rules, now: datetime) -> Outcome:
     """Leave a STORED row to the change feed until the grace time ends; then it is UNCERTAIN and asked about."""
     since = row.stored_at or row.last_attempt_at or now
@@ -128,7 +133,8 @@ def wait_for_feed(row: Unproven, *, rules: Rules, now: datetime) -> Outcome:
     if left > timedelta(0):
         return _not_settled(row, row.reason or Reason.STORED_ANSWER, row_note(row), wait=left)
     if read_at < since + rules.grace:
-        return _not_settled(row, row.reason or Reason.STORED_ANSWER, row_note(row), wait=timedelta(seconds=30))
+        wait = min(timedelta(seconds=30), rules.grace)  # the feed is read more often than that
+        return _not_settled(row, row.reason or Reason.STORED_ANSWER, row_note(row), wait=wait)
     return Outcome(
         entry_id=row.entry_id,
         state=State.UNCERTAIN,
@@ -146,6 +152,10 @@ def row_note(row: Unproven) -> str:
 
 
 def _judge_absence(row: Unproven, *, rules: Rules, now: datetime, give_up: bool) -> Outcome:
+    once_there = row.was_stored or row.state in {State.STORED, State.CONFIRMED}
+    if once_there and row.state is not State.DELETED and _feed_says_deleted(row, rules):
+        how = "the change feed has it as deleted, and it is not on the server when asked"
+        return _deleted(row, how, at=now, feed="deleted")
     if row.state is State.STORED:
         return _stored_and_absent(row, rules=rules, now=now)
     apart = rules.wait_between_absences(row)
@@ -164,8 +174,6 @@ def _judge_absence(row: Unproven, *, rules: Rules, now: datetime, give_up: bool)
 
 
 def _stored_and_absent(row: Unproven, *, rules: Rules, now: datetime) -> Outcome:
-    if _feed_says_deleted(row, rules):
-        return _deleted(row, _ABSENT_AND_DELETED, at=now, feed="deleted")
     since = row.stored_at or row.last_attempt_at or now
     if (left := rules.grace - (now - since)) > timedelta(0):
         wait = min(_ASK_AGAIN.wait(row.checks + 1, jitter=0.0), left)
@@ -188,8 +196,6 @@ def _feed_says_deleted(row: Unproven, rules: Rules) -> bool:
 
 
 def _absent_twice(row: Unproven, *, rules: Rules, now: datetime, give_up: bool) -> Outcome:
-    if row.was_stored and _feed_says_deleted(row, rules):
-        return _deleted(row, _ABSENT_AND_DELETED, at=now, feed="deleted")
     if row.was_stored and row.resends >= 1:
         # Resends from before it was ever STORED count too: one copy too few is seen, one too many may do damage.
         return _not_settled(
