@@ -506,16 +506,22 @@ def test_full_disk_leaves_sources_untouched_and_goes_on_when_there_is_room(tmp_p
     assert read_only == "error read-only file system"
 
 
-def test_folder_that_may_not_be_written_leaves_the_file(spool, drop):
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    put(drop, "x")
-    drop.chmod(0o500)
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_folder_that_may_not_be_written_leaves_the_file():
+    base = Path("/var/tmp") / f"ingestd-test-{uuid.uuid4().hex}"
+    path = put(base, "drop/x")
+    os.chown(base, 65534, 65534)
+    try:
+        os.seteuid(65534)
+        (result,) = Spool(base / "spool").take_in([(candidate_of(base / "drop", "x"), expect_of(path))])
+        os.seteuid(0)
 
-    (result,) = take(spool, drop, "x")
-
-    assert result.why is WhyNot.ERROR
-    drop.chmod(0o700)
+        assert result.why is WhyNot.ERROR
+        assert result.note == "permission denied"
+        assert tree(base / "drop") == {"x"}
+    finally:
+        os.seteuid(0)
+        subprocess.run(["rm", "-rf", str(base)], check=True)
 
 
 def test_empty_digest_is_not_checked(spool, elsewhere):

@@ -18,6 +18,7 @@ from .guard import ARM_WAIT, Guard
 from .hands import Hands
 from .hinted import Hinted
 from .scan import FileStat, Found, Names, Root, RootGone, Walk, root_of
+from .scanning import Scanning
 from .settle import Glance, Phase, Sight, Sights, glance, glance_inside
 from .stock import Stock
 from .types import Candidate, InboxPolicy, InboxReport, Take
@@ -30,8 +31,6 @@ GLANCES_AT_ONCE = 128
 ENTRIES_AT_ONCE = 500
 ENTRIES_AT_ONCE_APART = 2_000
 ASK_MOST = 1_000
-SCAN_SHARE = 20  # a scan is followed by a pause this many times as long, at least
-PAUSE_MOST = 60.0  # seconds a scan may stand still with folders open
 PATIENCE = 30.0  # seconds after which a folder that does not answer is an alarm
 
 
@@ -59,8 +58,6 @@ class Drop:
         self._wake = wake
         self._scan_every = scan_every
         self._spool_device = spool_device
-        self._forbidden = forbidden
-        self._apart = apart
         self._names = Names(policy.ignore, only=policy.only)
         self._guard = Guard(policy, self._root_path, wake)
         self._guard.look_at_mount()
@@ -71,17 +68,18 @@ class Drop:
         self._origins: dict[str, Candidate] = {}  # files in the spool, by their key among the sights
         self._hinted = Hinted(self._names, apart)
         self._hinted_again: set[str] = set()  # changed while they were handed out
-        self._walk: Walk | None = None
-        self._walk_is_full = False
-        self._walk_finds_missed = False
-        self._walk_began_at = 0.0
-        self._walk_began_given_up = 0
-        self._paused_at: float | None = None
-        self._scan_wanted = True
-        self._scan_not_before = 0.0
-        self._next_scan_at = 0.0
         self._next_look_at = 0.0
         self._stock = Stock(self._guard)
+        self._scanning = Scanning(
+            root_path=self._root_path,
+            names=self._names,
+            forbidden=forbidden,
+            apart=apart,
+            every=scan_every,
+            sights=self.sights,
+            hinted=self._hinted,
+            stock=self._stock,
+        )
         self._now = 0.0
         self._turn = 0
 
@@ -110,7 +108,7 @@ class Drop:
         self._now = now
         self._guard.answers(self._hands.busy_seconds, PATIENCE)
         if self._guard.watcher is not None and self._hinted.take_from(self._guard.watcher):
-            self._scan_wanted = True
+            self._scanning.want()
         while self._finish():
             if now >= self._next_look_at:
                 self._look_at_root(now)
@@ -129,9 +127,9 @@ class Drop:
         if due is not None:
             times.append(due)
         if self.sights.room > 0 and len(self.asking) < ASK_MOST:
-            if self._walk is not None or self._hinted.folders or self._hinted.paths:
+            if self._scanning.walk is not None or self._hinted.folders or self._hinted.paths:
                 times.append(now)
-            times.append(self._scan_at())
+            times.append(self._scanning.due_at())
         elif any(path in self.sights for path in self._hinted.paths):
             times.append(now)
         return min(times)
@@ -139,7 +137,7 @@ class Drop:
     def is_settled(self) -> bool:
         """Whether nothing seen so far waits to settle, and no scan is under way."""
         waiting = self.sights.count(Phase.SETTLING, Phase.HELD, Phase.ASKED)
-        return not waiting and not self.ready and self._walk is None and not self._scan_wanted
+        return not waiting and not self.ready and self._scanning.walk is None and not self._scanning.is_wanted
 
     def is_drained(self, since: float) -> bool:
         """Whether a full scan begun since then is complete and everything that was found is decided."""
@@ -149,7 +147,7 @@ class Drop:
         return (
             began_at is not None
             and began_at >= since
-            and self._walk is None
+            and self._scanning.walk is None
             and not self._hinted.folders
             and not self._hinted.paths
             and (watcher is None or watcher.hints.is_empty)
@@ -158,8 +156,7 @@ class Drop:
 
     def scan_now(self) -> None:
         """Ask for a full scan."""
-        self._scan_wanted = True
-        self._scan_not_before = 0.0
+        self._scanning.want_at_once()
 
     def candidate(self, sight: Sight, now: float) -> Candidate:
         """Make of a sight what the caller gets."""
@@ -198,6 +195,7 @@ class Drop:
         """Observe a file anew."""
         sight = self._sight_of(candidate)
         if sight is not None:
+            self._hinted_again.discard(sight.path)
             self.sights.start_over(sight, sight.stat, self._now)
             if not candidate.in_spool:
                 self._hinted.paths[sight.path] = None
@@ -218,6 +216,7 @@ class Drop:
         """Try again later."""
         sight = self._sight_of(candidate)
         if sight is not None:
+            self._hinted_again.discard(sight.path)
             self.sights.wait_for_access(sight, self._now, self._scan_every)
 
     def observe(self, candidate: Candidate) -> None:
@@ -244,7 +243,7 @@ class Drop:
 
     def report(self) -> InboxReport:
         """Say how this inbox is doing."""
-        return self._stock.report(self.sights, scanning=self._walk is not None and self._walk_is_full)
+        return self._stock.report(self.sights, scanning=self._scanning.walk is not None and self._scanning.is_full)
 
     # Hints and the folder itself.
 
@@ -257,15 +256,14 @@ class Drop:
             else:
                 self._root_seen(root, now)
             if self._guard.supervise(now):
-                self._scan_wanted = True
+                self._scanning.want()
 
         self._hands.start(lambda: _root_or_gone(self._root_path), seen)
 
     def _root_seen(self, root: Root, now: float) -> None:
         if self._guard.root_seen(root, now):
             self._drop_walk()
-            self._scan_wanted = True
-            self._scan_not_before = 0.0
+            self._scanning.want_at_once()
             if self._guard.is_remote != self._hands.is_apart:
                 self._hands.close()
                 self._hands = self._new_hands()
@@ -274,8 +272,7 @@ class Drop:
     def _root_gone(self, error: RootGone, now: float) -> None:
         self._drop_walk()
         self._guard.root_gone(error)
-        self._scan_wanted = True
-        self._scan_not_before = self._next_scan_at = now + LOOK_EVERY
+        self._scanning.put_off(now + LOOK_EVERY)
 
     def _new_hands(self) -> Hands:
         return Hands(apart=self._guard.is_remote, wake=self._wake, name=f"inbox-{self.policy.name}")
@@ -326,7 +323,7 @@ class Drop:
             if self.sights.room <= 0:
                 # Nobody can be taken under observation now; the scan will find them.
                 self._hinted.paths.clear()
-                self._scan_wanted = True
+                self._scanning.want()
             return False
         prefix, root = self._prefix, self._guard.root
         self._hands.start(
@@ -384,15 +381,14 @@ class Drop:
             self._stock.found_by_scan += 1
 
     def _go_on_scanning(self, now: float, until: float) -> bool:
-        if self._walk is None and not self._begin_walk(now):
+        walk = self._scanning.begin(now, with_events=self._guard.is_watching)
+        if walk is None:
             return False
-        walk = self._walk
-        assert walk is not None
         room = self.sights.room
         if room <= 0 or len(self.asking) >= ASK_MOST:
-            self._stand_still(now)
+            self._scanning.stand_still(now, self._drop_walk)
             return False
-        self._paused_at = None
+        self._scanning.go_on()
         apart = self._hands.is_apart
         most = min(ENTRIES_AT_ONCE_APART if apart else ENTRIES_AT_ONCE, room)
         seconds = 1.0 if apart else max(0.002, until - time.perf_counter())
@@ -401,69 +397,22 @@ class Drop:
         )
         return True
 
-    def _begin_walk(self, now: float) -> bool:
-        if self.sights.room <= 0:
-            return False
-        if now >= self._scan_at():
-            self._walk_finds_missed = not self._scan_wanted and self._guard.is_watching
-            self._scan_wanted = False
-            self._walk_is_full = True
-            self._walk_began_at = now
-            self._walk_began_given_up = self.sights.given_up
-            self._stock.begin_scan()
-            self._walk = self._new_walk("", deep=True)
-            return True
-        if self._hinted.folders:
-            folder = next(iter(self._hinted.folders))
-            self._walk_is_full = self._walk_finds_missed = False
-            self._walk = self._new_walk(folder, deep=self._hinted.folders.pop(folder))
-            return True
-        return False
-
-    def _new_walk(self, start: str, *, deep: bool) -> Walk:
-        return Walk(
-            root_path=self._root_path,
-            names=self._names,
-            start=start,
-            deep=deep,
-            passes_over=self.sights.need_no_look,
-            forbidden=self._forbidden,
-            apart=self._apart,
-        )
-
-    def _scan_at(self) -> float:
-        return min(self._next_scan_at, self._scan_not_before) if self._scan_wanted else self._next_scan_at
-
-    def _stand_still(self, now: float) -> None:
-        """Keep the scan for a while; then let go of its open folders, which keep a share from being unmounted."""
-        if self._paused_at is None:
-            self._paused_at = now
-        elif now - self._paused_at > PAUSE_MOST:
-            self._drop_walk()
-            self._scan_wanted = True
-
     def _drop_walk(self) -> None:
-        if self._walk is not None:
-            if self._hands_are_free():
-                self._walk.close()
-            self._walk = None
-        self._paused_at = None
+        self._scanning.drop(close=self._hands_are_free())
 
     def _walked(self, walk: Walk, found: list[Found], now: float) -> None:
-        if walk is not self._walk:
+        if walk is not self._scanning.walk:
             walk.close()  # given up while it was at work
             return
         if walk.root is not None and walk.root != self._guard.root:
             self._root_seen(walk.root, now)
-            if self._walk is not walk:
+            if self._scanning.walk is not walk:
                 walk.close()
                 return
         for one in found:
-            self._saw(one, now, by_scan=self._walk_finds_missed, is_scan=True)
+            self._saw(one, now, by_scan=self._scanning.finds_missed, is_scan=True)
         if walk.is_complete:
-            self._walk = None
-            if self._walk_is_full:
-                self._scanned(walk, now)
+            self._scanning.end(walk, now)
 
     def _saw(self, found: Found, now: float, *, by_scan: bool, is_scan: bool) -> None:
         path, seen = found
@@ -482,13 +431,6 @@ class Drop:
             self.asking.append(sight)
         else:
             self._stock.files_seen += 1
-
-    def _scanned(self, walk: Walk, now: float) -> None:
-        self._next_scan_at = now + max(self._scan_every, SCAN_SHARE * walk.seconds)
-        self._scan_not_before = now + max(0.2, SCAN_SHARE / 2 * walk.seconds)
-        self._stock.end_scan(walk, now)
-        if self.sights.given_up == self._walk_began_given_up and not walk.counts.faults:
-            self._stock.complete_began_at = self._walk_began_at
 
     def _sight_of(self, candidate: Candidate) -> Sight | None:
         return self.sights.get(_key(candidate) if candidate.in_spool else candidate.relative_path)

@@ -128,7 +128,7 @@ class Sights:
         taken: list[Sight] = []
         while self._due and len(taken) < most and self._due[0][0] <= now:
             due, _ticket, sight = heapq.heappop(self._due)
-            if sight.due == due and self._by_path.get(sight.path) is sight and sight.phase is not Phase.OUT:
+            if self._is_current(due, sight):
                 taken.append(sight)
         return taken
 
@@ -136,7 +136,7 @@ class Sights:
         """Say when the next sight is due."""
         while self._due:
             due, _ticket, sight = self._due[0]
-            if sight.due == due and self._by_path.get(sight.path) is sight and sight.phase is not Phase.OUT:
+            if self._is_current(due, sight):
                 return due
             heapq.heappop(self._due)
         return None
@@ -194,13 +194,6 @@ class Sights:
             del self._by_path[sight.path]
             self._phases[sight.phase] -= 1
 
-    def forget_all_but_out(self) -> int:
-        """Stop watching all files that are not in the caller's hands, and say how many."""
-        gone = [sight for sight in self._by_path.values() if sight.phase not in {Phase.OUT, Phase.ASKED}]
-        for sight in gone:
-            self.forget(sight)
-        return len(gone)
-
     def _move(self, sight: Sight, phase: Phase) -> None:
         self._phases[sight.phase] -= 1
         sight.phase = phase
@@ -210,6 +203,13 @@ class Sights:
         sight.due = due
         self._ticket += 1
         heapq.heappush(self._due, (due, self._ticket, sight))
+        if len(self._due) > 4 * len(self._by_path) + 1_000:
+            # Files that change all the time leave stale entries behind.
+            self._due = [entry for entry in self._due if self._is_current(entry[0], entry[2])]
+            heapq.heapify(self._due)
+
+    def _is_current(self, due: float, sight: Sight) -> bool:
+        return sight.due == due and self._by_path.get(sight.path) is sight and sight.phase is not Phase.OUT
 
 
 class Glance(IntEnum):

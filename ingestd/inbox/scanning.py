@@ -1,0 +1,128 @@
+"""When an inbox is scanned: at the start, when somebody asks, by the timer; and how a scan stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from .hinted import Hinted
+from .scan import Names, Walk
+from .settle import Sights
+from .stock import Stock
+
+SHARE = 20  # a scan is followed by a pause this many times as long, at least
+LEAST_PAUSE = 0.2  # seconds between two scans that were asked for
+STAND_MOST = 60.0  # seconds a scan may stand still with folders open
+
+
+class Scanning:
+    """The scan of one inbox that is under way, and the next.
+
+    A scan of the whole folder is *full*; a folder that an event named is walked alone. One walk at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        root_path: str,
+        names: Names,
+        forbidden: Collection[tuple[int, int]],
+        apart: Collection[str],
+        every: float,
+        sights: Sights,
+        hinted: Hinted,
+        stock: Stock,
+    ) -> None:
+        self.walk: Walk | None = None
+        self.is_full = False
+        self.finds_missed = False  # what this scan finds, events should have named
+        self.is_wanted = True
+        self._root_path = root_path
+        self._names = names
+        self._forbidden = forbidden
+        self._apart = apart
+        self._every = every
+        self._sights = sights
+        self._hinted = hinted
+        self._stock = stock
+        self._next_at = 0.0
+        self._not_before = 0.0
+        self._began_at = 0.0
+        self._began_given_up = 0
+        self._standing_since: float | None = None
+
+    def want(self) -> None:
+        """Ask for a full scan, soon."""
+        self.is_wanted = True
+
+    def want_at_once(self) -> None:
+        """Ask for a full scan now."""
+        self.is_wanted = True
+        self._not_before = 0.0
+
+    def put_off(self, until: float) -> None:
+        """Scan in full, but not before then: the folder cannot be listed."""
+        self.is_wanted = True
+        self._not_before = self._next_at = until
+
+    def due_at(self) -> float:
+        """Say when the next full scan is due."""
+        return min(self._next_at, self._not_before) if self.is_wanted else self._next_at
+
+    def begin(self, now: float, *, with_events: bool) -> Walk | None:
+        """Give the walk under way, or begin the next if one is due."""
+        if self.walk is not None or self._sights.room <= 0:
+            return self.walk
+        if now >= self.due_at():
+            self.finds_missed = with_events and not self.is_wanted
+            self.is_wanted = False
+            self.is_full = True
+            self._began_at = now
+            self._began_given_up = self._sights.given_up
+            self._stock.begin_scan()
+            self.walk = self._new_walk("", deep=True)
+        elif self._hinted.folders:
+            folder = next(iter(self._hinted.folders))
+            self.is_full = self.finds_missed = False
+            self.walk = self._new_walk(folder, deep=self._hinted.folders.pop(folder))
+        return self.walk
+
+    def go_on(self) -> None:
+        """Note that the walk moves again."""
+        self._standing_since = None
+
+    def stand_still(self, now: float, let_go: Callable[[], None]) -> None:
+        """Keep the walk for a while; then let go of its open folders, which keep a share from being unmounted."""
+        if self._standing_since is None:
+            self._standing_since = now
+        elif now - self._standing_since > STAND_MOST:
+            let_go()
+            self.want()
+
+    def drop(self, *, close: bool) -> None:
+        """Give up the walk; ``close`` unless somebody is still at work on it."""
+        if self.walk is not None and close:
+            self.walk.close()
+        self.walk = None
+        self._standing_since = None
+
+    def end(self, walk: Walk, now: float) -> None:
+        """Note that the walk has seen everything."""
+        self.walk = None
+        if not self.is_full:
+            return
+        self._next_at = now + max(self._every, SHARE * walk.seconds)
+        self._not_before = now + max(LEAST_PAUSE, SHARE / 2 * walk.seconds)
+        self._stock.end_scan(walk, now)
+        if self._sights.given_up == self._began_given_up and not walk.counts.faults:
+            self._stock.complete_began_at = self._began_at
+
+    def _new_walk(self, start: str, *, deep: bool) -> Walk:
+        return Walk(
+            root_path=self._root_path,
+            names=self._names,
+            start=start,
+            deep=deep,
+            passes_over=self._sights.need_no_look,
+            forbidden=self._forbidden,
+            apart=self._apart,
+        )
