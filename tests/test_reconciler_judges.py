@@ -388,3 +388,11 @@ def test_rows_of_two_studies_are_asked_about_apart():
         ("1.1", 2, False),
         ("1.2", 1, False),
     ]
+
+
+def test_deleted_row_is_left_alone_until_the_feed_shows_it_again():
+    row = row_of(State.DELETED, **seen("delete", "deleted"))
+
+    (outcome,) = plan([row], rules=rules_of(), now=NOW).outcomes
+
+    assert (outcome.state, outcome.wait) == (State.DELETED, None)

@@ -30,7 +30,6 @@ from ingestd.sender import Sender, probe_profile, profile_of
 from tests.builders import CT_IMAGE, EXPLICIT, fresh_uid, instance_bytes
 from tests.delivering import batch_of, collect_one, part_of, utc_now, wait_for
 from tests.http_server import Conversation, ScriptedServer, answer
-from tests.orthanc import Orthanc, requires_orthanc
 
 AZURE = profile_of(ServerKind.AZURE, feed_version=2)
 OTHER = profile_of(ServerKind.OTHER)
@@ -451,22 +450,3 @@ def test_server_that_says_yes_to_everything_is_no_azure():
 def test_emulator_s_first_version_has_the_first_version_s_feed(emulator):
     with DicomWebClient(f"{emulator.root}/v1") as client:
         assert profile_of(ServerKind.AZURE, feed_version=1) == probe_profile(client)
-
-
-@pytest.mark.orthanc
-@requires_orthanc
-def test_orthanc_is_known_and_keeps_the_older_object_without_a_word(tmp_path, orthanc: Orthanc):
-    """Why present_before and the content check exist: both posts are answered with 200 and listed as stored."""
-    older, newer = make_part(tmp_path), tmp_path / "newer"
-    newer.write_bytes(older.path.read_bytes()[:-1] + b"\x55")
-    with DicomWebClient(orthanc.url) as client:
-        profile = probe_profile(client)
-    assert profile_of(ServerKind.ORTHANC) == profile
-
-    (first,) = post(orthanc.url, [older], profile=profile).outcomes
-    (second,) = post(orthanc.url, [part_of(newer, older.identity)], profile=profile).outcomes
-
-    assert [(one.state, one.evidence["present_before"]) for one in (first, second)] == [
-        (State.STORED, "no"),
-        (State.STORED, "yes"),
-    ]

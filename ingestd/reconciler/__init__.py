@@ -4,8 +4,10 @@ It never sees the ledger. The daemon takes ``Unproven`` rows that are due, lets 
 what has to be asked, submits the questions, and hands each answer to the judges, which give Outcomes for
 ``ledger.apply``. Judges and plan are pure; only the Reconciler's threads talk to the server.
 
-Rules(profile, verify=Verify.AUTO, grace=15 min, lag=60 s, absence_wait=None, clock_offset=0, most_attempts=10)
-    everything the judges need beside row and now; clock_offset = server's clock - ours, from the last answer.
+Rules(profile, verify=Verify.AUTO, grace=15 min, lag=60 s, absence_wait=None, clock_offset=0, feed_read_at=None,
+      most_attempts=10)
+    everything the judges need beside row and now; clock_offset = server's clock - ours, from the last answer that had
+    one; feed_read_at = when the feed was last read to its end.
 
 plan(rows: Sequence[Unproven], *, rules, now) -> Plan(outcomes, questions, asked: frozenset[entry ids in questions])
     for rows that are due: what their sightings settle, what grace or backoff say, and one StudyQuestion per study
@@ -22,17 +24,19 @@ FeedAnswer(question, sightings: tuple[Sighting, ...], cursor: FeedCursor | None,
     transaction that applies the outcomes of ``plan`` for the rows that come up. complete False: ask again at once.
 StudyQuestion(study_uid, rows: tuple[Unproven, ...], fetch: bool)
 StudyAnswer(question, findings: tuple[Finding, ...], clock_offset, pause, error)
-Finding(row: Unproven, present: bool | None, copy: Path | None, note: str)
-    present None: could not be told now (ask again later). copy: a file in scratch, the caller's to compare and unlink.
+Finding(row: Unproven, present: bool | None, asked_at, sameness: Sameness | None, copy: Path | None, note: str)
+    present None: could not be told now (ask again later). sameness: SAME where the server gave back our very bytes, and
+    no copy then. copy: a file in scratch, the caller's to compare and to unlink.
     findings is empty where the server could not be asked at all: ledger.check_again(...), and the pause.
 
 judge(finding, *, rules, now, give_up=False) -> Outcome | Need    what one finding settles; Need.COMPARE: hand the copy
     and the row's file to the readers (CompareJob), then judge_comparison. A row without a file of its own compares
     digests: Need.COMPARE too, with ``row.path`` None.
-judge_sighting(row, *, rules, now) -> Outcome | Need              from row.seen_*; Need.ASK, Need.WAIT
-judge_presence(row, present: bool, *, rules, now, give_up=False) -> Outcome | Need
+judge_sighting(row, *, rules) -> Outcome | Need                   from row.seen_*; Need.ASK, Need.WAIT
+judge_presence(row, *, present: bool, rules, now, give_up=False) -> Outcome | Need
 judge_comparison(row, sameness: Sameness, *, rules, now) -> Outcome
-    give_up: True while others succeed; see sender.give_up.
+    now: when the server was asked (finding.asked_at), which is what the evidence is newer than. give_up: True while
+    others succeed; see sender.give_up.
 
 audit(client, studies: Iterable[StudyRows], *, scratch, share: float, budget: timedelta, ...) -> Iterator[StudyAudit]
     ``reconcile --full``: study by study, only here, only there, and copies to compare (a share of them, or all).

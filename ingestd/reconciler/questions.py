@@ -19,7 +19,14 @@ from ingestd.lifecycle import (
     State,
     Unproven,
 )
-from ingestd.reconciler.judges import judge_comparison, judge_presence, judge_sighting, not_told, wait_for_feed
+from ingestd.reconciler.judges import (
+    judge_comparison,
+    judge_presence,
+    judge_sighting,
+    not_told,
+    still_deleted,
+    wait_for_feed,
+)
 from ingestd.reconciler.rules import Need, Rules, needs_comparison
 
 # What one question may bring into scratch at most, save a single larger file.
@@ -126,7 +133,7 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
         elif row.state is State.STORED:
             outcomes.append(wait_for_feed(row, rules=rules, now=now))
         else:
-            outcomes.append(not_told(row, "the change feed says nothing new about it"))
+            outcomes.append(still_deleted(row))
     questions = tuple(_questions(ask, rules))
     asked = frozenset(row.entry_id for question in questions for row in question.rows)
     return Plan(outcomes=tuple(outcomes), questions=questions, asked=asked)

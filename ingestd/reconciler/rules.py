@@ -56,6 +56,7 @@ class Rules:
     profile: ServerProfile
     verify: Verify = Verify.AUTO
     grace: timedelta = timedelta(minutes=15)
+    lag: timedelta = timedelta(seconds=60)  # of the change feed's cursor; for FeedQuestion
     absence_wait: timedelta | None = None  # None: the profile's
     clock_offset: timedelta = timedelta(0)
     feed_read_at: datetime | None = None

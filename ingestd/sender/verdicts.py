@@ -32,6 +32,8 @@ BEING_CREATED_MOST = timedelta(hours=1)
 STUCK_AFTER = timedelta(days=1)
 # A server may still be busy with a request whose answer we did not get; its rows are asked about a little later.
 ASK_AFTER = timedelta(seconds=5)
+# The feed brings a STORED row up by itself; only one that it has not shown by then is looked at for its own sake.
+FEED_SHOWS_WITHIN = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +165,7 @@ def _stored(part: Part, stored: Stored, terms: Terms) -> Outcome:
         evidence=terms.evidence(part),
         warning_reason=stored.warning_reason,
         failed_attributes=stored.failed_attributes,
-        wait=timedelta(0),
+        wait=FEED_SHOWS_WITHIN if terms.profile.has_feed else timedelta(0),
     )
 
 

@@ -278,7 +278,10 @@ class Sender:
 
 def _to_be_compared(result: BatchResult) -> BatchResult:
     """It took the place of something: the feed shows both, and only the content tells which one is there."""
-    outcomes = tuple(replace(outcome, needs_content_check=True) for outcome in result.outcomes)
+    outcomes = tuple(
+        replace(outcome, needs_content_check=True, wait=timedelta(0)) if outcome.state is State.STORED else outcome
+        for outcome in result.outcomes
+    )
     return replace(result, outcomes=outcomes)
 
 
