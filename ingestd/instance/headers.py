@@ -99,4 +99,4 @@ def _is_followed(window: Window, tag: int, header: Header, *, bound: int | None,
     order = ">" if big else "<"
     group, number = struct.unpack_from(order + "HH", window.buf, window.pos + after)
     following: int = group << 16 | number
-    return following > tag
+    return following >= tag

@@ -86,7 +86,7 @@ class ReaderLimits:
     """
 
     seconds: float = 10.0
-    bytes_per_second: int = 5_000_000
+    bytes_per_second: int = 2_500_000
     stall_seconds: float = 120.0
     address_space_bytes: int = 512 << 20
     open_files: int = 32
