@@ -111,6 +111,11 @@ class Intake:
         """Whether no file is in our hands."""
         return not self._in_hand
 
+    @property
+    def in_hand(self) -> int:
+        """How many files are between settled and their row."""
+        return len(self._in_hand)
+
     def adopt(self, hand: Hand) -> None:
         """Take a file that lies in the spool already: an orphan, or a rejected one that is to be read again."""
         hand.adopted = True

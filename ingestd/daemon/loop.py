@@ -9,6 +9,7 @@ writes the ledger; readers are processes, posts and questions are threads, and a
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -33,8 +34,9 @@ from ingestd.sender import Sender
 _LEDGER_WAIT_SECONDS = 2.0
 # With nothing to do the loop still looks around this often.
 _IDLE_SECONDS = 5.0
-# Under load, what finishes within this time goes into one transaction.
-_GROUP_SECONDS = 0.004
+# Under load, what finishes within this time goes into one transaction: so much a file in our hands, at most so much.
+_GROUP_SECONDS_A_FILE = 0.0003
+_GROUP_SECONDS_MOST = 0.04
 _ORPHANS_AT_ONCE = 256
 
 
@@ -182,22 +184,17 @@ class Daemon:
         self.proof.ask()
         return self._next_at(now)
 
-    def wait(self, until: float, *, busy: bool) -> None:
+    def wait(self, until: float) -> None:
         """Wait for a ring or the clock; under load a moment longer, so that one transaction carries more."""
-        now = read_clocks().mono
-        rung = self.wake.wait(min(until - now, _IDLE_SECONDS))
-        if rung and busy:
-            self.wake.wait(_GROUP_SECONDS)
+        rung = self.wake.wait(min(until - read_clocks().mono, _IDLE_SECONDS))
+        crowd = self.intake.in_hand + self.dispatch.in_flight
+        if rung and crowd > 1:
+            time.sleep(min(_GROUP_SECONDS_MOST, crowd * _GROUP_SECONDS_A_FILE))
 
     @property
     def orphans_adopted(self) -> bool:
         """Whether every spool file without a row has been taken up."""
         return self._orphans is None
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether work is under way that will ring soon."""
-        return not (self.intake.is_idle and self.dispatch.is_idle)
 
     def is_healthy(self) -> bool:
         """Whether every worker makes progress or is provably idle."""
@@ -216,7 +213,7 @@ class Daemon:
         deadline = read_clocks().mono + grace.total_seconds()
         while not self.dispatch.is_idle and read_clocks().mono < deadline:
             due = self.tick()
-            self.wait(min(due, deadline), busy=True)
+            self.wait(min(due, deadline))
         given_up = self.sender.close(timedelta(0))
         if given_up:
             self._log.warning("sender.given_up", posts=given_up)

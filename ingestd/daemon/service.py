@@ -117,7 +117,7 @@ def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callab
                 return config
             signals.asked = None
             notifier.ready("watching; the changed configuration was refused, see the log")
-        daemon.wait(min(due, alive_at if alive_at != _NEVER else due), busy=daemon.is_busy)
+        daemon.wait(min(due, alive_at if alive_at != _NEVER else due))
 
 
 def _reread(reread: Callable[[], Config], current: Config) -> Config | None:
@@ -193,7 +193,7 @@ def run_once(
                 done = drained and daemon.rework.is_idle and daemon.proof.is_idle and daemon.ledger.unfinished() == 0
                 if done or signals.asked is _Asked.STOP or read_clocks().mono >= deadline:
                     break
-                daemon.wait(min(due, deadline), busy=daemon.is_busy)
+                daemon.wait(min(due, deadline))
             daemon.housekeeping.hurry()
             daemon.tick()
             unfinished = daemon.ledger.unfinished()
