@@ -156,7 +156,7 @@ def test_comparison_with_a_row_that_no_longer_holds_the_identity_does_not_count(
     assert answer.holder.entry_id == new_holder
 
 
-@pytest.mark.parametrize(("theirs", "state"), [("a" * 64, State.DUPLICATE), ("b" * 64, State.CONFLICT)])
+@pytest.mark.parametrize("theirs, state", [("a" * 64, State.DUPLICATE), ("b" * 64, State.CONFLICT)])
 def test_canonical_digests_decide_where_bytes_differ(ledger: Ledger, theirs: str, state: State):
     admit(ledger, arrival(1, canonical="a" * 64))
     with ledger.write() as moves:
@@ -486,6 +486,13 @@ def test_seeing_it_after_all_ends_a_row_of_absences(ledger: Ledger):
     assert ledger.unproven_rows([entry_id])[0].absences == 0
 
 
+def _admit_and_move_back(ledger: Ledger, entry_id: int) -> None:
+    with ledger.write() as moves:
+        moves.admit([arrival(7)], now=NOW)
+        impossible = outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.CONFIRMED)
+        moves.apply([impossible], now=LATER, backoff=BACKOFF, jitter=0.0)
+
+
 def test_stale_outcome_is_lost_and_an_impossible_one_raises(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
     with ledger.write() as moves:
@@ -498,14 +505,8 @@ def test_stale_outcome_is_lost_and_an_impossible_one_raises(ledger: Ledger):
         unsaid = moves.apply([outcome(entry_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0)
         unknown = moves.apply([outcome(99, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
     assert (stale.lost, unsaid.lost, unknown.lost) == (1, 1, 1)
-    with pytest.raises(IllegalMove), ledger.write() as moves:
-        moves.admit([arrival(7)], now=NOW)
-        moves.apply(
-            [outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.CONFIRMED)],
-            now=LATER,
-            backoff=BACKOFF,
-            jitter=0.0,
-        )
+    with pytest.raises(IllegalMove):
+        _admit_and_move_back(ledger, entry_id)
     assert ledger.counts()[State.PENDING] == 0
     assert state_of(ledger, entry_id) is State.CONFIRMED
 
@@ -858,11 +859,16 @@ def test_audit_that_misses_a_row_asks_twice(ledger: Ledger):
     assert row.absences == 1
 
 
-def test_transaction_that_fails_leaves_nothing_behind(ledger: Ledger):
-    with pytest.raises(ZeroDivisionError), ledger.write() as moves:
+def _admit_claim_and_stumble(ledger: Ledger) -> None:
+    with ledger.write() as moves:
         moves.admit([arrival(1, patient_hash="p")], now=NOW)
         moves.claim("1.2.1", now=LATER)
         raise ZeroDivisionError
+
+
+def test_transaction_that_fails_leaves_nothing_behind(ledger: Ledger):
+    with pytest.raises(ZeroDivisionError):
+        _admit_claim_and_stumble(ledger)
     assert ledger.counts() == dict.fromkeys(State, 0)
     assert ledger.studies_due(now=LATER) == []
     admit(ledger, arrival(1, patient_hash="p"))

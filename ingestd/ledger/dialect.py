@@ -13,6 +13,7 @@ The settings and why (SQLite documentation: pragma, lockingv3, WAL):
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -104,7 +105,8 @@ def filesystem_of(path: Path, mountinfo: str) -> str:
     best, kind = "", ""
     for line in mountinfo.splitlines():
         mount, _, source = line.partition(" - ")
-        point = mount.split(" ")[4].encode().decode("unicode_escape")  # spaces are written as \040
+        # Spaces and the like are written as \040.
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split(" ")[4])
         inside = path.is_relative_to(point)
         if inside and len(point) >= len(best):
             best, kind = point, source.split(" ")[0]
@@ -187,6 +189,19 @@ def open_engine(file: Path, *, create: bool, read_only: bool) -> Engine:
     mode = "ro" if read_only else "rw"
 
     def connect() -> sqlite3.Connection:
+        try:
+            return connect_once()
+        except sqlite3.DatabaseError as error:
+            if not (read_only and _is_crashed(error)):
+                raise failure(error, file) from None
+        # A read-only connection may not undo the transaction of a writer that died, so another one has to.
+        _roll_back_crashed(file)
+        try:
+            return connect_once()
+        except sqlite3.DatabaseError as error:
+            raise failure(error, file) from None
+
+    def connect_once() -> sqlite3.Connection:
         # file: URI, so that a read-only open is one, and a vanished file is not made anew in silence.
         connection = sqlite3.connect(
             f"file:{quote(os.fsencode(file))}?mode={mode}", uri=True, isolation_level=None, cached_statements=256
@@ -210,22 +225,20 @@ def open_engine(file: Path, *, create: bool, read_only: bool) -> Engine:
 
 
 def _prepare(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> None:
-    try:
-        connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA trusted_schema=OFF")
-        connection.execute("PRAGMA cell_size_check=ON")
-        connection.execute("PRAGMA mmap_size=0")
-        connection.execute("PRAGMA temp_store=MEMORY")
-        connection.execute("PRAGMA cache_size=-16000")
-        if read_only:
-            connection.execute("PRAGMA query_only=ON")
-            return
-        mode = connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
-        connection.execute("PRAGMA synchronous=EXTRA")
-        synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        raise failure(error, file) from None
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA trusted_schema=OFF")
+    connection.execute("PRAGMA cell_size_check=ON")
+    connection.execute("PRAGMA mmap_size=0")
+    connection.execute("PRAGMA temp_store=MEMORY")
+    connection.execute("PRAGMA cache_size=-16000")
+    if read_only:
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return
+    mode = connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
+    connection.execute("PRAGMA synchronous=EXTRA")
+    synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
     if mode != "delete" or synchronous != 3:
         raise LedgerError(
             f"the ledger {file} cannot be opened safely: SQLite answers journal_mode={mode}, synchronous={synchronous}"
@@ -240,6 +253,8 @@ def failure(error: BaseException | None, file: Path) -> LedgerError:
         return LedgerBusy(
             f"the ledger {file} is in use by another process for longer than {_BUSY_MS // 1000} s; try again"
         )
+    if name in _CRASHED:
+        return LedgerBusy(f"the last writer of the ledger {file} died in the middle of a transaction; try again")
     if name == "SQLITE_FULL":
         return LedgerFull(f"no room is left on the disk of the ledger {file}; nothing was changed")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
@@ -254,8 +269,15 @@ def told(error: DBAPIError, file: Path) -> LedgerError:
     return failure(error.orig, file)
 
 
-def roll_back_crashed(file: Path) -> None:
-    """Let SQLite undo the transaction of a writer that died; a read-only connection may not do that itself."""
+# What a read-only connection gets that meets the journal of a writer that died.
+_CRASHED = frozenset({"SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY"})
+
+
+def _is_crashed(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorname", "") in _CRASHED
+
+
+def _roll_back_crashed(file: Path) -> None:
     try:
         connection = sqlite3.connect(f"file:{quote(os.fsencode(file))}?mode=rw", uri=True, isolation_level=None)
         try:
@@ -265,12 +287,6 @@ def roll_back_crashed(file: Path) -> None:
             connection.close()
     except sqlite3.DatabaseError as error:
         raise failure(error, file) from None
-
-
-def is_crashed(error: DBAPIError) -> bool:
-    """Whether a read-only connection met the journal of a writer that died."""
-    name = getattr(error.orig, "sqlite_errorname", "")
-    return name in {"SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY", "SQLITE_READONLY_CANTLOCK"}
 
 
 def has_tables(connection: Connection, file: Path) -> bool:

@@ -87,14 +87,6 @@ class Ledger(Views):
             return cls._opened(engine, file, host, destination, spool, limits, read_only=read_only)
         except DBAPIError as error:
             engine.dispose()
-            if not (read_only and dialect.is_crashed(error)):
-                raise dialect.told(error, file) from None
-        dialect.roll_back_crashed(file)
-        engine = dialect.open_engine(file, create=False, read_only=True)
-        try:
-            return cls._opened(engine, file, host, destination, spool, limits, read_only=True)
-        except DBAPIError as error:
-            engine.dispose()
             raise dialect.told(error, file) from None
 
     @classmethod

@@ -1,0 +1,486 @@
+"""A ledger is opened so that a commit is a commit, or refused in words that say what to do."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from ingestd.ledger import (
+    Ledger,
+    LedgerBusy,
+    LedgerError,
+    LedgerMissing,
+    OtherDestination,
+    dialect,
+    schema,
+)
+from ingestd.ledger.migrations import MIGRATIONS
+from ingestd.lifecycle import HOLDING, MOVES, BatchLimits, State
+from tests.ledger_builders import (
+    LATER,
+    NOW,
+    URL,
+    admit,
+    arrival,
+    assert_ledger_holds,
+    entry_in,
+    identity,
+    open_ledger,
+    send,
+)
+
+
+def url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'ledger.db'}"
+
+
+def test_new_ledger_is_the_owners_alone_and_in_a_folder_made_for_it(tmp_path: Path):
+    with open_ledger(tmp_path / "new" / "folder") as ledger:
+        assert ledger.file.stat().st_mode & 0o777 == 0o600
+
+
+def test_zero_byte_file_is_a_new_ledger(tmp_path: Path):
+    (tmp_path / "ledger.db").touch()
+    with open_ledger(tmp_path) as ledger:
+        admit(ledger, arrival(1))
+    with open_ledger(tmp_path) as ledger:
+        assert ledger.counts()[State.PENDING] == 1
+
+
+def test_settings_that_a_promise_rests_on_are_in_force(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        found = {
+            name: ledger._connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in (
+                "journal_mode",
+                "synchronous",
+                "busy_timeout",
+                "foreign_keys",
+                "trusted_schema",
+                "cell_size_check",
+                "mmap_size",
+            )
+        }
+    assert found == {
+        "journal_mode": "delete",
+        "synchronous": 3,
+        "busy_timeout": 10_000,
+        "foreign_keys": 1,
+        "trusted_schema": 0,
+        "cell_size_check": 1,
+        "mmap_size": 0,
+    }
+
+
+def test_ledger_that_somebody_put_into_wal_is_put_back(tmp_path: Path):
+    with open_ledger(tmp_path):
+        pass
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    assert connection.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+    connection.close()
+    with open_ledger(tmp_path) as ledger:
+        assert ledger._connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "delete"
+
+
+def test_tables_are_as_the_statements_expect_them(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        for table in schema.metadata.sorted_tables:
+            rows = ledger._connection.exec_driver_sql(f"PRAGMA table_info({table.name})").all()
+            assert [row.name for row in rows] == [column.name for column in table.columns], table.name
+            keys = [row.name for row in sorted(rows, key=lambda row: row.pk) if row.pk]
+            assert keys == [column.name for column in table.primary_key], table.name
+
+
+def test_states_of_the_tables_are_those_of_the_lifecycle(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        sql = ledger._connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'instance'").scalar_one()
+    listed = sql.split("CHECK (state IN (")[1].split(")")[0]
+    holding = sql.split("WHEN state IN (")[1].split(")")[0]
+    assert {word.strip(" '") for word in listed.split(",")} == set(State)
+    assert {word.strip(" '") for word in holding.split(",")} == HOLDING
+
+
+def test_read_only_open_needs_a_ledger(tmp_path: Path):
+    with pytest.raises(LedgerMissing, match="`ingestd run` makes it"):
+        Ledger.open(url(tmp_path), read_only=True)
+    with pytest.raises(LedgerMissing):
+        Ledger.open(url(tmp_path), create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_only_ledger_refuses_to_write(tmp_path: Path):
+    with open_ledger(tmp_path):
+        pass
+    with Ledger.open(url(tmp_path), read_only=True) as reader, pytest.raises(LedgerError, match="for reading only"):
+        reader.write().__enter__()
+
+
+def test_reader_sees_what_is_committed_beside_an_open_transaction(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        admit(ledger, arrival(1))
+        with Ledger.open(url(tmp_path), read_only=True) as reader, ledger.write() as moves:
+            moves.admit([arrival(2)], now=NOW)
+            assert reader.counts()[State.PENDING] == 1
+        with Ledger.open(url(tmp_path), read_only=True) as reader:
+            assert reader.counts()[State.PENDING] == 2
+
+
+def let_others_in(folder: Path) -> None:
+    while folder.stat().st_mode & 0o005 != 0o005:
+        folder.chmod(folder.stat().st_mode | 0o055)
+        folder = folder.parent
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
+def test_reading_takes_no_more_than_permission_to_read(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        admit(ledger, arrival(1))
+    let_others_in(tmp_path)
+    (tmp_path / "ledger.db").chmod(0o444)
+    script = (
+        "import os, pwd\n"
+        "from ingestd.ledger import Ledger, LedgerPermission\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        f"with Ledger.open({url(tmp_path)!r}, read_only=True) as ledger:\n"
+        "    print(ledger.counts()['PENDING'])\n"
+        "try:\n"
+        f"    Ledger.open({url(tmp_path)!r})\n"
+        "except LedgerPermission as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path.cwd())
+    assert done.stdout.splitlines() == [
+        "1",
+        f"no permission to write the ledger {tmp_path / 'ledger.db'}; run as root",
+    ], done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
+def test_ledger_that_may_not_be_read_names_who_may(tmp_path: Path):
+    with open_ledger(tmp_path):
+        pass
+    let_others_in(tmp_path)
+    script = (
+        "import os, pwd\n"
+        "from ingestd.ledger import Ledger, LedgerPermission\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "try:\n"
+        f"    Ledger.open({url(tmp_path)!r}, read_only=True)\n"
+        "except LedgerPermission as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path.cwd())
+    assert "run as root" in done.stdout, done.stderr
+
+
+def test_reader_has_the_transaction_of_a_writer_that_died_rolled_back(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        admit(ledger, arrival(1))
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from tests.ledger_builders import NOW, arrival, open_ledger\n"
+        f"ledger = open_ledger(Path({str(tmp_path)!r}))\n"
+        "ledger._connection.exec_driver_sql('PRAGMA cache_size=1')\n"
+        "ledger._connection.rollback()\n"
+        "with ledger.write() as moves:\n"
+        "    for start in range(100, 1100, 100):\n"
+        "        moves.admit([arrival(number) for number in range(start, start + 100)], now=NOW)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False, cwd=Path.cwd())
+    assert (tmp_path / "ledger.db-journal").stat().st_size > 0
+
+    with Ledger.open(url(tmp_path), read_only=True) as reader:
+        assert reader.counts()[State.PENDING] == 1
+    with open_ledger(tmp_path) as ledger:
+        assert_ledger_holds(ledger)
+
+
+def test_other_destination_is_refused_with_the_way_out(tmp_path: Path):
+    with open_ledger(tmp_path):
+        pass
+    with pytest.raises(OtherDestination, match="a ledger and a spool of its own, or set"):
+        open_ledger(tmp_path, destination="http://other.example/v2")
+    with pytest.raises(OtherDestination):
+        Ledger.open(url(tmp_path), destination="http://other.example/v2", read_only=True)
+    with Ledger.open(url(tmp_path), destination=URL + "/", read_only=True) as reader:
+        destination = reader.destination()
+        assert destination is not None
+        assert destination.url == URL
+
+
+def set_schema(folder: Path, value: int) -> None:
+    connection = sqlite3.connect(folder / "ledger.db")
+    with connection:
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(value),))
+    connection.close()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_ledger_of_a_newer_version_is_left_alone(tmp_path: Path, *, read_only: bool):
+    with open_ledger(tmp_path):
+        pass
+    set_schema(tmp_path, len(MIGRATIONS) + 1)
+    with pytest.raises(LedgerError, match="was written by a newer ingestd"):
+        Ledger.open(url(tmp_path), read_only=read_only)
+
+
+def test_reader_does_not_migrate(tmp_path: Path):
+    with open_ledger(tmp_path):
+        pass
+    set_schema(tmp_path, len(MIGRATIONS) - 1)
+    with pytest.raises(LedgerError, match="start `ingestd run` once"):
+        Ledger.open(url(tmp_path), read_only=True)
+
+
+def test_migration_that_fails_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with open_ledger(tmp_path):
+        pass
+    broken = (*MIGRATIONS, ("CREATE TABLE extra (id {int} NOT NULL) {strict}", "CREATE NONSENSE"))
+    with monkeypatch.context() as patched:
+        patched.setattr("ingestd.ledger.ledger.MIGRATIONS", broken)
+        with pytest.raises(LedgerError):
+            open_ledger(tmp_path)
+    with open_ledger(tmp_path) as ledger:
+        tables = ledger._connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
+        assert "extra" not in tables
+
+
+def test_next_version_migrates_a_filled_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with open_ledger(tmp_path) as ledger:
+        entry_in(ledger, State.CONFIRMED)
+    monkeypatch.setattr(
+        "ingestd.ledger.ledger.MIGRATIONS", (*MIGRATIONS, ("CREATE TABLE extra (id {int} NOT NULL) {strict}",))
+    )
+    for _ in range(2):
+        with open_ledger(tmp_path) as ledger:
+            assert ledger.counts()[State.CONFIRMED] == 1
+            assert ledger._schema() == len(MIGRATIONS) + 1
+
+
+@pytest.mark.parametrize("bytes_", [b"not a database at all", b"SQLite format 2\0" * 300])
+def test_file_that_is_no_ledger_is_not_touched(tmp_path: Path, bytes_: bytes):
+    file = tmp_path / "ledger.db"
+    file.write_bytes(bytes_)
+    with pytest.raises(LedgerError, match="is no ledger"):
+        open_ledger(tmp_path)
+    assert file.read_bytes() == bytes_
+
+
+def test_database_of_another_program_is_not_touched(tmp_path: Path):
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    connection.execute("CREATE TABLE meta (x)")
+    connection.close()
+    before = (tmp_path / "ledger.db").read_bytes()
+    for read_only in (True, False):
+        with pytest.raises(LedgerError, match="database of another program"):
+            Ledger.open(url(tmp_path), read_only=read_only)
+    assert (tmp_path / "ledger.db").read_bytes() == before
+
+
+def test_ledger_cut_short_is_refused_with_the_way_out(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        admit(ledger, *(arrival(number) for number in range(200)))
+    file = tmp_path / "ledger.db"
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(LedgerError, match=r"is damaged .*keep a copy"):
+        open_ledger(tmp_path)
+
+
+def test_flipped_pages_are_found_at_the_start(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        admit(ledger, *(arrival(number) for number in range(200)))
+    file = tmp_path / "ledger.db"
+    whole = file.read_bytes()
+    missed = []
+    for page in range(1, len(whole) // 4096, 4):
+        file.write_bytes(
+            whole[: page * 4096] + bytes(byte ^ 0x5A for byte in whole[page * 4096 :][:64]) + whole[page * 4096 + 64 :]
+        )
+        try:
+            open_ledger(tmp_path).close()
+        except LedgerError:
+            continue
+        missed.append(page)
+    assert missed == []
+
+
+def test_large_ledger_is_looked_at_from_both_ends_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dialect, "_CHECKED_WHOLE_BYTES", 0)
+    with open_ledger(tmp_path) as ledger:
+        admit(ledger, *(arrival(number) for number in range(50)))
+    with open_ledger(tmp_path) as ledger:
+        assert ledger.check_integrity() == []
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'instance'").fetchone()
+    connection.close()
+    with (tmp_path / "ledger.db").open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(bytes(64))
+    with pytest.raises(LedgerError, match="is damaged"):
+        open_ledger(tmp_path)
+
+
+@pytest.mark.parametrize("bad", ["ledger.db", "sqlite://", "sqlite:///:memory:", "postgresql://host/db"])
+def test_url_that_is_no_ledger_is_refused_before_anything_else(bad: str):
+    with pytest.raises(LedgerError, match="write it like sqlite:"):
+        Ledger.open(bad)
+
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+30 22 0:50 / /mnt/share\\040one rw - cifs //nas/share rw
+31 30 0:51 / /mnt/share\\040one/local rw - ext4 /dev/vdb rw
+32 22 0:52 / /srv/archive rw - nfs4 nas:/archive rw
+"""
+
+
+@pytest.mark.parametrize(
+    "path, kind",
+    [
+        ("/var/lib/ingestd/ledger.db", "ext4"),
+        ("/mnt/share one/ledger.db", "cifs"),
+        ("/mnt/share one/local/ledger.db", "ext4"),
+        ("/srv/archive/x/ledger.db", "nfs4"),
+        ("/srv/archives/ledger.db", "ext4"),
+    ],
+)
+def test_kind_of_file_system_is_that_of_the_nearest_mount(path: str, kind: str):
+    assert dialect.filesystem_of(Path(path), MOUNTS) == kind
+
+
+def test_ledger_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dialect, "filesystem_of", lambda _path, _mounts: "nfs4")
+    with pytest.raises(LedgerError, match=r"network file system \(nfs4\)"):
+        open_ledger(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_made_is_said(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LedgerError, match="cannot be created"):
+        open_ledger(tmp_path / "file" / "folder")
+
+
+def test_writer_that_is_kept_out_for_too_long_is_told_to_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dialect, "_BUSY_MS", 50)
+    with open_ledger(tmp_path) as ledger, open_ledger(tmp_path, host="host-b") as other:
+        with ledger.write() as moves:
+            moves.admit([arrival(1)], now=NOW)
+            with pytest.raises(LedgerBusy, match="try again"):
+                admit(other, arrival(2))
+        admit(other, arrival(2))
+
+
+def test_full_disk_changes_nothing_and_passes(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        pages = ledger._connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        ledger._connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}")
+        ledger._connection.rollback()
+        with pytest.raises(LedgerError, match="no room is left"):
+            admit(ledger, *(arrival(number) for number in range(200)))
+        ledger._connection.exec_driver_sql("PRAGMA max_page_count=1000000")
+        ledger._connection.rollback()
+        assert ledger.counts()[State.PENDING] == 0
+        admit(ledger, arrival(1))
+        assert_ledger_holds(ledger)
+
+
+def test_database_itself_refuses_moves_that_the_table_lacks(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        entry_in(ledger, State.CONFIRMED)
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    for before in State:
+        for after in State:
+            legal = before is after or (before, after) in MOVES
+            try:
+                with connection:
+                    connection.execute("DROP TRIGGER IF EXISTS skip")
+                    sql = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'instance_moves'").fetchone()[
+                        0
+                    ]
+                    when = sql.split(" WHEN ")[1].split(" BEGIN ")[0]
+                    when = when.replace("OLD.state", f"'{before}'").replace("NEW.state", f"'{after}'")
+                    refused = connection.execute(f"SELECT {when}").fetchone()[0]
+            finally:
+                connection.rollback()
+            assert bool(refused) is not legal, (before, after)
+    with pytest.raises(sqlite3.IntegrityError, match="no such move"):
+        connection.execute("UPDATE instance SET state = 'SENDING'")
+    for statement in ("DELETE FROM history", "UPDATE history SET note = 'x'", "DELETE FROM attempt"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute(statement)
+    with pytest.raises(sqlite3.IntegrityError, match="no row is deleted"):
+        connection.execute("DELETE FROM instance")
+    connection.close()
+
+
+def test_guards_follow_the_table_of_moves(tmp_path: Path):
+    with open_ledger(tmp_path):
+        pass
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    before = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'instance_moves'").fetchone()
+    connection.execute("DROP TRIGGER instance_moves")
+    connection.execute("CREATE TRIGGER instance_moves BEFORE UPDATE ON instance BEGIN SELECT 1; END")
+    connection.close()
+    with open_ledger(tmp_path):
+        pass
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    assert connection.execute("SELECT sql FROM sqlite_master WHERE name = 'instance_moves'").fetchone() == before
+    connection.close()
+
+
+def test_errors_show_no_values(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        entry_in(ledger, State.PENDING)
+        with pytest.raises(IntegrityError) as error, ledger._transaction():
+            ledger._connection.execute(
+                schema.instance.update().values(state="NONSENSE", note="Mueller^Hans", sop_uid=identity(1).sop_uid)
+            )
+    assert "Mueller" not in str(error.value)
+    assert identity(1).sop_uid not in str(error.value)
+
+
+def test_ledger_belongs_to_the_thread_that_opened_it(tmp_path: Path):
+    problems: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            ledger.counts()
+        except Exception as error:  # noqa: BLE001 - it is what the test is about
+            problems.append(error)
+
+    with open_ledger(tmp_path) as ledger:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert len(problems) == 1
+
+
+def test_waiting_rows_do_not_slow_a_start_that_has_the_same_limits(tmp_path: Path):
+    limits = BatchLimits(quiet_period=timedelta(seconds=7))
+    with open_ledger(tmp_path, limits=limits) as ledger:
+        admit(ledger, *(arrival(number, study=number) for number in range(20)))
+    with open_ledger(tmp_path, limits=limits) as ledger:
+        statements: list[str] = []
+        ledger._connection.connection.dbapi_connection.set_trace_callback(statements.append)
+        with ledger.write() as moves:
+            moves.recover(now=LATER)
+        assert not [each for each in statements if "FROM instance" in each and "SENDING" not in each]
+        send(ledger, 3)
+        assert_ledger_holds(ledger, limits)
+
+
+def test_integrity_of_the_whole_file_can_be_asked_for(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        entry_in(ledger, State.CONFIRMED)
+        assert ledger.check_integrity() == []

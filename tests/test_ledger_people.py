@@ -1,0 +1,445 @@
+"""What a person decides and sees: retry, discard, replace, admit anyway; status, listings and the story of a file."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ingestd.ledger import Choice, InboxSummary, Ledger, RefusedMove, Wish
+from ingestd.lifecycle import Reason, State
+from tests.ledger_builders import (
+    LATER,
+    NOW,
+    admit,
+    apply,
+    arrival,
+    assert_ledger_holds,
+    confirm,
+    entry_in,
+    identity,
+    open_ledger,
+    outcome,
+    refusal,
+    send,
+    state_of,
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path):
+    with open_ledger(tmp_path) as opened:
+        yield opened
+        assert_ledger_holds(opened)
+
+
+def conflict_with(ledger: Ledger, holder_state: State) -> tuple[int, int]:
+    holder = entry_in(ledger, holder_state)
+    (other,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2.4.70"))
+    assert state_of(ledger, other) is State.CONFLICT
+    return holder, other
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.DELETED, State.UNCERTAIN])
+def test_retry_makes_a_row_pending_again(ledger: Ledger, state: State):
+    entry_id = entry_in(ledger, state)
+    with ledger.write() as moves:
+        assert moves.retry(entry_id, now=LATER) is State.PENDING
+    assert [study.study_uid for study in ledger.studies_due(now=LATER)] == ["1.2.1"]
+    assert send(ledger).parts[0].entry_id == entry_id
+
+
+def test_retry_ends_the_backoff_of_the_study(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
+    assert ledger.studies_due(now=LATER) == []
+    with ledger.write() as moves:
+        moves.retry(entry_id, now=LATER)
+    assert len(ledger.studies_due(now=LATER)) == 1
+
+
+def test_retry_lets_a_held_and_a_deferred_row_go(ledger: Ledger):
+    held, deferred = admit(ledger, arrival(1), arrival(2, study=2))
+    send(ledger, 2, state=State.PENDING, reason=Reason.BEING_CREATED, wait=timedelta(hours=1), answered=True)
+    with ledger.write() as moves:
+        moves.hold([held], reason="look at this", now=NOW)
+        assert moves.retry(held, now=LATER) is State.PENDING
+        assert moves.retry(deferred, now=LATER) is State.PENDING
+    assert len(ledger.studies_due(now=LATER)) == 2
+
+
+def test_retry_of_a_conflict_is_refused_while_its_identity_is_held(ledger: Ledger):
+    holder, other = conflict_with(ledger, State.PENDING)
+    sentence = rf"row {holder} \(PENDING\) holds the same UIDs"
+    with pytest.raises(RefusedMove, match=sentence) as refused, ledger.write() as moves:
+        moves.retry(other, now=LATER)
+    assert (refused.value.entry_id, refused.value.other_id) == (other, holder)
+    assert state_of(ledger, other) is State.CONFLICT
+
+
+def test_retry_of_a_conflict_whose_holder_is_gone_is_granted(ledger: Ledger):
+    holder, other = conflict_with(ledger, State.PENDING)
+    with ledger.write() as moves:
+        moves.fail_gone([holder], note="vanished", now=LATER)
+        assert moves.retry(other, now=LATER) is State.PENDING
+
+
+@pytest.mark.parametrize(
+    "state, sentence",
+    [
+        (State.SENDING, "is being sent right now"),
+        (State.STORED, "there is nothing to retry"),
+        (State.CONFIRMED, "is confirmed on the server"),
+        (State.DUPLICATE, "has the same content as row 1"),
+        (State.DISCARDED, "was discarded"),
+    ],
+)
+def test_retry_is_refused_with_a_sentence(ledger: Ledger, state: State, sentence: str):
+    entry_id = entry_in(ledger, state)
+    with pytest.raises(RefusedMove, match=sentence), ledger.write() as moves:
+        moves.retry(entry_id, now=LATER)
+    assert state_of(ledger, entry_id) is state
+
+
+def test_unknown_row_is_refused(ledger: Ledger):
+    with pytest.raises(RefusedMove, match="there is no row 4711"), ledger.write() as moves:
+        moves.retry(4711, now=LATER)
+
+
+def test_retry_of_a_rejected_file_is_a_wish_that_the_daemon_finds(ledger: Ledger):
+    entry_id = entry_in(ledger, State.REJECTED)
+    with ledger.write() as moves:
+        assert moves.retry(entry_id, now=LATER) is State.REJECTED
+    (wished,) = ledger.wishes()
+    assert (wished.entry_id, wished.wish, wished.reason) == (entry_id, Wish.RETRY, Reason.TRUNCATED)
+
+    with ledger.write() as moves:
+        (admitted,) = moves.admit([arrival(5)], now=LATER)
+        assert admitted.entry_id is not None
+        moves.readmitted(entry_id, admitted.entry_id, now=LATER)
+    entry = ledger.entry(entry_id)
+    assert entry is not None
+    assert (entry.state, entry.reason, entry.removed_at) == (State.DISCARDED, Reason.RETRIED, LATER)
+    assert f"row {admitted.entry_id}" in entry.note
+    assert ledger.wishes() == []
+    assert ledger.removable(before=LATER) == []  # its file is the other row's now
+
+
+def test_wish_that_cannot_be_carried_out_is_answered(ledger: Ledger):
+    entry_id = entry_in(ledger, State.REJECTED)
+    with ledger.write() as moves:
+        moves.admit_anyway(entry_id, now=LATER)
+    assert [wished.wish for wished in ledger.wishes()] == [Wish.ADMIT_ANYWAY]
+    with ledger.write() as moves:
+        moves.wish_failed(entry_id, note="its file is gone", now=LATER)
+        moves.wish_failed(entry_id, note="again", now=LATER)
+    assert ledger.wishes() == []
+    entry = ledger.entry(entry_id)
+    assert entry is not None
+    assert (entry.state, entry.note) == (State.REJECTED, "its file is gone")
+
+
+@pytest.mark.parametrize("reason", [Reason.NOT_DICOM, Reason.NO_UIDS, Reason.UNREADABLE])
+def test_file_with_nothing_to_send_is_not_admitted_anyway(ledger: Ledger, reason: Reason):
+    with ledger.write() as moves:
+        (entry_id,) = moves.refuse([refusal(1, reason=reason)], now=NOW)
+    with pytest.raises(RefusedMove, match="nothing in it to send"), ledger.write() as moves:
+        moves.admit_anyway(entry_id, now=LATER)
+
+
+def test_only_rejected_files_are_admitted_anyway(ledger: Ledger):
+    entry_id = entry_in(ledger, State.FAILED)
+    with pytest.raises(RefusedMove, match="only a REJECTED file"), ledger.write() as moves:
+        moves.admit_anyway(entry_id, now=LATER)
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.CONFLICT, State.REJECTED, State.DELETED])
+def test_discard_gives_a_row_up_and_lets_its_file_go_after_retain(ledger: Ledger, state: State):
+    entry_id = entry_in(ledger, state)
+    with ledger.write() as moves:
+        moves.discard(entry_id, now=LATER)
+    assert state_of(ledger, entry_id) is State.DISCARDED
+    assert entry_id in {row.entry_id for row in ledger.removable(before=LATER)}
+    assert entry_id not in {row.entry_id for row in ledger.removable(before=NOW)}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DUPLICATE, State.DISCARDED],
+)
+def test_discard_of_a_row_that_is_wanted_is_refused(ledger: Ledger, state: State):
+    entry_id = entry_in(ledger, state)
+    with pytest.raises(RefusedMove, match="can be discarded"), ledger.write() as moves:
+        moves.discard(entry_id, now=LATER)
+    assert state_of(ledger, entry_id) is state
+
+
+def test_discard_of_a_conflict_found_on_the_server_passes_on_to_its_duplicates(ledger: Ledger):
+    holder, duplicate = admit(ledger, arrival(1), arrival(1))
+    send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
+    apply(ledger, outcome(holder, State.CONFLICT, Reason.OTHER_CONTENT))
+    assert state_of(ledger, duplicate) is State.DUPLICATE
+    with ledger.write() as moves:
+        moves.discard(holder, now=LATER)
+    assert state_of(ledger, duplicate) is State.PENDING
+
+
+def test_duplicates_of_a_discarded_conflict_meet_whoever_holds_the_identity_now(ledger: Ledger):
+    holder, same, other = admit(ledger, arrival(1), arrival(1), arrival(1))
+    send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
+    apply(ledger, outcome(holder, State.CONFLICT, Reason.OTHER_CONTENT))
+    (new_holder,) = admit(ledger, arrival(1, seed="new"))
+    with ledger.write() as moves:
+        moves.discard(holder, now=LATER)
+
+    assert [state_of(ledger, each) for each in (same, other, new_holder)] == [
+        State.CONFLICT,
+        State.CONFLICT,
+        State.PENDING,
+    ]
+
+
+@pytest.mark.parametrize("holder_state", [State.PENDING, State.UNCERTAIN, State.STORED, State.CONFIRMED])
+def test_replace_swaps_a_conflict_and_its_holder_in_one_transaction(ledger: Ledger, holder_state: State):
+    holder, other = conflict_with(ledger, holder_state)
+    (third,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2.5"))
+    (duplicate,) = admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        assert moves.replace(other, now=LATER) == holder
+
+    replaced = ledger.entry(holder)
+    assert replaced is not None
+    assert (replaced.state, replaced.reason) == (State.DISCARDED, Reason.REPLACED)
+    batch = send(ledger)
+    assert [(part.entry_id, part.replaces) for part in batch.parts] == [(other, True)]
+    assert ledger.entry(third).holder_id == other
+    # What had the replaced content goes the way it goes.
+    assert state_of(ledger, duplicate) is State.DUPLICATE
+    assert duplicate in {row.entry_id for row in ledger.removable(before=LATER)}
+
+
+def test_replace_waits_while_the_holder_is_being_sent(ledger: Ledger):
+    holder, other = conflict_with(ledger, State.SENDING)
+    sentence = f"row {holder}, which holds the same UIDs, is being sent"
+    with pytest.raises(RefusedMove, match=sentence) as refused, ledger.write() as moves:
+        moves.replace(other, now=LATER)
+    assert refused.value.other_id == holder
+
+
+def test_replace_of_what_only_the_server_has(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
+    apply(ledger, outcome(entry_id, State.CONFLICT, Reason.OTHER_CONTENT))
+    with ledger.write() as moves:
+        assert moves.replace(entry_id, now=LATER) == 0
+    assert send(ledger).parts[0].replaces
+
+
+def test_only_a_conflict_replaces(ledger: Ledger):
+    entry_id = entry_in(ledger, State.FAILED)
+    with pytest.raises(RefusedMove, match="only a CONFLICT can replace"), ledger.write() as moves:
+        moves.replace(entry_id, now=LATER)
+
+
+def test_row_whose_file_was_removed_is_not_sent_again(ledger: Ledger):
+    entry_id = entry_in(ledger, State.CONFIRMED)
+    with ledger.write() as moves:
+        moves.mark_removed([entry_id], now=LATER)
+    apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+    with pytest.raises(RefusedMove, match="its file was removed on 2026-03-01"), ledger.write() as moves:
+        moves.retry(entry_id, now=LATER)
+
+
+def test_retry_all_moves_what_it_can_and_says_why_not_the_rest(ledger: Ledger):
+    failed = entry_in(ledger, State.FAILED, 1)
+    again = entry_in(ledger, State.FAILED, 1)  # the same identity, failed a second time
+    rejected = entry_in(ledger, State.REJECTED, 2)
+    other_study = entry_in(ledger, State.FAILED, 3, study=2)
+
+    with ledger.write() as moves:
+        retried = moves.retry_all(Choice(state=State.FAILED), now=LATER)
+    assert (retried.moved, retried.wished) == ((failed, other_study), ())
+    assert [refused.entry_id for refused in retried.refused] == [again]
+
+    with ledger.write() as moves:
+        retried = moves.retry_all(Choice(reason=Reason.TRUNCATED), now=LATER)
+    assert (retried.moved, retried.wished, retried.refused) == ((), (rejected,), ())
+
+
+def test_retry_all_by_study_leaves_other_studies_alone(ledger: Ledger):
+    mine, other = entry_in(ledger, State.FAILED, 1), entry_in(ledger, State.FAILED, 2, study=2)
+    with ledger.write() as moves:
+        moves.retry_all(Choice(study_uid="1.2.1", since=NOW), now=LATER)
+    assert (state_of(ledger, mine), state_of(ledger, other)) == (State.PENDING, State.FAILED)
+
+
+def test_retry_all_of_everything_is_refused(ledger: Ledger):
+    with pytest.raises(RefusedMove, match="say which rows"), ledger.write() as moves:
+        moves.retry_all(Choice(), now=LATER)
+
+
+def test_decision_in_another_process_keeps_the_daemons_sums(tmp_path: Path, ledger: Ledger):
+    """The daemon's ledger stays open; `ingestd retry` has its own, without host, spool or limits."""
+    entry_id = entry_in(ledger, State.FAILED)
+    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", create=False) as person, person.write() as moves:
+        moves.retry(entry_id, now=LATER)
+    assert [study.waiting for study in ledger.studies_due(now=LATER)] == [1]
+
+
+def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
+    for number, state in enumerate(State, start=1):
+        if state not in (State.DUPLICATE, State.CONFLICT):
+            entry_in(ledger, state, number, study=number)
+    entry_in(ledger, State.CONFLICT, 50, study=50)
+    with ledger.write() as moves:
+        moves.refuse([refusal(60, reason=Reason.NOT_DICOM), refusal(61, reason=Reason.DICOMDIR)], now=NOW)
+        moves.inbox_report(InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW)
+
+    status = ledger.status()
+
+    assert status.states == ledger.counts()
+    assert (status.needs_person, status.clutter, status.held) == (4, 2, 0)
+    assert status.oldest_unconfirmed_at == NOW
+    assert status.destination is not None
+    assert sum(count.rows for count in status.counts) == sum(status.states.values())
+    assert status.studies_waiting == 2
+
+
+def test_nothing_unconfirmed_has_no_age(ledger: Ledger):
+    entry_in(ledger, State.CONFIRMED)
+    assert ledger.oldest_unconfirmed_at() is None
+    assert ledger.unfinished() == ledger.unfinished(up_to_id=10) == 0
+
+
+def test_unfinished_counts_up_to_a_row(ledger: Ledger):
+    admit(ledger, arrival(1), arrival(2), arrival(3))
+    assert (ledger.unfinished(), ledger.unfinished(up_to_id=2), ledger.last_id()) == (3, 2, 3)
+
+
+def hashes(ledger: Ledger) -> dict[str, str]:
+    return {
+        "patient_hash": ledger.search_hash("patient", "4711"),
+        "accession_hash": ledger.search_hash("accession", "A-1"),
+    }
+
+
+def test_studies_are_found_by_all_that_an_administrator_may_know(ledger: Ledger):
+    admit(ledger, arrival(1, study=1, modality="CT", **hashes(ledger)), arrival(2, study=1, modality="SR"))
+    admit(ledger, arrival(1, study=2, modality="MR"), now=LATER)
+    send(ledger, 2, now=LATER)
+
+    def found(**choice: object) -> list[str]:
+        return [study.study_uid for study in ledger.studies(Choice(**choice))]  # type: ignore[arg-type]
+
+    assert found() == ["1.2.2", "1.2.1"]
+    assert found(study_uid="1.2.1") == ["1.2.1"]
+    assert found(patient_hash=ledger.search_hash("patient", "4711 ")) == ["1.2.1"]
+    assert found(accession_hash=ledger.search_hash("accession", "A-1")) == ["1.2.1"]
+    assert found(patient_hash=ledger.search_hash("accession", "4711")) == []
+    assert found(modality="MR") == ["1.2.2"]
+    assert found(state=State.STORED) == ["1.2.2"]
+    assert found(since=LATER) == ["1.2.2"]
+    (study,) = ledger.studies(Choice(study_uid="1.2.1"))
+    assert study.modalities == ("CT", "SR")
+    assert (study.states[State.PENDING], study.size_bytes, study.host) == (2, 2000, "host-a")
+
+
+def test_listings_are_paged_without_gaps_or_repeats(ledger: Ledger):
+    for number in range(7):
+        admit(ledger, arrival(number, study=number), now=NOW + timedelta(seconds=number // 2))
+    entry_in(ledger, State.CONFIRMED, 99, study=99)
+
+    studies, after = [], None
+    while page := ledger.studies(limit=3, after=after):
+        studies += [study.study_uid for study in page]
+        after = page[-1]
+    assert len(studies) == len(set(studies)) == 8
+
+    entries, last = [], None
+    while rows := ledger.entries(limit=3, after=last):
+        entries += [entry.entry_id for entry in rows]
+        last = rows[-1]
+    assert sorted(entries) == list(range(1, 9))
+    assert entries[0] == 8
+
+
+def test_entries_are_found_by_state_reason_and_label(ledger: Ledger):
+    first, second = admit(ledger, arrival(1, **hashes(ledger)), arrival(2, study=2, modality="MR"))
+    send(ledger, 2, state=State.FAILED, reason=Reason.REFUSED, answered=True)
+
+    def found(**choice: object) -> list[int]:
+        return [entry.entry_id for entry in ledger.entries(Choice(**choice))]  # type: ignore[arg-type]
+
+    assert found(state=State.FAILED) == found(reason=Reason.REFUSED) == found(modality="MR") == [second]
+    assert found(study_uid="1.2.2") == found(since=LATER) == [second]
+    assert found(patient_hash=hashes(ledger)["patient_hash"]) == [first]
+    assert found(accession_hash=hashes(ledger)["accession_hash"]) == [first]
+    assert found(modality="US") == []
+
+
+def test_search_words_say_nothing_without_their_key(tmp_path: Path, ledger: Ledger):
+    word = ledger.search_hash("patient", "4711")
+    assert word == ledger.search_hash("patient", "4711")
+    assert ledger.search_hash("patient", " ") == ""
+    assert "4711" not in word
+    key = tmp_path / "ledger.db.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", read_only=True) as reader:
+        assert reader.search_hash("patient", "4711") == word
+
+
+def test_file_is_found_by_id_uid_and_path(ledger: Ledger, tmp_path: Path):
+    (entry_id,) = admit(ledger, arrival(1, relative_path="sub/IM1"))
+    with ledger.write() as moves:
+        moves.inbox_report(InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW)
+    entry = ledger.entry(entry_id)
+    assert entry is not None
+    uids = identity(1)
+    known = [
+        str(entry_id),
+        uids.sop_uid,
+        uids.series_uid,
+        uids.study_uid,
+        "sub/IM1",
+        "/drop/sub/IM1",
+        str(entry.file),
+        str(entry.path),
+    ]
+    assert entry.file == tmp_path / "spool-host-a" / str(entry.path)
+    for text in known:
+        assert [found.entry_id for found in ledger.find(text)] == [entry_id], text
+    assert ledger.find("1.2.3.4.5") == ledger.find("/drop/other") == ledger.find("9" * 30) == []
+
+
+def test_story_tells_every_move_with_its_attempts_holder_and_duplicates(ledger: Ledger):
+    holder, duplicate = admit(ledger, arrival(1), arrival(1))
+    send(
+        ledger,
+        state=State.UNCERTAIN,
+        reason=Reason.NO_VERDICT,
+        evidence={"phase": "answer"},
+        body_bytes_left=1000,
+        error="the connection was reset",
+        seconds=1.5,
+    )
+    confirm(ledger, holder)
+
+    story = ledger.story(holder)
+    assert story is not None
+    assert [event.after for event in story.history] == [
+        State.PENDING,
+        State.SENDING,
+        State.UNCERTAIN,
+        State.CONFIRMED,
+    ]
+    assert story.history[2].evidence == {"phase": "answer"}
+    (attempt,) = story.attempts
+    assert (attempt.error, attempt.seconds, attempt.body_bytes_left) == ("the connection was reset", 1.5, 1000)
+    assert [each.entry_id for each in story.duplicates] == [duplicate]
+    other = ledger.story(duplicate)
+    assert other is not None
+    assert other.holder is not None
+    assert other.holder.entry_id == holder
+    assert [each.entry_id for each in other.same_identity] == [holder]
+    assert ledger.story(99) is None
