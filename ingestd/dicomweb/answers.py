@@ -55,14 +55,15 @@ class Answer:
         return "Content-Length" in self.headers or "chunked" in coding
 
     def read(self, size_bytes: int) -> bytes:
-        """Read up to so many bytes of the body, b"" at its end.
+        """Read what has come of the body, at most so many bytes; b"" at its end.
 
         Raises Unintelligible where the body breaks off, Unavailable when it comes too slowly or the connection breaks.
         """
         self._flight.begin_wait()
         data = b""
         try:
-            data = self._response.raw.read(size_bytes, decode_content=False)
+            # What has come, not more: a ``read`` would wait until it has so many bytes, or lose what it has.
+            data = self._response.raw.read1(size_bytes, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             raise self._broken(error) from None  # its text may hold the URL
         finally:

@@ -145,7 +145,7 @@ def _look(
             body=body,
             accepts=(200, 202, 204, 206, 404, 409),
         ) as answer:
-            text = answer.read(65_536).decode("utf-8", "replace") if answer.status != 204 else ""
+            text = answer.read_all(16 * 1024 * 1024).decode("utf-8", "replace") if answer.status != 204 else ""
             return _Look(answer.status, text, dict(answer.headers))
     except (TokenError, NotAuthorized):
         raise

@@ -50,7 +50,7 @@ def error_of(answer: Answer, what: str, *, base_url: str) -> DicomWebError:
     """Turn an answer whose status was not asked for into its error; reads the beginning of its body."""
     status = answer.status
     try:
-        text = answer.read(ERROR_BODY_LIMIT).decode("utf-8", "replace")[:SERVER_TEXT_LIMIT].strip()
+        text = answer.read_all(ERROR_BODY_LIMIT).decode("utf-8", "replace")[:SERVER_TEXT_LIMIT].strip()
     except DicomWebError:
         text = ""
     facts: dict[str, Any] = {
