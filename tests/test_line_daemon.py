@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid, write_instance
 from tests.emulating import stores
-from tests.running import Site, session_members, wait_until
+from tests.running import Daemon, Site, session_members, wait_until
 
 
 @pytest.fixture
@@ -166,18 +167,12 @@ def test_killed_while_posting_it_asks_before_it_sends_again(site: Site, server: 
     with site.start() as daemon:
         site.wait_for({"SENDING": 3})
         daemon.kill()
-    # What the kernel had taken in still reaches the server: it stores it, and nobody reads the answer.
-    wait_until(lambda: len(stores(server.requests)) == 3, what="the server storing all three")
     with site.start():
         site.wait_for({"CONFIRMED": 3})
 
     assert [line["result"] for line in stores(server.requests)] == ["stored"] * 3
-    assert {event.after for story in site.stories() for event in story.history} == {
-        "PENDING",
-        "SENDING",
-        "UNCERTAIN",
-        "CONFIRMED",
-    }
+    for story in site.stories():
+        assert [event.after for event in story.history][:3] == ["PENDING", "SENDING", "UNCERTAIN"]
 
 
 @pytest.fixture
@@ -198,32 +193,56 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_full_disk_stops_the_intake_loses_nothing_and_resumes(small_disk: Path, tmp_path: Path, server: Emulator):
+def test_intake_stops_before_the_disk_is_full_and_resumes(small_disk: Path, tmp_path: Path, server: Emulator):
     site = Site(
         tmp_path / "site",
         server.url,
         inboxes=[{"path": str(small_disk / "drop"), "settle": "100ms", "incomplete_after": "2s"}],
         spool={"path": str(small_disk / "spool"), "low_water": "4MB"},
     )
-    drop = small_disk / "drop"
+    drop, ballast = small_disk / "drop", small_disk / "ballast"
     drop.mkdir()
     with site.start() as daemon:
-        write_instance(drop / "before")
-        site.wait_for({"CONFIRMED": 1})
-        ballast = small_disk / "ballast"
-        with ballast.open("wb") as file:
-            # Below the mark, with room left for the file that comes next.
-            file.write(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - 2_000_000))
-        write_instance(drop / "while full")
-        wait_until(lambda: says_disk_is_low(site, daemon.log), what="word of the low disk")
-        assert site.states() == {"CONFIRMED": 1}
-        assert (drop / "while full").exists()
+        fill(ballast, leave_bytes=2_000_000)
+        wait_until(lambda: says(daemon, "spool.disk_low"), what="word of the low disk")
+        write_instance(drop / "image")
+        wait_until(lambda: reported(site)["files_seen"], what="a report with the file", within_seconds=45)
+        assert site.states() == {}
+        assert (drop / "image").exists()
 
         ballast.unlink()
-        site.wait_for({"CONFIRMED": 2}, within_seconds=45)
-        assert daemon.is_running()
+        site.wait_for({"CONFIRMED": 1}, within_seconds=45)
 
 
-def says_disk_is_low(site: Site, log: Path) -> bool:
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    return any("low" in line.get("event", "") for line in lines)
+def reported(site: Site) -> Counter[str]:
+    """What the daemon last reported of its only inbox."""
+    inboxes = json.loads(site.command("status", "--json").stdout)["inboxes"]
+    return Counter(inboxes[0]["counts"] if inboxes else {})
+
+
+def test_spool_without_room_leaves_the_file_where_it_is_until_there_is(
+    small_disk: Path, tmp_path: Path, server: Emulator
+):
+    site = Site(tmp_path / "site", server.url, spool={"path": str(small_disk / "spool"), "low_water": "1kB"})
+    ballast = small_disk / "ballast"
+    with site.start() as daemon:
+        fill(ballast, leave_bytes=100_000)
+        path = write_instance(site.drop / "image", rows=1000, columns=1000)
+        content = path.read_bytes()
+        wait_until(lambda: says(daemon, "inbox.not_taken"), what="word of the full spool", within_seconds=30)
+        assert path.read_bytes() == content
+        assert site.states() == {}
+
+        ballast.unlink()
+        site.wait_for({"CONFIRMED": 1}, within_seconds=60)
+        wait_until(lambda: not path.exists(), what="the source's removal")
+
+
+def fill(ballast: Path, *, leave_bytes: int) -> None:
+    """Fill the disk but for so much."""
+    room = os.statvfs(ballast.parent)
+    ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - leave_bytes))
+
+
+def says(daemon: Daemon, event: str) -> bool:
+    return any(f'"event": "{event}"' in line for line in daemon.log.read_text().splitlines())
