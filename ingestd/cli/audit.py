@@ -78,17 +78,19 @@ def _identity(identity: Identity) -> dict[str, str]:
     return {"study_uid": identity.study_uid, "series_uid": identity.series_uid, "sop_uid": identity.sop_uid}
 
 
+def open_as_daemon(config: Config, spool: Spool) -> Ledger:
+    """Open the ledger as the daemon of this spool sees it: rows with their files, and the destination held to."""
+    url = config.destination.url
+    return Ledger.open(config.ledger, host=spool.host, spool=spool.path, destination=url, create=False)
+
+
 def audit_all(
     config: Config, *, share: float, budget: timedelta, progress: Callable[[int, int], None] | None
 ) -> Report:
     """Audit study after study until all are done, the budget is spent, or the server does not answer."""
     with ExitStack() as stack:
         spool = Spool(config.spool.path)
-        ledger = stack.enter_context(
-            Ledger.open(
-                config.ledger, host=spool.host, spool=spool.path, destination=config.destination.url, create=False
-            )
-        )
+        ledger = stack.enter_context(open_as_daemon(config, spool))
         client = stack.enter_context(client_of(config))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="audit-", dir=spool.path)))
         auditor = _Auditor(config, ledger, client, stack, progress)
@@ -188,15 +190,21 @@ class _Auditor:
         if finding.copy is not None:
             finding.copy.unlink(missing_ok=True)
         if not isinstance(judged, Outcome):
-            report.not_told.append(finding.row)
+            # There, and nothing more was asked; or fetched, and it could not be compared now.
+            settled = finding.present is True and finding.copy is None
+            self._count(finding, agrees=settled)
             return None
         if judged.state is State.CONFLICT:
             report.different.append(finding.row)
-        elif finding.present:
-            report.agree += 1
-        elif finding.present is None:
-            report.not_told.append(finding.row)
+        elif finding.present is not False:
+            self._count(finding, agrees=finding.present is True)
         return judged
+
+    def _count(self, finding: Finding, *, agrees: bool) -> None:
+        if agrees:
+            self.report.agree += 1
+        else:
+            self.report.not_told.append(finding.row)
 
     def _compare(self, ours: str, theirs: str) -> Sameness | None:
         if self._comparer is None:

@@ -17,7 +17,6 @@ from .frame import (
     config_option,
     daemon_pid,
     json_option,
-    ledger_for_moves,
     load_config,
     need_owner,
     plain,
@@ -74,6 +73,7 @@ def command(*, config: Path | None, as_json: bool, full: bool, compare: float, t
     """
     settings = load_config(config)
     need_owner(settings.spool.path)
+    need_owner(settings.ledger_file)
     if full:
         return _full(settings, share=compare / 100, budget=timeout or timedelta(hours=1), as_json=as_json)
     if compare:
@@ -100,8 +100,13 @@ def _words(settled: Settled) -> str:
 def ask_now(config: Config, timeout: timedelta) -> Settled:
     """Have everything that waits for proof asked about now, by the running daemon or by ourselves, and wait for it."""
     deadline = time.monotonic() + timeout.total_seconds()
-    with ledger_for_moves(config) as ledger:
-        asked = list(_unproven_ids(ledger))
+    from ingestd.inbox import Spool
+
+    from .audit import open_as_daemon
+
+    spool = Spool(config.spool.path)
+    with open_as_daemon(config, spool) as ledger:
+        asked = list(_unproven_ids(ledger, spool.host))
         for start in range(0, len(asked), 1000):
             with ledger.write() as moves:
                 moves.check_again(asked[start : start + 1000], at=datetime.now(UTC))
@@ -115,14 +120,15 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
         return _what_became(ledger, asked)
 
 
-def _unproven_ids(ledger: Ledger) -> Iterator[int]:
+def _unproven_ids(ledger: Ledger, host: str) -> Iterator[int]:
+    """Say which of the daemon's rows wait for proof; those of an interrupted ``send`` are its next run's."""
     from ingestd.ledger import Choice, Entry
     from ingestd.lifecycle import State
 
     for state in (State.STORED, State.UNCERTAIN):
         last: Entry | None = None
         while page := ledger.entries(Choice(state=state), after=last):
-            yield from (entry.entry_id for entry in page)
+            yield from (entry.entry_id for entry in page if entry.host == host)
             last = page[-1]
 
 
@@ -166,7 +172,7 @@ def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
             due = daemon.tick()
             if daemon.proof.is_idle and not _waiting(daemon.ledger, asked):
                 break
-            daemon.wait(min(due, deadline), busy=False)
+            daemon.wait(min(due, deadline))
     finally:
         daemon.close()
 
