@@ -137,7 +137,7 @@ def _native(file: IO[bytes], offset: int, length: int, header: Header, index: in
         raise Problem(404, FRAME_NOT_FOUND)
     file.seek(offset + first // 8)
     content = file.read((last + 7) // 8 - first // 8)
-    if first % 8 == 0:
+    if first % 8 == 0 and bits % 8 == 0:
         return content
     # Bit-packed frames need not begin on a byte (PS3.5 §8.1.1).
     shifted = int.from_bytes(content, "little") >> (first % 8)

@@ -67,7 +67,7 @@ def _start(call: Call, studies: list[str], change: dict[str, Any]) -> Response:
         running = active(tx, "update")
         if running is not None:
             raise already_active(call, "Update", running)
-        given = {
+        given: dict[str, Any] = {
             "studies": list(dict.fromkeys(studies)),
             "change": change,
             "partition": call.partition_key,
