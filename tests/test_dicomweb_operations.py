@@ -532,7 +532,7 @@ def test_partitions_that_are_off_are_refused(client):
 
 
 def test_probe_tells_azure_and_its_versions(server, client):
-    capabilities = client.probe(try_store=True)
+    capabilities = client.probe(try_writes=True)
 
     assert (capabilities.kind, capabilities.api_version) == ("azure", 2)
     assert capabilities.has_change_feed

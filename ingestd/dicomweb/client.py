@@ -298,12 +298,13 @@ class DicomWebClient:
         """Start an export of ``study[/series[/instance]]`` to a blob container; returns the operation's id (Azure)."""
         return start_export(self.transport, values, destination)
 
-    def probe(self, *, try_store: bool = False) -> Capabilities:
+    def probe(self, *, try_writes: bool = False) -> Capabilities:
         """Find out what the server is and can do; see ``Capabilities``.
 
-        Reads only, unless ``try_store``: that posts a few bytes that are no DICOM, which no server can store.
+        Reads only, unless ``try_writes``: that posts a few bytes that are no DICOM, which no server can store, and
+        deletes a study under a UID made up for it, which no server can have.
         """
-        return probe(self, try_store=try_store)
+        return probe(self, try_writes=try_writes)
 
     def delete(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> None:
         """Delete a study, series or instance (Azure conformance v2, Delete); raises NotFound if nothing was there."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from ingestd.dicomweb.errors import DicomWebError, NotAuthorized, Refused, TokenError, Unavailable
-from ingestd.dicomweb.transport import Transport
+from ingestd.dicomweb.transport import Transport, path_of
 
 # What a client may want a search answered in.
 ACCEPTS = (
@@ -16,6 +17,7 @@ ACCEPTS = (
     'multipart/related; type="application/dicom+xml"',
     "*/*",
 )
+PLAIN_PATHS = frozenset({"/studies", "/changefeed/latest", "/extendedquerytags", "/workitems"})
 NO_DICOM = b"this is no DICOM instance, and no server can store it\r\n"
 
 
@@ -32,6 +34,7 @@ class Capabilities:
     has_change_feed: bool
     has_query_tags: bool
     has_workitems: bool
+    has_delete: bool | None
     has_upsert: bool | None
     takes_single_part: bool | None
     duplicates: str | None
@@ -60,7 +63,7 @@ class _Look:
     headers: Mapping[str, str]
 
 
-def probe(client: Prober, *, try_store: bool) -> Capabilities:
+def probe(client: Prober, *, try_writes: bool) -> Capabilities:
     """Ask the server harmless questions. Raises TokenError, NotAuthorized and Unavailable: then nothing can be told."""
     transport = client.transport
     notes: list[str] = []
@@ -81,7 +84,8 @@ def probe(client: Prober, *, try_store: bool) -> Capabilities:
     )
     tags = _look(transport, "GET", "/extendedquerytags", params=[("limit", "1")], accept="application/json")
     workitems = _look(transport, "GET", "/workitems", params=[("limit", "1")], accept=ACCEPTS[0])
-    takes_single_part = _takes_single_part(transport, notes) if try_store else None
+    takes_single_part = _takes_single_part(transport, notes) if try_writes else None
+    has_delete = _has_delete(transport) if try_writes else None
     if kind == "azure":
         takes_single_part = True if takes_single_part is None else takes_single_part
     elif kind == "orthanc":
@@ -92,6 +96,7 @@ def probe(client: Prober, *, try_store: bool) -> Capabilities:
         has_change_feed=has_feed,
         has_query_tags=tags.status in {200, 204},
         has_workitems=workitems.status in {200, 204},
+        has_delete=has_delete,
         has_upsert=False if kind == "orthanc" else None,
         takes_single_part=takes_single_part,
         duplicates={"azure": "refused", "orthanc": "kept"}.get(kind),
@@ -122,6 +127,11 @@ def _takes_single_part(transport: Transport, notes: list[str]) -> bool | None:
     return None
 
 
+def _has_delete(transport: Transport) -> bool | None:
+    look = _look(transport, "DELETE", path_of("studies", f"2.25.{uuid.uuid4().int}"), accept=ACCEPTS[1])
+    return {404: True, 204: True, 405: False, 501: False}.get(look.status)
+
+
 def _look(
     transport: Transport,
     method: str,
@@ -139,7 +149,7 @@ def _look(
         with transport.send(
             method,
             path,
-            route=path if "1.2.3" not in path else "/studies/{study}/metadata",
+            route=path if path in PLAIN_PATHS else "/studies/{study}",
             params=params or (),
             headers=headers,
             body=body,
