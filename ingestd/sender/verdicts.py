@@ -33,7 +33,7 @@ STUCK_AFTER = timedelta(days=1)
 # A server may still be busy with a request whose answer we did not get; its rows are asked about a little later.
 ASK_AFTER = timedelta(seconds=5)
 # The feed brings a STORED row up by itself; only one that it has not shown by then is looked at for its own sake.
-FEED_SHOWS_WITHIN = timedelta(minutes=2)
+FEED_SHOWS_WITHIN = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
