@@ -64,9 +64,16 @@ def check_all(config: Config, *, for_start: bool) -> Iterator[Finding]:
     yield from _guarded("disk", lambda: _disk(config))
     yield from _guarded("ledger", lambda: _ledger(config))
     yield from _guarded("watching", lambda: _watching(config))
-    yield from _guarded("auth", lambda: _secrets(config))
-    yield from _guarded("tls", lambda: _tls(config))
-    if not for_start:
+    in_the_way = False
+    for name, check in (("auth", _secrets), ("tls", _tls)):
+        for finding in _guarded(name, lambda check=check: check(config)):  # type: ignore[misc]
+            in_the_way = in_the_way or finding.result == "bad"
+            yield finding
+    if for_start:
+        return
+    if in_the_way:
+        yield _note("server", "not asked before auth and tls are mended")
+    else:
         yield from _guarded("server", lambda: _server(config))
 
 
