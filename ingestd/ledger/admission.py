@@ -343,6 +343,7 @@ def reread(
         need=None,
         source=arrival.source,
         path=arrival.path,
+        in_place=int(arrival.in_place),
         study_uid=arrival.identity.study_uid,
         series_uid=arrival.identity.series_uid,
         sop_uid=arrival.identity.sop_uid,
