@@ -8,8 +8,9 @@ What is hashed, for every element in the order of the file::
 
 Each record ends with its letter and fixed sizes, so the whole can be read backwards in one way only: different content
 cannot give the same bytes. Left out: group lengths and Length to End (0008,0001), which are about lengths; Data Set
-Trailing Padding (FFFC,FFFC); the VR, as writers that know a private element better name it instead of UN; and the
-padding of values: trailing spaces and NULs of text, one trailing NUL of bytes of even length.
+Trailing Padding (FFFC,FFFC); the VR, as writers that know an element better name it instead of UN; and the padding of
+values, by what the standard says of the tag: trailing spaces and NULs of text, one trailing NUL of bytes of even
+length, nothing of numbers, one space or NUL where the tag is private or unknown.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ LENGTH_TO_END = 0x00080001
 _TAIL = 1 << 16
 _TAG = struct.Struct("<I").pack
 _VALUE_END = struct.Struct("<Qc").pack
-_NUMBERS = frozenset((b"AT", b"FD", b"FL", b"OD", b"OF", b"OL", b"OV", b"SL", b"SS", b"SV", b"UL", b"US", b"UV"))
+_NUMBERS = frozenset(
+    (b"AT", b"FD", b"FL", b"OD", b"OF", b"OL", b"OV", b"SL", b"SS", b"SV", b"UL", b"US", b"US or SS", b"UV")
+)
 
 
 def canonical_digest(fd: int, *, limits: Limits | None = None, progress: Progress = ignore_progress) -> str:
@@ -42,7 +45,8 @@ def canonical_digest(fd: int, *, limits: Limits | None = None, progress: Progres
     file = OpenedFile(fd, limits=limits, progress=progress)
     file.read_meta()
     window = file.open_dataset()
-    walker = Walker(window, encoding=file.encoding, limits=limits, everything=True)
+    # What begins with an item is a sequence, also as UN: a writer that knows the element better writes it as SQ.
+    walker = Walker(window, encoding=file.encoding, limits=limits, everything=True, is_sequence=lambda _tag: True)
     return _Digester(walker).digest()
 
 
@@ -67,7 +71,7 @@ class _Digester:
                 self._sha.update(b"j")
             elif event is Event.ELEMENT:
                 if not _is_about_lengths(walker.tag):
-                    self._value(_TAG(walker.tag), walker.vr or dictionary_vr(walker.tag).encode("ascii"))
+                    self._value(_TAG(walker.tag), dictionary_vr(walker.tag).encode("ascii"))
             else:  # a fragment, or content that is no elements: its bytes
                 self._open()
                 self._value(b"", b"OB")
@@ -88,8 +92,6 @@ class _Digester:
     def _value(self, tag: bytes, vr: bytes) -> None:
         """Hash a value without its padding: all but its last bytes at once, those when its end is known."""
         walker = self._walker
-        if vr == b"UN":
-            vr = dictionary_vr(walker.tag).encode("ascii")
         length = walker.length
         self._sha.update(tag)
         held = b""
@@ -114,4 +116,5 @@ def _trim(tail: bytes, vr: bytes, length: int) -> bytes:
         return tail.rstrip(b" \0")
     if vr in _NUMBERS:
         return tail
-    return tail[:-1] if length % 2 == 0 and tail.endswith(b"\0") else tail
+    pads = (b"\0", b" ") if vr == b"UN" else b"\0"
+    return tail[:-1] if length % 2 == 0 and tail.endswith(pads) else tail

@@ -80,8 +80,10 @@ class Walker:
         self._limits = limits
         self._chosen = Everything() if everything else chosen
         self._everything = everything
-        # Whether an implicit element of known length that looks like a sequence is one; None: it is.
+        # Whether an element of known length that begins with an item is a sequence: asked for implicit elements and
+        # UN. None: implicit ones are, UN is not.
         self._is_sequence = is_sequence
+        self._plain_vrs = _PLAIN_LONG_VRS if is_sequence is None else _PLAIN_LONG_VRS - {b"UN"}
         self._frame: Frame | None = None
         self._stack: list[Frame | None] = []
         self._value_end: int | None = None
@@ -147,13 +149,14 @@ class Walker:
         header = _EXPLICIT_BIG if self.big else _EXPLICIT_LITTLE
         uint32 = _UINT32_BIG if self.big else _UINT32_LITTLE
         chosen = self._chosen if frame is None or self._everything else ()
+        plain = self._plain_vrs
         count, odd, tag = 0, 0, self.last_tag
         found = False
         while pos + 8 <= limit:
             group, number, vr, length = header(buf, pos)
             if vr in SHORT_VRS:
                 start = pos + 8
-            elif vr in _PLAIN_LONG_VRS and pos + 12 <= limit:
+            elif vr in plain and pos + 12 <= limit:
                 length = uint32(buf, pos + 8)[0]
                 start = pos + 12
             else:
@@ -289,12 +292,13 @@ class Walker:
         """Whether an element of known length is to be entered as a sequence."""
         if vr == b"SQ":
             return True
-        if vr or length < 8 or not self.window.fill(4):
+        if vr not in (b"", b"UN") or length < 8 or not self.window.fill(4):
             return False
         pos = self.window.pos
-        if self.window.buf[pos : pos + 4] != (_ITEM_BIG if self.big else _ITEM_LITTLE):
+        item = _ITEM_BIG if self.big and not vr else _ITEM_LITTLE
+        if self.window.buf[pos : pos + 4] != item:
             return False
-        return self._is_sequence is None or self._is_sequence(tag)
+        return not vr if self._is_sequence is None else self._is_sequence(tag)
 
     def _undefined(self, tag: int, vr: bytes) -> Event | None:
         """Begin content of undefined length; the window stands at its first byte."""
