@@ -338,8 +338,10 @@ def test_lost_answer_with_somebody_else_s_post_under_way_is_settled_by_content(
 
 
 @pytest.mark.parametrize("fault", ["drop_after_store", "half_answer", "error_after_store"])
-def test_lost_answer_to_what_was_stored_is_confirmed_without_a_second_post(tmp_path, scratch, fault):
-    with Emulator(faults=[f"{fault}=1"]) as server, Site(server.url, Rules(profile=AZURE), scratch) as azure:
+def test_lost_answer_to_what_was_stored_is_confirmed_without_a_second_post(tmp_path, emulator, scratch, fault):
+    emulator.faults.add(fault, count=1, method="POST")
+    before = len(emulator.requests)
+    with Site(emulator.url, Rules(profile=AZURE), scratch) as azure:
         study_uid = fresh_uid(1)
         rows = azure.send(*(make(tmp_path, study_uid=study_uid) for _ in range(2)))
         assert [row.state for row in rows] == [State.UNCERTAIN] * 2
@@ -347,12 +349,13 @@ def test_lost_answer_to_what_was_stored_is_confirmed_without_a_second_post(tmp_p
         azure.settle(rows)
 
         assert [(row.state, row.reason) for row in rows] == [(State.CONFIRMED, Reason.CONTENT_CHECK)] * 2
-        posts = [line for line in server.requests if line.get("method") == "POST"]
+        posts = [line for line in emulator.requests[before:] if line.get("method") == "POST"]
     assert len(posts) == 1
 
 
-def test_lost_answer_to_what_was_not_stored_is_sent_again_after_two_absences(tmp_path, scratch):
-    with Emulator(faults=["drop_after_body=1"]) as server, Site(server.url, Rules(profile=AZURE), scratch) as azure:
+def test_lost_answer_to_what_was_not_stored_is_sent_again_after_two_absences(tmp_path, emulator, scratch):
+    emulator.faults.add("drop_after_body", count=1, method="POST")
+    with Site(emulator.url, Rules(profile=AZURE), scratch) as azure:
         (row,) = azure.send(make(tmp_path))
         began = azure.asking.now()
 
@@ -363,8 +366,9 @@ def test_lost_answer_to_what_was_not_stored_is_sent_again_after_two_absences(tmp
         assert azure.asking.now() - began >= AZURE.absence_wait
 
 
-def test_what_the_server_loses_after_its_answer_is_noticed_and_sent_again(tmp_path, scratch):
-    with Emulator(faults=["lose_stored=1"]) as server, Site(server.url, Rules(profile=AZURE), scratch) as azure:
+def test_what_the_server_loses_after_its_answer_is_noticed_and_sent_again(tmp_path, emulator, scratch):
+    emulator.faults.add("lose_stored", count=1)
+    with Site(emulator.url, Rules(profile=AZURE), scratch) as azure:
         (row,) = azure.send(make(tmp_path))
         assert State.STORED is row.state
 
@@ -447,11 +451,10 @@ def test_verify_content_retrieves_what_the_feed_would_have_been_enough_for(tmp_p
     assert (row.state, row.reason) == (State.CONFIRMED, Reason.CONTENT_CHECK)
 
 
-def test_server_that_alters_what_it_stores_is_found_by_verify_content(tmp_path, scratch):
-    with Emulator(faults=["alter_stored=1"]) as server:
-        rules = Rules(profile=AZURE, verify=Verify.CONTENT)
-        with Site(server.url, rules, scratch) as azure:
-            (row,) = azure.deliver(make(tmp_path))
+def test_server_that_alters_what_it_stores_is_found_by_verify_content(tmp_path, emulator, scratch):
+    emulator.faults.add("alter_stored", count=1)
+    with Site(emulator.url, Rules(profile=AZURE, verify=Verify.CONTENT), scratch) as azure:
+        (row,) = azure.deliver(make(tmp_path))
 
     assert (row.state, row.reason) == (State.CONFLICT, Reason.OTHER_CONTENT)
 

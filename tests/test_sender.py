@@ -195,9 +195,9 @@ def test_replacement_is_put_alone_and_to_be_compared(tmp_path, emulator):
         ("being_created", {State.PENDING}, None, False),
     ],
 )
-def test_server_s_faults_end_where_the_table_says(tmp_path, fault, states, pause, charge):
-    with Emulator(faults=[fault]) as server:
-        result = post(server.url, [make_part(tmp_path, size=2_000_000)])
+def test_server_s_faults_end_where_the_table_says(tmp_path, emulator, fault, states, pause, charge):
+    emulator.faults.add(fault, count=1, method="POST")
+    result = post(emulator.url, [make_part(tmp_path, size=2_000_000)])
 
     (outcome,) = result.outcomes
     assert outcome.state in states
@@ -206,9 +206,9 @@ def test_server_s_faults_end_where_the_table_says(tmp_path, fault, states, pause
 
 
 @pytest.mark.parametrize("fault", ["missing_uid", "foreign_uid"])
-def test_instance_that_the_answer_does_not_name_is_uncertain(tmp_path, fault):
-    with Emulator(faults=[fault]) as server:
-        result = post(server.url, study_of(tmp_path, 2))
+def test_instance_that_the_answer_does_not_name_is_uncertain(tmp_path, emulator, fault):
+    emulator.faults.add(fault, count=1)
+    result = post(emulator.url, study_of(tmp_path, 2))
 
     assert sorted((one.state for one in result.outcomes), key=[State.STORED, State.UNCERTAIN].index) == [
         State.STORED,
