@@ -59,7 +59,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits.open_files, limits.open_files))
-    _serve(lines, _Desk(board, limits.instance))
+    _serve(lines, board, limits.instance)
     return 0
 
 
@@ -68,26 +68,45 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _serve(lines: _Lines, desk: _Desk) -> None:
-    """Work off jobs in order; answers go out when no job waits, or enough of them have come together."""
-    held: list[bytes] = []
-    held_bytes = 0
-    held_since = 0.0
+def _serve(lines: _Lines, board: Board, limits: Limits) -> None:
+    """Work off jobs in order; answers go out when no job waits, when enough have come together, or soon."""
+    held = _Held()
+    desk = _Desk(board, limits, held)
     while (line := lines.next()) is not None:
         serial, job = decode_job(line)
         answer = desk.do(serial, job)
-        if not held:
-            held_since = time.monotonic()
-        held.append(encode_answer(answer))
-        held_bytes += len(held[-1])
-        late = time.monotonic() - held_since > _HELD_SECONDS
-        if late or held_bytes > _ANSWERS_MOST or not lines.waiting or answer.short_of_memory:
-            _write_all(1, b"".join(held))
-            held.clear()
-            held_bytes = 0
+        held.add(encode_answer(answer))
+        if not lines.waiting or answer.short_of_memory:
+            held.flush()
         if answer.short_of_memory:
             # Start afresh: what is fragmented now would fail the next file too.
             os._exit(EXIT_SHORT_OF_MEMORY)
+        held.flush_when_due()
+
+
+class _Held:
+    """Answers that wait to be written together; not for long, whatever the next job takes."""
+
+    def __init__(self) -> None:
+        self._answers: list[bytes] = []
+        self._bytes = 0
+        self._since = 0.0
+
+    def add(self, answer: bytes) -> None:
+        if not self._answers:
+            self._since = time.monotonic()
+        self._answers.append(answer)
+        self._bytes += len(answer)
+
+    def flush_when_due(self) -> None:
+        if self._answers and (self._bytes > _ANSWERS_MOST or time.monotonic() - self._since > _HELD_SECONDS):
+            self.flush()
+
+    def flush(self) -> None:
+        if self._answers:
+            _write_all(1, b"".join(self._answers))
+            self._answers.clear()
+            self._bytes = 0
 
 
 class _Lines:
@@ -123,9 +142,10 @@ def _write_all(fd: int, data: bytes) -> None:
 class _Desk:
     """Does one job at a time and keeps the board."""
 
-    def __init__(self, board: Board, limits: Limits) -> None:
+    def __init__(self, board: Board, limits: Limits, held: _Held) -> None:
         self._board = board
         self._limits = limits
+        self._held = held
         self._work = 0
 
     def do(self, serial: int, job: Job) -> Answer:
@@ -161,6 +181,7 @@ class _Desk:
     def _progress(self, count: int) -> None:
         self._work += count
         self._board.worked(self._work)
+        self._held.flush_when_due()
 
     def _inspect(self, job: InspectJob) -> Inspection:
         try:
