@@ -10,6 +10,8 @@ from datetime import timedelta
 
 import structlog
 
+from ingestd.daemon.intake import Hand
+from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
 from ingestd.inbox import Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
 from ingestd.ledger import InboxSummary, Ledger, Moves, Removable
@@ -44,6 +46,7 @@ class Housekeeping:
         ledger: Ledger,
         spool: Spool,
         inboxes: Inboxes,
+        mover: Mover[Hand],
         policies: tuple[InboxPolicy, ...],
         retain: timedelta,
         low_water: int,
@@ -52,6 +55,8 @@ class Housekeeping:
         self._ledger = ledger
         self._spool = spool
         self._inboxes = inboxes
+        self._mover = mover
+        self._removing: set[int] = set()
         self._roots = {policy.name: policy.path for policy in policies}
         self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
         self.retain = retain
@@ -76,8 +81,13 @@ class Housekeeping:
         """Whether a transaction is wanted."""
         return bool(self._removable or self._sources_gone or self._reports)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no source is being removed."""
+        return not (self._removing or self._sources_gone)
+
     def hurry(self) -> None:
-        """Report at the next tick (``run --once`` is about to end)."""
+        """Tidy up at the next tick: a source waits for its removal, or ``run --once`` is about to end."""
         self._tidy_at = 0.0
 
     def gather(self, now: Now) -> None:
@@ -85,6 +95,7 @@ class Housekeeping:
         if now.mono >= self._space_at:
             self._space_at = now.mono + _SPACE_EVERY_SECONDS
             self._look_at_disk()
+        self._collect_removals()
         if now.mono < self._tidy_at or self.has_work:
             return
         self._tidy_at = now.mono + _TIDY_EVERY_SECONDS
@@ -129,14 +140,20 @@ class Housekeeping:
             self._spool.discard(*paths)
             self._log.info("spool.removed", files=len(paths))
 
+    def _collect_removals(self) -> None:
+        for entry_id, removal in self._mover.collect_removals():
+            self._removing.discard(entry_id)
+            if removal is not Removal.WAITS:
+                self._sources_gone.append(entry_id)
+
     def _remove_sources(self) -> None:
+        gone = set(self._sources_gone)
         for source in self._ledger.unremoved_sources():
             root = self._roots.get(source.inbox)
-            if root is None or source.inbox not in self._moving:
+            if root is None or source.inbox not in self._moving or source.entry_id in self._removing | gone:
                 continue
-            removal = self._spool.remove_source(root, source.relative_path, source.source)
-            if removal is not Removal.WAITS:
-                self._sources_gone.append(source.entry_id)
+            self._removing.add(source.entry_id)
+            self._mover.remove_source(source.entry_id, root, source.relative_path, source.source)
 
     def _alarm(self, report: InboxReport) -> None:
         if self._alarms.get(report.inbox, "") != report.alarm:

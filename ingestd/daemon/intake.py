@@ -104,6 +104,7 @@ class Intake:
         # Set by whoever can ask the server (Proof.fetch): the copy of a row whose own file is gone.
         self.fetch: Callable[[int, Callable[[Path], object]], None] = _no_server
         self.taken_in = 0
+        self.copied = False  # a copied source waits for its removal; reset by whoever sees to it
         self.full = False
 
     @property
@@ -420,6 +421,7 @@ class Intake:
     def _finish(self, hand: Hand, entry_id: int, state: State) -> None:
         self._in_hand.discard(hand)
         self.taken_in += 1
+        self.copied = self.copied or (hand.arrival is not None and not hand.arrival.source_removed)
         self.full = False
         if not hand.adopted:
             self._inboxes.done(hand.candidate)

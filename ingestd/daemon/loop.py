@@ -138,6 +138,7 @@ class Daemon:
             ledger=self.ledger,
             spool=self.spool,
             inboxes=self.inboxes,
+            mover=self.mover,
             policies=policies,
             retain=config.spool.retain,
             low_water=config.spool.low_water,
@@ -162,7 +163,7 @@ class Daemon:
             )
         unremoved = [row.source for row in self.ledger.unremoved_sources()]
         for policy in self._policies:
-            self.spool.recover_removals(policy.path, unremoved)
+            self.mover.recover_removals(policy.path, unremoved)
         self._orphans = self.spool.orphans(self.ledger.paths_known)
         self.inboxes.open()
 
@@ -195,6 +196,17 @@ class Daemon:
     def orphans_adopted(self) -> bool:
         """Whether every spool file without a row has been taken up."""
         return self._orphans is None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no room has anything under way."""
+        return (
+            self.intake.is_idle
+            and self.dispatch.is_idle
+            and self.rework.is_idle
+            and self.proof.is_idle
+            and self.housekeeping.is_idle
+        )
 
     def is_healthy(self) -> bool:
         """Whether every worker makes progress or is provably idle."""
@@ -282,6 +294,9 @@ class Daemon:
         self.rework.committed()
         self.proof.committed()
         self.housekeeping.committed()
+        if self.intake.copied:
+            self.intake.copied = False
+            self.housekeeping.hurry()
         if self.dispatch.committed():
             self.proof.expect()
             self.rework.hurry()

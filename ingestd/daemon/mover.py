@@ -7,14 +7,16 @@ are copied in a second lane, so that a 4 GB copy does not hold up a thousand ren
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 import structlog
 
-from ingestd.inbox import Candidate, Expect, NotTaken, Spool, Taken, WhyNot
+from ingestd.inbox import Candidate, Expect, NotTaken, Removal, Spool, Taken, WhyNot
+from ingestd.lifecycle import SourceStat
 
 _GROUP_MOST = 256
 Context = TypeVar("Context")
@@ -71,6 +73,40 @@ class _Lane(Generic[Context]):
         self._done([(order.context, outcome) for order, outcome in zip(orders, outcomes, strict=True)])
 
 
+class _Removals:
+    """The lane that touches inboxes on other filesystems; a share that hangs holds up nothing but itself."""
+
+    def __init__(self, spool: Spool, wake: Callable[[], object]) -> None:
+        self._spool = spool
+        self._wake = wake
+        self._jobs: SimpleQueue[Callable[[Spool], object] | None] = SimpleQueue()
+        self._finished: SimpleQueue[tuple[int, Removal]] = SimpleQueue()
+        self.thread = threading.Thread(target=self._work, name="remover", daemon=True)
+        self.thread.start()
+
+    def put(self, job: Callable[[Spool], object] | None) -> None:
+        self._jobs.put(job)
+
+    def put_row(self, entry_id: int, remove: Callable[[Spool], Removal]) -> None:
+        self._jobs.put(lambda spool: self._finished.put((entry_id, remove(spool))))
+
+    def collect(self) -> list[tuple[int, Removal]]:
+        done: list[tuple[int, Removal]] = []
+        while True:
+            try:
+                done.append(self._finished.get_nowait())
+            except Empty:
+                return done
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job(self._spool)
+            except Exception as error:  # noqa: BLE001 - the source stays where it is, and is tried again
+                structlog.get_logger().error("inbox.removal_failed", error=type(error).__name__)
+            self._wake()
+
+
 class Mover(Generic[Context]):
     """Takes files in and sets files aside; each order comes back once, with the context it was given."""
 
@@ -81,6 +117,7 @@ class Mover(Generic[Context]):
         self._finished: SimpleQueue[tuple[Context, Taken | NotTaken]] = SimpleQueue()
         self._renames: _Lane[Context] = _Lane("mover", spool, self._done)
         self._copies: _Lane[Context] = _Lane("copier", spool, self._done)
+        self._removals = _Removals(spool, wake)
         self.in_flight = 0
 
     def take_in(self, context: Context, candidate: Candidate, expect: Expect) -> None:
@@ -101,16 +138,29 @@ class Mover(Generic[Context]):
                 self.in_flight -= len(done)
                 return done
 
+    def recover_removals(self, root: Path, unremoved: Collection[SourceStat]) -> None:
+        """Settle the removals of this inbox that the last run did not finish."""
+        self._removals.put(lambda spool: spool.recover_removals(root, unremoved))
+
+    def remove_source(self, entry_id: int, root: Path, relative_path: str, source: SourceStat) -> None:
+        """Remove a copied source from its inbox, after a last look."""
+        self._removals.put_row(entry_id, lambda spool: spool.remove_source(root, relative_path, source))
+
+    def collect_removals(self) -> list[tuple[int, Removal]]:
+        """Take the removals that are done, by row; never blocks."""
+        return self._removals.collect()
+
     def is_healthy(self) -> bool:
-        """Whether both lanes live."""
-        return self._renames.thread.is_alive() and self._copies.thread.is_alive()
+        """Whether all lanes live."""
+        return all(lane.thread.is_alive() for lane in (self._renames, self._copies, self._removals))
 
     def close(self, timeout: float) -> None:
         """Finish the orders at hand, at most ``timeout`` seconds; what is cut off is adopted at the next start."""
+        self._removals.put(None)
         for lane in (self._renames, self._copies):
             lane.put(None)
-        for lane in (self._renames, self._copies):
-            lane.thread.join(timeout)
+        for thread in (self._renames.thread, self._copies.thread, self._removals.thread):
+            thread.join(timeout)
 
     def _put(self, order: _Order[Context]) -> None:
         self.in_flight += 1

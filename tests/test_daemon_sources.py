@@ -1,0 +1,56 @@
+"""A source on another filesystem is copied, and goes only after its row is committed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ingestd.config import load
+from ingestd.daemon import once_policies, run_once
+from ingestd.emulator import Emulator
+from ingestd.ledger import Ledger
+from ingestd.lifecycle import State
+from tests.builders import write_instance
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another filesystem than ``tmp_path``."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second filesystem at /dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory, prefix="ingestd-test-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_copied_source_is_removed_and_not_taken_twice(tmp_path: Path, elsewhere: Path) -> None:
+    for number in range(3):
+        write_instance(elsewhere / f"image{number}", sop_uid=f"1.2.3.{number + 1}")
+    with Emulator() as server:
+        config_file = tmp_path / "config.yaml"
+        config_file.write_text(
+            f"inboxes: [{{path: {elsewhere}, settle: 50ms}}]\n"
+            "spool: {path: spool, low_water: 1MB}\n"
+            "batch: {quiet_period: 50ms}\n"
+            f'destination: {{url: "{server.url}"}}\n'
+            "reconcile: {interval: 100ms, lag: 1s}\n"
+            "ledger: sqlite:///ledger.db\n"
+        )
+        config = load(config_file)
+
+        first = run_once(config, timeout=timedelta(seconds=30), policies=once_policies(config))
+        second = run_once(config, timeout=timedelta(seconds=30), policies=once_policies(config))
+
+    assert first.done
+    assert first.taken_in == 3
+    assert second.done
+    assert second.taken_in == 0
+    assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == []
+    with Ledger.open(config.ledger, read_only=True) as ledger:
+        assert {state: count for state, count in ledger.counts().items() if count} == {State.CONFIRMED: 3}
