@@ -92,19 +92,21 @@ class DicomWebClient:
         single: bool = False,
         upsert: bool = False,
         expire_after: timedelta | None = None,
+        on_bytes: Callable[[int], object] | None = None,
     ) -> StoreResult:
         """Post one Store Transaction and say what became of each instance (PS3.18 §10.5).
 
         Parts are streamed in order, their digests checked on the way. An instance that the server names in neither
         sequence is in ``unnamed``: nothing is known of it. ``study_uid`` makes the server refuse other studies;
         ``single`` sends one instance as plain ``application/dicom``; ``upsert`` is PUT, which replaces what is there,
-        and ``expire_after`` deletes the study later (both: Azure's managed service only).
+        and ``expire_after`` deletes the study later (both: Azure's managed service only). ``on_bytes`` is told of what
+        has left, for a progress bar.
 
         Raises FileChanged (the request was killed; what it had sent may be stored), Unavailable, Throttled,
         NotAuthorized, TokenError, Refused, TooLarge, MisconfiguredServer and Unintelligible; ``body_bytes_left`` and
         ``nothing_was_stored`` of each say what the server may have seen.
         """
-        body = StoreBody([StorePart.of(part) for part in parts], single=single)
+        body = StoreBody([StorePart.of(part) for part in parts], single=single, on_bytes=on_bytes)
         headers = {"Content-Type": body.content_type, "Accept": ACCEPT_JSON}
         if expire_after is not None:
             headers["msdicom-expiry-time-milliseconds"] = str(max(1, round(expire_after / timedelta(milliseconds=1))))

@@ -109,13 +109,20 @@ class Follower:
         """
         stop = stop if stop is not None else threading.Event()
         while not stop.is_set():
-            new, settle = self._fetch()
-            for entry in new:
-                self._given[entry.sequence] = entry.at
+            found = False
+            for entry in self.once():
+                found = True
                 yield entry
-            settle()
-            if not new:
+            if not found:
                 stop.wait(every.total_seconds())
+
+    def once(self) -> Iterator[ChangeFeedEntry]:
+        """Yield what is new now; the cursor counts what was yielded, the entry in hand included."""
+        new, settle = self._fetch()
+        for entry in new:
+            self._given[entry.sequence] = entry.at
+            yield entry
+        settle()
 
     def _fetch(self) -> tuple[list[ChangeFeedEntry], Callable[[], None]]:
         entries, server_date = self._read_v1() if self._version == 1 else self._read_v2()

@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -69,12 +69,15 @@ class StoreBody:
     the next one is asked for.
     """
 
-    def __init__(self, parts: Sequence[StorePart], *, single: bool = False) -> None:
+    def __init__(
+        self, parts: Sequence[StorePart], *, single: bool = False, on_bytes: Callable[[int], object] | None = None
+    ) -> None:
         if not parts:
             raise ValueError("a store needs at least one instance")
         if single and len(parts) != 1:
             raise ValueError("a single-part store takes exactly one instance")
         self.parts = tuple(parts)
+        self._on_bytes = on_bytes
         # 128 random bits: it cannot be in the content by accident, nor be guessed by a hostile file.
         self._boundary = b"" if single else secrets.token_hex(16).encode("ascii")
         self._heads, self._end = self._frame()
@@ -99,6 +102,12 @@ class StoreBody:
         return self._size
 
     def __iter__(self) -> Iterator[memoryview]:
+        for piece in self._pieces():
+            yield piece
+            if self._on_bytes is not None:
+                self._on_bytes(len(piece))  # now it has left
+
+    def _pieces(self) -> Iterator[memoryview]:
         store = memoryview(bytearray(min(SEND_FROM, self._size) + READ_SIZE + 1024))
         filled = 0
         for index, part in enumerate(self.parts):
