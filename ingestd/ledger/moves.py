@@ -39,7 +39,7 @@ _NONE_JUDGED: Mapping[int, Judged] = MappingProxyType({})
 
 
 class Moves:
-    """One write transaction: what these methods do is committed together when the ``with`` block ends, or not at all."""
+    """One write transaction: what these methods do is committed together when the block ends, or not at all."""
 
     def __init__(self, tx: Transaction, *, first_candidate_id: int) -> None:
         self._tx = tx

@@ -48,7 +48,9 @@ CLUTTER = frozenset({Reason.NOT_DICOM, Reason.DICOMDIR})
 
 _ALL = Choice()
 # With fewer studies than this under a label they are looked at one by one; with more, the newest are walked through.
-_FEW = 1000
+_FEW = 200
+# A count that is shown as "this many or more" beyond it.
+_MANY = 1000
 
 
 class Views(Reads):
@@ -98,9 +100,9 @@ class Views(Reads):
         )
 
     def _studies_waiting(self) -> int:
-        # Bounded: "1000" says "1000 or more".
+        # Bounded: 1,000 says "1,000 or more".
         bounded = select(study.c.waiting).where(study.c.waiting > literal_column("0"))
-        row = self._one(select(func.count().label("studies")).select_from(bounded.limit(_FEW).subquery()))
+        row = self._one(select(func.count().label("studies")).select_from(bounded.limit(_MANY).subquery()))
         return int(row.studies)
 
     def _inboxes(self) -> tuple[InboxSummary, ...]:
@@ -113,7 +115,7 @@ class Views(Reads):
                 counts=json.loads(row.counts),
                 at=row.at,
             )
-            for row in self._all(select(inbox_report).order_by(inbox_report.c.inbox))
+            for row in sorted(self._all(select(inbox_report)), key=lambda row: row.inbox)
         )
 
     def studies(
@@ -135,7 +137,7 @@ class Views(Reads):
                     and_(study.c.changed_at == after.changed_at, study.c.study_uid < after.study_uid),
                 )
             )
-        where += self._of_studies(choice, study.c.study_uid)
+        where += self._of_studies(choice, study.c.study_uid)[0]
         rows = self._all(
             select(study).where(*where).order_by(study.c.changed_at.desc(), study.c.study_uid.desc()).limit(limit)
         )
@@ -155,8 +157,10 @@ class Views(Reads):
             for row in rows
         ]
 
-    def _of_studies(self, choice: Choice, column: ColumnElement[Any]) -> list[ColumnElement[bool]]:
+    def _of_studies(self, choice: Choice, column: ColumnElement[Any]) -> tuple[list[ColumnElement[bool]], bool]:
+        """Say what is asked of the study, and whether that leaves but few studies."""
         where: list[ColumnElement[bool]] = []
+        few = choice.study_uid is not None
         if choice.study_uid is not None:
             where.append(column == choice.study_uid)
         labels = (
@@ -168,13 +172,14 @@ class Views(Reads):
             if value is None:
                 continue
             under = (study_label.c.kind == kind, study_label.c.value == value)
-            few = self._all(select(study_label.c.study_uid).where(*under).limit(_FEW + 1))
-            if len(few) <= _FEW:
-                where.append(column.in_([row.study_uid for row in few]))
+            found = self._all(select(study_label.c.study_uid).where(*under).limit(_FEW + 1))
+            if len(found) <= _FEW:
+                few = True
+                where.append(column.in_([row.study_uid for row in found]))
             else:
                 # EXISTS keeps the newest-first index in charge.
                 where.append(exists().where(*under, study_label.c.study_uid == column))
-        return where
+        return where, few
 
     def _modalities(self, study_uids: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
         found: dict[str, list[str]] = {}
@@ -208,16 +213,19 @@ class Views(Reads):
                     and_(instance.c.changed_at == after.changed_at, instance.c.id < after.entry_id),
                 )
             )
-        where += self._of_studies(choice, instance.c.study_uid)
         newest_first = (instance.c.changed_at.desc(), instance.c.id.desc())
+        columns = (instance.c.id, instance.c.changed_at)
+        of_studies, few = self._of_studies(choice, instance.c.study_uid)
+        where += of_studies
+        if few:
+            if choice.state is not None:
+                # Written so that no index over the state is taken for it: the one over the study finds few rows.
+                where.append(instance.c.state.concat("") == choice.state)
+            rows = self._all(select(*columns).where(*where).order_by(*newest_first).limit(limit))
+            return self._entries([row.id for row in rows])
         # An index has each state's rows in order; the states are merged here, as no database would by itself.
         ends = [
-            self._all(
-                select(instance.c.id, instance.c.changed_at)
-                .where(instance.c.state == state, *where)
-                .order_by(*newest_first)
-                .limit(limit)
-            )
+            self._all(select(*columns).where(instance.c.state == state, *where).order_by(*newest_first).limit(limit))
             for state in ([choice.state] if choice.state else State)
         ]
         ordered = merge(*ends, key=lambda row: (row.changed_at, row.id), reverse=True)
@@ -256,9 +264,9 @@ class Views(Reads):
             in_series = self._all(
                 select(study_label.c.study_uid).where(study_label.c.kind == "series", study_label.c.value == text)
             )
-            found = self._ids(
-                instance.c.study_uid.in_([row.study_uid for row in in_series]), instance.c.series_uid == text
-            )
+            if in_series:
+                studies = instance.c.study_uid.in_([row.study_uid for row in in_series])
+                found = self._ids(studies, instance.c.series_uid == text)
         return self._entries(found or self._by_path(text))
 
     def _ids(self, *where: ColumnElement[bool]) -> list[int]:

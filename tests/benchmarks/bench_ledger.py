@@ -1,0 +1,349 @@
+"""Measure the ledger with a million rows: `python -m tests.benchmarks.bench_ledger [--rows N] [--keep FILE]`.
+
+It judges nothing. The goals: the status queries together within 0.2 s, a start within 3 s, admission below 60 us a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ingestd.ledger import Choice, Ledger, NewCandidate
+from ingestd.lifecycle import (
+    Arrival,
+    Backoff,
+    BatchResult,
+    Content,
+    Identity,
+    Outcome,
+    Reason,
+    Sighting,
+    SourceStat,
+    State,
+)
+
+ROWS_A_STUDY = 200
+BACKOFF = Backoff()
+NOW = datetime.now(UTC)
+ROOT = "1.2.840.113619.2.55.3.604688119.971"
+
+
+def fill(file: Path, rows: int) -> None:
+    """Write rows as a busy year leaves them, past the ledger: 2 % waiting, some in every other state."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.execute("PRAGMA cache_size=-400000")
+    made = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetchall()
+    connection.execute("BEGIN")
+    for name, _sql in made:
+        connection.execute(f"DROP INDEX {name}")
+    start = int((NOW - timedelta(days=365)).timestamp() * 1e6)
+    connection.execute(
+        f"""
+        WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows}),
+        states AS (SELECT n, CASE WHEN n > {rows} - {rows} / 50 THEN 'PENDING'
+            WHEN n % 1000 = 1 THEN 'STORED' WHEN n % 1000 = 2 THEN 'UNCERTAIN' WHEN n % 1000 = 3 THEN 'FAILED'
+            WHEN n % 1000 = 4 THEN 'DUPLICATE' WHEN n % 1000 = 5 THEN 'CONFLICT' WHEN n % 1000 = 6 THEN 'DELETED'
+            WHEN n % 1000 = 7 THEN 'DISCARDED' ELSE 'CONFIRMED' END AS state FROM numbers)
+        INSERT INTO instance (id, host, state, reason, holds, inbox, relative_path, source, path, in_place, study_uid,
+            series_uid, sop_uid, sop_class_uid, transfer_syntax, digest, meta_digest, dataset_offset, size_bytes,
+            modality, station, patient_hash, accession_hash, admitted_at, changed_at, queued, attempts, stored_at,
+            confirmed_at, next_check_at, settled_at)
+        SELECT n, 'host', state, CASE state WHEN 'PENDING' THEN NULL WHEN 'FAILED' THEN 'refused' ELSE 'feed' END,
+            state IN ('PENDING', 'STORED', 'UNCERTAIN', 'CONFIRMED'), 'inbox-' || (n % 2),
+            'export/' || (n / {ROWS_A_STUDY}) || '/IM' || n || '.dcm', '2049:' || n || ':524288:17000000' || n,
+            'files/inbox/' || hex(randomblob(16)), 0, '{ROOT}.1' || (n / {ROWS_A_STUDY}),
+            '{ROOT}.2' || (n / ({ROWS_A_STUDY} / 2)), '{ROOT}.3' || n || '.1234567', '1.2.840.10008.5.1.4.1.1.2',
+            '1.2.840.10008.1.2.1', randomblob(32), randomblob(32), 400, 524288,
+            CASE WHEN (n / {ROWS_A_STUDY}) % 3 THEN 'CT' ELSE 'MR' END, 'STATION', hex(randomblob(16)),
+            hex(randomblob(16)), {start} + n * 30000000 % 31000000000000, {start} + n * 30000000 % 31000000000000,
+            state = 'PENDING', 1, {start}, CASE WHEN state IN ('CONFIRMED', 'DELETED') THEN {start} END,
+            CASE WHEN state IN ('STORED', 'UNCERTAIN') THEN {start} END,
+            CASE WHEN state IN ('CONFIRMED', 'DISCARDED') THEN {start} END
+        FROM states
+        """
+    )
+    connection.execute(
+        "INSERT INTO history (entry_id, at, before, after)"
+        " SELECT id, admitted_at, NULL, 'PENDING' FROM instance"
+        " UNION ALL SELECT id, changed_at, 'PENDING', state FROM instance WHERE state <> 'PENDING'"
+    )
+    connection.execute(
+        "INSERT INTO state_count SELECT host, inbox, state, coalesce(reason, ''), count(*), 0, sum(size_bytes)"
+        " FROM instance GROUP BY 1, 2, 3, 4"
+    )
+    sums = ", ".join(f"sum(state = '{state}')" for state in State)
+    connection.execute(
+        f"""
+        INSERT INTO study SELECT host, study_uid, sum(queued), sum(queued * size_bytes),
+            min(CASE WHEN queued THEN admitted_at END), max(CASE WHEN queued THEN admitted_at END), 0,
+            min(CASE WHEN queued THEN admitted_at END), NULL, 0, 0, 0, min(admitted_at), max(changed_at),
+            sum(size_bytes), {sums}
+        FROM instance GROUP BY host, study_uid
+        """
+    )
+    for kind, column in (("modality", "modality"), ("series", "series_uid")):
+        connection.execute(
+            f"INSERT OR IGNORE INTO study_label SELECT DISTINCT '{kind}', {column}, study_uid FROM instance"
+        )
+    connection.execute(
+        "INSERT INTO study_label SELECT 'patient', patient_hash, study_uid FROM instance GROUP BY study_uid"
+    )
+    for _name, sql in made:
+        connection.execute(sql)
+    connection.execute("COMMIT")
+    connection.close()
+
+
+def clock(ask: Callable[[], object], *, times: int = 3) -> tuple[float, float]:
+    """Say how long it took the first time, and how long it takes."""
+    taken = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        ask()
+        taken.append(time.perf_counter() - begun)
+    return taken[0], statistics.median(taken[1:] or taken)
+
+
+def show(what: str, first: float, then: float) -> None:
+    print(f"  {what:<44} first {first * 1000:8.1f} ms   then {then * 1000:8.1f} ms")
+
+
+def bench_questions(file: Path, rows: int) -> None:
+    url = f"sqlite:///{file}"
+    print(f"status queries, {rows:,} rows, {file.stat().st_size / 1e9:.2f} GB")
+    with Ledger.open(url, read_only=True) as ledger:
+        patient = sqlite3.connect(file).execute("SELECT value FROM study_label WHERE kind = 'patient'").fetchone()[0]
+        study_uid = f"{ROOT}.1{rows // ROWS_A_STUDY // 2}"
+        questions: dict[str, Callable[[], object]] = {
+            "status": ledger.status,
+            "studies, newest": ledger.studies,
+            "studies by state FAILED": lambda: ledger.studies(Choice(state=State.FAILED)),
+            "studies by state CONFIRMED": lambda: ledger.studies(Choice(state=State.CONFIRMED)),
+            "studies by modality": lambda: ledger.studies(Choice(modality="MR")),
+            "studies by patient": lambda: ledger.studies(Choice(patient_hash=patient)),
+            "studies by UID": lambda: ledger.studies(Choice(study_uid=study_uid)),
+            "studies since yesterday": lambda: ledger.studies(Choice(since=NOW - timedelta(days=1))),
+            "entries FAILED, 100": lambda: ledger.entries(Choice(state=State.FAILED), limit=100),
+            "entries of a study, 100": lambda: ledger.entries(Choice(study_uid=study_uid), limit=100),
+            "entries since yesterday, 100": lambda: ledger.entries(Choice(since=NOW - timedelta(days=1)), limit=100),
+            "find by SOP Instance UID": lambda: ledger.find(f"{ROOT}.3{rows // 2}.1234567"),
+            "story": lambda: ledger.story(rows // 2),
+        }
+        sums = [0.0, 0.0]
+        for name, ask in questions.items():
+            first, then = clock(ask)
+            sums = [sums[0] + first, sums[1] + then]
+            show(name, first, then)
+        show("together", *sums)
+
+
+def bench_daemon(file: Path, folder: Path) -> None:
+    print("the daemon's start and its questions")
+
+    def start() -> None:
+        with Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destination="http://x/v2") as ledger:
+            with ledger.write() as moves:
+                moves.recover(now=NOW)
+            ledger.studies_due(now=NOW)
+
+    show("open, recover, first studies due", *clock(start))
+    with Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destination="http://x/v2") as ledger:
+        for name, ask in {
+            "studies due": lambda: ledger.studies_due(now=NOW),
+            "studies due at the end": lambda: ledger.studies_due(now=NOW, flush=True),
+            "unproven, 1,000": lambda: ledger.unproven(now=NOW),
+            "removable, 1,000": lambda: ledger.removable(before=NOW),
+            "unfinished": ledger.unfinished,
+        }.items():
+            show(name, *clock(ask))
+
+
+def arrival(number: int, candidate_id: int) -> Arrival:
+    return Arrival(
+        candidate_id=candidate_id,
+        inbox="inbox",
+        relative_path=f"new/IM{number:07d}.dcm",
+        source=SourceStat(device=2049, inode=number, size_bytes=524_288, mtime_ns=time.time_ns()),
+        path=f"files/inbox/{uuid.uuid4().hex}",
+        in_place=False,
+        source_removed=True,
+        identity=Identity(
+            study_uid=f"{ROOT}.7{number // 250:07d}",
+            series_uid=f"{ROOT}.8{number // 125:07d}",
+            sop_uid=f"{ROOT}.9{number:09d}.1234567",
+        ),
+        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+        content=Content(
+            transfer_syntax="1.2.840.10008.1.2.1",
+            digest=f"{number:064x}",
+            meta_digest="00" * 32,
+            dataset_offset=400,
+            size_bytes=524_288,
+        ),
+        modality="CT",
+        station="STATION",
+        patient_hash="p" * 32,
+        accession_hash="a" * 32,
+    )
+
+
+class Meter:
+    """Sums of processor and wall time by step, per row."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[float]] = {}
+
+    def run(self, step: str, rows: int, act: Callable[[], object]) -> None:
+        wall, processor = time.perf_counter(), time.process_time()
+        act()
+        sums = self.sums.setdefault(step, [0.0, 0.0, 0.0])
+        sums[0] += time.perf_counter() - wall
+        sums[1] += time.process_time() - processor
+        sums[2] += rows
+
+    def show(self) -> None:
+        for step, (wall, processor, rows) in self.sums.items():
+            print(f"  {step:<44} {processor / rows * 1e6:7.1f} us CPU   {wall / rows * 1e6:7.1f} us wall, a row")
+
+
+def bench_moves(file: Path, folder: Path, rows: int) -> None:
+    print(f"moves, {rows:,} new rows in ticks of 500, beside what is there")
+    meter = Meter()
+    host = f"bench-{uuid.uuid4().hex}"
+    with Ledger.open(f"sqlite:///{file}", host=host, spool=folder, destination="http://x/v2") as ledger:
+        for start in range(0, rows, 500):
+            numbers = range(start, start + 500)
+            ids: list[int] = []
+
+            def candidates(numbers: range = numbers, ids: list[int] = ids) -> None:
+                with ledger.write() as moves:
+                    ids += moves.add_candidates(
+                        [
+                            NewCandidate(
+                                inbox="inbox",
+                                relative_path=f"new/IM{number:07d}.dcm",
+                                source=SourceStat(device=1, inode=number, size_bytes=1, mtime_ns=1),
+                            )
+                            for number in numbers
+                        ],
+                        now=NOW,
+                    )
+
+            def admit(numbers: range = numbers, ids: list[int] = ids) -> None:
+                arrivals = [arrival(number, candidate_id) for number, candidate_id in zip(numbers, ids, strict=True)]
+                with ledger.write() as moves:
+                    moves.admit(arrivals, now=NOW)
+
+            meter.run("candidate", 500, candidates)
+            meter.run("admit", 500, admit)
+        later = NOW + timedelta(minutes=2)
+        for study in ledger.studies_due(now=later, limit=rows):
+            send_study(ledger, study.study_uid, later, meter)
+        prove(ledger, rows, later, meter)
+    meter.show()
+
+
+def send_study(ledger: Ledger, study_uid: str, now: datetime, meter: Meter) -> None:
+    while True:
+        with ledger.write() as moves:
+            begun, processor = time.perf_counter(), time.process_time()
+            batch = moves.claim(study_uid, now=now)
+        if batch is None:
+            return
+        sums = meter.sums.setdefault("claim", [0.0, 0.0, 0.0])
+        sums[0] += time.perf_counter() - begun
+        sums[1] += time.process_time() - processor
+        sums[2] += len(batch.parts)
+        result = BatchResult(
+            batch=batch,
+            outcomes=tuple(
+                Outcome(entry_id=part.entry_id, state=State.STORED, reason=Reason.STORED_ANSWER) for part in batch.parts
+            ),
+            finished_at=now,
+            http_status=200,
+            answered=True,
+        )
+
+        def finish(result: BatchResult = result) -> None:
+            with ledger.write() as moves:
+                moves.finish(result, now=now, backoff=BACKOFF, jitter=0.5)
+
+        meter.run("finish", len(batch.parts), finish)
+
+
+def prove(ledger: Ledger, rows: int, now: datetime, meter: Meter) -> None:
+    sightings = [
+        Sighting(identity=arrival(number, 0).identity, sequence=number + 1, action="create", state="current", at=now)
+        for number in range(rows)
+    ]
+
+    def see() -> None:
+        for start in range(0, rows, 500):
+            with ledger.write() as moves:
+                moves.record_sightings(sightings[start : start + 500], now=now)
+
+    meter.run("sighting", rows, see)
+
+    def confirm() -> None:
+        while unproven := ledger.unproven(now=now):
+            with ledger.write() as moves:
+                moves.apply(
+                    [
+                        Outcome(
+                            entry_id=row.entry_id,
+                            state=State.CONFIRMED,
+                            reason=Reason.FEED,
+                            expected=row.state,
+                            evidence_at=now,
+                        )
+                        for row in unproven
+                    ],
+                    now=now,
+                    backoff=BACKOFF,
+                    jitter=0.5,
+                )
+
+    meter.run("confirm (with asking which)", rows, confirm)
+
+
+def bench_process(file: Path) -> None:
+    script = (
+        "from ingestd.ledger import Ledger\n"
+        f"with Ledger.open('sqlite:///{file}', read_only=True) as ledger:\n"
+        "    ledger.status(); ledger.studies()\n"
+    )
+    asked = [sys.executable, "-c", script]
+    show("a process that asks for status and studies", *clock(lambda: subprocess.run(asked, check=True), times=5))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--moves", type=int, default=10_000)
+    parser.add_argument("--folder", type=Path, help="where to work; not on tmpfs, if the figures are to mean anything")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        file = folder / "ledger.db"
+        Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destination="http://x/v2").close()
+        begun = time.perf_counter()
+        fill(file, options.rows)
+        print(f"{options.rows:,} rows written in {time.perf_counter() - begun:.0f} s")
+        bench_questions(file, options.rows)
+        bench_process(file)
+        bench_daemon(file, folder)
+        bench_moves(file, folder, options.moves)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Every question asked of the ledger is answered off an index: with a million rows it costs what it costs with ten.
+
+The figures themselves are measured by tests/benchmarks/bench_ledger.py; here the query plans are read, which do not
+depend on how full the tables are.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from ingestd.ledger import Choice, Ledger, NewCandidate
+from ingestd.lifecycle import Reason, State
+from tests.ledger_builders import (
+    BACKOFF,
+    LATER,
+    NOW,
+    admit,
+    arrival,
+    entry_in,
+    identity,
+    open_ledger,
+    outcome,
+    refusal,
+    result_of,
+    source,
+)
+
+# Small by nature: a handful of rows, whatever the ledger holds.
+# anon_1: a subquery that is cut off at 1,000 rows.
+SMALL = (
+    "state_count",
+    "destination",
+    "inbox_report",
+    "host",
+    "feed_cursor",
+    "meta",
+    "sqlite_master",
+    "candidate",
+    "anon_1",
+)
+
+
+# By nature these find few rows: the duplicates of one row; the files that are being read.
+FEW = ("instance_holder", "sqlite_autoindex_candidate_1")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path):
+    with open_ledger(tmp_path) as opened:
+        entry_in(opened, State.CONFIRMED, 1, study=1)
+        entry_in(opened, State.STORED, 2, study=2)
+        yield opened
+
+
+def plans_of(ledger: Ledger, ask: Callable[[], object]) -> list[tuple[str, list[str]]]:
+    """Run this and say how each of its statements is carried out."""
+    statements: list[tuple[str, Any]] = []
+
+    def remember(_connection, _cursor, statement, parameters, _context, executemany):
+        statements.append((statement, parameters[0] if executemany else parameters))
+
+    event.listen(ledger._engine, "before_cursor_execute", remember)
+    try:
+        ask()
+    finally:
+        event.remove(ledger._engine, "before_cursor_execute", remember)
+    plans = []
+    for statement, parameters in statements:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+            rows = ledger._connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            plans.append((statement, [row[3] for row in rows]))
+            ledger._connection.rollback()
+    assert plans
+    return plans
+
+
+def unserved(statement: str, plan: list[str]) -> list[str]:
+    """The steps that read a whole table, or sort what is not few rows."""
+    few = any(name in step for step in plan for name in FEW)
+    bounded = "ORDER BY attempt.id" in statement and "LIMIT" in statement
+    return [
+        step
+        for step in plan
+        if (step.startswith("SCAN") and " USING " not in step and not step.endswith(SMALL) and not bounded)
+        or (step == "USE TEMP B-TREE FOR ORDER BY" and not few)
+    ]
+
+
+IDS = range(1, 20)
+QUESTIONS: dict[str, Callable[[Ledger], object]] = {
+    "counts": lambda ledger: ledger.counts(),
+    "status": lambda ledger: ledger.status(),
+    "oldest": lambda ledger: ledger.oldest_unconfirmed_at(),
+    "studies": lambda ledger: ledger.studies(),
+    **{f"studies {state}": lambda ledger, state=state: ledger.studies(Choice(state=state)) for state in State},
+    "studies since": lambda ledger: ledger.studies(Choice(since=NOW)),
+    "study": lambda ledger: ledger.entry(1),
+    "entries": lambda ledger: ledger.entries(),
+    "entries by state": lambda ledger: ledger.entries(Choice(state=State.CONFIRMED)),
+    "entries since": lambda ledger: ledger.entries(Choice(state=State.CONFIRMED, since=NOW)),
+    "find": lambda ledger: ledger.find("1.2.3.4"),
+    "find path": lambda ledger: ledger.find("/some/where"),
+    "story": lambda ledger: ledger.story(1),
+    "due": lambda ledger: ledger.studies_due(now=LATER),
+    "due at the end": lambda ledger: ledger.studies_due(now=LATER, flush=True),
+    "next study": lambda ledger: (ledger.next_study_at(), ledger.next_study_at(flush=True), ledger.next_wake_at()),
+    "unproven": lambda ledger: (ledger.unproven(now=LATER), ledger.next_check_at(), ledger.unproven_rows(IDS)),
+    "reader": lambda ledger: (ledger.needs_reader(), ledger.wishes(), ledger.rejected_files()),
+    "sources": lambda ledger: (ledger.known_sources("in", ["a", "b"]), ledger.unremoved_sources()),
+    "paths": lambda ledger: ledger.paths_known(["a", "b"]),
+    "removable": lambda ledger: ledger.removable(before=LATER),
+    "holder": lambda ledger: ledger.holder(identity(1)),
+    "end of run": lambda ledger: (ledger.unfinished(), ledger.unfinished(up_to_id=5), ledger.last_id()),
+    "first attempt": lambda ledger: (ledger.first_attempt_at(), ledger.cursor(), ledger.destination()),
+    "candidates": lambda ledger: ledger.left_candidates(),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_question_is_answered_off_an_index(ledger: Ledger, name: str):
+    for statement, plan in plans_of(ledger, lambda: QUESTIONS[name](ledger)):
+        assert unserved(statement, plan) == [], (statement, plan)
+
+
+def _admit(ledger: Ledger) -> None:
+    with ledger.write() as moves:
+        new = NewCandidate(inbox="in", relative_path="x", source=source(1))
+        (candidate_id,) = moves.add_candidates([new], now=LATER)
+        moves.admit([arrival(1, candidate_id=candidate_id), arrival(9, study=9)], now=LATER)
+        moves.refuse([refusal(3)], now=LATER)
+
+
+def _send(ledger: Ledger) -> None:
+    admit(ledger, arrival(5, study=5), arrival(5, study=5))
+    with ledger.write() as moves:
+        batch = moves.claim("1.2.5", now=LATER)
+        assert batch is not None
+        moves.finish(result_of(batch, State.FAILED, Reason.REFUSED), now=LATER, backoff=BACKOFF, jitter=0.0)
+        moves.wake(now=LATER)
+        moves.recover(now=LATER)
+
+
+def _prove(ledger: Ledger) -> None:
+    with ledger.write() as moves:
+        moves.apply([outcome(2, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
+        moves.check_again([1], at=LATER)
+        moves.audit("1.2.1", now=LATER)
+        moves.mark_removed([1], now=LATER)
+
+
+@pytest.mark.parametrize("move", [_admit, _send, _prove])
+def test_move_finds_its_rows_by_an_index(ledger: Ledger, move: Callable[[Ledger], None]):
+    for statement, plan in plans_of(ledger, lambda: move(ledger)):
+        if "study.in_flight >" in statement:
+            continue  # at the start only, and over studies
+        assert unserved(statement, plan) == [], (statement, plan)
+
+
+def test_label_that_many_studies_share_keeps_to_the_newest(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ingestd.ledger.views._FEW", 2)
+    admit(ledger, *(arrival(number, study=number) for number in range(10, 20)), now=LATER + timedelta(seconds=1))
+    plans = plans_of(ledger, lambda: ledger.studies(Choice(modality="CT"), limit=3))
+    assert all(unserved(statement, plan) == [] for statement, plan in plans)
+    assert len(ledger.studies(Choice(modality="CT"), limit=100)) == 12
+    assert len(ledger.entries(Choice(modality="CT"), limit=100)) == 12
+
+
+def test_room_is_imported_in_little_time_and_with_nothing_heavy():
+    script = (
+        "import sys; import ingestd.ledger\n"
+        "heavy = {'pydicom', 'requests', 'watchdog', 'pydantic', 'sqlalchemy.orm', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    assert done.stdout.strip() == "[]"
