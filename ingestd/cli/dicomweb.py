@@ -27,7 +27,9 @@ Exit codes:
 """
 
 
-@click.group("dicomweb", cls=Operations, short_help="Speak to a DICOMweb server by hand.", epilog=CODES)
+@click.group(
+    "dicomweb", cls=Operations, short_help="Speak to a DICOMweb server by hand, one operation at a time.", epilog=CODES
+)
 @config_option
 @click.option("--url", metavar="URL", help="The server, with its version: https://host/v2. Else the configuration's.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="A bearer token, in a file.")

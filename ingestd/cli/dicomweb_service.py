@@ -171,18 +171,12 @@ def bulk_update(
 
 
 def _changes(wanted: Mapping[str, str]) -> dict[str, Any]:
-    from pydicom.dataset import Dataset
+    from ingestd.dicomweb import json_of
 
-    dataset = Dataset()
-    for name, value in wanted.items():
-        try:
-            setattr(dataset, name, value)
-        except Exception:  # noqa: BLE001 - pydicom raises several kinds for what is no value
-            raise click.UsageError(f"{plain(name)} does not take this value") from None
-    parsed: dict[str, Any] = dataset.to_json_dict()
-    if len(parsed) != len(wanted):
-        raise click.UsageError("--set takes DICOM keywords, such as PatientName=Doe^Jane")
-    return parsed
+    try:
+        return json_of(wanted)
+    except ValueError as error:
+        raise click.UsageError(f"--set: {error}") from None
 
 
 @click.command()

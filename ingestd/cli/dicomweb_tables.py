@@ -30,17 +30,13 @@ def _value(value: Any) -> str:
 
 def print_dataset(item: Mapping[str, Any]) -> None:
     """Print a data set's elements, one a line."""
-    from pydicom.datadict import keyword_for_tag
+    from ingestd.dicomweb import keyword_of
 
     rows = []
     for tag, element in sorted(item.items()):
-        try:
-            keyword = keyword_for_tag(int(tag, 16))
-        except ValueError:
-            keyword = ""
         text = plain(text_of(element))
         shown = text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
-        rows.append((tag, keyword, str(element.get("vr", "")), shown))
+        rows.append((tag, keyword_of(tag), str(element.get("vr", "")), shown))
     console().print(table(["tag", "keyword", "VR", "value"], rows))
 
 

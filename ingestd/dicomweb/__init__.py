@@ -8,7 +8,17 @@ from ingestd.dicomweb.auth import Auth, AzureAuth, BasicAuth, BearerAuth, NoAuth
 from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage
 from ingestd.dicomweb.client import DicomWebClient
 from ingestd.dicomweb.deadlines import Timeouts
-from ingestd.dicomweb.decoding import DicomJson, tag_of, to_dataset, to_datasets, uid_of, value_of, values_of
+from ingestd.dicomweb.decoding import (
+    DicomJson,
+    json_of,
+    keyword_of,
+    tag_of,
+    to_dataset,
+    to_datasets,
+    uid_of,
+    value_of,
+    values_of,
+)
 from ingestd.dicomweb.errors import (
     DicomWebError,
     FileChanged,
@@ -76,6 +86,8 @@ __all__ = [
     "batches",
     "date_range",
     "failure_meaning",
+    "json_of",
+    "keyword_of",
     "tag_of",
     "to_dataset",
     "to_datasets",

@@ -170,6 +170,33 @@ def tag_of(name: str) -> str:
     return f"{tag:08X}"
 
 
+def keyword_of(tag: str) -> str:
+    """Return the keyword of an attribute given by eight hex digits, "" if it has none."""
+    from pydicom.datadict import keyword_for_tag  # noqa: PLC0415 - only for people who read tables
+
+    try:
+        return keyword_for_tag(int(tag, 16))
+    except ValueError:
+        return ""
+
+
+def json_of(values: Mapping[str, str]) -> DicomJson:
+    """Build a DICOM JSON data set from keywords and values as text; raises ValueError for what does not fit."""
+    from pydicom.dataset import Dataset  # noqa: PLC0415 - as to_dataset
+
+    dataset = Dataset()
+    for keyword, value in values.items():
+        tag_of(keyword)
+        try:
+            setattr(dataset, keyword, value)
+        except Exception:  # noqa: BLE001 - pydicom raises several kinds, and quotes the value
+            raise ValueError(f"{keyword} does not take this value") from None
+    parsed: DicomJson = dataset.to_json_dict()
+    if len(parsed) != len(values):
+        raise ValueError("attributes are named by keyword here, such as PatientName")
+    return parsed
+
+
 def values_of(item: Mapping[str, Any], name: str) -> Sequence[Any]:
     """Return an attribute's values, () if it is absent, empty or misshapen."""
     element = item.get(tag_of(name))
