@@ -278,7 +278,7 @@ class Proof:
                     now=now.utc,
                 )
         else:
-            outcomes.append(judge_comparison(finding.row, sameness, rules=self.rules, now=now.utc))
+            outcomes.append(judge_comparison(finding.row, sameness, rules=self.rules, now=finding.asked_at))
         self._acts.append(partial(self._close, finding))
 
     def _close(self, finding: Finding) -> None:
