@@ -22,8 +22,8 @@ class Files:
         self._root = data / "files"
         self._fsync = fsync
         self.incoming.mkdir(parents=True, exist_ok=True)
-        for number in range(_FANOUT):
-            (self._root / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+        self._root.mkdir(exist_ok=True)
+        self._folders = set(self._root.iterdir())
 
     def new_part(self) -> tuple[int, Path]:
         """An empty file in ``incoming``: its descriptor and its path."""
@@ -44,6 +44,10 @@ class Files:
         folders: set[Path] = set()
         for part, watermark in placed:
             target = self.path(watermark)
+            if target.parent not in self._folders:
+                target.parent.mkdir(exist_ok=True)
+                folders.add(self._root)
+                self._folders.add(target.parent)
             part.rename(target)
             folders.add(target.parent)
         if self._fsync:

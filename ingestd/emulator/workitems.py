@@ -202,7 +202,7 @@ def _judge_change(row: sqlite3.Row, state: str, transaction: str) -> str | None:
 
 def request_cancellation(call: Call) -> Response:
     """``POST /workitems/{workitem}/cancelrequest``: done at once for a SCHEDULED workitem, refused for others."""
-    reason = _datasets(call) if call.body.strip() else {}
+    reason = {} if call.body.strip() in (b"", b"[]") else _datasets(call)
     with call.service.index.write() as tx:
         row, dataset = _find(call, tx)
         if row["state"] != _SCHEDULED:

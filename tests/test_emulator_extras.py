@@ -1,0 +1,535 @@
+"""The embedded server's extended query tags, bulk update, partitions, workitems and tokens: facts 6 to 8."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import jwt
+import pytest
+import requests
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+
+from ingestd.emulator import Emulator
+from tests.builders import DEFLATED, fresh_uid
+from tests.emulator_peer import ANY_FILE, JSON, Peer, comments, path_of, reasons, scan, stored
+
+pydicom = pytest.importorskip("pydicom")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Emulator]:
+    with Emulator(fsync=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def peer(server: Emulator) -> Iterator[Peer]:
+    with Peer(server.root) as one:
+        yield one
+
+
+@pytest.fixture
+def fresh() -> Iterator[Peer]:
+    with Emulator(fsync=False) as running, Peer(running.root) as one:
+        yield one
+
+
+def add_tags(peer: Peer, *tags: dict[str, Any]) -> requests.Response:
+    return peer.call("POST", "/extendedquerytags", json=list(tags))
+
+
+def added(peer: Peer, *tags: dict[str, Any]) -> dict[str, Any]:
+    answer = add_tags(peer, *tags)
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["Location"] == answer.json()["href"]
+    return peer.finished(answer.json()["href"])
+
+
+# Extended query tags (section 6, ExtendedQueryTagTests).
+
+
+def test_new_tag_is_searchable_for_what_was_there_and_what_comes(fresh):
+    before, after = fresh_uid(), fresh_uid()
+    fresh.store(scan({0x00101010: ("AS", "045Y")}, study=before))
+
+    operation = added(fresh, {"Path": "PatientAge", "Level": "Study"})
+    fresh.store(scan({0x00101010: ("AS", "045Y")}, study=after))
+
+    assert (operation["status"], operation["type"], operation["percentComplete"]) == ("succeeded", "reindex", 100)
+    found = fresh.get("/studies?PatientAge=045Y").json()
+    assert [each["0020000D"]["Value"][0] for each in found] == [after, before]
+    assert all("00101010" in each for each in found)
+    assert fresh.get("/extendedquerytags/PatientAge", None).json() == {
+        "path": "00101010",
+        "vr": "AS",
+        "level": "study",
+        "status": "ready",
+        "queryStatus": "enabled",
+    }
+
+
+VALUES = [
+    ("00189087", "FD", b"\0\0\0\0\0\0\xf8\x3f", "00189087=1.5"),
+    ("00280010", "US", 9, "Rows=9"),
+    ("00200013", "IS", "42", "InstanceNumber=42"),
+    ("0008002A", "DT", "20260102101112.5", "AcquisitionDateTime=20260102-20260103"),
+    ("00080032", "TM", "101112", "AcquisitionTime=1011-1012"),
+    ("00080022", "DA", "20260103", "AcquisitionDate=-20260104"),
+    ("00081050", "PN", "Perf^Phys", "PerformingPhysicianName=PERF^phys"),
+    ("00080054", "AE", "SOME_AE", "00080054=some_ae"),
+]
+
+
+def test_every_kind_of_value_can_be_searched(fresh):
+    added(fresh, *({"path": tag, "level": "Instance"} for tag, *_ in VALUES))
+    fresh.store(scan({int(tag, 16): (vr, value) for tag, vr, value, _ in VALUES}))
+    fresh.store(scan({int(tag, 16): None for tag, *_ in VALUES}))
+
+    for *_, query in VALUES:
+        assert len(fresh.get(f"/instances?{query}").json()) == 1, query
+
+
+def test_private_tag_needs_its_creator_and_vr(fresh):
+    tag = {"Path": "12051003", "Level": "Instance"}
+
+    assert [add_tags(fresh, tag | extra).status_code for extra in ({}, {"VR": "SS"}, {"PrivateCreator": "P"})] == [
+        400
+    ] * 3
+    assert added(fresh, tag | {"VR": "SS", "PrivateCreator": "P"})["status"] == "succeeded"
+    fresh.store(scan({0x12051003: ("SS", 7)}))
+    assert len(fresh.get("/instances?12051003=7").json()) == 1
+
+
+def test_values_that_cannot_be_indexed_are_listed_and_switch_the_tag_off(fresh):
+    uids = {"study": fresh_uid(), "series": fresh_uid(), "sop": fresh_uid()}
+    fresh.store(scan({0x00101010: ("AS", "45 years")}, **uids))
+    added(fresh, {"Path": "PatientAge", "Level": "Study"})
+
+    entry = fresh.get("/extendedquerytags/00101010", None).json()
+    assert (entry["errors"]["count"], entry["queryStatus"]) == (1, "disabled")
+    (error,) = fresh.session.get(entry["errors"]["href"], timeout=30).json()
+    assert (error["studyInstanceUid"], error["errorMessage"]) == (uids["study"], "Value length is not 4.")
+    refused = fresh.get("/studies?PatientAge=045Y")
+    assert (refused.status_code, refused.text) == (400, "Query is disabled on specified attribute 'PatientAge'.")
+    enabled = fresh.call("PATCH", "/extendedquerytags/00101010", json={"QueryStatus": "Enabled"})
+    assert enabled.json()["queryStatus"] == "enabled"
+    assert fresh.get("/studies?PatientAge=045Y").headers["erroneous-dicom-attributes"] == "00101010"
+
+
+@pytest.mark.parametrize(
+    "tag,words",
+    [
+        ({"Level": "Study"}, "The Dicom Tag Property Path must be specified"),
+        ({"Path": "PatientAge"}, "The Dicom Tag Property Level must be specified"),
+        ({"Path": "PatientAge", "Level": "Patient"}, "Input Dicom Tag Level 'Patient' is invalid."),
+        ({"Path": "ManufacturerModelName", "Level": "Study"}, "is already supported."),
+        ({"Path": "PatientAge", "VR": "LO", "Level": "Study"}, "is incorrectly specified for"),
+        ({"Path": "PatientAge", "VR": "AS", "PrivateCreator": "x", "Level": "Study"}, "The private creator"),
+        ({"Path": "ReferencedStudySequence", "Level": "Study"}, "Sequential dicom tags are currently not supported."),
+        ({"Path": "PixelData", "Level": "Study"}, "is not supported."),
+        ({"Path": "PatientWeight", "Level": "Study"}, "is not supported."),
+        ({"Path": "NoSuchThing", "Level": "Study"}, "is invalid"),
+        ({"Path": "PatientAge", "Level": "Study", "Colour": "red"}, "in request body is invalid"),
+    ],
+)
+def test_tags_that_make_no_sense_are_bad_requests(peer, tag, words):
+    answer = add_tags(peer, tag)
+
+    assert answer.status_code == 400
+    assert words in answer.text
+
+
+def test_bodies_that_make_no_sense_are_bad_requests(peer):
+    headers = {"Content-Type": "application/json"}
+
+    assert peer.call("POST", "/extendedquerytags", data="{", headers=headers).status_code == 400
+    assert add_tags(peer).status_code == 400
+    assert peer.call("POST", "/extendedquerytags", data="[]", headers={"Content-Type": "text/plain"}).status_code == 415
+    twice = {"Path": "PatientAge", "Level": "Study"}
+    assert "has been specified before" in add_tags(peer, twice, twice).text
+
+
+def test_tag_that_exists_is_a_conflict_and_can_be_deleted_once(fresh):
+    tag = {"path": "PatientAge", "level": "Study"}
+    added(fresh, tag)
+
+    assert add_tags(fresh, tag).text == "One or more extended query tags already exist."
+    deletions = [fresh.call("DELETE", "/extendedquerytags/PatientAge").status_code for _ in range(2)]
+    assert deletions == [204, 404]
+    assert fresh.get("/extendedquerytags", None).json() == []
+    assert [fresh.get(f"/extendedquerytags/{path}", None).status_code for path in ("nope", "00101010")] == [400, 404]
+
+
+def test_more_tags_than_allowed_are_a_server_error(fresh):
+    tags = [
+        {"Path": f"1205{n:04X}", "VR": "SS", "PrivateCreator": "P", "Level": "Instance"} for n in range(0x1000, 0x1081)
+    ]
+
+    answer = add_tags(fresh, *tags)
+
+    assert (answer.status_code, answer.text) == (503, "Extended query tags exceeds max allowed count '128'.")
+
+
+def test_one_reindex_at_a_time_and_its_states():
+    with Emulator(fsync=False, operation_delay=0.4) as server, Peer(server.root) as peer, Peer(server.root, "v1") as v1:
+        first = add_tags(peer, {"path": "PatientAge", "level": "Study"})
+        second = add_tags(peer, {"path": "PatientSex", "level": "Study"})
+        running = peer.session.get(first.json()["href"], timeout=30)
+        entry = peer.get("/extendedquerytags/PatientAge", None).json()
+
+        assert second.status_code == 409
+        assert second.text == f"There is already an active Reindex operation with ID '{first.json()['id']}'."
+        assert second.headers["Location"] == first.json()["href"]
+        assert (running.status_code, running.headers["Location"]) == (202, first.json()["href"])
+        assert (entry["status"], entry["operation"]["id"]) == ("adding", first.json()["id"])
+        assert "is being processed." in peer.call("DELETE", "/extendedquerytags/PatientAge").text
+        assert peer.get("/studies?PatientAge=045Y").status_code == 400
+        assert peer.finished(first.json()["href"])["status"] == "succeeded"
+        assert v1.get(f"/operations/{first.json()['id']}", None).json()["status"] == "completed"
+
+
+@pytest.mark.parametrize("operation", ["nonsense", "0" * 32])
+def test_unknown_operation_is_not_found(peer, operation):
+    assert peer.get(f"/operations/{operation}", None).status_code == 404
+
+
+def test_operations_can_be_switched_off():
+    with Emulator(fsync=False, operations=False) as server, Peer(server.root) as peer:
+        answer = add_tags(peer, {"path": "PatientAge", "level": "Study"})
+
+    text = "Asynchronous operations are temporarily disabled. Please try again later."
+    assert (answer.status_code, answer.text) == (400, text)
+
+
+def test_invalid_value_of_an_indexed_tag_is_refused_by_v1_and_warned_of_by_v2():
+    with Emulator(fsync=False) as server, Peer(server.root) as v2, Peer(server.root, "v1") as v1:
+        added(v2, {"path": "InstanceNumber", "level": "Instance"})
+        bad = {0x00200013: ("IS", "1.5")}
+
+        assert reasons(v1.store(scan(bad))) == [43264]
+        assert v2.store(scan(bad)).status_code == 202
+
+
+# Bulk update (section 7.1, UpdateInstanceTests).
+
+
+def change(peer: Peer, studies: list[str], **elements: Any) -> requests.Response:
+    body = {"studyInstanceUids": studies, "changeDataset": elements}
+    return peer.call("POST", "/studies/$bulkUpdate", json=body)
+
+
+NAME = {"vr": "PN", "Value": [{"Alphabetic": "New^Name"}]}
+
+
+def test_update_changes_every_instance_and_keeps_the_original(fresh):
+    study = fresh_uid()
+    files = [
+        scan(study=study),
+        scan({0x7FE00010: ("OW", bytes(5_000_000))}, study=study),
+        scan(study=study, transfer_syntax=DEFLATED),
+    ]
+    paths = [path_of(each) for each in stored(fresh.store(*files))]
+    before = fresh.get(f"/studies/{study}/metadata").headers["ETag"]
+
+    answer = change(fresh, [study], **{"00100010": NAME, "00081030": {"vr": "LO", "Value": ["Other"]}})
+    assert (answer.status_code, "Location" in answer.headers) == (202, False)
+    operation = fresh.finished(answer.json()["href"])
+
+    assert operation["results"] == {"studyProcessed": 1, "studyUpdated": 1, "studyFailed": 0, "instanceUpdated": 3}
+    assert [(each["action"], each["state"]) for each in fresh.feed()] == [("Create", "Replaced")] * 3 + [
+        ("Update", "Current")
+    ] * 3
+    assert fresh.feed("limit=1")[0]["metadata"]["00100010"] == NAME
+    assert fresh.get(f"/studies/{study}/metadata").headers["ETag"] != before
+    assert len(fresh.get("/studies?PatientName=new^name&StudyDescription=other").json()) == 1
+    for path, file in zip(paths, files, strict=True):
+        latest = pydicom.dcmread(io.BytesIO(fresh.get(path, ANY_FILE).content))
+        original = fresh.get(path, ANY_FILE, headers={"msdicom-request-original": "true"}).content
+        assert str(latest.PatientName) == "New^Name"
+        assert latest.file_meta.ImplementationClassUID == "1.3.6.1.4.1.311.129"
+        assert latest.PixelData == pydicom.dcmread(io.BytesIO(file)).PixelData
+        assert original[128:] == file[128:]
+
+
+def test_second_update_keeps_the_first_original_and_deletion_takes_both(fresh):
+    file = scan()
+    path = path_of(stored(fresh.store(file))[0])
+    study = path.split("/")[2]
+    for name in ("One", "Two"):
+        fresh.finished(
+            change(fresh, [study], **{"00100010": {"vr": "PN", "Value": [{"Alphabetic": name}]}}).json()["href"]
+        )
+
+    assert fresh.get(path, ANY_FILE, headers={"msdicom-request-original": "true"}).content[128:] == file[128:]
+    assert str(pydicom.dcmread(io.BytesIO(fresh.get(path, ANY_FILE).content)).PatientName) == "Two"
+    assert fresh.call("DELETE", path).status_code == 204
+    assert fresh.get(path, ANY_FILE).status_code == 404
+    assert {each["state"] for each in fresh.feed()} == {"Deleted"}
+
+
+def test_update_of_an_unknown_study_succeeds(fresh):
+    operation = fresh.finished(change(fresh, [fresh_uid()], **{"00100010": NAME}).json()["href"])
+
+    assert (operation["status"], operation["results"]["studyProcessed"]) == ("succeeded", 1)
+
+
+def test_update_reaches_extended_tags(fresh):
+    added(fresh, {"path": "PatientSex", "level": "Study"})
+    study = path_of(stored(fresh.store(scan({0x00100040: ("CS", "F")})))[0]).split("/")[2]
+
+    fresh.finished(change(fresh, [study], **{"00100040": {"vr": "CS", "Value": ["M"]}}).json()["href"])
+
+    assert [fresh.get(f"/studies?PatientSex={sex}").status_code for sex in "MF"] == [200, 204]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"studyInstanceUids": []},
+        {"studyInstanceUids": ["1.2"], "changeDataset": {}},
+        {"studyInstanceUids": ["x"], "changeDataset": {"00100010": NAME}},
+        {"studyInstanceUids": [f"1.{n}" for n in range(51)], "changeDataset": {"00100010": NAME}},
+        {"studyInstanceUids": "1.2", "changeDataset": {"00100010": NAME}},
+    ],
+)
+def test_updates_that_make_no_sense_are_bad_requests(peer, body):
+    assert peer.call("POST", "/studies/$bulkUpdate", json=body).status_code == 400
+
+
+def test_update_of_what_may_not_change_names_it(peer):
+    answer = change(
+        peer, ["1.2.3"], **{"00080060": {"vr": "CS", "Value": ["MR"]}, "00100030": {"vr": "DA", "Value": ["today"]}}
+    )
+
+    assert answer.status_code == 400
+    texts = comments(answer.json())
+    assert texts[0] == "DICOM100: (0008,0060) - Updating the tag is not supported"
+    assert texts[1].startswith('DICOM100: (0010,0030) - Content "today" does not validate VR DA')
+
+
+def test_version_1_has_no_update(server):
+    with Peer(server.root, "v1") as v1:
+        assert change(v1, ["1.2.3"], **{"00100010": NAME}).status_code == 404
+
+
+def test_one_update_at_a_time():
+    with Emulator(fsync=False, operation_delay=0.3) as server, Peer(server.root) as peer:
+        first = change(peer, ["1.2"], **{"00100010": NAME})
+
+        assert change(peer, ["1.2"], **{"00100010": NAME}).status_code == 409
+        assert peer.finished(first.json()["href"])["status"] == "succeeded"
+
+
+# Partitions (section 7.4, DataPartitionEnabledTests).
+
+
+def test_partitions_are_refused_while_they_are_off(peer):
+    text = "Data partitions feature is disabled."
+
+    assert peer.get("/partitions/x/studies").text == text
+    assert (peer.get("/partitions", None).status_code, peer.get("/partitions", None).text) == (400, text)
+
+
+def test_partitions_keep_their_studies_apart():
+    with Emulator(fsync=False, partitions=True) as server, Peer(server.root) as peer:
+        file = scan()
+        answers = [peer.store(file, path=f"/partitions/{name}/studies") for name in ("one", "two", "one")]
+
+        assert [answer.status_code for answer in answers] == [200, 200, 409]
+        url = stored(answers[0])[0]["00081190"]["Value"][0]
+        assert f"{peer.url}/partitions/one/studies/" in url
+        assert peer.session.get(url, headers={"Accept": ANY_FILE}, timeout=30).content[128:] == file[128:]
+        assert [each["partitionName"] for each in peer.get("/partitions", None).json()] == [
+            "Microsoft.Default", "one", "two",
+        ]  # fmt: skip
+        assert [each["partitionName"] for each in peer.feed()] == ["one", "two"]
+        study = "/studies/" + url.split("/studies/")[1].split("/")[0]
+        assert peer.call("DELETE", f"/partitions/one{study}").status_code == 204
+        assert [peer.get(f"/partitions/{name}/studies").status_code for name in ("one", "two")] == [204, 200]
+        assert peer.get("/studies").text == "PartitionName value is missing in the route segment."
+        assert peer.get("/partitions/three/studies").text == "Specified PartitionName does not exist."
+        assert peer.store(file, path="/partitions/b%C3%A4d/studies").status_code == 400
+        assert peer.get("/partitions/one/changefeed", None).status_code == 404
+
+
+# Workitems (section 7.3).
+
+
+def workitem(**changes: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "00404005": {"vr": "DT", "Value": ["20260102101112"]},
+            "00741200": {"vr": "CS", "Value": ["HIGH"]},
+            "00741204": {"vr": "LO", "Value": ["Look at it"]},
+            "00404041": {"vr": "CS", "Value": ["READY"]},
+            "00100010": {"vr": "PN", "Value": [{"Alphabetic": "Worn^Out"}]},
+            "00100020": {"vr": "LO", "Value": ["W-1"]},
+            "0040A370": {"vr": "SQ", "Value": [{"00080050": {"vr": "SH", "Value": ["REQ-1"]}}]},
+        }
+        | changes
+    ]
+
+
+def send(peer: Peer, method: str, path: str, body: Any) -> requests.Response:
+    return peer.call(method, path, accept=JSON, json=body, headers={"Content-Type": JSON})
+
+
+def state(name: str, transaction: str) -> list[dict[str, Any]]:
+    return [{"00741000": {"vr": "CS", "Value": [name]}, "00081195": {"vr": "UI", "Value": [transaction]}}]
+
+
+def test_workitem_goes_its_whole_way(peer):
+    uid, transaction, label = fresh_uid(), fresh_uid(), {"vr": "LO", "Value": ["Changed"]}
+    made = send(peer, "POST", f"/workitems?{uid}", workitem())
+
+    assert (made.status_code, made.headers["Location"]) == (201, f"{peer.url}/workitems/{uid}")
+    assert made.headers["Content-Location"] == made.headers["Location"]
+    assert send(peer, "POST", f"/workitems?{uid}", workitem()).status_code == 409
+    assert send(peer, "POST", f"/workitems/{uid}", [{"00741204": label}]).status_code == 200
+    assert send(peer, "PUT", f"/workitems/{uid}/state", state("COMPLETED", transaction)).status_code == 409
+    assert send(peer, "PUT", f"/workitems/{uid}/state", state("IN PROGRESS", transaction)).status_code == 200
+    assert send(peer, "POST", f"/workitems/{uid}", [{"00741204": label}]).status_code == 400
+    assert send(peer, "POST", f"/workitems/{uid}?{fresh_uid()}", [{"00741204": label}]).status_code == 409
+    fixed = send(peer, "POST", f"/workitems/{uid}?{transaction}", [{"00741204": label, "00100020": label}])
+    assert (fixed.status_code, "(0010,0020)" in fixed.headers["Warning"]) == (200, True)
+    assert send(peer, "POST", f"/workitems/{uid}/cancelrequest", []).status_code == 409
+    assert send(peer, "PUT", f"/workitems/{uid}/state", state("COMPLETED", transaction)).status_code == 200
+    (item,) = peer.get(f"/workitems/{uid}").json()
+    assert (item["00741000"]["Value"], item["00741204"], item["00100020"]["Value"]) == (["COMPLETED"], label, ["W-1"])
+    assert "00081195" not in item
+
+
+def test_scheduled_workitem_is_canceled_once(peer):
+    uid = fresh_uid()
+    send(peer, "POST", f"/workitems?{uid}", workitem())
+
+    answers = [send(peer, "POST", f"/workitems/{uid}/cancelrequest", workitem()[:0]) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [202, 409]
+    assert answers[1].headers["Warning"].startswith("299 ")
+    assert peer.get(f"/workitems/{uid}").json()[0]["00741000"]["Value"] == ["CANCELED"]
+
+
+def test_unknown_workitem_is_not_found(peer):
+    uid = fresh_uid()
+
+    assert peer.get(f"/workitems/{uid}").status_code == 404
+    assert send(peer, "POST", f"/workitems/{uid}/cancelrequest", []).status_code == 404
+    assert send(peer, "PUT", f"/workitems/{uid}/state", state("IN PROGRESS", "1.2")).status_code == 404
+
+
+def test_workitem_must_be_whole(peer):
+    for body in ([], [{}], workitem(**{"00081195": {"vr": "UI", "Value": ["1.2"]}}), {"a": 1}):
+        assert send(peer, "POST", "/workitems?1.2.3", body).status_code == 400
+    assert send(peer, "POST", "/workitems?abc", workitem()).status_code == 400
+    assert (
+        peer.call("POST", "/workitems?1.2.3", accept=JSON, data="x", headers={"Content-Type": "text/x"}).status_code
+        == 415
+    )
+    assert peer.get("/workitems/1.2.3", None).status_code == 406
+
+
+def test_workitems_are_found(fresh):
+    send(fresh, "POST", f"/workitems?{fresh_uid()}", workitem())
+
+    for query, count in (
+        ("PatientName=worn^out", 1),
+        ("PatientName=wor&fuzzymatching=true", 1),
+        ("PatientID=w-1", 1),
+        ("ReferencedRequestSequence.AccessionNumber=REQ-1", 1),
+        ("0040A370.00080050=REQ-1", 1),
+        ("ScheduledProcedureStepStartDateTime=20260101-20260102", 1),
+        ("ProcedureStepState=SCHEDULED", 1),
+        ("ProcedureStepState=COMPLETED", 0),
+        ("PatientID=w-2", 0),
+        ("limit=1&offset=1", 0),
+    ):
+        answer = fresh.get(f"/workitems?{query}")
+        assert answer.status_code == (200 if count else 204), query
+        assert len(answer.json() if count else []) == count, query
+
+
+@pytest.mark.parametrize("query", ["limit=201", "PatientAge=1", "PatientID=", "ScheduledProcedureStepStartDateTime=x"])
+def test_workitem_searches_that_make_no_sense(peer, query):
+    assert peer.get(f"/workitems?{query}").status_code == 400
+
+
+# Tokens (section 8; AuthenticationTests, AuthorizationTests).
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Emulator]:
+    with Emulator(fsync=False, auth=True) as running:
+        yield running
+
+
+def token_of(server: Emulator, client: str, secret: str | None = None) -> requests.Response:
+    form = {
+        "grant_type": "client_credentials",
+        "client_id": client,
+        "client_secret": secret or client,
+        "scope": "https://dicom.healthcareapis.azure.com/.default",
+    }
+    return requests.post(f"{server.root}/tenant/oauth2/v2.0/token", data=form, timeout=30)
+
+
+def test_no_token_is_unauthorized_and_told_where_to_get_one(guarded):
+    with Peer(guarded.root) as peer:
+        answer = peer.get("/studies")
+
+    assert answer.status_code == 401
+    challenge = answer.headers["WWW-Authenticate"]
+    assert challenge.startswith("Bearer authorization_uri=")
+    assert 'resource_id="https://dicom.healthcareapis.azure.com"' in challenge
+    assert "realm=" in challenge
+
+
+def test_reader_may_read_and_owner_may_write(guarded):
+    expected = {"owner": (200, 204), "reader": (403, 204), "nobody": (403, 403)}
+    for client, statuses in expected.items():
+        token = token_of(guarded, client).json()["access_token"]
+        with Peer(guarded.root, Authorization=f"Bearer {token}") as peer:
+            got = peer.store(scan(study="1.2.55")), peer.get("/studies?PatientID=unknown")
+        assert tuple(answer.status_code for answer in got) == statuses
+        if statuses[0] == 403:
+            assert got[0].text == "Authorization failed."
+
+
+def test_expired_token_is_unauthorized(guarded):
+    with Peer(guarded.root, Authorization=f"Bearer {guarded.tokens.token(lifetime_seconds=-1)}") as peer:
+        answer = peer.get("/studies")
+
+    assert (answer.status_code, "invalid_token" in answer.headers["WWW-Authenticate"]) == (401, True)
+
+
+def test_foreign_token_is_unauthorized(guarded):
+    foreign = jwt.encode({"aud": "x", "exp": 1 << 33}, "k" * 32)
+    with Peer(guarded.root, Authorization=f"Bearer {foreign}") as peer:
+        assert peer.get("/studies").status_code == 401
+
+
+def test_wrong_secret_or_grant_gets_no_token(guarded):
+    assert token_of(guarded, "owner", "wrong").status_code == 401
+    answer = requests.post(f"{guarded.root}/oauth2/v2.0/token", data={"grant_type": "password"}, timeout=30)
+    assert (answer.status_code, answer.json()["error"]) == (400, "unsupported_grant_type")
+
+
+def test_published_key_verifies_the_tokens(guarded):
+    config = requests.get(f"{guarded.root}/.well-known/openid-configuration", timeout=30).json()
+    key = requests.get(config["jwks_uri"], timeout=30).json()["keys"][0]
+    e, n = (int.from_bytes(base64.urlsafe_b64decode(key[name] + "=="), "big") for name in "en")
+    public = RSAPublicNumbers(e, n).public_key()
+
+    claims = jwt.decode(
+        guarded.tokens.token(), public, algorithms=["RS256"], audience="https://dicom.healthcareapis.azure.com"
+    )
+
+    assert claims["roles"] == ["DICOM Data Owner"]
+
+
+def test_health_needs_no_token(guarded):
+    assert requests.get(f"{guarded.root}/health/check", timeout=30).status_code == 200
