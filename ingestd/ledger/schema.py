@@ -6,57 +6,77 @@ UTC: they order, compare and travel between databases without a word about time 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, Table, Text
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import BigInteger, Column, MetaData, Table, Text
+from sqlalchemy.types import UserDefinedType
 
 from ingestd.lifecycle import SourceStat, State
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
+T = TypeVar("T")
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class Instant(TypeDecorator[datetime]):
+class _Kept(UserDefinedType[T]):
+    """A value that is kept as another: ``_keep`` writes it, ``_give`` reads it back; NULL is None."""
+
+    _keep: Callable[[T], Any]
+    _give: Callable[[Any], T]
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[T | None], Any]:  # noqa: ARG002 - the same for all
+        """Give SQLAlchemy what writes a value."""
+        keep = self._keep
+        return lambda value: None if value is None else keep(value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], T | None]:  # noqa: ARG002
+        """Give SQLAlchemy what reads a value."""
+        give = self._give
+        return lambda value: None if value is None else give(value)
+
+
+class Instant(_Kept[datetime]):
     """Aware UTC in Python, microseconds since 1970 in the table."""
 
-    impl = BigInteger
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002, D102
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
+    @staticmethod
+    def _keep(value: datetime) -> int:
+        return (value - _EPOCH) // _MICROSECOND
 
-    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002, D102
-        return None if value is None else _EPOCH + timedelta(microseconds=value)
+    @staticmethod
+    def _give(value: int) -> datetime:
+        return _EPOCH + timedelta(microseconds=value)
 
 
-class Digest(TypeDecorator[str]):
+class Digest(_Kept[str]):
     """Lower-case hex in Python, raw bytes in the table."""
 
-    impl = LargeBinary
     cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:  # noqa: ARG002, D102
-        return None if value is None else bytes.fromhex(value)
-
-    def process_result_value(self, value: bytes | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
-        return None if value is None else value.hex()
+    _keep = staticmethod(bytes.fromhex)
+    _give = staticmethod(bytes.hex)
 
 
-class Words(TypeDecorator[str]):
+class Words(_Kept[str]):
     """Text that came from elsewhere: what no database takes (lone surrogates, NUL) becomes a question mark."""
 
-    impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
-        if value is None or (value.isascii() and "\0" not in value):
+    @staticmethod
+    def _keep(value: str) -> str:
+        if value.isascii() and "\0" not in value:
             return value
         return value.replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
+
+    @staticmethod
+    def _give(value: str) -> str:
+        return value
 
 
 # A file name is bytes to the kernel. Python shows what is no UTF-8 as lone surrogates (PEP 383), which no database
@@ -64,54 +84,44 @@ class Words(TypeDecorator[str]):
 _MARK = "\N{REPLACEMENT CHARACTER}"
 
 
-def keep_path(path: str) -> str:
-    """Write a path (os.fsdecode) so that a database takes it and ``give_path`` gets it back."""
-    if path.isascii():
-        return path
-    marked = path.replace(_MARK, _MARK + "--")
-    return "".join(
-        f"{_MARK}{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in marked
-    )
+class PathText(_Kept[str]):
+    """A file's path (os.fsdecode), whatever bytes it is made of."""
 
-
-def give_path(kept: str) -> str:
-    """Undo ``keep_path``."""
-    if _MARK not in kept:
-        return kept
-    first, *others = kept.split(_MARK)
-    return first + "".join(
-        (_MARK if part[:2] == "--" else chr(0xDC00 + int(part[:2], 16))) + part[2:] for part in others
-    )
-
-
-class PathText(TypeDecorator[str]):
-    """A file's path, whatever bytes it is made of."""
-
-    impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
-        return None if value is None else keep_path(value)
+    @staticmethod
+    def _keep(value: str) -> str:
+        if value.isascii():
+            return value
+        marked = value.replace(_MARK, _MARK + "--")
+        return "".join(
+            f"{_MARK}{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in marked
+        )
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
-        return None if value is None else give_path(value)
+    @staticmethod
+    def _give(value: str) -> str:
+        if _MARK not in value:
+            return value
+        first, *others = value.split(_MARK)
+        return first + "".join(
+            (_MARK if part[:2] == "--" else chr(0xDC00 + int(part[:2], 16))) + part[2:] for part in others
+        )
 
 
-class Stat(TypeDecorator[SourceStat]):
+class Stat(_Kept[SourceStat]):
     """What the kernel said of a file, as "device:inode:size:mtime_ns".
 
     Text, because an inode may be unsigned and an mtime beyond the year 2262: neither fits a database's integer.
     """
 
-    impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: SourceStat | None, dialect: Dialect) -> str | None:  # noqa: ARG002, D102
-        return None if value is None else f"{value.device}:{value.inode}:{value.size_bytes}:{value.mtime_ns}"
+    @staticmethod
+    def _keep(value: SourceStat) -> str:
+        return f"{value.device}:{value.inode}:{value.size_bytes}:{value.mtime_ns}"
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> SourceStat | None:  # noqa: ARG002, D102
-        if value is None:
-            return None
+    @staticmethod
+    def _give(value: str) -> SourceStat:
         device, inode, size_bytes, mtime_ns = map(int, value.split(":"))
         return SourceStat(device=device, inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns)
 
