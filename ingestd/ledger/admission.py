@@ -34,15 +34,19 @@ class _Held:
 
     entry_id: int
     state: State
-    path: Path | None
+    spool: Path | None
+    path: str | None  # as the row has it; None once removed
+    in_place: bool
     content: Content
     canonical: str | None
 
     def told(self) -> Holder:
+        """Say it to whoever is to compare with it."""
+        path = self.path if self.in_place or self.spool is not None else None
         return Holder(
             entry_id=self.entry_id,
             state=self.state,
-            path=self.path,
+            path=None if path is None else file_of(self.spool, path, in_place=self.in_place),
             content=self.content,
             canonical_digest=self.canonical,
         )
@@ -75,12 +79,12 @@ def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, 
         statement = select(*_HELD).where(HOLDS, instance.c.sop_uid.in_(piece)).with_for_update()
         for row in tx.connection.execute(statement):
             identity = Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
-            spool = tx.spool_of(row.host)
-            has_file = row.removed_at is None and (row.in_place or spool is not None)
             found[identity] = _Held(
                 entry_id=row.id,
                 state=State(row.state),
-                path=file_of(spool, row.path, in_place=bool(row.in_place)) if has_file else None,
+                spool=tx.spool_of(row.host),
+                path=row.path if row.removed_at is None else None,
+                in_place=bool(row.in_place),
                 content=Content(
                     transfer_syntax=row.transfer_syntax,
                     digest=row.digest,
@@ -176,7 +180,9 @@ def admit(
             held[arrival.identity] = _Held(
                 entry_id=entry_id,
                 state=state,
-                path=file_of(tx.spool, arrival.path, in_place=arrival.in_place),
+                spool=tx.spool,
+                path=arrival.path,
+                in_place=arrival.in_place,
                 content=arrival.content,
                 canonical=arrival.canonical_digest,
             )
