@@ -189,6 +189,7 @@ class Daemon:
 
     def is_running(self) -> bool:
         """Whether it still lives."""
+        self.listen()  # who never takes anything in makes a sender wait
         return self.process.poll() is None
 
     def listen(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from datetime import timedelta
@@ -22,9 +23,7 @@ def test_says_nothing_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> N
     assert notifier.watchdog_interval is None
 
 
-def test_ready_watchdog_and_stopping_reach_the_service_manager(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ready_watchdog_and_stopping_reach_the_service_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(str(tmp_path / "notify"))
         ear.settimeout(5)
@@ -49,6 +48,21 @@ def test_children_do_not_inherit_the_socket(monkeypatch: pytest.MonkeyPatch) -> 
     Notifier()
 
     assert "NOTIFY_SOCKET" not in os.environ
+
+
+def test_listener_that_takes_nothing_in_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon whose service manager had stopped listening hung in its eleventh line of status, SIGTERM or not."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.setblocking(False)
+            other.connect(str(tmp_path / "notify"))
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    other.send(b"STATUS=full")
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        Notifier().status("one more")
 
 
 def test_lost_listener_does_not_stop_anything(monkeypatch: pytest.MonkeyPatch) -> None:

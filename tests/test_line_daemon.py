@@ -16,6 +16,7 @@ from ingestd.emulator import Emulator
 from tests.builders import fresh_uid, write_instance
 from tests.emulating import stores
 from tests.running import Daemon, Site, session_members, wait_until
+from tests.torture.watching import Watch
 
 
 @pytest.fixture
@@ -173,6 +174,27 @@ def test_killed_while_posting_it_asks_before_it_sends_again(site: Site, server: 
     assert [line["result"] for line in stores(server.requests)] == ["stored"] * 3
     for story in site.stories():
         assert [event.after for event in story.history][:3] == ["PENDING", "SENDING", "UNCERTAIN"]
+
+
+def test_file_in_the_spool_without_a_row_is_admitted_under_the_name_it_was_dropped_under(site: Site):
+    """Killed between the move into the spool and the row, it once knew the file only by its number in the spool."""
+    watch = Watch(site)
+    names = {f"IMAGE{number}" for number in range(300)}
+    study_uid = fresh_uid(1)
+    for name in names:
+        write_instance(site.folder / "aside" / name, study_uid=study_uid)
+    with site.start() as daemon:
+        (site.folder / "aside").rename(site.drop / "in")
+        wait_until(watch.spool_files, what="a file in the spool", every=0.001)
+        daemon.kill()
+    orphans = watch.scene().orphans
+
+    with site.start():
+        site.wait_for({"CONFIRMED": 300})
+
+    assert orphans > 0
+    assert {entry.relative_path for entry in site.entries()} == {f"in/{name}" for name in names}
+    assert watch.scene().candidates == 0
 
 
 @pytest.fixture

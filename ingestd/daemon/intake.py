@@ -57,6 +57,12 @@ class Hand:
     wished: bool = False
     admit_anyway: bool = False
     adopted: bool = False  # did not come from Inboxes.look
+    dropped_as: str = ""  # an adopted file's relative path in its inbox, where that is still known
+
+    @property
+    def relative_path(self) -> str:
+        """What the ledger is to call it: where it was dropped, or where it lies."""
+        return self.dropped_as or self.candidate.relative_path
 
 
 def content_of(found: Inspection) -> Content:
@@ -210,7 +216,7 @@ class Intake:
             [
                 NewCandidate(
                     inbox=hand.candidate.inbox,
-                    relative_path=hand.candidate.relative_path,
+                    relative_path=hand.relative_path,
                     source=hand.candidate.source,
                 )
                 for hand in self._ready
@@ -328,7 +334,7 @@ class Intake:
         return Arrival(
             candidate_id=hand.candidate_id,
             inbox=candidate.inbox,
-            relative_path=candidate.relative_path,
+            relative_path=hand.relative_path,
             source=source_of(found),
             path=path,
             in_place=candidate.in_place,
@@ -351,7 +357,7 @@ class Intake:
         return Refusal(
             candidate_id=hand.candidate_id,
             inbox=candidate.inbox,
-            relative_path=candidate.relative_path,
+            relative_path=hand.relative_path,
             source=candidate.source,
             path=path,
             in_place=candidate.in_place,

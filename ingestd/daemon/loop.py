@@ -26,7 +26,8 @@ from ingestd.daemon.now import Now, read_clocks, utc_now
 from ingestd.daemon.proof import Proof
 from ingestd.daemon.rework import Rework
 from ingestd.inbox import Candidate, Inboxes, InboxPolicy, Spool
-from ingestd.ledger import Ledger, LedgerError
+from ingestd.ledger import Ledger, LedgerError, LeftCandidate
+from ingestd.lifecycle import SourceStat
 from ingestd.reader import Readers
 from ingestd.reconciler import Reconciler
 from ingestd.sender import Sender
@@ -60,10 +61,9 @@ class Wake:
             self._bell.get(timeout=max(0.0, seconds))
         except queue.Empty:
             return False
-        # Cleared before the queue is emptied: a ring in between costs an empty tick, never a lost one.
+        # The queue is not emptied here: a ring that came in since would be taken out, its mark would stay, and no
+        # ring would ever be heard again. What is left in it costs an empty tick.
         self._rung = False
-        while not self._bell.empty():
-            self._bell.get_nowait()
         return True
 
 
@@ -145,6 +145,9 @@ class Daemon:
         )
         self._policies = policies
         self._orphans: Iterator[Candidate] | None = None
+        # Files that were being read when the last run ended; renamed into the spool they keep what the kernel says.
+        self._left: dict[tuple[str, SourceStat], LeftCandidate] = {}
+        self._nameless: list[int] = []
         self._ledger_failing_until = 0.0
         self._ledger_failing = False
         self.stopping = False
@@ -164,8 +167,15 @@ class Daemon:
         unremoved = [row.source for row in self.ledger.unremoved_sources()]
         for policy in self._policies:
             self.mover.recover_removals(policy.path, unremoved)
+        self._left = {(each.inbox, each.source): each for each in self._left_candidates()}
         self._orphans = self.spool.orphans(self.ledger.paths_known)
         self.inboxes.open()
+
+    def _left_candidates(self) -> Iterator[LeftCandidate]:
+        after_id = 0
+        while page := self.ledger.left_candidates(after_id=after_id):
+            yield from page
+            after_id = page[-1].candidate_id
 
     def tick(self) -> float:
         """Do what is ready, once; say when (monotonic) there is something to do by the clock."""
@@ -245,7 +255,7 @@ class Daemon:
         self._adopt_orphans()
         self.desk.collect()
         self.housekeeping.gather(now)
-        accepting = not (self.stopping or self.housekeeping.disk_low or self._ledger_failing)
+        accepting = not (self.stopping or self.housekeeping.disk_low or self._ledger_failing) and self.orphans_adopted
         self.intake.gather(now, accepting=accepting)
         if not self.stopping:
             self.rework.gather(now)
@@ -257,18 +267,23 @@ class Daemon:
             self.proof.gather(now)
 
     def _adopt_orphans(self) -> None:
-        """Admit spool files without a row (G2), a few at a time."""
+        """Admit spool files without a row (G2), a few at a time and before anything new, under the names they had."""
         if self._orphans is None or not self.intake.is_idle or self.stopping:
             return
         for count, candidate in enumerate(self._orphans, start=1):
-            self.intake.adopt(Hand(candidate=candidate))
+            left = self._left.pop((candidate.inbox, candidate.source), None)
+            self.intake.adopt(Hand(candidate=candidate, dropped_as=left.relative_path if left else ""))
             if count >= _ORPHANS_AT_ONCE:
                 return
         self._orphans = None
+        # The others lie where they lay, and are seen again, or are gone. What killed a reader is not forgotten.
+        self._nameless = [each.candidate_id for each in self._left.values() if not each.tries]
+        self._left = {}
 
     def _has_work(self) -> bool:
         return (
-            self.intake.has_work
+            bool(self._nameless)
+            or self.intake.has_work
             or self.dispatch.has_work
             or self.proof.has_work
             or self.rework.has_work
@@ -279,6 +294,8 @@ class Daemon:
         with self.ledger.write() as moves:
             if woken:
                 moves.wake(now=now.utc)
+            # Before the intake, which may put the same files down anew.
+            moves.drop_candidates(self._nameless)
             self.intake.record(moves, now)
             self.rework.record(moves, now)
             self.proof.record(moves, now)
@@ -290,6 +307,7 @@ class Daemon:
         if self._ledger_failing:
             self._ledger_failing = False
             self._log.info("ledger.recovered_from_failure")
+        self._nameless = []
         self.intake.committed(now)
         self.rework.committed()
         self.proof.committed()

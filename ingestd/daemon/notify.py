@@ -8,6 +8,8 @@ import socket
 import time
 from datetime import timedelta
 
+_PATIENCE_SECONDS = 0.5
+
 
 class Notifier:
     """The service manager's ear; says nothing where there is none (``$NOTIFY_SOCKET`` unset)."""
@@ -47,7 +49,9 @@ class Notifier:
     def _send(self, message: str) -> None:
         if not self._address:
             return
-        # Losing a datagram loses a line of status; it must never stop the pipeline.
+        # Losing a datagram loses a line of status; it must never stop the pipeline, not even where nobody takes them
+        # out of a full socket any more.
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+            ear.settimeout(_PATIENCE_SECONDS)
             ear.connect(self._address)
             ear.send(message.encode())

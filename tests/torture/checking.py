@@ -119,7 +119,7 @@ class _Check:
         self._ledger_is_sound()
         self._nothing_is_left_over()
         self._every_file_has_one_end()
-        self._every_path_is_one_row()
+        self._every_name_is_one_row()
         for row in self._rows:
             self._history_is_legal(row)
             self._file_is_kept(row)
@@ -188,12 +188,12 @@ class _Check:
             if digest not in holders and ends != Counter(CONFLICT=len(rows)):
                 self._say(f"{name}: another content's rows are {dict(ends)}, not CONFLICT")
 
-    def _every_path_is_one_row(self) -> None:
-        """A file dropped once must not become two rows, whatever names a recovery knew."""
+    def _every_name_is_one_row(self) -> None:
+        """A file is found by the name it was dropped under, once, whatever happened to it on its way."""
         names = Counter(row.relative_path for row in self._rows)
-        for name in {file.name for file in self._written} & names.keys():
-            if names[name] > 1:
-                self._say(f"{name} was dropped once and has {names[name]} rows")
+        for file in self._written:
+            if names[file.name] != 1:
+                self._say(f"{file.name} was dropped once and has {names[file.name]} rows of that name")
 
     def _history_is_legal(self, row: Row) -> None:
         before: str | None = None
