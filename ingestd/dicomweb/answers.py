@@ -14,7 +14,7 @@ import urllib3.exceptions
 from ingestd.dicomweb.deadlines import Flight
 from ingestd.dicomweb.errors import DicomWebError, Unavailable, Unintelligible
 
-READ_SIZE = 262_144
+READ_SIZE = 1_048_576
 
 
 class Answer:
