@@ -852,6 +852,14 @@ def test_audit_asks_about_everything_that_should_be_there(ledger: Ledger):
     assert ledger.unproven(now=LATER + timedelta(days=1)) == []
 
 
+def test_server_that_could_not_tell_settles_nothing(ledger: Ledger):
+    holder = entry_in(ledger, State.CONFIRMED)
+    (duplicate,) = admit(ledger, arrival(1), now=LATER)
+    apply(ledger, outcome(holder, State.CONFIRMED, Reason.FEED, wait=timedelta(seconds=30)))
+    assert duplicate not in {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))}
+    assert ledger.next_check_at() == LATER + timedelta(seconds=30)
+
+
 def test_audit_that_misses_a_row_asks_twice(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
     apply(ledger, outcome(entry_id, State.CONFIRMED, Reason.ABSENT, wait=timedelta(seconds=10)))

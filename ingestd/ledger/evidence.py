@@ -40,7 +40,8 @@ def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backof
         else:
             _settled(tx, row, outcome, now)
         moved += 1
-        if outcome.state is State.CONFIRMED:
+        if outcome.state is State.CONFIRMED and (row.state is not State.CONFIRMED or _is_seen(outcome)):
+            # Asked because of a drop, the answer is newer than the drop; the evidence of a first time may be older.
             fresh = now if row.state is State.CONFIRMED else None
             confirmed[row.id] = outcome.evidence_at or fresh
     tx.write()
@@ -53,6 +54,11 @@ def _is_where_asked(row: Row, outcome: Outcome) -> bool:
     if outcome.expected is not None:
         return row.state is outcome.expected
     return row.state in PROVABLE and (row.state is outcome.state or (row.state, outcome.state) in MOVES)
+
+
+def _is_seen(outcome: Outcome) -> bool:
+    """Whether an outcome in the row's own state says that the server has it, not only that it could not be told."""
+    return outcome.reason is not Reason.ABSENT and (outcome.evidence_at is not None or outcome.wait is None)
 
 
 def _is_in_the_way(tx: Transaction, row: Row, outcome: Outcome) -> bool:
@@ -72,8 +78,8 @@ def _not_settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime, bac
         values.update(absences=row.absences + 1, absent_since=row.absent_since or now)
     elif outcome.reason in (Reason.FEED, Reason.QUERY, Reason.CONTENT_CHECK):
         values.update(absences=0, absent_since=None)
-    if row.state is State.CONFIRMED and outcome.reason is not Reason.ABSENT:
-        # Seen again: that ends the look.
+    if row.state is State.CONFIRMED and _is_seen(outcome):
+        # That ends the look.
         values.update(confirmed_at=now, checks=0)
         values["next_check_at"] = now + outcome.wait if outcome.wait is not None else None
     if row.state is State.DELETED and outcome.wait is None:
