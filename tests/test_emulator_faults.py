@@ -404,6 +404,52 @@ def test_kill_leaves_an_index_that_matches_its_files(tmp_path):
         process.stop()
 
 
+def test_memory_stays_bounded_whatever_is_sent(tmp_path):
+    """A body of 300 MB, half of it one part and half of it thousands, in chunks without a length."""
+    psutil = pytest.importorskip("psutil")
+    delimiter = b"--" + BOUNDARY.encode() + b"\r\nContent-Type: application/dicom\r\n\r\n"
+
+    def body() -> Iterator[bytes]:
+        big = scan({0x7FE00010: ("OW", bytes(150_000_000))})
+        yield delimiter
+        for at in range(0, len(big), 1 << 20):
+            yield big[at : at + (1 << 20)]
+        for _ in range(1500):
+            yield b"\r\n" + delimiter + bytes(100_000)
+        yield b"\r\n--" + BOUNDARY.encode() + b"--\r\n"
+
+    with (
+        EmulatorProcess(tmp_path / "data", words=["--no-fsync"]) as server,
+        Peer(server.url.removesuffix("/v2")) as peer,
+    ):
+        assert server._process is not None
+        process = psutil.Process(server._process.pid)
+        before = process.memory_info().rss
+        answer = peer.store(body=body())  # type: ignore[arg-type]
+        grown = process.memory_info().rss - before
+
+    assert (answer.status_code, len(stored(answer)), len(reasons(answer))) == (202, 1, 1500)
+    assert grown < 60 << 20
+
+
+def test_tags_that_change_during_a_store_fail_it_with_272():
+    with Emulator(fsync=False, faults=["commit_delay=seconds:0.5,count:1"]) as server, Peer(server.root) as peer:
+        uids = {"study": fresh_uid(), "series": fresh_uid(), "sop": fresh_uid()}
+        answers: list[requests.Response] = []
+        storing = threading.Thread(target=lambda: answers.append(peer.store(scan(**uids))))
+        storing.start()
+        with Peer(server.root) as other:
+            give_up_at = time.monotonic() + 10
+            while not server._running.files._folders:  # the first file is in place: its row is Creating
+                assert time.monotonic() < give_up_at
+            added = other.call("POST", "/extendedquerytags", json=[{"path": "PatientAge", "level": "Study"}])
+        storing.join()
+
+        assert added.status_code == 202
+        assert reasons(answers[0]) == [272]
+        assert peer.store(scan(**uids)).status_code == 200
+
+
 def test_crash_can_leave_creating_rows_as_the_service_does(tmp_path):
     uids = {"study": fresh_uid(), "series": fresh_uid(), "sop": fresh_uid()}
     with Emulator(tmp_path, faults=["stuck_creating=1"]) as server, Peer(server.root) as peer:

@@ -26,11 +26,10 @@ from .answers import plain
 from .call import SUPPORTED_VERSIONS, Action, Body, Call, Route, match, version_of
 from .delete import expire
 from .errors import INTERNAL, UNAVAILABLE, Problem, Vanish
-from .examine import Tag
 from .faults import FaultName
 from .page import HOME, VIEWER
 from .routes import ROUTES, UNVERSIONED
-from .service import Service, stored_tags
+from .service import Service
 from .spool import Spool, body_kind
 from .store import settle
 
@@ -156,7 +155,10 @@ class App:
         if found.json_answer and not accepts_json(call.header("accept")):
             raise Problem(406)
         if found.action is not Action.NONE:
-            await anyio.to_thread.run_sync(_settle_partition, call, found)
+            if call.in_partition:
+                await anyio.to_thread.run_sync(_settle_partition, call, found)
+            elif self._service.settings.partitions and found.partitioned:
+                raise Problem(400, "PartitionName value is missing in the route segment.")
             if self._service.has_expired():
                 await anyio.to_thread.run_sync(expire, self._service)
         self._service.guard.authorize(call, found.action)
@@ -178,7 +180,7 @@ class App:
                 raise Vanish
 
         slow = service.faults.take(FaultName.BANDWIDTH, **facts)
-        call.tags = await anyio.to_thread.run_sync(_tags_now, service)
+        call.tags = service.tags()
         with Spool(
             service.files,
             limit=service.settings.file_limit,
@@ -208,11 +210,6 @@ class _Exchange:
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self.is_complete = True
         await self._send(message)
-
-
-def _tags_now(service: Service) -> list[Tag]:
-    with service.index.read() as tx:
-        return stored_tags(tx)
 
 
 def _find_route(call: Call, unversioned: Sequence[Route]) -> Route:
@@ -275,13 +272,9 @@ def _check_content_type(request: Request, found: Route) -> None:
 
 
 def _settle_partition(call: Call, found: Route) -> None:
-    partitions = call.service.settings.partitions
-    if call.in_partition:
-        if not partitions:
-            raise Problem(400, "Data partitions feature is disabled.")
-        call.partition_key = _partition_key(call, found)
-    elif partitions and found.partitioned:
-        raise Problem(400, "PartitionName value is missing in the route segment.")
+    if not call.service.settings.partitions:
+        raise Problem(400, "Data partitions feature is disabled.")
+    call.partition_key = _partition_key(call, found)
 
 
 def _partition_key(call: Call, found: Route) -> int:

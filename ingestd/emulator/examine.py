@@ -31,7 +31,7 @@ from .values import Text, is_number, numbers_of, strings_of, text_of, to_json
 # Failure reasons (facts page 1.6; PS3.18 Table I.2-2).
 PROCESSING_FAILURE = 0x0110  # 272
 VALIDATION_FAILED = 0xA900  # 43264
-STUDY_MISMATCH = 0xA901  # 43265, the documented code that only the managed service may send
+STUDY_MISMATCH = 0xA901  # 43265, what the managed service's documents say; source and its tests have 43264
 ALREADY_EXISTS = 0xB00E  # 45070
 BEING_CREATED = 0xB00F  # 45071
 # Warning reasons.
@@ -68,6 +68,7 @@ class Examined:
     path: Path
     size_bytes: int
     failure: int = 0
+    mismatch: int = VALIDATION_FAILED  # the reason for a part of another study than the path's
     warning: int = 0
     comments: list[str] = field(default_factory=list)
     readable: bool = False
@@ -88,9 +89,12 @@ class Examined:
         return self.study_uid, self.series_uid, self.sop_uid
 
 
-def examine(path: Path, *, version: int, study_uid: str | None, tags: Sequence[Tag]) -> Examined:
+def examine(
+    path: Path, *, version: int, study_uid: str | None, tags: Sequence[Tag], mismatch: int = VALIDATION_FAILED
+) -> Examined:
     """Look at one spooled part of a store under ``/v{version}/studies[/{study_uid}]``; never raises for its content."""
     found = Examined(path=path, size_bytes=path.stat().st_size)
+    found.mismatch = mismatch
     try:
         with path.open("rb") as file, dataset.mapped(file) as buffer:
             header = dataset.header_of(buffer)
@@ -170,6 +174,7 @@ def _is_elsewhere(found: Examined, study_uid: str | None) -> bool:
     if study_uid is None or found.study_uid == study_uid.rstrip(" "):
         return False
     _refuse(found, _comment(STUDY_UID, _MISMATCH_TEXT))
+    found.failure = found.mismatch
     return True
 
 

@@ -154,9 +154,14 @@ class Index:
         )
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction; commits at the end of the block, rolls back when it raises."""
+    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One write transaction; commits at the end of the block, rolls back when it raises.
+
+        One that is not durable survives the process but perhaps no power cut, until a durable one follows it.
+        """
         with self._lock:
+            if self._fsync:
+                self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer

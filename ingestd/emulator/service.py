@@ -41,6 +41,8 @@ class Service:
         self.workers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="emulator-examine")
         self.operations = Operations(self)
         self._expiry_at: int | None = None
+        self._tags: list[Tag] | None = None
+        self._tags_generation = 0
         self._recover()
         self.look_for_expiry()
 
@@ -60,6 +62,23 @@ class Service:
             )
         if known is not None:
             self.files.sweep({mark for mark in known if mark is not None})
+
+    def tags(self) -> list[Tag]:
+        """The extended query tags that stores must index now."""
+        known = self._tags
+        if known is not None:
+            return known
+        generation = self._tags_generation
+        with self.index.read() as tx:
+            known = stored_tags(tx)
+        if generation == self._tags_generation:
+            self._tags = known
+        return known
+
+    def forget_tags(self) -> None:
+        """The tags have changed: to be called after the transaction that changed them."""
+        self._tags_generation += 1
+        self._tags = None
 
     def look_for_expiry(self) -> None:
         """Find out when the next study expires."""

@@ -17,6 +17,7 @@ from .multipart import Malformed, PartBegins, PartData, Splitter
 
 _DICOM = "application/dicom"
 _MOST_PARTS = 100_000
+_WORTH_A_THREAD = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ class Spool:
         assert self._open is not None, "it has a name as long as it has a descriptor"
         os.close(self._descriptor)
         self._descriptor = None
-        begun = self._finish(self._open) if self._finish else None
+        # A small part is not worth a thread of its own; the store settles those together.
+        begun = self._finish(self._open) if self._finish and self._size >= _WORTH_A_THREAD else None
         self.parts.append(Part(self._open, begun))
         self._open = None
 

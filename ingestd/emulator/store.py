@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from .examine import (
     ALREADY_EXISTS,
     BEING_CREATED,
     PROCESSING_FAILURE,
+    STUDY_MISMATCH,
+    VALIDATION_FAILED,
     Examined,
     Tag,
     dataset_digest,
@@ -127,16 +129,30 @@ def _zero_preamble(path: Path) -> None:
         os.close(descriptor)
 
 
+def _settled(service: Service, parts: Sequence[Part]) -> Iterator[str]:
+    """The parts' digests in order; what was not settled while it came in is now, several at once."""
+    if len(parts) == 1 and parts[0].finished is None:
+        return iter([settle(service, parts[0].path)])
+    begun = [part.finished or service.workers.submit(settle, service, part.path) for part in parts]
+    return (future.result() for future in begun)
+
+
 def _examine(service: Service, request: StoreRequest, parts: Sequence[Part]) -> list[Entry]:
     entries = []
+    settled = _settled(service, parts)
     for part in parts:
-        found = examine(part.path, version=request.version, study_uid=request.study_uid, tags=request.tags)
-        found.dataset_sha256 = part.finished.result() if part.finished is not None else settle(service, part.path)
+        found = examine(
+            part.path,
+            version=request.version,
+            study_uid=request.study_uid,
+            tags=request.tags,
+            mismatch=STUDY_MISMATCH if service.settings.is_managed else VALIDATION_FAILED,
+        )
+        found.dataset_sha256 = next(settled)
         entry = Entry(examined=found)
         if entry.is_stored:
             _ask_faults(service, request, entry)
         entries.append(entry)
-    _check_tags(service, entries, request.tags)
     return entries
 
 
@@ -173,17 +189,9 @@ def _ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
             take(name)
 
 
-def _check_tags(service: Service, entries: list[Entry], tags: Sequence[Tag]) -> None:
-    # If the tags changed while parts were looked at, the service fails them with 272 (facts page 1.8).
-    with service.index.read() as tx:
-        if stored_tags(tx) != list(tags):
-            for entry in entries:
-                if entry.is_stored:
-                    entry.examined.failure = PROCESSING_FAILURE
-
-
 def _store_group(service: Service, request: StoreRequest, group: list[Entry]) -> None:
-    with service.index.write() as tx:
+    # The first transaction need not be durable: what a power cut takes of it, it takes of the whole store.
+    with service.index.write(durable=False) as tx:
         begun = _begin(tx, request, group)
     if not begun:
         return
@@ -193,9 +201,12 @@ def _store_group(service: Service, request: StoreRequest, group: list[Entry]) ->
     _wait_for_commit(begun)
     removed: list[int] = []
     with service.index.write() as tx:
+        # If the tags changed since the request began, the service fails its instances with 272 (facts page 1.8).
+        tags_changed = stored_tags(tx) != list(request.tags)
         for entry in begun:
-            removed += _commit(service, tx, request, entry)
-        drop_empty(tx, sorted({entry.study_key for entry in begun}))
+            removed += _undo(tx, entry) if tags_changed else _commit(service, tx, request, entry)
+        if removed:
+            drop_empty(tx, sorted({entry.study_key for entry in begun}))
         _set_expiry(tx, request, begun)
     if request.expires_at is not None:
         service.look_for_expiry()
@@ -304,6 +315,13 @@ def _wait_for_commit(begun: list[Entry]) -> None:
     time.sleep(max((entry.commit_seconds for entry in begun), default=0.0))
 
 
+def _undo(tx: sqlite3.Connection, entry: Entry) -> list[int]:
+    """Take back what ``_begin`` did for an instance that is refused after all; the file that nobody needs."""
+    entry.examined.failure = PROCESSING_FAILURE
+    tx.execute("DELETE FROM instance WHERE key = ? AND status = ?", (entry.instance_key, CREATING))
+    return [entry.watermark]
+
+
 def _commit(service: Service, tx: sqlite3.Connection, request: StoreRequest, entry: Entry) -> list[int]:
     found = entry.examined
     if FaultName.STUCK_CREATING in entry.faults and not entry.replaced:
@@ -332,6 +350,10 @@ def _commit(service: Service, tx: sqlite3.Connection, request: StoreRequest, ent
     tx.execute("INSERT INTO metadata VALUES (?, ?)", (entry.watermark, zlib.compress(found.metadata, 1)))
     add_to_feed(service, tx, entry, request.partition_key, action="Update" if entry.replaced else "Create")
     latest_wins(tx, "study", STUDY_COLUMNS, found.columns, entry.study_key)
+    # The one column that cannot be null: stored empty, it comes back as an element without a value (facts page 3.2).
+    tx.execute(
+        "UPDATE study SET patient_id = '', patient_id_f = '' WHERE key = ? AND patient_id IS NULL", (entry.study_key,)
+    )
     latest_wins(tx, "series", SERIES_COLUMNS, found.columns, entry.series_key)
     keep_values(tx, entry)
     return removed

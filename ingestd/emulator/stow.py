@@ -94,7 +94,7 @@ def _failure(entry: Entry) -> dict[str, Any]:
     if found.sop_uid:
         item["00081155"] = {"vr": "UI", "Value": [found.sop_uid]}
     item["00081197"] = {"vr": "US", "Value": [found.failure]}
-    if found.comments and found.failure == 43264:
+    if found.comments:
         item["00741048"] = _comments(found.comments)
     return item
 

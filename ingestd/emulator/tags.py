@@ -63,6 +63,7 @@ def post_tags(call: Call) -> Response:
             # The original lets this through as an unexpected server error (sic, facts page 6).
             raise Problem(503, f"Extended query tags exceeds max allowed count '{_MOST_TAGS}'.")
         operation_id = _add(tx, entries)
+    call.service.forget_tags()
     call.service.operations.start(operation_id)
     return reference(call, operation_id)
 
@@ -236,6 +237,7 @@ def delete_tag(call: Call) -> Response:
         for table in ("tag_value", "tag_error"):
             tx.execute(f"DELETE FROM {table} WHERE tag_key = ?", (row["key"],))
         tx.execute("DELETE FROM tag WHERE key = ?", (row["key"],))
+    call.service.forget_tags()
     return Response(status_code=204)
 
 
