@@ -59,7 +59,8 @@ def _remove_row(service: Service, tx: sqlite3.Connection, row: sqlite3.Row) -> N
     tx.execute("DELETE FROM tag_error WHERE watermark = ?", (row["watermark"],))
     if row["status"] == CREATED:
         tx.execute(
-            "INSERT INTO feed VALUES (?, ?, 0, 'Delete', ?, ?, ?, ?, ?)",
+            "INSERT INTO feed (sequence, timestamp, action, partition_key, study_uid, series_uid, sop_uid, watermark)"
+            " VALUES (?, ?, 'Delete', ?, ?, ?, ?, ?)",
             (
                 next_numbers(tx, "sequence", 1),
                 service.index.tick(),

@@ -8,18 +8,18 @@ its earlier entries at once, as in the service.
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from starlette.responses import Response
 
-from .answers import PlainJson
+from .answers import PlainJson, raw_json
 from .call import Action, Call, Route, boolean, number, route
 from .errors import Problem
 from .index import CREATED, DEFAULT_PARTITION, TICKS_PER_SECOND, now_ticks, utc_text
-from .lookup import metadata_of
+from .lookup import metadata_bytes
 
 _MOST_SEQUENCE = (1 << 63) - 1
 _COLUMNS = (
@@ -38,7 +38,8 @@ def get_changefeed(call: Call) -> Response:
     with call.service.index.read() as tx:
         rows = _page_v1(call, tx) if call.version == 1 else _page_v2(call, tx)
         names = _partition_names(tx)
-        return PlainJson([_entry(tx, row, names, with_metadata=with_metadata) for row in rows])
+        entries = [_entry(tx, row, names, with_metadata=with_metadata) for row in rows]
+    return raw_json(entries, media_type=PlainJson.media_type)
 
 
 def get_latest(call: Call) -> Response:
@@ -52,7 +53,8 @@ def get_latest(call: Call) -> Response:
         ).fetchone()
         if row is None:
             return Response(status_code=204)
-        return PlainJson(_entry(tx, row, _partition_names(tx), with_metadata=with_metadata))
+        entry = _entry(tx, row, _partition_names(tx), with_metadata=with_metadata)
+    return Response(entry, media_type=PlainJson.media_type)
 
 
 def _page_v1(call: Call, tx: sqlite3.Connection) -> list[sqlite3.Row]:
@@ -74,12 +76,32 @@ def _page_v2(call: Call, tx: sqlite3.Connection) -> list[sqlite3.Row]:
     end = _instant("endTime", end_text)
     if start is not None and end is not None and end <= start:
         raise Problem(400, f"The start time '{start_text}' must occur strictly before the end time '{end_text}'.")
+    return _window(
+        tx,
+        start if start is not None else 0,
+        end if end is not None else _MOST_SEQUENCE,
+        limit=limit,
+        offset=offset,
+    )
+
+
+def _window(tx: sqlite3.Connection, start: int, end: int, *, limit: int, offset: int) -> list[sqlite3.Row]:
+    # Positions have no gaps and grow with the timestamps, so a page deep inside a window is found by adding. Only
+    # entries held back by a fault make it necessary to count.
+    now = now_ticks()
+    if tx.execute("SELECT 1 FROM feed WHERE visible_at > ? LIMIT 1", (now,)).fetchone() is not None:
+        return tx.execute(
+            f"SELECT {_COLUMNS} FROM feed f{_CURRENT} WHERE f.timestamp >= ? AND f.timestamp < ? AND f.visible_at <= ?"
+            " ORDER BY f.position LIMIT ? OFFSET ?",
+            (start, end, now, limit, offset),
+        ).fetchall()
+    first = tx.execute("SELECT position FROM feed WHERE timestamp >= ? ORDER BY timestamp LIMIT 1", (start,)).fetchone()
+    if first is None:
+        return []
     return tx.execute(
-        f"SELECT {_COLUMNS} FROM (SELECT sequence AS s FROM feed"
-        " WHERE timestamp >= ? AND timestamp < ? AND visible_at <= ?"
-        " ORDER BY timestamp, sequence LIMIT ? OFFSET ?)"
-        f" JOIN feed f ON f.sequence = s{_CURRENT} ORDER BY f.timestamp, f.sequence",
-        (start if start is not None else 0, end if end is not None else _MOST_SEQUENCE, now_ticks(), limit, offset),
+        f"SELECT {_COLUMNS} FROM feed f{_CURRENT} WHERE f.position >= ? AND f.timestamp < ?"
+        " ORDER BY f.position LIMIT ?",
+        (min(first["position"] + offset, _MOST_SEQUENCE), end, limit),
     ).fetchall()
 
 
@@ -116,12 +138,10 @@ def _partition_names(tx: sqlite3.Connection) -> dict[int, str]:
     return {row["key"]: row["name"] for row in tx.execute("SELECT key, name FROM partition")}
 
 
-def _entry(
-    tx: sqlite3.Connection, row: sqlite3.Row, partitions: dict[int, str], *, with_metadata: bool
-) -> dict[str, Any]:
+def _entry(tx: sqlite3.Connection, row: sqlite3.Row, partitions: dict[int, str], *, with_metadata: bool) -> bytes:
     current = row["current"]
     state = "Deleted" if current is None else "Current" if current == row["watermark"] else "Replaced"
-    entry: dict[str, Any] = {
+    entry = {
         "sequence": row["sequence"],
         "partitionName": partitions.get(row["partition_key"], DEFAULT_PARTITION),
         "studyInstanceUid": row["study_uid"],
@@ -131,9 +151,11 @@ def _entry(
         "timestamp": utc_text(row["timestamp"]),
         "state": state,
     }
+    text = json.dumps(entry, separators=(",", ":")).encode()
     if with_metadata and current is not None:
-        entry["metadata"] = metadata_of(tx, current)
-    return entry
+        # The metadata is JSON already; parsing two hundred of them only to write them again takes 100 ms.
+        text = text[:-1] + b',"metadata":' + metadata_bytes(tx, current) + b"}"
+    return text
 
 
 ROUTES: list[Route] = [

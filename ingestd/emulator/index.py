@@ -80,14 +80,16 @@ CREATE INDEX instance_study ON instance (study_key, watermark);
 CREATE INDEX instance_series ON instance (series_key, watermark);
 CREATE TABLE metadata (watermark INTEGER PRIMARY KEY, json BLOB NOT NULL);
 CREATE TABLE feed (
-    sequence INTEGER PRIMARY KEY,
+    position INTEGER PRIMARY KEY,
+    sequence INTEGER NOT NULL UNIQUE,
     timestamp INTEGER NOT NULL,
     visible_at INTEGER NOT NULL DEFAULT 0,
     action TEXT NOT NULL,
     partition_key INTEGER NOT NULL,
     study_uid TEXT NOT NULL, series_uid TEXT NOT NULL, sop_uid TEXT NOT NULL,
     watermark INTEGER NOT NULL);
-CREATE INDEX feed_time ON feed (timestamp, sequence);
+CREATE INDEX feed_time ON feed (timestamp);
+CREATE INDEX feed_late ON feed (visible_at) WHERE visible_at > 0;
 CREATE TABLE tag (
     key INTEGER PRIMARY KEY AUTOINCREMENT,
     path TEXT NOT NULL UNIQUE, vr TEXT NOT NULL, private_creator TEXT,

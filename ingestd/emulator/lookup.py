@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import zlib
 from dataclasses import dataclass
@@ -65,11 +64,6 @@ def find_in(
     prefix = "" if instance is not None else "i."
     sql += f" AND {prefix}partition_key = ? AND {prefix}status = {CREATED} ORDER BY {prefix}watermark"
     return [Stored(*row) for row in tx.execute(sql, (*parameters, partition_key))]
-
-
-def metadata_of(tx: sqlite3.Connection, watermark: int) -> Any:
-    """The stored metadata of a version, parsed."""
-    return json.loads(metadata_bytes(tx, watermark))
 
 
 def metadata_bytes(tx: sqlite3.Connection, watermark: int) -> bytes:

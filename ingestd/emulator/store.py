@@ -365,7 +365,8 @@ def add_to_feed(service: Service, tx: sqlite3.Connection, entry: Entry, partitio
     stamp = service.index.tick()
     visible_at = stamp + int(entry.late_seconds * TICKS_PER_SECOND) if entry.late_seconds else 0
     tx.execute(
-        "INSERT INTO feed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO feed (sequence, timestamp, visible_at, action, partition_key, study_uid, series_uid, sop_uid,"
+        " watermark) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             next_numbers(tx, "sequence", 1, gap=entry.gap),
             stamp,
