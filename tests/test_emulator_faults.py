@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from ingestd.emulator import DESCRIPTIONS, Emulator, Fault, FaultName, UnknownFault, read_log
+from ingestd.emulator import DESCRIPTIONS, Emulator, EmulatorFailed, Fault, FaultName, UnknownFault, read_log
 from tests.builders import fresh_uid
 from tests.emulating import EmulatorProcess, dataset_of
 from tests.emulator_peer import ANY_FILE, BOUNDARY, JSON, Peer, multipart, path_of, reasons, scan, stored
@@ -469,12 +469,17 @@ def test_index_of_another_version_is_refused_with_what_to_do(tmp_path):
     with Emulator(tmp_path) as server, server._running.index.write() as tx:
         tx.execute("PRAGMA user_version=99")
 
-    with pytest.raises(Exception, match="schema 99"):
+    with pytest.raises(EmulatorFailed, match=r"schema 99.*--reset"):
+        Emulator(tmp_path).start()
+
+
+def test_second_emulator_on_a_data_folder_is_refused(tmp_path):
+    with Emulator(tmp_path), pytest.raises(EmulatorFailed, match="another emulator"):
         Emulator(tmp_path).start()
 
 
 def test_port_in_use_is_said_so(server):
-    with pytest.raises(Exception, match="cannot listen on 127"):
+    with pytest.raises(EmulatorFailed, match="cannot listen on 127"):
         Emulator(port=urlsplit(server.url).port or 0).start()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import sqlite3
 import tempfile
 import threading
 import time
@@ -19,8 +20,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .app import TRANSPORT, App
 from .control import control_app
 from .faults import Fault, Faults
+from .index import WrongSchema
 from .reindex import reindex
-from .service import Service
+from .service import InUse, Service
 from .settings import Flavour, Settings
 from .update import update
 
@@ -147,7 +149,12 @@ class Emulator:
         listener = _listen(self._host, self._port)
         self._stack.callback(listener.close)
         self._port = listener.getsockname()[1]
-        self._service = Service(data, self._settings, faults=self.faults, log_to_disk=self._data is not None)
+        try:
+            self._service = Service(data, self._settings, faults=self.faults, log_to_disk=self._data is not None)
+        except WrongSchema as error:
+            raise EmulatorFailed(f"cannot use {data}: {error}; start with --reset to begin anew") from error
+        except (InUse, OSError, sqlite3.Error) as error:
+            raise EmulatorFailed(f"cannot use {data}: {error}") from error
         self._stack.callback(self._service.close)
         self._service.operations.register("reindex", reindex)
         self._service.operations.register("update", update)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import sqlite3
 import threading
@@ -28,6 +30,7 @@ class Service:
 
     def __init__(self, data: Path, settings: Settings, *, faults: Faults, log_to_disk: bool) -> None:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _locked(data / "lock")
         self.data = data
         self.settings = settings
         self.faults = faults
@@ -121,6 +124,22 @@ class Service:
             tx.execute("INSERT OR REPLACE INTO counter VALUES ('running', 0)")
         self.index.close()
         self.log.close()
+        os.close(self._lock)
+
+
+class InUse(Exception):
+    """Another emulator works in this data folder."""
+
+
+def _locked(path: Path) -> int:
+    # Two servers on one folder would clear away each other's unfinished parts.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise InUse(f"another emulator works in {path.parent}") from error
+    return descriptor
 
 
 def stored_tags(tx: sqlite3.Connection) -> list[Tag]:
