@@ -8,12 +8,17 @@ A step is bytes to send once the request has been read whole, or a function of t
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
+
+import pytest
 
 Step = bytes | Callable[["Conversation"], object]
 
@@ -197,3 +202,28 @@ class ScriptedServer:
             with self._lock:
                 self._open.discard(plain)
             sock.close()
+
+
+def certificate(
+    folder: Path, name: str, *, san: str = "IP:127.0.0.1", ca: tuple[Path, Path] | None = None
+) -> tuple[Path, Path]:
+    """Make a certificate and key (PEM) with openssl, signed by itself or by ``ca``; the first file also has the key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    command += ["-keyout", str(key), "-out", str(cert), "-addext", f"subjectAltName={san}"]
+    if ca is not None:
+        command += ["-CA", str(ca[0]), "-CAkey", str(ca[1])]
+    subprocess.run(command, check=True, capture_output=True)
+    cert.write_text(cert.read_text() + key.read_text())
+    return cert, key
+
+
+def server_context(cert: tuple[Path, Path], *, client_ca: Path | None = None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*cert)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client_ca)
+    return context

@@ -5,12 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import shutil
-import ssl
-import subprocess
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
@@ -29,7 +25,7 @@ from ingestd.dicomweb import (
     Unavailable,
 )
 from ingestd.dicomweb.sdk import DicomClient, TokenCache, expiry_of, make_get_token_func
-from tests.http_server import Conversation, ScriptedServer, answer
+from tests.http_server import Conversation, ScriptedServer, answer, certificate, server_context
 
 EMPTY = answer(b"[]")
 DENIED = answer(b"", status="401 Unauthorized", content_type="")
@@ -411,31 +407,6 @@ def test_sdk_takes_its_connection_info_from_the_environment(monkeypatch):
     assert len(tokens.requests) == 1
     assert tokens.requests[0].target == "/v2/oauth2/v2.0/token"
     assert "PatientID=P+1" in server.requests[0].target
-
-
-def certificate(
-    folder: Path, name: str, *, san: str = "IP:127.0.0.1", ca: tuple[Path, Path] | None = None
-) -> tuple[Path, Path]:
-    """Make a certificate and key (PEM) with openssl, signed by itself or by ``ca``; the first file also has the key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
-    command += ["-keyout", str(key), "-out", str(cert), "-addext", f"subjectAltName={san}"]
-    if ca is not None:
-        command += ["-CA", str(ca[0]), "-CAkey", str(ca[1])]
-    subprocess.run(command, check=True, capture_output=True)
-    cert.write_text(cert.read_text() + key.read_text())
-    return cert, key
-
-
-def server_context(cert: tuple[Path, Path], *, client_ca: Path | None = None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*cert)
-    if client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(client_ca)
-    return context
 
 
 def test_private_authority_is_trusted_only_when_told(tmp_path):

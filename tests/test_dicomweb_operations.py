@@ -323,6 +323,13 @@ def test_follower_gives_every_entry_once_also_after_a_restart(server, client, tm
         client.follow("nonsense")
 
 
+def test_follower_reads_v1_by_sequence(server, study):
+    with DicomWebClient(f"{server.root}/v1") as client:
+        follower = client.follow(lag=timedelta(0))
+        assert {entry.sop_uid for entry in follower.read()} >= set(study.files)
+        assert client.follow(follower.cursor).read() == []
+
+
 def test_follower_yields_until_told_to_stop(client, study):
     stop = threading.Event()
     seen = []

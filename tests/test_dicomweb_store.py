@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ingestd.dicomweb import (
     BearerAuth,
@@ -27,6 +29,7 @@ from ingestd.dicomweb import (
     StorePart,
     Throttled,
     Timeouts,
+    Tls,
     TooLarge,
     Unavailable,
     Unintelligible,
@@ -34,7 +37,7 @@ from ingestd.dicomweb import (
 )
 from ingestd.dicomweb.store_body import SEND_FROM, WITHHELD, StoreBody
 from tests.builders import instance_bytes
-from tests.http_server import Conversation, ScriptedServer, answer
+from tests.http_server import Conversation, ScriptedServer, answer, certificate, server_context
 
 QUICK = Timeouts(connect=timedelta(seconds=5), read=timedelta(seconds=5), total=timedelta(seconds=0.4), min_rate=10**8)
 
@@ -589,3 +592,106 @@ def test_real_instances_survive_the_way(tmp_path):
         client.store(parts)
 
     assert contents == multipart_contents(server.requests[0].body, server.requests[0].headers["content-type"])
+
+
+@pytest.mark.parametrize(
+    "status, words",
+    [
+        ("403 Forbidden", "DICOM Data Owner"),
+        ("401 Unauthorized", "audience"),
+        ("406 Not Acceptable", "Accept"),
+        ("415 Unsupported Media Type", "Content-Type"),
+        ("413 Content Too Large", "smaller"),
+        ("405 Method Not Allowed", "does not have this operation"),
+        ("301 Moved Permanently", "final address"),
+    ],
+)
+def test_message_says_what_to_do(tmp_path, status, words):
+    with (
+        ScriptedServer(answer(b"", status=status)) as server,
+        DicomWebClient(server.url) as client,
+        pytest.raises(DicomWebError, match=words) as raised,
+    ):
+        client.store(parts_of(tmp_path, [10]))
+
+    assert str(raised.value).startswith(f"POST /studies on 127.0.0.1:{server.port}: the server answered {status[:3]}")
+
+
+def test_missing_version_is_suggested_where_the_url_has_no_path(tmp_path):
+    with (
+        ScriptedServer(answer(b"", status="404 Not Found")) as server,
+        DicomWebClient(f"http://127.0.0.1:{server.port}") as client,
+        pytest.raises(NotFound, match="/v2"),
+    ):
+        client.store(parts_of(tmp_path, [10]))
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+def test_refusal_of_a_server_that_reads_no_more_is_found_after_the_stall(tmp_path, with_tls):
+    """Under TLS an early answer cannot be seen without reading; it is looked for when the upload stands still."""
+    stop = threading.Event()
+
+    def play(conversation: Conversation) -> None:
+        conversation.read_body(1)
+        conversation.send(answer(b"", status="413 Content Too Large", content_type=""))
+        stop.wait(20)
+        conversation.hang_up(reset=True)
+
+    tls = server_context(cert := certificate(tmp_path, "server")) if with_tls else None
+    with (
+        ScriptedServer(play, tls=tls) as server,
+        DicomWebClient(
+            server.url,
+            tls=Tls(ca=cert[0]) if with_tls else None,
+            timeouts=Timeouts(connect=timedelta(seconds=0.5)),
+        ) as client,
+    ):
+        with pytest.raises(TooLarge) as raised:
+            client.store(parts_of(tmp_path, [50_000_000]))
+        stop.set()
+
+    assert raised.value.nothing_was_stored
+    assert raised.value.body_bytes_left < 50_000_000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["1.2.0", "9.9"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["00081198", "00081199", "00081155", "00081197", "00081196", "00741048", "00000902", "Value", "vr"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+def test_no_answer_whatever_makes_an_instance_stored_that_was_not_asked_for(tmp_path):
+    replies = [b""]
+    parts = parts_of(tmp_path, [10])
+
+    def play(conversation: Conversation) -> None:
+        conversation.read_body()
+        conversation.send(answer(replies[0]))
+
+    with ScriptedServer(play) as server, DicomWebClient(server.url) as client:
+
+        @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(st.one_of(JSON.map(lambda value: json.dumps(value).encode()), st.binary(max_size=40)))
+        def hold(reply):
+            replies[0] = reply
+            try:
+                result = client.store(parts)
+            except Unintelligible:
+                return
+            assert set(result.stored) | set(result.failed) <= {"1.2.0"}
+            assert bool(result.unnamed) == (not (result.stored or result.failed or result.contradicted)), (
+                "each instance is named, or said to be unnamed"
+            )
+
+        hold()
+    assert server.errors == []
