@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from ingestd.reader.child import main
+try:
+    from ingestd.reader.child import main
 
-sys.exit(main())
+    status = main()
+except Exception as error:  # noqa: BLE001 - whatever it is, the parent learns its class and place, never its text
+    from ingestd.reader.words import last_words
+
+    last_words(error)
+    status = 1
+sys.exit(status)

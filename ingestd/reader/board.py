@@ -8,9 +8,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _SIZE = mmap.PAGESIZE
-_SERIAL = struct.Struct("<Q")
+_NUMBER = struct.Struct("<Q")
 _WORK_AT = 8
 
 
@@ -27,29 +29,32 @@ class Board:
         os.ftruncate(fd, _SIZE)
         return fd
 
-    def begin(self, serial: int) -> None:
-        """A job is begun."""
-        _SERIAL.pack_into(self._map, _WORK_AT, 0)
-        _SERIAL.pack_into(self._map, 0, serial)
-
-    def end(self) -> None:
-        """Its answer is ready, though perhaps not yet written to the pipe."""
-        _SERIAL.pack_into(self._map, 0, 0)
+    @contextmanager
+    def at(self, serial: int) -> Iterator[None]:
+        """While this lasts, that job is being worked on; then what was before."""
+        before, work = self.serial, self.work_bytes
+        _NUMBER.pack_into(self._map, _WORK_AT, 0)
+        _NUMBER.pack_into(self._map, 0, serial)
+        try:
+            yield
+        finally:
+            _NUMBER.pack_into(self._map, _WORK_AT, work)
+            _NUMBER.pack_into(self._map, 0, before)
 
     def worked(self, work_bytes: int) -> None:
         """So many bytes were read, inflated or written for this job up to now."""
-        _SERIAL.pack_into(self._map, _WORK_AT, work_bytes)
+        _NUMBER.pack_into(self._map, _WORK_AT, work_bytes)
 
     @property
     def serial(self) -> int:
         """The job that is being worked on, 0 for none."""
-        value: int = _SERIAL.unpack_from(self._map, 0)[0]
+        value: int = _NUMBER.unpack_from(self._map, 0)[0]
         return value
 
     @property
     def work_bytes(self) -> int:
         """How far it has come."""
-        value: int = _SERIAL.unpack_from(self._map, _WORK_AT)[0]
+        value: int = _NUMBER.unpack_from(self._map, _WORK_AT)[0]
         return value
 
     def close(self) -> None:

@@ -56,6 +56,7 @@ class Child:
         self._limits = limits
         self.tickets: deque[Ticket] = deque()
         self.answered = 0
+        self.last_words = ""  # why it ended, if it could say so
         self.ahead_bytes = 0
         self._unsent = bytearray()
         self._part = b""

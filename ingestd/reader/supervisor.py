@@ -187,16 +187,19 @@ class Readers:
             lines = child.receive()
             for line in lines or ():
                 answer = decode_answer(line)
+                if answer.serial == 0:
+                    child.last_words = answer.crashed
+                    continue
                 self._take(child.take_answered(answer.serial), answer, results)
         except Unintelligible as problem:
             self._finish(results)
             self._end(child, blame=True, cause=f"unintelligible answer: {problem}")
             return
-        if lines:
+        if child.answered:
             self._failures = 0
         self._finish(results)
         if lines is None:
-            self._end(child, blame=True, cause="")
+            self._end(child, blame=True, cause=child.last_words)
 
     def _take(self, ticket: Ticket, answer: Answer, results: list[Read]) -> None:
         if answer.short_of_memory:
@@ -288,8 +291,9 @@ class Readers:
         for child in children:
             child.kill()
         deadline = time.monotonic() + _CLOSE_SECONDS
-        for child in children:
+        for child in [*children, *self._ended]:
             child.wait(deadline - time.monotonic())
+        for child in children:
             child.close()
         self._children = [None] * len(self._children)
         self._selector.close()

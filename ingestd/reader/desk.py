@@ -1,0 +1,177 @@
+"""The work of a child: one job at a time, from a path to an answer."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from ingestd.instance.errors import CannotReencode, InvalidInstance
+from ingestd.instance.facts import Inspection, Limits, Verdict
+from ingestd.instance.inspection import inspect
+from ingestd.lifecycle import Sameness
+from ingestd.reader.board import Board
+from ingestd.reader.files import (
+    Waits,
+    Writeback,
+    errno_text,
+    open_regular,
+    refuse_open_for_writing,
+    source_stat,
+    sync,
+    sync_folder,
+)
+from ingestd.reader.held import Done, Held
+from ingestd.reader.jobs import CanonicalJob, CompareJob, InspectJob, Job, ReencodeJob
+from ingestd.reader.wire import Answer
+from ingestd.reader.words import place_of
+
+_SEQUENTIAL_FROM = 1 << 20
+
+
+class Desk:
+    """Does one job at a time and keeps the board. Lets held answers go while a long job is on."""
+
+    def __init__(self, board: Board, limits: Limits, held: Held) -> None:
+        self._board = board
+        self._limits = limits
+        self._held = held
+        self._writeback = Writeback()
+        self._work = 0
+
+    def do(self, serial: int, job: Job) -> Done:
+        """Do one job; whatever goes wrong becomes an answer."""
+        self._work = 0
+        with self._board.at(serial):
+            try:
+                return self._done(serial, job)
+            except Waits as why:
+                answer = Answer(serial=serial, waits=str(why))
+            except OSError as error:
+                answer = Answer(serial=serial, waits=f"reading failed: {errno_text(error)}")
+            except InvalidInstance as problem:
+                answer = Answer(serial=serial, refused=problem.reason)
+            except CannotReencode as problem:
+                answer = Answer(serial=serial, refused=str(problem))
+            except (MemoryError, RecursionError):
+                answer = Answer(serial=serial, short_of_memory=True)
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not become a verdict on the file
+                answer = Answer(serial=serial, crashed=place_of(error))
+        return Done(answer)
+
+    def _done(self, serial: int, job: Job) -> Done:
+        if isinstance(job, InspectJob):
+            inspection, unsynced = self._inspect(job)
+            return Done(Answer(serial=serial, inspection=inspection), unsynced)
+        if isinstance(job, CanonicalJob):
+            return Done(Answer(serial=serial, canonical=self._canonical(job.path)))
+        if isinstance(job, ReencodeJob):
+            return Done(Answer(serial=serial, inspection=self._reencode(job)))
+        return Done(Answer(serial=serial, sameness=self._compare(job)))
+
+    def _progress(self, count: int) -> None:
+        self._work += count
+        self._board.worked(self._work)
+        self._held.flush_when_due()
+
+    def _inspect(self, job: InspectJob) -> tuple[Inspection, int | None]:
+        """Inspect one file; where it has to be durable its descriptor is given back open, to be synced."""
+        try:
+            fd = open_regular(job.path)
+        except OSError as error:
+            reason = f"cannot be opened: {errno_text(error)}"
+            return Inspection(verdict=Verdict.UNREADABLE, reason_text=reason), None
+        unsynced = None
+        try:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                return Inspection(verdict=Verdict.UNREADABLE, reason_text="is not a regular file"), None
+            if job.expect is not None and job.expect != source_stat(before):
+                return _changed(before), None
+            refuse_open_for_writing(fd)
+            inspection = self._read(fd, before.st_size)
+            if job.durable and inspection.verdict is not Verdict.CHANGED:
+                self._writeback.start(fd)
+                unsynced = fd
+            else:
+                refuse_open_for_writing(fd)
+            return inspection, unsynced
+        finally:
+            if unsynced is None:
+                os.close(fd)
+
+    def _read(self, fd: int, size: int) -> Inspection:
+        if size >= _SEQUENTIAL_FROM:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return inspect(fd, limits=self._limits, progress=self._progress)
+
+    def _canonical(self, path: str) -> str:
+        from ingestd.instance.canonical import canonical_digest  # noqa: PLC0415 - few jobs need it
+
+        return self._with_file(path, lambda fd: canonical_digest(fd, limits=self._limits, progress=self._progress))
+
+    def _with_file(self, path: str, work: Callable[[int], str]) -> str:
+        fd = open_regular(path)
+        try:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise Waits("is not a regular file")
+            done = work(fd)
+            if source_stat(os.fstat(fd)) != source_stat(before):
+                raise Waits("the file changed while it was read")
+            return done
+        finally:
+            os.close(fd)
+
+    def _reencode(self, job: ReencodeJob) -> Inspection:
+        from ingestd.instance.reencode import reencode_explicit  # noqa: PLC0415 - few jobs need it
+
+        destination = Path(job.destination)
+        part = Path(job.destination + ".part")
+        part.unlink(missing_ok=True)
+        out = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+
+            def rewrite(fd: int) -> str:
+                reencode_explicit(fd, out, limits=self._limits, progress=self._progress)
+                return ""
+
+            try:
+                self._with_file(job.path, rewrite)
+                sync(out)
+                part.rename(destination)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            sync_folder(destination.parent)
+            return self._read(out, os.fstat(out).st_size)
+        finally:
+            os.close(out)
+
+    def _compare(self, job: CompareJob) -> str:
+        ours, theirs = self._facts(job.ours, "our file"), self._facts(job.theirs, "the other copy")
+        if (ours.study_uid, ours.series_uid, ours.sop_uid) != (theirs.study_uid, theirs.series_uid, theirs.sop_uid):
+            return Sameness.OTHER.value
+        if ours.transfer_syntax != theirs.transfer_syntax:
+            return Sameness.OTHER_ENCODING.value
+        if ours.digest == theirs.digest or self._canonical(job.ours) == self._canonical(job.theirs):
+            return Sameness.SAME.value
+        return Sameness.OTHER.value
+
+    def _facts(self, path: str, name: str) -> Inspection:
+        inspection, _ = self._inspect(InspectJob(key=0, path=path))
+        if inspection.verdict not in (Verdict.WHOLE, Verdict.ZEROS):
+            raise Waits(f"{name} cannot be compared: {inspection.reason_text}")
+        return inspection
+
+
+def _changed(found: os.stat_result) -> Inspection:
+    return Inspection(
+        verdict=Verdict.CHANGED,
+        reason_text="the file is not the one that was seen before",
+        size_bytes=found.st_size,
+        device=found.st_dev,
+        inode=found.st_ino,
+        mtime_ns=found.st_mtime_ns,
+    )

@@ -1,0 +1,72 @@
+"""Answers on their way out of a child: held for a moment, so that many files share one sync and one write."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from ingestd.reader.board import Board
+from ingestd.reader.files import Waits, refuse_open_for_writing, sync
+from ingestd.reader.wire import Answer, encode_answer
+
+_HELD_MOST = 16  # each may hold a descriptor
+_HELD_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An answer; with ``fd`` it is true only once that descriptor was synced, and is closed then."""
+
+    answer: Answer
+    fd: int | None = None
+
+
+class Held:
+    """Answers that wait to be written together; not for long, whatever the next job takes.
+
+    Files that have to be durable are synced here, many in a row: their pages are on the way to the disk since they
+    were read, and the first fsync commits the filesystem's journal for all of them.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._done: list[Done] = []
+        self._since = 0.0
+
+    def add(self, done: Done) -> None:
+        """Hold one more."""
+        if not self._done:
+            self._since = time.monotonic()
+        self._done.append(done)
+
+    def flush_when_due(self) -> None:
+        """Write them if they are many or have waited long enough."""
+        if self._done and (len(self._done) >= _HELD_MOST or time.monotonic() - self._since > _HELD_SECONDS):
+            self.flush()
+
+    def flush(self) -> None:
+        """Sync what has to be durable, and write all answers."""
+        if self._done:
+            _write_all(1, b"".join([encode_answer(self._settle(done)) for done in self._done]))
+            self._done.clear()
+
+    def _settle(self, done: Done) -> Answer:
+        if done.fd is None:
+            return done.answer
+        serial = done.answer.serial
+        try:
+            with self._board.at(serial):
+                sync(done.fd)
+                refuse_open_for_writing(done.fd)
+        except Waits as why:
+            return Answer(serial=serial, waits=str(why))
+        finally:
+            os.close(done.fd)
+        return done.answer
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
