@@ -2,13 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.torture.killing import LEAST_PER_PHASE, Campaign, Phase
+from tests.emulating import EmulatorProcess, delete, file_of, post
+from tests.running import Site, wait_until
+from tests.torture.checking import Findings, check_everything
+from tests.torture.feeding import Feeder, Kind, Written
+from tests.torture.killing import LEAST_PER_PHASE, SETTINGS, Campaign, Phase
+from tests.torture.watching import Watch
 
 KILLS = 50
+
+
+def test_count_finds_nothing_where_all_went_well_and_then_every_promise_that_is_broken(tmp_path: Path):
+    """The count decides over the program, so it is held itself: whatever is broken behind its back, it says so."""
+    with EmulatorProcess(tmp_path / "server") as server:
+        site = Site(tmp_path / "site", server.url, **SETTINGS)
+        written = feed(site, files=30)
+
+        def count(files: list[Written]) -> str:
+            findings = Findings()
+            check_everything(site, server, files, findings)
+            return "\n".join(findings.violations)
+
+        first = next(file for file in written if file.kind is Kind.NEW)
+        content = file_of(server.url, first.identity)
+        assert content is not None
+        assert count(written) == ""
+
+        lost = replace(first, name="LOST", sop_uid="1.2.3")
+        assert "LOST was dropped once and has 0 rows" in count([*written, lost])
+        assert "rows [1]" in count([file for file in written if file.name != written[-1].name])
+
+        delete(server.url, first.identity)
+        assert "the server has no such instance" in count(written)
+        post(server.url, content[:-1] + bytes([content[-1] ^ 1]))
+        assert "the server has another content" in count(written)
+        assert "posted twice in one attempt" in count(written)
+
+        spooled = next(iter(Watch(site).spool_files()))
+        (site.spool / spooled).unlink()
+        assert "its file is gone" in count(written)
+
+
+def feed(site: Site, *, files: int) -> list[Written]:
+    """Have the daemon take so many files to their ends, and return what was written."""
+    feeder = Feeder(site.drop, seed=7, pace_seconds=0.05)
+    with site.start() as daemon:
+        feeder.start()
+        wait_until(lambda: len(feeder.written) > files, what="the files")
+        written = feeder.stop()
+        wait_until(Watch(site).is_at_rest, what="rest", within_seconds=60, every=0.1)
+        daemon.terminate()
+    return written
 
 
 @pytest.mark.slow

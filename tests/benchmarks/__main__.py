@@ -8,7 +8,9 @@ The daemon runs as shipped: every file is walked, hashed, made durable and recor
 reads at full speed and keeps nothing, so that what is measured is this side. What a user would do instead is measured
 beside it: Orthanc receiving the same files and forwarding them by STOW to the same sink, and the loop of the DICOM
 service's own tutorial. Settle time and quiet period are 100 ms, and are part of every figure but the lone file's.
-The working folder must lie on a disk: fsync on tmpfs costs nothing, and the figures would flatter. Exit code 1 when a
+
+The files lie on the disk (sync) when each clock starts; what is written and made durable after that counts. So the
+working folder must lie on a disk: fsync on tmpfs costs nothing, and the figures would flatter. Exit code 1 when a
 target is missed, 2 when it could not run.
 """
 

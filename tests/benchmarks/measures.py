@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import time
@@ -204,7 +205,9 @@ class Bench:
             with Sink() as sink:
                 files = make(self._fresh("baseline"))
                 if self._orthanc:
+                    os.sync()
                     orthanc.append(len(files) / through_orthanc(files, sink, self._folder))
+                os.sync()
                 tutorial.append(len(files) / tutorial_loop(files.files, sink))
                 remove_tree(files.folder)
                 ours.append(len(files) / self._through_ingestd(make, sink))
@@ -224,6 +227,8 @@ class Bench:
             return self._deliver(daemon.site, make(self._fresh("staging")))
 
     def _deliver(self, site: Site, files: FileSet) -> float:
+        # What was written a moment ago is the maker's work, not that of whoever takes it from here.
+        os.sync()
         with open_ledger(site) as ledger:
             started = time.perf_counter()
             files.folder.rename(site.drop / "in")
