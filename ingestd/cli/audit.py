@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -128,16 +128,19 @@ class _Auditor:
         rules = rules_of(self._config, profile)
         known = sorted(set(self._study_uids()))
         report.studies_known = len(known)
-        audited = audit(
-            self._client,
-            (StudyRows(study_uid=uid, rows=tuple(self._rows_of(uid))) for uid in known),
-            scratch=scratch,
-            utc_now=_now,
-            share=share,
-            budget=budget,
-            original=profile.kind is ServerKind.AZURE,
-        )
-        for found in audited:
+
+        def audited(studies: Iterable[str], share: float) -> Iterator[StudyAudit]:
+            return audit(
+                self._client,
+                (StudyRows(study_uid=uid, rows=tuple(self._rows_of(uid))) for uid in studies),
+                scratch=scratch,
+                utc_now=_now,
+                share=share,
+                budget=timedelta(seconds=ends_at - time.monotonic()),
+                original=profile.kind is ServerKind.AZURE,
+            )
+
+        for found in audited(known, share):
             self._take(found, rules)
             if found.error:
                 report.error = found.error
@@ -146,6 +149,7 @@ class _Auditor:
                 self._progress(report.studies, report.studies_known)
         if report.studies < report.studies_known:
             return
+        self._look_again(audited, rules, ends_at)
         ours = set(known)
         for uid in unknown_studies(self._client):
             if uid not in ours:
@@ -153,6 +157,21 @@ class _Auditor:
             if time.monotonic() >= ends_at:
                 return
         report.is_complete = True
+
+    def _look_again(
+        self, audited: Callable[[Iterable[str], float], Iterator[StudyAudit]], rules: Rules, ends_at: float
+    ) -> None:
+        """Look a second time for what was absent: only that proves it, and makes the row DELETED."""
+        absent = self.report.here_only
+        if not absent:
+            return
+        wait = max(rules.wait_between_absences(row) for row in absent).total_seconds() + 0.1
+        if time.monotonic() + wait >= ends_at:
+            return
+        time.sleep(wait)
+        for found in audited(sorted({row.identity.study_uid for row in absent}), 0.0):
+            gone = {row.entry_id for row in absent}
+            self._apply([finding for finding in found.findings if finding.row.entry_id in gone], rules)
 
     def _study_uids(self) -> Iterator[str]:
         last: StudySummary | None = None
@@ -169,12 +188,19 @@ class _Auditor:
     def _take(self, found: StudyAudit, rules: Rules) -> None:
         report = self.report
         outcomes = [outcome for finding in found.findings if (outcome := self._settle(finding, rules)) is not None]
-        if outcomes:
-            with self._ledger.write() as moves:
-                moves.apply(outcomes, now=_now(), backoff=backoff_of(self._config), jitter=0.0)
+        self._write(outcomes)
         report.here_only += found.here_only
         report.there_only += found.there_only
         report.studies += 1
+
+    def _apply(self, findings: Iterable[Finding], rules: Rules) -> None:
+        judged = [judge(finding, rules=rules, now=_now()) for finding in findings if finding.present is False]
+        self._write([outcome for outcome in judged if isinstance(outcome, Outcome)])
+
+    def _write(self, outcomes: list[Outcome]) -> None:
+        if outcomes:
+            with self._ledger.write() as moves:
+                moves.apply(outcomes, now=_now(), backoff=backoff_of(self._config), jitter=0.0)
 
     def _settle(self, finding: Finding, rules: Rules) -> Outcome | None:
         """Judge one finding, comparing the fetched copy where that is what it takes."""

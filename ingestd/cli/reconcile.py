@@ -208,7 +208,7 @@ def _tell(report: Report) -> None:
     _list("only there, in studies of ours", [one.sop_uid for one in report.there_only])
     _list("studies only there", report.studies_there_only)
     if report.here_only:
-        click.echo("what is absent is looked for once more, and then DELETED: ingestd status --state DELETED")
+        click.echo("what was absent twice is DELETED now: ingestd status --state DELETED")
     if not report.is_complete and not report.error:
         click.echo("the time was over first: give it more with --timeout")
 

@@ -20,6 +20,7 @@ from .run import DurationType, set_up_logs
 if TYPE_CHECKING:
     from ingestd.daemon import Daemon
 
+Draw = Callable[["Daemon | None"], None]
 # The bar is drawn this often at most; each drawing asks the ledger for its counts.
 DRAW_EVERY = timedelta(milliseconds=250)
 
@@ -62,6 +63,8 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
                 left_alone.update(_left_alone(daemon))
 
         result = run_once(sending, timeout=timeout, policies=policies, watch=watch)
+        if result.done:
+            draw(None)
     outcome = look_back(sending, result, since=since, inboxes=names, left_alone=left_alone)
     tell(outcome, as_json=as_json)
     return outcome.code
@@ -117,8 +120,8 @@ def settled(daemon: Daemon, names: Collection[str]) -> Size:
 
 
 @contextmanager
-def _watching(paths: Sequence[Path], names: Collection[str], *, shown: bool) -> Iterator[Callable[[Daemon], None]]:
-    """Show a bar of files, bytes, rate and time left, fed by the daemon's ticks."""
+def _watching(paths: Sequence[Path], names: Collection[str], *, shown: bool) -> Iterator[Draw]:
+    """Show a bar of files, bytes, rate and time left, fed by the daemon's ticks; None draws the end."""
     if not shown:
         yield lambda _daemon: None
         return
@@ -145,8 +148,11 @@ def _watching(paths: Sequence[Path], names: Collection[str], *, shown: bool) -> 
     with Progress(*columns, console=console()) as bar:
         task = bar.add_task("", total=total.size_bytes, files=f"0/{total.files}")
 
-        def draw(daemon: Daemon) -> None:
+        def draw(daemon: Daemon | None) -> None:
             nonlocal drawn_at
+            if daemon is None:
+                bar.update(task, completed=total.size_bytes, files=f"{total.files}/{total.files}")
+                return
             if time.monotonic() - drawn_at < DRAW_EVERY.total_seconds():
                 return
             drawn_at = time.monotonic()
@@ -155,4 +161,3 @@ def _watching(paths: Sequence[Path], names: Collection[str], *, shown: bool) -> 
             bar.update(task, completed=min(done.size_bytes, total.size_bytes), files=files)
 
         yield draw
-        bar.update(task, completed=total.size_bytes)

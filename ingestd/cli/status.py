@@ -282,10 +282,13 @@ def _watch(config: Config, wanted: Wanted) -> int:
             ExitCode.CONFIGURATION, "--watch needs a terminal; leave it out, or use --json in a loop of your own"
         )
     out = console()
-    with Live(_drawing(look(config, wanted), wanted), console=out, screen=True, auto_refresh=False) as live:
-        while True:
-            live.update(_drawing(look(config, wanted), wanted), refresh=True)
-            time.sleep(1)
+    try:
+        with Live(_drawing(look(config, wanted), wanted), console=out, screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(_drawing(look(config, wanted), wanted), refresh=True)
+                time.sleep(1)
+    except KeyboardInterrupt:
+        return ExitCode.DONE
 
 
 def show(picture: Picture, wanted: Wanted) -> None:

@@ -1,0 +1,261 @@
+"""run, send and reconcile against the embedded server, as a shell starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ingestd.cli.frame import ExitCode
+from ingestd.ledger import LedgerMissing
+from tests.builders import write_instance
+from tests.commanding import command_in
+from tests.emulating import EmulatorProcess, delete, stores
+from tests.running import PROGRAM, Site, environment, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with EmulatorProcess(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def site(tmp_path, server):
+    return Site(tmp_path / "site", server.url)
+
+
+def identity_of(site: Site, name: str) -> tuple[str, str, str]:
+    identity = site.entry_of(name).identity
+    assert identity is not None
+    return identity.study_uid, identity.series_uid, identity.sop_uid
+
+
+def test_run_once_ends_with_1_only_when_a_file_came_to_need_a_person(site):
+    write_instance(site.drop / "a")
+    write_instance(site.drop / "sub" / "b")
+    (site.drop / "readme.txt").write_text("not an image " * 20)
+    (site.drop / "cut").write_bytes(write_instance(site.folder / "whole").read_bytes()[:-100])
+
+    first = site.command("run", "--once", "--json", "--timeout", "60s")
+    again = site.run_once()
+
+    told = json.loads(first.stdout)
+    assert first.returncode == told["exit_code"] == ExitCode.NEEDS_PERSON
+    assert told["states"] == {"CONFIRMED": 2, "REJECTED": 2}
+    assert ([file["reason"] for file in told["needs_person"]], told["clutter"]) == (["truncated"], 1)
+    assert all(json.loads(line)["event"] for line in first.stderr.splitlines())
+    assert again.returncode == ExitCode.DONE, again.stderr
+    assert "2 CONFIRMED, 2 REJECTED" in again.stdout
+
+
+def test_a_server_that_is_away_is_a_matter_of_time(tmp_path):
+    site = Site(tmp_path / "site", "http://127.0.0.1:9/v2")
+    write_instance(site.drop / "a")
+
+    ran = site.command("run", "--once", "--timeout", "1s")
+    audited = site.command("reconcile", "--full")
+
+    assert ran.returncode == ExitCode.TIMEOUT
+    assert "run it again to go on" in ran.stdout
+    assert site.states() == {"PENDING": 1}
+    assert audited.returncode == ExitCode.TIMEOUT
+    assert len(audited.stderr.splitlines()) == 1
+
+
+def test_beside_a_daemon_others_send_and_no_line_names_a_file_or_patient(site, tmp_path):
+    canary, patient = "ZZTOPCANARY", "QQPATIENTCANARY"
+    folder = site.drop / canary
+    write_instance(
+        folder / f"{canary}.dcm", patient_id=patient, patient_name=f"{patient}^{patient}", accession_number=patient
+    )
+    (folder / f"{canary}.cut").write_bytes((folder / f"{canary}.dcm").read_bytes()[:-50])
+    (folder / f"{canary}.txt").write_text(canary * 50)
+    (folder / f"{canary}.link").symlink_to(canary)
+    with site.start() as daemon:
+        second = site.command("run")
+        status = json.loads(site.command("status", "--json").stdout)
+        sent = site.command("send", str(write_instance(tmp_path / "one.dcm")))
+        wait_until(lambda: site.states() == {"CONFIRMED": 2, "REJECTED": 2}, what="all settled")
+        daemon.terminate()
+
+    assert second.returncode == ExitCode.BUSY
+    assert str(daemon.pid) in second.stderr
+    assert status["daemon"] == {"running": True, "pid": daemon.pid}
+    assert sent.returncode == ExitCode.DONE, sent.stderr
+    said = daemon.log.read_text() + "".join(daemon.heard)
+    assert "inbox.rejected" in said
+    for word in (canary, patient, identity_of(site, f"{canary}/{canary}.dcm")[0]):
+        assert word not in said
+    assert patient.encode() not in site.ledger_file.read_bytes()
+
+
+def looks_of(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """What a writer could have changed of the files in a folder."""
+    stats = {path: path.stat() for path in sorted(folder.rglob("*"))}
+    return {path: (seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_mode) for path, seen in stats.items()}
+
+
+def test_send_leaves_the_files_and_sends_nothing_twice(site, server, tmp_path):
+    folder = tmp_path / "export"
+    for number in range(5):
+        write_instance(folder / "deep" / f"image{number}")
+    before = looks_of(folder)
+
+    first = site.command("send", "--json", str(folder))
+    again = site.command("send", "--json", str(folder))
+
+    assert first.returncode == again.returncode == ExitCode.DONE, first.stderr
+    assert json.loads(first.stdout)["states"] == json.loads(again.stdout)["states"] == {"CONFIRMED": 5}
+    assert (json.loads(first.stdout)["taken_in"], json.loads(again.stdout)["taken_in"]) == (5, 0)
+    assert looks_of(folder) == before
+    sent = [line["sop"] for line in stores(server.lines())]
+    ours = {entry.identity.sop_uid for entry in site.entries() if entry.identity}
+    assert sorted(uid for uid in sent if uid in ours) == sorted(ours)
+
+
+def test_send_tells_what_is_wrong_and_what_was_left_alone(site, tmp_path):
+    folder = tmp_path / "export"
+    whole = write_instance(folder / "whole")
+    (folder / "cut").write_bytes(whole.read_bytes()[:-100])
+    (folder / ".hidden").write_bytes(whole.read_bytes())
+    (folder / "link").symlink_to("whole")
+
+    ran = site.command("send", str(folder))
+
+    assert ran.returncode == ExitCode.NEEDS_PERSON
+    assert "REJECTED cut (truncated" in ran.stdout
+    assert "1 ignored, 1 not regular" in ran.stdout
+
+
+@pytest.mark.parametrize("what", ["nothing/here", "spool", "."])
+def test_send_refuses_what_it_cannot_mean(site, capfd, monkeypatch, what):
+    (site.folder / "spool").mkdir()
+    monkeypatch.chdir(site.folder)
+
+    said = command_in(site.folder, capfd)("send", what)
+
+    assert said.code == ExitCode.CONFIGURATION
+    assert len(said.err.splitlines()) == 1
+
+
+def is_under_way(site: Site) -> bool:
+    try:
+        return bool(site.states().get("CONFIRMED"))
+    except LedgerMissing:  # it is being made
+        return False
+
+
+def test_send_interrupted_goes_on_where_it_stopped(site, tmp_path):
+    folder = tmp_path / "export"
+    for number in range(40):
+        write_instance(folder / f"image{number}")
+    with subprocess.Popen(
+        [*PROGRAM, "send", "-c", str(site.config_file), str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    ) as sending:
+        wait_until(lambda: is_under_way(site) or sending.poll() is not None, what="a first file confirmed")
+        sending.send_signal(signal.SIGINT)
+
+    ran = site.command("send", str(folder))
+
+    assert sending.returncode in {ExitCode.TIMEOUT, ExitCode.DONE}
+    assert ran.returncode == ExitCode.DONE, ran.stderr
+    assert site.states() == {"CONFIRMED": 40}
+
+
+def on_a_terminal(site: Site, *words: str, until: str = "", interrupt: bool = False) -> tuple[int, str]:
+    """Run a command on a terminal of its own and return its exit code and what it showed."""
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [*PROGRAM, words[0], "-c", str(site.config_file), *words[1:]],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=environment({"TERM": "xterm", "COLUMNS": "120"}),
+        start_new_session=True,
+    ) as process:
+        os.close(follower)
+        seen = b""
+        give_up_at = time.monotonic() + 60
+        while time.monotonic() < give_up_at:
+            if interrupt and until.encode() in seen:
+                process.send_signal(signal.SIGINT)
+                interrupt = False
+            if not select.select([leader], [], [], 0.2)[0]:
+                continue
+            try:
+                seen += os.read(leader, 65536)
+            except OSError:  # Linux says EIO once the other side is closed
+                break
+        else:
+            process.kill()
+        os.close(leader)
+    return process.returncode, seen.decode(errors="replace")
+
+
+def test_send_shows_a_bar_on_a_terminal(site, tmp_path):
+    for number in range(3):
+        write_instance(tmp_path / "export" / f"image{number}")
+
+    code, seen = on_a_terminal(site, "send", str(tmp_path / "export"))
+
+    assert code == ExitCode.DONE, seen
+    assert "3/3 files" in seen
+    assert "3 CONFIRMED" in seen
+
+
+def test_watching_draws_until_interrupted(site):
+    code, seen = on_a_terminal(site, "status", "--watch", until="Oldest unconfirmed", interrupt=True)
+
+    assert code == ExitCode.DONE, seen
+
+
+@pytest.mark.parametrize("beside_a_daemon", [False, True])
+def test_reconcile_asks_at_once_and_sends_nothing(tmp_path, beside_a_daemon):
+    """The server takes a file and drops the connection: the row is UNCERTAIN, and the server has it."""
+    with EmulatorProcess(tmp_path / "server", faults=["drop_after_store=1"]) as server:
+        site = Site(tmp_path / "site", server.url, reconcile={"interval": "10m"}, retry={"base": "10m", "cap": "10m"})
+        write_instance(site.drop / "image")
+        with site.start():
+            wait_until(lambda: site.states().get("UNCERTAIN"), what="an unread answer")
+        attempts = sum(entry.attempts for entry in site.entries())
+        if beside_a_daemon:
+            with site.start():
+                ran = site.command("reconcile", "--timeout", "30s")
+        else:
+            ran = site.command("reconcile", "--timeout", "30s")
+        nothing = site.command("reconcile")
+
+    assert ran.returncode == ExitCode.DONE, ran
+    assert site.states() == {"CONFIRMED": 1}
+    assert sum(entry.attempts for entry in site.entries()) == attempts
+    assert (nothing.returncode, nothing.stdout) == (ExitCode.DONE, "nothing waits for proof\n")
+
+
+def test_the_full_audit_tells_only_here_and_content(site, server):
+    study = "1.2.826.0.1.3680043.10.1451.77"
+    for number in range(4):
+        write_instance(site.drop / f"image{number}", study_uid=study)
+    site.run_once()
+    clean = site.command("reconcile", "--full", "--compare", "100", "--json")
+    delete(server.url, identity_of(site, "image1"))
+
+    ran = site.command("reconcile", "--full", "--json")
+
+    first, second = json.loads(clean.stdout), json.loads(ran.stdout)
+    assert clean.returncode == ExitCode.DONE, clean.stderr
+    assert (first["agree"], first["compared"], first["here_only"], first["complete"]) == (4, 4, [], True)
+    assert ran.returncode == ExitCode.NEEDS_PERSON
+    assert [row["sop_uid"] for row in second["here_only"]] == [identity_of(site, "image1")[2]]
+    assert second["agree"] == 3
+    assert site.states() == {"CONFIRMED": 3, "DELETED": 1}
