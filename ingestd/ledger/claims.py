@@ -81,6 +81,8 @@ def recover(tx: Transaction, *, now: datetime) -> Recovered:
         .where(attempt.c.host == tx.host, attempt.c.finished_at.is_(None))
         .values(finished_at=now, interrupted=1, error="the process ended before the answer was read")
     )
+    # Behind the sums that were gathered, which may know of posts in flight themselves.
+    tx.close()
     tx.connection.execute(update(study).where(study.c.host == tx.host, study.c.in_flight > 0).values(in_flight=0))
     left = tx.connection.execute(
         select(func.count()).select_from(candidate).where(candidate.c.host == tx.host)
@@ -106,6 +108,7 @@ def wake(tx: Transaction, *, now: datetime) -> int:
 def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits | None) -> Batch | None:
     """Take the next batch of a study: its rows are SENDING and its attempt is on record before anything leaves (G5)."""
     tx.settle()
+    tx.see_study(study_uid)
     limits = limits or tx.limits_of(tx.host)
     found = tx.connection.execute(
         select(study.c.waiting, study.c.waiting_bytes, study.c.charged, study.c.in_flight, study.c.next_attempt_at)
@@ -241,6 +244,8 @@ def finish(
 ) -> Finished:
     """Carry out what became of a batch, close its attempt, and let the study go on or wait."""
     batch = result.batch
+    # Read before the moves below change its sums, so that these need not be written in between.
+    before = _study_before(tx, batch.study_uid)
     rows = tx.rows_by_id(part.entry_id for part in batch.parts)
     outcomes = {outcome.entry_id: outcome for outcome in result.outcomes}
     moved = 0
@@ -258,7 +263,9 @@ def finish(
         moved += 1
     tx.settle()
     was_open = _close_attempt(tx, result)
-    charged, pauses, next_attempt_at = _study_goes_on(tx, result, now, backoff, jitter, study_wait, was_open=was_open)
+    charged, pauses, next_attempt_at = _study_goes_on(
+        tx, result, before, now, backoff, jitter, study_wait, was_open=was_open
+    )
     if result.answered:
         tx.connection.execute(update(destination).values(last_ok_at=result.finished_at))
     tx.settle()
@@ -337,9 +344,20 @@ def _close_attempt(tx: Transaction, result: BatchResult) -> bool:
     return closed.rowcount == 1
 
 
+def _study_before(tx: Transaction, study_uid: str) -> Any:
+    """Read what the study's next attempt depends on."""
+    tx.see_study(study_uid)
+    return tx.connection.execute(
+        select(study.c.charged, study.c.pauses, study.c.in_flight, study.c.next_attempt_at).where(
+            study.c.host == tx.host, study.c.study_uid == study_uid
+        )
+    ).one()
+
+
 def _study_goes_on(
     tx: Transaction,
     result: BatchResult,
+    before: Any,
     now: datetime,
     backoff: Backoff,
     jitter: float,
@@ -348,12 +366,7 @@ def _study_goes_on(
     was_open: bool,
 ) -> tuple[int, int, datetime | None]:
     study_uid = result.batch.study_uid
-    found = tx.connection.execute(
-        select(study.c.charged, study.c.pauses, study.c.in_flight, study.c.next_attempt_at).where(
-            study.c.host == tx.host, study.c.study_uid == study_uid
-        )
-    ).one()
-    charged, pauses, next_attempt_at = found.charged, found.pauses, found.next_attempt_at
+    charged, pauses, next_attempt_at = before.charged, before.pauses, before.next_attempt_at
     if not was_open:
         return charged, pauses, next_attempt_at
     if result.charge_study:
@@ -373,13 +386,14 @@ def _study_goes_on(
         charged=charged,
         pauses=pauses,
         next_attempt_at=next_attempt_at,
-        in_flight=max(0, found.in_flight - 1),
+        in_flight=max(0, before.in_flight - 1),
     )
     return charged, pauses, next_attempt_at
 
 
 def charge_study(tx: Transaction, study_uid: str, *, now: datetime, backoff: Backoff, jitter: float) -> datetime:
     """Move a study on although no verdict on it was read: pauses of the destination keep meeting it in flight."""
+    tx.see_study(study_uid)
     charged: int | None = tx.connection.execute(
         select(study.c.charged).where(study.c.host == tx.host, study.c.study_uid == study_uid)
     ).scalar_one_or_none()

@@ -60,6 +60,7 @@ class Ledger(Views):
         self._writes = False
         self._limits: dict[str, BatchLimits] = {}
         self._spools: dict[str, Path] = {}
+        self._key: bytes | None = None
         self._labels_known: set[tuple[str, str, str]] = set()
         self._first_candidate_id = 1
 
@@ -148,7 +149,7 @@ class Ledger(Views):
                 )
                 moves = Moves(tx, first_candidate_id=self._first_candidate_id)
                 yield moves
-                tx.settle()
+                tx.close()
             self._first_candidate_id = moves.first_candidate_id
         except DBAPIError as error:
             self._labels_known.clear()
@@ -211,8 +212,9 @@ class Ledger(Views):
         trimmed = value.strip(" \0")
         if not trimmed:
             return ""
-        key = self._search_key()
-        return hmac.new(key, f"{kind}\0{trimmed}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
+        if self._key is None:
+            self._key = self._search_key()
+        return hmac.new(self._key, f"{kind}\0{trimmed}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
 
     def _search_key(self) -> bytes:
         key_file = self.file.with_name(self.file.name + ".key")

@@ -133,6 +133,10 @@ class Sums:
         if value and (kind, value, study_uid) not in self._labels_known:
             self._labels.add((kind, value, study_uid))
 
+    def has_changed(self, host: str, study_uid: str) -> bool:
+        """Whether something about this study was gathered and not written yet."""
+        return (host, study_uid) in self._studies
+
     def flush(self, connection: Connection) -> None:
         """Write everything gathered. The rows themselves must have been written before."""
         if self._counts:

@@ -334,12 +334,24 @@ class Transaction:
         self._history.setdefault(line, []).append(entry_id)
 
     def settle(self) -> None:
-        """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates."""
+        """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates.
+
+        History and sums stay gathered until ``close``: a transaction has many moves, and few studies.
+        """
         self.write()
         while self._given_up:
             given_up, self._given_up = self._given_up, []
             self._pass_on(given_up)
             self.write()
+
+    def see_study(self, study_uid: str) -> None:
+        """Have the sums of this study as they are after everything gathered so far: they are about to be read."""
+        if self.sums.has_changed(self.host, study_uid):
+            self.close()
+
+    def close(self) -> None:
+        """Write everything: the transaction is about to be committed."""
+        self.settle()
         self._write_history()
         self.sums.flush(self.connection)
 
