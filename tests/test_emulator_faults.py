@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from ingestd.emulator import DESCRIPTIONS, Emulator, EmulatorFailed, Fault, Faul
 from tests.builders import fresh_uid
 from tests.emulating import EmulatorProcess, dataset_of
 from tests.emulator_peer import ANY_FILE, BOUNDARY, JSON, Peer, multipart, path_of, reasons, scan, stored
+from tests.running import PROGRAM, environment
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,15 @@ def test_lost_object_was_acknowledged_and_is_nowhere(server, peer):
     assert (answer.status_code, len(stored(answer))) == (200, 1)
     assert not is_there(peer, study)
     assert len(peer.feed("includeMetadata=false&limit=200")) == before
+
+
+def test_undone_store_fails_and_leaves_a_create_and_a_delete(server, peer):
+    study = fresh_uid()
+    server.faults.add("undone")
+
+    assert reasons(peer.store(scan(study=study))) == [272]
+    entries = [each for each in peer.feed("includeMetadata=false&limit=200") if each["studyInstanceUid"] == study]
+    assert [(each["action"], each["state"]) for each in entries] == [("Create", "Deleted"), ("Delete", "Deleted")]
 
 
 def test_altered_object_differs_in_one_byte(server, peer):
@@ -484,6 +495,27 @@ def test_port_in_use_is_said_so(server):
 
 
 # The command.
+
+
+@pytest.mark.parametrize(
+    "words,code,said",
+    [
+        (["--list-faults"], 0, "cut the connection after everything was stored, without an answer"),
+        (["--fault", "nonsense"], 2, "there is no fault 'nonsense'"),
+        (["--fault", "latency=colour:red"], 2, "unknown setting 'colour'"),
+        (["--reset"], 2, "--reset needs --data"),
+        (["--viewer", "."], 2, "there is no index.html"),
+        (["--help"], 0, "open-source server"),
+    ],
+)
+def test_command_explains_itself_and_what_is_wrong(words, code, said, tmp_path):
+    done = subprocess.run(
+        [*PROGRAM, "emulate", *words], capture_output=True, text=True, timeout=30, check=False, cwd=tmp_path,
+        env=environment(),
+    )  # fmt: skip
+
+    assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_command_resets_a_data_folder_and_ends_on_sigterm(tmp_path):

@@ -34,6 +34,7 @@ class FaultName(StrEnum):
     BEING_CREATED = "being_created"
     STUCK_CREATING = "stuck_creating"
     PROCESSING_FAILURE = "processing_failure"
+    UNDONE = "undone"
     LATE_FEED = "late_feed"
     FEED_GAP = "feed_gap"
     COMMIT_DELAY = "commit_delay"
@@ -59,6 +60,7 @@ DESCRIPTIONS: dict[FaultName, str] = {
     FaultName.BEING_CREATED: "refuse the instance with 45071, nothing stored",
     FaultName.STUCK_CREATING: "die between the two phases: the row stays Creating (45071) until DELETE",
     FaultName.PROCESSING_FAILURE: "refuse the instance with 272, nothing stored",
+    FaultName.UNDONE: "store the instance, delete it again and answer 272: the feed has a Create and a Delete",
     FaultName.LATE_FEED: "show the feed entry only `seconds` (default 5) later, with its old timestamp",
     FaultName.FEED_GAP: "skip `numbers` (default 1000) sequence numbers, as SQL Server does after a restart",
     FaultName.COMMIT_DELAY: "hold the instance Creating for `seconds` (default 1) before it becomes visible",

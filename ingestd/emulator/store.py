@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .delete import remove
 from .examine import (
     ALREADY_EXISTS,
     BEING_CREATED,
@@ -82,11 +83,21 @@ def store(service: Service, request: StoreRequest, parts: Sequence[Part]) -> lis
     for at in range(0, len(parts), _GROUP):
         group = _examine(service, request, parts[at : at + _GROUP])
         _store_group(service, request, group)
+        _undo_where_asked(service, request, group)
         service.log.add_all("instance", request.number, [_log_line(entry) for entry in group])
         for entry in group:
             entry.examined.metadata = b""
         entries.extend(group)
     return entries
+
+
+def _undo_where_asked(service: Service, request: StoreRequest, group: list[Entry]) -> None:
+    # As when the service's own cleanup of a failed entry meets a commit that had in fact succeeded (facts page 1.8).
+    for entry in group:
+        if FaultName.UNDONE in entry.faults and entry.is_stored:
+            entry.examined.failure = PROCESSING_FAILURE
+            where = "study_uid = ? AND series_uid = ? AND sop_uid = ? AND partition_key = ?"
+            remove(service, where, (*entry.examined.identity, request.partition_key))
 
 
 def _log_line(entry: Entry) -> dict[str, object]:
@@ -179,6 +190,7 @@ def _ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
     else:
         for name in (
             FaultName.STUCK_CREATING,
+            FaultName.UNDONE,
             FaultName.LATE_FEED,
             FaultName.FEED_GAP,
             FaultName.COMMIT_DELAY,
@@ -312,7 +324,9 @@ def _alter_where_asked(entry: Entry) -> None:
 
 
 def _wait_for_commit(begun: list[Entry]) -> None:
-    time.sleep(max((entry.commit_seconds for entry in begun), default=0.0))
+    seconds = max((entry.commit_seconds for entry in begun), default=0.0)
+    if seconds:
+        time.sleep(seconds)
 
 
 def _undo(tx: sqlite3.Connection, entry: Entry) -> list[int]:
