@@ -37,7 +37,7 @@ FILES = {
     "rtdose_1frame.dcm": None,
     "rtplan.dcm": 2_394,
     "test-SR.dcm": None,
-    "waveform_ecg.dcm": 291_066,
+    "waveform_ecg.dcm": 291_058,
     "dicomdirtests/98892001/CT2N/6293": None,
 }
 

@@ -75,7 +75,6 @@ NOTES: dict[str, str] = {
     "generated_meta": "no preamble and no File Meta; generated in front when sent",
     "group_length_differs": "the File Meta group length is wrong",
     "inner_overrun": "an element is longer than the item that holds it",
-    "late_meta": "group 0002 elements inside the data set",
     "long_value": "an identifying attribute is longer than any legal value",
     "main_element_missing": "what the SOP class is for (pixel data, document, waveform, content) is not there",
     "meta_implicit": "the File Meta group is encoded with implicit VR",

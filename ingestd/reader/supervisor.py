@@ -48,6 +48,7 @@ class Readers:
         self._closing = False
         self._failures = 0  # children in a row that ended without an answer
         self._spawn_at = 0.0
+        self._watch_at = 0.0
         self._children: list[Child | None] = [None] * processes
         self._ended: list[Child] = []  # killed, not reaped yet
         self._selector = selectors.DefaultSelector()
@@ -235,9 +236,12 @@ class Readers:
             results.append(Read(job=ticket.job, refused="it takes more memory than a reader may use"))
 
     def _watch(self) -> None:
-        """Look after children that burn CPU, hang or are to be reaped."""
-        self._ended = [child for child in self._ended if child.wait(0) is None]
+        """Look after children that burn CPU, hang or are to be reaped; twice a second at most."""
         now = time.monotonic()
+        if now < self._watch_at:
+            return
+        self._watch_at = now + _WATCH_SECONDS
+        self._ended = [child for child in self._ended if child.wait(0) is None]
         for child in list(self._children):
             if child is None:
                 continue
@@ -274,9 +278,9 @@ class Readers:
         with self._lock:
             self._queue.extendleft(reversed(again))
         self._finish(results)
-        if child.answered or results:
+        if child.answered or serial:
             _log.warning("reader.ended", cause=cause or _ended_how(status), answered=child.answered)
-        elif status != 0:
+        else:
             self._failed_start(cause or _ended_how(status))
 
     def _finish(self, results: list[Read]) -> None:

@@ -1,0 +1,142 @@
+"""The parent believes nothing a child says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ingestd.instance import Inspection, Limits, Verdict
+from ingestd.lifecycle import SourceStat
+from ingestd.reader import CanonicalJob, CompareJob, InspectJob, ReaderLimits, ReencodeJob
+from ingestd.reader.wire import (
+    Answer,
+    Unintelligible,
+    decode_answer,
+    decode_job,
+    decode_limits,
+    encode_answer,
+    encode_job,
+    encode_limits,
+)
+
+FOUND = Inspection(
+    verdict=Verdict.WHOLE,
+    study_uid="1.2.3",
+    series_uid="1.2.4",
+    sop_uid="1.2.5",
+    sop_class_uid="1.2.6",
+    transfer_syntax="1.2.840.10008.1.2.1",
+    digest="0" * 64,
+    meta_digest="f" * 64,
+    dataset_offset=300,
+    size_bytes=5000,
+    device=1,
+    inode=2,
+    mtime_ns=-3,
+    modality="CT",
+    station="Straße",
+    patient_id="\u0394",
+    patient_id_present=True,
+    notes=("odd_length",),
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(serial=1, inspection=FOUND),
+        Answer(serial=2, canonical="a" * 64),
+        Answer(serial=3, sameness="other_encoding"),
+        Answer(serial=4, waits="later"),
+        Answer(serial=5, refused="never"),
+        Answer(serial=6, crashed="ValueError at walk.py:1"),
+        Answer(serial=7, short_of_memory=True),
+    ],
+)
+def test_answers_arrive_as_they_were_sent(answer: Answer) -> None:
+    line = encode_answer(answer)
+
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert decode_answer(line) == answer
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        InspectJob(key=9, path='/a\udcff\n"', durable=True),
+        InspectJob(key=9, path="/a", expect=SourceStat(device=1, inode=2, size_bytes=3, mtime_ns=-4)),
+        CanonicalJob(key=9, path="/a"),
+        ReencodeJob(key=9, path="/a", destination="/b"),
+        CompareJob(key=9, ours="/a", theirs="/b"),
+    ],
+)
+def test_jobs_arrive_as_they_were_sent(job: InspectJob | CanonicalJob | ReencodeJob | CompareJob) -> None:
+    line = encode_job(17, job)
+
+    assert line.count(b"\n") == 1
+    assert decode_job(line) == (17, replace(job, key=17))
+
+
+def test_limits_arrive_as_they_were_sent() -> None:
+    limits = ReaderLimits(
+        address_space_bytes=5, open_files=6, instance=Limits(elements=1, nesting=2, inflated_bytes=3, meta_bytes=4)
+    )
+
+    assert decode_limits(encode_limits(limits, 11)) == (11, limits)
+
+
+def spoilt(**fields: Any) -> bytes:
+    """An inspection's line with other values in these fields."""
+    names = list(Inspection.__dataclass_fields__)
+    content = json.loads(encode_answer(Answer(serial=1, inspection=FOUND)))
+    for name, value in fields.items():
+        content["i"][names.index(name)] = value
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"n":-1,"w":"x"}',
+        b'{"n":true,"w":"x"}',
+        b'{"n":"1","w":"x"}',
+        b'{"n":1}',
+        b'{"n":1,"w":"x","r":"y"}',
+        b'{"n":1,"w":7}',
+        b'{"n":1,"c":"short"}',
+        b'{"n":1,"c":7}',
+        b'{"n":1,"s":"perhaps"}',
+        b'{"n":1,"i":[]}',
+        b'{"n":1,"i":{}}',
+        json.dumps({"n": 1, "w": "x" * 10_000}).encode(),
+        spoilt(verdict="fine"),
+        spoilt(verdict=[]),
+        spoilt(study_uid="../../etc/passwd"),
+        spoilt(study_uid="1" * 65),
+        spoilt(sop_uid=None),
+        spoilt(digest="0" * 63),
+        spoilt(digest="G" * 64),
+        spoilt(size_bytes=-1),
+        spoilt(size_bytes=1.5),
+        spoilt(mtime_ns="now"),
+        spoilt(patient_id_present=1),
+        spoilt(patient_id="x" * 10_000),
+        spoilt(notes="odd_length"),
+        spoilt(notes=["<script>"]),
+        spoilt(notes=[["odd_length"]]),
+        b"\xff\xfe",
+    ],
+)
+def test_answer_that_no_sane_child_gives_is_refused(line: bytes) -> None:
+    with pytest.raises(Unintelligible):
+        decode_answer(line)
