@@ -495,3 +495,92 @@ def test_plain_page_counts_what_is_stored(server):
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert Known.study in answer.text
     assert "npm pack @ohif/app" in answer.text
+
+
+# What is returned, in detail (3.2, 3.3).
+
+
+def test_include_all_returns_the_sources_sets(v2):
+    study = fresh_uid()
+    extra = {
+        0x00080005: ("CS", "ISO_IR 100"),
+        0x00080030: ("TM", "101112"),
+        0x0008103E: ("LO", "A series"),
+        0x00101010: ("AS", "045Y"),
+        0x00200011: ("IS", "3"),
+        0x00185100: ("CS", "HFS"),
+    }
+    v2.store(scan(extra, study=study))
+
+    found = set(v2.get(f"/studies?StudyInstanceUID={study}&includefield=all").json()[0])
+    series = set(v2.get(f"/studies/{study}/series?includefield=ALL").json()[0])
+
+    assert {"00080005", "00080030", "00081030", "00101010"} <= found
+    assert {"0008103E", "00200011", "00080060"} <= series
+    assert "00081090" not in series
+    assert not {"00185100", "0008103E"} & found
+
+
+def test_attributes_outside_the_index_come_from_the_newest_instance(v2):
+    study, series = fresh_uid(), fresh_uid()
+    for number in ("1", "2"):
+        v2.store(scan({0x00200013: ("IS", number)}, study=study, series=series))
+
+    found = v2.get(f"/studies?StudyInstanceUID={study}&includefield=InstanceNumber").json()[0]
+
+    assert found["00200013"]["Value"] == [2]
+
+
+def test_counts_include_rows_that_are_still_creating(fresh):
+    study = fresh_uid()
+    with Peer(fresh.root) as peer:
+        peer.store(scan(study=study))
+        fresh.faults.add("stuck_creating", count=1)
+        peer.store(scan(study=study))
+        found = peer.get(f"/studies?StudyInstanceUID={study}&includefield=NumberOfStudyRelatedInstances").json()[0]
+
+        assert found["00201208"]["Value"] == [2]
+        assert len(peer.get(f"/studies/{study}/instances").json()) == 1
+
+
+def test_strings_compare_without_case_but_with_accents_and_names_without_either(v2):
+    study = fresh_uid()
+    v2.store(
+        scan(
+            {
+                0x00080005: ("CS", "ISO_IR 192"),
+                0x00081030: ("LO", "Étude Spéciale".encode()),
+                0x00100010: ("PN", "Ångström^Zoë".encode()),
+            },
+            study=study,
+        )
+    )
+
+    def count(query: str) -> int:
+        answer = v2.get(f"/studies?StudyInstanceUID={study}&{quote(query, safe='=^')}")
+        return len(answer.json()) if answer.status_code == 200 else 0
+
+    assert [count("StudyDescription=étude spéciale"), count("StudyDescription=Etude Speciale")] == [1, 0]
+    assert [count("PatientName=angstrom^zoe"), count("PatientName=ÅNGSTRÖM^ZOË"), count("PatientName=angstrom")] == [
+        1,
+        1,
+        0,
+    ]
+
+
+def test_prerelease_version_behaves_as_version_1(server):
+    with Peer(server.root, "v1.0-prerelease") as peer:
+        assert peer.get("/changefeed?limit=101", None).status_code == 400
+        study = fresh_uid()
+        answer = peer.store(scan(study=study))
+        assert "/v1.0-prerelease/studies/" in stored(answer)[0]["00081190"]["Value"][0]
+        assert "00741048" not in stored(answer)[0]
+
+
+def test_feed_covers_all_partitions_and_is_never_under_one(server):
+    with Peer(server.root) as peer:
+        assert peer.get("/partitions/x/changefeed", None).status_code == 404
+
+
+def test_export_is_not_found_while_it_is_off(v2):
+    assert v2.call("POST", "/export", json={}).status_code == 404

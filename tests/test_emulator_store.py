@@ -518,6 +518,13 @@ def test_v2_implicit_vr_warning_wins_over_others(v2):
     assert stored(answer)[0]["00081196"]["Value"] == [45063]
 
 
+def test_v2_tells_of_several_patient_ids_in_a_header_only(v2):
+    answer = v2.store(scan({0x00100020: ("LO", "one\\two")}))
+
+    assert (answer.status_code, stored(answer)[0]["00741048"]) == (200, {"vr": "SQ"})
+    assert "only first value is indexed" in answer.headers["Warning"]
+
+
 # StoreTransactionTestsV1.
 
 

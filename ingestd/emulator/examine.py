@@ -228,8 +228,10 @@ def _judge_v2(found: Examined, header: Header, *, study_uid: str | None, tags: S
             _refuse(found, _comment(tag, message))
             return
     warnings: dict[int, str] = {}
-    patient = _required_value(by_tag, PATIENT_ID, text, strip_nul=True)
-    if not patient:
+    patients = strings_of(by_tag[PATIENT_ID], text)
+    # Of the required attributes only this one can have several values here; then it is the header that warns.
+    found.several_values = len(patients) > 1
+    if not (patients and patients[0].rstrip("\0")):
         warnings[PATIENT_ID] = validate.missing(PATIENT_ID)
     for tag, message in validate.full(header.elements, skip=frozenset(REQUIRED), big_endian=header.big_endian):
         warnings.setdefault(tag, message)
