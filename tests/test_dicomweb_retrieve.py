@@ -352,13 +352,18 @@ def test_messages_of_reads_name_the_route_and_no_uid(status):
 
 def test_original_and_etag_are_asked_for_in_headers():
     reply = answer(b"[]", headers={"ETag": "7-1"})
-    with ScriptedServer(reply) as server, DicomWebClient(server.url) as client:
-        found = client.retrieve_metadata("1", etag="6-1", original=True)
+    audit = {"X-MS-AZUREDICOM-AUDIT-who": "me"}
+    with ScriptedServer(reply) as server, DicomWebClient(server.url, headers=audit) as client:
+        found = client.retrieve_metadata("1", etag="6-1", original=True, external=True)
 
     assert found is not None
     assert found.etag == "7-1"
     assert server.requests[0].headers["if-none-match"] == "6-1"
     assert server.requests[0].headers["msdicom-request-original"] == "true"
+    assert server.requests[0].headers["msdicom-request-meta"] == "true"
+    assert server.requests[0].headers["x-ms-azuredicom-audit-who"] == "me"
+    with pytest.raises(ValueError, match="use auth"):
+        DicomWebClient(server.url, headers={"authorization": "Bearer x"})
 
 
 def test_importing_the_client_costs_neither_pydicom_nor_azure(tmp_path: Path):

@@ -346,12 +346,20 @@ def test_single_part_store_is_the_file_and_nothing_else(tmp_path):
     (part,) = parts_of(tmp_path, [70_000])
 
     with ScriptedServer(answer(verdicts(stored=["1.2.0"]))) as server, DicomWebClient(server.url) as client:
-        client.store([part], single=True, study_uid="1.2", upsert=True, expire_after=timedelta(days=1))
+        client.store(
+            [part],
+            single=True,
+            study_uid="1.2",
+            upsert=True,
+            expire_after=timedelta(days=1),
+            meta={"LO-00091001": "x"},
+        )
 
     (request,) = server.requests
     assert request.line == "PUT /v2/studies/1.2 HTTP/1.1"
     assert request.headers["content-type"] == "application/dicom"
     assert request.headers["msdicom-expiry-time-milliseconds"] == "86400000"
+    assert request.headers["msdicom-meta-lo-00091001"] == "x"
     assert request.body == part.path.read_bytes()
 
 

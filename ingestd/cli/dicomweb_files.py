@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .dicomweb_connection import Progress, operation, uids
+from .dicomweb_connection import Progress, operation, pairs, uids
 from .frame import ExitCode, in_bytes, json_option, plain, print_json
 from .run import DurationType
 
@@ -27,6 +27,7 @@ ALREADY_THERE = 0xB00E
 @click.option("--single", is_flag=True, help="Each file in a request of its own, as application/dicom.")
 @click.option("--upsert", is_flag=True, help="PUT: replace what is there (Azure's managed service).")
 @click.option("--expire-after", type=DurationType(), help="Let the server delete the study later (Azure).")
+@click.option("--meta", multiple=True, metavar="VR-TAG=VALUE", help="External metadata (Azure). Repeatable.")
 @json_option
 @operation
 def store(
@@ -37,6 +38,7 @@ def store(
     single: bool,
     upsert: bool,
     expire_after: timedelta | None,
+    meta: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Store files and folders, and say what became of each instance.
@@ -62,6 +64,7 @@ def store(
                 single=single,
                 upsert=upsert,
                 expire_after=expire_after,
+                meta=pairs(meta),
                 on_bytes=progress.advance,
             )
             rows.extend(_verdicts(result))
@@ -175,6 +178,7 @@ def _binary_stdout() -> Iterator[Any]:
 @uids()
 @click.option("--etag", help="Say only whether it has changed since this version.")
 @click.option("--original", is_flag=True, help="As it was before any bulk update (Azure).")
+@click.option("--external", is_flag=True, help="With the external metadata (Azure).")
 @json_option
 @operation
 def metadata(
@@ -185,10 +189,11 @@ def metadata(
     instance: str | None,
     etag: str | None,
     original: bool,
+    external: bool,
     as_json: bool,
 ) -> None:
     """Show the attributes of a study, series or instance; DICOM JSON with --json."""
-    found = client.retrieve_metadata(study, series, instance, etag=etag, original=original)
+    found = client.retrieve_metadata(study, series, instance, etag=etag, original=original, external=external)
     if found is None:
         click.echo("not changed", err=True)
         return

@@ -48,7 +48,8 @@ class DicomWebClient:
     Thread-safe; each thread has connections of its own. Nothing is retried but one request after a 401 with another
     token. Every method raises DicomWebError of the class that says what it means; ValueError is a wrong call.
     ``api_version`` is read from the URL (1, 2, or None for servers without) unless given; it decides how the change
-    feed is read. ``partition`` puts ``/partitions/{name}`` before every DICOMweb path (Azure conformance v2).
+    feed is read. ``partition`` puts ``/partitions/{name}`` before every DICOMweb path (Azure conformance v2), and
+    ``headers`` go with every request, such as Azure's ``X-MS-AZUREDICOM-AUDIT-...`` for its audit log.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class DicomWebClient:
         timeouts: Timeouts | None = None,
         api_version: int | None = None,
         partition: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.transport = Transport(base_url, auth=auth, tls=tls, timeouts=timeouts)
+        self.transport = Transport(base_url, auth=auth, tls=tls, timeouts=timeouts, headers=headers)
         self.api_version = api_version if api_version is not None else version_of(self.transport.base_url)
         self._prefix = path_of("partitions", partition) if partition is not None else ""
 
@@ -92,6 +94,7 @@ class DicomWebClient:
         single: bool = False,
         upsert: bool = False,
         expire_after: timedelta | None = None,
+        meta: Mapping[str, str] | None = None,
         on_bytes: Callable[[int], object] | None = None,
     ) -> StoreResult:
         """Post one Store Transaction and say what became of each instance (PS3.18 §10.5).
@@ -99,8 +102,9 @@ class DicomWebClient:
         Parts are streamed in order, their digests checked on the way. An instance that the server names in neither
         sequence is in ``unnamed``: nothing is known of it. ``study_uid`` makes the server refuse other studies;
         ``single`` sends one instance as plain ``application/dicom``; ``upsert`` is PUT, which replaces what is there,
-        and ``expire_after`` deletes the study later (both: Azure's managed service only). ``on_bytes`` is told of what
-        has left, for a progress bar.
+        ``expire_after`` deletes the study later, and ``meta`` keeps external metadata with it, by VR and tag path
+        (``{"LO-00091001": "value"}``; all three: Azure's managed service only). ``on_bytes`` is told of what has left,
+        for a progress bar.
 
         Raises FileChanged (the request was killed; what it had sent may be stored), Unavailable, Throttled,
         NotAuthorized, TokenError, Refused, TooLarge, MisconfiguredServer and Unintelligible; ``body_bytes_left`` and
@@ -112,6 +116,7 @@ class DicomWebClient:
             headers["msdicom-expiry-time-milliseconds"] = str(max(1, round(expire_after / timedelta(milliseconds=1))))
             headers["msdicom-expiry-option"] = "RelativeToNow"
             headers["msdicom-expiry-level"] = "Study"
+        headers |= {f"msdicom-meta-{name}": value for name, value in (meta or {}).items()}
         method = "PUT" if upsert else "POST"
         path, route = "/studies", "/studies"
         if study_uid is not None:
@@ -260,14 +265,20 @@ class DicomWebClient:
         *,
         etag: str | None = None,
         original: bool = False,
+        external: bool = False,
     ) -> Metadata | None:
-        """Retrieve metadata of a study, series or instance (PS3.18 §10.4.1.1.5); None if ``etag`` still names it."""
+        """Retrieve metadata of a study, series or instance (PS3.18 §10.4.1.1.5); None if ``etag`` still names it.
+
+        ``external`` asks Azure's managed service for the metadata that was stored beside the instances as well.
+        """
         path, route = resource(study_uid, series_uid, sop_uid)
         headers = {"Accept": ACCEPT_JSON}
         if etag:
             headers["If-None-Match"] = etag
         if original:
             headers["msdicom-request-original"] = "true"
+        if external:
+            headers["msdicom-request-meta"] = "true"
         with self.transport.send(
             "GET", f"{self._prefix}{path}/metadata", route=f"{route}/metadata", headers=headers, accepts=(200, 304)
         ) as answer:

@@ -49,6 +49,7 @@ class Transport:
         tls: Tls | None = None,
         timeouts: Timeouts | None = None,
         user_agent: str = "ingestd",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.base_url = check_base_url(base_url)
         self.host = urlsplit(self.base_url).netloc
@@ -57,6 +58,9 @@ class Transport:
         tls = tls if tls is not None else Tls()
         self._tls = tls_settings(ca=tls.ca, client_certificate=tls.client_certificate, client_key=tls.client_key)
         self._user_agent = user_agent
+        self._headers = dict(headers or {})
+        if any(name.lower() == "authorization" for name in self._headers):
+            raise ValueError("authorization is not given as a header; use auth")
         self._local = threading.local()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._sessions_lock = threading.Lock()
@@ -114,7 +118,7 @@ class Transport:
         authorization: str | None,
     ) -> Answer:
         session = self._session()
-        all_headers = dict(headers or {})
+        all_headers = {**self._headers, **(headers or {})}
         if authorization is not None:
             all_headers["Authorization"] = authorization
         request = session.prepare_request(
