@@ -27,9 +27,9 @@ class PartBegins:
 
 @dataclass(frozen=True, slots=True)
 class PartData:
-    """Some bytes of the current part."""
+    """Some bytes of the current part; a view of what was fed."""
 
-    chunk: bytes
+    chunk: memoryview
 
 
 class PartEnds:
@@ -53,7 +53,8 @@ class Splitter:
     def __init__(self, boundary: str) -> None:
         self._delimiter = b"\r\n--" + boundary.encode("latin-1")
         # The first delimiter needs no line break of its own when it opens the body.
-        self._rest = bytearray(b"\r\n")
+        self._buffer = b"\r\n"
+        self._next = 0  # what lies before it in the buffer is done with
         self._at = _At.PREAMBLE
         self._first_data = False
         self.saw_delimiter = False
@@ -69,14 +70,15 @@ class Splitter:
         return self._at is _At.EPILOGUE
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """The events that these bytes complete; raises Malformed."""
+        """The events that these bytes complete; raises Malformed. Take every event before feeding again."""
         if self.is_closed:
             return
-        self._rest += chunk
+        self._buffer = self._buffer[self._next :] + chunk
+        self._next = 0
         while True:
-            before = self._at, len(self._rest)
+            before = self._at, self._next
             yield from self._step()
-            if (self._at, len(self._rest)) == before:
+            if (self._at, self._next) == before:
                 return
 
     def _step(self) -> Iterator[Event]:
@@ -89,73 +91,73 @@ class Splitter:
         elif self._at is _At.DATA:
             yield from self._data()
 
+    @property
+    def _left(self) -> int:
+        return len(self._buffer) - self._next
+
     def _preamble(self) -> None:
-        found = self._rest.find(self._delimiter)
+        found = self._buffer.find(self._delimiter, self._next)
         if found < 0:
-            self._keep_possible_delimiter()
+            self._take_safe()
             return
-        del self._rest[: found + len(self._delimiter)]
+        self._next = found + len(self._delimiter)
         self.saw_delimiter = True
         self._at = _At.DELIMITER
 
-    def _keep_possible_delimiter(self) -> bytes:
+    def _take_safe(self) -> memoryview:
         # Everything but what could still turn out to be the beginning of a delimiter.
-        safe = len(self._rest) - len(self._delimiter) + 1
-        if safe <= 0:
-            return b""
-        return self._take(safe)
+        return self._take(max(0, self._left - len(self._delimiter) + 1))
 
-    def _take(self, size: int) -> bytes:
-        with memoryview(self._rest) as view:
-            gone = bytes(view[:size])
-        del self._rest[:size]
-        return gone
+    def _take(self, size: int) -> memoryview:
+        taken = memoryview(self._buffer)[self._next : self._next + size]
+        self._next += size
+        return taken
 
     def _after_delimiter(self) -> None:
-        if len(self._rest) < 2:
+        if self._left < 2:
             return
-        if self._rest[:2] == b"--":
+        if self._buffer.startswith(b"--", self._next):
             self._at = _At.EPILOGUE
-            self._rest.clear()
+            self._buffer, self._next = b"", 0
             return
-        end = self._rest.find(b"\r\n")
+        end = self._buffer.find(b"\r\n", self._next)
         if end < 0:
-            if len(self._rest) > 1024:
+            if self._left > 1024:
                 raise Malformed("a delimiter line does not end")
             return
-        if self._rest[:end].strip(b" \t"):
+        if self._buffer[self._next : end].strip(b" \t"):
             raise Malformed("a delimiter is followed by something else on its line")
-        del self._rest[:end]
+        self._next = end
         self._at = _At.HEADERS
 
     def _headers(self) -> Iterator[Event]:
         # The line break of the delimiter line is still there, so that a part without headers ends the same way.
-        end = self._rest.find(b"\r\n\r\n")
+        end = self._buffer.find(b"\r\n\r\n", self._next)
         if end < 0:
-            if len(self._rest) > _MOST_HEADER_BYTES:
+            if self._left > _MOST_HEADER_BYTES:
                 raise Malformed("the headers of a part are too long")
             return
-        block = bytes(self._rest[2:end])
-        del self._rest[: end + 2]
-        self._at = _At.DATA
+        block = self._buffer[self._next + 2 : end]
         # Two bytes stay: an empty part's delimiter begins with the line break that ended the headers.
+        self._next = end + 2
+        self._at = _At.DATA
         self._first_data = True
         yield PartBegins(_parse_headers(block))
 
     def _data(self) -> Iterator[Event]:
-        found = self._rest.find(self._delimiter)
+        found = self._buffer.find(self._delimiter, self._next)
         if found < 0:
-            if self._first_data and len(self._rest) <= len(self._delimiter):
+            if self._first_data and self._left <= len(self._delimiter):
                 return
-            gone = self._keep_possible_delimiter()
+            content = self._take_safe()
         else:
-            gone = self._take(found)
-            del self._rest[: len(self._delimiter)]
-        if self._first_data and (gone or found >= 0):
-            gone = gone[2:]
+            content = self._take(found - self._next)
+            self._next += len(self._delimiter)
+        if self._first_data:
+            content = content[2:]
             self._first_data = False
-        if gone:
-            yield PartData(gone)
+        if content:
+            yield PartData(content)
         if found >= 0:
             self._at = _At.DELIMITER
             yield PartEnds()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .auth import Tokens
 
 _START_LIMIT_SECONDS = 20.0
+_READ_SIZE = 96 << 10
 
 
 class EmulatorFailed(Exception):
@@ -38,6 +40,12 @@ class EmulatorFailed(Exception):
 
 class _Protocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with the connection within a fault's reach."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Read in pieces that the allocator has at hand: larger ones are mapped and unmapped each time."""
+        super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = _READ_SIZE
 
     def on_message_begin(self) -> None:
         """Put the transport beside the request."""

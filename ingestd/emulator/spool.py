@@ -85,7 +85,7 @@ class Spool:
         self._descriptor, self._open = self._files.new_part()
         self._size = 0
 
-    def _write(self, chunk: bytes) -> None:
+    def _write(self, chunk: bytes | memoryview) -> None:
         assert self._descriptor is not None, "data comes only after a part has begun"
         self._size += len(chunk)
         if self._size > self._limit:
