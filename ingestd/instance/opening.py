@@ -30,6 +30,8 @@ _SYNTAX_SEEN = {
 # A data set without File Meta must begin in group 0008, not behind this element, and with a value no longer than this.
 _FIRST_ELEMENT_MOST = 0x0060
 _FIRST_VALUE_MOST = 1024
+# A header says in which byte order it is written only if its group is one that data sets begin with.
+_FIRST_GROUP_MOST = 0x0028
 # Preambles hold zeros or the head of a TIFF file; short clutter is text.
 _TEXT = bytes([9, 10, 12, 13, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _TIFF = (b"I", b"II", b"M", b"MM")
@@ -160,9 +162,12 @@ def _encoding_seen(first: bytes, left: int | None) -> Encoding | None:
         return None
     little, big = int.from_bytes(first[:2], "little"), int.from_bytes(first[:2], "big")
     if first[4:6] in SHORT_VRS or first[4:6] in LONG_VRS:
-        if little == big:
+        # The first element is a short one in a low group: of both byte orders the one that says so.
+        as_little = int.from_bytes(first[6:8], "little"), little
+        as_big = int.from_bytes(first[6:8], "big"), big
+        if as_little == as_big or min(little, big) > _FIRST_GROUP_MOST:
             return None
-        return Encoding.EXPLICIT_LITTLE if little < big else Encoding.EXPLICIT_BIG
+        return Encoding.EXPLICIT_LITTLE if as_little < as_big else Encoding.EXPLICIT_BIG
     length = int.from_bytes(first[4:8], "little")
     if little < big and not looks_like_vr(first[4:6]) and (left is None or length <= left):
         return Encoding.IMPLICIT_LITTLE
