@@ -89,7 +89,7 @@ def _window(tx: sqlite3.Connection, start: int, end: int, *, limit: int, offset:
     # Positions have no gaps and grow with the timestamps, so a page deep inside a window is found by adding. Only
     # entries held back by a fault make it necessary to count.
     now = now_ticks()
-    if tx.execute("SELECT 1 FROM feed WHERE visible_at > ? LIMIT 1", (now,)).fetchone() is not None:
+    if tx.execute("SELECT 1 FROM feed WHERE visible_at > 0 AND visible_at > ? LIMIT 1", (now,)).fetchone() is not None:
         return tx.execute(
             f"SELECT {_COLUMNS} FROM feed f{_CURRENT} WHERE f.timestamp >= ? AND f.timestamp < ? AND f.visible_at <= ?"
             " ORDER BY f.position LIMIT ? OFFSET ?",
@@ -99,7 +99,7 @@ def _window(tx: sqlite3.Connection, start: int, end: int, *, limit: int, offset:
     if first is None:
         return []
     return tx.execute(
-        f"SELECT {_COLUMNS} FROM feed f{_CURRENT} WHERE f.position >= ? AND f.timestamp < ?"
+        f"SELECT {_COLUMNS} FROM feed f{_CURRENT} WHERE f.position >= ? AND +f.timestamp < ?"
         " ORDER BY f.position LIMIT ?",
         (min(first["position"] + offset, _MOST_SEQUENCE), end, limit),
     ).fetchall()
