@@ -391,6 +391,34 @@ def test_follower_catches_late_rows_gaps_and_large_pages(version):
     assert len(restarted.cursor) < 200, "what is long past is forgotten"
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_follower_reads_a_long_feed_in_stretches_and_goes_on_after_a_break(version):
+    """Half a feed may be read, the process end, and the rest come later: each entry once."""
+    feed = Feed(version)
+    for sequence in range(1, 12_001):
+        feed.add(sequence, age=20_000 - sequence // 3)
+    follower, seen = Follower(feed), []
+
+    for entry in follower.once():
+        seen.append(entry.sequence)
+        if len(seen) == 7_000:
+            break
+    restarted = Follower(feed, follower.cursor)
+    seen.extend(entry.sequence for entry in restarted.once())
+
+    assert seen == list(range(1, 12_001))
+    assert len(follower.cursor) < 200_000
+    assert restarted.read() == []
+
+
+def test_follower_passes_many_entries_of_one_instant():
+    feed = Feed(2)
+    for sequence in range(1, 12_001):
+        feed.add(sequence, age=1000)
+
+    assert [entry.sequence for entry in Follower(feed).read()] == list(range(1, 12_001))
+
+
 def test_follower_begins_at_a_time():
     feed = Feed(2)
     feed.add(1, age=100)

@@ -53,7 +53,13 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
     The server is that of the configuration, or --url. UIDs are given as STUDY [SERIES [INSTANCE]]. Tables by default,
     JSON with --json; results go to stdout, words to stderr, so that everything can be piped.
-    """
+
+    \b
+    ingestd dicomweb store FOLDER
+    ingestd dicomweb search studies PatientID=4711
+    ingestd dicomweb retrieve STUDY -o copies
+    ingestd dicomweb --url https://host/v2 --azure cli changes --follow
+    """  # noqa: D301 - \b is the sign that click wants, not a backslash
     ctx.obj = Connection(**options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,9 @@ from .run import DurationType
 
 if TYPE_CHECKING:
     from ingestd.dicomweb import ChangeFeedEntry, DicomWebClient
+
+# A kill may repeat what was printed in this time; the cursor is too large to be written for each entry.
+KEEP_EVERY_SECONDS = 1.0
 
 COLUMNS = {
     "studies": {
@@ -73,12 +77,12 @@ def search(
     offset: int,
     as_json: bool,
 ) -> None:
-    r"""Search for studies, series or instances.
+    """Search for studies, series or instances.
 
     \b
     ingestd dicomweb search studies PatientID=4711 StudyDate=20260101-20260131
     ingestd dicomweb search instances --study 1.2.3 --all --json
-    """
+    """  # noqa: D301 - \b is the sign that click wants, not a backslash
     options: Any = {
         "filters": pairs(filters),
         "include": include,
@@ -159,9 +163,10 @@ def changes(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Show the change feed, oldest first; with --json a line of JSON for each entry.
+    """Show the change feed, oldest first.
 
-    Entries that become visible late are shown when they do, each once, also over restarts with --cursor.
+    With --json each entry is a line of JSON. Entries that become visible late are shown when they do, each once, also
+    over restarts with --cursor.
     """
     from ingestd.dicomweb import Follower
 
@@ -177,14 +182,18 @@ def changes(
     stop = threading.Event()
     if not follow:
         stop.set()
-    for shown, entry in enumerate(_entries(follower, every, stop), 1):
-        _print_entry(entry, as_json=as_json)
+    kept_at = time.monotonic()
+    try:
+        for shown, entry in enumerate(_entries(follower, every, stop), 1):
+            _print_entry(entry, as_json=as_json)
+            if cursor is not None and time.monotonic() - kept_at > KEEP_EVERY_SECONDS:
+                _keep(cursor, follower.cursor)
+                kept_at = time.monotonic()
+            if shown == limit:
+                break
+    finally:  # also when interrupted: what was printed is not printed again
         if cursor is not None:
             _keep(cursor, follower.cursor)
-        if shown == limit:
-            return
-    if cursor is not None:
-        _keep(cursor, follower.cursor)
 
 
 def _entries(follower: Any, every: timedelta, stop: threading.Event) -> Iterator[ChangeFeedEntry]:
@@ -237,7 +246,10 @@ def _print_entry(entry: ChangeFeedEntry, *, as_json: bool) -> None:
 @json_option
 @operation
 def latest(client: DicomWebClient, *, as_json: bool) -> int:
-    """Show the newest entry of the change feed; nothing, and exit code 1, if there is none."""
+    """Show the newest entry of the change feed.
+
+    Nothing, and exit code 1, if the server has never stored anything.
+    """
     entry = client.change_feed_latest()
     if entry is None:
         click.echo("the server has never stored anything", err=True)

@@ -41,10 +41,11 @@ def store(
     meta: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Store files and folders, and say what became of each instance.
+    """Store files and folders.
 
-    Nothing is remembered and nothing is tried again: `ingestd send` does that. Files that are no DICOM are told and
-    left. An instance that is there already is no failure; whether it is the same is not looked at.
+    Says what became of each instance. Nothing is remembered and nothing is tried again: `ingestd send` does that.
+    Files that are no DICOM are told and left. An instance that is there already is no failure; whether it is the same
+    is not looked at.
     """
     from ingestd.dicomweb import batches
 
@@ -121,9 +122,10 @@ def retrieve(
     original: bool,
     as_json: bool,
 ) -> None:
-    """Retrieve a study, series or instance as FOLDER/STUDY/SERIES/INSTANCE.dcm.
+    """Retrieve a study, series or instance.
 
-    Each file appears whole or not at all. Run it again after a break: what is there already is not fetched anew.
+    Files are named FOLDER/STUDY/SERIES/INSTANCE.dcm. Each file appears whole or not at all. Run it again after a
+    break: what is there already is not fetched anew.
     """
     options: Any = {"transfer_syntax": transfer_syntax, "original": original}
 
@@ -192,7 +194,7 @@ def metadata(
     external: bool,
     as_json: bool,
 ) -> None:
-    """Show the attributes of a study, series or instance; DICOM JSON with --json."""
+    """Show attributes; DICOM JSON with --json."""
     found = client.retrieve_metadata(study, series, instance, etag=etag, original=original, external=external)
     if found is None:
         click.echo("not changed", err=True)
@@ -226,7 +228,10 @@ def frames(
     transfer_syntax: str,
     as_json: bool,
 ) -> None:
-    """Retrieve frames of an instance (1 or 1,3,4) as raw pixel data, a file each: INSTANCE.FRAME.bin."""
+    """Retrieve frames as raw pixel data.
+
+    FRAMES is 1, or 1,3,4. Each becomes a file INSTANCE.FRAME.bin.
+    """
     try:
         wanted = [int(number) for number in numbers.split(",")]
         retrieval = client.retrieve_frames(study, series, instance, wanted, transfer_syntax=transfer_syntax)
@@ -310,7 +315,10 @@ def rendered(
 def delete(
     client: DicomWebClient, *, study: str, series: str | None, instance: str | None, yes: bool, as_json: bool
 ) -> None:
-    """Delete a study, series or instance on the server. Asks first, unless --yes."""
+    """Delete a study, series or instance.
+
+    Asks first, unless --yes.
+    """
     what = "this study with all it holds" if series is None else "this series" if instance is None else "this instance"
     if not yes:
         click.confirm(f"Delete {what} on {client.base_url}?", abort=True, err=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def tags() -> None:
-    """Extended query tags: further attributes to search by (Azure)."""
+    """Further attributes to search by (Azure)."""
 
 
 @tags.command("list")
@@ -152,7 +152,7 @@ def _show(found: Operation, *, as_json: bool) -> int:
 def show_operation(
     client: DicomWebClient, *, identifier: str, wait: bool, timeout: timedelta | None, as_json: bool
 ) -> int:
-    """Show a long-running operation; exit code 1 if it failed."""
+    """Show a long-running operation; code 1 if it failed."""
     found = _wait(client, identifier, timeout) if wait else client.operations.get(identifier)
     return _show(found, as_json=as_json)
 
@@ -166,7 +166,10 @@ def show_operation(
 def bulk_update(
     client: DicomWebClient, *, studies: tuple[str, ...], values: tuple[str, ...], wait: bool, as_json: bool
 ) -> int:
-    """Change patient and study attributes of whole studies (Azure v2); the originals stay retrievable."""
+    """Change attributes of whole studies (Azure v2).
+
+    Patient and study attributes only; the originals stay retrievable with --original.
+    """
     return _started(client, client.bulk_update(studies, _changes(pairs(values))), wait=wait, as_json=as_json)
 
 
@@ -195,7 +198,7 @@ def export(
     wait: bool,
     as_json: bool,
 ) -> int:
-    """Export studies, series or instances to a blob container (Azure)."""
+    """Export instances to a blob container (Azure)."""
     destination: dict[str, str | bool] = {"blobContainerUri": container, "useManagedIdentity": managed_identity}
     return _started(client, client.export(values, destination), wait=wait, as_json=as_json)
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage, format
 LAG = timedelta(seconds=60)
 PAGE_V1 = 100
 PAGE_V2 = 200
+STRETCH = 5_000  # entries held at a time
 
 
 class Feed(Protocol):
@@ -94,11 +96,10 @@ class Follower:
             raise ValueError(f"this cursor is of change feed v{version}, the server's address is v{self._version}")
 
     def read(self) -> list[ChangeFeedEntry]:
-        """Return what is new, oldest first, [] if nothing is; raises DicomWebError, and then gives it the next time."""
-        new, settle = self._fetch()
-        self._given.update((entry.sequence, entry.at) for entry in new)
-        settle()
-        return new
+        """Return all that is new, [] if nothing is. Raises DicomWebError; what was read before it is then lost here,
+        but not in a cursor taken earlier: prefer ``once`` for a feed that may be long.
+        """
+        return list(self.once())
 
     def entries(
         self, *, every: timedelta = timedelta(seconds=5), stop: threading.Event | None = None
@@ -109,35 +110,32 @@ class Follower:
         """
         stop = stop if stop is not None else threading.Event()
         while not stop.is_set():
-            found = False
-            for entry in self.once():
-                found = True
-                yield entry
-            if not found:
-                stop.wait(every.total_seconds())
+            yield from self.once()
+            stop.wait(every.total_seconds())
 
     def once(self) -> Iterator[ChangeFeedEntry]:
-        """Yield what is new now; the cursor counts what was yielded, the entry in hand included."""
-        new, settle = self._fetch()
-        for entry in new:
-            self._given[entry.sequence] = entry.at
-            yield entry
-        settle()
+        """Yield what is new, some thousands held at a time; the cursor counts the entry in hand as given.
 
-    def _fetch(self) -> tuple[list[ChangeFeedEntry], Callable[[], None]]:
-        entries, server_date = self._read_v1() if self._version == 1 else self._read_v2()
-        new = {entry.sequence: entry for entry in entries if entry.sequence not in self._given}
+        Raises DicomWebError; call it again to go on after the last entry.
+        """
+        is_last = False
+        while not is_last:
+            stretch = self._read_v1() if self._version == 1 else self._read_v2()
+            new = {entry.sequence: entry for entry in stretch.entries if entry.sequence not in self._given}
+            for sequence in sorted(new):
+                self._given[sequence] = new[sequence].at
+                yield new[sequence]
+            self._settle(stretch)
+            is_last = stretch.is_last
+
+    def _settle(self, stretch: _Stretch) -> None:
+        """Move the beginning behind what cannot change any more, and forget what lies before it."""
+        entries = stretch.entries
         # The server's clock; without a Date header its newest entry is the best that is known of it.
-        now = server_date or max((entry.at for entry in entries), default=None)
-
-        def settle() -> None:
-            if now is not None:
-                self._settle(entries, now - self._lag)
-
-        return [new[sequence] for sequence in sorted(new)], settle
-
-    def _settle(self, entries: list[ChangeFeedEntry], settled: datetime) -> None:
-        """Move the beginning up to ``settled`` and forget what lies before it."""
+        now = stretch.server_date or max((entry.at for entry in entries), default=None)
+        if now is None:
+            return
+        settled = now - self._lag
         if self._version == 1:
             young = [entry.sequence for entry in entries if entry.at >= settled]
             done = [entry.sequence for entry in entries if entry.at < settled]
@@ -145,11 +143,16 @@ class Follower:
             self._after = max(self._after, upto)
             self._given = {sequence: at for sequence, at in self._given.items() if sequence > self._after}
             return
+        if not stretch.is_last:
+            settled = min(settled, entries[-1].at)  # what comes after it has not been read
         if self._since is None or settled > self._since:
             self._since = settled
         self._given = {sequence: at for sequence, at in self._given.items() if at >= self._since}
 
-    def _read_v2(self) -> tuple[list[ChangeFeedEntry], datetime | None]:
+    def _has_news(self, entries: list[ChangeFeedEntry]) -> bool:
+        return any(entry.sequence not in self._given for entry in entries)
+
+    def _read_v2(self) -> _Stretch:
         entries: list[ChangeFeedEntry] = []
         server_date: datetime | None = None
         while True:
@@ -158,9 +161,12 @@ class Follower:
                 server_date = page.server_date  # of the first page: what came later may have been missed
             entries.extend(page.entries)
             if len(page.entries) < PAGE_V2:
-                return entries, server_date
+                return _Stretch(entries, server_date, is_last=True)
+            # A stretch ends only where the next one begins later: many entries may have the same time.
+            if len(entries) >= STRETCH and self._has_news(entries) and entries[-1].at != self._since:
+                return _Stretch(entries, server_date, is_last=False)
 
-    def _read_v1(self) -> tuple[list[ChangeFeedEntry], datetime | None]:
+    def _read_v1(self) -> _Stretch:
         latest = self._feed.change_feed_latest()
         entries: list[ChangeFeedEntry] = []
         server_date: datetime | None = None
@@ -171,4 +177,15 @@ class Follower:
                 server_date = page.server_date
             entries.extend(page.entries)
             offset += PAGE_V1
-        return entries, server_date
+            if len(entries) >= STRETCH and self._has_news(entries):
+                return _Stretch(entries, server_date, is_last=False)
+        return _Stretch(entries, server_date, is_last=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Entries that follow each other in the feed's own order, and whether they reach its end."""
+
+    entries: list[ChangeFeedEntry]
+    server_date: datetime | None
+    is_last: bool

@@ -37,6 +37,10 @@ class Tls:
     client_certificate: Path | None = None
     client_key: Path | None = None  # None: in the same file as the certificate
 
+    def __post_init__(self) -> None:
+        if self.client_key is not None and self.client_certificate is None:
+            raise ValueError("a client key needs its certificate")
+
 
 class Transport:
     """Sends requests to one server. Thread-safe: each thread has a session, and so connections, of its own."""
