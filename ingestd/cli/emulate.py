@@ -12,7 +12,18 @@ from .frame import ExitCode
 if TYPE_CHECKING:
     from ingestd.emulator import Emulator
 
-_EPILOG = "`ingestd emulate --list-faults` explains every fault."
+_EPILOG = """\b
+Examples:
+  ingestd emulate --data ./server              keep everything in ./server
+  ingestd emulate --fault drop_after_store=3   cut the connection after the next three stores
+  ingestd emulate --fault throttle=10%         answer every tenth request with 429
+  ingestd emulate --fault latency=seconds:2,method:POST,seed:7,probability:0.5
+  ingestd emulate --list-faults                explain every fault
+
+\b
+With --data every request and every instance is a line of requests.jsonl there:
+what came, its SHA-256, and what became of it, written before the answer leaves.
+"""
 
 
 @click.command("emulate", short_help="Run the embedded server, a stand-in for the Azure DICOM service.", epilog=_EPILOG)
