@@ -215,6 +215,7 @@ class Refusal:
     note: str
     identity: Identity | None = None
     priority: int = 0
+    source_removed: bool = True  # False while a copied source still waits for its removal
 
 
 class Sameness(StrEnum):

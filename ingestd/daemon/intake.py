@@ -308,7 +308,7 @@ class Intake:
     ) -> None:
         if isinstance(outcome, Taken):
             if hand.refused is not None:
-                refusals.append((hand, self._refusal(hand, path=outcome.path)))
+                refusals.append((hand, self._refusal(hand, path=outcome.path, source_removed=outcome.source_removed)))
             else:
                 hand.arrival = self._arrival(hand, path=outcome.path, source_removed=outcome.source_removed)
                 arrivals.append(hand)
@@ -350,7 +350,7 @@ class Intake:
             notes=found.notes,
         )
 
-    def _refusal(self, hand: Hand, *, path: str) -> Refusal:
+    def _refusal(self, hand: Hand, *, path: str, source_removed: bool = True) -> Refusal:
         assert hand.refused is not None
         reason, note = hand.refused
         candidate = hand.candidate
@@ -365,6 +365,7 @@ class Intake:
             note=note,
             identity=identity_of(hand.inspection) if hand.inspection else None,
             priority=candidate.priority,
+            source_removed=source_removed,
         )
 
     def _admit(self, arrivals: list[Hand], moves: Moves, now: Now) -> None:
@@ -418,16 +419,21 @@ class Intake:
                 moves.drop_candidates([hand.candidate_id])
                 self._acts.append(partial(self._in_hand.discard, hand))
         plain = [(hand, refusal) for hand, refusal in refusals if not hand.wished]
+        self._acts += [self._copied for _, refusal in plain if not refusal.source_removed]
         ids = moves.refuse([refusal for _, refusal in plain], now=now.utc) if plain else []
         for (hand, _), entry_id in zip(plain, ids, strict=True):
             if hand.former is not None:
                 moves.readmitted(hand.former, entry_id, now=now.utc)
             self._acts.append(partial(self._finish, hand, entry_id, State.REJECTED))
 
+    def _copied(self) -> None:
+        self.copied = True
+
     def _finish(self, hand: Hand, entry_id: int, state: State) -> None:
         self._in_hand.discard(hand)
         self.taken_in += 1
-        self.copied = self.copied or (hand.arrival is not None and not hand.arrival.source_removed)
+        if hand.arrival is not None and not hand.arrival.source_removed:
+            self._copied()
         self.full = False
         if not hand.adopted:
             self._inboxes.done(hand.candidate)

@@ -17,6 +17,7 @@ from ingestd.lifecycle import SourceStat
 from .guard import ARM_WAIT, Guard
 from .hands import Hands
 from .hinted import Hinted
+from .mounts import Mount
 from .scan import FileStat, Found, Names, Root, RootGone, Walk, root_of
 from .scanning import Scanning
 from .settle import Glance, Phase, Sight, Sights, glance, glance_inside
@@ -45,6 +46,7 @@ class Drop:
         scan_every: float,
         track_most: int,
         spool_device: int,
+        spool_mount: Mount | None,
         forbidden: Collection[tuple[int, int]],
         apart: Collection[str],
     ) -> None:
@@ -58,6 +60,7 @@ class Drop:
         self._wake = wake
         self._scan_every = scan_every
         self._spool_device = spool_device
+        self._spool_mount = spool_mount
         self._names = Names(policy.ignore, only=policy.only)
         self._guard = Guard(policy, self._root_path, wake)
         self._guard.look_at_mount()
@@ -425,12 +428,18 @@ class Drop:
             if not self.sights.seen_again(sight, seen, now) and not is_scan:
                 self.sights.hasten(sight, now)
             return
-        asks = self.policy.take is Take.IN_PLACE or seen[0] != self._spool_device
+        asks = self.policy.take is Take.IN_PLACE or not self._is_renamed(seen[0])
         sight = self.sights.add(path, seen, now, by_scan=by_scan, ask=asks)
         if asks:
             self.asking.append(sight)
         else:
             self._stock.files_seen += 1
+
+    def _is_renamed(self, device: int) -> bool:
+        """Whether a file is moved into the spool by a rename; else it is copied, and lies here a little longer."""
+        mount, spool_mount = self._guard.mount, self._spool_mount
+        apart = mount is not None and spool_mount is not None and mount.mount_point != spool_mount.mount_point
+        return device == self._spool_device and not apart
 
     def _sight_of(self, candidate: Candidate) -> Sight | None:
         return self.sights.get(_key(candidate) if candidate.in_spool else candidate.relative_path)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from .drop import Drop
+from .mounts import mount_of
 from .settle import Phase
 from .types import Candidate, InboxPolicy, InboxReport, Look, Take
 
@@ -49,6 +50,7 @@ class Inboxes:
                 scan_every=scan_every.total_seconds(),
                 track_most=track_most,
                 spool_device=spool_stat.st_dev,
+                spool_mount=mount_of(str(spool)),
                 forbidden=frozenset({(spool_stat.st_dev, spool_stat.st_ino)}),
                 apart=_inside(places[policy.name], [*places.values(), os.path.realpath(spool)]),
             )

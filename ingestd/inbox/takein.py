@@ -159,8 +159,9 @@ class _Group:
         target_folder, prefix, target_name = target
         root, parent, name = _split(candidate)
         source_folder = self._folders.get(root, parent)
-        if found.st_dev == self._device:
-            self._rename(name, source_folder, target_name, target_folder, expect.source)
+        if found.st_dev == self._device and self._renamed(
+            name, source_folder, target_name, target_folder, expect.source
+        ):
             self._sources_to_sync[source_folder] = None
             if candidate.in_spool and candidate.relative_path.startswith("rejected/"):
                 above, _, own = parent.rpartition("/")
@@ -194,11 +195,20 @@ class _Group:
             sync(parent)
             return self._folders.get(self._spool, f"{self._room}/{inbox}")
 
-    def _rename(self, name: str, source_folder: int, target: str, target_folder: int, expect: SourceStat) -> None:
-        os.rename(name, target, src_dir_fd=source_folder, dst_dir_fd=target_folder)
+    def _renamed(self, name: str, source_folder: int, target: str, target_folder: int, expect: SourceStat) -> bool:
+        """Rename the file into the spool; False where that cannot be, though both lie on one filesystem.
+
+        Two bind mounts of it are two mounts, and so are folders with quotas of their own: rename(2) says EXDEV.
+        """
+        try:
+            os.rename(name, target, src_dir_fd=source_folder, dst_dir_fd=target_folder)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return False
         found = look(target, target_folder)
         if stat.S_ISREG(found.st_mode) and source_of(found) == expect:
-            return
+            return True
         # Between our look and the rename somebody wrote to it, or put another file under its name.
         self._sources_to_sync[source_folder] = None
         with contextlib.suppress(OSError):

@@ -296,6 +296,7 @@ def refuse(tx: Transaction, refusals: Sequence[Refusal], *, now: datetime) -> li
                 "inbox": refusal.inbox,
                 "relative_path": refusal.relative_path,
                 "source": refusal.source,
+                "source_removed": int(refusal.source_removed),
                 "path": refusal.path,
                 "in_place": int(refusal.in_place),
                 "study_uid": identity.study_uid if identity else None,

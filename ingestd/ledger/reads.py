@@ -342,7 +342,6 @@ class Reads:
                 instance.c.source_removed == ZERO,
                 instance.c.in_place == ZERO,
                 instance.c.host == self._host,
-                instance.c.digest.is_not(None),
             )
             .order_by(instance.c.id)
             .limit(limit)
@@ -354,7 +353,7 @@ class Reads:
                 relative_path=row.relative_path,
                 source=row.source,
                 path=row.path,
-                content=content_of(row),
+                content=content_of(row) if row.digest is not None else None,
             )
             for row in rows
         ]

@@ -204,14 +204,17 @@ class KnownSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnremovedSource:
-    """A copied source that is still to be removed from its inbox. ``path`` is relative to the spool."""
+    """A copied source that is still to be removed from its inbox. ``path`` is relative to the spool.
+
+    A file that was set aside has no ``content``.
+    """
 
     entry_id: int
     inbox: str
     relative_path: str
     source: SourceStat
     path: str
-    content: Content
+    content: Content | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
