@@ -17,7 +17,6 @@ from tests.builders import write_instance
 from tests.emulating import EmulatorProcess
 from tests.running import PROGRAM, QUICK_INBOX, Site, environment
 
-
 SHARED = Path("/dev/shm")
 
 
