@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import socket
+import threading
 import time
 from datetime import UTC, datetime
 from urllib.parse import parse_qs
@@ -443,8 +445,32 @@ def test_client_certificate_is_shown_to_a_server_that_asks(tmp_path):
         tls = Tls(ca=cert[0], client_certificate=ours[0], client_key=ours[1])
         with DicomWebClient(server.url, tls=tls) as client:
             assert len(client.search_studies()) == 0
-        with DicomWebClient(server.url, tls=Tls(ca=cert[0])) as client, pytest.raises(Unavailable):
+        # The server's alert may be lost in the reset that follows it.
+        with (
+            DicomWebClient(server.url, tls=Tls(ca=cert[0])) as client,
+            pytest.raises((MisconfiguredServer, Unavailable)),
+        ):
             client.search_studies()
+    with pytest.raises(ValueError, match="needs its certificate"):
+        Tls(client_key=ours[1])
+
+
+def test_https_to_a_plain_port_is_a_configuration_fault():
+    def answer_in_plain_text() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(65_536)
+            sock.sendall(DENIED)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer_in_plain_text)
+        thread.start()
+        with (
+            DicomWebClient(f"https://127.0.0.1:{listener.getsockname()[1]}/v2") as client,
+            pytest.raises(MisconfiguredServer, match="wrong version number"),
+        ):
+            client.search_studies()
+        thread.join()
 
 
 def test_missing_certificate_files_are_told_before_anything_is_sent(tmp_path):

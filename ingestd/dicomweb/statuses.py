@@ -28,6 +28,16 @@ from ingestd.dicomweb.errors import (
 
 ERROR_BODY_LIMIT = 65_536
 SERVER_TEXT_LIMIT = 2_000
+# OpenSSL's reasons that say that the two sides do not fit, rather than that one is in trouble.
+TLS_MISMATCHES = (
+    "WRONG_VERSION",
+    "UNSUPPORTED_PROTOCOL",
+    "PROTOCOL_VERSION",
+    "HANDSHAKE_FAILURE",
+    "CERTIFICATE_REQUIRED",
+    "BAD_CERTIFICATE",
+    "UNKNOWN_CA",
+)
 
 ADVICE: Mapping[int, str] = {
     400: "the request is not valid in the server's eyes",
@@ -95,6 +105,15 @@ def failure_of(error: Exception, flight: Flight, what: str) -> DicomWebError:
     if certificate is not None:
         reason = getattr(certificate, "verify_message", "") or "not valid for this host"
         return MisconfiguredServer(f"{what}: the server's certificate does not hold: {reason}", body_bytes_left=left)
+    tls = find_cause(error, ssl.SSLError)
+    reason = getattr(tls, "reason", None) or ""
+    if any(word in reason for word in TLS_MISMATCHES):
+        # Both sides are there and will never agree: another try gives the same.
+        return MisconfiguredServer(
+            f"{what}: TLS fails ({reason.replace('_', ' ').lower()}); look at the address's scheme and port, and at "
+            "the client certificate if the server wants one",
+            body_bytes_left=left,
+        )
     protocol = find_cause(error, http.client.HTTPException)
     if protocol is not None and not isinstance(protocol, http.client.RemoteDisconnected):
         return Unintelligible(f"{what}: what came back is not HTTP ({type(protocol).__name__})", body_bytes_left=left)
