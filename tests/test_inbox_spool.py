@@ -349,18 +349,18 @@ def test_set_aside_keeps_the_name_and_can_be_taken_after_all(spool, drop):
 
     assert [one.path.rsplit("/", 1)[1] for one in aside] == ["report.pdf", "report.pdf"]
     assert tree(drop) == set()
-    candidate = spool.rejected_candidate("a", aside[0].path)
+    candidate = spool.candidate_at("a", aside[0].path)
     (taken,) = spool.take_in([(candidate, expect_of(candidate.path))])
     assert taken.path.startswith("files/a/")
     assert tree(spool.path / "rejected") == {aside[1].path.removeprefix("rejected/")}
     assert len(list((spool.path / "rejected" / "a").iterdir())) == 1
-    assert spool.rejected_candidate("a", aside[0].path) is None
+    assert spool.candidate_at("a", aside[0].path) is None
 
 
 def test_setting_aside_again_leaves_the_file_where_it_is(spool, drop):
     put(drop, "x")
     (aside,) = spool.set_aside([(candidate_of(drop, "x"), Expect(source=source_of(drop / "x")))])
-    candidate = spool.rejected_candidate("a", aside.path)
+    candidate = spool.candidate_at("a", aside.path)
 
     (again,) = spool.set_aside([(candidate, Expect(source=candidate.source))])
 
@@ -374,7 +374,7 @@ def test_change_of_a_rejected_file_shows(spool, drop):
     append(spool.path / aside.path, b"the rest")
 
     assert spool.stat(aside.path) != before
-    assert spool.rejected_candidate("a", aside.path).source == spool.stat(aside.path)
+    assert spool.candidate_at("a", aside.path).source == spool.stat(aside.path)
 
 
 def test_failed_setting_aside_leaves_no_empty_folder(spool, drop):

@@ -208,6 +208,19 @@ def test_copy_that_is_not_whole_decides_nothing(reading: Reading, tmp_path: Path
         assert "cannot be compared" in read.waits
 
 
+def test_file_that_is_another_one_by_now_is_not_compared(reading: Reading, tmp_path: Path) -> None:
+    ours, theirs = write_instance(tmp_path / "ours"), tmp_path / "theirs"
+    theirs.write_bytes(ours.read_bytes())
+    (found,) = reading.results(InspectJob(key=1, path=str(ours)))
+    assert found.inspection is not None
+    same, other = found.inspection.digest, "0" * 64
+
+    for digests, lost in (((same, same), ""), ((other, same), "ours"), ((same, other), "theirs")):
+        job = CompareJob(key=2, ours=str(ours), theirs=str(theirs), our_digest=digests[0], their_digest=digests[1])
+        (read,) = reading.results(job)
+        assert (read.lost, read.sameness) == (lost, None if lost else "same")
+
+
 def test_reencoded_file_stands_at_its_destination(reading: Reading, tmp_path: Path) -> None:
     source = write_instance(tmp_path / "source", transfer_syntax=IMPLICIT, sop_uid="1.2.3")
     destination = tmp_path / "destination"

@@ -54,6 +54,7 @@ FOUND = Inspection(
         Answer(serial=5, refused="never"),
         Answer(serial=6, crashed="ValueError at walk.py:1"),
         Answer(serial=7, short_of_memory=True),
+        Answer(serial=8, lost="theirs"),
     ],
 )
 def test_answers_arrive_as_they_were_sent(answer: Answer) -> None:
@@ -72,6 +73,7 @@ def test_answers_arrive_as_they_were_sent(answer: Answer) -> None:
         CanonicalJob(key=9, path="/a"),
         ReencodeJob(key=9, path="/a", destination="/b"),
         CompareJob(key=9, ours="/a", theirs="/b"),
+        CompareJob(key=9, ours="/a", theirs="/b", our_digest="a" * 64, their_digest="b" * 64),
     ],
 )
 def test_jobs_arrive_as_they_were_sent(job: InspectJob | CanonicalJob | ReencodeJob | CompareJob) -> None:

@@ -29,6 +29,10 @@ _KILLS_MOST = 2
 _IN_HAND_MOST = 1024
 # Between 'the spool is full' and the next try.
 _FULL_WAIT_SECONDS = 5.0
+# Between two tries to compare a file with the one that holds its identity.
+_COMPARE_AGAIN_SECONDS = 5.0
+# A comparison that came to nothing so often (a file admitted although it is cut, say) is left to a person.
+_COMPARISONS_MOST = 12
 
 _REFUSED: dict[Verdict, Reason] = {
     Verdict.SHORT: Reason.TRUNCATED,
@@ -53,6 +57,8 @@ class Hand:
     judged: Judged | None = None
     comparing: Holder | None = None
     copy: Path | None = None  # the server's copy of the holder, where the holder's file is gone
+    comparisons: int = 0  # that came to nothing
+    distrusts: int = 0  # the row whose file could not be compared with: its server's copy may be
     former: int | None = None
     wished: bool = False
     admit_anyway: bool = False
@@ -103,12 +109,14 @@ class Intake:
         self._ready: list[Hand] = []
         self._read: list[tuple[Hand, Read]] = []
         self._moved: list[tuple[Hand, Taken | NotTaken]] = []
+        self._again: list[Hand] = []  # to be admitted: what was in their way may be gone
+        self._later: list[tuple[float, Hand]] = []  # the same, when (monotonic) it is time
         self._acts: list[Callable[[], object]] = []
         self._look_at: float | None = None
         self._full_until = 0.0
         self._mono = 0.0
         # Set by whoever can ask the server (Proof.fetch): the copy of a row whose own file is gone.
-        self.fetch: Callable[[int, Callable[[Path], object]], None] = _no_server
+        self.fetch: Callable[[int, Callable[[Path | None], object]], None] = _no_server
         self.taken_in = 0
         self.copied = False  # a copied source waits for its removal; reset by whoever sees to it
         self.full = False
@@ -142,6 +150,8 @@ class Intake:
             assert isinstance(context, Hand)
             self._read.append((context, read))
         self._moved += self._mover.collect()
+        self._again += [hand for at, hand in self._later if at <= now.mono]
+        self._later = [(at, hand) for at, hand in self._later if at > now.mono]
         room = _IN_HAND_MOST - len(self._in_hand)
         if not accepting or now.mono < self._full_until:
             room = 0
@@ -158,17 +168,20 @@ class Intake:
     @property
     def has_work(self) -> bool:
         """Whether a transaction is wanted."""
-        return bool(self._ready or self._read or self._moved)
+        return bool(self._ready or self._read or self._moved or self._again)
 
     @property
     def look_at(self) -> float | None:
-        """When to look into the inboxes again (monotonic)."""
-        return self._look_at
+        """When to look into the inboxes again, or to try once more to compare (monotonic)."""
+        times = [at for at, _ in self._later]
+        if self._look_at is not None:
+            times.append(self._look_at)
+        return min(times, default=None)
 
     def record(self, moves: Moves, now: Now) -> None:
         """Write everything collected into the transaction; what it makes due is done by ``committed``."""
         self._acts = []
-        arrivals: list[Hand] = []
+        arrivals = list(self._again)
         refusals: list[tuple[Hand, Refusal]] = []
         dropped: list[Hand] = []
         self._begin(moves, now)
@@ -183,7 +196,7 @@ class Intake:
     def committed(self, now: Now) -> None:
         """The transaction is durable: forget what was collected and do what it made due."""
         self._mono = now.mono
-        self._ready, self._read, self._moved = [], [], []
+        self._ready, self._read, self._moved, self._again = [], [], [], []
         acts, self._acts = self._acts, []
         for act in acts:
             act()
@@ -247,7 +260,7 @@ class Intake:
         dropped: list[Hand],
     ) -> None:
         if hand.comparing is not None:
-            self._judge_comparison(hand, hand.comparing, read, arrivals)
+            self._judge_comparison(hand, hand.comparing, read, arrivals, dropped)
             return
         if read.died:
             if moves.candidate_died(hand.candidate_id) >= _KILLS_MOST:
@@ -387,27 +400,71 @@ class Intake:
     def _compare(self, hand: Hand, holder: Holder) -> None:
         assert hand.arrival is not None
         hand.comparing = holder
-        if holder.path is None:
-            # Confirmed and its file removed since: the server's copy stands for it.
+        own_path = self._absolute(hand.arrival)
+        # A file in place that was altered lies where its former row says that its own lies.
+        if holder.path is not None and holder.path != own_path and hand.distrusts != holder.entry_id:
+            self._ask_comparison(hand, holder.path, digest=holder.content.digest)
+        elif holder.state is State.CONFIRMED:
+            # Its file was removed since, or is another one by now: the server's copy stands for it.
             self.fetch(holder.entry_id, partial(self._compare_with_copy, hand))
-            return
-        self._ask_comparison(hand, holder.path)
+        else:
+            # It is read again before it is sent, or asked about: then it can be compared with, or its place is free.
+            hand.distrusts = 0
+            self._compare_later(hand)
 
-    def _compare_with_copy(self, hand: Hand, copy: Path) -> None:
+    def _compare_with_copy(self, hand: Hand, copy: Path | None) -> None:
+        if copy is None:
+            hand.comparing = None
+            self._again.append(hand)
+            return
         hand.copy = copy
         self._ask_comparison(hand, copy)
 
-    def _ask_comparison(self, hand: Hand, theirs: Path) -> None:
-        assert hand.arrival is not None
-        ours = str(self._absolute(hand.arrival))
-        self._desk.ask(Owner.INTAKE, hand, lambda key: CompareJob(key=key, ours=ours, theirs=str(theirs)))
+    def _compare_later(self, hand: Hand) -> None:
+        hand.comparing = None
+        self._later.append((self._mono + _COMPARE_AGAIN_SECONDS, hand))
 
-    def _judge_comparison(self, hand: Hand, holder: Holder, read: Read, arrivals: list[Hand]) -> None:
-        # Files that cannot be compared are kept both, for a person: never thrown together on a guess.
-        sameness = Sameness(read.sameness) if read.sameness else Sameness.OTHER
-        hand.judged = Judged(holder_id=holder.entry_id, sameness=sameness)
+    def _ask_comparison(self, hand: Hand, theirs: Path, *, digest: str = "") -> None:
+        assert hand.arrival is not None
+        ours, our_digest = str(self._absolute(hand.arrival)), hand.arrival.content.digest
+        self._desk.ask(
+            Owner.INTAKE,
+            hand,
+            lambda key: CompareJob(key=key, ours=ours, theirs=str(theirs), our_digest=our_digest, their_digest=digest),
+        )
+
+    def _judge_comparison(
+        self, hand: Hand, holder: Holder, read: Read, arrivals: list[Hand], dropped: list[Hand]
+    ) -> None:
         self._acts.append(partial(_stop_comparing, hand))
-        arrivals.append(hand)
+        if read.lost == "ours":
+            self._read_again(hand, dropped)
+        elif read.lost or (read.waits and hand.comparisons < _COMPARISONS_MOST):
+            # Nothing was learnt. From their file it goes on to the server's copy, from that to their file.
+            self._acts.append(partial(self._distrust, hand, 0 if hand.copy else holder.entry_id))
+        else:
+            # Files that cannot be compared are kept both, for a person: never thrown together on a guess.
+            sameness = Sameness(read.sameness) if read.sameness else Sameness.OTHER
+            hand.judged = Judged(holder_id=holder.entry_id, sameness=sameness)
+            arrivals.append(hand)
+
+    def _distrust(self, hand: Hand, holder_id: int) -> None:
+        hand.comparisons += 1
+        hand.distrusts = holder_id
+        self._compare_later(hand)
+
+    def _read_again(self, hand: Hand, dropped: list[Hand]) -> None:
+        """Begin anew with a file that was written to after it was read."""
+        assert hand.arrival is not None
+        if hand.candidate.in_place:
+            self._let_go(hand, self._inboxes.again, dropped)
+            return
+        dropped.append(hand)
+        self._acts.append(partial(self._in_hand.discard, hand))
+        candidate = self._spool.candidate_at(hand.candidate.inbox, hand.arrival.path)
+        if candidate is not None:
+            again = Hand(candidate=candidate, dropped_as=hand.relative_path, former=hand.former)
+            self._acts.append(partial(self.adopt, again))
 
     def _absolute(self, arrival: Arrival) -> Path:
         return Path(arrival.path) if arrival.in_place else self._spool.path / arrival.path
@@ -447,7 +504,7 @@ class Intake:
             self._log.debug("inbox.admitted", entry_id=entry_id, inbox=inbox, state=state.value)
 
 
-def _no_server(entry_id: int, done: Callable[[Path], object]) -> None:
+def _no_server(entry_id: int, done: Callable[[Path | None], object]) -> None:
     raise RuntimeError(f"row {entry_id} is to be fetched, but nobody can: {done}")
 
 

@@ -9,7 +9,7 @@ start-up empties.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.now import Now
 from ingestd.ledger import Ledger, Moves
-from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, State, compare_content
+from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, ServerKind, State, compare_content
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 from ingestd.reconciler import (
     Answer,
@@ -42,8 +42,18 @@ from ingestd.reconciler import (
 _IDLE_FEED_EVERY = timedelta(minutes=1)
 # A server that could not be asked is asked again after this long.
 _ASK_AGAIN = timedelta(seconds=10)
+# A copy that the server does not have is asked for again after this long: its row is looked at meanwhile.
+_FETCH_ABSENT_AGAIN = timedelta(seconds=2)
 # Rows taken up for one round of questions; the rest follows when these are answered.
 _ROWS_MOST = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetch:
+    """Who waits for the server's copy of a row."""
+
+    entry_id: int
+    done: Callable[[Path | None], object]
 
 
 class Proof:
@@ -77,8 +87,9 @@ class Proof:
         self._outcomes: list[Outcome] = []
         self._questions: list[FeedQuestion | StudyQuestion] = []
         self._asked: set[int] = set()
-        self._fetches: list[tuple[int, Callable[[Path], object]]] = []
-        self._fetching: dict[StudyQuestion, tuple[int, Callable[[Path], object]]] = {}
+        self._fetches: list[_Fetch] = []
+        # By the question's own identity: two files may wait for the copy of one row.
+        self._fetching: dict[int, _Fetch] = {}
         self._fetch_at = 0.0
         self._feed_asked = False
         self._feed_at = 0.0
@@ -94,13 +105,13 @@ class Proof:
         """Something was just posted: read the feed again as soon as its interval allows."""
         self._feed_at = min(self._feed_at, self._feed_read_at + self._interval.total_seconds())
 
-    def fetch(self, entry_id: int, done: Callable[[Path], object]) -> None:
-        """Fetch the server's copy of a row whose own file is gone; ``done`` gets its path in scratch, and unlinks it.
+    def fetch(self, entry_id: int, done: Callable[[Path | None], object]) -> None:
+        """Fetch the server's copy of a confirmed row; ``done`` gets its path in scratch, and unlinks it.
 
         Asked again until the server gives it. A copy that the server has no more makes the row itself be looked at
-        again: it becomes DELETED, and whoever waits for the copy finds its identity free.
+        again: it becomes DELETED, and ``done`` gets None, as for any row that is not CONFIRMED by then.
         """
-        self._fetches.append((entry_id, done))
+        self._fetches.append(_Fetch(entry_id, done))
 
     def gather(self, now: Now) -> None:
         """Collect answers and comparisons, and plan what is asked next; writes nothing."""
@@ -114,7 +125,7 @@ class Proof:
         if len(self._asked) < _ROWS_MOST and not self._outcomes:
             self._plan_rows(now, self.rules)
         if self._fetches and now.mono >= self._fetch_at:
-            self._plan_fetches()
+            self._plan_fetches(self.rules)
 
     @property
     def has_work(self) -> bool:
@@ -128,8 +139,8 @@ class Proof:
         for answer in self._answers:
             if isinstance(answer, FeedAnswer):
                 self._settle_feed(answer, moves, now)
-            elif answer.question in self._fetching:
-                self._settle_fetch(answer, moves, now)
+            elif (fetch := self._fetching.get(id(answer.question))) is not None:
+                self._settle_fetch(answer, fetch, moves, now)
             else:
                 self._settle_study(answer, moves, outcomes, now)
         for finding, read in self._reads:
@@ -198,25 +209,39 @@ class Proof:
         self._questions += planned.questions
         self._asked |= planned.asked
 
-    def _plan_fetches(self) -> None:
+    def _plan_fetches(self, rules: Rules) -> None:
+        rows = {row.entry_id: row for row in self._ledger.unproven_rows(fetch.entry_id for fetch in self._fetches)}
         wanted, self._fetches = self._fetches, []
-        for entry_id, done in wanted:
-            for row in self._ledger.unproven_rows([entry_id]):
-                question = StudyQuestion(study_uid=row.identity.study_uid, rows=(row,), fetch=True)
-                self._fetching[question] = (entry_id, done)
-                self._questions.append(question)
+        for fetch in wanted:
+            row = rows.get(fetch.entry_id)
+            if row is None or row.state is not State.CONFIRMED:
+                fetch.done(None)
+                continue
+            question = StudyQuestion(
+                study_uid=row.identity.study_uid,
+                rows=(row,),
+                fetch=True,
+                original=rules.profile.kind is ServerKind.AZURE,
+                keep=True,
+            )
+            self._fetching[id(question)] = fetch
+            self._questions.append(question)
 
-    def _settle_fetch(self, answer: StudyAnswer, moves: Moves, now: Now) -> None:
-        entry_id, done = self._fetching[answer.question]
+    def _settle_fetch(self, answer: StudyAnswer, fetch: _Fetch, moves: Moves, now: Now) -> None:
         copy = next((finding.copy for finding in answer.findings if finding.copy is not None), None)
-        self._acts.append(partial(self._fetching.pop, answer.question))
+        self._acts.append(partial(self._fetching.pop, id(answer.question)))
         if copy is not None:
-            self._acts.append(partial(done, copy))
+            self._acts.append(partial(fetch.done, copy))
             return
-        if any(finding.present is False for finding in answer.findings):
-            moves.check_again([entry_id], at=now.utc)
-        self._fetch_at = now.mono + _ASK_AGAIN.total_seconds()
-        self._acts.append(partial(self.fetch, entry_id, done))
+        absent = any(finding.present is False for finding in answer.findings)
+        if absent:
+            moves.check_again([fetch.entry_id], at=now.utc)
+        wait = _FETCH_ABSENT_AGAIN if absent else _ASK_AGAIN
+        self._acts.append(partial(self._fetch_later, fetch, now.mono + wait.total_seconds()))
+
+    def _fetch_later(self, fetch: _Fetch, at: float) -> None:
+        self._fetches.append(fetch)
+        self._fetch_at = at
 
     def _settle_feed(self, answer: FeedAnswer, moves: Moves, now: Now) -> None:
         if answer.sightings or answer.cursor is not None:
@@ -260,13 +285,24 @@ class Proof:
     def _compare(self, finding: Finding, copy: Path) -> None:
         row = finding.row
         if row.path is None:
-            self._desk.ask(Owner.PROOF, finding, lambda key: InspectJob(key=key, path=str(copy)))
+            self._inspect_copy(finding, copy)
             return
-        ours = str(row.path)
-        self._desk.ask(Owner.PROOF, finding, lambda key: CompareJob(key=key, ours=ours, theirs=str(copy)))
+        ours, digest = str(row.path), row.content.digest
+        self._desk.ask(
+            Owner.PROOF,
+            finding,
+            lambda key: CompareJob(key=key, ours=ours, theirs=str(copy), our_digest=digest),
+        )
+
+    def _inspect_copy(self, finding: Finding, copy: Path) -> None:
+        self._desk.ask(Owner.PROOF, finding, lambda key: InspectJob(key=key, path=str(copy)))
 
     def _settle_comparison(self, finding: Finding, read: Read, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
         assert self.rules is not None
+        if read.lost and finding.copy is not None:
+            # A file in place that was altered since it was sent says nothing of what was sent: its digest does.
+            self._acts.append(partial(self._inspect_copy, finding, finding.copy))
+            return
         sameness = _sameness(finding, read)
         if sameness is None:
             # Nothing was learnt (our file is gone, or the copy could not be read now): ask again later.
@@ -315,7 +351,7 @@ def _sameness(finding: Finding, read: Read) -> Sameness | None:
     if read.sameness:
         return Sameness(read.sameness)
     found = read.inspection
-    if found is not None and finding.row.path is None:
+    if found is not None:
         if found.verdict in (Verdict.WHOLE, Verdict.ZEROS):
             theirs = replace(
                 finding.row.content,

@@ -133,7 +133,7 @@ class Rework:
             if wished.in_place:
                 candidate = _in_place_candidate(wished)
             else:
-                candidate = self._spool.rejected_candidate(wished.inbox, wished.path)
+                candidate = self._spool.candidate_at(wished.inbox, wished.path)
             if candidate is None:
                 self._failed_wishes.append(wished.entry_id)
                 continue
@@ -160,7 +160,7 @@ class Rework:
                     file.source.mtime_ns,
                 ):
                     continue
-                candidate = self._spool.rejected_candidate(file.inbox, file.path)
+                candidate = self._spool.candidate_at(file.inbox, file.path)
                 if candidate is not None:
                     self._intake.adopt(Hand(candidate=candidate, former=file.entry_id))
 

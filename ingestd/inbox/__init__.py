@@ -37,7 +37,7 @@ inbox, relative path, size and mtime_ns; for ``move``: some row with this inbox,
     .recover_removals(root: Path, unremoved: Collection[SourceStat]) -> int    at start, per inbox elsewhere
     .discard(*paths: str) -> None                     files/, rejected/, explicit/ or scratch/ only; gone is fine
     .orphans(known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]    G2; at most 1,000 paths a question
-    .rejected_candidate(inbox: str, path: str) -> Candidate | None    None when it is gone
+    .candidate_at(inbox: str, path: str) -> Candidate | None    None when it is gone
     .is_here(source: SourceStat) -> bool              on the spool's filesystem: the reader has to fsync it
     .stat(path: str) -> SourceStat | None
     .new_explicit(inbox: str) -> Path / .new_scratch() -> Path    fresh names for the reader to write to

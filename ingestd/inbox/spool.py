@@ -167,10 +167,10 @@ class Spool:
         for path in self._unknown(iter(explicit), known):
             self.discard(path)
 
-    def rejected_candidate(self, inbox: str, path: str) -> Candidate | None:
-        """Make a candidate of a file in ``rejected/``; None when it is gone.
+    def candidate_at(self, inbox: str, path: str) -> Candidate | None:
+        """Make a candidate of a file of ours; None when it is gone.
 
-        For a file that was changed there (settle it by ``Inboxes.observe``) or that a person admits anyway.
+        For a file that was changed here (settle it by ``Inboxes.observe``) or that a person admits anyway.
         """
         candidate = self._candidate(path)
         return candidate if candidate is not None and candidate.inbox == inbox else None

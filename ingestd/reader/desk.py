@@ -68,7 +68,7 @@ class Desk:
             return Done(Answer(serial=serial, canonical=self._canonical(job.path)))
         if isinstance(job, ReencodeJob):
             return Done(Answer(serial=serial, inspection=self._reencode(job)))
-        return Done(Answer(serial=serial, sameness=self._compare(job)))
+        return Done(self._compare(serial, job))
 
     def _progress(self, count: int) -> None:
         self._work += count
@@ -149,8 +149,15 @@ class Desk:
         finally:
             os.close(out)
 
-    def _compare(self, job: CompareJob) -> str:
+    def _compare(self, serial: int, job: CompareJob) -> Answer:
         ours, theirs = self._facts(job.ours, "our file"), self._facts(job.theirs, "the other copy")
+        if job.our_digest not in ("", ours.digest):
+            return Answer(serial=serial, lost="ours")
+        if job.their_digest not in ("", theirs.digest):
+            return Answer(serial=serial, lost="theirs")
+        return Answer(serial=serial, sameness=self._sameness(job, ours, theirs))
+
+    def _sameness(self, job: CompareJob, ours: Inspection, theirs: Inspection) -> str:
         if (ours.study_uid, ours.series_uid, ours.sop_uid) != (theirs.study_uid, theirs.series_uid, theirs.sop_uid):
             return Sameness.OTHER.value
         if ours.transfer_syntax != theirs.transfer_syntax:

@@ -45,11 +45,16 @@ class ReencodeJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompareJob:
-    """Say whether two files hold the same object; the canonical digests are taken only if nothing less decides."""
+    """Say whether two files hold the same object; the canonical digests are taken only if nothing less decides.
+
+    A file whose data set has another digest than is given here ("": any) is not the one that was meant: it is ``lost``.
+    """
 
     key: int
     ours: str
     theirs: str
+    our_digest: str = ""
+    their_digest: str = ""
 
 
 Job: TypeAlias = InspectJob | CanonicalJob | ReencodeJob | CompareJob
@@ -57,13 +62,14 @@ Job: TypeAlias = InspectJob | CanonicalJob | ReencodeJob | CompareJob
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Read:
-    """What one job came to. Exactly one of the result fields, ``died``, ``waits`` or ``refused`` is set.
+    """What one job came to. Exactly one of the result fields, ``died``, ``waits``, ``refused`` or ``lost`` is set.
 
     ``inspection`` answers an InspectJob, and a ReencodeJob with the facts of the destination. ``sameness`` is
     "same", "other" or "other_encoding" (lifecycle.Sameness). ``died``: this job killed its child, burnt CPU past its
     limit or met a fault of ours; count it as poison (``cause`` says how, for the log; no names, no values). ``waits``:
     nothing is known of the file; try later. ``refused``: the file was read and the job cannot be done on it (not
-    whole, an encoding that is not re-encoded); do not try again. An InspectJob is never refused.
+    whole, an encoding that is not re-encoded); do not try again. An InspectJob is never refused. ``lost``: "ours" or
+    "theirs" is not the file that a CompareJob is about any more.
     """
 
     job: Job
@@ -74,6 +80,7 @@ class Read:
     cause: str = ""
     waits: str = ""
     refused: str = ""
+    lost: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -218,6 +218,7 @@ class Readers:
                     sameness=answer.sameness,
                     waits=answer.waits,
                     refused=answer.refused,
+                    lost=answer.lost,
                 )
             )
 

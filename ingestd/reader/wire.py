@@ -26,6 +26,7 @@ _KINDS: dict[str, type[Job]] = {
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _FIELDS = tuple(each.name for each in fields(Inspection))
 _SAMENESS = frozenset({Sameness.SAME.value, Sameness.OTHER.value, Sameness.OTHER_ENCODING.value})
+_LOST = ("", "ours", "theirs")
 
 _uid = re.compile(r"[0-9.]{0,64}", re.ASCII).fullmatch
 _digest = re.compile(r"(?:[0-9a-f]{64})?", re.ASCII).fullmatch
@@ -45,6 +46,7 @@ class Answer:
     sameness: str | None = None
     waits: str = ""
     refused: str = ""
+    lost: str = ""  # which of two files is another one by now
     crashed: str = ""  # an exception of ours: its class and place
     short_of_memory: bool = False
 
@@ -83,7 +85,7 @@ def encode_job(serial: int, job: Job) -> bytes:
         return _line([serial, name, job.path])
     if isinstance(job, ReencodeJob):
         return _line([serial, name, job.path, job.destination])
-    return _line([serial, name, job.ours, job.theirs])
+    return _line([serial, name, job.ours, job.theirs, job.our_digest, job.their_digest])
 
 
 def decode_job(line: bytes) -> tuple[int, Job]:
@@ -99,7 +101,8 @@ def decode_job(line: bytes) -> tuple[int, Job]:
         return serial, CanonicalJob(key=serial, path=rest[0])
     if name == "reencode":
         return serial, ReencodeJob(key=serial, path=rest[0], destination=rest[1])
-    return serial, CompareJob(key=serial, ours=rest[0], theirs=rest[1])
+    ours, theirs, our_digest, their_digest = rest
+    return serial, CompareJob(key=serial, ours=ours, theirs=theirs, our_digest=our_digest, their_digest=their_digest)
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -115,6 +118,8 @@ def encode_answer(answer: Answer) -> bytes:
         content["w"] = answer.waits
     if answer.refused:
         content["r"] = answer.refused
+    if answer.lost:
+        content["l"] = answer.lost
     if answer.crashed:
         content["x"] = answer.crashed
     if answer.short_of_memory:
@@ -135,6 +140,8 @@ def decode_answer(line: bytes) -> Answer:
         raise Unintelligible("no digest")
     if sameness is not None and sameness not in _SAMENESS:
         raise Unintelligible("no sameness")
+    if content.get("l", "") not in _LOST:
+        raise Unintelligible("neither of the two files")
     answer = Answer(
         serial=content["n"],
         inspection=None if content.get("i") is None else _inspection(content["i"]),
@@ -142,10 +149,11 @@ def decode_answer(line: bytes) -> Answer:
         sameness=sameness,
         waits=_text(content.get("w", "")),
         refused=_text(content.get("r", "")),
+        lost=content.get("l", ""),
         crashed=_text(content.get("x", "")),
         short_of_memory=content.get("m") is True,
     )
-    texts = (answer.canonical, answer.sameness, answer.waits, answer.refused, answer.crashed)
+    texts = (answer.canonical, answer.sameness, answer.waits, answer.refused, answer.lost, answer.crashed)
     if (answer.inspection is not None) + answer.short_of_memory + sum(bool(text) for text in texts) != 1:
         raise Unintelligible("not exactly one answer")
     return answer

@@ -156,7 +156,7 @@ class StudyAsker:
                 with _Copy(self.scratch / f"copy-{row.entry_id}-{secrets.token_hex(8)}", row.content) as copy:
                     while chunk := part.next_chunk():
                         copy.write(chunk)
-                    if copy.is_same():
+                    if copy.is_same() and not self.question.keep:
                         if other is not None:
                             other.unlink(missing_ok=True)
                         return Finding(row=row, present=True, asked_at=asked_at, sameness=Sameness.SAME)

@@ -71,13 +71,15 @@ class FeedAnswer:
 class StudyQuestion:
     """Whether the server has these instances of one study, and with ``fetch`` what it has under these UIDs.
 
-    ``original`` asks Azure for the version before any bulk update.
+    ``original`` asks Azure for the version before any bulk update. ``keep`` wants the copy also where it is our very
+    bytes.
     """
 
     study_uid: str
     rows: tuple[Unproven, ...]
     fetch: bool
     original: bool = False
+    keep: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
