@@ -53,14 +53,22 @@ class Fate:
     reason: str
     note: str
     entry_id: int | None
+    remark: str = ""  # the server's own words, where it refused the file
 
 
 @click.command("demo")
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--keep", is_flag=True, help="Leave server and daemon running, and print where they are.")
+@click.option(
+    "--viewer",
+    envvar="INGESTD_OHIF",
+    show_envvar=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="See the images too: an unpacked OHIF build (package/dist of `npm pack @ohif/app`). For --keep.",
+)
 @click.option("--timeout", default=180, show_default=True, help="Give up after so many seconds.")
 @json_option
-def command(folder: Path | None, *, keep: bool, timeout: int, as_json: bool) -> int:
+def command(folder: Path | None, *, keep: bool, viewer: Path | None, timeout: int, as_json: bool) -> int:
     """See it work: real files, an embedded server, and what became of each file.
 
     Copies the real DICOM files that come with pydicom (or those of FOLDER, which is left as it is) into a drop
@@ -69,14 +77,16 @@ def command(folder: Path | None, *, keep: bool, timeout: int, as_json: bool) -> 
 
     Exit code 0 only if every file is accounted for.
     """
+    if viewer is not None and not (viewer / "index.html").is_file():
+        raise click.UsageError(f"--viewer: there is no index.html in {viewer}; it is package/dist in the OHIF package")
     place = Path(tempfile.mkdtemp(prefix="ingestd-demo-"))
     with contextlib.ExitStack() as cleanup:
         if not keep:
             cleanup.callback(shutil.rmtree, place, ignore_errors=True)
-        return _run(place, folder, keep=keep, timeout=timeout, as_json=as_json)
+        return _run(place, folder, keep=keep, viewer=viewer, timeout=timeout, as_json=as_json)
 
 
-def _run(place: Path, folder: Path | None, *, keep: bool, timeout: int, as_json: bool) -> int:
+def _run(place: Path, folder: Path | None, *, keep: bool, viewer: Path | None, timeout: int, as_json: bool) -> int:
     from .demo_files import drop_bundled, drop_folder
 
     deadline = time.monotonic() + timeout
@@ -88,7 +98,8 @@ def _run(place: Path, folder: Path | None, *, keep: bool, timeout: int, as_json:
     config.write_text(_CONFIG.format(url=url), encoding="utf-8")
     say = (lambda _line: None) if as_json else click.echo
     say(f"ingestd demo in {place}")
-    server = _spawn(place, "server.log", "emulate", "--port", str(port), "--data", str(place / "server"))
+    words = () if viewer is None else ("--viewer", str(viewer.resolve()))
+    server = _spawn(place, "server.log", "emulate", "--port", str(port), "--data", str(place / "server"), *words)
     processes = [server]
     try:
         _wait_for_port(port, server, place / "server.log", deadline)
@@ -99,12 +110,21 @@ def _run(place: Path, folder: Path | None, *, keep: bool, timeout: int, as_json:
         dropped = drop_folder(folder, drop) if folder is not None else drop_bundled(drop)
         say(f"  dropped           {len(dropped)} files\n")
         fates = _watch(config, drop, dropped, daemon=daemon, deadline=deadline, quiet=as_json)
-        addresses = {"folder": str(place), "url": url, "drop": str(drop), "config": str(config)} if keep else {}
+        page = f"http://127.0.0.1:{port}/"
+        addresses: dict[str, str | int] = {}
+        if keep:
+            addresses = {"folder": str(place), "url": url, "drop": str(drop), "config": str(config)}
+            addresses |= {"server_pid": server.pid, "daemon_pid": daemon.pid}
+            if viewer is not None:
+                addresses["viewer"] = page
         accounted = _report(fates, as_json=as_json, addresses=addresses)
         if keep:
             processes.clear()
             say(f"\nstill running: server {url} (pid {server.pid}), daemon on {drop} (pid {daemon.pid})")
+            say(f"{'what is stored' if viewer is None else 'see the images'}  {page}")
             say(f"ask it:  ingestd -c {config} status        stop both:  kill {daemon.pid} {server.pid}")
+        elif viewer is not None:
+            say("\nthe viewer ended with the server; with --keep both stay, and the images can be looked at")
         return ExitCode.DONE if accounted else ExitCode.NEEDS_PERSON
     finally:
         for process in reversed(processes):
@@ -193,7 +213,17 @@ def _fates(config: Path, drop: Path, dropped: list[str]) -> list[Fate]:
         if row is not None:
             reason = row.reason.value if row.reason else ""
             note = row.note or ", ".join(row.notes)
-            fates.append(Fate(file=name, state=row.state.value, reason=reason, note=note, entry_id=row.entry_id))
+            remark = row.failed_attributes[0] if row.state.value == "FAILED" and row.failed_attributes else ""
+            fates.append(
+                Fate(
+                    file=name,
+                    state=row.state.value,
+                    reason=reason,
+                    note=note,
+                    entry_id=row.entry_id,
+                    remark=remark,
+                )
+            )
         elif names.ignores_path(name):
             note = "its name says that it is not for taking; it stays where it is"
             fates.append(Fate(file=name, state="IGNORED", reason="name", note=note, entry_id=None))
@@ -250,7 +280,7 @@ def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[Counter[str]], N
         yield show
 
 
-def _report(fates: list[Fate], *, as_json: bool, addresses: dict[str, str]) -> bool:
+def _report(fates: list[Fate], *, as_json: bool, addresses: dict[str, str | int]) -> bool:
     """Print what became of every file and the sum; say whether the sum holds."""
     counts = Counter(fate.state for fate in fates)
     unsettled = [fate for fate in fates if fate.state not in _SETTLED and fate.state != "IGNORED"]
@@ -289,4 +319,6 @@ def _why(fate: Fate) -> str:
     if fate.state == "CONFIRMED":
         return fate.note.removeprefix("confirmed: ")
     words = fate.reason.replace("_", " ")
-    return f"{words}: {fate.note}" if words and fate.note else words or fate.note
+    why = f"{words}: {fate.note}" if words and fate.note else words or fate.note
+    # The remark may quote the file: no control characters to the terminal.
+    return f"{why}; it said: {plain(fate.remark)}" if fate.remark else why
