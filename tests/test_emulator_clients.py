@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from tests.emulator_peer import Peer, multipart, scan
 
 pydicom = pytest.importorskip("pydicom")
 dicomweb_client = pytest.importorskip("dicomweb_client")
+README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +127,18 @@ def test_viewer_files_are_served_with_their_configuration(tmp_path):
         assert peer.get("%2e%2e/%2e%2e/etc/passwd", "*/*").text == "<html>the viewer</html>"
         assert "Studies" in peer.get("emulator", "*/*").text
         assert peer.get("v2/changefeed", None).status_code == 200
+
+
+def test_example_of_the_readme_runs_as_it_stands(tmp_path):
+    section = README.read_text(encoding="utf-8").partition("## The embedded server\n")[2].partition("\n## ")[0]
+    example = section.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "scan.dcm").write_bytes(scan())
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(README.parent)},
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "\ndropped\n" in done.stdout
+    assert "0020000D" in done.stdout
