@@ -10,6 +10,7 @@ import pytest
 from ingestd.cli.advice import MEANING, next_step
 from ingestd.cli.frame import ExitCode, daemon_pid
 from ingestd.lifecycle import MOVES, Reason, State
+from ingestd.logs import set_key, study_ref
 from tests.commanding import OTHER_STUDY, STUDY, Rows, command_in
 
 
@@ -189,6 +190,17 @@ def test_a_file_is_found_by_id_uid_and_every_path_it_has_had(command, every, row
     by_uid = command("explain", "--json", f"{STUDY}.3.99").json["files"]
     assert {file["id"] for file in by_uid} == {every[name] for name in ("pending", "duplicate", "conflict")}
     assert command("explain", "--json", OTHER_STUDY).json["found"] == 5
+
+
+def test_a_study_is_found_by_the_name_that_the_log_has_for_it(command, every, rows):
+    set_key(rows.spool.host.encode())
+    reference = study_ref(STUDY)
+
+    found = command("explain", "--json", reference).json["files"]
+
+    assert {file["id"] for file in found} == {every[name] for name in ("pending", "duplicate", "conflict")}
+    assert reference in command("explain", str(every["pending"])).out
+    assert command("explain", "0123456789ab").code == ExitCode.CONFIGURATION
 
 
 def test_explain_of_many_shows_some_and_says_how_to_go_on(command, rows):

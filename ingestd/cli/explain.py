@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # A study UID names hundreds of rows; their whole stories are asked for one by one.
 MOST_STORIES = 10
+# How a log line names a study (``logs.study_ref``).
+_REFERENCE = re.compile(r"[0-9a-f]{12}")
 
 
 @click.command("explain", short_help="Tell the whole history of a file, and what to do next.")
@@ -40,7 +43,7 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
     """Tell the whole history of a file, and what to do next.
 
     It is named by its path (where it was dropped, or where it lies now), by its SOP Instance UID (or the UID of its
-    series or study), or by its number in the ledger.
+    series or study), by its number in the ledger, or by the name that the log has for its study (study=4521a78fed84).
     """
     settings = load_config(config)
     with ledger_for_reading(settings) as ledger:
@@ -51,8 +54,9 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
     if as_json:
         print_json({"files": [story_as_plain(story) for story in stories], "found": len(entries)})
         return ExitCode.DONE
+    knows_references = _know_references(settings)
     for story in stories:
-        tell(story)
+        tell(story, with_reference=knows_references)
     if len(entries) > len(stories):
         rest = len(entries) - len(stories)
         click.echo(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID")
@@ -62,6 +66,8 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
 def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
     """Find rows by number, UID or path; a path is tried as written, as seen from its inbox, and from the spool."""
     found = ledger.find(what)
+    if not found and _REFERENCE.fullmatch(what):
+        found = _by_reference(config, ledger, what)
     if found or not _looks_like_path(what):
         return found
     path = Path(os.path.abspath(what))  # noqa: PTH100 - resolve() would follow the file's own link
@@ -73,6 +79,33 @@ def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
     if path.is_relative_to(config.spool.path):
         return ledger.find(str(path.relative_to(config.spool.path)))
     return ledger.find(str(path))
+
+
+def _by_reference(config: Config, ledger: Ledger, reference: str) -> list[Entry]:
+    """Find the study that the log calls by this reference; its UID is in no log, so every study is tried."""
+    from ingestd.ledger import Choice, StudySummary
+    from ingestd.logs import study_ref
+
+    if not _know_references(config):
+        return []
+    last: StudySummary | None = None
+    while page := ledger.studies(limit=1000, after=last):
+        for study in page:
+            if study_ref(study.study_uid) == reference:
+                return ledger.entries(Choice(study_uid=study.study_uid))
+        last = page[-1]
+    return []
+
+
+def _know_references(config: Config) -> bool:
+    """Take the key of the log's references, the spool's own id, where we may read it."""
+    from ingestd.logs import set_key
+
+    try:
+        set_key((config.spool.path / "spool.id").read_text(encoding="ascii").strip().encode())
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _looks_like_path(what: str) -> bool:
@@ -146,7 +179,7 @@ def _short(entry: Entry) -> dict[str, Any]:
     return {"id": entry.entry_id, "state": str(entry.state), "inbox": entry.inbox, "source": entry.relative_path}
 
 
-def tell(story: Story) -> None:
+def tell(story: Story, *, with_reference: bool) -> None:
     """Print one file's story for a person."""
     from .advice import MEANING, next_step
     from .tables import console, styled, table
@@ -155,7 +188,7 @@ def tell(story: Story) -> None:
     out = console()
     out.print()
     out.print(f"[bold]File {entry.entry_id}[/bold]", styled(str(entry.state)), f"- {MEANING[entry.state]}")
-    out.print(table(("", ""), _facts(entry)))
+    out.print(table(("", ""), _facts(entry, with_reference=with_reference)))
     out.print(table(("At", "", "Became", "Why", ""), _events(story), title="\nHistory"))
     if story.attempts:
         headings = ("Request", "At", "Files>", "Size>", "Answer", "Took>", "")
@@ -172,7 +205,9 @@ def tell(story: Story) -> None:
     out.print(f"\n[bold]What to do[/bold]: {plain(step)}", markup=True)
 
 
-def _facts(entry: Entry) -> list[tuple[str, str]]:
+def _facts(entry: Entry, *, with_reference: bool) -> list[tuple[str, str]]:
+    from ingestd.logs import study_ref
+
     facts = [("Reason", f"{entry.reason}: {entry.note}" if entry.note else str(entry.reason or ""))]
     if entry.failure_reason is not None:
         facts.append(("Server's reason", f"{entry.failure_reason} ({entry.failure_reason:04X}H)"))
@@ -190,6 +225,8 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
             ("Series", entry.identity.series_uid),
             ("Instance", entry.identity.sop_uid),
         ]
+        if with_reference:
+            facts.append(("Study in the log", study_ref(entry.identity.study_uid)))
     if entry.modality or entry.station:
         facts.append(("From", " ".join(part for part in (entry.modality, entry.station) if part)))
     if entry.content:

@@ -55,7 +55,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
     left_alone: dict[str, int] = {}
     with _watching(paths, names, shown=not as_json and sys.stdout.isatty()) as draw:
         # Inside, because the bar puts what is written to stderr above itself.
-        set_up_logs(sending)
+        set_up_logs(settings)
 
         def watch(daemon: Daemon) -> None:
             draw(daemon)
