@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from ingestd.config import Config, load
-from ingestd.daemon import OnceResult, once_policies, run_once
+from ingestd.daemon import Daemon, OnceResult, once_policies, run_once
 from ingestd.emulator import Emulator
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, dialect
 from tests.builders import instance_bytes
 from tests.emulating import delete
 
@@ -34,7 +37,9 @@ def image(*, first_pixel: int = 0) -> bytes:
     )
 
 
-def configure(folder: Path, server: Emulator, *, take: str = "move", retain: str = "24h", kind: str = "auto") -> Config:
+def configure(
+    folder: Path, server: Emulator, *, take: str = "move", retain: str = "24h", kind: str = "auto", auth: str = "none"
+) -> Config:
     """One inbox beside its spool, with the patience of a test."""
     (folder / "drop").mkdir(exist_ok=True)
     file = folder / "config.yaml"
@@ -43,7 +48,7 @@ def configure(folder: Path, server: Emulator, *, take: str = "move", retain: str
         f"spool: {{path: spool, low_water: 1MB, retain: {retain}}}\n"
         "batch: {quiet_period: 50ms}\n"
         "retry: {base: 200ms, cap: 1s}\n"
-        f'destination: {{url: "{server.url}", kind: {kind}}}\n'
+        f'destination: {{url: "{server.url}", kind: {kind}, auth: {auth}}}\n'
         "reconcile: {interval: 100ms, lag: 1s, absence_wait: 200ms}\n"
         "shutdown_grace: 5s\n"
         "ledger: sqlite:///ledger.db\n"
@@ -53,6 +58,28 @@ def configure(folder: Path, server: Emulator, *, take: str = "move", retain: str
 
 def run(config: Config, *, seconds: float = 20) -> OnceResult:
     return run_once(config, timeout=timedelta(seconds=seconds), policies=once_policies(config))
+
+
+@contextmanager
+def running(config: Config) -> Iterator[Daemon]:
+    """The daemon's rooms, started; the test turns the loop."""
+    daemon = Daemon(config)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.close()
+
+
+def turn(daemon: Daemon, until: Callable[[], object], *, seconds: float = 20) -> int:
+    """Turn the loop until something holds, as ``run`` does; say how often it went round."""
+    give_up_at = time.monotonic() + seconds
+    rounds = 0
+    while not until():
+        assert time.monotonic() < give_up_at, "it did not come"
+        daemon.wait(min(daemon.tick(), give_up_at))
+        rounds += 1
+    return rounds
 
 
 def states(config: Config) -> dict[str, int]:
@@ -104,3 +131,71 @@ def test_altered_object_is_sent_when_the_first_one_was_deleted_on_the_server(
 
     assert result.done
     assert states(config) == {"DELETED": 1, "CONFIRMED": 1}
+
+
+def test_loop_rests_while_the_last_posts_end(tmp_path: Path, server: Emulator) -> None:
+    """What is not served any more was still counted as due, and the loop went round as fast as it could."""
+    config = configure(tmp_path, server)
+    server.faults.add("latency", seconds=3, method="POST")
+    (tmp_path / "drop" / "image").write_bytes(image())
+    with running(config) as daemon:
+        turn(daemon, lambda: daemon.dispatch.in_flight)
+        began = time.process_time()
+
+        daemon.stop(timedelta(seconds=10))
+
+        assert time.process_time() - began < 0.7
+    assert states(config) == {"STORED": 1}
+
+
+def test_loop_rests_while_one_post_tries_the_server_after_an_outage(tmp_path: Path, server: Emulator) -> None:
+    """Another study was due all the while, and nothing could be done about it."""
+    config = configure(tmp_path, server, auth="{kind: bearer, token_file: token}")
+    server.faults.add("latency", seconds=1.5, method="POST")
+    for number in (1, 2, 3):
+        content = instance_bytes(study_uid=f"1.2.{number}", series_uid=f"1.2.{number}.1", sop_uid=f"1.2.{number}.2")
+        (tmp_path / "drop" / f"image{number}").write_bytes(content)
+    with running(config) as daemon:
+        turn(daemon, lambda: states(config) and daemon.dispatch.destination.pause)
+        (tmp_path / "token").write_text("secret")
+        turn(daemon, lambda: daemon.dispatch.destination.half_open and daemon.dispatch.in_flight)
+        until = time.monotonic() + 1
+
+        assert turn(daemon, lambda: time.monotonic() > until) < 40
+
+
+def test_ledger_that_is_locked_for_a_while_ends_nothing(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading it ended the daemon, and one that had nothing to write took no file in any more."""
+    monkeypatch.setattr(dialect, "_BUSY_MS", 50)
+    config = configure(tmp_path, server)
+    with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+        turn(daemon, lambda: daemon.dispatch.destination.is_open and daemon.proof.rules)
+        other.execute("BEGIN EXCLUSIVE")
+        until = time.monotonic() + 1
+        turn(daemon, lambda: time.monotonic() > until)
+        (tmp_path / "drop" / "image").write_bytes(image())
+        turn(daemon, lambda: time.monotonic() > until + 1)
+        other.execute("ROLLBACK")
+
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+
+
+def test_spool_file_that_cannot_be_removed_stops_nothing_else(tmp_path: Path, server: Emulator) -> None:
+    """It ended the daemon, at every start anew."""
+    config = configure(tmp_path, server, retain="0s")
+    (tmp_path / "drop" / "image").write_bytes(image())
+    with running(config) as daemon:
+        turn(daemon, lambda: any((tmp_path / "spool" / "files").glob("*/*")))
+        (stuck,) = (tmp_path / "spool" / "files").glob("*/*")
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1} or not stuck.exists())
+        stuck.unlink(missing_ok=True)
+        (stuck / "in the way").mkdir(parents=True)
+        until = time.monotonic() + 6
+
+        turn(daemon, lambda: time.monotonic() > until)
+
+    with Ledger.open(config.ledger, read_only=True) as ledger:
+        (entry,) = ledger.entries()
+    assert entry.removed_at is None

@@ -49,6 +49,7 @@ class Dispatch:
         self._claimed: list[Batch] = []
         self._last_stored: dict[str, datetime] = {}
         self._probe_due = True
+        self._waits_for_token = False
         self.flush = False
         self.stopping = False
 
@@ -86,9 +87,8 @@ class Dispatch:
 
     def may_claim(self, now: Now) -> bool:
         """Whether a study is due and may be posted now; asks for a token if it may."""
-        if self.stopping or self._sender.free <= 0 or self._sender.profile is None:
-            return False
-        if not (self.destination.is_open or (self.destination.half_open and not self._sender.in_flight)):
+        self._waits_for_token = False
+        if not self._may_post:
             return False
         due = self._ledger.studies_due(now=now.utc, flush=self.flush, limit=_STUDIES_AT_ONCE)
         self._due = self.destination.choose(due, in_flight=self._sender.in_flight)
@@ -99,7 +99,14 @@ class Dispatch:
             self._paused = self.destination.pause_for(token, now.mono)
             self._log.warning("destination.paused", cause=token.cause.value, note=token.note)
             return False
+        self._waits_for_token = not token
         return token
+
+    @property
+    def _may_post(self) -> bool:
+        if self.stopping or self._sender.free <= 0 or self._sender.profile is None:
+            return False
+        return self.destination.is_open or (self.destination.half_open and not self._sender.in_flight)
 
     def record(self, moves: Moves, now: Now, *, claim: bool) -> None:
         """Write results, the destination's state and, last, the claims."""
@@ -144,7 +151,8 @@ class Dispatch:
         wait = self.destination.wait_left(now.mono)
         if wait is not None:
             return now.mono + wait.total_seconds()
-        if self.stopping or self._sender.profile is None or self._sender.free <= 0 or self.destination.probing:
+        if not self._may_post or self._waits_for_token or self.destination.probing:
+            # A post's end, the token or the probe's answer wakes us.
             return None
         due = self._ledger.next_study_at(flush=self.flush)
         return None if due is None else now.mono + max(0.0, (due - now.utc).total_seconds())

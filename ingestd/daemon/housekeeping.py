@@ -11,9 +11,10 @@ from datetime import timedelta
 import structlog
 
 from ingestd.daemon.intake import Hand
+from ingestd.daemon.looking import is_gone
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
-from ingestd.inbox import Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
+from ingestd.inbox import Inboxes, InboxPolicy, InboxReport, Removal, Spool, SpoolError, Take
 from ingestd.ledger import InboxSummary, Ledger, Moves, Removable
 
 _TIDY_EVERY_SECONDS = 5.0
@@ -124,7 +125,11 @@ class Housekeeping:
         self._removable, self._sources_gone, self._reports = [], [], []
 
     def _look_at_disk(self) -> None:
-        low = self._spool.free_bytes() < self.low_water
+        try:
+            low = self._spool.free_bytes() < self.low_water
+        except OSError:
+            # Nobody can say how full it is: nothing more is put on it.
+            low = True
         if low and not self.disk_low:
             self._log.error("spool.disk_low", low_water=self.low_water)
             self._tidy_at = 0.0
@@ -134,11 +139,19 @@ class Housekeeping:
 
     def _remove_confirmed(self, now: Now) -> None:
         retain = timedelta(0) if self.disk_low else self.retain
-        self._removable = self._ledger.removable(before=now.utc - retain, limit=_REMOVE_AT_ONCE)
-        paths = [path for row in self._removable for path in row.paths]
-        if paths:
+        removable = self._ledger.removable(before=now.utc - retain, limit=_REMOVE_AT_ONCE)
+        paths = [path for row in removable for path in row.paths]
+        if not paths:
+            return
+        try:
             self._spool.discard(*paths)
-            self._log.info("spool.removed", files=len(paths))
+        except SpoolError as error:
+            # The rest is gone all the same; these rows keep their file and are tried again.
+            removable = [row for row in removable if all(is_gone(self._spool.path / path) for path in row.paths)]
+            self._log.error("spool.not_removed", note=str(error))
+        self._removable = removable
+        if removable:
+            self._log.info("spool.removed", files=sum(len(row.paths) for row in removable))
 
     def _collect_removals(self) -> None:
         for entry_id, removal in self._mover.collect_removals():

@@ -8,7 +8,7 @@ collected where it was, and the next tick records it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,7 @@ class Intake:
         self._again: list[Hand] = []  # to be admitted: what was in their way may be gone
         self._later: list[tuple[float, Hand]] = []  # the same, when (monotonic) it is time
         self._acts: list[Callable[[], object]] = []
+        self._asked: list[Candidate] = []  # the ledger has not said yet whether it knows them
         self._look_at: float | None = None
         self._full_until = 0.0
         self._mono = 0.0
@@ -158,9 +159,11 @@ class Intake:
         look = self._inboxes.look(now=now.mono, room=max(0, room))
         for candidate in look.ready:
             self._hold(Hand(candidate=candidate))
-        if look.asked:
-            self._inboxes.answer_known(look.asked, self._known(look.asked))
         self._look_at = look.next_at
+        self._asked += look.asked
+        if self._asked:
+            self._inboxes.answer_known(self._asked, self._known(self._asked))
+            self._asked = []
         if room <= 0 and (look.next_at is None or look.next_at <= now.mono):
             # Full hands: the readers and the mover wake us; a full disk is looked at again by the clock.
             self._look_at = self._full_until if now.mono < self._full_until else None
@@ -201,7 +204,7 @@ class Intake:
         for act in acts:
             act()
 
-    def _known(self, asked: tuple[Candidate, ...]) -> list[Candidate]:
+    def _known(self, asked: Sequence[Candidate]) -> list[Candidate]:
         by_inbox: dict[str, list[Candidate]] = {}
         for candidate in asked:
             by_inbox.setdefault(candidate.inbox, []).append(candidate)

@@ -26,13 +26,15 @@ from ingestd.daemon.now import Now, read_clocks, utc_now
 from ingestd.daemon.proof import Proof
 from ingestd.daemon.rework import Rework
 from ingestd.inbox import Candidate, Inboxes, InboxPolicy, Spool
-from ingestd.ledger import Ledger, LedgerError, LeftCandidate
+from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerFull, LeftCandidate
 from ingestd.lifecycle import SourceStat
 from ingestd.reader import Readers
 from ingestd.reconciler import Reconciler
 from ingestd.sender import Sender
 
 _LEDGER_WAIT_SECONDS = 2.0
+# A ledger that is neither busy nor full, and cannot be used for so long, is opened anew by the next start.
+_LEDGER_BROKEN_SECONDS = 60.0
 # With nothing to do the loop still looks around this often.
 _IDLE_SECONDS = 5.0
 # Under load, what finishes within this time goes into one transaction: so much a file in our hands, at most so much.
@@ -149,7 +151,7 @@ class Daemon:
         self._left: dict[tuple[str, SourceStat], LeftCandidate] = {}
         self._nameless: list[int] = []
         self._ledger_failing_until = 0.0
-        self._ledger_failing = False
+        self._ledger_failing_since: float | None = None
         self.stopping = False
 
     def start(self) -> None:
@@ -178,22 +180,33 @@ class Daemon:
             after_id = page[-1].candidate_id
 
     def tick(self) -> float:
-        """Do what is ready, once; say when (monotonic) there is something to do by the clock."""
+        """Do what is ready, once; say when (monotonic) there is something to do by the clock.
+
+        Raises LedgerError only for a ledger that cannot be used for a minute and is neither busy nor full.
+        """
         now = read_clocks()
+        try:
+            return self._tick(now)
+        except LedgerError as error:
+            return self._ledger_failed(error, now)
+
+    def _tick(self, now: Now) -> float:
         self._gather(now)
         if now.mono < self._ledger_failing_until:
             return self._ledger_failing_until
         claim = self.dispatch.may_claim(now)
         wake_at = self.ledger.next_wake_at()
         woken = wake_at is not None and wake_at <= now.utc
-        if claim or woken or self._has_work():
-            try:
-                self._record(now, claim=claim, woken=woken)
-            except LedgerError as error:
-                return self._ledger_failed(error, now)
+        # After a failure also an empty transaction: it shows that the ledger works again.
+        if claim or woken or self._ledger_failing or self._has_work():
+            self._record(now, claim=claim, woken=woken)
             self._committed(now)
         self.proof.ask()
         return self._next_at(now)
+
+    @property
+    def _ledger_failing(self) -> bool:
+        return self._ledger_failing_since is not None
 
     def wait(self, until: float) -> None:
         """Wait for a ring or the clock; under load a moment longer, so that one transaction carries more."""
@@ -257,7 +270,8 @@ class Daemon:
         self.housekeeping.gather(now)
         accepting = not (self.stopping or self.housekeeping.disk_low or self._ledger_failing) and self.orphans_adopted
         self.intake.gather(now, accepting=accepting)
-        if not self.stopping:
+        # What is being re-encoded must not be taken for an orphan.
+        if not self.stopping and self.orphans_adopted:
             self.rework.gather(now)
         self.dispatch.gather(now)
         profile = self.sender.profile
@@ -270,11 +284,16 @@ class Daemon:
         """Admit spool files without a row (G2), a few at a time and before anything new, under the names they had."""
         if self._orphans is None or not self.intake.is_idle or self.stopping:
             return
-        for count, candidate in enumerate(self._orphans, start=1):
-            left = self._left.pop((candidate.inbox, candidate.source), None)
-            self.intake.adopt(Hand(candidate=candidate, dropped_as=left.relative_path if left else ""))
-            if count >= _ORPHANS_AT_ONCE:
-                return
+        try:
+            for count, candidate in enumerate(self._orphans, start=1):
+                left = self._left.pop((candidate.inbox, candidate.source), None)
+                self.intake.adopt(Hand(candidate=candidate, dropped_as=left.relative_path if left else ""))
+                if count >= _ORPHANS_AT_ONCE:
+                    return
+        except LedgerError:
+            # It does not go on after an error: begin anew, when those at hand have their rows.
+            self._orphans = self.spool.orphans(self.ledger.paths_known)
+            raise
         self._orphans = None
         # The others lie where they lay, and are seen again, or are gone. What killed a reader is not forgotten.
         self._nameless = [each.candidate_id for each in self._left.values() if not each.tries]
@@ -305,7 +324,7 @@ class Daemon:
 
     def _committed(self, now: Now) -> None:
         if self._ledger_failing:
-            self._ledger_failing = False
+            self._ledger_failing_since = None
             self._log.info("ledger.recovered_from_failure")
         self._nameless = []
         self.intake.committed(now)
@@ -320,20 +339,28 @@ class Daemon:
             self.rework.hurry()
 
     def _ledger_failed(self, error: LedgerError, now: Now) -> float:
-        if not self._ledger_failing:
-            self._log.error("ledger.write_failed", error=type(error).__name__)
-        self._ledger_failing = True
+        if self._ledger_failing_since is None:
+            self._ledger_failing_since = now.mono
+            self._log.error("ledger.failed", error=type(error).__name__, note=str(error))
+        passes = isinstance(error, (LedgerBusy, LedgerFull))
+        if not passes and now.mono - self._ledger_failing_since > _LEDGER_BROKEN_SECONDS:
+            raise error
         self._ledger_failing_until = now.mono + _LEDGER_WAIT_SECONDS
         return self._ledger_failing_until
 
     def _next_at(self, now: Now) -> float:
-        times = [self.housekeeping.next_at, self.rework.next_at]
-        times += [
-            at for at in (self.intake.look_at, self.dispatch.next_at(now), self.proof.next_at(now)) if at is not None
-        ]
+        times = [self.housekeeping.next_at]
+        asked = [self.intake.look_at, self.dispatch.next_at(now)]
+        if not self.stopping:
+            # Nothing else is taken up while stopping, and what nobody serves must not count as due.
+            asked.append(self.proof.next_at(now))
+            if self.orphans_adopted:
+                asked.append(self.rework.next_at)
+        times += [at for at in asked if at is not None]
         wake_at = self.ledger.next_wake_at()
         if wake_at is not None:
             times.append(now.mono + max(0.0, (wake_at - now.utc).total_seconds()))
-        if self.intake.has_work or (self._orphans is not None and self.intake.is_idle):
+        adopts = not self.stopping and self._orphans is not None and self.intake.is_idle
+        if self.intake.has_work or adopts:
             times.append(now.mono)
         return min(times)

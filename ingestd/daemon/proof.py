@@ -19,6 +19,7 @@ import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
+from ingestd.daemon.looking import is_gone
 from ingestd.daemon.now import Now
 from ingestd.ledger import Ledger, Moves
 from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, ServerKind, State, compare_content
@@ -189,16 +190,16 @@ class Proof:
         first_attempt_at = self._ledger.first_attempt_at()
         if first_attempt_at is None:
             return
+        question = FeedQuestion(
+            cursor=self._ledger.cursor(),
+            version=rules.profile.feed_version or 2,
+            lag=self._lag,
+            first_attempt_at=first_attempt_at,
+        )
+        # Behind every read of the ledger: one that fails must not leave a feed that counts as asked.
         self._feed_asked = True
         self._feed_read_at = now.mono
-        self._questions.append(
-            FeedQuestion(
-                cursor=self._ledger.cursor(),
-                version=rules.profile.feed_version or 2,
-                lag=self._lag,
-                first_attempt_at=first_attempt_at,
-            )
-        )
+        self._questions.append(question)
 
     def _plan_rows(self, now: Now, rules: Rules) -> None:
         rows = [row for row in self._ledger.unproven(now=now.utc, limit=_ROWS_MOST) if row.entry_id not in self._asked]
@@ -307,7 +308,7 @@ class Proof:
         if sameness is None:
             # Nothing was learnt (our file is gone, or the copy could not be read now): ask again later.
             moves.check_again([finding.row.entry_id], at=now.utc + max(_ASK_AGAIN, self._interval))
-            if finding.row.path is not None and not finding.row.path.exists():
+            if finding.row.path is not None and is_gone(finding.row.path):
                 moves.fail_gone(
                     [finding.row.entry_id],
                     note="its file was removed before the server's copy was compared",

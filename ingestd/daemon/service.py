@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -23,7 +23,7 @@ from ingestd.daemon.loop import Daemon, Wake
 from ingestd.daemon.notify import Notifier
 from ingestd.daemon.now import read_clocks
 from ingestd.inbox import InboxPolicy
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, LedgerError
 
 _STATUS_EVERY_SECONDS = 10.0
 # The watchdog's ping when systemd asked for none: never.
@@ -106,7 +106,9 @@ def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callab
             notifier.alive()
             alive_at = now + interval
         if now >= status_at:
-            notifier.status(_status_line(daemon.ledger))
+            # A ledger that is busy has been told of by the loop.
+            with suppress(LedgerError):
+                notifier.status(_status_line(daemon.ledger))
             status_at = now + _STATUS_EVERY_SECONDS
         if signals.asked is _Asked.STOP:
             return daemon.config
