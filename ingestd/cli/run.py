@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .frame import ExitCode, config_option, json_option, load_config, need_owner
+from .frame import ExitCode, config_option, in_words, json_option, load_config, need_owner
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -54,9 +54,17 @@ def command(*, config: Path | None, as_json: bool, once: bool, timeout: timedelt
     set_up_logs(settings)
     if once:
         return _once(settings, timeout, as_json=as_json)
+    import structlog
+
     from ingestd.daemon import run_forever
 
-    run_forever(settings, reread=lambda: _reread(config))
+    try:
+        run_forever(settings, reread=lambda: _reread(config))
+    except Exception as error:
+        if in_words(error)[0] is ExitCode.INTERNAL:
+            # The journal gets the place in the code; the line that follows is for whoever stands at a terminal.
+            structlog.get_logger().exception("daemon.crashed")
+        raise
     return ExitCode.DONE
 
 
