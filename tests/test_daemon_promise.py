@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,10 +16,14 @@ import pytest
 
 from ingestd.config import Config, load
 from ingestd.daemon import Daemon, OnceResult, once_policies, run_once
+from ingestd.daemon.now import read_clocks
 from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, dialect
-from tests.builders import instance_bytes
-from tests.emulating import delete
+from ingestd.lifecycle import Content, Reason, State
+from tests.builders import element, instance_bytes, sequence
+from tests.emulating import dataset_of, delete
+from tests.ledger_builders import admit, arrival, send
+from tests.running import wait_until
 
 IDENTITY = ("1.2.3", "1.2.3.4", "1.2.3.4.5")
 
@@ -199,3 +205,74 @@ def test_spool_file_that_cannot_be_removed_stops_nothing_else(tmp_path: Path, se
     with Ledger.open(config.ledger, read_only=True) as ledger:
         (entry,) = ledger.entries()
     assert entry.removed_at is None
+
+
+def test_file_read_again_is_compared_also_when_the_ledger_failed_in_between(tmp_path: Path, server: Emulator) -> None:
+    """The reading was kept and written once more, and passed for the comparison that had not been made: a conflict."""
+    config = configure(tmp_path, server, take="in_place")
+    first, second = tmp_path / "first", tmp_path / "second"
+    names = {
+        name: instance_bytes(
+            study_uid="1.2.1",
+            series_uid="1.2.1.1",
+            sop_uid="1.2.1.1.1",
+            extra=sequence(0x00400275, [element(0x00400007, "LO", b"CT")], undefined=undefined),
+        )
+        for name, undefined in (("first", False), ("second", True))
+    }
+    first.write_bytes(names["first"])
+    second.write_bytes(names["second"])
+    with running(config) as daemon:
+        rework, ledger = daemon.rework, daemon.ledger
+        admit(ledger, replace(arrival(1, study=2, in_place=True), path=str(second)))
+        send(ledger, study=2, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+        held = replace(arrival(1, in_place=True), path=str(first), content=content_of_file(first))
+        admit(ledger, held)
+
+        def has_read() -> bool:
+            daemon.desk.collect()
+            rework.gather(read_clocks())
+            return rework.has_work
+
+        wait_until(has_read, what="the reading")
+        with suppress(ZeroDivisionError), ledger.write() as moves:
+            rework.record(moves, read_clocks())
+            raise ZeroDivisionError
+        while not rework.is_idle:
+            wait_until(has_read, what="the reading or the comparison")
+            with ledger.write() as moves:
+                rework.record(moves, read_clocks())
+            rework.committed()
+
+    assert states(config) == {"PENDING": 1, "DUPLICATE": 1}
+
+
+def content_of_file(path: Path) -> Content:
+    """What a reader finds in a whole file made by the builders."""
+    dataset = dataset_of(path.read_bytes())
+    size = path.stat().st_size
+    return Content(
+        transfer_syntax="1.2.840.10008.1.2.1",
+        digest=hashlib.sha256(dataset).hexdigest(),
+        meta_digest=hashlib.sha256(path.read_bytes()[: size - len(dataset)]).hexdigest(),
+        dataset_offset=size - len(dataset),
+        size_bytes=size,
+    )
+
+
+def test_rows_that_cannot_be_read_let_the_others_by(tmp_path: Path, server: Emulator) -> None:
+    """The first sixty-four were taken up for ever, and nobody behind them."""
+    config = configure(tmp_path, server, take="in_place")
+    with running(config) as daemon:
+        many = [replace(arrival(number, in_place=True), path=str(tmp_path)) for number in range(1, 131)]
+        admit(daemon.ledger, *many)
+        send(daemon.ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+        taken_up: set[int] = set()
+
+        def all_were() -> bool:
+            daemon.rework.hurry()
+            daemon.tick()
+            taken_up.update(daemon.rework.in_work)
+            return len(taken_up) == len(many)
+
+        wait_until(all_were, what="everybody's turn")

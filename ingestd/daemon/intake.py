@@ -277,7 +277,10 @@ class Intake:
             self._let_go(hand, self._inboxes.again, dropped)
             return
         hand.inspection = found
-        if found.verdict is Verdict.UNREADABLE:
+        if found.verdict is Verdict.UNREADABLE and hand.wished:
+            # A person waits for an answer.
+            self._set_aside(hand, Reason.UNREADABLE, found.reason_text, refusals)
+        elif found.verdict is Verdict.UNREADABLE:
             self._let_go(hand, self._inboxes.unreadable, dropped)
         elif found.verdict is Verdict.WHOLE or (found.verdict is Verdict.ZEROS and hand.candidate.final):
             self._take(hand, arrivals)
@@ -292,9 +295,10 @@ class Intake:
     def _let_go(self, hand: Hand, tell: Callable[[Candidate], None], dropped: list[Hand]) -> None:
         dropped.append(hand)
         if hand.adopted:
-            # It lies in the spool and was never the inboxes' to follow; a person's wish is simply taken up again.
+            # It lies in the spool and was never the inboxes' to follow.
             tell = self._inboxes.observe
-        if not hand.wished:
+        # A person's wish, and a file that changed in rejected/, are simply taken up again.
+        if hand.former is None:
             self._acts.append(partial(tell, hand.candidate))
         self._acts.append(partial(self._in_hand.discard, hand))
 

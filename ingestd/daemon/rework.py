@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,15 +12,18 @@ import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.intake import Hand, Intake, content_of, identity_of, source_of
+from ingestd.daemon.looking import is_gone
 from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Spool
-from ingestd.ledger import Judged, Ledger, Moves, Need, ReaderNeed, Wish, Wished
+from ingestd.ledger import Holder, Judged, Ledger, Moves, Need, ReaderNeed, Wish, Wished
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, SourceStat
-from ingestd.reader import CompareJob, InspectJob, Read, ReencodeJob, Verdict
+from ingestd.reader import CompareJob, Inspection, InspectJob, Read, ReencodeJob, Verdict
 
 _LOOK_EVERY_SECONDS = 2.0
 _REJECTED_EVERY_SECONDS = 30.0
 _AT_ONCE = 64
+# A file that kills its reader this often is rejected.
+_KILLS_MOST = 2
 _ADMISSIBLE = frozenset({Verdict.WHOLE, Verdict.ZEROS})
 
 
@@ -49,6 +53,8 @@ class Rework:
         self._reads: list[tuple[_Work, Read]] = []
         self._acts: list[Callable[[], object]] = []
         self._failed_wishes: list[int] = []
+        self._kills: dict[int, int] = {}  # readers ended by reading a row's file again
+        self._after_id = 0  # so far the rows have been taken up; those that cannot be read now let the others by
         self._look_at = 0.0
         self._rejected_at = 0.0
 
@@ -56,6 +62,11 @@ class Rework:
     def is_idle(self) -> bool:
         """Whether no row is being read again."""
         return not (self._in_work or self._reads)
+
+    @property
+    def in_work(self) -> frozenset[int]:
+        """The rows whose files are being read again."""
+        return frozenset(self._in_work)
 
     @property
     def has_work(self) -> bool:
@@ -106,17 +117,24 @@ class Rework:
             act()
 
     def _take_up_rows(self) -> None:
-        for need in self._ledger.needs_reader(limit=_AT_ONCE):
+        needs = self._ledger.needs_reader(limit=_AT_ONCE, after_id=self._after_id)
+        self._after_id = needs[-1].entry_id if len(needs) == _AT_ONCE else 0
+        for need in needs:
             if need.entry_id in self._in_work:
                 continue
-            self._in_work.add(need.entry_id)
             work = _Work(need)
-            if need.need is Need.REENCODE:
-                destination = self._spool.new_explicit(need.inbox)
-                work.destination = str(destination.relative_to(self._spool.path))
-                self._ask_reencode(work, str(need.path), str(destination))
-            else:
+            if need.need is Need.REREAD:
+                self._in_work.add(need.entry_id)
                 self._ask_inspect(work)
+                continue
+            try:
+                destination = self._spool.new_explicit(need.inbox)
+            except OSError as error:
+                self._log.error("spool.not_written", error=type(error).__name__)
+                continue
+            self._in_work.add(need.entry_id)
+            work.destination = str(destination.relative_to(self._spool.path))
+            self._ask_reencode(work, str(need.path), str(destination))
 
     def _ask_reencode(self, work: _Work, path: str, destination: str) -> None:
         self._desk.ask(Owner.REWORK, work, lambda key: ReencodeJob(key=key, path=path, destination=destination))
@@ -130,10 +148,13 @@ class Rework:
         for wished in self._ledger.wishes(limit=_AT_ONCE):
             if self._intake.holds(wished.entry_id):
                 continue
-            if wished.in_place:
-                candidate = _in_place_candidate(wished)
-            else:
-                candidate = self._spool.candidate_at(wished.inbox, wished.path)
+            try:
+                if wished.in_place:
+                    candidate = _in_place_candidate(wished)
+                else:
+                    candidate = self._spool.candidate_at(wished.inbox, wished.path)
+            except OSError:
+                continue  # nothing can be said of it now
             if candidate is None:
                 self._failed_wishes.append(wished.entry_id)
                 continue
@@ -154,39 +175,31 @@ class Rework:
                 after = file.entry_id
                 if file.in_place or self._intake.holds(file.entry_id):
                     continue
-                found = self._spool.stat(file.path)
-                if found is None or (found.size_bytes, found.mtime_ns) == (
-                    file.source.size_bytes,
-                    file.source.mtime_ns,
-                ):
+                try:
+                    candidate = self._spool.candidate_at(file.inbox, file.path)
+                except OSError:
                     continue
-                candidate = self._spool.candidate_at(file.inbox, file.path)
-                if candidate is not None:
+                if candidate is not None and not _is_as_it_was(candidate.source, file.source):
                     self._intake.adopt(Hand(candidate=candidate, former=file.entry_id))
 
     def _settle_reread(self, work: _Work, read: Read, moves: Moves, now: Now) -> None:
         need = work.need
         found = read.inspection
+        self._acts.append(partial(self._count_kills, need.entry_id, killed=read.died))
+        if read.died and self._kills.get(need.entry_id, 0) + 1 >= _KILLS_MOST:
+            note = f"it changed after it was admitted, and reading it ended {_KILLS_MOST} reader processes"
+            self._reject(need, need.source, Reason.KILLED_READER, note, moves, now)
+            return
         if found is None or found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
-            if not need.path.exists():
+            if is_gone(need.path):
                 moves.fail_gone([need.entry_id], note="its file is no longer there", now=now.utc)
             self._acts.append(partial(self._in_work.discard, need.entry_id))
             return
         identity = identity_of(found)
         if found.verdict not in _ADMISSIBLE or identity is None:
-            refusal = Refusal(
-                candidate_id=None,
-                inbox=need.inbox,
-                relative_path=need.relative_path,
-                source=source_of(found),
-                path=self._row_path(need),
-                in_place=need.in_place,
-                reason=Reason.TRUNCATED if found.verdict in (Verdict.SHORT, Verdict.EMPTY) else Reason.NOT_DICOM,
-                note=f"it changed after it was admitted: {found.reason_text}",
-                priority=need.priority,
-            )
-            moves.reread_refused(need.entry_id, refusal, now=now.utc)
-            self._acts.append(partial(self._in_work.discard, need.entry_id))
+            reason = Reason.TRUNCATED if found.verdict in (Verdict.SHORT, Verdict.EMPTY) else Reason.NOT_DICOM
+            note = f"it changed after it was admitted: {found.reason_text}"
+            self._reject(need, source_of(found), reason, note, moves, now)
             return
         work.arrival = Arrival(
             candidate_id=None,
@@ -208,8 +221,7 @@ class Rework:
         )
         admitted = moves.reread(need.entry_id, work.arrival, now=now.utc)
         if admitted.needs_compare and admitted.holder is not None and admitted.holder.path is not None:
-            work.holder_id = admitted.holder.entry_id
-            self._acts.append(partial(self._ask_compare, work, str(admitted.holder.path)))
+            self._acts.append(partial(self._ask_compare, work, admitted.holder))
         elif admitted.needs_compare and admitted.holder is not None:
             judged = Judged(holder_id=admitted.holder.entry_id, sameness=Sameness.OTHER)
             moves.reread(need.entry_id, work.arrival, judged=judged, now=now.utc)
@@ -217,12 +229,45 @@ class Rework:
         else:
             self._acts.append(partial(self._in_work.discard, need.entry_id))
 
-    def _ask_compare(self, work: _Work, theirs: str) -> None:
-        ours = str(work.need.path)
-        self._desk.ask(Owner.REWORK, work, lambda key: CompareJob(key=key, ours=ours, theirs=theirs))
+    def _reject(self, need: ReaderNeed, source: SourceStat, reason: Reason, note: str, moves: Moves, now: Now) -> None:
+        refusal = Refusal(
+            candidate_id=None,
+            inbox=need.inbox,
+            relative_path=need.relative_path,
+            source=source,
+            path=self._row_path(need),
+            in_place=need.in_place,
+            reason=reason,
+            note=note,
+            priority=need.priority,
+        )
+        moves.reread_refused(need.entry_id, refusal, now=now.utc)
+        self._acts.append(partial(self._in_work.discard, need.entry_id))
+
+    def _count_kills(self, entry_id: int, *, killed: bool) -> None:
+        if killed:
+            self._kills[entry_id] = self._kills.get(entry_id, 0) + 1
+        else:
+            self._kills.pop(entry_id, None)
+
+    def _ask_compare(self, work: _Work, holder: Holder) -> None:
+        # Only now: a transaction that failed must find the work as it was, or the reading passes for a comparison.
+        work.holder_id = holder.entry_id
+        assert work.arrival is not None
+        ours, theirs = str(work.need.path), str(holder.path)
+        our_digest, their_digest = work.arrival.content.digest, holder.content.digest
+        self._desk.ask(
+            Owner.REWORK,
+            work,
+            lambda key: CompareJob(key=key, ours=ours, theirs=theirs, our_digest=our_digest, their_digest=their_digest),
+        )
 
     def _settle_compared(self, work: _Work, holder_id: int, read: Read, moves: Moves, now: Now) -> None:
         assert work.arrival is not None
+        if read.lost == "ours":
+            # Written to once more: the row still asks to be read.
+            self._acts.append(partial(self._in_work.discard, work.need.entry_id))
+            return
         judged = Judged(holder_id=holder_id, sameness=Sameness(read.sameness) if read.sameness else Sameness.OTHER)
         moves.reread(work.need.entry_id, work.arrival, judged=judged, now=now.utc)
         self._acts.append(partial(self._in_work.discard, work.need.entry_id))
@@ -230,12 +275,17 @@ class Rework:
     def _settle_reencoded(self, work: _Work, read: Read, moves: Moves, now: Now) -> None:
         need = work.need
         found = read.inspection
+        if found is not None and found.verdict in _ADMISSIBLE and self._is_of_another_file(need, found):
+            # The file in place is not the one that was admitted: it is read again before anything of it is sent.
+            self._acts.append(partial(self._spool.discard, work.destination))
+            self._acts.append(partial(self._ask_inspect, _Work(replace(need, need=Need.REREAD))))
+            return
         if found is not None and found.verdict in _ADMISSIBLE:
             moves.attach_reencoded(need.entry_id, path=work.destination, content=content_of(found), now=now.utc)
         elif read.waits:
             # Nothing is known: the row still asks, and is taken up again.
             self._acts.append(partial(self._spool.discard, work.destination))
-        elif not need.path.exists():
+        elif is_gone(need.path):
             moves.fail_gone([need.entry_id], note="its file is no longer there", now=now.utc)
         else:
             why = read.refused or (found.reason_text if found else "the reader ended while re-encoding it")
@@ -244,8 +294,23 @@ class Rework:
             self._acts.append(partial(self._spool.discard, work.destination))
         self._acts.append(partial(self._in_work.discard, need.entry_id))
 
+    def _is_of_another_file(self, need: ReaderNeed, found: Inspection) -> bool:
+        if identity_of(found) != need.identity:
+            return True
+        if not need.in_place:
+            return False
+        try:
+            now = need.path.lstat()
+        except OSError:
+            return True
+        return (now.st_size, now.st_mtime_ns) != (need.source.size_bytes, need.source.mtime_ns)
+
     def _row_path(self, need: ReaderNeed) -> str:
         return str(need.path) if need.in_place else str(need.path.relative_to(self._spool.path))
+
+
+def _is_as_it_was(found: SourceStat, before: SourceStat) -> bool:
+    return (found.size_bytes, found.mtime_ns) == (before.size_bytes, before.mtime_ns)
 
 
 def _in_place_candidate(wished: Wished) -> Candidate | None:
@@ -253,7 +318,7 @@ def _in_place_candidate(wished: Wished) -> Candidate | None:
     path = Path(wished.path)
     try:
         found = path.lstat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if not stat.S_ISREG(found.st_mode):
         return None
