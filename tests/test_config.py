@@ -326,7 +326,7 @@ def test_ways_to_say_who_we_are(auth, expected):
 @pytest.mark.parametrize(
     "auth,said",
     [
-        ("kerberos", "kind must be one of none, bearer, basic, azure"),
+        ("kerberos", "kind must be one of none, bearer, basic, azure, oauth2"),
         ("{}", "needs kind"),
         ("", "must be a section"),
         ("bearer", "needs either token_file or token_env"),
@@ -336,6 +336,8 @@ def test_ways_to_say_who_we_are(auth, expected):
         ("{kind: basic, password_env: P}", "destination.auth.username: is required"),
         ("{kind: azure, credential: secret}", "needs tenant_id, client_id, client_secret_file"),
         ("{kind: azure, credential: cli, client_id: x}", "does not use client_id"),
+        ("{kind: oauth2, token_url: 'https://x/token', client_id: x}", "client_secret_file or client_secret_env"),
+        ("{kind: oauth2, token_url: x, client_id: x, client_secret_env: X}", "token_url"),
         ("{kind: none, username: x}", "destination.auth.username: unknown key"),
     ],
 )
@@ -480,7 +482,8 @@ def model_keys() -> dict[str, object]:
                 for kind in inner:
                     walk(kind, f"{above}{name}.")
             else:
-                found[above + name] = ... if field.is_required() else field.default
+                # A key of several kinds of auth stands in the example once, with the first one's default.
+                found.setdefault(above + name, ... if field.is_required() else field.default)
 
     walk(Config, "")
     return found

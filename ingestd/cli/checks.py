@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ingestd.config import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, NoAuth
+from ingestd.config import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, NoAuth, OAuth2Auth
 from ingestd.inbox.mounts import mount_of
 
 from .frame import ExitCode, ago, become, daemon_pid, in_bytes, owner_of, user_name
@@ -298,6 +298,8 @@ def _secrets(config: Config) -> Iterator[Finding]:
             files, names = [auth.password_file], [auth.password_env]
         case AzureAuth():
             files = [auth.client_secret_file, auth.certificate_file]
+        case OAuth2Auth():
+            files, names = [auth.client_secret_file], [auth.client_secret_env]
     for file in filter(None, files):
         yield from _secret_file(file)
     for name in filter(None, names):

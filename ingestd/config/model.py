@@ -201,7 +201,24 @@ class AzureAuth(Section):
         return self
 
 
-Auth = Annotated[NoAuth | BearerAuth | BasicAuth | AzureAuth, Field(discriminator="kind")]
+class OAuth2Auth(Section):
+    """Client credentials from any OAuth2 token endpoint (RFC 6749 §4.4)."""
+
+    kind: Literal["oauth2"]
+    token_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+    client_id: Annotated[str, Field(min_length=1)]
+    client_secret_file: FilePath | None = None
+    client_secret_env: EnvironmentName | None = None
+    scope: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> OAuth2Auth:
+        if (self.client_secret_file is None) == (self.client_secret_env is None):
+            raise ValueError("kind oauth2 needs either client_secret_file or client_secret_env")
+        return self
+
+
+Auth = Annotated[NoAuth | BearerAuth | BasicAuth | AzureAuth | OAuth2Auth, Field(discriminator="kind")]
 
 
 class TlsSection(Section):

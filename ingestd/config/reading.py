@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from .model import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, Section
+from .model import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, OAuth2Auth, Section
 from .source import Key, Problem, Source, dotted, read_yaml
 from .units import format_size
 
@@ -20,7 +20,7 @@ VARIABLE = "INGESTD_CONFIG"
 PLACES = (Path("config.yaml"), Path("/etc/ingestd/config.yaml"))
 LARGEST_FILE_BYTES = 1_000_000
 
-_AUTH_KINDS = ("none", "bearer", "basic", "azure")
+_AUTH_KINDS = ("none", "bearer", "basic", "azure", "oauth2")
 _SECRETS = {
     "password": "password_file or password_env",
     "token": "token_file or token_env",
@@ -172,7 +172,7 @@ def _unknown_key(key: Key) -> str:
 
 def _keys_of(section: Key) -> list[str]:
     if section == ("destination", "auth"):
-        return sorted({name for kind in (BearerAuth, BasicAuth, AzureAuth) for name in kind.model_fields})
+        return sorted({name for kind in (BearerAuth, BasicAuth, AzureAuth, OAuth2Auth) for name in kind.model_fields})
     if section[:1] == ("inboxes",):
         return list(Inbox.model_fields)
     model: type[Section] = Config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ingestd.config import Config, Inbox
-from ingestd.dicomweb import AzureAuth, BasicAuth, BearerAuth, DicomWebClient, NoAuth, Tls
+from ingestd.dicomweb import AzureAuth, BasicAuth, BearerAuth, DicomWebClient, NoAuth, OAuth2Auth, Tls
 from ingestd.dicomweb.auth import Auth
 from ingestd.inbox import InboxPolicy, Take, Watch
 from ingestd.instance.meta import file_meta_for
@@ -29,17 +29,31 @@ def auth_of(config: Config) -> Auth:
             secret_file=auth.client_secret_file,
             certificate_file=auth.certificate_file,
         )
+    if auth.kind == "oauth2":
+        return OAuth2Auth(
+            auth.token_url,
+            auth.client_id,
+            secret_file=auth.client_secret_file,
+            secret_env=auth.client_secret_env,
+            scope=auth.scope,
+            tls=tls_of(config),
+        )
     return NoAuth()
+
+
+def tls_of(config: Config) -> Tls:
+    """Say whom to trust and who we are."""
+    tls = config.destination.tls
+    return Tls(ca=tls.ca_file, client_certificate=tls.client_cert, client_key=tls.client_key)
 
 
 def client_of(config: Config) -> DicomWebClient:
     """Build the client of the destination."""
-    tls = config.destination.tls
     version = config.destination.api_version
     return DicomWebClient(
         config.destination.url,
         auth=auth_of(config),
-        tls=Tls(ca=tls.ca_file, client_certificate=tls.client_cert, client_key=tls.client_key),
+        tls=tls_of(config),
         api_version=None if version == "auto" else version,
     )
 
