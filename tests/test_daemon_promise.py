@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from ingestd.config import Config, load
-from ingestd.daemon import Daemon, OnceResult, once_policies, run_once
+from ingestd.daemon import Daemon, OnceResult, once_policies, run_once, sending_config, sending_policies
 from ingestd.daemon.now import read_clocks
 from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, dialect
 from ingestd.lifecycle import Content, Reason, State
 from tests.builders import element, instance_bytes, sequence
 from tests.emulating import dataset_of, delete
-from tests.ledger_builders import admit, arrival, send
+from tests.ledger_builders import admit, arrival, open_ledger, send
 from tests.running import wait_until
 
 IDENTITY = ("1.2.3", "1.2.3.4", "1.2.3.4.5")
@@ -276,3 +276,27 @@ def test_rows_that_cannot_be_read_let_the_others_by(tmp_path: Path, server: Emul
             return len(taken_up) == len(many)
 
         wait_until(all_were, what="everybody's turn")
+
+
+def test_drop_of_what_another_host_confirmed_and_the_server_lost_is_sent(tmp_path: Path, server: Emulator) -> None:
+    """`send` had confirmed it and ended: nobody looked again, and the drop stayed its duplicate for ever."""
+    config = configure(tmp_path, server, kind="other")
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    (archive / "image").write_bytes(image())
+    run_once(sending_config(config), timeout=timedelta(seconds=20), policies=sending_policies([archive]))
+    assert states(config) == {"CONFIRMED": 1}
+    delete(server.url, IDENTITY)
+    (tmp_path / "drop" / "image").write_bytes(image())
+
+    with running(config) as daemon:
+        turn(daemon, lambda: states(config) == {"DELETED": 1, "CONFIRMED": 1})
+
+
+def test_object_that_took_anothers_place_is_compared_before_it_is_confirmed(tmp_path: Path) -> None:
+    """The feed shows what was replaced and what replaced it; the sender's word for that was lost on the way."""
+    with open_ledger(tmp_path) as ledger:
+        (entry_id,) = admit(ledger, arrival(1))
+        send(ledger, needs_content_check=True)
+
+        assert [row.needs_content_check for row in ledger.unproven_rows([entry_id])] == [True]

@@ -302,7 +302,7 @@ def _come_back(tx: Transaction, row: Row, outcome: Outcome, batch: Batch, now: d
             absences=0,
             absent_since=None,
         )
-        if outcome.reason is Reason.ALREADY_THERE:
+        if outcome.needs_content_check or outcome.reason is Reason.ALREADY_THERE:
             values["needs_content_check"] = 1
         if outcome.state is State.STORED:
             values.update(stored_at=now, was_stored=1)

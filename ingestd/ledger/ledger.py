@@ -59,7 +59,6 @@ class Ledger(Views):
         self._read_only = read_only
         self._writes = False
         self._limits: dict[str, BatchLimits] = {}
-        self._spools: dict[str, Path] = {}
         self._key: bytes | None = None
         self._labels_known: set[tuple[str, str, str]] = set()
         self._first_candidate_id = 1

@@ -249,4 +249,10 @@ _FIRST = (
     ) {strict}""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+_SECOND = (
+    # Confirmed rows to be looked at again, whosever they are.
+    """CREATE INDEX instance_look_again ON instance (state, next_check_at)
+        WHERE next_check_at IS NOT NULL AND state = 'CONFIRMED'""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, and_, func, literal_column, or_, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import Executable
 
@@ -24,7 +24,7 @@ from ingestd.lifecycle import (
     order_studies,
 )
 
-from .schema import attempt, candidate, destination, feed_cursor, instance, state_count, study
+from .schema import attempt, candidate, destination, feed_cursor, host, instance, state_count, study
 from .sums import queue_of
 from .transaction import HOLDS, ZERO, file_of, pieces
 from .values import (
@@ -45,6 +45,7 @@ UNCONFIRMED: ColumnElement[bool] = literal_column("holds = 1 AND confirmed_at IS
 # Something in the spool: the file, or the Explicit VR copy of one that stays in place.
 HAS_OWN_FILE: ColumnElement[bool] = literal_column("(in_place = 0 OR reencoded_path IS NOT NULL)")
 _REJECTED: ColumnElement[bool] = literal_column("state = 'REJECTED'")
+_CONFIRMED: ColumnElement[bool] = literal_column("state = 'CONFIRMED'")
 _WAITING = study.c.waiting > ZERO
 _CONTENT = (
     instance.c.transfer_syntax,
@@ -57,6 +58,7 @@ _IDENTITY = (instance.c.study_uid, instance.c.series_uid, instance.c.sop_uid)
 _PLACE = (instance.c.inbox, instance.c.relative_path, instance.c.source, instance.c.path, instance.c.in_place)
 _UNPROVEN = (
     instance.c.id,
+    instance.c.host,
     instance.c.state,
     instance.c.reason,
     instance.c.path,
@@ -111,6 +113,7 @@ class Reads:
         self._connection = connection
         self._host = host
         self._spool = spool
+        self._spools: dict[str, Path] = {}
 
     def _all(self, statement: Executable) -> Sequence[Any]:
         raise NotImplementedError
@@ -178,18 +181,31 @@ class Reads:
         return row.next_attempt_at if row else None
 
     def unproven(self, *, now: datetime, limit: int = 1000) -> list[Unproven]:
-        """Say which rows the server is to be asked about now, the longest due first."""
-        rows = self._all(
-            select(*_UNPROVEN)
-            .where(
-                instance.c.next_check_at.is_not(None),
-                instance.c.host == self._host,
-                instance.c.next_check_at <= now,
+        """Say which rows the server is to be asked about now, the longest due first.
+
+        Also confirmed rows of other hosts, which may not run: a drop of ours may wait to hear that one is gone.
+        """
+        found: list[Unproven] = []
+        for whose in (instance.c.host == self._host, self._confirmed_elsewhere()):
+            rows = self._all(
+                select(*_UNPROVEN)
+                .where(instance.c.next_check_at.is_not(None), whose, instance.c.next_check_at <= now)
+                .order_by(instance.c.next_check_at)
+                .limit(limit - len(found))
             )
-            .order_by(instance.c.next_check_at)
-            .limit(limit)
-        )
-        return [self._unproven(row) for row in rows]
+            found += [self._unproven(row) for row in rows]
+        return found
+
+    def _confirmed_elsewhere(self) -> ColumnElement[bool]:
+        return and_(_CONFIRMED, instance.c.host != self._host)
+
+    def _spool_for(self, name: str) -> Path | None:
+        if name == self._host:
+            return self._spool
+        if name not in self._spools:
+            rows = self._all(select(host.c.host, host.c.spool))
+            self._spools.update((row.host, Path(row.spool)) for row in rows if row.spool)
+        return self._spools.get(name)
 
     def unproven_rows(self, entry_ids: Iterable[int]) -> list[Unproven]:
         """Read these rows as the reconciler sees them, due or not; only those that have content to prove."""
@@ -216,7 +232,7 @@ class Reads:
             identity=identity_of(row),
             state=State(row.state),
             content=content,
-            path=None if path is None or row.removed_at is not None else file_of(self._spool, path, in_place=in_place),
+            path=None if path is None or row.removed_at is not None else self._file_of(row.host, path, in_place),
             first_attempt_at=row.first_attempt_at,
             last_attempt_at=row.last_attempt_at,
             stored_at=row.stored_at,
@@ -235,15 +251,23 @@ class Reads:
             needs_content_check=bool(row.needs_content_check),
         )
 
+    def _file_of(self, name: str, path: str, in_place: bool) -> Path | None:  # noqa: FBT001 - as the row has it
+        spool = self._spool_for(name)
+        return file_of(spool, path, in_place=in_place) if in_place or spool is not None else None
+
     def next_check_at(self) -> datetime | None:
         """Say when the server is to be asked next."""
-        row = self._one(
-            select(instance.c.next_check_at)
-            .where(instance.c.next_check_at.is_not(None), instance.c.host == self._host)
-            .order_by(instance.c.next_check_at)
-            .limit(1)
-        )
-        return row.next_check_at if row else None
+        times = []
+        for whose in (instance.c.host == self._host, self._confirmed_elsewhere()):
+            row = self._one(
+                select(instance.c.next_check_at)
+                .where(instance.c.next_check_at.is_not(None), whose)
+                .order_by(instance.c.next_check_at)
+                .limit(1)
+            )
+            if row is not None:
+                times.append(row.next_check_at)
+        return min(times, default=None)
 
     def needs_reader(self, *, limit: int = 1000, after_id: int = 0) -> list[ReaderNeed]:
         """Say which PENDING rows the reader has to look at before they can be sent, by id."""
