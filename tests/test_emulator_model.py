@@ -1,4 +1,4 @@
-"""Any sequence of stores, deletions, re-stores and updates gives what a plain in-memory model of the facts gives."""
+"""Any sequence of stores, replacements, deletions and updates gives what a plain in-memory model of the facts gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid
-from tests.emulator_peer import Peer, reasons, scan, stored
+from tests.emulator_peer import ANY_FILE, Peer, reasons, scan, stored
 
 STUDIES, SERIES, INSTANCES = range(2), range(2), range(2)
 PLACES = list(product(STUDIES, SERIES, INSTANCES))
@@ -37,6 +37,11 @@ class Model:
         if description:
             self.descriptions[where[0]] = description
         return True
+
+    def put(self, where: tuple[int, int, int], description: str) -> None:
+        self._version(where, "Update" if where in self.current else "Create")
+        if description:
+            self.descriptions[where[0]] = description
 
     def _version(self, where: tuple[int, int, int], action: str) -> None:
         self.watermark += 1
@@ -105,6 +110,17 @@ class Machine(RuleBasedStateMachine):
             assert (answer.status_code, len(stored(answer))) == (200, 1)
         else:
             assert (answer.status_code, reasons(answer)) == (409, [45070])
+
+    @rule(where=place, description=st.sampled_from(["", "five", "six"]))
+    def put(self, where: tuple[int, int, int], description: str) -> None:
+        """Facts page 1.9: PUT replaces what is there and never says that it exists."""
+        file = scan({0x00081030: ("LO", description)}, **self.names(where))
+        answer = self.peer.store(file, method="PUT")
+
+        self.model.put(where, description)
+        assert (answer.status_code, len(stored(answer))) == (200, 1)
+        path = self.path(where)
+        assert self.peer.get(path, ANY_FILE).content[128:] == file[128:]
 
     @rule(where=place, depth=st.integers(1, 3))
     def delete(self, where: tuple[int, int, int], depth: int) -> None:
