@@ -96,6 +96,22 @@ def test_sighup_rereads_the_configuration(site: Site):
         wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
 
 
+def test_sighup_waits_for_the_post_in_flight(tmp_path: Path, server: Emulator):
+    """One that outlasted the grace went on, was found absent meanwhile, and the file was sent a second time."""
+    site = Site(tmp_path / "site", server.url, shutdown_grace="200ms")
+    server.faults.add("latency", seconds=4.0, method="POST", count=1)
+    write_instance(site.drop / "image")
+
+    with site.start() as daemon:
+        site.wait_for({"SENDING": 1})
+        os.kill(daemon.pid, signal.SIGHUP)
+        site.wait_for({"CONFIRMED": 1})
+        wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
+
+    assert [event.after for event in site.stories()[0].history] == ["PENDING", "SENDING", "STORED", "CONFIRMED"]
+    assert len(stores(server.requests)) == 1
+
+
 def test_sighup_with_a_wrong_configuration_changes_nothing(site: Site):
     with site.start() as daemon:
         site.config_file.write_text("inboxes: [nonsense\n")

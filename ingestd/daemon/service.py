@@ -1,8 +1,8 @@
 """``ingestd run``: the loop under signals and systemd, until it is told to stop; and ``run --once``.
 
 SIGTERM and SIGINT drain; SIGHUP rereads the configuration, which is refused whole if it is wrong, and starts the rooms
-anew with it (posts in flight are finished first, as at a stop). systemd hears READY after the first look into every
-inbox, and WATCHDOG only while every worker makes progress.
+anew with it (posts in flight are finished first, however long they take). systemd hears READY after the first look into
+every inbox, and WATCHDOG only while every worker makes progress.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ def run_forever(config: Config, *, reread: Callable[[], Config]) -> None:
                 daemon.stop(config.shutdown_grace)
                 log.info("daemon.stopped")
                 return
-            signals.asked = None
             daemon.stop(daemon.config.shutdown_grace)
 
 
 def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callable[[], Config]) -> Config:
     """Turn the loop until it is to stop or has a new, valid configuration; give the one to go on with."""
     ready = False
+    following: Config | None = None
     interval = notifier.watchdog_interval.total_seconds() if notifier.watchdog_interval else _NEVER
     alive_at = status_at = 0.0
     while True:
@@ -119,11 +119,16 @@ def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callab
             return daemon.config
         if signals.asked is _Asked.RELOAD:
             notifier.reloading()
-            config = _reread(reread, daemon.config)
-            if config is not None:
-                return config
             signals.asked = None
-            notifier.ready("watching; the changed configuration was refused, see the log")
+            config = _reread(reread, daemon.config)
+            if config is None:
+                notifier.ready("watching; the changed configuration was refused, see the log")
+            else:
+                following = config
+                daemon.dispatch.stopping = True
+        # A post that went on in this process would be asked about meanwhile, found absent, and sent a second time.
+        if following is not None and daemon.dispatch.is_idle:
+            return following
         daemon.wait(min(due, alive_at if alive_at != _NEVER else due))
 
 
