@@ -47,8 +47,9 @@ def dotted(key: Key) -> str:
 def read_yaml(text: str) -> Source:
     """Parse one YAML document; syntax errors and keys that stand twice come back as problems."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.load(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
         return Source(values=None, lines={}, problems=(_syntax_problem(error),))
     except ValueError as error:  # a date or number that YAML recognises and Python cannot hold
