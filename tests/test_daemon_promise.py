@@ -300,3 +300,26 @@ def test_object_that_took_anothers_place_is_compared_before_it_is_confirmed(tmp_
         send(ledger, needs_content_check=True)
 
         assert [row.needs_content_check for row in ledger.unproven_rows([entry_id])] == [True]
+
+
+def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emulator) -> None:
+    """A share that was not mounted made every file in it FAILED, one post after the other."""
+    config = configure(tmp_path, server, take="in_place", auth="{kind: bearer, token_file: token}")
+    for number in (1, 2):
+        content = instance_bytes(study_uid="1.2.3", series_uid="1.2.3.4", sop_uid=f"1.2.3.4.{number}")
+        (tmp_path / "drop" / f"image{number}").write_bytes(content)
+    with running(config) as daemon:
+        turn(daemon, lambda: states(config) == {"PENDING": 2} and daemon.dispatch.destination.pause)
+        (tmp_path / "drop").rename(tmp_path / "elsewhere")
+        (tmp_path / "drop").mkdir()
+        (tmp_path / "token").write_text("secret")
+        turn(daemon, daemon.ledger.next_wake_at)
+    assert states(config) == {"PENDING": 2}
+    (tmp_path / "drop").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "drop")
+
+    with Ledger.open(config.ledger) as ledger, ledger.write() as moves:
+        for entry_id in (1, 2):
+            moves.retry(entry_id, now=read_clocks().utc)
+    assert run(config).done
+    assert states(config) == {"CONFIRMED": 2}

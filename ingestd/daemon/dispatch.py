@@ -6,8 +6,10 @@ claimed. The destination's pause is kept here, and written for ``ingestd status`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from random import SystemRandom
 
 import structlog
@@ -15,12 +17,15 @@ import structlog
 from ingestd.daemon.destination import DestinationState, Verdict
 from ingestd.daemon.now import Now
 from ingestd.ledger import Ledger, Moves
-from ingestd.lifecycle import Backoff, Batch, BatchLimits, BatchResult, Pause, State, StudyQueue, study_due_at
+from ingestd.lifecycle import Backoff, Batch, BatchLimits, BatchResult, Pause, Reason, State, StudyQueue, study_due_at
 from ingestd.logs import study_ref
 from ingestd.sender import ProbeResult, Sender, give_up
 
 # "While others succeed": a post of another study was answered with something stored within this time.
 _OTHERS_SUCCEED_WITHIN = timedelta(hours=1)
+# Files whose folder is away are tried again after this long.
+_AWAY_WAIT = timedelta(minutes=1)
+_AWAY_NOTE = "the folder that it lies in is away or empty: not mounted? It is sent when it is there again"
 # Studies looked at for one round of claims.
 _STUDIES_AT_ONCE = 32
 
@@ -29,9 +34,20 @@ class Dispatch:
     """Claims studies that are due, hands them to the sender, writes what came of it. Main thread only."""
 
     def __init__(
-        self, *, sender: Sender, ledger: Ledger, limits: BatchLimits, backoff: Backoff, most_attempts: int
+        self,
+        *,
+        sender: Sender,
+        ledger: Ledger,
+        limits: BatchLimits,
+        backoff: Backoff,
+        most_attempts: int,
+        tells_gone: Callable[[Path], bool] = lambda _path: True,
     ) -> None:
-        """Join sender and ledger; the server is probed first of all."""
+        """Join sender and ledger; the server is probed first of all.
+
+        ``tells_gone`` says whether a file that is not there is gone, or only its folder is away.
+        """
+        self._tells_gone = tells_gone
         self._sender = sender
         self._ledger = ledger
         self._limits = limits
@@ -66,9 +82,9 @@ class Dispatch:
     def gather(self, now: Now) -> None:
         """Collect results and the probe's answer, and let them pause or open the destination; writes nothing."""
         for collected in self._sender.collect():
-            result = collected
+            result = self._wait_for_folder(collected)
             if self.others_succeed(collected.batch.study_uid, now):
-                result = give_up(collected, most_attempts=self._most_attempts)
+                result = give_up(result, most_attempts=self._most_attempts)
             verdict = self.destination.posted(result, now.mono)
             self._results.append((result, verdict))
             self._note(result, verdict, now)
@@ -195,6 +211,19 @@ class Dispatch:
             # Nothing had paused it: the first look at the server, not the end of an outage.
             self.destination.half_open = False
             self._answered = True
+
+    def _wait_for_folder(self, result: BatchResult) -> BatchResult:
+        """Keep the files of a folder that is away waiting, where one of them was found missing."""
+        if not any(outcome.reason is Reason.GONE for outcome in result.outcomes):
+            return result
+        paths = {part.entry_id: part.path for part in result.batch.parts}
+        outcomes = tuple(
+            replace(outcome, state=State.PENDING, reason=Reason.NOT_SENT, note=_AWAY_NOTE, wait=_AWAY_WAIT)
+            if outcome.reason in (Reason.GONE, Reason.NOT_SENT) and not self._tells_gone(paths[outcome.entry_id])
+            else outcome
+            for outcome in result.outcomes
+        )
+        return replace(result, outcomes=outcomes)
 
     def _note(self, result: BatchResult, verdict: Verdict, now: Now) -> None:
         stored = sum(outcome.state is State.STORED for outcome in result.outcomes)

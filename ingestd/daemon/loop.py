@@ -123,19 +123,27 @@ class Daemon:
             limits=wiring.limits_of(config),
             backoff=backoff,
             most_attempts=config.retry.max_attempts,
+            tells_gone=self.inboxes.tells_gone,
         )
         self.proof = Proof(
             reconciler=self.reconciler,
             desk=self.desk,
             ledger=self.ledger,
             dispatch=self.dispatch,
+            tells_gone=self.inboxes.tells_gone,
             rules=None,
             interval=config.reconcile.interval,
             lag=config.reconcile.lag,
             backoff=backoff,
         )
         self.intake.fetch = self.proof.fetch
-        self.rework = Rework(ledger=self.ledger, desk=self.desk, spool=self.spool, intake=self.intake)
+        self.rework = Rework(
+            ledger=self.ledger,
+            desk=self.desk,
+            spool=self.spool,
+            intake=self.intake,
+            tells_gone=self.inboxes.tells_gone,
+        )
         self.housekeeping = Housekeeping(
             ledger=self.ledger,
             spool=self.spool,

@@ -67,12 +67,14 @@ class Proof:
         desk: ReaderDesk,
         ledger: Ledger,
         dispatch: Dispatch,
+        tells_gone: Callable[[Path], bool],
         rules: Rules | None,
         interval: timedelta,
         lag: timedelta,
         backoff: Backoff,
     ) -> None:
-        """Join the rooms; ``rules`` None until the server's profile is known."""
+        """Join the rooms; ``rules`` None until the server's profile is known; ``tells_gone`` as for Dispatch."""
+        self._tells_gone = tells_gone
         self._reconciler = reconciler
         self._desk = desk
         self._ledger = ledger
@@ -308,7 +310,8 @@ class Proof:
         if sameness is None:
             # Nothing was learnt (our file is gone, or the copy could not be read now): ask again later.
             moves.check_again([finding.row.entry_id], at=now.utc + max(_ASK_AGAIN, self._interval))
-            if finding.row.path is not None and is_gone(finding.row.path):
+            path = finding.row.path
+            if path is not None and is_gone(path) and self._tells_gone(path):
                 moves.fail_gone(
                     [finding.row.entry_id],
                     note="its file was removed before the server's copy was compared",

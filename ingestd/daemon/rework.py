@@ -42,8 +42,17 @@ class _Work:
 class Rework:
     """Carries out what rows ask of the readers. Main thread only."""
 
-    def __init__(self, *, ledger: Ledger, desk: ReaderDesk, spool: Spool, intake: Intake) -> None:
-        """Join the rooms."""
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        desk: ReaderDesk,
+        spool: Spool,
+        intake: Intake,
+        tells_gone: Callable[[Path], bool],
+    ) -> None:
+        """Join the rooms; ``tells_gone`` as for Dispatch."""
+        self._tells_gone = tells_gone
         self._ledger = ledger
         self._desk = desk
         self._spool = spool
@@ -191,7 +200,7 @@ class Rework:
             self._reject(need, need.source, Reason.KILLED_READER, note, moves, now)
             return
         if found is None or found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
-            if is_gone(need.path):
+            if is_gone(need.path) and self._tells_gone(need.path):
                 moves.fail_gone([need.entry_id], note="its file is no longer there", now=now.utc)
             self._acts.append(partial(self._in_work.discard, need.entry_id))
             return
@@ -282,7 +291,7 @@ class Rework:
             return
         if found is not None and found.verdict in _ADMISSIBLE:
             moves.attach_reencoded(need.entry_id, path=work.destination, content=content_of(found), now=now.utc)
-        elif read.waits:
+        elif read.waits or (is_gone(need.path) and not self._tells_gone(need.path)):
             # Nothing is known: the row still asks, and is taken up again.
             self._acts.append(partial(self._spool.discard, work.destination))
         elif is_gone(need.path):

@@ -7,6 +7,7 @@ under observation; the scan stands still until there is room again.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection
@@ -100,6 +101,20 @@ class Drop:
     def alarm(self) -> str:
         """What is wrong with the folder, in words."""
         return self._guard.alarm
+
+    def tells_gone(self, path: str) -> bool | None:
+        """Whether a file missing at this path is gone; None for a path outside, see ``Inboxes.tells_gone``."""
+        if not path.startswith(self._prefix):
+            return None
+        if self.alarm:
+            return False
+        try:
+            found = root_of(self._root_path)
+            with os.scandir(self._root_path) as entries:
+                is_empty = next(entries, None) is None
+        except OSError:
+            return False
+        return not is_empty and self._guard.root in {None, found}
 
     @property
     def is_working(self) -> bool:

@@ -139,6 +139,15 @@ class Inboxes:
         if drop is not None and candidate.in_spool:
             drop.observe(candidate)
 
+    def tells_gone(self, path: Path) -> bool:
+        """Whether a file that is not found at this path is gone for good.
+
+        Not while the inbox that it lies in is missing, empty, mute or another folder than before: a share that is not
+        mounted is no deletion.
+        """
+        answers = (drop.tells_gone(str(path)) for drop in self._drops.values())
+        return all(answer is not False for answer in answers)
+
     def scan_now(self) -> None:
         """Ask for a full scan of every inbox at once."""
         for drop in self._drops.values():
