@@ -15,7 +15,7 @@ import pytest
 
 from ingestd.emulator import Emulator
 from ingestd.emulator.settings import Flavour, Settings
-from ingestd.emulator.validate import is_valid_uid, minimum_text
+from ingestd.emulator.validate import is_valid_uid, minimum_text, rule_of
 from tests.builders import element, fresh_uid, instance_bytes, sequence
 from tests.emulator_peer import (
     ANY_FILE,
@@ -430,6 +430,46 @@ def test_minimum_validators(vr, good, bad, detail):
 def test_uid_rule_is_the_services_own(uid, valid):
     """§1.7, §12: leading zeros and empty components pass, trailing spaces do not count, a last dot does not pass."""
     assert is_valid_uid(uid) is valid
+
+
+FULL = [
+    ("AE", "AN_AE", "   ", "value may not consist only of spaces"),
+    ("AE", "x" * 16, "A\x07", "value contains invalid control character"),
+    ("AS", "045Y", "045y", "value does not have pattern 000[DWMY]"),
+    ("CS", "A_9 B", "x" * 17, "value exceeds maximum length of 16 characters"),
+    ("DA", "20260101-20261231", "2026-01-01", "value contains too many range separators '-'"),
+    ("DA", "20230231", "20260132", "day component exceeds the value 31"),
+    ("DS", "-1.5e3", "1" * 17, "value exceeds maximum length of 16 characters"),
+    ("DT", "2026", "202601021011121", "value does not mach pattern YYYY[MM[DD[HH[MM[SS[.F{1-6}]]]]]]"),
+    ("DT", "20260102101112.123456+0100", "2026+1500", "positive UTC hours component exceeds 14"),
+    ("IS", " 42 ", "2147483648", "value too large to fit 32 bit integer"),
+    ("LO", "x" * 64, "a\tb", "value contains invalid character"),
+    ("LT", "x" * 10240, "x" * 10241, "value exceeds maximum length of 10240 characters"),
+    ("ST", "x" * 1024, "x" * 1025, "value exceeds maximum length of 1024 characters"),
+    ("TM", "10", "101", "value does not mach pattern HH or HHMM or HHMMSS or HHMMSS.F{1-6}"),
+    ("TM", "101112.123456", "101161", "seconds component exceeds 60"),
+    ("UI", "1.2.840", "1" * 65, "value exceeds maximum length of 64 characters"),
+    ("UI", "2.25.0", "1.2.x", "value contains invalid characters other than '0'-'9' and '.'"),
+]
+
+
+@pytest.mark.parametrize("vr, good, bad, detail", FULL, ids=lambda each: str(each)[:20])
+def test_full_validators(vr, good, bad, detail):
+    """§1.7: fo-dicom's rules of each VR, which version 2 turns into warnings."""
+    rule = rule_of(vr)
+
+    assert rule is not None
+    assert rule(good) is None
+    assert (rule(bad) or "").startswith(detail)
+
+
+def test_multiplicity_is_not_checked_where_it_means_nothing(v2):
+    """§1.7: private tags and bulk may have as many values as they like; public ones may not."""
+    private = {0x00091001: ("LO", "a\\b\\c")}
+    answer = v2.store(scan(private), scan({0x00280010: ("US", b"\1\0\2\0")}))
+
+    assert ["00081196" in each for each in stored(answer)] == [False, True]
+    assert "Number of items 2 does not match ValueMultiplicity 1" in comments(stored(answer)[1])[0]
 
 
 def test_creating_row_deleted_meanwhile_fails_its_store():

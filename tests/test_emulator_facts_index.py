@@ -80,7 +80,7 @@ LINES = """
 §1.7 equal UIDs allowed | same_uid_for_study_series_and_instance_is_allowed
 §1.7 trailing spaces collide | padded_study_uid_is_the_same_study uids_are_compared_without_trailing_spaces
 §1.7 indexed attributes | tables_of_attributes_are_the_pages
-§1.7 full validators, VM | v2_warns_of_every_broken_vr_rule v2_warns_of_several_values_where_one_is_allowed
+§1.7 full validators, VM | full_validators multiplicity_is_not_checked_where_it_means_nothing v2_warns_of_every_broken_vr_rule v2_warns_of_several_values_where_one_is_allowed
 §1.8 any transfer syntax | any_transfer_syntax_is_stored_as_it_is implicit_vr_is_stored_with_its_warning
 §1.8 bytes, preamble | large_single_part_comes_back_as_it_was managed_flavour_zeroes_the_preamble_and_nothing_else
 §1.8 two phases | commit_delay_shows_45071_to_a_second_store crash_can_leave_creating_rows_as_the_service_does
@@ -99,7 +99,7 @@ LINES = """
 §2.1 transfer-syntax omitted, */* | native_files_are_transcoded answers_name_no_type_and_each_part_its_transfer_syntax original_frame_of_a_syntax_that_cannot_be_decoded
 §2.1 no Accept, unsupported, q, original preferred | what_is_not_offered_is_not_acceptable original_is_preferred_at_equal_quality refusals_of_the_accept_header_are_worded
 §2.1 several instances only as stored | several_instances_only_with_any_transfer_syntax mixed_transfer_syntaxes_each_say_their_own
-§2.1 transcoding, its limits and sources | large_files_are_neither_transcoded_nor_rendered file_over_the_transcoding_limit_is_not_acceptable compressed_files_are_decoded native_files_are_transcoded transcoding_that_cannot_be_done_is_worded README:Transcoding
+§2.1 transcoding, its limits and sources | compressed_syntax_that_the_service_does_not_decode_is_not_acceptable large_files_are_neither_transcoded_nor_rendered file_over_the_transcoding_limit_is_not_acceptable compressed_files_are_decoded native_files_are_transcoded transcoding_that_cannot_be_done_is_worded README:Transcoding
 §2.1 single part of several frames | single_part_of_several_frames_is_a_bad_request
 §2.1 frame numbers | frames_that_make_no_sense_are_bad_requests frame_beyond_the_last_is_not_found frame_of_no_pixel_data_is_not_found
 §2.1 content types of answers and parts | answers_name_no_type_and_each_part_its_transfer_syntax several_frames_as_multipart

@@ -166,13 +166,23 @@ def test_native_files_are_transcoded(peer, syntax, target):
     assert got.SOPInstanceUID == sent.SOPInstanceUID
 
 
-@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "SC_rgb_jpeg_dcmtk.dcm", "JPEG2000.dcm", "SC_rgb_rle_2frame.dcm"])
+@pytest.mark.parametrize(
+    "name",
+    ["MR_small_RLE.dcm", "SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_jpeg_gdcm.dcm", "JPEG2000.dcm", "GDCMJ2K_TextGBR.dcm",
+     "SC_rgb_rle_2frame.dcm"],
+)  # fmt: skip
 def test_compressed_files_are_decoded(v2, name):
     path = put(v2, fresh_copy(name))
     answer = v2.get(path, "application/dicom")
 
     assert answer.status_code == 200
     assert pydicom.dcmread(io.BytesIO(answer.content)).file_meta.TransferSyntaxUID == EXPLICIT
+
+
+def test_compressed_syntax_that_the_service_does_not_decode_is_not_acceptable(v2):
+    path = put(v2, fresh_copy("MR_small_jpeg_ls_lossless.dcm"))
+
+    assert [v2.get(path, accept).status_code for accept in ("application/dicom", ANY_FILE)] == [406, 200]
 
 
 def test_stored_syntax_that_cannot_be_decoded_is_given_only_as_it_is(peer):
