@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -18,63 +18,70 @@ from tests.running import PROGRAM, environment, wait_until
 REMARK = "DICOM100: (0010,0020) - The required tag '(0010,0020)' is missing."
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """One file that the server stores and one that it refuses: it has no Patient ID."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    (folder / "good.dcm").write_bytes(scan())
-    (folder / "nobody.dcm").write_bytes(scan({0x00100020: None}))
-    return folder
-
-
-@pytest.fixture
-def viewer(tmp_path: Path) -> Path:
-    folder = tmp_path / "viewer"
-    folder.mkdir()
-    (folder / "index.html").write_text("<html>the viewer</html>")
-    return folder
-
-
-def demo(*words: str, cwd: Path, viewer: Path | None = None) -> subprocess.CompletedProcess[str]:
+def start(*words: str, cwd: Path, viewer: Path | None = None) -> subprocess.Popen[str]:
     surroundings = {name: value for name, value in environment().items() if name != "INGESTD_OHIF"}
     surroundings |= {"TMPDIR": str(cwd), "COLUMNS": "400"}
     if viewer is not None:
         surroundings["INGESTD_OHIF"] = str(viewer)
-    return subprocess.run(
-        [*PROGRAM, "demo", *words], capture_output=True, text=True, timeout=120, check=False, env=surroundings, cwd=cwd
-    )
+    return subprocess.Popen(
+        [*PROGRAM, "demo", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings, cwd=cwd,
+    )  # fmt: skip
 
 
-def test_kept_demo_says_where_the_images_are_and_serves_them(files, viewer, tmp_path):
-    ran = demo(str(files), "--keep", "--json", "--viewer", str(viewer), cwd=tmp_path)
+class Demos(NamedTuple):
+    """What two demos said: one that is kept, with --json, and one that is not; the viewer is given to both."""
 
-    assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    processes = [psutil.Process(told[name]) for name in ("server_pid", "daemon_pid")]
+    kept: str
+    plain: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demos]:
+    """Both at once, on a file that the server stores and one that it refuses: it has no Patient ID."""
+    folder = tmp_path_factory.mktemp("demo")
+    files, viewer = folder / "files", folder / "viewer"
+    files.mkdir()
+    viewer.mkdir()
+    (files / "good.dcm").write_bytes(scan())
+    (files / "nobody.dcm").write_bytes(scan({0x00100020: None}))
+    (viewer / "index.html").write_text("<html>the viewer</html>")
+    kept = start(str(files), "--keep", "--json", "--viewer", str(viewer), cwd=folder)
+    plain = start(str(files), cwd=folder, viewer=viewer)
+    said = [process.communicate(timeout=120) for process in (kept, plain)]
+
+    assert kept.returncode == 0, said
+    told = json.loads(said[0][0])
+    processes = [psutil.Process(told[name]) for name in ("daemon_pid", "server_pid")]
     try:
-        assert b"the viewer" in get(told["viewer"], accept="*/*")
-        assert told["url"].startswith(told["viewer"])
-        assert told["counts"] == {"CONFIRMED": 1, "FAILED": 1}
-        assert [file["remark"] for file in told["files"]] == ["", REMARK]
+        assert plain.returncode == 0, said
+        yield Demos(said[0][0], said[1][0], folder)
     finally:
-        for process in reversed(processes):
-            os.kill(process.pid, signal.SIGTERM)
+        for process in processes:
+            process.terminate()
     wait_until(lambda: not any(process.is_running() for process in processes), what="the end of server and daemon")
 
 
-def test_demo_that_is_not_kept_shows_remarks_and_that_the_viewer_needs_keep(files, viewer, tmp_path):
-    ran = demo(str(files), cwd=tmp_path, viewer=viewer)
+def test_kept_demo_says_where_the_images_are_and_serves_them(demos):
+    told = json.loads(demos.kept)
 
-    assert ran.returncode == 0, ran.stderr
-    assert f"it said: {REMARK}" in ran.stdout
-    assert "with --keep" in ran.stdout
-    assert "see the images" not in ran.stdout
-    assert not list(tmp_path.glob("ingestd-demo-*"))
+    assert b"the viewer" in get(told["viewer"], accept="*/*")
+    assert told["url"].startswith(told["viewer"])
+    assert told["counts"] == {"CONFIRMED": 1, "FAILED": 1}
+    assert [file["remark"] for file in told["files"]] == ["", REMARK]
 
 
-def test_folder_that_is_no_viewer_is_refused_before_anything_starts(files, tmp_path):
-    ran = demo("--viewer", str(files), cwd=tmp_path)
+def test_demo_that_is_not_kept_shows_remarks_and_that_the_viewer_needs_keep(demos):
+    assert f"it said: {REMARK}" in demos.plain
+    assert "with --keep" in demos.plain
+    assert "see the images" not in demos.plain
+    assert [str(path) for path in demos.folder.glob("ingestd-demo-*")] == [json.loads(demos.kept)["folder"]]
 
-    assert ran.returncode == 2
-    assert "there is no index.html" in ran.stderr
+
+def test_folder_that_is_no_viewer_is_refused_before_anything_starts(tmp_path):
+    process = start("--viewer", str(tmp_path), cwd=tmp_path)
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 2
+    assert "there is no index.html" in said
