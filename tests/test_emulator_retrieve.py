@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from ingestd.emulator import Emulator
 from tests.builders import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, RLE, element, fresh_uid, instance_bytes, sequence
 from tests.emulator_peer import ANY_FILE, ANY_FILES, Peer, parts_of, path_of, scan, stored
+from tests.running import wait_until
 
 pydicom = pytest.importorskip("pydicom")
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -228,9 +230,26 @@ def test_several_instances_only_with_any_transfer_syntax(peer):
 def test_mixed_transfer_syntaxes_each_say_their_own(peer):
     study = fresh_uid()
     peer.store(scan(study=study), scan(study=study, transfer_syntax=IMPLICIT))
+    assert peer.get(f"/studies/{study}", 'multipart/related; type="application/dicom"').status_code == 406
     content = peer.get(f"/studies/{study}", "*/*").content
 
     assert [content.count(f"transfer-syntax={syntax}\r\n".encode()) for syntax in (EXPLICIT, IMPLICIT)] == [1, 1]
+
+
+@pytest.mark.parametrize("accept", [ANY_FILE, ANY_FILES])
+def test_client_that_leaves_keeps_no_file_open(server, v2, accept):
+    path = put(v2, scan({0x7FE00010: ("OW", bytes(20_000_000))}))
+    server.faults.add("half_answer", count=1, method="GET")
+
+    with pytest.raises(requests.exceptions.RequestException):
+        v2.get(path, accept)
+    v2.get(path, accept, stream=True).close()
+
+    def is_open() -> bool:
+        return any(str(server.data / "files") in str(fd.resolve()) for fd in Path("/proc/self/fd").iterdir())
+
+    wait_until(lambda: not is_open(), what="the end of the answers' files")
+    v2.call("DELETE", path)
 
 
 # Frames.

@@ -279,6 +279,26 @@ def test_large_single_part_comes_back_as_it_was(peer):
     peer.call("DELETE", path)
 
 
+@pytest.mark.slow
+def test_very_large_file_is_stored(v2):
+    """Facts page 10.1: ~1.7 GB in one part."""
+    size, chunk = 1_700_000_000, bytes(1_000_000)
+    sop = fresh_uid()
+
+    def body() -> Iterator[bytes]:
+        yield scan({0x7FE00010: None}, sop=sop) + element(0x7FE00010, "OW", b"", length=size)
+        for _ in range(size // len(chunk)):
+            yield chunk
+
+    answer = v2.store_one(body())  # type: ignore[arg-type] - requests takes what it can go through
+
+    assert (answer.status_code, [each["00081155"]["Value"] for each in stored(answer)]) == (200, [[sop]])
+    path = path_of(stored(answer)[0])
+    with v2.get(path, ANY_FILE, stream=True) as retrieved:
+        assert int(retrieved.headers["Content-Length"]) > size
+    assert v2.call("DELETE", path).status_code == 204
+
+
 def test_several_large_parts_come_back_as_they_were(peer):
     study = fresh_uid()
     files = [scan({0x7FE00010: ("OW", bytes([n]) * 5_000_000)}, study=study) for n in range(3)]

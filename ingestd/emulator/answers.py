@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Generator
+from contextlib import suppress
+from typing import IO, Any
 
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 
 class DicomJson(JSONResponse):
@@ -24,6 +26,23 @@ class PlainJson(JSONResponse):
         return json.dumps(_without_nulls(content), ensure_ascii=False, separators=(",", ":")).encode(
             "utf-8", "surrogatepass"
         )
+
+
+class Streamed(StreamingResponse):
+    """An answer that is read from an open file while it is sent; it has to be released."""
+
+    def __init__(
+        self, content: Generator[bytes], file: IO[bytes], *, media_type: str, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(content, media_type=media_type, headers=headers)
+        self._content = content
+        self._file = file
+
+    def release(self) -> None:
+        """Close what was opened, also where the client left before the first byte."""
+        with suppress(ValueError):  # a thread is in it still; then it is closed with its last reference
+            self._content.close()
+        self._file.close()
 
 
 def _without_nulls(content: Any) -> Any:

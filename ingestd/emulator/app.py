@@ -22,7 +22,7 @@ from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from .accept import accepts_json
-from .answers import plain
+from .answers import Streamed, plain
 from .call import SUPPORTED_VERSIONS, Action, Body, Call, Route, match, version_of
 from .delete import expire
 from .errors import INTERNAL, UNAVAILABLE, Problem, Vanish
@@ -67,7 +67,11 @@ class App:
         outcome = "answered"
         try:
             response = await self._answer(request, number)
-            await self._send(scope, receive, exchange, request, response)
+            try:
+                await self._send(scope, receive, exchange, request, response)
+            finally:
+                if isinstance(response, Streamed):
+                    response.release()
         except ClientDisconnect:
             outcome = "client_gone"
         except Vanish:

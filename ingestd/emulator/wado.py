@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from .accept import MediaRange, parse_accept
-from .answers import raw_json
+from .answers import Streamed, raw_json
 from .call import Action, Call, Route, boolean, route
 from .dataset import EXPLICIT_LITTLE
 from .errors import INTERNAL, NOT_ACCEPTABLE, Problem
@@ -123,8 +123,9 @@ def open_version(call: Call, stored: Stored, wanted: Wanted, *, original: bool) 
 
 def _single(call: Call, stored: Stored, wanted: Wanted, *, original: bool) -> Response:
     file, size, syntax = open_version(call, stored, wanted, original=original)
-    return StreamingResponse(
+    return Streamed(
         _chunks(file),
+        file,
         media_type=f"application/dicom; transfer-syntax={syntax}",
         headers={"Content-Length": str(size)},
     )
@@ -135,7 +136,7 @@ def _multipart(call: Call, found: list[Stored], wanted: Wanted, *, original: boo
     # The first file is opened before the head is sent, so that what cannot be given still gets its status.
     first = open_version(call, found[0], wanted, original=original)
 
-    def body() -> Iterator[bytes]:
+    def body() -> Generator[bytes]:
         opened = first
         for number, stored in enumerate(found):
             file, _, syntax = opened if number == 0 else open_version(call, stored, wanted, original=original)
@@ -146,10 +147,10 @@ def _multipart(call: Call, found: list[Stored], wanted: Wanted, *, original: boo
             yield from _chunks(file)
         yield f"\r\n--{boundary}--\r\n".encode()
 
-    return StreamingResponse(body(), media_type=f'multipart/related; boundary="{boundary}"')
+    return Streamed(body(), first[0], media_type=f'multipart/related; boundary="{boundary}"')
 
 
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+def _chunks(file: IO[bytes]) -> Generator[bytes]:
     with file:
         while chunk := file.read(_CHUNK):
             yield chunk
