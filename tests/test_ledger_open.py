@@ -484,3 +484,18 @@ def test_integrity_of_the_whole_file_can_be_asked_for(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         entry_in(ledger, State.CONFIRMED)
         assert ledger.check_integrity() == []
+
+
+def test_empty_mount_point_in_place_of_the_spool_is_refused_while_files_wait(tmp_path: Path):
+    """Its disk was not mounted: a new spool was made on the bare folder, and the real one's files were stranded."""
+    spool = tmp_path / "spool"
+    with Ledger.open(url(tmp_path), host="real", destination=URL, spool=spool) as ledger:
+        admit(ledger, arrival(1))
+
+    with pytest.raises(LedgerError, match=r"1 files .* mount it"):
+        Ledger.open(url(tmp_path), host="other", destination=URL, spool=spool)
+
+    with Ledger.open(url(tmp_path), host="other", destination=URL, spool=tmp_path / "elsewhere") as ledger:
+        assert ledger.status().oldest_unconfirmed_at is not None
+    with Ledger.open(url(tmp_path), host="real", destination=URL, spool=spool) as ledger:
+        assert ledger.counts()[State.PENDING] == 1

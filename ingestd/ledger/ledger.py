@@ -13,18 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
 
-from ingestd.lifecycle import BatchLimits, study_due_at
+from ingestd.lifecycle import UNCONFIRMED, BatchLimits, study_due_at
 
 from . import dialect
 from .migrations import MIGRATIONS
 from .moves import Moves
 from .schema import destination as destination_table
 from .schema import host as host_table
-from .schema import meta, study
+from .schema import meta, state_count, study
 from .sums import queue_of
 from .transaction import Transaction
 from .values import LedgerError, LedgerMissing, OtherDestination
@@ -310,7 +310,29 @@ class Ledger(Views):
         elif found != url:
             raise self._other_destination(found, url)
 
+    def _refuse_stranding(self) -> None:
+        """Refuse a spool that has another id than the one at this path whose files are still waiting.
+
+        An empty mount point looks like a new spool: going on would strand every file of the real one.
+        """
+        waiting = self._connection.execute(
+            select(func.sum(state_count.c.entries))
+            .join(host_table, host_table.c.host == state_count.c.host)
+            .where(
+                host_table.c.spool == str(self._spool or ""),
+                host_table.c.host != self._host,
+                state_count.c.state.in_(sorted(UNCONFIRMED)),
+            )
+        ).scalar_one()
+        if self._spool is not None and waiting:
+            raise LedgerError(
+                f"the spool {self._spool} is not the one in which {waiting} files of the ledger {self.file} wait: it"
+                " has another id (spool.id). If its disk is not mounted, mount it; if it is lost, give ingestd a spool at"
+                " another path, and these files stay in sight as unconfirmed"
+            )
+
     def _put_host(self, limits: BatchLimits) -> None:
+        self._refuse_stranding()
         former = self._limits_of(self._host)
         self._connection.execute(
             _PUT_HOST,
