@@ -54,16 +54,14 @@ def command(*, config: Path | None, as_json: bool, once: bool, timeout: timedelt
     set_up_logs(settings)
     if once:
         return _once(settings, timeout, as_json=as_json)
-    import structlog
-
-    from ingestd.daemon import run_forever
+    from ingestd.daemon import run_forever, tell_crash
 
     try:
         run_forever(settings, reread=lambda: _reread(config))
     except Exception as error:
         if in_words(error)[0] is ExitCode.INTERNAL:
             # The journal gets the place in the code; the line that follows is for whoever stands at a terminal.
-            structlog.get_logger().exception("daemon.crashed")
+            tell_crash()
         raise
     return ExitCode.DONE
 

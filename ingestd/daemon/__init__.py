@@ -6,7 +6,7 @@ of a file's way; ``service`` runs the loop under signals and systemd, once or fo
 
 from ingestd.daemon.loop import Daemon
 from ingestd.daemon.sending import once_policies, sending_config, sending_policies
-from ingestd.daemon.service import OnceResult, run_forever, run_once
+from ingestd.daemon.service import OnceResult, run_forever, run_once, tell_crash
 
 __all__ = [
     "Daemon",
@@ -16,4 +16,5 @@ __all__ = [
     "run_once",
     "sending_config",
     "sending_policies",
+    "tell_crash",
 ]

@@ -95,6 +95,11 @@ def run_forever(config: Config, *, reread: Callable[[], Config]) -> None:
             daemon.stop(daemon.config.shutdown_grace)
 
 
+def tell_crash() -> None:
+    """Put the exception that is ending the daemon into the log: its class and its place in the code."""
+    structlog.get_logger().exception("daemon.crashed")
+
+
 def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callable[[], Config]) -> Config:
     """Turn the loop until it is to stop or has a new, valid configuration; give the one to go on with."""
     ready = False
