@@ -338,12 +338,16 @@ class Intake:
             return
         if outcome.why is not WhyNot.CHANGED:
             self._log.error("inbox.not_taken", inbox=hand.candidate.inbox, why=outcome.why.value, note=outcome.note)
-            self._acts.append(partial(self._wait_for_space, full=outcome.why is WhyNot.NO_SPACE))
-        self._let_go(hand, self._inboxes.again, dropped)
+        if outcome.why is WhyNot.NO_SPACE:
+            self._acts.append(self._wait_for_space)
+        # One file that cannot be moved (a folder that may not be written) is counted as such and tried again with
+        # growing waits; it holds up no other.
+        tell = self._inboxes.unreadable if outcome.why is WhyNot.ERROR else self._inboxes.again
+        self._let_go(hand, tell, dropped)
 
-    def _wait_for_space(self, *, full: bool) -> None:
+    def _wait_for_space(self) -> None:
         self._full_until = self._mono + _FULL_WAIT_SECONDS
-        self.full = full
+        self.full = True
 
     def _arrival(self, hand: Hand, *, path: str, source_removed: bool) -> Arrival:
         found = hand.inspection

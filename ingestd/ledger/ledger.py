@@ -327,8 +327,8 @@ class Ledger(Views):
         if self._spool is not None and waiting:
             raise LedgerError(
                 f"the spool {self._spool} is not the one in which {waiting} files of the ledger {self.file} wait: it"
-                " has another id (spool.id). If its disk is not mounted, mount it; if it is lost, give ingestd a spool at"
-                " another path, and these files stay in sight as unconfirmed"
+                " has another id (spool.id). If its disk is not mounted, mount it; if it is lost, give ingestd a spool"
+                " at another path, and these files stay in sight as unconfirmed"
             )
 
     def _put_host(self, limits: BatchLimits) -> None:
