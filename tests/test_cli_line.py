@@ -223,7 +223,7 @@ def test_watching_draws_until_interrupted(site):
 @pytest.mark.parametrize("beside_a_daemon", [False, True])
 def test_reconcile_asks_at_once_and_sends_nothing(tmp_path, beside_a_daemon):
     """The server takes a file and drops the connection: the row is UNCERTAIN, and the server has it."""
-    with EmulatorProcess(tmp_path / "server", faults=["drop_after_store=1"]) as server:
+    with EmulatorProcess(tmp_path / "server", faults=["drop_after_store=1", "late_feed=seconds:4"]) as server:
         site = Site(tmp_path / "site", server.url, reconcile={"interval": "10m"}, retry={"base": "10m", "cap": "10m"})
         write_instance(site.drop / "image")
         with site.start():

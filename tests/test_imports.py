@@ -52,7 +52,7 @@ LIBRARIES = {
     "pydantic_core": {"config"},
     "click": {"cli"},
     "rich": {"cli"},
-    "structlog": {"logs", "daemon", "inbox", "ledger", "sender", "reconciler", "reader"},
+    "structlog": {"logs", "cli", "daemon", "inbox", "ledger", "sender", "reconciler", "reader"},
     "starlette": {"emulator"},
     "uvicorn": {"emulator"},
     "httptools": {"emulator"},

@@ -106,13 +106,14 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
 
     spool = Spool(config.spool.path)
     with open_as_daemon(config, spool) as ledger:
-        asked = list(_unproven_ids(ledger, spool.host))
+        pid = daemon_pid(config.spool.path)
+        asked = list(_unproven_ids(ledger, spool.host, crashed=pid is None))
         for start in range(0, len(asked), 1000):
             with ledger.write() as moves:
                 moves.check_again(asked[start : start + 1000], at=datetime.now(UTC))
         if not asked:
             return Settled(states={}, waiting=0)
-        if daemon_pid(config.spool.path) is None:
+        if pid is None:
             _ask_ourselves(config, asked, deadline)
         else:
             while _waiting(ledger, asked) and time.monotonic() < deadline:
@@ -120,12 +121,15 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
         return _what_became(ledger, asked)
 
 
-def _unproven_ids(ledger: Ledger, host: str) -> Iterator[int]:
-    """Say which of the daemon's rows wait for proof; those of an interrupted ``send`` are its next run's."""
+def _unproven_ids(ledger: Ledger, host: str, *, crashed: bool) -> Iterator[int]:
+    """Say which of the daemon's rows wait for proof; those of an interrupted ``send`` are its next run's.
+
+    Without a daemon, what is SENDING was left so by a crash: nobody knows whether it arrived.
+    """
     from ingestd.ledger import Choice, Entry
     from ingestd.lifecycle import State
 
-    for state in (State.STORED, State.UNCERTAIN):
+    for state in (State.STORED, State.UNCERTAIN, *([State.SENDING] if crashed else [])):
         last: Entry | None = None
         while page := ledger.entries(Choice(state=state), after=last):
             yield from (entry.entry_id for entry in page if entry.host == host)
@@ -135,7 +139,7 @@ def _unproven_ids(ledger: Ledger, host: str) -> Iterator[int]:
 def _waiting(ledger: Ledger, asked: list[int]) -> bool:
     from ingestd.lifecycle import State
 
-    unproven = {State.STORED, State.UNCERTAIN}
+    unproven = {State.SENDING, State.STORED, State.UNCERTAIN}
     return any(
         row.state in unproven
         for start in range(0, len(asked), 1000)
@@ -150,7 +154,7 @@ def _what_became(ledger: Ledger, asked: list[int]) -> Settled:
     waiting = 0
     for start in range(0, len(asked), 1000):
         for row in ledger.unproven_rows(asked[start : start + 1000]):
-            if row.state in {State.STORED, State.UNCERTAIN}:
+            if row.state in {State.SENDING, State.STORED, State.UNCERTAIN}:
                 waiting += 1
             else:
                 states[str(row.state)] = states.get(str(row.state), 0) + 1
