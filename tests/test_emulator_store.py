@@ -280,8 +280,9 @@ def test_large_single_part_comes_back_as_it_was(peer):
 
 
 @pytest.mark.slow
-def test_very_large_file_is_stored(v2):
-    """Facts page 10.1: ~1.7 GB in one part."""
+@pytest.mark.parametrize("multipart", [False, True])
+def test_very_large_file_is_stored(v2, multipart):
+    """Facts page 10.1: ~1.7 GB in one part, alone and in a multipart body."""
     size, chunk = 1_700_000_000, bytes(1_000_000)
     sop = fresh_uid()
 
@@ -290,7 +291,15 @@ def test_very_large_file_is_stored(v2):
         for _ in range(size // len(chunk)):
             yield chunk
 
-    answer = v2.store_one(body())  # type: ignore[arg-type] - requests takes what it can go through
+    def related() -> Iterator[bytes]:
+        yield b"--edge\r\nContent-Type: application/dicom\r\n\r\n"
+        yield from body()
+        yield b"\r\n--edge--\r\n"
+
+    if multipart:
+        answer = v2.store(body=related(), content_type='multipart/related; type="application/dicom"; boundary=edge')
+    else:
+        answer = v2.store_one(body())  # type: ignore[arg-type] - requests takes what it can go through
 
     assert (answer.status_code, [each["00081155"]["Value"] for each in stored(answer)]) == (200, [[sop]])
     path = path_of(stored(answer)[0])
@@ -301,7 +310,7 @@ def test_very_large_file_is_stored(v2):
 
 def test_several_large_parts_come_back_as_they_were(peer):
     study = fresh_uid()
-    files = [scan({0x7FE00010: ("OW", bytes([n]) * 5_000_000)}, study=study) for n in range(3)]
+    files = [scan({0x7FE00010: ("OW", bytes([n]) * 15_000_000)}, study=study) for n in range(3)]
 
     assert peer.store(*files).status_code == 200
     returned = parts_of(peer.get(f"/studies/{study}", ANY_FILES))
