@@ -187,6 +187,20 @@ def test_compressed_syntax_that_the_service_does_not_decode_is_not_acceptable(v2
     assert [v2.get(path, accept).status_code for accept in ("application/dicom", ANY_FILE)] == [406, 200]
 
 
+def test_lossless_jpeg_of_any_predictor_is_decoded(v2):
+    """§2.1: 1.2.840.10008.1.2.4.57; a file of .70 is one of it, with the first predictor."""
+    content = fresh_copy("SC_rgb_jpeg_gdcm.dcm")
+    relabelled = content.replace(b"1.2.840.10008.1.2.4.70", b"1.2.840.10008.1.2.4.57", 1)
+    assert relabelled != content
+    path = path_of(stored(v2.store_one(relabelled))[0])
+
+    answer = v2.get(path, "application/dicom")
+
+    assert answer.status_code == 200
+    assert pydicom.dcmread(io.BytesIO(answer.content)).file_meta.TransferSyntaxUID == EXPLICIT
+    v2.call("DELETE", path)
+
+
 def test_stored_syntax_that_cannot_be_decoded_is_given_only_as_it_is(peer):
     file = instance_bytes(transfer_syntax=HEVC)
     path = put(peer, file)
