@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -168,9 +168,9 @@ class Ledger(Views):
             self._connection.info["writes"] = False
             self._writes = False
 
-    def _all(self, statement: Executable) -> Sequence[Any]:
+    def _all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         try:
-            return self._connection.execute(statement).all()
+            return self._connection.execute(statement, values).all()
         except DBAPIError as error:
             raise dialect.told(error, self.file) from None
         finally:

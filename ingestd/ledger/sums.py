@@ -6,7 +6,7 @@ Changes are gathered in memory during a transaction and written together; the te
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -42,7 +42,7 @@ class _StudyChange:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def queue_of(row: dict[str, Any]) -> StudyQueue:
+def queue_of(row: Mapping[str, Any]) -> StudyQueue:
     """Make a StudyQueue of a study's row with something waiting."""
     return StudyQueue(
         study_uid=row["study_uid"],

@@ -1,0 +1,302 @@
+"""What is due, and when: what the daemon asks at every tick, so each of these statements is built once.
+
+Each question is one SELECT, served by an index and fetched whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy.engine import Connection
+from sqlalchemy.sql import Executable
+
+from ingestd.lifecycle import Content, Identity, Reason, State, StudyQueue, Unproven, order_studies
+
+from .schema import Instant, host, instance, study
+from .sums import queue_of
+from .transaction import ZERO, file_of, pieces
+from .values import Need, ReaderNeed, Wish, Wished
+
+CONTENT = (
+    instance.c.transfer_syntax,
+    instance.c.digest,
+    instance.c.meta_digest,
+    instance.c.dataset_offset,
+    instance.c.size_bytes,
+)
+IDENTITY = (instance.c.study_uid, instance.c.series_uid, instance.c.sop_uid)
+PLACE = (instance.c.inbox, instance.c.relative_path, instance.c.source, instance.c.path, instance.c.in_place)
+
+_NOW = bindparam("now", type_=Instant())
+_LIMIT: BindParameter[int] = bindparam("limit")
+_OWN_STUDY = study.c.host == bindparam("host")
+_OWN = instance.c.host == bindparam("host")
+# Confirmed rows of other hosts, which may not run: a drop of ours may wait to hear that one is gone.
+_CONFIRMED_ELSEWHERE = and_(literal_column("state = 'CONFIRMED'"), instance.c.host != bindparam("host"))
+
+_WAITING = study.c.waiting > ZERO
+# In trouble, with a batch out: its end is what such a study waits for.
+_FREE = or_(study.c.charged == 0, study.c.in_flight == 0)
+_AT_PRIORITY = (_WAITING, _OWN_STUDY, study.c.priority == bindparam("priority"), _FREE)
+_HIGHEST_PRIORITY = select(study.c.priority).where(_WAITING, _OWN_STUDY).order_by(study.c.priority.desc()).limit(1)
+_NEXT_PRIORITY = _HIGHEST_PRIORITY.where(study.c.priority < bindparam("below"))
+_DUE = select(study).where(*_AT_PRIORITY, study.c.due_at <= _NOW).order_by(study.c.due_at).limit(_LIMIT)
+_WAITS_NO_BACKOFF = or_(study.c.next_attempt_at.is_(None), study.c.next_attempt_at <= _NOW)
+_DUE_FLUSHED = select(study).where(*_AT_PRIORITY, _WAITS_NO_BACKOFF).order_by(study.c.due_at).limit(_LIMIT)
+_EARLIEST = select(study.c.due_at.label("at")).where(*_AT_PRIORITY).order_by(study.c.due_at).limit(1)
+_EARLIEST_FLUSHED = (
+    select(func.coalesce(study.c.next_attempt_at, study.c.oldest_at).label("at"))
+    .where(*_AT_PRIORITY)
+    .order_by(study.c.due_at)
+    .limit(1)
+)
+
+_NEXT_WAKE = (
+    select(instance.c.next_attempt_at)
+    .where(instance.c.next_attempt_at.is_not(None), _OWN)
+    .order_by(instance.c.next_attempt_at)
+    .limit(1)
+)
+
+_UNPROVEN = (
+    instance.c.id,
+    instance.c.host,
+    instance.c.state,
+    instance.c.reason,
+    instance.c.path,
+    instance.c.in_place,
+    instance.c.removed_at,
+    instance.c.first_attempt_at,
+    instance.c.last_attempt_at,
+    instance.c.stored_at,
+    instance.c.present_before,
+    instance.c.was_stored,
+    instance.c.resends,
+    instance.c.charged,
+    instance.c.absences,
+    instance.c.absent_since,
+    instance.c.checks,
+    instance.c.seen_sequence,
+    instance.c.seen_action,
+    instance.c.seen_state,
+    instance.c.seen_at,
+    instance.c.needs_content_check,
+    instance.c.reencoded_path,
+    instance.c.reencoded_transfer_syntax,
+    instance.c.reencoded_digest,
+    instance.c.reencoded_meta_digest,
+    instance.c.reencoded_dataset_offset,
+    instance.c.reencoded_size_bytes,
+    *IDENTITY,
+    *CONTENT,
+)
+
+
+def _to_check(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any]]:
+    """Build what reads the rows to be asked about, and when the first of them is due."""
+    where = (instance.c.next_check_at.is_not(None), whose)
+    rows = select(*_UNPROVEN).where(*where, instance.c.next_check_at <= _NOW)
+    first = select(instance.c.next_check_at).where(*where).order_by(instance.c.next_check_at).limit(1)
+    return rows.order_by(instance.c.next_check_at).limit(_LIMIT), first
+
+
+_TO_CHECK = (_to_check(_OWN), _to_check(_CONFIRMED_ELSEWHERE))
+
+_NEEDS_READER = (
+    select(instance.c.id, instance.c.need, instance.c.priority, *PLACE, *IDENTITY, *CONTENT)
+    .where(instance.c.need.is_not(None), _OWN, instance.c.id > bindparam("after_id"))
+    .order_by(instance.c.id)
+    .limit(_LIMIT)
+)
+_WISHES = (
+    select(instance.c.id, instance.c.wish, instance.c.reason, instance.c.priority, *PLACE)
+    .where(instance.c.wish.is_not(None), _OWN)
+    .order_by(instance.c.id)
+    .limit(_LIMIT)
+)
+
+
+def content_of(row: Any) -> Content:
+    """Gather a row's Content."""
+    return Content(
+        transfer_syntax=row.transfer_syntax,
+        digest=row.digest,
+        meta_digest=row.meta_digest,
+        dataset_offset=row.dataset_offset,
+        size_bytes=row.size_bytes,
+    )
+
+
+def identity_of(row: Any) -> Identity:
+    """Gather a row's Identity."""
+    return Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
+
+
+class Due:
+    """The questions of every tick; ``Ledger`` has them all."""
+
+    def __init__(self, connection: Connection, *, host: str, spool: Path | None) -> None:
+        self._connection = connection
+        self._host = host
+        self._spool = spool
+        self._spools: dict[str, Path] = {}
+
+    def _all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
+        raise NotImplementedError
+
+    def _one(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Any:
+        rows = self._all(statement, values)
+        return rows[0] if rows else None
+
+    def studies_due(self, *, now: datetime, flush: bool = False, limit: int = 100) -> list[StudyQueue]:
+        """Say which studies are due, in the order to be served; ``flush`` waits for no quiet.
+
+        One that is in trouble and has a batch out is not due.
+        """
+        found: list[StudyQueue] = []
+        for priority in self._priorities():
+            rows = self._all(
+                _DUE_FLUSHED if flush else _DUE,
+                {"host": self._host, "priority": priority, "now": now, "limit": limit},
+            )
+            found += [queue_of(row._mapping) for row in rows]  # noqa: SLF001 - its public name
+        return order_studies(found, now=now)[:limit]
+
+    def _priorities(self) -> list[int]:
+        # A skip over the index: few priorities, many studies.
+        priorities: list[int] = []
+        row = self._one(_HIGHEST_PRIORITY, {"host": self._host})
+        while row is not None:
+            priorities.append(row.priority)
+            row = self._one(_NEXT_PRIORITY, {"host": self._host, "below": row.priority})
+        return priorities
+
+    def next_study_at(self, *, flush: bool = False) -> datetime | None:
+        """Say when the next study is due; with ``flush``, when the next backoff of a study ends.
+
+        Studies in trouble with a batch out do not count: its end is what they wait for.
+        """
+        earliest: datetime | None = None
+        for priority in self._priorities():
+            row = self._one(_EARLIEST_FLUSHED if flush else _EARLIEST, {"host": self._host, "priority": priority})
+            if row is not None and row.at is not None and (earliest is None or row.at < earliest):
+                earliest = row.at
+        return earliest
+
+    def next_wake_at(self) -> datetime | None:
+        """Say when the next deferred row's time comes."""
+        row = self._one(_NEXT_WAKE, {"host": self._host})
+        return row.next_attempt_at if row else None
+
+    def unproven(self, *, now: datetime, limit: int = 1000) -> list[Unproven]:
+        """Say which rows the server is to be asked about now, the longest due first.
+
+        Also confirmed rows of other hosts, which may not run: a drop of ours may wait to hear that one is gone.
+        """
+        found: list[Unproven] = []
+        for rows, _ in _TO_CHECK:
+            wanted = {"host": self._host, "now": now, "limit": limit - len(found)}
+            found += [self._unproven(row) for row in self._all(rows, wanted)]
+        return found
+
+    def next_check_at(self) -> datetime | None:
+        """Say when the server is to be asked next."""
+        firsts = [self._one(first, {"host": self._host}) for _, first in _TO_CHECK]
+        return min((row.next_check_at for row in firsts if row is not None), default=None)
+
+    def unproven_rows(self, entry_ids: Iterable[int]) -> list[Unproven]:
+        """Read these rows as the reconciler sees them, due or not; only those that have content to prove."""
+        found: list[Unproven] = []
+        for piece in pieces(list(entry_ids)):
+            rows = self._all(select(*_UNPROVEN).where(instance.c.id.in_(piece), instance.c.digest.is_not(None)))
+            found += [self._unproven(row) for row in rows if row.study_uid is not None]
+        return found
+
+    def _unproven(self, row: Any) -> Unproven:
+        content, path = content_of(row), row.path
+        in_place = bool(row.in_place)
+        if row.reencoded_digest is not None:
+            path, in_place = row.reencoded_path, False
+            content = Content(
+                transfer_syntax=row.reencoded_transfer_syntax,
+                digest=row.reencoded_digest,
+                meta_digest=row.reencoded_meta_digest,
+                dataset_offset=row.reencoded_dataset_offset,
+                size_bytes=row.reencoded_size_bytes,
+            )
+        return Unproven(
+            entry_id=row.id,
+            identity=identity_of(row),
+            state=State(row.state),
+            content=content,
+            path=None if path is None or row.removed_at is not None else self._file_of(row.host, path, in_place),
+            first_attempt_at=row.first_attempt_at,
+            last_attempt_at=row.last_attempt_at,
+            stored_at=row.stored_at,
+            reason=Reason(row.reason) if row.reason else None,
+            present_before=None if row.present_before is None else bool(row.present_before),
+            was_stored=bool(row.was_stored),
+            resends=row.resends,
+            charged=row.charged,
+            absences=row.absences,
+            absent_since=row.absent_since,
+            checks=row.checks,
+            seen_sequence=row.seen_sequence,
+            seen_action=row.seen_action,
+            seen_state=row.seen_state,
+            seen_at=row.seen_at,
+            needs_content_check=bool(row.needs_content_check),
+        )
+
+    def _file_of(self, name: str, path: str, in_place: bool) -> Path | None:  # noqa: FBT001 - as the row has it
+        spool = self._spool_for(name)
+        return file_of(spool, path, in_place=in_place) if in_place or spool is not None else None
+
+    def _spool_for(self, name: str) -> Path | None:
+        if name == self._host:
+            return self._spool
+        if name not in self._spools:
+            rows = self._all(select(host.c.host, host.c.spool))
+            self._spools.update((row.host, Path(row.spool)) for row in rows if row.spool)
+        return self._spools.get(name)
+
+    def needs_reader(self, *, limit: int = 1000, after_id: int = 0) -> list[ReaderNeed]:
+        """Say which PENDING rows the reader has to look at before they can be sent, by id."""
+        rows = self._all(_NEEDS_READER, {"host": self._host, "after_id": after_id, "limit": limit})
+        return [
+            ReaderNeed(
+                entry_id=row.id,
+                need=Need(row.need),
+                inbox=row.inbox,
+                relative_path=row.relative_path,
+                path=file_of(self._spool, row.path, in_place=bool(row.in_place)),
+                in_place=bool(row.in_place),
+                source=row.source,
+                identity=identity_of(row),
+                content=content_of(row),
+                priority=row.priority,
+            )
+            for row in rows
+        ]
+
+    def wishes(self, *, limit: int = 1000) -> list[Wished]:
+        """Say which REJECTED rows a person wants admitted."""
+        rows = self._all(_WISHES, {"host": self._host, "limit": limit})
+        return [
+            Wished(
+                entry_id=row.id,
+                wish=Wish(row.wish),
+                inbox=row.inbox,
+                relative_path=row.relative_path,
+                path=row.path,
+                in_place=bool(row.in_place),
+                source=row.source,
+                reason=Reason(row.reason),
+                priority=row.priority,
+            )
+            for row in rows
+        ]
