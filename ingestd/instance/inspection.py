@@ -13,7 +13,7 @@ from ingestd.instance.frames import Event
 from ingestd.instance.meta import uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes
-from ingestd.instance.source import Progress, ZeroWatch, ignore_progress
+from ingestd.instance.source import Progress, Window, ZeroWatch, ignore_progress
 from ingestd.instance.syntax import (
     ACCESSION_NUMBER,
     BITS_ALLOCATED,
@@ -38,7 +38,7 @@ from ingestd.instance.syntax import (
     main_elements,
 )
 from ingestd.instance.text import decode_text
-from ingestd.instance.walk import Walker
+from ingestd.instance.walk import KEPT_BYTES, Walker
 
 _PIXELS = frozenset({PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA})
 _UIDS = {
@@ -53,7 +53,6 @@ _KEPT = (
     | {PIXEL_DATA_PROVIDER_URL}
 )
 _CHOSEN = _KEPT | _PIXELS | MAIN_ELEMENTS | {DATA_SET_TRAILING_PADDING, DIRECTORY_RECORD_SEQUENCE}
-_KEPT_BYTES = 1024
 _TEXT_MOST = 64  # LO, SH and CS are shorter; more is cut, as it is for searching only
 _UID = re.compile(r"[0-9.]{1,64}", re.ASCII).fullmatch
 _LEADING_ZERO = re.compile(r"(?:^|\.)0[0-9]", re.ASCII).search
@@ -103,17 +102,28 @@ class _Inspector:
                 verdict, reason = Verdict.DICOMDIR, "a DICOMDIR: an index of files, not an instance"
             else:
                 window = file.open_dataset()
-                self._walker = Walker(window, encoding=file.encoding, limits=self._limits, chosen=_CHOSEN)
+                self._walker = self._walk(window)
                 self._collect(self._walker)
                 walked = True
         except InvalidInstance as problem:
             verdict, reason = problem.verdict, problem.reason
             if not file.meta.found and not beginning.strip(b"\0") and self._rest_is_zero():
                 verdict, reason = Verdict.EMPTY, "the file holds nothing but zeros"
+        self._found.present.update(self._found.values)
         file.close_dataset()
         if walked:
             verdict, reason = self._judge()
         return self._result(verdict, reason)
+
+    def _walk(self, window: Window) -> Walker:
+        return Walker(
+            window,
+            encoding=self._file.encoding,
+            limits=self._limits,
+            chosen=_CHOSEN,
+            keep=_KEPT,
+            keep_in=self._found.values,
+        )
 
     def _rest_is_zero(self) -> bool:
         while chunk := self._file.feed.read():
@@ -140,7 +150,7 @@ class _Inspector:
 
     def _keep(self, walker: Walker, tag: int) -> None:
         found = self._found
-        if walker.length > _KEPT_BYTES:
+        if walker.length > KEPT_BYTES:
             found.notes.add("long_value")
             found.present.add(tag)
             return
@@ -150,7 +160,6 @@ class _Inspector:
             if tag in _UIDS and uid_text(found.values[tag]) != uid_text(value):
                 found.twice = _UIDS[tag]
         found.values[tag] = value
-        found.present.add(tag)
 
     def _judge(self) -> tuple[Verdict, str]:
         """Judge a data set that was walked to its end."""
@@ -243,10 +252,10 @@ class _Inspector:
         found, meta = self._found, self._file.meta
         notes = found.notes | file.notes | (set() if self._walker is None else self._walker.notes)
         character_set = found.values.get(SPECIFIC_CHARACTER_SET, b"")
-        patient_id, readable = decode_text(found.values.get(PATIENT_ID, b"")[:_KEPT_BYTES], character_set)
+        patient_id, readable = decode_text(found.values.get(PATIENT_ID, b"")[:KEPT_BYTES], character_set)
         if not readable:
             notes.add("patient_id_undecodable")
-        accession, readable = decode_text(found.values.get(ACCESSION_NUMBER, b"")[:_KEPT_BYTES], character_set)
+        accession, readable = decode_text(found.values.get(ACCESSION_NUMBER, b"")[:KEPT_BYTES], character_set)
         if not readable:
             notes.add("accession_undecodable")
         return Inspection(

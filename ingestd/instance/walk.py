@@ -11,6 +11,8 @@ limits exceeded. All else that real equipment writes is walked over, and noted (
 
 ``advance`` is called until it says END. It stops at elements the caller has chosen and, for callers that want to
 rewrite the data set (``everything``), at every element and at the begin and end of sequences, items and fragments.
+Stopping costs: short values that are only wanted as they are can be kept on the way (``keep``). A walk that keeps one
+does not stop there, unless the element is long, stands there a second time or lies across two windows.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ _ITEM_BIG = b"\xff\xfe\xe0\x00"
 # What content of undefined length begins with when it is made of items: an item, or at once its delimiter.
 _BEGINS_LITTLE = (_ITEM_LITTLE, b"\xfe\xff\xdd\xe0")
 _BEGINS_BIG = (_ITEM_BIG, b"\xff\xfe\xe0\xdd")
+# A value that is kept on the way is no longer than this; a longer one is handed out.
+KEPT_BYTES = 1024
 
 
 class Walker:
@@ -63,6 +67,8 @@ class Walker:
         encoding: Encoding,
         limits: Limits,
         chosen: Container[int] = frozenset(),
+        keep: Container[int] = frozenset(),
+        keep_in: dict[int, bytes] | None = None,
         everything: bool = False,
         is_sequence: Callable[[int], bool] | None = None,
     ) -> None:
@@ -79,6 +85,9 @@ class Walker:
         self._top = self.implicit, self.big
         self._limits = limits
         self._chosen = Everything() if everything else chosen
+        # Of the chosen ones, those whose first value goes into ``keep_in`` without stopping the walk where it can.
+        self._keep = keep
+        self._kept = {} if keep_in is None else keep_in
         self._everything = everything
         # Whether an element of known length that begins with an item is a sequence: asked for implicit elements and
         # UN. None: implicit ones are, UN is not.
@@ -149,6 +158,7 @@ class Walker:
         header = _EXPLICIT_BIG if self.big else _EXPLICIT_LITTLE
         uint32 = _UINT32_BIG if self.big else _UINT32_LITTLE
         chosen = self._chosen if frame is None or self._everything else ()
+        keep, kept = self._keep, self._kept
         plain = self._plain_vrs
         count, odd, tag = 0, 0, self.last_tag
         found = False
@@ -168,9 +178,11 @@ class Walker:
             odd |= length
             tag = group << 16 | number
             if tag in chosen:
-                found = True
-                pos = start
-                break
+                if length > KEPT_BYTES or tag not in keep or tag in kept:
+                    found = True
+                    pos = start
+                    break
+                kept[tag] = buf[start:after]
             pos = after
         window.pos = pos
         self._ran(count, odd, tag)
@@ -189,6 +201,7 @@ class Walker:
         header = _IMPLICIT_BIG if self.big else _IMPLICIT_LITTLE
         item = _ITEM_BIG if self.big else _ITEM_LITTLE
         chosen = self._chosen if frame is None or self._everything else ()
+        keep, kept = self._keep, self._kept
         count, odd, tag = 0, 0, self.last_tag
         found = False
         while pos + 8 <= limit:
@@ -200,9 +213,11 @@ class Walker:
             odd |= length
             tag = group << 16 | number
             if tag in chosen:
-                found = True
-                pos += 8
-                break
+                if length > KEPT_BYTES or tag not in keep or tag in kept:
+                    found = True
+                    pos += 8
+                    break
+                kept[tag] = buf[pos + 8 : after]
             pos = after
         window.pos = pos
         self._ran(count, odd, tag)
