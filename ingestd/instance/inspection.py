@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Inspection, Limits, Verdict
 from ingestd.instance.frames import Event
-from ingestd.instance.meta import uid_text
+from ingestd.instance.meta import UIDS_CACHED, uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes
 from ingestd.instance.source import Progress, Window, ZeroWatch, ignore_progress
@@ -54,8 +55,9 @@ _KEPT = (
 )
 _CHOSEN = _KEPT | _PIXELS | MAIN_ELEMENTS | {DATA_SET_TRAILING_PADDING, DIRECTORY_RECORD_SEQUENCE}
 _TEXT_MOST = 64  # LO, SH and CS are shorter; more is cut, as it is for searching only
-_UID = re.compile(r"[0-9.]{1,64}", re.ASCII).fullmatch
-_LEADING_ZERO = re.compile(r"(?:^|\.)0[0-9]", re.ASCII).search
+# Asked several times for each file, and mostly for the UIDs of the file before.
+_UID = lru_cache(UIDS_CACHED)(re.compile(r"[0-9.]{1,64}", re.ASCII).fullmatch)
+_LEADING_ZERO = lru_cache(UIDS_CACHED)(re.compile(r"(?:^|\.)0[0-9]", re.ASCII).search)
 _PAGE = 4096
 
 

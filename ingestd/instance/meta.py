@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Verdict
@@ -14,6 +15,10 @@ PREFIX = b"DICM"
 IMPLEMENTATION_CLASS_UID = "2.25.207966535618499327619682543768923100303"
 IMPLEMENTATION_VERSION = "INGESTD"
 
+# Series, study, class and syntax are the same for many files in a row.
+UIDS_CACHED = 64
+_EXPLICIT = struct.Struct("<HH2sH").unpack_from
+_UINT32 = struct.Struct("<I").unpack_from
 _KEPT_BYTES = 1024  # longer values of group 0002 (private information) are passed over
 
 
@@ -38,6 +43,9 @@ def _element(element: int, vr: str, text: str) -> bytes:
     if len(value) % 2:
         value += b"\0" if vr == "UI" else b" "
     return struct.pack("<HH2sH", 0x0002, element, vr.encode("ascii"), len(value)) + value
+
+
+_WANTED = {0x0002: "sop_class_uid", 0x0003: "sop_uid", 0x0010: "transfer_syntax"}
 
 
 class FileMeta:
@@ -97,7 +105,7 @@ def _read_group(head: bytes, start: int, meta: FileMeta, *, at_end: bool) -> int
             if head[pos : pos + 2] in (b"\x02", b"\x02\x00"):
                 raise InvalidInstance(Verdict.SHORT, "the file ends inside its File Meta group")
             break
-        group, element, vr, length = struct.unpack_from("<HH2sH", head, pos)
+        group, element, vr, length = _EXPLICIT(head, pos)
         if group != 0x0002:
             break
         if vr in SHORT_VRS:
@@ -105,10 +113,10 @@ def _read_group(head: bytes, start: int, meta: FileMeta, *, at_end: bool) -> int
         elif vr in LONG_VRS:
             if size - pos < 12:
                 raise InvalidInstance(Verdict.SHORT, "the file ends inside its File Meta group")
-            length = struct.unpack_from("<I", head, pos + 8)[0]
+            length = _UINT32(head, pos + 8)[0]
             value = pos + 12
         else:
-            length = struct.unpack_from("<I", head, pos + 4)[0]
+            length = _UINT32(head, pos + 4)[0]
             value = pos + 8
             if "meta_implicit" not in meta.notes:
                 meta.notes.append("meta_implicit")
@@ -118,9 +126,9 @@ def _read_group(head: bytes, start: int, meta: FileMeta, *, at_end: bool) -> int
             raise MoreBytesNeeded
         pos = value + length
         if element == 0x0000 and length == 4:
-            declared_end = pos + struct.unpack_from("<I", head, value)[0]
-        elif length <= _KEPT_BYTES:
-            _keep(meta, element, head[value:pos])
+            declared_end = pos + _UINT32(head, value)[0]
+        elif element in _WANTED and length <= _KEPT_BYTES:
+            setattr(meta, _WANTED[element], uid_text(head[value:pos]))
     if declared_end is None:
         meta.notes.append("no_group_length")
     elif declared_end != pos:
@@ -128,15 +136,7 @@ def _read_group(head: bytes, start: int, meta: FileMeta, *, at_end: bool) -> int
     return pos
 
 
-def _keep(meta: FileMeta, element: int, value: bytes) -> None:
-    if element == 0x0002:
-        meta.sop_class_uid = uid_text(value)
-    elif element == 0x0003:
-        meta.sop_uid = uid_text(value)
-    elif element == 0x0010:
-        meta.transfer_syntax = uid_text(value)
-
-
+@lru_cache(maxsize=UIDS_CACHED)
 def uid_text(value: bytes) -> str:
     """Turn the bytes of a UI value into text, padding stripped; what is not ASCII becomes "?", which is no UID."""
     return value.strip(b" \0").decode("ascii", "replace").replace("\ufffd", "?")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -48,6 +49,17 @@ class ZeroWatch:
         self.trailing = self.trailing + zeros if zeros == size else zeros
 
 
+_local = threading.local()
+
+
+def _buffer() -> memoryview:
+    """Give this thread's buffer of a window's size; nothing in it outlives the call that asked for it."""
+    buffer: memoryview | None = getattr(_local, "buffer", None)
+    if buffer is None:
+        buffer = _local.buffer = memoryview(bytearray(WINDOW))
+    return buffer
+
+
 class Feed(Protocol):
     """Where a window gets its bytes."""
 
@@ -64,28 +76,26 @@ class FileFeed:
     ``position`` is the offset in the file up to which was read. Raises OSError as the kernel gives it.
     """
 
-    __slots__ = ("_buffer", "_fd", "_progress", "digest", "position")
+    __slots__ = ("_fd", "_progress", "digest", "position")
 
     def __init__(self, fd: int, *, position: int, progress: Progress = ignore_progress) -> None:
         self._fd = fd
         self._progress = progress
-        self._buffer: bytearray | None = None
         self.position = position
         self.digest = hashlib.sha256()
 
     def read(self) -> bytes:
         """Give the next bytes, at most a window; b"" at the end."""
         chunk = os.read(self._fd, WINDOW)
-        self.digest.update(chunk)
-        self.position += len(chunk)
-        self._progress(len(chunk))
+        if chunk:
+            self.digest.update(chunk)
+            self.position += len(chunk)
+            self._progress(len(chunk))
         return chunk
 
     def skip(self, count: int, watch: ZeroWatch | None) -> int:
         """Pass over ``count`` bytes in one reused buffer that fits the processor's cache."""
-        if self._buffer is None:
-            self._buffer = bytearray(WINDOW)
-        whole = memoryview(self._buffer)
+        whole = _buffer()
         left = count
         while left > 0:
             got = os.readv(self._fd, [whole[: min(left, WINDOW)]])
@@ -102,7 +112,8 @@ class FileFeed:
 
     def rest(self) -> int:
         """Read, and hash, to the end of the file; says how many bytes that were."""
-        return self.skip(1 << 62, None)
+        first = len(self.read())  # mostly nothing
+        return first + self.skip(1 << 62, None) if first else 0
 
 
 class InflateFeed:

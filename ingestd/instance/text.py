@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 
 
+# Patient, station and modality are the same for many files in a row.
+@lru_cache(maxsize=64)
 def decode_text(value: bytes, character_set: bytes) -> tuple[str, bool]:
     """Give the text, trailing padding stripped, and whether every byte could be decoded as the file says.
 
