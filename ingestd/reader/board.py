@@ -8,12 +8,14 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import TypeAlias
 
 _SIZE = mmap.PAGESIZE
 _NUMBER = struct.Struct("<Q")
+_PLACE = struct.Struct("<QQ")
 _WORK_AT = 8
+
+Place: TypeAlias = tuple[int, int]  # the job that is being worked on, and how far it has come
 
 
 class Board:
@@ -29,17 +31,15 @@ class Board:
         os.ftruncate(fd, _SIZE)
         return fd
 
-    @contextmanager
-    def at(self, serial: int) -> Iterator[None]:
-        """While this lasts, that job is being worked on; then what was before."""
-        before, work = self.serial, self.work_bytes
-        _NUMBER.pack_into(self._map, _WORK_AT, 0)
-        _NUMBER.pack_into(self._map, 0, serial)
-        try:
-            yield
-        finally:
-            _NUMBER.pack_into(self._map, _WORK_AT, work)
-            _NUMBER.pack_into(self._map, 0, before)
+    def begin(self, serial: int) -> Place:
+        """Say that from now on that job is being worked on; gives what to go back to."""
+        before: Place = _PLACE.unpack_from(self._map, 0)
+        _PLACE.pack_into(self._map, 0, serial, 0)
+        return before
+
+    def go_back(self, before: Place) -> None:
+        """Say that from now on what was before is worked on again, or nothing."""
+        _PLACE.pack_into(self._map, 0, *before)
 
     def worked(self, work_bytes: int) -> None:
         """So many bytes were read, inflated or written for this job up to now."""

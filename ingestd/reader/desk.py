@@ -16,6 +16,7 @@ from ingestd.reader.files import (
     Waits,
     Writeback,
     errno_text,
+    is_same,
     open_regular,
     refuse_open_for_writing,
     source_stat,
@@ -43,21 +44,23 @@ class Desk:
     def do(self, serial: int, job: Job) -> Done:
         """Do one job; whatever goes wrong becomes an answer."""
         self._work = 0
-        with self._board.at(serial):
-            try:
-                return self._done(serial, job)
-            except Waits as why:
-                answer = Answer(serial=serial, waits=str(why))
-            except OSError as error:
-                answer = Answer(serial=serial, waits=f"reading failed: {errno_text(error)}")
-            except InvalidInstance as problem:
-                answer = Answer(serial=serial, refused=problem.reason)
-            except CannotReencode as problem:
-                answer = Answer(serial=serial, refused=str(problem))
-            except (MemoryError, RecursionError):
-                answer = Answer(serial=serial, short_of_memory=True)
-            except Exception as error:  # noqa: BLE001 - a fault of ours must not become a verdict on the file
-                answer = Answer(serial=serial, crashed=place_of(error))
+        before = self._board.begin(serial)
+        try:
+            return self._done(serial, job)
+        except Waits as why:
+            answer = Answer(serial=serial, waits=str(why))
+        except OSError as error:
+            answer = Answer(serial=serial, waits=f"reading failed: {errno_text(error)}")
+        except InvalidInstance as problem:
+            answer = Answer(serial=serial, refused=problem.reason)
+        except CannotReencode as problem:
+            answer = Answer(serial=serial, refused=str(problem))
+        except (MemoryError, RecursionError):
+            answer = Answer(serial=serial, short_of_memory=True)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not become a verdict on the file
+            answer = Answer(serial=serial, crashed=place_of(error))
+        finally:
+            self._board.go_back(before)
         return Done(answer)
 
     def _done(self, serial: int, job: Job) -> Done:
@@ -87,7 +90,7 @@ class Desk:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
                 return Inspection(verdict=Verdict.UNREADABLE, reason_text="is not a regular file"), None
-            if job.expect is not None and job.expect != source_stat(before):
+            if job.expect is not None and not is_same(before, job.expect):
                 return _changed(before), None
             refuse_open_for_writing(fd)
             inspection = self._read(fd, before.st_size)
@@ -118,7 +121,7 @@ class Desk:
             if not stat.S_ISREG(before.st_mode):
                 raise Waits("is not a regular file")
             done = work(fd)
-            if source_stat(os.fstat(fd)) != source_stat(before):
+            if not is_same(os.fstat(fd), source_stat(before)):
                 raise Waits("the file changed while it was read")
             return done
         finally:

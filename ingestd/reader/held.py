@@ -55,13 +55,14 @@ class Held:
         if done.fd is None:
             return done.answer
         serial = done.answer.serial
+        before = self._board.begin(serial)
         try:
-            with self._board.at(serial):
-                sync(done.fd)
-                refuse_open_for_writing(done.fd)
+            sync(done.fd)
+            refuse_open_for_writing(done.fd)
         except Waits as why:
             return Answer(serial=serial, waits=str(why))
         finally:
+            self._board.go_back(before)
             os.close(done.fd)
         return done.answer
 

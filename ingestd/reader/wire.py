@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from ingestd.instance.facts import NOTES, Inspection, Limits, Verdict
@@ -25,6 +26,9 @@ _KINDS: dict[str, type[Job]] = {
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _FIELDS = tuple(each.name for each in fields(Inspection))
+_values_of = attrgetter(*_FIELDS)
+# ASCII only: file names with surrogates survive as \udcXX, and no value can hold a line feed.
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _SAMENESS = frozenset({Sameness.SAME.value, Sameness.OTHER.value, Sameness.OTHER_ENCODING.value})
 _LOST = ("", "ours", "theirs")
 
@@ -109,7 +113,7 @@ def encode_answer(answer: Answer) -> bytes:
     """One line with an answer; only what is set is sent."""
     content: dict[str, Any] = {"n": answer.serial}
     if answer.inspection is not None:
-        content["i"] = [getattr(answer.inspection, name) for name in _FIELDS]
+        content["i"] = _values_of(answer.inspection)
     if answer.canonical is not None:
         content["c"] = answer.canonical
     if answer.sameness is not None:
@@ -202,5 +206,4 @@ def _is_count(value: Any) -> bool:
 
 
 def _line(content: Any) -> bytes:
-    # ASCII only: file names with surrogates survive as \udcXX, and no value can hold a line feed.
-    return json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"
+    return _to_json(content).encode("ascii") + b"\n"
