@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, select, update
 
 from ingestd.lifecycle import (
     HOLDING,
@@ -69,6 +70,21 @@ _HELD = (
     instance.c.size_bytes,
     instance.c.canonical_digest,
 )
+_SELECT_HELD = select(*_HELD).where(HOLDS, dialect.among(instance.c.sop_uid, "sop_uids")).with_for_update()
+_CANDIDATES = select(candidate).where(
+    candidate.c.host == bindparam("host"),
+    candidate.c.inbox == bindparam("inbox"),
+    dialect.among(candidate.c.relative_path, "paths"),
+)
+# By id alone: of the other columns' index a host is only the beginning.
+_DROP = delete(candidate).where(
+    dialect.among(candidate.c.id, "ids"), dialect.unindexed(candidate.c.host) == bindparam("host")
+)
+_LOOK_AGAIN = (
+    update(instance)
+    .where(dialect.among(instance.c.id, "ids"), dialect.unindexed(instance.c.state) == State.CONFIRMED)
+    .values(next_check_at=bindparam("now"), checks=0, absences=0, absent_since=None)
+)
 
 
 def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, _Held]:
@@ -76,8 +92,7 @@ def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, 
     wanted = {identity.sop_uid: None for identity in identities}
     found: dict[Identity, _Held] = {}
     for piece in pieces(list(wanted)):
-        statement = select(*_HELD).where(HOLDS, instance.c.sop_uid.in_(piece)).with_for_update()
-        for row in tx.connection.execute(statement):
+        for row in tx.connection.execute(_SELECT_HELD, {"sop_uids": piece}):
             identity = Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
             found[identity] = _Held(
                 entry_id=row.id,
@@ -103,9 +118,13 @@ def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, first
     The very file that was put down before keeps its row and its tries.
     """
     known: dict[tuple[str, str], Any] = {}
-    for piece in pieces([each.relative_path for each in candidates]):
-        statement = select(candidate).where(candidate.c.host == tx.host, candidate.c.relative_path.in_(piece))
-        known.update(((row.inbox, row.relative_path), row) for row in tx.connection.execute(statement))
+    by_inbox: dict[str, list[str]] = defaultdict(list)
+    for each in candidates:
+        by_inbox[each.inbox].append(each.relative_path)
+    for inbox, paths in by_inbox.items():
+        for piece in pieces(paths):
+            rows = tx.connection.execute(_CANDIDATES, {"host": tx.host, "inbox": inbox, "paths": piece})
+            known.update(((row.inbox, row.relative_path), row) for row in rows)
     ids: list[int] = []
     fresh: list[dict[str, Any]] = []
     changed: list[int] = []
@@ -131,7 +150,7 @@ def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, first
         next_id += 1
     drop_candidates(tx, changed)
     if fresh:
-        tx.connection.execute(insert(candidate), fresh)
+        dialect.insert_rows(tx.connection, candidate, fresh)
     return ids
 
 
@@ -146,7 +165,7 @@ def candidate_died(tx: Transaction, candidate_id: int) -> int:
 def drop_candidates(tx: Transaction, candidate_ids: Iterable[int]) -> None:
     """Forget files that nothing came of."""
     for piece in pieces(list(candidate_ids)):
-        tx.connection.execute(delete(candidate).where(candidate.c.id.in_(piece), candidate.c.host == tx.host))
+        tx.connection.execute(_DROP, {"ids": piece, "host": tx.host})
 
 
 def admit(
@@ -198,11 +217,7 @@ def admit(
 def _look_again(tx: Transaction, entry_ids: Sequence[int], now: datetime) -> None:
     tx.write()
     for piece in pieces(entry_ids):
-        tx.connection.execute(
-            update(instance)
-            .where(instance.c.id.in_(piece), instance.c.state == State.CONFIRMED)
-            .values(next_check_at=now, checks=0, absences=0, absent_since=None)
-        )
+        tx.connection.execute(_LOOK_AGAIN, {"ids": piece, "now": now})
 
 
 def _compare(arrival: Arrival, holder: _Held, answer: Judged | None) -> Sameness:

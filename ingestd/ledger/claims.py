@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -216,17 +217,20 @@ def _rows_to_look_at(queue: Any, limits: BatchLimits) -> int:
 
 
 def _mark_sending(tx: Transaction, batch: Batch, rows: Sequence[Row]) -> None:
+    by_attempts: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
-        first: dict[str, Any] = {"first_attempt_at": batch.started_at} if row.attempts == 0 else {}
-        tx.move(
-            row,
+        by_attempts[row.attempts].append(row)
+    for attempts, alike in by_attempts.items():
+        first: dict[str, Any] = {"first_attempt_at": batch.started_at} if attempts == 0 else {}
+        tx.move_all(
+            alike,
             State.SENDING,
             at=batch.started_at,
             reason=None,
             by_attempt=batch.attempt_id,
             claim_token=batch.claim_token,
             attempt_id=batch.attempt_id,
-            attempts=row.attempts + 1,
+            attempts=attempts + 1,
             last_attempt_at=batch.started_at,
             present_before=None,
             **first,
@@ -248,6 +252,7 @@ def finish(
     before = _study_before(tx, batch.study_uid)
     rows = tx.rows_by_id(part.entry_id for part in batch.parts)
     outcomes = {outcome.entry_id: outcome for outcome in result.outcomes}
+    same: dict[Hashable, tuple[Outcome, list[Row]]] = {}
     moved = 0
     for part in batch.parts:
         row = rows.get(part.entry_id)
@@ -259,8 +264,10 @@ def finish(
             reason=Reason.NO_VERDICT,
             note="nothing was said of this file; the server will be asked",
         )
-        _come_back(tx, row, outcome, batch, now)
+        same.setdefault(_effect(row, outcome), (outcome, []))[1].append(row)
         moved += 1
+    for outcome, alike in same.values():
+        _come_back(tx, alike, outcome, batch, now)
     tx.settle()
     was_open = _close_attempt(tx, result)
     charged, pauses, next_attempt_at = _study_goes_on(
@@ -278,7 +285,31 @@ def finish(
     )
 
 
-def _come_back(tx: Transaction, row: Row, outcome: Outcome, batch: Batch, now: datetime) -> None:
+def _effect(row: Row, outcome: Outcome) -> Hashable:
+    """Say what of a row and its outcome decides what ``_come_back`` sets."""
+    return (
+        row.charged,
+        row.being_created_since,
+        row.seen_sequence is None,
+        outcome.state,
+        outcome.reason,
+        outcome.note,
+        outcome.charge,
+        outcome.alone,
+        outcome.failure_reason,
+        outcome.warning_reason,
+        outcome.failed_attributes,
+        outcome.wait,
+        outcome.reread,
+        outcome.reencode,
+        outcome.needs_content_check,
+        tuple(outcome.evidence.items()),
+    )
+
+
+def _come_back(tx: Transaction, rows: Sequence[Row], outcome: Outcome, batch: Batch, now: datetime) -> None:
+    """Move rows on which this outcome has the same effect."""
+    row = rows[0]
     values: dict[str, Any] = {
         "charged": 0 if outcome.state is State.STORED else row.charged + int(outcome.charge),
         "alone": int(outcome.alone),
@@ -306,8 +337,8 @@ def _come_back(tx: Transaction, row: Row, outcome: Outcome, batch: Batch, now: d
             values["needs_content_check"] = 1
         if outcome.state is State.STORED:
             values.update(stored_at=now, was_stored=1)
-    tx.move(
-        row,
+    tx.move_all(
+        rows,
         outcome.state,
         at=now,
         reason=outcome.reason,

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement
 
 from ingestd.lifecycle import HOLDING, MOVES, Reason, State
 
+from . import dialect
 from .schema import instance
 from .transaction import Row, Transaction
 from .values import Choice, RefusedMove, Retried, Wish
@@ -81,7 +82,7 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
     if row.state is State.PENDING:
         # Held, or waiting for its time: it is let go. What it needs of the reader it still needs.
         tx.change(row, {"hold_reason": None, "next_attempt_at": None, "charged": 0}, at=now)
-        tx.put_down(row.id, State.PENDING, State.PENDING, at=now, reason=Reason.RETRIED, note=_RETRIED)
+        tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason=Reason.RETRIED, note=_RETRIED)
         return State.PENDING
     tx.move(
         row,
@@ -107,7 +108,7 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
 def _wish(tx: Transaction, row: Row, wish: Wish, now: datetime) -> None:
     tx.change(row, {"wish": wish}, at=now)
     tx.put_down(
-        row.id,
+        (row.id,),
         State.REJECTED,
         State.REJECTED,
         at=now,
@@ -203,7 +204,7 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
         tx.select_rows(
             instance.c.holder_id.is_not(None),
             instance.c.holder_id == holder.id,
-            instance.c.state == State.DUPLICATE,
+            dialect.unindexed(instance.c.state) == State.DUPLICATE,
             instance.c.settled_at.is_(None),
         )
     )
@@ -219,7 +220,7 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
     for duplicate in duplicates:
         tx.change(duplicate, {"settled_at": now}, at=now)
         tx.put_down(
-            duplicate.id,
+            (duplicate.id,),
             State.DUPLICATE,
             State.DUPLICATE,
             at=now,
@@ -229,7 +230,9 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
     # Other files that are in conflict with the former holder are so with its successor.
     for other in tx.rows(
         tx.select_rows(
-            instance.c.holder_id.is_not(None), instance.c.holder_id == holder.id, instance.c.state == State.CONFLICT
+            instance.c.holder_id.is_not(None),
+            instance.c.holder_id == holder.id,
+            dialect.unindexed(instance.c.state) == State.CONFLICT,
         )
     ):
         if other.id != row.id:
@@ -273,5 +276,5 @@ def wish_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> 
     if row is None or row.wish is None:
         return
     tx.change(row, {"wish": None, "note": note}, at=now)
-    tx.put_down(row.id, row.state, row.state, at=now, reason=row.reason or "", note=note)
+    tx.put_down((row.id,), row.state, row.state, at=now, reason=row.reason or "", note=note)
     tx.settle()

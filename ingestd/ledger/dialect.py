@@ -12,33 +12,43 @@ The settings and why (SQLite documentation: pragma, lockingv3, WAL):
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Table, create_engine, event, func, select
+from sqlalchemy import Column, ColumnElement, Table, bindparam, create_engine, event, func, literal_column, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
+from sqlalchemy.types import UserDefinedType
 
 from ingestd.lifecycle import MOVES, State
 
 from .values import LedgerBusy, LedgerError, LedgerFull, LedgerMissing, LedgerPermission
 
 if TYPE_CHECKING:
+    from sqlalchemy import Insert as GenericInsert
     from sqlalchemy.dialects.sqlite import Insert
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Connection, Dialect, Engine
     from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.types import TypeEngine
+
+T = TypeVar("T")
 
 MIGRATION_WORDS = {"int": "INTEGER", "key": "INTEGER PRIMARY KEY", "bytes": "BLOB", "strict": "STRICT"}
 
 # Host parameters of one statement: 999 in the oldest libraries; an IN list beside a few others stays below.
 CHUNK = 500
+
+# Rows of one INSERT: what is inserted is cut into so many and the rest, so that few statements are prepared.
+_ROWS_A_STATEMENT = 32
 
 _APPLICATION_ID = 0x494E4744  # "INGD"
 _HEADER = b"SQLite format 3\0"
@@ -388,3 +398,54 @@ def add_to(table: Table, columns: Iterable[str]) -> Insert:
 def insert_missing(table: Table) -> Insert:
     """Insert rows, leaving alone those that are there."""
     return insert(table).on_conflict_do_nothing()
+
+
+class _Each(UserDefinedType[Sequence[Any]]):
+    """A list of values bound as one JSON text; each is kept as its column keeps it."""
+
+    cache_ok = True
+
+    def __init__(self, of: TypeEngine[Any]) -> None:
+        self.of = of
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Sequence[Any] | None], str]:
+        """Give SQLAlchemy what writes the list."""
+        keep = self.of.bind_processor(dialect)
+        return lambda values: json.dumps([value if keep is None else keep(value) for value in values or ()])
+
+
+def among(column: Column[Any], name: str) -> ColumnElement[bool]:
+    """Say that a column's value is one of a list, to be bound as ``name``; no digests (JSON has no bytes).
+
+    The statement is the same whatever the length of the list.
+    """
+    each = func.json_each(bindparam(name, type_=_Each(column.type))).table_valued("value")
+    return column.in_(select(each.c.value))
+
+
+def unindexed(column: Column[T]) -> ColumnElement[T]:
+    """Name a column so that no index over it is chosen (SQLite documentation: the unary "+" of a WHERE term)."""
+    return literal_column(f"+{column.name}", type_=column.type)
+
+
+def insert_for_each(table: Table, column: str, others: Sequence[str]) -> GenericInsert:
+    """Insert a row for each value of ``column``, a list bound as "b_each"; the others ("b_...") are the same in all."""
+    each = func.json_each(bindparam("b_each", type_=_Each(table.c[column].type))).table_valued("value")
+    same = (bindparam(f"b_{name}", type_=table.c[name].type) for name in others)
+    return table.insert().from_select([column, *others], select(each.c.value, *same))
+
+
+def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows that have the same columns, many in one statement: each statement costs a step of its own."""
+    columns = tuple(rows[0])
+    keeps = [(name, table.c[name].type.bind_processor(connection.dialect)) for name in columns]
+    for start in range(0, len(rows), _ROWS_A_STATEMENT):
+        piece = rows[start : start + _ROWS_A_STATEMENT]
+        values = tuple(row[name] if keep is None else keep(row[name]) for row in piece for name, keep in keeps)
+        connection.exec_driver_sql(_insertion(table.name, columns, len(piece)), values)
+
+
+@lru_cache(maxsize=128)
+def _insertion(table: str, columns: tuple[str, ...], rows: int) -> str:
+    one = f"({', '.join('?' * len(columns))})"
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([one] * rows)}"  # noqa: S608

@@ -92,7 +92,7 @@ def _not_settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime, bac
     if outcome.reason is Reason.ABSENT:
         # The second sending of a file must be explained by what is on record.
         tx.put_down(
-            row.id,
+            (row.id,),
             row.state,
             row.state,
             at=now,
@@ -143,7 +143,7 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
             tx.select_rows(
                 instance.c.holder_id.is_not(None),
                 instance.c.holder_id.in_(piece),
-                instance.c.state == State.DUPLICATE,
+                dialect.unindexed(instance.c.state) == State.DUPLICATE,
                 instance.c.settled_at.is_(None),
             )
         )
@@ -163,7 +163,10 @@ def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime) -> i
     changed = 0
     for piece in pieces(list(entry_ids)):
         changed += tx.connection.execute(
-            update(instance).where(instance.c.id.in_(piece), instance.c.state.in_(PROVABLE)).values(next_check_at=at)
+            update(instance)
+            .where(dialect.among(instance.c.id, "ids"), dialect.unindexed(instance.c.state).in_(PROVABLE))
+            .values(next_check_at=at),
+            {"ids": piece},
         ).rowcount
     return changed
 

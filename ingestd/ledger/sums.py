@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import literal_column, select
+from sqlalchemy import bindparam, literal_column, select
 from sqlalchemy.engine import Connection
 
 from ingestd.lifecycle import BatchLimits, State, StudyQueue, study_due_at
@@ -23,6 +23,11 @@ _QUEUED = literal_column("queued") == literal_column("1")
 _ADD_COUNTS = dialect.add_to(state_count, ("entries", "held", "size_bytes"))
 _PUT_STUDY = dialect.upsert(study)
 _PUT_LABEL = dialect.insert_missing(study_label)
+_SELECT_STUDIES = (
+    select(study)
+    .where(study.c.host == bindparam("host"), dialect.among(study.c.study_uid, "study_uids"))
+    .with_for_update()
+)
 _LABELS_REMEMBERED = 20_000
 
 
@@ -100,11 +105,11 @@ class Sums:
         change.states[state] = change.states.get(state, 0) - 1
         change.size_bytes -= size
 
-    def turn(self, host: str, study_uid: str, before: State, after: State, at: datetime) -> None:
-        """Count a row of a study in another state."""
+    def turn(self, host: str, study_uid: str, before: State, after: State, rows: int, at: datetime) -> None:
+        """Count rows of a study in another state."""
         states = self._of(host, study_uid, at).states
-        states[before] = states.get(before, 0) - 1
-        states[after] = states.get(after, 0) + 1
+        states[before] = states.get(before, 0) - rows
+        states[after] = states.get(after, 0) + rows
 
     def enqueue(self, host: str, study_uid: str, size: int, priority: int, admitted_at: datetime, at: datetime) -> None:
         """A row joins the queue of its study."""
@@ -180,8 +185,8 @@ class Sums:
             limits = self._limits_of(host)
             found: dict[str, dict[str, Any]] = {}
             for piece in _pieces(study_uids):
-                asked = select(study).where(study.c.host == host, study.c.study_uid.in_(piece)).with_for_update()
-                found.update((row.study_uid, dict(row._mapping)) for row in connection.execute(asked))  # noqa: SLF001
+                asked = connection.execute(_SELECT_STUDIES, {"host": host, "study_uids": piece})
+                found.update((row.study_uid, dict(row._mapping)) for row in asked)  # noqa: SLF001 - its public name
             for study_uid in study_uids:
                 change = changes[host, study_uid]
                 row = found.get(study_uid) or _new_study(host, study_uid, change)

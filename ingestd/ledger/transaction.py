@@ -19,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Select, Update, bindparam, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Select, Update, bindparam, literal_column, select, update
 from sqlalchemy.engine import Connection
 
 from ingestd.lifecycle import (
@@ -132,8 +132,9 @@ def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:
 
 @lru_cache(maxsize=256)
 def _update(columns: tuple[str, ...], *, token: bool, many: bool) -> Update:
-    which = instance.c.id.in_(bindparam("b_id", expanding=True)) if many else instance.c.id == bindparam("b_id")
-    statement = update(instance).where(which, instance.c.state == bindparam("b_state"))
+    which = dialect.among(instance.c.id, "b_id") if many else instance.c.id == bindparam("b_id")
+    # By id alone: the index over the states would go through all rows that are in this one.
+    statement = update(instance).where(which, dialect.unindexed(instance.c.state) == bindparam("b_state"))
     if token:
         statement = statement.where(instance.c.claim_token == bindparam("b_token"))
     return statement.values({name: bindparam(name) for name in columns})
@@ -141,16 +142,29 @@ def _update(columns: tuple[str, ...], *, token: bool, many: bool) -> Update:
 
 _PUT_DOWN_COLUMNS = ("at", "before", "after", "reason", "note", "attempt_id", "evidence")
 # The same line for many rows in one statement.
-_PUT_DOWN_FOR_MANY = insert(history).from_select(
-    ["entry_id", *_PUT_DOWN_COLUMNS],
-    select(
-        instance.c.id,
-        *(bindparam(f"b_{name}", type_=history.c[name].type) for name in _PUT_DOWN_COLUMNS),
-    )
-    .where(instance.c.id.in_(bindparam("b_id", expanding=True)))
-    .order_by(instance.c.id),
-)
+_PUT_DOWN_FOR_MANY = dialect.insert_for_each(history, "entry_id", _PUT_DOWN_COLUMNS)
+_SELECT_BY_ID = select(*ROW).where(dialect.among(instance.c.id, "ids")).with_for_update()
 _FEW = 4
+# What the rows of one move have in common; what a move sets then depends on nothing else.
+_ALIKE = itemgetter(
+    *(
+        Row._fields.index(name)
+        for name in (
+            "host",
+            "state",
+            "reason",
+            "inbox",
+            "study_uid",
+            "priority",
+            "queued",
+            "hold_reason",
+            "need",
+            "next_attempt_at",
+            "claim_token",
+            "settled_at",
+        )
+    )
+)
 
 
 class Transaction:
@@ -192,16 +206,16 @@ class Transaction:
         """Begin the statement that reads rows to be moved."""
         return select(*ROW).where(*where).with_for_update()
 
-    def rows(self, statement: Select[Any]) -> list[Row]:
+    def rows(self, statement: Select[Any], **values: Any) -> list[Row]:
         """Read rows to be moved, as they are after everything gathered so far."""
         self.write()
-        return [make_row(values) for values in self.connection.execute(statement)]
+        return [make_row(row) for row in self.connection.execute(statement, values).all()]
 
     def rows_by_id(self, entry_ids: Iterable[int]) -> dict[int, Row]:
         """Read these rows; one that does not exist is absent."""
         found: dict[int, Row] = {}
         for piece in pieces(list(dict.fromkeys(entry_ids))):
-            found.update((row.id, row) for row in self.rows(self.select_rows(instance.c.id.in_(piece))))
+            found.update((row.id, row) for row in self.rows(_SELECT_BY_ID, ids=piece))
         return found
 
     def holder_of(self, identity: Identity) -> Row | None:
@@ -222,7 +236,7 @@ class Transaction:
         check_move(None, state)
         reason = values["reason"] or ""
         self._added.append(values)
-        self.put_down(values["id"], None, state, at=at, reason=reason, note=note)
+        self.put_down((values["id"],), None, state, at=at, reason=reason, note=note)
         self.sums.count(self.host, values["inbox"], state, reason, entries=1, held=0, size=values["size_bytes"])
         study_uid = values["study_uid"]
         if study_uid is not None:
@@ -230,9 +244,13 @@ class Transaction:
         if values["queued"]:
             self.sums.enqueue(self.host, study_uid, values["size_bytes"], values["priority"], values["admitted_at"], at)
 
-    def move(
+    def move(self, row: Row, after: State, *, at: datetime, reason: Reason | None, **what: Any) -> None:
+        """Move one row to another state, as ``move_all`` does."""
+        self.move_all((row,), after, at=at, reason=reason, **what)
+
+    def move_all(
         self,
-        row: Row,
+        rows: Sequence[Row],
         after: State,
         *,
         at: datetime,
@@ -243,38 +261,38 @@ class Transaction:
         gives_up: bool = True,
         **values: Any,
     ) -> None:
-        """Move a row to another state, and set what goes with it; raises IllegalMove for a move the table lacks."""
-        before = row.state
-        check_move(before, after)
-        if before in _CHECKED:
-            values.setdefault("next_check_at", None)
-        if before is State.SENDING:
-            values["claim_token"] = None
-        if before is State.PENDING and after is not State.PENDING:
-            for column in ("hold_reason", "need", "next_attempt_at"):
-                if getattr(row, column) is not None:
-                    values[column] = None
-        if (before in HOLDING) != (after in HOLDING):
-            values["holds"] = int(after in HOLDING)
-        if after in _SETTLED:
-            values.setdefault("settled_at", at)
-        elif row.settled_at is not None:
-            values.setdefault("settled_at", None)
-        values.update(state=after, reason=reason, note=note, changed_at=at)
-        self.change(row, values, at=at)
-        self.put_down(
-            row.id, before, after, at=at, reason=reason or "", note=note, evidence=evidence, attempt_id=by_attempt
-        )
+        """Move rows to another state, and set what goes with it; raises IllegalMove for a move the table lacks."""
+        for alike in _alike(rows):
+            row = alike[0]
+            check_move(row.state, after)
+            settings = _settings_of_move(row, after, at, values)
+            settings.update(state=after, reason=reason, note=note, changed_at=at)
+            self._change(alike, settings, at=at)
+            self.put_down(
+                [each.id for each in alike],
+                row.state,
+                after,
+                at=at,
+                reason=reason or "",
+                note=note,
+                evidence=evidence,
+                attempt_id=by_attempt,
+            )
         if gives_up and after in _GIVES_UP:
-            self._given_up.append((row, at))
+            self._given_up += [(row, at) for row in rows]
 
     def change(self, row: Row, values: dict[str, Any], *, at: datetime) -> None:
         """Set columns of a row and keep the sums; a change of state goes through ``move``."""
-        if row.id in self._touched:
-            raise IllegalMove(f"row {row.id} was read before its last change")
-        self._touched.add(row.id)
+        self._change((row,), values, at=at)
+
+    def _change(self, rows: Sequence[Row], values: dict[str, Any], *, at: datetime) -> None:
+        """Set the same columns of rows that are alike."""
+        ids = [row.id for row in rows]
+        if not self._touched.isdisjoint(ids):
+            raise IllegalMove(f"one of the rows {ids} was read before its last change")
+        self._touched.update(ids)
+        row = rows[0]
         after = values.get("state", row.state)
-        size = values.get("size_bytes", row.size_bytes)
         queued = int(
             after is State.PENDING
             and values.get("hold_reason", row.hold_reason) is None
@@ -283,39 +301,62 @@ class Transaction:
         )
         if queued != row.queued:
             values["queued"] = queued
-        self._keep_sums(row, values, after, size, queued, at)
+        if "size_bytes" in values or "study_uid" in values:
+            for each in rows:
+                self._keep_sums_of_another_file(each, values, after, queued, at)
+        else:
+            self._keep_sums(rows, values, after, queued, at)
         # An identity is given up before another row takes it.
         rank = _RANKS[values.get("holds")]
         shape = (rank, row.state, row.claim_token, tuple(values))
         # Most rows of a batch are set to the same: they are written by one statement.
-        self._updates.setdefault(shape, {}).setdefault(tuple(values.values()), []).append(row.id)
+        self._updates.setdefault(shape, {}).setdefault(tuple(values.values()), []).extend(ids)
 
-    def _keep_sums(self, row: Row, values: dict[str, Any], after: State, size: int, queued: int, at: datetime) -> None:
+    def _keep_sums(self, rows: Sequence[Row], values: dict[str, Any], after: State, queued: int, at: datetime) -> None:
+        row, number, size = rows[0], len(rows), sum(row.size_bytes for row in rows)
+        self._keep_counts(row, values, after, number, size, size)
+        if row.study_uid is None:
+            return
+        if after is not row.state:
+            self.sums.turn(row.host, row.study_uid, row.state, after, number, at)
+        if row.queued and not queued:
+            self.sums.dequeue(row.host, row.study_uid, number, size, at)
+        elif queued and not row.queued:
+            for each in rows:
+                self.sums.enqueue(row.host, row.study_uid, each.size_bytes, row.priority, each.admitted_at, at)
+
+    def _keep_counts(
+        self, row: Row, values: dict[str, Any], after: State, number: int, size: int, size_after: int
+    ) -> None:
         held = int(row.hold_reason is not None)
         held_after = int(values.get("hold_reason", row.hold_reason) is not None)
         reason, reason_after = row.reason or "", values.get("reason", row.reason) or ""
-        if (row.state, reason, held, row.size_bytes) != (after, reason_after, held_after, size):
-            self.sums.count(row.host, row.inbox, row.state, reason, entries=-1, held=-held, size=-row.size_bytes)
-            self.sums.count(row.host, row.inbox, after, reason_after, entries=1, held=held_after, size=size)
+        if (row.state, reason, held, size) == (after, reason_after, held_after, size_after):
+            return
+        self.sums.count(row.host, row.inbox, row.state, reason, entries=-number, held=-held * number, size=-size)
+        self.sums.count(
+            row.host, row.inbox, after, reason_after, entries=number, held=held_after * number, size=size_after
+        )
+
+    def _keep_sums_of_another_file(
+        self, row: Row, values: dict[str, Any], after: State, queued: int, at: datetime
+    ) -> None:
+        """Keep the sums of a row whose file was read again: it may have another size, and another study."""
+        size = values.get("size_bytes", row.size_bytes)
+        self._keep_counts(row, values, after, 1, row.size_bytes, size)
         study_uid = values.get("study_uid", row.study_uid)
-        if study_uid != row.study_uid or size != row.size_bytes:
-            if row.study_uid is not None:
-                self.sums.vanish(row.host, row.study_uid, row.state, row.size_bytes, at)
-            if study_uid is not None:
-                self.sums.appear(row.host, study_uid, after, size, at)
-        elif study_uid is not None and after is not row.state:
-            self.sums.turn(row.host, study_uid, row.state, after, at)
-        if (row.queued, row.study_uid, row.size_bytes) != (queued, study_uid, size):
+        if row.study_uid is not None:
+            self.sums.vanish(row.host, row.study_uid, row.state, row.size_bytes, at)
             if row.queued:
-                assert row.study_uid is not None, "what is queued has its identity"
                 self.sums.dequeue(row.host, row.study_uid, 1, row.size_bytes, at)
+        if study_uid is not None:
+            self.sums.appear(row.host, study_uid, after, size, at)
             if queued:
-                assert study_uid is not None, "what is queued has its identity"
                 self.sums.enqueue(row.host, study_uid, size, row.priority, row.admitted_at, at)
 
     def put_down(
         self,
-        entry_id: int,
+        entry_ids: Sequence[int],
         before: State | None,
         after: State,
         *,
@@ -325,13 +366,13 @@ class Transaction:
         evidence: Mapping[str, str] | None = None,
         attempt_id: int | None = None,
     ) -> None:
-        """Add a line to a row's history."""
-        if entry_id in self._told:
+        """Add the same line to the history of rows."""
+        if not self._told.isdisjoint(entry_ids):
             # Two lines of one row stand in the order in which they were said.
             self._write_history()
-        self._told.add(entry_id)
+        self._told.update(entry_ids)
         line = (at, before, after, reason, note, attempt_id, as_json(evidence) if evidence else "")
-        self._history.setdefault(line, []).append(entry_id)
+        self._history.setdefault(line, []).extend(entry_ids)
 
     def settle(self) -> None:
         """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates.
@@ -363,7 +404,7 @@ class Transaction:
             for values in added:
                 kinds[tuple(values)].append(values)
             for rows in kinds.values():
-                self.connection.execute(insert(instance), rows)
+                dialect.insert_rows(self.connection, instance, rows)
         if self._updates:
             updates, self._updates = self._updates, {}
             self._touched.clear()
@@ -381,9 +422,7 @@ class Transaction:
                 single += [{**columns_set, **expected, "b_id": entry_id} for entry_id in entry_ids]
                 continue
             statement = _update(columns, token=token is not None, many=True)
-            for piece in pieces(entry_ids):
-                done = self.connection.execute(statement, {**columns_set, **expected, "b_id": list(piece)})
-                written += done.rowcount
+            written += self.connection.execute(statement, {**columns_set, **expected, "b_id": entry_ids}).rowcount
         if single:
             done = self.connection.execute(_update(columns, token=token is not None, many=False), single)
             written += done.rowcount
@@ -403,10 +442,9 @@ class Transaction:
                 single += [{"entry_id": entry_id, **said} for entry_id in entry_ids]
                 continue
             many = {f"b_{name}": value for name, value in said.items()}
-            for piece in pieces(entry_ids):
-                self.connection.execute(_PUT_DOWN_FOR_MANY, {**many, "b_id": list(piece)})
+            self.connection.execute(_PUT_DOWN_FOR_MANY, {**many, "b_each": entry_ids})
         if single:
-            self.connection.execute(insert(history), single)
+            dialect.insert_rows(self.connection, history, single)
 
     def pass_on(self, row: Row, *, at: datetime) -> None:
         """Let the oldest duplicate take the place of this row, which has no use for its identity any more."""
@@ -420,7 +458,7 @@ class Transaction:
                 self.select_rows(
                     instance.c.holder_id.is_not(None),
                     instance.c.holder_id.in_(piece),
-                    instance.c.state == State.DUPLICATE,
+                    dialect.unindexed(instance.c.state) == State.DUPLICATE,
                     # A settled one was as good as delivered: what is deleted on the server later stays deleted.
                     instance.c.settled_at.is_(None),
                     instance.c.removed_at.is_(None),
@@ -452,6 +490,37 @@ class Transaction:
         else:
             note = f"row {holder_id} holds the same UIDs now, with other content"
             self.move(duplicate, State.CONFLICT, at=at, reason=Reason.OTHER_CONTENT, note=note, holder_id=holder_id)
+
+
+def _alike(rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
+    """Put the rows together on which a move has the same effect."""
+    if len(rows) == 1:
+        return (rows,)
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_ALIKE(row), []).append(row)
+    return groups.values()
+
+
+def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to what a move is to set what it has to set by the way."""
+    settings = dict(values)
+    before = row.state
+    if before in _CHECKED:
+        settings.setdefault("next_check_at", None)
+    if before is State.SENDING:
+        settings["claim_token"] = None
+    if before is State.PENDING and after is not State.PENDING:
+        for column in ("hold_reason", "need", "next_attempt_at"):
+            if getattr(row, column) is not None:
+                settings[column] = None
+    if (before in HOLDING) != (after in HOLDING):
+        settings["holds"] = int(after in HOLDING)
+    if after in _SETTLED:
+        settings.setdefault("settled_at", at)
+    elif row.settled_at is not None:
+        settings.setdefault("settled_at", None)
+    return settings
 
 
 def same_bytes(one: Row, other: Row) -> bool:

@@ -23,7 +23,7 @@ def hold(tx: Transaction, entry_ids: Iterable[int], *, reason: str, now: datetim
     rows = [row for row in tx.rows_by_id(entry_ids).values() if row.state is State.PENDING]
     for row in rows:
         tx.change(row, {"hold_reason": reason}, at=now)
-        tx.put_down(row.id, State.PENDING, State.PENDING, at=now, reason="held", note=reason)
+        tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason="held", note=reason)
     tx.settle()
     return len(rows)
 
@@ -33,7 +33,7 @@ def unhold(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> int:
     rows = [row for row in tx.rows_by_id(entry_ids).values() if row.hold_reason is not None]
     for row in rows:
         tx.change(row, {"hold_reason": None}, at=now)
-        tx.put_down(row.id, State.PENDING, State.PENDING, at=now, reason="let_go")
+        tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason="let_go")
     tx.settle()
     return len(rows)
 
@@ -58,7 +58,7 @@ def attach_reencoded(tx: Transaction, entry_id: int, *, path: str, content: Cont
         },
         at=now,
     )
-    tx.put_down(row.id, State.PENDING, State.PENDING, at=now, reason=Reason.REENCODED, note=note)
+    tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason=Reason.REENCODED, note=note)
     tx.settle()
     return True
 
