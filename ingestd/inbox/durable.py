@@ -31,6 +31,16 @@ def source_of(found: os.stat_result) -> SourceStat:
     return SourceStat(device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
+def is_same(found: os.stat_result, seen: SourceStat) -> bool:
+    """Whether this is still the version of the file that was seen."""
+    return (
+        found.st_mtime_ns == seen.mtime_ns
+        and found.st_size == seen.size_bytes
+        and found.st_ino == seen.inode
+        and found.st_dev == seen.device
+    )
+
+
 def look(name: str, folder: int) -> os.stat_result:
     """Look at a name in an open folder, not at what a link leads to."""
     return os.stat(name, dir_fd=folder, follow_symlinks=False)

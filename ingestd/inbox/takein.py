@@ -18,16 +18,20 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ingestd.lifecycle import SourceStat
 
-from .durable import OPEN_FILE, look, open_folder, put_back, source_of, sync
+from .durable import OPEN_FILE, is_same, look, open_folder, put_back, source_of, sync
 from .types import Candidate, Expect, NotTaken, Taken, WhyNot, check_inbox_name
 
 CHUNK = 1 << 20
+_FOLDERS_MOST = 200
+_NAME_BYTES = 16
+_NAMES_AT_ONCE = 64
 # On a copy: where it came from, so that after a crash it is not taken for another file than its source.
 ORIGIN = "user.ingestd.source"
 
@@ -41,13 +45,37 @@ class _Left(Exception):
         super().__init__(note)
 
 
+class _Item(NamedTuple):
+    """One file that is to be brought, its path taken apart."""
+
+    place: int  # among the items
+    candidate: Candidate
+    expect: Expect
+    folder: tuple[str, str]  # the one that is opened as it is written, and the folders below it
+    name: str
+
+    @classmethod
+    def of(cls, place: int, candidate: Candidate, expect: Expect) -> _Item:
+        path, relative = str(candidate.path), candidate.relative_path
+        assert path.endswith("/" + relative), "a candidate's path is its inbox's, and its relative path"
+        parent, _, name = relative.rpartition("/")
+        return cls(place, candidate, expect, (path[: -len(relative) - 1] or "/", parent), name)
+
+
+class _Target(NamedTuple):
+    """Where in the spool a file is to go: an open folder, its path with a slash, and the name in it."""
+
+    folder: int
+    prefix: str
+    name: str
+
+
 @dataclass(slots=True)
 class _Moved:
     """A rename that is not durable yet."""
 
-    place: int  # among the items
+    item: _Item
     taken: Taken
-    name: str
     source_folder: int | None  # None: there is nothing to put back (a copy, or it lay there already)
     target_folder: int
     target_name: str
@@ -74,19 +102,23 @@ class _Folders:
 def bring(spool: Path, device: int, items: Sequence[tuple[Candidate, Expect]], *, room: str) -> list[Taken | NotTaken]:
     """Bring files into one of the spool's rooms; see ``Spool.take_in``."""
     results: dict[int, Taken | NotTaken] = {}
-    # Two hundred folders open at a time; a batch rarely has more than a handful.
-    places = sorted(range(len(items)), key=lambda place: str(items[place][0].path.parent))
-    start = 0
-    while start < len(places):
-        folders: set[Path] = set()
-        end = start
-        while end < len(places) and len(folders | {items[places[end]][0].path.parent}) <= 200:
-            folders.add(items[places[end]][0].path.parent)
-            end += 1
-        group = [(place, *items[place]) for place in places[start:end]]
+    for group in _groups([_Item.of(place, *item) for place, item in enumerate(items)]):
         results.update(_Group(str(spool), device, room).bring(group))
-        start = end
     return [results[place] for place in range(len(items))]
+
+
+def _groups(items: list[_Item]) -> Iterator[list[_Item]]:
+    """Cut by folders: two hundred are open at a time; a batch rarely has more than a handful."""
+    folders: set[tuple[str, str]] = set()
+    group: list[_Item] = []
+    for item in sorted(items, key=lambda item: item.folder):
+        if item.folder not in folders and len(folders) == _FOLDERS_MOST:
+            yield group
+            folders, group = set(), []
+        folders.add(item.folder)
+        group.append(item)
+    if group:
+        yield group
 
 
 class _Group:
@@ -101,18 +133,20 @@ class _Group:
         self._to_sync: dict[int, None] = {}  # targets first
         self._sources_to_sync: dict[int, None] = {}
         self._emptied: list[tuple[int, str]] = []
+        self._homes: dict[str, int] = {}  # by inbox
+        self._names: list[str] = []  # random ones, still to be given
 
-    def bring(self, items: Sequence[tuple[int, Candidate, Expect]]) -> dict[int, Taken | NotTaken]:
+    def bring(self, items: Sequence[_Item]) -> dict[int, Taken | NotTaken]:
         results: dict[int, Taken | NotTaken] = {}
         moved: list[_Moved] = []
         try:
-            for place, candidate, expect in items:
+            for item in items:
                 try:
-                    moved.append(self._bring_one(place, candidate, expect))
+                    moved.append(self._bring_one(item))
                 except _Left as left:
-                    results[place] = _left(candidate, left.why, left.note)
+                    results[item.place] = _left(item.candidate, left.why, left.note)
                 except OSError as error:
-                    results[place] = _not_taken(candidate, error)
+                    results[item.place] = _not_taken(item.candidate, error)
             try:
                 for descriptor in (*self._to_sync, *self._sources_to_sync):
                     sync(descriptor)
@@ -120,9 +154,9 @@ class _Group:
                 # After a failed fsync nothing may be said of what is on the disk, and asking again would lie.
                 for one in moved:
                     self._undo(one)
-                    results[one.place] = _not_taken(one.taken.candidate, error)
+                    results[one.item.place] = _not_taken(one.item.candidate, error)
             else:
-                results.update({one.place: one.taken for one in moved})
+                results.update({one.item.place: one.taken for one in moved})
                 for folder, name in self._emptied:
                     with contextlib.suppress(OSError):
                         os.rmdir(name, dir_fd=folder)
@@ -132,59 +166,66 @@ class _Group:
             self._folders.close()
         return results
 
-    def _bring_one(self, place: int, candidate: Candidate, expect: Expect) -> _Moved:
-        relative = candidate.relative_path
-        root, parent, name = _split(candidate)
-        source_folder = self._folders.get(root, parent)
-        found = look(name, source_folder)
-        _check_same(found, expect, "the file changed after it was read")
+    def _bring_one(self, item: _Item) -> _Moved:
+        candidate, relative = item.candidate, item.candidate.relative_path
+        source_folder = self._folders.get(*item.folder)
+        found = look(item.name, source_folder)
+        _check_same(found, item.expect, "the file changed after it was read")
         if candidate.in_spool and relative.startswith(f"{self._room}/{candidate.inbox}/"):
             self._to_sync[source_folder] = None
-            return _Moved(place, Taken(candidate=candidate, path=relative), name, None, source_folder, name)
-        target_folder, prefix, target_name = self._target(candidate.inbox, name)
-        self._to_sync[target_folder] = None
+            return _Moved(item, Taken(candidate=candidate, path=relative), None, source_folder, item.name)
+        target = self._target(candidate.inbox, item.name)
+        self._to_sync[target.folder] = None
         try:
-            return self._bring_to(place, candidate, expect, found, (target_folder, prefix, target_name))
+            return self._bring_to(item, found, target)
         except (_Left, OSError):
             if self._room == "rejected":
                 with contextlib.suppress(OSError):
-                    os.rmdir(
-                        prefix.split("/")[-2], dir_fd=self._folders.get(self._spool, f"rejected/{candidate.inbox}")
-                    )
+                    os.rmdir(target.prefix.split("/")[-2], dir_fd=self._home(candidate.inbox))
             raise
 
-    def _bring_to(
-        self, place: int, candidate: Candidate, expect: Expect, found: os.stat_result, target: tuple[int, str, str]
-    ) -> _Moved:
-        target_folder, prefix, target_name = target
-        root, parent, name = _split(candidate)
-        source_folder = self._folders.get(root, parent)
-        if found.st_dev == self._device and self._renamed(
-            name, source_folder, target_name, target_folder, expect.source
-        ):
+    def _bring_to(self, item: _Item, found: os.stat_result, target: _Target) -> _Moved:
+        candidate, expect = item.candidate, item.expect
+        source_folder = self._folders.get(*item.folder)
+        if found.st_dev == self._device and self._renamed(item.name, source_folder, target, expect.source):
             self._sources_to_sync[source_folder] = None
             if candidate.in_spool and candidate.relative_path.startswith("rejected/"):
+                root, parent = item.folder
                 above, _, own = parent.rpartition("/")
                 self._emptied.append((self._folders.get(root, above), own))
-            taken = Taken(candidate=candidate, path=prefix + target_name)
-            return _Moved(place, taken, name, source_folder, target_folder, target_name)
-        self._copy(name, source_folder, target_name, target_folder, candidate, expect)
-        taken = Taken(candidate=candidate, path=prefix + target_name, source_removed=False)
-        return _Moved(place, taken, name, None, target_folder, target_name)
+            taken = Taken(candidate=candidate, path=target.prefix + target.name)
+            return _Moved(item, taken, source_folder, target.folder, target.name)
+        self._copy(item.name, source_folder, target.name, target.folder, candidate, expect)
+        taken = Taken(candidate=candidate, path=target.prefix + target.name, source_removed=False)
+        return _Moved(item, taken, None, target.folder, target.name)
 
-    def _target(self, inbox: str, name: str) -> tuple[int, str, str]:
-        """Open the target folder: its descriptor, its path with a slash, and the name for the file in it."""
-        home = self._folder_in(self._folders.get(self._spool, self._room), check_inbox_name(inbox))
+    def _target(self, inbox: str, name: str) -> _Target:
+        """Open the folder that the file is to go to, and give it its name there."""
+        home = self._home(inbox)
         prefix = f"{self._room}/{inbox}/"
         if self._room == "files":
-            return home, prefix, secrets.token_hex(16)
+            return _Target(home, prefix, self._random_name())
         # A folder of its own, so that the file can keep its name for the person who looks.
-        own = secrets.token_hex(16)
+        own = self._random_name()
         os.mkdir(own, 0o700, dir_fd=home)
         descriptor = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=home)
         self._made.append(descriptor)
         self._to_sync[home] = None
-        return descriptor, f"{prefix}{own}/", name
+        return _Target(descriptor, f"{prefix}{own}/", name)
+
+    def _random_name(self) -> str:
+        """Give 32 hex digits; the kernel is asked for many names at a time."""
+        if not self._names:
+            digits = secrets.token_hex(_NAME_BYTES * _NAMES_AT_ONCE)
+            self._names = [digits[at : at + 2 * _NAME_BYTES] for at in range(0, len(digits), 2 * _NAME_BYTES)]
+        return self._names.pop()
+
+    def _home(self, inbox: str) -> int:
+        """Open the room's folder for this inbox, which is made where it is missing."""
+        if inbox not in self._homes:
+            parent = self._folders.get(self._spool, self._room)
+            self._homes[inbox] = self._folder_in(parent, check_inbox_name(inbox))
+        return self._homes[inbox]
 
     def _folder_in(self, parent: int, inbox: str) -> int:
         try:
@@ -195,24 +236,24 @@ class _Group:
             sync(parent)
             return self._folders.get(self._spool, f"{self._room}/{inbox}")
 
-    def _renamed(self, name: str, source_folder: int, target: str, target_folder: int, expect: SourceStat) -> bool:
+    def _renamed(self, name: str, source_folder: int, target: _Target, expect: SourceStat) -> bool:
         """Rename the file into the spool; False where that cannot be, though both lie on one filesystem.
 
         Two bind mounts of it are two mounts, and so are folders with quotas of their own: rename(2) says EXDEV.
         """
         try:
-            os.rename(name, target, src_dir_fd=source_folder, dst_dir_fd=target_folder)
+            os.rename(name, target.name, src_dir_fd=source_folder, dst_dir_fd=target.folder)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             return False
-        found = look(target, target_folder)
-        if stat.S_ISREG(found.st_mode) and source_of(found) == expect:
+        found = look(target.name, target.folder)
+        if stat.S_ISREG(found.st_mode) and is_same(found, expect):
             return True
         # Between our look and the rename somebody wrote to it, or put another file under its name.
         self._sources_to_sync[source_folder] = None
         with contextlib.suppress(OSError):
-            put_back(target, target_folder, name, source_folder)
+            put_back(target.name, target.folder, name, source_folder)
         raise _Left(WhyNot.CHANGED, "the file changed while it was taken")
 
     def _copy(
@@ -245,21 +286,13 @@ class _Group:
         """Give the file back, as well as it can be done on a disk that just failed us."""
         with contextlib.suppress(OSError):
             if moved.source_folder is not None:
-                put_back(moved.target_name, moved.target_folder, moved.name, moved.source_folder)
+                put_back(moved.target_name, moved.target_folder, moved.item.name, moved.source_folder)
             elif not moved.taken.source_removed:
                 os.unlink(moved.target_name, dir_fd=moved.target_folder)
 
 
-def _split(candidate: Candidate) -> tuple[str, str, str]:
-    """Take a path apart: the folder that is opened as it is written, the folders below it, the name."""
-    path, relative = str(candidate.path), candidate.relative_path
-    assert path.endswith("/" + relative), "a candidate's path is its inbox's, and its relative path"
-    parent, _, name = relative.rpartition("/")
-    return path[: -len(relative) - 1] or "/", parent, name
-
-
 def _check_same(found: os.stat_result, expect: Expect, otherwise: str) -> None:
-    if not stat.S_ISREG(found.st_mode) or source_of(found) != expect.source:
+    if not stat.S_ISREG(found.st_mode) or not is_same(found, expect.source):
         raise _Left(WhyNot.CHANGED, otherwise)
 
 
