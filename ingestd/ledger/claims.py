@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from ingestd.lifecycle import (
     Backoff,
@@ -26,7 +26,7 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
-from .schema import attempt, candidate, destination, instance, study
+from .schema import Instant, attempt, candidate, destination, instance, study
 from .transaction import QUEUED, ROW, Row, Transaction, as_json, file_of, make_row
 from .values import Finished, Need, Recovered
 
@@ -34,6 +34,8 @@ from .values import Finished, Need, Recovered
 _SPARE = 16
 
 _RECOVERED_AT_ONCE = 1000
+
+_CLOSING = ("finished_at", "http_status", "body_bytes_left", "milliseconds", "error")
 
 # What a part needs beyond ``ROW``.
 _PART = (
@@ -50,6 +52,34 @@ _PART = (
     instance.c.reencoded_dataset_offset,
     instance.c.reencoded_size_bytes,
 )
+
+_OWN_STUDY = (study.c.host == bindparam("host"), study.c.study_uid == bindparam("study_uid"))
+_STUDY = (
+    select(
+        study.c.waiting,
+        study.c.waiting_bytes,
+        study.c.charged,
+        study.c.pauses,
+        study.c.in_flight,
+        study.c.next_attempt_at,
+    )
+    .where(*_OWN_STUDY)
+    .with_for_update()
+)
+_QUEUE = (
+    select(*ROW, *_PART)
+    .where(QUEUED, instance.c.host == bindparam("host"), instance.c.study_uid == bindparam("study_uid"))
+    .order_by(instance.c.admitted_at, instance.c.id)
+    .limit(bindparam("limit"))
+    .with_for_update()
+)
+_OPEN_ATTEMPT = insert(attempt)
+_CLOSE_ATTEMPT = (
+    update(attempt)
+    .where(attempt.c.id == bindparam("attempt_id"), attempt.c.finished_at.is_(None))
+    .values({name: bindparam(name) for name in _CLOSING})
+)
+_ANSWERED = update(destination).values(last_ok_at=bindparam("at", type_=Instant()))
 
 
 def recover(tx: Transaction, *, now: datetime) -> Recovered:
@@ -109,13 +139,8 @@ def wake(tx: Transaction, *, now: datetime) -> int:
 def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits | None) -> Batch | None:
     """Take the next batch of a study: its rows are SENDING and its attempt is on record before anything leaves (G5)."""
     tx.settle()
-    tx.see_study(study_uid)
     limits = limits or tx.limits_of(tx.host)
-    found = tx.connection.execute(
-        select(study.c.waiting, study.c.waiting_bytes, study.c.charged, study.c.in_flight, study.c.next_attempt_at)
-        .where(study.c.host == tx.host, study.c.study_uid == study_uid)
-        .with_for_update()
-    ).one_or_none()
+    found = _read_study(tx, study_uid)
     if found is None or not found.waiting:
         return None
     if found.next_attempt_at is not None and found.next_attempt_at > now:
@@ -123,11 +148,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
     if found.charged and found.in_flight:
         return None  # a study that is in trouble has one batch out at a time
     rows = tx.connection.execute(
-        select(*ROW, *_PART)
-        .where(QUEUED, instance.c.host == tx.host, instance.c.study_uid == study_uid)
-        .order_by(instance.c.admitted_at, instance.c.id)
-        .limit(_rows_to_look_at(found, limits))
-        .with_for_update()
+        _QUEUE, {"host": tx.host, "study_uid": study_uid, "limit": _rows_to_look_at(found, limits)}
     ).all()
     chosen = cut_batch(
         [
@@ -197,7 +218,7 @@ def _part(tx: Transaction, row: Any) -> Part:
 
 def _put_attempt(tx: Transaction, batch: Batch) -> None:
     tx.connection.execute(
-        insert(attempt),
+        _OPEN_ATTEMPT,
         {
             "id": batch.attempt_id,
             "host": tx.host,
@@ -249,7 +270,8 @@ def finish(
     """Carry out what became of a batch, close its attempt, and let the study go on or wait."""
     batch = result.batch
     # Read before the moves below change its sums, so that these need not be written in between.
-    before = _study_before(tx, batch.study_uid)
+    before = _read_study(tx, batch.study_uid)
+    assert before is not None, "a batch is of a study"
     rows = tx.rows_by_id(part.entry_id for part in batch.parts)
     outcomes = {outcome.entry_id: outcome for outcome in result.outcomes}
     same: dict[Hashable, tuple[Outcome, list[Row]]] = {}
@@ -274,7 +296,7 @@ def finish(
         tx, result, before, now, backoff, jitter, study_wait, was_open=was_open
     )
     if result.answered:
-        tx.connection.execute(update(destination).values(last_ok_at=result.finished_at))
+        tx.connection.execute(_ANSWERED, {"at": result.finished_at})
     tx.settle()
     return Finished(
         moved=moved,
@@ -362,27 +384,23 @@ def _present_before(outcome: Outcome) -> int | None:
 
 def _close_attempt(tx: Transaction, result: BatchResult) -> bool:
     closed = tx.connection.execute(
-        update(attempt)
-        .where(attempt.c.id == result.batch.attempt_id, attempt.c.finished_at.is_(None))
-        .values(
-            finished_at=result.finished_at,
-            http_status=result.http_status,
-            body_bytes_left=result.body_bytes_left,
-            milliseconds=round(result.seconds * 1000),
-            error=result.error,
-        )
+        _CLOSE_ATTEMPT,
+        {
+            "attempt_id": result.batch.attempt_id,
+            "finished_at": result.finished_at,
+            "http_status": result.http_status,
+            "body_bytes_left": result.body_bytes_left,
+            "milliseconds": round(result.seconds * 1000),
+            "error": result.error,
+        },
     )
     return closed.rowcount == 1
 
 
-def _study_before(tx: Transaction, study_uid: str) -> Any:
-    """Read what the study's next attempt depends on."""
+def _read_study(tx: Transaction, study_uid: str) -> Any:
+    """Read a study's queue, and what its next attempt depends on; None if there is no such study."""
     tx.see_study(study_uid)
-    return tx.connection.execute(
-        select(study.c.charged, study.c.pauses, study.c.in_flight, study.c.next_attempt_at).where(
-            study.c.host == tx.host, study.c.study_uid == study_uid
-        )
-    ).one()
+    return tx.connection.execute(_STUDY, {"host": tx.host, "study_uid": study_uid}).one_or_none()
 
 
 def _study_goes_on(
@@ -424,10 +442,8 @@ def _study_goes_on(
 
 def charge_study(tx: Transaction, study_uid: str, *, now: datetime, backoff: Backoff, jitter: float) -> datetime:
     """Move a study on although no verdict on it was read: pauses of the destination keep meeting it in flight."""
-    tx.see_study(study_uid)
-    charged: int | None = tx.connection.execute(
-        select(study.c.charged).where(study.c.host == tx.host, study.c.study_uid == study_uid)
-    ).scalar_one_or_none()
+    found = _read_study(tx, study_uid)
+    charged: int | None = found.charged if found is not None else None
     next_attempt_at = now + backoff.wait((charged or 0) + 1, jitter=jitter)
     if charged is not None:
         tx.sums.set_study(tx.host, study_uid, now, charged=charged + 1, pauses=0, next_attempt_at=next_attempt_at)

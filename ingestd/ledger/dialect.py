@@ -17,7 +17,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -35,6 +35,7 @@ from .values import LedgerBusy, LedgerError, LedgerFull, LedgerMissing, LedgerPe
 
 if TYPE_CHECKING:
     from sqlalchemy import Insert as GenericInsert
+    from sqlalchemy import Select
     from sqlalchemy.dialects.sqlite import Insert
     from sqlalchemy.engine import Connection, Dialect, Engine
     from sqlalchemy.exc import DBAPIError
@@ -374,8 +375,13 @@ def check_whole(connection: Connection) -> list[str]:
 
 def next_id(connection: Connection, table: Table) -> int:
     """Say the first free row id; valid within the writer's transaction, which keeps all others out."""
-    used: int | None = connection.execute(select(func.max(table.c.id))).scalar_one()
+    used: int | None = connection.execute(_highest_id(table)).scalar_one()
     return (used or 0) + 1
+
+
+@cache
+def _highest_id(table: Table) -> Select[Any]:
+    return select(func.max(table.c.id))
 
 
 def upsert(table: Table) -> Insert:

@@ -127,7 +127,8 @@ def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:
     if in_place:
         return Path(path)
     assert spool is not None, "a ledger that hands out files was opened with its spool"
-    return spool / path
+    # Half the price of ``spool / path``, and there are many.
+    return Path(f"{spool}/{path}")
 
 
 @lru_cache(maxsize=256)
