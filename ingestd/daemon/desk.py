@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from typing import TypeVar
 
 from ingestd.reader import Job, Read, Readers
+
+Context = TypeVar("Context")
 
 
 class Owner(StrEnum):
@@ -39,9 +42,14 @@ class ReaderDesk:
 
     def ask(self, owner: Owner, context: object, make_job: Callable[[int], Job]) -> None:
         """Submit the job that ``make_job`` builds with its key."""
-        key = next(self._keys)
-        self._asked[key] = (owner, context)
-        self._readers.submit(make_job(key))
+        self.ask_all(owner, [context], lambda key, _: make_job(key))
+
+    def ask_all(self, owner: Owner, contexts: Iterable[Context], make_job: Callable[[int, Context], Job]) -> None:
+        """Submit one job for each context; ``make_job`` builds it with its key."""
+        for context in contexts:
+            key = next(self._keys)
+            self._asked[key] = (owner, context)
+            self._readers.submit(make_job(key, context))
 
     def collect(self) -> None:
         """Sort what the readers have finished."""

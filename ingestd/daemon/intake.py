@@ -9,7 +9,7 @@ collected where it was, and the next tick records it again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +71,17 @@ class Hand:
         return self.dropped_as or self.candidate.relative_path
 
 
+@dataclass(slots=True)
+class _Due:
+    """What is to be done once the transaction at hand is durable; a group of files at a time, not file by file."""
+
+    inspect: list[Hand] = field(default_factory=list)
+    take_in: list[Hand] = field(default_factory=list)
+    set_aside: list[Hand] = field(default_factory=list)
+    others: list[Callable[[], object]] = field(default_factory=list)
+    finish: list[tuple[Hand, int, State]] = field(default_factory=list)
+
+
 def content_of(found: Inspection) -> Content:
     """Take what sameness and sending need from a reader's findings."""
     return Content(
@@ -111,7 +122,7 @@ class Intake:
         self._moved: list[tuple[Hand, Taken | NotTaken]] = []
         self._again: list[Hand] = []  # to be admitted: what was in their way may be gone
         self._later: list[tuple[float, Hand]] = []  # the same, when (monotonic) it is time
-        self._acts: list[Callable[[], object]] = []
+        self._due = _Due()
         self._asked: list[Candidate] = []  # the ledger has not said yet whether it knows them
         self._look_at: float | None = None
         self._full_until = 0.0
@@ -183,7 +194,7 @@ class Intake:
 
     def record(self, moves: Moves, now: Now) -> None:
         """Write everything collected into the transaction; what it makes due is done by ``committed``."""
-        self._acts = []
+        self._due = _Due()
         arrivals = list(self._again)
         refusals: list[tuple[Hand, Refusal]] = []
         dropped: list[Hand] = []
@@ -200,9 +211,13 @@ class Intake:
         """The transaction is durable: forget what was collected and do what it made due."""
         self._mono = now.mono
         self._ready, self._read, self._moved, self._again = [], [], [], []
-        acts, self._acts = self._acts, []
-        for act in acts:
+        due, self._due = self._due, _Due()
+        self._desk.ask_all(Owner.INTAKE, due.inspect, self._inspect_job)
+        self._mover.take_in([(hand, hand.candidate, _expect(hand)) for hand in due.take_in])
+        self._mover.set_aside([(hand, hand.candidate, _expect(hand)) for hand in due.set_aside])
+        for act in due.others:
             act()
+        self._finish(due.finish)
 
     def _known(self, asked: Sequence[Candidate]) -> list[Candidate]:
         by_inbox: dict[str, list[Candidate]] = {}
@@ -241,17 +256,13 @@ class Intake:
         )
         for hand, candidate_id in zip(self._ready, ids, strict=True):
             hand.candidate_id = candidate_id
-            self._acts.append(partial(self._inspect, hand))
+        self._due.inspect += self._ready
 
-    def _inspect(self, hand: Hand) -> None:
+    def _inspect_job(self, key: int, hand: Hand) -> InspectJob:
         candidate = hand.candidate
         # A copy from another filesystem is fsynced where it lands; what stays in place is not ours to sync.
         durable = not candidate.in_place and self._spool.is_here(candidate.source)
-        self._desk.ask(
-            Owner.INTAKE,
-            hand,
-            lambda key: InspectJob(key=key, path=str(candidate.path), expect=candidate.source, durable=durable),
-        )
+        return InspectJob(key=key, path=str(candidate.path), expect=candidate.source, durable=durable)
 
     def _judge(
         self,
@@ -270,7 +281,7 @@ class Intake:
                 note = f"reading it ended {_KILLS_MOST} reader processes; it is damaged or hostile"
                 self._set_aside(hand, Reason.KILLED_READER, note, refusals)
             else:
-                self._acts.append(partial(self._inspect, hand))
+                self._due.inspect.append(hand)
             return
         found = read.inspection
         if found is None or found.verdict is Verdict.CHANGED:
@@ -299,8 +310,8 @@ class Intake:
             tell = self._inboxes.observe
         # A person's wish, and a file that changed in rejected/, are simply taken up again.
         if hand.former is None:
-            self._acts.append(partial(tell, hand.candidate))
-        self._acts.append(partial(self._in_hand.discard, hand))
+            self._due.others.append(partial(tell, hand.candidate))
+        self._due.others.append(partial(self._in_hand.discard, hand))
 
     def _take(self, hand: Hand, arrivals: list[Hand]) -> None:
         assert hand.inspection is not None
@@ -308,7 +319,7 @@ class Intake:
             hand.arrival = self._arrival(hand, path=str(hand.candidate.path), source_removed=True)
             arrivals.append(hand)
         else:
-            self._acts.append(partial(self._mover.take_in, hand, hand.candidate, _expect(hand)))
+            self._due.take_in.append(hand)
 
     def _set_aside(self, hand: Hand, reason: Reason, note: str, refusals: list[tuple[Hand, Refusal]]) -> None:
         hand.refused = (reason, note)
@@ -316,7 +327,7 @@ class Intake:
         if hand.candidate.in_place or hand.wished:
             refusals.append((hand, self._refusal(hand, path=str(hand.candidate.path))))
         else:
-            self._acts.append(partial(self._mover.set_aside, hand, hand.candidate, _expect(hand)))
+            self._due.set_aside.append(hand)
 
     def _settle_move(
         self,
@@ -339,7 +350,7 @@ class Intake:
         if outcome.why is not WhyNot.CHANGED:
             self._log.error("inbox.not_taken", inbox=hand.candidate.inbox, why=outcome.why.value, note=outcome.note)
         if outcome.why is WhyNot.NO_SPACE:
-            self._acts.append(self._wait_for_space)
+            self._due.others.append(self._wait_for_space)
         # One file that cannot be moved (a folder that may not be written) is counted as such and tried again with
         # growing waits; it holds up no other.
         tell = self._inboxes.unreadable if outcome.why is WhyNot.ERROR else self._inboxes.again
@@ -400,13 +411,13 @@ class Intake:
         admitted = moves.admit(wanted, judged=judged, now=now.utc)
         for hand, row in zip(arrivals, admitted, strict=True):
             if row.needs_compare and row.holder is not None:
-                self._acts.append(partial(self._compare, hand, row.holder))
+                self._due.others.append(partial(self._compare, hand, row.holder))
                 continue
             assert row.entry_id is not None
             assert row.state is not None
             if hand.former is not None:
                 moves.readmitted(hand.former, row.entry_id, now=now.utc)
-            self._acts.append(partial(self._finish, hand, row.entry_id, row.state))
+            self._due.finish.append((hand, row.entry_id, row.state))
 
     def _compare(self, hand: Hand, holder: Holder) -> None:
         assert hand.arrival is not None
@@ -447,12 +458,12 @@ class Intake:
     def _judge_comparison(
         self, hand: Hand, holder: Holder, read: Read, arrivals: list[Hand], dropped: list[Hand]
     ) -> None:
-        self._acts.append(partial(_stop_comparing, hand))
+        self._due.others.append(partial(_stop_comparing, hand))
         if read.lost == "ours":
             self._read_again(hand, dropped)
         elif read.lost or (read.waits and hand.comparisons < _COMPARISONS_MOST):
             # Nothing was learnt. From their file it goes on to the server's copy, from that to their file.
-            self._acts.append(partial(self._distrust, hand, 0 if hand.copy else holder.entry_id))
+            self._due.others.append(partial(self._distrust, hand, 0 if hand.copy else holder.entry_id))
         else:
             # Files that cannot be compared are kept both, for a person: never thrown together on a guess.
             sameness = Sameness(read.sameness) if read.sameness else Sameness.OTHER
@@ -471,11 +482,11 @@ class Intake:
             self._let_go(hand, self._inboxes.again, dropped)
             return
         dropped.append(hand)
-        self._acts.append(partial(self._in_hand.discard, hand))
+        self._due.others.append(partial(self._in_hand.discard, hand))
         candidate = self._spool.candidate_at(hand.candidate.inbox, hand.arrival.path)
         if candidate is not None:
             again = Hand(candidate=candidate, dropped_as=hand.relative_path, former=hand.former)
-            self._acts.append(partial(self.adopt, again))
+            self._due.others.append(partial(self.adopt, again))
 
     def _absolute(self, arrival: Arrival) -> Path:
         return Path(arrival.path) if arrival.in_place else self._spool.path / arrival.path
@@ -485,34 +496,39 @@ class Intake:
             if hand.wished and hand.former is not None and hand.refused is not None:
                 moves.wish_failed(hand.former, note=hand.refused[1], now=now.utc)
                 moves.drop_candidates([hand.candidate_id])
-                self._acts.append(partial(self._in_hand.discard, hand))
+                self._due.others.append(partial(self._in_hand.discard, hand))
         plain = [(hand, refusal) for hand, refusal in refusals if not hand.wished]
-        self._acts += [self._copied for _, refusal in plain if not refusal.source_removed]
+        self._due.others += [self._copied for _, refusal in plain if not refusal.source_removed]
         ids = moves.refuse([refusal for _, refusal in plain], now=now.utc) if plain else []
         for (hand, _), entry_id in zip(plain, ids, strict=True):
             if hand.former is not None:
                 moves.readmitted(hand.former, entry_id, now=now.utc)
-            self._acts.append(partial(self._finish, hand, entry_id, State.REJECTED))
+            self._due.finish.append((hand, entry_id, State.REJECTED))
 
     def _copied(self) -> None:
         self.copied = True
 
-    def _finish(self, hand: Hand, entry_id: int, state: State) -> None:
-        self._in_hand.discard(hand)
-        self.taken_in += 1
-        if hand.arrival is not None and not hand.arrival.source_removed:
-            self._copied()
+    def _finish(self, finished: Sequence[tuple[Hand, int, State]]) -> None:
+        if not finished:
+            return
         self.full = False
-        if not hand.adopted:
-            self._inboxes.done(hand.candidate)
-        inbox = hand.candidate.inbox
-        if state is State.REJECTED:
-            reason = hand.refused[0].value if hand.refused else ""
-            self._log.warning("inbox.rejected", entry_id=entry_id, inbox=inbox, reason=reason)
-        elif state is State.CONFLICT:
-            self._log.warning("inbox.conflict_found", entry_id=entry_id, inbox=inbox)
-        else:
-            self._log.debug("inbox.admitted", entry_id=entry_id, inbox=inbox, state=state.value)
+        # Bound once for all: structlog's own proxy looks the configuration up anew for every event.
+        log = self._log.bind()
+        for hand, entry_id, state in finished:
+            self._in_hand.discard(hand)
+            self.taken_in += 1
+            if hand.arrival is not None and not hand.arrival.source_removed:
+                self._copied()
+            if not hand.adopted:
+                self._inboxes.done(hand.candidate)
+            inbox = hand.candidate.inbox
+            if state is State.REJECTED:
+                reason = hand.refused[0].value if hand.refused else ""
+                log.warning("inbox.rejected", entry_id=entry_id, inbox=inbox, reason=reason)
+            elif state is State.CONFLICT:
+                log.warning("inbox.conflict_found", entry_id=entry_id, inbox=inbox)
+            else:
+                log.debug("inbox.admitted", entry_id=entry_id, inbox=inbox, state=state.value)
 
 
 def _no_server(entry_id: int, done: Callable[[Path | None], object]) -> None:

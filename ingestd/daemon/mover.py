@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
@@ -22,16 +21,19 @@ _GROUP_MOST = 256
 Context = TypeVar("Context")
 
 
-@dataclass(frozen=True, slots=True)
-class _Order(Generic[Context]):
-    context: Context
-    candidate: Candidate
-    expect: Expect
+Item: TypeAlias = tuple[Context, Candidate, Expect]
+Outcome: TypeAlias = tuple[Context, Taken | NotTaken]
+
+
+class _Order(NamedTuple, Generic[Context]):
+    """Files that came together and go the same way."""
+
+    items: Sequence[Item[Context]]
     aside: bool
 
 
 class _Lane(Generic[Context]):
-    def __init__(self, name: str, spool: Spool, done: Callable[[list[tuple[Context, Taken | NotTaken]]], None]) -> None:
+    def __init__(self, name: str, spool: Spool, done: Callable[[list[Outcome[Context]]], None]) -> None:
         self._spool = spool
         self._done = done
         self._orders: SimpleQueue[_Order[Context] | None] = SimpleQueue()
@@ -42,35 +44,36 @@ class _Lane(Generic[Context]):
         self._orders.put(order)
 
     def _work(self) -> None:
-        while (order := self._orders.get()) is not None:
-            group = [order]
-            ended = False
-            while len(group) < _GROUP_MOST:
-                try:
-                    more = self._orders.get_nowait()
-                except Empty:
-                    break
-                if more is None:
-                    ended = True
-                    break
-                group.append(more)
+        ended = False
+        while not ended:
+            orders, ended = self._wait_for_orders()
             for aside in (False, True):
-                self._carry_out([order for order in group if order.aside is aside], aside=aside)
-            if ended:
-                return
+                items = [item for order in orders if order.aside is aside for item in order.items]
+                for start in range(0, len(items), _GROUP_MOST):
+                    self._carry_out(items[start : start + _GROUP_MOST], aside=aside)
 
-    def _carry_out(self, orders: Sequence[_Order[Context]], *, aside: bool) -> None:
-        if not orders:
-            return
+    def _wait_for_orders(self) -> tuple[list[_Order[Context]], bool]:
+        """Take every order that is there, at least one; True when they were the last."""
+        orders: list[_Order[Context]] = []
+        while True:
+            try:
+                order = self._orders.get(block=not orders)
+            except Empty:
+                return orders, False
+            if order is None:
+                return orders, True
+            orders.append(order)
+
+    def _carry_out(self, items: Sequence[Item[Context]], *, aside: bool) -> None:
         carry = self._spool.set_aside if aside else self._spool.take_in
         outcomes: Sequence[Taken | NotTaken]
         try:
-            outcomes = carry([(order.candidate, order.expect) for order in orders])
+            outcomes = carry([(candidate, expect) for _, candidate, expect in items])
         except Exception as error:  # noqa: BLE001 - the lane must outlive one bad group; the files lie where they lay
-            structlog.get_logger().error("inbox.move_failed", error=type(error).__name__, files=len(orders))
+            structlog.get_logger().error("inbox.move_failed", error=type(error).__name__, files=len(items))
             note = f"moving it into the spool failed ({type(error).__name__}); it is tried again"
-            outcomes = [NotTaken(candidate=order.candidate, why=WhyNot.ERROR, note=note) for order in orders]
-        self._done([(order.context, outcome) for order, outcome in zip(orders, outcomes, strict=True)])
+            outcomes = [NotTaken(candidate=candidate, why=WhyNot.ERROR, note=note) for _, candidate, _ in items]
+        self._done([(context, outcome) for (context, _, _), outcome in zip(items, outcomes, strict=True)])
 
 
 class _Removals:
@@ -108,32 +111,32 @@ class _Removals:
 
 
 class Mover(Generic[Context]):
-    """Takes files in and sets files aside; each order comes back once, with the context it was given."""
+    """Takes files in and sets files aside; each file comes back once, with the context it was given."""
 
     def __init__(self, spool: Spool, *, wake: Callable[[], object]) -> None:
         """Start both lanes."""
         self._wake = wake
         self._device = spool.path.stat().st_dev
-        self._finished: SimpleQueue[tuple[Context, Taken | NotTaken]] = SimpleQueue()
+        self._finished: SimpleQueue[list[Outcome[Context]]] = SimpleQueue()
         self._renames: _Lane[Context] = _Lane("mover", spool, self._done)
         self._copies: _Lane[Context] = _Lane("copier", spool, self._done)
         self._removals = _Removals(spool, wake)
         self.in_flight = 0
 
-    def take_in(self, context: Context, candidate: Candidate, expect: Expect) -> None:
-        """Bring a whole file into the spool."""
-        self._put(_Order(context, candidate, expect, aside=False))
+    def take_in(self, items: Sequence[Item[Context]]) -> None:
+        """Bring whole files into the spool."""
+        self._put(items, aside=False)
 
-    def set_aside(self, context: Context, candidate: Candidate, expect: Expect) -> None:
-        """Bring a refused file into ``rejected/``."""
-        self._put(_Order(context, candidate, expect, aside=True))
+    def set_aside(self, items: Sequence[Item[Context]]) -> None:
+        """Bring refused files into ``rejected/``."""
+        self._put(items, aside=True)
 
-    def collect(self) -> list[tuple[Context, Taken | NotTaken]]:
+    def collect(self) -> list[Outcome[Context]]:
         """Take what is done; never blocks."""
-        done: list[tuple[Context, Taken | NotTaken]] = []
+        done: list[Outcome[Context]] = []
         while True:
             try:
-                done.append(self._finished.get_nowait())
+                done += self._finished.get_nowait()
             except Empty:
                 self.in_flight -= len(done)
                 return done
@@ -162,12 +165,18 @@ class Mover(Generic[Context]):
         for thread in (self._renames.thread, self._copies.thread, self._removals.thread):
             thread.join(timeout)
 
-    def _put(self, order: _Order[Context]) -> None:
-        self.in_flight += 1
-        lane = self._renames if order.candidate.source.device == self._device else self._copies
-        lane.put(order)
+    def _put(self, items: Sequence[Item[Context]], *, aside: bool) -> None:
+        self.in_flight += len(items)
+        renamed: list[Item[Context]] = []
+        copied: list[Item[Context]] = []
+        for item in items:
+            (renamed if item[1].source.device == self._device else copied).append(item)
+        # One order for all: each put wakes the lane, which wants the interpreter at once.
+        if renamed:
+            self._renames.put(_Order(renamed, aside))
+        if copied:
+            self._copies.put(_Order(copied, aside))
 
-    def _done(self, outcomes: list[tuple[Context, Taken | NotTaken]]) -> None:
-        for outcome in outcomes:
-            self._finished.put(outcome)
+    def _done(self, outcomes: list[Outcome[Context]]) -> None:
+        self._finished.put(outcomes)
         self._wake()
