@@ -40,6 +40,10 @@ TAGS: Mapping[str, str] = {
 }
 
 
+_CONTAINERS = frozenset({dict, list})  # the types that JSON is parsed to, and no others
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+
+
 class Undecodable(ValueError):
     """The text is not what it should be; the message holds nothing of it."""
 
@@ -55,18 +59,16 @@ def load_json(text: bytes, *, unique_keys: bool = False) -> Any:
         raise Undecodable("JSON that is nested too deeply") from None
     except ValueError:
         raise Undecodable("no valid JSON") from None
-    level: list[Any] = [parsed]
+    level = [parsed] if type(parsed) in _CONTAINERS else []
     for _ in range(NESTING_LIMIT + 1):
-        deeper: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                deeper.extend(value for value in item.values() if isinstance(value, (dict, list)))
-            elif isinstance(item, list):
-                deeper.extend(value for value in item if isinstance(value, (dict, list)))
-        if not deeper:
+        level = [value for item in level for value in _members(item) if type(value) in _CONTAINERS]
+        if not level:
             return parsed
-        level = deeper
     raise Undecodable("JSON that is nested too deeply")
+
+
+def _members(item: Any) -> Iterable[Any]:
+    return item.values() if type(item) is dict else item
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,7 +159,7 @@ class _XmlReader:
 
 def tag_of(name: str) -> str:
     """Return the eight hex digits of an attribute given by keyword or tag; raises ValueError for an unknown keyword."""
-    if len(name) == 8 and all(digit in "0123456789abcdefABCDEF" for digit in name):
+    if len(name) == 8 and _HEX_DIGITS.issuperset(name):
         return name.upper()
     known = TAGS.get(name)
     if known is not None:
@@ -199,20 +201,35 @@ def json_of(values: Mapping[str, str]) -> DicomJson:
 
 def values_of(item: Mapping[str, Any], name: str) -> Sequence[Any]:
     """Return an attribute's values, () if it is absent, empty or misshapen."""
-    element = item.get(tag_of(name))
-    values = element.get("Value") if isinstance(element, Mapping) else None
+    return values_at(item, tag_of(name))
+
+
+def values_at(item: Mapping[str, Any], tag: str) -> Sequence[Any]:
+    """Return the values at a tag given as eight upper-case hex digits; else as ``values_of``."""
+    element = item.get(tag)
+    values = element.get("Value") if isinstance(element, (dict, Mapping)) else None
     return values if isinstance(values, list) else ()
 
 
 def value_of(item: Mapping[str, Any], name: str) -> Any:
     """Return an attribute's first value, None if there is none."""
-    values = values_of(item, name)
+    return value_at(item, tag_of(name))
+
+
+def value_at(item: Mapping[str, Any], tag: str) -> Any:
+    """Return the first value at a tag given as eight upper-case hex digits, None if there is none."""
+    values = values_at(item, tag)
     return values[0] if values else None
 
 
 def uid_of(item: Mapping[str, Any], name: str) -> str:
     """Return a UID without its padding, "" if there is none."""
-    value = value_of(item, name)
+    return uid_at(item, tag_of(name))
+
+
+def uid_at(item: Mapping[str, Any], tag: str) -> str:
+    """Return the UID at a tag given as eight upper-case hex digits, "" if there is none."""
+    value = value_at(item, tag)
     return value.rstrip(" \0") if isinstance(value, str) else ""
 
 

@@ -122,12 +122,10 @@ class StoreBody:
                 store[filled : filled + len(piece)] = piece
                 filled += len(piece)
             with _PartReader(part, index) as reader:
-                while True:
+                while reader.left:
                     room = store[filled : filled + READ_SIZE]
-                    count = reader.read_into(room) if room else 0
-                    filled += count
-                    if count == 0 and room:
-                        break
+                    if room:
+                        filled += reader.read_into(room)
                     free = max(checked, filled - WITHHELD)
                     if free >= SEND_FROM or not room:
                         yield store[:free]
@@ -152,7 +150,8 @@ class _PartReader:
     def __init__(self, part: StorePart, index: int) -> None:
         self._part = part
         self._index = index
-        self._left = part.size_bytes
+        self.left = part.size_bytes
+        self._at_end = False
         self._meta_left = min(part.dataset_offset, part.size_bytes)
         self._meta = hashlib.sha256() if part.meta_digest is not None else None
         self._content = hashlib.sha256() if part.digest is not None else None
@@ -186,23 +185,15 @@ class _PartReader:
         return FileChanged(why, part_index=self._index, sop_uid=self._part.sop_uid or "")
 
     def read_into(self, room: memoryview) -> int:
-        """Fill ``room`` as far as possible and digest it; 0 at the part's end."""
-        room = room[: self._left]
-        if not room:
-            return 0
+        """Fill ``room`` with what is ``left``, as far as possible, and digest it."""
         try:
-            if self._part.file is None:
-                count = os.readv(self._fd, [room])
-            else:
-                data = self._part.file.read(len(room))
-                count = len(data)
-                room[:count] = data
+            count = self._read(room)
         except OSError:
             raise self._changed("unreadable") from None
-        if count == 0:
+        if count == 0 or count > self.left:
             raise self._changed("size")
         read = room[:count]
-        self._left -= count
+        self.left -= count
         if self._meta_left:
             meta = read[: self._meta_left]
             self._meta_left -= len(meta)
@@ -213,12 +204,22 @@ class _PartReader:
             self._content.update(read)
         return count
 
+    def _read(self, room: memoryview) -> int:
+        if self._part.file is not None:
+            data = self._part.file.read(min(len(room), self.left))
+            room[: len(data)] = data
+            return len(data)
+        # One byte more than there should be: where it does not come the file ends, and need not be asked for its size.
+        count = os.readv(self._fd, [room[: self.left + 1]])
+        self._at_end = count == self.left < len(room)
+        return count
+
     def check(self) -> None:
         """Raise FileChanged unless what was read is what the part says, and the file ends there."""
-        if self._part.file is None:
-            if os.fstat(self._fd).st_size != self._part.size_bytes:
+        if self._part.file is not None:
+            if self._part.file.read(1):
                 raise self._changed("size")
-        elif self._part.file.read(1):
+        elif not self._at_end and os.fstat(self._fd).st_size != self._part.size_bytes:
             raise self._changed("size")
         if self._meta is not None and self._meta.hexdigest() != self._part.meta_digest:
             raise self._changed("meta")

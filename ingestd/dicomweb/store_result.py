@@ -20,9 +20,9 @@ from ingestd.dicomweb.decoding import (
     Undecodable,
     datasets_from_json,
     datasets_from_xml,
-    uid_of,
-    value_of,
-    values_of,
+    uid_at,
+    value_at,
+    values_at,
 )
 from ingestd.dicomweb.errors import MisconfiguredServer
 
@@ -186,20 +186,20 @@ def _judge(dataset: DicomJson, answer: Answer, asked: Sequence[str | None]) -> S
     asked_for = set(ours)
     takes_any = len(ours) < len(asked)
     for item in _items(dataset, REFERENCED_SOP_SEQUENCE):
-        uid = uid_of(item, REFERENCED_SOP_INSTANCE_UID)
+        uid = uid_at(item, REFERENCED_SOP_INSTANCE_UID)
         if uid and (takes_any or uid in asked_for):
             stored[uid] = _stored(item)
         else:
             foreign.append(uid)
     for item in _items(dataset, FAILED_SOP_SEQUENCE):
-        uid = uid_of(item, REFERENCED_SOP_INSTANCE_UID)
+        uid = uid_at(item, REFERENCED_SOP_INSTANCE_UID)
         reason = _code(item, FAILURE_REASON)
         if uid and (takes_any or uid in asked_for):
             # A failure without a readable reason is still a failure: processing failure, the one that is tried again.
             failed[uid] = Failed(
                 reason=0x0110 if reason is None else reason,
                 failed_attributes=_comments(item),
-                sop_class_uid=uid_of(item, REFERENCED_SOP_CLASS_UID),
+                sop_class_uid=uid_at(item, REFERENCED_SOP_CLASS_UID),
             )
         elif uid:
             foreign.append(uid)
@@ -209,7 +209,7 @@ def _judge(dataset: DicomJson, answer: Answer, asked: Sequence[str | None]) -> S
     for uid in contradicted:
         del stored[uid], failed[uid]
     named = stored.keys() | failed.keys() | set(contradicted)
-    url = value_of(dataset, RETRIEVE_URL)
+    url = value_at(dataset, RETRIEVE_URL)
     return StoreResult(
         status=answer.status,
         stored=stored,
@@ -226,12 +226,12 @@ def _judge(dataset: DicomJson, answer: Answer, asked: Sequence[str | None]) -> S
 
 
 def _stored(item: Mapping[str, Any]) -> Stored:
-    url = value_of(item, RETRIEVE_URL)
+    url = value_at(item, RETRIEVE_URL)
     return Stored(
         warning_reason=_code(item, WARNING_REASON),
         failed_attributes=_comments(item),
         retrieve_url=url if isinstance(url, str) else "",
-        sop_class_uid=uid_of(item, REFERENCED_SOP_CLASS_UID),
+        sop_class_uid=uid_at(item, REFERENCED_SOP_CLASS_UID),
     )
 
 
@@ -249,7 +249,7 @@ def _items(dataset: Mapping[str, Any], sequence: str) -> list[DicomJson]:
 
 
 def _code(item: Mapping[str, Any], tag: str) -> int | None:
-    value = value_of(item, tag)
+    value = value_at(item, tag)
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -262,5 +262,5 @@ def _code(item: Mapping[str, Any], tag: str) -> int | None:
 def _comments(item: Mapping[str, Any]) -> tuple[str, ...]:
     comments: list[str] = []
     for failed in _items(item, FAILED_ATTRIBUTES_SEQUENCE):
-        comments.extend(str(value)[:COMMENT_LIMIT] for value in values_of(failed, ERROR_COMMENT))
+        comments.extend(str(value)[:COMMENT_LIMIT] for value in values_at(failed, ERROR_COMMENT))
     return tuple(comments[:COMMENTS_LIMIT])
