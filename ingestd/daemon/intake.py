@@ -370,7 +370,7 @@ class Intake:
             candidate_id=hand.candidate_id,
             inbox=candidate.inbox,
             relative_path=hand.relative_path,
-            source=source_of(found),
+            source=candidate.source,  # it was read as that, or the reader had said CHANGED
             path=path,
             in_place=candidate.in_place,
             source_removed=source_removed,
@@ -540,7 +540,7 @@ def _expect(hand: Hand) -> Expect:
     if found is None:
         return Expect(source=hand.candidate.source)
     return Expect(
-        source=source_of(found),
+        source=hand.candidate.source,  # see Intake._arrival
         digest=found.digest,
         meta_digest=found.meta_digest,
         dataset_offset=found.dataset_offset,

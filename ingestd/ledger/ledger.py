@@ -42,6 +42,7 @@ _SET_DUE = (
     .values(due_at=bindparam("b_due"))
 )
 _STUDIES_AT_ONCE = 1000
+_WORDS_MOST = 1000
 
 
 class Ledger(Views):
@@ -60,6 +61,7 @@ class Ledger(Views):
         self._writes = False
         self._limits: dict[str, BatchLimits] = {}
         self._key: bytes | None = None
+        self._words: dict[tuple[str, str], str] = {}  # search words by kind and value; files of a study share theirs
         self._labels_known: set[tuple[str, str, str]] = set()
         self._first_candidate_id = 1
 
@@ -208,7 +210,14 @@ class Ledger(Views):
 
         The key is in a file of its own beside the ledger: a copy of the ledger alone tells nobody who was examined.
         """
-        trimmed = value.strip(" \0")
+        word = self._words.get((kind, value))
+        if word is None:
+            if len(self._words) >= _WORDS_MOST:
+                self._words.clear()
+            word = self._words[kind, value] = self._search_word(kind, value.strip(" \0"))
+        return word
+
+    def _search_word(self, kind: str, trimmed: str) -> str:
         if not trimmed:
             return ""
         if self._key is None:
