@@ -24,8 +24,9 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
+from .row import HOLDS, Row, as_json, content_columns, file_of, pieces
 from .schema import candidate, instance
-from .transaction import HOLDS, Row, Transaction, as_json, content_columns, file_of, pieces
+from .transaction import Transaction
 from .values import Admitted, Holder, Judged, NewCandidate
 
 

@@ -26,8 +26,9 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
+from .row import QUEUED, ROW, Row, as_json, file_of, make_row
 from .schema import Instant, attempt, candidate, destination, instance, study
-from .transaction import QUEUED, ROW, Row, Transaction, as_json, file_of, make_row
+from .transaction import Transaction
 from .values import Finished, Need, Recovered
 
 # Rows looked at beyond what fills a batch: those with a SOP Instance UID twice, or to travel alone, are passed over.

@@ -12,8 +12,9 @@ from sqlalchemy import ColumnElement
 from ingestd.lifecycle import HOLDING, MOVES, Reason, State
 
 from . import dialect
+from .row import Row
 from .schema import instance
-from .transaction import Row, Transaction
+from .transaction import Transaction
 from .values import Choice, RefusedMove, Retried, Wish
 
 _RETRIED = "a person asked for another try"

@@ -16,9 +16,9 @@ from sqlalchemy.sql import Executable
 
 from ingestd.lifecycle import Content, Identity, Reason, State, StudyQueue, Unproven, order_studies
 
+from .row import ZERO, file_of, pieces
 from .schema import Instant, host, instance, study
 from .sums import queue_of
-from .transaction import ZERO, file_of, pieces
 from .values import Need, ReaderNeed, Wish, Wished
 
 CONTENT = (

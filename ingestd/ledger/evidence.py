@@ -13,8 +13,9 @@ from ingestd.lifecycle import HOLDING, MOVES, Backoff, FeedCursor, Outcome, Reas
 
 from . import dialect
 from .claims import need_of
+from .row import HOLDS, Row, as_json, pieces
 from .schema import feed_cursor, instance
-from .transaction import HOLDS, Row, Transaction, as_json, pieces
+from .transaction import Transaction
 from .values import Applied
 
 # The states the reconciler looks at; a row found anywhere else was moved by somebody else meanwhile.

@@ -17,8 +17,8 @@ from ingestd.lifecycle import (
 )
 
 from .due import CONTENT, PLACE, Due, content_of
+from .row import HOLDS, ZERO, file_of, pieces
 from .schema import attempt, candidate, destination, feed_cursor, instance, state_count
-from .transaction import HOLDS, ZERO, file_of, pieces
 from .values import (
     DestinationStatus,
     Holder,

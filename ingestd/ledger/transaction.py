@@ -10,22 +10,20 @@ identity up; each public move ends with it.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Update, bindparam, literal_column, select, update
+from sqlalchemy import ColumnElement, Select, Update, bindparam, select, update
 from sqlalchemy.engine import Connection
 
 from ingestd.lifecycle import (
     HOLDING,
     BatchLimits,
-    Content,
     Identity,
     IllegalMove,
     Reason,
@@ -34,101 +32,19 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
+from .row import HOLDS, ROW, Row, alike, as_json, make_row, pieces, same_bytes
 from .schema import history, instance
 from .sums import Sums
 
-T = TypeVar("T")
 # What decides the statement of an update: its turn, expected state and claim token, and the columns set.
 _Shape = tuple[int, State, str | None, tuple[str, ...]]
 _RANKS = {0: 0, None: 1, 1: 2}
 
 
-class Row(NamedTuple):
-    """What a move needs to know of the row that it moves."""
-
-    id: int
-    host: str
-    state: State
-    reason: str | None
-    inbox: str
-    in_place: int
-    study_uid: str | None
-    series_uid: str | None
-    sop_uid: str | None
-    transfer_syntax: str | None
-    digest: str | None
-    size_bytes: int
-    priority: int
-    admitted_at: datetime
-    queued: int
-    hold_reason: str | None
-    need: str | None
-    next_attempt_at: datetime | None
-    claim_token: str | None
-    attempts: int
-    charged: int
-    was_stored: int
-    resends: int
-    absences: int
-    absent_since: datetime | None
-    checks: int
-    seen_sequence: int | None
-    being_created_since: datetime | None
-    holder_id: int | None
-    wish: str | None
-    settled_at: datetime | None
-    removed_at: datetime | None
-
-    @property
-    def identity(self) -> Identity | None:
-        """The three UIDs, where the row has them."""
-        if self.study_uid is None or self.series_uid is None or self.sop_uid is None:
-            return None
-        return Identity(study_uid=self.study_uid, series_uid=self.series_uid, sop_uid=self.sop_uid)
-
-
-ROW = tuple(instance.c[name] for name in Row._fields)
-_STATE = Row._fields.index("state")
-_STATES = {state.value: state for state in State}
-
-
-def make_row(values: Sequence[Any]) -> Row:
-    """Make a Row of what a statement with the columns ``ROW`` gave."""
-    fields = list(values)
-    fields[_STATE] = _STATES[fields[_STATE]]
-    return Row(*fields)
-
-
-# A partial index is used only where the statement says its condition literally.
-ONE: ColumnElement[int] = literal_column("1")
-ZERO: ColumnElement[int] = literal_column("0")
-HOLDS = instance.c.holds == ONE
-QUEUED = instance.c.queued == ONE
-
 _CHECKED = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
 _SETTLED = frozenset({State.CONFIRMED, State.DISCARDED})
 # A row that comes here has given up its identity for good: the oldest of its duplicates takes its place.
 _GIVES_UP = frozenset({State.DELETED, State.FAILED, State.DISCARDED, State.REJECTED})
-
-
-def pieces(items: Sequence[T], size: int = dialect.CHUNK) -> Iterator[Sequence[T]]:
-    """Cut a long list so that each piece fits into one statement."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def as_json(value: Mapping[str, Any] | Sequence[str]) -> str:
-    """Write a small value into one column; nothing at all when it is empty."""
-    return json.dumps(dict(value) if isinstance(value, Mapping) else list(value)) if value else ""
-
-
-def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:
-    """Say where a row's file is: in place, or in its host's spool."""
-    if in_place:
-        return Path(path)
-    assert spool is not None, "a ledger that hands out files was opened with its spool"
-    # Half the price of ``spool / path``, and there are many.
-    return Path(f"{spool}/{path}")
 
 
 @lru_cache(maxsize=256)
@@ -146,26 +62,6 @@ _PUT_DOWN_COLUMNS = ("at", "before", "after", "reason", "note", "attempt_id", "e
 _PUT_DOWN_FOR_MANY = dialect.insert_for_each(history, "entry_id", _PUT_DOWN_COLUMNS)
 _SELECT_BY_ID = select(*ROW).where(dialect.among(instance.c.id, "ids")).with_for_update()
 _FEW = 4
-# What the rows of one move have in common; what a move sets then depends on nothing else.
-_ALIKE = itemgetter(
-    *(
-        Row._fields.index(name)
-        for name in (
-            "host",
-            "state",
-            "reason",
-            "inbox",
-            "study_uid",
-            "priority",
-            "queued",
-            "hold_reason",
-            "need",
-            "next_attempt_at",
-            "claim_token",
-            "settled_at",
-        )
-    )
-)
 
 
 class Transaction:
@@ -263,14 +159,14 @@ class Transaction:
         **values: Any,
     ) -> None:
         """Move rows to another state, and set what goes with it; raises IllegalMove for a move the table lacks."""
-        for alike in _alike(rows):
-            row = alike[0]
+        for same in alike(rows):
+            row = same[0]
             check_move(row.state, after)
             settings = _settings_of_move(row, after, at, values)
             settings.update(state=after, reason=reason, note=note, changed_at=at)
-            self._change(alike, settings, at=at)
+            self._change(same, settings, at=at)
             self.put_down(
-                [each.id for each in alike],
+                [each.id for each in same],
                 row.state,
                 after,
                 at=at,
@@ -493,16 +389,6 @@ class Transaction:
             self.move(duplicate, State.CONFLICT, at=at, reason=Reason.OTHER_CONTENT, note=note, holder_id=holder_id)
 
 
-def _alike(rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
-    """Put the rows together on which a move has the same effect."""
-    if len(rows) == 1:
-        return (rows,)
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_ALIKE(row), []).append(row)
-    return groups.values()
-
-
 def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str, Any]) -> dict[str, Any]:
     """Add to what a move is to set what it has to set by the way."""
     settings = dict(values)
@@ -522,19 +408,3 @@ def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str,
     elif row.settled_at is not None:
         settings.setdefault("settled_at", None)
     return settings
-
-
-def same_bytes(one: Row, other: Row) -> bool:
-    """Whether two rows have the very same data set."""
-    return one.digest == other.digest and one.transfer_syntax == other.transfer_syntax
-
-
-def content_columns(content: Content) -> dict[str, Any]:
-    """Spread a Content over its columns."""
-    return {
-        "transfer_syntax": content.transfer_syntax,
-        "digest": content.digest,
-        "meta_digest": content.meta_digest,
-        "dataset_offset": content.dataset_offset,
-        "size_bytes": content.size_bytes,
-    }

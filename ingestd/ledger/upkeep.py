@@ -11,8 +11,9 @@ from sqlalchemy import update
 from ingestd.lifecycle import Content, Pause, Reason, State
 
 from . import dialect
+from .row import pieces
 from .schema import destination, inbox_report, instance
-from .transaction import Transaction, pieces
+from .transaction import Transaction
 from .values import InboxSummary, Need
 
 _PUT_REPORT = dialect.upsert(inbox_report)

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, s
 from ingestd.lifecycle import NEEDS_PERSON, Content, Identity, Reason, State
 
 from .reads import UNCONFIRMED, Reads
+from .row import file_of, pieces
 from .schema import (
     STATE_COLUMNS,
     attempt,
@@ -28,7 +29,6 @@ from .schema import (
     study,
     study_label,
 )
-from .transaction import file_of, pieces
 from .values import (
     Attempt,
     Choice,

@@ -1,0 +1,150 @@
+"""A row of a file as the moves see it, and the small things that every statement over such rows uses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import ColumnElement, literal_column
+
+from ingestd.lifecycle import Content, Identity, State
+
+from . import dialect
+from .schema import instance
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """What a move needs to know of the row that it moves."""
+
+    id: int
+    host: str
+    state: State
+    reason: str | None
+    inbox: str
+    in_place: int
+    study_uid: str | None
+    series_uid: str | None
+    sop_uid: str | None
+    transfer_syntax: str | None
+    digest: str | None
+    size_bytes: int
+    priority: int
+    admitted_at: datetime
+    queued: int
+    hold_reason: str | None
+    need: str | None
+    next_attempt_at: datetime | None
+    claim_token: str | None
+    attempts: int
+    charged: int
+    was_stored: int
+    resends: int
+    absences: int
+    absent_since: datetime | None
+    checks: int
+    seen_sequence: int | None
+    being_created_since: datetime | None
+    holder_id: int | None
+    wish: str | None
+    settled_at: datetime | None
+    removed_at: datetime | None
+
+    @property
+    def identity(self) -> Identity | None:
+        """The three UIDs, where the row has them."""
+        if self.study_uid is None or self.series_uid is None or self.sop_uid is None:
+            return None
+        return Identity(study_uid=self.study_uid, series_uid=self.series_uid, sop_uid=self.sop_uid)
+
+
+ROW = tuple(instance.c[name] for name in Row._fields)
+_STATE = Row._fields.index("state")
+_STATES = {state.value: state for state in State}
+
+
+def make_row(values: Sequence[Any]) -> Row:
+    """Make a Row of what a statement with the columns ``ROW`` gave."""
+    fields = list(values)
+    fields[_STATE] = _STATES[fields[_STATE]]
+    return Row(*fields)
+
+
+# A partial index is used only where the statement says its condition literally.
+ONE: ColumnElement[int] = literal_column("1")
+ZERO: ColumnElement[int] = literal_column("0")
+HOLDS = instance.c.holds == ONE
+QUEUED = instance.c.queued == ONE
+
+
+def pieces(items: Sequence[T], size: int = dialect.CHUNK) -> Iterator[Sequence[T]]:
+    """Cut a long list so that each piece fits into one statement."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def as_json(value: Mapping[str, Any] | Sequence[str]) -> str:
+    """Write a small value into one column; nothing at all when it is empty."""
+    return json.dumps(dict(value) if isinstance(value, Mapping) else list(value)) if value else ""
+
+
+def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:
+    """Say where a row's file is: in place, or in its host's spool."""
+    if in_place:
+        return Path(path)
+    assert spool is not None, "a ledger that hands out files was opened with its spool"
+    # Half the price of ``spool / path``, and there are many.
+    return Path(f"{spool}/{path}")
+
+
+# What the rows of one move have in common; what a move sets then depends on nothing else.
+_ALIKE = itemgetter(
+    *(
+        Row._fields.index(name)
+        for name in (
+            "host",
+            "state",
+            "reason",
+            "inbox",
+            "study_uid",
+            "priority",
+            "queued",
+            "hold_reason",
+            "need",
+            "next_attempt_at",
+            "claim_token",
+            "settled_at",
+        )
+    )
+)
+
+
+def same_bytes(one: Row, other: Row) -> bool:
+    """Whether two rows have the very same data set."""
+    return one.digest == other.digest and one.transfer_syntax == other.transfer_syntax
+
+
+def alike(rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
+    """Put the rows together on which a move has the same effect."""
+    if len(rows) == 1:
+        return (rows,)
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_ALIKE(row), []).append(row)
+    return groups.values()
+
+
+def content_columns(content: Content) -> dict[str, Any]:
+    """Spread a Content over its columns."""
+    return {
+        "transfer_syntax": content.transfer_syntax,
+        "digest": content.digest,
+        "meta_digest": content.meta_digest,
+        "dataset_offset": content.dataset_offset,
+        "size_bytes": content.size_bytes,
+    }
