@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, fields
-from operator import attrgetter
+from functools import lru_cache
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from ingestd.instance.facts import NOTES, Inspection, Limits, Verdict
@@ -27,12 +28,23 @@ _KINDS: dict[str, type[Job]] = {
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _FIELDS = tuple(each.name for each in fields(Inspection))
 _values_of = attrgetter(*_FIELDS)
+# As JSON has them, by what the dataclass says.
+_JSON_TYPES = {"Verdict": str, "str": str, "int": int, "bool": bool, "tuple[str, ...]": list}
+_TYPES = [_JSON_TYPES[str(each.type)] for each in fields(Inspection)]
+_VERDICTS = {verdict.value: verdict for verdict in Verdict}
+_INSPECTED = {"n", "i"}
+_uids_of = itemgetter("study_uid", "series_uid", "sop_uid", "sop_class_uid", "transfer_syntax")
+_digests_of = itemgetter("digest", "meta_digest")
+_texts_of = itemgetter("reason_text", "modality", "station", "patient_id", "accession_number")
+_counts_of = itemgetter("dataset_offset", "size_bytes", "device", "inode")
 # ASCII only: file names with surrogates survive as \udcXX, and no value can hold a line feed.
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
+_from_json = json.JSONDecoder().decode
 _SAMENESS = frozenset({Sameness.SAME.value, Sameness.OTHER.value, Sameness.OTHER_ENCODING.value})
 _LOST = ("", "ours", "theirs")
 
-_uid = re.compile(r"[0-9.]{0,64}", re.ASCII).fullmatch
+# Study, series, class and syntax are the same for many files in a row.
+_uid = lru_cache(64)(re.compile(r"[0-9.]{0,64}", re.ASCII).fullmatch)
 _digest = re.compile(r"(?:[0-9a-f]{64})?", re.ASCII).fullmatch
 
 
@@ -94,7 +106,7 @@ def encode_job(serial: int, job: Job) -> bytes:
 
 def decode_job(line: bytes) -> tuple[int, Job]:
     """The other end of ``encode_job``; the serial stands in for the caller's key."""
-    serial, name, *rest = json.loads(line)
+    serial, name, *rest = _from_json(line.decode("ascii"))
     if name == "inspect":
         path, stat, durable = rest
         expect = None
@@ -134,11 +146,17 @@ def encode_answer(answer: Answer) -> bytes:
 def decode_answer(line: bytes) -> Answer:
     """Check an answer and take it in. Raises Unintelligible."""
     try:
-        content: Any = json.loads(line)
+        content: Any = _from_json(line.decode("ascii"))
     except (ValueError, RecursionError):
         raise Unintelligible("not JSON") from None
     if not isinstance(content, dict) or not _is_count(content.get("n")):
         raise Unintelligible("no serial number")
+    if content.keys() == _INSPECTED:  # nearly every answer
+        return Answer(serial=content["n"], inspection=_inspection(content["i"]))
+    return _other_answer(content)
+
+
+def _other_answer(content: dict[str, Any]) -> Answer:
     canonical, sameness = content.get("c"), content.get("s")
     if canonical is not None and (not isinstance(canonical, str) or not canonical or not _digest(canonical)):
         raise Unintelligible("no digest")
@@ -164,33 +182,24 @@ def decode_answer(line: bytes) -> Answer:
 
 
 def _inspection(values: Any) -> Inspection:
-    """Check the fields of an Inspection by their kind; the order is that of the dataclass."""
-    if not isinstance(values, list) or len(values) != len(_FIELDS):
+    """Check the fields of an Inspection, first by their types; the order is that of the dataclass."""
+    if not isinstance(values, list) or [type(value) for value in values] != _TYPES:
         raise Unintelligible("no inspection")
     named: dict[str, Any] = dict(zip(_FIELDS, values, strict=True))
-    try:
-        named["verdict"] = Verdict(named["verdict"])
-    except ValueError:
-        raise Unintelligible("no verdict") from None
-    for name in ("study_uid", "series_uid", "sop_uid", "sop_class_uid", "transfer_syntax"):
-        if not _uid(_text(named[name])):
-            raise Unintelligible("no UID")
-    for name in ("digest", "meta_digest"):
-        if not _digest(_text(named[name])):
-            raise Unintelligible("no digest")
-    for name in ("reason_text", "modality", "station", "patient_id", "accession_number"):
-        _text(named[name])
-    for name in ("dataset_offset", "size_bytes", "device", "inode"):
-        if not _is_count(named[name]):
-            raise Unintelligible("no count")
-    if not isinstance(named["mtime_ns"], int):
-        raise Unintelligible("no time")
-    for name in ("patient_id_present", "generated_meta"):
-        if not isinstance(named[name], bool):
-            raise Unintelligible("no yes or no")
+    if named["verdict"] not in _VERDICTS:
+        raise Unintelligible("no verdict")
+    if not all(map(_uid, _uids_of(named))):
+        raise Unintelligible("no UID")
+    if not all(map(_digest, _digests_of(named))):
+        raise Unintelligible("no digest")
+    if max(map(len, _texts_of(named))) > _TEXT_MOST:
+        raise Unintelligible("no text")
+    if min(_counts_of(named)) < 0:
+        raise Unintelligible("no count")
     notes = named["notes"]
-    if not isinstance(notes, list) or not all(isinstance(note, str) and note in NOTES for note in notes):
+    if notes and not all(isinstance(note, str) and note in NOTES for note in notes):
         raise Unintelligible("no notes")
+    named["verdict"] = _VERDICTS[named["verdict"]]
     named["notes"] = tuple(notes)
     return Inspection(**named)
 
