@@ -10,7 +10,7 @@ from ingestd.reader.board import Board
 from ingestd.reader.files import Waits, refuse_open_for_writing, sync
 from ingestd.reader.wire import Answer, encode_answer
 
-_HELD_MOST = 16  # each may hold a descriptor
+_HELD_MOST = 32  # each may hold a descriptor
 _HELD_SECONDS = 0.02
 
 

@@ -96,7 +96,7 @@ class ReaderLimits:
     bytes_per_second: int = 2_500_000
     stall_seconds: float = 120.0
     address_space_bytes: int = 512 << 20
-    open_files: int = 32
-    ahead_jobs: int = 32  # jobs handed to a child before it has answered the first
+    open_files: int = 64
+    ahead_jobs: int = 64  # jobs handed to a child before it has answered the first
     ahead_bytes: int = 8_000_000
     instance: Limits = field(default_factory=Limits)
