@@ -325,14 +325,23 @@ def test_stored_row_waits_for_the_feed_until_the_grace_time_ends():
     row = row_of(State.STORED)
     early = wait_for_feed(row, rules=rules_of(), now=STORED_AT + timedelta(minutes=10))
     late = wait_for_feed(row, rules=rules_of(), now=STORED_AT + timedelta(minutes=15))
-    unread = wait_for_feed(
-        row, rules=rules_of(feed_read_at=STORED_AT + timedelta(minutes=3)), now=STORED_AT + timedelta(hours=9)
-    )
 
     assert (State.STORED, timedelta(minutes=5)) == (early.state, early.wait)
     assert (late.state, late.reason) == (State.UNCERTAIN, Reason.NOT_SHOWN)
-    assert State.STORED is unread.state, "a feed that could not be read shows nothing, and that proves nothing"
-    for outcome in (early, late, unread):
+    for outcome in (early, late):
+        assert_sound(row, outcome)
+
+
+def test_feed_that_cannot_be_read_gets_more_time_but_not_for_ever():
+    row = row_of(State.STORED)
+    rules = rules_of(feed_read_at=STORED_AT + timedelta(minutes=3))
+    later = wait_for_feed(row, rules=rules, now=STORED_AT + timedelta(minutes=59))
+    at_last = wait_for_feed(row, rules=rules, now=STORED_AT + timedelta(minutes=61))
+
+    assert State.STORED is later.state, "a feed that could not be read shows nothing, and that proves nothing"
+    assert (at_last.state, at_last.reason) == (State.UNCERTAIN, Reason.NOT_SHOWN)
+    assert "could not be read" in at_last.note
+    for outcome in (later, at_last):
         assert_sound(row, outcome)
 
 

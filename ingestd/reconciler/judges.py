@@ -16,6 +16,8 @@ from ingestd.reconciler.rules import Need, Rules, Verify, is_deleted_since, is_f
 _ASK_AGAIN = Backoff(base=timedelta(seconds=2), cap=timedelta(minutes=10))
 # For a row that was sent again after it had been STORED, and is not there again: an alarm by then, asked on for ever.
 _ASK_HOURLY = timedelta(hours=1)
+# A feed that cannot be read is waited for so many times the grace time.
+_GRACES_FOR_A_FEED_UNREAD = 4
 
 _WORDS = {
     State.STORED: "the server had answered that it stored it",
@@ -126,21 +128,25 @@ def still_deleted(row: Unproven) -> Outcome:
 
 
 def wait_for_feed(row: Unproven, *, rules: Rules, now: datetime) -> Outcome:
-    """Leave a STORED row to the change feed until the grace time ends; then it is UNCERTAIN and asked about."""
+    """Leave a STORED row to the change feed until the grace time ends; then it is UNCERTAIN and asked about.
+
+    A feed that could not be read meanwhile gets more time, but not for ever: the instance itself can be asked for.
+    """
     since = row.stored_at or row.last_attempt_at or now
     read_at = rules.feed_read_at or now
     left = rules.grace - (now - since)
     if left > timedelta(0):
         return _not_settled(row, row.reason or Reason.STORED_ANSWER, row_note(row), wait=left)
-    if read_at < since + rules.grace:
+    unread = read_at < since + rules.grace
+    if unread and now - since < rules.grace * _GRACES_FOR_A_FEED_UNREAD:
         wait = min(timedelta(seconds=30), rules.grace)  # the feed is read more often than that
         return _not_settled(row, row.reason or Reason.STORED_ANSWER, row_note(row), wait=wait)
     return Outcome(
         entry_id=row.entry_id,
         state=State.UNCERTAIN,
         reason=Reason.NOT_SHOWN,
-        note=f"the server answered that it stored it, and {_spoken(rules.grace)} later its change feed does not show "
-        "it; it is asked for the instance itself",
+        note=f"the server answered that it stored it, and {_spoken(now - since if unread else rules.grace)} later its "
+        f"change feed {'could not be read' if unread else 'does not show it'}; it is asked for the instance itself",
         wait=timedelta(0),
         expected=row.state,
     )
