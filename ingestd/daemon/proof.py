@@ -36,6 +36,7 @@ from ingestd.reconciler import (
     StudyQuestion,
     judge,
     judge_comparison,
+    not_told,
     plan,
 )
 
@@ -307,19 +308,20 @@ class Proof:
             self._acts.append(partial(self._inspect_copy, finding, finding.copy))
             return
         sameness = _sameness(finding, read)
-        if sameness is None:
-            # Nothing was learnt (our file is gone, or the copy could not be read now): ask again later.
-            moves.check_again([finding.row.entry_id], at=now.utc + max(_ASK_AGAIN, self._interval))
-            path = finding.row.path
-            if path is not None and is_gone(path) and self._tells_gone(path):
-                moves.fail_gone(
-                    [finding.row.entry_id],
-                    note="its file was removed before the server's copy was compared",
-                    now=now.utc,
-                )
+        row = finding.row
+        if sameness is not None:
+            outcomes.append(judge_comparison(row, sameness, rules=self.rules, now=finding.asked_at))
+        elif row.state is State.UNCERTAIN and self._is_lost(row.path):
+            moves.fail_gone(
+                [row.entry_id], note="its file was removed before the server's copy was compared", now=now.utc
+            )
         else:
-            outcomes.append(judge_comparison(finding.row, sameness, rules=self.rules, now=finding.asked_at))
+            # Nothing was learnt (a reader died of it, or one of the two could not be read): ask again, ever later.
+            outcomes.append(not_told(row, "the server's copy could not be compared with the file this time"))
         self._acts.append(partial(self._close, finding))
+
+    def _is_lost(self, path: Path | None) -> bool:
+        return path is not None and is_gone(path) and self._tells_gone(path)
 
     def _close(self, finding: Finding) -> None:
         self._asked.discard(finding.row.entry_id)
