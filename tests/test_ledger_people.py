@@ -236,6 +236,21 @@ def test_replace_of_what_only_the_server_has(ledger: Ledger):
     assert send(ledger).parts[0].replaces
 
 
+def test_retry_of_what_was_deleted_replaces_nothing(ledger: Ledger):
+    """A person had it replace what was there then; what may be there by now nobody has looked at."""
+    (entry_id,) = admit(ledger, arrival(1))
+    send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
+    apply(ledger, outcome(entry_id, State.CONFLICT, Reason.OTHER_CONTENT))
+    with ledger.write() as moves:
+        moves.replace(entry_id, now=LATER)
+    send(ledger)
+    confirm(ledger, entry_id)
+    apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+    with ledger.write() as moves:
+        moves.retry(entry_id, now=LATER)
+    assert not send(ledger).parts[0].replaces
+
+
 def test_only_a_conflict_replaces(ledger: Ledger):
     entry_id = entry_in(ledger, State.FAILED)
     with pytest.raises(RefusedMove, match="only a CONFLICT can replace"), ledger.write() as moves:

@@ -6,6 +6,7 @@ They run in a process of their own beside the daemon, which finds the rows where
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement
 
@@ -85,12 +86,15 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
         tx.change(row, {"hold_reason": None, "next_attempt_at": None, "charged": 0}, at=now)
         tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason=Reason.RETRIED, note=_RETRIED)
         return State.PENDING
+    # What it was to replace is gone; what may be there by now nobody has looked at.
+    replaces: dict[str, Any] = {"replaces": 0} if row.state is State.DELETED else {}
     tx.move(
         row,
         State.PENDING,
         at=now,
         reason=Reason.RETRIED,
         note=_RETRIED,
+        **replaces,
         charged=0,
         resends=0,
         was_stored=0,
