@@ -14,7 +14,7 @@ import pytest
 
 from ingestd.inbox import Watch
 from ingestd.inbox.mounts import Mount, mount_of, parse_mountinfo
-from ingestd.inbox.watch import MOST_EVENTS, MOST_FOLDERS, MOST_PATHS, Hints
+from ingestd.inbox.watch import MOST_EVENTS, MOST_FOLDERS, MOST_PATHS, Hints, Watcher
 from tests.inboxing import Desk, policy, quick_folder
 
 SYSCTL = Path("/proc/sys/fs/inotify")
@@ -108,6 +108,28 @@ def test_events_name_files_however_they_arrive(tmp_path, drop, how):
 
         assert len(desk.ready_now()) == 1
         assert desk.report().scans == scans
+
+
+def test_folder_that_comes_whole_is_named_once_not_file_by_file(tmp_path, drop):
+    (tmp_path / "study/series").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "study/series" / str(number)).write_bytes(b"x")
+    paths, folders = set(), {}
+    watcher = Watcher(str(drop), lambda: None)
+    watcher.start(wait=10)
+    try:
+        (tmp_path / "study").rename(drop / "study")
+        (drop / "last").write_bytes(b"x")
+        end = time.monotonic() + 10
+        while "last" not in paths and time.monotonic() < end:
+            more, named, _ = watcher.hints.take()
+            paths.update(more)
+            folders.update(named)
+    finally:
+        watcher.stop().join(10)
+
+    assert paths == {"last"}
+    assert folders == {"study": True}
 
 
 def test_folder_renamed_inside_the_inbox_is_followed(tmp_path, drop):

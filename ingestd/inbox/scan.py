@@ -43,6 +43,7 @@ class Names:
     def __init__(self, globs: Collection[str] = (), *, only: Collection[str] | None = None) -> None:
         self._only = only
         self._globs = re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in globs)) if globs else None
+        self._last_folder = ("", False)  # and whether it is left alone: the next path asked about is often in it too
 
     def ignores(self, name: str, relative_path: str) -> bool:
         """Whether this file or folder is left alone."""
@@ -62,8 +63,12 @@ class Names:
 
     def ignores_path(self, relative_path: str) -> bool:
         """Whether this path, or a folder on its way, is left alone."""
-        if not relative_path:
-            return False
+        folder, _, name = relative_path.rpartition("/")
+        if folder != self._last_folder[0]:
+            self._last_folder = (folder, self._ignores_folder(folder))
+        return self._last_folder[1] or (name != "" and self.ignores(name, relative_path))
+
+    def _ignores_folder(self, relative_path: str) -> bool:
         parts = relative_path.split("/")
         return any(part and self.ignores(part, "/".join(parts[: place + 1])) for place, part in enumerate(parts))
 
@@ -208,10 +213,8 @@ class Walk:
         name = entry.name
         path = level.prefix + name
         counts = self.counts
-        if self.names.is_out_of_sight(path):
-            return False
         if self.names.ignores(name, path):
-            counts.ignored += 1
+            counts.ignored += not self.names.is_out_of_sight(path)
             return False
         try:
             if entry.is_file(follow_symlinks=False):

@@ -198,6 +198,9 @@ class _Handler(FileSystemEventHandler):
 
 def hint(hints: Hints, event: FileSystemEvent) -> None:
     """Turn an event into a hint; whatever goes wrong, the thread it runs in lives on."""
+    if event.is_synthetic:
+        # What watchdog found in a folder that came: it named the folder before, and our own walk finds the same.
+        return
     try:
         if event.event_type in {"created", "closed", "moved"}:
             path = os.fsdecode(event.dest_path or event.src_path)
