@@ -212,10 +212,10 @@ class Spool:
         return self.free().free_bytes
 
     def _refuse_foreign(self) -> None:
-        if not (self.path / "spool.id").exists():
-            theirs = [room for room in ROOMS if (self.path / room).exists()]
-            if theirs:
-                raise SpoolError(f"{self.path} has a folder {theirs[0]!r} but no spool.id: not a spool of ours")
+        # The rooms first: another process that is just making this spool makes its id before them.
+        theirs = [room for room in ROOMS if (self.path / room).exists()]
+        if theirs and not (self.path / "spool.id").exists():
+            raise SpoolError(f"{self.path} has a folder {theirs[0]!r} but no spool.id: not a spool of ours")
 
     def _read_id(self) -> str | None:
         try:
