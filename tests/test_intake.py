@@ -1,0 +1,99 @@
+"""The way of a file from its inbox to its row, with every room it passes but no daemon around them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from ingestd.daemon.desk import ReaderDesk
+from ingestd.daemon.intake import Hand, Intake
+from ingestd.daemon.loop import Wake
+from ingestd.daemon.mover import Mover
+from ingestd.daemon.now import read_clocks
+from ingestd.inbox import Inboxes, InboxPolicy, Spool
+from ingestd.ledger import Ledger
+from ingestd.lifecycle import State
+from ingestd.reader import ReaderLimits, Readers
+from tests.builders import element, instance_bytes, write_instance
+
+WITHIN_SECONDS = 20.0
+
+
+class Rooms:
+    """Inbox, readers, mover and ledger of one folder, joined by an Intake."""
+
+    def __init__(self, base: Path, limits: ReaderLimits | None) -> None:
+        self.drop = base / "drop"
+        self.drop.mkdir()
+        self.wake = Wake()
+        self.spool = Spool(base / "spool")
+        self.ledger = Ledger.open(f"sqlite:///{base / 'ledger.db'}", host=self.spool.host, spool=self.spool.path)
+        policy = InboxPolicy(name="a", path=self.drop, settle=timedelta(0))
+        self.inboxes = Inboxes([policy], spool=self.spool.path, wake=self.wake)
+        self.readers = Readers(processes=1, limits=limits, wake=self.wake)
+        self.mover: Mover[Hand] = Mover(self.spool, wake=self.wake)
+        self.desk = ReaderDesk(self.readers)
+        self.intake = Intake(
+            inboxes=self.inboxes, spool=self.spool, mover=self.mover, desk=self.desk, ledger=self.ledger
+        )
+        self.inboxes.open()
+
+    def take_in(self, files: int) -> dict[State, int]:
+        """Turn the loop until so many files have their rows, and count these by state."""
+        give_up_at = time.monotonic() + WITHIN_SECONDS
+        while self.intake.taken_in < files:
+            assert time.monotonic() < give_up_at, f"{self.intake.taken_in} of {files} files were taken in"
+            now = read_clocks()
+            self.desk.collect()
+            self.intake.gather(now, accepting=True)
+            if self.intake.has_work:
+                with self.ledger.write() as moves:
+                    self.intake.record(moves, now)
+                self.intake.committed(now)
+            self.wake.wait(0.01)
+        return {state: count for state, count in self.ledger.counts().items() if count}
+
+    def close(self) -> None:
+        self.inboxes.close()
+        self.mover.close(5.0)
+        self.readers.close()
+        self.ledger.close()
+
+
+@contextmanager
+def opened(base: Path, *, limits: ReaderLimits | None = None) -> Iterator[Rooms]:
+    rooms = Rooms(base, limits)
+    try:
+        yield rooms
+    finally:
+        rooms.close()
+
+
+def test_files_that_come_together_each_get_the_row_that_is_theirs(tmp_path: Path) -> None:
+    with opened(tmp_path) as rooms:
+        for number in range(300):
+            write_instance(rooms.drop / f"image{number}", sop_uid=f"1.2.3.{number}")
+        for number in range(5):
+            (rooms.drop / f"text{number}").write_bytes(b"no image " * 100)
+
+        assert rooms.take_in(305) == {State.PENDING: 300, State.REJECTED: 5}
+        assert rooms.intake.is_idle
+        assert list(rooms.drop.iterdir()) == []
+        assert len(list((rooms.spool.path / "files/a").iterdir())) == 300
+        assert {path.name for path in (rooms.spool.path / "rejected/a").glob("*/*")} == {f"text{n}" for n in range(5)}
+
+
+def test_file_that_takes_its_reader_all_memory_is_set_aside(tmp_path: Path) -> None:
+    """Its inspection holds no stat of the file, which was compared with the file all the same: it was read anew for
+    ever. A limit that lets Python start, but not read, stands in for a file that no limit of the walk catches.
+    """
+    with opened(tmp_path, limits=ReaderLimits(address_space_bytes=40 << 20)) as rooms:
+        meta = element(0x00020102, "OB", bytes(12 << 20))
+        content = instance_bytes()
+        (rooms.drop / "large-meta").write_bytes(content[:300].replace(content[132:300], meta + content[132:300]))
+
+        assert rooms.take_in(1) == {State.REJECTED: 1}
+        assert [path.name for path in (rooms.spool.path / "rejected/a").glob("*/*")] == ["large-meta"]
