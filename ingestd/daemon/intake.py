@@ -528,7 +528,7 @@ class Intake:
             elif state is State.CONFLICT:
                 log.warning("inbox.conflict_found", entry_id=entry_id, inbox=inbox)
             else:
-                log.debug("inbox.admitted", entry_id=entry_id, inbox=inbox, state=state.value)
+                log.debug("inbox.admitted", entry_id=entry_id, inbox=inbox, state=state)
 
 
 def _no_server(entry_id: int, done: Callable[[Path | None], object]) -> None:

@@ -21,7 +21,7 @@ from .hinted import Hinted
 from .mounts import Mount
 from .scan import FileStat, Found, Names, Root, RootGone, Walk, root_of
 from .scanning import Scanning
-from .settle import Glance, Phase, Sight, Sights, glance, glance_inside
+from .settle import NOT_OURS, Glance, Phase, Sight, Sights, glance, glance_inside
 from .stock import Stock
 from .types import Candidate, InboxPolicy, InboxReport, Take
 
@@ -355,7 +355,7 @@ class Drop:
             sight = self.sights.get(path)
             if seen is not None:
                 self._saw(Found(path, seen), now, by_scan=False, is_scan=False)
-            elif sight is not None and sight.phase not in {Phase.OUT, Phase.ASKED} and verdict is not Glance.NO_ACCESS:
+            elif sight is not None and sight.phase not in NOT_OURS and verdict is not Glance.NO_ACCESS:
                 self.sights.vanished += verdict is Glance.GONE
                 self._forget(sight)
 
@@ -376,7 +376,7 @@ class Drop:
 
     def _due_seen(self, looked: list[tuple[Sight, Glance, FileStat | None]], now: float) -> None:
         for sight, verdict, seen in looked:
-            if self.sights.get(sight.path) is not sight or sight.phase in {Phase.OUT, Phase.ASKED}:
+            if self.sights.get(sight.path) is not sight or sight.phase in NOT_OURS:
                 continue
             if seen is None:
                 if verdict is Glance.NO_ACCESS:

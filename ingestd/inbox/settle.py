@@ -36,6 +36,10 @@ class Phase(IntEnum):
     UNREADABLE = 5  # cannot be opened
 
 
+# The caller has its say next: what is seen meanwhile changes nothing.
+NOT_OURS = frozenset({Phase.ASKED, Phase.OUT})
+
+
 class Sight:
     """What we know of one file; ``since`` is when we first saw it as it is."""
 
@@ -118,7 +122,7 @@ class Sights:
 
         One that is handed out is left to its reader, who will see the change.
         """
-        if sight.stat == seen or sight.phase in {Phase.OUT, Phase.ASKED}:
+        if sight.stat == seen or sight.phase in NOT_OURS:
             return False
         self.start_over(sight, seen, now)
         return True

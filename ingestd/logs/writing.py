@@ -22,6 +22,7 @@ LONGEST_LINE = 4000
 DEEPEST_TRACE = 12
 
 _Event = MutableMapping[str, Any]
+_put_time = structlog.processors.TimeStamper(fmt="iso", utc=True, key="at")
 
 
 class _State:
@@ -168,8 +169,8 @@ def _module_of(names: Mapping[str, Any], file: str) -> str:
 
 
 def _stamp(_logger: object, _method: str, event: _Event) -> _Event:
-    stamped = structlog.processors.TimeStamper(fmt="iso", utc=True)(None, "", dict(event))
-    return {"at": stamped.pop("timestamp"), "level": stamped.pop("level"), "event": stamped.pop("event"), **stamped}
+    _put_time(None, "", event)
+    return {"at": event.pop("at"), "level": event.pop("level"), "event": event.pop("event"), **event}
 
 
 def _render_json(_logger: object, _method: str, event: _Event) -> str:
