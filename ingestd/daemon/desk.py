@@ -46,10 +46,12 @@ class ReaderDesk:
 
     def ask_all(self, owner: Owner, contexts: Iterable[Context], make_job: Callable[[int, Context], Job]) -> None:
         """Submit one job for each context; ``make_job`` builds it with its key."""
+        jobs = []
         for context in contexts:
             key = next(self._keys)
             self._asked[key] = (owner, context)
-            self._readers.submit(make_job(key, context))
+            jobs.append(make_job(key, context))
+        self._readers.submit_all(jobs)
 
     def collect(self) -> None:
         """Sort what the readers have finished."""

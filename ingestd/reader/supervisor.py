@@ -11,7 +11,7 @@ import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -59,13 +59,18 @@ class Readers:
 
     def submit(self, job: Job) -> None:
         """Put a job in line; never blocks. Its Read comes out of ``collect``, not in order."""
+        self.submit_all([job])
+
+    def submit_all(self, jobs: Sequence[Job]) -> None:
+        """Put jobs in line, as ``submit`` does; the supervisor is woken once for all of them."""
         with self._lock:
             if self._closing:
                 raise RuntimeError("the readers are closed")
-            self._serial += 1
-            self._in_flight += 1
-            self._queue.append(Ticket(self._serial, job))
-        self._poke()
+            self._queue.extend(Ticket(serial, job) for serial, job in enumerate(jobs, self._serial + 1))
+            self._serial += len(jobs)
+            self._in_flight += len(jobs)
+        if jobs:
+            self._poke()
 
     def collect(self) -> list[Read]:
         """Give all results that have come since the last call; never blocks."""
