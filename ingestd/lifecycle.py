@@ -357,7 +357,7 @@ class Part:
 
     entry_id: int
     identity: Identity
-    path: Path
+    path: str
     content: Content
     attempts: int = 0  # all attempts on this row, charged or not
     charged: int = 0  # charged attempts on this row since it last moved for the better

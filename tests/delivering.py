@@ -81,7 +81,7 @@ def part_of(path: Path, identity: Identity, *, transfer_syntax: str = EXPLICIT, 
     return Part(
         entry_id=next(_entry_ids),
         identity=identity,
-        path=path,
+        path=str(path),
         content=content_of(path.read_bytes(), transfer_syntax),
         **more,  # type: ignore[arg-type]
     )
@@ -124,7 +124,7 @@ class Row:
             identity=part.identity,
             state=State.SENDING,
             content=part.content,
-            path=part.path,
+            path=Path(part.path),
             first_attempt_at=batch.started_at,
             last_attempt_at=batch.started_at,
             stored_at=None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -39,7 +38,7 @@ def result(uid: str, *, pause: Pause | None = None, answered: bool = False, refu
     part = Part(
         entry_id=1,
         identity=Identity(study_uid=uid, series_uid="1.2", sop_uid="1.3"),
-        path=Path("a"),
+        path="a",
         content=Content(transfer_syntax="1", digest="a", meta_digest="b", dataset_offset=0, size_bytes=1),
     )
     batch = Batch(attempt_id=1, claim_token="t", study_uid=uid, parts=(part,), started_at=NOW)

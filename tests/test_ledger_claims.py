@@ -141,7 +141,7 @@ class Walk:
     def do_claim(self, moves: Moves) -> None:
         batch = moves.claim(f"1.2.{self.chance.randint(1, 3)}", now=self.now)
         if batch is not None:
-            assert all(part.path.is_absolute() for part in batch.parts)
+            assert all(Path(part.path).is_absolute() for part in batch.parts)
             self.out.append(batch)
 
     def do_finish(self, moves: Moves) -> None:

@@ -270,8 +270,8 @@ def test_claim_writes_the_attempt_and_hands_out_absolute_paths(ledger: Ledger, t
 
     assert batch is not None
     assert [part.entry_id for part in batch.parts] == [moved, kept]
-    assert batch.parts[0].path.is_relative_to(tmp_path / "spool-host-a")
-    assert batch.parts[1].path.is_relative_to("/archive")
+    assert Path(batch.parts[0].path).is_relative_to(tmp_path / "spool-host-a")
+    assert Path(batch.parts[1].path).is_relative_to("/archive")
     story = ledger.story(moved)
     assert story is not None
     assert [(attempt.attempt_id, attempt.instances) for attempt in story.attempts] == [(batch.attempt_id, 2)]
@@ -683,7 +683,7 @@ def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, t
     batch = send(ledger)
 
     (part,) = batch.parts
-    assert (part.content, part.path, part.reencoded) == (copy, tmp_path / "spool-host-a/explicit/abc", True)
+    assert (part.content, part.path, part.reencoded) == (copy, str(tmp_path / "spool-host-a/explicit/abc"), True)
     assert ledger.unproven(now=LATER)[0].content == copy
     confirm(ledger, entry_id)
     (row,) = ledger.removable(before=LATER)

@@ -291,7 +291,7 @@ def test_size_of_a_batch_is_that_of_its_parts(tmp_path):
         Part(
             entry_id=number,
             identity=Identity(study_uid="1", series_uid="2", sop_uid=str(number)),
-            path=tmp_path,
+            path=str(tmp_path),
             content=content("x" * number),
         )
         for number in (3, 4)

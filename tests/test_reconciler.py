@@ -205,7 +205,7 @@ def test_other_file_meta_around_the_same_data_set_is_the_same_content(tmp_path, 
     """The managed service zeroes the preamble; exports of one object differ in group 0002."""
     part = make(tmp_path)
     other = tmp_path / "other"
-    other.write_bytes(b"I" * 128 + part.path.read_bytes()[128:])
+    other.write_bytes(b"I" * 128 + Path(part.path).read_bytes()[128:])
     site.store_behind_our_back(part_of(other, part.identity))
 
     (row,) = site.deliver(part)
@@ -688,7 +688,7 @@ def test_retrievable_but_not_listed_is_no_proof_of_this_identity(tmp_path, scrat
     def step(conversation: Conversation) -> None:
         conversation.read_body()
         is_query = "/instances/" not in conversation.request.target
-        file = answer(part.path.read_bytes(), content_type="application/dicom")
+        file = answer(Path(part.path).read_bytes(), content_type="application/dicom")
         conversation.send(answer(b"[]") if is_query else file)
 
     with ScriptedServer(step) as server:
@@ -708,7 +708,7 @@ def test_one_instance_that_cannot_be_had_does_not_hide_the_others(tmp_path, emul
             conversation.send(answer(status="500 Lost"))
             return
         part = next(one for one in parts if one.identity.sop_uid in target)
-        conversation.send(answer(part.path.read_bytes(), content_type="application/dicom"))
+        conversation.send(answer(Path(part.path).read_bytes(), content_type="application/dicom"))
 
     with ScriptedServer(step) as server:
         got = ask(server.url, scratch, parts, fetch=True)
@@ -720,7 +720,7 @@ def test_one_instance_that_cannot_be_had_does_not_hide_the_others(tmp_path, emul
 def test_server_that_goes_away_leaves_rows_without_a_finding(tmp_path, scratch):
     study_uid = fresh_uid(1)
     parts = [make(tmp_path, study_uid=study_uid) for _ in range(3)]
-    file = answer(parts[0].path.read_bytes(), content_type="application/dicom")
+    file = answer(Path(parts[0].path).read_bytes(), content_type="application/dicom")
     with ScriptedServer(file, lambda conversation: conversation.hang_up()) as server:
         got = ask(server.url, scratch, parts, fetch=True)
 
@@ -732,11 +732,11 @@ def test_server_that_goes_away_leaves_rows_without_a_finding(tmp_path, scratch):
 
 def test_large_copy_that_differs_is_whole_on_disk_and_an_equal_one_is_not_there(tmp_path, scratch):
     ours = make(tmp_path, pixels=os.urandom(6_000_000), rows=1000, columns=3000)
-    theirs = ours.path.read_bytes()[:-2] + b"\0\0"
-    ours.path.write_bytes(ours.path.read_bytes()[:-2] + b"\1\1")
-    ours = replace(ours, content=content_of(ours.path.read_bytes()))
+    theirs = Path(ours.path).read_bytes()[:-2] + b"\0\0"
+    Path(ours.path).write_bytes(Path(ours.path).read_bytes()[:-2] + b"\1\1")
+    ours = replace(ours, content=content_of(Path(ours.path).read_bytes()))
 
-    for content, is_same in ((theirs, False), (ours.path.read_bytes(), True)):
+    for content, is_same in ((theirs, False), (Path(ours.path).read_bytes(), True)):
         with ScriptedServer(answer(content, content_type="application/dicom")) as server:
             (finding,) = ask(server.url, scratch, [ours], fetch=True).findings
 
@@ -750,7 +750,7 @@ def test_large_copy_that_differs_is_whole_on_disk_and_an_equal_one_is_not_there(
 
 def test_copy_that_breaks_off_leaves_nothing_in_scratch(tmp_path, scratch):
     ours = make(tmp_path, pixels=os.urandom(6_000_000), rows=1000, columns=3000)
-    cut = answer(ours.path.read_bytes()[:5_500_000], length=6_000_000, content_type="application/dicom")
+    cut = answer(Path(ours.path).read_bytes()[:5_500_000], length=6_000_000, content_type="application/dicom")
 
     def step(conversation: Conversation) -> None:
         conversation.read_body()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -54,7 +53,7 @@ def part(number: int = 1, *, syntax: str = EXPLICIT, **more) -> Part:
     return Part(
         entry_id=number,
         identity=Identity(study_uid="1.1", series_uid="1.1.1", sop_uid=f"1.1.1.{number}"),
-        path=Path(f"/nowhere/{number}"),
+        path=f"/nowhere/{number}",
         content=Content(
             transfer_syntax=syntax, digest="d", meta_digest="m", dataset_offset=144, size_bytes=1000 + number
         ),

@@ -219,7 +219,7 @@ class Dispatch:
         paths = {part.entry_id: part.path for part in result.batch.parts}
         outcomes = tuple(
             replace(outcome, state=State.PENDING, reason=Reason.NOT_SENT, note=_AWAY_NOTE, wait=_AWAY_WAIT)
-            if outcome.reason in (Reason.GONE, Reason.NOT_SENT) and not self._tells_gone(paths[outcome.entry_id])
+            if outcome.reason in (Reason.GONE, Reason.NOT_SENT) and not self._tells_gone(Path(paths[outcome.entry_id]))
             else outcome
             for outcome in result.outcomes
         )

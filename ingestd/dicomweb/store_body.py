@@ -36,7 +36,7 @@ class StorePart:
     neither. ``sop_uid`` is what the server's answer will be matched with; None takes any.
     """
 
-    path: Path
+    path: Path | str
     size_bytes: int
     sop_uid: str | None = None
     dataset_offset: int = 0

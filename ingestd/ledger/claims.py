@@ -6,7 +6,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, func, insert, select, update
 
@@ -16,7 +16,6 @@ from ingestd.lifecycle import (
     BatchLimits,
     BatchResult,
     Content,
-    Identity,
     Outcome,
     Part,
     Reason,
@@ -26,7 +25,7 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
-from .row import QUEUED, ROW, Row, as_json, file_of, make_row
+from .row import QUEUED, ROW, Row, as_json, make_row, path_of
 from .schema import Instant, attempt, candidate, destination, instance, study
 from .transaction import Transaction
 from .values import Finished, Need, Recovered
@@ -38,21 +37,25 @@ _RECOVERED_AT_ONCE = 1000
 
 _CLOSING = ("finished_at", "http_status", "body_bytes_left", "milliseconds", "error")
 
-# What a part needs beyond ``ROW``.
-_PART = (
-    instance.c.path,
-    instance.c.meta_digest,
-    instance.c.dataset_offset,
-    instance.c.alone,
-    instance.c.replaces,
-    instance.c.sop_class_uid,
-    instance.c.reencoded_path,
-    instance.c.reencoded_transfer_syntax,
-    instance.c.reencoded_digest,
-    instance.c.reencoded_meta_digest,
-    instance.c.reencoded_dataset_offset,
-    instance.c.reencoded_size_bytes,
-)
+
+class _More(NamedTuple):
+    """What a part needs beyond its Row."""
+
+    path: str
+    meta_digest: str
+    dataset_offset: int
+    alone: int
+    replaces: int
+    sop_class_uid: str | None
+    reencoded_path: str | None
+    reencoded_transfer_syntax: str
+    reencoded_digest: str
+    reencoded_meta_digest: str
+    reencoded_dataset_offset: int
+    reencoded_size_bytes: int
+
+
+_PART = tuple(instance.c[name] for name in _More._fields)
 
 _OWN_STUDY = (study.c.host == bindparam("host"), study.c.study_uid == bindparam("study_uid"))
 _STUDY = (
@@ -148,72 +151,85 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
         return None
     if found.charged and found.in_flight:
         return None  # a study that is in trouble has one batch out at a time
-    rows = tx.connection.execute(
-        _QUEUE, {"host": tx.host, "study_uid": study_uid, "limit": _rows_to_look_at(found, limits)}
-    ).all()
+    queued = _read_queue(tx, study_uid, limit=_rows_to_look_at(found, limits))
     chosen = cut_batch(
         [
             Waiting(
                 entry_id=row.id,
-                sop_uid=row.sop_uid,
-                size_bytes=row.size_bytes if row.reencoded_path is None else row.reencoded_size_bytes,
+                sop_uid=row.sop_uid or "",
+                size_bytes=row.size_bytes if more.reencoded_path is None else more.reencoded_size_bytes,
                 charged=row.charged,
-                alone=bool(row.alone),
+                alone=bool(more.alone),
             )
-            for row in rows
+            for row, more in queued
         ],
         limits,
         charged=found.charged,
     )
     taken = {waiting.entry_id for waiting in chosen}
-    parts = tuple(_part(tx, row) for row in rows if row.id in taken)
+    queued = [(row, more) for row, more in queued if row.id in taken]
     batch = Batch(
         attempt_id=dialect.next_id(tx.connection, attempt),
         claim_token=secrets.token_hex(16),
         study_uid=study_uid,
-        parts=parts,
+        parts=tuple(_part(tx, row, more) for row, more in queued),
         started_at=now,
         charged=found.charged,
     )
     _put_attempt(tx, batch)
-    _mark_sending(tx, batch, [make_row(row[: len(ROW)]) for row in rows if row.id in taken])
+    _mark_sending(tx, batch, [row for row, _ in queued])
     tx.sums.set_study(tx.host, study_uid, now, in_flight=found.in_flight + 1)
     tx.settle()
     return batch
 
 
-def _part(tx: Transaction, row: Any) -> Part:
-    reencoded = row.reencoded_path is not None
-    if reencoded:
-        content = Content(
-            transfer_syntax=row.reencoded_transfer_syntax,
-            digest=row.reencoded_digest,
-            meta_digest=row.reencoded_meta_digest,
-            dataset_offset=row.reencoded_dataset_offset,
-            size_bytes=row.reencoded_size_bytes,
-        )
-        path = file_of(tx.spool, row.reencoded_path, in_place=False)
-    else:
-        content = Content(
-            transfer_syntax=row.transfer_syntax,
-            digest=row.digest,
-            meta_digest=row.meta_digest,
-            dataset_offset=row.dataset_offset,
-            size_bytes=row.size_bytes,
-        )
-        path = file_of(tx.spool, row.path, in_place=bool(row.in_place))
+def _read_queue(tx: Transaction, study_uid: str, *, limit: int) -> list[tuple[Row, _More]]:
+    """Read the oldest queued rows of a study."""
+    found = tx.connection.execute(_QUEUE, {"host": tx.host, "study_uid": study_uid, "limit": limit}).all()
+    columns = len(ROW)
+    return [(make_row(values[:columns]), _More(*values[columns:])) for values in map(tuple, found)]
+
+
+def _part(tx: Transaction, row: Row, more: _More) -> Part:
+    identity = row.identity
+    assert identity is not None, "what is queued has its identity"
+    reencoded = more.reencoded_path is not None
+    path = more.path if more.reencoded_path is None else more.reencoded_path
+    content = _content_of_copy(more) if reencoded else _content(row, more)
     return Part(
         entry_id=row.id,
-        identity=Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid),
-        path=path,
+        identity=identity,
+        path=path_of(tx.spool, path, in_place=bool(row.in_place) and not reencoded),
         content=content,
         attempts=row.attempts,
         charged=row.charged,
-        sop_class_uid=row.sop_class_uid or "",
+        sop_class_uid=more.sop_class_uid or "",
         being_created_since=row.being_created_since,
-        replaces=bool(row.replaces),
+        replaces=bool(more.replaces),
         reencoded=reencoded,
         generated_meta=content.dataset_offset == 0,
+    )
+
+
+def _content(row: Row, more: _More) -> Content:
+    assert row.transfer_syntax is not None, "what is queued has its content"
+    assert row.digest is not None, "what is queued has its content"
+    return Content(
+        transfer_syntax=row.transfer_syntax,
+        digest=row.digest,
+        meta_digest=more.meta_digest,
+        dataset_offset=more.dataset_offset,
+        size_bytes=row.size_bytes,
+    )
+
+
+def _content_of_copy(more: _More) -> Content:
+    return Content(
+        transfer_syntax=more.reencoded_transfer_syntax,
+        digest=more.reencoded_digest,
+        meta_digest=more.reencoded_meta_digest,
+        dataset_offset=more.reencoded_dataset_offset,
+        size_bytes=more.reencoded_size_bytes,
     )
 
 
