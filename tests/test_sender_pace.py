@@ -14,9 +14,9 @@ def run(pace: Pace, rate_at: dict[int, float] | None, *, posts: int, at: float =
     return at
 
 
-def test_limit_starts_at_two_and_grows_while_throughput_does():
+def test_limit_starts_at_four_and_grows_while_throughput_does():
     pace = Pace(8)
-    assert pace.limit == 2
+    assert pace.limit == 4
 
     run(pace, None, posts=200)
 
@@ -25,22 +25,22 @@ def test_limit_starts_at_two_and_grows_while_throughput_does():
 
 def test_limit_never_passes_what_was_configured():
     assert Pace(1).limit == 1
-    pace = Pace(3)
+    pace = Pace(5)
     run(pace, None, posts=500)
-    assert pace.limit == 3
+    assert pace.limit == 5
 
 
 def test_limit_stays_where_more_does_not_help():
     pace = Pace(8)
-    flat = {2: 10.0, 3: 15.0, 4: 15.1, 5: 15.1}
+    flat = {4: 10.0, 5: 15.0, 6: 15.1, 7: 15.1}
     limits = []
     at = 0.0
     for _ in range(400):
         at = run(pace, flat, posts=1, at=at)
         limits.append(pace.limit)
 
-    assert max(limits) == 4
-    assert limits.count(3) > 300, "one more is tried now and then, and taken back"
+    assert max(limits) == 6
+    assert limits.count(5) > 300, "one more is tried now and then, and taken back"
 
 
 def test_idle_places_teach_nothing():
@@ -48,7 +48,7 @@ def test_idle_places_teach_nothing():
     for number in range(300):
         pace.succeeded(size_bytes=1_000_000, instances=1, in_flight=1, at=float(number))
 
-    assert pace.limit == 2
+    assert pace.limit == 4
 
 
 def test_limit_is_halved_once_for_the_posts_of_one_moment():

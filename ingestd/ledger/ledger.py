@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -64,6 +65,8 @@ class Ledger(Views):
         self._words: dict[tuple[str, str], str] = {}  # search words by kind and value; files of a study share theirs
         self._labels_known: set[tuple[str, str, str]] = set()
         self._first_candidate_id = 1
+        # How long the last commit took: what a transaction costs, however little is in it.
+        self.commit_seconds = 0.0
 
     @classmethod
     def open(
@@ -166,6 +169,8 @@ class Ledger(Views):
         try:
             with self._connection.begin():
                 yield
+                began = time.perf_counter()
+            self.commit_seconds = time.perf_counter() - began
         finally:
             self._connection.info["writes"] = False
             self._writes = False

@@ -6,7 +6,7 @@ long as it takes to see two rounds of them end - and is taken back where through
 
 from __future__ import annotations
 
-START = 2
+START = 4
 # A round with one post more must move this much more, or it only makes the server hold more at once.
 WORTH_IT = 1.05
 # Rounds at the found limit before one more is tried again.
@@ -20,7 +20,7 @@ class Pace:
     """The adaptive limit on posts in flight."""
 
     def __init__(self, most: int) -> None:
-        """Start at two; ``most`` is never passed."""
+        """Start at four; ``most`` is never passed."""
         self._most = max(1, most)
         self.limit = min(START, self._most)
         self._round_began: float | None = None
