@@ -18,3 +18,9 @@ def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
     """An Orthanc of this test's own; a test that asks for it is marked with ``requires_orthanc``."""
     with Orthanc(folder=tmp_path) as server:
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, so that no worker is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

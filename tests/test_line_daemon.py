@@ -157,6 +157,7 @@ def test_another_destination_on_the_same_ledger_is_refused(site: Site):
     assert site.states() == {"CONFIRMED": 1}
 
 
+@pytest.mark.slow
 def test_vanished_folder_is_an_alarm_and_not_a_deletion(site: Site):
     write_instance(site.drop / "image")
     with site.start() as daemon:
