@@ -132,6 +132,27 @@ def test_folder_that_comes_whole_is_named_once_not_file_by_file(tmp_path, drop):
     assert folders == {"study": True}
 
 
+def test_folder_that_takes_the_place_of_one_that_was_handed_out_is_seen_file_by_file(tmp_path, drop):
+    """An exporter that moves whole folders in may use a name again before the files that came first are decided."""
+    for folder, content in (("first", b"1"), ("second", b"22")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x").write_bytes(content)
+    with armed(tmp_path) as desk:
+        (tmp_path / "first").rename(drop / "study")
+        desk.look_until(lambda _: desk.report().waiting_settle == 1, limit=5)
+        desk.pass_time(2.1)
+        (candidate,) = desk.ready_now()
+        scans = desk.report().scans
+        candidate.path.unlink()
+        (tmp_path / "second").rename(drop / "study")
+        (drop / "last").write_bytes(b"x")
+        desk.look_until(lambda _: desk.report().waiting_settle == 1, limit=5)  # what came before it was looked at too
+        desk.inboxes.done(candidate)
+        desk.look_until(lambda _: desk.report().waiting_settle == 2, limit=5)
+
+        assert desk.report().scans == scans
+
+
 def test_folder_renamed_inside_the_inbox_is_followed(tmp_path, drop):
     (drop / "before").mkdir()
     with armed(tmp_path) as desk:

@@ -38,6 +38,7 @@ class Phase(IntEnum):
 
 # The caller has its say next: what is seen meanwhile changes nothing.
 NOT_OURS = frozenset({Phase.ASKED, Phase.OUT})
+_DUE_SOON = frozenset({Phase.ASKED, Phase.SETTLING, Phase.HELD})
 
 
 class Sight:
@@ -92,9 +93,12 @@ class Sights:
         return self.most - (len(self._by_path) - waiting)
 
     def need_no_look(self, path: str) -> bool:
-        """Whether a scan may pass over this path: it is watched, and looked at again when it is due."""
+        """Whether a scan may pass over this path: it is watched, and looked at again when it is due.
+
+        Not so one that is handed out, whose name may be another file's by now, nor one that is left alone for long.
+        """
         sight = self._by_path.get(path)
-        return sight is not None and sight.phase is not Phase.INCOMPLETE
+        return sight is not None and sight.phase in _DUE_SOON
 
     def add(self, path: str, seen: FileStat, now: float, *, by_scan: bool = False, ask: bool = False) -> Sight:
         """Watch a file that was not watched so far."""
