@@ -17,6 +17,9 @@ import pytest
 from ingestd.instance import Inspection, Verdict, inspect
 from ingestd.lifecycle import SourceStat
 from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Job, Read, ReaderLimits, Readers, ReencodeJob
+from ingestd.reader.board import Board
+from ingestd.reader.held import Done, Held
+from ingestd.reader.wire import Answer
 from tests.builders import EXPLICIT, IMPLICIT, RLE, element, instance_bytes, sequence, write_instance
 
 WITHIN_SECONDS = 30.0
@@ -338,6 +341,27 @@ def test_file_that_takes_more_memory_than_allowed_is_hostile(
     assert read.inspection is not None
     assert read.inspection.verdict is Verdict.HOSTILE
     assert "memory" in read.inspection.reason_text
+
+
+def test_answers_that_could_not_be_written_are_not_synced_and_closed_again(tmp_path: Path) -> None:
+    """Memory may run out while answers are written, inside the very job that took it: it is answered after that."""
+    board_fd = Board.create()
+    board = Board(board_fd)
+    held = Held(board)
+    descriptor = os.open(write_instance(tmp_path / "a"), os.O_RDONLY)
+    held.add(Done(Answer(serial=1, canonical="a" * 64), descriptor))
+    held.add(Done(Answer(serial=2, canonical=b"what cannot be written")))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        held.flush()
+    other = os.open(tmp_path / "a", os.O_RDONLY)
+
+    with pytest.raises(TypeError):
+        held.flush()
+
+    assert other == descriptor
+    os.close(other)  # raises OSError if it was closed
+    board.close()
+    os.close(board_fd)
 
 
 def test_children_run_within_their_limits(reading: Reading) -> None:

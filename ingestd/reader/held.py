@@ -14,7 +14,7 @@ _HELD_MOST = 32  # each may hold a descriptor
 _HELD_SECONDS = 0.02
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done:
     """An answer; with ``fd`` it is true only once that descriptor was synced, and is closed then."""
 
@@ -48,23 +48,29 @@ class Held:
     def flush(self) -> None:
         """Sync what has to be durable, and write all answers."""
         if self._done:
-            _write_all(1, b"".join([encode_answer(self._settle(done)) for done in self._done]))
+            for done in self._done:
+                self._settle(done)
+            _write_all(1, b"".join([encode_answer(done.answer) for done in self._done]))
             self._done.clear()
 
-    def _settle(self, done: Done) -> Answer:
-        if done.fd is None:
-            return done.answer
-        serial = done.answer.serial
+    def _settle(self, done: Done) -> None:
+        """Make one answer true; once only, also when memory runs out halfway and all is done again."""
+        answer, fd = done.answer, done.fd
+        if fd is None:
+            return
+        serial = answer.serial
+        done.answer = Answer(serial=serial, waits="the reader ran out of memory")  # unless all goes well
+        done.fd = None
         before = self._board.begin(serial)
         try:
-            sync(done.fd)
-            refuse_open_for_writing(done.fd)
+            sync(fd)
+            refuse_open_for_writing(fd)
+            done.answer = answer
         except Waits as why:
-            return Answer(serial=serial, waits=str(why))
+            done.answer = Answer(serial=serial, waits=str(why))
         finally:
             self._board.go_back(before)
-            os.close(done.fd)
-        return done.answer
+            os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:
