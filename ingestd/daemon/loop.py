@@ -37,7 +37,8 @@ _LEDGER_WAIT_SECONDS = 2.0
 _LEDGER_BROKEN_SECONDS = 60.0
 # With nothing to do the loop still looks around this often.
 _IDLE_SECONDS = 5.0
-# Under load, what finishes while a commit would last goes into one transaction: a slow disk makes larger ones.
+# Under load, what finishes within the time of so many commits goes into one transaction: a slow disk makes larger ones.
+_GROUP_COMMITS = 2
 _GROUP_SECONDS_MOST = 0.04
 _ORPHANS_AT_ONCE = 256
 
@@ -220,7 +221,7 @@ class Daemon:
         rung = self.wake.wait(min(until - read_clocks().mono, _IDLE_SECONDS))
         crowd = self.intake.in_hand + self.dispatch.in_flight
         if rung and crowd > 1:
-            time.sleep(min(_GROUP_SECONDS_MOST, self.ledger.commit_seconds))
+            time.sleep(min(_GROUP_SECONDS_MOST, _GROUP_COMMITS * self.ledger.commit_seconds))
 
     @property
     def orphans_adopted(self) -> bool:
