@@ -18,7 +18,7 @@ from ingestd.config import Config, load
 from ingestd.daemon import Daemon, OnceResult, once_policies, run_once, sending_config, sending_policies
 from ingestd.daemon.now import read_clocks
 from ingestd.emulator import Emulator
-from ingestd.ledger import Ledger, dialect
+from ingestd.ledger import Ledger, sqlite_file
 from ingestd.lifecycle import Content, Reason, State
 from tests.builders import element, instance_bytes, sequence
 from tests.emulating import dataset_of, delete
@@ -174,7 +174,7 @@ def test_ledger_that_is_locked_for_a_while_ends_nothing(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading it ended the daemon, and one that had nothing to write took no file in any more."""
-    monkeypatch.setattr(dialect, "_BUSY_MS", 50)
+    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
     config = configure(tmp_path, server)
     with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
         turn(daemon, lambda: daemon.dispatch.destination.is_open and daemon.proof.rules)

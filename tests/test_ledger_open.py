@@ -19,8 +19,8 @@ from ingestd.ledger import (
     LedgerError,
     LedgerMissing,
     OtherDestination,
-    dialect,
     schema,
+    sqlite_file,
 )
 from ingestd.ledger.migrations import MIGRATIONS
 from ingestd.lifecycle import HOLDING, MOVES, BatchLimits, State
@@ -315,7 +315,7 @@ def test_flipped_pages_are_found_at_the_start(tmp_path: Path):
 
 
 def test_large_ledger_is_looked_at_from_both_ends_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dialect, "_CHECKED_WHOLE_BYTES", 0)
+    monkeypatch.setattr(sqlite_file, "_CHECKED_WHOLE_BYTES", 0)
     with open_ledger(tmp_path) as ledger:
         admit(ledger, *(arrival(number) for number in range(50)))
     with open_ledger(tmp_path) as ledger:
@@ -355,11 +355,11 @@ MOUNTS = """\
     ],
 )
 def test_kind_of_file_system_is_that_of_the_nearest_mount(path: str, kind: str):
-    assert dialect.filesystem_of(Path(path), MOUNTS) == kind
+    assert sqlite_file.filesystem_of(Path(path), MOUNTS) == kind
 
 
 def test_ledger_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dialect, "filesystem_of", lambda _path, _mounts: "nfs4")
+    monkeypatch.setattr(sqlite_file, "filesystem_of", lambda _path, _mounts: "nfs4")
     with pytest.raises(LedgerError, match=r"network file system \(nfs4\)"):
         open_ledger(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -372,7 +372,7 @@ def test_folder_that_cannot_be_made_is_said(tmp_path: Path):
 
 
 def test_writer_that_is_kept_out_for_too_long_is_told_to_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dialect, "_BUSY_MS", 50)
+    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
     with open_ledger(tmp_path) as ledger, open_ledger(tmp_path, host="host-b") as other:
         with ledger.write() as moves:
             moves.admit([arrival(1)], now=NOW)

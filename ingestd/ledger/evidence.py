@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Update, bindparam, or_, select, update
 from ingestd.lifecycle import HOLDING, MOVES, Backoff, FeedCursor, Outcome, Reason, Sighting, State
 
 from . import dialect
-from .claims import need_of
+from .returns import need_of
 from .row import HOLDS, Row, as_json, pieces
 from .schema import feed_cursor, instance
 from .transaction import Transaction

@@ -20,7 +20,7 @@ from sqlalchemy.sql import Executable
 
 from ingestd.lifecycle import UNCONFIRMED, BatchLimits, study_due_at
 
-from . import dialect
+from . import dialect, sqlite_file
 from .migrations import MIGRATIONS
 from .moves import Moves
 from .schema import destination as destination_table
@@ -86,13 +86,13 @@ class Ledger(Views):
         Raises LedgerError with what to do about it: another destination, a newer or damaged ledger, a network file
         system, no permission, not there.
         """
-        file = dialect.ledger_file(url)
-        engine = dialect.open_engine(file, create=create, read_only=read_only)
+        file = sqlite_file.ledger_file(url)
+        engine = sqlite_file.open_engine(file, create=create, read_only=read_only)
         try:
             return cls._opened(engine, file, host, destination, spool, limits, read_only=read_only)
         except DBAPIError as error:
             engine.dispose()
-            raise dialect.told(error, file) from None
+            raise sqlite_file.told(error, file) from None
 
     @classmethod
     def _opened(
@@ -157,7 +157,7 @@ class Ledger(Views):
             self._first_candidate_id = moves.first_candidate_id
         except DBAPIError as error:
             self._labels_known.clear()
-            raise dialect.told(error, self.file) from None
+            raise sqlite_file.told(error, self.file) from None
         except BaseException:
             self._labels_known.clear()
             raise
@@ -179,7 +179,7 @@ class Ledger(Views):
         try:
             return self._connection.execute(statement, values).all()
         except DBAPIError as error:
-            raise dialect.told(error, self.file) from None
+            raise sqlite_file.told(error, self.file) from None
         finally:
             if not self._writes:
                 self._connection.rollback()
@@ -246,17 +246,17 @@ class Ledger(Views):
     def check_integrity(self) -> list[str]:
         """Read every page and say what is wrong with the file; empty when nothing is. Takes seconds for a large one."""
         try:
-            return dialect.check_whole(self._connection)
+            return sqlite_file.check_whole(self._connection)
         finally:
             self._connection.rollback()
 
     def _prepare(self, destination: str | None, limits: BatchLimits | None) -> None:
-        if self._host and dialect.has_tables(self._connection, self.file):
-            dialect.check_quickly(self._connection, self.file)
+        if self._host and sqlite_file.has_tables(self._connection, self.file):
+            sqlite_file.check_quickly(self._connection, self.file)
         self._connection.rollback()
         with self._transaction():
             self._migrate()
-            dialect.install_guards(self._connection)
+            sqlite_file.install_guards(self._connection)
             self._adopt_destination(destination)
             if self._host:
                 self._put_host(limits or BatchLimits())
@@ -274,11 +274,11 @@ class Ledger(Views):
 
     def _migrate(self) -> None:
         schema = 0
-        if dialect.has_tables(self._connection, self.file):
+        if sqlite_file.has_tables(self._connection, self.file):
             schema = self._schema()
             self._refuse_newer(schema)
         else:
-            dialect.mark_as_ours(self._connection)
+            sqlite_file.mark_as_ours(self._connection)
             strict = dialect.MIGRATION_WORDS["strict"]
             self._connection.exec_driver_sql(f"CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT) {strict}")
             made_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -291,7 +291,7 @@ class Ledger(Views):
 
     def _expect_schema(self) -> None:
         try:
-            if not dialect.has_tables(self._connection, self.file):
+            if not sqlite_file.has_tables(self._connection, self.file):
                 raise LedgerMissing(f"the ledger {self.file} is empty; `ingestd run` fills it")
             schema = self._schema()
             self._refuse_newer(schema)

@@ -21,7 +21,7 @@ from ingestd.lifecycle import (
     State,
 )
 
-from . import admission, claims, decisions, evidence, upkeep
+from . import admission, claims, decisions, evidence, returns, upkeep
 from .transaction import Transaction
 from .values import (
     Admitted,
@@ -111,11 +111,11 @@ class Moves:
         With ``charge_study`` the study waits as the backoff says, or ``study_wait``; an answer without a charge
         ends its backoff. A part without an outcome becomes UNCERTAIN.
         """
-        return claims.finish(self._tx, result, now=now, backoff=backoff, jitter=jitter, study_wait=study_wait)
+        return returns.finish(self._tx, result, now=now, backoff=backoff, jitter=jitter, study_wait=study_wait)
 
     def charge_study(self, study_uid: str, *, now: datetime, backoff: Backoff, jitter: float) -> datetime:
         """Move a study on that pauses of the destination keep meeting in flight; say until when."""
-        return claims.charge_study(self._tx, study_uid, now=now, backoff=backoff, jitter=jitter)
+        return returns.charge_study(self._tx, study_uid, now=now, backoff=backoff, jitter=jitter)
 
     def apply(self, outcomes: Sequence[Outcome], *, now: datetime, backoff: Backoff, jitter: float) -> Applied:
         """Carry out what the reconciler found. An outcome in the row's own state means "asked, not settled"."""

@@ -1,0 +1,212 @@
+"""Rows come back: what a post did to its rows, its attempt and its study."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import bindparam, update
+
+from ingestd.lifecycle import Backoff, Batch, BatchResult, Outcome, Reason, State
+
+from .claims import read_study
+from .row import Row, as_json
+from .schema import Instant, attempt, destination
+from .transaction import Transaction
+from .values import Finished, Need
+
+_CLOSING = ("finished_at", "http_status", "body_bytes_left", "milliseconds", "error")
+_CLOSE_ATTEMPT = (
+    update(attempt)
+    .where(attempt.c.id == bindparam("attempt_id"), attempt.c.finished_at.is_(None))
+    .values({name: bindparam(name) for name in _CLOSING})
+)
+_ANSWERED = update(destination).values(last_ok_at=bindparam("at", type_=Instant()))
+
+
+def finish(
+    tx: Transaction,
+    result: BatchResult,
+    *,
+    now: datetime,
+    backoff: Backoff,
+    jitter: float,
+    study_wait: timedelta | None,
+) -> Finished:
+    """Carry out what became of a batch, close its attempt, and let the study go on or wait."""
+    batch = result.batch
+    # Read before the moves below change its sums, so that these need not be written in between.
+    before = read_study(tx, batch.study_uid)
+    assert before is not None, "a batch is of a study"
+    rows = tx.rows_by_id(part.entry_id for part in batch.parts)
+    outcomes = {outcome.entry_id: outcome for outcome in result.outcomes}
+    same: dict[Hashable, tuple[Outcome, list[Row]]] = {}
+    moved = 0
+    for part in batch.parts:
+        row = rows.get(part.entry_id)
+        if row is None or row.state is not State.SENDING or row.claim_token != batch.claim_token:
+            continue
+        outcome = outcomes.get(part.entry_id) or Outcome(
+            entry_id=part.entry_id,
+            state=State.UNCERTAIN,
+            reason=Reason.NO_VERDICT,
+            note="nothing was said of this file; the server will be asked",
+        )
+        same.setdefault(_effect(row, outcome), (outcome, []))[1].append(row)
+        moved += 1
+    for outcome, alike in same.values():
+        _come_back(tx, alike, outcome, batch, now)
+    tx.settle()
+    was_open = _close_attempt(tx, result)
+    charged, pauses, next_attempt_at = _study_goes_on(
+        tx, result, before, now, backoff, jitter, study_wait, was_open=was_open
+    )
+    if result.answered:
+        tx.connection.execute(_ANSWERED, {"at": result.finished_at})
+    tx.settle()
+    return Finished(
+        moved=moved,
+        lost=len(batch.parts) - moved,
+        charged=charged,
+        pauses=pauses,
+        next_attempt_at=next_attempt_at,
+    )
+
+
+def _effect(row: Row, outcome: Outcome) -> Hashable:
+    """Say what of a row and its outcome decides what ``_come_back`` sets."""
+    return (
+        row.charged,
+        row.being_created_since,
+        row.seen_sequence is None,
+        outcome.state,
+        outcome.reason,
+        outcome.note,
+        outcome.charge,
+        outcome.alone,
+        outcome.failure_reason,
+        outcome.warning_reason,
+        outcome.failed_attributes,
+        outcome.wait,
+        outcome.reread,
+        outcome.reencode,
+        outcome.needs_content_check,
+        tuple(outcome.evidence.items()),
+    )
+
+
+def _come_back(tx: Transaction, rows: Sequence[Row], outcome: Outcome, batch: Batch, now: datetime) -> None:
+    """Move rows on which this outcome has the same effect."""
+    row = rows[0]
+    values: dict[str, Any] = {
+        "charged": 0 if outcome.state is State.STORED else row.charged + int(outcome.charge),
+        "alone": int(outcome.alone),
+        "failure_reason": outcome.failure_reason,
+        "warning_reason": outcome.warning_reason,
+        "failed_attributes": as_json(outcome.failed_attributes),
+        "present_before": _present_before(outcome),
+        "being_created_since": None,
+    }
+    if outcome.reason is Reason.BEING_CREATED:
+        values["being_created_since"] = row.being_created_since or now
+    later = now + outcome.wait if outcome.wait is not None else None
+    if outcome.state is State.PENDING:
+        values["next_attempt_at"] = later
+        values["need"] = need_of(outcome)
+    elif outcome.state in (State.STORED, State.UNCERTAIN):
+        values.update(
+            # What the feed has shown of it while it was out need not wait.
+            next_check_at=now if row.seen_sequence is not None or later is None else later,
+            checks=0,
+            absences=0,
+            absent_since=None,
+        )
+        if outcome.needs_content_check or outcome.reason is Reason.ALREADY_THERE:
+            values["needs_content_check"] = 1
+        if outcome.state is State.STORED:
+            values.update(stored_at=now, was_stored=1)
+    tx.move_all(
+        rows,
+        outcome.state,
+        at=now,
+        reason=outcome.reason,
+        note=outcome.note,
+        evidence=outcome.evidence,
+        by_attempt=batch.attempt_id,
+        **values,
+    )
+
+
+def need_of(outcome: Outcome) -> Need | None:
+    """Say what the reader has to do before the row can be sent."""
+    if outcome.reread:
+        return Need.REREAD
+    return Need.REENCODE if outcome.reencode else None
+
+
+def _present_before(outcome: Outcome) -> int | None:
+    return {"yes": 1, "no": 0}.get(outcome.evidence.get("present_before", ""))
+
+
+def _close_attempt(tx: Transaction, result: BatchResult) -> bool:
+    closed = tx.connection.execute(
+        _CLOSE_ATTEMPT,
+        {
+            "attempt_id": result.batch.attempt_id,
+            "finished_at": result.finished_at,
+            "http_status": result.http_status,
+            "body_bytes_left": result.body_bytes_left,
+            "milliseconds": round(result.seconds * 1000),
+            "error": result.error,
+        },
+    )
+    return closed.rowcount == 1
+
+
+def _study_goes_on(
+    tx: Transaction,
+    result: BatchResult,
+    before: Any,
+    now: datetime,
+    backoff: Backoff,
+    jitter: float,
+    study_wait: timedelta | None,
+    *,
+    was_open: bool,
+) -> tuple[int, int, datetime | None]:
+    study_uid = result.batch.study_uid
+    charged, pauses, next_attempt_at = before.charged, before.pauses, before.next_attempt_at
+    if not was_open:
+        return charged, pauses, next_attempt_at
+    if result.charge_study:
+        charged += 1
+        wait = study_wait if study_wait is not None else backoff.wait(charged, jitter=jitter)
+        next_attempt_at = now + wait
+    elif result.answered:
+        charged, next_attempt_at = 0, None
+    if result.pause is not None:
+        pauses += 1
+    elif result.answered:
+        pauses = 0
+    tx.sums.set_study(
+        tx.host,
+        study_uid,
+        now,
+        charged=charged,
+        pauses=pauses,
+        next_attempt_at=next_attempt_at,
+        in_flight=max(0, before.in_flight - 1),
+    )
+    return charged, pauses, next_attempt_at
+
+
+def charge_study(tx: Transaction, study_uid: str, *, now: datetime, backoff: Backoff, jitter: float) -> datetime:
+    """Move a study on although no verdict on it was read: pauses of the destination keep meeting it in flight."""
+    found = read_study(tx, study_uid)
+    charged: int | None = found.charged if found is not None else None
+    next_attempt_at = now + backoff.wait((charged or 0) + 1, jitter=jitter)
+    if charged is not None:
+        tx.sums.set_study(tx.host, study_uid, now, charged=charged + 1, pauses=0, next_attempt_at=next_attempt_at)
+        tx.settle()
+    return next_attempt_at

@@ -1,0 +1,353 @@
+"""How an SQLite ledger is opened so that a commit is a commit, guarded, checked, and its errors told.
+
+The settings and why (SQLite documentation: pragma, lockingv3, WAL):
+
+- ``journal_mode=DELETE`` with ``synchronous=EXTRA``: FULL does not sync the directory after the journal is unlinked, so
+  that a committed transaction may roll back at a power cut; WAL has the reset bug in most installed libraries.
+- ``isolation_level=None`` and BEGIN IMMEDIATE: the driver's own BEGIN is deferred, and two SELECT-then-UPDATE writers
+  claim the same row.
+- ``trusted_schema=OFF``, ``cell_size_check=ON``, ``mmap_size=0``: a damaged file raises instead of misleading.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import NullPool
+
+from ingestd.lifecycle import MOVES, State
+
+from .values import LedgerBusy, LedgerError, LedgerFull, LedgerMissing, LedgerPermission
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.exc import DBAPIError
+
+_APPLICATION_ID = 0x494E4744  # "INGD"
+_HEADER = b"SQLite format 3\0"
+_BUSY_MS = 10_000
+# Checked whole at start up to this size (some 0.1 s); beyond it only the header, the size and the ends of the tables.
+_CHECKED_WHOLE_BYTES = 16_000_000
+
+# Locking on these is a matter of luck, and SQLite's safety rests on locks and on ordered writes.
+_NETWORK = frozenset(
+    [
+        "9p",
+        "acfs",
+        "afs",
+        "afpfs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "coda",
+        "davfs",
+        "fuse.ceph",
+        "fuse.cephfs",
+        "fuse.curlftpfs",
+        "fuse.davfs2",
+        "fuse.glusterfs",
+        "fuse.goofys",
+        "fuse.rclone",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "orangefs",
+        "smb3",
+        "smbfs",
+        "virtiofs",
+        "vboxsf",
+        "vmhgfs",
+    ]
+)
+
+
+def ledger_file(url: str) -> Path:
+    """Say where the ledger of this URL is; LedgerError if it is no URL of a ledger that we can keep."""
+    try:
+        parsed: URL = make_url(url)
+    except ArgumentError:
+        raise LedgerError(
+            "the ledger's URL cannot be read; write it like sqlite:////var/lib/ingestd/ledger.db"
+        ) from None
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise LedgerError(
+            f"a ledger of kind {parsed.get_backend_name()!r} without a file cannot be kept;"
+            " write it like sqlite:////var/lib/ingestd/ledger.db"
+        )
+    return Path(parsed.database).absolute()
+
+
+def filesystem_of(path: Path, mountinfo: str) -> str:
+    """Say which kind of file system holds this path, by the longest mount point above it (proc(5), mountinfo)."""
+    best, kind = "", ""
+    for line in mountinfo.splitlines():
+        mount, _, source = line.partition(" - ")
+        # Spaces and the like are written as \040.
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split(" ")[4])
+        inside = path.is_relative_to(point)
+        if inside and len(point) >= len(best):
+            best, kind = point, source.split(" ")[0]
+    return kind
+
+
+def _refuse_network(file: Path) -> None:
+    try:
+        mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return
+    kind = filesystem_of(file.resolve(), mountinfo)
+    if kind in _NETWORK:
+        raise LedgerError(
+            f"the ledger {file} lies on a network file system ({kind}), where locks and commits cannot be relied on;"
+            " put it on a local disk"
+        )
+
+
+def _owner(path: Path) -> str:
+    try:
+        import pwd  # noqa: PLC0415 - only when something is wrong
+
+        return pwd.getpwuid(path.stat().st_uid).pw_name
+    except (KeyError, OSError):
+        return "its owner"
+
+
+def _permission(file: Path, what: str) -> LedgerPermission:
+    place = file if file.exists() else file.parent
+    return LedgerPermission(f"no permission to {what} the ledger {file}; run as {_owner(place)}")
+
+
+def _create(file: Path) -> None:
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except PermissionError:
+        raise _permission(file, "create") from None
+    except OSError as error:
+        raise LedgerError(f"the ledger {file} cannot be created: {error.strerror}") from None
+
+
+def _look_at(file: Path) -> None:
+    """Refuse what is no database at all, in better words than SQLite's."""
+    try:
+        with file.open("rb") as opened:
+            header = opened.read(len(_HEADER))
+    except PermissionError:
+        raise _permission(file, "read") from None
+    except OSError as error:
+        raise LedgerError(f"the ledger {file} cannot be read: {error.strerror}") from None
+    if header and header != _HEADER:
+        raise LedgerError(
+            f"{file} is no ledger (it does not begin like an SQLite database); give the ledger another place"
+        )
+
+
+def damaged(file: Path, what: str) -> LedgerError:
+    """Say that this ledger is damaged, and the way out."""
+    return LedgerError(
+        f"the ledger {file} is damaged ({what}); keep a copy of it, then either restore a backup, or try"
+        " `sqlite3 ledger.db .recover`, or move it aside: with a new ledger the files in the spool are taken in again,"
+        " and what the server already has is compared with it and not stored twice"
+    )
+
+
+def open_engine(file: Path, *, create: bool, read_only: bool) -> Engine:
+    """Make the engine of one ledger: one connection, opened as this module's head says."""
+    if not file.exists() or file.stat().st_size == 0:
+        if read_only or not create:
+            raise LedgerMissing(f"there is no ledger at {file} yet; `ingestd run` makes it")
+        _refuse_network(file)
+        _create(file)
+    elif not read_only:
+        _refuse_network(file)
+        if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+            raise _permission(file, "write")
+    _look_at(file)
+    mode = "ro" if read_only else "rw"
+
+    def connect() -> sqlite3.Connection:
+        try:
+            return connect_once()
+        except sqlite3.DatabaseError as error:
+            if not (read_only and _is_crashed(error)):
+                raise failure(error, file) from None
+        # A read-only connection may not undo the transaction of a writer that died, so another one has to.
+        _roll_back_crashed(file)
+        try:
+            return connect_once()
+        except sqlite3.DatabaseError as error:
+            raise failure(error, file) from None
+
+    def connect_once() -> sqlite3.Connection:
+        # file: URI, so that a read-only open is one, and a vanished file is not made anew in silence.
+        connection = sqlite3.connect(
+            f"file:{quote(os.fsencode(file))}?mode={mode}", uri=True, isolation_level=None, cached_statements=256
+        )
+        try:
+            _prepare(connection, file, read_only=read_only)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A read is one SELECT, a transaction of its own; only `write` asks for more.
+        if connection.info.get("writes"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _prepare(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> None:
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA trusted_schema=OFF")
+    connection.execute("PRAGMA cell_size_check=ON")
+    connection.execute("PRAGMA mmap_size=0")
+    connection.execute("PRAGMA temp_store=MEMORY")
+    connection.execute("PRAGMA cache_size=-16000")
+    if read_only:
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return
+    mode = connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
+    connection.execute("PRAGMA synchronous=EXTRA")
+    synchronous = connection.execute("PRAGMA synchronous").fetchone()[0]
+    if mode != "delete" or synchronous != 3:
+        raise LedgerError(
+            f"the ledger {file} cannot be opened safely: SQLite answers journal_mode={mode}, synchronous={synchronous}"
+            " where delete and 3 (EXTRA) were asked for; is another program using it?"
+        )
+
+
+def failure(error: BaseException | None, file: Path) -> LedgerError:
+    """Tell a person what SQLite's error means for the ledger."""
+    name = getattr(error, "sqlite_errorname", "") or type(error).__name__
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return LedgerBusy(
+            f"the ledger {file} is in use by another process for longer than {_BUSY_MS // 1000} s; try again"
+        )
+    if name in _CRASHED:
+        return LedgerBusy(f"the last writer of the ledger {file} died in the middle of a transaction; try again")
+    if name == "SQLITE_FULL":
+        return LedgerFull(f"no room is left on the disk of the ledger {file}; nothing was changed")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return damaged(file, name)
+    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
+        return _permission(file, "use")
+    return LedgerError(f"the ledger {file} cannot be used: {name}")
+
+
+def told(error: DBAPIError, file: Path) -> LedgerError:
+    """As ``failure``, of an error that came through SQLAlchemy."""
+    return failure(error.orig, file)
+
+
+# What a read-only connection gets that meets the journal of a writer that died.
+_CRASHED = frozenset({"SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY"})
+
+
+def _is_crashed(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorname", "") in _CRASHED
+
+
+def _roll_back_crashed(file: Path) -> None:
+    try:
+        connection = sqlite3.connect(f"file:{quote(os.fsencode(file))}?mode=rw", uri=True, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise failure(error, file) from None
+
+
+def has_tables(connection: Connection, file: Path) -> bool:
+    """Whether this database has the ledger's tables; LedgerError if it has somebody else's."""
+    application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+    tables = set(connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars())
+    if not tables:
+        return False
+    if application != _APPLICATION_ID or "meta" not in tables:
+        raise LedgerError(f"{file} is a database of another program; give the ledger another place")
+    return True
+
+
+def mark_as_ours(connection: Connection) -> None:
+    """Write into the file's header whose it is."""
+    connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION_ID}")
+
+
+def install_guards(connection: Connection) -> None:
+    """Have the database itself refuse moves that the table does not have, and changes of what is append-only."""
+    # instr, not IN: in a trigger the list of an IN is made anew for every row.
+    legal = " ".join(sorted({f"{state}>{state}" for state in State} | {f"{b}>{a}" for b, a in MOVES if b is not None}))
+    guards = {
+        "instance_moves": "BEFORE UPDATE OF state ON instance"
+        f" WHEN instr(' {legal} ', ' ' || OLD.state || '>' || NEW.state || ' ') = 0"
+        " BEGIN SELECT RAISE(ABORT, 'no such move'); END",
+        "history_stays": "BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END",
+        "history_is_kept": "BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END",
+        "attempt_is_kept": "BEFORE DELETE ON attempt BEGIN SELECT RAISE(ABORT, 'attempts are append-only'); END",
+        "instance_is_kept": "BEFORE DELETE ON instance BEGIN SELECT RAISE(ABORT, 'no row is deleted'); END",
+    }
+    found = dict(
+        tuple(row) for row in connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    )
+    for name, body in guards.items():
+        wanted = f"CREATE TRIGGER {name} {body}"
+        if found.get(name) != wanted:
+            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {name}")
+            connection.exec_driver_sql(wanted)
+
+
+def check_quickly(connection: Connection, file: Path) -> None:
+    """Raise LedgerError if the file is damaged, as far as a look of bounded cost can tell.
+
+    A small ledger is checked whole; of a large one both ends of every table and index are read.
+    """
+    if file.stat().st_size <= _CHECKED_WHOLE_BYTES:
+        found = check_whole(connection)
+        if found:
+            raise damaged(file, found[0])
+        return
+    names = connection.exec_driver_sql(
+        "SELECT type, name, tbl_name FROM sqlite_master WHERE type IN ('table', 'index') AND name NOT LIKE 'sqlite_%'"
+    ).all()
+    for kind, name, table in names:
+        if kind == "table":
+            for order in ("ASC", "DESC"):
+                connection.exec_driver_sql(f"SELECT * FROM {name} ORDER BY rowid {order} LIMIT 1").all()  # noqa: S608
+            continue
+        columns = connection.exec_driver_sql(f"PRAGMA index_info({name})").all()
+        where = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).scalar_one()
+        _, partial, condition = where.partition(" WHERE ")
+        for order in ("ASC", "DESC"):
+            by = ", ".join(f"{column[2]} {order}" for column in columns)
+            connection.exec_driver_sql(
+                f"SELECT rowid FROM {table} INDEXED BY {name}{partial}{condition} ORDER BY {by} LIMIT 1"  # noqa: S608
+            ).all()
+
+
+def check_whole(connection: Connection) -> list[str]:
+    """Read every page and say what is wrong; empty when nothing is. Takes a second for some 200 MB."""
+    answer = [str(line) for line in connection.exec_driver_sql("PRAGMA quick_check(20)").scalars()]
+    return [] if answer == ["ok"] else answer
