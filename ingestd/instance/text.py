@@ -26,5 +26,7 @@ def decode_text(value: bytes, character_set: bytes) -> tuple[str, bool]:
         warnings.simplefilter("error")
         try:
             return decode_bytes(value, convert_encodings(names), TEXT_VR_DELIMS).strip(), True
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 - whatever pydicom makes of a strange character set, the bytes are the answer
             return value.decode("latin-1").strip(), False
