@@ -9,7 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from ingestd.daemon.desk import ReaderDesk
-from ingestd.daemon.intake import Hand, Intake
+from ingestd.daemon.hand import Hand
+from ingestd.daemon.intake import Intake
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import read_clocks

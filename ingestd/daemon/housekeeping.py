@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import structlog
 
-from ingestd.daemon.intake import Hand
+from ingestd.daemon.hand import Hand
 from ingestd.daemon.looking import is_gone
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now

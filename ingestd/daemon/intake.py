@@ -16,12 +16,13 @@ from pathlib import Path
 import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
+from ingestd.daemon.hand import Hand, arrival_of, expect_of, identity_of, refusal_of, stop_comparing
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
-from ingestd.inbox import Candidate, Expect, Inboxes, NotTaken, Spool, Taken, WhyNot
+from ingestd.inbox import Candidate, Inboxes, NotTaken, Spool, Taken, WhyNot
 from ingestd.ledger import Holder, Judged, Ledger, Moves, NewCandidate
-from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, Sameness, SourceStat, State
-from ingestd.reader import CompareJob, Inspection, InspectJob, Read, Verdict
+from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, State
+from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 
 # A file that kills its reader this often is set aside.
 _KILLS_MOST = 2
@@ -45,32 +46,6 @@ _REFUSED: dict[Verdict, Reason] = {
 _INCOMPLETE = frozenset({Verdict.SHORT, Verdict.EMPTY, Verdict.ZEROS})
 
 
-@dataclass(eq=False, slots=True)
-class Hand:
-    """A file in our hands. ``former`` is the REJECTED row it is read again for, ``wished`` whether a person asked."""
-
-    candidate: Candidate
-    candidate_id: int = 0
-    inspection: Inspection | None = None
-    arrival: Arrival | None = None
-    refused: tuple[Reason, str] | None = None
-    judged: Judged | None = None
-    comparing: Holder | None = None
-    copy: Path | None = None  # the server's copy of the holder, where the holder's file is gone
-    comparisons: int = 0  # that came to nothing
-    distrusts: int = 0  # the row whose file could not be compared with: its server's copy may be
-    former: int | None = None
-    wished: bool = False
-    admit_anyway: bool = False
-    adopted: bool = False  # did not come from Inboxes.look
-    dropped_as: str = ""  # an adopted file's relative path in its inbox, where that is still known
-
-    @property
-    def relative_path(self) -> str:
-        """What the ledger is to call it: where it was dropped, or where it lies."""
-        return self.dropped_as or self.candidate.relative_path
-
-
 @dataclass(slots=True)
 class _Due:
     """What is to be done once the transaction at hand is durable; a group of files at a time, not file by file."""
@@ -80,29 +55,6 @@ class _Due:
     set_aside: list[Hand] = field(default_factory=list)
     others: list[Callable[[], object]] = field(default_factory=list)
     finish: list[tuple[Hand, int, State]] = field(default_factory=list)
-
-
-def content_of(found: Inspection) -> Content:
-    """Take what sameness and sending need from a reader's findings."""
-    return Content(
-        transfer_syntax=found.transfer_syntax,
-        digest=found.digest,
-        meta_digest=found.meta_digest,
-        dataset_offset=found.dataset_offset,
-        size_bytes=found.size_bytes,
-    )
-
-
-def identity_of(found: Inspection) -> Identity | None:
-    """Take the three UIDs, if all are there."""
-    if not (found.study_uid and found.series_uid and found.sop_uid):
-        return None
-    return Identity(study_uid=found.study_uid, series_uid=found.series_uid, sop_uid=found.sop_uid)
-
-
-def source_of(found: Inspection) -> SourceStat:
-    """Take the stat of the descriptor that was read."""
-    return SourceStat(device=found.device, inode=found.inode, size_bytes=found.size_bytes, mtime_ns=found.mtime_ns)
 
 
 class Intake:
@@ -213,8 +165,8 @@ class Intake:
         self._ready, self._read, self._moved, self._again = [], [], [], []
         due, self._due = self._due, _Due()
         self._desk.ask_all(Owner.INTAKE, due.inspect, self._inspect_job)
-        self._mover.take_in([(hand, hand.candidate, _expect(hand)) for hand in due.take_in])
-        self._mover.set_aside([(hand, hand.candidate, _expect(hand)) for hand in due.set_aside])
+        self._mover.take_in([(hand, hand.candidate, expect_of(hand)) for hand in due.take_in])
+        self._mover.set_aside([(hand, hand.candidate, expect_of(hand)) for hand in due.set_aside])
         for act in due.others:
             act()
         self._finish(due.finish)
@@ -316,7 +268,7 @@ class Intake:
     def _take(self, hand: Hand, arrivals: list[Hand]) -> None:
         assert hand.inspection is not None
         if hand.candidate.in_place:
-            hand.arrival = self._arrival(hand, path=str(hand.candidate.path), source_removed=True)
+            hand.arrival = arrival_of(hand, self._ledger, path=str(hand.candidate.path), source_removed=True)
             arrivals.append(hand)
         else:
             self._due.take_in.append(hand)
@@ -325,7 +277,7 @@ class Intake:
         hand.refused = (reason, note)
         # A file that a person asked about lies in rejected/ already, and its row is told.
         if hand.candidate.in_place or hand.wished:
-            refusals.append((hand, self._refusal(hand, path=str(hand.candidate.path))))
+            refusals.append((hand, refusal_of(hand, path=str(hand.candidate.path))))
         else:
             self._due.set_aside.append(hand)
 
@@ -339,9 +291,9 @@ class Intake:
     ) -> None:
         if isinstance(outcome, Taken):
             if hand.refused is not None:
-                refusals.append((hand, self._refusal(hand, path=outcome.path, source_removed=outcome.source_removed)))
+                refusals.append((hand, refusal_of(hand, path=outcome.path, source_removed=outcome.source_removed)))
             else:
-                hand.arrival = self._arrival(hand, path=outcome.path, source_removed=outcome.source_removed)
+                hand.arrival = arrival_of(hand, self._ledger, path=outcome.path, source_removed=outcome.source_removed)
                 arrivals.append(hand)
             return
         if outcome.why is WhyNot.GONE:
@@ -359,49 +311,6 @@ class Intake:
     def _wait_for_space(self) -> None:
         self._full_until = self._mono + _FULL_WAIT_SECONDS
         self.full = True
-
-    def _arrival(self, hand: Hand, *, path: str, source_removed: bool) -> Arrival:
-        found = hand.inspection
-        assert found is not None
-        identity = identity_of(found)
-        assert identity is not None
-        candidate = hand.candidate
-        return Arrival(
-            candidate_id=hand.candidate_id,
-            inbox=candidate.inbox,
-            relative_path=hand.relative_path,
-            source=candidate.source,  # it was read as that, or the reader had said CHANGED
-            path=path,
-            in_place=candidate.in_place,
-            source_removed=source_removed,
-            identity=identity,
-            sop_class_uid=found.sop_class_uid,
-            content=content_of(found),
-            priority=candidate.priority,
-            modality=found.modality,
-            station=found.station,
-            patient_hash=self._ledger.search_hash("patient", found.patient_id),
-            accession_hash=self._ledger.search_hash("accession", found.accession_number),
-            notes=found.notes,
-        )
-
-    def _refusal(self, hand: Hand, *, path: str, source_removed: bool = True) -> Refusal:
-        assert hand.refused is not None
-        reason, note = hand.refused
-        candidate = hand.candidate
-        return Refusal(
-            candidate_id=hand.candidate_id,
-            inbox=candidate.inbox,
-            relative_path=hand.relative_path,
-            source=candidate.source,
-            path=path,
-            in_place=candidate.in_place,
-            reason=reason,
-            note=note,
-            identity=identity_of(hand.inspection) if hand.inspection else None,
-            priority=candidate.priority,
-            source_removed=source_removed,
-        )
 
     def _admit(self, arrivals: list[Hand], moves: Moves, now: Now) -> None:
         if not arrivals:
@@ -458,7 +367,7 @@ class Intake:
     def _judge_comparison(
         self, hand: Hand, holder: Holder, read: Read, arrivals: list[Hand], dropped: list[Hand]
     ) -> None:
-        self._due.others.append(partial(_stop_comparing, hand))
+        self._due.others.append(partial(stop_comparing, hand))
         if read.lost == "ours":
             self._read_again(hand, dropped)
         elif read.lost or (read.waits and hand.comparisons < _COMPARISONS_MOST):
@@ -533,22 +442,3 @@ class Intake:
 
 def _no_server(entry_id: int, done: Callable[[Path | None], object]) -> None:
     raise RuntimeError(f"row {entry_id} is to be fetched, but nobody can: {done}")
-
-
-def _expect(hand: Hand) -> Expect:
-    found = hand.inspection
-    if found is None:
-        return Expect(source=hand.candidate.source)
-    return Expect(
-        source=hand.candidate.source,  # see Intake._arrival
-        digest=found.digest,
-        meta_digest=found.meta_digest,
-        dataset_offset=found.dataset_offset,
-    )
-
-
-def _stop_comparing(hand: Hand) -> None:
-    hand.comparing = None
-    if hand.copy is not None:
-        hand.copy.unlink(missing_ok=True)
-        hand.copy = None

@@ -19,8 +19,9 @@ from ingestd.config import Config
 from ingestd.daemon import wiring
 from ingestd.daemon.desk import ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
+from ingestd.daemon.hand import Hand
 from ingestd.daemon.housekeeping import Housekeeping
-from ingestd.daemon.intake import Hand, Intake
+from ingestd.daemon.intake import Intake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now, read_clocks, utc_now
 from ingestd.daemon.proof import Proof

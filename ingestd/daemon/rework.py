@@ -11,7 +11,8 @@ from pathlib import Path
 import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
-from ingestd.daemon.intake import Hand, Intake, content_of, identity_of, source_of
+from ingestd.daemon.hand import Hand, content_of, identity_of, source_of
+from ingestd.daemon.intake import Intake
 from ingestd.daemon.looking import is_gone
 from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Spool
