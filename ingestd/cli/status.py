@@ -131,10 +131,10 @@ def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool,
         return _watch(load_config(config), chosen)
     with _without_collecting():
         picture = look(load_config(config), chosen)
-    if as_json:
-        print_json(as_plain(picture, chosen))
-    else:
-        show(picture, chosen)
+        if as_json:
+            print_json(as_plain(picture, chosen))
+        else:
+            show(picture, chosen)
     needs = picture.status.needs_person if picture.status else 0
     return ExitCode.NEEDS_PERSON if exit_code and needs else ExitCode.DONE
 

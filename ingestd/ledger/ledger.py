@@ -22,17 +22,17 @@ from ingestd.lifecycle import UNCONFIRMED, BatchLimits, study_due_at
 
 from . import dialect, sqlite_file
 from .migrations import MIGRATIONS
-from .moves import Moves
 from .schema import destination as destination_table
 from .schema import host as host_table
 from .schema import meta, state_count, study
 from .sums import queue_of
-from .transaction import Transaction
 from .values import LedgerError, LedgerMissing, OtherDestination
 from .views import Views
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
+
+    from .moves import Moves
 
 _PUT_HOST = dialect.upsert(host_table)
 _PUT_META = dialect.upsert(meta)
@@ -138,6 +138,10 @@ class Ledger(Views):
 
         Raises LedgerBusy or LedgerFull where trying again later may help.
         """
+        # Who only reads the ledger, as `ingestd status` does, need not wait for all that writes it.
+        from .moves import Moves  # noqa: PLC0415
+        from .transaction import Transaction  # noqa: PLC0415
+
         if self._read_only:
             raise LedgerError(f"the ledger {self.file} was opened for reading only")
         assert not self._writes, "one transaction at a time"
