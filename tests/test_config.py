@@ -177,6 +177,8 @@ def test_a_key_that_stands_twice_is_a_problem():
     text = LEAST + "shutdown_grace: 1s\nshutdown_grace: 2s\n"
 
     assert problems(text) == ["line 7: shutdown_grace: stands twice, on lines 6 and 7; keep one"]
+    beside = problems(LEAST + "retry: {base: 1s, base: 2s}\n")
+    assert beside == ["line 6: retry.base: stands twice, on line 6; keep one"]
 
 
 def test_a_section_with_everything_commented_out_has_its_defaults():

@@ -71,7 +71,8 @@ def _walk(node: yaml.Node, key: Key, lines: dict[Key, int]) -> Iterator[Problem]
         for name_node, value_node in node.value:
             name, line = str(name_node.value), name_node.start_mark.line + 1
             if name in seen:
-                text = f"stands twice, on lines {seen[name]} and {line}; keep one"
+                where = f"lines {seen[name]} and {line}" if seen[name] != line else f"line {line}"
+                text = f"stands twice, on {where}; keep one"
                 yield Problem(key=dotted((*key, name)), text=text, line=line)
             seen.setdefault(name, line)
             lines.setdefault((*key, name), line)
