@@ -135,6 +135,25 @@ def test_send_tells_what_is_wrong_and_what_was_left_alone(site, tmp_path):
     assert "1 ignored, 1 not regular" in ran.stdout
 
 
+def test_send_says_again_what_needs_a_person_until_it_is_mended(site, tmp_path):
+    """Who empties a folder after exit code 0 must not lose what the server never got."""
+    folder = tmp_path / "export"
+    whole = write_instance(folder / "whole").read_bytes()
+    (folder / "cut").write_bytes(whole[:-100])
+    assert site.command("send", str(folder)).returncode == ExitCode.NEEDS_PERSON
+
+    again = site.command("send", str(folder))
+    of_another = site.command("send", str(folder / "whole"))
+    (folder / "cut").write_bytes(write_instance(tmp_path / "other").read_bytes())
+    mended = site.command("send", str(folder))
+
+    assert again.returncode == ExitCode.NEEDS_PERSON
+    assert "taken in now: 0" in again.stdout
+    assert "REJECTED cut (truncated" in again.stdout
+    assert of_another.returncode == ExitCode.DONE, of_another.stdout
+    assert mended.returncode == ExitCode.DONE, mended.stdout
+
+
 @pytest.mark.parametrize("what", ["nothing/here", "spool", "."])
 def test_send_refuses_what_it_cannot_mean(site, capfd, monkeypatch, what):
     (site.folder / "spool").mkdir()

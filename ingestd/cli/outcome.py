@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -43,12 +44,13 @@ def look_back(
     result: OnceResult,
     *,
     since: datetime,
-    inboxes: Collection[str] | None = None,
+    inboxes: Mapping[str, Collection[str] | None] | None = None,
     left_alone: dict[str, int] | None = None,
 ) -> Outcome:
     """Read from the ledger what became of the rows that this run took in or found waiting.
 
-    A row needs a person for this run if it came to need one while the run lasted.
+    A row needs a person for this run if it came to need one while the run lasted. With ``inboxes``, and the files that
+    were named in each (None: all), so does one that did before, while its file lies there as it was.
     """
     from ingestd.ledger import Choice
     from ingestd.lifecycle import NEEDS_PERSON, Reason
@@ -64,9 +66,9 @@ def look_back(
                 states[str(count.state)] = states.get(str(count.state), 0) + count.rows
         for state in sorted(NEEDS_PERSON):
             after: Entry | None = None
-            while page := ledger.entries(Choice(state=state, since=since), after=after):
+            while page := ledger.entries(Choice(state=state, since=None if inboxes else since), after=after):
                 after = page[-1]
-                ours = [entry for entry in page if inboxes is None or entry.inbox in inboxes]
+                ours = [entry for entry in page if inboxes is None or _is_named(entry, inboxes, since)]
                 real = [entry for entry in ours if entry.reason not in {Reason.NOT_DICOM, Reason.DICOMDIR}]
                 clutter += len(ours) - len(real)
                 found += real
@@ -77,6 +79,22 @@ def look_back(
         clutter=clutter,
         left_alone={name: count for name, count in (left_alone or {}).items() if count},
     )
+
+
+def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], since: datetime) -> bool:
+    if entry.inbox not in inboxes:
+        return False
+    names = inboxes[entry.inbox]
+    if names is not None and entry.relative_path not in names:
+        return False
+    if entry.changed_at >= since:
+        return True
+    try:
+        found = os.lstat(entry.path or "")
+    except OSError:
+        return False
+    seen = entry.source
+    return (found.st_ino, found.st_size, found.st_mtime_ns) == (seen.inode, seen.size_bytes, seen.mtime_ns)
 
 
 def tell(outcome: Outcome, *, as_json: bool) -> None:
@@ -100,7 +118,9 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
         click.echo(f"  ... and {len(outcome.needs_person) - MOST_TOLD} more: ingestd status")
     if not outcome.result.done:
         why = "stopped" if outcome.result.stopped else "not done in time"
-        click.echo(f"{why}: {outcome.result.unfinished} files are still on their way; run it again to go on")
+        left = outcome.result.unfinished
+        files = "1 file is" if left == 1 else f"{left} files are"
+        click.echo(f"{why}: {files} still on the way; run it again to go on")
 
 
 def _as_plain(outcome: Outcome) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
     sending = sending_config(settings)
     from .outcome import look_back, tell
 
-    names = {policy.name for policy in policies}
+    names = {policy.name: policy.only for policy in policies}
     since = datetime.now(UTC)
     left_alone: dict[str, int] = {}
     with _watching(paths, names, shown=not as_json and sys.stdout.isatty()) as draw:
