@@ -76,13 +76,13 @@ def command_in(folder: Path, capfd: pytest.CaptureFixture[str]) -> Command:
 class Rows:
     """A ledger in a folder, filled through its own moves."""
 
-    def __init__(self, folder: Path, text: str = CONFIG) -> None:
+    def __init__(self, folder: Path, text: str = CONFIG, *, of_send: bool = False) -> None:
         (folder / "drop").mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(text)
         self.folder = folder
         self.config: Config = load(folder / "config.yaml")
         self.inbox = self.config.inboxes[0].name
-        self.spool = Spool(self.config.spool.path)
+        self.spool = Spool(self.config.spool.for_send if of_send else self.config.spool.path)
         self.now = datetime.now(UTC) - timedelta(minutes=10)
         self.ledger = Ledger.open(
             self.config.ledger,

@@ -9,7 +9,7 @@ import pytest
 
 from ingestd.cli.advice import MEANING, next_step
 from ingestd.cli.frame import ExitCode, daemon_pid
-from ingestd.lifecycle import MOVES, Reason, State
+from ingestd.lifecycle import MOVES, Reason, ServerKind, State
 from ingestd.logs import set_key, study_ref
 from tests.commanding import OTHER_STUDY, STUDY, Rows, command_in
 
@@ -92,7 +92,12 @@ def test_status_for_people_says_what_to_do(command, every, rows):
     assert "not running" in said
     assert "Needs a person: 4 (and 1 clutter)" in said
     assert "truncated" in said
-    assert "2 ignored" in said
+    assert "2 ignored; since the start 12 seen" in said
+
+
+def test_a_file_refused_with_its_whole_request_is_not_simply_waiting():
+    """A wrong address may answer 404 for ever: nobody would look there after reading "nothing to do"."""
+    assert "`ingestd check`" in next_step(State.PENDING, Reason.REFUSED)
 
 
 def test_status_ends_with_1_only_where_asked_for(command, every):
@@ -226,6 +231,7 @@ def test_a_file_unknown_to_the_ledger_is_explained_by_itself(command, rows, tmp_
         return ran.err
 
     assert "no daemon is running" in said(drop / "fresh")
+    assert "no daemon is running" in said("fresh")
     assert "while a file is being written" in said(drop / ".hidden")
     assert "follows no links" in said(drop / "link")
     assert "in none of the watched folders" in said(outside)
@@ -290,6 +296,25 @@ def test_retry_says_that_no_daemon_runs(command, every):
     assert "start it: ingestd run" in command("retry", str(every["failed"])).out
 
 
+def test_what_send_took_in_is_told_to_wait_for_the_next_send(command, tmp_path):
+    """The daemon leaves these rows alone; "sent again within seconds" and "nothing to do" would be wrong."""
+    rows = Rows(tmp_path, of_send=True)
+    failed = rows.send("failed", State.FAILED, Reason.REFUSED)
+    rejected = rows.refuse("cut", Reason.TRUNCATED)
+    rows.close()
+
+    retried = command("retry", str(failed), str(rejected)).out
+
+    assert "2 of these came by `ingestd send`: run that on the folder again" in retried
+    assert "ingestd run" not in retried
+    assert "run `ingestd send` on the folder again" in command("status").out
+    assert command("status", "--json").json["waiting_for_send"] == 1
+    for entry_id in (failed, rejected):
+        assert "What to do: run `ingestd send` on its folder again" in " ".join(
+            command("explain", str(entry_id)).out.split()
+        )
+
+
 def test_resolve_lets_go(command, every, rows):
     ids = [every[name] for name in ("failed", "conflict", "rejected", "deleted")]
 
@@ -300,14 +325,22 @@ def test_resolve_lets_go(command, every, rows):
 
 
 def test_resolve_replaces_the_holder(command, every, rows):
+    assert command("resolve", str(every["conflict"]), "--replace").code == ExitCode.DONE
+
+    holder, ours = rows.ledger.entry(every["pending"]), rows.ledger.entry(every["conflict"])
+    assert (holder.state, ours.state) == (State.DISCARDED, State.PENDING)
+
+
+def test_resolve_replaces_nothing_where_the_server_is_known_not_to(command, every, rows):
+    with rows.ledger.write() as moves:
+        moves.set_destination_kind(ServerKind.ORTHANC)
+
     said = command("resolve", str(every["conflict"]), "--replace")
 
     holder, ours = rows.ledger.entry(every["pending"]), rows.ledger.entry(every["conflict"])
-    if said.code == 0:  # the ledger knows whether the server has PUT
-        assert (holder.state, ours.state) == (State.DISCARDED, State.PENDING)
-    else:
-        assert "not done" in said.out
-        assert (holder.state, ours.state) == (State.PENDING, State.CONFLICT)
+    assert said.code == ExitCode.NEEDS_PERSON
+    assert f"then `ingestd reconcile --full` and `ingestd retry {ours.entry_id}`" in said.out
+    assert (holder.state, ours.state) == (State.PENDING, State.CONFLICT)
 
 
 def test_resolve_asks_for_a_rejected_file_to_be_taken(command, every):

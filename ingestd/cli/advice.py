@@ -29,6 +29,10 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
     (State.PENDING, Reason.ABSENT): f"{_WAIT}: the server does not have it, so it is sent again",
     (State.PENDING, Reason.CHANGED): f"{_WAIT}: the file changed after it was taken, and is read again",
     (State.PENDING, Reason.SERVER_ERROR): f"{_WAIT}: the server had trouble with it, and it is tried again",
+    (State.PENDING, Reason.REFUSED): (
+        "the server refused the request, which is tried again; where it refuses every one, its address is wrong: "
+        "`ingestd check`"
+    ),
     (State.PENDING, Reason.REENCODED): f"{_WAIT}: it is sent once more, in Explicit VR",
     (State.PENDING, Reason.HOLDER_GONE): f"{_WAIT}: the copy it duplicated is gone, so this one is sent",
     (State.SENDING, None): f"{_WAIT}: the request is on its way",
@@ -91,12 +95,17 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
     ),
     (State.CONFLICT, Reason.OTHER_ENCODING): (
         "the same object in another pixel encoding, which cannot be compared byte by byte: keep the first with "
-        "`ingestd resolve {id} --discard`, or send this one instead with `ingestd resolve {id} --replace`"
+        "`ingestd resolve {id} --discard`, or, where the server can replace, send this one instead with "
+        "`ingestd resolve {id} --replace`"
     ),
     (State.DELETED, None): (
         f"if it was deleted by mistake, {_RETRY} while the file is kept, or drop it again; else {_DISCARD}"
     ),
 }
+
+
+# What ``send`` took in waits for it, also when a daemon runs.
+AFTER_SEND = "run `ingestd send` on its folder again: it came by that, and the daemon leaves it alone"
 
 
 def next_step(state: State, reason: Reason | None, *, entry_id: int | None = None, held: str | None = None) -> str:

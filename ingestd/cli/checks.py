@@ -371,7 +371,7 @@ def _server(config: Config) -> Iterator[Finding]:
             yield _bad("server", f"{url}: {error}", advice)
             return
         except Unavailable as error:
-            advice = "ingestd can start: it takes files in, and sends them when the server is back"
+            advice = "is it running, and this its address? ingestd can start, and sends files when the server is back"
             yield _bad("server", f"{url}: {error}", advice, code=ExitCode.TIMEOUT)
             return
         except DicomWebError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from .frame import (
     load_config,
     plain,
     print_json,
+    stopped_send,
 )
 
 if TYPE_CHECKING:
@@ -54,9 +56,10 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
     if as_json:
         print_json({"files": [story_as_plain(story) for story in stories], "found": len(entries)})
         return ExitCode.DONE
-    knows_references = _know_references(settings)
+    knows_references, sender = _know_references(settings), stopped_send(settings)
+    folders = {inbox.name: str(inbox.path) for inbox in settings.inboxes}
     for story in stories:
-        tell(story, with_reference=knows_references)
+        tell(story, folders, with_reference=knows_references, sender=sender)
     if len(entries) > len(stories):
         rest = len(entries) - len(stories)
         click.echo(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID")
@@ -114,7 +117,7 @@ def _looks_like_path(what: str) -> bool:
 
 def why_unknown(config: Config, what: str) -> str:
     """Say why the ledger has no such file, as far as the file itself tells."""
-    path = Path(os.path.abspath(what))  # noqa: PTH100 - as in find()
+    path = _as_dropped(config, what)
     shown = plain(what)
     if not os.path.lexists(path):
         return f"the ledger knows nothing of {shown}, and there is no file of that name"
@@ -135,6 +138,16 @@ def why_unknown(config: Config, what: str) -> str:
         f"{shown} was not taken in yet: it is taken once it lay unchanged for a while, and, where it is empty or ends "
         f"too early, given up after {ago(inbox.incomplete_after.total_seconds())}"
     )
+
+
+def _as_dropped(config: Config, what: str) -> Path:
+    """Return the path that is meant: as written, or else as seen from an inbox, the way the ledger names files."""
+    path = Path(os.path.abspath(what))  # noqa: PTH100 - as in find()
+    seen_from_inboxes = [Path(os.path.normpath(inbox.path / what)) for inbox in config.inboxes]
+    for each in (path, *(other for other in seen_from_inboxes if not Path(what).is_absolute())):
+        if os.path.lexists(each):
+            return each
+    return path
 
 
 def story_as_plain(story: Story) -> dict[str, Any]:
@@ -179,16 +192,21 @@ def _short(entry: Entry) -> dict[str, Any]:
     return {"id": entry.entry_id, "state": str(entry.state), "inbox": entry.inbox, "source": entry.relative_path}
 
 
-def tell(story: Story, *, with_reference: bool) -> None:
-    """Print one file's story for a person."""
-    from .advice import MEANING, next_step
+def tell(story: Story, folders: Mapping[str, str], *, with_reference: bool, sender: str) -> None:
+    """Print one file's story for a person.
+
+    ``folders`` says where the inboxes are, and ``sender`` is the host whose rows wait for another ``ingestd send``.
+    """
+    from ingestd.lifecycle import UNCONFIRMED
+
+    from .advice import AFTER_SEND, MEANING, next_step
     from .tables import console, styled, table
 
     entry = story.entry
     out = console()
     out.print()
     out.print(f"[bold]File {entry.entry_id}[/bold]", styled(str(entry.state)), f"- {MEANING[entry.state]}")
-    out.print(table(("", ""), _facts(entry, with_reference=with_reference)))
+    out.print(table(("", ""), _facts(entry, folders, with_reference=with_reference)))
     out.print(table(("At", "", "Became", "Why", ""), _events(story), title="\nHistory"))
     if story.attempts:
         headings = ("Request", "At", "Files>", "Size>", "Answer", "Took>", "")
@@ -202,10 +220,12 @@ def tell(story: Story, *, with_reference: bool) -> None:
             rows = [(other.entry_id, styled(str(other.state)), other.relative_path) for other in others]
             out.print(table(("ID>", "State", "From"), rows, title=f"\n{words}"))
     step = next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)
+    if entry.host == sender and (entry.wish or (entry.state in UNCONFIRMED and not entry.hold_reason)):
+        step = AFTER_SEND
     out.print(f"\n[bold]What to do[/bold]: {plain(step)}", markup=True)
 
 
-def _facts(entry: Entry, *, with_reference: bool) -> list[tuple[str, str]]:
+def _facts(entry: Entry, folders: Mapping[str, str], *, with_reference: bool) -> list[tuple[str, str]]:
     from ingestd.logs import study_ref
 
     facts = [("Reason", f"{entry.reason}: {entry.note}" if entry.note else str(entry.reason or ""))]
@@ -217,7 +237,8 @@ def _facts(entry: Entry, *, with_reference: bool) -> list[tuple[str, str]]:
         facts.append(("Attributes named", ", ".join(entry.failed_attributes)))
     if entry.hold_reason:
         facts.append(("Held back", entry.hold_reason))
-    facts += [("Dropped as", f"{entry.relative_path} in {entry.inbox}"), ("Now at", _where(entry))]
+    folder = folders.get(entry.inbox, entry.inbox)  # only its name is known of what `send` was given
+    facts += [("Dropped as", f"{entry.relative_path} in {folder}"), ("Now at", _where(entry))]
     facts.append(("Size", in_bytes(entry.source.size_bytes)))
     if entry.identity:
         facts += [

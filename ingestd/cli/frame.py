@@ -256,6 +256,19 @@ def daemon_pid(spool: Path) -> int | None:
     return None
 
 
+def stopped_send(config: Config) -> str:
+    """Return the host that the rows of ``ingestd send`` have in the ledger; "" while one runs, or where none ever did.
+
+    Nothing but the next ``send`` moves these rows: the daemon leaves them alone.
+    """
+    if daemon_pid(config.spool.for_send) is not None:
+        return ""
+    try:
+        return (config.spool.for_send / "spool.id").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def print_json(value: object) -> None:
     """Print one JSON document; instants as ISO 8601 in UTC."""
     click.echo(json.dumps(value, indent=2, default=_to_json))

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .frame import ExitCode, Stop, config_option, daemon_pid, json_option, ledger_for_moves, load_config, print_json
+from .frame import (
+    ExitCode,
+    Stop,
+    config_option,
+    daemon_pid,
+    json_option,
+    ledger_for_moves,
+    load_config,
+    print_json,
+    stopped_send,
+)
 
 if TYPE_CHECKING:
     from ingestd.ledger import Choice, Ledger
@@ -37,7 +47,8 @@ def command(
 
     Files are named by their numbers, or chosen by study, state and reason together. A file that was FAILED, DELETED,
     UNCERTAIN or in CONFLICT is sent again; one that was REJECTED is read again first. This works beside a running
-    daemon, which acts on it within seconds. Refused, with the reason, where another file holds the same UIDs.
+    daemon, which acts on it within seconds; what `ingestd send` took in waits for its next run. Refused, with the
+    reason, where another file holds the same UIDs.
     """
     chosen = study is not None or state is not None or reason is not None
     if bool(ids) == chosen:
@@ -48,11 +59,12 @@ def command(
             moved, wished, refused = _one_by_one(ledger, ids)
         else:
             moved, wished, refused = _all_of(ledger, _choice(study, state, reason))
+        by_send = _taken_by_send(ledger, (*moved, *wished), stopped_send(settings))
     if as_json:
         refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
         print_json({"sent_again": moved, "read_again": wished, "refused": refusals})
     else:
-        _tell(moved, wished, refused, running=daemon_pid(settings.spool.path) is not None)
+        _tell(moved, wished, refused, by_send=by_send, running=daemon_pid(settings.spool.path) is not None)
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
 
 
@@ -107,7 +119,14 @@ def _all_of(ledger: Ledger, choice: Choice) -> Result:
             return moved, wished, sorted(refused.items())
 
 
-def _tell(moved: list[int], wished: list[int], refused: list[tuple[int, str]], *, running: bool) -> None:
+def _taken_by_send(ledger: Ledger, ids: Sequence[int], host: str) -> int:
+    """Count the rows that wait for another ``ingestd send``."""
+    if not host:
+        return 0
+    return sum(1 for entry_id in ids if (entry := ledger.entry(entry_id)) is not None and entry.host == host)
+
+
+def _tell(moved: list[int], wished: list[int], refused: list[tuple[int, str]], *, by_send: int, running: bool) -> None:
     for entry_id, why in refused:
         click.echo(f"file {entry_id}: not retried: {why}")
     if moved:
@@ -116,7 +135,9 @@ def _tell(moved: list[int], wished: list[int], refused: list[tuple[int, str]], *
         click.echo(f"{_files(len(wished))} will be read again")
     if not moved and not wished and not refused:
         click.echo("no file is like that")
-    if (moved or wished) and not running:
+    if by_send:
+        click.echo(f"{by_send} of these came by `ingestd send`: run that on the folder again")
+    if len(moved) + len(wished) > by_send and not running:
         click.echo("as soon as a daemon runs (start it: ingestd run)")
 
 

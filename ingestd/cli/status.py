@@ -26,6 +26,7 @@ from .frame import (
     load_config,
     plain,
     print_json,
+    stopped_send,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Picture:
     studies: tuple[StudySummary, ...] = ()
     files: tuple[Entry, ...] = ()
     more: bool = False
+    waiting_for_send: int = 0
 
 
 def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:
@@ -163,6 +165,7 @@ def look(config: Config, wanted: Wanted) -> Picture:
 
 def _read(config: Config, ledger: Ledger, wanted: Wanted, pid: int | None) -> Picture:
     status = ledger.status()
+    sender = stopped_send(config)
     studies: list[StudySummary] = []
     files: list[Entry] = []
     if wanted.is_anything:
@@ -179,6 +182,7 @@ def _read(config: Config, ledger: Ledger, wanted: Wanted, pid: int | None) -> Pi
         studies=tuple(studies[: wanted.limit]),
         files=tuple(files[: wanted.limit]),
         more=len(studies) > wanted.limit or len(files) > wanted.limit,
+        waiting_for_send=ledger.unfinished(host=sender) if sender else 0,
     )
 
 
@@ -206,6 +210,7 @@ def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
         "held": status.held if status else 0,
         "clutter": status.clutter if status else 0,
         "studies_waiting": status.studies_waiting if status else 0,
+        "waiting_for_send": picture.waiting_for_send,
         "oldest_unconfirmed_at": oldest,
         "oldest_unconfirmed_seconds": (picture.at - oldest).total_seconds() if oldest else None,
         "destination": _destination(picture),
@@ -350,6 +355,9 @@ def _head(picture: Picture) -> RenderableType:
     oldest = picture.status.oldest_unconfirmed_at if picture.status else None
     age = ago((picture.at - oldest).total_seconds()) if oldest else "none waits"
     grid.add_row("Oldest unconfirmed", Text(age))
+    if picture.waiting_for_send:
+        files = "1 file" if picture.waiting_for_send == 1 else f"{picture.waiting_for_send} files"
+        grid.add_row("Waits for send", Text(f"{files}: run `ingestd send` on the folder again", style="yellow"))
     return grid
 
 
@@ -408,9 +416,32 @@ def _inboxes(picture: Picture) -> list[RenderableType]:
     return [table(("Folder", "Found by", "In it", "Health", "Looked"), rows, title="\nFolders")] if rows else []
 
 
+_IN_WORDS = {
+    "waiting_settle": "just arrived",
+    "waiting_incomplete": "incomplete so far",
+    "waiting_writer": "still being written",
+    "in_hand": "being taken in",
+    "dicomdir": "DICOMDIR",
+}
+# What counts on; the rest is of the moment, or of the last complete scan.
+_SINCE_THE_START = {
+    "files_seen": "seen",
+    "vanished": "vanished",
+    "found_by_scan": "found by scan only",
+    "overflows": "event overflows",
+}
+
+
 def _words(counts: Mapping[str, int]) -> str:
-    said = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
-    return ", ".join(said) or "empty"
+    """Say what is in a folder now, and what came since the daemon started looking at it."""
+    now = [
+        f"{count} {_IN_WORDS.get(name, name.replace('_', ' '))}"
+        for name, count in counts.items()
+        if count and name not in _SINCE_THE_START and name != "scans"
+    ]
+    since = [f"{count} {words}" for name, words in _SINCE_THE_START.items() if (count := counts.get(name))]
+    said = ", ".join(now) or "nothing"
+    return said + (f"; since the start {', '.join(since)}" if since else "")
 
 
 def _studies(picture: Picture) -> RenderableType:

@@ -117,6 +117,11 @@ class Spool(Section):
     retain: DurationOrZero = timedelta(hours=24)
     low_water: Size = 1_000_000_000
 
+    @property
+    def for_send(self) -> Path:
+        """The folder in which ``ingestd send`` keeps a spool id and lock of its own."""
+        return self.path / "send"
+
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:

@@ -20,12 +20,11 @@ from ingestd.inbox import InboxPolicy, Take, Watch
 _SETTLE = timedelta(milliseconds=500)
 # A person waits: what is short and stays so for this long is told, not waited for.
 _INCOMPLETE_AFTER = timedelta(seconds=5)
-SEND_FOLDER = "send"
 
 
 def sending_config(config: Config) -> Config:
     """Give ``send`` the configuration's destination and ledger, and a spool of its own."""
-    spool = config.spool.model_copy(update={"path": config.spool.path / SEND_FOLDER})
+    spool = config.spool.model_copy(update={"path": config.spool.for_send})
     return config.model_copy(update={"spool": spool})
 
 

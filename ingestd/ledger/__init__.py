@@ -77,7 +77,7 @@ Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
     rejected_files(*, after_id=0, limit=1000) -> list[RejectedFile]
     holder(identity: Identity) -> Holder | None ; unproven_rows(entry_ids) -> list[Unproven]
     cursor() -> FeedCursor | None ; first_attempt_at() -> datetime | None
-    unfinished(*, up_to_id: int | None = None) -> int               rows on their way that wait for no person
+    unfinished(*, up_to_id=None, host=None) -> int                  rows on their way that wait for no person
     last_id() -> int ; destination() -> DestinationStatus | None
 
 Reading, for people (all hosts)::

@@ -8,13 +8,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, select
 
-from ingestd.lifecycle import HOLDING, MOVES, Reason, State
+from ingestd.lifecycle import HOLDING, MOVES, Reason, ServerKind, State
 
 from . import dialect
 from .row import Row
-from .schema import instance
+from .schema import destination, instance
 from .transaction import Transaction
 from .values import Choice, RefusedMove, Retried, Wish
 
@@ -172,6 +172,7 @@ def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
     if row.state is not State.CONFLICT:
         raise RefusedMove(entry_id, f"row {entry_id} is {row.state}; only a CONFLICT can replace another row")
     _with_file(row, "sent in place of another row")
+    _with_server_that_replaces(tx, row)
     identity = row.identity
     assert identity is not None, "a conflict is about an identity"
     holder = tx.holder_of(identity)
@@ -196,6 +197,17 @@ def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
     )
     tx.settle()
     return holder.id if holder else 0
+
+
+def _with_server_that_replaces(tx: Transaction, row: Row) -> None:
+    """Refuse what is known to end in 405, before the row that holds the identity gives way for nothing."""
+    if tx.connection.execute(select(destination.c.kind)).scalar() == ServerKind.ORTHANC:
+        raise RefusedMove(
+            row.id,
+            f"the server, an Orthanc, cannot replace what it has; to have row {row.id} there instead, delete the other "
+            f"on the server, then `ingestd reconcile --full` and `ingestd retry {row.id}`",
+            other_id=row.holder_id,
+        )
 
 
 def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:

@@ -223,20 +223,21 @@ class Reads(Due):
         row = self._one(select(attempt.c.started_at).order_by(attempt.c.id).limit(1))
         return row.started_at if row else None
 
-    def unfinished(self, *, up_to_id: int | None = None) -> int:
-        """Count this host's rows that are still on their way and wait for no person."""
+    def unfinished(self, *, up_to_id: int | None = None, host: str | None = None) -> int:
+        """Count the rows of this host, or of another, that are still on their way and wait for no person."""
+        host = self._host if host is None else host
         if up_to_id is None:
             waiting = func.coalesce(func.sum(state_count.c.entries - state_count.c.held), 0)
             row = self._one(
                 select(waiting.label("rows")).where(
-                    state_count.c.host == self._host, state_count.c.state.in_(list(lifecycle.UNCONFIRMED))
+                    state_count.c.host == host, state_count.c.state.in_(list(lifecycle.UNCONFIRMED))
                 )
             )
         else:
             row = self._one(
                 select(func.count().label("rows")).where(
                     UNCONFIRMED,
-                    instance.c.host == self._host,
+                    instance.c.host == host,
                     instance.c.hold_reason.is_(None),
                     instance.c.id <= up_to_id,
                 )
