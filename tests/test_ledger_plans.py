@@ -50,8 +50,12 @@ SMALL = (
 
 # By nature these find few rows: the duplicates of one row; the files that are being read.
 FEW = ("instance_holder", "sqlite_autoindex_candidate_1")
-# What has one value in common are many rows: all that wait, all that are being read.
-MANY = ("instance_state (state=?)", "sqlite_autoindex_candidate_1 (host=?)")
+# What has one value in common are many rows: all that wait, all that are being read, all that are kept for `retain`.
+MANY = (
+    "instance_state (state=?)",
+    "sqlite_autoindex_candidate_1 (host=?)",
+    "instance_settled (host=? AND settled_at>?)",
+)
 # A list that the statement was given.
 LIST = "VIRTUAL TABLE INDEX 1:"
 
@@ -158,7 +162,7 @@ def _prove(ledger: Ledger) -> None:
         moves.apply([outcome(2, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
         moves.check_again([1], at=LATER)
         moves.audit("1.2.1", now=LATER)
-        moves.mark_removed([1], now=LATER)
+        moves.mark_removed(range(1, 100), now=LATER)
 
 
 @pytest.mark.parametrize("move", [_admit, _send, _prove])

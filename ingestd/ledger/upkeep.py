@@ -95,7 +95,8 @@ def mark_removed(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) ->
     for piece in pieces(list(entry_ids)):
         settled = (
             instance.c.id.in_(piece),
-            instance.c.host == tx.host,
+            # By id alone: the index over the settled rows has all that are kept for `retain`.
+            dialect.unindexed(instance.c.host) == tx.host,
             instance.c.settled_at.is_not(None),
             instance.c.removed_at.is_(None),
         )
