@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from os import stat_result
 from pathlib import Path
 
 
@@ -160,6 +161,24 @@ class SourceStat:
     inode: int
     size_bytes: int
     mtime_ns: int
+
+    @classmethod
+    def of(cls, found: stat_result) -> SourceStat:
+        """Take what stat(2) gave."""
+        return cls(device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns)
+
+    def is_of(self, found: stat_result) -> bool:
+        """Whether stat(2) gave all of this again: the very file, as it was."""
+        return (
+            found.st_mtime_ns == self.mtime_ns
+            and found.st_size == self.size_bytes
+            and found.st_ino == self.inode
+            and found.st_dev == self.device
+        )
+
+    def looks_like(self, other: SourceStat) -> bool:
+        """Whether size and mtime are the same: all that holds for a file in place, whose share is mounted anew."""
+        return (self.size_bytes, self.mtime_ns) == (other.size_bytes, other.mtime_ns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from .frame import (
     ago,
     config_option,
     daemon_pid,
+    host_of,
     in_bytes,
     json_option,
     ledger_for_reading,
@@ -104,11 +105,10 @@ def _know_references(config: Config) -> bool:
     """Take the key of the log's references, the spool's own id, where we may read it."""
     from ingestd.logs import set_key
 
-    try:
-        set_key((config.spool.path / "spool.id").read_text(encoding="ascii").strip().encode())
-    except (OSError, UnicodeDecodeError):
-        return False
-    return True
+    host = host_of(config.spool.path)
+    if host:
+        set_key(host.encode())
+    return bool(host)
 
 
 def _looks_like_path(what: str) -> bool:

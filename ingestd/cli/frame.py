@@ -261,12 +261,20 @@ def stopped_send(config: Config) -> str:
 
     Nothing but the next ``send`` moves these rows: the daemon leaves them alone.
     """
-    if daemon_pid(config.spool.for_send) is not None:
-        return ""
+    return host_of(config.spool.for_send) if daemon_pid(config.spool.for_send) is None else ""
+
+
+def host_of(spool: Path) -> str:
+    """Return the host that the rows of this spool have in the ledger; "" where we may not read it."""
     try:
-        return (config.spool.for_send / "spool.id").read_text(encoding="ascii").strip()
+        return (spool / "spool.id").read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def in_files(count: int) -> str:
+    """Say how many files."""
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def print_json(value: object) -> None:

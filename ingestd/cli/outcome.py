@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .frame import ExitCode, plain, print_json
+from .frame import ExitCode, in_files, plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -82,6 +82,8 @@ def look_back(
 
 
 def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], since: datetime) -> bool:
+    from ingestd.lifecycle import SourceStat
+
     if entry.inbox not in inboxes:
         return False
     names = inboxes[entry.inbox]
@@ -90,11 +92,10 @@ def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], since
     if entry.changed_at >= since:
         return True
     try:
-        found = os.lstat(entry.path or "")
+        found = SourceStat.of(os.lstat(entry.path or ""))
     except OSError:
         return False
-    seen = entry.source
-    return (found.st_ino, found.st_size, found.st_mtime_ns) == (seen.inode, seen.size_bytes, seen.mtime_ns)
+    return found.looks_like(entry.source)
 
 
 def tell(outcome: Outcome, *, as_json: bool) -> None:
@@ -119,8 +120,7 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
     if not outcome.result.done:
         why = "stopped" if outcome.result.stopped else "not done in time"
         left = outcome.result.unfinished
-        files = "1 file is" if left == 1 else f"{left} files are"
-        click.echo(f"{why}: {files} still on the way; run it again to go on")
+        click.echo(f"{why}: {in_files(left)} {'is' if left == 1 else 'are'} still on the way; run it again to go on")
 
 
 def _as_plain(outcome: Outcome) -> dict[str, Any]:

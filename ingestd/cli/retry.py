@@ -14,6 +14,7 @@ from .frame import (
     Stop,
     config_option,
     daemon_pid,
+    in_files,
     json_option,
     ledger_for_moves,
     load_config,
@@ -130,16 +131,12 @@ def _tell(moved: list[int], wished: list[int], refused: list[tuple[int, str]], *
     for entry_id, why in refused:
         click.echo(f"file {entry_id}: not retried: {why}")
     if moved:
-        click.echo(f"{_files(len(moved))} will be sent again")
+        click.echo(f"{in_files(len(moved))} will be sent again")
     if wished:
-        click.echo(f"{_files(len(wished))} will be read again")
+        click.echo(f"{in_files(len(wished))} will be read again")
     if not moved and not wished and not refused:
         click.echo("no file is like that")
     if by_send:
         click.echo(f"{by_send} of these came by `ingestd send`: run that on the folder again")
     if len(moved) + len(wished) > by_send and not running:
         click.echo("as soon as a daemon runs (start it: ingestd run)")
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"

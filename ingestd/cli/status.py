@@ -21,6 +21,7 @@ from .frame import (
     config_option,
     daemon_pid,
     in_bytes,
+    in_files,
     json_option,
     ledger_for_reading,
     load_config,
@@ -356,7 +357,7 @@ def _head(picture: Picture) -> RenderableType:
     age = ago((picture.at - oldest).total_seconds()) if oldest else "none waits"
     grid.add_row("Oldest unconfirmed", Text(age))
     if picture.waiting_for_send:
-        files = "1 file" if picture.waiting_for_send == 1 else f"{picture.waiting_for_send} files"
+        files = in_files(picture.waiting_for_send)
         grid.add_row("Waits for send", Text(f"{files}: run `ingestd send` on the folder again", style="yellow"))
     return grid
 

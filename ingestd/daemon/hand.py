@@ -10,6 +10,9 @@ from ingestd.ledger import Holder, Judged, Ledger
 from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, SourceStat
 from ingestd.reader import Inspection
 
+# A file that kills its reader this often is set aside, or its row is rejected.
+KILLS_MOST = 2
+
 
 @dataclass(eq=False, slots=True)
 class Hand:

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
-from ingestd.daemon.hand import Hand, arrival_of, expect_of, identity_of, refusal_of, stop_comparing
+from ingestd.daemon.hand import KILLS_MOST, Hand, arrival_of, expect_of, identity_of, refusal_of, stop_comparing
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Inboxes, NotTaken, Spool, Taken, WhyNot
@@ -24,8 +24,6 @@ from ingestd.ledger import Holder, Judged, Ledger, Moves, NewCandidate
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, State
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 
-# A file that kills its reader this often is set aside.
-_KILLS_MOST = 2
 # Files in our hands between "ready" and their row: bounds memory, and how much a crash leaves half-way.
 _IN_HAND_MOST = 1024
 # Between 'the spool is full' and the next try.
@@ -181,10 +179,7 @@ class Intake:
             for candidate in candidates:
                 for row in rows.get(candidate.relative_path, ()):
                     if candidate.in_place:
-                        same = (row.source.size_bytes, row.source.mtime_ns) == (
-                            candidate.source.size_bytes,
-                            candidate.source.mtime_ns,
-                        )
+                        same = row.source.looks_like(candidate.source)
                     else:
                         same = row.source == candidate.source and not row.source_removed
                     if same:
@@ -229,8 +224,8 @@ class Intake:
             self._judge_comparison(hand, hand.comparing, read, arrivals, dropped)
             return
         if read.died:
-            if moves.candidate_died(hand.candidate_id) >= _KILLS_MOST:
-                note = f"reading it ended {_KILLS_MOST} reader processes; it is damaged or hostile"
+            if moves.candidate_died(hand.candidate_id) >= KILLS_MOST:
+                note = f"reading it ended {KILLS_MOST} reader processes; it is damaged or hostile"
                 self._set_aside(hand, Reason.KILLED_READER, note, refusals)
             else:
                 self._due.inspect.append(hand)

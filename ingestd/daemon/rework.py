@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
-from ingestd.daemon.hand import Hand, content_of, identity_of, source_of
+from ingestd.daemon.hand import KILLS_MOST, Hand, content_of, identity_of, source_of
 from ingestd.daemon.intake import Intake
 from ingestd.daemon.looking import is_gone
 from ingestd.daemon.now import Now
@@ -23,8 +23,6 @@ from ingestd.reader import CompareJob, Inspection, InspectJob, Read, ReencodeJob
 _LOOK_EVERY_SECONDS = 2.0
 _REJECTED_EVERY_SECONDS = 30.0
 _AT_ONCE = 64
-# A file that kills its reader this often is rejected.
-_KILLS_MOST = 2
 _ADMISSIBLE = frozenset({Verdict.WHOLE, Verdict.ZEROS})
 
 
@@ -189,15 +187,15 @@ class Rework:
                     candidate = self._spool.candidate_at(file.inbox, file.path)
                 except OSError:
                     continue
-                if candidate is not None and not _is_as_it_was(candidate.source, file.source):
+                if candidate is not None and not candidate.source.looks_like(file.source):
                     self._intake.adopt(Hand(candidate=candidate, former=file.entry_id))
 
     def _settle_reread(self, work: _Work, read: Read, moves: Moves, now: Now) -> None:
         need = work.need
         found = read.inspection
         self._acts.append(partial(self._count_kills, need.entry_id, killed=read.died))
-        if read.died and self._kills.get(need.entry_id, 0) + 1 >= _KILLS_MOST:
-            note = f"it changed after it was admitted, and reading it ended {_KILLS_MOST} reader processes"
+        if read.died and self._kills.get(need.entry_id, 0) + 1 >= KILLS_MOST:
+            note = f"it changed after it was admitted, and reading it ended {KILLS_MOST} reader processes"
             self._reject(need, need.source, Reason.KILLED_READER, note, moves, now)
             return
         if found is None or found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
@@ -310,17 +308,13 @@ class Rework:
         if not need.in_place:
             return False
         try:
-            now = need.path.lstat()
+            now = SourceStat.of(need.path.lstat())
         except OSError:
             return True
-        return (now.st_size, now.st_mtime_ns) != (need.source.size_bytes, need.source.mtime_ns)
+        return not now.looks_like(need.source)
 
     def _row_path(self, need: ReaderNeed) -> str:
         return str(need.path) if need.in_place else str(need.path.relative_to(self._spool.path))
-
-
-def _is_as_it_was(found: SourceStat, before: SourceStat) -> bool:
-    return (found.size_bytes, found.mtime_ns) == (before.size_bytes, before.mtime_ns)
 
 
 def _in_place_candidate(wished: Wished) -> Candidate | None:
@@ -336,9 +330,7 @@ def _in_place_candidate(wished: Wished) -> Candidate | None:
         inbox=wished.inbox,
         relative_path=wished.relative_path,
         path=path,
-        source=SourceStat(
-            device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns
-        ),
+        source=SourceStat.of(found),
         final=True,
         priority=wished.priority,
         in_place=True,

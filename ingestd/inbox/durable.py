@@ -8,8 +8,6 @@ import os
 import secrets
 from pathlib import Path
 
-from ingestd.lifecycle import SourceStat
-
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -24,21 +22,6 @@ def open_folder(root: str, relative: str) -> int:
             os.close(descriptor)
         descriptor = below
     return descriptor
-
-
-def source_of(found: os.stat_result) -> SourceStat:
-    """Keep of a stat what a row remembers."""
-    return SourceStat(device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns)
-
-
-def is_same(found: os.stat_result, seen: SourceStat) -> bool:
-    """Whether this is still the version of the file that was seen."""
-    return (
-        found.st_mtime_ns == seen.mtime_ns
-        and found.st_size == seen.size_bytes
-        and found.st_ino == seen.inode
-        and found.st_dev == seen.device
-    )
 
 
 def look(name: str, folder: int) -> os.stat_result:

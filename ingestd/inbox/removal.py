@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ingestd.lifecycle import SourceStat
 
-from .durable import OPEN_FILE, OPEN_FOLDER, look, open_folder, put_back, source_of, sync
+from .durable import OPEN_FILE, OPEN_FOLDER, look, open_folder, put_back, sync
 from .scan import REMOVING
 from .settle import has_writer
 from .types import Removal
@@ -110,7 +110,7 @@ def _open_aside(root: str, *, make: bool) -> int:
 
 def _is(found: os.stat_result, source: SourceStat) -> bool:
     # The device may have another number since the row was written; everything else tells.
-    now = source_of(found)
+    now = SourceStat.of(found)
     return stat.S_ISREG(found.st_mode) and (now.inode, now.size_bytes, now.mtime_ns) == (
         source.inode,
         source.size_bytes,

@@ -29,7 +29,7 @@ from pathlib import Path
 from ingestd.lifecycle import SourceStat
 
 from . import removal, takein
-from .durable import source_of, sync_folder
+from .durable import sync_folder
 from .types import Candidate, Expect, FreeSpace, NotTaken, Removal, SpoolError, SpoolInUse, Taken, check_inbox_name
 
 ROOMS = ("files", "rejected", "explicit", "scratch")
@@ -182,7 +182,7 @@ class Spool:
             found = (self.path / path).lstat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return source_of(found) if stat.S_ISREG(found.st_mode) else None
+        return SourceStat.of(found) if stat.S_ISREG(found.st_mode) else None
 
     def new_explicit(self, inbox: str) -> Path:
         """Name a fresh file for a re-encoded copy, in a folder that exists."""

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from ingestd.lifecycle import SourceStat
 
-from .durable import OPEN_FILE, is_same, look, open_folder, put_back, source_of, sync
+from .durable import OPEN_FILE, look, open_folder, put_back, sync
 from .types import Candidate, Expect, NotTaken, Taken, WhyNot, check_inbox_name
 
 CHUNK = 1 << 20
@@ -248,7 +248,7 @@ class _Group:
                 raise
             return False
         found = look(target.name, target.folder)
-        if stat.S_ISREG(found.st_mode) and is_same(found, expect):
+        if stat.S_ISREG(found.st_mode) and expect.is_of(found):
             return True
         # Between our look and the rename somebody wrote to it, or put another file under its name.
         self._sources_to_sync[source_folder] = None
@@ -292,7 +292,7 @@ class _Group:
 
 
 def _check_same(found: os.stat_result, expect: Expect, otherwise: str) -> None:
-    if not stat.S_ISREG(found.st_mode) or not is_same(found, expect.source):
+    if not stat.S_ISREG(found.st_mode) or not expect.source.is_of(found):
         raise _Left(WhyNot.CHANGED, otherwise)
 
 
@@ -333,7 +333,7 @@ def source_is_unchanged(copy: Path) -> bool:
     try:
         stamp = os.getxattr(copy, ORIGIN, follow_symlinks=False)
         device, inode, size_bytes, mtime_ns, path = stamp.split(b":", 4)
-        now = source_of(os.lstat(path))
+        now = SourceStat.of(os.lstat(path))
         then = SourceStat(device=int(device), inode=int(inode), size_bytes=int(size_bytes), mtime_ns=int(mtime_ns))
     except (OSError, ValueError):
         return False

@@ -10,16 +10,14 @@ from pathlib import Path
 from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import Inspection, Limits, Verdict
 from ingestd.instance.inspection import inspect
-from ingestd.lifecycle import Sameness
+from ingestd.lifecycle import Sameness, SourceStat
 from ingestd.reader.board import Board
 from ingestd.reader.files import (
     Waits,
     Writeback,
     errno_text,
-    is_same,
     open_regular,
     refuse_open_for_writing,
-    source_stat,
     sync,
     sync_folder,
 )
@@ -90,7 +88,7 @@ class Desk:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
                 return Inspection(verdict=Verdict.UNREADABLE, reason_text="is not a regular file"), None
-            if job.expect is not None and not is_same(before, job.expect):
+            if job.expect is not None and not job.expect.is_of(before):
                 return _changed(before), None
             refuse_open_for_writing(fd)
             inspection = self._read(fd, before.st_size)
@@ -121,7 +119,7 @@ class Desk:
             if not stat.S_ISREG(before.st_mode):
                 raise Waits("is not a regular file")
             done = work(fd)
-            if not is_same(os.fstat(fd), source_stat(before)):
+            if not SourceStat.of(before).is_of(os.fstat(fd)):
                 raise Waits("the file changed while it was read")
             return done
         finally:

@@ -7,8 +7,6 @@ import fcntl
 import os
 from pathlib import Path
 
-from ingestd.lifecycle import SourceStat
-
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _SYNC_FILE_RANGE_WRITE = 2
 
@@ -23,21 +21,6 @@ def open_regular(path: str) -> int:
     The caller looks whether it is a regular file.
     """
     return os.open(path, _OPEN)
-
-
-def source_stat(found: os.stat_result) -> SourceStat:
-    """Give what tells one version of a file from another."""
-    return SourceStat(device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns)
-
-
-def is_same(found: os.stat_result, seen: SourceStat) -> bool:
-    """Whether this is still the version of the file that was seen."""
-    return (
-        found.st_mtime_ns == seen.mtime_ns
-        and found.st_size == seen.size_bytes
-        and found.st_ino == seen.inode
-        and found.st_dev == seen.device
-    )
 
 
 def refuse_open_for_writing(fd: int) -> None:
