@@ -24,7 +24,7 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
-from .row import HOLDS, Row, as_json, content_columns, file_of, pieces
+from .row import HOLDS, Row, as_json, content_columns, content_of, file_of, identity_of, pieces
 from .schema import candidate, instance
 from .transaction import Transaction
 from .values import Admitted, Holder, Judged, NewCandidate
@@ -94,20 +94,13 @@ def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, 
     found: dict[Identity, _Held] = {}
     for piece in pieces(list(wanted)):
         for row in tx.connection.execute(_SELECT_HELD, {"sop_uids": piece}):
-            identity = Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
-            found[identity] = _Held(
+            found[identity_of(row)] = _Held(
                 entry_id=row.id,
                 state=State(row.state),
                 spool=tx.spool_of(row.host),
                 path=row.path if row.removed_at is None else None,
                 in_place=bool(row.in_place),
-                content=Content(
-                    transfer_syntax=row.transfer_syntax,
-                    digest=row.digest,
-                    meta_digest=row.meta_digest,
-                    dataset_offset=row.dataset_offset,
-                    size_bytes=row.size_bytes,
-                ),
+                content=content_of(row),
                 canonical=row.canonical_digest,
             )
     return found

@@ -14,22 +14,12 @@ from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, fu
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import Executable
 
-from ingestd.lifecycle import Content, Identity, Reason, State, StudyQueue, Unproven, order_studies
+from ingestd.lifecycle import Content, Reason, State, StudyQueue, Unproven, order_studies
 
-from .row import ZERO, file_of, pieces
+from .row import CONTENT, IDENTITY, PLACE, ZERO, content_of, file_of, identity_of, pieces, place_of
 from .schema import Instant, host, instance, study
 from .sums import queue_of
 from .values import Need, ReaderNeed, Wish, Wished
-
-CONTENT = (
-    instance.c.transfer_syntax,
-    instance.c.digest,
-    instance.c.meta_digest,
-    instance.c.dataset_offset,
-    instance.c.size_bytes,
-)
-IDENTITY = (instance.c.study_uid, instance.c.series_uid, instance.c.sop_uid)
-PLACE = (instance.c.inbox, instance.c.relative_path, instance.c.source, instance.c.path, instance.c.in_place)
 
 _NOW = bindparam("now", type_=Instant())
 _LIMIT: BindParameter[int] = bindparam("limit")
@@ -107,33 +97,17 @@ def _to_check(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any]]:
 _TO_CHECK = (_to_check(_OWN), _to_check(_CONFIRMED_ELSEWHERE))
 
 _NEEDS_READER = (
-    select(instance.c.id, instance.c.need, instance.c.priority, *PLACE, *IDENTITY, *CONTENT)
+    select(instance.c.id, instance.c.need, *PLACE, *IDENTITY, *CONTENT)
     .where(instance.c.need.is_not(None), _OWN, instance.c.id > bindparam("after_id"))
     .order_by(instance.c.id)
     .limit(_LIMIT)
 )
 _WISHES = (
-    select(instance.c.id, instance.c.wish, instance.c.reason, instance.c.priority, *PLACE)
+    select(instance.c.id, instance.c.wish, instance.c.reason, *PLACE)
     .where(instance.c.wish.is_not(None), _OWN)
     .order_by(instance.c.id)
     .limit(_LIMIT)
 )
-
-
-def content_of(row: Any) -> Content:
-    """Gather a row's Content."""
-    return Content(
-        transfer_syntax=row.transfer_syntax,
-        digest=row.digest,
-        meta_digest=row.meta_digest,
-        dataset_offset=row.dataset_offset,
-        size_bytes=row.size_bytes,
-    )
-
-
-def identity_of(row: Any) -> Identity:
-    """Gather a row's Identity."""
-    return Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
 
 
 class Due:
@@ -290,13 +264,8 @@ class Due:
             Wished(
                 entry_id=row.id,
                 wish=Wish(row.wish),
-                inbox=row.inbox,
-                relative_path=row.relative_path,
-                path=row.path,
-                in_place=bool(row.in_place),
-                source=row.source,
                 reason=Reason(row.reason),
-                priority=row.priority,
+                **place_of(row),
             )
             for row in rows
         ]

@@ -16,8 +16,8 @@ from ingestd.lifecycle import (
     State,
 )
 
-from .due import CONTENT, PLACE, Due, content_of
-from .row import HOLDS, ZERO, file_of, pieces
+from .due import Due
+from .row import CONTENT, HOLDS, PLACE, ZERO, content_of, file_of, pieces, place_of
 from .schema import attempt, candidate, destination, feed_cursor, instance, state_count
 from .values import (
     DestinationStatus,
@@ -168,7 +168,7 @@ class Reads(Due):
     def rejected_files(self, *, after_id: int = 0, limit: int = 1000) -> list[RejectedFile]:
         """List the files set aside, by id."""
         rows = self._all(
-            select(instance.c.id, instance.c.reason, instance.c.priority, *PLACE)
+            select(instance.c.id, instance.c.reason, *PLACE)
             .where(
                 _REJECTED,
                 instance.c.host == self._host,
@@ -181,13 +181,8 @@ class Reads(Due):
         return [
             RejectedFile(
                 entry_id=row.id,
-                inbox=row.inbox,
-                relative_path=row.relative_path,
-                path=row.path,
-                in_place=bool(row.in_place),
-                source=row.source,
                 reason=Reason(row.reason),
-                priority=row.priority,
+                **place_of(row),
             )
             for row in rows
         ]

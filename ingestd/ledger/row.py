@@ -82,6 +82,53 @@ HOLDS = instance.c.holds == ONE
 QUEUED = instance.c.queued == ONE
 
 
+CONTENT = (
+    instance.c.transfer_syntax,
+    instance.c.digest,
+    instance.c.meta_digest,
+    instance.c.dataset_offset,
+    instance.c.size_bytes,
+)
+IDENTITY = (instance.c.study_uid, instance.c.series_uid, instance.c.sop_uid)
+# Where a file came from and where it lies.
+PLACE = (
+    instance.c.inbox,
+    instance.c.relative_path,
+    instance.c.source,
+    instance.c.path,
+    instance.c.in_place,
+    instance.c.priority,
+)
+
+
+def content_of(row: Any) -> Content:
+    """Gather a row's Content."""
+    return Content(
+        transfer_syntax=row.transfer_syntax,
+        digest=row.digest,
+        meta_digest=row.meta_digest,
+        dataset_offset=row.dataset_offset,
+        size_bytes=row.size_bytes,
+    )
+
+
+def identity_of(row: Any) -> Identity:
+    """Gather a row's Identity."""
+    return Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
+
+
+def place_of(row: Any) -> dict[str, Any]:
+    """Gather, by name, what the columns ``PLACE`` say."""
+    return {
+        "inbox": row.inbox,
+        "relative_path": row.relative_path,
+        "source": row.source,
+        "path": row.path,
+        "in_place": bool(row.in_place),
+        "priority": row.priority,
+    }
+
+
 def pieces(items: Sequence[T], size: int = dialect.CHUNK) -> Iterator[Sequence[T]]:
     """Cut a long list so that each piece fits into one statement."""
     for start in range(0, len(items), size):
