@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,12 +13,62 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.orthanc import Orthanc
 
+if TYPE_CHECKING:
+    from ingestd.emulator import Emulator
+    from tests.emulator_peer import Peer
+
 
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
     """An Orthanc of this test's own; a test that asks for it is marked with ``requires_orthanc``."""
     with Orthanc(folder=tmp_path) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Emulator]:
+    """An embedded server that a module's tests share; a module that needs another one has its own of this name."""
+    from ingestd.emulator import Emulator
+
+    with Emulator(fsync=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def peer(request: pytest.FixtureRequest, server: Emulator) -> Iterator[Peer]:
+    """Who speaks to it, in each version of the API."""
+    from tests.emulator_peer import Peer
+
+    with Peer(server.root, request.param) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def v1(server: Emulator) -> Iterator[Peer]:
+    """Who speaks to it in version 1."""
+    from tests.emulator_peer import Peer
+
+    with Peer(server.root, "v1") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def v2(server: Emulator) -> Iterator[Peer]:
+    """Who speaks to it in version 2."""
+    from tests.emulator_peer import Peer
+
+    with Peer(server.root) as one:
+        yield one
+
+
+@pytest.fixture
+def fresh() -> Iterator[Peer]:
+    """Who speaks to an embedded server of this test's own."""
+    from ingestd.emulator import Emulator
+    from tests.emulator_peer import Peer
+
+    with Emulator(fsync=False) as running, Peer(running.root) as one:
+        yield one
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

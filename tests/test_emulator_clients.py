@@ -21,12 +21,6 @@ dicomweb_client = pytest.importorskip("dicomweb_client")
 README = Path(__file__).parent.parent / "README.md"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Emulator]:
-    with Emulator(fsync=False) as running:
-        yield running
-
-
 @pytest.fixture
 def client(server: Emulator) -> Iterator[object]:
     one = dicomweb_client.DICOMwebClient(server.url)

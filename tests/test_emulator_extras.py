@@ -20,20 +20,8 @@ pydicom = pytest.importorskip("pydicom")
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Emulator]:
-    with Emulator(fsync=False) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def peer(server: Emulator) -> Iterator[Peer]:
     with Peer(server.root) as one:
-        yield one
-
-
-@pytest.fixture
-def fresh() -> Iterator[Peer]:
-    with Emulator(fsync=False) as running, Peer(running.root) as one:
         yield one
 
 

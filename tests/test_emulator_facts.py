@@ -39,34 +39,10 @@ SMALL_LIMIT = 4000
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Emulator]:
-    with Emulator(fsync=False) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def guarded() -> Iterator[Emulator]:
     """Asks for tokens, has a low file limit, and an even lower one for transcoding."""
     with Emulator(fsync=False, auth=True, max_file_bytes=SMALL_LIMIT, max_transcode_bytes=500) as running:
         yield running
-
-
-@pytest.fixture(scope="module", params=["v1", "v2"])
-def peer(request: pytest.FixtureRequest, server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root, request.param) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def v1(server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root, "v1") as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def v2(server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

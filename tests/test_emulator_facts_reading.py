@@ -17,36 +17,6 @@ from tests.builders import fresh_uid
 from tests.emulator_peer import JSON, Change, Peer, path_of, reasons, scan, stored
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Emulator]:
-    with Emulator(fsync=False) as running:
-        yield running
-
-
-@pytest.fixture(scope="module", params=["v1", "v2"])
-def peer(request: pytest.FixtureRequest, server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root, request.param) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def v1(server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root, "v1") as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def v2(server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root) as one:
-        yield one
-
-
-@pytest.fixture
-def fresh() -> Iterator[Peer]:
-    with Emulator(fsync=False) as running, Peer(running.root) as one:
-        yield one
-
-
 def put(peer: Peer, file: bytes) -> str:
     """Store one file and return its path."""
     answer = peer.store(file)

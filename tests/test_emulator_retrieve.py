@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,24 +18,6 @@ pydicom = pytest.importorskip("pydicom")
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"
 JPEG_2000 = "1.2.840.10008.1.2.4.90"
 HEVC = "1.2.840.10008.1.2.4.107"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Emulator]:
-    with Emulator(fsync=False) as running:
-        yield running
-
-
-@pytest.fixture(scope="module", params=["v1", "v2"])
-def peer(request: pytest.FixtureRequest, server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root, request.param) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def v2(server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root) as one:
-        yield one
 
 
 def put(peer: Peer, file: bytes) -> str:

@@ -13,24 +13,6 @@ from tests.builders import fresh_uid
 from tests.emulator_peer import Peer, path_of, scan, stored
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Emulator]:
-    with Emulator(fsync=False) as running:
-        yield running
-
-
-@pytest.fixture(scope="module", params=["v1", "v2"])
-def peer(request: pytest.FixtureRequest, server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root, request.param) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def v2(server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root) as one:
-        yield one
-
-
 class Known:
     """One study of two series and three instances with values that nothing else has."""
 

@@ -29,12 +29,6 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Emulator]:
-    with Emulator(fsync=False) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def oss() -> Iterator[Emulator]:
     with Emulator(fsync=False, flavour="oss") as running:
         yield running
@@ -46,24 +40,6 @@ def mismatch(request: pytest.FixtureRequest, server: Emulator, oss: Emulator, pe
     flavour, reason = request.param
     with Peer((oss if flavour == "oss" else server).root, peer.url.rpartition("/")[2]) as one:
         yield one, reason
-
-
-@pytest.fixture(scope="module", params=VERSIONS)
-def peer(request: pytest.FixtureRequest, server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root, request.param) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def v1(server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root, "v1") as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def v2(server: Emulator) -> Iterator[Peer]:
-    with Peer(server.root) as one:
-        yield one
 
 
 # Section 10.1, StoreTransactionTests: both versions.
