@@ -9,6 +9,7 @@ import pytest
 
 from ingestd.cli.advice import MEANING, next_step
 from ingestd.cli.frame import ExitCode, daemon_pid
+from ingestd.ledger import Alarm
 from ingestd.lifecycle import MOVES, Reason, ServerKind, State
 from ingestd.logs import set_key, study_ref
 from tests.commanding import OTHER_STUDY, STUDY, Rows, command_in
@@ -103,6 +104,26 @@ def test_a_file_refused_with_its_whole_request_is_not_simply_waiting():
 def test_status_ends_with_1_only_where_asked_for(command, every):
     assert command("status").code == ExitCode.DONE
     assert command("status", "--exit-code").code == ExitCode.NEEDS_PERSON
+
+
+def test_whatever_stops_files_is_a_line_with_its_next_step_and_no_good_end(command, rows):
+    alarm = Alarm(
+        kind="disk_low", about=rows.inbox, note="the disk is nearly full", next_step="make room", since=rows.now
+    )
+    with rows.ledger.write() as moves:
+        moves.put_alarms([alarm])
+
+    said = command("status", "--json").json
+    assert said["healthy"] is False
+    assert [(each["kind"], each["next_step"]) for each in said["stopped_because"]] == [("disk_low", "make room")]
+    assert "Stopped because the disk is nearly full" in command("status").out
+    assert command("status").code == ExitCode.DONE
+    assert command("status", "--exit-code").code == ExitCode.NEEDS_PERSON
+
+    with rows.ledger.write() as moves:
+        moves.put_alarms([])
+    assert command("status", "--exit-code").code == ExitCode.DONE
+    assert command("status", "--json").json["healthy"] is True
 
 
 def test_status_finds_studies_by_what_an_admin_knows(command, every, rows):

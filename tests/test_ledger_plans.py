@@ -39,6 +39,7 @@ SMALL = (
     "state_count",
     "destination",
     "inbox_report",
+    "alarm",
     "host",
     "feed_cursor",
     "meta",

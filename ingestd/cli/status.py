@@ -120,7 +120,9 @@ def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--files", is_flag=True, help="List files instead of studies.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="List at most so many.")
 @click.option("--watch", is_flag=True, help="Look again each second until interrupted.")
-@click.option("--exit-code", is_flag=True, help="End with 1 when files need a person (for monitoring).")
+@click.option(
+    "--exit-code", is_flag=True, help="End with 1 when files need a person or anything stops (for monitoring)."
+)
 def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool, **wanted: Any) -> int:
     """Show what is where.
 
@@ -138,8 +140,9 @@ def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool,
             print_json(as_plain(picture, chosen))
         else:
             show(picture, chosen)
-    needs = picture.status.needs_person if picture.status else 0
-    return ExitCode.NEEDS_PERSON if exit_code and needs else ExitCode.DONE
+    status = picture.status
+    calls = status is not None and bool(status.needs_person or status.alarms)
+    return ExitCode.NEEDS_PERSON if exit_code and calls else ExitCode.DONE
 
 
 @contextmanager
@@ -207,6 +210,8 @@ def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
     oldest = status.oldest_unconfirmed_at if status else None
     value: dict[str, Any] = {
         "states": dict.fromkeys(STATES, 0) | ({str(s): n for s, n in status.states.items()} if status else {}),
+        "healthy": not (status and status.alarms),
+        "stopped_because": [asdict(alarm) for alarm in status.alarms] if status else [],
         "needs_person": status.needs_person if status else 0,
         "held": status.held if status else 0,
         "clutter": status.clutter if status else 0,
@@ -331,7 +336,7 @@ def _drawing(picture: Picture, wanted: Wanted) -> RenderableType:
                 Text(f"... and more; show up to 1000 with --limit, or narrow the choice (showing {wanted.limit}).")
             )
     else:
-        parts += [_states(picture.status), *_needs_person(picture.status), *_inboxes(picture)]
+        parts += [*_stopped(picture), _states(picture.status), *_needs_person(picture.status), *_inboxes(picture)]
     return Group(*parts)
 
 
@@ -360,6 +365,20 @@ def _head(picture: Picture) -> RenderableType:
         files = in_files(picture.waiting_for_send)
         grid.add_row("Waits for send", Text(f"{files}: run `ingestd send` on the folder again", style="yellow"))
     return grid
+
+
+def _stopped(picture: Picture) -> list[RenderableType]:
+    from rich.text import Text
+
+    assert picture.status is not None  # _drawing has looked
+    paths = {inbox.inbox: inbox.path for inbox in picture.status.inboxes}
+    lines: list[RenderableType] = []
+    for alarm in picture.status.alarms:
+        where = f" ({plain(paths.get(alarm.about, alarm.about))})" if alarm.about else ""
+        since = ago((picture.at - alarm.since).total_seconds())
+        lines.append(Text(f"Stopped because {plain(alarm.note)}{where}, since {since}", style="red"))
+        lines.append(Text(f"  -> {plain(alarm.next_step)}"))
+    return [Text(""), *lines] if lines else []
 
 
 def _states(status: Status) -> RenderableType:

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import structlog
 
+from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.hand import Hand
 from ingestd.daemon.looking import is_gone
 from ingestd.daemon.mover import Mover
@@ -51,12 +52,14 @@ class Housekeeping:
         policies: tuple[InboxPolicy, ...],
         retain: timedelta,
         low_water: int,
+        alarms: Alarms,
     ) -> None:
         """Join the rooms."""
         self._ledger = ledger
         self._spool = spool
         self._inboxes = inboxes
         self._mover = mover
+        self._alarms = alarms
         self._removing: set[int] = set()
         self._roots = {policy.name: policy.path for policy in policies}
         self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
@@ -66,7 +69,6 @@ class Housekeeping:
         self._tidy_at = 0.0
         self._space_at = 0.0
         self._reported: dict[str, InboxReport] = {}
-        self._alarms: dict[str, str] = {}
         self._removable: list[Removable] = []
         self._sources_gone: list[int] = []
         self._reports: list[InboxReport] = []
@@ -103,7 +105,12 @@ class Housekeeping:
         self._remove_sources()
         self._remove_confirmed(now)
         for report in self._inboxes.reports():
-            self._alarm(report)
+            self._alarms.set(
+                "inbox",
+                report.inbox,
+                note=report.alarm,
+                next_step="mend the folder or its share; `ingestd check` looks at it; intake goes on by itself",
+            )
             if self._reported.get(report.inbox) != report:
                 self._reports.append(report)
 
@@ -131,11 +138,13 @@ class Housekeeping:
             # Nobody can say how full it is: nothing more is put on it.
             low = True
         if low and not self.disk_low:
-            self._log.error("spool.disk_low", low_water=self.low_water)
             self._tidy_at = 0.0
-        elif self.disk_low and not low:
-            self._log.info("spool.disk_recovered")
         self.disk_low = low
+        self._alarms.set(
+            "disk_low",
+            note="the spool's disk has less free space than low_water, so that nothing is taken in" if low else "",
+            next_step="make room on the spool's disk, or lower spool.low_water; intake goes on by itself",
+        )
 
     def _remove_confirmed(self, now: Now) -> None:
         retain = timedelta(0) if self.disk_low else self.retain
@@ -167,14 +176,6 @@ class Housekeeping:
                 continue
             self._removing.add(source.entry_id)
             self._mover.remove_source(source.entry_id, root, source.relative_path, source.source)
-
-    def _alarm(self, report: InboxReport) -> None:
-        if self._alarms.get(report.inbox, "") != report.alarm:
-            self._alarms[report.inbox] = report.alarm
-            if report.alarm:
-                self._log.error("inbox.alarm", inbox=report.inbox, alarm=report.alarm)
-            else:
-                self._log.info("inbox.recovered", inbox=report.inbox)
 
     def _summary(self, report: InboxReport, now: Now) -> InboxSummary:
         return InboxSummary(

@@ -17,6 +17,7 @@ import structlog
 
 from ingestd.config import Config
 from ingestd.daemon import wiring
+from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.desk import ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.hand import Hand
@@ -115,6 +116,7 @@ class Daemon:
         self.reconciler = Reconciler(self.client, scratch=self.spool.scratch(), wake=self.wake, utc_now=utc_now)
         self.mover: Mover[Hand] = Mover(self.spool, wake=self.wake)
         self.desk = ReaderDesk(self.readers)
+        self.alarms = Alarms()
         self.intake = Intake(
             inboxes=self.inboxes, spool=self.spool, mover=self.mover, desk=self.desk, ledger=self.ledger
         )
@@ -153,6 +155,7 @@ class Daemon:
             policies=policies,
             retain=config.spool.retain,
             low_water=config.spool.low_water,
+            alarms=self.alarms,
         )
         self._policies = policies
         self._orphans: Iterator[Candidate] | None = None
@@ -316,6 +319,7 @@ class Daemon:
             or self.proof.has_work
             or self.rework.has_work
             or self.housekeeping.has_work
+            or self.alarms.has_work
         )
 
     def _record(self, now: Now, *, claim: bool, woken: bool) -> None:
@@ -328,14 +332,16 @@ class Daemon:
             self.rework.record(moves, now)
             self.proof.record(moves, now)
             self.housekeeping.record(moves, now)
-            # Last: a claim sees everything that this tick has settled.
+            # A claim sees everything that this tick has settled.
             self.dispatch.record(moves, now, claim=claim)
+            self.alarms.record(moves)
 
     def _committed(self, now: Now) -> None:
         if self._ledger_failing:
             self._ledger_failing_since = None
             self._log.info("ledger.recovered_from_failure")
         self._nameless = []
+        self.alarms.committed()
         self.intake.committed(now)
         self.rework.committed()
         self.proof.committed()

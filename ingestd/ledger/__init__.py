@@ -57,6 +57,7 @@ On Moves (``now`` is keyword-only everywhere)::
     wish_failed(entry_id, *, note, now)             the wish is cleared, the note goes into note and history
     pause_destination(pause: Pause, *, until: datetime, now) ; resume_destination(*, now) ; destination_answered(*, now)
     set_destination_kind(kind) ; inbox_report(summary: InboxSummary, *, now)
+    put_alarms(alarms: Iterable[Alarm]) -> None     all that stand on this host now; `status` prints them
     retry(entry_id, *, now) -> State                PENDING; or REJECTED still, with the wish recorded
     retry_all(choice: Choice, *, now, limit=1000) -> Retried        by study, state, reason (at least one of them)
     discard(entry_id, *, now) ; admit_anyway(entry_id, *, now)
@@ -97,6 +98,7 @@ from typing import TYPE_CHECKING
 from .ledger import Ledger
 from .values import (
     Admitted,
+    Alarm,
     Applied,
     Attempt,
     Choice,
@@ -147,6 +149,7 @@ else:
 
 __all__ = [
     "Admitted",
+    "Alarm",
     "Applied",
     "Attempt",
     "Choice",

@@ -255,4 +255,17 @@ _SECOND = (
         WHERE next_check_at IS NOT NULL AND state = 'CONFIRMED'""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
+_THIRD = (
+    # What keeps a host's files from being confirmed or removed: each a line of `status`.
+    """CREATE TABLE alarm (
+        host TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        about TEXT NOT NULL,
+        note TEXT NOT NULL,
+        next_step TEXT NOT NULL,
+        since {int} NOT NULL,
+        PRIMARY KEY (host, kind, about)
+    ) {strict}""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)

@@ -25,6 +25,7 @@ from . import admission, claims, decisions, evidence, returns, upkeep
 from .transaction import Transaction
 from .values import (
     Admitted,
+    Alarm,
     Applied,
     Choice,
     Finished,
@@ -182,6 +183,10 @@ class Moves:
     def set_destination_kind(self, kind: str) -> None:
         """Put down which server it is."""
         upkeep.set_destination_kind(self._tx, kind)
+
+    def put_alarms(self, alarms: Iterable[Alarm]) -> None:
+        """Keep what keeps this host's files from being confirmed or removed; in place of all that was kept before."""
+        upkeep.put_alarms(self._tx, alarms)
 
     def inbox_report(self, summary: InboxSummary, *, now: datetime) -> None:
         """Keep what the last look into an inbox found, for `status`."""

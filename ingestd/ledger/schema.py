@@ -351,3 +351,14 @@ inbox_report = Table(
     Column("counts", Text),  # JSON object of numbers
     Column("at", Instant),
 )
+
+alarm = Table(
+    "alarm",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("about", Text, primary_key=True),
+    Column("note", Words),
+    Column("next_step", Words),
+    Column("since", Instant),
+)

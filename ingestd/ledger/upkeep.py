@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import update
+from sqlalchemy import delete, insert, update
 
 from ingestd.lifecycle import Content, Pause, Reason, State
 
 from . import dialect
 from .row import pieces
-from .schema import destination, inbox_report, instance
+from .schema import alarm, destination, inbox_report, instance
 from .transaction import Transaction
-from .values import InboxSummary, Need
+from .values import Alarm, InboxSummary, Need
 
 _PUT_REPORT = dialect.upsert(inbox_report)
 
@@ -136,6 +137,14 @@ def destination_answered(tx: Transaction, *, now: datetime) -> None:
 def set_destination_kind(tx: Transaction, kind: str) -> None:
     """Put down which server it is."""
     tx.connection.execute(update(destination).where(destination.c.kind != kind).values(kind=kind))
+
+
+def put_alarms(tx: Transaction, alarms: Iterable[Alarm]) -> None:
+    """Keep what keeps this host's files from being confirmed or removed, in place of what was kept before."""
+    tx.connection.execute(delete(alarm).where(alarm.c.host == tx.host))
+    rows = [{"host": tx.host, **asdict(each)} for each in alarms]
+    if rows:
+        tx.connection.execute(insert(alarm), rows)
 
 
 def put_inbox_report(tx: Transaction, summary: InboxSummary, *, now: datetime) -> None:

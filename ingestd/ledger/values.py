@@ -249,6 +249,21 @@ class InboxSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Alarm:
+    """Something that keeps files from being confirmed, or from being removed, until it ends or somebody acts.
+
+    ``kind`` and ``about`` (an inbox's name, "" for the whole host) name it: one of each stands at a time. ``note`` is
+    what ``status`` prints behind "Stopped because", ``next_step`` what a person does; neither names a file.
+    """
+
+    kind: str
+    about: str
+    note: str
+    next_step: str
+    since: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DestinationStatus:
     """The one destination of this ledger, and whether it is sent to."""
 
@@ -290,6 +305,7 @@ class Status:
     studies_waiting: int
     destination: DestinationStatus | None
     inboxes: tuple[InboxSummary, ...]
+    alarms: tuple[Alarm, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from .reads import UNCONFIRMED, Reads
 from .row import file_of, pieces
 from .schema import (
     STATE_COLUMNS,
+    alarm,
     attempt,
     history,
     host,
@@ -30,6 +31,7 @@ from .schema import (
     study_label,
 )
 from .values import (
+    Alarm,
     Attempt,
     Choice,
     Count,
@@ -97,6 +99,14 @@ class Views(Reads):
             studies_waiting=self._studies_waiting(),
             destination=self.destination(),
             inboxes=self._inboxes(),
+            alarms=self.alarms(),
+        )
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Say what keeps files from being confirmed or removed, of all hosts, the oldest first."""
+        return tuple(
+            Alarm(kind=row.kind, about=row.about, note=row.note, next_step=row.next_step, since=row.since)
+            for row in sorted(self._all(select(alarm)), key=lambda row: (row.since, row.kind, row.about))
         )
 
     def _studies_waiting(self) -> int:

@@ -1,0 +1,65 @@
+"""What keeps files from being confirmed or removed, for a person to read: raised and cleared by whoever sees it.
+
+One rule: whatever keeps a file beyond the time that its own rule allows it (settle, ``incomplete_after``, quiet period)
+stands here, so that ``status`` has a line "Stopped because ..." with the next step. What is raised twice is one alarm,
+since the first time; each is logged when it is raised, when its note changes, and when it ends.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from ingestd.daemon.now import utc_now
+from ingestd.ledger import Alarm, Moves
+
+
+class Alarms:
+    """All alarms of this host. Main thread only; what stands at the end of a tick is what the ledger keeps."""
+
+    def __init__(self) -> None:
+        """Begin with none; the ledger still keeps those of the last run, until the first transaction."""
+        self._standing: dict[tuple[str, str], Alarm] = {}
+        self._written: dict[tuple[str, str], Alarm] | None = None
+        self._kept: dict[tuple[str, str], Alarm] | None = None  # as the ledger has them; None: those of the last run
+        self._log = structlog.get_logger()
+
+    def raise_(self, kind: str, about: str = "", *, note: str, next_step: str) -> None:
+        """Let an alarm stand; ``kind`` is a word, ``about`` an inbox's name or "", neither text names a file."""
+        former = self._standing.get((kind, about))
+        if former is not None and (former.note, former.next_step) == (note, next_step):
+            return
+        since = former.since if former is not None else utc_now()
+        alarm = Alarm(kind=kind, about=about, note=note, next_step=next_step, since=since)
+        self._standing[kind, about] = alarm
+        self._log.error("alarm.raised", kind=kind, alarm=note, **({"inbox": about} if about else {}))
+
+    def clear(self, kind: str, about: str = "") -> None:
+        """End an alarm; nothing happens where none stands."""
+        if self._standing.pop((kind, about), None) is not None:
+            self._log.info("alarm.cleared", kind=kind, **({"inbox": about} if about else {}))
+
+    def set(self, kind: str, about: str = "", *, note: str, next_step: str) -> None:
+        """Raise the alarm with a note, or clear it with an empty one."""
+        if note:
+            self.raise_(kind, about, note=note, next_step=next_step)
+        else:
+            self.clear(kind, about)
+
+    def stands(self, kind: str, about: str = "") -> bool:
+        """Whether this alarm stands."""
+        return (kind, about) in self._standing
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is wanted."""
+        return self._standing != self._kept
+
+    def record(self, moves: Moves) -> None:
+        """Write all that stand."""
+        if self.has_work:
+            moves.put_alarms(self._standing.values())
+        self._written = dict(self._standing)
+
+    def committed(self) -> None:
+        """The transaction is durable; what was raised since it was written waits for the next."""
+        self._kept = self._written
