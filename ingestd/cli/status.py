@@ -120,9 +120,7 @@ def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--files", is_flag=True, help="List files instead of studies.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="List at most so many.")
 @click.option("--watch", is_flag=True, help="Look again each second until interrupted.")
-@click.option(
-    "--exit-code", is_flag=True, help="End with 1 when files need a person or anything stops (for monitoring)."
-)
+@click.option("--exit-code", is_flag=True, help="End with 1 when files need a person or cannot go on (for monitoring).")
 def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool, **wanted: Any) -> int:
     """Show what is where.
 
