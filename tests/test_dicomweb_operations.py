@@ -162,6 +162,18 @@ def test_download_resumes_where_an_earlier_one_ended(study, client, tmp_path, se
     assert not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.mark.parametrize("left", [None, "1.2.3.dcm"], ids=["empty", "with a file"])
+@pytest.mark.parametrize("level", ["study", "series"])
+def test_what_the_server_lacks_is_not_found_whatever_lies_in_the_folder(client, tmp_path, level, left):
+    study_uid, series_uid = fresh_uid(1), fresh_uid(2)
+    (tmp_path / study_uid / series_uid).mkdir(parents=True)
+    if left:
+        (tmp_path / study_uid / series_uid / left).touch()
+
+    with pytest.raises(NotFound):
+        client.download(tmp_path, study_uid, series_uid if level == "series" else None)
+
+
 def test_saving_twice_keeps_equal_files_and_replaces_others(study, client, tmp_path):
     first = client.retrieve_study(study.uid).save_to(tmp_path)
     first.written[0].write_bytes(b"older")

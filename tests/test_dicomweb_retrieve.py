@@ -71,6 +71,15 @@ def test_parts_arrive_whole_whatever_frames_the_body(reply, tmp_path):
     assert server.requests[0].headers["accept"] == 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
+def test_an_answer_without_a_part_is_never_a_retrieved_study(tmp_path):
+    with (
+        ScriptedServer(once(answer(multipart(), content_type=MULTIPART))) as server,
+        DicomWebClient(server.url) as client,
+        pytest.raises(Unintelligible, match="no part"),
+    ):
+        client.retrieve_study("1.2").save_to(tmp_path)
+
+
 @pytest.mark.parametrize(
     "reply",
     [

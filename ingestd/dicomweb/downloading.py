@@ -48,9 +48,13 @@ def download(
         if series is None:
             raise ValueError("an instance needs its series")
         return save(source.retrieve_instance(study, series, sop))
+
+    def whole() -> Saved:
+        return save(source.retrieve_study(study) if series is None else source.retrieve_series(study, series))
+
     begun = folder / study if series is None else folder / study / series
     if not SAFE_UID.match(study) or not (series is None or SAFE_UID.match(series)) or not begun.is_dir():
-        return save(source.retrieve_study(study) if series is None else source.retrieve_series(study, series))
+        return whole()
     written: list[Path] = []
     kept: list[Path] = []
     size = 0
@@ -59,7 +63,7 @@ def download(
         its_sop = uid_of(item, "SOPInstanceUID")
         if not its_series or not SAFE_UID.match(its_series) or not SAFE_UID.match(its_sop):
             # The server names instances otherwise than one may name a file: take the whole again.
-            return save(source.retrieve_study(study) if series is None else source.retrieve_series(study, series))
+            return whole()
         path = folder / study / its_series / f"{its_sop}.dcm"
         if path.is_file():
             kept.append(path)
@@ -67,4 +71,6 @@ def download(
         saved = save(source.retrieve_instance(study, its_series, its_sop))
         written.extend(saved.written)
         size += saved.size_bytes
+    if not (written or kept):
+        return whole()  # nothing is listed: whether there is nothing, only a retrieve can say (404)
     return Saved(written=tuple(written), kept=tuple(kept), size_bytes=size)

@@ -125,8 +125,8 @@ class Retrieval:
 
         The UIDs are read from the part itself, never from what the server calls it. A file that is there already with
         the same bytes is kept; one with other bytes is replaced in one step. What an earlier, broken run left is
-        finished by running it again. Raises Unintelligible for a part that is no DICOM file, and what iterating raises;
-        files finished before stay.
+        finished by running it again. Raises Unintelligible for an answer without a part and for a part that is no DICOM
+        file, and what iterating raises; files finished before stay.
         """
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
@@ -141,6 +141,8 @@ class Retrieval:
                 size += length
                 if on_file is not None:
                     on_file(target)
+            if not (written or kept or replaced):
+                raise self._answer.unintelligible("the answer has no part")
         return Saved(written=tuple(written), kept=tuple(kept), replaced=tuple(replaced), size_bytes=size)
 
     def _save_one(self, root: Path, part: Part) -> tuple[Path, str, int]:
