@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,10 +101,10 @@ class Rows:
         self._inode += 1
         return SourceStat(device=1, inode=self._inode, size_bytes=1000, mtime_ns=self._inode)
 
-    def _path(self, name: str) -> str:
+    def _path(self, content: bytes = b"") -> str:
         path = self.spool.path / "files" / self.inbox / f"{self._inode:032x}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode("utf-8", "surrogateescape"))
+        path.write_bytes(content)
         return str(path.relative_to(self.spool.path))
 
     def admit(
@@ -112,30 +113,32 @@ class Rows:
         *,
         study: str = STUDY,
         uid: str = "",
-        digest: str = "",
+        content: str = "",
         patient: str = "PID",
         accession: str = "ACC",
         modality: str = "CT",
         sameness: Sameness | None = None,
     ) -> int:
-        """A file taken in: PENDING, or DUPLICATE or CONFLICT where its identity is held."""
+        """A file taken in: PENDING, or DUPLICATE or CONFLICT as its identity is held by equal or other content."""
         source = self._source()
+        meta = bytes(300)
+        dataset = (content or str(self._inode)).encode().ljust(700)
         uid = uid or f"{study}.3.{self._inode}"
         arrival = Arrival(
             candidate_id=None,
             inbox=self.inbox,
             relative_path=name,
             source=source,
-            path=self._path(name),
+            path=self._path(meta + dataset),
             in_place=False,
             source_removed=True,
             identity=Identity(study_uid=study, series_uid=f"{study}.2", sop_uid=uid),
             sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
             content=Content(
                 transfer_syntax="1.2.840.10008.1.2.1",
-                digest=digest or f"{self._inode:064x}",
-                meta_digest="0" * 64,
-                dataset_offset=300,
+                digest=hashlib.sha256(dataset).hexdigest(),
+                meta_digest=hashlib.sha256(meta).hexdigest(),
+                dataset_offset=len(meta),
                 size_bytes=1000,
             ),
             modality=modality,
@@ -161,7 +164,7 @@ class Rows:
             inbox=self.inbox,
             relative_path=name,
             source=self._source(),
-            path=self._path(name),
+            path=self._path(),
             in_place=False,
             reason=reason,
             note=note,

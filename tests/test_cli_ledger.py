@@ -41,9 +41,9 @@ def every(rows):
         "stored": rows.send("stored", State.STORED, Reason.STORED_ANSWER),
         "rejected": rows.refuse("sub/DOE^JOHN.dcm"),
         "clutter": rows.refuse("readme.txt", Reason.NOT_DICOM, "no DICOM"),
-        "pending": rows.admit("pending", uid=uid, digest="a" * 64),
-        "duplicate": rows.admit("duplicate", uid=uid, digest="a" * 64),
-        "conflict": rows.admit("conflict", uid=uid, digest="b" * 64),
+        "pending": rows.admit("pending", uid=uid, content="a"),
+        "duplicate": rows.admit("duplicate", uid=uid, content="a"),
+        "conflict": rows.admit("conflict", uid=uid, content="b"),
     }
     rows.prove(ids["confirmed"], State.CONFIRMED, Reason.FEED)
     rows.prove(ids["deleted"], State.CONFIRMED, Reason.FEED)
@@ -350,6 +350,41 @@ def test_resolve_replaces_the_holder(command, every, rows):
 
     holder, ours = rows.ledger.entry(every["pending"]), rows.ledger.entry(every["conflict"])
     assert (holder.state, ours.state) == (State.DISCARDED, State.PENDING)
+
+
+@pytest.mark.parametrize("what", ["gone", "other bytes", "cut short", "a link", "a folder"])
+def test_what_has_to_be_sent_is_looked_at_before_anything_gives_way_for_it(command, every, rows, what):
+    ours = rows.ledger.entry(every["conflict"])
+    whole = ours.file.read_bytes()
+    ours.file.unlink()
+    match what:
+        case "other bytes":
+            ours.file.write_bytes(b"x" * len(whole))
+        case "cut short":
+            ours.file.write_bytes(whole[:-1])
+        case "a link":
+            ours.file.with_name("elsewhere").write_bytes(whole)
+            ours.file.symlink_to("elsewhere")
+        case "a folder":
+            ours.file.mkdir()
+
+    said = command("resolve", "--json", str(every["conflict"]), "--replace")
+
+    assert said.code == ExitCode.NEEDS_PERSON
+    [refused] = said.json["refused"]
+    assert f"row {ours.entry_id} cannot be sent in place of another row: its file" in refused["why"]
+    assert [rows.ledger.entry(every[name]).state for name in ("pending", "conflict")] == [State.PENDING, State.CONFLICT]
+
+
+@pytest.mark.parametrize("words", [("retry",), ("resolve", "--admit-anyway")], ids=["retry", "admit anyway"])
+def test_what_is_gone_is_not_promised_to_be_read(command, every, rows, words):
+    rows.ledger.entry(every["rejected"]).file.unlink()
+
+    said = command(*words, "--json", str(every["rejected"]))
+
+    [refused] = said.json["refused"]
+    assert "its file is not there" in refused["why"]
+    assert rows.ledger.entry(every["rejected"]).wish is None
 
 
 def test_resolve_replaces_nothing_where_the_server_is_known_not_to(command, every, rows):

@@ -12,7 +12,7 @@ import click
 from .frame import ExitCode, config_option, json_option, ledger_for_moves, load_config, print_json
 
 if TYPE_CHECKING:
-    from ingestd.ledger import Ledger
+    from ingestd.ledger import Entry, Ledger
 
 SAID = {
     "discard": "let go; the file is kept for the retain time",
@@ -56,12 +56,19 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
 
 
 def decide(ledger: Ledger, ids: Sequence[int], decision: str) -> tuple[list[int], list[tuple[int, str]]]:
-    """Carry the decision out on each row, each in a transaction of its own; refusals come with their sentence."""
+    """Carry the decision out on each row, each in a transaction of its own; refusals come with their sentence.
+
+    A file that something else is to give way for is looked at first: what gave way does not come back.
+    """
     from ingestd.ledger import RefusedMove
 
     done: list[int] = []
     refused: list[tuple[int, str]] = []
     for entry_id in dict.fromkeys(ids):
+        entry = ledger.entry(entry_id)
+        if entry is not None and (why := _why_not(entry, decision)):
+            refused.append((entry_id, f"row {entry_id} cannot be {why}"))
+            continue
         try:
             with ledger.write() as moves:
                 now = datetime.now(UTC)
@@ -77,3 +84,15 @@ def decide(ledger: Ledger, ids: Sequence[int], decision: str) -> tuple[list[int]
         else:
             done.append(entry_id)
     return done, refused
+
+
+def _why_not(entry: Entry, decision: str) -> str:
+    from ingestd.lifecycle import State
+
+    from .looking import why_not_readable, why_not_the_same
+
+    if decision == "replace" and entry.state is State.CONFLICT and (why := why_not_the_same(entry)):
+        return f"sent in place of another row: its file {why}"
+    if decision == "admit_anyway" and entry.state is State.REJECTED and (why := why_not_readable(entry)):
+        return f"admitted: its file {why}"
+    return ""

@@ -89,10 +89,16 @@ def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
     from ingestd.ledger import RefusedMove
     from ingestd.lifecycle import State
 
+    from .looking import why_not_readable
+
     moved: list[int] = []
     wished: list[int] = []
     refused: list[tuple[int, str]] = []
     for entry_id in dict.fromkeys(ids):
+        entry = ledger.entry(entry_id)
+        if entry is not None and entry.state is State.REJECTED and (why := why_not_readable(entry)):
+            refused.append((entry_id, f"row {entry_id} cannot be read again: its file {why}"))
+            continue
         try:
             with ledger.write() as moves:
                 after = moves.retry(entry_id, now=datetime.now(UTC))

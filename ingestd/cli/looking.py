@@ -1,0 +1,61 @@
+"""A look at a row's file before a person's decision about it is carried out: what is promised must be there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from .frame import plain
+
+if TYPE_CHECKING:
+    from ingestd.ledger import Entry
+
+_READ_SIZE = 1_048_576
+
+
+def why_not_readable(entry: Entry) -> str:
+    """Say why the row's file cannot be read, as the end of a sentence; "" where it can, or is nobody's to say."""
+    if entry.file is None:
+        return ""
+    try:
+        found = entry.file.lstat()
+    except OSError as error:
+        return _unseen(entry, error)
+    return "" if stat.S_ISREG(found.st_mode) else f"is no regular file: {plain(entry.file)}"
+
+
+def why_not_the_same(entry: Entry) -> str:
+    """Say why the row's file is not what the row was made of, as the end of a sentence; "" where it is, byte by byte.
+
+    The whole file is read.
+    """
+    if (why := why_not_readable(entry)) or entry.file is None or entry.content is None:
+        return why
+    content = entry.content
+    try:
+        descriptor = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return _unseen(entry, error)
+    meta, dataset = hashlib.sha256(), hashlib.sha256()
+    size, meta_left = 0, content.dataset_offset
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        try:
+            while size <= content.size_bytes and (chunk := file.read(_READ_SIZE)):
+                meta.update(chunk[:meta_left])
+                dataset.update(chunk[meta_left:])
+                meta_left = max(0, meta_left - len(chunk))
+                size += len(chunk)
+        except OSError as error:
+            return _unseen(entry, error)
+    found = (size, meta.hexdigest(), dataset.hexdigest())
+    if found == (content.size_bytes, content.meta_digest, content.digest):
+        return ""
+    return f"is not what it was when it was taken in: {plain(entry.file)}; drop it again, or let go of the row"
+
+
+def _unseen(entry: Entry, error: OSError) -> str:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return f"is not there: {plain(entry.file)}"
+    return f"cannot be read ({error.strerror or type(error).__name__}): {plain(entry.file)}"
