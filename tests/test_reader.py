@@ -19,8 +19,8 @@ from ingestd.lifecycle import SourceStat
 from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Job, Read, ReaderLimits, Readers, ReencodeJob
 from ingestd.reader.board import Board
 from ingestd.reader.held import Done, Held
-from ingestd.reader.wire import Answer
-from tests.builders import EXPLICIT, IMPLICIT, RLE, element, instance_bytes, sequence, write_instance
+from ingestd.reader.wire import Answer, encode_answer
+from tests.builders import EXPLICIT, IMPLICIT, RLE, element, fresh_uid, instance_bytes, sequence, write_instance
 
 WITHIN_SECONDS = 30.0
 
@@ -461,6 +461,36 @@ def test_close_ends_the_children_and_is_final(tmp_path: Path) -> None:
     assert open_files() < before
     with pytest.raises(RuntimeError):
         readers.submit(InspectJob(key=1, path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("serial", [2, 17], ids=["another file's", "nobody's"])
+def test_answer_about_another_file_is_never_taken_for_the_one_in_line(
+    own_reading: Callable[..., Reading], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serial: int
+) -> None:
+    """The first child speaks out of turn; those after it are real ones."""
+    spoke = tmp_path / "spoke"
+    with write_instance(tmp_path / "other").open("rb") as opened:
+        other = inspect(opened.fileno())
+    child = tmp_path / "child"
+    child.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        f"if os.path.exists({str(spoke)!r}):\n"
+        f"    os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
+        "sys.stdin.readline(), sys.stdin.readline()\n"  # the limits, the first job
+        f"open({str(spoke)!r}, 'w').close()\n"
+        f"os.write(1, {encode_answer(Answer(serial=serial, inspection=other))!r})\n"
+        "sys.stdin.read()\n"
+    )
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    uids = [fresh_uid(3), fresh_uid(3)]
+    jobs = [InspectJob(key=key, path=str(write_instance(tmp_path / uid, sop_uid=uid))) for key, uid in enumerate(uids)]
+
+    found = own_reading().results(*jobs)
+
+    assert spoke.exists()
+    assert [read.inspection and read.inspection.sop_uid for read in found] == uids
 
 
 def test_children_that_never_start_are_told_and_harm_nothing(
