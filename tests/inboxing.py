@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
+from ingestd.clocks import boottime
 from ingestd.inbox import Candidate, Expect, Inboxes, InboxPolicy, InboxReport, Look, NotTaken, Spool, Taken
 from ingestd.lifecycle import SourceStat
 
@@ -77,7 +78,7 @@ class Desk:
 
     @property
     def now(self) -> float:
-        return time.monotonic() + self.ahead
+        return boottime() + self.ahead
 
     def pass_time(self, seconds: float) -> None:
         self.ahead += seconds

@@ -15,23 +15,24 @@ PACKAGE = PROJECT / "ingestd"
 
 # room: the rooms it may import from, beside itself.
 MAY_IMPORT = {
+    "clocks": set(),
     "lifecycle": set(),
     "instance": set(),
     "config": set(),
     "logs": set(),
-    "dicomweb": set(),
+    "dicomweb": {"clocks"},
     "emulator": set(),
-    "inbox": {"lifecycle"},
-    "ledger": {"lifecycle"},
-    "sender": {"lifecycle", "dicomweb"},
-    "reconciler": {"lifecycle", "dicomweb"},
-    "reader": {"lifecycle", "instance"},
+    "inbox": {"clocks", "lifecycle"},
+    "ledger": {"clocks", "lifecycle"},
+    "sender": {"clocks", "lifecycle", "dicomweb"},
+    "reconciler": {"clocks", "lifecycle", "dicomweb"},
+    "reader": {"clocks", "lifecycle", "instance"},
     "daemon": {
-        *("lifecycle", "instance", "config", "logs", "dicomweb"),
+        *("clocks", "lifecycle", "instance", "config", "logs", "dicomweb"),
         *("inbox", "ledger", "sender", "reconciler", "reader"),
     },
     "cli": {
-        *("lifecycle", "config", "logs", "dicomweb", "emulator"),
+        *("clocks", "lifecycle", "config", "logs", "dicomweb", "emulator"),
         *("inbox", "ledger", "sender", "reconciler", "reader", "daemon"),
     },
     "__init__": set(),
@@ -140,3 +141,21 @@ def test_every_command_has_the_sentence_that_help_shows_for_it():
     for name, (_, sentence) in COMMANDS.items():
         command = commands.get_command(None, name)
         assert (command.name, command.get_short_help_str(limit=200)) == (name, sentence)
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if dotted(path) != "clocks"], ids=dotted)
+def test_a_duration_runs_on_the_clock_that_nobody_can_set(path):
+    """Wall time moved every wait with it, and CLOCK_MONOTONIC stands still while the machine sleeps.
+
+    The emulator is somebody else's server, with clocks of its own; commands read wall time for people.
+    """
+    room = dotted(path).partition(".")[0]
+    forbidden = {"time.time", "time.monotonic"} | (set() if room == "cli" else {"datetime.now"})
+
+    read = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+
+    assert room == "emulator" or read & forbidden == set()

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
+from ingestd.clocks import boottime
 from ingestd.config import Config
 from ingestd.daemon.wiring import backoff_of, client_of, profile_from, reader_limits_of, rules_of
 from ingestd.dicomweb import DicomWebClient, DicomWebError
@@ -123,7 +124,7 @@ class _Auditor:
     def run(self, scratch: Path, *, share: float, budget: timedelta) -> None:
         """Audit every study of the ledger, then ask which other studies the server has."""
         report = self.report
-        ends_at = time.monotonic() + budget.total_seconds()
+        ends_at = boottime() + budget.total_seconds()
         profile = profile_from(self._config) or probe_profile(self._client)
         rules = rules_of(self._config, profile)
         known = sorted(set(self._study_uids()))
@@ -136,7 +137,7 @@ class _Auditor:
                 scratch=scratch,
                 utc_now=_now,
                 share=share,
-                budget=timedelta(seconds=ends_at - time.monotonic()),
+                budget=timedelta(seconds=ends_at - boottime()),
                 original=profile.kind is ServerKind.AZURE,
             )
 
@@ -154,7 +155,7 @@ class _Auditor:
         for uid in unknown_studies(self._client):
             if uid not in ours:
                 report.studies_there_only.append(uid)
-            if time.monotonic() >= ends_at:
+            if boottime() >= ends_at:
                 return
         report.is_complete = True
 
@@ -166,7 +167,7 @@ class _Auditor:
         if not absent:
             return
         wait = max(rules.wait_between_absences(row) for row in absent).total_seconds() + 0.1
-        if time.monotonic() + wait >= ends_at:
+        if boottime() + wait >= ends_at:
             return
         time.sleep(wait)
         for found in audited(sorted({row.identity.study_uid for row in absent}), 0.0):

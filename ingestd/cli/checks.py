@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import ssl
 import stat
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from ingestd.clocks import boottime
 from ingestd.config import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, NoAuth, OAuth2Auth
 from ingestd.inbox.mounts import mount_of
 
@@ -359,9 +359,9 @@ def _server(config: Config) -> Iterator[Finding]:
     with client_of(config) as client:
         try:
             client.prepare()
-            began = time.monotonic()
+            began = boottime()
             page = client.search_studies(limit=1)
-            took = time.monotonic() - began
+            took = boottime() - began
             profile = probe_profile(client)
         except TokenError as error:
             yield _bad("auth", str(error))

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ingestd.clocks import boottime
+
 from .frame import ExitCode, Stop, json_option, plain, print_json
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def command(folder: Path | None, *, keep: bool, viewer: Path | None, timeout: in
 def _run(place: Path, folder: Path | None, *, keep: bool, viewer: Path | None, timeout: int, as_json: bool) -> int:
     from .demo_files import drop_bundled, drop_folder
 
-    deadline = time.monotonic() + timeout
+    deadline = boottime() + timeout
     drop = place / "drop"
     drop.mkdir()
     port = _free_port()
@@ -164,7 +166,7 @@ def _free_port() -> int:
 
 
 def _wait_for_port(port: int, server: subprocess.Popen[bytes], log: Path, deadline: float) -> None:
-    while time.monotonic() < deadline:
+    while boottime() < deadline:
         if server.poll() is not None:
             raise Stop(ExitCode.INTERNAL, f"the embedded server ended at once: {_last_line(log)}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -197,7 +199,7 @@ def _watch(
                 return fates
             if daemon.poll() is not None:
                 raise Stop(ExitCode.INTERNAL, f"the daemon ended: {_last_line(config.parent / 'daemon.log')}")
-            if time.monotonic() >= deadline:
+            if boottime() >= deadline:
                 return fates
             time.sleep(0.1)
 

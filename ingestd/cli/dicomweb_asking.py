@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ingestd.clocks import boottime
 
 from .dicomweb_connection import operation, pairs
 from .frame import ExitCode, json_option, plain, print_json
@@ -182,13 +183,13 @@ def changes(
     stop = threading.Event()
     if not follow:
         stop.set()
-    kept_at = time.monotonic()
+    kept_at = boottime()
     try:
         for shown, entry in enumerate(_entries(follower, every, stop), 1):
             _print_entry(entry, as_json=as_json)
-            if cursor is not None and time.monotonic() - kept_at > KEEP_EVERY_SECONDS:
+            if cursor is not None and boottime() - kept_at > KEEP_EVERY_SECONDS:
                 _keep(cursor, follower.cursor)
-                kept_at = time.monotonic()
+                kept_at = boottime()
             if shown == limit:
                 break
     finally:  # also when interrupted: what was printed is not printed again

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ingestd.clocks import boottime
+
 from .frame import (
     ExitCode,
     Stop,
@@ -99,7 +101,7 @@ def _words(settled: Settled) -> str:
 
 def ask_now(config: Config, timeout: timedelta) -> Settled:
     """Have everything that waits for proof asked about now, by the running daemon or by ourselves, and wait for it."""
-    deadline = time.monotonic() + timeout.total_seconds()
+    deadline = boottime() + timeout.total_seconds()
     from ingestd.inbox import Spool
 
     from .audit import open_as_daemon
@@ -116,7 +118,7 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
         if pid is None:
             _ask_ourselves(config, asked, deadline)
         else:
-            while _waiting(ledger, asked) and time.monotonic() < deadline:
+            while _waiting(ledger, asked) and boottime() < deadline:
                 time.sleep(LOOK_EVERY_SECONDS)
         return _what_became(ledger, asked)
 
@@ -172,7 +174,7 @@ def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
         daemon.dispatch.stopping = True  # nothing is claimed
         daemon.sender.profile = daemon.sender.profile or probe_profile(daemon.client)
         daemon.start()
-        while time.monotonic() < deadline:
+        while boottime() < deadline:
             due = daemon.tick()
             if daemon.proof.is_idle and not _waiting(daemon.ledger, asked):
                 break

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from ingestd.clocks import boottime
 
 from .frame import ExitCode, Stop, config_option, json_option, load_config, need_owner, plain
 from .run import DurationType, set_up_logs
@@ -153,9 +154,9 @@ def _watching(paths: Sequence[Path], names: Collection[str], *, shown: bool) -> 
             if daemon is None:
                 bar.update(task, completed=total.size_bytes, files=f"{total.files}/{total.files}")
                 return
-            if time.monotonic() - drawn_at < DRAW_EVERY.total_seconds():
+            if boottime() - drawn_at < DRAW_EVERY.total_seconds():
                 return
-            drawn_at = time.monotonic()
+            drawn_at = boottime()
             done = settled(daemon, names)
             files = f"{min(done.files, total.files)}/{total.files}"
             bar.update(task, completed=min(done.size_bytes, total.size_bytes), files=files)

@@ -163,7 +163,7 @@ class Dispatch:
         return had_results
 
     def next_at(self, now: Now) -> float | None:
-        """When there is something to do by the clock alone (monotonic seconds)."""
+        """When there is something to do by the clock alone (``Now.mono``)."""
         wait = self.destination.wait_left(now.mono)
         if wait is not None:
             return now.mono + wait.total_seconds()

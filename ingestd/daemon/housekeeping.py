@@ -76,7 +76,7 @@ class Housekeeping:
 
     @property
     def next_at(self) -> float:
-        """When to tidy again (monotonic)."""
+        """When to tidy again (``Now.mono``)."""
         return min(self._tidy_at, self._space_at)
 
     @property

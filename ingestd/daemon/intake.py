@@ -71,7 +71,7 @@ class Intake:
         self._read: list[tuple[Hand, Read]] = []
         self._moved: list[tuple[Hand, Taken | NotTaken]] = []
         self._again: list[Hand] = []  # to be admitted: what was in their way may be gone
-        self._later: list[tuple[float, Hand]] = []  # the same, when (monotonic) it is time
+        self._later: list[tuple[float, Hand]] = []  # the same, when (``Now.mono``) it is time
         self._due = _Due()
         self._asked: list[Candidate] = []  # the ledger has not said yet whether it knows them
         self._look_at: float | None = None
@@ -136,7 +136,7 @@ class Intake:
 
     @property
     def look_at(self) -> float | None:
-        """When to look into the inboxes again, or to try once more to compare (monotonic)."""
+        """When to look into the inboxes again, or to try once more to compare (``Now.mono``)."""
         times = [at for at, _ in self._later]
         if self._look_at is not None:
             times.append(self._look_at)

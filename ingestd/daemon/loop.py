@@ -192,7 +192,7 @@ class Daemon:
             after_id = page[-1].candidate_id
 
     def tick(self) -> float:
-        """Do what is ready, once; say when (monotonic) there is something to do by the clock.
+        """Do what is ready, once; say when (``Now.mono``) there is something to do by the clock.
 
         Raises LedgerError only for a ledger that cannot be used for a minute and is neither busy nor full.
         """

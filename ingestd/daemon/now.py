@@ -1,15 +1,18 @@
-"""The one place that reads the clocks: what time it is, for people and for durations."""
+"""One instant of a tick, on both clocks."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+
+from ingestd.clocks import boottime, utc_now
+
+__all__ = ["Now", "read_clocks", "utc_now"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Now:
-    """One instant on both clocks: ``utc`` for the ledger, ``mono`` (seconds) for every duration."""
+    """One instant on both clocks: ``utc`` for the ledger, ``mono`` (CLOCK_BOOTTIME, seconds) for every duration."""
 
     utc: datetime
     mono: float
@@ -17,9 +20,4 @@ class Now:
 
 def read_clocks() -> Now:
     """Say what time it is."""
-    return Now(utc=utc_now(), mono=time.monotonic())
-
-
-def utc_now() -> datetime:
-    """Say what time it is, for people."""
-    return datetime.now(UTC)
+    return Now(utc=utc_now(), mono=boottime())

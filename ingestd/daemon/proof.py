@@ -167,7 +167,7 @@ class Proof:
             self._reconciler.submit(question)
 
     def next_at(self, now: Now) -> float | None:
-        """When there is something to do by the clock alone (monotonic seconds)."""
+        """When there is something to do by the clock alone (``Now.mono``)."""
         if self.rules is None:
             return None
         times: list[float] = []

@@ -83,7 +83,7 @@ class Rework:
 
     @property
     def next_at(self) -> float:
-        """When to look for wants again (monotonic)."""
+        """When to look for wants again (``Now.mono``)."""
         return self._look_at
 
     def hurry(self) -> None:

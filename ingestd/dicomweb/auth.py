@@ -10,11 +10,11 @@ import base64
 import json
 import os
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ingestd.clocks import boottime, utc_now
 from ingestd.dicomweb.errors import TokenError
 
 AZURE_SCOPE = "https://dicom.healthcareapis.azure.com/.default"
@@ -136,7 +136,7 @@ class BasicAuth:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token and when it ends, in seconds since 1970."""
+    """A token and when it ends, in seconds of ``clocks.boottime``: setting the wall clock makes it no older."""
 
     text: str = field(repr=False)
     expires_at: float
@@ -145,14 +145,14 @@ class Token:
 class FetchedAuth:
     """A token that we fetch ourselves, ahead of its end; one thread fetches, the others wait for it.
 
-    Subclasses say how to fetch. Expiry counts on this machine's clock, which may be wrong: a 401 decides, not the
+    Subclasses say how to fetch. What is known of its end may be wrong, as clocks are: a 401 decides, not the
     cache.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._token: Token | None = None
-        self._not_before = 0.0  # monotonic: no refresh ahead of time before this
+        self._not_before = 0.0  # no refresh ahead of time before this
 
     def fetch(self) -> Token:
         """Fetch a new token; raises TokenError."""
@@ -164,15 +164,15 @@ class FetchedAuth:
     def header(self) -> str | None:
         """Return ``Bearer <token>``, fetching or refreshing it first where it is time to."""
         token = self._token
-        if token is not None and token.expires_at - time.time() > REFRESH_AHEAD_SECONDS:
+        if token is not None and token.expires_at - boottime() > REFRESH_AHEAD_SECONDS:
             return f"Bearer {token.text}"
         with self._lock:
             return f"Bearer {self._fresh().text}"
 
     def _fresh(self) -> Token:
-        left = 0.0 if self._token is None else self._token.expires_at - time.time()
+        left = 0.0 if self._token is None else self._token.expires_at - boottime()
         if self._token is not None and (
-            left > REFRESH_AHEAD_SECONDS or (left > LEAST_SECONDS_LEFT and time.monotonic() < self._not_before)
+            left > REFRESH_AHEAD_SECONDS or (left > LEAST_SECONDS_LEFT and boottime() < self._not_before)
         ):
             return self._token
         try:
@@ -180,10 +180,10 @@ class FetchedAuth:
         except TokenError:
             if self._token is None or left <= LEAST_SECONDS_LEFT:
                 raise
-            self._not_before = time.monotonic() + REFRESH_PAUSE_SECONDS
+            self._not_before = boottime() + REFRESH_PAUSE_SECONDS
         else:
             # A token that is short-lived from birth is not fetched anew for each request.
-            self._not_before = time.monotonic() + REFRESH_PAUSE_SECONDS
+            self._not_before = boottime() + REFRESH_PAUSE_SECONDS
         return self._token
 
     def renew(self, refused: str | None) -> bool:
@@ -257,7 +257,8 @@ class AzureAuth(FetchedAuth):
                 "check the credential, the tenant and the network to the identity service",
                 server_text=str(error)[:2000],
             ) from None
-        return Token(token.token, float(token.expires_on))
+        # The library gives a wall clock's time, which may be set between now and then.
+        return Token(token.token, boottime() + float(token.expires_on) - utc_now().timestamp())
 
     def forget(self) -> None:
         """Throw the credential object away: its cache would give the refused token again."""
@@ -305,4 +306,4 @@ def token_from_json(answer: bytes, *, what: str) -> Token:
         raise TokenError(f"no token from {what}: its answer holds no access_token") from None
     if not isinstance(text, str) or not text.isascii() or not text.isprintable() or not text:
         raise TokenError(f"no token from {what}: its access_token is not plain text")
-    return Token(text, time.time() + lifetime)
+    return Token(text, boottime() + lifetime)

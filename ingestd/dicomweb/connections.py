@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import http.client
 import socket
-import time
 from datetime import timedelta
 from http import cookiejar
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.wait import wait_for_read
 
+from ingestd.clocks import boottime
 from ingestd.dicomweb.deadlines import Flight, Timeouts
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ class _FlightMixin(HTTPConnection):
         if flight is not None:
             flight.attach(sock)  # before a TLS handshake, which may drip as well
         self._is_spent = self._stalled = False
-        self._used_at = time.monotonic()
+        self._used_at = boottime()
         return sock
 
     @property
     def is_connected(self) -> bool:
         """False for a connection that should not carry another request; the pool then opens a new one."""
-        idle_seconds = time.monotonic() - self._used_at
+        idle_seconds = boottime() - self._used_at
         return not self._is_spent and idle_seconds < self.idle.total_seconds() and super().is_connected
 
     def request(self, *args: Any, **kwargs: Any) -> None:
@@ -129,7 +129,7 @@ class _FlightMixin(HTTPConnection):
         if self._stalled:
             self.timeout = ANSWER_AFTER_STALL_SECONDS
         response = super().getresponse()
-        self._used_at = time.monotonic()
+        self._used_at = boottime()
         return response
 
 

@@ -13,11 +13,12 @@ import os
 import socket
 import struct
 import threading
-import time
 import weakref
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
+
+from ingestd.clocks import boottime
 
 LOOK_EVERY_SECONDS = 0.1
 
@@ -52,7 +53,7 @@ class Flight:
         self._received = 0
         self._waited = 0.0
         self._wait_began = 0.0
-        self._expires_at: float | None = time.monotonic() + timeouts.seconds_for(size_bytes)
+        self._expires_at: float | None = boottime() + timeouts.seconds_for(size_bytes)
         self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
@@ -98,14 +99,14 @@ class Flight:
 
     def begin_wait(self) -> None:
         """Let the clock run: the caller now waits for the server."""
-        self._wait_began = time.monotonic()
+        self._wait_began = boottime()
         allowed = self.timeouts.seconds_for(self._received)
         self._expires_at = self._wait_began + allowed - self._waited
 
     def end_wait(self, received: int) -> None:
         """Stop the clock: so many bytes came."""
         self._expires_at = None
-        self._waited += time.monotonic() - self._wait_began
+        self._waited += boottime() - self._wait_began
         self._received += received
 
     def pause(self) -> None:
@@ -155,7 +156,7 @@ class _Watchdog:
             while True:
                 while not self.watched:
                     self._some.wait()
-                now = time.monotonic()
+                now = boottime()
                 for flight in self.watched:
                     flight.look(now)
                 self._some.wait(LOOK_EVERY_SECONDS)

@@ -13,10 +13,10 @@ import binascii
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ingestd.clocks import utc_now
 from ingestd.dicomweb.auth import Auth
 from ingestd.dicomweb.client import DicomWebClient
 from ingestd.dicomweb.decoding import uid_of
@@ -40,7 +40,7 @@ class TokenCache:
     def get_token(self) -> str:
         """Return a token that is valid for more than ten seconds, calling the function where there is none."""
         with self._lock:
-            if self._expires_at <= time.time() + EXPIRES_SOON_SECONDS:
+            if self._expires_at <= utc_now().timestamp() + EXPIRES_SOON_SECONDS:
                 self._token = self._get_token_func()
                 self._expires_at = expiry_of(self._token)
             return self._token

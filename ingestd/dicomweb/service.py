@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from ingestd.clocks import boottime
 from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.change_feed import parse_time
 from ingestd.dicomweb.decoding import JSON_TYPES, DicomJson, Undecodable, load_json
@@ -205,7 +205,7 @@ class Operations:
         operation as it then is. Raises Unavailable (``timed_out``) after ``give_up_after``.
         """
         stop = stop if stop is not None else threading.Event()
-        give_up_at = None if give_up_after is None else time.monotonic() + give_up_after.total_seconds()
+        give_up_at = None if give_up_after is None else boottime() + give_up_after.total_seconds()
         pause = min(0.1, every.total_seconds())
         while True:
             operation = self.get(operation_id)
@@ -213,7 +213,7 @@ class Operations:
                 on_progress(operation)
             if not operation.is_running or stop.is_set():
                 return operation
-            if give_up_at is not None and time.monotonic() + pause > give_up_at:
+            if give_up_at is not None and boottime() + pause > give_up_at:
                 raise Unavailable(
                     f"the operation is still {operation.status} ({operation.percent} %) after {give_up_after}",
                     timed_out=True,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import ssl
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 import urllib3.exceptions
 
+from ingestd.clocks import utc_now
 from ingestd.dicomweb.answers import Answer, find_cause, is_about, parse_http_date
 from ingestd.dicomweb.deadlines import Flight
 from ingestd.dicomweb.errors import (
@@ -143,4 +144,4 @@ def parse_retry_after(text: str | None, *, now: datetime | None) -> timedelta | 
     if moment is None:
         return None
     # The date is the server's, so it counts from the server's own clock where that is known.
-    return max(moment - (now or datetime.now(UTC)), timedelta(0))
+    return max(moment - (now or utc_now()), timedelta(0))

@@ -18,7 +18,7 @@ Two classes do it all.
     .is_drained(since: float) -> bool                 for ``run --once``
     .reports() -> list[InboxReport] / .is_healthy() -> bool / .close() -> None
 
-``now`` is ``time.monotonic()``. Every candidate in ``Look.ready`` must come back by exactly one of ``done`` (its
+``now`` is ``clocks.boottime()``. Every candidate in ``Look.ready`` must come back by exactly one of ``done`` (its
 outcome is committed),
 ``again`` (it changed, or could not be taken now: observe it anew), ``incomplete`` (short, empty or zeros
 while not ``final``) or ``unreadable`` (could not be opened or read: retried with a growing wait). Every candidate in

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
+
+from ingestd.clocks import boottime
 
 
 class Hands:
@@ -34,7 +35,7 @@ class Hands:
     @property
     def busy_seconds(self) -> float:
         """For how long the job at hand has been running; 0 when there is none."""
-        return time.monotonic() - self._began if self._then is not None else 0.0
+        return boottime() - self._began if self._then is not None else 0.0
 
     @property
     def are_alive(self) -> bool:
@@ -45,7 +46,7 @@ class Hands:
         """Run ``job``; ``then`` gets its result in a later ``finish``. What the job raises, ``finish`` raises."""
         assert self._then is None, "one job at a time"
         self._then = then
-        self._began = time.monotonic()
+        self._began = boottime()
         if not self._apart:
             self._run(job)
             return

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from ingestd.clocks import boottime
+
 from .drop import Drop
 from .mounts import mount_of
 from .settle import Phase
@@ -60,7 +62,7 @@ class Inboxes:
 
     def open(self) -> None:
         """Arm the observers; files that come from now on raise events, the first scan finds those before."""
-        now = time.monotonic()
+        now = boottime()
         for drop in self._drops.values():
             drop.open(now)
 
@@ -72,7 +74,7 @@ class Inboxes:
     def look(self, *, now: float, room: int) -> Look:
         """Do a bounded piece of work (about 50 ms) and hand out at most ``room`` finished files.
 
-        ``now`` is ``time.monotonic()``. Priorities first, each growing by one with every minute that an inbox's
+        ``now`` is ``clocks.boottime()``. Priorities first, each growing by one with every minute that an inbox's
         oldest file has waited; equal ones take turns.
         """
         drops = sorted(self._drops.values(), key=lambda drop: drop.last_served)

@@ -1,7 +1,7 @@
 """When a file is finished: what was seen of it, when, and what that makes it.
 
 Every file that was seen and not yet decided is one ``Sight``. It starts to settle when we first see it, on our own
-monotonic clock (its mtime may lie in any year), and starts over whenever its device, inode, size or mtime differ from
+boot clock (its mtime may lie in any year), and starts over whenever its device, inode, size or mtime differ from
 what we saw last. Unchanged for ``settle`` and with no writer that the kernel knows of, it is handed out. One that the
 reader finds short waits until it changes, or until ``incomplete_after`` has passed without a change.
 """

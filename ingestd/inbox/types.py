@@ -88,7 +88,7 @@ class Look:
     """What one ``Inboxes.look`` found.
 
     ``asked`` are files that the ledger may already know (see ``Inboxes.answer_known``). ``next_at`` is when to look
-    again, on the caller's monotonic clock: in the past or now when there is more to do at once, None when only an
+    again, on ``clocks.boottime``: in the past or now when there is more to do at once, None when only an
     event or the caller's answer brings more. ``settled_all``: nothing seen so far is still waiting to settle.
     """
 

@@ -16,7 +16,6 @@ import errno
 import logging
 import os
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -27,6 +26,8 @@ from watchdog.observers.api import BaseObserver
 from watchdog.observers.inotify import InotifyEmitter
 from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchCallback
 from watchdog.observers.inotify_c import WatchDescriptor as Descriptor
+
+from ingestd.clocks import boottime
 
 MOST_PATHS = 4_096  # hints for single files between two looks; beyond, folders are named
 MOST_FOLDERS = 256  # beyond, the whole inbox is scanned
@@ -306,7 +307,7 @@ class Watcher:
                 if self.state == "arming":
                     self.state = "failed"
                     self.note = _why(error)
-                    self.failed_at = time.monotonic()
+                    self.failed_at = boottime()
             if observer is not None:
                 _stop(observer)
         else:

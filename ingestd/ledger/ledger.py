@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -18,6 +18,7 @@ from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
 
+from ingestd.clocks import utc_now
 from ingestd.lifecycle import UNCONFIRMED, BatchLimits, study_due_at
 
 from . import dialect, sqlite_file
@@ -285,7 +286,7 @@ class Ledger(Views):
             sqlite_file.mark_as_ours(self._connection)
             strict = dialect.MIGRATION_WORDS["strict"]
             self._connection.exec_driver_sql(f"CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT) {strict}")
-            made_at = datetime.now(UTC).isoformat(timespec="seconds")
+            made_at = utc_now().isoformat(timespec="seconds")
             self._connection.execute(insert(meta), {"key": "made_at", "value": made_at})
         for migration in MIGRATIONS[schema:]:
             for statement in migration:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 
+from ingestd.clocks import boottime
 from ingestd.reader.board import Board
 from ingestd.reader.files import Waits, refuse_open_for_writing, sync
 from ingestd.reader.wire import Answer, encode_answer
@@ -37,12 +37,12 @@ class Held:
     def add(self, done: Done) -> None:
         """Hold one more."""
         if not self._done:
-            self._since = time.monotonic()
+            self._since = boottime()
         self._done.append(done)
 
     def flush_when_due(self) -> None:
         """Write them if they are many or have waited long enough."""
-        if self._done and (len(self._done) >= _HELD_MOST or time.monotonic() - self._since > _HELD_SECONDS):
+        if self._done and (len(self._done) >= _HELD_MOST or boottime() - self._since > _HELD_SECONDS):
             self.flush()
 
     def flush(self) -> None:

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import ingestd
+from ingestd.clocks import boottime
 from ingestd.reader.board import Board
 from ingestd.reader.jobs import InspectJob, Job, ReaderLimits
 from ingestd.reader.wire import LINE_MOST, Unintelligible, encode_job, encode_limits
@@ -189,9 +189,9 @@ class Child:
 
     def wait(self, seconds: float) -> int | None:
         """Reap it; None if it does not end in time."""
-        deadline = time.monotonic() + seconds
+        deadline = boottime() + seconds
         try:
-            return self.process.wait(max(0.0, deadline - time.monotonic()))
+            return self.process.wait(max(0.0, deadline - boottime()))
         except subprocess.TimeoutExpired:
             return None
 

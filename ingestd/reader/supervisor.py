@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import selectors
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
 
+from ingestd.clocks import boottime
 from ingestd.instance.facts import Inspection, Verdict
 from ingestd.reader.jobs import InspectJob, Job, Read, ReaderLimits
 from ingestd.reader.process import Child, Ticket
@@ -126,7 +126,7 @@ class Readers:
             self._end_all()
 
     def _spawn_missing(self) -> None:
-        if None not in self._children or time.monotonic() < self._spawn_at:
+        if None not in self._children or boottime() < self._spawn_at:
             return
         for place, child in enumerate(self._children):
             if child is None:
@@ -145,7 +145,7 @@ class Readers:
     def _failed_start(self, why: str) -> None:
         self._failures += 1
         delay = _RESPAWN_SECONDS[min(self._failures, len(_RESPAWN_SECONDS) - 1)]
-        self._spawn_at = time.monotonic() + delay
+        self._spawn_at = boottime() + delay
         _log.warning("reader.start_failed", reason=why, failures=self._failures, seconds=delay)
 
     def _hand_out(self) -> None:
@@ -243,7 +243,7 @@ class Readers:
 
     def _watch(self) -> None:
         """Look after children that burn CPU, hang or are to be reaped; twice a second at most."""
-        now = time.monotonic()
+        now = boottime()
         if now < self._watch_at:
             return
         self._watch_at = now + _WATCH_SECONDS
@@ -300,9 +300,9 @@ class Readers:
         children = [child for child in self._children if child is not None]
         for child in children:
             child.kill()
-        deadline = time.monotonic() + _CLOSE_SECONDS
+        deadline = boottime() + _CLOSE_SECONDS
         for child in [*children, *self._ended]:
-            child.wait(deadline - time.monotonic())
+            child.wait(deadline - boottime())
         for child in children:
             child.close()
         self._children = [None] * len(self._children)

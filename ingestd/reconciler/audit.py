@@ -7,12 +7,12 @@ question, twice is an answer.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
+from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, uid_of
 from ingestd.lifecycle import State, Unproven
 from ingestd.reconciler.asking import StudyAsker, list_identities
@@ -40,9 +40,9 @@ def audit(
     ``scratch`` for the caller. ``original`` as in StudyQuestion. A study that is begun is finished.
     """
     dice = random if random is not None else Random()  # noqa: S311 - a sample, no secret
-    ends_at = None if budget is None else time.monotonic() + budget.total_seconds()
+    ends_at = None if budget is None else boottime() + budget.total_seconds()
     for study in studies:
-        if ends_at is not None and time.monotonic() >= ends_at:
+        if ends_at is not None and boottime() >= ends_at:
             return
         found = _audit_study(client, study, scratch=scratch, utc_now=utc_now, share=share, original=original, dice=dice)
         yield found

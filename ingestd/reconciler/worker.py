@@ -5,13 +5,13 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.reconciler.asking import StudyAsker
 from ingestd.reconciler.failing import concerns_server, pause_for
@@ -83,9 +83,9 @@ class Reconciler:
         self._feed.put(None)
         for _ in self._threads[:-1]:
             self._studies.put(None)
-        deadline = time.monotonic() + grace.total_seconds()
+        deadline = boottime() + grace.total_seconds()
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - boottime()))
 
     def _answer_feed(self) -> None:
         while (question := self._feed.get()) is not None:

@@ -1,6 +1,6 @@
 """How many posts at once: one more while that helps, half of them when the server suffers (AIMD).
 
-Pure: told what ended and when, on a monotonic clock. Growing is an experiment - one more post than before, for as
+Pure: told what ended and when, on one clock. Growing is an experiment - one more post than before, for as
 long as it takes to see two rounds of them end - and is taken back where throughput did not gain from it.
 """
 

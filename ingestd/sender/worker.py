@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 
+from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, StorePart, Throttled, Unavailable
 from ingestd.lifecycle import Batch, BatchResult, Outcome, Part, Pause, PauseCause, Reason, ServerProfile, State
 from ingestd.sender.before import ask_present
@@ -110,12 +110,12 @@ class Sender:
         """Post a batch; its attempt row is durable already."""
         assert not self._closed, "nothing is submitted to a closed sender"
         assert self.profile is not None, "the server's profile is known before anything is claimed"
-        profile, began = self.profile, time.monotonic()
+        profile, began = self.profile, boottime()
         self._began[batch.claim_token] = (began, batch.size_bytes)
 
         def post() -> None:
             result, congested = self._post(batch, profile)
-            result = replace(result, seconds=time.monotonic() - began)
+            result = replace(result, seconds=boottime() - began)
             self._results.append(_Ended(result, began, congested))
             self._wake()
 
@@ -139,7 +139,7 @@ class Sender:
         refused = self._take_tokens()
         if refused is not None:
             return refused
-        age = None if self._token_at is None else time.monotonic() - self._token_at
+        age = None if self._token_at is None else boottime() - self._token_at
         if (age is None or age > _TOKEN_FRESH_SECONDS / 2) and not self._token_asked:
             self._token_asked = True
             self._errands.put(self._fetch_token)
@@ -169,7 +169,7 @@ class Sender:
         """Say whether every worker lives and no post is past every deadline it has."""
         if self._closed:
             return True
-        now = time.monotonic()
+        now = boottime()
         timeouts = self._client.transport.timeouts
         patience = {token: 2 * timeouts.seconds_for(size) + _SLACK_SECONDS for token, (_, size) in self._began.items()}
         return all(thread.is_alive() for thread in self._threads) and all(
@@ -185,14 +185,14 @@ class Sender:
         for _ in self._threads[:-1]:
             self._jobs.put(None)
         self._errands.put(None)
-        deadline = time.monotonic() + grace.total_seconds()
+        deadline = boottime() + grace.total_seconds()
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - boottime()))
         return len(self._began) - len(self._results)
 
     def _learn(self, ended: _Ended) -> None:
         """Let the pace know how the server took it."""
-        now = time.monotonic()
+        now = boottime()
         result = ended.result
         if ended.congested:
             self._pace.congested(began=ended.began, at=now)
@@ -211,7 +211,7 @@ class Sender:
             if answer is not None:
                 self._token_at = None
                 return answer
-            self._token_at = time.monotonic()
+            self._token_at = boottime()
         return None
 
     def _fetch_token(self) -> None:
