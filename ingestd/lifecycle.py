@@ -238,11 +238,12 @@ class Refusal:
 
 
 class Sameness(StrEnum):
-    """How a new file compares with the row that holds its identity."""
+    """How a new file, or a server's copy, compares with the row that holds its identity."""
 
     SAME = "same"
     OTHER = "other"
     OTHER_ENCODING = "other_encoding"
+    NOT_WHOLE = "not_whole"  # theirs ends too early, or cannot be read as an object at all
     COMPARE = "compare"  # bytes differ, transfer syntax is the same: the canonical digests decide
 
 

@@ -13,7 +13,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from ingestd.instance import InvalidInstance, Verdict, canonical_digest, inspect
+from ingestd.instance import InvalidInstance, Verdict, canonical_digest, differing_attributes, inspect
 from tests.builders import (
     BIG_ENDIAN,
     DEFLATED,
@@ -223,3 +223,32 @@ def set_lengths(dataset: Dataset, *, undefined: bool) -> None:
             for inner in each.value:
                 inner.is_undefined_length_sequence_item = undefined
                 set_lengths(inner, undefined=undefined)
+
+
+def differences(one: bytes, other: bytes) -> tuple[str, ...]:
+    fds = [os.memfd_create("one"), os.memfd_create("other")]
+    try:
+        for fd, content in zip(fds, (one, other), strict=True):
+            os.write(fd, content)
+        return differing_attributes(*fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_attributes_that_differ_are_named_and_nothing_of_their_values():
+    uids = {"study_uid": "1.2.1", "series_uid": "1.2.2", "sop_uid": "1.2.3"}
+    inner = sequence(0x00400275, [element(0x00080100, "SH", "CODE")])
+    plain = instance_bytes(**uids, extra=inner)
+
+    renamed = instance_bytes(**uids, patient_name="Other^Name", extra=inner)
+    deep = instance_bytes(**uids, extra=sequence(0x00400275, [element(0x00080100, "SH", "OTHER")]))
+    lacking = instance_bytes(**uids)
+    undefined = instance_bytes(**uids, extra=sequence(0x00400275, [element(0x00080100, "SH", "CODE")], undefined=True))
+    lighter = bytearray(plain)
+    lighter[-1] ^= 1
+
+    assert differences(plain, renamed) == ("PatientName (0010,0010)",)
+    assert differences(plain, deep) == differences(plain, lacking) == ("RequestAttributesSequence (0040,0275)",)
+    assert differences(plain, undefined) == ()
+    assert differences(plain, bytes(lighter)) == ("PixelData (7FE0,0010)",)

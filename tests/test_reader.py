@@ -196,6 +196,9 @@ def test_canonical_digests_tell_the_same_object_apart_from_another(reading: Read
     for said, theirs in copies.items():
         (read,) = reading.results(CompareJob(key=1, ours=ours, theirs=theirs))
         assert (said, read.sameness) == (said, said.removeprefix("also "))
+        assert bool(read.differs) == (read.sameness != "same")
+    (read,) = reading.results(CompareJob(key=1, ours=ours, theirs=copies["other"]))
+    assert read.differs == "PatientID (0010,0020) differs"
     one, other = reading.results(CanonicalJob(key=1, path=ours), CanonicalJob(key=2, path=copies["also same"]))
     assert one.canonical == other.canonical is not None
 
@@ -209,6 +212,8 @@ def test_copy_that_is_not_whole_decides_nothing(reading: Reading, tmp_path: Path
         (read,) = reading.results(CompareJob(key=1, ours=str(paths[0]), theirs=str(paths[1])))
         assert read.sameness is None
         assert "cannot be compared" in read.waits
+        # Only of a copy that was read is something known: what it is not.
+        assert bool(read.differs) == (paths[1] == theirs)
 
 
 def test_file_that_is_another_one_by_now_is_not_compared(reading: Reading, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ they are called in the reader's children only.
 
 from __future__ import annotations
 
-from ingestd.instance.canonical import canonical_digest
+from ingestd.instance.canonical import canonical_digest, differing_attributes
 from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import NOTES, Inspection, Limits, Verdict
 from ingestd.instance.inspection import inspect
@@ -21,6 +21,7 @@ __all__ = [
     "Limits",
     "Verdict",
     "canonical_digest",
+    "differing_attributes",
     "file_meta_for",
     "inspect",
     "reencode_explicit",

@@ -23,12 +23,13 @@ from ingestd.instance.frames import Event
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.source import Progress, ignore_progress
 from ingestd.instance.syntax import DATA_SET_TRAILING_PADDING, TEXT_VRS
-from ingestd.instance.vr import dictionary_vr
+from ingestd.instance.vr import dictionary_keyword, dictionary_vr
 from ingestd.instance.walk import Walker
 
 LENGTH_TO_END = 0x00080001
 # Padding is looked for in the last bytes of a value only, so that no value need be held in memory.
 _TAIL = 1 << 16
+_MOST_ATTRIBUTES = 10_000
 _TAG = struct.Struct("<I").pack
 _VALUE_END = struct.Struct("<Qc").pack
 _NUMBERS = frozenset(
@@ -41,13 +42,30 @@ def canonical_digest(fd: int, *, limits: Limits | None = None, progress: Progres
 
     Raises InvalidInstance for a file that does not add up, OSError as the kernel gives it.
     """
-    limits = limits or Limits()
+    return _Digester(_walker(fd, limits or Limits(), progress)).digest()
+
+
+def differing_attributes(ours: int, theirs: int, *, limits: Limits | None = None) -> tuple[str, ...]:
+    """Name the attributes of the data sets themselves in which two files differ, in the order of their tags.
+
+    Raises as ``canonical_digest`` does. Of a file with more elements than ``_MOST_ATTRIBUTES`` the rest counts as one.
+    """
+    one, other = (_ByAttribute(_walker(fd, limits or Limits(), ignore_progress)).digests() for fd in (ours, theirs))
+    return tuple(_name_of(tag) for tag in sorted(one.keys() | other.keys()) if one.get(tag) != other.get(tag))
+
+
+def _walker(fd: int, limits: Limits, progress: Progress) -> Walker:
     file = OpenedFile(fd, limits=limits, progress=progress)
     file.read_meta()
     window = file.open_dataset()
     # What begins with an item is a sequence, also as UN: a writer that knows the element better writes it as SQ.
-    walker = Walker(window, encoding=file.encoding, limits=limits, everything=True, is_sequence=lambda _tag: True)
-    return _Digester(walker).digest()
+    return Walker(window, encoding=file.encoding, limits=limits, everything=True, is_sequence=lambda _tag: True)
+
+
+def _name_of(tag: int) -> str:
+    keyword = dictionary_keyword(tag)
+    number = f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+    return f"{keyword} {number}" if keyword else number
 
 
 class _Digester:
@@ -60,6 +78,7 @@ class _Digester:
     def digest(self) -> str:
         walker = self._walker
         while (event := walker.advance()) is not Event.END:
+            self._reach(event)
             if event in (Event.SEQUENCE, Event.FRAGMENTS):
                 self._unopened = walker.tag
             elif event in (Event.SEQUENCE_END, Event.FRAGMENTS_END):
@@ -76,6 +95,9 @@ class _Digester:
                 self._open()
                 self._value(b"", b"OB")
         return self._sha.hexdigest()
+
+    def _reach(self, event: Event) -> None:
+        """Hear what is about to be hashed."""
 
     def _open(self) -> None:
         if self._unopened is not None:
@@ -105,6 +127,23 @@ class _Digester:
         self._sha.update(held[: len(held) - len(tail)])
         self._sha.update(trimmed)
         self._sha.update(_VALUE_END(length - len(tail) + len(trimmed), b"v"))
+
+
+class _ByAttribute(_Digester):
+    """Digests the data set's own attributes one by one, each with all that it holds."""
+
+    def digests(self) -> dict[int, bytes]:
+        self._hashes: dict[int, hashlib._Hash] = {}
+        self.digest()
+        return {tag: sha.digest() for tag, sha in self._hashes.items()}
+
+    def _reach(self, event: Event) -> None:
+        walker = self._walker
+        begins = event is Event.ELEMENT and walker.depth == 0
+        if not begins and not (event in (Event.SEQUENCE, Event.FRAGMENTS) and walker.depth == 1):
+            return
+        if not _is_about_lengths(walker.tag) and len(self._hashes) < _MOST_ATTRIBUTES:
+            self._sha = self._hashes.setdefault(walker.tag, hashlib.sha256())
 
 
 def _is_about_lengths(tag: int) -> bool:

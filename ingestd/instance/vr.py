@@ -41,6 +41,13 @@ def dictionary_vr(tag: int) -> str:
         return "UN"
 
 
+def dictionary_keyword(tag: int) -> str:
+    """Give the keyword that PS3.6 has for this element; nothing for private ones and those it does not have."""
+    from pydicom.datadict import keyword_for_tag  # noqa: PLC0415 - as above
+
+    return "" if tag >> 16 & 1 else str(keyword_for_tag(tag))
+
+
 def is_sequence(tag: int) -> bool:
     """Whether the standard says that this element is a sequence."""
     return dictionary_vr(tag) == "SQ"

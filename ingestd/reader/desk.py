@@ -27,6 +27,11 @@ from ingestd.reader.wire import Answer
 from ingestd.reader.words import place_of
 
 _SEQUENTIAL_FROM = 1 << 20
+_COMPARABLE = (Verdict.WHOLE, Verdict.ZEROS)
+# Read to its end, and no whole object; a file that cannot be opened or changes says nothing.
+_NOT_WHOLE = frozenset(Verdict) - {*_COMPARABLE, Verdict.CHANGED, Verdict.UNREADABLE}
+# So many attributes in which a copy differs are named.
+_NAMED_MOST = 8
 
 
 class Desk:
@@ -151,27 +156,50 @@ class Desk:
             os.close(out)
 
     def _compare(self, serial: int, job: CompareJob) -> Answer:
-        ours, theirs = self._facts(job.ours, "our file"), self._facts(job.theirs, "the other copy")
+        ours = self._facts(job.ours, "our file")
         if job.our_digest not in ("", ours.digest):
             return Answer(serial=serial, lost="ours")
+        theirs, _ = self._inspect(InspectJob(key=0, path=job.theirs))
+        if theirs.verdict not in _COMPARABLE:
+            not_whole = theirs.reason_text if theirs.verdict in _NOT_WHOLE else ""
+            return Answer(serial=serial, waits=_incomparable(theirs, "the other copy"), differs=not_whole)
         if job.their_digest not in ("", theirs.digest):
             return Answer(serial=serial, lost="theirs")
-        return Answer(serial=serial, sameness=self._sameness(job, ours, theirs))
+        sameness = self._sameness(job, ours, theirs)
+        return Answer(serial=serial, sameness=sameness.value, differs=self._differs(job, sameness, theirs))
 
-    def _sameness(self, job: CompareJob, ours: Inspection, theirs: Inspection) -> str:
+    def _differs(self, job: CompareJob, sameness: Sameness, theirs: Inspection) -> str:
+        if sameness is Sameness.OTHER_ENCODING:
+            return f"its transfer syntax is {theirs.transfer_syntax}"
+        if sameness is not Sameness.OTHER:
+            return ""
+        from ingestd.instance.canonical import differing_attributes  # noqa: PLC0415 - few jobs need it
+
+        def compared(ours: int, theirs: int) -> str:
+            names = differing_attributes(ours, theirs, limits=self._limits)
+            more = f" and {len(names) - _NAMED_MOST} more" if len(names) > _NAMED_MOST else ""
+            return f"{', '.join(names[:_NAMED_MOST])}{more} differ{'s' * (len(names) == 1)}" if names else ""
+
+        return self._with_file(job.ours, lambda one: self._with_file(job.theirs, lambda two: compared(one, two)))
+
+    def _sameness(self, job: CompareJob, ours: Inspection, theirs: Inspection) -> Sameness:
         if (ours.study_uid, ours.series_uid, ours.sop_uid) != (theirs.study_uid, theirs.series_uid, theirs.sop_uid):
-            return Sameness.OTHER.value
+            return Sameness.OTHER
         if ours.transfer_syntax != theirs.transfer_syntax:
-            return Sameness.OTHER_ENCODING.value
+            return Sameness.OTHER_ENCODING
         if ours.digest == theirs.digest or self._canonical(job.ours) == self._canonical(job.theirs):
-            return Sameness.SAME.value
-        return Sameness.OTHER.value
+            return Sameness.SAME
+        return Sameness.OTHER
 
     def _facts(self, path: str, name: str) -> Inspection:
         inspection, _ = self._inspect(InspectJob(key=0, path=path))
-        if inspection.verdict not in (Verdict.WHOLE, Verdict.ZEROS):
-            raise Waits(f"{name} cannot be compared: {inspection.reason_text}")
+        if inspection.verdict not in _COMPARABLE:
+            raise Waits(_incomparable(inspection, name))
         return inspection
+
+
+def _incomparable(inspection: Inspection, name: str) -> str:
+    return f"{name} cannot be compared: {inspection.reason_text}"
 
 
 def _changed(found: os.stat_result) -> Inspection:

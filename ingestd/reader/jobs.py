@@ -70,12 +70,16 @@ class Read:
     nothing is known of the file; try later. ``refused``: the file was read and the job cannot be done on it (not
     whole, an encoding that is not re-encoded); do not try again. An InspectJob is never refused. ``lost``: "ours" or
     "theirs" is not the file that a CompareJob is about any more.
+
+    ``differs`` says beside ``sameness``, in words without patient data, what is not the same; beside ``waits`` it says
+    that theirs was read and is no whole object, and why.
     """
 
     job: Job
     inspection: Inspection | None = None
     canonical: str | None = None
     sameness: str | None = None
+    differs: str = ""
     died: bool = False
     cause: str = ""
     waits: str = ""

@@ -221,6 +221,7 @@ class Readers:
                     inspection=answer.inspection,
                     canonical=answer.canonical,
                     sameness=answer.sameness,
+                    differs=answer.differs,
                     waits=answer.waits,
                     refused=answer.refused,
                     lost=answer.lost,

@@ -60,6 +60,7 @@ class Answer:
     inspection: Inspection | None = None
     canonical: str | None = None
     sameness: str | None = None
+    differs: str = ""  # beside a sameness or ``waits``: in which way theirs is not ours
     waits: str = ""
     refused: str = ""
     lost: str = ""  # which of two files is another one by now
@@ -130,6 +131,8 @@ def encode_answer(answer: Answer) -> bytes:
         content["c"] = answer.canonical
     if answer.sameness is not None:
         content["s"] = answer.sameness
+    if answer.differs:
+        content["d"] = answer.differs
     if answer.waits:
         content["w"] = answer.waits
     if answer.refused:
@@ -169,6 +172,7 @@ def _other_answer(content: dict[str, Any]) -> Answer:
         inspection=None if content.get("i") is None else _inspection(content["i"]),
         canonical=canonical,
         sameness=sameness,
+        differs=_text(content.get("d", "")),
         waits=_text(content.get("w", "")),
         refused=_text(content.get("r", "")),
         lost=content.get("l", ""),
