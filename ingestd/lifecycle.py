@@ -501,6 +501,7 @@ class Unproven:
     seen_state: str | None = None  # current, replaced, deleted
     seen_at: datetime | None = None  # that entry's timestamp (server's clock)
     needs_content_check: bool = False
+    next_check_at: datetime | None = None  # found changed later: somebody else wants to have it looked at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,15 +2,17 @@
 
 The questions and judges are the reconciler's; here they are married to the ledger (which rows are due, what was
 seen) and to the readers (is the server's copy the same object?). What is asked is not asked again until the answer
-was written. A copy that was fetched is removed when its comparison was written; a crash leaves it in scratch, which
-start-up empties.
+was written, and everything is judged in the transaction that writes it, by the row as it is there: `send`, a person
+and the feed write on the same rows, and what they wrote since the row was read is neither overlooked nor slept over.
+A copy that was fetched is removed when its comparison was written; a crash leaves it in scratch, which start-up
+empties.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
@@ -22,7 +24,7 @@ from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.looking import is_gone
 from ingestd.daemon.now import Now
 from ingestd.ledger import Ledger, Moves
-from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, ServerKind, State, compare_content
+from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 from ingestd.reconciler import (
     Answer,
@@ -30,6 +32,7 @@ from ingestd.reconciler import (
     FeedQuestion,
     Finding,
     Need,
+    Plan,
     Reconciler,
     Rules,
     StudyAnswer,
@@ -42,6 +45,9 @@ from ingestd.reconciler import (
 
 # With nothing waiting for proof the feed is still read this often: it tells of deletions.
 _IDLE_FEED_EVERY = timedelta(minutes=1)
+# With nothing left to post, whoever waits for the end has the feed read again after this long, doubling up to the
+# interval.
+_HURRY = timedelta(milliseconds=100)
 # A server that could not be asked is asked again after this long.
 _ASK_AGAIN = timedelta(seconds=10)
 # A copy that the server does not have is asked for again after this long: its row is looked at meanwhile.
@@ -88,9 +94,12 @@ class Proof:
         self.rules = rules
         self._answers: list[Answer] = []
         self._reads: list[tuple[Finding, Read]] = []
-        self._outcomes: list[Outcome] = []
         self._questions: list[FeedQuestion | StudyQuestion] = []
         self._asked: set[int] = set()
+        # The rows of the answers and comparisons at hand, as they are in the transaction under way.
+        self._rows: dict[int, Unproven] = {}
+        self._rows_are_due = False
+        self._more_rows = False
         self._fetches: list[_Fetch] = []
         # By the question's own identity: two files may wait for the copy of one row.
         self._fetching: dict[int, _Fetch] = {}
@@ -98,16 +107,21 @@ class Proof:
         self._feed_asked = False
         self._feed_at = 0.0
         self._feed_read_at = -self._interval.total_seconds()
+        self._hurry_at = 0.0
+        self._hurries = 0
+        # Whether somebody waits for the end of it all, and nothing is left to post (``run --once``, ``send``).
+        self.hurried = False
         self._acts: list[Callable[[], object]] = []
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is being asked or compared."""
-        return not (self._asked or self._answers or self._reads or self._outcomes or self._fetches or self._fetching)
+        return not (self._asked or self._answers or self._reads or self._fetches or self._fetching)
 
     def expect(self) -> None:
         """Something was just posted: read the feed again as soon as its interval allows."""
         self._feed_at = min(self._feed_at, self._feed_read_at + self._interval.total_seconds())
+        self._hurry_at, self._hurries = 0.0, 0
 
     def fetch(self, entry_id: int, done: Callable[[Path | None], object]) -> None:
         """Fetch the server's copy of a confirmed row; ``done`` gets its path in scratch, and unlinks it.
@@ -118,7 +132,7 @@ class Proof:
         self._fetches.append(_Fetch(entry_id, done))
 
     def gather(self, now: Now) -> None:
-        """Collect answers and comparisons, and plan what is asked next; writes nothing."""
+        """Collect answers and comparisons, and see whether anything is due to be asked; writes nothing."""
         self._answers += self._reconciler.collect()
         for context, read in self._desk.take(Owner.PROOF):
             assert isinstance(context, Finding)
@@ -126,36 +140,41 @@ class Proof:
         if self.rules is None:
             return
         self._plan_feed(now, self.rules)
-        if len(self._asked) < _ROWS_MOST and not self._outcomes:
-            self._plan_rows(now, self.rules)
+        check = self._ledger.next_check_at() if len(self._asked) < _ROWS_MOST else None
+        self._rows_are_due = check is not None and check <= now.utc
         if self._fetches and now.mono >= self._fetch_at:
             self._plan_fetches(self.rules)
 
     @property
     def has_work(self) -> bool:
         """Whether a transaction is wanted."""
-        return bool(self._answers or self._reads or self._outcomes)
+        return bool(self._answers or self._reads or self._rows_are_due)
 
     def record(self, moves: Moves, now: Now) -> None:
-        """Write what answers, comparisons and plans settle."""
+        """Write what answers and comparisons settle, and plan for the rows that are due then."""
         self._acts = []
-        outcomes = list(self._outcomes)
+        # What the feed shows comes first: everything else is judged by it.
+        studies: list[StudyAnswer] = []
         for answer in self._answers:
             if isinstance(answer, FeedAnswer):
                 self._settle_feed(answer, moves, now)
             elif (fetch := self._fetching.get(id(answer.question))) is not None:
                 self._settle_fetch(answer, fetch, moves, now)
             else:
-                self._settle_study(answer, moves, outcomes, now)
+                studies.append(answer)
+        self._read_rows(studies)
+        outcomes: list[Outcome] = []
+        for answer in studies:
+            self._settle_study(answer, moves, outcomes, now)
         for finding, read in self._reads:
             self._settle_comparison(finding, read, moves, outcomes, now)
-        if outcomes:
-            applied = moves.apply(outcomes, now=now.utc, backoff=self._backoff, jitter=self._jitter())
-            self._acts.append(partial(self._tell, outcomes, applied.lost))
+        self._apply(outcomes, moves, now)
+        if self.rules is not None and (self._rows_are_due or self._answers):
+            self._plan_rows(moves, now, self.rules)
 
     def committed(self) -> None:
         """The moves are durable: ask what was planned, drop what was compared."""
-        self._answers, self._reads, self._outcomes = [], [], []
+        self._answers, self._reads, self._rows_are_due = [], [], False
         acts, self._acts = self._acts, []
         for act in acts:
             act()
@@ -172,19 +191,25 @@ class Proof:
             return None
         times: list[float] = []
         if self.rules.profile.has_feed and not self._feed_asked:
-            times.append(self._feed_at)
+            times.append(self._next_feed_at)
         if self._fetches:
             times.append(self._fetch_at)
         check = self._ledger.next_check_at()
         if check is not None and len(self._asked) < _ROWS_MOST:
+            if self._more_rows:
+                return now.mono
             left = (check - now.utc).total_seconds()
             # Rows that are being asked about stay due until the answer is written; the answer wakes us.
             if left > 0 or not self._asked:
                 times.append(now.mono + max(0.0, left))
         return min(times) if times else None
 
+    @property
+    def _next_feed_at(self) -> float:
+        return min(self._feed_at, self._hurry_at) if self.hurried else self._feed_at
+
     def _plan_feed(self, now: Now, rules: Rules) -> None:
-        if not rules.profile.has_feed or self._feed_asked or now.mono < self._feed_at:
+        if not rules.profile.has_feed or self._feed_asked or now.mono < self._next_feed_at:
             return
         counts = self._ledger.counts()
         waiting = counts.get(State.STORED, 0) + counts.get(State.UNCERTAIN, 0)
@@ -204,14 +229,47 @@ class Proof:
         self._feed_read_at = now.mono
         self._questions.append(question)
 
-    def _plan_rows(self, now: Now, rules: Rules) -> None:
-        rows = [row for row in self._ledger.unproven(now=now.utc, limit=_ROWS_MOST) if row.entry_id not in self._asked]
-        if not rows:
+    def _plan_rows(self, moves: Moves, now: Now, rules: Rules) -> None:
+        if len(self._asked) >= _ROWS_MOST:
             return
-        planned = plan(rows, rules=rules, now=now.utc)
-        self._outcomes += planned.outcomes
+        due = self._ledger.unproven(now=now.utc, limit=_ROWS_MOST)
+        planned = plan([row for row in due if row.entry_id not in self._asked], rules=rules, now=now.utc)
+        self._apply(planned.outcomes, moves, now)
+        # Those whose answers are written now, and which somebody has woken meanwhile, are taken up in the next round.
+        more = len(due) >= _ROWS_MOST or any(row.entry_id in self._rows for row in due)
+        self._acts.append(partial(self._take_up, planned, more=more))
+
+    def _take_up(self, planned: Plan, *, more: bool) -> None:
         self._questions += planned.questions
         self._asked |= planned.asked
+        self._more_rows = more
+
+    def _read_rows(self, answers: Sequence[StudyAnswer]) -> None:
+        ids = {row.entry_id for answer in answers for row in answer.question.rows}
+        ids.update(finding.row.entry_id for finding, _ in self._reads)
+        self._rows = {row.entry_id: row for row in self._ledger.unproven_rows(ids)}
+
+    def _as_it_is(self, asked: Unproven) -> Unproven | None:
+        """Give the row of an answer as it is by now; None if it moved meanwhile, and the answer says nothing of it."""
+        row = self._rows.get(asked.entry_id)
+        if row is None or (row.state, row.content, row.last_attempt_at) != (
+            asked.state,
+            asked.content,
+            asked.last_attempt_at,
+        ):
+            self._acts.append(partial(self._log.warning, "reconciler.rows_moved_meanwhile", rows=1))
+            return None
+        return row
+
+    def _was_woken(self, asked: Unproven) -> bool:
+        """Whether somebody wants to have the row looked at since it was asked about: that stands."""
+        row = self._rows.get(asked.entry_id)
+        return row is not None and row.next_check_at != asked.next_check_at
+
+    def _apply(self, outcomes: Sequence[Outcome], moves: Moves, now: Now) -> None:
+        if outcomes:
+            applied = moves.apply(outcomes, now=now.utc, backoff=self._backoff, jitter=self._jitter())
+            self._acts.append(partial(self._tell, outcomes, applied.lost))
 
     def _plan_fetches(self, rules: Rules) -> None:
         rows = {row.entry_id: row for row in self._ledger.unproven_rows(fetch.entry_id for fetch in self._fetches)}
@@ -250,16 +308,18 @@ class Proof:
     def _settle_feed(self, answer: FeedAnswer, moves: Moves, now: Now) -> None:
         if answer.sightings or answer.cursor is not None:
             moves.record_sightings(answer.sightings, now=now.utc, cursor=answer.cursor)
-        self._acts.append(partial(self._feed_answered, answer, now.utc))
+        self._acts.append(partial(self._feed_answered, answer, now))
 
-    def _feed_answered(self, answer: FeedAnswer, at: datetime) -> None:
+    def _feed_answered(self, answer: FeedAnswer, now: Now) -> None:
         self._feed_asked = False
+        self._hurry_at = now.mono + min(self._interval, _HURRY * (1 << min(self._hurries, 16))).total_seconds()
+        self._hurries += 1
         self._keep_clock_offset(answer.clock_offset)
         if answer.pause is None and not answer.error:
             if not answer.complete:
                 self._feed_at = 0.0
             elif self.rules is not None:
-                self.rules = replace(self.rules, feed_read_at=at)
+                self.rules = replace(self.rules, feed_read_at=now.utc)
         if answer.error or answer.pause is not None:
             self._log.warning("feed.not_read", error=answer.error or (answer.pause.note if answer.pause else ""))
 
@@ -267,24 +327,36 @@ class Proof:
         rules = self.rules
         assert rules is not None
         found = {finding.row.entry_id for finding in answer.findings}
-        unasked = [row.entry_id for row in answer.question.rows if row.entry_id not in found]
+        unasked = [row for row in answer.question.rows if row.entry_id not in found]
         if unasked:
-            moves.check_again(unasked, at=now.utc + max(_ASK_AGAIN, self._interval))
-            self._acts.append(partial(self._asked.difference_update, unasked))
+            self._ask_later(unasked, moves, now)
+            self._acts.append(partial(self._asked.difference_update, [row.entry_id for row in unasked]))
             error = answer.error or (answer.pause.note if answer.pause else "")
             self._log.warning("study.not_asked", rows=len(unasked), error=error)
         self._acts.append(partial(self._keep_clock_offset, answer.clock_offset))
         for finding in answer.findings:
-            give_up = self._dispatch.others_succeed(finding.row.identity.study_uid, now)
-            judged = judge(finding, rules=rules, now=now.utc, give_up=give_up)
-            if isinstance(judged, Outcome):
-                outcomes.append(judged)
-                self._acts.append(partial(self._close, finding))
-            elif judged is Need.COMPARE and finding.copy is not None:
+            row = self._as_it_is(finding.row)
+            judged: Outcome | Need | None = None
+            if row is not None:
+                give_up = self._dispatch.others_succeed(row.identity.study_uid, now)
+                judged = judge(replace(finding, row=row), rules=rules, now=now.utc, give_up=give_up)
+            if judged is Need.COMPARE and finding.copy is not None:
                 self._acts.append(partial(self._compare, finding, finding.copy))
-            else:
-                moves.check_again([finding.row.entry_id], at=now.utc + max(_ASK_AGAIN, self._interval))
-                self._acts.append(partial(self._close, finding))
+                continue
+            if isinstance(judged, Outcome):
+                self._take_outcome(judged, finding, outcomes)
+            elif judged is not None:
+                self._ask_later([finding.row], moves, now)
+            self._acts.append(partial(self._close, finding))
+
+    def _take_outcome(self, outcome: Outcome, finding: Finding, outcomes: list[Outcome]) -> None:
+        """Have an outcome written, unless it would only put to sleep what somebody has woken meanwhile."""
+        if outcome.state is not finding.row.state or not self._was_woken(finding.row):
+            outcomes.append(outcome)
+
+    def _ask_later(self, asked: Sequence[Unproven], moves: Moves, now: Now) -> None:
+        sleeping = [row.entry_id for row in asked if not self._was_woken(row)]
+        moves.check_again(sleeping, at=now.utc + max(_ASK_AGAIN, self._interval))
 
     def _compare(self, finding: Finding, copy: Path) -> None:
         row = finding.row
@@ -308,16 +380,20 @@ class Proof:
             self._acts.append(partial(self._inspect_copy, finding, finding.copy))
             return
         sameness = _sameness(finding, read)
-        row = finding.row
-        if sameness is not None:
-            outcomes.append(judge_comparison(row, sameness, rules=self.rules, now=finding.asked_at))
+        row = self._as_it_is(finding.row)
+        if row is None:
+            pass
+        elif sameness is not None:
+            judged = judge_comparison(row, sameness, rules=self.rules, now=finding.asked_at)
+            self._take_outcome(judged, finding, outcomes)
         elif row.state is State.UNCERTAIN and self._is_lost(row.path):
             moves.fail_gone(
                 [row.entry_id], note="its file was removed before the server's copy was compared", now=now.utc
             )
         else:
             # Nothing was learnt (a reader died of it, or one of the two could not be read): ask again, ever later.
-            outcomes.append(not_told(row, "the server's copy could not be compared with the file this time"))
+            note = "the server's copy could not be compared with the file this time"
+            self._take_outcome(not_told(row, note), finding, outcomes)
         self._acts.append(partial(self._close, finding))
 
     def _is_lost(self, path: Path | None) -> bool:
@@ -332,7 +408,7 @@ class Proof:
         if offset is not None and self.rules is not None:
             self.rules = replace(self.rules, clock_offset=offset)
 
-    def _tell(self, outcomes: list[Outcome], lost: int) -> None:
+    def _tell(self, outcomes: Sequence[Outcome], lost: int) -> None:
         confirmed = sum(outcome.state is State.CONFIRMED for outcome in outcomes)
         if confirmed:
             self._log.info("instance.confirmed", instances=confirmed)

@@ -219,6 +219,7 @@ def run_once(
                     watch(daemon)
                 drained = daemon.intake.is_idle and daemon.orphans_adopted and daemon.inboxes.is_drained(since)
                 daemon.dispatch.flush = drained
+                daemon.proof.hurried = drained and daemon.dispatch.is_idle
                 done = drained and daemon.is_idle and daemon.ledger.unfinished() == 0
                 if done or signals.asked is _Asked.STOP or read_clocks().mono >= deadline:
                     break

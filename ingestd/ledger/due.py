@@ -75,6 +75,7 @@ _UNPROVEN = (
     instance.c.seen_state,
     instance.c.seen_at,
     instance.c.needs_content_check,
+    instance.c.next_check_at,
     instance.c.reencoded_path,
     instance.c.reencoded_transfer_syntax,
     instance.c.reencoded_digest,
@@ -224,6 +225,7 @@ class Due:
             seen_state=row.seen_state,
             seen_at=row.seen_at,
             needs_content_check=bool(row.needs_content_check),
+            next_check_at=row.next_check_at,
         )
 
     def _file_of(self, name: str, path: str, in_place: bool) -> Path | None:  # noqa: FBT001 - as the row has it
