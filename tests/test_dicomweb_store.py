@@ -35,7 +35,7 @@ from ingestd.dicomweb import (
     Unintelligible,
     failure_meaning,
 )
-from ingestd.dicomweb.store_body import SEND_FROM, WITHHELD, StoreBody
+from ingestd.dicomweb.store_body import READ_SIZE, SEND_FROM, WITHHELD, StoreBody
 from tests.builders import instance_bytes
 from tests.http_server import Conversation, ScriptedServer, answer, certificate, server_context
 
@@ -296,6 +296,23 @@ def test_end_of_a_changed_file_never_leaves(tmp_path, size, where):
     assert raised.value.body_bytes_left >= len(received)
     if size < WITHHELD:
         assert raised.value.body_bytes_left == 0, "small parts are checked before anything of their buffer leaves"
+
+
+@pytest.mark.parametrize("ahead", [0, 1023, 1024, 1025, 50_000])
+@pytest.mark.parametrize("reads", [3, 4, 5, 6, 10])
+def test_end_of_a_changed_file_is_withheld_however_its_reads_fill_the_buffer(tmp_path, ahead, reads):
+    """Also where the last read brings the buffer to its brim: 1024 bytes ahead and five reads do."""
+    for beyond in (-1, 0, 1, WITHHELD):
+        changed = part_of(tmp_path / "changed", os.urandom(reads * READ_SIZE + beyond), prefix=bytes(ahead))
+        with changed.path.open("r+b") as file:
+            file.seek(200)
+            file.write(b"!!!!!!!!!!")
+        left: list[int] = []
+
+        with pytest.raises(FileChanged):
+            left.extend(len(piece) for piece in StoreBody([changed], single=True))
+
+        assert sum(left) <= ahead + changed.size_bytes - WITHHELD
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -135,6 +136,20 @@ def test_other_values_are_another_object(vr: str, one: bytes, other: bytes) -> N
         return part10(element(0x00291010, "UT" if len(value) > 65_000 and vr == "LT" else vr, value), sop_uid="1.2.3")
 
     assert digest_of(with_value(one)) != digest_of(with_value(other))
+
+
+def test_no_standard_attribute_is_left_out_but_those_about_lengths() -> None:
+    """Whatever an attribute is for: where two copies differ in it alone, they are not the same object."""
+
+    def differs(tag: int) -> bool:
+        uid = element(0x00080018, "UI", "1.2.3")
+        one, other = (part10(uid + element(tag, "UN", value), sop_uid="1.2.3") for value in (b"ab", b"cd"))
+        return digest_of(one) != digest_of(other)
+
+    standard = [tag for tag in DicomDictionary if tag >> 16 > 0x0002 and tag >> 16 != 0xFFFE]
+
+    assert len(standard) > 4_000
+    assert {tag for tag in standard if not differs(tag) and tag & 0xFFFF} == {0x00080001, 0xFFFCFFFC}
 
 
 def test_other_structure_is_another_object() -> None:
