@@ -3,4 +3,6 @@
 The daemon is killed in phases seen from outside (its ledger, its spool, the server's own request log), so that every
 half-done thing is met half done. Afterwards an independent count decides: nothing lost, nothing confirmed falsely,
 every file accounted for, and no second send without evidence that the first had not arrived.
+
+System calls that fail, one of them at a time: ``python -m tests.torture --faults N --seed S`` (``failing.py``).
 """

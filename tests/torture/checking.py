@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from ingestd.lifecycle import MOVES, State
-from tests.emulating import EmulatorProcess, Identity, dataset_of, file_of
+from tests.emulating import Identity, dataset_of, file_of
 from tests.running import Site
 from tests.torture.feeding import Kind, Written
 from tests.torture.watching import Watch, ledger_copy
@@ -83,7 +83,18 @@ class Attempt:
     body_bytes_left: int | None
 
 
-def check_everything(site: Site, server: EmulatorProcess, written: Sequence[Written], findings: Findings) -> None:
+class Archive(Protocol):
+    """A server, and which instances it was sent."""
+
+    @property
+    def url(self) -> str:
+        """The DICOMweb root."""
+
+    def stores(self) -> list[dict[str, Any]]:
+        """One line for each instance that some request brought, in order."""
+
+
+def check_everything(site: Site, server: Archive, written: Sequence[Written], findings: Findings) -> None:
     """Hold the end against the truth and write every broken promise into ``findings``."""
     with ledger_copy(site) as ledger:
         if ledger is None:
@@ -97,7 +108,7 @@ class _Check:
     def __init__(
         self,
         site: Site,
-        server: EmulatorProcess,
+        server: Archive,
         written: Sequence[Written],
         findings: Findings,
         ledger: sqlite3.Connection,

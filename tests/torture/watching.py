@@ -61,8 +61,10 @@ class Watch:
 
     def is_at_rest(self) -> bool:
         """Whether nothing is under way any more: no file waits, no row is between two states."""
-        if any(not path.name.startswith(".") for path in self._site.drop.iterdir()):
-            return False
+        return all(path.name.startswith(".") for path in self._site.drop.iterdir()) and self.has_nothing_under_way()
+
+    def has_nothing_under_way(self) -> bool:
+        """Whether no file is being read, and no row is between two states."""
         # One number: a look that could not be had is None, and no sign of rest.
         return bool(self._peek(_AT_REST, BETWEEN))
 
