@@ -1,26 +1,23 @@
-"""What keeps the house in order: confirmed files go after ``retain``, copied sources go, disk space, inbox reports.
+"""What keeps the house in order: disk space, kept files (``removals``), copied sources, inbox reports.
 
 Nothing unsent is ever deleted to make room: when the disk runs low intake stops, and only files whose CONFIRMED (or
-DISCARDED) is committed go early (G3).
+DISCARDED) is committed go early (G3). When nobody can say how full it is, nothing comes and nothing goes.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-import structlog
-
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.hand import Hand
-from ingestd.daemon.looking import is_gone
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
-from ingestd.inbox import Inboxes, InboxPolicy, InboxReport, Removal, Spool, SpoolError, Take
-from ingestd.ledger import InboxSummary, Ledger, Moves, Removable
+from ingestd.daemon.removals import Removals
+from ingestd.inbox import Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
+from ingestd.ledger import InboxSummary, Ledger, Moves
 
 _TIDY_EVERY_SECONDS = 5.0
 _SPACE_EVERY_SECONDS = 1.0
-_REMOVE_AT_ONCE = 500
 _COUNTED = (
     "files_seen",
     "waiting_settle",
@@ -63,16 +60,15 @@ class Housekeeping:
         self._removing: set[int] = set()
         self._roots = {policy.name: policy.path for policy in policies}
         self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
-        self.retain = retain
+        self.removals = Removals(ledger=ledger, spool=spool, retain=retain)
         self.low_water = low_water
-        self._log = structlog.get_logger()
         self._tidy_at = 0.0
         self._space_at = 0.0
         self._reported: dict[str, InboxReport] = {}
-        self._removable: list[Removable] = []
         self._sources_gone: list[int] = []
         self._reports: list[InboxReport] = []
-        self.disk_low = False
+        self._free: int | None = None  # bytes on the spool's disk, as last seen; None: nobody can say
+        self._look_at_disk()
 
     @property
     def next_at(self) -> float:
@@ -82,7 +78,17 @@ class Housekeeping:
     @property
     def has_work(self) -> bool:
         """Whether a transaction is wanted."""
-        return bool(self._removable or self._sources_gone or self._reports)
+        return bool(self.removals.has_work or self._sources_gone or self._reports)
+
+    @property
+    def disk_low(self) -> bool:
+        """Whether the spool's disk is known to have less free space than ``low_water``."""
+        return self._free is not None and self._free < self.low_water
+
+    @property
+    def may_take_in(self) -> bool:
+        """Whether the spool's disk is known to have room."""
+        return self._free is not None and not self.disk_low
 
     @property
     def is_idle(self) -> bool:
@@ -103,7 +109,7 @@ class Housekeeping:
             return
         self._tidy_at = now.mono + _TIDY_EVERY_SECONDS
         self._remove_sources()
-        self._remove_confirmed(now)
+        self.removals.gather(now, make_room=self.disk_low)
         for report in self._inboxes.reports():
             self._alarms.set(
                 "inbox",
@@ -116,8 +122,7 @@ class Housekeeping:
 
     def record(self, moves: Moves, now: Now) -> None:
         """Write that files are gone, and how the inboxes are."""
-        if self._removable:
-            moves.mark_removed([row.entry_id for row in self._removable], now=now.utc)
+        self.removals.record(moves, now)
         if self._sources_gone:
             moves.mark_source_removed(self._sources_gone)
         for report in self._reports:
@@ -125,42 +130,35 @@ class Housekeeping:
 
     def committed(self) -> None:
         """The transaction is durable."""
-        if len(self._removable) >= _REMOVE_AT_ONCE:
+        if self.removals.committed():
             self._tidy_at = 0.0
         for report in self._reports:
             self._reported[report.inbox] = report
-        self._removable, self._sources_gone, self._reports = [], [], []
+        self._sources_gone, self._reports = [], []
 
     def _look_at_disk(self) -> None:
+        was_low = self.disk_low
         try:
-            low = self._spool.free_bytes() < self.low_water
+            self._free = self._spool.free_bytes()
         except OSError:
-            # Nobody can say how full it is: nothing more is put on it.
-            low = True
-        if low and not self.disk_low:
+            self._free = None
+            self.removals.stop("disk_unknown")
+        else:
+            self.removals.allow("disk_unknown")
+        if self.disk_low and not was_low:
             self._tidy_at = 0.0
-        self.disk_low = low
+        low = "the spool's disk has less free space than low_water, so that nothing is taken in"
         self._alarms.set(
             "disk_low",
-            note="the spool's disk has less free space than low_water, so that nothing is taken in" if low else "",
+            note=low if self.disk_low else "",
             next_step="make room on the spool's disk, or lower spool.low_water; intake goes on by itself",
         )
-
-    def _remove_confirmed(self, now: Now) -> None:
-        retain = timedelta(0) if self.disk_low else self.retain
-        removable = self._ledger.removable(before=now.utc - retain, limit=_REMOVE_AT_ONCE)
-        paths = [path for row in removable for path in row.paths]
-        if not paths:
-            return
-        try:
-            self._spool.discard(*paths)
-        except SpoolError as error:
-            # The rest is gone all the same; these rows keep their file and are tried again.
-            removable = [row for row in removable if all(is_gone(self._spool.path / path) for path in row.paths)]
-            self._log.error("spool.not_removed", note=str(error))
-        self._removable = removable
-        if removable:
-            self._log.info("spool.removed", files=sum(len(row.paths) for row in removable))
+        unknown = "nobody can say how full the spool's disk is, so that nothing is taken in and nothing removed"
+        self._alarms.set(
+            "disk_unknown",
+            note=unknown if self._free is None else "",
+            next_step="look after the disk or share that the spool lies on; both go on by themselves",
+        )
 
     def _collect_removals(self) -> None:
         for entry_id, removal in self._mover.collect_removals():

@@ -280,7 +280,8 @@ class Daemon:
         self._adopt_orphans()
         self.desk.collect()
         self.housekeeping.gather(now)
-        accepting = not (self.stopping or self.housekeeping.disk_low or self._ledger_failing) and self.orphans_adopted
+        accepting = self.housekeeping.may_take_in and self.orphans_adopted
+        accepting = accepting and not (self.stopping or self._ledger_failing)
         self.intake.gather(now, accepting=accepting)
         # What is being re-encoded must not be taken for an orphan.
         if not self.stopping and self.orphans_adopted:
