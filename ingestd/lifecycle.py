@@ -302,10 +302,16 @@ def study_due_at(study: StudyQueue, limits: BatchLimits, *, flush: bool = False)
 def order_studies(
     studies: Iterable[StudyQueue], *, now: datetime, ageing: timedelta = timedelta(minutes=1)
 ) -> list[StudyQueue]:
-    """Put the studies in the order they are served: by priority, which grows by one with each ``ageing`` waited."""
-    return sorted(
-        studies, key=lambda study: (-(study.priority + int((now - study.oldest_at) / ageing)), study.oldest_at)
-    )
+    """Put the studies in the order they are served: by priority, which grows by one with each ``ageing`` waited.
+
+    One that seems to wait since a time to come waits since before the clock was set back, and goes first.
+    """
+
+    def order(study: StudyQueue) -> tuple[bool, int, datetime]:
+        waited = now - study.oldest_at
+        return waited > -ageing, -(study.priority + int(waited / ageing)), study.oldest_at
+
+    return sorted(studies, key=order)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -364,6 +370,19 @@ class Backoff:
 
 RETRY_AFTER_LEAST = timedelta(seconds=1)
 RETRY_AFTER_MOST = timedelta(minutes=15)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongestWaits:
+    """How far ahead each kind of wait that paces can lie: one that lies further was set by another clock, and is over.
+
+    ``quiet`` is a study's quiet period, ``backoff`` what a study or row waits to be sent again, ``check`` what a row
+    waits until the server is asked about it.
+    """
+
+    quiet: timedelta = timedelta(seconds=5)
+    backoff: timedelta = timedelta(hours=1)
+    check: timedelta = timedelta(hours=1)
 
 
 def clamp_retry_after(asked: timedelta) -> timedelta:

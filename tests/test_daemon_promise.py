@@ -313,7 +313,7 @@ def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emul
         (tmp_path / "drop").rename(tmp_path / "elsewhere")
         (tmp_path / "drop").mkdir()
         (tmp_path / "token").write_text("secret")
-        turn(daemon, daemon.ledger.next_wake_at)
+        turn(daemon, lambda: daemon.ledger.next_wake_at(now=read_clocks().utc))
     assert states(config) == {"PENDING": 2}
     (tmp_path / "drop").rmdir()
     (tmp_path / "elsewhere").rename(tmp_path / "drop")

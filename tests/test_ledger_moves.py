@@ -207,7 +207,7 @@ def test_drop_whose_holder_is_confirmed_has_the_server_asked_again(ledger: Ledge
 
     confirm(ledger, holder, now=LATER + timedelta(seconds=1))
     assert {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))} == {holder, duplicate}
-    assert ledger.next_check_at() is None
+    assert ledger.next_check_at(now=LATER) is None
 
 
 def test_drop_whose_confirmed_holder_was_deleted_on_the_server_is_sent(ledger: Ledger):
@@ -311,7 +311,7 @@ def test_several_batches_of_one_study_are_out_at_once_until_it_is_in_trouble(tmp
 def test_answer_without_a_charge_ends_the_studys_backoff(ledger: Ledger):
     admit(ledger, arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
-    at = ledger.next_study_at()
+    at = ledger.next_study_at(now=LATER)
     assert at == LATER + BACKOFF.base
     assert ledger.studies_due(now=LATER) == []
 
@@ -338,7 +338,7 @@ def test_pauses_that_meet_a_study_in_flight_are_counted_until_it_is_charged(ledg
     with ledger.write() as moves:
         until = moves.charge_study("1.2.1", now=LATER, backoff=BACKOFF, jitter=0.0)
         assert moves.claim("1.2.1", now=LATER) is None
-    assert until == ledger.next_study_at()
+    assert until == ledger.next_study_at(now=LATER)
 
 
 def test_late_result_of_a_recovered_batch_moves_nothing(ledger: Ledger):
@@ -393,7 +393,7 @@ def test_deferred_row_waits_for_its_own_time_while_others_go(ledger: Ledger):
         batch = moves.claim("1.2.1", now=LATER)
     assert batch is not None
     assert [part.entry_id for part in batch.parts] == [2]
-    assert ledger.next_wake_at() == LATER + timedelta(minutes=2)
+    assert ledger.next_wake_at(now=LATER) == LATER + timedelta(minutes=2)
 
     with ledger.write() as moves:
         assert moves.wake(now=LATER + timedelta(minutes=2)) == 1
@@ -408,7 +408,7 @@ def test_study_is_due_when_quiet_or_waiting_long_or_full(tmp_path: Path):
         admit(ledger, arrival(1, study=1))
         assert ledger.studies_due(now=NOW) == []
         assert [study.study_uid for study in ledger.studies_due(now=NOW, flush=True)] == ["1.2.1"]
-        assert ledger.next_study_at() == NOW + limits.quiet_period
+        assert ledger.next_study_at(now=LATER) == NOW + limits.quiet_period
         assert len(ledger.studies_due(now=NOW + limits.quiet_period)) == 1
 
         admit(ledger, *(arrival(number, study=2) for number in range(3)))
@@ -432,9 +432,9 @@ def test_other_limits_at_the_next_start_count_for_what_waits_already(tmp_path: P
         admit(ledger, arrival(1))
     patient = BatchLimits(quiet_period=timedelta(hours=1), max_wait=timedelta(hours=2))
     with open_ledger(tmp_path, limits=patient) as ledger:
-        assert ledger.next_study_at() == NOW + timedelta(hours=1)
+        assert ledger.next_study_at(now=LATER) == NOW + timedelta(hours=1)
         ledger.set_limits(BatchLimits())
-        assert ledger.next_study_at() == NOW + timedelta(seconds=5)
+        assert ledger.next_study_at(now=LATER) == NOW + timedelta(seconds=5)
         assert_ledger_holds(ledger)
 
 
@@ -442,14 +442,14 @@ def test_rows_are_asked_about_when_their_time_comes_and_less_and_less_often(ledg
     (entry_id,) = admit(ledger, arrival(1))
     send(ledger, wait=timedelta(seconds=30))
     assert ledger.unproven(now=LATER) == []
-    at = ledger.next_check_at()
+    at = ledger.next_check_at(now=LATER)
     assert at == LATER + timedelta(seconds=30)
 
     waits = []
     for _ in range(3):
         assert [row.entry_id for row in ledger.unproven(now=at)] == [entry_id]
         apply(ledger, outcome(entry_id, State.STORED, Reason.NOT_SHOWN, expected=State.STORED), now=at)
-        next_at = ledger.next_check_at()
+        next_at = ledger.next_check_at(now=LATER)
         waits.append(next_at - at)
         at = next_at
     assert waits == [BACKOFF.base, BACKOFF.base * 2, BACKOFF.base * 4]
@@ -535,7 +535,7 @@ def test_sighting_is_kept_while_a_row_is_out_and_consulted_when_it_comes_back(le
         cursor = FeedCursor(version=2, since=LATER)
         assert moves.record_sightings([sighting(1, 7)], now=LATER, cursor=cursor) == 1
     assert ledger.cursor() == cursor
-    assert ledger.next_check_at() is None
+    assert ledger.next_check_at(now=LATER) is None
 
     with ledger.write() as moves:
         story = ledger.story(entry_id)
@@ -714,7 +714,7 @@ def test_held_row_is_not_due_and_counts_as_needing_a_person(ledger: Ledger):
         assert moves.hold([entry_id], reason="the configuration changed", now=NOW) == 1
         assert moves.claim("1.2.1", now=LATER) is None
     assert ledger.studies_due(now=LATER) == []
-    assert ledger.next_study_at() is None
+    assert ledger.next_study_at(now=LATER) is None
     status = ledger.status()
     assert (status.held, status.needs_person) == (1, 1)
     assert ledger.unfinished() == 0
@@ -857,7 +857,7 @@ def test_server_that_could_not_tell_settles_nothing(ledger: Ledger):
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
     apply(ledger, outcome(holder, State.CONFIRMED, Reason.FEED, wait=timedelta(seconds=30)))
     assert duplicate not in {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))}
-    assert ledger.next_check_at() == LATER + timedelta(seconds=30)
+    assert ledger.next_check_at(now=LATER) == LATER + timedelta(seconds=30)
 
 
 def test_audit_that_misses_a_row_asks_twice(ledger: Ledger):

@@ -170,7 +170,7 @@ class Dispatch:
         if not self._may_post or self._waits_for_token or self.destination.probing:
             # A post's end, the token or the probe's answer wakes us.
             return None
-        due = self._ledger.next_study_at(flush=self.flush)
+        due = self._ledger.next_study_at(now=now.utc, flush=self.flush)
         return None if due is None else now.mono + max(0.0, (due - now.utc).total_seconds())
 
     def _claim(self, moves: Moves, now: Now) -> list[Batch]:

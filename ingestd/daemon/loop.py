@@ -94,6 +94,7 @@ class Daemon:
                 destination=config.destination.url,
                 spool=self.spool.path,
                 limits=wiring.limits_of(config),
+                longest=wiring.longest_waits_of(config),
             )
         except BaseException:
             self.spool.unlock()
@@ -207,7 +208,7 @@ class Daemon:
         if now.mono < self._ledger_failing_until:
             return self._ledger_failing_until
         claim = self.dispatch.may_claim(now)
-        wake_at = self.ledger.next_wake_at()
+        wake_at = self.ledger.next_wake_at(now=now.utc)
         woken = wake_at is not None and wake_at <= now.utc
         # After a failure also an empty transaction: it shows that the ledger works again.
         if claim or woken or self._ledger_failing or self._has_work():
@@ -373,7 +374,7 @@ class Daemon:
             if self.orphans_adopted:
                 asked.append(self.rework.next_at)
         times += [at for at in asked if at is not None]
-        wake_at = self.ledger.next_wake_at()
+        wake_at = self.ledger.next_wake_at(now=now.utc)
         if wake_at is not None:
             times.append(now.mono + max(0.0, (wake_at - now.utc).total_seconds()))
         adopts = not self.stopping and self._orphans is not None and self.intake.is_idle

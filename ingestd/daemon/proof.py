@@ -140,7 +140,7 @@ class Proof:
         if self.rules is None:
             return
         self._plan_feed(now, self.rules)
-        check = self._ledger.next_check_at() if len(self._asked) < _ROWS_MOST else None
+        check = self._ledger.next_check_at(now=now.utc) if len(self._asked) < _ROWS_MOST else None
         self._rows_are_due = check is not None and check <= now.utc
         if self._fetches and now.mono >= self._fetch_at:
             self._plan_fetches(self.rules)
@@ -194,7 +194,7 @@ class Proof:
             times.append(self._next_feed_at)
         if self._fetches:
             times.append(self._fetch_at)
-        check = self._ledger.next_check_at()
+        check = self._ledger.next_check_at(now=now.utc)
         if check is not None and len(self._asked) < _ROWS_MOST:
             if self._more_rows:
                 return now.mono

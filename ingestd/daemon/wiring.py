@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from ingestd.config import Config, Inbox
 from ingestd.dicomweb import AzureAuth, BasicAuth, BearerAuth, DicomWebClient, NoAuth, OAuth2Auth, Tls
 from ingestd.dicomweb.auth import Auth
 from ingestd.inbox import InboxPolicy, Take, Watch
 from ingestd.instance.meta import file_meta_for
-from ingestd.lifecycle import Backoff, BatchLimits, Part, ServerKind, ServerProfile
+from ingestd.lifecycle import Backoff, BatchLimits, LongestWaits, Part, ServerKind, ServerProfile
 from ingestd.reader import ReaderLimits
 from ingestd.reconciler import Rules, Verify
 from ingestd.sender import profile_of
@@ -97,6 +99,15 @@ def limits_of(config: Config) -> BatchLimits:
 def backoff_of(config: Config) -> Backoff:
     """Say how long to wait between tries."""
     return Backoff(base=config.retry.base, cap=config.retry.cap)
+
+
+def longest_waits_of(config: Config) -> LongestWaits:
+    """Say how far ahead a wait can lie; the quiet period goes by the limits."""
+    usual, reconcile = LongestWaits(), config.reconcile
+    return LongestWaits(
+        backoff=max(usual.backoff, config.retry.cap),
+        check=max(usual.check, reconcile.grace, reconcile.absence_wait or timedelta(0)),
+    )
 
 
 def reader_limits_of(config: Config) -> ReaderLimits:

@@ -67,8 +67,8 @@ On Moves (``now`` is keyword-only everywhere)::
 Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
 
     studies_due(*, now, flush=False, limit=100) -> list[StudyQueue]                           in the order to be served
-    next_study_at(*, flush=False) -> datetime | None ; next_wake_at() -> datetime | None      (deferred rows)
-    unproven(*, now, limit=1000) -> list[Unproven] ; next_check_at() -> datetime | None
+    next_study_at(*, now, flush=False) -> datetime | None ; next_wake_at(*, now) -> datetime | None  (deferred rows)
+    unproven(*, now, limit=1000) -> list[Unproven] ; next_check_at(*, now) -> datetime | None
     needs_reader(*, limit=1000, after_id=0) -> list[ReaderNeed] ; wishes(*, limit=1000) -> list[Wished]
     left_candidates(*, limit=1000, after_id=0) -> list[LeftCandidate]
     known_sources(inbox, relative_paths) -> dict[str, list[KnownSource]]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, func, insert, or_, select, update
 
 from ingestd.lifecycle import (
     Batch,
@@ -118,7 +118,9 @@ def wake(tx: Transaction, *, now: datetime) -> int:
     """Let deferred rows whose time has come join the queue of their study."""
     rows = tx.rows(
         tx.select_rows(
-            instance.c.next_attempt_at.is_not(None), instance.c.next_attempt_at <= now, instance.c.host == tx.host
+            instance.c.next_attempt_at.is_not(None),
+            or_(instance.c.next_attempt_at <= now, instance.c.next_attempt_at > now + tx.longest.backoff),
+            instance.c.host == tx.host,
         )
         .order_by(instance.c.next_attempt_at)
         .limit(_RECOVERED_AT_ONCE)
@@ -136,7 +138,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
     found = read_study(tx, study_uid)
     if found is None or not found.waiting:
         return None
-    if found.next_attempt_at is not None and found.next_attempt_at > now:
+    if found.next_attempt_at is not None and now < found.next_attempt_at <= now + tx.longest.backoff:
         return None
     if found.charged and found.in_flight:
         return None  # a study that is in trouble has one batch out at a time

@@ -14,7 +14,7 @@ from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, fu
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import Executable
 
-from ingestd.lifecycle import Content, Reason, State, StudyQueue, Unproven, order_studies
+from ingestd.lifecycle import Content, LongestWaits, Reason, State, StudyQueue, Unproven, order_studies
 
 from .row import CONTENT, IDENTITY, PLACE, ZERO, content_of, file_of, identity_of, pieces, place_of
 from .schema import Instant, host, instance, study
@@ -37,6 +37,19 @@ _NEXT_PRIORITY = _HIGHEST_PRIORITY.where(study.c.priority < bindparam("below"))
 _DUE = select(study).where(*_AT_PRIORITY, study.c.due_at <= _NOW).order_by(study.c.due_at).limit(_LIMIT)
 _WAITS_NO_BACKOFF = or_(study.c.next_attempt_at.is_(None), study.c.next_attempt_at <= _NOW)
 _DUE_FLUSHED = select(study).where(*_AT_PRIORITY, _WAITS_NO_BACKOFF).order_by(study.c.due_at).limit(_LIMIT)
+# A wait that lies further ahead than its kind can reach was set by a clock that has been set back since: it is over.
+# Each is the far end of an index that nothing but such waits lies at, and the longest backoffs.
+_BEYOND_BACKOFF = bindparam("backoff_end", type_=Instant())
+_STUDY_BEYOND = (
+    study.c.due_at > bindparam("quiet_end", type_=Instant()),
+    or_(_WAITS_NO_BACKOFF, study.c.next_attempt_at > _BEYOND_BACKOFF),
+)
+_DUE_BEYOND = select(study).where(*_AT_PRIORITY, *_STUDY_BEYOND).order_by(study.c.due_at).limit(_LIMIT)
+_DEFERRED_BEYOND = (
+    select(instance.c.id)
+    .where(instance.c.next_attempt_at.is_not(None), instance.c.next_attempt_at > _BEYOND_BACKOFF, _OWN)
+    .limit(1)
+)
 _EARLIEST = select(study.c.due_at.label("at")).where(*_AT_PRIORITY).order_by(study.c.due_at).limit(1)
 _EARLIEST_FLUSHED = (
     select(func.coalesce(study.c.next_attempt_at, study.c.oldest_at).label("at"))
@@ -87,12 +100,15 @@ _UNPROVEN = (
 )
 
 
-def _to_check(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any]]:
-    """Build what reads the rows to be asked about, and when the first of them is due."""
-    where = (instance.c.next_check_at.is_not(None), whose)
-    rows = select(*_UNPROVEN).where(*where, instance.c.next_check_at <= _NOW)
-    first = select(instance.c.next_check_at).where(*where).order_by(instance.c.next_check_at).limit(1)
-    return rows.order_by(instance.c.next_check_at).limit(_LIMIT), first
+def _to_check(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any], Select[Any]]:
+    """Build what reads the rows to be asked about, those whose time is beyond reach, and when the first is due."""
+    at = instance.c.next_check_at
+    where = (at.is_not(None), whose)
+    rows, beyond = (
+        select(*_UNPROVEN).where(*where, is_due).order_by(at).limit(_LIMIT)
+        for is_due in (at <= _NOW, at > bindparam("check_end", type_=Instant()))
+    )
+    return rows, beyond, select(at).where(*where).order_by(at).limit(1)
 
 
 _TO_CHECK = (_to_check(_OWN), _to_check(_CONFIRMED_ELSEWHERE))
@@ -112,7 +128,12 @@ _WISHES = (
 
 
 class Due:
-    """The questions of every tick; ``Ledger`` has them all."""
+    """The questions of every tick; ``Ledger`` has them all.
+
+    Waits that pace are read by ``longest``: what lies further ahead than its kind can reach is due.
+    """
+
+    longest = LongestWaits()
 
     def __init__(self, connection: Connection, *, host: str, spool: Path | None) -> None:
         self._connection = connection
@@ -132,14 +153,22 @@ class Due:
 
         One that is in trouble and has a batch out is not due.
         """
-        found: list[StudyQueue] = []
+        found: dict[str, StudyQueue] = {}
+        wanted = {"host": self._host, "now": now, "limit": limit, **self._ends(now)}
         for priority in self._priorities():
-            rows = self._all(
-                _DUE_FLUSHED if flush else _DUE,
-                {"host": self._host, "priority": priority, "now": now, "limit": limit},
-            )
-            found += [queue_of(row._mapping) for row in rows]  # noqa: SLF001 - its public name
-        return order_studies(found, now=now)[:limit]
+            for statement in (_DUE_FLUSHED if flush else _DUE, _DUE_BEYOND):
+                rows = self._all(statement, {**wanted, "priority": priority})
+                found.update((row.study_uid, queue_of(row._mapping)) for row in rows)  # noqa: SLF001 - its public name
+        return order_studies(found.values(), now=now)[:limit]
+
+    def _ends(self, now: datetime) -> dict[str, datetime]:
+        """Say how far ahead of now each kind of wait can lie."""
+        longest = self.longest
+        return {
+            "quiet_end": now + longest.quiet,
+            "backoff_end": now + longest.backoff,
+            "check_end": now + longest.check,
+        }
 
     def _priorities(self) -> list[int]:
         # A skip over the index: few priorities, many studies.
@@ -150,20 +179,25 @@ class Due:
             row = self._one(_NEXT_PRIORITY, {"host": self._host, "below": row.priority})
         return priorities
 
-    def next_study_at(self, *, flush: bool = False) -> datetime | None:
+    def next_study_at(self, *, now: datetime, flush: bool = False) -> datetime | None:
         """Say when the next study is due; with ``flush``, when the next backoff of a study ends.
 
         Studies in trouble with a batch out do not count: its end is what they wait for.
         """
         earliest: datetime | None = None
+        wanted = {"host": self._host, "now": now, "limit": 1, **self._ends(now)}
         for priority in self._priorities():
+            if self._all(_DUE_BEYOND, {**wanted, "priority": priority}):
+                return now
             row = self._one(_EARLIEST_FLUSHED if flush else _EARLIEST, {"host": self._host, "priority": priority})
             if row is not None and row.at is not None and (earliest is None or row.at < earliest):
                 earliest = row.at
         return earliest
 
-    def next_wake_at(self) -> datetime | None:
+    def next_wake_at(self, *, now: datetime) -> datetime | None:
         """Say when the next deferred row's time comes."""
+        if self._all(_DEFERRED_BEYOND, {"host": self._host, **self._ends(now)}):
+            return now
         row = self._one(_NEXT_WAKE, {"host": self._host})
         return row.next_attempt_at if row else None
 
@@ -173,14 +207,18 @@ class Due:
         Also confirmed rows of other hosts, which may not run: a drop of ours may wait to hear that one is gone.
         """
         found: list[Unproven] = []
-        for rows, _ in _TO_CHECK:
-            wanted = {"host": self._host, "now": now, "limit": limit - len(found)}
-            found += [self._unproven(row) for row in self._all(rows, wanted)]
+        for due, beyond, _ in _TO_CHECK:
+            for statement in (due, beyond):
+                wanted = {"host": self._host, "now": now, "limit": limit - len(found), **self._ends(now)}
+                found += [self._unproven(row) for row in self._all(statement, wanted)]
         return found
 
-    def next_check_at(self) -> datetime | None:
+    def next_check_at(self, *, now: datetime) -> datetime | None:
         """Say when the server is to be asked next."""
-        firsts = [self._one(first, {"host": self._host}) for _, first in _TO_CHECK]
+        for _, beyond, _ in _TO_CHECK:
+            if self._all(beyond, {"host": self._host, "limit": 1, **self._ends(now)}):
+                return now
+        firsts = [self._one(first, {"host": self._host}) for _, _, first in _TO_CHECK]
         return min((row.next_check_at for row in firsts if row is not None), default=None)
 
     def unproven_rows(self, entry_ids: Iterable[int]) -> list[Unproven]:

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
 
 from ingestd.clocks import utc_now
-from ingestd.lifecycle import UNCONFIRMED, BatchLimits, study_due_at
+from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits, study_due_at
 
 from . import dialect, sqlite_file
 from .migrations import MIGRATIONS
@@ -78,22 +79,27 @@ class Ledger(Views):
         destination: str | None = None,
         spool: Path | None = None,
         limits: BatchLimits | None = None,
+        longest: LongestWaits | None = None,
         create: bool = True,
         read_only: bool = False,
     ) -> Ledger:
         """Open the ledger of this URL, making or migrating it where that is needed.
 
         ``host``, ``spool`` and ``limits`` are given by whoever takes files in and sends them, and by nobody else.
+        ``longest`` is how far ahead waits can lie.
         Raises LedgerError with what to do about it: another destination, a newer or damaged ledger, a network file
         system, no permission, not there.
         """
         file = sqlite_file.ledger_file(url)
         engine = sqlite_file.open_engine(file, create=create, read_only=read_only)
         try:
-            return cls._opened(engine, file, host, destination, spool, limits, read_only=read_only)
+            ledger = cls._opened(engine, file, host, destination, spool, limits, read_only=read_only)
         except DBAPIError as error:
             engine.dispose()
             raise sqlite_file.told(error, file) from None
+        if longest is not None:
+            ledger.longest = replace(longest, quiet=ledger.longest.quiet)
+        return ledger
 
     @classmethod
     def _opened(
@@ -153,6 +159,7 @@ class Ledger(Views):
                     host=self._host,
                     spool=self._spool,
                     limits_of=self._limits_of,
+                    longest=self.longest,
                     spool_of=self._spool_of,
                     labels_known=self._labels_known,
                 )
@@ -365,6 +372,7 @@ class Ledger(Views):
             },
         )
         self._limits[self._host] = limits
+        self.longest = replace(self.longest, quiet=limits.quiet_period)
         if former != limits:
             self._set_due_again(limits)
 

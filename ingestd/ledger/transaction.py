@@ -26,6 +26,7 @@ from ingestd.lifecycle import (
     BatchLimits,
     Identity,
     IllegalMove,
+    LongestWaits,
     Reason,
     State,
     check_move,
@@ -74,6 +75,7 @@ class Transaction:
         host: str,
         spool: Path | None,
         limits_of: Callable[[str], BatchLimits],
+        longest: LongestWaits,
         spool_of: Callable[[str], Path | None],
         labels_known: set[tuple[str, str, str]],
     ) -> None:
@@ -81,6 +83,7 @@ class Transaction:
         self.host = host
         self.spool = spool
         self.limits_of = limits_of
+        self.longest = longest
         self.spool_of = spool_of
         self.sums = Sums(limits_of, labels_known)
         # Lines of history by what they say: most of a batch say the same.
