@@ -324,26 +324,6 @@ def test_feed_entry_is_read_whatever_the_case_of_its_names():
     assert entry.at.isoformat() == "2026-05-01T08:00:00.123456+00:00"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"Sequence": "7"},
-        {"Sequence": True},
-        {"timestamp": "yesterday"},
-        {"sopInstanceUid": ""},
-        {"StudyInstanceUid": 1},
-    ],
-)
-def test_feed_entry_that_is_none_is_unintelligible(change):
-    body = json.dumps([FEED_ENTRY | change]).encode()
-    with (
-        ScriptedServer(answer(body, content_type="application/json")) as server,
-        DicomWebClient(server.url) as client,
-        pytest.raises(Unintelligible),
-    ):
-        client.change_feed()
-
-
 @pytest.mark.parametrize("status", ["404 Not Found", "500 Internal Server Error", "410 Gone", "501 Not Implemented"])
 def test_messages_of_reads_name_the_route_and_no_uid(status):
     with ScriptedServer(answer(b"1.2.3.canary", status=status)) as server, DicomWebClient(server.url) as client:

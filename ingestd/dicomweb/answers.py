@@ -15,6 +15,8 @@ from ingestd.dicomweb.deadlines import Flight
 from ingestd.dicomweb.errors import DicomWebError, Unavailable, Unintelligible
 
 READ_SIZE = 1_048_576
+# No clock of a server shows other years; beyond them, sums of times have no value any more.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
 
 class Answer:
@@ -116,10 +118,20 @@ def parse_http_date(text: str | None) -> datetime | None:
     if not text:
         return None
     try:
-        moment = email.utils.parsedate_to_datetime(text)
+        return bounded_utc(email.utils.parsedate_to_datetime(text))
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def bounded_utc(moment: datetime) -> datetime:
+    """Return an instant that came from a server as aware UTC, no zone counting as UTC; ValueError beyond all clocks."""
+    try:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time that no calendar has") from None
+    if not EARLIEST <= moment < LATEST:
+        raise ValueError("a time that no clock shows")
+    return moment
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:

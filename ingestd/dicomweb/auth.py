@@ -7,7 +7,6 @@ all threads of a client.
 from __future__ import annotations
 
 import base64
-import json
 import os
 import threading
 from dataclasses import dataclass, field
@@ -15,12 +14,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ingestd.clocks import boottime, utc_now
+from ingestd.dicomweb.decoding import load_json
 from ingestd.dicomweb.errors import TokenError
 
 AZURE_SCOPE = "https://dicom.healthcareapis.azure.com/.default"
 # A token is renewed this long before it expires; a failure to do so matters only when it is really over.
 REFRESH_AHEAD_SECONDS = 300
 LEAST_SECONDS_LEFT = 10
+# What a token endpoint says of its token's lifetime is believed up to here; a token is fetched anew for the asking.
+MOST_LIFETIME_SECONDS = 86_400.0
 # After a failed refresh ahead of time the old token is used for this long before the next try.
 REFRESH_PAUSE_SECONDS = 30
 
@@ -299,11 +301,14 @@ def _given(**values: str | None) -> dict[str, str]:
 def token_from_json(answer: bytes, *, what: str) -> Token:
     """Read a token endpoint's answer (RFC 6749 section 5.1); raises TokenError."""
     try:
-        fields = json.loads(answer)
+        fields = load_json(answer)
         text = fields["access_token"]
         lifetime = float(fields.get("expires_in", 300))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except OverflowError:
+        lifetime = MOST_LIFETIME_SECONDS
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise TokenError(f"no token from {what}: its answer holds no access_token") from None
     if not isinstance(text, str) or not text.isascii() or not text.isprintable() or not text:
         raise TokenError(f"no token from {what}: its access_token is not plain text")
-    return Token(text, boottime() + lifetime)
+    # max first: a lifetime that is no number (NaN) is none.
+    return Token(text, boottime() + min(max(0.0, lifetime), MOST_LIFETIME_SECONDS))

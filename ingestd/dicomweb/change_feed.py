@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ingestd.dicomweb.answers import Answer
+from ingestd.dicomweb.answers import Answer, bounded_utc
 from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecodable, load_json
 from ingestd.dicomweb.errors import MisconfiguredServer
 
 ANSWER_LIMIT = 128 * 1024 * 1024  # 200 entries with metadata
+HIGHEST_SEQUENCE = 2**63 - 1  # the service's own type
+_WORD_MOST = 256  # characters of a UID, a partition's name, an action, a state
 _MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 _FRACTION = re.compile(r"\.(\d{1,5})(?=\D|$)")
 
@@ -45,10 +47,17 @@ class ChangeFeedPage:
     """A page of the feed and the server's clock when it was read.
 
     In v1 a page may be empty although later entries exist: only ``change_feed_latest`` says where the feed ends.
+    ``unreadable`` counts what stands between the entries and cannot be read; the next page begins after ``size``.
     """
 
     entries: tuple[ChangeFeedEntry, ...]
     server_date: datetime | None = None
+    unreadable: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many entries the server gave, those that cannot be read included."""
+        return len(self.entries) + self.unreadable
 
 
 def feed_params(
@@ -80,15 +89,17 @@ def format_time(moment: datetime) -> str:
 
 
 def read_page(answer: Answer) -> ChangeFeedPage:
-    """Read a page; raises Unintelligible, or MisconfiguredServer for a web page."""
+    """Read a page, an entry that is none counted; raises Unintelligible, or MisconfiguredServer for a web page."""
     parsed = _json(answer)
     if not isinstance(parsed, list):
         raise answer.unintelligible("the change feed's page is no list")
-    try:
-        entries = tuple(_entry(item) for item in parsed)
-    except (KeyError, ValueError, TypeError):
-        raise answer.unintelligible("an entry of the change feed cannot be read") from None
-    return ChangeFeedPage(entries=entries, server_date=answer.server_date)
+    entries: list[ChangeFeedEntry] = []
+    for item in parsed:
+        try:
+            entries.append(_entry(item))
+        except (KeyError, ValueError, TypeError):
+            continue
+    return ChangeFeedPage(entries=tuple(entries), server_date=answer.server_date, unreadable=len(parsed) - len(entries))
 
 
 def read_latest(answer: Answer) -> ChangeFeedEntry | None:
@@ -123,31 +134,42 @@ def _entry(item: Any) -> ChangeFeedEntry:
     sequence = fields["sequence"]
     if isinstance(sequence, bool) or not isinstance(sequence, int):
         raise TypeError
+    if not 0 <= sequence <= HIGHEST_SEQUENCE:
+        raise ValueError
     metadata = fields.get("metadata")
     return ChangeFeedEntry(
         sequence=sequence,
         study_uid=_uid(fields["studyinstanceuid"]),
         series_uid=_uid(fields["seriesinstanceuid"]),
         sop_uid=_uid(fields["sopinstanceuid"]),
-        action=str(fields["action"]).lower(),
-        state=str(fields["state"]).lower(),
+        action=_word(fields["action"]).lower(),
+        state=_word(fields["state"]).lower(),
         at=parse_time(fields["timestamp"]),
-        partition=str(fields.get("partitionname") or ""),
+        partition=_word(fields.get("partitionname") or ""),
         metadata=metadata if isinstance(metadata, dict) else None,
     )
 
 
-def _uid(value: Any) -> str:
-    if not isinstance(value, str) or not value.rstrip(" \0"):
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _WORD_MOST:
         raise TypeError
-    return value.rstrip(" \0")
+    return value
+
+
+def _uid(value: Any) -> str:
+    uid = _word(value).rstrip(" \0")
+    if not uid:
+        raise ValueError
+    return uid
 
 
 def parse_time(text: Any) -> datetime:
-    """Read an ISO 8601 instant as .NET writes it (seven digits of fraction); no zone counts as UTC."""
+    """Read an ISO 8601 instant as .NET writes it (seven digits of fraction); no zone counts as UTC.
+
+    Raises TypeError or ValueError, also for what no clock shows.
+    """
     if not isinstance(text, str):
         raise TypeError
     text = _MICROSECONDS.sub(r"\1", text.strip())
     text = _FRACTION.sub(lambda match: "." + match[1].ljust(6, "0"), text)
-    moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return bounded_utc(datetime.fromisoformat(text))

@@ -15,6 +15,8 @@ DicomJson = dict[str, Any]  # {"0020000D": {"vr": "UI", "Value": ["1.2.3"]}, ...
 ACCEPT_JSON = "application/dicom+json"
 
 NESTING_LIMIT = 64
+# What one answer may take when it is parsed: two bytes of text may make an object of hundreds.
+MEMORY_LIMIT = 512 * 1024 * 1024
 XML_NESTING_LIMIT = 4 * NESTING_LIMIT
 
 JSON_TYPES = frozenset({"application/dicom+json", "application/json"})
@@ -48,11 +50,13 @@ class Undecodable(ValueError):
     """The text is not what it should be; the message holds nothing of it."""
 
 
-def load_json(text: bytes, *, unique_keys: bool = False) -> Any:
-    """Parse JSON from a stranger: UTF-8, at most NESTING_LIMIT deep; raises Undecodable.
+def load_json(text: bytes, *, unique_keys: bool = False, memory_limit: int = MEMORY_LIMIT) -> Any:
+    """Parse JSON from a stranger: UTF-8, at most NESTING_LIMIT deep and so many bytes large; raises Undecodable.
 
     ``unique_keys`` refuses an object that has a key twice, where the last one would silently win.
     """
+    if memory_of(text) > memory_limit:
+        raise Undecodable("JSON that would take too much memory")
     try:
         parsed = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
@@ -67,6 +71,17 @@ def load_json(text: bytes, *, unique_keys: bool = False) -> Any:
     raise Undecodable("JSON that is nested too deeply")
 
 
+def memory_of(text: bytes) -> int:
+    """Say how much memory this JSON takes at most when it is parsed: by what CPython's objects are large.
+
+    What stands inside strings counts as well, so that nothing has to be parsed for it.
+    """
+    # One character beyond the first plane makes every one of a string four bytes wide, and all of it is one at first.
+    wide = len(text) if text.isascii() else 4 * len(text)
+    objects, lists, quotes, commas = (text.count(mark) for mark in (b"{", b"[", b'"', b","))
+    return wide + 184 * objects + 88 * lists + 25 * quotes + 40 * commas
+
+
 def _members(item: Any) -> Iterable[Any]:
     return item.values() if type(item) is dict else item
 
@@ -78,9 +93,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def datasets_from_json(text: bytes, *, unique_keys: bool = False) -> list[DicomJson]:
+def datasets_from_json(text: bytes, *, unique_keys: bool = False, memory_limit: int = MEMORY_LIMIT) -> list[DicomJson]:
     """Read an array of DICOM JSON data sets, or one alone; tags become upper case. Raises Undecodable."""
-    parsed = load_json(text, unique_keys=unique_keys) if text.strip() else []
+    parsed = load_json(text, unique_keys=unique_keys, memory_limit=memory_limit) if text.strip() else []
     items = parsed if isinstance(parsed, list) else [parsed]
     return [_dataset(item) for item in items]
 

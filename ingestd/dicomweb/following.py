@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage, format_time, parse_time
+from ingestd.dicomweb.errors import Unintelligible
 
 LAG = timedelta(seconds=60)
 PAGE_V1 = 100
 PAGE_V2 = 200
 STRETCH = 5_000  # entries held at a time
+MOST_PAGES_WITHOUT_NEWS = 50  # entries that cannot be read, or a server that gives one page again and again
+MOST_AT_ONE_TIME = 200_000  # entries with the same time have to be held together
 
 
 class Feed(Protocol):
@@ -149,22 +152,29 @@ class Follower:
             self._since = settled
         self._given = {sequence: at for sequence, at in self._given.items() if at >= self._since}
 
-    def _has_news(self, entries: list[ChangeFeedEntry]) -> bool:
-        return any(entry.sequence not in self._given for entry in entries)
+    def _has_news(self, sequences: Iterable[int]) -> bool:
+        return any(sequence not in self._given for sequence in sequences)
 
     def _read_v2(self) -> _Stretch:
-        entries: list[ChangeFeedEntry] = []
+        entries: dict[int, ChangeFeedEntry] = {}
         server_date: datetime | None = None
+        offset = without_news = 0
         while True:
-            page = self._feed.change_feed(start_at=self._since, offset=len(entries), limit=PAGE_V2)
+            page = self._feed.change_feed(start_at=self._since, offset=offset, limit=PAGE_V2)
             if server_date is None:
                 server_date = page.server_date  # of the first page: what came later may have been missed
-            entries.extend(page.entries)
-            if len(page.entries) < PAGE_V2:
-                return _Stretch(entries, server_date, is_last=True)
+            known = len(entries)
+            entries.update((entry.sequence, entry) for entry in page.entries)
+            offset += page.size
+            if page.size < PAGE_V2:
+                return _Stretch([*entries.values()], server_date, is_last=True)
+            without_news = without_news + 1 if len(entries) == known else 0
+            if without_news >= MOST_PAGES_WITHOUT_NEWS or len(entries) > MOST_AT_ONE_TIME:
+                raise Unintelligible("the change feed goes on and on without an entry that is new and can be read")
             # A stretch ends only where the next one begins later: many entries may have the same time.
-            if len(entries) >= STRETCH and self._has_news(entries) and entries[-1].at != self._since:
-                return _Stretch(entries, server_date, is_last=False)
+            ends_later = bool(page.entries) and page.entries[-1].at != self._since
+            if len(entries) >= STRETCH and ends_later and self._has_news(entries):
+                return _Stretch([*entries.values()], server_date, is_last=False)
 
     def _read_v1(self) -> _Stretch:
         latest = self._feed.change_feed_latest()
@@ -177,7 +187,7 @@ class Follower:
                 server_date = page.server_date
             entries.extend(page.entries)
             offset += PAGE_V1
-            if len(entries) >= STRETCH and self._has_news(entries):
+            if len(entries) >= STRETCH and self._has_news(entry.sequence for entry in entries):
                 return _Stretch(entries, server_date, is_last=False)
         return _Stretch(entries, server_date, is_last=True)
 

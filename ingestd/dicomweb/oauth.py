@@ -18,6 +18,7 @@ from urllib.parse import quote_plus, urlencode
 
 from ingestd.dicomweb.auth import FetchedAuth, Secret, Token, token_from_json
 from ingestd.dicomweb.deadlines import Timeouts
+from ingestd.dicomweb.decoding import load_json
 from ingestd.dicomweb.errors import DicomWebError, TokenError
 from ingestd.dicomweb.transport import Tls, Transport
 
@@ -85,7 +86,7 @@ class OAuth2Auth(FetchedAuth):
 def _why(error: DicomWebError) -> str:
     """Say in words what a token endpoint said; its error codes are fixed words (RFC 6749 §5.2)."""
     try:
-        code = json.loads(error.server_text)["error"]
+        code = load_json(error.server_text.encode())["error"]
     except (ValueError, KeyError, TypeError):
         code = ""
     if isinstance(code, str) and code.isascii() and code.replace("_", "").isalnum() and len(code) < 64:

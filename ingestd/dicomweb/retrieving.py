@@ -20,6 +20,7 @@ from ingestd.dicomweb.multipart import Headers, Multipart, Part, content_type_pa
 from ingestd.dicomweb.part10 import InstanceUids, read_uids
 
 METADATA_LIMIT = 512 * 1024 * 1024
+METADATA_MEMORY_LIMIT = 4 * 1024 * 1024 * 1024  # only people ask for metadata, of studies of any size
 COPY_SIZE = 1_048_576
 
 
@@ -56,7 +57,7 @@ class Retrieval:
         self.media_type, self._params = content_type_params(answer.headers.get("Content-Type", ""))
         self.size_bytes: int | None = None
         length = answer.headers.get("Content-Length", "")
-        if length.isascii() and length.isdecimal():
+        if length.isascii() and length.isdecimal() and len(length) < 20:
             self.size_bytes = int(length)  # of the whole body, part headers included
         if self.media_type in HTML_TYPES:
             answer.close()
@@ -193,7 +194,7 @@ def read_metadata(answer: Answer) -> Metadata:
     if answer.media_type not in JSON_TYPES:
         raise answer.unintelligible("the metadata is not DICOM JSON")
     try:
-        items = datasets_from_json(body)
+        items = datasets_from_json(body, memory_limit=METADATA_MEMORY_LIMIT)
     except Undecodable as error:
         raise answer.unintelligible(f"the metadata is {error}") from None
     return Metadata(items=tuple(items), etag=answer.headers.get("ETag", ""), server_date=answer.server_date)

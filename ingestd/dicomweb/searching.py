@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
 from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.decoding import (
@@ -17,7 +17,7 @@ from ingestd.dicomweb.decoding import (
     to_datasets,
     uid_of,
 )
-from ingestd.dicomweb.errors import MisconfiguredServer
+from ingestd.dicomweb.errors import MisconfiguredServer, Unintelligible
 from ingestd.dicomweb.transport import path_of
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ANSWER_LIMIT = 256 * 1024 * 1024
 PAGE_SIZE = 200  # the most that Azure gives at once
+MOST_RESULTS = 20_000_000  # of one search; only a server without end has more
 
 FilterValue = str | int | date | Sequence[str]
 Filters = Mapping[str, FilterValue]
@@ -152,22 +153,26 @@ def read_results(answer: Answer, *, what: str = "the search") -> SearchPage:
 def pages(
     read: Callable[[int, int], SearchPage], level: str, *, page_size: int, offset: int, most: int | None
 ) -> Iterator[DicomJson]:
-    """Read page after page until one is empty or brings nothing new; nothing comes twice in neighbouring pages.
+    """Read page after page until one is empty or brings nothing new; nothing comes twice.
 
     A short page is no end: servers have limits of their own below the one asked for. Results move while instances
-    arrive, so an instance stored meanwhile may be missed, and a server that ignores ``offset`` repeats its page.
+    arrive, so an instance stored meanwhile may be missed; a server that ignores ``offset`` repeats its page, and one
+    behind a balancer may give its pages round and round. Raises Unintelligible for a search without an end.
     """
     uid_name = LEVELS[level]
-    before: set[Any] = set()
-    given = 0
-    while most is None or given < most:
-        page = read(offset, page_size if most is None else min(page_size, most - given))
-        keys = [uid_of(item, uid_name) or repr(item) for item in page]
-        if not set(keys) - before:
+    given: set[int] = set()  # hashes of the UIDs: a number is half as large
+    while most is None or len(given) < most:
+        page = read(offset, page_size if most is None else min(page_size, most - len(given)))
+        is_over = True
+        for item in page:
+            key = hash(uid_of(item, uid_name) or repr(item))
+            if key in given or (most is not None and len(given) >= most):
+                continue
+            is_over = False
+            given.add(key)
+            yield item
+        if is_over:
             return
-        for key, item in zip(keys, page, strict=True):
-            if key not in before and (most is None or given < most):
-                given += 1
-                yield item
-        before = set(keys)
+        if len(given) > MOST_RESULTS:
+            raise Unintelligible(f"the search for {level} has more than {MOST_RESULTS} results and goes on")
         offset += len(page)

@@ -250,13 +250,11 @@ def _items(dataset: Mapping[str, Any], sequence: str) -> list[DicomJson]:
 
 def _code(item: Mapping[str, Any], tag: str) -> int | None:
     value = value_at(item, tag)
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdecimal():
-        return int(value.strip()[:9])  # XML, and servers that write numbers as text
-    return None
+        value = int(value.strip()[:9])  # XML, and servers that write numbers as text
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= 0xFFFF else None  # VR US
 
 
 def _comments(item: Mapping[str, Any]) -> tuple[str, ...]:
