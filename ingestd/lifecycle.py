@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from os import stat_result
-from pathlib import Path
 
 
 class State(StrEnum):
@@ -396,7 +395,7 @@ class Part:
 
     entry_id: int
     identity: Identity
-    path: str
+    path: str  # a place, see ``places``
     content: Content
     attempts: int = 0  # all attempts on this row, charged or not
     charged: int = 0  # charged attempts on this row since it last moved for the better
@@ -503,7 +502,7 @@ class Unproven:
     identity: Identity
     state: State
     content: Content
-    path: Path | None
+    path: str | None  # a place, see ``places``
     first_attempt_at: datetime | None
     last_attempt_at: datetime | None
     stored_at: datetime | None

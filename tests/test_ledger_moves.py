@@ -131,7 +131,7 @@ def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_writt
     assert answer.entry_id is None
     assert answer.holder is not None
     assert answer.holder.path is not None
-    assert answer.holder.path.is_absolute()
+    assert answer.holder.path.startswith("/")
     assert len(ledger.left_candidates()) == 1
 
     with ledger.write() as moves:
@@ -189,7 +189,7 @@ def test_identity_is_held_over_all_hosts(tmp_path: Path, ledger: Ledger):
         assert answer.holder is not None
         assert (answer.holder.entry_id, answer.holder.path) == (
             holder,
-            tmp_path / "spool-host-a" / ledger.entry(holder).path,
+            f"{tmp_path}/spool-host-a/{ledger.entry(holder).path}",
         )
         assert other.studies_due(now=LATER) == []
         with other.write() as moves:

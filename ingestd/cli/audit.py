@@ -210,7 +210,7 @@ class _Auditor:
         if finding.sameness is Sameness.SAME:
             report.compared += 1
         elif judged is Need.COMPARE and finding.copy is not None and finding.row.path is not None:
-            sameness = self._compare(str(finding.row.path), str(finding.copy))
+            sameness = self._compare(finding.row.path, str(finding.copy))
             if sameness is not None:
                 report.compared += 1
                 judged = judge_comparison(finding.row, sameness, rules=rules, now=_now())

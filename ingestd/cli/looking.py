@@ -7,9 +7,13 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from ingestd.places import below_of, look, open_file
+
 from .frame import plain
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ingestd.ledger import Entry
 
 _READ_SIZE = 1_048_576
@@ -20,7 +24,7 @@ def why_not_readable(entry: Entry) -> str:
     if entry.file is None:
         return ""
     try:
-        found = entry.file.lstat()
+        found = look(_place(entry, entry.file))
     except OSError as error:
         return _unseen(entry, error)
     return "" if stat.S_ISREG(found.st_mode) else f"is no regular file: {plain(entry.file)}"
@@ -35,7 +39,7 @@ def why_not_the_same(entry: Entry) -> str:
         return why
     content = entry.content
     try:
-        descriptor = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_file(_place(entry, entry.file))
     except OSError as error:
         return _unseen(entry, error)
     meta, dataset = hashlib.sha256(), hashlib.sha256()
@@ -53,6 +57,10 @@ def why_not_the_same(entry: Entry) -> str:
     if found == (content.size_bytes, content.meta_digest, content.digest):
         return ""
     return f"is not what it was when it was taken in: {plain(entry.file)}; drop it again, or let go of the row"
+
+
+def _place(entry: Entry, file: Path) -> str:
+    return below_of(str(file), entry.relative_path) if entry.in_place else str(file)
 
 
 def _unseen(entry: Entry, error: OSError) -> str:

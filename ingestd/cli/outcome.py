@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,6 +82,7 @@ def look_back(
 
 def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], since: datetime) -> bool:
     from ingestd.lifecycle import SourceStat
+    from ingestd.places import below_of, look
 
     if entry.inbox not in inboxes:
         return False
@@ -91,8 +91,10 @@ def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], since
         return False
     if entry.changed_at >= since:
         return True
+    if entry.path is None or not entry.in_place:
+        return False
     try:
-        found = SourceStat.of(os.lstat(entry.path or ""))
+        found = SourceStat.of(look(below_of(entry.path, entry.relative_path)))
     except OSError:
         return False
     return found.looks_like(entry.source)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from random import SystemRandom
 
 import structlog
@@ -41,7 +40,7 @@ class Dispatch:
         limits: BatchLimits,
         backoff: Backoff,
         most_attempts: int,
-        tells_gone: Callable[[Path], bool] = lambda _path: True,
+        tells_gone: Callable[[str], bool] = lambda _path: True,
     ) -> None:
         """Join sender and ledger; the server is probed first of all.
 
@@ -219,7 +218,7 @@ class Dispatch:
         paths = {part.entry_id: part.path for part in result.batch.parts}
         outcomes = tuple(
             replace(outcome, state=State.PENDING, reason=Reason.NOT_SENT, note=_AWAY_NOTE, wait=_AWAY_WAIT)
-            if outcome.reason in (Reason.GONE, Reason.NOT_SENT) and not self._tells_gone(Path(paths[outcome.entry_id]))
+            if outcome.reason in (Reason.GONE, Reason.NOT_SENT) and not self._tells_gone(paths[outcome.entry_id])
             else outcome
             for outcome in result.outcomes
         )

@@ -22,6 +22,7 @@ from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Inboxes, NotTaken, Spool, Taken, WhyNot
 from ingestd.ledger import Holder, Judged, Ledger, Moves, NewCandidate
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, State
+from ingestd.places import below_of
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 
 # Files in our hands between "ready" and their row: bounds memory, and how much a crash leaves half-way.
@@ -209,7 +210,7 @@ class Intake:
         candidate = hand.candidate
         # A copy from another filesystem is fsynced where it lands; what stays in place is not ours to sync.
         durable = not candidate.in_place and self._spool.is_here(candidate.source)
-        return InspectJob(key=key, path=str(candidate.path), expect=candidate.source, durable=durable)
+        return InspectJob(key=key, path=candidate.place, expect=candidate.source, durable=durable)
 
     def _judge(
         self,
@@ -326,9 +327,8 @@ class Intake:
     def _compare(self, hand: Hand, holder: Holder) -> None:
         assert hand.arrival is not None
         hand.comparing = holder
-        own_path = self._absolute(hand.arrival)
         # A file in place that was altered lies where its former row says that its own lies.
-        if holder.path is not None and holder.path != own_path and hand.distrusts != holder.entry_id:
+        if holder.path is not None and holder.path != self._reach(hand.arrival) and hand.distrusts != holder.entry_id:
             self._ask_comparison(hand, holder.path, digest=holder.content.digest)
         elif holder.state is State.CONFIRMED:
             # Its file was removed since, or is another one by now: the server's copy stands for it.
@@ -344,19 +344,19 @@ class Intake:
             self._again.append(hand)
             return
         hand.copy = copy
-        self._ask_comparison(hand, copy)
+        self._ask_comparison(hand, str(copy))
 
     def _compare_later(self, hand: Hand) -> None:
         hand.comparing = None
         self._later.append((self._mono + _COMPARE_AGAIN_SECONDS, hand))
 
-    def _ask_comparison(self, hand: Hand, theirs: Path, *, digest: str = "") -> None:
+    def _ask_comparison(self, hand: Hand, theirs: str, *, digest: str = "") -> None:
         assert hand.arrival is not None
-        ours, our_digest = str(self._absolute(hand.arrival)), hand.arrival.content.digest
+        ours, our_digest = self._reach(hand.arrival), hand.arrival.content.digest
         self._desk.ask(
             Owner.INTAKE,
             hand,
-            lambda key: CompareJob(key=key, ours=ours, theirs=str(theirs), our_digest=our_digest, their_digest=digest),
+            lambda key: CompareJob(key=key, ours=ours, theirs=theirs, our_digest=our_digest, their_digest=digest),
         )
 
     def _judge_comparison(
@@ -392,8 +392,11 @@ class Intake:
             again = Hand(candidate=candidate, dropped_as=hand.relative_path, former=hand.former)
             self._due.others.append(partial(self.adopt, again))
 
-    def _absolute(self, arrival: Arrival) -> Path:
-        return Path(arrival.path) if arrival.in_place else self._spool.path / arrival.path
+    def _reach(self, arrival: Arrival) -> str:
+        """Say how the file of an arrival is reached (a place)."""
+        if arrival.in_place:
+            return below_of(arrival.path, arrival.relative_path)
+        return f"{self._spool.path}/{arrival.path}"
 
     def _refuse(self, refusals: list[tuple[Hand, Refusal]], moves: Moves, now: Now) -> None:
         for hand, _ in refusals:

@@ -21,10 +21,10 @@ import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
-from ingestd.daemon.looking import is_gone
 from ingestd.daemon.now import Now
 from ingestd.ledger import Ledger, Moves
 from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
+from ingestd.places import is_gone
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 from ingestd.reconciler import (
     Answer,
@@ -74,7 +74,7 @@ class Proof:
         desk: ReaderDesk,
         ledger: Ledger,
         dispatch: Dispatch,
-        tells_gone: Callable[[Path], bool],
+        tells_gone: Callable[[str], bool],
         rules: Rules | None,
         interval: timedelta,
         lag: timedelta,
@@ -363,7 +363,7 @@ class Proof:
         if row.path is None:
             self._inspect_copy(finding, copy)
             return
-        ours, digest = str(row.path), row.content.digest
+        ours, digest = row.path, row.content.digest
         self._desk.ask(
             Owner.PROOF,
             finding,
@@ -396,7 +396,7 @@ class Proof:
             self._take_outcome(not_told(row, note), finding, outcomes)
         self._acts.append(partial(self._close, finding))
 
-    def _is_lost(self, path: Path | None) -> bool:
+    def _is_lost(self, path: str | None) -> bool:
         return path is not None and is_gone(path) and self._tells_gone(path)
 
     def _close(self, finding: Finding) -> None:

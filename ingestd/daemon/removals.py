@@ -10,10 +10,10 @@ from datetime import timedelta
 
 import structlog
 
-from ingestd.daemon.looking import is_gone
 from ingestd.daemon.now import Now
 from ingestd.inbox import Spool, SpoolError
 from ingestd.ledger import Ledger, Moves, Removable
+from ingestd.places import is_gone
 
 _REMOVE_AT_ONCE = 500
 
@@ -61,7 +61,7 @@ class Removals:
             self._spool.discard(*paths)
         except SpoolError as error:
             # The rest is gone all the same; these rows keep their file and are tried again.
-            removable = [row for row in removable if all(is_gone(self._spool.path / path) for path in row.paths)]
+            removable = [row for row in removable if all(is_gone(f"{self._spool.path}/{path}") for path in row.paths)]
             self._log.error("spool.not_removed", note=str(error))
         self._removed = removable
         if removable:

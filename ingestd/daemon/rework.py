@@ -13,11 +13,11 @@ import structlog
 from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.hand import KILLS_MOST, Hand, content_of, identity_of, source_of
 from ingestd.daemon.intake import Intake
-from ingestd.daemon.looking import is_gone
 from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Spool
 from ingestd.ledger import Holder, Judged, Ledger, Moves, Need, ReaderNeed, Wish, Wished
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, SourceStat
+from ingestd.places import below_of, is_gone, look, path_of
 from ingestd.reader import CompareJob, Inspection, InspectJob, Read, ReencodeJob, Verdict
 
 _LOOK_EVERY_SECONDS = 2.0
@@ -48,7 +48,7 @@ class Rework:
         desk: ReaderDesk,
         spool: Spool,
         intake: Intake,
-        tells_gone: Callable[[Path], bool],
+        tells_gone: Callable[[str], bool],
     ) -> None:
         """Join the rooms; ``tells_gone`` as for Dispatch."""
         self._tells_gone = tells_gone
@@ -142,13 +142,13 @@ class Rework:
                 continue
             self._in_work.add(need.entry_id)
             work.destination = str(destination.relative_to(self._spool.path))
-            self._ask_reencode(work, str(need.path), str(destination))
+            self._ask_reencode(work, need.path, str(destination))
 
     def _ask_reencode(self, work: _Work, path: str, destination: str) -> None:
         self._desk.ask(Owner.REWORK, work, lambda key: ReencodeJob(key=key, path=path, destination=destination))
 
     def _ask_inspect(self, work: _Work) -> None:
-        path = str(work.need.path)
+        path = work.need.path
         durable = not work.need.in_place
         self._desk.ask(Owner.REWORK, work, lambda key: InspectJob(key=key, path=path, durable=durable))
 
@@ -262,7 +262,8 @@ class Rework:
         # Only now: a transaction that failed must find the work as it was, or the reading passes for a comparison.
         work.holder_id = holder.entry_id
         assert work.arrival is not None
-        ours, theirs = str(work.need.path), str(holder.path)
+        assert holder.path is not None, "it is compared with only where it has a file"
+        ours, theirs = work.need.path, holder.path
         our_digest, their_digest = work.arrival.content.digest, holder.content.digest
         self._desk.ask(
             Owner.REWORK,
@@ -308,20 +309,19 @@ class Rework:
         if not need.in_place:
             return False
         try:
-            now = SourceStat.of(need.path.lstat())
+            now = SourceStat.of(look(need.path))
         except OSError:
             return True
         return not now.looks_like(need.source)
 
     def _row_path(self, need: ReaderNeed) -> str:
-        return str(need.path) if need.in_place else str(need.path.relative_to(self._spool.path))
+        return path_of(need.path) if need.in_place else need.path.removeprefix(f"{self._spool.path}/")
 
 
 def _in_place_candidate(wished: Wished) -> Candidate | None:
     """Look at a rejected file that stays in its inbox; None when it is gone or no regular file any more."""
-    path = Path(wished.path)
     try:
-        found = path.lstat()
+        found = look(below_of(wished.path, wished.relative_path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not stat.S_ISREG(found.st_mode):
@@ -329,7 +329,7 @@ def _in_place_candidate(wished: Wished) -> Candidate | None:
     return Candidate(
         inbox=wished.inbox,
         relative_path=wished.relative_path,
-        path=path,
+        path=Path(wished.path),
         source=SourceStat.of(found),
         final=True,
         priority=wished.priority,

@@ -24,6 +24,9 @@ WITHHELD = 65_536
 SEND_FROM = 1_048_576
 READ_SIZE = 262_144
 
+# O_NONBLOCK: whatever took the file's place meanwhile, opening it must not hang.
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
 PART_HEAD = b"Content-Type: application/dicom\r\n\r\n"
 
 
@@ -33,7 +36,8 @@ class StorePart:
 
     ``digest`` is the SHA-256 (hex) of the file's bytes from ``dataset_offset`` to its end, ``meta_digest`` that of the
     bytes before it; None leaves that range unchecked. ``prefix`` is sent before the file's first byte and belongs to
-    neither. ``sop_uid`` is what the server's answer will be matched with; None takes any.
+    neither. ``sop_uid`` is what the server's answer will be matched with; None takes any. ``opener`` opens ``path``, as
+    for the builtin open().
     """
 
     path: Path | str
@@ -43,6 +47,7 @@ class StorePart:
     digest: str | None = None
     meta_digest: str | None = None
     prefix: bytes = b""
+    opener: Callable[[str, int], int] = os.open
     file: BinaryIO | None = None  # an open, seekable binary file to read instead of ``path``, from ``file_start``
     file_start: int = 0
 
@@ -162,9 +167,8 @@ class _PartReader:
             self._part.file.seek(self._part.file_start)
             return self
         try:
-            # O_NONBLOCK: whatever took the file's place meanwhile, opening it must not hang.
-            self._fd = os.open(self._part.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
+            self._fd = self._part.opener(str(self._part.path), _OPEN)
+        except (FileNotFoundError, NotADirectoryError):
             raise self._changed("gone") from None
         except OSError:
             raise self._changed("unreadable") from None

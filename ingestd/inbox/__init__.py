@@ -11,7 +11,7 @@ Two classes do it all.
     .open() -> None                                   arm the observers, before the first scan
     .look(*, now: float, room: int) -> Look           bounded work; at most ``room`` files in ``ready``
     .answer_known(asked: Sequence[Candidate], known: Collection[Candidate]) -> None
-    .tells_gone(path: Path) -> bool                   False while the inbox's folder is away: a share not mounted
+    .tells_gone(place: str) -> bool                   False while the inbox's folder is away: a share not mounted
     .done(candidate) / .again(candidate) / .incomplete(candidate) / .unreadable(candidate) -> None
     .observe(candidate) -> None                       settle a file that lies in the spool
     .scan_now() -> None                               ask for a full scan at once

@@ -15,13 +15,14 @@ from dataclasses import replace
 
 from ingestd.lifecycle import SourceStat
 
+from .glance import Glance, Glances
 from .guard import ARM_WAIT, Guard
 from .hands import Hands
 from .hinted import Hinted
 from .mounts import Mount
 from .scan import FileStat, Found, Names, Root, RootGone, Walk, root_of
 from .scanning import Scanning
-from .settle import NOT_OURS, Glance, Phase, Sight, Sights, glance, glance_inside
+from .settle import NOT_OURS, Phase, Sight, Sights
 from .stock import Stock
 from .types import Candidate, InboxPolicy, InboxReport, Take
 
@@ -102,9 +103,9 @@ class Drop:
         """What is wrong with the folder, in words."""
         return self._guard.alarm
 
-    def tells_gone(self, path: str) -> bool | None:
-        """Whether a file missing at this path is gone; None for a path outside, see ``Inboxes.tells_gone``."""
-        if not path.startswith(self._prefix):
+    def tells_gone(self, place: str) -> bool | None:
+        """Whether a file missing at this place is gone; None for a path outside, see ``Inboxes.tells_gone``."""
+        if not place.startswith(self._prefix):
             return None
         if self.alarm:
             return False
@@ -343,15 +344,13 @@ class Drop:
                 self._hinted.paths.clear()
                 self._scanning.want()
             return False
-        prefix, root = self._prefix, self._guard.root
-        self._hands.start(
-            lambda: [(path, *glance_inside(prefix, path, root.device if root else None)) for path in paths],
-            lambda seen: self._hinted_seen(seen, now),
-        )
+        root = self._guard.root
+        glances = Glances(self._root_path, device=root.device if root else None)
+        self._hands.start(lambda: glances.inside(paths), lambda seen: self._hinted_seen(paths, seen, now))
         return True
 
-    def _hinted_seen(self, looked: list[tuple[str, Glance, FileStat | None]], now: float) -> None:
-        for path, verdict, seen in looked:
+    def _hinted_seen(self, paths: list[str], looked: list[tuple[Glance, FileStat | None]], now: float) -> None:
+        for path, (verdict, seen) in zip(paths, looked, strict=True):
             sight = self.sights.get(path)
             if seen is not None:
                 self._saw(Found(path, seen), now, by_scan=False, is_scan=False)
@@ -363,19 +362,18 @@ class Drop:
         due = self.sights.take_due(now, min(GLANCES_AT_ONCE, want - len(self.ready)))
         if not due:
             return False
-        ask_kernel = not self._hands.is_apart
-        prefix, origins = self._prefix, self._origins
-        looks = [
-            (sight, str(origins[sight.path].path) if sight.path in origins else prefix + sight.path) for sight in due
-        ]
+        inside = [sight for sight in due if sight.path not in self._origins]
+        spooled = [sight for sight in due if sight.path in self._origins]
+        paths, own = [sight.path for sight in inside], [str(self._origins[sight.path].path) for sight in spooled]
+        glances = Glances(self._root_path, ask_kernel=not self._hands.is_apart)
         self._hands.start(
-            lambda: [(sight, *glance(path, ask_kernel=ask_kernel)) for sight, path in looks],
-            lambda seen: self._due_seen(seen, now),
+            lambda: [*glances.inside(paths), *map(glances.in_spool, own)],
+            lambda seen: self._due_seen(inside + spooled, seen, now),
         )
         return True
 
-    def _due_seen(self, looked: list[tuple[Sight, Glance, FileStat | None]], now: float) -> None:
-        for sight, verdict, seen in looked:
+    def _due_seen(self, due: list[Sight], looked: list[tuple[Glance, FileStat | None]], now: float) -> None:
+        for sight, (verdict, seen) in zip(due, looked, strict=True):
             if self.sights.get(sight.path) is not sight or sight.phase in NOT_OURS:
                 continue
             if seen is None:

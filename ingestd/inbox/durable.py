@@ -8,20 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
-OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
-def open_folder(root: str, relative: str) -> int:
-    """Open the folder ``relative`` below ``root`` by descriptors, following no link below the root."""
-    descriptor = os.open(root, OPEN_FOLDER & ~os.O_NOFOLLOW)
-    for part in relative.split("/") if relative else ():
-        try:
-            below = os.open(part, OPEN_FOLDER, dir_fd=descriptor)
-        finally:
-            os.close(descriptor)
-        descriptor = below
-    return descriptor
+from ingestd.places import open_folder
 
 
 def look(name: str, folder: int) -> os.stat_result:
@@ -40,7 +27,7 @@ def sync(descriptor: int) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make a folder's entries durable."""
-    descriptor = os.open(folder, OPEN_FOLDER & ~os.O_NOFOLLOW)
+    descriptor = open_folder(str(folder))
     try:
         sync(descriptor)
     finally:

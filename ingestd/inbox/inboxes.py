@@ -141,13 +141,13 @@ class Inboxes:
         if drop is not None and candidate.in_spool:
             drop.observe(candidate)
 
-    def tells_gone(self, path: Path) -> bool:
-        """Whether a file that is not found at this path is gone for good.
+    def tells_gone(self, place: str) -> bool:
+        """Whether a file that is not found at this place (or path) is gone for good.
 
         Not while the inbox that it lies in is missing, empty, mute or another folder than before: a share that is not
         mounted is no deletion.
         """
-        answers = (drop.tells_gone(str(path)) for drop in self._drops.values())
+        answers = (drop.tells_gone(place) for drop in self._drops.values())
         return all(answer is not False for answer in answers)
 
     def scan_now(self) -> None:

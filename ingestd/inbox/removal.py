@@ -16,10 +16,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ingestd.lifecycle import SourceStat
+from ingestd.places import FILE, FOLDER, open_folder
 
-from .durable import OPEN_FILE, OPEN_FOLDER, look, open_folder, put_back, sync
+from .durable import look, put_back, sync
+from .glance import has_writer
 from .scan import REMOVING
-from .settle import has_writer
 from .types import Removal
 
 
@@ -103,7 +104,7 @@ def _open_aside(root: str, *, make: bool) -> int:
         if make:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(REMOVING, 0o700, dir_fd=top)
-        return os.open(REMOVING, OPEN_FOLDER, dir_fd=top)
+        return os.open(REMOVING, FOLDER, dir_fd=top)
     finally:
         os.close(top)
 
@@ -120,7 +121,7 @@ def _is(found: os.stat_result, source: SourceStat) -> bool:
 
 def _is_being_written(name: str, folder: int) -> bool:
     try:
-        descriptor = os.open(name, OPEN_FILE, dir_fd=folder)
+        descriptor = os.open(name, FILE, dir_fd=folder)
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EPERM}:
             return False

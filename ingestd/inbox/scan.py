@@ -17,6 +17,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ingestd.places import FOLDER, open_folder
+
 DEEPEST = 32
 
 # Folders of our own inside an inbox; hidden, so every ignore rule already leaves them alone.
@@ -24,7 +26,6 @@ REMOVING = ".ingestd-removing"
 
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "autorun.inf"})  # .DS_Store is hidden anyway
 _UNFINISHED = (".part", ".tmp", "~")
-_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 FileStat = tuple[int, int, int, int]  # device, inode, size in bytes, mtime in ns
 
@@ -239,8 +240,7 @@ class Walk:
 
     def _enter_root(self) -> None:
         try:
-            # The inbox's own path may be a link: an administrator wrote it down.
-            descriptor = os.open(self.root_path, _OPEN_FOLDER & ~os.O_NOFOLLOW)
+            descriptor = open_folder(self.root_path)
         except OSError as error:
             raise RootGone(error) from error
         try:
@@ -268,7 +268,7 @@ class Walk:
                 return -1
         for part in parts:
             try:
-                below = os.open(part, _OPEN_FOLDER, dir_fd=descriptor)
+                below = os.open(part, FOLDER, dir_fd=descriptor)
             except OSError:
                 os.close(descriptor)
                 return -1
@@ -288,7 +288,7 @@ class Walk:
             counts.too_deep += 1
             return False
         try:
-            descriptor = os.open(name, _OPEN_FOLDER, dir_fd=level.descriptor)
+            descriptor = os.open(name, FOLDER, dir_fd=level.descriptor)
         except PermissionError:
             counts.unreadable += 1
             return False

@@ -5,22 +5,15 @@ boot clock (its mtime may lie in any year), and starts over whenever its device,
 what we saw last. Unchanged for ``settle`` and with no writer that the kernel knows of, it is handed out. One that the
 reader finds short waits until it changes, or until ``incomplete_after`` has passed without a change.
 """
-# ruff: noqa: PTH120 - descriptors and fast path strings; pathlib has neither
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import heapq
-import os
-import signal
-import stat
 from collections import Counter
 from enum import IntEnum
 
-from .scan import FileStat, file_stat
+from .scan import FileStat
 
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 RETRY_MOST = 600.0  # seconds between two tries at a file that cannot be opened, at most
 HELD_RETRY_MOST = 30.0  # seconds between two looks at a file that a writer keeps open, at most
 
@@ -218,78 +211,3 @@ class Sights:
 
     def _is_current(self, due: float, sight: Sight) -> bool:
         return sight.due == due and self._by_path.get(sight.path) is sight and sight.phase is not Phase.OUT
-
-
-class Glance(IntEnum):
-    """What one look at a file came to."""
-
-    FILE = 0
-    HELD = 1  # a file, and the kernel says that a writer has it open
-    GONE = 2
-    NOT_REGULAR = 3
-    NO_ACCESS = 4
-
-
-def glance(path: str, *, ask_kernel: bool) -> tuple[Glance, FileStat | None]:
-    """Look at a file as it is now, without changing or following anything.
-
-    ``ask_kernel`` also opens it and asks whether a writer has it open: only on local disks, where opening a file
-    disturbs nobody.
-    """
-    try:
-        if not ask_kernel:
-            seen = os.lstat(path)
-            return (Glance.FILE, file_stat(seen)) if stat.S_ISREG(seen.st_mode) else (Glance.NOT_REGULAR, None)
-        descriptor = os.open(path, _OPEN_FILE)
-    except OSError as error:
-        return _verdict(error), None
-    try:
-        seen = os.fstat(descriptor)
-        if not stat.S_ISREG(seen.st_mode):
-            return Glance.NOT_REGULAR, None
-        return (Glance.HELD if has_writer(descriptor) else Glance.FILE), file_stat(seen)
-    except OSError:
-        return Glance.NO_ACCESS, None
-    finally:
-        os.close(descriptor)
-
-
-def glance_inside(prefix: str, path: str, device: int | None) -> tuple[Glance, FileStat | None]:
-    """Look at a file that an event named, unless its folder lies on another device than the inbox.
-
-    A file's own device does not tell: overlayfs gives files of a lower layer that layer's.
-    """
-    verdict, seen = glance(prefix + path, ask_kernel=False)
-    if seen is not None and device is not None and seen[0] != device:
-        try:
-            if os.lstat(os.path.dirname(prefix + path)).st_dev != device:
-                return Glance.NOT_REGULAR, None
-        except OSError:
-            return Glance.GONE, None
-    return verdict, seen
-
-
-def _verdict(error: OSError) -> Glance:
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return Glance.GONE
-    # A link (ELOOP, by O_NOFOLLOW) or a socket (ENXIO); ENODEV is a device without a driver.
-    if error.errno in {errno.ELOOP, errno.ENXIO, errno.ENODEV}:
-        return Glance.NOT_REGULAR
-    return Glance.NO_ACCESS
-
-
-def has_writer(descriptor: int) -> bool:
-    """Ask the kernel whether anybody has the file open for writing (fcntl(2), "Leases").
-
-    A read lease is refused with EAGAIN then. Where it cannot tell (another owner's file, a filesystem without
-    leases) the answer is no: the settle time and the digest at sending are what the promise rests on.
-    """
-    try:
-        # Somebody who opens the file for writing in the microseconds that we hold the lease makes the kernel signal
-        # us; by default with SIGIO, which would kill the process. SIGURG is ignored unless somebody asks for it.
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError as error:
-        return error.errno == errno.EAGAIN
-    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return False

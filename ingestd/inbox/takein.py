@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ingestd import places
 from ingestd.lifecycle import SourceStat
 
-from .durable import OPEN_FILE, look, open_folder, put_back, sync
+from .durable import look, put_back, sync
 from .types import Candidate, Expect, NotTaken, Taken, WhyNot, check_inbox_name
 
 CHUNK = 1 << 20
@@ -90,7 +91,7 @@ class _Folders:
     def get(self, root: str, relative: str) -> int:
         key = (root, relative)
         if key not in self.opened:
-            self.opened[key] = open_folder(root, relative)
+            self.opened[key] = places.open_folder(root, relative)
         return self.opened[key]
 
     def close(self) -> None:
@@ -208,7 +209,7 @@ class _Group:
         # A folder of its own, so that the file can keep its name for the person who looks.
         own = self._random_name()
         os.mkdir(own, 0o700, dir_fd=home)
-        descriptor = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=home)
+        descriptor = os.open(own, places.FOLDER, dir_fd=home)
         self._made.append(descriptor)
         self._to_sync[home] = None
         return _Target(descriptor, f"{prefix}{own}/", name)
@@ -261,7 +262,7 @@ class _Group:
     ) -> None:
         scratch = self._folders.get(self._spool, "scratch")
         temporary = secrets.token_hex(16)
-        source = os.open(name, OPEN_FILE, dir_fd=source_folder)
+        source = os.open(name, places.FILE, dir_fd=source_folder)
         try:
             copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=scratch)
             try:
@@ -269,7 +270,7 @@ class _Group:
                 _copy_checked(source, copy, expect)
                 _check_same(os.fstat(source), expect, "the file changed while it was copied")
                 _check_same(look(name, source_folder), expect, "the file was replaced while it was copied")
-                _remember_origin(copy, str(candidate.path), expect.source)
+                _remember_origin(copy, candidate.place, expect.source)
                 os.utime(copy, ns=(expect.source.mtime_ns, expect.source.mtime_ns))
                 os.fsync(copy)
                 os.rename(temporary, target, src_dir_fd=scratch, dst_dir_fd=target_folder)
@@ -333,7 +334,7 @@ def source_is_unchanged(copy: Path) -> bool:
     try:
         stamp = os.getxattr(copy, ORIGIN, follow_symlinks=False)
         device, inode, size_bytes, mtime_ns, path = stamp.split(b":", 4)
-        now = SourceStat.of(os.lstat(path))
+        now = SourceStat.of(places.look(os.fsdecode(path)))
         then = SourceStat(device=int(device), inode=int(inode), size_bytes=int(size_bytes), mtime_ns=int(mtime_ns))
     except (OSError, ValueError):
         return False

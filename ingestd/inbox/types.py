@@ -8,6 +8,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from ingestd.places import below_of
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -81,6 +83,11 @@ class Candidate:
     priority: int = 0
     in_place: bool = False
     in_spool: bool = False
+
+    @property
+    def place(self) -> str:
+        """How it is reached (see ``places``)."""
+        return str(self.path) if self.in_spool else below_of(str(self.path), self.relative_path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

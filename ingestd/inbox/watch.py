@@ -18,16 +18,25 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.api import BaseObserver
-from watchdog.observers.inotify import InotifyEmitter
-from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask, WatchCallback
+from watchdog.observers.inotify import InotifyEmitter, InotifyWatchGroup
+from watchdog.observers.inotify_c import (
+    CallbackId,
+    InotifyConstants,
+    InotifyEvent,
+    InotifyFD,
+    Mask,
+    WatchCallback,
+    inotify_add_watch,
+)
 from watchdog.observers.inotify_c import WatchDescriptor as Descriptor
 
 from ingestd.clocks import boottime
+from ingestd.places import PASS, open_folder
 
 MOST_PATHS = 4_096  # hints for single files between two looks; beyond, folders are named
 MOST_FOLDERS = 256  # beyond, the whole inbox is scanned
@@ -40,6 +49,7 @@ _NEWS = Mask(
     | InotifyConstants.IN_MOVED_TO
     | InotifyConstants.IN_CREATE  # folders, and hard links, which nobody closes
     | InotifyConstants.IN_DELETE_SELF
+    | InotifyConstants.IN_MOVE_SELF  # a folder that left goes on raising events in its old name
     | InotifyConstants.IN_ONLYDIR
 )
 _FILE_NEWS = InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_MOVED_TO | InotifyConstants.IN_CREATE
@@ -50,8 +60,8 @@ class Hints:
     """What to look at soon, as relative paths; bounded, filled by the observer's threads, emptied by a look."""
 
     def __init__(self, root: str, wake: Callable[[], object]) -> None:
+        self.root = root
         self._prefix = root.rstrip("/") + "/"
-        self._root = root
         self._wake = wake
         self._lock = threading.Lock()
         self._paths: dict[str, None] = {}
@@ -134,29 +144,71 @@ class Hints:
 
 
 class _Reader(InotifyFD):
-    """watchdog's inotify reader that leaves out what nobody will look at, and counts what it could not watch."""
+    """watchdog's inotify reader that leaves out what nobody will look at, and counts what it could not watch.
+
+    It watches folders of the inbox only: none that a link leads to, and none that has left.
+    """
 
     def __init__(self, hints: Hints) -> None:
         super().__init__()
         self._hints = hints
 
     def add_callback(self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId) -> Descriptor:
-        try:
-            return super().add_callback(path, mask, callback, id_)
-        except OSError as error:
-            # watchdog passes over this for every folder but the topmost, and says nothing.
-            if error.errno in _OUT_OF_WATCHES:
-                self._hints.unwatched += 1
-            raise
+        with self._opened(path) as folder:
+            try:
+                return super().add_callback(folder, Mask(mask & ~InotifyConstants.IN_DONT_FOLLOW), callback, id_)
+            except OSError as error:
+                # watchdog passes over this for every folder but the topmost, and says nothing.
+                if error.errno in _OUT_OF_WATCHES:
+                    self._hints.unwatched += 1
+                raise
 
     def handle_event(self, event: InotifyEvent) -> None:
         if event.is_queue_overflow:
             super().handle_event(event)  # watches everything anew, so that the scan below comes after it
             self._hints.lose(overflow=True)
             return
+        if event.is_move_self:
+            self._let_go_of(event.wd)
+            return
         if event.mask & _FILE_NEWS and not event.is_directory and not self._hints.count():
             return
         super().handle_event(event)
+
+    def _let_go_of(self, moved: Descriptor) -> None:
+        """Watch a folder that was moved no longer, nor what is below it, unless it lies where its events say."""
+        with self._lock:
+            watch = self._watch_for_wd.get(moved)
+        for group in list(watch.callbacks.values()) if watch is not None else []:
+            assert isinstance(group, InotifyWatchGroup), "the emitter makes no other"
+            with group._lock:  # noqa: SLF001 - watchdog has no way to let go of a folder
+                paths = group._active_callbacks_by_watch  # noqa: SLF001
+                path = paths.get(moved)
+                # The inbox's own folder is looked after by whoever armed us.
+                if path is None or path == group.path or self._watch_of(path) == moved:
+                    continue
+                below = path + b"/"
+                group._remove_callbacks(  # noqa: SLF001
+                    [wd for wd, each in paths.items() if each == path or each.startswith(below)]
+                )
+
+    def _watch_of(self, path: bytes) -> int:
+        """Ask the kernel which watch is that of the folder that lies at this path now; -1 where there is none."""
+        try:
+            with self._opened(path) as folder:
+                return inotify_add_watch(self._inotify_fd, folder, _NEWS)
+        except OSError:
+            return -1
+
+    @contextlib.contextmanager
+    def _opened(self, path: bytes) -> Iterator[bytes]:
+        """Open a folder of the inbox, through no link, and give it a name for the kernel."""
+        root = self._hints.root
+        folder = open_folder(root, os.fsdecode(path)[len(root) :].strip("/"), PASS)
+        try:
+            yield b"/proc/self/fd/%d" % folder
+        finally:
+            os.close(folder)
 
 
 class _Emitter(InotifyEmitter):

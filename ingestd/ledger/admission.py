@@ -24,7 +24,7 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
-from .row import HOLDS, Row, as_json, content_columns, content_of, file_of, identity_of, pieces
+from .row import HOLDS, Row, as_json, content_columns, content_of, identity_of, pieces, reach_of
 from .schema import candidate, instance
 from .transaction import Transaction
 from .values import Admitted, Holder, Judged, NewCandidate
@@ -38,6 +38,7 @@ class _Held:
     state: State
     spool: Path | None
     path: str | None  # as the row has it; None once removed
+    relative_path: str
     in_place: bool
     content: Content
     canonical: str | None
@@ -45,10 +46,12 @@ class _Held:
     def told(self) -> Holder:
         """Say it to whoever is to compare with it."""
         path = self.path if self.in_place or self.spool is not None else None
+        if path is not None:
+            path = reach_of(self.spool, path, in_place=self.in_place, relative_path=self.relative_path)
         return Holder(
             entry_id=self.entry_id,
             state=self.state,
-            path=None if path is None else file_of(self.spool, path, in_place=self.in_place),
+            path=path,
             content=self.content,
             canonical_digest=self.canonical,
         )
@@ -59,6 +62,7 @@ _HELD = (
     instance.c.state,
     instance.c.host,
     instance.c.path,
+    instance.c.relative_path,
     instance.c.in_place,
     instance.c.removed_at,
     instance.c.study_uid,
@@ -99,6 +103,7 @@ def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, 
                 state=State(row.state),
                 spool=tx.spool_of(row.host),
                 path=row.path if row.removed_at is None else None,
+                relative_path=row.relative_path,
                 in_place=bool(row.in_place),
                 content=content_of(row),
                 canonical=row.canonical_digest,
@@ -195,6 +200,7 @@ def admit(
                 state=state,
                 spool=tx.spool,
                 path=arrival.path,
+                relative_path=arrival.relative_path,
                 in_place=arrival.in_place,
                 content=arrival.content,
                 canonical=arrival.canonical_digest,

@@ -22,7 +22,7 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
-from .row import QUEUED, ROW, Row, make_row, path_of
+from .row import QUEUED, ROW, Row, make_row, path_of, reach_of
 from .schema import attempt, candidate, instance, study
 from .transaction import Transaction
 from .values import Recovered
@@ -37,6 +37,7 @@ class _More(NamedTuple):
     """What a part needs beyond its Row."""
 
     path: str
+    relative_path: str
     meta_digest: str
     dataset_offset: int
     alone: int
@@ -184,13 +185,16 @@ def _read_queue(tx: Transaction, study_uid: str, *, limit: int) -> list[tuple[Ro
 def _part(tx: Transaction, row: Row, more: _More) -> Part:
     identity = row.identity
     assert identity is not None, "what is queued has its identity"
+    if more.reencoded_path is None:
+        path = reach_of(tx.spool, more.path, in_place=bool(row.in_place), relative_path=more.relative_path)
+    else:
+        path = path_of(tx.spool, more.reencoded_path)
     reencoded = more.reencoded_path is not None
-    path = more.path if more.reencoded_path is None else more.reencoded_path
     content = _content_of_copy(more) if reencoded else _content(row, more)
     return Part(
         entry_id=row.id,
         identity=identity,
-        path=path_of(tx.spool, path, in_place=bool(row.in_place) and not reencoded),
+        path=path,
         content=content,
         attempts=row.attempts,
         charged=row.charged,

@@ -16,7 +16,7 @@ from sqlalchemy.sql import Executable
 
 from ingestd.lifecycle import Content, LongestWaits, Reason, State, StudyQueue, Unproven, order_studies
 
-from .row import CONTENT, IDENTITY, PLACE, ZERO, content_of, file_of, identity_of, pieces, place_of
+from .row import CONTENT, IDENTITY, PLACE, ZERO, content_of, identity_of, path_of, pieces, place_of, reach_of
 from .schema import Instant, host, instance, study
 from .sums import queue_of
 from .values import Need, ReaderNeed, Wish, Wished
@@ -71,6 +71,7 @@ _UNPROVEN = (
     instance.c.state,
     instance.c.reason,
     instance.c.path,
+    instance.c.relative_path,
     instance.c.in_place,
     instance.c.removed_at,
     instance.c.first_attempt_at,
@@ -230,10 +231,9 @@ class Due:
         return found
 
     def _unproven(self, row: Any) -> Unproven:
-        content, path = content_of(row), row.path
-        in_place = bool(row.in_place)
+        content, path = content_of(row), self._reach_of(row)
         if row.reencoded_digest is not None:
-            path, in_place = row.reencoded_path, False
+            path = self._in_spool(row.host, row.reencoded_path)
             content = Content(
                 transfer_syntax=row.reencoded_transfer_syntax,
                 digest=row.reencoded_digest,
@@ -246,7 +246,7 @@ class Due:
             identity=identity_of(row),
             state=State(row.state),
             content=content,
-            path=None if path is None or row.removed_at is not None else self._file_of(row.host, path, in_place),
+            path=path if row.removed_at is None else None,
             first_attempt_at=row.first_attempt_at,
             last_attempt_at=row.last_attempt_at,
             stored_at=row.stored_at,
@@ -266,9 +266,14 @@ class Due:
             next_check_at=row.next_check_at,
         )
 
-    def _file_of(self, name: str, path: str, in_place: bool) -> Path | None:  # noqa: FBT001 - as the row has it
+    def _reach_of(self, row: Any) -> str | None:
+        if row.path is None or not row.in_place:
+            return self._in_spool(row.host, row.path)
+        return reach_of(None, row.path, in_place=True, relative_path=row.relative_path)
+
+    def _in_spool(self, name: str, path: str | None) -> str | None:
         spool = self._spool_for(name)
-        return file_of(spool, path, in_place=in_place) if in_place or spool is not None else None
+        return path_of(spool, path) if path is not None and spool is not None else None
 
     def _spool_for(self, name: str) -> Path | None:
         if name == self._host:
@@ -287,7 +292,7 @@ class Due:
                 need=Need(row.need),
                 inbox=row.inbox,
                 relative_path=row.relative_path,
-                path=file_of(self._spool, row.path, in_place=bool(row.in_place)),
+                path=reach_of(self._spool, row.path, in_place=bool(row.in_place), relative_path=row.relative_path),
                 in_place=bool(row.in_place),
                 source=row.source,
                 identity=identity_of(row),

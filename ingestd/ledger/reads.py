@@ -17,7 +17,7 @@ from ingestd.lifecycle import (
 )
 
 from .due import Due
-from .row import CONTENT, HOLDS, PLACE, ZERO, content_of, file_of, pieces, place_of
+from .row import CONTENT, HOLDS, PLACE, ZERO, content_of, pieces, place_of, reach_of
 from .schema import attempt, candidate, destination, feed_cursor, instance, state_count
 from .values import (
     DestinationStatus,
@@ -200,10 +200,11 @@ class Reads(Due):
         if row is None:
             return None
         has_file = row.removed_at is None and (row.in_place or row.host == self._host)
+        in_place, relative_path = bool(row.in_place), row.relative_path
         return Holder(
             entry_id=row.id,
             state=State(row.state),
-            path=file_of(self._spool, row.path, in_place=bool(row.in_place)) if has_file else None,
+            path=reach_of(self._spool, row.path, in_place=in_place, relative_path=relative_path) if has_file else None,
             content=content_of(row),
             canonical_digest=row.canonical_digest,
         )

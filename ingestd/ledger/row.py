@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, literal_column
 
+from ingestd import places
 from ingestd.lifecycle import Content, Identity, State
 
 from . import dialect
@@ -141,16 +142,19 @@ def as_json(value: Mapping[str, Any] | Sequence[str]) -> str:
 
 
 def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:
-    """Say where a row's file is: in place, or in its host's spool."""
-    return Path(path_of(spool, path, in_place=in_place))
+    """Say, to show it, where a row's file is: in place, or in its host's spool."""
+    return Path(path if in_place else path_of(spool, path))
 
 
-def path_of(spool: Path | None, path: str, *, in_place: bool) -> str:
-    """Say as a string where a row's file is: a tenth of the price of a Path, for those that there are many of."""
-    if in_place:
-        return path
+def path_of(spool: Path | None, path: str) -> str:
+    """Say where in its host's spool a file is: a string, for a tenth of the price of a Path."""
     assert spool is not None, "a ledger that hands out files was opened with its spool"
     return f"{spool}/{path}"
+
+
+def reach_of(spool: Path | None, path: str, *, in_place: bool, relative_path: str) -> str:
+    """Say how a row's file is reached (a place, see ``places``): below its inbox, or in its host's spool."""
+    return places.below_of(path, relative_path) if in_place else path_of(spool, path)
 
 
 # What the rows of one move have in common; what a move sets then depends on nothing else.

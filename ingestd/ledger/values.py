@@ -82,12 +82,12 @@ class LeftCandidate:
 class Holder:
     """The row that holds an identity, as far as comparing with it goes.
 
-    ``path`` is absolute, and None once the file was removed (then only the server has the bytes).
+    ``path`` is a place (``places``), and None once the file was removed (then only the server has the bytes).
     """
 
     entry_id: int
     state: State
-    path: Path | None
+    path: str | None
     content: Content
     canonical_digest: str | None
 
@@ -148,13 +148,13 @@ class Applied:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReaderNeed:
-    """A PENDING row that the reader has to look at before it can be sent. ``path`` is absolute."""
+    """A PENDING row that the reader has to look at before it can be sent. ``path`` is a place (``places``)."""
 
     entry_id: int
     need: Need
     inbox: str
     relative_path: str
-    path: Path
+    path: str
     in_place: bool
     source: SourceStat
     identity: Identity

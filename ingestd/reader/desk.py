@@ -11,12 +11,12 @@ from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import Inspection, Limits, Verdict
 from ingestd.instance.inspection import inspect
 from ingestd.lifecycle import Sameness, SourceStat
+from ingestd.places import open_file
 from ingestd.reader.board import Board
 from ingestd.reader.files import (
     Waits,
     Writeback,
     errno_text,
-    open_regular,
     refuse_open_for_writing,
     sync,
     sync_folder,
@@ -84,7 +84,7 @@ class Desk:
     def _inspect(self, job: InspectJob) -> tuple[Inspection, int | None]:
         """Inspect one file; where it has to be durable its descriptor is given back open, to be synced."""
         try:
-            fd = open_regular(job.path)
+            fd = open_file(job.path)
         except OSError as error:
             reason = f"cannot be opened: {errno_text(error)}"
             return Inspection(verdict=Verdict.UNREADABLE, reason_text=reason), None
@@ -118,7 +118,7 @@ class Desk:
         return self._with_file(path, lambda fd: canonical_digest(fd, limits=self._limits, progress=self._progress))
 
     def _with_file(self, path: str, work: Callable[[int], str]) -> str:
-        fd = open_regular(path)
+        fd = open_file(path)
         try:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):

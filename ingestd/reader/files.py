@@ -7,20 +7,11 @@ import fcntl
 import os
 from pathlib import Path
 
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _SYNC_FILE_RANGE_WRITE = 2
 
 
 class Waits(Exception):
     """Nothing can be said of the file now; the text says why, without its name."""
-
-
-def open_regular(path: str) -> int:
-    """Open for reading without following a link, blocking on a FIFO or leaving the descriptor to children.
-
-    The caller looks whether it is a regular file.
-    """
-    return os.open(path, _OPEN)
 
 
 def refuse_open_for_writing(fd: int) -> None:

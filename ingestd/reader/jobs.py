@@ -1,4 +1,4 @@
-"""What is asked of a reader and what comes back."""
+"""What is asked of a reader and what comes back. Files that are read are named by their places (``places``)."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, StorePart, Throttled, Unavailable
 from ingestd.lifecycle import Batch, BatchResult, Outcome, Part, Pause, PauseCause, Reason, ServerProfile, State
+from ingestd.places import open_file
 from ingestd.sender.before import ask_present
 from ingestd.sender.failures import judge_crash, judge_failure, pause_for
 from ingestd.sender.pace import Pace
@@ -267,6 +268,7 @@ class Sender:
             prefix = self._file_meta(part)
         return StorePart(
             path=part.path,
+            opener=open_file,
             size_bytes=content.size_bytes,
             sop_uid=part.identity.sop_uid,
             dataset_offset=content.dataset_offset,

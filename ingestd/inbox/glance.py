@@ -1,0 +1,125 @@
+"""One look at a file as it is now: what it is, and whether somebody writes to it. Nothing is changed or followed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+
+from ingestd import places
+
+from .scan import FileStat, file_stat
+
+
+class Glance(IntEnum):
+    """What one look at a file came to."""
+
+    FILE = 0
+    HELD = 1  # a file, and the kernel says that a writer has it open
+    GONE = 2
+    NOT_REGULAR = 3
+    NO_ACCESS = 4
+
+
+class Glances:
+    """Looks at many files of one inbox in a row; each folder is reached once, through no link (see ``places``).
+
+    ``ask_kernel`` also opens each file and asks whether a writer has it open: only on local disks, where opening a
+    file disturbs nobody. ``device``: a folder that lies on another one than the inbox has nothing of ours (a file's own
+    device does not tell: overlayfs gives files of a lower layer that layer's).
+    """
+
+    def __init__(self, root: str, *, ask_kernel: bool = False, device: int | None = None) -> None:
+        self._root = root
+        self._ask_kernel = ask_kernel
+        self._device = device
+
+    def inside(self, paths: Iterable[str]) -> list[tuple[Glance, FileStat | None]]:
+        """Look at files by their paths relative to the inbox."""
+        return list(self._inside(paths))
+
+    def in_spool(self, path: str) -> tuple[Glance, FileStat | None]:
+        """Look at a file that lies in the spool, which is ours alone."""
+        folder, _, name = path.rpartition("/")
+        try:
+            descriptor = places.open_folder(folder)
+        except OSError as error:
+            return _verdict(error), None
+        try:
+            return self._glance(name, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _inside(self, paths: Iterable[str]) -> Iterator[tuple[Glance, FileStat | None]]:
+        opened: str | None = None
+        descriptor, refused = -1, Glance.GONE
+        try:
+            for path in paths:
+                folder, _, name = path.rpartition("/")
+                if folder != opened:
+                    if descriptor >= 0:
+                        os.close(descriptor)
+                    opened = folder
+                    descriptor, refused = self._enter(folder)
+                yield self._glance(name, descriptor) if descriptor >= 0 else (refused, None)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _enter(self, folder: str) -> tuple[int, Glance]:
+        try:
+            descriptor = places.open_folder(self._root, folder, places.PASS)
+        except OSError as error:
+            return -1, _verdict(error)
+        if self._device is not None and os.fstat(descriptor).st_dev != self._device:
+            os.close(descriptor)
+            return -1, Glance.NOT_REGULAR
+        return descriptor, Glance.FILE
+
+    def _glance(self, name: str, folder: int) -> tuple[Glance, FileStat | None]:
+        try:
+            if not self._ask_kernel:
+                seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                return (Glance.FILE, file_stat(seen)) if stat.S_ISREG(seen.st_mode) else (Glance.NOT_REGULAR, None)
+            descriptor = os.open(name, places.FILE, dir_fd=folder)
+        except OSError as error:
+            return _verdict(error), None
+        try:
+            seen = os.fstat(descriptor)
+            if not stat.S_ISREG(seen.st_mode):
+                return Glance.NOT_REGULAR, None
+            return (Glance.HELD if has_writer(descriptor) else Glance.FILE), file_stat(seen)
+        except OSError:
+            return Glance.NO_ACCESS, None
+        finally:
+            os.close(descriptor)
+
+
+def _verdict(error: OSError) -> Glance:
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return Glance.GONE
+    # A link (ELOOP, by O_NOFOLLOW) or a socket (ENXIO); ENODEV is a device without a driver.
+    if error.errno in {errno.ELOOP, errno.ENXIO, errno.ENODEV}:
+        return Glance.NOT_REGULAR
+    return Glance.NO_ACCESS
+
+
+def has_writer(descriptor: int) -> bool:
+    """Ask the kernel whether anybody has the file open for writing (fcntl(2), "Leases").
+
+    A read lease is refused with EAGAIN then. Where it cannot tell (another owner's file, a filesystem without
+    leases) the answer is no: the settle time and the digest at sending are what the promise rests on.
+    """
+    try:
+        # Somebody who opens the file for writing in the microseconds that we hold the lease makes the kernel signal
+        # us; by default with SIGIO, which would kill the process. SIGURG is ignored unless somebody asks for it.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False

@@ -1,0 +1,98 @@
+"""Where a file lies, and how it is reached: never through a link that somebody else may have put on the way.
+
+A *place* is a path as a string. In ``/srv/drop/./study/x.dcm`` what stands behind ``/./`` was found in the folder
+before it, where others may write: it is reached from that folder's own descriptor, one component after the other, and
+a link on the way ends the way. Of a place without ``/./``, which lies in a folder of our own, only the last component
+is guarded. (openat2(2) would take the whole way in one call, but Python has no name for it.)
+
+The kernel takes a place for the same path; ``pathlib.Path`` drops the dot and with it the guard, so a place stays a
+string.
+"""
+# ruff: noqa: PTH116 - descriptors; pathlib has none
+
+from __future__ import annotations
+
+import os
+import stat
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_MARK = "/./"
+# To pass through a folder, or to look at what is in it, one need not be allowed to list it.
+PASS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_NAMES = frozenset({"", ".", ".."})
+
+
+def below(root: str, relative: str) -> str:
+    """Name the place of what was found as ``relative`` in the folder ``root``."""
+    return f"{root.rstrip('/')}{_MARK}{relative}"
+
+
+def below_of(path: str, relative: str) -> str:
+    """Name the place of what was found as ``relative`` in a folder, of which only the whole path is at hand.
+
+    A path that does not end so was not made of an inbox's folder; it is its own place.
+    """
+    return below(path[: -len(relative) - 1], relative) if path.endswith("/" + relative) else path
+
+
+def path_of(place: str) -> str:
+    """Give the plain path of a place: to keep, to show, never to open."""
+    return place.replace(_MARK, "/", 1)
+
+
+def open_folder(root: str, relative: str = "", flags: int = FOLDER) -> int:
+    """Open the folder ``relative`` below ``root``, which itself may be a link: an administrator wrote it down."""
+    parts = relative.split("/") if relative else []
+    if not _NO_NAMES.isdisjoint(parts):
+        raise NotADirectoryError("no way leads over '..'")
+    descriptor = os.open(root or "/", (PASS if parts else flags) & ~os.O_NOFOLLOW)
+    for place, part in enumerate(parts, start=1):
+        try:
+            under = os.open(part, flags if place == len(parts) else PASS, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = under
+    return descriptor
+
+
+def open_file(place: str, flags: int = FILE) -> int:
+    """Open what lies at a place; it may be anything but a link. Can stand as the ``opener`` of others."""
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    root, _, relative = place.partition(_MARK)
+    if not relative:
+        return os.open(place, flags)
+    folder, name = _folder_of(root, relative)
+    try:
+        return os.open(name, flags, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def look(place: str) -> os.stat_result:
+    """Look at what lies at a place, not at what a link leads to."""
+    root, _, relative = place.partition(_MARK)
+    if not relative:
+        return os.stat(place, follow_symlinks=False)
+    folder, name = _folder_of(root, relative)
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    finally:
+        os.close(folder)
+
+
+def is_gone(place: str) -> bool:
+    """Whether there is surely no such file: "no permission" or "input/output error" do not say so."""
+    try:
+        return not stat.S_ISREG(look(place).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+
+
+def _folder_of(root: str, relative: str) -> tuple[int, str]:
+    parent, _, name = relative.rpartition("/")
+    if name in _NO_NAMES:
+        raise NotADirectoryError("no way leads over '..'")
+    return open_folder(root, parent, PASS), name
