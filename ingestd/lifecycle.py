@@ -53,6 +53,7 @@ class Reason(StrEnum):
 
     NOT_DICOM = "not_dicom"
     DICOMDIR = "dicomdir"
+    ARCHIVE = "archive"
     TRUNCATED = "truncated"
     NO_UIDS = "no_uids"
     HOSTILE = "hostile"

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -54,6 +55,26 @@ def test_run_once_ends_with_1_only_when_a_file_came_to_need_a_person(site):
     assert all(json.loads(line)["event"] for line in first.stderr.splitlines())
     assert again.returncode == ExitCode.DONE, again.stderr
     assert "2 CONFIRMED, 2 REJECTED" in again.stdout
+
+
+def test_archive_needs_a_person_however_it_comes(site, tmp_path):
+    """Patients' images inside a zip were clutter: exit code 0, and nobody heard of them."""
+    export = tmp_path / "export"
+    write_instance(export / "one.dcm")
+    archive = Path(shutil.make_archive(str(tmp_path / "study"), "gztar", export))
+    dropped = Path(shutil.make_archive(str(site.drop / "study"), "zip", export))
+
+    ran = site.command("run", "--once", "--json", "--timeout", "60s")
+    named = site.command("send", "--json", str(archive))
+    watched = site.command("status", "--exit-code")
+
+    for done in (ran, named):
+        told = json.loads(done.stdout)
+        assert done.returncode == told["exit_code"] == ExitCode.NEEDS_PERSON
+        assert ([file["reason"] for file in told["needs_person"]], told["clutter"]) == (["archive"], 0)
+    assert watched.returncode == ExitCode.NEEDS_PERSON
+    (told,) = json.loads(site.command("explain", "--json", str(dropped)).stdout)["files"]
+    assert "unpack" in told["next_step"]
 
 
 def test_a_server_that_is_away_is_a_matter_of_time(tmp_path):

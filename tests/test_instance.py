@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
 import struct
 import subprocess
 import sys
+import tarfile
+import zipfile
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -117,12 +121,67 @@ def test_empty_file_and_file_of_zeros_are_empty(tmp_path: Path) -> None:
         b"short text",
         b"%PDF-1.7\n" + bytes(range(256)) * 10,
         b"\x89PNG\r\n\x1a\n" + bytes(2000),
-        b"PK\x03\x04" + bytes(range(256)),
         bytes(200) + b"x" * 200,
     ],
 )
 def test_other_files_are_not_dicom(content: bytes, tmp_path: Path) -> None:
     assert look(content, tmp_path).verdict is Verdict.NOT_DICOM
+
+
+def zipped(*names: str, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name in names:
+            archive.writestr(name, instance_bytes())
+    return out.getvalue()
+
+
+def tarred(how: Literal["w", "w:gz", "w:bz2", "w:xz"], kind: int = tarfile.PAX_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=how, format=kind) as archive:
+        one = tarfile.TarInfo("study/one.dcm")
+        one.size = len(instance_bytes())
+        archive.addfile(one, io.BytesIO(instance_bytes()))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        zipped("study/one.dcm"),
+        zipped("one.dcm", method=zipfile.ZIP_STORED),
+        zipped(),
+        b"PK\x07\x08" + zipped("spanned.dcm"),
+        tarred("w"),
+        tarred("w", tarfile.USTAR_FORMAT),
+        tarred("w", tarfile.GNU_FORMAT),
+        tarred("w:gz"),
+        tarred("w:bz2"),
+        tarred("w:xz"),
+        gzip.compress(instance_bytes()),
+        b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(range(256)) * 4,
+        b"Rar!\x1a\x07\x01\x00" + bytes(range(256)) * 4,
+        b"Rar!\x1a\x07\x00" + bytes(range(256)) * 4,
+        b"\x28\xb5\x2f\xfd" + bytes(range(256)) * 4,
+        bytes(32_768) + b"\x01CD001\x01\x00" + bytes(3000),
+    ],
+)
+def test_archive_is_told_by_its_first_bytes(content: bytes, tmp_path: Path) -> None:
+    found = look(content, tmp_path)
+
+    assert found.verdict is Verdict.ARCHIVE
+    assert "archive" in found.reason_text
+
+
+@pytest.mark.parametrize("first", ["[Content_Types].xml", "mimetype", "_rels/.rels", "META-INF/MANIFEST.MF"])
+def test_document_in_a_zip_is_no_archive(first: str, tmp_path: Path) -> None:
+    assert look(zipped(first, "word/document.xml"), tmp_path).verdict is Verdict.NOT_DICOM
+
+
+def test_dicom_file_whose_preamble_is_that_of_another_format_is_dicom(tmp_path: Path) -> None:
+    for preamble in (b"PK\x03\x04", b"\x1f\x8b\x08", b"II*\0"):
+        whole = instance_bytes()
+        assert look(preamble + whole[len(preamble) :], tmp_path).verdict is Verdict.WHOLE
 
 
 def test_beginning_of_a_preamble_waits(tmp_path: Path) -> None:

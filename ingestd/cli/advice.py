@@ -70,6 +70,7 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
     (State.REJECTED, Reason.DICOMDIR): (
         "nothing: it is an index of other files, which are taken in by themselves; " + _DISCARD
     ),
+    (State.REJECTED, Reason.ARCHIVE): f"unpack it and drop again what is in it; then {_DISCARD}",
     (State.REJECTED, Reason.TRUNCATED): (
         "export it again at its source: the file ends before its content does. If that is how it is meant to be, "
         "`ingestd resolve {id} --admit-anyway`"

@@ -39,6 +39,7 @@ _REFUSED: dict[Verdict, Reason] = {
     Verdict.EMPTY: Reason.TRUNCATED,
     Verdict.NOT_DICOM: Reason.NOT_DICOM,
     Verdict.DICOMDIR: Reason.DICOMDIR,
+    Verdict.ARCHIVE: Reason.ARCHIVE,
     Verdict.HOSTILE: Reason.HOSTILE,
     Verdict.NO_UIDS: Reason.NO_UIDS,
 }

@@ -15,6 +15,7 @@ class Verdict(StrEnum):
     ZEROS = "zeros"  # may not be written to its end yet though it adds up: waits, then is admitted with its notes
     NOT_DICOM = "not_dicom"
     DICOMDIR = "dicomdir"
+    ARCHIVE = "archive"  # holds other files, which may be DICOM
     HOSTILE = "hostile"  # beyond a limit that no real object comes near
     NO_UIDS = "no_uids"
     CHANGED = "changed"  # another file, or changed while it was read

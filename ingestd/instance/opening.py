@@ -6,6 +6,7 @@ import hashlib
 import os
 from typing import Literal
 
+from ingestd.instance.archives import archive_kind
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Limits, Verdict
 from ingestd.instance.headers import looks_like_vr
@@ -150,7 +151,10 @@ class OpenedFile:
 
 
 def _not_dicom(head: bytes) -> InvalidInstance:
-    """Say that this is no DICOM file; unless it may be one of which not even the preamble is there yet."""
+    """Say that this is no DICOM file; unless it holds some, or not even its preamble is there yet."""
+    archive = archive_kind(head)
+    if archive:
+        return InvalidInstance(Verdict.ARCHIVE, f"a {archive}: what is in it is not looked at")
     if len(head) < PREAMBLE_BYTES + len(PREFIX) and (head.translate(None, _TEXT) or head[:2] in _TIFF):
         return InvalidInstance(Verdict.SHORT, "the file ends inside what may be its preamble")
     return InvalidInstance(Verdict.NOT_DICOM, "not a DICOM file")

@@ -30,7 +30,7 @@ _NOTHING_TO_RETRY = {
 
 # These cannot be sent whatever a person wishes: nothing can be read, or there is no identity to ask for.
 _NEVER_ADMITTED = frozenset(
-    {Reason.NOT_DICOM, Reason.DICOMDIR, Reason.NO_UIDS, Reason.UNREADABLE, Reason.KILLED_READER}
+    {Reason.NOT_DICOM, Reason.DICOMDIR, Reason.ARCHIVE, Reason.NO_UIDS, Reason.UNREADABLE, Reason.KILLED_READER}
 )
 
 
