@@ -17,7 +17,7 @@ import pytest
 
 from ingestd.dicomweb import ChangeFeedEntry, DicomWebClient, Timeouts
 from ingestd.emulator import Emulator
-from ingestd.lifecycle import FeedCursor, Identity, Part, PauseCause, Reason, ServerKind, State
+from ingestd.lifecycle import FeedCursor, Identity, Part, PauseCause, Reason, Sameness, ServerKind, State
 from ingestd.reconciler import (
     FeedAnswer,
     FeedQuestion,
@@ -574,6 +574,65 @@ def test_feed_that_breaks_off_keeps_the_cursor_and_gives_what_was_seen():
     assert PauseCause.UNAVAILABLE is got.pause.cause
 
 
+def spoilt(page: bytes, *sequences: int) -> bytes:
+    """The same page with entries that have no time."""
+    head, _, body = page.partition(b"\r\n\r\n")
+    entries = [one | {"timestamp": None} if one["Sequence"] in sequences else one for one in json.loads(body)]
+    date = head.decode().partition("Date: ")[2].partition("\r\n")[0]
+    return answer(json.dumps(entries).encode(), content_type="application/json", headers={"Date": date})
+
+
+def test_feed_entry_that_cannot_be_read_is_counted_and_stepped_over():
+    """One such entry blinded the feed for ever."""
+    many = [entry(number, sop=str(number), at=NOW - timedelta(minutes=5)) for number in range(450)]
+    pages = [
+        spoilt(feed_page(*many[:200]), *range(200)),
+        spoilt(feed_page(*many[200:400]), 399),
+        feed_page(*many[400:]),
+    ]
+    with ScriptedServer(*pages) as server:
+        got = read(server, cursor=FeedCursor(version=2, since=NOW - timedelta(hours=9)))
+
+    assert (len(got.sightings), got.unreadable, got.complete, got.error) == (249, 201, True, "")
+    assert FeedCursor(version=2, since=NOW - timedelta(seconds=60)) == got.cursor
+    assert [params(server, index)["offset"] for index in range(3)] == ["0", "200", "400"]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_feed_that_gives_nothing_new_for_ever_is_given_up(readable):
+    since = NOW - timedelta(hours=1)
+    full = feed_page(*(entry(number, sop=str(number), at=since) for number in range(200)))
+    with ScriptedServer(full if readable else spoilt(full, *range(200))) as server:
+        got = read(server, cursor=FeedCursor(version=2, since=since))
+
+    assert (got.cursor, got.complete) == (None, False)
+    assert "nothing new" in got.error
+    assert len(server.requests) <= 110
+
+
+@pytest.mark.parametrize("cursor", [FeedCursor(version=1, sequence=4), None], ids=["cursor", "none"])
+def test_first_version_reads_on_where_the_latest_entry_cannot_be_read(cursor):
+    old = NOW - timedelta(minutes=9)
+    feed = {at: entry(at, sop=str(at), at=old) for at in (5, 6, 90, 120)}
+    honest = first_version(feed)
+
+    def step(conversation: Conversation) -> None:
+        if conversation.request.target.partition("?")[0].endswith("/latest"):
+            conversation.read_body()
+            conversation.send(answer(b'{"Sequence": 121}', content_type="application/json"))
+        else:
+            honest(conversation)
+
+    with ScriptedServer(step) as server:
+        got = read(server, version=1, cursor=cursor)
+
+    if cursor is None:
+        assert "latest entry" in got.error
+    else:
+        assert sorted(one.sequence for one in got.sightings) == [5, 6, 90, 120]
+        assert (FeedCursor(version=1, sequence=120), True) == (got.cursor, got.complete)
+
+
 def test_other_partitions_are_somebody_else_s():
     with ScriptedServer(feed_page(entry(1), entry(2, sop="4", partition="other"))) as server:
         got = read(server, cursor=FeedCursor(version=2, since=NOW))
@@ -746,6 +805,53 @@ def test_large_copy_that_differs_is_whole_on_disk_and_an_equal_one_is_not_there(
             assert theirs == finding.copy.read_bytes()
             finding.copy.unlink()
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("parts", [1, 10_000], ids=["one part", "many parts"])
+def test_answer_far_larger_than_our_file_is_broken_off_and_is_other_content(tmp_path, scratch, monkeypatch, parts):
+    """A server that sends without an end filled the disk and kept a thread for ever."""
+    monkeypatch.setattr("ingestd.reconciler.asking.COPY_SPARE_BYTES", 8_000_000)
+    ours = make(tmp_path)
+    begin = b"HTTP/1.1 200 OK\r\nContent-Type: multipart/related; boundary=abc\r\n\r\n"
+    part = b"\r\n--abc\r\nContent-Type: application/dicom\r\n\r\n" + bytes(1_000_000)
+    sent: list[int] = []
+
+    def step(conversation: Conversation) -> None:
+        conversation.read_body()
+        conversation.send(begin + part)
+        try:
+            while True:
+                conversation.send(part if parts > 1 else bytes(1_000_000))
+                sent.append(1_000_000)
+        except OSError:
+            pass
+
+    with ScriptedServer(step) as server:
+        (finding,) = ask(server.url, scratch, [ours], fetch=True).findings
+
+    assert (finding.present, finding.sameness, finding.copy) == (True, Sameness.OTHER, None)
+    assert sum(sent) < 64_000_000
+    assert list(scratch.iterdir()) == []
+
+
+def test_listing_of_one_study_that_never_ends_is_given_up(tmp_path, scratch, monkeypatch):
+    monkeypatch.setattr("ingestd.reconciler.asking.MOST_LISTED", 1000)
+    parts = [make(tmp_path, study_uid="1.2.3") for _ in range(5)]
+    names = iter(range(10**9))
+
+    def step(conversation: Conversation) -> None:
+        conversation.read_body()
+        if "?" not in conversation.request.target:
+            conversation.send(answer(status="404 Not Found"))
+            return
+        items = [{"00080018": {"vr": "UI", "Value": [f"1.{next(names)}"]}} for _ in range(200)]
+        conversation.send(answer(json.dumps(items).encode()))
+
+    with ScriptedServer(step) as server:
+        got = ask(server.url, scratch, parts, fetch=False)
+
+    assert [finding.present for finding in got.findings] == [None] * 5
+    assert len(server.requests) < 20
 
 
 def test_copy_that_breaks_off_leaves_nothing_in_scratch(tmp_path, scratch):

@@ -105,6 +105,7 @@ class Proof:
         self._fetching: dict[int, _Fetch] = {}
         self._fetch_at = 0.0
         self._feed_asked = False
+        self._feed_unreadable = 0
         self._feed_at = 0.0
         self._feed_read_at = -self._interval.total_seconds()
         self._hurry_at = 0.0
@@ -320,6 +321,9 @@ class Proof:
                 self._feed_at = 0.0
             elif self.rules is not None:
                 self.rules = replace(self.rules, feed_read_at=now.utc)
+        if answer.unreadable not in {0, self._feed_unreadable}:
+            self._log.warning("feed.entries_unreadable", rows=answer.unreadable)
+        self._feed_unreadable = answer.unreadable
         if answer.error or answer.pause is not None:
             self._log.warning("feed.not_read", error=answer.error or (answer.pause.note if answer.pause else ""))
 

@@ -18,8 +18,8 @@ Reconciler(client, *, scratch: Path, wake, utc_now, workers=2)
 
 FeedQuestion(cursor: FeedCursor | None, version: int, lag, first_attempt_at: datetime | None)
     cursor None: the first one is found (v2: first attempt - 10 min; v1: the latest sequence before it), then read.
-FeedAnswer(question, sightings: tuple[Sighting, ...], cursor: FeedCursor | None, complete: bool, asked_at,
-           clock_offset, pause, error)
+FeedAnswer(question, sightings: tuple[Sighting, ...], unreadable: int, cursor: FeedCursor | None, complete: bool,
+           asked_at, clock_offset, pause, error)
     sightings: one per identity, its newest entry; hand them with the cursor to ledger.record_sightings, in the
     transaction that applies the outcomes of ``plan`` for the rows that come up. complete False: ask again at once.
 StudyQuestion(study_uid, rows: tuple[Unproven, ...], fetch: bool)

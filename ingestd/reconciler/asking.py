@@ -19,6 +19,7 @@ from ingestd.dicomweb import (
     DicomWebClient,
     DicomWebError,
     NotFound,
+    Unintelligible,
     uid_of,
 )
 from ingestd.lifecycle import Content, Identity, Pause, Sameness, Unproven
@@ -29,13 +30,20 @@ from ingestd.reconciler.questions import Finding, StudyAnswer, StudyQuestion
 FEW_ROWS = 3
 # Copies up to this size are looked at in memory and only put on disk if they differ.
 IN_MEMORY_BYTES = 4_000_000
+# An answer is broken off beyond so many times our file's size and this: no encoding makes so much of one object.
+COPY_GROWTH = 8
+COPY_SPARE_BYTES = 64_000_000
+# No study has more instances; a listing without an end is no listing.
+MOST_LISTED = 1_000_000
 
 
 def list_identities(client: DicomWebClient, study_uid: str, row: Unproven | None = None) -> Iterator[Identity]:
     """List what the server says it has of a study, or whether it has one instance; pages by itself."""
     series_uid = row.identity.series_uid if row is not None else None
     filters = {"SOPInstanceUID": row.identity.sop_uid} if row is not None else None
-    for item in client.find_instances(filters, study_uid=study_uid, series_uid=series_uid):
+    for count, item in enumerate(client.find_instances(filters, study_uid=study_uid, series_uid=series_uid)):
+        if count >= MOST_LISTED:
+            raise Unintelligible(f"the server lists more than {MOST_LISTED} instances of one study")
         yield Identity(
             study_uid=study_uid,
             series_uid=series_uid or uid_of(item, "SeriesInstanceUID"),
@@ -121,6 +129,8 @@ class StudyAsker:
             return self._look_at_copy(row, listing, asked_at)
         except NotFound:
             return self._not_found(row, listing, asked_at)
+        except _TooLarge:
+            return Finding(row=row, present=True, asked_at=asked_at, sameness=Sameness.OTHER)
         except DicomWebError as error:
             if concerns_server(error):
                 raise
@@ -147,21 +157,27 @@ class StudyAsker:
         ) as retrieval:
             if retrieval.server_date is not None:
                 self.clock_offset = retrieval.server_date - asked_at
+            retrieval.on_bytes = _Allowance(COPY_GROWTH * row.content.size_bytes + COPY_SPARE_BYTES).take
             if not self.question.fetch:
                 retrieval.only_part()
                 return self._only_retrievable(row, listing, asked_at)
             other: Path | None = None
             # More than one where the server tells objects apart by more than their UIDs (Orthanc: by the PatientID).
-            for _headers, part in retrieval:
-                with _Copy(self.scratch / f"copy-{row.entry_id}-{secrets.token_hex(8)}", row.content) as copy:
-                    while chunk := part.next_chunk():
-                        copy.write(chunk)
-                    if copy.is_same() and not self.question.keep:
-                        if other is not None:
-                            other.unlink(missing_ok=True)
-                        return Finding(row=row, present=True, asked_at=asked_at, sameness=Sameness.SAME)
-                    if other is None:
-                        other = copy.keep()
+            try:
+                for _headers, part in retrieval:
+                    with _Copy(self.scratch / f"copy-{row.entry_id}-{secrets.token_hex(8)}", row.content) as copy:
+                        while chunk := part.next_chunk():
+                            copy.write(chunk)
+                        if copy.is_same() and not self.question.keep:
+                            if other is not None:
+                                other.unlink(missing_ok=True)
+                            return Finding(row=row, present=True, asked_at=asked_at, sameness=Sameness.SAME)
+                        if other is None:
+                            other = copy.keep()
+            except BaseException:
+                if other is not None:
+                    other.unlink(missing_ok=True)
+                raise
         if other is None:
             note = "its copy could not be had: the server's answer has no part"
             return Finding(row=row, present=None, asked_at=asked_at, note=note)
@@ -173,6 +189,22 @@ class StudyAsker:
             note = "it can be retrieved, but a query does not list it"
             return Finding(row=row, present=None, asked_at=asked_at, note=note)
         return Finding(row=row, present=True, asked_at=asked_at)
+
+
+class _TooLarge(Exception):
+    """The answer is far larger than what it should be a copy of."""
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """How many bytes may still come."""
+
+    left: int
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise _TooLarge
 
 
 class _Copy:

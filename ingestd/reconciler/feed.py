@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from ingestd.dicomweb import ChangeFeedEntry, ChangeFeedPage, DicomWebClient, DicomWebError
+from ingestd.dicomweb import ChangeFeedEntry, ChangeFeedPage, DicomWebClient, DicomWebError, Unintelligible
 from ingestd.lifecycle import FeedCursor, Identity, Sighting
 from ingestd.reconciler.failing import concerns_server, pause_for
 from ingestd.reconciler.questions import FeedAnswer, FeedQuestion
@@ -21,6 +21,8 @@ V1_PAGE = 100  # the widest range of sequences
 V2_PAGE = 200
 # One answer's worth; more is a next question, so that what was seen so far is written.
 MOST_PAGES = 50
+# Entries under one timestamp are read together, up to here.
+MOST_AT_ONE_TIME = 200_000
 BEFORE_FIRST_ATTEMPT = timedelta(minutes=10)
 DEFAULT_PARTITION = "microsoft.default"
 
@@ -32,6 +34,8 @@ class _Reading:
     asked_at: datetime
     lag: timedelta
     entries: dict[int, ChangeFeedEntry] = field(default_factory=dict)
+    unreadable: int = 0
+    pages_without_news: int = 0
     server_date: datetime | None = None
 
     @property
@@ -46,7 +50,10 @@ class _Reading:
     def take(self, page: ChangeFeedPage) -> None:
         if self.server_date is None:
             self.server_date = page.server_date
+        known = len(self.entries)
         self.entries.update((entry.sequence, entry) for entry in page.entries)
+        self.unreadable += page.unreadable
+        self.pages_without_news = self.pages_without_news + 1 if len(self.entries) == known else 0
 
     def sightings(self, partition: str) -> tuple[Sighting, ...]:
         ours = (entry for entry in self.entries.values() if entry.partition.lower() in {"", partition})
@@ -92,6 +99,7 @@ def read_feed(
     return FeedAnswer(
         question=question,
         sightings=reading.sightings(partition.lower()),
+        unreadable=reading.unreadable,
         cursor=cursor,
         complete=complete,
         asked_at=reading.asked_at,
@@ -111,19 +119,22 @@ def _read_v2(client: DicomWebClient, question: FeedQuestion, reading: _Reading) 
     while True:
         page = client.change_feed(start_at=since, end_at=end, offset=offset, limit=V2_PAGE)
         reading.take(page)
-        offset += len(page.entries)
+        offset += page.size
         if page.entries:
             last = max(entry.at for entry in page.entries)
-        if len(page.entries) < V2_PAGE:
+        if page.size < V2_PAGE:
             return FeedCursor(version=2, since=max(since, reading.horizon)), True
         if end is None and reading.server_date is not None:
             # Closed from here on, so that a busy server's feed has an end. Its Date is cut to the second.
             end = max(reading.server_date, since) + timedelta(seconds=1)
-        assert last is not None, "a full page has entries"
-        reached = min(last, reading.horizon)
-        # A burst under one timestamp must be read whole, however long: the next question would begin before it again.
-        if offset >= MOST_PAGES * V2_PAGE and reached > since:
+        if offset < MOST_PAGES * V2_PAGE:
+            continue
+        reached = since if last is None else min(last, reading.horizon)
+        if reached > since:
             return FeedCursor(version=2, since=reached), False
+        # A burst under one timestamp must be read whole: the next question would begin before it again.
+        if reading.pages_without_news >= MOST_PAGES or len(reading.entries) > MOST_AT_ONE_TIME:
+            raise Unintelligible("the change feed goes on and on with nothing new that can be read")
 
 
 def _first_time(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> datetime:
@@ -134,9 +145,14 @@ def _first_time(client: DicomWebClient, question: FeedQuestion, reading: _Readin
 
 
 def _read_v1(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> tuple[FeedCursor, bool]:
-    latest = client.change_feed_latest()
-    end = 0 if latest is None else latest.sequence
     cursor = question.cursor.sequence if question.cursor is not None else None
+    try:
+        latest = client.change_feed_latest()
+    except Unintelligible:
+        if cursor is None:
+            raise
+        return _read_v1_unended(client, cursor, reading)
+    end = 0 if latest is None else latest.sequence
     if cursor is None:
         cursor = _first_sequence(client, question, reading, latest)
     offset = cursor
@@ -146,6 +162,17 @@ def _read_v1(client: DicomWebClient, question: FeedQuestion, reading: _Reading) 
         offset = min(offset + V1_PAGE, end)
         pages += 1
     return FeedCursor(version=1, sequence=max(cursor, _settled_up_to(reading, offset))), offset >= end
+
+
+def _read_v1_unended(client: DicomWebClient, cursor: int, reading: _Reading) -> tuple[FeedCursor, bool]:
+    """Read on to the first empty page, where the latest entry cannot be read: nothing else tells where the end is."""
+    for offset in range(cursor, cursor + MOST_PAGES * V1_PAGE, V1_PAGE):
+        page = client.change_feed(offset=offset, limit=V1_PAGE)
+        reading.take(page)
+        if page.size == 0:
+            break
+    highest = max(reading.entries, default=cursor)
+    return FeedCursor(version=1, sequence=max(cursor, _settled_up_to(reading, highest))), True
 
 
 def _settled_up_to(reading: _Reading, offset: int) -> int:

@@ -53,12 +53,15 @@ class FeedQuestion:
 class FeedAnswer:
     """What the change feed showed: each identity's newest entry, and how far it counts as read.
 
+    ``unreadable`` counts the entries that could not be read and were stepped over.
+
     ``complete`` is False where there is more to be read now, or nothing could be read. ``pause`` and ``error`` say why
     it broke off; what was read until then counts.
     """
 
     question: FeedQuestion
     sightings: tuple[Sighting, ...] = ()
+    unreadable: int = 0
     cursor: FeedCursor | None = None
     complete: bool = False
     asked_at: datetime
