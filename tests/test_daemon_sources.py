@@ -16,6 +16,7 @@ from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger
 from ingestd.lifecycle import State
 from tests.builders import write_instance
+from tests.running import QUICK_INBOX, Site, wait_until
 
 
 @pytest.fixture
@@ -54,3 +55,20 @@ def test_copied_source_is_removed_and_not_taken_twice(tmp_path: Path, elsewhere:
     assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == []
     with Ledger.open(config.ledger, read_only=True) as ledger:
         assert {state: count for state, count in ledger.counts().items() if count} == {State.CONFIRMED: 3}
+
+
+def test_a_squatted_name_of_ours_is_told_while_removals_go_on(tmp_path: Path, elsewhere: Path) -> None:
+    with Emulator() as server:
+        site = Site(tmp_path / "site", server.url, inboxes=[{"path": str(elsewhere), **QUICK_INBOX}])
+        (elsewhere / ".ingestd-removing").write_bytes(b"")
+        write_instance(elsewhere / "image")
+        with site.start():
+            site.wait_for({"CONFIRMED": 1})
+            wait_until(lambda: not (elsewhere / "image").exists(), what="the removal of the source")
+            wait_until(lambda: site.command("status", "--exit-code").returncode == 1, what="the alarm", every=0.5)
+            told = site.command("status").stdout
+            (elsewhere / ".ingestd-removing").unlink()
+            wait_until(lambda: site.command("status", "--exit-code").returncode == 0, what="its end", every=0.5)
+
+    assert "our own folder" in told
+    assert ".ingestd-removing" in told

@@ -339,6 +339,60 @@ def test_removal_cut_short_is_finished_and_a_changed_file_given_back(spool, else
     assert spool.recover_removals(elsewhere, set()) == 0
 
 
+def _squat(path, kind):
+    """Put something of somebody else's under our folder's name."""
+    if kind == "file":
+        path.write_bytes(b"")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/tmp")
+    else:
+        path.mkdir()
+        os.chown(path, 12345, 12345)
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "link", "folder of another user"])
+def test_name_of_ours_that_somebody_else_has_stops_no_removal(spool, elsewhere, kind):
+    """A dropper's empty file ``.ingestd-removing`` stopped all removals on that filesystem, and nobody was told."""
+    if kind == "folder of another user" and os.geteuid() != 0:
+        pytest.skip("only root gives folders away")
+    squatter = elsewhere / ".ingestd-removing"
+    _squat(squatter, kind)
+    for name in ("x", "y"):
+        path = put(elsewhere, name)
+        assert spool.remove_source(elsewhere, name, source_of(path)) is Removal.REMOVED
+
+    assert spool.is_squatted(elsewhere)
+    assert not tree(elsewhere) - {".ingestd-removing"}
+    assert os.path.lexists(squatter)
+    assert len(list(elsewhere.iterdir())) == 2  # one other name, for both
+
+    squatter.rmdir() if squatter.is_dir() and not squatter.is_symlink() else squatter.unlink()
+    spool.look_aside(elsewhere)
+    assert not spool.is_squatted(elsewhere)
+
+
+def test_removal_cut_short_under_another_name_is_finished_too(spool, elsewhere):
+    (elsewhere / ".ingestd-removing").write_bytes(b"")
+    known = put(elsewhere, ".ingestd-removing-0011/11")
+    put(elsewhere, ".ingestd-removing-0011/22", b"grown since")
+
+    assert spool.recover_removals(elsewhere, {source_of(known)}) == 2
+
+    assert {path.name for path in elsewhere.iterdir()} == {".ingestd-removing", "recovered-22"}
+
+
+def test_folder_of_ours_that_another_user_made_is_not_looked_into(spool, elsewhere):
+    if os.geteuid() != 0:
+        pytest.skip("only root gives folders away")
+    put(elsewhere, ".ingestd-removing-0011/11")
+    os.chown(elsewhere / ".ingestd-removing-0011", 12345, 12345)
+
+    assert spool.recover_removals(elsewhere, set()) == 0
+    assert tree(elsewhere) == {".ingestd-removing-0011/11"}
+
+
 def test_set_aside_keeps_the_name_and_can_be_taken_after_all(spool, drop):
     put(drop, "s/report.pdf", b"%PDF")
     put(drop, "t/report.pdf", b"%PDF2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -260,9 +261,10 @@ def _file_name(uid: str) -> str:
 def _write_new(path: Path, part: Any) -> None:
     """Write a part whole or not at all; a file that is there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
+    # A name that nobody can have taken: the folder may be one in which others write.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             while chunk := part.next_chunk():
                 file.write(chunk)
         temporary.replace(path)

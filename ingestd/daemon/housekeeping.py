@@ -18,6 +18,8 @@ from ingestd.ledger import InboxSummary, Ledger, Moves
 
 _TIDY_EVERY_SECONDS = 5.0
 _SPACE_EVERY_SECONDS = 1.0
+_SQUATTED = "somebody else has the name of our own folder in a drop folder; sources are removed by way of another name"
+_SQUATTED_STEP = "remove or rename what lies there as .ingestd-removing, and see who may write to the drop folder"
 _COUNTED = (
     "files_seen",
     "waiting_settle",
@@ -109,6 +111,7 @@ class Housekeeping:
             return
         self._tidy_at = now.mono + _TIDY_EVERY_SECONDS
         self._remove_sources()
+        self._look_for_squatters()
         self.removals.gather(now, make_room=self.disk_low)
         for report in self._inboxes.reports():
             self._alarms.set(
@@ -174,6 +177,13 @@ class Housekeeping:
                 continue
             self._removing.add(source.entry_id)
             self._mover.remove_source(source.entry_id, root, source.relative_path, source.source)
+
+    def _look_for_squatters(self) -> None:
+        for inbox in self._moving:
+            is_squatted = self._spool.is_squatted(self._roots[inbox])
+            self._alarms.set("name_squatted", inbox, note=_SQUATTED if is_squatted else "", next_step=_SQUATTED_STEP)
+            if is_squatted and not self._removing:
+                self._mover.look_aside(self._roots[inbox])
 
     def _summary(self, report: InboxReport, now: Now) -> InboxSummary:
         return InboxSummary(

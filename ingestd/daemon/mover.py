@@ -145,6 +145,10 @@ class Mover(Generic[Context]):
         """Settle the removals of this inbox that the last run did not finish."""
         self._removals.put(lambda spool: spool.recover_removals(root, unremoved))
 
+    def look_aside(self, root: Path) -> None:
+        """See whether somebody else still has the name of our folder in this inbox."""
+        self._removals.put(lambda spool: spool.look_aside(root))
+
     def remove_source(self, entry_id: int, root: Path, relative_path: str, source: SourceStat) -> None:
         """Remove a copied source from its inbox, after a last look."""
         self._removals.put_row(entry_id, lambda spool: spool.remove_source(root, relative_path, source))

@@ -36,6 +36,7 @@ inbox, relative path, size and mtime_ns; for ``move``: some row with this inbox,
     .set_aside(items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]    to rejected/<inbox>/<random>/
     .remove_source(root: Path, relative_path: str, source: SourceStat) -> Removal
     .recover_removals(root: Path, unremoved: Collection[SourceStat]) -> int    at start, per inbox elsewhere
+    .is_squatted(root: Path) -> bool / .look_aside(root: Path) -> None    somebody else has our folder's name there
     .discard(*paths: str) -> None                     files/, rejected/, explicit/ or scratch/ only; gone is fine
     .orphans(known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]    G2; at most 1,000 paths a question
     .candidate_at(inbox: str, path: str) -> Candidate | None    None when it is gone

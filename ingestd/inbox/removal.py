@@ -16,15 +16,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ingestd.lifecycle import SourceStat
-from ingestd.places import FILE, FOLDER, open_folder
+from ingestd.places import FILE, open_folder
 
+from .aside import Aside
 from .durable import look, put_back, sync
 from .glance import has_writer
-from .scan import REMOVING
 from .types import Removal
 
 
-def remove(root: Path, relative_path: str, source: SourceStat) -> Removal:
+def remove(root: Path, relative_path: str, source: SourceStat, aside: Aside) -> Removal:
     """Remove a source if it still is what was copied; see ``Spool.remove_source``."""
     parent, _, name = relative_path.rpartition("/")
     try:
@@ -35,78 +35,74 @@ def remove(root: Path, relative_path: str, source: SourceStat) -> Removal:
     except OSError:
         return Removal.WAITS
     try:
-        return _remove_from(str(root), folder, name, source)
+        found = _found(name, folder)
+        if found is None:
+            return Removal.GONE
+        if not _is(found, source):
+            return Removal.CHANGED
+        with aside.opened(str(root)) as own_folder:
+            return _remove_from(folder, name, own_folder, source)
     except OSError:
         return Removal.WAITS
     finally:
         os.close(folder)
 
 
-def _remove_from(root: str, folder: int, name: str, source: SourceStat) -> Removal:
+def _remove_from(folder: int, name: str, aside: int, source: SourceStat) -> Removal:
+    own = secrets.token_hex(16)
     try:
-        if not _is(look(name, folder), source):
-            return Removal.CHANGED
+        os.rename(name, own, src_dir_fd=folder, dst_dir_fd=aside)
     except FileNotFoundError:
         return Removal.GONE
-    aside = _open_aside(root, make=True)
-    try:
-        own = secrets.token_hex(16)
-        try:
-            os.rename(name, own, src_dir_fd=folder, dst_dir_fd=aside)
-        except FileNotFoundError:
-            return Removal.GONE
-        is_same = _is(look(own, aside), source)
-        if is_same and not _is_being_written(own, aside):
-            os.unlink(own, dir_fd=aside)
-            sync(folder)
-            sync(aside)
-            return Removal.REMOVED
-        put_back(own, aside, name, folder)
-        return Removal.WAITS if is_same else Removal.CHANGED
-    finally:
-        os.close(aside)
+    is_same = _is(look(own, aside), source)
+    if is_same and not _is_being_written(own, aside):
+        os.unlink(own, dir_fd=aside)
+        sync(folder)
+        sync(aside)
+        return Removal.REMOVED
+    put_back(own, aside, name, folder)
+    return Removal.WAITS if is_same else Removal.CHANGED
 
 
-def recover(root: Path, unremoved: Collection[SourceStat]) -> int:
+def recover(root: Path, unremoved: Collection[SourceStat], aside: Aside) -> int:
     """Finish what a crash cut short; see ``Spool.recover_removals``."""
-    try:
-        aside = _open_aside(str(root), make=False)
-    except OSError:
-        return 0
     # Devices are numbered anew when a share is mounted again.
     ours = {(source.inode, source.size_bytes, source.mtime_ns) for source in unremoved}
     count = 0
     try:
-        top = open_folder(str(root), "")
-        try:
-            for name in os.listdir(aside):  # noqa: PTH208 - a descriptor
-                with contextlib.suppress(OSError):
-                    found = look(name, aside)
-                    if stat.S_ISDIR(found.st_mode):
-                        continue
-                    if (found.st_ino, found.st_size, found.st_mtime_ns) in ours:
-                        os.unlink(name, dir_fd=aside)
-                    else:
-                        put_back(name, aside, f"recovered-{name}", top)
-                    count += 1
-            sync(aside)
-            sync(top)
-        finally:
-            os.close(top)
-    finally:
-        os.close(aside)
+        for folder in aside.left(str(root)):
+            count += _recover_from(folder, root, ours)
+    except OSError:
+        pass  # what is left lies where it lay, until the next start
     return count
 
 
-def _open_aside(root: str, *, make: bool) -> int:
-    top = open_folder(root, "")
+def _recover_from(aside: int, root: Path, ours: Collection[tuple[int, int, int]]) -> int:
+    count = 0
+    top = open_folder(str(root))
     try:
-        if make:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(REMOVING, 0o700, dir_fd=top)
-        return os.open(REMOVING, FOLDER, dir_fd=top)
+        for name in os.listdir(aside):
+            with contextlib.suppress(OSError):
+                found = look(name, aside)
+                if stat.S_ISDIR(found.st_mode):
+                    continue
+                if (found.st_ino, found.st_size, found.st_mtime_ns) in ours:
+                    os.unlink(name, dir_fd=aside)
+                else:
+                    put_back(name, aside, f"recovered-{name}", top)
+                count += 1
+        sync(aside)
+        sync(top)
     finally:
         os.close(top)
+    return count
+
+
+def _found(name: str, folder: int) -> os.stat_result | None:
+    try:
+        return look(name, folder)
+    except FileNotFoundError:
+        return None
 
 
 def _is(found: os.stat_result, source: SourceStat) -> bool:

@@ -29,6 +29,7 @@ from pathlib import Path
 from ingestd.lifecycle import SourceStat
 
 from . import removal, takein
+from .aside import Aside
 from .durable import sync_folder
 from .types import Candidate, Expect, FreeSpace, NotTaken, Removal, SpoolError, SpoolInUse, Taken, check_inbox_name
 
@@ -45,6 +46,7 @@ class Spool:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._lock: int | None = None
+        self._aside = Aside()
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._refuse_foreign()
@@ -105,14 +107,22 @@ class Spool:
 
         ``root`` is the inbox's folder, ``source`` what the row remembers.
         """
-        return removal.remove(root, relative_path, source)
+        return removal.remove(root, relative_path, source, self._aside)
 
     def recover_removals(self, root: Path, unremoved: Collection[SourceStat]) -> int:
         """Finish removals that a crash cut short, and say how many; ``unremoved`` are the rows' sources of this inbox.
 
         A file that is none of them was written to meanwhile: it goes back into the inbox under a fresh name.
         """
-        return removal.recover(root, unremoved)
+        return removal.recover(root, unremoved, self._aside)
+
+    def is_squatted(self, root: Path) -> bool:
+        """Whether somebody else has the name of our folder in this inbox, so that another one is used."""
+        return self._aside.is_squatted(str(root))
+
+    def look_aside(self, root: Path) -> None:
+        """See whether that still is so; by whoever removes sources."""
+        self._aside.look(str(root))
 
     def discard(self, *paths: str) -> None:
         """Remove files of ours; one that is gone already is fine.
