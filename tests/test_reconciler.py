@@ -563,6 +563,28 @@ def test_backlog_is_read_in_portions_that_are_written_down_in_between():
     assert FeedCursor(version=2, since=full[-1].at) == got.cursor
 
 
+def test_a_burst_within_the_lag_is_read_to_its_end_and_not_from_its_beginning_again():
+    """Seen with 20,000 files in half a minute: each answer had the first 10,000, and the next began where it did."""
+    young = [
+        entry(number, sop=str(number), at=NOW - timedelta(milliseconds=50_000 - number)) for number in range(10_050)
+    ]
+    pages = [feed_page(*young[at : at + 200]) for at in range(0, len(young), 200)]
+    with ScriptedServer(*pages) as server:
+        got = read(server, cursor=FeedCursor(version=2, since=NOW - timedelta(minutes=2)))
+
+    assert (True, len(young)) == (got.complete, len(got.sightings))
+    assert FeedCursor(version=2, since=NOW - timedelta(seconds=60)) == got.cursor
+
+
+def test_first_version_reads_a_burst_within_the_lag_to_its_end():
+    feed = {at: entry(at, sop=str(at), at=NOW - timedelta(seconds=10)) for at in range(1, 5_150)}
+    with ScriptedServer(first_version(feed)) as server:
+        got = read(server, version=1, cursor=FeedCursor(version=1, sequence=0))
+
+    assert (True, len(feed)) == (got.complete, len(got.sightings))
+    assert FeedCursor(version=1, sequence=0) == got.cursor
+
+
 def test_feed_that_breaks_off_keeps_the_cursor_and_gives_what_was_seen():
     many = [entry(number, sop=str(number)) for number in range(200)]
     with ScriptedServer(feed_page(*many), answer(status="503 Busy")) as server:

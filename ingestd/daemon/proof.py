@@ -207,7 +207,8 @@ class Proof:
 
     @property
     def _next_feed_at(self) -> float:
-        return min(self._feed_at, self._hurry_at) if self.hurried else self._feed_at
+        # What it has shown already is settled first.
+        return min(self._feed_at, self._hurry_at) if self.hurried and not self._more_rows else self._feed_at
 
     def _plan_feed(self, now: Now, rules: Rules) -> None:
         if not rules.profile.has_feed or self._feed_asked or now.mono < self._next_feed_at:

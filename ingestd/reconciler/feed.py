@@ -19,10 +19,11 @@ from ingestd.reconciler.questions import FeedAnswer, FeedQuestion
 
 V1_PAGE = 100  # the widest range of sequences
 V2_PAGE = 200
-# One answer's worth; more is a next question, so that what was seen so far is written.
+# One answer's worth; more is a next question, so that what was seen so far is written. What is younger than the lag is
+# read to its end all the same: the cursor may not pass it, and the next question would begin before it again.
 MOST_PAGES = 50
-# Entries under one timestamp are read together, up to here.
-MOST_AT_ONE_TIME = 200_000
+# Entries within the lag, or under one timestamp, are read together, up to here.
+MOST_TOGETHER = 200_000
 BEFORE_FIRST_ATTEMPT = timedelta(minutes=10)
 DEFAULT_PARTITION = "microsoft.default"
 
@@ -36,6 +37,7 @@ class _Reading:
     entries: dict[int, ChangeFeedEntry] = field(default_factory=dict)
     unreadable: int = 0
     pages_without_news: int = 0
+    newest_at: datetime | None = None
     server_date: datetime | None = None
 
     @property
@@ -52,8 +54,16 @@ class _Reading:
             self.server_date = page.server_date
         known = len(self.entries)
         self.entries.update((entry.sequence, entry) for entry in page.entries)
+        self.newest_at = max((entry.at for entry in page.entries), default=self.newest_at)
         self.unreadable += page.unreadable
         self.pages_without_news = self.pages_without_news + 1 if len(self.entries) == known else 0
+
+    @property
+    def goes_on_young(self) -> bool:
+        """Whether it has come to what is younger than the lag, and has not lost itself there."""
+        if self.pages_without_news >= MOST_PAGES or len(self.entries) > MOST_TOGETHER:
+            return False
+        return self.newest_at is not None and self.newest_at > self.horizon
 
     def sightings(self, partition: str) -> tuple[Sighting, ...]:
         ours = (entry for entry in self.entries.values() if entry.partition.lower() in {"", partition})
@@ -129,11 +139,10 @@ def _read_v2(client: DicomWebClient, question: FeedQuestion, reading: _Reading) 
             end = max(reading.server_date, since) + timedelta(seconds=1)
         if offset < MOST_PAGES * V2_PAGE:
             continue
-        reached = since if last is None else min(last, reading.horizon)
-        if reached > since:
-            return FeedCursor(version=2, since=reached), False
-        # A burst under one timestamp must be read whole: the next question would begin before it again.
-        if reading.pages_without_news >= MOST_PAGES or len(reading.entries) > MOST_AT_ONE_TIME:
+        if last is not None and since < last <= reading.horizon:
+            return FeedCursor(version=2, since=last), False
+        # A burst, within the lag or under one timestamp: cut here, the next question would begin before it again.
+        if reading.pages_without_news >= MOST_PAGES or len(reading.entries) > MOST_TOGETHER:
             raise Unintelligible("the change feed goes on and on with nothing new that can be read")
 
 
@@ -157,7 +166,7 @@ def _read_v1(client: DicomWebClient, question: FeedQuestion, reading: _Reading) 
         cursor = _first_sequence(client, question, reading, latest)
     offset = cursor
     pages = 0
-    while offset < end and pages < MOST_PAGES:
+    while offset < end and (pages < MOST_PAGES or reading.goes_on_young):
         reading.take(client.change_feed(offset=offset, limit=V1_PAGE))
         offset = min(offset + V1_PAGE, end)
         pages += 1
