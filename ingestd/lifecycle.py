@@ -491,7 +491,7 @@ class BatchResult:
     error: str = ""
     pause: Pause | None = None
     charge_study: bool = False  # moves the study's next_attempt_at on and halves its next batch
-    whole_batch_refused: bool = False  # 400, 404, 406, 415 for all of it: the daemon watches for three studies in a row
+    whole_batch_refused: bool = False  # 400, 404, 406, 415 for all of it: the daemon watches for three in a row
     answered: bool = False  # a complete, readable answer came: the destination works
 
 

@@ -221,7 +221,7 @@ class Rows:
         with self.ledger.write() as moves:
             moves.pause_destination(pause, until=datetime.now(UTC) + timedelta(minutes=5), now=self.now)
 
-    def report(self, **counts: int) -> None:
+    def report(self, *, oldest_at: datetime | None = None, **counts: int) -> None:
         """What the inbox looked like."""
         summary = InboxSummary(
             inbox=self.inbox,
@@ -229,6 +229,7 @@ class Rows:
             alarm="",
             watching="events",
             counts=counts,
+            oldest_at=oldest_at,
             at=self.now,
         )
         with self.ledger.write() as moves:

@@ -118,6 +118,15 @@ class Site:
         finally:
             ledger.close()
 
+    def status(self) -> dict[str, Any]:
+        """What `status --json` says."""
+        told: dict[str, Any] = json.loads(self.command("status", "--json").stdout)
+        return told
+
+    def stopped(self) -> set[str]:
+        """The kinds of the lines "Stopped because ..." that `status` has."""
+        return {line["kind"] for line in self.status()["stopped_because"]}
+
     def states(self) -> dict[str, int]:
         """How many rows are in each state; states without rows are left out, and a ledger not made yet has none."""
         if not self.ledger_file.exists():

@@ -101,6 +101,21 @@ def test_a_server_that_is_something_else_is_to_be_mended(tmp_path, command, serv
     assert "is this the address of the DICOMweb service itself?" in said.out
 
 
+@pytest.mark.parametrize("client, wrong", [("reader", ["role"]), ("owner", [])])
+def test_a_role_that_may_read_and_not_store_is_told(tmp_path, command, client, wrong):
+    with Emulator(auth=True) as guarded:
+        (tmp_path / "secret").write_text(client)
+        (tmp_path / "secret").chmod(0o600)
+        token_url = guarded.url.removesuffix("/v2") + "/oauth2/v2.0/token"
+        auth = f'{{kind: oauth2, token_url: "{token_url}", client_id: {client}, client_secret_file: secret}}'
+        configure(tmp_path, f'{{url: "{guarded.url}", auth: {auth}}}')
+
+        said = command("check", "--json")
+
+        assert [line.partition(":")[0] for line in found(said)] == wrong
+        assert said.code == (ExitCode.CONFIGURATION if wrong else ExitCode.DONE)
+
+
 def test_only_what_keeps_it_from_starting_counts_for_the_start(tmp_path, command):
     (tmp_path / "drop").rmdir()
     configure(tmp_path, '{url: "http://127.0.0.1:9/v2", auth: {kind: bearer, token_file: token}}', low="900TB")

@@ -353,6 +353,7 @@ def _tls(config: Config) -> Iterator[Finding]:
 def _server(config: Config) -> Iterator[Finding]:
     from ingestd.daemon.wiring import client_of
     from ingestd.dicomweb import DicomWebError, NotAuthorized, TokenError, Unavailable
+    from ingestd.dicomweb.probing import may_store
     from ingestd.sender import probe_profile
 
     url = config.destination.url
@@ -363,6 +364,7 @@ def _server(config: Config) -> Iterator[Finding]:
             page = client.search_studies(limit=1)
             took = boottime() - began
             profile = probe_profile(client)
+            stores = may_store(client)
         except TokenError as error:
             yield _bad("auth", str(error))
             return
@@ -378,6 +380,9 @@ def _server(config: Config) -> Iterator[Finding]:
             yield _bad("server", f"{url}: {error}", "is this the address of the DICOMweb service itself?")
             return
     yield _ok("server", f"{url} answers in {took * 1000:.0f} ms")
+    if not stores:
+        advice = "give it the right to write; on Azure the role DICOM Data Owner, not DICOM Data Reader"
+        yield _bad("role", f"{url}: our role may read and not store (a post was answered 403)", advice)
     feed = (
         f"change feed version {profile.feed_version}" if profile.has_feed else "no change feed: it is asked by queries"
     )

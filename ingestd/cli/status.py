@@ -20,6 +20,7 @@ from .frame import (
     ago,
     config_option,
     daemon_pid,
+    host_of,
     in_bytes,
     in_files,
     json_option,
@@ -29,12 +30,13 @@ from .frame import (
     print_json,
     stopped_send,
 )
+from .stopped import stopped_because
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from ingestd.config import Config
-    from ingestd.ledger import Choice, Entry, Ledger, Status, StudySummary
+    from ingestd.ledger import Alarm, Choice, Entry, Ledger, Status, StudySummary
 
 STATES = (
     "PENDING",
@@ -88,6 +90,7 @@ class Picture:
     files: tuple[Entry, ...] = ()
     more: bool = False
     waiting_for_send: int = 0
+    stopped: tuple[Alarm, ...] = ()
 
 
 def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:
@@ -138,8 +141,7 @@ def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool,
             print_json(as_plain(picture, chosen))
         else:
             show(picture, chosen)
-    status = picture.status
-    calls = status is not None and bool(status.needs_person or status.alarms)
+    calls = bool(picture.stopped or (picture.status and picture.status.needs_person))
     return ExitCode.NEEDS_PERSON if exit_code and calls else ExitCode.DONE
 
 
@@ -162,7 +164,10 @@ def look(config: Config, wanted: Wanted) -> Picture:
         with ledger_for_reading(config) as ledger:
             return _read(config, ledger, wanted, pid)
     except LedgerMissing:
-        return Picture(config=config, at=datetime.now(UTC), pid=pid, status=None)
+        at = datetime.now(UTC)
+        return Picture(
+            config=config, at=at, pid=pid, status=None, stopped=stopped_because(config, None, pid=pid, rows=0, at=at)
+        )
 
 
 def _read(config: Config, ledger: Ledger, wanted: Wanted, pid: int | None) -> Picture:
@@ -176,15 +181,19 @@ def _read(config: Config, ledger: Ledger, wanted: Wanted, pid: int | None) -> Pi
             files = ledger.entries(choice, limit=wanted.limit + 1)
         else:
             studies = ledger.studies(choice, limit=wanted.limit + 1)
+    at = datetime.now(UTC)
+    host = host_of(config.spool.path)
+    rows = ledger.unfinished(host=host) if host and pid is None else 0
     return Picture(
         config=config,
-        at=datetime.now(UTC),
+        at=at,
         pid=pid,
         status=status,
         studies=tuple(studies[: wanted.limit]),
         files=tuple(files[: wanted.limit]),
         more=len(studies) > wanted.limit or len(files) > wanted.limit,
         waiting_for_send=ledger.unfinished(host=sender) if sender else 0,
+        stopped=stopped_because(config, status, pid=pid, rows=rows, at=at),
     )
 
 
@@ -206,10 +215,11 @@ def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
     """Return the picture as JSON values; these names are a contract."""
     status = picture.status
     oldest = status.oldest_unconfirmed_at if status else None
+    called = status.oldest_needs_person_at if status else None
     value: dict[str, Any] = {
         "states": dict.fromkeys(STATES, 0) | ({str(s): n for s, n in status.states.items()} if status else {}),
-        "healthy": not (status and status.alarms),
-        "stopped_because": [asdict(alarm) for alarm in status.alarms] if status else [],
+        "healthy": not picture.stopped,
+        "stopped_because": [asdict(line) for line in picture.stopped],
         "needs_person": status.needs_person if status else 0,
         "held": status.held if status else 0,
         "clutter": status.clutter if status else 0,
@@ -217,6 +227,8 @@ def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
         "waiting_for_send": picture.waiting_for_send,
         "oldest_unconfirmed_at": oldest,
         "oldest_unconfirmed_seconds": (picture.at - oldest).total_seconds() if oldest else None,
+        "oldest_needs_person_at": called,
+        "oldest_needs_person_seconds": (picture.at - called).total_seconds() if called else None,
         "destination": _destination(picture),
         "daemon": {"running": picture.pid is not None, "pid": picture.pid},
         "inboxes": [
@@ -324,7 +336,7 @@ def _drawing(picture: Picture, wanted: Wanted) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [_head(picture)]
+    parts: list[RenderableType] = [_head(picture), *_stopped(picture)]
     if picture.status is None:
         parts.append(Text(f"\nThere is no ledger at {plain(picture.config.ledger_file)} yet: nothing was taken in."))
     elif wanted.is_anything:
@@ -334,7 +346,7 @@ def _drawing(picture: Picture, wanted: Wanted) -> RenderableType:
                 Text(f"... and more; show up to 1000 with --limit, or narrow the choice (showing {wanted.limit}).")
             )
     else:
-        parts += [*_stopped(picture), _states(picture.status), *_needs_person(picture.status), *_inboxes(picture)]
+        parts += [_states(picture.status), *_needs_person(picture.status), *_inboxes(picture)]
     return Group(*parts)
 
 
@@ -359,6 +371,9 @@ def _head(picture: Picture) -> RenderableType:
     oldest = picture.status.oldest_unconfirmed_at if picture.status else None
     age = ago((picture.at - oldest).total_seconds()) if oldest else "none waits"
     grid.add_row("Oldest unconfirmed", Text(age))
+    called = picture.status.oldest_needs_person_at if picture.status else None
+    if called:
+        grid.add_row("Needs a person", Text(f"since {ago((picture.at - called).total_seconds())}", style="yellow"))
     if picture.waiting_for_send:
         files = in_files(picture.waiting_for_send)
         grid.add_row("Waits for send", Text(f"{files}: run `ingestd send` on the folder again", style="yellow"))
@@ -368,14 +383,13 @@ def _head(picture: Picture) -> RenderableType:
 def _stopped(picture: Picture) -> list[RenderableType]:
     from rich.text import Text
 
-    assert picture.status is not None  # _drawing has looked
-    paths = {inbox.inbox: inbox.path for inbox in picture.status.inboxes}
+    paths = {inbox.inbox: inbox.path for inbox in (picture.status.inboxes if picture.status else ())}
     lines: list[RenderableType] = []
-    for alarm in picture.status.alarms:
-        where = f" ({plain(paths.get(alarm.about, alarm.about))})" if alarm.about else ""
-        since = ago((picture.at - alarm.since).total_seconds())
-        lines.append(Text(f"Stopped because {plain(alarm.note)}{where}, since {since}", style="red"))
-        lines.append(Text(f"  -> {plain(alarm.next_step)}"))
+    for line in picture.stopped:
+        where = f" ({plain(paths.get(line.about, line.about))})" if line.about else ""
+        since = ago((picture.at - line.since).total_seconds())
+        lines.append(Text(f"Stopped because {plain(line.note)}{where}, since {since}", style="red"))
+        lines.append(Text(f"  -> {plain(line.next_step)}"))
     return [Text(""), *lines] if lines else []
 
 
@@ -440,6 +454,9 @@ _IN_WORDS = {
     "waiting_writer": "still being written",
     "in_hand": "being taken in",
     "dicomdir": "DICOMDIR",
+    "stale_ignored": "of them old",
+    "too_deep": "folders too deep",
+    "other_device": "folders mounted from elsewhere",
 }
 # What counts on; the rest is of the moment, or of the last complete scan.
 _SINCE_THE_START = {

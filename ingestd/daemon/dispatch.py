@@ -13,6 +13,7 @@ from random import SystemRandom
 
 import structlog
 
+from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.destination import DestinationState, Verdict
 from ingestd.daemon.now import Now
 from ingestd.ledger import Ledger, Moves
@@ -25,6 +26,8 @@ _OTHERS_SUCCEED_WITHIN = timedelta(hours=1)
 # Files whose folder is away are tried again after this long.
 _AWAY_WAIT = timedelta(minutes=1)
 _AWAY_NOTE = "the folder that it lies in is away or empty: not mounted? It is sent when it is there again"
+# Whole posts refused, and none taken in between, before that is told; fewer may be one bad file that stands alone soon.
+_REFUSED_IN_ROW_UNTIL_TOLD = 10
 # Studies looked at for one round of claims.
 _STUDIES_AT_ONCE = 32
 
@@ -40,6 +43,7 @@ class Dispatch:
         limits: BatchLimits,
         backoff: Backoff,
         most_attempts: int,
+        alarms: Alarms,
         tells_gone: Callable[[str], bool] = lambda _path: True,
     ) -> None:
         """Join sender and ledger; the server is probed first of all.
@@ -52,6 +56,7 @@ class Dispatch:
         self._limits = limits
         self._backoff = backoff
         self._most_attempts = most_attempts
+        self._alarms = alarms
         self._log = structlog.get_logger()
         self._jitter = SystemRandom().random
         self.destination = DestinationState(backoff=backoff, jitter=self._jitter)
@@ -59,6 +64,7 @@ class Dispatch:
         self._paused: Pause | None = None
         self._resumed = False
         self._answered = False
+        self._refused_in_row = 0
         self._kind: str | None = None
         self._due: list[StudyQueue] = []
         self._claimed: list[Batch] = []
@@ -226,7 +232,8 @@ class Dispatch:
 
     def _note(self, result: BatchResult, verdict: Verdict, now: Now) -> None:
         stored = sum(outcome.state is State.STORED for outcome in result.outcomes)
-        self._answered = self._answered or result.answered
+        self._answered = self._answered or (result.answered and not result.whole_batch_refused)
+        self._count_refused(result)
         if stored:
             self._last_stored[result.batch.study_uid] = now.utc
             if len(self._last_stored) > _STUDIES_AT_ONCE:
@@ -248,6 +255,19 @@ class Dispatch:
             seconds=round(result.seconds, 3),
             http_status=result.http_status,
             error=result.error,
+        )
+
+    def _count_refused(self, result: BatchResult) -> None:
+        """Tell of a server that refuses whatever is posted to it: behind a wrong address nothing ever succeeds."""
+        if result.whole_batch_refused:
+            self._refused_in_row += 1
+        elif result.answered:
+            self._refused_in_row = 0
+        every = self._refused_in_row >= _REFUSED_IN_ROW_UNTIL_TOLD
+        self._alarms.set(
+            "refused",
+            note=f"the server refuses every post whole (last with HTTP {result.http_status})" if every else "",
+            next_step="the address is likely to be wrong: `ingestd check`; sending is tried again by itself",
         )
 
     def others_succeed(self, study_uid: str, now: Now) -> bool:

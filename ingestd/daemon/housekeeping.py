@@ -6,6 +6,7 @@ DISCARDED) is committed go early (G3). When nobody can say how full it is, nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 from ingestd.daemon.alarms import Alarms
@@ -29,6 +30,9 @@ _COUNTED = (
     "ignored",
     "not_regular",
     "unreadable",
+    "stale_ignored",
+    "too_deep",
+    "other_device",
     "dicomdir",
     "vanished",
     "directories",
@@ -114,12 +118,8 @@ class Housekeeping:
         self._look_for_squatters()
         self.removals.gather(now, make_room=self.disk_low)
         for report in self._inboxes.reports():
-            self._alarms.set(
-                "inbox",
-                report.inbox,
-                note=report.alarm,
-                next_step="mend the folder or its share; `ingestd check` looks at it; intake goes on by itself",
-            )
+            for kind, note, next_step in _troubles(report):
+                self._alarms.set(kind, report.inbox, note=note, next_step=next_step)
             if self._reported.get(report.inbox) != report:
                 self._reports.append(report)
 
@@ -192,5 +192,37 @@ class Housekeeping:
             alarm=report.alarm,
             watching=report.watching,
             counts={name: getattr(report, name) for name in _COUNTED},
+            oldest_at=None
+            if report.oldest_since is None
+            else now.utc - timedelta(seconds=now.mono - report.oldest_since),
             at=now.utc,
         )
+
+
+def _troubles(report: InboxReport) -> Iterator[tuple[str, str, str]]:
+    """Say of each trouble that a folder may have what it is ("" where it has not) and what to do: kind, note, step."""
+    yield (
+        "inbox",
+        report.alarm,
+        "mend the folder or its share; `ingestd check` looks at it; intake goes on by itself",
+    )
+    yield (
+        "barred",
+        "files or folders in the drop folder cannot be read, or files not be moved out of it" if report.barred else "",
+        "give ingestd's user the right to read the files and to write in their folders; `ingestd check` names folders",
+    )
+    yield (
+        "too_deep",
+        "folders in the drop folder lie too deep to be looked into" if report.too_deep else "",
+        "move their files up, or make the folder above them an inbox of its own",
+    )
+    yield (
+        "mounted",
+        "another filesystem is mounted inside the drop folder, which is not looked into" if report.other_device else "",
+        "make that place an inbox of its own",
+    )
+    yield (
+        "unfinished",
+        "files with a hidden or temporary name lie unchanged in the drop folder" if report.stale_ignored else "",
+        "rename them if they are complete, remove them if not; names that should be left alone go into `ignore`",
+    )

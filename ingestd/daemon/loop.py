@@ -127,6 +127,7 @@ class Daemon:
             limits=wiring.limits_of(config),
             backoff=backoff,
             most_attempts=config.retry.max_attempts,
+            alarms=self.alarms,
             tells_gone=self.inboxes.tells_gone,
         )
         self.proof = Proof(

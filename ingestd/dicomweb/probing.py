@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from typing import Protocol
 
 from ingestd.dicomweb.errors import DicomWebError, NotAuthorized, Refused, TokenError, Unavailable
@@ -115,6 +116,20 @@ def _kind(has_feed: bool, looks: list[_Look]) -> str:  # noqa: FBT001 - private
     ):
         return "orthanc"
     return "other"
+
+
+def may_store(client: Prober) -> bool:
+    """Say whether our role may store: post what no server can store, which only a role that may not is forbidden (403).
+
+    Raises TokenError, NotAuthorized for 401, and Unavailable.
+    """
+    try:
+        _look(client.transport, "POST", "/studies", accept=ACCEPTS[0], body=NO_DICOM, content_type="application/dicom")
+    except NotAuthorized as error:
+        if error.status != HTTPStatus.FORBIDDEN:
+            raise
+        return False
+    return True
 
 
 def _takes_single_part(transport: Transport, notes: list[str]) -> bool | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import math
 import os
 import re
 import stat
@@ -24,7 +25,7 @@ DEEPEST = 32
 # Folders of our own inside an inbox; hidden, so every ignore rule already leaves them alone.
 REMOVING = ".ingestd-removing"
 
-_CLUTTER = frozenset({"thumbs.db", "desktop.ini", "autorun.inf"})  # .DS_Store is hidden anyway
+_CLUTTER = frozenset({"thumbs.db", "desktop.ini", "autorun.inf", ".ds_store"})
 _UNFINISHED = (".part", ".tmp", "~")
 
 FileStat = tuple[int, int, int, int]  # device, inode, size in bytes, mtime in ns
@@ -55,6 +56,18 @@ class Names:
         lowered = name.lower()
         if lowered.endswith(_UNFINISHED) or lowered in _CLUTTER:
             return True
+        return self._is_in_globs(name, relative_path)
+
+    def is_unfinished(self, name: str, relative_path: str) -> bool:
+        """Whether an ignored name is one that a writer gives a file until it is complete: hidden, or with a suffix.
+
+        Not so what nobody will rename: clutter, a forked copy of the Mac's ("._x"), and what the inbox's globs name.
+        """
+        if self._only is not None or name.startswith("._") or name.lower() in _CLUTTER:
+            return False
+        return not self._is_in_globs(name, relative_path)
+
+    def _is_in_globs(self, name: str, relative_path: str) -> bool:
         globs = self._globs
         return globs is not None and bool(globs.match(name) or globs.match(relative_path))
 
@@ -93,6 +106,7 @@ class Counts:
     files: int = 0
     directories: int = 0
     ignored: int = 0
+    stale_ignored: int = 0  # files under an unfinished name that have not changed for long
     not_regular: int = 0
     dicomdir: int = 0
     unreadable: int = 0  # folders that may not be listed
@@ -152,6 +166,7 @@ class Walk:
     passes_over: Callable[[str], bool] = field(default=lambda _path: False)
     forbidden: Collection[tuple[int, int]] = ()
     apart: Collection[str] = ()  # relative paths of other inboxes inside this one
+    stale_before: float = -math.inf  # an unfinished name that was last changed (ctime) before then is told
     counts: Counts = field(default_factory=Counts)
     root: Root | None = None
     is_complete: bool = False
@@ -216,6 +231,7 @@ class Walk:
         counts = self.counts
         if self.names.ignores(name, path):
             counts.ignored += not self.names.is_out_of_sight(path)
+            counts.stale_ignored += self.names.is_unfinished(name, path) and self._is_stale_file(entry)
             return False
         try:
             if entry.is_file(follow_symlinks=False):
@@ -237,6 +253,15 @@ class Walk:
         except OSError:
             counts.faults += 1
         return False
+
+    def _is_stale_file(self, entry: os.DirEntry[str]) -> bool:
+        try:
+            if not entry.is_file(follow_symlinks=False):
+                return False
+            # By ctime: copiers set the mtime of what they write to that of the original.
+            return entry.stat(follow_symlinks=False).st_ctime < self.stale_before
+        except OSError:
+            return False  # gone, or not to be looked at; nothing is known of it
 
     def _enter_root(self) -> None:
         try:

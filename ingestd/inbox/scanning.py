@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from ingestd.clocks import utc_now
+
 from .hinted import Hinted
 from .scan import Names, Walk
 from .settle import Sights
@@ -125,4 +127,6 @@ class Scanning:
             passes_over=self._sights.need_no_look,
             forbidden=self._forbidden,
             apart=self._apart,
+            # Against the clock that stamps files, since nobody saw these come.
+            stale_before=utc_now().timestamp() - self._sights.incomplete_after,
         )

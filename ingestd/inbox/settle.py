@@ -37,7 +37,7 @@ _DUE_SOON = frozenset({Phase.ASKED, Phase.SETTLING, Phase.HELD})
 class Sight:
     """What we know of one file; ``since`` is when we first saw it as it is."""
 
-    __slots__ = ("by_scan", "due", "final", "outside", "path", "phase", "since", "stat", "tries")
+    __slots__ = ("barred", "by_scan", "due", "final", "outside", "path", "phase", "since", "stat", "tries")
 
     def __init__(self, path: str, seen: FileStat, now: float, *, by_scan: bool) -> None:
         self.path = path
@@ -48,6 +48,7 @@ class Sight:
         self.final = False
         self.by_scan = by_scan  # only the timer's scan found it so far
         self.outside = ""  # the absolute path of a file that lies in the spool
+        self.barred = False  # the last try to open it, to read it or to move it failed
         self.tries = 0
 
 
@@ -78,6 +79,14 @@ class Sights:
     def count(self, *phases: Phase) -> int:
         """Count the sights in these phases."""
         return sum(self._phases[phase] for phase in phases)
+
+    def barred(self) -> int:
+        """Count the files that could not be opened, read or moved when that was last tried, whatever they wait for."""
+        return sum(sight.barred for sight in self._by_path.values())
+
+    def oldest_since(self) -> float | None:
+        """Say since when the file that waits longest lies here unchanged; None when nothing waits."""
+        return min((sight.since for sight in self._by_path.values()), default=None)
 
     @property
     def room(self) -> int:
@@ -110,6 +119,7 @@ class Sights:
         sight.stat = seen
         sight.since = now
         sight.final = False
+        sight.barred = False
         sight.tries = 0
         self._move(sight, Phase.SETTLING)
         self._schedule(sight, now + self.settle)
@@ -181,6 +191,7 @@ class Sights:
             self.give_up(sight)
             return
         self._move(sight, Phase.UNREADABLE)
+        sight.barred = True
         sight.tries += 1
         self._schedule(sight, now + min(RETRY_MOST, first_wait * 2 ** min(sight.tries - 1, 10)))
 

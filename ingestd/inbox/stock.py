@@ -63,10 +63,6 @@ class Stock:
         """Say how the inbox is doing."""
         counts, guard = self._counts, self._guard
         degraded = [guard.degraded] if guard.degraded else []
-        if counts.too_deep:
-            degraded.append(f"{counts.too_deep} folders lie too deep and are not looked into")
-        if counts.other_device:
-            degraded.append(f"{counts.other_device} folders are mounted from elsewhere and are not looked into")
         if counts.faults:
             degraded.append("the last scan met read errors")
         return InboxReport(
@@ -79,6 +75,11 @@ class Stock:
             ignored=counts.ignored,
             not_regular=counts.not_regular,
             unreadable=counts.unreadable + sights.count(Phase.UNREADABLE),
+            barred=counts.unreadable + sights.barred(),
+            stale_ignored=counts.stale_ignored,
+            too_deep=counts.too_deep,
+            other_device=counts.other_device,
+            oldest_since=sights.oldest_since(),
             dicomdir=counts.dicomdir,
             vanished=sights.vanished,
             directories=counts.directories,

@@ -112,8 +112,11 @@ class InboxReport:
     ``ignored``, ``not_regular``, ``dicomdir`` and ``directories`` are what the last complete scan counted and
     ``unreadable`` what cannot be opened now; ``files_seen``, ``vanished``, ``found_by_scan`` and ``overflows`` count
     since the start; the ``waiting_`` figures and ``in_hand`` (handed out, not yet decided) are of this moment.
-    ``found_by_scan`` are files that no event named although events are on. ``alarm`` says what is wrong with the
-    folder, "" when nothing is; ``degraded`` what costs only latency.
+    ``found_by_scan`` are files that no event named although events are on. ``barred`` are the files that could not be
+    opened, read or moved, and the folders that may not be listed; ``stale_ignored`` files whose unfinished or hidden
+    name is older than ``incomplete_after``; ``too_deep`` and ``other_device`` folders that are not looked into.
+    ``oldest_since``: since when (monotonic) the file that waits longest lies there. ``alarm`` says what is wrong with
+    the folder, "" when nothing is; ``degraded`` what costs only latency.
     """
 
     inbox: str
@@ -125,6 +128,11 @@ class InboxReport:
     ignored: int = 0
     not_regular: int = 0
     unreadable: int = 0
+    barred: int = 0
+    stale_ignored: int = 0
+    too_deep: int = 0
+    other_device: int = 0
+    oldest_since: float | None = None
     dicomdir: int = 0
     vanished: int = 0
     directories: int = 0

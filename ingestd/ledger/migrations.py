@@ -268,4 +268,6 @@ _THIRD = (
     ) {strict}""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)
+_FOURTH = ("ALTER TABLE inbox_report ADD COLUMN oldest_at {int}",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)

@@ -62,7 +62,8 @@ def finish(
     charged, pauses, next_attempt_at = _study_goes_on(
         tx, result, before, now, backoff, jitter, study_wait, was_open=was_open
     )
-    if result.answered:
+    # Where whole posts are refused, nobody who knows STOW may have answered: a wrong address says 404.
+    if result.answered and not result.whole_batch_refused:
         tx.connection.execute(_ANSWERED, {"at": result.finished_at})
     tx.settle()
     return Finished(

@@ -350,6 +350,7 @@ inbox_report = Table(
     Column("watching", Text),
     Column("counts", Text),  # JSON object of numbers
     Column("at", Instant),
+    Column("oldest_at", Instant),
 )
 
 alarm = Table(

@@ -158,6 +158,7 @@ def put_inbox_report(tx: Transaction, summary: InboxSummary, *, now: datetime) -
             "alarm": summary.alarm,
             "watching": summary.watching,
             "counts": json.dumps(dict(summary.counts)),
+            "oldest_at": summary.oldest_at,
             "at": now,
         },
     )

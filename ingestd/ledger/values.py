@@ -238,13 +238,17 @@ class Retried:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InboxSummary:
-    """An inbox as its last look found it; ``counts`` are the report's numbers by name."""
+    """An inbox as its last look found it; ``counts`` are the report's numbers by name.
+
+    ``oldest_at``: since when the file without a row that waits longest lies in it.
+    """
 
     inbox: str
     path: str
     alarm: str
     watching: str
     counts: Mapping[str, int]
+    oldest_at: datetime | None = None
     at: datetime | None = None
 
 
@@ -293,7 +297,7 @@ class Status:
     """Everything ``ingestd status`` says without being asked for more; read in constant time.
 
     ``needs_person`` counts FAILED, CONFLICT, REJECTED, DELETED and held rows, save ``not_dicom`` and ``dicomdir``
-    clutter, which ``clutter`` counts.
+    clutter, which ``clutter`` counts. ``oldest_unconfirmed_at`` counts files without a row, too.
     """
 
     states: Mapping[State, int]
@@ -302,6 +306,7 @@ class Status:
     needs_person: int
     clutter: int
     oldest_unconfirmed_at: datetime | None
+    oldest_needs_person_at: datetime | None
     studies_waiting: int
     destination: DestinationStatus | None
     inboxes: tuple[InboxSummary, ...]

@@ -89,18 +89,34 @@ class Views(Reads):
         held = sum(count.held for count in counts)
         troubled = [count for count in counts if count.state in NEEDS_PERSON]
         clutter = sum(count.rows for count in troubled if count.state is State.REJECTED and count.reason in CLUTTER)
+        inboxes = self._inboxes()
+        waiting = [self.oldest_unconfirmed_at(), *(inbox.oldest_at for inbox in inboxes)]
         return Status(
             states=states,
             counts=counts,
             held=held,
             needs_person=held + sum(count.rows for count in troubled) - clutter,
             clutter=clutter,
-            oldest_unconfirmed_at=self.oldest_unconfirmed_at(),
+            oldest_unconfirmed_at=min((at for at in waiting if at is not None), default=None),
+            oldest_needs_person_at=self._oldest_needs_person_at(),
             studies_waiting=self._studies_waiting(),
             destination=self.destination(),
-            inboxes=self._inboxes(),
+            inboxes=inboxes,
             alarms=self.alarms(),
         )
+
+    def _oldest_needs_person_at(self) -> Any:
+        # State by state: the index over them is in the order of time within each. Clutter is passed over row by row.
+        oldest = [
+            self._one(
+                select(instance.c.changed_at)
+                .where(instance.c.state == state, instance.c.reason.not_in(CLUTTER))
+                .order_by(instance.c.changed_at)
+                .limit(1)
+            )
+            for state in sorted(NEEDS_PERSON)
+        ]
+        return min((row.changed_at for row in oldest if row is not None), default=None)
 
     def alarms(self) -> tuple[Alarm, ...]:
         """Say what keeps files from being confirmed or removed, of all hosts, the oldest first."""
@@ -123,6 +139,7 @@ class Views(Reads):
                 alarm=row.alarm,
                 watching=row.watching,
                 counts=json.loads(row.counts),
+                oldest_at=row.oldest_at,
                 at=row.at,
             )
             for row in sorted(self._all(select(inbox_report)), key=lambda row: row.inbox)

@@ -1,0 +1,107 @@
+"""What keeps files from being confirmed, for ``status``: the daemon's own alarms, and what is only seen from outside.
+
+One rule (README, "Every day"): whatever keeps a file that lies in an inbox from being confirmed beyond the time that
+its own rule allows it is a line "Stopped because ...", with the next step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .frame import ago, plain
+
+if TYPE_CHECKING:
+    from ingestd.config import Config
+    from ingestd.ledger import Alarm, DestinationStatus, Status
+
+# A pause that the server asked for, or a hiccup, is not told before it lasts this long; a person's is told at once.
+_SHORT_PAUSE = timedelta(minutes=1)
+_A_PERSONS = frozenset({"misconfigured", "not_authorized", "no_token"})
+# Entries of a drop folder that are looked at for a file while no daemon looks.
+_LOOKED_AT_MOST = 5_000
+
+
+def stopped_because(
+    config: Config, status: Status | None, *, pid: int | None, rows: int, at: datetime
+) -> tuple[Alarm, ...]:
+    """Say what keeps files from being confirmed, the oldest first; ``rows`` are the daemon's that are on their way."""
+    lines = list(status.alarms) if status is not None else []
+    if pid is None:
+        lines += _no_daemon(config, status, rows=rows, at=at)
+    if status is not None:
+        if status.destination is not None:
+            lines += _paused(status.destination, at=at)
+        lines += _too_old(config, status, at=at)
+    return tuple(sorted(lines, key=lambda line: line.since))
+
+
+def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime) -> Iterator[Alarm]:
+    from ingestd.ledger import Alarm
+
+    lying = [plain(inbox.path) for inbox in config.inboxes if inbox.take == "move" and _has_files(inbox.path)]
+    if rows or lying:
+        since = status.oldest_unconfirmed_at if status is not None and rows else None
+        yield Alarm(
+            kind="no_daemon",
+            about="",
+            note="no ingestd runs, and files wait" + (f" in {', '.join(lying)}" if lying else " to be sent or proven"),
+            next_step="start it: systemctl start ingestd, or `ingestd run`; why it ended: journalctl -u ingestd",
+            since=since or at,
+        )
+
+
+def _has_files(root: Path) -> bool:
+    """Whether any file that would be taken in lies there; a folder that cannot be listed has none that we know of."""
+    files = (
+        name
+        for _folder, folders, names in os.walk(root)
+        if _leave_out_hidden(folders)
+        for name in (names or [""])  # an empty folder is one look, too
+    )
+    return any(name and not name.startswith(".") for name in islice(files, _LOOKED_AT_MOST))
+
+
+def _leave_out_hidden(folders: list[str]) -> bool:
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    return True
+
+
+def _paused(destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:
+    from ingestd.ledger import Alarm
+
+    since, cause = destination.paused_since, str(destination.pause_cause)
+    if since is None or (cause not in _A_PERSONS and at - since < _SHORT_PAUSE):
+        return
+    persons = "mend that; `ingestd check` looks at it; sending goes on by itself"
+    yield Alarm(
+        kind="paused",
+        about="",
+        note=f"nothing is sent to the server: {destination.pause_note or cause}",
+        next_step=persons if cause in _A_PERSONS else "look whether the server works; sending goes on by itself",
+        since=since,
+    )
+
+
+def _too_old(config: Config, status: Status, *, at: datetime) -> Iterator[Alarm]:
+    """Tell of the oldest file by its age alone, whatever it is that keeps it."""
+    from ingestd.ledger import Alarm
+
+    oldest = status.oldest_unconfirmed_at
+    waits = max((inbox.incomplete_after for inbox in config.inboxes), default=timedelta(0))
+    allowed = (
+        config.batch.quiet_period + config.batch.max_wait + max(config.reconcile.grace, waits) + timedelta(minutes=1)
+    )
+    if oldest is None or at - oldest <= allowed:
+        return
+    yield Alarm(
+        kind="too_old",
+        about="",
+        note=f"the oldest file is not confirmed after {ago((at - oldest).total_seconds())}",
+        next_step="`ingestd status --files` lists what is on its way, and `ingestd explain ID` says what keeps it",
+        since=oldest,
+    )

@@ -1,0 +1,245 @@
+"""One rule: whatever keeps a file from being confirmed beyond its own time has a line, a next step, and exit code 1."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from datetime import timedelta
+
+import pytest
+
+from ingestd.cli.frame import ExitCode
+from ingestd.emulator import Emulator
+from ingestd.lifecycle import Pause, PauseCause, Reason, State
+from tests.builders import write_instance
+from tests.commanding import Rows, command_in
+from tests.inboxing import Desk, policy
+from tests.running import QUICK_INBOX, Site, wait_until
+
+
+@pytest.fixture
+def rows(tmp_path):
+    rows = Rows(tmp_path)
+    yield rows
+    rows.close()
+
+
+@pytest.fixture
+def command(rows, capfd):
+    return command_in(rows.folder, capfd)
+
+
+@pytest.fixture
+def daemon_runs(rows):
+    """Somebody holds the spool's lock, as a daemon does."""
+    with (rows.spool.path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def kinds(command):
+    said = command("status", "--json").json
+    found = [line["kind"] for line in said["stopped_because"]]
+    assert said["healthy"] is (not found)
+    assert all(line["note"] and line["next_step"] for line in said["stopped_because"])
+    calls = bool(found or said["needs_person"])
+    assert command("status", "--exit-code").code == (ExitCode.NEEDS_PERSON if calls else ExitCode.DONE)
+    for line in said["stopped_because"]:
+        assert f"Stopped because {line['note']}"[:40] in command("status").out
+    return found
+
+
+def test_nothing_stops_where_nothing_waits(command):
+    assert kinds(command) == []
+
+
+def test_a_stopped_daemon_is_told_while_files_lie_in_an_inbox(command, rows):
+    (rows.folder / "drop" / ".hidden").write_bytes(b"")
+    assert kinds(command) == []
+
+    (rows.folder / "drop" / "study").mkdir()
+    write_instance(rows.folder / "drop" / "study" / "image")
+
+    assert kinds(command) == ["no_daemon"]
+
+
+def test_a_stopped_daemon_is_told_while_rows_wait(command, rows):
+    rows.admit("pending")
+    assert kinds(command) == ["no_daemon"]
+
+
+def test_a_stopped_daemon_is_told_also_without_a_ledger(tmp_path, capfd):
+    rows = Rows(tmp_path)
+    rows.close()
+    rows.config.ledger_file.unlink()
+    write_instance(tmp_path / "drop" / "image")
+
+    assert kinds(command_in(tmp_path, capfd)) == ["no_daemon"]
+
+
+@pytest.mark.usefixtures("daemon_runs")
+@pytest.mark.parametrize(
+    "cause, minutes, expected",
+    [
+        (PauseCause.UNREACHABLE, 0, []),
+        (PauseCause.UNREACHABLE, 2, ["paused"]),
+        (PauseCause.THROTTLED, 2, ["paused"]),
+        (PauseCause.MISCONFIGURED, 0, ["paused"]),
+        (PauseCause.NOT_AUTHORIZED, 0, ["paused"]),
+        (PauseCause.NO_TOKEN, 0, ["paused"]),
+    ],
+)
+def test_a_paused_destination_is_told_at_once_where_a_person_must_act(command, rows, cause, minutes, expected):
+    since = rows.now + timedelta(minutes=10 - minutes)
+    with rows.ledger.write() as moves:
+        moves.pause_destination(Pause(cause=cause, note="what it said"), until=since + timedelta(hours=1), now=since)
+
+    assert kinds(command) == expected
+
+
+@pytest.mark.usefixtures("daemon_runs")
+def test_the_oldest_file_is_told_by_its_age_whatever_keeps_it(command, rows):
+    rows.admit("pending")
+    assert kinds(command) == []
+
+    rows.now -= timedelta(minutes=30)
+    rows.admit("older", uid="1.2.3.4")
+
+    assert kinds(command) == ["too_old"]
+
+
+@pytest.mark.usefixtures("daemon_runs")
+def test_the_age_counts_files_without_a_row(command, rows):
+    since = rows.now - timedelta(minutes=30)
+    rows.report(files_seen=1, oldest_at=since)
+
+    assert kinds(command) == ["too_old"]
+    assert command("status", "--json").json["oldest_unconfirmed_seconds"] > 1800
+
+
+@pytest.mark.usefixtures("daemon_runs")
+def test_beside_the_age_stands_the_oldest_that_needs_a_person(command, rows):
+    rows.refuse("readme.txt", Reason.NOT_DICOM, "no DICOM")
+    assert command("status", "--json").json["oldest_needs_person_seconds"] is None
+
+    rows.send("failed", State.FAILED, Reason.REFUSED, failure_reason=0xA900)
+
+    said = command("status", "--json").json
+    assert 0 < said["oldest_needs_person_seconds"] < 900
+    assert said["oldest_unconfirmed_seconds"] is None
+    assert "Needs a person" in command("status").out
+
+
+def test_a_file_that_cannot_be_moved_stays_counted_while_it_is_tried_again(tmp_path):
+    drop = tmp_path / "drop-a"
+    drop.mkdir()
+    (drop / "x").write_bytes(b"x")
+    with Desk(tmp_path, policy(tmp_path)) as desk:
+        desk.settle(2.1)
+        [candidate] = desk.ready_now()
+        desk.inboxes.unreadable(candidate)
+        assert desk.report().barred == 1
+
+        desk.pass_time(700)
+        [again] = desk.ready_now()
+        assert desk.report().in_hand == 1
+        assert desk.report().barred == 1
+
+        desk.inboxes.done(again)
+        assert desk.report().barred == 0
+
+
+def test_the_age_of_a_file_in_the_drop_folder_begins_when_it_was_first_seen(tmp_path):
+    with Desk(tmp_path, policy(tmp_path)) as desk:
+        assert desk.report().oldest_since is None
+        (tmp_path / "drop-a" / "x").write_bytes(b"x")
+        before = desk.now
+        desk.scan_again()
+        desk.pass_time(100)
+
+        assert before <= desk.report().oldest_since <= desk.now - 100
+
+
+def test_unfinished_names_are_told_when_they_outlive_their_time(tmp_path):
+    drop = tmp_path / "drop-a"
+    drop.mkdir()
+    for name in ("a.part", ".hidden", "b~", "c.TMP", "Thumbs.db", ".DS_Store", "._forked", "log.txt"):
+        (drop / name).write_bytes(b"x")
+    (drop / ".folder").mkdir()
+    # Copiers set the time of the original; only ctime says since when it lies here.
+    os.utime(drop / "a.part", (0, 0))
+    options = {"ignore": ("*.txt",), "incomplete_after": timedelta(seconds=1)}
+    with Desk(tmp_path, policy(tmp_path, **options)) as desk:
+        desk.scan_again()
+        assert (desk.report().ignored, desk.report().stale_ignored) == (9, 0)
+        age_out_at = time.time() + 1.1
+        wait_until(lambda: time.time() > age_out_at, what="the time of an unfinished name")
+        desk.scan_again()
+
+        assert (desk.report().ignored, desk.report().stale_ignored) == (9, 4)
+
+
+def test_what_a_daemon_cannot_take_is_told_while_it_lasts(tmp_path):
+    """Folders too deep, and files under a name that no writer will change any more."""
+    with Emulator(tmp_path / "server") as server:
+        site = Site(tmp_path / "site", server.url, inboxes=[{"path": "./drop", **QUICK_INBOX}])
+        deep = site.drop.joinpath(*["d"] * 33)
+        deep.mkdir(parents=True)
+        write_instance(deep / "image")
+        write_instance(site.drop / "complete.part")
+        with site.start():
+            wait_until(lambda: site.stopped() == {"too_deep", "unfinished"}, what="two lines", within_seconds=60)
+            assert site.command("status", "--exit-code").returncode == ExitCode.NEEDS_PERSON
+
+            (deep / "image").rename(site.drop / "image")
+            deep.rmdir()
+            (site.drop / "complete.part").rename(site.drop / "complete")
+            wait_until(lambda: not site.stopped(), what="no line", within_seconds=60)
+            site.wait_for({"CONFIRMED": 2})
+            assert site.command("status", "--exit-code").returncode == ExitCode.DONE
+
+
+def test_a_wrong_path_on_the_server_is_told(tmp_path):
+    """A 404 to every post was "answered 0 s ago" and nothing else."""
+    with Emulator(tmp_path / "server") as server:
+        site = Site(tmp_path / "site", server.url.replace("/v2", "/wrong"))
+        write_instance(site.drop / "image")
+        with site.start():
+            wait_until(lambda: site.stopped() == {"refused"}, what="a line", within_seconds=60)
+            answered_at, attempts = site.status()["destination"]["last_ok_at"], site.entries()[0].attempts
+            wait_until(lambda: site.entries()[0].attempts > attempts, what="another post")
+            assert site.status()["destination"]["last_ok_at"] == answered_at
+
+
+def test_an_immutable_file_is_told(tmp_path):
+    with Emulator(tmp_path / "server") as server:
+        site = Site(tmp_path / "site", server.url)
+        write_instance(site.drop / "image")
+        with Immutable(site.drop / "image"), site.start():
+            wait_until(lambda: site.stopped() == {"barred"}, what="a line", within_seconds=60)
+
+
+class Immutable:
+    """A file that nobody may move, not even root (FS_IMMUTABLE_FL, ioctl_iflags(2))."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __enter__(self):
+        self._set(0x10)
+
+    def __exit__(self, *_):
+        self._set(0)
+
+    def _set(self, flags):
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, 0x40086602, flags.to_bytes(8, "little"))
+        except OSError as error:
+            if error.errno in {errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM}:
+                pytest.skip("this filesystem has no immutable files, or this user may not make them")
+            raise
+        finally:
+            os.close(descriptor)
