@@ -24,6 +24,7 @@ from tests.builders import (
     DEFLATED,
     EXPLICIT,
     IMPLICIT,
+    JPEG_BASELINE,
     RLE,
     element,
     encapsulated,
@@ -350,14 +351,49 @@ def test_data_set_encoded_otherwise_than_declared_is_walked_as_it_is(declared: s
     assert found.transfer_syntax == declared
 
 
-def test_native_pixel_data_shorter_than_its_attributes_imply_is_short(tmp_path: Path) -> None:
-    def with_pixels(size: int) -> Inspection:
-        return look(instance_bytes(rows=10, columns=10, bits=16, frames=2, pixels=b"\1" * size), tmp_path)
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED])
+def test_pixel_data_whose_declared_length_is_all_there_is_not_cut_off(transfer_syntax: str, tmp_path: Path) -> None:
+    """A file that was cut off still declares the whole length; one that declares less was made so."""
 
-    assert with_pixels(398).verdict is Verdict.SHORT
-    assert (with_pixels(400).verdict, with_pixels(400).notes) == (Verdict.WHOLE, ())
-    assert (with_pixels(402).verdict, with_pixels(402).notes) == (Verdict.WHOLE, ("pixel_data_longer",))
-    assert with_pixels(0).verdict is Verdict.SHORT
+    def with_pixels(size: int, cut: int = 0) -> Inspection:
+        content = instance_bytes(
+            rows=10, columns=10, bits=16, frames=30, pixels=b"\1" * size, transfer_syntax=transfer_syntax
+        )
+        return look(content[: len(content) - cut], tmp_path)
+
+    for size in (0, 2, 1999, 3000, 29 * 200, 5998):
+        found = with_pixels(size)
+        assert (size, found.verdict, "pixel_data_shorter" in found.notes) == (size, Verdict.ZEROS, True)
+        assert found.reason_text
+        assert with_pixels(size, cut=2).verdict is Verdict.SHORT
+    assert (with_pixels(6000).verdict, with_pixels(6000).notes) == (Verdict.WHOLE, ())
+    assert (with_pixels(6002).verdict, with_pixels(6002).notes) == (Verdict.WHOLE, ("pixel_data_longer",))
+
+
+def test_short_pixel_data_of_zeros_has_both_notes(tmp_path: Path) -> None:
+    found = look(instance_bytes(rows=64, columns=64, pixels=bytes(4096)), tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.ZEROS, ("pixel_data_shorter", "zero_pixels"))
+
+
+@pytest.mark.parametrize("vr", ["OB", "OW", "UN"])
+@pytest.mark.parametrize("transfer_syntax", [JPEG_BASELINE, RLE, "1.2.840.10008.1.2.4.90", "1.3.46.670589.33.1.4.1"])
+def test_compressed_pixel_data_with_a_length_of_its_own_is_whole(vr: str, transfer_syntax: str, tmp_path: Path) -> None:
+    def with_pixels(value: bytes) -> Inspection:
+        content = dataset(
+            element(0x00280010, "US", 64),
+            element(0x00280011, "US", 64),
+            element(0x00280100, "US", 8),
+            element(0x7FE00010, vr, value),
+            sop_class=builders.CT_IMAGE,
+        )
+        return look(part10(content, sop_uid="1.2.3", transfer_syntax=transfer_syntax), tmp_path)
+
+    jpeg = b"\xff\xd8" + bytes(range(1, 250)) + b"\xff\xd9"
+    for value in (jpeg, item(b"") + item(jpeg) + builders.delimiter(0xE0DD), item(b"") + item(jpeg), jpeg * 100):
+        assert (with_pixels(value).verdict, with_pixels(value).notes) == (Verdict.WHOLE, ("pixel_data_defined_length",))
+    assert with_pixels(b"").verdict is Verdict.ZEROS
+    assert with_pixels(bytes(5000)).verdict is Verdict.ZEROS
 
 
 @pytest.mark.parametrize(
@@ -391,7 +427,7 @@ def test_least_pixel_bytes_follow_bits_samples_and_subsampling(
         return look(content, tmp_path).verdict
 
     assert with_pixels(least) is Verdict.WHOLE
-    assert with_pixels(least - 1) is Verdict.SHORT
+    assert with_pixels(least - 1) is Verdict.ZEROS
 
 
 @pytest.mark.parametrize("tag, vr, size", [(0x7FE00008, "OF", 4), (0x7FE00009, "OD", 8)])
@@ -401,7 +437,7 @@ def test_float_pixel_data_is_checked_too(tag: int, vr: str, size: int, tmp_path:
         return look(raw_file(rows, columns, element(tag, vr, b"\1" * count * size)), tmp_path).verdict
 
     assert with_pixels(25) is Verdict.WHOLE
-    assert with_pixels(24) is Verdict.SHORT
+    assert with_pixels(24) is Verdict.ZEROS
 
 
 def test_encapsulated_pixel_data_is_never_compared_with_frames(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ REFUSED = {
     "rtstruct.dump": Verdict.NOT_DICOM,
     "test1.json": Verdict.NOT_DICOM,
     "test_PN.json": Verdict.NOT_DICOM,
-    "zipMR.gz": Verdict.NOT_DICOM,
+    "zipMR.gz": Verdict.ARCHIVE,
 }
 # Complete image objects but for their pixels: they wait for a while, then they are admitted.
 WITHOUT_PIXELS = ("ExplVR_BigEndNoMeta.dcm", "ExplVR_LitEndNoMeta.dcm", "dicomdirtests/TINY_ALPHA/PT000000/")

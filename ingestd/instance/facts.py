@@ -10,7 +10,7 @@ class Verdict(StrEnum):
     """What became of reading one file; the value is what crosses the pipe from the reader's child."""
 
     WHOLE = "whole"
-    SHORT = "short"  # ends before its lengths say, or its native pixel data is shorter than its attributes imply
+    SHORT = "short"  # ends before its lengths say
     EMPTY = "empty"  # no byte, or zeros only
     ZEROS = "zeros"  # may not be written to its end yet though it adds up: waits, then is admitted with its notes
     NOT_DICOM = "not_dicom"
@@ -87,7 +87,9 @@ NOTES: dict[str, str] = {
     "no_transfer_syntax": "no Transfer Syntax UID in File Meta; found out from the data set",
     "odd_length": "a value of odd length",
     "patient_id_undecodable": "the patient ID could not be decoded with the character set the file names",
+    "pixel_data_defined_length": "compressed pixel data with a length of its own, not ended by a delimiter",
     "pixel_data_longer": "native pixel data is longer than rows, columns, frames, samples and bits imply",
+    "pixel_data_shorter": "pixel data is empty, or shorter than rows, columns, frames, samples and bits imply",
     "pixel_data_unchecked": "native pixel data without the attributes that say how long it must be",
     "private_implicit": "elements with implicit VR inside explicit content",
     "short_form_length": "a 16-bit length where the VR asks for 32 bits",

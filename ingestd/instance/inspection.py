@@ -36,6 +36,7 @@ from ingestd.instance.syntax import (
     SPECIFIC_CHARACTER_SET,
     STATION_NAME,
     STUDY_INSTANCE_UID,
+    is_native,
     main_elements,
 )
 from ingestd.instance.text import decode_text
@@ -181,7 +182,7 @@ class _Inspector:
         if found.pixel_tag is None:
             return self._judge_without_pixels()
         if found.pixel_bytes is not None:
-            return self._judge_native(found.pixel_tag, found.pixel_bytes)
+            return self._judge_sized(found.pixel_tag, found.pixel_bytes)
         return Verdict.WHOLE, ""
 
     def _uid_problem(self) -> str:
@@ -222,21 +223,32 @@ class _Inspector:
         found.notes.add("main_element_missing")
         return Verdict.ZEROS, "what its SOP class is for is not in it: it may not be written to its end yet"
 
-    def _judge_native(self, tag: int, size: int) -> tuple[Verdict, str]:
+    def _judge_sized(self, tag: int, size: int) -> tuple[Verdict, str]:
+        """Judge pixel data of a known length: a file that was cut off does not get here, as it declares what is cut.
+
+        So what is less than its attributes imply was made so; unless its writer has yet to put the true length there.
+        """
         found = self._found
         assert self._walker is not None, "walked before"
-        expected = expected_pixel_bytes(tag, found.values, big=self._walker.big)
-        if expected is None:
-            found.notes.add("pixel_data_unchecked")
-        elif size < expected:
-            return Verdict.SHORT, f"its pixel data has {size:,} bytes where its attributes imply {expected:,}"
-        elif size > expected + 1:
-            found.notes.add("pixel_data_longer")
+        least = None
+        if tag == PIXEL_DATA and not is_native(self._file.transfer_syntax):
+            found.notes.add("pixel_data_defined_length")
+        else:
+            least = expected_pixel_bytes(tag, found.values, big=self._walker.big)
+            if least is None:
+                found.notes.add("pixel_data_unchecked")
+            elif size > least + 1:
+                found.notes.add("pixel_data_longer")
+        reason = ""
+        if size < (least or 1):
+            found.notes.add("pixel_data_shorter")
+            implied = f" where its attributes imply {least:,}" if least else ""
+            reason = f"its pixel data has {size:,} bytes{implied}: it may not be written to its end yet"
         watch = found.watch
         if watch.seen and (watch.all_zero or (watch.trailing >= _PAGE and self._tail_is_hole())):
             found.notes.add("zero_pixels")
-            return Verdict.ZEROS, "its pixel data is zeros to the end: it may not be written to its end yet"
-        return Verdict.WHOLE, ""
+            reason = reason or "its pixel data is zeros to the end: it may not be written to its end yet"
+        return (Verdict.ZEROS, reason) if reason else (Verdict.WHOLE, "")
 
     def _tail_is_hole(self) -> bool:
         """Whether the end of the file was never written, as far as the filesystem can tell."""

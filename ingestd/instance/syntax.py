@@ -15,6 +15,13 @@ DEFLATED = frozenset({DEFLATED_EXPLICIT_LITTLE, "1.2.840.10008.1.2.4.95", "1.2.8
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
+_NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED_EXPLICIT_LITTLE, EXPLICIT_BIG, GE_PRIVATE_IMPLICIT})
+
+
+def is_native(transfer_syntax: str) -> bool:
+    """Whether pixel data of this transfer syntax is not compressed, so that its attributes say how long it is."""
+    return transfer_syntax in _NATIVE
+
 
 class Encoding(Enum):
     """How the elements of a data set are written (PS3.5 §7.1, §7.3)."""
