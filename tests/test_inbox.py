@@ -199,6 +199,52 @@ def test_short_file_that_stays_short_comes_back_as_final(tmp_path, drop):
         assert second.final
 
 
+def test_growth_begins_the_wait_for_the_rest_anew(tmp_path, drop):
+    """A slow writer, minutes between two pieces, is not refused for the time that it took in all."""
+    path = drop / "x"
+    path.write_bytes(b"short")
+    with Desk(tmp_path, policy(tmp_path, incomplete_after=timedelta(minutes=15))) as desk:
+        desk.settle()
+        for _piece in range(3):
+            (candidate,) = desk.ready_now()
+            assert not candidate.final
+            desk.inboxes.incomplete(candidate)
+            desk.pass_time(14 * 60)
+            with path.open("ab") as file:
+                file.write(b"a piece more")
+            desk.settle()
+
+        (candidate,) = desk.ready_now()
+        assert not candidate.final
+        desk.inboxes.incomplete(candidate)
+        desk.pass_time(14 * 60)
+        assert desk.ready_now() == []
+        desk.pass_time(61)
+        (candidate,) = desk.ready_now()
+        assert candidate.final
+
+
+def test_a_file_is_gone_only_if_its_inbox_is_the_folder_that_it_was_and_not_empty(tmp_path, drop):
+    """A share that is unmounted leaves an empty folder, or whatever lay there before, and no deletion."""
+    (drop / "kept").write_bytes(b"x")
+    place = str(drop / "missing")
+    with Desk(tmp_path, policy(tmp_path)) as desk:
+        desk.settle()
+        assert desk.inboxes.tells_gone(place)
+        drop.rename(tmp_path / "away")
+        assert not desk.inboxes.tells_gone(place)
+        drop.mkdir()
+        assert not desk.inboxes.tells_gone(place)
+        (drop / "another").write_bytes(b"x")
+        assert not desk.inboxes.tells_gone(place)
+        (drop / "another").unlink()
+        drop.rmdir()
+        (tmp_path / "away").rename(drop)
+        assert desk.inboxes.tells_gone(place)
+        (drop / "kept").unlink()
+        assert not desk.inboxes.tells_gone(place)
+
+
 def test_incomplete_after_nothing_makes_every_file_final(tmp_path, drop):
     put(drop, "x")
     with desk_of(tmp_path, policy(tmp_path, watch=Watch.POLL, incomplete_after=timedelta(0))) as desk:

@@ -113,7 +113,7 @@ class Drop:
             found = root_of(self._root_path)
             with os.scandir(self._root_path) as entries:
                 is_empty = next(entries, None) is None
-        except OSError:
+        except (RootGone, OSError):
             return False
         return not is_empty and self._guard.root in {None, found}
 
