@@ -218,6 +218,8 @@ class Arrival:
     patient_hash: str = ""  # keyed hashes; the plain values never reach the ledger
     accession_hash: str = ""
     notes: tuple[str, ...] = ()
+    ctime_ns: int = 0  # of the file in the spool while it was surely what was read; 0: nobody can say
+    source_ctime_ns: int = 0  # the same of a copied source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,6 +237,8 @@ class Refusal:
     identity: Identity | None = None
     priority: int = 0
     source_removed: bool = True  # False while a copied source still waits for its removal
+    ctime_ns: int = 0  # see Arrival
+    source_ctime_ns: int = 0
 
 
 class Sameness(StrEnum):

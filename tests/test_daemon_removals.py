@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ingestd.daemon.now import read_clocks, utc_now
 from ingestd.emulator import Emulator
-from ingestd.ledger import Entry, Ledger
+from ingestd.ledger import Choice, Entry, Ledger
+from ingestd.lifecycle import NEEDS_PERSON, State
+from tests.builders import element
 from tests.running import PROGRAM, Site, environment, kill_session, wait_until
 from tests.test_daemon_promise import configure, image, running, states, turn
 
@@ -84,3 +88,131 @@ def test_kept_files_stay_while_anything_stands_in_the_way(tmp_path: Path, server
         removals.allow("other")
         daemon.housekeeping.hurry()
         turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """As rsync --inplace and Samba do: the same inode, and the times put back."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(content)
+        file.truncate()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def append(path: Path, _content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(element(0x00204000, "LT", b"written after it was confirmed"))
+
+
+@pytest.mark.parametrize("write", [rewrite, append])
+def test_bytes_written_after_confirmation_are_a_new_arrival(
+    tmp_path: Path, server: Emulator, write: Callable[[Path, bytes], None]
+) -> None:
+    """A rename keeps the inode, and so the writer's descriptor: what it wrote later was deleted with the file."""
+    config = configure(tmp_path, server, retain="0s")
+    (tmp_path / "drop" / "image").write_bytes(image())
+    with running(config) as daemon:
+        daemon.housekeeping.removals.stop("test")
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        write(kept, image(first_pixel=1))
+        written = kept.read_bytes()
+        daemon.housekeeping.removals.allow("test")
+        daemon.housekeeping.hurry()
+
+        turn(daemon, lambda: sum(states(config).values()) == 2)
+
+    assert states(config)["CONFIRMED"] == 1
+    (held,) = (path for path in (tmp_path / "spool").glob("*/*/**/*") if path.is_file())
+    assert held.read_bytes() == written
+    with Ledger.open(config.ledger, read_only=True) as ledger:
+        first, second = sorted(ledger.entries(), key=lambda entry: entry.entry_id)
+        story = ledger.story(first.entry_id)
+    assert first.removed_at is not None
+    assert second.relative_path == "image"
+    assert second.state in NEEDS_PERSON
+    assert story is not None
+    assert "written to after that" in story.history[-1].note
+
+
+def test_duplicate_written_to_after_its_holder_was_confirmed_is_a_new_arrival(tmp_path: Path, server: Emulator) -> None:
+    config = configure(tmp_path, server, retain="0s")
+    with running(config) as daemon:
+        daemon.housekeeping.removals.stop("test")
+        (tmp_path / "drop" / "image").write_bytes(image())
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        (tmp_path / "drop" / "again").write_bytes(image())
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "DUPLICATE": 1})
+        with Ledger.open(config.ledger, read_only=True) as ledger:
+            (duplicate,) = ledger.entries(Choice(state=State.DUPLICATE))
+        rewrite(tmp_path / "spool" / (duplicate.path or ""), image(first_pixel=1))
+        daemon.housekeeping.removals.allow("test")
+        daemon.housekeeping.hurry()
+
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "DUPLICATE": 1, "CONFLICT": 1})
+
+
+def test_discarded_file_that_was_written_to_comes_back(tmp_path: Path, server: Emulator) -> None:
+    """What a person discarded was a text; what lies there by now nobody has looked at."""
+    config = configure(tmp_path, server, retain="0s")
+    with running(config) as daemon:
+        daemon.housekeeping.removals.stop("test")
+        text = b"no image, but as long as one".ljust(len(image()), b".")
+        (tmp_path / "drop" / "image").write_bytes(text)
+        turn(daemon, lambda: states(config) == {"REJECTED": 1})
+        (aside,) = (tmp_path / "spool" / "rejected").glob("*/*/*")
+        with daemon.ledger.write() as moves:
+            moves.discard(only_entry(tmp_path / "ledger.db").entry_id, now=utc_now())
+        rewrite(aside, image())
+        daemon.housekeeping.removals.allow("test")
+        daemon.housekeeping.hurry()
+
+        turn(daemon, lambda: states(config) == {"DISCARDED": 1, "CONFIRMED": 1})
+
+
+def test_file_that_was_only_looked_after_goes(tmp_path: Path, server: Emulator) -> None:
+    """A chmod sets the ctime too; the content is what it was."""
+    config = configure(tmp_path, server, retain="0s")
+    (tmp_path / "drop" / "image").write_bytes(image())
+    with running(config) as daemon:
+        daemon.housekeeping.removals.stop("test")
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        kept.chmod(0o640)
+        daemon.housekeeping.removals.allow("test")
+        daemon.housekeeping.hurry()
+
+        turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
+
+    assert not kept.exists()
+    assert states(config) == {"CONFIRMED": 1}
+
+
+def test_untouched_file_goes_without_being_read_again(tmp_path: Path, server: Emulator) -> None:
+    config = configure(tmp_path, server, retain="0s")
+    (tmp_path / "drop" / "image").write_bytes(image())
+    with running(config) as daemon:
+        daemon.housekeeping.removals.stop("test")
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        turn(daemon, lambda: daemon.is_idle)
+        daemon.housekeeping.removals.allow("test")
+        daemon.housekeeping.removals.gather(read_clocks(), make_room=False)
+
+        assert daemon.housekeeping.removals.is_idle
+        turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
+    assert list((tmp_path / "spool" / "files").glob("*/*")) == []
+
+
+def test_file_that_a_writer_has_open_is_kept(tmp_path: Path, server: Emulator) -> None:
+    config = configure(tmp_path, server, retain="0s")
+    (tmp_path / "drop" / "image").write_bytes(image())
+    with running(config) as daemon:
+        daemon.housekeeping.removals.stop("test")
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        with kept.open("r+b"):
+            daemon.housekeeping.removals.allow("test")
+            daemon.housekeeping.hurry()
+            turn(daemon, pass_seconds(0.5))
+            assert kept.exists()
+    assert only_entry(tmp_path / "ledger.db").removed_at is None

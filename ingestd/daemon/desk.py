@@ -1,7 +1,7 @@
 """One queue to the reader processes for everything that needs a file read; each answer goes back to who asked.
 
-Intake, rework and proof share the readers. A job's key is ours: it leads back to the owner and the context in which
-the question was asked.
+Intake, rework, proof and removals share the readers. A job's key is ours: it leads back to the owner and the context in
+which the question was asked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Owner(StrEnum):
     INTAKE = "intake"
     REWORK = "rework"
     PROOF = "proof"
+    REMOVALS = "removals"
 
 
 class ReaderDesk:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingestd.inbox import Candidate, Expect
+from ingestd.inbox import Candidate, Expect, Taken
 from ingestd.ledger import Holder, Judged, Ledger
 from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, SourceStat
 from ingestd.reader import Inspection
@@ -32,12 +32,11 @@ class Hand:
     wished: bool = False
     admit_anyway: bool = False
     adopted: bool = False  # did not come from Inboxes.look
-    dropped_as: str = ""  # an adopted file's relative path in its inbox, where that is still known
 
     @property
     def relative_path(self) -> str:
         """What the ledger is to call it: where it was dropped, or where it lies."""
-        return self.dropped_as or self.candidate.relative_path
+        return self.candidate.dropped_as or self.candidate.relative_path
 
 
 def content_of(found: Inspection) -> Content:
@@ -63,8 +62,8 @@ def source_of(found: Inspection) -> SourceStat:
     return SourceStat(device=found.device, inode=found.inode, size_bytes=found.size_bytes, mtime_ns=found.mtime_ns)
 
 
-def arrival_of(hand: Hand, ledger: Ledger, *, path: str, source_removed: bool) -> Arrival:
-    """Say what the ledger is to know of a file that was read whole and lies at ``path`` now."""
+def arrival_of(hand: Hand, ledger: Ledger, taken: Taken) -> Arrival:
+    """Say what the ledger is to know of a file that was read whole and lies now where ``taken`` says."""
     found = hand.inspection
     assert found is not None
     identity = identity_of(found)
@@ -75,9 +74,9 @@ def arrival_of(hand: Hand, ledger: Ledger, *, path: str, source_removed: bool) -
         inbox=candidate.inbox,
         relative_path=hand.relative_path,
         source=candidate.source,  # it was read as that, or the reader had said CHANGED
-        path=path,
+        path=taken.path,
         in_place=candidate.in_place,
-        source_removed=source_removed,
+        source_removed=taken.source_removed,
         identity=identity,
         sop_class_uid=found.sop_class_uid,
         content=content_of(found),
@@ -87,11 +86,13 @@ def arrival_of(hand: Hand, ledger: Ledger, *, path: str, source_removed: bool) -
         patient_hash=ledger.search_hash("patient", found.patient_id),
         accession_hash=ledger.search_hash("accession", found.accession_number),
         notes=found.notes,
+        ctime_ns=taken.ctime_ns,
+        source_ctime_ns=taken.source_ctime_ns,
     )
 
 
-def refusal_of(hand: Hand, *, path: str, source_removed: bool = True) -> Refusal:
-    """Say what the ledger is to know of a file that is refused and lies at ``path`` now."""
+def refusal_of(hand: Hand, taken: Taken) -> Refusal:
+    """Say what the ledger is to know of a file that is refused and lies now where ``taken`` says."""
     assert hand.refused is not None
     reason, note = hand.refused
     candidate = hand.candidate
@@ -100,13 +101,15 @@ def refusal_of(hand: Hand, *, path: str, source_removed: bool = True) -> Refusal
         inbox=candidate.inbox,
         relative_path=hand.relative_path,
         source=candidate.source,
-        path=path,
+        path=taken.path,
         in_place=candidate.in_place,
         reason=reason,
         note=note,
         identity=identity_of(hand.inspection) if hand.inspection else None,
         priority=candidate.priority,
-        source_removed=source_removed,
+        source_removed=taken.source_removed,
+        ctime_ns=taken.ctime_ns,
+        source_ctime_ns=taken.source_ctime_ns,
     )
 
 
@@ -117,6 +120,7 @@ def expect_of(hand: Hand) -> Expect:
         return Expect(source=hand.candidate.source)
     return Expect(
         source=hand.candidate.source,  # see arrival_of
+        ctime_ns=found.ctime_ns,
         digest=found.digest,
         meta_digest=found.meta_digest,
         dataset_offset=found.dataset_offset,

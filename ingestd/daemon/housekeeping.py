@@ -6,15 +6,16 @@ DISCARDED) is committed go early (G3). When nobody can say how full it is, nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.desk import ReaderDesk
 from ingestd.daemon.hand import Hand
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
-from ingestd.inbox import Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
+from ingestd.inbox import Candidate, Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
 from ingestd.ledger import InboxSummary, Ledger, Moves
 
 _TIDY_EVERY_SECONDS = 5.0
@@ -52,6 +53,8 @@ class Housekeeping:
         spool: Spool,
         inboxes: Inboxes,
         mover: Mover[Hand],
+        desk: ReaderDesk,
+        adopt: Callable[[Candidate], object],
         policies: tuple[InboxPolicy, ...],
         retain: timedelta,
         low_water: int,
@@ -66,7 +69,7 @@ class Housekeeping:
         self._removing: set[int] = set()
         self._roots = {policy.name: policy.path for policy in policies}
         self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
-        self.removals = Removals(ledger=ledger, spool=spool, retain=retain)
+        self.removals = Removals(ledger=ledger, spool=spool, desk=desk, adopt=adopt, retain=retain)
         self.low_water = low_water
         self._tidy_at = 0.0
         self._space_at = 0.0
@@ -98,8 +101,8 @@ class Housekeeping:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no source is being removed."""
-        return not (self._removing or self._sources_gone)
+        """Whether no source is being removed, and no kept file looked at before it goes."""
+        return self.removals.is_idle and not (self._removing or self._sources_gone)
 
     def hurry(self) -> None:
         """Tidy up at the next tick: a source waits for its removal, or ``run --once`` is about to end."""
@@ -111,6 +114,7 @@ class Housekeeping:
             self._space_at = now.mono + _SPACE_EVERY_SECONDS
             self._look_at_disk()
         self._collect_removals()
+        self.removals.collect(now)
         if now.mono < self._tidy_at or self.has_work:
             return
         self._tidy_at = now.mono + _TIDY_EVERY_SECONDS

@@ -265,7 +265,7 @@ class Intake:
     def _take(self, hand: Hand, arrivals: list[Hand]) -> None:
         assert hand.inspection is not None
         if hand.candidate.in_place:
-            hand.arrival = arrival_of(hand, self._ledger, path=str(hand.candidate.path), source_removed=True)
+            hand.arrival = arrival_of(hand, self._ledger, _where_it_lies(hand))
             arrivals.append(hand)
         else:
             self._due.take_in.append(hand)
@@ -274,7 +274,7 @@ class Intake:
         hand.refused = (reason, note)
         # A file that a person asked about lies in rejected/ already, and its row is told.
         if hand.candidate.in_place or hand.wished:
-            refusals.append((hand, refusal_of(hand, path=str(hand.candidate.path))))
+            refusals.append((hand, refusal_of(hand, _where_it_lies(hand))))
         else:
             self._due.set_aside.append(hand)
 
@@ -288,9 +288,9 @@ class Intake:
     ) -> None:
         if isinstance(outcome, Taken):
             if hand.refused is not None:
-                refusals.append((hand, refusal_of(hand, path=outcome.path, source_removed=outcome.source_removed)))
+                refusals.append((hand, refusal_of(hand, outcome)))
             else:
-                hand.arrival = arrival_of(hand, self._ledger, path=outcome.path, source_removed=outcome.source_removed)
+                hand.arrival = arrival_of(hand, self._ledger, outcome)
                 arrivals.append(hand)
             return
         if outcome.why is WhyNot.GONE:
@@ -390,7 +390,8 @@ class Intake:
         self._due.others.append(partial(self._in_hand.discard, hand))
         candidate = self._spool.candidate_at(hand.candidate.inbox, hand.arrival.path)
         if candidate is not None:
-            again = Hand(candidate=candidate, dropped_as=hand.relative_path, former=hand.former)
+            candidate = replace(candidate, dropped_as=hand.relative_path)
+            again = Hand(candidate=candidate, former=hand.former)
             self._due.others.append(partial(self.adopt, again))
 
     def _reach(self, arrival: Arrival) -> str:
@@ -437,6 +438,10 @@ class Intake:
                 log.warning("inbox.conflict_found", entry_id=entry_id, inbox=inbox)
             else:
                 log.debug("inbox.admitted", entry_id=entry_id, inbox=inbox, state=state)
+
+
+def _where_it_lies(hand: Hand) -> Taken:
+    return Taken(candidate=hand.candidate, path=str(hand.candidate.path))
 
 
 def _no_server(entry_id: int, done: Callable[[Path | None], object]) -> None:

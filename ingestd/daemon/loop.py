@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
@@ -154,6 +155,8 @@ class Daemon:
             spool=self.spool,
             inboxes=self.inboxes,
             mover=self.mover,
+            desk=self.desk,
+            adopt=lambda candidate: self.intake.adopt(Hand(candidate=candidate)),
             policies=policies,
             retain=config.spool.retain,
             low_water=config.spool.low_water,
@@ -185,6 +188,8 @@ class Daemon:
             self.mover.recover_removals(policy.path, unremoved)
         self._left = {(each.inbox, each.source): each for each in self._left_candidates()}
         self._orphans = self.spool.orphans(self.ledger.paths_known)
+        # A file that is set apart meanwhile would be found as one more of them.
+        self.housekeeping.removals.stop("orphans")
         self.inboxes.open()
 
     def _left_candidates(self) -> Iterator[LeftCandidate]:
@@ -302,7 +307,7 @@ class Daemon:
         try:
             for count, candidate in enumerate(self._orphans, start=1):
                 left = self._left.pop((candidate.inbox, candidate.source), None)
-                self.intake.adopt(Hand(candidate=candidate, dropped_as=left.relative_path if left else ""))
+                self.intake.adopt(Hand(candidate=replace(candidate, dropped_as=left.relative_path if left else "")))
                 if count >= _ORPHANS_AT_ONCE:
                     return
         except LedgerError:
@@ -310,6 +315,7 @@ class Daemon:
             self._orphans = self.spool.orphans(self.ledger.paths_known)
             raise
         self._orphans = None
+        self.housekeeping.removals.allow("orphans")
         # The others lie where they lay, and are seen again, or are gone. What killed a reader is not forgotten.
         self._nameless = [each.candidate_id for each in self._left.values() if not each.tries]
         self._left = {}

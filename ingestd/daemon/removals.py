@@ -2,32 +2,70 @@
 
 One gate for all of them: whoever sees that our copies may be the only ones (a server that lost or altered files, a
 clock that jumped, a disk of which nothing can be said) calls ``stop``, and ``allow`` once it no longer holds.
+
+Before a file goes, what lies there must still be what was confirmed: its writer may have kept it open, for a rename
+keeps the inode. Its ctime tells at no cost that nobody wrote to it; otherwise it is read again, and other bytes get a
+name of their own and are a new arrival.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
+from typing import NamedTuple
 
 import structlog
 
+from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.now import Now
-from ingestd.inbox import Spool, SpoolError
-from ingestd.ledger import Ledger, Moves, Removable
-from ingestd.places import is_gone
+from ingestd.inbox import Candidate, LetGo, Spool, WasRead
+from ingestd.ledger import KeptFile, Ledger, Moves, Removable
+from ingestd.reader import InspectJob, Read, Verdict
 
 _REMOVE_AT_ONCE = 500
+# Reading again comes beside the reading of what arrives.
+_READ_AT_ONCE = 64
+# Between two tries at a file that a writer has open, or that cannot be read or removed.
+_STUCK_SECONDS = 30.0
+
+
+class _Kept(NamedTuple):
+    row: Removable
+    file: KeptFile
+
+
+class _Apart(NamedTuple):
+    """Bytes that were never confirmed, and where they lie now."""
+
+    row: Removable
+    path: str
 
 
 class Removals:
     """Removes kept files from the spool. Main thread only."""
 
-    def __init__(self, *, ledger: Ledger, spool: Spool, retain: timedelta) -> None:
-        """Join the rooms; nothing stands in the way yet."""
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        spool: Spool,
+        desk: ReaderDesk,
+        adopt: Callable[[Candidate], object],
+        retain: timedelta,
+    ) -> None:
+        """Join the rooms; nothing stands in the way yet. ``adopt`` takes a new arrival that lies in the spool."""
         self._ledger = ledger
         self._spool = spool
+        self._desk = desk
+        self._adopt = adopt
         self._log = structlog.get_logger()
         self._stopped: set[str] = set()
+        self._reading: set[int] = set()  # rows with a file that is read again
+        self._stuck: dict[int, float] = {}  # rows that are not looked at again before (monotonic)
         self._removed: list[Removable] = []
+        self._apart: list[_Apart] = []
         self.retain = retain
 
     def stop(self, why: str) -> None:
@@ -46,34 +84,110 @@ class Removals:
     @property
     def has_work(self) -> bool:
         """Whether a transaction is wanted."""
-        return bool(self._removed)
+        return bool(self._removed or self._apart)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no file is being read again."""
+        return not (self._reading or self._apart)
+
+    def collect(self, now: Now) -> None:
+        """Go on with the files that were read again; writes nothing to the ledger."""
+        for context, read in self._desk.take(Owner.REMOVALS):
+            assert isinstance(context, _Kept)
+            self._judge(context, read, now)
 
     def gather(self, now: Now, *, make_room: bool) -> None:
         """Remove what may go, with ``make_room`` before ``retain`` has passed; writes nothing to the ledger."""
         if not self.may_remove:
             return
+        self._stuck = {entry_id: at for entry_id, at in self._stuck.items() if at > now.mono}
+        aside = self._reading | self._stuck.keys()
         retain = timedelta(0) if make_room else self.retain
-        removable = self._ledger.removable(before=now.utc - retain, limit=_REMOVE_AT_ONCE)
-        paths = [path for row in removable for path in row.paths]
-        if not paths:
-            return
-        try:
-            self._spool.discard(*paths)
-        except SpoolError as error:
-            # The rest is gone all the same; these rows keep their file and are tried again.
-            removable = [row for row in removable if all(is_gone(f"{self._spool.path}/{path}") for path in row.paths)]
-            self._log.error("spool.not_removed", note=str(error))
-        self._removed = removable
-        if removable:
-            self._log.info("spool.removed", files=sum(len(row.paths) for row in removable))
+        rows = self._ledger.removable(before=now.utc - retain, limit=_REMOVE_AT_ONCE + len(aside))
+        self._let_go([row for row in rows if row.entry_id not in aside], now)
 
     def record(self, moves: Moves, now: Now) -> None:
-        """Write which files are gone."""
+        """Write which files are gone, and which held other bytes."""
         if self._removed:
             moves.mark_removed([row.entry_id for row in self._removed], now=now.utc)
+        if self._apart:
+            moves.written_after([apart.row.entry_id for apart in self._apart], now=now.utc)
 
     def committed(self) -> bool:
-        """The transaction is durable; say whether more may go at once."""
+        """The transaction is durable: take the new arrivals; say whether more may go at once."""
         is_more = len(self._removed) >= _REMOVE_AT_ONCE
-        self._removed = []
+        if self._removed:
+            self._log.info("spool.removed", files=sum(len(row.files) for row in self._removed))
+        apart, self._apart, self._removed = self._apart, [], []
+        for row, path in apart:
+            self._log.warning("spool.written_after", entry_id=row.entry_id, inbox=row.inbox)
+            try:
+                candidate = self._spool.candidate_at(row.inbox, path)
+            except OSError:
+                continue  # a file without a row: it is found again
+            if candidate is not None:
+                # It may be in the middle of being written: not final.
+                self._adopt(replace(candidate, final=False, dropped_as=row.relative_path, was_admitted=True))
         return is_more
+
+    def _let_go(self, rows: list[Removable], now: Now, *, just_read: str = "") -> None:
+        kept = [_Kept(row, file) for row in rows for file in row.files]
+        answers = self._spool.let_go([(file.path, _was_read(file)) for _, file in kept])
+        by_row: defaultdict[int, list[tuple[_Kept, LetGo]]] = defaultdict(list)
+        for one, answer in zip(kept, answers, strict=True):
+            by_row[one.row.entry_id].append((one, answer))
+        for row in rows:
+            self._settle(row, by_row[row.entry_id], just_read, now)
+
+    def _settle(self, row: Removable, answers: list[tuple[_Kept, LetGo]], just_read: str, now: Now) -> None:
+        """Mark the row when all its files are gone; the first that is in doubt is read again, then all once more."""
+        doubtful = next((kept for kept, answer in answers if answer is LetGo.CHANGED), None)
+        if doubtful is not None and doubtful.file.path != just_read:
+            self._doubt(doubtful, now)
+        elif any(answer is not LetGo.GONE for _, answer in answers):
+            if any(answer is LetGo.STUCK for _, answer in answers):
+                self._log.error("spool.not_removed", entry_id=row.entry_id)
+            self._stuck[row.entry_id] = now.mono + _STUCK_SECONDS
+        else:
+            self._removed.append(row)
+
+    def _doubt(self, kept: _Kept, now: Now) -> None:
+        if kept.file.digests is None:
+            # Nobody ever knew what it held, so that nobody can say that it still does.
+            self._set_apart(kept, now)
+        elif len(self._reading) < _READ_AT_ONCE:
+            self._reading.add(kept.row.entry_id)
+            path = str(self._spool.path / kept.file.path)
+            self._desk.ask(Owner.REMOVALS, kept, lambda key: InspectJob(key=key, path=path))
+
+    def _judge(self, kept: _Kept, read: Read, now: Now) -> None:
+        row, file = kept
+        self._reading.discard(row.entry_id)
+        found = read.inspection
+        if not read.died and (found is None or found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE)):
+            self._stuck[row.entry_id] = now.mono + _STUCK_SECONDS
+        elif not self.may_remove:
+            pass  # it is read once more when it may go
+        elif found is not None and (found.meta_digest, found.digest) == file.digests:
+            same = replace(file, size_bytes=found.size_bytes, mtime_ns=found.mtime_ns, ctime_ns=found.ctime_ns)
+            files = tuple(same if each is file else each for each in row.files)
+            self._let_go([replace(row, files=files)], now, just_read=file.path)
+        else:
+            self._set_apart(kept, now)
+
+    def _set_apart(self, kept: _Kept, now: Now) -> None:
+        row, file = kept
+        try:
+            path = self._spool.set_apart(row.inbox, file.path)
+        except OSError as error:
+            self._log.error("spool.not_written", entry_id=row.entry_id, error=type(error).__name__)
+            self._stuck[row.entry_id] = now.mono + _STUCK_SECONDS
+            return
+        self._apart.append(_Apart(row, path))
+        others = tuple(each for each in row.files if each is not file)
+        self._let_go([replace(row, files=others)], now)
+
+
+def _was_read(file: KeptFile) -> WasRead:
+    return WasRead(size_bytes=file.size_bytes, mtime_ns=file.mtime_ns, ctime_ns=file.ctime_ns)

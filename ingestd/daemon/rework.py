@@ -226,6 +226,7 @@ class Rework:
             patient_hash=self._ledger.search_hash("patient", found.patient_id),
             accession_hash=self._ledger.search_hash("accession", found.accession_number),
             notes=found.notes,
+            ctime_ns=found.ctime_ns,
         )
         admitted = moves.reread(need.entry_id, work.arrival, now=now.utc)
         if admitted.needs_compare and admitted.holder is not None and admitted.holder.path is not None:
@@ -290,7 +291,10 @@ class Rework:
             self._acts.append(partial(self._ask_inspect, _Work(replace(need, need=Need.REREAD))))
             return
         if found is not None and found.verdict in _ADMISSIBLE:
-            moves.attach_reencoded(need.entry_id, path=work.destination, content=content_of(found), now=now.utc)
+            content, ctime_ns = content_of(found), found.ctime_ns
+            moves.attach_reencoded(
+                need.entry_id, path=work.destination, content=content, ctime_ns=ctime_ns, now=now.utc
+            )
         elif read.waits or (is_gone(need.path) and not self._tells_gone(need.path)):
             # Nothing is known: the row still asks, and is taken up again.
             self._acts.append(partial(self._spool.discard, work.destination))

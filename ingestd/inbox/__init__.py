@@ -37,7 +37,9 @@ inbox, relative path, size and mtime_ns; for ``move``: some row with this inbox,
     .remove_source(root: Path, relative_path: str, source: SourceStat) -> Removal
     .recover_removals(root: Path, unremoved: Collection[SourceStat]) -> int    at start, per inbox elsewhere
     .is_squatted(root: Path) -> bool / .look_aside(root: Path) -> None    somebody else has our folder's name there
-    .discard(*paths: str) -> None                     files/, rejected/, explicit/ or scratch/ only; gone is fine
+    .let_go(files: Sequence[tuple[str, WasRead]]) -> list[LetGo]      what still is what was read is removed
+    .set_apart(inbox: str, path: str) -> str          a name of its own in files/, for bytes that no row knows
+    .discard(*paths: str) -> None                     what we made ourselves and nobody needs; gone is fine
     .orphans(known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]    G2; at most 1,000 paths a question
     .candidate_at(inbox: str, path: str) -> Candidate | None    None when it is gone
     .is_here(source: SourceStat) -> bool              on the spool's filesystem: the reader has to fsync it
@@ -56,6 +58,7 @@ from ingestd.inbox.types import (
     FreeSpace,
     InboxPolicy,
     InboxReport,
+    LetGo,
     Look,
     NotTaken,
     Removal,
@@ -63,6 +66,7 @@ from ingestd.inbox.types import (
     SpoolInUse,
     Take,
     Taken,
+    WasRead,
     Watch,
     WhyNot,
     check_inbox_name,
@@ -75,6 +79,7 @@ __all__ = [
     "InboxPolicy",
     "InboxReport",
     "Inboxes",
+    "LetGo",
     "Look",
     "Mount",
     "Names",
@@ -85,6 +90,7 @@ __all__ = [
     "SpoolInUse",
     "Take",
     "Taken",
+    "WasRead",
     "Watch",
     "WhyNot",
     "check_inbox_name",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -114,12 +115,20 @@ def has_writer(descriptor: int) -> bool:
     A read lease is refused with EAGAIN then. Where it cannot tell (another owner's file, a filesystem without
     leases) the answer is no: the settle time and the digest at sending are what the promise rests on.
     """
+    if hold_off_writers(descriptor):
+        return True
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def hold_off_writers(descriptor: int) -> bool:
+    """Say as ``has_writer`` does; where nobody has it open, nobody can begin to until the descriptor is closed."""
     try:
-        # Somebody who opens the file for writing in the microseconds that we hold the lease makes the kernel signal
-        # us; by default with SIGIO, which would kill the process. SIGURG is ignored unless somebody asks for it.
+        # Somebody who opens the file for writing while we hold the lease makes the kernel signal us; by default with
+        # SIGIO, which would kill the process. SIGURG is ignored unless somebody asks for it.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         return error.errno == errno.EAGAIN
-    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False

@@ -27,11 +27,25 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from ingestd.lifecycle import SourceStat
+from ingestd.places import open_file
 
 from . import removal, takein
 from .aside import Aside
 from .durable import sync_folder
-from .types import Candidate, Expect, FreeSpace, NotTaken, Removal, SpoolError, SpoolInUse, Taken, check_inbox_name
+from .glance import hold_off_writers
+from .types import (
+    Candidate,
+    Expect,
+    FreeSpace,
+    LetGo,
+    NotTaken,
+    Removal,
+    SpoolError,
+    SpoolInUse,
+    Taken,
+    WasRead,
+    check_inbox_name,
+)
 
 ROOMS = ("files", "rejected", "explicit", "scratch")
 KNOWN_AT_ONCE = 1_000
@@ -151,6 +165,50 @@ class Spool:
                 sync_folder(folder)
         if failed is not None:
             raise SpoolError(f"a spool file could not be removed: {os.strerror(failed.errno or errno.EIO).lower()}")
+
+    def let_go(self, files: Sequence[tuple[str, WasRead]]) -> list[LetGo]:
+        """Remove files of ours that still are what they were when they were read, answers in their order.
+
+        Where the kernel grants a lease (our own files, or CAP_LEASE) nobody can write between the look and the unlink.
+        """
+        for path, _ in files:
+            _check_ours(path)
+        folders: set[Path] = set()
+        answers: list[LetGo] = []
+        for path, then in files:
+            place = self.path / path
+            answer = _let_go(place, then)
+            answers.append(answer)
+            if answer is LetGo.GONE:
+                folders.add(place.parent)
+                if path.startswith("rejected/"):
+                    with contextlib.suppress(OSError):
+                        place.parent.rmdir()
+                        folders.discard(place.parent)
+                        folders.add(place.parent.parent)
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                sync_folder(folder)
+        return answers
+
+    def set_apart(self, inbox: str, path: str) -> str:
+        """Give a file of ours, whose row has done with it, a name of its own in ``files/``; say which.
+
+        A file without a row is work not begun: whatever happens next, it is found and taken in. Raises OSError.
+        """
+        _check_ours(path)
+        folder = self.path / "files" / check_inbox_name(inbox)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        own = secrets.token_hex(16)
+        place = self.path / path
+        place.rename(folder / own)
+        sync_folder(folder)
+        if path.startswith("rejected/"):
+            with contextlib.suppress(OSError):
+                place.parent.rmdir()
+        elif place.parent != folder:
+            sync_folder(place.parent)
+        return f"files/{inbox}/{own}"
 
     def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
         """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
@@ -301,6 +359,29 @@ class Spool:
         return Candidate(
             inbox=inbox, relative_path=path, path=self.path / path, source=source, final=True, in_spool=True
         )
+
+
+def _let_go(place: Path, then: WasRead) -> LetGo:
+    try:
+        descriptor = open_file(str(place))
+    except (FileNotFoundError, NotADirectoryError):
+        return LetGo.GONE
+    except OSError:
+        return LetGo.STUCK
+    try:
+        if hold_off_writers(descriptor):
+            return LetGo.WRITER
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            return LetGo.STUCK
+        if not then.is_of(found):
+            return LetGo.CHANGED
+        place.unlink(missing_ok=True)
+    except OSError:
+        return LetGo.STUCK
+    finally:
+        os.close(descriptor)
+    return LetGo.GONE
 
 
 def _check_ours(path: str) -> None:

@@ -174,7 +174,8 @@ class _Group:
         _check_same(found, item.expect, "the file changed after it was read")
         if candidate.in_spool and relative.startswith(f"{self._room}/{candidate.inbox}/"):
             self._to_sync[source_folder] = None
-            return _Moved(item, Taken(candidate=candidate, path=relative), None, source_folder, item.name)
+            taken = Taken(candidate=candidate, path=relative, ctime_ns=_if_same(found, item.expect, found))
+            return _Moved(item, taken, None, source_folder, item.name)
         target = self._target(candidate.inbox, item.name)
         self._to_sync[target.folder] = None
         try:
@@ -188,16 +189,19 @@ class _Group:
     def _bring_to(self, item: _Item, found: os.stat_result, target: _Target) -> _Moved:
         candidate, expect = item.candidate, item.expect
         source_folder = self._folders.get(*item.folder)
-        if found.st_dev == self._device and self._renamed(item.name, source_folder, target, expect.source):
+        renamed = None
+        if found.st_dev == self._device:
+            renamed = self._renamed(item.name, source_folder, target, expect.source)
+        if renamed is not None:
             self._sources_to_sync[source_folder] = None
             if candidate.in_spool and candidate.relative_path.startswith("rejected/"):
                 root, parent = item.folder
                 above, _, own = parent.rpartition("/")
                 self._emptied.append((self._folders.get(root, above), own))
-            taken = Taken(candidate=candidate, path=target.prefix + target.name)
+            path, ctime_ns = target.prefix + target.name, _if_same(found, expect, renamed)
+            taken = Taken(candidate=candidate, path=path, ctime_ns=ctime_ns)
             return _Moved(item, taken, source_folder, target.folder, target.name)
-        self._copy(item.name, source_folder, target.name, target.folder, candidate, expect)
-        taken = Taken(candidate=candidate, path=target.prefix + target.name, source_removed=False)
+        taken = self._copy(item.name, source_folder, target, candidate, expect)
         return _Moved(item, taken, None, target.folder, target.name)
 
     def _target(self, inbox: str, name: str) -> _Target:
@@ -237,8 +241,8 @@ class _Group:
             sync(parent)
             return self._folders.get(self._spool, f"{self._room}/{inbox}")
 
-    def _renamed(self, name: str, source_folder: int, target: _Target, expect: SourceStat) -> bool:
-        """Rename the file into the spool; False where that cannot be, though both lie on one filesystem.
+    def _renamed(self, name: str, source_folder: int, target: _Target, expect: SourceStat) -> os.stat_result | None:
+        """Rename the file into the spool and look at it; None where that cannot be, though both lie on one filesystem.
 
         Two bind mounts of it are two mounts, and so are folders with quotas of their own: rename(2) says EXDEV.
         """
@@ -247,33 +251,40 @@ class _Group:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            return False
+            return None
         found = look(target.name, target.folder)
         if stat.S_ISREG(found.st_mode) and expect.is_of(found):
-            return True
+            return found
         # Between our look and the rename somebody wrote to it, or put another file under its name.
         self._sources_to_sync[source_folder] = None
         with contextlib.suppress(OSError):
             put_back(target.name, target.folder, name, source_folder)
         raise _Left(WhyNot.CHANGED, "the file changed while it was taken")
 
-    def _copy(
-        self, name: str, source_folder: int, target: str, target_folder: int, candidate: Candidate, expect: Expect
-    ) -> None:
+    def _copy(self, name: str, source_folder: int, target: _Target, candidate: Candidate, expect: Expect) -> Taken:
         scratch = self._folders.get(self._spool, "scratch")
         temporary = secrets.token_hex(16)
         source = os.open(name, places.FILE, dir_fd=source_folder)
         try:
             copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=scratch)
             try:
-                _check_same(os.fstat(source), expect, "the file changed after it was read")
+                before = os.fstat(source)
+                _check_same(before, expect, "the file changed after it was read")
                 _copy_checked(source, copy, expect)
-                _check_same(os.fstat(source), expect, "the file changed while it was copied")
+                after = os.fstat(source)
+                _check_same(after, expect, "the file changed while it was copied")
                 _check_same(look(name, source_folder), expect, "the file was replaced while it was copied")
                 _remember_origin(copy, candidate.place, expect.source)
                 os.utime(copy, ns=(expect.source.mtime_ns, expect.source.mtime_ns))
                 os.fsync(copy)
-                os.rename(temporary, target, src_dir_fd=scratch, dst_dir_fd=target_folder)
+                os.rename(temporary, target.name, src_dir_fd=scratch, dst_dir_fd=target.folder)
+                return Taken(
+                    candidate=candidate,
+                    path=target.prefix + target.name,
+                    source_removed=False,
+                    ctime_ns=os.fstat(copy).st_ctime_ns,
+                    source_ctime_ns=after.st_ctime_ns if before.st_ctime_ns == after.st_ctime_ns else 0,
+                )
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=scratch)
@@ -295,6 +306,15 @@ class _Group:
 def _check_same(found: os.stat_result, expect: Expect, otherwise: str) -> None:
     if not stat.S_ISREG(found.st_mode) or not expect.source.is_of(found):
         raise _Left(WhyNot.CHANGED, otherwise)
+
+
+def _if_same(found: os.stat_result, expect: Expect, now: os.stat_result) -> int:
+    """Give the ctime of what lies in the spool now, if ``found``, before the move, had the ctime of what was read.
+
+    Who writes to a file can set its mtime back, but not its ctime. A rename sets it, so that only we can compare the
+    one before with the one that the reader saw.
+    """
+    return now.st_ctime_ns if found.st_ctime_ns == expect.ctime_ns else 0
 
 
 def _copy_checked(source: int, copy: int, expect: Expect) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ingestd.places import below_of
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
 
     from ingestd.lifecycle import SourceStat
@@ -72,7 +73,9 @@ class Candidate:
 
     ``relative_path`` and ``path`` are ``os.fsdecode``d (surrogateescape). ``final``: it did not change for
     ``incomplete_after``, so that "short" or "empty" is now a verdict. ``in_spool``: it already lies in the spool
-    (a file without a row, or one in ``rejected/``); its ``relative_path`` is then relative to the spool.
+    (a file without a row, or one in ``rejected/``); its ``relative_path`` is then relative to the spool, and
+    ``dropped_as`` what it was in its inbox, where that is still known. ``was_admitted``: it was written to after it had
+    been taken for an image once, so that it is no clutter whatever it is now.
     """
 
     inbox: str
@@ -83,6 +86,8 @@ class Candidate:
     priority: int = 0
     in_place: bool = False
     in_spool: bool = False
+    dropped_as: str = ""
+    was_admitted: bool = False
 
     @property
     def place(self) -> str:
@@ -151,11 +156,13 @@ class InboxReport:
 class Expect:
     """What the reader found in a file, which it must still be when it is taken.
 
-    ``source`` is the ``fstat`` of the descriptor that was read. The digests are checked while a file is copied from
-    another filesystem; empty digests are not checked (files that are set aside unread).
+    ``source`` is the ``fstat`` of the descriptor that was read, and ``ctime_ns`` its ctime, 0 where that is not known.
+    The digests are checked while a file is copied from another filesystem; empty digests are not checked (files that
+    are set aside unread).
     """
 
     source: SourceStat
+    ctime_ns: int = 0
     digest: str = ""
     meta_digest: str = ""
     dataset_offset: int = 0
@@ -174,12 +181,15 @@ class WhyNot(StrEnum):
 class Taken:
     """The file is durable at ``path`` (relative to the spool).
 
-    ``source_removed`` is False after a copy: the source is removed once the row is committed.
+    ``source_removed`` is False after a copy: the source is removed once the row is committed. ``ctime_ns`` is the
+    file's in the spool, and ``source_ctime_ns`` that of a copied source, while they were surely what was read; else 0.
     """
 
     candidate: Candidate
     path: str
     source_removed: bool = True
+    ctime_ns: int = 0
+    source_ctime_ns: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +208,35 @@ class Removal(StrEnum):
     GONE = "gone"
     CHANGED = "changed"  # another file is there now: left in place (or put back), taken as new
     WAITS = "waits"  # could not be done now
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WasRead:
+    """What the kernel said of a file when its bytes were surely those that the ledger knows; None, or 0: not known."""
+
+    size_bytes: int
+    mtime_ns: int | None
+    ctime_ns: int
+
+    def is_of(self, found: os.stat_result) -> bool:
+        """Whether nobody can have written to it since: its writer can set the mtime back, but not the ctime.
+
+        On older kernels all that happens within one tick has one ctime; that is what the other two are for.
+        """
+        return (
+            0 < self.ctime_ns == found.st_ctime_ns
+            and self.size_bytes == found.st_size
+            and self.mtime_ns in (None, found.st_mtime_ns)
+        )
+
+
+class LetGo(StrEnum):
+    """What became of a file of ours that was to go."""
+
+    GONE = "gone"
+    CHANGED = "changed"  # it may hold other bytes by now: its content decides
+    WRITER = "writer"  # somebody has it open for writing
+    STUCK = "stuck"  # could not be done now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,9 +37,9 @@ class Inspection:
     """What one file is. Facts that were reached before a bad verdict are filled in; the others are empty.
 
     ``digest`` is the SHA-256 (hex) of the bytes from ``dataset_offset`` to the end of the file as stored (a deflated
-    data set stays deflated), ``meta_digest`` that of the bytes before. ``device`` to ``mtime_ns`` are the kernel's,
-    of the descriptor that was read, after it was read. ``patient_id`` and ``accession_number`` are patient data: they
-    may be hashed, never kept or logged.
+    data set stays deflated), ``meta_digest`` that of the bytes before. ``device`` to ``ctime_ns`` are the kernel's,
+    of the descriptor that was read, after it was read; ``ctime_ns`` is 0 where it changed meanwhile. ``patient_id`` and
+    ``accession_number`` are patient data: they may be hashed, never kept or logged.
     """
 
     verdict: Verdict
@@ -56,6 +56,7 @@ class Inspection:
     device: int = 0
     inode: int = 0
     mtime_ns: int = 0
+    ctime_ns: int = 0
     modality: str = ""
     station: str = ""
     patient_id: str = ""

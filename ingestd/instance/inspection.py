@@ -287,6 +287,7 @@ class _Inspector:
             device=after.st_dev,
             inode=after.st_ino,
             mtime_ns=after.st_mtime_ns,
+            ctime_ns=after.st_ctime_ns if file.stat.st_ctime_ns == after.st_ctime_ns else 0,
             modality=self._word(MODALITY),
             station=decode_text(found.values.get(STATION_NAME, b""), character_set)[0][:_TEXT_MOST],
             patient_id=patient_id,

@@ -48,11 +48,12 @@ On Moves (``now`` is keyword-only everywhere)::
     audit(study_uid, *, now) -> int                 its CONFIRMED and STORED rows come up in unproven() at once
     reread(entry_id, arrival: Arrival, *, judged: Judged | None = None, now) -> Admitted      need REREAD, read whole
     reread_refused(entry_id, refusal: Refusal, *, now) -> bool      no longer a whole DICOM file
-    attach_reencoded(entry_id, *, path, content: Content, now) -> bool                        path relative to the spool
+    attach_reencoded(entry_id, *, path, content: Content, ctime_ns=0, now) -> bool            path relative to the spool
     reencode_failed(entry_id, *, note, now) -> bool FAILED `refused`, with the note
     fail_gone(entry_ids, *, note, now) -> int       PENDING or UNCERTAIN rows whose file vanished
     hold(entry_ids, *, reason: str, now) -> int ; unhold(entry_ids, *, now) -> int
     mark_source_removed(entry_ids) -> None ; mark_removed(entry_ids, *, now) -> int
+    written_after(entry_ids, *, now)                other bytes lay where their settled files had been: in the history
     readmitted(entry_id, new_entry_id, *, now)      the REJECTED row whose file was admitted anew becomes DISCARDED
     wish_failed(entry_id, *, note, now)             the wish is cleared, the note goes into note and history
     pause_destination(pause: Pause, *, until: datetime, now) ; resume_destination(*, now) ; destination_answered(*, now)
@@ -110,6 +111,7 @@ from .values import (
     Holder,
     InboxSummary,
     Judged,
+    KeptFile,
     KnownSource,
     LedgerBusy,
     LedgerError,
@@ -161,6 +163,7 @@ __all__ = [
     "Holder",
     "InboxSummary",
     "Judged",
+    "KeptFile",
     "KnownSource",
     "Ledger",
     "LedgerBusy",

@@ -281,6 +281,8 @@ def _new_row(
         "admitted_at": now,
         "changed_at": now,
         "holder_id": holder.entry_id if holder else None,
+        "ctime_ns": arrival.ctime_ns,
+        "source_ctime_ns": arrival.source_ctime_ns,
     }
 
 
@@ -321,6 +323,8 @@ def refuse(tx: Transaction, refusals: Sequence[Refusal], *, now: datetime) -> li
                 "priority": refusal.priority,
                 "admitted_at": now,
                 "changed_at": now,
+                "ctime_ns": refusal.ctime_ns,
+                "source_ctime_ns": refusal.source_ctime_ns,
             },
             at=now,
             note=refusal.note,
@@ -365,6 +369,7 @@ def reread(
         need=None,
         source=arrival.source,
         path=arrival.path,
+        ctime_ns=arrival.ctime_ns,
         in_place=int(arrival.in_place),
         study_uid=arrival.identity.study_uid,
         series_uid=arrival.identity.series_uid,
@@ -422,6 +427,7 @@ def reread_refused(tx: Transaction, entry_id: int, refusal: Refusal, *, now: dat
         path=refusal.path,
         in_place=int(refusal.in_place),
         source=refusal.source,
+        ctime_ns=refusal.ctime_ns,
         reencoded_path=None,
         reencoded_digest=None,
     )

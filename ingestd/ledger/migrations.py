@@ -270,4 +270,11 @@ _THIRD = (
 
 _FOURTH = ("ALTER TABLE inbox_report ADD COLUMN oldest_at {int}",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)
+_FIFTH = (
+    # By what a file is known to be what was read, before it is removed; 0: nobody can say, its content decides.
+    "ALTER TABLE instance ADD COLUMN ctime_ns {int} NOT NULL DEFAULT 0",
+    "ALTER TABLE instance ADD COLUMN source_ctime_ns {int} NOT NULL DEFAULT 0",
+    "ALTER TABLE instance ADD COLUMN reencoded_ctime_ns {int} NOT NULL DEFAULT 0",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)

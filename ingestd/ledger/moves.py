@@ -140,9 +140,9 @@ class Moves:
         """Say how far the change feed was read."""
         evidence.set_cursor(self._tx, cursor, now=now)
 
-    def attach_reencoded(self, entry_id: int, *, path: str, content: Content, now: datetime) -> bool:
+    def attach_reencoded(self, entry_id: int, *, path: str, content: Content, ctime_ns: int = 0, now: datetime) -> bool:
         """Have the Explicit VR copy sent instead; False if the row is elsewhere by now. ``path`` is in the spool."""
-        return upkeep.attach_reencoded(self._tx, entry_id, path=path, content=content, now=now)
+        return upkeep.attach_reencoded(self._tx, entry_id, path=path, content=content, ctime_ns=ctime_ns, now=now)
 
     def reencode_failed(self, entry_id: int, *, note: str, now: datetime) -> bool:
         """Give a row up that cannot be re-encoded: FAILED ``refused``."""
@@ -167,6 +167,10 @@ class Moves:
     def mark_removed(self, entry_ids: Iterable[int], *, now: datetime) -> int:
         """Say that the spool files of these settled rows are gone; rows that need their file are passed over (G3)."""
         return upkeep.mark_removed(self._tx, entry_ids, now=now)
+
+    def written_after(self, entry_ids: Iterable[int], *, now: datetime) -> None:
+        """Put down that other bytes than the settled ones were found in these rows' files; they are new arrivals."""
+        upkeep.written_after(self._tx, entry_ids, now=now)
 
     def pause_destination(self, pause: Pause, *, until: datetime, now: datetime) -> None:
         """Put down that the destination is not sent to until then; when it began is kept over pauses in a row."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, func, literal_column, select
 
@@ -22,6 +23,7 @@ from .schema import attempt, candidate, destination, feed_cursor, instance, stat
 from .values import (
     DestinationStatus,
     Holder,
+    KeptFile,
     KnownSource,
     LeftCandidate,
     RejectedFile,
@@ -138,10 +140,14 @@ class Reads(Due):
             select(
                 instance.c.id,
                 instance.c.state,
-                instance.c.path,
-                instance.c.in_place,
+                *PLACE,
+                *CONTENT,
+                instance.c.ctime_ns,
                 instance.c.reencoded_path,
-                instance.c.size_bytes,
+                instance.c.reencoded_digest,
+                instance.c.reencoded_meta_digest,
+                instance.c.reencoded_size_bytes,
+                instance.c.reencoded_ctime_ns,
             )
             .where(
                 instance.c.settled_at.is_not(None),
@@ -157,9 +163,9 @@ class Reads(Due):
             Removable(
                 entry_id=row.id,
                 state=State(row.state),
-                paths=tuple(
-                    path for path in (None if row.in_place else row.path, row.reencoded_path) if path is not None
-                ),
+                inbox=row.inbox,
+                relative_path=row.relative_path,
+                files=tuple(_kept_files(row)),
                 size_bytes=row.size_bytes,
             )
             for row in rows
@@ -258,4 +264,23 @@ class Reads(Due):
             pause_note=row.pause_note,
             paused_since=row.paused_since,
             last_ok_at=row.last_ok_at,
+        )
+
+
+def _kept_files(row: Any) -> Iterator[KeptFile]:
+    if not row.in_place:
+        yield KeptFile(
+            path=row.path,
+            size_bytes=row.source.size_bytes,
+            mtime_ns=row.source.mtime_ns,
+            ctime_ns=row.ctime_ns,
+            digests=None if row.digest is None else (row.meta_digest, row.digest),
+        )
+    if row.reencoded_path is not None:
+        yield KeptFile(
+            path=row.reencoded_path,
+            size_bytes=row.reencoded_size_bytes,
+            mtime_ns=None,
+            ctime_ns=row.reencoded_ctime_ns,
+            digests=(row.reencoded_meta_digest, row.reencoded_digest),
         )

@@ -126,6 +126,20 @@ class Stat(_Kept[SourceStat]):
         return SourceStat(device=device, inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns)
 
 
+class Nanoseconds(_Kept[int]):
+    """An instant of the kernel's; one beyond the year 2262, which no database's integer holds, is kept as 0."""
+
+    cache_ok = True
+
+    @staticmethod
+    def _keep(value: int) -> int:
+        return value if 0 < value < 1 << 63 else 0
+
+    @staticmethod
+    def _give(value: int) -> int:
+        return value
+
+
 _INT = BigInteger
 metadata = MetaData()
 
@@ -249,6 +263,10 @@ instance = Table(
     Column("wish", Text),
     Column("settled_at", Instant),  # since then its file is not needed any more
     Column("removed_at", Instant),
+    # ctimes (ns) of what lay there when it surely was what was read; 0 where nobody can say
+    Column("ctime_ns", Nanoseconds),
+    Column("source_ctime_ns", Nanoseconds),
+    Column("reencoded_ctime_ns", Nanoseconds),
 )
 
 history = Table(

@@ -40,7 +40,9 @@ def unhold(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> int:
     return len(rows)
 
 
-def attach_reencoded(tx: Transaction, entry_id: int, *, path: str, content: Content, now: datetime) -> bool:
+def attach_reencoded(
+    tx: Transaction, entry_id: int, *, path: str, content: Content, ctime_ns: int, now: datetime
+) -> bool:
     """Have the Explicit VR copy sent instead; its digest is on record before a byte of it leaves."""
     row = tx.rows_by_id([entry_id]).get(entry_id)
     if row is None or row.state is not State.PENDING:
@@ -56,6 +58,7 @@ def attach_reencoded(tx: Transaction, entry_id: int, *, path: str, content: Cont
             "reencoded_meta_digest": content.meta_digest,
             "reencoded_dataset_offset": content.dataset_offset,
             "reencoded_size_bytes": content.size_bytes,
+            "reencoded_ctime_ns": ctime_ns,
             "note": note,
         },
         at=now,
@@ -111,6 +114,13 @@ def mark_removed(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) ->
             .values(reencoded_path=None)
         ).rowcount
     return removed
+
+
+def written_after(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> None:
+    """Put down that these rows' files were written to after all was settled, and are new arrivals now."""
+    note = "its file was written to after that; the bytes that lay there are a new arrival, under a number of their own"
+    for row in tx.rows_by_id(entry_ids).values():
+        tx.put_down((row.id,), row.state, row.state, at=now, reason=Reason.CHANGED, note=note)
 
 
 def pause_destination(tx: Transaction, pause: Pause, *, until: datetime, now: datetime) -> None:

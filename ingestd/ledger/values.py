@@ -218,13 +218,35 @@ class UnremovedSource:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class KeptFile:
+    """A file of the spool that is not needed any more, and what it was: before it goes, it must still be that.
+
+    ``path`` is relative to the spool. ``ctime_ns`` 0 and ``mtime_ns`` None: not known. ``digests`` are those of the
+    bytes before the data set and of the data set itself; None for a file that nobody could read.
+    """
+
+    path: str
+    size_bytes: int
+    mtime_ns: int | None
+    ctime_ns: int
+    digests: tuple[str, str] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Removable:
-    """A row whose files may go. ``paths`` are relative to the spool: the file, and its Explicit VR copy if any."""
+    """A row whose files may go: the file, and its Explicit VR copy if any."""
 
     entry_id: int
     state: State
-    paths: tuple[str, ...]
+    inbox: str
+    relative_path: str
+    files: tuple[KeptFile, ...]
     size_bytes: int
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where they lie."""
+        return tuple(file.path for file in self.files)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
