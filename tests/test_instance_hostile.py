@@ -102,24 +102,34 @@ def test_deep_nesting_of_known_lengths_is_hostile_and_64_levels_are_not(transfer
     assert look(nested(64), tmp_path).reason_text == look(nested(1), tmp_path).reason_text
 
 
-def test_item_flood_is_hostile_beyond_the_limit(tmp_path: Path) -> None:
-    items = struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 30_000
-    content = file_of(element(0x00081140, "SQ", items + delimiter(0xE0DD), length=UNDEFINED, pad=False))
+def test_five_million_elements_are_no_attack(tmp_path: Path) -> None:
+    """A segmentation of a whole slide has as many: what counts is what a file costs, not what it has many of."""
+    path = tmp_path / "file"
+    path.write_bytes(file_of(struct.pack("<HH2sH", 0x0029, 0x1000, b"LO", 0) * 5_000_001))
 
-    assert look(content, tmp_path).verdict is not Verdict.HOSTILE
-    assert look(content, tmp_path, limits=Limits(elements=20_000)).verdict is Verdict.HOSTILE
+    found = look_at(path)
 
-
-def test_element_flood_is_hostile_beyond_the_limit(tmp_path: Path) -> None:
-    content = file_of(struct.pack("<HH2sH", 0x0029, 0x1000, b"LO", 0) * 30_000)
-
-    assert look(content, tmp_path, limits=Limits(elements=20_000)).verdict is Verdict.HOSTILE
+    assert (found.verdict, found.reason_text) == (Verdict.WHOLE, "")
 
 
-def test_fragment_flood_is_hostile_beyond_the_limit(tmp_path: Path) -> None:
-    content = file_of(builders.encapsulated([b""] * 30_000), transfer_syntax=RLE)
+@pytest.mark.parametrize(
+    "content",
+    [
+        element(
+            0x00081140, "SQ", struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 100_000 + delimiter(0xE0DD), length=UNDEFINED
+        ),
+        element(0x00081140, "SQ", b"", length=UNDEFINED)
+        + b"".join(item(element(0x00080100, "SH", str(number)), undefined=True) for number in range(40_000))
+        + delimiter(0xE0DD),
+        struct.pack("<HH2sH", 0x0029, 0x1000, b"LO", 0) * 200_000,
+        builders.encapsulated([b""] * 100_000),
+    ],
+    ids=["items", "filled items", "elements", "fragments"],
+)
+def test_flood_takes_no_more_memory_than_a_few(content: bytes, tmp_path: Path) -> None:
+    found = look(file_of(content, transfer_syntax=RLE), tmp_path)
 
-    assert look(content, tmp_path, limits=Limits(elements=20_000)).verdict is Verdict.HOSTILE
+    assert (found.verdict, found.reason_text) == (Verdict.WHOLE, "")
 
 
 @pytest.mark.parametrize("transfer_syntax", [EXPLICIT, BIG_ENDIAN])

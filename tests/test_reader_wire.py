@@ -85,7 +85,7 @@ def test_jobs_arrive_as_they_were_sent(job: InspectJob | CanonicalJob | Reencode
 
 def test_limits_arrive_as_they_were_sent() -> None:
     limits = ReaderLimits(
-        address_space_bytes=5, open_files=6, instance=Limits(elements=1, nesting=2, inflated_bytes=3, meta_bytes=4)
+        address_space_bytes=5, open_files=6, instance=Limits(nesting=2, inflated_bytes=3, meta_bytes=4)
     )
 
     assert decode_limits(encode_limits(limits, 11)) == (11, limits)

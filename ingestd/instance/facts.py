@@ -24,9 +24,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Where a file stops being an object and becomes an attack. On memory and absolute work, never on ratios."""
+    """Where a file stops being an object and becomes an attack: on cost alone, never on counts or ratios.
 
-    elements: int = 5_000_000  # data elements and items, at all levels together
+    However much a file holds many of, it is walked in the same memory; its time is bounded where the readers are.
+    """
+
     nesting: int = 64  # sequences inside sequences
     inflated_bytes: int = 8 << 30  # of a deflated data set
     meta_bytes: int = 16 << 20  # preamble and group 0002

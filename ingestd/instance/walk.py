@@ -78,7 +78,6 @@ class Walker:
         self.vr = b""
         self.length = 0
         self.depth = 0
-        self.count = 0
         self.last_tag = 0  # the last element at the top level
         self.implicit = encoding is Encoding.IMPLICIT_LITTLE
         self.big = encoding is Encoding.EXPLICIT_BIG
@@ -160,7 +159,7 @@ class Walker:
         chosen = self._chosen if frame is None or self._everything else ()
         keep, kept = self._keep, self._kept
         plain = self._plain_vrs
-        count, odd, tag = 0, 0, self.last_tag
+        odd, tag = 0, self.last_tag
         found = False
         while pos + 8 <= limit:
             group, number, vr, length = header(buf, pos)
@@ -174,7 +173,6 @@ class Walker:
             after = start + length
             if after > limit:
                 break
-            count += 1
             odd |= length
             tag = group << 16 | number
             if tag in chosen:
@@ -185,7 +183,7 @@ class Walker:
                 kept[tag] = buf[start:after]
             pos = after
         window.pos = pos
-        self._ran(count, odd, tag)
+        self._ran(odd, tag)
         if not found:
             return None
         return self._hand_out(tag, vr, length)
@@ -202,14 +200,13 @@ class Walker:
         item = _ITEM_BIG if self.big else _ITEM_LITTLE
         chosen = self._chosen if frame is None or self._everything else ()
         keep, kept = self._keep, self._kept
-        count, odd, tag = 0, 0, self.last_tag
+        odd, tag = 0, self.last_tag
         found = False
         while pos + 8 <= limit:
             group, number, length = header(buf, pos)
             after = pos + 8 + length
             if after > limit or group in (0xFFFE, 0) or (length >= 8 and buf[pos + 8 : pos + 12] == item):
                 break
-            count += 1
             odd |= length
             tag = group << 16 | number
             if tag in chosen:
@@ -220,22 +217,16 @@ class Walker:
                 kept[tag] = buf[pos + 8 : after]
             pos = after
         window.pos = pos
-        self._ran(count, odd, tag)
+        self._ran(odd, tag)
         if not found:
             return None
         return self._hand_out(tag, b"", length)
 
-    def _ran(self, count: int, odd: int, tag: int) -> None:
+    def _ran(self, odd: int, tag: int) -> None:
         if odd & 1:
             self.notes.add("odd_length")
         if self._frame is None:
             self.last_tag = tag
-        self._counted(count)
-
-    def _counted(self, count: int) -> None:
-        self.count += count
-        if self.count > self._limits.elements:
-            raise InvalidInstance(Verdict.HOSTILE, f"more than {self._limits.elements:,} elements and items")
 
     def _hand_out(self, tag: int, vr: bytes, length: int, event: Event = Event.ELEMENT) -> Event:
         """Stop at the value that begins at the window's position."""
@@ -276,7 +267,6 @@ class Walker:
             vr, header_bytes, length = self._choose_header(tag, [Header(vr, header_bytes, length, ""), *others])
             if length != UNDEFINED and not self._fits(at + header_bytes + length):
                 return self._too_long()
-        self._counted(1)
         if frame is None:
             self.last_tag = tag
         window.pos += header_bytes
@@ -431,7 +421,6 @@ class Walker:
     def _delimiter(self, tag: int, length: int) -> Event | None:
         """A delimiter or item where elements are expected."""
         frame = self._frame
-        self._counted(1)
         if frame is not None and frame.end is None:
             if tag == ITEM_DELIMITER:
                 self._check_delimiter(length)
@@ -458,7 +447,6 @@ class Walker:
             return self._at_end()
         group, number, length = (_IMPLICIT_BIG if self.big else _IMPLICIT_LITTLE)(window.buf, window.pos)
         tag = group << 16 | number
-        self._counted(1)
         if tag == ITEM:
             return self._begin_item(frame, length)
         if tag == SEQUENCE_DELIMITER:

@@ -76,7 +76,6 @@ def encode_limits(limits: ReaderLimits, board_fd: int) -> bytes:
             board_fd,
             limits.address_space_bytes,
             limits.open_files,
-            instance.elements,
             instance.nesting,
             instance.inflated_bytes,
             instance.meta_bytes,
@@ -86,8 +85,8 @@ def encode_limits(limits: ReaderLimits, board_fd: int) -> bytes:
 
 def decode_limits(line: bytes) -> tuple[int, ReaderLimits]:
     """The other end of ``encode_limits``: the board's descriptor, and the limits."""
-    board_fd, address_space, open_files, elements, nesting, inflated, meta = json.loads(line)
-    instance = Limits(elements=elements, nesting=nesting, inflated_bytes=inflated, meta_bytes=meta)
+    board_fd, address_space, open_files, nesting, inflated, meta = json.loads(line)
+    instance = Limits(nesting=nesting, inflated_bytes=inflated, meta_bytes=meta)
     return board_fd, ReaderLimits(address_space_bytes=address_space, open_files=open_files, instance=instance)
 
 
