@@ -126,10 +126,10 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.FAILED, _S.PENDING): "a person: retry",
     (_S.CONFLICT, _S.PENDING): "a person: retry, or resolve --replace",
     (_S.DELETED, _S.PENDING): "a person: retry",
-    (_S.FAILED, _S.DISCARDED): "a person: resolve --discard",
+    (_S.FAILED, _S.DISCARDED): "a person: resolve --discard; or its file was dropped again, and that row is CONFIRMED",
     (_S.CONFLICT, _S.DISCARDED): "a person: resolve --discard",
     (_S.REJECTED, _S.DISCARDED): "a person: resolve --discard; or its file was admitted anew, as another row",
-    (_S.DELETED, _S.DISCARDED): "a person: resolve --discard",
+    (_S.DELETED, _S.DISCARDED): "a person: resolve --discard; or its file was dropped again, and that row is CONFIRMED",
     # A holder that a person replaces; it holds its identity until this very transaction.
     (_S.PENDING, _S.DISCARDED): "a person: resolve --replace of another row",
     (_S.UNCERTAIN, _S.DISCARDED): "a person: resolve --replace of another row",

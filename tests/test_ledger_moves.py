@@ -519,6 +519,25 @@ def test_deleted_row_is_not_confirmed_again_while_a_new_drop_holds_its_identity(
     assert (applied.moved, applied.lost) == (0, 1)
 
 
+@pytest.mark.parametrize("state", [State.DELETED, State.FAILED])
+def test_row_whose_file_was_dropped_again_and_confirmed_needs_no_person(ledger: Ledger, state: State):
+    former, other = entry_in(ledger, state), entry_in(ledger, state, 2)
+    again, changed = admit(ledger, arrival(1), arrival(2, seed="other"), now=LATER)
+    send(ledger)
+    assert state_of(ledger, former) is state
+    confirm(ledger, again, changed)
+
+    assert state_of(ledger, former) is State.DISCARDED
+    assert state_of(ledger, other) is state  # what was confirmed under its UIDs is another content
+    story = ledger.story(former)
+    assert story is not None
+    assert f"dropped again as row {again}" in story.entry.note
+    assert former in {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))}
+
+    apply(ledger, outcome(again, State.DELETED, Reason.FEED), now=LATER + timedelta(hours=1))
+    assert state_of(ledger, former) is State.DISCARDED
+
+
 def test_deleted_row_that_is_there_again_is_confirmed(ledger: Ledger):
     deleted = entry_in(ledger, State.DELETED)
     confirm(ledger, deleted)

@@ -13,7 +13,7 @@ from ingestd.lifecycle import HOLDING, MOVES, Backoff, FeedCursor, Outcome, Reas
 
 from . import dialect
 from .returns import need_of
-from .row import HOLDS, Row, as_json, pieces
+from .row import HOLDS, ROW, Row, as_json, pieces, same_bytes
 from .schema import feed_cursor, instance
 from .transaction import Transaction
 from .values import Applied
@@ -22,6 +22,14 @@ from .values import Applied
 PROVABLE = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
 
 _BETTER = frozenset({State.STORED, State.CONFIRMED})
+_GAVE_UP = (
+    select(*ROW)
+    .where(
+        dialect.among(instance.c.sop_uid, "sop_uids"),
+        dialect.unindexed(instance.c.state).in_([State.DELETED, State.FAILED]),
+    )
+    .with_for_update()
+)
 _PUT_CURSOR = dialect.upsert(feed_cursor)
 
 
@@ -47,6 +55,7 @@ def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backof
             confirmed[row.id] = outcome.evidence_at or fresh
     tx.write()
     _settle_duplicates(tx, confirmed, now)
+    _let_go_of_dropped_again(tx, [rows[entry_id] for entry_id in confirmed], now)
     tx.settle()
     return Applied(moved=moved, lost=len(outcomes) - moved)
 
@@ -157,6 +166,17 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
                 again[duplicate.holder_id] = None
     tx.write()
     check_again(tx, list(again), at=now)
+
+
+def _let_go_of_dropped_again(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> None:
+    """Free a person from DELETED and FAILED rows whose very file was dropped again, and is on the server now."""
+    by_identity = {row.identity: row for row in confirmed}
+    for piece in pieces([row.sop_uid for row in confirmed]):
+        for former in tx.rows(_GAVE_UP, sop_uids=piece):
+            again = by_identity.get(former.identity)
+            if again is not None and again.id > former.id and same_bytes(again, former):
+                note = f"its file was dropped again as row {again.id}, which is confirmed"
+                tx.move(former, State.DISCARDED, at=now, reason=Reason.SAME_CONTENT, note=note)
 
 
 def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime) -> int:
