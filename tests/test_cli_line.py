@@ -282,6 +282,28 @@ def test_reconcile_asks_at_once_and_sends_nothing(tmp_path, beside_a_daemon):
     assert (nothing.returncode, nothing.stdout) == (ExitCode.DONE, "nothing waits for proof\n")
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_reconcile_asks_about_what_send_posted_too(tmp_path, interrupted):
+    """Seen: beside a running ``send`` with 208 files to prove it said that nothing waits for proof."""
+    with EmulatorProcess(tmp_path / "server", faults=["late_feed=seconds:4"]) as server:
+        site = Site(tmp_path / "site", server.url, reconcile={"interval": "10m"})
+        site.run_once()
+        archive = tmp_path / "archive"
+        archive.mkdir()
+        write_instance(archive / "image")
+        words = [*PROGRAM, "send", "-c", str(site.config_file), str(archive)]
+        with subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as send:
+            wait_until(lambda: site.states().get("STORED"), what="the answer to the post")
+            if interrupted:
+                send.kill()
+                send.wait()
+            ran = site.command("reconcile", "--timeout", "30s")
+            send.wait(30)
+
+    assert (ran.returncode, ran.stdout) == (ExitCode.DONE, "asked: 1 CONFIRMED\n"), ran
+    assert site.states() == {"CONFIRMED": 1}
+
+
 def test_the_full_audit_tells_only_here_and_content(site, server):
     study = "1.2.826.0.1.3680043.10.1451.77"
     for number in range(4):

@@ -18,6 +18,7 @@ from .frame import (
     Stop,
     config_option,
     daemon_pid,
+    host_of,
     json_option,
     load_config,
     need_owner,
@@ -66,7 +67,7 @@ def command(*, config: Path | None, as_json: bool, full: bool, compare: float, t
     """Ask the server now whether it has what it should have.
 
     Without --full: every file that is STORED or UNCERTAIN is asked about at once instead of in its turn; nothing is
-    sent. With a daemon running, the daemon does the asking.
+    sent. With a daemon or `ingestd send` running, each asks about its own files.
 
     With --full every study of the ledger is compared with the server's: instances that only the ledger has (absent
     twice, they become DELETED), instances and studies that only the server has, and, with --compare, content that
@@ -100,33 +101,38 @@ def _words(settled: Settled) -> str:
 
 
 def ask_now(config: Config, timeout: timedelta) -> Settled:
-    """Have everything that waits for proof asked about now, by the running daemon or by ourselves, and wait for it."""
-    deadline = boottime() + timeout.total_seconds()
+    """Have everything that waits for proof asked about now, by the process that has it in hand or by ourselves.
+
+    The daemon's files and those of ``ingestd send`` are two processes' business, on one ledger.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    from ingestd.daemon import sending_config
     from ingestd.inbox import Spool
 
     from .audit import open_as_daemon
 
-    spool = Spool(config.spool.path)
-    with open_as_daemon(config, spool) as ledger:
-        pid = daemon_pid(config.spool.path)
-        asked = list(_unproven_ids(ledger, spool.host, crashed=pid is None))
-        for start in range(0, len(asked), 1000):
-            with ledger.write() as moves:
-                moves.check_again(asked[start : start + 1000], at=datetime.now(UTC))
-        if not asked:
-            return Settled(states={}, waiting=0)
-        if pid is None:
-            _ask_ourselves(config, asked, deadline)
-        else:
-            while _waiting(ledger, asked) and boottime() < deadline:
-                time.sleep(LOOK_EVERY_SECONDS)
+    asked: list[int] = []
+    with open_as_daemon(config, Spool(config.spool.path)) as ledger:
+        for whose in (config, sending_config(config)):
+            host, pid = host_of(whose.spool.path), daemon_pid(whose.spool.path)
+            if not host:
+                continue
+            theirs = list(_unproven_ids(ledger, host, crashed=pid is None))
+            for start in range(0, len(theirs), 1000):
+                with ledger.write() as moves:
+                    moves.check_again(theirs[start : start + 1000], at=datetime.now(UTC))
+            if theirs and pid is None:
+                _ask_ourselves(whose, theirs, deadline)
+            asked += theirs
+        while _waiting(ledger, asked) and time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY_SECONDS)
         return _what_became(ledger, asked)
 
 
 def _unproven_ids(ledger: Ledger, host: str, *, crashed: bool) -> Iterator[int]:
-    """Say which of the daemon's rows wait for proof; those of an interrupted ``send`` are its next run's.
+    """Say which rows of a host wait for proof.
 
-    Without a daemon, what is SENDING was left so by a crash: nobody knows whether it arrived.
+    Without its process, what is SENDING was left so by a crash: nobody knows whether it arrived.
     """
     from ingestd.ledger import Choice, Entry
     from ingestd.lifecycle import State
@@ -172,6 +178,7 @@ def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
     daemon = Daemon(config, policies=())
     try:
         daemon.dispatch.stopping = True  # nothing is claimed
+        daemon.proof.hurried = True
         daemon.sender.profile = daemon.sender.profile or probe_profile(daemon.client)
         daemon.start()
         while boottime() < deadline:
