@@ -89,6 +89,37 @@ def test_the_configuration_may_be_named_before_or_after_the_command(tmp_path, ca
     assert command("status").code == ExitCode.CONFIGURATION
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["status", "--json"],
+        ["check", "--for-start"],
+        ["check", "--for-start", "--json"],
+        ["explain", "1"],
+        ["explain", "1", "--json"],
+        ["retry", "1"],
+        ["resolve", "1", "--discard"],
+        ["reconcile", "--timeout", "100ms"],
+        ["run", "--once", "--timeout", "100ms"],
+        ["send", "--timeout", "100ms", "{folder}/drop"],
+        ["dicomweb", "latest"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_says_which_configuration_it_used(tmp_path, capfd, words):
+    rows = Rows(tmp_path)
+    rows.refuse("x")
+    rows.close()
+
+    said = command_in(tmp_path, capfd)(*(word.format(folder=tmp_path) for word in words))
+
+    file = str(tmp_path / "config.yaml")
+    if "--json" in words:
+        assert said.json["config"] == file
+    assert file in (said.out + said.err).replace("\n", "")
+
+
 @pytest.mark.parametrize("words", [["run"], ["run", "--once"], ["status"], ["check"], ["send", "."], ["retry", "1"]])
 def test_a_wrong_configuration_is_told_whole_by_every_command(tmp_path, command, words):
     (tmp_path / "config.yaml").write_text(CONFIG.replace("path: ./drop", "pth: ./drop") + "bogus: 1\n")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
+import struct
 from datetime import timedelta
 from pathlib import Path
 from typing import get_args
@@ -123,6 +126,95 @@ def test_the_file_is_looked_for_in_the_documented_order(tmp_path, monkeypatch):
     monkeypatch.setenv("INGESTD_CONFIG", "/from/environment.yaml")
     assert find_file() == Path("/from/environment.yaml")
     assert find_file(Path("/from/option.yaml")) == Path("/from/option.yaml")
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+STRANGER = 65534
+
+
+@pytest.mark.parametrize("where", ["here", "etc"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "folder for all",
+        "folder for a group",
+        "file for all",
+        "file for a group",
+        pytest.param("folder of another", marks=AS_ROOT),
+        pytest.param("file of another", marks=AS_ROOT),
+        pytest.param("link to another's file", marks=AS_ROOT),
+        pytest.param("link into another's folder", marks=AS_ROOT),
+        pytest.param("folder in an access list", marks=AS_ROOT),
+    ],
+)
+def test_what_others_may_write_is_never_found_as_the_configuration(tmp_path, monkeypatch, where, what):
+    """In a folder that others may write, `ingestd check` sent the token to the address that their file named."""
+    folder, other = tmp_path / "here", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    file = folder / "config.yaml"
+    file.write_text(LEAST)
+    monkeypatch.chdir(folder if where == "here" else tmp_path)
+    monkeypatch.delenv("INGESTD_CONFIG", raising=False)
+    monkeypatch.setattr("ingestd.config.reading.PLACES", (Path("config.yaml"), file))
+    assert load().file == file
+    match what:
+        case "folder for all":
+            folder.chmod(0o1777)
+        case "folder for a group":
+            os.chown(folder, -1, _another_group())
+            folder.chmod(0o775)
+        case "file for all":
+            file.chmod(0o666)
+        case "file for a group":
+            os.chown(file, -1, _another_group())
+            file.chmod(0o664)
+        case "folder of another":
+            os.chown(folder, STRANGER, -1)
+        case "file of another":
+            os.chown(file, STRANGER, -1)
+        case "folder in an access list":
+            nobody = 0xFFFFFFFF
+            entries = [(1, 7, nobody), (2, 7, STRANGER), (4, 5, nobody), (16, 7, nobody), (32, 5, nobody)]
+            access_list = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+            os.setxattr(folder, "system.posix_acl_access", access_list)
+        case _:
+            file.rename(other / "config.yaml")
+            os.chown(other if "folder" in what else other / "config.yaml", STRANGER, -1)
+            file.symlink_to(other / "config.yaml")
+
+    with pytest.raises(ConfigError, match=r"found by itself.* name it with -c FILE"):
+        load()
+
+    assert load(file).file == file
+    monkeypatch.setenv("INGESTD_CONFIG", str(file))
+    assert load().file == file
+
+
+def _another_group() -> int:
+    """A group that is not this user's own alone."""
+    mine = [gid for gid in os.getgroups() if gid != os.getegid()]
+    if os.geteuid() == 0:
+        return STRANGER
+    if not mine:
+        pytest.skip("this user is in one group only")
+    return mine[0]
+
+
+def test_a_group_of_its_owner_alone_is_nobody_else(tmp_path, monkeypatch):
+    """Where each user has a group of the same name, files are made for it as a matter of course (umask 002)."""
+    user = pwd.getpwuid(os.geteuid())
+    own = grp.getgrgid(user.pw_gid)
+    if own.gr_name != user.pw_name or set(own.gr_mem) - {user.pw_name}:
+        pytest.skip("this user has no group of its own")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("INGESTD_CONFIG", raising=False)
+    (tmp_path / "config.yaml").write_text(LEAST)
+    for place, mode in ((tmp_path, 0o775), (tmp_path / "config.yaml", 0o664)):
+        os.chown(place, -1, user.pw_gid)
+        place.chmod(mode)
+
+    assert load().file == tmp_path / "config.yaml"
 
 
 def test_every_problem_is_said_at_once_with_key_and_line():

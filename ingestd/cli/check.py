@@ -41,7 +41,7 @@ def command(*, config: Path | None, as_json: bool, for_start: bool) -> int:
         if not as_json:
             raise
         told = [{"name": "configuration", "result": "bad", "text": str(problem)} for problem in error.problems]
-        print_json({"checks": told, "exit_code": int(ExitCode.CONFIGURATION)})
+        print_json({"config": error.file, "checks": told, "exit_code": int(ExitCode.CONFIGURATION)})
         return ExitCode.CONFIGURATION
     from .checks import check_all
 
@@ -49,7 +49,8 @@ def command(*, config: Path | None, as_json: bool, for_start: bool) -> int:
     found = list(findings if as_json else _telling(findings))
     code = _exit_code(found, for_start=for_start)
     if as_json:
-        print_json({"checks": [finding.as_plain() for finding in found], "exit_code": int(code)})
+        plains = [finding.as_plain() for finding in found]
+        print_json({"config": settings.file, "checks": plains, "exit_code": int(code)})
     else:
         click.echo(f"\n{_sum(found, for_start=for_start)}")
     return code

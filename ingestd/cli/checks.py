@@ -56,7 +56,7 @@ def _bad(name: str, text: str, advice: str = "", *, code: ExitCode = ExitCode.CO
 
 def check_all(config: Config, *, for_start: bool) -> Iterator[Finding]:
     """Look at everything, in the order a file meets it."""
-    yield _ok("config", "every key is known and every value fits")
+    yield _ok("config", f"{config.file}: every key is known and every value fits")
     yield from _guarded("user", lambda: _user(config))
     for inbox in config.inboxes:
         yield from _guarded("inbox", lambda inbox=inbox: _inbox(inbox, config))  # type: ignore[misc]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
-from .frame import ExitCode, Stop, load_config, plain
+from .frame import ExitCode, Stop, load_config, plain, tell_config
 
 if TYPE_CHECKING:
     from ingestd.dicomweb import Auth, DicomWebClient
@@ -45,7 +45,7 @@ class Connection:
                 raise click.UsageError("options for authentication go with --url; else the configuration says it all")
             from ingestd.daemon.wiring import client_of
 
-            client = client_of(load_config(self.config))
+            client = client_of(tell_config(load_config(self.config)))
             if self.partition is None:
                 return client
             raise click.UsageError("--partition goes with --url")

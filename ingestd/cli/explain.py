@@ -26,6 +26,7 @@ from .frame import (
     plain,
     print_json,
     stopped_send,
+    tell_config,
 )
 
 if TYPE_CHECKING:
@@ -49,13 +50,16 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
     series or study), by its number in the ledger, or by the name that the log has for its study (study=4521a78fed84).
     """
     settings = load_config(config)
+    if not as_json:
+        tell_config(settings)
     with ledger_for_reading(settings) as ledger:
         entries = find(settings, ledger, what)
         stories = [story for entry in entries[:MOST_STORIES] if (story := ledger.story(entry.entry_id))]
     if not stories:
         raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what))
     if as_json:
-        print_json({"files": [story_as_plain(story) for story in stories], "found": len(entries)})
+        plains = [story_as_plain(story) for story in stories]
+        print_json({"config": settings.file, "files": plains, "found": len(entries)})
         return ExitCode.DONE
     knows_references, sender = _know_references(settings), stopped_send(settings)
     folders = {inbox.name: str(inbox.path) for inbox in settings.inboxes}

@@ -189,6 +189,12 @@ def load_config(path: Path | None) -> Config:
     return load(path)
 
 
+def tell_config(config: Config) -> Config:
+    """Say on stderr which configuration a command goes by, where neither its answer nor its log does."""
+    click.echo(f"configuration: {plain(config.file)}", err=True)
+    return config
+
+
 def need_owner(path: Path) -> None:
     """Stop unless what is at ``path`` is ours: writing as another user leaves files that the daemon cannot use.
 

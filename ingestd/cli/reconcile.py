@@ -24,6 +24,7 @@ from .frame import (
     need_owner,
     plain,
     print_json,
+    tell_config,
 )
 from .run import DurationType, set_up_logs
 
@@ -74,7 +75,7 @@ def command(*, config: Path | None, as_json: bool, full: bool, compare: float, t
     differs (it becomes a CONFLICT). It works through the studies until it is done or the time is over, and changes
     nothing on the server.
     """
-    settings = load_config(config)
+    settings = tell_config(load_config(config))
     need_owner(settings.spool.path)
     need_owner(settings.ledger_file)
     if full:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .frame import ExitCode, config_option, json_option, ledger_for_moves, load_config, print_json
+from .frame import ExitCode, config_option, json_option, ledger_for_moves, load_config, print_json, tell_config
 
 if TYPE_CHECKING:
     from ingestd.ledger import Entry, Ledger
@@ -41,7 +41,7 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
     """
     if decision is None:
         raise click.UsageError("say what to do: --discard, --replace or --admit-anyway")
-    settings = load_config(config)
+    settings = tell_config(load_config(config))
     with ledger_for_moves(settings) as ledger:
         done, refused = decide(ledger, ids, decision)
     if as_json:

@@ -20,6 +20,7 @@ from .frame import (
     load_config,
     print_json,
     stopped_send,
+    tell_config,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def command(
     chosen = study is not None or state is not None or reason is not None
     if bool(ids) == chosen:
         raise click.UsageError("name files by ID, or choose them by --study, --state, --reason; one of the two")
-    settings = load_config(config)
+    settings = tell_config(load_config(config))
     with ledger_for_moves(settings) as ledger:
         if ids:
             moved, wished, refused = _one_by_one(ledger, ids)

@@ -68,11 +68,14 @@ def command(*, config: Path | None, as_json: bool, once: bool, timeout: timedelt
 
 def set_up_logs(config: Config) -> None:
     """Send every line through the filter; by the spool's own secret id, studies keep their short names for good."""
+    import structlog
+
     from ingestd import logs
     from ingestd.inbox import Spool
 
     logs.configure(level=config.logging.level, form=config.logging.format, uids=config.logging.uids)
     logs.set_key(Spool(config.spool.path).host.encode())
+    structlog.get_logger().info("config.read", config=str(config.file))
 
 
 def _reread(file: Path | None) -> Config:

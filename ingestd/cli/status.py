@@ -217,6 +217,7 @@ def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
     oldest = status.oldest_unconfirmed_at if status else None
     called = status.oldest_needs_person_at if status else None
     value: dict[str, Any] = {
+        "config": picture.config.file,
         "states": dict.fromkeys(STATES, 0) | ({str(s): n for s, n in status.states.items()} if status else {}),
         "healthy": not picture.stopped,
         "stopped_because": [asdict(line) for line in picture.stopped],
@@ -364,6 +365,7 @@ def _head(picture: Picture) -> RenderableType:
         state = Text(f"answered {ago((picture.at - destination['last_ok_at']).total_seconds())} ago")
     else:
         state = Text("not sent to yet")
+    grid.add_row("Configuration", Text(plain(picture.config.file)))
     grid.add_row("Server", Text(plain(destination["url"])))
     grid.add_row("", state)
     running = f"running, process {picture.pid}" if picture.pid else "not running (start it: ingestd run)"

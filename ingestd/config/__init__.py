@@ -4,6 +4,7 @@ Attribute names are the keys of the file (``config.example.yaml`` shows them all
 sizes are bytes, paths are absolute. ``auto`` is ``None`` where a duration stands. Nothing else in ingestd reads YAML.
 """
 
+from .guarding import has_access_list, is_private_group, name_of_group, name_of_user, others_who_may_write
 from .model import (
     AZURE_HOST,
     Auth,
@@ -49,7 +50,12 @@ __all__ = [
     "TlsSection",
     "find_file",
     "format_size",
+    "has_access_list",
+    "is_private_group",
     "load",
+    "name_of_group",
+    "name_of_user",
+    "others_who_may_write",
     "parse",
     "parse_duration",
     "parse_size",

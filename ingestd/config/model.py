@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     Strict,
     ValidationInfo,
     model_validator,
@@ -333,6 +335,13 @@ class LoggingSection(Section):
     uids: Literal["hashed", "plain"] = "hashed"
 
 
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where a configuration was read from; two that say the same are equal, wherever they stand."""
+
+    file: Path | None = field(default=None, compare=False)
+
+
 class Config(Section):
     """Everything ingestd is told."""
 
@@ -346,11 +355,22 @@ class Config(Section):
     ledger: Annotated[str, BeforeValidator(_ledger_url)]
     shutdown_grace: DurationOrZero = timedelta(seconds=30)
     logging: LoggingSection = LoggingSection()
+    _origin: _Origin = PrivateAttr(_Origin())
 
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, value: Any) -> Any:
         return _without_empty(value, {"batch", "retry", "reconcile", "reader", "logging"})
+
+    def of_file(self, file: Path) -> Config:
+        """Remember which file this was read from."""
+        self._origin = _Origin(file)
+        return self
+
+    @property
+    def file(self) -> Path | None:
+        """The file that this was read from, None for what code made."""
+        return self._origin.file
 
     @property
     def ledger_file(self) -> Path:

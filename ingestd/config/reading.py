@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from .guarding import others_who_may_write
 from .model import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, OAuth2Auth, Section
 from .source import Key, Problem, Source, dotted, read_yaml
 from .units import format_size
@@ -46,16 +47,27 @@ class ConfigError(Exception):
 
 
 def find_file(explicit: Path | None = None) -> Path:
-    """Return the configuration file to use: ``explicit``, $INGESTD_CONFIG, ./config.yaml, /etc/ingestd/config.yaml."""
+    """Return the configuration file to use: ``explicit``, $INGESTD_CONFIG, ./config.yaml, /etc/ingestd/config.yaml.
+
+    One that nobody named is refused where somebody else may write it: it decides where our secrets are sent.
+    """
     if explicit is not None:
         return explicit
     if named := os.environ.get(VARIABLE):
         return Path(named)
     for place in PLACES:
         if place.is_file():
+            _refuse_strangers(place)
             return place
     text = f"looked at ${VARIABLE} (not set), ./config.yaml and /etc/ingestd/config.yaml; name one with -c FILE"
     raise ConfigError([Problem(key="", text=text)])
+
+
+def _refuse_strangers(place: Path) -> None:
+    """Refuse, and do not go on to the next place: another configuration means other files, and another ledger."""
+    if who := others_who_may_write(place, trusted=(os.geteuid(),)):
+        text = f"not taken as found by itself: {who}; mend that, or name it with -c FILE if it can be trusted"
+        raise ConfigError([Problem(key="", text=text)], file=Path(os.path.abspath(place)))  # noqa: PTH100
 
 
 def load(path: Path | None = None) -> Config:
@@ -73,8 +85,8 @@ def load(path: Path | None = None) -> Config:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem(key="", text="not UTF-8 text", line=line)], file=file) from error
-    folder = Path(os.path.abspath(file)).parent  # noqa: PTH100 - resolve() would follow a link to the file
-    return parse(text, base=folder, file=file)
+    file = Path(os.path.abspath(file))  # noqa: PTH100 - resolve() would follow a link to the file
+    return parse(text, base=file.parent, file=file).of_file(file)
 
 
 def parse(text: str, *, base: Path, file: Path | None = None) -> Config:

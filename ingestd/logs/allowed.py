@@ -26,10 +26,22 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}-[0-9a-f]{8}")  # config.Inb
 _MODULE = re.compile(r"[a-z_][A-Za-z0-9_.]{0,80}")
 _PLACE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,80}:\d{1,7}|[a-z][a-z0-9_.]{0,63}")
 _VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){1,3}([a-z]{1,4}\d{1,4})?")
+_CONFIG = re.compile(r"(/[A-Za-z0-9_.+-]{1,64}){1,16}\.ya?ml")
 _UID = re.compile(r"[0-9.]{1,64}")
 _REF = re.compile(r"[0-9a-f]{12}")
 
-Shape = Literal["event", "number", "sentence", "word", "name", "study", "module", "version", "numbers", "words"]
+Shape = Literal[
+    "event", "number", "sentence", "word", "name", "study", "module", "version", "numbers", "words", "config"
+]
+
+_PATTERNS: Mapping[Shape, re.Pattern[str]] = {
+    "event": _EVENT,
+    "word": _WORD,
+    "name": _NAME,
+    "module": _MODULE,
+    "version": _VERSION,
+    "config": _CONFIG,
+}
 
 # A sentence of our own is let through word by word: lower case, small numbers, and these. A file name, a path, an
 # address, a UID or a patient's name has upper case, slashes, dots or carets in it, and becomes an ellipsis.
@@ -208,6 +220,8 @@ ALLOWED: Mapping[str, Shape] = {
     "category": "word",
     "logger": "module",
     "place": "words",
+    # by what it goes; a path that an administrator chose
+    "config": "config",
 }
 
 
@@ -260,7 +274,7 @@ def fit(value: object, shape: Shape) -> object:
             if _REF.fullmatch(value):
                 return value
             return study_ref(value) if _UID.fullmatch(value) else WITHHELD
-    pattern = {"event": _EVENT, "word": _WORD, "name": _NAME, "module": _MODULE, "version": _VERSION}[shape]
+    pattern = _PATTERNS[shape]
     if not isinstance(value, str):
         return WITHHELD
     return value if pattern.fullmatch(value) or (shape == "word" and value in _STATES) else WITHHELD
