@@ -31,12 +31,12 @@ class Alarms:
         since = former.since if former is not None else utc_now()
         alarm = Alarm(kind=kind, about=about, note=note, next_step=next_step, since=since)
         self._standing[kind, about] = alarm
-        self._log.error("alarm.raised", kind=kind, alarm=note, **({"inbox": about} if about else {}))
+        self._log_about(about).error("alarm.raised", kind=kind, alarm=note)
 
     def clear(self, kind: str, about: str = "") -> None:
         """End an alarm; nothing happens where none stands."""
         if self._standing.pop((kind, about), None) is not None:
-            self._log.info("alarm.cleared", kind=kind, **({"inbox": about} if about else {}))
+            self._log_about(about).info("alarm.cleared", kind=kind)
 
     def set(self, kind: str, about: str = "", *, note: str, next_step: str) -> None:
         """Raise the alarm with a note, or clear it with an empty one."""
@@ -63,3 +63,7 @@ class Alarms:
     def committed(self) -> None:
         """The transaction is durable; what was raised since it was written waits for the next."""
         self._kept = self._written
+
+    def _log_about(self, about: str) -> structlog.typing.FilteringBoundLogger:
+        log: structlog.typing.FilteringBoundLogger = self._log.bind(inbox=about) if about else self._log
+        return log
