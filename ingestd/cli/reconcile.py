@@ -106,7 +106,7 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
 
     The daemon's files and those of ``ingestd send`` are two processes' business, on one ledger.
     """
-    deadline = time.monotonic() + timeout.total_seconds()
+    deadline = boottime() + timeout.total_seconds()
     from ingestd.daemon import sending_config
     from ingestd.inbox import Spool
 
@@ -125,7 +125,7 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
             if theirs and pid is None:
                 _ask_ourselves(whose, theirs, deadline)
             asked += theirs
-        while _waiting(ledger, asked) and time.monotonic() < deadline:
+        while _waiting(ledger, asked) and boottime() < deadline:
             time.sleep(LOOK_EVERY_SECONDS)
         return _what_became(ledger, asked)
 
