@@ -371,6 +371,18 @@ class Backoff:
         doubled = min(self.cap, self.base * (1 << min(max(attempt, 1) - 1, 30)))
         return doubled * (1 - jitter / 2)
 
+    def charged_wait(self, charged: int, *, jitter: float) -> timedelta:
+        """Wait after this charged attempt on one file, four times as long with each, so that ten of them span hours.
+
+        A server that is in trouble for an hour must not turn a good file into a FAILED one.
+        """
+        return min(self.longest, self.base * (1 << min(2 * (max(charged, 1) - 1), 30))) * (1 - jitter / 2)
+
+    @property
+    def longest(self) -> timedelta:
+        """The longest wait of them all."""
+        return 4 * self.cap
+
 
 RETRY_AFTER_LEAST = timedelta(seconds=1)
 RETRY_AFTER_MOST = timedelta(minutes=15)

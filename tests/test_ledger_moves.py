@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from tests.ledger_builders import (
     confirm,
     content,
     entry_in,
+    finish,
     identity,
     open_ledger,
     outcome,
@@ -306,6 +308,40 @@ def test_several_batches_of_one_study_are_out_at_once_until_it_is_in_trouble(tmp
         assert third is not None
         assert len(third.parts) == 1  # halved
         assert_ledger_holds(ledger, limits)
+
+
+def test_a_charged_file_waits_by_the_backoff_and_keeps_no_other_of_its_study_waiting(ledger: Ledger):
+    """Seen: 372 posts of one file in 22 seconds, while the server answered 272."""
+    failing, other = admit(ledger, arrival(1), arrival(2))
+    with ledger.write() as moves:
+        batch = moves.claim("1.2.1", now=LATER)
+        assert batch is not None
+        answer = result_of(batch, State.PENDING, Reason.SERVER_ERROR, charge=True, answered=True)
+        stored = outcome(other, State.STORED, Reason.STORED_ANSWER)
+        finish(moves, replace(answer, outcomes=(answer.outcomes[0], stored)))
+
+    for charged in range(1, 10):
+        entry = ledger.entry(failing)
+        assert entry is not None
+        assert (entry.charged, entry.next_attempt_at) == (
+            charged,
+            entry.changed_at + BACKOFF.charged_wait(charged, jitter=0.0),
+        )
+        assert_ledger_holds(ledger)
+        admit(ledger, arrival(100 + charged), now=entry.changed_at)
+        send(ledger, now=entry.changed_at)  # the others are sent; it is not
+        with ledger.write() as moves:
+            moves.wake(now=entry.changed_at)
+            assert moves.claim("1.2.1", now=entry.changed_at) is None
+            moves.wake(now=entry.next_attempt_at)
+        send(
+            ledger,
+            state=State.PENDING,
+            reason=Reason.SERVER_ERROR,
+            charge=True,
+            answered=True,
+            now=entry.next_attempt_at,
+        )
 
 
 def test_answer_without_a_charge_ends_the_studys_backoff(ledger: Ledger):

@@ -242,6 +242,16 @@ def test_backoff_stays_between_half_of_its_base_and_its_cap(attempt: int, jitter
     assert backoff.base / 2 <= wait <= backoff.cap  # timedelta rounds to a microsecond
 
 
+@pytest.mark.parametrize("jitter", [0.0, 0.999])
+def test_ten_charges_of_one_file_span_hours_and_the_first_comes_soon(jitter: float):
+    """Seen: a server that failed for three seconds turned 25 of 60 good files into FAILED."""
+    waits = [Backoff().charged_wait(charged, jitter=jitter) for charged in range(1, 10)]
+
+    assert waits[0] <= 5 * SECOND
+    assert sum(waits, timedelta(0)) >= timedelta(hours=2)
+    assert max(waits) <= Backoff().longest
+
+
 def test_backoff_doubles_up_to_its_cap():
     backoff = Backoff(base=5 * SECOND, cap=60 * SECOND)
     waits = [backoff.wait(attempt, jitter=0.0) / SECOND for attempt in range(1, 7)]

@@ -105,7 +105,7 @@ def longest_waits_of(config: Config) -> LongestWaits:
     """Say how far ahead a wait can lie; the quiet period goes by the limits."""
     usual, reconcile = LongestWaits(), config.reconcile
     return LongestWaits(
-        backoff=max(usual.backoff, config.retry.cap),
+        backoff=max(usual.backoff, backoff_of(config).longest),
         check=max(usual.check, reconcile.grace, reconcile.absence_wait or timedelta(0)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -56,7 +57,11 @@ def finish(
         same.setdefault(_effect(row, outcome), (outcome, []))[1].append(row)
         moved += 1
     for outcome, alike in same.values():
-        _come_back(tx, alike, outcome, batch, now)
+        wait = outcome.wait
+        if outcome.state is State.PENDING and outcome.charge and wait is None and not result.charge_study:
+            # Whoever is charged waits: the study, where it is, else the row.
+            wait = backoff.charged_wait(alike[0].charged + 1, jitter=jitter)
+        _come_back(tx, alike, replace(outcome, wait=wait), batch, now)
     tx.settle()
     was_open = _close_attempt(tx, result)
     charged, pauses, next_attempt_at = _study_goes_on(
