@@ -314,6 +314,124 @@ def test_file_with_meta_but_no_preamble_is_admitted(tmp_path: Path) -> None:
         assert found.digest == look(content, tmp_path).digest
 
 
+def meta_element(number: int, vr: str, value: bytes | str, form: str) -> bytes:
+    """One element of group 0002 as toolkits have written them."""
+    tag = 0x00020000 | number
+    if form == "implicit":
+        return element(tag, vr, value, transfer_syntax=IMPLICIT)
+    if form == "unknown":
+        return element(tag, "UN", value)
+    if form == "invented" or (form == "short" and vr == "OB"):
+        content = element(tag, vr, value)[12 if vr == "OB" else 8 :]
+        name = b"ZZ" if form == "invented" else b"OB"
+        return struct.pack("<HH2sH", 0x0002, number, name, len(content)) + content
+    return element(tag, vr, value)
+
+
+META = [
+    (0x0001, "OB", b"\0\1"),
+    (0x0002, "UI", RAW_DATA),
+    (0x0003, "UI", "1.2.3"),
+    (0x0010, "UI", ""),
+    (0x0012, "UI", "1.2.9"),
+    (0x0013, "SH", "TOOLKIT"),
+    (0x0016, "AE", "STORE"),
+]
+
+
+@pytest.mark.parametrize("form", ["explicit", "implicit", "unknown", "invented", "short"])
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED])
+@pytest.mark.parametrize("begin", [b"", b"DICM", bytes(128) + b"DICM"], ids=["bare", "prefix", "preamble"])
+def test_meta_group_is_known_by_any_element_in_any_form(
+    begin: bytes, transfer_syntax: str, form: str, tmp_path: Path
+) -> None:
+    whole = raw_file(transfer_syntax=transfer_syntax)
+    behind = whole[look(whole, tmp_path).dataset_offset :]
+    values = [(number, vr, transfer_syntax if number == 0x0010 else value) for number, vr, value in META]
+
+    for first in range(4):
+        for with_length in (False, True):
+            group = b"".join(meta_element(*each, form) for each in values[first:])
+            if with_length:
+                group = meta_element(0x0000, "UL", struct.pack("<I", len(group)), form) + group
+            found = look(begin + group + behind, tmp_path)
+            assert (found.verdict, found.transfer_syntax) == (Verdict.WHOLE, transfer_syntax), (first, with_length)
+            assert found.dataset_offset == len(begin) + len(group)
+            assert found.digest == hashlib.sha256(behind).hexdigest()
+            assert ("no_preamble" in found.notes) is (len(begin) < 132)
+            assert ("no_group_length" in found.notes) is not with_length
+
+
+@pytest.mark.parametrize("form", ["explicit", "implicit", "unknown"])
+def test_transfer_syntax_alone_is_a_meta_group(form: str, tmp_path: Path) -> None:
+    found = look(meta_element(0x0010, "UI", IMPLICIT, form) + dataset(transfer_syntax=IMPLICIT), tmp_path)
+
+    assert (found.verdict, found.transfer_syntax) == (Verdict.WHOLE, IMPLICIT)
+
+
+@pytest.mark.parametrize("form", ["explicit", "implicit", "unknown", "short"])
+def test_meta_group_without_preamble_that_is_cut_anywhere_waits(form: str, tmp_path: Path) -> None:
+    values = [(number, vr, EXPLICIT if number == 0x0010 else value) for number, vr, value in META]
+    content = b"".join(meta_element(*each, form) for each in values) + dataset()
+
+    verdicts = {look(content[:cut], tmp_path).verdict for cut in range(1, len(content))}
+
+    assert verdicts == {Verdict.SHORT}
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        struct.pack("<5I", 2, 4, 2, 10, 20),
+        struct.pack("<5I", 2, 0, 0, 1, 1),
+        struct.pack("<4I", 0x00010002, 2, 3, 4),
+        struct.pack("<2H2I", 2, 2, 4, 0x31313131),
+        struct.pack("<2H", 2, 0x10) + b"\x08\0\0\0notauid!",
+        struct.pack("<2H", 2, 0x4711) + b"UL\x04\0",
+        b"\x02\0RIFF",
+    ],
+)
+def test_other_files_that_begin_with_a_two_are_not_dicom(begin: bytes, tmp_path: Path) -> None:
+    assert look(begin + bytes(range(256)) * 4, tmp_path).verdict is Verdict.NOT_DICOM
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+def test_prefix_in_a_value_of_a_bare_data_set_is_no_prefix(transfer_syntax: str, tmp_path: Path) -> None:
+    head = dataset(transfer_syntax=transfer_syntax)[: len(dataset()) - 2 * len(element(0x0020000D, "UI", "1.2.4"))]
+    behind = dataset(transfer_syntax=transfer_syntax)[len(head) :]
+    filler = element(0x00080081, "ST", "x" * (128 - len(head) - 8) + "DICM", transfer_syntax=transfer_syntax)
+    bare = head + filler + behind
+    assert bare[128:132] == b"DICM"
+
+    found = look(bare, tmp_path)
+    after_meta = look(file_meta(sop_class=RAW_DATA, sop_uid="1.2.3", transfer_syntax=transfer_syntax) + bare, tmp_path)
+
+    assert (found.verdict, found.notes, found.dataset_offset) == (Verdict.WHOLE, ("generated_meta",), 0)
+    assert found.digest == after_meta.digest == hashlib.sha256(bare).hexdigest()
+    assert {look(bare[:cut], tmp_path).verdict for cut in range(1, len(bare))} <= {Verdict.EMPTY, Verdict.SHORT}
+
+
+def test_prefix_in_a_value_of_a_bare_meta_group_is_no_prefix(tmp_path: Path) -> None:
+    group = element(0x00020002, "UI", RAW_DATA) + element(0x00020003, "UI", "1.2.3")
+    group += element(0x00020010, "UI", EXPLICIT)
+    content = group + element(0x00020102, "OB", bytes(128 - len(group) - 12) + b"DICM") + dataset()
+    assert content[128:132] == b"DICM"
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.dataset_offset) == (Verdict.WHOLE, 132)
+    assert (found.sop_uid, found.transfer_syntax) == ("1.2.3", EXPLICIT)
+    assert found.notes == ("no_group_length", "no_preamble")
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+def test_data_set_right_behind_the_prefix_is_read_there(transfer_syntax: str, tmp_path: Path) -> None:
+    for preamble in (bytes(128), b"\x08\0\x05\0CS\x0a\0" + bytes(120), b"II*\0" + bytes(124)):
+        found = look(preamble + b"DICM" + dataset(transfer_syntax=transfer_syntax), tmp_path)
+
+        assert (found.verdict, found.dataset_offset, found.transfer_syntax) == (Verdict.WHOLE, 132, transfer_syntax)
+
+
 def test_meta_that_names_another_instance_is_noted_and_the_data_set_counts(tmp_path: Path) -> None:
     found = look(part10(dataset(), sop_class=RAW_DATA, sop_uid="7.7.7"), tmp_path)
 

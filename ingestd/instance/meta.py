@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from functools import lru_cache
 
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Verdict
+from ingestd.instance.headers import looks_like_vr
 from ingestd.instance.syntax import LONG_VRS, SHORT_VRS, UNDEFINED
 
 PREAMBLE_BYTES = 128
@@ -20,6 +22,14 @@ UIDS_CACHED = 64
 _EXPLICIT = struct.Struct("<HH2sH").unpack_from
 _UINT32 = struct.Struct("<I").unpack_from
 _KEPT_BYTES = 1024  # longer values of group 0002 (private information) are passed over
+_GROUP = b"\x02\x00"
+# What group 0002 may begin with (PS3.10 Table 7.1-1), and what the value looks like, by which an element without a VR
+# is told from other files that begin with a two; its length and version are told by the element behind them.
+_LENGTH_AND_VERSION = {0x0000: 4, 0x0001: 2}
+_UID_LIKE = re.compile(rb"[0-2]\.[0-9.]{1,62}[\0 ]?").fullmatch
+_NAME_LIKE = re.compile(rb"[ -~]{1,16}").fullmatch
+_VALUES_LIKE = dict.fromkeys((0x0002, 0x0003, 0x0010, 0x0012, 0x0100), _UID_LIKE)
+_VALUES_LIKE |= dict.fromkeys((0x0013, 0x0016, 0x0017, 0x0018), _NAME_LIKE)
 
 
 def file_meta_for(*, sop_class_uid: str, sop_uid: str, transfer_syntax: str) -> bytes:
@@ -78,19 +88,35 @@ def read_file_meta(head: bytes, *, at_end: bool) -> FileMeta:
     meta = FileMeta()
     if len(head) < PREAMBLE_BYTES + 12 and not at_end:
         raise MoreBytesNeeded
-    if head[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == PREFIX:
+    has_prefix = head.startswith(PREFIX, PREAMBLE_BYTES)
+    if has_prefix and head.startswith(_GROUP, PREAMBLE_BYTES + 4):
         start = PREAMBLE_BYTES + 4
-    elif head.startswith(b"DICM\x02\x00"):
+    elif head.startswith(PREFIX + _GROUP):
         start = 4
-        meta.notes.append("no_preamble")
-    elif head.startswith(b"\x02\x00\x00\x00UL\x04\x00"):
-        start = 0
-        meta.notes.append("no_preamble")
+    elif _begins_group(head):
+        start = 0  # also where some value has the letters of the prefix in their place
+    elif has_prefix:
+        start = PREAMBLE_BYTES + 4
     else:
         return meta
+    if start < PREAMBLE_BYTES:
+        meta.notes.append("no_preamble")
     meta.found = True
     meta.end = _read_group(head, start, meta, at_end=at_end)
     return meta
+
+
+def _begins_group(head: bytes) -> bool:
+    """Whether a file without preamble begins with group 0002, with any of its elements in any form."""
+    if len(head) < 8 or not head.startswith(_GROUP):
+        return False
+    _, element, vr, _ = _EXPLICIT(head, 0)
+    if looks_like_vr(vr):
+        return element in _LENGTH_AND_VERSION or element in _VALUES_LIKE
+    end = 8 + _UINT32(head, 4)[0]
+    if element in _LENGTH_AND_VERSION:
+        return end == 8 + _LENGTH_AND_VERSION[element] and head.startswith(_GROUP, end)
+    return element in _VALUES_LIKE and bool(_VALUES_LIKE[element](head[8:end]))
 
 
 def _read_group(head: bytes, start: int, meta: FileMeta, *, at_end: bool) -> int:
@@ -110,11 +136,15 @@ def _read_group(head: bytes, start: int, meta: FileMeta, *, at_end: bool) -> int
             break
         if vr in SHORT_VRS:
             value = pos + 8
+        elif vr in LONG_VRS and length and head.startswith(_GROUP, pos + 8 + length):
+            value = pos + 8  # a 16-bit length where 32 belong
         elif vr in LONG_VRS:
             if size - pos < 12:
                 raise InvalidInstance(Verdict.SHORT, "the file ends inside its File Meta group")
             length = _UINT32(head, pos + 8)[0]
             value = pos + 12
+        elif looks_like_vr(vr):
+            value = pos + 8
         else:
             length = _UINT32(head, pos + 4)[0]
             value = pos + 8

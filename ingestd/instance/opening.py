@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from typing import Literal
 
 from ingestd.instance.archives import archive_kind
@@ -91,7 +92,9 @@ class OpenedFile:
                 self._progress(len(more))
                 self.head += more
             else:
-                return
+                break
+        if self.meta.end == PREAMBLE_BYTES + len(PREFIX) and _is_inside_a_value(self.head):
+            self.meta = FileMeta()  # those are no preamble and no prefix
 
     def open_dataset(self) -> Window:
         """Give the window over the data set, at its first element; afterwards ``encoding`` says how it is written.
@@ -176,6 +179,29 @@ def _encoding_seen(first: bytes, left: int | None) -> Encoding | None:
     if little < big and not looks_like_vr(first[4:6]) and (left is None or length <= left):
         return Encoding.IMPLICIT_LITTLE
     return None
+
+
+def _is_inside_a_value(head: bytes) -> bool:
+    """Whether what stands in the prefix's place is part of a value of a data set that begins with the file."""
+    encoding = _encoding_seen(head[:8], None)
+    if len(head) < PREAMBLE_BYTES + 16 or encoding is None or not _plausible_start(head[:8], encoding):
+        return False
+    order = ">" if encoding is Encoding.EXPLICIT_BIG else "<"
+    pos, last = 0, 0
+    while pos < PREAMBLE_BYTES:
+        group, number, vr, length = struct.unpack_from(order + "HH2sH", head, pos)
+        if group << 16 | number <= last:
+            return False
+        last = group << 16 | number
+        if encoding is Encoding.IMPLICIT_LITTLE:
+            (length,) = struct.unpack_from("<I", head, pos + 4)
+        elif vr in LONG_VRS:
+            pos += 4
+            (length,) = struct.unpack_from(order + "I", head, pos + 4)
+        elif vr not in SHORT_VRS:
+            return False
+        pos += 8 + length  # an undefined length reaches over it as well
+    return pos >= PREAMBLE_BYTES + len(PREFIX)
 
 
 def _plausible_start(first: bytes, encoding: Encoding) -> bool:
