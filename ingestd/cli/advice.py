@@ -66,6 +66,7 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
         "after the server was changed"
     ),
     (State.REJECTED, None): f"see the reason above; mend the file and drop it again, or {_DISCARD}",
+    (State.REJECTED, Reason.CHANGED): f"it was a whole image when it was taken; drop the image again, then {_DISCARD}",
     (State.REJECTED, Reason.NOT_DICOM): f"nothing, if it does not belong here; {_DISCARD}",
     (State.REJECTED, Reason.DICOMDIR): (
         "nothing: it is an index of other files, which are taken in by themselves; " + _DISCARD

@@ -8,10 +8,21 @@ from pathlib import Path
 from ingestd.inbox import Candidate, Expect, Taken
 from ingestd.ledger import Holder, Judged, Ledger
 from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, SourceStat
-from ingestd.reader import Inspection
+from ingestd.reader import Inspection, Verdict
 
 # A file that kills its reader this often is set aside, or its row is rejected.
 KILLS_MOST = 2
+
+_REFUSED: dict[Verdict, Reason] = {
+    Verdict.SHORT: Reason.TRUNCATED,
+    Verdict.EMPTY: Reason.TRUNCATED,
+    Verdict.NOT_DICOM: Reason.NOT_DICOM,
+    Verdict.DICOMDIR: Reason.DICOMDIR,
+    Verdict.ARCHIVE: Reason.ARCHIVE,
+    Verdict.HOSTILE: Reason.HOSTILE,
+    Verdict.NO_UIDS: Reason.NO_UIDS,
+}
+_CLUTTER = frozenset({Reason.NOT_DICOM, Reason.DICOMDIR})
 
 
 @dataclass(eq=False, slots=True)
@@ -37,6 +48,12 @@ class Hand:
     def relative_path(self) -> str:
         """What the ledger is to call it: where it was dropped, or where it lies."""
         return self.candidate.dropped_as or self.candidate.relative_path
+
+
+def reason_of(verdict: Verdict, *, was_admitted: bool) -> Reason:
+    """Say why a file with this verdict is refused; what was admitted once is damaged now, and never clutter."""
+    reason = _REFUSED.get(verdict, Reason.TRUNCATED)
+    return Reason.CHANGED if was_admitted and reason in _CLUTTER else reason
 
 
 def content_of(found: Inspection) -> Content:

@@ -16,7 +16,16 @@ from pathlib import Path
 import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
-from ingestd.daemon.hand import KILLS_MOST, Hand, arrival_of, expect_of, identity_of, refusal_of, stop_comparing
+from ingestd.daemon.hand import (
+    KILLS_MOST,
+    Hand,
+    arrival_of,
+    expect_of,
+    identity_of,
+    reason_of,
+    refusal_of,
+    stop_comparing,
+)
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Inboxes, NotTaken, Spool, Taken, WhyNot
@@ -34,15 +43,6 @@ _COMPARE_AGAIN_SECONDS = 5.0
 # A comparison that came to nothing so often (a file admitted although it is cut, say) is left to a person.
 _COMPARISONS_MOST = 12
 
-_REFUSED: dict[Verdict, Reason] = {
-    Verdict.SHORT: Reason.TRUNCATED,
-    Verdict.EMPTY: Reason.TRUNCATED,
-    Verdict.NOT_DICOM: Reason.NOT_DICOM,
-    Verdict.DICOMDIR: Reason.DICOMDIR,
-    Verdict.ARCHIVE: Reason.ARCHIVE,
-    Verdict.HOSTILE: Reason.HOSTILE,
-    Verdict.NO_UIDS: Reason.NO_UIDS,
-}
 _INCOMPLETE = frozenset({Verdict.SHORT, Verdict.EMPTY, Verdict.ZEROS})
 
 
@@ -250,7 +250,8 @@ class Intake:
         elif found.verdict in _INCOMPLETE and not hand.candidate.final and not hand.wished:
             self._let_go(hand, self._inboxes.incomplete, dropped)
         else:
-            self._set_aside(hand, _REFUSED.get(found.verdict, Reason.TRUNCATED), found.reason_text, refusals)
+            reason = reason_of(found.verdict, was_admitted=hand.candidate.was_admitted)
+            self._set_aside(hand, reason, found.reason_text, refusals)
 
     def _let_go(self, hand: Hand, tell: Callable[[Candidate], None], dropped: list[Hand]) -> None:
         dropped.append(hand)

@@ -117,8 +117,8 @@ class Removals:
     def committed(self) -> bool:
         """The transaction is durable: take the new arrivals; say whether more may go at once."""
         is_more = len(self._removed) >= _REMOVE_AT_ONCE
-        if self._removed:
-            self._log.info("spool.removed", files=sum(len(row.files) for row in self._removed))
+        if files := sum(len(row.files) for row in self._removed):
+            self._log.info("spool.removed", files=files)
         apart, self._apart, self._removed = self._apart, [], []
         for row, path in apart:
             self._log.warning("spool.written_after", entry_id=row.entry_id, inbox=row.inbox)

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
-from ingestd.daemon.hand import KILLS_MOST, Hand, content_of, identity_of, source_of
+from ingestd.daemon.hand import KILLS_MOST, Hand, content_of, identity_of, reason_of, source_of
 from ingestd.daemon.intake import Intake
 from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Spool
@@ -188,6 +188,7 @@ class Rework:
                 except OSError:
                     continue
                 if candidate is not None and not candidate.source.looks_like(file.source):
+                    candidate = replace(candidate, was_admitted=file.reason is Reason.CHANGED)
                     self._intake.adopt(Hand(candidate=candidate, former=file.entry_id))
 
     def _settle_reread(self, work: _Work, read: Read, moves: Moves, now: Now) -> None:
@@ -205,7 +206,7 @@ class Rework:
             return
         identity = identity_of(found)
         if found.verdict not in _ADMISSIBLE or identity is None:
-            reason = Reason.TRUNCATED if found.verdict in (Verdict.SHORT, Verdict.EMPTY) else Reason.NOT_DICOM
+            reason = Reason.NO_UIDS if found.verdict in _ADMISSIBLE else reason_of(found.verdict, was_admitted=True)
             note = f"it changed after it was admitted: {found.reason_text}"
             self._reject(need, source_of(found), reason, note, moves, now)
             return
@@ -250,7 +251,8 @@ class Rework:
             note=note,
             priority=need.priority,
         )
-        moves.reread_refused(need.entry_id, refusal, now=now.utc)
+        if moves.reread_refused(need.entry_id, refusal, now=now.utc):
+            self._log.warning("inbox.rejected", entry_id=need.entry_id, inbox=need.inbox, reason=reason.value)
         self._acts.append(partial(self._in_work.discard, need.entry_id))
 
     def _count_kills(self, entry_id: int, *, killed: bool) -> None:
