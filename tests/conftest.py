@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,19 @@ def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
     """An Orthanc of this test's own; a test that asks for it is marked with ``requires_orthanc``."""
     with Orthanc(folder=tmp_path) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that makes chosen system calls fail, compiled; without gcc a test that asks for it is skipped."""
+    from tests.torture.failing import NoCompilerError, compile_library
+
+    try:
+        return compile_library(tmp_path_factory.mktemp("library"))
+    except NoCompilerError as error:
+        if os.environ.get("INGESTD_REQUIRE_PEERS") == "1":
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

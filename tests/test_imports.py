@@ -16,20 +16,21 @@ PACKAGE = PROJECT / "ingestd"
 # room: the rooms it may import from, beside itself.
 MAY_IMPORT = {
     "clocks": set(),
+    "threads": {"clocks"},
     "lifecycle": set(),
     "places": set(),
     "instance": set(),
     "config": set(),
     "logs": set(),
-    "dicomweb": {"clocks"},
+    "dicomweb": {"clocks", "threads"},
     "emulator": set(),
-    "inbox": {"clocks", "lifecycle", "places"},
+    "inbox": {"clocks", "threads", "lifecycle", "places"},
     "ledger": {"clocks", "lifecycle", "places"},
-    "sender": {"clocks", "lifecycle", "places", "dicomweb"},
-    "reconciler": {"clocks", "lifecycle", "dicomweb"},
-    "reader": {"clocks", "lifecycle", "places", "instance"},
+    "sender": {"clocks", "threads", "lifecycle", "places", "dicomweb"},
+    "reconciler": {"clocks", "threads", "lifecycle", "dicomweb"},
+    "reader": {"clocks", "threads", "lifecycle", "places", "instance"},
     "daemon": {
-        *("clocks", "lifecycle", "places", "instance", "config", "logs", "dicomweb"),
+        *("clocks", "threads", "lifecycle", "places", "instance", "config", "logs", "dicomweb"),
         *("inbox", "ledger", "sender", "reconciler", "reader"),
     },
     "cli": {

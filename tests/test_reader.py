@@ -116,6 +116,17 @@ def test_many_files_come_back_each_with_its_own_result(reading: Reading, tmp_pat
     assert reading.readers.in_flight == 0
 
 
+def test_no_ring_is_lost_between_jobs_that_come_one_by_one(reading: Reading, tmp_path: Path) -> None:
+    """The supervisor also looks around by itself, every two seconds, so a lost ring would only make it slow."""
+    path = str(write_instance(tmp_path / "a"))
+    began = time.monotonic()
+
+    for number in range(300):
+        reading.inspection(InspectJob(key=number, path=path))
+
+    assert time.monotonic() - began < 20
+
+
 def test_in_flight_counts_until_the_result_is_collected(reading: Reading, tmp_path: Path) -> None:
     path = write_instance(tmp_path / "a")
     reading.readers.submit(InspectJob(key=1, path=str(path)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from tests.emulating import EmulatorProcess
 from tests.running import environment
-from tests.torture.failing import Fault, Injector, NoCompilerError, Trial, compile_library
+from tests.torture.failing import Fault, Injector, Trial
 from tests.torture.feeding import Kind, Written
 
 OPEN_ALL = """
@@ -25,17 +24,6 @@ for name in sys.argv[2:]:
     except OSError as error:
         print(errno.errorcode[error.errno])
 """
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled."""
-    try:
-        return compile_library(tmp_path_factory.mktemp("library"))
-    except NoCompilerError as error:
-        if os.environ.get("INGESTD_REQUIRE_PEERS") == "1":
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

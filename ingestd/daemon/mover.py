@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
+from ingestd import threads
 from ingestd.inbox import Candidate, Expect, NotTaken, Removal, Spool, Taken, WhyNot
 from ingestd.lifecycle import SourceStat
 
@@ -38,7 +39,7 @@ class _Lane(Generic[Context]):
         self._done = done
         self._orders: SimpleQueue[_Order[Context] | None] = SimpleQueue()
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self.thread.start()
+        threads.start(self.thread)
 
     def put(self, order: _Order[Context] | None) -> None:
         self._orders.put(order)
@@ -85,7 +86,7 @@ class _Removals:
         self._jobs: SimpleQueue[Callable[[Spool], object] | None] = SimpleQueue()
         self._finished: SimpleQueue[tuple[int, Removal]] = SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="remover", daemon=True)
-        self.thread.start()
+        threads.start(self.thread)
 
     def put(self, job: Callable[[Spool], object] | None) -> None:
         self._jobs.put(job)

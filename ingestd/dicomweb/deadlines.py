@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
+from ingestd import threads
 from ingestd.clocks import boottime
 
 LOOK_EVERY_SECONDS = 0.1
@@ -147,7 +148,7 @@ class _Watchdog:
             self.watched.add(flight)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="dicomweb-deadlines", daemon=True)
-                self._thread.start()
+                threads.start(self._thread)
             elif len(self.watched) == 1:
                 self._some.notify()
 

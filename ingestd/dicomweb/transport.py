@@ -130,8 +130,8 @@ class Transport:
         )
         timeout = (self.timeouts.connect.total_seconds(), self.timeouts.read.total_seconds())
         flight = Flight(self.timeouts, size_bytes=0 if body is None else len(body))
-        flight.__enter__()
         try:
+            flight.__enter__()
             response = session.send(
                 request,
                 stream=True,

@@ -50,15 +50,24 @@ class Hands:
         if not self._apart:
             self._run(job)
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-            self._thread.start()
         self._jobs.put(job)
+        self._have_thread()
+
+    def _have_thread(self) -> None:
+        """Start the thread; where the system has none to give, the job waits for the next look, as for a share."""
+        if self._apart and self._thread is None:
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return
+            self._thread = thread
 
     def finish(self) -> bool:
         """Pass on the result, if it is there; True when no job is running."""
         if self._then is None:
             return True
+        self._have_thread()
         try:
             result, error = self._results.get_nowait()
         except queue.Empty:

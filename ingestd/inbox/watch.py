@@ -35,6 +35,7 @@ from watchdog.observers.inotify_c import (
 )
 from watchdog.observers.inotify_c import WatchDescriptor as Descriptor
 
+from ingestd import threads
 from ingestd.clocks import boottime
 from ingestd.places import PASS, open_folder
 
@@ -322,7 +323,13 @@ class Watcher:
         # The text holds a folder's name, and the event is harmless: the same folder was seen twice.
         warnings.filterwarnings("ignore", message="Callback with id", category=RuntimeWarning)
         _listen(self.hints)
-        self._thread.start()
+        try:
+            threads.start(self._thread)
+        except threads.NoThread as error:
+            self.state = "failed"
+            self.note = _why(error)
+            self.failed_at = boottime()
+            return
         self._thread.join(wait)
 
     @property
@@ -374,7 +381,7 @@ class Watcher:
             self._wake()
 
 
-def _stop(observer: _Observer) -> threading.Thread:
+def _stop(observer: _Observer) -> threading.Thread | None:
     def let_go() -> None:
         with contextlib.suppress(Exception):
             if observer.is_alive():
@@ -383,7 +390,11 @@ def _stop(observer: _Observer) -> threading.Thread:
                 observer.on_thread_stop()
 
     thread = threading.Thread(target=let_go, name="inbox-disarm", daemon=True)
-    thread.start()
+    try:
+        threads.start(thread)
+    except threads.NoThread:
+        let_go()
+        return None
     return thread
 
 

@@ -12,6 +12,7 @@ from ingestd.reader.wire import Answer, encode_answer
 
 _HELD_MOST = 32  # each may hold a descriptor
 _HELD_SECONDS = 0.02
+EXIT_NOT_HEARD = 78
 
 
 @dataclass(slots=True)
@@ -50,7 +51,13 @@ class Held:
         if self._done:
             for done in self._done:
                 self._settle(done)
-            _write_all(1, b"".join([encode_answer(done.answer) for done in self._done]))
+            # Whoever cannot be heard any more ends, and no file is to blame for it.
+            before = self._board.begin(0)
+            try:
+                _write_all(1, b"".join([encode_answer(done.answer) for done in self._done]))
+            except OSError:
+                os._exit(EXIT_NOT_HEARD)
+            self._board.go_back(before)
             self._done.clear()
 
     def _settle(self, done: Done) -> None:

@@ -106,17 +106,14 @@ class Child:
         self.ahead_bytes += ticket.size_bytes
         self._unsent += encode_job(ticket.serial, ticket.job)
 
-    def send(self) -> bool:
-        """Write what the pipe takes; False if the child is gone."""
+    def send(self) -> None:
+        """Write what the pipe takes; nothing to a child that is gone."""
         while self._unsent:
             try:
                 sent = os.write(self.stdin, self._unsent)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
+            except (BlockingIOError, BrokenPipeError):
+                return
             del self._unsent[:sent]
-        return True
 
     def receive(self) -> list[bytes] | None:
         """Give the lines that have come in; None at the end. Raises Unintelligible for a line that does not end."""
@@ -144,8 +141,8 @@ class Child:
         """Say "" while the job at hand is within its limits, else "cpu" or "stalled"."""
         serial = self.board.serial
         ticket = next((each for each in self.tickets if each.serial == serial), None)
-        if ticket is None and self.answered == 0 and self.tickets:
-            ticket = self.tickets[0]  # not even begun: the child does not get through its start
+        if ticket is None and self.tickets:
+            ticket = self.tickets[0]  # not even begun: the child does not get through its start, or never got the job
         if ticket is None:
             self._watched_serial = 0
             return ""

@@ -1,27 +1,34 @@
 """Readers: hands jobs to the children, watches over them, and turns their answers and deaths into results.
 
-One thread does all of it and sleeps while nothing happens. A child's death is blamed on the one job its board names;
-the others in its line are given to the next child.
+One thread does all of it and sleeps while nothing happens, though never long. A child's death is blamed on the one job
+its board names; the others in its line are given to the next child. Where the system fails the thread itself (its
+selector, its pipes), all children are given up and it begins anew.
 """
 
 from __future__ import annotations
 
-import os
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import structlog
 
+from ingestd import threads
 from ingestd.clocks import boottime
 from ingestd.instance.facts import Inspection, Verdict
+from ingestd.reader.bell import Bell
+from ingestd.reader.files import errno_text
 from ingestd.reader.jobs import InspectJob, Job, Read, ReaderLimits
 from ingestd.reader.process import Child, Ticket
 from ingestd.reader.wire import Answer, Unintelligible, decode_answer
 
 _WATCH_SECONDS = 0.5
+# With nothing to do the supervisor still looks around this often: a ring may have been lost.
+_IDLE_SECONDS = 2.0
+# A round that takes longer than this makes no progress.
+_ROUND_SECONDS_MOST = 60.0
 _INTERRUPTED_MOST = 5
 _RESPAWN_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _CLOSE_SECONDS = 2.0
@@ -44,18 +51,16 @@ class Readers:
         self._done: list[Read] = []
         self._serial = 0
         self._in_flight = 0
-        self._poked = False
-        self._closing = False
+        self._closing = threading.Event()
         self._failures = 0  # children in a row that ended without an answer
         self._spawn_at = 0.0
         self._watch_at = 0.0
         self._children: list[Child | None] = [None] * processes
         self._ended: list[Child] = []  # killed, not reaped yet
-        self._selector = selectors.DefaultSelector()
-        self._poke_out, self._poke_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._selector.register(self._poke_out, selectors.EVENT_READ)
+        self._bell, self._selector = _bell_and_selector()
+        self._round_at = boottime()
         self._thread = threading.Thread(target=self._run, name="readers", daemon=True)
-        self._thread.start()
+        threads.start(self._thread)
 
     def submit(self, job: Job) -> None:
         """Put a job in line; never blocks. Its Read comes out of ``collect``, not in order."""
@@ -64,13 +69,13 @@ class Readers:
     def submit_all(self, jobs: Sequence[Job]) -> None:
         """Put jobs in line, as ``submit`` does; the supervisor is woken once for all of them."""
         with self._lock:
-            if self._closing:
+            if self._closing.is_set():
                 raise RuntimeError("the readers are closed")
             self._queue.extend(Ticket(serial, job) for serial, job in enumerate(jobs, self._serial + 1))
             self._serial += len(jobs)
             self._in_flight += len(jobs)
-        if jobs:
-            self._poke()
+            if jobs:
+                self._bell.ring()
 
     def collect(self) -> list[Read]:
         """Give all results that have come since the last call; never blocks."""
@@ -91,39 +96,59 @@ class Readers:
         return [child.process.pid for child in list(self._children) if child is not None]
 
     def is_healthy(self) -> bool:
-        """Whether jobs are being worked off: the supervisor runs and children get through their start."""
-        return self._thread.is_alive() and not self._closing and self._failures < len(_RESPAWN_SECONDS) // 2
+        """Whether jobs are being worked off: the supervisor goes round and children get through their start."""
+        goes_round = self._thread.is_alive() and boottime() - self._round_at < _ROUND_SECONDS_MOST
+        return goes_round and not self._closing.is_set() and self._failures < len(_RESPAWN_SECONDS) // 2
 
     def close(self) -> None:
         """End the children at once; jobs in flight get no result."""
         with self._lock:
-            self._closing = True
-        self._poke(always=True)
+            if not self._closing.is_set():
+                self._closing.set()
+                self._bell.ring()
         self._thread.join()
-
-    def _poke(self, *, always: bool = False) -> None:
-        with self._lock:
-            if self._poked and not always:
-                return
-            self._poked = True
-            try:
-                os.write(self._poke_in, b"\0")
-            except OSError:  # full, which wakes as well; or closed
-                pass
 
     # Everything below runs in the supervisor's thread.
 
     def _run(self) -> None:
         try:
-            while not self._closing:
-                self._spawn_missing()
-                self._hand_out()
-                busy = self._ended or self._queue or any(child and child.tickets for child in self._children)
-                for key, mask in self._selector.select(_WATCH_SECONDS if busy or None in self._children else None):
-                    self._serve(key, mask)
-                self._watch()
+            while not self._closing.is_set():
+                self._round_at = boottime()
+                try:
+                    self._go_round()
+                except OSError as error:
+                    self._begin_anew(error)
         finally:
             self._end_all()
+
+    def _go_round(self) -> None:
+        self._spawn_missing()
+        self._hand_out()
+        busy = self._ended or self._queue or any(child and child.tickets for child in self._children)
+        for key, _ in self._selector.select(_WATCH_SECONDS if busy or None in self._children else _IDLE_SECONDS):
+            self._serve(key)
+        self._watch()
+
+    def _begin_anew(self, error: OSError) -> None:
+        """Give up what cannot be relied on any more, the children with it; their jobs are read anew."""
+        self._failures += 1
+        _log.error("reader.supervisor_failed", note=errno_text(error), failures=self._failures)
+        for child in list(self._children):
+            if child is not None:
+                self._put_away(child)
+                self._read_anew(child.tickets)
+        while not self._closing.wait(_RESPAWN_SECONDS[min(self._failures, len(_RESPAWN_SECONDS) - 1)]):
+            try:
+                bell, selector = _bell_and_selector()
+            except OSError:
+                self._failures += 1
+                continue
+            with self._lock:
+                former, self._bell = self._bell, bell
+                former.close()
+            self._selector.close()
+            self._selector = selector
+            return
 
     def _spawn_missing(self) -> None:
         if None not in self._children or boottime() < self._spawn_at:
@@ -136,7 +161,7 @@ class Readers:
         try:
             child = Child(self._limits)
         except OSError as error:
-            self._failed_start(error.strerror or type(error).__name__)
+            self._failed_start(errno_text(error))
             return
         self._children[place] = child
         self._selector.register(child.stdout, selectors.EVENT_READ, child)
@@ -146,7 +171,7 @@ class Readers:
         self._failures += 1
         delay = _RESPAWN_SECONDS[min(self._failures, len(_RESPAWN_SECONDS) - 1)]
         self._spawn_at = boottime() + delay
-        _log.warning("reader.start_failed", reason=why, failures=self._failures, seconds=delay)
+        _log.warning("reader.start_failed", note=why, failures=self._failures, seconds=delay)
 
     def _hand_out(self) -> None:
         """Give waiting jobs to the children with room, to the one with the least in line first."""
@@ -167,19 +192,21 @@ class Readers:
 
     def _send(self, child: Child) -> None:
         # A child that is gone is noticed at its stdout, where its last answers still may stand.
-        child.send()
+        try:
+            child.send()
+        except OSError as error:
+            self._end(child, blame=False, cause=f"nothing can be written to it: {errno_text(error)}")
+            return
         registered = child.stdin in self._selector.get_map()
         if child.unsent and not registered:
             self._selector.register(child.stdin, selectors.EVENT_WRITE, child)
         elif not child.unsent and registered:
             self._selector.unregister(child.stdin)
 
-    def _serve(self, key: selectors.SelectorKey, _mask: int) -> None:
+    def _serve(self, key: selectors.SelectorKey) -> None:
         child = key.data
         if child is None:
-            with self._lock:
-                self._poked = False
-                os.read(self._poke_out, 4096)
+            self._bell.heard()
         elif child not in self._children:
             return  # ended earlier in this round
         elif key.fd == child.stdin:
@@ -200,6 +227,9 @@ class Readers:
         except Unintelligible as problem:
             self._finish(results)
             self._end(child, blame=True, cause=f"unintelligible answer: {problem}")
+            return
+        except OSError as error:
+            self._end(child, blame=False, cause=f"its answers cannot be read: {errno_text(error)}")
             return
         if child.answered:
             self._failures = 0
@@ -260,35 +290,44 @@ class Readers:
 
     def _end(self, child: Child, *, blame: bool, cause: str) -> None:
         """Give up a child: its job has died (or waits, where the file is not to blame), the others are read anew."""
-        place = self._children.index(child)
-        self._children[place] = None
         for fd in (child.stdout, child.stdin):
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
         serial = child.board.serial
+        status = self._put_away(child)
+        how = cause or _ended_how(status)
+        at_hand = [ticket for ticket in child.tickets if ticket.serial == serial]
+        died = [Read(job=ticket.job, died=True, cause=how) for ticket in at_hand]
+        self._finish(died if blame else [Read(job=ticket.job, waits=cause) for ticket in at_hand])
+        self._read_anew([ticket for ticket in child.tickets if ticket.serial != serial])
+        if child.answered or serial:
+            _log.warning("reader.ended", note=how, answered=child.answered)
+        else:
+            self._failed_start(how)
+
+    def _put_away(self, child: Child) -> int | None:
+        """Kill it and let go of it; what it was given is the caller's to see to. Says how it ended."""
+        self._children[self._children.index(child)] = None
         child.kill()
         status = child.wait(0.2)
         if status is None:
             self._ended.append(child)
         child.close()
-        results: list[Read] = []
+        return status
+
+    def _read_anew(self, tickets: Iterable[Ticket]) -> None:
+        """Put back in line what a child could not come to, for which it is not to blame."""
         again: list[Ticket] = []
-        for ticket in child.tickets:
-            if ticket.serial == serial:
-                read = Read(job=ticket.job, died=True, cause=cause or _ended_how(status))
-                results.append(read if blame else Read(job=ticket.job, waits=cause))
-            elif ticket.interrupted >= _INTERRUPTED_MOST:
-                results.append(Read(job=ticket.job, waits="the readers keep ending"))
+        given_up: list[Read] = []
+        for ticket in tickets:
+            ticket.interrupted += 1
+            if ticket.interrupted > _INTERRUPTED_MOST:
+                given_up.append(Read(job=ticket.job, waits="the readers keep ending"))
             else:
-                ticket.interrupted += 1
                 again.append(ticket)
         with self._lock:
             self._queue.extendleft(reversed(again))
-        self._finish(results)
-        if child.answered or serial:
-            _log.warning("reader.ended", cause=cause or _ended_how(status), answered=child.answered)
-        else:
-            self._failed_start(cause or _ended_how(status))
+        self._finish(given_up)
 
     def _finish(self, results: list[Read]) -> None:
         if not results:
@@ -309,9 +348,20 @@ class Readers:
         self._children = [None] * len(self._children)
         self._selector.close()
         with self._lock:
-            self._closing = True
-            os.close(self._poke_in)
-            os.close(self._poke_out)
+            self._closing.set()
+            self._bell.close()
+
+
+def _bell_and_selector() -> tuple[Bell, selectors.BaseSelector]:
+    """Make a bell and a selector that hears it."""
+    bell = Bell()
+    try:
+        selector = selectors.DefaultSelector()
+        selector.register(bell, selectors.EVENT_READ)
+    except BaseException:
+        bell.close()
+        raise
+    return bell, selector
 
 
 def _ended_how(status: int | None) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from ingestd import threads
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.reconciler.asking import StudyAsker
@@ -49,7 +50,7 @@ class Reconciler:
         ]
         self._threads.append(threading.Thread(target=self._answer_feed, name="ingestd-feed", daemon=True))
         for thread in self._threads:
-            thread.start()
+            threads.start(thread)
 
     @property
     def in_flight(self) -> int:

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 
+from ingestd import threads
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, StorePart, Throttled, Unavailable
 from ingestd.lifecycle import Batch, BatchResult, Outcome, Part, Pause, PauseCause, Reason, ServerProfile, State
@@ -88,7 +89,7 @@ class Sender:
         ]
         self._threads.append(threading.Thread(target=_work, args=(self._errands,), name="ingestd-errands", daemon=True))
         for thread in self._threads:
-            thread.start()
+            threads.start(thread)
 
     @property
     def limit(self) -> int:
