@@ -14,7 +14,7 @@ from ingestd.daemon.intake import Intake
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import read_clocks
-from ingestd.inbox import Inboxes, InboxPolicy, Spool
+from ingestd.inbox import Inboxes, InboxPolicy, Spool, Take
 from ingestd.ledger import Ledger
 from ingestd.lifecycle import State
 from ingestd.reader import ReaderLimits, Readers
@@ -26,13 +26,13 @@ WITHIN_SECONDS = 20.0
 class Rooms:
     """Inbox, readers, mover and ledger of one folder, joined by an Intake."""
 
-    def __init__(self, base: Path, limits: ReaderLimits | None) -> None:
+    def __init__(self, base: Path, limits: ReaderLimits | None = None, take: Take = Take.MOVE) -> None:
         self.drop = base / "drop"
         self.drop.mkdir()
         self.wake = Wake()
         self.spool = Spool(base / "spool")
         self.ledger = Ledger.open(f"sqlite:///{base / 'ledger.db'}", host=self.spool.host, spool=self.spool.path)
-        policy = InboxPolicy(name="a", path=self.drop, settle=timedelta(0))
+        policy = InboxPolicy(name="a", path=self.drop, settle=timedelta(0), take=take)
         self.inboxes = Inboxes([policy], spool=self.spool.path, wake=self.wake)
         self.readers = Readers(processes=1, limits=limits, wake=self.wake)
         self.mover: Mover[Hand] = Mover(self.spool, wake=self.wake)
@@ -47,15 +47,28 @@ class Rooms:
         give_up_at = time.monotonic() + WITHIN_SECONDS
         while self.intake.taken_in < files:
             assert time.monotonic() < give_up_at, f"{self.intake.taken_in} of {files} files were taken in"
-            now = read_clocks()
-            self.desk.collect()
-            self.intake.gather(now, accepting=True)
-            if self.intake.has_work:
-                with self.ledger.write() as moves:
-                    self.intake.record(moves, now)
-                self.intake.committed(now)
-            self.wake.wait(0.01)
+            self.turn()
         return {state: count for state, count in self.ledger.counts().items() if count}
+
+    def look_again(self) -> dict[State, int]:
+        """Scan anew, turn the loop until nothing is left to do, and count the rows by state."""
+        since, give_up_at = self.turn(), time.monotonic() + WITHIN_SECONDS
+        self.inboxes.scan_now()
+        while not (self.inboxes.is_drained(since) and self.intake.is_idle):
+            assert time.monotonic() < give_up_at, f"not drained: {self.inboxes.reports()}"
+            self.turn()
+        return {state: count for state, count in self.ledger.counts().items() if count}
+
+    def turn(self) -> float:
+        now = read_clocks()
+        self.desk.collect()
+        self.intake.gather(now, accepting=True)
+        if self.intake.has_work:
+            with self.ledger.write() as moves:
+                self.intake.record(moves, now)
+            self.intake.committed(now)
+        self.wake.wait(0.01)
+        return now.mono
 
     def close(self) -> None:
         self.inboxes.close()
@@ -65,8 +78,8 @@ class Rooms:
 
 
 @contextmanager
-def opened(base: Path, *, limits: ReaderLimits | None = None) -> Iterator[Rooms]:
-    rooms = Rooms(base, limits)
+def opened(base: Path, *, limits: ReaderLimits | None = None, take: Take = Take.MOVE) -> Iterator[Rooms]:
+    rooms = Rooms(base, limits, take)
     try:
         yield rooms
     finally:

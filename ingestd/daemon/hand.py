@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingestd.inbox import Candidate, Expect, Taken
-from ingestd.ledger import Holder, Judged, Ledger
+from ingestd.ledger import Holder, Judged, KnownSource, Ledger
 from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, SourceStat
 from ingestd.reader import Inspection, Verdict
 
@@ -42,6 +42,7 @@ class Hand:
     former: int | None = None
     wished: bool = False
     admit_anyway: bool = False
+    doubts: tuple[KnownSource, ...] = ()  # of a file in place: rows that it may be
     adopted: bool = False  # did not come from Inboxes.look
 
     @property

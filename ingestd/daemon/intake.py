@@ -26,18 +26,21 @@ from ingestd.daemon.hand import (
     refusal_of,
     stop_comparing,
 )
+from ingestd.daemon.in_place import Asked, InPlace, recognised
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Inboxes, NotTaken, Spool, Taken, WhyNot
-from ingestd.ledger import Holder, Judged, Ledger, Moves, NewCandidate
+from ingestd.ledger import Holder, Judged, KnownSource, Ledger, Moves, NewCandidate
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, State
 from ingestd.places import below_of
-from ingestd.reader import CompareJob, InspectJob, Read, Verdict
+from ingestd.reader import CompareJob, Inspection, InspectJob, Read, Verdict
 
 # Files in our hands between "ready" and their row: bounds memory, and how much a crash leaves half-way.
 _IN_HAND_MOST = 1024
 # Between 'the spool is full' and the next try.
 _FULL_WAIT_SECONDS = 5.0
+# Between two times that the ledger is asked about files of which nobody can say yet whether it knows them.
+_ASK_AGAIN_SECONDS = 0.25
 # Between two tries to compare a file with the one that holds its identity.
 _COMPARE_AGAIN_SECONDS = 5.0
 # A comparison that came to nothing so often (a file admitted although it is cut, say) is left to a person.
@@ -75,6 +78,7 @@ class Intake:
         self._again: list[Hand] = []  # to be admitted: what was in their way may be gone
         self._later: list[tuple[float, Hand]] = []  # the same, when (``Now.mono``) it is time
         self._due = _Due()
+        self._in_place = InPlace()
         self._asked: list[Candidate] = []  # the ledger has not said yet whether it knows them
         self._look_at: float | None = None
         self._full_until = 0.0
@@ -110,6 +114,7 @@ class Intake:
 
     def gather(self, now: Now, *, accepting: bool) -> None:
         """Collect what the inboxes, the readers and the mover have; writes nothing."""
+        self._mono = now.mono
         for context, read in self._desk.take(Owner.INTAKE):
             assert isinstance(context, Hand)
             self._read.append((context, read))
@@ -121,12 +126,11 @@ class Intake:
             room = 0
         look = self._inboxes.look(now=now.mono, room=max(0, room))
         for candidate in look.ready:
-            self._hold(Hand(candidate=candidate))
+            self._hold(Hand(candidate=candidate, doubts=self._in_place.doubts_of(candidate)))
         self._look_at = look.next_at
         self._asked += look.asked
         if self._asked:
-            self._inboxes.answer_known(self._asked, self._known(self._asked))
-            self._asked = []
+            self._asked = self._answer(self._asked)
         if room <= 0 and (look.next_at is None or look.next_at <= now.mono):
             # Full hands: the readers and the mover wake us; a full disk is looked at again by the clock.
             self._look_at = self._full_until if now.mono < self._full_until else None
@@ -140,6 +144,8 @@ class Intake:
     def look_at(self) -> float | None:
         """When to look into the inboxes again, or to try once more to compare (``Now.mono``)."""
         times = [at for at, _ in self._later]
+        if self._asked:
+            times.append(self._mono + _ASK_AGAIN_SECONDS)
         if self._look_at is not None:
             times.append(self._look_at)
         return min(times, default=None)
@@ -171,23 +177,27 @@ class Intake:
             act()
         self._finish(due.finish)
 
-    def _known(self, asked: Sequence[Candidate]) -> list[Candidate]:
+    def _answer(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Tell the inboxes which files some row knows; gives back those that nobody can say it of yet."""
+        asked = self._known(candidates)
+        put_off = frozenset(asked.put_off)
+        self._inboxes.answer_known([each for each in candidates if each not in put_off], asked.known)
+        return asked.put_off
+
+    def _known(self, asked: Sequence[Candidate]) -> Asked:
         by_inbox: dict[str, list[Candidate]] = {}
         for candidate in asked:
             by_inbox.setdefault(candidate.inbox, []).append(candidate)
-        known: list[Candidate] = []
+        answer = Asked()
         for inbox, candidates in by_inbox.items():
             rows = self._ledger.known_sources(inbox, [candidate.relative_path for candidate in candidates])
             for candidate in candidates:
-                for row in rows.get(candidate.relative_path, ()):
-                    if candidate.in_place:
-                        same = row.source.looks_like(candidate.source)
-                    else:
-                        same = row.source == candidate.source and not row.source_removed
-                    if same:
-                        known.append(candidate)
-                        break
-        return known
+                here = rows.get(candidate.relative_path, ())
+                if candidate.in_place:
+                    self._in_place.judge(candidate, here, answer, mono=self._mono)
+                elif any(row.source == candidate.source and not row.source_removed for row in here):
+                    answer.known.append(candidate)
+        return answer
 
     def _begin(self, moves: Moves, now: Now) -> None:
         if not self._ready:
@@ -237,7 +247,9 @@ class Intake:
             self._let_go(hand, self._inboxes.again, dropped)
             return
         hand.inspection = found
-        if found.verdict is Verdict.UNREADABLE and hand.wished:
+        if hand.doubts and found.verdict is not Verdict.UNREADABLE and self._is_what_it_was(hand, found, moves):
+            self._let_go(hand, self._inboxes.done, dropped)
+        elif found.verdict is Verdict.UNREADABLE and hand.wished:
             # A person waits for an answer.
             self._set_aside(hand, Reason.UNREADABLE, found.reason_text, refusals)
         elif found.verdict is Verdict.UNREADABLE:
@@ -252,6 +264,19 @@ class Intake:
         else:
             reason = reason_of(found.verdict, was_admitted=hand.candidate.was_admitted)
             self._set_aside(hand, reason, found.reason_text, refusals)
+
+    def _is_what_it_was(self, hand: Hand, found: Inspection, moves: Moves) -> bool:
+        """Whether a row knows this file in place, which was only read again for its new inode or ctime."""
+        row = recognised(hand, found, reason_of(found.verdict, was_admitted=hand.candidate.was_admitted))
+        self._due.others.append(partial(self._learn, hand, row))
+        if row is not None:
+            moves.refresh_source(row.entry_id, source=hand.candidate.source, ctime_ns=_ctime_of(hand))
+        return row is not None
+
+    def _learn(self, hand: Hand, row: KnownSource | None) -> None:
+        self._in_place.learn(hand, row)
+        candidate = hand.candidate
+        self._inboxes.ignore_inodes(candidate.inbox, ignored=self._in_place.ignores_inodes(candidate.source.device))
 
     def _let_go(self, hand: Hand, tell: Callable[[Candidate], None], dropped: list[Hand]) -> None:
         dropped.append(hand)
@@ -442,7 +467,13 @@ class Intake:
 
 
 def _where_it_lies(hand: Hand) -> Taken:
-    return Taken(candidate=hand.candidate, path=str(hand.candidate.path))
+    return Taken(candidate=hand.candidate, path=str(hand.candidate.path), ctime_ns=_ctime_of(hand))
+
+
+def _ctime_of(hand: Hand) -> int:
+    """Say which ctime a file in place surely had while it was read as it was seen; 0 where none stands still."""
+    found, seen = hand.inspection, hand.candidate.ctime_ns
+    return found.ctime_ns if found is not None and seen in (0, found.ctime_ns) else 0
 
 
 def _no_server(entry_id: int, done: Callable[[Path | None], object]) -> None:

@@ -14,6 +14,7 @@ Two classes do it all.
     .tells_gone(place: str) -> bool                   False while the inbox's folder is away: a share not mounted
     .done(candidate) / .again(candidate) / .incomplete(candidate) / .unreadable(candidate) -> None
     .observe(candidate) -> None                       settle a file that lies in the spool
+    .ignore_inodes(inbox, *, ignored: bool) -> None   to be told in its report
     .scan_now() -> None                               ask for a full scan at once
     .is_drained(since: float) -> bool                 for ``run --once``
     .reports() -> list[InboxReport] / .is_healthy() -> bool / .close() -> None
@@ -24,8 +25,9 @@ outcome is committed),
 while not ``final``) or ``unreadable`` (could not be opened or read: retried with a growing wait). Every candidate in
 ``Look.asked`` must be answered; those are files whose source the ledger may know: all of an ``in_place`` inbox, and
 those of a ``move`` inbox on another filesystem than the spool. *Known* means, for ``in_place``: some row has this
-inbox, relative path, size and mtime_ns; for ``move``: some row with this inbox, relative path and exactly this
-``SourceStat`` has its source **not yet removed**. Known files are forgotten, the others settle.
+inbox, relative path, size and mtime_ns, and inode and ctime as far as those tell anything; for ``move``: some row with
+this inbox, relative path and exactly this ``SourceStat`` has its source **not yet removed**.
+Known files are forgotten, the others settle.
 
 ``Spool`` (thread-safe) owns the daemon's folder, 0700, all paths below relative to it::
 

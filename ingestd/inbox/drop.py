@@ -20,7 +20,7 @@ from .guard import ARM_WAIT, Guard
 from .hands import Hands
 from .hinted import Hinted
 from .mounts import Mount
-from .scan import FileStat, Found, Names, Root, RootGone, Walk, root_of
+from .scan import FileStat, Found, Names, Root, RootGone, Walk, is_same, root_of
 from .scanning import Scanning
 from .settle import NOT_OURS, Phase, Sight, Sights
 from .stock import Stock
@@ -173,18 +173,22 @@ class Drop:
             and len(self.sights) == self.sights.count(Phase.UNREADABLE)
         )
 
+    def ignore_inodes(self, *, ignored: bool) -> None:
+        """Note whether inodes say nothing here, to be told."""
+        self._stock.ignores_inodes = ignored
+
     def scan_now(self) -> None:
         """Ask for a full scan."""
         self._scanning.want_at_once()
 
     def candidate(self, sight: Sight, now: float) -> Candidate:
         """Make of a sight what the caller gets."""
-        device, inode, size_bytes, mtime_ns = sight.stat
+        device, inode, size_bytes, mtime_ns, ctime_ns = sight.stat
         source = SourceStat(device=device, inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns)
         final = now - sight.since >= self.sights.incomplete_after
         origin = self._origins.get(sight.path)
         if origin is not None:
-            return replace(origin, source=source, final=origin.final or final)
+            return replace(origin, source=source, final=origin.final or final, ctime_ns=ctime_ns)
         policy = self.policy
         return Candidate(
             inbox=policy.name,
@@ -194,6 +198,7 @@ class Drop:
             final=final,
             priority=policy.priority,
             in_place=policy.take is Take.IN_PLACE,
+            ctime_ns=ctime_ns,
         )
 
     # What the caller says of a file it was handed.
@@ -242,7 +247,7 @@ class Drop:
         """Settle a file that lies in the spool."""
         key = _key(candidate)
         source = candidate.source
-        seen = (source.device, source.inode, source.size_bytes, source.mtime_ns)
+        seen = (source.device, source.inode, source.size_bytes, source.mtime_ns, candidate.ctime_ns)
         if key not in self.sights:
             self._origins[key] = candidate
             self.sights.add(key, seen, self._now)
@@ -382,11 +387,12 @@ class Drop:
                 else:
                     self.sights.vanished += verdict is Glance.GONE
                     self._forget(sight)
-            elif seen != sight.stat:
+            elif not is_same(seen, sight.stat):
                 self.sights.start_over(sight, seen, now)
             elif verdict is Glance.HELD and now < sight.since + self.sights.incomplete_after:
                 self.sights.held(sight, now)
             else:
+                sight.stat = seen
                 self._hand_out(sight)
 
     def _hand_out(self, sight: Sight) -> None:
@@ -436,7 +442,7 @@ class Drop:
         if sight is not None:
             if not by_scan:
                 sight.by_scan = False
-            if sight.phase is Phase.OUT and sight.stat != seen:
+            if sight.phase is Phase.OUT and not is_same(sight.stat, seen):
                 self._hinted_again.add(path)
             if not self.sights.seen_again(sight, seen, now) and not is_scan:
                 self.sights.hasten(sight, now)

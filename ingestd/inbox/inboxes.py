@@ -150,6 +150,12 @@ class Inboxes:
         answers = (drop.tells_gone(place) for drop in self._drops.values())
         return all(answer is not False for answer in answers)
 
+    def ignore_inodes(self, inbox: str, *, ignored: bool) -> None:
+        """Note whether inodes say nothing in this inbox: its report tells it."""
+        drop = self._drops.get(inbox)
+        if drop is not None:
+            drop.ignore_inodes(ignored=ignored)
+
     def scan_now(self) -> None:
         """Ask for a full scan of every inbox at once."""
         for drop in self._drops.values():

@@ -28,12 +28,20 @@ REMOVING = ".ingestd-removing"
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "autorun.inf", ".ds_store"})
 _UNFINISHED = (".part", ".tmp", "~")
 
-FileStat = tuple[int, int, int, int]  # device, inode, size in bytes, mtime in ns
+FileStat = tuple[int, int, int, int, int]  # device, inode, size in bytes, mtime and ctime in ns
 
 
 def file_stat(found: os.stat_result) -> FileStat:
     """Keep of a stat what tells a file from another, or from itself after a change."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def is_same(one: FileStat, other: FileStat) -> bool:
+    """Whether two looks saw the very file with the same length and mtime: nobody wrote to it, as far as those tell.
+
+    A new ctime alone (an owner, a link) is no writing, and not every share has one that stands still.
+    """
+    return one[:4] == other[:4]
 
 
 class Names:
@@ -242,7 +250,7 @@ class Walk:
                     seen = entry.stat(follow_symlinks=False)
                     # A name that was re-used between the listing and the stat.
                     if stat.S_ISREG(seen.st_mode):
-                        found.append(Found(path, (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)))
+                        found.append(Found(path, file_stat(seen)))
                 return False
             if entry.is_dir(follow_symlinks=False):
                 counts.directories += 1

@@ -12,7 +12,7 @@ import heapq
 from collections import Counter
 from enum import IntEnum
 
-from .scan import FileStat
+from .scan import FileStat, is_same
 
 RETRY_MOST = 600.0  # seconds between two tries at a file that cannot be opened, at most
 HELD_RETRY_MOST = 30.0  # seconds between two looks at a file that a writer keeps open, at most
@@ -129,7 +129,10 @@ class Sights:
 
         One that is handed out is left to its reader, who will see the change.
         """
-        if sight.stat == seen or sight.phase in NOT_OURS:
+        if sight.phase in NOT_OURS:
+            return False
+        if is_same(sight.stat, seen):
+            sight.stat = seen
             return False
         self.start_over(sight, seen, now)
         return True

@@ -18,6 +18,7 @@ class Stock:
     def __init__(self, guard: Guard) -> None:
         self.files_seen = 0
         self.found_by_scan = 0
+        self.ignores_inodes = False  # files in place are told apart without them
         self.complete_began_at: float | None = None  # when the last scan began that was complete and without a fault
         self._guard = guard
         self._inbox = guard.policy.name
@@ -88,7 +89,8 @@ class Stock:
             scans=self._scans,
             scanning=scanning,
             last_scan_seconds=self._scan_seconds,
-            watching="events" if guard.is_watching else "poll",
+            watching=("events" if guard.is_watching else "poll")
+            + (", inode numbers ignored" if self.ignores_inodes else ""),
             mount_type=guard.mount.kind if guard.mount is not None else "",
             alarm=guard.alarm,
             degraded="; ".join(degraded),

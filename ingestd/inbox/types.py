@@ -88,6 +88,7 @@ class Candidate:
     in_spool: bool = False
     dropped_as: str = ""
     was_admitted: bool = False
+    ctime_ns: int = 0  # 0: not known
 
     @property
     def place(self) -> str:

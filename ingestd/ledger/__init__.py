@@ -53,6 +53,7 @@ On Moves (``now`` is keyword-only everywhere)::
     fail_gone(entry_ids, *, note, now) -> int       PENDING or UNCERTAIN rows whose file vanished
     hold(entry_ids, *, reason: str, now) -> int ; unhold(entry_ids, *, now) -> int
     mark_source_removed(entry_ids) -> None ; mark_removed(entry_ids, *, now) -> int
+    refresh_source(entry_id, *, source: SourceStat, ctime_ns)           a file in place, read again, is what it was
     written_after(entry_ids, *, now)                other bytes lay where their settled files had been: in the history
     readmitted(entry_id, new_entry_id, *, now)      the REJECTED row whose file was admitted anew becomes DISCARDED
     wish_failed(entry_id, *, note, now)             the wish is cleared, the note goes into note and history

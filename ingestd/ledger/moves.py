@@ -18,6 +18,7 @@ from ingestd.lifecycle import (
     Pause,
     Refusal,
     Sighting,
+    SourceStat,
     State,
 )
 
@@ -167,6 +168,10 @@ class Moves:
     def mark_removed(self, entry_ids: Iterable[int], *, now: datetime) -> int:
         """Say that the spool files of these settled rows are gone; rows that need their file are passed over (G3)."""
         return upkeep.mark_removed(self._tx, entry_ids, now=now)
+
+    def refresh_source(self, entry_id: int, *, source: SourceStat, ctime_ns: int) -> None:
+        """Put down what the kernel says now of a file in place that proved to be what the row knows."""
+        upkeep.refresh_source(self._tx, entry_id, source=source, ctime_ns=ctime_ns)
 
     def written_after(self, entry_ids: Iterable[int], *, now: datetime) -> None:
         """Put down that other bytes than the settled ones were found in these rows' files; they are new arrivals."""

@@ -37,6 +37,18 @@ HAS_OWN_FILE: ColumnElement[bool] = literal_column("(in_place = 0 OR reencoded_p
 _REJECTED: ColumnElement[bool] = literal_column("state = 'REJECTED'")
 
 
+_KNOWN = (
+    instance.c.id,
+    instance.c.state,
+    instance.c.reason,
+    instance.c.source_removed,
+    instance.c.ctime_ns,
+    instance.c.digest,
+    instance.c.meta_digest,
+    *PLACE,
+)
+
+
 class Reads(Due):
     """The questions of the daemon; ``Ledger`` has them all."""
 
@@ -64,7 +76,7 @@ class Reads(Due):
         found: dict[str, list[KnownSource]] = defaultdict(list)
         for piece in pieces(list(relative_paths)):
             rows = self._all(
-                select(instance.c.id, instance.c.state, instance.c.source_removed, *PLACE).where(
+                select(*_KNOWN).where(
                     instance.c.relative_path.in_(piece),
                     instance.c.inbox == inbox,
                     instance.c.host == self._host,
@@ -78,6 +90,9 @@ class Reads(Due):
                         source=row.source,
                         in_place=bool(row.in_place),
                         source_removed=bool(row.source_removed),
+                        ctime_ns=row.ctime_ns,
+                        digests=None if row.digest is None else (row.meta_digest, row.digest),
+                        reason=row.reason,
                     )
                 )
         return dict(found)

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import delete, insert, update
 
-from ingestd.lifecycle import Content, Pause, Reason, State
+from ingestd.lifecycle import Content, Pause, Reason, SourceStat, State
 
 from . import dialect
 from .row import pieces
@@ -114,6 +114,16 @@ def mark_removed(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) ->
             .values(reencoded_path=None)
         ).rowcount
     return removed
+
+
+def refresh_source(tx: Transaction, entry_id: int, *, source: SourceStat, ctime_ns: int) -> None:
+    """Take over what the kernel says now of a file in place that was read again and is what the row knows."""
+    tx.write()
+    tx.connection.execute(
+        update(instance)
+        .where(instance.c.id == entry_id, instance.c.host == tx.host, instance.c.in_place == 1)
+        .values(source=source, ctime_ns=ctime_ns)
+    )
 
 
 def written_after(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> None:

@@ -193,13 +193,20 @@ class RejectedFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownSource:
-    """A row that came from this inbox and relative path."""
+    """A row that came from this inbox and relative path.
+
+    ``ctime_ns`` 0: not known. ``digests`` are those of the bytes before the data set and of the data set itself; None
+    for a file that was refused, for ``reason``.
+    """
 
     entry_id: int
     state: State
     source: SourceStat
     in_place: bool
     source_removed: bool
+    ctime_ns: int = 0
+    digests: tuple[str, str] | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
