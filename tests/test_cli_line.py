@@ -282,6 +282,28 @@ def test_reconcile_asks_at_once_and_sends_nothing(tmp_path, beside_a_daemon):
     assert (nothing.returncode, nothing.stdout) == (ExitCode.DONE, "nothing waits for proof\n")
 
 
+def test_retry_now_has_a_paused_daemon_try_the_server_at_once(tmp_path):
+    """The wait is half a minute at least, and a person who has just mended the server does not want to sit it out."""
+    server = EmulatorProcess(tmp_path / "server")
+    site = Site(tmp_path / "site", server.url, retry={"base": "10m", "cap": "10m"})
+    write_instance(site.drop / "image")
+    with site.start():
+        wait_until(lambda: site.states().get("PENDING"), what="the file")
+        wait_until(lambda: paused(site), what="the pause")
+        with server:
+            ran = site.command("retry", "--now")
+            site.wait_for({"CONFIRMED": 1}, within_seconds=20)
+
+    assert ran.returncode == ExitCode.DONE, ran
+    assert "tried at once" in ran.stdout
+
+
+def paused(site: Site) -> bool:
+    with site.ledger() as ledger:
+        destination = ledger.destination()
+    return destination is not None and destination.paused_until is not None
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_reconcile_asks_about_what_send_posted_too(tmp_path, interrupted):
     """Seen: beside a running ``send`` with 208 files to prove it said that nothing waits for proof."""

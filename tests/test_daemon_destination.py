@@ -74,6 +74,28 @@ def test_pause_lets_nothing_go_and_doubles() -> None:
     assert state.paused_until == 130.0
 
 
+@pytest.mark.parametrize("cause", list(PauseCause))
+def test_a_server_that_is_away_is_probed_every_minute_and_one_that_refuses_us_ever_less_often(cause: PauseCause):
+    """Seen: after an outage of six and a half minutes sending resumed two minutes late. A probe is cheap."""
+    state = destination()
+    waits = []
+    for _ in range(10):
+        state.pause_for(Pause(cause=cause, note=""), 0.0)
+        assert state.paused_until is not None
+        waits.append(state.paused_until)
+
+    longest = 60.0 if cause in {PauseCause.UNREACHABLE, PauseCause.UNAVAILABLE} else 600.0
+    assert (waits[0], max(waits)) == (10.0, longest)
+
+
+def test_retry_after_stands_where_the_probe_would_come_sooner():
+    state = destination()
+
+    state.pause_for(Pause(cause=PauseCause.UNAVAILABLE, note="", retry_after=timedelta(minutes=5)), 0.0)
+
+    assert state.paused_until == 300.0
+
+
 def test_half_open_tries_another_study_than_the_one_that_met_the_pause() -> None:
     state = destination()
     state.posted(result("1", pause=UNREACHABLE), 100.0)

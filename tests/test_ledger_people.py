@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.ledger import Choice, InboxSummary, Ledger, RefusedMove, Wish
-from ingestd.lifecycle import Reason, State
+from ingestd.lifecycle import Pause, PauseCause, Reason, State
 from tests.ledger_builders import (
     LATER,
     NOW,
@@ -458,3 +458,24 @@ def test_story_tells_every_move_with_its_attempts_holder_and_duplicates(ledger: 
     assert other.holder.entry_id == holder
     assert [each.entry_id for each in other.same_identity] == [holder]
     assert ledger.story(99) is None
+
+
+def test_trying_now_ends_every_wait_and_moves_nothing(ledger: Ledger):
+    deferred, backing_off = admit(ledger, arrival(1), arrival(1, study=2))
+    send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge=True, answered=True)
+    send(ledger, 2, state=State.PENDING, reason=Reason.REFUSED, charge=True, charge_study=True, answered=True)
+    with ledger.write() as moves:
+        moves.pause_destination(
+            Pause(cause=PauseCause.UNREACHABLE, note="away"), until=LATER + timedelta(minutes=5), now=LATER
+        )
+    assert ledger.studies_due(now=LATER) == []
+
+    with ledger.write() as moves:
+        assert moves.try_now(now=LATER) == 1
+
+    assert {study.study_uid for study in ledger.studies_due(now=LATER, flush=True)} == {"1.2.1", "1.2.2"}
+    assert [state_of(ledger, each) for each in (deferred, backing_off)] == [State.PENDING, State.PENDING]
+    destination = ledger.destination()
+    assert destination is not None
+    assert (destination.paused_until, destination.pause_note) == (LATER, "away")
+    assert_ledger_holds(ledger)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 RETRIABLE = ("FAILED", "CONFLICT", "DELETED", "UNCERTAIN", "REJECTED")
 
 
+_WITHOUT_DAEMON = ", as soon as a daemon runs (start it: ingestd run)"
+
+
 @click.command("retry", short_help="Give files that need a person another try.")
 @config_option
 @json_option
@@ -36,6 +39,7 @@ RETRIABLE = ("FAILED", "CONFLICT", "DELETED", "UNCERTAIN", "REJECTED")
 @click.option("--study", metavar="UID", help="All of this study.")
 @click.option("--state", type=click.Choice(RETRIABLE, case_sensitive=False), help="All in this state.")
 @click.option("--reason", metavar="WORD", help="All with this reason, as `ingestd status` shows it.")
+@click.option("--now", "now", is_flag=True, help="Wait no longer: try the server, and all that waits for it, at once.")
 def command(
     *,
     config: Path | None,
@@ -44,6 +48,7 @@ def command(
     study: str | None,
     state: str | None,
     reason: str | None,
+    now: bool,
 ) -> int:
     """Give files that need a person another try.
 
@@ -51,13 +56,19 @@ def command(
     UNCERTAIN or in CONFLICT is sent again; one that was REJECTED is read again first. This works beside a running
     daemon, which acts on it within seconds; what `ingestd send` took in waits for its next run. Refused, with the
     reason, where another file holds the same UIDs.
+
+    With --now, alone or with files, no wait is sat out: a pause of the server ends, and what waits to be tried again
+    is due. For who has just mended the server, the network or the account.
     """
     chosen = study is not None or state is not None or reason is not None
-    if bool(ids) == chosen:
+    if bool(ids) == chosen and not (now and not chosen):
         raise click.UsageError("name files by ID, or choose them by --study, --state, --reason; one of the two")
     settings = tell_config(load_config(config))
     with ledger_for_moves(settings) as ledger:
-        if ids:
+        if now:
+            with ledger.write() as moves:
+                moves.try_now(now=datetime.now(UTC))
+        if not chosen:
             moved, wished, refused = _one_by_one(ledger, ids)
         else:
             moved, wished, refused = _all_of(ledger, _choice(study, state, reason))
@@ -66,7 +77,11 @@ def command(
         refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
         print_json({"sent_again": moved, "read_again": wished, "refused": refusals})
     else:
-        _tell(moved, wished, refused, by_send=by_send, running=daemon_pid(settings.spool.path) is not None)
+        running = daemon_pid(settings.spool.path) is not None
+        if now:
+            click.echo("the server, and all that waits for it, is tried at once" + _WITHOUT_DAEMON * (not running))
+        if ids or chosen:
+            _tell(moved, wished, refused, by_send=by_send, running=running)
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
 
 
@@ -146,4 +161,4 @@ def _tell(moved: list[int], wished: list[int], refused: list[tuple[int, str]], *
     if by_send:
         click.echo(f"{by_send} of these came by `ingestd send`: run that on the folder again")
     if len(moved) + len(wished) > by_send and not running:
-        click.echo("as soon as a daemon runs (start it: ingestd run)")
+        click.echo(_WITHOUT_DAEMON.lstrip(", "))

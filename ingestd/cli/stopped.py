@@ -77,12 +77,13 @@ def _paused(destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:
     since, cause = destination.paused_since, str(destination.pause_cause)
     if since is None or (cause not in _A_PERSONS and at - since < _SHORT_PAUSE):
         return
-    persons = "mend that; `ingestd check` looks at it; sending goes on by itself"
+    again = "sending goes on by itself, and at once with `ingestd retry --now`"
+    persons = f"mend that; `ingestd check` looks at it; {again}"
     yield Alarm(
         kind="paused",
         about="",
         note=f"nothing is sent to the server: {destination.pause_note or cause}",
-        next_step=persons if cause in _A_PERSONS else "look whether the server works; sending goes on by itself",
+        next_step=persons if cause in _A_PERSONS else f"look whether the server works; {again}",
         since=since,
     )
 

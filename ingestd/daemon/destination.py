@@ -13,6 +13,10 @@ from datetime import timedelta
 
 from ingestd.lifecycle import Backoff, BatchResult, Pause, PauseCause, StudyQueue, clamp_retry_after
 
+# A probe is cheap: a server that is away, or has broken down, is looked for at least this often. One that does not let
+# us in is not, since accounts are locked for it.
+_PROBE_AT_LEAST_EVERY = timedelta(seconds=60)
+_AWAY = frozenset({PauseCause.UNREACHABLE, PauseCause.UNAVAILABLE})
 # A study whose post meets this many pauses while the cheap GET works is suspected to be their cause, and charged.
 _PAUSES_UNTIL_CHARGED = 3
 # 400, 404, 406 or 415 for this many different studies in a row is the configuration's fault, not the files'.
@@ -70,6 +74,8 @@ class DestinationState:
         """Stop sending for the server's wish or the backoff, whichever is longer."""
         self._pauses_in_row += 1
         wait = self._backoff.wait(self._pauses_in_row, jitter=self._jitter())
+        if pause.cause in _AWAY:
+            wait = min(wait, _PROBE_AT_LEAST_EVERY)
         if pause.retry_after is not None:
             wait = max(wait, clamp_retry_after(pause.retry_after))
         self.pause = pause
@@ -110,6 +116,11 @@ class DestinationState:
         self.half_open = False
         self._met_by.clear()
         return Verdict(resumed=True)
+
+    def hurry(self, now: float) -> None:
+        """Let the probe be due: a person does not want to wait."""
+        if self.paused_until is not None:
+            self.paused_until = min(self.paused_until, now)
 
     def wait_left(self, now: float) -> timedelta | None:
         """How long until the probe is due; None when open, half-open or probing."""

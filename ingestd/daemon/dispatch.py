@@ -96,10 +96,19 @@ class Dispatch:
         probe = self._sender.collect_probe()
         if probe is not None:
             self._take_probe(probe, now)
+        if self._is_hurried(now):
+            self.destination.hurry(now.mono)
         if self._probe_due or self.destination.may_probe(now.mono):
             self._probe_due = False
             self.destination.probing = True
             self._sender.submit_probe()
+
+    def _is_hurried(self, now: Now) -> bool:
+        """Whether a person has ended the pause that was written, in another process (``ingestd retry --now``)."""
+        if self._paused is not None or not self.destination.wait_left(now.mono):
+            return False
+        written = self._ledger.destination()
+        return written is not None and written.paused_until is not None and written.paused_until <= now.utc
 
     @property
     def has_work(self) -> bool:

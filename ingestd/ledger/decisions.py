@@ -8,13 +8,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, select, update
 
 from ingestd.lifecycle import HOLDING, MOVES, Reason, ServerKind, State
 
 from . import dialect
-from .row import Row
-from .schema import destination, instance
+from .row import ZERO, Row
+from .schema import destination, instance, study
 from .transaction import Transaction
 from .values import Choice, RefusedMove, Retried, Wish
 
@@ -120,6 +120,19 @@ def _wish(tx: Transaction, row: Row, wish: Wish, now: datetime) -> None:
         reason=Reason.RETRIED if wish is Wish.RETRY else Reason.ADMITTED_ANYWAY,
         note="a person asked for it; the daemon will read the file again",
     )
+
+
+def try_now(tx: Transaction, *, now: datetime) -> int:
+    """End every wait that keeps files from being sent: the destination's pause, studies' backoffs, deferred rows."""
+    tx.connection.execute(update(destination).where(destination.c.paused_until > now).values(paused_until=now))
+    waiting = select(study.c.host, study.c.study_uid).where(study.c.waiting > ZERO, study.c.next_attempt_at > now)
+    for host, study_uid in tx.connection.execute(waiting).all():
+        tx.sums.set_study(host, study_uid, now, next_attempt_at=None)
+    deferred = tx.rows(tx.select_rows(instance.c.next_attempt_at > now))
+    for row in deferred:
+        tx.change(row, {"next_attempt_at": None}, at=now)
+    tx.settle()
+    return len(deferred)
 
 
 def retry_all(tx: Transaction, choice: Choice, *, now: datetime, limit: int) -> Retried:

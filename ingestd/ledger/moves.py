@@ -209,6 +209,10 @@ class Moves:
         """A person: have all rows of a study, state or reason tried again that can be."""
         return decisions.retry_all(self._tx, choice, now=now, limit=limit)
 
+    def try_now(self, *, now: datetime) -> int:
+        """A person: wait no longer for anything that is to be sent; how many single rows were waiting."""
+        return decisions.try_now(self._tx, now=now)
+
     def discard(self, entry_id: int, *, now: datetime) -> None:
         """A person: give a row up. Raises RefusedMove."""
         decisions.discard(self._tx, entry_id, now=now)
