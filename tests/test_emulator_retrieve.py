@@ -301,6 +301,24 @@ def test_original_frame_of_a_syntax_that_cannot_be_decoded(v2):
     assert v2.get(f"{path}/frames/1", "application/octet-stream").status_code == 406
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_frames_of_pixel_data_without_its_delimiter(v2, count):
+    """A maker's scanners write every file so; the service's fo-dicom takes them."""
+    pixels = b"\xff\xd8" + bytes(range(60)) + b"\xff\xd9"
+    file = instance_bytes(transfer_syntax=HEVC, rows=8, columns=8, bits=8, frames=count, pixels=pixels * count)
+    path = put(v2, file[:-8])
+
+    assert [parts_of(v2.get(f"{path}/frames/{n + 1}", "*/*")) for n in range(count)] == [[pixels]] * count
+    assert v2.store(file[:-9]).status_code == 409
+
+
+def test_frame_of_pixel_data_that_is_too_short_is_not_found(v2):
+    path = put(v2, instance_bytes(rows=8, columns=8, bits=8, frames=3, pixels=bytes(range(128))))
+
+    assert v2.get(f"{path}/frames/2", "application/octet-stream").content == bytes(range(64, 128))
+    assert v2.get(f"{path}/frames/3", "application/octet-stream").status_code == 404
+
+
 def test_frame_as_jpeg_2000(v2):
     path = put(v2, instance_bytes(rows=64, columns=64))
     answer = v2.get(f"{path}/frames/1", 'multipart/related; type="image/jp2"')

@@ -579,6 +579,61 @@ def test_encapsulated_pixel_data_without_its_delimiter_is_short(tmp_path: Path) 
     assert look(whole[:-8] + bytes(8), tmp_path).verdict is Verdict.SHORT
 
 
+JPEG = b"\xff\xd8\xff\xe0" + bytes(range(1, 250)) + b"\xff\xd9"
+HALVES = [JPEG[:120], JPEG[120:]]
+
+
+def with_fragments(*fragments: bytes, frames: int | None = None, table: bytes = b"") -> bytes:
+    """Encapsulated pixel data that ends with its last fragment and the file."""
+    return raw_file(
+        b"" if frames is None else element(0x00280008, "IS", str(frames)),
+        element(0x7FE00010, "OB", b"", length=0xFFFFFFFF),
+        *(item(each + b"\0" * (len(each) % 2)) for each in (table, *fragments)),
+        transfer_syntax=JPEG_BASELINE,
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_fragments(JPEG),
+        with_fragments(JPEG[1:]),  # of odd length, so that a zero follows its end
+        with_fragments(JPEG, frames=1, table=bytes(4)),
+        with_fragments(*HALVES),
+        with_fragments(*[JPEG] * 30, frames=30),
+        with_fragments(*HALVES * 3, frames=3, table=struct.pack("<3I", 0, 271, 542)),
+        with_fragments(JPEG * 5_000, frames=1),
+    ],
+)
+def test_compressed_images_that_end_the_file_without_a_delimiter_wait(content: bytes, tmp_path: Path) -> None:
+    """A maker's new scanners write every file so: the last image has its end, and the file ends there."""
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.ZEROS, ("missing_delimiter",))
+    assert found.reason_text
+    assert found.sop_uid == "1.2.3"
+    assert found.digest == hashlib.sha256(content[found.dataset_offset :]).hexdigest()
+    for cut in (1, 2, 3, 100, 200):
+        assert look(content[:-cut], tmp_path).verdict is Verdict.SHORT
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_fragments(JPEG, JPEG, frames=3),
+        with_fragments(*HALVES, HALVES[0], frames=2),
+        with_fragments(*HALVES, JPEG, JPEG[:100], frames=2),
+        with_fragments(JPEG, table=struct.pack("<2I", 0, 271)),
+        with_fragments(),
+        with_fragments(b"\1" * 100),
+        with_fragments(JPEG) + b"\xfe\xff\xdd\xe0",
+        with_fragments(JPEG) + bytes(600),
+    ],
+)
+def test_compressed_images_of_which_some_are_missing_are_short(content: bytes, tmp_path: Path) -> None:
+    assert look(content, tmp_path).verdict is Verdict.SHORT
+
+
 def test_pixel_data_of_zeros_waits_with_its_facts(tmp_path: Path) -> None:
     content = instance_bytes(rows=64, columns=64, pixels=bytes(8192))
 

@@ -204,6 +204,12 @@ def test_content_that_is_no_elements_is_hashed_as_bytes() -> None:
     assert digest_of(broken(b"abcd")) != digest_of(broken(b"abce"))
 
 
+def test_missing_delimiter_at_the_end_of_the_file_does_not_count() -> None:
+    whole = instance_bytes(transfer_syntax=RLE, study_uid="1", series_uid="2", sop_uid="3")
+
+    assert digest_of(whole[:-8]) == digest_of(whole)
+
+
 def test_truncated_file_has_no_digest() -> None:
     with pytest.raises(InvalidInstance) as problem:
         digest_of(instance_bytes()[:-1])

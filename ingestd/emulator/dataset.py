@@ -308,6 +308,8 @@ class _Walk:
             if tag != _ITEM or at + 8 + length > end:
                 raise Unreadable("encapsulated pixel data is broken or cut short")
             at += 8 + length
+        if at == len(self.buffer):  # without its delimiter, as fo-dicom takes it (5.1.3, pull request 1718)
+            return at
         raise Unreadable("encapsulated pixel data is not delimited")
 
     def _items_or_none(self, start: int, stop: int, depth: int) -> list[list[Element]] | None:

@@ -83,7 +83,7 @@ NOTES: dict[str, str] = {
     "main_element_missing": "what the SOP class is for (pixel data, document, waveform, content) is not there",
     "meta_implicit": "the File Meta group is encoded with implicit VR",
     "meta_uid_differs": "File Meta and data set name different instances; the data set's UIDs count",
-    "missing_delimiter": "a sequence or item of undefined length lacks its delimiter",
+    "missing_delimiter": "a sequence, item or pixel data of undefined length lacks its delimiter",
     "no_group_length": "the File Meta group has no group length",
     "no_preamble": "File Meta without the preamble and prefix",
     "no_sop_class": "no SOP Class UID",

@@ -13,7 +13,7 @@ from ingestd.instance.facts import Inspection, Limits, Verdict
 from ingestd.instance.frames import Event
 from ingestd.instance.meta import UIDS_CACHED, uid_text
 from ingestd.instance.opening import OpenedFile
-from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes
+from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes, has_every_image
 from ingestd.instance.source import Progress, Window, ZeroWatch, ignore_progress
 from ingestd.instance.syntax import (
     ACCESSION_NUMBER,
@@ -81,6 +81,7 @@ class _Found:
     twice: str = ""  # the name of a UID that stands twice with different values
     pixel_tag: int | None = None
     pixel_bytes: int | None = None  # None: encapsulated
+    fragments_at: int = 0  # where in the file the first of them begins
     watch: ZeroWatch = field(default_factory=ZeroWatch)
 
 
@@ -141,6 +142,7 @@ class _Inspector:
             if event is Event.FRAGMENTS:
                 if tag in _PIXELS:
                     found.pixel_tag, found.pixel_bytes = tag, None
+                    found.fragments_at = walker.window.base + walker.window.pos
                 continue
             if tag in _PIXELS:
                 found.pixel_tag, found.pixel_bytes = tag, walker.length
@@ -181,6 +183,8 @@ class _Inspector:
         self._note_uids()
         if found.pixel_tag is None:
             return self._judge_without_pixels()
+        if self._walker.is_open:
+            return self._judge_open()
         if found.pixel_bytes is not None:
             return self._judge_sized(found.pixel_tag, found.pixel_bytes)
         return Verdict.WHOLE, ""
@@ -222,6 +226,13 @@ class _Inspector:
             return Verdict.SHORT, "zeros stand where its main content should be"
         found.notes.add("main_element_missing")
         return Verdict.ZEROS, "what its SOP class is for is not in it: it may not be written to its end yet"
+
+    def _judge_open(self) -> tuple[Verdict, str]:
+        """Judge encapsulated pixel data that ends with the file: it was cut off between two fragments, or made so."""
+        file = self._file
+        if file.inflate is None and has_every_image(self._fd, self._found.fragments_at, file.size, self._found.values):
+            return Verdict.ZEROS, "its pixel data ends without a delimiter: it may not be written to its end yet"
+        return Verdict.SHORT, "the file ends inside its encapsulated pixel data"
 
     def _judge_sized(self, tag: int, size: int) -> tuple[Verdict, str]:
         """Judge pixel data of a known length: a file that was cut off does not get here, as it declares what is cut.

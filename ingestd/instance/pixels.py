@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from ingestd.instance.syntax import (
@@ -42,6 +43,30 @@ def expected_pixel_bytes(tag: int, values: Mapping[int, bytes], *, big: bool) ->
     if share is not None and samples == 3:
         pixels = pixels * share[0] // share[1]
     return (pixels * bits + 7) // 8
+
+
+_END_OF_IMAGE = b"\xff\xd9"
+_TAIL = 16
+
+
+def has_every_image(fd: int, at: int, end: int, values: Mapping[int, bytes]) -> bool:
+    """Whether fragments from ``at`` to the file's ``end`` hold all images, as far as their ends (EOI, FFD9) tell.
+
+    JPEG, JPEG-LS and JPEG 2000 all end so (ITU-T T.81 B.1.1.3, T.87, T.800 A.4.4). What was cut off between two
+    fragments lacks an image, or the last fragment is not the end of one.
+    """
+    wanted, ended, tail = _frames(values.get(NUMBER_OF_FRAMES, b"")) or 1, 0, b""
+    is_table = True
+    while at < end:
+        length = int.from_bytes(os.pread(fd, 4, at + 4), "little")
+        at += 8 + length
+        if is_table:  # PS3.5 Annex A.4: one offset for each frame, or none at all
+            wanted = max(wanted, length // 4)
+            is_table = False
+            continue
+        tail = os.pread(fd, min(length, _TAIL), at - min(length, _TAIL)).rstrip(b"\0")
+        ended += tail.endswith(_END_OF_IMAGE)
+    return ended >= wanted and tail.endswith(_END_OF_IMAGE)
 
 
 def _unsigned(values: Mapping[int, bytes], tag: int, *, big: bool) -> int | None:

@@ -79,6 +79,7 @@ class Walker:
         self.length = 0
         self.depth = 0
         self.last_tag = 0  # the last element at the top level
+        self.is_open = False  # the stream ended behind a fragment of its pixel data, without their delimiter
         self.implicit = encoding is Encoding.IMPLICIT_LITTLE
         self.big = encoding is Encoding.EXPLICIT_BIG
         self._top = self.implicit, self.big
@@ -397,11 +398,17 @@ class Walker:
     def _ends_early(self) -> NoReturn:
         raise InvalidInstance(Verdict.SHORT, "the file ends before its lengths say")
 
-    def _at_end(self) -> Event:
+    def _at_end(self) -> Event | None:
         """Fewer bytes are left in the stream than any header has."""
-        if self._frame is not None:
+        frame, window = self._frame, self.window
+        if frame is not None and frame.kind is Kind.FRAGMENTS and frame.tag == PIXEL_DATA and len(self._stack) == 1:
+            self.is_open = window.pos == len(window.buf)  # whether an image is missing, only the fragments tell
+        if self.is_open and frame is not None:
+            self.notes.add("missing_delimiter")
+            return self._pop()
+        if frame is not None:
             raise InvalidInstance(Verdict.SHORT, "the file ends inside a sequence or inside encapsulated pixel data")
-        rest = self.window.buf[self.window.pos :]
+        rest = window.buf[window.pos :]
         if rest.strip(b"\0"):
             self._ends_early()
         if rest:
