@@ -472,6 +472,8 @@ def test_a_token_never_goes_over_plain_http_to_azure_auth():
         "inboxes: [drop]",
         "inboxes: [{path: drop, ignore: '*.bak'}]",
         "inboxes: [{path: drop, ignore: [1]}]",
+        "inboxes: [{path: drop, emptied_folders: yes}]",
+        "inboxes: [{path: drop, take: in_place, emptied_folders: remove}]",
         "inboxes: [{path: ' '}]",
         "spool: 5",
         "logging: {level: loud}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from ingestd.config import load
 from ingestd.daemon import once_policies, run_once
+from ingestd.daemon.loop import Daemon
 from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger
 from ingestd.lifecycle import State
@@ -55,6 +57,34 @@ def test_copied_source_is_removed_and_not_taken_twice(tmp_path: Path, elsewhere:
     assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == []
     with Ledger.open(config.ledger, read_only=True) as ledger:
         assert {state: count for state, count in ledger.counts().items() if count} == {State.CONFIRMED: 3}
+
+
+def test_folders_that_we_emptied_are_removed_and_others_stay(tmp_path: Path) -> None:
+    with Emulator() as server:
+        site = Site(tmp_path, server.url)
+        config = load(site.config_file)
+        policies = tuple(replace(policy, emptied_after=timedelta(0)) for policy in once_policies(config))
+        write_instance(site.drop / "study" / "series" / "image")
+        (site.drop / "never used").mkdir()
+        (site.drop / "study" / "never used").mkdir()
+        (site.drop / "study 2" / "series").mkdir(parents=True)
+        write_instance(site.drop / "study 2" / "series" / "image")
+
+        assert run_once(config, timeout=timedelta(seconds=30), policies=policies).done
+        daemon = Daemon(config, policies=policies)
+
+        def is_tidy() -> bool:
+            daemon.inboxes.scan_now()
+            daemon.tick()
+            return not (site.drop / "study 2").exists() and not (site.drop / "study" / "series").exists()
+
+        try:
+            daemon.start()
+            wait_until(is_tidy, what="the removal of what was emptied")
+        finally:
+            daemon.close()
+
+    assert sorted(path.name for path in site.drop.rglob("*")) == ["never used", "never used", "study"]
 
 
 def test_a_squatted_name_of_ours_is_told_while_removals_go_on(tmp_path: Path, elsewhere: Path) -> None:

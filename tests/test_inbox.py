@@ -362,6 +362,44 @@ def test_empty_folders_are_left_alone(tmp_path, drop):
     assert (drop / "study" / "series").is_dir()
 
 
+def test_folders_that_lay_empty_long_enough_are_told_the_deepest_first(tmp_path, drop):
+    put(drop, "a/b/c/x").unlink()
+    put(drop, "a/full/x")
+    put(drop, "hidden/.x")
+    put(drop, "d/e/x").unlink()
+    (drop / "d" / "link").symlink_to(drop)
+    with desk_of(tmp_path, policy(tmp_path, watch=Watch.POLL, emptied_after=timedelta(seconds=-1))) as desk:
+        desk.scan_again()
+        [(inbox, emptied)] = desk.inboxes.take_emptied()
+
+        assert inbox == "a"
+        assert emptied[emptied.index("a/b/c") :][:2] == ["a/b/c", "a/b"]
+        assert sorted(emptied) == ["a/b", "a/b/c", "d/e"]
+        assert desk.inboxes.take_emptied() == []
+
+
+def test_emptiness_of_our_own_making_is_no_alarm(tmp_path, drop):
+    (drop / "a" / "b").mkdir(parents=True)
+    (drop / "c").mkdir()
+    with desk_of(tmp_path) as desk:
+        desk.scan_again()
+        for ours, folders in ((2, ["a/b", "a"]), (1, ["c"])):
+            desk.inboxes.folders_leave("a", ours)
+            for folder in folders:
+                (drop / folder).rmdir()
+        desk.scan_again()
+
+        assert desk.report().alarm == ""
+
+
+def test_folders_are_not_told_before_their_time_nor_without_being_asked_for(tmp_path, drop):
+    put(drop, "a/x").unlink()
+    for after in (timedelta(days=1), None):
+        with desk_of(tmp_path, policy(tmp_path, watch=Watch.POLL, emptied_after=after)) as desk:
+            desk.scan_again()
+            assert desk.inboxes.take_emptied() == []
+
+
 def test_spool_and_other_inboxes_inside_are_not_scanned(tmp_path):
     base = tmp_path / "drop-a"
     (base / "inner").mkdir(parents=True)

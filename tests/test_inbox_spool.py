@@ -393,6 +393,17 @@ def test_folder_of_ours_that_another_user_made_is_not_looked_into(spool, elsewhe
     assert tree(elsewhere) == {".ingestd-removing-0011/11"}
 
 
+def test_only_empty_folders_are_removed_and_none_through_a_link(spool, drop, tmp_path):
+    (drop / "a" / "b").mkdir(parents=True)
+    put(drop, "full/x")
+    (tmp_path / "outside" / "empty").mkdir(parents=True)
+    (drop / "link").symlink_to(tmp_path / "outside")
+
+    assert spool.remove_folders(drop, ["a/b", "a", "full", "gone", "link/empty", "../outside/empty"]) == 2
+    assert {path.name for path in drop.iterdir()} == {"full", "link"}
+    assert (tmp_path / "outside" / "empty").is_dir()
+
+
 def test_set_aside_keeps_the_name_and_can_be_taken_after_all(spool, drop):
     put(drop, "s/report.pdf", b"%PDF")
     put(drop, "t/report.pdf", b"%PDF2")

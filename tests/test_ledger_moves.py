@@ -830,6 +830,20 @@ def test_known_sources_are_those_of_the_inbox_and_path(ledger: Ledger):
     assert [(each.source, each.in_place) for each in known["a/1"]] == [(source(1), True)]
 
 
+def test_folders_are_emptied_by_us_where_files_were_taken_out_of_them(ledger: Ledger):
+    admit(
+        ledger,
+        arrival(1, relative_path="a/b/x"),
+        arrival(2, relative_path="kept/x", in_place=True),
+        arrival(3, relative_path="copied/x", source_removed=False),
+        arrival(4, relative_path="other/x", inbox="out"),
+        arrival(5, relative_path="caf\udce9/x"),
+    )
+    asked = ["a/b", "a", "a/b/x", "a/bb", "kept", "copied", "other", "caf\udce9", "caf"]
+
+    assert ledger.emptied_by_us("in", asked) == ["a/b", "a", "caf\udce9"]
+
+
 def test_paths_known_forgets_removed_files(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
     entry = ledger.entry(entry_id)

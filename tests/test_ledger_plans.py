@@ -129,6 +129,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "unproven": lambda ledger: (ledger.unproven(now=LATER), ledger.next_check_at(now=LATER), ledger.unproven_rows(IDS)),
     "reader": lambda ledger: (ledger.needs_reader(), ledger.wishes(), ledger.rejected_files()),
     "sources": lambda ledger: (ledger.known_sources("in", ["a", "b"]), ledger.unremoved_sources()),
+    "emptied folders": lambda ledger: ledger.emptied_by_us("in", ["a", "b/c"]),
     "paths": lambda ledger: ledger.paths_known(["a", "b"]),
     "removable": lambda ledger: ledger.removable(before=LATER),
     "holder": lambda ledger: ledger.holder(identity(1)),

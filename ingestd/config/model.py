@@ -104,6 +104,13 @@ class Inbox(Section):
     watch: Literal["auto", "events", "poll"] = "auto"
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     ignore: Annotated[tuple[str, ...], Strict(strict=False)] = ()
+    emptied_folders: Literal["keep", "remove"] = "keep"
+
+    @model_validator(mode="after")
+    def _touch_nothing_in_place(self) -> Inbox:
+        if self.emptied_folders == "remove" and self.take == "in_place":
+            raise ValueError("emptied_folders: remove goes with take: move only; with in_place nothing is touched")
+        return self
 
     @property
     def name(self) -> str:

@@ -120,6 +120,7 @@ class Housekeeping:
         self._tidy_at = now.mono + _TIDY_EVERY_SECONDS
         self._remove_sources()
         self._look_for_squatters()
+        self._remove_emptied()
         self.removals.gather(now, make_room=self.disk_low)
         for report in self._inboxes.reports():
             for kind, note, next_step in _troubles(report):
@@ -181,6 +182,13 @@ class Housekeeping:
                 continue
             self._removing.add(source.entry_id)
             self._mover.remove_source(source.entry_id, root, source.relative_path, source.source)
+
+    def _remove_emptied(self) -> None:
+        for inbox, folders in self._inboxes.take_emptied():
+            ours = self._ledger.emptied_by_us(inbox, folders)
+            if ours:
+                self._inboxes.folders_leave(inbox, len(ours))
+                self._mover.remove_folders(inbox, self._roots[inbox], ours)
 
     def _look_for_squatters(self) -> None:
         for inbox in self._moving:

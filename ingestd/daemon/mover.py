@@ -146,6 +146,16 @@ class Mover(Generic[Context]):
         """Settle the removals of this inbox that the last run did not finish."""
         self._removals.put(lambda spool: spool.recover_removals(root, unremoved))
 
+    def remove_folders(self, inbox: str, root: Path, folders: Sequence[str]) -> None:
+        """Remove emptied folders of an inbox, those that are empty still."""
+
+        def remove(spool: Spool) -> None:
+            removed = spool.remove_folders(root, folders)
+            if removed:
+                structlog.get_logger().info("inbox.folders_removed", inbox=inbox, count=removed)
+
+        self._removals.put(remove)
+
     def look_aside(self, root: Path) -> None:
         """See whether somebody else still has the name of our folder in this inbox."""
         self._removals.put(lambda spool: spool.look_aside(root))

@@ -71,6 +71,10 @@ def profile_from(config: Config) -> ServerProfile | None:
     return profile_of(ServerKind(kind), feed_version=version if kind == "azure" else None)
 
 
+# An emptied study folder goes after this long: whoever fills it slowly is done by then.
+_EMPTIED_AFTER = timedelta(days=1)
+
+
 def policy_of(inbox: Inbox) -> InboxPolicy:
     """Say how one inbox is watched."""
     return InboxPolicy(
@@ -82,6 +86,7 @@ def policy_of(inbox: Inbox) -> InboxPolicy:
         watch=Watch(inbox.watch),
         priority=inbox.priority,
         ignore=inbox.ignore,
+        emptied_after=_EMPTIED_AFTER if inbox.emptied_folders == "remove" else None,
     )
 
 

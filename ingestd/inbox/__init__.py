@@ -14,6 +14,8 @@ Two classes do it all.
     .tells_gone(place: str) -> bool                   False while the inbox's folder is away: a share not mounted
     .done(candidate) / .again(candidate) / .incomplete(candidate) / .unreadable(candidate) -> None
     .observe(candidate) -> None                       settle a file that lies in the spool
+    .take_emptied() -> list[tuple[str, list[str]]]    by inbox: folders that lay empty for ``emptied_after``
+    .folders_leave(inbox, count) -> None              so many of them are about to be removed
     .ignore_inodes(inbox, *, ignored: bool) -> None   to be told in its report
     .scan_now() -> None                               ask for a full scan at once
     .is_drained(since: float) -> bool                 for ``run --once``
@@ -38,6 +40,7 @@ Known files are forgotten, the others settle.
     .set_aside(items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]    to rejected/<inbox>/<random>/
     .remove_source(root: Path, relative_path: str, source: SourceStat) -> Removal
     .recover_removals(root: Path, unremoved: Collection[SourceStat]) -> int    at start, per inbox elsewhere
+    .remove_folders(root: Path, folders: Sequence[str]) -> int    those that are empty still
     .is_squatted(root: Path) -> bool / .look_aside(root: Path) -> None    somebody else has our folder's name there
     .let_go(files: Sequence[tuple[str, WasRead]]) -> list[LetGo]      what still is what was read is removed
     .set_apart(inbox: str, path: str) -> str          a name of its own in files/, for bytes that no row knows

@@ -81,6 +81,7 @@ class Drop:
             forbidden=forbidden,
             apart=apart,
             every=scan_every,
+            emptied_after=policy.emptied_after.total_seconds() if policy.emptied_after is not None else None,
             sights=self.sights,
             hinted=self._hinted,
             stock=self._stock,
@@ -172,6 +173,15 @@ class Drop:
             and (watcher is None or watcher.hints.is_empty)
             and len(self.sights) == self.sights.count(Phase.UNREADABLE)
         )
+
+    def take_emptied(self) -> list[str]:
+        """Take which folders lay empty long enough."""
+        emptied, self._scanning.emptied = self._scanning.emptied, []
+        return emptied
+
+    def folders_leave(self, count: int) -> None:
+        """Note that so many folders go by our own hand."""
+        self._stock.take_folders(count)
 
     def ignore_inodes(self, *, ignored: bool) -> None:
         """Note whether inodes say nothing here, to be told."""

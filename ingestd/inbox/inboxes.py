@@ -150,6 +150,17 @@ class Inboxes:
         answers = (drop.tells_gone(place) for drop in self._drops.values())
         return all(answer is not False for answer in answers)
 
+    def take_emptied(self) -> list[tuple[str, list[str]]]:
+        """Take, by inbox, which folders lay empty for ``emptied_after`` when last scanned, the deepest first."""
+        emptied = [(name, drop.take_emptied()) for name, drop in self._drops.items()]
+        return [each for each in emptied if each[1]]
+
+    def folders_leave(self, inbox: str, count: int) -> None:
+        """Note that so many folders are about to be removed by us: it is no emptiness to wonder at."""
+        drop = self._drops.get(inbox)
+        if drop is not None:
+            drop.folders_leave(count)
+
     def ignore_inodes(self, inbox: str, *, ignored: bool) -> None:
         """Note whether inodes say nothing in this inbox: its report tells it."""
         drop = self._drops.get(inbox)

@@ -12,7 +12,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ingestd.lifecycle import SourceStat
@@ -62,6 +62,21 @@ def _remove_from(folder: int, name: str, aside: int, source: SourceStat) -> Remo
         return Removal.REMOVED
     put_back(own, aside, name, folder)
     return Removal.WAITS if is_same else Removal.CHANGED
+
+
+def remove_folders(root: Path, folders: Sequence[str]) -> int:
+    """Remove folders that are empty still; see ``Spool.remove_folders``."""
+    removed = 0
+    for path in folders:
+        above, _, name = path.rpartition("/")
+        with contextlib.suppress(OSError):
+            parent = open_folder(str(root), above)
+            try:
+                os.rmdir(name, dir_fd=parent)
+            finally:
+                os.close(parent)
+            removed += 1
+    return removed
 
 
 def recover(root: Path, unremoved: Collection[SourceStat], aside: Aside) -> int:

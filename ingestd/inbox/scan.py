@@ -21,6 +21,7 @@ from typing import NamedTuple
 from ingestd.places import FOLDER, open_folder
 
 DEEPEST = 32
+EMPTIED_MOST = 1_000  # emptied folders told by one walk; the next one tells the others
 
 # Folders of our own inside an inbox; hidden, so every ignore rule already leaves them alone.
 REMOVING = ".ingestd-removing"
@@ -157,6 +158,8 @@ class _Level:
     descriptor: int
     entries: Iterator[os.DirEntry[str]]
     close: Callable[[], None]
+    ctime: float  # when something was last taken out or put in
+    is_bare: bool = True  # so far it holds only folders that lay empty long enough
 
 
 @dataclass(slots=True)
@@ -164,7 +167,9 @@ class Walk:
     """A listing of one inbox (or of one folder in it) that goes on where it stopped.
 
     ``passes_over`` says of a path that it need not be looked at now (it is being watched already); it is still
-    counted. ``forbidden`` holds the (device, inode) of folders that are never entered: the spool's.
+    counted. ``emptied_before`` (Unix time): folders that hold nothing, and out of which nothing went since, are told in
+    ``emptied``, the deepest first; 0: none is. ``forbidden`` holds the (device, inode) of folders that are never
+    entered: the spool's.
     """
 
     root_path: str
@@ -175,6 +180,8 @@ class Walk:
     forbidden: Collection[tuple[int, int]] = ()
     apart: Collection[str] = ()  # relative paths of other inboxes inside this one
     stale_before: float = -math.inf  # an unfinished name that was last changed (ctime) before then is told
+    emptied_before: float = 0.0
+    emptied: list[str] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     root: Root | None = None
     is_complete: bool = False
@@ -211,9 +218,11 @@ class Walk:
                 looked += 1
                 if self._is_entered(level, entry, found):
                     break
+                level.is_bare = False
                 if looked >= most or (not looked & 63 and time.perf_counter() >= until):
                     return found
             else:
+                self._take_stock(level)
                 self._leave()
             if looked >= most or time.perf_counter() >= until:
                 break
@@ -229,8 +238,18 @@ class Walk:
             except OSError:
                 # ESTALE or EIO in the middle: what was not listed is not gone.
                 self.counts.faults += 1
+                level.is_bare = False
                 return
             yield entry
+
+    def _take_stock(self, level: _Level) -> None:
+        """Say of a folder that was listed to its end whether it lay empty long enough; its parent may have, then."""
+        is_bare = level.is_bare and level.ctime < self.emptied_before and len(self.emptied) < EMPTIED_MOST
+        if len(self._levels) > 1:
+            if is_bare:
+                self.emptied.append(level.prefix[:-1])
+            else:
+                self._levels[-2].is_bare = False
 
     def _is_entered(self, level: _Level, entry: os.DirEntry[str], found: list[Found]) -> bool:
         """Take note of one entry; True when it is a folder that the walk has just gone down into."""
@@ -283,7 +302,7 @@ class Walk:
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             descriptor = self._go_to_start(descriptor)
             if descriptor >= 0:
-                self._push(self.start + "/" if self.start else "", descriptor)
+                self._push(self.start + "/" if self.start else "", descriptor, seen.st_ctime)
         except OSError as error:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -337,16 +356,16 @@ class Walk:
             os.close(descriptor)
             return False
         try:
-            self._push(path + "/", descriptor)
+            self._push(path + "/", descriptor, seen.st_ctime)
         except OSError:
             os.close(descriptor)
             counts.faults += 1
             return False
         return True
 
-    def _push(self, prefix: str, descriptor: int) -> None:
+    def _push(self, prefix: str, descriptor: int, ctime: float) -> None:
         entries = os.scandir(descriptor)  # works on a duplicate of its own
-        self._levels.append(_Level(prefix, descriptor, entries, entries.close))
+        self._levels.append(_Level(prefix, descriptor, entries, entries.close, ctime))
 
     def _leave(self) -> None:
         level = self._levels.pop()

@@ -30,6 +30,7 @@ class Scanning:
         forbidden: Collection[tuple[int, int]],
         apart: Collection[str],
         every: float,
+        emptied_after: float | None,
         sights: Sights,
         hinted: Hinted,
         stock: Stock,
@@ -43,6 +44,8 @@ class Scanning:
         self._forbidden = forbidden
         self._apart = apart
         self._every = every
+        self._emptied_after = emptied_after
+        self.emptied: list[str] = []  # folders that the last full scan found to have lain empty long enough
         self._sights = sights
         self._hinted = hinted
         self._stock = stock
@@ -115,10 +118,12 @@ class Scanning:
         self._next_at = now + max(self._every, SHARE * walk.seconds)
         self._not_before = now + max(LEAST_PAUSE, SHARE / 2 * walk.seconds)
         self._stock.end_scan(walk, now)
+        self.emptied = walk.emptied
         if self._sights.given_up == self._began_given_up and not walk.counts.faults:
             self._stock.complete_began_at = self._began_at
 
     def _new_walk(self, start: str, *, deep: bool) -> Walk:
+        is_full, after = deep and not start, self._emptied_after
         return Walk(
             root_path=self._root_path,
             names=self._names,
@@ -129,4 +134,5 @@ class Scanning:
             apart=self._apart,
             # Against the clock that stamps files, since nobody saw these come.
             stale_before=utc_now().timestamp() - self._sights.incomplete_after,
+            emptied_before=utc_now().timestamp() - after if is_full and after is not None else 0.0,
         )

@@ -130,6 +130,10 @@ class Spool:
         """
         return removal.recover(root, unremoved, self._aside)
 
+    def remove_folders(self, root: Path, folders: Sequence[str]) -> int:
+        """Remove folders of an inbox, in this order, that are empty still; say how many."""
+        return removal.remove_folders(root, folders)
+
     def is_squatted(self, root: Path) -> bool:
         """Whether somebody else has the name of our folder in this inbox, so that another one is used."""
         return self._aside.is_squatted(str(root))

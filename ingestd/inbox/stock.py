@@ -29,6 +29,11 @@ class Stock:
         self._scan_seconds: float | None = None
         # Files that left by our hand: since the last scan began, and in the scan before it.
         self._taken = [0, 0]
+        self._folders_taken = [0, 0]
+
+    def take_folders(self, count: int) -> None:
+        """Count folders that leave by our own hand."""
+        self._folders_taken[0] += count
 
     def take_one(self) -> None:
         """Count a file that leaves the folder by our own hand."""
@@ -37,6 +42,7 @@ class Stock:
     def begin_scan(self) -> None:
         """Note that a full scan begins."""
         self._taken = [0, self._taken[0]]
+        self._folders_taken = [0, self._folders_taken[0]]
 
     def end_scan(self, walk: Walk, now: float) -> None:
         """Take stock of a complete scan."""
@@ -103,7 +109,8 @@ class Stock:
             return
         taken = sum(self._taken) if self._guard.policy.take is Take.MOVE else 0
         lost = max(0, before.files - taken)
-        if before.directories or lost > 1:
+        folders = max(0, before.directories - sum(self._folders_taken))
+        if folders or lost > 1:
             what = [f"{lost} files"] if lost else []
-            what += [f"{before.directories} folders"] if before.directories else []
+            what += [f"{folders} folders"] if folders else []
             self._guard.emptied(" and ".join(what), now)

@@ -49,7 +49,8 @@ class InboxPolicy:
     ``name`` is this inbox's stable id: a folder's name inside the spool and a key of the ledger. ``settle`` None
     means 2 s on a local disk and 30 s on a network mount. ``ignore`` holds globs (``fnmatch``), matched against the
     base name and against the path relative to the inbox. ``only``: the relative paths of the files that were asked
-    for by name; nothing else in the folder is looked at, and no ignore rule holds for them.
+    for by name; nothing else in the folder is looked at, and no ignore rule holds for them. ``emptied_after``: folders
+    that lay empty for that long are told by ``take_emptied``; None: none is.
     """
 
     name: str
@@ -61,6 +62,7 @@ class InboxPolicy:
     priority: int = 0
     ignore: tuple[str, ...] = ()
     only: frozenset[str] | None = None
+    emptied_after: timedelta | None = None
 
     def __post_init__(self) -> None:
         """Refuse a name that cannot be a folder's."""

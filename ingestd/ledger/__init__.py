@@ -74,6 +74,7 @@ Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
     needs_reader(*, limit=1000, after_id=0) -> list[ReaderNeed] ; wishes(*, limit=1000) -> list[Wished]
     left_candidates(*, limit=1000, after_id=0) -> list[LeftCandidate]
     known_sources(inbox, relative_paths) -> dict[str, list[KnownSource]]
+    emptied_by_us(inbox, folders) -> list[str]                          those that files were taken out of
     unremoved_sources(*, limit=1000) -> list[UnremovedSource]
     paths_known(paths: Sequence[str]) -> set[str]   of paths relative to this spool, those some row has
     removable(*, before: datetime, limit=1000) -> list[Removable]                             before = now - retain

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, literal_column, select
+from sqlalchemy import ColumnElement, bindparam, func, literal_column, select
 
 from ingestd import lifecycle
 from ingestd.lifecycle import (
@@ -37,6 +37,18 @@ HAS_OWN_FILE: ColumnElement[bool] = literal_column("(in_place = 0 OR reencoded_p
 _REJECTED: ColumnElement[bool] = literal_column("state = 'REJECTED'")
 
 
+_TAKEN_FROM = (
+    select(instance.c.id)
+    .where(
+        instance.c.relative_path >= bindparam("first"),
+        instance.c.relative_path < bindparam("end"),
+        instance.c.inbox == bindparam("inbox"),
+        instance.c.host == bindparam("host"),
+        instance.c.in_place == ZERO,
+        instance.c.source_removed == 1,
+    )
+    .limit(1)
+)
 _KNOWN = (
     instance.c.id,
     instance.c.state,
@@ -96,6 +108,14 @@ class Reads(Due):
                     )
                 )
         return dict(found)
+
+    def emptied_by_us(self, inbox: str, folders: Iterable[str]) -> list[str]:
+        """Say out of which of these folders of an inbox files were taken, in their order."""
+        return [folder for folder in folders if self._one(_TAKEN_FROM, self._range_of(inbox, folder)) is not None]
+
+    def _range_of(self, inbox: str, folder: str) -> dict[str, str]:
+        # All that begins with the folder and a slash; a zero is what comes after a slash.
+        return {"host": self._host, "inbox": inbox, "first": folder + "/", "end": folder + "0"}
 
     def unremoved_sources(self, *, limit: int = 1000) -> list[UnremovedSource]:
         """Say which copied sources are still to be removed from their inbox."""
