@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from ingestd.inbox import Candidate, Expect, Taken
@@ -43,7 +44,18 @@ class Hand:
     wished: bool = False
     admit_anyway: bool = False
     doubts: tuple[KnownSource, ...] = ()  # of a file in place: rows that it may be
+    stranded_at: str = ""  # where it lies in the spool, though the move failed
+    moving_since: float = inf  # when (``Now.mono``) the mover was given it
     adopted: bool = False  # did not come from Inboxes.look
+
+    @property
+    def spool_path(self) -> str:
+        """Where it lies in the spool, as far as it does."""
+        if self.stranded_at:
+            return self.stranded_at
+        if self.arrival is not None:
+            return self.arrival.path
+        return self.candidate.relative_path if self.candidate.in_spool else ""
 
     @property
     def relative_path(self) -> str:

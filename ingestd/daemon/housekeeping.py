@@ -6,6 +6,7 @@ DISCARDED) is committed go early (G3). When nobody can say how full it is, nothi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -19,6 +20,10 @@ from ingestd.inbox import Candidate, Inboxes, InboxPolicy, InboxReport, Removal,
 from ingestd.ledger import InboxSummary, Ledger, Moves
 
 _TIDY_EVERY_SECONDS = 5.0
+_SPOOL_STEP = (
+    "mount its disk again, or put the folder back; intake goes on by itself. If it is lost for good, restart ingestd: "
+    "what was in it then shows as failed, and is to be dropped again"
+)
 _SPACE_EVERY_SECONDS = 1.0
 _SQUATTED = "somebody else has the name of our own folder in a drop folder; sources are removed by way of another name"
 _SQUATTED_STEP = "remove or rename what lies there as .ingestd-removing, and see who may write to the drop folder"
@@ -76,6 +81,7 @@ class Housekeeping:
         self._reported: dict[str, InboxReport] = {}
         self._sources_gone: list[int] = []
         self._reports: list[InboxReport] = []
+        self.spool_stands = True
         self._free: int | None = None  # bytes on the spool's disk, as last seen; None: nobody can say
         self._look_at_disk()
 
@@ -146,10 +152,14 @@ class Housekeeping:
 
     def _look_at_disk(self) -> None:
         was_low = self.disk_low
-        try:
-            self._free = self._spool.free_bytes()
-        except OSError:
-            self._free = None
+        trouble = self._spool.trouble()
+        self.spool_stands = not trouble
+        self._alarms.set("spool", note=trouble, next_step=_SPOOL_STEP)
+        self._free = None
+        if self.spool_stands:
+            with contextlib.suppress(OSError):
+                self._free = self._spool.free_bytes()
+        if self._free is None:
             self.removals.stop("disk_unknown")
         else:
             self.removals.allow("disk_unknown")
@@ -164,7 +174,7 @@ class Housekeeping:
         unknown = "nobody can say how full the spool's disk is, so that nothing is taken in and nothing removed"
         self._alarms.set(
             "disk_unknown",
-            note=unknown if self._free is None else "",
+            note=unknown if self._free is None and self.spool_stands else "",
             next_step="look after the disk or share that the spool lies on; both go on by themselves",
         )
 

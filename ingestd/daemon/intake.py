@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import structlog
@@ -29,7 +30,7 @@ from ingestd.daemon.hand import (
 from ingestd.daemon.in_place import Asked, InPlace, recognised
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
-from ingestd.inbox import Candidate, Inboxes, NotTaken, Spool, Taken, WhyNot
+from ingestd.inbox import Brought, Candidate, Inboxes, Spool, Stranded, Taken, WhyNot
 from ingestd.ledger import Holder, Judged, KnownSource, Ledger, Moves, NewCandidate
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, State
 from ingestd.places import below_of
@@ -43,6 +44,8 @@ _FULL_WAIT_SECONDS = 5.0
 _ASK_AGAIN_SECONDS = 0.25
 # Between two tries to compare a file with the one that holds its identity.
 _COMPARE_AGAIN_SECONDS = 5.0
+# Between two looks at a file that left its folder for the spool, on a disk that fails.
+_STRANDED_AGAIN_SECONDS = 5.0
 # A comparison that came to nothing so often (a file admitted although it is cut, say) is left to a person.
 _COMPARISONS_MOST = 12
 
@@ -74,9 +77,10 @@ class Intake:
         self._in_hand: set[Hand] = set()
         self._ready: list[Hand] = []
         self._read: list[tuple[Hand, Read]] = []
-        self._moved: list[tuple[Hand, Taken | NotTaken]] = []
+        self._moved: list[tuple[Hand, Brought]] = []
         self._again: list[Hand] = []  # to be admitted: what was in their way may be gone
         self._later: list[tuple[float, Hand]] = []  # the same, when (``Now.mono``) it is time
+        self._stranded: list[tuple[float, Hand]] = []  # to be adopted, when (``Now.mono``) it is time to look again
         self._due = _Due()
         self._in_place = InPlace()
         self._asked: list[Candidate] = []  # the ledger has not said yet whether it knows them
@@ -101,12 +105,22 @@ class Intake:
 
     def adopt(self, hand: Hand) -> None:
         """Take a file that lies in the spool already: an orphan, or a rejected one that is to be read again."""
+        if hand.candidate.in_spool and self.holds_path(hand.candidate.relative_path):
+            return
         hand.adopted = True
         self._hold(hand)
 
     def _hold(self, hand: Hand) -> None:
         self._in_hand.add(hand)
         self._ready.append(hand)
+
+    def holds_path(self, path: str) -> bool:
+        """Whether the file at this path in the spool is in our hands."""
+        return any(hand.spool_path == path for hand in self._in_hand)
+
+    def moving_since(self) -> float:
+        """Say since when (``Now.mono``) the file is on its way into the spool that is so for longest; inf: none is."""
+        return min((hand.moving_since for hand in self._in_hand), default=inf)
 
     def holds(self, former: int) -> bool:
         """Whether the file of this REJECTED row is being read again now."""
@@ -121,6 +135,12 @@ class Intake:
         self._moved += self._mover.collect()
         self._again += [hand for at, hand in self._later if at <= now.mono]
         self._later = [(at, hand) for at, hand in self._later if at > now.mono]
+        stranded, self._stranded = self._stranded, []
+        for at, hand in stranded:
+            if at <= now.mono:
+                self._adopt_stranded(hand, hand.stranded_at)
+            else:
+                self._stranded.append((at, hand))
         room = _IN_HAND_MOST - len(self._in_hand)
         if not accepting or now.mono < self._full_until:
             room = 0
@@ -143,7 +163,7 @@ class Intake:
     @property
     def look_at(self) -> float | None:
         """When to look into the inboxes again, or to try once more to compare (``Now.mono``)."""
-        times = [at for at, _ in self._later]
+        times = [at for at, _ in (*self._later, *self._stranded)]
         if self._asked:
             times.append(self._mono + _ASK_AGAIN_SECONDS)
         if self._look_at is not None:
@@ -171,6 +191,8 @@ class Intake:
         self._ready, self._read, self._moved, self._again = [], [], [], []
         due, self._due = self._due, _Due()
         self._desk.ask_all(Owner.INTAKE, due.inspect, self._inspect_job)
+        for hand in (*due.take_in, *due.set_aside):
+            hand.moving_since = now.mono
         self._mover.take_in([(hand, hand.candidate, expect_of(hand)) for hand in due.take_in])
         self._mover.set_aside([(hand, hand.candidate, expect_of(hand)) for hand in due.set_aside])
         for act in due.others:
@@ -307,7 +329,7 @@ class Intake:
     def _settle_move(
         self,
         hand: Hand,
-        outcome: Taken | NotTaken,
+        outcome: Brought,
         arrivals: list[Hand],
         refusals: list[tuple[Hand, Refusal]],
         dropped: list[Hand],
@@ -318,6 +340,11 @@ class Intake:
             else:
                 hand.arrival = arrival_of(hand, self._ledger, outcome)
                 arrivals.append(hand)
+            return
+        if isinstance(outcome, Stranded):
+            self._log.error("inbox.stranded", inbox=hand.candidate.inbox, note=outcome.note)
+            dropped.append(hand)
+            self._due.others.append(partial(self._adopt_stranded, hand, outcome.path))
             return
         if outcome.why is WhyNot.GONE:
             self._let_go(hand, self._inboxes.done, dropped)
@@ -330,6 +357,26 @@ class Intake:
         # growing waits; it holds up no other.
         tell = self._inboxes.unreadable if outcome.why is WhyNot.ERROR else self._inboxes.again
         self._let_go(hand, tell, dropped)
+
+    def _adopt_stranded(self, hand: Hand, path: str) -> None:
+        """Go on with a file that left its folder and lies in the spool, as soon as it can be looked at."""
+        was = hand.candidate
+        hand.stranded_at = path
+        try:
+            candidate = self._spool.candidate_at(was.inbox, path)
+        except OSError:
+            self._stranded.append((self._mono + _STRANDED_AGAIN_SECONDS, hand))
+            return
+        self._in_hand.discard(hand)
+        if not hand.adopted:
+            self._inboxes.done(was)
+        if candidate is not None:
+            candidate = replace(
+                candidate, dropped_as=hand.relative_path, final=was.final, was_admitted=was.was_admitted
+            )
+            self.adopt(
+                Hand(candidate=candidate, former=hand.former, wished=hand.wished, admit_anyway=hand.admit_anyway)
+            )
 
     def _wait_for_space(self) -> None:
         self._full_until = self._mono + _FULL_WAIT_SECONDS
@@ -414,11 +461,7 @@ class Intake:
             return
         dropped.append(hand)
         self._due.others.append(partial(self._in_hand.discard, hand))
-        candidate = self._spool.candidate_at(hand.candidate.inbox, hand.arrival.path)
-        if candidate is not None:
-            candidate = replace(candidate, dropped_as=hand.relative_path)
-            again = Hand(candidate=candidate, former=hand.former)
-            self._due.others.append(partial(self.adopt, again))
+        self._due.others.append(partial(self._adopt_stranded, hand, hand.arrival.path))
 
     def _reach(self, arrival: Arrival) -> str:
         """Say how the file of an arrival is reached (a place)."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 
 import structlog
@@ -26,11 +24,11 @@ from ingestd.daemon.housekeeping import Housekeeping
 from ingestd.daemon.intake import Intake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now, read_clocks, utc_now
+from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.proof import Proof
 from ingestd.daemon.rework import Rework
-from ingestd.inbox import Candidate, Inboxes, InboxPolicy, Spool
-from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerFull, LeftCandidate
-from ingestd.lifecycle import SourceStat
+from ingestd.inbox import Inboxes, InboxPolicy, Spool
+from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerFull
 from ingestd.reader import Readers
 from ingestd.reconciler import Reconciler
 from ingestd.sender import Sender
@@ -43,7 +41,6 @@ _IDLE_SECONDS = 5.0
 # Under load, what finishes within the time of so many commits goes into one transaction: a slow disk makes larger ones.
 _GROUP_COMMITS = 2
 _GROUP_SECONDS_MOST = 0.04
-_ORPHANS_AT_ONCE = 256
 
 
 class Wake:
@@ -129,14 +126,14 @@ class Daemon:
             backoff=backoff,
             most_attempts=config.retry.max_attempts,
             alarms=self.alarms,
-            tells_gone=self.inboxes.tells_gone,
+            tells_gone=self._tells_gone,
         )
         self.proof = Proof(
             reconciler=self.reconciler,
             desk=self.desk,
             ledger=self.ledger,
             dispatch=self.dispatch,
-            tells_gone=self.inboxes.tells_gone,
+            tells_gone=self._tells_gone,
             rules=None,
             interval=config.reconcile.interval,
             lag=config.reconcile.lag,
@@ -148,7 +145,7 @@ class Daemon:
             desk=self.desk,
             spool=self.spool,
             intake=self.intake,
-            tells_gone=self.inboxes.tells_gone,
+            tells_gone=self._tells_gone,
         )
         self.housekeeping = Housekeeping(
             ledger=self.ledger,
@@ -163,10 +160,14 @@ class Daemon:
             alarms=self.alarms,
         )
         self._policies = policies
-        self._orphans: Iterator[Candidate] | None = None
-        # Files that were being read when the last run ended; renamed into the spool they keep what the kernel says.
-        self._left: dict[tuple[str, SourceStat], LeftCandidate] = {}
-        self._nameless: list[int] = []
+        self.orphans = Orphans(
+            ledger=self.ledger,
+            spool=self.spool,
+            inboxes=self.inboxes,
+            intake=self.intake,
+            removals=self.housekeeping.removals,
+            alarms=self.alarms,
+        )
         self._ledger_failing_until = 0.0
         self._ledger_failing_since: float | None = None
         self.stopping = False
@@ -186,17 +187,8 @@ class Daemon:
         unremoved = [row.source for row in self.ledger.unremoved_sources()]
         for policy in self._policies:
             self.mover.recover_removals(policy.path, unremoved)
-        self._left = {(each.inbox, each.source): each for each in self._left_candidates()}
-        self._orphans = self.spool.orphans(self.ledger.paths_known)
-        # A file that is set apart meanwhile would be found as one more of them.
-        self.housekeeping.removals.stop("orphans")
+        self.orphans.start()
         self.inboxes.open()
-
-    def _left_candidates(self) -> Iterator[LeftCandidate]:
-        after_id = 0
-        while page := self.ledger.left_candidates(after_id=after_id):
-            yield from page
-            after_id = page[-1].candidate_id
 
     def tick(self) -> float:
         """Do what is ready, once; say when (``Now.mono``) there is something to do by the clock.
@@ -213,7 +205,7 @@ class Daemon:
         self._gather(now)
         if now.mono < self._ledger_failing_until:
             return self._ledger_failing_until
-        claim = self.dispatch.may_claim(now)
+        claim = self.housekeeping.spool_stands and self.dispatch.may_claim(now)
         wake_at = self.ledger.next_wake_at(now=now.utc)
         woken = wake_at is not None and wake_at <= now.utc
         # After a failure also an empty transaction: it shows that the ledger works again.
@@ -237,7 +229,7 @@ class Daemon:
     @property
     def orphans_adopted(self) -> bool:
         """Whether every spool file without a row has been taken up."""
-        return self._orphans is None
+        return self.orphans.adopted
 
     @property
     def is_idle(self) -> bool:
@@ -284,9 +276,10 @@ class Daemon:
         self.spool.unlock()
 
     def _gather(self, now: Now) -> None:
-        self._adopt_orphans()
         self.desk.collect()
         self.housekeeping.gather(now)
+        if not self.stopping and self.housekeeping.spool_stands:
+            self.orphans.gather(now)
         accepting = self.housekeeping.may_take_in and self.orphans_adopted
         accepting = accepting and not (self.stopping or self._ledger_failing)
         self.intake.gather(now, accepting=accepting)
@@ -300,29 +293,13 @@ class Daemon:
         if not self.stopping:
             self.proof.gather(now)
 
-    def _adopt_orphans(self) -> None:
-        """Admit spool files without a row (G2), a few at a time and before anything new, under the names they had."""
-        if self._orphans is None or not self.intake.is_idle or self.stopping:
-            return
-        try:
-            for count, candidate in enumerate(self._orphans, start=1):
-                left = self._left.pop((candidate.inbox, candidate.source), None)
-                self.intake.adopt(Hand(candidate=replace(candidate, dropped_as=left.relative_path if left else "")))
-                if count >= _ORPHANS_AT_ONCE:
-                    return
-        except LedgerError:
-            # It does not go on after an error: begin anew, when those at hand have their rows.
-            self._orphans = self.spool.orphans(self.ledger.paths_known)
-            raise
-        self._orphans = None
-        self.housekeeping.removals.allow("orphans")
-        # The others lie where they lay, and are seen again, or are gone. What killed a reader is not forgotten.
-        self._nameless = [each.candidate_id for each in self._left.values() if not each.tries]
-        self._left = {}
+    def _tells_gone(self, place: str) -> bool:
+        """Whether a file that is not found is gone, and not the folder or the spool that it lay in."""
+        return self.inboxes.tells_gone(place) and self.spool.tells_gone(place)
 
     def _has_work(self) -> bool:
         return (
-            bool(self._nameless)
+            bool(self.orphans.nameless)
             or self.intake.has_work
             or self.dispatch.has_work
             or self.proof.has_work
@@ -336,7 +313,7 @@ class Daemon:
             if woken:
                 moves.wake(now=now.utc)
             # Before the intake, which may put the same files down anew.
-            moves.drop_candidates(self._nameless)
+            moves.drop_candidates(self.orphans.nameless)
             self.intake.record(moves, now)
             self.rework.record(moves, now)
             self.proof.record(moves, now)
@@ -349,7 +326,7 @@ class Daemon:
         if self._ledger_failing:
             self._ledger_failing_since = None
             self._log.info("ledger.recovered_from_failure")
-        self._nameless = []
+        self.orphans.nameless = []
         self.alarms.committed()
         self.intake.committed(now)
         self.rework.committed()
@@ -384,7 +361,8 @@ class Daemon:
         wake_at = self.ledger.next_wake_at(now=now.utc)
         if wake_at is not None:
             times.append(now.mono + max(0.0, (wake_at - now.utc).total_seconds()))
-        adopts = not self.stopping and self._orphans is not None and self.intake.is_idle
-        if self.intake.has_work or adopts:
+        if self.intake.has_work:
             times.append(now.mono)
+        if not self.stopping:
+            times.append(self.orphans.next_at(now))
         return min(times)

@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import structlog
 
 from ingestd import threads
-from ingestd.inbox import Candidate, Expect, NotTaken, Removal, Spool, Taken, WhyNot
+from ingestd.inbox import Brought, Candidate, Expect, NotTaken, Removal, Spool, WhyNot
 from ingestd.lifecycle import SourceStat
 
 _GROUP_MOST = 256
@@ -23,7 +23,7 @@ Context = TypeVar("Context")
 
 
 Item: TypeAlias = tuple[Context, Candidate, Expect]
-Outcome: TypeAlias = tuple[Context, Taken | NotTaken]
+Outcome: TypeAlias = tuple[Context, Brought]
 
 
 class _Order(NamedTuple, Generic[Context]):
@@ -67,7 +67,7 @@ class _Lane(Generic[Context]):
 
     def _carry_out(self, items: Sequence[Item[Context]], *, aside: bool) -> None:
         carry = self._spool.set_aside if aside else self._spool.take_in
-        outcomes: Sequence[Taken | NotTaken]
+        outcomes: Sequence[Brought]
         try:
             outcomes = carry([(candidate, expect) for _, candidate, expect in items])
         except Exception as error:  # noqa: BLE001 - the lane must outlive one bad group; the files lie where they lay

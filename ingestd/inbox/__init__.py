@@ -13,6 +13,7 @@ Two classes do it all.
     .answer_known(asked: Sequence[Candidate], known: Collection[Candidate]) -> None
     .tells_gone(place: str) -> bool                   False while the inbox's folder is away: a share not mounted
     .done(candidate) / .again(candidate) / .incomplete(candidate) / .unreadable(candidate) -> None
+    .is_observing(inbox, path) -> bool                whether a file in the spool is being observed
     .observe(candidate) -> None                       settle a file that lies in the spool
     .take_emptied() -> list[tuple[str, list[str]]]    by inbox: folders that lay empty for ``emptied_after``
     .folders_leave(inbox, count) -> None              so many of them are about to be removed
@@ -36,8 +37,10 @@ Known files are forgotten, the others settle.
     Spool(path)                                       creates what is missing; raises SpoolError
     .path: Path / .host: str                          the spool's own id, a UUID in ``spool.id``
     .lock() -> None / .unlock() -> None               raises SpoolInUse(path, pid); empties ``scratch``
-    .take_in(items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]      same order, durable on return
-    .set_aside(items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]    to rejected/<inbox>/<random>/
+    .trouble() -> str                                 what became of the folder under us, "" when nothing did
+    .tells_gone(place: str) -> bool                   False while the spool is away
+    .take_in(items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]      same order; Taken is durable on return
+    .set_aside(items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]    to rejected/<inbox>/<random>/
     .remove_source(root: Path, relative_path: str, source: SourceStat) -> Removal
     .recover_removals(root: Path, unremoved: Collection[SourceStat]) -> int    at start, per inbox elsewhere
     .remove_folders(root: Path, folders: Sequence[str]) -> int    those that are empty still
@@ -46,6 +49,7 @@ Known files are forgotten, the others settle.
     .set_apart(inbox: str, path: str) -> str          a name of its own in files/, for bytes that no row knows
     .discard(*paths: str) -> None                     what we made ourselves and nobody needs; gone is fine
     .orphans(known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]    G2; at most 1,000 paths a question
+    .listed() -> Iterator[str] / .is_needless_copy(path) -> bool      to find such files while running
     .candidate_at(inbox: str, path: str) -> Candidate | None    None when it is gone
     .is_here(source: SourceStat) -> bool              on the spool's filesystem: the reader has to fsync it
     .stat(path: str) -> SourceStat | None
@@ -58,6 +62,7 @@ from ingestd.inbox.mounts import Mount, mount_of
 from ingestd.inbox.scan import Names
 from ingestd.inbox.spool import Spool
 from ingestd.inbox.types import (
+    Brought,
     Candidate,
     Expect,
     FreeSpace,
@@ -69,6 +74,7 @@ from ingestd.inbox.types import (
     Removal,
     SpoolError,
     SpoolInUse,
+    Stranded,
     Take,
     Taken,
     WasRead,
@@ -78,6 +84,7 @@ from ingestd.inbox.types import (
 )
 
 __all__ = [
+    "Brought",
     "Candidate",
     "Expect",
     "FreeSpace",
@@ -93,6 +100,7 @@ __all__ = [
     "Spool",
     "SpoolError",
     "SpoolInUse",
+    "Stranded",
     "Take",
     "Taken",
     "WasRead",

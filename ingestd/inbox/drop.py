@@ -262,6 +262,10 @@ class Drop:
             self._origins[key] = candidate
             self.sights.add(key, seen, self._now)
 
+    def is_observing(self, path: str) -> bool:
+        """Whether this file in the spool is under observation."""
+        return _spool_key(path) in self._origins
+
     def answer(self, candidate: Candidate, *, is_known: bool) -> None:
         """Take the ledger's word on a file that it was asked about."""
         sight = self._sight_of(candidate)
@@ -479,8 +483,12 @@ class Drop:
 
 
 def _key(candidate: Candidate) -> str:
+    return _spool_key(candidate.relative_path)
+
+
+def _spool_key(path: str) -> str:
     """Name a file in the spool among the sights, where no path of the inbox can collide with it."""
-    return "\0" + candidate.relative_path
+    return "\0" + path
 
 
 def _root_or_gone(path: str) -> Root | RootGone:

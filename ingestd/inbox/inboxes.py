@@ -141,6 +141,11 @@ class Inboxes:
         if drop is not None and candidate.in_spool:
             drop.observe(candidate)
 
+    def is_observing(self, inbox: str, path: str) -> bool:
+        """Whether this file in the spool is under observation."""
+        drop = self._drops.get(inbox)
+        return drop is not None and drop.is_observing(path)
+
     def tells_gone(self, place: str) -> bool:
         """Whether a file that is not found at this place (or path) is gone for good.
 

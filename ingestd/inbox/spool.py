@@ -34,15 +34,14 @@ from .aside import Aside
 from .durable import sync_folder
 from .glance import hold_off_writers
 from .types import (
+    Brought,
     Candidate,
     Expect,
     FreeSpace,
     LetGo,
-    NotTaken,
     Removal,
     SpoolError,
     SpoolInUse,
-    Taken,
     WasRead,
     check_inbox_name,
 )
@@ -70,9 +69,32 @@ class Spool:
             for room in ROOMS:
                 (self.path / room).mkdir(mode=0o700, exist_ok=True)
             self.device = self.path.stat().st_dev
+            self._mounted = {room for room in ROOMS if (self.path / room).stat().st_dev != self.device}
         except OSError as error:
             why = (error.strerror or type(error).__name__).lower()
             raise SpoolError(f"the spool {self.path} cannot be used: {why}") from error
+
+    def trouble(self) -> str:
+        """Say what became of the folder under us, "" when nothing did; a disk that is mounted again is as before."""
+        room = ROOMS[0]
+        try:
+            if self._read_id() != self.host:
+                return "the spool is not there: its disk is not mounted, or its folder was removed"
+            device = self.path.stat().st_dev
+            for room in ROOMS:
+                found = (self.path / room).lstat()
+                if not stat.S_ISDIR(found.st_mode) or (found.st_dev != device) != (room in self._mounted):
+                    return f"the spool's folder '{room}' is another than at the start"
+        except FileNotFoundError:
+            return f"the spool's folder '{room}' is not there"
+        except (OSError, SpoolError):
+            return "the spool cannot be read"
+        self.device = device
+        return ""
+
+    def tells_gone(self, place: str) -> bool:
+        """Whether a file of ours that is not found is gone for good, and not only the spool that it lies in."""
+        return not place.startswith(f"{self.path}/") or not self.trouble()
 
     def lock(self) -> None:
         """Become the one process that takes and sends, and empty ``scratch``; raises SpoolInUse."""
@@ -103,16 +125,17 @@ class Spool:
         """Whether the file is on the spool's own filesystem: then it is renamed, and its reader has to fsync it."""
         return source.device == self.device
 
-    def take_in(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]:
+    def take_in(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]:
         """Bring files into ``files/<inbox>/``; those reported as taken are durable there.
 
         On the spool's filesystem a file is renamed; its reader must have fsynced it. From elsewhere it is copied, and
         the copy checked against the digests; its source stays until ``remove_source``. A file that lies in ``files/``
-        already stays where it is. Whatever is not taken lies where it lay. Results come in the order of ``items``.
+        already stays where it is. Whatever is NotTaken lies where it lay; what is Stranded lies in the spool, and is
+        to be adopted. Results come in the order of ``items``.
         """
         return takein.bring(self.path, self.device, items, room="files")
 
-    def set_aside(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Taken | NotTaken]:
+    def set_aside(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]:
         """Bring files into ``rejected/<inbox>/<random>/``, under their own names, like ``take_in``."""
         return takein.bring(self.path, self.device, items, room="rejected")
 
@@ -177,6 +200,9 @@ class Spool:
         """
         for path, _ in files:
             _check_ours(path)
+        if self.trouble():
+            # What is not found is not gone.
+            return [LetGo.STUCK] * len(files)
         folders: set[Path] = set()
         answers: list[LetGo] = []
         for path, then in files:
@@ -214,6 +240,15 @@ class Spool:
             sync_folder(place.parent)
         return f"files/{inbox}/{own}"
 
+    def listed(self) -> Iterator[str]:
+        """List the paths of what lies in ``files/`` and ``rejected/``, as far as it can be listed, bit by bit."""
+        yield from self._listed("files", depth=2)
+        yield from self._listed("rejected", depth=3)
+
+    def is_needless_copy(self, path: str) -> bool:
+        """Whether this is a copy without a row whose source still lies unchanged in its inbox."""
+        return takein.source_is_unchanged(self.path / path)
+
     def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
         """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
 
@@ -226,7 +261,7 @@ class Spool:
 
     def _orphans(self, explicit: list[str], known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
         for path in self._unknown(self._listed("files", depth=2), known):
-            if takein.source_is_unchanged(self.path / path):
+            if self.is_needless_copy(path):
                 self.discard(path)
                 continue
             candidate = self._candidate(path)
@@ -248,11 +283,13 @@ class Spool:
         return candidate if candidate is not None and candidate.inbox == inbox else None
 
     def stat(self, path: str) -> SourceStat | None:
-        """Look at a file of ours; None when it is gone or not a regular file."""
+        """Look at a file of ours; None when it is gone or not a regular file. Raises OSError where nobody can say."""
         _check_ours(path)
         try:
             found = (self.path / path).lstat()
         except (FileNotFoundError, NotADirectoryError):
+            if trouble := self.trouble():
+                raise OSError(errno.ESTALE, trouble) from None
             return None
         return SourceStat.of(found) if stat.S_ISREG(found.st_mode) else None
 

@@ -27,11 +27,12 @@ from ingestd import places
 from ingestd.lifecycle import SourceStat
 
 from .durable import look, put_back, sync
-from .types import Candidate, Expect, NotTaken, Taken, WhyNot, check_inbox_name
+from .types import Brought, Candidate, Expect, NotTaken, Stranded, Taken, WhyNot, check_inbox_name
 
 CHUNK = 1 << 20
 _FOLDERS_MOST = 200
 _NAME_BYTES = 16
+_NO_SPOOL = "a folder of the spool is not there"
 _NAMES_AT_ONCE = 64
 # On a copy: where it came from, so that after a crash it is not taken for another file than its source.
 ORIGIN = "user.ingestd.source"
@@ -44,6 +45,14 @@ class _Left(Exception):
         self.why = why
         self.note = note
         super().__init__(note)
+
+
+class _Stranded(Exception):
+    """The file lies in the spool, under this name, and could be neither looked at nor given back."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__()
 
 
 class _Item(NamedTuple):
@@ -100,9 +109,9 @@ class _Folders:
         self.opened.clear()
 
 
-def bring(spool: Path, device: int, items: Sequence[tuple[Candidate, Expect]], *, room: str) -> list[Taken | NotTaken]:
+def bring(spool: Path, device: int, items: Sequence[tuple[Candidate, Expect]], *, room: str) -> list[Brought]:
     """Bring files into one of the spool's rooms; see ``Spool.take_in``."""
-    results: dict[int, Taken | NotTaken] = {}
+    results: dict[int, Brought] = {}
     for group in _groups([_Item.of(place, *item) for place, item in enumerate(items)]):
         results.update(_Group(str(spool), device, room).bring(group))
     return [results[place] for place in range(len(items))]
@@ -137,8 +146,8 @@ class _Group:
         self._homes: dict[str, int] = {}  # by inbox
         self._names: list[str] = []  # random ones, still to be given
 
-    def bring(self, items: Sequence[_Item]) -> dict[int, Taken | NotTaken]:
-        results: dict[int, Taken | NotTaken] = {}
+    def bring(self, items: Sequence[_Item]) -> dict[int, Brought]:
+        results: dict[int, Brought] = {}
         moved: list[_Moved] = []
         try:
             for item in items:
@@ -146,6 +155,8 @@ class _Group:
                     moved.append(self._bring_one(item))
                 except _Left as left:
                     results[item.place] = _left(item.candidate, left.why, left.note)
+                except _Stranded as stranded:
+                    results[item.place] = _stranded(item.candidate, stranded.name)
                 except OSError as error:
                     results[item.place] = _not_taken(item.candidate, error)
             try:
@@ -154,8 +165,7 @@ class _Group:
             except OSError as error:
                 # After a failed fsync nothing may be said of what is on the disk, and asking again would lie.
                 for one in moved:
-                    self._undo(one)
-                    results[one.item.place] = _not_taken(one.item.candidate, error)
+                    results[one.item.place] = self._undo(one, error)
             else:
                 results.update({one.item.place: one.taken for one in moved})
                 for folder, name in self._emptied:
@@ -176,7 +186,8 @@ class _Group:
             self._to_sync[source_folder] = None
             taken = Taken(candidate=candidate, path=relative, ctime_ns=_if_same(found, item.expect, found))
             return _Moved(item, taken, None, source_folder, item.name)
-        target = self._target(candidate.inbox, item.name)
+        with _spool_to_be_there():
+            target = self._target(candidate.inbox, item.name)
         self._to_sync[target.folder] = None
         try:
             return self._bring_to(item, found, target)
@@ -249,24 +260,31 @@ class _Group:
         try:
             os.rename(name, target.name, src_dir_fd=source_folder, dst_dir_fd=target.folder)
         except OSError as error:
+            if error.errno == errno.ENOENT:
+                look(name, source_folder)  # raises, if it is the source that is not there
+                raise _Left(WhyNot.NO_SPOOL, _NO_SPOOL) from error
             if error.errno != errno.EXDEV:
                 raise
             return None
-        found = look(target.name, target.folder)
-        if stat.S_ISREG(found.st_mode) and expect.is_of(found):
-            return found
-        # Between our look and the rename somebody wrote to it, or put another file under its name.
         self._sources_to_sync[source_folder] = None
-        with contextlib.suppress(OSError):
+        try:
+            found = look(target.name, target.folder)
+            if stat.S_ISREG(found.st_mode) and expect.is_of(found):
+                return found
+            # Between our look and the rename somebody wrote to it, or put another file under its name.
             put_back(target.name, target.folder, name, source_folder)
+        except OSError as error:
+            raise _Stranded(target.prefix + target.name) from error
         raise _Left(WhyNot.CHANGED, "the file changed while it was taken")
 
     def _copy(self, name: str, source_folder: int, target: _Target, candidate: Candidate, expect: Expect) -> Taken:
-        scratch = self._folders.get(self._spool, "scratch")
+        with _spool_to_be_there():
+            scratch = self._folders.get(self._spool, "scratch")
         temporary = secrets.token_hex(16)
         source = os.open(name, places.FILE, dir_fd=source_folder)
         try:
-            copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=scratch)
+            with _spool_to_be_there():
+                copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=scratch)
             try:
                 before = os.fstat(source)
                 _check_same(before, expect, "the file changed after it was read")
@@ -277,7 +295,8 @@ class _Group:
                 _remember_origin(copy, candidate.place, expect.source)
                 os.utime(copy, ns=(expect.source.mtime_ns, expect.source.mtime_ns))
                 os.fsync(copy)
-                os.rename(temporary, target.name, src_dir_fd=scratch, dst_dir_fd=target.folder)
+                with _spool_to_be_there():
+                    os.rename(temporary, target.name, src_dir_fd=scratch, dst_dir_fd=target.folder)
                 return Taken(
                     candidate=candidate,
                     path=target.prefix + target.name,
@@ -294,13 +313,28 @@ class _Group:
         finally:
             os.close(source)
 
-    def _undo(self, moved: _Moved) -> None:
-        """Give the file back, as well as it can be done on a disk that just failed us."""
-        with contextlib.suppress(OSError):
+    def _undo(self, moved: _Moved, error: OSError) -> Brought:
+        """Give the file back, on a disk that just failed us, and say where it is now."""
+        try:
             if moved.source_folder is not None:
                 put_back(moved.target_name, moved.target_folder, moved.item.name, moved.source_folder)
             elif not moved.taken.source_removed:
                 os.unlink(moved.target_name, dir_fd=moved.target_folder)
+        except OSError:
+            if moved.source_folder is not None:
+                return _stranded(moved.item.candidate, moved.taken.path)
+        return _not_taken(moved.item.candidate, error)
+
+
+@contextlib.contextmanager
+def _spool_to_be_there() -> Iterator[None]:
+    """Tell a folder of the spool that is not there from a file that is gone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+            raise
+        raise _Left(WhyNot.NO_SPOOL, _NO_SPOOL) from error
 
 
 def _check_same(found: os.stat_result, expect: Expect, otherwise: str) -> None:
@@ -363,6 +397,10 @@ def source_is_unchanged(copy: Path) -> bool:
 
 def _left(candidate: Candidate, why: WhyNot, note: str) -> NotTaken:
     return NotTaken(candidate=candidate, why=why, note=note)
+
+
+def _stranded(candidate: Candidate, path: str) -> Stranded:
+    return Stranded(candidate=candidate, path=path, note="it lies in the spool, but the disk failed; it is adopted")
 
 
 def _not_taken(candidate: Candidate, error: OSError) -> NotTaken:

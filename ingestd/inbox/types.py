@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ingestd.places import below_of
 
@@ -177,6 +177,7 @@ class WhyNot(StrEnum):
     CHANGED = "changed"
     GONE = "gone"
     NO_SPACE = "no_space"
+    NO_SPOOL = "no_spool"  # what is not there is the spool, not the file
     ERROR = "error"
 
 
@@ -202,6 +203,18 @@ class NotTaken:
     candidate: Candidate
     why: WhyNot
     note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stranded:
+    """The file left its folder and lies at ``path`` in the spool, without any promise: it is to be adopted."""
+
+    candidate: Candidate
+    path: str
+    note: str = ""
+
+
+Brought: TypeAlias = Taken | NotTaken | Stranded
 
 
 class Removal(StrEnum):

@@ -1,0 +1,167 @@
+"""Files in the spool that no row knows: work not begun (G2), taken up at the start and looked for while running.
+
+A crash leaves them, and so does a disk that fails between a rename and the look after it. While files are coming in,
+one without a row may just be on its way to it: it counts only when it was seen so in two sweeps, and nothing that began
+to move before the first is still moving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+import structlog
+
+from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.hand import Hand
+from ingestd.daemon.intake import Intake
+from ingestd.daemon.now import Now
+from ingestd.daemon.removals import Removals
+from ingestd.inbox import Candidate, Inboxes, Spool
+from ingestd.ledger import Ledger, LedgerError, LeftCandidate
+from ingestd.lifecycle import SourceStat
+
+_ADOPTED_AT_ONCE = 256
+_LISTED_AT_ONCE = 500
+SWEEP_EVERY_SECONDS = 60.0
+# A sweep may take this share of the time.
+_SWEEP_SHARE = 0.01
+_FAILED_WAIT_SECONDS = 5.0
+
+
+class Orphans:
+    """Finds the spool's files without rows and has them taken in. Main thread only."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        spool: Spool,
+        inboxes: Inboxes,
+        intake: Intake,
+        removals: Removals,
+        alarms: Alarms,
+    ) -> None:
+        """Join the rooms."""
+        self._ledger = ledger
+        self._spool = spool
+        self._inboxes = inboxes
+        self._intake = intake
+        self._removals = removals
+        self._alarms = alarms
+        self._log = structlog.get_logger()
+        self._found: Iterator[Candidate] | None = None  # by the start's look, which is over when it is None
+        self._look_at = 0.0
+        # Files that were being read when the last run ended; renamed into the spool they keep what the kernel says.
+        self._left: dict[tuple[str, SourceStat], LeftCandidate] = {}
+        self.nameless: list[int] = []  # candidate rows of files that lie where they lay, to be dropped
+        self.sweep_every = SWEEP_EVERY_SECONDS
+        self._sweep_at = 0.0
+        self._sweep: Iterator[str] | None = None
+        self._seconds = 0.0
+        self._first_seen: dict[str, float] = {}  # files without a row in the sweeps before this one
+        self._seen: dict[str, float] = {}  # in this one
+
+    @property
+    def adopted(self) -> bool:
+        """Whether every file that the last run left without a row has been taken up."""
+        return self._found is None
+
+    def start(self) -> None:
+        """Begin to take up what the last run left."""
+        self._left = {(each.inbox, each.source): each for each in self._left_candidates()}
+        self._found = self._spool.orphans(self._ledger.paths_known)
+        # A file that is set apart meanwhile would be found as one more of them.
+        self._removals.stop("orphans")
+
+    def next_at(self, now: Now) -> float:
+        """Say when to go on (``Now.mono``)."""
+        if self._found is not None:
+            return max(now.mono, self._look_at) if self._intake.is_idle else now.mono + self.sweep_every
+        return now.mono if self._sweep is not None else self._sweep_at
+
+    def gather(self, now: Now) -> None:
+        """Take up some; writes nothing to the ledger."""
+        if self._found is not None:
+            self._take_up(now)
+        elif self._sweep is not None or now.mono >= self._sweep_at:
+            try:
+                self._go_on_sweeping(now)
+            except OSError:
+                self._sweep = None
+                self._sweep_at = now.mono + self.sweep_every
+
+    def _take_up(self, now: Now) -> None:
+        """Admit what the last run left, a few at a time and before anything new, under the names they had."""
+        if not self._intake.is_idle or now.mono < self._look_at:
+            return
+        assert self._found is not None
+        try:
+            for count, candidate in enumerate(self._found, start=1):
+                left = self._left.pop((candidate.inbox, candidate.source), None)
+                self._intake.adopt(Hand(candidate=replace(candidate, dropped_as=left.relative_path if left else "")))
+                if count >= _ADOPTED_AT_ONCE:
+                    return
+        except LedgerError:
+            # It does not go on after an error: begin anew, when those at hand have their rows.
+            self._found = self._spool.orphans(self._ledger.paths_known)
+            raise
+        except OSError:
+            self._found = self._spool.orphans(self._ledger.paths_known)
+            self._look_at = now.mono + _FAILED_WAIT_SECONDS
+            self._alarms.raise_(
+                "spool_unlisted",
+                note="the spool's folders cannot be listed, so that nothing new is taken in",
+                next_step="look after the disk that the spool lies on; it goes on by itself",
+            )
+            return
+        self._found = None
+        self._alarms.clear("spool_unlisted")
+        self._removals.allow("orphans")
+        # The others lie where they lay, and are seen again, or are gone. What killed a reader is not forgotten.
+        self.nameless = [each.candidate_id for each in self._left.values() if not each.tries]
+        self._left = {}
+        self._sweep_at = now.mono + self.sweep_every
+
+    def _go_on_sweeping(self, now: Now) -> None:
+        began = time.perf_counter()
+        if self._sweep is None:
+            self._sweep, self._seen, self._seconds = self._spool.listed(), {}, 0.0
+        paths = list(islice(self._sweep, _LISTED_AT_ONCE))
+        unknown = set(paths) - self._ledger.paths_known(paths) if paths else set()
+        for path in unknown:
+            self._seen[path] = self._first_seen.get(path, now.mono)
+        self._seconds += time.perf_counter() - began
+        if len(paths) < _LISTED_AT_ONCE:
+            self._sweep = None
+            self._sweep_at = now.mono + max(self.sweep_every, self._seconds / _SWEEP_SHARE)
+            self._adopt_seen_twice()
+
+    def _adopt_seen_twice(self) -> None:
+        moving_since = self._intake.moving_since()
+        for path, first in self._seen.items():
+            inbox = path.split("/")[1]
+            known = path not in self._first_seen or self._intake.holds_path(path)
+            if known or moving_since <= first or self._inboxes.is_observing(inbox, path):
+                continue
+            with contextlib.suppress(OSError):  # then it is looked at in the next sweep
+                self._adopt(inbox, path)
+        self._first_seen = self._seen
+
+    def _adopt(self, inbox: str, path: str) -> None:
+        if self._spool.is_needless_copy(path):
+            self._spool.discard(path)
+            return
+        candidate = self._spool.candidate_at(inbox, path)
+        if candidate is not None:
+            self._log.warning("spool.orphan_found", inbox=inbox)
+            self._intake.adopt(Hand(candidate=candidate))
+
+    def _left_candidates(self) -> Iterator[LeftCandidate]:
+        after_id = 0
+        while page := self._ledger.left_candidates(after_id=after_id):
+            yield from page
+            after_id = page[-1].candidate_id
