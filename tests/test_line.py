@@ -451,3 +451,29 @@ def test_no_log_line_names_a_patient_a_file_or_a_uid(site: Site, server: Emulato
     assert "inbox." in log
     found = [word for word in ("canary", *image.identity) if word.lower() in log]
     assert found == []
+
+
+def test_failed_file_that_the_server_has_is_told_and_confirmed_without_another_post(tmp_path: Path, server: Emulator):
+    """A server, or a proxy before it, stores a file and refuses it: that it is FAILED here is no news of it there."""
+    site = Site(tmp_path / "site", server.url, destination={"kind": "other"}, retry={"max_attempts": 1})
+    image = make_image()
+    server.faults.add("processing_failure", uid=image.sop_uid, count=1)
+    with site.start():
+        drop(site, "other", make_image().content)
+        site.wait_for({"CONFIRMED": 1})
+        drop(site, "image", image.content)
+        site.wait_for({"CONFIRMED": 1, "FAILED": 1})
+    post(server.url, image.content)
+    posts = posts_of(server, image)
+    failed = str(site.entry_of("image").entry_id)
+
+    told = site.command("reconcile", "--full", "--json")
+    retried = site.command("retry", failed)
+    done = site.run_once()
+
+    assert [str(row["id"]) for row in json.loads(told.stdout)["failed_but_there"]] == [failed], told
+    assert told.returncode == 1
+    assert (retried.returncode, done.returncode) == (0, 0), done
+    assert site.states() == {"CONFIRMED": 2}
+    assert posts_of(server, image) == posts
+    assert site.stories()[-1].history[-1].evidence["content"] == "same"

@@ -29,6 +29,7 @@ from ingestd.lifecycle import (
 from ingestd.sender import Sender, probe_profile, profile_of
 from tests.builders import CT_IMAGE, EXPLICIT, fresh_uid, instance_bytes
 from tests.delivering import batch_of, collect_one, part_of, utc_now, wait_for
+from tests.emulating import stores
 from tests.http_server import Conversation, ScriptedServer, answer
 
 AZURE = profile_of(ServerKind.AZURE, feed_version=2)
@@ -246,6 +247,39 @@ def test_query_right_before_the_post_says_what_was_there(tmp_path):
     assert [request.method for request in server.requests] == ["GET", "GET", "POST"]
     assert [one.evidence["present_before"] for one in result.outcomes] == ["no", "yes", "no"]
     assert [one.state for one in result.outcomes] == [State.STORED] * 3
+
+
+def test_what_was_attempted_before_and_is_there_now_is_compared_and_not_posted_again(tmp_path, emulator):
+    """Seen: servers store and answer 413, 400, 404, 403, 429 or "failed 0110H": three posts of each file."""
+    there, absent, first_time = study_of(tmp_path, 3)
+    post(emulator.url, [there, first_time])
+    before = len(emulator.requests)
+
+    again = [replace(there, attempts=1), replace(absent, attempts=1), first_time]
+    result = post(emulator.url, again, profile=OTHER)
+
+    by_id = {one.entry_id: one for one in result.outcomes}
+    found = by_id[there.entry_id]
+    assert (found.state, found.reason, found.needs_content_check) == (State.UNCERTAIN, Reason.ALREADY_THERE, True)
+    assert (found.charge, found.evidence["present_before"]) == (False, "yes")
+    assert by_id[absent.entry_id].state is State.STORED
+    posted = {line["sop"] for line in stores(emulator.requests[before:])}
+    assert posted == {absent.identity.sop_uid, first_time.identity.sop_uid}
+
+    alone = post(emulator.url, [replace(there, attempts=1)], profile=OTHER)
+
+    assert [one.reason for one in alone.outcomes] == [Reason.ALREADY_THERE]
+    assert (alone.answered, alone.pause, alone.charge_study) == (True, None, False)
+    assert sum(line.get("method") == "POST" for line in emulator.requests[before:]) == 1
+
+
+def test_what_is_to_replace_something_is_posted_though_it_is_there(tmp_path, emulator):
+    part = make_part(tmp_path)
+    post(emulator.url, [part])
+
+    (outcome,) = post(emulator.url, [replace(part, attempts=1, replaces=True)], profile=OTHER).outcomes
+
+    assert outcome.state is State.STORED
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "400 Bad Request", "500 Internal Server Error", "501 No"])

@@ -342,8 +342,10 @@ def test_whole_post_refused_is_split_until_one_stands_alone(error):
     assert only(alone).alone
 
 
-def test_whole_refusal_of_one_is_final_only_while_others_succeed():
-    alone = failure(Refused(status=400, body_bytes_left=5), part(1))
+def test_whole_refusal_of_one_is_final_only_while_others_succeed_and_after_it_was_looked_for():
+    first = failure(Refused(status=400, body_bytes_left=5), part(1))
+    assert first == give_up(first), "what refuses may have stored it: before the next post it is looked for"
+    alone = failure(Refused(status=400, body_bytes_left=5), part(1, attempts=1))
 
     assert State.PENDING is only(alone).state
     assert (only(give_up(alone)).state, only(give_up(alone)).reason) == (State.FAILED, Reason.REFUSED)

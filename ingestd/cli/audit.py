@@ -48,6 +48,7 @@ class Report:
     compared: int = 0
     here_only: list[Unproven] = field(default_factory=list)
     different: list[Unproven] = field(default_factory=list)
+    failed_but_there: list[Unproven] = field(default_factory=list)
     not_told: list[Unproven] = field(default_factory=list)
     there_only: list[Identity] = field(default_factory=list)
     studies_there_only: list[str] = field(default_factory=list)
@@ -63,6 +64,7 @@ class Report:
             "compared": self.compared,
             "here_only": [_row(row) for row in self.here_only],
             "different": [_row(row) for row in self.different],
+            "failed_but_there": [_row(row) for row in self.failed_but_there],
             "not_told": [_row(row) for row in self.not_told],
             "there_only": [_identity(one) for one in self.there_only],
             "studies_there_only": self.studies_there_only,
@@ -188,34 +190,40 @@ class _Auditor:
 
     def _take(self, found: StudyAudit, rules: Rules) -> None:
         report = self.report
-        outcomes = [outcome for finding in found.findings if (outcome := self._settle(finding, rules)) is not None]
-        self._write(outcomes)
+        settled = ((finding.row, self._settle(finding, rules)) for finding in found.findings)
+        self._write([(row, outcome) for row, outcome in settled if outcome is not None])
         report.here_only += found.here_only
         report.there_only += found.there_only
         report.studies += 1
 
     def _apply(self, findings: Iterable[Finding], rules: Rules) -> None:
-        judged = [judge(finding, rules=rules, now=_now()) for finding in findings if finding.present is False]
-        self._write([outcome for outcome in judged if isinstance(outcome, Outcome)])
+        absent = [finding for finding in findings if finding.present is False]
+        judged = [(finding.row, judge(finding, rules=rules, now=_now())) for finding in absent]
+        self._write([(row, outcome) for row, outcome in judged if isinstance(outcome, Outcome)])
 
-    def _write(self, outcomes: list[Outcome]) -> None:
-        if outcomes:
+    def _write(self, judged: list[tuple[Unproven, Outcome]]) -> None:
+        """Have the outcomes carried out whose rows are still as they were judged."""
+        if judged:
             with self._ledger.write() as moves:
+                rows = {row.entry_id: row for row in self._ledger.unproven_rows([row.entry_id for row, _ in judged])}
+                outcomes = [outcome for row, outcome in judged if rows.get(row.entry_id) == row]
                 moves.apply(outcomes, now=_now(), backoff=backoff_of(self._config), jitter=0.0)
 
     def _settle(self, finding: Finding, rules: Rules) -> Outcome | None:
         """Judge one finding, comparing the fetched copy where that is what it takes."""
         report = self.report
-        judged = judge(finding, rules=rules, now=_now())
-        if finding.sameness is Sameness.SAME:
-            report.compared += 1
-        elif judged is Need.COMPARE and finding.copy is not None and finding.row.path is not None:
-            sameness = self._compare(finding.row.path, str(finding.copy))
-            if sameness is not None:
-                report.compared += 1
-                judged = judge_comparison(finding.row, sameness, rules=rules, now=_now())
+        sameness = finding.sameness
         if finding.copy is not None:
+            if finding.row.path is not None:
+                sameness = self._compare(finding.row.path, str(finding.copy))
             finding.copy.unlink(missing_ok=True)
+        report.compared += sameness is not None
+        if finding.row.state is State.FAILED:
+            self._take_failed(finding.row, sameness)
+            return None
+        judged = judge(finding, rules=rules, now=_now())
+        if judged is Need.COMPARE and sameness is not None:
+            judged = judge_comparison(finding.row, sameness, rules=rules, now=_now())
         if not isinstance(judged, Outcome):
             # There, and nothing more was asked; or fetched, and it could not be compared now.
             settled = finding.present is True and finding.copy is None
@@ -226,6 +234,12 @@ class _Auditor:
         elif finding.present is not False:
             self._count(finding, agrees=finding.present is True)
         return judged
+
+    def _take_failed(self, row: Unproven, sameness: Sameness | None) -> None:
+        """Tell of a file that was given up and is there; only a person's retry moves it."""
+        report = self.report
+        found = {Sameness.SAME: report.failed_but_there, None: report.not_told}.get(sameness, report.different)
+        found.append(row)
 
     def _count(self, finding: Finding, *, agrees: bool) -> None:
         if agrees:

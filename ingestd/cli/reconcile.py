@@ -72,8 +72,8 @@ def command(*, config: Path | None, as_json: bool, full: bool, compare: float, t
 
     With --full every study of the ledger is compared with the server's: instances that only the ledger has (absent
     twice, they become DELETED), instances and studies that only the server has, and, with --compare, content that
-    differs (it becomes a CONFLICT). It works through the studies until it is done or the time is over, and changes
-    nothing on the server.
+    differs (it becomes a CONFLICT). FAILED files that the server has with the same content are told. It works through
+    the studies until it is done or the time is over, and changes nothing on the server.
     """
     settings = tell_config(load_config(config))
     need_owner(settings.spool.path)
@@ -204,7 +204,7 @@ def _full(config: Config, *, share: float, budget: timedelta, as_json: bool) -> 
         raise Stop(ExitCode.TIMEOUT, f"the audit broke off: {report.error}")
     if not report.is_complete:
         return ExitCode.TIMEOUT
-    return ExitCode.NEEDS_PERSON if report.here_only or report.different else ExitCode.DONE
+    return ExitCode.NEEDS_PERSON if report.here_only or report.different or report.failed_but_there else ExitCode.DONE
 
 
 def _told_study(done: int, of: int) -> None:
@@ -218,9 +218,12 @@ def _tell(report: Report) -> None:
         click.echo(f"content compared: {report.compared}")
     _list("only here (absent on the server)", [f"{row.entry_id}  {row.identity.sop_uid}" for row in report.here_only])
     _list("different content", [f"{row.entry_id}  {row.identity.sop_uid}" for row in report.different])
+    _list("FAILED here, and there with the same content", [f"{row.entry_id}" for row in report.failed_but_there])
     _list("not told (ask again later)", [f"{row.entry_id}  {row.identity.sop_uid}" for row in report.not_told])
     _list("only there, in studies of ours", [one.sop_uid for one in report.there_only])
     _list("studies only there", report.studies_there_only)
+    if report.failed_but_there:
+        click.echo("`ingestd retry ID` has these compared once more and confirmed, without a post")
     if report.here_only:
         click.echo("what was absent twice is DELETED now: ingestd status --state DELETED")
     if not report.is_complete and not report.error:

@@ -7,14 +7,14 @@ question, twice is an answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, uid_of
-from ingestd.lifecycle import State, Unproven
+from ingestd.lifecycle import HOLDING, State, Unproven
 from ingestd.reconciler.asking import StudyAsker, list_identities
 from ingestd.reconciler.failing import concerns_server, pause_for
 from ingestd.reconciler.questions import Finding, StudyAudit, StudyQuestion, StudyRows
@@ -60,6 +60,13 @@ def unknown_studies(client: DicomWebClient, *, page_size: int = 100) -> Iterator
             yield uid
 
 
+def _is_left_unsent(row: Unproven, rows: Sequence[Unproven]) -> bool:
+    """Whether it is FAILED, and no other row accounts for what the server has under its UIDs."""
+    return row.state is State.FAILED and not any(
+        other.identity == row.identity and other.state in HOLDING for other in rows
+    )
+
+
 def _audit_study(
     client: DicomWebClient,
     study: StudyRows,
@@ -76,8 +83,8 @@ def _audit_study(
         shown: list[Unproven] = []
         compared: list[Unproven] = []
         for row in study.rows:
-            if row.state is State.DELETED and row.identity in listed:
-                compared.append(row)  # there again: ours, or somebody else's?
+            if row.identity in listed and (row.state is State.DELETED or _is_left_unsent(row, study.rows)):
+                compared.append(row)  # there all the same: ours, or somebody else's?
             elif row.state in EXPECTED:
                 (compared if row.needs_content_check or dice.random() < share else shown).append(row)
         for rows, fetch in ((shown, False), (compared, True)):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
 from ingestd.dicomweb import DicomWebClient, NotAuthorized, Refused, Throttled, Unavailable, Unintelligible, uid_of
-from ingestd.lifecycle import Batch, Identity
+from ingestd.lifecycle import Batch, Identity, Outcome, Reason, State
 from ingestd.sender.failures import NOT_ABOUT_THE_POST
+from ingestd.sender.verdicts import Terms
 
 
 def ask_present(client: DicomWebClient, batch: Batch) -> dict[int, bool] | None:
@@ -42,3 +46,29 @@ def ask_present(client: DicomWebClient, batch: Batch) -> dict[int, bool] | None:
             raise
         return None
     return present
+
+
+def leave_out_what_is_there(batch: Batch, terms: Terms) -> tuple[Batch, tuple[Outcome, ...]]:
+    """Take out of a batch what was attempted before and is on the server now, whatever was answered then.
+
+    Such a server, or a proxy before it, may have stored what it refused. Its copy is compared instead.
+    """
+    present = terms.present_before or {}
+    there = tuple(
+        part for part in batch.parts if part.attempts and not part.replaces and present.get(part.entry_id, False)
+    )
+    outcomes = tuple(
+        Outcome(
+            entry_id=part.entry_id,
+            state=State.UNCERTAIN,
+            reason=Reason.ALREADY_THERE,
+            note="it was posted before, and the server has an object with these UIDs now: it is not posted again, the "
+            "server's copy is compared with this file",
+            evidence=terms.evidence(part),
+            needs_content_check=True,
+            wait=timedelta(0),
+        )
+        for part in there
+    )
+    taken = {part.entry_id for part in there}
+    return replace(batch, parts=tuple(part for part in batch.parts if part.entry_id not in taken)), outcomes

@@ -110,8 +110,8 @@ def reencode(part: Part, why: str) -> Outcome:
 def give_up(result: BatchResult, *, most_attempts: int = 10) -> BatchResult:
     """Turn a lone instance's failure into FAILED; to be applied while the server stores other files.
 
-    A whole post refused (400, 404, 406, 415) is final for the one instance it held; a temporary failure (272, A7xx)
-    is final the ``most_attempts``th charged time. Anything else is left as it is.
+    A whole post refused (400, 404, 406, 415) is final the second time for the one instance it held; a temporary
+    failure (272, A7xx) is final the ``most_attempts``th charged time. Anything else is left as it is.
     """
     if len(result.batch.parts) != 1 or result.outcomes[0].state is not State.PENDING:
         return result
@@ -119,6 +119,10 @@ def give_up(result: BatchResult, *, most_attempts: int = 10) -> BatchResult:
     if outcome.reencode:
         return result
     if result.whole_batch_refused:
+        if not part.attempts:
+            # It, or a proxy before it, may have stored what it refused: the next post is preceded by a query, or
+            # answered that it is there already.
+            return result
         note = (
             f"the server refused the post of this file alone with HTTP {result.http_status}, while it took others; "
             "the file is kept: see `ingestd explain`, then `ingestd retry` or `ingestd resolve --discard`"

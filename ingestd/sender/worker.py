@@ -22,7 +22,7 @@ from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, StorePart, Throttled, Unavailable
 from ingestd.lifecycle import Batch, BatchResult, Outcome, Part, Pause, PauseCause, Reason, ServerProfile, State
 from ingestd.places import open_file
-from ingestd.sender.before import ask_present
+from ingestd.sender.before import ask_present, leave_out_what_is_there
 from ingestd.sender.failures import judge_crash, judge_failure, pause_for
 from ingestd.sender.pace import Pace
 from ingestd.sender.profile import look_in, probe_profile
@@ -243,11 +243,16 @@ class Sender:
     def _post(self, batch: Batch, profile: ServerProfile) -> tuple[BatchResult, bool]:
         """Post, judge whatever comes of it, and say whether the server has too much to do; raises nothing."""
         terms = Terms(profile=profile, reencode_refused=self._reencode_refused, now=self._utc_now())
-        posted, held_back = _without_replacements(batch)
+        posted, settled = _without_replacements(batch)
         congested = False
         try:
             if not profile.refuses_duplicates:
                 terms = replace(terms, present_before=ask_present(self._client, posted))
+                posted, there = leave_out_what_is_there(posted, terms)
+                settled += there
+            if not posted.parts:
+                nothing = BatchResult(batch=batch, outcomes=settled, finished_at=self._utc_now(), answered=True)
+                return nothing, False
             upsert = all(part.replaces for part in posted.parts)
             answer = self._client.store([self._store_part(part) for part in posted.parts], upsert=upsert)
             result = judge_answer(posted, answer, terms=replace(terms, now=self._utc_now()))
@@ -259,7 +264,7 @@ class Sender:
             congested = _says_too_much(error)
         except Exception:  # noqa: BLE001 - our own fault; the rows must not hang in SENDING for it
             result = judge_crash(posted, _where(), terms=replace(terms, now=self._utc_now()))
-        return replace(result, batch=batch, outcomes=result.outcomes + held_back), congested
+        return replace(result, batch=batch, outcomes=result.outcomes + settled), congested
 
     def _store_part(self, part: Part) -> StorePart:
         content = part.content
