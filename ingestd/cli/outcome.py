@@ -32,10 +32,11 @@ class Outcome:
 
     @property
     def code(self) -> ExitCode:
-        """The exit code: not done before needs a person."""
+        """The exit code: not done before needs a person, and what could not be taken in is a person's too."""
         if not self.result.done:
             return ExitCode.TIMEOUT
-        return ExitCode.NEEDS_PERSON if self.needs_person else ExitCode.DONE
+        calls = self.needs_person or self.result.left or self.result.alarms
+        return ExitCode.NEEDS_PERSON if calls else ExitCode.DONE
 
 
 def look_back(
@@ -119,10 +120,18 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
         click.echo(f"    -> {next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)}")
     if len(outcome.needs_person) > MOST_TOLD:
         click.echo(f"  ... and {len(outcome.needs_person) - MOST_TOLD} more: ingestd status")
+    for path in outcome.result.left[:MOST_TOLD]:
+        click.echo(f"  LEFT {plain(path)} (it cannot be read, or not be moved out of its folder)")
+    if len(outcome.result.left) > MOST_TOLD:
+        click.echo(f"  ... and {len(outcome.result.left) - MOST_TOLD} more")
+    for alarm in outcome.result.alarms:
+        click.echo(f"  stopped because {plain(alarm.note)}{f' ({plain(alarm.about)})' if alarm.about else ''}")
+        click.echo(f"    -> {plain(alarm.next_step)}")
     if not outcome.result.done:
         why = "stopped" if outcome.result.stopped else "not done in time"
         left = outcome.result.unfinished
-        click.echo(f"{why}: {in_files(left)} {'is' if left == 1 else 'are'} still on the way; run it again to go on")
+        on_the_way = f"{in_files(left)} {'is' if left == 1 else 'are'} still on the way"
+        click.echo(f"{why}: {on_the_way if left else 'not all is looked through and taken in'}; run it again to go on")
 
 
 def _as_plain(outcome: Outcome) -> dict[str, Any]:
@@ -137,5 +146,10 @@ def _as_plain(outcome: Outcome) -> dict[str, Any]:
         "needs_person": [entry_as_plain(entry) for entry in outcome.needs_person],
         "clutter": outcome.clutter,
         "left_alone": outcome.left_alone,
+        "left": list(outcome.result.left),
+        "stopped_because": [
+            {"kind": alarm.kind, "about": alarm.about, "note": alarm.note, "next_step": alarm.next_step}
+            for alarm in outcome.result.alarms
+        ],
         "exit_code": int(outcome.code),
     }

@@ -50,6 +50,11 @@ class Alarms:
         return (kind, about) in self._standing
 
     @property
+    def standing(self) -> tuple[Alarm, ...]:
+        """All that stand now."""
+        return tuple(self._standing.values())
+
+    @property
     def has_work(self) -> bool:
         """Whether a transaction is wanted."""
         return self._standing != self._kept

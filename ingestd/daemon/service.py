@@ -25,7 +25,7 @@ from ingestd.daemon.loop import Daemon, Wake
 from ingestd.daemon.notify import Notifier
 from ingestd.daemon.now import read_clocks
 from ingestd.inbox import InboxPolicy
-from ingestd.ledger import Ledger, LedgerError
+from ingestd.ledger import Alarm, Ledger, LedgerError
 
 _STATUS_EVERY_SECONDS = 10.0
 # How long a thread that computes may keep the interpreter from one that has just read, hashed or sent a megabyte. With
@@ -180,13 +180,18 @@ def _status_line(ledger: Ledger) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OnceResult:
-    """What ``run --once`` came to. ``done``: everything it waited for is settled; ``stopped``: a signal ended it."""
+    """What ``run --once`` came to. ``done``: everything it waited for is settled; ``stopped``: a signal ended it.
+
+    ``left`` are the paths of files that could be neither read nor moved, ``alarms`` what stood in the way at the end.
+    """
 
     done: bool
     stopped: bool
     last_id_before: int
     taken_in: int
     unfinished: int
+    left: tuple[str, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
 
 
 def run_once(
@@ -227,6 +232,7 @@ def run_once(
             daemon.housekeeping.hurry()
             daemon.tick()
             unfinished = daemon.ledger.unfinished()
+            left, alarms = tuple(daemon.inboxes.barred()), daemon.alarms.standing
         except BaseException:
             daemon.close()
             raise
@@ -238,4 +244,6 @@ def run_once(
         last_id_before=before,
         taken_in=taken_in,
         unfinished=unfinished,
+        left=left,
+        alarms=alarms,
     )

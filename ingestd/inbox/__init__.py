@@ -20,6 +20,7 @@ Two classes do it all.
     .ignore_inodes(inbox, *, ignored: bool) -> None   to be told in its report
     .scan_now() -> None                               ask for a full scan at once
     .is_drained(since: float) -> bool                 for ``run --once``
+    .barred() -> list[str]                            paths of files that cannot be read or moved
     .reports() -> list[InboxReport] / .is_healthy() -> bool / .close() -> None
 
 ``now`` is ``clocks.boottime()``. Every candidate in ``Look.ready`` must come back by exactly one of ``done`` (its

@@ -174,6 +174,11 @@ class Drop:
             and len(self.sights) == self.sights.count(Phase.UNREADABLE)
         )
 
+    def barred(self) -> list[str]:
+        """Name the files that cannot be read, or not be moved, by their paths."""
+        paths = self.sights.barred_paths()
+        return [str(self._origins[path].path) if path in self._origins else self._prefix + path for path in paths]
+
     def take_emptied(self) -> list[str]:
         """Take which folders lay empty long enough."""
         emptied, self._scanning.emptied = self._scanning.emptied, []

@@ -172,6 +172,10 @@ class Inboxes:
         if drop is not None:
             drop.ignore_inodes(ignored=ignored)
 
+    def barred(self) -> list[str]:
+        """Name the files that cannot be read, or not be moved, by their paths."""
+        return [path for drop in self._drops.values() for path in drop.barred()]
+
     def scan_now(self) -> None:
         """Ask for a full scan of every inbox at once."""
         for drop in self._drops.values():

@@ -88,6 +88,10 @@ class Sights:
         """Say since when the file that waits longest lies here unchanged; None when nothing waits."""
         return min((sight.since for sight in self._by_path.values()), default=None)
 
+    def barred_paths(self) -> list[str]:
+        """Name the files that could not be opened, read or moved."""
+        return [sight.path for sight in self._by_path.values() if sight.barred]
+
     @property
     def room(self) -> int:
         """How many more files may be watched."""
