@@ -65,15 +65,19 @@ def _part(path: Path, on_skip: Callable[[Path, str], object] | None) -> StorePar
     except OSError as error:
         why = f"cannot be read: {error.strerror}"
     else:
-        with os.fdopen(fd, "rb") as file:
+        try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 why = "is no regular file"
             else:
-                uids = read_uids(file)
+                uids = read_uids(fd)
                 if uids is not None:
                     return StorePart(path=path, size_bytes=found.st_size, sop_uid=uids.sop)
                 why = "is no DICOM file with study, series and SOP instance UID"
+        except OSError as error:
+            why = f"cannot be read: {error.strerror}"
+        finally:
+            os.close(fd)
     if on_skip is not None:
         on_skip(path, why)
     return None

@@ -156,7 +156,7 @@ class Retrieval:
                 while chunk := part.next_chunk():
                     _write_all(fd, chunk)
                     size += len(chunk)
-                uids = read_uids(file)
+                uids = read_uids(fd)
                 if uids is None:
                     raise self._answer.unintelligible("a retrieved part is no DICOM file with the three UIDs")
                 target = _target(root, uids)

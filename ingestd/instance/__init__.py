@@ -11,6 +11,7 @@ from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import NOTES, Inspection, Limits, Verdict
 from ingestd.instance.inspection import inspect
 from ingestd.instance.meta import file_meta_for
+from ingestd.instance.naming import read_uids
 from ingestd.instance.reencode import reencode_explicit
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "differing_attributes",
     "file_meta_for",
     "inspect",
+    "read_uids",
     "reencode_explicit",
 ]

@@ -218,7 +218,7 @@ def checked(path: Path) -> StorePart:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with path.open("rb") as file:
-        uids = read_uids(file)
+        uids = read_uids(file.fileno())
     assert uids is not None, "made by us"
     return StorePart(path=path, size_bytes=path.stat().st_size, sop_uid=uids.sop, digest=digest)
 

@@ -1,0 +1,52 @@
+"""Which instance a file is, and nothing else: read up to its Series Instance UID, in constant memory."""
+
+from __future__ import annotations
+
+from ingestd.instance.errors import InvalidInstance
+from ingestd.instance.facts import Limits
+from ingestd.instance.frames import Event
+from ingestd.instance.meta import uid_text
+from ingestd.instance.opening import OpenedFile
+from ingestd.instance.source import ignore_progress
+from ingestd.instance.syntax import SERIES_INSTANCE_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID
+from ingestd.instance.walk import KEPT_BYTES, Walker
+
+_UIDS = (STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, SOP_INSTANCE_UID)
+
+
+class _UidsAndWhatFollows:
+    """Elements come in ascending order: behind the last UID begins what need not be read."""
+
+    def __contains__(self, tag: object) -> bool:
+        return isinstance(tag, int) and (tag > SERIES_INSTANCE_UID or tag in _UIDS)
+
+
+def read_uids(fd: int) -> tuple[str, str, str] | None:
+    """Read Study, Series and SOP Instance UID from the beginning of a file with File Meta; "" for one that is absent.
+
+    Stops behind them; only where one is missing in its place is it looked for in what follows. None for what is no
+    DICOM file. Nothing is said of the rest of the file. Raises OSError as the kernel gives it.
+    """
+    found: dict[int, bytes] = {}
+    try:
+        limits = Limits()
+        file = OpenedFile(fd, limits=limits, progress=ignore_progress)
+        file.read_meta()
+        walker = Walker(
+            file.open_dataset(),
+            encoding=file.encoding,
+            limits=limits,
+            chosen=_UidsAndWhatFollows(),
+            keep=_UIDS,
+            keep_in=found,
+        )
+        if file.generated_meta:
+            return None
+        while walker.advance() is not Event.END and len(found) < len(_UIDS):
+            if walker.tag in _UIDS and walker.length <= KEPT_BYTES:
+                found.setdefault(walker.tag, walker.value())
+    except InvalidInstance:
+        if len(found) < len(_UIDS):
+            return None
+    study, series, sop = (uid_text(found.get(tag, b"")) for tag in _UIDS)
+    return study, series, sop
