@@ -73,36 +73,39 @@ class Daemon:
     """All rooms of one spool, wired; owns their order of starting and stopping."""
 
     def __init__(
-        self, config: Config, *, policies: tuple[InboxPolicy, ...] | None = None, wake: Wake | None = None
+        self,
+        config: Config,
+        *,
+        policies: tuple[InboxPolicy, ...] | None = None,
+        wake: Wake | None = None,
+        before: Daemon | None = None,
     ) -> None:
         """Open spool and ledger and start the workers; ``policies`` stand in for the configured inboxes.
 
-        Raises SpoolInUse, SpoolError, LedgerError; nothing is left running then.
+        With ``before``, whose place it is to take, it has that one's spool and ledger; ``start`` only once that one
+        was stopped. Raises SpoolInUse, SpoolError, LedgerError, and ValueError for inboxes that cannot be used
+        together; nothing is left running then, and nothing of ``before`` was touched.
         """
         self.config = config
         self.wake = wake or Wake()
         self._log = structlog.get_logger()
         policies = policies if policies is not None else tuple(wiring.policy_of(inbox) for inbox in config.inboxes)
-        self.spool = Spool(config.spool.path)
-        self.spool.lock()
+        self._takes_over = before is not None
+        self.spool: Spool
+        self.ledger: Ledger
+        self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config)
         try:
-            self.ledger = Ledger.open(
-                config.ledger,
-                host=self.spool.host,
-                destination=config.destination.url,
-                spool=self.spool.path,
-                limits=wiring.limits_of(config),
-                longest=wiring.longest_waits_of(config),
-            )
+            self.inboxes = Inboxes(policies, spool=self.spool.path, wake=self.wake)
+            self.client = wiring.client_of(config)
         except BaseException:
-            self.spool.unlock()
+            if before is None:
+                self.ledger.close()
+                self.spool.unlock()
             raise
         backoff = wiring.backoff_of(config)
-        self.inboxes = Inboxes(policies, spool=self.spool.path, wake=self.wake)
         self.readers = Readers(
             processes=config.reader.processes, limits=wiring.reader_limits_of(config), wake=self.wake
         )
-        self.client = wiring.client_of(config)
         self.sender = Sender(
             self.client,
             profile=wiring.profile_from(config),
@@ -175,6 +178,10 @@ class Daemon:
     def start(self) -> None:
         """Settle what the last run left, arm the observers; then the first scan belongs to the first ticks."""
         now = read_clocks()
+        if self._takes_over:
+            self.spool.empty_scratch()
+            self.ledger.longest = wiring.longest_waits_of(self.config)
+            self.ledger.set_limits(wiring.limits_of(self.config))
         with self.ledger.write() as moves:
             recovered = moves.recover(now=now.utc)
         if recovered.uncertain or recovered.attempts or recovered.candidates:
@@ -252,8 +259,11 @@ class Daemon:
             and self.reconciler.is_healthy()
         )
 
-    def stop(self, grace: timedelta) -> None:
-        """Stop claiming, finish the posts in flight within ``grace``, close; the next start finds the rest."""
+    def stop(self, grace: timedelta, *, hand_over: bool = False) -> None:
+        """Stop claiming, finish the posts in flight within ``grace``, close; the next start finds the rest.
+
+        With ``hand_over`` spool and ledger stay open, for the one that takes this one's place.
+        """
         self.stopping = True
         self.dispatch.stopping = True
         deadline = read_clocks().mono + grace.total_seconds()
@@ -263,17 +273,18 @@ class Daemon:
         given_up = self.sender.close(timedelta(0))
         if given_up:
             self._log.warning("sender.given_up", posts=given_up)
-        self.close()
+        self.close(hand_over=hand_over)
 
-    def close(self) -> None:
+    def close(self, *, hand_over: bool = False) -> None:
         """Let go of everything; safe at any moment, since every durable step came before the act it guards."""
         self.inboxes.close()
         self.mover.close(5.0)
         self.reconciler.close(timedelta(0))
         self.readers.close()
         self.client.close()
-        self.ledger.close()
-        self.spool.unlock()
+        if not hand_over:
+            self.ledger.close()
+            self.spool.unlock()
 
     def _gather(self, now: Now) -> None:
         self.desk.collect()
@@ -366,3 +377,21 @@ class Daemon:
         if not self.stopping:
             times.append(self.orphans.next_at(now))
         return min(times)
+
+
+def _opened(config: Config) -> tuple[Spool, Ledger]:
+    spool = Spool(config.spool.path)
+    spool.lock()
+    try:
+        ledger = Ledger.open(
+            config.ledger,
+            host=spool.host,
+            destination=config.destination.url,
+            spool=spool.path,
+            limits=wiring.limits_of(config),
+            longest=wiring.longest_waits_of(config),
+        )
+    except BaseException:
+        spool.unlock()
+        raise
+    return spool, ledger

@@ -88,22 +88,23 @@ def run_forever(config: Config, *, reread: Callable[[], Config]) -> None:
     signals = _Signals(wake)
     log = structlog.get_logger()
     with signals.caught():
+        daemon = Daemon(config, wake=wake)
         while True:
-            daemon = Daemon(config, wake=wake)
             try:
                 daemon.start()
-                log.info("daemon.started", version=ingestd.__version__, inboxes=len(config.inboxes))
-                config = _serve(daemon, signals, notifier, reread)
+                log.info("daemon.started", version=ingestd.__version__, inboxes=len(daemon.config.inboxes))
+                following = _serve(daemon, signals, notifier, reread)
             except BaseException:
                 daemon.close()
                 raise
-            if signals.asked is _Asked.STOP:
+            if following is None:
                 notifier.stopping()
                 log.info("daemon.stopping")
-                daemon.stop(config.shutdown_grace)
+                daemon.stop(daemon.config.shutdown_grace)
                 log.info("daemon.stopped")
                 return
-            daemon.stop(daemon.config.shutdown_grace)
+            daemon.stop(daemon.config.shutdown_grace, hand_over=True)
+            daemon = following
 
 
 def tell_crash() -> None:
@@ -111,10 +112,10 @@ def tell_crash() -> None:
     structlog.get_logger().exception("daemon.crashed")
 
 
-def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callable[[], Config]) -> Config:
-    """Turn the loop until it is to stop or has a new, valid configuration; give the one to go on with."""
+def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callable[[], Config]) -> Daemon | None:
+    """Turn the loop until it is to stop (None), or another stands that takes its place with a new configuration."""
     ready = False
-    following: Config | None = None
+    following: Daemon | None = None
     interval = notifier.watchdog_interval.total_seconds() if notifier.watchdog_interval else _NEVER
     alive_at = status_at = 0.0
     while True:
@@ -132,16 +133,18 @@ def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callab
                 notifier.status(_status_line(daemon.ledger))
             status_at = now + _STATUS_EVERY_SECONDS
         if signals.asked is _Asked.STOP:
-            return daemon.config
+            if following is not None:
+                following.close(hand_over=True)
+            return None
         if signals.asked is _Asked.RELOAD:
             notifier.reloading()
             signals.asked = None
-            config = _reread(reread, daemon.config)
-            if config is None:
+            if following is not None:
+                following.close(hand_over=True)
+            following = _prepare(_reread(reread, daemon.config), daemon)
+            if following is None:
                 notifier.ready("watching; the changed configuration was refused, see the log")
-            else:
-                following = config
-                daemon.dispatch.stopping = True
+            daemon.dispatch.stopping = following is not None
         # A post that went on in this process would be asked about meanwhile, found absent, and sent a second time.
         if following is not None and daemon.dispatch.is_idle:
             return following
@@ -171,6 +174,17 @@ def _reread(reread: Callable[[], Config], current: Config) -> Config | None:
         return None
     log.info("config.reread")
     return config
+
+
+def _prepare(config: Config | None, before: Daemon) -> Daemon | None:
+    """Build all rooms anew while the old ones still serve; None, and a line in the log, where that cannot be."""
+    if config is None:
+        return None
+    try:
+        return Daemon(config, wake=before.wake, before=before)
+    except (ConfigError, ValueError, OSError) as error:
+        structlog.get_logger().error("config.refused", error=type(error).__name__)
+        return None
 
 
 def _status_line(ledger: Ledger) -> str:

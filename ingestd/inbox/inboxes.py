@@ -235,10 +235,18 @@ def _check_places(policies: Sequence[InboxPolicy], spool: Path) -> dict[str, str
             raise ValueError(f"two inboxes watch one folder: {policy.path}")
         if place == spool_place or place.startswith(spool_place + "/"):
             raise ValueError(f"the inbox {policy.path} lies inside the spool {spool}")
-        if policy.take is Take.MOVE and policy.path.is_file():
+        if policy.take is Take.MOVE and _is_file(policy.path):
             raise ValueError(f"the inbox {policy.path} is a file, not a folder")
         places[policy.name] = place
     return places
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it surely is one; what cannot be looked at now is that inbox's alarm, and no reason to refuse all."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _inside(place: str, others: Sequence[str]) -> frozenset[str]:

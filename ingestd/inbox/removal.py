@@ -31,7 +31,9 @@ def remove(root: Path, relative_path: str, source: SourceStat, aside: Aside) -> 
         folder = open_folder(str(root), parent)
     except (FileNotFoundError, NotADirectoryError):
         # A folder that is missing may be a share that is not mounted; only a root that is there can say "gone".
-        return Removal.GONE if root.is_dir() else Removal.WAITS
+        with contextlib.suppress(OSError):
+            return Removal.GONE if root.is_dir() else Removal.WAITS
+        return Removal.WAITS
     except OSError:
         return Removal.WAITS
     try:

@@ -112,7 +112,7 @@ class Spool:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
-        self._empty_scratch()
+        self.empty_scratch()
 
     def unlock(self) -> None:
         """Let another process have it."""
@@ -356,7 +356,8 @@ class Spool:
         assert made is not None
         return made
 
-    def _empty_scratch(self) -> None:
+    def empty_scratch(self) -> None:
+        """Remove what a former run, or the rooms before a new configuration, left in ``scratch``."""
         with os.scandir(self.path / "scratch") as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
