@@ -80,11 +80,17 @@ class Reason(StrEnum):
     ABSENT = "absent"
     NOT_SHOWN = "not_shown"
     HOLDER_GONE = "holder_gone"
+    DROPPED_AGAIN = "dropped_again"
     REENCODED = "reencoded"
     RETRIED = "retried"
     ADMITTED_ANYWAY = "admitted_anyway"
     REPLACED = "replaced"
     DISCARDED = "discarded"
+
+
+def needs_person(state: State, reason: str | None) -> bool:
+    """Whether a row waits for a person: not where its very file was dropped again, and that row is CONFIRMED."""
+    return state in NEEDS_PERSON and reason != Reason.DROPPED_AGAIN
 
 
 class IllegalMove(RuntimeError):
@@ -126,10 +132,10 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.FAILED, _S.PENDING): "a person: retry",
     (_S.CONFLICT, _S.PENDING): "a person: retry, or resolve --replace",
     (_S.DELETED, _S.PENDING): "a person: retry",
-    (_S.FAILED, _S.DISCARDED): "a person: resolve --discard; or its file was dropped again, and that row is CONFIRMED",
+    (_S.FAILED, _S.DISCARDED): "a person: resolve --discard",
     (_S.CONFLICT, _S.DISCARDED): "a person: resolve --discard",
     (_S.REJECTED, _S.DISCARDED): "a person: resolve --discard; or its file was admitted anew, as another row",
-    (_S.DELETED, _S.DISCARDED): "a person: resolve --discard; or its file was dropped again, and that row is CONFIRMED",
+    (_S.DELETED, _S.DISCARDED): "a person: resolve --discard",
     # A holder that a person replaces; it holds its identity until this very transaction.
     (_S.PENDING, _S.DISCARDED): "a person: resolve --replace of another row",
     (_S.UNCERTAIN, _S.DISCARDED): "a person: resolve --replace of another row",

@@ -563,15 +563,20 @@ def test_row_whose_file_was_dropped_again_and_confirmed_needs_no_person(ledger: 
     assert state_of(ledger, former) is state
     confirm(ledger, again, changed)
 
-    assert state_of(ledger, former) is State.DISCARDED
-    assert state_of(ledger, other) is state  # what was confirmed under its UIDs is another content
     story = ledger.story(former)
     assert story is not None
-    assert f"dropped again as row {again}" in story.entry.note
-    assert former in {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))}
+    assert (story.entry.state, story.entry.reason) == (state, Reason.DROPPED_AGAIN)
+    assert f"dropped again as row {again}" in story.history[-1].note
+    # What was confirmed under the other's UIDs is another content.
+    status = ledger.status()
+    assert (status.needs_person, status.states[state]) == (1, 2)
+    held = ledger.entry(other)
+    assert held is not None
+    assert status.oldest_needs_person_at == held.changed_at
 
     apply(ledger, outcome(again, State.DELETED, Reason.FEED), now=LATER + timedelta(hours=1))
-    assert state_of(ledger, former) is State.DISCARDED
+    assert ledger.status().needs_person == 2
+    assert_ledger_holds(ledger)
 
 
 def test_deleted_row_that_is_there_again_is_confirmed(ledger: Ledger):

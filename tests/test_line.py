@@ -340,8 +340,10 @@ def test_object_deleted_on_the_server_is_reported_and_not_sent_again(site: Site,
         delete(server.url, image.identity)
         site.wait_for({"DELETED": 1})
 
+        assert site.command("status", "--exit-code").returncode == 1
         drop(site, "exported again", image.content)
-        site.wait_for({"DISCARDED": 1, "CONFIRMED": 1})
+        site.wait_for({"DELETED": 1, "CONFIRMED": 1})
+        assert site.command("status", "--exit-code").returncode == 0
 
     assert posts_of(server, image) == ["stored", "stored"]
 

@@ -100,6 +100,8 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
         "`ingestd resolve {id} --discard`, or, where the server can replace, send this one instead with "
         "`ingestd resolve {id} --replace`"
     ),
+    (State.DELETED, Reason.DROPPED_AGAIN): f"nothing: its file was dropped again and is confirmed; or {_DISCARD}",
+    (State.FAILED, Reason.DROPPED_AGAIN): f"nothing: its file was dropped again and is confirmed; or {_DISCARD}",
     (State.DELETED, None): (
         f"if it was deleted by mistake, {_RETRY} while the file is kept, or drop it again; else {_DISCARD}"
     ),

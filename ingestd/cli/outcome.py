@@ -53,7 +53,7 @@ def look_back(
     were named in each (None: all), so does one that did before, while its file lies there as it was.
     """
     from ingestd.ledger import Choice
-    from ingestd.lifecycle import NEEDS_PERSON, Reason
+    from ingestd.lifecycle import NEEDS_PERSON, Reason, needs_person
 
     from .frame import ledger_for_reading
 
@@ -68,7 +68,8 @@ def look_back(
             after: Entry | None = None
             while page := ledger.entries(Choice(state=state, since=None if inboxes else since), after=after):
                 after = page[-1]
-                ours = [entry for entry in page if inboxes is None or _is_named(entry, inboxes, since)]
+                calling = [entry for entry in page if needs_person(entry.state, entry.reason)]
+                ours = [entry for entry in calling if inboxes is None or _is_named(entry, inboxes, since)]
                 real = [entry for entry in ours if entry.reason not in {Reason.NOT_DICOM, Reason.DICOMDIR}]
                 clutter += len(ours) - len(real)
                 found += real

@@ -404,14 +404,14 @@ def _states(status: Status) -> RenderableType:
 
 
 def _needs_person(status: Status) -> list[RenderableType]:
-    from ingestd.lifecycle import NEEDS_PERSON, Reason
+    from ingestd.lifecycle import Reason, needs_person
 
     from .advice import next_step
     from .tables import styled, table
 
     sums: dict[tuple[str, str], int] = {}
     for count in status.counts:
-        if count.state in NEEDS_PERSON and count.rows:
+        if needs_person(count.state, count.reason) and count.rows:
             key = (str(count.state), count.reason)
             sums[key] = sums.get(key, 0) + count.rows
     if not sums and not status.held:

@@ -55,7 +55,7 @@ def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backof
             confirmed[row.id] = outcome.evidence_at or fresh
     tx.write()
     _settle_duplicates(tx, confirmed, now)
-    _let_go_of_dropped_again(tx, [rows[entry_id] for entry_id in confirmed], now)
+    _free_a_person(tx, [rows[entry_id] for entry_id in confirmed], now)
     tx.settle()
     return Applied(moved=moved, lost=len(outcomes) - moved)
 
@@ -168,15 +168,16 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
     check_again(tx, list(again), at=now)
 
 
-def _let_go_of_dropped_again(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> None:
-    """Free a person from DELETED and FAILED rows whose very file was dropped again, and is on the server now."""
+def _free_a_person(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> None:
+    """Say of DELETED and FAILED rows that their very file was dropped again, and is on the server now."""
     by_identity = {row.identity: row for row in confirmed}
     for piece in pieces([row.sop_uid for row in confirmed]):
         for former in tx.rows(_GAVE_UP, sop_uids=piece):
             again = by_identity.get(former.identity)
             if again is not None and again.id > former.id and same_bytes(again, former):
-                note = f"its file was dropped again as row {again.id}, which is confirmed"
-                tx.move(former, State.DISCARDED, at=now, reason=Reason.SAME_CONTENT, note=note)
+                reason, note = Reason.DROPPED_AGAIN, f"its file was dropped again as row {again.id}, which is confirmed"
+                tx.change(former, {"reason": reason, "note": note, "changed_at": now}, at=now)
+                tx.put_down((former.id,), former.state, former.state, at=now, reason=reason, note=note)
 
 
 def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime) -> int:

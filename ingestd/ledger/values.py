@@ -325,8 +325,9 @@ class Count:
 class Status:
     """Everything ``ingestd status`` says without being asked for more; read in constant time.
 
-    ``needs_person`` counts FAILED, CONFLICT, REJECTED, DELETED and held rows, save ``not_dicom`` and ``dicomdir``
-    clutter, which ``clutter`` counts. ``oldest_unconfirmed_at`` counts files without a row, too.
+    ``needs_person`` counts FAILED, CONFLICT, REJECTED, DELETED and held rows, save what was dropped again and is
+    CONFIRMED, and ``not_dicom`` and ``dicomdir`` clutter, which ``clutter`` counts.
+    ``oldest_unconfirmed_at`` counts files without a row, too.
     """
 
     states: Mapping[State, int]

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, select
 
-from ingestd.lifecycle import NEEDS_PERSON, Content, Identity, Reason, State
+from ingestd.lifecycle import NEEDS_PERSON, Content, Identity, Reason, State, needs_person
 
 from .reads import UNCONFIRMED, Reads
 from .row import file_of, pieces
@@ -87,7 +87,7 @@ class Views(Reads):
         for count in counts:
             states[count.state] += count.rows
         held = sum(count.held for count in counts)
-        troubled = [count for count in counts if count.state in NEEDS_PERSON]
+        troubled = [count for count in counts if needs_person(count.state, count.reason)]
         clutter = sum(count.rows for count in troubled if count.state is State.REJECTED and count.reason in CLUTTER)
         inboxes = self._inboxes()
         waiting = [self.oldest_unconfirmed_at(), *(inbox.oldest_at for inbox in inboxes)]
@@ -110,7 +110,7 @@ class Views(Reads):
         oldest = [
             self._one(
                 select(instance.c.changed_at)
-                .where(instance.c.state == state, instance.c.reason.not_in(CLUTTER))
+                .where(instance.c.state == state, instance.c.reason.not_in(CLUTTER | {Reason.DROPPED_AGAIN}))
                 .order_by(instance.c.changed_at)
                 .limit(1)
             )
