@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -186,3 +186,27 @@ def test_once_nothing_is_left_to_post_the_feed_is_read_again_soon(tmp_path: Path
 
     assert done.returncode == 0, done.stdout
     assert site.states() == {"CONFIRMED": 1}
+
+
+def test_a_batch_whose_attempt_is_not_committed_does_not_leave(tmp_path: Path, server: Emulator):
+    """G5: nothing leaves the machine before a durable attempt row says that it may have left."""
+    site = Site(tmp_path / "site", server.url, batch={"quiet_period": "1h", "max_wait": "1h"})
+    write_instance(site.drop / "image")
+    with rooms(site) as daemon:
+        turn_until(daemon, is_in(daemon, State.PENDING), what="the file")
+        turn_until(daemon, lambda: daemon.sender.free and daemon.sender.prepare() is True, what="a server to post to")
+        daemon.dispatch.flush = True
+        assert daemon.dispatch.may_claim(read_clocks())
+
+        with suppress(LookupError), daemon.ledger.write() as moves:
+            daemon.dispatch.record(moves, read_clocks(), claim=True)
+            raise LookupError("the ledger could not commit")
+
+        assert daemon.dispatch.in_flight == 0
+        assert is_in(daemon, State.PENDING)()
+        with daemon.ledger.write() as moves:
+            daemon.dispatch.record(moves, read_clocks(), claim=True)
+        assert daemon.dispatch.in_flight == 0
+        daemon.dispatch.committed()
+        assert daemon.dispatch.in_flight == 1
+    assert len([line for line in server.requests if line.get("method") == "POST"]) <= 1

@@ -35,6 +35,8 @@ from ingestd.dicomweb import (
     Unintelligible,
     failure_meaning,
 )
+from ingestd.dicomweb.connections import SEND_SIZE, _PlainConnection
+from ingestd.dicomweb.deadlines import Flight
 from ingestd.dicomweb.store_body import READ_SIZE, SEND_FROM, WITHHELD, StoreBody
 from tests.builders import instance_bytes
 from tests.http_server import Conversation, ScriptedServer, answer, certificate, server_context
@@ -413,6 +415,37 @@ def test_connection_cut_during_the_upload_says_how_much_may_have_left(tmp_path, 
     assert raised.value.body_bytes_left >= read_first
     assert not raised.value.nothing_was_stored
     assert not raised.value.timed_out
+
+
+def test_reset_in_the_first_piece_of_the_body_does_not_read_as_nothing_left():
+    """What was begun may have left: counted after it was sent, a reset meanwhile would read as "proven not sent"."""
+
+    def play(conversation: Conversation) -> None:
+        conversation.read_body(1)
+        conversation.hang_up(reset=True)
+
+    small = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]
+    with ScriptedServer(play) as server, Flight(QUICK, size_bytes=10**9) as flight:
+        server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection = _PlainConnection("127.0.0.1", server.port, timeout=10, socket_options=small)
+        with pytest.raises(OSError):
+            connection.request("POST", "/", body=[bytes(SEND_SIZE), bytes(10)], headers={"Content-Length": "262154"})
+        connection.close()
+
+    assert flight.body_bytes_left == SEND_SIZE
+
+
+def test_no_cookie_of_a_server_comes_back_to_it(tmp_path):
+    """A load balancer's cookie would bind all of us to one back end, and somebody else's session would be kept."""
+    said = {"Set-Cookie": "session=abc; Path=/"}
+    with (
+        ScriptedServer(answer(verdicts(stored=["1.2.0"]), headers=said)) as server,
+        DicomWebClient(server.url) as client,
+    ):
+        for _ in range(2):
+            client.store(parts_of(tmp_path, [10]))
+
+    assert [request.headers.get("cookie") for request in server.requests] == [None, None]
 
 
 def test_answer_that_never_comes_ends_at_the_deadline(tmp_path):

@@ -151,6 +151,23 @@ def test_row_that_travels_alone_waits_for_its_turn():
     assert cut_batch([alone, last], BatchLimits()) == (alone,)
 
 
+@pytest.mark.parametrize("charged, taken", [(0, 4), (1, 2), (2, 1), (9, 1)])
+def test_each_charged_attempt_halves_the_bytes_of_the_next_batch(charged: int, taken: int):
+    limits = BatchLimits(max_bytes=40)
+    of_study = [waiting(number, size_bytes=10) for number in range(6)]
+    of_rows = [waiting(number, size_bytes=10, charged=charged) for number in range(6)]
+
+    assert len(cut_batch(of_study, limits, charged=charged)) == taken
+    assert len(cut_batch(of_rows, limits)) == taken
+
+
+def test_one_sop_instance_uid_is_never_twice_in_a_batch():
+    first, again, other = waiting(1), replace(waiting(2), sop_uid="1.1"), waiting(3)
+
+    assert cut_batch([first, again, other], BatchLimits()) == (first, other)
+    assert cut_batch([again], BatchLimits()) == (again,)
+
+
 @pytest.mark.parametrize("poison", [0, 77, 199])
 def test_poison_isolates_itself_in_log2_steps_while_others_go_through(poison: int):
     """A success clears the study's count; the rows' own counts keep the suspects in small batches."""

@@ -1,0 +1,107 @@
+"""G4 and G5: a row moves only from where it was found, by whoever claimed it; and one row holds an identity."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from ingestd.ledger import Ledger
+from ingestd.ledger.schema import instance
+from ingestd.lifecycle import IllegalMove, Outcome, Reason, State
+from tests.ledger_builders import (
+    BACKOFF,
+    LATER,
+    admit,
+    arrival,
+    assert_ledger_holds,
+    finish,
+    open_ledger,
+    outcome,
+    result_of,
+    state_of,
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path):
+    with open_ledger(tmp_path) as opened:
+        yield opened
+
+
+def test_what_a_post_came_to_moves_no_row_that_was_claimed_anew_meanwhile(ledger: Ledger):
+    """Its claim was given up and the row sent again: the answer to the first post says nothing of the second."""
+    (entry_id,) = admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        first = moves.claim("1.2.1", now=LATER)
+    with ledger.write() as moves:
+        moves.recover(now=LATER)
+        moves.apply([outcome(entry_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0)
+        second = moves.claim("1.2.1", now=LATER)
+    assert first is not None
+    assert second is not None
+    assert first.claim_token != second.claim_token
+
+    with ledger.write() as moves:
+        late = moves.finish(result_of(first, State.STORED, answered=True), now=LATER, backoff=BACKOFF, jitter=0.0)
+
+    assert (late.moved, late.lost) == (0, 1)
+    assert state_of(ledger, entry_id) is State.SENDING
+    assert_ledger_holds(ledger)
+
+
+_MOVED = {"state": State.CONFIRMED, "confirmed_at": LATER}
+
+
+@pytest.mark.parametrize("rows", [1, 10])
+@pytest.mark.parametrize(
+    "before, changed", [(State.STORED, _MOVED), (State.SENDING, {"claim_token": "another"})], ids=["state", "token"]
+)
+def test_row_that_changes_between_look_and_move_is_left_and_nothing_is_committed(
+    ledger: Ledger, before: State, changed: dict[str, object], rows: int
+):
+    """Every UPDATE says from which state, and by which claim; one by one, and for many at once."""
+    ids = admit(ledger, *(arrival(number) for number in range(rows)))
+    with ledger.write() as moves:
+        batch = moves.claim("1.2.1", now=LATER)
+        assert batch is not None
+        if before is State.STORED:
+            finish(moves, result_of(batch, State.STORED, answered=True))
+
+    def meet() -> None:
+        with ledger.write() as moves:
+            tx = moves._tx
+            found = tx.rows_by_id(ids)
+            tx.connection.execute(update(instance).where(instance.c.id == ids[0]).values(**changed))
+            tx.move_all(list(found.values()), State.UNCERTAIN, at=LATER, reason=Reason.NO_VERDICT, next_check_at=LATER)
+
+    with pytest.raises(IllegalMove):
+        meet()
+
+    assert {state_of(ledger, each) for each in ids} == {before}
+    assert_ledger_holds(ledger)
+
+
+def test_database_itself_lets_one_row_hold_an_identity(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    with closing(sqlite3.connect(ledger.file)) as connection:
+        names = [line[1] for line in connection.execute("PRAGMA table_info(instance)") if line[1] != "id"]
+        columns = ", ".join(names)
+        copy = f"INSERT INTO instance ({columns}) SELECT {columns} FROM instance WHERE id = ?"
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+            connection.execute(copy, (entry_id,))
+
+
+def test_an_outcome_for_a_row_found_elsewhere_is_lost(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1))
+    stored = Outcome(entry_id=entry_id, state=State.CONFIRMED, reason=Reason.FEED, expected=State.STORED)
+
+    with ledger.write() as moves:
+        applied = moves.apply([stored], now=LATER + timedelta(minutes=1), backoff=BACKOFF, jitter=0.0)
+
+    assert (applied.moved, applied.lost) == (0, 1)
+    assert state_of(ledger, entry_id) is State.PENDING
