@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from os import stat_result
+from typing import TypeAlias
 
 
 class State(StrEnum):
@@ -118,7 +119,7 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.UNCERTAIN, _S.STORED): "the server shows it, proof of content to follow",
     (_S.UNCERTAIN, _S.CONFIRMED): "the server shows it, with our content",
     (_S.UNCERTAIN, _S.PENDING): "absent twice, or a person asked for another try",
-    (_S.UNCERTAIN, _S.CONFLICT): "the server has this identity with other content",
+    (_S.UNCERTAIN, _S.CONFLICT): "the server has this identity with other content, or less than all of ours",
     (_S.UNCERTAIN, _S.DELETED): "it was STORED once, and the change feed says that somebody deleted it since",
     (_S.STORED, _S.CONFIRMED): "proven on the server",
     (_S.STORED, _S.UNCERTAIN): "the grace time passed and nothing shows it",
@@ -460,6 +461,10 @@ class Outcome:
 
     ``expected`` is the state that the row was asked about in: found in another one, it is left alone. ``evidence_at``
     is when the server was asked (our clock): what the evidence is newer than.
+
+    ``sameness`` is how a copy that was fetched compares. ``untold``: the server was asked and could not tell.
+    ``mismatch``: the server, not another sender, is to blame for a copy that is not ours. ``noted``: the note stays on
+    the row although it does not move. ``unnamed``: a complete answer to a post of it alone said nothing of it.
     """
 
     entry_id: int
@@ -478,6 +483,11 @@ class Outcome:
     needs_content_check: bool = False
     expected: State | None = None
     evidence_at: datetime | None = None
+    sameness: Sameness | None = None
+    untold: bool = False
+    mismatch: bool = False
+    noted: bool = False
+    unnamed: bool = False
 
 
 class PauseCause(StrEnum):
@@ -517,6 +527,30 @@ class BatchResult:
     answered: bool = False  # a complete, readable answer came: the destination works
 
 
+# What can be written anew as Explicit VR Little Endian without loss: Implicit VR Little Endian, Explicit Big Endian.
+REENCODABLE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.2"})
+
+# A transfer syntax and a SOP class.
+Kind: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How far the server's word "it is there" is trusted to mean "as it was sent"; earned by copies that matched.
+
+    ``matched`` counts them by kind, since the last mismatch. From ``mismatched_at`` until a person has settled it
+    everything is compared and no file is removed. While nothing ever matched, ``studies`` are those that mismatched in
+    a row; from ``stopped_at`` on nothing is compared any more.
+    """
+
+    matched: Mapping[Kind, int] = field(default_factory=dict)
+    ever_matched: bool = False
+    mismatched_at: datetime | None = None
+    stopped_at: datetime | None = None
+    studies: tuple[str, ...] = ()
+    differs: str = ""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unproven:
     """A row the reconciler has to settle: STORED or UNCERTAIN (or CONFIRMED in an audit), with what is known of it."""
@@ -542,6 +576,18 @@ class Unproven:
     seen_state: str | None = None  # current, replaced, deleted
     seen_at: datetime | None = None  # that entry's timestamp (server's clock)
     needs_content_check: bool = False
+    sop_class_uid: str = ""
+    sampled: bool = False  # compared to earn, or to keep, the server's trust: presence would be enough else
+    differs_since: datetime | None = None  # the first complete copy that was not ours, while that settles nothing yet
+    untold_since: datetime | None = None  # since when the server was asked and could not tell
+    unnamed: int = 0  # complete answers to a post of this file alone that did not name it
+    reencoded: bool = False  # the content is that of the Explicit VR copy
+
+    @property
+    def kind(self) -> Kind:
+        """What the trust in a server is counted by."""
+        return self.content.transfer_syntax, self.sop_class_uid
+
     next_check_at: datetime | None = None  # found changed later: somebody else wants to have it looked at
 
 

@@ -11,11 +11,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import requests
+from pydicom import dcmread
 
 from ingestd.emulator import DESCRIPTIONS, Emulator, EmulatorFailed, Fault, FaultName, UnknownFault, read_log
 from tests.builders import fresh_uid
@@ -184,6 +186,26 @@ def test_altered_object_differs_in_one_byte(server, peer):
 
     content = peer.get(path, ANY_FILE).content
     assert sum(a != b for a, b in zip(content[128:], file[128:], strict=True)) == 1
+
+
+def test_changed_object_has_another_name_and_a_cut_one_is_shorter(server, peer):
+    changed, cut = scan(), scan()
+    server.faults.add("change_stored", count=1)
+    there = peer.get(path_of(stored(peer.store(changed))[0]), ANY_FILE).content
+    server.faults.add("cut_stored", count=1, bytes=7)
+    rest = peer.get(path_of(stored(peer.store(cut))[0]), ANY_FILE).content
+
+    assert sum(a != b for a, b in zip(there[128:], changed[128:], strict=True)) == 1
+    assert dcmread(BytesIO(there)).PatientName != dcmread(BytesIO(changed)).PatientName
+    assert rest[128:] == cut[128:-7]
+
+
+def test_instance_not_found_is_there_for_those_who_search(server, peer):
+    answer = stored(peer.store(scan()))[0]
+    server.faults.add("not_found", method="GET", path=path_of(answer))
+
+    assert peer.get(path_of(answer), ANY_FILE).status_code == 404
+    assert peer.get(f"/instances?SOPInstanceUID={answer['00081155']['Value'][0]}").status_code == 200
 
 
 def test_late_feed_and_index_lag_end_by_themselves(server, peer):

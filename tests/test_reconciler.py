@@ -21,6 +21,7 @@ from ingestd.lifecycle import FeedCursor, Identity, Part, PauseCause, Reason, Sa
 from ingestd.reconciler import (
     FeedAnswer,
     FeedQuestion,
+    Finding,
     Rules,
     StudyAnswer,
     StudyQuestion,
@@ -827,6 +828,63 @@ def test_large_copy_that_differs_is_whole_on_disk_and_an_equal_one_is_not_there(
             assert theirs == finding.copy.read_bytes()
             finding.copy.unlink()
     assert list(scratch.iterdir()) == []
+
+
+def several(*copies: bytes) -> bytes:
+    """A whole multipart answer with these files."""
+    parts = b"".join(b"\r\n--abc\r\nContent-Type: application/dicom\r\n\r\n" + copy for copy in copies)
+    return answer(parts + b"\r\n--abc--\r\n", content_type="multipart/related; boundary=abc")
+
+
+def test_any_of_several_copies_of_an_instance_may_be_ours(tmp_path, scratch):
+    """Orthanc has several under the same UIDs where the PatientID differs, and gives all of them."""
+    ours = make(tmp_path)
+    content, theirs = Path(ours.path).read_bytes(), Path(make(tmp_path, like=ours).path).read_bytes()
+    with ScriptedServer(several(theirs, content)) as server:
+        (finding,) = ask(server.url, scratch, [ours], fetch=True).findings
+    assert (finding.sameness, finding.copies) == (Sameness.SAME, ())
+
+    rewritten = b"\1" + content[1:]
+    with ScriptedServer(several(theirs, rewritten)) as server:
+        (finding,) = ask(server.url, scratch, [ours], fetch=True).findings
+    following = finding.next_copy()
+
+    assert finding.sameness is None
+    assert following is not None
+    assert [copy.read_bytes() for copy in (finding.copy, following.copy)] == [theirs, rewritten]
+    assert following.next_copy() is None
+
+
+def test_instance_not_found_alone_is_looked_for_in_its_series(tmp_path, scratch):
+    """Orthanc answers 404 to an instance whose SOP Instance UID stands in two series, and lists it in both."""
+    ours = make(tmp_path)
+    beside = Path(make(tmp_path).path).read_bytes()
+    altered = Path(make(tmp_path, like=ours).path).read_bytes()
+    content = Path(ours.path).read_bytes()
+    listed = [{"0020000E": {"Value": [ours.identity.series_uid]}, "00080018": {"Value": [ours.identity.sop_uid]}}]
+
+    def ask_with(series: bytes) -> Finding:
+        def step(conversation: Conversation) -> None:
+            conversation.read_body()
+            target = conversation.request.target
+            if "?" in target:
+                conversation.send(
+                    answer(json.dumps(listed if "offset=0" in target or "offset" not in target else []).encode())
+                )
+            else:
+                conversation.send(answer(status="404 Not Found") if "/instances/" in target else series)
+
+        with ScriptedServer(step) as server:
+            (finding,) = ask(server.url, scratch, [ours], fetch=True).findings
+        return finding
+
+    assert ask_with(several(beside, content)).sameness is Sameness.SAME
+    other = ask_with(several(beside, altered))
+    assert [copy.read_bytes() for copy in other.copies] == [altered]
+    for nothing in (several(beside), answer(status="404 Not Found")):
+        finding = ask_with(nothing)
+        assert (finding.present, finding.copies) == (None, ())
+        assert "with its series" in finding.note
 
 
 @pytest.mark.parametrize("parts", [1, 10_000], ids=["one part", "many parts"])

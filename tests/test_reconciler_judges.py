@@ -405,3 +405,55 @@ def test_deleted_row_is_left_alone_until_the_feed_shows_it_again():
     (outcome,) = plan([row], rules=rules_of(), now=NOW).outcomes
 
     assert (outcome.state, outcome.wait) == (State.DELETED, None)
+
+
+def test_file_that_three_answers_said_nothing_of_and_that_is_absent_is_given_up():
+    implicit = replace(row_of().content, transfer_syntax="1.2.840.10008.1.2")
+
+    def settled(**more) -> tuple:
+        outcome = absent(twice(State.UNCERTAIN, **more))
+        assert_sound(row_of(State.UNCERTAIN), outcome)
+        return outcome.state, outcome.reason, outcome.reencode
+
+    assert settled(unnamed=2) == (State.PENDING, Reason.ABSENT, False)
+    assert settled(unnamed=3) == (State.FAILED, Reason.REFUSED, False)
+    assert settled(unnamed=1, content=implicit) == (State.PENDING, Reason.ABSENT, True)
+    assert settled(unnamed=3, content=implicit) == (State.PENDING, Reason.ABSENT, True), "its copy was not tried yet"
+    assert settled(unnamed=0, content=implicit) == (State.PENDING, Reason.ABSENT, False)
+
+
+def test_copy_that_is_not_whole_is_a_conflict_only_when_it_was_seen_twice():
+    rules = rules_of(absence_wait=timedelta(seconds=10))
+    for state in (State.STORED, State.UNCERTAIN, State.CONFIRMED):
+        row = row_of(state)
+        first = judge_comparison(row, Sameness.NOT_WHOLE, rules=rules, now=NOW, differs="it ends in PixelData")
+        early = replace(row, differs_since=NOW - timedelta(seconds=9))
+        late = replace(row, differs_since=NOW - timedelta(seconds=10))
+
+        assert (first.state, first.wait, first.evidence_at) == (state, timedelta(seconds=10), None)
+        assert "it ends in PixelData" in first.note
+        assert judge_comparison(early, Sameness.NOT_WHOLE, rules=rules, now=NOW).state is state
+        second = judge_comparison(late, Sameness.NOT_WHOLE, rules=rules, now=NOW)
+        assert (second.state, second.reason) == (State.CONFLICT, Reason.OTHER_CONTENT)
+
+
+def test_answer_that_was_not_read_is_never_proven_by_presence():
+    """A server may have kept what came of a post that broke off."""
+    for profile in (AZURE, ORTHANC, OTHER, OTHER_WITH_FEED):
+        for before in (None, False, True):
+            row = row_of(State.UNCERTAIN, present_before=before)
+            assert judge_presence(row, present=True, rules=rules_of(profile), now=NOW) is Need.COMPARE
+
+
+def test_nothing_becomes_a_conflict_while_comparing_has_stopped():
+    rules = rules_of(OTHER, stopped=True)
+    stored, uncertain = row_of(State.STORED, sampled=True), row_of(State.UNCERTAIN, entry_id=2)
+
+    planned = plan([stored, uncertain], rules=rules, now=NOW)
+
+    assert [(one.entry_id, one.state) for one in planned.outcomes] == [(1, State.STORED)]
+    assert [(question.fetch, [row.entry_id for row in question.rows]) for question in planned.questions] == [
+        (False, [2])
+    ]
+    there = judge_presence(uncertain, present=True, rules=rules, now=NOW)
+    assert (there.state, there.expected) == (State.STORED, State.UNCERTAIN)

@@ -134,6 +134,15 @@ def test_named_in_neither_sequence_is_uncertain_whatever_the_status():
         assert_legal(result)
 
 
+def test_silent_answer_counts_against_an_instance_only_when_it_travelled_alone():
+    """Orthanc answers 200 with both sequences empty to what it cannot parse."""
+    among = judge_answer(batch(), StoreResult(status=200), terms=terms())
+    alone = judge_answer(batch(part(1)), StoreResult(status=200), terms=terms())
+
+    assert [(one.state, one.alone, one.unnamed) for one in among.outcomes] == [(State.UNCERTAIN, True, False)] * 2
+    assert [(one.state, one.alone, one.unnamed) for one in alone.outcomes] == [(State.UNCERTAIN, False, True)]
+
+
 def test_named_as_stored_and_as_failed_is_no_verdict():
     answer = StoreResult(status=202, contradicted=("1.1.1.1",), stored={"1.1.1.2": Stored()})
 

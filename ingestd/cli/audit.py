@@ -9,20 +9,22 @@ from __future__ import annotations
 import queue
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
 from ingestd.clocks import boottime
 from ingestd.config import Config
+from ingestd.daemon.trust import sameness_of
 from ingestd.daemon.wiring import backoff_of, client_of, profile_from, reader_limits_of, rules_of
 from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.inbox import Spool
 from ingestd.ledger import Choice, Entry, Ledger, StudySummary
-from ingestd.lifecycle import Identity, Outcome, Sameness, ServerKind, State, Unproven
+from ingestd.lifecycle import Identity, Kind, Outcome, Sameness, ServerKind, State, Unproven
 from ingestd.reader import CompareJob, Readers
 from ingestd.reconciler import (
     Finding,
@@ -33,6 +35,7 @@ from ingestd.reconciler import (
     audit,
     judge,
     judge_comparison,
+    may_be_foreign,
     unknown_studies,
 )
 from ingestd.sender import probe_profile
@@ -122,6 +125,9 @@ class _Auditor:
         self._stack = stack
         self._progress = progress
         self._comparer: _Comparer | None = None
+        # Of the study under way: copies that matched, and what differs in one that did not.
+        self._matches: Counter[Kind] = Counter()
+        self._differs: str | None = None
 
     def run(self, scratch: Path, *, share: float, budget: timedelta) -> None:
         """Audit every study of the ledger, then ask which other studies the server has."""
@@ -185,13 +191,17 @@ class _Auditor:
     def _rows_of(self, study_uid: str) -> Iterator[Unproven]:
         last: Entry | None = None
         while page := self._ledger.entries(Choice(study_uid=study_uid), after=last):
-            yield from self._ledger.unproven_rows([entry.entry_id for entry in page])
+            rows = self._ledger.unproven_rows([entry.entry_id for entry in page])
+            # What waits for its proof is the daemon's: here it is proven only where it is compared.
+            yield from (replace(row, sampled=row.state is State.STORED) for row in rows)
             last = page[-1]
 
     def _take(self, found: StudyAudit, rules: Rules) -> None:
         report = self.report
         settled = ((finding.row, self._settle(finding, rules)) for finding in found.findings)
         self._write([(row, outcome) for row, outcome in settled if outcome is not None])
+        self._matches.clear()
+        self._differs = None
         report.here_only += found.here_only
         report.there_only += found.there_only
         report.studies += 1
@@ -206,24 +216,31 @@ class _Auditor:
         if judged:
             with self._ledger.write() as moves:
                 rows = {row.entry_id: row for row in self._ledger.unproven_rows([row.entry_id for row, _ in judged])}
-                outcomes = [outcome for row, outcome in judged if rows.get(row.entry_id) == row]
+                # Whether it is to be compared is this audit's own, and nothing of the row's.
+                outcomes = [outcome for row, outcome in judged if replace(row, sampled=False) == rows.get(row.entry_id)]
                 moves.apply(outcomes, now=_now(), backoff=backoff_of(self._config), jitter=0.0)
+                if self._matches:
+                    moves.count_matches(self._matches)
+                if self._differs is not None:
+                    moves.mismatch(studies=(), differs=self._differs, stops=False, now=_now())
 
     def _settle(self, finding: Finding, rules: Rules) -> Outcome | None:
         """Judge one finding, comparing the fetched copy where that is what it takes."""
         report = self.report
-        sameness = finding.sameness
-        if finding.copy is not None:
-            if finding.row.path is not None:
-                sameness = self._compare(finding.row.path, str(finding.copy))
-            finding.copy.unlink(missing_ok=True)
+        sameness, differs = finding.sameness, ""
+        for copy in finding.copies:
+            if finding.row.path is not None and sameness is not Sameness.SAME:
+                sameness, differs = self._compare(finding.row.path, str(copy))
+            copy.unlink(missing_ok=True)
         report.compared += sameness is not None
         if finding.row.state is State.FAILED:
             self._take_failed(finding.row, sameness)
             return None
         judged = judge(finding, rules=rules, now=_now())
         if judged is Need.COMPARE and sameness is not None:
-            judged = judge_comparison(finding.row, sameness, rules=rules, now=_now())
+            judged = judge_comparison(finding.row, sameness, rules=rules, now=_now(), differs=differs)
+        if sameness is Sameness.SAME:
+            self._matches[finding.row.kind] += 1
         if not isinstance(judged, Outcome):
             # There, and nothing more was asked; or fetched, and it could not be compared now.
             settled = finding.present is True and finding.copy is None
@@ -231,6 +248,9 @@ class _Auditor:
             return None
         if judged.state is State.CONFLICT:
             report.different.append(finding.row)
+            if finding.row.state is not State.UNCERTAIN and not may_be_foreign(finding.row, rules):
+                self._differs = differs
+                judged = replace(judged, mismatch=True)
         elif finding.present is not False:
             self._count(finding, agrees=finding.present is True)
         return judged
@@ -247,7 +267,7 @@ class _Auditor:
         else:
             self.report.not_told.append(finding.row)
 
-    def _compare(self, ours: str, theirs: str) -> Sameness | None:
+    def _compare(self, ours: str, theirs: str) -> tuple[Sameness | None, str]:
         if self._comparer is None:
             self._comparer = self._stack.enter_context(_Comparer(self._config))
         return self._comparer.compare(ours, theirs)
@@ -266,13 +286,13 @@ class _Comparer:
     def __exit__(self, *_: object) -> None:
         self._readers.close()
 
-    def compare(self, ours: str, theirs: str) -> Sameness | None:
-        """Say how two files compare; None where that could not be told."""
+    def compare(self, ours: str, theirs: str) -> tuple[Sameness | None, str]:
+        """Say how two files compare, and what differs; None where that could not be told."""
         self._readers.submit(CompareJob(key=0, ours=ours, theirs=theirs))
         while True:
             self._bell.get()
             for read in self._readers.collect():
-                return Sameness(read.sameness) if read.sameness else None
+                return sameness_of(read)
 
 
 def _now() -> datetime:

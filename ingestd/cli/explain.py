@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # A study UID names hundreds of rows; their whole stories are asked for one by one.
 MOST_STORIES = 10
 # How a log line names a study (``logs.study_ref``).
+NOT_COMPARED = "not compared: the server shows that it is there"
 _REFERENCE = re.compile(r"[0-9a-f]{12}")
 
 
@@ -258,6 +259,8 @@ def _facts(entry: Entry, folders: Mapping[str, str], *, with_reference: bool) ->
         facts += [("Transfer syntax", entry.content.transfer_syntax), ("SHA-256 of the data set", entry.content.digest)]
     if entry.notes:
         facts.append(("Noted", ", ".join(entry.notes)))
+    if entry.confirmed_at:
+        facts.append(("Content on the server", "compared with this file: the same" if entry.compared else NOT_COMPARED))
     if entry.reencoded:
         facts.append(("Sent as", "Explicit VR Little Endian, re-encoded without loss"))
     return [fact for fact in facts if fact[1]]

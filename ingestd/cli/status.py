@@ -296,6 +296,7 @@ def entry_as_plain(entry: Entry) -> dict[str, Any]:
         "warning_reason": entry.warning_reason,
         "failed_attributes": list(entry.failed_attributes),
         "reencoded": entry.reencoded,
+        "compared": entry.compared,
     }
 
 

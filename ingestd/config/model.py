@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from .units import parse_duration, parse_size
+from .units import Share, parse_duration, parse_share, parse_size
 
 AZURE_HOST = ".dicom.azurehealthcareapis.com"
 AZURE_SCOPE = "https://dicom.healthcareapis.azure.com/.default"
@@ -83,6 +83,7 @@ DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative), BeforeValid
 # ``auto`` in the file is None here: the room that uses it chooses.
 AutoDuration = Annotated[DurationOrZero | None, BeforeValidator(_auto_is_none)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+Percentage = Annotated[float, BeforeValidator(parse_share)]
 FilePath = Annotated[Path, BeforeValidator(_absolute)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -321,6 +322,7 @@ class ReconcileSection(Section):
     """How the server is asked whether a file is really there."""
 
     verify: Literal["auto", "content", "presence"] = "auto"
+    sample: Percentage = Share(0.01)
     interval: Duration = timedelta(seconds=10)
     lag: DurationOrZero = timedelta(seconds=60)
     grace: Duration = timedelta(minutes=15)

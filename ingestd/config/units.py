@@ -14,6 +14,7 @@ _BYTES: dict[str, int] = {"b": 1} | {
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern}\s*)+")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", re.IGNORECASE)
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _LONGEST = timedelta(days=36_500)
 
 
@@ -37,6 +38,26 @@ def parse_size(text: object) -> int:
     if not found:
         raise ValueError("must be a size with its unit, like 64MB or 256MiB")
     return round(float(found[1]) * _BYTES[found[2].lower()])
+
+
+class Share(float):
+    """A share of one that reads as a percentage."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Write it as a configuration has it."""
+        return f"{self * 100:g}%"
+
+
+def parse_share(text: object) -> Share:
+    """Read a percentage (``1%``, ``0.5%``), or raise ValueError."""
+    if isinstance(text, Share):
+        return text
+    found = _SHARE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if not found or float(found[1]) > 100:
+        raise ValueError("must be a percentage from 0% to 100%, like 1%")
+    return Share(float(found[1]) / 100)
 
 
 def format_size(value: int) -> str:

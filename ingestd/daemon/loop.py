@@ -27,6 +27,7 @@ from ingestd.daemon.now import Now, read_clocks, utc_now
 from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.proof import Proof
 from ingestd.daemon.rework import Rework
+from ingestd.daemon.trust import Trust
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
 from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerFull
 from ingestd.reader import Readers
@@ -131,11 +132,19 @@ class Daemon:
             alarms=self.alarms,
             tells_gone=self._tells_gone,
         )
+        self.trust = Trust(
+            ledger=self.ledger,
+            alarms=self.alarms,
+            keep_files=self._keep_files,
+            sample=config.reconcile.sample,
+            grace=config.reconcile.grace,
+        )
         self.proof = Proof(
             reconciler=self.reconciler,
             desk=self.desk,
             ledger=self.ledger,
             dispatch=self.dispatch,
+            trust=self.trust,
             tells_gone=self._tells_gone,
             rules=None,
             interval=config.reconcile.interval,
@@ -195,7 +204,12 @@ class Daemon:
         for policy in self._policies:
             self.mover.recover_removals(policy.path, unremoved)
         self.orphans.start()
+        self.trust.start()
         self.inboxes.open()
+
+    def _keep_files(self, keeps: bool) -> None:  # noqa: FBT001 - a callback
+        removals = self.housekeeping.removals
+        (removals.stop if keeps else removals.allow)("mismatch")
 
     def tick(self) -> float:
         """Do what is ready, once; say when (``Now.mono``) there is something to do by the clock.

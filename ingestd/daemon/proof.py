@@ -22,6 +22,7 @@ import structlog
 from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.now import Now
+from ingestd.daemon.trust import Trust, sameness_of
 from ingestd.ledger import Ledger, Moves
 from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
 from ingestd.places import is_gone
@@ -38,7 +39,6 @@ from ingestd.reconciler import (
     StudyAnswer,
     StudyQuestion,
     judge,
-    judge_comparison,
     not_told,
     plan,
 )
@@ -74,6 +74,7 @@ class Proof:
         desk: ReaderDesk,
         ledger: Ledger,
         dispatch: Dispatch,
+        trust: Trust,
         tells_gone: Callable[[str], bool],
         rules: Rules | None,
         interval: timedelta,
@@ -86,6 +87,7 @@ class Proof:
         self._desk = desk
         self._ledger = ledger
         self._dispatch = dispatch
+        self._trust = trust
         self._interval = interval
         self._lag = lag
         self._backoff = backoff
@@ -96,6 +98,8 @@ class Proof:
         self._reads: list[tuple[Finding, Read]] = []
         self._questions: list[FeedQuestion | StudyQuestion] = []
         self._asked: set[int] = set()
+        # Rows are due that wait for what is being compared: no use in planning before some of it has come.
+        self._waits_for_trust = False
         # The rows of the answers and comparisons at hand, as they are in the transaction under way.
         self._rows: dict[int, Unproven] = {}
         self._rows_are_due = False
@@ -141,7 +145,11 @@ class Proof:
         if self.rules is None:
             return
         self._plan_feed(now, self.rules)
-        check = self._ledger.next_check_at(now=now.utc) if len(self._asked) < _ROWS_MOST else None
+        self._trust.gather(now, self.rules, is_busy=bool(self._asked))
+        if self._reads or self._answers or not self._asked:
+            self._waits_for_trust = False
+        may_ask = len(self._asked) < _ROWS_MOST and not self._waits_for_trust
+        check = self._ledger.next_check_at(now=now.utc) if may_ask else None
         self._rows_are_due = check is not None and check <= now.utc
         if self._fetches and now.mono >= self._fetch_at:
             self._plan_fetches(self.rules)
@@ -149,11 +157,12 @@ class Proof:
     @property
     def has_work(self) -> bool:
         """Whether a transaction is wanted."""
-        return bool(self._answers or self._reads or self._rows_are_due)
+        return bool(self._answers or self._reads or self._rows_are_due or self._trust.has_work)
 
     def record(self, moves: Moves, now: Now) -> None:
         """Write what answers and comparisons settle, and plan for the rows that are due then."""
         self._acts = []
+        self._trust.begin_record()
         # What the feed shows comes first: everything else is judged by it.
         studies: list[StudyAnswer] = []
         for answer in self._answers:
@@ -170,12 +179,14 @@ class Proof:
         for finding, read in self._reads:
             self._settle_comparison(finding, read, moves, outcomes, now)
         self._apply(outcomes, moves, now)
+        self._trust.record(moves, now)
         if self.rules is not None and (self._rows_are_due or self._answers):
             self._plan_rows(moves, now, self.rules)
 
     def committed(self) -> None:
         """The moves are durable: ask what was planned, drop what was compared."""
         self._answers, self._reads, self._rows_are_due = [], [], False
+        self._trust.committed()
         acts, self._acts = self._acts, []
         for act in acts:
             act()
@@ -235,16 +246,28 @@ class Proof:
         if len(self._asked) >= _ROWS_MOST:
             return
         due = self._ledger.unproven(now=now.utc, limit=_ROWS_MOST)
-        planned = plan([row for row in due if row.entry_id not in self._asked], rules=rules, now=now.utc)
-        self._apply(planned.outcomes, moves, now)
+        free = [row for row in due if row.entry_id not in self._asked]
+        chosen = self._trust.choose(free, rules)
+        rules = self._trust.applied_to(rules)
+        probes = self._trust.probe(now, asked=self._asked) if rules.stopped else []
+        probed = {row.entry_id for row in probes}
+        rest = [row for row in chosen if row.entry_id not in probed]
+        waits = len(chosen) < len(free)
         # Those whose answers are written now, and which somebody has woken meanwhile, are taken up in the next round.
-        more = len(due) >= _ROWS_MOST or any(row.entry_id in self._rows for row in due)
-        self._acts.append(partial(self._take_up, planned, more=more))
+        more = not waits and (len(due) >= _ROWS_MOST or any(row.entry_id in self._rows for row in due))
+        for some, under in ((rest, rules), (probes, replace(rules, stopped=False))):
+            planned = plan(some, rules=under, now=now.utc)
+            self._apply(planned.outcomes, moves, now)
+            self._acts.append(partial(self._take_up, planned, some))
+        self._acts.append(partial(self._plan_again, waits=waits, more=more))
 
-    def _take_up(self, planned: Plan, *, more: bool) -> None:
+    def _take_up(self, planned: Plan, rows: Sequence[Unproven]) -> None:
         self._questions += planned.questions
         self._asked |= planned.asked
-        self._more_rows = more
+        self._trust.begin(row for row in rows if row.entry_id in planned.asked)
+
+    def _plan_again(self, *, waits: bool, more: bool) -> None:
+        self._waits_for_trust, self._more_rows = waits, more
 
     def _read_rows(self, answers: Sequence[StudyAnswer]) -> None:
         ids = {row.entry_id for answer in answers for row in answer.question.rows}
@@ -292,7 +315,9 @@ class Proof:
             self._questions.append(question)
 
     def _settle_fetch(self, answer: StudyAnswer, fetch: _Fetch, moves: Moves, now: Now) -> None:
-        copy = next((finding.copy for finding in answer.findings if finding.copy is not None), None)
+        copies = [copy for finding in answer.findings for copy in finding.copies]
+        self._acts += [partial(copy.unlink, missing_ok=True) for copy in copies[1:]]
+        copy = copies[0] if copies else None
         self._acts.append(partial(self._fetching.pop, id(answer.question)))
         if copy is not None:
             self._acts.append(partial(fetch.done, copy))
@@ -329,13 +354,13 @@ class Proof:
             self._log.warning("feed.not_read", error=answer.error or (answer.pause.note if answer.pause else ""))
 
     def _settle_study(self, answer: StudyAnswer, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
-        rules = self.rules
-        assert rules is not None
+        assert self.rules is not None
+        rules = self._trust.applied_to(self.rules)
         found = {finding.row.entry_id for finding in answer.findings}
         unasked = [row for row in answer.question.rows if row.entry_id not in found]
         if unasked:
             self._ask_later(unasked, moves, now)
-            self._acts.append(partial(self._asked.difference_update, [row.entry_id for row in unasked]))
+            self._acts += [partial(self._let_go, row.entry_id) for row in unasked]
             error = answer.error or (answer.pause.note if answer.pause else "")
             self._log.warning("study.not_asked", rows=len(unasked), error=error)
         self._acts.append(partial(self._keep_clock_offset, answer.clock_offset))
@@ -344,7 +369,10 @@ class Proof:
             judged: Outcome | Need | None = None
             if row is not None:
                 give_up = self._dispatch.others_succeed(row.identity.study_uid, now)
-                judged = judge(replace(finding, row=row), rules=rules, now=now.utc, give_up=give_up)
+                if finding.sameness is not None:
+                    judged = self._trust.judge(row, finding.sameness, rules=rules, at=finding.asked_at)
+                else:
+                    judged = judge(replace(finding, row=row), rules=rules, now=now.utc, give_up=give_up)
             if judged is Need.COMPARE and finding.copy is not None:
                 self._acts.append(partial(self._compare, finding, finding.copy))
                 continue
@@ -384,12 +412,18 @@ class Proof:
             # A file in place that was altered since it was sent says nothing of what was sent: its digest does.
             self._acts.append(partial(self._inspect_copy, finding, finding.copy))
             return
-        sameness = _sameness(finding, read)
+        sameness, differs = _sameness(finding, read)
+        rest = finding.next_copy()
+        if sameness is not Sameness.SAME and rest is not None and rest.copy is not None:
+            # One of several copies: another one may be ours.
+            assert finding.copy is not None
+            self._acts += [partial(finding.copy.unlink, missing_ok=True), partial(self._compare, rest, rest.copy)]
+            return
         row = self._as_it_is(finding.row)
         if row is None:
             pass
         elif sameness is not None:
-            judged = judge_comparison(row, sameness, rules=self.rules, now=finding.asked_at)
+            judged = self._trust.judge(row, sameness, rules=self.rules, at=finding.asked_at, differs=differs)
             self._take_outcome(judged, finding, outcomes)
         elif row.state is State.UNCERTAIN and self._is_lost(row.path):
             moves.fail_gone(
@@ -397,7 +431,8 @@ class Proof:
             )
         else:
             # Nothing was learnt (a reader died of it, or one of the two could not be read): ask again, ever later.
-            note = "the server's copy could not be compared with the file this time"
+            why = f": {read.waits}" if read.waits else ""
+            note = f"the server's copy could not be compared with the file this time{why}"
             self._take_outcome(not_told(row, note), finding, outcomes)
         self._acts.append(partial(self._close, finding))
 
@@ -405,9 +440,13 @@ class Proof:
         return path is not None and is_gone(path) and self._tells_gone(path)
 
     def _close(self, finding: Finding) -> None:
-        self._asked.discard(finding.row.entry_id)
-        if finding.copy is not None:
-            finding.copy.unlink(missing_ok=True)
+        self._let_go(finding.row.entry_id)
+        for copy in finding.copies:
+            copy.unlink(missing_ok=True)
+
+    def _let_go(self, entry_id: int) -> None:
+        self._asked.discard(entry_id)
+        self._trust.end(entry_id)
 
     def _keep_clock_offset(self, offset: timedelta | None) -> None:
         if offset is not None and self.rules is not None:
@@ -433,23 +472,21 @@ class Proof:
             self._log.warning("reconciler.rows_moved_meanwhile", rows=lost)
 
 
-def _sameness(finding: Finding, read: Read) -> Sameness | None:
-    """Say how the copy compares with the row; None when nothing could be told."""
-    if read.sameness:
-        return Sameness(read.sameness)
+def _sameness(finding: Finding, read: Read) -> tuple[Sameness | None, str]:
+    """Say how the copy compares with the row, and what differs; None when nothing could be told."""
     found = read.inspection
-    if found is not None:
-        if found.verdict in (Verdict.WHOLE, Verdict.ZEROS):
-            theirs = replace(
-                finding.row.content,
-                transfer_syntax=found.transfer_syntax,
-                digest=found.digest,
-                meta_digest=found.meta_digest,
-            )
-            compared = compare_content(finding.row.content, theirs)
-            # Our bytes are gone: a canonical digest of ours cannot be had, so unequal bytes are a person's to judge.
-            return Sameness.OTHER if compared is Sameness.COMPARE else compared
-        return None
-    if read.refused:
-        return Sameness.OTHER
-    return None
+    if found is None:
+        return (Sameness.OTHER, read.refused) if read.refused else sameness_of(read)
+    if found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
+        return None, ""
+    if found.verdict not in (Verdict.WHOLE, Verdict.ZEROS):
+        return Sameness.NOT_WHOLE, found.reason_text
+    theirs = replace(
+        finding.row.content,
+        transfer_syntax=found.transfer_syntax,
+        digest=found.digest,
+        meta_digest=found.meta_digest,
+    )
+    compared = compare_content(finding.row.content, theirs)
+    # Our bytes are gone: a canonical digest of ours cannot be had, so unequal bytes are a person's to judge.
+    return Sameness.OTHER if compared is Sameness.COMPARE else compared, ""

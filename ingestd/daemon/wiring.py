@@ -129,6 +129,7 @@ def rules_of(config: Config, profile: ServerProfile) -> Rules:
         grace=reconcile.grace,
         absence_wait=reconcile.absence_wait,
         most_attempts=config.retry.max_attempts,
+        reencode_refused=config.destination.implicit_vr == "fallback",
     )
 
 

@@ -139,6 +139,7 @@ class App:
         for name, status, message in (
             (FaultName.THROTTLE, 429, "The service is throttling requests."),
             (FaultName.UNAVAILABLE, 503, UNAVAILABLE),
+            (FaultName.NOT_FOUND, 404, "The specified instance cannot be found."),
         ):
             fault = faults.take(name, **facts)
             if fault is not None:

@@ -41,6 +41,9 @@ class FaultName(StrEnum):
     INDEX_LAG = "index_lag"
     LOSE_STORED = "lose_stored"
     ALTER_STORED = "alter_stored"
+    CHANGE_STORED = "change_stored"
+    CUT_STORED = "cut_stored"
+    NOT_FOUND = "not_found"
 
 
 DESCRIPTIONS: dict[FaultName, str] = {
@@ -67,6 +70,9 @@ DESCRIPTIONS: dict[FaultName, str] = {
     FaultName.INDEX_LAG: "let searches miss the study for `seconds` (default 5) after a store",
     FaultName.LOSE_STORED: "acknowledge the instance, then lose it without a trace in the feed",
     FaultName.ALTER_STORED: "acknowledge the instance, but keep it with one changed byte at its end",
+    FaultName.CHANGE_STORED: "acknowledge the instance, but keep it with another patient's name",
+    FaultName.CUT_STORED: "acknowledge the instance, but keep it without its last `bytes` (default 1)",
+    FaultName.NOT_FOUND: "answer 404 without looking; with `path` for one instance that is there all the same",
 }
 
 

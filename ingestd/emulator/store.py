@@ -16,6 +16,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
 
 from .delete import remove
 from .examine import (
@@ -38,6 +41,7 @@ from .service import Service, drop_empty, stored_tags
 from .spool import Part
 
 _GROUP = 64
+PATIENT_NAME = 0x00100010
 
 
 @dataclass(kw_only=True)
@@ -70,6 +74,7 @@ class Entry:
     commit_seconds: float = 0.0  # commit_delay
     lag_seconds: float = 0.0  # index_lag
     gap: int = 0  # feed_gap
+    cut: int = 0  # cut_stored
 
     @property
     def is_stored(self) -> bool:
@@ -181,6 +186,8 @@ def _ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
             entry.lag_seconds = 5.0 if fault.seconds is None else fault.seconds
         elif name is FaultName.FEED_GAP:
             entry.gap = 1000 if fault.numbers is None else fault.numbers
+        elif name is FaultName.CUT_STORED:
+            entry.cut = 1 if fault.bytes is None else fault.bytes
         return True
 
     if take(FaultName.BEING_CREATED):
@@ -197,6 +204,8 @@ def _ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
             FaultName.INDEX_LAG,
             FaultName.LOSE_STORED,
             FaultName.ALTER_STORED,
+            FaultName.CHANGE_STORED,
+            FaultName.CUT_STORED,
         ):
             take(name)
 
@@ -313,14 +322,31 @@ def _key_of(
 
 
 def _alter_where_asked(entry: Entry) -> None:
-    if FaultName.ALTER_STORED not in entry.faults:
+    if not entry.faults & {FaultName.ALTER_STORED, FaultName.CHANGE_STORED, FaultName.CUT_STORED}:
         return
     descriptor = os.open(entry.examined.path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        end = os.fstat(descriptor).st_size - 1
-        os.pwrite(descriptor, bytes([os.pread(descriptor, 1, end)[0] ^ 1]), end)
+        size = os.fstat(descriptor).st_size
+        if FaultName.ALTER_STORED in entry.faults:
+            _flip(descriptor, size - 1)
+        if FaultName.CHANGE_STORED in entry.faults:
+            _flip(descriptor, _place_of_name(descriptor))
+        os.ftruncate(descriptor, max(0, size - entry.cut))
     finally:
         os.close(descriptor)
+
+
+def _flip(descriptor: int, at: int) -> None:
+    os.pwrite(descriptor, bytes([os.pread(descriptor, 1, at)[0] ^ 1]), at)
+
+
+def _place_of_name(descriptor: int) -> int:
+    """Where the value of PatientName begins."""
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        element: Any = dcmread(file, stop_before_pixels=True, force=True).get_item(PATIENT_NAME)
+    assert element is not None, "only what has a name can be given another one"
+    return int(element.value_tell)
 
 
 def _wait_for_commit(begun: list[Entry]) -> None:

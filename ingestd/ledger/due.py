@@ -90,6 +90,10 @@ _UNPROVEN = (
     instance.c.seen_at,
     instance.c.needs_content_check,
     instance.c.next_check_at,
+    instance.c.sop_class_uid,
+    instance.c.differs_since,
+    instance.c.untold_since,
+    instance.c.unnamed,
     instance.c.reencoded_path,
     instance.c.reencoded_transfer_syntax,
     instance.c.reencoded_digest,
@@ -113,6 +117,13 @@ def _to_check(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any], Sel
 
 
 _TO_CHECK = (_to_check(_OWN), _to_check(_CONFIRMED_ELSEWHERE))
+
+_NEWEST_STORED = (
+    select(*_UNPROVEN)
+    .where(instance.c.state == State.STORED, _OWN)
+    .order_by(instance.c.changed_at.desc(), instance.c.id.desc())
+    .limit(1)
+)
 
 _NEEDS_READER = (
     select(instance.c.id, instance.c.need, *PLACE, *IDENTITY, *CONTENT)
@@ -222,6 +233,11 @@ class Due:
         firsts = [self._one(first, {"host": self._host}) for _, _, first in _TO_CHECK]
         return min((row.next_check_at for row in firsts if row is not None), default=None)
 
+    def newest_stored(self) -> list[Unproven]:
+        """Give this host's row that became STORED last, if there is one."""
+        rows = self._all(_NEWEST_STORED, {"host": self._host})
+        return [self._unproven(row) for row in rows]
+
     def unproven_rows(self, entry_ids: Iterable[int]) -> list[Unproven]:
         """Read these rows as the reconciler sees them, due or not; only those that have content to prove."""
         found: list[Unproven] = []
@@ -264,6 +280,11 @@ class Due:
             seen_at=row.seen_at,
             needs_content_check=bool(row.needs_content_check),
             next_check_at=row.next_check_at,
+            sop_class_uid=row.sop_class_uid or "",
+            differs_since=row.differs_since,
+            untold_since=row.untold_since,
+            unnamed=row.unnamed,
+            reencoded=row.reencoded_digest is not None,
         )
 
     def _reach_of(self, row: Any) -> str | None:

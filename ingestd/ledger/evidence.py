@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Update, bindparam, or_, select, update
 
-from ingestd.lifecycle import HOLDING, MOVES, Backoff, FeedCursor, Outcome, Reason, Sighting, State
+from ingestd.lifecycle import HOLDING, MOVES, Backoff, FeedCursor, Outcome, Reason, Sameness, Sighting, State
 
 from . import dialect
 from .returns import need_of
@@ -98,9 +98,11 @@ def _not_settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime, bac
         values["needs_content_check"] = 1
     if outcome.charge:
         values["charged"] = row.charged + 1
+    _learn(row, outcome, values, now)
     tx.change(row, values, at=now)
-    if outcome.reason is Reason.ABSENT:
-        # The second sending of a file must be explained by what is on record.
+    differs = outcome.sameness not in (None, Sameness.SAME) and row.differs_since is None
+    if outcome.reason is Reason.ABSENT or differs:
+        # The second sending of a file must be explained by what is on record, and so must a conflict.
         tx.put_down(
             (row.id,),
             row.state,
@@ -110,6 +112,21 @@ def _not_settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime, bac
             note=outcome.note,
             evidence=outcome.evidence,
         )
+
+
+def _learn(row: Row, outcome: Outcome, values: dict[str, Any], now: datetime) -> None:
+    """Keep what was found of the server's copy, or that nothing could be; the row's note tells it."""
+    if outcome.sameness is Sameness.SAME:
+        # Only of a confirmed row is that no move.
+        values.update(compared=1, needs_content_check=0, differs_since=None, mismatch=0)
+    elif outcome.sameness is not None:
+        values.update(differs_since=row.differs_since or now, mismatch=int(outcome.mismatch or row.mismatch))
+    if outcome.untold:
+        values["untold_since"] = row.untold_since or now
+    elif row.untold_since is not None:
+        values["untold_since"] = None
+    if outcome.noted and row.state is not State.DELETED:
+        values["note"] = outcome.note
 
 
 def _settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime) -> None:
@@ -125,15 +142,21 @@ def _settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime) -> None
     if after is State.PENDING:
         values["next_attempt_at"] = now + outcome.wait if outcome.wait is not None else None
         values["need"] = need_of(outcome)
-        values["alone"] = int(outcome.alone)
         if outcome.reason is Reason.ABSENT:
+            # Whether it travels alone is what its last post said.
             values["resends"] = row.resends + 1
+        else:
+            values["alone"] = int(outcome.alone)
     elif after is State.STORED:
         values.update(next_check_at=later, stored_at=now, was_stored=1)
     elif after is State.UNCERTAIN:
         values["next_check_at"] = later
     elif after is State.CONFIRMED:
         values["confirmed_at"] = now
+    if after is State.CONFIRMED or row.state is State.CONFIRMED:
+        values["compared"] = int(after is State.CONFIRMED and outcome.sameness is Sameness.SAME)
+    if outcome.mismatch:
+        values["mismatch"] = 1
     if after not in (State.STORED, State.UNCERTAIN):
         values["needs_content_check"] = 0
     elif outcome.reason is Reason.ALREADY_THERE:

@@ -234,6 +234,16 @@ class Ledger(Views):
             word = self._words[kind, value] = self._search_word(kind, value.strip(" \0"))
         return word
 
+    def place_in_sample(self, sop_uid: str) -> float:
+        """Say where in [0, 1) an instance stands among all: by a keyed hash, so that no server can tell which are few.
+
+        The same for one instance each time that it is asked.
+        """
+        if self._key is None:
+            self._key = self._search_key()
+        drawn = hmac.digest(self._key, b"sample\0" + sop_uid.encode("utf-8", "replace"), "sha256")
+        return int.from_bytes(drawn[:7]) / (1 << 56)
+
     def _search_word(self, kind: str, trimmed: str) -> str:
         if not trimmed:
             return ""

@@ -277,4 +277,32 @@ _FIFTH = (
     "ALTER TABLE instance ADD COLUMN reencoded_ctime_ns {int} NOT NULL DEFAULT 0",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
+_SIXTH = (
+    # How the content was proven, and what the server was found to make of it.
+    "ALTER TABLE instance ADD COLUMN compared {int} NOT NULL DEFAULT 0",
+    "ALTER TABLE instance ADD COLUMN mismatch {int} NOT NULL DEFAULT 0",
+    "ALTER TABLE instance ADD COLUMN differs_since {int}",
+    "ALTER TABLE instance ADD COLUMN untold_since {int}",
+    "ALTER TABLE instance ADD COLUMN unnamed {int} NOT NULL DEFAULT 0",
+    "UPDATE instance SET compared = 1 WHERE state = 'CONFIRMED' AND reason = 'content_check'",
+    "CREATE INDEX instance_compared ON instance (study_uid) WHERE compared = 1",
+    "CREATE INDEX instance_mismatch ON instance (state, id) WHERE mismatch = 1",
+    "CREATE INDEX instance_untold ON instance (host, untold_since) WHERE untold_since IS NOT NULL",
+    """CREATE TABLE trust (
+        transfer_syntax TEXT NOT NULL,
+        sop_class_uid TEXT NOT NULL,
+        matched {int} NOT NULL,
+        PRIMARY KEY (transfer_syntax, sop_class_uid)
+    ) {strict}""",
+    """CREATE TABLE verification (
+        id {int} NOT NULL PRIMARY KEY CHECK (id = 1),
+        ever_matched {int} NOT NULL DEFAULT 0,
+        mismatched_at {int},
+        stopped_at {int},
+        studies TEXT NOT NULL DEFAULT '',
+        differs TEXT NOT NULL DEFAULT ''
+    ) {strict}""",
+    "INSERT INTO verification (id) VALUES (1)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)

@@ -14,6 +14,7 @@ from ingestd.lifecycle import (
     BatchResult,
     Content,
     FeedCursor,
+    Kind,
     Outcome,
     Pause,
     Refusal,
@@ -22,7 +23,7 @@ from ingestd.lifecycle import (
     State,
 )
 
-from . import admission, claims, decisions, evidence, returns, upkeep
+from . import admission, claims, decisions, evidence, returns, trust, upkeep
 from .transaction import Transaction
 from .values import (
     Admitted,
@@ -140,6 +141,26 @@ class Moves:
     def set_cursor(self, cursor: FeedCursor, *, now: datetime) -> None:
         """Say how far the change feed was read."""
         evidence.set_cursor(self._tx, cursor, now=now)
+
+    def count_matches(self, matches: Mapping[Kind, int]) -> None:
+        """Count copies that were fetched and are ours: that is what trust is earned by."""
+        trust.count_matches(self._tx, matches)
+
+    def mismatch(self, *, studies: Sequence[str], differs: str, stops: bool, now: datetime) -> None:
+        """Put down that the server gives back other content than it was sent: all trust in it is gone."""
+        trust.mismatch(self._tx, studies=studies, differs=differs, stops=stops, now=now)
+
+    def forgive(self, *, now: datetime) -> None:
+        """Let files go again after a mismatch, and ask about those that stayed STORED for it."""
+        trust.forgive(self._tx, now=now)
+
+    def ask_mismatched_again(self, *, now: datetime) -> int:
+        """Have the rows asked about now that stayed STORED because nothing of this server had ever matched."""
+        return trust.ask_mismatched_again(self._tx, now=now)
+
+    def recheck(self, entry_ids: Iterable[int], *, now: datetime) -> None:
+        """Have these confirmed rows compared before their files may go."""
+        trust.recheck(self._tx, entry_ids, now=now)
 
     def attach_reencoded(self, entry_id: int, *, path: str, content: Content, ctime_ns: int = 0, now: datetime) -> bool:
         """Have the Explicit VR copy sent instead; False if the row is elsewhere by now. ``path`` is in the spool."""

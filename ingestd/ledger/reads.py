@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -14,12 +15,15 @@ from ingestd.lifecycle import (
     FeedCursor,
     Identity,
     Reason,
+    Standing,
     State,
 )
 
+from . import dialect
 from .due import Due
-from .row import CONTENT, HOLDS, PLACE, ZERO, content_of, pieces, place_of, reach_of
-from .schema import attempt, candidate, destination, feed_cursor, instance, state_count
+from .row import CONTENT, HOLDS, ONE, PLACE, ZERO, content_of, pieces, place_of, reach_of
+from .schema import attempt, candidate, destination, feed_cursor, instance, state_count, trust, verification
+from .schema import host as host_table
 from .values import (
     DestinationStatus,
     Holder,
@@ -34,6 +38,8 @@ from .values import (
 UNCONFIRMED: ColumnElement[bool] = literal_column("holds = 1 AND confirmed_at IS NULL")
 # Something in the spool: the file, or the Explicit VR copy of one that stays in place.
 HAS_OWN_FILE: ColumnElement[bool] = literal_column("(in_place = 0 OR reencoded_path IS NOT NULL)")
+_COMPARED = instance.c.compared == ONE
+_MISMATCH = instance.c.mismatch == ONE
 _REJECTED: ColumnElement[bool] = literal_column("state = 'REJECTED'")
 
 
@@ -254,6 +260,81 @@ class Reads(Due):
         """Say how far the change feed was read."""
         row = self._one(select(feed_cursor))
         return FeedCursor(version=row.version, since=row.since, sequence=row.sequence) if row else None
+
+    def standing(self) -> Standing:
+        """Say how far this server's word is trusted."""
+        row = self._one(select(verification).where(verification.c.id == 1))
+        kinds = self._all(select(trust))
+        return Standing(
+            matched={(kind.transfer_syntax, kind.sop_class_uid): kind.matched for kind in kinds},
+            ever_matched=bool(row.ever_matched),
+            mismatched_at=row.mismatched_at,
+            stopped_at=row.stopped_at,
+            studies=tuple(json.loads(row.studies)) if row.studies else (),
+            differs=row.differs,
+        )
+
+    def studies_compared(self, study_uids: Iterable[str]) -> set[str]:
+        """Say of which of these studies an instance was confirmed by a comparison."""
+        found: set[str] = set()
+        for piece in pieces(list(study_uids)):
+            some = select(instance.c.study_uid).distinct().where(_COMPARED, instance.c.study_uid.in_(piece))
+            found.update(row.study_uid for row in self._all(some))
+        return found
+
+    def uncompared(
+        self, *, before: datetime, after: datetime | None = None, limit: int = 1000, host: str | None = None
+    ) -> list[tuple[int, datetime]]:
+        """Say which rows, with their instants, were confirmed without a comparison and still have their own file.
+
+        Those confirmed from ``after`` to ``before``, in this order; rows that are about to be compared do not count.
+        """
+        rows = self._all(
+            select(instance.c.id, instance.c.settled_at)
+            .where(
+                instance.c.settled_at.is_not(None),
+                instance.c.removed_at.is_(None),
+                instance.c.host == (self._host if host is None else host),
+                instance.c.settled_at <= before,
+                *(() if after is None else (instance.c.settled_at >= after,)),
+                HAS_OWN_FILE,
+                dialect.unindexed(instance.c.state) == State.CONFIRMED,
+                dialect.unindexed(instance.c.compared) == 0,
+                instance.c.needs_content_check == 0,
+            )
+            .order_by(instance.c.settled_at)
+            .limit(limit)
+        )
+        return [(row.id, row.settled_at) for row in rows]
+
+    def has_uncompared(self, *, before: datetime) -> bool:
+        """Whether any host has such a row."""
+        return any(self.uncompared(before=before, limit=1, host=row.host) for row in self._all(select(host_table)))
+
+    def has_mismatched(self) -> bool:
+        """Whether a person has still to settle a file that the server is to blame for, or one is to be compared."""
+        mismatched = select(instance.c.id).where(_MISMATCH)
+        unchecked = select(instance.c.id).where(
+            literal_column("state = 'CONFIRMED'"),
+            instance.c.next_check_at.is_not(None),
+            instance.c.needs_content_check == 1,
+            instance.c.removed_at.is_(None),
+        )
+        return any(self._one(rows.limit(1)) is not None for rows in (mismatched, unchecked))
+
+    def others_on_their_way(self, study_uids: Iterable[str]) -> bool:
+        """Whether a file of another study than these is still to be proven."""
+        others = select(instance.c.id).where(UNCONFIRMED, instance.c.study_uid.not_in(list(study_uids)))
+        return self._one(others.limit(1)) is not None
+
+    def untold(self, *, before: datetime) -> tuple[int, str]:
+        """Count the rows of which the server could not tell since ``before``, and give the oldest one's note."""
+        where = (instance.c.untold_since.is_not(None), instance.c.host == self._host)
+        late = (*where, instance.c.untold_since <= before)
+        oldest = self._one(select(instance.c.note).where(*late).order_by(instance.c.untold_since).limit(1))
+        if oldest is None:
+            return 0, ""
+        return int(self._one(select(func.count().label("rows")).where(*late)).rows), oldest.note
 
     def first_attempt_at(self) -> datetime | None:
         """Say when the first Store Transaction of this ledger began."""

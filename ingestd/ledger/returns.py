@@ -98,6 +98,8 @@ def _effect(row: Row, outcome: Outcome) -> Hashable:
         outcome.reread,
         outcome.reencode,
         outcome.needs_content_check,
+        row.unnamed,
+        outcome.unnamed,
         tuple(outcome.evidence.items()),
     )
 
@@ -114,6 +116,8 @@ def _come_back(tx: Transaction, rows: Sequence[Row], outcome: Outcome, batch: Ba
         "present_before": _present_before(outcome),
         "being_created_since": None,
     }
+    if outcome.unnamed or row.unnamed:
+        values["unnamed"] = row.unnamed + 1 if outcome.unnamed else 0 if outcome.state is State.STORED else row.unnamed
     if outcome.reason is Reason.BEING_CREATED:
         values["being_created_since"] = row.being_created_since or now
     later = now + outcome.wait if outcome.wait is not None else None

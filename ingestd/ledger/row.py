@@ -55,6 +55,10 @@ class Row(NamedTuple):
     wish: str | None
     settled_at: datetime | None
     removed_at: datetime | None
+    mismatch: int
+    differs_since: datetime | None
+    untold_since: datetime | None
+    unnamed: int
 
     @property
     def identity(self) -> Identity | None:
@@ -174,6 +178,9 @@ _ALIKE = itemgetter(
             "next_attempt_at",
             "claim_token",
             "settled_at",
+            "mismatch",
+            "differs_since",
+            "untold_since",
         )
     )
 )

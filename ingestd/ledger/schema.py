@@ -267,6 +267,12 @@ instance = Table(
     Column("ctime_ns", Nanoseconds),
     Column("source_ctime_ns", Nanoseconds),
     Column("reencoded_ctime_ns", Nanoseconds),
+    # what was found of the server's copy
+    Column("compared", _INT),  # 1: what proved it was a comparison with the server's copy
+    Column("mismatch", _INT),  # 1: the server's copy is not ours, and the server is to blame
+    Column("differs_since", Instant),
+    Column("untold_since", Instant),
+    Column("unnamed", _INT),
 )
 
 history = Table(
@@ -380,4 +386,24 @@ alarm = Table(
     Column("note", Words),
     Column("next_step", Words),
     Column("since", Instant),
+)
+
+# The trust in the server's word (lifecycle.Standing); one server to a ledger.
+trust = Table(
+    "trust",
+    metadata,
+    Column("transfer_syntax", Text, primary_key=True),
+    Column("sop_class_uid", Text, primary_key=True),
+    Column("matched", _INT),
+)
+
+verification = Table(
+    "verification",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("ever_matched", _INT),
+    Column("mismatched_at", Instant),
+    Column("stopped_at", Instant),
+    Column("studies", Text),  # JSON list
+    Column("differs", Words),
 )

@@ -44,6 +44,7 @@ _RANKS = {0: 0, None: 1, 1: 2}
 
 _CHECKED = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
 _SETTLED = frozenset({State.CONFIRMED, State.DISCARDED})
+_LEARNT = (("mismatch", 0), ("differs_since", None), ("untold_since", None))
 # A row that comes here has given up its identity for good: the oldest of its duplicates takes its place.
 _GIVES_UP = frozenset({State.DELETED, State.FAILED, State.DISCARDED, State.REJECTED})
 
@@ -404,6 +405,10 @@ def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str,
         for column in ("hold_reason", "need", "next_attempt_at"):
             if getattr(row, column) is not None:
                 settings[column] = None
+    for column, nothing in _LEARNT:
+        # What was found of the server's copy belongs to the state in which it was asked for.
+        if getattr(row, column) != nothing:
+            settings.setdefault(column, nothing)
     if (before in HOLDING) != (after in HOLDING):
         settings["holds"] = int(after in HOLDING)
     if after in _SETTLED:

@@ -412,6 +412,7 @@ class Entry:
     warning_reason: int | None
     failed_attributes: tuple[str, ...]
     reencoded: bool
+    compared: bool  # confirmed by a comparison with the server's copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -429,4 +429,5 @@ def _entry(row: Any, spools: Mapping[str, Path]) -> Entry:
         warning_reason=row.warning_reason,
         failed_attributes=tuple(json.loads(row.failed_attributes)) if row.failed_attributes else (),
         reencoded=row.reencoded_digest is not None,
+        compared=bool(row.compared),
     )

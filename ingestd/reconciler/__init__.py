@@ -24,9 +24,10 @@ FeedAnswer(question, sightings: tuple[Sighting, ...], unreadable: int, cursor: F
     transaction that applies the outcomes of ``plan`` for the rows that come up. complete False: ask again at once.
 StudyQuestion(study_uid, rows: tuple[Unproven, ...], fetch: bool)
 StudyAnswer(question, findings: tuple[Finding, ...], clock_offset, pause, error)
-Finding(row: Unproven, present: bool | None, asked_at, sameness: Sameness | None, copy: Path | None, note: str)
+Finding(row: Unproven, present: bool | None, asked_at, sameness: Sameness | None, copy: Path | None, more, note: str)
     present None: could not be told now (ask again later). sameness: SAME where the server gave back our very bytes, and
-    no copy then. copy: a file in scratch, the caller's to compare and to unlink.
+    no copy then. copy, and more where the server has several: files in scratch, the caller's to compare one after the
+    other (``next_copy``) and to unlink.
     findings is empty where the server could not be asked at all: ledger.check_again(...), and the pause.
 
 judge(finding, *, rules, now, give_up=False) -> Outcome | Need    what one finding settles; Need.COMPARE: hand the copy
@@ -34,7 +35,8 @@ judge(finding, *, rules, now, give_up=False) -> Outcome | Need    what one findi
     digests: Need.COMPARE too, with ``row.path`` None.
 judge_sighting(row, *, rules) -> Outcome | Need                   from row.seen_*; Need.ASK, Need.WAIT
 judge_presence(row, *, present: bool, rules, now, give_up=False) -> Outcome | Need
-judge_comparison(row, sameness: Sameness, *, rules, now) -> Outcome
+judge_comparison(row, sameness: Sameness, *, rules, now, differs="") -> Outcome
+    differs: what is not the same, in words.
     now: when the server was asked (finding.asked_at), which is what the evidence is newer than. give_up: True while
     others succeed; see sender.give_up.
 
@@ -44,7 +46,15 @@ unknown_studies(client, ...) -> Iterator[str]                     studies of the
 """
 
 from ingestd.reconciler.audit import audit, unknown_studies
-from ingestd.reconciler.judges import judge_comparison, judge_presence, judge_sighting, not_told, wait_for_feed
+from ingestd.reconciler.judges import (
+    judge_comparison,
+    judge_presence,
+    judge_sighting,
+    left_until_second_look,
+    look_once_more,
+    not_told,
+    wait_for_feed,
+)
 from ingestd.reconciler.questions import (
     Answer,
     FeedAnswer,
@@ -59,7 +69,7 @@ from ingestd.reconciler.questions import (
     judge,
     plan,
 )
-from ingestd.reconciler.rules import Need, Rules, Verify, needs_comparison
+from ingestd.reconciler.rules import Need, Rules, Verify, may_be_foreign, needs_comparison
 from ingestd.reconciler.worker import Reconciler
 
 __all__ = [
@@ -82,6 +92,9 @@ __all__ = [
     "judge_comparison",
     "judge_presence",
     "judge_sighting",
+    "left_until_second_look",
+    "look_once_more",
+    "may_be_foreign",
     "needs_comparison",
     "not_told",
     "plan",

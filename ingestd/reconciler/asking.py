@@ -1,13 +1,15 @@
 """Asking the server about a study's instances: listed by a query, there when retrieved, and with which content.
 
 Absent is what the query lacks *and* a GET answers with 404; anything less is "could not be told". A server that cannot
-be searched at all proves no absence: its 404 may only mean that it has no retrieve either.
+be searched at all proves no absence: its 404 may only mean that it has no retrieve either. What a query lists and a GET
+of the instance does not find (Orthanc, where the SOP Instance UID stands in two series) is looked for in the series.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from ingestd.dicomweb import (
     DicomWebClient,
     DicomWebError,
     NotFound,
+    Retrieval,
     Unintelligible,
     uid_of,
 )
@@ -35,6 +38,12 @@ COPY_GROWTH = 8
 COPY_SPARE_BYTES = 64_000_000
 # No study has more instances; a listing without an end is no listing.
 MOST_LISTED = 1_000_000
+# A series is looked through for one instance up to this size.
+SERIES_BYTES = 16_000_000_000
+# An instance's UID stands within so many bytes from its beginning.
+HEAD_BYTES = 1 << 16
+# Of what a server has under the UIDs of one instance, so many copies are compared.
+MOST_COPIES = 4
 
 
 def list_identities(client: DicomWebClient, study_uid: str, row: Unproven | None = None) -> Iterator[Identity]:
@@ -145,10 +154,27 @@ class StudyAsker:
         if listed is False:
             return Finding(row=row, present=False, asked_at=asked_at)
         if listed:
-            note = "a query lists it, but it cannot be retrieved (404)"
-        else:
-            note = "it cannot be retrieved (404), and this server cannot be searched: absence is not proven so"
+            return self._look_in_series(row, asked_at)
+        note = "it cannot be retrieved (404), and this server cannot be searched: absence is not proven so"
         return Finding(row=row, present=None, asked_at=asked_at, note=note)
+
+    def _look_in_series(self, row: Unproven, asked_at: datetime) -> Finding:
+        """Find an instance among its series, which takes a request that brings all of it."""
+        note = "a query lists it, but it cannot be retrieved (404), alone or with its series"
+        uids = row.identity
+        try:
+            with self.client.retrieve_series(
+                uids.study_uid, uids.series_uid, original=self.question.original
+            ) as retrieval:
+                retrieval.on_bytes = _Allowance(SERIES_BYTES).take
+                finding = self._compare_parts(row, retrieval, asked_at, named=uids.sop_uid)
+        except (NotFound, _TooLarge):
+            return Finding(row=row, present=None, asked_at=asked_at, note=note)
+        except DicomWebError as error:
+            if concerns_server(error):
+                raise
+            return Finding(row=row, present=None, asked_at=asked_at, note=f"{note}: {error}")
+        return finding if finding is not None else Finding(row=row, present=None, asked_at=asked_at, note=note)
 
     def _look_at_copy(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
         uids = row.identity
@@ -161,27 +187,36 @@ class StudyAsker:
             if not self.question.fetch:
                 retrieval.only_part()
                 return self._only_retrievable(row, listing, asked_at)
-            other: Path | None = None
-            # More than one where the server tells objects apart by more than their UIDs (Orthanc: by the PatientID).
-            try:
-                for _headers, part in retrieval:
-                    with _Copy(self.scratch / f"copy-{row.entry_id}-{secrets.token_hex(8)}", row.content) as copy:
-                        while chunk := part.next_chunk():
-                            copy.write(chunk)
-                        if copy.is_same() and not self.question.keep:
-                            if other is not None:
-                                other.unlink(missing_ok=True)
-                            return Finding(row=row, present=True, asked_at=asked_at, sameness=Sameness.SAME)
-                        if other is None:
-                            other = copy.keep()
-            except BaseException:
-                if other is not None:
-                    other.unlink(missing_ok=True)
-                raise
-        if other is None:
+            finding = self._compare_parts(row, retrieval, asked_at)
+        if finding is None:
             note = "its copy could not be had: the server's answer has no part"
             return Finding(row=row, present=None, asked_at=asked_at, note=note)
-        return Finding(row=row, present=True, asked_at=asked_at, copy=other)
+        return finding
+
+    def _compare_parts(
+        self, row: Unproven, retrieval: Retrieval, asked_at: datetime, *, named: str = ""
+    ) -> Finding | None:
+        """Look at every part, or at those that begin with the UID ``named``; None where there is none.
+
+        There are several where a server tells objects apart by more than their UIDs (Orthanc: by the PatientID).
+        """
+        others: list[Path] = []
+        try:
+            for _headers, part in retrieval:
+                with _Copy(self.scratch / f"copy-{row.entry_id}-{secrets.token_hex(8)}", row.content) as copy:
+                    while chunk := part.next_chunk():
+                        copy.write(chunk)
+                    if copy.is_same() and not self.question.keep:
+                        _remove(others)
+                        return Finding(row=row, present=True, asked_at=asked_at, sameness=Sameness.SAME)
+                    if len(others) < MOST_COPIES and copy.names(named):
+                        others.append(copy.keep())
+        except BaseException:
+            _remove(others)
+            raise
+        if not others:
+            return None
+        return Finding(row=row, present=True, asked_at=asked_at, copy=others[0], more=tuple(others[1:]))
 
     def _only_retrievable(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
         if listing.has(row.identity) is False:
@@ -207,6 +242,11 @@ class _Allowance:
             raise _TooLarge
 
 
+def _remove(copies: list[Path]) -> None:
+    for copy in copies:
+        copy.unlink(missing_ok=True)
+
+
 class _Copy:
     """A retrieved copy on its way to disk, hashed as our own file was: before and after the same offset.
 
@@ -219,6 +259,7 @@ class _Copy:
         self._meta = hashlib.sha256()
         self._rest = hashlib.sha256()
         self._size = 0
+        self._head = bytearray()
         self._held = bytearray()
         self._fd: int | None = None
         self._is_kept = False
@@ -238,6 +279,7 @@ class _Copy:
         view = memoryview(chunk)
         self._meta.update(view[:meta_left])
         self._rest.update(view[meta_left:])
+        self._head += view[: max(0, HEAD_BYTES - self._size)]
         self._size += len(chunk)
         self._held += chunk
         if len(self._held) > IN_MEMORY_BYTES:
@@ -249,6 +291,10 @@ class _Copy:
             and self._meta.hexdigest() == self._ours.meta_digest
             and self._rest.hexdigest() == self._ours.digest
         )
+
+    def names(self, uid: str) -> bool:
+        """Say whether this UID stands in its beginning, as that of an instance does."""
+        return not uid or re.search(rb"(?<![0-9.])%s(?![0-9.])" % re.escape(uid.encode()), self._head) is not None
 
     def keep(self) -> Path:
         """Put all of it on disk and leave it there."""

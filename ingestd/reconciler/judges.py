@@ -7,10 +7,11 @@ own settles nothing yet: it records that the row was asked about and when to ask
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven
-from ingestd.reconciler.rules import Need, Rules, Verify, is_deleted_since, is_from_before, needs_comparison
+from ingestd.lifecycle import REENCODABLE, Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven
+from ingestd.reconciler.rules import Need, Rules, is_deleted_since, is_from_before, needs_comparison
 
 # Between two questions about a row that the first one did not settle.
 _ASK_AGAIN = Backoff(base=timedelta(seconds=2), cap=timedelta(minutes=10))
@@ -19,6 +20,14 @@ _ASK_HOURLY = timedelta(hours=1)
 # A feed that cannot be read is waited for so many times the grace time.
 _GRACES_FOR_A_FEED_UNREAD = 4
 
+_FOUND = {
+    Sameness.OTHER: "the server has an object with the same UIDs and other content",
+    Sameness.OTHER_ENCODING: "the server's object with the same UIDs is encoded in another transfer syntax, which "
+    "cannot be compared",
+    Sameness.NOT_WHOLE: "the server gives back a copy that is no whole object",
+}
+# So many complete answers to posts of one file alone that do not name it are a refusal.
+_SILENT_ANSWERS = 3
 _WORDS = {
     State.STORED: "the server had answered that it stored it",
     State.UNCERTAIN: "the answer to the post had not been read",
@@ -69,41 +78,74 @@ def judge_presence(
     if not present:
         return _judge_absence(row, rules=rules, now=now, give_up=give_up)
     if needs_comparison(row, rules):
-        return Need.COMPARE
+        return _there_at_least(row, at=now) if rules.stopped and row.state is State.UNCERTAIN else Need.COMPARE
     reason = Reason.ALREADY_THERE if row.reason is Reason.ALREADY_THERE else Reason.QUERY
     evidence = {"before_the_post": "absent"} if row.present_before is False else {}
-    if rules.verify is Verify.PRESENCE:
-        evidence["content"] = "not compared"
+    evidence["content"] = "not compared"
     return _confirmed(row, reason, "the server has it when asked", at=now, **evidence)
 
 
-def judge_comparison(row: Unproven, sameness: Sameness, *, rules: Rules, now: datetime) -> Outcome:
-    """Judge a row by how the server's copy, retrieved at ``now``, compares with our file."""
+def judge_comparison(row: Unproven, sameness: Sameness, *, rules: Rules, now: datetime, differs: str = "") -> Outcome:
+    """Judge a row by how the server's copy, retrieved whole at ``now``, compares with our file.
+
+    ``differs`` says in words what is not the same. A copy that is no whole object counts when it came twice.
+    """
     assert sameness is not Sameness.COMPARE, "the canonical digests have to be compared first"
     if sameness is Sameness.SAME:
         reason = Reason.ALREADY_THERE if row.reason is Reason.ALREADY_THERE else Reason.CONTENT_CHECK
         how = "the server's copy was retrieved and has the same content"
-        return _confirmed(row, reason, how, at=now, content="same")
-    other_encoding = sameness is Sameness.OTHER_ENCODING
-    reason = Reason.OTHER_ENCODING if other_encoding else Reason.OTHER_CONTENT
-    found = (
-        "the server's object with the same UIDs is encoded in another transfer syntax, which cannot be compared"
-        if other_encoding
-        else "the server has an object with the same UIDs and other content"
-    )
-    evidence = {"content": sameness.value}
+        confirmed = _confirmed(row, reason, how, at=now, content="same")
+        return replace(confirmed, sameness=sameness)
+    found = _FOUND[sameness] + (f" ({differs})" if differs else "")
     if row.state is State.DELETED:
         # It holds nothing, and what is there now is somebody else's: the row stays what it is.
         note = f"asked again after the deletion: {found}"
+        evidence = {"content": sameness.value}
         return _not_settled(row, Reason.CONTENT_CHECK, note, at=now, evidence=evidence)
+    if sameness is Sameness.NOT_WHOLE and (left := left_until_second_look(row, rules=rules, now=now)) > timedelta(0):
+        return look_once_more(row, sameness, f"{found}; it is fetched once more in {_spoken(left)}", wait=left)
+    reason = Reason.OTHER_ENCODING if sameness is Sameness.OTHER_ENCODING else Reason.OTHER_CONTENT
     return Outcome(
         entry_id=row.entry_id,
         state=State.CONFLICT,
         reason=reason,
         note=f"{found} ({_WORDS[row.state]}); both are kept for a person to decide{_hint(rules)}",
-        evidence=evidence,
+        evidence={"content": sameness.value},
         expected=row.state,
         evidence_at=now,
+        sameness=sameness,
+    )
+
+
+def left_until_second_look(row: Unproven, *, rules: Rules, now: datetime) -> timedelta:
+    """Say how long until a copy that is not ours may be believed: until it was seen twice, apart."""
+    return rules.between_looks - (now - (row.differs_since or now))
+
+
+def look_once_more(row: Unproven, sameness: Sameness, note: str, *, wait: timedelta) -> Outcome:
+    """Leave a row whose copy on the server is not ours where it is, and say so; it is looked at again."""
+    # No evidence of any instant: on a confirmed row that would end the look.
+    outcome = _not_settled(row, Reason.CONTENT_CHECK, note, wait=wait, evidence={"content": sameness.value})
+    return replace(outcome, sameness=sameness, noted=True)
+
+
+def stays_stored(row: Unproven, *, rules: Rules) -> Outcome:
+    """Leave a STORED row unproven while nothing is compared with this server."""
+    note = (
+        "the server answered that it stored it; nothing of this server has ever matched what it was sent, so that "
+        "comparing has stopped: see `ingestd status`"
+    )
+    return replace(_not_settled(row, row.reason or Reason.STORED_ANSWER, note, wait=rules.grace), noted=True)
+
+
+def _there_at_least(row: Unproven, *, at: datetime) -> Outcome:
+    return Outcome(
+        entry_id=row.entry_id,
+        state=State.STORED,
+        reason=Reason.QUERY,
+        note="the server has it when asked; its content is to be compared",
+        expected=row.state,
+        evidence_at=at,
     )
 
 
@@ -118,7 +160,8 @@ def not_told(row: Unproven, note: str) -> Outcome:
     reason = row.reason or (Reason.STORED_ANSWER if row.state is State.STORED else Reason.NO_VERDICT)
     if reason is Reason.ABSENT:
         reason = Reason.NO_VERDICT
-    return _not_settled(row, reason, note, wait=_ASK_AGAIN.wait(row.checks + 1, jitter=0.0))
+    outcome = _not_settled(row, reason, note, wait=_ASK_AGAIN.wait(row.checks + 1, jitter=0.0))
+    return replace(outcome, untold=True, noted=True)
 
 
 def still_deleted(row: Unproven) -> Outcome:
@@ -213,6 +256,21 @@ def _absent_twice(row: Unproven, *, rules: Rules, now: datetime, give_up: bool) 
             wait=_ASK_HOURLY,
         )
     evidence = {"absences": str(row.absences + 1)}
+    if row.unnamed:
+        evidence["silent_answers"] = str(row.unnamed)
+    reencode = bool(row.unnamed) and row.content.transfer_syntax in REENCODABLE and rules.reencode_refused
+    if row.unnamed >= _SILENT_ANSWERS and not reencode:
+        return Outcome(
+            entry_id=row.entry_id,
+            state=State.FAILED,
+            reason=Reason.REFUSED,
+            note=f"the server answered {row.unnamed} posts of this file alone without naming it, neither as stored nor "
+            "as failed, and does not have it: it cannot read it, it seems; the file is kept: look at the server's "
+            "log, then `ingestd retry` or `ingestd resolve --discard`",
+            evidence=evidence,
+            expected=row.state,
+            evidence_at=now,
+        )
     if give_up and row.charged >= rules.most_attempts:
         return Outcome(
             entry_id=row.entry_id,
@@ -228,8 +286,10 @@ def _absent_twice(row: Unproven, *, rules: Rules, now: datetime, give_up: bool) 
         entry_id=row.entry_id,
         state=State.PENDING,
         reason=Reason.ABSENT,
-        note="not on the server when asked twice; it is sent again",
+        note="not on the server when asked twice; "
+        + ("a lossless Explicit VR Little Endian copy is made and sent instead" if reencode else "it is sent again"),
         evidence=evidence,
+        reencode=reencode,
         expected=row.state,
         evidence_at=now,
     )
@@ -257,6 +317,7 @@ def _confirmed_by_feed(row: Unproven, rules: Rules) -> Outcome:
         at=row.seen_at - rules.clock_offset,
         sequence=str(row.seen_sequence),
         server_time=row.seen_at.isoformat(),
+        content="not compared",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ingestd.reconciler.judges import (
     judge_presence,
     judge_sighting,
     not_told,
+    stays_stored,
     still_deleted,
     wait_for_feed,
 )
@@ -90,7 +91,8 @@ class Finding:
     """What the server showed of one row at ``asked_at`` (our clock).
 
     ``present`` None: it could not be told now, ``note`` says why. ``sameness`` is SAME where the server gave back the
-    very bytes of our file; else a fetched ``copy`` lies in scratch, for the caller to compare and to unlink.
+    very bytes of our file; else a fetched ``copy`` lies in scratch, for the caller to compare and to unlink, and
+    beside it ``more``, where the server has several: the row is proven if one of them is ours.
     """
 
     row: Unproven
@@ -98,7 +100,17 @@ class Finding:
     asked_at: datetime
     sameness: Sameness | None = None
     copy: Path | None = None
+    more: tuple[Path, ...] = ()
     note: str = ""
+
+    @property
+    def copies(self) -> tuple[Path, ...]:
+        """Everything that lies in scratch for it."""
+        return () if self.copy is None else (self.copy, *self.more)
+
+    def next_copy(self) -> Finding | None:
+        """Give the finding that is left when the first copy is known not to be ours."""
+        return replace(self, copy=self.more[0], more=self.more[1:]) if self.more else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +145,8 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
         verdict = judge_sighting(row, rules=rules) if rules.profile.has_feed else Need.ASK
         if isinstance(verdict, Outcome):
             outcomes.append(verdict)
+        elif rules.stopped and row.state is State.STORED and needs_comparison(row, rules):
+            outcomes.append(stays_stored(row, rules=rules))
         elif verdict is not Need.WAIT:
             ask.append(row)
         elif row.state is State.STORED:
@@ -165,7 +179,8 @@ def judge(finding: Finding, *, rules: Rules, now: datetime, give_up: bool = Fals
 def _questions(rows: Iterable[Unproven], rules: Rules) -> Iterator[StudyQuestion]:
     by_study: defaultdict[tuple[str, bool], list[Unproven]] = defaultdict(list)
     for row in rows:
-        by_study[row.identity.study_uid, needs_comparison(row, rules)].append(row)
+        fetch = needs_comparison(row, rules) and not (rules.stopped and row.state is State.UNCERTAIN)
+        by_study[row.identity.study_uid, fetch].append(row)
     original = rules.profile.kind is ServerKind.AZURE
     for (study_uid, fetch), of_study in by_study.items():
         for some in _portions(of_study, fetch=fetch):

@@ -1,19 +1,17 @@
 """What the judges go by, and the question they share: is presence proof enough, or only the content itself.
 
-A server that refuses duplicates proves our content by answering "stored": at that instant nothing else was there, and
-the change feed then shows whether anybody touched it since. Every other "it is there" may be somebody else's object
-under our UIDs - Orthanc answers "stored" and keeps the older one - and is compared with our file:
+"It is there" says whose it is and not that it is whole and unaltered. That a server gives back what it was given is
+trusted once it has shown it (``trust``); a row that was chosen for it, or to keep the trust, is ``sampled``. Whatever
+the trust, these may be somebody else's object under our UIDs, or part of ours, and are compared with our file:
 
 - the server said that it had one already (45070);
-- the answer to our post was never read. A Create entry newer than our attempt does not help here: somebody else's
-  post may have come first, and the answer that we lost may have been the refusal of ours;
+- the answer to our post was never read. A lenient server may have kept what came of a post that broke off. A Create
+  entry newer than our attempt does not help: somebody else's post may have come first, and the answer that we lost
+  may have been the refusal of ours;
 - the server gives back what it was given and takes duplicates silently (Orthanc): another sender may come between
   the query before the post and the post;
+- the server neither refuses duplicates nor was the row absent in the query right before the post;
 - the change feed has more than our one entry, or one that is younger than the answer to our post.
-
-On a server that neither refuses duplicates nor is known to give back the very bytes (many coerce attributes while
-storing), comparing everything would find a conflict in every file. There, absent in the query right before the post
-and present after it counts as ours, and the rest is compared.
 """
 
 from __future__ import annotations
@@ -61,14 +59,21 @@ class Rules:
     clock_offset: timedelta = timedelta(0)
     feed_read_at: datetime | None = None
     most_attempts: int = 10
+    reencode_refused: bool = True  # implicit_vr: fallback
+    stopped: bool = False  # nothing of this server ever matched: nothing is compared until a person has looked
 
     def on_server_clock(self, at: datetime) -> datetime:
         """Say what the server's clock showed at this instant of ours."""
         return at + self.clock_offset
 
+    @property
+    def between_looks(self) -> timedelta:
+        """How far apart two answers must lie to count as two."""
+        return self.absence_wait if self.absence_wait is not None else self.profile.absence_wait
+
     def wait_between_absences(self, row: Unproven) -> timedelta:
         """Say how far apart two absences must lie to prove one; doubles with each time the row was sent again."""
-        least = self.absence_wait if self.absence_wait is not None else self.profile.absence_wait
+        least = self.between_looks
         return min(least * (1 << min(row.resends, 16)), max(least, timedelta(hours=1)))
 
 
@@ -76,13 +81,18 @@ def needs_comparison(row: Unproven, rules: Rules) -> bool:
     """Say whether only the server's copy, compared with our file, can prove this row."""
     if rules.verify is not Verify.AUTO:
         return rules.verify is Verify.CONTENT
-    if row.needs_content_check or row.reason is Reason.ALREADY_THERE or row.state is State.DELETED:
+    if row.sampled or row.state is State.UNCERTAIN or row.state is State.DELETED or may_be_foreign(row, rules):
         return True
     if rules.profile.compares_all:
         return True
-    if not rules.profile.refuses_duplicates:
-        return row.present_before is not False
-    return row.state is State.UNCERTAIN or has_foreign_sighting(row, rules)
+    return not rules.profile.refuses_duplicates and row.present_before is not False
+
+
+def may_be_foreign(row: Unproven, rules: Rules) -> bool:
+    """Say whether something speaks for another sender's object under our UIDs: a mismatch is then not the server's."""
+    if row.needs_content_check or row.reason is Reason.ALREADY_THERE or row.present_before:
+        return True
+    return rules.profile.refuses_duplicates and has_foreign_sighting(row, rules)
 
 
 def has_foreign_sighting(row: Unproven, rules: Rules) -> bool:

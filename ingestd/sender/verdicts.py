@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from ingestd.dicomweb import Failed, Stored, StoreResult, failure_meaning
-from ingestd.lifecycle import Batch, BatchResult, Outcome, Part, Reason, ServerKind, ServerProfile, State
+from ingestd.lifecycle import REENCODABLE, Batch, BatchResult, Outcome, Part, Reason, ServerKind, ServerProfile, State
 
 PROCESSING_FAILURE = 0x0110  # 272
 DUPLICATE_SOP_INSTANCE = 0x0111  # 273
@@ -24,7 +24,6 @@ DOES_NOT_MATCH_SOP_CLASS = range(0xA900, 0xAA00)
 CANNOT_UNDERSTAND = range(0xC000, 0xD000)
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
 # 45071: somebody else's post is creating it, or a crash left it half created; asked for after 2 min, doubling to 1 h.
 BEING_CREATED_LEAST = timedelta(minutes=2)
@@ -67,7 +66,7 @@ def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchRes
         if _is_unnamed(part, result):
             reason = nameless.get(part.entry_id)
             failed = None if reason is None else Failed(reason=reason)
-            outcomes.append(_no_verdict(part, terms) if failed is None else _failed(part, failed, alone, terms))
+            outcomes.append(_no_verdict(part, alone, terms) if failed is None else _failed(part, failed, alone, terms))
         elif uid in result.stored:
             outcomes.append(_stored(part, result.stored[uid], terms))
         else:
@@ -87,11 +86,7 @@ def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchRes
 
 def can_be_reencoded(part: Part, terms: Terms) -> bool:
     """Say whether the Explicit VR Little Endian copy is still to be tried."""
-    return (
-        terms.reencode_refused
-        and not part.reencoded
-        and part.content.transfer_syntax in {IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN}
-    )
+    return terms.reencode_refused and not part.reencoded and part.content.transfer_syntax in REENCODABLE
 
 
 def reencode(part: Part, why: str) -> Outcome:
@@ -173,7 +168,7 @@ def _stored(part: Part, stored: Stored, terms: Terms) -> Outcome:
     )
 
 
-def _no_verdict(part: Part, terms: Terms) -> Outcome:
+def _no_verdict(part: Part, alone: bool, terms: Terms) -> Outcome:  # noqa: FBT001 - one of three facts
     return Outcome(
         entry_id=part.entry_id,
         state=State.UNCERTAIN,
@@ -181,6 +176,9 @@ def _no_verdict(part: Part, terms: Terms) -> Outcome:
         note="it was posted, and the server's answer says nothing clear about it; the server is asked for it",
         evidence=terms.evidence(part),
         charge=True,
+        # Only alone does a silent answer speak of this instance: so does Orthanc's to what it cannot parse.
+        alone=not alone,
+        unnamed=alone,
         wait=ASK_AFTER,
     )
 

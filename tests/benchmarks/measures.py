@@ -26,7 +26,8 @@ SETTINGS = {
     "inboxes": [{"path": "./drop", "settle": "100ms"}],
     "batch": {"quiet_period": "100ms", "max_wait": "60s"},
     "retry": {"base": "5s", "cap": "15m"},
-    "reconcile": {"interval": "10s", "lag": "60s", "grace": "15m", "absence_wait": "10s"},
+    # The null sink keeps nothing that could be compared, and the way to STORED is what is measured.
+    "reconcile": {"interval": "10s", "lag": "60s", "grace": "15m", "absence_wait": "10s", "verify": "presence"},
     "shutdown_grace": "30s",
 }
 ARRIVED = (State.STORED, State.CONFIRMED)

@@ -1,0 +1,277 @@
+"""Trust in what the server gives back: earned by copies that matched, kept by a sample, lost by one that did not.
+
+Which rows are compared is chosen here, and what a copy that is not ours means is decided here: another sender's object
+is that file's conflict; anything else is the server's doing. Then nothing is trusted any more, no file is removed, and
+what was confirmed without a comparison is compared before its file may go, until a person has settled it. A server of
+which nothing ever matched is one finding, not a conflict in each file: after five studies comparing stops.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.now import Now
+from ingestd.ledger import Ledger, Moves
+from ingestd.lifecycle import Kind, Outcome, Sameness, Standing, State, Unproven
+from ingestd.reader import Read
+from ingestd.reconciler import (
+    Rules,
+    Verify,
+    judge_comparison,
+    left_until_second_look,
+    look_once_more,
+    may_be_foreign,
+    needs_comparison,
+)
+
+# So many copies have to match, of each transfer syntax and SOP class and in all, before presence is enough.
+MOST_OF_A_KIND = 20
+MOST_IN_ALL = 1000
+# So many studies in a row, with nothing that ever matched, are enough to know the server by.
+STUDIES_IN_A_ROW = 5
+# The kinds of its alarms.
+MISMATCH, STOPPED, NOT_TOLD = "mismatch", "verification_stopped", "not_told"
+_LOOK_EVERY_SECONDS = 2.0
+# Confirmed rows that are looked at again at once after a mismatch: what arrives meanwhile is proven beside them.
+_RECHECK_AT_ONCE = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Mismatch:
+    """What is put down of a copy for which the server is to blame."""
+
+    studies: tuple[str, ...]
+    differs: str
+    stops: bool
+
+
+class Trust:
+    """What is known of this server's trustworthiness, as the ledger keeps it. Main thread only."""
+
+    def __init__(
+        self, *, ledger: Ledger, alarms: Alarms, keep_files: Callable[[bool], object], sample: float, grace: timedelta
+    ) -> None:
+        """Join the rooms; ``sample`` is the share that is compared whatever the trust.
+
+        ``keep_files`` hears whether our files may be the only ones that are whole.
+        """
+        self._ledger = ledger
+        self._alarms = alarms
+        self._keep_files = keep_files
+        self._sample = sample
+        self._grace = grace
+        self._standing = Standing()
+        self._comparing: dict[int, Unproven] = {}
+        self._matches: Counter[Kind] = Counter()
+        self._mismatch: _Mismatch | None = None
+        self._recheck: list[tuple[int, datetime]] = []
+        self._rechecked_to: datetime | None = None
+        self._forgives = False
+        self._look_at = self._probe_at = 0.0
+
+    def start(self) -> None:
+        """Take up where the last run ended."""
+        self._standing = self._ledger.standing()
+        self._tell()
+
+    @property
+    def _has_stopped(self) -> bool:
+        """Whether nothing is compared any more."""
+        return self._standing.stopped_at is not None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is wanted."""
+        return bool(self._recheck) or self._forgives
+
+    def choose(self, rows: Sequence[Unproven], rules: Rules) -> list[Unproven]:
+        """Mark the rows that are compared to earn or to keep the trust.
+
+        Those that wait for the comparisons under way are left out, to be chosen again when these have come to an end.
+        """
+        if rules.verify is not Verify.AUTO:
+            return list(rows)
+        standing = self._standing
+        stored = [row for row in rows if row.state is State.STORED and not needs_comparison(row, rules)]
+        if standing.mismatched_at is not None:
+            return _marked(rows, {row.entry_id for row in stored})
+        in_all = MOST_IN_ALL - sum(standing.matched.values())
+        to_come = in_all - len(self._comparing)
+        under_way = Counter(row.kind for row in self._comparing.values())
+        marked: set[int] = set()
+        waiting: set[int] = set()
+        trusted: list[Unproven] = []
+        for row in stored:
+            of_kind = MOST_OF_A_KIND - standing.matched.get(row.kind, 0)
+            if in_all <= 0 and of_kind <= 0:
+                trusted.append(row)
+            elif to_come > 0 or of_kind > under_way[row.kind]:
+                marked.add(row.entry_id)
+                under_way[row.kind] += 1
+                to_come -= 1
+            else:
+                waiting.add(row.entry_id)
+        marked.update(self._sampled(trusted))
+        return _marked([row for row in rows if row.entry_id not in waiting], marked)
+
+    def _sampled(self, rows: Sequence[Unproven]) -> Iterable[int]:
+        """Choose the sample, and at least one instance of every study."""
+        studies = self._ledger.studies_compared({row.identity.study_uid for row in rows}) if rows else set()
+        studies.update(row.identity.study_uid for row in self._comparing.values())
+        for row in rows:
+            study_uid = row.identity.study_uid
+            if study_uid not in studies or self._ledger.place_in_sample(row.identity.sop_uid) < self._sample:
+                studies.add(study_uid)
+                yield row.entry_id
+
+    def begin(self, rows: Iterable[Unproven]) -> None:
+        """These rows are being asked about."""
+        self._comparing.update((row.entry_id, row) for row in rows if row.sampled)
+
+    def end(self, entry_id: int) -> None:
+        """Nothing is being asked of this row any more."""
+        self._comparing.pop(entry_id, None)
+
+    def applied_to(self, rules: Rules) -> Rules:
+        """Say whether anything is compared at all."""
+        return replace(rules, stopped=self._has_stopped and rules.verify is not Verify.PRESENCE)
+
+    def probe(self, now: Now, *, asked: Container[int]) -> list[Unproven]:
+        """While comparing has stopped: the one row that is compared all the same, now and then.
+
+        It is the newest: what a server has altered stays so when it is mended.
+        """
+        if now.mono < self._probe_at:
+            return []
+        self._probe_at = now.mono + self._grace.total_seconds()
+        return [replace(row, sampled=True) for row in self._ledger.newest_stored() if row.entry_id not in asked]
+
+    def judge(self, row: Unproven, sameness: Sameness, *, rules: Rules, at: datetime, differs: str = "") -> Outcome:
+        """Say what a comparison comes to, and remember what it says of the server."""
+        outcome = judge_comparison(row, sameness, rules=rules, now=at, differs=differs)
+        if sameness is Sameness.SAME:
+            self._matches[row.kind] += 1
+            return outcome
+        if outcome.state is not State.CONFLICT or rules.verify is Verify.PRESENCE:
+            return outcome
+        if row.state is State.CONFIRMED and self._standing.mismatched_at is not None:
+            # Looked at for nothing but the mismatch before.
+            return replace(outcome, mismatch=True)
+        ever_matched = self._standing.ever_matched or bool(self._matches)
+        if may_be_foreign(row, rules) or (ever_matched and row.state is State.UNCERTAIN):
+            return outcome
+        if ever_matched:
+            self._mismatch = _Mismatch(studies=(), differs=differs, stops=False)
+            return replace(outcome, mismatch=True)
+        return self._first_of_all(row, outcome, rules=rules, at=at, differs=differs)
+
+    def _first_of_all(self, row: Unproven, outcome: Outcome, *, rules: Rules, at: datetime, differs: str) -> Outcome:
+        """Judge a mismatch while nothing of this server has ever matched: is it this file, or the server's way."""
+        assert outcome.sameness is not None, "it was compared"
+        known = self._mismatch.studies if self._mismatch is not None else self._standing.studies
+        studies = tuple(dict.fromkeys((*known, row.identity.study_uid)))[:STUDIES_IN_A_ROW]
+        stops = self._has_stopped or len(studies) >= STUDIES_IN_A_ROW
+        self._mismatch = _Mismatch(studies=studies, differs=differs, stops=stops)
+        if stops and row.state is not State.CONFIRMED:
+            note = f"{outcome.note}; so it was in {STUDIES_IN_A_ROW} studies in a row: see `ingestd status`"
+            return replace(look_once_more(row, outcome.sameness, note, wait=self._grace), mismatch=True)
+        left = left_until_second_look(row, rules=rules, now=at)
+        may_wait = row.differs_since is None or at - row.differs_since < self._grace
+        if left <= timedelta(0) and may_wait and self._ledger.others_on_their_way(studies):
+            left = rules.between_looks
+        if left > timedelta(0) and row.state is not State.CONFIRMED:
+            note = f"{outcome.note}; nothing of this server has matched yet, so that it is looked at once more"
+            return replace(look_once_more(row, outcome.sameness, note, wait=left), mismatch=True)
+        return replace(outcome, mismatch=True)
+
+    def gather(self, now: Now, rules: Rules, *, is_busy: bool) -> None:
+        """Look now and then what stands, and what is to be compared before files may go; writes nothing."""
+        if now.mono < self._look_at or self.has_work:
+            return
+        self._look_at = now.mono + _LOOK_EVERY_SECONDS
+        self._standing = standing = self._ledger.standing()
+        self._tell()
+        rows, note = self._ledger.untold(before=now.utc - self._grace)
+        self._alarms.set(
+            NOT_TOLD,
+            note=f"the server could not tell of {rows} file{'s' * (rows != 1)} for long: {note}" if rows else "",
+            next_step="look at the server; `ingestd status --state STORED --files` and `--state UNCERTAIN` list them, "
+            "and they are asked about again by themselves",
+        )
+        if standing.mismatched_at is None:
+            self._rechecked_to = None
+        elif rules.verify is Verify.PRESENCE:
+            self._forgives = True
+        elif not self._has_stopped and not is_busy:
+            before, after = standing.mismatched_at, self._rechecked_to
+            self._recheck = self._ledger.uncompared(before=before, after=after, limit=_RECHECK_AT_ONCE)
+            if not self._recheck:
+                self._forgives = not self._ledger.has_mismatched() and not self._ledger.has_uncompared(before=before)
+
+    def begin_record(self) -> None:
+        """Forget what was found for a transaction that failed: it is found again."""
+        self._matches.clear()
+        self._mismatch = None
+
+    def record(self, moves: Moves, now: Now) -> None:
+        """Write what the comparisons of this transaction say of the server."""
+        if self._matches:
+            moves.count_matches(self._matches)
+            if not self._standing.ever_matched:
+                moves.ask_mismatched_again(now=now.utc)
+        if self._mismatch is not None:
+            found = self._mismatch
+            moves.mismatch(studies=found.studies, differs=found.differs, stops=found.stops, now=now.utc)
+        if self._recheck:
+            moves.recheck([entry_id for entry_id, _ in self._recheck], now=now.utc)
+        if self._forgives and self._mismatch is None:
+            moves.forgive(now=now.utc)
+
+    def committed(self) -> None:
+        """It is durable."""
+        if self._recheck:
+            self._rechecked_to = self._recheck[-1][1]
+        if self._matches or self._mismatch is not None or self.has_work:
+            self._standing = self._ledger.standing()
+            self._tell()
+        self._recheck, self._forgives = [], False
+        self.begin_record()
+
+    def _tell(self) -> None:
+        standing = self._standing
+        self._keep_files(standing.mismatched_at is not None)
+        differs = standing.differs or "they could not be compared"
+        self._alarms.set(
+            STOPPED,
+            note=""
+            if standing.stopped_at is None
+            else f"the server gave back other content than it was sent, in {STUDIES_IN_A_ROW} studies in a row and in "
+            f"every file that was compared ({differs}): nothing more is compared, and no file is removed",
+            next_step="mend the server, then wait: the newest file is compared now and then; or, if it changes what it "
+            "stores on purpose, say `reconcile.verify: presence` and restart",
+        )
+        self._alarms.set(
+            MISMATCH,
+            note=""
+            if standing.mismatched_at is None or standing.stopped_at is not None
+            else f"the server gave back other content than it was sent ({differs}): everything is compared now, and "
+            "no file is removed",
+            next_step="look at the server and at `ingestd status --state CONFLICT --files`; files are removed again "
+            "when each of these was resolved (`ingestd retry` or `ingestd resolve`) and all else was compared",
+        )
+
+
+def _marked(rows: Iterable[Unproven], marked: set[int]) -> list[Unproven]:
+    return [replace(row, sampled=True) if row.entry_id in marked else row for row in rows]
+
+
+def sameness_of(read: Read) -> tuple[Sameness | None, str]:
+    """Say how a server's copy compares with our file, and what differs; None when nothing could be told."""
+    if read.sameness:
+        return Sameness(read.sameness), read.differs
+    # Read whole from an answer that was complete: this is what the server has.
+    return (Sameness.NOT_WHOLE, read.differs) if read.waits and read.differs else (None, "")
