@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "instance": set(),
     "config": set(),
     "logs": set(),
-    "dicomweb": {"clocks", "threads", "instance"},
+    "dicomweb": {"clocks", "threads", "places", "instance"},
     "emulator": set(),
     "inbox": {"clocks", "threads", "lifecycle", "places"},
     "ledger": {"clocks", "lifecycle", "places"},

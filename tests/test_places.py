@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ingestd import places
-from ingestd.dicomweb import FileChanged
+from ingestd.dicomweb import FileChanged, batches
 from ingestd.dicomweb.store_body import StoreBody, StorePart
 from ingestd.emulator import Emulator
 from ingestd.inbox import NotTaken, Spool, Watch, WhyNot
@@ -282,6 +282,16 @@ def test_no_part_is_read_through_a_link(tmp_path: Path, drop: Path) -> None:
 
     with pytest.raises(FileChanged):
         list(StoreBody([part]))
+
+
+def test_a_folder_that_a_person_stores_is_not_left_by_a_link(tmp_path: Path, drop: Path) -> None:
+    write_instance(drop / "sub" / "x")
+    ((part,),) = batches([drop])
+    swap(drop / "sub", tmp_path / "moved-sub")
+
+    with pytest.raises(FileChanged):
+        list(StoreBody([part]))
+    assert list(batches([drop])) == []
 
 
 def test_a_file_outside_the_drop_folder_is_never_taken_in(tmp_path: Path) -> None:

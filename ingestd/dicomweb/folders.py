@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from ingestd import places
 from ingestd.dicomweb.part10 import read_uids
 from ingestd.dicomweb.store_body import StorePart
 
@@ -28,8 +30,8 @@ def batches(
     """
     batch: list[StorePart] = []
     size = 0
-    for path in _files(paths, on_skip):
-        part = _part(path, on_skip)
+    for path, place in _files(paths, on_skip):
+        part = _part(path, place, on_skip)
         if part is None:
             continue
         is_full = len(batch) >= max_instances or (batch and size + part.size_bytes > max_bytes)
@@ -42,11 +44,12 @@ def batches(
         yield batch
 
 
-def _files(paths: Iterable[Path | str], on_skip: Callable[[Path, str], object] | None) -> Iterator[Path]:
+def _files(paths: Iterable[Path | str], on_skip: Callable[[Path, str], object] | None) -> Iterator[tuple[Path, str]]:
+    """Give each file with its place: others may write in a folder that is named, and put links there meanwhile."""
     for given in paths:
         path = Path(given)
         if not path.is_dir():
-            yield path
+            yield path, str(path)
             continue
 
         def tell(error: OSError) -> None:
@@ -55,13 +58,15 @@ def _files(paths: Iterable[Path | str], on_skip: Callable[[Path, str], object] |
 
         for folder, below, names in os.walk(path, onerror=tell):
             below.sort()
-            yield from (Path(folder, name) for name in sorted(names))
+            for name in sorted(names):
+                file = Path(folder, name)
+                yield file, places.below(str(path), str(file.relative_to(path)))
 
 
-def _part(path: Path, on_skip: Callable[[Path, str], object] | None) -> StorePart | None:
+def _part(path: Path, place: str, on_skip: Callable[[Path, str], object] | None) -> StorePart | None:
     why = ""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = places.open_file(place)
     except OSError as error:
         why = f"cannot be read: {error.strerror}"
     else:
@@ -72,7 +77,8 @@ def _part(path: Path, on_skip: Callable[[Path, str], object] | None) -> StorePar
             else:
                 uids = read_uids(fd)
                 if uids is not None:
-                    return StorePart(path=path, size_bytes=found.st_size, sop_uid=uids.sop)
+                    opener = partial(_open, place)
+                    return StorePart(path=path, size_bytes=found.st_size, sop_uid=uids.sop, opener=opener)
                 why = "is no DICOM file with study, series and SOP instance UID"
         except OSError as error:
             why = f"cannot be read: {error.strerror}"
@@ -81,6 +87,10 @@ def _part(path: Path, on_skip: Callable[[Path, str], object] | None) -> StorePar
     if on_skip is not None:
         on_skip(path, why)
     return None
+
+
+def _open(place: str, _path: str, flags: int) -> int:
+    return places.open_file(place, flags)
 
 
 def total_bytes(batch: Sequence[StorePart]) -> int:
