@@ -566,7 +566,7 @@ def test_full_disk_leaves_sources_untouched_and_goes_on_when_there_is_room(tmp_p
 
     assert done.returncode == 0, done.stderr
     full, again, read_only = done.stdout.splitlines()
-    assert full == "['no_space', 'no_space', 'taken', 'taken'] ['0', '1', '2', '3'] 0"
+    assert full == "['no_room', 'no_room', 'taken', 'taken'] ['0', '1', '2', '3'] 0"
     assert again == "['taken', 'taken']"
     assert read_only == "error read-only file system"
 

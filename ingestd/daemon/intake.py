@@ -355,7 +355,7 @@ class Intake:
             self._due.others.append(self._wait_for_space)
         # One file that cannot be moved (a folder that may not be written) is counted as such and tried again with
         # growing waits; it holds up no other.
-        tell = self._inboxes.unreadable if outcome.why is WhyNot.ERROR else self._inboxes.again
+        tell = self._inboxes.unreadable if outcome.why in (WhyNot.ERROR, WhyNot.NO_ROOM) else self._inboxes.again
         self._let_go(hand, tell, dropped)
 
     def _adopt_stranded(self, hand: Hand, path: str) -> None:

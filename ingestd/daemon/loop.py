@@ -103,6 +103,7 @@ class Daemon:
                 self.ledger.close()
                 self.spool.unlock()
             raise
+        self.spool.low_water = config.spool.low_water
         backoff = wiring.backoff_of(config)
         self.readers = Readers(
             processes=config.reader.processes, limits=wiring.reader_limits_of(config), wake=self.wake

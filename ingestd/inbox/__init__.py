@@ -36,6 +36,7 @@ Known files are forgotten, the others settle.
 ``Spool`` (thread-safe) owns the daemon's folder, 0700, all paths below relative to it::
 
     Spool(path)                                       creates what is missing; raises SpoolError
+    .low_water: int                                   bytes of its disk that no copy may use
     .path: Path / .host: str                          the spool's own id, a UUID in ``spool.id``
     .lock() -> None / .unlock() -> None               raises SpoolInUse(path, pid); empties ``scratch``
     .trouble() -> str                                 what became of the folder under us, "" when nothing did

@@ -59,6 +59,7 @@ class Spool:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._lock: int | None = None
+        self.low_water = 0  # bytes of its disk that no copy may use
         self._aside = Aside()
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,11 +134,11 @@ class Spool:
         already stays where it is. Whatever is NotTaken lies where it lay; what is Stranded lies in the spool, and is
         to be adopted. Results come in the order of ``items``.
         """
-        return takein.bring(self.path, self.device, items, room="files")
+        return takein.bring(self.path, self.device, items, room="files", low_water=self.low_water)
 
     def set_aside(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]:
         """Bring files into ``rejected/<inbox>/<random>/``, under their own names, like ``take_in``."""
-        return takein.bring(self.path, self.device, items, room="rejected")
+        return takein.bring(self.path, self.device, items, room="rejected", low_water=self.low_water)
 
     def remove_source(self, root: Path, relative_path: str, source: SourceStat) -> Removal:
         """Remove a source that was copied and whose row is committed, if it still is what was copied.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import secrets
 import stat
@@ -26,10 +25,10 @@ from typing import NamedTuple
 from ingestd import places
 from ingestd.lifecycle import SourceStat
 
+from .copying import Differs, NoRoom, copy_checked
 from .durable import look, put_back, sync
 from .types import Brought, Candidate, Expect, NotTaken, Stranded, Taken, WhyNot, check_inbox_name
 
-CHUNK = 1 << 20
 _FOLDERS_MOST = 200
 _NAME_BYTES = 16
 _NO_SPOOL = "a folder of the spool is not there"
@@ -109,11 +108,13 @@ class _Folders:
         self.opened.clear()
 
 
-def bring(spool: Path, device: int, items: Sequence[tuple[Candidate, Expect]], *, room: str) -> list[Brought]:
+def bring(
+    spool: Path, device: int, items: Sequence[tuple[Candidate, Expect]], *, room: str, low_water: int
+) -> list[Brought]:
     """Bring files into one of the spool's rooms; see ``Spool.take_in``."""
     results: dict[int, Brought] = {}
     for group in _groups([_Item.of(place, *item) for place, item in enumerate(items)]):
-        results.update(_Group(str(spool), device, room).bring(group))
+        results.update(_Group(str(spool), device, room, low_water).bring(group))
     return [results[place] for place in range(len(items))]
 
 
@@ -134,10 +135,11 @@ def _groups(items: list[_Item]) -> Iterator[list[_Item]]:
 class _Group:
     """The files of one call that are synced together."""
 
-    def __init__(self, spool: str, device: int, room: str) -> None:
+    def __init__(self, spool: str, device: int, room: str, low_water: int) -> None:
         self._spool = spool
         self._device = device
         self._room = room
+        self._low_water = low_water
         self._folders = _Folders()
         self._made: list[int] = []  # targets made for one file (rejected/<inbox>/<random>), opened here
         self._to_sync: dict[int, None] = {}  # targets first
@@ -288,7 +290,7 @@ class _Group:
             try:
                 before = os.fstat(source)
                 _check_same(before, expect, "the file changed after it was read")
-                _copy_checked(source, copy, expect)
+                _copied(source, copy, expect, self._low_water)
                 after = os.fstat(source)
                 _check_same(after, expect, "the file changed while it was copied")
                 _check_same(look(name, source_folder), expect, "the file was replaced while it was copied")
@@ -351,29 +353,14 @@ def _if_same(found: os.stat_result, expect: Expect, now: os.stat_result) -> int:
     return now.st_ctime_ns if found.st_ctime_ns == expect.ctime_ns else 0
 
 
-def _copy_checked(source: int, copy: int, expect: Expect) -> None:
-    """Copy all bytes and compare them with what the reader found: the bytes before and after ``dataset_offset``."""
-    head, rest = hashlib.sha256(), hashlib.sha256()
-    head_left = expect.dataset_offset
-    size = 0
-    buffer = bytearray(CHUNK)
-    view = memoryview(buffer)
-    while got := os.readv(source, [view]):
-        size += got
-        chunk = view[:got]
-        if head_left:
-            head.update(chunk[:head_left])
-            rest.update(chunk[head_left:])
-            head_left -= min(head_left, got)
-        else:
-            rest.update(chunk)
-        while chunk:
-            chunk = chunk[os.write(copy, chunk) :]
-    if size != expect.source.size_bytes:
-        raise _Left(WhyNot.CHANGED, "the file's length changed while it was copied")
-    found = (head.hexdigest(), rest.hexdigest())
-    if expect.digest and found != (expect.meta_digest or hashlib.sha256().hexdigest(), expect.digest):
-        raise _Left(WhyNot.CHANGED, "the file's content is not what was read")
+def _copied(source: int, copy: int, expect: Expect, low_water: int) -> None:
+    try:
+        copy_checked(source, copy, expect, low_water=low_water)
+    except Differs as why:
+        raise _Left(WhyNot.CHANGED, str(why)) from why
+    except NoRoom as why:
+        note = "it does not fit on the spool's disk, of which low_water stays free"
+        raise _Left(WhyNot.NO_ROOM, note) from why
 
 
 def _remember_origin(copy: int, path: str, source: SourceStat) -> None:

@@ -177,6 +177,7 @@ class WhyNot(StrEnum):
     CHANGED = "changed"
     GONE = "gone"
     NO_SPACE = "no_space"
+    NO_ROOM = "no_room"  # this file is too large for what is free; others may fit
     NO_SPOOL = "no_spool"  # what is not there is the spool, not the file
     ERROR = "error"
 
