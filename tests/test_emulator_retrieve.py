@@ -312,6 +312,20 @@ def test_frames_of_pixel_data_without_its_delimiter(v2, count):
     assert v2.store(file[:-9]).status_code == 409
 
 
+@pytest.mark.parametrize("number", [2, 4, 1 << 33])
+def test_numbers_with_a_16_bit_length_are_read(v2, number):
+    """Old fo-dicom wrote SV and UV so, and the service reads them."""
+    odd = b"".join(
+        tag + vr + (8).to_bytes(2, "little") + number.to_bytes(8, "little")
+        for tag, vr in ((b"\x72\0\x82\0", b"SV"), (b"\x72\0\x83\0", b"UV"))
+    )
+    path = put(v2, instance_bytes(extra=odd))
+
+    (metadata,) = v2.get(f"{path}/metadata", "application/dicom+json").json()
+
+    assert [metadata[tag]["Value"] for tag in ("00720082", "00720083")] == [[number], [number]]
+
+
 def test_frame_of_pixel_data_that_is_too_short_is_not_found(v2):
     path = put(v2, instance_bytes(rows=8, columns=8, bits=8, frames=3, pixels=bytes(range(128))))
 

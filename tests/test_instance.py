@@ -714,6 +714,77 @@ def test_unknown_vr_is_read_with_the_length_that_fits(tmp_path: Path) -> None:
         assert (found.verdict, found.notes) == (Verdict.WHOLE, ("unknown_vr",))
 
 
+def short_form(tag: int, vr: str, value: bytes, transfer_syntax: str = EXPLICIT) -> bytes:
+    """An element with a 16-bit length whose VR asks for 32 bits, as old fo-dicom wrote SV and UV."""
+    order = ">" if transfer_syntax == BIG_ENDIAN else "<"
+    return struct.pack(order + "HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), len(value)) + value
+
+
+def in_items(content: bytes, transfer_syntax: str, *, undefined: bool) -> bytes:
+    inner = sequence(0x00720080, [content], transfer_syntax=transfer_syntax, undefined=undefined)
+    return sequence(0x00720002, [inner, inner], transfer_syntax=transfer_syntax, undefined=undefined)
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, BIG_ENDIAN, DEFLATED])
+@pytest.mark.parametrize("number", [0, 2, 3, 4, 8, 255, 65_536, 1 << 33, (1 << 64) - 7, 0x5453_4E55_0010_7FE0])
+@pytest.mark.parametrize("place", ["top", "defined", "undefined"])
+def test_long_vr_with_a_16_bit_length_is_read_so(place: str, number: int, transfer_syntax: str, tmp_path: Path) -> None:
+    """Whatever the value, of which half would be taken for a length, and wherever that would end."""
+    inner = BIG_ENDIAN if transfer_syntax == BIG_ENDIAN else EXPLICIT
+    value = number.to_bytes(8, "big" if inner == BIG_ENDIAN else "little")
+    odd = b"".join(short_form(0x00720082 + at, vr, value, inner) for at, vr in enumerate(["SV", "UV", "OV"]))
+    odd += short_form(0x00720090, "SV", b"", inner) + short_form(0x00720091, "UV", b"", inner)
+    if place != "top":
+        odd = in_items(odd, inner, undefined=place == "undefined")
+    extra = odd + element(0x00740010, "UT", "a text", transfer_syntax=inner)
+    content = instance_bytes(transfer_syntax=transfer_syntax, extra=extra)
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ("short_form_length",))
+    if transfer_syntax != DEFLATED:
+        assert {look(content[:-cut], tmp_path).verdict for cut in (1, 100, 511)} == {Verdict.SHORT}
+
+
+@pytest.mark.parametrize("vr", ["UT", "UC", "UR", "UN", "SV", "UV", "OV", "OL", "OB"])
+@pytest.mark.parametrize("text", [b"of 16 bits\0\0", b"", b"\0\0\0\0\0\0", b"CT of the chest.", bytes(4) + b"UTx\0"])
+def test_short_form_is_read_beside_long_forms(vr: str, text: bytes, tmp_path: Path) -> None:
+    odd = short_form(0x00720070, vr, text) + short_form(0x00720071, "SV", b"\2" + bytes(7))
+    odd += short_form(0x00720072, vr, text) + sequence(0x00720080, [short_form(0x00720070, vr, text)] * 2)
+    content = instance_bytes(extra=odd + element(0x00740010, "UT", "CT and US", transfer_syntax=EXPLICIT))
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, "short_form_length" in found.notes) == (Verdict.WHOLE, True)
+    if vr in {"UT", "UC", "UR", "SV", "UV", "OV"} or text:
+        assert found.notes == ("short_form_length",)
+
+
+@pytest.mark.parametrize("junk", [b"\x20\x20", b"\x01\x00", b"\x08\x00", b"\xff\xff"])
+@pytest.mark.parametrize("vr", ["OB", "UN", "UT", "SV"])
+def test_reserved_bytes_that_hold_something_are_passed_over_where_lengths_are_long(
+    vr: str, junk: bytes, tmp_path: Path
+) -> None:
+    def with_junk(tag: int, value: bytes) -> bytes:
+        return struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr.encode()) + junk + struct.pack("<I", len(value)) + value
+
+    odd = with_junk(0x00720070, b"value of 16 byte") + with_junk(0x00720071, bytes(range(8)))
+    content = instance_bytes(extra=odd + sequence(0x00720080, [with_junk(0x00720070, b"in an item..")]))
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ())
+
+
+@pytest.mark.parametrize("text", ["CT chest", "US abdomen", "LO", "PN" * 40, "SQ" * 0x4000])
+def test_text_that_begins_like_a_header_has_its_long_length(text: str, tmp_path: Path) -> None:
+    odd = element(0x00080120, "UR", text) + element(0x00189999, "UT", text)
+
+    found = look(instance_bytes(extra=odd + sequence(0x00720080, [odd])), tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ())
+
+
 def test_private_sequence_with_implicit_items_is_walked(tmp_path: Path) -> None:
     inner = element(0x00291001, "LO", "abcdef", transfer_syntax=IMPLICIT)
     for undefined in (False, True):

@@ -204,6 +204,22 @@ def test_content_that_is_no_elements_is_hashed_as_bytes() -> None:
     assert digest_of(broken(b"abcd")) != digest_of(broken(b"abce"))
 
 
+@pytest.mark.parametrize("undefined", [False, True])
+def test_16_bit_lengths_where_32_belong_do_not_count(undefined: bool) -> None:
+    def with_numbers(*, short: bool) -> str:
+        values = [(0x00720082, b"SV", b"\2" + bytes(7)), (0x00720083, b"UV", bytes(8)), (0x00720084, b"UV", b"")]
+        elements = b"".join(
+            struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr)
+            + (struct.pack("<H", len(value)) if short else struct.pack("<HI", 0, len(value)))
+            + value
+            for tag, vr, value in values
+        )
+        extra = elements + sequence(0x00740010, [elements], undefined=undefined)
+        return digest_of(instance_bytes(study_uid="1", series_uid="2", sop_uid="3", extra=extra))
+
+    assert with_numbers(short=True) == with_numbers(short=False)
+
+
 def test_missing_delimiter_at_the_end_of_the_file_does_not_count() -> None:
     whole = instance_bytes(transfer_syntax=RLE, study_uid="1", series_uid="2", sop_uid="3")
 

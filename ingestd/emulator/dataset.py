@@ -36,6 +36,8 @@ _UNDEFINED = 0xFFFFFFFF
 
 # PS3.5 Table 7.1-1: these have two reserved bytes and a 32-bit length.
 _LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+# fo-dicom up to 5.0.2 wrote these with a 16-bit length; newer ones read that where the reserved bytes are not zero.
+_SHORT_FORMS = frozenset({b"SV", b"UV"})
 BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 
 _DEEPEST = 64
@@ -218,6 +220,8 @@ class _Walk:
         if self.explicit:
             group, number, vr, length = self._short.unpack_from(self.buffer, at)
             tag = group << 16 | number
+            if vr in _SHORT_FORMS and length:
+                return tag, vr.decode("ascii"), length, at + 8
             if vr in _LONG_VRS:
                 if at + 12 > len(self.buffer):
                     raise Unreadable("an element's header runs past the end of the file")

@@ -7,9 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ingestd.instance.source import Window
-from ingestd.instance.syntax import LONG_VRS, SHORT_VRS, UNDEFINED
+from ingestd.instance.syntax import (
+    ITEM,
+    ITEM_DELIMITER,
+    LONG_VRS,
+    SEQUENCE_DELIMITER,
+    SHORT_VRS,
+    UNDEFINED,
+)
 
 _LOOK_AHEAD = 1 << 16
+_DELIMITERS = 0xFFFE
 
 
 class Header(NamedTuple):
@@ -24,6 +32,18 @@ class Header(NamedTuple):
 def looks_like_vr(vr: bytes) -> bool:
     """Whether these two bytes are capital letters, as every VR is and will be."""
     return len(vr) == 2 and 0x41 <= vr[0] <= 0x5A and 0x41 <= vr[1] <= 0x5A
+
+
+def begins_element(window: Window, ahead: int, tag: int, *, big: bool) -> bool:
+    """Whether so many bytes ahead an explicit element that may follow on ``tag``, or a delimiter, begins."""
+    if not window.fill(ahead + 8):
+        return False
+    at = window.pos + ahead
+    group, number, vr = struct.unpack_from((">" if big else "<") + "HH2s", window.buf, at)
+    following = group << 16 | number
+    if group == _DELIMITERS:
+        return following in (ITEM, ITEM_DELIMITER, SEQUENCE_DELIMITER)
+    return following > tag and (vr in SHORT_VRS or vr in LONG_VRS)
 
 
 def odd_headers(buf: bytes, pos: int, *, big: bool) -> list[Header]:

@@ -69,6 +69,9 @@ class Feed(Protocol):
     def skip(self, count: int, watch: ZeroWatch | None) -> int:
         """Pass over ``count`` bytes, showing them to ``watch``; says how many there were."""
 
+    def fork(self) -> Feed:
+        """Give a feed of the bytes that are still to come here, which takes none of them away."""
+
 
 class FileFeed:
     """The descriptor's bytes from where it stands, each hashed as it is read.
@@ -110,10 +113,31 @@ class FileFeed:
             self._progress(got)
         return count - left
 
+    def fork(self) -> Feed:
+        """Give a feed of the bytes from here on; they are not hashed there."""
+        return _Ahead(self._fd, position=self.position, progress=self._progress)
+
     def rest(self) -> int:
         """Read, and hash, to the end of the file; says how many bytes that were."""
         first = len(self.read())  # mostly nothing
         return first + self.skip(1 << 62, None) if first else 0
+
+
+class _Ahead(FileFeed):
+    """Looks at what another feed of the same descriptor has still to read."""
+
+    __slots__ = ()
+
+    def read(self) -> bytes:
+        chunk = os.pread(self._fd, WINDOW, self.position)
+        self.position += len(chunk)
+        self._progress(len(chunk))
+        return chunk
+
+    def skip(self, count: int, watch: ZeroWatch | None) -> int:  # noqa: ARG002 - nobody watches ahead
+        gone = max(0, min(count, os.fstat(self._fd).st_size - self.position))
+        self.position += gone
+        return gone
 
 
 class InflateFeed:
@@ -124,7 +148,7 @@ class InflateFeed:
 
     __slots__ = ("_inflater", "_input", "_limit", "_progress", "_source", "ended", "produced", "trailing", "wrapped")
 
-    def __init__(self, source: FileFeed, head: bytes, *, limit: int, progress: Progress = ignore_progress) -> None:
+    def __init__(self, source: Feed, head: bytes, *, limit: int, progress: Progress = ignore_progress) -> None:
         # Writers that leave the zlib header on are read as well; a raw stream cannot begin with these two bytes in
         # earnest (it would be a stored block with its padding bits set).
         self.wrapped = len(head) >= 2 and head[0] == 0x78 and (head[0] << 8 | head[1]) % 31 == 0
@@ -173,6 +197,13 @@ class InflateFeed:
         """Never asked for: a window over this feed holds back what it reads too much."""
         raise NotImplementedError
 
+    def fork(self) -> Feed:
+        """Give a feed that inflates on from here by itself."""
+        other = InflateFeed(self._source.fork(), self._input, limit=self._limit, progress=self._progress)
+        other._inflater = self._inflater.copy()
+        other.produced, other.ended = self.produced, self.ended
+        return other
+
 
 class Window:
     """A piece of the data set that moves forward: ``buf[pos:]`` stands before us, ``base`` is where ``buf`` begins.
@@ -189,6 +220,12 @@ class Window:
         self.pos = pos
         self.base = 0
         self.size = size  # of the whole stream; None where only the end will tell
+
+    def fork(self) -> Window:
+        """Give another window at the same place, which goes forward by itself."""
+        other = Window(self._feed.fork(), head=self.buf, pos=self.pos, size=self.size)
+        other.base = self.base
+        return other
 
     def fill(self, need: int) -> bool:
         """Make at least ``need`` bytes stand before us; False if the stream ends earlier (then all of it stands)."""

@@ -43,6 +43,8 @@ def encoding_of(transfer_syntax: str) -> Encoding:
 # PS3.5 Table 7.1-2 and Table 7.1-1: VRs with a 16-bit length, and those with two reserved bytes and a 32-bit length.
 SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+# Those of them that were added to the standard late; writers that did not know them took them for short ones.
+YOUNG_VRS = frozenset(b"OV SV UC UR UT UV".split())
 # Padded with trailing spaces; UI and what senders mix up with it, with NULs (PS3.5 §6.2).
 TEXT_VRS = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
 # Bytes to swap as one when the byte order changes (PS3.5 §7.3). Not listed: nothing to swap.

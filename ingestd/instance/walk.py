@@ -6,6 +6,7 @@ limits exceeded. All else that real equipment writes is walked over, and noted (
 
 - an element longer than the item of known length that holds it: the item's length counts, the rest of it is opaque;
 - implicit elements inside explicit content, and the other way round; unknown VRs; 16-bit lengths where 32 belong;
+  whether a data set is written with such (old fo-dicom: SV, UV) is found out once, by whether it walks to its end so;
 - delimiters that are missing, carry a length or stand where none can be; UN of undefined length, whose content is
   implicit little endian (PS3.5 §6.2.2 note 3) unless its first element shows a VR.
 
@@ -24,7 +25,14 @@ from typing import NoReturn
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Limits, Verdict
 from ingestd.instance.frames import Event, Everything, Frame, Kind
-from ingestd.instance.headers import Header, choose_header, looks_like_vr, odd_headers, other_headers
+from ingestd.instance.headers import (
+    Header,
+    begins_element,
+    choose_header,
+    looks_like_vr,
+    odd_headers,
+    other_headers,
+)
 from ingestd.instance.source import Window, ZeroWatch
 from ingestd.instance.syntax import (
     ITEM,
@@ -34,6 +42,7 @@ from ingestd.instance.syntax import (
     SEQUENCE_DELIMITER,
     SHORT_VRS,
     UNDEFINED,
+    YOUNG_VRS,
     Encoding,
 )
 
@@ -46,7 +55,11 @@ _UINT32_BIG = struct.Struct(">I").unpack_from
 
 # Their values may be fragments when their length is undefined (PS3.5 Annex A.4).
 _FRAGMENT_VRS = frozenset((b"OB", b"OW", b"OD", b"OF", b"OL", b"OV"))
-_PLAIN_LONG_VRS = LONG_VRS - {b"SQ"}
+_PLAIN_LONG_VRS = LONG_VRS - YOUNG_VRS - {b"SQ"}
+# A reading that comes to the end with one of these has lost its way and found back, or never lost it.
+_ASTRAY = frozenset(
+    ("fragment_outside_item", "inner_overrun", "missing_delimiter", "private_implicit", "stray_delimiter", "unknown_vr")
+)
 _KNOWN_VRS = SHORT_VRS | LONG_VRS
 _ITEM_LITTLE = b"\xfe\xff\x00\xe0"
 _ITEM_BIG = b"\xff\xfe\xe0\x00"
@@ -93,6 +106,9 @@ class Walker:
         # UN. None: implicit ones are, UN is not.
         self._is_sequence = is_sequence
         self._plain_vrs = _PLAIN_LONG_VRS if is_sequence is None else _PLAIN_LONG_VRS - {b"UN"}
+        self._young_vrs = YOUNG_VRS
+        self._with_short_forms: bool | None = None  # None: nothing has made us ask yet
+        self._short_vrs: frozenset[bytes] = frozenset()  # those of which a 16-bit length was seen
         self._frame: Frame | None = None
         self._stack: list[Frame | None] = []
         self._value_end: int | None = None
@@ -159,14 +175,16 @@ class Walker:
         uint32 = _UINT32_BIG if self.big else _UINT32_LITTLE
         chosen = self._chosen if frame is None or self._everything else ()
         keep, kept = self._keep, self._kept
-        plain = self._plain_vrs
+        plain, young = self._plain_vrs, self._young_vrs
         odd, tag = 0, self.last_tag
         found = False
         while pos + 8 <= limit:
             group, number, vr, length = header(buf, pos)
             if vr in SHORT_VRS:
                 start = pos + 8
-            elif vr in plain and pos + 12 <= limit:
+            elif (vr in plain and pos + 12 <= limit and not length) or (
+                vr in young and pos + 12 <= limit and not length and buf[pos + 12 : pos + 14] not in _KNOWN_VRS
+            ):
                 length = uint32(buf, pos + 8)[0]
                 start = pos + 12
             else:
@@ -257,10 +275,10 @@ class Walker:
             if vr in SHORT_VRS:
                 length = (_EXPLICIT_BIG if self.big else _EXPLICIT_LITTLE)(buf, pos)[3]
             elif vr in LONG_VRS:
-                if not self._fits(at + 12) or not window.fill(12):
+                form = self._plain_form(at, vr) or self._long_vr_form(tag, vr)
+                if form is None:
                     return self._too_long()
-                length = self._uint32(8)
-                header_bytes = 12
+                header_bytes, length = form
             else:
                 vr, header_bytes, length = self._choose_header(tag, odd_headers(buf, pos, big=self.big))
         if length != UNDEFINED and not self._fits(at + header_bytes + length):
@@ -282,6 +300,76 @@ class Walker:
         if not window.skip(length):
             self._ends_early()
         return None
+
+    def _plain_form(self, at: int, vr: bytes) -> tuple[int, int] | None:
+        """Read the same as ``_long_vr_form`` where nothing is odd; None where something is."""
+        window = self.window
+        if self._with_short_forms or vr in YOUNG_VRS or not self._fits(at + 12) or not window.fill(12):
+            return None
+        length = self._uint32(8)
+        if window.buf[window.pos + 6] or window.buf[window.pos + 7]:
+            return None
+        return (12, length) if length == UNDEFINED or self._fits(at + 12 + length) else None
+
+    def _long_vr_form(self, tag: int, vr: bytes) -> tuple[int, int] | None:
+        """Say how many bytes the header of a VR with a 32-bit length has, and that length; None: it does not fit.
+
+        Some writers gave it 16 bits, where two reserved bytes belong. That the other reading fits proves nothing: half
+        a value is then taken for a length. So at the first header that may be one, the rest is walked ahead.
+        """
+        window = self.window
+        at = window.base + window.pos
+        reserved = int.from_bytes(window.buf[window.pos + 6 : window.pos + 8], "big" if self.big else "little")
+        length = self._uint32(8) if self._fits(at + 12) and window.fill(12) else None
+        fits = length is not None and (length == UNDEFINED or self._fits(at + 12 + length))
+        may_be_empty = not reserved and (vr in YOUNG_VRS or vr in self._short_vrs or not fits)
+        is_odd = reserved or (may_be_empty and begins_element(window, 8, tag, big=self.big))
+        if is_odd and self._with_short_forms is None:
+            self._find_form(tag, reserved)
+        if self._with_short_forms and reserved and self._fits(at + 8 + reserved):
+            self._short_vrs |= {vr}
+            self.notes.add("short_form_length")
+            return 8, reserved
+        if self._with_short_forms and may_be_empty and self._is_empty_short_form(tag, vr):
+            self.notes.add("short_form_length")
+            return 8, 0
+        return None if length is None else (12, length)
+
+    def _is_empty_short_form(self, tag: int, vr: bytes) -> bool:
+        """Whether the next element, or the end, follows at once on a header without reserved bytes."""
+        behind = self.window.base + self.window.pos + 8
+        # At the end of the file it may as well be a header that was cut off.
+        end = self._frame.bound if self._frame else self.window.size if vr in self._short_vrs else None
+        return behind == end or begins_element(self.window, 8, tag, big=self.big)
+
+    def _find_form(self, tag: int, reserved: int) -> None:
+        """Settle for the whole data set whether it has 16-bit lengths where 32 belong: whether it can be walked so."""
+        ahead = self._ahead_with_short_forms()
+        try:
+            while ahead.advance() is not Event.END:
+                pass
+        except InvalidInstance:
+            self._with_short_forms = False
+        else:
+            is_followed = begins_element(self.window, 8 + reserved, tag, big=self.big)
+            self._with_short_forms = is_followed or ahead.notes.isdisjoint(_ASTRAY)
+        if self._with_short_forms:
+            self._plain_vrs = self._young_vrs = frozenset()
+
+    def _ahead_with_short_forms(self) -> Walker:
+        """Give a walker at the same place that goes on by itself, stopping nowhere, with 16-bit lengths."""
+        ahead = Walker(
+            self.window.fork(),
+            encoding=Encoding.EXPLICIT_LITTLE,
+            limits=self._limits,
+            is_sequence=self._is_sequence,
+        )
+        ahead.implicit, ahead.big, ahead._top = self.implicit, self.big, self._top
+        ahead.depth, ahead.last_tag = self.depth, self.last_tag
+        ahead._frame, ahead._stack = self._frame, list(self._stack)
+        ahead._with_short_forms = True
+        ahead._plain_vrs = ahead._young_vrs = frozenset()
+        return ahead
 
     def _uint32(self, ahead: int) -> int:
         value: int = (_UINT32_BIG if self.big else _UINT32_LITTLE)(self.window.buf, self.window.pos + ahead)[0]
