@@ -22,7 +22,7 @@ from sqlalchemy.sql import Executable
 from ingestd.clocks import utc_now
 from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits, study_due_at
 
-from . import dialect, sqlite_file
+from . import dialect, sqlite_file, trouble
 from .migrations import MIGRATIONS
 from .schema import destination as destination_table
 from .schema import host as host_table
@@ -96,7 +96,7 @@ class Ledger(Views):
             ledger = cls._opened(engine, file, host, destination, spool, limits, read_only=read_only)
         except DBAPIError as error:
             engine.dispose()
-            raise sqlite_file.told(error, file) from None
+            raise trouble.told(error, file) from None
         if longest is not None:
             ledger.longest = replace(longest, quiet=ledger.longest.quiet)
         return ledger
@@ -169,7 +169,7 @@ class Ledger(Views):
             self._first_candidate_id = moves.first_candidate_id
         except DBAPIError as error:
             self._labels_known.clear()
-            raise sqlite_file.told(error, self.file) from None
+            raise trouble.told(error, self.file) from None
         except BaseException:
             self._labels_known.clear()
             raise
@@ -191,7 +191,7 @@ class Ledger(Views):
         try:
             return self._connection.execute(statement, values).all()
         except DBAPIError as error:
-            raise sqlite_file.told(error, self.file) from None
+            raise trouble.told(error, self.file) from None
         finally:
             if not self._writes:
                 self._connection.rollback()

@@ -25,15 +25,15 @@ from sqlalchemy.pool import NullPool
 
 from ingestd.lifecycle import MOVES, State
 
-from .values import LedgerBusy, LedgerError, LedgerFull, LedgerMissing, LedgerPermission
+from .trouble import BUSY_MS as _BUSY_MS
+from .trouble import disk_failed, failure, is_crashed, not_whole, permission
+from .values import LedgerError, LedgerMissing
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
-    from sqlalchemy.exc import DBAPIError
 
 _APPLICATION_ID = 0x494E4744  # "INGD"
 _HEADER = b"SQLite format 3\0"
-_BUSY_MS = 10_000
 # Checked whole at start up to this size (some 0.1 s); beyond it only the header, the size and the ends of the tables.
 _CHECKED_WHOLE_BYTES = 16_000_000
 
@@ -117,28 +117,26 @@ def _refuse_network(file: Path) -> None:
         )
 
 
-def _owner(path: Path) -> str:
-    try:
-        import pwd  # noqa: PLC0415 - only when something is wrong
-
-        return pwd.getpwuid(path.stat().st_uid).pw_name
-    except (KeyError, OSError):
-        return "its owner"
-
-
-def _permission(file: Path, what: str) -> LedgerPermission:
-    place = file if file.exists() else file.parent
-    return LedgerPermission(f"no permission to {what} the ledger {file}; run as {_owner(place)}")
-
-
 def _create(file: Path) -> None:
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except PermissionError:
-        raise _permission(file, "create") from None
+        raise permission(file, "create") from None
     except OSError as error:
-        raise LedgerError(f"the ledger {file} cannot be created: {error.strerror}") from None
+        raise disk_failed(file, "created", error) from None
+
+
+def _size_of(file: Path) -> int:
+    """Say how large it is; 0 where there is none."""
+    try:
+        return file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except PermissionError:
+        raise permission(file, "read") from None
+    except OSError as error:
+        raise disk_failed(file, "looked at", error) from None
 
 
 def _look_at(file: Path) -> None:
@@ -147,27 +145,18 @@ def _look_at(file: Path) -> None:
         with file.open("rb") as opened:
             header = opened.read(len(_HEADER))
     except PermissionError:
-        raise _permission(file, "read") from None
+        raise permission(file, "read") from None
     except OSError as error:
-        raise LedgerError(f"the ledger {file} cannot be read: {error.strerror}") from None
+        raise disk_failed(file, "read", error) from None
     if header and header != _HEADER:
         raise LedgerError(
             f"{file} is no ledger (it does not begin like an SQLite database); give the ledger another place"
         )
 
 
-def damaged(file: Path, what: str) -> LedgerError:
-    """Say that this ledger is damaged, and the way out."""
-    return LedgerError(
-        f"the ledger {file} is damaged ({what}); keep a copy of it, then either restore a backup, or try"
-        " `sqlite3 ledger.db .recover`, or move it aside: with a new ledger the files in the spool are taken in again,"
-        " and what the server already has is compared with it and not stored twice"
-    )
-
-
 def open_engine(file: Path, *, create: bool, read_only: bool) -> Engine:
     """Make the engine of one ledger: one connection, opened as this module's head says."""
-    if not file.exists() or file.stat().st_size == 0:
+    if _size_of(file) == 0:
         if read_only or not create:
             raise LedgerMissing(f"there is no ledger at {file} yet; `ingestd run` makes it")
         _refuse_network(file)
@@ -175,7 +164,7 @@ def open_engine(file: Path, *, create: bool, read_only: bool) -> Engine:
     elif not read_only:
         _refuse_network(file)
         if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
-            raise _permission(file, "write")
+            raise permission(file, "write")
     _look_at(file)
     mode = "ro" if read_only else "rw"
 
@@ -183,7 +172,7 @@ def open_engine(file: Path, *, create: bool, read_only: bool) -> Engine:
         try:
             return connect_once()
         except sqlite3.DatabaseError as error:
-            if not (read_only and _is_crashed(error)):
+            if not (read_only and is_crashed(error)):
                 raise failure(error, file) from None
         # A read-only connection may not undo the transaction of a writer that died, so another one has to.
         _roll_back_crashed(file)
@@ -235,37 +224,6 @@ def _prepare(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> 
             f"the ledger {file} cannot be opened safely: SQLite answers journal_mode={mode}, synchronous={synchronous}"
             " where delete and 3 (EXTRA) were asked for; is another program using it?"
         )
-
-
-def failure(error: BaseException | None, file: Path) -> LedgerError:
-    """Tell a person what SQLite's error means for the ledger."""
-    name = getattr(error, "sqlite_errorname", "") or type(error).__name__
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return LedgerBusy(
-            f"the ledger {file} is in use by another process for longer than {_BUSY_MS // 1000} s; try again"
-        )
-    if name in _CRASHED:
-        return LedgerBusy(f"the last writer of the ledger {file} died in the middle of a transaction; try again")
-    if name == "SQLITE_FULL":
-        return LedgerFull(f"no room is left on the disk of the ledger {file}; nothing was changed")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return damaged(file, name)
-    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
-        return _permission(file, "use")
-    return LedgerError(f"the ledger {file} cannot be used: {name}")
-
-
-def told(error: DBAPIError, file: Path) -> LedgerError:
-    """As ``failure``, of an error that came through SQLAlchemy."""
-    return failure(error.orig, file)
-
-
-# What a read-only connection gets that meets the journal of a writer that died.
-_CRASHED = frozenset({"SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY"})
-
-
-def _is_crashed(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorname", "") in _CRASHED
 
 
 def _roll_back_crashed(file: Path) -> None:
@@ -324,10 +282,10 @@ def check_quickly(connection: Connection, file: Path) -> None:
 
     A small ledger is checked whole; of a large one both ends of every table and index are read.
     """
-    if file.stat().st_size <= _CHECKED_WHOLE_BYTES:
+    if _size_of(file) <= _CHECKED_WHOLE_BYTES:
         found = check_whole(connection)
         if found:
-            raise damaged(file, found[0])
+            raise not_whole(file, found)
         return
     names = connection.exec_driver_sql(
         "SELECT type, name, tbl_name FROM sqlite_master WHERE type IN ('table', 'index') AND name NOT LIKE 'sqlite_%'"

@@ -1,0 +1,150 @@
+"""What went wrong with the ledger's file, in words that send a person the right way.
+
+A disk that fails for a moment is no damage: whoever is told "damaged" may throw a good ledger away, and whoever is told
+"run as root" leaves files behind that the daemon cannot use. So damage and a lack of permission are named only where
+they were seen.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from .values import LedgerBusy, LedgerError, LedgerFull, LedgerPermission
+
+if TYPE_CHECKING:
+    from sqlalchemy.exc import DBAPIError
+
+BUSY_MS = 10_000
+# What a read-only connection gets that meets the journal of a writer that died.
+_CRASHED = frozenset({"SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY"})
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+# quick_check reports a page that could not be read like one that is wrong; only the code in its text tells.
+_CODE = re.compile(r"error code[ =:]*(\d+)")
+_OF_THE_SYSTEM = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN}
+
+
+def permission(file: Path, what: str) -> LedgerError:
+    """Say that this user may not, and who may; a disk that nobody may write is another thing."""
+    place = file if os.path.lexists(file) else file.parent
+    if _is_read_only(place):
+        return LedgerError(
+            f"the ledger {file} lies on a filesystem that is mounted read-only; a disk that failed is mounted so by the"
+            " kernel (dmesg)"
+        )
+    return LedgerPermission(f"no permission to {what} the ledger {file}; run as {_owner(place)}")
+
+
+def _is_read_only(place: Path) -> bool:
+    try:
+        return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def _owner(path: Path) -> str:
+    try:
+        import pwd  # noqa: PLC0415 - only when something is wrong
+
+        return pwd.getpwuid(path.stat().st_uid).pw_name
+    except (KeyError, OSError):
+        return "its owner"
+
+
+def disk_failed(file: Path, what: str, error: OSError) -> LedgerError:
+    """Say what the system answered when the file was to be opened, looked at or read."""
+    why = (error.strerror or type(error).__name__).lower()
+    return LedgerError(f"the ledger {file} cannot be {what}: {why}; nothing was changed, try again")
+
+
+def damaged(file: Path, what: str) -> LedgerError:
+    """Say that this ledger is damaged, and the way out."""
+    return LedgerError(
+        f"the ledger {file} is damaged ({what}); keep a copy of it, then either restore a backup, or try"
+        " `sqlite3 ledger.db .recover`, or move it aside: with a new ledger the files in the spool are taken in again,"
+        " and what the server already has is compared with it and not stored twice"
+    )
+
+
+def not_whole(file: Path, found: Sequence[str]) -> LedgerError:
+    """Say what a check of the file came to: damage, or a disk that could not be read."""
+    for line in found:
+        code = _CODE.search(line)
+        if code is not None and int(code[1]) & 0xFF in _OF_THE_SYSTEM:
+            return _unread(file, f"error code {code[1]}")
+    return damaged(file, found[0])
+
+
+def failure(error: BaseException | None, file: Path) -> LedgerError:
+    """Tell a person what SQLite's error means for the ledger."""
+    name = getattr(error, "sqlite_errorname", "") or type(error).__name__
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return LedgerBusy(
+            f"the ledger {file} is in use by another process for longer than {BUSY_MS // 1000} s; try again"
+        )
+    if name in _CRASHED:
+        return LedgerBusy(f"the last writer of the ledger {file} died in the middle of a transaction; try again")
+    if name == "SQLITE_FULL":
+        return LedgerFull(f"no room is left on the disk of the ledger {file}; nothing was changed")
+    if name.startswith(_DAMAGE):
+        return _looked_at_again(file, name)
+    if name.startswith("SQLITE_IOERR"):
+        return _unread(file, name)
+    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
+        return _not_opened(file, name)
+    return LedgerError(f"the ledger {file} cannot be used: {name}")
+
+
+def told(error: DBAPIError, file: Path) -> LedgerError:
+    """As ``failure``, of an error that came through SQLAlchemy."""
+    return failure(error.orig, file)
+
+
+def is_crashed(error: sqlite3.Error) -> bool:
+    """Whether a writer died in the middle of a transaction, which somebody who may write has to undo."""
+    return getattr(error, "sqlite_errorname", "") in _CRASHED
+
+
+def _looked_at_again(file: Path, name: str) -> LedgerError:
+    """Tell damage from a page that could not be read at that moment, which SQLite calls damage, too."""
+    try:
+        with file.open("rb") as opened:
+            while opened.read(1 << 20):
+                pass
+        with closing(sqlite3.connect(f"file:{quote(os.fsencode(file))}?mode=ro", uri=True)) as again:
+            found = [str(row[0]) for row in again.execute("PRAGMA quick_check(20)")]
+    except OSError as error:
+        return disk_failed(file, "read", error)
+    except sqlite3.DatabaseError as error:
+        second = getattr(error, "sqlite_errorname", name)
+        return damaged(file, name) if second.startswith(_DAMAGE) else failure(error, file)
+    return _unread(file, name) if found == ["ok"] else not_whole(file, found)
+
+
+def _unread(file: Path, what: str) -> LedgerError:
+    return LedgerError(
+        f"the disk of the ledger {file} failed ({what}); that is no damage of the ledger: leave it where it is,"
+        " look at the disk (dmesg), and try again"
+    )
+
+
+def _not_opened(file: Path, name: str) -> LedgerError:
+    """Find out why: SQLite calls a missing file, a lack of rights and a lack of descriptors the same."""
+    try:
+        for place in (file, file.parent):
+            os.close(os.open(place, os.O_RDONLY | os.O_CLOEXEC))
+    except PermissionError:
+        return permission(file, "use")
+    except FileNotFoundError:
+        return LedgerError(f"the ledger {file} is no longer there ({name}); put it back, or restore a backup")
+    except OSError as error:
+        return disk_failed(file, "opened", error)
+    if os.access(file, os.W_OK) and os.access(file.parent, os.W_OK):
+        return LedgerError(f"the ledger {file} could not be opened just now ({name}); nothing was changed, try again")
+    return permission(file, "use")

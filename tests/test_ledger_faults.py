@@ -1,0 +1,68 @@
+"""A disk that fails under the ledger for a moment: in words that lead nobody to throw a good ledger away."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingestd.ledger.trouble import not_whole
+from tests.builders import write_instance
+from tests.emulating import EmulatorProcess
+from tests.running import Site
+from tests.torture.failing import Fault, Injector
+
+MISLEADING = ("damaged", ".recover", "run as", "become", "a fault in ingestd", "Traceback")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """An installation with a file confirmed."""
+    folder = tmp_path_factory.mktemp("site")
+    with EmulatorProcess(folder / "server") as server:
+        site = Site(folder / "site", server.url)
+        write_instance(site.drop / "a")
+        assert site.run_once().returncode == 0
+        yield site
+
+
+@pytest.mark.parametrize(
+    "call, error",
+    [
+        ("stat", errno.EIO),
+        ("fstat", errno.EIO),
+        ("read", errno.EIO),
+        ("pread", errno.EIO),
+        ("open", errno.EIO),
+        ("open", errno.EMFILE),
+        ("fcntl", errno.EIO),
+    ],
+    ids=lambda each: errno.errorcode[each] if isinstance(each, int) else each,
+)
+def test_disk_that_fails_for_a_moment_is_called_neither_damage_nor_a_lack_of_rights(
+    site: Site, library: Path, tmp_path: Path, call: str, error: int
+):
+    met = 0
+    for nth, words in [(1, ("status",)), (2, ("status",)), (3, ("status",)), (5, ("run", "--once", "--timeout", "5s"))]:
+        fault = Fault(call=call, error=error, place="ledger.db", nth=nth, times=2)
+        injector = Injector(library, tmp_path / f"{nth}", fault, str(site.ledger_file))
+        ended = site.command(*words, env=injector.environment)
+        said = ended.stdout + ended.stderr
+        met += injector.failed
+
+        assert [word for word in MISLEADING if word in said] == [], f"{nth}: {said}"
+        assert ended.returncode not in {70, 77}, said
+
+    assert met > 0
+    assert site.command("status").returncode == 0
+
+
+def test_page_that_could_not_be_read_is_no_damage_and_a_wrong_page_is():
+    file = Path("/var/lib/ingestd/ledger.db")
+
+    assert "that is no damage" in str(not_whole(file, ["Tree 5 page 7: btreeInitPage() returns error code 266"]))
+    assert "that is no damage" in str(not_whole(file, ["Tree 5 page 7: unable to get the page. error code=10"]))
+    assert "is damaged" in str(not_whole(file, ["Tree 5 page 7: btreeInitPage() returns error code 11"]))
+    assert "is damaged" in str(not_whole(file, ["row 3 missing from index instance_by_path"]))
