@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestd import logs
+from ingestd.logs.allowed import fit
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ingestd"
 CANARY = "DOE^JOHN"
@@ -216,6 +218,17 @@ def test_a_sentence_is_let_through_word_by_word(said, told):
     assert lines(stream)[0]["note"] == told
 
 
+@pytest.mark.parametrize("as_said", [str, str.lower], ids=["as it is", "lower case"])
+def test_what_the_kernel_says_of_a_failed_call_is_let_through(as_said):
+    for code in errno.errorcode:
+        said = as_said(os.strerror(code))
+        if "." not in said:  # ELIBSCN names a file
+            assert fit(f"fsync failed: {said}", "sentence") == f"fsync failed: {said}"
+    assert fit("a.out, /srv/drop/IM1 and a/o are files: Input/output error", "sentence") == (
+        "... ... and ... are files: Input/output error"
+    )
+
+
 def test_studies_are_named_by_a_keyed_hash_that_outlives_a_restart():
     logs.set_key(b"the site's own")
     name = logs.study_ref(UID)
@@ -280,6 +293,7 @@ def test_a_stderr_that_is_closed_stops_nothing():
 import os, sys
 os.close(2)
 from ingestd import logs
+from ingestd.logs.allowed import fit
 import structlog
 logs.configure()
 structlog.get_logger().info("daemon.started")

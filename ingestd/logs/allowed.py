@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -118,6 +120,14 @@ _PROPER = frozenset(
         "and/or",
         "kB",
     ]
+)
+# What the kernel says of a failed call, as it is and as our sentences have it: it comes from the C library alone.
+_SYSTEM = frozenset(
+    word
+    for code in errno.errorcode
+    for text in (os.strerror(code), os.strerror(code).lower())
+    for word in text.split()
+    if "." not in word
 )
 ELLIPSIS = "..."
 
@@ -281,8 +291,13 @@ def fit(value: object, shape: Shape) -> object:
 
 
 def _sentence(text: str) -> str:
-    words = (word if _SENTENCE_WORD.fullmatch(word) or _bare(word) in _PROPER else ELLIPSIS for word in text.split())
+    words = (word if _is_ours(word) else ELLIPSIS for word in text.split())
     return " ".join(words)[:LONGEST_VALUE]
+
+
+def _is_ours(word: str) -> bool:
+    bare = _bare(word)
+    return _SENTENCE_WORD.fullmatch(word) is not None or bare in _PROPER or bare in _SYSTEM
 
 
 def _bare(word: str) -> str:
