@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ingestd.daemon.now import read_clocks, utc_now
 from ingestd.emulator import Emulator
+from ingestd.inbox import Expect, Removal, Spool, Taken
 from ingestd.ledger import Choice, Entry, Ledger
 from ingestd.lifecycle import NEEDS_PERSON, State
 from tests.builders import element
+from tests.inboxing import candidate_of, expect_of, source_of
 from tests.running import PROGRAM, Site, environment, kill_session, wait_until
 from tests.test_daemon_promise import configure, image, running, states, turn
 
@@ -216,3 +220,49 @@ def test_file_that_a_writer_has_open_is_kept(tmp_path: Path, server: Emulator) -
             turn(daemon, pass_seconds(0.5))
             assert kept.exists()
     assert only_entry(tmp_path / "ledger.db").removed_at is None
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another filesystem than ``tmp_path``."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second filesystem at /dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory, prefix="ingestd-test-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("content", [image(), b"no image".ljust(len(image()), b".")], ids=["image", "set aside"])
+def test_copied_source_that_was_written_to_is_not_removed(tmp_path: Path, elsewhere: Path, content: bytes) -> None:
+    """Size, mtime and inode were all as before: rsync and Samba set the mtime as routine."""
+    spool = Spool(tmp_path / "spool")
+    source = elsewhere / "x"
+    source.write_bytes(content)
+    expect = expect_of(source, offset=132)
+    (taken,) = spool.take_in([(candidate_of(elsewhere, "x"), expect)])
+    assert isinstance(taken, Taken)
+    read = replace(expect, ctime_ns=taken.source_ctime_ns)
+    unread = Expect(source=expect.source, ctime_ns=taken.source_ctime_ns)
+    rewrite(source, content[:-1] + b"!")
+
+    for known in (read, unread):
+        answer = spool.remove_source(elsewhere, "x", expect.source, read=known, copy=taken.path)
+        assert answer is Removal.CHANGED
+        assert source.exists()
+
+    rewrite(source, content)
+    source.chmod(0o640)
+    assert spool.remove_source(elsewhere, "x", expect.source, read=read, copy=taken.path) is Removal.REMOVED
+
+
+def test_copied_source_that_nobody_could_read_is_compared_with_its_copy(tmp_path: Path, elsewhere: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    source = elsewhere / "x"
+    source.write_bytes(b"text" * 1000)
+    expect = Expect(source=source_of(source))
+    (taken,) = spool.set_aside([(candidate_of(elsewhere, "x"), expect)])
+    assert isinstance(taken, Taken)
+    source.chmod(0o640)
+
+    assert spool.remove_source(elsewhere, "x", expect.source, read=expect, copy=taken.path) is Removal.REMOVED

@@ -16,8 +16,8 @@ from ingestd.daemon.hand import Hand
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
-from ingestd.inbox import Candidate, Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
-from ingestd.ledger import InboxSummary, Ledger, Moves
+from ingestd.inbox import Candidate, Expect, Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
+from ingestd.ledger import InboxSummary, Ledger, Moves, UnremovedSource
 
 _TIDY_EVERY_SECONDS = 5.0
 _SPOOL_STEP = (
@@ -191,7 +191,7 @@ class Housekeeping:
             if root is None or source.inbox not in self._moving or source.entry_id in self._removing | gone:
                 continue
             self._removing.add(source.entry_id)
-            self._mover.remove_source(source.entry_id, root, source.relative_path, source.source)
+            self._mover.remove_source(source.entry_id, root, source.relative_path, _read(source), source.path)
 
     def _remove_emptied(self) -> None:
         for inbox, folders in self._inboxes.take_emptied():
@@ -219,6 +219,19 @@ class Housekeeping:
             else now.utc - timedelta(seconds=now.mono - report.oldest_since),
             at=now.utc,
         )
+
+
+def _read(source: UnremovedSource) -> Expect:
+    content = source.content
+    if content is None:
+        return Expect(source=source.source, ctime_ns=source.ctime_ns)
+    return Expect(
+        source=source.source,
+        ctime_ns=source.ctime_ns,
+        digest=content.digest,
+        meta_digest=content.meta_digest,
+        dataset_offset=content.dataset_offset,
+    )
 
 
 def _troubles(report: InboxReport) -> Iterator[tuple[str, str, str]]:

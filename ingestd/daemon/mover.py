@@ -160,9 +160,12 @@ class Mover(Generic[Context]):
         """See whether somebody else still has the name of our folder in this inbox."""
         self._removals.put(lambda spool: spool.look_aside(root))
 
-    def remove_source(self, entry_id: int, root: Path, relative_path: str, source: SourceStat) -> None:
+    def remove_source(self, entry_id: int, root: Path, relative_path: str, read: Expect, copy: str) -> None:
         """Remove a copied source from its inbox, after a last look."""
-        self._removals.put_row(entry_id, lambda spool: spool.remove_source(root, relative_path, source))
+        self._removals.put_row(
+            entry_id,
+            lambda spool: spool.remove_source(root, relative_path, read.source, read=read, copy=copy),
+        )
 
     def collect_removals(self) -> list[tuple[int, Removal]]:
         """Take the removals that are done, by row; never blocks."""

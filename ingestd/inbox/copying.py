@@ -83,6 +83,16 @@ def copy_checked(source: int, copy: int, expect: Expect, *, low_water: int) -> N
         raise Differs("the file's content is not what was read")
 
 
+def holds_what_was_read(descriptor: int, expect: Expect) -> bool:
+    """Whether an open file has the bytes that the reader found."""
+    digests, buffer = _Digests(expect.dataset_offset), memoryview(bytearray(_CHUNK))
+    at = 0
+    while got := os.preadv(descriptor, [buffer], at):
+        digests.update(buffer[:got])
+        at += got
+    return digests.found() == (expect.meta_digest, expect.digest)
+
+
 def _check_room(source: int, copy: int, size: int, low_water: int) -> None:
     left = _free(copy) - low_water
     if size <= left:

@@ -12,19 +12,24 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
+from typing import BinaryIO
 
 from ingestd.lifecycle import SourceStat
 from ingestd.places import FILE, open_folder
 
 from .aside import Aside
+from .copying import holds_what_was_read
 from .durable import look, put_back, sync
 from .glance import has_writer
-from .types import Removal
+from .types import Expect, Removal
 
 
-def remove(root: Path, relative_path: str, source: SourceStat, aside: Aside) -> Removal:
+def remove(
+    root: Path, relative_path: str, source: SourceStat, aside: Aside, *, read: Expect | None, copy: Path | None
+) -> Removal:
     """Remove a source if it still is what was copied; see ``Spool.remove_source``."""
     parent, _, name = relative_path.rpartition("/")
     try:
@@ -40,7 +45,7 @@ def remove(root: Path, relative_path: str, source: SourceStat, aside: Aside) -> 
         found = _found(name, folder)
         if found is None:
             return Removal.GONE
-        if not _is(found, source):
+        if not _is(found, source) or (read is not None and not _is_untouched(found, name, folder, read, copy)):
             return Removal.CHANGED
         with aside.opened(str(root)) as own_folder:
             return _remove_from(folder, name, own_folder, source)
@@ -48,6 +53,30 @@ def remove(root: Path, relative_path: str, source: SourceStat, aside: Aside) -> 
         return Removal.WAITS
     finally:
         os.close(folder)
+
+
+def _is_untouched(found: os.stat_result, name: str, folder: int, read: Expect, copy: Path | None) -> bool:
+    """Whether it holds what was read: its writer can set the mtime back, but not the ctime; else its content decides.
+
+    Raises OSError while it is being written.
+    """
+    if 0 < read.ctime_ns == found.st_ctime_ns:
+        return True
+    with open(name, "rb", opener=lambda path, _: os.open(path, FILE, dir_fd=folder)) as file:
+        if read.digest:
+            same = holds_what_was_read(file.fileno(), read)
+        elif copy is not None:
+            with copy.open("rb") as other:
+                same = all(ours == theirs for ours, theirs in zip_longest(_pieces(file), _pieces(other)))
+        else:
+            same = False
+        if os.fstat(file.fileno()).st_ctime_ns != found.st_ctime_ns:
+            raise BlockingIOError
+    return same
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.read(1 << 20), b"")
 
 
 def _remove_from(folder: int, name: str, aside: int, source: SourceStat) -> Removal:

@@ -140,12 +140,16 @@ class Spool:
         """Bring files into ``rejected/<inbox>/<random>/``, under their own names, like ``take_in``."""
         return takein.bring(self.path, self.device, items, room="rejected", low_water=self.low_water)
 
-    def remove_source(self, root: Path, relative_path: str, source: SourceStat) -> Removal:
+    def remove_source(
+        self, root: Path, relative_path: str, source: SourceStat, *, read: Expect | None = None, copy: str = ""
+    ) -> Removal:
         """Remove a source that was copied and whose row is committed, if it still is what was copied.
 
-        ``root`` is the inbox's folder, ``source`` what the row remembers.
+        ``root`` is the inbox's folder, ``source`` what the row remembers. With ``read``, a ctime other than its own
+        has the content decide: by its digests, or by ``copy``, the path of the copy, where it has none.
         """
-        return removal.remove(root, relative_path, source, self._aside)
+        place = self.path / copy if copy else None
+        return removal.remove(root, relative_path, source, self._aside, read=read, copy=place)
 
     def recover_removals(self, root: Path, unremoved: Collection[SourceStat]) -> int:
         """Finish removals that a crash cut short, and say how many; ``unremoved`` are the rows' sources of this inbox.

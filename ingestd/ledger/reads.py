@@ -126,7 +126,7 @@ class Reads(Due):
     def unremoved_sources(self, *, limit: int = 1000) -> list[UnremovedSource]:
         """Say which copied sources are still to be removed from their inbox."""
         rows = self._all(
-            select(instance.c.id, *PLACE, *CONTENT)
+            select(instance.c.id, *PLACE, *CONTENT, instance.c.source_ctime_ns)
             .where(
                 instance.c.source_removed == ZERO,
                 instance.c.in_place == ZERO,
@@ -143,6 +143,7 @@ class Reads(Due):
                 source=row.source,
                 path=row.path,
                 content=content_of(row) if row.digest is not None else None,
+                ctime_ns=row.source_ctime_ns,
             )
             for row in rows
         ]

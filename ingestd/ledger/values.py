@@ -213,7 +213,7 @@ class KnownSource:
 class UnremovedSource:
     """A copied source that is still to be removed from its inbox. ``path`` is relative to the spool.
 
-    A file that was set aside has no ``content``.
+    A file that was set aside has no ``content``. ``ctime_ns`` is the source's when it was copied; 0: not known.
     """
 
     entry_id: int
@@ -222,6 +222,7 @@ class UnremovedSource:
     source: SourceStat
     path: str
     content: Content | None
+    ctime_ns: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
