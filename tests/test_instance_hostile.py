@@ -199,7 +199,30 @@ def test_large_file_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> Non
     assert peak < MEMORY_MOST
 
 
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, DEFLATED])
+@pytest.mark.parametrize("header", [b"SV\x08\0", b"UT\0\0", b"OB\x20\x20"])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_odd_lengths_however_many_are_settled_by_one_walk_ahead(
+    is_cut: bool, header: bytes, transfer_syntax: str, tmp_path: Path
+) -> None:
+    odd = struct.pack("<HH", 0x0029, 0x1000) + header + b"\2\0\0\0\x30\0LO"
+    path = tmp_path / "file"
+    path.write_bytes(file_of(odd * 20_000, b"" if not is_cut else b"cut", transfer_syntax=transfer_syntax))
+    done: list[int] = []
+
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        inspect(fd, progress=done.append)
+    finally:
+        os.close(fd)
+
+    inflated = len(odd) * 20_000 if transfer_syntax == DEFLATED else 0
+    assert sum(done) <= 2 * (path.stat().st_size + inflated) + 1_000
+
+
 SEEDS = [
+    instance_bytes(extra=struct.pack("<HH2sHq", 0x0072, 0x0082, b"SV", 8, 2) * 2),
+    instance_bytes(transfer_syntax=builders.JPEG_BASELINE, pixels=b"\xff\xd8" + b"\1" * 100 + b"\xff\xd9")[:-8],
     instance_bytes(),
     instance_bytes(transfer_syntax=IMPLICIT),
     instance_bytes(transfer_syntax=BIG_ENDIAN),
