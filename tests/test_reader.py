@@ -279,7 +279,7 @@ def test_killed_child_costs_only_the_job_it_was_at(own_reading: Callable[..., Re
     large = tmp_path / "large"
     with large.open("wb") as file:
         file.write(instance_bytes(rows=1, columns=1))
-        file.truncate(40 << 30)
+        file.truncate(15 << 30)
     long_job = InspectJob(key=99, path=str(large))
     for job in (small[0], long_job, *small[1:]):
         reading.readers.submit(job)
@@ -315,7 +315,7 @@ def test_child_that_burns_cpu_past_its_limit_has_died(own_reading: Callable[...,
     large = tmp_path / "large"
     with large.open("wb") as file:
         file.write(instance_bytes(rows=1, columns=1))
-        file.truncate(40 << 30)
+        file.truncate(15 << 30)
     reading = own_reading(limits=ReaderLimits(seconds=0.2, bytes_per_second=1 << 60))
 
     (read,) = reading.results(InspectJob(key=1, path=str(large)))
@@ -328,7 +328,7 @@ def test_child_that_neither_works_nor_computes_waits(own_reading: Callable[..., 
     large = tmp_path / "large"
     with large.open("wb") as file:
         file.write(instance_bytes(rows=1, columns=1))
-        file.truncate(40 << 30)
+        file.truncate(15 << 30)
     reading = own_reading(limits=ReaderLimits(stall_seconds=0.5))
     job = InspectJob(key=1, path=str(large))
     reading.readers.submit(job)
@@ -413,7 +413,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     large = tmp_path / "large"
     with large.open("wb") as file:
         file.write(instance_bytes(rows=1, columns=1))
-        file.truncate(40 << 30)
+        file.truncate(15 << 30)
     code = (
         "import sys, time; from ingestd.reader import Readers, InspectJob\n"
         "readers = Readers(wake=lambda: None)\n"

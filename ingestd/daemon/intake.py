@@ -243,7 +243,9 @@ class Intake:
         candidate = hand.candidate
         # A copy from another filesystem is fsynced where it lands; what stays in place is not ours to sync.
         durable = not candidate.in_place and self._spool.is_here(candidate.source)
-        return InspectJob(key=key, path=candidate.place, expect=candidate.source, durable=durable)
+        return InspectJob(
+            key=key, path=candidate.place, expect=candidate.source, durable=durable, patient=not candidate.final
+        )
 
     def _judge(
         self,

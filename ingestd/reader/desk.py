@@ -17,6 +17,7 @@ from ingestd.reader.files import (
     Waits,
     Writeback,
     errno_text,
+    hole_bytes,
     refuse_open_for_writing,
     sync,
     sync_folder,
@@ -27,6 +28,8 @@ from ingestd.reader.wire import Answer
 from ingestd.reader.words import place_of
 
 _SEQUENTIAL_FROM = 1 << 20
+# A file that stays more hole than data is admitted all the same up to this size: four times the largest Pixel Data.
+_SPARSE_MOST = 16 << 30
 _COMPARABLE = (Verdict.WHOLE, Verdict.ZEROS)
 # Read to its end, and no whole object; a file that cannot be opened or changes says nothing.
 _NOT_WHOLE = frozenset(Verdict) - {*_COMPARABLE, Verdict.CHANGED, Verdict.UNREADABLE}
@@ -96,6 +99,9 @@ class Desk:
             if job.expect is not None and not job.expect.is_of(before):
                 return _changed(before), None
             refuse_open_for_writing(fd)
+            holes = _holes(fd, before, patient=job.patient)
+            if holes is not None:
+                return holes, None
             inspection = self._read(fd, before.st_size)
             if job.durable and inspection.verdict is not Verdict.CHANGED:
                 self._writeback.start(fd)
@@ -200,6 +206,23 @@ class Desk:
 
 def _incomparable(inspection: Inspection, name: str) -> str:
     return f"{name} cannot be compared: {inspection.reason_text}"
+
+
+def _holes(fd: int, found: os.stat_result, *, patient: bool) -> Inspection | None:
+    """Judge a file that is more hole than data, where it need not be read for that."""
+    size = found.st_size
+    holes = hole_bytes(fd, size)
+    if 2 * holes <= size or not (patient or size > _SPARSE_MOST):
+        return None
+    reason = f"{holes} of its {size} bytes were never written"
+    return Inspection(
+        verdict=Verdict.ZEROS if patient else Verdict.SHORT,
+        reason_text=reason,
+        size_bytes=size,
+        device=found.st_dev,
+        inode=found.st_ino,
+        mtime_ns=found.st_mtime_ns,
+    )
 
 
 def _changed(found: os.stat_result) -> Inspection:

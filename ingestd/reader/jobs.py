@@ -14,13 +14,15 @@ class InspectJob:
     """Read one file whole and say what it is. ``key`` is the caller's own and comes back untouched.
 
     With ``expect``, a file that is another one, or has changed, is CHANGED. With ``durable`` the descriptor is
-    fsynced after it was read; if that fails the answer is ``waits``, never a verdict.
+    fsynced after it was read; if that fails the answer is ``waits``, never a verdict. With ``patient``, a file that is
+    more hole than data is ZEROS without being read: its writer may still fill it.
     """
 
     key: int
     path: str  # os.fsdecode'd; surrogates are kept
     expect: SourceStat | None = None
     durable: bool = False
+    patient: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +94,7 @@ class ReaderLimits:
     """What a child may use.
 
     A job that used more CPU time than ``seconds`` + bytes of work / ``bytes_per_second`` has died (bytes of work: read,
-    inflated and written so far, at least the file's size). One that neither used CPU nor did any work for
+    inflated and written so far; its size alone earns it nothing). One that neither used CPU nor did any work for
     ``stall_seconds`` waits; slow is not stalled.
     """
 

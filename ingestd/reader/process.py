@@ -154,8 +154,7 @@ class Child:
         if work != self._watched_work or cpu != self._cpu_seen:
             self._watched_work, self._cpu_seen, self._moved_at = work, cpu, now
         limits = self._limits
-        size = ticket.size_bytes if ticket.size_bytes != _UNKNOWN_SIZE else 0
-        allowed = ticket.patience * (limits.seconds + max(size, work) / limits.bytes_per_second)
+        allowed = ticket.patience * (limits.seconds + work / limits.bytes_per_second)
         if cpu - self._cpu_at_begin > allowed:
             return "cpu"
         if now - self._moved_at > ticket.patience * limits.stall_seconds:

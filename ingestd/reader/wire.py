@@ -96,7 +96,7 @@ def encode_job(serial: int, job: Job) -> bytes:
     if isinstance(job, InspectJob):
         expect = job.expect
         stat = None if expect is None else [expect.device, expect.inode, expect.size_bytes, expect.mtime_ns]
-        return _line([serial, name, job.path, stat, job.durable])
+        return _line([serial, name, job.path, stat, job.durable, job.patient])
     if isinstance(job, CanonicalJob):
         return _line([serial, name, job.path])
     if isinstance(job, ReencodeJob):
@@ -108,11 +108,11 @@ def decode_job(line: bytes) -> tuple[int, Job]:
     """The other end of ``encode_job``; the serial stands in for the caller's key."""
     serial, name, *rest = _from_json(line.decode("ascii"))
     if name == "inspect":
-        path, stat, durable = rest
+        path, stat, durable, patient = rest
         expect = None
         if stat is not None:
             expect = SourceStat(device=stat[0], inode=stat[1], size_bytes=stat[2], mtime_ns=stat[3])
-        return serial, InspectJob(key=serial, path=path, expect=expect, durable=durable)
+        return serial, InspectJob(key=serial, path=path, expect=expect, durable=durable, patient=patient)
     if name == "canonical":
         return serial, CanonicalJob(key=serial, path=rest[0])
     if name == "reencode":
