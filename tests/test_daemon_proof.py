@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 
 from ingestd.config import load
 from ingestd.daemon import Daemon, once_policies
 from ingestd.daemon.now import read_clocks
+from ingestd.daemon.proof import _GLANCE_BACK
 from ingestd.emulator import Emulator
 from ingestd.ledger import Entry, Ledger
 from ingestd.lifecycle import Identity, Sighting, State
-from tests.builders import write_instance
+from tests.builders import fresh_uid, write_instance
 from tests.running import Site, TookTooLongError
 
 
@@ -138,7 +140,7 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
 
 
 def test_an_answer_that_settles_nothing_lets_a_row_sleep_no_longer_than_others_want(tmp_path: Path, server: Emulator):
-    site = Site(tmp_path / "site", server.url, destination={"kind": "other"})
+    site = Site(tmp_path / "site", server.url, destination={"kind": "other"}, reconcile={"verify": "presence"})
     server.faults.add("index_lag", seconds=3600)
     write_instance(site.drop / "image")
     with rooms(site) as daemon, somebody_else(site) as other:
@@ -186,6 +188,36 @@ def test_once_nothing_is_left_to_post_the_feed_is_read_again_soon(tmp_path: Path
 
     assert done.returncode == 0, done.stdout
     assert site.states() == {"CONFIRMED": 1}
+
+
+def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(tmp_path: Path, server: Emulator):
+    """While somebody waits for the end, the whole lag is read at the interval only: it may be 20,000 entries."""
+    site = Site(tmp_path / "site", server.url, reconcile={"interval": "1h", "grace": "1h", "lag": "1m"})
+    late = fresh_uid(3)
+    server.faults.add("late_feed", seconds=4, uid=late)
+    write_instance(site.drop / "first")
+    with rooms(site) as daemon:
+        turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the first proof")
+        cursor, before = daemon.ledger.cursor(), len(server.requests)
+        assert cursor is not None
+        daemon.proof.hurried = True
+        write_instance(site.drop / "late", sop_uid=late)
+        turn_until(daemon, lambda: daemon.ledger.counts()[State.STORED] == 1, what="the answer to the second post")
+        time.sleep(_GLANCE_BACK.total_seconds())  # an entry this much younger, and its own lies before every glance
+        write_instance(site.drop / "third")
+
+        turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED] == 2, what="the third file's proof")
+
+        assert daemon.ledger.cursor() == cursor
+        glances = [line["query"] for line in server.requests[before:] if line.get("path", "").endswith("/changefeed")]
+        assert glances
+        assert all(cursor_time(query) > cursor.since for query in glances)
+        daemon.proof._feed_at = 0.0  # the interval is over
+        turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED] == 3, what="the late entry")
+
+
+def cursor_time(query: str) -> datetime:
+    return datetime.fromisoformat(dict(parse_qsl(query))["startTime"])
 
 
 def test_a_batch_whose_attempt_is_not_committed_does_not_leave(tmp_path: Path, server: Emulator):

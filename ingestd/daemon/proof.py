@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
@@ -48,6 +48,9 @@ _IDLE_FEED_EVERY = timedelta(minutes=1)
 # With nothing left to post, whoever waits for the end has the feed read again after this long, doubling up to the
 # interval.
 _HURRY = timedelta(milliseconds=100)
+# Such a reading in between begins so long before the newest entry seen, not a whole lag before the server's clock: that
+# may be tens of thousands of entries. What comes later than that is met by the readings at the interval.
+_GLANCE_BACK = timedelta(seconds=2)
 # A server that could not be asked is asked again after this long.
 _ASK_AGAIN = timedelta(seconds=10)
 # A copy that the server does not have is asked for again after this long: its row is looked at meanwhile.
@@ -113,6 +116,8 @@ class Proof:
         self._feed_at = 0.0
         self._feed_read_at = -self._interval.total_seconds()
         self._hurry_at = 0.0
+        self._glances = False
+        self._newest_seen_at: datetime | None = None
         self._hurries = 0
         # Whether somebody waits for the end of it all, and nothing is left to post (``run --once``, ``send``).
         self.hurried = False
@@ -224,21 +229,26 @@ class Proof:
     def _plan_feed(self, now: Now, rules: Rules) -> None:
         if not rules.profile.has_feed or self._feed_asked or now.mono < self._next_feed_at:
             return
-        counts = self._ledger.counts()
-        waiting = counts.get(State.STORED, 0) + counts.get(State.UNCERTAIN, 0)
-        every = self._interval if waiting else max(self._interval, _IDLE_FEED_EVERY)
-        self._feed_at = now.mono + every.total_seconds()
+        cursor, glances = self._ledger.cursor(), False
+        if now.mono < self._feed_at and cursor is not None and cursor.since and self._newest_seen_at is not None:
+            cursor = replace(cursor, since=max(cursor.since, self._newest_seen_at - _GLANCE_BACK))
+            glances = True
         first_attempt_at = self._ledger.first_attempt_at()
+        if not glances:
+            counts = self._ledger.counts()
+            waiting = counts.get(State.STORED, 0) + counts.get(State.UNCERTAIN, 0)
+            every = self._interval if waiting else max(self._interval, _IDLE_FEED_EVERY)
+            self._feed_at = now.mono + every.total_seconds()
         if first_attempt_at is None:
             return
         question = FeedQuestion(
-            cursor=self._ledger.cursor(),
+            cursor=cursor,
             version=rules.profile.feed_version or 2,
             lag=self._lag,
             first_attempt_at=first_attempt_at,
         )
         # Behind every read of the ledger: one that fails must not leave a feed that counts as asked.
-        self._feed_asked = True
+        self._feed_asked, self._glances = True, glances
         self._feed_read_at = now.mono
         self._questions.append(question)
 
@@ -333,8 +343,10 @@ class Proof:
         self._fetch_at = at
 
     def _settle_feed(self, answer: FeedAnswer, moves: Moves, now: Now) -> None:
-        if answer.sightings or answer.cursor is not None:
-            moves.record_sightings(answer.sightings, now=now.utc, cursor=answer.cursor)
+        # A reading that did not begin at the cursor does not move it.
+        cursor = None if self._glances else answer.cursor
+        if answer.sightings or cursor is not None:
+            moves.record_sightings(answer.sightings, now=now.utc, cursor=cursor)
         self._acts.append(partial(self._feed_answered, answer, now))
 
     def _feed_answered(self, answer: FeedAnswer, now: Now) -> None:
@@ -343,9 +355,12 @@ class Proof:
         self._hurries += 1
         self._keep_clock_offset(answer.clock_offset)
         if answer.pause is None and not answer.error:
+            seen = [sighting.at for sighting in answer.sightings]
             if not answer.complete:
                 self._feed_at = 0.0
-            elif self.rules is not None:
+            elif seen:
+                self._newest_seen_at = max(seen)
+            if answer.complete and not self._glances and self.rules is not None:
                 self.rules = replace(self.rules, feed_read_at=now.utc)
         if answer.unreadable not in {0, self._feed_unreadable}:
             self._log.warning("feed.entries_unreadable", rows=answer.unreadable)
