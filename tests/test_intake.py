@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,3 +112,27 @@ def test_file_that_takes_its_reader_all_memory_is_set_aside(tmp_path: Path) -> N
 
         assert rooms.take_in(1) == {State.REJECTED: 1}
         assert [path.name for path in (rooms.spool.path / "rejected/a").glob("*/*")] == ["large-meta"]
+
+
+def test_file_is_read_only_once_its_candidate_row_is_durable(tmp_path: Path) -> None:
+    """The row is what counts the readers that a file kills; a file read before it could kill them for ever."""
+    with opened(tmp_path) as rooms:
+        write_instance(rooms.drop / "image")
+        give_up_at = time.monotonic() + WITHIN_SECONDS
+        while not rooms.intake.has_work:
+            assert time.monotonic() < give_up_at
+            rooms.intake.gather(read_clocks(), accepting=True)
+        now = read_clocks()
+
+        with contextlib.suppress(RuntimeError), rooms.ledger.write() as moves:
+            rooms.intake.record(moves, now)
+            raise RuntimeError("the disk is full")
+        assert rooms.desk.in_flight == 0
+        assert rooms.ledger.left_candidates() == []
+
+        with rooms.ledger.write() as moves:
+            rooms.intake.record(moves, now)
+            assert rooms.desk.in_flight == 0
+        assert [each.relative_path for each in rooms.ledger.left_candidates()] == ["image"]
+        rooms.intake.committed(now)
+        assert rooms.desk.in_flight == 1
