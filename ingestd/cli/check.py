@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .frame import ExitCode, config_option, json_option, load_config, plain, print_json
+from .frame import ExitCode, config_option, json_option, keep_secrets, load_config, plain, print_json
 
 if TYPE_CHECKING:
     from .checks import Finding
@@ -35,6 +35,7 @@ def command(*, config: Path | None, as_json: bool, for_start: bool) -> int:
     """
     from ingestd.config import ConfigError
 
+    keep_secrets()
     try:
         settings = load_config(config)
     except ConfigError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
-from .frame import ExitCode, Stop, load_config, plain, tell_config
+from .frame import ExitCode, Stop, keep_secrets, load_config, plain, tell_config
 
 if TYPE_CHECKING:
     from ingestd.dicomweb import Auth, DicomWebClient
@@ -40,6 +40,7 @@ class Connection:
         """Return the client that the options or the configuration describe."""
         from ingestd.dicomweb import DicomWebClient, Tls
 
+        keep_secrets()
         if self.url is None:
             if self._auth_options():
                 raise click.UsageError("options for authentication go with --url; else the configuration says it all")

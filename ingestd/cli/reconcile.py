@@ -20,6 +20,7 @@ from .frame import (
     daemon_pid,
     host_of,
     json_option,
+    keep_secrets,
     load_config,
     need_owner,
     plain,
@@ -75,6 +76,7 @@ def command(*, config: Path | None, as_json: bool, full: bool, compare: float, t
     differs (it becomes a CONFLICT). FAILED files that the server has with the same content are told. It works through
     the studies until it is done or the time is over, and changes nothing on the server.
     """
+    keep_secrets()
     settings = tell_config(load_config(config))
     need_owner(settings.spool.path)
     need_owner(settings.ledger_file)

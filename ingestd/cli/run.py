@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .frame import ExitCode, config_option, in_words, json_option, load_config, need_owner
+from .frame import ExitCode, config_option, in_words, json_option, keep_secrets, load_config, need_owner
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -49,6 +49,7 @@ def command(*, config: Path | None, as_json: bool, once: bool, timeout: timedelt
     With --once it ends when everything that was waiting, and everything it took in, is settled: 0, or 1 when some of
     these files need a person, or 3 when the time was over first.
     """
+    keep_secrets()
     settings = load_config(config)
     need_owner(settings.spool.path)
     set_up_logs(settings)

@@ -15,7 +15,7 @@ import click
 
 from ingestd.clocks import boottime
 
-from .frame import ExitCode, Stop, config_option, json_option, load_config, need_owner, plain
+from .frame import ExitCode, Stop, config_option, json_option, keep_secrets, load_config, need_owner, plain
 from .run import DurationType, set_up_logs
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
     """
     from ingestd.daemon import run_once, sending_config, sending_policies
 
+    keep_secrets()
     settings = load_config(config)
     need_owner(settings.spool.path)
     need_owner(settings.ledger_file)

@@ -14,6 +14,7 @@ import sys
 
 from ingestd.instance.facts import Limits
 from ingestd.reader.board import Board
+from ingestd.reader.cores import leave_no_core
 from ingestd.reader.desk import Desk
 from ingestd.reader.held import Held
 from ingestd.reader.wire import decode_job, decode_limits
@@ -25,6 +26,7 @@ EXIT_SHORT_OF_MEMORY = 77
 
 def main() -> int:
     """Serve until stdin ends."""
+    leave_no_core()
     parent = os.getppid()
     _die_with_parent()
     if os.getppid() != parent:
@@ -40,7 +42,6 @@ def main() -> int:
     board_fd, limits = decode_limits(first)
     board = Board(board_fd)
     os.close(board_fd)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits.open_files, limits.open_files))
     _serve(lines, board, limits.instance)
