@@ -162,3 +162,16 @@ def test_object_deleted_on_orthanc_is_found_by_the_audit(site: Site, orthanc: Or
     assert said.returncode == 1, said.stderr
     assert orthanc.count() == 1
     assert site.entry_of("kept").state == State.CONFIRMED
+
+
+def test_one_sop_instance_uid_in_two_series_is_confirmed_in_both(site: Site, orthanc: Orthanc):
+    """Orthanc answers 404 to a GET of either instance, so that both stayed unproven for ever."""
+    study_uid, sop_uid = fresh_uid(1), fresh_uid(3)
+    for number in range(2):
+        content = instance_bytes(study_uid=study_uid, series_uid=fresh_uid(2), sop_uid=sop_uid, rows=8, columns=8)
+        (site.drop / f"image{number}").write_bytes(content)
+
+    with site.start():
+        site.wait_for({"CONFIRMED": 2}, within_seconds=40)
+
+    assert all(entry.compared for entry in site.entries())
