@@ -266,3 +266,17 @@ def test_copied_source_that_nobody_could_read_is_compared_with_its_copy(tmp_path
     source.chmod(0o640)
 
     assert spool.remove_source(elsewhere, "x", expect.source, read=expect, copy=taken.path) is Removal.REMOVED
+
+
+def test_removal_that_fails_comes_back_to_be_tried_again(tmp_path: Path, server: Emulator) -> None:
+    """Its row was held as "being removed" until the next start, and ``run --once`` never ended."""
+
+    def fail(_spool: Spool) -> Removal:
+        raise RuntimeError
+
+    with running(configure(tmp_path, server)) as daemon:
+        daemon.mover._removals.put_row(7, fail)
+        came: list[tuple[int, Removal]] = []
+        wait_until(lambda: came or came.extend(daemon.mover.collect_removals()), what="the answer")
+
+    assert came == [(7, Removal.WAITS)]

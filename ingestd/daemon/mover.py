@@ -92,7 +92,14 @@ class _Removals:
         self._jobs.put(job)
 
     def put_row(self, entry_id: int, remove: Callable[[Spool], Removal]) -> None:
-        self._jobs.put(lambda spool: self._finished.put((entry_id, remove(spool))))
+        def job(spool: Spool) -> None:
+            removal = Removal.WAITS  # also where it fails: a row that never came back would never be tried again
+            try:
+                removal = remove(spool)
+            finally:
+                self._finished.put((entry_id, removal))
+
+        self._jobs.put(job)
 
     def collect(self) -> list[tuple[int, Removal]]:
         done: list[tuple[int, Removal]] = []
