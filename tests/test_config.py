@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import struct
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import get_args
@@ -281,6 +282,39 @@ def test_a_section_with_everything_commented_out_has_its_defaults():
 
 def test_aliases_that_point_into_themselves_do_not_hang():
     assert problems("a: &a [*a]\n")
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + at)}: &{chr(98 + at)} [{','.join(['*' + chr(97 + at)] * 9)}]\n" for at in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (BOMB, "aliases"),
+        (
+            "a: &a {x: 1}\n"
+            + "".join(f"m{at}: &m{at} {{<<: [{', '.join([f'*m{at - 1}' if at else '*a'] * 9)}]}}\n" for at in range(9)),
+            "aliases",
+        ),
+        ("a: &a [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\n", "itself"),
+        ("a: " + "[" * 20_000 + "]" * 20_000, "deep"),
+        ("a: " + "{a: " * 20_000 + "1" + "}" * 20_000, "deep"),
+        ("".join(f"{' ' * at}a:\n" for at in range(200)), "deep"),
+        ("a: [" + "1, " * 30_000 + "1]", "more than 20000 values"),
+        ("a: " + "1:59" + ":59" * 7_000, "longer"),
+    ],
+    ids=["aliases", "merges", "itself", "lists", "sections", "indented", "wide", "a number in base 60"],
+)
+def test_yaml_that_asks_for_more_than_any_configuration_is_refused_at_once(text, said):
+    """300 bytes of aliases took 1.5 GB; 20,000 brackets ended as a fault of ours."""
+    began = time.monotonic()
+
+    [problem] = problems(text)
+
+    assert said in problem
+    assert time.monotonic() - began < 20
 
 
 def test_a_file_that_is_not_text_names_the_line(tmp_path):

@@ -9,6 +9,11 @@ import yaml
 
 Key = tuple[str | int, ...]
 
+# No configuration is larger; aliases count with what they stand for.
+DEEPEST = 32
+MOST_VALUES = 20_000
+LONGEST_VALUE = 10_000
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
@@ -47,6 +52,8 @@ def dotted(key: Key) -> str:
 def read_yaml(text: str) -> Source:
     """Parse one YAML document; syntax errors and keys that stand twice come back as problems."""
     try:
+        if problem := _excess(text):
+            return Source(values=None, lines={}, problems=(problem,))
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         values = loader.construct_document(node) if node is not None else None
@@ -57,6 +64,39 @@ def read_yaml(text: str) -> Source:
     lines: dict[Key, int] = {}
     problems = tuple(_walk(node, (), lines)) if node is not None else ()
     return Source(values=values, lines=lines, problems=problems)
+
+
+def _excess(text: str) -> Problem | None:
+    """Say what is too much in a text, event by event, before anything is built of it."""
+    named: dict[str, int] = {}  # how many values stand for an anchor
+    anchors: list[str | None] = []  # of the sections around an event
+    sizes = [0]  # of these, and of the document before them
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        anchor: str | None = getattr(event, "anchor", None)
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchors.append(anchor)
+            sizes.append(1)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = anchors.pop(), sizes.pop()
+            sizes[-1] += size
+            named |= {anchor: size} if anchor else {}
+        elif isinstance(event, yaml.AliasEvent):
+            sizes[-1] += named.get(str(anchor), 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[-1] += 1
+            named |= {anchor: 1} if anchor else {}
+        what = ""
+        if isinstance(event, yaml.AliasEvent) and anchor in anchors:
+            what = "an alias that points into itself"
+        elif len(anchors) > DEEPEST:
+            what = f"more than {DEEPEST} sections deep; no configuration is"
+        elif sum(sizes) > MOST_VALUES:
+            what = f"more than {MOST_VALUES} values, aliases counted as what they name; no configuration has"
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE:
+            what = f"a value longer than {LONGEST_VALUE} characters; no configuration has one"
+        if what:
+            return Problem(key="", text=what, line=event.start_mark.line + 1 if event.start_mark else None)
+    return None
 
 
 def _walk(node: yaml.Node, key: Key, lines: dict[Key, int]) -> Iterator[Problem]:
