@@ -104,6 +104,21 @@ def test_the_user_is_the_same_everywhere():
     assert owners == user * 2
 
 
+def test_who_may_drop_files_may_read_neither_configuration_nor_secrets():
+    """Droppers were told to join the service's own group, which reads /etc/ingestd."""
+    groups = dict(re.findall(r"^d (/\S+) +\d+ +\w+ +([\w-]+)", (FOLDER / "ingestd.tmpfiles").read_text(), re.MULTILINE))
+    users = (FOLDER / "ingestd.sysusers").read_text()
+    readme = (PROJECT / "README.md").read_text()
+
+    assert groups["/srv/ingestd/drop"] == "ingestd-drop"
+    assert "ingestd-drop" not in {groups["/etc/ingestd"], groups["/srv/ingestd/spool"]}
+    assert re.search(r"^g ingestd-drop ", users, re.MULTILINE)
+    assert re.search(r"^m ingestd ingestd-drop$", users, re.MULTILINE), "it moves out what the group may write"
+    assert settings()["Service"]["SupplementaryGroups"] == ["ingestd-drop"]
+    assert "usermod -aG ingestd-drop " in readme
+    assert "usermod -aG ingestd " not in readme + (FOLDER / "ingestd.tmpfiles").read_text()
+
+
 def test_drop_folder_and_spool_lie_under_one_writable_path():
     """Between two bind mounts of one filesystem rename(2) says EXDEV, and every move would be a copy."""
     writable = [path.lstrip("-") for path in settings()["Service"]["ReadWritePaths"]]
