@@ -524,6 +524,8 @@ class BatchResult:
     pause: Pause | None = None
     charge_study: bool = False  # moves the study's next_attempt_at on and halves its next batch
     whole_batch_refused: bool = False  # 400, 404, 406, 415 for all of it: the daemon watches for three in a row
+    # Such a 400 from a server that had just answered a search for these very files: about them, not about the address.
+    content_refused: bool = False
     answered: bool = False  # a complete, readable answer came: the destination works
 
 

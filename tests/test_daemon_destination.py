@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -119,6 +120,17 @@ def test_answered_post_opens_again() -> None:
     assert verdict.resumed
     assert state.is_open
     assert state.choose([study("1"), study("2")], in_flight=1) == [study("1"), study("2")]
+
+
+def test_bad_requests_while_searches_are_answered_are_no_fault_of_the_configuration() -> None:
+    state = destination()
+
+    verdicts = [
+        state.posted(replace(result(uid, refused=True), content_refused=True, answered=True), 100.0) for uid in "12345"
+    ]
+
+    assert [verdict.paused for verdict in verdicts] == [None] * 5
+    assert state.is_open
 
 
 def test_posts_in_flight_when_the_pause_began_do_not_lengthen_it() -> None:

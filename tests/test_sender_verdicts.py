@@ -362,6 +362,27 @@ def test_whole_refusal_of_one_is_final_only_while_others_succeed_and_after_it_wa
     assert several == give_up(several)
 
 
+def refused_alone(*, status=400, present_before=False, **more):
+    told = None if present_before is None else {1: present_before}
+    return failure(Refused(status=status, body_bytes_left=5), part(1, **more), profile=ORTHANC, present_before=told)
+
+
+def test_what_a_server_that_answers_searches_refuses_three_times_is_the_files_fault():
+    """Nothing else has to be there: a lone bad file was posted for ever, and its study waited with it."""
+    third = refused_alone(attempts=2, charged=2)
+    assert third.content_refused
+    failed = only(give_up(third, others_succeed=False))
+    assert (failed.state, failed.reason) == (State.FAILED, Reason.REFUSED)
+
+    for result in (
+        refused_alone(attempts=1, charged=1),
+        refused_alone(attempts=2, charged=2, present_before=None),
+        refused_alone(attempts=2, charged=2, present_before=True),
+        *(refused_alone(attempts=2, charged=2, status=status) for status in (404, 406, 415)),
+    ):
+        assert result == give_up(result, others_succeed=False)
+
+
 def test_unsupported_media_type_has_a_lone_implicit_file_encoded_anew():
     error = Refused(status=415, body_bytes_left=5)
 

@@ -103,7 +103,7 @@ class DestinationState:
             self._last_met = study
             self.pause_for(result.pause, now)
             return Verdict(paused=result.pause, charge_study=met >= _PAUSES_UNTIL_CHARGED)
-        if result.whole_batch_refused:
+        if result.whole_batch_refused and not result.content_refused:
             return self._refused_whole(study, now)
         if not result.answered:
             return Verdict()

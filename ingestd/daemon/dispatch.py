@@ -88,8 +88,8 @@ class Dispatch:
         """Collect results and the probe's answer, and let them pause or open the destination; writes nothing."""
         for collected in self._sender.collect():
             result = self._wait_for_folder(collected)
-            if self.others_succeed(collected.batch.study_uid, now):
-                result = give_up(result, most_attempts=self._most_attempts)
+            others_succeed = self.others_succeed(collected.batch.study_uid, now)
+            result = give_up(result, others_succeed=others_succeed, most_attempts=self._most_attempts)
             verdict = self.destination.posted(result, now.mono)
             self._results.append((result, verdict))
             self._note(result, verdict, now)

@@ -22,9 +22,10 @@ sender.close(grace: timedelta) -> int                 how many posts were given 
 
 probe_profile(client) -> ServerProfile                asks the server; raises DicomWebError
 profile_of(kind, *, feed_version=None) -> ServerProfile               where the configuration says the kind
-give_up(result: BatchResult, *, most_attempts=10) -> BatchResult
-    what the daemon applies to a result *while others succeed*: a lone instance whose whole post was refused becomes
-    FAILED ``refused``; one that met 272 for the ``most_attempts``th charged time becomes FAILED ``server_error``.
+give_up(result: BatchResult, *, others_succeed=True, most_attempts=10) -> BatchResult
+    what the daemon applies to each result: while others succeed, a lone instance whose whole post was refused becomes
+    FAILED ``refused``, and one that met 272 for the ``most_attempts``th charged time FAILED ``server_error``; while
+    nothing else does, only what a server that answers searches for it refused three times becomes FAILED.
     (UNCERTAIN rows: ``reconciler.judge_presence(..., give_up=True)`` does the same once they are proven absent.)
 """
 

@@ -212,7 +212,7 @@ def _too_large(blank: BatchResult, batch: Batch) -> BatchResult:
 def _refused_whole(blank: BatchResult, batch: Batch, error: Refused, terms: Terms) -> BatchResult:
     """Split a post that was refused whole until the instance that is to blame stands alone.
 
-    Alone it stays PENDING: only while the server takes others is it this file's fault, which ``give_up`` decides.
+    Alone it stays PENDING: whether it is this file's fault is for ``give_up`` to decide, which sees what else happens.
     """
     alone = len(batch.parts) == 1
     why = f"the server refused the whole post with HTTP {error.status}"
@@ -226,9 +226,17 @@ def _refused_whole(blank: BatchResult, batch: Batch, error: Refused, terms: Term
             state=State.PENDING,
             reason=Reason.REFUSED,
             note=f"{why}; {ending}",
+            evidence=terms.evidence(part),
             charge=True,
             alone=alone,
         )
         for part in batch.parts
     )
-    return replace(blank, outcomes=outcomes, charge_study=True, whole_batch_refused=True, answered=True)
+    return replace(
+        blank,
+        outcomes=outcomes,
+        charge_study=True,
+        whole_batch_refused=True,
+        content_refused=error.status == HTTPStatus.BAD_REQUEST and terms.present_before is not None,
+        answered=True,
+    )

@@ -33,6 +33,8 @@ STUCK_AFTER = timedelta(days=1)
 ASK_AFTER = timedelta(seconds=5)
 # The feed brings a STORED row up by itself; only one that it has not shown by then is looked at for its own sake.
 FEED_SHOWS_WITHIN = timedelta(seconds=5)
+# So many 400s to posts of one file alone, by a server that answers searches for it, are the file's own fault.
+_REFUSALS_OF_ONE = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,11 +104,13 @@ def reencode(part: Part, why: str) -> Outcome:
     )
 
 
-def give_up(result: BatchResult, *, most_attempts: int = 10) -> BatchResult:
-    """Turn a lone instance's failure into FAILED; to be applied while the server stores other files.
+def give_up(result: BatchResult, *, others_succeed: bool = True, most_attempts: int = 10) -> BatchResult:
+    """Turn a lone instance's failure into FAILED where it is this instance's fault.
 
-    A whole post refused (400, 404, 406, 415) is final the second time for the one instance it held; a temporary
-    failure (272, A7xx) is final the ``most_attempts``th charged time. Anything else is left as it is.
+    While the server stores other files (``others_succeed``) a whole post refused (400, 404, 406, 415) is final the
+    second time for the one instance it held, and a temporary failure (272, A7xx) the ``most_attempts``th charged time.
+    While it stores nothing else, the third 400 in a row is final where the server has each time just answered a search
+    for this very instance, and does not have it. Anything else is left as it is.
     """
     if len(result.batch.parts) != 1 or result.outcomes[0].state is not State.PENDING:
         return result
@@ -118,12 +122,16 @@ def give_up(result: BatchResult, *, most_attempts: int = 10) -> BatchResult:
             # It, or a proxy before it, may have stored what it refused: the next post is preceded by a query, or
             # answered that it is there already.
             return result
+        absent = result.content_refused and outcome.evidence.get("present_before") == "no"
+        if not others_succeed and not (absent and part.charged + 1 >= _REFUSALS_OF_ONE):
+            return result
+        while_it = "took others" if others_succeed else "answers searches, and does not have it"
         note = (
-            f"the server refused the post of this file alone with HTTP {result.http_status}, while it took others; "
+            f"the server refused the post of this file alone with HTTP {result.http_status}, while it {while_it}; "
             "the file is kept: see `ingestd explain`, then `ingestd retry` or `ingestd resolve --discard`"
         )
         reason = Reason.REFUSED
-    elif outcome.charge and part.charged + 1 >= most_attempts:
+    elif others_succeed and outcome.charge and part.charged + 1 >= most_attempts:
         note = (
             f"the server failed on it {part.charged + 1} times while it stored other files; the file is kept: look at "
             "the server's log, then `ingestd retry`"
