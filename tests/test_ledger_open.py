@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
+from structlog.testing import capture_logs
 
 from ingestd.ledger import (
     Ledger,
@@ -45,6 +46,24 @@ def url(folder: Path) -> str:
 def test_new_ledger_is_the_owners_alone_and_in_a_folder_made_for_it(tmp_path: Path):
     with open_ledger(tmp_path / "new" / "folder") as ledger:
         assert ledger.file.stat().st_mode & 0o777 == 0o600
+
+
+def test_missing_key_of_a_filled_ledger_is_told_and_never_made_anew_in_silence(tmp_path: Path):
+    """Its reader heard that there is no ledger, and the daemon made another key without a word."""
+    ledger = open_ledger(tmp_path)
+    before = ledger.search_hash("patient", "PID")
+    admit(ledger, arrival(1))
+    ledger.close()
+    (tmp_path / "ledger.db.key").unlink()
+
+    with Ledger.open(url(tmp_path), read_only=True) as reader, pytest.raises(LedgerError, match="put it back") as told:
+        reader.search_hash("patient", "PID")
+    with open_ledger(tmp_path) as writer, capture_logs() as lines:
+        after = writer.search_hash("patient", "PID")
+
+    assert not isinstance(told.value, LedgerMissing)
+    assert before != after
+    assert [line["event"] for line in lines] == ["ledger.key_made_anew"]
 
 
 def test_zero_byte_file_is_a_new_ledger(tmp_path: Path):

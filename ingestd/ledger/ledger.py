@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import structlog
 from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
@@ -255,15 +256,26 @@ class Ledger(Views):
         key_file = self.file.with_name(self.file.name + ".key")
         try:
             if not self._read_only and not key_file.exists():
+                if self._is_filled():
+                    # Taking files in goes on; but what was taken in is no longer found by patient or accession.
+                    structlog.get_logger().error("ledger.key_made_anew", why="key_was_missing")
                 _write_key(key_file)
             key = key_file.read_bytes()
         except FileNotFoundError:
-            raise LedgerMissing(f"the key of the search words, {key_file}, is not there yet") from None
+            if not self._is_filled():
+                raise LedgerMissing(f"the key of the search words, {key_file}, is not there yet") from None
+            raise LedgerError(
+                f"the key of the search words, {key_file}, is missing, so that nobody can be searched for; put it back"
+                " from a backup of the ledger's folder"
+            ) from None
         except OSError as error:
             raise LedgerError(f"the key of the search words, {key_file}, cannot be used: {error.strerror}") from None
         if len(key) < 32:
             raise LedgerError(f"the key of the search words, {key_file}, is cut short; remove it to get a new one")
         return key
+
+    def _is_filled(self) -> bool:
+        return bool(sum(row.entries for row in self._all(select(state_count.c.entries))))
 
     def check_integrity(self) -> list[str]:
         """Read every page and say what is wrong with the file; empty when nothing is. Takes seconds for a large one."""
