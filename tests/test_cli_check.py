@@ -209,6 +209,40 @@ def test_a_secret_that_anybody_may_read_and_plain_http_are_noted(tmp_path, comma
     assert any("unencrypted" in note for note in notes)
 
 
+@pytest.mark.parametrize("what", ["config.yaml", "token", "secrets"])
+def test_what_others_may_write_of_configuration_and_secrets_is_to_be_mended(tmp_path, command, what):
+    (tmp_path / "secrets").mkdir(mode=0o700)
+    (tmp_path / "secrets" / "token").write_text("x")
+    (tmp_path / "secrets" / "token").chmod(0o600)
+    configure(tmp_path, '{url: "http://127.0.0.1:9/v2", auth: {kind: bearer, token_file: secrets/token}}')
+    assert found(command("check", "--for-start", "--json")) == []
+    place = tmp_path / "secrets" / "token" if what == "token" else tmp_path / what
+    place.chmod(place.stat().st_mode | 0o002)
+
+    said = command("check", "--for-start", "--json")
+
+    [problem] = found(said)
+    assert f"anybody may write {place}" in problem
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another group")
+@pytest.mark.parametrize("what", ["config.yaml", "token"])
+def test_who_may_drop_files_and_may_read_configuration_or_secrets_is_told(tmp_path, command, what):
+    (tmp_path / "token").write_text("x")
+    configure(tmp_path, '{url: "http://127.0.0.1:9/v2", auth: {kind: bearer, token_file: token}}')
+    for name in ("config.yaml", "token"):
+        (tmp_path / name).chmod(0o600)
+    os.chown(tmp_path / "drop", -1, 60000)
+    (tmp_path / "drop").chmod(0o2770)
+    assert found(command("check", "--for-start", "--json")) == []
+    os.chown(tmp_path / what, -1, 60000)
+    (tmp_path / what).chmod(0o640)
+
+    [problem] = found(command("check", "--for-start", "--json"))
+
+    assert f"who may drop files (group #60000) may read {tmp_path / what}" in problem
+
+
 def write_certificate(folder: Path) -> None:
     """``cert.pem`` and ``key.pem``, signed by itself."""
     key = ec.generate_private_key(ec.SECP256R1())

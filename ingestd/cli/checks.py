@@ -13,7 +13,18 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ingestd.clocks import boottime
-from ingestd.config import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, NoAuth, OAuth2Auth
+from ingestd.config import (
+    AzureAuth,
+    BasicAuth,
+    BearerAuth,
+    Config,
+    Inbox,
+    NoAuth,
+    OAuth2Auth,
+    is_private_group,
+    name_of_group,
+    others_who_may_write,
+)
 from ingestd.inbox.mounts import mount_of
 
 from .frame import ExitCode, ago, become, daemon_pid, in_bytes, owner_of, user_name
@@ -23,6 +34,7 @@ LEAST_INODES = 10_000
 MOST_SKEW = timedelta(seconds=30)
 # Folders are counted up to here; a larger tree is told to poll.
 MOST_FOLDERS_COUNTED = 200_000
+_UNMAPPED = 65534
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -57,6 +69,7 @@ def _bad(name: str, text: str, advice: str = "", *, code: ExitCode = ExitCode.CO
 def check_all(config: Config, *, for_start: bool) -> Iterator[Finding]:
     """Look at everything, in the order a file meets it."""
     yield _ok("config", f"{config.file}: every key is known and every value fits")
+    yield from _guarded("config", lambda: _kept("config", config.file, config))
     yield from _guarded("user", lambda: _user(config))
     for inbox in config.inboxes:
         yield from _guarded("inbox", lambda inbox=inbox: _inbox(inbox, config))  # type: ignore[misc]
@@ -302,6 +315,7 @@ def _secrets(config: Config) -> Iterator[Finding]:
             files, names = [auth.client_secret_file], [auth.client_secret_env]
     for file in filter(None, files):
         yield from _secret_file(file)
+        yield from _kept("auth", file, config)
     for name in filter(None, names):
         if os.environ.get(name, "").strip():
             yield _ok("auth", f"{auth.kind}, from ${name}")
@@ -311,6 +325,26 @@ def _secrets(config: Config) -> Iterator[Finding]:
             )
     if isinstance(auth, AzureAuth) and not any(files):
         yield _ok("auth", f"azure, credential {auth.credential}")
+
+
+def _kept(name: str, file: Path | None, config: Config) -> Iterator[Finding]:
+    """Say who else may write a file that decides where what goes, and whether those who drop files may read it."""
+    if file is None or not file.exists():
+        return
+    trusted = {os.geteuid(), _nearest(config.spool.path).stat().st_uid}
+    if Path("/proc/self/uid_map").read_text(encoding="ascii").split()[2] != str(2**32 - 1):
+        trusted.add(_UNMAPPED)  # in a sandbox, other users' files all seem to be nobody's
+    if who := others_who_may_write(file, trusted=trusted):
+        yield _bad(name, f"{who}; it belongs to ingestd's administrator alone", f"chown it, and chmod go-w, for {file}")
+    found = file.stat()
+    for inbox in config.inboxes:
+        drop = inbox.path.stat() if inbox.path.is_dir() else None
+        if drop is None or drop.st_gid != found.st_gid or drop.st_gid in {0, _UNMAPPED}:
+            continue
+        if drop.st_mode & stat.S_IWGRP and found.st_mode & stat.S_IRGRP and not is_private_group(drop.st_gid):
+            text = f"who may drop files (group {name_of_group(drop.st_gid)}) may read {file}"
+            yield _bad(name, text, f"give {inbox.path} a group of its own, as systemd/ingestd.tmpfiles does")
+            return
 
 
 def _secret_file(file: Path) -> Iterator[Finding]:
