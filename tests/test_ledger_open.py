@@ -66,6 +66,15 @@ def test_missing_key_of_a_filled_ledger_is_told_and_never_made_anew_in_silence(t
     assert [line["event"] for line in lines] == ["ledger.key_made_anew"]
 
 
+def test_ledger_deleted_while_it_is_open_is_gone_and_no_matter_of_permission(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        (tmp_path / "ledger.db").unlink()
+        with pytest.raises(LedgerError, match="is gone") as told:
+            admit(ledger, arrival(1))
+
+    assert "run as" not in str(told.value)
+
+
 def test_zero_byte_file_is_a_new_ledger(tmp_path: Path):
     (tmp_path / "ledger.db").touch()
     with open_ledger(tmp_path) as ledger:

@@ -96,6 +96,8 @@ def failure(error: BaseException | None, file: Path) -> LedgerError:
         return _looked_at_again(file, name)
     if name.startswith("SQLITE_IOERR"):
         return _unread(file, name)
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")) and not os.path.lexists(file):
+        return LedgerError(f"the ledger {file} is gone: somebody removed or moved it; stop ingestd, then put it back")
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
         return _not_opened(file, name)
     return LedgerError(f"the ledger {file} cannot be used: {name}")
