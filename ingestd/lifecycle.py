@@ -619,6 +619,14 @@ class FeedCursor:
     sequence: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedEnd:
+    """The highest sequence of a change feed, and the server's time of that entry; 0 for a feed without entries."""
+
+    sequence: int
+    at: datetime | None = None
+
+
 class ServerKind(StrEnum):
     """Which server we talk to, as far as its habits matter."""
 

@@ -19,7 +19,7 @@ from ingestd.emulator import Emulator
 from ingestd.ledger import Entry, Ledger
 from ingestd.lifecycle import Identity, Sighting, State
 from tests.builders import fresh_uid, write_instance
-from tests.running import Site, TookTooLongError
+from tests.running import Site, TookTooLongError, wait_until
 
 
 @pytest.fixture
@@ -218,6 +218,47 @@ def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(
 
 def cursor_time(query: str) -> datetime:
     return datetime.fromisoformat(dict(parse_qsl(query))["startTime"])
+
+
+def test_what_the_feed_showed_is_committed_with_the_cursor_that_passes_it(tmp_path: Path, server: Emulator):
+    """A crash between the two, the cursor first, would hide the entries for good."""
+    site = Site(tmp_path / "site", server.url, reconcile={"interval": "1h", "grace": "1h", "lag": "0s"})
+    server.faults.add("late_feed", seconds=1)
+    write_instance(site.drop / "image")
+    with rooms(site) as daemon:
+        turn_until(daemon, is_in(daemon, State.STORED), what="the answer to the post")
+        turn_until(daemon, lambda: daemon.ledger.cursor() is not None, what="a first reading")
+        before = daemon.ledger.cursor()
+        time.sleep(1.2)  # the entry shows itself
+        daemon.proof.read_feed_soon()
+        daemon.proof.gather(read_clocks())
+        daemon.proof.ask()
+        wait_until(lambda: daemon.reconciler._answers, what="the feed's answer")
+        now = read_clocks()
+        daemon.proof.gather(now)
+        assert (daemon.ledger.cursor(), seen_sequence(daemon)) == (before, None)
+
+        with suppress(TornAwayError), daemon.ledger.write() as moves:
+            daemon.proof.record(moves, now)
+            raise TornAwayError
+        assert (daemon.ledger.cursor(), seen_sequence(daemon)) == (before, None)
+
+        with daemon.ledger.write() as moves:
+            daemon.proof.record(moves, now)
+        # Nothing that comes after the commit is needed.
+        assert daemon.ledger.cursor() != before
+        assert seen_sequence(daemon) is not None
+
+
+class TornAwayError(Exception):
+    """The process ends here."""
+
+
+def seen_sequence(daemon: Daemon) -> int | None:
+    entry = only_entry(daemon)
+    assert entry is not None
+    (row,) = daemon.ledger.unproven_rows([entry.entry_id])
+    return row.seen_sequence
 
 
 def test_a_batch_whose_attempt_is_not_committed_does_not_leave(tmp_path: Path, server: Emulator):

@@ -131,10 +131,17 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "sources": lambda ledger: (ledger.known_sources("in", ["a", "b"]), ledger.unremoved_sources()),
     "emptied folders": lambda ledger: ledger.emptied_by_us("in", ["a", "b/c"]),
     "paths": lambda ledger: ledger.paths_known(["a", "b"]),
-    "removable": lambda ledger: ledger.removable(before=LATER),
+    "removable": lambda ledger: (ledger.removable(before=LATER), ledger.newest_removable(before=LATER)),
     "holder": lambda ledger: ledger.holder(identity(1)),
     "end of run": lambda ledger: (ledger.unfinished(), ledger.unfinished(up_to_id=5), ledger.last_id()),
     "first attempt": lambda ledger: (ledger.first_attempt_at(), ledger.cursor(), ledger.destination()),
+    "going back": lambda ledger: (
+        ledger.feed_end(),
+        ledger.cursor_moved_at(),
+        ledger.went_back_at(),
+        ledger.newest_confirmed(),
+        ledger.has_looks(),
+    ),
     "candidates": lambda ledger: ledger.left_candidates(),
 }
 

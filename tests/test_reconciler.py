@@ -17,7 +17,7 @@ import pytest
 
 from ingestd.dicomweb import ChangeFeedEntry, DicomWebClient, Timeouts
 from ingestd.emulator import Emulator
-from ingestd.lifecycle import FeedCursor, Identity, Part, PauseCause, Reason, Sameness, ServerKind, State
+from ingestd.lifecycle import FeedCursor, FeedEnd, Identity, Part, PauseCause, Reason, Sameness, ServerKind, State
 from ingestd.reconciler import (
     FeedAnswer,
     FeedQuestion,
@@ -513,7 +513,7 @@ def test_newest_entry_of_an_identity_counts_and_several_disturb():
 def test_cursor_stays_behind_the_server_s_clock_by_the_lag():
     since = NOW - timedelta(minutes=20)
     with ScriptedServer(feed_page(entry(1), entry(2, sop="4"))) as server:
-        got = read(server, cursor=FeedCursor(version=2, since=since))
+        got = read(server, cursor=FeedCursor(version=2, since=since), elapsed=timedelta(minutes=20))
 
     assert FeedCursor(version=2, since=NOW - timedelta(seconds=60)) == got.cursor
     assert (True, timedelta(hours=1), 2) == (got.complete, got.clock_offset, len(got.sightings))
@@ -525,10 +525,84 @@ def test_cursor_stays_behind_the_server_s_clock_by_the_lag():
     }
 
 
-def test_cursor_never_moves_back():
-    ahead = NOW + timedelta(minutes=3)
-    with ScriptedServer(feed_page()) as server:
-        assert FeedCursor(version=2, since=ahead) == read(server, cursor=FeedCursor(version=2, since=ahead)).cursor
+A_DAY_AHEAD = "Thu, 05 Mar 2026 05:06:07 GMT"
+
+
+def test_cursor_goes_no_further_than_what_was_seen_or_the_time_that_passed():
+    """One Date a day ahead moved it a day ahead, and the feed showed nothing for a day."""
+    since = NOW - timedelta(minutes=2)
+    with ScriptedServer(feed_page(date=A_DAY_AHEAD)) as server:
+        nothing = read(server, cursor=FeedCursor(version=2, since=since))
+        some_time = read(server, cursor=FeedCursor(version=2, since=since), elapsed=timedelta(seconds=10))
+    seen = entry(1, at=NOW - timedelta(seconds=30))
+    with ScriptedServer(feed_page(seen, date=A_DAY_AHEAD)) as server:
+        newest = read(server, cursor=FeedCursor(version=2, since=since), elapsed=timedelta(seconds=10))
+
+    assert FeedCursor(version=2, since=since) == nothing.cursor
+    assert FeedCursor(version=2, since=since + timedelta(seconds=10)) == some_time.cursor
+    assert FeedCursor(version=2, since=seen.at) == newest.cursor
+
+
+def test_cursor_that_lies_before_the_server_s_clock_goes_back_to_what_was_not_read():
+    ahead, last_read = NOW + timedelta(days=1), NOW - timedelta(minutes=40)
+    here = NOW - timedelta(hours=1)  # our clock
+    with ScriptedServer(feed_page(), feed_page(entry(1))) as server:
+        got = read(
+            server,
+            cursor=FeedCursor(version=2, since=ahead),
+            cursor_moved_at=here - timedelta(minutes=40),
+            elapsed=timedelta(hours=1),
+        )
+
+    assert params(server)["startTime"] == (last_read - timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    assert len(got.sightings) == 1
+    assert FeedCursor(version=2, since=NOW - timedelta(seconds=60)) == got.cursor
+
+
+SEEN = FeedEnd(sequence=9, at=NOW - timedelta(minutes=20))
+
+
+@pytest.mark.parametrize(
+    "latest, entries, expected",
+    [
+        (9, {}, None),
+        (8, {}, 8),
+        (10, {10: 1}, None),
+        (None, {}, 0),
+        # What was entered since has the sequences again of what was lost.
+        (8, {7: 2, 8: 1}, 6),
+        # It has come further than ever by the time that we look.
+        (12, {8: 3, 9: 3, 10: 2, 12: 1}, 7),
+        # Stamped before it could be seen, as usual.
+        (10, {8: 18, 10: 1}, None),
+    ],
+)
+def test_feed_that_is_not_the_one_that_was_read_is_told_with_where_it_parted(latest, entries, expected):
+    listed = [entry(at, sop=str(at), at=NOW - timedelta(minutes=age)) for at, age in entries.items()]
+
+    def step(conversation: Conversation) -> None:
+        conversation.read_body()
+        if not conversation.request.target.partition("?")[0].endswith("/latest"):
+            conversation.send(feed_page(*listed))
+        elif latest is None:
+            conversation.send(answer(status="204 No Content", content_type=""))
+        else:
+            newest = entry(latest, at=NOW - timedelta(minutes=1))
+            conversation.send(answer(feed_json(newest)[1:-1], content_type="application/json"))
+
+    with ScriptedServer(step) as server:
+        got = read(server, cursor=FeedCursor(version=2, since=NOW - timedelta(hours=1)), end=SEEN)
+
+    assert expected == got.went_back_to
+    assert got.end is not None
+    assert (latest or 0) == got.end.sequence
+
+
+def test_feed_whose_latest_entry_cannot_be_read_tells_no_end():
+    with ScriptedServer(feed_page(), answer(b"{}", content_type="application/json")) as server:
+        got = read(server, cursor=FeedCursor(version=2, since=NOW - timedelta(hours=1)), end=SEEN)
+
+    assert (got.end, got.went_back_to, got.complete) == (None, None, True)
 
 
 def test_first_cursor_is_ten_minutes_before_the_first_attempt_on_the_server_s_clock():
@@ -614,7 +688,7 @@ def test_feed_entry_that_cannot_be_read_is_counted_and_stepped_over():
         feed_page(*many[400:]),
     ]
     with ScriptedServer(*pages) as server:
-        got = read(server, cursor=FeedCursor(version=2, since=NOW - timedelta(hours=9)))
+        got = read(server, cursor=FeedCursor(version=2, since=NOW - timedelta(hours=9)), elapsed=timedelta(hours=9))
 
     assert (len(got.sightings), got.unreadable, got.complete, got.error) == (249, 201, True, "")
     assert FeedCursor(version=2, since=NOW - timedelta(seconds=60)) == got.cursor
@@ -711,6 +785,23 @@ def test_first_version_s_first_cursor_lies_before_the_first_attempt():
     wanted = [at for at, one in feed.items() if one.at >= NOW - timedelta(hours=4, minutes=10)]
     assert set(wanted) <= {one.sequence for one in got.sightings}
     assert len(got.sightings) < len(feed)
+
+
+def test_first_version_of_a_server_that_went_back_is_read_from_where_it_parted():
+    """Its cursor lay behind the end of the feed, so that nothing was ever seen again."""
+    old, young = NOW - timedelta(hours=2), NOW - timedelta(minutes=5)
+    feed = {at: entry(at, sop=str(at), at=young if at > 400 else old) for at in range(1, 500)}
+    with ScriptedServer(first_version(feed)) as server:
+        got = read(
+            server,
+            version=1,
+            cursor=FeedCursor(version=1, sequence=2000),
+            end=FeedEnd(sequence=2000, at=NOW - timedelta(hours=1)),
+        )
+
+    assert got.went_back_to == 400
+    assert set(range(401, 500)) <= {one.sequence for one in got.sightings}
+    assert FeedCursor(version=1, sequence=499) == got.cursor
 
 
 def test_first_version_of_an_empty_server_begins_at_nought():

@@ -19,6 +19,7 @@ from ingestd.daemon import wiring
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.desk import ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
+from ingestd.daemon.going_back import GoingBack
 from ingestd.daemon.hand import Hand
 from ingestd.daemon.housekeeping import Housekeeping
 from ingestd.daemon.intake import Intake
@@ -172,6 +173,14 @@ class Daemon:
             low_water=config.spool.low_water,
             alarms=self.alarms,
         )
+        self.going_back = GoingBack(
+            ledger=self.ledger,
+            alarms=self.alarms,
+            removals=self.housekeeping.removals,
+            read_feed_soon=self.proof.read_feed_soon,
+        )
+        self.proof.feed_ends_where_it_did = self.going_back.seen_whole
+        self.proof.feed_went_back = self.going_back.tell
         self._policies = policies
         self.orphans = Orphans(
             ledger=self.ledger,
@@ -222,6 +231,16 @@ class Daemon:
             return self._tick(now)
         except LedgerError as error:
             return self._ledger_failed(error, now)
+
+    def let_go(self, *, until: float) -> None:
+        """Remove what may go before the end; the server is looked at for it no longer than that (``Now.mono``)."""
+        self.going_back.hurry()
+        self.tick()
+        while not self.going_back.is_idle and read_clocks().mono < until:
+            self.going_back.hurry()
+            self.wait(min(self.tick(), until))
+        self.housekeeping.hurry()
+        self.tick()
 
     def _tick(self, now: Now) -> float:
         self._gather(now)
@@ -303,6 +322,7 @@ class Daemon:
 
     def _gather(self, now: Now) -> None:
         self.desk.collect()
+        self.going_back.gather(now, self.proof.rules, make_room=self.housekeeping.disk_low)
         self.housekeeping.gather(now)
         if not self.stopping and self.housekeeping.spool_stands:
             self.orphans.gather(now)
@@ -330,6 +350,7 @@ class Daemon:
             or self.dispatch.has_work
             or self.proof.has_work
             or self.rework.has_work
+            or self.going_back.has_work
             or self.housekeeping.has_work
             or self.alarms.has_work
         )
@@ -343,6 +364,7 @@ class Daemon:
             self.intake.record(moves, now)
             self.rework.record(moves, now)
             self.proof.record(moves, now)
+            self.going_back.record(moves, now)
             self.housekeeping.record(moves, now)
             # A claim sees everything that this tick has settled.
             self.dispatch.record(moves, now, claim=claim)
@@ -357,6 +379,7 @@ class Daemon:
         self.intake.committed(now)
         self.rework.committed()
         self.proof.committed()
+        self.going_back.committed()
         self.housekeeping.committed()
         if self.intake.copied:
             self.intake.copied = False

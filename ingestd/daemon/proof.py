@@ -118,15 +118,22 @@ class Proof:
         self._hurry_at = 0.0
         self._glances = False
         self._newest_seen_at: datetime | None = None
+        self._counted_at: float | None = None  # when the reading that last moved the cursor was asked for
         self._hurries = 0
         # Whether somebody waits for the end of it all, and nothing is left to post (``run --once``, ``send``).
         self.hurried = False
+        self.feed_ends_where_it_did: Callable[[float], object] = lambda _asked_at: None
+        self.feed_went_back: Callable[[], object] = lambda: None
         self._acts: list[Callable[[], object]] = []
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is being asked or compared."""
         return not (self._asked or self._answers or self._reads or self._fetches or self._fetching)
+
+    def read_feed_soon(self) -> None:
+        """Read the feed at once, whatever its interval: somebody has to know where it ends."""
+        self._feed_at = 0.0
 
     def expect(self) -> None:
         """Something was just posted: read the feed again as soon as its interval allows."""
@@ -246,6 +253,9 @@ class Proof:
             version=rules.profile.feed_version or 2,
             lag=self._lag,
             first_attempt_at=first_attempt_at,
+            end=self._ledger.feed_end(),
+            cursor_moved_at=self._ledger.cursor_moved_at(),
+            elapsed=timedelta(seconds=0 if self._counted_at is None else now.mono - self._counted_at),
         )
         # Behind every read of the ledger: one that fails must not leave a feed that counts as asked.
         self._feed_asked, self._glances = True, glances
@@ -345,6 +355,14 @@ class Proof:
     def _settle_feed(self, answer: FeedAnswer, moves: Moves, now: Now) -> None:
         # A reading that did not begin at the cursor does not move it.
         cursor = None if self._glances else answer.cursor
+        if answer.went_back_to is not None:
+            # First of all: what these entries show is newer than what the rows remember of such sequences.
+            moves.went_back(to=answer.went_back_to, end=answer.end, now=now.utc)
+            self._acts.append(self.feed_went_back)
+        elif answer.end is not None:
+            if answer.question.end is None or answer.end.sequence > answer.question.end.sequence:
+                moves.seen_end(answer.end)
+            self._acts.append(partial(self.feed_ends_where_it_did, self._feed_read_at))
         if answer.sightings or cursor is not None:
             moves.record_sightings(answer.sightings, now=now.utc, cursor=cursor)
         self._acts.append(partial(self._feed_answered, answer, now))
@@ -360,6 +378,8 @@ class Proof:
                 self._feed_at = 0.0
             elif seen:
                 self._newest_seen_at = max(seen)
+            if not self._glances:
+                self._counted_at = self._feed_read_at
             if answer.complete and not self._glances and self.rules is not None:
                 self.rules = replace(self.rules, feed_read_at=now.utc)
         if answer.unreadable not in {0, self._feed_unreadable}:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import structlog
@@ -67,6 +67,7 @@ class Removals:
         self._removed: list[Removable] = []
         self._apart: list[_Apart] = []
         self.retain = retain
+        self.up_to: datetime | None = None  # only what has not been needed since then may go, for now
 
     def stop(self, why: str) -> None:
         """Let no kept file go while this holds; ``why`` is a word, and to tell a person is the caller's business."""
@@ -103,9 +104,14 @@ class Removals:
             return
         self._stuck = {entry_id: at for entry_id, at in self._stuck.items() if at > now.mono}
         aside = self._reading | self._stuck.keys()
-        retain = timedelta(0) if make_room else self.retain
-        rows = self._ledger.removable(before=now.utc - retain, limit=_REMOVE_AT_ONCE + len(aside))
+        before = self.due_before(now, make_room=make_room)
+        before = before if self.up_to is None else min(before, self.up_to)
+        rows = self._ledger.removable(before=before, limit=_REMOVE_AT_ONCE + len(aside))
         self._let_go([row for row in rows if row.entry_id not in aside], now)
+
+    def due_before(self, now: Now, *, make_room: bool) -> datetime:
+        """Say since when a file must not have been needed to go now."""
+        return now.utc - (timedelta(0) if make_room else self.retain)
 
     def record(self, moves: Moves, now: Now) -> None:
         """Write which files are gone, and which held other bytes."""

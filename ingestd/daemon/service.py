@@ -35,6 +35,8 @@ _SWITCH_SECONDS = 0.0003
 # travel between the rooms several times each, and ever again at all that was imported.
 _YOUNG_OBJECTS = 10_000
 # The watchdog's ping when systemd asked for none: never.
+# At its end `run --once` looks at the server no longer than this, for the files that may go.
+_LET_GO_SECONDS = 5.0
 _NEVER = float("inf")
 
 
@@ -243,8 +245,7 @@ def run_once(
                 if done or signals.asked is _Asked.STOP or read_clocks().mono >= deadline:
                     break
                 daemon.wait(min(due, deadline))
-            daemon.housekeeping.hurry()
-            daemon.tick()
+            daemon.let_go(until=min(deadline, read_clocks().mono + _LET_GO_SECONDS))
             unfinished = daemon.ledger.unfinished()
             left, alarms = tuple(daemon.inboxes.barred()), daemon.alarms.standing
         except BaseException:

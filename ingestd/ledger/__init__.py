@@ -45,6 +45,10 @@ On Moves (``now`` is keyword-only everywhere)::
         kept on the row whatever its state; rows in STORED, UNCERTAIN, CONFIRMED, DELETED come up in unproven() at
         once. The cursor is advanced in the same transaction.
     set_cursor(cursor: FeedCursor, *, now) -> None
+    seen_end(end: FeedEnd) -> None                  kept where it is higher than ever before
+    went_back(*, to: int | None, end: FeedEnd | None, now) -> None
+        the server was restored from a backup: what its feed had shown after ``to``, and all that is kept, is asked
+        about; until ``went_back_settled()``
     audit(study_uid, *, now) -> int                 its CONFIRMED and STORED rows come up in unproven() at once
     reread(entry_id, arrival: Arrival, *, judged: Judged | None = None, now) -> Admitted      need REREAD, read whole
     reread_refused(entry_id, refusal: Refusal, *, now) -> bool      no longer a whole DICOM file
@@ -78,9 +82,12 @@ Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
     unremoved_sources(*, limit=1000) -> list[UnremovedSource]
     paths_known(paths: Sequence[str]) -> set[str]   of paths relative to this spool, those some row has
     removable(*, before: datetime, limit=1000) -> list[Removable]                             before = now - retain
+    newest_removable(*, before: datetime) -> tuple[int, datetime] | None    the confirmed row that the last rests on
     rejected_files(*, after_id=0, limit=1000) -> list[RejectedFile]
     holder(identity: Identity) -> Holder | None ; unproven_rows(entry_ids) -> list[Unproven]
-    cursor() -> FeedCursor | None ; first_attempt_at() -> datetime | None
+    cursor() -> FeedCursor | None ; cursor_moved_at() -> datetime | None ; feed_end() -> FeedEnd | None
+    first_attempt_at() -> datetime | None
+    went_back_at() -> datetime | None ; newest_confirmed() -> int | None ; has_looks() -> bool     of all hosts
     unfinished(*, up_to_id=None, host=None) -> int                  rows on their way that wait for no person
     last_id() -> int ; destination() -> DestinationStatus | None
 

@@ -305,4 +305,11 @@ _SIXTH = (
     "INSERT INTO verification (id) VALUES (1)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
+_SEVENTH = (
+    # By what a server that was restored from an older backup is known, and since when.
+    "ALTER TABLE destination ADD COLUMN highest_sequence {int}",
+    "ALTER TABLE destination ADD COLUMN highest_at {int}",
+    "ALTER TABLE destination ADD COLUMN went_back_at {int}",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)

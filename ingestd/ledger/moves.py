@@ -14,6 +14,7 @@ from ingestd.lifecycle import (
     BatchResult,
     Content,
     FeedCursor,
+    FeedEnd,
     Kind,
     Outcome,
     Pause,
@@ -23,7 +24,7 @@ from ingestd.lifecycle import (
     State,
 )
 
-from . import admission, claims, decisions, evidence, returns, trust, upkeep
+from . import admission, claims, decisions, evidence, going_back, returns, trust, upkeep
 from .transaction import Transaction
 from .values import (
     Admitted,
@@ -141,6 +142,18 @@ class Moves:
     def set_cursor(self, cursor: FeedCursor, *, now: datetime) -> None:
         """Say how far the change feed was read."""
         evidence.set_cursor(self._tx, cursor, now=now)
+
+    def seen_end(self, end: FeedEnd) -> None:
+        """Keep how far the change feed went, where it went further than ever before."""
+        going_back.seen_end(self._tx, end)
+
+    def went_back(self, *, to: int | None, end: FeedEnd | None, now: datetime) -> None:
+        """Put down that the server was restored from a backup, and have all asked about that it may have lost."""
+        going_back.went_back(self._tx, to=to, end=end, now=now)
+
+    def went_back_settled(self) -> None:
+        """Put down that all that was asked about for it is settled."""
+        going_back.is_settled(self._tx)
 
     def count_matches(self, matches: Mapping[Kind, int]) -> None:
         """Count copies that were fetched and are ours: that is what trust is earned by."""

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, literal_column, select
+from sqlalchemy import ColumnElement, bindparam, func, literal_column, or_, select
 
 from ingestd import lifecycle
 from ingestd.lifecycle import (
     FeedCursor,
+    FeedEnd,
     Identity,
     Reason,
     Standing,
@@ -64,6 +65,15 @@ _KNOWN = (
     instance.c.digest,
     instance.c.meta_digest,
     *PLACE,
+)
+_NEWEST_CONFIRMED = (
+    select(instance.c.id)
+    .where(instance.c.state == State.CONFIRMED)
+    .order_by(instance.c.changed_at.desc(), instance.c.id.desc())
+    .limit(1)
+)
+_LOOKS = (
+    select(instance.c.id).where(literal_column("state = 'CONFIRMED'"), instance.c.next_check_at.is_not(None)).limit(1)
 )
 
 
@@ -191,13 +201,7 @@ class Reads(Due):
                 instance.c.reencoded_size_bytes,
                 instance.c.reencoded_ctime_ns,
             )
-            .where(
-                instance.c.settled_at.is_not(None),
-                instance.c.removed_at.is_(None),
-                instance.c.host == self._host,
-                instance.c.settled_at <= before,
-                HAS_OWN_FILE,
-            )
+            .where(*self._may_go(before))
             .order_by(instance.c.settled_at)
             .limit(limit)
         )
@@ -212,6 +216,27 @@ class Reads(Due):
             )
             for row in rows
         ]
+
+    def newest_removable(self, *, before: datetime) -> tuple[int, datetime] | None:
+        """Give the confirmed row that the last of these files rests on, and since when it has not been needed."""
+        row = self._one(
+            select(func.coalesce(instance.c.holder_id, instance.c.id).label("id"), instance.c.settled_at)
+            .where(*self._may_go(before), dialect.unindexed(instance.c.state).in_([State.CONFIRMED, State.DUPLICATE]))
+            .order_by(instance.c.settled_at.desc())
+            .limit(1)
+        )
+        return (row.id, row.settled_at) if row else None
+
+    def _may_go(self, before: datetime) -> tuple[ColumnElement[bool], ...]:
+        return (
+            instance.c.settled_at.is_not(None),
+            instance.c.removed_at.is_(None),
+            instance.c.host == self._host,
+            instance.c.settled_at <= before,
+            HAS_OWN_FILE,
+            # What is to be looked at again may be the only copy.
+            or_(dialect.unindexed(instance.c.state) != State.CONFIRMED, instance.c.next_check_at.is_(None)),
+        )
 
     def rejected_files(self, *, after_id: int = 0, limit: int = 1000) -> list[RejectedFile]:
         """List the files set aside, by id."""
@@ -261,6 +286,32 @@ class Reads(Due):
         """Say how far the change feed was read."""
         row = self._one(select(feed_cursor))
         return FeedCursor(version=row.version, since=row.since, sequence=row.sequence) if row else None
+
+    def cursor_moved_at(self) -> datetime | None:
+        """Say when the change feed's cursor was put where it is."""
+        row = self._one(select(feed_cursor.c.moved_at))
+        return row.moved_at if row else None
+
+    def feed_end(self) -> FeedEnd | None:
+        """Say how far the change feed ever went; None where that was never seen."""
+        row = self._one(select(destination))
+        if row is None or row.highest_sequence is None:
+            return None
+        return FeedEnd(sequence=row.highest_sequence, at=row.highest_at)
+
+    def went_back_at(self) -> datetime | None:
+        """Say since when the server is known to have gone back, while what it may have lost is not settled."""
+        row = self._one(select(destination.c.went_back_at))
+        return row.went_back_at if row else None
+
+    def newest_confirmed(self) -> int | None:
+        """Give the row that became CONFIRMED last, of whatever host."""
+        row = self._one(_NEWEST_CONFIRMED)
+        return row.id if row else None
+
+    def has_looks(self) -> bool:
+        """Whether a confirmed row is still to be looked at again, of whatever host."""
+        return self._one(_LOOKS) is not None
 
     def standing(self) -> Standing:
         """Say how far this server's word is trusted."""

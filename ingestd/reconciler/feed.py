@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ingestd.dicomweb import ChangeFeedEntry, ChangeFeedPage, DicomWebClient, DicomWebError, Unintelligible
-from ingestd.lifecycle import FeedCursor, Identity, Sighting
+from ingestd.lifecycle import FeedCursor, FeedEnd, Identity, Sighting
 from ingestd.reconciler.failing import concerns_server, pause_for
 from ingestd.reconciler.questions import FeedAnswer, FeedQuestion
 
@@ -25,6 +25,8 @@ MOST_PAGES = 50
 # Entries within the lag, or under one timestamp, are read together, up to here.
 MOST_TOGETHER = 200_000
 BEFORE_FIRST_ATTEMPT = timedelta(minutes=10)
+# An entry is stamped before it can be seen, never by so much: one with an old sequence is of a feed that began again.
+STAMPED_BEFORE_SEEN = timedelta(minutes=5)
 DEFAULT_PARTITION = "microsoft.default"
 
 
@@ -48,6 +50,14 @@ class _Reading:
     def horizon(self) -> datetime:
         """No entry stamped before this can still appear."""
         return (self.server_date or self.asked_at) - self.lag
+
+    def cursor_from(self, since: datetime, elapsed: timedelta) -> datetime:
+        """Say how far a reading from ``since`` counts: no further than anything but the server's word for it shows.
+
+        That is its newest entry, or as much time as has passed since the last answer: one wrong Date, a day ahead,
+        would otherwise hide a day's entries.
+        """
+        return max(since, min(self.horizon, max(self.newest_at or since, since + elapsed)))
 
     def take(self, page: ChangeFeedPage) -> None:
         if self.server_date is None:
@@ -100,10 +110,12 @@ def read_feed(
     reading = _Reading(asked_at=utc_now(), lag=question.lag)
     read = _read_v1 if question.version == 1 else _read_v2
     cursor: FeedCursor | None = None
+    end: FeedEnd | None = None
     complete = False
     failure: DicomWebError | None = None
     try:
         cursor, complete = read(client, question, reading)
+        end = _end_of(client, question, reading)
     except DicomWebError as error:
         failure = error
     return FeedAnswer(
@@ -111,12 +123,45 @@ def read_feed(
         sightings=reading.sightings(partition.lower()),
         unreadable=reading.unreadable,
         cursor=cursor,
+        end=end,
+        went_back_to=None if end is None else _went_back_to(question, reading, end),
         complete=complete,
         asked_at=reading.asked_at,
         clock_offset=reading.clock_offset,
         pause=pause_for(failure) if failure is not None and concerns_server(failure) else None,
         error="" if failure is None else str(failure),
     )
+
+
+def _end_of(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> FeedEnd | None:
+    """Say how far the feed goes; None where its latest entry cannot be read."""
+    entries = list(reading.entries.values())
+    # With nothing to compare it with, what was read is enough.
+    if question.end is not None:
+        try:
+            latest = client.change_feed_latest()
+        except Unintelligible:
+            return None
+        entries += [] if latest is None else [latest]
+    newest = max(entries, key=lambda entry: entry.sequence, default=None)
+    return FeedEnd(sequence=0) if newest is None else FeedEnd(sequence=newest.sequence, at=newest.at)
+
+
+def _went_back_to(question: FeedQuestion, reading: _Reading, end: FeedEnd) -> int | None:
+    """Say up to which sequence the feed is still the one that was read before; None where all of it is."""
+    seen = question.end
+    if seen is None and question.cursor is not None and question.cursor.sequence is not None:
+        seen = FeedEnd(sequence=question.cursor.sequence)
+    if seen is None:
+        return None
+    again: list[int] = []
+    overtaken = end.sequence < seen.sequence
+    for entry in reading.entries.values():
+        # Its sequence was given out before that time, and so it was to another entry.
+        if seen.at is not None and entry.sequence <= seen.sequence and entry.at > seen.at:
+            again.append(entry.sequence)
+            overtaken = overtaken or entry.at > seen.at + STAMPED_BEFORE_SEEN
+    return min([end.sequence, *(sequence - 1 for sequence in again)]) if overtaken else None
 
 
 def _read_v2(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> tuple[FeedCursor, bool]:
@@ -129,11 +174,16 @@ def _read_v2(client: DicomWebClient, question: FeedQuestion, reading: _Reading) 
     while True:
         page = client.change_feed(start_at=since, end_at=end, offset=offset, limit=V2_PAGE)
         reading.take(page)
+        if offset == 0 and reading.server_date is not None and reading.server_date < since:
+            # The cursor went by a Date that was wrong, or the server's clock was set back.
+            since = _time_before(question, reading)
+            page = client.change_feed(start_at=since, limit=V2_PAGE)
+            reading.take(page)
         offset += page.size
         if page.entries:
             last = max(entry.at for entry in page.entries)
         if page.size < V2_PAGE:
-            return FeedCursor(version=2, since=max(since, reading.horizon)), True
+            return FeedCursor(version=2, since=reading.cursor_from(since, question.elapsed)), True
         if end is None and reading.server_date is not None:
             # Closed from here on, so that a busy server's feed has an end. Its Date is cut to the second.
             end = max(reading.server_date, since) + timedelta(seconds=1)
@@ -144,6 +194,13 @@ def _read_v2(client: DicomWebClient, question: FeedQuestion, reading: _Reading) 
         # A burst, within the lag or under one timestamp: cut here, the next question would begin before it again.
         if reading.pages_without_news >= MOST_PAGES or len(reading.entries) > MOST_TOGETHER:
             raise Unintelligible("the change feed goes on and on with nothing new that can be read")
+
+
+def _time_before(question: FeedQuestion, reading: _Reading) -> datetime:
+    """Say from when on the feed may not have been read, on the server's clock: since the cursor was put in place."""
+    if question.cursor_moved_at is None or reading.clock_offset is None:
+        return reading.horizon
+    return min(reading.horizon, question.cursor_moved_at + reading.clock_offset - reading.lag)
 
 
 def _first_time(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> datetime:
@@ -164,6 +221,9 @@ def _read_v1(client: DicomWebClient, question: FeedQuestion, reading: _Reading) 
     end = 0 if latest is None else latest.sequence
     if cursor is None:
         cursor = _first_sequence(client, question, reading, latest)
+    elif cursor > end:
+        # The server was restored from an older backup: read what it has entered since.
+        cursor = _first_sequence(client, question, reading, latest, before=question.end.at if question.end else None)
     offset = cursor
     pages = 0
     while offset < end and (pages < MOST_PAGES or reading.goes_on_young):
@@ -196,9 +256,14 @@ def _settled_up_to(reading: _Reading, offset: int) -> int:
 
 
 def _first_sequence(
-    client: DicomWebClient, question: FeedQuestion, reading: _Reading, latest: ChangeFeedEntry | None
+    client: DicomWebClient,
+    question: FeedQuestion,
+    reading: _Reading,
+    latest: ChangeFeedEntry | None,
+    *,
+    before: datetime | None = None,
 ) -> int:
-    """Walk back from the end, in growing steps, to a sequence from before the first attempt."""
+    """Walk back from the end, in growing steps, to a sequence from ``before``, or from before the first attempt."""
     if latest is None:
         return 0
     offset, step = max(0, latest.sequence - V1_PAGE), V1_PAGE
@@ -207,7 +272,7 @@ def _first_sequence(
         if reading.server_date is None:
             reading.server_date = page.server_date
         first = question.first_attempt_at or reading.asked_at
-        wanted = first + (reading.clock_offset or timedelta(0)) - BEFORE_FIRST_ATTEMPT
+        wanted = before or first + (reading.clock_offset or timedelta(0)) - BEFORE_FIRST_ATTEMPT
         if offset == 0 or any(entry.at < wanted for entry in page.entries):
             return offset
         step *= 2

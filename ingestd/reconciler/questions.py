@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ingestd.lifecycle import (
     FeedCursor,
+    FeedEnd,
     Identity,
     Outcome,
     Pause,
@@ -41,13 +42,17 @@ class FeedQuestion:
     """What is new in the change feed; with ``cursor`` None the first one is found beforehand.
 
     That is ten minutes before ``first_attempt_at`` (our clock; v1: the latest sequence before then), or now if nothing
-    was ever posted.
+    was ever posted. ``end`` is how far the feed ever went, ``cursor_moved_at`` when the cursor was put where it is (our
+    clock), ``elapsed`` what has passed since the last answer by a clock that nobody can set.
     """
 
     cursor: FeedCursor | None
     version: int
     lag: timedelta = timedelta(seconds=60)
     first_attempt_at: datetime | None = None
+    end: FeedEnd | None = None
+    cursor_moved_at: datetime | None = None
+    elapsed: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +60,9 @@ class FeedAnswer:
     """What the change feed showed: each identity's newest entry, and how far it counts as read.
 
     ``unreadable`` counts the entries that could not be read and were stepped over.
+
+    ``end`` is how far the feed goes, None where that could not be told. ``went_back_to`` is the sequence from which on
+    the feed is not what it was: the server was restored from an older backup.
 
     ``complete`` is False where there is more to be read now, or nothing could be read. ``pause`` and ``error`` say why
     it broke off; what was read until then counts.
@@ -64,6 +72,8 @@ class FeedAnswer:
     sightings: tuple[Sighting, ...] = ()
     unreadable: int = 0
     cursor: FeedCursor | None = None
+    end: FeedEnd | None = None
+    went_back_to: int | None = None
     complete: bool = False
     asked_at: datetime
     clock_offset: timedelta | None = None

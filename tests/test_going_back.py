@@ -1,0 +1,79 @@
+"""A server that is restored from an older backup: what it lost is found while our copies are still there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from ingestd.lifecycle import State
+from tests.builders import write_instance
+from tests.emulating import EmulatorProcess
+from tests.running import Site, wait_until
+
+KEPT, LOST = "kept", ("lost", "gone", "missing")
+SETTINGS = {"feed": {}, "query": {"destination": {"kind": "other"}}}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmulatorProcess]:
+    with EmulatorProcess(tmp_path / "server") as emulator:
+        yield emulator
+
+
+def restored(server: EmulatorProcess, backup: Path) -> None:
+    """Have the server as it was: stopped, its folder replaced by the copy, started again."""
+    server.stop()
+    shutil.rmtree(server.data)
+    shutil.copytree(backup, server.data)
+    server.start()
+
+
+def back_up(server: EmulatorProcess, backup: Path) -> None:
+    server.stop()
+    shutil.copytree(server.data, backup)
+    server.start()
+
+
+def keep(site: Site, retain: str) -> None:
+    site.configure(spool={"path": "./spool", "low_water": "10MB", "retain": retain}, **SETTINGS[site.folder.name])
+
+
+def states_of(site: Site, names: Sequence[str]) -> set[State]:
+    return {site.entry_of(name).state for name in names}
+
+
+@pytest.mark.parametrize("kind, posts_since", [("feed", 0), ("feed", 1), ("query", 0)])
+def test_server_restored_from_an_older_backup_is_noticed_before_our_copies_go(
+    tmp_path: Path, server: EmulatorProcess, kind: str, posts_since: int
+) -> None:
+    """Nothing noticed; after ``retain`` our copies, the only ones, went."""
+    site = Site(tmp_path / kind, server.url)
+    keep(site, "24h")
+    write_instance(site.drop / KEPT)
+    assert site.run_once().returncode == 0
+    back_up(server, tmp_path / "backup")
+    for name in LOST:
+        write_instance(site.drop / name)
+    assert site.run_once().returncode == 0
+    restored(server, tmp_path / "backup")
+    other = Site(tmp_path / "other", server.url)
+    for number in range(posts_since):
+        write_instance(other.drop / str(number))
+    assert posts_since == 0 or other.run_once().returncode == 0
+
+    keep(site, "0s")
+    with site.start() as daemon:
+        wait_until(lambda: states_of(site, LOST) == {State.DELETED}, what="what was lost", within_seconds=40)
+        wait_until(lambda: site.entry_of(KEPT).removed_at is not None, what="the removals", within_seconds=40)
+        wait_until(lambda: "went_back" not in site.stopped(), what="the end of the alarm")
+        log = daemon.log.read_text()
+
+    assert states_of(site, [KEPT]) == {State.CONFIRMED}
+    assert '"kind": "went_back"' in log
+    sent = site.command("retry", "--state", "DELETED")
+    assert sent.returncode == 0, sent.stderr
+    assert site.run_once().returncode == 0
+    assert states_of(site, LOST) == {State.CONFIRMED}
