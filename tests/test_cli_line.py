@@ -88,7 +88,9 @@ def test_a_server_that_is_away_is_a_matter_of_time(tmp_path):
     assert "run it again to go on" in ran.stdout
     assert site.states() == {"PENDING": 1}
     assert audited.returncode == ExitCode.TIMEOUT
-    assert len(audited.stderr.splitlines()) == 1
+    named, why = audited.stderr.splitlines()
+    assert named == f"configuration: {site.config_file}"
+    assert why.startswith("ingestd: the audit broke off")
 
 
 def test_beside_a_daemon_others_send_and_no_line_names_a_file_or_patient(site, tmp_path):

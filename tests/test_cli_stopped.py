@@ -170,7 +170,7 @@ def test_unfinished_names_are_told_when_they_outlive_their_time(tmp_path):
     (drop / ".folder").mkdir()
     # Copiers set the time of the original; only ctime says since when it lies here.
     os.utime(drop / "a.part", (0, 0))
-    options = {"ignore": ("*.txt",), "incomplete_after": timedelta(seconds=1)}
+    options = {"ignore": ("*.txt",), "unfinished_after": timedelta(seconds=1)}
     with Desk(tmp_path, policy(tmp_path, **options)) as desk:
         desk.scan_again()
         assert (desk.report().ignored, desk.report().stale_ignored) == (9, 0)

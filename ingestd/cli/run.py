@@ -52,7 +52,7 @@ def command(*, config: Path | None, as_json: bool, once: bool, timeout: timedelt
     keep_secrets()
     settings = load_config(config)
     need_owner(settings.spool.path)
-    set_up_logs(settings)
+    begin_log(settings)
     if once:
         return _once(settings, timeout, as_json=as_json)
     from ingestd.daemon import run_forever, tell_crash
@@ -67,21 +67,26 @@ def command(*, config: Path | None, as_json: bool, once: bool, timeout: timedelt
     return ExitCode.DONE
 
 
-def set_up_logs(config: Config) -> None:
-    """Send every line through the filter; by the spool's own secret id, studies keep their short names for good."""
+def begin_log(config: Config) -> None:
+    """Set up the log, and say in it which configuration holds."""
     import structlog
 
+    set_up_logs(config)
+    structlog.get_logger().info("config.read", config=str(config.file))
+
+
+def set_up_logs(config: Config) -> None:
+    """Send every line through the filter; by the spool's own secret id, studies keep their short names for good."""
     from ingestd import logs
     from ingestd.inbox import Spool
 
     logs.configure(level=config.logging.level, form=config.logging.format, uids=config.logging.uids)
     logs.set_key(Spool(config.spool.path).host.encode())
-    structlog.get_logger().info("config.read", config=str(config.file))
 
 
 def _reread(file: Path | None) -> Config:
     config = load_config(file)
-    set_up_logs(config)
+    begin_log(config)
     return config
 
 

@@ -16,7 +16,7 @@ import click
 from ingestd.clocks import boottime
 
 from .frame import ExitCode, Stop, config_option, json_option, keep_secrets, load_config, need_owner, plain
-from .run import DurationType, set_up_logs
+from .run import DurationType, begin_log
 
 if TYPE_CHECKING:
     from ingestd.daemon import Daemon
@@ -57,7 +57,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
     left_alone: dict[str, int] = {}
     with _watching(paths, names, shown=not as_json and sys.stdout.isatty()) as draw:
         # Inside, because the bar puts what is written to stderr above itself.
-        set_up_logs(settings)
+        begin_log(settings)
 
         def watch(daemon: Daemon) -> None:
             draw(daemon)

@@ -83,6 +83,7 @@ def policy_of(inbox: Inbox) -> InboxPolicy:
         take=Take(inbox.take),
         settle=inbox.settle,
         incomplete_after=inbox.incomplete_after,
+        unfinished_after=inbox.incomplete_after,
         watch=Watch(inbox.watch),
         priority=inbox.priority,
         ignore=inbox.ignore,

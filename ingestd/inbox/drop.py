@@ -81,6 +81,7 @@ class Drop:
             forbidden=forbidden,
             apart=apart,
             every=scan_every,
+            unfinished_after=policy.unfinished_after.total_seconds(),
             emptied_after=policy.emptied_after.total_seconds() if policy.emptied_after is not None else None,
             sights=self.sights,
             hinted=self._hinted,

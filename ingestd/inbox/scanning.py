@@ -30,6 +30,7 @@ class Scanning:
         forbidden: Collection[tuple[int, int]],
         apart: Collection[str],
         every: float,
+        unfinished_after: float,
         emptied_after: float | None,
         sights: Sights,
         hinted: Hinted,
@@ -44,6 +45,7 @@ class Scanning:
         self._forbidden = forbidden
         self._apart = apart
         self._every = every
+        self._unfinished_after = unfinished_after
         self._emptied_after = emptied_after
         self.emptied: list[str] = []  # folders that the last full scan found to have lain empty long enough
         self._sights = sights
@@ -133,6 +135,6 @@ class Scanning:
             forbidden=self._forbidden,
             apart=self._apart,
             # Against the clock that stamps files, since nobody saw these come.
-            stale_before=utc_now().timestamp() - self._sights.incomplete_after,
+            stale_before=utc_now().timestamp() - self._unfinished_after,
             emptied_before=utc_now().timestamp() - after if is_full and after is not None else 0.0,
         )

@@ -51,6 +51,7 @@ class InboxPolicy:
     base name and against the path relative to the inbox. ``only``: the relative paths of the files that were asked
     for by name; nothing else in the folder is looked at, and no ignore rule holds for them. ``emptied_after``: folders
     that lay empty for that long are told by ``take_emptied``; None: none is.
+    ``unfinished_after``: a hidden or temporary name that is not changed for so long is told.
     """
 
     name: str
@@ -58,6 +59,7 @@ class InboxPolicy:
     take: Take = Take.MOVE
     settle: timedelta | None = None
     incomplete_after: timedelta = timedelta(minutes=15)
+    unfinished_after: timedelta = timedelta(minutes=15)
     watch: Watch = Watch.AUTO
     priority: int = 0
     ignore: tuple[str, ...] = ()
