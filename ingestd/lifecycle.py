@@ -621,7 +621,10 @@ class FeedCursor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedEnd:
-    """The highest sequence of a change feed, and the server's time of that entry; 0 for a feed without entries."""
+    """The highest sequence of a change feed, 0 where it has no entries, and the latest time that any of them had.
+
+    That is not always the same entry's: some may have been stamped while the server's clock was ahead.
+    """
 
     sequence: int
     at: datetime | None = None

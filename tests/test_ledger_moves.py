@@ -241,6 +241,20 @@ def test_settled_duplicate_is_not_sent_when_its_holder_is_deleted_on_the_server_
     assert state_of(ledger, duplicate) is State.DUPLICATE
 
 
+def test_duplicate_of_what_the_server_lost_keeps_its_file(ledger: Ledger):
+    """Its holder's own file may be gone for long: a person needs it to send it again."""
+    holder = entry_in(ledger, State.CONFIRMED)
+    (duplicate,) = admit(ledger, arrival(1), now=LATER)
+    confirm(ledger, holder, now=LATER + timedelta(seconds=1))
+    with ledger.write() as moves:
+        moves.mark_removed([holder], now=LATER)
+    assert [row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))] == [duplicate]
+
+    apply(ledger, outcome(holder, State.DELETED))
+
+    assert ledger.removable(before=LATER + timedelta(days=1)) == []
+
+
 def test_evidence_older_than_the_drop_does_not_settle_a_duplicate(ledger: Ledger):
     (holder,) = admit(ledger, arrival(1))
     send(ledger)

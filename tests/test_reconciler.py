@@ -598,6 +598,18 @@ def test_feed_that_is_not_the_one_that_was_read_is_told_with_where_it_parted(lat
     assert (latest or 0) == got.end.sequence
 
 
+def test_entries_stamped_while_the_server_s_clock_was_ahead_are_no_feed_that_began_again():
+    feed = feed_page(entry(5, sop="5", at=NOW + timedelta(days=1)), entry(9, at=NOW - timedelta(minutes=20)))
+    latest = answer(feed_json(entry(9, at=NOW - timedelta(minutes=20)))[1:-1], content_type="application/json")
+    with ScriptedServer(feed, feed, latest) as server:
+        since = FeedCursor(version=2, since=NOW - timedelta(hours=1))
+        end = read(server, cursor=since).end
+        got = read(server, cursor=since, end=end)
+
+    assert end == FeedEnd(sequence=9, at=NOW + timedelta(days=1))
+    assert (got.end, got.went_back_to) == (end, None)
+
+
 def test_feed_whose_latest_entry_cannot_be_read_tells_no_end():
     with ScriptedServer(feed_page(), answer(b"{}", content_type="application/json")) as server:
         got = read(server, cursor=FeedCursor(version=2, since=NOW - timedelta(hours=1)), end=SEEN)

@@ -20,6 +20,8 @@ from ingestd.reconciler import Rules
 WENT_BACK, NOT_LOOKED_AT = "went_back", "not_looked_at"
 # So long after a look at the server files may go.
 _GOOD_FOR_SECONDS = 30.0
+# Without a feed that costs a copy of two files.
+_GOOD_FOR_SECONDS_UNFED = 120.0
 _LOOK_EVERY_SECONDS = 1.0
 # Files that should go and must not, since the server cannot be looked at, are told of after this long.
 _TELL_AFTER_SECONDS = 900.0
@@ -142,7 +144,7 @@ class GoingBack:
         elif all(row.next_check_at is None for row in rows):
             self._asked = ()
             if rows:
-                self._good(self._asked_at + _GOOD_FOR_SECONDS, up_to=self._asked_up_to)
+                self._good(self._asked_at + _GOOD_FOR_SECONDS_UNFED, up_to=self._asked_up_to)
 
     def _good(self, until: float, *, up_to: datetime | None) -> None:
         self._good_until, self._removals.up_to = until, up_to

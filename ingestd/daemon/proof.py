@@ -360,7 +360,7 @@ class Proof:
             moves.went_back(to=answer.went_back_to, end=answer.end, now=now.utc)
             self._acts.append(self.feed_went_back)
         elif answer.end is not None:
-            if answer.question.end is None or answer.end.sequence > answer.question.end.sequence:
+            if answer.end != answer.question.end:
                 moves.seen_end(answer.end)
             self._acts.append(partial(self.feed_ends_where_it_did, self._feed_read_at))
         if answer.sightings or cursor is not None:

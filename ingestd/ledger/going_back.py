@@ -17,7 +17,7 @@ _TO_BE_THERE = instance.c.state.in_([State.STORED, State.UNCERTAIN, State.CONFIR
 
 def seen_end(tx: Transaction, end: FeedEnd) -> None:
     """Keep how far the change feed went, where it went further than ever before."""
-    lower = or_(destination.c.highest_sequence.is_(None), destination.c.highest_sequence < end.sequence)
+    lower = or_(destination.c.highest_sequence.is_(None), destination.c.highest_sequence <= end.sequence)
     tx.connection.execute(update(destination).where(lower).values(highest_sequence=end.sequence, highest_at=end.at))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, bindparam, exists, func, literal_column, or_, select
 
 from ingestd import lifecycle
 from ingestd.lifecycle import (
@@ -71,6 +71,10 @@ _NEWEST_CONFIRMED = (
     .where(instance.c.state == State.CONFIRMED)
     .order_by(instance.c.changed_at.desc(), instance.c.id.desc())
     .limit(1)
+)
+_HOLDER = instance.alias("holder")
+_HOLDER_IS_LOST = exists().where(
+    _HOLDER.c.id == instance.c.holder_id, dialect.unindexed(_HOLDER.c.state) == State.DELETED
 )
 _LOOKS = (
     select(instance.c.id).where(literal_column("state = 'CONFIRMED'"), instance.c.next_check_at.is_not(None)).limit(1)
@@ -236,6 +240,7 @@ class Reads(Due):
             HAS_OWN_FILE,
             # What is to be looked at again may be the only copy.
             or_(dialect.unindexed(instance.c.state) != State.CONFIRMED, instance.c.next_check_at.is_(None)),
+            or_(dialect.unindexed(instance.c.state) != State.DUPLICATE, ~_HOLDER_IS_LOST),
         )
 
     def rejected_files(self, *, after_id: int = 0, limit: int = 1000) -> list[RejectedFile]:

@@ -167,7 +167,7 @@ destination = Table(
     Column("pause_note", Words),
     Column("paused_since", Instant),
     Column("last_ok_at", Instant),
-    # The highest sequence that its change feed ever had, and that entry's time on the server's clock.
+    # The highest sequence that its change feed ever had, and the latest time of an entry on its clock.
     Column("highest_sequence", _INT),
     Column("highest_at", Instant),
     # Since when it is known to have gone back, until all that was asked again for it is settled.

@@ -143,8 +143,10 @@ def _end_of(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -
         except Unintelligible:
             return None
         entries += [] if latest is None else [latest]
-    newest = max(entries, key=lambda entry: entry.sequence, default=None)
-    return FeedEnd(sequence=0) if newest is None else FeedEnd(sequence=newest.sequence, at=newest.at)
+    times = [entry.at for entry in entries]
+    if question.end is not None and question.end.at is not None:
+        times.append(question.end.at)
+    return FeedEnd(sequence=max((entry.sequence for entry in entries), default=0), at=max(times, default=None))
 
 
 def _went_back_to(question: FeedQuestion, reading: _Reading, end: FeedEnd) -> int | None:
