@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -77,3 +78,19 @@ def test_server_restored_from_an_older_backup_is_noticed_before_our_copies_go(
     assert sent.returncode == 0, sent.stderr
     assert site.run_once().returncode == 0
     assert states_of(site, LOST) == {State.CONFIRMED}
+
+
+def test_no_copy_goes_while_the_server_cannot_be_asked(tmp_path: Path, server: EmulatorProcess) -> None:
+    """A server that is down may be about to come back as it was days ago."""
+    site = Site(tmp_path / "feed", server.url)
+    keep(site, "24h")
+    write_instance(site.drop / KEPT)
+    assert site.run_once().returncode == 0
+    server.stop()
+    keep(site, "0s")
+
+    with site.start():
+        time.sleep(6)  # longer than the time between two removals
+        assert site.entry_of(KEPT).removed_at is None
+        server.start()
+        wait_until(lambda: site.entry_of(KEPT).removed_at is not None, what="the removal", within_seconds=40)
