@@ -58,7 +58,7 @@ def test_missing_key_of_a_filled_ledger_is_told_and_never_made_anew_in_silence(t
 
     with Ledger.open(url(tmp_path), read_only=True) as reader, pytest.raises(LedgerError, match="put it back") as told:
         reader.search_hash("patient", "PID")
-    with open_ledger(tmp_path) as writer, capture_logs() as lines:
+    with capture_logs() as lines, open_ledger(tmp_path) as writer:
         after = writer.search_hash("patient", "PID")
 
     assert not isinstance(told.value, LedgerMissing)

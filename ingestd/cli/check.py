@@ -73,7 +73,7 @@ def _counted(findings: list[Finding], *, for_start: bool) -> list[Finding]:
 
 def _exit_code(findings: list[Finding], *, for_start: bool) -> ExitCode:
     codes = {finding.code for finding in _counted(findings, for_start=for_start)}
-    for code in (ExitCode.NO_PERMISSION, ExitCode.CONFIGURATION, ExitCode.TIMEOUT):
+    for code in (ExitCode.NO_PERMISSION, ExitCode.CONFIGURATION, ExitCode.BUSY, ExitCode.TIMEOUT):
         if code in codes:
             return code
     return ExitCode.DONE

@@ -70,9 +70,10 @@ def check_all(config: Config, *, for_start: bool) -> Iterator[Finding]:
     """Look at everything, in the order a file meets it."""
     yield _ok("config", f"{config.file}: every key is known and every value fits")
     yield from _guarded("config", lambda: _kept("config", config.file, config))
-    yield from _guarded("user", lambda: _user(config))
+    yield from _guarded("user", lambda: _user(config, for_start=for_start))
     for inbox in config.inboxes:
         yield from _guarded("inbox", lambda inbox=inbox: _inbox(inbox, config))  # type: ignore[misc]
+    yield from _guarded("inboxes", lambda: _places(config))
     yield from _guarded("spool", lambda: _spool(config))
     yield from _guarded("disk", lambda: _disk(config))
     yield from _guarded("ledger", lambda: _ledger(config))
@@ -91,12 +92,12 @@ def check_all(config: Config, *, for_start: bool) -> Iterator[Finding]:
 
 
 # Without these there is nothing to start with; with any other problem the daemon starts and says so in its status.
-_BLOCKING = frozenset({"user", "spool", "ledger"})
+_BLOCKING = frozenset({"user", "daemon", "inboxes", "spool", "ledger"})
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     for finding in _without_errors(name, check):
-        yield replace(finding, blocks=finding.result == "bad" and name in _BLOCKING)
+        yield replace(finding, blocks=finding.result == "bad" and finding.name in _BLOCKING)
 
 
 def _without_errors(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -112,7 +113,7 @@ def _no_permission(name: str, path: str | Path) -> Finding:
     return _bad(name, f"no permission for {path}", become(path), code=ExitCode.NO_PERMISSION)
 
 
-def _user(config: Config) -> Iterator[Finding]:
+def _user(config: Config, *, for_start: bool) -> Iterator[Finding]:
     spool = config.spool.path
     owner = owner_of(spool) if spool.exists() else None
     if owner is not None and owner != user_name():
@@ -127,7 +128,9 @@ def _user(config: Config) -> Iterator[Finding]:
     else:
         yield _ok("user", user_name())
     pid = daemon_pid(spool)
-    if pid is not None:
+    if pid is not None and for_start:
+        yield _bad("daemon", f"running already, process {pid}", "stop it first", code=ExitCode.BUSY)
+    elif pid is not None:
         yield _ok("daemon", f"running, process {pid}")
 
 
@@ -194,7 +197,19 @@ def _nearest(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
+def _places(config: Config) -> Iterator[Finding]:
+    from ingestd.daemon.wiring import policy_of
+    from ingestd.inbox import InboxError, check_places
+
+    try:
+        check_places([policy_of(inbox) for inbox in config.inboxes], config.spool.path)
+    except InboxError as error:
+        yield _bad("inboxes", str(error))
+
+
 def _spool(config: Config) -> Iterator[Finding]:
+    from ingestd.inbox import Spool, SpoolError
+
     path = config.spool.path
     nearest = _nearest(path)
     if not nearest.is_dir():
@@ -202,6 +217,12 @@ def _spool(config: Config) -> Iterator[Finding]:
         return
     if not os.access(nearest, os.W_OK | os.X_OK):
         yield _no_permission("spool", nearest)
+        return
+    try:
+        Spool.rehearse(path)
+    except SpoolError as error:
+        code = ExitCode.NO_PERMISSION if isinstance(error.__cause__, PermissionError) else ExitCode.CONFIGURATION
+        yield _bad("spool", str(error), code=code)
         return
     mount = mount_of(str(nearest))
     if mount and mount.is_remote:
@@ -231,29 +252,44 @@ def _disk(config: Config) -> Iterator[Finding]:
 
 
 def _ledger(config: Config) -> Iterator[Finding]:
-    from ingestd.ledger import Ledger, LedgerError, LedgerMissing
+    from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerMissing, LedgerOlder, LedgerPermission
 
     file = config.ledger_file
-    nearest = _nearest(file.parent)
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        yield _no_permission("ledger", nearest)
-        return
-    if nearest != file.parent:
-        yield _bad("ledger", f"the folder {file.parent} is not there", f"make it: mkdir -p {file.parent}")
-        return
-    if file.exists() and not os.access(file, os.R_OK | os.W_OK):
-        yield _no_permission("ledger", file)
-        return
     try:
+        yield from _start_on_ledger(config)
         with Ledger.open(config.ledger, destination=config.destination.url, read_only=True) as ledger:
             status = ledger.status()
     except LedgerMissing:
         yield _ok("ledger", f"{file} will be made")
+    except LedgerOlder:
+        yield _note("ledger", f"{file} is of an older ingestd; the next start brings it up to date")
+    except LedgerPermission as error:
+        yield _bad("ledger", str(error), become(file), code=ExitCode.NO_PERMISSION)
+    except LedgerBusy as error:
+        yield _bad("ledger", str(error), code=ExitCode.BUSY)
     except LedgerError as error:
         yield _bad("ledger", str(error))
     else:
         files = sum(status.states.values())
         yield _ok("ledger", f"{file}: {files} files, {status.needs_person} need a person")
+
+
+def _start_on_ledger(config: Config) -> Iterator[Finding]:
+    """Judge the ledger as ``run`` would, unless a daemon has it or it is another user's to judge."""
+    from ingestd.inbox import Spool, SpoolError
+    from ingestd.ledger import Ledger
+
+    path = config.spool.path
+    if daemon_pid(path) is not None or (path.exists() and path.stat().st_uid != os.geteuid()):
+        return
+    try:
+        host = Spool.rehearse(path) or "new"
+    except SpoolError:
+        return
+    if Ledger.rehearse(config.ledger, host=host, destination=config.destination.url, spool=path.absolute()):
+        text = "the key of the search words (the .key file beside the ledger) is missing, and a start makes another"
+        advice = "put it back from a backup first, else what was taken in is not found by patient or accession"
+        yield _bad("key", text, advice)
 
 
 def _watching(config: Config) -> Iterator[Finding]:

@@ -103,7 +103,7 @@ def in_words(error: Exception) -> tuple[ExitCode, str]:
     if _is_a(error, "ingestd.inbox", "SpoolError") or _is_a(error, "ingestd.ledger", "LedgerError"):
         denied = _is_a(error, "ingestd.ledger", "LedgerPermission") or isinstance(error.__cause__, PermissionError)
         return (ExitCode.NO_PERMISSION if denied else ExitCode.CONFIGURATION), str(error)
-    if _is_a(error, "ingestd.ledger", "RefusedMove"):
+    if _is_a(error, "ingestd.ledger", "RefusedMove") or _is_a(error, "ingestd.inbox", "InboxError"):
         return ExitCode.CONFIGURATION, str(error)
     if _is_a(error, "ingestd.dicomweb", "DicomWebError"):
         return ExitCode.TIMEOUT, str(error)

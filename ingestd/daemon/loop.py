@@ -210,6 +210,13 @@ class Daemon:
                 attempts=recovered.attempts,
                 candidates=recovered.candidates,
             )
+        if self.ledger.key_was_missing:
+            self.alarms.raise_(
+                "key_made_anew",
+                note="the key of the search words (the ledger's .key file) was missing and another was made: what was"
+                " taken in before is not found by patient or accession",
+                next_step="stop ingestd, put the key file back from the backup of the ledger's folder, and start it",
+            )
         unremoved = [row.source for row in self.ledger.unremoved_sources()]
         for policy in self._policies:
             self.mover.recover_removals(policy.path, unremoved)

@@ -59,7 +59,7 @@ Known files are forgotten, the others settle.
     .free() -> FreeSpace / .free_bytes() -> int / .scratch() -> Path
 """
 
-from ingestd.inbox.inboxes import Inboxes
+from ingestd.inbox.inboxes import Inboxes, check_places
 from ingestd.inbox.mounts import Mount, mount_of
 from ingestd.inbox.scan import Names
 from ingestd.inbox.spool import Spool
@@ -68,6 +68,7 @@ from ingestd.inbox.types import (
     Candidate,
     Expect,
     FreeSpace,
+    InboxError,
     InboxPolicy,
     InboxReport,
     LetGo,
@@ -90,6 +91,7 @@ __all__ = [
     "Candidate",
     "Expect",
     "FreeSpace",
+    "InboxError",
     "InboxPolicy",
     "InboxReport",
     "Inboxes",
@@ -109,5 +111,6 @@ __all__ = [
     "Watch",
     "WhyNot",
     "check_inbox_name",
+    "check_places",
     "mount_of",
 ]

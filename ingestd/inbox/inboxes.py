@@ -13,7 +13,7 @@ from ingestd.clocks import boottime
 from .drop import Drop
 from .mounts import mount_of
 from .settle import Phase
-from .types import Candidate, InboxPolicy, InboxReport, Look, Take
+from .types import Candidate, InboxError, InboxPolicy, InboxReport, Look, Take
 
 WORK_SECONDS = 0.05  # one look, all inboxes together
 LEAST_SECONDS = 0.005  # one look, each inbox
@@ -30,7 +30,7 @@ class Inboxes:
     memory; the rest is found when there is room. ``wake`` is called from other threads when a look would find
     something.
 
-    Raises ValueError for inboxes that cannot be used together: one name twice, one folder twice, a folder inside the
+    Raises InboxError for inboxes that cannot be used together: one name twice, one folder twice, a folder inside the
     spool.
     """
 
@@ -44,7 +44,7 @@ class Inboxes:
         track_most: int = 20_000,
     ) -> None:
         spool_stat = spool.stat()
-        places = _check_places(policies, spool)
+        places = check_places(policies, spool)
         self._drops = {
             policy.name: Drop(
                 policy,
@@ -223,20 +223,20 @@ def _priority(drop: Drop, now: float) -> int:
     return drop.policy.priority + int((now - drop.ready[0].since) / AGEING_SECONDS)
 
 
-def _check_places(policies: Sequence[InboxPolicy], spool: Path) -> dict[str, str]:
-    """Resolve every inbox's folder, or raise ValueError."""
+def check_places(policies: Sequence[InboxPolicy], spool: Path) -> dict[str, str]:
+    """Resolve every inbox's folder, or raise InboxError."""
     spool_place = os.path.realpath(spool)
     places: dict[str, str] = {}
     for policy in policies:
         place = os.path.realpath(policy.path)
         if policy.name in places:
-            raise ValueError(f"two inboxes are named {policy.name!r}")
+            raise InboxError(f"two inboxes are named {policy.name!r}")
         if place in places.values():
-            raise ValueError(f"two inboxes watch one folder: {policy.path}")
+            raise InboxError(f"two inboxes watch one folder: {policy.path}")
         if place == spool_place or place.startswith(spool_place + "/"):
-            raise ValueError(f"the inbox {policy.path} lies inside the spool {spool}")
+            raise InboxError(f"the inbox {policy.path} lies inside the spool {spool}")
         if policy.take is Take.MOVE and _is_file(policy.path):
-            raise ValueError(f"the inbox {policy.path} is a file, not a folder")
+            raise InboxError(f"the inbox {policy.path} is a file, not a folder")
         places[policy.name] = place
     return places
 

@@ -48,6 +48,7 @@ from .types import (
 
 ROOMS = ("files", "rejected", "explicit", "scratch")
 KNOWN_AT_ONCE = 1_000
+_LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Spool:
@@ -72,8 +73,31 @@ class Spool:
             self.device = self.path.stat().st_dev
             self._mounted = {room for room in ROOMS if (self.path / room).stat().st_dev != self.device}
         except OSError as error:
-            why = (error.strerror or type(error).__name__).lower()
-            raise SpoolError(f"the spool {self.path} cannot be used: {why}") from error
+            raise _unusable(self.path, error) from error
+
+    @classmethod
+    def rehearse(cls, path: Path) -> str | None:
+        """Raise the SpoolError of making or locking the spool at this path, and change nothing; return its id, if any.
+
+        Whether another process has it is not asked: for that the lock would have to be touched.
+        """
+        spool = cls.__new__(cls)
+        spool.path = path.absolute()
+        try:
+            nearest = next(above for above in (spool.path, *spool.path.parents) if os.path.lexists(above))
+            _open_folder(nearest)
+            if nearest != spool.path:
+                return None
+            spool._refuse_foreign()  # noqa: SLF001 - our own
+            host = spool._read_id()  # noqa: SLF001 - our own
+            for room in ROOMS:
+                if os.path.lexists(spool.path / room):
+                    _open_folder(spool.path / room)
+            if os.path.lexists(spool.path / "lock"):
+                os.close(os.open(spool.path / "lock", _LOCK_FLAGS))
+        except OSError as error:
+            raise _unusable(spool.path, error) from error
+        return host
 
     def trouble(self) -> str:
         """Say what became of the folder under us, "" when nothing did; a disk that is mounted again is as before."""
@@ -99,21 +123,27 @@ class Spool:
 
     def lock(self) -> None:
         """Become the one process that takes and sends, and empty ``scratch``; raises SpoolInUse."""
+        file = self.path / "lock"
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(file, _LOCK_FLAGS | os.O_CREAT, 0o600)
         except OSError as error:
-            why = (error.strerror or type(error).__name__).lower()
-            raise SpoolError(f"the lock of the spool {self.path} cannot be opened: {why}") from error
+            raise _unusable(self.path, error) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 32).strip()
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.read(descriptor, 32).strip()
+                raise SpoolInUse(self.path, int(holder) if holder.isdigit() else None) from error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            file = self.path / "scratch"
+            self.empty_scratch()
+        except BaseException as error:
             os.close(descriptor)
-            raise SpoolInUse(self.path, int(holder) if holder.isdigit() else None) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            if isinstance(error, OSError):
+                raise _unusable(self.path, error, file) from error
+            raise
         self._lock = descriptor
-        self.empty_scratch()
 
     def unlock(self) -> None:
         """Let another process have it."""
@@ -429,6 +459,16 @@ def _let_go(place: Path, then: WasRead) -> LetGo:
     finally:
         os.close(descriptor)
     return LetGo.GONE
+
+
+def _unusable(spool: Path, error: OSError, file: Path | None = None) -> SpoolError:
+    """Say what the system answered, and for which file of the spool; ``file`` where the error itself does not know."""
+    why = (error.strerror or type(error).__name__).lower()
+    return SpoolError(f"the spool {spool} cannot be used: {why} ({error.filename or file or spool})")
+
+
+def _open_folder(path: Path) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def _check_ours(path: str) -> None:

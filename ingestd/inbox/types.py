@@ -267,6 +267,10 @@ class FreeSpace:
     total_bytes: int
 
 
+class InboxError(ValueError):
+    """These inboxes cannot be used together."""
+
+
 class SpoolError(Exception):
     """The spool folder cannot be used."""
 

@@ -29,7 +29,7 @@ from .schema import destination as destination_table
 from .schema import host as host_table
 from .schema import meta, state_count, study
 from .sums import queue_of
-from .values import LedgerError, LedgerMissing, OtherDestination
+from .values import LedgerError, LedgerMissing, LedgerOlder, OtherDestination
 from .views import Views
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ _STUDIES_AT_ONCE = 1000
 _WORDS_MOST = 1000
 
 
+class _RehearsedError(Exception):
+    """Takes back what a rehearsal did."""
+
+
 class Ledger(Views):
     """An open ledger: the questions of ``Reads`` and ``Views``, and ``write`` for everything else.
 
@@ -65,6 +69,9 @@ class Ledger(Views):
         self._writes = False
         self._limits: dict[str, BatchLimits] = {}
         self._key: bytes | None = None
+        self._key_file = file.with_name(file.name + ".key")
+        # Whether the key of a filled ledger was gone when this one was opened to take files in.
+        self.key_was_missing = False
         self._words: dict[tuple[str, str], str] = {}  # search words by kind and value; files of a study share theirs
         self._labels_known: set[tuple[str, str, str]] = set()
         self._first_candidate_id = 1
@@ -101,6 +108,25 @@ class Ledger(Views):
         if longest is not None:
             ledger.longest = replace(longest, quiet=ledger.longest.quiet)
         return ledger
+
+    @classmethod
+    def rehearse(cls, url: str, *, host: str, destination: str, spool: Path) -> bool:
+        """Raise the LedgerError that ``open`` would raise for whoever takes files in; what is done is rolled back.
+
+        No file is made. LedgerMissing: there is none yet, and it can be made. Say whether the key of the search words
+        is missing, so that ``open`` would make another.
+        """
+        file = sqlite_file.ledger_file(url)
+        engine = sqlite_file.open_engine(file, create=False, read_only=False, rehearsal=True)
+        try:
+            with engine.connect() as connection:
+                ledger = cls(engine, connection, file, host=host, spool=spool, read_only=False)
+                ledger._prepare(destination, None, rehearsal=True)
+                return ledger.key_was_missing
+        except DBAPIError as error:
+            raise trouble.told(error, file) from None
+        finally:
+            engine.dispose()
 
     @classmethod
     def _opened(
@@ -252,8 +278,14 @@ class Ledger(Views):
             self._key = self._search_key()
         return hmac.new(self._key, f"{kind}\0{trimmed}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
 
+    def _expect_key(self, *, rehearsal: bool) -> None:
+        there = os.path.lexists(self._key_file)
+        self.key_was_missing = not there and self._is_filled()
+        if there or not rehearsal:
+            self._key = self._search_key()
+
     def _search_key(self) -> bytes:
-        key_file = self.file.with_name(self.file.name + ".key")
+        key_file = self._key_file
         try:
             if not self._read_only and not key_file.exists():
                 if self._is_filled():
@@ -284,16 +316,19 @@ class Ledger(Views):
         finally:
             self._connection.rollback()
 
-    def _prepare(self, destination: str | None, limits: BatchLimits | None) -> None:
+    def _prepare(self, destination: str | None, limits: BatchLimits | None, *, rehearsal: bool = False) -> None:
         if self._host and sqlite_file.has_tables(self._connection, self.file):
             sqlite_file.check_quickly(self._connection, self.file)
         self._connection.rollback()
-        with self._transaction():
+        with suppress(_RehearsedError), self._transaction():
             self._migrate()
             sqlite_file.install_guards(self._connection)
             self._adopt_destination(destination)
             if self._host:
                 self._put_host(limits or BatchLimits())
+                self._expect_key(rehearsal=rehearsal)
+            if rehearsal:
+                raise _RehearsedError
 
     def _schema(self) -> int:
         value = self._connection.execute(select(meta.c.value).where(meta.c.key == "schema")).scalar_one()
@@ -330,7 +365,7 @@ class Ledger(Views):
             schema = self._schema()
             self._refuse_newer(schema)
             if schema < len(MIGRATIONS):
-                raise LedgerError(
+                raise LedgerOlder(
                     f"the ledger {self.file} is of an older ingestd (schema {schema}); start `ingestd run` once to"
                     " bring it up to date"
                 )

@@ -11,6 +11,7 @@ The settings and why (SQLite documentation: pragma, lockingv3, WAL):
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sqlite3
@@ -127,6 +128,17 @@ def _create(file: Path) -> None:
         raise disk_failed(file, "created", error) from None
 
 
+def _expect_room(file: Path) -> None:
+    """Raise what ``_create`` would, as far as that can be seen without it."""
+    if file.is_symlink() and not file.resolve().parent.is_dir():
+        raise disk_failed(file, "created", FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    nearest = next(above for above in file.parents if os.path.lexists(above))
+    if not nearest.is_dir():
+        raise disk_failed(file, "created", NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise permission(file, "create")
+
+
 def _size_of(file: Path) -> int:
     """Say how large it is; 0 where there is none."""
     try:
@@ -154,9 +166,13 @@ def _look_at(file: Path) -> None:
         )
 
 
-def open_engine(file: Path, *, create: bool, read_only: bool) -> Engine:
-    """Make the engine of one ledger: one connection, opened as this module's head says."""
-    if _size_of(file) == 0:
+def open_engine(file: Path, *, create: bool, read_only: bool, rehearsal: bool = False) -> Engine:
+    """Make the engine of one ledger: one connection, opened as this module's head says; ``rehearsal``: make no file."""
+    if rehearsal and not os.path.exists(file):  # noqa: PTH110 - Path.exists raises where a folder is closed
+        _refuse_network(file)
+        _expect_room(file)
+        raise LedgerMissing(f"there is no ledger at {file} yet; `ingestd run` makes it")
+    if _size_of(file) == 0 and not rehearsal:
         if read_only or not create:
             raise LedgerMissing(f"there is no ledger at {file} yet; `ingestd run` makes it")
         _refuse_network(file)

@@ -19,6 +19,10 @@ class LedgerMissing(LedgerError):
     """There is no ledger at that place yet, and none was to be made."""
 
 
+class LedgerOlder(LedgerError):
+    """The ledger is of an older version, which only a writer brings up to date."""
+
+
 class OtherDestination(LedgerError):
     """The ledger belongs to another destination URL."""
 

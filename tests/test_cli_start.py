@@ -1,0 +1,221 @@
+"""check --for-start: whatever keeps `run` from starting is told before, by the code that `run` itself uses."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from ingestd.cli.frame import ExitCode
+from ingestd.ledger import sqlite_file
+from ingestd.ledger.migrations import MIGRATIONS
+from tests.commanding import CONFIG, Rows, command_in
+
+REFUSALS = {ExitCode.CONFIGURATION, ExitCode.INTERNAL, ExitCode.BUSY, ExitCode.NO_PERMISSION}
+
+
+@pytest.fixture
+def filled(tmp_path, capfd):
+    rows = Rows(tmp_path)
+    rows.admit("a")
+    rows.close()
+    return command_in(tmp_path, capfd)
+
+
+@pytest.fixture
+def later():
+    with ExitStack() as stack:
+        yield stack
+
+
+def _replace(path: Path, by: Callable[[Path], object]) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    by(path)
+
+
+def _sql(folder: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(folder / "ledger.db", isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def _hold(folder: Path, later: ExitStack, *statements: str) -> None:
+    connection = later.enter_context(closing(sqlite3.connect(folder / "ledger.db", isolation_level=None)))
+    for statement in statements:
+        connection.execute(statement).fetchall()
+
+
+def _lock(folder: Path, later: ExitStack) -> None:
+    opened = later.enter_context((folder / "spool" / "lock").open("a+b"))
+    opened.write(b"4711\n")
+    opened.flush()
+    fcntl.flock(opened, fcntl.LOCK_EX)
+
+
+def _configure(folder: Path, old: str, new: str) -> None:
+    text = CONFIG.replace(old, new)
+    assert text != CONFIG
+    (folder / "config.yaml").write_text(text)
+
+
+def _room_without_id(folder: Path) -> None:
+    (folder / "spool" / "spool.id").unlink()
+
+
+def _another_spool(folder: Path) -> None:
+    (folder / "spool").rename(folder / "unmounted")
+
+
+def _ledger_in_a_file(folder: Path) -> None:
+    (folder / "file").touch()
+    _configure(folder, "sqlite:///ledger.db", "sqlite:///file/ledger.db")
+
+
+def _ledger_damaged(folder: Path) -> None:
+    with (folder / "ledger.db").open("r+b") as opened:
+        opened.seek(4096)
+        opened.write(b"\xff" * 8192)
+
+
+# What is the matter: how to bring it about, and with what `run` ends (None: it starts).
+REASONS: dict[str, tuple[Callable[[Path, ExitStack], object], ExitCode | None]] = {
+    "nothing": (lambda _at, _later: None, None),
+    "spool is a file": (lambda at, _: _replace(at / "spool", Path.touch), ExitCode.CONFIGURATION),
+    "spool is a link to nowhere": (
+        lambda at, _: _replace(at / "spool", lambda path: path.symlink_to("nowhere")),
+        ExitCode.CONFIGURATION,
+    ),
+    "spool has a file for a room": (lambda at, _: _replace(at / "spool/files", Path.touch), ExitCode.CONFIGURATION),
+    "spool has a link to nowhere for a room": (
+        lambda at, _: _replace(at / "spool/scratch", lambda path: path.symlink_to("nowhere")),
+        ExitCode.CONFIGURATION,
+    ),
+    "spool lost a room": (lambda at, _: shutil.rmtree(at / "spool/explicit"), None),
+    "spool without its id": (lambda at, _: _room_without_id(at), ExitCode.CONFIGURATION),
+    "spool with a broken id": (lambda at, _: (at / "spool/spool.id").write_text("x"), ExitCode.CONFIGURATION),
+    "spool id is a folder": (lambda at, _: _replace(at / "spool/spool.id", Path.mkdir), ExitCode.CONFIGURATION),
+    "lock is a folder": (lambda at, _: _replace(at / "spool/lock", Path.mkdir), ExitCode.CONFIGURATION),
+    "lock is a link": (
+        lambda at, _: _replace(at / "spool/lock", lambda path: path.symlink_to("elsewhere")),
+        ExitCode.CONFIGURATION,
+    ),
+    "lock is not there": (lambda at, _: (at / "spool/lock").unlink(missing_ok=True), None),
+    "spool is in use": (_lock, ExitCode.BUSY),
+    "spool is another than the one with our files": (lambda at, _: _another_spool(at), ExitCode.CONFIGURATION),
+    "inbox is a file": (lambda at, _: _replace(at / "drop", Path.touch), ExitCode.CONFIGURATION),
+    "inbox is not there": (lambda at, _: (at / "drop").rmdir(), None),
+    "inbox is inside the spool": (
+        lambda at, _: _replace(at / "drop", lambda path: path.symlink_to("spool/files")),
+        ExitCode.CONFIGURATION,
+    ),
+    "two inboxes are one folder": (
+        lambda at, _: (
+            (at / "also").symlink_to("drop"),
+            _configure(at, "  - path: ./drop", "  - path: ./drop\n  - path: ./also"),
+        ),
+        ExitCode.CONFIGURATION,
+    ),
+    "ledger of another server": (lambda at, _: _configure(at, ":9/v2", ":9/other/v2"), ExitCode.CONFIGURATION),
+    "ledger is a folder": (lambda at, _: _replace(at / "ledger.db", Path.mkdir), ExitCode.CONFIGURATION),
+    "ledger is a link to nowhere": (
+        lambda at, _: _replace(at / "ledger.db", lambda path: path.symlink_to("nowhere/ledger.db")),
+        ExitCode.CONFIGURATION,
+    ),
+    "ledger is a text": (lambda at, _: (at / "ledger.db").write_text("x" * 5000), ExitCode.CONFIGURATION),
+    "ledger is empty": (lambda at, _: (at / "ledger.db").write_text(""), None),
+    "ledger of another program": (
+        lambda at, _: (_replace(at / "ledger.db", Path.touch), _sql(at, "CREATE TABLE song (x)")),
+        ExitCode.CONFIGURATION,
+    ),
+    "ledger is damaged": (lambda at, _: _ledger_damaged(at), ExitCode.CONFIGURATION),
+    "ledger lies where a file is": (lambda at, _: _ledger_in_a_file(at), ExitCode.CONFIGURATION),
+    "ledger lies in a folder that can be made": (
+        lambda at, _: _configure(at, "sqlite:///ledger.db", "sqlite:///new/folder/ledger.db"),
+        None,
+    ),
+    "ledger is newer": (
+        lambda at, _: _sql(at, f"UPDATE meta SET value = '{len(MIGRATIONS) + 1}' WHERE key = 'schema'"),
+        ExitCode.CONFIGURATION,
+    ),
+    "ledger is in WAL mode": (lambda at, _: _sql(at, "PRAGMA journal_mode=WAL"), None),
+    "ledger is held in WAL mode": (
+        lambda at, later: _hold(at, later, "PRAGMA journal_mode=WAL", "SELECT * FROM meta"),
+        ExitCode.BUSY,
+    ),
+    "ledger is being written": (lambda at, later: _hold(at, later, "BEGIN EXCLUSIVE"), ExitCode.BUSY),
+    "key is missing": (lambda at, _: (at / "ledger.db.key").unlink(), None),
+    "key is cut short": (lambda at, _: (at / "ledger.db.key").write_bytes(b"x"), ExitCode.CONFIGURATION),
+    "key is a folder": (lambda at, _: _replace(at / "ledger.db.key", Path.mkdir), ExitCode.CONFIGURATION),
+    "nothing is there yet": (
+        lambda at, _: [_replace(at / name, lambda _path: None) for name in ("spool", "ledger.db", "ledger.db.key")],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_check_for_start_and_run_agree_on_what_keeps_ingestd_from_starting(
+    tmp_path, filled, later, monkeypatch, reason
+):
+    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
+    bring_about, wanted = REASONS[reason]
+    bring_about(tmp_path, later)
+
+    said = filled("check", "--for-start")
+    ran = filled("run", "--once", "--timeout", "10ms")
+
+    refused = ran.code if ran.code in REFUSALS else None
+    assert refused == wanted, ran.err
+    assert said.code == (wanted or ExitCode.DONE), said.out
+
+
+def test_ledger_on_a_network_mount_keeps_it_from_starting(tmp_path, filled, monkeypatch):
+    monkeypatch.setattr(sqlite_file, "filesystem_of", lambda _path, _mounts: "nfs4")
+
+    assert filled("check", "--for-start").code == ExitCode.CONFIGURATION
+    assert filled("run", "--once", "--timeout", "10ms").code == ExitCode.CONFIGURATION
+
+
+def test_looking_whether_it_can_start_changes_nothing(tmp_path, filled):
+    def everything() -> dict[str, bytes | None]:
+        return {
+            str(path.relative_to(tmp_path)): path.read_bytes() if path.is_file() else None
+            for path in tmp_path.rglob("*")
+        }
+
+    (tmp_path / "ledger.db.key").unlink()
+    (tmp_path / "spool" / "explicit").rmdir()
+    os.utime(tmp_path / "ledger.db", ns=(1, 1))
+    before = everything()
+
+    filled("check", "--for-start")
+
+    assert everything() == before
+
+
+def test_missing_key_of_a_filled_ledger_is_an_alarm_with_the_way_back(tmp_path, filled):
+    (tmp_path / "ledger.db.key").unlink()
+
+    checked = filled("check", "--for-start")
+    filled("run", "--once", "--timeout", "10ms")
+    told = filled("status", "--json").json
+
+    assert "key of the search words" in checked.out
+    assert "put it back from a backup" in checked.out
+    [alarm] = [alarm for alarm in told["stopped_because"] if alarm["kind"] == "key_made_anew"]
+    assert "put the key file back" in alarm["next_step"]
+
+
+def test_error_at_the_lock_of_the_spool_names_its_file(tmp_path, filled):
+    _replace(tmp_path / "spool" / "lock", Path.mkdir)
+
+    assert str(tmp_path / "spool" / "lock") in filled("run", "--once", "--timeout", "10ms").err
