@@ -490,6 +490,27 @@ class Outcome:
     unnamed: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Jump:
+    """The wall clock was set: what it showed right after (``at``), and how far it went (``by``; negative: back).
+
+    What came before it is told by what was on record, not by the time: rows up to ``last_entry_id``, attempts up to
+    ``last_attempt_id``.
+    """
+
+    at: datetime
+    by: timedelta
+    last_entry_id: int = 0
+    last_attempt_id: int = 0
+
+
+def surely_since(since: datetime, *, now: datetime, jump: Jump | None) -> datetime:
+    """Say from when a time counts that must have passed for certain: anew across a jump of the wall clock."""
+    if jump is None or jump.at > now:
+        return min(since, now)
+    return max(since, jump.at) if since <= now else jump.at
+
+
 class PauseCause(StrEnum):
     """Why the destination as a whole is not sent to."""
 
@@ -565,13 +586,14 @@ class Unproven:
     first_attempt_at: datetime | None
     last_attempt_at: datetime | None
     stored_at: datetime | None
+    attempt_id: int | None = None  # the last attempt's
     reason: Reason | None = None
     present_before: bool | None = None  # in the query right before the post (servers that take duplicates silently)
     was_stored: bool = False  # it was STORED once: sent again at most once
     resends: int = 0  # times it was absent twice and sent again
     charged: int = 0  # charged attempts, as on Part
     absences: int = 0  # how often in a row the server did not have it
-    absent_since: datetime | None = None
+    absent_for: timedelta | None = None  # since this process saw the first of them, by the clock that nobody can set
     checks: int = 0  # how often it was asked about since it came into this state
     seen_sequence: int | None = None  # the newest change feed entry of this identity
     seen_action: str | None = None  # create, update, delete

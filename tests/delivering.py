@@ -130,6 +130,7 @@ class Row:
             stored_at=None,
         )
         self.history: list[Outcome] = []
+        self.absent_since: datetime | None = None
 
     @property
     def state(self) -> State:
@@ -151,9 +152,10 @@ class Row:
                 before,
                 checks=before.checks + 1,
                 absences=before.absences + 1 if absent else 0,
-                absent_since=(before.absent_since or now) if absent else None,
             )
+            self.absent_since = (self.absent_since or now) if absent else None
             return
+        self.absent_since = None
         said = outcome.evidence.get("present_before")
         stored = outcome.state is State.STORED
         self.row = replace(
@@ -162,7 +164,6 @@ class Row:
             reason=outcome.reason,
             checks=0,
             absences=0,
-            absent_since=None,
             stored_at=now if stored else before.stored_at,
             was_stored=before.was_stored or stored,
             present_before={"yes": True, "no": False}.get(said) if said else before.present_before,
@@ -242,6 +243,9 @@ class Asking:
         by_id = {row.row.entry_id: row for row in rows}
         if self.rules.profile.has_feed:
             self.read_feed(by_id.values())
+        for row in by_id.values():
+            if row.absent_since is not None:
+                row.row = replace(row.row, absent_for=self.now() - row.absent_since)
         planned = plan([row.row for row in by_id.values()], rules=self.rules, now=self.now())
         outcomes = list(planned.outcomes)
         for question in planned.questions:

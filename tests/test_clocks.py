@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Ledger
+from ingestd.daemon.desk import ReaderDesk
+from ingestd.daemon.now import Now
+from ingestd.daemon.removals import Removals
+from ingestd.daemon.wallclock import WallClock
+from ingestd.emulator import Emulator
+from ingestd.inbox import Spool
+from ingestd.ledger import Event, Ledger
 from ingestd.lifecycle import Reason, State, StudyQueue, order_studies
+from ingestd.reader import ReaderLimits, Readers
+from tests.builders import write_instance
+from tests.clocking import MovingClock, requires_compiler
+from tests.emulating import stores
 from tests.ledger_builders import LATER, NOW, admit, arrival, entry_in, open_ledger, outcome, send
 from tests.ledger_builders import apply as apply_outcome
+from tests.running import Site, wait_until
 
 HOURS = timedelta(hours=3)
 BACK = LATER - HOURS
@@ -67,3 +80,249 @@ def test_study_from_before_the_clock_was_set_back_goes_first():
     served = order_studies([new, old], now=NOW - HOURS + timedelta(minutes=10))
 
     assert [study.study_uid for study in served] == ["old", "new"]
+
+
+def now(utc: datetime, boot: float) -> Now:
+    return Now(utc=utc, mono=boot)
+
+
+def notice(ledger: Ledger, *instants: Now) -> WallClock:
+    """One run of the daemon that ticks at these instants."""
+    wall = WallClock(ledger)
+    for instant in instants:
+        wall.look(instant)
+        if wall.has_work:
+            with ledger.write() as moves:
+                wall.record(moves)
+            wall.committed()
+    return wall
+
+
+def test_jump_is_one_row_and_the_facts_keep_their_times(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1), now=LATER)
+
+    wall = notice(
+        ledger,
+        now(LATER, 1000.0),
+        now(LATER + timedelta(seconds=5), 1005.0),
+        now(BACK + timedelta(seconds=10), 1010.0),
+        now(BACK + timedelta(seconds=15), 1015.0),
+    )
+
+    (jump,) = ledger.jumps()
+    assert jump == wall.jump
+    assert (jump.at, jump.by) == (BACK + timedelta(seconds=10), -HOURS)
+    assert (jump.last_entry_id, jump.last_attempt_id) == (entry_id, 0)
+    entry = ledger.entry(entry_id)
+    assert entry is not None
+    assert entry.admitted_at == LATER
+
+
+def test_many_small_steps_are_noticed_as_well_as_a_large_one(ledger: Ledger):
+    notice(ledger, *(now(LATER - timedelta(seconds=step), 1000.0) for step in range(20)))
+
+    assert sum((jump.by for jump in ledger.jumps()), timedelta(0)) <= -timedelta(seconds=18)
+
+
+def test_clock_set_while_nobody_ran_is_noticed_at_the_next_start(ledger: Ledger):
+    notice(ledger, now(LATER, 1000.0))
+
+    notice(ledger, now(LATER + timedelta(minutes=1) + HOURS, 1060.0))
+
+    assert [jump.by for jump in ledger.jumps()] == [HOURS]
+
+
+def test_clock_set_back_over_a_restart_of_the_machine_is_noticed_by_what_is_on_record(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    notice(ledger, now(LATER, 1000.0))
+    admit(ledger, arrival(1), now=LATER)
+    monkeypatch.setattr("ingestd.daemon.wallclock._boot_id", lambda: "another boot")
+
+    notice(ledger, now(BACK, 20.0), now(BACK + timedelta(seconds=5), 25.0))
+
+    assert [jump.by for jump in ledger.jumps()] == [-HOURS]
+
+
+def test_backoffs_and_checks_last_as_long_as_they_would_have(ledger: Ledger):
+    """Half an hour back is within the longest backoff: the wait was half an hour longer."""
+    notice(ledger, now(LATER, 1000.0))
+    admit(ledger, arrival(1, study=1), arrival(2, study=2), arrival(3, study=3), now=NOW)
+    send(ledger, 1, state=State.PENDING, reason=Reason.SERVER_ERROR, charge_study=True, answered=True)
+    send(ledger, 2, state=State.PENDING, reason=Reason.BEING_CREATED, wait=timedelta(minutes=2), answered=True)
+    send(ledger, 3, wait=timedelta(minutes=3))
+    back = LATER - timedelta(minutes=30)
+
+    notice(ledger, now(back, 1000.0))
+
+    assert ledger.next_wake_at(now=back) == back + timedelta(minutes=2)
+    assert ledger.next_check_at(now=back) == back + timedelta(minutes=3)
+    assert ledger.studies_due(now=back) == []
+    assert [study.study_uid for study in ledger.studies_due(now=back + timedelta(seconds=5))] == ["1.2.1"]
+
+
+@pytest.mark.parametrize("by", [-HOURS, HOURS], ids=["back", "forward"])
+def test_age_of_the_oldest_file_goes_on_over_a_jump(ledger: Ledger, by: timedelta):
+    """Set back, it read 0; set forward, three hours too much."""
+    notice(ledger, now(LATER, 1000.0))
+    admit(ledger, arrival(1), now=LATER)
+    admit(ledger, arrival(2), now=LATER + timedelta(minutes=10))
+    set_at = LATER + timedelta(minutes=20) + by
+
+    notice(ledger, now(set_at, 1000.0 + 20 * 60))
+    admit(ledger, arrival(3), now=set_at + timedelta(minutes=1))
+
+    assert ledger.oldest_unconfirmed_at() == set_at - timedelta(minutes=20)
+
+
+@pytest.fixture
+def removals(ledger: Ledger, tmp_path: Path) -> Iterator[Callable[[WallClock], Removals]]:
+    """What removes kept files after a day, going by this clock."""
+    spool = Spool(tmp_path / "spool-host-a")
+    spool.lock()
+    readers = Readers(processes=1, limits=ReaderLimits(), wake=lambda: None)
+    yield lambda wall: Removals(
+        ledger=ledger,
+        spool=spool,
+        desk=ReaderDesk(readers),
+        adopt=lambda _candidate: None,
+        wall=wall,
+        retain=timedelta(days=1),
+    )
+    readers.close()
+    spool.unlock()
+
+
+@pytest.mark.parametrize(
+    "by, latest", [(-HOURS, timedelta(hours=27)), (timedelta(days=2), timedelta(hours=24))], ids=["back", "forward"]
+)
+def test_retain_begins_anew_across_a_jump(ledger: Ledger, removals, by: timedelta, latest: timedelta):
+    """Set forward by two days, everything that was kept for one went at once."""
+    notice(ledger, now(LATER, 1000.0))
+    entry_in(ledger, State.CONFIRMED)
+    set_at = LATER + timedelta(hours=1) + by
+    wall = notice(ledger, now(set_at, 1000.0 + 3600))
+    tidying = removals(wall)
+
+    tidying.gather(now(set_at + timedelta(hours=23, minutes=59), 0.0), make_room=False)
+    assert not tidying.has_work
+
+    tidying.gather(now(set_at + latest, 0.0), make_room=False)
+    assert tidying.has_work
+
+
+def test_file_settled_in_a_time_to_come_is_not_kept_until_then(ledger: Ledger, removals):
+    """The clock was a year ahead and was mended: the spool would fill for a year."""
+    notice(ledger, now(LATER, 1000.0))
+    entry_in(ledger, State.CONFIRMED)
+    mended = LATER - timedelta(days=365)
+    wall = notice(ledger, now(mended, 1000.0))
+    tidying = removals(wall)
+
+    tidying.gather(now(mended + timedelta(hours=25), 0.0), make_room=False)
+
+    assert tidying.has_work
+
+
+def test_duplicate_from_before_a_jump_is_let_go_by_what_is_seen_after_it_and_by_nothing_older(ledger: Ledger):
+    """Dropped at noon; the clock goes back to nine; what the server shows at five past nine is newer all the same."""
+    notice(ledger, now(LATER, 1000.0))
+    holder = entry_in(ledger, State.CONFIRMED)
+    duplicate, *_ = admit(ledger, arrival(1), now=LATER)
+    notice(ledger, now(BACK, 1000.0))
+
+    def is_settled_by(evidence_at: datetime) -> bool:
+        seen = outcome(holder, State.CONFIRMED, evidence_at=evidence_at)
+        apply_outcome(ledger, seen, now=BACK + timedelta(minutes=9))
+        return duplicate in {row.entry_id for row in ledger.removable(before=BACK + timedelta(days=1))}
+
+    assert not is_settled_by(BACK - timedelta(minutes=5))
+    assert is_settled_by(BACK + timedelta(minutes=5))
+
+
+def test_stuck_on_the_server_is_counted_anew_across_a_jump(ledger: Ledger):
+    """A day forward, and a file that was just being created was FAILED as stuck for a day."""
+    notice(ledger, now(LATER, 1000.0))
+    admit(ledger, arrival(1), now=NOW)
+    send(ledger, state=State.PENDING, reason=Reason.BEING_CREATED, wait=timedelta(minutes=2), answered=True)
+    set_at = LATER + timedelta(days=1)
+    notice(ledger, now(set_at, 1000.0))
+
+    with ledger.write() as moves:
+        moves.wake(now=set_at + timedelta(minutes=2))
+        batch = moves.claim("1.2.1", now=set_at + timedelta(minutes=2))
+
+    assert batch is not None
+    assert [part.being_created_since for part in batch.parts] == [set_at]
+
+
+@pytest.fixture
+def server() -> Iterator[Emulator]:
+    with Emulator(fsync=False) as emulator:
+        yield emulator
+
+
+def history_of(site: Site) -> list[Event]:
+    return [event for story in site.stories() for event in story.history]
+
+
+@requires_compiler
+@pytest.mark.parametrize("by", [-HOURS, HOURS], ids=["back", "forward"])
+def test_clock_that_is_set_while_files_wait_delays_nothing_and_is_told(tmp_path: Path, server: Emulator, by: timedelta):
+    """Three hours back: what was PENDING, STORED or deferred waited three hours, and status said that it is 0 s old."""
+    clock = MovingClock(tmp_path)
+    site = Site(tmp_path / "site", server.url, batch={"quiet_period": "2s", "max_wait": "5s"})
+    with site.start(env=clock.env) as daemon:
+        server.faults.add("latency", seconds=1.0, method="POST", count=1)
+        write_instance(site.drop / "first")
+        site.wait_for({"SENDING": 1})
+        write_instance(site.drop / "second")
+        site.wait_for({"SENDING": 1, "PENDING": 1})
+
+        clock.set(by)
+
+        site.wait_for({"CONFIRMED": 2}, within_seconds=25)
+        write_instance(site.drop / "third")
+        site.wait_for({"CONFIRMED": 3}, within_seconds=25)
+        told = json.loads(site.command("status", "--json", env=clock.env).stdout)
+        shown = site.command("status", env=clock.env).stdout
+        log = daemon.log.read_text()
+
+    assert [round(jump["seconds"] / 60) for jump in told["clock_jumps"]] == [by.total_seconds() / 60]
+    assert f"was set {'back' if by < timedelta(0) else 'forward'} by" in shown
+    assert log.count('"clock.set"') == 1
+    assert len(stores(server.requests)) == 3
+
+
+@requires_compiler
+def test_clock_set_forward_between_two_absences_shortens_nothing(tmp_path: Path, server: Emulator):
+    """An hour forward, the wait between two absences was over at once, and an instance on its way was sent twice."""
+    clock = MovingClock(tmp_path)
+    site = Site(tmp_path / "site", server.url, reconcile={"absence_wait": "5s", "interval": "200ms"})
+    server.faults.add("drop_after_body", method="POST", count=1)
+    with site.start(env=clock.env):
+        write_instance(site.drop / "image")
+        wait_until(lambda: any(event.reason == Reason.ABSENT for event in history_of(site)), what="the first absence")
+        began = time.monotonic()
+
+        clock.set(timedelta(hours=1))
+
+        site.wait_for({"CONFIRMED": 1})
+        assert time.monotonic() - began > 4.5
+
+
+@requires_compiler
+def test_two_absences_are_seen_by_one_process(tmp_path: Path, server: Emulator):
+    """What another process saw, by a clock that nobody vouches for, is no first absence of ours."""
+    clock = MovingClock(tmp_path)
+    site = Site(tmp_path / "site", server.url, reconcile={"absence_wait": "4s", "interval": "200ms"})
+    server.faults.add("drop_after_body", method="POST", count=1)
+    with site.start(env=clock.env) as daemon:
+        write_instance(site.drop / "image")
+        wait_until(lambda: any(event.reason == Reason.ABSENT for event in history_of(site)), what="the first absence")
+        daemon.kill()
+    began = time.monotonic()
+    with site.start(env=clock.env):
+        site.wait_for({"CONFIRMED": 1})
+
+    assert time.monotonic() - began > 3.5

@@ -244,8 +244,8 @@ def test_uncertain_row_is_sent_again_when_absent_twice_far_enough_apart(profile,
     wait = timedelta(seconds=apart)
 
     first = absent(never, rules=rules)
-    too_soon = absent(replace(never, absences=1, absent_since=NOW - wait / 2), rules=rules)
-    second = absent(replace(never, absences=1, absent_since=NOW - wait), rules=rules)
+    too_soon = absent(replace(never, absences=1, absent_for=wait / 2), rules=rules)
+    second = absent(replace(never, absences=1, absent_for=wait), rules=rules)
 
     assert (State.UNCERTAIN, Reason.ABSENT, wait) == (first.state, first.reason, first.wait)
     assert (State.UNCERTAIN, Reason.ABSENT, wait / 2) == (too_soon.state, too_soon.reason, too_soon.wait)
@@ -265,7 +265,7 @@ def test_wait_between_absences_doubles_no_further_than_an_hour():
 
 
 def twice(state: State = State.UNCERTAIN, **more) -> Unproven:
-    return row_of(state, absences=1, absent_since=NOW - timedelta(hours=2), **more)
+    return row_of(state, absences=1, absent_for=timedelta(hours=2), **more)
 
 
 def test_row_once_stored_is_sent_again_once_and_then_only_alarms():

@@ -134,7 +134,8 @@ class _Auditor:
         report = self.report
         ends_at = boottime() + budget.total_seconds()
         profile = profile_from(self._config) or probe_profile(self._client)
-        rules = rules_of(self._config, profile)
+        jump = next(iter(self._ledger.jumps(limit=1)), None)
+        rules = replace(rules_of(self._config, profile), jump=jump)
         known = sorted(set(self._study_uids()))
         report.studies_known = len(known)
 
@@ -177,10 +178,11 @@ class _Auditor:
         wait = max(rules.wait_between_absences(row) for row in absent).total_seconds() + 0.1
         if boottime() + wait >= ends_at:
             return
+        began = boottime()
         time.sleep(wait)
         for found in audited(sorted({row.identity.study_uid for row in absent}), 0.0):
             gone = {row.entry_id for row in absent}
-            self._apply([finding for finding in found.findings if finding.row.entry_id in gone], rules)
+            self._apply([finding for finding in found.findings if finding.row.entry_id in gone], rules, began)
 
     def _study_uids(self) -> Iterator[str]:
         last: StudySummary | None = None
@@ -206,9 +208,12 @@ class _Auditor:
         report.there_only += found.there_only
         report.studies += 1
 
-    def _apply(self, findings: Iterable[Finding], rules: Rules) -> None:
-        absent = [finding for finding in findings if finding.present is False]
-        judged = [(finding.row, judge(finding, rules=rules, now=_now())) for finding in absent]
+    def _apply(self, findings: Iterable[Finding], rules: Rules, seen_absent: float) -> None:
+        judged: list[tuple[Unproven, Outcome | Need]] = []
+        for finding in findings:
+            if finding.present is False:
+                row = replace(finding.row, absent_for=timedelta(seconds=finding.asked_boot - seen_absent))
+                judged.append((finding.row, judge(replace(finding, row=row), rules=rules, now=_now())))
         self._write([(row, outcome) for row, outcome in judged if isinstance(outcome, Outcome)])
 
     def _write(self, judged: list[tuple[Unproven, Outcome]]) -> None:

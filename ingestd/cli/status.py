@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from ingestd.config import Config
     from ingestd.ledger import Alarm, Choice, Entry, Ledger, Status, StudySummary
+    from ingestd.lifecycle import Jump
 
 STATES = (
     "PENDING",
@@ -230,6 +231,9 @@ def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
         "oldest_unconfirmed_seconds": (picture.at - oldest).total_seconds() if oldest else None,
         "oldest_needs_person_at": called,
         "oldest_needs_person_seconds": (picture.at - called).total_seconds() if called else None,
+        "clock_jumps": [
+            {"at": jump.at, "seconds": jump.by.total_seconds()} for jump in (status.jumps if status else ())
+        ],
         "destination": _destination(picture),
         "daemon": {"running": picture.pid is not None, "pid": picture.pid},
         "inboxes": [
@@ -377,10 +381,18 @@ def _head(picture: Picture) -> RenderableType:
     called = picture.status.oldest_needs_person_at if picture.status else None
     if called:
         grid.add_row("Needs a person", Text(f"since {ago((picture.at - called).total_seconds())}", style="yellow"))
+    for jump in (picture.status.jumps if picture.status else ())[:1]:
+        grid.add_row("Clock", Text(_in_words(jump, picture.at), style="yellow"))
     if picture.waiting_for_send:
         files = in_files(picture.waiting_for_send)
         grid.add_row("Waits for send", Text(f"{files}: run `ingestd send` on the folder again", style="yellow"))
     return grid
+
+
+def _in_words(jump: Jump, now: datetime) -> str:
+    way = "back" if jump.by < timedelta(0) else "forward"
+    since = ago((now - jump.at).total_seconds())
+    return f"was set {way} by {ago(abs(jump.by).total_seconds())}, {since} ago; nothing waits for it"
 
 
 def _stopped(picture: Picture) -> list[RenderableType]:

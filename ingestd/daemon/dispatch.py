@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from random import SystemRandom
 
 import structlog
@@ -68,7 +68,7 @@ class Dispatch:
         self._kind: str | None = None
         self._due: list[StudyQueue] = []
         self._claimed: list[Batch] = []
-        self._last_stored: dict[str, datetime] = {}
+        self._last_stored: dict[str, float] = {}  # when (``Now.mono``)
         self._probe_due = True
         self._waits_for_token = False
         self.flush = False
@@ -244,7 +244,7 @@ class Dispatch:
         self._answered = self._answered or (result.answered and not result.whole_batch_refused)
         self._count_refused(result)
         if stored:
-            self._last_stored[result.batch.study_uid] = now.utc
+            self._last_stored[result.batch.study_uid] = now.mono
             if len(self._last_stored) > _STUDIES_AT_ONCE:
                 del self._last_stored[next(iter(self._last_stored))]
         if verdict.paused is not None:
@@ -282,5 +282,6 @@ class Dispatch:
     def others_succeed(self, study_uid: str, now: Now) -> bool:
         """Whether posts of other studies were stored lately: what fails alone is then its own fault."""
         return any(
-            study != study_uid and now.utc - at < _OTHERS_SUCCEED_WITHIN for study, at in self._last_stored.items()
+            study != study_uid and now.mono - at < _OTHERS_SUCCEED_WITHIN.total_seconds()
+            for study, at in self._last_stored.items()
         )

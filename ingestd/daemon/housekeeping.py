@@ -16,6 +16,7 @@ from ingestd.daemon.hand import Hand
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
+from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Candidate, Expect, Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
 from ingestd.ledger import InboxSummary, Ledger, Moves, UnremovedSource
 
@@ -61,6 +62,7 @@ class Housekeeping:
         desk: ReaderDesk,
         adopt: Callable[[Candidate], object],
         policies: tuple[InboxPolicy, ...],
+        wall: WallClock,
         retain: timedelta,
         low_water: int,
         alarms: Alarms,
@@ -74,7 +76,7 @@ class Housekeeping:
         self._removing: set[int] = set()
         self._roots = {policy.name: policy.path for policy in policies}
         self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
-        self.removals = Removals(ledger=ledger, spool=spool, desk=desk, adopt=adopt, retain=retain)
+        self.removals = Removals(ledger=ledger, spool=spool, desk=desk, adopt=adopt, wall=wall, retain=retain)
         self.low_water = low_water
         self._tidy_at = 0.0
         self._space_at = 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
@@ -29,6 +30,7 @@ from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.proof import Proof
 from ingestd.daemon.rework import Rework
 from ingestd.daemon.trust import Trust
+from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
 from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerFull
 from ingestd.reader import Readers
@@ -122,6 +124,7 @@ class Daemon:
         self.mover: Mover[Hand] = Mover(self.spool, wake=self.wake)
         self.desk = ReaderDesk(self.readers)
         self.alarms = Alarms()
+        self.wall = WallClock(self.ledger)
         self.intake = Intake(
             inboxes=self.inboxes, spool=self.spool, mover=self.mover, desk=self.desk, ledger=self.ledger
         )
@@ -169,6 +172,7 @@ class Daemon:
             desk=self.desk,
             adopt=lambda candidate: self.intake.adopt(Hand(candidate=candidate)),
             policies=policies,
+            wall=self.wall,
             retain=config.spool.retain,
             low_water=config.spool.low_water,
             alarms=self.alarms,
@@ -201,8 +205,11 @@ class Daemon:
             self.spool.empty_scratch()
             self.ledger.longest = wiring.longest_waits_of(self.config)
             self.ledger.set_limits(wiring.limits_of(self.config))
+        self.wall.look(now)
         with self.ledger.write() as moves:
+            self.wall.record(moves)
             recovered = moves.recover(now=now.utc)
+        self.wall.committed()
         if recovered.uncertain or recovered.attempts or recovered.candidates:
             self._log.warning(
                 "ledger.recovered",
@@ -250,6 +257,9 @@ class Daemon:
         self.tick()
 
     def _tick(self, now: Now) -> float:
+        set_by = self.wall.look(now)
+        if set_by is not None:
+            self.proof.clock_was_set(set_by, self.wall.jump)
         self._gather(now)
         if now.mono < self._ledger_failing_until:
             return self._ledger_failing_until
@@ -342,7 +352,7 @@ class Daemon:
         self.dispatch.gather(now)
         profile = self.sender.profile
         if profile is not None and (self.proof.rules is None or self.proof.rules.profile != profile):
-            self.proof.rules = wiring.rules_of(self.config, profile)
+            self.proof.rules = replace(wiring.rules_of(self.config, profile), jump=self.wall.jump)
         if not self.stopping:
             self.proof.gather(now)
 
@@ -360,10 +370,12 @@ class Daemon:
             or self.going_back.has_work
             or self.housekeeping.has_work
             or self.alarms.has_work
+            or self.wall.has_work
         )
 
     def _record(self, now: Now, *, claim: bool, woken: bool) -> None:
         with self.ledger.write() as moves:
+            self.wall.record(moves)
             if woken:
                 moves.wake(now=now.utc)
             # Before the intake, which may put the same files down anew.
@@ -383,6 +395,7 @@ class Daemon:
             self._log.info("ledger.recovered_from_failure")
         self.orphans.nameless = []
         self.alarms.committed()
+        self.wall.committed()
         self.intake.committed(now)
         self.rework.committed()
         self.proof.committed()

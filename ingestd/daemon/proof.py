@@ -24,7 +24,7 @@ from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.now import Now
 from ingestd.daemon.trust import Trust, sameness_of
 from ingestd.ledger import Ledger, Moves
-from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
+from ingestd.lifecycle import Backoff, Jump, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
 from ingestd.places import is_gone
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 from ingestd.reconciler import (
@@ -57,6 +57,10 @@ _ASK_AGAIN = timedelta(seconds=10)
 _FETCH_ABSENT_AGAIN = timedelta(seconds=2)
 # Rows taken up for one round of questions; the rest follows when these are answered.
 _ROWS_MOST = 1000
+
+
+# What ends a row of absences, as in the ledger.
+_SEEN = frozenset({Reason.FEED, Reason.QUERY, Reason.CONTENT_CHECK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,11 @@ class Proof:
         self.feed_ends_where_it_did: Callable[[float], object] = lambda _asked_at: None
         self.feed_went_back: Callable[[], object] = lambda: None
         self._acts: list[Callable[[], object]] = []
+        # When this process first saw a row absent (``Now.mono``), until something else is seen of it.
+        self._absent: dict[int, float] = {}
+        # Rows that are being asked about since before the wall clock was set: the answer is newer than nothing.
+        self._asked_before_jump: set[int] = set()
+        self._feed_asked_before_jump = False
 
     @property
     def is_idle(self) -> bool:
@@ -139,6 +148,15 @@ class Proof:
         """Something was just posted: read the feed again as soon as its interval allows."""
         self._feed_at = min(self._feed_at, self._feed_read_at + self._interval.total_seconds())
         self._hurry_at, self._hurries = 0.0, 0
+
+    def clock_was_set(self, by: timedelta, jump: Jump | None) -> None:
+        """Go on by the new wall clock: what was measured by the old one moves along, what is being asked is void."""
+        self._asked_before_jump |= self._asked
+        self._feed_asked_before_jump = self._feed_asked
+        rules = self.rules
+        if rules is not None:
+            read_at = rules.feed_read_at + by if rules.feed_read_at is not None else None
+            self.rules = replace(rules, jump=jump, clock_offset=rules.clock_offset - by, feed_read_at=read_at)
 
     def fetch(self, entry_id: int, done: Callable[[Path | None], object]) -> None:
         """Fetch the server's copy of a confirmed row; ``done`` gets its path in scratch, and unlinks it.
@@ -371,7 +389,9 @@ class Proof:
         self._feed_asked = False
         self._hurry_at = now.mono + min(self._interval, _HURRY * (1 << min(self._hurries, 16))).total_seconds()
         self._hurries += 1
-        self._keep_clock_offset(answer.clock_offset)
+        if not self._feed_asked_before_jump:
+            self._keep_clock_offset(answer.clock_offset)
+        self._feed_asked_before_jump = False
         if answer.pause is None and not answer.error:
             seen = [sighting.at for sighting in answer.sightings]
             if not answer.complete:
@@ -398,11 +418,15 @@ class Proof:
             self._acts += [partial(self._let_go, row.entry_id) for row in unasked]
             error = answer.error or (answer.pause.note if answer.pause else "")
             self._log.warning("study.not_asked", rows=len(unasked), error=error)
-        self._acts.append(partial(self._keep_clock_offset, answer.clock_offset))
+        if self._asked_before_jump.isdisjoint(row.entry_id for row in answer.question.rows):
+            self._acts.append(partial(self._keep_clock_offset, answer.clock_offset))
         for finding in answer.findings:
             row = self._as_it_is(finding.row)
             judged: Outcome | Need | None = None
-            if row is not None:
+            if row is not None and row.entry_id in self._asked_before_jump:
+                judged = Need.ASK
+            elif row is not None:
+                row = self._with_absence(row, finding)
                 give_up = self._dispatch.others_succeed(row.identity.study_uid, now)
                 if finding.sameness is not None:
                     judged = self._trust.judge(row, finding.sameness, rules=rules, at=finding.asked_at)
@@ -416,6 +440,15 @@ class Proof:
             elif judged is not None:
                 self._ask_later([finding.row], moves, now)
             self._acts.append(partial(self._close, finding))
+
+    def _with_absence(self, row: Unproven, finding: Finding) -> Unproven:
+        """Say how long ago this process saw it absent first, if that is in a row with now."""
+        if finding.present is not False:
+            return row
+        if not row.absences:
+            self._absent.pop(row.entry_id, None)
+        first = self._absent.setdefault(row.entry_id, finding.asked_boot)
+        return replace(row, absent_for=timedelta(seconds=finding.asked_boot - first))
 
     def _take_outcome(self, outcome: Outcome, finding: Finding, outcomes: list[Outcome]) -> None:
         """Have an outcome written, unless it would only put to sleep what somebody has woken meanwhile."""
@@ -457,6 +490,8 @@ class Proof:
         row = self._as_it_is(finding.row)
         if row is None:
             pass
+        elif row.entry_id in self._asked_before_jump:
+            self._ask_later([finding.row], moves, now)
         elif sameness is not None:
             judged = self._trust.judge(row, sameness, rules=self.rules, at=finding.asked_at, differs=differs)
             self._take_outcome(judged, finding, outcomes)
@@ -481,6 +516,7 @@ class Proof:
 
     def _let_go(self, entry_id: int) -> None:
         self._asked.discard(entry_id)
+        self._asked_before_jump.discard(entry_id)
         self._trust.end(entry_id)
 
     def _keep_clock_offset(self, offset: timedelta | None) -> None:
@@ -488,6 +524,9 @@ class Proof:
             self.rules = replace(self.rules, clock_offset=offset)
 
     def _tell(self, outcomes: Sequence[Outcome], lost: int) -> None:
+        for outcome in outcomes:
+            if outcome.reason in _SEEN or outcome.state is not outcome.expected:
+                self._absent.pop(outcome.entry_id, None)
         confirmed = sum(outcome.state is State.CONFIRMED for outcome in outcomes)
         if confirmed:
             self._log.info("instance.confirmed", instances=confirmed)

@@ -20,6 +20,7 @@ import structlog
 
 from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.now import Now
+from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Candidate, LetGo, Spool, WasRead
 from ingestd.ledger import KeptFile, Ledger, Moves, Removable
 from ingestd.reader import InspectJob, Read, Verdict
@@ -53,6 +54,7 @@ class Removals:
         spool: Spool,
         desk: ReaderDesk,
         adopt: Callable[[Candidate], object],
+        wall: WallClock,
         retain: timedelta,
     ) -> None:
         """Join the rooms; nothing stands in the way yet. ``adopt`` takes a new arrival that lies in the spool."""
@@ -60,6 +62,7 @@ class Removals:
         self._spool = spool
         self._desk = desk
         self._adopt = adopt
+        self._wall = wall
         self._log = structlog.get_logger()
         self._stopped: set[str] = set()
         self._reading: set[int] = set()  # rows with a file that is read again
@@ -102,11 +105,17 @@ class Removals:
         """Remove what may go, with ``make_room`` before ``retain`` has passed; writes nothing to the ledger."""
         if not self.may_remove:
             return
+        before = self.due_before(now, make_room=make_room)
+        jump = self._wall.jump
+        if jump is not None and jump.at > before:
+            # Nobody knows how long what lies here has lain: it begins anew.
+            return
         self._stuck = {entry_id: at for entry_id, at in self._stuck.items() if at > now.mono}
         aside = self._reading | self._stuck.keys()
-        before = self.due_before(now, make_room=make_room)
         before = before if self.up_to is None else min(before, self.up_to)
         rows = self._ledger.removable(before=before, limit=_REMOVE_AT_ONCE + len(aside))
+        if jump is not None and not rows and self.up_to is None:
+            rows = self._ledger.removable(before=before, ahead_of=now.utc, limit=_REMOVE_AT_ONCE + len(aside))
         self._let_go([row for row in rows if row.entry_id not in aside], now)
 
     def due_before(self, now: Now, *, make_room: bool) -> datetime:

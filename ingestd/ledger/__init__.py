@@ -63,6 +63,7 @@ On Moves (``now`` is keyword-only everywhere)::
     wish_failed(entry_id, *, note, now)             the wish is cleared, the note goes into note and history
     pause_destination(pause: Pause, *, until: datetime, now) ; resume_destination(*, now) ; destination_answered(*, now)
     set_destination_kind(kind) ; inbox_report(summary: InboxSummary, *, now)
+    put_clock(line: ClockLine) -> None              one line; backoffs and checks move along with the clock
     put_alarms(alarms: Iterable[Alarm]) -> None     all that stand on this host now; `status` prints them
     retry(entry_id, *, now) -> State                PENDING; or REJECTED still, with the wish recorded
     retry_all(choice: Choice, *, now, limit=1000) -> Retried        by study, state, reason (at least one of them)
@@ -81,8 +82,9 @@ Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
     emptied_by_us(inbox, folders) -> list[str]                          those that files were taken out of
     unremoved_sources(*, limit=1000) -> list[UnremovedSource]
     paths_known(paths: Sequence[str]) -> set[str]   of paths relative to this spool, those some row has
-    removable(*, before: datetime, limit=1000) -> list[Removable]                             before = now - retain
+    removable(*, before: datetime, ahead_of=None, limit=1000) -> list[Removable]              before = now - retain
     newest_removable(*, before: datetime) -> tuple[int, datetime] | None    the confirmed row that the last rests on
+    clock() -> ClockLine | None ; jumps(*, limit=10) -> list[Jump] ; newest_at() -> datetime | None ; last_attempt_id()
     rejected_files(*, after_id=0, limit=1000) -> list[RejectedFile]
     holder(identity: Identity) -> Holder | None ; unproven_rows(entry_ids) -> list[Unproven]
     cursor() -> FeedCursor | None ; cursor_moved_at() -> datetime | None ; feed_end() -> FeedEnd | None
@@ -112,6 +114,7 @@ from .values import (
     Applied,
     Attempt,
     Choice,
+    ClockLine,
     Count,
     DestinationStatus,
     Entry,
@@ -165,6 +168,7 @@ __all__ = [
     "Applied",
     "Attempt",
     "Choice",
+    "ClockLine",
     "Count",
     "DestinationStatus",
     "Entry",

@@ -164,7 +164,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
         attempt_id=dialect.next_id(tx.connection, attempt),
         claim_token=secrets.token_hex(16),
         study_uid=study_uid,
-        parts=tuple(_part(tx, row, more) for row, more in queued),
+        parts=tuple(_part(tx, row, more, now) for row, more in queued),
         started_at=now,
         charged=found.charged,
     )
@@ -182,7 +182,7 @@ def _read_queue(tx: Transaction, study_uid: str, *, limit: int) -> list[tuple[Ro
     return [(make_row(values[:columns]), _More(*values[columns:])) for values in map(tuple, found)]
 
 
-def _part(tx: Transaction, row: Row, more: _More) -> Part:
+def _part(tx: Transaction, row: Row, more: _More, now: datetime) -> Part:
     identity = row.identity
     assert identity is not None, "what is queued has its identity"
     if more.reencoded_path is None:
@@ -199,7 +199,7 @@ def _part(tx: Transaction, row: Row, more: _More) -> Part:
         attempts=row.attempts,
         charged=row.charged,
         sop_class_uid=more.sop_class_uid or "",
-        being_created_since=row.being_created_since,
+        being_created_since=tx.surely_since(row.being_created_since, now) if row.being_created_since else None,
         replaces=bool(more.replaces),
         reencoded=reencoded,
         generated_meta=content.dataset_offset == 0,

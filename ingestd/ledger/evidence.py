@@ -171,6 +171,7 @@ def _settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime) -> None
 def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], now: datetime) -> None:
     """Let go of the files of duplicates dropped before the evidence; for the others the server is asked again."""
     again: dict[int, None] = {}
+    jump = tx.jump if confirmed else None
     for piece in pieces(list(confirmed)):
         duplicates = tx.rows(
             tx.select_rows(
@@ -183,7 +184,10 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
         for duplicate in duplicates:
             assert duplicate.holder_id is not None, "the statement asked for it"
             evidence_at = confirmed[duplicate.holder_id]
-            if evidence_at is not None and duplicate.admitted_at <= evidence_at:
+            # Dropped before the clock was set, it is older than what was seen since, whatever the times say.
+            is_across = jump is not None and duplicate.id <= jump.last_entry_id
+            dropped_at = jump.at if jump is not None and is_across else duplicate.admitted_at
+            if evidence_at is not None and dropped_at <= evidence_at:
                 tx.change(duplicate, {"settled_at": now}, at=now)
             else:
                 again[duplicate.holder_id] = None

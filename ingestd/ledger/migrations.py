@@ -312,4 +312,18 @@ _SEVENTH = (
     "ALTER TABLE destination ADD COLUMN went_back_at {int}",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)
+_EIGHTH = (
+    # What the wall clock was set to: a line where a boot was first seen (by_us 0) and one for each time it was set.
+    """CREATE TABLE clock (
+        id {key},
+        host TEXT NOT NULL,
+        at {int} NOT NULL,
+        boot TEXT NOT NULL,
+        offset_us {int} NOT NULL,
+        by_us {int} NOT NULL,
+        last_entry_id {int} NOT NULL,
+        last_attempt_id {int} NOT NULL
+    ) {strict}""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH)

@@ -24,13 +24,14 @@ from ingestd.lifecycle import (
     State,
 )
 
-from . import admission, claims, decisions, evidence, going_back, returns, trust, upkeep
+from . import admission, claims, clock, decisions, evidence, going_back, returns, trust, upkeep
 from .transaction import Transaction
 from .values import (
     Admitted,
     Alarm,
     Applied,
     Choice,
+    ClockLine,
     Finished,
     InboxSummary,
     Judged,
@@ -230,6 +231,10 @@ class Moves:
     def put_alarms(self, alarms: Iterable[Alarm]) -> None:
         """Keep what keeps this host's files from being confirmed or removed; in place of all that was kept before."""
         upkeep.put_alarms(self._tx, alarms)
+
+    def put_clock(self, line: ClockLine) -> None:
+        """Put down what the wall clock was set to, and move the waits that pace along with it."""
+        clock.put_clock(self._tx, line)
 
     def inbox_report(self, summary: InboxSummary, *, now: datetime) -> None:
         """Keep what the last look into an inbox found, for `status`."""

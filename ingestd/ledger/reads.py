@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, bindparam, exists, func, literal_column, or_, select
@@ -15,6 +15,7 @@ from ingestd.lifecycle import (
     FeedCursor,
     FeedEnd,
     Identity,
+    Jump,
     Reason,
     Standing,
     State,
@@ -22,10 +23,22 @@ from ingestd.lifecycle import (
 
 from . import dialect
 from .due import Due
-from .row import CONTENT, HOLDS, ONE, PLACE, ZERO, content_of, pieces, place_of, reach_of
-from .schema import attempt, candidate, destination, feed_cursor, instance, state_count, trust, verification
+from .row import CONTENT, HOLDS, ONE, PLACE, ZERO, content_of, jump_of, pieces, place_of, reach_of
+from .schema import (
+    attempt,
+    candidate,
+    clock,
+    destination,
+    feed_cursor,
+    history,
+    instance,
+    state_count,
+    trust,
+    verification,
+)
 from .schema import host as host_table
 from .values import (
+    ClockLine,
     DestinationStatus,
     Holder,
     KeptFile,
@@ -190,8 +203,12 @@ class Reads(Due):
             )
         return known
 
-    def removable(self, *, before: datetime, limit: int = 1000) -> list[Removable]:
-        """Say which files in the spool have not been needed since ``before``, the longest first (G3)."""
+    def removable(self, *, before: datetime, ahead_of: datetime | None = None, limit: int = 1000) -> list[Removable]:
+        """Say which files in the spool have not been needed since ``before``, the longest first (G3).
+
+        ``ahead_of`` asks instead for those that seem to be needed until a time to come: from before the clock was set.
+        """
+        settled_at = instance.c.settled_at
         rows = self._all(
             select(
                 instance.c.id,
@@ -205,7 +222,7 @@ class Reads(Due):
                 instance.c.reencoded_size_bytes,
                 instance.c.reencoded_ctime_ns,
             )
-            .where(*self._may_go(before))
+            .where(*self._may_go(settled_at <= before if ahead_of is None else settled_at > ahead_of))
             .order_by(instance.c.settled_at)
             .limit(limit)
         )
@@ -225,18 +242,21 @@ class Reads(Due):
         """Give the confirmed row that the last of these files rests on, and since when it has not been needed."""
         row = self._one(
             select(func.coalesce(instance.c.holder_id, instance.c.id).label("id"), instance.c.settled_at)
-            .where(*self._may_go(before), dialect.unindexed(instance.c.state).in_([State.CONFIRMED, State.DUPLICATE]))
+            .where(
+                *self._may_go(instance.c.settled_at <= before),
+                dialect.unindexed(instance.c.state).in_([State.CONFIRMED, State.DUPLICATE]),
+            )
             .order_by(instance.c.settled_at.desc())
             .limit(1)
         )
         return (row.id, row.settled_at) if row else None
 
-    def _may_go(self, before: datetime) -> tuple[ColumnElement[bool], ...]:
+    def _may_go(self, since: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
         return (
             instance.c.settled_at.is_not(None),
             instance.c.removed_at.is_(None),
             instance.c.host == self._host,
-            instance.c.settled_at <= before,
+            since,
             HAS_OWN_FILE,
             # What is to be looked at again may be the only copy.
             or_(dialect.unindexed(instance.c.state) != State.CONFIRMED, instance.c.next_check_at.is_(None)),
@@ -392,6 +412,28 @@ class Reads(Due):
         if oldest is None:
             return 0, ""
         return int(self._one(select(func.count().label("rows")).where(*late)).rows), oldest.note
+
+    def clock(self) -> ClockLine | None:
+        """Say what is known of this host's wall clock."""
+        row = self._one(select(clock).where(clock.c.host == self._host).order_by(clock.c.id.desc()).limit(1))
+        if row is None:
+            return None
+        return ClockLine(boot=row.boot, offset=timedelta(microseconds=row.offset_us), jump=jump_of(row))
+
+    def jumps(self, *, limit: int = 10) -> list[Jump]:
+        """Say when this host's wall clock was set, the last time first."""
+        own = select(clock).where(clock.c.host == self._host, clock.c.by_us != ZERO)
+        return [jump_of(row) for row in self._all(own.order_by(clock.c.id.desc()).limit(limit))]
+
+    def newest_at(self) -> datetime | None:
+        """Say when the last thing happened that is on record."""
+        row = self._one(select(history.c.at).where(history.c.id == select(func.max(history.c.id)).scalar_subquery()))
+        return row.at if row else None
+
+    def last_attempt_id(self) -> int:
+        """Say the newest attempt's id; 0 before the first."""
+        row = self._one(select(func.max(attempt.c.id).label("id")))
+        return row.id or 0
 
     def first_attempt_at(self) -> datetime | None:
         """Say when the first Store Transaction of this ledger began."""

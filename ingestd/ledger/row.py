@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import ColumnElement, literal_column
 
 from ingestd import places
-from ingestd.lifecycle import Content, Identity, State
+from ingestd.lifecycle import Content, Identity, Jump, State
 
 from . import dialect
 from .schema import instance
@@ -210,3 +210,13 @@ def content_columns(content: Content) -> dict[str, Any]:
         "dataset_offset": content.dataset_offset,
         "size_bytes": content.size_bytes,
     }
+
+
+def jump_of(row: Any) -> Jump:
+    """Make a Jump of a line of the clock."""
+    return Jump(
+        at=row.at,
+        by=timedelta(microseconds=row.by_us),
+        last_entry_id=row.last_entry_id,
+        last_attempt_id=row.last_attempt_id,
+    )

@@ -382,6 +382,19 @@ inbox_report = Table(
     Column("oldest_at", Instant),
 )
 
+clock = Table(
+    "clock",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("host", Text),
+    Column("at", Instant),
+    Column("boot", Text),  # the kernel's boot id
+    Column("offset_us", _INT),  # wall time minus CLOCK_BOOTTIME
+    Column("by_us", _INT),  # how far it was set, negative back; 0 where only a new boot was seen
+    Column("last_entry_id", _INT),
+    Column("last_attempt_id", _INT),
+)
+
 alarm = Table(
     "alarm",
     metadata,

@@ -26,15 +26,17 @@ from ingestd.lifecycle import (
     BatchLimits,
     Identity,
     IllegalMove,
+    Jump,
     LongestWaits,
     Reason,
     State,
     check_move,
+    surely_since,
 )
 
 from . import dialect
-from .row import HOLDS, ROW, Row, alike, as_json, make_row, pieces, same_bytes
-from .schema import history, instance
+from .row import HOLDS, ROW, Row, alike, as_json, jump_of, make_row, pieces, same_bytes
+from .schema import clock, history, instance
 from .sums import Sums
 
 # What decides the statement of an update: its turn, expected state and claim token, and the columns set.
@@ -64,6 +66,10 @@ _PUT_DOWN_COLUMNS = ("at", "before", "after", "reason", "note", "attempt_id", "e
 _PUT_DOWN_FOR_MANY = dialect.insert_for_each(history, "entry_id", _PUT_DOWN_COLUMNS)
 _SELECT_BY_ID = select(*ROW).where(dialect.among(instance.c.id, "ids")).with_for_update()
 _FEW = 4
+
+
+_JUMPS = select(clock).where(clock.c.host == bindparam("host"), clock.c.by_us != 0)
+_LAST_JUMP = _JUMPS.order_by(clock.c.id.desc()).limit(1)
 
 
 class Transaction:
@@ -102,6 +108,16 @@ class Transaction:
             self._next_id = dialect.next_id(self.connection, instance)
         self._next_id += 1
         return self._next_id - 1
+
+    @property
+    def jump(self) -> Jump | None:
+        """The last time that this host's wall clock was set."""
+        row = self.connection.execute(_LAST_JUMP, {"host": self.host}).one_or_none()
+        return jump_of(row) if row is not None else None
+
+    def surely_since(self, since: datetime, now: datetime) -> datetime:
+        """Say from when a time counts that must have passed for certain."""
+        return surely_since(since, now=now, jump=self.jump)
 
     def select_rows(self, *where: ColumnElement[bool]) -> Select[Any]:
         """Begin the statement that reads rows to be moved."""

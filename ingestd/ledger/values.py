@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from ingestd.lifecycle import Content, Identity, Reason, Sameness, SourceStat, State
+from ingestd.lifecycle import Content, Identity, Jump, Reason, Sameness, SourceStat, State
 
 
 class LedgerError(Exception):
@@ -302,6 +302,15 @@ class Alarm:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClockLine:
+    """The wall clock from here on: ``offset`` beyond CLOCK_BOOTTIME in this boot; ``jump.by`` 0 for a new boot."""
+
+    boot: str
+    offset: timedelta
+    jump: Jump
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DestinationStatus:
     """The one destination of this ledger, and whether it is sent to."""
 
@@ -346,6 +355,7 @@ class Status:
     destination: DestinationStatus | None
     inboxes: tuple[InboxSummary, ...]
     alarms: tuple[Alarm, ...] = ()
+    jumps: tuple[Jump, ...] = ()  # the last times that the wall clock was set, newest first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

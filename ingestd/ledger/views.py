@@ -6,7 +6,8 @@ Over all hosts. With a million rows each answer is read from counts or off the e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from heapq import merge
 from itertools import islice
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, select
 
-from ingestd.lifecycle import NEEDS_PERSON, Content, Identity, Reason, State, needs_person
+from ingestd.lifecycle import NEEDS_PERSON, Content, Identity, Jump, Reason, State, needs_person
 
 from .reads import UNCONFIRMED, Reads
-from .row import file_of, pieces
+from .row import ZERO, file_of, jump_of, pieces
 from .schema import (
     STATE_COLUMNS,
     alarm,
     attempt,
+    clock,
     history,
     host,
     inbox_report,
@@ -55,6 +57,23 @@ _FEW = 200
 _MANY = 1000
 
 
+_JUMPS = select(clock).where(clock.c.by_us != ZERO).order_by(clock.c.id.desc())
+_JUMPS_SHOWN = 10
+
+
+def _stretches(jumps: Sequence[Any]) -> Iterator[tuple[ColumnElement[bool], timedelta]]:
+    """Cut the rows where a clock was set, and say how far each stretch's times lie from what it shows now."""
+    hosts = {jump.host for jump in jumps}
+    yield instance.c.host.not_in(hosts), timedelta(0)
+    for name in hosts:
+        rows, by = [instance.c.host == name], timedelta(0)
+        for jump in (each for each in jumps if each.host == name):
+            yield and_(*rows, instance.c.id > jump.last_entry_id), by
+            rows = [instance.c.host == name, instance.c.id <= jump.last_entry_id]
+            by += timedelta(microseconds=jump.by_us)
+        yield and_(*rows), by
+
+
 class Views(Reads):
     """The questions of people; ``Ledger`` has them all."""
 
@@ -66,10 +85,18 @@ class Views(Reads):
         found = {row.state: int(row.entries) for row in rows}
         return {state: found.get(state.value, 0) for state in State}
 
-    def oldest_unconfirmed_at(self) -> Any:
-        """Say since when the oldest file that is still on its way has been in the ledger."""
-        row = self._one(select(instance.c.admitted_at).where(UNCONFIRMED).order_by(instance.c.admitted_at).limit(1))
-        return row.admitted_at if row else None
+    def oldest_unconfirmed_at(self) -> datetime | None:
+        """Say since when the oldest file that is still on its way has been in the ledger, by today's clock."""
+        oldest = select(instance.c.admitted_at).where(UNCONFIRMED).order_by(instance.c.admitted_at).limit(1)
+        row = self._one(oldest)
+        jumps = self._all(_JUMPS) if row else []
+        if not jumps:
+            return row.admitted_at if row else None
+        found = [(self._one(oldest.where(rows)), by) for rows, by in _stretches(jumps)]
+        return min((row.admitted_at + by for row, by in found if row is not None), default=None)
+
+    def _jumps(self) -> tuple[Jump, ...]:
+        return tuple(map(jump_of, self._all(_JUMPS.limit(_JUMPS_SHOWN))))
 
     def status(self) -> Status:
         """Say how things stand, in constant time."""
@@ -103,6 +130,7 @@ class Views(Reads):
             destination=self.destination(),
             inboxes=inboxes,
             alarms=self.alarms(),
+            jumps=self._jumps(),
         )
 
     def _oldest_needs_person_at(self) -> Any:

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
+from ingestd.clocks import boottime
 from ingestd.dicomweb import (
     DicomWebClient,
     DicomWebError,
@@ -110,6 +111,7 @@ class StudyAsker:
     listed: frozenset[Identity] | None = None
     findings: list[Finding] = field(default_factory=list)
     clock_offset: timedelta | None = None
+    asked_boot: float = 0.0
 
     def ask(self) -> None:
         """Find out about every row; raises the DicomWebErrors that concern the server as a whole."""
@@ -117,7 +119,7 @@ class StudyAsker:
             self.client, self.question.study_uid, self.question.rows, self.listed, is_asked=self.listed is not None
         )
         for row in self.question.rows:
-            asked_at = self.utc_now()
+            asked_at, self.asked_boot = self.utc_now(), boottime()
             if not self.question.fetch and listing.has(row.identity):
                 self.findings.append(Finding(row=row, present=True, asked_at=asked_at))
             else:
@@ -152,7 +154,7 @@ class StudyAsker:
     def _not_found(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
         listed = listing.has(row.identity)
         if listed is False:
-            return Finding(row=row, present=False, asked_at=asked_at)
+            return Finding(row=row, present=False, asked_at=asked_at, asked_boot=self.asked_boot)
         if listed:
             return self._look_in_series(row, asked_at)
         note = "it cannot be retrieved (404), and this server cannot be searched: absence is not proven so"

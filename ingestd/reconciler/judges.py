@@ -175,7 +175,7 @@ def wait_for_feed(row: Unproven, *, rules: Rules, now: datetime) -> Outcome:
 
     A feed that could not be read meanwhile gets more time, but not for ever: the instance itself can be asked for.
     """
-    since = row.stored_at or row.last_attempt_at or now
+    since = rules.surely_since(row.stored_at or row.last_attempt_at or now, now)
     read_at = rules.feed_read_at or now
     left = rules.grace - (now - since)
     if left > timedelta(0):
@@ -211,8 +211,8 @@ def _judge_absence(row: Unproven, *, rules: Rules, now: datetime, give_up: bool)
     if row.state is State.DELETED:
         return _not_settled(row, Reason.ABSENT, "asked again: it is still not on the server", at=now)
     left = apart
-    if row.absences and row.absent_since is not None:
-        left = apart - (now - row.absent_since)
+    if row.absences and row.absent_for is not None:
+        left = apart - row.absent_for
     if left > timedelta(0):
         note = f"not on the server; asked once more in {_spoken(left)}"
         return _not_settled(row, Reason.ABSENT, note, at=now, wait=left)
@@ -223,7 +223,7 @@ def _judge_absence(row: Unproven, *, rules: Rules, now: datetime, give_up: bool)
 
 
 def _stored_and_absent(row: Unproven, *, rules: Rules, now: datetime) -> Outcome:
-    since = row.stored_at or row.last_attempt_at or now
+    since = rules.surely_since(row.stored_at or row.last_attempt_at or now, now)
     if (left := rules.grace - (now - since)) > timedelta(0):
         wait = min(_ASK_AGAIN.wait(row.checks + 1, jitter=0.0), left)
         note = "the server answered that it stored it and does not show it yet; it is asked again"

@@ -98,7 +98,7 @@ class StudyQuestion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """What the server showed of one row at ``asked_at`` (our clock).
+    """What the server showed of one row at ``asked_at`` (our clock; ``asked_boot`` on ``clocks.boottime``).
 
     ``present`` None: it could not be told now, ``note`` says why. ``sameness`` is SAME where the server gave back the
     very bytes of our file; else a fetched ``copy`` lies in scratch, for the caller to compare and to unlink, and
@@ -108,6 +108,7 @@ class Finding:
     row: Unproven
     present: bool | None
     asked_at: datetime
+    asked_boot: float = 0.0
     sameness: Sameness | None = None
     copy: Path | None = None
     more: tuple[Path, ...] = ()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ingestd.lifecycle import Reason, ServerProfile, State, Unproven
+from ingestd.lifecycle import Jump, Reason, ServerProfile, State, Unproven, surely_since
 
 # Between the server's HTTP clock (whole seconds) and the one that stamps its feed entries.
 CLOCK_MARGIN = timedelta(seconds=60)
@@ -48,7 +48,8 @@ class Rules:
 
     ``clock_offset`` is the server's clock minus ours, from the last answer. ``feed_read_at`` is when the change feed
     was last read to its end (our clock): a feed that could not be read shows nothing, and that proves nothing; None
-    means that it is being read all the time.
+    means that it is being read all the time. ``jump`` is the last time that our wall clock was set: grace begins anew
+    there, and what was posted before it cannot be put in order with what the server's clock says.
     """
 
     profile: ServerProfile
@@ -58,6 +59,7 @@ class Rules:
     absence_wait: timedelta | None = None  # None: the profile's
     clock_offset: timedelta = timedelta(0)
     feed_read_at: datetime | None = None
+    jump: Jump | None = None
     most_attempts: int = 10
     reencode_refused: bool = True  # implicit_vr: fallback
     stopped: bool = False  # nothing of this server ever matched: nothing is compared until a person has looked
@@ -70,6 +72,14 @@ class Rules:
     def between_looks(self) -> timedelta:
         """How far apart two answers must lie to count as two."""
         return self.absence_wait if self.absence_wait is not None else self.profile.absence_wait
+
+    def surely_since(self, since: datetime, now: datetime) -> datetime:
+        """Say from when a time counts that must have passed for certain."""
+        return surely_since(since, now=now, jump=self.jump)
+
+    def is_across_jump(self, row: Unproven) -> bool:
+        """Say whether our clock was set since the row was posted."""
+        return self.jump is not None and row.attempt_id is not None and row.attempt_id <= self.jump.last_attempt_id
 
     def wait_between_absences(self, row: Unproven) -> timedelta:
         """Say how far apart two absences must lie to prove one; doubles with each time the row was sent again."""
@@ -99,14 +109,14 @@ def has_foreign_sighting(row: Unproven, rules: Rules) -> bool:
     """Say whether the newest feed entry cannot be the one that our own post made."""
     if row.seen_sequence is None or row.seen_state == "deleted":
         return False
-    if row.seen_action != "create" or row.seen_state != "current":
+    if row.seen_action != "create" or row.seen_state != "current" or rules.is_across_jump(row):
         return True
     return _is_after_ours(row, rules)
 
 
 def is_from_before(row: Unproven, rules: Rules) -> bool:
     """Say whether the newest feed entry is older than our last attempt: of an earlier life of this identity."""
-    if row.seen_at is None or row.last_attempt_at is None:
+    if row.seen_at is None or row.last_attempt_at is None or rules.is_across_jump(row):
         return False
     return row.seen_at < rules.on_server_clock(row.last_attempt_at) - CLOCK_MARGIN
 
@@ -118,6 +128,6 @@ def is_deleted_since(row: Unproven, rules: Rules) -> bool:
 
 def _is_after_ours(row: Unproven, rules: Rules) -> bool:
     ours = [at for at in (row.stored_at, row.last_attempt_at) if at is not None]
-    if row.seen_at is None or not ours:
+    if row.seen_at is None or not ours or rules.is_across_jump(row):
         return False
     return row.seen_at > rules.on_server_clock(max(ours)) + CLOCK_MARGIN

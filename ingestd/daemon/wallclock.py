@@ -1,0 +1,92 @@
+"""Whether somebody set the wall clock: both clocks are compared at every tick, and with what the last run left.
+
+A jump is one line of the ledger, logged and shown by ``status``; what is on record keeps its times. What paces moves
+along with the clock; what has to have passed for certain (``retain``, grace) begins anew; and what was learnt before it
+is newer than nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from ingestd.daemon.now import Now
+from ingestd.ledger import ClockLine, Ledger, Moves
+from ingestd.lifecycle import Jump
+
+# More than a leap second, and than what NTP corrects without setting the clock.
+_NOTICED = timedelta(seconds=2)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class WallClock:
+    """Notices jumps. Main thread only. ``jump`` is the last one, from the moment that it is noticed."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Read what the ledger knows of this clock; ``look`` compares."""
+        self._ledger = ledger
+        self._log = structlog.get_logger()
+        self._known = ledger.clock()
+        self.jump: Jump | None = next(iter(ledger.jumps(limit=1)), None)
+        self._boot = _boot_id()
+        self._line: ClockLine | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is wanted."""
+        return self._line is not None
+
+    def look(self, now: Now) -> timedelta | None:
+        """Compare the clocks, before anything goes by them; say how far the wall clock was set, or None.
+
+        Raises LedgerError; then nothing has been noticed yet.
+        """
+        offset = now.utc - _EPOCH - timedelta(seconds=now.mono)
+        known = self._known
+        if known is not None and known.boot == self._boot:
+            by = offset - known.offset
+            if abs(by) <= _NOTICED:
+                return None
+        else:
+            # Over a restart of the machine only this is certain: what is on record was written before.
+            by = now.utc - (self._ledger.newest_at() or now.utc)
+            by = by if by < -_NOTICED else timedelta(0)
+        line = ClockLine(
+            boot=self._boot,
+            offset=offset,
+            jump=Jump(
+                at=now.utc,
+                by=by,
+                last_entry_id=self._ledger.last_id(),
+                last_attempt_id=self._ledger.last_attempt_id(),
+            ),
+        )
+        # Two jumps before either could be written are one.
+        before = self._line.jump.by if self._line is not None else timedelta(0)
+        self._line = replace(line, jump=replace(line.jump, by=by + before))
+        self._known = line
+        if not by:
+            return None
+        self.jump = line.jump
+        self._log.warning("clock.set", seconds=by)
+        return by
+
+    def record(self, moves: Moves) -> None:
+        """Write what was noticed, before anything goes by the waits that it moves."""
+        if self._line is not None:
+            moves.put_clock(self._line)
+
+    def committed(self) -> None:
+        """The transaction is durable."""
+        self._line = None
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

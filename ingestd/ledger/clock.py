@@ -1,0 +1,52 @@
+"""The wall clock as this ledger has seen it: a line for each boot, and for each time that somebody set it.
+
+Facts keep the time that they were written with. Backoffs and checks are moved along with the clock, so that they last
+as long as they would have; what has to have passed for certain, and what came before what, goes by these lines.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import BigInteger, bindparam, insert, type_coerce, update
+
+from .schema import clock, instance, study
+from .transaction import Transaction
+from .values import ClockLine
+
+MICROSECOND = timedelta(microseconds=1)
+_BY = bindparam("b_by", type_=BigInteger())
+_MOVED = (
+    (instance, instance.c.next_attempt_at, (instance.c.next_attempt_at,)),
+    (instance, instance.c.next_check_at, (instance.c.next_check_at,)),
+    # A quiet period is short, and read by its own longest.
+    (study, study.c.next_attempt_at, (study.c.next_attempt_at, study.c.due_at)),
+)
+_MOVE = tuple(
+    update(table)
+    .where(table.c.host == bindparam("b_host"), where.is_not(None))
+    .values({column.name: type_coerce(column, BigInteger) + _BY for column in columns})
+    for table, where, columns in _MOVED
+)
+
+
+def put_clock(tx: Transaction, line: ClockLine) -> None:
+    """Put down what the wall clock was set to, and move the waits that pace along with it."""
+    # Behind the sums that were gathered, which may know of waits themselves.
+    tx.close()
+    jump = line.jump
+    tx.connection.execute(
+        insert(clock),
+        {
+            "host": tx.host,
+            "at": jump.at,
+            "boot": line.boot,
+            "offset_us": line.offset // MICROSECOND,
+            "by_us": jump.by // MICROSECOND,
+            "last_entry_id": jump.last_entry_id,
+            "last_attempt_id": jump.last_attempt_id,
+        },
+    )
+    if jump.by:
+        for statement in _MOVE:
+            tx.connection.execute(statement, {"b_host": tx.host, "b_by": jump.by // MICROSECOND})
