@@ -112,9 +112,15 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.PENDING, _S.DUPLICATE): "read again after a change: another row holds what it now is",
     (_S.PENDING, _S.CONFLICT): "read again after a change: another row holds its identity with other content",
     (_S.PENDING, _S.REJECTED): "read again after a change: no longer a whole DICOM file",
-    (_S.UNCERTAIN, _S.FAILED): "gone before the server could be asked, or stuck on the server for a day",
+    (
+        _S.UNCERTAIN,
+        _S.FAILED,
+    ): "gone, and the server does not have it or not to be compared with it; or stuck on the server for a day",
     (_S.SENDING, _S.STORED): "its SOP Instance UID is in the parsed answer's Referenced SOP Sequence",
-    (_S.SENDING, _S.UNCERTAIN): "a body byte left and no verdict on it was read",
+    (
+        _S.SENDING,
+        _S.UNCERTAIN,
+    ): "a body byte left and no verdict on it was read; or its file is gone, and the server is asked first",
     (_S.SENDING, _S.FAILED): "a verdict against this instance",
     (_S.UNCERTAIN, _S.STORED): "the server shows it, proof of content to follow",
     (_S.UNCERTAIN, _S.CONFIRMED): "the server shows it, with our content",

@@ -17,7 +17,18 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.destination import DestinationState, Verdict
 from ingestd.daemon.now import Now
 from ingestd.ledger import Ledger, Moves
-from ingestd.lifecycle import Backoff, Batch, BatchLimits, BatchResult, Pause, Reason, State, StudyQueue, study_due_at
+from ingestd.lifecycle import (
+    Backoff,
+    Batch,
+    BatchLimits,
+    BatchResult,
+    Outcome,
+    Pause,
+    Reason,
+    State,
+    StudyQueue,
+    study_due_at,
+)
 from ingestd.logs import study_ref
 from ingestd.sender import ProbeResult, Sender, give_up
 
@@ -26,6 +37,7 @@ _OTHERS_SUCCEED_WITHIN = timedelta(hours=1)
 # Files whose folder is away are tried again after this long.
 _AWAY_WAIT = timedelta(minutes=1)
 _AWAY_NOTE = "the folder that it lies in is away or empty: not mounted? It is sent when it is there again"
+_GONE_NOTE = "its file is no longer where it was taken in; the server is asked whether it has it all the same"
 # Whole posts refused, and none taken in between, before that is told; fewer may be one bad file that stands alone soon.
 _REFUSED_IN_ROW_UNTIL_TOLD = 10
 # Studies looked at for one round of claims.
@@ -87,7 +99,7 @@ class Dispatch:
     def gather(self, now: Now) -> None:
         """Collect results and the probe's answer, and let them pause or open the destination; writes nothing."""
         for collected in self._sender.collect():
-            result = self._wait_for_folder(collected)
+            result = self._settle_gone(collected)
             others_succeed = self.others_succeed(collected.batch.study_uid, now)
             result = give_up(result, others_succeed=others_succeed, most_attempts=self._most_attempts)
             verdict = self.destination.posted(result, now.mono)
@@ -226,18 +238,26 @@ class Dispatch:
             self.destination.half_open = False
             self._answered = True
 
-    def _wait_for_folder(self, result: BatchResult) -> BatchResult:
-        """Keep the files of a folder that is away waiting, where one of them was found missing."""
+    def _settle_gone(self, result: BatchResult) -> BatchResult:
+        """Keep the files of a folder that is away waiting; of one that is gone the server is asked first.
+
+        A ledger put back from a backup waits with files that were sent, confirmed and removed since.
+        """
         if not any(outcome.reason is Reason.GONE for outcome in result.outcomes):
             return result
         paths = {part.entry_id: part.path for part in result.batch.parts}
-        outcomes = tuple(
-            replace(outcome, state=State.PENDING, reason=Reason.NOT_SENT, note=_AWAY_NOTE, wait=_AWAY_WAIT)
-            if outcome.reason in (Reason.GONE, Reason.NOT_SENT) and not self._tells_gone(paths[outcome.entry_id])
-            else outcome
-            for outcome in result.outcomes
-        )
-        return replace(result, outcomes=outcomes)
+
+        def settled(outcome: Outcome) -> Outcome:
+            if outcome.reason not in (Reason.GONE, Reason.NOT_SENT):
+                return outcome
+            if not self._tells_gone(paths[outcome.entry_id]):
+                return replace(outcome, state=State.PENDING, reason=Reason.NOT_SENT, note=_AWAY_NOTE, wait=_AWAY_WAIT)
+            if outcome.reason is Reason.NOT_SENT:
+                return outcome
+            uncertain = replace(outcome, state=State.UNCERTAIN, note=_GONE_NOTE, wait=timedelta(0))
+            return replace(uncertain, needs_content_check=True)
+
+        return replace(result, outcomes=tuple(settled(outcome) for outcome in result.outcomes))
 
     def _note(self, result: BatchResult, verdict: Verdict, now: Now) -> None:
         stored = sum(outcome.state is State.STORED for outcome in result.outcomes)

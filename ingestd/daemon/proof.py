@@ -57,6 +57,10 @@ _ASK_AGAIN = timedelta(seconds=10)
 _FETCH_ABSENT_AGAIN = timedelta(seconds=2)
 # Rows taken up for one round of questions; the rest follows when these are answered.
 _ROWS_MOST = 1000
+_GONE_NOTE = (
+    "its file is no longer where it was taken in, and the server does not have it; put it back and `ingestd retry`, or "
+    "drop the file again"
+)
 
 
 # What ends a row of absences, as in the ledger.
@@ -435,7 +439,9 @@ class Proof:
             if judged is Need.COMPARE and finding.copy is not None:
                 self._acts.append(partial(self._compare, finding, finding.copy))
                 continue
-            if isinstance(judged, Outcome):
+            if isinstance(judged, Outcome) and judged.state is State.PENDING and self._is_lost(finding.row.path):
+                moves.fail_gone([judged.entry_id], note=_GONE_NOTE, now=now.utc)
+            elif isinstance(judged, Outcome):
                 self._take_outcome(judged, finding, outcomes)
             elif judged is not None:
                 self._ask_later([finding.row], moves, now)
