@@ -16,7 +16,7 @@ The rooms, lowest first; each imports only from those before it (``tests/test_im
               places      how a file is reached where others may write: through no link
               instance    what a DICOM file is: read, check, digest
               config      YAML -> one frozen Config
-              logs        how lines are written, and what may never stand in one
+              logs        how lines are written, how often, and what may never stand in one
               dicomweb    the client: HTTP and PS3.18; useful by itself
               emulator    an Azure DICOM service for tests, demos and first minutes
     layer 1   inbox       drop folder -> spool

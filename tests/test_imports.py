@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "places": set(),
     "instance": set(),
     "config": set(),
-    "logs": set(),
+    "logs": {"clocks"},
     "dicomweb": {"clocks", "threads", "places", "instance"},
     "emulator": set(),
     "inbox": {"clocks", "threads", "lifecycle", "places"},

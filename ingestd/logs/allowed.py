@@ -191,6 +191,7 @@ ALLOWED: Mapping[str, Shape] = {
     "age_seconds": "number",
     "retry_after_seconds": "number",
     "clock_skew_seconds": "number",
+    "repeated": "number",
     "tries": "number",
     "charged": "number",
     "pauses": "number",

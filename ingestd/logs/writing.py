@@ -17,6 +17,7 @@ from typing import Any, Literal, TextIO
 import structlog
 
 from .allowed import ALLOWED, LONGEST_VALUE, WITHHELD, fit, is_place, name_studies
+from .repeats import Repeats
 
 LONGEST_LINE = 4000
 DEEPEST_TRACE = 12
@@ -104,7 +105,7 @@ def configure(
     name_studies(plain=uids == "plain")
     pretty = form == "console" or (form == "auto" and stream is not None and stream.isatty())
     structlog.configure(
-        processors=[_keep_allowed, _stamp, _render_console if pretty else _render_json],
+        processors=[_keep_allowed, Repeats(), _stamp, _render_console if pretty else _render_json],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: SinkLogger(sink),
         cache_logger_on_first_use=False,
