@@ -65,6 +65,24 @@ def test_spool_is_its_owners_alone_and_keeps_its_id(tmp_path):
     assert str(uuid.UUID(first.host)) == first.host
 
 
+def test_removal_that_fails_once_is_finished_by_the_next_try_and_nothing_comes_back(spool, elsewhere, monkeypatch):
+    """It lay hidden in our folder, was called gone, and came back as another file at the next start."""
+    source = source_of(put(elsewhere, "s/x"))
+
+    def fail(*_args, **_more):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", fail)
+        assert spool.remove_source(elsewhere, "s/x", source) is Removal.WAITS
+        assert spool.remove_source(elsewhere, "s/x", source) is Removal.WAITS
+    put(elsewhere, "s/y")
+
+    assert spool.remove_source(elsewhere, "s/x", source) is Removal.REMOVED
+    spool.recover_removals(elsewhere, [])
+    assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == ["y"]
+
+
 def test_many_processes_that_make_one_spool_agree_on_its_id(tmp_path):
     hosts = []
 

@@ -44,7 +44,7 @@ def remove(
     try:
         found = _found(name, folder)
         if found is None:
-            return Removal.GONE
+            return _remove_left(root, source, aside)
         if not _is(found, source) or (read is not None and not _is_untouched(found, name, folder, read, copy)):
             return Removal.CHANGED
         with aside.opened(str(root)) as own_folder:
@@ -93,6 +93,21 @@ def _remove_from(folder: int, name: str, aside: int, source: SourceStat) -> Remo
         return Removal.REMOVED
     put_back(own, aside, name, folder)
     return Removal.WAITS if is_same else Removal.CHANGED
+
+
+def _remove_left(root: Path, source: SourceStat, aside: Aside) -> Removal:
+    """Finish a removal that failed when the file lay aside already: else it would come back at the next start."""
+    done = Removal.GONE
+    for folder in aside.left(str(root)):
+        for name in os.listdir(folder):  # noqa: PTH208 - a descriptor
+            if not _is(look(name, folder), source):
+                continue
+            if _is_being_written(name, folder):
+                return Removal.WAITS
+            os.unlink(name, dir_fd=folder)
+            sync(folder)
+            done = Removal.REMOVED
+    return done
 
 
 def remove_folders(root: Path, folders: Sequence[str]) -> int:
