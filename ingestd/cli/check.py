@@ -29,7 +29,8 @@ def command(*, config: Path | None, as_json: bool, for_start: bool) -> int:
     mended, 77 when that is a matter of permission, and 3 when all is well here but the server does not answer: ingestd
     then takes files in, and sends them when it is back.
 
-    With --for-start it ends with an error only for what keeps ingestd from starting: configuration, spool and ledger.
+    With --for-start it ends with an error only for what keeps ingestd from starting (configuration, inboxes, spool and
+    ledger, judged as `run` judges them), and with the code that `run` would: 75 when another one has the spool.
     A folder that is not there, a full disk or a missing token are told, too, but ingestd starts, says so in its status,
     and goes on with what it can do. That is what the systemd unit runs first.
     """
