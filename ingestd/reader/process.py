@@ -24,6 +24,8 @@ _ENVIRONMENT = (
 _UNKNOWN_SIZE = 1 << 23
 # Canonical digests, comparisons and re-encodings look at every element, some of them in two files.
 _HEAVY = 6
+# A job at hand for longer is slow.
+_TURN_SECONDS = 2.0
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -35,6 +37,7 @@ class Ticket:
     job: Job
     interrupted: int = 0  # how often its child died of another job while it was in line
     short_of_memory: int = 0
+    turns: int = 0  # how often it was put aside because it took long while others waited
 
     @property
     def size_bytes(self) -> int:
@@ -42,6 +45,11 @@ class Ticket:
         if isinstance(self.job, InspectJob) and self.job.expect is not None:
             return self.job.expect.size_bytes
         return _UNKNOWN_SIZE
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long it may occupy a reader that others wait for; longer each time, so that it is done some day."""
+        return _TURN_SECONDS * 2.0**self.turns
 
     @property
     def patience(self) -> int:
@@ -65,6 +73,7 @@ class Child:
         self._cpu_at_begin = 0.0
         self._cpu_seen = 0.0
         self._moved_at = 0.0
+        self._begun_at = 0.0
         board_fd = Board.create()
         try:
             self.process = subprocess.Popen(
@@ -98,7 +107,22 @@ class Child:
         """Whether it may be given another job now: enough to be never idle, little behind a long one."""
         if not self.tickets:
             return True
+        if self.slow is not None:
+            return False
         return len(self.tickets) < self._limits.ahead_jobs and self.ahead_bytes < self._limits.ahead_bytes
+
+    @property
+    def slow(self) -> Ticket | None:
+        """The job at hand if it has proved to take long, now or before."""
+        ticket = self.tickets[0] if self.tickets else None
+        return ticket if ticket is not None and (ticket.turns or self.turn_is_over(boottime())) else None
+
+    def turn_is_over(self, now: float) -> bool:
+        """Whether the job at hand has had its time; others that wait may have the reader."""
+        if not self.tickets or self.tickets[0].serial != self._watched_serial:
+            return False
+        ticket = self.tickets[0]
+        return self.board.serial == ticket.serial and now - self._begun_at > ticket.turn_seconds
 
     def give(self, ticket: Ticket) -> None:
         """Put a job in line; ``send`` writes it."""
@@ -148,7 +172,7 @@ class Child:
             return ""
         work, cpu = self.board.work_bytes, self._cpu_seconds()
         if ticket.serial != self._watched_serial:
-            self._watched_serial = ticket.serial
+            self._watched_serial, self._begun_at = ticket.serial, now
             self._watched_work, self._cpu_at_begin, self._cpu_seen, self._moved_at = work, cpu, cpu, now
             return ""
         if work != self._watched_work or cpu != self._cpu_seen:

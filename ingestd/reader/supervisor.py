@@ -1,7 +1,15 @@
 """Readers: hands jobs to the children, watches over them, and turns their answers and deaths into results.
 
 One thread does all of it and sleeps while nothing happens, though never long. A child's death is blamed on the one job
-its board names; the others in its line are given to the next child. Where the system fails the thread itself (its
+its board names; the others in its line are given to the next child.
+
+A job that occupies its child for more than its turn, a few seconds, is slow. Where others stand behind it, or wait
+while all children are at slow jobs, it is put aside: its child is ended, without blame, and the job goes to the slow
+lane, which never has the last child (a lone child takes from it while nothing else waits). It begins anew with a turn
+twice as long, so it is done some day, or meets its limits. While the lane is not empty the smallest file in line is
+next, but for every fourth time: many slow files come together, and each costs a turn to be known.
+
+Where the system fails the thread itself (its
 selector, its pipes), all children are given up and it begins anew.
 """
 
@@ -48,6 +56,8 @@ class Readers:
         self._wake = wake
         self._lock = threading.Lock()
         self._queue: deque[Ticket] = deque()
+        self._slow: deque[Ticket] = deque()  # the supervisor's thread alone looks at it
+        self._picks = 0
         self._done: list[Read] = []
         self._serial = 0
         self._in_flight = 0
@@ -124,7 +134,7 @@ class Readers:
     def _go_round(self) -> None:
         self._spawn_missing()
         self._hand_out()
-        busy = self._ended or self._queue or any(child and child.tickets for child in self._children)
+        busy = self._ended or self._queue or self._slow or any(child and child.tickets for child in self._children)
         for key, _ in self._selector.select(_WATCH_SECONDS if busy or None in self._children else _IDLE_SECONDS):
             self._serve(key)
         self._watch()
@@ -175,20 +185,49 @@ class Readers:
 
     def _hand_out(self) -> None:
         """Give waiting jobs to the children with room, to the one with the least in line first."""
+        kept = self._kept_for_slow()
         touched: set[Child] = set()
         while True:
-            free = [child for child in self._children if child is not None and child.has_room()]
+            free = [child for child in self._children if child is not None and child not in kept and child.has_room()]
             if not free:
                 break
             with self._lock:
                 if not self._queue:
                     break
-                ticket = self._queue.popleft()
+                ticket = self._next()
             child = min(free, key=lambda each: (each.ahead_bytes, len(each.tickets)))
             child.give(ticket)
             touched.add(child)
+        touched |= self._hand_out_slow()
         for child in touched:
             self._send(child)
+
+    def _next(self) -> Ticket:
+        self._picks += 1
+        if not (self._slow or any(child and child.slow for child in self._children)) or self._picks % 4 == 0:
+            return self._queue.popleft()
+        ticket = min(self._queue, key=lambda each: each.size_bytes)
+        self._queue.remove(ticket)
+        return ticket
+
+    def _kept_for_slow(self) -> list[Child]:
+        """Which children get no more of the others' jobs, so that the slow lane comes to its turn under any load."""
+        quick = [child for child in self._children if child is not None and child.slow is None]
+        quick.sort(key=lambda each: len(each.tickets))
+        return quick[: max(0, min(len(self._slow), len(quick) - 1))]
+
+    def _hand_out_slow(self) -> set[Child]:
+        """Give the slow lane the children it may have, one job to each."""
+        touched: set[Child] = set()
+        at_slow = sum(child is not None and child.slow is not None for child in self._children)
+        for child in self._children:
+            if not self._slow or at_slow >= max(1, len(self._children) - 1):
+                break
+            if child is not None and not child.tickets:
+                child.give(self._slow.popleft())
+                touched.add(child)
+                at_slow += 1
+        return touched
 
     def _send(self, child: Child) -> None:
         # A child that is gone is noticed at its stdout, where its last answers still may stand.
@@ -287,6 +326,30 @@ class Readers:
                 self._end(child, blame=True, cause="more CPU time than a file of its size may take")
             elif overdue == "stalled":
                 self._end(child, blame=False, cause="reading stalled")
+        self._put_aside_slow(now)
+
+    def _put_aside_slow(self, now: float) -> None:
+        """Take the children that others wait for from jobs that have had their turn; the newest of those first."""
+        at_work = [child for child in self._children if child is not None]
+        all_slow = all(child.slow for child in at_work)
+        over = [child for child in at_work if child.turn_is_over(now)]
+        for child in sorted(over, key=lambda each: each.tickets[0].turns):
+            with self._lock:
+                waited_for = len(child.tickets) > 1 or (all_slow and bool(self._queue))
+            if waited_for:
+                self._put_aside(child)
+                all_slow = False
+
+    def _put_aside(self, child: Child) -> None:
+        for fd in (child.stdout, child.stdin):
+            if fd in self._selector.get_map():
+                self._selector.unregister(fd)
+        self._put_away(child)
+        slow, *behind = child.tickets
+        slow.turns += 1
+        self._slow.append(slow)
+        with self._lock:
+            self._queue.extendleft(reversed(behind))
 
     def _end(self, child: Child, *, blame: bool, cause: str) -> None:
         """Give up a child: its job has died (or waits, where the file is not to blame), the others are read anew."""
@@ -325,6 +388,8 @@ class Readers:
                 given_up.append(Read(job=ticket.job, waits="the readers keep ending"))
             else:
                 again.append(ticket)
+        self._slow.extend(ticket for ticket in again if ticket.turns)
+        again = [ticket for ticket in again if not ticket.turns]
         with self._lock:
             self._queue.extendleft(reversed(again))
         self._finish(given_up)
