@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from ingestd.config import load
+from ingestd.daemon.loop import Daemon, Wake
+from ingestd.daemon.notify import Notifier
+from ingestd.daemon.now import read_clocks
+from ingestd.daemon.service import _Asked, _serve, _Signals
 from ingestd.emulator import Emulator
 from tests.running import QUICK_INBOX, Site, wait_until
 from tests.test_daemon_promise import image
@@ -92,3 +100,96 @@ def test_reload_takes_new_settings_over_the_same_spool_and_ledger(tmp_path: Path
         wait_until(lambda: not list(site.spool.glob("files/*/*")), what="the removal")
         assert daemon.is_running()
     assert site.run_once().returncode == 0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"spool": {"path": "./other-spool", "low_water": "10MB"}},
+        {"ledger": "sqlite:///other.db"},
+        {"destination": {"url": "http://127.0.0.1:9/v2", "auth": "none"}},
+    ],
+    ids=["spool", "ledger", "destination"],
+)
+def test_reload_never_changes_what_waiting_files_belong_to(tmp_path: Path, server: Emulator, changed: dict) -> None:
+    """Files that wait would be looked for in another spool, or sent to another server, without a person's word."""
+    site = Site(tmp_path / "site", server.url)
+    with site.start() as daemon:
+        site.configure(**changed)
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
+        (site.drop / "image").write_bytes(image())
+        site.wait_for({"CONFIRMED": 1})
+        assert "config.refused" in daemon.tail()
+        assert not (site.folder / "other-spool").exists()
+        assert not (site.folder / "other.db").exists()
+
+
+def test_reload_takes_new_settings_of_the_log(tmp_path: Path, server: Emulator) -> None:
+    site = Site(tmp_path / "site", server.url, logging={"format": "json"})
+    with site.start() as daemon:
+        site.configure(logging={"format": "console"})
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
+        lines = daemon.log.read_text().splitlines()
+
+    assert lines[0].startswith("{")
+    assert [line for line in lines if "config.reread" in line and not line.startswith("{")]
+
+
+class _Patient(Daemon):
+    """The daemon, with a health that a test decides."""
+
+    healthy = True
+    ticks = 0
+
+    def is_healthy(self) -> bool:
+        return self.healthy
+
+    def tick(self) -> float:
+        self.ticks += 1
+        return min(super().tick(), read_clocks().mono + 0.02)
+
+
+def test_no_sign_of_life_is_given_while_a_worker_makes_no_progress(
+    tmp_path: Path, server: Emulator, monkeypatch
+) -> None:
+    """systemd restarts what gives none (WATCHDOG=1); given all the same, a daemon that hangs would hang for ever."""
+    site = Site(tmp_path / "site", server.url)
+    ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ear.bind(str(tmp_path / "notify"))
+    ear.setblocking(False)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "40000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    heard: list[str] = []
+
+    def listen() -> int:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.extend(ear.recv(65536).decode().splitlines())
+        return heard.count("WATCHDOG=1")
+
+    wake = Wake()
+    signals = _Signals(wake)
+    daemon = _Patient(load(site.config_file), wake=wake)
+
+    def watch() -> None:
+        wait_until(lambda: listen() >= 3, what="signs of life")
+        daemon.healthy = False
+        listen()
+        begun = daemon.ticks
+        wait_until(lambda: daemon.ticks > begun + 3, what="the last sign that was under way")
+        given, begun = listen(), daemon.ticks
+        wait_until(lambda: daemon.ticks > begun + 20, what="time for more signs")
+        assert listen() == given
+        daemon.healthy = True
+        wait_until(lambda: listen() > given, what="signs of life again")
+
+    with ThreadPoolExecutor(1) as pool, ear:
+        daemon.start()
+        watching = pool.submit(watch)
+        watching.add_done_callback(lambda _: (setattr(signals, "asked", _Asked.STOP), wake()))
+        _serve(daemon, signals, Notifier(), lambda: daemon.config, lambda _: None)
+        daemon.close()
+        watching.result()

@@ -198,6 +198,38 @@ def test_any_value_makes_one_short_printable_line(value, key, form):
     assert all(char.isprintable() for char in text.replace("\x1b[", "").rstrip("\n"))
 
 
+@pytest.mark.parametrize("name", ["smith", "john smith", "o'neill", 'a"b', "ct_thorax smith-jones", "x' and smith 'y"])
+def test_no_file_name_passes_for_a_word_of_ours(name):
+    """A file may be called what a sentence could say; only where it stands tells, and Python quotes it there."""
+    stream = written()
+    errors = []
+    for call in (os.rmdir, os.listdir, os.unlink, lambda name: Path(name).replace("elsewhere")):
+        with pytest.raises(OSError) as raised:
+            call(name)
+        errors.append(raised.value)
+
+    for error in errors:
+        structlog.get_logger().error(
+            "spool.not_removed", note=f"a file could not be removed: {error}", error=str(error)
+        )
+
+    said = " ".join(f"{line['note']} {line['error']}" for line in lines(stream))
+    assert "no such file or directory" in said.lower()
+    assert not [word for word in (*re.findall(r"[a-z]{2,}", name), "elsewhere") if re.search(rf"\b{word}\b", said)]
+
+
+@pytest.mark.parametrize("key", ["event", "note"])
+def test_the_console_escapes_what_a_value_could_do_to_a_terminal(key):
+    """The filter lets no such value through today; the renderer must not rest on that."""
+    written(form="console")
+    event = {"at": "2026-01-01T00:00:00Z", "level": "info", "event": "a.b", "note": "x"}
+
+    line = structlog.get_config()["processors"][-1](None, "info", {**event, key: "x\x1b[2Jy\nz\u202e"})
+
+    assert "x\\x1b[2Jy\\x0az\\x202e" in line
+    assert "\n" not in line
+
+
 @pytest.mark.parametrize(
     "said,told",
     [

@@ -58,7 +58,7 @@ def command(*, config: Path | None, as_json: bool, once: bool, timeout: timedelt
     from ingestd.daemon import run_forever, tell_crash
 
     try:
-        run_forever(settings, reread=lambda: _reread(config))
+        run_forever(settings, reread=lambda: load_config(config), adopt=begin_log)
     except Exception as error:
         if in_words(error)[0] is ExitCode.INTERNAL:
             # The journal gets the place in the code; the line that follows is for whoever stands at a terminal.
@@ -82,12 +82,6 @@ def set_up_logs(config: Config) -> None:
 
     logs.configure(level=config.logging.level, form=config.logging.format, uids=config.logging.uids)
     logs.set_key(Spool(config.spool.path).host.encode())
-
-
-def _reread(file: Path | None) -> Config:
-    config = load_config(file)
-    begin_log(config)
-    return config
 
 
 def _once(config: Config, timeout: timedelta, *, as_json: bool) -> int:

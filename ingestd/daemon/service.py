@@ -79,8 +79,10 @@ def _set_up_interpreter() -> None:
     gc.set_threshold(_YOUNG_OBJECTS)
 
 
-def run_forever(config: Config, *, reread: Callable[[], Config]) -> None:
+def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable[[Config], object]) -> None:
     """Run the daemon until SIGTERM or SIGINT; ``reread`` loads the configuration again on SIGHUP.
+
+    ``adopt`` is called with one that was not refused: what it says of the log holds from then on.
 
     Raises SpoolInUse, SpoolError and LedgerError at the start.
     """
@@ -95,7 +97,7 @@ def run_forever(config: Config, *, reread: Callable[[], Config]) -> None:
             try:
                 daemon.start()
                 log.info("daemon.started", version=ingestd.__version__, inboxes=len(daemon.config.inboxes))
-                following = _serve(daemon, signals, notifier, reread)
+                following = _serve(daemon, signals, notifier, reread, adopt)
             except BaseException:
                 daemon.close()
                 raise
@@ -114,7 +116,13 @@ def tell_crash() -> None:
     structlog.get_logger().exception("daemon.crashed")
 
 
-def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callable[[], Config]) -> Daemon | None:
+def _serve(
+    daemon: Daemon,
+    signals: _Signals,
+    notifier: Notifier,
+    reread: Callable[[], Config],
+    adopt: Callable[[Config], object],
+) -> Daemon | None:
     """Turn the loop until it is to stop (None), or another stands that takes its place with a new configuration."""
     ready = False
     following: Daemon | None = None
@@ -143,7 +151,7 @@ def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callab
             signals.asked = None
             if following is not None:
                 following.close(hand_over=True)
-            following = _prepare(_reread(reread, daemon.config), daemon)
+            following = _prepare(_reread(reread, adopt, daemon.config), daemon)
             if following is None:
                 notifier.ready("watching; the changed configuration was refused, see the log")
             daemon.dispatch.stopping = following is not None
@@ -153,7 +161,7 @@ def _serve(daemon: Daemon, signals: _Signals, notifier: Notifier, reread: Callab
         daemon.wait(min(due, alive_at if alive_at != _NEVER else due))
 
 
-def _reread(reread: Callable[[], Config], current: Config) -> Config | None:
+def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], current: Config) -> Config | None:
     log = structlog.get_logger()
     try:
         config = reread()
@@ -174,6 +182,7 @@ def _reread(reread: Callable[[], Config], current: Config) -> Config | None:
         # Waiting files belong to this spool, this ledger, this destination: changing them takes a person and a restart.
         log.error("config.refused", notes=fixed)
         return None
+    adopt(config)
     log.info("config.reread")
     return config
 

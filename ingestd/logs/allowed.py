@@ -47,9 +47,11 @@ _PATTERNS: Mapping[Shape, re.Pattern[str]] = {
 
 # A sentence of our own is let through word by word: lower case, small numbers, and these. A file name, a path, an
 # address, a UID or a patient's name has upper case, slashes, dots or carets in it, and becomes an ellipsis.
-_LOWER = r"[(\[\"']?[a-z][a-z'-]{0,30}[)\]\"']?[,.;:?]?"
+_LOWER = r"[(\[]?[a-z][a-z'-]{0,30}[)\]]?[,.;:?]?"
 _SMALL_NUMBER = r"[(]?[<>=~]?\d{1,4}(\.\d{1,3})?[%)]?[,.;:]?"
 _ERROR_CLASS = r"[A-Z][A-Za-z]{2,40}(Error|Exception|Warning)[,.;:]?"
+# What Python quotes of somebody else's: str(OSError) ends with the file's name, which may be any word, or several.
+_QUOTED = re.compile(r"""(?<![^\s(\[:=])(['"]).*?\1(?![\w'"])""", re.DOTALL)
 _SENTENCE_WORD = re.compile(rf"{_LOWER}|{_SMALL_NUMBER}|{_ERROR_CLASS}|[-+=]")
 _PROPER = frozenset(
     [
@@ -292,7 +294,7 @@ def fit(value: object, shape: Shape) -> object:
 
 
 def _sentence(text: str) -> str:
-    words = (word if _is_ours(word) else ELLIPSIS for word in text.split())
+    words = (word if _is_ours(word) else ELLIPSIS for word in _QUOTED.sub(ELLIPSIS, text).split())
     return " ".join(words)[:LONGEST_VALUE]
 
 
