@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_moved_stays_counted_while_it_is_tried_again(tmp_p
         desk.inboxes.unreadable(candidate)
         assert desk.report().barred == 1
 
-        desk.pass_time(700)
+        desk.pass_time(61)
         [again] = desk.ready_now()
         assert desk.report().in_hand == 1
         assert desk.report().barred == 1

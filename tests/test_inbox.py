@@ -775,6 +775,26 @@ def test_share_that_is_unmounted_and_comes_back(tmp_path):
     assert inner == "[] 1"
 
 
+def test_file_whose_rights_were_mended_is_tried_again_at_once(tmp_path, drop):
+    """Its ctime tells; it waited for up to ten minutes, while somebody stood beside it."""
+    put(drop, "x")
+    with desk_of(tmp_path) as desk:
+        desk.settle(2.1)
+        for _ in range(3):
+            [candidate] = desk.ready_now()
+            desk.inboxes.unreadable(candidate)
+            desk.scan_again()
+            assert desk.ready_now() == [], "nothing was mended"
+            desk.pass_time(61)
+        [candidate] = desk.ready_now()
+        desk.inboxes.unreadable(candidate)
+
+        (drop / "x").chmod(0o600)
+        desk.scan_again()
+
+        assert [one.relative_path for one in desk.ready_now()] == ["x"]
+
+
 def test_drained_means_scanned_since_and_everything_decided(tmp_path, drop):
     put(drop, "x")
     put(drop, "short", b"")

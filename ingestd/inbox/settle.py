@@ -14,7 +14,8 @@ from enum import IntEnum
 
 from .scan import FileStat, is_same
 
-RETRY_MOST = 600.0  # seconds between two tries at a file that cannot be opened, at most
+# Seconds between two tries at a file that cannot be opened or moved, at most: whoever mended its folder stands waiting.
+RETRY_MOST = 60.0
 HELD_RETRY_MOST = 30.0  # seconds between two looks at a file that a writer keeps open, at most
 
 
@@ -136,7 +137,12 @@ class Sights:
         if sight.phase in NOT_OURS:
             return False
         if is_same(sight.stat, seen):
+            was_mended = sight.phase is Phase.UNREADABLE and sight.stat != seen
             sight.stat = seen
+            if was_mended:
+                # Only its ctime is another: somebody gave it other rights, or another owner.
+                sight.tries = 0
+                self._schedule(sight, now)
             return False
         self.start_over(sight, seen, now)
         return True
