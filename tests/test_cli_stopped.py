@@ -63,6 +63,13 @@ def test_a_stopped_daemon_is_told_while_files_lie_in_an_inbox(command, rows):
     write_instance(rows.folder / "drop" / "study" / "image")
 
     assert kinds(command) == ["no_daemon"]
+    assert 0 <= command("status", "--json").json["oldest_unconfirmed_seconds"] < 60
+    assert "none waits" not in command("status").out
+
+
+def test_a_file_that_is_still_being_written_waits_for_no_daemon(command, rows):
+    write_instance(rows.folder / "drop" / "image.part")
+    assert kinds(command) == []
 
 
 def test_a_stopped_daemon_is_told_while_rows_wait(command, rows):

@@ -198,7 +198,9 @@ def test_any_value_makes_one_short_printable_line(value, key, form):
     assert all(char.isprintable() for char in text.replace("\x1b[", "").rstrip("\n"))
 
 
-@pytest.mark.parametrize("name", ["smith", "john smith", "o'neill", 'a"b', "ct_thorax smith-jones", "x' and smith 'y"])
+@pytest.mark.parametrize(
+    "name", ["smith", "john smith", "o'neill", 'a"b', "ct_thorax smith-jones", "x' and smith 'y", "a' smith \"b"]
+)
 def test_no_file_name_passes_for_a_word_of_ours(name):
     """A file may be called what a sentence could say; only where it stands tells, and Python quotes it there."""
     stream = written()

@@ -79,9 +79,9 @@ def test_facts_and_changes_are_all_written():
 
 def test_what_is_remembered_is_bounded():
     log = Log()
-    for number in range(2_000):
+    for number in range(6_000):
         log.write(entry_id=number)
 
-    assert len(log._repeats._faults) <= 512
-    assert log.write(entry_id=1_999) is None
+    assert len(log._repeats._faults) <= 4096
+    assert log.write(entry_id=5_999) is None
     assert LONGEST_WAIT_SECONDS == 600

@@ -93,6 +93,13 @@ class Picture:
     waiting_for_send: int = 0
     stopped: tuple[Alarm, ...] = ()
 
+    @property
+    def oldest_at(self) -> datetime | None:
+        """Since when the oldest unconfirmed file waits, those that only we see while no daemon runs included."""
+        lying = [line.since for line in self.stopped if line.kind == "no_daemon"]
+        known = self.status.oldest_unconfirmed_at if self.status else None
+        return min([*lying, *([known] if known is not None else [])], default=None)
+
 
 def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:
     if value is None:
@@ -215,7 +222,7 @@ def _choice(ledger: Ledger, wanted: Wanted) -> Choice:
 def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
     """Return the picture as JSON values; these names are a contract."""
     status = picture.status
-    oldest = status.oldest_unconfirmed_at if status else None
+    oldest = picture.oldest_at
     called = status.oldest_needs_person_at if status else None
     value: dict[str, Any] = {
         "config": picture.config.file,
@@ -375,7 +382,7 @@ def _head(picture: Picture) -> RenderableType:
     grid.add_row("", state)
     running = f"running, process {picture.pid}" if picture.pid else "not running (start it: ingestd run)"
     grid.add_row("Daemon", Text(running, style="" if picture.pid else "yellow"))
-    oldest = picture.status.oldest_unconfirmed_at if picture.status else None
+    oldest = picture.oldest_at
     age = ago((picture.at - oldest).total_seconds()) if oldest else "none waits"
     grid.add_row("Oldest unconfirmed", Text(age))
     called = picture.status.oldest_needs_person_at if picture.status else None

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from datetime import datetime, timedelta
-from itertools import islice
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ _SHORT_PAUSE = timedelta(minutes=1)
 _A_PERSONS = frozenset({"misconfigured", "not_authorized", "no_token"})
 # Entries of a drop folder that are looked at for a file while no daemon looks.
 _LOOKED_AT_MOST = 5_000
+_UNFINISHED = (".part", ".tmp", "~", "thumbs.db", "desktop.ini", "autorun.inf")
 
 
 def stopped_because(
@@ -43,32 +43,42 @@ def stopped_because(
 def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime) -> Iterator[Alarm]:
     from ingestd.ledger import Alarm
 
-    lying = [plain(inbox.path) for inbox in config.inboxes if inbox.take == "move" and _has_files(inbox.path)]
+    lying = {
+        inbox.path: oldest
+        for inbox in config.inboxes
+        if inbox.take == "move" and (oldest := oldest_file(inbox.path)) is not None
+    }
     if rows or lying:
-        since = status.oldest_unconfirmed_at if status is not None and rows else None
+        known = status.oldest_unconfirmed_at if status is not None and rows else None
+        where = ", ".join(plain(path) for path in lying)
         yield Alarm(
             kind="no_daemon",
             about="",
-            note="no ingestd runs, and files wait" + (f" in {', '.join(lying)}" if lying else " to be sent or proven"),
+            note="no ingestd runs, and files wait" + (f" in {where}" if lying else " to be sent or proven"),
             next_step="start it: systemctl start ingestd, or `ingestd run`; why it ended: journalctl -u ingestd",
-            since=since or at,
+            since=min([*lying.values(), *([known] if known is not None else [])], default=at),
         )
 
 
-def _has_files(root: Path) -> bool:
-    """Whether any file that would be taken in lies there; a folder that cannot be listed has none that we know of."""
-    files = (
-        name
-        for _folder, folders, names in os.walk(root)
-        if _leave_out_hidden(folders)
-        for name in (names or [""])  # an empty folder is one look, too
-    )
-    return any(name and not name.startswith(".") for name in islice(files, _LOOKED_AT_MOST))
-
-
-def _leave_out_hidden(folders: list[str]) -> bool:
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    return True
+def oldest_file(root: Path) -> datetime | None:
+    """Say since when the oldest file that would be taken in lies there, as far as a look at some thousand tells."""
+    oldest: float | None = None
+    looked = 0
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            looked += 1
+            if name.startswith(".") or name.lower().endswith(_UNFINISHED):
+                continue
+            try:
+                changed = os.lstat(Path(folder, name)).st_ctime
+            except OSError:
+                continue  # gone meanwhile
+            oldest = changed if oldest is None else min(oldest, changed)
+        looked += 1
+        if looked >= _LOOKED_AT_MOST:
+            break
+    return None if oldest is None else datetime.fromtimestamp(oldest, UTC)
 
 
 def _paused(destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:

@@ -51,7 +51,7 @@ _LOWER = r"[(\[]?[a-z][a-z'-]{0,30}[)\]]?[,.;:?]?"
 _SMALL_NUMBER = r"[(]?[<>=~]?\d{1,4}(\.\d{1,3})?[%)]?[,.;:]?"
 _ERROR_CLASS = r"[A-Z][A-Za-z]{2,40}(Error|Exception|Warning)[,.;:]?"
 # What Python quotes of somebody else's: str(OSError) ends with the file's name, which may be any word, or several.
-_QUOTED = re.compile(r"""(?<![^\s(\[:=])(['"]).*?\1(?![\w'"])""", re.DOTALL)
+_QUOTED = re.compile(r"""(?<![^\s(\[:=])(['"])(?:\\.|(?!\1).)*\1(?![\w'"])""", re.DOTALL)
 _SENTENCE_WORD = re.compile(rf"{_LOWER}|{_SMALL_NUMBER}|{_ERROR_CLASS}|[-+=]")
 _PROPER = frozenset(
     [

@@ -19,11 +19,11 @@ from ingestd.clocks import boottime
 FIRST_WAIT_SECONDS = 5.0
 LONGEST_WAIT_SECONDS = 600.0
 # So many different faults are remembered; the one that was written longest ago is forgotten first.
-_MOST = 512
+_MOST = 4096
 # Numbers that say what it is about, or what came back; all others count.
 _NAMING = frozenset({"entry_id", "holder_id", "candidate_id", "attempt_id", "errno", "status", "http_status"})
-# Written on change alone by whoever writes it (daemon/alarms.py): held back, its end would stand without its beginning.
-_ON_CHANGE = frozenset({"alarm.raised"})
+# Facts, not tries: written on change alone by whoever writes them, or the answer to what a person has just done.
+_ON_CHANGE = frozenset({"alarm.raised", "clock.set", "config.refused", "spool.orphan_found", "inbox.stranded"})
 
 
 class _Fault:
