@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger
@@ -43,12 +44,12 @@ def as_directory(content: bytes) -> bytes:
     ],
 )
 def test_file_damaged_after_it_was_admitted_needs_a_person(
-    tmp_path: Path, server: Emulator, capsys: pytest.CaptureFixture[str], damage, reason: str | None
+    tmp_path: Path, server: Emulator, damage, reason: str | None
 ) -> None:
     """It ended as ``not_dicom``, which is clutter: nobody needed to look, exit 0, and no line in the log."""
     config = configure(tmp_path, server)
     (tmp_path / "drop" / "image").write_bytes(image())
-    with running(config) as daemon:
+    with structlog.testing.capture_logs() as logged, running(config) as daemon:
         daemon.dispatch.stopping = True
         turn(daemon, lambda: states(config) == {"PENDING": 1})
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
@@ -62,7 +63,7 @@ def test_file_damaged_after_it_was_admitted_needs_a_person(
     assert entry.state is State.REJECTED
     assert reason in (None, str(entry.reason))
     assert (status.needs_person, status.clutter) == (1, 0)
-    assert "inbox.rejected" in capsys.readouterr().out
+    assert "inbox.rejected" in {line["event"] for line in logged}
 
 
 def test_bytes_written_after_confirmation_that_are_no_image_need_a_person(tmp_path: Path, server: Emulator) -> None:
