@@ -188,6 +188,7 @@ def test_unfinished_names_are_told_when_they_outlive_their_time(tmp_path):
         assert (desk.report().ignored, desk.report().stale_ignored) == (9, 4)
 
 
+@pytest.mark.slow
 def test_what_a_daemon_cannot_take_is_told_while_it_lasts(tmp_path):
     """Folders too deep, and files under a name that no writer will change any more."""
     with Emulator(tmp_path / "server") as server:

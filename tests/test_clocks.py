@@ -295,6 +295,7 @@ def test_clock_that_is_set_while_files_wait_delays_nothing_and_is_told(tmp_path:
 
 
 @requires_compiler
+@pytest.mark.slow
 def test_clock_set_forward_between_two_absences_shortens_nothing(tmp_path: Path, server: Emulator):
     """An hour forward, the wait between two absences was over at once, and an instance on its way was sent twice."""
     clock = MovingClock(tmp_path)
@@ -312,6 +313,7 @@ def test_clock_set_forward_between_two_absences_shortens_nothing(tmp_path: Path,
 
 
 @requires_compiler
+@pytest.mark.slow
 def test_two_absences_are_seen_by_one_process(tmp_path: Path, server: Emulator):
     """What another process saw, by a clock that nobody vouches for, is no first absence of ours."""
     clock = MovingClock(tmp_path)

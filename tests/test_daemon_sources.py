@@ -87,6 +87,7 @@ def test_folders_that_we_emptied_are_removed_and_others_stay(tmp_path: Path) -> 
     assert sorted(path.name for path in site.drop.rglob("*")) == ["never used", "never used", "study"]
 
 
+@pytest.mark.slow
 def test_a_squatted_name_of_ours_is_told_while_removals_go_on(tmp_path: Path, elsewhere: Path) -> None:
     with Emulator() as server:
         site = Site(tmp_path / "site", server.url, inboxes=[{"path": str(elsewhere), **QUICK_INBOX}])

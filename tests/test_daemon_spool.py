@@ -100,6 +100,7 @@ def test_rows_whose_spool_is_away_wait_for_it(tmp_path: Path, server: Emulator) 
         turn(daemon, lambda: states(config) == {"CONFIRMED": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 3], ids=["the look after the rename", "and the looks that follow"])
 def test_file_that_left_its_folder_and_cannot_be_looked_at_is_adopted_at_once(
     tmp_path: Path, server: Emulator, library: Path, times: int

@@ -46,6 +46,7 @@ def states_of(site: Site, names: Sequence[str]) -> set[State]:
     return {site.entry_of(name).state for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, posts_since", [("feed", 0), ("feed", 1), ("query", 0)])
 def test_server_restored_from_an_older_backup_is_noticed_before_our_copies_go(
     tmp_path: Path, server: EmulatorProcess, kind: str, posts_since: int
@@ -80,6 +81,7 @@ def test_server_restored_from_an_older_backup_is_noticed_before_our_copies_go(
     assert states_of(site, LOST) == {State.CONFIRMED}
 
 
+@pytest.mark.slow
 def test_no_copy_goes_while_the_server_cannot_be_asked(tmp_path: Path, server: EmulatorProcess) -> None:
     """A server that is down may be about to come back as it was days ago."""
     site = Site(tmp_path / "feed", server.url)

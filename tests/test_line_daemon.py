@@ -279,6 +279,7 @@ def reported(site: Site) -> Counter[str]:
     return Counter(inboxes[0]["counts"] if inboxes else {})
 
 
+@pytest.mark.slow
 def test_spool_without_room_leaves_the_file_where_it_is_until_there_is(
     small_disk: Path, tmp_path: Path, server: Emulator
 ):

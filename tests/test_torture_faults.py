@@ -97,6 +97,7 @@ class _OneLeft(Trial):
         return super()._in_drop() | {"IM0001"}
 
 
+@pytest.mark.slow
 def test_trial_says_so_when_a_file_is_lost_or_left(library: Path, archive: EmulatorProcess, tmp_path: Path):
     trial = _OneMore(tmp_path / "lost", archive, NO_FAULT, library)
     trial.run(once=True, mixed=False, elsewhere=False, late=False)

@@ -232,6 +232,7 @@ def test_explain_tells_a_file_that_was_compared_from_one_that_was_not(tmp_path: 
 # What becomes of it when a copy is not ours.
 
 
+@pytest.mark.slow
 def test_mismatch_on_a_trusted_server_calls_a_person_and_compares_what_was_not(tmp_path: Path, server: Emulator):
     site = site_of(tmp_path, server, trusted=True, reconcile={"sample": "0%"}, spool={"retain": "3s"})
     study_uid = fresh_uid(1)
@@ -354,6 +355,7 @@ def test_instance_that_is_listed_and_not_found_alone_is_found_in_its_series(tmp_
     assert file_of(server.url, image.identity) is not None
 
 
+@pytest.mark.slow
 def test_file_that_the_server_answers_nothing_about_is_refused_in_the_end(tmp_path: Path, server: Emulator):
     """Orthanc answers 200 with both sequences empty to what it cannot parse: it was sent again and again."""
     site = site_of(tmp_path, server, reconcile={"absence_wait": "100ms"})
