@@ -436,12 +436,12 @@ def test_unreadable_file_is_reported_and_tried_again(tmp_path, drop):
         desk.inboxes.unreadable(desk.ready_now()[0])
         assert desk.ready_now() == []
         assert desk.report().unreadable == 1
-        desk.pass_time(31)
+        desk.pass_time(1.1)
         (candidate,) = desk.ready_now()
         desk.inboxes.unreadable(candidate)
-        desk.pass_time(31)
+        desk.pass_time(1.1)
         assert desk.ready_now() == []
-        desk.pass_time(31)
+        desk.pass_time(1)
 
         assert names(desk.ready_now()) == ["x"]
         assert desk.report().unreadable == 0
@@ -793,6 +793,42 @@ def test_file_whose_rights_were_mended_is_tried_again_at_once(tmp_path, drop):
         desk.scan_again()
 
         assert [one.relative_path for one in desk.ready_now()] == ["x"]
+
+
+def test_file_that_could_not_be_opened_is_tried_again_within_seconds_and_ever_later(tmp_path, drop):
+    """A fault that passed at once (EIO, a share that stammered) cost it half a minute."""
+    put(drop, "x")
+    with desk_of(tmp_path) as desk:
+        desk.settle(2.1)
+        waits = []
+        [candidate] = desk.ready_now()
+        for _ in range(8):
+            desk.inboxes.unreadable(candidate)
+            failed_at = desk.now
+            while not (ready := desk.ready_now()):
+                desk.pass_time(0.5)
+            waits.append(desk.now - failed_at)
+            [candidate] = ready
+    assert waits[0] < 2, waits
+    assert waits[:-1] == sorted(waits[:-1]), waits
+    assert 59 < waits[-1] < 62, waits
+
+
+def test_file_that_we_gave_back_is_not_taken_for_mended_again_and_again(tmp_path, drop):
+    """A rename into the spool and back, on a failing disk, sets the ctime too: it was tried without any wait."""
+    put(drop, "x")
+    with desk_of(tmp_path) as desk:
+        desk.settle(2.1)
+        tries = 0
+        for _ in range(30):
+            for candidate in desk.ready_now():
+                (drop / "x").rename(tmp_path / "x")
+                (tmp_path / "x").rename(drop / "x")
+                desk.inboxes.unreadable(candidate)
+                tries += 1
+            desk.scan_again()
+            desk.pass_time(0.1)
+        assert tries <= 6, "within 3 s; waits grow from one second"
 
 
 def test_drained_means_scanned_since_and_everything_decided(tmp_path, drop):

@@ -15,7 +15,7 @@ import pytest
 from ingestd.inbox import Watch
 from ingestd.inbox.mounts import Mount, mount_of, parse_mountinfo
 from ingestd.inbox.watch import MOST_EVENTS, MOST_FOLDERS, MOST_PATHS, Hints, Watcher
-from tests.inboxing import Desk, policy, quick_folder
+from tests.inboxing import Desk, candidate_of, policy, quick_folder
 
 SYSCTL = Path("/proc/sys/fs/inotify")
 
@@ -53,6 +53,21 @@ def armed(tmp_path, *policies, **options):
     desk.inboxes.open()
     desk.look_until(lambda _: all(report.scans for report in desk.inboxes.reports()))
     return desk
+
+
+@contextmanager
+def as_another_user(folder):
+    """Be nobody, whom rights bind, where root runs the tests; the folder becomes theirs."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 65534, 65534)
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 def take_all(desk, wanted, limit=60):
@@ -164,6 +179,51 @@ def test_folder_renamed_inside_the_inbox_is_followed(tmp_path, drop):
 
         assert [one.relative_path for one in desk.ready_now()] == ["after/x"]
         assert desk.report().watching == "events"
+
+
+@pytest.mark.parametrize("mended", ["a/b/x", "a/b", "a", "."])
+def test_what_is_barred_is_tried_again_at_once_when_rights_are_mended_on_its_way(tmp_path, drop, mended):
+    """It was found out within a minute only, while somebody stood beside it, unless it was the file's own."""
+    (drop / "a/b").mkdir(parents=True)
+    (drop / "a/b/x").write_bytes(b"x")
+    (drop / "y").write_bytes(b"x")
+    with armed(tmp_path) as desk:
+        desk.settle(2.1)
+        for _ in range(8):
+            for candidate in desk.ready_now():
+                desk.inboxes.unreadable(candidate)
+            desk.pass_time(61)
+        assert {candidate.relative_path for candidate in desk.ready_now()} == {"a/b/x", "y"}
+        for name in ("a/b/x", "y"):
+            desk.inboxes.unreadable(candidate_of(drop, name))
+        assert desk.ready_now() == []
+
+        (drop / mended).chmod(0o750)
+
+        wanted = {"a/b/x", "y"} if mended == "." else {"a/b/x"}
+        assert {one.relative_path for one in desk.look_until(lambda came: len(came) == len(wanted), limit=5)} == wanted
+
+
+@pytest.mark.parametrize("named", ["itself", "its folder"])
+def test_folder_that_could_not_be_listed_is_looked_into_and_watched_once_it_may_be(quick, named):
+    """Nothing said that its rights were mended, and no event ever came from it."""
+    drop = quick / "drop-a"
+    closed = drop / "study"
+    (closed / "series").mkdir(parents=True)
+    (closed / "series/x").write_bytes(b"x")
+    shut = closed if named == "itself" else closed / "series"
+    with as_another_user(quick):
+        shut.chmod(0)
+        with armed(quick) as desk:
+            desk.scan_again()
+            assert desk.report().barred == 1
+            scans = desk.report().scans
+
+            shut.chmod(0o700)
+            desk.look_until(lambda _: desk.report().waiting_settle == 1, limit=5)
+            (closed / "series/y").write_bytes(b"y")
+            desk.look_until(lambda _: desk.report().waiting_settle == 2, limit=5)
+            assert desk.report().scans == scans
 
 
 def test_hidden_and_ignored_files_raise_no_hint(tmp_path, drop):
@@ -346,6 +406,20 @@ def test_hints_stay_bounded_and_say_what_they_left_out():
     paths, folders, lost = hints.take()
     assert len(folders) == MOST_FOLDERS
     assert lost
+
+
+def test_hints_of_mended_rights_stay_bounded_and_mean_everything_in_the_end():
+    hints = Hints("/in", lambda: None)
+    hints.mended("/in", is_folder=True)
+    hints.mended("/in/a/x", is_folder=False)
+    hints.mended("/elsewhere", is_folder=True)
+    assert hints.take_mended() == {"": True, "a/x": False}
+    for number in range(MOST_FOLDERS + 10):
+        hints.mended(f"/in/{number}", is_folder=False)
+    mended = hints.take_mended()
+    assert mended[""]
+    assert len(mended) == MOST_FOLDERS + 1
+    assert hints.take_mended() == {}
 
 
 def test_events_that_nobody_will_read_are_left_out_but_not_forgotten():

@@ -60,7 +60,6 @@ class Drop:
         self._root_path = str(self._root)
         self._prefix = self._root_path.rstrip("/") + "/"
         self._wake = wake
-        self._scan_every = scan_every
         self._spool_device = spool_device
         self._spool_mount = spool_mount
         self._names = Names(policy.ignore, only=policy.only)
@@ -128,8 +127,14 @@ class Drop:
         """Do jobs until ``until`` (``time.perf_counter``) or until there is nothing to do now."""
         self._now = now
         self._guard.answers(self._hands.busy_seconds, PATIENCE)
-        if self._guard.watcher is not None and self._hinted.take_from(self._guard.watcher):
-            self._scanning.want()
+        if self._guard.watcher is not None:
+            mended = self._guard.watcher.hints.take_mended()
+            self.sights.mended(mended, now)
+            if self._stock.folders_are_barred:
+                for folder in (path for path, is_folder in mended.items() if is_folder):
+                    self._hinted.name_folder(folder, deep=True)
+            if self._hinted.take_from(self._guard.watcher):
+                self._scanning.want()
         while self._finish():
             if now >= self._next_look_at:
                 self._look_at_root(now)
@@ -257,7 +262,7 @@ class Drop:
         sight = self._sight_of(candidate)
         if sight is not None:
             self._hinted_again.discard(sight.path)
-            self.sights.wait_for_access(sight, self._now, self._scan_every)
+            self.sights.wait_for_access(sight, self._now)
 
     def observe(self, candidate: Candidate) -> None:
         """Settle a file that lies in the spool."""
@@ -306,6 +311,7 @@ class Drop:
 
     def _root_seen(self, root: Root, now: float) -> None:
         if self._guard.root_seen(root, now):
+            self.sights.mended(("",), now)
             self._drop_walk()
             self._scanning.want_at_once()
             if self._guard.is_remote != self._hands.is_apart:
@@ -403,7 +409,7 @@ class Drop:
                 continue
             if seen is None:
                 if verdict is Glance.NO_ACCESS:
-                    self.sights.wait_for_access(sight, now, self._scan_every)
+                    self.sights.wait_for_access(sight, now)
                 else:
                     self.sights.vanished += verdict is Glance.GONE
                     self._forget(sight)

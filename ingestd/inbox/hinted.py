@@ -26,13 +26,17 @@ class Hinted:
             if path not in self.paths and not self._is_outside(path):
                 self.paths[path] = None
         for folder, deep in folders.items():
-            if not self._is_outside(folder):
-                self.folders[folder] = deep or self.folders.get(folder, False)
+            self.name_folder(folder, deep=deep)
         if len(self.paths) > MOST or len(self.folders) > MOST:
             self.paths.clear()
             self.folders.clear()
             return True
         return lost
+
+    def name_folder(self, folder: str, *, deep: bool) -> None:
+        """Have a folder walked soon, unless it is none of ours; ``deep``: with everything below."""
+        if not self._is_outside(folder):
+            self.folders[folder] = deep or self.folders.get(folder, False)
 
     def _is_outside(self, path: str) -> bool:
         """Whether this path is none of ours: ignored, another inbox, or the spool."""

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Collection, Iterator
 from enum import IntEnum
 
 from .scan import FileStat, is_same
 
-# Seconds between two tries at a file that cannot be opened or moved, at most: whoever mended its folder stands waiting.
+# Seconds between two tries at a file that cannot be opened or moved: most such faults pass at once, and whoever mended
+# a folder where no events tell of it stands waiting.
+RETRY_FIRST = 1.0
 RETRY_MOST = 60.0
 HELD_RETRY_MOST = 30.0  # seconds between two looks at a file that a writer keeps open, at most
 
@@ -38,7 +41,7 @@ _DUE_SOON = frozenset({Phase.ASKED, Phase.SETTLING, Phase.HELD})
 class Sight:
     """What we know of one file; ``since`` is when we first saw it as it is."""
 
-    __slots__ = ("barred", "by_scan", "due", "final", "outside", "path", "phase", "since", "stat", "tries")
+    __slots__ = ("barred", "by_scan", "due", "final", "hastened", "outside", "path", "phase", "since", "stat", "tries")
 
     def __init__(self, path: str, seen: FileStat, now: float, *, by_scan: bool) -> None:
         self.path = path
@@ -51,6 +54,7 @@ class Sight:
         self.outside = ""  # the absolute path of a file that lies in the spool
         self.barred = False  # the last try to open it, to read it or to move it failed
         self.tries = 0
+        self.hastened = 0  # how many of these tries a new ctime brought about
 
 
 class Sights:
@@ -125,7 +129,7 @@ class Sights:
         sight.since = now
         sight.final = False
         sight.barred = False
-        sight.tries = 0
+        sight.tries = sight.hastened = 0
         self._move(sight, Phase.SETTLING)
         self._schedule(sight, now + self.settle)
 
@@ -137,11 +141,12 @@ class Sights:
         if sight.phase in NOT_OURS:
             return False
         if is_same(sight.stat, seen):
-            was_mended = sight.phase is Phase.UNREADABLE and sight.stat != seen
+            is_touched = sight.stat != seen
             sight.stat = seen
-            if was_mended:
-                # Only its ctime is another: somebody gave it other rights, or another owner.
-                sight.tries = 0
+            if is_touched and sight.phase is Phase.UNREADABLE and 2 * sight.hastened < sight.tries:
+                # Only its ctime is another: somebody gave it other rights, or another owner. Or we did, when we moved
+                # it and had to give it back; so every other try waits for its time.
+                sight.hastened += 1
                 self._schedule(sight, now)
             return False
         self.start_over(sight, seen, now)
@@ -178,6 +183,16 @@ class Sights:
             sight.tries = 0
             self._schedule(sight, max(now, sight.since + self.settle))
 
+    def mended(self, paths: Collection[str], now: float) -> None:
+        """Try at once what is barred at one of these paths or below it ("": all): it may have other rights by now."""
+        if not paths:
+            return
+        for sight in self._by_path.values():
+            if sight.barred and any(above in paths for above in _ways(sight.path)):
+                sight.tries = sight.hastened = 0
+                if sight.phase is Phase.UNREADABLE:
+                    self._schedule(sight, now)
+
     def answered_unknown(self, sight: Sight, now: float) -> None:
         """Settle a file that the ledger does not know."""
         if sight.phase is Phase.ASKED:
@@ -198,7 +213,7 @@ class Sights:
         sight.final = True
         self._schedule(sight, sight.since + self.incomplete_after)
 
-    def wait_for_access(self, sight: Sight, now: float, first_wait: float) -> None:
+    def wait_for_access(self, sight: Sight, now: float) -> None:
         """Try again later, and ever later: the file cannot be opened or read."""
         if sight.phase is not Phase.UNREADABLE and self._phases[Phase.UNREADABLE] >= self.most:
             self.give_up(sight)
@@ -206,7 +221,7 @@ class Sights:
         self._move(sight, Phase.UNREADABLE)
         sight.barred = True
         sight.tries += 1
-        self._schedule(sight, now + min(RETRY_MOST, first_wait * 2 ** min(sight.tries - 1, 10)))
+        self._schedule(sight, now + min(RETRY_MOST, RETRY_FIRST * 2 ** min(sight.tries - 1, 10)))
 
     def give_up(self, sight: Sight) -> None:
         """Stop watching: there are too many; a later scan finds the file again."""
@@ -235,3 +250,11 @@ class Sights:
 
     def _is_current(self, due: float, sight: Sight) -> bool:
         return sight.due == due and self._by_path.get(sight.path) is sight and sight.phase is not Phase.OUT
+
+
+def _ways(path: str) -> Iterator[str]:
+    """Name a path, the folders that it lies in, and the inbox itself ("")."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+    yield ""

@@ -31,6 +31,11 @@ class Stock:
         self._taken = [0, 0]
         self._folders_taken = [0, 0]
 
+    @property
+    def folders_are_barred(self) -> bool:
+        """Whether the last complete scan met folders that it could not look into."""
+        return bool(self._counts.unreadable or self._counts.faults)
+
     def take_folders(self, count: int) -> None:
         """Count folders that leave by our own hand."""
         self._folders_taken[0] += count

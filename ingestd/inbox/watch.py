@@ -19,6 +19,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -49,11 +50,17 @@ _NEWS = Mask(
     InotifyConstants.IN_CLOSE_WRITE
     | InotifyConstants.IN_MOVED_TO
     | InotifyConstants.IN_CREATE  # folders, and hard links, which nobody closes
+    | InotifyConstants.IN_ATTRIB  # other rights, another owner
     | InotifyConstants.IN_DELETE_SELF
     | InotifyConstants.IN_MOVE_SELF  # a folder that left goes on raising events in its old name
     | InotifyConstants.IN_ONLYDIR
 )
-_FILE_NEWS = InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_MOVED_TO | InotifyConstants.IN_CREATE
+_FILE_NEWS = (
+    InotifyConstants.IN_CLOSE_WRITE
+    | InotifyConstants.IN_MOVED_TO
+    | InotifyConstants.IN_CREATE
+    | InotifyConstants.IN_ATTRIB
+)
 _OUT_OF_WATCHES = frozenset({errno.ENOSPC, errno.ENOMEM})
 
 
@@ -67,6 +74,7 @@ class Hints:
         self._lock = threading.Lock()
         self._paths: dict[str, None] = {}
         self._folders: dict[str, bool] = {}  # relative path: whether everything below it is meant
+        self._mended: dict[str, bool] = {}  # relative path, "" for the inbox itself: whether it is a folder
         self._lost = False
         self._events = 0
         self.overflows = 0
@@ -95,6 +103,18 @@ class Hints:
                 self._name_folder(path[len(self._prefix) :], deep=True)
                 self._ring()
 
+    def mended(self, path: str, *, is_folder: bool) -> None:
+        """Name a file or a folder (absolute path) whose rights are others now, or its owner or times."""
+        with self._lock:
+            self._events += 1
+            if (path + "/").startswith(self._prefix):
+                relative = path[len(self._prefix) :]
+                if len(self._mended) < MOST_FOLDERS or relative in self._mended:
+                    self._mended[relative] = is_folder
+                else:
+                    self._mended[""] = True
+                self._ring()
+
     def lose(self, *, overflow: bool = False) -> None:
         """Note that events were lost: the whole inbox has to be looked at."""
         with self._lock:
@@ -115,7 +135,7 @@ class Hints:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to take."""
-        return not (self._lost or self._paths or self._folders)
+        return not (self._lost or self._paths or self._folders or self._mended)
 
     def take(self) -> tuple[list[str], dict[str, bool], bool]:
         """Take all hints: files, folders (True: with all below), and whether events were lost."""
@@ -126,6 +146,12 @@ class Hints:
             self._lost = self.is_drowned = self._has_rung = False
             self._events = 0
         return paths, folders, lost
+
+    def take_mended(self) -> dict[str, bool]:
+        """Take what was mended, as relative paths ("" for the inbox itself), and whether each is a folder."""
+        with self._lock:
+            mended, self._mended = self._mended, {}
+        return mended
 
     def _name_folder(self, relative: str, *, deep: bool) -> None:
         if len(self._folders) < MOST_FOLDERS or relative in self._folders:
@@ -174,7 +200,24 @@ class _Reader(InotifyFD):
             return
         if event.mask & _FILE_NEWS and not event.is_directory and not self._hints.count():
             return
+        if event.is_attrib and event.is_directory and event.name and not self._is_watched(event):
+            # It could not be watched, nor what is in it; from now on it may be as if it had just come.
+            event = replace(event, mask=Mask(InotifyConstants.IN_CREATE | InotifyConstants.IN_ISDIR))
         super().handle_event(event)
+
+    def _is_watched(self, event: InotifyEvent) -> bool:
+        """Whether the folder that this event names is watched itself."""
+        with self._lock:
+            watch = self._watch_for_wd.get(event.wd)
+            groups = list(watch.callbacks.values()) if watch is not None else []
+        for group in groups:
+            assert isinstance(group, InotifyWatchGroup), "the emitter makes no other"
+            with group._lock:  # noqa: SLF001 - watchdog does not tell what it watches
+                above = group._active_callbacks_by_watch.get(event.wd)  # noqa: SLF001
+                # Where the kernel refuses (EACCES), watchdog keeps -1.
+                if above is None or group._active_callbacks_by_path.get(above + b"/" + event.name, -1) < 0:  # noqa: SLF001
+                    return False
+        return True
 
     def _let_go_of(self, moved: Descriptor) -> None:
         """Watch a folder that was moved no longer, nor what is below it, unless it lies where its events say."""
@@ -262,6 +305,8 @@ def hint(hints: Hints, event: FileSystemEvent) -> None:
                 hints.folder(path)
             else:
                 hints.file(path)
+        elif event.event_type == "attrib":
+            hints.mended(os.fsdecode(event.src_path), is_folder=event.is_directory)
         elif event.event_type == "deleted" and event.is_directory:
             hints.lose()
     except Exception:  # noqa: BLE001 - see Hints._ring
