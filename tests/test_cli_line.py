@@ -144,6 +144,7 @@ def test_send_leaves_the_files_and_sends_nothing_twice(site, server, tmp_path):
     assert sorted(uid for uid in sent if uid in ours) == sorted(ours)
 
 
+@pytest.mark.slow
 def test_send_tells_what_is_wrong_and_what_was_left_alone(site, tmp_path):
     folder = tmp_path / "export"
     whole = write_instance(folder / "whole")
@@ -158,6 +159,7 @@ def test_send_tells_what_is_wrong_and_what_was_left_alone(site, tmp_path):
     assert "1 ignored, 1 not regular" in ran.stdout
 
 
+@pytest.mark.slow
 def test_send_says_again_what_needs_a_person_until_it_is_mended(site, tmp_path):
     """Who empties a folder after exit code 0 must not lose what the server never got."""
     folder = tmp_path / "export"

@@ -209,6 +209,7 @@ def test_what_a_daemon_cannot_take_is_told_while_it_lasts(tmp_path):
             assert site.command("status", "--exit-code").returncode == ExitCode.DONE
 
 
+@pytest.mark.slow
 def test_a_wrong_path_on_the_server_is_told(tmp_path):
     """A 404 to every post was "answered 0 s ago" and nothing else."""
     with Emulator(tmp_path / "server") as server:
@@ -221,6 +222,7 @@ def test_a_wrong_path_on_the_server_is_told(tmp_path):
             assert site.status()["destination"]["last_ok_at"] == answered_at
 
 
+@pytest.mark.slow
 def test_an_immutable_file_is_told(tmp_path):
     with Emulator(tmp_path / "server") as server:
         site = Site(tmp_path / "site", server.url)

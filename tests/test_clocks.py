@@ -267,6 +267,7 @@ def history_of(site: Site) -> list[Event]:
 
 
 @requires_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [-HOURS, HOURS], ids=["back", "forward"])
 def test_clock_that_is_set_while_files_wait_delays_nothing_and_is_told(tmp_path: Path, server: Emulator, by: timedelta):
     """Three hours back: what was PENDING, STORED or deferred waited three hours, and status said that it is 0 s old."""

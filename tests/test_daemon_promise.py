@@ -188,6 +188,7 @@ def test_ledger_that_is_locked_for_a_while_ends_nothing(
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
 
 
+@pytest.mark.slow
 def test_spool_file_that_cannot_be_removed_stops_nothing_else(tmp_path: Path, server: Emulator) -> None:
     """It ended the daemon, at every start anew."""
     config = configure(tmp_path, server, retain="0s")

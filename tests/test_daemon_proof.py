@@ -190,6 +190,7 @@ def test_once_nothing_is_left_to_post_the_feed_is_read_again_soon(tmp_path: Path
     assert site.states() == {"CONFIRMED": 1}
 
 
+@pytest.mark.slow
 def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(tmp_path: Path, server: Emulator):
     """While somebody waits for the end, the whole lag is read at the interval only: it may be 20,000 entries."""
     site = Site(tmp_path / "site", server.url, reconcile={"interval": "1h", "grace": "1h", "lag": "1m"})

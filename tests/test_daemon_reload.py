@@ -45,6 +45,7 @@ def failing_share(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return share, Injector(library, tmp_path / "rule", fault, str(share)).environment
 
 
+@pytest.mark.slow
 def test_folder_that_cannot_be_looked_at_keeps_no_other_down(
     tmp_path: Path, server: Emulator, failing_share: tuple[Path, dict[str, str]]
 ) -> None:
@@ -88,6 +89,7 @@ def test_reload_that_cannot_be_built_closes_nothing(tmp_path: Path, server: Emul
         assert "config.refused" in daemon.tail()
 
 
+@pytest.mark.slow
 def test_reload_takes_new_settings_over_the_same_spool_and_ledger(tmp_path: Path, server: Emulator) -> None:
     site = Site(tmp_path / "site", server.url, spool={"path": "./spool", "low_water": "10MB", "retain": "24h"})
     with site.start() as daemon:

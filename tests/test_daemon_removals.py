@@ -41,6 +41,7 @@ def pass_seconds(seconds: float) -> object:
     return lambda: time.monotonic() > until
 
 
+@pytest.mark.slow
 def test_disk_of_which_nothing_can_be_said_lets_no_kept_file_go(tmp_path: Path, server: Emulator) -> None:
     """One statvfs that failed took ``retain`` for zero, and every kept copy of confirmed files went."""
     strace = shutil.which("strace")
@@ -139,6 +140,7 @@ def test_bytes_written_after_confirmation_are_a_new_arrival(
     assert "written to after that" in story.history[-1].note
 
 
+@pytest.mark.slow
 def test_duplicate_written_to_after_its_holder_was_confirmed_is_a_new_arrival(tmp_path: Path, server: Emulator) -> None:
     config = configure(tmp_path, server, retain="0s")
     with running(config) as daemon:

@@ -59,6 +59,7 @@ def test_copied_source_is_removed_and_not_taken_twice(tmp_path: Path, elsewhere:
         assert {state: count for state, count in ledger.counts().items() if count} == {State.CONFIRMED: 3}
 
 
+@pytest.mark.slow
 def test_folders_that_we_emptied_are_removed_and_others_stay(tmp_path: Path) -> None:
     with Emulator() as server:
         site = Site(tmp_path, server.url)

@@ -96,6 +96,7 @@ def test_sighup_rereads_the_configuration(site: Site):
         wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
 
 
+@pytest.mark.slow
 def test_sighup_waits_for_the_post_in_flight(tmp_path: Path, server: Emulator):
     """One that outlasted the grace went on, was found absent meanwhile, and the file was sent a second time."""
     site = Site(tmp_path / "site", server.url, shutdown_grace="200ms")
@@ -232,6 +233,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_intake_stops_before_the_disk_is_full_and_resumes(small_disk: Path, tmp_path: Path, server: Emulator):
     site = Site(
         tmp_path / "site",
@@ -257,6 +259,7 @@ def test_intake_stops_before_the_disk_is_full_and_resumes(small_disk: Path, tmp_
         assert site.command("status", "--exit-code").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_does_not_fill_the_log(small_disk: Path, tmp_path: Path, server: Emulator):
     """The same error for every file and every try: 1,782 lines in 45 seconds, on the disk that was full."""
     site = Site(tmp_path / "site", server.url, spool={"path": str(small_disk / "spool"), "low_water": "1kB"})

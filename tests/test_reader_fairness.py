@@ -21,6 +21,7 @@ def dense(elements: int) -> bytes:
     return part10(b"".join(head) + struct.pack("<HH2sH", 0x0029, 0x1000, b"LO", 0) * elements, sop_uid="1.2.3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_small_file_does_not_wait_for_slow_ones_and_those_are_read_in_the_end(processes: int, tmp_path: Path) -> None:
     slow = tmp_path / "slow"

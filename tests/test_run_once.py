@@ -75,6 +75,7 @@ def test_folder_that_may_not_be_changed_is_told(site: Site) -> None:
     assert site.run_once().returncode == ExitCode.DONE
 
 
+@pytest.mark.slow
 def test_run_that_is_not_done_ends_with_3_also_when_a_file_needs_a_person(tmp_path: Path, server: Emulator) -> None:
     config = configure(tmp_path, server)
     (tmp_path / "drop" / "image").write_bytes(image()[:-2])  # cut off: it waits, and is then rejected

@@ -304,6 +304,7 @@ def test_server_that_alters_everything_is_one_finding_and_no_conflict(tmp_path: 
         wait_for_alarm(site, "verification_stopped", stands=False)
 
 
+@pytest.mark.slow
 def test_altering_server_that_was_mended_is_trusted_anew_and_what_it_altered_is_told(tmp_path: Path, server: Emulator):
     site = site_of(tmp_path, server, reconcile={"grace": "2s"})
     server.faults.add("change_stored")
@@ -323,6 +324,7 @@ def test_altering_server_that_was_mended_is_trusted_anew_and_what_it_altered_is_
 # An answer without an end.
 
 
+@pytest.mark.slow
 def test_file_of_which_the_server_cannot_tell_is_told_of_after_the_grace_time(tmp_path: Path, server: Emulator):
     site = site_of(tmp_path, server, reconcile={"grace": "1s"})
     image = make_image()
@@ -373,6 +375,7 @@ def test_file_that_the_server_answers_nothing_about_is_refused_in_the_end(tmp_pa
     assert "without naming it" in story.entry.note
 
 
+@pytest.mark.slow
 def test_implicit_vr_that_the_server_answers_nothing_about_is_sent_as_explicit_vr(tmp_path: Path, server: Emulator):
     site = site_of(tmp_path, server, reconcile={"absence_wait": "100ms"})
     identity = (fresh_uid(1), fresh_uid(2), fresh_uid(3))
