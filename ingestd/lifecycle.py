@@ -108,7 +108,7 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.PENDING, _S.SENDING): "study due; claimed with a token, the attempt row written before connecting",
     (_S.PENDING, _S.PENDING): "the bytes no longer match the digest: read again, noted",
     (_S.SENDING, _S.PENDING): "proven not sent, or a verdict that asks for another try, or the bytes changed",
-    (_S.PENDING, _S.FAILED): "gone: the source vanished or the spool file was removed by hand",
+    (_S.PENDING, _S.FAILED): "the server refused its encoding, and it cannot be re-encoded",
     (_S.PENDING, _S.DUPLICATE): "read again after a change: another row holds what it now is",
     (_S.PENDING, _S.CONFLICT): "read again after a change: another row holds its identity with other content",
     (_S.PENDING, _S.REJECTED): "read again after a change: no longer a whole DICOM file",

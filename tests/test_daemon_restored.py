@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,7 +32,14 @@ def states(config: Config) -> list[tuple[State, Reason | None]]:
         return [(entry.state, entry.reason) for entry in ledger.entries()]
 
 
-def go_on(config: Config, state: State) -> None:
+# Sent once, and to be read before it is sent again: what it asks of a reader.
+TO_BE_READ = {
+    "reread": Outcome(entry_id=0, state=State.PENDING, reason=Reason.CHANGED, reread=True),
+    "reencode": Outcome(entry_id=0, state=State.PENDING, reason=Reason.REENCODED, reencode=True, alone=True),
+}
+
+
+def go_on(config: Config, state: State | str) -> None:
     """Bring the one waiting row of a ledger to where a backup may have met it."""
     if state is State.PENDING:
         return
@@ -45,10 +53,10 @@ def go_on(config: Config, state: State) -> None:
         assert batch is not None
         if state is State.SENDING:
             return
-        stored = Outcome(entry_id=entry.entry_id, state=State.STORED, reason=Reason.STORED_ANSWER)
+        came_to = TO_BE_READ.get(state, Outcome(entry_id=0, state=State.STORED, reason=Reason.STORED_ANSWER))
         result = BatchResult(
             batch=batch,
-            outcomes=(stored,),
+            outcomes=(replace(came_to, entry_id=entry.entry_id),),
             finished_at=at,
             http_status=200,
             body_bytes_left=1000,
@@ -59,7 +67,7 @@ def go_on(config: Config, state: State) -> None:
             moves.finish(result, now=at, backoff=Backoff(), jitter=0.0)
 
 
-def backed_up_and_sent(folder: Path, server: Emulator, state: State) -> tuple[Config, Path]:
+def backed_up_and_sent(folder: Path, server: Emulator, state: State | str) -> tuple[Config, Path]:
     """Take a file in, copy the ledger aside in this state, send the file, and see it confirmed and our copy removed."""
     config = configure(folder, server, retain="0s")
     file = folder / "config.yaml"
@@ -81,7 +89,7 @@ def backed_up_and_sent(folder: Path, server: Emulator, state: State) -> tuple[Co
     return config, backup
 
 
-@pytest.mark.parametrize("state", [State.PENDING, State.SENDING, State.STORED])
+@pytest.mark.parametrize("state", [State.PENDING, State.SENDING, State.STORED, *TO_BE_READ])
 def test_row_of_an_old_backup_is_confirmed_where_the_server_has_it_and_our_file_is_removed(tmp_path, server, state):
     config, backup = backed_up_and_sent(tmp_path, server, state)
 
@@ -92,8 +100,9 @@ def test_row_of_an_old_backup_is_confirmed_where_the_server_has_it_and_our_file_
     assert [state for state, _ in states(config)] == [State.CONFIRMED]
 
 
-def test_row_of_an_old_backup_is_failed_as_gone_where_the_server_does_not_have_it_either(tmp_path, server):
-    config, backup = backed_up_and_sent(tmp_path, server, State.PENDING)
+@pytest.mark.parametrize("state", [State.PENDING, *TO_BE_READ])
+def test_row_of_an_old_backup_is_failed_as_gone_where_the_server_does_not_have_it_either(tmp_path, server, state):
+    config, backup = backed_up_and_sent(tmp_path, server, state)
     delete(server.url, IDENTITY)
 
     shutil.copy(backup, config.ledger_file)

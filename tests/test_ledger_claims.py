@@ -243,7 +243,7 @@ class Walk:
             elif kind == 3:
                 moves.reencode_failed(need.entry_id, note="no", now=self.now)
             else:
-                moves.fail_gone([need.entry_id], note="vanished", now=self.now)
+                moves.read_no_more(need.entry_id, now=self.now)
 
     def do_hold(self, moves: Moves) -> None:
         moves.hold(self.some_ids(State.PENDING), reason="wait", now=self.now)

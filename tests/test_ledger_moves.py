@@ -806,11 +806,27 @@ def test_file_that_cannot_be_reencoded_has_failed(ledger: Ledger):
     assert state_of(ledger, entry_id) is State.FAILED
 
 
-def test_row_whose_file_vanished_has_failed(ledger: Ledger):
-    pending, stored = entry_in(ledger, State.PENDING), entry_in(ledger, State.STORED, 2, study=2)
+def test_only_a_row_that_the_server_is_asked_about_fails_because_its_file_vanished(ledger: Ledger):
+    states = (State.PENDING, State.UNCERTAIN, State.STORED)
+    rows = [entry_in(ledger, state, number, study=number) for number, state in enumerate(states, 1)]
     with ledger.write() as moves:
-        assert moves.fail_gone([pending, stored], note="its file vanished", now=LATER) == 1
-    assert (state_of(ledger, pending), state_of(ledger, stored)) == (State.FAILED, State.STORED)
+        assert moves.fail_gone(rows, note="its file vanished", now=LATER) == 1
+    assert [state_of(ledger, row) for row in rows] == [State.PENDING, State.FAILED, State.STORED]
+
+
+@pytest.mark.parametrize("need", ["reread", "reencode"])
+def test_row_that_waits_to_be_read_goes_on_to_be_sent_when_its_file_vanished(ledger: Ledger, need: str):
+    (entry_id,) = admit(ledger, arrival(1))
+    with ledger.write() as moves:
+        assert not moves.read_no_more(entry_id, now=LATER)
+    send(ledger, state=State.PENDING, reason=Reason.CHANGED, answered=True, **{need: True})
+    assert ledger.studies_due(now=LATER, flush=True) == []
+
+    with ledger.write() as moves:
+        assert moves.read_no_more(entry_id, now=LATER)
+
+    assert ledger.needs_reader() == []
+    assert [study.waiting for study in ledger.studies_due(now=LATER, flush=True)] == [1]
 
 
 def test_held_row_is_not_due_and_counts_as_needing_a_person(ledger: Ledger):

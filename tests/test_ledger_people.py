@@ -79,7 +79,7 @@ def test_retry_of_a_conflict_is_refused_while_its_identity_is_held(ledger: Ledge
 
 
 def test_retry_of_a_conflict_whose_holder_is_gone_is_granted(ledger: Ledger):
-    holder, other = conflict_with(ledger, State.PENDING)
+    holder, other = conflict_with(ledger, State.UNCERTAIN)
     with ledger.write() as moves:
         moves.fail_gone([holder], note="vanished", now=LATER)
         assert moves.retry(other, now=LATER) is State.PENDING

@@ -200,8 +200,8 @@ class Rework:
             self._reject(need, need.source, Reason.KILLED_READER, note, moves, now)
             return
         if found is None or found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
-            if is_gone(need.path) and self._tells_gone(need.path):
-                moves.fail_gone([need.entry_id], note="its file is no longer there", now=now.utc)
+            if self._is_lost(need):
+                moves.read_no_more(need.entry_id, now=now.utc)
             self._acts.append(partial(self._in_work.discard, need.entry_id))
             return
         identity = identity_of(found)
@@ -297,11 +297,12 @@ class Rework:
             moves.attach_reencoded(
                 need.entry_id, path=work.destination, content=content, ctime_ns=ctime_ns, now=now.utc
             )
-        elif read.waits or (is_gone(need.path) and not self._tells_gone(need.path)):
+        elif self._is_lost(need):
+            moves.read_no_more(need.entry_id, now=now.utc)
+            self._acts.append(partial(self._spool.discard, work.destination))
+        elif read.waits or is_gone(need.path):
             # Nothing is known: the row still asks, and is taken up again.
             self._acts.append(partial(self._spool.discard, work.destination))
-        elif is_gone(need.path):
-            moves.fail_gone([need.entry_id], note="its file is no longer there", now=now.utc)
         else:
             why = read.refused or (found.reason_text if found else "the reader ended while re-encoding it")
             note = f"the server refused its encoding, and it cannot be re-encoded to Explicit VR Little Endian: {why}"
@@ -319,6 +320,10 @@ class Rework:
         except OSError:
             return True
         return not now.looks_like(need.source)
+
+    def _is_lost(self, need: ReaderNeed) -> bool:
+        """Whether there is nothing to read any more: whoever sends it finds that too, and has the server asked."""
+        return is_gone(need.path) and self._tells_gone(need.path)
 
     def _row_path(self, need: ReaderNeed) -> str:
         return path_of(need.path) if need.in_place else need.path.removeprefix(f"{self._spool.path}/")

@@ -54,7 +54,8 @@ On Moves (``now`` is keyword-only everywhere)::
     reread_refused(entry_id, refusal: Refusal, *, now) -> bool      no longer a whole DICOM file
     attach_reencoded(entry_id, *, path, content: Content, ctime_ns=0, now) -> bool            path relative to the spool
     reencode_failed(entry_id, *, note, now) -> bool FAILED `refused`, with the note
-    fail_gone(entry_ids, *, note, now) -> int       PENDING or UNCERTAIN rows whose file vanished
+    read_no_more(entry_id, *, now) -> bool          a need whose file vanished: sending it has the server asked
+    fail_gone(entry_ids, *, note, now) -> int       UNCERTAIN rows whose file vanished
     hold(entry_ids, *, reason: str, now) -> int ; unhold(entry_ids, *, now) -> int
     mark_source_removed(entry_ids) -> None ; mark_removed(entry_ids, *, now) -> int
     refresh_source(entry_id, *, source: SourceStat, ctime_ns)           a file in place, read again, is what it was

@@ -184,8 +184,12 @@ class Moves:
         """Give a row up that cannot be re-encoded: FAILED ``refused``."""
         return upkeep.reencode_failed(self._tx, entry_id, note=note, now=now)
 
+    def read_no_more(self, entry_id: int, *, now: datetime) -> bool:
+        """Let a PENDING row that waits to be read go on without: its file vanished, and who sends it has that asked."""
+        return upkeep.read_no_more(self._tx, entry_id, now=now)
+
     def fail_gone(self, entry_ids: Iterable[int], *, note: str, now: datetime) -> int:
-        """Give PENDING and UNCERTAIN rows up whose file vanished: FAILED ``gone``."""
+        """Give UNCERTAIN rows up whose file vanished, and which the server was asked about: FAILED ``gone``."""
         return upkeep.fail_gone(self._tx, entry_ids, note=note, now=now)
 
     def hold(self, entry_ids: Iterable[int], *, reason: str, now: datetime) -> int:

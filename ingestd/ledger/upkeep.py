@@ -78,9 +78,19 @@ def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime)
     return True
 
 
+def read_no_more(tx: Transaction, entry_id: int, *, now: datetime) -> bool:
+    """Let a row go on to be sent that waits to be read before, and whose file vanished: so the server is asked."""
+    row = tx.rows_by_id([entry_id]).get(entry_id)
+    if row is None or row.state is not State.PENDING or row.need is None:
+        return False
+    tx.change(row, {"need": None}, at=now)
+    tx.settle()
+    return True
+
+
 def fail_gone(tx: Transaction, entry_ids: Iterable[int], *, note: str, now: datetime) -> int:
-    """Give rows up whose file vanished before it could be sent or asked about."""
-    rows = [row for row in tx.rows_by_id(entry_ids).values() if row.state in (State.PENDING, State.UNCERTAIN)]
+    """Give rows up whose file vanished, and which the server was asked about."""
+    rows = [row for row in tx.rows_by_id(entry_ids).values() if row.state is State.UNCERTAIN]
     for row in rows:
         tx.move(row, State.FAILED, at=now, reason=Reason.GONE, note=note)
     tx.settle()
