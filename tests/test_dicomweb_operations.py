@@ -239,6 +239,17 @@ def test_iterator_pages_to_the_end_and_no_further(study, client):
     assert list(client.find_studies({"PatientID": "nobody"})) == []
 
 
+def test_iterator_gives_one_instance_for_every_series_that_its_uid_stands_in(tmp_path, client):
+    study_uid, sop_uid = fresh_uid(1), fresh_uid(3)
+    for series_uid in ("1.2.3", "1.2.4"):
+        path = write_instance(tmp_path / series_uid, study_uid=study_uid, series_uid=series_uid, sop_uid=sop_uid)
+        assert client.store([path]).is_all_stored
+
+    found = client.find_instances(study_uid=study_uid, page_size=1)
+
+    assert sorted(uid_of(item, "SeriesInstanceUID") for item in found) == ["1.2.3", "1.2.4"]
+
+
 def test_delete_tells_what_was_not_there(study, client):
     first, second, third = study.sop_uids
 

@@ -159,13 +159,15 @@ def pages(
     arrive, so an instance stored meanwhile may be missed; a server that ignores ``offset`` repeats its page, and one
     behind a balancer may give its pages round and round. Raises Unintelligible for a search without an end.
     """
-    uid_name = LEVELS[level]
+    # A UID may stand twice below another parent: the same SOP Instance UID in two series is two instances.
+    names = tuple(LEVELS.values())[: tuple(LEVELS).index(level) + 1]
     given: set[int] = set()  # hashes of the UIDs: a number is half as large
     while most is None or len(given) < most:
         page = read(offset, page_size if most is None else min(page_size, most - len(given)))
         is_over = True
         for item in page:
-            key = hash(uid_of(item, uid_name) or repr(item))
+            uids = tuple(uid_of(item, name) for name in names)
+            key = hash(uids if uids[-1] else repr(item))
             if key in given or (most is not None and len(given) >= most):
                 continue
             is_over = False
