@@ -439,11 +439,10 @@ def _server(config: Config) -> Iterator[Finding]:
             yield _bad("auth", str(error))
             return
         except NotAuthorized as error:
-            advice = "look at auth; on Azure the identity needs the role DICOM Data Owner"
-            yield _bad("server", f"{url}: {error}", advice)
+            yield _bad("server", f"{url}: {error}")
             return
         except Unavailable as error:
-            advice = "is it running, and this its address? ingestd can start, and sends files when the server is back"
+            advice = "ingestd can start without it, takes files in, and sends them when the server is back"
             yield _bad("server", f"{url}: {error}", advice, code=ExitCode.TIMEOUT)
             return
         except DicomWebError as error:

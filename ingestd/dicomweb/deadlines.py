@@ -49,6 +49,7 @@ class Flight:
 
     def __init__(self, timeouts: Timeouts, *, size_bytes: int) -> None:
         self.timeouts = timeouts
+        self.size_bytes = size_bytes  # of the body
         self.body_bytes_left = 0
         self.is_late = False
         self._received = 0

@@ -24,7 +24,8 @@ from ingestd.dicomweb.auth import Auth, NoAuth
 from ingestd.dicomweb.connections import Session, tls_settings
 from ingestd.dicomweb.deadlines import Flight, Timeouts
 from ingestd.dicomweb.errors import FileChanged
-from ingestd.dicomweb.statuses import error_of, failure_of
+from ingestd.dicomweb.statuses import error_of
+from ingestd.dicomweb.unanswered import failure_of
 
 _VERSION = re.compile(r"v?(\d+)(?:\.\d+)?(?:-prerelease)?", re.IGNORECASE)
 

@@ -36,6 +36,4 @@ def pause_for(error: DicomWebError) -> Pause:
         cause = PauseCause.UNREACHABLE
     asked = error.retry_after if isinstance(error, Unavailable) else None
     retry_after = None if asked is None else clamp_retry_after(asked)
-    return Pause(
-        cause=cause, note=f"the server could not be asked: {error}; it is asked again", retry_after=retry_after
-    )
+    return Pause(cause=cause, note=str(error), retry_after=retry_after)

@@ -89,31 +89,21 @@ def pause_for(error: DicomWebError) -> Pause | None:
     """Say whether this failure is the destination's and not the request's, and how to call it."""
     cause: PauseCause | None = None
     if isinstance(error, TokenError):
-        cause, what = PauseCause.NO_TOKEN, "no token could be had"
+        cause = PauseCause.NO_TOKEN
     elif isinstance(error, NotAuthorized):
         cause = PauseCause.NOT_AUTHORIZED
-        what = (
-            "the server does not accept our token (401): look at `auth` in the configuration"
-            if error.status == HTTPStatus.UNAUTHORIZED
-            else "the server accepts the token but not the role (403): give it the right to read and to write"
-        )
     elif isinstance(error, Throttled):
-        cause, what = PauseCause.THROTTLED, "the server asks us to slow down (429)"
+        cause = PauseCause.THROTTLED
     elif isinstance(error, MisconfiguredServer):
         cause = PauseCause.MISCONFIGURED
-        what = "what answers is not the DICOMweb service that was configured; see `ingestd check`"
-    elif isinstance(error, Unavailable) and error.status in NOT_ABOUT_THE_POST:
-        cause, what = PauseCause.UNAVAILABLE, f"the server is not available ({error.status})"
-    elif isinstance(error, Unavailable) and error.body_bytes_left == 0:
-        reached = error.status is not None
-        cause = PauseCause.UNAVAILABLE if reached else PauseCause.UNREACHABLE
-        what = "the server does not work" if reached else "the server cannot be reached"
+    elif isinstance(error, Unavailable) and (error.status in NOT_ABOUT_THE_POST or error.body_bytes_left == 0):
+        cause = PauseCause.UNREACHABLE if error.status is None else PauseCause.UNAVAILABLE
     if cause is None:
         return None
     asked = error.retry_after if isinstance(error, Unavailable) else None
     return Pause(
         cause=cause,
-        note=f"{what}: {error}; it is tried again by itself",
+        note=str(error),
         retry_after=None if asked is None else clamp_retry_after(asked),
     )
 

@@ -322,7 +322,7 @@ def _pause_of(error: DicomWebError) -> Pause:
     if known is not None:
         return known
     asked = error.retry_after if isinstance(error, Unavailable) else None
-    return Pause(cause=PauseCause.UNAVAILABLE, note=f"{error}; it is tried again by itself", retry_after=asked)
+    return Pause(cause=PauseCause.UNAVAILABLE, note=str(error), retry_after=asked)
 
 
 def _where() -> str:
