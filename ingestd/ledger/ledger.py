@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import structlog
 from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
@@ -289,6 +288,8 @@ class Ledger(Views):
         try:
             if not self._read_only and not key_file.exists():
                 if self._is_filled():
+                    import structlog  # noqa: PLC0415 - 0.03 s of `ingestd status`, for a line that few see
+
                     # Taking files in goes on; but what was taken in is no longer found by patient or accession.
                     structlog.get_logger().error("ledger.key_made_anew", why="key_was_missing")
                 _write_key(key_file)
