@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,6 +74,18 @@ def command_in(folder: Path, capfd: pytest.CaptureFixture[str]) -> Command:
         return Ran(int(ended.value.code or 0), said.out, said.err)
 
     return run
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be another user for a while, in this process: an interpreter of root's may not be nobody's to start."""
+    os.setresgid(65534, 65534, 0)
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
 
 
 class Rows:

@@ -7,8 +7,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ import pytest
 import ingestd
 from ingestd.cli import COMMANDS
 from ingestd.cli.frame import EXIT_CODES, ExitCode, Stop, ago, end, in_bytes, plain
-from tests.commanding import CONFIG, Rows, command_in
+from tests.commanding import CONFIG, Rows, as_nobody, command_in
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -215,18 +213,6 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path):
     os.close(write)
 
     assert (ran.returncode, ran.stderr) == (0, "")
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Be another user for a while, in this process: an interpreter of root's may not be nobody's to start."""
-    os.setresgid(65534, 65534, 0)
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
-        os.setresgid(0, 0, 0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from ingestd.cli.frame import ExitCode
 from ingestd.emulator import Emulator
-from tests.commanding import CONFIG, Rows, command_in
+from tests.commanding import CONFIG, Rows, as_nobody, command_in
 
 
 @pytest.fixture
@@ -161,6 +162,23 @@ def test_others_looking_into_the_spool_are_noted(tmp_path, command):
     (tmp_path / "spool").chmod(0o755)
 
     assert f"spool: others may look into {tmp_path}/spool" in found(command("check", "--json"), "note")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_we_may_not_read_is_opened_to_us_and_not_we_to_its_owner(capfd):
+    """The advice was to run ingestd as root, since root owns the folder."""
+    with tempfile.TemporaryDirectory(prefix="ingestd-test-", dir="/tmp") as name:
+        folder = Path(name)
+        (folder / "drop").mkdir(mode=0o700)
+        (folder / "config.yaml").write_text(CONFIG)
+        folder.chmod(0o755)
+        command = command_in(folder, capfd)
+        command("check", "--for-start")  # imports all of it, while we may still read it
+        with as_nobody():
+            said = command("check", "--for-start", "--json")
+
+    [advice] = [check["advice"] for check in said.json["checks"] if check["name"] == "inbox"]
+    assert advice == "give nobody the right to read it and to write in it (a shared group, setfacl or chown)"
 
 
 def test_an_inbox_on_another_filesystem_is_noted(tmp_path, command):

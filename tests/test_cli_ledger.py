@@ -260,6 +260,24 @@ def test_a_file_unknown_to_the_ledger_is_explained_by_itself(command, rows, tmp_
     assert "no file of that name" in said("1.2.3.4")
 
 
+@pytest.mark.parametrize("words", ["explain 4711", "explain 1.2.3.4", "retry 4711", "resolve 4711 --discard"])
+def test_what_the_ledger_does_not_know_is_told_with_how_to_find_what_it_knows(command, every, words):
+    said = command(*words.split())
+
+    assert said.code != ExitCode.DONE
+    assert "`ingestd status --files` lists the numbers" in said.out + said.err
+
+
+def test_explain_of_what_waits_says_that_nothing_is_sent_at_present(command, every, rows):
+    """ "Nothing to do: it is sent when its study is due" was all it said while the server refused us."""
+    rows.pause()
+
+    said = " ".join(command("explain", str(every["pending"])).out.split())
+
+    assert "but nothing is sent at present: connection refused; see `ingestd status`" in said
+    assert "nothing is sent" not in command("explain", str(every["failed"])).out
+
+
 def test_nothing_printed_drives_the_terminal(command, rows):
     entry = rows.refuse("DOE\x1b[2J\n\udcffevil", note="bad\x1b]0;title\x07")
 

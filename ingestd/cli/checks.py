@@ -110,7 +110,10 @@ def _without_errors(name: str, check: Callable[[], Iterator[Finding]]) -> Iterat
 
 
 def _no_permission(name: str, path: str | Path) -> Finding:
-    return _bad(name, f"no permission for {path}", become(path), code=ExitCode.NO_PERMISSION)
+    # A drop folder belongs to whoever delivers: its owner is not the user to become.
+    opened = f"give {user_name()} the right to read it and to write in it (a shared group, setfacl or chown)"
+    advice = opened if name == "inbox" else become(path)
+    return _bad(name, f"no permission for {path}", advice, code=ExitCode.NO_PERMISSION)
 
 
 def _user(config: Config, *, for_start: bool) -> Iterator[Finding]:

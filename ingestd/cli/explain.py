@@ -56,6 +56,7 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
     with ledger_for_reading(settings) as ledger:
         entries = find(settings, ledger, what)
         stories = [story for entry in entries[:MOST_STORIES] if (story := ledger.story(entry.entry_id))]
+        server = ledger.destination()
     if not stories:
         raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what))
     if as_json:
@@ -64,8 +65,9 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         return ExitCode.DONE
     knows_references, sender = _know_references(settings), stopped_send(settings)
     folders = {inbox.name: str(inbox.path) for inbox in settings.inboxes}
+    paused = (server.pause_note or str(server.pause_cause)) if server and server.paused_since else ""
     for story in stories:
-        tell(story, folders, with_reference=knows_references, sender=sender)
+        tell(story, folders, with_reference=knows_references, sender=sender, paused=paused)
     if len(entries) > len(stories):
         rest = len(entries) - len(stories)
         click.echo(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID")
@@ -125,7 +127,10 @@ def why_unknown(config: Config, what: str) -> str:
     path = _as_dropped(config, what)
     shown = plain(what)
     if not os.path.lexists(path):
-        return f"the ledger knows nothing of {shown}, and there is no file of that name"
+        return (
+            f"the ledger knows nothing of {shown}, and there is no file of that name; "
+            "`ingestd status --files` lists the numbers of the latest files, with --state or --study those of others"
+        )
     inbox = next((inbox for inbox in config.inboxes if path.is_relative_to(inbox.path)), None)
     if inbox is None:
         return f"{shown} is in none of the watched folders ({', '.join(str(each.path) for each in config.inboxes)})"
@@ -197,10 +202,11 @@ def _short(entry: Entry) -> dict[str, Any]:
     return {"id": entry.entry_id, "state": str(entry.state), "inbox": entry.inbox, "source": entry.relative_path}
 
 
-def tell(story: Story, folders: Mapping[str, str], *, with_reference: bool, sender: str) -> None:
+def tell(story: Story, folders: Mapping[str, str], *, with_reference: bool, sender: str, paused: str) -> None:
     """Print one file's story for a person.
 
-    ``folders`` says where the inboxes are, and ``sender`` is the host whose rows wait for another ``ingestd send``.
+    ``folders`` says where the inboxes are, ``sender`` is the host whose rows wait for another ``ingestd send``, and
+    ``paused`` is why nothing is sent to the server at present.
     """
     from ingestd.lifecycle import UNCONFIRMED
 
@@ -227,6 +233,8 @@ def tell(story: Story, folders: Mapping[str, str], *, with_reference: bool, send
     step = next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)
     if entry.host == sender and (entry.wish or (entry.state in UNCONFIRMED and not entry.hold_reason)):
         step = AFTER_SEND
+    elif paused and entry.state in UNCONFIRMED and not entry.hold_reason:
+        step = f"{step}; but nothing is sent at present: {paused}; see `ingestd status`"
     out.print(f"\n[bold]What to do[/bold]: {plain(step)}", markup=True)
 
 

@@ -37,7 +37,9 @@ _NEVER_ADMITTED = frozenset(
 def _row(tx: Transaction, entry_id: int) -> Row:
     row = tx.rows_by_id([entry_id]).get(entry_id)
     if row is None:
-        raise RefusedMove(entry_id, f"there is no row {entry_id} in this ledger")
+        raise RefusedMove(
+            entry_id, f"there is no row {entry_id} in this ledger; `ingestd status --files` lists the numbers"
+        )
     return row
 
 
