@@ -27,19 +27,17 @@ from ingestd.daemon.intake import Intake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now, read_clocks, utc_now
 from ingestd.daemon.orphans import Orphans
+from ingestd.daemon.outage import Outage
 from ingestd.daemon.proof import Proof
 from ingestd.daemon.rework import Rework
 from ingestd.daemon.trust import Trust
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
-from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerFull
+from ingestd.ledger import Ledger, LedgerError
 from ingestd.reader import Readers
 from ingestd.reconciler import Reconciler
 from ingestd.sender import Sender
 
-_LEDGER_WAIT_SECONDS = 2.0
-# A ledger that is neither busy nor full, and cannot be used for so long, is opened anew by the next start.
-_LEDGER_BROKEN_SECONDS = 60.0
 # With nothing to do the loop still looks around this often.
 _IDLE_SECONDS = 5.0
 # Under load, what finishes within the time of so many commits goes into one transaction: a slow disk makes larger ones.
@@ -194,8 +192,7 @@ class Daemon:
             removals=self.housekeeping.removals,
             alarms=self.alarms,
         )
-        self._ledger_failing_until = 0.0
-        self._ledger_failing_since: float | None = None
+        self._outage = Outage(self._log)
         self.stopping = False
 
     def start(self) -> None:
@@ -244,7 +241,7 @@ class Daemon:
         try:
             return self._tick(now)
         except LedgerError as error:
-            return self._ledger_failed(error, now)
+            return self._outage.failed(error, now.mono)
 
     def let_go(self, *, until: float) -> None:
         """Remove what may go before the end; the server is looked at for it no longer than that (``Now.mono``)."""
@@ -261,21 +258,17 @@ class Daemon:
         if set_by is not None:
             self.proof.clock_was_set(set_by, self.wall.jump)
         self._gather(now)
-        if now.mono < self._ledger_failing_until:
-            return self._ledger_failing_until
+        if now.mono < self._outage.until:
+            return self._outage.until
         claim = self.housekeeping.spool_stands and self.dispatch.may_claim(now)
         wake_at = self.ledger.next_wake_at(now=now.utc)
         woken = wake_at is not None and wake_at <= now.utc
         # After a failure also an empty transaction: it shows that the ledger works again.
-        if claim or woken or self._ledger_failing or self._has_work():
+        if claim or woken or self._outage.holds or self._has_work():
             self._record(now, claim=claim, woken=woken)
             self._committed(now)
         self.proof.ask()
         return self._next_at(now)
-
-    @property
-    def _ledger_failing(self) -> bool:
-        return self._ledger_failing_since is not None
 
     def wait(self, until: float) -> None:
         """Wait for a ring or the clock; under load a moment longer, so that one transaction carries more."""
@@ -344,7 +337,7 @@ class Daemon:
         if not self.stopping and self.housekeeping.spool_stands:
             self.orphans.gather(now)
         accepting = self.housekeeping.may_take_in and self.orphans_adopted
-        accepting = accepting and not (self.stopping or self._ledger_failing)
+        accepting = accepting and not (self.stopping or self._outage.holds)
         self.intake.gather(now, accepting=accepting)
         # What is being re-encoded must not be taken for an orphan.
         if not self.stopping and self.orphans_adopted:
@@ -390,9 +383,7 @@ class Daemon:
             self.alarms.record(moves)
 
     def _committed(self, now: Now) -> None:
-        if self._ledger_failing:
-            self._ledger_failing_since = None
-            self._log.info("ledger.recovered_from_failure")
+        self._outage.passed(now.mono, wrote=self.ledger.wrote)
         self.orphans.nameless = []
         self.alarms.committed()
         self.wall.committed()
@@ -407,16 +398,6 @@ class Daemon:
         if self.dispatch.committed():
             self.proof.expect()
             self.rework.hurry()
-
-    def _ledger_failed(self, error: LedgerError, now: Now) -> float:
-        if self._ledger_failing_since is None:
-            self._ledger_failing_since = now.mono
-            self._log.error("ledger.failed", error=type(error).__name__, note=str(error))
-        passes = isinstance(error, (LedgerBusy, LedgerFull))
-        if not passes and now.mono - self._ledger_failing_since > _LEDGER_BROKEN_SECONDS:
-            raise error
-        self._ledger_failing_until = now.mono + _LEDGER_WAIT_SECONDS
-        return self._ledger_failing_until
 
     def _next_at(self, now: Now) -> float:
         times = [self.housekeeping.next_at]

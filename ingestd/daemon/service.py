@@ -20,6 +20,7 @@ from types import FrameType
 import structlog
 
 import ingestd
+from ingestd import logs
 from ingestd.config import Config, ConfigError
 from ingestd.daemon.loop import Daemon, Wake
 from ingestd.daemon.notify import Notifier
@@ -141,6 +142,7 @@ def _serve(
             # A ledger that is busy has been told of by the loop.
             with suppress(LedgerError):
                 notifier.status(_status_line(daemon.ledger))
+            logs.catch_up()
             status_at = now + _STATUS_EVERY_SECONDS
         if signals.asked is _Asked.STOP:
             if following is not None:

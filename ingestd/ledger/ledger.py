@@ -76,6 +76,7 @@ class Ledger(Views):
         self._first_candidate_id = 1
         # How long the last commit took: what a transaction costs, however little is in it.
         self.commit_seconds = 0.0
+        self.wrote = False  # whether the last transaction that was committed changed any row
 
     @classmethod
     def open(
@@ -204,11 +205,13 @@ class Ledger(Views):
     def _transaction(self) -> Iterator[None]:
         self._connection.info["writes"] = True
         self._writes = True
+        changes = sqlite_file.rows_changed(self._connection)
         try:
             with self._connection.begin():
                 yield
                 began = time.perf_counter()
             self.commit_seconds = time.perf_counter() - began
+            self.wrote = sqlite_file.rows_changed(self._connection) > changes
         finally:
             self._connection.info["writes"] = False
             self._writes = False

@@ -265,6 +265,13 @@ def has_tables(connection: Connection, file: Path) -> bool:
     return True
 
 
+def rows_changed(connection: Connection) -> int:
+    """Say how many rows this connection has changed since it was opened."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver.total_changes
+
+
 def mark_as_ours(connection: Connection) -> None:
     """Write into the file's header whose it is."""
     connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION_ID}")

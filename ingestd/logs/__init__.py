@@ -10,6 +10,17 @@ A new key is added to ``ALLOWED`` (``tests/test_logs.py`` finds uses of keys tha
 """
 
 from .allowed import ALLOWED, ELLIPSIS, WITHHELD, set_key, study_ref
-from .writing import Sink, configure, lines_lost
+from .writing import Sink, catch_up, configure, finish, lines_lost
 
-__all__ = ["ALLOWED", "ELLIPSIS", "WITHHELD", "Sink", "configure", "lines_lost", "set_key", "study_ref"]
+__all__ = [
+    "ALLOWED",
+    "ELLIPSIS",
+    "WITHHELD",
+    "Sink",
+    "catch_up",
+    "configure",
+    "finish",
+    "lines_lost",
+    "set_key",
+    "study_ref",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import json
 import logging
@@ -31,6 +32,7 @@ class _State:
 
     def __init__(self) -> None:
         self.sink: Sink | None = None
+        self.repeats: Repeats | None = None
 
 
 class Sink:
@@ -99,19 +101,36 @@ def configure(
 
     May be called again (SIGHUP). Returns the sink, which counts the lines that could not be written.
     """
+    if _state.repeats is None:
+        atexit.register(finish)
+    finish()
     stream = sys.stderr if stream is None else stream
     sink = Sink(stream)
     _state.sink = sink
     name_studies(plain=uids == "plain")
     pretty = form == "console" or (form == "auto" and stream is not None and stream.isatty())
+    render = _render_console if pretty else _render_json
+    _state.repeats = repeats = Repeats(lambda event: sink.write(render(None, "", _stamp(None, "", event))))
     structlog.configure(
-        processors=[_keep_allowed, Repeats(), _stamp, _render_console if pretty else _render_json],
+        processors=[_keep_allowed, repeats, _stamp, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: SinkLogger(sink),
         cache_logger_on_first_use=False,
     )
     _catch_libraries()
     return sink
+
+
+def catch_up() -> None:
+    """Write how often faults came meanwhile that do not come again; to be called now and then."""
+    if _state.repeats:
+        _state.repeats.catch_up()
+
+
+def finish() -> None:
+    """Write how often faults came whose lines were held back, before this log ends."""
+    if _state.repeats:
+        _state.repeats.finish()
 
 
 def lines_lost() -> int:

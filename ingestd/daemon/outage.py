@@ -1,0 +1,49 @@
+"""When the ledger fails for a while, and when that is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ingestd.ledger import LedgerBusy, LedgerError, LedgerFull
+
+_WAIT_SECONDS = 2.0
+# A ledger that is neither busy nor full, and can be written by nobody for so long, is opened anew by the next start.
+_BROKEN_SECONDS = 60.0
+# A ledger of which some parts cannot be read commits what touches others, and fails at the next round that looks there.
+_SURE_SECONDS = 10.0
+
+
+class Outage:
+    """A stretch of failures: told once when it begins, and once when something was written and nothing failed since."""
+
+    def __init__(self, log: Any) -> None:
+        self.until = 0.0  # nothing is tried before
+        self.holds = False  # whether the last try failed: nothing new is taken up then
+        self._log = log
+        self._is_told = False
+        self._broken_since: float | None = None
+        self._failed_at = 0.0
+
+    def failed(self, error: LedgerError, now: float) -> float:
+        """Note a failure and say when to try again; raises it once the ledger has been broken for too long."""
+        if not self._is_told:
+            self._is_told = True
+            self._log.error("ledger.failed", error=type(error).__name__, note=str(error))
+        if self._broken_since is None:
+            self._broken_since = now
+        elif not isinstance(error, (LedgerBusy, LedgerFull)) and now - self._broken_since > _BROKEN_SECONDS:
+            raise error
+        self.holds = True
+        self._failed_at = now
+        self.until = now + _WAIT_SECONDS
+        return self.until
+
+    def passed(self, now: float, *, wrote: bool) -> None:
+        """Note a transaction that was committed; an empty one says little of what the next will meet."""
+        self.holds = False
+        quiet_for = now - self._failed_at
+        if wrote or quiet_for >= _BROKEN_SECONDS:
+            self._broken_since = None
+        if self._is_told and quiet_for >= (_SURE_SECONDS if wrote else _BROKEN_SECONDS):
+            self._is_told = False
+            self._log.info("ledger.recovered_from_failure")
