@@ -58,7 +58,7 @@ BROKEN = LedgerError("the disk failed")
 
 def test_recovery_is_something_written_and_no_failure_for_a_while() -> None:
     log = Log()
-    outage = Outage(log)
+    outage = Outage(log, Path("ledger"))
     assert outage.failed(BROKEN, 0.0) == outage.until == 2.0
     assert outage.holds
     outage.passed(2.0, wrote=True)
@@ -77,7 +77,7 @@ def test_recovery_is_something_written_and_no_failure_for_a_while() -> None:
 
 @pytest.mark.parametrize("wrote, ends", [(True, False), (False, True)])
 def test_ledger_that_takes_nothing_for_a_minute_ends_the_daemon(wrote: bool, ends: bool) -> None:
-    outage = Outage(Log())
+    outage = Outage(Log(), Path("ledger"))
     raised = False
     for second in range(0, 90, 5):
         try:
@@ -88,7 +88,7 @@ def test_ledger_that_takes_nothing_for_a_minute_ends_the_daemon(wrote: bool, end
         outage.passed(second + 2.0, wrote=wrote)
     assert raised is ends
 
-    outage = Outage(Log())
+    outage = Outage(Log(), Path("ledger"))
     for second in range(0, 600, 5):
         outage.failed(LedgerFull("full"), float(second))
 

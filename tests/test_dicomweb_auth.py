@@ -224,6 +224,14 @@ def test_expired_token_with_no_new_one_is_a_token_error():
     assert "canary" not in str(raised.value)
 
 
+@pytest.mark.parametrize("said", ["smith", "john_smith_1970", "Invalid_Client", 3, ["invalid_client"]])
+def test_no_word_of_a_token_endpoint_is_taken_over_but_those_of_the_standard(said):
+    """It went into the log, where a word without dots passes for one of ours."""
+    reply = answer(json.dumps({"error": said}).encode(), status="400 Bad Request")
+    with ScriptedServer(reply) as tokens, pytest.raises(TokenError, match=r"it answered 400$"):
+        OAuth2Auth(tokens.url, "me", secret="x").header()
+
+
 @pytest.mark.parametrize("reply", [answer(b"{}"), answer(b"[]"), answer(b"<html>"), answer(b'{"access_token": 3}')])
 def test_token_answer_without_a_token_is_a_token_error(reply):
     with ScriptedServer(reply) as tokens, pytest.raises(TokenError):

@@ -21,6 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestd import logs
+from ingestd.daemon.outage import Outage
+from ingestd.dicomweb import BearerAuth, TokenError
+from ingestd.ledger import LedgerFull
 from ingestd.logs.allowed import fit
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ingestd"
@@ -220,6 +223,29 @@ def test_no_file_name_passes_for_a_word_of_ours(name):
     assert not [word for word in (*re.findall(r"[a-z]{2,}", name), "elsewhere") if re.search(rf"\b{word}\b", said)]
 
 
+def test_no_part_of_a_path_that_somebody_chose_passes_for_a_word_of_ours(tmp_path):
+    """With a space in it, the path's last word has neither slash nor dot."""
+    stream = written()
+    file = tmp_path / "keys of john smith"
+    errors = []
+    for content in (None, b"", b"two\nlines"):
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(TokenError) as raised:
+            BearerAuth(file=file).header()
+        errors.append(raised.value)
+    for error in errors:
+        structlog.get_logger().warning("destination.paused", note=str(error))
+    outage = Outage(structlog.get_logger(), file)
+    outage.failed(LedgerFull(f"no room is left on the disk of the ledger {file}; nothing was changed"), 0.0)
+
+    notes = [line["note"] for line in lines(stream)]
+    assert len(notes) == 4
+    assert not [note for note in notes if re.search(r"keys|john|smith", note)], notes
+    assert "no such file or directory" in notes[0].lower()
+    assert notes[3] == "no room is left on the disk of the ledger; nothing was changed"
+
+
 @pytest.mark.parametrize("key", ["event", "note"])
 def test_the_console_escapes_what_a_value_could_do_to_a_terminal(key):
     """The filter lets no such value through today; the renderer must not rest on that."""
@@ -327,6 +353,9 @@ def test_a_stderr_that_is_closed_stops_nothing():
 import os, sys
 os.close(2)
 from ingestd import logs
+from ingestd.daemon.outage import Outage
+from ingestd.dicomweb import BearerAuth, TokenError
+from ingestd.ledger import LedgerFull
 from ingestd.logs.allowed import fit
 import structlog
 logs.configure()

@@ -192,7 +192,7 @@ class Daemon:
             removals=self.housekeeping.removals,
             alarms=self.alarms,
         )
-        self._outage = Outage(self._log)
+        self._outage = Outage(self._log, self.ledger.file)
         self.stopping = False
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ingestd.ledger import LedgerBusy, LedgerError, LedgerFull
@@ -16,7 +17,8 @@ _SURE_SECONDS = 10.0
 class Outage:
     """A stretch of failures: told once when it begins, and once when something was written and nothing failed since."""
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Any, file: Path) -> None:
+        self._file = file
         self.until = 0.0  # nothing is tried before
         self.holds = False  # whether the last try failed: nothing new is taken up then
         self._log = log
@@ -28,7 +30,9 @@ class Outage:
         """Note a failure and say when to try again; raises it once the ledger has been broken for too long."""
         if not self._is_told:
             self._is_told = True
-            self._log.error("ledger.failed", error=type(error).__name__, note=str(error))
+            # Any word may be part of the ledger's path.
+            note = str(error).replace(f" {self._file}", "")
+            self._log.error("ledger.failed", error=type(error).__name__, note=note)
         if self._broken_since is None:
             self._broken_since = now
         elif not isinstance(error, (LedgerBusy, LedgerFull)) and now - self._broken_since > _BROKEN_SECONDS:

@@ -73,7 +73,7 @@ class Secret:
         else:
             assert self._file is not None, "one of the two is given"
             text = self._read_file(self._file, again=again)
-            source = f"file {self._file}"
+            source = f"file {str(self._file)!r}"
         if not text:
             raise TokenError(f"no {self._what}: the {source} is empty or not set")
         if not text.isascii() or not text.isprintable():
@@ -90,7 +90,7 @@ class Secret:
                     self._seen = seen
             except OSError as error:
                 raise TokenError(
-                    f"no {self._what}: cannot read the file {path}: {error.strerror or type(error).__name__}"
+                    f"no {self._what}: cannot read the file {str(path)!r}: {error.strerror or type(error).__name__}"
                 ) from None
             return self._text
 

@@ -26,6 +26,14 @@ TOKEN_TIMEOUTS = Timeouts(
     connect=timedelta(seconds=10), read=timedelta(seconds=10), total=timedelta(seconds=20), min_rate=10_000
 )
 ANSWER_LIMIT = 1_048_576
+# RFC 6749 sections 4.1.2.1 and 5.2, and what Microsoft Entra adds to them.
+ERROR_CODES = frozenset(
+    {
+        *("invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type"),
+        *("invalid_scope", "access_denied", "unsupported_response_type", "server_error", "temporarily_unavailable"),
+        *("interaction_required", "consent_required", "invalid_resource"),
+    }
+)
 CONNECTION_INFO = "AUTH_CONNECTION_INFO"
 CONNECTION_KEYS = ("authority", "client_id", "client_secret", "oauth_resource")
 
@@ -84,14 +92,15 @@ class OAuth2Auth(FetchedAuth):
 
 
 def _why(error: DicomWebError) -> str:
-    """Say in words what a token endpoint said; its error codes are fixed words (RFC 6749 §5.2)."""
+    """Say what a token endpoint said, as far as the standard has a word for it: other words are the server's own."""
+    if error.status is None:
+        return str(error)
     try:
         code = load_json(error.server_text.encode())["error"]
     except (ValueError, KeyError, TypeError):
         code = ""
-    if isinstance(code, str) and code.isascii() and code.replace("_", "").isalnum() and len(code) < 64:
-        return f"it answered {error.status} {code}"
-    return str(error) if error.status is None else f"it answered {error.status}"
+    known = isinstance(code, str) and code in ERROR_CODES
+    return f"it answered {error.status} {code}" if known else f"it answered {error.status}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
