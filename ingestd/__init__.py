@@ -8,7 +8,7 @@
                                           |- listed as stored -> STORED -> reconciler -> CONFIRMED
                                           |- proven not sent  -> PENDING, tried again later
                                           |- outcome unread   -> UNCERTAIN -> reconciler asks the server
-                                          '- refused for good -> FAILED, file kept
+                                          '- refused for good -> the server is asked, then FAILED, file kept
 
 The rooms, lowest first; each imports only from those before it (``tests/test_imports.py`` holds this):
 

@@ -89,6 +89,10 @@ class Reason(StrEnum):
     DISCARDED = "discarded"
 
 
+# Verdicts that give a file up. The server may have it all the same, and is asked before the row is FAILED.
+REFUSALS = frozenset({Reason.REFUSED, Reason.TOO_LARGE, Reason.SERVER_ERROR, Reason.STUCK_ON_SERVER})
+
+
 def needs_person(state: State, reason: str | None) -> bool:
     """Whether a row waits for a person: not where its very file was dropped again, and that row is CONFIRMED."""
     return state in NEEDS_PERSON and reason != Reason.DROPPED_AGAIN
@@ -108,20 +112,23 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.PENDING, _S.SENDING): "study due; claimed with a token, the attempt row written before connecting",
     (_S.PENDING, _S.PENDING): "the bytes no longer match the digest: read again, noted",
     (_S.SENDING, _S.PENDING): "proven not sent, or a verdict that asks for another try, or the bytes changed",
-    (_S.PENDING, _S.FAILED): "the server refused its encoding, and it cannot be re-encoded",
+    (
+        _S.PENDING,
+        _S.UNCERTAIN,
+    ): "the server refused its encoding, it cannot be re-encoded, and the server is asked first",
     (_S.PENDING, _S.DUPLICATE): "read again after a change: another row holds what it now is",
     (_S.PENDING, _S.CONFLICT): "read again after a change: another row holds its identity with other content",
     (_S.PENDING, _S.REJECTED): "read again after a change: no longer a whole DICOM file",
     (
         _S.UNCERTAIN,
         _S.FAILED,
-    ): "gone, and the server does not have it or not to be compared with it; or stuck on the server for a day",
+    ): "gone, or refused, and the server, which was asked, does not have it or cannot tell for the grace time",
     (_S.SENDING, _S.STORED): "its SOP Instance UID is in the parsed answer's Referenced SOP Sequence",
     (
         _S.SENDING,
         _S.UNCERTAIN,
-    ): "a body byte left and no verdict on it was read; or its file is gone, and the server is asked first",
-    (_S.SENDING, _S.FAILED): "a verdict against this instance",
+    ): "a body byte left and no verdict on it was read; or it is given up or gone, and the server is asked first",
+    (_S.SENDING, _S.FAILED): "a verdict against this instance, of which not a byte had ever left",
     (_S.UNCERTAIN, _S.STORED): "the server shows it, proof of content to follow",
     (_S.UNCERTAIN, _S.CONFIRMED): "the server shows it, with our content",
     (_S.UNCERTAIN, _S.PENDING): "absent twice, or a person asked for another try",
@@ -594,6 +601,7 @@ class Unproven:
     stored_at: datetime | None
     attempt_id: int | None = None  # the last attempt's
     reason: Reason | None = None
+    note: str = ""
     present_before: bool | None = None  # in the query right before the post (servers that take duplicates silently)
     was_stored: bool = False  # it was STORED once: sent again at most once
     resends: int = 0  # times it was absent twice and sent again

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -17,7 +17,9 @@ from ingestd.daemon.now import read_clocks
 from ingestd.daemon.proof import _GLANCE_BACK
 from ingestd.emulator import Emulator
 from ingestd.ledger import Entry, Ledger
-from ingestd.lifecycle import Identity, Sighting, State
+from ingestd.lifecycle import Identity, Reason, Sighting, State
+from ingestd.reader import InspectJob, Read
+from ingestd.reconciler import Finding
 from tests.builders import fresh_uid, write_instance
 from tests.running import Site, TookTooLongError, wait_until
 
@@ -176,6 +178,64 @@ def test_a_server_that_cannot_be_asked_lets_a_row_sleep_no_longer_than_others_wa
         entry = only_entry(daemon)
         assert entry is not None
         assert (entry.state, entry.next_check_at) == (State.STORED, woken_at)
+
+
+def uncertain_and_without_a_file(daemon: Daemon, site: Site) -> int:
+    """Turn until the outcome of the only post is unknown, and remove the file before the server is asked for it."""
+    turn_until(daemon, is_in(daemon, State.UNCERTAIN), what="a post without an answer")
+    entry = only_entry(daemon)
+    assert entry is not None
+    assert entry.file is not None
+    (site.spool / entry.file).unlink()
+    return entry.entry_id
+
+
+def test_copy_is_compared_by_its_digest_where_our_file_is_gone(tmp_path: Path, server: Emulator):
+    """The server keeps another preamble than ours, so that its copy is not byte by byte what was sent."""
+    site = Site(tmp_path / "site", server.url)
+    server.faults.add("drop_after_store")
+    path = write_instance(tmp_path / "image")
+    (site.drop / "image").write_bytes(b"\1" * 128 + path.read_bytes()[128:])
+    with rooms(site) as daemon:
+        uncertain_and_without_a_file(daemon, site)
+
+        turn_until(daemon, lambda: not is_in(daemon, State.UNCERTAIN)(), what="an end")
+
+        assert is_in(daemon, State.CONFIRMED)()
+
+
+def test_row_without_a_file_is_given_up_only_when_nothing_could_be_told_for_the_grace_time(
+    tmp_path: Path, server: Emulator
+):
+    """One reader that died of the server's copy made it FAILED at once."""
+    site = Site(tmp_path / "site", server.url, reconcile={"grace": "2s"})
+    server.faults.add("drop_after_store")
+    write_instance(site.drop / "image")
+    with rooms(site) as daemon:
+        entry_id = uncertain_and_without_a_file(daemon, site)
+        copy = tmp_path / "copy"
+
+        def reader_dies() -> Entry:
+            (row,) = daemon.ledger.unproven_rows([entry_id])
+            finding = Finding(row=row, present=True, asked_at=utc_now(), copy=copy)
+            daemon.proof._reads.append((finding, Read(job=InspectJob(key=0, path=str(copy)), died=True)))
+            with daemon.ledger.write() as moves:
+                daemon.proof.record(moves, read_clocks())
+            daemon.proof.committed()
+            entry = only_entry(daemon)
+            assert entry is not None
+            return entry
+
+        first = reader_dies()
+        assert first.state is State.UNCERTAIN
+        assert "could not be compared" in first.note
+        wait_until(lambda: reader_dies().state is not State.UNCERTAIN, what="the end of the grace time", every=0.2)
+
+        last = only_entry(daemon)
+        assert last is not None
+        assert (last.state, last.reason) == (State.FAILED, Reason.GONE)
+        assert last.changed_at - first.changed_at >= timedelta(seconds=1)
+        assert "could not be compared" in last.note
 
 
 def test_once_nothing_is_left_to_post_the_feed_is_read_again_soon(tmp_path: Path, server: Emulator):

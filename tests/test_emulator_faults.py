@@ -122,6 +122,29 @@ def test_server_errors_before_and_after_the_store(server, peer, name, kept):
     assert is_there(peer, study) is kept
 
 
+@pytest.mark.parametrize("status", [400, 413])
+@pytest.mark.parametrize("name,kept", [("error_before_store", False), ("error_after_store", True)])
+def test_any_status_before_and_after_the_store(server, peer, name, kept, status):
+    study = fresh_uid()
+    server.faults.add(name, status=status)
+
+    answer = peer.store(scan(study=study))
+    server.faults.clear()
+
+    assert answer.status_code == status
+    assert is_there(peer, study) is kept
+
+
+def test_instance_is_stored_and_listed_as_refused(server, peer):
+    study, sop = fresh_uid(), fresh_uid()
+    server.faults.add("refuse_stored", uid=sop)
+
+    answer = peer.store(scan(study=study, sop=sop))
+
+    assert (answer.status_code, reasons(answer), stored(answer)) == (409, [43264], [])
+    assert is_there(peer, study)
+
+
 @pytest.mark.parametrize("name,reason", [("being_created", 45071), ("processing_failure", 272)])
 def test_per_instance_failures(server, peer, name, reason):
     study, sop = fresh_uid(), fresh_uid()

@@ -795,7 +795,7 @@ def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, t
     assert len(row.paths) == 2
 
 
-def test_file_that_cannot_be_reencoded_has_failed(ledger: Ledger):
+def test_file_that_cannot_be_reencoded_is_asked_for_before_it_fails(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     with ledger.write() as moves:
         assert not moves.reencode_failed(entry_id, note="x", now=LATER)
@@ -803,7 +803,9 @@ def test_file_that_cannot_be_reencoded_has_failed(ledger: Ledger):
     send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, answered=True)
     with ledger.write() as moves:
         assert moves.reencode_failed(entry_id, note="it cannot be re-encoded", now=LATER)
-    assert state_of(ledger, entry_id) is State.FAILED
+    (row,) = ledger.unproven(now=LATER)
+    assert (row.state, row.reason, row.note) == (State.UNCERTAIN, Reason.REFUSED, "it cannot be re-encoded")
+    assert ledger.needs_reader() == []
 
 
 def test_only_a_row_that_the_server_is_asked_about_fails_because_its_file_vanished(ledger: Ledger):

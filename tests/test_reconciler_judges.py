@@ -11,8 +11,10 @@ import pytest
 
 from ingestd.lifecycle import (
     MOVES,
+    REFUSALS,
     Content,
     Identity,
+    Jump,
     Outcome,
     Reason,
     Sameness,
@@ -30,6 +32,7 @@ from ingestd.reconciler import (
     judge_presence,
     judge_sighting,
     needs_comparison,
+    not_told,
     plan,
     wait_for_feed,
 )
@@ -435,6 +438,48 @@ def test_copy_that_is_not_whole_is_a_conflict_only_when_it_was_seen_twice():
         assert judge_comparison(early, Sameness.NOT_WHOLE, rules=rules, now=NOW).state is state
         second = judge_comparison(late, Sameness.NOT_WHOLE, rules=rules, now=NOW)
         assert (second.state, second.reason) == (State.CONFLICT, Reason.OTHER_CONTENT)
+
+
+def test_only_the_grace_time_ends_what_the_server_cannot_tell_where_nothing_but_its_answer_is_waited_for():
+    rules = rules_of()
+
+    def told(since: timedelta | None, *, lost: bool = False, **more) -> Outcome:
+        row = row_of(State.UNCERTAIN, untold_since=None if since is None else NOW - since, **more)
+        outcome = not_told(row, "its copy could not be had", rules=rules, now=NOW, lost=lost)
+        assert_sound(row, outcome)
+        return outcome
+
+    early, late = rules.grace - timedelta(seconds=1), rules.grace
+    for since in (None, early):
+        waits = told(since, lost=True)
+        assert (waits.state, waits.note, waits.untold) == (State.UNCERTAIN, "its copy could not be had", True)
+        waits = told(since, reason=Reason.TOO_LARGE, note="too large (413)")
+        assert (waits.state, waits.reason, waits.noted) == (State.UNCERTAIN, Reason.TOO_LARGE, False)
+    gone = told(late, lost=True)
+    assert (gone.state, gone.reason) == (State.FAILED, Reason.GONE)
+    assert "its copy could not be had" in gone.note
+    for reason in REFUSALS:
+        refused = told(late, reason=reason, note="too large (413)")
+        assert (refused.state, refused.reason) == (State.FAILED, reason)
+        assert "too large (413)" in refused.note
+        assert "its copy could not be had" in refused.note
+    assert told(late).state is State.UNCERTAIN, "its file is there, and it is asked about for ever"
+    jump = Jump(at=NOW - early, by=timedelta(hours=1))
+    row = row_of(State.UNCERTAIN, untold_since=NOW - timedelta(hours=1))
+    assert not_told(row, "x", rules=replace(rules, jump=jump), now=NOW, lost=True).state is State.UNCERTAIN
+
+
+def test_refused_file_fails_for_what_it_was_refused_for_once_the_server_does_not_have_it():
+    row = row_of(State.UNCERTAIN, reason=Reason.TOO_LARGE, note="too large (413)")
+
+    absent_once = judge_presence(row, present=False, rules=rules_of(OTHER), now=NOW)
+
+    assert (absent_once.state, absent_once.reason) == (State.FAILED, Reason.TOO_LARGE)
+    assert absent_once.note == "too large (413) (asked for it, the server does not have it)"
+    assert_sound(row, absent_once)
+    assert judge_presence(row, present=True, rules=rules_of(), now=NOW) is Need.COMPARE
+    confirmed = judge_comparison(row, Sameness.SAME, rules=rules_of(), now=NOW)
+    assert "the server had refused it" in confirmed.note
 
 
 def test_answer_that_was_not_read_is_never_proven_by_presence():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ingestd.lifecycle import Reason, State
+from ingestd.lifecycle import REFUSALS, Reason, State
 
 MEANING = {
     State.PENDING: "taken in, waiting to be sent",
     State.SENDING: "on its way to the server",
-    State.UNCERTAIN: "sent, but no verdict was read; the server is being asked",
+    State.UNCERTAIN: "sent, and not known to be there; the server is being asked",
     State.STORED: "the server said it stored it; proof is still to come",
     State.CONFIRMED: "the server itself shows it",
     State.FAILED: "given up; the file is kept",
@@ -43,6 +43,10 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
     (State.UNCERTAIN, Reason.NOT_SHOWN): (
         "look for it on the server: it was stored there and nothing shows it; " + _RETRY.format(id="{id}")
     ),
+    **{
+        (State.UNCERTAIN, reason): f"{_WAIT} yet: ingestd asks the server whether it has it all the same"
+        for reason in REFUSALS
+    },
     (State.STORED, None): f"{_WAIT}: it is confirmed as soon as the server shows it",
     (State.CONFIRMED, None): "nothing: it is on the server",
     (State.DUPLICATE, None): "nothing: its content is taken care of by the file it duplicates",

@@ -23,6 +23,7 @@ from ingestd.lifecycle import (
     BatchLimits,
     BatchResult,
     Outcome,
+    Part,
     Pause,
     Reason,
     State,
@@ -99,9 +100,9 @@ class Dispatch:
     def gather(self, now: Now) -> None:
         """Collect results and the probe's answer, and let them pause or open the destination; writes nothing."""
         for collected in self._sender.collect():
-            result = self._settle_gone(collected)
             others_succeed = self.others_succeed(collected.batch.study_uid, now)
-            result = give_up(result, others_succeed=others_succeed, most_attempts=self._most_attempts)
+            result = give_up(collected, others_succeed=others_succeed, most_attempts=self._most_attempts)
+            result = self._ask_first(self._wait_for_folders(result))
             verdict = self.destination.posted(result, now.mono)
             self._results.append((result, verdict))
             self._note(result, verdict, now)
@@ -238,26 +239,37 @@ class Dispatch:
             self.destination.half_open = False
             self._answered = True
 
-    def _settle_gone(self, result: BatchResult) -> BatchResult:
-        """Keep the files of a folder that is away waiting; of one that is gone the server is asked first.
-
-        A ledger put back from a backup waits with files that were sent, confirmed and removed since.
-        """
+    def _wait_for_folders(self, result: BatchResult) -> BatchResult:
+        """Keep the files of a folder that is away waiting."""
         if not any(outcome.reason is Reason.GONE for outcome in result.outcomes):
             return result
         paths = {part.entry_id: part.path for part in result.batch.parts}
 
         def settled(outcome: Outcome) -> Outcome:
-            if outcome.reason not in (Reason.GONE, Reason.NOT_SENT):
+            is_out = outcome.reason in (Reason.GONE, Reason.NOT_SENT)
+            if not is_out or self._tells_gone(paths[outcome.entry_id]):
                 return outcome
-            if not self._tells_gone(paths[outcome.entry_id]):
-                return replace(outcome, state=State.PENDING, reason=Reason.NOT_SENT, note=_AWAY_NOTE, wait=_AWAY_WAIT)
-            if outcome.reason is Reason.NOT_SENT:
-                return outcome
-            uncertain = replace(outcome, state=State.UNCERTAIN, note=_GONE_NOTE, wait=timedelta(0))
-            return replace(uncertain, needs_content_check=True)
+            return replace(outcome, state=State.PENDING, reason=Reason.NOT_SENT, note=_AWAY_NOTE, wait=_AWAY_WAIT)
 
         return replace(result, outcomes=tuple(settled(outcome) for outcome in result.outcomes))
+
+    def _ask_first(self, result: BatchResult) -> BatchResult:
+        """Ask the server before a file is given up: it, or a proxy before it, may have stored what it refused.
+
+        And a ledger put back from a backup waits with files that were sent, confirmed and removed since.
+        """
+        parts = {part.entry_id: part for part in result.batch.parts}
+
+        def asked(outcome: Outcome, part: Part) -> Outcome:
+            is_gone = outcome.reason is Reason.GONE
+            if outcome.state is not State.FAILED or not (is_gone or result.body_bytes_left or part.attempts):
+                return outcome
+            note = _GONE_NOTE if is_gone else outcome.note
+            uncertain = replace(outcome, state=State.UNCERTAIN, note=note, wait=timedelta(0))
+            return replace(uncertain, needs_content_check=True)
+
+        outcomes = tuple(asked(outcome, parts[outcome.entry_id]) for outcome in result.outcomes)
+        return replace(result, outcomes=outcomes)
 
     def _note(self, result: BatchResult, verdict: Verdict, now: Now) -> None:
         stored = sum(outcome.state is State.STORED for outcome in result.outcomes)

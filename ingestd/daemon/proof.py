@@ -435,7 +435,8 @@ class Proof:
                 if finding.sameness is not None:
                     judged = self._trust.judge(row, finding.sameness, rules=rules, at=finding.asked_at)
                 else:
-                    judged = judge(replace(finding, row=row), rules=rules, now=now.utc, give_up=give_up)
+                    lost = self._is_lost(row.path)
+                    judged = judge(replace(finding, row=row), rules=rules, now=now.utc, give_up=give_up, lost=lost)
             if judged is Need.COMPARE and finding.copy is not None:
                 self._acts.append(partial(self._compare, finding, finding.copy))
                 continue
@@ -482,8 +483,9 @@ class Proof:
 
     def _settle_comparison(self, finding: Finding, read: Read, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
         assert self.rules is not None
-        if read.lost and finding.copy is not None:
-            # A file in place that was altered since it was sent says nothing of what was sent: its digest does.
+        compared = isinstance(read.job, CompareJob)
+        if finding.copy is not None and (read.lost or (compared and self._is_lost(finding.row.path))):
+            # A file that is gone, or was altered in place since it was sent, says nothing of what was: its digest does.
             self._acts.append(partial(self._inspect_copy, finding, finding.copy))
             return
         sameness, differs = _sameness(finding, read)
@@ -501,15 +503,12 @@ class Proof:
         elif sameness is not None:
             judged = self._trust.judge(row, sameness, rules=self.rules, at=finding.asked_at, differs=differs)
             self._take_outcome(judged, finding, outcomes)
-        elif row.state is State.UNCERTAIN and self._is_lost(row.path):
-            moves.fail_gone(
-                [row.entry_id], note="its file was removed before the server's copy was compared", now=now.utc
-            )
         else:
             # Nothing was learnt (a reader died of it, or one of the two could not be read): ask again, ever later.
             why = f": {read.waits}" if read.waits else ""
             note = f"the server's copy could not be compared with the file this time{why}"
-            self._take_outcome(not_told(row, note), finding, outcomes)
+            told = not_told(row, note, rules=self.rules, now=finding.asked_at, lost=self._is_lost(row.path))
+            self._take_outcome(told, finding, outcomes)
         self._acts.append(partial(self._close, finding))
 
     def _is_lost(self, path: str | None) -> bool:

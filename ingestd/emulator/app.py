@@ -195,8 +195,8 @@ class App:
             await spool.take(kind, body, saw=saw)
             if service.faults.take(FaultName.DROP_AFTER_BODY, **facts):
                 raise Vanish
-            if service.faults.take(FaultName.ERROR_BEFORE_STORE, **facts):
-                raise Problem(500, INTERNAL)
+            if fault := service.faults.take(FaultName.ERROR_BEFORE_STORE, **facts):
+                raise Problem(fault.status or 500, INTERNAL)
             call.parts = spool.parts
             return await anyio.to_thread.run_sync(partial(found.endpoint, call))
 

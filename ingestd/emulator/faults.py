@@ -24,6 +24,7 @@ class FaultName(StrEnum):
     UNAVAILABLE = "unavailable"
     ERROR_BEFORE_STORE = "error_before_store"
     ERROR_AFTER_STORE = "error_after_store"
+    REFUSE_STORED = "refuse_stored"
     DROP_BEFORE_BODY = "drop_before_body"
     DROP_DURING_BODY = "drop_during_body"
     DROP_AFTER_BODY = "drop_after_body"
@@ -51,8 +52,9 @@ DESCRIPTIONS: dict[FaultName, str] = {
     FaultName.BANDWIDTH: "take the body in at `bytes` per second (default 65536)",
     FaultName.THROTTLE: "answer 429 without looking; `retry_after` is sent as it is given",
     FaultName.UNAVAILABLE: "answer 503 without looking; `retry_after` is sent as it is given",
-    FaultName.ERROR_BEFORE_STORE: "answer 500 after the whole body was read, nothing stored",
-    FaultName.ERROR_AFTER_STORE: "answer 500 although everything was stored",
+    FaultName.ERROR_BEFORE_STORE: "answer 500, or `status`, after the whole body was read, nothing stored",
+    FaultName.ERROR_AFTER_STORE: "answer 500, or `status`, although everything was stored",
+    FaultName.REFUSE_STORED: "store the instance, and list it as refused for good (43264) all the same",
     FaultName.DROP_BEFORE_BODY: "cut the connection when the headers are in",
     FaultName.DROP_DURING_BODY: "cut the connection when `bytes` (default 1) of the body are in",
     FaultName.DROP_AFTER_BODY: "cut the connection when the body is in, nothing stored",
@@ -95,6 +97,7 @@ class Fault:
     seconds: float | None = None
     bytes: int | None = None
     numbers: int | None = None
+    status: int | None = None
     retry_after: str | None = None
     fired: int = 0
     _random: random.Random = field(init=False, repr=False)
@@ -125,7 +128,7 @@ class Fault:
         """A fault from loosely typed settings, as JSON and the command line give them; raises UnknownFault."""
         kinds: dict[str, type] = {
             "probability": float, "seed": int, "count": int, "skip": int, "uid": str, "method": str, "path": str,
-            "seconds": float, "bytes": int, "numbers": int, "retry_after": str,
+            "seconds": float, "bytes": int, "numbers": int, "status": int, "retry_after": str,
         }  # fmt: skip
         unknown = set(settings) - set(kinds)
         if unknown:
@@ -160,7 +163,19 @@ class Fault:
 
     def facts(self) -> dict[str, Any]:
         """The fault as the control port shows it."""
-        names = ("probability", "seed", "count", "skip", "uid", "method", "path", "seconds", "bytes", "numbers")
+        names = (
+            "probability",
+            "seed",
+            "count",
+            "skip",
+            "uid",
+            "method",
+            "path",
+            "seconds",
+            "bytes",
+            "numbers",
+            "status",
+        )
         return {"name": self.name, "fired": self.fired, "retry_after": self.retry_after} | {
             name: getattr(self, name) for name in names
         }

@@ -88,7 +88,7 @@ def store(service: Service, request: StoreRequest, parts: Sequence[Part]) -> lis
     for at in range(0, len(parts), _GROUP):
         group = _examine(service, request, parts[at : at + _GROUP])
         _store_group(service, request, group)
-        _undo_where_asked(service, request, group)
+        _belie_where_asked(service, request, group)
         service.log.add_all("instance", request.number, [_log_line(entry) for entry in group])
         for entry in group:
             entry.examined.metadata = b""
@@ -96,9 +96,11 @@ def store(service: Service, request: StoreRequest, parts: Sequence[Part]) -> lis
     return entries
 
 
-def _undo_where_asked(service: Service, request: StoreRequest, group: list[Entry]) -> None:
-    # As when the service's own cleanup of a failed entry meets a commit that had in fact succeeded (facts page 1.8).
+def _belie_where_asked(service: Service, request: StoreRequest, group: list[Entry]) -> None:
     for entry in group:
+        if FaultName.REFUSE_STORED in entry.faults and entry.is_stored:
+            entry.examined.failure = VALIDATION_FAILED
+        # As when the service's own cleanup of a failed entry meets a commit that had succeeded (facts page 1.8).
         if FaultName.UNDONE in entry.faults and entry.is_stored:
             entry.examined.failure = PROCESSING_FAILURE
             where = "study_uid = ? AND series_uid = ? AND sop_uid = ? AND partition_key = ?"
@@ -197,6 +199,7 @@ def _ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
     else:
         for name in (
             FaultName.STUCK_CREATING,
+            FaultName.REFUSE_STORED,
             FaultName.UNDONE,
             FaultName.LATE_FEED,
             FaultName.FEED_GAP,

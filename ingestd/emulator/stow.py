@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from .answers import DicomJson
 from .call import Action, Body, Call, Route, route
-from .errors import Problem, Vanish
+from .errors import INTERNAL, Problem, Vanish
 from .examine import CLASS_MISMATCH
 from .faults import FaultName
 from .index import now_ticks
@@ -63,8 +63,8 @@ def _strike_after_store(call: Call, uids: list[str]) -> None:
     faults, method, path = call.service.faults, call.request.method, call.request.url.path
     if faults.take(FaultName.DROP_AFTER_STORE, method=method, path=path, uids=uids):
         raise Vanish
-    if faults.take(FaultName.ERROR_AFTER_STORE, method=method, path=path, uids=uids):
-        raise RuntimeError("asked for: error_after_store")
+    if fault := faults.take(FaultName.ERROR_AFTER_STORE, method=method, path=path, uids=uids):
+        raise Problem(fault.status or 500, INTERNAL)
 
 
 def _answer(call: Call, request: StoreRequest, entries: list[Entry], uids: list[str]) -> Response:

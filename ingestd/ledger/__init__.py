@@ -53,7 +53,7 @@ On Moves (``now`` is keyword-only everywhere)::
     reread(entry_id, arrival: Arrival, *, judged: Judged | None = None, now) -> Admitted      need REREAD, read whole
     reread_refused(entry_id, refusal: Refusal, *, now) -> bool      no longer a whole DICOM file
     attach_reencoded(entry_id, *, path, content: Content, ctime_ns=0, now) -> bool            path relative to the spool
-    reencode_failed(entry_id, *, note, now) -> bool FAILED `refused`, with the note
+    reencode_failed(entry_id, *, note, now) -> bool UNCERTAIN `refused`, with the note
     read_no_more(entry_id, *, now) -> bool          a need whose file vanished: sending it has the server asked
     fail_gone(entry_ids, *, note, now) -> int       UNCERTAIN rows whose file vanished
     hold(entry_ids, *, reason: str, now) -> int ; unhold(entry_ids, *, now) -> int

@@ -181,7 +181,7 @@ class Moves:
         return upkeep.attach_reencoded(self._tx, entry_id, path=path, content=content, ctime_ns=ctime_ns, now=now)
 
     def reencode_failed(self, entry_id: int, *, note: str, now: datetime) -> bool:
-        """Give a row up that cannot be re-encoded: FAILED ``refused``."""
+        """Have the server asked for a refused row that cannot be re-encoded, before it is FAILED: UNCERTAIN."""
         return upkeep.reencode_failed(self._tx, entry_id, note=note, now=now)
 
     def read_no_more(self, entry_id: int, *, now: datetime) -> bool:

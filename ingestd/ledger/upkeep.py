@@ -69,11 +69,12 @@ def attach_reencoded(
 
 
 def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> bool:
-    """Give a row up whose implicit-VR file the server refused and which cannot be re-encoded either."""
+    """Have the server asked for a row that it refused and that cannot be re-encoded: the last before it is FAILED."""
     row = tx.rows_by_id([entry_id]).get(entry_id)
     if row is None or row.state is not State.PENDING or row.need != Need.REENCODE:
         return False
-    tx.move(row, State.FAILED, at=now, reason=Reason.REFUSED, note=note)
+    settings = {"next_check_at": now, "checks": 0, "absences": 0, "absent_since": None, "needs_content_check": 1}
+    tx.move(row, State.UNCERTAIN, at=now, reason=Reason.REFUSED, note=note, **settings)
     tx.settle()
     return True
 

@@ -30,7 +30,7 @@ Finding(row: Unproven, present: bool | None, asked_at, sameness: Sameness | None
     other (``next_copy``) and to unlink.
     findings is empty where the server could not be asked at all: ledger.check_again(...), and the pause.
 
-judge(finding, *, rules, now, give_up=False) -> Outcome | Need    what one finding settles; Need.COMPARE: hand the copy
+judge(finding, *, rules, now, give_up=False, lost=False) -> Outcome | Need    what it settles; Need.COMPARE: hand copy
     and the row's file to the readers (CompareJob), then judge_comparison. A row without a file of its own compares
     digests: Need.COMPARE too, with ``row.path`` None.
 judge_sighting(row, *, rules) -> Outcome | Need                   from row.seen_*; Need.ASK, Need.WAIT

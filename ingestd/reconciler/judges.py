@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from ingestd.lifecycle import REENCODABLE, Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven
+from ingestd.lifecycle import REENCODABLE, REFUSALS, Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven
 from ingestd.reconciler.rules import Need, Rules, is_deleted_since, is_from_before, needs_comparison
 
 # Between two questions about a row that the first one did not settle.
@@ -109,7 +109,7 @@ def judge_comparison(row: Unproven, sameness: Sameness, *, rules: Rules, now: da
         entry_id=row.entry_id,
         state=State.CONFLICT,
         reason=reason,
-        note=f"{found} ({_WORDS[row.state]}); both are kept for a person to decide{_hint(rules)}",
+        note=f"{found} ({_history_of(row)}); both are kept for a person to decide{_hint(rules)}",
         evidence={"content": sameness.value},
         expected=row.state,
         evidence_at=now,
@@ -155,13 +155,35 @@ def _hint(rules: Rules) -> str:
     return " (if this server changes what it stores, on purpose, `reconcile.verify: presence` leaves contents alone)"
 
 
-def not_told(row: Unproven, note: str) -> Outcome:
-    """Leave a row where it is: the server was asked and could not tell; ask again later."""
+def not_told(row: Unproven, note: str, *, rules: Rules, now: datetime, lost: bool = False) -> Outcome:
+    """Leave a row where it is: the server was asked and could not tell; ask again later.
+
+    That ends with the grace time where nothing but its answer is waited for: a row that was refused, or whose file is
+    ``lost``, is FAILED then.
+    """
+    since = now if row.untold_since is None else rules.surely_since(row.untold_since, now)
+    was_refused = _is_refused(row)
+    if row.state is State.UNCERTAIN and (was_refused or lost) and now - since >= rules.grace:
+        asked = f"asked for {_spoken(rules.grace)}, the server could not tell whether it has it all the same: {note}"
+        why = row.note if was_refused else "its file is no longer where it was taken in"
+        return Outcome(
+            entry_id=row.entry_id,
+            state=State.FAILED,
+            reason=row.reason if was_refused and row.reason is not None else Reason.GONE,
+            note=f"{why} ({asked})",
+            expected=row.state,
+        )
     reason = row.reason or (Reason.STORED_ANSWER if row.state is State.STORED else Reason.NO_VERDICT)
     if reason is Reason.ABSENT:
         reason = Reason.NO_VERDICT
     outcome = _not_settled(row, reason, note, wait=_ASK_AGAIN.wait(row.checks + 1, jitter=0.0))
-    return replace(outcome, untold=True, noted=True)
+    # What it was refused with is not written over: that is all that is known of it.
+    return replace(outcome, untold=True, noted=not was_refused)
+
+
+def _is_refused(row: Unproven) -> bool:
+    """Say whether a post's verdict gave it up, so that the server is asked for it this last time."""
+    return row.state is State.UNCERTAIN and row.reason in REFUSALS
 
 
 def still_deleted(row: Unproven) -> Outcome:
@@ -207,6 +229,17 @@ def _judge_absence(row: Unproven, *, rules: Rules, now: datetime, give_up: bool)
         return _deleted(row, how, at=now, feed="deleted")
     if row.state is State.STORED:
         return _stored_and_absent(row, rules=rules, now=now)
+    if _is_refused(row):
+        assert row.reason is not None, "it was refused for something"
+        # Once is enough: it is not sent again for that, and a person who has it tried again has it asked for again.
+        return Outcome(
+            entry_id=row.entry_id,
+            state=State.FAILED,
+            reason=row.reason,
+            note=f"{row.note} (asked for it, the server does not have it)",
+            expected=row.state,
+            evidence_at=now,
+        )
     apart = rules.wait_between_absences(row)
     if row.state is State.DELETED:
         return _not_settled(row, Reason.ABSENT, "asked again: it is still not on the server", at=now)
@@ -301,7 +334,7 @@ def _confirmed(row: Unproven, reason: Reason, how: str, *, at: datetime | None, 
         entry_id=row.entry_id,
         state=State.CONFIRMED,
         reason=reason,
-        note=f"confirmed{again}: {how} ({_WORDS[row.state]})",
+        note=f"confirmed{again}: {how} ({_history_of(row)})",
         evidence=evidence,
         expected=row.state,
         evidence_at=at,
@@ -319,6 +352,10 @@ def _confirmed_by_feed(row: Unproven, rules: Rules) -> Outcome:
         server_time=row.seen_at.isoformat(),
         content="not compared",
     )
+
+
+def _history_of(row: Unproven) -> str:
+    return "the server had refused it" if _is_refused(row) else _WORDS[row.state]
 
 
 def _deleted_by_feed(row: Unproven, rules: Rules) -> Outcome:

@@ -169,16 +169,18 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
     return Plan(outcomes=tuple(outcomes), questions=questions, asked=asked)
 
 
-def judge(finding: Finding, *, rules: Rules, now: datetime, give_up: bool = False) -> Outcome | Need:
+def judge(
+    finding: Finding, *, rules: Rules, now: datetime, give_up: bool = False, lost: bool = False
+) -> Outcome | Need:
     """Say what one finding settles.
 
     Need.COMPARE: compare the copy with the row's file, then ``judge_comparison``. Need.ASK: the rules have become
-    stricter since it was asked; ask again. ``give_up`` as for ``judge_presence``.
+    stricter since it was asked; ask again. ``give_up`` as for ``judge_presence``, ``lost`` as for ``not_told``.
     """
     del now  # evidence is as old as the question, not as its judgement
     row, at = finding.row, finding.asked_at
     if finding.present is None:
-        return not_told(row, finding.note)
+        return not_told(row, finding.note, rules=rules, now=at, lost=lost)
     if finding.sameness is not None:
         return judge_comparison(row, finding.sameness, rules=rules, now=at)
     if finding.copy is not None:
