@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ingestd
-from ingestd.cli import COMMANDS
+from ingestd.cli import COMMANDS, main
 from ingestd.cli.frame import EXIT_CODES, ExitCode, Stop, ago, end, in_bytes, plain
 from tests.commanding import CONFIG, Rows, as_nobody, command_in
 
@@ -236,6 +236,22 @@ def test_another_user_is_told_whom_to_become(capfd, words):
     assert said.code == ExitCode.NO_PERMISSION, said
     assert "sudo -u root ingestd" in said.err
     assert "Traceback" not in said.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_we_may_not_enter_is_told_as_the_place_where_we_stand(tmp_path, monkeypatch, capfd):
+    """`sudo -u ingestd ingestd status` in an administrator's home said only that config.yaml was not permitted."""
+    import ingestd.cli.status  # all of it, while we may still read it
+    import ingestd.config  # noqa: F401
+
+    tmp_path.chmod(0o700)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("INGESTD_CONFIG", raising=False)
+    with as_nobody(), pytest.raises(SystemExit) as ended:
+        main(["status"])
+
+    assert ended.value.code == ExitCode.CONFIGURATION
+    assert "name the file with -c FILE, or go to another folder" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")

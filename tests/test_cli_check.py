@@ -145,7 +145,7 @@ def test_a_ledger_in_use_is_summed_up(tmp_path, command):
     rows.refuse("x")
     rows.close()
 
-    assert "1 files, 1 need a person" in command("check").out
+    assert "1 file, 1 need a person" in command("check").out
 
 
 def test_a_spool_that_is_a_file_is_to_be_mended(tmp_path, command):

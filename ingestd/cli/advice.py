@@ -18,7 +18,7 @@ MEANING = {
     State.DISCARDED: "a person decided to let go of it",
 }
 
-_WAIT = "nothing to do"
+_WAIT = "nothing"
 _RETRY = "retry it with `ingestd retry {id}`"
 _DISCARD = "let go of it with `ingestd resolve {id} --discard`"
 

@@ -27,7 +27,7 @@ from ingestd.config import (
 )
 from ingestd.inbox.mounts import mount_of
 
-from .frame import ExitCode, ago, become, daemon_pid, in_bytes, owner_of, user_name
+from .frame import ExitCode, ago, become, daemon_pid, in_bytes, in_files, owner_of, user_name
 
 # An inode or two per file in the spool; with fewer than this left the disk is as good as full.
 LEAST_INODES = 10_000
@@ -274,7 +274,7 @@ def _ledger(config: Config) -> Iterator[Finding]:
         yield _bad("ledger", str(error))
     else:
         files = sum(status.states.values())
-        yield _ok("ledger", f"{file}: {files} files, {status.needs_person} need a person")
+        yield _ok("ledger", f"{file}: {in_files(files)}, {status.needs_person} need a person")
 
 
 def _start_on_ledger(config: Config) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .dicomweb_connection import Progress, operation, pairs, uids
-from .frame import ExitCode, in_bytes, json_option, plain, print_json
+from .frame import ExitCode, in_bytes, in_files, json_option, plain, print_json
 from .run import DurationType
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def retrieve(
     for path in (*saved.written, *saved.replaced):
         click.echo(str(path))
     click.echo(
-        f"{len(saved.written) + len(saved.replaced)} files ({in_bytes(saved.size_bytes)}) written, "
+        f"{in_files(len(saved.written) + len(saved.replaced))} ({in_bytes(saved.size_bytes)}) written, "
         f"{len(saved.kept)} were there already",
         err=True,
     )

@@ -113,7 +113,7 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
     click.echo(f"taken in now: {outcome.result.taken_in}; in all: {sums or 'nothing'}")
     if outcome.left_alone or outcome.clutter:
         words = [f"{count} {name.replace('_', ' ')}" for name, count in outcome.left_alone.items()]
-        words += [f"{outcome.clutter} that are no images"] if outcome.clutter else []
+        words += [f"{in_files(outcome.clutter)} without an image"] if outcome.clutter else []
         click.echo(f"left alone: {', '.join(words)}")
     for entry in outcome.needs_person[:MOST_TOLD]:
         why = f"{entry.reason}: {entry.note}" if entry.note else str(entry.reason or "")

@@ -56,11 +56,21 @@ def find_file(explicit: Path | None = None) -> Path:
     if named := os.environ.get(VARIABLE):
         return Path(named)
     for place in PLACES:
-        if place.is_file():
+        if _is_there(place):
             _refuse_strangers(place)
             return place
     text = f"looked at ${VARIABLE} (not set), ./config.yaml and /etc/ingestd/config.yaml; name one with -c FILE"
     raise ConfigError([Problem(key="", text=text)])
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except PermissionError:
+        if place.is_absolute():
+            raise
+        text = "this user may not enter the folder where you are; name the file with -c FILE, or go to another folder"
+        raise ConfigError([Problem(key="", text=text)]) from None
 
 
 def _refuse_strangers(place: Path) -> None:
