@@ -59,7 +59,7 @@ for number in range(rounds):
     rows = dict(line.split(" ") for line in written.read_text().splitlines()) if written.exists() else {}
     for name, path in rows.items():
         assert (spool.path / path).read_bytes() == wanted[name], "a row without its file"
-    unremoved = [candidate.source for candidate, _ in items if candidate.relative_path in rows]
+    unremoved = [(expect, rows[one.relative_path]) for one, expect in items if one.relative_path in rows]
     spool.recover_removals(folder, unremoved)
     for candidate, _ in items:
         if candidate.relative_path in rows:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot
+from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot, durable
 from ingestd.lifecycle import SourceStat
 from tests.inboxing import candidate_of, expect_of, source_of, tree
 
@@ -65,15 +66,20 @@ def test_spool_is_its_owners_alone_and_keeps_its_id(tmp_path):
     assert str(uuid.UUID(first.host)) == first.host
 
 
+def failing(code):
+    """A system call that fails."""
+
+    def fail(*_args, **_more):
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
 def test_removal_that_fails_once_is_finished_by_the_next_try_and_nothing_comes_back(spool, elsewhere, monkeypatch):
     """It lay hidden in our folder, was called gone, and came back as another file at the next start."""
     source = source_of(put(elsewhere, "s/x"))
-
-    def fail(*_args, **_more):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "unlink", fail)
+        patched.setattr(os, "unlink", failing(errno.EIO))
         assert spool.remove_source(elsewhere, "s/x", source) is Removal.WAITS
         assert spool.remove_source(elsewhere, "s/x", source) is Removal.WAITS
     put(elsewhere, "s/y")
@@ -350,11 +356,119 @@ def test_removal_cut_short_is_finished_and_a_changed_file_given_back(spool, else
     known = put(elsewhere, ".ingestd-removing/11")
     put(elsewhere, ".ingestd-removing/22", b"grown since")
 
-    assert spool.recover_removals(elsewhere, {source_of(known)}) == 2
+    assert spool.recover_removals(elsewhere, [(expect_of(known), "")]) == 2
 
     assert tree(elsewhere) == {"recovered-22"}
     assert (elsewhere / "recovered-22").read_bytes() == b"grown since"
-    assert spool.recover_removals(elsewhere, set()) == 0
+    assert spool.recover_removals(elsewhere, []) == 0
+
+
+def rewrite(path, content):
+    """Write to a file as rsync and Samba do: in place, and with the mtime that it had."""
+    was = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+@pytest.mark.parametrize("known_by", ["its digest", "its copy", "a copy that is gone"])
+def test_file_rewritten_while_it_lay_aside_is_given_back_whatever_its_mtime(spool, elsewhere, known_by):
+    """Inode, size and mtime were compared, and the only copy of the newer bytes was removed."""
+    same, newer = put(elsewhere, ".ingestd-removing/11", b"a" * 9), put(elsewhere, ".ingestd-removing/22", b"b" * 9)
+    read = [expect_of(same), expect_of(newer)]
+    copies = ["files/in/11", "files/in/22"]
+    if known_by != "its digest":
+        read = [replace(one, digest="", meta_digest="") for one in read]
+    if known_by != "a copy that is gone":
+        put(spool.path, copies[0], b"a" * 9)
+        put(spool.path, copies[1], b"b" * 9)
+    rewrite(newer, b"B" * 9)
+    assert source_of(newer) == read[1].source
+
+    spool.recover_removals(elsewhere, list(zip(read, copies, strict=True)))
+
+    kept = {"recovered-22"} if known_by != "a copy that is gone" else {"recovered-11", "recovered-22"}
+    assert tree(elsewhere) == kept
+    assert (elsewhere / "recovered-22").read_bytes() == b"B" * 9
+
+
+def test_file_that_is_being_written_while_it_lies_aside_is_given_back(spool, elsewhere):
+    known = put(elsewhere, ".ingestd-removing/11")
+    read = expect_of(known)
+    with known.open("ab"):
+        spool.recover_removals(elsewhere, [(read, "")])
+
+    assert tree(elsewhere) == {"recovered-11"}
+
+
+def test_file_rewritten_after_its_removal_failed_is_given_back_under_its_own_name(spool, elsewhere, monkeypatch):
+    """The second try at its removal looked at inode, size and mtime only."""
+    path = put(elsewhere, "s/x", b"a" * 9)
+    read = expect_of(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", failing(errno.EIO))
+        assert spool.remove_source(elsewhere, "s/x", read.source, read=read) is Removal.WAITS
+    (aside,) = (elsewhere / ".ingestd-removing").iterdir()
+    rewrite(aside, b"B" * 9)
+
+    assert spool.remove_source(elsewhere, "s/x", read.source, read=read) is Removal.CHANGED
+    assert tree(elsewhere) == {"s/x"}
+    assert path.read_bytes() == b"B" * 9
+
+
+@pytest.mark.parametrize("folder", ["still there", "gone"])
+def test_file_that_could_not_be_given_back_is_given_back_by_the_next_try(spool, elsewhere, monkeypatch, folder):
+    """It lay hidden in our folder until the next start: in no visible state."""
+    path = put(elsewhere, "s/x", b"a" * 9)
+    read = expect_of(path)
+    with path.open("ab") as writer:
+        with monkeypatch.context() as patched:
+            patched.setattr(durable, "_RENAMEAT2", None)
+            patched.setattr(os, "link", failing(errno.EIO))
+            found = spool.remove_source(elsewhere, "s/x", read.source)
+        assert found is Removal.WAITS
+        assert tree(elsewhere) != {"s/x"}
+        writer.write(b"newer")
+    if folder == "gone":
+        path.parent.rmdir()
+
+    again = spool.remove_source(elsewhere, "s/x", read.source, read=read)
+    assert again is (Removal.CHANGED if folder == "still there" else Removal.GONE)
+    (name,) = tree(elsewhere)
+    assert name == "s/x" or (folder == "gone" and name.startswith("recovered-"))
+    assert (elsewhere / name).read_bytes() == b"a" * 9 + b"newer"
+
+
+@pytest.mark.parametrize("how", ["in one step", "by a link"])
+def test_file_that_is_given_back_never_has_two_names(tmp_path, monkeypatch, how):
+    """It got its new name and kept the old one, and the next start made two files of it."""
+    path = put(tmp_path, "aside/x")
+    (tmp_path / "drop").mkdir()
+    unlink = os.unlink
+
+    def fail(name, **more):
+        if name == "x":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink(name, **more)
+
+    if how == "by a link":
+        monkeypatch.setattr(durable, "_RENAMEAT2", None)
+    monkeypatch.setattr(os, "unlink", fail)
+    folders = [os.open(tmp_path / name, os.O_RDONLY) for name in ("aside", "drop")]
+    try:
+        if how == "by a link":
+            with pytest.raises(OSError, match="Input/output error"):
+                durable.put_back("x", folders[0], "y", folders[1])
+            assert tree(tmp_path) == {"aside/x"}
+        else:
+            assert durable.put_back("x", folders[0], "y", folders[1]) == "y"
+            assert tree(tmp_path) == {"drop/y"}
+            path.write_bytes(b"another")
+            fresh = durable.put_back("x", folders[0], "y", folders[1])
+            assert fresh.startswith("y-")
+            assert tree(tmp_path) == {"drop/y", f"drop/{fresh}"}
+    finally:
+        for folder in folders:
+            os.close(folder)
 
 
 def _squat(path, kind):
@@ -396,7 +510,7 @@ def test_removal_cut_short_under_another_name_is_finished_too(spool, elsewhere):
     known = put(elsewhere, ".ingestd-removing-0011/11")
     put(elsewhere, ".ingestd-removing-0011/22", b"grown since")
 
-    assert spool.recover_removals(elsewhere, {source_of(known)}) == 2
+    assert spool.recover_removals(elsewhere, [(expect_of(known), "")]) == 2
 
     assert {path.name for path in elsewhere.iterdir()} == {".ingestd-removing", "recovered-22"}
 
@@ -407,7 +521,7 @@ def test_folder_of_ours_that_another_user_made_is_not_looked_into(spool, elsewhe
     put(elsewhere, ".ingestd-removing-0011/11")
     os.chown(elsewhere / ".ingestd-removing-0011", 12345, 12345)
 
-    assert spool.recover_removals(elsewhere, set()) == 0
+    assert spool.recover_removals(elsewhere, []) == 0
     assert tree(elsewhere) == {".ingestd-removing-0011/11"}
 
 

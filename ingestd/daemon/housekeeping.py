@@ -193,7 +193,7 @@ class Housekeeping:
             if root is None or source.inbox not in self._moving or source.entry_id in self._removing | gone:
                 continue
             self._removing.add(source.entry_id)
-            self._mover.remove_source(source.entry_id, root, source.relative_path, _read(source), source.path)
+            self._mover.remove_source(source.entry_id, root, source.relative_path, what_was_read(source), source.path)
 
     def _remove_emptied(self) -> None:
         for inbox, folders in self._inboxes.take_emptied():
@@ -223,7 +223,8 @@ class Housekeeping:
         )
 
 
-def _read(source: UnremovedSource) -> Expect:
+def what_was_read(source: UnremovedSource) -> Expect:
+    """Say what a source held when it was copied, as its row remembers it."""
     content = source.content
     if content is None:
         return Expect(source=source.source, ctime_ns=source.ctime_ns)

@@ -22,7 +22,7 @@ from ingestd.daemon.desk import ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.going_back import GoingBack
 from ingestd.daemon.hand import Hand
-from ingestd.daemon.housekeeping import Housekeeping
+from ingestd.daemon.housekeeping import Housekeeping, what_was_read
 from ingestd.daemon.intake import Intake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now, read_clocks, utc_now
@@ -221,7 +221,7 @@ class Daemon:
                 " taken in before is not found by patient or accession",
                 next_step="stop ingestd, put the key file back from the backup of the ledger's folder, and start it",
             )
-        unremoved = [row.source for row in self.ledger.unremoved_sources()]
+        unremoved = [(what_was_read(row), row.path) for row in self.ledger.unremoved_sources()]
         for policy in self._policies:
             self.mover.recover_removals(policy.path, unremoved)
         self.orphans.start()

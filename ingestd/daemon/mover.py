@@ -7,7 +7,7 @@ are copied in a second lane, so that a 4 GB copy does not hold up a thousand ren
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
@@ -16,7 +16,6 @@ import structlog
 
 from ingestd import threads
 from ingestd.inbox import Brought, Candidate, Expect, NotTaken, Removal, Spool, WhyNot
-from ingestd.lifecycle import SourceStat
 
 _GROUP_MOST = 256
 Context = TypeVar("Context")
@@ -149,7 +148,7 @@ class Mover(Generic[Context]):
                 self.in_flight -= len(done)
                 return done
 
-    def recover_removals(self, root: Path, unremoved: Collection[SourceStat]) -> None:
+    def recover_removals(self, root: Path, unremoved: Sequence[tuple[Expect, str]]) -> None:
         """Settle the removals of this inbox that the last run did not finish."""
         self._removals.put(lambda spool: spool.recover_removals(root, unremoved))
 

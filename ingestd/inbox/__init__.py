@@ -44,7 +44,7 @@ Known files are forgotten, the others settle.
     .take_in(items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]      same order; Taken is durable on return
     .set_aside(items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]    to rejected/<inbox>/<random>/
     .remove_source(root: Path, relative_path: str, source: SourceStat) -> Removal
-    .recover_removals(root: Path, unremoved: Collection[SourceStat]) -> int    at start, per inbox elsewhere
+    .recover_removals(root: Path, unremoved: Sequence[tuple[Expect, str]]) -> int    at start, per inbox elsewhere
     .remove_folders(root: Path, folders: Sequence[str]) -> int    those that are empty still
     .is_squatted(root: Path) -> bool / .look_aside(root: Path) -> None    somebody else has our folder's name there
     .let_go(files: Sequence[tuple[str, WasRead]]) -> list[LetGo]      what still is what was read is removed

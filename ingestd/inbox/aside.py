@@ -23,6 +23,8 @@ class Aside:
     def __init__(self) -> None:
         self._others: dict[str, str] = {}  # by inbox: the name that is used where the first one is somebody else's
         self._squatted: frozenset[str] = frozenset()
+        # By inbox: what a failing disk left in that folder, by its name there, and where it lay before.
+        self.owed: dict[str, dict[str, str]] = {}
 
     def is_squatted(self, root: str) -> bool:
         """Whether somebody else had the name when it was last looked at."""

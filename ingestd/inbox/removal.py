@@ -2,7 +2,8 @@
 
 Renamed aside first, looked at once more, then unlinked: whoever writes a new file under the old name meanwhile writes
 to a name of its own, and whoever wrote to the file itself is seen by the last look. What lies aside after a crash
-either is what a row remembers (removed) or is not (given back to the inbox as new).
+either holds what a row remembers (removed) or does not (given back to the inbox as new): its content decides, since our
+own rename gave it another ctime.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +33,7 @@ def remove(
 ) -> Removal:
     """Remove a source if it still is what was copied; see ``Spool.remove_source``."""
     parent, _, name = relative_path.rpartition("/")
+    _give_back(root, aside)
     try:
         folder = open_folder(str(root), parent)
     except (FileNotFoundError, NotADirectoryError):
@@ -44,11 +46,16 @@ def remove(
     try:
         found = _found(name, folder)
         if found is None:
-            return _remove_left(root, source, aside)
+            return _remove_left(root, source, aside, read, copy, give_back=(name, folder))
         if not _is(found, source) or (read is not None and not _is_untouched(found, name, folder, read, copy)):
             return Removal.CHANGED
         with aside.opened(str(root)) as own_folder:
-            return _remove_from(folder, name, own_folder, source)
+            own = secrets.token_hex(16)
+            try:
+                return _remove_from(folder, name, own, own_folder, source)
+            except OSError:
+                aside.owed.setdefault(str(root), {})[own] = relative_path
+                raise
     except OSError:
         return Removal.WAITS
     finally:
@@ -60,27 +67,33 @@ def _is_untouched(found: os.stat_result, name: str, folder: int, read: Expect, c
 
     Raises OSError while it is being written.
     """
-    if 0 < read.ctime_ns == found.st_ctime_ns:
-        return True
+    return 0 < read.ctime_ns == found.st_ctime_ns or _holds(found, name, folder, read, copy)
+
+
+def _holds(found: os.stat_result, name: str, folder: int, read: Expect, copy: Path | None) -> bool:
+    """Whether its content is what was read, by the digests or else by the copy; raises OSError while it is written."""
     with open(name, "rb", opener=lambda path, _: os.open(path, FILE, dir_fd=folder)) as file:
-        if read.digest:
-            same = holds_what_was_read(file.fileno(), read)
-        elif copy is not None:
-            with copy.open("rb") as other:
-                same = all(ours == theirs for ours, theirs in zip_longest(_pieces(file), _pieces(other)))
-        else:
-            same = False
+        same = holds_what_was_read(file.fileno(), read) if read.digest else _is_copied(file, copy)
         if os.fstat(file.fileno()).st_ctime_ns != found.st_ctime_ns:
             raise BlockingIOError
     return same
+
+
+def _is_copied(file: BinaryIO, copy: Path | None) -> bool:
+    if copy is None:
+        return False
+    try:
+        with copy.open("rb") as other:
+            return all(ours == theirs for ours, theirs in zip_longest(_pieces(file), _pieces(other)))
+    except FileNotFoundError:
+        return False
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.read(1 << 20), b"")
 
 
-def _remove_from(folder: int, name: str, aside: int, source: SourceStat) -> Removal:
-    own = secrets.token_hex(16)
+def _remove_from(folder: int, name: str, own: str, aside: int, source: SourceStat) -> Removal:
     try:
         os.rename(name, own, src_dir_fd=folder, dst_dir_fd=aside)
     except FileNotFoundError:
@@ -95,15 +108,38 @@ def _remove_from(folder: int, name: str, aside: int, source: SourceStat) -> Remo
     return Removal.WAITS if is_same else Removal.CHANGED
 
 
-def _remove_left(root: Path, source: SourceStat, aside: Aside) -> Removal:
+def _give_back(root: Path, aside: Aside) -> None:
+    """Give back what the last tries left aside: there it would be in no visible state until the next start."""
+    owed = aside.owed.get(str(root), {})
+    for own, relative_path in list(owed.items()):
+        parent, _, name = relative_path.rpartition("/")
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            own_folder = opened.enter_context(aside.opened(str(root)))
+            try:
+                folder = open_folder(str(root), parent)
+            except FileNotFoundError:
+                folder, name = open_folder(str(root)), f"recovered-{own}"
+            opened.callback(os.close, folder)
+            with contextlib.suppress(FileNotFoundError):  # it was removed after all
+                put_back(own, own_folder, name, folder)
+            del owed[own]
+
+
+def _remove_left(
+    root: Path, source: SourceStat, aside: Aside, read: Expect | None, copy: Path | None, *, give_back: tuple[str, int]
+) -> Removal:
     """Finish a removal that failed when the file lay aside already: else it would come back at the next start."""
     done = Removal.GONE
     for folder in aside.left(str(root)):
         for name in os.listdir(folder):  # noqa: PTH208 - a descriptor
-            if not _is(look(name, folder), source):
+            found = look(name, folder)
+            if not _is(found, source):
                 continue
             if _is_being_written(name, folder):
                 return Removal.WAITS
+            if read is not None and not _holds(found, name, folder, read, copy):
+                put_back(name, folder, *give_back)
+                return Removal.CHANGED
             os.unlink(name, dir_fd=folder)
             sync(folder)
             done = Removal.REMOVED
@@ -125,10 +161,10 @@ def remove_folders(root: Path, folders: Sequence[str]) -> int:
     return removed
 
 
-def recover(root: Path, unremoved: Collection[SourceStat], aside: Aside) -> int:
+def recover(root: Path, unremoved: Sequence[tuple[Expect, Path]], aside: Aside) -> int:
     """Finish what a crash cut short; see ``Spool.recover_removals``."""
     # Devices are numbered anew when a share is mounted again.
-    ours = {(source.inode, source.size_bytes, source.mtime_ns) for source in unremoved}
+    ours = {(read.source.inode, read.source.size_bytes, read.source.mtime_ns): (read, copy) for read, copy in unremoved}
     count = 0
     try:
         for folder in aside.left(str(root)):
@@ -138,7 +174,7 @@ def recover(root: Path, unremoved: Collection[SourceStat], aside: Aside) -> int:
     return count
 
 
-def _recover_from(aside: int, root: Path, ours: Collection[tuple[int, int, int]]) -> int:
+def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], tuple[Expect, Path]]) -> int:
     count = 0
     top = open_folder(str(root))
     try:
@@ -147,7 +183,8 @@ def _recover_from(aside: int, root: Path, ours: Collection[tuple[int, int, int]]
                 found = look(name, aside)
                 if stat.S_ISDIR(found.st_mode):
                     continue
-                if (found.st_ino, found.st_size, found.st_mtime_ns) in ours:
+                known = ours.get((found.st_ino, found.st_size, found.st_mtime_ns))
+                if known is not None and not _is_being_written(name, aside) and _holds(found, name, aside, *known):
                     os.unlink(name, dir_fd=aside)
                 else:
                     put_back(name, aside, f"recovered-{name}", top)

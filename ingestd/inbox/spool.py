@@ -23,7 +23,7 @@ import secrets
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ingestd.lifecycle import SourceStat
@@ -181,12 +181,13 @@ class Spool:
         place = self.path / copy if copy else None
         return removal.remove(root, relative_path, source, self._aside, read=read, copy=place)
 
-    def recover_removals(self, root: Path, unremoved: Collection[SourceStat]) -> int:
-        """Finish removals that a crash cut short, and say how many; ``unremoved`` are the rows' sources of this inbox.
+    def recover_removals(self, root: Path, unremoved: Sequence[tuple[Expect, str]]) -> int:
+        """Finish removals that a crash cut short, and say how many.
 
-        A file that is none of them was written to meanwhile: it goes back into the inbox under a fresh name.
+        ``unremoved`` says of each row whose source is still to go what was read of it, and the path of its copy. A file
+        that holds nothing of that was written to meanwhile: it goes back into the inbox under a fresh name.
         """
-        return removal.recover(root, unremoved, self._aside)
+        return removal.recover(root, [(read, self.path / copy) for read, copy in unremoved], self._aside)
 
     def remove_folders(self, root: Path, folders: Sequence[str]) -> int:
         """Remove folders of an inbox, in this order, that are empty still; say how many."""
