@@ -215,6 +215,52 @@ def test_missing_key_of_a_filled_ledger_is_an_alarm_with_the_way_back(tmp_path, 
     assert "put the key file back" in alarm["next_step"]
 
 
+def _key_alarms(filled) -> list[str]:
+    kinds = [alarm["kind"] for alarm in filled("status", "--json").json["stopped_because"]]
+    return [kind for kind in kinds if kind == "key_made_anew"]
+
+
+def test_alarm_of_another_key_stands_until_the_old_one_is_back(tmp_path, filled):
+    """It lasted for the one run that made the key, and the next one said that all was well."""
+    key = tmp_path / "ledger.db.key"
+    former = key.read_bytes()
+    key.unlink()
+
+    for _ in range(2):
+        filled("run", "--once", "--timeout", "10ms")
+        assert _key_alarms(filled)
+    key.write_bytes(former)
+    filled("run", "--once", "--timeout", "10ms")
+
+    assert not _key_alarms(filled)
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        kept = {name: str(value) for name, value in connection.execute("SELECT key, value FROM meta")}
+    assert former.hex() not in " ".join(kept.values())
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["", "a ledger of before the mark"])
+def test_alarm_of_another_key_stands_until_a_person_goes_on_with_it(tmp_path, filled, is_old):
+    if is_old:
+        _sql(tmp_path, "DELETE FROM meta WHERE key = 'search_key'")
+    (tmp_path / "ledger.db.key").unlink()
+    for _ in range(2):
+        filled("run", "--once", "--timeout", "10ms")
+        [alarm] = [one for one in filled("status", "--json").json["stopped_because"] if one["kind"] == "key_made_anew"]
+        assert "`ingestd resolve --new-key`" in alarm["next_step"]
+
+    accepted = filled("resolve", "--new-key")
+
+    assert accepted.code == ExitCode.DONE
+    assert not _key_alarms(filled)
+    filled("run", "--once", "--timeout", "10ms")
+    assert not _key_alarms(filled)
+
+
+def test_new_key_is_a_decision_of_its_own(filled):
+    assert filled("resolve", "1", "--new-key").code == ExitCode.CONFIGURATION
+    assert filled("resolve", "--discard").code == ExitCode.CONFIGURATION
+
+
 def test_error_at_the_lock_of_the_spool_names_its_file(tmp_path, filled):
     _replace(tmp_path / "spool" / "lock", Path.mkdir)
 

@@ -24,7 +24,7 @@ SAID = {
 @click.command("resolve", short_help="Decide what becomes of a file that ingestd may not decide about.")
 @config_option
 @json_option
-@click.argument("ids", nargs=-1, required=True, type=int, metavar="ID...")
+@click.argument("ids", nargs=-1, type=int, metavar="ID...")
 @click.option(
     "--discard", "decision", flag_value="discard", help="Let go of a FAILED, CONFLICT, REJECTED or DELETED file."
 )
@@ -34,14 +34,27 @@ SAID = {
 @click.option(
     "--admit-anyway", "decision", flag_value="admit_anyway", help="Take a REJECTED file as it is, if it has its UIDs."
 )
+@click.option(
+    "--new-key", "decision", flag_value="new_key", help="Go on with another key of the search words; takes no ID."
+)
 def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decision: str | None) -> int:
     """Decide what becomes of a file that ingestd may not decide about.
 
     Nothing is deleted by this at once: a discarded file is kept for `spool.retain`, and the ledger keeps its history.
     """
     if decision is None:
-        raise click.UsageError("say what to do: --discard, --replace or --admit-anyway")
+        raise click.UsageError("say what to do: --discard, --replace, --admit-anyway or --new-key")
+    if bool(ids) is (decision == "new_key"):
+        raise click.UsageError("--new-key is about no file" if ids else "say of which files: ID...")
     settings = tell_config(load_config(config))
+    if decision == "new_key":
+        with ledger_for_moves(settings) as ledger:
+            ledger.accept_key()
+        if as_json:
+            print_json({"decision": decision, "done": [], "refused": []})
+        else:
+            click.echo("the key that is there now is used; who was taken in by another is not found by it")
+        return ExitCode.DONE
     with ledger_for_moves(settings) as ledger:
         done, refused = decide(ledger, ids, decision)
     if as_json:

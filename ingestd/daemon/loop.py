@@ -33,7 +33,7 @@ from ingestd.daemon.rework import Rework
 from ingestd.daemon.trust import Trust
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
-from ingestd.ledger import Ledger, LedgerError
+from ingestd.ledger import KEY_MADE_ANEW, Ledger, LedgerError
 from ingestd.reader import Readers
 from ingestd.reconciler import Reconciler
 from ingestd.sender import Sender
@@ -214,19 +214,24 @@ class Daemon:
                 attempts=recovered.attempts,
                 candidates=recovered.candidates,
             )
-        if self.ledger.key_was_missing:
-            self.alarms.raise_(
-                "key_made_anew",
-                note="the key of the search words (the ledger's .key file) was missing and another was made: what was"
-                " taken in before is not found by patient or accession",
-                next_step="stop ingestd, put the key file back from the backup of the ledger's folder, and start it",
-            )
+        self._tell_of_key()
         unremoved = [(what_was_read(row), row.path) for row in self.ledger.unremoved_sources()]
         for policy in self._policies:
             self.mover.recover_removals(policy.path, unremoved)
         self.orphans.start()
         self.trust.start()
         self.inboxes.open()
+
+    def _tell_of_key(self) -> None:
+        self.alarms.set(
+            KEY_MADE_ANEW,
+            note="the key of the search words (the ledger's .key file) was missing and another was made, or another was"
+            " put there: what was taken in before is not found by patient or accession"
+            if self.ledger.key_is_another
+            else "",
+            next_step="stop ingestd, put the key file back from the backup of the ledger's folder, and start it; or,"
+            " where there is no backup of it, go on with the new one: `ingestd resolve --new-key`",
+        )
 
     def _keep_files(self, keeps: bool) -> None:  # noqa: FBT001 - a callback
         removals = self.housekeeping.removals
@@ -342,6 +347,8 @@ class Daemon:
         # What is being re-encoded must not be taken for an orphan.
         if not self.stopping and self.orphans_adopted:
             self.rework.gather(now)
+        if self.alarms.stands(KEY_MADE_ANEW):
+            self._tell_of_key()
         self.dispatch.gather(now)
         profile = self.sender.profile
         if profile is not None and (self.proof.rules is None or self.proof.rules.profile != profile):

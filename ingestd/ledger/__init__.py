@@ -14,6 +14,7 @@ Opening::
         Raises LedgerError (LedgerMissing when not there and create=False or read_only), with what to do in the message.
     ledger.close(); `with Ledger.open(...) as ledger:` closes
     ledger.set_limits(limits)                       a reread configuration (SIGHUP)
+    ledger.key_is_another ; ledger.accept_key()     the key of these words is not the one of before; go on with it
     ledger.search_hash(kind, value) -> str          kind "patient" | "accession"; keyed, "" for an empty value
     ledger.check_integrity() -> list[str]           every page read; empty when all is well
 
@@ -110,6 +111,7 @@ from typing import TYPE_CHECKING
 
 from .ledger import Ledger
 from .values import (
+    KEY_MADE_ANEW,
     Admitted,
     Alarm,
     Applied,
@@ -164,6 +166,7 @@ else:
 
 
 __all__ = [
+    "KEY_MADE_ANEW",
     "Admitted",
     "Alarm",
     "Applied",

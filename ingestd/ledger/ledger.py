@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,20 +14,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
 
 from ingestd.clocks import utc_now
 from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits, study_due_at
 
-from . import dialect, sqlite_file, trouble
+from . import dialect, search_key, sqlite_file, trouble
 from .migrations import MIGRATIONS
+from .schema import alarm, meta, state_count, study
 from .schema import destination as destination_table
 from .schema import host as host_table
-from .schema import meta, state_count, study
 from .sums import queue_of
-from .values import LedgerError, LedgerMissing, LedgerOlder, OtherDestination
+from .values import KEY_MADE_ANEW, LedgerError, LedgerMissing, LedgerOlder, OtherDestination
 from .views import Views
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 _PUT_HOST = dialect.upsert(host_table)
 _PUT_META = dialect.upsert(meta)
+_SEARCH_KEY = "search_key"  # in meta
 _MICROSECOND = timedelta(microseconds=1)
 _SET_DUE = (
     update(study)
@@ -280,11 +280,32 @@ class Ledger(Views):
             self._key = self._search_key()
         return hmac.new(self._key, f"{kind}\0{trimmed}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
 
+    @property
+    def key_is_another(self) -> bool:
+        """Whether what was taken in before is kept by another key of the search words than this one."""
+        return self._key is not None and self._mark_of_key() != search_key.mark_of(self._key)
+
+    def accept_key(self) -> None:
+        """A person: go on with the key that is there now, whatever was taken in before. Raises LedgerError."""
+        with self._transaction():
+            self._put_mark(search_key.mark_of(self._search_key()))
+            self._connection.execute(delete(alarm).where(alarm.c.kind == KEY_MADE_ANEW))
+
+    def _mark_of_key(self) -> str | None:
+        rows = self._all(select(meta.c.value).where(meta.c.key == _SEARCH_KEY))
+        return rows[0].value if rows else None
+
+    def _put_mark(self, mark: str) -> None:
+        self._connection.execute(_PUT_META, {"key": _SEARCH_KEY, "value": mark})
+
     def _expect_key(self, *, rehearsal: bool) -> None:
         there = os.path.lexists(self._key_file)
         self.key_was_missing = not there and self._is_filled()
         if there or not rehearsal:
             self._key = self._search_key()
+            if self._mark_of_key() is None:
+                # Of a ledger older than the mark: a key that is lost is known again by nobody.
+                self._put_mark("" if self.key_was_missing else search_key.mark_of(self._key))
 
     def _search_key(self) -> bytes:
         key_file = self._key_file
@@ -295,8 +316,8 @@ class Ledger(Views):
 
                     # Taking files in goes on; but what was taken in is no longer found by patient or accession.
                     structlog.get_logger().error("ledger.key_made_anew", why="key_was_missing")
-                _write_key(key_file)
-            key = key_file.read_bytes()
+                search_key.make(key_file)
+            return search_key.read(key_file)
         except FileNotFoundError:
             if not self._is_filled():
                 raise LedgerMissing(f"the key of the search words, {key_file}, is not there yet") from None
@@ -306,9 +327,11 @@ class Ledger(Views):
             ) from None
         except OSError as error:
             raise LedgerError(f"the key of the search words, {key_file}, cannot be used: {error.strerror}") from None
-        if len(key) < 32:
-            raise LedgerError(f"the key of the search words, {key_file}, is cut short; remove it to get a new one")
-        return key
+        except search_key.CutShortError:
+            raise LedgerError(
+                f"the key of the search words, {key_file}, is cut short; put it back from a backup, or remove it to get"
+                " a new one"
+            ) from None
 
     def _is_filled(self) -> bool:
         return bool(sum(row.entries for row in self._all(select(state_count.c.entries))))
@@ -460,23 +483,3 @@ class Ledger(Views):
                     for row in rows
                 ],
             )
-
-
-def _write_key(file: Path) -> None:
-    """Make the key, whole or not at all, whoever else is at it."""
-    scratch = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(secrets.token_bytes(32))
-            opened.flush()
-            os.fsync(opened.fileno())
-        with suppress(FileExistsError):
-            os.link(scratch, file)
-    finally:
-        scratch.unlink()
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -286,6 +286,10 @@ class InboxSummary:
     at: datetime | None = None
 
 
+# The kind of the alarm that a person may end by accepting the key that is there.
+KEY_MADE_ANEW = "key_made_anew"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alarm:
     """Something that keeps files from being confirmed, or from being removed, until it ends or somebody acts.
