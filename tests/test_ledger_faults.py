@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from ingestd.ledger.trouble import not_whole
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess
-from tests.running import Site
+from tests.running import Site, wait_until
 from tests.torture.failing import Fault, Injector
 
 MISLEADING = ("damaged", ".recover", "run as", "become", "a fault in ingestd", "Traceback")
@@ -58,6 +59,38 @@ def test_disk_that_fails_for_a_moment_is_called_neither_damage_nor_a_lack_of_rig
 
     assert met > 0
     assert site.command("status").returncode == 0
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
+def test_daemon_waits_for_a_ledger_whose_disk_fails_at_the_start(
+    site: Site, library: Path, tmp_path: Path, error: int
+) -> None:
+    """A running one waits a minute for it; at the start it ended at once, as if the configuration were wrong."""
+    fault = Fault(call="stat", error=error, place="ledger.db", nth=1, times=0, seconds=3)
+    injector = Injector(library, tmp_path / "rule", fault, str(site.ledger_file))
+    earlier = said_so_far(site)
+    with site.start(env=injector.environment) as daemon:
+        said = said_so_far(site).removeprefix(earlier)
+        assert daemon.terminate() == 0
+    assert injector.failed > 0
+    (failed,) = (json.loads(line) for line in said.splitlines() if '"ledger.failed"' in line)
+    assert "no damage" in failed["note"]
+    assert "look at the disk" in failed["note"]
+
+
+def test_daemon_that_waits_for_its_ledger_ends_when_it_is_told_to(site: Site, library: Path, tmp_path: Path) -> None:
+    fault = Fault(call="stat", error=errno.EIO, place="ledger.db", nth=1, times=0, seconds=300)
+    injector = Injector(library, tmp_path / "rule", fault, str(site.ledger_file))
+    earlier = said_so_far(site)
+    with site.start(wait=False, env=injector.environment) as daemon:
+        wait_until(lambda: '"ledger.failed"' in said_so_far(site).removeprefix(earlier), what="word of the ledger")
+        assert daemon.terminate() == 0
+
+
+def said_so_far(site: Site) -> str:
+    """What the daemons of this site have logged."""
+    log = site.folder / "daemon.log"
+    return log.read_text() if log.exists() else ""
 
 
 def test_page_that_could_not_be_read_is_no_damage_and_a_wrong_page_is():

@@ -25,8 +25,9 @@ from ingestd.config import Config, ConfigError
 from ingestd.daemon.loop import Daemon, Wake
 from ingestd.daemon.notify import Notifier
 from ingestd.daemon.now import read_clocks
+from ingestd.daemon.outage import Outage
 from ingestd.inbox import InboxPolicy
-from ingestd.ledger import Alarm, Ledger, LedgerError
+from ingestd.ledger import Alarm, Ledger, LedgerError, LedgerUnread
 
 _STATUS_EVERY_SECONDS = 10.0
 # How long a thread that computes may keep the interpreter from one that has just read, hashed or sent a megabyte. With
@@ -93,10 +94,11 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
     signals = _Signals(wake)
     log = structlog.get_logger()
     with signals.caught():
-        daemon = Daemon(config, wake=wake)
+        daemon = _started(config, wake, signals)
+        if daemon is None:
+            return
         while True:
             try:
-                daemon.start()
                 log.info("daemon.started", version=ingestd.__version__, inboxes=len(daemon.config.inboxes))
                 following = _serve(daemon, signals, notifier, reread, adopt)
             except BaseException:
@@ -110,6 +112,33 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
                 return
             daemon.stop(daemon.config.shutdown_grace, hand_over=True)
             daemon = following
+            _start(daemon)
+
+
+def _started(config: Config, wake: Wake, signals: _Signals) -> Daemon | None:
+    """Build and start the daemon; where the disk of its ledger fails, wait for it as a running one does.
+
+    None where it was told to stop meanwhile.
+    """
+    outage = Outage(structlog.get_logger(), config.ledger_file)
+    while signals.asked is not _Asked.STOP:
+        try:
+            daemon = Daemon(config, wake=wake)
+            _start(daemon)
+        except LedgerUnread as error:
+            now = read_clocks().mono
+            wake.wait(outage.failed(error, now) - now)
+        else:
+            return daemon
+    return None
+
+
+def _start(daemon: Daemon) -> None:
+    try:
+        daemon.start()
+    except BaseException:
+        daemon.close()
+        raise
 
 
 def tell_crash() -> None:

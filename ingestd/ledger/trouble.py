@@ -7,6 +7,7 @@ they were seen.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sqlite3
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from .values import LedgerBusy, LedgerError, LedgerFull, LedgerPermission
+from .values import LedgerBusy, LedgerError, LedgerFull, LedgerPermission, LedgerUnread
 
 if TYPE_CHECKING:
     from sqlalchemy.exc import DBAPIError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 BUSY_MS = 10_000
 # What a read-only connection gets that meets the journal of a writer that died.
 _CRASHED = frozenset({"SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_RECOVERY"})
+# What does not pass by itself: a path that leads nowhere, or to something else.
+_LASTING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST})
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 # quick_check reports a page that could not be read like one that is wrong; only the code in its text tells.
 _CODE = re.compile(r"error code[ =:]*(\d+)")
@@ -60,7 +63,12 @@ def _owner(path: Path) -> str:
 def disk_failed(file: Path, what: str, error: OSError) -> LedgerError:
     """Say what the system answered when the file was to be opened, looked at or read."""
     why = (error.strerror or type(error).__name__).lower()
-    return LedgerError(f"the ledger {file} cannot be {what}: {why}; nothing was changed, try again")
+    if error.errno in _LASTING:
+        return LedgerError(f"the ledger {file} cannot be {what}: {why}; nothing was changed, try again")
+    return LedgerUnread(
+        f"the ledger {file} cannot be {what}: {why}; that is no damage of the ledger: leave it where it is, look at the"
+        " disk (dmesg), and try again"
+    )
 
 
 def damaged(file: Path, what: str) -> LedgerError:
@@ -130,7 +138,7 @@ def _looked_at_again(file: Path, name: str) -> LedgerError:
 
 
 def _unread(file: Path, what: str) -> LedgerError:
-    return LedgerError(
+    return LedgerUnread(
         f"the disk of the ledger {file} failed ({what}); that is no damage of the ledger: leave it where it is,"
         " look at the disk (dmesg), and try again"
     )
@@ -148,5 +156,5 @@ def _not_opened(file: Path, name: str) -> LedgerError:
     except OSError as error:
         return disk_failed(file, "opened", error)
     if os.access(file, os.W_OK) and os.access(file.parent, os.W_OK):
-        return LedgerError(f"the ledger {file} could not be opened just now ({name}); nothing was changed, try again")
+        return LedgerUnread(f"the ledger {file} could not be opened just now ({name}); nothing was changed, try again")
     return permission(file, "use")

@@ -39,6 +39,10 @@ class LedgerFull(LedgerError):
     """The disk under the ledger is full; nothing was changed, try again when there is room."""
 
 
+class LedgerUnread(LedgerError):
+    """The disk under the ledger failed just now; that is no damage, and may pass."""
+
+
 class RefusedMove(Exception):
     """A person asked for a move that is not to be had; the message says why, naming the row in the way."""
 
