@@ -94,6 +94,16 @@ def test_store_says_what_became_of_each_file_and_what_it_left(tmp_path, shell, s
     assert json.loads(told.stdout)["instances"][0]["outcome"] == "already there"
 
 
+def test_store_whose_answer_is_lost_says_that_the_outcome_is_unknown(tmp_path, server, shell):
+    server.faults.add("drop_after_store", count=1)
+
+    lost = shell("store", str(write_instance(tmp_path / "scan")))
+
+    assert lost.exit_code == ExitCode.TIMEOUT
+    assert "the outcome is unknown" in lost.words
+    assert "searched for it before it is sent again" in lost.words
+
+
 def test_store_single_upsert_and_study(shell, study):
     done = shell("store", study["path"], "--single", "--upsert", "--study", study["study"], "--expire-after", "1h")
     other = shell("store", study["path"], "--study", "1.2.3")

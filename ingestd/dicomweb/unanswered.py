@@ -102,10 +102,15 @@ def failure_of(error: Exception, flight: Flight, what: str) -> DicomWebError:
 
 
 def _what_left(flight: Flight) -> str:
-    """Say, of a request that carries something, whether any of it may have arrived."""
+    """Say, of a request that carries something, whether its outcome is known."""
     if not flight.size_bytes:
         return ""
-    return "; part of what was sent may have arrived" if flight.body_bytes_left else "; nothing of it had left"
+    if not flight.body_bytes_left:
+        return "; nothing of it had left"
+    return (
+        "; the outcome is unknown: some or all of it may have arrived, and the server has to be searched for it before "
+        "it is sent again"
+    )
 
 
 def _distrust(certificate: BaseException) -> str:

@@ -122,8 +122,7 @@ def _uncertain(part: Part, terms: Terms, error: DicomWebError, *, charge: bool) 
         entry_id=part.entry_id,
         state=State.UNCERTAIN,
         reason=Reason.NO_VERDICT,
-        note=f"it was posted and no verdict on it came back ({error}); the server is asked for it before it is sent "
-        "again",
+        note=f"it was posted and no verdict on it came back ({error}); so the server is asked for it",
         evidence=terms.evidence(part),
         charge=charge,
         wait=ASK_AFTER,
