@@ -815,6 +815,47 @@ def test_element_longer_than_its_item_does_not_reject_the_file(tmp_path: Path) -
     assert (found.verdict, found.notes) == (Verdict.WHOLE, ("inner_overrun",))
 
 
+@pytest.mark.parametrize(
+    "tail", [b"\n", b"\r\n", b" " * 100, b"appended by a transfer", b"\xff" * 512, bytes(range(1, 256)) * 3]
+)
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT, JPEG_BASELINE])
+def test_bytes_behind_the_pixel_data_that_are_no_element_wait(
+    transfer_syntax: str, tail: bytes, tmp_path: Path
+) -> None:
+    """Transfers as text and programs that split multipart messages leave line ends; copiers fill blocks."""
+    content = with_fragments(JPEG) + builders.delimiter(0xE0DD)
+    if transfer_syntax != JPEG_BASELINE:
+        content = instance_bytes(transfer_syntax=transfer_syntax)
+
+    found = look(content + tail, tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.ZEROS, ("trailing_bytes",))
+    assert found.digest == hashlib.sha256((content + tail)[found.dataset_offset :]).hexdigest()
+
+
+def test_what_may_be_an_element_or_a_file_behind_the_pixel_data_is_no_tail(tmp_path: Path) -> None:
+    whole = instance_bytes()
+    behind = element(0x7FE10010, "LO", "PRIVATE") + element(0xFFFAFFFA, "SQ", b"")
+
+    for cut in range(1, len(behind)):
+        verdict = look(whole + behind[:cut], tmp_path).verdict
+        assert verdict is (Verdict.WHOLE if cut == len(element(0x7FE10010, "LO", "PRIVATE")) else Verdict.SHORT), cut
+    assert look(whole + whole, tmp_path).verdict is Verdict.SHORT
+    assert look(whole + b"x" * 5000, tmp_path).verdict is Verdict.SHORT
+    assert look(raw_file() + b"\n", tmp_path).verdict is Verdict.SHORT
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_missing_sequence_delimiter_is_forgiven(undefined: bool, tmp_path: Path) -> None:
+    inner = item(element(0x00080100, "SH", "CODE"), undefined=undefined)
+    open_sequence = element(0x00081140, "SQ", inner * 2, length=0xFFFFFFFF, pad=False)
+
+    found = look(raw_file(open_sequence, element(0x00081155, "UI", "1.2")), tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ("missing_delimiter",))
+    assert look(raw_file(open_sequence), tmp_path).verdict is Verdict.SHORT
+
+
 def test_missing_item_delimiter_is_forgiven(tmp_path: Path) -> None:
     inner = element(0x00080100, "SH", "CODE")
     open_item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + inner

@@ -98,6 +98,7 @@ NOTES: dict[str, str] = {
     "short_form_length": "a 16-bit length where the VR asks for 32 bits",
     "stray_delimiter": "a delimiter or item where none can be",
     "trailing_after_deflate": "bytes after the end of the deflated data set",
+    "trailing_bytes": "bytes after the pixel data that are no element",
     "trailing_nulls": "zeros after the last element",
     "trailing_padding": "Data Set Trailing Padding (FFFC,FFFC)",
     "uid_leading_zero": "a UID component with a leading zero",

@@ -11,6 +11,7 @@ from ingestd.instance.syntax import (
     ITEM,
     ITEM_DELIMITER,
     LONG_VRS,
+    PIXEL_DATA,
     SEQUENCE_DELIMITER,
     SHORT_VRS,
     UNDEFINED,
@@ -44,6 +45,15 @@ def begins_element(window: Window, ahead: int, tag: int, *, big: bool) -> bool:
     if group == _DELIMITERS:
         return following in (ITEM, ITEM_DELIMITER, SEQUENCE_DELIMITER)
     return following > tag and (vr in SHORT_VRS or vr in LONG_VRS)
+
+
+def may_follow_pixels(rest: bytes, *, implicit: bool, big: bool) -> bool:
+    """Whether what stands behind pixel data may be an element, whole or cut: a transfer leaves line ends and blocks."""
+    if not rest.strip(b"\r\n "):
+        return False
+    group = int.from_bytes(rest[:2], "big" if big else "little")
+    is_behind = PIXEL_DATA >> 16 <= group <= _DELIMITERS
+    return len(rest) < 2 or (is_behind and (implicit or len(rest) < 6 or looks_like_vr(rest[4:6])))
 
 
 def odd_headers(buf: bytes, pos: int, *, big: bool) -> list[Header]:

@@ -21,14 +21,13 @@ from ingestd.instance.syntax import (
     COLUMNS,
     DATA_SET_TRAILING_PADDING,
     DIRECTORY_RECORD_SEQUENCE,
-    DOUBLE_FLOAT_PIXEL_DATA,
-    FLOAT_PIXEL_DATA,
     MAIN_ELEMENTS,
     MEDIA_STORAGE_DIRECTORY,
     MODALITY,
     PATIENT_ID,
     PIXEL_DATA,
     PIXEL_DATA_PROVIDER_URL,
+    PIXELS,
     ROWS,
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
@@ -42,7 +41,6 @@ from ingestd.instance.syntax import (
 from ingestd.instance.text import decode_text
 from ingestd.instance.walk import KEPT_BYTES, Walker
 
-_PIXELS = frozenset({PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA})
 _UIDS = {
     SOP_INSTANCE_UID: "SOP Instance UID",
     STUDY_INSTANCE_UID: "Study Instance UID",
@@ -54,7 +52,7 @@ _KEPT = (
     | {SPECIFIC_CHARACTER_SET, SOP_CLASS_UID, ACCESSION_NUMBER, MODALITY, STATION_NAME, PATIENT_ID}
     | {PIXEL_DATA_PROVIDER_URL}
 )
-_CHOSEN = _KEPT | _PIXELS | MAIN_ELEMENTS | {DATA_SET_TRAILING_PADDING, DIRECTORY_RECORD_SEQUENCE}
+_CHOSEN = _KEPT | set(PIXELS) | MAIN_ELEMENTS | {DATA_SET_TRAILING_PADDING, DIRECTORY_RECORD_SEQUENCE}
 _TEXT_MOST = 64  # LO, SH and CS are shorter; more is cut, as it is for searching only
 # Asked several times for each file, and mostly for the UIDs of the file before.
 _UID = lru_cache(UIDS_CACHED)(re.compile(r"[0-9.]{1,64}", re.ASCII).fullmatch)
@@ -140,11 +138,11 @@ class _Inspector:
         while (event := walker.advance()) is not Event.END:
             tag = walker.tag
             if event is Event.FRAGMENTS:
-                if tag in _PIXELS:
+                if tag in PIXELS:
                     found.pixel_tag, found.pixel_bytes = tag, None
                     found.fragments_at = walker.window.base + walker.window.pos
                 continue
-            if tag in _PIXELS:
+            if tag in PIXELS:
                 found.pixel_tag, found.pixel_bytes = tag, walker.length
                 found.watch = ZeroWatch()
                 walker.pass_value(found.watch)
@@ -168,6 +166,15 @@ class _Inspector:
 
     def _judge(self) -> tuple[Verdict, str]:
         """Judge a data set that was walked to its end."""
+        verdict, reason = self._judge_content()
+        if verdict is Verdict.WHOLE and self._walker is not None and "trailing_bytes" in self._walker.notes:
+            return (
+                Verdict.ZEROS,
+                "behind its pixel data stand bytes that are no element: it may not be written to its end",
+            )
+        return verdict, reason
+
+    def _judge_content(self) -> tuple[Verdict, str]:
         found = self._found
         assert self._walker is not None, "walked before"
         if DIRECTORY_RECORD_SEQUENCE in found.present:
@@ -219,7 +226,7 @@ class _Inspector:
         found = self._found
         wanted: Iterable[int] = main_elements(uid_text(found.values.get(SOP_CLASS_UID, b"")))
         if not wanted and {ROWS, COLUMNS, BITS_ALLOCATED} <= found.present:
-            wanted = _PIXELS
+            wanted = PIXELS
         if not wanted or PIXEL_DATA_PROVIDER_URL in found.present or not found.present.isdisjoint(wanted):
             return Verdict.WHOLE, ""
         if self._walker is not None and "trailing_nulls" in self._walker.notes:

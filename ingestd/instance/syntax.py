@@ -96,7 +96,7 @@ DATA_SET_TRAILING_PADDING = 0xFFFCFFFC
 DIRECTORY_RECORD_SEQUENCE = 0x00041220
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-_ANY_PIXELS = (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA)
+PIXELS = (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA)
 # Storage classes whose instances are images (PS3.4 Table B.5-1), by what follows the common root.
 _IMAGE_CLASSES = frozenset(
     {
@@ -116,7 +116,7 @@ _OTHER_CLASSES = {
     "66.2": (0x0070031C,),  # Fiducial Set Sequence
     "66.3": (0x00640002,),  # Deformable Registration Sequence
     "66.5": (0x00660002,),  # Surface Sequence
-    "481.2": (*_ANY_PIXELS, 0x30040050),  # RT Dose: a grid, or nothing but DVH Sequence
+    "481.2": (*PIXELS, 0x30040050),  # RT Dose: a grid, or nothing but DVH Sequence
     "481.3": (0x30060080,),  # RT ROI Observations Sequence
     "481.4": (0x30080020,),  # Treatment Session Beam Sequence
     "481.5": (0x300A00B0, 0x300A0230),  # Beam Sequence, Application Setup Sequence
@@ -132,7 +132,7 @@ _CLASSES_BELOW = {
 _NO_WAVEFORMS = "9.100."  # presentation states of waveforms
 
 MAIN_ELEMENTS = frozenset(
-    tag for tags in (*_OTHER_CLASSES.values(), *_CLASSES_BELOW.values()) for tag in tags if tag not in _ANY_PIXELS
+    tag for tags in (*_OTHER_CLASSES.values(), *_CLASSES_BELOW.values()) for tag in tags if tag not in PIXELS
 )
 
 
@@ -145,7 +145,7 @@ def main_elements(sop_class_uid: str) -> tuple[int, ...]:
         return ()
     rest = sop_class_uid[len(_STORAGE) :]
     if rest in _IMAGE_CLASSES:
-        return _ANY_PIXELS
+        return PIXELS
     if rest in _OTHER_CLASSES:
         return _OTHER_CLASSES[rest]
     if rest.startswith(_NO_WAVEFORMS):

@@ -30,6 +30,7 @@ from ingestd.instance.headers import (
     begins_element,
     choose_header,
     looks_like_vr,
+    may_follow_pixels,
     odd_headers,
     other_headers,
 )
@@ -39,6 +40,7 @@ from ingestd.instance.syntax import (
     ITEM_DELIMITER,
     LONG_VRS,
     PIXEL_DATA,
+    PIXELS,
     SEQUENCE_DELIMITER,
     SHORT_VRS,
     UNDEFINED,
@@ -58,7 +60,15 @@ _FRAGMENT_VRS = frozenset((b"OB", b"OW", b"OD", b"OF", b"OL", b"OV"))
 _PLAIN_LONG_VRS = LONG_VRS - YOUNG_VRS - {b"SQ"}
 # A reading that comes to the end with one of these has lost its way and found back, or never lost it.
 _ASTRAY = frozenset(
-    ("fragment_outside_item", "inner_overrun", "missing_delimiter", "private_implicit", "stray_delimiter", "unknown_vr")
+    (
+        "fragment_outside_item",
+        "inner_overrun",
+        "missing_delimiter",
+        "private_implicit",
+        "stray_delimiter",
+        "trailing_bytes",
+        "unknown_vr",
+    )
 )
 _KNOWN_VRS = SHORT_VRS | LONG_VRS
 _ITEM_LITTLE = b"\xfe\xff\x00\xe0"
@@ -66,6 +76,8 @@ _ITEM_BIG = b"\xff\xfe\xe0\x00"
 # What content of undefined length begins with when it is made of items: an item, or at once its delimiter.
 _BEGINS_LITTLE = (_ITEM_LITTLE, b"\xfe\xff\xdd\xe0")
 _BEGINS_BIG = (_ITEM_BIG, b"\xff\xfe\xe0\xdd")
+# Bytes behind the pixel data that are no element are passed over up to a block; more may be another file's.
+_TAIL_BYTES = 4096
 # A value that is kept on the way is no longer than this; a longer one is handed out.
 KEPT_BYTES = 1024
 
@@ -259,6 +271,8 @@ class Walker:
         at = window.base + window.pos
         if frame is not None and frame.bound is not None and at + 8 > frame.bound:
             return self._leave_bounded(frame)
+        if self.last_tag in PIXELS and frame is None and self._is_tail():
+            return Event.END
         if not window.fill(8):
             return self._at_end()
         buf, pos = window.buf, window.pos
@@ -503,6 +517,19 @@ class Walker:
             self.notes.add("trailing_nulls")
         return Event.END
 
+    def _is_tail(self) -> bool:
+        """Pass over what stands behind the pixel data where no element begins so, nor a file; say whether it did."""
+        window = self.window
+        window.fill(_TAIL_BYTES)
+        rest = window.buf[window.pos :]
+        if not rest.strip(b"\0") or len(rest) >= _TAIL_BYTES or b"DICM" in rest:
+            return False
+        if may_follow_pixels(rest, implicit=self.implicit, big=self.big):
+            return False
+        self.notes.add("trailing_bytes")
+        window.pos = len(window.buf)
+        return True
+
     def _zeros(self) -> Event | None:
         """Zeros stand where an element should: padding to the end of the file or item, or something torn."""
         frame = self._frame
@@ -557,6 +584,9 @@ class Walker:
             return None
         if frame.bound is not None:
             return self._too_long()
+        if frame.kind is Kind.SEQUENCE and begins_element(window, 0, frame.tag, big=self.big):
+            self.notes.add("missing_delimiter")
+            return self._pop()
         what = "encapsulated pixel data" if frame.kind is Kind.FRAGMENTS else "a sequence"
         raise InvalidInstance(Verdict.SHORT, f"{what} is torn: it does not come to its delimiter")
 
