@@ -840,6 +840,8 @@ def test_what_may_be_an_element_or_a_file_behind_the_pixel_data_is_no_tail(tmp_p
     for cut in range(1, len(behind)):
         verdict = look(whole + behind[:cut], tmp_path).verdict
         assert verdict is (Verdict.WHOLE if cut == len(element(0x7FE10010, "LO", "PRIVATE")) else Verdict.SHORT), cut
+    for number in (0xE00D, 0xE0DD):
+        assert look(whole + builders.delimiter(number), tmp_path).notes == ("stray_delimiter",)
     assert look(whole + whole, tmp_path).verdict is Verdict.SHORT
     assert look(whole + b"x" * 5000, tmp_path).verdict is Verdict.SHORT
     assert look(raw_file() + b"\n", tmp_path).verdict is Verdict.SHORT

@@ -52,8 +52,9 @@ def may_follow_pixels(rest: bytes, *, implicit: bool, big: bool) -> bool:
     if not rest.strip(b"\r\n "):
         return False
     group = int.from_bytes(rest[:2], "big" if big else "little")
-    is_behind = PIXEL_DATA >> 16 <= group <= _DELIMITERS
-    return len(rest) < 2 or (is_behind and (implicit or len(rest) < 6 or looks_like_vr(rest[4:6])))
+    if len(rest) < 2 or group == _DELIMITERS:
+        return True
+    return PIXEL_DATA >> 16 <= group < _DELIMITERS and (implicit or len(rest) < 6 or looks_like_vr(rest[4:6]))
 
 
 def odd_headers(buf: bytes, pos: int, *, big: bool) -> list[Header]:
