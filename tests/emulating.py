@@ -50,12 +50,12 @@ class EmulatorProcess:
     ) -> None:
         self.stop()
 
-    def start(self) -> None:
-        """Start it and return when it answers."""
+    def start(self, *words: str) -> None:
+        """Start it, with these words beside its own, and return when it answers."""
         self.data.mkdir(parents=True, exist_ok=True)
         with (self.data / "emulator.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*PROGRAM, "emulate", "--port", str(self.port), "--data", str(self.data), *self._words],
+                [*PROGRAM, "emulate", "--port", str(self.port), "--data", str(self.data), *self._words, *words],
                 stdout=log,
                 stderr=log,
                 env=environment(),

@@ -1,8 +1,9 @@
 """Whether the server still has what it had: restored from an older backup, it lost files whose copies we hold alone.
 
-Before files are removed the server is looked at: its change feed has to go as far as it ever did; without a feed the
-last that was confirmed is asked for, of what is to go and of all. The ledger keeps that the server went back, for all
-hosts, until everything that was asked about for it is settled: confirmed again, or DELETED, which needs a person.
+Before files are removed the server is looked at: its change feed, where it has one, has to go as far as it ever did,
+and the last that was confirmed is asked for, of what is to go and of all. The feed alone does not tell: a database may
+skip sequences when it starts anew. The ledger keeps that the server went back, for all hosts, until everything that was
+asked about for it is settled: confirmed again, or DELETED, which needs a person.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from ingestd.lifecycle import State
 from ingestd.reconciler import Rules
 
 WENT_BACK, NOT_LOOKED_AT = "went_back", "not_looked_at"
-# So long after a look at the server files may go.
-_GOOD_FOR_SECONDS = 30.0
-# Without a feed that costs a copy of two files.
-_GOOD_FOR_SECONDS_UNFED = 120.0
+# So long after a look at the server files may go: it costs a query for two files, or a copy of them.
+_GOOD_FOR_SECONDS = 120.0
+# The feed is asked for so often while files are to go.
+_FEED_EVERY_SECONDS = 30.0
 _LOOK_EVERY_SECONDS = 1.0
 # Files that should go and must not, since the server cannot be looked at, are told of after this long.
 _TELL_AFTER_SECONDS = 900.0
@@ -38,9 +39,9 @@ class GoingBack:
         self._alarms = alarms
         self._removals = removals
         self._read_feed_soon = read_feed_soon
-        self._look_at = self._ask_at = self._good_until = 0.0
+        self._look_at = self._ask_at = self._feed_good_until = self._good_until = 0.0
         self._held_since: float | None = None
-        self._asked: tuple[int, ...] = ()  # the rows that are asked for, where there is no feed
+        self._asked: tuple[int, ...] = ()  # the rows that are asked for
         self._asked_at = 0.0
         self._asked_up_to: datetime | None = None
         self._asks = self._went_back = self._settled = False
@@ -53,7 +54,7 @@ class GoingBack:
 
     def seen_whole(self, asked_at: float) -> None:
         """The feed, asked at that time (``Now.mono``), goes as far as it ever did."""
-        self._good(asked_at + _GOOD_FOR_SECONDS, up_to=None)
+        self._feed_good_until = asked_at + _GOOD_FOR_SECONDS
 
     def gather(self, now: Now, rules: Rules | None, *, make_room: bool) -> None:
         """See whether files may go, and ask for what is needed to know; writes nothing."""
@@ -128,9 +129,9 @@ class GoingBack:
         self._asks = self._went_back = self._settled = False
 
     def _look_at_server(self, now: Now, rules: Rules, newest: tuple[int, datetime] | None) -> None:
-        if rules.profile.has_feed:
+        if rules.profile.has_feed and now.mono >= self._feed_good_until:
             if now.mono >= self._ask_at:
-                self._ask_at = now.mono + _GOOD_FOR_SECONDS
+                self._ask_at = now.mono + _FEED_EVERY_SECONDS
                 self._read_feed_soon()
             return
         rows = [row for row in self._ledger.unproven_rows(self._asked) if row.state in (State.CONFIRMED, State.DELETED)]
@@ -144,7 +145,7 @@ class GoingBack:
         elif all(row.next_check_at is None for row in rows):
             self._asked = ()
             if rows:
-                self._good(self._asked_at + _GOOD_FOR_SECONDS_UNFED, up_to=self._asked_up_to)
+                self._good(self._asked_at + _GOOD_FOR_SECONDS, up_to=self._asked_up_to)
 
     def _good(self, until: float, *, up_to: datetime | None) -> None:
         self._good_until, self._removals.up_to = until, up_to
