@@ -19,7 +19,7 @@ from ingestd.emulator import Emulator
 from ingestd.ledger import Entry, Ledger
 from ingestd.lifecycle import Identity, Reason, Sighting, State
 from ingestd.reader import InspectJob, Read
-from ingestd.reconciler import Finding
+from ingestd.reconciler import Finding, needs_comparison
 from tests.builders import fresh_uid, write_instance
 from tests.running import Site, TookTooLongError, wait_until
 
@@ -123,22 +123,37 @@ def sighting_of(identity: Identity, *, disturbed: bool = False) -> Sighting:
 
 
 def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Path, server: Emulator):
-    """While the server is asked whether it is there, somebody's hand is seen in it: presence is no proof any more."""
-    site = Site(tmp_path / "site", server.url, destination={"kind": "other"})
-    write_instance(site.drop / "image")
+    """While the server is asked whether it is there, somebody's hand is seen in it: presence is no proof any more.
+
+    The server is one that has earned trust, and the file one of a study that was compared: presence would be enough.
+    """
+    site = Site(tmp_path / "site", server.url, destination={"kind": "other"}, reconcile={"sample": "0%"})
+    study_uid = fresh_uid(1)
+    write_instance(site.drop / "first", study_uid=study_uid)
+    assert site.run_once().returncode == 0
     with rooms(site) as daemon, somebody_else(site) as other:
-        turn_until(daemon, lambda: daemon.reconciler.in_flight, what="the question")
-        entry = only_entry(daemon)
-        assert entry is not None
-        assert entry.identity is not None
+        (first,) = daemon.ledger.unproven_rows([entry.entry_id for entry in daemon.ledger.entries()])
         with other.write() as moves:
-            moves.record_sightings([sighting_of(entry.identity, disturbed=True)], now=utc_now())
+            moves.count_matches({first.kind: 1000})
+        write_instance(site.drop / "image", study_uid=study_uid)
+        turn_until(daemon, lambda: daemon.reconciler.in_flight, what="the question")
+        (image,) = (entry for entry in daemon.ledger.entries() if entry.entry_id != first.entry_id)
+        assert image.identity is not None
+        assert not needs_comparison_of(daemon, image), "presence would be enough"
+        with other.write() as moves:
+            moves.record_sightings([sighting_of(image.identity, disturbed=True)], now=utc_now())
 
-        turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the proof")
+        turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED] == 2, what="the proof")
 
-        story = daemon.ledger.story(entry.entry_id)
+        story = daemon.ledger.story(image.entry_id)
         assert story is not None
         assert story.history[-1].evidence["content"] == "same"
+
+
+def needs_comparison_of(daemon: Daemon, entry: Entry) -> bool:
+    (row,) = daemon.ledger.unproven_rows([entry.entry_id])
+    assert daemon.proof.rules is not None
+    return needs_comparison(row, daemon.proof.rules)
 
 
 def test_an_answer_that_settles_nothing_lets_a_row_sleep_no_longer_than_others_want(tmp_path: Path, server: Emulator):
