@@ -31,7 +31,7 @@ from ingestd.reconciler import (
     unknown_studies,
 )
 from ingestd.reconciler.asking import StudyAsker
-from ingestd.reconciler.feed import newest_sightings, read_feed
+from ingestd.reconciler.feed import MOST_PAGES, newest_sightings, read_feed
 from ingestd.sender import probe_profile, profile_of
 from tests.builders import EXPLICIT, fresh_uid, instance_bytes
 from tests.delivering import Asking, Row, batch_of, content_of, part_of, send, utc_now
@@ -780,12 +780,48 @@ def test_first_version_reads_on_over_empty_pages_to_the_latest_sequence():
     assert (FeedCursor(version=1, sequence=1100), True) == (got.cursor, got.complete)
 
 
+def test_first_version_that_says_it_goes_on_for_ever_is_read_to_where_it_does():
+    """It was read on and on without a pause, and the cursor went past whatever was to come."""
+    old = NOW - timedelta(minutes=9)
+    honest = first_version({at: entry(at, sop=str(at), at=old) for at in (5, 6, 1006)})
+    latest = json.dumps({**json.loads(feed_json(entry(1, at=old)))[0], "Sequence": (1 << 63) - 1}).encode()
+
+    def step(conversation: Conversation) -> None:
+        if conversation.request.target.partition("?")[0].endswith("/latest"):
+            conversation.read_body()
+            conversation.send(answer(latest, content_type="application/json"))
+        else:
+            honest(conversation)
+
+    with ScriptedServer(step) as server:
+        got = read(server, version=1, cursor=FeedCursor(version=1, sequence=4))
+
+    assert sorted(one.sequence for one in got.sightings) == [5, 6, 1006]
+    assert (got.cursor, got.complete) == (None, False)
+    assert "no entry" in got.error
+    assert len(server.requests) <= 2 * MOST_PAGES
+
+
 def test_first_version_s_cursor_stays_before_what_is_younger_than_the_lag():
     feed = {at: entry(at, sop=str(at), at=NOW - timedelta(seconds=age)) for at, age in ((5, 300), (6, 61), (8, 10))}
     with ScriptedServer(first_version(feed)) as server:
         got = read(server, version=1, cursor=FeedCursor(version=1, sequence=1))
 
     assert (3, FeedCursor(version=1, sequence=6)) == (len(got.sightings), got.cursor)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_first_reading_begins_before_now_whatever_our_clock_was_at_the_first_attempt(version):
+    """It was set back since: the feed was read from a time to come, and nothing was ever seen."""
+    feed = {at: entry(at, sop=str(at), at=NOW - timedelta(seconds=1400 - at)) for at in range(1, 1400)}
+    with ScriptedServer(first_version(feed) if version == 1 else feed_page()) as server:
+        got = read(server, version=version, first_attempt_at=NOW + timedelta(hours=3))
+        if version == 2:
+            assert datetime.fromisoformat(params(server)["startTime"]) <= NOW - timedelta(minutes=9)
+
+    assert got.error == ""
+    if version == 1:
+        assert {one.sequence for one in got.sightings} >= set(range(1400 - 540, 1400))
 
 
 def test_first_version_s_first_cursor_lies_before_the_first_attempt():

@@ -206,10 +206,15 @@ def _time_before(question: FeedQuestion, reading: _Reading) -> datetime:
 
 
 def _first_time(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> datetime:
-    """Ten minutes before the first attempt, on the server's clock, which one cheap page tells."""
+    """Say where a first reading begins; one cheap page tells the server's clock."""
     reading.server_date = client.change_feed(limit=1).server_date
+    return _before_first_attempt(question, reading)
+
+
+def _before_first_attempt(question: FeedQuestion, reading: _Reading) -> datetime:
+    """Say when, on the server's clock, nothing of ours can have been there; our own may have been set back since."""
     first = question.first_attempt_at or reading.asked_at
-    return first + (reading.clock_offset or timedelta(0)) - BEFORE_FIRST_ATTEMPT
+    return min(first, reading.asked_at) + (reading.clock_offset or timedelta(0)) - BEFORE_FIRST_ATTEMPT
 
 
 def _read_v1(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> tuple[FeedCursor, bool]:
@@ -228,7 +233,11 @@ def _read_v1(client: DicomWebClient, question: FeedQuestion, reading: _Reading) 
         cursor = _first_sequence(client, question, reading, latest, before=question.end.at if question.end else None)
     offset = cursor
     pages = 0
-    while offset < end and (pages < MOST_PAGES or reading.goes_on_young):
+    while offset < end and (pages < MOST_PAGES or reading.pages_without_news or reading.goes_on_young):
+        if reading.pages_without_news >= MOST_PAGES:
+            # No cursor goes past this: where the end is said to be wrongly, all that is still to come would lie behind.
+            empty = MOST_PAGES * V1_PAGE
+            raise Unintelligible(f"the change feed is said to go on to {end}, and has no entry in {empty} numbers")
         reading.take(client.change_feed(offset=offset, limit=V1_PAGE))
         offset = min(offset + V1_PAGE, end)
         pages += 1
@@ -273,8 +282,7 @@ def _first_sequence(
         page = client.change_feed(offset=offset, limit=V1_PAGE)
         if reading.server_date is None:
             reading.server_date = page.server_date
-        first = question.first_attempt_at or reading.asked_at
-        wanted = before or first + (reading.clock_offset or timedelta(0)) - BEFORE_FIRST_ATTEMPT
+        wanted = before or _before_first_attempt(question, reading)
         if offset == 0 or any(entry.at < wanted for entry in page.entries):
             return offset
         step *= 2

@@ -41,9 +41,9 @@ PRESENCE_ROWS = 1000
 class FeedQuestion:
     """What is new in the change feed; with ``cursor`` None the first one is found beforehand.
 
-    That is ten minutes before ``first_attempt_at`` (our clock; v1: the latest sequence before then), or now if nothing
-    was ever posted. ``end`` is how far the feed ever went, ``cursor_moved_at`` when the cursor was put where it is (our
-    clock), ``elapsed`` what has passed since the last answer by a clock that nobody can set.
+    That is ten minutes before ``first_attempt_at`` (our clock; v1: the latest sequence before then), or before now if
+    nothing was ever posted, or not yet. ``end`` is how far the feed ever went, ``cursor_moved_at`` when the cursor was
+    put where it is (our clock), ``elapsed`` what has passed since the last answer by a clock that nobody can set.
     """
 
     cursor: FeedCursor | None
