@@ -122,6 +122,29 @@ def test_altered_object_is_a_conflict_also_when_the_first_ones_file_is_gone(tmp_
     assert states(config) == {"CONFIRMED": 1, "CONFLICT": 3}
 
 
+def test_object_whose_rival_on_the_server_cannot_be_had_is_kept_as_a_conflict_after_the_grace_time(
+    tmp_path: Path, server: Emulator
+) -> None:
+    """The server's copy was asked for every ten seconds for ever, and the file had no row as long as that."""
+    config = configure(tmp_path, server, retain="0s")
+    (tmp_path / "drop" / "image").write_bytes(image())
+    run(config)
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().replace("absence_wait: 200ms", "absence_wait: 200ms, grace: 3s"))
+    server.faults.add("half_answer", method="GET", path=f"/instances/{IDENTITY[2]}")
+    (tmp_path / "drop" / "image").write_bytes(image(first_pixel=1))
+    asked_before = len(server.requests)
+
+    began_at = time.monotonic()
+    result = run(load(file))
+
+    assert result.done
+    assert time.monotonic() - began_at >= 3
+    assert states(config) == {"CONFIRMED": 1, "CONFLICT": 1}
+    fetches = [line for line in server.requests[asked_before:] if IDENTITY[2] in line.get("path", "")]
+    assert 2 <= len(fetches) <= 3
+
+
 @pytest.mark.parametrize("kind", ["azure", "other"])
 def test_altered_object_is_sent_when_the_first_one_was_deleted_on_the_server(
     tmp_path: Path, server: Emulator, kind: str

@@ -88,7 +88,7 @@ class Intake:
         self._full_until = 0.0
         self._mono = 0.0
         # Set by whoever can ask the server (Proof.fetch): the copy of a row whose own file is gone.
-        self.fetch: Callable[[int, Callable[[Path | None], object]], None] = _no_server
+        self.fetch: Callable[[int, Callable[[Path | Sameness | None], object]], None] = _no_server
         self.taken_in = 0
         self.copied = False  # a copied source waits for its removal; reset by whoever sees to it
         self.full = False
@@ -414,8 +414,11 @@ class Intake:
             hand.distrusts = 0
             self._compare_later(hand)
 
-    def _compare_with_copy(self, hand: Hand, copy: Path | None) -> None:
-        if copy is None:
+    def _compare_with_copy(self, hand: Hand, copy: Path | Sameness | None) -> None:
+        if isinstance(copy, Sameness):
+            assert hand.comparing is not None, "a copy was wanted to compare it with"
+            hand.judged = Judged(holder_id=hand.comparing.entry_id, sameness=copy)
+        if not isinstance(copy, Path):
             hand.comparing = None
             self._again.append(hand)
             return
@@ -521,5 +524,5 @@ def _ctime_of(hand: Hand) -> int:
     return found.ctime_ns if found is not None and seen in (0, found.ctime_ns) else 0
 
 
-def _no_server(entry_id: int, done: Callable[[Path | None], object]) -> None:
+def _no_server(entry_id: int, done: Callable[[Path | Sameness | None], object]) -> None:
     raise RuntimeError(f"row {entry_id} is to be fetched, but nobody can: {done}")

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
+from typing import TypeAlias
 
 import structlog
 
@@ -53,6 +54,8 @@ _HURRY = timedelta(milliseconds=100)
 _GLANCE_BACK = timedelta(seconds=2)
 # A server that could not be asked is asked again after this long.
 _ASK_AGAIN = timedelta(seconds=10)
+# A copy that cannot be had is asked for ever more rarely.
+_FETCH_AGAIN = Backoff(base=_ASK_AGAIN)
 # A copy that the server does not have is asked for again after this long: its row is looked at meanwhile.
 _FETCH_ABSENT_AGAIN = timedelta(seconds=2)
 # Rows taken up for one round of questions; the rest follows when these are answered.
@@ -67,12 +70,19 @@ _GONE_NOTE = (
 _SEEN = frozenset({Reason.FEED, Reason.QUERY, Reason.CONTENT_CHECK})
 
 
+# What becomes of a wanted copy: its place; None where the row is not CONFIRMED any more; or that it is no copy of ours.
+Done: TypeAlias = Callable[[Path | Sameness | None], object]
+
+
 @dataclass(frozen=True, slots=True)
 class _Fetch:
     """Who waits for the server's copy of a row."""
 
     entry_id: int
-    done: Callable[[Path | None], object]
+    done: Done
+    at: float = 0.0  # when to ask (``Now.mono``)
+    asked: int = 0  # times in a row that it could not be had
+    untold_at: float | None = None  # the first of these (``Now.mono``)
 
 
 class Proof:
@@ -118,7 +128,6 @@ class Proof:
         self._fetches: list[_Fetch] = []
         # By the question's own identity: two files may wait for the copy of one row.
         self._fetching: dict[int, _Fetch] = {}
-        self._fetch_at = 0.0
         self._feed_asked = False
         self._feed_unreadable = 0
         self._feed_at = 0.0
@@ -162,11 +171,13 @@ class Proof:
             read_at = rules.feed_read_at + by if rules.feed_read_at is not None else None
             self.rules = replace(rules, jump=jump, clock_offset=rules.clock_offset - by, feed_read_at=read_at)
 
-    def fetch(self, entry_id: int, done: Callable[[Path | None], object]) -> None:
+    def fetch(self, entry_id: int, done: Done) -> None:
         """Fetch the server's copy of a confirmed row; ``done`` gets its path in scratch, and unlinks it.
 
-        Asked again until the server gives it. A copy that the server has no more makes the row itself be looked at
-        again: it becomes DELETED, and ``done`` gets None, as for any row that is not CONFIRMED by then.
+        Asked again until the server gives it. One that cannot be had for the grace time, though the server can be
+        asked, cannot be compared with, and ``done`` gets Sameness.OTHER. A copy that the server has no more makes the
+        row itself be looked at again: it becomes DELETED, and ``done`` gets None, as for any row that is not CONFIRMED
+        by then.
         """
         self._fetches.append(_Fetch(entry_id, done))
 
@@ -185,8 +196,8 @@ class Proof:
         may_ask = len(self._asked) < _ROWS_MOST and not self._waits_for_trust
         check = self._ledger.next_check_at(now=now.utc) if may_ask else None
         self._rows_are_due = check is not None and check <= now.utc
-        if self._fetches and now.mono >= self._fetch_at:
-            self._plan_fetches(self.rules)
+        if any(now.mono >= fetch.at for fetch in self._fetches):
+            self._plan_fetches(now, self.rules)
 
     @property
     def has_work(self) -> bool:
@@ -238,8 +249,7 @@ class Proof:
         times: list[float] = []
         if self.rules.profile.has_feed and not self._feed_asked:
             times.append(self._next_feed_at)
-        if self._fetches:
-            times.append(self._fetch_at)
+        times += [fetch.at for fetch in self._fetches]
         check = self._ledger.next_check_at(now=now.utc)
         if check is not None and len(self._asked) < _ROWS_MOST:
             if self._more_rows:
@@ -338,9 +348,10 @@ class Proof:
             applied = moves.apply(outcomes, now=now.utc, backoff=self._backoff, jitter=self._jitter())
             self._acts.append(partial(self._tell, outcomes, applied.lost))
 
-    def _plan_fetches(self, rules: Rules) -> None:
-        rows = {row.entry_id: row for row in self._ledger.unproven_rows(fetch.entry_id for fetch in self._fetches)}
-        wanted, self._fetches = self._fetches, []
+    def _plan_fetches(self, now: Now, rules: Rules) -> None:
+        wanted = [fetch for fetch in self._fetches if now.mono >= fetch.at]
+        rows = {row.entry_id: row for row in self._ledger.unproven_rows(fetch.entry_id for fetch in wanted)}
+        self._fetches = [fetch for fetch in self._fetches if now.mono < fetch.at]
         for fetch in wanted:
             row = rows.get(fetch.entry_id)
             if row is None or row.state is not State.CONFIRMED:
@@ -364,15 +375,28 @@ class Proof:
         if copy is not None:
             self._acts.append(partial(fetch.done, copy))
             return
-        absent = any(finding.present is False for finding in answer.findings)
-        if absent:
+        if not answer.findings:
+            # The server could not be asked at all; that says nothing of its copy.
+            self._fetch_again(replace(fetch, at=now.mono + _ASK_AGAIN.total_seconds()))
+        elif any(finding.present is False for finding in answer.findings):
             moves.check_again([fetch.entry_id], at=now.utc)
-        wait = _FETCH_ABSENT_AGAIN if absent else _ASK_AGAIN
-        self._acts.append(partial(self._fetch_later, fetch, now.mono + wait.total_seconds()))
+            self._fetch_again(replace(fetch, at=now.mono + _FETCH_ABSENT_AGAIN.total_seconds()))
+        else:
+            self._settle_untold(fetch, now)
 
-    def _fetch_later(self, fetch: _Fetch, at: float) -> None:
-        self._fetches.append(fetch)
-        self._fetch_at = at
+    def _settle_untold(self, fetch: _Fetch, now: Now) -> None:
+        """Wait ever longer for a copy that cannot be had, or is far too large for one, and no longer than the grace."""
+        assert self.rules is not None
+        since = now.mono if fetch.untold_at is None else fetch.untold_at
+        left = self.rules.grace.total_seconds() - (now.mono - since)
+        if left <= 0:
+            self._acts.append(partial(fetch.done, Sameness.OTHER))
+            return
+        wait = min(left, _FETCH_AGAIN.wait(fetch.asked + 1, jitter=0.0).total_seconds())
+        self._fetch_again(replace(fetch, at=now.mono + wait, asked=fetch.asked + 1, untold_at=since))
+
+    def _fetch_again(self, fetch: _Fetch) -> None:
+        self._acts.append(partial(self._fetches.append, fetch))
 
     def _settle_feed(self, answer: FeedAnswer, moves: Moves, now: Now) -> None:
         # A reading that did not begin at the cursor does not move it.
