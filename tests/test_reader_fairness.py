@@ -10,7 +10,9 @@ import pytest
 
 from ingestd.clocks import boottime
 from ingestd.lifecycle import SourceStat
-from ingestd.reader import InspectJob, Readers
+from ingestd.reader import CanonicalJob, InspectJob, Readers
+from ingestd.reader.line import Line
+from ingestd.reader.process import Ticket
 from tests.builders import element, instance_bytes, part10
 
 _UIDS = {0x00080018: "1.2.3", 0x0020000D: "1.2.4", 0x0020000E: "1.2.5"}
@@ -46,3 +48,56 @@ def test_small_file_does_not_wait_for_slow_ones_and_those_are_read_in_the_end(pr
     finally:
         readers.close()
     assert (order[0], sorted(order), died) == (99, [0, 1, 99], [])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_small_file_does_not_wait_for_many_that_stay_just_within_a_turn(processes: int, tmp_path: Path) -> None:
+    """None of them is slow: 40 that took 1.7 s each held up the one image behind them by half a minute."""
+    large = tmp_path / "large"
+    large.write_bytes(dense(1_100_000))
+    small = tmp_path / "small"
+    small.write_bytes(instance_bytes(sop_uid="1.2.7"))
+    wake = threading.Event()
+    readers = Readers(processes=processes, wake=wake.set)
+    try:
+        readers.submit_all(
+            [InspectJob(key=number, path=str(large), expect=SourceStat.of(large.stat())) for number in range(10)]
+        )
+        readers.submit(InspectJob(key=99, path=str(small), expect=SourceStat.of(small.stat())))
+        order = in_order(readers, wake, 11)
+    finally:
+        readers.close()
+    assert order.index(99) <= 2 * processes, order
+
+
+def test_large_file_is_read_in_its_turn_however_many_small_ones_come() -> None:
+    line = Line()
+    line.add([ticket(1, 50_000_000), *(ticket(serial, 500_000 + serial) for serial in range(2, 100))])
+    first = [line.take().serial for _ in range(8)]
+    assert first == [2, 3, 4, 1, 5, 6, 7, 8]
+
+    line.put_back([ticket(2, 500_002), ticket(1, 50_000_000)])
+    assert [line.take().serial for _ in range(4)] == [2, 9, 10, 1]
+
+
+def test_what_has_no_size_is_no_smaller_than_an_image_and_comes_to_its_turn() -> None:
+    """A comparison or a re-encoded copy counts as 8 MB: images go before it, and every fourth time it goes first."""
+    line = Line()
+    line.add([Ticket(1, CanonicalJob(key=1, path="x")), *(ticket(serial, 500_000) for serial in range(2, 10))])
+    assert [line.take().serial for _ in range(5)] == [2, 3, 4, 1, 5]
+
+
+def ticket(serial: int, size_bytes: int) -> Ticket:
+    source = SourceStat(device=1, inode=serial, size_bytes=size_bytes, mtime_ns=0)
+    return Ticket(serial, InspectJob(key=serial, path="x", expect=source))
+
+
+def in_order(readers: Readers, wake: threading.Event, count: int) -> list[int]:
+    """The keys of so many results, as they come."""
+    order: list[int] = []
+    give_up_at = boottime() + 120
+    while len(order) < count:
+        assert wake.wait(give_up_at - boottime()), f"only {order} came"
+        wake.clear()
+        order += [read.job.key for read in readers.collect()]
+    return order

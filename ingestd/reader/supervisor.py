@@ -6,8 +6,8 @@ its board names; the others in its line are given to the next child.
 A job that occupies its child for more than its turn, a few seconds, is slow. Where others stand behind it, or wait
 while all children are at slow jobs, it is put aside: its child is ended, without blame, and the job goes to the slow
 lane, which never has the last child (a lone child takes from it while nothing else waits). It begins anew with a turn
-twice as long, so it is done some day, or meets its limits. While the lane is not empty the smallest file in line is
-next, but for every fourth time: many slow files come together, and each costs a turn to be known.
+twice as long, so it is done some day, or meets its limits. In line small files go before large ones (``line``): many
+slow files come together, and each costs a turn to be known.
 
 Where the system fails the thread itself (its
 selector, its pipes), all children are given up and it begins anew.
@@ -29,6 +29,7 @@ from ingestd.instance.facts import Inspection, Verdict
 from ingestd.reader.bell import Bell
 from ingestd.reader.files import errno_text
 from ingestd.reader.jobs import InspectJob, Job, Read, ReaderLimits
+from ingestd.reader.line import Line
 from ingestd.reader.process import Child, Ticket
 from ingestd.reader.wire import Answer, Unintelligible, decode_answer
 
@@ -55,9 +56,8 @@ class Readers:
         self._limits = limits or ReaderLimits()
         self._wake = wake
         self._lock = threading.Lock()
-        self._queue: deque[Ticket] = deque()
+        self._queue = Line()
         self._slow: deque[Ticket] = deque()  # the supervisor's thread alone looks at it
-        self._picks = 0
         self._done: list[Read] = []
         self._serial = 0
         self._in_flight = 0
@@ -81,7 +81,7 @@ class Readers:
         with self._lock:
             if self._closing.is_set():
                 raise RuntimeError("the readers are closed")
-            self._queue.extend(Ticket(serial, job) for serial, job in enumerate(jobs, self._serial + 1))
+            self._queue.add(Ticket(serial, job) for serial, job in enumerate(jobs, self._serial + 1))
             self._serial += len(jobs)
             self._in_flight += len(jobs)
             if jobs:
@@ -194,21 +194,13 @@ class Readers:
             with self._lock:
                 if not self._queue:
                     break
-                ticket = self._next()
+                ticket = self._queue.take()
             child = min(free, key=lambda each: (each.ahead_bytes, len(each.tickets)))
             child.give(ticket)
             touched.add(child)
         touched |= self._hand_out_slow()
         for child in touched:
             self._send(child)
-
-    def _next(self) -> Ticket:
-        self._picks += 1
-        if not (self._slow or any(child and child.slow for child in self._children)) or self._picks % 4 == 0:
-            return self._queue.popleft()
-        ticket = min(self._queue, key=lambda each: each.size_bytes)
-        self._queue.remove(ticket)
-        return ticket
 
     def _kept_for_slow(self) -> list[Child]:
         """Which children get no more of the others' jobs, so that the slow lane comes to its turn under any load."""
@@ -302,7 +294,7 @@ class Readers:
         ticket.short_of_memory += 1
         if ticket.short_of_memory == 1:
             with self._lock:
-                self._queue.appendleft(ticket)
+                self._queue.put_back([ticket])
         elif _host_available_bytes() < self._limits.address_space_bytes:
             results.append(Read(job=ticket.job, waits="the host is short of memory"))
         elif isinstance(ticket.job, InspectJob):
@@ -349,7 +341,7 @@ class Readers:
         slow.turns += 1
         self._slow.append(slow)
         with self._lock:
-            self._queue.extendleft(reversed(behind))
+            self._queue.put_back(behind)
 
     def _end(self, child: Child, *, blame: bool, cause: str) -> None:
         """Give up a child: its job has died (or waits, where the file is not to blame), the others are read anew."""
@@ -391,7 +383,7 @@ class Readers:
         self._slow.extend(ticket for ticket in again if ticket.turns)
         again = [ticket for ticket in again if not ticket.turns]
         with self._lock:
-            self._queue.extendleft(reversed(again))
+            self._queue.put_back(again)
         self._finish(given_up)
 
     def _finish(self, results: list[Read]) -> None:
