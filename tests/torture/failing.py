@@ -348,7 +348,7 @@ class Trial:
             return []
 
     def _is_complete(self) -> bool:
-        """Whether every file has its end, or lies in the drop folder, told: the next try comes after half a minute."""
+        """Whether every file has its end, or lies in the drop folder, told: what fails again is tried ever later."""
         lying = self._in_drop()
         seen = len(self._rows() | lying) >= len(self.written) > 0
         return seen and self._watch.has_nothing_under_way() and len(lying) <= self._told_unreadable()
