@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.cli.frame import ExitCode
 from ingestd.daemon.desk import ReaderDesk
 from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
@@ -21,7 +22,7 @@ from ingestd.lifecycle import Reason, State, StudyQueue, order_studies
 from ingestd.reader import ReaderLimits, Readers
 from tests.builders import write_instance
 from tests.clocking import MovingClock, requires_compiler
-from tests.emulating import stores
+from tests.emulating import post, stores
 from tests.ledger_builders import LATER, NOW, admit, arrival, entry_in, open_ledger, outcome, send
 from tests.ledger_builders import apply as apply_outcome
 from tests.running import Site, wait_until
@@ -329,3 +330,27 @@ def test_two_absences_are_seen_by_one_process(tmp_path: Path, server: Emulator):
         site.wait_for({"CONFIRMED": 1})
 
     assert time.monotonic() - began > 3.5
+
+
+@requires_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [-HOURS, HOURS], ids=["back", "forward"])
+def test_single_run_tells_of_what_came_to_need_a_person_in_it_and_of_nothing_else(
+    tmp_path: Path, server: Emulator, by: timedelta
+):
+    """By the time of day, a clock set back hid the files of this run and told those of the last one again."""
+    clock = MovingClock(tmp_path)
+    site = Site(tmp_path / "site", server.url)
+    content = write_instance(tmp_path / "image").read_bytes()
+    post(server.url, content[:-1] + b"\7")
+    (site.drop / "image").write_bytes(content)
+    server.faults.add("latency", seconds=2.0, method="POST", count=1)
+    with site.start("--once", "--timeout", "30s", wait=False, env=clock.env) as once:
+        wait_until(lambda: server.faults.listed()[0]["fired"], what="the post")
+        clock.set(by)
+        assert once.wait(within_seconds=30) == ExitCode.NEEDS_PERSON
+
+    assert site.states() == {"CONFLICT": 1}
+    clock.set(-HOURS)
+    again = site.command("run", "--once", "--timeout", "30s", env=clock.env)
+    assert again.returncode == ExitCode.DONE, again.stdout

@@ -136,6 +136,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "clock": lambda ledger: (ledger.clock(), ledger.jumps(), ledger.newest_at(), ledger.last_attempt_id()),
     "holder": lambda ledger: ledger.holder(identity(1)),
     "end of run": lambda ledger: (ledger.unfinished(), ledger.unfinished(up_to_id=5), ledger.last_id()),
+    "what a run came to": lambda ledger: (ledger.last_event_id(), ledger.called_since(5)),
     "first attempt": lambda ledger: (ledger.first_attempt_at(), ledger.cursor(), ledger.destination()),
     "going back": lambda ledger: (
         ledger.feed_end(),

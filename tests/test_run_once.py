@@ -7,14 +7,12 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from ingestd.cli.frame import ExitCode
 from ingestd.cli.outcome import look_back
-from ingestd.daemon.now import utc_now
 from ingestd.emulator import Emulator
 from tests.running import Site
 from tests.test_daemon_promise import configure, image, run
@@ -80,11 +78,10 @@ def test_run_that_is_not_done_ends_with_3_also_when_a_file_needs_a_person(tmp_pa
     config = configure(tmp_path, server)
     (tmp_path / "drop" / "image").write_bytes(image()[:-2])  # cut off: it waits, and is then rejected
     (tmp_path / "drop" / "whole").write_bytes(image())
-    since = utc_now() - timedelta(minutes=1)
     run(config, seconds=2)
     (tmp_path / "drop" / "other").write_bytes(image(first_pixel=1))  # a conflict: needs a person
 
-    outcome = look_back(config, run(config, seconds=3), since=since)
+    outcome = look_back(config, run(config, seconds=3))
 
     assert outcome.needs_person
     assert not outcome.result.done

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +13,7 @@ from .frame import ExitCode, in_files, plain, print_json
 if TYPE_CHECKING:
     from ingestd.config import Config
     from ingestd.daemon import OnceResult
-    from ingestd.ledger import Entry
+    from ingestd.ledger import Entry, Ledger
 
 # More than this many are told as a number; `ingestd status` lists them.
 MOST_TOLD = 20
@@ -43,36 +42,29 @@ def look_back(
     config: Config,
     result: OnceResult,
     *,
-    since: datetime,
     inboxes: Mapping[str, Collection[str] | None] | None = None,
     left_alone: dict[str, int] | None = None,
 ) -> Outcome:
     """Read from the ledger what became of the rows that this run took in or found waiting.
 
-    A row needs a person for this run if it came to need one while the run lasted. With ``inboxes``, and the files that
-    were named in each (None: all), so does one that did before, while its file lies there as it was.
+    A row needs a person for this run if anything happened to it while the run lasted, whatever the clocks said. With
+    ``inboxes``, and the files that were named in each (None: all), so does one that did before, while its file lies
+    there as it was.
     """
-    from ingestd.ledger import Choice
-    from ingestd.lifecycle import NEEDS_PERSON, Reason, needs_person
+    from ingestd.lifecycle import Reason, needs_person
 
     from .frame import ledger_for_reading
 
     states: dict[str, int] = {}
-    found: list[Entry] = []
-    clutter = 0
     with ledger_for_reading(config) as ledger:
         for count in ledger.status().counts:
             if inboxes is None or count.inbox in inboxes:
                 states[str(count.state)] = states.get(str(count.state), 0) + count.rows
-        for state in sorted(NEEDS_PERSON):
-            after: Entry | None = None
-            while page := ledger.entries(Choice(state=state, since=None if inboxes else since), after=after):
-                after = page[-1]
-                calling = [entry for entry in page if needs_person(entry.state, entry.reason)]
-                ours = [entry for entry in calling if inboxes is None or _is_named(entry, inboxes, since)]
-                real = [entry for entry in ours if entry.reason not in {Reason.NOT_DICOM, Reason.DICOMDIR}]
-                clutter += len(ours) - len(real)
-                found += real
+        called = ledger.called_since(result.last_event_before)
+        ours = called if inboxes is None else _named(ledger, inboxes, frozenset(entry.entry_id for entry in called))
+        calling = [entry for entry in ours if needs_person(entry.state, entry.reason)]
+        found = [entry for entry in calling if entry.reason not in {Reason.NOT_DICOM, Reason.DICOMDIR}]
+        clutter = len(calling) - len(found)
     return Outcome(
         result=result,
         states={state: count for state, count in states.items() if count},
@@ -82,7 +74,20 @@ def look_back(
     )
 
 
-def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], since: datetime) -> bool:
+def _named(ledger: Ledger, inboxes: Mapping[str, Collection[str] | None], called: frozenset[int]) -> list[Entry]:
+    from ingestd.ledger import Choice
+    from ingestd.lifecycle import NEEDS_PERSON
+
+    found: list[Entry] = []
+    for state in sorted(NEEDS_PERSON):
+        after: Entry | None = None
+        while page := ledger.entries(Choice(state=state), after=after):
+            after = page[-1]
+            found += [entry for entry in page if _is_named(entry, inboxes, called)]
+    return found
+
+
+def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], called: frozenset[int]) -> bool:
     from ingestd.lifecycle import SourceStat
     from ingestd.places import below_of, look
 
@@ -91,7 +96,7 @@ def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], since
     names = inboxes[entry.inbox]
     if names is not None and entry.relative_path not in names:
         return False
-    if entry.changed_at >= since:
+    if entry.entry_id in called:
         return True
     if entry.path is None or not entry.in_place:
         return False

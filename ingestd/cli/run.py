@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +89,7 @@ def _once(config: Config, timeout: timedelta, *, as_json: bool) -> int:
 
     from .outcome import look_back, tell
 
-    since = datetime.now(UTC)
     result = run_once(config, timeout=timeout, policies=once_policies(config))
-    outcome = look_back(config, result, since=since)
+    outcome = look_back(config, result)
     tell(outcome, as_json=as_json)
     return outcome.code

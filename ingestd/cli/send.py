@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,6 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
     from .outcome import look_back, tell
 
     names = {policy.name: policy.only for policy in policies}
-    since = datetime.now(UTC)
     left_alone: dict[str, int] = {}
     with _watching(paths, names, shown=not as_json and sys.stdout.isatty()) as draw:
         # Inside, because the bar puts what is written to stderr above itself.
@@ -67,7 +66,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
         result = run_once(sending, timeout=timeout, policies=policies, watch=watch)
         if result.done:
             draw(None)
-    outcome = look_back(sending, result, since=since, inboxes=names, left_alone=left_alone)
+    outcome = look_back(sending, result, inboxes=names, left_alone=left_alone)
     tell(outcome, as_json=as_json)
     return outcome.code
 

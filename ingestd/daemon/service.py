@@ -243,7 +243,7 @@ class OnceResult:
 
     done: bool
     stopped: bool
-    last_id_before: int
+    last_event_before: int
     taken_in: int
     unfinished: int
     left: tuple[str, ...] = ()
@@ -269,7 +269,7 @@ def run_once(
     with signals.caught():
         daemon = Daemon(config, policies=policies, wake=wake)
         try:
-            before = daemon.ledger.last_id()
+            before = daemon.ledger.last_event_id()
             daemon.start()
             since = read_clocks().mono
             deadline = since + timeout.total_seconds()
@@ -296,7 +296,7 @@ def run_once(
     return OnceResult(
         done=done,
         stopped=signals.asked is _Asked.STOP and not done,
-        last_id_before=before,
+        last_event_before=before,
         taken_in=taken_in,
         unfinished=unfinished,
         left=left,

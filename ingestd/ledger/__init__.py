@@ -94,6 +94,7 @@ Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
     went_back_at() -> datetime | None ; newest_confirmed() -> int | None ; has_looks() -> bool     of all hosts
     unfinished(*, up_to_id=None, host=None) -> int                  rows on their way that wait for no person
     last_id() -> int ; destination() -> DestinationStatus | None
+    last_event_id() -> int ; called_since(event_id) -> list[Entry]  rows that need a person by what happened after it
 
 Reading, for people (all hosts)::
 

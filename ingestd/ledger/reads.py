@@ -466,6 +466,11 @@ class Reads(Due):
         row = self._one(select(func.max(instance.c.id).label("id")))
         return row.id or 0
 
+    def last_event_id(self) -> int:
+        """Say the number of what happened last, in the order of happening; 0 in an empty ledger."""
+        row = self._one(select(func.max(history.c.id).label("id")))
+        return row.id or 0
+
     def destination(self) -> DestinationStatus | None:
         """Say where this ledger delivers to, and whether it is sent to."""
         row = self._one(select(destination))

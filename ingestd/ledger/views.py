@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, s
 
 from ingestd.lifecycle import NEEDS_PERSON, Content, Identity, Jump, Reason, State, needs_person
 
+from . import dialect
 from .reads import UNCONFIRMED, Reads
 from .row import ZERO, file_of, jump_of, pieces
 from .schema import (
@@ -285,6 +286,17 @@ class Views(Reads):
         ]
         ordered = merge(*ends, key=lambda row: (row.changed_at, row.id), reverse=True)
         return self._entries([row.id for row in islice(ordered, limit)])
+
+    def called_since(self, event_id: int) -> list[Entry]:
+        """Give the rows that need a person, and to which anything happened after this event; by state, newest first."""
+        statement = (
+            select(instance.c.id, instance.c.state)
+            .distinct()
+            .join_from(history, instance, history.c.entry_id == instance.c.id)
+            .where(history.c.id > event_id, dialect.unindexed(instance.c.state).in_(NEEDS_PERSON))
+        )
+        rows = sorted(self._all(statement), key=lambda row: (row.state, -row.id))
+        return self._entries(row.id for row in rows)
 
     def _entries(self, entry_ids: Iterable[int]) -> list[Entry]:
         """Read these rows, in that order."""
