@@ -482,6 +482,18 @@ def test_refused_file_fails_for_what_it_was_refused_for_once_the_server_does_not
     assert "the server had refused it" in confirmed.note
 
 
+@pytest.mark.parametrize("by", [timedelta(hours=3), -timedelta(hours=3)], ids=["forward", "back"])
+def test_two_looks_at_a_copy_are_as_far_apart_whatever_the_clock_was_set_to(by):
+    """Set forward, the second look was believed at once; set back, it was put off by three hours."""
+    first_at = NOW - by
+    rules = rules_of(absence_wait=timedelta(seconds=10), jump=Jump(at=NOW, by=by))
+    row = row_of(State.UNCERTAIN, differs_since=first_at)
+
+    assert judge_comparison(row, Sameness.NOT_WHOLE, rules=rules, now=NOW).wait == timedelta(seconds=10)
+    later = NOW + timedelta(seconds=10)
+    assert judge_comparison(row, Sameness.NOT_WHOLE, rules=rules, now=later).state is State.CONFLICT
+
+
 def test_answer_that_was_not_read_is_never_proven_by_presence():
     """A server may have kept what came of a post that broke off."""
     for profile in (AZURE, ORTHANC, OTHER, OTHER_WITH_FEED):

@@ -180,7 +180,7 @@ class Trust:
             note = f"{outcome.note}; so it was in {STUDIES_IN_A_ROW} studies in a row: see `ingestd status`"
             return replace(look_once_more(row, outcome.sameness, note, wait=self._grace), mismatch=True)
         left = left_until_second_look(row, rules=rules, now=at)
-        may_wait = row.differs_since is None or at - row.differs_since < self._grace
+        may_wait = row.differs_since is None or at - rules.surely_since(row.differs_since, at) < self._grace
         if left <= timedelta(0) and may_wait and self._ledger.others_on_their_way(studies):
             left = rules.between_looks
         if left > timedelta(0) and row.state is not State.CONFIRMED:

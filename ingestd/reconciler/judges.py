@@ -119,7 +119,7 @@ def judge_comparison(row: Unproven, sameness: Sameness, *, rules: Rules, now: da
 
 def left_until_second_look(row: Unproven, *, rules: Rules, now: datetime) -> timedelta:
     """Say how long until a copy that is not ours may be believed: until it was seen twice, apart."""
-    return rules.between_looks - (now - (row.differs_since or now))
+    return rules.between_looks - (now - rules.surely_since(row.differs_since or now, now))
 
 
 def look_once_more(row: Unproven, sameness: Sameness, note: str, *, wait: timedelta) -> Outcome:
