@@ -115,9 +115,11 @@ class Site:
         """Run ``run --once`` and return what it said."""
         return self.command("run", "--once", "--timeout", f"{within_seconds:.0f}s", within_seconds=within_seconds + 20)
 
-    def start(self, *words: str, wait: bool = True, env: Mapping[str, str] | None = None) -> Daemon:
-        """Start ``ingestd run``; with ``wait`` it has said READY on return."""
-        daemon = Daemon(self, words, env=env)
+    def start(
+        self, *words: str, wait: bool = True, env: Mapping[str, str] | None = None, program: Path | None = None
+    ) -> Daemon:
+        """Start ``ingestd run``; with ``wait`` it has said READY on return. ``program``: what it takes Python for."""
+        daemon = Daemon(self, words, env=env, program=program)
         if wait:
             try:
                 daemon.wait_ready()
@@ -180,7 +182,14 @@ class Site:
 class Daemon:
     """One ``ingestd run`` in a session of its own."""
 
-    def __init__(self, site: Site, words: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        words: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        program: Path | None = None,
+    ) -> None:
         self.site = site
         self.log = site.folder / "daemon.log"
         self._address = site.folder / "notify"
@@ -191,7 +200,8 @@ class Daemon:
         self.heard: list[str] = []
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*PROGRAM, "run", "-c", str(site.config_file), *words],
+                [str(program or PROGRAM[0]), *PROGRAM[1:], "run", "-c", str(site.config_file), *words],
+                executable=PROGRAM[0],
                 stdout=log,
                 stderr=log,
                 cwd=site.folder,

@@ -337,6 +337,13 @@ class Daemon:
 
     def _gather(self, now: Now) -> None:
         self.desk.collect()
+        trouble = self.readers.trouble
+        self.alarms.set(
+            "readers",
+            note=f"no reader can be started: {trouble}" if trouble else "",
+            next_step="a reader is a process of this same Python: see that it is there and may be run, that ingestd was"
+            " not replaced while it ran (restart it then), and that memory and processes are to be had",
+        )
         self.going_back.gather(now, self.proof.rules, make_room=self.housekeeping.disk_low)
         self.housekeeping.gather(now)
         if not self.stopping and self.housekeeping.spool_stands:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from math import inf
 from types import FrameType
 
 import structlog
@@ -39,6 +40,8 @@ _YOUNG_OBJECTS = 10_000
 # The watchdog's ping when systemd asked for none: never.
 # At its end `run --once` looks at the server no longer than this, for the files that may go.
 _LET_GO_SECONDS = 5.0
+# A single run goes on for so long while no reader can be started; memory may come back.
+_NO_READER_SECONDS = 20.0
 _NEVER = float("inf")
 
 
@@ -273,6 +276,7 @@ def run_once(
             daemon.start()
             since = read_clocks().mono
             deadline = since + timeout.total_seconds()
+            read_by = inf
             done = False
             while True:
                 due = daemon.tick()
@@ -282,9 +286,13 @@ def run_once(
                 daemon.dispatch.flush = drained
                 daemon.proof.hurried = drained and daemon.dispatch.is_idle
                 done = drained and daemon.is_idle and daemon.ledger.unfinished() == 0
-                if done or signals.asked is _Asked.STOP or read_clocks().mono >= deadline:
+                now = read_clocks().mono
+                # Without readers nothing more is taken in, and a person waits.
+                read_by = min(read_by, now + _NO_READER_SECONDS) if daemon.readers.trouble else inf
+                ends_at = min(deadline, read_by)
+                if done or signals.asked is _Asked.STOP or now >= ends_at:
                     break
-                daemon.wait(min(due, deadline))
+                daemon.wait(min(due, ends_at))
             daemon.let_go(until=min(deadline, read_clocks().mono + _LET_GO_SECONDS))
             unfinished = daemon.ledger.unfinished()
             left, alarms = tuple(daemon.inboxes.barred()), daemon.alarms.standing

@@ -7,6 +7,7 @@
     ...                                     # wake() is called, from another thread, when there is something to collect
     for read in readers.collect(): ...      # list[Read], in any order
     readers.in_flight                       # submitted and not yet collected
+    readers.trouble                         # why no reader can be started, or ""
     readers.is_healthy(); readers.close()
 
 The daemon never imports pydicom and never looks into a file itself: hostile input ends a child, not the daemon.

@@ -14,6 +14,7 @@ _SIZE = mmap.PAGESIZE
 _NUMBER = struct.Struct("<Q")
 _PLACE = struct.Struct("<QQ")
 _WORK_AT = 8
+_READY_AT = 16
 
 Place: TypeAlias = tuple[int, int]  # the job that is being worked on, and how far it has come
 
@@ -30,6 +31,15 @@ class Board:
         fd = os.memfd_create("ingestd-reader", os.MFD_CLOEXEC)
         os.ftruncate(fd, _SIZE)
         return fd
+
+    def stand_ready(self) -> None:
+        """Say that the start is got through."""
+        self._map[_READY_AT] = 1
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the child has got through its start."""
+        return self._map[_READY_AT] == 1
 
     def begin(self, serial: int) -> Place:
         """Say that from now on that job is being worked on; gives what to go back to."""

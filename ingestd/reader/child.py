@@ -44,6 +44,7 @@ def main() -> int:
     os.close(board_fd)
     resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits.open_files, limits.open_files))
+    board.stand_ready()
     _serve(lines, board, limits.instance)
     return 0
 

@@ -39,6 +39,7 @@ _IDLE_SECONDS = 2.0
 # A round that takes longer than this makes no progress.
 _ROUND_SECONDS_MOST = 60.0
 _INTERRUPTED_MOST = 5
+_TROUBLE_FAILURES = 2
 _RESPAWN_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _CLOSE_SECONDS = 2.0
 
@@ -63,6 +64,7 @@ class Readers:
         self._in_flight = 0
         self._closing = threading.Event()
         self._failures = 0  # children in a row that ended without an answer
+        self._trouble = ""
         self._spawn_at = 0.0
         self._watch_at = 0.0
         self._children: list[Child | None] = [None] * processes
@@ -110,6 +112,11 @@ class Readers:
         goes_round = self._thread.is_alive() and boottime() - self._round_at < _ROUND_SECONDS_MOST
         return goes_round and not self._closing.is_set() and self._failures < len(_RESPAWN_SECONDS) // 2
 
+    @property
+    def trouble(self) -> str:
+        """Why no child can be started, "" while one is or may yet be."""
+        return self._trouble
+
     def close(self) -> None:
         """End the children at once; jobs in flight get no result."""
         with self._lock:
@@ -142,6 +149,7 @@ class Readers:
     def _begin_anew(self, error: OSError) -> None:
         """Give up what cannot be relied on any more, the children with it; their jobs are read anew."""
         self._failures += 1
+        self._look_for_trouble(errno_text(error))
         _log.error("reader.supervisor_failed", note=errno_text(error), failures=self._failures)
         for child in list(self._children):
             if child is not None:
@@ -150,8 +158,9 @@ class Readers:
         while not self._closing.wait(_RESPAWN_SECONDS[min(self._failures, len(_RESPAWN_SECONDS) - 1)]):
             try:
                 bell, selector = _bell_and_selector()
-            except OSError:
+            except OSError as again:
                 self._failures += 1
+                self._look_for_trouble(errno_text(again))
                 continue
             with self._lock:
                 former, self._bell = self._bell, bell
@@ -181,7 +190,20 @@ class Readers:
         self._failures += 1
         delay = _RESPAWN_SECONDS[min(self._failures, len(_RESPAWN_SECONDS) - 1)]
         self._spawn_at = boottime() + delay
+        self._look_for_trouble(why)
         _log.warning("reader.start_failed", note=why, failures=self._failures, seconds=delay)
+
+    def _look_for_trouble(self, why: str = "") -> None:
+        """See whether any child has got through its start; one failure alone may be chance, two are trouble."""
+        before = self._trouble
+        if any(child is not None and child.board.is_ready for child in self._children):
+            self._trouble = ""
+            if before:
+                self._failures = 0
+        elif why and self._failures >= _TROUBLE_FAILURES:
+            self._trouble = why
+        if self._trouble != before:
+            self._wake()
 
     def _hand_out(self) -> None:
         """Give waiting jobs to the children with room, to the one with the least in line first."""
@@ -319,6 +341,8 @@ class Readers:
             elif overdue == "stalled":
                 self._end(child, blame=False, cause="reading stalled")
         self._put_aside_slow(now)
+        if self._trouble:
+            self._look_for_trouble()
 
     def _put_aside_slow(self, now: float) -> None:
         """Take the children that others wait for from jobs that have had their turn; the newest of those first."""
