@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def test_wait_within_its_own_longest_stands(ledger: Ledger):
 
     assert ledger.studies_due(now=LATER) == []
     assert ledger.unproven(now=LATER) == []
+
+
+def test_what_the_server_cannot_tell_for_long_is_not_hidden_by_a_clock_set_back(ledger: Ledger):
+    """Its alarm ended when the clock was set back, and stood again three hours later."""
+    entry_id = entry_in(ledger, State.UNCERTAIN)
+    told = replace(outcome(entry_id, State.UNCERTAIN, Reason.NO_VERDICT), untold=True, noted=True, note="no copy")
+    apply_outcome(ledger, told, now=LATER)
+    grace = timedelta(minutes=15)
+
+    assert ledger.untold(longer_than=grace, now=LATER + grace / 2) == (0, "")
+    assert ledger.untold(longer_than=grace, now=LATER + grace) == (1, "no copy")
+    assert ledger.untold(longer_than=grace, now=BACK) == (1, "no copy")
 
 
 def test_study_from_before_the_clock_was_set_back_goes_first():

@@ -195,7 +195,7 @@ class Trust:
         self._look_at = now.mono + _LOOK_EVERY_SECONDS
         self._standing = standing = self._ledger.standing()
         self._tell()
-        rows, note = self._ledger.untold(before=now.utc - self._grace)
+        rows, note = self._ledger.untold(longer_than=self._grace, now=now.utc)
         self._alarms.set(
             NOT_TOLD,
             note=f"the server could not tell of {rows} file{'s' * (rows != 1)} for long: {note}" if rows else "",

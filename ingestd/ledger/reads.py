@@ -404,10 +404,14 @@ class Reads(Due):
         others = select(instance.c.id).where(UNCONFIRMED, instance.c.study_uid.not_in(list(study_uids)))
         return self._one(others.limit(1)) is not None
 
-    def untold(self, *, before: datetime) -> tuple[int, str]:
-        """Count the rows of which the server could not tell since ``before``, and give the oldest one's note."""
-        where = (instance.c.untold_since.is_not(None), instance.c.host == self._host)
-        late = (*where, instance.c.untold_since <= before)
+    def untold(self, *, longer_than: timedelta, now: datetime) -> tuple[int, str]:
+        """Count the rows of which the server could not tell for so long, and give the oldest one's note.
+
+        What seems to be so since a time to come is so since before the clock was set back, and counts.
+        """
+        since = instance.c.untold_since
+        where = (since.is_not(None), instance.c.host == self._host)
+        late = (*where, or_(since <= now - longer_than, since > now))
         oldest = self._one(select(instance.c.note).where(*late).order_by(instance.c.untold_since).limit(1))
         if oldest is None:
             return 0, ""
