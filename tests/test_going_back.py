@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from ingestd.daemon.going_back import last_before_outages
+from ingestd.ledger import Resting
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess
@@ -49,8 +52,14 @@ def states_of(site: Site, names: Sequence[str]) -> set[State]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, posts_since, words",
-    [("feed", 0, ()), ("feed", 1, ()), ("feed", 1, ("--fault", "feed_gap=1")), ("query", 0, ())],
-    ids=["feed", "overtaken feed", "feed that skips", "query"],
+    [
+        ("feed", 0, ()),
+        ("feed", 1, ()),
+        ("feed", 1, ("--fault", "feed_gap=1")),
+        ("query", 0, ()),
+        ("query", 1, ()),
+    ],
+    ids=["feed", "overtaken feed", "feed that skips", "query", "query, and more is confirmed since"],
 )
 def test_server_restored_from_an_older_backup_is_noticed_before_our_copies_go(
     tmp_path: Path, server: EmulatorProcess, kind: str, posts_since: int, words: tuple[str, ...]
@@ -69,6 +78,9 @@ def test_server_restored_from_an_older_backup_is_noticed_before_our_copies_go(
     for number in range(posts_since):
         write_instance(other.drop / str(number))
     assert posts_since == 0 or other.run_once().returncode == 0
+    if kind == "query" and posts_since:
+        write_instance(site.drop / "since")
+        assert site.run_once().returncode == 0
 
     keep(site, "0s")
     with site.start() as daemon:
@@ -83,6 +95,24 @@ def test_server_restored_from_an_older_backup_is_noticed_before_our_copies_go(
     assert sent.returncode == 0, sent.stderr
     assert site.run_once().returncode == 0
     assert states_of(site, LOST) == {State.CONFIRMED}
+
+
+def test_every_row_that_was_confirmed_last_before_a_server_may_have_been_away_is_asked_for():
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+    def row(entry_id: int, seconds: float, *, confirmed: float | None = None) -> Resting:
+        first = seconds if confirmed is None else confirmed
+        return Resting(entry_id, noon + timedelta(seconds=seconds), noon + timedelta(seconds=first))
+
+    burst = [row(1, 0), row(3, 0.2), row(2, 0.9)]
+    duplicate = row(9, 50, confirmed=-3600)
+    pauses = [row(100 + at, 60 * at) for at in range(1, 101)]
+
+    assert last_before_outages(burst) == ({2, 3}, burst[-1].settled_at)
+    assert last_before_outages([*burst, row(4, 30), duplicate]) == ({2, 3, 4, 9}, duplicate.settled_at)
+    asked, up_to = last_before_outages(pauses)
+    assert (len(asked), up_to) == (12, pauses[11].settled_at)
+    assert last_before_outages(pauses[:1]) == ({101}, pauses[0].settled_at)
 
 
 @pytest.mark.slow

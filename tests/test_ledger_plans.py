@@ -132,7 +132,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "sources": lambda ledger: (ledger.known_sources("in", ["a", "b"]), ledger.unremoved_sources()),
     "emptied folders": lambda ledger: ledger.emptied_by_us("in", ["a", "b/c"]),
     "paths": lambda ledger: ledger.paths_known(["a", "b"]),
-    "removable": lambda ledger: (ledger.removable(before=LATER), ledger.newest_removable(before=LATER)),
+    "removable": lambda ledger: (ledger.removable(before=LATER), ledger.resting(before=LATER)),
     "clock": lambda ledger: (ledger.clock(), ledger.jumps(), ledger.newest_at(), ledger.last_attempt_id()),
     "holder": lambda ledger: ledger.holder(identity(1)),
     "end of run": lambda ledger: (ledger.unfinished(), ledger.unfinished(up_to_id=5), ledger.last_id()),

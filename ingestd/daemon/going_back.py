@@ -1,29 +1,34 @@
 """Whether the server still has what it had: restored from an older backup, it lost files whose copies we hold alone.
 
 Before files are removed the server is looked at: its change feed, where it has one, has to go as far as it ever did,
-and the last that was confirmed is asked for, of what is to go and of all. The feed alone does not tell: a database may
-skip sequences when it starts anew. The ledger keeps that the server went back, for all hosts, until everything that was
-asked about for it is settled: confirmed again, or DELETED, which needs a person.
+and what was confirmed last before it may have happened is asked for. The feed alone does not tell: a database may skip
+sequences when it starts anew. Nor does the last of all: it may have been stored since. The ledger keeps that the server
+went back, for all hosts, until everything that was asked about for it is settled: confirmed again, or DELETED, which
+needs a person.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
-from ingestd.ledger import Ledger, Moves
+from ingestd.ledger import Ledger, Moves, Resting
 from ingestd.lifecycle import State
 from ingestd.reconciler import Rules
 
 WENT_BACK, NOT_LOOKED_AT = "went_back", "not_looked_at"
 # So long after a look at the server files may go: it costs a query for two files, or a copy of them.
-_GOOD_FOR_SECONDS = 120.0
+_GOOD_FOR_SECONDS = 30.0
 # The feed is asked for so often while files are to go.
 _FEED_EVERY_SECONDS = 30.0
 _LOOK_EVERY_SECONDS = 1.0
+# No server is stopped, put back and started again in less: rows that were confirmed closer together tell of each other.
+_LEAST_OUTAGE = timedelta(seconds=1)
+# So many times when that may have happened are asked about in one look, and so many rows looked through for them.
+_OUTAGES_AT_ONCE, _ROWS_AT_ONCE = 20, 20_000
 # Files that should go and must not, since the server cannot be looked at, are told of after this long.
 _TELL_AFTER_SECONDS = 900.0
 
@@ -64,15 +69,15 @@ class GoingBack:
         self._look_at = now.mono + _LOOK_EVERY_SECONDS
         self._settled = self.tell() and not self._ledger.has_looks()
         waits = False
-        if now.mono >= self._good_until:
-            before = self._removals.due_before(now, make_room=make_room)
-            newest = self._ledger.newest_removable(before=before)
-            waits = newest is not None
-            if not waits and not self._asked:
+        before = self._removals.due_before(now, make_room=make_room)
+        if now.mono >= self._good_until or self._is_used_up(before):
+            resting = [] if self._asked else self._ledger.resting(before=before, limit=_ROWS_AT_ONCE)
+            waits = bool(self._asked or resting)
+            if not waits:
                 # Nothing that is to go by now rests on the server's having it.
                 self._good(now.mono + _LOOK_EVERY_SECONDS, up_to=before)
             elif rules is not None:
-                self._look_at_server(now, rules, newest)
+                self._look_at_server(now, rules, resting)
             self._gate(now)
         self._hold(now, is_held=waits)
 
@@ -128,7 +133,14 @@ class GoingBack:
             self.tell()
         self._asks = self._went_back = self._settled = False
 
-    def _look_at_server(self, now: Now, rules: Rules, newest: tuple[int, datetime] | None) -> None:
+    def _is_used_up(self, before: datetime) -> bool:
+        """Whether all that the last look allows has gone, and more is to go."""
+        up_to = self._removals.up_to
+        if up_to is None or up_to >= before or self._ledger.resting(before=up_to):
+            return False
+        return bool(self._ledger.resting(before=before))
+
+    def _look_at_server(self, now: Now, rules: Rules, resting: Sequence[Resting]) -> None:
         if rules.profile.has_feed and now.mono >= self._feed_good_until:
             if now.mono >= self._ask_at:
                 self._ask_at = now.mono + _FEED_EVERY_SECONDS
@@ -137,11 +149,11 @@ class GoingBack:
         rows = [row for row in self._ledger.unproven_rows(self._asked) if row.state in (State.CONFIRMED, State.DELETED)]
         if any(row.state is State.DELETED or row.absences for row in rows):
             self._went_back, self._asked = True, ()
-        elif not rows and newest is not None:
-            # What the last of these files rests on stands for all that were confirmed before it; the last of all
-            # tells soonest.
-            self._asked = (newest[0], self._ledger.newest_confirmed() or newest[0])
-            self._asked_at, self._asked_up_to, self._asks = now.mono, newest[1], True
+        elif not rows and resting:
+            asked, self._asked_up_to = last_before_outages(resting)
+            # The last of all tells soonest.
+            self._asked = tuple(asked | {self._ledger.newest_confirmed() or max(asked)})
+            self._asked_at, self._asks = now.mono, True
         elif all(row.next_check_at is None for row in rows):
             self._asked = ()
             if rows:
@@ -161,3 +173,23 @@ class GoingBack:
             note="the server cannot be asked whether it still has what it had, so that no file is removed" * late,
             next_step="look at the server and at the lines about it above; files are removed again by themselves",
         )
+
+
+def last_before_outages(resting: Sequence[Resting]) -> tuple[set[int], datetime]:
+    """Choose the rows that tell of as many of these as one look may ask for, and say up to when they do.
+
+    What a server lost was stored last before it was away, and that may have been wherever nothing was confirmed for a
+    while. Beside the row that was confirmed last before it, the one that was taken in last is asked for: a comparison
+    may have held up the other.
+    """
+    asked: set[int] = set()
+    outages, highest = 0, 0
+    ordered = sorted(resting, key=lambda one: one.confirmed_at)
+    for at, one in enumerate(ordered):
+        highest = max(highest, one.entry_id)
+        if at + 1 == len(ordered) or ordered[at + 1].confirmed_at - one.confirmed_at >= _LEAST_OUTAGE:
+            asked |= {one.entry_id, highest}
+            outages, highest = outages + 1, 0
+    if outages > _OUTAGES_AT_ONCE:
+        return last_before_outages(resting[: len(resting) // 2])
+    return asked, resting[-1].settled_at

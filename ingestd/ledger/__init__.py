@@ -85,7 +85,7 @@ Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
     unremoved_sources(*, limit=1000) -> list[UnremovedSource]
     paths_known(paths: Sequence[str]) -> set[str]   of paths relative to this spool, those some row has
     removable(*, before: datetime, ahead_of=None, limit=1000) -> list[Removable]              before = now - retain
-    newest_removable(*, before: datetime) -> tuple[int, datetime] | None    the confirmed row that the last rests on
+    resting(*, before: datetime, limit=1) -> list[Resting]    the confirmed rows that these files rest on
     clock() -> ClockLine | None ; jumps(*, limit=10) -> list[Jump] ; newest_at() -> datetime | None ; last_attempt_id()
     rejected_files(*, after_id=0, limit=1000) -> list[RejectedFile]
     holder(identity: Identity) -> Holder | None ; unproven_rows(entry_ids) -> list[Unproven]
@@ -145,6 +145,7 @@ from .values import (
     RefusedMove,
     RejectedFile,
     Removable,
+    Resting,
     Retried,
     Status,
     Story,
@@ -203,6 +204,7 @@ __all__ = [
     "RefusedMove",
     "RejectedFile",
     "Removable",
+    "Resting",
     "Retried",
     "Status",
     "Story",

@@ -46,6 +46,7 @@ from .values import (
     LeftCandidate,
     RejectedFile,
     Removable,
+    Resting,
     UnremovedSource,
 )
 
@@ -86,6 +87,7 @@ _NEWEST_CONFIRMED = (
     .limit(1)
 )
 _HOLDER = instance.alias("holder")
+_RESTS_ON = instance.alias("rests_on")
 _HOLDER_IS_LOST = exists().where(
     _HOLDER.c.id == instance.c.holder_id, dialect.unindexed(_HOLDER.c.state) == State.DELETED
 )
@@ -238,18 +240,20 @@ class Reads(Due):
             for row in rows
         ]
 
-    def newest_removable(self, *, before: datetime) -> tuple[int, datetime] | None:
-        """Give the confirmed row that the last of these files rests on, and since when it has not been needed."""
-        row = self._one(
-            select(func.coalesce(instance.c.holder_id, instance.c.id).label("id"), instance.c.settled_at)
+    def resting(self, *, before: datetime, limit: int = 1) -> list[Resting]:
+        """Say what the first of these files rest on, in the order in which they stopped being needed."""
+        held = select(_RESTS_ON.c.settled_at).where(_RESTS_ON.c.id == instance.c.holder_id).scalar_subquery()
+        since = func.coalesce(held, instance.c.settled_at).label("confirmed_at")
+        rows = self._all(
+            select(func.coalesce(instance.c.holder_id, instance.c.id).label("id"), instance.c.settled_at, since)
             .where(
                 *self._may_go(instance.c.settled_at <= before),
                 dialect.unindexed(instance.c.state).in_([State.CONFIRMED, State.DUPLICATE]),
             )
-            .order_by(instance.c.settled_at.desc())
-            .limit(1)
+            .order_by(instance.c.settled_at)
+            .limit(limit)
         )
-        return (row.id, row.settled_at) if row else None
+        return [Resting(entry_id=row.id, settled_at=row.settled_at, confirmed_at=row.confirmed_at) for row in rows]
 
     def _may_go(self, since: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
         return (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from ingestd.lifecycle import Content, Identity, Jump, Reason, Sameness, SourceStat, State
 
@@ -246,6 +247,14 @@ class KeptFile:
     mtime_ns: int | None
     ctime_ns: int
     digests: tuple[str, str] | None
+
+
+class Resting(NamedTuple):
+    """The confirmed row that a file rests on, and since when: a duplicate's is its holder, confirmed long before it."""
+
+    entry_id: int
+    settled_at: datetime  # since then the file is not needed
+    confirmed_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
