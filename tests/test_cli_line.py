@@ -159,6 +159,40 @@ def test_send_tells_what_is_wrong_and_what_was_left_alone(site, tmp_path):
     assert "1 ignored, 1 not regular" in ran.stdout
 
 
+@pytest.mark.parametrize("what", ["link", "pipe", "only hidden", "nothing in it", "hidden inside", "now a link"])
+def test_send_names_what_it_was_given_and_took_nothing_of(site, tmp_path, what):
+    """Who removes after exit code 0 what was named must not lose what was never looked at."""
+    folder = tmp_path / "export"
+    image = write_instance(folder / "image")
+    named = {"only hidden": tmp_path / "other", "nothing in it": tmp_path / "other"}.get(what, folder / "named")
+    if what in {"link", "now a link"}:
+        if what == "now a link":  # a row of that path is known from before
+            write_instance(named)
+            assert site.command("send", str(named)).returncode == ExitCode.DONE
+            named.unlink()
+        named.symlink_to("image")
+    elif what == "pipe":
+        os.mkfifo(named)
+    elif what == "hidden inside":
+        named = image.rename(folder / ".image")
+        image = write_instance(folder / "image")
+    else:
+        named.mkdir()
+    if what == "only hidden":
+        image.rename(named / ".image")
+        image = write_instance(folder / "image")
+
+    whole = [str(folder)] if what == "hidden inside" else [str(image)]
+    told = json.loads(site.command("send", "--json", *whole, str(named)).stdout)
+
+    assert told["exit_code"] == ExitCode.NEEDS_PERSON
+    assert (told["taken_in"], told["not_taken_in"]) == (1, [str(named)])
+    if what != "hidden inside":  # alone it is taken, whatever its name
+        again = site.command("send", str(named))
+        assert again.returncode == ExitCode.NEEDS_PERSON
+        assert f"NOT TAKEN IN {named} (" in again.stdout
+
+
 @pytest.mark.slow
 def test_send_says_again_what_needs_a_person_until_it_is_mended(site, tmp_path):
     """Who empties a folder after exit code 0 must not lose what the server never got."""

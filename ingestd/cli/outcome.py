@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,7 +35,7 @@ class Outcome:
         """The exit code: not done before needs a person, and what could not be taken in is a person's too."""
         if not self.result.done:
             return ExitCode.TIMEOUT
-        calls = self.needs_person or self.result.left or self.result.alarms
+        calls = self.needs_person or self.result.left or self.result.not_taken_in or self.result.alarms
         return ExitCode.NEEDS_PERSON if calls else ExitCode.DONE
 
 
@@ -130,6 +131,10 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
         click.echo(f"  LEFT {plain(path)} (it cannot be read, or not be moved out of its folder)")
     if len(outcome.result.left) > MOST_TOLD:
         click.echo(f"  ... and {len(outcome.result.left) - MOST_TOLD} more")
+    for path in outcome.result.not_taken_in[:MOST_TOLD]:
+        click.echo(f"  NOT TAKEN IN {plain(path)} ({_why_not(Path(path))})")
+    if len(outcome.result.not_taken_in) > MOST_TOLD:
+        click.echo(f"  ... and {len(outcome.result.not_taken_in) - MOST_TOLD} more")
     for alarm in outcome.result.alarms:
         click.echo(f"  stopped because {plain(alarm.note)}{f' ({plain(alarm.about)})' if alarm.about else ''}")
         click.echo(f"    -> {plain(alarm.next_step)}")
@@ -138,6 +143,16 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
         left = outcome.result.unfinished
         on_the_way = f"{in_files(left)} {'is' if left == 1 else 'are'} still on the way"
         click.echo(f"{why}: {on_the_way if left else 'not all is looked through and taken in'}; run it again to go on")
+
+
+def _why_not(path: Path) -> str:
+    if path.is_dir():
+        return "there is no file in it but links and names that are left alone: name these one by one"
+    if path.is_symlink():
+        return "it is a link, and none is followed: name the file that it leads to"
+    if not path.is_file():
+        return "it is no regular file"
+    return "it was left alone for its name or its place, or cannot be read: name it by itself"
 
 
 def _as_plain(outcome: Outcome) -> dict[str, Any]:
@@ -153,6 +168,7 @@ def _as_plain(outcome: Outcome) -> dict[str, Any]:
         "clutter": outcome.clutter,
         "left_alone": outcome.left_alone,
         "left": list(outcome.result.left),
+        "not_taken_in": list(outcome.result.not_taken_in),
         "stopped_because": [
             {"kind": alarm.kind, "about": alarm.about, "note": alarm.note, "next_step": alarm.next_step}
             for alarm in outcome.result.alarms

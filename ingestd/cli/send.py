@@ -63,7 +63,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
             if daemon.intake.is_idle:
                 left_alone.update(_left_alone(daemon))
 
-        result = run_once(sending, timeout=timeout, policies=policies, watch=watch)
+        result = run_once(sending, timeout=timeout, policies=policies, named=paths, watch=watch)
         if result.done:
             draw(None)
     outcome = look_back(sending, result, inboxes=names, left_alone=left_alone)

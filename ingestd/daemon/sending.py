@@ -8,18 +8,23 @@ folder, or of one file in it, finds what the first one recorded and goes on wher
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 from ingestd.config import Config, Inbox
 from ingestd.daemon import wiring
 from ingestd.inbox import InboxPolicy, Take, Watch
+from ingestd.ledger import Ledger
+from ingestd.lifecycle import SourceStat
 
 _SETTLE = timedelta(milliseconds=500)
 # A person waits: what is short and stays so for this long is told, not waited for.
 _INCOMPLETE_AFTER = timedelta(seconds=5)
+_ASKED_AT_ONCE = 1000
 
 
 def sending_config(config: Config) -> Config:
@@ -55,6 +60,46 @@ def once_policies(config: Config) -> tuple[InboxPolicy, ...]:
     return tuple(
         replace(policy, incomplete_after=min(policy.incomplete_after, _INCOMPLETE_AFTER)) for policy in policies
     )
+
+
+def not_taken_in(ledger: Ledger, policies: Sequence[InboxPolicy], paths: Sequence[Path]) -> tuple[str, ...]:
+    """Say of which of the paths that a person named the ledger knows nothing as it lies there now."""
+    wanted = dict.fromkeys(os.path.abspath(path) for path in paths)  # noqa: PTH100 - a link stays the person's own way
+    return tuple(path for path in wanted if not _is_any_known(ledger, policies, path))
+
+
+def _is_any_known(ledger: Ledger, policies: Sequence[InboxPolicy], path: str) -> bool:
+    policy = next(each for each in policies if Path(path).is_relative_to(each.path) and _is_in(each, path))
+    files = _files_under(path)
+    while some := dict(islice(files, _ASKED_AT_ONCE)):
+        below = {os.path.relpath(file, policy.path): seen for file, seen in some.items()}
+        known = ledger.known_sources(policy.name, below)
+        if any(SourceStat.of(below[name]).looks_like(row.source) for name, rows in known.items() for row in rows):
+            return True
+    if os.path.lexists(path):
+        return False
+    # It left meanwhile: what was known of it is all that can be.
+    return bool(ledger.known_sources(policy.name, [os.path.relpath(path, policy.path)]))
+
+
+def _is_in(policy: InboxPolicy, path: str) -> bool:
+    return policy.only is None or os.path.relpath(path, policy.path) in policy.only
+
+
+def _files_under(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Give the regular files at a path, or below it where it is a folder; a link is none."""
+    files = (
+        (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)  # noqa: PTH118
+        if os.path.isdir(path)  # noqa: PTH112 - these are strings for a million files
+        else iter([path])
+    )
+    for file in files:
+        try:
+            seen = os.lstat(file)
+        except OSError:
+            continue
+        if stat.S_ISREG(seen.st_mode):
+            yield file, seen
 
 
 def _policy(folder: Path, *, only: frozenset[str] | None) -> InboxPolicy:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from math import inf
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -27,6 +28,7 @@ from ingestd.daemon.loop import Daemon, Wake
 from ingestd.daemon.notify import Notifier
 from ingestd.daemon.now import read_clocks
 from ingestd.daemon.outage import Outage
+from ingestd.daemon.sending import not_taken_in
 from ingestd.inbox import InboxPolicy
 from ingestd.ledger import Alarm, Ledger, LedgerError, LedgerUnread
 
@@ -241,7 +243,8 @@ def _status_line(ledger: Ledger) -> str:
 class OnceResult:
     """What ``run --once`` came to. ``done``: everything it waited for is settled; ``stopped``: a signal ended it.
 
-    ``left`` are the paths of files that could be neither read nor moved, ``alarms`` what stood in the way at the end.
+    ``left`` are the paths of files that could be neither read nor moved, ``not_taken_in`` those that a person named and
+    of which nothing was taken, ``alarms`` what stood in the way at the end.
     """
 
     done: bool
@@ -250,6 +253,7 @@ class OnceResult:
     taken_in: int
     unfinished: int
     left: tuple[str, ...] = ()
+    not_taken_in: tuple[str, ...] = ()
     alarms: tuple[Alarm, ...] = ()
 
 
@@ -258,12 +262,14 @@ def run_once(
     *,
     timeout: timedelta,
     policies: tuple[InboxPolicy, ...] | None = None,
+    named: Sequence[Path] = (),
     watch: Callable[[Daemon], None] | None = None,
 ) -> OnceResult:
     """Take in what lies in the inboxes, send it, see it proven, and end; at most ``timeout``.
 
     Waits for the rows that were waiting at the start and for what it takes in itself. The quiet period is ignored
-    after the inboxes are drained. ``watch`` is called after each tick, for a progress bar.
+    after the inboxes are drained. ``named`` are the paths that a person gave. ``watch`` is called after each tick,
+    for a progress bar.
     Raises SpoolInUse, SpoolError and LedgerError at the start.
     """
     _set_up_interpreter()
@@ -295,6 +301,7 @@ def run_once(
                 daemon.wait(min(due, ends_at))
             daemon.let_go(until=min(deadline, read_clocks().mono + _LET_GO_SECONDS))
             unfinished = daemon.ledger.unfinished()
+            nothing_of = not_taken_in(daemon.ledger, policies or (), named) if done else ()
             left, alarms = tuple(daemon.inboxes.barred()), daemon.alarms.standing
         except BaseException:
             daemon.close()
@@ -308,5 +315,6 @@ def run_once(
         taken_in=taken_in,
         unfinished=unfinished,
         left=left,
+        not_taken_in=nothing_of,
         alarms=alarms,
     )
