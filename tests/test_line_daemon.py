@@ -309,3 +309,23 @@ def fill(ballast: Path, *, leave_bytes: int) -> None:
 
 def says(daemon: Daemon, event: str) -> bool:
     return any(f'"event": "{event}"' in line for line in daemon.log.read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_ledger_that_cannot_be_written_is_told_by_status(small_disk: Path, tmp_path: Path, server: Emulator):
+    """What is told through the ledger is told to nobody then: all looked healthy while nothing was taken in."""
+    site = Site(tmp_path / "site", server.url, ledger=f"sqlite:///{small_disk}/ledger.db")
+    with site.start() as daemon:
+        fill(small_disk / "ballast", leave_bytes=0)
+        for number in range(3):
+            write_instance(site.drop / str(number))
+        wait_until(lambda: site.stopped() == {"ledger_failed"}, what="the line that says why", within_seconds=60)
+        told = site.status()
+        assert not told["healthy"]
+        assert told["oldest_unconfirmed_seconds"] >= 0
+        assert site.command("status", "--exit-code").returncode == 1
+
+        (small_disk / "ballast").unlink()
+        wait_until(lambda: not site.stopped(), what="its end", within_seconds=60)
+        wait_until(lambda: len(list(site.drop.iterdir())) == 0, what="the files", within_seconds=60)
+        assert daemon.terminate() == 0

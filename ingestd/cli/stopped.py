@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .frame import ago, plain
+from .frame import ago, ledger_trouble, plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -33,6 +33,8 @@ def stopped_because(
     lines = list(status.alarms) if status is not None else []
     if pid is None:
         lines += _no_daemon(config, status, rows=rows, at=at)
+    elif trouble := ledger_trouble(config.spool.path):
+        lines.append(_ledger_fails(config, *trouble))
     if status is not None:
         if status.destination is not None:
             lines += _paused(status.destination, at=at)
@@ -43,11 +45,7 @@ def stopped_because(
 def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime) -> Iterator[Alarm]:
     from ingestd.ledger import Alarm
 
-    lying = {
-        inbox.path: oldest
-        for inbox in config.inboxes
-        if inbox.take == "move" and (oldest := oldest_file(inbox.path)) is not None
-    }
+    lying = _lying(config)
     if rows or lying:
         known = status.oldest_unconfirmed_at if status is not None and rows else None
         where = ", ".join(plain(path) for path in lying)
@@ -58,6 +56,27 @@ def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime
             next_step="start it: systemctl start ingestd, or `ingestd run`; why it ended: journalctl -u ingestd",
             since=min([*lying.values(), *([known] if known is not None else [])], default=at),
         )
+
+
+def _ledger_fails(config: Config, trouble: str, since: datetime) -> Alarm:
+    from ingestd.ledger import Alarm
+
+    return Alarm(
+        kind="ledger_failed",
+        about="",
+        note=f"the ingestd that runs cannot write its ledger, so that nothing is taken in or sent: {trouble}",
+        next_step="make room on the ledger's disk, or mend what is named; it goes on by itself",
+        since=min([since, *_lying(config).values()]),
+    )
+
+
+def _lying(config: Config) -> dict[Path, datetime]:
+    """Say in which folders files lie that would be taken in, and since when the oldest does."""
+    return {
+        inbox.path: oldest
+        for inbox in config.inboxes
+        if inbox.take == "move" and (oldest := oldest_file(inbox.path)) is not None
+    }
 
 
 def oldest_file(root: Path) -> datetime | None:

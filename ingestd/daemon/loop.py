@@ -192,7 +192,7 @@ class Daemon:
             removals=self.housekeeping.removals,
             alarms=self.alarms,
         )
-        self._outage = Outage(self._log, self.ledger.file)
+        self._outage = Outage(self._log, self.ledger.file, self.spool.tell)
         self.stopping = False
 
     def start(self) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ingestd.ledger import LedgerBusy, LedgerError, LedgerFull
 
 _WAIT_SECONDS = 2.0
+# What lasts so long is told to who asks for the status.
+_TELL_AFTER_SECONDS = 5.0
 # A ledger that is neither busy nor full, and can be written by nobody for so long, is opened anew by the next start.
 _BROKEN_SECONDS = 60.0
 # A ledger of which some parts cannot be read commits what touches others, and fails at the next round that looks there.
@@ -17,25 +20,31 @@ _SURE_SECONDS = 10.0
 class Outage:
     """A stretch of failures: told once when it begins, and once when something was written and nothing failed since."""
 
-    def __init__(self, log: Any, file: Path) -> None:
+    def __init__(self, log: Any, file: Path, tell: Callable[[str], object] = lambda _: None) -> None:
+        """``tell`` hears what is to be told by other ways than the ledger, and "" when that is over."""
         self._file = file
+        self._tell = tell
+        self._stands = False
         self.until = 0.0  # nothing is tried before
         self.holds = False  # whether the last try failed: nothing new is taken up then
         self._log = log
-        self._is_told = False
+        self._told_at: float | None = None
         self._broken_since: float | None = None
         self._failed_at = 0.0
 
     def failed(self, error: LedgerError, now: float) -> float:
         """Note a failure and say when to try again; raises it once the ledger has been broken for too long."""
-        if not self._is_told:
-            self._is_told = True
+        if self._told_at is None:
+            self._told_at = now
             # Any word may be part of the ledger's path.
             note = str(error).replace(f" {self._file}", "")
             self._log.error("ledger.failed", error=type(error).__name__, note=note)
         if self._broken_since is None:
             self._broken_since = now
-        elif not isinstance(error, (LedgerBusy, LedgerFull)) and now - self._broken_since > _BROKEN_SECONDS:
+        if not self._stands and now - self._told_at >= _TELL_AFTER_SECONDS:
+            self._stands = True
+            self._tell(" ".join(str(error).split()))
+        if not isinstance(error, (LedgerBusy, LedgerFull)) and now - self._broken_since > _BROKEN_SECONDS:
             raise error
         self.holds = True
         self._failed_at = now
@@ -48,6 +57,9 @@ class Outage:
         quiet_for = now - self._failed_at
         if wrote or quiet_for >= _BROKEN_SECONDS:
             self._broken_since = None
-        if self._is_told and quiet_for >= (_SURE_SECONDS if wrote else _BROKEN_SECONDS):
-            self._is_told = False
+        if self._told_at is not None and quiet_for >= (_SURE_SECONDS if wrote else _BROKEN_SECONDS):
+            self._told_at = None
+            if self._stands:
+                self._stands = False
+                self._tell("")
             self._log.info("ledger.recovered_from_failure")

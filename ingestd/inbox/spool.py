@@ -132,7 +132,7 @@ class Spool:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                holder = os.read(descriptor, 32).strip()
+                holder = os.read(descriptor, 32).partition(b"\n")[0]
                 raise SpoolInUse(self.path, int(holder) if holder.isdigit() else None) from error
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -148,9 +148,20 @@ class Spool:
     def unlock(self) -> None:
         """Let another process have it."""
         if self._lock is not None:
-            os.ftruncate(self._lock, 0)
+            with contextlib.suppress(OSError):  # closing it is what lets go
+                os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
+
+    def tell(self, trouble: str) -> None:
+        """Put down in the lock, beside our process id, what keeps the ledger from being written; "": nothing does.
+
+        Whoever asks cannot be told through the ledger. What is written stays within the block that the lock has.
+        """
+        if self._lock is not None:
+            text = f"{os.getpid()}\n{trouble[:2000]}\n" if trouble else f"{os.getpid()}\n"
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._lock, os.pwrite(self._lock, text.encode(), 0))
 
     def is_here(self, source: SourceStat) -> bool:
         """Whether the file is on the spool's own filesystem: then it is renamed, and its reader has to fsync it."""
