@@ -241,7 +241,8 @@ def test_settled_duplicate_is_not_sent_when_its_holder_is_deleted_on_the_server_
     assert state_of(ledger, duplicate) is State.DUPLICATE
 
 
-def test_duplicate_of_what_the_server_lost_keeps_its_file(ledger: Ledger):
+@pytest.mark.parametrize("state", [State.DELETED, State.CONFLICT])
+def test_duplicate_of_what_the_server_lost_keeps_its_file(ledger: Ledger, state: State):
     """Its holder's own file may be gone for long: a person needs it to send it again."""
     holder = entry_in(ledger, State.CONFIRMED)
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
@@ -250,7 +251,7 @@ def test_duplicate_of_what_the_server_lost_keeps_its_file(ledger: Ledger):
         moves.mark_removed([holder], now=LATER)
     assert [row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))] == [duplicate]
 
-    apply(ledger, outcome(holder, State.DELETED))
+    apply(ledger, outcome(holder, state))
 
     assert ledger.removable(before=LATER + timedelta(days=1)) == []
 

@@ -89,7 +89,8 @@ _NEWEST_CONFIRMED = (
 _HOLDER = instance.alias("holder")
 _RESTS_ON = instance.alias("rests_on")
 _HOLDER_IS_LOST = exists().where(
-    _HOLDER.c.id == instance.c.holder_id, dialect.unindexed(_HOLDER.c.state) == State.DELETED
+    _HOLDER.c.id == instance.c.holder_id,
+    dialect.unindexed(_HOLDER.c.state).not_in([State.CONFIRMED, State.DISCARDED]),
 )
 _LOOKS = (
     select(instance.c.id).where(literal_column("state = 'CONFIRMED'"), instance.c.next_check_at.is_not(None)).limit(1)
