@@ -158,6 +158,23 @@ def test_status_says_when_there_is_more(command, every):
     assert "and more" in command("status", "--files", "--limit", "3").out
 
 
+def test_a_lock_of_the_same_number_on_another_disk_is_no_daemon(tmp_path):
+    """After a kill -9 another program's lock was shown as the daemon."""
+    lock, locks = tmp_path / "lock", tmp_path / "locks"
+    lock.write_text("31\n")
+    locks.write_text(f"1: FLOCK  ADVISORY  WRITE 30 fe:7f:{lock.stat().st_ino} 0 EOF\n")
+
+    assert daemon_pid(tmp_path, locks=locks) is None
+    lock.write_text("30\n")
+    assert daemon_pid(tmp_path, locks=locks) == 30
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "0", "-1"])
+def test_an_id_that_none_can_have_is_a_matter_of_the_command_line(command, every, number):
+    for words in (["retry", "--", number], ["resolve", "--discard", "--", number], ["explain", "--", number]):
+        assert command(*words).code == ExitCode.CONFIGURATION, words
+
+
 @pytest.mark.parametrize("when", ["yesterday", "5", ""])
 def test_a_time_that_is_none_is_told_in_words(command, when):
     said = command("status", "--since", when)

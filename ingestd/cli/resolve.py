@@ -24,7 +24,7 @@ SAID = {
 @click.command("resolve", short_help="Decide what becomes of a file that ingestd may not decide about.")
 @config_option
 @json_option
-@click.argument("ids", nargs=-1, type=int, metavar="ID...")
+@click.argument("ids", nargs=-1, type=click.IntRange(1, 2**63 - 1), metavar="ID...")
 @click.option(
     "--discard", "decision", flag_value="discard", help="Let go of a FAILED, CONFLICT, REJECTED or DELETED file."
 )

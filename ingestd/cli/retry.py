@@ -35,7 +35,7 @@ _WITHOUT_DAEMON = ", as soon as a daemon runs (start it: ingestd run)"
 @click.command("retry", short_help="Give files that need a person another try.")
 @config_option
 @json_option
-@click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
+@click.argument("ids", nargs=-1, type=click.IntRange(1, 2**63 - 1), metavar="[ID]...")
 @click.option("--study", metavar="UID", help="All of this study.")
 @click.option("--state", type=click.Choice(RETRIABLE, case_sensitive=False), help="All in this state.")
 @click.option("--reason", metavar="WORD", help="All with this reason, as `ingestd status` shows it.")
