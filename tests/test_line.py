@@ -242,6 +242,21 @@ def test_server_that_is_away_costs_no_file_an_attempt(tmp_path: Path):
     assert [entry.charged for entry in site.entries()] == [0, 0, 0]
 
 
+def test_pause_of_the_last_run_ends_with_the_first_post(tmp_path: Path):
+    """It stood in the ledger for ever: unhealthy a minute later, though all was confirmed."""
+    port = free_port()
+    site = Site(tmp_path / "site", f"http://127.0.0.1:{port}/v2")
+    drop(site, "image", make_image().content)
+    with site.start() as daemon:
+        wait_until(lambda: site.status()["destination"]["paused"], what="the pause")
+        daemon.terminate()
+
+    with Emulator(port=port, fsync=False), site.start():
+        assert site.status()["destination"]["paused"] or site.states() == {"CONFIRMED": 1}
+        site.wait_for({"CONFIRMED": 1})
+        wait_until(lambda: not site.status()["destination"]["paused"], what="its end")
+
+
 def test_connection_dropped_after_storing_is_settled_by_asking_not_by_sending_again(site: Site, server: Emulator):
     server.faults.add("drop_after_store", count=1)
     image = make_image()

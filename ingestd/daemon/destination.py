@@ -70,6 +70,10 @@ class DestinationState:
         others = [study for study in studies if study.study_uid != self._last_met]
         return (others or studies)[:1]
 
+    def take_over(self, pause: Pause) -> None:
+        """Go on with a pause of the last run: it ends as any other does, and is looked at at once."""
+        self.pause, self.paused_until = pause, 0.0
+
     def pause_for(self, pause: Pause, now: float) -> Pause:
         """Stop sending for the server's wish or the backoff, whichever is longer."""
         self._pauses_in_row += 1

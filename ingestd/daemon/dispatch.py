@@ -25,6 +25,7 @@ from ingestd.lifecycle import (
     Outcome,
     Part,
     Pause,
+    PauseCause,
     Reason,
     State,
     StudyQueue,
@@ -73,6 +74,9 @@ class Dispatch:
         self._log = structlog.get_logger()
         self._jitter = SystemRandom().random
         self.destination = DestinationState(backoff=backoff, jitter=self._jitter)
+        written = ledger.destination()
+        if written is not None and written.paused_since is not None:
+            self.destination.take_over(Pause(cause=PauseCause(written.pause_cause), note=written.pause_note))
         self._results: list[tuple[BatchResult, Verdict]] = []
         self._paused: Pause | None = None
         self._resumed = False
