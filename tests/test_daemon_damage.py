@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,27 @@ def test_bytes_written_after_confirmation_that_are_no_image_need_a_person(tmp_pa
     with Ledger.open(config.ledger, read_only=True) as ledger:
         status = ledger.status()
     assert (status.needs_person, status.clutter) == (1, 0)
+
+
+def test_file_that_its_disk_has_altered_is_not_sent(tmp_path: Path, server: Emulator) -> None:
+    """One bit turned over, and no time moved with it: it was read again, sent, and CONFIRMED."""
+    config = configure(tmp_path, server)
+    (tmp_path / "drop" / "image").write_bytes(image())
+    with running(config) as daemon:
+        daemon.dispatch.stopping = True
+        turn(daemon, lambda: states(config) == {"PENDING": 1})
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        was = kept.stat()
+        with kept.open("r+b") as file:
+            file.seek(-5, os.SEEK_END)
+            file.write(b"\x40")
+        os.utime(kept, ns=(was.st_atime_ns, was.st_mtime_ns))
+        # Only a disk alters bytes without the file's ctime; so the row is given the one that it has now.
+        with closing(sqlite3.connect(config.ledger_file)) as connection, connection:
+            connection.execute("UPDATE instance SET ctime_ns = ?", (kept.stat().st_ctime_ns,))
+        daemon.dispatch.stopping = False
+        turn(daemon, lambda: states(config) == {"REJECTED": 1})
+
+    with Ledger.open(config.ledger, read_only=True) as ledger:
+        (entry,) = ledger.entries()
+    assert "its disk has altered them" in (entry.note or "")

@@ -23,6 +23,10 @@ from ingestd.reader import CompareJob, Inspection, InspectJob, Read, ReencodeJob
 _LOOK_EVERY_SECONDS = 2.0
 _REJECTED_EVERY_SECONDS = 30.0
 _AT_ONCE = 64
+_ROTTEN = (
+    "it holds other bytes than were taken in, and nobody has written to it since: its disk has altered them, so that it"
+    " is not sent; drop it again from its source, and have the disk looked at"
+)
 _ADMISSIBLE = frozenset({Verdict.WHOLE, Verdict.ZEROS})
 
 
@@ -205,6 +209,9 @@ class Rework:
             self._acts.append(partial(self._in_work.discard, need.entry_id))
             return
         identity = identity_of(found)
+        if not need.in_place and found.ctime_ns == need.ctime_ns and not _holds_the_same(found, need):
+            self._reject(need, source_of(found), Reason.CHANGED, _ROTTEN, moves, now)
+            return
         if found.verdict not in _ADMISSIBLE or identity is None:
             reason = Reason.NO_UIDS if found.verdict in _ADMISSIBLE else reason_of(found.verdict, was_admitted=True)
             note = f"it changed after it was admitted: {found.reason_text}"
@@ -327,6 +334,10 @@ class Rework:
 
     def _row_path(self, need: ReaderNeed) -> str:
         return path_of(need.path) if need.in_place else need.path.removeprefix(f"{self._spool.path}/")
+
+
+def _holds_the_same(found: Inspection, need: ReaderNeed) -> bool:
+    return (found.meta_digest, found.digest) == (need.content.meta_digest, need.content.digest)
 
 
 def _in_place_candidate(wished: Wished) -> Candidate | None:

@@ -127,7 +127,7 @@ _NEWEST_STORED = (
 )
 
 _NEEDS_READER = (
-    select(instance.c.id, instance.c.need, *PLACE, *IDENTITY, *CONTENT)
+    select(instance.c.id, instance.c.need, instance.c.ctime_ns, *PLACE, *IDENTITY, *CONTENT)
     .where(instance.c.need.is_not(None), _OWN, instance.c.id > bindparam("after_id"))
     .order_by(instance.c.id)
     .limit(_LIMIT)
@@ -320,6 +320,7 @@ class Due:
                 source=row.source,
                 identity=identity_of(row),
                 content=content_of(row),
+                ctime_ns=row.ctime_ns,
                 priority=row.priority,
             )
             for row in rows

@@ -168,6 +168,7 @@ class ReaderNeed:
     source: SourceStat
     identity: Identity
     content: Content
+    ctime_ns: int | None
     priority: int
 
 
