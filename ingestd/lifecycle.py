@@ -561,6 +561,7 @@ class BatchResult:
     # Such a 400 from a server that had just answered a search for these very files: about them, not about the address.
     content_refused: bool = False
     answered: bool = False  # a complete, readable answer came: the destination works
+    silent: bool = False  # a complete answer says that the post was taken, and names no instance of it
 
 
 # What can be written anew as Explicit VR Little Endian without loss: Implicit VR Little Endian, Explicit Big Endian.

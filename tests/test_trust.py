@@ -25,7 +25,7 @@ from ingestd.reconciler import Rules, Verify
 from ingestd.sender import profile_of
 from tests.builders import IMPLICIT, fresh_uid, instance_bytes
 from tests.emulating import file_of
-from tests.http_server import Conversation, ScriptedServer, answer
+from tests.http_server import Conversation, Request, ScriptedServer, answer
 from tests.running import Site, wait_until
 from tests.test_line import Image, drop, make_image
 
@@ -364,12 +364,14 @@ def test_file_that_the_server_answers_nothing_about_is_refused_in_the_end(tmp_pa
     image = make_image()
     for fault in ("missing_uid", "lose_stored"):
         server.faults.add(fault, uid=image.sop_uid)
-    drop(site, "image", image.content)
+    drop(site, "other", make_image().content)
 
     with site.start():
-        site.wait_for({"FAILED": 1}, within_seconds=60)
+        site.wait_for({"CONFIRMED": 1})
+        drop(site, "image", image.content)
+        site.wait_for({"CONFIRMED": 1, "FAILED": 1}, within_seconds=60)
 
-    (story,) = site.stories()
+    _, story = site.stories()
     assert story.entry.reason == "refused"
     assert len(story.attempts) == 3
     assert "without naming it" in story.entry.note
@@ -394,6 +396,88 @@ def test_implicit_vr_that_the_server_answers_nothing_about_is_sent_as_explicit_v
     assert entry.compared
 
 
+class Silencing:
+    """Something in front of a server that answers every post for it while told to, and passes nothing on then."""
+
+    def __init__(self, upstream: str, said: bytes, *, stores: bool = False) -> None:
+        self._upstream = upstream
+        self._said = said
+        self._stores = stores
+        self.is_silent = True
+        self.posts = 0
+        self.server = ScriptedServer(self._pass_on)
+
+    def _pass_on(self, conversation: Conversation) -> None:
+        body = conversation.read_body()
+        self.posts += bool(body)
+        if body and self.is_silent:
+            if self._stores:
+                _ask(self._upstream, conversation.request, body)
+            conversation.send(self._said)
+            return
+        status, said, kind = _ask(self._upstream, conversation.request, body)
+        conversation.send(answer(said, status=f"{status} Passed On", content_type=kind))
+
+
+def _ask(upstream: str, request: Request, body: bytes, **more: str) -> tuple[int, bytes, str]:
+    headers = {name: request.headers[name] for name in ("content-type", "accept") if name in request.headers}
+    url = upstream + request.target.removeprefix("/v2")
+    asked = urllib.request.Request(url, data=body or None, headers={**headers, **more}, method=request.method)
+    try:
+        with urllib.request.urlopen(asked, timeout=20) as got:
+            return got.status, got.read(), got.headers.get("Content-Type", "")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(), error.headers.get("Content-Type", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "said, was_well",
+    [
+        (answer(b"{}"), False),
+        (answer(b"{}"), True),
+        (answer(status="204 No Content", content_type=""), False),
+        (answer(b"OK", content_type="text/plain"), False),
+    ],
+    ids=["empty object", "empty object after others were stored", "no content", "text"],
+)
+def test_server_that_names_no_instance_of_any_post_is_an_outage(
+    tmp_path: Path, server: Emulator, said: bytes, was_well: bool
+):
+    """A gateway that swallowed every post made every file FAILED within the minute, or was never told of."""
+    gateway = Silencing(server.url, said)
+    with gateway.server as front:
+        site = Site(tmp_path / "site", front.url, reconcile={"absence_wait": "100ms"})
+        with site.start():
+            if was_well:
+                gateway.is_silent = False
+                drop(site, "before", make_image().content)
+                site.wait_for({"CONFIRMED": 1})
+                gateway.is_silent, gateway.posts = True, 0
+            for number in range(12):
+                drop(site, f"image{number}", make_image().content)
+            wait_until(lambda: "silent" in site.stopped(), what="an alarm", within_seconds=40)
+            wait_until(lambda: gateway.posts >= 16, what="many posts", within_seconds=40)
+            assert not {"FAILED", "CONFLICT"} & set(site.states())
+            assert site.status()["destination"]["paused"]
+
+            gateway.is_silent = False
+            site.wait_for({"CONFIRMED": 12 + was_well}, within_seconds=60)
+            wait_until(lambda: "silent" not in site.stopped(), what="the end of the alarm")
+
+
+@pytest.mark.slow
+def test_server_that_stores_without_a_word_is_no_outage(tmp_path: Path, server: Emulator):
+    with Silencing(server.url, answer(b"{}"), stores=True).server as front:
+        site = Site(tmp_path / "site", front.url)
+        with site.start():
+            for number in range(12):
+                drop(site, f"image{number}", make_image().content)
+            site.wait_for({"CONFIRMED": 12}, within_seconds=90)
+            wait_until(lambda: not site.stopped(), what="the end of any alarm")
+
+
 class Doubling:
     """A server in front of another one that has two copies of each instance: a changed one, and one rewritten."""
 
@@ -404,18 +488,9 @@ class Doubling:
     def _pass_on(self, conversation: Conversation) -> None:
         body = conversation.read_body()
         request = conversation.request
-        headers = {name: request.headers[name] for name in ("content-type", "accept") if name in request.headers}
         is_copy = request.method == "GET" and "/instances/" in request.target
-        if is_copy:
-            headers["accept"] = "application/dicom; transfer-syntax=*"
-        url = self._upstream + request.target.removeprefix("/v2")
-        upstream = urllib.request.Request(url, data=body or None, headers=headers, method=request.method)
-        try:
-            with urllib.request.urlopen(upstream, timeout=20) as got:
-                status, said, kind = got.status, got.read(), got.headers.get("Content-Type", "")
-        except urllib.error.HTTPError as error:
-            with error:
-                status, said, kind = error.code, error.read(), error.headers.get("Content-Type", "")
+        more = {"accept": "application/dicom; transfer-syntax=*"} if is_copy else {}
+        status, said, kind = _ask(self._upstream, request, body, **more)
         if is_copy and status == 200:
             start = b"\r\n--abc\r\nContent-Type: application/dicom\r\n\r\n"
             changed = said[:-1] + bytes([said[-1] ^ 1])

@@ -16,6 +16,7 @@ import structlog
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.destination import DestinationState, Verdict
 from ingestd.daemon.now import Now
+from ingestd.daemon.silence import Silence
 from ingestd.ledger import Ledger, Moves
 from ingestd.lifecycle import (
     Backoff,
@@ -29,6 +30,7 @@ from ingestd.lifecycle import (
     Reason,
     State,
     StudyQueue,
+    Unproven,
     study_due_at,
 )
 from ingestd.logs import study_ref
@@ -71,6 +73,7 @@ class Dispatch:
         self._backoff = backoff
         self._most_attempts = most_attempts
         self._alarms = alarms
+        self.silence = Silence(alarms)
         self._log = structlog.get_logger()
         self._jitter = SystemRandom().random
         self.destination = DestinationState(backoff=backoff, jitter=self._jitter)
@@ -107,6 +110,7 @@ class Dispatch:
             others_succeed = self.others_succeed(collected.batch.study_uid, now)
             result = give_up(collected, others_succeed=others_succeed, most_attempts=self._most_attempts)
             result = self._ask_first(self._wait_for_folders(result))
+            result = self.silence.judge(result, stored_lately=self.others_succeed("", now))
             verdict = self.destination.posted(result, now.mono)
             self._results.append((result, verdict))
             self._note(result, verdict, now)
@@ -280,9 +284,7 @@ class Dispatch:
         self._answered = self._answered or (result.answered and not result.whole_batch_refused)
         self._count_refused(result)
         if stored:
-            self._last_stored[result.batch.study_uid] = now.mono
-            if len(self._last_stored) > _STUDIES_AT_ONCE:
-                del self._last_stored[next(iter(self._last_stored))]
+            self._remember_stored(result.batch.study_uid, now)
         if verdict.paused is not None:
             self._paused = verdict.paused
             self._log.warning("destination.paused", cause=verdict.paused.cause.value, note=verdict.paused.note)
@@ -314,6 +316,26 @@ class Dispatch:
             note=f"the server refuses every post whole (last with HTTP {result.http_status})" if every else "",
             next_step="the address is likely to be wrong: `ingestd check`; sending is tried again by itself",
         )
+
+    def takes_others(self, row: Unproven, now: Now) -> bool:
+        """Whether what the server does to a row is that file's own fault, as it takes others, of its study too."""
+        if row.unnamed and self.silence.is_outage:
+            return False
+        return self.others_succeed("" if row.unnamed else row.identity.study_uid, now)
+
+    def found(self, row: Unproven, now: Now) -> None:
+        """Note that a file is there; was it met with silence, the server takes what it is sent all the same."""
+        if not self.silence.knows(row.entry_id):
+            return
+        if self.silence.is_outage:
+            self.destination.hurry(now.mono)
+        self.silence.end()
+        self._remember_stored(row.identity.study_uid, now)
+
+    def _remember_stored(self, study_uid: str, now: Now) -> None:
+        self._last_stored[study_uid] = now.mono
+        if len(self._last_stored) > _STUDIES_AT_ONCE:
+            del self._last_stored[next(iter(self._last_stored))]
 
     def others_succeed(self, study_uid: str, now: Now) -> bool:
         """Whether posts of other studies were stored lately: what fails alone is then its own fault."""

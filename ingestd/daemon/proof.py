@@ -455,7 +455,7 @@ class Proof:
                 judged = Need.ASK
             elif row is not None:
                 row = self._with_absence(row, finding)
-                give_up = self._dispatch.others_succeed(row.identity.study_uid, now)
+                give_up = self._dispatch.takes_others(row, now)
                 if finding.sameness is not None:
                     judged = self._trust.judge(row, finding.sameness, rules=rules, at=finding.asked_at)
                 else:
@@ -467,7 +467,7 @@ class Proof:
             if isinstance(judged, Outcome) and judged.state is State.PENDING and self._is_lost(finding.row.path):
                 moves.fail_gone([judged.entry_id], note=_GONE_NOTE, now=now.utc)
             elif isinstance(judged, Outcome):
-                self._take_outcome(judged, finding, outcomes)
+                self._take_outcome(judged, finding, outcomes, now)
             elif judged is not None:
                 self._ask_later([finding.row], moves, now)
             self._acts.append(partial(self._close, finding))
@@ -481,8 +481,10 @@ class Proof:
         first = self._absent.setdefault(row.entry_id, finding.asked_boot)
         return replace(row, absent_for=timedelta(seconds=finding.asked_boot - first))
 
-    def _take_outcome(self, outcome: Outcome, finding: Finding, outcomes: list[Outcome]) -> None:
+    def _take_outcome(self, outcome: Outcome, finding: Finding, outcomes: list[Outcome], now: Now) -> None:
         """Have an outcome written, unless it would only put to sleep what somebody has woken meanwhile."""
+        if outcome.state is State.CONFIRMED:
+            self._dispatch.found(finding.row, now)
         if outcome.state is not finding.row.state or not self._was_woken(finding.row):
             outcomes.append(outcome)
 
@@ -526,13 +528,13 @@ class Proof:
             self._ask_later([finding.row], moves, now)
         elif sameness is not None:
             judged = self._trust.judge(row, sameness, rules=self.rules, at=finding.asked_at, differs=differs)
-            self._take_outcome(judged, finding, outcomes)
+            self._take_outcome(judged, finding, outcomes, now)
         else:
             # Nothing was learnt (a reader died of it, or one of the two could not be read): ask again, ever later.
             why = f": {read.waits}" if read.waits else ""
             note = f"the server's copy could not be compared with the file this time{why}"
             told = not_told(row, note, rules=self.rules, now=finding.asked_at, lost=self._is_lost(row.path))
-            self._take_outcome(told, finding, outcomes)
+            self._take_outcome(told, finding, outcomes, now)
         self._acts.append(partial(self._close, finding))
 
     def _is_lost(self, path: str | None) -> bool:

@@ -20,6 +20,7 @@ from ingestd.dicomweb import (
     TokenError,
     TooLarge,
     Unavailable,
+    Unintelligible,
 )
 from ingestd.lifecycle import (
     Batch,
@@ -35,6 +36,7 @@ from ingestd.lifecycle import (
 from ingestd.sender.verdicts import ASK_AFTER, Terms, can_be_reencoded, reencode
 
 # Said by a server, or by the gateway before it, about itself and not about what was posted.
+_TAKEN = frozenset({HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
 NOT_ABOUT_THE_POST = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
@@ -63,7 +65,9 @@ def judge_failure(batch: Batch, error: DicomWebError, *, terms: Terms) -> BatchR
     charge = pause is None
     outcomes = tuple(_uncertain(part, terms, error, charge=charge) for part in batch.parts)
     refused = isinstance(error, Refused)
-    return replace(blank, outcomes=outcomes, pause=pause, charge_study=charge, whole_batch_refused=refused)
+    silent = isinstance(error, Unintelligible) and error.status in _TAKEN
+    result = replace(blank, outcomes=outcomes, pause=pause, charge_study=charge, whole_batch_refused=refused)
+    return replace(result, silent=silent)
 
 
 def judge_crash(batch: Batch, where: str, *, terms: Terms) -> BatchResult:

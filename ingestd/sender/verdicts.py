@@ -82,6 +82,7 @@ def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchRes
         body_bytes_left=result.body_bytes_left,
         charge_study=silent,
         answered=True,
+        silent=len(unnamed) == len(batch.parts) and not nameless,
         error="the answer does not name every instance" if silent else "",
     )
 
