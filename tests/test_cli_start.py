@@ -220,11 +220,28 @@ def _key_alarms(filled) -> list[str]:
     return [kind for kind in kinds if kind == "key_made_anew"]
 
 
-def test_alarm_of_another_key_stands_until_the_old_one_is_back(tmp_path, filled):
+@pytest.mark.parametrize("content", [b"", b"x"], ids=["empty", "cut short"])
+def test_key_that_is_not_whole_is_to_be_put_back_from_the_backup(tmp_path, filled, content):
+    """It was advised to remove it, after which nobody is found by patient or accession."""
+    (tmp_path / "ledger.db.key").write_bytes(content)
+
+    said = filled("run", "--once", "--timeout", "10ms")
+
+    assert said.code == ExitCode.CONFIGURATION
+    assert "put it back from the backup" in said.err
+    assert "new one" not in said.err
+
+
+@pytest.mark.parametrize("other", [None, bytes(range(32))], ids=["made anew", "put there by somebody"])
+def test_alarm_of_another_key_stands_until_the_old_one_is_back(tmp_path, filled, other):
     """It lasted for the one run that made the key, and the next one said that all was well."""
     key = tmp_path / "ledger.db.key"
     former = key.read_bytes()
-    key.unlink()
+    assert len(former) == 32
+    if other is None:
+        key.unlink()
+    else:
+        key.write_bytes(other)
 
     for _ in range(2):
         filled("run", "--once", "--timeout", "10ms")

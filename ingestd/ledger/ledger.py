@@ -329,8 +329,8 @@ class Ledger(Views):
             raise LedgerError(f"the key of the search words, {key_file}, cannot be used: {error.strerror}") from None
         except search_key.CutShortError:
             raise LedgerError(
-                f"the key of the search words, {key_file}, is cut short; put it back from a backup, or remove it to get"
-                " a new one"
+                f"the key of the search words, {key_file}, is cut short; put it back from the backup of the"
+                " ledger's folder (where there is none: move it away, start ingestd, and `ingestd resolve --new-key`)"
             ) from None
 
     def _is_filled(self) -> bool:
