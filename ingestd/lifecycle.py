@@ -116,7 +116,9 @@ MOVES: Mapping[tuple[State | None, State], str] = {
         _S.PENDING,
         _S.UNCERTAIN,
     ): "the server refused its encoding, it cannot be re-encoded, and the server is asked first",
-    (_S.PENDING, _S.DUPLICATE): "read again after a change: another row holds what it now is",
+    (_S.PENDING, _S.DUPLICATE): "read again after a change: another row holds what it now is; or as below",
+    # Nobody runs what was to send or prove it, and a row of a host that runs has the same content and takes its place.
+    **{(before, _S.DUPLICATE): "its place is taken" for before in (_S.SENDING, _S.UNCERTAIN, _S.STORED)},
     (_S.PENDING, _S.CONFLICT): "read again after a change: another row holds its identity with other content",
     (_S.PENDING, _S.REJECTED): "read again after a change: no longer a whole DICOM file",
     (
@@ -141,7 +143,7 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.CONFIRMED, _S.DELETED): "somebody deleted it on the server",
     (_S.CONFIRMED, _S.CONFLICT): "an audit found other content under this identity on the server",
     (_S.DELETED, _S.CONFIRMED): "it is there again with our content",
-    (_S.DUPLICATE, _S.PENDING): "its holder became DELETED, FAILED or DISCARDED",
+    (_S.DUPLICATE, _S.PENDING): "its holder became DELETED, FAILED or DISCARDED, or waits for what nobody runs",
     (_S.DUPLICATE, _S.CONFLICT): "its holder was read again after a change and now has other content",
     (_S.FAILED, _S.PENDING): "a person: retry",
     (_S.CONFLICT, _S.PENDING): "a person: retry, or resolve --replace",
@@ -150,7 +152,8 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.CONFLICT, _S.DISCARDED): "a person: resolve --discard",
     (_S.REJECTED, _S.DISCARDED): "a person: resolve --discard; or its file was admitted anew, as another row",
     (_S.DELETED, _S.DISCARDED): "a person: resolve --discard",
-    # A holder that a person replaces; it holds its identity until this very transaction.
+    # A holder that a person replaces; it holds its identity until this very transaction. Or, but for the last, what
+    # only another `send` would send or prove: a person discards it.
     (_S.PENDING, _S.DISCARDED): "a person: resolve --replace of another row",
     (_S.UNCERTAIN, _S.DISCARDED): "a person: resolve --replace of another row",
     (_S.STORED, _S.DISCARDED): "a person: resolve --replace of another row",

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingestd.cli.advice import MEANING, next_step
-from ingestd.cli.frame import ExitCode, daemon_pid
+from ingestd.cli.frame import ExitCode
 from ingestd.ledger import Alarm
 from ingestd.lifecycle import MOVES, Reason, ServerKind, State
+from ingestd.locks import who_runs
 from ingestd.logs import set_key, study_ref
 from tests.commanding import OTHER_STUDY, STUDY, Rows, command_in
 
@@ -164,9 +165,9 @@ def test_a_lock_of_the_same_number_on_another_disk_is_no_daemon(tmp_path):
     lock.write_text("31\n")
     locks.write_text(f"1: FLOCK  ADVISORY  WRITE 30 fe:7f:{lock.stat().st_ino} 0 EOF\n")
 
-    assert daemon_pid(tmp_path, locks=locks) is None
+    assert who_runs(tmp_path, locks=locks) is None
     lock.write_text("30\n")
-    assert daemon_pid(tmp_path, locks=locks) == 30
+    assert who_runs(tmp_path, locks=locks) == 30
 
 
 @pytest.mark.parametrize("number", ["99999999999999999999", "0", "-1"])
@@ -190,9 +191,9 @@ def test_watching_needs_a_terminal(command, every):
 def test_the_daemon_is_seen_by_its_lock(rows, command):
     with (rows.spool.path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        pid = daemon_pid(rows.spool.path)
+        pid = who_runs(rows.spool.path)
         assert command("status", "--json").json["daemon"] == {"running": True, "pid": pid}
-    assert daemon_pid(rows.spool.path) is None
+    assert who_runs(rows.spool.path) is None
 
 
 def test_explain_tells_the_whole_history_and_what_to_do(command, every):
@@ -361,8 +362,7 @@ def test_what_send_took_in_is_told_to_wait_for_the_next_send(command, tmp_path):
 
     retried = command("retry", str(failed), str(rejected)).out
 
-    assert "2 of these came by `ingestd send`: run that on the folder again" in retried
-    assert "ingestd run" not in retried
+    assert retried == "2 files of `ingestd send` can be sent only by it: run it on the folder again\n"
     assert "run `ingestd send` on the folder again" in command("status").out
     assert command("status", "--json").json["waiting_for_send"] == 1
     for entry_id in (failed, rejected):

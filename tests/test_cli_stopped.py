@@ -253,3 +253,26 @@ class Immutable:
             raise
         finally:
             os.close(descriptor)
+
+
+@pytest.mark.usefixtures("daemon_runs")
+def test_what_only_another_send_would_send_is_told_once_nobody_is_about_to_run_it(command, tmp_path):
+    """It was a yellow line, exit code 0, `healthy`."""
+    of_send = Rows(tmp_path, of_send=True)
+    pending = of_send.admit("pending")
+    of_send.close()
+    lock = of_send.spool.path / "lock"
+    lock.touch()
+    assert kinds(command) == []
+
+    os.utime(lock, (time.time() - 61,) * 2)
+    assert kinds(command) == ["waits_for_send"]
+
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert kinds(command) == []
+        assert command("resolve", str(pending), "--discard").code == ExitCode.NEEDS_PERSON
+
+    # The medium is gone, and nobody has the file any more.
+    assert command("resolve", str(pending), "--discard").code == ExitCode.DONE
+    assert kinds(command) == []

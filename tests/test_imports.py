@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "clocks": set(),
     "threads": {"clocks"},
     "lifecycle": set(),
+    "locks": set(),
     "places": set(),
     "instance": set(),
     "config": set(),
@@ -30,11 +31,11 @@ MAY_IMPORT = {
     "reconciler": {"clocks", "threads", "lifecycle", "dicomweb"},
     "reader": {"clocks", "threads", "lifecycle", "places", "instance"},
     "daemon": {
-        *("clocks", "threads", "lifecycle", "places", "instance", "config", "logs", "dicomweb"),
+        *("clocks", "threads", "lifecycle", "locks", "places", "instance", "config", "logs", "dicomweb"),
         *("inbox", "ledger", "sender", "reconciler", "reader"),
     },
     "cli": {
-        *("clocks", "lifecycle", "places", "config", "logs", "dicomweb", "emulator"),
+        *("clocks", "lifecycle", "locks", "places", "config", "logs", "dicomweb", "emulator"),
         *("inbox", "ledger", "sender", "reconciler", "reader", "daemon"),
     },
     "__init__": set(),

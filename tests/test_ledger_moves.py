@@ -1025,7 +1025,7 @@ def test_outcome_in_a_state_that_is_not_legal_changes_nothing(ledger: Ledger):
     with ledger.write() as moves:
         batch = moves.claim("1.2.1", now=LATER)
     assert batch is not None
-    wrong = Outcome(entry_id=entry_id, state=State.DUPLICATE, reason=Reason.SAME_CONTENT)
+    wrong = Outcome(entry_id=entry_id, state=State.CONFIRMED, reason=Reason.QUERY)
     with pytest.raises(IllegalMove), ledger.write() as moves:
         moves.finish(
             type(result_of(batch, State.STORED))(batch=batch, outcomes=(wrong,), finished_at=LATER),

@@ -145,6 +145,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
         ledger.newest_confirmed(),
         ledger.has_looks(),
     ),
+    "waiting elsewhere": lambda ledger: ledger.waiting_elsewhere(),
     "candidates": lambda ledger: ledger.left_candidates(),
 }
 

@@ -26,8 +26,9 @@ from ingestd.config import (
     others_who_may_write,
 )
 from ingestd.inbox.mounts import mount_of
+from ingestd.locks import who_runs
 
-from .frame import ExitCode, ago, become, daemon_pid, in_bytes, in_files, owner_of, user_name
+from .frame import ExitCode, ago, become, in_bytes, in_files, owner_of, user_name
 
 # An inode or two per file in the spool; with fewer than this left the disk is as good as full.
 LEAST_INODES = 10_000
@@ -130,7 +131,7 @@ def _user(config: Config, *, for_start: bool) -> Iterator[Finding]:
         yield _note("user", "root", "a daemon that reads what others drop should be a user of its own")
     else:
         yield _ok("user", user_name())
-    pid = daemon_pid(spool)
+    pid = who_runs(spool)
     if pid is not None and for_start:
         yield _bad("daemon", f"running already, process {pid}", "stop it first", code=ExitCode.BUSY)
     elif pid is not None:
@@ -283,7 +284,7 @@ def _start_on_ledger(config: Config) -> Iterator[Finding]:
     from ingestd.ledger import Ledger
 
     path = config.spool.path
-    if daemon_pid(path) is not None or (path.exists() and path.stat().st_uid != os.geteuid()):
+    if who_runs(path) is not None or (path.exists() and path.stat().st_uid != os.geteuid()):
         return
     try:
         host = Spool.rehearse(path) or "new"

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ingestd.locks import who_runs
+
 from .frame import (
     ExitCode,
     Stop,
     ago,
     config_option,
-    daemon_pid,
     host_of,
     in_bytes,
     json_option,
@@ -142,7 +143,7 @@ def why_unknown(config: Config, what: str) -> str:
         return f"{shown} is left alone: names like this are used while a file is being written"
     if not os.access(path, os.R_OK):
         return f"{shown} cannot be read by this user; is it readable for the one that ingestd runs as?"
-    if daemon_pid(config.spool.path) is None:
+    if who_runs(config.spool.path) is None:
         return f"{shown} was not taken in yet: no daemon is running (start it: ingestd run)"
     return (
         f"{shown} was not taken in yet: it is taken once it lay unchanged for a while, and, where it is empty or ends "

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from ingestd.locks import who_runs
+
 if TYPE_CHECKING:
     from ingestd.config import Config
     from ingestd.ledger import Ledger
@@ -254,26 +256,6 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def daemon_pid(spool: Path, *, locks: Path = Path("/proc/locks")) -> int | None:
-    """Return the process that holds the spool's lock, without touching the lock: proc_locks(5) tells."""
-    try:
-        lock = (spool / "lock").stat()
-        written = (spool / "lock").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        lines = locks.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
-    for line in lines:
-        fields = line.split()
-        if len(fields) < 6 or fields[1] != "FLOCK":
-            continue
-        where, _, inode = fields[5].rpartition(":")
-        # Files of other disks have the same numbers; and some filesystems (btrfs, overlays) tell another device here.
-        if inode == str(lock.st_ino) and (where == device or fields[4] == written):
-            return int(fields[4])
-    return None
-
-
 def ledger_trouble(spool: Path) -> tuple[str, datetime] | None:
     """Return what keeps the daemon that runs on this spool from writing its ledger, and since when."""
     try:
@@ -288,9 +270,9 @@ def ledger_trouble(spool: Path) -> tuple[str, datetime] | None:
 def stopped_send(config: Config) -> str:
     """Return the host that the rows of ``ingestd send`` have in the ledger; "" while one runs, or where none ever did.
 
-    Nothing but the next ``send`` moves these rows: the daemon leaves them alone.
+    Nothing but the next ``send`` moves these rows, but for those of which the daemon has a file with the same content.
     """
-    return host_of(config.spool.for_send) if daemon_pid(config.spool.for_send) is None else ""
+    return host_of(config.spool.for_send) if who_runs(config.spool.for_send) is None else ""
 
 
 def host_of(spool: Path) -> str:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ingestd.clocks import boottime
+from ingestd.locks import who_runs
 
 from .frame import (
     ExitCode,
     Stop,
     config_option,
-    daemon_pid,
     host_of,
     json_option,
     keep_secrets,
@@ -117,7 +117,7 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
     asked: list[int] = []
     with open_as_daemon(config, Spool(config.spool.path)) as ledger:
         for whose in (config, sending_config(config)):
-            host, pid = host_of(whose.spool.path), daemon_pid(whose.spool.path)
+            host, pid = host_of(whose.spool.path), who_runs(whose.spool.path)
             if not host:
                 continue
             theirs = list(_unproven_ids(ledger, host, crashed=pid is None))

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .frame import ExitCode, config_option, json_option, ledger_for_moves, load_config, print_json, tell_config
+from .frame import (
+    ExitCode,
+    config_option,
+    json_option,
+    ledger_for_moves,
+    load_config,
+    print_json,
+    stopped_send,
+    tell_config,
+)
 
 if TYPE_CHECKING:
     from ingestd.ledger import Entry, Ledger
@@ -26,7 +35,10 @@ SAID = {
 @json_option
 @click.argument("ids", nargs=-1, type=click.IntRange(1, 2**63 - 1), metavar="ID...")
 @click.option(
-    "--discard", "decision", flag_value="discard", help="Let go of a FAILED, CONFLICT, REJECTED or DELETED file."
+    "--discard",
+    "decision",
+    flag_value="discard",
+    help="Let go of a FAILED, CONFLICT, REJECTED or DELETED file, or one that waits for `send`.",
 )
 @click.option(
     "--replace", "decision", flag_value="replace", help="Send a CONFLICT file in place of the one that holds its UIDs."
@@ -56,7 +68,7 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
             click.echo("the key that is there now is used; who was taken in by another is not found by it")
         return ExitCode.DONE
     with ledger_for_moves(settings) as ledger:
-        done, refused = decide(ledger, ids, decision)
+        done, refused = decide(ledger, ids, decision, idle_host=stopped_send(settings))
     if as_json:
         refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
         print_json({"decision": decision, "done": done, "refused": refusals})
@@ -68,8 +80,12 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
 
 
-def decide(ledger: Ledger, ids: Sequence[int], decision: str) -> tuple[list[int], list[tuple[int, str]]]:
+def decide(
+    ledger: Ledger, ids: Sequence[int], decision: str, *, idle_host: str = ""
+) -> tuple[list[int], list[tuple[int, str]]]:
     """Carry the decision out on each row, each in a transaction of its own; refusals come with their sentence.
+
+    Of ``idle_host``, which nobody runs, also what is on its way can be discarded.
 
     A file that something else is to give way for is looked at first: what gave way does not come back.
     """
@@ -87,7 +103,7 @@ def decide(ledger: Ledger, ids: Sequence[int], decision: str) -> tuple[list[int]
                 now = datetime.now(UTC)
                 match decision:
                     case "discard":
-                        moves.discard(entry_id, now=now)
+                        moves.discard(entry_id, idle_host=idle_host, now=now)
                     case "replace":
                         moves.replace(entry_id, now=now)
                     case _:

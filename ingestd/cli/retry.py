@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ingestd.locks import who_runs
+
 from .frame import (
     ExitCode,
     Stop,
     config_option,
-    daemon_pid,
     in_files,
     json_option,
     ledger_for_moves,
@@ -77,7 +78,7 @@ def command(
         refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
         print_json({"sent_again": moved, "read_again": wished, "refused": refusals})
     else:
-        running = daemon_pid(settings.spool.path) is not None
+        running = who_runs(settings.spool.path) is not None
         if now:
             click.echo("the server, and all that waits for it, is tried at once" + _WITHOUT_DAEMON * (not running))
         if ids or chosen:
@@ -142,23 +143,26 @@ def _all_of(ledger: Ledger, choice: Choice) -> Result:
             return moved, wished, sorted(refused.items())
 
 
-def _taken_by_send(ledger: Ledger, ids: Sequence[int], host: str) -> int:
-    """Count the rows that wait for another ``ingestd send``."""
+def _taken_by_send(ledger: Ledger, ids: Sequence[int], host: str) -> set[int]:
+    """Say which of these rows wait for another ``ingestd send``."""
     if not host:
-        return 0
-    return sum(1 for entry_id in ids if (entry := ledger.entry(entry_id)) is not None and entry.host == host)
+        return set()
+    return {entry_id for entry_id in ids if (entry := ledger.entry(entry_id)) is not None and entry.host == host}
 
 
-def _tell(moved: list[int], wished: list[int], refused: list[tuple[int, str]], *, by_send: int, running: bool) -> None:
+def _tell(
+    moved: list[int], wished: list[int], refused: list[tuple[int, str]], *, by_send: set[int], running: bool
+) -> None:
     for entry_id, why in refused:
         click.echo(f"file {entry_id}: not retried: {why}")
-    if moved:
-        click.echo(f"{in_files(len(moved))} will be sent again")
-    if wished:
-        click.echo(f"{in_files(len(wished))} will be read again")
+    sent, read = (sum(1 for entry_id in ids if entry_id not in by_send) for ids in (moved, wished))
+    if sent:
+        click.echo(f"{in_files(sent)} will be sent again")
+    if read:
+        click.echo(f"{in_files(read)} will be read again")
     if not moved and not wished and not refused:
         click.echo("no file is like that")
     if by_send:
-        click.echo(f"{by_send} of these came by `ingestd send`: run that on the folder again")
-    if len(moved) + len(wished) > by_send and not running:
+        click.echo(f"{in_files(len(by_send))} of `ingestd send` can be sent only by it: run it on the folder again")
+    if (sent or read) and not running:
         click.echo(_WITHOUT_DAEMON.lstrip(", "))

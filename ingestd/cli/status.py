@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ingestd.locks import who_runs
+
 from .frame import (
     ExitCode,
     Stop,
     ago,
     config_option,
-    daemon_pid,
     host_of,
     in_bytes,
     in_files,
@@ -167,7 +168,7 @@ def look(config: Config, wanted: Wanted) -> Picture:
     """Read everything once; a ledger that is not there yet is an empty picture."""
     from ingestd.ledger import LedgerMissing
 
-    pid = daemon_pid(config.spool.path)
+    pid = who_runs(config.spool.path)
     try:
         with ledger_for_reading(config) as ledger:
             return _read(config, ledger, wanted, pid)
@@ -192,6 +193,7 @@ def _read(config: Config, ledger: Ledger, wanted: Wanted, pid: int | None) -> Pi
     at = datetime.now(UTC)
     host = host_of(config.spool.path)
     rows = ledger.unfinished(host=host) if host and pid is None else 0
+    waiting_for_send = ledger.unfinished(host=sender) if sender else 0
     return Picture(
         config=config,
         at=at,
@@ -200,8 +202,8 @@ def _read(config: Config, ledger: Ledger, wanted: Wanted, pid: int | None) -> Pi
         studies=tuple(studies[: wanted.limit]),
         files=tuple(files[: wanted.limit]),
         more=len(studies) > wanted.limit or len(files) > wanted.limit,
-        waiting_for_send=ledger.unfinished(host=sender) if sender else 0,
-        stopped=stopped_because(config, status, pid=pid, rows=rows, at=at),
+        waiting_for_send=waiting_for_send,
+        stopped=stopped_because(config, status, pid=pid, rows=rows, waiting_for_send=waiting_for_send, at=at),
     )
 
 

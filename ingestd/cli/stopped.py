@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .frame import ago, ledger_trouble, plain
+from .frame import ago, in_files, ledger_trouble, plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -27,14 +27,19 @@ _UNFINISHED = (".part", ".tmp", "~", "thumbs.db", "desktop.ini", "autorun.inf")
 
 
 def stopped_because(
-    config: Config, status: Status | None, *, pid: int | None, rows: int, at: datetime
+    config: Config, status: Status | None, *, pid: int | None, rows: int, waiting_for_send: int = 0, at: datetime
 ) -> tuple[Alarm, ...]:
-    """Say what keeps files from being confirmed, the oldest first; ``rows`` are the daemon's that are on their way."""
+    """Say what keeps files from being confirmed, the oldest first.
+
+    ``rows`` are the daemon's that are on their way, ``waiting_for_send`` those that only another ``send`` would send.
+    """
     lines = list(status.alarms) if status is not None else []
     if pid is None:
         lines += _no_daemon(config, status, rows=rows, at=at)
     elif trouble := ledger_trouble(config.spool.path):
         lines.append(_ledger_fails(config, *trouble))
+    if waiting_for_send:
+        lines += _waits_for_send(config, waiting_for_send, at=at)
     if status is not None:
         if status.destination is not None:
             lines += _paused(status.destination, at=at)
@@ -77,6 +82,26 @@ def _lying(config: Config) -> dict[Path, datetime]:
         for inbox in config.inboxes
         if inbox.take == "move" and (oldest := oldest_file(inbox.path)) is not None
     }
+
+
+def _waits_for_send(config: Config, rows: int, *, at: datetime) -> Iterator[Alarm]:
+    from ingestd.ledger import Alarm
+
+    try:
+        # The last one wrote to it when it began, and when it ended if it was not killed.
+        since = datetime.fromtimestamp((config.spool.for_send / "lock").stat().st_mtime, UTC)
+    except OSError:
+        since = at
+    if timedelta(0) < at - since < _SHORT_PAUSE:
+        return  # whoever interrupted it is about to go on
+    yield Alarm(
+        kind="waits_for_send",
+        about="",
+        note=f"{in_files(rows)} came by `ingestd send`, which ended before they were confirmed",
+        next_step="run `ingestd send` on the folder again (`ingestd status --files` lists them); where it is gone for"
+        " good, drop the files into an inbox, or `ingestd resolve ID --discard`",
+        since=min(since, at),
+    )
 
 
 def oldest_file(root: Path) -> datetime | None:

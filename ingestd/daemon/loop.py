@@ -20,6 +20,7 @@ from ingestd.daemon import wiring
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.desk import ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
+from ingestd.daemon.elsewhere import Elsewhere
 from ingestd.daemon.going_back import GoingBack
 from ingestd.daemon.hand import Hand
 from ingestd.daemon.housekeeping import Housekeeping, what_was_read
@@ -175,6 +176,7 @@ class Daemon:
             low_water=config.spool.low_water,
             alarms=self.alarms,
         )
+        self.elsewhere = Elsewhere(self.ledger)
         self.going_back = GoingBack(
             ledger=self.ledger,
             alarms=self.alarms,
@@ -296,6 +298,7 @@ class Daemon:
             and self.rework.is_idle
             and self.proof.is_idle
             and self.housekeeping.is_idle
+            and self.elsewhere.is_idle
         )
 
     def is_healthy(self) -> bool:
@@ -361,6 +364,7 @@ class Daemon:
         if profile is not None and (self.proof.rules is None or self.proof.rules.profile != profile):
             self.proof.rules = replace(wiring.rules_of(self.config, profile), jump=self.wall.jump)
         if not self.stopping:
+            self.elsewhere.gather(now)
             self.proof.gather(now)
 
     def _tells_gone(self, place: str) -> bool:
@@ -376,6 +380,7 @@ class Daemon:
             or self.rework.has_work
             or self.going_back.has_work
             or self.housekeeping.has_work
+            or self.elsewhere.has_work
             or self.alarms.has_work
             or self.wall.has_work
         )
@@ -392,6 +397,7 @@ class Daemon:
             self.proof.record(moves, now)
             self.going_back.record(moves, now)
             self.housekeeping.record(moves, now)
+            self.elsewhere.record(moves, now)
             # A claim sees everything that this tick has settled.
             self.dispatch.record(moves, now, claim=claim)
             self.alarms.record(moves)
@@ -406,6 +412,7 @@ class Daemon:
         self.proof.committed()
         self.going_back.committed()
         self.housekeeping.committed()
+        self.elsewhere.committed()
         if self.intake.copied:
             self.intake.copied = False
             self.housekeeping.hurry()

@@ -61,6 +61,7 @@ On Moves (``now`` is keyword-only everywhere)::
     mark_source_removed(entry_ids) -> None ; mark_removed(entry_ids, *, now) -> int
     refresh_source(entry_id, *, source: SourceStat, ctime_ns)           a file in place, read again, is what it was
     written_after(entry_ids, *, now)                other bytes lay where their settled files had been: in the history
+    take_over(entry_ids, *, hosts, now) -> int      duplicates are sent in place of what waits for hosts nobody runs
     readmitted(entry_id, new_entry_id, *, now)      the REJECTED row whose file was admitted anew becomes DISCARDED
     wish_failed(entry_id, *, note, now)             the wish is cleared, the note goes into note and history
     pause_destination(pause: Pause, *, until: datetime, now) ; resume_destination(*, now) ; destination_answered(*, now)
@@ -69,7 +70,7 @@ On Moves (``now`` is keyword-only everywhere)::
     put_alarms(alarms: Iterable[Alarm]) -> None     all that stand on this host now; `status` prints them
     retry(entry_id, *, now) -> State                PENDING; or REJECTED still, with the wish recorded
     retry_all(choice: Choice, *, now, limit=1000) -> Retried        by study, state, reason (at least one of them)
-    discard(entry_id, *, now) ; admit_anyway(entry_id, *, now)
+    discard(entry_id, *, idle_host="", now) ; admit_anyway(entry_id, *, now)
     replace(entry_id, *, now) -> int                the former holder, 0 if none; the batch's part says ``replaces``
         the person's moves raise RefusedMove with a sentence, and change nothing.
 
@@ -91,6 +92,7 @@ Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
     holder(identity: Identity) -> Holder | None ; unproven_rows(entry_ids) -> list[Unproven]
     cursor() -> FeedCursor | None ; cursor_moved_at() -> datetime | None ; feed_end() -> FeedEnd | None
     first_attempt_at() -> datetime | None
+    waiting_elsewhere(*, limit=500) -> list[tuple[int, str]]    duplicates of what another host was to send; which
     went_back_at() -> datetime | None ; newest_confirmed() -> int | None ; has_looks() -> bool     of all hosts
     unfinished(*, up_to_id=None, host=None) -> int                  rows on their way that wait for no person
     last_id() -> int ; destination() -> DestinationStatus | None

@@ -167,10 +167,11 @@ def retry_all(tx: Transaction, choice: Choice, *, now: datetime, limit: int) -> 
     return Retried(moved=tuple(moved), wished=tuple(wished), refused=tuple(refused))
 
 
-def discard(tx: Transaction, entry_id: int, *, now: datetime) -> None:
-    """Give a row up; its file is kept for `retain` and then removed."""
+def discard(tx: Transaction, entry_id: int, *, idle_host: str, now: datetime) -> None:
+    """Give a row up; its file is kept for `retain` and then removed. ``idle_host`` is one that nobody runs."""
     row = _row(tx, entry_id)
-    if row.state in HOLDING or (row.state, State.DISCARDED) not in MOVES:
+    on_its_way = row.state in HOLDING and (row.host != idle_host or row.state is State.CONFIRMED)
+    if on_its_way or (row.state, State.DISCARDED) not in MOVES:
         other = f" of row {row.holder_id}" if row.state is State.DUPLICATE else ""
         raise RefusedMove(
             entry_id,

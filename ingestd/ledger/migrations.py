@@ -326,4 +326,10 @@ _EIGHTH = (
     ) {strict}""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH)
+_NINTH = (
+    # Duplicates whose files are kept until their holder is confirmed.
+    """CREATE INDEX instance_waits ON instance (host, id)
+        WHERE state = 'DUPLICATE' AND settled_at IS NULL AND removed_at IS NULL""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
@@ -24,7 +24,7 @@ from ingestd.lifecycle import (
     State,
 )
 
-from . import admission, claims, clock, decisions, evidence, going_back, returns, trust, upkeep
+from . import admission, claims, clock, decisions, evidence, going_back, returns, takeover, trust, upkeep
 from .transaction import Transaction
 from .values import (
     Admitted,
@@ -133,6 +133,10 @@ class Moves:
     def audit(self, study_uid: str, *, now: datetime) -> int:
         """Have everything of a study that should be on the server asked about; how many rows that is."""
         return evidence.audit(self._tx, study_uid, now=now)
+
+    def take_over(self, entry_ids: Iterable[int], *, hosts: Collection[str], now: datetime) -> int:
+        """Have duplicates sent in place of what waits for ``hosts``, which nobody runs; how many that were."""
+        return takeover.take_over(self._tx, entry_ids, hosts=hosts, now=now)
 
     def record_sightings(
         self, sightings: Sequence[Sighting], *, now: datetime, cursor: FeedCursor | None = None
@@ -256,9 +260,9 @@ class Moves:
         """A person: wait no longer for anything that is to be sent; how many single rows were waiting."""
         return decisions.try_now(self._tx, now=now)
 
-    def discard(self, entry_id: int, *, now: datetime) -> None:
-        """A person: give a row up. Raises RefusedMove."""
-        decisions.discard(self._tx, entry_id, now=now)
+    def discard(self, entry_id: int, *, idle_host: str = "", now: datetime) -> None:
+        """A person: give a row up; of ``idle_host``, which nobody runs, also what is on its way. Raises RefusedMove."""
+        decisions.discard(self._tx, entry_id, idle_host=idle_host, now=now)
 
     def replace(self, entry_id: int, *, now: datetime) -> int:
         """A person: let a CONFLICT replace what holds its identity; that row, or 0. Raises RefusedMove."""

@@ -53,6 +53,9 @@ from .values import (
 UNCONFIRMED: ColumnElement[bool] = literal_column("holds = 1 AND confirmed_at IS NULL")
 # Something in the spool: the file, or the Explicit VR copy of one that stays in place.
 HAS_OWN_FILE: ColumnElement[bool] = literal_column("(in_place = 0 OR reencoded_path IS NOT NULL)")
+_WAITS: ColumnElement[bool] = literal_column(
+    "instance.state = 'DUPLICATE' AND instance.settled_at IS NULL AND instance.removed_at IS NULL"
+)
 _COMPARED = instance.c.compared == ONE
 _MISMATCH = instance.c.mismatch == ONE
 _REJECTED: ColumnElement[bool] = literal_column("state = 'REJECTED'")
@@ -91,6 +94,19 @@ _RESTS_ON = instance.alias("rests_on")
 _HOLDER_IS_LOST = exists().where(
     _HOLDER.c.id == instance.c.holder_id,
     dialect.unindexed(_HOLDER.c.state).not_in([State.CONFIRMED, State.DISCARDED]),
+)
+_WAITING_ELSEWHERE = (
+    select(instance.c.id, _HOLDER.c.host)
+    .select_from(instance)
+    .join(_HOLDER, literal_column("+instance.holder_id") == _HOLDER.c.id)
+    .where(
+        _WAITS,
+        instance.c.host == bindparam("host"),
+        literal_column("+holder.host") != bindparam("host"),
+        literal_column("+holder.holds = 1 AND +holder.confirmed_at IS NULL"),
+    )
+    .order_by(instance.c.id)
+    .limit(bindparam("limit"))
 )
 _LOOKS = (
     select(instance.c.id).where(literal_column("state = 'CONFIRMED'"), instance.c.next_check_at.is_not(None)).limit(1)
@@ -469,6 +485,11 @@ class Reads(Due):
                 )
             )
         return int(row.rows)
+
+    def waiting_elsewhere(self, *, limit: int = 500) -> list[tuple[int, str]]:
+        """List duplicates of ours whose holder is another host's, and on its way: their ids, and that host."""
+        rows = self._all(_WAITING_ELSEWHERE, {"host": self._host, "limit": limit})
+        return [(row.id, row.host) for row in rows]
 
     def last_id(self) -> int:
         """Say the newest row's id; 0 in an empty ledger."""

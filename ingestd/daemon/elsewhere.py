@@ -1,0 +1,63 @@
+"""Files of ours that are duplicates of what another process was to send: while it does not run, we send them ourselves.
+
+``ingestd send`` has a host of its own in the ledger. Interrupted, and not run again (the medium was taken out), its
+rows would wait for ever, and with them each file of the same content that was dropped since.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from ingestd.daemon.now import Now
+from ingestd.ledger import Ledger, Moves
+from ingestd.locks import who_runs
+
+_LOOK_EVERY_SECONDS = 1.0
+
+
+class Elsewhere:
+    """Takes over what nobody runs for. Main thread only."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._log = structlog.get_logger()
+        self._waiting: dict[int, str] = {}  # our duplicate: the host that its holder waits for
+        self._taken = 0
+        self._look_at = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is wanted."""
+        return bool(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to take over; looks again, so that a single run does not end too soon."""
+        self._look()
+        return not self._waiting
+
+    def gather(self, now: Now) -> None:
+        """Look for what waits; writes nothing to the ledger."""
+        if now.mono >= self._look_at:
+            self._look_at = now.mono + _LOOK_EVERY_SECONDS
+            self._look()
+
+    def record(self, moves: Moves, now: Now) -> None:
+        """Take over what was found."""
+        if self._waiting:
+            self._taken = moves.take_over(self._waiting, hosts=set(self._waiting.values()), now=now.utc)
+
+    def committed(self) -> None:
+        """The transaction is durable."""
+        if self._taken:
+            self._log.warning("ledger.taken_over", files=self._taken)
+        self._waiting, self._taken = {}, 0
+
+    def _look(self) -> None:
+        found = self._ledger.waiting_elsewhere()
+        if found:
+            spools = self._ledger.spools()
+            # Whoever runs unseen loses nothing: a row that was moved under it is left alone.
+            idle = {host for _, host in found if host not in spools or who_runs(spools[host]) is None}
+            found = [(entry_id, host) for entry_id, host in found if host in idle]
+        self._waiting = dict(found)

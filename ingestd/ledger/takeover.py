@@ -1,0 +1,71 @@
+"""Duplicates take the place of rows that nobody sends or proves: an interrupted ``send``'s, or a stopped daemon's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+
+from sqlalchemy import select
+
+from ingestd.lifecycle import UNCONFIRMED, Reason, State
+
+from .row import Row
+from .schema import instance
+from .transaction import Transaction
+
+
+def take_over(tx: Transaction, entry_ids: Iterable[int], *, hosts: Collection[str], now: datetime) -> int:
+    """Let these duplicates be sent in place of what they duplicate, where that waits for one of ``hosts``.
+
+    What is found SENDING, UNCERTAIN or STORED may have arrived: it is posted again, and the server, which is asked
+    first or answers that it has it, settles that.
+    """
+    taken = 0
+    for entry_id in sorted(set(entry_ids)):
+        # One after the other: of two duplicates of one row the second is found to belong to the first.
+        row = tx.rows_by_id([entry_id]).get(entry_id)
+        if row is None or row.state is not State.DUPLICATE or row.settled_at or row.removed_at or row.host != tx.host:
+            continue
+        holder = tx.rows_by_id([row.holder_id or 0]).get(row.holder_id or 0)
+        if holder is None or holder.state not in UNCONFIRMED or holder.host not in hosts or holder.host == tx.host:
+            continue
+        _change_places(tx, row, holder, now)
+        taken += 1
+    tx.settle()
+    return taken
+
+
+def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> None:
+    others = tx.rows(
+        tx.select_rows(
+            instance.c.holder_id.is_not(None),
+            instance.c.holder_id == holder.id,
+            instance.c.state.in_([State.DUPLICATE, State.CONFLICT]),
+            instance.c.id != row.id,
+        )
+    )
+    # A person decided it about the content.
+    replaces = tx.connection.execute(select(instance.c.replaces).where(instance.c.id == holder.id)).scalar_one()
+    tx.move(
+        holder,
+        State.DUPLICATE,
+        at=now,
+        reason=Reason.SAME_CONTENT,
+        note=f"row {row.id} has the same content and is sent in its place: nobody runs what would send this one",
+        holder_id=row.id,
+        checks=0,
+        absences=0,
+        absent_since=None,
+    )
+    tx.move(
+        row,
+        State.PENDING,
+        at=now,
+        reason=Reason.HOLDER_GONE,
+        note=f"row {holder.id}, which has the same content, waits for what nobody runs",
+        holder_id=None,
+        replaces=replaces,
+    )
+    for other in others:
+        tx.change(other, {"holder_id": row.id}, at=now)
+    tx.settle()
