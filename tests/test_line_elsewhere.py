@@ -56,10 +56,10 @@ def is_there(server: Emulator, image: Image) -> bool:
     return file_of(server.url, image.identity) is not None
 
 
-FAULTS: dict[str, tuple[str, dict[str, int]]] = {
+FAULTS: dict[str, tuple[str, dict[str, object]]] = {
     "PENDING": ("unavailable", {}),
     "SENDING": ("bandwidth", {"bytes": 1}),
-    "UNCERTAIN": ("drop_after_store", {}),
+    "UNCERTAIN": ("drop_after_body", {"method": "POST"}),
     "STORED": ("late_feed", {"seconds": 600}),
 }
 
@@ -72,7 +72,7 @@ def test_a_dropped_file_waits_for_no_row_that_only_another_send_would_send(site:
     image = make_image()
     name, values = FAULTS[state]
     server.faults.add(name, **values)
-    site.configure(reconcile={"interval": "10m"})
+    site.configure(reconcile={"interval": "10m", "absence_wait": "10m", "grace": "20m"})
     interrupt_send(site, image, when=lambda: site.states() == {state: 1} and (state != "PENDING" or is_paused(site)))
     server.faults.clear()
     site.configure(spool={"retain": "0s"})
