@@ -410,17 +410,16 @@ def test_deleted_row_is_left_alone_until_the_feed_shows_it_again():
     assert (outcome.state, outcome.wait) == (State.DELETED, None)
 
 
-def test_file_that_three_answers_said_nothing_of_is_given_up_while_the_server_takes_others():
+def test_file_that_three_answers_said_nothing_of_and_that_is_absent_is_given_up():
     implicit = replace(row_of().content, transfer_syntax="1.2.840.10008.1.2")
 
-    def settled(*, takes_others: bool = True, **more) -> tuple:
-        outcome = absent(twice(State.UNCERTAIN, **more), give_up=takes_others)
+    def settled(**more) -> tuple:
+        outcome = absent(twice(State.UNCERTAIN, **more))
         assert_sound(row_of(State.UNCERTAIN), outcome)
         return outcome.state, outcome.reason, outcome.reencode
 
     assert settled(unnamed=2) == (State.PENDING, Reason.ABSENT, False)
     assert settled(unnamed=3) == (State.FAILED, Reason.REFUSED, False)
-    assert settled(unnamed=3, takes_others=False) == (State.PENDING, Reason.ABSENT, False), "an outage"
     assert settled(unnamed=1, content=implicit) == (State.PENDING, Reason.ABSENT, True)
     assert settled(unnamed=3, content=implicit) == (State.PENDING, Reason.ABSENT, True), "its copy was not tried yet"
     assert settled(unnamed=0, content=implicit) == (State.PENDING, Reason.ABSENT, False)

@@ -364,14 +364,12 @@ def test_file_that_the_server_answers_nothing_about_is_refused_in_the_end(tmp_pa
     image = make_image()
     for fault in ("missing_uid", "lose_stored"):
         server.faults.add(fault, uid=image.sop_uid)
-    drop(site, "other", make_image().content)
+    drop(site, "image", image.content)
 
     with site.start():
-        site.wait_for({"CONFIRMED": 1})
-        drop(site, "image", image.content)
-        site.wait_for({"CONFIRMED": 1, "FAILED": 1}, within_seconds=60)
+        site.wait_for({"FAILED": 1}, within_seconds=60)
 
-    _, story = site.stories()
+    (story,) = site.stories()
     assert story.entry.reason == "refused"
     assert len(story.attempts) == 3
     assert "without naming it" in story.entry.note

@@ -318,10 +318,8 @@ class Dispatch:
         )
 
     def takes_others(self, row: Unproven, now: Now) -> bool:
-        """Whether what the server does to a row is that file's own fault, as it takes others, of its study too."""
-        if row.unnamed and self.silence.is_outage:
-            return False
-        return self.others_succeed("" if row.unnamed else row.identity.study_uid, now)
+        """Whether what the server does to a row is that file's own fault, as it takes others."""
+        return not self.silence.is_outage and self.others_succeed(row.identity.study_uid, now)
 
     def found(self, row: Unproven, now: Now) -> None:
         """Note that a file is there; was it met with silence, the server takes what it is sent all the same."""

@@ -23,7 +23,7 @@ WENT_BACK, NOT_LOOKED_AT = "went_back", "not_looked_at"
 # So long after a look at the server files may go: it costs a query for two files, or a copy of them.
 _GOOD_FOR_SECONDS = 30.0
 # The feed is asked for so often while files are to go.
-_FEED_EVERY_SECONDS = 30.0
+_FEED_EVERY_SECONDS = 10.0
 _LOOK_EVERY_SECONDS = 1.0
 # No server is stopped, put back and started again in less: rows that were confirmed closer together tell of each other.
 _LEAST_OUTAGE = timedelta(seconds=1)

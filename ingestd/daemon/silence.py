@@ -1,8 +1,8 @@
-"""A server that answers that it took the posts and names no instance: an outage, or one bad file.
+"""A server that answers that it took the posts, and not in the words of a store: an outage, which is no file's fault.
 
-Orthanc answers so to one file that it cannot parse, a gateway that swallows everything answers so to all. While other
-files are stored it is the file; where nothing was stored lately, or many files in a row were met with silence, it is an
-outage, which is no file's fault: the destination pauses, and such answers do not count.
+A gateway or a portal in its place answers so to all: with nothing, with text, with JSON of its own. Where nothing was
+stored lately, or many files in a row were met with it, the destination pauses, and such answers do not count. (A
+store's own answer that names no instance speaks of the file: Orthanc gives it to what it cannot parse.)
 """
 
 from __future__ import annotations

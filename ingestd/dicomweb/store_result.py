@@ -128,6 +128,8 @@ class StoreResult:
 
     ``anonymous_failures`` are reasons given without a UID (an unreadable part). ``foreign`` are UIDs that nobody asked
     about, ``contradicted`` those named both as stored and as failed, ``unnamed`` those asked for and not named at all.
+    ``is_module`` says that the answer is a Store Instances Response Module (PS3.18 table I.2-1) at all, as far as an
+    attribute of it is there.
     """
 
     status: int
@@ -141,6 +143,7 @@ class StoreResult:
     body_bytes_left: int = 0
     retrieve_url: str = ""
     warning_header: str = ""
+    is_module: bool = True
 
     @property
     def is_all_stored(self) -> bool:
@@ -222,6 +225,7 @@ def _judge(dataset: DicomJson, answer: Answer, asked: Sequence[str | None]) -> S
         body_bytes_left=answer.body_bytes_left,
         retrieve_url=url if isinstance(url, str) else "",
         warning_header=answer.headers.get("Warning", ""),
+        is_module=not {RETRIEVE_URL, FAILED_SOP_SEQUENCE, REFERENCED_SOP_SEQUENCE}.isdisjoint(dataset),
     )
 
 

@@ -73,8 +73,7 @@ def judge_presence(
     """Judge a row by whether the server has its identity: listed by a query, or a GET of the instance answered 404.
 
     ``now`` is when it was asked (our clock). ``give_up`` says that other files are being stored meanwhile, so that a
-    row which met a server error as often as ``most_attempts`` allows, or three answers alone that do not name it, is
-    FAILED instead of sent once more.
+    row which met a server error as often as ``most_attempts`` allows is FAILED instead of sent once more.
     """
     if not present:
         return _judge_absence(row, rules=rules, now=now, give_up=give_up)
@@ -293,14 +292,14 @@ def _absent_twice(row: Unproven, *, rules: Rules, now: datetime, give_up: bool) 
     if row.unnamed:
         evidence["silent_answers"] = str(row.unnamed)
     reencode = bool(row.unnamed) and row.content.transfer_syntax in REENCODABLE and rules.reencode_refused
-    if give_up and row.unnamed >= _SILENT_ANSWERS and not reencode:
+    if row.unnamed >= _SILENT_ANSWERS and not reencode:
         return Outcome(
             entry_id=row.entry_id,
             state=State.FAILED,
             reason=Reason.REFUSED,
             note=f"the server answered {row.unnamed} posts of this file alone without naming it, neither as stored nor "
-            "as failed, while it took others, and does not have it: it cannot read it, it seems; the file is kept: "
-            "look at the server's log, then `ingestd retry` or `ingestd resolve --discard`",
+            "as failed, and does not have it: it cannot read it, it seems; the file is kept: look at the server's log, "
+            "then `ingestd retry` or `ingestd resolve --discard`",
             evidence=evidence,
             expected=row.state,
             evidence_at=now,

@@ -68,7 +68,9 @@ def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchRes
         if _is_unnamed(part, result):
             reason = nameless.get(part.entry_id)
             failed = None if reason is None else Failed(reason=reason)
-            outcomes.append(_no_verdict(part, alone, terms) if failed is None else _failed(part, failed, alone, terms))
+            outcomes.append(
+                _no_verdict(part, alone, result, terms) if failed is None else _failed(part, failed, alone, terms)
+            )
         elif uid in result.stored:
             outcomes.append(_stored(part, result.stored[uid], terms))
         else:
@@ -82,7 +84,7 @@ def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchRes
         body_bytes_left=result.body_bytes_left,
         charge_study=silent,
         answered=True,
-        silent=len(unnamed) == len(batch.parts) and not nameless,
+        silent=not result.is_module,
         error="the answer does not name every instance" if silent else "",
     )
 
@@ -177,7 +179,7 @@ def _stored(part: Part, stored: Stored, terms: Terms) -> Outcome:
     )
 
 
-def _no_verdict(part: Part, alone: bool, terms: Terms) -> Outcome:  # noqa: FBT001 - one of three facts
+def _no_verdict(part: Part, alone: bool, result: StoreResult, terms: Terms) -> Outcome:  # noqa: FBT001 - a fact
     return Outcome(
         entry_id=part.entry_id,
         state=State.UNCERTAIN,
@@ -185,9 +187,9 @@ def _no_verdict(part: Part, alone: bool, terms: Terms) -> Outcome:  # noqa: FBT0
         note="it was posted, and the server's answer says nothing clear about it; the server is asked for it",
         evidence=terms.evidence(part),
         charge=True,
-        # Only alone does a silent answer speak of this instance: so does Orthanc's to what it cannot parse.
+        # Only alone does an answer without names speak of this instance: so does Orthanc's to what it cannot parse.
         alone=not alone,
-        unnamed=alone,
+        unnamed=alone and result.is_module,
         wait=ASK_AFTER,
     )
 
