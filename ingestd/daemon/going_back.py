@@ -134,11 +134,9 @@ class GoingBack:
         self._asks = self._went_back = self._settled = False
 
     def _is_used_up(self, before: datetime) -> bool:
-        """Whether all that the last look allows has gone, and more is to go."""
+        """Whether all that the last look allows has gone, while more may be to go."""
         up_to = self._removals.up_to
-        if up_to is None or up_to >= before or self._ledger.resting(before=up_to):
-            return False
-        return bool(self._ledger.resting(before=before))
+        return up_to is not None and up_to < before and not self._ledger.resting(before=up_to)
 
     def _look_at_server(self, now: Now, rules: Rules, resting: Sequence[Resting]) -> None:
         if rules.profile.has_feed and now.mono >= self._feed_good_until:
