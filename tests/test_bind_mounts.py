@@ -50,6 +50,7 @@ def test_a_refused_file_from_another_filesystem_is_refused_once(tmp_path):
     assert site.states() == {"REJECTED": 1}
 
 
+@pytest.mark.slow
 def test_files_are_copied_where_a_rename_cannot_be(tmp_path):
     if reason := why_not():
         pytest.skip(reason)

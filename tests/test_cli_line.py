@@ -159,6 +159,7 @@ def test_send_tells_what_is_wrong_and_what_was_left_alone(site, tmp_path):
     assert "1 ignored, 1 not regular" in ran.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["link", "pipe", "only hidden", "nothing in it", "hidden inside", "now a link"])
 def test_send_names_what_it_was_given_and_took_nothing_of(site, tmp_path, what):
     """Who removes after exit code 0 what was named must not lose what was never looked at."""
@@ -298,6 +299,7 @@ def test_watching_draws_until_interrupted(site):
     assert code == ExitCode.DONE, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside_a_daemon", [False, True])
 def test_reconcile_asks_at_once_and_sends_nothing(tmp_path, beside_a_daemon):
     """The server takes a file and drops the connection: the row is UNCERTAIN, and the server has it."""
@@ -342,6 +344,7 @@ def paused(site: Site) -> bool:
     return destination is not None and destination.paused_until is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_reconcile_asks_about_what_send_posted_too(tmp_path, interrupted):
     """Seen: beside a running ``send`` with 208 files to prove it said that nothing waits for proof."""
@@ -364,6 +367,7 @@ def test_reconcile_asks_about_what_send_posted_too(tmp_path, interrupted):
     assert site.states() == {"CONFIRMED": 1}
 
 
+@pytest.mark.slow
 def test_the_full_audit_tells_only_here_and_content(site, server):
     study = "1.2.826.0.1.3680043.10.1451.77"
     for number in range(4):

@@ -697,6 +697,7 @@ def test_file_of_many_frames_is_read_up_to_its_uids_only(tmp_path):
     assert held < 4_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transfer_syntax", [EXPLICIT, DEFLATED])
 def test_what_stands_before_the_uids_takes_no_memory(tmp_path, transfer_syntax):
     uids = [

@@ -412,6 +412,7 @@ def check_index_and_files(data: Path, url_root: str) -> int:
         return len(instances)
 
 
+@pytest.mark.slow
 def test_kill_leaves_an_index_that_matches_its_files(tmp_path):
     """Killed at random while stores are going on, four times; nothing that was acknowledged is ever missing."""
     chance = random.Random(3)
@@ -460,6 +461,7 @@ def test_kill_leaves_an_index_that_matches_its_files(tmp_path):
         process.stop()
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded_whatever_is_sent(tmp_path):
     """A body of 300 MB, half of it one part and half of it thousands, in chunks without a length."""
     psutil = pytest.importorskip("psutil")

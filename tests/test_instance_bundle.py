@@ -106,6 +106,7 @@ def test_facts_of_bundled_files_are_those_that_pydicom_reads(path: Path) -> None
 
 
 @requires_orthanc
+@pytest.mark.slow
 @pytest.mark.orthanc
 def test_every_bundled_file_that_orthanc_stores_is_admitted(orthanc: Orthanc) -> None:
     """By Orthanc's own POST /instances and by STOW; files without meta go with the generated one as well."""

@@ -242,6 +242,7 @@ def test_server_that_is_away_costs_no_file_an_attempt(tmp_path: Path):
     assert [entry.charged for entry in site.entries()] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_pause_of_the_last_run_ends_with_the_first_post(tmp_path: Path):
     """It stood in the ledger for ever: unhealthy a minute later, though all was confirmed."""
     port = free_port()
@@ -472,6 +473,7 @@ def test_no_log_line_names_a_patient_a_file_or_a_uid(site: Site, server: Emulato
     assert found == []
 
 
+@pytest.mark.slow
 def test_failed_file_that_the_server_has_is_told_and_confirmed_without_another_post(tmp_path: Path, server: Emulator):
     """A server, or a proxy before it, stores a file and refuses it: that it is FAILED here is no news of it there."""
     site = Site(tmp_path / "site", server.url, destination={"kind": "other"}, retry={"max_attempts": 1})

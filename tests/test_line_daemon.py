@@ -194,6 +194,7 @@ def test_killed_while_posting_it_asks_before_it_sends_again(site: Site, server: 
         assert [event.after for event in story.history][:3] == ["PENDING", "SENDING", "UNCERTAIN"]
 
 
+@pytest.mark.slow
 def test_file_in_the_spool_without_a_row_is_admitted_under_the_name_it_was_dropped_under(site: Site):
     """Killed between the move into the spool and the row, it once knew the file only by its number in the spool."""
     watch = Watch(site)

@@ -41,6 +41,7 @@ def test_file_that_is_stored_and_refused_is_confirmed_without_another_post(
     assert [event.after for event in site.stories()[0].history] == ["PENDING", "SENDING", "UNCERTAIN", "CONFIRMED"]
 
 
+@pytest.mark.slow
 def test_file_that_is_refused_again_and_again_is_confirmed_where_it_was_stored(tmp_path: Path, server: Emulator):
     """A proxy answers 400 to whatever comes; nothing says that it is there, as long as nobody asks."""
     site = Site(tmp_path / "site", server.url)
@@ -56,6 +57,7 @@ def test_file_that_is_refused_again_and_again_is_confirmed_where_it_was_stored(t
     assert server_digest(server, image) == digest(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["azure", "other"])
 def test_file_that_is_too_large_fails_soon_with_the_reason_once_the_server_said_it_is_not_there(
     tmp_path: Path, server: Emulator, kind: str
