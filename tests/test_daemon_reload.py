@@ -89,6 +89,25 @@ def test_reload_that_cannot_be_built_closes_nothing(tmp_path: Path, server: Emul
         assert "config.refused" in daemon.tail()
 
 
+def test_reload_leaves_no_word_of_a_ledger_that_failed_before(tmp_path: Path, server: Emulator) -> None:
+    """It stood in the lock until the next start, and ``status`` called a person for it."""
+    site = Site(tmp_path, server.url)
+    config = load(site.config_file)
+    daemon = Daemon(config)
+    daemon.start()
+    daemon.spool.tell("no room is left on its disk")
+    assert site.stopped() == {"ledger_failed"}
+    following = Daemon(config, before=daemon)
+    daemon.stop(config.shutdown_grace, hand_over=True)
+
+    following.start()
+
+    try:
+        assert site.stopped() == set()
+    finally:
+        following.stop(config.shutdown_grace)
+
+
 @pytest.mark.slow
 def test_reload_takes_new_settings_over_the_same_spool_and_ledger(tmp_path: Path, server: Emulator) -> None:
     site = Site(tmp_path / "site", server.url, spool={"path": "./spool", "low_water": "10MB", "retain": "24h"})

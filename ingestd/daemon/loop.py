@@ -202,6 +202,7 @@ class Daemon:
         now = read_clocks()
         if self._takes_over:
             self.spool.empty_scratch()
+            self.spool.tell("")  # what the one before had told; if the ledger fails still, that is found anew
             self.ledger.longest = wiring.longest_waits_of(self.config)
             self.ledger.set_limits(wiring.limits_of(self.config))
         self.wall.look(now)
