@@ -256,17 +256,6 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def ledger_trouble(spool: Path) -> tuple[str, datetime] | None:
-    """Return what keeps the daemon that runs on this spool from writing its ledger, and since when."""
-    try:
-        with (spool / "lock").open(encoding="utf-8", errors="replace") as lock:
-            _, _, trouble = lock.read(4096).partition("\n")
-            since = datetime.fromtimestamp(os.fstat(lock.fileno()).st_mtime, UTC)
-    except OSError:
-        return None
-    return (trouble.strip(), since) if trouble.strip() else None
-
-
 def stopped_send(config: Config) -> str:
     """Return the host that the rows of ``ingestd send`` have in the ledger; "" while one runs, or where none ever did.
 

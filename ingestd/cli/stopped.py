@@ -12,7 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .frame import ago, in_files, ledger_trouble, plain
+from ingestd.locks import ledger_trouble
+
+from .frame import ago, in_files, plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config
