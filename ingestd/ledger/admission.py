@@ -359,7 +359,7 @@ def reread(
     if state is State.PENDING:
         reason, note = Reason.CHANGED, "read again" if unchanged else "its bytes had changed; it was read again"
     assert reason is not None, "only a new PENDING row has none"
-    followers = [] if unchanged else _duplicates_of(tx, entry_id)
+    followers = [] if unchanged else tx.rows_on(entry_id, instance.c.state == State.DUPLICATE)
     tx.move(
         row,
         state,
@@ -392,14 +392,6 @@ def reread(
     _let_go(tx, row, arrival, followers, now)
     tx.settle()
     return Admitted(entry_id=entry_id, state=state, holder=holder.told() if holder else None)
-
-
-def _duplicates_of(tx: Transaction, entry_id: int) -> list[Row]:
-    return tx.rows(
-        tx.select_rows(
-            instance.c.holder_id.is_not(None), instance.c.holder_id == entry_id, instance.c.state == State.DUPLICATE
-        ).order_by(instance.c.admitted_at, instance.c.id)
-    )
 
 
 def _let_go(tx: Transaction, row: Row, arrival: Arrival, followers: Sequence[Row], now: datetime) -> None:

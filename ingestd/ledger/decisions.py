@@ -233,13 +233,8 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
             f"row {holder.id}, which holds the same UIDs, is being sent right now; try again when that is over",
             other_id=holder.id,
         )
-    duplicates = tx.rows(
-        tx.select_rows(
-            instance.c.holder_id.is_not(None),
-            instance.c.holder_id == holder.id,
-            dialect.unindexed(instance.c.state) == State.DUPLICATE,
-            instance.c.settled_at.is_(None),
-        )
+    duplicates = tx.rows_on(
+        holder.id, dialect.unindexed(instance.c.state) == State.DUPLICATE, instance.c.settled_at.is_(None)
     )
     tx.move(
         holder,
@@ -261,13 +256,7 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
             note=f"a person had row {row.id} replace row {holder.id}, which has the same content",
         )
     # Other files that are in conflict with the former holder are so with its successor.
-    for other in tx.rows(
-        tx.select_rows(
-            instance.c.holder_id.is_not(None),
-            instance.c.holder_id == holder.id,
-            dialect.unindexed(instance.c.state) == State.CONFLICT,
-        )
-    ):
+    for other in tx.rows_on(holder.id, dialect.unindexed(instance.c.state) == State.CONFLICT):
         if other.id != row.id:
             tx.change(other, {"holder_id": row.id}, at=now)
 

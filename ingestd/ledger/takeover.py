@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from ingestd.lifecycle import UNCONFIRMED, Reason, State
 
+from . import dialect
 from .row import Row
 from .schema import instance
 from .transaction import Transaction
@@ -36,13 +37,10 @@ def take_over(tx: Transaction, entry_ids: Iterable[int], *, hosts: Collection[st
 
 
 def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> None:
-    others = tx.rows(
-        tx.select_rows(
-            instance.c.holder_id.is_not(None),
-            instance.c.holder_id == holder.id,
-            instance.c.state.in_([State.DUPLICATE, State.CONFLICT]),
-            instance.c.id != row.id,
-        )
+    others = tx.rows_on(
+        holder.id,
+        dialect.unindexed(instance.c.state).in_([State.DUPLICATE, State.CONFLICT]),
+        instance.c.id != row.id,
     )
     # A person decided it about the content.
     replaces = tx.connection.execute(select(instance.c.replaces).where(instance.c.id == holder.id)).scalar_one()

@@ -128,6 +128,11 @@ class Transaction:
         self.write()
         return [make_row(row) for row in self.connection.execute(statement, values).all()]
 
+    def rows_on(self, holder_id: int, *where: ColumnElement[bool]) -> list[Row]:
+        """Read the rows that name this one as their holder, the oldest first."""
+        on = (instance.c.holder_id.is_not(None), instance.c.holder_id == holder_id)
+        return self.rows(self.select_rows(*on, *where).order_by(instance.c.admitted_at, instance.c.id))
+
     def rows_by_id(self, entry_ids: Iterable[int]) -> dict[int, Row]:
         """Read these rows; one that does not exist is absent."""
         found: dict[int, Row] = {}
