@@ -23,6 +23,8 @@ from tests.inboxing import candidate_of, expect_of, source_of
 from tests.running import PROGRAM, Site, environment, kill_session, wait_until
 from tests.test_daemon_promise import configure, image, running, states, turn
 
+_UNKNOWN = "Stopped because nobody can say how full the spool's disk is"
+
 
 @pytest.fixture
 def server() -> Iterator[Emulator]:
@@ -63,7 +65,7 @@ def test_disk_of_which_nothing_can_be_said_lets_no_kept_file_go(tmp_path: Path, 
             start_new_session=True,
         )
     try:
-        wait_until(lambda: "nobody can say how full" in log.read_text(), what="the alarm")
+        wait_until(lambda: _UNKNOWN in site.command("status").stdout, what="the alarm")
         (site.drop / "another").write_bytes(image(first_pixel=1))
         told = site.command("status", "--exit-code")
         time.sleep(6)  # longer than the time between two removals
@@ -71,7 +73,7 @@ def test_disk_of_which_nothing_can_be_said_lets_no_kept_file_go(tmp_path: Path, 
         kill_session(daemon.pid)
         daemon.wait()
 
-    assert "Stopped because nobody can say how full the spool's disk is" in told.stdout
+    assert _UNKNOWN in told.stdout
     assert told.returncode == 1
     assert (site.drop / "another").exists()
     assert only_entry(site.ledger_file).removed_at is None
