@@ -188,22 +188,54 @@ def test_unfinished_names_are_told_when_they_outlive_their_time(tmp_path):
         assert (desk.report().ignored, desk.report().stale_ignored) == (9, 4)
 
 
+def test_what_is_no_regular_file_is_told_when_it_outlives_its_time(tmp_path):
+    drop = tmp_path / "drop-a"
+    drop.mkdir()
+    (tmp_path / "archive").mkdir()
+    (drop / "image").symlink_to(write_instance(tmp_path / "archive" / "image"))
+    (drop / "folder").symlink_to(tmp_path / "archive")
+    (drop / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(drop / "pipe")
+    for left_alone in ("latest.txt", ".hidden", "Thumbs.db"):
+        (drop / left_alone).symlink_to(tmp_path / "nowhere")
+    # By ctime: whoever makes a link can give it any other time.
+    os.utime(drop / "image", (0, 0), follow_symlinks=False)
+    options = {"ignore": ("*.txt",), "unfinished_after": timedelta(seconds=1)}
+    with Desk(tmp_path, policy(tmp_path, **options)) as desk:
+        desk.scan_again()
+        assert (desk.report().not_regular, desk.report().stale_not_regular) == (4, 0)
+        age_out_at = time.time() + 1.1
+        wait_until(lambda: time.time() > age_out_at, what="the time of the folder")
+        desk.scan_again()
+        assert (desk.report().not_regular, desk.report().stale_not_regular) == (4, 4)
+        assert desk.report().stale_ignored == 0
+
+        (drop / "pipe").unlink()
+        desk.scan_again()
+        assert (desk.report().not_regular, desk.report().stale_not_regular) == (3, 3)
+
+
 @pytest.mark.slow
 def test_what_a_daemon_cannot_take_is_told_while_it_lasts(tmp_path):
-    """Folders too deep, and files under a name that no writer will change any more."""
+    """Folders too deep, files under a name that no writer will change any more, and links."""
     with Emulator(tmp_path / "server") as server:
         site = Site(tmp_path / "site", server.url, inboxes=[{"path": "./drop", **QUICK_INBOX}])
         deep = site.drop.joinpath(*["d"] * 33)
         deep.mkdir(parents=True)
         write_instance(deep / "image")
         write_instance(site.drop / "complete.part")
+        (site.drop / "link").symlink_to(write_instance(tmp_path / "elsewhere"))
+        expected = {"too_deep", "unfinished", "not_regular"}
         with site.start():
-            wait_until(lambda: site.stopped() == {"too_deep", "unfinished"}, what="two lines", within_seconds=60)
+            wait_until(lambda: site.stopped() == expected, what="a line for each", within_seconds=60)
+            [links] = [line for line in site.status()["stopped_because"] if line["kind"] == "not_regular"]
+            assert "drop the file itself" in links["next_step"]
             assert site.command("status", "--exit-code").returncode == ExitCode.NEEDS_PERSON
 
             (deep / "image").rename(site.drop / "image")
             deep.rmdir()
             (site.drop / "complete.part").rename(site.drop / "complete")
+            (site.drop / "link").unlink()
             wait_until(lambda: not site.stopped(), what="no line", within_seconds=60)
             site.wait_for({"CONFIRMED": 2})
             assert site.command("status", "--exit-code").returncode == ExitCode.DONE

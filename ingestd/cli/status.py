@@ -478,6 +478,7 @@ _IN_WORDS = {
     "waiting_writer": "still being written",
     "in_hand": "being taken in",
     "dicomdir": "DICOMDIR",
+    "not_regular": "links, pipes or devices",
     "stale_ignored": "of them old",
     "too_deep": "folders too deep",
     "other_device": "folders mounted from elsewhere",

@@ -264,3 +264,8 @@ def _troubles(report: InboxReport) -> Iterator[tuple[str, str, str]]:
         "files with a hidden or temporary name lie unchanged in the drop folder" if report.stale_ignored else "",
         "rename them if they are complete, remove them if not; names that should be left alone go into `ignore`",
     )
+    yield (
+        "not_regular",
+        "links, pipes or devices lie in the drop folder, which are never taken in" if report.stale_not_regular else "",
+        "links are not followed: drop the file itself, and remove the link; names to be left alone go into `ignore`",
+    )

@@ -116,7 +116,8 @@ class Counts:
     directories: int = 0
     ignored: int = 0
     stale_ignored: int = 0  # files under an unfinished name that have not changed for long
-    not_regular: int = 0
+    not_regular: int = 0  # links (to whatever), pipes, sockets and devices
+    stale_not_regular: int = 0
     dicomdir: int = 0
     unreadable: int = 0  # folders that may not be listed
     too_deep: int = 0
@@ -179,7 +180,7 @@ class Walk:
     passes_over: Callable[[str], bool] = field(default=lambda _path: False)
     forbidden: Collection[tuple[int, int]] = ()
     apart: Collection[str] = ()  # relative paths of other inboxes inside this one
-    stale_before: float = -math.inf  # an unfinished name that was last changed (ctime) before then is told
+    stale_before: float = -math.inf  # what is left alone though it may be meant for us is told if its ctime is older
     emptied_before: float = 0.0
     emptied: list[str] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
@@ -258,7 +259,8 @@ class Walk:
         counts = self.counts
         if self.names.ignores(name, path):
             counts.ignored += not self.names.is_out_of_sight(path)
-            counts.stale_ignored += self.names.is_unfinished(name, path) and self._is_stale_file(entry)
+            if self.names.is_unfinished(name, path) and self._is_stale(entry):
+                counts.stale_ignored += entry.is_file(follow_symlinks=False)
             return False
         try:
             if entry.is_file(follow_symlinks=False):
@@ -275,16 +277,15 @@ class Walk:
                 counts.directories += 1
                 return self.deep and self._enter(level, name, path)
             counts.not_regular += 1
+            counts.stale_not_regular += self._is_stale(entry)
         except FileNotFoundError:
             pass  # gone between the listing and the look
         except OSError:
             counts.faults += 1
         return False
 
-    def _is_stale_file(self, entry: os.DirEntry[str]) -> bool:
+    def _is_stale(self, entry: os.DirEntry[str]) -> bool:
         try:
-            if not entry.is_file(follow_symlinks=False):
-                return False
             # By ctime: copiers set the mtime of what they write to that of the original.
             return entry.stat(follow_symlinks=False).st_ctime < self.stale_before
         except OSError:

@@ -86,6 +86,7 @@ class Stock:
             in_hand=sights.count(Phase.OUT),
             ignored=counts.ignored,
             not_regular=counts.not_regular,
+            stale_not_regular=counts.stale_not_regular,
             unreadable=counts.unreadable + sights.count(Phase.UNREADABLE),
             barred=counts.unreadable + sights.barred(),
             stale_ignored=counts.stale_ignored,

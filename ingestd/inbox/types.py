@@ -51,7 +51,7 @@ class InboxPolicy:
     base name and against the path relative to the inbox. ``only``: the relative paths of the files that were asked
     for by name; nothing else in the folder is looked at, and no ignore rule holds for them. ``emptied_after``: folders
     that lay empty for that long are told by ``take_emptied``; None: none is.
-    ``unfinished_after``: a hidden or temporary name that is not changed for so long is told.
+    ``unfinished_after``: a hidden or temporary name, or what is no regular file, is told after so long unchanged.
     """
 
     name: str
@@ -124,7 +124,8 @@ class InboxReport:
     since the start; the ``waiting_`` figures and ``in_hand`` (handed out, not yet decided) are of this moment.
     ``found_by_scan`` are files that no event named although events are on. ``barred`` are the files that could not be
     opened, read or moved, and the folders that may not be listed; ``stale_ignored`` files whose unfinished or hidden
-    name is older than ``incomplete_after``; ``too_deep`` and ``other_device`` folders that are not looked into.
+    name is older than ``unfinished_after``, ``stale_not_regular`` links and devices that are; ``too_deep`` and
+    ``other_device`` folders that are not looked into.
     ``oldest_since``: since when (monotonic) the file that waits longest lies there. ``alarm`` says what is wrong with
     the folder, "" when nothing is; ``degraded`` what costs only latency.
     """
@@ -137,6 +138,7 @@ class InboxReport:
     in_hand: int = 0
     ignored: int = 0
     not_regular: int = 0
+    stale_not_regular: int = 0
     unreadable: int = 0
     barred: int = 0
     stale_ignored: int = 0
