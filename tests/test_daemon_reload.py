@@ -89,6 +89,18 @@ def test_reload_that_cannot_be_built_closes_nothing(tmp_path: Path, server: Emul
         assert "config.refused" in daemon.tail()
 
 
+def test_reload_asked_for_before_the_daemon_stands_is_kept(tmp_path: Path, server: Emulator) -> None:
+    """It ended the process, or would have left it with what was read before the change."""
+    site = Site(tmp_path, server.url)
+    with site.start(wait=False) as daemon:
+        maps = Path(f"/proc/{daemon.pid}/maps")
+        wait_until(lambda: "pydantic_core" in maps.read_text(), what="the reading of the configuration", every=0.002)
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.wait_ready()
+
+        wait_until(lambda: "config.reread" in daemon.tail(), what="the reload")
+
+
 def test_reload_leaves_no_word_of_a_ledger_that_failed_before(tmp_path: Path, server: Emulator) -> None:
     """It stood in the lock until the next start, and ``status`` called a person for it."""
     site = Site(tmp_path, server.url)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -87,6 +88,9 @@ def commands(ctx: click.Context, config: Path | None) -> None:
     Start with `ingestd demo`. Then copy config.example.yaml to config.yaml, and: `ingestd check`, `ingestd run`.
     """
     ctx.obj = config
+    if ctx.invoked_subcommand == "run":
+        # It would end us; kept back, it is heard as soon as the daemon stands, which then reads what changed meanwhile.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -65,6 +65,8 @@ class _Signals:
         former = {
             number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         }
+        # What asked for a reload while we started was kept back until somebody hears it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             yield
         finally:
