@@ -456,7 +456,7 @@ def test_server_that_names_no_instance_of_any_post_is_an_outage(
             for number in range(12):
                 drop(site, f"image{number}", make_image().content)
             wait_until(lambda: "silent" in site.stopped(), what="an alarm", within_seconds=40)
-            wait_until(lambda: gateway.posts >= 16, what="many posts", within_seconds=40)
+            wait_until(lambda: gateway.posts >= 16, what="many posts", within_seconds=120)
             assert not {"FAILED", "CONFLICT"} & set(site.states())
             assert site.status()["destination"]["paused"]
 
