@@ -7,12 +7,16 @@ is guarded. (openat2(2) would take the whole way in one call, but Python has no 
 
 The kernel takes a place for the same path; ``pathlib.Path`` drops the dot and with it the guard, so a place stays a
 string.
+
+A *named* file is one that an administrator wrote down: links are followed, but it has to be a file, and to end.
 """
 # ruff: noqa: PTH116 - descriptors; pathlib has none
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -20,6 +24,11 @@ FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _MARK = "/./"
 # To pass through a folder, or to look at what is in it, one need not be allowed to list it.
 PASS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+NAMED = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_NAMED_MOST, _BUNDLE_MOST = 1_000_000, 10_000_000  # bytes; a bundle holds all the authorities of the world
+# What a person hands over: `-c /dev/stdin` behind a pipe or at a terminal, `-c <(...)`. Its end is in their hands.
+_HANDED = re.compile(r"/proc/\d+/fd/pipe:\[|/dev/pts/")
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _NO_NAMES = frozenset({"", ".", ".."})
 
 
@@ -89,6 +98,39 @@ def is_gone(place: str) -> bool:
         return True
     except OSError:
         return False
+
+
+def read_named(path: str | os.PathLike[str], *, most: int = _NAMED_MOST) -> bytes:
+    """Read a file that an administrator named; it may be a link.
+
+    Raises OSError, also for what is larger, and for a pipe or a device, which would keep us waiting or never end.
+    """
+    with open(path, "rb", opener=lambda name, _: os.open(name, NAMED)) as file:
+        _expect_an_end(path, os.fstat(file.fileno()), most)
+        os.set_blocking(file.fileno(), True)
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise _too_large(path, most)
+    return content
+
+
+def expect_named(path: str | os.PathLike[str], *, most: int = _BUNDLE_MOST) -> os.stat_result:
+    """Look at a file before other code, which takes but a path, reads it; raises OSError as ``read_named`` does."""
+    found = os.stat(path)
+    _expect_an_end(path, found, most)
+    return found
+
+
+def _expect_an_end(path: str | os.PathLike[str], found: os.stat_result, most: int) -> None:
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+    if kind is not None and not _HANDED.match(os.path.realpath(path)):
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
+    if kind is None and found.st_size > most:
+        raise _too_large(path, most)
+
+
+def _too_large(path: str | os.PathLike[str], most: int) -> OSError:
+    return OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
 
 
 def _folder_of(root: str, relative: str) -> tuple[int, str]:

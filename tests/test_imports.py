@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "locks": set(),
     "places": set(),
     "instance": set(),
-    "config": set(),
+    "config": {"places"},
     "logs": {"clocks"},
     "dicomweb": {"clocks", "threads", "places", "instance"},
     "emulator": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import stat
@@ -27,6 +28,7 @@ from ingestd.config import (
 )
 from ingestd.inbox.mounts import mount_of
 from ingestd.locks import who_runs
+from ingestd.places import expect_named, read_named
 
 from .frame import ExitCode, ago, become, in_bytes, in_files, owner_of, user_name
 
@@ -389,7 +391,7 @@ def _kept(name: str, file: Path | None, config: Config) -> Iterator[Finding]:
 
 def _secret_file(file: Path) -> Iterator[Finding]:
     try:
-        content = file.read_bytes()[:1_000_000]
+        content = read_named(file)
         mode = file.stat().st_mode
     except FileNotFoundError:
         yield _bad("auth", f"{file} is not there", "write the secret into it; under systemd, use LoadCredential=")
@@ -406,6 +408,9 @@ def _tls(config: Config) -> Iterator[Finding]:
     tls = config.destination.tls
     if not config.destination.url.startswith("https://"):
         return
+    for file in filter(None, (tls.ca_file, tls.client_cert, tls.client_key)):
+        with contextlib.suppress(FileNotFoundError):  # told below, all of them
+            expect_named(file)
     try:
         context = ssl.create_default_context(cafile=tls.ca_file)
         if tls.client_cert:

@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ingestd.places import read_named
+
 from .guarding import others_who_may_write
 from .model import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, OAuth2Auth, Section
 from .source import Key, Problem, Source, dotted, read_yaml
@@ -19,7 +21,6 @@ from .units import format_size
 
 VARIABLE = "INGESTD_CONFIG"
 PLACES = (Path("config.yaml"), Path("/etc/ingestd/config.yaml"))
-LARGEST_FILE_BYTES = 1_000_000
 
 _AUTH_KINDS = ("none", "bearer", "basic", "azure", "oauth2")
 _SECRETS = {
@@ -87,9 +88,7 @@ def load(path: Path | None = None) -> Config:
     """
     file = find_file(path)
     try:
-        if file.stat().st_size > LARGEST_FILE_BYTES:
-            raise ConfigError([Problem(key="", text="larger than 1 MB; this is no configuration")], file=file)
-        text = file.read_text(encoding="utf-8")
+        text = read_named(file).decode("utf-8")
     except OSError as error:
         raise ConfigError([Problem(key="", text=f"cannot be read: {error.strerror}")], file=file) from error
     except UnicodeDecodeError as error:

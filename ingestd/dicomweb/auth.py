@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ingestd.clocks import boottime, utc_now
 from ingestd.dicomweb.decoding import load_json
 from ingestd.dicomweb.errors import TokenError
+from ingestd.places import read_named
 
 AZURE_SCOPE = "https://dicom.healthcareapis.azure.com/.default"
 # A token is renewed this long before it expires; a failure to do so matters only when it is really over.
@@ -86,13 +87,15 @@ class Secret:
                 stat = path.stat()
                 seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
                 if again or seen != self._seen:
-                    self._text = path.read_bytes()[:65_536].decode("utf-8", "replace").strip()
+                    self._text = read_named(path).decode("utf-8", "replace").strip()
                     self._seen = seen
             except OSError as error:
-                raise TokenError(
-                    f"no {self._what}: cannot read the file {str(path)!r}: {error.strerror or type(error).__name__}"
-                ) from None
+                raise _unread(self._what, path, error) from None
             return self._text
+
+
+def _unread(what: str, path: Path, error: OSError) -> TokenError:
+    return TokenError(f"no {what}: cannot read the file {str(path)!r}: {error.strerror or type(error).__name__}")
 
 
 class BearerAuth:
@@ -286,8 +289,12 @@ class AzureAuth(FetchedAuth):
                 secret = self._secret.read()
                 return azure.ClientSecretCredential(self._tenant_id or "", self._client_id or "", secret, **options)
             case "certificate":
-                certificate = str(self._certificate_file)
-                return azure.CertificateCredential(self._tenant_id or "", self._client_id or "", certificate, **options)
+                assert self._certificate_file is not None, "asked for at the start"
+                try:
+                    options["certificate_data"] = read_named(self._certificate_file)
+                except OSError as error:
+                    raise _unread("certificate", self._certificate_file, error) from None
+                return azure.CertificateCredential(self._tenant_id or "", self._client_id or "", **options)
             case "cli":
                 return azure.AzureCliCredential(tenant_id=self._tenant_id or "", process_timeout=20)
             case _:

@@ -23,9 +23,10 @@ from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.auth import Auth, NoAuth
 from ingestd.dicomweb.connections import Session, tls_settings
 from ingestd.dicomweb.deadlines import Flight, Timeouts
-from ingestd.dicomweb.errors import FileChanged
+from ingestd.dicomweb.errors import FileChanged, MisconfiguredServer
 from ingestd.dicomweb.statuses import error_of
 from ingestd.dicomweb.unanswered import failure_of
+from ingestd.places import expect_named
 
 _VERSION = re.compile(r"v?(\d+)(?:\.\d+)?(?:-prerelease)?", re.IGNORECASE)
 
@@ -60,8 +61,7 @@ class Transport:
         self.host = urlsplit(self.base_url).netloc
         self.auth: Auth = auth if auth is not None else NoAuth()
         self.timeouts = timeouts if timeouts is not None else Timeouts()
-        tls = tls if tls is not None else Tls()
-        self._tls = tls_settings(ca=tls.ca, client_certificate=tls.client_certificate, client_key=tls.client_key)
+        self._tls = tls if tls is not None else Tls()
         self._user_agent = user_agent
         self._headers = dict(headers or {})
         if any(name.lower() == "authorization" for name in self._headers):
@@ -122,7 +122,7 @@ class Transport:
         body: Any,
         authorization: str | None,
     ) -> Answer:
-        session = self._session()
+        session = self._session(what)
         all_headers = {**self._headers, **(headers or {})}
         if authorization is not None:
             all_headers["Authorization"] = authorization
@@ -160,14 +160,28 @@ class Transport:
             raise answer.unintelligible("the answer is compressed although that was declined")
         return answer
 
-    def _session(self) -> Session:
+    def _session(self, what: str) -> Session:
         session: Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = Session(timeouts=self.timeouts, user_agent=self._user_agent, **self._tls)
+            self._expect_certificates(what)
+            tls = self._tls
+            settings = tls_settings(ca=tls.ca, client_certificate=tls.client_certificate, client_key=tls.client_key)
+            session = Session(timeouts=self.timeouts, user_agent=self._user_agent, **settings)
             self._local.session = session
             with self._sessions_lock:
                 self._sessions.add(session)
         return session
+
+    def _expect_certificates(self, what: str) -> None:
+        tls = self._tls
+        for file in filter(None, (tls.ca, tls.client_certificate, tls.client_key)):
+            try:
+                expect_named(file)
+            except FileNotFoundError:
+                continue  # told by requests
+            except OSError as error:
+                says = f"{what}: cannot read the certificate or key file {str(file)!r}: {error.strerror}"
+                raise MisconfiguredServer(f"{says}; look at the settings for TLS") from None
 
 
 def check_base_url(url: str) -> str:

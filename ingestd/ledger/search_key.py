@@ -8,6 +8,8 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from ingestd.places import read_named
+
 _LEAST_BYTES = 32
 
 
@@ -17,7 +19,7 @@ class CutShortError(Exception):
 
 def read(file: Path) -> bytes:
     """Read the key; raises OSError, or CutShortError."""
-    key = file.read_bytes()
+    key = read_named(file)
     if len(key) < _LEAST_BYTES:
         raise CutShortError
     return key

@@ -15,6 +15,7 @@ import errno
 import os
 import re
 import sqlite3
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -25,6 +26,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
 from ingestd.lifecycle import MOVES, State
+from ingestd.places import expect_named
 
 from .trouble import BUSY_MS as _BUSY_MS
 from .trouble import disk_failed, failure, is_crashed, not_whole, permission
@@ -140,14 +142,16 @@ def _expect_room(file: Path) -> None:
 
 
 def _size_of(file: Path) -> int:
-    """Say how large it is; 0 where there is none."""
+    """Say how large it is, 0 where there is none; refuse what would keep whoever reads it waiting."""
     try:
-        return file.stat().st_size
+        return expect_named(file, most=sys.maxsize).st_size
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except PermissionError:
         raise permission(file, "read") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise LedgerError(f"{file} is no ledger ({error.strerror}); give the ledger another place") from None
         raise disk_failed(file, "looked at", error) from None
 
 
