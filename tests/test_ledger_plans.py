@@ -34,7 +34,7 @@ from tests.ledger_builders import (
 )
 
 # Small by nature: a handful of rows, whatever the ledger holds.
-# anon_1: a subquery that is cut off at 1,000 rows.
+# anon_1: a subquery that is cut off at 1,000 rows. CONSTANT ROW: nothing but subqueries, each a step of its own.
 SMALL = (
     "state_count",
     "destination",
@@ -47,6 +47,7 @@ SMALL = (
     "sqlite_master",
     "candidate",
     "anon_1",
+    "CONSTANT ROW",
 )
 
 
@@ -70,8 +71,8 @@ def ledger(tmp_path: Path):
         yield opened
 
 
-def plans_of(ledger: Ledger, ask: Callable[[], object]) -> list[tuple[str, list[str]]]:
-    """Run this and say how each of its statements is carried out."""
+def read_by(ledger: Ledger, ask: Callable[[], object]) -> list[tuple[str, Any]]:
+    """Run this and give each of its statements with its values."""
     statements: list[tuple[str, Any]] = []
 
     def remember(_connection, _cursor, statement, parameters, _context, executemany):
@@ -82,8 +83,13 @@ def plans_of(ledger: Ledger, ask: Callable[[], object]) -> list[tuple[str, list[
         ask()
     finally:
         event.remove(ledger._engine, "before_cursor_execute", remember)
+    return statements
+
+
+def plans_of(ledger: Ledger, ask: Callable[[], object]) -> list[tuple[str, list[str]]]:
+    """Run this and say how each of its statements is carried out."""
     plans = []
-    for statement, parameters in statements:
+    for statement, parameters in read_by(ledger, ask):
         if statement.startswith(("SELECT", "UPDATE", "DELETE")):
             rows = ledger._connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
             plans.append((statement, [row[3] for row in rows]))
@@ -207,3 +213,57 @@ def test_room_is_imported_in_little_time_and_with_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert done.stdout.strip() == "[]"
+
+
+BEFORE_ALL = NOW - timedelta(days=30)
+AT_EACH_TICK: dict[str, Callable[[Ledger], object]] = {
+    "studies due": lambda ledger: ledger.studies_due(now=NOW),
+    "next study": lambda ledger: ledger.next_study_at(now=NOW),
+    "next study at the end": lambda ledger: ledger.next_study_at(now=NOW, flush=True),
+    "next wake": lambda ledger: ledger.next_wake_at(now=NOW),
+    "next check": lambda ledger: ledger.next_check_at(now=NOW),
+    "waiting elsewhere": lambda ledger: ledger.waiting_elsewhere(),
+    "removable": lambda ledger: ledger.removable(before=BEFORE_ALL),
+    "resting": lambda ledger: ledger.resting(before=BEFORE_ALL),
+    "went back": lambda ledger: ledger.went_back_at(),
+    "destination": lambda ledger: ledger.destination(),
+}
+
+
+@pytest.mark.parametrize("name", AT_EACH_TICK)
+def test_what_is_asked_at_each_tick_is_read_once_while_the_ledger_is_the_same(ledger: Ledger, name: str):
+    """Seven questions in some twenty statements were a third of what a tick cost, and a lone file takes eight ticks."""
+    admit(ledger, arrival(3, study=3))
+    first = AT_EACH_TICK[name](ledger)
+
+    assert read_by(ledger, lambda: AT_EACH_TICK[name](ledger)) == []
+    assert AT_EACH_TICK[name](ledger) == first
+
+
+def test_what_another_process_wrote_is_seen_by_the_next_question(ledger: Ledger, tmp_path: Path):
+    (entry_id,) = admit(ledger, arrival(3, study=3))
+    assert ledger.next_study_at(now=LATER) is not None
+
+    with open_ledger(tmp_path) as other, other.write() as moves:
+        moves.hold([entry_id], reason="by hand", now=NOW)
+
+    assert ledger.next_study_at(now=LATER) is None
+    assert ledger.studies_due(now=LATER) == []
+
+
+def test_what_was_read_in_a_transaction_that_was_undone_is_not_remembered(ledger: Ledger):
+    admit(ledger, arrival(3, study=3))
+    before = ledger.next_study_at(now=LATER)
+
+    def claim_in_vain() -> None:
+        with ledger.write() as moves:
+            assert moves.claim("1.2.3", now=LATER) is not None
+            assert moves.claim("1.2.3", now=LATER) is None
+            assert ledger.next_study_at(now=LATER) is None
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        claim_in_vain()
+
+    assert before is not None
+    assert ledger.next_study_at(now=LATER) == before

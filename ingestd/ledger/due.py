@@ -1,6 +1,7 @@
 """What is due, and when: what the daemon asks at every tick, so each of these statements is built once.
 
-Each question is one SELECT, served by an index and fetched whole.
+Each question is one SELECT, served by an index and fetched whole. What no clock has a part in is remembered until the
+ledger changes: with nothing to do, a tick reads nothing but whether somebody wrote.
 """
 
 from __future__ import annotations
@@ -10,7 +11,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    Label,
+    Select,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+)
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import Executable
 
@@ -45,12 +58,6 @@ _STUDY_BEYOND = (
     or_(_WAITS_NO_BACKOFF, study.c.next_attempt_at > _BEYOND_BACKOFF),
 )
 _DUE_BEYOND = select(study).where(*_AT_PRIORITY, *_STUDY_BEYOND).order_by(study.c.due_at).limit(_LIMIT)
-_DEFERRED_BEYOND = (
-    select(instance.c.id)
-    .where(instance.c.next_attempt_at.is_not(None), instance.c.next_attempt_at > _BEYOND_BACKOFF, _OWN)
-    .limit(1)
-)
-_EARLIEST = select(study.c.due_at.label("at")).where(*_AT_PRIORITY).order_by(study.c.due_at).limit(1)
 _EARLIEST_FLUSHED = (
     select(func.coalesce(study.c.next_attempt_at, study.c.oldest_at).label("at"))
     .where(*_AT_PRIORITY)
@@ -58,11 +65,20 @@ _EARLIEST_FLUSHED = (
     .limit(1)
 )
 
-_NEXT_WAKE = (
-    select(instance.c.next_attempt_at)
-    .where(instance.c.next_attempt_at.is_not(None), _OWN)
-    .order_by(instance.c.next_attempt_at)
-    .limit(1)
+
+def _ends(at: Column[datetime], name: str, *where: ColumnElement[bool]) -> tuple[Label[Any], Label[Any]]:
+    """Read the first and the last of these instants, as ``first_...`` and ``last_...``: the two ends of an index."""
+    first, last = (select(at).where(*where).order_by(order).limit(1) for order in (at, at.desc()))
+    return first.scalar_subquery().label(f"first_{name}"), last.scalar_subquery().label(f"last_{name}")
+
+
+_TO_WAKE = instance.c.next_attempt_at.is_not(None)
+_TO_CHECK = instance.c.next_check_at.is_not(None)
+_STUDY_ENDS = select(*_ends(study.c.due_at, "due", *_AT_PRIORITY))
+_ROW_ENDS = select(
+    *_ends(instance.c.next_attempt_at, "wake", _TO_WAKE, _OWN),
+    *_ends(instance.c.next_check_at, "check", _TO_CHECK, _OWN),
+    *_ends(instance.c.next_check_at, "look", _TO_CHECK, _CONFIRMED_ELSEWHERE),
 )
 
 _UNPROVEN = (
@@ -106,18 +122,17 @@ _UNPROVEN = (
 )
 
 
-def _to_check(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any], Select[Any]]:
-    """Build what reads the rows to be asked about, those whose time is beyond reach, and when the first is due."""
+def _unproven_whose(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any]]:
+    """Build what reads the rows to be asked about, and those whose time is beyond reach."""
     at = instance.c.next_check_at
-    where = (at.is_not(None), whose)
-    rows, beyond = (
-        select(*_UNPROVEN).where(*where, is_due).order_by(at).limit(_LIMIT)
+    due, beyond = (
+        select(*_UNPROVEN).where(_TO_CHECK, whose, is_due).order_by(at).limit(_LIMIT)
         for is_due in (at <= _NOW, at > bindparam("check_end", type_=Instant()))
     )
-    return rows, beyond, select(at).where(*where).order_by(at).limit(1)
+    return due, beyond
 
 
-_TO_CHECK = (_to_check(_OWN), _to_check(_CONFIRMED_ELSEWHERE))
+_UNPROVEN_DUE = (*_unproven_whose(_OWN), *_unproven_whose(_CONFIRMED_ELSEWHERE))
 
 _NEWEST_STORED = (
     select(*_UNPROVEN)
@@ -161,20 +176,28 @@ class Due:
         rows = self._all(statement, values)
         return rows[0] if rows else None
 
+    def _remembered(self, statement: Executable, **values: Any) -> Sequence[Any]:
+        """As ``_all``, asked again only when the ledger has changed; for statements built once, with few values."""
+        raise NotImplementedError
+
     def studies_due(self, *, now: datetime, flush: bool = False, limit: int = 100) -> list[StudyQueue]:
         """Say which studies are due, in the order to be served; ``flush`` waits for no quiet.
 
         One that is in trouble and has a batch out is not due.
         """
         found: dict[str, StudyQueue] = {}
-        wanted = {"host": self._host, "now": now, "limit": limit, **self._ends(now)}
+        ends = self._far_ends(now)
+        wanted = {"host": self._host, "now": now, "limit": limit, **ends}
         for priority in self._priorities():
-            for statement in (_DUE_FLUSHED if flush else _DUE, _DUE_BEYOND):
+            first, last = self._due_ends(priority)
+            statements = [_DUE_FLUSHED] if flush else [_DUE] * (first is not None and first <= now)
+            statements += [_DUE_BEYOND] * (last is not None and last > ends["quiet_end"])
+            for statement in statements:
                 rows = self._all(statement, {**wanted, "priority": priority})
                 found.update((row.study_uid, queue_of(row._mapping)) for row in rows)  # noqa: SLF001 - its public name
         return order_studies(found.values(), now=now)[:limit]
 
-    def _ends(self, now: datetime) -> dict[str, datetime]:
+    def _far_ends(self, now: datetime) -> dict[str, datetime]:
         """Say how far ahead of now each kind of wait can lie."""
         longest = self.longest
         return {
@@ -186,11 +209,15 @@ class Due:
     def _priorities(self) -> list[int]:
         # A skip over the index: few priorities, many studies.
         priorities: list[int] = []
-        row = self._one(_HIGHEST_PRIORITY, {"host": self._host})
-        while row is not None:
-            priorities.append(row.priority)
-            row = self._one(_NEXT_PRIORITY, {"host": self._host, "below": row.priority})
+        rows = self._remembered(_HIGHEST_PRIORITY, host=self._host)
+        while rows:
+            priorities.append(rows[0].priority)
+            rows = self._remembered(_NEXT_PRIORITY, host=self._host, below=priorities[-1])
         return priorities
+
+    def _due_ends(self, priority: int) -> tuple[datetime | None, datetime | None]:
+        (ends,) = self._remembered(_STUDY_ENDS, host=self._host, priority=priority)
+        return ends.first_due, ends.last_due
 
     def next_study_at(self, *, now: datetime, flush: bool = False) -> datetime | None:
         """Say when the next study is due; with ``flush``, when the next backoff of a study ends.
@@ -198,21 +225,26 @@ class Due:
         Studies in trouble with a batch out do not count: its end is what they wait for.
         """
         earliest: datetime | None = None
-        wanted = {"host": self._host, "now": now, "limit": 1, **self._ends(now)}
+        ends = self._far_ends(now)
         for priority in self._priorities():
-            if self._all(_DUE_BEYOND, {**wanted, "priority": priority}):
+            at, last = self._due_ends(priority)
+            wanted = {"host": self._host, "now": now, "limit": 1, "priority": priority, **ends}
+            if last is not None and last > ends["quiet_end"] and self._all(_DUE_BEYOND, wanted):
                 return now
-            row = self._one(_EARLIEST_FLUSHED if flush else _EARLIEST, {"host": self._host, "priority": priority})
-            if row is not None and row.at is not None and (earliest is None or row.at < earliest):
-                earliest = row.at
+            if flush:
+                rows = self._remembered(_EARLIEST_FLUSHED, host=self._host, priority=priority)
+                at = rows[0].at if rows else None
+            if at is not None and (earliest is None or at < earliest):
+                earliest = at
         return earliest
 
     def next_wake_at(self, *, now: datetime) -> datetime | None:
         """Say when the next deferred row's time comes."""
-        if self._all(_DEFERRED_BEYOND, {"host": self._host, **self._ends(now)}):
+        (ends,) = self._remembered(_ROW_ENDS, host=self._host)
+        if ends.last_wake is not None and ends.last_wake > self._far_ends(now)["backoff_end"]:
             return now
-        row = self._one(_NEXT_WAKE, {"host": self._host})
-        return row.next_attempt_at if row else None
+        first: datetime | None = ends.first_wake
+        return first
 
     def unproven(self, *, now: datetime, limit: int = 1000) -> list[Unproven]:
         """Say which rows the server is to be asked about now, the longest due first.
@@ -220,19 +252,18 @@ class Due:
         Also confirmed rows of other hosts, which may not run: a drop of ours may wait to hear that one is gone.
         """
         found: list[Unproven] = []
-        for due, beyond, _ in _TO_CHECK:
-            for statement in (due, beyond):
-                wanted = {"host": self._host, "now": now, "limit": limit - len(found), **self._ends(now)}
-                found += [self._unproven(row) for row in self._all(statement, wanted)]
+        for statement in _UNPROVEN_DUE:
+            wanted = {"host": self._host, "now": now, "limit": limit - len(found), **self._far_ends(now)}
+            found += [self._unproven(row) for row in self._all(statement, wanted)]
         return found
 
     def next_check_at(self, *, now: datetime) -> datetime | None:
         """Say when the server is to be asked next."""
-        for _, beyond, _ in _TO_CHECK:
-            if self._all(beyond, {"host": self._host, "limit": 1, **self._ends(now)}):
-                return now
-        firsts = [self._one(first, {"host": self._host}) for _, _, first in _TO_CHECK]
-        return min((row.next_check_at for row in firsts if row is not None), default=None)
+        (ends,) = self._remembered(_ROW_ENDS, host=self._host)
+        end = self._far_ends(now)["check_end"]
+        if any(last is not None and last > end for last in (ends.last_check, ends.last_look)):
+            return now
+        return min((first for first in (ends.first_check, ends.first_look) if first is not None), default=None)
 
     def newest_stored(self) -> list[Unproven]:
         """Give this host's row that became STORED last, if there is one."""

@@ -74,6 +74,9 @@ class Ledger(Views):
         self._words: dict[tuple[str, str], str] = {}  # search words by kind and value; files of a study share theirs
         self._labels_known: set[tuple[str, str, str]] = set()
         self._first_candidate_id = 1
+        # Answers that hold until the ledger changes, and the version that they are of; our own writes forget them.
+        self._answers: dict[tuple[Executable, tuple[Any, ...]], Sequence[Any]] = {}
+        self._version = 0
         # How long the last commit took: what a transaction costs, however little is in it.
         self.commit_seconds = 0.0
         self.wrote = False  # whether the last transaction that was committed changed any row
@@ -205,6 +208,7 @@ class Ledger(Views):
     def _transaction(self) -> Iterator[None]:
         self._connection.info["writes"] = True
         self._writes = True
+        self._answers.clear()
         changes = sqlite_file.rows_changed(self._connection)
         try:
             with self._connection.begin():
@@ -224,6 +228,19 @@ class Ledger(Views):
         finally:
             if not self._writes:
                 self._connection.rollback()
+
+    def _remembered(self, statement: Executable, **values: Any) -> Sequence[Any]:
+        if self._writes:
+            return self._all(statement, values)
+        version = sqlite_file.version(self._connection, self.file)
+        if version != self._version:
+            self._version = version
+            self._answers.clear()
+        asked = (statement, tuple(values.values()))
+        if asked not in self._answers:
+            # Read behind the version: what is written in between is read once more.
+            self._answers[asked] = self._all(statement, values)
+        return self._answers[asked]
 
     def _limits_of(self, host: str) -> BatchLimits:
         if host not in self._limits:

@@ -108,6 +108,14 @@ _WAITING_ELSEWHERE = (
     .order_by(instance.c.id)
     .limit(bindparam("limit"))
 )
+_DESTINATION = select(destination)
+_KEPT = (instance.c.settled_at.is_not(None), instance.c.removed_at.is_(None), HAS_OWN_FILE)
+_KEPT_LONGEST = (
+    select(instance.c.settled_at)
+    .where(*_KEPT, instance.c.host == bindparam("host"))
+    .order_by(instance.c.settled_at)
+    .limit(1)
+)
 _LOOKS = (
     select(instance.c.id).where(literal_column("state = 'CONFIRMED'"), instance.c.next_check_at.is_not(None)).limit(1)
 )
@@ -228,6 +236,8 @@ class Reads(Due):
         ``ahead_of`` asks instead for those that seem to be needed until a time to come: from before the clock was set.
         """
         settled_at = instance.c.settled_at
+        if ahead_of is None and not self._is_kept_since(before):
+            return []
         rows = self._all(
             select(
                 instance.c.id,
@@ -259,6 +269,8 @@ class Reads(Due):
 
     def resting(self, *, before: datetime, limit: int = 1) -> list[Resting]:
         """Say what the first of these files rest on, in the order in which they stopped being needed."""
+        if not self._is_kept_since(before):
+            return []
         held = select(_RESTS_ON.c.settled_at).where(_RESTS_ON.c.id == instance.c.holder_id).scalar_subquery()
         since = func.coalesce(held, instance.c.settled_at).label("confirmed_at")
         rows = self._all(
@@ -272,13 +284,16 @@ class Reads(Due):
         )
         return [Resting(entry_id=row.id, settled_at=row.settled_at, confirmed_at=row.confirmed_at) for row in rows]
 
+    def _is_kept_since(self, before: datetime) -> bool:
+        """Whether any file is kept that has not been needed since then; costs nothing while the ledger is the same."""
+        rows = self._remembered(_KEPT_LONGEST, host=self._host)
+        return bool(rows) and rows[0].settled_at <= before
+
     def _may_go(self, since: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
         return (
-            instance.c.settled_at.is_not(None),
-            instance.c.removed_at.is_(None),
+            *_KEPT,
             instance.c.host == self._host,
             since,
-            HAS_OWN_FILE,
             # What is to be looked at again may be the only copy.
             or_(dialect.unindexed(instance.c.state) != State.CONFIRMED, instance.c.next_check_at.is_(None)),
             or_(dialect.unindexed(instance.c.state) != State.DUPLICATE, ~_HOLDER_IS_LOST),
@@ -340,15 +355,15 @@ class Reads(Due):
 
     def feed_end(self) -> FeedEnd | None:
         """Say how far the change feed ever went; None where that was never seen."""
-        row = self._one(select(destination))
-        if row is None or row.highest_sequence is None:
+        rows = self._remembered(_DESTINATION)
+        if not rows or rows[0].highest_sequence is None:
             return None
-        return FeedEnd(sequence=row.highest_sequence, at=row.highest_at)
+        return FeedEnd(sequence=rows[0].highest_sequence, at=rows[0].highest_at)
 
     def went_back_at(self) -> datetime | None:
         """Say since when the server is known to have gone back, while what it may have lost is not settled."""
-        row = self._one(select(destination.c.went_back_at))
-        return row.went_back_at if row else None
+        rows = self._remembered(_DESTINATION)
+        return rows[0].went_back_at if rows else None
 
     def newest_confirmed(self) -> int | None:
         """Give the row that became CONFIRMED last, of whatever host."""
@@ -488,7 +503,7 @@ class Reads(Due):
 
     def waiting_elsewhere(self, *, limit: int = 500) -> list[tuple[int, str]]:
         """List duplicates of ours whose holder is another host's, and on its way: their ids, and that host."""
-        rows = self._all(_WAITING_ELSEWHERE, {"host": self._host, "limit": limit})
+        rows = self._remembered(_WAITING_ELSEWHERE, host=self._host, limit=limit)
         return [(row.id, row.host) for row in rows]
 
     def last_id(self) -> int:
@@ -503,9 +518,10 @@ class Reads(Due):
 
     def destination(self) -> DestinationStatus | None:
         """Say where this ledger delivers to, and whether it is sent to."""
-        row = self._one(select(destination))
-        if row is None:
+        rows = self._remembered(_DESTINATION)
+        if not rows:
             return None
+        row = rows[0]
         return DestinationStatus(
             url=row.url,
             kind=row.kind,
