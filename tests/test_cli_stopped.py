@@ -72,6 +72,15 @@ def test_a_file_that_is_still_being_written_waits_for_no_daemon(command, rows):
     assert kinds(command) == []
 
 
+def test_what_would_not_be_taken_in_waits_for_no_daemon(command, rows):
+    """A link, and a pipe that somebody left, were told as files that wait, for as long as no daemon ran."""
+    drop = rows.folder / "drop"
+    (drop / "link").symlink_to(write_instance(rows.folder / "image"))
+    os.mkfifo(drop / "pipe")
+
+    assert kinds(command) == []
+
+
 def test_a_stopped_daemon_is_told_while_rows_wait(command, rows):
     rows.admit("pending")
     assert kinds(command) == ["no_daemon"]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import signal
 from collections.abc import Sequence
@@ -34,6 +36,9 @@ COMMANDS = {
     "emulate": ("ingestd.cli.emulate", "Run the embedded server, a stand-in for the Azure DICOM service."),
     "dicomweb": ("ingestd.cli.dicomweb", "Speak to a DICOMweb server by hand, one operation at a time."),
 }
+
+# The process ends: to look for garbage among all that was imported would take a sixth of `status`.
+atexit.register(gc.freeze)
 
 
 class Commands(click.Group):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,22 +111,26 @@ def _waits_for_send(config: Config, rows: int, *, at: datetime) -> Iterator[Alar
 def oldest_file(root: Path) -> datetime | None:
     """Say since when the oldest file that would be taken in lies there, as far as a look at some thousand tells."""
     oldest: float | None = None
-    looked = 0
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            looked += 1
-            if name.startswith(".") or name.lower().endswith(_UNFINISHED):
-                continue
-            try:
-                changed = os.lstat(Path(folder, name)).st_ctime
-            except OSError:
-                continue  # gone meanwhile
+    for entry in islice(_files(root), _LOOKED_AT_MOST):
+        if entry is None or entry.name.startswith(".") or entry.name.lower().endswith(_UNFINISHED):
+            continue
+        with suppress(OSError):  # gone meanwhile
+            changed = entry.stat(follow_symlinks=False).st_ctime
             oldest = changed if oldest is None else min(oldest, changed)
-        looked += 1
-        if looked >= _LOOKED_AT_MOST:
-            break
     return None if oldest is None else datetime.fromtimestamp(oldest, UTC)
+
+
+def _files(root: Path) -> Iterator[os.DirEntry[str] | None]:
+    """Walk over what the scan would look at: None for a folder, and for what is no regular file."""
+    folders = [str(root)]
+    while folders:
+        yield None
+        with suppress(OSError), os.scandir(folders.pop()) as entries:  # one that is closed to us is no file that waits
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders += [entry.path] * (not entry.name.startswith("."))
+                else:
+                    yield entry if entry.is_file(follow_symlinks=False) else None
 
 
 def _paused(destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:

@@ -90,14 +90,14 @@ class Views(Reads):
         """Say since when the oldest file that is still on its way has been in the ledger, by today's clock."""
         oldest = select(instance.c.admitted_at).where(UNCONFIRMED).order_by(instance.c.admitted_at).limit(1)
         row = self._one(oldest)
-        jumps = self._all(_JUMPS) if row else []
+        jumps = self._remembered(_JUMPS) if row else []
         if not jumps:
             return row.admitted_at if row else None
         found = [(self._one(oldest.where(rows)), by) for rows, by in _stretches(jumps)]
         return min((row.admitted_at + by for row, by in found if row is not None), default=None)
 
     def _jumps(self) -> tuple[Jump, ...]:
-        return tuple(map(jump_of, self._all(_JUMPS.limit(_JUMPS_SHOWN))))
+        return tuple(map(jump_of, self._remembered(_JUMPS)[:_JUMPS_SHOWN]))
 
     def status(self) -> Status:
         """Say how things stand, in constant time."""
@@ -126,7 +126,7 @@ class Views(Reads):
             needs_person=held + sum(count.rows for count in troubled) - clutter,
             clutter=clutter,
             oldest_unconfirmed_at=min((at for at in waiting if at is not None), default=None),
-            oldest_needs_person_at=self._oldest_needs_person_at(),
+            oldest_needs_person_at=self._oldest_needs_person_at([state for state in NEEDS_PERSON if states[state]]),
             studies_waiting=self._studies_waiting(),
             destination=self.destination(),
             inboxes=inboxes,
@@ -134,7 +134,7 @@ class Views(Reads):
             jumps=self._jumps(),
         )
 
-    def _oldest_needs_person_at(self) -> Any:
+    def _oldest_needs_person_at(self, states: Iterable[State]) -> datetime | None:
         # State by state: the index over them is in the order of time within each. Clutter is passed over row by row.
         oldest = [
             self._one(
@@ -143,7 +143,7 @@ class Views(Reads):
                 .order_by(instance.c.changed_at)
                 .limit(1)
             )
-            for state in sorted(NEEDS_PERSON)
+            for state in states
         ]
         return min((row.changed_at for row in oldest if row is not None), default=None)
 
