@@ -96,6 +96,27 @@ def test_a_stopped_daemon_is_told_also_without_a_ledger(tmp_path, capfd):
 
 
 @pytest.mark.usefixtures("daemon_runs")
+def test_a_spool_that_is_away_is_told_as_that_and_not_as_a_daemon_that_ended(command, rows):
+    """The daemon's lock lies in it: "not running (start it: ingestd run)", while one ran."""
+    rows.admit("pending")
+    write_instance(rows.folder / "drop" / "image")
+    assert kinds(command) == []
+
+    rows.spool.path.rename(rows.folder / "away")
+
+    assert kinds(command) == ["spool"]
+    assert command("status", "--json").json["daemon"] == {"running": None, "pid": None}
+    [line] = command("status", "--json").json["stopped_because"]
+    assert str(rows.spool.path) in line["note"]
+    for said in (command("status").out, command("explain", str(rows.folder / "drop" / "image")).err):
+        assert "start it" not in said
+        assert f"the spool is not at {rows.spool.path}" in said
+
+    (rows.folder / "away").rename(rows.spool.path)
+    assert kinds(command) == []
+
+
+@pytest.mark.usefixtures("daemon_runs")
 @pytest.mark.parametrize(
     "cause, minutes, expected",
     [

@@ -24,6 +24,7 @@ from .frame import (
     json_option,
     ledger_for_reading,
     load_config,
+    missing_spool,
     plain,
     print_json,
     stopped_send,
@@ -144,7 +145,8 @@ def why_unknown(config: Config, what: str) -> str:
     if not os.access(path, os.R_OK):
         return f"{shown} cannot be read by this user; is it readable for the one that ingestd runs as?"
     if who_runs(config.spool.path) is None:
-        return f"{shown} was not taken in yet: no daemon is running (start it: ingestd run)"
+        why = missing_spool(config) or "no daemon is running (start it: ingestd run)"
+        return f"{shown} was not taken in yet: {why}"
     return (
         f"{shown} was not taken in yet: it is taken once it lay unchanged for a while, and, where it is empty or ends "
         f"too early, given up after {ago(inbox.incomplete_after.total_seconds())}"

@@ -272,6 +272,17 @@ def host_of(spool: Path) -> str:
         return ""
 
 
+def missing_spool(config: Config) -> str:
+    """Say that the spool is not where the configuration has it, so that nobody sees who runs; "" where it is.
+
+    Also "" where there is no ledger either: nothing has ever run.
+    """
+    path = config.spool.path
+    if any(_exists(place / "spool.id") for place in (path, config.spool.for_send)) or not _exists(config.ledger_file):
+        return ""
+    return f"the spool is not at {plain(path)}, and whether an ingestd runs is only seen there"
+
+
 def in_files(count: int) -> str:
     """Say how many files."""
     return "1 file" if count == 1 else f"{count} files"

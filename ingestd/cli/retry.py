@@ -19,6 +19,7 @@ from .frame import (
     json_option,
     ledger_for_moves,
     load_config,
+    missing_spool,
     print_json,
     stopped_send,
     tell_config,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 RETRIABLE = ("FAILED", "CONFLICT", "DELETED", "UNCERTAIN", "REJECTED")
 
 
-_WITHOUT_DAEMON = ", as soon as a daemon runs (start it: ingestd run)"
+_WITHOUT_DAEMON = "as soon as a daemon runs (start it: ingestd run)"
 
 
 @click.command("retry", short_help="Give files that need a person another try.")
@@ -78,11 +79,14 @@ def command(
         refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
         print_json({"sent_again": moved, "read_again": wished, "refused": refusals})
     else:
-        running = who_runs(settings.spool.path) is not None
+        but = ""
+        if who_runs(settings.spool.path) is None:
+            missing = missing_spool(settings)
+            but = f"but {missing}" if missing else _WITHOUT_DAEMON
         if now:
-            click.echo("the server, and all that waits for it, is tried at once" + _WITHOUT_DAEMON * (not running))
+            click.echo("the server, and all that waits for it, is tried at once" + (but and f", {but}"))
         if ids or chosen:
-            _tell(moved, wished, refused, by_send=by_send, running=running)
+            _tell(moved, wished, refused, by_send=by_send, but=but)
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
 
 
@@ -150,9 +154,7 @@ def _taken_by_send(ledger: Ledger, ids: Sequence[int], host: str) -> set[int]:
     return {entry_id for entry_id in ids if (entry := ledger.entry(entry_id)) is not None and entry.host == host}
 
 
-def _tell(
-    moved: list[int], wished: list[int], refused: list[tuple[int, str]], *, by_send: set[int], running: bool
-) -> None:
+def _tell(moved: list[int], wished: list[int], refused: list[tuple[int, str]], *, by_send: set[int], but: str) -> None:
     for entry_id, why in refused:
         click.echo(f"file {entry_id}: not retried: {why}")
     sent, read = (sum(1 for entry_id in ids if entry_id not in by_send) for ids in (moved, wished))
@@ -164,5 +166,5 @@ def _tell(
         click.echo("no file is like that")
     if by_send:
         click.echo(f"{in_files(len(by_send))} of `ingestd send` can be sent only by it: run it on the folder again")
-    if (sent or read) and not running:
-        click.echo(_WITHOUT_DAEMON.lstrip(", "))
+    if (sent or read) and but:
+        click.echo(but)

@@ -27,6 +27,7 @@ from .frame import (
     json_option,
     ledger_for_reading,
     load_config,
+    missing_spool,
     plain,
     print_json,
     stopped_send,
@@ -93,6 +94,11 @@ class Picture:
     more: bool = False
     waiting_for_send: int = 0
     stopped: tuple[Alarm, ...] = ()
+
+    @property
+    def spool_away(self) -> str:
+        """Say why nobody can see whether a daemon runs, "" where it is seen."""
+        return missing_spool(self.config) if self.pid is None else ""
 
     @property
     def oldest_at(self) -> datetime | None:
@@ -244,7 +250,7 @@ def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
             {"at": jump.at, "seconds": jump.by.total_seconds()} for jump in (status.jumps if status else ())
         ],
         "destination": _destination(picture),
-        "daemon": {"running": picture.pid is not None, "pid": picture.pid},
+        "daemon": {"running": None if picture.spool_away else picture.pid is not None, "pid": picture.pid},
         "inboxes": [
             {"name": inbox.inbox, "path": inbox.path, "alarm": inbox.alarm, "watching": inbox.watching}
             | {"counts": dict(inbox.counts), "at": inbox.at}
@@ -382,7 +388,8 @@ def _head(picture: Picture) -> RenderableType:
     grid.add_row("Configuration", Text(plain(picture.config.file)))
     grid.add_row("Server", Text(plain(destination["url"])))
     grid.add_row("", state)
-    running = f"running, process {picture.pid}" if picture.pid else "not running (start it: ingestd run)"
+    idle = picture.spool_away or "not running (start it: ingestd run)"
+    running = f"running, process {picture.pid}" if picture.pid else idle
     grid.add_row("Daemon", Text(running, style="" if picture.pid else "yellow"))
     oldest = picture.oldest_at
     age = ago((picture.at - oldest).total_seconds()) if oldest else "none waits"

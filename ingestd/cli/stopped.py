@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ingestd.locks import ledger_trouble
 
-from .frame import ago, in_files, plain
+from .frame import ago, in_files, missing_spool, plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -39,7 +39,8 @@ def stopped_because(
     """
     lines = list(status.alarms) if status is not None else []
     if pid is None:
-        lines += _no_daemon(config, status, rows=rows, at=at)
+        missing = missing_spool(config)
+        lines += _spool_away(missing, lines, at) if missing else _no_daemon(config, status, rows=rows, at=at)
     elif trouble := ledger_trouble(config.spool.path):
         lines.append(_ledger_fails(config, *trouble))
     if waiting_for_send:
@@ -49,6 +50,20 @@ def stopped_because(
             lines += _paused(status.destination, at=at)
         lines += _too_old(config, status, at=at)
     return tuple(sorted(lines, key=lambda line: line.since))
+
+
+def _spool_away(missing: str, lines: list[Alarm], at: datetime) -> Iterator[Alarm]:
+    from ingestd.ledger import Alarm
+
+    if not any(line.kind == "spool" for line in lines):  # the daemon that runs may have seen it
+        yield Alarm(
+            kind="spool",
+            about="",
+            note=missing,
+            next_step="mount its disk again, or put the folder back: an ingestd that runs goes on by itself; or mend "
+            "`spool` in the configuration",
+            since=at,
+        )
 
 
 def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime) -> Iterator[Alarm]:
