@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.cli.frame import ExitCode
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess
 from tests.running import PROGRAM, QUICK_INBOX, Site, environment
@@ -48,6 +49,28 @@ def test_a_refused_file_from_another_filesystem_is_refused_once(tmp_path):
 
         assert list(Path(drop).rglob("*.txt")) == []
     assert site.states() == {"REJECTED": 1}
+
+
+def test_a_spool_on_a_disk_that_is_mounted_read_only_is_no_matter_of_permission(tmp_path):
+    """What a disk becomes after an error; "become the user root", said root."""
+    if reason := why_not():
+        pytest.skip(reason)
+    site = Site(tmp_path / "site", "http://127.0.0.1:9/v2")
+    site.spool.mkdir(mode=0o700)
+    spool = shlex.quote(str(site.spool))
+    check = shlex.join([*PROGRAM, "check", "-c", str(site.config_file)])
+
+    ran = subprocess.run(
+        in_a_namespace(f"mount --bind {spool} {spool}", f"mount -o remount,ro,bind {spool}", check),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+
+    [line] = [line for line in ran.stdout.splitlines() if line.startswith("PROBLEM  spool")]
+    assert "mounted read-only" in line, ran.stdout
+    assert ran.returncode == ExitCode.CONFIGURATION
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 from ingestd.daemon import Daemon
 from ingestd.emulator import Emulator
 from tests.running import Site, wait_until
+from tests.test_cli_stopped import Immutable
 from tests.test_daemon_promise import configure, image, running, states, turn
 from tests.torture.failing import Fault, Injector, NoCompilerError, compile_library
 
@@ -61,6 +62,35 @@ def test_spool_that_is_not_there_is_an_alarm_and_mends_itself(tmp_path: Path, se
         away.rename(spool)
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
         turn(daemon, lambda: stopped_because(daemon) == [])
+
+
+@pytest.mark.parametrize("place", ["files", "files/*"])
+def test_spool_that_may_not_be_written_is_named_and_not_the_drop_folder(
+    tmp_path: Path, server: Emulator, place: str
+) -> None:
+    """It was "files not be moved out of the drop folder": whoever read that mended the wrong folder."""
+    config = configure(tmp_path, server)
+    told: set[str] = set()
+
+    def tell(daemon: Daemon, until: Callable[[], bool]) -> Callable[[], bool]:
+        return lambda: bool(told.update(stopped_because(daemon))) or until()
+
+    with running(config) as daemon:
+        turn(daemon, lambda: daemon.orphans_adopted)
+        if place != "files":
+            (tmp_path / "spool" / "files" / config.inboxes[0].name).mkdir()
+        [folder] = (tmp_path / "spool").glob(place)
+        with Immutable(folder):
+            (tmp_path / "drop" / "image").write_bytes(image())
+            turn(daemon, tell(daemon, lambda: stopped_because(daemon) == ["spool"]))
+            turn(daemon, tell(daemon, pass_seconds(1.5)))
+            [alarm] = daemon.ledger.alarms()
+            assert "the spool may not be written" in alarm.note
+            assert (tmp_path / "drop" / "image").exists()
+
+        turn(daemon, tell(daemon, lambda: states(config) == {"CONFIRMED": 1}))
+        turn(daemon, tell(daemon, lambda: not stopped_because(daemon)))
+    assert told == {"spool"}
 
 
 def test_drop_between_the_loss_of_a_folder_and_the_look_at_it_is_not_forgotten(

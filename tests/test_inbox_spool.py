@@ -700,7 +700,7 @@ def test_full_disk_leaves_sources_untouched_and_goes_on_when_there_is_room(tmp_p
     full, again, read_only = done.stdout.splitlines()
     assert full == "['no_room', 'no_room', 'taken', 'taken'] ['0', '1', '2', '3'] 0"
     assert again == "['taken', 'taken']"
-    assert read_only == "error read-only file system"
+    assert read_only == "no_spool a folder of the spool may not be written: read-only file system"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")

@@ -221,6 +221,9 @@ def _spool(config: Config) -> Iterator[Finding]:
     if not nearest.is_dir():
         yield _bad("spool", f"{nearest} is no folder")
         return
+    if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+        yield _bad("spool", f"{nearest} lies on a disk that is mounted read-only", "mount it for writing (see dmesg)")
+        return
     if not os.access(nearest, os.W_OK | os.X_OK):
         yield _no_permission("spool", nearest)
         return

@@ -25,6 +25,10 @@ _SPOOL_STEP = (
     "mount its disk again, or put the folder back; intake goes on by itself. If it is lost for good, restart ingestd: "
     "what was in it then shows as failed, and is to be dropped again"
 )
+_BARRED_STEP = (
+    "look at its disk (dmesg) and mount it for writing, or give ingestd's user the right to write in it; intake goes "
+    "on by itself, and what lies in the spool is sent meanwhile"
+)
 _SPACE_EVERY_SECONDS = 1.0
 _SQUATTED = "somebody else has the name of our own folder in a drop folder; sources are removed by way of another name"
 _SQUATTED_STEP = "remove or rename what lies there as .ingestd-removing, and see who may write to the drop folder"
@@ -84,6 +88,7 @@ class Housekeeping:
         self._sources_gone: list[int] = []
         self._reports: list[InboxReport] = []
         self.spool_stands = True
+        self._is_barred = False  # nothing may be written in the spool; what lies there can be read, and sent
         self._free: int | None = None  # bytes on the spool's disk, as last seen; None: nobody can say
         self._look_at_disk()
 
@@ -104,8 +109,8 @@ class Housekeeping:
 
     @property
     def may_take_in(self) -> bool:
-        """Whether the spool's disk is known to have room."""
-        return self._free is not None and not self.disk_low
+        """Whether the spool's disk is known to have room, and may be written."""
+        return self._free is not None and not (self.disk_low or self._is_barred)
 
     @property
     def is_idle(self) -> bool:
@@ -156,8 +161,10 @@ class Housekeeping:
         was_low = self.disk_low
         trouble = self._spool.trouble()
         self.spool_stands = not trouble
-        self._alarms.set("spool", note=trouble, next_step=_SPOOL_STEP)
+        barred = "" if trouble else self._spool.barred()
+        self._alarms.set("spool", note=trouble or barred, next_step=_SPOOL_STEP if trouble else _BARRED_STEP)
         self._free = None
+        self._is_barred = bool(barred)
         if self.spool_stands:
             with contextlib.suppress(OSError):
                 self._free = self._spool.free_bytes()

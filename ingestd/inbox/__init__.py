@@ -39,6 +39,7 @@ Known files are forgotten, the others settle.
     .low_water: int                                   bytes of its disk that no copy may use
     .path: Path / .host: str                          the spool's own id, a UUID in ``spool.id``
     .lock() -> None / .unlock() -> None               raises SpoolInUse(path, pid); empties ``scratch``
+    .barred() -> str                                  why we may not write in it, "" when we may
     .trouble() -> str                                 what became of the folder under us, "" when nothing did
     .tells_gone(place: str) -> bool                   False while the spool is away
     .take_in(items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]      same order; Taken is durable on return

@@ -117,6 +117,16 @@ class Spool:
         self.device = device
         return ""
 
+    def barred(self) -> str:
+        """Say why we may not write here, "" where we may; what is not there is told by ``trouble``."""
+        with contextlib.suppress(OSError):
+            for folder in (*(self.path / room for room in ROOMS), *(self.path / "files").iterdir()):
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    is_mount = os.statvfs(folder).f_flag & os.ST_RDONLY
+                    why = "its disk is mounted read-only" if is_mount else "the rights of its folders forbid it"
+                    return f"the spool may not be written: {why}"
+        return ""
+
     def tells_gone(self, place: str) -> bool:
         """Whether a file of ours that is not found is gone for good, and not only the spool that it lies in."""
         return not place.startswith(f"{self.path}/") or not self.trouble()

@@ -32,6 +32,7 @@ from .types import Brought, Candidate, Expect, NotTaken, Stranded, Taken, WhyNot
 _FOLDERS_MOST = 200
 _NAME_BYTES = 16
 _NO_SPOOL = "a folder of the spool is not there"
+_BARS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _NAMES_AT_ONCE = 64
 # On a copy: where it came from, so that after a crash it is not taken for another file than its source.
 ORIGIN = "user.ingestd.source"
@@ -265,6 +266,8 @@ class _Group:
             if error.errno == errno.ENOENT:
                 look(name, source_folder)  # raises, if it is the source that is not there
                 raise _Left(WhyNot.NO_SPOOL, _NO_SPOOL) from error
+            if error.errno in _BARS and not os.access(".", os.W_OK | os.X_OK, dir_fd=target.folder):
+                raise _spool_bars(error) from error
             if error.errno != errno.EXDEV:
                 raise
             return None
@@ -328,12 +331,19 @@ class _Group:
         return _not_taken(moved.item.candidate, error)
 
 
+def _spool_bars(error: OSError) -> _Left:
+    why = os.strerror(error.errno or errno.EIO).lower()
+    return _Left(WhyNot.NO_SPOOL, f"a folder of the spool may not be written: {why}")
+
+
 @contextlib.contextmanager
 def _spool_to_be_there() -> Iterator[None]:
-    """Tell a folder of the spool that is not there from a file that is gone."""
+    """Tell a folder of the spool that is not there, or not for us, from such a file."""
     try:
         yield
     except OSError as error:
+        if error.errno in _BARS:
+            raise _spool_bars(error) from error
         if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
             raise
         raise _Left(WhyNot.NO_SPOOL, _NO_SPOOL) from error

@@ -182,7 +182,7 @@ class WhyNot(StrEnum):
     GONE = "gone"
     NO_SPACE = "no_space"
     NO_ROOM = "no_room"  # this file is too large for what is free; others may fit
-    NO_SPOOL = "no_spool"  # what is not there is the spool, not the file
+    NO_SPOOL = "no_spool"  # what is not there, or may not be written, is the spool, not the file or its folder
     ERROR = "error"
 
 
