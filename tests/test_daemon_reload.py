@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +100,26 @@ def test_reload_asked_for_before_the_daemon_stands_is_kept(tmp_path: Path, serve
         daemon.wait_ready()
 
         wait_until(lambda: "config.reread" in daemon.tail(), what="the reload")
+
+
+def test_reloads_in_a_row_keep_no_file_from_being_taken_in(tmp_path: Path, server: Emulator) -> None:
+    """Each began the file's ``settle`` anew, and the wait for the rest of a short one."""
+    site = Site(tmp_path, server.url)
+    site.configure(inboxes=[{"path": "./drop", "settle": "3s", "incomplete_after": "6s"}])
+    (site.drop / "image").write_bytes(image())
+    (site.drop / "short").write_bytes(image()[:-40].replace(b"1.2.3.4.5", b"1.2.3.4.6"))
+    with site.start() as daemon:
+        reloaded_at = [time.monotonic()]
+
+        def reload_and_look() -> bool:
+            if time.monotonic() - reloaded_at[-1] > 1.5:
+                os.kill(daemon.pid, signal.SIGHUP)
+                reloaded_at.append(time.monotonic())
+            daemon.listen()
+            return site.states() == {"CONFIRMED": 1, "REJECTED": 1}
+
+        wait_until(reload_and_look, what="both files", within_seconds=60)
+        assert len(reloaded_at) > 3
 
 
 def test_reload_leaves_no_word_of_a_ledger_that_failed_before(tmp_path: Path, server: Emulator) -> None:

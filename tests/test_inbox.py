@@ -199,6 +199,28 @@ def test_short_file_that_stays_short_comes_back_as_final(tmp_path, drop):
         assert second.final
 
 
+def test_inboxes_that_take_the_place_of_others_know_since_when_a_file_is_as_it_is(tmp_path, drop):
+    for name in ("same", "grows", "touched"):
+        put(drop, name)
+    with Desk(tmp_path, policy(tmp_path)) as desk:
+        desk.settle(1.5)
+        since = desk.report().oldest_since
+    with Desk(tmp_path, policy(tmp_path)) as between:
+        between.ahead = desk.ahead
+        between.inboxes.take_over(desk.inboxes)  # and is replaced before it saw anything
+    put(drop, "grows", content=b"more than before")
+    (drop / "touched").chmod(0o640)
+    with Desk(tmp_path, policy(tmp_path)) as following:
+        following.ahead = desk.ahead
+        following.inboxes.take_over(between.inboxes)
+        following.settle(0.6)
+
+        assert names(following.ready_now()) == ["same"]
+        assert following.report().oldest_since == since
+        following.pass_time(1.5)
+        assert names(following.ready_now()) == ["grows", "touched"]
+
+
 def test_growth_begins_the_wait_for_the_rest_anew(tmp_path, drop):
     """A slow writer, minutes between two pieces, is not refused for the time that it took in all."""
     path = drop / "x"

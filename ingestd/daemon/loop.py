@@ -93,7 +93,6 @@ class Daemon:
         self.wake = wake or Wake()
         self._log = structlog.get_logger()
         policies = policies if policies is not None else tuple(wiring.policy_of(inbox) for inbox in config.inboxes)
-        self._takes_over = before is not None
         self.spool: Spool
         self.ledger: Ledger
         self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config)
@@ -105,6 +104,7 @@ class Daemon:
                 self.ledger.close()
                 self.spool.unlock()
             raise
+        self._replaces = before.inboxes if before is not None else None
         self.spool.low_water = config.spool.low_water
         backoff = wiring.backoff_of(config)
         self.readers = Readers(
@@ -200,7 +200,9 @@ class Daemon:
     def start(self) -> None:
         """Settle what the last run left, arm the observers; then the first scan belongs to the first ticks."""
         now = read_clocks()
-        if self._takes_over:
+        if self._replaces is not None:
+            self.inboxes.take_over(self._replaces)
+            self._replaces = None
             self.spool.empty_scratch()
             self.spool.tell("")  # what the one before had told; if the ledger fails still, that is found anew
             self.ledger.longest = wiring.longest_waits_of(self.config)

@@ -9,6 +9,7 @@ Two classes do it all.
 
     Inboxes(policies, *, spool: Path, wake: Callable[[], object], scan_every=timedelta(seconds=30), track_most=20_000)
     .open() -> None                                   arm the observers, before the first scan
+    .take_over(other) -> None                         know since when the other's files are as they are
     .look(*, now: float, room: int) -> Look           bounded work; at most ``room`` files in ``ready``
     .answer_known(asked: Sequence[Candidate], known: Collection[Candidate]) -> None
     .tells_gone(place: str) -> bool                   False while the inbox's folder is away: a share not mounted

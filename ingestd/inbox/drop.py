@@ -461,6 +461,8 @@ class Drop:
             self._saw(one, now, by_scan=self._scanning.finds_missed, is_scan=True)
         if walk.is_complete:
             self._scanning.end(walk, now)
+            if self._scanning.is_full:
+                self.sights.forget_before()
 
     def _saw(self, found: Found, now: float, *, by_scan: bool, is_scan: bool) -> None:
         path, seen = found

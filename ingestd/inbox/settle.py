@@ -70,6 +70,7 @@ class Sights:
         self._phases: Counter[Phase] = Counter()
         self._due: list[tuple[float, int, Sight]] = []
         self._ticket = 0
+        self._before: dict[str, tuple[FileStat, float]] = {}  # what another saw, and since when
 
     def __len__(self) -> int:
         return len(self._by_path)
@@ -114,14 +115,25 @@ class Sights:
     def add(self, path: str, seen: FileStat, now: float, *, by_scan: bool = False, ask: bool = False) -> Sight:
         """Watch a file that was not watched so far."""
         sight = Sight(path, seen, now, by_scan=by_scan)
+        known = self._before.pop(path, None)
+        if known is not None and known[0] == seen:
+            sight.since = known[1]
         self._by_path[path] = sight
         if ask:
             sight.phase = Phase.ASKED
             self._phases[Phase.ASKED] += 1
         else:
             self._phases[Phase.SETTLING] += 1
-            self._schedule(sight, now + self.settle)
+            self._schedule(sight, max(sight.since + self.settle, now))
         return sight
+
+    def take_over(self, other: Sights) -> None:
+        """Go by what another, in whose place we come, knows of files that we find as it saw them last."""
+        self._before = other._before | {path: (sight.stat, sight.since) for path, sight in other._by_path.items()}
+
+    def forget_before(self) -> None:
+        """Let go of what another knew: all that is still there was seen."""
+        self._before = {}
 
     def start_over(self, sight: Sight, seen: FileStat, now: float) -> None:
         """Settle anew: the file is another than the one we saw."""
