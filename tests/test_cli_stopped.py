@@ -117,6 +117,19 @@ def test_a_spool_that_is_away_is_told_as_that_and_not_as_a_daemon_that_ended(com
 
 
 @pytest.mark.usefixtures("daemon_runs")
+@pytest.mark.parametrize("words", [["reconcile"], ["reconcile", "--full"]], ids=" ".join)
+def test_no_spool_is_made_in_the_place_of_one_that_is_away(command, rows, words):
+    """It stood in the way when the folder was put back, and ended with 0: "nothing waits for proof"."""
+    rows.spool.path.rename(rows.folder / "away")
+
+    said = command(*words)
+
+    assert said.code == ExitCode.CONFIGURATION
+    assert f"the spool is not at {rows.spool.path}" in said.err
+    assert not rows.spool.path.exists()
+
+
+@pytest.mark.usefixtures("daemon_runs")
 @pytest.mark.parametrize(
     "cause, minutes, expected",
     [

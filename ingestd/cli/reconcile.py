@@ -22,6 +22,7 @@ from .frame import (
     json_option,
     keep_secrets,
     load_config,
+    missing_spool,
     need_owner,
     plain,
     print_json,
@@ -80,6 +81,8 @@ def command(*, config: Path | None, as_json: bool, full: bool, compare: float, t
     settings = tell_config(load_config(config))
     need_owner(settings.spool.path)
     need_owner(settings.ledger_file)
+    if missing := missing_spool(settings):
+        raise Stop(ExitCode.CONFIGURATION, f"{missing}; mount its disk again, or put the folder back")
     if full:
         return _full(settings, share=compare / 100, budget=timeout or timedelta(hours=1), as_json=as_json)
     if compare:
