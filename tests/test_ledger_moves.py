@@ -516,6 +516,30 @@ def test_check_that_could_not_be_made_is_put_off_without_being_counted(ledger: L
     assert ledger.unproven(now=LATER + timedelta(minutes=1))[0].checks == 0
 
 
+@pytest.mark.parametrize(
+    "state, reason, is_kept",
+    [
+        (State.UNCERTAIN, Reason.NO_VERDICT, False),
+        (State.STORED, Reason.STORED_ANSWER, False),
+        (State.UNCERTAIN, Reason.REFUSED, True),
+        (State.CONFIRMED, Reason.FEED, True),
+    ],
+)
+def test_why_a_check_could_not_be_made_is_noted_over_nothing_that_is_needed(
+    ledger: Ledger, state: State, reason: Reason, is_kept: bool
+):
+    """What the server refused a file with is all that is known of it, and what confirmed one is its proof."""
+    if state is State.CONFIRMED:
+        entry_id = entry_in(ledger, state)
+    else:
+        (entry_id,) = admit(ledger, arrival(1))
+        send(ledger, 1, state=state, reason=reason)
+    before = ledger.unproven_rows([entry_id])[0].note
+    with ledger.write() as moves:
+        moves.check_again([entry_id], at=LATER, note="the server answered 403")
+    assert ledger.unproven_rows([entry_id])[0].note == (before if is_kept else "the server answered 403")
+
+
 def test_two_absences_are_on_record_before_a_row_is_sent_again(ledger: Ledger):
     entry_id = entry_in(ledger, State.UNCERTAIN)
     apply(ledger, outcome(entry_id, State.UNCERTAIN, Reason.ABSENT, wait=timedelta(seconds=10)))

@@ -33,12 +33,14 @@ from .frame import (
 
 if TYPE_CHECKING:
     from ingestd.config import Config
-    from ingestd.ledger import Entry, Ledger, Story
+    from ingestd.ledger import Alarm, Entry, Ledger, Story
 
 # A study UID names hundreds of rows; their whole stories are asked for one by one.
 MOST_STORIES = 10
 # How a log line names a study (``logs.study_ref``).
 NOT_COMPARED = "not compared: the server shows that it is there"
+# The alarms of a server that answers nothing of what would prove a file.
+_UNANSWERED = ("not_retrieved", "not_searched")
 _REFERENCE = re.compile(r"[0-9a-f]{12}")
 
 
@@ -59,17 +61,18 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         entries = find(settings, ledger, what)
         stories = [story for entry in entries[:MOST_STORIES] if (story := ledger.story(entry.entry_id))]
         server = ledger.destination()
+        unanswered = next((alarm for alarm in ledger.alarms() if alarm.kind in _UNANSWERED), None)
     if not stories:
         raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what))
     if as_json:
-        plains = [story_as_plain(story) for story in stories]
+        plains = [story_as_plain(story, unanswered) for story in stories]
         print_json({"config": settings.file, "files": plains, "found": len(entries)})
         return ExitCode.DONE
     knows_references, sender = _know_references(settings), stopped_send(settings)
     folders = {inbox.name: str(inbox.path) for inbox in settings.inboxes}
     paused = (server.pause_note or str(server.pause_cause)) if server and server.paused_since else ""
     for story in stories:
-        tell(story, folders, with_reference=knows_references, sender=sender, paused=paused)
+        tell(story, folders, with_reference=knows_references, sender=sender, paused=paused, unanswered=unanswered)
     if len(entries) > len(stories):
         rest = len(entries) - len(stories)
         click.echo(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID")
@@ -163,11 +166,12 @@ def _as_dropped(config: Config, what: str) -> Path:
     return path
 
 
-def story_as_plain(story: Story) -> dict[str, Any]:
+def story_as_plain(story: Story, unanswered: Alarm | None) -> dict[str, Any]:
     """Return a story as JSON values."""
     from .status import entry_as_plain
 
     return entry_as_plain(story.entry) | {
+        "next_step": _step(story.entry, unanswered),
         "history": [
             {
                 "at": event.at,
@@ -205,15 +209,37 @@ def _short(entry: Entry) -> dict[str, Any]:
     return {"id": entry.entry_id, "state": str(entry.state), "inbox": entry.inbox, "source": entry.relative_path}
 
 
-def tell(story: Story, folders: Mapping[str, str], *, with_reference: bool, sender: str, paused: str) -> None:
+def _step(entry: Entry, unanswered: Alarm | None) -> str:
+    from .advice import next_step
+
+    if unanswered is not None and _waits_for_proof(entry):
+        return unanswered.next_step
+    return next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)
+
+
+def _waits_for_proof(entry: Entry) -> bool:
+    from ingestd.lifecycle import State
+
+    return entry.state in (State.STORED, State.UNCERTAIN) and not entry.hold_reason
+
+
+def tell(
+    story: Story,
+    folders: Mapping[str, str],
+    *,
+    with_reference: bool,
+    sender: str,
+    paused: str,
+    unanswered: Alarm | None,
+) -> None:
     """Print one file's story for a person.
 
-    ``folders`` says where the inboxes are, ``sender`` is the host whose rows wait for another ``ingestd send``, and
-    ``paused`` is why nothing is sent to the server at present.
+    ``folders`` says where the inboxes are, ``sender`` is the host whose rows wait for another ``ingestd send``,
+    ``paused`` is why nothing is sent to the server at present, and ``unanswered`` tells that it proves nothing.
     """
     from ingestd.lifecycle import UNCONFIRMED
 
-    from .advice import AFTER_SEND, MEANING, next_step
+    from .advice import AFTER_SEND, MEANING
     from .tables import console, styled, table
 
     entry = story.entry
@@ -233,7 +259,7 @@ def tell(story: Story, folders: Mapping[str, str], *, with_reference: bool, send
         if others:
             rows = [(other.entry_id, styled(str(other.state)), other.relative_path) for other in others]
             out.print(table(("ID>", "State", "From"), rows, title=f"\n{words}"))
-    step = next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)
+    step = _step(entry, unanswered)
     if entry.host == sender and (entry.wish or (entry.state in UNCONFIRMED and not entry.hold_reason)):
         step = AFTER_SEND
     elif paused and entry.state in UNCONFIRMED and not entry.hold_reason:
@@ -245,6 +271,8 @@ def _facts(entry: Entry, folders: Mapping[str, str], *, with_reference: bool) ->
     from ingestd.logs import study_ref
 
     facts = [("Reason", f"{entry.reason}: {entry.note}" if entry.note else str(entry.reason or ""))]
+    if entry.next_check_at and _waits_for_proof(entry):
+        facts.append(("Asked about again", _clock(entry.next_check_at)))
     if entry.failure_reason is not None:
         facts.append(("Server's reason", f"{entry.failure_reason} ({entry.failure_reason:04X}H)"))
     if entry.warning_reason is not None:

@@ -149,6 +149,7 @@ class Daemon:
             ledger=self.ledger,
             dispatch=self.dispatch,
             trust=self.trust,
+            alarms=self.alarms,
             tells_gone=self._tells_gone,
             rules=None,
             interval=config.reconcile.interval,

@@ -20,10 +20,12 @@ from typing import TypeAlias
 
 import structlog
 
+from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.now import Now
 from ingestd.daemon.trust import Trust, sameness_of
+from ingestd.daemon.unanswered import Unanswered
 from ingestd.ledger import Ledger, Moves
 from ingestd.lifecycle import Backoff, Jump, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
 from ingestd.places import is_gone
@@ -96,6 +98,7 @@ class Proof:
         ledger: Ledger,
         dispatch: Dispatch,
         trust: Trust,
+        alarms: Alarms,
         tells_gone: Callable[[str], bool],
         rules: Rules | None,
         interval: timedelta,
@@ -109,6 +112,11 @@ class Proof:
         self._ledger = ledger
         self._dispatch = dispatch
         self._trust = trust
+        # By whether a question wants copies, and not only to know what is there.
+        self._unanswered = {
+            True: Unanswered(alarms, "not_retrieved", wanted="gives back nothing of what it stored"),
+            False: Unanswered(alarms, "not_searched", wanted="does not say what it has"),
+        }
         self._interval = interval
         self._lag = lag
         self._backoff = backoff
@@ -196,6 +204,9 @@ class Proof:
         may_ask = len(self._asked) < _ROWS_MOST and not self._waits_for_trust
         check = self._ledger.next_check_at(now=now.utc) if may_ask else None
         self._rows_are_due = check is not None and check <= now.utc
+        if may_ask and check is None and self.is_idle:
+            for each in self._unanswered.values():
+                each.end()
         if any(now.mono >= fetch.at for fetch in self._fetches):
             self._plan_fetches(now, self.rules)
 
@@ -213,7 +224,9 @@ class Proof:
         for answer in self._answers:
             if isinstance(answer, FeedAnswer):
                 self._settle_feed(answer, moves, now)
-            elif (fetch := self._fetching.get(id(answer.question))) is not None:
+                continue
+            self._acts.append(partial(self._unanswered[answer.question.fetch].take, answer, now))
+            if (fetch := self._fetching.get(id(answer.question))) is not None:
                 self._settle_fetch(answer, fetch, moves, now)
             else:
                 studies.append(answer)
@@ -442,10 +455,9 @@ class Proof:
         found = {finding.row.entry_id for finding in answer.findings}
         unasked = [row for row in answer.question.rows if row.entry_id not in found]
         if unasked:
-            self._ask_later(unasked, moves, now)
+            self._ask_later(unasked, moves, now, note=answer.failure)
             self._acts += [partial(self._let_go, row.entry_id) for row in unasked]
-            error = answer.error or (answer.pause.note if answer.pause else "")
-            self._log.warning("study.not_asked", rows=len(unasked), error=error)
+            self._log.warning("study.not_asked", rows=len(unasked), error=answer.failure)
         if self._asked_before_jump.isdisjoint(row.entry_id for row in answer.question.rows):
             self._acts.append(partial(self._keep_clock_offset, answer.clock_offset))
         for finding in answer.findings:
@@ -488,9 +500,9 @@ class Proof:
         if outcome.state is not finding.row.state or not self._was_woken(finding.row):
             outcomes.append(outcome)
 
-    def _ask_later(self, asked: Sequence[Unproven], moves: Moves, now: Now) -> None:
+    def _ask_later(self, asked: Sequence[Unproven], moves: Moves, now: Now, *, note: str = "") -> None:
         sleeping = [row.entry_id for row in asked if not self._was_woken(row)]
-        moves.check_again(sleeping, at=now.utc + max(_ASK_AGAIN, self._interval))
+        moves.check_again(sleeping, at=now.utc + max(_ASK_AGAIN, self._interval), note=note)
 
     def _compare(self, finding: Finding, copy: Path) -> None:
         row = finding.row

@@ -41,7 +41,7 @@ On Moves (``now`` is keyword-only everywhere)::
         now + (wait or backoff); reason ABSENT counts absences; on CONFIRMED, with evidence_at or without a wait, it is
         fresh evidence (duplicates' files become removable) and ends the check. Outcome.expected (the state asked
         about) and Outcome.evidence_at should be given: a row found elsewhere is left alone and counted as lost.
-    check_again(entry_ids, *, at) -> int            next_check_at, without counting a check (server not reachable)
+    check_again(entry_ids, *, at, note="") -> int   next_check_at, without counting a check (server not reachable)
     record_sightings(sightings: Sequence[Sighting], *, now, cursor: FeedCursor | None = None) -> int
         kept on the row whatever its state; rows in STORED, UNCERTAIN, CONFIRMED, DELETED come up in unproven() at
         once. The cursor is advanced in the same transaction.

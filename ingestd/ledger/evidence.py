@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, Update, and_, bindparam, case, literal, or_, select, update
 
-from ingestd.lifecycle import HOLDING, MOVES, Backoff, FeedCursor, Outcome, Reason, Sameness, Sighting, State
+from ingestd.lifecycle import HOLDING, MOVES, REFUSALS, Backoff, FeedCursor, Outcome, Reason, Sameness, Sighting, State
 
 from . import dialect
 from .returns import need_of
@@ -207,14 +207,20 @@ def _free_a_person(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> 
                 tx.put_down((former.id,), former.state, former.state, at=now, reason=reason, note=note)
 
 
-def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime) -> int:
-    """Have these rows asked about at that time, without counting a check."""
+def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime, note: str = "") -> int:
+    """Have these rows asked about at that time, without counting a check; ``note``: why they could not be now."""
+    values: dict[str, Any] = {"next_check_at": at}
+    if note:
+        # What one was refused with is all that is known of it; what another was confirmed by is its proof.
+        waits = instance.c.state.in_([State.STORED, State.UNCERTAIN])
+        may_take = and_(waits, or_(instance.c.reason.is_(None), instance.c.reason.not_in(REFUSALS)))
+        values["note"] = case((may_take, literal(note, instance.c.note.type)), else_=instance.c.note)
     changed = 0
     for piece in pieces(list(entry_ids)):
         changed += tx.connection.execute(
             update(instance)
             .where(dialect.among(instance.c.id, "ids"), dialect.unindexed(instance.c.state).in_(PROVABLE))
-            .values(next_check_at=at),
+            .values(values),
             {"ids": piece},
         ).rowcount
     return changed

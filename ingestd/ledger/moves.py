@@ -126,9 +126,9 @@ class Moves:
         """Carry out what the reconciler found. An outcome in the row's own state means "asked, not settled"."""
         return evidence.apply(self._tx, outcomes, now=now, backoff=backoff, jitter=jitter)
 
-    def check_again(self, entry_ids: Iterable[int], *, at: datetime) -> int:
-        """Have these rows asked about at that time, without counting a check."""
-        return evidence.check_again(self._tx, entry_ids, at=at)
+    def check_again(self, entry_ids: Iterable[int], *, at: datetime, note: str = "") -> int:
+        """Have these rows asked about at that time, without counting a check; ``note``: why they could not be now."""
+        return evidence.check_again(self._tx, entry_ids, at=at, note=note)
 
     def audit(self, study_uid: str, *, now: datetime) -> int:
         """Have everything of a study that should be on the server asked about; how many rows that is."""

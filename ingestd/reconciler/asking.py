@@ -149,7 +149,7 @@ class StudyAsker:
         except OSError as error:
             why = error.strerror or type(error).__name__
             note = f"its copy could not be kept for the comparison: {why}"
-            return Finding(row=row, present=None, asked_at=asked_at, note=note)
+            return Finding(row=row, present=None, asked_at=asked_at, note=note, is_ours=True)
 
     def _not_found(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
         listed = listing.has(row.identity)

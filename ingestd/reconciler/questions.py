@@ -100,15 +100,17 @@ class StudyQuestion:
 class Finding:
     """What the server showed of one row at ``asked_at`` (our clock; ``asked_boot`` on ``clocks.boottime``).
 
-    ``present`` None: it could not be told now, ``note`` says why. ``sameness`` is SAME where the server gave back the
-    very bytes of our file; else a fetched ``copy`` lies in scratch, for the caller to compare and to unlink, and
-    beside it ``more``, where the server has several: the row is proven if one of them is ours.
+    ``present`` None: it could not be told now, ``note`` says why, and ``is_ours`` that this machine is to blame.
+    ``sameness`` is SAME where the server gave back the very bytes of our file; else a fetched ``copy`` lies in
+    scratch, for the caller to compare and to unlink, and beside it ``more``, where the server has several: the row is
+    proven if one of them is ours.
     """
 
     row: Unproven
     present: bool | None
     asked_at: datetime
     asked_boot: float = 0.0
+    is_ours: bool = False
     sameness: Sameness | None = None
     copy: Path | None = None
     more: tuple[Path, ...] = ()
@@ -133,6 +135,13 @@ class StudyAnswer:
     clock_offset: timedelta | None = None
     pause: Pause | None = None
     error: str = ""
+
+    @property
+    def failure(self) -> str:
+        """Say why not all rows could be asked about; empty where nothing failed."""
+        error = self.error or (self.pause.note if self.pause else "")
+        what = "its copy could not be had" if self.question.fetch else "the server could not be asked for it"
+        return f"{what}: {error}" if error else ""
 
 
 Question = FeedQuestion | StudyQuestion

@@ -1,0 +1,57 @@
+"""A server that answers none of what proof is asked of it with: told within about a minute, and no file's fault.
+
+Where anything else that is asked would fail the same way (403, a redirect, a web page, no connection) one file is
+enough to know it by. What may be one file's own trouble (404, 500, a broken answer) speaks of the server when it befell
+several files. The first answer ends it, and so does it that nothing is waited for any more.
+"""
+
+from __future__ import annotations
+
+from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.now import Now
+from ingestd.reconciler import StudyAnswer
+
+# A server that is only started anew is no alarm.
+_TELL_AFTER_SECONDS = 45.0
+# So many different files in a row are no single file's fault.
+_FILES_UNTIL_OUTAGE = 3
+
+
+class Unanswered:
+    """Failures in a row of what is asked in one way. Main thread only."""
+
+    def __init__(self, alarms: Alarms, kind: str, *, wanted: str) -> None:
+        """Begin with none; ``wanted`` says what the server does not do while the alarm ``kind`` stands."""
+        self._alarms = alarms
+        self._kind = kind
+        self._wanted = wanted
+        self._files: set[int] = set()
+        self._since: dict[bool, float] = {}  # the first in a row, by whether it concerned the server (``Now.mono``)
+
+    def take(self, answer: StudyAnswer, now: Now) -> None:
+        """Count what became of a question; where some of its rows were answered before it failed, that came first."""
+        for finding in answer.findings:
+            if finding.present is not None:
+                self.end()
+            elif not finding.is_ours:
+                self._files.add(finding.row.entry_id)
+                self._since.pop(True, None)
+                self._failed(finding.note, now, whole=False)
+        if answer.failure:
+            self._failed(answer.failure, now, whole=True)
+
+    def end(self) -> None:
+        """Begin anew: there was an answer, or nothing waits for one."""
+        self._files.clear()
+        self._since.clear()
+        self._alarms.clear(self._kind)
+
+    def _failed(self, note: str, now: Now, *, whole: bool) -> None:
+        lasts = now.mono - self._since.setdefault(whole, now.mono)
+        if lasts >= _TELL_AFTER_SECONDS and (whole or len(self._files) >= _FILES_UNTIL_OUTAGE):
+            self._alarms.raise_(
+                self._kind,
+                note=f"the server {self._wanted}, so that nothing is proven; last: {note}",
+                next_step="give our account the right to read, and look at the server and at what stands in front of "
+                "it, a gateway or a proxy; it is asked again by itself, and at once with `ingestd reconcile`",
+            )
