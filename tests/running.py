@@ -45,17 +45,18 @@ class TookTooLongError(AssertionError):
     """What was waited for did not come."""
 
 
-def wait_until(condition: Callable[[], T], *, what: str, within_seconds: float = 20.0, every: float = 0.02) -> T:
+def wait_until(condition: Callable[[], T], *, what: str, within_seconds: float = 20.0, every: float | None = None) -> T:
     """Return the condition's first true value; raises TookTooLongError, naming ``what``, when it does not come.
 
-    It is looked at ``every`` so many seconds in the beginning, then ever more rarely: what is asked wants the CPU too.
+    It is looked at ``every`` so many seconds where that is given, as by whoever takes the time that something takes;
+    else ever more rarely: what is asked wants the CPU too.
     """
     began_at = time.monotonic()
     while not (value := condition()):
         waited = time.monotonic() - began_at
         if waited > within_seconds:
             raise TookTooLongError(f"{what} did not come within {within_seconds:.0f} s")
-        time.sleep(max(every, waited / 20))
+        time.sleep(max(0.02, waited / 20) if every is None else every)
     return value
 
 
