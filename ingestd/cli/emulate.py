@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ Examples:
 With --data every request and every instance is a line of requests.jsonl there:
 what came, its SHA-256, and what became of it, written before the answer leaves.
 """
+
+
+_YOUNG_OBJECTS = 700  # as CPython has it
 
 
 @click.command("emulate", short_help="Run the embedded server, a stand-in for the Azure DICOM service.", epilog=_EPILOG)
@@ -94,6 +98,8 @@ def command(
             raise click.UsageError("--reset needs --data: a temporary folder is always new")
         remove_all(data)
     try:
+        # Bodies may be large: what of them is garbage must not wait for as many objects as a short command may make.
+        gc.set_threshold(_YOUNG_OBJECTS)
         serve(data, host=host, port=port, ready=_announce, faults=faults, viewer=viewer, **settings)
     except UnknownFault as error:
         raise click.UsageError(str(error)) from error

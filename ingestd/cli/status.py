@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -150,24 +148,13 @@ def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool,
     chosen = Wanted(**wanted)
     if watch and not as_json:
         return _watch(load_config(config), chosen)
-    with _without_collecting():
-        picture = look(load_config(config), chosen)
-        if as_json:
-            print_json(as_plain(picture, chosen))
-        else:
-            show(picture, chosen)
+    picture = look(load_config(config), chosen)
+    if as_json:
+        print_json(as_plain(picture, chosen))
+    else:
+        show(picture, chosen)
     calls = bool(picture.stopped or (picture.status and picture.status.needs_person))
     return ExitCode.NEEDS_PERSON if exit_code and calls else ExitCode.DONE
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Leave garbage alone for half a second of life: a sixth of it would go into collecting what imports made."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def look(config: Config, wanted: Wanted) -> Picture:
