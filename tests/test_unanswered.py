@@ -101,6 +101,8 @@ def ask_now(daemon: Daemon, site: Site) -> None:
         (answer(status="500 Internal Server Error"), "answered 500"),
         (answer(status="503 Service Unavailable"), "answered 503"),
         (NO_PART, "its boundary does not occur"),
+        (answer(b'{"message": "try later"}', content_type="application/json"), "application/json, which is no DICOM"),
+        (answer(b"try later", content_type="text/plain"), "text/plain, which is no DICOM"),
         (BROKEN, "breaks off before its end"),
         (HANG_UP, "the connection was cut"),
     ],

@@ -11,7 +11,7 @@ from ingestd.dicomweb import change_feed as feed
 from ingestd.dicomweb.auth import Auth
 from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage
 from ingestd.dicomweb.deadlines import Timeouts
-from ingestd.dicomweb.decoding import ACCEPT_JSON, DicomJson
+from ingestd.dicomweb.decoding import ACCEPT_JSON, TEXT_TYPES, DicomJson
 from ingestd.dicomweb.downloading import download
 from ingestd.dicomweb.errors import DicomWebError, Refused
 from ingestd.dicomweb.following import LAG, Follower
@@ -158,7 +158,7 @@ class DicomWebClient:
         """Retrieve all instances of a study, streamed (PS3.18 §10.4.1.1.1).
 
         ``transfer_syntax`` "*" means as stored; ``original`` asks Azure for the version before any bulk update.
-        Raises NotFound here; what breaks off later raises while reading.
+        Raises NotFound here, and Unintelligible for JSON, XML or text; what breaks off later raises while reading.
         """
         return self._retrieve(path_of("studies", study_uid), "/studies/{study}", transfer_syntax, original=original)
 
@@ -182,7 +182,12 @@ class DicomWebClient:
         headers = {"Accept": f'multipart/related; type="application/dicom"; transfer-syntax={transfer_syntax}'}
         if original:
             headers["msdicom-request-original"] = "true"
-        return Retrieval(self.transport.send("GET", self._prefix + path, route=route, headers=headers))
+        answer = self.transport.send("GET", self._prefix + path, route=route, headers=headers)
+        if answer.media_type in TEXT_TYPES:
+            # What a gateway says in the server's place is not what the server has.
+            answer.close()
+            raise answer.unintelligible(f"it is answered with {answer.media_type}, which is no DICOM")
+        return Retrieval(answer)
 
     def retrieve_frames(
         self,

@@ -22,6 +22,7 @@ XML_NESTING_LIMIT = 4 * NESTING_LIMIT
 JSON_TYPES = frozenset({"application/dicom+json", "application/json"})
 XML_TYPES = frozenset({"application/dicom+xml", "application/xml", "text/xml"})
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+TEXT_TYPES = JSON_TYPES | XML_TYPES | {"text/plain"}
 
 # The few attributes that are told apart by name here; any other may be given as eight hex digits.
 TAGS: Mapping[str, str] = {
