@@ -152,6 +152,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
         ledger.has_looks(),
     ),
     "waiting elsewhere": lambda ledger: ledger.waiting_elsewhere(),
+    "untold": lambda ledger: ledger.untold(longer_than=timedelta(0), now=NOW),
     "candidates": lambda ledger: ledger.left_candidates(),
 }
 
@@ -227,6 +228,10 @@ AT_EACH_TICK: dict[str, Callable[[Ledger], object]] = {
     "resting": lambda ledger: ledger.resting(before=BEFORE_ALL),
     "went back": lambda ledger: ledger.went_back_at(),
     "destination": lambda ledger: ledger.destination(),
+    "reader": lambda ledger: ledger.needs_reader(),
+    "wishes": lambda ledger: ledger.wishes(),
+    "standing": lambda ledger: ledger.standing(),
+    "untold": lambda ledger: ledger.untold(longer_than=timedelta(0), now=NOW),
 }
 
 

@@ -339,7 +339,7 @@ class Due:
 
     def needs_reader(self, *, limit: int = 1000, after_id: int = 0) -> list[ReaderNeed]:
         """Say which PENDING rows the reader has to look at before they can be sent, by id."""
-        rows = self._all(_NEEDS_READER, {"host": self._host, "after_id": after_id, "limit": limit})
+        rows = self._remembered(_NEEDS_READER, host=self._host, after_id=after_id, limit=limit)
         return [
             ReaderNeed(
                 entry_id=row.id,
@@ -359,7 +359,7 @@ class Due:
 
     def wishes(self, *, limit: int = 1000) -> list[Wished]:
         """Say which REJECTED rows a person wants admitted."""
-        rows = self._all(_WISHES, {"host": self._host, "limit": limit})
+        rows = self._remembered(_WISHES, host=self._host, limit=limit)
         return [
             Wished(
                 entry_id=row.id,

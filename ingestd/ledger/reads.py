@@ -109,6 +109,11 @@ _WAITING_ELSEWHERE = (
     .limit(bindparam("limit"))
 )
 _DESTINATION = select(destination)
+_VERIFICATION = select(verification).where(verification.c.id == 1)
+_TRUST = select(trust)
+_ANY_UNTOLD = (
+    select(instance.c.id).where(instance.c.untold_since.is_not(None), instance.c.host == bindparam("host")).limit(1)
+)
 _KEPT = (instance.c.settled_at.is_not(None), instance.c.removed_at.is_(None), HAS_OWN_FILE)
 _KEPT_LONGEST = (
     select(instance.c.settled_at)
@@ -376,8 +381,8 @@ class Reads(Due):
 
     def standing(self) -> Standing:
         """Say how far this server's word is trusted."""
-        row = self._one(select(verification).where(verification.c.id == 1))
-        kinds = self._all(select(trust))
+        (row,) = self._remembered(_VERIFICATION)
+        kinds = self._remembered(_TRUST)
         return Standing(
             matched={(kind.transfer_syntax, kind.sop_class_uid): kind.matched for kind in kinds},
             ever_matched=bool(row.ever_matched),
@@ -445,9 +450,10 @@ class Reads(Due):
 
         What seems to be so since a time to come is so since before the clock was set back, and counts.
         """
+        if not self._remembered(_ANY_UNTOLD, host=self._host):
+            return 0, ""
         since = instance.c.untold_since
-        where = (since.is_not(None), instance.c.host == self._host)
-        late = (*where, or_(since <= now - longer_than, since > now))
+        late = (since.is_not(None), instance.c.host == self._host, or_(since <= now - longer_than, since > now))
         oldest = self._one(select(instance.c.note).where(*late).order_by(instance.c.untold_since).limit(1))
         if oldest is None:
             return 0, ""
