@@ -5,6 +5,7 @@ Real daemons against the embedded server, with something in front of it that ans
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -49,6 +50,10 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def is_retrieve(request: Request) -> bool:
     return request.method == "GET" and "/series/" in request.target and "?" not in request.target
+
+
+def is_feed(request: Request) -> bool:
+    return "/changefeed" in request.target
 
 
 def is_search(request: Request) -> bool:
@@ -208,6 +213,50 @@ def test_server_that_cannot_be_searched_is_told_where_that_is_what_proves(tmp_pa
             ask_now(daemon, site)
             turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED], what="an answer")
             assert not daemon.alarms.standing
+
+
+def test_feed_that_cannot_be_read_is_told(tmp_path: Path, server: Emulator, soon: None):
+    """What it would prove waited up to four times the grace time, with nothing but its age to tell it."""
+    gateway = Withholding(server.url, FORBIDDEN, of=lambda request: is_feed(request) and gateway.has_stored)
+    with gateway.server as front:
+        site = Site(tmp_path / "site", front.url, reconcile={"grace": "15m", "interval": "1s"})
+        drop(site, "image", make_image().content)
+        with rooms(site) as daemon:
+            turn_until(daemon, lambda: alarm_of(daemon, "feed_not_read"), what="an alarm", within_seconds=30)
+            alarm = alarm_of(daemon, "feed_not_read")
+            assert alarm is not None
+            assert "answered 403 Forbidden" in alarm.note
+
+            gateway.withholds = False
+            daemon.proof.read_feed_soon()
+            turn_until(daemon, lambda: alarm_of(daemon, "feed_not_read") is None, what="the feed")
+
+
+@pytest.mark.parametrize("of", [is_retrieve, is_feed], ids=["copies", "the feed"])
+@pytest.mark.parametrize(
+    "said, most",
+    [
+        (answer(status="401 Unauthorized"), 10),
+        (answer(status="429 Too Many Requests", headers={"Retry-After": "60"}), 2),
+    ],
+    ids=["401", "429"],
+)
+def test_server_that_lets_nobody_in_is_asked_ever_more_rarely(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch, said: bytes, most: int, of: Callable[..., bool]
+):
+    """Accounts are locked for trying, and a server that is throttling says when it wants to be asked."""
+    monkeypatch.setattr("ingestd.daemon.proof._ASK_AGAIN", timedelta(milliseconds=100))
+    gateway = Withholding(server.url, said, of=lambda request: of(request) and gateway.has_stored)
+    with gateway.server as front:
+        site = Site(tmp_path / "site", front.url, reconcile={"grace": "15m", "interval": "1s"})
+        drop(site, "image", make_image().content)
+        with rooms(site) as daemon:
+            daemon.proof._interval = timedelta(milliseconds=100)
+            turn_until(daemon, lambda: gateway.withheld, what="a question")
+            until = time.monotonic() + 4
+            turn_until(daemon, lambda: time.monotonic() > until, what="four seconds")
+            assert gateway.withheld <= most
+            assert daemon.ledger.counts()[State.STORED] == 1
 
 
 def test_alarm_ends_with_the_last_file_that_waits_for_it(tmp_path: Path, server: Emulator, soon: None):

@@ -40,7 +40,7 @@ MOST_STORIES = 10
 # How a log line names a study (``logs.study_ref``).
 NOT_COMPARED = "not compared: the server shows that it is there"
 # The alarms of a server that answers nothing of what would prove a file.
-_UNANSWERED = ("not_retrieved", "not_searched")
+_UNANSWERED = ("not_retrieved", "not_searched", "feed_not_read")
 _REFERENCE = re.compile(r"[0-9a-f]{12}")
 
 

@@ -15,8 +15,8 @@ from ingestd.lifecycle import Backoff, BatchResult, Pause, PauseCause, StudyQueu
 
 # A probe is cheap: a server that is away, or has broken down, is looked for at least this often. One that does not let
 # us in is not, since accounts are locked for it.
-_PROBE_AT_LEAST_EVERY = timedelta(seconds=60)
-_AWAY = frozenset({PauseCause.UNREACHABLE, PauseCause.UNAVAILABLE})
+PROBE_AT_LEAST_EVERY = timedelta(seconds=60)
+AWAY = frozenset({PauseCause.UNREACHABLE, PauseCause.UNAVAILABLE})
 # A study whose post meets this many pauses while the cheap GET works is suspected to be their cause, and charged.
 _PAUSES_UNTIL_CHARGED = 3
 # 400, 404, 406 or 415 for this many different studies in a row is the configuration's fault, not the files'.
@@ -78,8 +78,8 @@ class DestinationState:
         """Stop sending for the server's wish or the backoff, whichever is longer."""
         self._pauses_in_row += 1
         wait = self._backoff.wait(self._pauses_in_row, jitter=self._jitter())
-        if pause.cause in _AWAY:
-            wait = min(wait, _PROBE_AT_LEAST_EVERY)
+        if pause.cause in AWAY:
+            wait = min(wait, PROBE_AT_LEAST_EVERY)
         if pause.retry_after is not None:
             wait = max(wait, clamp_retry_after(pause.retry_after))
         self.pause = pause

@@ -22,6 +22,7 @@ import structlog
 
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.desk import Owner, ReaderDesk
+from ingestd.daemon.destination import PROBE_AT_LEAST_EVERY
 from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.now import Now
 from ingestd.daemon.trust import Trust, sameness_of
@@ -117,6 +118,7 @@ class Proof:
             True: Unanswered(alarms, "not_retrieved", wanted="gives back nothing of what it stored"),
             False: Unanswered(alarms, "not_searched", wanted="does not say what it has"),
         }
+        self._feed_unanswered = Unanswered(alarms, "feed_not_read", wanted="does not let its change feed be read")
         self._interval = interval
         self._lag = lag
         self._backoff = backoff
@@ -390,7 +392,8 @@ class Proof:
             return
         if not answer.findings:
             # The server could not be asked at all; that says nothing of its copy.
-            self._fetch_again(replace(fetch, at=now.mono + _ASK_AGAIN.total_seconds()))
+            wait = max(_ASK_AGAIN, self._wait_for(answer, now))
+            self._fetch_again(replace(fetch, at=now.mono + wait.total_seconds()))
         elif any(finding.present is False for finding in answer.findings):
             moves.check_again([fetch.entry_id], at=now.utc)
             self._fetch_again(replace(fetch, at=now.mono + _FETCH_ABSENT_AGAIN.total_seconds()))
@@ -446,8 +449,15 @@ class Proof:
         if answer.unreadable not in {0, self._feed_unreadable}:
             self._log.warning("feed.entries_unreadable", rows=answer.unreadable)
         self._feed_unreadable = answer.unreadable
-        if answer.error or answer.pause is not None:
-            self._log.warning("feed.not_read", error=answer.error or (answer.pause.note if answer.pause else ""))
+        error = answer.error or (answer.pause.note if answer.pause else "")
+        if not error:
+            self._feed_unanswered.end()
+            return
+        self._feed_unanswered.failed(error, now)
+        # Nobody can wake it, as one can the rows.
+        wait = self._feed_unanswered.wait(answer.pause, now, cap=PROBE_AT_LEAST_EVERY).total_seconds()
+        self._feed_at, self._hurry_at = max(self._feed_at, now.mono + wait), max(self._hurry_at, now.mono + wait)
+        self._log.warning("feed.not_read", error=error)
 
     def _settle_study(self, answer: StudyAnswer, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
         assert self.rules is not None
@@ -455,7 +465,7 @@ class Proof:
         found = {finding.row.entry_id for finding in answer.findings}
         unasked = [row for row in answer.question.rows if row.entry_id not in found]
         if unasked:
-            self._ask_later(unasked, moves, now, note=answer.failure)
+            self._ask_later(unasked, moves, now, note=answer.failure, wait=self._wait_for(answer, now))
             self._acts += [partial(self._let_go, row.entry_id) for row in unasked]
             self._log.warning("study.not_asked", rows=len(unasked), error=answer.failure)
         if self._asked_before_jump.isdisjoint(row.entry_id for row in answer.question.rows):
@@ -500,9 +510,15 @@ class Proof:
         if outcome.state is not finding.row.state or not self._was_woken(finding.row):
             outcomes.append(outcome)
 
-    def _ask_later(self, asked: Sequence[Unproven], moves: Moves, now: Now, *, note: str = "") -> None:
+    def _wait_for(self, answer: StudyAnswer, now: Now) -> timedelta:
+        """Say how long a server that answered nothing of this is left alone."""
+        return self._unanswered[answer.question.fetch].wait(answer.pause, now, cap=self._backoff.cap)
+
+    def _ask_later(
+        self, asked: Sequence[Unproven], moves: Moves, now: Now, *, note: str = "", wait: timedelta = timedelta(0)
+    ) -> None:
         sleeping = [row.entry_id for row in asked if not self._was_woken(row)]
-        moves.check_again(sleeping, at=now.utc + max(_ASK_AGAIN, self._interval), note=note)
+        moves.check_again(sleeping, at=now.utc + max(_ASK_AGAIN, self._interval, wait), note=note)
 
     def _compare(self, finding: Finding, copy: Path) -> None:
         row = finding.row

@@ -7,8 +7,12 @@ several files. The first answer ends it, and so does it that nothing is waited f
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.destination import AWAY, PROBE_AT_LEAST_EVERY
 from ingestd.daemon.now import Now
+from ingestd.lifecycle import Pause
 from ingestd.reconciler import StudyAnswer
 
 # A server that is only started anew is no alarm.
@@ -38,7 +42,22 @@ class Unanswered:
                 self._since.pop(True, None)
                 self._failed(finding.note, now, whole=False)
         if answer.failure:
-            self._failed(answer.failure, now, whole=True)
+            self.failed(answer.failure, now)
+
+    def failed(self, note: str, now: Now) -> None:
+        """Count a failure that concerns the server as a whole."""
+        self._failed(note, now, whole=True)
+
+    def wait(self, pause: Pause | None, now: Now, *, cap: timedelta) -> timedelta:
+        """Say how long to ask for nothing: as long as it has failed already, at most ``cap``, or as the server wishes.
+
+        One that is away is looked for at least once a minute; one that lets us in no more is not (``destination``).
+        """
+        lasts = timedelta(seconds=now.mono - self._since.get(True, now.mono))
+        if pause is None or pause.cause in AWAY:
+            cap = min(cap, PROBE_AT_LEAST_EVERY)
+        wished = pause.retry_after if pause is not None else None
+        return max(min(lasts, cap), wished or timedelta(0))
 
     def end(self) -> None:
         """Begin anew: there was an answer, or nothing waits for one."""

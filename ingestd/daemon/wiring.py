@@ -112,7 +112,7 @@ def longest_waits_of(config: Config) -> LongestWaits:
     usual, reconcile = LongestWaits(), config.reconcile
     return LongestWaits(
         backoff=max(usual.backoff, backoff_of(config).longest),
-        check=max(usual.check, reconcile.grace, reconcile.absence_wait or timedelta(0)),
+        check=max(usual.check, reconcile.grace, reconcile.absence_wait or timedelta(0), config.retry.cap),
     )
 
 
