@@ -426,8 +426,7 @@ def test_file_that_kills_its_reader_is_rejected_and_the_daemon_lives(tmp_path: P
     with site.start() as daemon:
         (site.drop / ".huge.part").rename(site.drop / "huge")
         for _ in range(2):
-            wait_until(lambda: busy_children(daemon.pid), what="a reader at work", every=0.005)
-            for child in busy_children(daemon.pid):
+            for child in wait_until(lambda: busy_children(daemon.pid), what="a reader at work", every=0.005):
                 os.kill(child, signal.SIGKILL)
             wait_until(lambda: not busy_children(daemon.pid), what="its end", every=0.005)
         site.wait_for({"REJECTED": 1})
