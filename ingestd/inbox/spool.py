@@ -121,7 +121,7 @@ class Spool:
         """Say why we may not write here, "" where we may; what is not there is told by ``trouble``."""
         with contextlib.suppress(OSError):
             for folder in (*(self.path / room for room in ROOMS), *(self.path / "files").iterdir()):
-                if not os.access(folder, os.W_OK | os.X_OK):
+                if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
                     is_mount = os.statvfs(folder).f_flag & os.ST_RDONLY
                     why = "its disk is mounted read-only" if is_mount else "the rights of its folders forbid it"
                     return f"the spool may not be written: {why}"
