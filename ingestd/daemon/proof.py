@@ -113,12 +113,18 @@ class Proof:
         self._ledger = ledger
         self._dispatch = dispatch
         self._trust = trust
+        at_once = "and at once with `ingestd reconcile`"
         # By whether a question wants copies, and not only to know what is there.
         self._unanswered = {
-            True: Unanswered(alarms, "not_retrieved", wanted="gives back nothing of what it stored"),
-            False: Unanswered(alarms, "not_searched", wanted="does not say what it has"),
+            True: Unanswered(alarms, "not_retrieved", wanted="gives back nothing of what it stored", again=at_once),
+            False: Unanswered(alarms, "not_searched", wanted="does not say what it has", again=at_once),
         }
-        self._feed_unanswered = Unanswered(alarms, "feed_not_read", wanted="does not let its change feed be read")
+        self._feed_unanswered = Unanswered(
+            alarms,
+            "feed_not_read",
+            wanted="does not let its change feed be read",
+            again="once a minute, or when its Retry-After says",
+        )
         self._interval = interval
         self._lag = lag
         self._backoff = backoff
@@ -141,6 +147,7 @@ class Proof:
         self._feed_asked = False
         self._feed_unreadable = 0
         self._feed_at = 0.0
+        self._feed_barred_until = 0.0  # whoever wants it read: its server is left alone
         self._feed_read_at = -self._interval.total_seconds()
         self._hurry_at = 0.0
         self._glances = False
@@ -278,7 +285,8 @@ class Proof:
     @property
     def _next_feed_at(self) -> float:
         # What it has shown already is settled first.
-        return min(self._feed_at, self._hurry_at) if self.hurried and not self._more_rows else self._feed_at
+        wanted = min(self._feed_at, self._hurry_at) if self.hurried and not self._more_rows else self._feed_at
+        return max(wanted, self._feed_barred_until)
 
     def _plan_feed(self, now: Now, rules: Rules) -> None:
         if not rules.profile.has_feed or self._feed_asked or now.mono < self._next_feed_at:
@@ -436,28 +444,27 @@ class Proof:
         if not self._feed_asked_before_jump:
             self._keep_clock_offset(answer.clock_offset)
         self._feed_asked_before_jump = False
-        if answer.pause is None and not answer.error:
-            seen = [sighting.at for sighting in answer.sightings]
-            if not answer.complete:
-                self._feed_at = 0.0
-            elif seen:
-                self._newest_seen_at = max(seen)
-            if not self._glances:
-                self._counted_at = self._feed_read_at
-            if answer.complete and not self._glances and self.rules is not None:
-                self.rules = replace(self.rules, feed_read_at=now.utc)
         if answer.unreadable not in {0, self._feed_unreadable}:
             self._log.warning("feed.entries_unreadable", rows=answer.unreadable)
         self._feed_unreadable = answer.unreadable
         error = answer.error or (answer.pause.note if answer.pause else "")
-        if not error:
-            self._feed_unanswered.end()
+        if error or answer.pause is not None:
+            self._feed_unanswered.failed(error, now)
+            # Nobody can wake it, as one can the rows.
+            wait = self._feed_unanswered.wait(answer.pause, now, cap=PROBE_AT_LEAST_EVERY)
+            self._feed_barred_until = now.mono + max(self._interval, wait).total_seconds()
+            self._log.warning("feed.not_read", error=error)
             return
-        self._feed_unanswered.failed(error, now)
-        # Nobody can wake it, as one can the rows.
-        wait = self._feed_unanswered.wait(answer.pause, now, cap=PROBE_AT_LEAST_EVERY).total_seconds()
-        self._feed_at, self._hurry_at = max(self._feed_at, now.mono + wait), max(self._hurry_at, now.mono + wait)
-        self._log.warning("feed.not_read", error=error)
+        self._feed_unanswered.end()
+        seen = [sighting.at for sighting in answer.sightings]
+        if not answer.complete:
+            self._feed_at = 0.0
+        elif seen:
+            self._newest_seen_at = max(seen)
+        if not self._glances:
+            self._counted_at = self._feed_read_at
+        if answer.complete and not self._glances and self.rules is not None:
+            self.rules = replace(self.rules, feed_read_at=now.utc)
 
     def _settle_study(self, answer: StudyAnswer, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
         assert self.rules is not None

@@ -24,11 +24,15 @@ _FILES_UNTIL_OUTAGE = 3
 class Unanswered:
     """Failures in a row of what is asked in one way. Main thread only."""
 
-    def __init__(self, alarms: Alarms, kind: str, *, wanted: str) -> None:
-        """Begin with none; ``wanted`` says what the server does not do while the alarm ``kind`` stands."""
+    def __init__(self, alarms: Alarms, kind: str, *, wanted: str, again: str) -> None:
+        """Begin with none; while the alarm ``kind`` stands, the server does not do what is ``wanted``.
+
+        ``again`` says when it is asked again.
+        """
         self._alarms = alarms
         self._kind = kind
         self._wanted = wanted
+        self._again = again
         self._files: set[int] = set()
         self._since: dict[bool, float] = {}  # the first in a row, by whether it concerned the server (``Now.mono``)
 
@@ -72,5 +76,5 @@ class Unanswered:
                 self._kind,
                 note=f"the server {self._wanted}, so that nothing is proven; last: {note}",
                 next_step="give our account the right to read, and look at the server and at what stands in front of "
-                "it, a gateway or a proxy; it is asked again by itself, and at once with `ingestd reconcile`",
+                f"it, a gateway or a proxy; it is asked again by itself, {self._again}",
             )
