@@ -642,7 +642,7 @@ def test_sdk_methods_do_what_they_promise(server, tmp_path):
     with pytest.raises(FileNotFoundError):
         sdk.upload_dicom_file(tmp_path / "nowhere")
     (tmp_path / "in" / "broken.dcm").write_bytes(b"x")
-    with pytest.raises(Refused, match="1 are no DICOM"):
+    with pytest.raises(Refused, match="1 were refused"):
         sdk.upload_dicom_file(tmp_path / "in" / "broken.dcm")
 
 

@@ -23,7 +23,8 @@ class Answer:
     """A response whose head has been read. Close it, or use it as a context manager."""
 
     def __init__(self, response: requests.Response, flight: Flight, what: str) -> None:
-        self._response = response
+        self.response = response
+        self.body = b""  # what ``read_all`` has read of it
         self._flight = flight
         self._what = what
         self.status: int = response.status_code
@@ -40,9 +41,9 @@ class Answer:
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else break it off."""
         # urllib3 would hand a connection with unread bytes to the next request.
-        if not self._response.raw.isclosed():
-            self._response.raw.close()
-        self._response.close()
+        if not self.response.raw.isclosed():
+            self.response.raw.close()
+        self.response.close()
         self._flight.finish()
 
     @property
@@ -65,7 +66,7 @@ class Answer:
         data = b""
         try:
             # What has come, not more: a ``read`` would wait until it has so many bytes, or lose what it has.
-            data = self._response.raw.read1(size_bytes, decode_content=False)
+            data = self.response.raw.read1(size_bytes, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             raise self._broken(error) from None  # its text may hold the URL
         finally:
@@ -95,12 +96,15 @@ class Answer:
         """Read the whole body; raises Unintelligible if it is longer than the limit."""
         pieces: list[bytes] = []
         size = 0
-        for piece in self.chunks(65_536):
-            size += len(piece)
-            if size > limit_bytes:
-                raise self.unintelligible(f"the answer is longer than {limit_bytes} bytes")
-            pieces.append(piece)
-        return b"".join(pieces)
+        try:
+            for piece in self.chunks(65_536):
+                size += len(piece)
+                if size > limit_bytes:
+                    raise self.unintelligible(f"the answer is longer than {limit_bytes} bytes")
+                pieces.append(piece)
+        finally:
+            self.body = b"".join(pieces)
+        return self.body
 
     def unintelligible(self, why: str, *, server_text: str = "") -> Unintelligible:
         """Build the error that says that this answer cannot be read."""

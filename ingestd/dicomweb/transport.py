@@ -10,7 +10,7 @@ import contextlib
 import re
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Transport:
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self._tls = tls if tls is not None else Tls()
         self._user_agent = user_agent
+        self.on_answer: Callable[[Answer], object] | None = None  # told of each answer, in the asking thread
         self._headers = dict(headers or {})
         if any(name.lower() == "authorization" for name in self._headers):
             raise ValueError("authorization is not given as a header; use auth")
@@ -154,6 +155,8 @@ class Transport:
         flight.leave_thread()
         flight.pause()
         answer = Answer(response, flight, what)
+        if self.on_answer is not None:
+            self.on_answer(answer)
         if answer.headers.get("Content-Encoding", "identity").strip().lower() not in {"", "identity"}:
             # We asked for identity. What is sent compressed anyway is not inflated: half a megabyte can become 500.
             answer.close()
