@@ -2,7 +2,8 @@
 
 So that 401, 403, expiry and refresh can be tried for real: ``POST /oauth2/v2.0/token`` with client credentials gives
 a signed token, ``/.well-known/openid-configuration`` and ``/discovery/v2.0/keys`` say how to check it. Two clients
-exist from the start: ``owner`` (secret ``owner``) may do everything, ``reader`` (secret ``reader``) may read.
+exist from the start: ``owner`` (secret ``owner``) may do everything, ``reader`` (secret ``reader``) may read. The
+issuer is one, as the service's is, by whatever name the server was asked for the token.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _LIFETIME_SECONDS = 3600
 class Tokens:
     """Makes and checks the tokens of one server; the key is kept in its data folder."""
 
-    def __init__(self, data: Path, *, lifetime_seconds: int = _LIFETIME_SECONDS) -> None:
+    def __init__(self, data: Path, *, issuer: str, lifetime_seconds: int = _LIFETIME_SECONDS) -> None:
+        self.issuer = issuer
         self.lifetime_seconds = lifetime_seconds
         path = data / "keys" / "signing.pem"
         if path.exists():
@@ -54,13 +56,13 @@ class Tokens:
                 )
             )
 
-    def token(self, *, role: str = "DICOM Data Owner", lifetime_seconds: float | None = None, issuer: str = "") -> str:
+    def token(self, *, role: str = "DICOM Data Owner", lifetime_seconds: float | None = None) -> str:
         """A signed token with a role; a negative lifetime makes one that has expired."""
         now = time.time()
         lifetime = self.lifetime_seconds if lifetime_seconds is None else lifetime_seconds
         claims = {
             "aud": AUDIENCE,
-            "iss": issuer,
+            "iss": self.issuer,
             "iat": int(now),
             "nbf": int(now) - 60,
             "exp": int(now + lifetime),
@@ -94,7 +96,9 @@ class Tokens:
         """Raise Problem 403 where the token's roles do not allow the action."""
         if action is Action.NONE:
             return
-        roles = self._claims(call).get("roles", [])
+        roles = self._claims(call).get("roles")
+        if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+            roles = []  # of any other shape it names no role
         if not any(action in _ROLES.get(role, ()) for role in roles):
             raise Problem(403, "Authorization failed.")
 
@@ -108,7 +112,8 @@ class Tokens:
                 self._key.public_key(),
                 algorithms=["RS256"],
                 audience=AUDIENCE,
-                options={"require": ["exp", "aud"]},
+                issuer=self.issuer,
+                options={"require": ["exp", "aud", "iss"]},
             )
         except jwt.InvalidTokenError as error:
             raise _unauthorized(call, error) from error
@@ -161,7 +166,7 @@ def post_token(call: Call) -> Response:
             "token_type": "Bearer",
             "expires_in": lifetime,
             "ext_expires_in": lifetime,
-            "access_token": tokens.token(role=role, issuer=_origin(call)),
+            "access_token": tokens.token(role=role),
         }
     )
 
@@ -177,11 +182,10 @@ def get_keys(call: Call) -> Response:
 
 def get_configuration(call: Call) -> Response:
     """``GET /.well-known/openid-configuration``."""
-    _tokens(call)
     origin = _origin(call)
     return PlainJson(
         {
-            "issuer": origin,
+            "issuer": _tokens(call).issuer,
             "token_endpoint": f"{origin}/oauth2/v2.0/token",
             "authorization_endpoint": f"{origin}/oauth2/v2.0/authorize",
             "jwks_uri": f"{origin}/discovery/v2.0/keys",

@@ -116,8 +116,12 @@ def get_viewer(call: Call) -> Response:
     if path.endswith("/app-config.js"):
         origin = f"{call.request.url.scheme}://{call.request.url.netloc}"
         return Response(viewer_config(origin), media_type="text/javascript", headers=_ISOLATED)
-    asked = (root / call.request.scope["path"].lstrip("/")).resolve()
-    if asked.is_relative_to(root) and asked.is_file():
+    try:
+        asked = (root / call.request.scope["path"].lstrip("/")).resolve()
+        is_there = asked.is_relative_to(root) and asked.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a ring, a zero byte: no file's name
+        raise Problem(404) from error
+    if is_there:
         kind = mimetypes.guess_type(asked.name)[0]
         return FileResponse(asked, media_type=kind or "application/octet-stream", headers=_ISOLATED)
     if "." in asked.name and asked.suffix in (".js", ".css", ".wasm", ".map", ".json", ".png", ".svg", ".ico"):

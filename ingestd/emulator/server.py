@@ -109,7 +109,7 @@ class Emulator:
         from .auth import Tokens  # noqa: PLC0415 - its libraries only where tokens are asked for
 
         if self._tokens is None:
-            self._tokens = Tokens(self.data, lifetime_seconds=self._settings.token_lifetime)
+            self._tokens = Tokens(self.data, issuer=self.root, lifetime_seconds=self._settings.token_lifetime)
         return self._tokens
 
     @property
