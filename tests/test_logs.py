@@ -369,6 +369,44 @@ print(logs.lines_lost())
     assert (ran.returncode, ran.stdout) == (0, "1\n")
 
 
+def test_journald_is_told_how_urgent_each_line_is(tmp_path, monkeypatch):
+    """All of it stood there as "info", by the name of "env": `journalctl -p err -t ingestd` showed nothing."""
+    with (tmp_path / "stderr").open("w+") as stream:
+        there = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:{there.st_ino}")
+        logs.configure(level="debug", stream=stream)
+        log = structlog.get_logger()
+        log.debug("feed.read")
+        log.info("daemon.started")
+        log.warning("clock.set")
+        log.error("config.refused")
+        for _ in range(3):
+            log.error("ledger.failed")
+        logs.finish()
+        stream.seek(0)
+        found = [line.split(">", 1) for line in stream.read().splitlines()]
+
+    assert [(priority, json.loads(line)["event"]) for priority, line in found] == [
+        ("<7", "feed.read"),
+        ("<6", "daemon.started"),
+        ("<4", "clock.set"),
+        ("<3", "config.refused"),
+        ("<3", "ledger.failed"),
+        ("<3", "ledger.failed"),  # those that were held back
+    ]
+
+
+def test_what_does_not_go_to_journald_has_no_priority_before_it(tmp_path, monkeypatch):
+    """A service that was started with its stderr sent elsewhere has the journal's name in its environment, too."""
+    monkeypatch.setenv("JOURNAL_STREAM", "8:4711")
+    with (tmp_path / "stderr").open("w+") as stream:
+        logs.configure(stream=stream)
+        structlog.get_logger().error("config.refused")
+        stream.seek(0)
+
+        assert json.loads(stream.read())["event"] == "config.refused"
+
+
 def test_a_terminal_gets_readable_lines_and_a_pipe_gets_json():
     code = 'from ingestd import logs; import structlog; logs.configure(); structlog.get_logger().info("daemon.started")'
     leader, follower = os.openpty()

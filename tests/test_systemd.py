@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,27 @@ def test_the_limits_of_inotify_are_raised():
 def test_lines_are_json_for_the_journal():
     assert LoggingSection().format == "auto"
     assert "StandardError" not in settings()["Service"]
+
+
+def test_the_journal_has_the_lines_by_the_name_of_the_program():
+    """They stood there by the name of what starts it, "env"."""
+    assert settings()["Service"]["SyslogIdentifier"] == ["ingestd"]
+
+
+def test_why_a_service_ended_is_an_error_in_the_journal(tmp_path):
+    with (tmp_path / "stderr").open("w") as stderr:
+        there = os.fstat(stderr.fileno())
+        subprocess.run(
+            [sys.executable, "-m", "ingestd", "-c", str(tmp_path / "none.yaml"), "run"],
+            env={**os.environ, "JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"},
+            stderr=stderr,
+            cwd=PROJECT,
+            check=False,
+        )
+
+    lines = (tmp_path / "stderr").read_text().splitlines()
+    assert lines
+    assert all(line.startswith("<3>") for line in lines)
 
 
 def test_every_file_of_the_folder_says_where_it_goes():

@@ -84,9 +84,19 @@ def end(run: Callable[[], object]) -> NoReturn:
         if os.environ.get("INGESTD_DEBUG") == "1":
             traceback.print_exc()
         code, message = in_words(error)
-        click.echo(f"ingestd: {message}", err=True)
+        click.echo(_for_journal(f"ingestd: {message}"), err=True)
         sys.exit(code)
     sys.exit(outcome if isinstance(outcome, int) else ExitCode.DONE)
+
+
+def _for_journal(message: str) -> str:
+    """Mark what ended a service as an error, where journald reads along."""
+    if "JOURNAL_STREAM" in os.environ:
+        from ingestd.logs.journal import goes_to_journal, marked
+
+        if goes_to_journal(sys.stderr):
+            return marked(message, "error")
+    return message
 
 
 def in_words(error: Exception) -> tuple[ExitCode, str]:

@@ -12,12 +12,14 @@ import threading
 import traceback
 import warnings
 from collections.abc import Mapping, MutableMapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
 import structlog
 
 from .allowed import ALLOWED, LONGEST_VALUE, WITHHELD, fit, is_place, name_studies
+from .journal import goes_to_journal, marked
 from .repeats import Repeats
 
 LONGEST_LINE = 4000
@@ -43,19 +45,21 @@ class Sink:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
+        self.is_journal = goes_to_journal(stream)
         self._lock = threading.Lock()
         self.lost = 0
         self._lost_told = 0
 
-    def write(self, line: str) -> None:
+    def write(self, line: str, level: str = "info") -> None:
         """Write one line; once lines were lost, the next one that succeeds is followed by their number."""
         with self._lock:
-            if self._put(line) and self.lost > self._lost_told:
+            if self._put(line, level) and self.lost > self._lost_told:
                 told = self.lost
-                if self._put(json.dumps({"event": "log.lines_lost", "level": "warning", "count": told})):
+                if self._put(json.dumps({"event": "log.lines_lost", "level": "warning", "count": told}), "warning"):
                     self._lost_told = told
 
-    def _put(self, line: str) -> bool:
+    def _put(self, line: str, level: str) -> bool:
+        line = marked(line, level) if self.is_journal else line
         try:
             assert self._stream is not None
             self._stream.write(line + "\n")
@@ -70,9 +74,10 @@ class SinkLogger:
     """What structlog hands finished lines to."""
 
     def __init__(self, sink: Sink) -> None:
-        self.msg = sink.write
-
-    debug = info = warning = error = critical = exception = property(lambda self: self.msg)
+        self.debug, self.info, self.warning, self.error = (
+            partial(sink.write, level=level) for level in ("debug", "info", "warning", "error")
+        )
+        self.msg, self.critical, self.exception = self.info, self.error, self.error
 
 
 class LibraryHandler(logging.Handler):
@@ -110,7 +115,12 @@ def configure(
     name_studies(plain=uids == "plain")
     pretty = form == "console" or (form == "auto" and stream is not None and stream.isatty())
     render = _render_console if pretty else _render_json
-    _state.repeats = repeats = Repeats(lambda event: sink.write(render(None, "", _stamp(None, "", event))))
+
+    def tell(event: dict[str, Any]) -> None:
+        level = str(event["level"])
+        sink.write(render(None, "", _stamp(None, "", event)), level)
+
+    _state.repeats = repeats = Repeats(tell)
     structlog.configure(
         processors=[_keep_allowed, repeats, _stamp, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
