@@ -1,0 +1,107 @@
+"""README's chapters for administrators, run as they stand there on an empty Debian 12 with a systemd of its own.
+
+Only the server's address, which nobody can copy, is put in. Each chapter finds the machine as the chapter on systemd
+left it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.debian import Machine, chapter, layered, make_tree, why_not
+from tests.emulating import EmulatorProcess
+
+pytestmark = pytest.mark.slow
+
+ADDRESS = "https://dicom.example.org/dicom-web"
+INSTALL = "Run it under systemd"
+CONFIRMED_WITHIN_SECONDS = 60.0
+A_SCAN = "/opt/ingestd/lib/python3*/site-packages/pydicom/data/test_files/CT_small.dcm"
+ANOTHER = "/opt/ingestd/lib/python3*/site-packages/pydicom/data/test_files/MR_small.dcm"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What the chapter on systemd made of an empty Debian: its layers, and what its commands said."""
+
+    layers: tuple[Path, ...]
+    server: EmulatorProcess
+    code: int
+    said: str
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Iterator[Installed]:
+    """A Debian, made once for this file, on which the chapter's commands were run."""
+    if reason := why_not():
+        if os.environ.get("INGESTD_REQUIRE_PEERS") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("debian")
+    empty = make_tree(folder / "empty")
+    with EmulatorProcess(folder / "server") as server:
+        with layered(folder / "installed", empty) as tree, Machine(tree) as machine:
+            ran = machine.runs(as_filled_in(INSTALL, server.url))
+            said = f"{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}\n{machine.log()}"
+        yield Installed(layers=(folder / "installed/upper", empty), server=server, code=ran.returncode, said=said)
+
+
+@pytest.fixture
+def machine(installed, tmp_path) -> Iterator[Machine]:
+    """A machine on which ingestd was installed, booted anew."""
+    assert installed.code == 0, installed.said
+    with layered(tmp_path / "layer", *installed.layers) as tree, Machine(tree) as machine:
+        yield machine
+
+
+def as_filled_in(heading: str, address: str) -> str:
+    """The chapter's commands with the server's address in them."""
+    commands = chapter(heading)
+    assert commands.count(ADDRESS) <= 1
+    return commands.replace(ADDRESS, address)
+
+
+def drop(machine: Machine, scan: str = A_SCAN) -> None:
+    """Deliver a file as a modality would."""
+    machine.does(f"sudo cp {scan} /srv/ingestd/drop/")
+
+
+def waited_for(machine: Machine, **counts: int) -> None:
+    """Wait until so many files are in these states, and no others are known."""
+    deadline = time.monotonic() + CONFIRMED_WITHIN_SECONDS
+    found: dict[str, int] = {}
+    while found != counts and time.monotonic() < deadline:
+        said = json.loads(machine.runs("sudo -u ingestd ingestd status --json").stdout)
+        found = {state: count for state, count in said["states"].items() if count}
+    assert found == counts, machine.log()
+
+
+def test_every_command_of_the_systemd_chapter_works_as_written_on_an_empty_debian(installed):
+    """`/etc/sysusers.d` does not exist there, and then `ingestd` was on no PATH."""
+    assert installed.code == 0, installed.said
+    assert "CONFIRMED" in installed.said, "the last command, `status`, did not print its table"
+
+
+def test_what_is_dropped_on_that_machine_is_confirmed(machine):
+    drop(machine)
+
+    waited_for(machine, CONFIRMED=1)
+
+    assert machine.does("systemctl is-active ingestd").strip() == "active"
+
+
+def test_the_journal_has_errors_as_errors_by_the_name_of_ingestd(machine):
+    machine.does("echo 'nothing: known' | sudo tee -a /etc/ingestd/config.yaml; sudo systemctl reload ingestd")
+    errors = "sudo journalctl --boot --no-pager -o cat -p err -t ingestd"
+    deadline = time.monotonic() + CONFIRMED_WITHIN_SECONDS
+    while "config.refused" not in (said := machine.does(errors)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+    assert [json.loads(line)["event"] for line in said.splitlines()] == ["config.refused"]
