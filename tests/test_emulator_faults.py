@@ -19,7 +19,16 @@ import pytest
 import requests
 from pydicom import dcmread
 
-from ingestd.emulator import DESCRIPTIONS, Emulator, EmulatorFailed, Fault, FaultName, UnknownFault, read_log
+from ingestd.emulator import (
+    CONTROL_HEADER,
+    DESCRIPTIONS,
+    Emulator,
+    EmulatorFailed,
+    Fault,
+    FaultName,
+    UnknownFault,
+    read_log,
+)
 from tests.builders import fresh_uid
 from tests.emulating import EmulatorProcess, dataset_of
 from tests.emulator_peer import ANY_FILE, BOUNDARY, JSON, Peer, multipart, path_of, reasons, scan, stored
@@ -297,21 +306,23 @@ def test_short_forms_of_faults():
 
 # The control port.
 
+CHANGES = {CONTROL_HEADER: "1"}
+
 
 def test_control_port_switches_faults_and_shows_the_log(server, peer):
     control = server.control_url
     assert control is not None
-    made = requests.post(f"{control}/faults", json={"name": "throttle", "count": 1}, timeout=10)
+    made = requests.post(f"{control}/faults", json={"name": "throttle", "count": 1}, headers=CHANGES, timeout=10)
     assert made.status_code == 201
     assert peer.get("/changefeed", None).status_code == 429
     assert [(each["name"], each["fired"]) for each in requests.get(f"{control}/faults", timeout=10).json()] == [
         ("throttle", 1)
     ]
-    assert requests.delete(f"{control}/faults", timeout=10).status_code == 204
+    assert requests.delete(f"{control}/faults", headers=CHANGES, timeout=10).status_code == 204
     assert requests.get(f"{control}/faults", timeout=10).json() == []
     assert "drop_after_store" in requests.get(f"{control}/faults/names", timeout=10).json()
-    assert requests.post(f"{control}/faults", json={"name": "x"}, timeout=10).status_code == 400
-    assert requests.post(f"{control}/faults", data="{", timeout=10).status_code == 400
+    assert requests.post(f"{control}/faults", json={"name": "x"}, headers=CHANGES, timeout=10).status_code == 400
+    assert requests.post(f"{control}/faults", data="{", headers=CHANGES, timeout=10).status_code == 400
     assert requests.get(f"{control}/requests", timeout=10).json()[-1]["status"] == 429
 
 

@@ -10,7 +10,7 @@ import jwt
 import pytest
 import requests
 
-from ingestd.emulator import Emulator
+from ingestd.emulator import CONTROL_HEADER, Emulator
 from tests.emulator_peer import Peer
 
 AUDIENCE = "https://dicom.healthcareapis.azure.com"
@@ -105,3 +105,110 @@ def test_token_is_good_under_every_name_of_the_server(guarded):
     claims = jwt.decode(token, options={"verify_signature": False})
     assert claims["iss"] == configuration["issuer"] == guarded.root
     assert asked_with(guarded, token) == 204
+
+
+# The control port: a browser on the same machine runs pages from anywhere.
+
+OURS = {CONTROL_HEADER: "1"}
+THROTTLE = '{"name": "throttle"}'
+
+
+@pytest.fixture
+def control() -> Iterator[Emulator]:
+    with Emulator(fsync=False, control_port=0) as running:
+        yield running
+
+
+def asked(server: Emulator, method: str = "GET", path: str = "/faults", **headers: str) -> int:
+    body = THROTTLE if method == "POST" else None
+    answer = requests.request(method, f"{server.control_url}{path}", data=body, headers=headers, timeout=30)
+    return answer.status_code
+
+
+FOREIGN = ("example.org", "localhost.example.org", "127.0.0.1.example.org", "10.0.0.1", "0.0.0.0", "[::2]", "null")
+OWN = ("localhost", "LocalHost", "127.0.0.1", "127.9.8.7", "[::1]")
+
+
+def test_control_port_answers_only_to_names_of_this_machine(control):
+    """A name of somebody else's may be made to lead here after its page was loaded: DNS rebinding."""
+    for host in (*FOREIGN, "", "[", "a b", "localhost@example.org", "example.org/localhost", "localhost:x"):
+        for name in (host, f"{host}:8081"):
+            for method, path in (("GET", "/requests"), ("GET", "/faults"), ("POST", "/faults"), ("GET", "/nothing")):
+                assert asked(control, method, path, Host=name, **OURS) == 403, (name, method, path)
+    assert control.faults.listed() == []
+
+    for host in OWN:
+        for name in (host, f"{host}:8081"):
+            assert asked(control, Host=name) == 200, name
+
+
+def test_control_port_answers_to_the_name_that_it_was_given():
+    with Emulator(fsync=False, host="0.0.0.0", control_port=0) as server:
+        assert asked(server, Host="0.0.0.0") == 200
+        assert asked(server, "DELETE", Origin=server.root, **OURS) == 204
+        assert asked(server, Host="example.org") == 403
+
+
+def test_control_port_takes_nothing_from_pages_of_others(control):
+    for host in FOREIGN:
+        for origin in (host, f"http://{host}", f"https://{host}:8081", f"http://{host}, http://localhost"):
+            for method in ("GET", "POST", "DELETE"):
+                assert asked(control, method, Origin=origin, **OURS) == 403, (origin, method)
+    for origin in (
+        "",
+        "localhost",
+        "file://localhost",
+        "http://",
+        "http://localhost/page",
+        "http://localhost@example.org",
+    ):
+        assert asked(control, "POST", Origin=origin, **OURS) == 403, origin
+    assert control.faults.listed() == []
+
+    for host in OWN:
+        assert asked(control, "DELETE", Origin=f"http://{host}:3000", **OURS) == 204, host
+
+
+def test_control_port_changes_nothing_for_a_form(control):
+    """A page's form reaches any address of this machine; some browsers say nothing of where it came from."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        assert asked(control, "POST", **{"Content-Type": kind}) == 403, kind
+    assert asked(control, "POST", **{"Content-Type": "application/json"}) == 403
+    assert control.faults.listed() == []
+
+    assert asked(control, "POST", **OURS) == 201
+    for path in ("/faults", "/faults/throttle"):
+        assert asked(control, "DELETE", path) == 403
+    assert [each["name"] for each in control.faults.listed()] == ["throttle"]
+
+
+def test_control_port_says_what_it_misses(control):
+    refused = requests.post(f"{control.control_url}/faults", data=THROTTLE, timeout=30)
+    assert "X-Ingestd-Control" in refused.text
+
+    refused = requests.get(f"{control.control_url}/faults", headers={"Host": "example.org"}, timeout=30)
+    assert "example.org" not in refused.text
+    assert "--host" in refused.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 60_000, "3", "[]", "\0", b"\xff", '{"name": []}', '{"name": "throttle", "count": 1e999}',
+        '{"name": "throttle", "count": NaN}', '{"name": "latency", "seconds": 1e999}',
+        '{"name": "latency", "seconds": NaN}', '{"name": "latency", "seconds": -1}',
+        '{"name": "latency", "seconds": 1e300}',
+    ],
+    ids=lambda body: str(body[:40]),
+)  # fmt: skip
+def test_fault_that_makes_no_sense_is_refused_and_not_switched_on(control, body):
+    answer = requests.post(f"{control.control_url}/faults", data=body, headers=OURS, timeout=30)
+
+    assert answer.status_code == 400
+    assert requests.get(f"{control.control_url}/faults", timeout=30).json() == []
+
+
+def test_control_port_reads_no_more_than_a_fault_takes(control):
+    answer = requests.post(f"{control.control_url}/faults", data=" " * (1 << 20), headers=OURS, timeout=30)
+
+    assert answer.status_code == 413

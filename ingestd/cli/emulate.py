@@ -56,7 +56,9 @@ _YOUNG_OBJECTS = 700  # as CPython has it
 )
 @click.option("--list-faults", is_flag=True, help="Explain the faults and end.")
 @click.option(
-    "--control-port", type=click.IntRange(0, 65535), help="Switch faults on this port while it runs. 0: any free port."
+    "--control-port",
+    type=click.IntRange(0, 65535),
+    help="Switch faults on this port while it runs, with the header X-Ingestd-Control. 0: any free port.",
 )
 @click.option("--auth", is_flag=True, help="Ask for tokens; clients owner/owner and reader/reader can fetch them.")
 @click.option("--token-lifetime", default=3600, show_default=True, help="Seconds a token is good for.")
@@ -109,7 +111,9 @@ def command(
 
 
 def _announce(server: Emulator) -> None:
+    from ingestd.emulator import CONTROL_HEADER
+
     click.echo(f"listening on {server.url}  (data in {server.data}; Ctrl-C ends it)")
     if server.control_url is not None:
-        click.echo(f"control port {server.control_url}")
+        click.echo(f"control port {server.control_url}  (changes need the header {CONTROL_HEADER}: 1)")
     click.echo(f"in a browser: {server.root}/")

@@ -8,6 +8,7 @@ a mistake.
 
 from __future__ import annotations
 
+from .control import CONTROL_HEADER
 from .faults import DESCRIPTIONS, Fault, FaultName, Faults, UnknownFault
 from .requestlog import read_log
 from .server import Emulator, EmulatorFailed, serve
@@ -15,6 +16,7 @@ from .service import reset
 from .settings import Flavour, Settings
 
 __all__ = [
+    "CONTROL_HEADER",
     "DESCRIPTIONS",
     "Emulator",
     "EmulatorFailed",

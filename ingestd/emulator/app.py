@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from .accept import accepts_json
 from .answers import Streamed, plain
-from .call import SUPPORTED_VERSIONS, Action, Body, Call, Route, match, version_of
+from .call import SUPPORTED_VERSIONS, Action, Body, Call, Route, match, small_body, version_of
 from .delete import expire
 from .errors import INTERNAL, UNAVAILABLE, Problem, Vanish
 from .faults import FaultName
@@ -34,7 +34,6 @@ from .spool import Spool, body_kind
 from .store import settle
 
 TRANSPORT = "ingestd.transport"  # where the protocol puts the connection, so that a fault can cut it
-_MOST_SMALL_BODY = 32 << 20
 _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
@@ -170,7 +169,7 @@ class App:
         if found.body is Body.STORE:
             return await self._store(call, found)
         if found.body is Body.SMALL:
-            call.body = await _small_body(request)
+            call.body = await small_body(request)
         return await anyio.to_thread.run_sync(found.endpoint, call)
 
     async def _store(self, call: Call, found: Route) -> Response:
@@ -302,15 +301,6 @@ def _check_audit_headers(request: Request) -> None:
         )
     if any(len(value) > 2048 for value in audit):
         raise Problem(400, "The maximum length of a custom audit header value is 2048.")
-
-
-async def _small_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_SMALL_BODY:
-            raise Problem(413, f"The request exceeded the allowed limit of {_MOST_SMALL_BODY} bytes.")
-    return bytes(body)
 
 
 async def _slowly(request: Request, per_second: int) -> AsyncIterator[bytes]:

@@ -144,6 +144,16 @@ def version_of(segment: str) -> int | None:
     return _VERSIONS.get(found[1].lower(), 0) if found else None
 
 
+async def small_body(request: Request, *, most: int = 32 << 20) -> bytes:
+    """The whole request body, of ``most`` bytes at most; raises Problem 413."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise Problem(413, f"The request exceeded the allowed limit of {most} bytes.")
+    return bytes(body)
+
+
 def boolean(name: str, value: str | None, *, default: bool) -> bool:
     """A query parameter that is ``true`` or ``false``; raises Problem 400."""
     if value is None:

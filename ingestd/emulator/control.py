@@ -2,23 +2,38 @@
 
 ``GET /faults`` (what is on) · ``GET /faults/names`` (what there is) · ``POST /faults`` with
 ``{"name": "drop_after_store", "count": 3}`` · ``DELETE /faults[/{name}]`` · ``GET /requests``.
+
+A browser on this machine reaches it too, with whatever page it shows. So it answers only under a name that cannot be
+made to lead here from elsewhere (DNS rebinding), takes nothing from a page of another origin, and changes nothing
+without ``X-Ingestd-Control``, which no form can send.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from ipaddress import ip_address
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .call import small_body
+from .errors import Problem
 from .faults import DESCRIPTIONS, Faults, UnknownFault
 from .service import Service
 
+CONTROL_HEADER = "X-Ingestd-Control"
+_MOST_BODY_BYTES = 64 << 10
+_READING = frozenset({"GET", "HEAD"})
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]*)?", re.IGNORECASE)  # RFC 9110 §7.2: host[:port]
 
-def control_app(service: Service) -> Starlette:
-    """The application of a server's control port."""
+
+def control_app(service: Service, *, host: str) -> ASGIApp:
+    """The application of the control port of a server that listens on ``host``."""
     faults: Faults = service.faults
 
     async def listed(_: Request) -> Response:
@@ -29,12 +44,14 @@ def control_app(service: Service) -> Starlette:
 
     async def add(request: Request) -> Response:
         try:
-            given = json.loads(await request.body())
+            given = json.loads(await small_body(request, most=_MOST_BODY_BYTES))
             name = given.pop("name")
             fault = faults.add(name, **given)
+        except Problem as problem:
+            return PlainTextResponse(problem.message, status_code=problem.status)
         except UnknownFault as error:
             return PlainTextResponse(str(error), status_code=400)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return PlainTextResponse('send JSON like {"name": "drop_after_store", "count": 3}', status_code=400)
         return JSONResponse(fault.facts(), status_code=201)
 
@@ -45,13 +62,66 @@ def control_app(service: Service) -> Starlette:
     async def requests(_: Request) -> Response:
         return JSONResponse(service.log.lines())
 
-    return Starlette(
-        routes=[
-            Route("/faults", listed, methods=["GET"]),
-            Route("/faults", add, methods=["POST"]),
-            Route("/faults", clear, methods=["DELETE"]),
-            Route("/faults/names", names, methods=["GET"]),
-            Route("/faults/{name}", clear, methods=["DELETE"]),
-            Route("/requests", requests, methods=["GET"]),
-        ]
+    return _Near(
+        Starlette(
+            routes=[
+                Route("/faults", listed, methods=["GET"]),
+                Route("/faults", add, methods=["POST"]),
+                Route("/faults", clear, methods=["DELETE"]),
+                Route("/faults/names", names, methods=["GET"]),
+                Route("/faults/{name}", clear, methods=["DELETE"]),
+                Route("/requests", requests, methods=["GET"]),
+            ]
+        ),
+        host=host,
     )
+
+
+class _Near:
+    """Lets through what is asked on purpose, on this machine or under the name that the server was given."""
+
+    def __init__(self, app: ASGIApp, *, host: str) -> None:
+        self._app = app
+        self._host = _canonical(host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse with 403."""
+        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        app = self._app if refusal is None else PlainTextResponse(refusal, status_code=403)
+        await app(scope, receive, send)
+
+    def _refusal(self, method: str, headers: Headers) -> str | None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self._is_near(hosts[0]):
+            return "the control port answers to localhost, 127.0.0.1, [::1] and what --host names: use one of these"
+        if not all(self._is_near_origin(origin) for origin in headers.getlist("origin")):
+            return "the control port takes nothing from a page of another origin"
+        if method not in _READING and CONTROL_HEADER not in headers:
+            return f"what changes something needs a header that no form can send: {CONTROL_HEADER}: 1"
+        return None
+
+    def _is_near(self, authority: str) -> bool:
+        found = _AUTHORITY.fullmatch(authority)
+        if found is None:
+            return False
+        name = _canonical(found[1])
+        return name in ("localhost", self._host) or _is_loopback(name)
+
+    def _is_near_origin(self, origin: str) -> bool:
+        scheme, slashes, authority = origin.partition("://")
+        return bool(slashes) and scheme.lower() in ("http", "https") and self._is_near(authority)
+
+
+def _canonical(name: str) -> str:
+    bare = name.removeprefix("[").removesuffix("]").lower()
+    try:
+        return str(ip_address(bare))
+    except ValueError:
+        return bare
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False

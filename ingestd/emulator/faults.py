@@ -109,6 +109,8 @@ class Fault:
             raise UnknownFault(f"there is no fault {self.name!r}; there are: {', '.join(FaultName)}") from error
         if not 0 <= self.probability <= 1:
             raise UnknownFault(f"{self.name}: probability must lie between 0 and 1, not {self.probability}")
+        if self.seconds is not None and not 0 <= self.seconds <= threading.TIMEOUT_MAX:
+            raise UnknownFault(f"{self.name}: seconds must be a length of time, not {self.seconds}")
         self._random = random.Random(self.seed)  # noqa: S311 - repeatable on purpose
 
     @classmethod
@@ -138,7 +140,7 @@ class Fault:
                 name=FaultName(name) if name in set(FaultName) else name,  # type: ignore[arg-type]
                 **{key: kinds[key](value) for key, value in settings.items() if value is not None},
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise error if isinstance(error, UnknownFault) else UnknownFault(f"{name}: {error}") from error
 
     def fits(self, *, method: str, path: str, uids: Iterable[str]) -> bool:

@@ -179,7 +179,7 @@ class Emulator:
         listener = _listen(self._host, self._settings.control_port)
         self._stack.callback(listener.close)
         self._control_port = listener.getsockname()[1]
-        server = _Server(_config(control_app(self._running)))
+        server = _Server(_config(control_app(self._running, host=self._host)))
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="emulator-control", daemon=True
         )
