@@ -107,6 +107,19 @@ def test_multipart_without_parts_has_no_content(peer):
     assert (answer.status_code, answer.content) == (204, b"")
 
 
+@pytest.mark.parametrize("kind", ['multipart/related; type="application/dicom"', "multipart/related"])
+@pytest.mark.parametrize("head", [b"", b"Content-Type: text/plain\r\n"])
+def test_delimiter_needs_a_line_break_apart_from_the_headers_own(peer, kind, head):
+    """What .NET sends where nothing was added (no head), and its kind: the part never ends, so it is no part."""
+    delimiter = b"--" + BOUNDARY.encode()
+
+    answer = peer.store(
+        body=delimiter + b"\r\n" + head + b"\r\n" + delimiter + b"--\r\n", content_type=f"{kind}; boundary={BOUNDARY}"
+    )
+
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
 def test_multipart_type_without_any_body_is_a_bad_request(peer):
     assert peer.store(body=b"").status_code == 400
 

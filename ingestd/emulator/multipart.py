@@ -56,7 +56,6 @@ class Splitter:
         self._buffer = b"\r\n"
         self._next = 0  # what lies before it in the buffer is done with
         self._at = _At.PREAMBLE
-        self._first_data = False
         self.saw_delimiter = False
 
     @property
@@ -138,24 +137,19 @@ class Splitter:
                 raise Malformed("the headers of a part are too long")
             return
         block = self._buffer[self._next + 2 : end]
-        # Two bytes stay: an empty part's delimiter begins with the line break that ended the headers.
-        self._next = end + 2
+        # The line break that ended the headers opens no delimiter: .NET sends "--b", an empty line and "--b--" where
+        # it has no parts, and its reader waits for another line break, so that it finds none.
+        self._next = end + 4
         self._at = _At.DATA
-        self._first_data = True
         yield PartBegins(_parse_headers(block))
 
     def _data(self) -> Iterator[Event]:
         found = self._buffer.find(self._delimiter, self._next)
         if found < 0:
-            if self._first_data and self._left <= len(self._delimiter):
-                return
             content = self._take_safe()
         else:
             content = self._take(found - self._next)
             self._next += len(self._delimiter)
-        if self._first_data:
-            content = content[2:]
-            self._first_data = False
         if content:
             yield PartData(content)
         if found >= 0:

@@ -68,6 +68,7 @@ class Spool:
         self._size = 0
         self.parts: list[Part] = []
         self._open: Path | None = None
+        self._part_type: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -143,9 +144,11 @@ class Spool:
             if isinstance(event, PartData):
                 self._write(event.chunk)
             elif isinstance(event, PartBegins):
-                self._check_type(event.headers.get("content-type"), kind)
+                self._part_type = event.headers.get("content-type")
                 self._begin()
             else:
+                # Only now: of a part that never ends, the type does not matter either.
+                self._check_type(self._part_type, kind)
                 self._end()
 
     def _check_type(self, content_type: str | None, kind: BodyKind) -> None:
