@@ -189,12 +189,13 @@ def test_errors_end_with_their_codes(raised, code):
     assert ended(raised) == code
 
 
-def test_no_permission_names_the_user_to_become(capfd, monkeypatch):
-    monkeypatch.setattr("ingestd.cli.frame.user_name", lambda: "somebody")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_no_permission_names_the_user_to_become(capfd, tmp_path):
+    os.chown(tmp_path, 65534, 65534)
 
-    ended(PermissionError(13, "Permission denied", "/etc/shadow"))
+    ended(PermissionError(13, "Permission denied", str(tmp_path)))
 
-    assert "sudo -u root ingestd" in capfd.readouterr().err
+    assert "become the user nobody: sudo -u nobody ingestd" in capfd.readouterr().err
 
 
 def test_a_reader_that_has_gone_is_no_error(tmp_path):
@@ -217,7 +218,8 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("words", ["status", "explain 1", "retry 1", "run", "send /etc/hostname", "reconcile"])
-def test_another_user_is_told_whom_to_become(capfd, words):
+def test_what_is_roots_sends_nobody_to_become_root(capfd, words):
+    """Whoever followed "become the user root" made the next files root's as well."""
     import ingestd.cli.explain
     import ingestd.cli.reconcile
     import ingestd.cli.retry
@@ -234,7 +236,9 @@ def test_another_user_is_told_whom_to_become(capfd, words):
             said = command(*words.split())
 
     assert said.code == ExitCode.NO_PERMISSION, said
-    assert "sudo -u root ingestd" in said.err
+    assert "-u root" not in said.err
+    assert "run as root" not in said.err
+    assert "sudo chown -R " in said.err
     assert "Traceback" not in said.err
 
 

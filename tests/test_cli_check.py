@@ -310,7 +310,8 @@ def test_a_spool_of_another_user_names_that_user(tmp_path, command):
     said = command("check", "--for-start", "--json")
 
     assert said.code == ExitCode.NO_PERMISSION
-    assert "sudo -u nobody ingestd check" in said.out
+    assert "sudo -u nobody ingestd -c " in said.out
+    assert " check --for-start --json" in said.out
 
 
 def test_a_clock_that_is_off_is_noted(tmp_path, command):

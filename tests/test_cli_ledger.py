@@ -350,7 +350,7 @@ def test_retry_of_what_is_not_there_is_told(command, every):
 
 
 def test_retry_says_that_no_daemon_runs(command, every):
-    assert "start it: ingestd run" in command("retry", str(every["failed"])).out
+    assert "start it: `ingestd run`" in command("retry", str(every["failed"])).out
 
 
 def test_what_send_took_in_is_told_to_wait_for_the_next_send(command, tmp_path):

@@ -105,3 +105,17 @@ def test_the_journal_has_errors_as_errors_by_the_name_of_ingestd(machine):
         time.sleep(0.2)
 
     assert [json.loads(line)["event"] for line in said.splitlines()] == ["config.refused"]
+
+
+def test_whoever_asks_there_is_told_a_command_that_works_for_them(machine):
+    """An administrator was told to become root; what `status` advised then was no command of anybody's."""
+    refused = machine.runs("ingestd status")
+    advised = refused.stderr.rpartition("become the user ingestd: ")[2].strip()
+
+    assert refused.returncode == 77
+    assert advised == "sudo -u ingestd ingestd status"
+    assert "CONFIRMED" in machine.does(advised)
+    unknown = machine.runs("sudo -u ingestd ingestd explain 4711").stderr
+    assert "`sudo -u ingestd ingestd status --files`" in unknown
+    machine.does("sudo systemctl stop ingestd")
+    assert "start it: sudo systemctl start ingestd" in machine.does(advised)

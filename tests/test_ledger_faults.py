@@ -15,7 +15,7 @@ from tests.emulating import EmulatorProcess
 from tests.running import Site, wait_until
 from tests.torture.failing import Fault, Injector
 
-MISLEADING = ("damaged", ".recover", "run as", "become", "a fault in ingestd", "Traceback")
+MISLEADING = ("damaged", ".recover", "no permission", "become", "a fault in ingestd", "Traceback")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import atexit
 import gc
 import importlib
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +18,7 @@ import click
 
 from ingestd import __version__
 
+from .asker import typed
 from .frame import EXIT_CODES, ReaderGone, end
 
 # name: (module, what it does). The module has the command under the attribute ``command``.
@@ -104,4 +106,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # half of it at the very end; whoever goes on for long says how often to look.
         gc.set_threshold(_YOUNG_OBJECTS)
         atexit.register(gc.freeze)
+    typed(sys.argv[1:] if arguments is None else arguments)
     end(lambda: commands.main(args=arguments, prog_name="ingestd", standalone_mode=False))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ingestd.lifecycle import REFUSALS, Reason, State
 
+from .asker import as_typed
+
 MEANING = {
     State.PENDING: "taken in, waiting to be sent",
     State.SENDING: "on its way to the server",
@@ -122,6 +124,6 @@ AFTER_SEND = "run `ingestd send` on its folder again: it came by that, and the d
 def next_step(state: State, reason: Reason | None, *, entry_id: int | None = None, held: str | None = None) -> str:
     """Say in a sentence what to do next about a row in this state for this reason."""
     if held:
-        return f"held back ({held}): mend that, then `ingestd retry {entry_id or 'ID'}`"
+        return as_typed(f"held back ({held}): mend that, then `ingestd retry {entry_id or 'ID'}`")
     sentence = _NEXT.get((state, reason)) or _NEXT[(state, None)]
-    return sentence.replace("{id}", "ID" if entry_id is None else str(entry_id))
+    return as_typed(sentence.replace("{id}", "ID" if entry_id is None else str(entry_id)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .asker import as_typed
 from .frame import ExitCode, config_option, json_option, keep_secrets, load_config, plain, print_json
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ def _telling(findings: Iterable[Finding]) -> Iterator[Finding]:
     """Print each finding as it comes: a server that does not answer takes its time."""
     for finding in findings:
         mark, colour = _MARKS[finding.result]
-        click.echo(f"{click.style(f'{mark:<8}', fg=colour)} {finding.name:<12} {plain(finding.text)}")
+        click.echo(f"{click.style(f'{mark:<8}', fg=colour)} {finding.name:<12} {as_typed(plain(finding.text))}")
         if finding.advice:
-            click.echo(f"{'':<21} -> {plain(finding.advice)}")
+            click.echo(f"{'':<21} -> {as_typed(plain(finding.advice))}")
         yield finding
 
 

@@ -30,7 +30,8 @@ from ingestd.inbox.mounts import mount_of
 from ingestd.locks import who_runs
 from ingestd.places import expect_named, read_named
 
-from .frame import ExitCode, ago, become, in_bytes, in_files, owner_of, user_name
+from .asker import become, owner_of, user_name
+from .frame import ExitCode, ago, in_bytes, in_files
 
 # An inode or two per file in the spool; with fewer than this left the disk is as good as full.
 LEAST_INODES = 10_000
@@ -126,7 +127,7 @@ def _user(config: Config, *, for_start: bool) -> Iterator[Finding]:
         yield _bad(
             "user",
             f"you are {user_name()}, and the spool belongs to {owner}",
-            f"look again as the user that ingestd runs as: sudo -u {owner} ingestd check",
+            become(spool),
             code=ExitCode.NO_PERMISSION,
         )
     elif os.geteuid() == 0:

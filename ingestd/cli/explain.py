@@ -14,6 +14,7 @@ import click
 
 from ingestd.locks import who_runs
 
+from .asker import as_typed, how_to_start
 from .frame import (
     ExitCode,
     Stop,
@@ -75,7 +76,7 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         tell(story, folders, with_reference=knows_references, sender=sender, paused=paused, unanswered=unanswered)
     if len(entries) > len(stories):
         rest = len(entries) - len(stories)
-        click.echo(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID")
+        click.echo(as_typed(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID"))
     return ExitCode.DONE
 
 
@@ -148,7 +149,7 @@ def why_unknown(config: Config, what: str) -> str:
     if not os.access(path, os.R_OK):
         return f"{shown} cannot be read by this user; is it readable for the one that ingestd runs as?"
     if who_runs(config.spool.path) is None:
-        why = missing_spool(config) or "no daemon is running (start it: ingestd run)"
+        why = missing_spool(config) or f"no daemon is running (start it: {how_to_start()})"
         return f"{shown} was not taken in yet: {why}"
     return (
         f"{shown} was not taken in yet: it is taken once it lay unchanged for a while, and, where it is empty or ends "
@@ -264,13 +265,13 @@ def tell(
         step = AFTER_SEND
     elif paused and entry.state in UNCONFIRMED and not entry.hold_reason:
         step = f"{step}; but nothing is sent at present: {paused}; see `ingestd status`"
-    out.print(f"\n[bold]What to do[/bold]: {plain(step)}", markup=True)
+    out.print(f"\n[bold]What to do[/bold]: {as_typed(plain(step))}", markup=True)
 
 
 def _facts(entry: Entry, folders: Mapping[str, str], *, with_reference: bool) -> list[tuple[str, str]]:
     from ingestd.logs import study_ref
 
-    facts = [("Reason", f"{entry.reason}: {entry.note}" if entry.note else str(entry.reason or ""))]
+    facts = [("Reason", f"{entry.reason}: {as_typed(entry.note)}" if entry.note else str(entry.reason or ""))]
     if entry.next_check_at and _waits_for_proof(entry):
         facts.append(("Asked about again", _clock(entry.next_check_at)))
     if entry.failure_reason is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from ingestd.locks import who_runs
+
+from .asker import as_typed, become, owner_of, user_name
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -47,7 +48,7 @@ EXIT_CODES = {
     ExitCode.TIMEOUT: "Not done in time, or the server gave no answer.",
     ExitCode.INTERNAL: "A fault in ingestd itself.",
     ExitCode.BUSY: "Another ingestd has the spool; try again later.",
-    ExitCode.NO_PERMISSION: "No permission; the message names the user to become.",
+    ExitCode.NO_PERMISSION: "No permission; the message says whom to become, or whose it should be.",
 }
 
 
@@ -84,7 +85,7 @@ def end(run: Callable[[], object]) -> NoReturn:
         if os.environ.get("INGESTD_DEBUG") == "1":
             traceback.print_exc()
         code, message = in_words(error)
-        click.echo(_for_journal(f"ingestd: {message}"), err=True)
+        click.echo(_for_journal(f"ingestd: {as_typed(message)}"), err=True)
         sys.exit(code)
     sys.exit(outcome if isinstance(outcome, int) else ExitCode.DONE)
 
@@ -113,8 +114,9 @@ def in_words(error: Exception) -> tuple[ExitCode, str]:
     if _is_a(error, "ingestd.inbox", "SpoolInUse") or _is_a(error, "ingestd.ledger", "LedgerBusy"):
         return ExitCode.BUSY, str(error)
     if _is_a(error, "ingestd.inbox", "SpoolError") or _is_a(error, "ingestd.ledger", "LedgerError"):
-        denied = _is_a(error, "ingestd.ledger", "LedgerPermission") or isinstance(error.__cause__, PermissionError)
-        return (ExitCode.NO_PERMISSION if denied else ExitCode.CONFIGURATION), str(error)
+        cause = error.__cause__
+        place = cause.filename if isinstance(cause, PermissionError) else getattr(error, "file", None)
+        return (ExitCode.NO_PERMISSION, f"{error}; {become(place)}") if place else (ExitCode.CONFIGURATION, str(error))
     if _is_a(error, "ingestd.ledger", "RefusedMove") or _is_a(error, "ingestd.inbox", "InboxError"):
         return ExitCode.CONFIGURATION, str(error)
     if _is_a(error, "ingestd.dicomweb", "DicomWebError"):
@@ -141,36 +143,6 @@ def _place(error: Exception) -> str:
     ]
     ours = [place for place in frames if place.startswith("ingestd")]
     return f"at {(ours or frames or ['?'])[-1]}"
-
-
-def owner_of(path: Path) -> str | None:
-    """Return the name of the user that owns this path, or the nearest folder above it that we can see."""
-    for place in (path, *path.parents):
-        try:
-            uid = place.stat().st_uid
-        except OSError:
-            continue
-        try:
-            return pwd.getpwuid(uid).pw_name
-        except KeyError:
-            return f"#{uid}"
-    return None
-
-
-def user_name() -> str:
-    """Return the name of the user we are."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return f"#{os.geteuid()}"
-
-
-def become(path: object) -> str:
-    """Say which user to become to be allowed at this path."""
-    owner = owner_of(Path(str(path))) if path else None
-    if owner is None or owner == user_name():
-        return f"you are {user_name()}; have an administrator look at its permissions"
-    return f"become the user {owner}: sudo -u {owner} ingestd ..."
 
 
 def config_option(command: F) -> F:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .asker import as_typed
 from .frame import ExitCode, in_files, plain, print_json
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
         click.echo(f"  {entry.state} {plain(entry.relative_path)} ({plain(why)})")
         click.echo(f"    -> {next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)}")
     if len(outcome.needs_person) > MOST_TOLD:
-        click.echo(f"  ... and {len(outcome.needs_person) - MOST_TOLD} more: ingestd status")
+        click.echo(f"  ... and {len(outcome.needs_person) - MOST_TOLD} more: {as_typed('`ingestd status`')}")
     for path in outcome.result.left[:MOST_TOLD]:
         click.echo(f"  LEFT {plain(path)} (it cannot be read, or not be moved out of its folder)")
     if len(outcome.result.left) > MOST_TOLD:
@@ -136,8 +137,10 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
     if len(outcome.result.not_taken_in) > MOST_TOLD:
         click.echo(f"  ... and {len(outcome.result.not_taken_in) - MOST_TOLD} more")
     for alarm in outcome.result.alarms:
-        click.echo(f"  stopped because {plain(alarm.note)}{f' ({plain(alarm.about)})' if alarm.about else ''}")
-        click.echo(f"    -> {plain(alarm.next_step)}")
+        click.echo(
+            f"  stopped because {as_typed(plain(alarm.note))}{f' ({plain(alarm.about)})' if alarm.about else ''}"
+        )
+        click.echo(f"    -> {as_typed(plain(alarm.next_step))}")
     if not outcome.result.done:
         why = "stopped" if outcome.result.stopped else "not done in time"
         left = outcome.result.unfinished
@@ -170,7 +173,12 @@ def _as_plain(outcome: Outcome) -> dict[str, Any]:
         "left": list(outcome.result.left),
         "not_taken_in": list(outcome.result.not_taken_in),
         "stopped_because": [
-            {"kind": alarm.kind, "about": alarm.about, "note": alarm.note, "next_step": alarm.next_step}
+            {
+                "kind": alarm.kind,
+                "about": alarm.about,
+                "note": as_typed(alarm.note),
+                "next_step": as_typed(alarm.next_step),
+            }
             for alarm in outcome.result.alarms
         ],
         "exit_code": int(outcome.code),

@@ -14,6 +14,7 @@ import click
 from ingestd.clocks import boottime
 from ingestd.locks import who_runs
 
+from .asker import as_typed
 from .frame import (
     ExitCode,
     Stop,
@@ -228,9 +229,9 @@ def _tell(report: Report) -> None:
     _list("only there, in studies of ours", [one.sop_uid for one in report.there_only])
     _list("studies only there", report.studies_there_only)
     if report.failed_but_there:
-        click.echo("`ingestd retry ID` has these compared once more and confirmed, without a post")
+        click.echo(as_typed("`ingestd retry ID` has these compared once more and confirmed, without a post"))
     if report.here_only:
-        click.echo("what was absent twice is DELETED now: ingestd status --state DELETED")
+        click.echo(as_typed("what was absent twice is DELETED now: `ingestd status --state DELETED`"))
     if not report.is_complete and not report.error:
         click.echo("the time was over first: give it more with --timeout")
 

@@ -11,6 +11,7 @@ import click
 
 from ingestd.locks import who_runs
 
+from .asker import how_to_start
 from .frame import (
     ExitCode,
     Stop,
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from ingestd.ledger import Choice, Ledger
 
 RETRIABLE = ("FAILED", "CONFLICT", "DELETED", "UNCERTAIN", "REJECTED")
-
-
-_WITHOUT_DAEMON = "as soon as a daemon runs (start it: ingestd run)"
 
 
 @click.command("retry", short_help="Give files that need a person another try.")
@@ -82,7 +80,7 @@ def command(
         but = ""
         if who_runs(settings.spool.path) is None:
             missing = missing_spool(settings)
-            but = f"but {missing}" if missing else _WITHOUT_DAEMON
+            but = f"but {missing}" if missing else f"as soon as a daemon runs (start it: {how_to_start()})"
         if now:
             click.echo("the server, and all that waits for it, is tried at once" + (but and f", {but}"))
         if ids or chosen:

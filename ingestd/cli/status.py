@@ -14,6 +14,7 @@ import click
 
 from ingestd.locks import who_runs
 
+from .asker import as_typed, how_to_start
 from .frame import (
     ExitCode,
     Stop,
@@ -375,7 +376,7 @@ def _head(picture: Picture) -> RenderableType:
     grid.add_row("Configuration", Text(plain(picture.config.file)))
     grid.add_row("Server", Text(plain(destination["url"])))
     grid.add_row("", state)
-    idle = picture.spool_away or "not running (start it: ingestd run)"
+    idle = picture.spool_away or f"not running (start it: {how_to_start()})"
     running = f"running, process {picture.pid}" if picture.pid else idle
     grid.add_row("Daemon", Text(running, style="" if picture.pid else "yellow"))
     oldest = picture.oldest_at
@@ -388,7 +389,9 @@ def _head(picture: Picture) -> RenderableType:
         grid.add_row("Clock", Text(_in_words(jump, picture.at), style="yellow"))
     if picture.waiting_for_send:
         files = in_files(picture.waiting_for_send)
-        grid.add_row("Waits for send", Text(f"{files}: run `ingestd send` on the folder again", style="yellow"))
+        grid.add_row(
+            "Waits for send", Text(as_typed(f"{files}: run `ingestd send` on the folder again"), style="yellow")
+        )
     return grid
 
 
@@ -439,10 +442,14 @@ def _needs_person(status: Status) -> list[RenderableType]:
         for (state, reason), rows in sorted(sums.items())
     ]
     if status.held:
-        rows.append((styled("PENDING"), "held", status.held, "see `ingestd explain` of one of them"))
+        rows.append((styled("PENDING"), "held", status.held, as_typed("see `ingestd explain` of one of them")))
     title = f"\nNeeds a person: {status.needs_person}" + (f" (and {status.clutter} clutter)" if status.clutter else "")
     return [
-        table(("State", "Reason", "Files>", "What to do (ID: from `ingestd status --state ...`)"), rows, title=title)
+        table(
+            ("State", "Reason", "Files>", as_typed("What to do (ID: from `ingestd status --state ...`)")),
+            rows,
+            title=title,
+        )
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ingestd.locks import ledger_trouble
 
+from .asker import as_typed, how_to_start
 from .frame import ago, in_files, missing_spool, plain
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def stopped_because(
         if status.destination is not None:
             lines += _paused(status.destination, at=at)
         lines += _too_old(config, status, at=at)
+    lines = [replace(line, note=as_typed(line.note), next_step=as_typed(line.next_step)) for line in lines]
     return tuple(sorted(lines, key=lambda line: line.since))
 
 
@@ -77,7 +80,7 @@ def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime
             kind="no_daemon",
             about="",
             note="no ingestd runs, and files wait" + (f" in {where}" if lying else " to be sent or proven"),
-            next_step="start it: systemctl start ingestd, or `ingestd run`; why it ended: journalctl -u ingestd",
+            next_step=f"start it: {how_to_start()}; why it ended: journalctl -u ingestd",
             since=min([*lying.values(), *([known] if known is not None else [])], default=at),
         )
 

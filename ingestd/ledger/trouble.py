@@ -34,14 +34,14 @@ _OF_THE_SYSTEM = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FUL
 
 
 def permission(file: Path, what: str) -> LedgerError:
-    """Say that this user may not, and who may; a disk that nobody may write is another thing."""
+    """Say that this user may not; a disk that nobody may write is another thing."""
     place = file if os.path.lexists(file) else file.parent
     if _is_read_only(place):
         return LedgerError(
             f"the ledger {file} lies on a filesystem that is mounted read-only; a disk that failed is mounted so by the"
             " kernel (dmesg)"
         )
-    return LedgerPermission(f"no permission to {what} the ledger {file}; run as {_owner(place)}")
+    return LedgerPermission(f"no permission to {what} the ledger {file}", file=file)
 
 
 def _is_read_only(place: Path) -> bool:
@@ -49,15 +49,6 @@ def _is_read_only(place: Path) -> bool:
         return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
     except OSError:
         return False
-
-
-def _owner(path: Path) -> str:
-    try:
-        import pwd  # noqa: PLC0415 - only when something is wrong
-
-        return pwd.getpwuid(path.stat().st_uid).pw_name
-    except (KeyError, OSError):
-        return "its owner"
 
 
 def disk_failed(file: Path, what: str, error: OSError) -> LedgerError:

@@ -29,7 +29,11 @@ class OtherDestination(LedgerError):
 
 
 class LedgerPermission(LedgerError):
-    """This user may not use the ledger; the message names the one who may."""
+    """This user may not use the ledger, which is at ``file``."""
+
+    def __init__(self, message: str, *, file: Path) -> None:
+        super().__init__(message)
+        self.file = file
 
 
 class LedgerBusy(LedgerError):

@@ -48,7 +48,7 @@ SETTINGS: Mapping[str, Any] = {
 REST_SECONDS = 25.0
 END_SECONDS = 30.0
 # What no fault of the disk may be called: each sends a person the wrong way.
-WRONG_WORDS = ("Traceback", "a fault in ingestd", "is damaged", "run as ")
+WRONG_WORDS = ("Traceback", "a fault in ingestd", "is damaged", "no permission to ")
 
 _numbers = itertools.count(1)
 _DISK = (errno.EIO, errno.ESTALE)
