@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import requests
 
+from ingestd.emulator import Emulator
 from tests.builders import BIG_ENDIAN, CT_IMAGE, EXPLICIT, IMPLICIT, element, fresh_uid, part10
 
 JSON = "application/dicom+json"
@@ -161,3 +162,9 @@ def comments(item: dict[str, Any]) -> list[str]:
 def path_of(item: dict[str, Any]) -> str:
     """The path below the version of a stored item."""
     return "/studies" + str(item["00081190"]["Value"][0]).partition("/studies")[2]
+
+
+def creating(server: Emulator) -> int:
+    """How many instances are being created in a server of this process."""
+    with server._running.index.read() as tx:
+        return int(tx.execute("SELECT count(*) FROM instance WHERE status = 0").fetchone()[0])

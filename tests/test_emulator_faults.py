@@ -7,10 +7,12 @@ import json
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,7 +33,7 @@ from ingestd.emulator import (
 )
 from tests.builders import fresh_uid
 from tests.emulating import EmulatorProcess, dataset_of
-from tests.emulator_peer import ANY_FILE, BOUNDARY, JSON, Peer, multipart, path_of, reasons, scan, stored
+from tests.emulator_peer import ANY_FILE, BOUNDARY, JSON, Peer, creating, multipart, path_of, reasons, scan, stored
 from tests.running import PROGRAM, environment
 
 
@@ -405,6 +407,12 @@ def test_starts_in_under_a_second():
         assert time.monotonic() - before < 1
 
 
+def small_files(data: Path) -> int:
+    """How many files the index itself keeps."""
+    with closing(sqlite3.connect(data / "index.sqlite")) as index:
+        return int(index.execute("SELECT count(*) FROM content").fetchone()[0])
+
+
 def check_index_and_files(data: Path, url_root: str) -> int:
     """Hold index, files and feed against each other; the number of instances."""
     with Peer(url_root) as peer:
@@ -417,7 +425,7 @@ def check_index_and_files(data: Path, url_root: str) -> int:
         entries: list[dict] = []
         while page := peer.feed(f"includeMetadata=false&limit=200&offset={len(entries)}"):
             entries += page
-        assert len(instances) == len(entries) == len(list((data / "files").glob("*/*.dcm")))
+        assert len(instances) == len(entries) == len(list((data / "files").glob("*/*.dcm"))) + small_files(data)
         assert {each["state"] for each in entries} <= {"Current"}
         assert list((data / "incoming").iterdir()) == []
         return len(instances)
@@ -436,11 +444,14 @@ def test_kill_leaves_an_index_that_matches_its_files(tmp_path):
 
         def store(root: str = root, enough: threading.Event = enough) -> None:
             study, series = fresh_uid(), fresh_uid()
+            large = {0x7FE00010: ("OW", bytes(100_000))}  # one that the index does not keep
             with Peer(root) as peer:
                 try:
                     while not enough.is_set():
                         files = {
-                            sop: scan(study=study, series=series, sop=sop) for sop in (fresh_uid() for _ in range(5))
+                            sop: scan(pixels, study=study, series=series, sop=sop)
+                            for pixels in (None, None, large, None)
+                            for sop in [fresh_uid()]
                         }
                         for item in stored(peer.store(*files.values())):
                             sop = item["00081155"]["Value"][0]
@@ -509,7 +520,7 @@ def test_tags_that_change_during_a_store_fail_it_with_272():
         storing.start()
         with Peer(server.root) as other:
             give_up_at = time.monotonic() + 10
-            while not server._running.files._folders:  # the first file is in place: its row is Creating
+            while not creating(server):
                 assert time.monotonic() < give_up_at
             added = other.call("POST", "/extendedquerytags", json=[{"path": "PatientAge", "level": "Study"}])
         storing.join()

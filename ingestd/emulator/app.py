@@ -31,7 +31,9 @@ from .page import HOME, VIEWER
 from .routes import ROUTES, UNVERSIONED
 from .service import Service
 from .spool import Spool, body_kind
-from .store import settle
+from .store import GROUP, look_at
+from .stow import request_of
+from .writer import Writer
 
 TRANSPORT = "ingestd.transport"  # where the protocol puts the connection, so that a fault can cut it
 _CORS = {
@@ -47,8 +49,9 @@ _CORS = {
 class App:
     """The ASGI application of one server."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, writer: Writer) -> None:
         self._service = service
+        self._writer = writer
         self._unversioned = UNVERSIONED
         if service.settings.auth:
             from .auth import UNVERSIONED as TOKENS  # noqa: PLC0415 - its libraries only where tokens are asked for
@@ -174,7 +177,7 @@ class App:
 
     async def _store(self, call: Call, found: Route) -> Response:
         service, request = self._service, call.request
-        call.optional_uid("study")
+        study_uid = call.optional_uid("study")
         kind = body_kind(call.header("content-type"))
         facts = {"method": request.method, "path": request.url.path}
         cut = service.faults.take(FaultName.DROP_DURING_BODY, **facts)
@@ -185,10 +188,11 @@ class App:
 
         slow = service.faults.take(FaultName.BANDWIDTH, **facts)
         call.tags = service.tags()
+        look = partial(look_at, service, version=call.version, study_uid=study_uid, tags=call.tags)
         with Spool(
             service.files,
             limit=service.settings.file_limit,
-            finish=lambda path: service.workers.submit(settle, service, path),
+            look_at=lambda path: service.workers.submit(look, path),
         ) as spool:
             body = request.stream() if slow is None else _slowly(request, slow.bytes or 65536)
             await spool.take(kind, body, saw=saw)
@@ -196,8 +200,10 @@ class App:
                 raise Vanish
             if fault := service.faults.take(FaultName.ERROR_BEFORE_STORE, **facts):
                 raise Problem(fault.status or 500, INTERNAL)
-            call.parts = spool.parts
-            return await anyio.to_thread.run_sync(partial(found.endpoint, call))
+            call.stored = await self._writer.store(request_of(call), spool.parts)
+        if len(call.stored) <= GROUP:
+            return found.endpoint(call)
+        return await anyio.to_thread.run_sync(found.endpoint, call)
 
 
 class _Exchange:

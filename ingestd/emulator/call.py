@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,8 +14,10 @@ from starlette.responses import Response
 from .errors import Problem
 from .examine import Tag
 from .service import Service
-from .spool import Part
 from .validate import is_valid_uid
+
+if TYPE_CHECKING:
+    from .posts import Entry
 
 
 class Action(StrEnum):
@@ -33,7 +35,7 @@ class Body(StrEnum):
 
     IGNORED = "ignored"
     SMALL = "small"  # read into memory up to a limit
-    STORE = "store"  # spooled to disk part by part
+    STORE = "store"  # spooled part by part, and stored before the endpoint is asked for its answer
 
 
 @dataclass(kw_only=True)
@@ -50,7 +52,7 @@ class Call:
     in_partition: bool = False
     params: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    parts: list[Part] = field(default_factory=list)
+    stored: list[Entry] = field(default_factory=list)  # what a store came to
     tags: list[Tag] = field(default_factory=list)  # the extended query tags when the request began
 
     @property

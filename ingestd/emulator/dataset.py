@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from struct import Struct
 from tempfile import TemporaryFile
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple, Protocol
 
 from pydicom.datadict import dictionary_VR
 
@@ -44,6 +44,17 @@ _DEEPEST = 64
 _MOST_ELEMENTS = 2_000_000
 _MOST_VALUE_BYTES = 64 << 20
 _MOST_INFLATED_BYTES = 8 << 30
+
+
+Buffer = mmap.mmap | bytes
+
+
+class Openable(Protocol):
+    """A file's place or whatever else can be opened as one."""
+
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]:
+        """Its bytes from the start, in a file with a descriptor."""
+        ...
 
 
 class Element(NamedTuple):
@@ -108,14 +119,26 @@ def mapped(file: IO[bytes]) -> Iterator[mmap.mmap]:
         buffer.close()
 
 
-def read_header(path: Path) -> Header:
+@contextmanager
+def contents(source: Path | bytes) -> Iterator[Buffer]:
+    """What a file on disk or in memory holds; an empty one is Unreadable."""
+    if isinstance(source, bytes):
+        if not source:
+            raise Unreadable("the file is empty")
+        yield source
+    else:
+        with source.open("rb") as file, mapped(file) as buffer:
+            yield buffer
+
+
+def read_header(source: Openable) -> Header:
     """Read one file's structure; raises Unreadable, or TooMuch where memory would not be bounded."""
-    with path.open("rb") as file, mapped(file) as buffer:
+    with source.open("rb") as file, mapped(file) as buffer:
         return header_of(buffer)
 
 
-def header_of(buffer: mmap.mmap) -> Header:
-    """The structure of a mapped file."""
+def header_of(buffer: Buffer) -> Header:
+    """The structure of a mapped file, or of one in memory."""
     meta, dataset_offset = _read_meta(buffer)
     syntax = _text(meta.get(0x00020010, b""))
     if syntax == DEFLATED:
@@ -123,12 +146,12 @@ def header_of(buffer: mmap.mmap) -> Header:
     return _read_dataset(buffer, meta, dataset_offset, syntax or IMPLICIT_LITTLE, dataset_offset)
 
 
-def dataset_offset_of(buffer: mmap.mmap) -> int:
+def dataset_offset_of(buffer: Buffer) -> int:
     """Where the data set begins in a mapped file; raises Unreadable."""
     return _read_meta(buffer)[1]
 
 
-def _read_meta(buffer: mmap.mmap) -> tuple[dict[int, bytes], int]:
+def _read_meta(buffer: Buffer) -> tuple[dict[int, bytes], int]:
     at = 132 if buffer[128:132] == b"DICM" else 0
     if at == 0 and buffer[:2] != b"\x02\x00":
         raise Unreadable("neither a preamble nor File Meta Information")
@@ -147,7 +170,7 @@ def _read_meta(buffer: mmap.mmap) -> tuple[dict[int, bytes], int]:
     return meta, at
 
 
-def _read_deflated(buffer: mmap.mmap, meta: dict[int, bytes], offset: int) -> Header:
+def _read_deflated(buffer: Buffer, meta: dict[int, bytes], offset: int) -> Header:
     with TemporaryFile() as inflated:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         written = 0
@@ -173,7 +196,7 @@ def _read_deflated(buffer: mmap.mmap, meta: dict[int, bytes], offset: int) -> He
             return _read_dataset(plain, meta, 0, DEFLATED, offset)
 
 
-def _read_dataset(buffer: mmap.mmap, meta: dict[int, bytes], at: int, syntax: str, dataset_offset: int) -> Header:
+def _read_dataset(buffer: Buffer, meta: dict[int, bytes], at: int, syntax: str, dataset_offset: int) -> Header:
     walk = _Walk(buffer, explicit=syntax != IMPLICIT_LITTLE, big_endian=syntax == EXPLICIT_BIG)
     if not walk.explicit and _looks_explicit(buffer, at):
         # Files that say implicit and are explicit exist in the wild; fo-dicom looks, too.
@@ -191,7 +214,7 @@ def _read_dataset(buffer: mmap.mmap, meta: dict[int, bytes], at: int, syntax: st
     )
 
 
-def _looks_explicit(buffer: mmap.mmap, at: int) -> bool:
+def _looks_explicit(buffer: Buffer, at: int) -> bool:
     vr = buffer[at + 4 : at + 6]
     return len(vr) == 2 and vr.isalpha() and vr.isupper()
 
@@ -203,7 +226,7 @@ def _text(value: bytes) -> str:
 class _Walk:
     """One pass over one buffer; counts what it keeps so that no file can take more memory than allowed."""
 
-    def __init__(self, buffer: mmap.mmap, *, explicit: bool, big_endian: bool) -> None:
+    def __init__(self, buffer: Buffer, *, explicit: bool, big_endian: bool) -> None:
         self.buffer = buffer
         self.explicit = explicit
         self.big_endian = big_endian

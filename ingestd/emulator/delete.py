@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from .call import Action, Call, Route, route
 from .errors import INSTANCE_NOT_FOUND, SERIES_NOT_FOUND, STUDY_NOT_FOUND, Problem
-from .index import CREATED, next_numbers, now_ticks
+from .index import CREATED, forget_versions, next_numbers, now_ticks
 from .service import Service, drop_empty
 
 
@@ -55,7 +55,7 @@ def expire(service: Service) -> None:
 
 def _remove_row(service: Service, tx: sqlite3.Connection, row: sqlite3.Row) -> None:
     tx.execute("DELETE FROM instance WHERE key = ?", (row["key"],))
-    tx.execute("DELETE FROM metadata WHERE watermark IN (?, ?)", (row["watermark"], row["original_watermark"]))
+    forget_versions(tx, row["watermark"], row["original_watermark"])
     tx.execute("DELETE FROM tag_error WHERE watermark = ?", (row["watermark"],))
     if row["status"] == CREATED:
         tx.execute(

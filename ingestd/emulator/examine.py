@@ -65,7 +65,7 @@ class Value:
 class Examined:
     """One part, looked at; ``failure`` is 0 when it may be stored."""
 
-    path: Path
+    source: Path | bytes
     size_bytes: int
     failure: int = 0
     mismatch: int = VALIDATION_FAILED  # the reason for a part of another study than the path's
@@ -90,13 +90,18 @@ class Examined:
 
 
 def examine(
-    path: Path, *, version: int, study_uid: str | None, tags: Sequence[Tag], mismatch: int = VALIDATION_FAILED
+    source: Path | bytes,
+    *,
+    version: int,
+    study_uid: str | None,
+    tags: Sequence[Tag],
+    mismatch: int = VALIDATION_FAILED,
 ) -> Examined:
-    """Look at one spooled part of a store under ``/v{version}/studies[/{study_uid}]``; never raises for its content."""
-    found = Examined(path=path, size_bytes=path.stat().st_size)
+    """Look at one part of a store under ``/v{version}/studies[/{study_uid}]``; never raises for its content."""
+    found = Examined(source=source, size_bytes=len(source) if isinstance(source, bytes) else source.stat().st_size)
     found.mismatch = mismatch
     try:
-        with path.open("rb") as file, dataset.mapped(file) as buffer:
+        with dataset.contents(source) as buffer:
             header = dataset.header_of(buffer)
     except Unreadable:
         found.failure = VALIDATION_FAILED
@@ -113,10 +118,10 @@ def examine(
     return found
 
 
-def dataset_digest(path: Path) -> str:
+def dataset_digest(source: Path | bytes) -> str:
     """The SHA-256 of what follows group 0002, in hex; empty where there is no such thing to read."""
     try:
-        with path.open("rb") as file, dataset.mapped(file) as buffer:
+        with dataset.contents(source) as buffer:
             offset = dataset.dataset_offset_of(buffer)
             with memoryview(buffer) as view, view[offset:] as content:
                 return hashlib.sha256(content).hexdigest()

@@ -1,7 +1,8 @@
 """The instances on disk: one file per stored version, named by its watermark, put in place by rename.
 
-A file's way: ``incoming/<random>`` while its request is read, then ``files/<hh>/<watermark>.dcm`` when its row says
-Creating. Nothing that came over the network ever becomes part of a path.
+A file's way: ``incoming/<random>`` while its request is read, then ``files/<hh>/<watermark>.dcm`` in the transaction
+that makes its row. Nothing that came over the network ever becomes part of a path. Small files have none: the index
+keeps them (``Kept`` opens either).
 """
 
 from __future__ import annotations
@@ -9,9 +10,33 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Literal
+
+from .index import Index
 
 _FANOUT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One stored version's file, wherever it is kept."""
+
+    index: Index
+    path: Path
+    watermark: int
+
+    def open(self, mode: Literal["rb"] = "rb", /) -> IO[bytes]:
+        """The file at its start; raises FileNotFoundError where it is gone."""
+        with self.index.read() as tx:
+            row = tx.execute("SELECT file FROM content WHERE watermark = ?", (self.watermark,)).fetchone()
+        if row is None:
+            return self.path.open(mode)
+        file = os.fdopen(os.memfd_create("instance"), "w+b")
+        file.write(row["file"])
+        file.seek(0)
+        return file
 
 
 class Files:
@@ -53,6 +78,12 @@ class Files:
         if self._fsync:
             for folder in folders:
                 _sync(folder)
+
+    def take_back(self, placed: Iterable[tuple[Path, int]]) -> None:
+        """Undo ``put``, as far as it came."""
+        for part, watermark in placed:
+            if not part.exists():
+                self.path(watermark).replace(part)
 
     def remove(self, watermarks: Iterable[int]) -> None:
         """Remove stored versions; one that is gone already is no error."""

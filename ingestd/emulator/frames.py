@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from starlette.responses import Response, StreamingResponse
@@ -13,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from .call import Action, Call, Route, route
 from .dataset import DEFLATED, EXPLICIT_LITTLE, Header, read_header
 from .errors import FRAME_NOT_FOUND, INTERNAL, Problem
+from .files import Kept
 from .lookup import Stored, find
 from .transcode import JPEG_2000, NOT_SUPPORTED, SOURCES, check_size, convert, quietly
 from .values import numbers_of, strings_of, text_of
@@ -51,11 +51,11 @@ def get_frames(call: Call) -> Response:
     if not wanted.multipart and len(numbers) > 1:
         raise Problem(400, _ONE_FRAME)
     stored = find(call)[0]
-    path = call.service.files.path(stored.version(original=wants_original(call)))
-    header = header_of_stored(path)
+    kept = call.service.kept(stored.version(original=wants_original(call)))
+    header = header_of_stored(kept)
     if header.pixels is None or max(numbers) > frame_count(header):
         raise Problem(404, FRAME_NOT_FOUND)
-    frames, syntax = _frames(call, stored, path, header, numbers, wanted)
+    frames, syntax = _frames(call, stored, kept, header, numbers, wanted)
     content_type = f"{wanted.media_type}; transfer-syntax={syntax}"
     if not wanted.multipart:
         return Response(next(frames), media_type=content_type)
@@ -77,10 +77,10 @@ def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def header_of_stored(path: Path) -> Header:
+def header_of_stored(kept: Kept) -> Header:
     """A stored file's structure; a vanished file is the service's 500."""
     try:
-        return read_header(path)
+        return read_header(kept)
     except FileNotFoundError as error:
         raise Problem(500, INTERNAL) from error
 
@@ -99,22 +99,22 @@ def _number(header: Header, tag: int, default: int = 0) -> int:
 
 
 def _frames(
-    call: Call, stored: Stored, path: Path, header: Header, numbers: list[int], wanted: Wanted
+    call: Call, stored: Stored, kept: Kept, header: Header, numbers: list[int], wanted: Wanted
 ) -> tuple[Iterator[bytes], str]:
     as_stored = wanted.syntax in ("*", stored.transfer_syntax)
     if as_stored and stored.transfer_syntax != DEFLATED:
-        return _original(path, header, numbers), stored.transfer_syntax
+        return _original(kept, header, numbers), stored.transfer_syntax
     check_size(stored.size_bytes, call.service.settings.max_transcode_bytes)
     if stored.transfer_syntax not in SOURCES and not as_stored:
         raise Problem(406, NOT_SUPPORTED)
     target = JPEG_2000 if wanted.syntax == JPEG_2000 else EXPLICIT_LITTLE
     shown = stored.transfer_syntax if as_stored else target
-    return iter(_converted(path, header, numbers, target)), shown
+    return iter(_converted(kept, header, numbers, target)), shown
 
 
-def _original(path: Path, header: Header, numbers: list[int]) -> Iterator[bytes]:
+def _original(kept: Kept, header: Header, numbers: list[int]) -> Iterator[bytes]:
     assert header.pixels is not None, "the caller looked"
-    with path.open("rb") as file:
+    with kept.open() as file:
         if header.pixels.length is None:
             from pydicom.encaps import get_frame  # noqa: PLC0415 - only encapsulated files need it
 
@@ -144,8 +144,8 @@ def _native(file: IO[bytes], offset: int, length: int, header: Header, index: in
     return (shifted & ((1 << bits) - 1)).to_bytes((bits + 7) // 8, "little")
 
 
-def _converted(path: Path, header: Header, numbers: list[int], target: str) -> list[bytes]:
-    with quietly(), path.open("rb") as file:
+def _converted(kept: Kept, header: Header, numbers: list[int], target: str) -> list[bytes]:
+    with quietly(), kept.open() as file:
         try:
             dataset: Any = convert(file, target)
             if target == JPEG_2000:

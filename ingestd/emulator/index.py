@@ -25,8 +25,10 @@ CREATING, CREATED = 0, 1
 DEFAULT_PARTITION = "Microsoft.Default"
 TICKS_PER_SECOND = 10_000_000  # .NET ticks: 100 ns
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
+_SCHEMA_VERSION = 2
+# Small files are kept beside their rows: one flush of the log makes both durable, and there is no folder to flush.
+_CONTENT = "CREATE TABLE content (watermark INTEGER PRIMARY KEY, file BLOB NOT NULL);"
+_SCHEMA = f"""
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE partition (
     key INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL);
@@ -79,6 +81,7 @@ CREATE TABLE instance (
 CREATE INDEX instance_study ON instance (study_key, watermark);
 CREATE INDEX instance_series ON instance (series_key, watermark);
 CREATE TABLE metadata (watermark INTEGER PRIMARY KEY, json BLOB NOT NULL);
+{_CONTENT}
 CREATE TABLE feed (
     position INTEGER PRIMARY KEY,
     sequence INTEGER NOT NULL UNIQUE,
@@ -148,6 +151,9 @@ class Index:
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
         if version == _SCHEMA_VERSION:
             return
+        if version == 1:  # of which the second is the same and one table more
+            self._writer.executescript(f"BEGIN;{_CONTENT}PRAGMA user_version={_SCHEMA_VERSION};COMMIT;")
+            return
         if version != 0:
             raise WrongSchema(f"the index has schema {version}, this program writes {_SCHEMA_VERSION}")
         self._writer.executescript(
@@ -215,6 +221,13 @@ def counter_value(tx: sqlite3.Connection, counter: str) -> int:
     """The last number given out."""
     row = tx.execute("SELECT value FROM counter WHERE name = ?", (counter,)).fetchone()
     return int(row[0]) if row else 0
+
+
+def forget_versions(tx: sqlite3.Connection, *watermarks: int | None) -> None:
+    """Remove what the index keeps of these versions of an instance: metadata, and the file where it is a small one."""
+    for watermark in watermarks:
+        tx.execute("DELETE FROM metadata WHERE watermark = ?", (watermark,))
+        tx.execute("DELETE FROM content WHERE watermark = ?", (watermark,))
 
 
 def now_ticks() -> int:

@@ -60,7 +60,7 @@ def _index_one(service: Service, tx: sqlite3.Connection, row: sqlite3.Row, tags:
     if still_there is None:
         return
     try:
-        header = read_header(service.files.path(row["watermark"]))
+        header = read_header(service.kept(row["watermark"]))
     except (OSError, TooMuch, Unreadable):
         for tag in tags:
             _note(tx, tag, row["watermark"], "The instance cannot be read.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 from starlette.responses import Response
 
 from .call import Action, Call, Route, route
 from .errors import FRAME_NOT_FOUND, NOT_ACCEPTABLE, Problem
+from .files import Kept
 from .frames import frame_count, frame_numbers, header_of_stored
 from .lookup import find
 from .transcode import check_size, quietly
@@ -31,12 +31,12 @@ def get_rendered(call: Call) -> Response:
             raise Problem(400, "Only one frame can be rendered at a time.")
         number = numbers[0]
     stored = find(call)[0]
-    path = call.service.files.path(stored.version(original=wants_original(call)))
-    header = header_of_stored(path)
+    kept = call.service.kept(stored.version(original=wants_original(call)))
+    header = header_of_stored(kept)
     if header.pixels is None or number > frame_count(header):
         raise Problem(404, FRAME_NOT_FOUND)
     check_size(stored.size_bytes, call.service.settings.max_transcode_bytes)
-    return Response(_render(path, number - 1, kind, quality), media_type=kind)
+    return Response(_render(kept, number - 1, kind, quality), media_type=kind)
 
 
 def _kind(accept: str | None) -> str:
@@ -58,24 +58,25 @@ def _quality(text: str | None) -> int:
     return int(text)
 
 
-def _render(path: Path, index: int, kind: str, quality: int) -> bytes:
+def _render(kept: Kept, index: int, kind: str, quality: int) -> bytes:
     with quietly():
         try:
-            return _drawn(path, index, kind, quality)
+            return _drawn(kept, index, kind, quality)
         except Exception as error:
             # Missing codecs and broken pixels end alike (facts page 2.3: undecodable is 406).
             raise Problem(406, NOT_ACCEPTABLE) from error
 
 
-def _drawn(path: Path, index: int, kind: str, quality: int) -> bytes:
+def _drawn(kept: Kept, index: int, kind: str, quality: int) -> bytes:
     import numpy  # noqa: ICN001, PLC0415 - heavy, and only here
     from PIL import Image  # noqa: PLC0415
     from pydicom import dcmread  # noqa: PLC0415
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut  # noqa: PLC0415
     from pydicom.pixels.utils import pixel_array  # noqa: PLC0415
 
-    dataset = dcmread(path)
-    pixels: Any = pixel_array(dataset, index=index)
+    with kept.open() as file:
+        dataset = dcmread(file)
+        pixels: Any = pixel_array(dataset, index=index)
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)

@@ -46,10 +46,10 @@ class RequestLog:
             if self._file is not None:
                 os.write(self._file, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
-    def add_all(self, kind: str, request: int, facts: list[dict[str, Any]]) -> None:
-        """Write several lines at once."""
+    def add_all(self, kind: str, facts: list[tuple[int, dict[str, Any]]]) -> None:
+        """Write several requests' lines at once."""
         at = datetime.now(UTC).isoformat()
-        lines = [{"kind": kind, "at": at, "request": request, **each} for each in facts]
+        lines = [{"kind": kind, "at": at, "request": request, **each} for request, each in facts]
         with self._lock:
             self._lines.extend(lines)
             if self._file is not None and lines:

@@ -26,6 +26,7 @@ from .reindex import reindex
 from .service import InUse, Service
 from .settings import Flavour, Settings
 from .update import update
+from .writer import Writer
 
 if TYPE_CHECKING:
     from .auth import Tokens
@@ -169,7 +170,9 @@ class Emulator:
         if self._settings.auth:
             self._service.guard = self.tokens
         self._start_control()
-        self._uvicorn = _Server(_config(App(self._service)))
+        writer = Writer(self._service)
+        self._stack.callback(writer.close)
+        self._uvicorn = _Server(_config(App(self._service, writer)))
         self._service.operations.resume()
         return self._uvicorn, listener
 

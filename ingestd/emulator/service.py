@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .examine import Tag
 from .faults import Faults
-from .files import Files
+from .files import Files, Kept
 from .guard import Guard, Open
 from .index import CREATING, Index, now_ticks, utc_text
 from .indexed import Level
@@ -65,6 +65,10 @@ class Service:
             )
         if known is not None:
             self.files.sweep({mark for mark in known if mark is not None})
+
+    def kept(self, watermark: int) -> Kept:
+        """The file of a stored version."""
+        return Kept(self.index, self.files.path(watermark), watermark)
 
     def tags(self) -> list[Tag]:
         """The extended query tags that stores must index now."""

@@ -1,4 +1,7 @@
-"""Takes a request's body to disk, part by part, in memory that does not grow with it (facts page 1.1, 1.3)."""
+"""Takes a request's body in, part by part, in memory that does not grow with it (facts page 1.1, 1.3).
+
+Small parts stay in memory, as many as ``_MOST_IN_MEMORY`` allows; all others go to disk as they come.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,22 @@ from pathlib import Path
 from typing import Self
 
 from .errors import Problem
+from .examine import Examined
 from .files import Files
 from .multipart import Malformed, PartBegins, PartData, Splitter
 
 _DICOM = "application/dicom"
 _MOST_PARTS = 100_000
-_WORTH_A_THREAD = 64 << 10
+_SMALL = 64 << 10
+_MOST_IN_MEMORY = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a request, whole and on disk; ``finished`` is what ``store.settle`` gives, begun meanwhile."""
+    """One part of a request, whole; where it is on disk, ``looked_at`` is what ``store.look_at`` gives, meanwhile."""
 
-    path: Path
-    finished: Future[str] | None = None
+    source: Path | bytes
+    looked_at: Future[Examined] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +65,12 @@ def body_kind(content_type: str | None) -> BodyKind:
 class Spool:
     """The parts of one request on their way to disk; use as a context manager, what is left over goes away."""
 
-    def __init__(self, files: Files, *, limit: int, finish: Callable[[Path], Future[str]] | None = None) -> None:
+    def __init__(self, files: Files, *, limit: int, look_at: Callable[[Path], Future[Examined]]) -> None:
         self._files = files
         self._limit = limit
-        self._finish = finish
+        self._look_at = look_at
+        self._small: bytearray | None = None
+        self._in_memory = 0
         self._descriptor: int | None = None
         self._size = 0
         self.parts: list[Part] = []
@@ -76,36 +83,51 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self._abandon()
         for part in self.parts:
-            if part.finished is not None:
-                part.finished.cancel()
-            part.path.unlink(missing_ok=True)
+            if part.looked_at is not None:
+                part.looked_at.cancel()
+            if isinstance(part.source, Path):
+                part.source.unlink(missing_ok=True)
 
     def _begin(self) -> None:
         if len(self.parts) >= _MOST_PARTS:
             raise Problem(400, "The request has too many parts.")
-        self._descriptor, self._open = self._files.new_part()
+        self._small = bytearray()
         self._size = 0
 
     def _write(self, chunk: bytes | memoryview) -> None:
-        assert self._descriptor is not None, "data comes only after a part has begun"
         self._size += len(chunk)
         if self._size > self._limit:
             raise Problem(413, f"The request exceeded the allowed limit of {self._limit} bytes.")
+        if self._small is not None:
+            if self._size <= _SMALL and self._in_memory + self._size <= _MOST_IN_MEMORY:
+                self._small += chunk
+                return
+            self._descriptor, self._open = self._files.new_part()
+            begun, self._small = self._small, None
+            self._put_down(begun)
+        self._put_down(chunk)
+
+    def _put_down(self, chunk: bytes | bytearray | memoryview) -> None:
+        assert self._descriptor is not None, "what is not small has a file"
         view = memoryview(chunk)
         while view:
             view = view[os.write(self._descriptor, view) :]
 
     def _end(self) -> None:
+        if self._small is not None:
+            self._in_memory += len(self._small)
+            self.parts.append(Part(bytes(self._small)))
+            self._small = None
+            return
         assert self._descriptor is not None, "only a begun part can end"
         assert self._open is not None, "it has a name as long as it has a descriptor"
         os.close(self._descriptor)
         self._descriptor = None
-        # A small part is not worth a thread of its own; the store settles those together.
-        begun = self._finish(self._open) if self._finish and self._size >= _WORTH_A_THREAD else None
-        self.parts.append(Part(self._open, begun))
+        self.parts.append(Part(self._open, self._look_at(self._open)))
         self._open = None
 
     def _abandon(self) -> None:
+        self._small = None
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

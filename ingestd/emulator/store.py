@@ -1,8 +1,10 @@
 """The Store Transaction's work on files and index (PS3.18 §10.5; facts page 1.2, 1.8).
 
-A request's parts are taken in groups. For each group: rows *Creating* in one transaction, files renamed into place,
-then rows *Created* together with their feed entries, metadata and index values in a second one. What a client sees is
-as if each part had been taken alone and in order; what a crash leaves is Creating rows without effect.
+The parts of all requests that wait are taken in groups (``writer``). For each group, in one transaction: rows
+*Creating*, files renamed into place, small ones into the index, then rows *Created* together with their feed entries,
+metadata and index values. What a client sees is as if each part had been taken alone and in order; what a crash leaves
+is files that no row knows, and the next start removes them. Only where a fault holds the instance Creating are there
+two transactions, so that others meet it so.
 """
 
 # ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
@@ -13,14 +15,9 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from pydicom import dcmread
-
-from .delete import remove
 from .examine import (
     ALREADY_EXISTS,
     BEING_CREATED,
@@ -34,77 +31,55 @@ from .examine import (
 )
 from .faults import FaultName
 from .folding import fold
-from .index import CREATED, CREATING, TICKS_PER_SECOND, next_numbers, one
+from .index import CREATED, CREATING, TICKS_PER_SECOND, forget_versions, next_numbers, one
 from .indexed import SERIES_COLUMNS, STUDY_COLUMNS, CoreAttribute, Level
+from .posts import Entry, Post, StoreRequest
 from .reindex import put_value
 from .service import Service, drop_empty, stored_tags
-from .spool import Part
+from .strike import alter_where_asked, ask_faults, belie_where_asked
 
-_GROUP = 64
-PATIENT_NAME = 0x00100010
-
-
-@dataclass(kw_only=True)
-class StoreRequest:
-    """What all parts of one request share."""
-
-    number: int
-    version: int
-    study_uid: str | None
-    partition_key: int
-    replace: bool  # PUT
-    expires_at: int | None  # ticks
-    tags: Sequence[Tag] = ()
-    method: str = "POST"
-    path: str = ""
+GROUP = 64
 
 
-@dataclass(kw_only=True, slots=True)
-class Entry:
-    """What became of one part."""
-
-    examined: Examined
-    watermark: int = 0
-    instance_key: int = 0
-    study_key: int = 0
-    series_key: int = 0
-    replaced: int = 0  # the watermark that a PUT took the place of
-    faults: set[FaultName] = field(default_factory=set)
-    late_seconds: float = 0.0  # late_feed
-    commit_seconds: float = 0.0  # commit_delay
-    lag_seconds: float = 0.0  # index_lag
-    gap: int = 0  # feed_gap
-    cut: int = 0  # cut_stored
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether the answer lists it as stored."""
-        return self.examined.failure == 0
+def look_ahead(service: Service, post: Post) -> None:
+    """Look at the parts that are to be stored next, unless that has been done."""
+    if post.group:
+        return
+    request = post.request
+    for part in post.parts[len(post.entries) : len(post.entries) + GROUP]:
+        if part.looked_at is not None:
+            found = part.looked_at.result()
+        else:
+            found = look_at(
+                service, part.source, version=request.version, study_uid=request.study_uid, tags=request.tags
+            )
+        entry = Entry(examined=found)
+        if entry.is_stored:
+            ask_faults(service, request, entry)
+        entry.refused = found.failure
+        post.group.append(entry)
 
 
-def store(service: Service, request: StoreRequest, parts: Sequence[Part]) -> list[Entry]:
-    """Store what can be stored of these parts, in order, and say what became of each."""
-    entries: list[Entry] = []
-    for at in range(0, len(parts), _GROUP):
-        group = _examine(service, request, parts[at : at + _GROUP])
-        _store_group(service, request, group)
-        _belie_where_asked(service, request, group)
-        service.log.add_all("instance", request.number, [_log_line(entry) for entry in group])
-        for entry in group:
+def commit(service: Service, posts: Sequence[Post]) -> None:
+    """Store what can be stored of these posts' groups, as if one after the other; none when it raises."""
+    if any(entry.commit_seconds for post in posts for entry in post.group):
+        (post,) = posts
+        _store_slowly(service, post)
+    else:
+        _store_at_once(service, posts)
+
+
+def account_for(service: Service, posts: Sequence[Post]) -> None:
+    """Write down what became of these posts' groups, once they are committed."""
+    for post in posts:
+        belie_where_asked(service, post.request, post.group)
+    service.log.add_all("instance", [(post.request.number, _log_line(entry)) for post in posts for entry in post.group])
+    for post in posts:
+        for entry in post.group:
             entry.examined.metadata = b""
-        entries.extend(group)
-    return entries
-
-
-def _belie_where_asked(service: Service, request: StoreRequest, group: list[Entry]) -> None:
-    for entry in group:
-        if FaultName.REFUSE_STORED in entry.faults and entry.is_stored:
-            entry.examined.failure = VALIDATION_FAILED
-        # As when the service's own cleanup of a failed entry meets a commit that had succeeded (facts page 1.8).
-        if FaultName.UNDONE in entry.faults and entry.is_stored:
-            entry.examined.failure = PROCESSING_FAILURE
-            where = "study_uid = ? AND series_uid = ? AND sop_uid = ? AND partition_key = ?"
-            remove(service, where, (*entry.examined.identity, request.partition_key))
+            entry.examined.source = b""
+        post.entries.extend(post.group)
+        post.group = []
 
 
 def _log_line(entry: Entry) -> dict[str, object]:
@@ -123,130 +98,110 @@ def _log_line(entry: Entry) -> dict[str, object]:
     }
 
 
-def settle(service: Service, path: Path) -> str:
-    """Make a spooled part ready for its place: digest taken, preamble zeroed where that is the flavour, durable.
+def look_at(
+    service: Service, source: Path | bytes, *, version: int, study_uid: str | None, tags: Sequence[Tag]
+) -> Examined:
+    """Examine one part and make it ready for its place: digest taken, preamble zeroed where that is the flavour.
 
-    All of it waits for the disk or hashes, so it goes on beside the reading of the parts that follow. The digest is
-    the SHA-256 of the data set's bytes, empty where the file cannot be read that far.
+    One on disk is durable then; that and the digest are why it is done beside the reading of the parts that follow.
     """
-    digest = dataset_digest(path)
-    if digest:
-        if service.settings.is_managed:
-            _zero_preamble(path)
-        service.files.settle(path)
-    return digest
+    found = examine(
+        source,
+        version=version,
+        study_uid=study_uid,
+        tags=tags,
+        mismatch=STUDY_MISMATCH if service.settings.is_managed else VALIDATION_FAILED,
+    )
+    found.dataset_sha256 = dataset_digest(source)
+    if not found.dataset_sha256:
+        return found
+    if service.settings.is_managed:
+        found.source = _without_preamble(source)
+    if isinstance(source, Path):
+        service.files.settle(source)
+    return found
 
 
-def _zero_preamble(path: Path) -> None:
+def _without_preamble(source: Path | bytes) -> Path | bytes:
     # The managed service zeroes the preamble (Azure conformance v2; facts page 1.8).
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    if isinstance(source, bytes):
+        return bytes(128) + source[128:] if source[128:132] == b"DICM" else source
+    descriptor = os.open(source, os.O_RDWR | os.O_CLOEXEC)
     try:
         if os.pread(descriptor, 4, 128) == b"DICM":
             os.pwrite(descriptor, bytes(128), 0)
     finally:
         os.close(descriptor)
+    return source
 
 
-def _settled(service: Service, parts: Sequence[Part]) -> Iterator[str]:
-    """The parts' digests in order; what was not settled while it came in is now, several at once."""
-    if len(parts) == 1 and parts[0].finished is None:
-        return iter([settle(service, parts[0].path)])
-    begun = [part.finished or service.workers.submit(settle, service, part.path) for part in parts]
-    return (future.result() for future in begun)
+def _store_at_once(service: Service, posts: Sequence[Post]) -> None:
+    begun: list[list[Entry]] = []
+    try:
+        with service.index.write() as tx:
+            begun = [_begin(tx, post.request, post.group) for post in posts]
+            _place(service, [entry for entries in begun for entry in entries])
+            finished = [_finish(service, tx, post, each) for post, each in zip(posts, begun, strict=True)]
+    except BaseException:
+        service.files.take_back(_on_disk(entry for post in posts for entry in post.group if entry.watermark))
+        for entry in (entry for post in posts for entry in post.group):
+            entry.watermark = entry.instance_key = entry.study_key = entry.series_key = entry.replaced = 0
+            entry.examined.failure = entry.refused
+        raise
+    _clean_up(service, posts, begun, [mark for removed in finished for mark in removed])
 
 
-def _examine(service: Service, request: StoreRequest, parts: Sequence[Part]) -> list[Entry]:
-    entries = []
-    settled = _settled(service, parts)
-    for part in parts:
-        found = examine(
-            part.path,
-            version=request.version,
-            study_uid=request.study_uid,
-            tags=request.tags,
-            mismatch=STUDY_MISMATCH if service.settings.is_managed else VALIDATION_FAILED,
-        )
-        found.dataset_sha256 = next(settled)
-        entry = Entry(examined=found)
-        if entry.is_stored:
-            _ask_faults(service, request, entry)
-        entries.append(entry)
-    return entries
-
-
-def _ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
-    def take(name: FaultName) -> bool:
-        fault = service.faults.take(name, method=request.method, path=request.path, uids=entry.examined.identity)
-        if fault is None:
-            return False
-        entry.faults.add(name)
-        if name is FaultName.LATE_FEED:
-            entry.late_seconds = 5.0 if fault.seconds is None else fault.seconds
-        elif name is FaultName.COMMIT_DELAY:
-            entry.commit_seconds = 1.0 if fault.seconds is None else fault.seconds
-        elif name is FaultName.INDEX_LAG:
-            entry.lag_seconds = 5.0 if fault.seconds is None else fault.seconds
-        elif name is FaultName.FEED_GAP:
-            entry.gap = 1000 if fault.numbers is None else fault.numbers
-        elif name is FaultName.CUT_STORED:
-            entry.cut = 1 if fault.bytes is None else fault.bytes
-        return True
-
-    if take(FaultName.BEING_CREATED):
-        entry.examined.failure = BEING_CREATED
-    elif take(FaultName.PROCESSING_FAILURE):
-        entry.examined.failure = PROCESSING_FAILURE
-    else:
-        for name in (
-            FaultName.STUCK_CREATING,
-            FaultName.REFUSE_STORED,
-            FaultName.UNDONE,
-            FaultName.LATE_FEED,
-            FaultName.FEED_GAP,
-            FaultName.COMMIT_DELAY,
-            FaultName.INDEX_LAG,
-            FaultName.LOSE_STORED,
-            FaultName.ALTER_STORED,
-            FaultName.CHANGE_STORED,
-            FaultName.CUT_STORED,
-        ):
-            take(name)
-
-
-def _store_group(service: Service, request: StoreRequest, group: list[Entry]) -> None:
+def _store_slowly(service: Service, post: Post) -> None:
     # The first transaction need not be durable: what a power cut takes of it, it takes of the whole store.
     with service.index.write(durable=False) as tx:
-        begun = _begin(tx, request, group)
-    if not begun:
-        return
-    for entry in begun:
-        _alter_where_asked(entry)
-    service.files.put((entry.examined.path, entry.watermark) for entry in begun)
-    _wait_for_commit(begun)
-    removed: list[int] = []
+        begun = _begin(tx, post.request, post.group)
+    _place(service, begun)
+    time.sleep(max((entry.commit_seconds for entry in begun), default=0.0))
     with service.index.write() as tx:
-        # If the tags changed since the request began, the service fails its instances with 272 (facts page 1.8).
-        tags_changed = stored_tags(tx) != list(request.tags)
-        for entry in begun:
-            removed += _undo(tx, entry) if tags_changed else _commit(service, tx, request, entry)
-        if removed:
-            drop_empty(tx, sorted({entry.study_key for entry in begun}))
-        _set_expiry(tx, request, begun)
-    if request.expires_at is not None:
-        service.look_for_expiry()
+        removed = _finish(service, tx, post, begun)
+    _clean_up(service, [post], [begun], removed)
+
+
+def _on_disk(entries: Iterable[Entry]) -> Iterator[tuple[Path, int]]:
+    for entry in entries:
+        if isinstance(entry.examined.source, Path):
+            yield entry.examined.source, entry.watermark
+
+
+def _place(service: Service, begun: list[Entry]) -> None:
+    for entry in begun:
+        alter_where_asked(service, entry)
+    service.files.put(_on_disk(begun))
+
+
+def _finish(service: Service, tx: sqlite3.Connection, post: Post, begun: list[Entry]) -> list[int]:
+    """Make what was begun visible; the watermarks whose files are needed no more."""
+    if not begun:
+        return []
+    removed: list[int] = []
+    # If the tags changed since the request began, the service fails its instances with 272 (facts page 1.8).
+    tags_changed = stored_tags(tx) != list(post.request.tags)
+    for entry in begun:
+        removed += _undo(tx, entry) if tags_changed else _commit(service, tx, post.request, entry)
+    if removed:
+        drop_empty(tx, sorted({entry.study_key for entry in begun}))
+    _set_expiry(tx, post.request, begun)
+    return removed
+
+
+def _clean_up(service: Service, posts: Sequence[Post], begun: list[list[Entry]], removed: list[int]) -> None:
     service.files.remove(removed)
-    lag = max((entry.lag_seconds for entry in begun), default=0.0)
-    if lag:
-        for study_uid in {entry.examined.study_uid for entry in begun if entry.lag_seconds}:
-            service.lag.hide(study_uid, lag)
+    if any(post.request.expires_at is not None for post in posts):
+        service.look_for_expiry()
+    for entry in (entry for entries in begun for entry in entries):
+        if entry.lag_seconds:
+            service.lag.hide(entry.examined.study_uid, entry.lag_seconds)
 
 
 def _begin(tx: sqlite3.Connection, request: StoreRequest, group: list[Entry]) -> list[Entry]:
     begun: dict[tuple[str, str, str], Entry] = {}
     keys: dict[tuple[str, ...], int] = {}
-    stored = [entry for entry in group if entry.is_stored]
-    watermark = next_numbers(tx, "watermark", len(stored)) if stored else 0
-    for entry in stored:
+    for entry in (entry for entry in group if entry.is_stored):
         found = entry.examined
         earlier = begun.get(found.identity)
         if earlier is not None and not request.replace:
@@ -254,7 +209,7 @@ def _begin(tx: sqlite3.Connection, request: StoreRequest, group: list[Entry]) ->
             continue
         if earlier is not None:
             # PUT with one identity twice: the later part wins, the earlier one never becomes visible.
-            entry.watermark, watermark = watermark, watermark + 1
+            entry.watermark = next_numbers(tx, "watermark", 1)
             entry.instance_key, entry.study_key = earlier.instance_key, earlier.study_key
             entry.series_key, entry.replaced = earlier.series_key, earlier.replaced
             begun[found.identity] = entry
@@ -268,7 +223,7 @@ def _begin(tx: sqlite3.Connection, request: StoreRequest, group: list[Entry]) ->
         if row is not None and (row["status"] == CREATING or not request.replace):
             found.failure = BEING_CREATED if row["status"] == CREATING else ALREADY_EXISTS
             continue
-        entry.watermark, watermark = watermark, watermark + 1
+        entry.watermark = next_numbers(tx, "watermark", 1)
         if row is not None:
             entry.replaced = row["watermark"]
             entry.instance_key, entry.study_key, entry.series_key = row["key"], row["study_key"], row["series_key"]
@@ -324,40 +279,6 @@ def _key_of(
     return key
 
 
-def _alter_where_asked(entry: Entry) -> None:
-    if not entry.faults & {FaultName.ALTER_STORED, FaultName.CHANGE_STORED, FaultName.CUT_STORED}:
-        return
-    descriptor = os.open(entry.examined.path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        size = os.fstat(descriptor).st_size
-        if FaultName.ALTER_STORED in entry.faults:
-            _flip(descriptor, size - 1)
-        if FaultName.CHANGE_STORED in entry.faults:
-            _flip(descriptor, _place_of_name(descriptor))
-        os.ftruncate(descriptor, max(0, size - entry.cut))
-    finally:
-        os.close(descriptor)
-
-
-def _flip(descriptor: int, at: int) -> None:
-    os.pwrite(descriptor, bytes([os.pread(descriptor, 1, at)[0] ^ 1]), at)
-
-
-def _place_of_name(descriptor: int) -> int:
-    """Where the value of PatientName begins."""
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        file.seek(0)
-        element: Any = dcmread(file, stop_before_pixels=True, force=True).get_item(PATIENT_NAME)
-    assert element is not None, "only what has a name can be given another one"
-    return int(element.value_tell)
-
-
-def _wait_for_commit(begun: list[Entry]) -> None:
-    seconds = max((entry.commit_seconds for entry in begun), default=0.0)
-    if seconds:
-        time.sleep(seconds)
-
-
 def _undo(tx: sqlite3.Connection, entry: Entry) -> list[int]:
     """Take back what ``_begin`` did for an instance that is refused after all; the file that nobody needs."""
     entry.examined.failure = PROCESSING_FAILURE
@@ -388,8 +309,9 @@ def _commit(service: Service, tx: sqlite3.Connection, request: StoreRequest, ent
         (CREATED, entry.watermark, found.size_bytes, found.sop_class_uid, found.transfer_syntax, entry.instance_key),
     )
     removed = [mark for mark in (old["watermark"], old["original_watermark"]) if mark and mark != entry.watermark]
-    for mark in removed:
-        tx.execute("DELETE FROM metadata WHERE watermark = ?", (mark,))
+    forget_versions(tx, *removed)
+    if isinstance(found.source, bytes):
+        tx.execute("INSERT INTO content VALUES (?, ?)", (entry.watermark, found.source))
     tx.execute("INSERT INTO metadata VALUES (?, ?)", (entry.watermark, zlib.compress(found.metadata, 1)))
     add_to_feed(service, tx, entry, request.partition_key, action="Update" if entry.replaced else "Create")
     latest_wins(tx, "study", STUDY_COLUMNS, found.columns, entry.study_key)

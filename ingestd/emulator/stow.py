@@ -12,18 +12,18 @@ from .errors import INTERNAL, Problem, Vanish
 from .examine import CLASS_MISMATCH
 from .faults import FaultName
 from .index import now_ticks
-from .store import Entry, StoreRequest, store
+from .posts import Entry, StoreRequest
 
 _SEVERAL_VALUES = '299 {host} "One or more indexed Dicom tag(s) have multiple values, only first value is indexed."'
 _CONSUMES = ("application/dicom", "multipart/related")
 
 
-def post_studies(call: Call) -> Response:
-    """``POST`` or, in the managed flavour, ``PUT`` of ``/studies[/{study}]``."""
+def request_of(call: Call) -> StoreRequest:
+    """What a ``POST`` or, in the managed flavour, ``PUT`` of ``/studies[/{study}]`` asks for; raises Problem."""
     replace = call.request.method == "PUT"
     if replace and not call.service.settings.is_managed:
         raise Problem(405, headers={"Allow": "POST"})
-    request = StoreRequest(
+    return StoreRequest(
         number=call.number,
         version=call.version,
         study_uid=call.optional_uid("study"),
@@ -34,12 +34,15 @@ def post_studies(call: Call) -> Response:
         method=call.request.method,
         path=call.request.url.path,
     )
-    entries = store(call.service, request, call.parts)
-    if not entries:
+
+
+def answer_to(call: Call) -> Response:
+    """The answer to a store that is done."""
+    if not call.stored:
         return Response(status_code=204)
-    uids = [uid for entry in entries for uid in entry.examined.identity]
+    uids = [uid for entry in call.stored for uid in entry.examined.identity]
     _strike_after_store(call, uids)
-    return _answer(call, request, entries, uids)
+    return _answer(call, call.stored, uids)
 
 
 def _expiry(call: Call) -> int | None:
@@ -67,12 +70,13 @@ def _strike_after_store(call: Call, uids: list[str]) -> None:
         raise Problem(fault.status or 500, INTERNAL)
 
 
-def _answer(call: Call, request: StoreRequest, entries: list[Entry], uids: list[str]) -> Response:
+def _answer(call: Call, entries: list[Entry], uids: list[str]) -> Response:
     stored = [entry for entry in entries if entry.is_stored]
     failed = [entry for entry in entries if not entry.is_stored]
     body: dict[str, Any] = {}
-    if request.study_uid is not None and stored:
-        body["00081190"] = {"vr": "UR", "Value": [f"{call.base_url}/studies/{request.study_uid}"]}
+    study_uid = call.optional_uid("study")
+    if study_uid is not None and stored:
+        body["00081190"] = {"vr": "UR", "Value": [f"{call.base_url}/studies/{study_uid}"]}
     if failed:
         body["00081198"] = {"vr": "SQ", "Value": [_failure(entry) for entry in failed]}
     if stored:
@@ -137,7 +141,7 @@ def _falsify(call: Call, body: dict[str, Any], uids: list[str]) -> None:
 def _routes() -> list[Route]:
     return [
         route(
-            method, path, post_studies, Action.WRITE, json_answer=True, body=Body.STORE, consumes=_CONSUMES,
+            method, path, answer_to, Action.WRITE, json_answer=True, body=Body.STORE, consumes=_CONSUMES,
             creates_partition=True,
         )
         for method in ("POST", "PUT")

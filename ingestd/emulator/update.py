@@ -16,13 +16,15 @@ from starlette.responses import Response
 
 from .answers import DicomJson
 from .call import Action, Body, Call, Route, route
+from .dataset import Openable
 from .errors import Problem
 from .examine import Examined, Tag, examine
-from .index import CREATED, counter_value, next_numbers, one
+from .index import CREATED, counter_value, forget_versions, next_numbers, one
 from .indexed import SERIES_COLUMNS, STUDY_COLUMNS
 from .operations import active, add_operation, already_active, check_enabled, reference
+from .posts import Entry
 from .service import Service, stored_tags
-from .store import Entry, add_to_feed, keep_values, latest_wins
+from .store import add_to_feed, keep_values, latest_wins
 from .tags import json_of
 from .transcode import quietly
 from .validate import is_valid_uid, rule_of, tag_text
@@ -141,7 +143,7 @@ def _update_instance(service: Service, row: sqlite3.Row, change: dict[str, Any],
     descriptor, part = service.files.new_part()
     os.close(descriptor)
     try:
-        _rewrite(service.files.path(row["watermark"]), part, change)
+        _rewrite(service.kept(row["watermark"]), part, change)
         found = examine(part, version=2, study_uid=None, tags=tags)
         service.files.settle(part)
         with service.index.write() as tx:
@@ -179,11 +181,11 @@ def _commit(service: Service, row: sqlite3.Row, found: Examined, watermark: int)
         keep_values(tx, entry)
         if first is None:
             return []
-        tx.execute("DELETE FROM metadata WHERE watermark = ?", (now["watermark"],))
+        forget_versions(tx, now["watermark"])
         return [int(now["watermark"])]
 
 
-def _rewrite(source: Path, target: Path, change: dict[str, Any]) -> None:
+def _rewrite(source: Openable, target: Path, change: dict[str, Any]) -> None:
     """Write the file with other values; the pixel data is copied, not read."""
     import pydicom  # noqa: PLC0415 - its writer, only for updates
     from pydicom.uid import UID, DeflatedExplicitVRLittleEndian  # noqa: PLC0415

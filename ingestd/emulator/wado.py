@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from starlette.responses import Response
@@ -106,12 +106,11 @@ def get_files(call: Call) -> Response:
 
 def open_version(call: Call, stored: Stored, wanted: Wanted, *, original: bool) -> tuple[IO[bytes], int, str]:
     """A stored version, transcoded where that was asked for: the open file, its size and its transfer syntax."""
-    path: Path = call.service.files.path(stored.version(original=original))
     try:
-        file = path.open("rb")
+        file = call.service.kept(stored.version(original=original)).open()
     except FileNotFoundError as error:
         raise Problem(500, INTERNAL) from error
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     if wanted.syntax in ("*", stored.transfer_syntax):
         return file, size, stored.transfer_syntax
     with file:
