@@ -157,7 +157,7 @@ def pairs(texts: tuple[str, ...]) -> dict[str, str]:
 class Progress:
     """A progress bar on stderr where a person looks at it, nothing elsewhere."""
 
-    def __init__(self, what: str, total: int | None) -> None:
+    def __init__(self, what: str, total: Callable[[], int | None] = lambda: None) -> None:
         self._bar: Any = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -166,7 +166,7 @@ class Progress:
 
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
             self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(what, total=total)
+            self._task = self._bar.add_task(what, total=total())
 
     def __enter__(self) -> Self:
         if self._bar is not None:

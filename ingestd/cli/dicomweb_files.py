@@ -51,26 +51,38 @@ def store(
     from ingestd.dicomweb import batches
 
     skipped: list[tuple[str, str]] = []
-    total = sum(file.stat().st_size for path in paths for file in ([path] if path.is_file() else _files(path)))
     rows: list[tuple[str, str, str]] = []
-    with Progress("storing", total) as progress:
-        found = batches(
-            paths,
-            max_instances=1 if single else 200,
-            on_skip=lambda path, why: skipped.append((str(path), why)),
-        )
-        for batch in found:
-            result = client.store(
-                batch,
-                study_uid=study,
-                single=single,
-                upsert=upsert,
-                expire_after=expire_after,
-                meta=pairs(meta),
-                on_bytes=progress.advance,
+    is_told = False
+    try:
+        with Progress(
+            "storing", lambda: sum(file.stat().st_size for path in paths for file in _files(path))
+        ) as progress:
+            found = batches(
+                paths,
+                max_instances=1 if single else 200,
+                on_skip=lambda path, why: skipped.append((str(path), why)),
             )
-            rows.extend(_verdicts(result))
+            for batch in found:
+                result = client.store(
+                    batch,
+                    study_uid=study,
+                    single=single,
+                    upsert=upsert,
+                    expire_after=expire_after,
+                    meta=pairs(meta),
+                    on_bytes=progress.advance,
+                )
+                rows.extend(_verdicts(result))
+        is_told = True
+    finally:
+        # Where a request fails, what was answered before it is told all the same.
+        if is_told or rows or skipped:
+            _tell_stored(rows, skipped, as_json=as_json)
     is_good = bool(rows) and all(outcome in {"stored", "already there"} for _, outcome, _ in rows) and not skipped
+    return ExitCode.DONE if is_good else ExitCode.NEEDS_PERSON
+
+
+def _tell_stored(rows: list[tuple[str, str, str]], skipped: list[tuple[str, str]], *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -78,18 +90,19 @@ def store(
                 "skipped": [{"path": path, "why": why} for path, why in skipped],
             }
         )
-    else:
-        from .tables import console, table
+        return
+    from .tables import print_list
 
-        if rows:
-            console().print(table(["SOP instance", "outcome", "note"], rows))
-        for path, why in skipped:
-            click.echo(f"skipped: {plain(path)} {why}", err=True)
-    return ExitCode.DONE if is_good else ExitCode.NEEDS_PERSON
+    if rows:
+        print_list(["SOP instance", "outcome", "note"], rows)
+    for path, why in skipped:
+        click.echo(f"skipped: {plain(path)} {why}", err=True)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        return iter([path])
+    return (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
 
 
 def _verdicts(result: StoreResult) -> Iterator[tuple[str, str, str]]:
@@ -143,7 +156,7 @@ def retrieve(
         with ask() as retrieval:
             _to_stdout(retrieval.only_part()[1])
         return
-    with Progress("retrieving", None) as progress:
+    with Progress("retrieving") as progress:
         if original or transfer_syntax != "*":
             retrieval = ask()
             retrieval.on_bytes = progress.advance

@@ -283,7 +283,10 @@ def _to_json(value: object) -> object:
 
 def plain(text: object) -> str:
     """Make text from a file name or a server safe to print: no control characters, no lone surrogates."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(text))
+    said = str(text)
+    if said.isprintable():
+        return said
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in said)
 
 
 def ago(seconds: float) -> str:

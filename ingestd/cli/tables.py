@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,7 @@ STYLES = {
     "REJECTED": "red",
     "FAILED": "red",
 }
+_GAP = " " * 4  # what `padding` leaves between two columns
 
 
 def console() -> Console:
@@ -49,3 +51,16 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: s
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(plain(cell)) for cell in row))
     return made
+
+
+def print_list(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of words that may be long: where it fits, without rich, which takes 0.15 ms for each row."""
+    screen = console()
+    cells = [[plain(cell) for cell in row] for row in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if sum(widths) + len(_GAP) * (len(widths) - 1) > screen.width or not all(map(str.isascii, chain(*cells))):
+        screen.print(table(headings, rows))
+        return
+    lines = [_GAP.join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    screen.print(Text(lines[0], style="bold"))
+    screen.file.write("".join(f"{line}\n" for line in lines[1:]))

@@ -28,42 +28,42 @@ def batches(
     A batch holds at most ``max_instances`` and, if more than one, at most ``max_bytes``; no SOP Instance UID twice.
     What is no regular file or no DICOM file with the three UIDs is told to ``on_skip`` with the reason.
     """
-    batch: list[StorePart] = []
+    batch: dict[str | None, StorePart] = {}
     size = 0
     for path, place in _files(paths, on_skip):
         part = _part(path, place, on_skip)
         if part is None:
             continue
         is_full = len(batch) >= max_instances or (batch and size + part.size_bytes > max_bytes)
-        if is_full or any(other.sop_uid == part.sop_uid for other in batch):
-            yield batch
-            batch, size = [], 0
-        batch.append(part)
+        if is_full or part.sop_uid in batch:
+            yield list(batch.values())
+            batch, size = {}, 0
+        batch[part.sop_uid] = part
         size += part.size_bytes
     if batch:
-        yield batch
+        yield list(batch.values())
 
 
-def _files(paths: Iterable[Path | str], on_skip: Callable[[Path, str], object] | None) -> Iterator[tuple[Path, str]]:
+def _files(paths: Iterable[Path | str], on_skip: Callable[[Path, str], object] | None) -> Iterator[tuple[str, str]]:
     """Give each file with its place: others may write in a folder that is named, and put links there meanwhile."""
-    for given in paths:
-        path = Path(given)
+    for path in map(Path, paths):
+        root = str(path)
         if not path.is_dir():
-            yield path, str(path)
+            yield root, root
             continue
 
         def tell(error: OSError) -> None:
             if on_skip is not None:
                 on_skip(Path(error.filename), f"cannot be read: {error.strerror}")
 
-        for folder, below, names in os.walk(path, onerror=tell):
+        for folder, below, names in os.walk(root, onerror=tell):
             below.sort()
+            inside = folder[len(root) :].strip("/")
             for name in sorted(names):
-                file = Path(folder, name)
-                yield file, places.below(str(path), str(file.relative_to(path)))
+                yield f"{folder.rstrip('/')}/{name}", places.below(root, f"{inside}/{name}" if inside else name)
 
 
-def _part(path: Path, place: str, on_skip: Callable[[Path, str], object] | None) -> StorePart | None:
+def _part(path: str, place: str, on_skip: Callable[[Path, str], object] | None) -> StorePart | None:
     why = ""
     try:
         fd = places.open_file(place)
@@ -78,14 +78,14 @@ def _part(path: Path, place: str, on_skip: Callable[[Path, str], object] | None)
                 uids = read_uids(fd)
                 if uids is not None:
                     opener = partial(_open, place)
-                    return StorePart(path=path, size_bytes=found.st_size, sop_uid=uids.sop, opener=opener)
+                    return StorePart(path=Path(path), size_bytes=found.st_size, sop_uid=uids.sop, opener=opener)
                 why = "is no DICOM file with study, series and SOP instance UID"
         except OSError as error:
             why = f"cannot be read: {error.strerror}"
         finally:
             os.close(fd)
     if on_skip is not None:
-        on_skip(path, why)
+        on_skip(Path(path), why)
     return None
 
 
