@@ -198,22 +198,44 @@ def test_no_permission_names_the_user_to_become(capfd, tmp_path):
     assert "become the user nobody: sudo -u nobody ingestd" in capfd.readouterr().err
 
 
-def test_a_reader_that_has_gone_is_no_error(tmp_path):
-    Rows(tmp_path).close()
+@pytest.mark.parametrize(
+    "words,code",
+    [
+        ("status", ExitCode.DONE),
+        ("status --json", ExitCode.DONE),
+        ("status --files", ExitCode.DONE),
+        ("explain 1", ExitCode.DONE),
+        ("status --exit-code", ExitCode.NEEDS_PERSON),
+        ("retry 99", ExitCode.NEEDS_PERSON),
+        ("resolve 2 --discard", ExitCode.NEEDS_PERSON),
+        ("run --once --timeout 100ms", ExitCode.TIMEOUT),
+        ("send --timeout 100ms cut", ExitCode.TIMEOUT),
+        ("check", ExitCode.TIMEOUT),
+    ],
+)
+@pytest.mark.parametrize("gone", ["stdout", "stderr"])
+def test_a_reader_that_has_gone_changes_no_exit_code(tmp_path, words, code, gone):
+    """``ingestd send F | head -1 && rm -r F`` must not remove what the server never got, nor the like call a person."""
+    rows = Rows(tmp_path)
+    rows.refuse("cut")
+    rows.close()
+    (tmp_path / "drop" / "cut").write_bytes(b"no image")
+    (tmp_path / "cut").write_bytes(bytes(128) + b"DICM" + bytes(10))
     read, write = os.pipe()
     os.close(read)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {gone: write}
 
     ran = subprocess.run(
-        [sys.executable, "-m", "ingestd", "-c", str(tmp_path / "config.yaml"), "status", "--json"],
-        stdout=write,
-        stderr=subprocess.PIPE,
+        [sys.executable, "-m", "ingestd", "-c", str(tmp_path / "config.yaml"), *words.split()],
         text=True,
         check=False,
-        cwd=PROJECT,
+        cwd=tmp_path,
+        **streams,
     )
     os.close(write)
 
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.returncode == code, (ran.stdout, ran.stderr)
+    assert "BrokenPipe" not in (ran.stderr or "")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

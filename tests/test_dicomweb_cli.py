@@ -275,6 +275,24 @@ def test_changes_are_lines_and_a_cursor_goes_on(tmp_path, shell, study):
     assert shell("changes", "--cursor", str(cursor)).exit_code == 2
 
 
+@pytest.mark.parametrize("what", ["changes --follow", "retrieve {study} {series} {instance} -o -"])
+def test_what_only_writes_ends_when_its_reader_has_gone(server, study, what):
+    read, write = os.pipe()
+    os.close(read)
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "ingestd", "dicomweb", "--url", server.url, *what.format(**study).split()],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    os.close(write)
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_latest_of_an_empty_server_is_nothing():
     with ScriptedServer(answer(b"", status="204 No Content", content_type="")) as empty:
         assert Shell(empty.url)("latest").exit_code == 1

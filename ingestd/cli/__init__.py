@@ -19,7 +19,8 @@ import click
 from ingestd import __version__
 
 from .asker import typed
-from .frame import EXIT_CODES, ReaderGone, end
+from .frame import EXIT_CODES, end
+from .output import outlive_readers
 
 # name: (module, what it does). The module has the command under the attribute ``command``.
 COMMANDS = {
@@ -44,13 +45,6 @@ _YOUNG_OBJECTS = 200_000
 
 class Commands(click.Group):
     """The group that imports a command's module when that command is asked for."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the command; click would end with 1 when the reader of its output has gone."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise ReaderGone from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order a newcomer needs them."""
@@ -106,5 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # half of it at the very end; whoever goes on for long says how often to look.
         gc.set_threshold(_YOUNG_OBJECTS)
         atexit.register(gc.freeze)
+        outlive_readers()
     typed(sys.argv[1:] if arguments is None else arguments)
     end(lambda: commands.main(args=arguments, prog_name="ingestd", standalone_mode=False))

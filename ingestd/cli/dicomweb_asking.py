@@ -16,6 +16,7 @@ from ingestd.clocks import boottime
 
 from .dicomweb_connection import operation, pairs
 from .frame import ExitCode, json_option, plain, print_json
+from .output import end_if_unread
 from .run import DurationType
 
 if TYPE_CHECKING:
@@ -241,6 +242,7 @@ def _print_entry(entry: ChangeFeedEntry, *, as_json: bool) -> None:
         uids = f"{entry.study_uid}/{entry.series_uid}/{entry.sop_uid}"
         click.echo(plain(f"{entry.sequence} {entry.at:%Y-%m-%d %H:%M:%S} {entry.action} {entry.state} {uids}"))
     sys.stdout.flush()
+    end_if_unread()
 
 
 @click.command()

@@ -14,6 +14,7 @@ import click
 
 from .dicomweb_connection import Progress, operation, pairs, uids
 from .frame import ExitCode, in_bytes, in_files, json_option, plain, print_json
+from .output import end_if_unread
 from .run import DurationType
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def _to_stdout(part: Any) -> None:
     with _binary_stdout() as out:
         while chunk := part.next_chunk():
             out.write(chunk)
+            end_if_unread()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import click
 from ingestd.locks import who_runs
 
 from .asker import as_typed, become, owner_of, user_name
+from .output import ReaderGone
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -60,18 +61,12 @@ class Stop(Exception):
         self.code = code
 
 
-class ReaderGone(Exception):
-    """Whoever read our output has gone (``| head``): nothing is wrong, and nobody listens."""
-
-
 def end(run: Callable[[], object]) -> NoReturn:
     """Run a command and exit with its code, each error told in words."""
     try:
         outcome = run()
         sys.stdout.flush()
-    except (ReaderGone, BrokenPipeError):
-        # Else the interpreter would try to write the rest at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
         sys.exit(ExitCode.DONE)
     except (KeyboardInterrupt, click.Abort):
         click.echo("ingestd: interrupted", err=True)
