@@ -150,13 +150,17 @@ def test_audit_headers_have_their_limits_on_stores_too(peer, audit, status):
     assert peer.store(scan(), **audit).status_code == status
 
 
-def test_file_that_vanished_under_its_row_is_a_server_error():
+@pytest.mark.parametrize("pixel_bytes", [64, 100_000], ids=["kept in the index", "kept in the folder"])
+def test_file_that_vanished_under_its_row_is_a_server_error(pixel_bytes):
     """§0.3: 500 with the service's words, also when a row exists whose file does not."""
     with Emulator(fsync=False) as fresh, Peer(fresh.root) as peer:
-        path = put(peer, scan())
-        for file in (fresh.data / "files").rglob("*"):
-            if file.is_file():
-                file.unlink()
+        path = put(peer, scan({0x7FE00010: ("OB", bytes(pixel_bytes))}))
+        on_disk = [file for file in (fresh.data / "files").rglob("*") if file.is_file()]
+        for file in on_disk:
+            file.unlink()
+        with fresh._running.index.write() as tx:
+            in_index = tx.execute("DELETE FROM content").rowcount
+        assert (len(on_disk), in_index) == ((0, 1) if pixel_bytes == 64 else (1, 0))
         answers = [peer.get(path, ANY_FILE), peer.get(path, ANY_FILES), peer.get(f"{path}/frames/1", "*/*")]
 
         assert [answer.status_code for answer in answers] == [500] * 3
