@@ -110,31 +110,100 @@ def test_values_that_cannot_be_indexed_are_listed_and_switch_the_tag_off(fresh):
 @pytest.mark.parametrize(
     "tag,words",
     [
-        ({"Level": "Study"}, "The Dicom Tag Property Path must be specified"),
-        ({"Path": "PatientAge"}, "The Dicom Tag Property Level must be specified"),
-        ({"Path": "PatientAge", "Level": "Patient"}, "Input Dicom Tag Level 'Patient' is invalid."),
-        ({"Path": "ManufacturerModelName", "Level": "Study"}, "is already supported."),
-        ({"Path": "PatientAge", "VR": "LO", "Level": "Study"}, "is incorrectly specified for"),
-        ({"Path": "PatientAge", "VR": "AS", "PrivateCreator": "x", "Level": "Study"}, "The private creator"),
-        ({"Path": "ReferencedStudySequence", "Level": "Study"}, "Sequential dicom tags are currently not supported."),
-        ({"Path": "PixelData", "Level": "Study"}, "is not supported."),
-        ({"Path": "PatientWeight", "Level": "Study"}, "is not supported."),
-        ({"Path": "NoSuchThing", "Level": "Study"}, "is invalid"),
-        ({"Path": "PatientAge", "Level": "Study", "Colour": "red"}, "in request body is invalid"),
+        (
+            {"Path": "ManufacturerModelName", "Level": "Study"},
+            "The query tag 'ManufacturerModelName' is already supported.",
+        ),
+        (
+            {"Path": "PatientAge", "VR": "LO", "Level": "Study"},
+            (
+                "The VR code 'LO' is incorrectly specified for 'PatientAge'. The expected VR code for it is 'AS'. "
+                "Retry this request either with the correct VR code or without specifying it."
+            ),
+        ),
+        ({"Path": "PatientAge", "VR": "XX", "Level": "Study"}, "The VR code 'XX' for tag 'PatientAge' is invalid."),
+        (
+            {"Path": "PatientAge", "VR": "AS", "PrivateCreator": "x", "Level": "Study"},
+            "The private creator is not empty for standard tag 'PatientAge'.",
+        ),
+        (
+            {"Path": "00110010", "PrivateCreator": "x", "Level": "Study"},
+            "The private creator is not empty for private identification code '00110010'.",
+        ),
+        (
+            {"Path": "00111010", "VR": "SS", "Level": "Study"},
+            "The private creator for private tag '00111010' is missing.",
+        ),
+        (
+            {"Path": "00111010", "VR": "SS", "PrivateCreator": "x" * 65, "Level": "Study"},
+            "The private creator for tag '00111010' is not a valid LO attribute.",
+        ),
+        ({"Path": "00111010", "PrivateCreator": "x", "Level": "Study"}, "The vr for tag '00111010' is missing."),
+        (
+            {"Path": "ReferencedStudySequence.ReferencedSOPClassUID", "Level": "Study"},
+            (
+                "Dicom element 'ReferencedStudySequence.ReferencedSOPClassUID' failed validation for VR 'SQ': "
+                "Sequential dicom tags are currently not supported."
+            ),
+        ),
+        (
+            {"Path": "ReferencedStudySequence", "Level": "Study"},
+            "The VR code 'SQ' specified for tag 'ReferencedStudySequence' is not supported.",
+        ),
+        (
+            {"Path": "PatientWeight", "Level": "Study"},
+            "The VR code 'DS' specified for tag 'PatientWeight' is not supported.",
+        ),
+        (
+            {"Path": "NoSuchThing", "Level": "Study"},
+            "The extended query tag 'NoSuchThing' is invalid as it cannot be parsed into a valid Dicom Tag.",
+        ),
+        (
+            {"Path": "00081234", "VR": "LO", "Level": "Study"},
+            "The extended query tag '00081234' is invalid as it cannot be parsed into a valid Dicom Tag.",
+        ),
     ],
 )
-def test_tags_that_make_no_sense_are_bad_requests(peer, tag, words):
+def test_tags_that_make_no_sense_are_refused_in_the_services_words(peer, tag, words):
     answer = add_tags(peer, tag)
 
-    assert answer.status_code == 400
-    assert words in answer.text
+    assert (answer.status_code, answer.text) == (400, words)
+
+
+MISSING = "The Dicom Tag Property {0} must be specified and must not be null, empty or whitespace."
+WORDS = "Expected value '{0}' to be one of the following values: ['Instance', 'Series', 'Study']"
+
+
+@pytest.mark.parametrize(
+    "tags,field,message",
+    [
+        ([{"Path": "00100040"}], "[0].Level", MISSING.format("Level")),
+        ([{"Path": "00100040", "Level": None}], "[0].Level", MISSING.format("Level")),
+        ([{"Path": "", "Level": "Study"}], "[0].Path", MISSING.format("Path")),
+        ([{"Path": " ", "Level": "Study"}], "[0].Path", MISSING.format("Path")),
+        ([{"Path": "00100040", "Level": "Study"}, {"Level": "Study"}], "[1].Path", MISSING.format("Path")),
+        ([{"Path": "00100040", "Level": "Studys"}], "$[0].Level", WORDS.format("Studys")),
+        ([{"Path": "00100040", "Level": ""}], "$[0].Level", WORDS.format("")),
+        ([{"Path": "00100040", "Level": "Study"}, {"level": "Patient"}], "$[1].level", WORDS.format("Patient")),
+        ([{"Path": "00100040", "Level": 1}], "$[0].Level", "Expected token type 'String' but read 'Number' instead."),
+    ],
+)
+def test_wrong_field_of_a_tag_is_named_with_its_place_in_the_body(peer, tags, field, message):
+    """What a reader of JSON finds has a path that begins with "$", what the tag's own check finds has none."""
+    answer = add_tags(peer, *tags)
+
+    assert (answer.status_code, answer.text) == (400, f"The field '{field}' in request body is invalid: {message}")
+
+
+def test_fields_that_a_tag_does_not_have_are_passed_over(fresh):
+    assert add_tags(fresh, {"Path": "PatientAge", "Level": "Study", "Colour": "red"}).status_code == 202
 
 
 def test_bodies_that_make_no_sense_are_bad_requests(peer):
     headers = {"Content-Type": "application/json"}
 
     assert peer.call("POST", "/extendedquerytags", data="{", headers=headers).status_code == 400
-    assert add_tags(peer).status_code == 400
+    assert add_tags(peer).text == "The extended query tag(s) is missing."
     assert peer.call("POST", "/extendedquerytags", data="[]", headers={"Content-Type": "text/plain"}).status_code == 415
     twice = {"Path": "PatientAge", "Level": "Study"}
     assert "has been specified before" in add_tags(peer, twice, twice).text
@@ -148,7 +217,11 @@ def test_tag_that_exists_is_a_conflict_and_can_be_deleted_once(fresh):
     deletions = [fresh.call("DELETE", "/extendedquerytags/PatientAge").status_code for _ in range(2)]
     assert deletions == [204, 404]
     assert fresh.get("/extendedquerytags", None).json() == []
-    assert [fresh.get(f"/extendedquerytags/{path}", None).status_code for path in ("nope", "00101010")] == [400, 404]
+    refused = [fresh.get(f"/extendedquerytags/{path}", None) for path in ("nope", "00101010")]
+    assert [(answer.status_code, answer.text) for answer in refused] == [
+        (400, "The extended query tag 'nope' is invalid as it cannot be parsed into a valid Dicom Tag."),
+        (404, "The specified extended query tag with tag path 00101010 cannot be found."),
+    ]
 
 
 def test_more_tags_than_allowed_are_a_server_error(fresh):
@@ -169,7 +242,7 @@ def test_one_reindex_at_a_time_and_its_states():
         entry = peer.get("/extendedquerytags/PatientAge", None).json()
 
         assert second.status_code == 409
-        assert second.text == f"There is already an active Reindex operation with ID '{first.json()['id']}'."
+        assert second.text == f"There is already an active re-index operation with ID '{first.json()['id']}'."
         assert second.headers["Location"] == first.json()["href"]
         assert (running.status_code, running.headers["Location"]) == (202, first.json()["href"])
         assert (entry["status"], entry["operation"]["id"]) == ("adding", first.json()["id"])

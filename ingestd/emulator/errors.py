@@ -9,6 +9,7 @@ STUDY_NOT_FOUND = "The specified study cannot be found."
 SERIES_NOT_FOUND = "The specified series cannot be found."
 INSTANCE_NOT_FOUND = "The specified instance cannot be found."
 FRAME_NOT_FOUND = "The specified frame cannot be found."
+SYNTAX = "The syntax of the request body is invalid."
 INTERNAL = (
     "The server encountered an internal error. Please retry the request. If the issue persists, please contact support."
 )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-from pydicom.datadict import dictionary_keyword, tag_for_keyword
+from pydicom.datadict import dictionary_keyword
 from starlette.responses import Response
 
 from . import validate
@@ -15,6 +14,7 @@ from .call import Action, Call, Route, boolean, number, route
 from .errors import Problem
 from .examine import Tag
 from .folding import fold, fold_name
+from .given import tag_of
 from .indexed import (
     ALL_INSTANCE,
     ALL_SERIES,
@@ -59,14 +59,6 @@ class _Reading:
     include_all: bool = False
     include: set[int] = field(default_factory=set)
     filters: list[Filter] = field(default_factory=list)
-
-
-@lru_cache(maxsize=2048)
-def tag_of(name: str) -> int | None:
-    """The tag of a keyword (case-sensitive) or of eight hex digits; None for anything else."""
-    if re.fullmatch(r"[0-9A-Fa-f]{8}", name):
-        return int(name, 16)
-    return tag_for_keyword(name)
 
 
 def _search(path: str, call: Call) -> Response:

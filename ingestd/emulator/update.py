@@ -19,13 +19,13 @@ from .call import Action, Body, Call, Route, route
 from .dataset import Openable
 from .errors import Problem
 from .examine import Examined, Tag, examine
+from .given import json_of
 from .index import CREATED, counter_value, forget_versions, next_numbers, one
 from .indexed import SERIES_COLUMNS, STUDY_COLUMNS
 from .operations import active, add_operation, already_active, check_enabled, reference
 from .posts import Entry
 from .service import Service, stored_tags
 from .store import add_to_feed, keep_values, latest_wins
-from .tags import json_of
 from .transcode import quietly
 from .validate import is_valid_uid, rule_of, tag_text
 
@@ -68,7 +68,7 @@ def _start(call: Call, studies: list[str], change: dict[str, Any]) -> Response:
     with call.service.index.write() as tx:
         running = active(tx, "update")
         if running is not None:
-            raise already_active(call, "Update", running)
+            raise already_active(call, "update", running)
         given: dict[str, Any] = {
             "studies": list(dict.fromkeys(studies)),
             "change": change,

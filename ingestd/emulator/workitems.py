@@ -15,9 +15,8 @@ from .answers import raw_json
 from .call import Action, Body, Call, Route, boolean, number, route
 from .errors import Problem
 from .folding import fold, matches_fuzzily
+from .given import json_of, tag_of
 from .index import next_numbers, one
-from .qido import tag_of
-from .tags import json_of
 from .validate import is_valid_uid
 
 _TRANSACTION, _STATE, _SOP_UID, _SOP_CLASS = "00081195", "00741000", "00080018", "00080016"
