@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from .accept import accepts_json
 from .answers import Streamed, plain
 from .call import SUPPORTED_VERSIONS, Action, Body, Call, Route, match, small_body, version_of
+from .connection import TRANSPORT
 from .delete import expire
 from .errors import INTERNAL, UNAVAILABLE, Problem, Vanish
 from .faults import FaultName
@@ -35,7 +36,6 @@ from .store import GROUP, look_at
 from .stow import request_of
 from .writer import Writer
 
-TRANSPORT = "ingestd.transport"  # where the protocol puts the connection, so that a fault can cut it
 _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",

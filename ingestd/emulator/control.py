@@ -48,7 +48,7 @@ def control_app(service: Service, *, host: str) -> ASGIApp:
             name = given.pop("name")
             fault = faults.add(name, **given)
         except Problem as problem:
-            return PlainTextResponse(problem.message, status_code=problem.status)
+            return PlainTextResponse(problem.message, problem.status, problem.headers)
         except UnknownFault as error:
             return PlainTextResponse(str(error), status_code=400)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import socket
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .app import TRANSPORT, App
+from .app import App
+from .connection import Patient, connections
 from .control import control_app
 from .faults import Fault, Faults
 from .index import WrongSchema
@@ -32,26 +31,10 @@ if TYPE_CHECKING:
     from .auth import Tokens
 
 _START_LIMIT_SECONDS = 20.0
-_READ_SIZE = 96 << 10
 
 
 class EmulatorFailed(Exception):
     """The emulator could not start."""
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with the connection within a fault's reach."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Read in pieces that the allocator has at hand: larger ones are mapped and unmapped each time."""
-        super().connection_made(transport)
-        if hasattr(transport, "max_size"):
-            transport.max_size = _READ_SIZE
-
-    def on_message_begin(self) -> None:
-        """Put the transport beside the request."""
-        super().on_message_begin()
-        self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]
 
 
 class Emulator:
@@ -172,7 +155,7 @@ class Emulator:
         self._start_control()
         writer = Writer(self._service)
         self._stack.callback(writer.close)
-        self._uvicorn = _Server(_config(App(self._service, writer)))
+        self._uvicorn = _Server(_config(App(self._service, writer), self._settings))
         self._service.operations.resume()
         return self._uvicorn, listener
 
@@ -182,7 +165,7 @@ class Emulator:
         listener = _listen(self._host, self._settings.control_port)
         self._stack.callback(listener.close)
         self._control_port = listener.getsockname()[1]
-        server = _Server(_config(control_app(self._running, host=self._host)))
+        server = _Server(_config(control_app(self._running, host=self._host), self._settings))
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="emulator-control", daemon=True
         )
@@ -241,10 +224,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
-        http=_Protocol,
+        Patient(app, seconds=settings.patience_seconds),
+        http=connections(settings.patience_seconds),
         loop="asyncio",
         ws="none",
         lifespan="off",

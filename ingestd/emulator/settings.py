@@ -31,6 +31,7 @@ class Settings:
     operation_delay: float = 0.0  # seconds an operation stays running, so that 202 can be seen
     viewer: Path | None = None
     control_port: int | None = None  # 0: any free port
+    patience_seconds: float = 30.0  # for a request's head, and for a body or an answer that stands still
 
     @property
     def is_managed(self) -> bool:
