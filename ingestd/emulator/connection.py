@@ -57,7 +57,6 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         if hasattr(transport, "max_size"):
             transport.max_size = _READ_SIZE
-        transport.set_write_buffer_limits(high=0)  # then it is told of every byte that waits for its reader
         self.idle_since = self.loop.time()
         self._wait_for_request()
         if len(self.connections) > _MOST_CONNECTIONS:
@@ -121,6 +120,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Hand the request on."""
         self._head_is_open, self._swallowed = False, 0
+        self.transport.set_write_buffer_limits()  # asyncio's own, so that the next piece is made while one is sent
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -142,8 +142,9 @@ class Connection(HttpToolsProtocol):
     # What uvicorn calls.
 
     def on_response_complete(self) -> None:
-        """Note since when nobody has asked anything."""
+        """Note since when nobody has asked anything, and wait for the reader of the last bytes too."""
         self.idle_since = self.loop.time()
+        self.transport.set_write_buffer_limits(high=0)  # any byte that waits is a pause from here on
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
