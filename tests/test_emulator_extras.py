@@ -457,9 +457,9 @@ def test_workitem_goes_its_whole_way(peer):
     assert send(peer, "POST", f"/workitems/{uid}?{fresh_uid()}", [{"00741204": label}]).status_code == 409
     fixed = send(peer, "POST", f"/workitems/{uid}?{transaction}", [{"00741204": label, "00100020": label}])
     assert (fixed.status_code, "(0010,0020)" in fixed.headers["Warning"]) == (200, True)
-    assert send(peer, "POST", f"/workitems/{uid}/cancelrequest", []).status_code == 409
+    assert send(peer, "POST", f"/workitems/{uid}/cancelrequest", [{}]).status_code == 409
     assert send(peer, "PUT", f"/workitems/{uid}/state", state("COMPLETED", transaction)).status_code == 200
-    (item,) = peer.get(f"/workitems/{uid}").json()
+    item = peer.get(f"/workitems/{uid}").json()
     assert (item["00741000"]["Value"], item["00741204"], item["00100020"]["Value"]) == (["COMPLETED"], label, ["W-1"])
     assert "00081195" not in item
 
@@ -468,19 +468,82 @@ def test_scheduled_workitem_is_canceled_once(peer):
     uid = fresh_uid()
     send(peer, "POST", f"/workitems?{uid}", workitem())
 
-    answers = [send(peer, "POST", f"/workitems/{uid}/cancelrequest", workitem()[:0]) for _ in range(2)]
+    answers = [send(peer, "POST", f"/workitems/{uid}/cancelrequest", [{}]) for _ in range(2)]
 
     assert [answer.status_code for answer in answers] == [202, 409]
-    assert answers[1].headers["Warning"].startswith("299 ")
-    assert peer.get(f"/workitems/{uid}").json()[0]["00741000"]["Value"] == ["CANCELED"]
+    assert answers[1].headers["Warning"] == '299 127.0.0.1: "The UPS is already in the requested state of CANCELED."'
+    assert peer.get(f"/workitems/{uid}").json()["00741000"]["Value"] == ["CANCELED"]
 
 
 def test_unknown_workitem_is_not_found(peer):
     uid = fresh_uid()
 
     assert peer.get(f"/workitems/{uid}").status_code == 404
-    assert send(peer, "POST", f"/workitems/{uid}/cancelrequest", []).status_code == 404
+    assert send(peer, "POST", f"/workitems/{uid}/cancelrequest", [{}]).status_code == 404
     assert send(peer, "PUT", f"/workitems/{uid}/state", state("IN PROGRESS", "1.2")).status_code == 404
+
+
+def test_what_is_said_of_workitems_is_json_strings_in_the_services_words(peer):
+    """The end-to-end tests compare the body with its quotation marks; exceptions apart, which are plain text."""
+    uid, transaction, nowhere = fresh_uid(), fresh_uid(), fresh_uid()
+    cancel = f"/workitems/{uid}/cancelrequest"
+    said = [send(peer, "POST", f"/workitems?{uid}", workitem()) for _ in range(2)]
+    said += [peer.get(f"/workitems/{nowhere}"), send(peer, "POST", f"/workitems/{nowhere}/cancelrequest", [{}])]
+    said += [send(peer, "PUT", f"/workitems/{nowhere}/state", state("IN PROGRESS", transaction))]
+    said += [send(peer, "POST", f"/workitems/{nowhere}", [{}]), send(peer, "POST", "/workitems", [{}])]
+    said += [send(peer, "PUT", f"/workitems/{uid}/state", state("COMPLETED", transaction))]
+    said += [send(peer, "POST", f"/workitems/{uid}?{transaction}", [{}])]
+    said += [send(peer, "PUT", f"/workitems/{uid}/state", [{}])]
+    said += [send(peer, "POST", cancel, [{}]) for _ in range(2)]
+    said += [send(peer, "POST", f"/workitems/{uid}", [{}])]
+
+    assert said[0].content == b""
+    assert [answer.text for answer in said[1:]] == [
+        '"The workitem instance already exists. Try creating using a different UID."',
+        '"The workitem instance is not found."',
+        '"The workitem instance is not found."',
+        '"The workitem instance is not found."',
+        '"The target URI did not reference a claimed Workitem."',
+        "\"The required tag '(0074,1200)' is missing.\"",
+        "\"The workitem instance can not transition to 'COMPLETED' state: C301.\"",
+        '"Invalid TransactionUID for the specified Workitem Instance UID."',
+        "\"The required tag '(0008,1195)' is missing.\"",
+        '"The workitem instance has been cancelled."',
+        '"The UPS is already in the requested state of CANCELED."',
+        (
+            '"The submitted request is inconsistent with the current state of the Workitem. '
+            'The UPS is already in the requested state of CANCELED."'
+        ),
+    ]
+    assert {answer.headers["Content-Type"] for answer in said[1:]} == {"application/dicom+json; charset=utf-8"}
+    mismatch = send(peer, "POST", f"/workitems?{fresh_uid()}", workitem(**{"00080018": {"vr": "UI", "Value": ["1.2"]}}))
+    assert mismatch.text == "SOPInstanceUID in the payload does not match the workitem query parameter."
+
+
+@pytest.mark.parametrize("made", ["COMPLETED", "CANCELED"])
+def test_state_that_a_workitem_has_already_is_told_in_a_warning(peer, made):
+    uid, transaction = fresh_uid(), fresh_uid()
+    send(peer, "POST", f"/workitems?{uid}", workitem())
+
+    answers = [
+        send(peer, "PUT", f"/workitems/{uid}/state", state(name, transaction)) for name in ("IN PROGRESS", made, made)
+    ]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    code = {"COMPLETED": "B306", "CANCELED": "B304"}[made]
+    text = f"The workitem instance is already in the final state '{made}'. {code}."
+    assert answers[2].json() == text
+    assert answers[2].headers["Warning"] == f'299 127.0.0.1: "{text}"'
+
+
+def test_new_workitem_is_scheduled_on_the_service_s_list_whatever_it_says(peer):
+    uid = fresh_uid()
+    given = {"00741000": {"vr": "CS", "Value": ["COMPLETED"]}, "00741202": {"vr": "LO", "Value": ["mine"]}}
+
+    assert send(peer, "POST", f"/workitems?{uid}", workitem(**given)).status_code == 201
+    item = peer.get(f"/workitems/{uid}").json()
+    assert (item["00741000"]["Value"], item["00741202"]["Value"]) == (["SCHEDULED"], ["worklist"])
+    assert len(item["00404010"]["Value"][0]) >= 14
 
 
 def test_workitem_must_be_whole(peer):

@@ -31,3 +31,55 @@ def json_of(call: Call) -> Any:
         return json.loads(call.body)
     except (ValueError, RecursionError) as error:
         raise Problem(400, SYNTAX) from error
+
+
+_NUMBERS = frozenset({"FL", "FD", "SL", "SS", "UL", "US"})
+_NUMBERS_OR_TEXTS = frozenset({"IS", "DS", "SV", "UV"})
+_BYTES = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
+_TEXTS = frozenset({"AE", "AS", "AT", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
+
+
+def dataset_of(given: Any) -> dict[str, Any]:
+    """A data set of DICOM JSON (PS3.18 Annex F) as the service reads it, keys in uppercase hex; raises Problem 400.
+
+    Keys may be keywords too: the service's own client writes them. An element needs a VR that exists; a value of
+    another kind than its VR's makes the body no DICOM JSON, but a text VR leaves out what is no text.
+    """
+    if not isinstance(given, dict):
+        raise Problem(400, SYNTAX)
+    found: dict[str, Any] = {}
+    for name, element in given.items():
+        tag = tag_of(name) if not re.fullmatch(r"[0-9A-Fa-f]{8}", name) else int(name, 16)
+        if tag is None or not isinstance(element, dict) or f"{tag:08X}" in found:
+            raise Problem(400, SYNTAX)
+        found[f"{tag:08X}"] = _element_of(element)
+    return found
+
+
+def _element_of(given: dict[str, Any]) -> dict[str, Any]:
+    vr, values = given.get("vr"), given.get("Value")
+    if vr in _BYTES:
+        return given
+    if vr not in _TEXTS | _NUMBERS | _NUMBERS_OR_TEXTS | {"PN", "SQ"}:
+        raise Problem(400, SYNTAX if vr is None else "Unsupported value representation")
+    if values is None:
+        return {"vr": vr}
+    if not isinstance(values, list):
+        raise Problem(400, SYNTAX)
+    if vr == "SQ":
+        values = [None if item is None else dataset_of(item) for item in values]
+    elif vr in _TEXTS:
+        values = [value for value in values if value is None or isinstance(value, str)]
+    elif not all(_fits(value, vr) for value in values):
+        raise Problem(400, SYNTAX)
+    return {"vr": vr, "Value": values} if values else {"vr": vr}
+
+
+def _fits(value: Any, vr: str) -> bool:
+    if vr == "PN":
+        return value is None or (isinstance(value, dict) and all(isinstance(text, str) for text in value.values()))
+    if isinstance(value, str):
+        return value == "NaN" or (
+            vr in _NUMBERS_OR_TEXTS and bool(re.fullmatch(r"\s*[+-]?[\d.]+([eE][+-]?\d+)?\s*", value))
+        )
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -19,6 +19,7 @@ from . import (
     update,
     wado,
     workitems,
+    worklist,
 )
 from .answers import PlainJson
 from .call import Action, Call, Route, route
@@ -48,6 +49,7 @@ ROUTES: tuple[Route, ...] = (
     *tags.ROUTES,
     *operations.ROUTES,
     *workitems.ROUTES,
+    *worklist.ROUTES,
     *partitions.ROUTES,
     *openapi.ROUTES,
 )
