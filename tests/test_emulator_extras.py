@@ -361,6 +361,78 @@ def test_updates_that_make_no_sense_are_bad_requests(peer, body):
     assert peer.call("POST", "/studies/$bulkUpdate", json=body).status_code == 400
 
 
+@pytest.mark.parametrize(
+    "element",
+    [
+        {"Value": ["X"]},
+        {"vr": None, "Value": ["X"]},
+        {"vr": "", "Value": ["X"]},
+        {"vr": "XX", "Value": ["X"]},
+        {"vr": "lo", "Value": ["X"]},
+        {"vr": 7, "Value": ["X"]},
+        {"vr": ["LO"], "Value": ["X"]},
+        {"vr": "LO", "Value": "X"},
+        {"vr": "PN", "Value": ["X"]},
+        {"vr": "US", "Value": ["1"]},
+        {"vr": "SQ", "Value": ["X"]},
+        {"vr": "SQ", "Value": [{"00080100": {"Value": ["X"]}}]},
+        "X",
+        None,
+    ],
+)
+@pytest.mark.parametrize("target", ["/studies/$bulkUpdate", "/workitems?1.2.3.4"])
+def test_element_that_is_no_dicom_json_refuses_the_request(peer, element, target):
+    """An element without a VR, or with one that does not exist, and its kind, wherever a data set is sent."""
+    if target.startswith("/studies"):
+        answer = change(peer, ["1.2.3"], **{"00100020": element})
+    else:
+        answer = send(peer, "POST", target, workitem(**{"00100020": element}))
+
+    assert answer.status_code == 400
+    assert peer.get("/workitems/1.2.3.4").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path,taken,refused",
+    [
+        ("/studies/$bulkUpdate", "application/json", JSON),
+        ("/workitems?1.2.3", JSON, "application/json"),
+        ("/workitems/1.2.3", JSON, "application/json"),
+        ("/workitems/1.2.3/cancelrequest", JSON, "application/json"),
+        ("/extendedquerytags", "application/json", JSON),
+    ],
+)
+def test_each_json_body_has_the_one_content_type_of_its_resource(peer, path, taken, refused):
+    def status(kind: str) -> int:
+        return peer.call("POST", path, accept=JSON, data="[]", headers={"Content-Type": kind}).status_code
+
+    assert [status(taken), status(f"{taken}; charset=utf-8"), status(refused), status("text/plain")] == [
+        400, 400, 415, 415,
+    ]  # fmt: skip
+
+
+def test_keywords_are_keys_too_as_the_services_client_writes_them(fresh):
+    study, uid = fresh_uid(), fresh_uid()
+    fresh.store(scan(study=study))
+
+    operation = change(fresh, [study], PatientID={"vr": "LO", "Value": ["P-2"]}, StudyDescription={"vr": "LO"})
+    made = send(
+        fresh,
+        "POST",
+        f"/workitems?{uid}",
+        workitem(WorklistLabel={"vr": "LO"}, PatientSex={"vr": "CS", "Value": ["O"]}),
+    )
+
+    assert fresh.finished(operation.json()["href"])["results"]["instanceUpdated"] == 1
+    (shown,) = fresh.get(f"/studies/{study}/metadata").json()
+    assert (shown["00100020"]["Value"], shown["00081030"]) == (["P-2"], {"vr": "LO"})
+    assert made.status_code == 201
+    assert fresh.get(f"/workitems/{uid}").json()["00100040"]["Value"] == ["O"]
+    twice = change(fresh, [study], PatientID={"vr": "LO"}, **{"00100020": {"vr": "LO"}})
+    unknown = change(fresh, [study], NoSuchThing={"vr": "LO"})
+    assert [twice.status_code, unknown.status_code] == [400, 400]
+
+
 def test_update_of_what_may_not_change_names_it(peer):
     answer = change(
         peer, ["1.2.3"], **{"00080060": {"vr": "CS", "Value": ["MR"]}, "00100030": {"vr": "DA", "Value": ["today"]}}

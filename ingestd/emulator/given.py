@@ -58,10 +58,12 @@ def dataset_of(given: Any) -> dict[str, Any]:
 
 def _element_of(given: dict[str, Any]) -> dict[str, Any]:
     vr, values = given.get("vr"), given.get("Value")
+    if not isinstance(vr, str):
+        raise Problem(400, SYNTAX)
     if vr in _BYTES:
         return given
     if vr not in _TEXTS | _NUMBERS | _NUMBERS_OR_TEXTS | {"PN", "SQ"}:
-        raise Problem(400, SYNTAX if vr is None else "Unsupported value representation")
+        raise Problem(400, "Unsupported value representation")
     if values is None:
         return {"vr": vr}
     if not isinstance(values, list):

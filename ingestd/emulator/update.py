@@ -17,9 +17,9 @@ from starlette.responses import Response
 from .answers import DicomJson
 from .call import Action, Body, Call, Route, route
 from .dataset import Openable
-from .errors import Problem
+from .errors import SYNTAX, Problem
 from .examine import Examined, Tag, examine
-from .given import json_of
+from .given import dataset_of, json_of
 from .index import CREATED, counter_value, forget_versions, next_numbers, one
 from .indexed import SERIES_COLUMNS, STUDY_COLUMNS
 from .operations import active, add_operation, already_active, check_enabled, reference
@@ -50,10 +50,11 @@ def post_bulk_update(call: Call) -> Response:
     for name, value in (("StudyInstanceUids", studies), ("ChangeDataset", change)):
         if not value:
             raise Problem(400, f"The required field '{name}' is missing or empty.")
-    if not isinstance(studies, list) or not isinstance(change, dict):
-        raise Problem(400, "The syntax of the request body is invalid.")
+    if not isinstance(studies, list):
+        raise Problem(400, SYNTAX)
+    change = dataset_of(change)
     if len(studies) > _MOST_STUDIES:
-        raise Problem(400, f"Requested studies exceed the maximum allowed count of {_MOST_STUDIES}.")
+        raise Problem(400, f"StudyInstanceUids count exceeded maximum length '{_MOST_STUDIES}'")
     for uid in studies:
         if not isinstance(uid, str) or not is_valid_uid(uid):
             raise Problem(400, f"The value '{uid}' is not a valid DICOM identifier.")
@@ -84,9 +85,7 @@ def _start(call: Call, studies: list[str], change: dict[str, Any]) -> Response:
 def _errors_of(change: dict[str, Any]) -> list[str]:
     errors = []
     for key, element in change.items():
-        tag = int(key, 16) if len(key) == 8 and all(c in "0123456789abcdefABCDEF" for c in key) else None
-        if tag is None or not isinstance(element, dict):
-            raise Problem(400, "The syntax of the request body is invalid.")
+        tag = int(key, 16)
         message = _value_error(element) if tag in ALLOWED else "Updating the tag is not supported"
         if message is not None:
             errors.append(f"DICOM100: {tag_text(tag)} - {message}")
@@ -213,7 +212,7 @@ def _not_in_version_1(call: Call) -> Response:
 
 
 _PATH = "studies/$bulkupdate"
-_JSON_BODY = {"body": Body.SMALL, "consumes": ("application/json", "application/dicom+json")}
+_JSON_BODY = {"body": Body.SMALL, "consumes": ("application/json",)}
 ROUTES: list[Route] = [
     route("POST", _PATH, post_bulk_update, Action.WRITE, versions=frozenset({2}), **_JSON_BODY),
     route("POST", _PATH, _not_in_version_1, Action.NONE, versions=frozenset({1})),

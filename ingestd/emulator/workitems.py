@@ -33,7 +33,7 @@ _ALREADY = {
     _COMPLETED: "The UPS is already COMPLETED.",
     _CANCELED: "The UPS is already in the requested state of CANCELED.",
 }
-_DICOM_JSON = {"body": Body.SMALL, "consumes": ("application/dicom+json", "application/json")}
+_DICOM_JSON = {"body": Body.SMALL, "consumes": ("application/dicom+json",)}
 
 # PS3.4 Table CC.2.5-3, as far as the service enforces it here: what a new workitem must have, with a value, in the
 # service's order: priority and label of the step, its beginning, whether its input is ready.
