@@ -17,7 +17,7 @@ from typing import Literal
 
 import pytest
 
-from ingestd.instance import NOTES, Inspection, Limits, Verdict, file_meta_for, inspect
+from ingestd.instance import NOTES, Inspection, Limits, Verdict, file_meta_for, inspect, read_uids
 from tests import builders
 from tests.builders import (
     BIG_ENDIAN,
@@ -269,6 +269,24 @@ def test_patient_id_is_decoded_with_the_character_set_of_the_file(tmp_path: Path
     found = look(undecodable, tmp_path)
     assert (found.verdict, found.notes) == (Verdict.WHOLE, ("patient_id_undecodable",))
     assert found.patient_id == "Δ1".encode("iso8859-7").decode("latin-1")
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, BIG_ENDIAN, DEFLATED])
+def test_what_names_an_instance_is_read_where_it_is_written_as_un(transfer_syntax: str, tmp_path: Path) -> None:
+    inner = BIG_ENDIAN if transfer_syntax == BIG_ENDIAN else EXPLICIT
+    values = {
+        0x00080016: RAW_DATA, 0x00080018: "1.2.3", 0x00080050: "ACC", 0x00100020: "PID",
+        0x0020000D: "1.2.4", 0x0020000E: "1.2.5",
+    }  # fmt: skip
+    content = b"".join(element(tag, "UN", value, transfer_syntax=inner) for tag, value in values.items())
+
+    found = look(part10(content, sop_class=RAW_DATA, sop_uid="1.2.3", transfer_syntax=transfer_syntax), tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ())
+    assert (found.study_uid, found.series_uid, found.sop_uid) == ("1.2.4", "1.2.5", "1.2.3")
+    assert (found.sop_class_uid, found.accession_number, found.patient_id) == (RAW_DATA, "ACC", "PID")
+    with (tmp_path / "file").open("rb") as file:
+        assert read_uids(file.fileno()) == ("1.2.4", "1.2.5", "1.2.3")
 
 
 def test_data_set_without_meta_is_admitted_with_a_generated_one(tmp_path: Path) -> None:

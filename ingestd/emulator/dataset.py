@@ -228,15 +228,18 @@ class _Walk:
 
     def __init__(self, buffer: Buffer, *, explicit: bool, big_endian: bool) -> None:
         self.buffer = buffer
+        self.pixels: PixelPlace | None = None
+        self._read_as(explicit=explicit, big_endian=big_endian)
+        self._elements_left = _MOST_ELEMENTS
+        self._bytes_left = _MOST_VALUE_BYTES
+
+    def _read_as(self, *, explicit: bool, big_endian: bool) -> None:
         self.explicit = explicit
         self.big_endian = big_endian
-        self.pixels: PixelPlace | None = None
         order = ">" if big_endian else "<"
         self._short = Struct(order + "HH2sH")
         self._long = Struct(order + "I")
         self._implicit = Struct(order + "HHI")
-        self._elements_left = _MOST_ELEMENTS
-        self._bytes_left = _MOST_VALUE_BYTES
 
     def head(self, at: int) -> tuple[int, str, int, int]:
         """Tag, VR, value length and place of the value, of the element that starts at ``at``."""
@@ -265,7 +268,8 @@ class _Walk:
             tag, vr, length, start = self.head(at)
             if tag in _ENDS:
                 if delimited:
-                    return elements, start
+                    # A sequence delimiter ends the sequence, too: it is left to be read there (fo-dicom, for k-pacs).
+                    return elements, start if tag == _ITEM_END else at
                 at = start
                 continue
             if tag == 0 and not self._anything_after(at, end):
@@ -273,17 +277,20 @@ class _Walk:
             self._elements_left -= 1
             if self._elements_left < 0:
                 raise TooMuch(f"more than {_MOST_ELEMENTS} elements")
+            is_unknown = vr == "UN"
+            if is_unknown:  # fo-dicom, too, then asks its dictionary
+                vr = vr_of_tag(tag)
             if len(vr) > 2:
                 vr = _settle_vr(vr, representation)
             if length == _UNDEFINED:
-                element, at = self._undefined(tag, vr, start, end, depth)
+                element, at = self._undefined(tag, vr, start, end, depth, is_unknown=is_unknown)
                 elements.append(element)
                 continue
             stop = start + length
             if stop > end:
                 raise Unreadable("an element runs past the end of its container")
             if vr == "SQ":
-                elements.append(Element(tag, vr, None, self._items_or_none(start, stop, depth)))
+                elements.append(self._sequence(tag, start, stop, depth, is_unknown=is_unknown))
             elif vr in BULK_VRS:
                 if tag == PIXEL_DATA and depth == 0:
                     self.pixels = PixelPlace(offset=start, length=length)
@@ -309,19 +316,15 @@ class _Walk:
             at += len(chunk)
         return False
 
-    def _undefined(self, tag: int, vr: str, start: int, end: int, depth: int) -> tuple[Element, int]:
-        if vr == "SQ":
+    def _undefined(
+        self, tag: int, vr: str, start: int, end: int, depth: int, *, is_unknown: bool
+    ) -> tuple[Element, int]:
+        if vr == "SQ" and not is_unknown:
             items, at = self._items(start, end, depth, delimited=True)
             return Element(tag, vr, None, items), at
-        if vr == "UN" or not (tag == PIXEL_DATA or vr in BULK_VRS):
-            # PS3.5 §6.2.2 Note 4: UN of undefined length is a sequence in Implicit VR Little Endian.
-            was = self.explicit
-            self.explicit = False
-            try:
-                _, at = self._items(start, end, depth, delimited=True)
-            finally:
-                self.explicit = was
-            return Element(tag, "UN", None, None), at
+        if vr in ("SQ", "UN") or not (tag == PIXEL_DATA or vr in BULK_VRS):
+            items, at = self._items_of_unknown(start, end, depth, delimited=True)
+            return self._unknown(tag, items if vr in ("SQ", "UN") else None), at
         if tag == PIXEL_DATA and depth == 0:
             self.pixels = PixelPlace(offset=start, length=None)
         return Element(tag, vr, None, None), self._skip_fragments(start, end)
@@ -339,18 +342,37 @@ class _Walk:
             return at
         raise Unreadable("encapsulated pixel data is not delimited")
 
-    def _items_or_none(self, start: int, stop: int, depth: int) -> list[list[Element]] | None:
+    def _sequence(self, tag: int, start: int, stop: int, depth: int, *, is_unknown: bool) -> Element:
         try:
-            return self._items(start, stop, depth, delimited=False)[0]
+            if is_unknown:
+                return self._unknown(tag, self._items_of_unknown(start, stop, depth, delimited=False)[0])
+            return Element(tag, "SQ", None, self._items(start, stop, depth, delimited=False)[0])
         except Unreadable:
+            if is_unknown:
+                return self._unknown(tag, None)
             if not self.explicit:
                 raise
         # A private sequence that was written implicitly into an explicit file.
         self.explicit = False
         try:
-            return self._items(start, stop, depth, delimited=False)[0]
+            return Element(tag, "SQ", None, self._items(start, stop, depth, delimited=False)[0])
         finally:
             self.explicit = True
+
+    def _unknown(self, tag: int, items: list[list[Element]] | None) -> Element:
+        # Its numbers are little endian: in a big endian data set they would be read as what they are not.
+        return Element(tag, "UN" if items is None or self.big_endian else "SQ", None, items)
+
+    def _items_of_unknown(
+        self, start: int, end: int, depth: int, *, delimited: bool
+    ) -> tuple[list[list[Element]], int]:
+        # PS3.5 §6.2.2 Note 4: Implicit VR Little Endian, whatever surrounds it; some writers do not know that.
+        explicit, big_endian = self.explicit, self.big_endian
+        self._read_as(explicit=_looks_explicit(self.buffer, start + 8), big_endian=False)
+        try:
+            return self._items(start, end, depth, delimited=delimited)
+        finally:
+            self._read_as(explicit=explicit, big_endian=big_endian)
 
     def _items(self, at: int, end: int, depth: int, *, delimited: bool) -> tuple[list[list[Element]], int]:
         items: list[list[Element]] = []

@@ -1,0 +1,112 @@
+"""What the embedded server makes of elements that are written oddly: structure, value representations, numbers."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestd.emulator.examine import examine
+from tests.builders import BIG_ENDIAN, CT_IMAGE, EXPLICIT, IMPLICIT, delimiter, element, item, part10
+
+
+def read(tmp_path: Path, *elements: bytes, transfer_syntax: str = EXPLICIT) -> dict[str, Any]:
+    """The metadata of a file made of these elements and the required ones, which stand among them in order."""
+    required = {0x00080016: CT_IMAGE, 0x00080018: "1.2.3", 0x00100020: "PID", 0x0020000D: "1.2.1", 0x0020000E: "1.2.2"}
+    order = ">" if transfer_syntax == BIG_ENDIAN else "<"
+    pieces = {
+        tag: element(tag, "LO" if tag == 0x00100020 else "UI", value, transfer_syntax=transfer_syntax)
+        for tag, value in required.items()
+    }
+    for each in elements:
+        group, number = struct.unpack_from(order + "HH", each)
+        pieces[group << 16 | number] = each
+    path = tmp_path / "file.dcm"
+    content = b"".join(pieces[tag] for tag in sorted(pieces))
+    path.write_bytes(part10(content, sop_uid="1.2.3", transfer_syntax=transfer_syntax))
+    found = examine(path, version=2, study_uid=None, tags=[])
+    assert (found.failure, found.identity) == (0, ("1.2.1", "1.2.2", "1.2.3"))
+    return dict(json.loads(found.metadata))
+
+
+def unended(*contents: bytes, transfer_syntax: str = EXPLICIT) -> bytes:
+    """A sequence of undefined length whose last item is closed by the sequence's delimiter only."""
+    *whole, last = [item(each, transfer_syntax=transfer_syntax, undefined=True) for each in contents]
+    value = b"".join(whole) + last.removesuffix(delimiter(0xE00D, transfer_syntax)) + delimiter(0xE0DD, transfer_syntax)
+    return element(0x00081140, "SQ", value, transfer_syntax=transfer_syntax, length=0xFFFFFFFF, pad=False)
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+def test_sequence_delimiter_inside_an_item_ends_the_item_and_the_sequence(tmp_path, transfer_syntax):
+    """fo-dicom's rule for k-pacs: what follows belongs to the data set again."""
+
+    def of(tag: int, vr: str, value: str) -> bytes:
+        return element(tag, vr, value, transfer_syntax=transfer_syntax)
+
+    inner = of(0x00081155, "UI", "1.2.9")
+    in_sequence = element(
+        0x00081115,
+        "SQ",
+        item(
+            of(0x0008103E, "LO", "a") + unended(inner, transfer_syntax=transfer_syntax), transfer_syntax=transfer_syntax
+        ),
+        transfer_syntax=transfer_syntax,
+    )
+
+    metadata = read(
+        tmp_path,
+        in_sequence,
+        unended(inner, inner, transfer_syntax=transfer_syntax),
+        of(0x00100040, "CS", "O"),
+        transfer_syntax=transfer_syntax,
+    )
+
+    reference = {"00081155": {"vr": "UI", "Value": ["1.2.9"]}}
+    assert metadata["00081140"] == {"vr": "SQ", "Value": [reference, reference]}
+    assert metadata["00081115"]["Value"] == [
+        {"0008103E": {"vr": "LO", "Value": ["a"]}, "00081140": {"vr": "SQ", "Value": [reference]}}
+    ]
+    assert metadata["00100040"] == {"vr": "CS", "Value": ["O"]}
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, BIG_ENDIAN])
+def test_what_is_written_as_un_has_the_vr_of_the_dictionary(tmp_path, transfer_syntax):
+    """fo-dicom looks up what an explicit data set calls UN; a UID among them is what the instance is known by."""
+
+    def unknown(tag: int, value: bytes) -> bytes:
+        return element(tag, "UN", value, transfer_syntax=transfer_syntax)
+
+    reference = element(0x00081155, "UI", "1.2.9", transfer_syntax=IMPLICIT)
+    metadata = read(
+        tmp_path,
+        unknown(0x00080018, b"1.2.3"),
+        unknown(0x0020000D, b"1.2.1\0"),
+        unknown(0x00100010, b"A^B "),
+        unknown(0x00200013, b"7 "),
+        unknown(0x00280010, struct.pack(">H" if transfer_syntax == BIG_ENDIAN else "<H", 512)),
+        unknown(0x00090010, b"MAKER "),
+        unknown(0x00091001, b"1234"),
+        unknown(0x00420011, b"%PDF"),
+        element(
+            0x00081140,
+            "UN",
+            item(reference, transfer_syntax=IMPLICIT) + delimiter(0xE0DD, IMPLICIT),
+            transfer_syntax=transfer_syntax,
+            length=0xFFFFFFFF,
+        ),
+        unknown(0x00081115, item(reference, transfer_syntax=IMPLICIT)),
+        transfer_syntax=transfer_syntax,
+    )
+
+    assert metadata["00100010"] == {"vr": "PN", "Value": [{"Alphabetic": "A^B"}]}
+    assert metadata["00200013"] == {"vr": "IS", "Value": [7]}
+    assert metadata["00280010"] == {"vr": "US", "Value": [512]}
+    assert metadata["00090010"] == {"vr": "LO", "Value": ["MAKER"]}
+    items = [{"00081155": {"vr": "UI", "Value": ["1.2.9"]}}]
+    sequences = [metadata.get(key) for key in ("00081140", "00081115")]
+    assert sequences == [None if transfer_syntax == BIG_ENDIAN else {"vr": "SQ", "Value": items}] * 2
+    assert "00091001" not in metadata  # no dictionary knows it
+    assert "00420011" not in metadata  # bulk
