@@ -18,6 +18,7 @@ from typing import Literal
 import pytest
 
 from ingestd.instance import NOTES, Inspection, Limits, Verdict, file_meta_for, inspect, read_uids
+from ingestd.instance.text import decode_text
 from tests import builders
 from tests.builders import (
     BIG_ENDIAN,
@@ -287,6 +288,27 @@ def test_what_names_an_instance_is_read_where_it_is_written_as_un(transfer_synta
     assert (found.sop_class_uid, found.accession_number, found.patient_id) == (RAW_DATA, "ACC", "PID")
     with (tmp_path / "file").open("rb") as file:
         assert read_uids(file.fileno()) == ("1.2.4", "1.2.5", "1.2.3")
+
+
+@pytest.mark.parametrize(
+    "label, codec",
+    [
+        *((label, "utf-8") for label in ("ISO IR 192", "ISO-IR-192", "ISO_IR_192", "iso_ir 192", "ISO_IR192", "UTF8")),
+        *((label, "iso8859-7") for label in ("ISO IR 126", "ISO 2022_IR 126", "iso2022ir126")),
+        ("gb-18030", "gb18030"),
+    ],
+)
+def test_text_is_read_however_its_character_set_is_misspelt(label: str, codec: str) -> None:
+    assert decode_text("Δ1".encode(codec), label.encode()) == ("Δ1", True)
+
+
+def test_text_that_is_not_as_its_label_says_is_read_as_utf_8_where_it_is_that() -> None:
+    """Who searches for it types what is meant."""
+    assert decode_text("Δ1".encode(), b"no such thing") == ("Δ1", False)
+    assert decode_text("Δ1".encode(), b"ISO_IR 6") == ("Δ1", True)
+    assert decode_text("Δ1".encode(), b"") == ("Δ1", True)
+    assert decode_text(b"\xc41", b"no such thing") == ("\xc41", False)
+    assert decode_text(b"\xc41", b"") == ("\xc41", True)
 
 
 def test_data_set_without_meta_is_admitted_with_a_generated_one(tmp_path: Path) -> None:

@@ -25,13 +25,17 @@ _DECIMAL = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*\Z")
 _BY_TAG = itemgetter(0)
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*\Z")
 SPECIFIC_CHARACTER_SET = 0x00080005
+# By the letters and digits of the term alone: "ISO IR 192" is a misspelling that a device sends for years.
+_NOT_SPELT = re.compile(r"[^A-Z0-9]")
+_ENCODINGS = {_NOT_SPELT.sub("", term): str(encoding) for term, encoding in python_encoding.items()}
+_ENCODINGS |= {"UTF8": "utf8", "ISO2022IR192": "utf8", "ISO88591": "iso8859"}
 
 
 class Text:
     """Turns bytes into text by the Specific Character Set in force (PS3.5 §6.1)."""
 
     def __init__(self, terms: Iterable[str] = ()) -> None:
-        self._encodings = [str(python_encoding.get(term.strip(), "iso8859")) for term in terms] or ["iso8859"]
+        self._encodings = [_ENCODINGS.get(_NOT_SPELT.sub("", term.upper()), "iso8859") for term in terms] or ["iso8859"]
 
     def decode(self, value: bytes, vr: str) -> str:
         """The value as text; what cannot be decoded becomes a replacement character, never an error."""
