@@ -104,7 +104,8 @@ def test_values_that_cannot_be_indexed_are_listed_and_switch_the_tag_off(fresh):
     assert (refused.status_code, refused.text) == (400, "Query is disabled on specified attribute 'PatientAge'.")
     enabled = fresh.call("PATCH", "/extendedquerytags/00101010", json={"QueryStatus": "Enabled"})
     assert enabled.json()["queryStatus"] == "enabled"
-    assert fresh.get("/studies?PatientAge=045Y").headers["erroneous-dicom-attributes"] == "00101010"
+    for name in ("PatientAge", "00101010"):  # as it was asked for
+        assert fresh.get(f"/studies?{name}=045Y").headers["erroneous-dicom-attributes"] == name
 
 
 @pytest.mark.parametrize(
@@ -638,7 +639,10 @@ def test_workitems_are_found(fresh):
         ("PatientID=w-1", 1),
         ("ReferencedRequestSequence.AccessionNumber=REQ-1", 1),
         ("0040A370.00080050=REQ-1", 1),
-        ("ScheduledProcedureStepStartDateTime=20260101-20260102", 1),
+        ("ScheduledProcedureStepStartDateTime=20260101-20260103", 1),
+        ("ScheduledProcedureStepStartDateTime=20260101-20260102", 0),  # a day without a time is its beginning
+        ("ScheduledProcedureStepStartDateTime=202601021011-", 1),
+        ("ScheduledProcedureStepStartDateTime=20260102101112", 1),
         ("ProcedureStepState=SCHEDULED", 1),
         ("ProcedureStepState=COMPLETED", 0),
         ("PatientID=w-2", 0),
@@ -647,6 +651,22 @@ def test_workitems_are_found(fresh):
         answer = fresh.get(f"/workitems?{query}")
         assert answer.status_code == (200 if count else 204), query
         assert len(answer.json() if count else []) == count, query
+
+
+def test_search_gives_of_a_workitem_what_the_standard_wants_returned(fresh):
+    """PS3.18 §11.9.2 as the service has it, and what was asked for; never the Transaction UID."""
+    more = {"00741210": {"vr": "SQ"}, "00404034": {"vr": "SQ"}, "00380050": {"vr": "LO"}, "00081195": {"vr": "UI"}}
+    more |= {"00101040": {"vr": "LO"}, "00400400": {"vr": "LT"}}
+    send(fresh, "POST", f"/workitems?{fresh_uid()}", workitem(**more))
+
+    (found,) = fresh.get("/workitems?includefield=PatientAddress").json()
+    (all_of_it,) = fresh.get("/workitems?includefield=all").json()
+
+    assert list(found) == [
+        "00080016", "00080018", "00100010", "00100020", "00101040", "00380050", "00404005", "00404034", "00404041",
+        "0040A370", "00741000", "00741200", "00741202", "00741204", "00741210",
+    ]  # fmt: skip
+    assert set(all_of_it) - set(found) == {"00400400", "00404010"}
 
 
 @pytest.mark.parametrize("query", ["limit=201", "PatientAge=1", "PatientID=", "ScheduledProcedureStepStartDateTime=x"])

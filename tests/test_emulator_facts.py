@@ -125,7 +125,11 @@ def test_angle_brackets_in_any_query_are_refused(peer, path):
 
 @pytest.mark.parametrize(
     "path, name",
-    [("/studies?limit=0", "limit"), ("/changefeed?offset=-1", "offset"), ("/studies?fuzzymatching=1", "fuzzymatching")],
+    [
+        ("/studies?limit=0", "Limit"),
+        ("/extendedquerytags?offset=-1", "Offset"),
+        ("/studies?fuzzymatching=1", "FuzzyMatching"),
+    ],
 )
 def test_bad_query_parameters_are_named(peer, path, name):
     """§0.3: The query parameter '{name}' is invalid. {detail}"""

@@ -114,9 +114,9 @@ LINES = """
 §3 six paths, 200, 204, 400, 406 | all_six_resources_match nothing_that_matches_has_no_content wrong_accept_is_not_acceptable
 §3.1 limit, offset, fuzzymatching, includefield, filters once | what_cannot_be_searched_is_a_bad_request include_all_and_single_fields names_of_parameters_have_no_case_but_keywords_do
 §3.1 filters by level | study_is_found_by_every_study_filter series_is_found_by_every_series_filter filters_are_taken_only_at_their_level
-§3.1 words of refusals, StudyInstanceUID inside a study | attribute_that_is_not_searchable_is_worded_as_the_service_does study_uid_is_no_filter_inside_a_study
+§3.1 words of refusals, StudyInstanceUID inside a study | searches_that_make_no_sense_are_refused_in_the_services_words study_uid_is_no_filter_inside_a_study
 §3.2 exact, no wildcards, case and accents, padding | nothing_that_matches_has_no_content strings_compare_without_case_but_with_accents_and_names_without_either padding_of_values_does_not_count
-§3.2 dates, times, ranges | study_is_found_by_every_study_filter every_kind_of_value_can_be_searched bad_date_is_worded_as_the_service_does numbers_times_and_texts_of_tags_are_checked_before_searching
+§3.2 dates, times, ranges | study_is_found_by_every_study_filter every_kind_of_value_can_be_searched searches_that_make_no_sense_are_refused_in_the_services_words numbers_times_and_texts_of_tags_are_checked_before_searching
 §3.2 numbers | every_kind_of_value_can_be_searched numbers_times_and_texts_of_tags_are_checked_before_searching
 §3.2 fuzzy | fuzzy_matching_takes_prefixes_of_the_parts_in_order fuzzy_matching_needs_the_order_and_the_beginnings fuzzy_matching_of_the_referring_physician README:Fuzzy
 §3.2 ModalitiesInStudy | study_is_found_by_every_study_filter

@@ -118,9 +118,7 @@ def test_filters_are_taken_only_at_their_level(peer, scope):
                 assert answer.status_code in (200, 204), query
             else:
                 assert answer.status_code == 400, query
-                assert answer.text.startswith(
-                    f"Invalid query: AttributeId {query.split('=')[0]} is not queryable.  If the parameter"
-                )
+                assert f"AttributeId {query.split('=')[0]} is not queryable." in answer.text
 
 
 def test_names_of_parameters_have_no_case_but_keywords_do(peer):
@@ -153,14 +151,33 @@ def test_newest_comes_first_on_every_level(v2):
 
 def test_numbers_times_and_texts_of_tags_are_checked_before_searching(fresh):
     """§3.2: unparsable numbers and a DT with an offset are 400."""
-    tags = [{"path": path, "level": "Instance"} for path in ("00280010", "00189087", "0008002A", "00200013")]
+    tags = [
+        {"path": path, "level": "Instance"} for path in ("00280010", "00189087", "0008002A", "00200013", "00080032")
+    ]
     fresh.finished(fresh.call("POST", "/extendedquerytags", json=tags).json()["href"])
 
-    for query in (
-        "Rows=ten", "Rows=1.5", "00189087=x", "InstanceNumber=1.5", "AcquisitionDateTime=20260102101112%2B0100",
-        "AcquisitionDateTime=x", "AcquisitionDateTime=-",
-    ):  # fmt: skip
-        assert fresh.get(f"/instances?{query}").status_code == 400, query
+    number = "Invalid query: specified value '{}' extended query tag with path '{}' is not a valid {} value."
+    time = "Invalid query: specified Time value '{}' is invalid for parameter 'AcquisitionTime'. Time should be valid"
+    instant = (
+        "Invalid query: specified DateTime value '{}' is invalid for attribute 'AcquisitionDateTime'. DateTime should"
+    )
+    words = {
+        "Rows=ten": number.format("ten", "Rows", "long"),
+        "Rows=1.5": number.format("1.5", "Rows", "long"),
+        "00189087=x": number.format("x", "DiffusionBValue", "double"),
+        "InstanceNumber=1.5": "Invalid query: specified value '1.5' is invalid for attribute 'InstanceNumber'.",
+        "AcquisitionDateTime=20260102101112%2B0100": (
+            "Invalid query: specified DateTime value '20260102101112%2B0100' for attribute AcquisitionDateTime "
+            "contains offset which is not supported."
+        ),
+        "AcquisitionDateTime=x": instant.format("x"),
+        "AcquisitionDateTime=-": "Invalid query: specified range is invalid.",
+        "AcquisitionTime=25": time.format("25"),
+        "AcquisitionTime=12-11": "Invalid query: specified date range '12-11' is invalid.\nThe first part time 12",
+    }
+    for query, text in words.items():
+        answer = fresh.get(f"/instances?{query}")
+        assert (answer.status_code, answer.text[: len(text)]) == (400, text), query
 
 
 # Section 4: deleting.

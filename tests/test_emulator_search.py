@@ -149,18 +149,89 @@ def test_what_cannot_be_searched_is_a_bad_request(peer, query):
     assert peer.get(f"/studies?{query}").status_code == 400
 
 
-def test_bad_date_is_worded_as_the_service_does(peer):
-    assert peer.get("/studies?StudyDate=2020").text == (
+HINT = (
+    "If the parameter is an attribute keyword, check the casing as they are case-sensitive. The conformance statement "
+    "has a list of supported query parameters, attributes and the levels."
+)
+NO_RANGE = (
+    "Invalid query: specified range is invalid.\nBoth parts in the range cannot be empty.\nFor details on valid range "
+    "queries, please refer to Search Matching section in Conformance Statement (https://github.com/microsoft/dicom-server"
+    "/blob/main/docs/resources/conformance-statement.md#search-matching)."
+)
+RANGE_AGAINST_TIME = (
+    "Invalid query: specified date range '{0}-{1}' is invalid.\n"
+    "The first part {2} {0} should be lesser than or equal to the second part {2} {1}."
+)
+WORDS = {
+    "/studies?PatientSex=M": f"Invalid query: AttributeId PatientSex is not queryable.  {HINT}",
+    "/studies?Modality=CT": f"Invalid query: AttributeId Modality is not queryable.  {HINT}",
+    "/workitems?Modality=CT": f"Invalid query: AttributeId Modality is not queryable.  {HINT}",
+    "/workitems?Foo=M": f"Invalid query: AttributeId Foo is not queryable.  {HINT}",
+    "/studies?Foo=M": f"Invalid query: unknown query parameter 'Foo'. {HINT}",
+    "/studies?PatientID=%20": "Invalid query: AttributeId 'PatientID' has empty string value that is not supported.",
+    "/workitems?PatientID=": "Invalid query: AttributeId 'PatientID' has empty string value that is not supported.",
+    "/studies?PatientID=1&PatientID=2": (
+        "Invalid QIDO-RS query. Duplicate AttributeId 'PatientID'. Each attribute is only allowed to be specified once."
+    ),
+    "/workitems?PatientID=1&PatientID=2": (
+        "Invalid QIDO-RS query. Duplicate AttributeId 'PatientID'. Each attribute is only allowed to be specified once."
+    ),
+    "/studies?PatientID=1&00100020=2": (
+        "Invalid query: attribute '00100020' has been specified more than once using different ID formats. Each "
+        "attribute is only allowed to be specified once."
+    ),
+    "/workitems?PatientID=1&00100020=2": (
+        "Invalid query: attribute '00100020' has been specified more than once using different ID formats. Each "
+        "attribute is only allowed to be specified once."
+    ),
+    "/studies?includefield=Foo": "Invalid query: IncludeField has unknown attribute 'Foo'.",
+    "/workitems?includefield=Foo": "Invalid query: IncludeField has unknown attribute 'Foo'.",
+    "/studies?includefield=all,PatientSex": "Invalid query: cannot specify included fields in addition to 'all'.",
+    "/workitems?includefield=all,PatientSex": "Invalid query: cannot specify included fields in addition to 'all'.",
+    "/studies?StudyDate=2020": (
         "Invalid query: specified Date value '2020' is invalid for attribute 'StudyDate'. "
         "Date should be valid and formatted as yyyyMMdd."
-    )
+    ),
+    "/studies?StudyDate=2020-01-01": (
+        "Invalid query: specified Date value '2020-01-01' is invalid for attribute 'StudyDate'. "
+        "Date should be valid and formatted as yyyyMMdd."
+    ),
+    "/studies?StudyDate=-": NO_RANGE,
+    "/studies?StudyDate=20200202-20200101": RANGE_AGAINST_TIME.format("20200202", "20200101", "date"),
+    "/workitems?ScheduledProcedureStepStartDateTime=-": NO_RANGE,
+    "/workitems?ScheduledProcedureStepStartDateTime=20200202-2020": RANGE_AGAINST_TIME.format(
+        "20200202", "2020", "DateTime"
+    ),
+    "/workitems?ScheduledProcedureStepStartDateTime=x": (
+        "Invalid query: specified DateTime value 'x' is invalid for attribute 'ScheduledProcedureStepStartDateTime'. "
+        "DateTime should be valid and formatted as yyyyMMddHHmmss.FFFFFF where yyyy is mandatory."
+    ),
+    "/studies?PatientName=%22x&fuzzymatching=true": (
+        "Invalid query: specified tag 'PatientName' value '\"x' contains unsupported character '\"'. Character is not "
+        "supported with Fuzzy match, try exact match or removing the invalid character. "
+    ),
+    "/studies?limit=500": "The query parameter 'Limit' is invalid. The field Limit must be between 1 and 200.",
+    "/workitems?limit=500": "The query parameter 'Limit' is invalid. The field Limit must be between 1 and 200.",
+    "/extendedquerytags?limit=0": "The query parameter 'Limit' is invalid. The field Limit must be between 1 and 200.",
+    "/changefeed?limit=x": "The query parameter 'Limit' is invalid. The value 'x' is not valid for Limit.",
+    "/studies?fuzzymatching=x": (
+        "The query parameter 'FuzzyMatching' is invalid. The value 'x' is not valid for FuzzyMatching."
+    ),
+}
 
 
-def test_attribute_that_is_not_searchable_is_worded_as_the_service_does(peer):
-    assert peer.get("/studies?PatientSex=M").text.startswith(
-        "Invalid query: AttributeId PatientSex is not queryable.  If the parameter"
+@pytest.mark.parametrize("query", WORDS)
+def test_searches_that_make_no_sense_are_refused_in_the_services_words(v2, query):
+    answer = v2.get(query)
+
+    assert (answer.status_code, answer.text) == (400, WORDS[query])
+
+
+def test_version_1_of_the_feed_names_its_parameters_in_lowercase(v1):
+    """They are parameters of the service's method there and fields of a class elsewhere."""
+    assert v1.get("/changefeed?limit=101").text == (
+        "The query parameter 'limit' is invalid. The field limit must be between 1 and 100."
     )
-    assert peer.get("/studies?Foo=M").text.startswith("Invalid query: unknown query parameter 'Foo'.")
 
 
 def test_study_uid_is_no_filter_inside_a_study(peer):

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from starlette.responses import Response
 
 from .answers import PlainJson, raw_json
+from .asked import page
 from .call import Action, Call, Route, boolean, number, route
 from .errors import Problem
 from .index import CREATED, DEFAULT_PARTITION, TICKS_PER_SECOND, now_ticks, utc_text
@@ -69,8 +70,7 @@ def _page_v1(call: Call, tx: sqlite3.Connection) -> list[sqlite3.Row]:
 
 
 def _page_v2(call: Call, tx: sqlite3.Connection) -> list[sqlite3.Row]:
-    offset = number("offset", call.parameter("offset"), default=0, least=0, most=_MOST_SEQUENCE)
-    limit = number("limit", call.parameter("limit"), default=100, least=1, most=200)
+    limit, offset = page(call)
     start_text, end_text = call.parameter("startTime"), call.parameter("endTime")
     start = _instant("startTime", start_text)
     end = _instant("endTime", end_text)

@@ -10,7 +10,19 @@ from starlette.responses import Response
 
 from . import validate
 from .answers import raw_json
-from .call import Action, Call, Route, boolean, number, route
+from .asked import (
+    check_filled,
+    filters,
+    included,
+    is_fuzzy,
+    named_twice,
+    page,
+    parse_instant,
+    range_of,
+    unknown,
+    unqueryable,
+)  # fmt: skip
+from .call import Action, Call, Route, route
 from .errors import Problem
 from .examine import Tag
 from .folding import fold, fold_name
@@ -59,6 +71,7 @@ class _Reading:
     include_all: bool = False
     include: set[int] = field(default_factory=set)
     filters: list[Filter] = field(default_factory=list)
+    erroneous: list[str] = field(default_factory=list)  # filters whose tag some instances could not be indexed for
 
 
 def _search(path: str, call: Call) -> Response:
@@ -85,15 +98,10 @@ def _search(path: str, call: Call) -> Response:
             offset=reading.offset,
         )
         found = run(tx, question, hidden=call.service.lag.hidden())
-        erroneous = _erroneous(tags, reading)
     response = raw_json(found) if found else Response(status_code=204)
-    if erroneous:
-        response.headers["erroneous-dicom-attributes"] = ",".join(erroneous)
+    if reading.erroneous:
+        response.headers["erroneous-dicom-attributes"] = ",".join(reading.erroneous)
     return response
-
-
-def _erroneous(tags: dict[int, Tag], reading: _Reading) -> list[str]:
-    return [tags[filter_.tag].name for filter_ in reading.filters if filter_.tag in tags and filter_.has_errors]
 
 
 def _fields(version: int, levels: frozenset[Level], reading: _Reading) -> set[int]:
@@ -103,45 +111,24 @@ def _fields(version: int, levels: frozenset[Level], reading: _Reading) -> set[in
 
 
 def _read(call: Call, levels: frozenset[Level], tags: dict[int, Tag]) -> _Reading:
+    limit, offset = page(call)
+    wanted = included(call)
     reading = _Reading(
-        limit=number("limit", call.parameter("limit"), default=100, least=1, most=200),
-        offset=number("offset", call.parameter("offset"), default=0, least=0, most=(1 << 31) - 1),
-        fuzzy=boolean("fuzzymatching", call.parameter("fuzzymatching"), default=False),
+        limit=limit, offset=offset, fuzzy=is_fuzzy(call), include_all=wanted is None, include=wanted or set()
     )
     seen: set[int] = set()
-    for name, value in call.query:
-        lowered = name.lower()
-        if lowered in ("limit", "offset", "fuzzymatching"):
-            continue
-        if lowered == "includefield":
-            _include(reading, value)
-            continue
-        tag = tag_of(name.strip())
+    for name, value in filters(call).items():
+        tag = tag_of(name)
         if tag is None:
-            raise Problem(
-                400,
-                f"Invalid query: unknown query parameter '{name}'. If the parameter is an attribute keyword, check "
-                "the casing as they are case-sensitive.",
-            )
+            raise unknown(name)
+        found = _filter(name, tag, value, levels, tags, fuzzy=reading.fuzzy)
         if tag in seen:
-            raise Problem(400, f"Invalid query: attribute '{name}' is specified more than once.")
+            raise named_twice(name)
         seen.add(tag)
-        reading.filters.append(_filter(name, tag, value, levels, tags, fuzzy=reading.fuzzy))
-    if reading.include_all and reading.include:
-        raise Problem(400, "Invalid query: includefield 'all' cannot be combined with other attributes.")
+        reading.filters.append(found)
+        if found.has_errors:
+            reading.erroneous.append(name)
     return reading
-
-
-def _include(reading: _Reading, value: str) -> None:
-    for name in value.split(","):
-        stripped = name.strip()
-        if stripped.lower() == "all":
-            reading.include_all = True
-            continue
-        tag = tag_of(stripped)
-        if tag is None:
-            raise Problem(400, f"Invalid query: includefield has unknown attribute '{stripped}'.")
-        reading.include.add(tag)
 
 
 def _filter(name: str, tag: int, value: str, levels: frozenset[Level], tags: dict[int, Tag], *, fuzzy: bool) -> Filter:
@@ -155,32 +142,25 @@ def _filter(name: str, tag: int, value: str, levels: frozenset[Level], tags: dic
     else:
         level, vr = None, ""
     if level is None or level not in levels:
-        raise Problem(
-            400,
-            f"Invalid query: AttributeId {name} is not queryable.  If the parameter is an attribute keyword, check "
-            "the casing as they are case-sensitive.",
-        )
-    if not value.strip():
-        raise Problem(400, f"Invalid query: the value of attribute '{name}' is empty.")
+        raise unqueryable(name)
     found = Filter(tag=tag, vr=vr, level=level, extended=extended)
     if extended is not None:
         found.check_usable(name)
+    check_filled(name, value)
     shown = core_keyword(tag, name)
     if vr == "PN":
         _read_name(found, shown, value, fuzzy=fuzzy)
     elif vr in _RANGES:
         _read_range(found, shown, vr, value)
     elif vr in ("SL", "SS", "UL", "US"):
-        if not re.fullmatch(r"[+-]?\d{1,19}", value.strip()):
-            raise Problem(400, f"Invalid query: specified value '{value}' is invalid for attribute '{shown}'.")
+        if not re.fullmatch(r"[+-]?\d{1,19}", value):
+            raise _no_number(value, shown, "long")
         found.equals = int(value)
     elif vr in ("FD", "FL"):
         try:
             found.equals = float(value)
         except ValueError as error:
-            raise Problem(
-                400, f"Invalid query: specified value '{value}' is invalid for attribute '{shown}'."
-            ) from error
+            raise _no_number(value, shown, "double") from error
     elif vr == "IS":
         parsed = validate.parse_integer(value.strip())
         if parsed is None:
@@ -193,6 +173,13 @@ def _filter(name: str, tag: int, value: str, levels: frozenset[Level], tags: dic
     else:
         found.equals = fold(value, vr)
     return found
+
+
+def _no_number(value: str, name: str, kind: str) -> Problem:
+    return Problem(
+        400,
+        f"Invalid query: specified value '{value}' extended query tag with path '{name}' is not a valid {kind} value.",
+    )
 
 
 def core_keyword(tag: int, name: str) -> str:
@@ -208,44 +195,49 @@ def _read_name(found: Filter, name: str, value: str, *, fuzzy: bool) -> None:
         found.equals = fold(value, "PN")
         return
     if '"' in value:
-        raise Problem(400, f"Invalid query: the value of attribute '{name}' contains an invalid character.")
+        raise Problem(
+            400,
+            f"Invalid query: specified tag '{name}' value '{value}' contains unsupported character '\"'. Character is "
+            "not supported with Fuzzy match, try exact match or removing the invalid character. ",
+        )
     found.words = " ".join(fold_name(value).replace("^", " ").replace("=", " ").split())
 
 
-_RANGES = {
-    "DA": ("Date", "Date should be valid and formatted as yyyyMMdd."),
-    "DT": ("DateTime", "DateTime should be valid and formatted as yyyyMMddHHmmss.FFFFFF without an offset."),
-    "TM": ("Time", "Time should be valid and formatted as HHmmss.FFFFFF."),
-}
+# What the service calls either end of a range.
+_RANGES = {"DA": "date", "DT": "DateTime", "TM": "time"}
 
 
 def _read_range(found: Filter, name: str, vr: str, value: str) -> None:
-    first, dash, last = value.strip().partition("-")
-    kind, advice = _RANGES[vr]
-
     def parsed(text: str) -> str:
-        stripped = text.strip()
-        result = {
-            "DA": lambda: stripped if validate.parse_date(stripped) else None,
-            "DT": lambda: None if "+" in stripped else validate.parse_datetime(stripped),
-            "TM": lambda: validate.parse_time(stripped),
-        }[vr]()
+        if vr == "DA":
+            result = text if validate.parse_date(text) else None
+        elif vr == "DT":
+            result = parse_instant(text, name)
+        else:
+            result = validate.parse_time(text)
         if result is None:
-            raise Problem(
-                400,
-                f"Invalid query: specified {kind} value '{stripped}' is invalid for attribute '{name}'. {advice}",
-            )
+            raise _no_time(vr, text, name)
         return result
 
-    if not dash:
-        found.equals = parsed(first)
-        return
-    found.least = parsed(first) if first.strip() else None
-    found.most = parsed(last) if last.strip() else None
-    if found.least is None and found.most is None:
-        raise Problem(400, f"Invalid query: the range of attribute '{name}' has neither a beginning nor an end.")
-    if found.least is not None and found.most is not None and found.least > found.most:
-        raise Problem(400, f"Invalid query: the range '{value}' of attribute '{name}' begins after its end.")
+    ends = range_of(value, parsed, _RANGES[vr])
+    if ends is None:
+        found.equals = parsed(value)
+    else:
+        found.least, found.most = ends
+
+
+def _no_time(vr: str, text: str, name: str) -> Problem:
+    if vr == "TM":
+        return Problem(
+            400,
+            f"Invalid query: specified Time value '{text}' is invalid for parameter '{name}'. Time should be valid and "
+            "formatted as HHmmss.FFFFFF where HH is mandatory.",
+        )
+    return Problem(
+        400,
+        f"Invalid query: specified Date value '{text}' is invalid for attribute '{name}'. Date should be valid and "
+        "formatted as yyyyMMdd.",
+    )
 
 
 def _endpoint(path: str) -> Route:

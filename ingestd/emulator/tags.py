@@ -10,7 +10,8 @@ from typing import Any
 from starlette.responses import Response
 
 from .answers import PlainJson
-from .call import Action, Body, Call, Route, number, route
+from .asked import page
+from .call import Action, Body, Call, Route, route
 from .errors import Problem
 from .given import json_of, tag_of
 from .index import one
@@ -77,14 +78,9 @@ def _errors(tx: sqlite3.Connection, key: int) -> int:
     return int(tx.execute("SELECT count(*) FROM tag_error WHERE tag_key = ?", (key,)).fetchone()[0])
 
 
-def _page(call: Call) -> tuple[int, int]:
-    limit = number("limit", call.parameter("limit"), default=100, least=1, most=200)
-    return limit, number("offset", call.parameter("offset"), default=0, least=0, most=(1 << 63) - 1)
-
-
 def get_tags(call: Call) -> Response:
     """``GET /extendedquerytags``."""
-    limit, offset = _page(call)
+    limit, offset = page(call)
     with call.service.index.read() as tx:
         rows = tx.execute("SELECT * FROM tag ORDER BY key LIMIT ? OFFSET ?", (limit, offset)).fetchall()
         return PlainJson([_shown(call, row, _errors(tx, row["key"])) for row in rows])
@@ -140,7 +136,7 @@ def patch_tag(call: Call) -> Response:
 
 def get_errors(call: Call) -> Response:
     """``GET /extendedquerytags/{tag}/errors``."""
-    limit, offset = _page(call)
+    limit, offset = page(call)
     partitions = call.service.settings.partitions
     with call.service.index.read() as tx:
         row = _find(call, tx)

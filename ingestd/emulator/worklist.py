@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
 
 from .answers import raw_json
-from .call import Action, Call, Route, boolean, number, route
-from .errors import Problem
+from .asked import (
+    check_filled,
+    filters,
+    included,
+    is_fuzzy,
+    named_twice,
+    page,
+    parse_instant,
+    range_of,
+    unqueryable,
+)  # fmt: skip
+from .call import Action, Call, Route, route
 from .folding import fold, matches_fuzzily
 from .given import tag_of
+from .validate import parse_datetime
 from .workitems import SOP_CLASS, SOP_UID, STATE, TRANSACTION, dump
 
 Test = Callable[[dict[str, Any]], bool]
@@ -35,64 +45,55 @@ _BY_PATH = {path: name for name, path in _FILTERS.items()}
 
 def search_workitems(call: Call) -> Response:
     """``GET /workitems``: newest first."""
-    limit = number("limit", call.parameter("limit"), default=100, least=1, most=200)
-    offset = number("offset", call.parameter("offset"), default=0, least=0, most=(1 << 31) - 1)
-    fuzzy = boolean("fuzzymatching", call.parameter("fuzzymatching"), default=False)
-    tests = [
-        _test(name, value, fuzzy=fuzzy)
-        for name, value in call.query
-        if name.lower() not in ("limit", "offset", "fuzzymatching", "includefield")
-    ]
-    wanted, everything = _included(call)
+    limit, offset = page(call)
+    fuzzy = is_fuzzy(call)
+    tests: dict[str, Test] = {}
+    for name, value in filters(call).items():
+        known = _known(name)
+        check_filled(name, value)
+        if known in tests:
+            raise named_twice(name)
+        tests[known] = _test(known, value, fuzzy=fuzzy)
+    also = included(call)
+    wanted = None if also is None else _RETURNED | {f"{tag:08X}" for tag in also}
     found: list[bytes] = []
     with call.service.index.read() as tx:
         rows = tx.execute("SELECT json FROM workitem WHERE partition_key = ? ORDER BY key DESC", (call.partition_key,))
         for row in rows:
             dataset = json.loads(row["json"])
-            if all(test(dataset) for test in tests):
+            if all(test(dataset) for test in tests.values()):
                 offset -= 1
                 if offset < 0:
-                    found.append(dump(_returned(dataset, wanted, everything=everything)))
+                    found.append(dump(_returned(dataset, wanted)))
                 if len(found) == limit:
                     break
     return raw_json(found) if found else Response(status_code=204)
 
 
-_DEFAULT_FIELDS = frozenset(path[0] for path in _FILTERS.values()) | {
-    SOP_CLASS, SOP_UID, "00741200", "00741204", "00404041", "00404018", "00404021", "00081080", "00100030",
-    "00100040",
-}  # fmt: skip
+# PS3.18 §11.9.2 (PS3.4 Table CC.2.5-3, return key type 1 and 2), as the service has it.
+_RETURNED = frozenset({
+    "00080005", SOP_CLASS, SOP_UID, "00081080", "00081084", "00100010", "00100020", "00100021", "00100024", "00100030",
+    "00100040", "00101002", "00102000", "001021C0", "0020000D", "00380010", "00380014", "00380050", "00404005",
+    "00404018", "00404021", "00404025", "00404026", "00404027", "00404034", "00404041", "0040A370", STATE, "00741002",
+    "00741200", "00741202", "00741204", "00741210",
+})  # fmt: skip
 
 
-def _included(call: Call) -> tuple[frozenset[str], bool]:
-    wanted, everything = set(_DEFAULT_FIELDS), False
-    for name, value in call.query:
-        if name.lower() != "includefield":
-            continue
-        for part in value.split(","):
-            if part.strip().lower() == "all":
-                everything = True
-                continue
-            tag = tag_of(part.strip())
-            if tag is None:
-                raise Problem(400, f"Invalid query: includefield has unknown attribute '{part}'.")
-            wanted.add(f"{tag:08X}")
-    return frozenset(wanted), everything
+def _returned(dataset: dict[str, Any], wanted: frozenset[str] | None) -> dict[str, Any]:
+    return {key: value for key, value in dataset.items() if key != TRANSACTION and (wanted is None or key in wanted)}
 
 
-def _returned(dataset: dict[str, Any], wanted: frozenset[str], *, everything: bool) -> dict[str, Any]:
-    return {key: value for key, value in dataset.items() if key != TRANSACTION and (everything or key in wanted)}
-
-
-def _test(name: str, value: str, *, fuzzy: bool) -> Test:
-    path = tuple(f"{tag_of(part) or 0:08X}" for part in name.split("."))
-    known = _BY_PATH.get(path)
+def _known(name: str) -> str:
+    known = _BY_PATH.get(tuple(f"{tag_of(part) or 0:08X}" for part in name.split(".")))
     if known is None:
-        raise Problem(400, f"Invalid query: unknown query parameter '{name}'.")
-    if not value.strip():
-        raise Problem(400, f"Invalid query: the value of attribute '{name}' is empty.")
+        raise unqueryable(name)
+    return known
+
+
+def _test(known: str, value: str, *, fuzzy: bool) -> Test:
+    path = _FILTERS[known]
     if known == "ScheduledProcedureStepStartDateTime":
-        return _range_test(path, name, value)
+        return _instant_test(path, known, value)
     if known == "PatientName":
         folded = fold(value, "PN")
         if fuzzy:
@@ -103,17 +104,18 @@ def _test(name: str, value: str, *, fuzzy: bool) -> Test:
     return lambda dataset: wanted in {fold(str(each), vr) for each in _values(dataset, path)}
 
 
-def _range_test(path: tuple[str, ...], name: str, value: str) -> Test:
-    first, dash, last = value.partition("-")
-    for text in (first, last):
-        if text and not re.fullmatch(r"\d{4,14}(\.\d{1,6})?", text):
-            raise Problem(400, f"Invalid query: specified DateTime value '{text}' is invalid for attribute '{name}'.")
-    if not first and not last:
-        raise Problem(400, f"Invalid query: the range of attribute '{name}' has neither a beginning nor an end.")
-    if not dash:
-        return lambda dataset: any(str(each) == first for each in _values(dataset, path))
-    least, most = first, last or "9" * 14
-    return lambda dataset: any(least <= str(each) and str(each)[: len(most)] <= most for each in _values(dataset, path))
+def _instant_test(path: tuple[str, ...], name: str, value: str) -> Test:
+    def parsed(text: str) -> str:
+        return parse_instant(text, name)
+
+    ends = range_of(value, parsed, "DateTime")
+    least, most = (parsed(value),) * 2 if ends is None else (ends[0] or "", ends[1] or "9" * 20)
+
+    def test(dataset: dict[str, Any]) -> bool:
+        found = (parse_datetime(str(each)) for each in _values(dataset, path))
+        return any(each is not None and least <= each <= most for each in found)
+
+    return test
 
 
 def _names(dataset: dict[str, Any]) -> list[str]:
