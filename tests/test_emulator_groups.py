@@ -153,13 +153,17 @@ def test_post_whose_commit_is_delayed_holds_up_nobody(server):
 
 
 def test_data_folder_of_the_first_schema_is_taken_over(tmp_path):
-    """The first one kept every file in the folder ``files``."""
+    """The first one kept every file in the folder ``files``, in one of 256 folders by its number's last byte."""
     with Emulator(tmp_path) as server, Peer(server.root) as peer:
         large = scan(LARGE)
         path = path_of(stored(peer.store(large))[0])
         with server._running.index.write() as tx:
             tx.execute("DROP TABLE content")
             tx.execute("PRAGMA user_version=1")
+    (new,) = (path for path in (tmp_path / "files").rglob("*.dcm"))
+    old = tmp_path / "files" / "01" / "1.dcm"
+    old.parent.mkdir()
+    new.rename(old)
 
     with Emulator(tmp_path) as server, Peer(server.root) as peer:
         assert peer.get(path, ANY_FILE).content[128:] == large[128:]

@@ -1,14 +1,15 @@
 """The instances on disk: one file per stored version, named by its watermark, put in place by rename.
 
-A file's way: ``incoming/<random>`` while its request is read, then ``files/<hh>/<watermark>.dcm`` in the transaction
-that makes its row. Nothing that came over the network ever becomes part of a path. Small files have none: the index
-keeps them (``Kept`` opens either).
+A file's way: ``incoming/<number>`` while its request is read, then ``files/<folder>/<watermark>.dcm`` in the
+transaction that makes its row. Watermarks that follow each other share a folder, so that a group has but one to flush.
+Nothing that came over the network ever becomes part of a path. Small files have none: the index keeps them (``Kept``
+opens either).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import IO, Literal
 
 from .index import Index
 
-_FANOUT = 256
+_FOLDER_BITS = 10
+_LONG_TO_WRITE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +50,50 @@ class Files:
         self._fsync = fsync
         self.incoming.mkdir(parents=True, exist_ok=True)
         self._root.mkdir(exist_ok=True)
+        for part in self.incoming.iterdir():  # what a crash left
+            part.unlink()
+        self._numbers = itertools.count(1)
+        self._move_from_older_folders()
         self._folders = set(self._root.iterdir())
+
+    def _move_from_older_folders(self) -> None:
+        # Earlier ones were named by a watermark's last byte, in two digits.
+        for older in self._root.glob("[0-9a-f][0-9a-f]"):
+            for path in older.iterdir():
+                target = self.path(int(path.stem))
+                target.parent.mkdir(exist_ok=True)
+                path.rename(target)
+            older.rmdir()
 
     def new_part(self) -> tuple[int, Path]:
         """An empty file in ``incoming``: its descriptor and its path."""
-        descriptor, name = tempfile.mkstemp(dir=self.incoming)
-        return descriptor, Path(name)
+        path = self.incoming / str(next(self._numbers))
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
     def path(self, watermark: int) -> Path:
         """Where the file of a stored version is."""
-        return self._root / f"{watermark % _FANOUT:02x}" / f"{watermark}.dcm"
+        return self._root / f"{watermark >> _FOLDER_BITS:06x}" / f"{watermark}.dcm"
 
     def settle(self, part: Path) -> None:
-        """Make a spooled part's bytes durable, where the server was asked for that."""
-        if self._fsync:
-            _sync(part)
+        """Have a spooled part's bytes written, where the server was asked for that, so that ``put`` need not wait long.
+
+        What takes longer to write than the groups take that could go on meanwhile is waited for.
+        """
+        if not self._fsync:
+            return
+        descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_size > _LONG_TO_WRITE:
+                os.fsync(descriptor)
+            else:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write, and returns
+        finally:
+            os.close(descriptor)
 
     def put(self, placed: Iterable[tuple[Path, int]]) -> None:
-        """Move settled parts to their places; the folders are durable when this returns."""
+        """Move parts to their places; files and folders are durable when this returns."""
         folders: set[Path] = set()
+        targets: list[Path] = []
         for part, watermark in placed:
             target = self.path(watermark)
             if target.parent not in self._folders:
@@ -74,10 +101,12 @@ class Files:
                 folders.add(self._root)
                 self._folders.add(target.parent)
             part.rename(target)
+            targets.append(target)
             folders.add(target.parent)
         if self._fsync:
-            for folder in folders:
-                _sync(folder)
+            # After the renames: the first flush commits the names and the others find that done.
+            for path in (*targets, *folders):
+                _sync(path)
 
     def take_back(self, placed: Iterable[tuple[Path, int]]) -> None:
         """Undo ``put``, as far as it came."""
@@ -91,9 +120,7 @@ class Files:
             self.path(watermark).unlink(missing_ok=True)
 
     def sweep(self, known: set[int]) -> int:
-        """Remove what a crash left: unfinished parts, and files that no row knows. The number of those."""
-        for part in self.incoming.iterdir():
-            part.unlink(missing_ok=True)
+        """Remove what a crash left, files that no row knows; the number of those."""
         removed = 0
         for path in self._stored():
             if not path.stem.isdigit() or int(path.stem) not in known:

@@ -101,10 +101,11 @@ def _log_line(entry: Entry) -> dict[str, object]:
 def look_at(
     service: Service, source: Path | bytes, *, version: int, study_uid: str | None, tags: Sequence[Tag]
 ) -> Examined:
-    """Examine one part and make it ready for its place: digest taken, preamble zeroed where that is the flavour.
-
-    One on disk is durable then; that and the digest are why it is done beside the reading of the parts that follow.
-    """
+    """Examine one part and make it ready for its place: digest taken, preamble zeroed where that is the flavour."""
+    if service.settings.is_managed:
+        source = _without_preamble(source)
+    if isinstance(source, Path):
+        service.files.settle(source)  # the disk writes while the rest goes on
     found = examine(
         source,
         version=version,
@@ -113,12 +114,6 @@ def look_at(
         mismatch=STUDY_MISMATCH if service.settings.is_managed else VALIDATION_FAILED,
     )
     found.dataset_sha256 = dataset_digest(source)
-    if not found.dataset_sha256:
-        return found
-    if service.settings.is_managed:
-        found.source = _without_preamble(source)
-    if isinstance(source, Path):
-        service.files.settle(source)
     return found
 
 

@@ -12,6 +12,7 @@ committed each of its posts is tried alone, and what goes wrong then is the answ
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -53,13 +54,24 @@ class Writer:
         if not parts:
             return []
         waiting = _Waiting(Post(request=request, parts=parts))
+        self._queue_when_looked_at(waiting)
         with anyio.CancelScope(shield=True):  # the writer must not lose the parts under its hands
-            for part in parts:
-                if part.looked_at is not None:
-                    await asyncio.wrap_future(part.looked_at)
-            self._queue.put(waiting)
             await waiting.outcome
         return waiting.outcome.result()
+
+    def _queue_when_looked_at(self, waiting: _Waiting) -> None:
+        """Queue a post as soon as none of its parts is being looked at; whoever looks at the last one does it."""
+        unseen = [part.looked_at for part in waiting.post.parts if part.looked_at is not None]
+        left = itertools.count(len(unseen) - 1, -1)
+
+        def seen(_: object) -> None:
+            if not next(left):
+                self._queue.put(waiting)
+
+        if not unseen:
+            self._queue.put(waiting)
+        for looked_at in unseen:
+            looked_at.add_done_callback(seen)
 
     def close(self) -> None:
         """Store what still waits, then end."""
