@@ -357,6 +357,15 @@ def test_log_says_what_became_of_every_request_and_instance(server, peer):
     assert lines[0]["request"] == lines[1]["request"] < lines[2]["request"]
 
 
+def test_whoever_has_a_whole_answer_finds_it_in_the_log(server, peer):
+    """A streamed answer's last piece once left before its line was written, and the next request's came first."""
+    path = path_of(stored(peer.store(scan()))[0])
+    for _ in range(100):
+        before = len(server.requests)
+        assert peer.get(path, ANY_FILE).status_code == 200
+        assert [line["outcome"] for line in server.requests[before:]] == ["answered"]
+
+
 def test_client_that_goes_away_leaves_nothing_but_a_line(server, peer):
     study = fresh_uid()
     body = multipart([scan(study=study)])

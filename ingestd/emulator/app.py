@@ -10,7 +10,7 @@ import asyncio
 import json
 import socket
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from email.message import Message
 from functools import partial
 from typing import Any
@@ -63,12 +63,12 @@ class App:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        log = self._service.log
-        exchange = _Exchange(send)
-        number = log.begin()
-        outcome = "answered"
+        number = self._service.log.begin()
+        exchange = _Exchange(send, lambda: self._log(request, number, exchange.status, "answered"))
+        outcome = "cut"
         try:
             response = await self._answer(request, number)
+            exchange.holds_back = isinstance(response, Streamed)
             try:
                 await self._send(scope, receive, exchange, request, response)
             finally:
@@ -79,22 +79,21 @@ class App:
         except Vanish:
             outcome = "dropped"
         finally:
-            if outcome == "answered" and not exchange.is_complete:
-                outcome = "cut"
-            log.add(
-                "request",
-                number,
-                {
-                    "method": request.method,
-                    "path": request.url.path,
-                    "query": request.url.query,
-                    "status": exchange.status,
-                    "outcome": outcome,
-                },
-            )
+            if not exchange.is_complete:
+                self._log(request, number, exchange.status, outcome)
         if outcome == "dropped":
             _cut(scope)
             await asyncio.sleep(0.001)  # let uvicorn see that the connection is gone before it misses an answer
+
+    def _log(self, request: Request, number: int, status: int | None, outcome: str) -> None:
+        facts = {
+            "method": request.method,
+            "path": request.url.path,
+            "query": request.url.query,
+            "status": status,
+            "outcome": outcome,
+        }
+        self._service.log.add("request", number, facts)
 
     async def _send(
         self, scope: Scope, receive: Receive, exchange: _Exchange, request: Request, response: Response
@@ -207,18 +206,33 @@ class App:
 
 
 class _Exchange:
-    """Remembers what has been sent."""
+    """Remembers what has been sent, and has an answer logged before its last byte leaves.
 
-    def __init__(self, send: Send) -> None:
+    Of a streamed answer each piece is held back until the next one: with the last piece the client has all that it
+    was promised, although the server is still to learn that nothing follows.
+    """
+
+    def __init__(self, send: Send, log: Callable[[], None]) -> None:
         self._send = send
+        self._log = log
+        self._held: bytes | None = None
+        self.holds_back = False
         self.status: int | None = None
         self.is_complete = False
 
     async def __call__(self, message: AsgiMessage) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-        elif message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.is_complete = True
+        elif message["type"] == "http.response.body":
+            if not message.get("more_body", False):
+                self.is_complete = True
+                self._log()
+            if self.holds_back:
+                self._held, message["body"] = message["body"], self._held
+                if self.is_complete:
+                    message["body"] = (message["body"] or b"") + self._held
+                elif message["body"] is None:
+                    return
         await self._send(message)
 
 
