@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from tests.builders import write_instance
 from tests.commanding import command_in
 from tests.emulating import EmulatorProcess, delete, stores
 from tests.running import PROGRAM, Site, environment, wait_until
+from tests.terminals import on_a_terminal
 
 
 @pytest.fixture(scope="module")
@@ -252,41 +250,11 @@ def test_send_interrupted_goes_on_where_it_stopped(site, tmp_path):
     assert site.states() == {"CONFIRMED": 40}
 
 
-def on_a_terminal(site: Site, *words: str, until: str = "", interrupt: bool = False) -> tuple[int, str]:
-    """Run a command on a terminal of its own and return its exit code and what it showed."""
-    leader, follower = pty.openpty()
-    with subprocess.Popen(
-        [*PROGRAM, words[0], "-c", str(site.config_file), *words[1:]],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        env=environment({"TERM": "xterm", "COLUMNS": "120"}),
-        start_new_session=True,
-    ) as process:
-        os.close(follower)
-        seen = b""
-        give_up_at = time.monotonic() + 60
-        while time.monotonic() < give_up_at:
-            if interrupt and until.encode() in seen:
-                process.send_signal(signal.SIGINT)
-                interrupt = False
-            if not select.select([leader], [], [], 0.2)[0]:
-                continue
-            try:
-                seen += os.read(leader, 65536)
-            except OSError:  # Linux says EIO once the other side is closed
-                break
-        else:
-            process.kill()
-        os.close(leader)
-    return process.returncode, seen.decode(errors="replace")
-
-
 def test_send_shows_a_bar_on_a_terminal(site, tmp_path):
     for number in range(3):
         write_instance(tmp_path / "export" / f"image{number}")
 
-    code, seen = on_a_terminal(site, "send", str(tmp_path / "export"))
+    code, seen = on_a_terminal("send", "-c", str(site.config_file), str(tmp_path / "export"))
 
     assert code == ExitCode.DONE, seen
     assert "3/3 files" in seen
@@ -294,7 +262,9 @@ def test_send_shows_a_bar_on_a_terminal(site, tmp_path):
 
 
 def test_watching_draws_until_interrupted(site):
-    code, seen = on_a_terminal(site, "status", "--watch", until="Oldest unconfirmed", interrupt=True)
+    code, seen = on_a_terminal(
+        "status", "-c", str(site.config_file), "--watch", until="Oldest unconfirmed", interrupt=True
+    )
 
     assert code == ExitCode.DONE, seen
 

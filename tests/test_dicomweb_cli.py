@@ -17,11 +17,12 @@ from click.testing import CliRunner, Result
 
 from ingestd.cli.dicomweb import command
 from ingestd.cli.frame import ExitCode, in_words
-from ingestd.cli.tables import console, print_list, table
+from ingestd.cli.tables import show, table
 from ingestd.dicomweb import batches
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid, write_instance
 from tests.http_server import ScriptedServer, answer
+from tests.terminals import on_a_terminal, without_colour
 
 SAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -123,17 +124,6 @@ def test_store_tells_what_was_answered_before_a_break(tmp_path, words):
     assert re.findall(r"\b1\.2\.826\.[0-9.]+", result.stdout) == uids[:200]
 
 
-def test_list_is_the_table_that_it_stands_for(capsys):
-    rows = [("1.2.3", "stored", ""), ("1.2.3.44", "refused", "cannot be understood (49152)"), ("?", "a\x1bb", "[bold]")]
-
-    for asked in (rows, [*rows, ("1.2", "stored", "x" * 300)], [*rows, ("1.2", "stored", "山田")]):
-        print_list(["SOP instance", "outcome", "note"], asked)
-        printed = capsys.readouterr().out
-        console().print(table(["SOP instance", "outcome", "note"], asked))
-        expected = capsys.readouterr().out
-        assert [line.rstrip() for line in printed.splitlines()] == [line.rstrip() for line in expected.splitlines()]
-
-
 def calls_in(deed: Callable[[], object]) -> int:
     """Count the calls of Python functions, which take the same each time, unlike the seconds."""
     count = 0
@@ -156,7 +146,7 @@ def test_store_of_many_files_spends_little_on_each_beside_the_transfer(tmp_path,
         write_instance(tmp_path / "in" / f"{number:03}")
     rows = [(f"1.2.3.{number}", "stored", "") for number in range(200)]
 
-    of_lists = calls_in(lambda: print_list(["SOP instance", "outcome", "note"], rows))
+    of_lists = calls_in(lambda: show(table(["SOP instance", "outcome", "note"], rows)))
     of_full = calls_in(lambda: list(batches([tmp_path / "in"])))
     of_small = calls_in(lambda: list(batches([tmp_path / "in"], max_instances=10)))
 
@@ -291,6 +281,32 @@ def test_what_only_writes_ends_when_its_reader_has_gone(server, study, what):
     os.close(write)
 
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_long_uids_can_be_copied_from_a_narrow_terminal(tmp_path, server, shell, width):
+    uids = {name: fresh_uid(1).ljust(64, "1") for name in ("study_uid", "series_uid", "sop_uid")}
+    assert shell("store", str(write_instance(tmp_path / "one", **uids))).exit_code == 0
+    study, series = uids["study_uid"], uids["series_uid"]
+
+    for words in (f"search instances --study {study}", f"metadata {study} {series} {uids['sop_uid']}"):
+        code, seen = on_a_terminal("dicomweb", "--url", server.url, *words.split(), width=width)
+
+        assert code == 0, seen
+        lines = [line.split() for line in without_colour(seen).splitlines()]
+        assert [uid for uid in uids.values() if not any(uid in line for line in lines)] == [], seen
+
+
+def test_changes_tell_when_in_this_machines_zone(server, study):
+    ran = subprocess.run(
+        [sys.executable, "-m", "ingestd", "dicomweb", "--url", server.url, "latest"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"TZ": "IST-5:30"},
+    )
+
+    assert re.search(r" \d\d:\d\d:\d\d\+05:30 ", ran.stdout), ran.stdout
 
 
 def test_latest_of_an_empty_server_is_nothing():

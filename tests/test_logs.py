@@ -256,6 +256,7 @@ def test_the_console_escapes_what_a_value_could_do_to_a_terminal(key):
 
     assert "x\\x1b[2Jy\\x0az\\x202e" in line
     assert "\n" not in line
+    assert "00:00:00Z" in line, "its zone is told"
 
 
 @pytest.mark.parametrize(

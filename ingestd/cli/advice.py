@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ingestd.lifecycle import REFUSALS, Reason, State
 
 from .asker import as_typed
+
+if TYPE_CHECKING:
+    from ingestd.ledger import Entry
 
 MEANING = {
     State.PENDING: "taken in, waiting to be sent",
@@ -23,8 +28,10 @@ MEANING = {
 _WAIT = "nothing"
 _RETRY = "retry it with `ingestd retry {id}`"
 _DISCARD = "let go of it with `ingestd resolve {id} --discard`"
+_WHY = "{why}"
 
-# (state, reason): what to do next; (state, None) where the reason is not here. ``{id}`` is the ledger's number.
+# (state, reason): what to do next; (state, None) where the reason is not here. ``{id}`` is the ledger's number,
+# ``{why}`` what the server or the reader said of the file, in brackets.
 _NEXT: dict[tuple[State, Reason | None], str] = {
     (State.PENDING, None): f"{_WAIT}: it is sent when its study is due",
     (State.PENDING, Reason.NOT_SENT): f"{_WAIT}: it did not leave this machine and is tried again",
@@ -56,7 +63,7 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
     (State.CONFIRMED, None): "nothing: it is on the server",
     (State.DUPLICATE, None): "nothing: its content is taken care of by the file it duplicates",
     (State.DISCARDED, None): "nothing: it was decided; the file goes after the retain time",
-    (State.FAILED, None): f"see the server's words above, mend the cause, then {_RETRY}, or {_DISCARD}",
+    (State.FAILED, None): f"it was given up{_WHY}: mend the cause, then {_RETRY}, or {_DISCARD}",
     (State.FAILED, Reason.GONE): (
         f"the file vanished before it was confirmed: bring it back and drop it again, then {_DISCARD}"
     ),
@@ -64,17 +71,18 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
         f"the server takes no request of this size, even alone: raise its limit and {_RETRY}, or {_DISCARD}"
     ),
     (State.FAILED, Reason.SERVER_ERROR): (
-        f"the server failed on this file again and again while others went through: look into its log, then {_RETRY}"
+        f"the server failed on this file again and again while others went through{_WHY}: look into its log, then "
+        f"{_RETRY}"
     ),
     (State.FAILED, Reason.STUCK_ON_SERVER): (
         "the server says for a day that it is being created: delete the instance there "
-        f"(`ingestd dicomweb delete` with the UIDs above), then {_RETRY}"
+        f"(`ingestd dicomweb delete` with the UIDs that `ingestd explain {{id}}` shows), then {_RETRY}"
     ),
     (State.FAILED, Reason.REFUSED): (
-        f"the server will not have it for the reason above: mend the file at its source and drop it again, or {_RETRY} "
-        "after the server was changed"
+        f"the server will not have it{_WHY}: mend the file at its source and drop it again, or {_RETRY} after the "
+        "server was changed"
     ),
-    (State.REJECTED, None): f"see the reason above; mend the file and drop it again, or {_DISCARD}",
+    (State.REJECTED, None): f"it was not taken{_WHY}: mend the file and drop it again, or {_DISCARD}",
     (State.REJECTED, Reason.CHANGED): f"it was a whole image when it was taken; drop the image again, then {_DISCARD}",
     (State.REJECTED, Reason.NOT_DICOM): f"nothing, if it does not belong here; {_DISCARD}",
     (State.REJECTED, Reason.DICOMDIR): (
@@ -121,9 +129,28 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
 AFTER_SEND = "run `ingestd send` on its folder again: it came by that, and the daemon leaves it alone"
 
 
-def next_step(state: State, reason: Reason | None, *, entry_id: int | None = None, held: str | None = None) -> str:
-    """Say in a sentence what to do next about a row in this state for this reason."""
+def next_step(
+    state: State, reason: Reason | None, *, entry_id: int | None = None, held: str | None = None, why: str = ""
+) -> str:
+    """Say in a sentence what to do next about a row in this state for this reason.
+
+    ``why`` is what the server or the reader said of it; without one it is told how to see that.
+    """
     if held:
         return as_typed(f"held back ({held}): mend that, then `ingestd retry {entry_id or 'ID'}`")
     sentence = _NEXT.get((state, reason)) or _NEXT[(state, None)]
+    sentence = sentence.replace("{why}", f" ({why})" if why else " (why: `ingestd explain {id}`)")
     return as_typed(sentence.replace("{id}", "ID" if entry_id is None else str(entry_id)))
+
+
+def advice_for(entry: Entry) -> str:
+    """Say what to do next about this very row, and why it came to be what it is."""
+    return next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason, why=_why_of(entry))
+
+
+def _why_of(entry: Entry) -> str:
+    if entry.failure_reason is None:
+        return entry.note.partition(";")[0]
+    from ingestd.dicomweb import failure_meaning
+
+    return f"{failure_meaning(entry.failure_reason)}, {entry.failure_reason:04X}H"

@@ -26,6 +26,7 @@ import click
 from ingestd.clocks import boottime
 
 from .frame import ExitCode, Stop, json_option, plain, print_json
+from .words import words_of
 
 if TYPE_CHECKING:
     from ingestd.ledger import Entry
@@ -300,27 +301,26 @@ def _report(fates: list[Fate], *, as_json: bool, addresses: dict[str, str | int]
             }
         )
         return holds
-    from .tables import console, styled, table
+    from .tables import Cell, blank, paragraph, show, styled, table, whole
 
-    out = console()
     order = {state: place for place, state in enumerate(("CONFIRMED", "DUPLICATE", "CONFLICT", "REJECTED", "FAILED"))}
     ranked = sorted(fates, key=lambda fate: (order.get(fate.state, len(order)), fate.reason, fate.file))
-    out.print(table(["file", "state", "why"], [(plain(fate.file), styled(fate.state), _why(fate)) for fate in ranked]))
-    out.print()
     parts = " + ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda item: -item[1]))
-    out.print(f"{len(fates)} files dropped = {parts}")
-    if holds:
-        out.print("every file is accounted for", style="bold green")
-    else:
-        names = ", ".join(plain(fate.file) for fate in unsettled)
-        out.print(f"NOT accounted for in time: {names}", style="bold red")
+    names = ", ".join(plain(fate.file) for fate in unsettled)
+    end = Cell(f"NOT accounted for in time: {names}", "bold red")
+    show(
+        table(["file", "state", "why"], [(whole(fate.file), styled(fate.state), _why(fate)) for fate in ranked]),
+        blank,
+        paragraph(f"{len(fates)} files dropped = {parts}"),
+        paragraph(Cell("every file is accounted for", "bold green") if holds else end),
+    )
     return holds
 
 
 def _why(fate: Fate) -> str:
     if fate.state == "CONFIRMED":
         return fate.note.removeprefix("confirmed: ")
-    words = fate.reason.replace("_", " ")
+    words = words_of(fate.reason)
     why = f"{words}: {fate.note}" if words and fate.note else words or fate.note
     # The remark may quote the file: no control characters to the terminal.
     return f"{why}; it said: {plain(fate.remark)}" if fate.remark else why

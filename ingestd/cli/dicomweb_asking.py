@@ -15,7 +15,7 @@ import click
 from ingestd.clocks import boottime
 
 from .dicomweb_connection import operation, pairs
-from .frame import ExitCode, json_option, plain, print_json
+from .frame import ExitCode, clock, json_option, plain, print_json
 from .output import end_if_unread
 from .run import DurationType
 
@@ -240,7 +240,7 @@ def _print_entry(entry: ChangeFeedEntry, *, as_json: bool) -> None:
         click.echo(json.dumps(_fields(entry)))
     else:
         uids = f"{entry.study_uid}/{entry.series_uid}/{entry.sop_uid}"
-        click.echo(plain(f"{entry.sequence} {entry.at:%Y-%m-%d %H:%M:%S} {entry.action} {entry.state} {uids}"))
+        click.echo(plain(f"{entry.sequence} {clock(entry.at)} {entry.action} {entry.state} {uids}"))
     sys.stdout.flush()
     end_if_unread()
 

@@ -92,10 +92,10 @@ def _tell_stored(rows: list[tuple[str, str, str]], skipped: list[tuple[str, str]
             }
         )
         return
-    from .tables import print_list
+    from .tables import show, table
 
     if rows:
-        print_list(["SOP instance", "outcome", "note"], rows)
+        show(table(["SOP instance", "outcome", "note"], rows))
     for path, why in skipped:
         click.echo(f"skipped: {plain(path)} {why}", err=True)
 

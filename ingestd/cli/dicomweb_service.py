@@ -97,22 +97,22 @@ def tags_errors(client: DicomWebClient, *, path: str, as_json: bool) -> None:
     if as_json:
         print_json([{"sop_uid": item.sop_uid, "study_uid": item.study_uid, "message": item.message} for item in found])
         return
-    from .tables import console, table
+    from .tables import show, table
 
-    console().print(table(["instance", "why"], [(item.sop_uid, item.message) for item in found]))
+    show(table(["instance", "why"], [(item.sop_uid, item.message) for item in found]))
 
 
 def _print_tags(found: list[Any], *, as_json: bool) -> None:
     if as_json:
         print_json([{name: getattr(tag, name) for name in tag.__slots__} for tag in found])
         return
-    from .tables import console, table
+    from .tables import show, table
 
     rows = [
         (tag.path, tag.vr, tag.level, tag.status, "on" if tag.is_query_enabled else "off", tag.error_count)
         for tag in found
     ]
-    console().print(table(["tag", "VR", "level", "status", "search", "errors>"], rows))
+    show(table(["tag", "VR", "level", "status", "search", "errors>"], rows))
 
 
 def _started(client: DicomWebClient, identifier: str, *, wait: bool, as_json: bool) -> int:
@@ -312,7 +312,7 @@ def probe(client: DicomWebClient, *, writes: bool, as_json: bool) -> None:
     if as_json:
         print_json(found.as_dict())
         return
-    from .tables import console, table
+    from .tables import show, table
 
     words = {True: "yes", False: "no", None: "not known"}
     rows = [
@@ -321,6 +321,6 @@ def probe(client: DicomWebClient, *, writes: bool, as_json: bool) -> None:
         if name not in {"accepts", "notes"}
     ]
     rows.append(("accepts", ", ".join(found.accepts)))
-    console().print(table(["", client.base_url], rows))
+    show(table(["", client.base_url], rows))
     for note in found.notes:
         click.echo(f"note: {note}", err=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .frame import plain
-from .tables import console, table
+from .tables import show, table
 
 WIDEST = 120
 
@@ -37,10 +37,10 @@ def print_dataset(item: Mapping[str, Any]) -> None:
         text = plain(text_of(element))
         shown = text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
         rows.append((tag, keyword_of(tag), str(element.get("vr", "")), shown))
-    console().print(table(["tag", "keyword", "VR", "value"], rows))
+    show(table(["tag", "keyword", "VR", "value"], rows))
 
 
 def print_results(items: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
     """Print search results; ``columns`` are tags and their headings, empty columns are left out."""
     used = {tag: heading for tag, heading in columns.items() if any(text_of(item.get(tag)) for item in items)}
-    console().print(table(list(used.values()), [[text_of(item.get(tag)) for tag in used] for item in items]))
+    show(table(list(used.values()), [[text_of(item.get(tag)) for tag in used] for item in items]))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,6 @@ from .frame import (
     ago,
     config_option,
     host_of,
-    in_bytes,
     json_option,
     ledger_for_reading,
     load_config,
@@ -38,10 +35,9 @@ if TYPE_CHECKING:
 
 # A study UID names hundreds of rows; their whole stories are asked for one by one.
 MOST_STORIES = 10
-# How a log line names a study (``logs.study_ref``).
-NOT_COMPARED = "not compared: the server shows that it is there"
 # The alarms of a server that answers nothing of what would prove a file.
 _UNANSWERED = ("not_retrieved", "not_searched", "feed_not_read")
+# How a log line names a study (``logs.study_ref``).
 _REFERENCE = re.compile(r"[0-9a-f]{12}")
 
 
@@ -72,8 +68,16 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
     knows_references, sender = _know_references(settings), stopped_send(settings)
     folders = {inbox.name: str(inbox.path) for inbox in settings.inboxes}
     paused = (server.pause_note or str(server.pause_cause)) if server and server.paused_since else ""
+    from ingestd.logs import study_ref
+
+    from .explain_screen import drawing
+    from .tables import show
+
     for story in stories:
-        tell(story, folders, with_reference=knows_references, sender=sender, paused=paused, unanswered=unanswered)
+        entry = story.entry
+        reference = study_ref(entry.identity.study_uid) if entry.identity and knows_references else ""
+        step = _step_at_present(entry, unanswered, sender=sender, paused=paused)
+        show(*drawing(story, folders, reference=reference, next_check=_waits_for_proof(entry), step=step))
     if len(entries) > len(stories):
         rest = len(entries) - len(stories)
         click.echo(as_typed(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID"))
@@ -211,130 +215,28 @@ def _short(entry: Entry) -> dict[str, Any]:
 
 
 def _step(entry: Entry, unanswered: Alarm | None) -> str:
-    from .advice import next_step
+    from .advice import advice_for
 
     if unanswered is not None and _waits_for_proof(entry):
         return unanswered.next_step
-    return next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)
+    return advice_for(entry)
+
+
+def _step_at_present(entry: Entry, unanswered: Alarm | None, *, sender: str, paused: str) -> str:
+    """Say what to do where rows of the host ``sender`` wait for another ``send``, or the server is ``paused``."""
+    from ingestd.lifecycle import UNCONFIRMED
+
+    from .advice import AFTER_SEND
+
+    step = _step(entry, unanswered)
+    if entry.host == sender and (entry.wish or (entry.state in UNCONFIRMED and not entry.hold_reason)):
+        step = AFTER_SEND
+    elif paused and entry.state in UNCONFIRMED and not entry.hold_reason:
+        step = f"{step}; but nothing is sent at present: {paused}; see `ingestd status`"
+    return as_typed(step)
 
 
 def _waits_for_proof(entry: Entry) -> bool:
     from ingestd.lifecycle import State
 
     return entry.state in (State.STORED, State.UNCERTAIN) and not entry.hold_reason
-
-
-def tell(
-    story: Story,
-    folders: Mapping[str, str],
-    *,
-    with_reference: bool,
-    sender: str,
-    paused: str,
-    unanswered: Alarm | None,
-) -> None:
-    """Print one file's story for a person.
-
-    ``folders`` says where the inboxes are, ``sender`` is the host whose rows wait for another ``ingestd send``,
-    ``paused`` is why nothing is sent to the server at present, and ``unanswered`` tells that it proves nothing.
-    """
-    from ingestd.lifecycle import UNCONFIRMED
-
-    from .advice import AFTER_SEND, MEANING
-    from .tables import console, styled, table
-
-    entry = story.entry
-    out = console()
-    out.print()
-    out.print(f"[bold]File {entry.entry_id}[/bold]", styled(str(entry.state)), f"- {MEANING[entry.state]}")
-    out.print(table(("", ""), _facts(entry, folders, with_reference=with_reference)))
-    out.print(table(("At", "", "Became", "Why", ""), _events(story), title="\nHistory"))
-    if story.attempts:
-        headings = ("Request", "At", "Files>", "Size>", "Answer", "Took>", "")
-        out.print(table(headings, [_request(attempt) for attempt in story.attempts], title="\nRequests it was part of"))
-    for others, words in (
-        ([story.holder] if story.holder else [], "It is compared with"),
-        (story.duplicates, "Duplicates of it"),
-        (story.same_identity, "Others with the same UIDs"),
-    ):
-        if others:
-            rows = [(other.entry_id, styled(str(other.state)), other.relative_path) for other in others]
-            out.print(table(("ID>", "State", "From"), rows, title=f"\n{words}"))
-    step = _step(entry, unanswered)
-    if entry.host == sender and (entry.wish or (entry.state in UNCONFIRMED and not entry.hold_reason)):
-        step = AFTER_SEND
-    elif paused and entry.state in UNCONFIRMED and not entry.hold_reason:
-        step = f"{step}; but nothing is sent at present: {paused}; see `ingestd status`"
-    out.print(f"\n[bold]What to do[/bold]: {as_typed(plain(step))}", markup=True)
-
-
-def _facts(entry: Entry, folders: Mapping[str, str], *, with_reference: bool) -> list[tuple[str, str]]:
-    from ingestd.logs import study_ref
-
-    facts = [("Reason", f"{entry.reason}: {as_typed(entry.note)}" if entry.note else str(entry.reason or ""))]
-    if entry.next_check_at and _waits_for_proof(entry):
-        facts.append(("Asked about again", _clock(entry.next_check_at)))
-    if entry.failure_reason is not None:
-        facts.append(("Server's reason", f"{entry.failure_reason} ({entry.failure_reason:04X}H)"))
-    if entry.warning_reason is not None:
-        facts.append(("Server's warning", f"{entry.warning_reason} ({entry.warning_reason:04X}H)"))
-    if entry.failed_attributes:
-        facts.append(("Attributes named", ", ".join(entry.failed_attributes)))
-    if entry.hold_reason:
-        facts.append(("Held back", entry.hold_reason))
-    folder = folders.get(entry.inbox, entry.inbox)  # only its name is known of what `send` was given
-    facts += [("Dropped as", f"{entry.relative_path} in {folder}"), ("Now at", _where(entry))]
-    facts.append(("Size", in_bytes(entry.source.size_bytes)))
-    if entry.identity:
-        facts += [
-            ("Study", entry.identity.study_uid),
-            ("Series", entry.identity.series_uid),
-            ("Instance", entry.identity.sop_uid),
-        ]
-        if with_reference:
-            facts.append(("Study in the log", study_ref(entry.identity.study_uid)))
-    if entry.modality or entry.station:
-        facts.append(("From", " ".join(part for part in (entry.modality, entry.station) if part)))
-    if entry.content:
-        facts += [("Transfer syntax", entry.content.transfer_syntax), ("SHA-256 of the data set", entry.content.digest)]
-    if entry.notes:
-        facts.append(("Noted", ", ".join(entry.notes)))
-    if entry.confirmed_at:
-        facts.append(("Content on the server", "compared with this file: the same" if entry.compared else NOT_COMPARED))
-    if entry.reencoded:
-        facts.append(("Sent as", "Explicit VR Little Endian, re-encoded without loss"))
-    return [fact for fact in facts if fact[1]]
-
-
-def _where(entry: Entry) -> str:
-    if entry.removed_at:
-        return f"removed {_clock(entry.removed_at)}, after it was confirmed or let go"
-    return str(entry.file or entry.path or "")
-
-
-def _events(story: Story) -> list[tuple[object, ...]]:
-    from .tables import styled
-
-    return [
-        (
-            _clock(event.at),
-            f"request {event.attempt_id}" if event.attempt_id else "",
-            styled(str(event.after)),
-            event.reason,
-            "; ".join([event.note] * bool(event.note) + [f"{name} {value}" for name, value in event.evidence.items()]),
-        )
-        for event in story.history
-    ]
-
-
-def _request(attempt: Any) -> tuple[object, ...]:
-    answer = (
-        f"HTTP {attempt.http_status}" if attempt.http_status else ("interrupted" if attempt.interrupted else "none")
-    )
-    took = f"{attempt.seconds:.1f} s" if attempt.seconds is not None else ""
-    size = in_bytes(attempt.size_bytes)
-    return (attempt.attempt_id, _clock(attempt.started_at), attempt.instances, size, answer, took, attempt.error)
-
-
-def _clock(at: datetime) -> str:
-    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -284,6 +284,12 @@ def plain(text: object) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in said)
 
 
+def clock(at: datetime) -> str:
+    """Say an instant by the clock on the wall here, and how far that is from UTC: ``2026-03-01 08:30:00+01:00``."""
+    local = at.astimezone()
+    return local.isoformat(sep=" ", timespec="seconds")
+
+
 def ago(seconds: float) -> str:
     """Say a duration as a person would: ``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 days 4 h``."""
     whole = max(0, int(seconds))

@@ -114,7 +114,8 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
     if as_json:
         print_json(_as_plain(outcome))
         return
-    from .advice import next_step
+    from .advice import advice_for
+    from .words import words_of
 
     sums = ", ".join(f"{count} {state}" for state, count in sorted(outcome.states.items(), key=lambda each: -each[1]))
     click.echo(f"taken in now: {outcome.result.taken_in}; in all: {sums or 'nothing'}")
@@ -123,9 +124,9 @@ def tell(outcome: Outcome, *, as_json: bool) -> None:
         words += [f"{in_files(outcome.clutter)} without an image"] if outcome.clutter else []
         click.echo(f"left alone: {', '.join(words)}")
     for entry in outcome.needs_person[:MOST_TOLD]:
-        why = f"{entry.reason}: {entry.note}" if entry.note else str(entry.reason or "")
+        why = f"{words_of(entry.reason)}: {entry.note}" if entry.note else words_of(entry.reason)
         click.echo(f"  {entry.state} {plain(entry.relative_path)} ({plain(why)})")
-        click.echo(f"    -> {next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason)}")
+        click.echo(f"    -> {plain(advice_for(entry))}")
     if len(outcome.needs_person) > MOST_TOLD:
         click.echo(f"  ... and {len(outcome.needs_person) - MOST_TOLD} more: {as_typed('`ingestd status`')}")
     for path in outcome.result.left[:MOST_TOLD]:

@@ -38,7 +38,7 @@ RETRIABLE = ("FAILED", "CONFLICT", "DELETED", "UNCERTAIN", "REJECTED")
 @click.argument("ids", nargs=-1, type=click.IntRange(1, 2**63 - 1), metavar="[ID]...")
 @click.option("--study", metavar="UID", help="All of this study.")
 @click.option("--state", type=click.Choice(RETRIABLE, case_sensitive=False), help="All in this state.")
-@click.option("--reason", metavar="WORD", help="All with this reason, as `ingestd status` shows it.")
+@click.option("--reason", metavar="WORDS", help="All with this reason, as `ingestd status` shows it.")
 @click.option("--now", "now", is_flag=True, help="Wait no longer: try the server, and all that waits for it, at once.")
 def command(
     *,
@@ -92,12 +92,15 @@ def _choice(study: str | None, state: str | None, reason: str | None) -> Choice:
     from ingestd.ledger import Choice
     from ingestd.lifecycle import Reason, State
 
-    if reason is not None and reason not in set(Reason):
+    from .words import reason_called
+
+    known = None if reason is None else reason_called(reason)
+    if reason is not None and known is None:
         raise Stop(ExitCode.CONFIGURATION, f"no reason is called {reason}; there are {', '.join(sorted(Reason))}")
     return Choice(
         study_uid=study,
         state=State(state.upper()) if state else None,
-        reason=Reason(reason) if reason else None,
+        reason=known,
     )
 
 

@@ -126,6 +126,7 @@ def _watching(paths: Sequence[Path], names: Collection[str], *, shown: bool) -> 
     if not shown:
         yield lambda _daemon: None
         return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -134,8 +135,6 @@ def _watching(paths: Sequence[Path], names: Collection[str], *, shown: bool) -> 
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
-
-    from .tables import console
 
     total = count(paths)
     columns = (
@@ -146,7 +145,7 @@ def _watching(paths: Sequence[Path], names: Collection[str], *, shown: bool) -> 
         TimeRemainingColumn(),
     )
     drawn_at = 0.0
-    with Progress(*columns, console=console()) as bar:
+    with Progress(*columns, console=Console(highlight=False)) as bar:
         task = bar.add_task("", total=total.size_bytes, files=f"0/{total.files}")
 
         def draw(daemon: Daemon | None) -> None:

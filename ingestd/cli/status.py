@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,31 +13,23 @@ import click
 
 from ingestd.locks import who_runs
 
-from .asker import as_typed, how_to_start
 from .frame import (
     ExitCode,
     Stop,
-    ago,
     config_option,
     host_of,
-    in_bytes,
-    in_files,
     json_option,
     ledger_for_reading,
     load_config,
     missing_spool,
-    plain,
     print_json,
     stopped_send,
 )
 from .stopped import stopped_because
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
     from ingestd.config import Config
     from ingestd.ledger import Alarm, Choice, Entry, Ledger, Status, StudySummary
-    from ingestd.lifecycle import Jump
 
 STATES = (
     "PENDING",
@@ -106,6 +97,15 @@ class Picture:
         known = self.status.oldest_unconfirmed_at if self.status else None
         return min([*lying, *([known] if known is not None else [])], default=None)
 
+    @property
+    def destination(self) -> dict[str, Any]:
+        """Say which server it is and whether it is sent to, by the names of ``--json``."""
+        found = self.status.destination if self.status else None
+        if found is None:
+            names = ("paused_until", "pause_cause", "pause_note", "paused_since", "last_ok_at")
+            return {"url": self.config.destination.url, "kind": None, "paused": False} | dict.fromkeys(names)
+        return asdict(found) | {"paused": found.paused_since is not None}
+
 
 def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:
     if value is None:
@@ -153,7 +153,10 @@ def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool,
     if as_json:
         print_json(as_plain(picture, chosen))
     else:
-        show(picture, chosen)
+        from .status_screen import drawing
+        from .tables import show
+
+        show(*drawing(picture, chosen))
     calls = bool(picture.stopped or (picture.status and picture.status.needs_person))
     return ExitCode.NEEDS_PERSON if exit_code and calls else ExitCode.DONE
 
@@ -237,7 +240,7 @@ def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
         "clock_jumps": [
             {"at": jump.at, "seconds": jump.by.total_seconds()} for jump in (status.jumps if status else ())
         ],
-        "destination": _destination(picture),
+        "destination": picture.destination,
         "daemon": {"running": None if picture.spool_away else picture.pid is not None, "pid": picture.pid},
         "inboxes": [
             {"name": inbox.inbox, "path": inbox.path, "alarm": inbox.alarm, "watching": inbox.watching}
@@ -255,17 +258,9 @@ def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
     return value
 
 
-def _destination(picture: Picture) -> dict[str, Any]:
-    found = picture.status.destination if picture.status else None
-    if found is None:
-        names = ("paused_until", "pause_cause", "pause_note", "paused_since", "last_ok_at")
-        return {"url": picture.config.destination.url, "kind": None, "paused": False} | dict.fromkeys(names)
-    return asdict(found) | {"paused": found.paused_since is not None}
-
-
 def entry_as_plain(entry: Entry) -> dict[str, Any]:
     """Return a row of the ledger as JSON values."""
-    from .advice import next_step
+    from .advice import advice_for
 
     identity = entry.identity
     return {
@@ -273,7 +268,7 @@ def entry_as_plain(entry: Entry) -> dict[str, Any]:
         "state": str(entry.state),
         "reason": str(entry.reason) if entry.reason else None,
         "note": entry.note,
-        "next_step": next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason),
+        "next_step": advice_for(entry),
         "study_uid": identity.study_uid if identity else None,
         "series_uid": identity.series_uid if identity else None,
         "sop_uid": identity.sop_uid if identity else None,
@@ -315,233 +310,22 @@ def _study_as_plain(study: StudySummary) -> dict[str, Any]:
 
 
 def _watch(config: Config, wanted: Wanted) -> int:
+    from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
 
-    from .tables import console
+    from .status_screen import drawing
+    from .tables import lines_of
 
     if not sys.stdout.isatty():
         raise Stop(
             ExitCode.CONFIGURATION, "--watch needs a terminal; leave it out, or use --json in a loop of your own"
         )
-    out = console()
     try:
-        with Live(_drawing(look(config, wanted), wanted), console=out, screen=True, auto_refresh=False) as live:
+        with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
             while True:
-                live.update(_drawing(look(config, wanted), wanted), refresh=True)
+                lines = "\n".join(lines_of(drawing(look(config, wanted), wanted)))
+                live.update(Text.from_ansi(lines, no_wrap=True, overflow="crop"), refresh=True)
                 time.sleep(1)
     except KeyboardInterrupt:
         return ExitCode.DONE
-
-
-def show(picture: Picture, wanted: Wanted) -> None:
-    """Print the picture for a person."""
-    from .tables import console
-
-    out: Console = console()
-    out.print(_drawing(picture, wanted))
-
-
-def _drawing(picture: Picture, wanted: Wanted) -> RenderableType:
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[RenderableType] = [_head(picture), *_stopped(picture)]
-    if picture.status is None:
-        parts.append(Text(f"\nThere is no ledger at {plain(picture.config.ledger_file)} yet: nothing was taken in."))
-    elif wanted.is_anything:
-        parts.append(_files(picture) if wanted.lists_files else _studies(picture))
-        if picture.more:
-            parts.append(
-                Text(f"... and more; show up to 1000 with --limit, or narrow the choice (showing {wanted.limit}).")
-            )
-    else:
-        parts += [_states(picture.status), *_needs_person(picture.status), *_inboxes(picture)]
-    return Group(*parts)
-
-
-def _head(picture: Picture) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
-    destination = _destination(picture)
-    if destination["paused"]:
-        left = (destination["paused_until"] - picture.at).total_seconds() if destination["paused_until"] else 0
-        state = Text(f"paused, {destination['pause_cause']}: {plain(destination['pause_note'])}", style="yellow")
-        state.append(f"; tried again in {ago(left)}" if left > 0 else "; being tried again")
-    elif destination["last_ok_at"]:
-        state = Text(f"answered {ago((picture.at - destination['last_ok_at']).total_seconds())} ago")
-    else:
-        state = Text("not sent to yet")
-    grid.add_row("Configuration", Text(plain(picture.config.file)))
-    grid.add_row("Server", Text(plain(destination["url"])))
-    grid.add_row("", state)
-    idle = picture.spool_away or f"not running (start it: {how_to_start()})"
-    running = f"running, process {picture.pid}" if picture.pid else idle
-    grid.add_row("Daemon", Text(running, style="" if picture.pid else "yellow"))
-    oldest = picture.oldest_at
-    age = ago((picture.at - oldest).total_seconds()) if oldest else "none waits"
-    grid.add_row("Oldest unconfirmed", Text(age))
-    called = picture.status.oldest_needs_person_at if picture.status else None
-    if called:
-        grid.add_row("Needs a person", Text(f"since {ago((picture.at - called).total_seconds())}", style="yellow"))
-    for jump in (picture.status.jumps if picture.status else ())[:1]:
-        grid.add_row("Clock", Text(_in_words(jump, picture.at), style="yellow"))
-    if picture.waiting_for_send:
-        files = in_files(picture.waiting_for_send)
-        grid.add_row(
-            "Waits for send", Text(as_typed(f"{files}: run `ingestd send` on the folder again"), style="yellow")
-        )
-    return grid
-
-
-def _in_words(jump: Jump, now: datetime) -> str:
-    way = "back" if jump.by < timedelta(0) else "forward"
-    since = ago((now - jump.at).total_seconds())
-    return f"was set {way} by {ago(abs(jump.by).total_seconds())}, {since} ago; nothing waits for it"
-
-
-def _stopped(picture: Picture) -> list[RenderableType]:
-    from rich.text import Text
-
-    paths = {inbox.inbox: inbox.path for inbox in (picture.status.inboxes if picture.status else ())}
-    lines: list[RenderableType] = []
-    for line in picture.stopped:
-        where = f" ({plain(paths.get(line.about, line.about))})" if line.about else ""
-        since = ago((picture.at - line.since).total_seconds())
-        lines.append(Text(f"Stopped because {plain(line.note)}{where}, since {since}", style="red"))
-        lines.append(Text(f"  -> {plain(line.next_step)}"))
-    return [Text(""), *lines] if lines else []
-
-
-def _states(status: Status) -> RenderableType:
-    from .advice import MEANING
-    from .tables import styled, table
-
-    rows = [(styled(str(state)), status.states.get(state, 0), meaning) for state, meaning in MEANING.items()]
-    return table(("\nState", "\nFiles>", "\nMeaning"), [row for row in rows if row[1] or row[0].plain == "CONFIRMED"])
-
-
-def _needs_person(status: Status) -> list[RenderableType]:
-    from ingestd.lifecycle import Reason, needs_person
-
-    from .advice import next_step
-    from .tables import styled, table
-
-    sums: dict[tuple[str, str], int] = {}
-    for count in status.counts:
-        if needs_person(count.state, count.reason) and count.rows:
-            key = (str(count.state), count.reason)
-            sums[key] = sums.get(key, 0) + count.rows
-    if not sums and not status.held:
-        return []
-    from ingestd.lifecycle import State
-
-    rows = [
-        (styled(state), reason, rows, next_step(State(state), Reason(reason) if reason in set(Reason) else None))
-        for (state, reason), rows in sorted(sums.items())
-    ]
-    if status.held:
-        rows.append((styled("PENDING"), "held", status.held, as_typed("see `ingestd explain` of one of them")))
-    title = f"\nNeeds a person: {status.needs_person}" + (f" (and {status.clutter} clutter)" if status.clutter else "")
-    return [
-        table(
-            ("State", "Reason", "Files>", as_typed("What to do (ID: from `ingestd status --state ...`)")),
-            rows,
-            title=title,
-        )
-    ]
-
-
-def _inboxes(picture: Picture) -> list[RenderableType]:
-    from rich.text import Text
-
-    from .tables import table
-
-    status = picture.status
-    assert status is not None  # _drawing has looked
-    rows = [
-        (
-            inbox.path,
-            inbox.watching,
-            _words(inbox.counts),
-            Text(plain(inbox.alarm), style="red") if inbox.alarm else "ok",
-            ago((picture.at - inbox.at).total_seconds()) + " ago" if inbox.at else "",
-        )
-        for inbox in status.inboxes
-    ]
-    return [table(("Folder", "Found by", "In it", "Health", "Looked"), rows, title="\nFolders")] if rows else []
-
-
-_IN_WORDS = {
-    "waiting_settle": "just arrived",
-    "waiting_incomplete": "incomplete so far",
-    "waiting_writer": "still being written",
-    "in_hand": "being taken in",
-    "dicomdir": "DICOMDIR",
-    "not_regular": "links, pipes or devices",
-    "stale_ignored": "of them old",
-    "too_deep": "folders too deep",
-    "other_device": "folders mounted from elsewhere",
-}
-# What counts on; the rest is of the moment, or of the last complete scan.
-_SINCE_THE_START = {
-    "files_seen": "seen",
-    "vanished": "vanished",
-    "found_by_scan": "found by scan only",
-    "overflows": "event overflows",
-}
-
-
-def _words(counts: Mapping[str, int]) -> str:
-    """Say what is in a folder now, and what came since the daemon started looking at it."""
-    now = [
-        f"{count} {_IN_WORDS.get(name, name.replace('_', ' '))}"
-        for name, count in counts.items()
-        if count and name not in _SINCE_THE_START and name != "scans"
-    ]
-    since = [f"{count} {words}" for name, words in _SINCE_THE_START.items() if (count := counts.get(name))]
-    said = ", ".join(now) or "nothing"
-    return said + (f"; since the start {', '.join(since)}" if since else "")
-
-
-def _studies(picture: Picture) -> RenderableType:
-    from .tables import table
-
-    rows = [
-        (
-            study.study_uid,
-            " ".join(study.modalities),
-            ", ".join(f"{count} {state}" for state, count in study.states.items() if count),
-            in_bytes(study.size_bytes),
-            _when(study.changed_at, picture.at),
-        )
-        for study in picture.studies
-    ]
-    return table(("\nStudy", "\n", "\nFiles", "\nSize>", "\nChanged"), rows, title="" if rows else "\nNo such study.")
-
-
-def _files(picture: Picture) -> RenderableType:
-    from .tables import styled, table
-
-    rows = [
-        (
-            entry.entry_id,
-            styled(str(entry.state)),
-            entry.reason or "",
-            entry.modality,
-            in_bytes(entry.source.size_bytes),
-            _when(entry.changed_at, picture.at),
-            entry.relative_path,
-        )
-        for entry in picture.files
-    ]
-    headings = ("\nID>", "\nState", "\nReason", "\n", "\nSize>", "\nChanged", "\nFrom")
-    return table(headings, rows, title="" if rows else "\nNo such file.")
-
-
-def _when(at: datetime, now: datetime) -> str:
-    age = now - at
-    if age < timedelta(days=1):
-        return f"{ago(age.total_seconds())} ago"
-    return at.astimezone().strftime("%Y-%m-%d %H:%M")

@@ -216,7 +216,7 @@ def _render_console(_logger: object, _method: str, event: _Event) -> str:
     level, at = str(event.pop("level")), str(event.pop("at"))
     name = event.pop("event")
     keys = " ".join(f"\x1b[36m{key}\x1b[0m={_escape(_cap(value))}" for key, value in event.items())
-    line = f"\x1b[2m{at[11:19]}\x1b[0m \x1b[{_COLOURS.get(level, '0')}m{level:<7}\x1b[0m {_escape(name):<28} {keys}"
+    line = f"\x1b[2m{at[11:19]}Z\x1b[0m \x1b[{_COLOURS.get(level, '0')}m{level:<7}\x1b[0m {_escape(name):<28} {keys}"
     return line.rstrip()[:LONGEST_LINE]
 
 

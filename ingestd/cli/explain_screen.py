@@ -1,0 +1,121 @@
+"""What ``ingestd explain`` shows a person: one file's story, laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from .advice import MEANING
+from .asker import as_typed
+from .frame import clock, in_bytes, plain
+from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
+from .words import evidence_in_words, words_of
+
+if TYPE_CHECKING:
+    from ingestd.ledger import Attempt, Entry, Event, Story
+
+NOT_COMPARED = "not compared: the server shows that it is there"
+
+
+def drawing(
+    story: Story, folders: Mapping[str, str], *, reference: str, next_check: bool, step: str
+) -> Iterator[Block]:
+    """Lay the story out.
+
+    ``folders`` says where the inboxes are, ``reference`` what the log calls the file's study, ``next_check`` that the
+    server is still to be asked about it, and ``step`` what to do.
+    """
+    entry = story.entry
+    yield blank
+    yield paragraph(Cell(f"File {entry.entry_id}", "bold"), styled(str(entry.state)), f"- {MEANING[entry.state]}")
+    yield blank
+    yield facts(_facts(entry, folders, reference=reference, next_check=next_check))
+    yield blank
+    yield table(("At", "", "Became", "Why"), map(_event, story.history), title="History")
+    if story.attempts:
+        yield blank
+        headings = ("Request", "At", "Files>", "Size>", "Answer", "Took>", "")
+        yield table(headings, map(_request, story.attempts), title="Requests it was part of")
+    for others, words in (
+        ([story.holder] if story.holder else [], "It is compared with"),
+        (story.duplicates, "Duplicates of it"),
+        (story.same_identity, "Others with the same UIDs"),
+    ):
+        if others:
+            rows = [(other.entry_id, styled(str(other.state)), whole(other.relative_path)) for other in others]
+            yield blank
+            yield table(("ID>", "State", "From"), rows, title=words)
+    yield blank
+    yield paragraph(Cell("What to do:", "bold"), plain(step))
+
+
+def _facts(
+    entry: Entry, folders: Mapping[str, str], *, reference: str, next_check: bool
+) -> Iterator[tuple[str, str | Cell]]:
+    """Name what is known; a name of 14 letters at most leaves room for a UID beside it in 80 columns."""
+    why = [words_of(entry.reason)] * bool(entry.reason) + [as_typed(entry.note)] * bool(entry.note)
+    if why:
+        yield "Reason", plain(": ".join(why))
+    if next_check and entry.next_check_at:
+        yield "Asked again", clock(entry.next_check_at)
+    if entry.failure_reason is not None or entry.warning_reason is not None:
+        from ingestd.dicomweb import failure_meaning, warning_meaning
+
+        for name, code, meaning in (
+            ("Server refused", entry.failure_reason, failure_meaning),
+            ("Server warned", entry.warning_reason, warning_meaning),
+        ):
+            if code is not None:
+                yield name, f"{meaning(code)}, {code} ({code:04X}H)"
+    if entry.failed_attributes:
+        yield "Attributes", plain(", ".join(entry.failed_attributes))
+    if entry.hold_reason:
+        yield "Held back", plain(entry.hold_reason)
+    yield "Dropped as", whole(entry.relative_path)
+    yield (
+        "Dropped into",
+        whole(folders.get(entry.inbox, entry.inbox)),
+    )  # only its name is known of what `send` was given
+    if entry.removed_at:
+        yield "Now at", f"removed {clock(entry.removed_at)}, after it was confirmed or let go"
+    elif place := entry.file or entry.path:
+        yield "Now at", whole(place)
+    yield "Size", in_bytes(entry.source.size_bytes)
+    if entry.identity:
+        yield "Study", plain(entry.identity.study_uid)
+        yield "Series", plain(entry.identity.series_uid)
+        yield "Instance", plain(entry.identity.sop_uid)
+        if reference:
+            yield "In the log", f"study={reference}"
+    if entry.modality or entry.station:
+        yield "From", plain(" ".join(part for part in (entry.modality, entry.station) if part))
+    if entry.content:
+        yield "Syntax", plain(entry.content.transfer_syntax)
+        yield "Data's SHA-256", entry.content.digest
+    if entry.notes:
+        yield "Noted", ", ".join(map(words_of, entry.notes))
+    if entry.confirmed_at:
+        yield "Server's copy", "compared with this file: the same" if entry.compared else NOT_COMPARED
+    if entry.reencoded:
+        yield "Sent as", "Explicit VR Little Endian, re-encoded without loss"
+
+
+def _event(event: Event) -> tuple[object, ...]:
+    why = [event.note] * bool(event.note) + list(evidence_in_words(event.evidence))
+    reason = words_of(event.reason)
+    said = "; ".join(why)
+    return (
+        clock(event.at),
+        f"request {event.attempt_id}" if event.attempt_id else "",
+        styled(str(event.after)),
+        f"{reason}: {said}" if reason and said else reason or said,
+    )
+
+
+def _request(attempt: Attempt) -> tuple[object, ...]:
+    answer = (
+        f"HTTP {attempt.http_status}" if attempt.http_status else ("interrupted" if attempt.interrupted else "none")
+    )
+    took = f"{attempt.seconds:.1f} s" if attempt.seconds is not None else ""
+    size = in_bytes(attempt.size_bytes)
+    return (attempt.attempt_id, clock(attempt.started_at), attempt.instances, size, answer, took, attempt.error)

@@ -1,0 +1,206 @@
+"""What ``ingestd status`` shows a person: the picture, laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from ingestd.lifecycle import Reason, State, needs_person
+
+from .advice import MEANING, next_step
+from .asker import as_typed, how_to_start
+from .frame import ago, clock, in_bytes, in_files, plain
+from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
+from .words import words_of
+
+if TYPE_CHECKING:
+    from ingestd.ledger import Status
+    from ingestd.lifecycle import Jump
+
+    from .status import Picture, Wanted
+
+
+def drawing(picture: Picture, wanted: Wanted) -> Iterator[Block]:
+    """Lay the picture out."""
+    yield facts(_head(picture))
+    yield from _stopped(picture)
+    yield blank
+    if picture.status is None:
+        yield paragraph(f"There is no ledger at {plain(picture.config.ledger_file)} yet: nothing was taken in.")
+    elif wanted.is_anything:
+        yield _files(picture) if wanted.lists_files else _studies(picture)
+        if picture.more:
+            yield paragraph(
+                f"... and more; show up to 1000 with --limit, or narrow the choice (showing {wanted.limit})."
+            )
+    else:
+        yield _states(picture.status)
+        yield from _needs_person(picture.status)
+        yield from _inboxes(picture.status, picture.at)
+
+
+def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
+    destination = picture.destination
+    yield "Configuration", whole(picture.config.file)
+    yield "Server", plain(destination["url"])
+    if destination["paused"]:
+        left = (destination["paused_until"] - picture.at).total_seconds() if destination["paused_until"] else 0
+        again = f"; tried again in {ago(left)}" if left > 0 else "; being tried again"
+        yield (
+            "",
+            Cell(
+                f"paused, {words_of(destination['pause_cause'])}: {plain(destination['pause_note'])}{again}", "yellow"
+            ),
+        )
+    elif destination["last_ok_at"]:
+        yield "", f"answered {ago((picture.at - destination['last_ok_at']).total_seconds())} ago"
+    else:
+        yield "", "not sent to yet"
+    idle = picture.spool_away or f"not running (start it: {how_to_start()})"
+    yield "Daemon", f"running, process {picture.pid}" if picture.pid else Cell(idle, "yellow")
+    oldest = picture.oldest_at
+    yield "Oldest unconfirmed", ago((picture.at - oldest).total_seconds()) if oldest else "none waits"
+    called = picture.status.oldest_needs_person_at if picture.status else None
+    if called:
+        yield "Needs a person", Cell(f"since {ago((picture.at - called).total_seconds())}", "yellow")
+    for jump in (picture.status.jumps if picture.status else ())[:1]:
+        yield "Clock", Cell(_in_words(jump, picture.at), "yellow")
+    if picture.waiting_for_send:
+        files = in_files(picture.waiting_for_send)
+        yield "Waits for send", Cell(as_typed(f"{files}: run `ingestd send` on the folder again"), "yellow")
+
+
+def _in_words(jump: Jump, now: datetime) -> str:
+    way = "back" if jump.by < timedelta(0) else "forward"
+    since = ago((now - jump.at).total_seconds())
+    return f"was set {way} by {ago(abs(jump.by).total_seconds())}, {since} ago; nothing waits for it"
+
+
+def _stopped(picture: Picture) -> Iterator[Block]:
+    paths = {inbox.inbox: inbox.path for inbox in (picture.status.inboxes if picture.status else ())}
+    if picture.stopped:
+        yield blank
+    for line in picture.stopped:
+        where = f" ({plain(paths.get(line.about, line.about))})" if line.about else ""
+        since = ago((picture.at - line.since).total_seconds())
+        yield paragraph(Cell(f"Stopped because {plain(line.note)}{where}, since {since}", "red"))
+        yield paragraph(plain(line.next_step), lead="  -> ")
+
+
+def _states(status: Status) -> Block:
+    rows = [
+        (styled(state), rows, meaning)
+        for state, meaning in MEANING.items()
+        if (rows := status.states.get(state, 0)) or state is State.CONFIRMED
+    ]
+    return table(("State", "Files>", "Meaning"), rows)
+
+
+def _needs_person(status: Status) -> Iterator[Block]:
+    sums: dict[tuple[str, str], int] = {}
+    for count in status.counts:
+        if needs_person(count.state, count.reason) and count.rows:
+            key = (str(count.state), count.reason)
+            sums[key] = sums.get(key, 0) + count.rows
+    if not sums and not status.held:
+        return
+    rows = [
+        (
+            styled(state),
+            words_of(reason),
+            rows,
+            next_step(State(state), Reason(reason) if reason in set(Reason) else None),
+        )
+        for (state, reason), rows in sorted(sums.items())
+    ]
+    if status.held:
+        rows.append((styled("PENDING"), "held", status.held, as_typed("see `ingestd explain` of one of them")))
+    title = f"Needs a person: {status.needs_person}" + (f" (and {status.clutter} clutter)" if status.clutter else "")
+    yield blank
+    yield table(("State", "Reason", "Files>", "What to do"), rows, title=title)
+    yield paragraph(as_typed("ID: from `ingestd status --state ...`"))
+
+
+def _inboxes(status: Status, at: datetime) -> Iterator[Block]:
+    rows = [
+        (
+            whole(inbox.path),
+            inbox.watching,
+            _words(inbox.counts),
+            Cell(plain(inbox.alarm), "red") if inbox.alarm else "ok",
+            f"{ago((at - inbox.at).total_seconds())} ago" if inbox.at else "",
+        )
+        for inbox in status.inboxes
+    ]
+    if rows:
+        yield blank
+        yield table(("Folder", "Found by", "In it", "Health", "Looked"), rows, title="Folders")
+
+
+_IN_WORDS = {
+    "waiting_settle": "just arrived",
+    "waiting_incomplete": "incomplete so far",
+    "waiting_writer": "still being written",
+    "in_hand": "being taken in",
+    "dicomdir": "DICOMDIR",
+    "not_regular": "links, pipes or devices",
+    "stale_ignored": "of them old",
+    "too_deep": "folders too deep",
+    "other_device": "folders mounted from elsewhere",
+}
+# What counts on; the rest is of the moment, or of the last complete scan.
+_SINCE_THE_START = {
+    "files_seen": "seen",
+    "vanished": "vanished",
+    "found_by_scan": "found by scan only",
+    "overflows": "event overflows",
+}
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    """Say what is in a folder now, and what came since the daemon started looking at it."""
+    now = [
+        f"{count} {_IN_WORDS.get(name, name.replace('_', ' '))}"
+        for name, count in counts.items()
+        if count and name not in _SINCE_THE_START and name != "scans"
+    ]
+    since = [f"{count} {words}" for name, words in _SINCE_THE_START.items() if (count := counts.get(name))]
+    said = ", ".join(now) or "nothing"
+    return said + (f"; since the start {', '.join(since)}" if since else "")
+
+
+def _studies(picture: Picture) -> Block:
+    rows = [
+        (
+            study.study_uid,
+            " ".join(study.modalities),
+            ", ".join(f"{count} {state}" for state, count in study.states.items() if count),
+            in_bytes(study.size_bytes),
+            _when(study.changed_at, picture.at),
+        )
+        for study in picture.studies
+    ]
+    return table(("Study", "", "Files", "Size>", "Changed"), rows, title="" if rows else "No such study.")
+
+
+def _files(picture: Picture) -> Block:
+    rows = [
+        (
+            entry.entry_id,
+            styled(str(entry.state)),
+            words_of(entry.reason),
+            entry.modality,
+            in_bytes(entry.source.size_bytes),
+            _when(entry.changed_at, picture.at),
+            whole(entry.relative_path),
+        )
+        for entry in picture.files
+    ]
+    headings = ("ID>", "State", "Reason", "", "Size>", "Changed", "From")
+    return table(headings, rows, title="" if rows else "No such file.")
+
+
+def _when(at: datetime, now: datetime) -> str:
+    age = now - at
+    return f"{ago(age.total_seconds())} ago" if age < timedelta(days=1) else clock(at)
