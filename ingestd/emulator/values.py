@@ -24,6 +24,7 @@ _WIDTH = {vr: Struct("<" + code).size for vr, code in _NUMBERS.items()}
 _DECIMAL = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*\Z")
 _BY_TAG = itemgetter(0)
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*\Z")
+_PN_DELIMITER, _DELIMITER = re.compile(rb"[\\^=\r\n\t\f]"), re.compile(rb"[\\\r\n\t\f]")
 SPECIFIC_CHARACTER_SET = 0x00080005
 # By the letters and digits of the term alone: "ISO IR 192" is a misspelling that a device sends for years.
 _NOT_SPELT = re.compile(r"[^A-Z0-9]")
@@ -46,26 +47,22 @@ class Text:
             return value.decode(encoding, "replace")
         if vr not in _CODED_VRS or len(self._encodings) == 1:
             return value.decode("iso8859" if vr not in _CODED_VRS else self._encodings[0], "replace")
-        return "".join(self._fragments(value, vr))
+        initial, *escaped = value.split(b"\x1b")
+        pieces = [initial.decode(self._encodings[0], "replace")]
+        pieces.extend(self._escaped(b"\x1b" + fragment, vr) for fragment in escaped)
+        return "".join(pieces)
 
-    def _fragments(self, value: bytes, vr: str) -> Iterable[str]:
-        # PS3.5 §6.1.2.5.3: the initial state returns at every delimiter.
-        for token in re.split(rb"([\\^=\r\n\t\f])" if vr == "PN" else rb"([\\\r\n\t\f])", value):
-            for number, fragment in enumerate(token.split(b"\x1b")):
-                if number == 0:
-                    yield fragment.decode(self._encodings[0], "replace")
-                else:
-                    yield _escaped(b"\x1b" + fragment)
-
-
-def _escaped(fragment: bytes) -> str:
-    for size in (4, 3):
-        encoding = CODES_TO_ENCODINGS.get(fragment[:size])
-        if encoding is not None:
-            # Python's ISO-2022 codecs read the escape sequence themselves; the others must not see it.
-            rest = fragment if str(encoding).startswith("iso2022") else fragment[size:]
-            return rest.decode(str(encoding), "replace")
-    return fragment.decode("iso8859")
+    def _escaped(self, fragment: bytes, vr: str) -> str:
+        size = next((size for size in (4, 3) if fragment[:size] in CODES_TO_ENCODINGS), 0)
+        encoding = str(CODES_TO_ENCODINGS.get(fragment[:size], "iso8859"))
+        if encoding.startswith("iso2022"):
+            # A codec that reads the escape sequence itself. Bytes of its characters are those of delimiters; a true
+            # one stands behind the next escape sequence (PS3.5 §6.1.2.5.3).
+            return fragment.decode(encoding, "replace")
+        # The initial state returns at every delimiter.
+        delimiter = (_PN_DELIMITER if vr == "PN" else _DELIMITER).search(fragment, size)
+        end = delimiter.start() if delimiter else len(fragment)
+        return fragment[size:end].decode(encoding, "replace") + fragment[end:].decode(self._encodings[0], "replace")
 
 
 def text_of(elements: list[Element], outer: Text | None = None) -> Text:
