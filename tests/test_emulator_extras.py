@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 
 from ingestd.emulator import Emulator
 from tests.builders import DEFLATED, fresh_uid
-from tests.emulator_peer import ANY_FILE, JSON, Peer, comments, path_of, reasons, scan, stored
+from tests.emulator_peer import ANY_FILE, JSON, Change, Peer, comments, path_of, reasons, scan, stored
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -91,9 +91,29 @@ def test_private_tag_needs_its_creator_and_vr(fresh):
     assert len(fresh.get("/instances?12051003=7").json()) == 1
 
 
+def test_reindexing_reads_what_the_metadata_holds(fresh):
+    """An attribute that version 2 has dropped at the store is no error of the tag; each other value is found."""
+    japanese = "山田^太郎".encode("gb18030")
+    good: dict[int, Change] = {int(tag, 16): (vr, value) for tag, vr, value, _ in VALUES}
+    good |= {0x00080005: ("CS", "GB18030"), 0x00101001: ("PN", japanese)}
+    bad: dict[int, Change] = {0x00101010: ("AS", "45 years"), 0x00200012: ("IS", "1.5"), 0x00101001: ("PN", "a=b=c=d")}
+    fresh.store(scan(good))
+    answer = fresh.store(scan(bad))
+    assert len(answer.json()["00081199"]["Value"][0]["00741048"]["Value"]) == 3
+
+    paths = {tag for tag, *_ in VALUES} | {"00101010", "00200012", "00101001"}
+    added(fresh, *({"path": path, "level": "Instance"} for path in sorted(paths)))
+
+    for entry in fresh.get("/extendedquerytags", None).json():
+        assert (entry["queryStatus"], entry.get("errors")) == ("enabled", None), entry
+    for query in [query for *_, query in VALUES] + ["OtherPatientNames=山田^太郎"]:
+        assert len(fresh.get(f"/instances?{query}").json()) == 1, query
+
+
 def test_values_that_cannot_be_indexed_are_listed_and_switch_the_tag_off(fresh):
     uids = {"study": fresh_uid(), "series": fresh_uid(), "sop": fresh_uid()}
-    fresh.store(scan({0x00101010: ("AS", "45 years")}, **uids))
+    with Peer(fresh.root, "v1") as earlier:  # which looks at nothing that is not indexed
+        earlier.store(scan({0x00101010: ("AS", "45 years")}, **uids))
     added(fresh, {"Path": "PatientAge", "Level": "Study"})
 
     entry = fresh.get("/extendedquerytags/00101010", None).json()

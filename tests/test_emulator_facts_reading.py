@@ -274,7 +274,8 @@ def test_pages_of_tags_have_their_limits(peer, path):
 def test_tags_and_their_errors_come_in_pages(fresh):
     """§6: limit and offset of tags and of their errors; each error names its instance and when."""
     for n in range(3):
-        put(fresh, scan({0x00101010: ("AS", f"{n}")}))
+        with Peer(fresh.root, "v1") as earlier:
+            put(earlier, scan({0x00101010: ("AS", f"{n}")}))
     tags = [{"path": path, "level": "Study"} for path in ("PatientAge", "PatientSex", "StudyID")]
     fresh.finished(fresh.call("POST", "/extendedquerytags", json=tags).json()["href"])
 

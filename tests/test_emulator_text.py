@@ -91,3 +91,27 @@ def test_a_delimiter_ends_what_an_escape_sequence_began(peer: Peer) -> None:
     (metadata,) = peer.get(f"/studies/{study}/metadata").json()
     assert metadata["00100010"]["Value"] == [of_person("ﾔﾏﾀﾞ^ﾔﾏﾀﾞ=山田^山田=قباني^ﾔﾏﾀﾞ")]
     assert metadata["00101000"]["Value"] == ["山田", "قباني", "ﾔﾏﾀﾞ"]
+
+
+@pytest.mark.parametrize("charset", [*NAMES, "ISO_IR 100", ""])
+def test_update_gives_a_name_that_any_character_set_can_hold(v2: Peer, charset: str) -> None:
+    codec, name, one, other = NAMES.get(charset, ("latin-1", "Jörg", "Müller", "é"))
+    study = fresh_uid(1)
+    before: dict[int, Change] = {
+        0x00080005: ("CS", charset),
+        0x00080090: ("PN", encoded(name, codec)),
+        0x00101000: ("LO", encoded(f"{one}\\{other}", codec)),
+    }
+    assert v2.store(scan(before, study=study)).status_code == 200
+    after = of_person(f"山田^Ωé={one}={other}")
+
+    body = {"studyInstanceUids": [study], "changeDataset": {"00100010": {"vr": "PN", "Value": [after]}}}
+    operation = v2.finished(v2.call("POST", "/studies/$bulkUpdate", json=body).json()["href"])
+
+    assert operation["results"]["instanceUpdated"] == 1
+    (metadata,) = v2.get(f"/studies/{study}/metadata").json()
+    assert metadata["00100010"]["Value"] == [after]
+    assert metadata["00080090"]["Value"] == [of_person(name)]
+    assert metadata["00101000"]["Value"] == [one, other]
+    found = v2.get("/studies", params={"PatientName": f"山田^Ωé={one}={other}", "StudyInstanceUID": study})
+    assert found.status_code == 200

@@ -26,7 +26,7 @@ from .indexed import (
     STUDY_UID,
     Level,
 )
-from .values import Text, is_number, numbers_of, strings_of, text_of, to_json
+from .values import METADATA_TEXT, Json, Text, elements_of, is_number, numbers_of, strings_of, text_of, to_json
 
 # Failure reasons (facts page 1.6; PS3.18 Table I.2-2).
 PROCESSING_FAILURE = 0x0110  # 272
@@ -265,30 +265,42 @@ def _index(
     without: frozenset[int],
 ) -> None:
     metadata = to_json(header.elements, big_endian=header.big_endian, without=without)
-    found.metadata = json.dumps(metadata, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    found.metadata = _dump(metadata)
+    kept = {tag: element for tag, element in by_tag.items() if tag not in without} if without else by_tag
+    found.columns = _columns(kept, text)
+    found.values = list(tag_values(kept, text, tags=tags, big_endian=header.big_endian))
+
+
+def change_metadata(found: Examined, metadata: Json, *, tags: Sequence[Tag]) -> None:
+    """Give an instance this metadata in place of its own, and index what it holds."""
+    found.metadata = _dump(metadata)
+    by_tag = {element.tag: element for element in elements_of(metadata)}
+    found.columns = _columns(by_tag, METADATA_TEXT)
+    found.values = list(tag_values(by_tag, METADATA_TEXT, tags=tags, big_endian=False))
+
+
+def _dump(metadata: Json) -> bytes:
+    return json.dumps(metadata, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _columns(by_tag: Mapping[int, Element], text: Text) -> dict[str, str]:
+    columns = {}
     for attribute in CORE:
         element = by_tag.get(attribute.tag)
-        if element is None or attribute.tag in without:
+        if element is None:
             continue
         strings = strings_of(element, text) if element.vr == attribute.vr else []
         if strings and strings[0].rstrip("\0 "):
-            found.columns[attribute.column] = strings[0]
-    found.values = list(tag_values(by_tag, text, tags=tags, big_endian=header.big_endian, without=without))
+            columns[attribute.column] = strings[0]
+    return columns
 
 
-def tag_values(
-    by_tag: Mapping[int, Element],
-    text: Text,
-    *,
-    tags: Sequence[Tag],
-    big_endian: bool,
-    without: frozenset[int] = frozenset(),
-) -> list[Value]:
+def tag_values(by_tag: Mapping[int, Element], text: Text, *, tags: Sequence[Tag], big_endian: bool) -> list[Value]:
     """The extended query tags' values in one data set, first values only."""
     values = []
     for tag in tags:
         element = by_tag.get(tag.tag)
-        if element is None or tag.tag in without or element.vr != tag.vr:
+        if element is None or element.vr != tag.vr:
             continue
         if is_number(tag.vr):
             numbers = numbers_of(element, big_endian=big_endian)

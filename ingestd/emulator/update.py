@@ -18,16 +18,18 @@ from .answers import DicomJson
 from .call import Action, Body, Call, Route, route
 from .dataset import Openable
 from .errors import SYNTAX, Problem
-from .examine import Examined, Tag, examine
+from .examine import Examined, Tag, change_metadata, examine
 from .given import dataset_of, json_of
 from .index import CREATED, counter_value, forget_versions, next_numbers, one
 from .indexed import SERIES_COLUMNS, STUDY_COLUMNS
+from .lookup import metadata_bytes
 from .operations import active, add_operation, already_active, check_enabled, reference
 from .posts import Entry
 from .service import Service, stored_tags
 from .store import add_to_feed, keep_values, latest_wins
 from .transcode import quietly
 from .validate import is_valid_uid, rule_of, tag_text
+from .values import METADATA_TEXT, elements_of, to_json
 
 _MOST_STUDIES = 50
 _IMPLEMENTATION_CLASS = "1.3.6.1.4.1.311.129"
@@ -144,6 +146,11 @@ def _update_instance(service: Service, row: sqlite3.Row, change: dict[str, Any],
     try:
         _rewrite(service.kept(row["watermark"]), part, change)
         found = examine(part, version=2, study_uid=None, tags=tags)
+        # The service changes the metadata by itself: they hold a name that the file's character set does not.
+        with service.index.read() as tx:
+            metadata = json.loads(metadata_bytes(tx, row["watermark"]))
+        metadata |= to_json(elements_of(change), big_endian=False, text=METADATA_TEXT)
+        change_metadata(found, dict(sorted(metadata.items())), tags=tags)
         service.files.settle(part)
         with service.index.write() as tx:
             watermark = next_numbers(tx, "watermark", 1)

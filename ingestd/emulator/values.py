@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from operator import itemgetter
-from struct import Struct, iter_unpack
+from struct import Struct, iter_unpack, pack
 from typing import Any
 
 from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
@@ -25,6 +25,7 @@ _DECIMAL = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*\Z")
 _BY_TAG = itemgetter(0)
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*\Z")
 _PN_DELIMITER, _DELIMITER = re.compile(rb"[\\^=\r\n\t\f]"), re.compile(rb"[\\\r\n\t\f]")
+_NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 SPECIFIC_CHARACTER_SET = 0x00080005
 # By the letters and digits of the term alone: "ISO IR 192" is a misspelling that a device sends for years.
 _NOT_SPELT = re.compile(r"[^A-Z0-9]")
@@ -63,6 +64,9 @@ class Text:
         delimiter = (_PN_DELIMITER if vr == "PN" else _DELIMITER).search(fragment, size)
         end = delimiter.start() if delimiter else len(fragment)
         return fragment[size:end].decode(encoding, "replace") + fragment[end:].decode(self._encodings[0], "replace")
+
+
+METADATA_TEXT = Text(["ISO_IR 192"])
 
 
 def text_of(elements: list[Element], outer: Text | None = None) -> Text:
@@ -112,9 +116,7 @@ def width_of(vr: str) -> int:
 def person_name(value: str) -> Json:
     """A person name as DICOM JSON's object of component groups."""
     groups = value.split("=")
-    return {
-        name: group for name, group in zip(("Alphabetic", "Ideographic", "Phonetic"), groups, strict=False) if group
-    }
+    return {name: group for name, group in zip(_NAME_GROUPS, groups, strict=False) if group}
 
 
 def to_json(
@@ -153,6 +155,30 @@ def json_values(element: Element, text: Text, *, big_endian: bool) -> list[Any]:
     if vr == "IS":
         return [int(value) if _INTEGER.match(value) else value or None for value in strings]
     return [value or None for value in strings]
+
+
+def elements_of(metadata: Json) -> list[Element]:
+    """A data set of DICOM JSON as elements again, text in ``METADATA_TEXT`` and numbers little endian; no items."""
+    return [
+        Element(int(key, 16), entry["vr"], _value_of(entry["vr"], entry.get("Value", [])), None)
+        for key, entry in metadata.items()
+    ]
+
+
+def _value_of(vr: str, values: list[Any]) -> bytes | None:
+    if vr in _NUMBERS:
+        whole = vr not in ("FD", "FL")
+        return b"".join(pack("<" + _NUMBERS[vr], value if whole else float(value)) for value in values)
+    if vr not in TEXT_VRS:
+        return None
+    text = "\\".join(map(_plain, values))
+    return text.encode("utf-8" if vr in _CODED_VRS else "latin-1", "replace")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "=".join(str(value.get(group) or "") for group in _NAME_GROUPS).rstrip("=")
+    return "" if value is None else str(value)
 
 
 def _finite(number: float) -> float | str:
