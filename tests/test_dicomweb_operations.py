@@ -663,6 +663,47 @@ def test_batches_hold_limits_and_no_uid_twice_and_say_what_they_skip(tmp_path):
     assert [len(batch) for batch in batches([tmp_path], max_bytes=1)] == [1] * 5
 
 
+def test_next_batch_is_read_while_the_last_is_on_its_way(tmp_path):
+    asked_for = [threading.Event() for _ in range(5)]
+
+    def paths() -> Iterator[Path]:
+        for number, event in enumerate(asked_for):
+            event.set()
+            yield write_instance(tmp_path / f"{number}")
+
+    made = batches(paths(), max_instances=1)
+    next(made)
+
+    assert asked_for[2].wait(10), "the second batch is whole only when the third file is looked at"
+    assert not asked_for[4].is_set(), "one batch ahead, and one being made"
+    assert len(list(made)) == 4
+
+
+def test_reading_ahead_ends_with_its_caller_and_tells_it_what_went_wrong(tmp_path):
+    def readers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+    def paths() -> Iterator[Path]:
+        yield write_instance(tmp_path / "a")
+        yield tmp_path / "missing"
+        raise ArithmeticError("of the caller's own")
+
+    told: list[tuple[str, int]] = []
+    made = batches(paths(), on_skip=lambda path, _why: told.append((path.name, threading.get_ident())))
+    with pytest.raises(ArithmeticError, match="own"):
+        next(made)
+    many = batches((write_instance(tmp_path / f"{number}") for number in range(99)), max_instances=1)
+    next(many)
+    begun = readers()
+    many.close()
+    for thread in begun:
+        thread.join(10)
+
+    assert told == [("missing", threading.get_ident())]
+    assert begun
+    assert not readers()
+
+
 def many_items(tag: int, count: int) -> bytes:
     def undefined(which: int, items: bytes) -> bytes:
         return element(which, "SQ", items + delimiter(0xE0DD), length=0xFFFFFFFF, pad=False)

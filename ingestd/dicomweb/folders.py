@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ingestd import places
+from ingestd.dicomweb.ahead import ahead
 from ingestd.dicomweb.part10 import read_uids
 from ingestd.dicomweb.store_body import StorePart
 
@@ -26,13 +28,31 @@ def batches(
     """Walk files and folders and yield batches for ``DicomWebClient.store``, in the order of their names.
 
     A batch holds at most ``max_instances`` and, if more than one, at most ``max_bytes``; no SOP Instance UID twice.
-    What is no regular file or no DICOM file with the three UIDs is told to ``on_skip`` with the reason.
+    What is no regular file or no DICOM file with the three UIDs is told to ``on_skip`` with the reason. The next batch
+    is read, in a thread, while the caller stores the last.
     """
+    for found in ahead(_batches(paths, max_bytes, max_instances)):
+        if isinstance(found, list):
+            yield found
+        elif on_skip is not None:
+            on_skip(found.path, found.why)
+
+
+@dataclass(frozen=True, slots=True)
+class _Skipped:
+    """What is not stored, and why."""
+
+    path: Path
+    why: str
+
+
+def _batches(paths: Iterable[Path | str], max_bytes: int, max_instances: int) -> Iterator[list[StorePart] | _Skipped]:
     batch: dict[str | None, StorePart] = {}
     size = 0
-    for path, place in _files(paths, on_skip):
-        part = _part(path, place, on_skip)
-        if part is None:
+    for found in _files(paths):
+        part = found if isinstance(found, _Skipped) else _part(*found)
+        if isinstance(part, _Skipped):
+            yield part
             continue
         is_full = len(batch) >= max_instances or (batch and size + part.size_bytes > max_bytes)
         if is_full or part.sop_uid in batch:
@@ -44,49 +64,40 @@ def batches(
         yield list(batch.values())
 
 
-def _files(paths: Iterable[Path | str], on_skip: Callable[[Path, str], object] | None) -> Iterator[tuple[str, str]]:
+def _files(paths: Iterable[Path | str]) -> Iterator[tuple[str, str] | _Skipped]:
     """Give each file with its place: others may write in a folder that is named, and put links there meanwhile."""
     for path in map(Path, paths):
         root = str(path)
         if not path.is_dir():
             yield root, root
             continue
-
-        def tell(error: OSError) -> None:
-            if on_skip is not None:
-                on_skip(Path(error.filename), f"cannot be read: {error.strerror}")
-
-        for folder, below, names in os.walk(root, onerror=tell):
+        barred: list[OSError] = []
+        for folder, below, names in os.walk(root, onerror=barred.append):
             below.sort()
             inside = folder[len(root) :].strip("/")
             for name in sorted(names):
                 yield f"{folder.rstrip('/')}/{name}", places.below(root, f"{inside}/{name}" if inside else name)
+        for error in barred:
+            yield _Skipped(Path(error.filename), f"cannot be read: {error.strerror}")
 
 
-def _part(path: str, place: str, on_skip: Callable[[Path, str], object] | None) -> StorePart | None:
-    why = ""
+def _part(path: str, place: str) -> StorePart | _Skipped:
     try:
         fd = places.open_file(place)
     except OSError as error:
-        why = f"cannot be read: {error.strerror}"
-    else:
-        try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                why = "is no regular file"
-            else:
-                uids = read_uids(fd)
-                if uids is not None:
-                    opener = partial(_open, place)
-                    return StorePart(path=Path(path), size_bytes=found.st_size, sop_uid=uids.sop, opener=opener)
-                why = "is no DICOM file with study, series and SOP instance UID"
-        except OSError as error:
-            why = f"cannot be read: {error.strerror}"
-        finally:
-            os.close(fd)
-    if on_skip is not None:
-        on_skip(Path(path), why)
-    return None
+        return _Skipped(Path(path), f"cannot be read: {error.strerror}")
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return _Skipped(Path(path), "is no regular file")
+        uids = read_uids(fd)
+        if uids is None:
+            return _Skipped(Path(path), "is no DICOM file with study, series and SOP instance UID")
+    except OSError as error:
+        return _Skipped(Path(path), f"cannot be read: {error.strerror}")
+    finally:
+        os.close(fd)
+    return StorePart(path=Path(path), size_bytes=found.st_size, sop_uid=uids.sop, opener=partial(_open, place))
 
 
 def _open(place: str, _path: str, flags: int) -> int:
