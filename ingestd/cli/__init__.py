@@ -36,6 +36,7 @@ COMMANDS = {
         "ingestd.cli.check",
         "Look at configuration, folders, disk, ledger, token and server: every problem at once.",
     ),
+    "backup": ("ingestd.cli.backup", "Copy the ledger, its key and the spool's id, beside a running daemon."),
     "emulate": ("ingestd.cli.emulate", "Run the embedded server, a stand-in for the Azure DICOM service."),
     "dicomweb": ("ingestd.cli.dicomweb", "Speak to a DICOMweb server by hand, one operation at a time."),
 }

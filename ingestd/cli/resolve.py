@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ingestd.locks import who_runs
+
+from .asker import as_typed
 from .frame import (
     ExitCode,
+    Stop,
     config_option,
+    in_files,
     json_option,
     ledger_for_moves,
     load_config,
+    plain,
     print_json,
     stopped_send,
     tell_config,
 )
 
 if TYPE_CHECKING:
+    from ingestd.config import Config
     from ingestd.ledger import Entry, Ledger
 
+_ABOUT_NO_FILE = {"new_key": "--new-key", "new_address": "--new-address"}
 SAID = {
     "discard": "let go; the file is kept for the retain time",
     "replace": "will be sent in place of the other",
@@ -49,16 +57,24 @@ SAID = {
 @click.option(
     "--new-key", "decision", flag_value="new_key", help="Go on with another key of the search words; takes no ID."
 )
+@click.option(
+    "--new-address",
+    "decision",
+    flag_value="new_address",
+    help="The server, with what it has, moved to the address that the configuration names now; takes no ID.",
+)
 def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decision: str | None) -> int:
     """Decide what becomes of a file that ingestd may not decide about.
 
     Nothing is deleted by this at once: a discarded file is kept for `spool.retain`, and the ledger keeps its history.
     """
     if decision is None:
-        raise click.UsageError("say what to do: --discard, --replace, --admit-anyway or --new-key")
-    if bool(ids) is (decision == "new_key"):
-        raise click.UsageError("--new-key is about no file" if ids else "say of which files: ID...")
+        raise click.UsageError("say what to do: --discard, --replace, --admit-anyway, --new-key or --new-address")
+    if bool(ids) is (decision in _ABOUT_NO_FILE):
+        raise click.UsageError(f"{_ABOUT_NO_FILE[decision]} is about no file" if ids else "say of which files: ID...")
     settings = tell_config(load_config(config))
+    if decision == "new_address":
+        return _new_address(settings, as_json=as_json)
     if decision == "new_key":
         with ledger_for_moves(settings) as ledger:
             ledger.accept_key()
@@ -78,6 +94,27 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
         for entry_id, why in refused:
             click.echo(f"file {entry_id}: not done: {why}")
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
+
+
+def _new_address(config: Config, *, as_json: bool) -> int:
+    """Have the ledger go on with the server at another address, while nobody sends to the former one."""
+    from ingestd.ledger import RefusedMove
+
+    for spool in (config.spool.path, config.spool.for_send):
+        if (pid := who_runs(spool)) is not None:
+            raise Stop(ExitCode.BUSY, f"an ingestd sends to the former address, process {pid}; stop it first")
+    url = config.destination.url
+    with ledger_for_moves(config) as ledger, ledger.write() as moves:
+        try:
+            asked = moves.new_address(url, now=datetime.now(UTC))
+        except RefusedMove as refusal:
+            raise Stop(ExitCode.CONFIGURATION, str(refusal)) from None
+    if as_json:
+        print_json({"decision": "new_address", "url": url, "asked": asked})
+    else:
+        click.echo(f"the server is at {plain(url)} now, and is asked there about {in_files(asked)} when ingestd runs")
+        click.echo(as_typed("what has no file here any more is asked about by `ingestd reconcile --full`"))
+    return ExitCode.DONE
 
 
 def decide(

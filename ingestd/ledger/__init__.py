@@ -16,6 +16,8 @@ Opening::
     ledger.set_limits(limits)                       a reread configuration (SIGHUP)
     ledger.key_is_another ; ledger.accept_key()     the key of these words is not the one of before; go on with it
     ledger.search_hash(kind, value) -> str          kind "patient" | "accession"; keyed, "" for an empty value
+    ledger.back_up(folder) -> bool                  ledger and key, copied while others write; False: not its own key
+    put(place, fill)                                a file written whole or not at all
     ledger.check_integrity() -> list[str]           every page read; empty when all is well
 
 Writing: ``with ledger.write() as moves:`` is one transaction, BEGIN IMMEDIATE ... COMMIT; an exception rolls all of it
@@ -65,6 +67,7 @@ On Moves (``now`` is keyword-only everywhere)::
     readmitted(entry_id, new_entry_id, *, now)      the REJECTED row whose file was admitted anew becomes DISCARDED
     wish_failed(entry_id, *, note, now)             the wish is cleared, the note goes into note and history
     pause_destination(pause: Pause, *, until: datetime, now) ; resume_destination(*, now) ; destination_answered(*, now)
+    new_address(url, *, now) -> int                 the server moved there; how many rows it is asked about
     set_destination_kind(kind) ; inbox_report(summary: InboxSummary, *, now)
     put_clock(line: ClockLine) -> None              one line; backoffs and checks move along with the clock
     put_alarms(alarms: Iterable[Alarm]) -> None     all that stand on this host now; `status` prints them
@@ -112,6 +115,7 @@ to the own one. A Ledger belongs to the thread that opened it.
 
 from typing import TYPE_CHECKING
 
+from .backup import put
 from .ledger import Ledger
 from .values import (
     KEY_MADE_ANEW,
@@ -214,4 +218,5 @@ __all__ = [
     "UnremovedSource",
     "Wish",
     "Wished",
+    "put",
 ]

@@ -21,7 +21,7 @@ from sqlalchemy.sql import Executable
 from ingestd.clocks import utc_now
 from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits, study_due_at
 
-from . import dialect, search_key, sqlite_file, trouble
+from . import backup, dialect, search_key, sqlite_file, trouble
 from .migrations import MIGRATIONS
 from .schema import alarm, meta, state_count, study
 from .schema import destination as destination_table
@@ -360,6 +360,24 @@ class Ledger(Views):
         finally:
             self._connection.rollback()
 
+    def back_up(self, folder: Path) -> bool:
+        """Copy this ledger into the folder, and its key beside it; say whether the key that is there now is its own.
+
+        Another one, or none, does not take the place of a former copy. Raises LedgerError and OSError.
+        """
+        try:
+            key: bytes | None = search_key.read(self._key_file)
+        except (OSError, search_key.CutShortError):
+            key = None
+        ours = key is not None and self._mark_of_key() in (None, search_key.mark_of(key))
+        if key is not None and ours:
+            words = key
+            backup.put(folder / self._key_file.name, lambda scratch: scratch.write_bytes(words))
+        driver = sqlite_file.driver_of(self._connection)
+        backup.copy_ledger(driver, self.file, folder / self.file.name)
+        self._connection.rollback()
+        return ours
+
     def _prepare(self, destination: str | None, limits: BatchLimits | None, *, rehearsal: bool = False) -> None:
         if self._host and sqlite_file.has_tables(self._connection, self.file):
             sqlite_file.check_quickly(self._connection, self.file)
@@ -424,7 +442,8 @@ class Ledger(Views):
     def _other_destination(self, found: str, url: str) -> OtherDestination:
         return OtherDestination(
             f"the ledger {self.file} belongs to {found}, and what it knows of files there says nothing about {url};"
-            " give the new destination a ledger and a spool of its own, or set destination.url back"
+            " set destination.url back; or, where the server and what it has moved there, say so with"
+            " `ingestd resolve --new-address`; any other server needs a ledger and a spool of its own"
         )
 
     def _adopt_destination(self, url: str | None) -> None:

@@ -24,7 +24,7 @@ from ingestd.lifecycle import (
     State,
 )
 
-from . import admission, claims, clock, decisions, evidence, going_back, returns, takeover, trust, upkeep
+from . import admission, claims, clock, decisions, evidence, going_back, moving, returns, takeover, trust, upkeep
 from .transaction import Transaction
 from .values import (
     Admitted,
@@ -235,6 +235,10 @@ class Moves:
     def set_destination_kind(self, kind: str) -> None:
         """Put down which server it is."""
         upkeep.set_destination_kind(self._tx, kind)
+
+    def new_address(self, url: str, *, now: datetime) -> int:
+        """A person: go on with the server at this address; how many rows it is asked about. Raises RefusedMove."""
+        return moving.new_address(self._tx, url, now=now)
 
     def put_alarms(self, alarms: Iterable[Alarm]) -> None:
         """Keep what keeps this host's files from being confirmed or removed; in place of all that was kept before."""

@@ -271,19 +271,20 @@ def has_tables(connection: Connection, file: Path) -> bool:
 
 def rows_changed(connection: Connection) -> int:
     """Say how many rows this connection has changed since it was opened."""
-    return _driver(connection).total_changes
+    return driver_of(connection).total_changes
 
 
 def version(connection: Connection, file: Path) -> int:
     """Name the state that others have left the ledger in: another one as soon as another connection has committed."""
     try:
-        (number,) = _driver(connection).execute("PRAGMA data_version").fetchone()
+        (number,) = driver_of(connection).execute("PRAGMA data_version").fetchone()
     except sqlite3.DatabaseError as error:
         raise failure(error, file) from None
     return int(number)
 
 
-def _driver(connection: Connection) -> sqlite3.Connection:
+def driver_of(connection: Connection) -> sqlite3.Connection:
+    """Give the connection below SQLAlchemy's."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     return driver

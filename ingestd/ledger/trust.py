@@ -49,6 +49,12 @@ def mismatch(tx: Transaction, *, studies: Sequence[str], differs: str, stops: bo
     _set(tx, **values)
 
 
+def begin_anew(tx: Transaction) -> None:
+    """Take back the trust that was earned: it is another place that answers."""
+    tx.connection.execute(delete(trust))
+    _set(tx, ever_matched=0)
+
+
 def forgive(tx: Transaction, *, now: datetime) -> None:
     """Let files go again: a person has settled what differed, or has given the trust that the server had not earned."""
     _set(tx, mismatched_at=None, stopped_at=None, studies="", differs="")

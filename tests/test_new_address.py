@@ -1,0 +1,121 @@
+"""The server moves to another address: nothing is sent anew, and no proof is taken on trust there."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from ingestd.cli.frame import ExitCode
+from tests.builders import write_instance
+from tests.emulating import EmulatorProcess
+from tests.running import Site, wait_until
+
+NAMES = ("a", "b", "c")
+STUDY = "1.2.826.0.1.3680043.10.1451.9"
+
+
+def delivered(site: Site) -> None:
+    for name in NAMES:
+        write_instance(site.drop / name)
+    assert site.run_once().returncode == 0
+    assert site.states() == {"CONFIRMED": len(NAMES)}
+
+
+@pytest.fixture
+def moved(tmp_path):
+    """A site whose files are confirmed, and their server at another address with all that it has."""
+    with EmulatorProcess(tmp_path / "former") as former:
+        site = Site(tmp_path / "site", former.url)
+        delivered(site)
+        former.stop()
+        shutil.copytree(former.data, tmp_path / "moved")
+        with EmulatorProcess(tmp_path / "moved") as server:
+            site.url = server.url
+            site.configure()
+            yield site, server
+
+
+def test_a_new_address_is_refused_with_the_command_that_says_it_is_the_same_server(moved):
+    site, _ = moved
+
+    refused = site.command("run", "--once")
+
+    assert refused.returncode == ExitCode.CONFIGURATION
+    assert "ingestd resolve --new-address`" in refused.stderr
+
+
+def test_nothing_is_sent_anew_and_what_is_kept_is_compared_at_the_new_address(moved):
+    site, server = moved
+    before = len(server.stores())
+
+    said = site.command("resolve", "--new-address")
+    assert said.returncode == 0, said.stderr
+    assert "about 3 files" in said.stdout
+    site.configure(spool={"retain": "0s"})
+    with site.start():
+        wait_until(lambda: all(entry.removed_at for entry in site.entries()), what="the removals", within_seconds=40)
+        write_instance(site.drop / "later")
+        site.wait_for({"CONFIRMED": 4})
+
+    assert all(entry.compared for entry in site.entries())
+    assert len(server.stores()) == before + 1
+
+
+def test_no_file_goes_that_the_new_address_does_not_show(moved, tmp_path):
+    """An address of a server that has nothing of ours, by mistake: what was kept would have gone after `retain`."""
+    site, _ = moved
+    with EmulatorProcess(tmp_path / "empty") as empty:
+        site.url = empty.url
+        site.configure(spool={"retain": "0s"})
+        assert site.command("resolve", "--new-address").returncode == 0
+        with site.start():
+            wait_until(lambda: site.states() == {"DELETED": 3}, what="absence", within_seconds=40)
+
+        assert not any(entry.removed_at for entry in site.entries())
+        assert site.command("retry", "--state", "DELETED").returncode == 0
+        assert site.run_once().returncode == 0
+        assert site.states() == {"CONFIRMED": 3}
+
+
+def test_no_file_goes_that_the_move_has_lost(tmp_path):
+    """Of three confirmed in one second the last was asked for, and told for all."""
+    with EmulatorProcess(tmp_path / "former") as former, EmulatorProcess(tmp_path / "server") as server:
+        site, others = Site(tmp_path / "site", former.url), Site(tmp_path / "others", server.url)
+        for name in NAMES:
+            write_instance(site.drop / name, study_uid=STUDY)
+            shutil.copy(site.drop / name, others.drop)
+        assert site.run_once().returncode == 0
+        lost, kept, _ = [entry.relative_path for entry in site.entries()]
+        (others.drop / lost).unlink()
+        assert others.run_once().returncode == 0
+        site.url = server.url
+        site.configure(spool={"retain": "0s"})
+        assert site.command("resolve", "--new-address").returncode == 0
+        with site.start():
+            wait_until(lambda: site.states().get("DELETED"), what="what was lost", within_seconds=40)
+            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=40)
+
+        assert site.states() == {"DELETED": 1, "CONFIRMED": 2}
+        assert not site.entry_of(lost).removed_at
+
+
+def test_a_new_address_is_not_taken_while_somebody_sends_to_the_former(tmp_path):
+    with EmulatorProcess(tmp_path / "server") as server:
+        site = Site(tmp_path / "site", server.url)
+        with site.start():
+            site.url = "http://127.0.0.1:9/v2"
+            site.configure()
+
+            assert site.command("resolve", "--new-address").returncode == ExitCode.BUSY
+
+
+def test_the_address_that_the_ledger_has_is_no_new_one(tmp_path):
+    with EmulatorProcess(tmp_path / "server") as server:
+        site = Site(tmp_path / "site", server.url)
+        delivered(site)
+
+        said = site.command("resolve", "--new-address")
+
+    assert said.returncode == ExitCode.CONFIGURATION
+    assert "already" in said.stderr
