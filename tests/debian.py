@@ -40,7 +40,8 @@ def why_not() -> str:
     ):
         if shutil.which(program) is None:
             return f"{program} is not installed (Debian package {package})"
-    return ""
+    mounts = subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False)
+    return "" if mounts.returncode == 0 else "mounting is not allowed here"
 
 
 def chapter(heading: str) -> str:

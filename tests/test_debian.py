@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tests.emulating import EmulatorProcess
 pytestmark = pytest.mark.slow
 
 ADDRESS = "https://dicom.example.org/dicom-web"
+NEW_ADDRESS = "https://archive.example.org/dicom-web"
 INSTALL = "Run it under systemd"
 CONFIRMED_WITHIN_SECONDS = 60.0
 A_SCAN = "/opt/ingestd/lib/python3*/site-packages/pydicom/data/test_files/CT_small.dcm"
@@ -51,6 +53,7 @@ def installed(tmp_path_factory) -> Iterator[Installed]:
             ran = machine.runs(as_filled_in(INSTALL, server.url))
             said = f"{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}\n{machine.log()}"
         yield Installed(layers=(folder / "installed/upper", empty), server=server, code=ran.returncode, said=said)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -61,11 +64,11 @@ def machine(installed, tmp_path) -> Iterator[Machine]:
         yield machine
 
 
-def as_filled_in(heading: str, address: str) -> str:
-    """The chapter's commands with the server's address in them."""
+def as_filled_in(heading: str, address: str, new_address: str = "") -> str:
+    """The chapter's commands with the server's addresses in them."""
     commands = chapter(heading)
-    assert commands.count(ADDRESS) <= 1
-    return commands.replace(ADDRESS, address)
+    assert [commands.count(ADDRESS), commands.count(NEW_ADDRESS)] == [1, bool(new_address)]
+    return commands.replace(ADDRESS, address).replace(NEW_ADDRESS, new_address)
 
 
 def drop(machine: Machine, scan: str = A_SCAN) -> None:
@@ -119,3 +122,67 @@ def test_whoever_asks_there_is_told_a_command_that_works_for_them(machine):
     assert "`sudo -u ingestd ingestd status --files`" in unknown
     machine.does("sudo systemctl stop ingestd")
     assert "start it: sudo systemctl start ingestd" in machine.does(advised)
+
+
+def test_the_chapter_on_upgrading_keeps_all_that_was_there(machine):
+    drop(machine)
+    waited_for(machine, CONFIRMED=1)
+
+    machine.does(chapter("Upgrade"))
+
+    waited_for(machine, CONFIRMED=1)
+    drop(machine, ANOTHER)
+    waited_for(machine, CONFIRMED=2)
+
+
+def test_what_the_chapter_on_backups_made_is_put_back_by_the_next_one(machine):
+    drop(machine)
+    waited_for(machine, CONFIRMED=1)
+    machine.does(chapter("Back up"))
+    drop(machine, ANOTHER)
+    waited_for(machine, CONFIRMED=2)
+    machine.does(
+        "sudo systemctl stop ingestd; sudo sh -c 'rm -r /var/lib/ingestd/* /srv/ingestd/spool/*'; "
+        "sudo diff -r /etc/ingestd /var/backups/ingestd-config"
+    )
+
+    machine.does(chapter("Put the ledger back"))
+
+    waited_for(machine, CONFIRMED=1)
+    found = machine.does("sudo -u ingestd ingestd status --patient-id 1CT1 --json")
+    assert len(json.loads(found)["studies"]) == 1, "found by patient, with the key"
+    drop(machine, ANOTHER)
+    waited_for(machine, CONFIRMED=2)
+
+
+def test_the_chapter_on_another_address_sends_nothing_anew(machine, installed, tmp_path):
+    drop(machine)
+    waited_for(machine, CONFIRMED=1)
+    installed.server.stop()
+    shutil.copytree(installed.server.data, tmp_path / "moved")
+    installed.server.start()
+    with EmulatorProcess(tmp_path / "moved") as moved:
+        before = len(moved.stores())
+
+        machine.does(as_filled_in("The server moves to another address", installed.server.url, moved.url))
+
+        waited_for(machine, CONFIRMED=1)
+        assert len(moved.stores()) == before
+        drop(machine, ANOTHER)
+        waited_for(machine, CONFIRMED=2)
+
+
+def test_the_chapter_on_uninstalling_leaves_only_what_was_dropped_and_saved(machine):
+    machine.does(chapter("Back up"))
+    machine.does("sudo systemctl stop ingestd")
+    drop(machine)
+
+    machine.does(chapter("Uninstall"))
+
+    left = machine.does("sudo find /etc /opt /run /srv /usr /var -path '*ingestd*' -not -path '/var/log/*' | sort")
+    assert machine.runs("getent passwd ingestd || getent group ingestd ingestd-drop").returncode != 0
+    assert [path for path in left.split() if not path.startswith("/var/backups/ingestd")] == [
+        "/srv/ingestd",
+        "/srv/ingestd/drop",
+        "/srv/ingestd/drop/CT_small.dcm",
+    ]
