@@ -236,6 +236,28 @@ def test_a_file_is_found_by_id_uid_and_every_path_it_has_had(command, every, row
     assert command("explain", "--json", OTHER_STUDY).json["found"] == 5
 
 
+@pytest.mark.parametrize("what", ["im0.dcm", "./im0.dcm", "deep/im0.dcm", "100%.dcm", "a_b", "\udcff.dcm"])
+def test_a_file_is_found_by_the_end_of_its_path(command, rows, monkeypatch, tmp_path_factory, what):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    wanted = rows.refuse(f"series/deep/{what.rpartition('/')[2]}")
+    others = [rows.refuse("series/xim0.dcm"), rows.refuse("axb"), rows.refuse("100%.dcm.old"), rows.refuse("d/aXb")]
+
+    assert [file["id"] for file in command("explain", "--json", what).json["files"]] == [wanted]
+    assert wanted not in others
+
+
+def test_a_name_finds_every_file_that_is_called_so(command, rows, monkeypatch):
+    both = [rows.refuse("one/im0.dcm"), rows.refuse("two/im0.dcm")]
+    assert [file["id"] for file in command("explain", "--json", "im0.dcm").json["files"]] == both
+
+    at_the_top = rows.refuse("im0.dcm")
+    assert [file["id"] for file in command("explain", "--json", "im0.dcm").json["files"]] == [at_the_top]
+
+    (rows.folder / "drop" / "im1.dcm").touch()
+    rows.refuse("one/im1.dcm")
+    assert "not taken in yet" in command("explain", "im1.dcm").err, "the very file that lies there is meant"
+
+
 def test_a_study_is_found_by_the_name_that_the_log_has_for_it(command, every, rows):
     set_key(rows.spool.host.encode())
     reference = study_ref(STUDY)
@@ -243,7 +265,12 @@ def test_a_study_is_found_by_the_name_that_the_log_has_for_it(command, every, ro
     found = command("explain", "--json", reference).json["files"]
 
     assert {file["id"] for file in found} == {every[name] for name in ("pending", "duplicate", "conflict")}
-    assert reference in command("explain", str(every["pending"])).out
+    assert command("explain", "--json", f"study={reference}").json["files"] == found
+    assert command("explain", "--json", f"study={STUDY}").json["files"] == found, "as `logging.uids: plain` writes it"
+    assert f"study={reference}" in command("explain", str(every["pending"])).out
+    assert command("explain", "study=0123456789ab").code == ExitCode.CONFIGURATION
+    [row] = command("explain", "--json", f"entry_id={every['failed']}").json["files"]
+    assert row["id"] == every["failed"]
     assert command("explain", "0123456789ab").code == ExitCode.CONFIGURATION
 
 

@@ -125,6 +125,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "entries since": lambda ledger: ledger.entries(Choice(state=State.CONFIRMED, since=NOW)),
     "find": lambda ledger: ledger.find("1.2.3.4"),
     "find path": lambda ledger: ledger.find("/some/where"),
+    "find by name": lambda ledger: ledger.find_named("im0.dcm"),
     "story": lambda ledger: ledger.story(1),
     "due": lambda ledger: ledger.studies_due(now=LATER),
     "due at the end": lambda ledger: ledger.studies_due(now=LATER, flush=True),

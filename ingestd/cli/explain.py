@@ -39,6 +39,7 @@ MOST_STORIES = 10
 _UNANSWERED = ("not_retrieved", "not_searched", "feed_not_read")
 # How a log line names a study (``logs.study_ref``).
 _REFERENCE = re.compile(r"[0-9a-f]{12}")
+_IN_LOG = re.compile(r"(?:study|entry_id)=(?P<value>.+)")
 
 
 @click.command("explain", short_help="Tell the whole history of a file, and what to do next.")
@@ -48,8 +49,9 @@ _REFERENCE = re.compile(r"[0-9a-f]{12}")
 def command(*, config: Path | None, as_json: bool, what: str) -> int:
     """Tell the whole history of a file, and what to do next.
 
-    It is named by its path (where it was dropped, or where it lies now), by its SOP Instance UID (or the UID of its
-    series or study), by its number in the ledger, or by the name that the log has for its study (study=4521a78fed84).
+    It is named by its path (where it was dropped, or where it lies now) or the end of it (im0.dcm), by its SOP Instance
+    UID (or the UID of its series or study), by its number in the ledger, or by the name that the log has for its study
+    (study=4521a78fed84).
     """
     settings = load_config(config)
     if not as_json:
@@ -85,8 +87,15 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
 
 
 def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
-    """Find rows by number, UID or path; a path is tried as written, as seen from its inbox, and from the spool."""
+    """Find rows by number, UID or path, or by what a log line calls a study or a row (``study=...``).
+
+    A path is tried as written, as seen from its inbox, and from the spool; a name without its folders finds every file
+    that is called so, unless a file lies there by that very path and was not taken in yet.
+    """
     found = ledger.find(what)
+    if not found and (named := _IN_LOG.fullmatch(what)):
+        what = named["value"]
+        found = ledger.find(what)
     if not found and _REFERENCE.fullmatch(what):
         found = _by_reference(config, ledger, what)
     if found or not _looks_like_path(what):
@@ -99,12 +108,19 @@ def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
                 return found
     if path.is_relative_to(config.spool.path):
         return ledger.find(str(path.relative_to(config.spool.path)))
-    return ledger.find(str(path))
+    if (found := ledger.find(str(path))) or Path(what).is_absolute() or _lies_in_an_inbox(config, what):
+        return found
+    return ledger.find_named(os.path.normpath(what))
+
+
+def _lies_in_an_inbox(config: Config, what: str) -> bool:
+    path = _as_dropped(config, what)
+    return os.path.lexists(path) and any(path.is_relative_to(inbox.path) for inbox in config.inboxes)
 
 
 def _by_reference(config: Config, ledger: Ledger, reference: str) -> list[Entry]:
     """Find the study that the log calls by this reference; its UID is in no log, so every study is tried."""
-    from ingestd.ledger import Choice, StudySummary
+    from ingestd.ledger import StudySummary
     from ingestd.logs import study_ref
 
     if not _know_references(config):
@@ -113,7 +129,7 @@ def _by_reference(config: Config, ledger: Ledger, reference: str) -> list[Entry]
     while page := ledger.studies(limit=1000, after=last):
         for study in page:
             if study_ref(study.study_uid) == reference:
-                return ledger.entries(Choice(study_uid=study.study_uid))
+                return ledger.find(study.study_uid)
         last = page[-1]
     return []
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, and_, exists, func, literal, literal_column, or_, select
 
 from ingestd.lifecycle import NEEDS_PERSON, Content, Identity, Jump, Reason, State, needs_person
 
@@ -22,6 +22,7 @@ from .reads import UNCONFIRMED, Reads
 from .row import ZERO, file_of, jump_of, pieces
 from .schema import (
     STATE_COLUMNS,
+    PathText,
     alarm,
     attempt,
     clock,
@@ -326,6 +327,8 @@ class Views(Reads):
             by_id = self.entry(int(text)) if len(text) < 19 else None
             if by_id is not None:
                 return [by_id]
+        if not text.isascii():  # no UID, and maybe no text that a database takes
+            return self._entries(self._by_path(text))
         found = self._ids(instance.c.sop_uid == text) or self._ids(instance.c.study_uid == text)
         if not found:
             in_series = self._all(
@@ -360,6 +363,16 @@ class Views(Reads):
         return found or self._ids(
             instance.c.reencoded_path.is_not(None), instance.c.reencoded_path.in_(sorted(spool_names))
         )
+
+    def find_named(self, name: str, *, limit: int = 1000) -> list[Entry]:
+        """Find rows whose path in the inbox ends in this name, or in these folders and this name; by id.
+
+        No index leads there: all paths are read, off the index that has nothing else in it.
+        """
+        ending = literal(f"/{name}", PathText())
+        ends = func.substr(instance.c.relative_path, -func.length(ending)) == ending
+        rows = self._all(select(instance.c.id).where(instance.c.relative_path > "", ends).limit(limit))
+        return self._entries(sorted(row.id for row in rows))
 
     def story(self, entry_id: int) -> Story | None:
         """Tell everything that is known of one row."""
