@@ -13,7 +13,7 @@ from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, TokenError, Unintelligible, uid_of
 from ingestd.dicomweb.answers import parse_http_date
 from ingestd.dicomweb.auth import token_from_json
-from ingestd.dicomweb.decoding import Undecodable, load_json
+from ingestd.dicomweb.decoding import Undecodable, datasets_from_json, load_json, to_dataset
 from ingestd.dicomweb.oauth import OAuth2Auth
 from ingestd.dicomweb.sdk import expiry_of
 from ingestd.dicomweb.statuses import parse_retry_after
@@ -140,6 +140,16 @@ def test_json_that_would_take_much_memory_is_refused_before_it_does(text):
 
     assert peak < 1_000_000
     assert took < 5
+
+
+def test_numbers_that_are_none_are_read_as_the_service_spells_them():
+    """Some servers write them bare, which no strict reader takes: nor what we would write of them."""
+    bare = b'[{"00189079": {"vr": "FD", "Value": [Infinity, -Infinity, NaN, 0.5]}}]'
+
+    (found,) = datasets_from_json(bare)
+
+    assert found["00189079"]["Value"] == ["Infinity", "-Infinity", "NaN", 0.5]
+    assert [str(value) for value in to_dataset(found)[0x00189079].value] == ["inf", "-inf", "nan", "0.5"]
 
 
 def test_json_of_a_large_study_is_read():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -534,6 +535,19 @@ def send(peer: Peer, method: str, path: str, body: Any) -> requests.Response:
 
 def state(name: str, transaction: str) -> list[dict[str, Any]]:
     return [{"00741000": {"vr": "CS", "Value": [name]}, "00081195": {"vr": "UI", "Value": [transaction]}}]
+
+
+@pytest.mark.parametrize("word", ["Infinity", "-Infinity", "NaN"])
+def test_body_spells_a_number_that_is_none_as_a_text(peer, word):
+    def sent(uid: str, value: Any) -> requests.Response:
+        body = json.dumps(workitem(**{"00189087": {"vr": "FD", "Value": [value]}}))
+        path, headers = f"/workitems?{uid}", {"Content-Type": JSON}
+        return peer.call("POST", path, accept=JSON, data=body, headers=headers)
+
+    uid = fresh_uid()
+    assert sent(uid, float(word)).status_code == 400  # Python writes it bare, which is no JSON
+    assert sent(uid, word).status_code == 201
+    assert peer.get(f"/workitems/{uid}").json()["00189087"] == {"vr": "FD", "Value": [word]}
 
 
 def test_workitem_goes_its_whole_way(peer):

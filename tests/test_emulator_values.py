@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,18 @@ from typing import Any
 import pytest
 
 from ingestd.emulator.examine import examine
-from tests.builders import BIG_ENDIAN, CT_IMAGE, EXPLICIT, IMPLICIT, delimiter, element, item, part10
+from tests.builders import (
+    BIG_ENDIAN,
+    CT_IMAGE,
+    EXPLICIT,
+    IMPLICIT,
+    delimiter,
+    element,
+    item,
+    part10,
+    sequence,
+)
+from tests.emulator_peer import Change, Peer, scan
 
 
 def read(tmp_path: Path, *elements: bytes, transfer_syntax: str = EXPLICIT) -> dict[str, Any]:
@@ -110,3 +122,49 @@ def test_what_is_written_as_un_has_the_vr_of_the_dictionary(tmp_path, transfer_s
     assert sequences == [None if transfer_syntax == BIG_ENDIAN else {"vr": "SQ", "Value": items}] * 2
     assert "00091001" not in metadata  # no dictionary knows it
     assert "00420011" not in metadata  # bulk
+
+
+NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, BIG_ENDIAN])
+def test_numbers_that_are_none_are_spelt_as_the_service_spells_them(tmp_path: Path, transfer_syntax: str) -> None:
+    order = ">" if transfer_syntax == BIG_ENDIAN else "<"
+
+    def of(tag: int, vr: str) -> bytes:
+        values = struct.pack(f"{order}4{'d' if vr == 'FD' else 'f'}", *NUMBERS.values(), 0.5)
+        return element(tag, vr, values, transfer_syntax=transfer_syntax)
+
+    inner = sequence(0x00186031, [of(0x0018605A, "FL")], transfer_syntax=transfer_syntax)
+
+    metadata = read(tmp_path, of(0x00189079, "FD"), of(0x0018605A, "FL"), inner, transfer_syntax=transfer_syntax)
+
+    assert metadata["00189079"] == {"vr": "FD", "Value": [*NUMBERS, 0.5]}
+    assert metadata["0018605A"] == {"vr": "FL", "Value": [*NUMBERS, 0.5]}
+    assert metadata["00186031"]["Value"] == [{"0018605A": metadata["0018605A"]}]
+
+
+@pytest.mark.parametrize("reindexed", [False, True])
+def test_search_takes_infinity_by_its_name(fresh: Peer, reindexed: bool) -> None:
+    def store() -> None:
+        for word, number in NUMBERS.items():
+            changes: dict[int, Change] = {0x00189087: ("FD", struct.pack("<d", number)), 0x00081030: ("LO", word)}
+            assert fresh.store(scan(changes)).status_code == 200
+
+    if reindexed:
+        store()
+    tag = [{"path": "DiffusionBValue", "level": "Study"}]
+    fresh.finished(fresh.call("POST", "/extendedquerytags", json=tag).json()["href"])
+    if not reindexed:
+        store()
+
+    def found(word: str) -> Any:
+        answer = fresh.get("/studies", params={"DiffusionBValue": word})
+        if answer.status_code != 200:
+            return answer.status_code
+        return [study["00081030"]["Value"][0] for study in answer.json()]
+
+    assert [found(word) for word in ("Infinity", "-infinity", "NaN", "1e999")] == [
+        ["Infinity"], ["-Infinity"], 204, ["Infinity"],
+    ]  # fmt: skip
+    assert [found(word) for word in ("inf", "-inf", "1_0", "0x1")] == [400] * 4

@@ -59,7 +59,11 @@ def load_json(text: bytes, *, unique_keys: bool = False, memory_limit: int = MEM
     if memory_of(text) > memory_limit:
         raise Undecodable("JSON that would take too much memory")
     try:
-        parsed = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique if unique_keys else None)
+        parsed = json.loads(
+            text.decode("utf-8-sig"),
+            object_pairs_hook=_unique if unique_keys else None,
+            parse_constant=str,  # NaN and the infinities, which some servers write bare: as texts, like the service
+        )
     except RecursionError:
         raise Undecodable("JSON that is nested too deeply") from None
     except ValueError:

@@ -28,9 +28,13 @@ def json_of(call: Call) -> Any:
     if call.header("content-type") is None:
         raise Problem(415)
     try:
-        return json.loads(call.body)
+        return json.loads(call.body, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise Problem(400, SYNTAX) from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)  # of Python's JSON, not of anybody else's
 
 
 _NUMBERS = frozenset({"FL", "FD", "SL", "SS", "UL", "US"})
@@ -81,7 +85,7 @@ def _fits(value: Any, vr: str) -> bool:
     if vr == "PN":
         return value is None or (isinstance(value, dict) and all(isinstance(text, str) for text in value.values()))
     if isinstance(value, str):
-        return value == "NaN" or (
+        return value in {"NaN", "Infinity", "-Infinity"} or (
             vr in _NUMBERS_OR_TEXTS and bool(re.fullmatch(r"\s*[+-]?[\d.]+([eE][+-]?\d+)?\s*", value))
         )
     return isinstance(value, int | float) and not isinstance(value, bool)

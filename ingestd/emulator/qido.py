@@ -157,10 +157,9 @@ def _filter(name: str, tag: int, value: str, levels: frozenset[Level], tags: dic
             raise _no_number(value, shown, "long")
         found.equals = int(value)
     elif vr in ("FD", "FL"):
-        try:
-            found.equals = float(value)
-        except ValueError as error:
-            raise _no_number(value, shown, "double") from error
+        if not _DOUBLE.fullmatch(value.strip()):
+            raise _no_number(value, shown, "double")
+        found.equals = float(value)
     elif vr == "IS":
         parsed = validate.parse_integer(value.strip())
         if parsed is None:
@@ -173,6 +172,10 @@ def _filter(name: str, tag: int, value: str, levels: frozenset[Level], tags: dic
     else:
         found.equals = fold(value, vr)
     return found
+
+
+# What .NET takes for a double: Python takes more.
+_DOUBLE = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|infinity|nan)", re.IGNORECASE)
 
 
 def _no_number(value: str, name: str, kind: str) -> Problem:

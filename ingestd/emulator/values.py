@@ -183,7 +183,7 @@ def _plain(value: Any) -> str:
 
 def _finite(number: float) -> float | str:
     if not math.isfinite(number):
-        return "NaN" if math.isnan(number) else "inf" if number > 0 else "-inf"
+        return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
     return number
 
 
