@@ -62,7 +62,9 @@ def test_instance_as_a_single_part(peer, accept):
     assert answer.content[128:] == file[128:]
 
 
-@pytest.mark.parametrize("accept", [ANY_FILES, "*/*", 'multipart/related; type="application/dicom"'])
+@pytest.mark.parametrize(
+    "accept", [ANY_FILES, "*/*", 'multipart/related; type="application/dicom"', 'multipart/related; type="*/*"']
+)
 def test_instance_as_multipart(peer, accept):
     file = scan()
     answer = peer.get(put(peer, file), accept)
@@ -133,6 +135,19 @@ def test_padded_study_uid_is_retrievable(peer):
 
     assert peer.get(f"/studies/{study}", ANY_FILES).status_code == 200
     assert peer.get(f"/studies/{study}%20%20", ANY_FILES).status_code == 200
+
+
+def test_colors_are_said_to_be_transformed_where_jpeg_2000_transforms_them(peer):
+    """As fo-dicom says it: YBR_RCT, not RGB (PS3.5 section 8.2.4); decoding gives the same pixels."""
+    colors = bytes(range(256)) * 12
+    changes = {
+        0x00280002: ("US", 3), 0x00280004: ("CS", "RGB"), 0x00280006: ("US", 0), 0x00280010: ("US", 32),
+        0x00280011: ("US", 32), 0x7FE00010: ("OB", colors),
+    }  # fmt: skip
+    answer = peer.get(put(peer, scan(changes)), f"application/dicom; transfer-syntax={JPEG_2000}")
+
+    shown = pydicom.dcmread(io.BytesIO(answer.content))
+    assert (shown.PhotometricInterpretation, shown.pixel_array.tobytes()) == ("YBR_RCT", colors)
 
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, BIG_ENDIAN, DEFLATED])
@@ -266,7 +281,14 @@ def test_one_frame_as_a_single_part(v2, multi):
     assert answer.headers["Content-Type"] == f"application/octet-stream; transfer-syntax={EXPLICIT}"
 
 
-@pytest.mark.parametrize("accept", ["*/*", 'multipart/related; type="application/octet-stream"; transfer-syntax=*'])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "*/*",
+        'multipart/related; type="application/octet-stream"; transfer-syntax=*',
+        'multipart/related; type="*/*"; transfer-syntax="*"',
+    ],
+)
 def test_several_frames_as_multipart(v2, multi, accept):
     path, pixels = multi
 

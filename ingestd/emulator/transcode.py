@@ -81,6 +81,10 @@ def convert(file: IO[bytes], syntax: str) -> FileDataset:
         dataset.decompress(generate_instance_uid=False)
     dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE)
     if syntax == JPEG_2000:
+        if dataset.get("PhotometricInterpretation") == "RGB":
+            dataset.PhotometricInterpretation = (
+                "YBR_RCT"  # the encoder transforms colors then, as fo-dicom's says it does
+            )
         dataset.compress(JPEG_2000, generate_instance_uid=False)
     return dataset
 

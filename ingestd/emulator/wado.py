@@ -68,21 +68,16 @@ def choose(header: str | None, offers: tuple[Offer, ...]) -> Wanted:
 
 def _match(member: MediaRange, offers: tuple[Offer, ...]) -> Wanted | None:
     asked = member.parameters.get("transfer-syntax")
-    if member.media_type == "*/*":
-        # Anything at all means the original, as multipart even for one instance.
+    is_multipart = member.media_type == "multipart/related"
+    kind = member.parameters.get("type", "").lower() if is_multipart else member.media_type
+    if kind == "*/*":
+        # Anything at all, in parts or not, means the original, as multipart even for one instance.
         offer = next(offer for offer in offers if offer.multipart)
         syntax = asked or "*"
         return Wanted(True, syntax, offer.media_type) if syntax in offer.syntaxes else None
     for offer in offers:
-        if offer.multipart:
-            fits = (
-                member.media_type == "multipart/related"
-                and member.parameters.get("type", "").lower() == offer.media_type
-            )
-        else:
-            fits = member.media_type == offer.media_type
         syntax = asked or offer.default_syntax
-        if fits and syntax in offer.syntaxes:
+        if (is_multipart, kind) == (offer.multipart, offer.media_type) and syntax in offer.syntaxes:
             return Wanted(offer.multipart, syntax, offer.media_type)
     return None
 
