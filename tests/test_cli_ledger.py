@@ -142,6 +142,26 @@ def test_status_finds_studies_by_what_an_admin_knows(command, every, rows):
     assert studies("--since", (datetime.now(UTC) - timedelta(hours=1)).isoformat()) != []
 
 
+@pytest.mark.parametrize("last", ["sent", "dropped"])
+def test_a_study_both_sent_and_dropped_is_one_line(command, rows, tmp_path, last):
+    of_send = Rows(tmp_path, of_send=True)
+    of_send.now = rows.now + (timedelta(seconds=1) if last == "sent" else -timedelta(seconds=1))
+    of_send.admit("sent", uid=f"{STUDY}.7")
+    of_send.refuse("cut")
+    of_send.close()
+    rows.admit("dropped")
+    rows.admit("other", study=OTHER_STUDY)
+
+    for words in ((), ("--limit", "1")):
+        listed = command("status", "--json", "--since", "1d", *words).json["studies"]
+        told = {study["study_uid"]: study for study in listed}
+        assert len(told) == len(listed) == (1 if words else 2)
+    both = command("status", "--json", "--patient-id", "PID").json["studies"]
+    [study] = [each for each in both if each["study_uid"] == STUDY]
+    assert (study["states"], study["size_bytes"]) == ({"PENDING": 2}, 2000)
+    assert command("status", "--since", "1d").out.count(STUDY) == 1
+
+
 def test_status_lists_files_of_a_state_or_study(command, every):
     rejected = command("status", "--json", "--state", "rejected").json["files"]
     study = command("status", "--json", "--study", OTHER_STUDY).json["files"]

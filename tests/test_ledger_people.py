@@ -379,6 +379,27 @@ def test_listings_are_paged_without_gaps_or_repeats(ledger: Ledger):
     assert entries[0] == 8
 
 
+@pytest.mark.parametrize("limit", [1, 3, 100])
+@pytest.mark.parametrize("state", [None, State.PENDING])
+def test_study_of_two_hosts_is_listed_once_however_it_is_paged(
+    ledger: Ledger, tmp_path: Path, limit: int, state: State | None
+):
+    for number in range(6):
+        admit(ledger, arrival(number, study=number), now=NOW + timedelta(seconds=number // 2))
+    with open_ledger(tmp_path, host="host-b") as other:
+        admit(other, *(arrival(number + 50, study=number) for number in range(4)), now=NOW + timedelta(seconds=1))
+
+    found, after = [], None
+    while page := ledger.studies(Choice(state=state), limit=limit, after=after):
+        found += page
+        after = page[-1]
+
+    assert sorted(study.study_uid for study in found) == [f"1.2.{number}" for number in range(6)]
+    assert [study.changed_at for study in found] == sorted((study.changed_at for study in found), reverse=True)
+    waiting = {study.study_uid: study.states[State.PENDING] for study in found}
+    assert waiting == {f"1.2.{number}": 2 if number < 4 else 1 for number in range(6)}
+
+
 def test_entries_are_found_by_state_reason_and_label(ledger: Ledger):
     first, second = admit(ledger, arrival(1, **hashes(ledger)), arrival(2, study=2, modality="MR"))
     send(ledger, 2, state=State.FAILED, reason=Reason.REFUSED, answered=True)

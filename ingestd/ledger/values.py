@@ -395,7 +395,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudySummary:
-    """One study in sum, as one host has it."""
+    """One study in sum; ``host`` is the one that had it change last."""
 
     host: str
     study_uid: str

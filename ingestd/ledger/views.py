@@ -180,11 +180,20 @@ class Views(Reads):
     ) -> list[StudySummary]:
         """List studies, the one that changed last first; ``after`` is the last one of the page before.
 
-        A study that two hosts have is two lines.
+        A study of which several hosts have files (some were sent, others dropped) is one line, where it changed last.
         """
+        other = study.alias("other")
+        later = [
+            other.c.study_uid == study.c.study_uid,
+            or_(
+                other.c.changed_at > study.c.changed_at,
+                and_(other.c.changed_at == study.c.changed_at, other.c.host > study.c.host),
+            ),
+        ]
         where: list[ColumnElement[bool]] = []
         if choice.state is not None:
-            where.append(literal_column(STATE_COLUMNS[choice.state]) > literal_column("0"))
+            where.append(literal_column(f"study.{STATE_COLUMNS[choice.state]}") > literal_column("0"))
+            later.append(other.c[STATE_COLUMNS[choice.state]] > literal_column("0"))
         if choice.since is not None:
             where.append(study.c.changed_at >= choice.since)
         if after is not None:
@@ -194,25 +203,17 @@ class Views(Reads):
                     and_(study.c.changed_at == after.changed_at, study.c.study_uid < after.study_uid),
                 )
             )
-        where += self._of_studies(choice, study.c.study_uid)[0]
+        where += [*self._of_studies(choice, study.c.study_uid)[0], ~exists().where(*later)]
         rows = self._all(
             select(study).where(*where).order_by(study.c.changed_at.desc(), study.c.study_uid.desc()).limit(limit)
         )
-        modalities = self._modalities([row.study_uid for row in rows])
-        return [
-            StudySummary(
-                host=row.host,
-                study_uid=row.study_uid,
-                states={state: getattr(row, column) for state, column in STATE_COLUMNS.items()},
-                size_bytes=row.size_bytes,
-                modalities=modalities.get(row.study_uid, ()),
-                first_at=row.first_at,
-                changed_at=row.changed_at,
-                next_attempt_at=row.next_attempt_at,
-                charged=row.charged,
-            )
-            for row in rows
-        ]
+        uids = [row.study_uid for row in rows]
+        of_hosts: dict[str, list[Any]] = {}
+        for piece in pieces(uids):
+            for row in self._all(select(study).where(study.c.study_uid.in_(piece))):
+                of_hosts.setdefault(row.study_uid, []).append(row)
+        modalities = self._modalities(uids)
+        return [_summed(row, of_hosts[row.study_uid], modalities.get(row.study_uid, ())) for row in rows]
 
     def _of_studies(self, choice: Choice, column: ColumnElement[Any]) -> tuple[list[ColumnElement[bool]], bool]:
         """Say what is asked of the study, and whether that leaves but few studies."""
@@ -400,6 +401,22 @@ class Views(Reads):
             duplicates=tuple(each for each in self._entries(duplicates) if each.state is State.DUPLICATE),
             same_identity=tuple(self._entries(other for other in others if other != entry_id)),
         )
+
+
+def _summed(last: Any, of_hosts: Sequence[Any], modalities: tuple[str, ...]) -> StudySummary:
+    """Sum up what each host has of a study; ``last`` is the row that changed last."""
+    waits = [row.next_attempt_at for row in of_hosts if row.next_attempt_at is not None]
+    return StudySummary(
+        host=last.host,
+        study_uid=last.study_uid,
+        states={state: sum(getattr(row, column) for row in of_hosts) for state, column in STATE_COLUMNS.items()},
+        size_bytes=sum(row.size_bytes for row in of_hosts),
+        modalities=modalities,
+        first_at=min(row.first_at for row in of_hosts),
+        changed_at=last.changed_at,
+        next_attempt_at=min(waits, default=None),
+        charged=max(row.charged for row in of_hosts),
+    )
 
 
 def _event(row: Any) -> Event:
