@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import element, fresh_uid, item
+from tests.charsets import MISSPELT
 from tests.emulator_peer import Change, Peer, scan
 
 # Of each character set that has two bytes to a character, some whose bytes are those of \ ^ = or lie beside them.
@@ -115,3 +116,20 @@ def test_update_gives_a_name_that_any_character_set_can_hold(v2: Peer, charset: 
     assert metadata["00101000"]["Value"] == [one, other]
     found = v2.get("/studies", params={"PatientName": f"山田^Ωé={one}={other}", "StudyInstanceUID": study})
     assert found.status_code == 200
+
+
+@pytest.mark.parametrize("charset", MISSPELT)
+def test_patient_is_found_whose_character_set_is_misspelt(peer: Peer, charset: str) -> None:
+    typed, codec = MISSPELT[charset]
+    study = fresh_uid(1)
+    changes: dict[int, Change] = {
+        0x00080005: ("CS", charset),
+        0x00100010: ("PN", typed.encode(codec)),
+        0x00100020: ("LO", typed.encode(codec)),
+    }
+    assert peer.store(scan(changes, study=study)).status_code in (200, 202)
+
+    for asked in ({"PatientID": typed}, {"PatientName": typed}, {"PatientName": typed, "fuzzymatching": "true"}):
+        found = peer.get("/studies", params={**asked, "StudyInstanceUID": study})
+        assert found.status_code == 200, asked
+        assert found.json()[0]["00100020"]["Value"] == [typed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from operator import itemgetter
 from struct import Struct, iter_unpack, pack
 from typing import Any
@@ -30,7 +31,10 @@ SPECIFIC_CHARACTER_SET = 0x00080005
 # By the letters and digits of the term alone: "ISO IR 192" is a misspelling that a device sends for years.
 _NOT_SPELT = re.compile(r"[^A-Z0-9]")
 _ENCODINGS = {_NOT_SPELT.sub("", term): str(encoding) for term, encoding in python_encoding.items()}
-_ENCODINGS |= {"UTF8": "utf8", "ISO2022IR192": "utf8", "ISO88591": "iso8859"}
+_ENCODINGS = {term.replace("2022", ""): encoding for term, encoding in _ENCODINGS.items()} | _ENCODINGS
+_ENCODINGS |= {f"ISO8859{part}": f"iso8859_{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11)}
+_ENCODINGS |= {"UTF8": "utf8", "ISO2022IR192": "utf8", "LATIN1": "latin_1"}
+_ENCODINGS |= {"SHIFTJIS": "shift_jis", "EUCKR": "euc_kr", "GB2312": "gbk"}
 
 
 class Text:
@@ -44,8 +48,12 @@ class Text:
         if b"\x1b" not in value:
             if value.isascii():
                 return value.decode("ascii")
-            encoding = self._encodings[0] if vr in _CODED_VRS else "iso8859"
-            return value.decode(encoding, "replace")
+            if vr not in _CODED_VRS:
+                return value.decode("iso8859")
+            if self._encodings[0] == "iso8859":  # nothing, or nothing known, is named
+                with suppress(UnicodeDecodeError):
+                    return value.decode("utf8")
+            return value.decode(self._encodings[0], "replace")
         if vr not in _CODED_VRS or len(self._encodings) == 1:
             return value.decode("iso8859" if vr not in _CODED_VRS else self._encodings[0], "replace")
         initial, *escaped = value.split(b"\x1b")

@@ -7,6 +7,16 @@ import warnings
 from functools import cache, lru_cache
 
 _NOT_SPELT = re.compile(r"[^A-Z0-9]")
+# What else the defined terms (PS3.3 §C.12.1.1.2) are called: by the parts of ISO 8859, and as other programs do.
+_PARTS_OF_8859 = {1: 100, 2: 101, 3: 109, 4: 110, 5: 144, 6: 127, 7: 126, 8: 138, 9: 148, 11: 166}
+_OTHER_NAMES = {
+    "UTF8": "ISO_IR 192",
+    "ISO2022IR192": "ISO_IR 192",
+    "LATIN1": "ISO_IR 100",
+    "SHIFTJIS": "ISO_IR 13",
+    "EUCKR": "ISO 2022 IR 149",
+    "GB2312": "GBK",
+}
 
 
 # Patient, station and modality are the same for many files in a row.
@@ -48,7 +58,10 @@ def _terms_by_letters() -> dict[str, str]:
     from pydicom.charset import python_encoding  # noqa: PLC0415
 
     terms = {_NOT_SPELT.sub("", term): term for term in python_encoding}
-    return terms | {"UTF8": "ISO_IR 192", "ISO2022IR192": "ISO_IR 192", "ISO88591": "ISO_IR 100"}
+    # What has an escape sequence only is named without it, too: "ISO_IR 149", "ISO_IR 87".
+    terms = {key.replace("2022", ""): term for key, term in terms.items()} | terms
+    latin = {f"ISO8859{part}": f"ISO_IR {number}" for part, number in _PARTS_OF_8859.items()}
+    return terms | latin | _OTHER_NAMES
 
 
 def defined_term(name: str) -> str:
