@@ -122,7 +122,9 @@ def test_nothing_is_advised_without_the_quotes_by_which_it_is_found():
         f"{file.name}: {line.strip()}"
         for file in (PROJECT / "ingestd" / "cli").glob("*.py")
         for line in file.read_text().splitlines()
-        if any(f"{before} ingestd {name}" in line for before in (":", "more:") for name in ("run", "status", "check"))
+        if any(
+            f"{before} ingestd {name}" in line for before in (":", ": ") for name in ("run", "status", "check", "-c")
+        )
     ]
 
     assert found == []

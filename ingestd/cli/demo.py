@@ -25,6 +25,7 @@ import click
 
 from ingestd.clocks import boottime
 
+from .asker import as_typed
 from .frame import ExitCode, Stop, json_option, plain, print_json
 from .words import words_of
 
@@ -125,7 +126,7 @@ def _run(place: Path, folder: Path | None, *, keep: bool, viewer: Path | None, t
             processes.clear()
             say(f"\nstill running: server {url} (pid {server.pid}), daemon on {drop} (pid {daemon.pid})")
             say(f"{'what is stored' if viewer is None else 'see the images'}  {page}")
-            say(f"ask it:  ingestd -c {config} status        stop both:  kill {daemon.pid} {server.pid}")
+            say(as_typed(f"ask it: `ingestd -c {config} status`; stop both: `kill {daemon.pid} {server.pid}`"))
         elif viewer is not None:
             say("\nthe viewer ended with the server; with --keep both stay, and the images can be looked at")
         return ExitCode.DONE if accounted else ExitCode.NEEDS_PERSON
