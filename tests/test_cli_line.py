@@ -212,6 +212,30 @@ def test_send_says_again_what_needs_a_person_until_it_is_mended(site, tmp_path):
     assert mended.returncode == ExitCode.DONE, mended.stdout
 
 
+def test_send_and_what_tells_of_it_need_no_inboxes(site, tmp_path):
+    settings = json.loads(site.config_file.read_text())
+    del settings["inboxes"]
+    site.config_file.write_text(json.dumps(settings))
+    image = write_instance(tmp_path / "export" / "image")
+
+    sent = site.command("send", str(image.parent))
+    told = [
+        site.command(*words) for words in (("explain", str(image)), ("explain", "image"), ("status", "--exit-code"))
+    ]
+    unknown = site.command("explain", str(tmp_path))
+    checked = site.command("check", "--json")
+    ran = site.command("run", "--once")
+
+    assert sent.returncode == ExitCode.DONE, sent.stderr
+    assert site.states() == {"CONFIRMED": 1}
+    assert [each.returncode for each in told] == [ExitCode.DONE] * 3, told
+    assert "no folder is watched" in unknown.stderr
+    assert checked.returncode == ExitCode.DONE, checked.stdout
+    assert [check["result"] for check in json.loads(checked.stdout)["checks"] if check["name"] == "inboxes"] == ["note"]
+    assert ran.returncode == ExitCode.CONFIGURATION
+    assert "no folder is watched" in ran.stderr
+
+
 @pytest.mark.parametrize("what", ["nothing/here", "spool", "."])
 def test_send_refuses_what_it_cannot_mean(site, capfd, monkeypatch, what):
     (site.folder / "spool").mkdir()

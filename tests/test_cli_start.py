@@ -117,6 +117,7 @@ REASONS: dict[str, tuple[Callable[[Path, ExitStack], object], ExitCode | None]] 
         lambda at, _: _replace(at / "drop", lambda path: path.symlink_to("spool/files")),
         ExitCode.CONFIGURATION,
     ),
+    "no folder is watched": (lambda at, _: _configure(at, "inboxes:\n  - path: ./drop\n", ""), ExitCode.CONFIGURATION),
     "two inboxes are one folder": (
         lambda at, _: (
             (at / "also").symlink_to("drop"),

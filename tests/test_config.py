@@ -530,6 +530,10 @@ def test_values_that_cannot_work_are_refused(section):
     assert name in found[0]
 
 
+def test_no_inbox_is_needed_for_what_is_sent_by_hand():
+    assert parsed(LEAST.replace("inboxes: [{path: drop}]\n", "")).inboxes == ()
+
+
 def test_the_object_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         parsed(LEAST).spool = Spool(path=Path("/elsewhere"))

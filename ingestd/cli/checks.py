@@ -77,7 +77,7 @@ def check_all(config: Config, *, for_start: bool) -> Iterator[Finding]:
     yield from _guarded("user", lambda: _user(config, for_start=for_start))
     for inbox in config.inboxes:
         yield from _guarded("inbox", lambda inbox=inbox: _inbox(inbox, config))  # type: ignore[misc]
-    yield from _guarded("inboxes", lambda: _places(config))
+    yield from _guarded("inboxes", lambda: _places(config, for_start=for_start))
     yield from _guarded("spool", lambda: _spool(config))
     yield from _guarded("disk", lambda: _disk(config))
     yield from _guarded("ledger", lambda: _ledger(config))
@@ -204,14 +204,15 @@ def _nearest(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def _places(config: Config) -> Iterator[Finding]:
-    from ingestd.daemon.wiring import policy_of
+def _places(config: Config, *, for_start: bool) -> Iterator[Finding]:
+    from ingestd.daemon.wiring import policies_of
     from ingestd.inbox import InboxError, check_places
 
     try:
-        check_places([policy_of(inbox) for inbox in config.inboxes], config.spool.path)
+        check_places(policies_of(config), config.spool.path)
     except InboxError as error:
-        yield _bad("inboxes", str(error))
+        # Without inboxes the daemon does not start, and is not wanted.
+        yield _bad("inboxes", str(error)) if config.inboxes or for_start else _note("inboxes", str(error))
 
 
 def _spool(config: Config) -> Iterator[Finding]:
@@ -303,6 +304,8 @@ def _start_on_ledger(config: Config) -> Iterator[Finding]:
 
 
 def _watching(config: Config) -> Iterator[Finding]:
+    if not config.inboxes:
+        return
     watched = [inbox for inbox in config.inboxes if inbox.watch != "poll" and not _is_remote(inbox.path)]
     if not watched:
         yield _ok("watching", "by regular scans")

@@ -159,7 +159,10 @@ def why_unknown(config: Config, what: str) -> str:
         )
     inbox = next((inbox for inbox in config.inboxes if path.is_relative_to(inbox.path)), None)
     if inbox is None:
-        return f"{shown} is in none of the watched folders ({', '.join(str(each.path) for each in config.inboxes)})"
+        watched = ", ".join(plain(each.path) for each in config.inboxes)
+        return f"{shown} was not sent, and " + (
+            f"is in none of the watched folders ({watched})" if watched else "no folder is watched"
+        )
     if path.is_symlink() or not path.is_file():
         return f"{shown} is no regular file; ingestd follows no links and opens no devices, and leaves it where it is"
     if any(fnmatch.fnmatch(path.name, pattern) for pattern in inbox.ignore):

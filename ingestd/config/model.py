@@ -354,7 +354,8 @@ class _Origin:
 class Config(Section):
     """Everything ingestd is told."""
 
-    inboxes: Annotated[tuple[Inbox, ...], Strict(strict=False), Field(min_length=1)]
+    # Left out where only `ingestd send` is used; the daemon wants at least one.
+    inboxes: Annotated[tuple[Inbox, ...], Strict(strict=False), Field(min_length=1)] = ()
     spool: Spool
     batch: BatchSection = BatchSection()
     destination: Destination

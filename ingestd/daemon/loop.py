@@ -92,7 +92,7 @@ class Daemon:
         self.config = config
         self.wake = wake or Wake()
         self._log = structlog.get_logger()
-        policies = policies if policies is not None else tuple(wiring.policy_of(inbox) for inbox in config.inboxes)
+        policies = policies if policies is not None else wiring.policies_of(config)
         self.spool: Spool
         self.ledger: Ledger
         self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config)

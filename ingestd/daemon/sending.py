@@ -56,9 +56,9 @@ def sending_policies(paths: Sequence[Path]) -> tuple[InboxPolicy, ...]:
 
 def once_policies(config: Config) -> tuple[InboxPolicy, ...]:
     """Give the configured inboxes with the short patience of a single run."""
-    policies = (wiring.policy_of(inbox) for inbox in config.inboxes)
     return tuple(
-        replace(policy, incomplete_after=min(policy.incomplete_after, _INCOMPLETE_AFTER)) for policy in policies
+        replace(policy, incomplete_after=min(policy.incomplete_after, _INCOMPLETE_AFTER))
+        for policy in wiring.policies_of(config)
     )
 
 

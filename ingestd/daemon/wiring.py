@@ -7,7 +7,7 @@ from datetime import timedelta
 from ingestd.config import Config, Inbox
 from ingestd.dicomweb import AzureAuth, BasicAuth, BearerAuth, DicomWebClient, NoAuth, OAuth2Auth, Tls
 from ingestd.dicomweb.auth import Auth
-from ingestd.inbox import InboxPolicy, Take, Watch
+from ingestd.inbox import InboxError, InboxPolicy, Take, Watch
 from ingestd.instance.meta import file_meta_for
 from ingestd.lifecycle import Backoff, BatchLimits, LongestWaits, Part, ServerKind, ServerProfile
 from ingestd.reader import ReaderLimits
@@ -73,6 +73,15 @@ def profile_from(config: Config) -> ServerProfile | None:
 
 # An emptied study folder goes after this long: whoever fills it slowly is done by then.
 _EMPTIED_AFTER = timedelta(days=1)
+
+
+def policies_of(config: Config) -> tuple[InboxPolicy, ...]:
+    """Build every inbox's policy, or raise InboxError where there is none: there would be nothing to watch."""
+    if not config.inboxes:
+        raise InboxError(
+            "no folder is watched: name one under `inboxes` in the configuration (only `ingestd send` needs none)"
+        )
+    return tuple(policy_of(inbox) for inbox in config.inboxes)
 
 
 def policy_of(inbox: Inbox) -> InboxPolicy:
