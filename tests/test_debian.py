@@ -186,3 +186,16 @@ def test_the_chapter_on_uninstalling_leaves_only_what_was_dropped_and_saved(mach
         "/srv/ingestd/drop",
         "/srv/ingestd/drop/CT_small.dcm",
     ]
+
+
+def test_a_spool_of_roots_is_given_back_by_the_command_that_is_advised(machine):
+    """ "become the user root", said `check`; what root then ran made the ledger root's as well."""
+    machine.does("sudo systemctl stop ingestd; sudo chown -R root: /srv/ingestd/spool")
+    told = machine.runs("sudo -u ingestd ingestd check")
+    advised = next(line.partition(": sudo ")[2] for line in told.stdout.splitlines() if ": sudo " in line)
+
+    assert told.returncode == 77
+    assert "-u root" not in told.stdout
+    machine.does(f"sudo {advised}; sudo systemctl start ingestd")
+    drop(machine)
+    waited_for(machine, CONFIRMED=1)
