@@ -93,7 +93,7 @@ def test_store_says_what_became_of_each_file_and_what_it_left(tmp_path, shell, s
     assert result.exit_code == 1, "a file was left"
     assert "already there" in result.stdout
     assert "stored" in result.stdout
-    assert "notes.txt is no DICOM file" in result.stderr
+    assert "notes.txt: not a DICOM file" in result.stderr
     assert told.exit_code == 0
     assert json.loads(told.stdout)["instances"][0]["outcome"] == "already there"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import threading
@@ -31,9 +32,22 @@ from ingestd.dicomweb import (
     uid_of,
     value_of,
 )
+from ingestd.dicomweb.part10 import read_uids
 from ingestd.dicomweb.sdk import DicomClient
 from ingestd.emulator import Emulator
-from tests.builders import DEFLATED, EXPLICIT, delimiter, element, fresh_uid, item, part10, write_instance
+from ingestd.instance import Verdict, inspect
+from tests.builders import (
+    DEFLATED,
+    EXPLICIT,
+    delimiter,
+    element,
+    file_meta,
+    fresh_uid,
+    instance_bytes,
+    item,
+    part10,
+    write_instance,
+)
 
 SAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -727,15 +741,74 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text(encoding="ascii").split()[1])
 
 
-def test_file_of_many_frames_is_read_up_to_its_uids_only(tmp_path):
+def test_file_of_many_frames_is_read_once_in_little_memory(tmp_path):
     """One of 60,000 frames, 31 MB, took 57 s and 983 MB to find three UIDs in its first kilobyte."""
     path = write_instance(tmp_path / "frames", sop_uid="1.2.3.4", extra=many_items(0x52009230, 60_000))
 
     parts, read, held = reading_uids_of(path)
 
     assert [part.sop_uid for part in parts] == ["1.2.3.4"]
-    assert read < 500_000 < path.stat().st_size
+    assert read < path.stat().st_size + 500_000
     assert held < 4_000_000
+    read_before = bytes_read()
+    with path.open("rb") as file:
+        assert read_uids(file.fileno()) is not None
+    assert bytes_read() - read_before < 500_000, "what is downloaded is read up to its UIDs only"
+
+
+def test_store_skips_what_the_daemon_rejects_in_the_same_words(tmp_path):
+    """A file cut short was sent, and refused or stored by the server's grace; the daemon never sends it."""
+    whole = instance_bytes(sop_uid="1.2.3")
+    files = {
+        "cut": whole[:-100],
+        "cut in its meta": whole[:200],
+        "cut in its head": whole[:100],
+        "empty": b"",
+        "zeros": bytes(4096),
+        "text": b"hello",
+        "gzip": gzip.compress(whole),
+        "no uids": part10(element(0x00080018, "UI", "1.2.3") + element(0x00280010, "US", 2), sop_uid="1.2.3"),
+        "no uid": part10(element(0x00080018, "UI", "../1") + element(0x00280010, "US", 2), sop_uid="1.2.3"),
+        "dicomdir": file_meta(sop_class="1.2.840.10008.1.3.10", sop_uid="1.2.3") + element(0x00041130, "CS", "X"),
+        "torn": instance_bytes(sop_uid="1.2.3", extra=element(0x00091010, "SQ", item(b"")[:6], length=0xFFFFFFFF)),
+        "deep": part10(nested(70), sop_uid="1.2.3"),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    skipped: dict[str, str] = {}
+
+    made = list(batches([tmp_path], on_skip=lambda path, why: skipped.update({path.name: why})))
+
+    def words(name: str) -> str:
+        with (tmp_path / name).open("rb") as file:
+            found = inspect(file.fileno())
+        assert found.verdict not in (Verdict.WHOLE, Verdict.ZEROS)
+        return found.reason_text
+
+    assert made == []
+    assert skipped == {name: words(name) for name in files}
+    assert (skipped["cut"], skipped["text"]) == ("the file ends before its lengths say", "not a DICOM file")
+
+
+def test_store_sends_what_the_daemon_takes(tmp_path, client):
+    """A data set without File Meta gets the same as the daemon's; pixels that are all zeros may be meant so."""
+    bare = instance_bytes(meta=False)
+    (tmp_path / "bare").write_bytes(bare)
+    write_instance(tmp_path / "zeros", pixels=bytes(16), rows=4, columns=4)
+
+    result = [
+        client.store(batch) for batch in batches([tmp_path], on_skip=lambda path, why: pytest.fail(f"{path}: {why}"))
+    ]
+
+    assert [len(each.stored) for each in result] == [2]
+
+
+def nested(depth: int) -> bytes:
+    """A data set of sequences in sequences."""
+    content = element(0x00080100, "SH", "X")
+    for _ in range(depth):
+        content = element(0x0040A730, "SQ", item(content), pad=False)
+    return content
 
 
 @pytest.mark.slow

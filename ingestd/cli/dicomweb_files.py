@@ -46,8 +46,8 @@ def store(
     """Store files and folders.
 
     Says what became of each instance. Nothing is remembered and nothing is tried again: `ingestd send` does that.
-    Files that are no DICOM are told and left. An instance that is there already is no failure; whether it is the same
-    is not looked at.
+    What the daemon would reject, such as a file that was cut off, is told in the same words and left. An instance that
+    is there already is no failure; whether it is the same is not looked at.
     """
     from ingestd.dicomweb import batches
 
@@ -97,7 +97,7 @@ def _tell_stored(rows: list[tuple[str, str, str]], skipped: list[tuple[str, str]
     if rows:
         show(table(["SOP instance", "outcome", "note"], rows))
     for path, why in skipped:
-        click.echo(f"skipped: {plain(path)} {why}", err=True)
+        click.echo(f"skipped: {plain(path)}: {why}", err=True)
 
 
 def _files(path: Path) -> Iterator[Path]:

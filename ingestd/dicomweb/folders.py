@@ -1,4 +1,4 @@
-"""Files in folders as batches for a store: what is DICOM, which instance it is, and where a batch ends."""
+"""Files in folders as batches for a store: what is whole, which instance it is, and where a batch ends."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pathlib import Path
 
 from ingestd import places
 from ingestd.dicomweb.ahead import ahead
-from ingestd.dicomweb.part10 import read_uids
 from ingestd.dicomweb.store_body import StorePart
+from ingestd.instance import Verdict, file_meta_for, inspect
 
+# What adds up; whether its zeros or its missing pixels were meant is what the daemon waits for, and then sends it.
+_STORED = frozenset({Verdict.WHOLE, Verdict.ZEROS})
 MAX_BYTES = 64_000_000
 MAX_INSTANCES = 200
 
@@ -28,8 +30,8 @@ def batches(
     """Walk files and folders and yield batches for ``DicomWebClient.store``, in the order of their names.
 
     A batch holds at most ``max_instances`` and, if more than one, at most ``max_bytes``; no SOP Instance UID twice.
-    What is no regular file or no DICOM file with the three UIDs is told to ``on_skip`` with the reason. The next batch
-    is read, in a thread, while the caller stores the last.
+    Each file is read whole, as the daemon reads it: what that would reject is told to ``on_skip``, in the same words.
+    The next batch is read, in a thread, while the caller stores the last.
     """
     for found in ahead(_batches(paths, max_bytes, max_instances)):
         if isinstance(found, list):
@@ -85,19 +87,24 @@ def _part(path: str, place: str) -> StorePart | _Skipped:
     try:
         fd = places.open_file(place)
     except OSError as error:
-        return _Skipped(Path(path), f"cannot be read: {error.strerror}")
+        return _Skipped(Path(path), f"cannot be opened: {error.strerror}")
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            return _Skipped(Path(path), "is no regular file")
-        uids = read_uids(fd)
-        if uids is None:
-            return _Skipped(Path(path), "is no DICOM file with study, series and SOP instance UID")
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return _Skipped(Path(path), "is not a regular file")
+        found = inspect(fd)
     except OSError as error:
         return _Skipped(Path(path), f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    return StorePart(path=Path(path), size_bytes=found.st_size, sop_uid=uids.sop, opener=partial(_open, place))
+    if found.verdict not in _STORED:
+        return _Skipped(Path(path), found.reason_text)
+    prefix = b""
+    if found.generated_meta:
+        prefix = file_meta_for(
+            sop_class_uid=found.sop_class_uid, sop_uid=found.sop_uid, transfer_syntax=found.transfer_syntax
+        )
+    opener = partial(_open, place)
+    return StorePart(path=Path(path), size_bytes=found.size_bytes, sop_uid=found.sop_uid, prefix=prefix, opener=opener)
 
 
 def _open(place: str, _path: str, flags: int) -> int:
