@@ -433,6 +433,22 @@ def test_each_json_body_has_the_one_content_type_of_its_resource(peer, path, tak
     ]  # fmt: skip
 
 
+DEEP = b'[{"00400275":{"vr":"SQ","Value":' * 300 + b"[]" + b"}}]" * 300
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"a": NaN}', b'["\\ud800"]', b'[{"Path": "\\ud800", "Level": "Study"}]', DEEP, b"[" * 100_000, b"\xff"]
+)
+@pytest.mark.parametrize("path", ["/studies/$bulkUpdate", "/workitems?1.2.3", "/extendedquerytags"])
+def test_body_that_no_strict_reader_takes_is_a_bad_request(peer, body, path):
+    """Numbers that JSON lacks, half a character, and more than 64 levels, as the service's reader counts them."""
+    kind = JSON if "workitems" in path else "application/json"
+
+    answer = peer.call("POST", path, accept=JSON, data=body, headers={"Content-Type": kind})
+
+    assert (answer.status_code, answer.text) == (400, "The syntax of the request body is invalid.")
+
+
 def test_keywords_are_keys_too_as_the_services_client_writes_them(fresh):
     study, uid = fresh_uid(), fresh_uid()
     fresh.store(scan(study=study))

@@ -12,6 +12,8 @@ from pydicom.datadict import dictionary_has_tag, repeater_has_tag, tag_for_keywo
 from .call import Call
 from .errors import SYNTAX, Problem
 
+_MOST_LEVELS = 64  # of arrays and objects in each other, as the service's reader counts them
+
 
 @lru_cache(maxsize=2048)
 def tag_of(name: str) -> int | None:
@@ -28,13 +30,29 @@ def json_of(call: Call) -> Any:
     if call.header("content-type") is None:
         raise Problem(415)
     try:
-        return json.loads(call.body, parse_constant=_refuse)
+        given = json.loads(call.body, parse_constant=_refuse)
+        json.dumps(given, ensure_ascii=False).encode()  # refuses half a character, which no answer could repeat
     except (ValueError, RecursionError) as error:
         raise Problem(400, SYNTAX) from error
+    if _is_deeper(given, _MOST_LEVELS):
+        raise Problem(400, SYNTAX)
+    return given
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(constant)  # of Python's JSON, not of anybody else's
+
+
+def _is_deeper(given: Any, most: int) -> bool:
+    level = [given]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 _NUMBERS = frozenset({"FL", "FD", "SL", "SS", "UL", "US"})
