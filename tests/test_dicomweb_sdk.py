@@ -284,7 +284,7 @@ def test_file_that_goes_while_the_others_are_sent_is_told_after_them(tmp_path):
 
     with (
         ScriptedServer(remove_one_and_take) as server,
-        pytest.raises(requests.RequestException, match="1 could not be read") as raised,
+        pytest.raises(requests.RequestException, match="1 were not sent") as raised,
     ):
         DicomClient(server.url).upload_dicom_folder(tmp_path)
 
@@ -298,10 +298,26 @@ def test_file_that_is_none_is_told_after_the_others_are_sent(server, tmp_path):
     (tmp_path / "b.dcm").symlink_to(tmp_path / "a.dcm")
     os.mkfifo(tmp_path / "c.dcm")  # is no file, and so not one of the folder's
 
-    with pytest.raises(requests.RequestException, match="1 could not be read") as raised:
+    with pytest.raises(requests.RequestException, match="1 were not sent") as raised:
         DicomClient(server.url).upload_dicom_folder(tmp_path)
 
     assert stored_in(raised.value.results) == {uid}
+
+
+def test_file_that_is_not_whole_is_not_sent_and_is_told_after_the_others(server, tmp_path):
+    """What the daemon would reject the server would store as it is, and the rest of the image could never follow."""
+    uids = [fresh_uid(3) for _ in range(3)]
+    for number, uid in enumerate(uids):
+        write_instance(tmp_path / f"{number}.dcm", sop_uid=uid)
+    cut = tmp_path / "1.dcm"
+    os.truncate(cut, cut.stat().st_size - 100)
+    sdk = DicomClient(server.url)
+
+    for upload, asked in ((sdk.upload_dicom_folder, tmp_path), (sdk.upload_dicom_file, cut)):
+        with pytest.raises(requests.RequestException, match=r"1 were not sent \(the file ends before") as raised:
+            upload(asked)
+        assert raised.value.response is None
+        assert stored_in(raised.value.results) == ({*uids} - {uids[1]} if asked is tmp_path else set())
 
 
 def test_what_is_not_there_is_404_for_a_deletion_and_a_download(server, tmp_path):

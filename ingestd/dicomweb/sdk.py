@@ -15,13 +15,15 @@ import binascii
 import json
 import logging
 import os
+import stat
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from ingestd import places
 from ingestd.clocks import utc_now
 from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.auth import Auth
@@ -30,6 +32,7 @@ from ingestd.dicomweb.decoding import uid_of
 from ingestd.dicomweb.errors import DicomWebError, FileChanged, NotFound, Refused, TokenError
 from ingestd.dicomweb.folders import batches
 from ingestd.dicomweb.oauth import CONNECTION_INFO, ConnectionInfo
+from ingestd.dicomweb.part10 import read_uids
 from ingestd.dicomweb.sdk_errors import SdkError, in_terms_of_requests
 from ingestd.dicomweb.store_body import StorePart
 from ingestd.dicomweb.store_result import StoreResult, failure_meaning
@@ -181,8 +184,9 @@ class DicomClient(DicomClientInterface):
 
         Where the server takes some and refuses others, that stands in the results, and in a warning in the log.
         Raises FileNotFoundError if there is no folder or no such file in it, and SdkError where nothing was stored (an
-        instance that is there already counts as stored) and where something stands in no result: a file that cannot be
-        read, a request that failed. The results of all others are then the error's ``results``.
+        instance that is there already counts as stored) and where something stands in no result: a file that is not
+        whole or cannot be read, and so was not sent; a request that failed. The results of all others are then the
+        error's ``results``.
         """
         root = Path(folder)
         paths = sorted(path for path in root.rglob("*.dcm") if path.is_file()) if root.is_dir() else []
@@ -199,16 +203,20 @@ class DicomClient(DicomClientInterface):
 
     def _upload(self, paths: Sequence[Path]) -> list[StoreResult]:
         upload = _Upload(len(paths))
-        unclear: list[Path] = []
+        skipped: list[tuple[Path, str]] = []
         try:
-            for batch in batches(paths, on_skip=lambda path, _why: unclear.append(path)):
+            for batch in batches(paths, on_skip=lambda path, why: skipped.append((path, why))):
                 self._store(batch, upload)
-            for path in unclear:
-                # The server judges what we cannot read, and alone: there are some that refuse a whole request for it.
+            for path, why in skipped:
+                # An instance that is not whole stays here, as the daemon leaves it. Of anything else the server says
+                # what it thinks of it, and of it alone: there are some that refuse a whole request for one part.
+                if _is_instance(path):
+                    upload.left.append(why)
+                    continue
                 try:
                     part = StorePart.of(path)
                 except (OSError, ValueError):
-                    upload.unreadable += 1
+                    upload.left.append(why)
                 else:
                     self._store([part], upload)
             upload.judge()
@@ -223,7 +231,7 @@ class DicomClient(DicomClientInterface):
                 upload.take(self.client.store(batch), self._heard.answer)
             return
         except FileChanged as error:
-            upload.unreadable += 1
+            upload.left.append("gone or changed since it was read")
             parts = [[part for index, part in enumerate(batch) if index != error.part_index]]
         except Refused as error:
             # Refused whole: because of its size, or of one file, which is found by halving.
@@ -274,7 +282,7 @@ class _Upload:
         self._files = files
         self.results: list[StoreResult] = []
         self._refused = 0  # alone, by answers that are no result
-        self.unreadable = 0
+        self.left: list[str] = []  # why files were not sent
         self._anything_stored = False
         self._refusal: Answer | None = None
 
@@ -300,18 +308,36 @@ class _Upload:
         reasons |= {failure_meaning(reason) for result in self.results for reason in result.anonymous_failures}
         refused = self._refused + len(failed) + sum(len(result.anonymous_failures) for result in self.results)
         unknown = sum(len(result.unnamed) + len(result.contradicted) for result in self.results)
-        if not (refused or unknown or self.unreadable):
+        if not (refused or unknown or self.left):
             return
-        why = f" ({', '.join(sorted(reasons))})" if reasons else ""
         says = (
-            f"of {self._files} files {refused} were refused{why}, {unknown} have no verdict and {self.unreadable} "
-            "could not be read; the others are stored"
+            f"of {self._files} files {refused} were refused{_words(reasons)}, {unknown} have no verdict and "
+            f"{len(self.left)} were not sent{_words(self.left)}; the others are stored"
         )
-        if self._anything_stored and not (self._refused or self.unreadable):
+        if self._anything_stored and not (self._refused or self.left):
             _log.warning("upload: %s", says)
             return
         status = None if self._refusal is None else self._refusal.status
         raise in_terms_of_requests(Refused(says, status=status), self._refusal)
+
+
+def _words(reasons: Iterable[str]) -> str:
+    said = ", ".join(sorted(set(reasons)))
+    return f" ({said})" if said else ""
+
+
+def _is_instance(path: Path) -> bool:
+    """Whether a file names an instance, whole or not."""
+    try:
+        fd = places.open_file(str(path))
+    except OSError:
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and read_uids(fd) is not None
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 __all__ = [
