@@ -501,6 +501,109 @@ def test_refusals_of_the_accept_header_are_worded(peer):
     )
 
 
+NO_UID = (
+    "Dicom element '{}' failed validation for VR 'UI': DICOM Identifier is invalid. Value length should not exceed the "
+    "maximum length of 64 characters. Value should contain characters in '0'-'9' and '.'. Each component must start "
+    "with non-zero number."
+)
+
+
+@pytest.mark.parametrize(
+    "method, path, name",
+    [
+        ("GET", "/studies/x/metadata", "StudyInstanceUid"),
+        ("GET", "/studies/1.2/series/x/metadata", "SeriesInstanceUid"),
+        ("DELETE", "/studies/1.2/series/1.3/instances/x", "SopInstanceUid"),
+        ("GET", "/studies/x/series", "StudyInstanceUid"),
+        ("GET", "/workitems/x", "WorkitemInstanceUid"),
+    ],
+)
+def test_uid_of_a_path_that_is_none_is_worded(peer, method, path, name):
+    """§0.3, §1.7: 400, in the words of the minimum validator, which name the part of the path."""
+    answer = peer.call(method, path, accept=JSON)
+
+    assert (answer.status_code, answer.text) == (400, NO_UID.format(name))
+
+
+def test_uids_in_requests_that_are_none_are_worded(v2):
+    """§7.1, §7.3: the same words for a study to update, a workitem to make and a claim to it."""
+    update = v2.call(
+        "POST", "/studies/$bulkUpdate", json={"studyInstanceUids": ["x"], "changeDataset": {"00100020": {"vr": "LO"}}}
+    )
+    made = v2.call("POST", "/workitems?x", accept=JSON, data="[{}]", headers={"Content-Type": JSON})
+    claimed = v2.call("POST", "/workitems/1.2?x", accept=JSON, data="[{}]", headers={"Content-Type": JSON})
+
+    assert [answer.text for answer in (update, made, claimed)] == [
+        NO_UID.format(name) for name in ("StudyInstanceUid", "WorkitemInstanceUid", "TransactionUid")
+    ]
+
+
+@pytest.mark.parametrize(
+    "content_type, body, status, text",
+    [
+        (
+            "application/dicom; charset=utf-8",
+            b"x",
+            415,
+            "The specified content type 'application/dicom; charset=utf-8' is not supported.",
+        ),
+        (f"{RELATED}; start=x", b"x", 400, "The start parameter in multipart/related request is not supported."),
+        (
+            RELATED,
+            multipart([b"x"], part_type="text/plain"),
+            415,
+            "The specified content type 'text/plain' is not supported.",
+        ),
+    ],
+)
+def test_bodies_of_stores_are_refused_in_the_services_words(peer, content_type, body, status, text):
+    """§1.1: what is refused, and why."""
+    answer = peer.store(body=body, content_type=content_type)
+
+    assert (answer.status_code, answer.text) == (status, text)
+
+
+def test_custom_audit_headers_are_refused_in_the_services_words(peer):
+    """§0.3: how many there are, or which one is too long."""
+    many = {f"X-MS-AZUREDICOM-AUDIT-{n}": "x" for n in range(11)}
+
+    assert peer.get("/studies", headers=many).text == (
+        "The maximum number of custom audit headers allowed is 10. The number of custom audit headers supplied is 11."
+    )
+    assert peer.get("/studies", headers={"X-MS-AZUREDICOM-AUDIT-site": "x" * 2049}).text == (
+        "The maximum length of a custom audit header value is 2048. The supplied custom audit header "
+        "'x-ms-azuredicom-audit-site' has length of 2049."  # in lowercase, as the name comes out of HTTP here
+    )
+
+
+NO_STATUS = 'The value is not valid. It need to be one of "Disabled","Enabled".'
+
+
+@pytest.mark.parametrize(
+    "body, text",
+    [
+        (
+            {"QueryStatus": "Enabled", "Level": "Study"},
+            "The field 'Level' in request body is invalid: The field is not supported: \"Level\".",
+        ),
+        ({}, "The field 'QueryStatus' in request body is invalid: The QueryStatus field is required."),
+        (
+            {"queryStatus": "On"},
+            f"The field '$.queryStatus' in request body is invalid: {NO_STATUS}",
+        ),
+        (
+            {"QueryStatus": 1},
+            f"The field '$.QueryStatus' in request body is invalid: {NO_STATUS}",
+        ),
+    ],
+)
+def test_changes_of_a_tag_are_refused_in_the_services_words(peer, body, text):
+    """§6: PATCH, before anybody looks whether there is such a tag."""
+    answer = peer.call("PATCH", "/extendedquerytags/PatientSex", json=body)
+
+    assert (answer.status_code, answer.text) == (400, text)
+
+
 def test_transcoding_that_cannot_be_done_is_worded(peer):
     """§2.1, §2.3: an unsupported stored syntax is 406, for files, frames and rendered images."""
     path = put(peer, instance_bytes(transfer_syntax=HEVC, rows=8, columns=8, bits=8, pixels=b"fragment"))
@@ -518,6 +621,11 @@ def test_large_files_are_neither_transcoded_nor_rendered(owner):
     assert [owner.get(path, accept).status_code for accept in ("application/dicom", ANY_FILE)] == [406, 200]
     assert owner.get(f"{path}/frames/1", "application/octet-stream").status_code == 406
     assert owner.get(f"{path}/rendered", "image/png").status_code == 406
+    too_large = "Requested DICOM instance size is above the supported limit of "
+    texts = [owner.get(path, "application/dicom").text, owner.get(f"{path}/rendered", "image/png").text]
+    assert [text.startswith(too_large) for text in texts] == [True, True]
+    assert texts[0].endswith("by specifying 'transfer-syntax=*' in the Accept header.")
+    assert texts[1].endswith("in the original transfer syntax instead of rendering to image media type.")
 
 
 @pytest.mark.parametrize("accept, kind", [("*/*", "multipart"), (ANY_FILES, "multipart"), (ANY_FILE, "application")])

@@ -230,7 +230,11 @@ def test_several_instances_only_with_any_transfer_syntax(peer):
 
     answer = peer.get(f"/studies/{study}", 'multipart/related; type="application/dicom"')
     assert answer.status_code == 406
-    assert "is not supported when multiple instances are matched" in answer.text
+    assert answer.text == (
+        f"Accept transfer syntax '{EXPLICIT}' is not supported when multiple instances are matched. Matching "
+        "instances can be retrieved with their original transfer syntax by specifying 'transfer-syntax=*' in the "
+        "Accept header."
+    )
     assert sorted(part[128:] for part in parts_of(peer.get(f"/studies/{study}", ANY_FILES))) == sorted(
         file[128:] for file in files
     )

@@ -304,7 +304,7 @@ def _settle_partition(call: Call, found: Route) -> None:
 def _partition_key(call: Call, found: Route) -> int:
     name = call.partition_name
     if not 1 <= len(name) <= 64 or not all(c.isascii() and (c.isalnum() or c in "_.-") for c in name):
-        raise Problem(400, f"The partition name '{name}' is invalid.")
+        raise Problem(400, "The specified PartitionName is invalid.")
     key = call.service.partition_key(name, create=found.creates_partition)
     if key is None:
         raise Problem(400, "Specified PartitionName does not exist.")
@@ -313,14 +313,20 @@ def _partition_key(call: Call, found: Route) -> int:
 
 def _check_audit_headers(request: Request) -> None:
     # Facts page 0.3: at most 10 custom audit headers of at most 2,048 characters.
-    audit = [value for name, value in request.headers.items() if name.lower().startswith("x-ms-azuredicom-audit-")]
+    audit = [item for item in request.headers.items() if item[0].lower().startswith("x-ms-azuredicom-audit-")]
     if len(audit) > 10:
         raise Problem(
             400,
-            f"The maximum number of custom audit headers allowed is 10. The number supplied is {len(audit)}.",
+            "The maximum number of custom audit headers allowed is 10. The number of custom audit headers supplied is "
+            f"{len(audit)}.",
         )
-    if any(len(value) > 2048 for value in audit):
-        raise Problem(400, "The maximum length of a custom audit header value is 2048.")
+    for name, value in audit:
+        if len(value) > 2048:
+            raise Problem(
+                400,
+                f"The maximum length of a custom audit header value is 2048. The supplied custom audit header '{name}' "
+                f"has length of {len(value)}.",
+            )
 
 
 async def _slowly(request: Request, per_second: int) -> AsyncIterator[bytes]:

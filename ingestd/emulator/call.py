@@ -14,7 +14,7 @@ from starlette.responses import Response
 from .errors import Problem
 from .examine import Tag
 from .service import Service
-from .validate import is_valid_uid
+from .validate import is_valid_uid, no_uid
 
 if TYPE_CHECKING:
     from .posts import Entry
@@ -88,7 +88,7 @@ class Call:
         """A UID of the path, padding removed; raises Problem 400."""
         value = self.params[name]
         if not is_valid_uid(value):
-            raise Problem(400, f"The value '{value}' is not a valid DICOM identifier.")
+            raise Problem(400, no_uid(_UIDS[name]))
         return value.rstrip(" ")
 
     def optional_uid(self, name: str) -> str | None:
@@ -96,6 +96,13 @@ class Call:
         return self.uid(name) if name in self.params else None
 
 
+# What the service calls the UIDs of its paths.
+_UIDS = {
+    "study": "StudyInstanceUid",
+    "series": "SeriesInstanceUid",
+    "instance": "SopInstanceUid",
+    "workitem": "WorkitemInstanceUid",
+}
 Endpoint = Callable[[Call], Response]
 
 

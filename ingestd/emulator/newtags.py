@@ -1,4 +1,4 @@
-"""Judges the extended query tags that a client wants to add, in the service's order and words (facts page 6)."""
+"""Judges what a client sends of extended query tags, in the service's order and words (facts page 6)."""
 
 from __future__ import annotations
 
@@ -62,6 +62,25 @@ def _read(place: str, given: dict[str, Any]) -> dict[str, str]:
             )
         fields[known] = value
     return fields
+
+
+def query_status(body: Any) -> str:
+    """Whether a tag shall be ``enabled`` or ``disabled``; raises Problem 400."""
+    if not isinstance(body, dict):
+        raise invalid_field("$", "The JSON value could not be converted to the status of a tag.")
+    status = None
+    for name, value in body.items():
+        if name.lower() != "querystatus" or value is None:
+            continue
+        status = value.lower() if isinstance(value, str) else ""
+        if status not in ("enabled", "disabled"):
+            raise invalid_field(f"$.{name}", 'The value is not valid. It need to be one of "Disabled","Enabled".')
+    for name in body:
+        if name.lower() != "querystatus":
+            raise invalid_field(name, f'The field is not supported: "{name}".')
+    if status is None:
+        raise invalid_field("QueryStatus", "The QueryStatus field is required.")
+    return status
 
 
 def settled(entries: list[dict[str, str]]) -> list[dict[str, str]]:

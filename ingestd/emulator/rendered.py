@@ -12,7 +12,7 @@ from .errors import FRAME_NOT_FOUND, NOT_ACCEPTABLE, Problem
 from .files import Kept
 from .frames import frame_count, frame_numbers, header_of_stored
 from .lookup import find
-from .transcode import check_size, quietly
+from .transcode import INSTEAD_OF_RENDERING, check_size, quietly
 from .wado import wants_original
 
 _SEVERAL_ACCEPTS = "The request contains multiple accept headers, which is not supported."
@@ -35,7 +35,7 @@ def get_rendered(call: Call) -> Response:
     header = header_of_stored(kept)
     if header.pixels is None or number > frame_count(header):
         raise Problem(404, FRAME_NOT_FOUND)
-    check_size(stored.size_bytes, call.service.settings.max_transcode_bytes)
+    check_size(stored.size_bytes, call.service.settings.max_transcode_bytes, INSTEAD_OF_RENDERING)
     return Response(_render(kept, number - 1, kind, quality), media_type=kind)
 
 

@@ -50,12 +50,12 @@ def body_kind(content_type: str | None) -> BodyKind:
     message = Message()
     message["Content-Type"] = content_type
     if message.get_content_type() != "multipart/related":
-        raise Problem(415, f"The content type '{content_type}' is not supported.")
+        raise Problem(415, f"The specified content type '{content_type}' is not supported.")
     boundary = str(message.get_param("boundary") or "").strip()
     if not boundary:
         raise Problem(415, f"The content type '{content_type}' is either not multipart or is missing boundary.")
     if message.get_param("start") is not None:
-        raise Problem(400, "The 'start' parameter of a multipart request is not supported.")
+        raise Problem(400, "The start parameter in multipart/related request is not supported.")
     if len(boundary) > 70 or not re.fullmatch(r"[ -~]+", boundary):
         raise Problem(400, "The boundary of the multipart request is not valid.")
     part_type = message.get_param("type")
@@ -177,4 +177,4 @@ class Spool:
         if content_type is None and not self.parts:
             content_type = kind.part_type  # the first part may leave it to the request's type
         if content_type is None or content_type.strip().lower() != _DICOM:
-            raise Problem(415, f"The content type '{content_type or ''}' of a part is not supported.")
+            raise Problem(415, f"The specified content type '{content_type or ''}' is not supported.")

@@ -15,7 +15,7 @@ from .call import Action, Body, Call, Route, route
 from .errors import Problem
 from .given import json_of, tag_of
 from .index import one
-from .newtags import entries_of, invalid_field, settled, unparsable
+from .newtags import entries_of, query_status, settled, unparsable
 from .operations import active, add_operation, already_active, check_enabled, reference
 
 _MOST_TAGS = 128
@@ -119,12 +119,7 @@ def delete_tag(call: Call) -> Response:
 
 def patch_tag(call: Call) -> Response:
     """``PATCH /extendedquerytags/{tag}``: switch searching by it on or off."""
-    given = json_of(call)
-    if not isinstance(given, dict) or [name.lower() for name in given] != ["querystatus"]:
-        raise Problem(400, "The request body must have the property 'QueryStatus' and no other.")
-    status = str(next(iter(given.values()))).lower()
-    if status not in ("enabled", "disabled"):
-        raise invalid_field("QueryStatus", "It must be 'Enabled' or 'Disabled'.")
+    status = query_status(json_of(call))
     with call.service.index.write() as tx:
         row = _find(call, tx)
         if row["status"] != "ready":

@@ -43,10 +43,20 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def check_size(size: int, limit: int) -> None:
-    """Raise Problem 406 for a file too large to decode in memory."""
+_INSTEAD_OF_TRANSCODING = (
+    ". The entire instance can be retrieved with the original transfer syntax by specifying 'transfer-syntax=*' in "
+    "the Accept header."
+)
+INSTEAD_OF_RENDERING = (
+    " for rendering. Please retrieve the whole file in the original transfer syntax instead of rendering to image "
+    "media type."
+)
+
+
+def check_size(size: int, limit: int, instead: str = _INSTEAD_OF_TRANSCODING) -> None:
+    """Raise Problem 406 for a file too large to decode in memory, with what to do instead."""
     if size > limit:
-        raise Problem(406, f"The file is larger than the limit of {limit} bytes for transcoding and rendering.")
+        raise Problem(406, f"Requested DICOM instance size is above the supported limit of {limit}{instead}")
 
 
 def transcoded(file: IO[bytes], size: int, syntax: str, *, limit: int) -> IO[bytes]:

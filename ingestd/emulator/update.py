@@ -28,7 +28,7 @@ from .posts import Entry
 from .service import Service, stored_tags
 from .store import add_to_feed, keep_values, latest_wins
 from .transcode import quietly
-from .validate import is_valid_uid, rule_of, tag_text
+from .validate import is_valid_uid, no_uid, rule_of, tag_text
 from .values import METADATA_TEXT, elements_of, to_json
 
 _MOST_STUDIES = 50
@@ -59,7 +59,7 @@ def post_bulk_update(call: Call) -> Response:
         raise Problem(400, f"StudyInstanceUids count exceeded maximum length '{_MOST_STUDIES}'")
     for uid in studies:
         if not isinstance(uid, str) or not is_valid_uid(uid):
-            raise Problem(400, f"The value '{uid}' is not a valid DICOM identifier.")
+            raise Problem(400, no_uid("StudyInstanceUid"))
     errors = _errors_of(change)
     if errors:
         items = [{"00000902": {"vr": "LO", "Value": [error]}} for error in errors]

@@ -31,6 +31,11 @@ INDEXABLE_VRS = frozenset(
 )
 
 
+def no_uid(name: str) -> str:
+    """The message for what should be a UID: of a path, a query or a body."""
+    return f"Dicom element '{name}' failed validation for VR 'UI': {_UID_TEXT}"
+
+
 def is_valid_uid(value: str) -> bool:
     """The service's UID rule: leading zeros and empty components pass, trailing spaces do not count."""
     stripped = value.rstrip(" ")

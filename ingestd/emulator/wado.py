@@ -21,7 +21,8 @@ from .transcode import JPEG_2000, transcoded
 _CHUNK = 1 << 20
 _SEVERAL = (
     "Accept transfer syntax '{syntax}' is not supported when multiple instances are matched. "
-    "Use '*' as the transfer syntax to retrieve them as they were stored."
+    "Matching instances can be retrieved with their original transfer syntax by specifying 'transfer-syntax=*' in the "
+    "Accept header."
 )
 
 

@@ -19,7 +19,7 @@ from .call import Action, Body, Call, Route, route
 from .errors import SYNTAX, Problem
 from .given import dataset_of, json_of
 from .index import next_numbers, now_ticks, one, utc_text
-from .validate import is_valid_uid, tag_text
+from .validate import is_valid_uid, no_uid, tag_text
 
 TRANSACTION, STATE, SOP_UID, SOP_CLASS = "00081195", "00741000", "00080018", "00080016"
 _MODIFIED, _LIST = "00404010", "00741202"  # ScheduledProcedureStepModificationDateTime, WorklistLabel
@@ -109,7 +109,7 @@ def post_workitem(call: Call) -> Response:
     given = _bare_parameter(call)
     uid = given or first_value(dataset, SOP_UID) or f"2.25.{uuid.uuid4().int}"
     if not is_valid_uid(uid):
-        raise Problem(400, f"The value '{uid}' is not a valid DICOM identifier.")
+        raise Problem(400, no_uid("WorkitemInstanceUid"))
     if given and first_value(dataset, SOP_UID) not in (None, given):
         raise Problem(400, "SOPInstanceUID in the payload does not match the workitem query parameter.")
     _check_new(call, dataset)
@@ -163,7 +163,7 @@ def update_workitem(call: Call) -> Response:
     change = _dataset(call)
     transaction = _bare_parameter(call)
     if transaction is not None and not is_valid_uid(transaction):
-        raise Problem(400, f"The value '{transaction}' is not a valid DICOM identifier.")
+        raise Problem(400, no_uid("TransactionUid"))
     with call.service.index.write() as tx:
         row, dataset = _find(call, tx, missing=_NOT_CLAIMED)
         _check_claim(call, row, transaction)
@@ -199,7 +199,7 @@ def change_state(call: Call) -> Response:
         text = f"Expected value '{_shown(STATE)}' to be one of the following values: [{','.join(_TARGETS)}]"
         raise _refusal(call, 400, text, warns=True)
     if not is_valid_uid(transaction):
-        raise Problem(400, f"The value '{transaction}' is not a valid DICOM identifier.")
+        raise Problem(400, no_uid("TransactionUid"))
     with call.service.index.write() as tx:
         row, dataset = _find(call, tx)
         code = _code(row, state, transaction)
