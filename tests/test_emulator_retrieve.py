@@ -422,7 +422,7 @@ def test_quality_changes_the_size(v2):
     assert sizes[0] < sizes[1]
 
 
-@pytest.mark.parametrize("quality", ["0", "101", "good"])
+@pytest.mark.parametrize("quality", ["0", "101", "good", "²", "9" * 5000])
 def test_quality_out_of_range_is_a_bad_request(v2, quality):
     answer = v2.get(f"{put(v2, scan())}/rendered?quality={quality}", "image/jpeg")
 

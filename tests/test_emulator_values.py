@@ -168,3 +168,32 @@ def test_search_takes_infinity_by_its_name(fresh: Peer, reindexed: bool) -> None
         ["Infinity"], ["-Infinity"], 204, ["Infinity"],
     ]  # fmt: skip
     assert [found(word) for word in ("inf", "-inf", "1_0", "0x1")] == [400] * 4
+
+
+def test_number_of_any_length_is_stored_and_asked_for(fresh: Peer) -> None:
+    """Python makes no number of more than 4300 digits, nor SQLite one of more than 64 bits: both were a 500."""
+    digits = "9" * 5000
+    changes: dict[int, Change] = {0x00200013: ("IS", digits), 0x00101030: ("DS", digits)}
+    with Peer(fresh.root, "v1") as earlier:
+        assert earlier.store(scan(changes)).status_code == 200
+        (metadata,) = earlier.get("/instances", params={"includefield": "all"}).json()
+    assert metadata["00200013"]["Value"] == [digits]
+    comments = fresh.store(scan(changes)).json()["00081199"]["Value"][0]["00741048"]["Value"]
+    assert "value too large to fit 32 bit integer" in str(comments)
+
+    tag = [{"path": "Rows", "level": "Instance"}]
+    fresh.finished(fresh.call("POST", "/extendedquerytags", json=tag).json()["href"])
+    asked = [fresh.get("/instances", params={"Rows": number}) for number in ("8", f"{1 << 63}", f"{-1 << 63}", "٨")]
+    assert [answer.status_code for answer in asked] == [200, 400, 204, 400]
+    assert "is not a valid long value" in asked[1].text
+
+
+@pytest.mark.parametrize("digits", ["²", "9" * 5000])
+def test_frame_is_given_where_its_file_counts_them_in_no_number(fresh: Peer, digits: str) -> None:
+    """A superscript two is a digit to Python's isdigit and no number to int."""
+    with Peer(fresh.root, "v1") as earlier:
+        earlier.store(scan({0x00280008: ("IS", digits)}, study="1.2.1", series="1.2.2", sop="1.2.3"))
+
+    frame = fresh.get("/studies/1.2.1/series/1.2.2/instances/1.2.3/frames/1", "application/octet-stream")
+
+    assert (frame.status_code, frame.content) == (200, bytes(range(64)))

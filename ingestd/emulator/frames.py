@@ -89,7 +89,8 @@ def frame_count(header: Header) -> int:
     """How many frames the file says it has."""
     element = header.element(_FRAMES)
     strings = strings_of(element, text_of(header.elements)) if element is not None else []
-    return int(strings[0]) if strings and strings[0].strip().isdigit() else 1
+    number = strings[0].strip() if strings else ""
+    return int(number) if re.fullmatch(r"[0-9]{1,9}", number) else 1
 
 
 def _number(header: Header, tag: int, default: int = 0) -> int:

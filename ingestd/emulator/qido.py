@@ -153,7 +153,7 @@ def _filter(name: str, tag: int, value: str, levels: frozenset[Level], tags: dic
     elif vr in _RANGES:
         _read_range(found, shown, vr, value)
     elif vr in ("SL", "SS", "UL", "US"):
-        if not re.fullmatch(r"[+-]?\d{1,19}", value):
+        if not re.fullmatch(r"[+-]?[0-9]{1,19}", value) or not -(1 << 63) <= int(value) < 1 << 63:
             raise _no_number(value, shown, "long")
         found.equals = int(value)
     elif vr in ("FD", "FL"):

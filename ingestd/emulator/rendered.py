@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 from starlette.responses import Response
@@ -53,7 +54,7 @@ def _kind(accept: str | None) -> str:
 def _quality(text: str | None) -> int:
     if text is None:
         return 100
-    if not text.strip().isdigit() or not 1 <= int(text) <= 100:
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or not 1 <= int(text) <= 100:
         raise Problem(400, _BAD_QUALITY)
     return int(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -53,7 +54,8 @@ def _expiry(call: Call) -> int | None:
     option, level = call.header("msdicom-expiry-option"), call.header("msdicom-expiry-level")
     if milliseconds is None and option is None and level is None:
         return None
-    if milliseconds is None or not milliseconds.isdigit() or int(milliseconds) < 1:
+    # The index has 64 bits for ticks, of which a millisecond has ten thousand; 14 digits are 3,000 years.
+    if milliseconds is None or not re.fullmatch(r"[0-9]{1,14}", milliseconds) or int(milliseconds) < 1:
         raise Problem(400, "The header 'msdicom-expiry-time-milliseconds' must be a whole number greater than 0.")
     if (option or "").lower() != "relativetonow":
         raise Problem(400, "The header 'msdicom-expiry-option' must be 'RelativeToNow'.")

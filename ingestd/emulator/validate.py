@@ -388,7 +388,9 @@ def _is(value: str) -> str | None:
     stripped = value.strip(" ")
     if not _IS.match(stripped):
         return "value is not an integer string"
-    return None if -(1 << 31) <= int(stripped) < 1 << 31 else "value too large to fit 32 bit integer"
+    # Python makes no number of thousands of digits.
+    fits = len(stripped) < 1000 and -(1 << 31) <= int(stripped) < 1 << 31
+    return None if fits else "value too large to fit 32 bit integer"
 
 
 def _limited(longest: int, *, control_free: bool = True) -> Callable[[str], str | None]:

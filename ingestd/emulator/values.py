@@ -161,7 +161,7 @@ def json_values(element: Element, text: Text, *, big_endian: bool) -> list[Any]:
     if vr == "DS":
         return [_decimal(value) for value in strings]
     if vr == "IS":
-        return [int(value) if _INTEGER.match(value) else value or None for value in strings]
+        return [int(value) if _is_integer(value) else value or None for value in strings]
     return [value or None for value in strings]
 
 
@@ -195,8 +195,12 @@ def _finite(number: float) -> float | str:
     return number
 
 
+def _is_integer(value: str) -> bool:
+    return len(value) < 18 and _INTEGER.match(value) is not None
+
+
 def _decimal(value: str) -> int | float | str | None:
-    if _INTEGER.match(value) and len(value) < 18:
+    if _is_integer(value):
         return int(value)
     if _DECIMAL.match(value):
         number = float(value)
