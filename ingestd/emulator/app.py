@@ -12,7 +12,7 @@ import socket
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from email.message import Message
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import anyio.to_thread
@@ -289,10 +289,15 @@ def _check_content_type(request: Request, found: Route) -> None:
     content_type = request.headers.get("content-type")
     if not content_type or not found.consumes:
         return
+    if _media_type(content_type) not in found.consumes:
+        raise Problem(415)
+
+
+@lru_cache(maxsize=256)
+def _media_type(content_type: str) -> str:
     message = Message()
     message["Content-Type"] = content_type
-    if message.get_content_type() not in found.consumes:
-        raise Problem(415)
+    return message.get_content_type()
 
 
 def _settle_partition(call: Call, found: Route) -> None:

@@ -22,7 +22,6 @@ _MOST_CONNECTIONS = 256
 _MOST_FIELDS = 100
 _MOST_HEAD_BYTES = 40 << 10  # Kestrel: 32 KB of fields after a line of 8 KB
 _LEAST_BYTES_PER_SECOND = 240
-_READ_SIZE = 96 << 10
 
 
 class _TooMuch(Exception):
@@ -53,10 +52,8 @@ class Connection(HttpToolsProtocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Read in pieces that the allocator has at hand: larger ones are mapped and unmapped each time."""
+        """Wait for a request."""
         super().connection_made(transport)
-        if hasattr(transport, "max_size"):
-            transport.max_size = _READ_SIZE
         self.idle_since = self.loop.time()
         self._wait_for_request()
         if len(self.connections) > _MOST_CONNECTIONS:

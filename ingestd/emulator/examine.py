@@ -78,7 +78,7 @@ class Examined:
     sop_class_uid: str = ""
     transfer_syntax: str = ""
     several_values: bool = False
-    dataset_sha256: str = ""
+    dataset_sha256: str = ""  # empty where it cannot be read that far
     metadata: bytes = b""
     columns: dict[str, str] = field(default_factory=dict)
     values: list[Value] = field(default_factory=list)
@@ -96,12 +96,14 @@ def examine(
     study_uid: str | None,
     tags: Sequence[Tag],
     mismatch: int = VALIDATION_FAILED,
+    hashed: bool = True,
 ) -> Examined:
     """Look at one part of a store under ``/v{version}/studies[/{study_uid}]``; never raises for its content."""
     found = Examined(source=source, size_bytes=len(source) if isinstance(source, bytes) else source.stat().st_size)
     found.mismatch = mismatch
     try:
         with dataset.contents(source) as buffer:
+            found.dataset_sha256 = _digest(buffer) if hashed else ""
             header = dataset.header_of(buffer)
     except Unreadable:
         found.failure = VALIDATION_FAILED
@@ -118,15 +120,10 @@ def examine(
     return found
 
 
-def dataset_digest(source: Path | bytes) -> str:
-    """The SHA-256 of what follows group 0002, in hex; empty where there is no such thing to read."""
-    try:
-        with dataset.contents(source) as buffer:
-            offset = dataset.dataset_offset_of(buffer)
-            with memoryview(buffer) as view, view[offset:] as content:
-                return hashlib.sha256(content).hexdigest()
-    except Unreadable:
-        return ""
+def _digest(buffer: dataset.Buffer) -> str:
+    """The SHA-256 of what follows group 0002, in hex."""
+    with memoryview(buffer) as view, view[dataset.dataset_offset_of(buffer) :] as content:
+        return hashlib.sha256(content).hexdigest()
 
 
 def _identify(found: Examined, by_tag: Mapping[int, Element], text: Text) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -53,6 +54,7 @@ class Files:
         for part in self.incoming.iterdir():  # what a crash left
             part.unlink()
         self._numbers = itertools.count(1)
+        self._flushers = ThreadPoolExecutor(max_workers=8, thread_name_prefix="emulator-flush")
         self._move_from_older_folders()
         self._folders = set(self._root.iterdir())
 
@@ -64,6 +66,10 @@ class Files:
                 target.parent.mkdir(exist_ok=True)
                 path.rename(target)
             older.rmdir()
+
+    def close(self) -> None:
+        """End the threads that flush."""
+        self._flushers.shutdown()
 
     def new_part(self) -> tuple[int, Path]:
         """An empty file in ``incoming``: its descriptor and its path."""
@@ -104,9 +110,13 @@ class Files:
             targets.append(target)
             folders.add(target.parent)
         if self._fsync:
-            # After the renames: the first flush commits the names and the others find that done.
-            for path in (*targets, *folders):
-                _sync(path)
+            # After the renames, so that the first flush commits the names, too; together, so that they share its wait.
+            if len(targets) == 1:
+                _sync(targets[0])
+            else:
+                list(self._flushers.map(_sync, targets))
+            for folder in folders:
+                _sync(folder)
 
     def take_back(self, placed: Iterable[tuple[Path, int]]) -> None:
         """Undo ``put``, as far as it came."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _MOST_IN_MEMORY = 100_000
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 class RequestLog:
@@ -44,7 +45,7 @@ class RequestLog:
         with self._lock:
             self._lines.append(line)
             if self._file is not None:
-                os.write(self._file, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+                os.write(self._file, _ENCODER.encode(line).encode() + b"\n")
 
     def add_all(self, kind: str, facts: list[tuple[int, dict[str, Any]]]) -> None:
         """Write several requests' lines at once."""
@@ -53,7 +54,7 @@ class RequestLog:
         with self._lock:
             self._lines.extend(lines)
             if self._file is not None and lines:
-                text = "\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
+                text = "\n".join(_ENCODER.encode(line) for line in lines)
                 os.write(self._file, text.encode() + b"\n")
 
     def lines(self) -> list[dict[str, Any]]:

@@ -127,6 +127,7 @@ class Service:
         with self.index.write() as tx:
             tx.execute("INSERT OR REPLACE INTO counter VALUES ('running', 0)")
         self.index.close()
+        self.files.close()
         self.log.close()
         os.close(self._lock)
 

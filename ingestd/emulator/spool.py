@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from email.message import Message
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -41,6 +42,7 @@ class BodyKind:
     part_type: str | None
 
 
+@lru_cache(maxsize=256)
 def body_kind(content_type: str | None) -> BodyKind:
     """Judge the Content-Type of a store; raises Problem 415, or 400 for a ``start`` parameter."""
     if not content_type or not content_type.strip():

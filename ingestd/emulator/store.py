@@ -26,7 +26,6 @@ from .examine import (
     VALIDATION_FAILED,
     Examined,
     Tag,
-    dataset_digest,
     examine,
 )
 from .faults import FaultName
@@ -106,15 +105,13 @@ def look_at(
         source = _without_preamble(source)
     if isinstance(source, Path):
         service.files.settle(source)  # the disk writes while the rest goes on
-    found = examine(
+    return examine(
         source,
         version=version,
         study_uid=study_uid,
         tags=tags,
         mismatch=STUDY_MISMATCH if service.settings.is_managed else VALIDATION_FAILED,
     )
-    found.dataset_sha256 = dataset_digest(source)
-    return found
 
 
 def _without_preamble(source: Path | bytes) -> Path | bytes:
@@ -298,11 +295,21 @@ def _commit(service: Service, tx: sqlite3.Connection, request: StoreRequest, ent
         # Somebody deleted the Creating row meanwhile: the service answers 272 and keeps nothing.
         found.failure = PROCESSING_FAILURE
         return [entry.watermark]
-    tx.execute(
-        "UPDATE instance SET status = ?, watermark = ?, original_watermark = NULL, size_bytes = ?,"
-        " sop_class_uid = ?, transfer_syntax = ? WHERE key = ?",
-        (CREATED, entry.watermark, found.size_bytes, found.sop_class_uid, found.transfer_syntax, entry.instance_key),
-    )
+    if old["watermark"] == entry.watermark:
+        tx.execute("UPDATE instance SET status = ? WHERE key = ?", (CREATED, entry.instance_key))
+    else:
+        tx.execute(
+            "UPDATE instance SET status = ?, watermark = ?, original_watermark = NULL, size_bytes = ?,"
+            " sop_class_uid = ?, transfer_syntax = ? WHERE key = ?",
+            (
+                CREATED,
+                entry.watermark,
+                found.size_bytes,
+                found.sop_class_uid,
+                found.transfer_syntax,
+                entry.instance_key,
+            ),
+        )
     removed = [mark for mark in (old["watermark"], old["original_watermark"]) if mark and mark != entry.watermark]
     forget_versions(tx, *removed)
     if isinstance(found.source, bytes):
@@ -358,7 +365,11 @@ def latest_wins(
         return
     sets = ", ".join(f"{column} = ?, {column}_f = ?" for column, _, _ in pairs)
     values = [value for _, raw, folded in pairs for value in (raw, folded)]
-    tx.execute(f"UPDATE {table} SET {sets} WHERE key = ?", (*values, key))
+    # Most instances say what the one before them said; writing that again would touch every index of the table.
+    differs = " OR ".join(f"{column} IS NOT ?" for column, _, _ in pairs)
+    tx.execute(
+        f"UPDATE {table} SET {sets} WHERE key = ? AND ({differs})", (*values, key, *(raw for _, raw, _ in pairs))
+    )
 
 
 def keep_values(tx: sqlite3.Connection, entry: Entry) -> None:
@@ -375,4 +386,7 @@ def keep_values(tx: sqlite3.Connection, entry: Entry) -> None:
 def _set_expiry(tx: sqlite3.Connection, request: StoreRequest, begun: list[Entry]) -> None:
     # The last store decides for its study; one without the headers cancels an expiry (facts page 1.9).
     for study_key in {entry.study_key for entry in begun if entry.is_stored}:
-        tx.execute("UPDATE study SET expires_at = ? WHERE key = ?", (request.expires_at, study_key))
+        tx.execute(
+            "UPDATE study SET expires_at = ? WHERE key = ? AND expires_at IS NOT ?",
+            (request.expires_at, study_key, request.expires_at),
+        )

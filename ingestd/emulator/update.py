@@ -145,7 +145,7 @@ def _update_instance(service: Service, row: sqlite3.Row, change: dict[str, Any],
     os.close(descriptor)
     try:
         _rewrite(service.kept(row["watermark"]), part, change)
-        found = examine(part, version=2, study_uid=None, tags=tags)
+        found = examine(part, version=2, study_uid=None, tags=tags, hashed=False)
         # The service changes the metadata by itself: they hold a name that the file's character set does not.
         with service.index.read() as tx:
             metadata = json.loads(metadata_bytes(tx, row["watermark"]))

@@ -46,6 +46,7 @@ class Writer:
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._waiting: deque[_Waiting] = deque()
         self._elsewhere: list[threading.Thread] = []
+        self._leads = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="emulator-writer", daemon=True)
         self._thread.start()
 
@@ -60,13 +61,24 @@ class Writer:
         return waiting.outcome.result()
 
     def _queue_when_looked_at(self, waiting: _Waiting) -> None:
-        """Queue a post as soon as none of its parts is being looked at; whoever looks at the last one does it."""
+        """Queue a post as soon as none of its parts is being looked at.
+
+        Whoever looks at the last one is a thread that may wait, and stores it at once where nobody else is storing.
+        """
         unseen = [part.looked_at for part in waiting.post.parts if part.looked_at is not None]
         left = itertools.count(len(unseen) - 1, -1)
+        here = threading.get_ident()
 
         def seen(_: object) -> None:
-            if not next(left):
+            if next(left):
+                return
+            if threading.get_ident() == here or not self._leads.acquire(blocking=False):
                 self._queue.put(waiting)
+                return
+            try:
+                self._lead(waiting)
+            finally:
+                self._leads.release()
 
         if not unseen:
             self._queue.put(waiting)
@@ -77,25 +89,25 @@ class Writer:
         """Store what still waits, then end."""
         self._queue.put(None)
         self._thread.join()
+        with self._leads:
+            pass  # whoever else was storing has ended
         for thread in self._elsewhere:
             thread.join()
 
     def _run(self) -> None:
-        is_open = True
-        while is_open or self._waiting:
-            is_open = self._take_in() and is_open
-            if self._waiting:
-                self._round()
+        while (came := self._queue.get()) is not None:
+            with self._leads:
+                self._lead(came)
 
-    def _take_in(self) -> bool:
-        """Move what has come to those that wait, waiting for it where nobody does; False when no more will come."""
-        with suppress(Empty):
-            while True:
-                came = self._queue.get(block=not self._waiting)
-                if came is None:
-                    return False
-                self._waiting.append(came)
-        return True
+    def _lead(self, came: _Waiting) -> None:
+        """Store this post and all that come meanwhile; by one thread at a time."""
+        self._waiting.append(came)
+        while self._waiting:
+            with suppress(Empty):
+                while (came_too := self._queue.get_nowait()) is not None:
+                    self._waiting.append(came_too)
+                self._queue.put(None)  # for the thread that is to end
+            self._round()
 
     def _round(self) -> None:
         taken = self._next_group()
