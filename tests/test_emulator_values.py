@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from ingestd.emulator.dataset import Element
 from ingestd.emulator.examine import examine
+from ingestd.emulator.values import Text, json_values
 from tests.builders import (
     BIG_ENDIAN,
     CT_IMAGE,
@@ -197,3 +201,23 @@ def test_frame_is_given_where_its_file_counts_them_in_no_number(fresh: Peer, dig
     frame = fresh.get("/studies/1.2.1/series/1.2.2/instances/1.2.3/frames/1", "application/octet-stream")
 
     assert (frame.status_code, frame.content) == (200, bytes(range(64)))
+
+
+@settings(max_examples=300, deadline=None)
+@example(bits=0x3DCCCCCD, written="0.1")
+@example(bits=0x7F7FFFFF, written="3.4028235e+38")
+@example(bits=0x00000001, written=None)
+@example(bits=0x4B800001, written="16777218.0")
+@given(bits=st.integers(0, 0xFFFFFFFF), written=st.none())
+def test_number_of_32_bits_is_written_with_the_digits_it_has(bits: int, written: str | None) -> None:
+    """.NET writes 0.1 for the float next to it; as a double it was 0.10000000149011612."""
+    value = struct.pack("<I", bits)
+
+    (number,) = json_values(Element(0x0018605A, "FL", value, None), Text(), big_endian=False)
+
+    if isinstance(number, str):
+        assert number in NUMBERS
+        return
+    assert struct.pack("<f", number) == value
+    assert len(repr(number).partition("e")[0].strip("-").replace(".", "").strip("0")) <= 9
+    assert written is None or repr(number) == written

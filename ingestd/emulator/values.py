@@ -23,6 +23,7 @@ _CODED_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _NUMBERS = {"FD": "d", "FL": "f", "SL": "i", "SS": "h", "SV": "q", "UL": "I", "US": "H", "UV": "Q"}
 _WIDTH = {vr: Struct("<" + code).size for vr, code in _NUMBERS.items()}
 _DECIMAL = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*\Z")
+_FLOAT = Struct("<f")
 _BY_TAG = itemgetter(0)
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*\Z")
 _PN_DELIMITER, _DELIMITER = re.compile(rb"[\\^=\r\n\t\f]"), re.compile(rb"[\\\r\n\t\f]")
@@ -150,7 +151,8 @@ def json_values(element: Element, text: Text, *, big_endian: bool) -> list[Any]:
     """The values of one element that is neither bulk nor a sequence, as JSON."""
     vr = element.vr
     if vr in _NUMBERS:
-        return [_finite(number) for number in numbers_of(element, big_endian=big_endian)]
+        numbers = numbers_of(element, big_endian=big_endian)
+        return [_finite(_shortest(number) if vr == "FL" else number) for number in numbers]
     if vr == "AT":
         value = element.value or b""
         order = ">HH" if big_endian else "<HH"
@@ -187,6 +189,15 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "=".join(str(value.get(group) or "") for group in _NAME_GROUPS).rstrip("=")
     return "" if value is None else str(value)
+
+
+def _shortest(number: float) -> float:
+    # What .NET writes of 32 bits: the digits it takes to tell the number from its neighbours, not those of a double.
+    for digits in (6, 7, 8):
+        short = float(f"{number:.{digits}g}")
+        if _FLOAT.pack(short) == _FLOAT.pack(number):
+            return short
+    return float(f"{number:.9g}")
 
 
 def _finite(number: float) -> float | str:
