@@ -13,6 +13,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tests.running import PROGRAM, environment
 
@@ -26,22 +27,26 @@ def on_a_terminal(
     interrupt: bool = False,
     program: Sequence[str] = PROGRAM,
     env: Mapping[str, str] | None = None,
+    stderr: Path | None = None,
 ) -> tuple[int, str]:
     """Run a command on a terminal of its own and return its exit code and what it showed.
 
-    With ``interrupt`` it is interrupted once ``until`` is seen.
+    With ``interrupt`` it is interrupted once ``until`` is seen; ``stderr``: a file in which that goes.
     """
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    errors = follower if stderr is None else os.open(stderr, os.O_WRONLY | os.O_CREAT)
     with subprocess.Popen(
         [*program, *words],
         stdin=follower,
         stdout=follower,
-        stderr=follower,
+        stderr=errors,
         env=environment({"TERM": "xterm", **(env or {})}),
         start_new_session=True,
     ) as process:
-        os.close(follower)
+        # Ours must not keep the terminal open once the command has ended.
+        for descriptor in {follower, errors}:
+            os.close(descriptor)
         seen = b""
         give_up_at = time.monotonic() + 60
         while time.monotonic() < give_up_at:

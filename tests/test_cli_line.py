@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from tests.builders import write_instance
 from tests.commanding import command_in
 from tests.emulating import EmulatorProcess, delete, stores
 from tests.running import PROGRAM, Site, environment, wait_until
-from tests.terminals import on_a_terminal
+from tests.terminals import on_a_terminal, without_colour
 
 
 @pytest.fixture(scope="module")
@@ -274,15 +275,68 @@ def test_send_interrupted_goes_on_where_it_stopped(site, tmp_path):
     assert site.states() == {"CONFIRMED": 40}
 
 
-def test_send_shows_a_bar_on_a_terminal(site, tmp_path):
+def sums_in(seen: str) -> list[str]:
+    """What the bar said, one after the other."""
+    return re.findall(r"\d+ stored[^\r\n]*", without_colour(seen))
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_bar_of_send_counts_what_is_stored_and_what_is_proven(site, tmp_path, width):
+    folder = tmp_path / "export"
     for number in range(3):
-        write_instance(tmp_path / "export" / f"image{number}")
+        write_instance(folder / f"image{number}")
+    shutil.copy(folder / "image0", folder / "image0 again")
+    (folder / "cut").write_bytes((folder / "image0").read_bytes()[:-100])
+    (folder / ".hidden").touch()
+    (folder / "link").symlink_to("image0")
 
-    code, seen = on_a_terminal("send", "-c", str(site.config_file), str(tmp_path / "export"))
+    code, seen = on_a_terminal("send", "-c", str(site.config_file), str(folder), width=width)
 
-    assert code == ExitCode.DONE, seen
-    assert "3/3 files" in seen
-    assert "3 CONFIRMED" in seen
+    assert code == ExitCode.NEEDS_PERSON, seen
+    told = sums_in(seen)
+    assert told[0] == "0 stored, 0 proven, of 5 files"
+    assert told[-1] == "3 stored, 3 proven, 1 duplicate, 1 not stored, of 5 files"
+    assert max(len(line) for line in without_colour(seen).replace("\r", "\n").split("\n") if "━" in line) <= width
+
+
+def test_the_bar_of_send_counts_the_files_that_were_named(site, tmp_path):
+    """What was sent from the same folder before is not of this run."""
+    first, second = (write_instance(tmp_path / "export" / name) for name in ("first", "second"))
+    on_a_terminal("send", "-c", str(site.config_file), str(first))
+
+    _, seen = on_a_terminal("send", "-c", str(site.config_file), str(second))
+
+    told = sums_in(seen)
+    assert (told[0], told[-1]) == ("0 stored, 0 proven, of 1 file", "1 stored, 1 proven, of 1 file")
+
+
+@pytest.mark.parametrize("form", ["auto", "json", "console"])
+def test_no_log_line_pushes_through_the_bar_of_send(site, tmp_path, form):
+    site.configure(logging={"format": form})
+    write_instance(tmp_path / "export" / "image")
+    words = ("send", "-c", str(site.config_file), str(tmp_path / "export"))
+    log = tmp_path / "log"
+
+    code, seen = on_a_terminal(*words)
+    again, seen_again = on_a_terminal(*words, stderr=log)
+
+    assert code == again == ExitCode.DONE
+    for shown in (seen, seen_again):
+        assert "config.read" not in shown
+        assert "1 stored, 1 proven, of 1 file" in shown
+    assert "config.read" in log.read_text(), "what stands in no bar's way is written"
+
+
+def test_the_bar_of_send_says_what_stands_in_the_way(tmp_path):
+    site = Site(tmp_path / "site", "http://127.0.0.1:9/v2")
+    image = write_instance(tmp_path / "export" / "image")
+    words = ("send", "-c", str(site.config_file), str(image))
+
+    code, seen = on_a_terminal(*words, until="nothing is sent at present", interrupt=True)
+
+    assert code == ExitCode.TIMEOUT
+    assert "nothing is sent at present: " in seen
+    assert "tried again in " in seen
 
 
 def test_watching_draws_until_interrupted(site):

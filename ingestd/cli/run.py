@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -67,20 +67,20 @@ def command(*, config: Path | None, as_json: bool, once: bool, timeout: timedelt
     return ExitCode.DONE
 
 
-def begin_log(config: Config) -> None:
-    """Set up the log, and say in it which configuration holds."""
+def begin_log(config: Config, *, stream: TextIO | None = None) -> None:
+    """Set up the log, on stderr or ``stream``, and say in it which configuration holds."""
     import structlog
 
-    set_up_logs(config)
+    set_up_logs(config, stream=stream)
     structlog.get_logger().info("config.read", config=str(config.file))
 
 
-def set_up_logs(config: Config) -> None:
+def set_up_logs(config: Config, *, stream: TextIO | None = None) -> None:
     """Send every line through the filter; by the spool's own secret id, studies keep their short names for good."""
     from ingestd import logs
     from ingestd.inbox import Spool
 
-    logs.configure(level=config.logging.level, form=config.logging.format, uids=config.logging.uids)
+    logs.configure(level=config.logging.level, form=config.logging.format, uids=config.logging.uids, stream=stream)
     logs.set_key(Spool(config.spool.path).host.encode())
 
 

@@ -1,0 +1,155 @@
+"""The bar of ``ingestd send``: what the server said it stored, what is proven, and what stands in the way."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from ingestd.clocks import boottime
+
+from .frame import ago, in_files, plain
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ingestd.inbox import InboxPolicy
+    from ingestd.ledger import Alarm, Ledger
+
+# The bar is drawn this often at most; each drawing asks the ledger for its counts.
+DRAW_EVERY = timedelta(milliseconds=250)
+
+
+class Draw(Protocol):
+    """Draws how things stand by the ledger, and what stands in the way; now and then, or ``at_once``."""
+
+    def __call__(self, ledger: Ledger, alarms: Iterable[Alarm] = (), *, at_once: bool = False) -> None:
+        """Draw."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sums:
+    """How many of the files are where; ``done_bytes`` are of those that the server stored or that came to an end."""
+
+    stored: int = 0
+    proven: int = 0
+    duplicates: int = 0
+    not_stored: int = 0
+    done_bytes: int = 0
+
+    def in_words(self, total: int) -> str:
+        """Say it in a line; rows of files that lie there no more may be more than the files that do."""
+        parts = [f"{min(self.stored, total)} stored", f"{min(self.proven, total)} proven"]
+        if self.duplicates:
+            parts.append("1 duplicate" if self.duplicates == 1 else f"{self.duplicates} duplicates")
+        if self.not_stored:
+            parts.append(f"{self.not_stored} not stored")
+        return f"{', '.join(parts)}, of {in_files(total)}"
+
+
+def lying(policies: Sequence[InboxPolicy]) -> tuple[int, int]:
+    """Count the files that would be sent, and their bytes, as far as it can be seen: the bar's full length."""
+    sizes = [size for policy in policies for size in _sizes(policy)]
+    return len(sizes), sum(sizes)
+
+
+def _sizes(policy: InboxPolicy) -> Iterator[int]:
+    from ingestd.inbox import Names
+
+    names = Names(policy.ignore, only=policy.only)
+    if policy.only is not None:
+        paths = (os.path.join(policy.path, name) for name in policy.only)  # noqa: PTH118 - a million files
+    else:
+        paths = (
+            os.path.join(folder, name)  # noqa: PTH118
+            for folder, _, files in os.walk(policy.path)
+            for name in files
+            if not names.ignores_path(os.path.relpath(os.path.join(folder, name), policy.path))  # noqa: PTH118
+        )
+    for path in paths:
+        try:
+            seen = os.lstat(path)
+        except OSError:
+            continue
+        if stat.S_ISREG(seen.st_mode):
+            yield seen.st_size
+
+
+def sums_of(ledger: Ledger, policies: Sequence[InboxPolicy]) -> Sums:
+    """Sum up what became of these files, in this run or before: of a folder all its rows, of files named theirs."""
+    whole = {policy.name for policy in policies if policy.only is None}
+    rows = [(count.state, count.rows, count.size_bytes) for count in ledger.status().counts if count.inbox in whole]
+    for policy in policies:
+        if policy.only is not None:
+            known = ledger.known_sources(policy.name, policy.only)
+            newest = [max(sources, key=lambda source: source.entry_id) for sources in known.values() if sources]
+            rows += [(source.state, 1, source.source.size_bytes) for source in newest]
+    return _sums(rows)
+
+
+def _sums(rows: Iterable[tuple[str, int, int]]) -> Sums:
+    from ingestd.lifecycle import UNCONFIRMED, State
+
+    stored = proven = duplicates = not_stored = done_bytes = 0
+    for state, count, size_bytes in rows:
+        if state in UNCONFIRMED and state != State.STORED:
+            continue
+        done_bytes += size_bytes
+        if state in {State.STORED, State.CONFIRMED}:
+            stored += count
+            proven += count if state == State.CONFIRMED else 0
+        elif state == State.DUPLICATE:
+            duplicates += count
+        else:
+            not_stored += count
+    return Sums(stored=stored, proven=proven, duplicates=duplicates, not_stored=not_stored, done_bytes=done_bytes)
+
+
+@contextmanager
+def shown(policies: Sequence[InboxPolicy]) -> Iterator[Draw]:
+    """Show the bar on the terminal of stdout while this lasts; nothing else may be written there meanwhile."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.text import Text
+
+    class Bar(Progress):
+        """A bar with lines of words below it."""
+
+        words: tuple[Text, ...] = ()
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            """Give the bar, and the words."""
+            yield self.make_tasks_table(self.tasks)
+            yield from self.words
+
+    files, size_bytes = lying(policies)
+    drawn_at = 0.0
+    columns = (BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    # What others write to stderr is theirs: it may lead into a file.
+    with Bar(*columns, console=Console(highlight=False), redirect_stderr=False) as bar:
+        task = bar.add_task("", total=size_bytes)
+
+        def draw(ledger: Ledger, alarms: Iterable[Alarm] = (), *, at_once: bool = False) -> None:
+            nonlocal drawn_at
+            if not at_once and boottime() - drawn_at < DRAW_EVERY.total_seconds():
+                return
+            drawn_at = boottime()
+            sums = sums_of(ledger, policies)
+            trouble = [*_pause(ledger), *(f"stopped because {plain(alarm.note)}" for alarm in alarms)]
+            bar.words = (Text(sums.in_words(files)), *(Text(words, style="yellow") for words in trouble))
+            bar.update(task, completed=min(sums.done_bytes, size_bytes))
+
+        yield draw
+
+
+def _pause(ledger: Ledger) -> Iterator[str]:
+    server = ledger.destination()
+    if server is None or server.paused_since is None:
+        return
+    left = (server.paused_until - datetime.now(UTC)).total_seconds() if server.paused_until else 0
+    again = f"tried again in {ago(left)}" if left > 0 else "being tried again"
+    yield f"nothing is sent at present: {plain(server.pause_note or server.pause_cause)}; {again}"
