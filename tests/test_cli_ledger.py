@@ -171,6 +171,39 @@ def test_status_lists_files_of_a_state_or_study(command, every):
     assert "sub/DOE^JOHN.dcm" in command("status", "--state", "REJECTED").out
 
 
+@pytest.mark.parametrize("names", [["--study", "1.2.3"], ["--patient-id", "DOE^4711"], ["--accession", "A-0"]])
+@pytest.mark.parametrize("form", [[], ["--json"], ["--state", "failed"], ["--files"]])
+def test_a_name_that_the_ledger_does_not_know_is_told_and_no_good_end(command, every, names, form):
+    said = command("status", *names, *form)
+
+    assert said.code == ExitCode.CONFIGURATION
+    if form == ["--json"]:
+        assert [*said.json.get("studies", ()), *said.json.get("files", ())] == []
+    else:
+        assert "no file in the ledger has this" in " ".join(said.out.split())
+        assert "Changed" not in said.out, "an empty table"
+    assert "DOE" not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--state", "DISCARDED"], ["--modality", "XX"], ["--study", STUDY, "--state", "FAILED"], ["--since", "1s"]],
+)
+def test_nothing_of_a_kind_is_said_in_words(command, every, words):
+    said = command("status", *words)
+
+    assert said.code == ExitCode.DONE
+    assert "is like that" in said.out
+    assert "Changed" not in said.out, "an empty table"
+
+
+def test_retry_of_a_study_that_is_not_there_is_no_good_end(command, every):
+    said = command("retry", "--study", "1.2.3")
+
+    assert said.code == ExitCode.CONFIGURATION
+    assert "no file in the ledger has this study" in said.err
+
+
 def test_status_says_when_there_is_more(command, every):
     said = command("status", "--json", "--files", "--limit", "3").json
 

@@ -226,13 +226,40 @@ def test_searches(shell, study):
     assert len(shell.json("search", "series", "--study", study["study"])) == 1
     assert len(shell.json("search", "instances", "--study", study["study"], "--series", study["series"])) == 1
     assert len(shell.json("search", "instances", "--all")) >= 1
-    assert shell.json("search", "studies", "PatientName=nobody", "--fuzzy", "--limit", "5") == []
     assert shell("search", "studies", "nonsense").exit_code == 2
     assert shell("search", "studies", "--study", "1").exit_code == 2
     assert shell("search", "instances", "--series", "1").exit_code == 2
     refused = shell("search", "studies", "StudyDate=yesterday")
     assert refused.exit_code == 2
     assert "yyyyMMdd" in refused.words, "a person sees what the server says of the request"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "search studies PatientName=nobody --fuzzy --limit 5",
+        "search instances --study 1.2.3",
+        "patient-studies nobody",
+        "workitems search PatientID=nobody",
+    ],
+)
+def test_search_that_finds_nothing_says_so_and_is_no_good_end(shell, words):
+    """``STUDY=$(ingestd dicomweb patient-studies X | head -1)`` must not go on with nothing."""
+    told, listed = shell(*words.split()), shell(*words.split(), "--json")
+
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert "nothing on the server matches" in told.stderr
+    assert (listed.exit_code, json.loads(listed.stdout)) == (1, [])
+
+
+@pytest.mark.parametrize("words", ["tags list", "partitions"])
+def test_list_of_nothing_is_no_empty_table(words):
+    body = b"[]"
+    with ScriptedServer(answer(body, content_type="application/json")) as empty:
+        told = Shell(empty.url)(*words.split())
+
+    assert (told.exit_code, told.stdout) == (0, "")
+    assert "there are none" in told.stderr
 
 
 def test_patient_studies_are_one_a_line(shell, study):

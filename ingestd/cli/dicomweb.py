@@ -20,7 +20,7 @@ from .frame import config_option
 CODES = """\b
 Exit codes:
   0   done
-  1   not there, or not every instance was stored
+  1   not there, nothing matches, or not every instance was stored
   2   the command line is wrong, or the server refuses the request
   3   no answer, or one that cannot be read; try later
   77  no token, or the token or role does not suffice

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +78,8 @@ def search(
     everything: bool,
     offset: int,
     as_json: bool,
-) -> None:
-    """Search for studies, series or instances.
+) -> int:
+    """Search for studies, series or instances; code 1 if nothing matches.
 
     \b
     ingestd dicomweb search studies PatientID=4711 StudyDate=20260101-20260131
@@ -107,15 +107,28 @@ def search(
             raise click.UsageError("--series needs --study")
         found = client.find_instances(study_uid=study, series_uid=series, **options)
     items = list(found)
-    if as_json:
-        print_json(items)
-        return
-    from .dicomweb_tables import print_results
-
     columns = dict(COLUMNS[level])
     columns |= {tag: name for tag, name in _included(include).items() if tag not in columns}
-    print_results(items, columns)
-    click.echo(f"{len(items)} {level}", err=True)
+    code = tell_found(items, columns, as_json=as_json)
+    if items and not as_json:
+        click.echo(f"{len(items)} {level}", err=True)
+    return code
+
+
+def tell_found(items: list[Any], columns: Mapping[str, str] | None, *, as_json: bool) -> int:
+    """Print what a search found, without ``columns`` one a line; nothing found is said, and no good end."""
+    if as_json:
+        print_json(items)
+    elif not items:
+        click.echo("nothing on the server matches", err=True)
+    elif columns is None:
+        for item in items:
+            click.echo(plain(item))
+    else:
+        from .dicomweb_tables import print_results
+
+        print_results(items, columns)
+    return ExitCode.DONE if items else ExitCode.NEEDS_PERSON
 
 
 def _included(names: tuple[str, ...]) -> dict[str, str]:
@@ -134,17 +147,13 @@ def _included(names: tuple[str, ...]) -> dict[str, str]:
 @click.argument("patient_id")
 @json_option
 @operation
-def patient_studies(client: DicomWebClient, *, patient_id: str, as_json: bool) -> None:
-    """List the Study Instance UIDs of a patient, one a line."""
+def patient_studies(client: DicomWebClient, *, patient_id: str, as_json: bool) -> int:
+    """List the Study Instance UIDs of a patient, one a line; code 1 if there are none."""
     from ingestd.dicomweb import uid_of
 
     found = client.find_studies({"PatientID": patient_id}, include=["StudyInstanceUID"])
     uids = [uid_of(item, "StudyInstanceUID") for item in found]
-    if as_json:
-        print_json(uids)
-    else:
-        for uid in uids:
-            click.echo(plain(uid))
+    return tell_found(uids, None, as_json=as_json)
 
 
 @click.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .dicomweb_asking import tell_found
 from .dicomweb_connection import operation, pairs
 from .frame import ExitCode, json_option, plain, print_json
 from .run import DurationType
@@ -97,6 +98,9 @@ def tags_errors(client: DicomWebClient, *, path: str, as_json: bool) -> None:
     if as_json:
         print_json([{"sop_uid": item.sop_uid, "study_uid": item.study_uid, "message": item.message} for item in found])
         return
+    if not found:
+        click.echo("there are none", err=True)
+        return
     from .tables import show, table
 
     show(table(["instance", "why"], [(item.sop_uid, item.message) for item in found]))
@@ -105,6 +109,9 @@ def tags_errors(client: DicomWebClient, *, path: str, as_json: bool) -> None:
 def _print_tags(found: list[Any], *, as_json: bool) -> None:
     if as_json:
         print_json([{name: getattr(tag, name) for name in tag.__slots__} for tag in found])
+        return
+    if not found:
+        click.echo("there are none", err=True)
         return
     from .tables import show, table
 
@@ -212,6 +219,8 @@ def partitions(client: DicomWebClient, *, as_json: bool) -> None:
     if as_json:
         print_json([{name: getattr(item, name) for name in item.__slots__} for item in found])
         return
+    if not found:
+        click.echo("there are none", err=True)
     for item in found:
         click.echo(plain(item.name))
 
@@ -280,15 +289,10 @@ def workitems_cancel(client: DicomWebClient, *, uid: str) -> None:
 @click.argument("filters", nargs=-1, metavar="[KEYWORD=VALUE]...")
 @json_option
 @operation
-def workitems_search(client: DicomWebClient, *, filters: tuple[str, ...], as_json: bool) -> None:
-    """Search workitems."""
-    found = client.workitems.search(pairs(filters))
-    if as_json:
-        print_json(list(found))
-        return
-    from .dicomweb_tables import print_results
-
-    print_results(found, {"00080018": "workitem", "00741000": "state", "00741204": "label", "00100020": "patient id"})
+def workitems_search(client: DicomWebClient, *, filters: tuple[str, ...], as_json: bool) -> int:
+    """Search workitems; code 1 if nothing matches."""
+    columns = {"00080018": "workitem", "00741000": "state", "00741204": "label", "00100020": "patient id"}
+    return tell_found(list(client.workitems.search(pairs(filters))), columns, as_json=as_json)
 
 
 def _workitem(file: Any) -> dict[str, Any]:

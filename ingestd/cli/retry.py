@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,12 @@ def command(
         if not chosen:
             moved, wished, refused = _one_by_one(ledger, ids)
         else:
-            moved, wished, refused = _all_of(ledger, _choice(study, state, reason))
+            choice = _choice(study, state, reason)
+            if study is not None and not ledger.entries(replace(choice, state=None, reason=None), limit=1):
+                from .status import unknown
+
+                raise Stop(ExitCode.CONFIGURATION, unknown(study=study))
+            moved, wished, refused = _all_of(ledger, choice)
         by_send = _taken_by_send(ledger, (*moved, *wished), stopped_send(settings))
     if as_json:
         refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]

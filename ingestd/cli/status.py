@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from .frame import (
     ledger_for_reading,
     load_config,
     missing_spool,
+    plain,
     print_json,
     stopped_send,
 )
@@ -82,6 +83,7 @@ class Picture:
     studies: tuple[StudySummary, ...] = ()
     files: tuple[Entry, ...] = ()
     more: bool = False
+    unknown: str = ""  # why nothing can be chosen: the ledger does not know what was named
     waiting_for_send: int = 0
     stopped: tuple[Alarm, ...] = ()
 
@@ -157,6 +159,8 @@ def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool,
         from .tables import show
 
         show(*drawing(picture, chosen))
+    if picture.unknown:
+        return ExitCode.CONFIGURATION
     calls = bool(picture.stopped or (picture.status and picture.status.needs_person))
     return ExitCode.NEEDS_PERSON if exit_code and calls else ExitCode.DONE
 
@@ -172,7 +176,12 @@ def look(config: Config, wanted: Wanted) -> Picture:
     except LedgerMissing:
         at = datetime.now(UTC)
         return Picture(
-            config=config, at=at, pid=pid, status=None, stopped=stopped_because(config, None, pid=pid, rows=0, at=at)
+            config=config,
+            at=at,
+            pid=pid,
+            status=None,
+            unknown=unknown(study=wanted.study, accession=wanted.accession, patient_id=wanted.patient_id),
+            stopped=stopped_because(config, None, pid=pid, rows=0, at=at),
         )
 
 
@@ -187,6 +196,11 @@ def _read(config: Config, ledger: Ledger, wanted: Wanted, pid: int | None) -> Pi
             files = ledger.entries(choice, limit=wanted.limit + 1)
         else:
             studies = ledger.studies(choice, limit=wanted.limit + 1)
+    nothing = ""
+    if wanted.is_anything and not files and not studies:
+        named = _choice(ledger, replace(wanted, modality=None, state=None, since=None))
+        if not ledger.entries(named, limit=1):
+            nothing = unknown(study=wanted.study, accession=wanted.accession, patient_id=wanted.patient_id)
     at = datetime.now(UTC)
     host = host_of(config.spool.path)
     rows = ledger.unfinished(host=host) if host and pid is None else 0
@@ -199,9 +213,20 @@ def _read(config: Config, ledger: Ledger, wanted: Wanted, pid: int | None) -> Pi
         studies=tuple(studies[: wanted.limit]),
         files=tuple(files[: wanted.limit]),
         more=len(studies) > wanted.limit or len(files) > wanted.limit,
+        unknown=nothing,
         waiting_for_send=waiting_for_send,
         stopped=stopped_because(config, status, pid=pid, rows=rows, waiting_for_send=waiting_for_send, at=at),
     )
+
+
+def unknown(*, study: str | None = None, accession: str | None = None, patient_id: str | None = None) -> str:
+    """Say that the ledger knows nothing by these names; "" where none was given. The names may be a patient's."""
+    hashed = [name for name, value in (("accession number", accession), ("patient id", patient_id)) if value]
+    names = [f"study ({plain(study)})"] * bool(study) + hashed
+    if not names:
+        return ""
+    exactly = "; it is kept as a keyed hash, and found only as it stands in the files" if hashed else ""
+    return f"no file in the ledger has this {' and this '.join(names)}{exactly}"
 
 
 def _choice(ledger: Ledger, wanted: Wanted) -> Choice:

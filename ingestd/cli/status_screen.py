@@ -26,10 +26,15 @@ def drawing(picture: Picture, wanted: Wanted) -> Iterator[Block]:
     yield facts(_head(picture))
     yield from _stopped(picture)
     yield blank
-    if picture.status is None:
+    if picture.unknown:
+        yield paragraph(picture.unknown)
+    elif picture.status is None:
         yield paragraph(f"There is no ledger at {plain(picture.config.ledger_file)} yet: nothing was taken in.")
     elif wanted.is_anything:
-        yield _files(picture) if wanted.lists_files else _studies(picture)
+        if not picture.files and not picture.studies:
+            yield paragraph(f"no {'file' if wanted.lists_files else 'study'} is like that")
+        else:
+            yield _files(picture) if wanted.lists_files else _studies(picture)
         if picture.more:
             yield paragraph(
                 f"... and more; show up to 1000 with --limit, or narrow the choice (showing {wanted.limit})."
@@ -181,7 +186,7 @@ def _studies(picture: Picture) -> Block:
         )
         for study in picture.studies
     ]
-    return table(("Study", "", "Files", "Size>", "Changed"), rows, title="" if rows else "No such study.")
+    return table(("Study", "", "Files", "Size>", "Changed"), rows)
 
 
 def _files(picture: Picture) -> Block:
@@ -198,7 +203,7 @@ def _files(picture: Picture) -> Block:
         for entry in picture.files
     ]
     headings = ("ID>", "State", "Reason", "", "Size>", "Changed", "From")
-    return table(headings, rows, title="" if rows else "No such file.")
+    return table(headings, rows)
 
 
 def _when(at: datetime, now: datetime) -> str:
