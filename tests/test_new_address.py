@@ -45,6 +45,7 @@ def test_a_new_address_is_refused_with_the_command_that_says_it_is_the_same_serv
     assert "ingestd resolve --new-address`" in refused.stderr
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_anew_and_what_is_kept_is_compared_at_the_new_address(moved):
     site, server = moved
     before = len(server.stores())
@@ -78,6 +79,7 @@ def test_no_file_goes_that_the_new_address_does_not_show(moved, tmp_path):
         assert site.states() == {"CONFIRMED": 3}
 
 
+@pytest.mark.slow
 def test_no_file_goes_that_the_move_has_lost(tmp_path):
     """Of three confirmed in one second the last was asked for, and told for all."""
     with EmulatorProcess(tmp_path / "former") as former, EmulatorProcess(tmp_path / "server") as server:

@@ -95,23 +95,32 @@ def ask_now(daemon: Daemon, site: Site) -> None:
         moves.check_again([entry.entry_id for entry in daemon.ledger.entries()], at=utc_now())
 
 
+QUICK = {"answered 403 Forbidden", "application/json, which is no DICOM", "breaks off before its end"}
+
+
 @pytest.mark.parametrize(
     "said, words",
     [
-        (FORBIDDEN, "answered 403 Forbidden"),
-        (answer(status="401 Unauthorized"), "answered 401 Unauthorized"),
-        (answer(status="302 Found", headers={"Location": "http://127.0.0.1:9/login"}), "redirects are not followed"),
-        (answer(b"<html>", content_type="text/html"), "web page"),
-        (answer(status="404 Not Found"), "a query lists it"),
-        (answer(status="500 Internal Server Error"), "answered 500"),
-        (answer(status="503 Service Unavailable"), "answered 503"),
-        (NO_PART, "its boundary does not occur"),
-        (answer(b'{"message": "try later"}', content_type="application/json"), "application/json, which is no DICOM"),
-        (answer(b"try later", content_type="text/plain"), "text/plain, which is no DICOM"),
-        (BROKEN, "breaks off before its end"),
-        (HANG_UP, "the connection was cut"),
+        # One of each kind in the default run: who may not, no DICOM, no end.
+        pytest.param(said, words, marks=() if words in QUICK else pytest.mark.slow, id=words)
+        for said, words in (
+            (FORBIDDEN, "answered 403 Forbidden"),
+            (answer(status="401 Unauthorized"), "answered 401 Unauthorized"),
+            (
+                answer(status="302 Found", headers={"Location": "http://127.0.0.1:9/login"}),
+                "redirects are not followed",
+            ),
+            (answer(b"<html>", content_type="text/html"), "web page"),
+            (answer(status="404 Not Found"), "a query lists it"),
+            (answer(status="500 Internal Server Error"), "answered 500"),
+            (answer(status="503 Service Unavailable"), "answered 503"),
+            (NO_PART, "its boundary does not occur"),
+            (answer(b'{"message": "later"}', content_type="application/json"), "application/json, which is no DICOM"),
+            (answer(b"try later", content_type="text/plain"), "text/plain, which is no DICOM"),
+            (BROKEN, "breaks off before its end"),
+            (HANG_UP, "the connection was cut"),
+        )
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_server_that_gives_no_copy_back_is_told_and_the_first_copy_ends_it(
     tmp_path: Path, server: Emulator, soon: None, said: bytes, words: str
@@ -233,7 +242,7 @@ def test_feed_that_cannot_be_read_is_told(tmp_path: Path, server: Emulator, soon
             turn_until(daemon, lambda: alarm_of(daemon, "feed_not_read") is None, what="the feed")
 
 
-@pytest.mark.parametrize("of", [is_retrieve, is_feed], ids=["copies", "the feed"])
+@pytest.mark.parametrize("of", [is_retrieve, pytest.param(is_feed, marks=pytest.mark.slow)], ids=["copies", "the feed"])
 @pytest.mark.parametrize(
     "said, most",
     [
