@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
 import stat
+import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +20,7 @@ from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.commanding import Rows, command_in
 from tests.emulating import EmulatorProcess
-from tests.running import Site, wait_until
+from tests.running import PROGRAM, Site, environment, wait_until
 
 COPIES = ["ledger/ledger.db", "ledger/ledger.db.key", "spool/spool.id"]
 
@@ -109,6 +112,70 @@ def test_the_ledgers_own_folder_is_no_place_for_its_copy(tmp_path, command):
 
     assert command("backup", str(tmp_path)).code == ExitCode.CONFIGURATION
     assert (tmp_path / "ledger.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_no_copy_takes_the_place_of_the_ledger_itself(tmp_path, command, linked):
+    """`backup /var/lib` with the ledger in /var/lib/ledger: what was committed meanwhile went with the former file."""
+    home = tmp_path / "data" / "ledger"
+    home.mkdir(parents=True)
+    for name in ("ledger.db", "ledger.db.key"):
+        (tmp_path / name).rename(home / name)
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("sqlite:///ledger.db", f"sqlite:///{home}/ledger.db"))
+    folder = home.parent
+    if linked:
+        folder = tmp_path / "copies"
+        folder.mkdir()
+        (folder / "ledger").symlink_to(home)
+    before = (home / "ledger.db").stat().st_ino
+
+    said = command("backup", str(folder))
+
+    assert said.code == ExitCode.CONFIGURATION
+    assert "the ledger itself" in said.err
+    assert (home / "ledger.db").stat().st_ino == before
+
+
+@pytest.mark.parametrize("place", ["drop", "drop/copies", "spool", "spool/copies", "linked"])
+def test_no_copy_is_put_where_files_are_taken_from_or_kept(tmp_path, command, place):
+    """From a drop folder the copies were taken as files that are not DICOM, and nothing lay where `backup` had said."""
+    for folder in ("drop", "spool"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "drop")
+    before = sorted(tmp_path.rglob("*"))
+
+    said = command("backup", str(tmp_path / place))
+
+    assert said.code == ExitCode.CONFIGURATION
+    assert "name another folder" in said.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_of_two_backups_at_once_the_second_leaves_the_first_alone(tmp_path, command):
+    """They wrote to one name: what the first put in place was what the second had written of its copy so far."""
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger, ledger:
+        ledger.execute("CREATE TABLE large (n)")
+        ledger.execute("INSERT INTO large VALUES (zeroblob(60000000))")
+    copies = tmp_path / "copies"
+    words = [*PROGRAM, "backup", "-c", str(tmp_path / "config.yaml"), str(copies)]
+    with subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
+        try:
+            wait_until(lambda: (copies / "ledger").is_dir() and _sizes(copies / "ledger"), what="a copy", every=0.001)
+            os.kill(first.pid, signal.SIGSTOP)
+            said = command("backup", str(copies))
+        finally:
+            os.kill(first.pid, signal.SIGCONT)
+        assert first.wait(60) == ExitCode.DONE, first.stderr.read()
+
+    assert said.code == ExitCode.BUSY
+    assert "another backup" in said.err
+    assert sorted(copied(copies)) == COPIES
+    assert command("backup", str(copies)).code == ExitCode.DONE
+
+
+def _sizes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.part"))
 
 
 def test_a_ledger_put_back_on_a_new_machine_knows_its_files_again(tmp_path):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from shutil import copyfile
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,6 +27,9 @@ from .frame import (
     tell_config,
 )
 
+if TYPE_CHECKING:
+    from ingestd.config import Config
+
 
 @click.command("backup", short_help="Copy the ledger, its key and the spool's id, beside a running daemon.")
 @config_option
@@ -38,14 +46,13 @@ def command(*, config: Path | None, as_json: bool, folder: Path) -> int:
 
     settings = tell_config(load_config(config))
     folder = folder.absolute()
-    if folder.resolve() == settings.ledger_file.parent.resolve():
-        raise Stop(ExitCode.CONFIGURATION, f"the ledger itself lies in {folder}; name another folder, on another disk")
-    with ledger_for_reading(settings) as ledger:
+    _expect_apart(folder, settings)
+    with ledger_for_reading(settings) as ledger, _one_at_a_time(settings.ledger_file.parent):
         key_copied = ledger.back_up(_made(_made(folder) / "ledger"))
-    # By the spool's id a ledger that is put back knows the files that it speaks of as its own.
-    for spool, place in ((settings.spool.path, "spool"), (settings.spool.for_send, "spool/send")):
-        if (spool / "spool.id").exists():
-            put(_made(folder / place) / "spool.id", partial(copyfile, spool / "spool.id"))
+        # By the spool's id a ledger that is put back knows the files that it speaks of as its own.
+        for spool, place in ((settings.spool.path, "spool"), (settings.spool.for_send, "spool/send")):
+            if (spool / "spool.id").exists():
+                put(_made(folder / place) / "spool.id", partial(copyfile, spool / "spool.id"))
     size = (folder / "ledger" / settings.ledger_file.name).stat().st_size
     if as_json:
         print_json({"folder": folder, "ledger_bytes": size, "key_copied": key_copied})
@@ -61,3 +68,29 @@ def command(*, config: Path | None, as_json: bool, folder: Path) -> int:
 def _made(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def _expect_apart(folder: Path, config: Config) -> None:
+    """Refuse a folder in which a copy would take the place of what is copied, or be taken in as a file."""
+    places = [place.resolve() for place in (folder, folder / "ledger", folder / "spool", folder / "spool" / "send")]
+    ledger = config.ledger_file
+    if not {ledger.parent.resolve(), ledger.resolve().parent}.isdisjoint(places[:2]):
+        raise Stop(ExitCode.CONFIGURATION, f"the ledger itself lies in {folder}; name another folder, on another disk")
+    for other in (config.spool.path, *(inbox.path for inbox in config.inboxes)):
+        if any(place.is_relative_to(other.resolve()) for place in places):
+            raise Stop(ExitCode.CONFIGURATION, f"{folder} and {other} are not apart; name another folder")
+
+
+@contextmanager
+def _one_at_a_time(ledgers_folder: Path) -> Iterator[None]:
+    """Hold off other backups of this ledger: its own folder is on a disk on which locks work, FOLDER may not be."""
+    descriptor = os.open(ledgers_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Stop(ExitCode.BUSY, "another backup of this ledger is at work; try again when it has ended") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
