@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -20,6 +22,21 @@ def delivered(site: Site) -> None:
         write_instance(site.drop / name)
     assert site.run_once().returncode == 0
     assert site.states() == {"CONFIRMED": len(NAMES)}
+
+
+def settled_duplicates(site: Site) -> int:
+    with closing(sqlite3.connect(site.ledger_file)) as ledger:
+        asked = "SELECT count(*) FROM instance WHERE state = 'DUPLICATE' AND settled_at IS NOT NULL"
+        return int(ledger.execute(asked).fetchone()[0])
+
+
+def asked_for_by_nobody(site: Site) -> list[str]:
+    """The confirmed files but for the last, the newest and the last that was changed."""
+    with closing(sqlite3.connect(site.ledger_file)) as ledger:
+        orders = ("settled_at", "id", "changed_at")
+        of_confirmed = "SELECT relative_path FROM instance WHERE state = 'CONFIRMED' ORDER BY"
+        by = [[name for (name,) in ledger.execute(f"{of_confirmed} {order}")] for order in orders]
+    return [name for name in by[0] if name not in {names[-1] for names in by}]
 
 
 @pytest.fixture
@@ -110,6 +127,56 @@ def test_a_new_address_is_not_taken_while_somebody_sends_to_the_former(tmp_path)
             site.configure()
 
             assert site.command("resolve", "--new-address").returncode == ExitCode.BUSY
+
+
+def test_a_new_address_is_not_taken_while_another_spool_of_the_ledger_sends_to_the_former(tmp_path):
+    """It went on there, and its rows were CONFIRMED by what the former address had shown."""
+    with EmulatorProcess(tmp_path / "server") as server:
+        site, other = Site(tmp_path / "site", server.url), Site(tmp_path / "other", server.url)
+        other.configure(ledger=f"sqlite:///{site.ledger_file}")
+        with other.start():
+            site.url = "http://127.0.0.1:9/v2"
+            site.configure()
+
+            assert site.command("resolve", "--new-address").returncode == ExitCode.BUSY
+        assert site.command("resolve", "--new-address").returncode == ExitCode.DONE
+
+
+def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):
+    """Dropped again after its holder's file had gone, it is the only copy, and was let go by the former address.
+
+    What is lost is none of those that are asked for before any file goes: the last and the newest.
+    """
+    names = [*NAMES, "d", "e"]
+    with EmulatorProcess(tmp_path / "former") as former, EmulatorProcess(tmp_path / "server") as server:
+        site, others = Site(tmp_path / "site", former.url), Site(tmp_path / "others", server.url)
+        site.configure(spool={"retain": "0s"})
+        for name in names:
+            write_instance(tmp_path / "medium" / name, study_uid=STUDY)
+            shutil.copy(tmp_path / "medium" / name, site.drop)
+        with site.start():
+            wait_until(
+                lambda: [bool(entry.removed_at) for entry in site.entries()] == [True] * len(names),
+                what="the removals",
+                within_seconds=40,
+            )
+        site.configure()
+        for name in names:
+            shutil.copy(tmp_path / "medium" / name, site.drop)
+        with site.start():
+            wait_until(lambda: settled_duplicates(site) == len(names), what="that they may go", within_seconds=40)
+        lost, kept = asked_for_by_nobody(site)[:2]
+        for name in set(names) - {lost}:
+            shutil.copy(tmp_path / "medium" / name, others.drop)
+        assert others.run_once().returncode == 0
+        site.url = server.url
+        site.configure(spool={"retain": "0s"})
+        assert site.command("resolve", "--new-address").returncode == 0
+        with site.start():
+            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=40)
+            site.wait_for({"CONFIRMED": 4, "DELETED": 1, "DUPLICATE": 5})
+
+        assert not site.entry_of(lost).removed_at
 
 
 def test_the_address_that_the_ledger_has_is_no_new_one(tmp_path):

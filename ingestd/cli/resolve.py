@@ -100,11 +100,12 @@ def _new_address(config: Config, *, as_json: bool) -> int:
     """Have the ledger go on with the server at another address, while nobody sends to the former one."""
     from ingestd.ledger import RefusedMove
 
-    for spool in (config.spool.path, config.spool.for_send):
-        if (pid := who_runs(spool)) is not None:
-            raise Stop(ExitCode.BUSY, f"an ingestd sends to the former address, process {pid}; stop it first")
     url = config.destination.url
     with ledger_for_moves(config) as ledger, ledger.write() as moves:
+        # The spools of other configurations too: what is kept in one ledger is proven by one server.
+        for spool in {config.spool.path, config.spool.for_send, *ledger.spools().values()}:
+            if (pid := who_runs(spool)) is not None:
+                raise Stop(ExitCode.BUSY, f"an ingestd sends to the former address, process {pid}; stop it first")
         try:
             asked = moves.new_address(url, now=datetime.now(UTC))
         except RefusedMove as refusal:

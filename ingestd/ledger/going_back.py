@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import and_, func, literal, or_, update
+from sqlalchemy import func, literal, or_, update
 
 from ingestd.lifecycle import FeedEnd, State
 
-from .reads import HAS_OWN_FILE
+from .reads import IS_RESTED_ON
 from .schema import Instant, destination, instance
 from .transaction import Transaction
 
@@ -25,11 +25,10 @@ def went_back(tx: Transaction, *, to: int | None, end: FeedEnd | None, now: date
     """Put down that the server has gone back in time, and have everything asked about that it may have lost.
 
     That is what its feed had shown after the sequence ``to`` (None: it has no feed), what no feed had shown, and
-    whatever is confirmed and kept. What those entries said holds no more: their sequences are given out again.
+    whatever a kept file rests on. What those entries said holds no more: their sequences are given out again.
     """
-    kept = and_(instance.c.settled_at.is_not(None), instance.c.removed_at.is_(None), HAS_OWN_FILE)
     since = (instance.c.seen_sequence > to, instance.c.seen_sequence.is_(None)) if to is not None else ()
-    tx.connection.execute(update(instance).where(_TO_BE_THERE, or_(kept, *since)).values(next_check_at=now))
+    tx.connection.execute(update(instance).where(_TO_BE_THERE, or_(IS_RESTED_ON, *since)).values(next_check_at=now))
     if to is not None:
         nothing = dict.fromkeys(("seen_sequence", "seen_action", "seen_state", "seen_at"))
         tx.connection.execute(update(instance).where(instance.c.seen_sequence > to).values(nothing))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import and_, delete, or_, select, update
+from sqlalchemy import and_, delete, select, update
 
 from ingestd.lifecycle import State
 
 from . import trust
-from .reads import HAS_OWN_FILE
+from .reads import IS_RESTED_ON
 from .schema import destination, feed_cursor, instance
 from .transaction import Transaction
 from .values import RefusedMove
@@ -20,8 +20,9 @@ _OPEN = (State.STORED, State.UNCERTAIN)
 def new_address(tx: Transaction, url: str, *, now: datetime) -> int:
     """Go on with the server at this address; say how many rows it is asked about for it.
 
-    What is confirmed and whose file is kept is compared there before the file goes; what waits for proof is asked about
-    anew. Nothing that the former address showed of its feed, nor the trust that it had earned, counts at the new one.
+    What is confirmed and lets a kept file go is compared there before that goes; what waits for proof is asked about
+    anew, and compared. Nothing that the former address showed of its feed, nor the trust that it had earned, counts at
+    the new one.
     Raises RefusedMove where the ledger belongs to that address already, or to none yet.
     """
     url = url.rstrip("/")
@@ -35,11 +36,9 @@ def new_address(tx: Transaction, url: str, *, now: datetime) -> int:
     nothing = dict.fromkeys(("seen_sequence", "seen_action", "seen_state", "seen_at"))
     tx.connection.execute(update(instance).where(instance.c.seen_sequence.is_not(None)).values(nothing))
     tx.connection.execute(update(instance).where(instance.c.absences > 0).values(absences=0, absent_since=None))
-    kept = and_(
-        instance.c.state == State.CONFIRMED, instance.c.settled_at.is_not(None), instance.c.removed_at.is_(None)
-    )
-    compared = tx.connection.execute(
-        update(instance).where(kept, HAS_OWN_FILE).values(needs_content_check=1, next_check_at=now)
-    ).rowcount
-    open_rows = or_(*(instance.c.state == state for state in _OPEN))
-    return compared + tx.connection.execute(update(instance).where(open_rows).values(next_check_at=now)).rowcount
+    asked = 0
+    # That the server did not have it before our post was said by the former address, too.
+    anew = {"needs_content_check": 1, "next_check_at": now}
+    for rows in (and_(instance.c.state == State.CONFIRMED, IS_RESTED_ON), instance.c.state.in_(_OPEN)):
+        asked += tx.connection.execute(update(instance).where(rows).values(anew)).rowcount
+    return asked

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, exists, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, and_, bindparam, exists, func, literal_column, or_, select
 
 from ingestd import lifecycle
 from ingestd.lifecycle import (
@@ -91,9 +91,25 @@ _NEWEST_CONFIRMED = (
 )
 _HOLDER = instance.alias("holder")
 _RESTS_ON = instance.alias("rests_on")
-_HOLDER_IS_LOST = exists().where(
+_HOLDER_IS_IN_DOUBT = exists().where(
     _HOLDER.c.id == instance.c.holder_id,
-    dialect.unindexed(_HOLDER.c.state).not_in([State.CONFIRMED, State.DISCARDED]),
+    or_(
+        dialect.unindexed(_HOLDER.c.state).not_in([State.CONFIRMED, State.DISCARDED]),
+        _HOLDER.c.next_check_at.is_not(None),
+    ),
+)
+_HELD = instance.alias("held")
+# The server's copy of it is what lets a file of ours go: its own, or that of a duplicate, which may have outlived it.
+IS_RESTED_ON: ColumnElement[bool] = or_(
+    and_(instance.c.settled_at.is_not(None), instance.c.removed_at.is_(None), HAS_OWN_FILE),
+    instance.c.id.in_(
+        select(_HELD.c.holder_id).where(
+            _HELD.c.state == State.DUPLICATE,
+            _HELD.c.settled_at.is_not(None),
+            _HELD.c.removed_at.is_(None),
+            _HELD.c.in_place == 0,
+        )
+    ),
 )
 _WAITING_ELSEWHERE = (
     select(instance.c.id, _HOLDER.c.host)
@@ -301,7 +317,7 @@ class Reads(Due):
             since,
             # What is to be looked at again may be the only copy.
             or_(dialect.unindexed(instance.c.state) != State.CONFIRMED, instance.c.next_check_at.is_(None)),
-            or_(dialect.unindexed(instance.c.state) != State.DUPLICATE, ~_HOLDER_IS_LOST),
+            or_(dialect.unindexed(instance.c.state) != State.DUPLICATE, ~_HOLDER_IS_IN_DOUBT),
         )
 
     def rejected_files(self, *, after_id: int = 0, limit: int = 1000) -> list[RejectedFile]:
