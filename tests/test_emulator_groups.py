@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,44 @@ def test_data_folder_of_the_first_schema_is_taken_over(tmp_path):
         assert peer.get(path, ANY_FILE).content[128:] == large[128:]
         small = scan()
         assert peer.get(path_of(stored(peer.store(small))[0]), ANY_FILE).content[128:] == small[128:]
+
+
+class Watched:
+    """The index's lock, and what is in the files' folders whenever it is let go."""
+
+    def __init__(self, lock: AbstractContextManager[object], folder: Path) -> None:
+        self._lock, self._folder = lock, folder
+        self.seen: list[int] = []
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+
+    def __exit__(self, *what: object) -> None:
+        self.seen.append(sum(path.is_file() for path in self._folder.rglob("*")))
+        self._lock.__exit__(None, None, None)
+
+
+def test_file_is_out_of_its_place_before_another_writer_is_given_its_number(server):
+    index = server._running.index
+    with index.write() as tx:
+        tx.execute("CREATE TRIGGER broken BEFORE INSERT ON feed BEGIN SELECT RAISE(ABORT, 'asked for'); END")
+    lock = index._lock
+    index._lock = watched = Watched(lock, server.data / "files")
+    with Peer(server.root) as peer:
+        assert peer.store(scan(LARGE)).status_code == 500
+    index._lock = lock
+    assert watched.seen
+    assert set(watched.seen) == {0}
+
+
+def test_index_that_is_full_says_so_and_takes_the_next_once_there_is_room(server):
+    index = server._running.index
+    pages = index._writer.execute("PRAGMA page_count").fetchone()[0]
+    index._writer.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"), index.write() as tx:
+        tx.execute("INSERT INTO content VALUES (1, zeroblob(1000000))")
+    with Peer(server.root) as peer:
+        file = scan({0x7FE00010: ("OB", bytes(60_000))})
+        assert peer.store(file).status_code == 500
+        index._writer.execute("PRAGMA max_page_count=1000000")
+        assert peer.get(path_of(stored(peer.store(file))[0]), ANY_FILE).content[128:] == file[128:]

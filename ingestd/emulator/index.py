@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -162,10 +162,11 @@ class Index:
         )
 
     @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    def write(self, *, durable: bool = True, undo: Callable[[], object] = lambda: None) -> Iterator[sqlite3.Connection]:
         """One write transaction; commits at the end of the block, rolls back when it raises.
 
-        One that is not durable survives the process but perhaps no power cut, until a durable one follows it.
+        One that is not durable survives the process but perhaps no power cut, until a durable one follows it. ``undo``
+        is called after a rollback, before anybody else is given the numbers that were given here.
         """
         with self._lock:
             if self._fsync:
@@ -175,7 +176,9 @@ class Index:
                 yield self._writer
                 self._writer.execute("COMMIT")
             except BaseException:
-                self._writer.execute("ROLLBACK")
+                if self._writer.in_transaction:  # SQLite itself rolls back when the disk is full
+                    self._writer.execute("ROLLBACK")
+                undo()
                 raise
 
     @contextmanager

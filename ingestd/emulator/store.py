@@ -129,13 +129,16 @@ def _without_preamble(source: Path | bytes) -> Path | bytes:
 
 def _store_at_once(service: Service, posts: Sequence[Post]) -> None:
     begun: list[list[Entry]] = []
+
+    def undo() -> None:
+        service.files.take_back(_on_disk(entry for post in posts for entry in post.group if entry.watermark))
+
     try:
-        with service.index.write() as tx:
+        with service.index.write(undo=undo) as tx:
             begun = [_begin(tx, post.request, post.group) for post in posts]
             _place(service, [entry for entries in begun for entry in entries])
             finished = [_finish(service, tx, post, each) for post, each in zip(posts, begun, strict=True)]
     except BaseException:
-        service.files.take_back(_on_disk(entry for post in posts for entry in post.group if entry.watermark))
         for entry in (entry for post in posts for entry in post.group):
             entry.watermark = entry.instance_key = entry.study_key = entry.series_key = entry.replaced = 0
             entry.examined.failure = entry.refused
