@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import signal
 import socket
@@ -611,3 +612,33 @@ def test_command_resets_a_data_folder_and_ends_on_sigterm(tmp_path):
         assert peer.feed() == []
     assert (tmp_path / "data" / "mine.txt").exists()
     assert json.loads((tmp_path / "data" / "requests.jsonl").read_text().splitlines()[0])["request"] == 1
+
+
+def test_line_of_the_log_that_a_crash_cut_is_left_out_and_none_that_follows(tmp_path):
+    with Emulator(tmp_path) as server, Peer(server.root) as peer:
+        assert peer.store(scan()).status_code == 200
+    log = tmp_path / "requests.jsonl"
+    log.write_bytes(log.read_bytes()[:-9])
+    with Emulator(tmp_path) as server, Peer(server.root) as peer:
+        assert peer.store(scan()).status_code == 200
+        assert read_log(tmp_path) == [read_log(tmp_path)[0], *server.requests]
+
+
+def test_log_that_the_disk_has_no_room_for_keeps_nobody_from_an_answer(tmp_path):
+    file = scan()
+    with Emulator(tmp_path) as server, Peer(server.root) as peer:
+        path = path_of(stored(peer.store(file))[0])
+        log = server._running.log
+        kept, log._file = log._file, os.open("/dev/full", os.O_WRONLY)
+        assert peer.get(path, ANY_FILE).content[128:] == file[128:]
+        assert peer.get("/nothing").status_code == 404
+        os.close(log._file)
+        log._file = kept
+        assert [line["outcome"] for line in server.requests if line["kind"] == "request"] == ["answered"] * 3
+
+
+def test_answer_without_a_body_is_logged_before_it_leaves():
+    with Emulator(fsync=False) as server, Peer(server.root) as peer:
+        for number in range(1, 301):
+            assert peer.get("/nothing").status_code == 404
+            assert len(server.requests) == number

@@ -93,7 +93,10 @@ class App:
             "status": status,
             "outcome": outcome,
         }
-        self._service.log.add("request", number, facts)
+        try:
+            self._service.log.add("request", number, facts)
+        except OSError as error:  # the disk is full: no reason to leave anybody without an answer
+            _report(error)
 
     async def _send(
         self, scope: Scope, receive: Receive, exchange: _Exchange, request: Request, response: Response
@@ -208,13 +211,15 @@ class App:
 class _Exchange:
     """Remembers what has been sent, and has an answer logged before its last byte leaves.
 
-    Of a streamed answer each piece is held back until the next one: with the last piece the client has all that it
-    was promised, although the server is still to learn that nothing follows.
+    One without a body is whole with its head, which waits for that. Of a streamed answer each piece is held back until
+    the next one: with the last piece the client has all that it was promised, although the server is still to learn
+    that nothing follows.
     """
 
     def __init__(self, send: Send, log: Callable[[], None]) -> None:
         self._send = send
         self._log = log
+        self._head: AsgiMessage | None = None
         self._held: bytes | None = None
         self.holds_back = False
         self.status: int | None = None
@@ -223,6 +228,9 @@ class _Exchange:
     async def __call__(self, message: AsgiMessage) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self.status in (204, 304) or (b"content-length", b"0") in message["headers"]:
+                self._head = message
+                return
         elif message["type"] == "http.response.body":
             if not message.get("more_body", False):
                 self.is_complete = True
@@ -233,6 +241,9 @@ class _Exchange:
                     message["body"] = (message["body"] or b"") + self._held
                 elif message["body"] is None:
                     return
+        if self._head is not None:
+            head, self._head = self._head, None
+            await self._send(head)
         await self._send(message)
 
 

@@ -13,7 +13,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,10 @@ class RequestLog:
         self._lines: deque[dict[str, Any]] = deque(maxlen=_MOST_IN_MEMORY)
         self._file = None
         self._count = 0
+        self._is_torn = False
         if path is not None:
             self._count = _requests_so_far(path)
+            self._is_torn = _is_torn(path)
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def begin(self) -> int:
@@ -45,7 +49,7 @@ class RequestLog:
         with self._lock:
             self._lines.append(line)
             if self._file is not None:
-                os.write(self._file, _ENCODER.encode(line).encode() + b"\n")
+                self._write(self._file, _ENCODER.encode(line))
 
     def add_all(self, kind: str, facts: list[tuple[int, dict[str, Any]]]) -> None:
         """Write several requests' lines at once."""
@@ -54,8 +58,15 @@ class RequestLog:
         with self._lock:
             self._lines.extend(lines)
             if self._file is not None and lines:
-                text = "\n".join(_ENCODER.encode(line) for line in lines)
-                os.write(self._file, text.encode() + b"\n")
+                self._write(self._file, "\n".join(map(_ENCODER.encode, lines)))
+
+    def _write(self, file: int, text: str) -> None:
+        content = (b"\n" if self._is_torn else b"") + text.encode() + b"\n"
+        written = os.write(file, content)
+        if written < len(content):  # the disk is full
+            self._is_torn = True
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        self._is_torn = False
 
     def lines(self) -> list[dict[str, Any]]:
         """The newest lines, oldest first; memory keeps 100,000, the file all of them."""
@@ -71,9 +82,22 @@ class RequestLog:
 
 
 def read_log(data: Path) -> list[dict[str, Any]]:
-    """Every line of a data folder's log, also while its server runs; a torn last line is left out."""
+    """Every line of a data folder's log, also while its server runs; torn ones are left out."""
+    lines = []
     with (data / "requests.jsonl").open("rb") as file:
-        return [json.loads(raw) for raw in file if raw.endswith(b"\n")]
+        for raw in file:
+            with suppress(ValueError):
+                lines.append(json.loads(raw))
+    return lines
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a crash cut the last line, so that the next must not be joined to it."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _requests_so_far(path: Path) -> int:
