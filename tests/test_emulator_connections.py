@@ -13,7 +13,7 @@ import requests
 
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid
-from tests.emulator_peer import ANY_FILES, BOUNDARY, JSON, Peer, multipart, scan
+from tests.emulator_peer import ANY_FILE, ANY_FILES, BOUNDARY, JSON, Peer, multipart, path_of, scan, stored
 
 HASTY_SECONDS, PATIENT_SECONDS = 0.5, 1.5
 LONG = 20.0  # what a broken bound is told from a slow machine by
@@ -318,3 +318,46 @@ def test_connection_beyond_those_that_are_answered_is_told_to_come_again():
         finally:
             for connection in held:
                 connection.close()
+
+
+def test_answer_that_is_still_being_read_makes_room_for_nobody():
+    with Emulator(fsync=False, control_port=0) as server, Peer(server.root) as peer:
+        assert peer.store(scan({0x00189999: ("UT", b"x" * 16_000_000)})).status_code in (200, 202)
+        at = len(server.requests)
+        with connected(server) as reader, ExitStack() as stack:
+            reader.sendall(HEAD.replace(b"changefeed", b"changefeed?limit=1") + b"Connection: close\r\n\r\n")
+            give_up_at = time.monotonic() + LONG
+            while len(server.requests) == at:
+                assert time.monotonic() < give_up_at
+                time.sleep(0.01)
+            for _ in range(260):
+                stack.enter_context(connected(server))
+            head, _, body = all_of(reader).partition(b"\r\n\r\n")
+            assert len(body) > 16_000_000
+            assert b"content-length: %d" % len(body) in head
+
+
+# What is offered besides, and not taken up.
+
+
+@pytest.mark.parametrize("offer", ["h2c", "websocket"])
+@pytest.mark.parametrize("size", [64, 1_000_000])
+def test_request_is_answered_whatever_protocol_it_offers_to_go_on_with(server, offer, size):
+    """Java's client offers h2c with every request that is not encrypted."""
+    fields = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": offer, "HTTP2-Settings": "AAEAAEAAAAIAAAAB"}
+    with Peer(server.root) as peer:
+        for _ in range(3):
+            file = scan({0x7FE00010: ("OB", bytes(size))})
+            answer = peer.store(file, **fields)
+            assert answer.status_code == 200
+            assert peer.get(path_of(stored(answer)[0]), ANY_FILE, headers=fields).content[128:] == file[128:]
+
+
+def test_requests_that_are_sent_before_the_answers_offer_another_protocol_too(server):
+    offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    file = scan()
+    store = b"POST /v2/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/dicom\r\n" + offer
+    store += b"Accept: application/dicom+json\r\nContent-Length: %d\r\n\r\n" % len(file) + file
+    with connected(server) as connection:
+        connection.sendall(HEAD + offer + b"\r\n" + store + HEAD + offer + b"Connection: close\r\n\r\n")
+        assert all_of(connection).count(b"HTTP/1.1 200 OK") == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,23 @@ def test_control_port_answers_to_the_name_that_it_was_given():
         assert asked(server, Host="0.0.0.0") == 200
         assert asked(server, "DELETE", Origin=server.root, **OURS) == 204
         assert asked(server, Host="example.org") == 403
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_control_port_answers_to_the_address_that_it_is_reached_at(host):
+    """No name that is looked up anew can be an address; on every interface the caller may well be another machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as somewhere:
+        try:
+            somewhere.connect(("198.51.100.7", 9))  # sends nothing, and is told from where it would
+        except OSError:
+            pytest.skip("this machine has no address but its own")
+        address = somewhere.getsockname()[0]
+    with Emulator(fsync=False, host=host, control_port=0) as server:
+        control = f"http://{address}:{server.control_url.rpartition(':')[2]}/faults"
+        for name, status in ((address, 200), ("198.51.100.7", 403), ("example.org", 403)):
+            answer = requests.get(control, headers={"Host": name}, timeout=30)
+            assert answer.status_code == status, name
+        assert requests.get(control, headers={"Origin": f"http://{address}"}, timeout=30).status_code == 403
 
 
 def test_control_port_takes_nothing_from_pages_of_others(control):

@@ -12,6 +12,7 @@ from asyncio import TimerHandle
 from time import monotonic
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -69,7 +70,11 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse, and see whose turn it is then."""
         self._swallowed += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self.transport.is_closing():
             return
         if self._swallowed > _MOST_HEAD_BYTES:
@@ -80,6 +85,26 @@ class Connection(HttpToolsProtocol):
                 self._asking = None
         elif self._asking is None:
             self._wait_for_request()
+
+    def _parse(self, data: bytes) -> None:
+        # Nothing is upgraded to; the parser, however, takes no body where that is asked for, as Java's client does
+        # ("h2c"). So such a head is read anew without the field, and what follows after it.
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":
+                    raise HttpParserError from None
+                data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets them
+            else:
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        fields = [b": ".join(field) for field in self.headers if field[0] != b"upgrade"]
+        return b"\r\n".join((line, *fields, b"", b""))
 
     def pause_writing(self) -> None:
         """Wait for the client to read."""
@@ -116,6 +141,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand the request on."""
+        if self.parser.should_upgrade():
+            return
         self._head_is_open, self._swallowed = False, 0
         self.transport.set_write_buffer_limits()  # asyncio's own, so that the next piece is made while one is sent
         super().on_headers_complete()
@@ -128,7 +155,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Begin anew."""
         self._swallowed = 0
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def _count(self, size: int, *, status: int) -> None:
         self._head_bytes += size
@@ -180,9 +208,9 @@ class Connection(HttpToolsProtocol):
             self._wait_for_reader()
 
     def _make_room(self) -> None:
-        """Let go of whoever has asked nothing for longest, else of this one."""
+        """Let go of whoever has had all answers and asked nothing for longest, else of this one."""
         others = (each for each in self.connections if isinstance(each, Connection) and each is not self)
-        idle = [each for each in others if not each.is_owed_an_answer]
+        idle = [each for each in others if not (each.is_owed_an_answer or each.transport.get_write_buffer_size())]
         if idle:
             longest = min(idle, key=lambda each: each.idle_since)
             longest.transport.abort()

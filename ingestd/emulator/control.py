@@ -86,14 +86,17 @@ class _Near:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse with 403."""
-        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        refusal = self._refusal(scope["method"], Headers(scope=scope), reached_at=(scope.get("server") or ("",))[0])
         app = self._app if refusal is None else PlainTextResponse(refusal, status_code=403)
         await app(scope, receive, send)
 
-    def _refusal(self, method: str, headers: Headers) -> str | None:
+    def _refusal(self, method: str, headers: Headers, *, reached_at: str) -> str | None:
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or not self._is_near(hosts[0]):
-            return "the control port answers to localhost, 127.0.0.1, [::1] and what --host names: use one of these"
+        # The number that the connection came to is no name that could be made to lead elsewhere.
+        if len(hosts) != 1 or not (self._is_near(hosts[0]) or _name_in(hosts[0]) == _canonical(reached_at)):
+            return (
+                "the control port answers to localhost, to what --host names and to its own address: use one of these"
+            )
         if not all(self._is_near_origin(origin) for origin in headers.getlist("origin")):
             return "the control port takes nothing from a page of another origin"
         if method not in _READING and CONTROL_HEADER not in headers:
@@ -101,23 +104,27 @@ class _Near:
         return None
 
     def _is_near(self, authority: str) -> bool:
-        found = _AUTHORITY.fullmatch(authority)
-        if found is None:
-            return False
-        name = _canonical(found[1])
-        return name in ("localhost", self._host) or _is_loopback(name)
+        name = _name_in(authority)
+        return name is not None and (name in ("localhost", self._host) or _is_loopback(name))
 
     def _is_near_origin(self, origin: str) -> bool:
         scheme, slashes, authority = origin.partition("://")
         return bool(slashes) and scheme.lower() in ("http", "https") and self._is_near(authority)
 
 
+def _name_in(authority: str) -> str | None:
+    found = _AUTHORITY.fullmatch(authority)
+    return None if found is None else _canonical(found[1])
+
+
 def _canonical(name: str) -> str:
     bare = name.removeprefix("[").removesuffix("]").lower()
     try:
-        return str(ip_address(bare))
+        address = ip_address(bare)
     except ValueError:
         return bare
+    mapped = getattr(address, "ipv4_mapped", None)  # as a socket of both families calls a client of the older
+    return str(address if mapped is None else mapped)
 
 
 def _is_loopback(name: str) -> bool:
