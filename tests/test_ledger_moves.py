@@ -1058,3 +1058,31 @@ def test_outcome_in_a_state_that_is_not_legal_changes_nothing(ledger: Ledger):
             jitter=0.0,
         )
     assert state_of(ledger, entry_id) is State.SENDING
+
+
+def test_server_without_a_feed_that_went_back_is_asked_about_what_duplicates_rest_on(ledger: Ledger):
+    """A duplicate that outlived its holder's file is the only copy; nobody asked for it, and it went."""
+    holder, gone = (entry_in(ledger, State.CONFIRMED, number) for number in (1, 2))
+    (duplicate,) = admit(ledger, arrival(1), now=LATER)
+    confirm(ledger, holder, now=LATER)
+    with ledger.write() as moves:
+        moves.mark_removed([holder, gone], now=LATER)
+    assert [row.entry_id for row in ledger.removable(before=LATER)] == [duplicate]
+
+    with ledger.write() as moves:
+        moves.went_back(to=None, end=None, now=LATER)
+
+    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [holder]
+    assert ledger.removable(before=LATER) == []
+
+
+def test_what_waits_for_proof_is_compared_at_a_new_address(ledger: Ledger):
+    """That the server had not had it before our post was said by the former address."""
+    (entry_id,) = admit(ledger, arrival(1))
+    send(ledger)
+
+    with ledger.write() as moves:
+        assert moves.new_address("http://archive.example/v2", now=LATER) == 1
+
+    (row,) = ledger.unproven(now=LATER)
+    assert (row.entry_id, row.state, row.needs_content_check) == (entry_id, State.STORED, True)

@@ -266,6 +266,25 @@ def test_row_whose_file_was_removed_is_not_sent_again(ledger: Ledger):
         moves.retry(entry_id, now=LATER)
 
 
+@pytest.mark.parametrize("state", [State.DELETED, State.CONFLICT])
+def test_retry_of_a_row_whose_file_was_removed_sends_what_has_the_same_content(ledger: Ledger, state: State):
+    """It was kept for that, and neither row could be retried: each named the other."""
+    holder = entry_in(ledger, State.CONFIRMED)
+    first, second = admit(ledger, arrival(1), arrival(1), now=LATER)
+    confirm(ledger, holder, now=LATER)
+    with ledger.write() as moves:
+        moves.mark_removed([holder], now=LATER)
+    apply(ledger, outcome(holder, state))
+
+    with ledger.write() as moves:
+        assert moves.retry(holder, now=LATER) is State.PENDING
+
+    assert [state_of(ledger, each) for each in (holder, first, second)] == [state, State.PENDING, State.DUPLICATE]
+    send(ledger)
+    confirm(ledger, first)
+    assert {row.entry_id for row in ledger.removable(before=LATER)} == {first, second}
+
+
 def test_retry_all_moves_what_it_can_and_says_why_not_the_rest(ledger: Ledger):
     failed = entry_in(ledger, State.FAILED, 1)
     again = entry_in(ledger, State.FAILED, 1)  # the same identity, failed a second time

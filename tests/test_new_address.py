@@ -177,6 +177,9 @@ def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):
             site.wait_for({"CONFIRMED": 4, "DELETED": 1, "DUPLICATE": 5})
 
         assert not site.entry_of(lost).removed_at
+        assert site.command("retry", "--state", "DELETED").returncode == 0
+        assert site.run_once().returncode == 0
+        assert site.entry_of(lost).state == "CONFIRMED"
 
 
 def test_the_address_that_the_ledger_has_is_no_new_one(tmp_path):

@@ -146,7 +146,9 @@ def _all_of(ledger: Ledger, choice: Choice) -> Result:
         with ledger.write() as moves:
             part = moves.retry_all(choice, now=datetime.now(UTC))
         fresh = [row for row in part.wished if row not in wished]
-        new_refusals = {refusal.entry_id: str(refusal) for refusal in part.refused if refusal.entry_id not in refused}
+        # A row in whose place another is sent stays where it is, and is chosen again.
+        told = {*refused, *moved, *part.moved}
+        new_refusals = {refusal.entry_id: str(refusal) for refusal in part.refused if refusal.entry_id not in told}
         moved += part.moved
         wished += fresh
         refused |= new_refusals

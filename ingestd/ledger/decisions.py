@@ -77,6 +77,11 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
         raise RefusedMove(
             row.id, _NOTHING_TO_RETRY[row.state].format(id=row.id, holder=row.holder_id), other_id=row.holder_id
         )
+    if row.removed_at is not None and row.state not in HOLDING and (same := _kept_duplicates(tx, row)):
+        _with_free_identity(tx, row, "retried")
+        _send_soon(tx, row, now)
+        tx.promote(row.id, same, now)
+        return State.PENDING
     _with_file(row, "retried")
     if row.state is State.REJECTED:
         _wish(tx, row, Wish.RETRY, now)
@@ -110,6 +115,11 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
         holder_id=None,
     )
     return State.PENDING
+
+
+def _kept_duplicates(tx: Transaction, row: Row) -> list[Row]:
+    """Read what has the content of a row, and its file still."""
+    return tx.rows_on(row.id, dialect.unindexed(instance.c.state) == State.DUPLICATE, instance.c.removed_at.is_(None))
 
 
 def _wish(tx: Transaction, row: Row, wish: Wish, now: datetime) -> None:

@@ -389,9 +389,10 @@ class Transaction:
                 assert duplicate.holder_id is not None, "the statement asked for it"
                 waiting[duplicate.holder_id].append(duplicate)
         for holder_id, duplicates in waiting.items():
-            self._promote(holder_id, duplicates, when[holder_id])
+            self.promote(holder_id, duplicates, when[holder_id])
 
-    def _promote(self, former_id: int, duplicates: Sequence[Row], at: datetime) -> None:
+    def promote(self, former_id: int, duplicates: Sequence[Row], at: datetime) -> None:
+        """Have the first of these sent in place of the row that they duplicate; the others belong to it then."""
         first, *others = duplicates
         identity = first.identity
         assert identity is not None, "a duplicate has its identity"
