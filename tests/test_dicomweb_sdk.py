@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import time
+import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -138,6 +139,21 @@ def test_token_that_cannot_be_had_is_told_as_no_connection_and_no_older_answer_h
     assert isinstance(raised.value, TokenError)
     assert raised.value.response is None
     assert isinstance(refused.value, TokenError)
+
+
+@pytest.mark.parametrize("ends", ["\nthe-rest", "\r", "\nX-Injected: y", "\u043a", "\x00"])
+def test_token_that_no_header_can_hold_is_told_of_without_it(ends):
+    with ScriptedServer(answer()) as server:
+        sdk = DicomClient(server.url, TokenCache(lambda: f"the-token-itself{ends}-"))
+        with pytest.raises(requests.RequestException) as raised:
+            sdk.delete_dicom("1.2.3")
+    assert isinstance(raised.value, TokenError)
+    assert "the-token-itself" not in "".join(traceback.format_exception(raised.value)) + repr(vars(raised.value))
+
+
+def test_token_may_end_its_line_as_a_commands_output_does(server):
+    sdk = DicomClient(server.url, TokenCache(lambda: "e30.e30.x\n"))
+    assert sdk.get_patient_study_ids("nobody") == []
 
 
 def test_refused_file_brings_the_servers_whole_answer(server, tmp_path):

@@ -78,7 +78,7 @@ class TokenCache:
     def refresh(self) -> None:
         """Call the function for another token; raises TokenRefreshError where it gives none."""
         with self._lock:
-            token = self._get_token_func()
+            token = (self._get_token_func() or "").strip()  # a command's output ends its line
             if not token:
                 raise TokenRefreshError
             self._token, self._expires_at = token, expiry_of(token)

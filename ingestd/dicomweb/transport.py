@@ -23,7 +23,7 @@ from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.auth import Auth, NoAuth
 from ingestd.dicomweb.connections import Session, tls_settings
 from ingestd.dicomweb.deadlines import Flight, Timeouts
-from ingestd.dicomweb.errors import FileChanged, MisconfiguredServer
+from ingestd.dicomweb.errors import FileChanged, MisconfiguredServer, TokenError
 from ingestd.dicomweb.statuses import error_of
 from ingestd.dicomweb.unanswered import failure_of
 from ingestd.places import expect_named
@@ -126,6 +126,9 @@ class Transport:
         session = self._session(what)
         all_headers = {**self._headers, **(headers or {})}
         if authorization is not None:
+            if not (authorization.isascii() and authorization.isprintable()):
+                # What sends headers would refuse it too, with the whole token in its words.
+                raise TokenError("no token: what was given for one holds more than plain characters on one line")
             all_headers["Authorization"] = authorization
         request = session.prepare_request(
             requests.Request(method, self.base_url + path, params=list(params), data=body, headers=all_headers)
