@@ -280,6 +280,27 @@ def test_a_folder_that_we_may_not_enter_is_told_as_the_place_where_we_stand(tmp_
     assert "name the file with -c FILE, or go to another folder" in capfd.readouterr().err
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_machines_configuration_is_found_from_a_folder_that_we_may_not_enter(tmp_path, monkeypatch):
+    """Out of an administrator's home, or root's crontab, a nightly `ingestd backup` had no configuration."""
+    from ingestd.config import reading
+
+    machines = tmp_path / "etc" / "config.yaml"
+    machines.parent.mkdir()
+    machines.write_text("spool: /srv/spool\n")
+    os.chown(machines, 65534, 65534)
+    (tmp_path / "home").mkdir(mode=0o700)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path / "home")
+    monkeypatch.delenv("INGESTD_CONFIG", raising=False)
+    monkeypatch.setattr(reading, "PLACES", (Path("config.yaml"), machines))
+    for above in tmp_path.parents[:-2]:
+        above.chmod(above.stat().st_mode | 0o011)
+
+    with as_nobody():
+        assert reading.find_file() == machines
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 def test_root_does_not_write_what_another_user_will_need(tmp_path, command):
     Rows(tmp_path).close()
