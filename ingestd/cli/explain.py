@@ -98,6 +98,9 @@ def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
         found = ledger.find(what)
     if not found and _REFERENCE.fullmatch(what):
         found = _by_reference(config, ledger, what)
+    if found and "/" not in what and _looks_like_path(what):
+        others = ledger.find_named(what)
+        return sorted({entry.entry_id: entry for entry in (*found, *others)}.values(), key=lambda entry: entry.entry_id)
     if found or not _looks_like_path(what):
         return found
     path = Path(os.path.abspath(what))  # noqa: PTH100 - resolve() would follow the file's own link
@@ -157,6 +160,8 @@ def why_unknown(config: Config, what: str) -> str:
             f"the ledger knows nothing of {shown}, and there is no file of that name; "
             "`ingestd status --files` lists the numbers of the latest files, with --state or --study those of others"
         )
+    if path.is_dir() and not path.is_symlink():
+        return f"{shown} is a folder; name a file in it, or list the latest with `ingestd status --files`"
     inbox = next((inbox for inbox in config.inboxes if path.is_relative_to(inbox.path)), None)
     if inbox is None:
         watched = ", ".join(plain(each.path) for each in config.inboxes)
