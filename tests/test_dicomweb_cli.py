@@ -23,6 +23,7 @@ from ingestd.dicomweb import batches
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid, write_instance
 from tests.http_server import ScriptedServer, answer
+from tests.running import PROGRAM
 from tests.terminals import on_a_terminal, without_colour
 
 SAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -141,6 +142,26 @@ def calls_in(deed: Callable[[], object]) -> int:
         sys.setprofile(None)
         threading.setprofile(None)
     return len(calls)
+
+
+def test_store_on_a_terminal_leaves_what_cannot_be_looked_at_as_it_does_in_a_pipe(tmp_path, server):
+    write_instance(tmp_path / "in" / "seen.dcm")
+    hidden = tmp_path / "in" / "hidden"
+    write_instance(hidden / "unseen.dcm")
+    hidden.chmod(0o644)  # its names can be read, what is behind them not
+    program: tuple[str, ...] = tuple(PROGRAM)
+    if os.geteuid() == 0:
+        os.chown(hidden, 65534, 65534)
+        bounds = "--bounding-set=-dac_override,-dac_read_search"
+        program = ("setpriv", bounds, "--inh-caps=-all", *program)
+    words = ("dicomweb", "--url", server.url, "store", str(tmp_path / "in"))
+    try:
+        code, screen = on_a_terminal(*words, program=program)
+    finally:
+        hidden.chmod(0o755)
+    assert code == ExitCode.NEEDS_PERSON
+    assert "stored" in screen
+    assert "cannot be opened: Permission denied" in " ".join(without_colour(screen).split())
 
 
 def test_store_of_many_files_spends_little_on_each_beside_the_transfer(tmp_path, capsys):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +57,7 @@ def store(
     rows: list[tuple[str, str, str]] = []
     is_told = False
     try:
-        with Progress(
-            "storing", lambda: sum(file.stat().st_size for path in paths for file in _files(path))
-        ) as progress:
+        with Progress("storing", lambda: sum(map(_bytes_below, paths))) as progress:
             found = batches(
                 paths,
                 max_instances=1 if single else 200,
@@ -100,10 +100,14 @@ def _tell_stored(rows: list[tuple[str, str, str]], skipped: list[tuple[str, str]
         click.echo(f"skipped: {plain(path)}: {why}", err=True)
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        return iter([path])
-    return (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+def _bytes_below(path: Path) -> int:
+    """What the bar counts to; what cannot be looked at is told when it is its turn."""
+    size = 0
+    for place in (path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)):
+        with suppress(OSError):
+            found = place.stat() if place == path else place.lstat()
+            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return size
 
 
 def _verdicts(result: StoreResult) -> Iterator[tuple[str, str, str]]:
