@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
 from contextlib import closing
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from ingestd.cli.frame import ExitCode
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess
-from tests.running import Site, wait_until
+from tests.running import PROGRAM, Site, environment, wait_until
 
 NAMES = ("a", "b", "c")
 STUDY = "1.2.826.0.1.3680043.10.1451.9"
@@ -140,6 +141,30 @@ def test_a_new_address_is_not_taken_while_another_spool_of_the_ledger_sends_to_t
 
             assert site.command("resolve", "--new-address").returncode == ExitCode.BUSY
         assert site.command("resolve", "--new-address").returncode == ExitCode.DONE
+
+
+def test_what_an_audit_finds_at_the_former_address_does_not_count_at_the_new(tmp_path):
+    """It is in no spool's lock, and went on after the move: its matches were trust that the new address had earned."""
+    with EmulatorProcess(tmp_path / "server") as server:
+        site = Site(tmp_path / "site", server.url)
+        for number in range(6):
+            write_instance(site.drop / str(number))
+        assert site.run_once().returncode == 0
+        server.stop()
+        server.start("--fault", "latency=seconds:0.5")
+        words = [*PROGRAM, "reconcile", "-c", str(site.config_file), "--full", "--compare", "100"]
+        asked = len(server.lines())
+        with subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as audit:
+            wait_until(lambda: len(server.lines()) > asked, what="the audit")
+            site.url = "http://127.0.0.1:9/v2"
+            site.configure()
+            assert site.command("resolve", "--new-address").returncode == 0
+            _, said = audit.communicate(timeout=60)
+
+        assert audit.returncode == ExitCode.CONFIGURATION, said
+        assert b"belongs to http://127.0.0.1:9/v2" in said
+        with site.ledger() as ledger:
+            assert not ledger.standing().matched
 
 
 def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):

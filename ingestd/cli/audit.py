@@ -220,6 +220,8 @@ class _Auditor:
         """Have the outcomes carried out whose rows are still as they were judged."""
         if judged:
             with self._ledger.write() as moves:
+                # A person may have said meanwhile that the server is elsewhere: this one is not asked any more.
+                self._ledger.expect_destination(self._config.destination.url)
                 rows = {row.entry_id: row for row in self._ledger.unproven_rows([row.entry_id for row, _ in judged])}
                 # Whether it is to be compared is this audit's own, and nothing of the row's.
                 outcomes = [outcome for row, outcome in judged if replace(row, sampled=False) == rows.get(row.entry_id)]

@@ -114,7 +114,7 @@ def _new_address(config: Config, *, as_json: bool) -> int:
         print_json({"decision": "new_address", "url": url, "asked": asked})
     else:
         click.echo(f"the server is at {plain(url)} now, and is asked there about {in_files(asked)} when ingestd runs")
-        click.echo(as_typed("what has no file here any more is asked about by `ingestd reconcile --full`"))
+        click.echo(as_typed("what has no file in the spool is asked about by `ingestd reconcile --full`"))
     return ExitCode.DONE
 
 

@@ -148,7 +148,7 @@ class Ledger(Views):
             ledger = cls(engine, connection, file, host=host, spool=spool, read_only=read_only)
             if read_only:
                 ledger._expect_schema()
-                ledger._expect_destination(destination)
+                ledger.expect_destination(destination)
             else:
                 ledger._prepare(destination, limits)
         except BaseException:
@@ -434,7 +434,8 @@ class Ledger(Views):
         finally:
             self._connection.rollback()
 
-    def _expect_destination(self, url: str | None) -> None:
+    def expect_destination(self, url: str | None) -> None:
+        """Raise OtherDestination where the ledger belongs to another address, or has come to by now."""
         found = self.destination()
         if url is not None and found is not None and found.url != url.rstrip("/"):
             raise self._other_destination(found.url, url)
