@@ -14,6 +14,8 @@ import pytest
 import requests
 
 from ingestd.emulator import Emulator
+from ingestd.emulator.delete import _remove_row
+from ingestd.emulator.update import update
 from tests.builders import fresh_uid
 from tests.emulating import dataset_of, stores
 from tests.emulator_peer import ANY_FILE, Peer, creating, path_of, reasons, scan, stored
@@ -212,3 +214,28 @@ def test_index_that_is_full_says_so_and_takes_the_next_once_there_is_room(server
         assert peer.store(file).status_code == 500
         index._writer.execute("PRAGMA max_page_count=1000000")
         assert peer.get(path_of(stored(peer.store(file))[0]), ANY_FILE).content[128:] == file[128:]
+
+
+def test_update_passes_over_an_instance_that_is_deleted_while_it_runs(server):
+    study = fresh_uid()
+    with Peer(server.root) as peer:
+        paths = [path_of(stored(peer.store(scan(study=study)))[0]) for _ in range(3)]
+        service = server._running
+        change = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Other^Name"}]}}
+        given = {"studies": [study], "partition": 1, "before": 1000, "change": change}
+        results: list[dict[str, object]] = []
+        updating = threading.Thread(target=lambda: results.append(update(service, "", given)))
+        with service.index._lock:
+            updating.start()
+            give_up_at = time.monotonic() + 10
+            while not any(service.files.incoming.iterdir()):  # the first is changed, so the others are known
+                assert time.monotonic() < give_up_at
+                time.sleep(0.001)
+            tx = service.index._writer
+            _remove_row(service, tx, tx.execute("SELECT * FROM instance ORDER BY key LIMIT 1 OFFSET 1").fetchone())
+        updating.join(30)
+        assert [result["instanceUpdated"] for result in results] == [2]
+        assert ["errors" in result for result in results] == [False]
+        names = [entry["00100010"]["Value"][0]["Alphabetic"] for entry in peer.get(f"/studies/{study}/metadata").json()]
+        assert names == ["Other^Name"] * 2
+        assert peer.get(paths[1], ANY_FILE).status_code == 404

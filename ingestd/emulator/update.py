@@ -137,7 +137,18 @@ def _update_study(service: Service, study_uid: str, given: dict[str, Any]) -> in
             (study_uid, given["partition"], given["before"]),
         ).fetchall()
         tags = stored_tags(tx)
-    return sum(_update_instance(service, row, given["change"], tags) for row in rows)
+    return sum(_update_where_still_there(service, row, given["change"], tags) for row in rows)
+
+
+def _update_where_still_there(service: Service, row: sqlite3.Row, change: dict[str, Any], tags: list[Tag]) -> bool:
+    try:
+        return _update_instance(service, row, change, tags)
+    except (FileNotFoundError, TypeError):  # what file and metadata that are gone raise
+        with service.index.read() as tx:
+            now = one(tx, "SELECT watermark FROM instance WHERE key = ?", (row["key"],))
+        if now is not None and now["watermark"] == row["watermark"]:
+            raise
+        return False  # deleted or replaced meanwhile
 
 
 def _update_instance(service: Service, row: sqlite3.Row, change: dict[str, Any], tags: list[Tag]) -> bool:
