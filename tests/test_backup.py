@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.cli.frame import ExitCode
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, put
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.commanding import Rows, command_in
@@ -172,6 +172,15 @@ def test_of_two_backups_at_once_the_second_leaves_the_first_alone(tmp_path, comm
     assert "another backup" in said.err
     assert sorted(copied(copies)) == COPIES
     assert command("backup", str(copies)).code == ExitCode.DONE
+
+
+def test_no_room_for_a_small_copy_is_told_with_its_place(tmp_path):
+    """Of the key it was "no space left on device", on no disk that was named."""
+    with pytest.raises(OSError, match="No space left") as told:
+        put(tmp_path / "copy", lambda _: Path("/dev/full").write_bytes(b"k" * 32))
+
+    assert told.value.filename == str(tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def _sizes(folder: Path) -> int:

@@ -41,6 +41,10 @@ def put(place: Path, fill: Callable[[Path], object]) -> None:
         fill(scratch)
         os.fsync(descriptor)
         scratch.replace(place)
+    except OSError as error:
+        # Of a write that found no room the kernel does not say where.
+        error.filename = error.filename or str(place)
+        raise
     finally:
         os.close(descriptor)
         scratch.unlink(missing_ok=True)
