@@ -239,3 +239,31 @@ def test_update_passes_over_an_instance_that_is_deleted_while_it_runs(server):
         names = [entry["00100010"]["Value"][0]["Alphabetic"] for entry in peer.get(f"/studies/{study}/metadata").json()]
         assert names == ["Other^Name"] * 2
         assert peer.get(paths[1], ANY_FILE).status_code == 404
+
+
+@pytest.mark.parametrize("changes", [None, LARGE], ids=["small", "large"])
+def test_retrieve_beside_puts_of_the_same_instance_gives_one_or_the_other(server, changes):
+    uids = {"study": fresh_uid(), "series": fresh_uid(), "sop": fresh_uid()}
+    files = [scan({0x00100010: ("PN", f"Name^{number}")} | (changes or {}), **uids) for number in range(2)]
+    contents = {file[128:] for file in files}
+    with Peer(server.root) as reader:
+        path = path_of(stored(reader.store(files[0]))[0])
+        is_over = threading.Event()
+
+        def replace() -> None:
+            with Peer(server.root) as peer:
+                while not is_over.is_set():
+                    for file in files:
+                        peer.store(file, method="PUT")
+
+        replacing = [threading.Thread(target=replace) for _ in range(2)]
+        for thread in replacing:
+            thread.start()
+        try:
+            answers = [reader.get(path, ANY_FILE) for _ in range(400)]
+        finally:
+            is_over.set()
+            for thread in replacing:
+                thread.join(30)
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.content[128:] for answer in answers} <= contents

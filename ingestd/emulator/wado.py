@@ -14,8 +14,8 @@ from .accept import MediaRange, parse_accept
 from .answers import Streamed, raw_json
 from .call import Action, Call, Route, boolean, route
 from .dataset import EXPLICIT_LITTLE
-from .errors import INTERNAL, NOT_ACCEPTABLE, Problem
-from .lookup import Stored, find, metadata_bytes
+from .errors import INSTANCE_NOT_FOUND, INTERNAL, NOT_ACCEPTABLE, Problem
+from .lookup import Stored, find, find_in, metadata_bytes
 from .transcode import JPEG_2000, transcoded
 
 _CHUNK = 1 << 20
@@ -105,7 +105,13 @@ def open_version(call: Call, stored: Stored, wanted: Wanted, *, original: bool) 
     try:
         file = call.service.kept(stored.version(original=original)).open()
     except FileNotFoundError as error:
-        raise Problem(500, INTERNAL) from error
+        with call.service.index.read() as tx:
+            now = find_in(tx, call.partition_key, stored.study_uid, stored.series_uid, stored.sop_uid)
+        if not now:
+            raise Problem(404, INSTANCE_NOT_FOUND) from error  # deleted between the two looks
+        if now[0].version(original=original) == stored.version(original=original):
+            raise Problem(500, INTERNAL) from error
+        return open_version(call, now[0], wanted, original=original)  # replaced
     size = os.fstat(file.fileno()).st_size
     if wanted.syntax in ("*", stored.transfer_syntax):
         return file, size, stored.transfer_syntax
