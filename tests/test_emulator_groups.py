@@ -168,6 +168,7 @@ def test_data_folder_of_the_first_schema_is_taken_over(tmp_path):
     old = tmp_path / "files" / "01" / "1.dcm"
     old.parent.mkdir()
     new.rename(old)
+    (old.parent / ".DS_Store").touch()  # as a desktop leaves it where somebody has looked
 
     with Emulator(tmp_path) as server, Peer(server.root) as peer:
         assert peer.get(path, ANY_FILE).content[128:] == large[128:]

@@ -62,6 +62,9 @@ class Files:
         # Earlier ones were named by a watermark's last byte, in two digits.
         for older in self._root.glob("[0-9a-f][0-9a-f]"):
             for path in older.iterdir():
+                if not path.stem.isdigit():  # none of ours, as for ``sweep``
+                    path.unlink()
+                    continue
                 target = self.path(int(path.stem))
                 target.parent.mkdir(exist_ok=True)
                 path.rename(target)
