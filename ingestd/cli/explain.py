@@ -160,14 +160,14 @@ def why_unknown(config: Config, what: str) -> str:
             f"the ledger knows nothing of {shown}, and there is no file of that name; "
             "`ingestd status --files` lists the numbers of the latest files, with --state or --study those of others"
         )
-    if path.is_dir() and not path.is_symlink():
-        return f"{shown} is a folder; name a file in it, or list the latest with `ingestd status --files`"
     inbox = next((inbox for inbox in config.inboxes if path.is_relative_to(inbox.path)), None)
     if inbox is None:
         watched = ", ".join(plain(each.path) for each in config.inboxes)
         return f"{shown} was not sent, and " + (
             f"is in none of the watched folders ({watched})" if watched else "no folder is watched"
         )
+    if path.is_dir() and not path.is_symlink():
+        return f"{shown} is a folder; name a file in it, or list the latest with `ingestd status --files`"
     if path.is_symlink() or not path.is_file():
         return f"{shown} is no regular file; ingestd follows no links and opens no devices, and leaves it where it is"
     if any(fnmatch.fnmatch(path.name, pattern) for pattern in inbox.ignore):
