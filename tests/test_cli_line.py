@@ -280,7 +280,7 @@ def sums_in(seen: str) -> list[str]:
     return re.findall(r"\d+ stored[^\r\n]*", without_colour(seen))
 
 
-@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("width", [80, pytest.param(160, marks=pytest.mark.slow)])
 def test_the_bar_of_send_counts_what_is_stored_and_what_is_proven(site, tmp_path, width):
     folder = tmp_path / "export"
     for number in range(3):

@@ -64,7 +64,8 @@ def test_what_has_to_be_copied_is_never_broken(folder, words, width):
     lines = shown(folder, words, width).splitlines()
 
     if width:
-        assert [line for line in lines if len(line) > width and len(line.split()) > 2] == []
+        # What is copied as one is one word, however long the place is that this program is called by.
+        assert [line for line in lines if len(line) > width and len(re.sub("`[^`]+`", "`", line).split()) > 2] == []
     told = "\n".join(lines)
     wanted = {
         "explain 1": [STUDY, uid(1), "a folder/deep/confirmed.dcm", str(folder / "spool/files")],

@@ -17,6 +17,7 @@ from tests.ledger_builders import admit, arrival, open_ledger
 from tests.test_daemon_promise import configure, image, running, states, turn
 
 
+@pytest.mark.slow
 def test_empty_transaction_after_a_failure_is_no_recovery(tmp_path: Path) -> None:
     """A look that failed every five seconds, an empty transaction after each: every one was told as a recovery."""
     with Emulator(fsync=False) as server:

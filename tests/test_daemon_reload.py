@@ -102,6 +102,7 @@ def test_reload_asked_for_before_the_daemon_stands_is_kept(tmp_path: Path, serve
         wait_until(lambda: "config.reread" in daemon.tail(), what="the reload")
 
 
+@pytest.mark.slow
 def test_reloads_in_a_row_keep_no_file_from_being_taken_in(tmp_path: Path, server: Emulator) -> None:
     """Each began the file's ``settle`` anew, and the wait for the rest of a short one."""
     site = Site(tmp_path, server.url)

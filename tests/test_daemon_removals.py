@@ -111,7 +111,7 @@ def append(path: Path, _content: bytes) -> None:
         file.write(element(0x00204000, "LT", b"written after it was confirmed"))
 
 
-@pytest.mark.parametrize("write", [rewrite, append])
+@pytest.mark.parametrize("write", [rewrite, pytest.param(append, marks=pytest.mark.slow)])
 def test_bytes_written_after_confirmation_are_a_new_arrival(
     tmp_path: Path, server: Emulator, write: Callable[[Path, bytes], None]
 ) -> None:

@@ -64,7 +64,7 @@ def test_spool_that_is_not_there_is_an_alarm_and_mends_itself(tmp_path: Path, se
         turn(daemon, lambda: stopped_because(daemon) == [])
 
 
-@pytest.mark.parametrize("place", ["files", "files/*"])
+@pytest.mark.parametrize("place", ["files", pytest.param("files/*", marks=pytest.mark.slow)])
 def test_spool_that_may_not_be_written_is_named_and_not_the_drop_folder(
     tmp_path: Path, server: Emulator, place: str
 ) -> None:

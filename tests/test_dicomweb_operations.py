@@ -741,6 +741,7 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text(encoding="ascii").split()[1])
 
 
+@pytest.mark.slow
 def test_file_of_many_frames_is_read_once_in_little_memory(tmp_path):
     """One of 60,000 frames, 31 MB, took 57 s and 983 MB to find three UIDs in its first kilobyte."""
     path = write_instance(tmp_path / "frames", sop_uid="1.2.3.4", extra=many_items(0x52009230, 60_000))

@@ -215,6 +215,7 @@ def test_body_that_comes_slowly_but_comes_is_taken(patient):
     assert time.monotonic() - began_at > 2 * PATIENT_SECONDS
 
 
+@pytest.mark.slow
 def test_server_that_is_slow_itself_does_not_blame_the_client(patient):
     patient.faults.add("bandwidth", count=1, bytes=2000)
     patient.faults.add("latency", count=1, seconds=3 * PATIENT_SECONDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import pytest
 import structlog
 
 from ingestd.config import load
@@ -126,6 +127,7 @@ def test_every_fault_is_in_a_line_or_in_a_count_whatever_becomes_of_it():
         assert lines + counted == came
 
 
+@pytest.mark.slow
 def test_a_daemon_that_ends_says_how_often_a_fault_came(tmp_path):
     """What was held back until then was never said."""
     with Emulator(tmp_path / "server") as server:

@@ -143,6 +143,7 @@ def test_a_new_address_is_not_taken_while_another_spool_of_the_ledger_sends_to_t
         assert site.command("resolve", "--new-address").returncode == ExitCode.DONE
 
 
+@pytest.mark.slow
 def test_what_an_audit_finds_at_the_former_address_does_not_count_at_the_new(tmp_path):
     """It is in no spool's lock, and went on after the move: its matches were trust that the new address had earned."""
     with EmulatorProcess(tmp_path / "server") as server:
@@ -167,6 +168,7 @@ def test_what_an_audit_finds_at_the_former_address_does_not_count_at_the_new(tmp
             assert not ledger.standing().matched
 
 
+@pytest.mark.slow
 def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):
     """Dropped again after its holder's file had gone, it is the only copy, and was let go by the former address.
 
