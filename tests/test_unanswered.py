@@ -160,7 +160,7 @@ def test_server_that_refuses_to_be_read_is_told_within_a_minute_with_what_to_do(
             said = " ".join(site.command("explain", "1").stdout.split())
             assert "its copy could not be had" in said
             assert "answered 403 Forbidden" in said
-            assert "Asked about again" in said
+            assert "Asked again" in said
             assert "right to read" in said
             assert "What to do: nothing" not in said
 
