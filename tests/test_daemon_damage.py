@@ -69,6 +69,7 @@ def test_file_damaged_after_it_was_admitted_needs_a_person(
     assert "inbox.rejected" in {line["event"] for line in logged}
 
 
+@pytest.mark.slow
 def test_bytes_written_after_confirmation_that_are_no_image_need_a_person(tmp_path: Path, server: Emulator) -> None:
     config = configure(tmp_path, server, retain="0s")
     (tmp_path / "drop" / "image").write_bytes(image())

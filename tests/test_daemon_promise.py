@@ -122,6 +122,7 @@ def test_altered_object_is_a_conflict_also_when_the_first_ones_file_is_gone(tmp_
     assert states(config) == {"CONFIRMED": 1, "CONFLICT": 3}
 
 
+@pytest.mark.slow
 def test_object_whose_rival_on_the_server_cannot_be_had_is_kept_as_a_conflict_after_the_grace_time(
     tmp_path: Path, server: Emulator
 ) -> None:

@@ -178,6 +178,7 @@ def test_discarded_file_that_was_written_to_comes_back(tmp_path: Path, server: E
         turn(daemon, lambda: states(config) == {"DISCARDED": 1, "CONFIRMED": 1})
 
 
+@pytest.mark.slow
 def test_file_that_was_only_looked_after_goes(tmp_path: Path, server: Emulator) -> None:
     """A chmod sets the ctime too; the content is what it was."""
     config = configure(tmp_path, server, retain="0s")

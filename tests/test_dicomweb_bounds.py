@@ -152,6 +152,7 @@ def test_numbers_that_are_none_are_read_as_the_service_spells_them():
     assert [str(value) for value in to_dataset(found)[0x00189079].value] == ["inf", "-inf", "nan", "0.5"]
 
 
+@pytest.mark.slow
 def test_json_of_a_large_study_is_read():
     item = {f"0008{at:04X}": {"vr": "UI", "Value": ["1.2.826.0.1.3680043.10.1451.12345"]} for at in range(20)}
 

@@ -303,6 +303,7 @@ def test_half_open_connections_keep_nobody_out(server, port):
             connection.close()
 
 
+@pytest.mark.slow
 def test_connection_beyond_those_that_are_answered_is_told_to_come_again():
     with Emulator(fsync=False, control_port=0) as server:
         server.faults.add("latency", seconds=LONG / 4)

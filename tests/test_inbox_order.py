@@ -180,6 +180,7 @@ def test_file_written_to_between_the_look_and_the_rename_is_given_back(tmp_path:
     assert list(spool.glob("files/a/*")) == []
 
 
+@pytest.mark.slow
 def test_source_written_to_between_the_look_and_its_removal_is_given_back(tmp_path: Path, elsewhere: Path) -> None:
     (elsewhere / "x").write_bytes(b"content" * 100)
     with held_up_after_rename(REMOVE, tmp_path / "spool", elsewhere) as process:

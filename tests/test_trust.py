@@ -73,6 +73,7 @@ def never_confirmed(site: Site) -> bool:
 # Whose it is, and not that it is whole.
 
 
+@pytest.mark.slow
 def test_part_of_an_instance_is_not_taken_for_all_of_it_where_no_verdict_was_read(tmp_path: Path, server: Emulator):
     """The post breaks off, and a lenient server keeps what came of it: it is there, and it is not the file."""
     site = site_of(tmp_path, server, trusted=True, destination=OTHER_SERVER)
