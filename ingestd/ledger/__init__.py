@@ -115,7 +115,7 @@ to the own one. A Ledger belongs to the thread that opened it.
 
 from typing import TYPE_CHECKING
 
-from .backup import put
+from .durable import put
 from .ledger import Ledger
 from .values import (
     KEY_MADE_ANEW,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from . import trouble
+from .durable import put
 from .values import LedgerError
 
 
@@ -30,26 +29,3 @@ def copy_ledger(ledger: sqlite3.Connection, file: Path, place: Path) -> None:
             raise LedgerError(f"the ledger {file} is damaged ({found}); what lay at {place} was left as it was")
 
     put(place, fill)
-
-
-def put(place: Path, fill: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: for nobody else to read, and durable before it takes the place."""
-    scratch = place.with_name(f"{place.name}.part")
-    scratch.unlink(missing_ok=True)
-    descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fill(scratch)
-        os.fsync(descriptor)
-        scratch.replace(place)
-    except OSError as error:
-        # Of a write that found no room the kernel does not say where.
-        error.filename = error.filename or str(place)
-        raise
-    finally:
-        os.close(descriptor)
-        scratch.unlink(missing_ok=True)
-    folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

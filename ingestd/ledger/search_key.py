@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ingestd.places import read_named
 
+from .durable import sync_folder
+
 _LEAST_BYTES = 32
 
 
@@ -43,8 +45,4 @@ def make(file: Path) -> None:
             os.link(scratch, file)
     finally:
         scratch.unlink()
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(file.parent)
