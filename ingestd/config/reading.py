@@ -78,7 +78,7 @@ def _is_there(place: Path) -> bool:
 
 
 def _may_look_around() -> bool:
-    return os.access(".", os.X_OK)
+    return os.access(".", os.X_OK, effective_ids=True)
 
 
 def _refuse_strangers(place: Path) -> None:
