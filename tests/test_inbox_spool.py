@@ -615,18 +615,39 @@ def test_ledger_is_asked_about_a_thousand_files_at_a_time(spool):
     assert len(found) == 3
 
 
-def test_copy_whose_source_still_lies_there_is_not_admitted_twice(spool, elsewhere):
+@pytest.mark.parametrize("bring", [Spool.take_in, Spool.set_aside])
+def test_copy_whose_source_still_lies_there_is_not_admitted_twice(spool, elsewhere, bring):
     put(elsewhere, "stays")
     gone = put(elsewhere, "gone")
-    taken = take(spool, elsewhere, "stays", "gone")
-    if not os.listxattr(spool.path / taken[0].path):
+    items = [(candidate_of(elsewhere, name), expect_of(elsewhere / name)) for name in ("stays", "gone")]
+    copies = bring(spool, items)
+    if not os.listxattr(spool.path / copies[0].path):
         pytest.skip("no extended attributes here")
     gone.unlink()
 
     found = list(spool.orphans(lambda _paths: set()))
 
-    assert [one.relative_path for one in found] == [taken[1].path]
+    assert [one.relative_path for one in found] == [copies[1].path]
+    assert not (spool.path / copies[0].path).exists()
     assert tree(elsewhere) == {"stays"}
+
+
+@pytest.mark.parametrize("bring, room", [(Spool.take_in, "files/a"), (Spool.set_aside, "rejected/a")])
+def test_copy_that_cannot_be_looked_at_where_it_landed_is_not_left_there(spool, elsewhere, monkeypatch, bring, room):
+    put(elsewhere, "x")
+    fstat = os.fstat
+
+    def fail(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(spool.path / room):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return fstat(descriptor)
+
+    monkeypatch.setattr(os, "fstat", fail)
+    (result,) = bring(spool, [(candidate_of(elsewhere, "x"), expect_of(elsewhere / "x"))])
+
+    assert result.why is WhyNot.ERROR
+    assert tree(elsewhere) == {"x"}
+    assert tree(spool.path / "files") | tree(spool.path / "rejected") | tree(spool.path / "scratch") == set()
 
 
 def test_discard_removes_only_what_is_ours(spool, drop, tmp_path):

@@ -24,6 +24,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from ingestd.lifecycle import SourceStat
@@ -317,14 +318,10 @@ class Spool:
         return self._orphans(list(self._listed("explicit", depth=2)), known)
 
     def _orphans(self, explicit: list[str], known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
-        for path in self._unknown(self._listed("files", depth=2), known):
+        for path in self._unknown(chain(self._listed("files", depth=2), self._listed("rejected", depth=3)), known):
             if self.is_needless_copy(path):
                 self.discard(path)
                 continue
-            candidate = self._candidate(path)
-            if candidate is not None:
-                yield candidate
-        for path in self._unknown(self._listed("rejected", depth=3), known):
             candidate = self._candidate(path)
             if candidate is not None:
                 yield candidate

@@ -285,7 +285,8 @@ class _Group:
     def _copy(self, name: str, source_folder: int, target: _Target, candidate: Candidate, expect: Expect) -> Taken:
         with _spool_to_be_there():
             scratch = self._folders.get(self._spool, "scratch")
-        temporary = secrets.token_hex(16)
+        temporary = secrets.token_hex(_NAME_BYTES)
+        lies_in, named = scratch, temporary
         source = os.open(name, places.FILE, dir_fd=source_folder)
         try:
             with _spool_to_be_there():
@@ -302,6 +303,7 @@ class _Group:
                 os.fsync(copy)
                 with _spool_to_be_there():
                     os.rename(temporary, target.name, src_dir_fd=scratch, dst_dir_fd=target.folder)
+                lies_in, named = target.folder, target.name
                 return Taken(
                     candidate=candidate,
                     path=target.prefix + target.name,
@@ -311,7 +313,7 @@ class _Group:
                 )
             except BaseException:
                 with contextlib.suppress(OSError):
-                    os.unlink(temporary, dir_fd=scratch)
+                    os.unlink(named, dir_fd=lies_in)
                 raise
             finally:
                 os.close(copy)
