@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -432,6 +433,19 @@ def test_quality_out_of_range_is_a_bad_request(v2, quality):
 def test_rendered_frame_that_is_not_there(v2):
     assert v2.get(f"{put(v2, scan())}/frames/2/rendered", "image/png").status_code == 404
     assert v2.get(f"{put(v2, scan({0x7FE00010: None}))}/rendered", "image/png").status_code == 404
+
+
+def test_picture_that_no_codec_is_installed_for_says_what_to_install(v2, monkeypatch):
+    path = put(v2, instance_bytes())
+    monkeypatch.setitem(sys.modules, "PIL", None)
+
+    drawn = v2.get(f"{path}/rendered", "image/png")
+    compressed = v2.get(path, f'application/dicom; transfer-syntax="{HEVC}"')
+
+    assert drawn.status_code == 406
+    assert drawn.text.endswith("(Not installed here: PIL. They come with: pip install 'ingestd[pixels]')")
+    assert compressed.status_code == 406
+    assert "pip" not in compressed.text
 
 
 # Metadata and its ETag.

@@ -14,7 +14,7 @@ from .dataset import DEFLATED, EXPLICIT_LITTLE, Header, read_header
 from .errors import FRAME_NOT_FOUND, INTERNAL, Problem
 from .files import Kept
 from .lookup import Stored, find
-from .transcode import JPEG_2000, NOT_SUPPORTED, SOURCES, check_size, convert, quietly
+from .transcode import JPEG_2000, NOT_SUPPORTED, SOURCES, check_size, convert, quietly, undecodable
 from .values import numbers_of, strings_of, text_of
 from .wado import Offer, Wanted, choose, wants_original
 
@@ -159,8 +159,7 @@ def _converted(kept: Kept, header: Header, numbers: list[int], target: str) -> l
         except Problem:
             raise
         except Exception as error:
-            # As in transcode: whatever a codec says about a broken file.
-            raise Problem(406, NOT_SUPPORTED) from error
+            raise undecodable(NOT_SUPPORTED) from error
 
 
 _INSTANCE = "studies/{study}/series/{series}/instances/{instance}"

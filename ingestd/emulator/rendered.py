@@ -13,7 +13,7 @@ from .errors import FRAME_NOT_FOUND, NOT_ACCEPTABLE, Problem
 from .files import Kept
 from .frames import frame_count, frame_numbers, header_of_stored
 from .lookup import find
-from .transcode import INSTEAD_OF_RENDERING, check_size, quietly
+from .transcode import INSTEAD_OF_RENDERING, check_size, quietly, undecodable
 from .wado import wants_original
 
 _SEVERAL_ACCEPTS = "The request contains multiple accept headers, which is not supported."
@@ -64,8 +64,7 @@ def _render(kept: Kept, index: int, kind: str, quality: int) -> bytes:
         try:
             return _drawn(kept, index, kind, quality)
         except Exception as error:
-            # Missing codecs and broken pixels end alike (facts page 2.3: undecodable is 406).
-            raise Problem(406, NOT_ACCEPTABLE) from error
+            raise undecodable(NOT_ACCEPTABLE) from error  # facts page 2.3
 
 
 def _drawn(kept: Kept, index: int, kind: str, quality: int) -> bytes:

@@ -5,6 +5,7 @@ pydicom does it with its pixel plugins; those come with the extra ``pixels`` and
 
 from __future__ import annotations
 
+import importlib
 import threading
 import warnings
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ SOURCES = NATIVE | {
     "1.2.840.10008.1.2.4.91",
     "1.2.840.10008.1.2.5",
 }
+
+# What the extra ``pixels`` installs, by the names that are imported.
+_CODECS = ("numpy", "PIL", "pylibjpeg", "openjpeg", "gdcm")
 
 # One at a time: a transcoding may take several times the limit in memory, and warnings are silenced process-wide.
 _one_at_a_time = threading.Lock()
@@ -59,6 +63,24 @@ def check_size(size: int, limit: int, instead: str = _INSTEAD_OF_TRANSCODING) ->
         raise Problem(406, f"Requested DICOM instance size is above the supported limit of {limit}{instead}")
 
 
+def undecodable(sentence: str) -> Problem:
+    """The 406 for pixels that could not be decoded or encoded; where no file could be, it says what is not installed.
+
+    A codec may raise anything on a broken file, and what pydicom raises without its codecs looks no different.
+    """
+    missing = [name for name in _CODECS if not _is_installed(name)]
+    more = f" (Not installed here: {', '.join(missing)}. They come with: pip install 'ingestd[pixels]')"
+    return Problem(406, sentence + (more if missing else ""))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
 def transcoded(file: IO[bytes], size: int, syntax: str, *, limit: int) -> IO[bytes]:
     """The file in another transfer syntax, as a temporary file at its start; raises Problem 406."""
     check_size(size, limit)
@@ -70,8 +92,7 @@ def transcoded(file: IO[bytes], size: int, syntax: str, *, limit: int) -> IO[byt
         except Problem:
             raise
         except Exception as error:
-            # A codec may raise anything on a broken file, and a missing one an ImportError: the answer is the same.
-            raise Problem(406, NOT_SUPPORTED) from error
+            raise undecodable(NOT_SUPPORTED) from error
     result.seek(0)
     return result
 
