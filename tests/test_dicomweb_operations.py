@@ -668,12 +668,14 @@ def test_batches_hold_limits_and_no_uid_twice_and_say_what_they_skip(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "link").symlink_to(tmp_path / "0")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "elsewhere").symlink_to(tmp_path)
     skipped: dict[str, str] = {}
 
     made = list(batches([tmp_path], max_instances=2, on_skip=lambda path, why: skipped.update({path.name: why})))
 
     assert [[part.path.name for part in batch] for batch in made] == [["0", "1"], ["2", "3"], ["4"]]
-    assert set(skipped) == {"text", "empty", "link", "pipe"}
+    assert set(skipped) == {"text", "empty", "link", "pipe", "elsewhere"}
+    assert skipped["elsewhere"] == "is a link to a folder, which is not followed: name it to have it stored"
     assert [len(batch) for batch in batches([tmp_path], max_bytes=1)] == [1] * 5
 
 

@@ -16,6 +16,7 @@ from ingestd.instance import Verdict, file_meta_for, inspect
 
 # What adds up; whether its zeros or its missing pixels were meant is what the daemon waits for, and then sends it.
 _STORED = frozenset({Verdict.WHOLE, Verdict.ZEROS})
+_LINKED = "is a link to a folder, which is not followed: name it to have it stored"
 MAX_BYTES = 64_000_000
 MAX_INSTANCES = 200
 
@@ -76,6 +77,10 @@ def _files(paths: Iterable[Path | str]) -> Iterator[tuple[str, str] | _Skipped]:
         barred: list[OSError] = []
         for folder, below, names in os.walk(root, onerror=barred.append):
             below.sort()
+            for name in below:
+                place = f"{folder.rstrip('/')}/{name}"
+                if os.path.islink(place):  # noqa: PTH114 - a string for each of many folders
+                    yield _Skipped(Path(place), _LINKED)
             inside = folder[len(root) :].strip("/")
             for name in sorted(names):
                 yield f"{folder.rstrip('/')}/{name}", places.below(root, f"{inside}/{name}" if inside else name)
