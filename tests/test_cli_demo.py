@@ -74,7 +74,9 @@ def test_kept_demo_says_where_the_images_are_and_serves_them(demos):
 
 def test_demo_that_is_not_kept_shows_remarks_and_that_the_viewer_needs_keep(demos):
     assert f"it said: {REMARK}" in demos.plain
-    assert "with --keep" in demos.plain
+    assert demos.plain.rstrip().endswith(
+        "with --keep both stay, each file can be asked about and the images can be looked at"
+    )
     assert "see the images" not in demos.plain
     assert [str(path) for path in demos.folder.glob("ingestd-demo-*")] == [json.loads(demos.kept)["folder"]]
 

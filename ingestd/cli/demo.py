@@ -127,8 +127,9 @@ def _run(place: Path, folder: Path | None, *, keep: bool, viewer: Path | None, t
             say(f"\nstill running: server {url} (pid {server.pid}), daemon on {drop} (pid {daemon.pid})")
             say(f"{'what is stored' if viewer is None else 'see the images'}  {page}")
             say(as_typed(f"ask it: `ingestd -c {config} status`; stop both: `kill {daemon.pid} {server.pid}`"))
-        elif viewer is not None:
-            say("\nthe viewer ended with the server; with --keep both stay, and the images can be looked at")
+        else:
+            also = "" if viewer is None else " and the images can be looked at"
+            say(f"\nserver and ledger ended with it; with --keep both stay, each file can be asked about{also}")
         return ExitCode.DONE if accounted else ExitCode.NEEDS_PERSON
     finally:
         for process in reversed(processes):
