@@ -86,6 +86,23 @@ def test_a_stopped_daemon_is_told_while_rows_wait(command, rows):
     assert kinds(command) == ["no_daemon"]
 
 
+def test_a_configuration_that_names_another_server_is_told_while_nothing_runs(command, rows):
+    """`start it: ingestd run`, which refuses to."""
+    file = rows.config.file
+    file.write_text(file.read_text().replace(rows.config.destination.url, "http://127.0.0.1:9/other"))
+    assert "none waits" in command("status").out
+    dropped = write_instance(rows.folder / "drop" / "image")
+
+    said = command("status", "--json").json
+    (line,) = said["stopped_because"]
+    assert line["kind"] == "other_address"
+    assert said["oldest_unconfirmed_seconds"] == pytest.approx(time.time() - dropped.stat().st_ctime, abs=5)
+    assert "http://127.0.0.1:9/other" in line["note"]
+    assert rows.config.destination.url in line["note"]
+    assert "resolve --new-address" in line["next_step"]
+    assert kinds(command) == ["other_address"]
+
+
 def test_a_stopped_daemon_is_told_also_without_a_ledger(tmp_path, capfd):
     rows = Rows(tmp_path)
     rows.close()

@@ -95,7 +95,8 @@ class Picture:
     @property
     def oldest_at(self) -> datetime | None:
         """Since when the oldest unconfirmed file waits, those that no daemon can put down included."""
-        lying = [line.since for line in self.stopped if line.kind in {"no_daemon", "ledger_failed"}]
+        kinds = {"no_daemon", "other_address", "ledger_failed"}
+        lying = [line.since for line in self.stopped if line.kind in kinds and line.since < self.at]
         known = self.status.oldest_unconfirmed_at if self.status else None
         return min([*lying, *([known] if known is not None else [])], default=None)
 

@@ -42,7 +42,11 @@ def stopped_because(
     lines = list(status.alarms) if status is not None else []
     if pid is None:
         missing = missing_spool(config)
-        lines += _spool_away(missing, lines, at) if missing else _no_daemon(config, status, rows=rows, at=at)
+        other = _other_address(config, status, at)
+        if missing:
+            lines += _spool_away(missing, lines, at)
+        else:
+            lines += [other] if other else _no_daemon(config, status, rows=rows, at=at)
     elif trouble := ledger_trouble(config.spool.path):
         lines.append(_ledger_fails(config, *trouble))
     if waiting_for_send:
@@ -67,6 +71,23 @@ def _spool_away(missing: str, lines: list[Alarm], at: datetime) -> Iterator[Alar
             "`spool` in the configuration",
             since=at,
         )
+
+
+def _other_address(config: Config, status: Status | None, at: datetime) -> Alarm | None:
+    """Tell of an address with which no ingestd would start."""
+    from ingestd.ledger import Alarm
+
+    named, known = config.destination.url.rstrip("/"), status.destination.url if status and status.destination else ""
+    if known in ("", named):
+        return None
+    return Alarm(
+        kind="other_address",
+        about="",
+        note=f"no ingestd starts with this configuration: it names the server {named}, and the ledger's is {known}",
+        next_step="set destination.url back; or, where the server and what it has moved there, say so with "
+        "`ingestd resolve --new-address`; any other server needs a ledger and a spool of its own",
+        since=min(_lying(config).values(), default=at),
+    )
 
 
 def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime) -> Iterator[Alarm]:
