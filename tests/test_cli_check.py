@@ -102,6 +102,20 @@ def test_a_server_that_is_something_else_is_to_be_mended(tmp_path, command, serv
     assert "is this the address of the DICOMweb service itself?" in said.out
 
 
+def test_a_wrong_client_secret_is_told_as_that(tmp_path, command):
+    with Emulator(auth=True) as guarded:
+        (tmp_path / "secret").write_text("another")
+        token_url = guarded.url.removesuffix("/v2") + "/oauth2/v2.0/token"
+        auth = f'{{kind: oauth2, token_url: "{token_url}", client_id: owner, client_secret_file: secret}}'
+        configure(tmp_path, f'{{url: "{guarded.url}", auth: {auth}}}')
+
+        said = command("check", "--json")
+
+    (line,) = found(said)
+    assert line.startswith("auth: no token from 127.0.0.1")
+    assert "401 invalid_client; the client id or its secret is wrong, or the secret has expired" in line
+
+
 @pytest.mark.parametrize("client, wrong", [("reader", ["role"]), ("owner", [])])
 def test_a_role_that_may_read_and_not_store_is_told(tmp_path, command, client, wrong):
     with Emulator(auth=True) as guarded:

@@ -34,6 +34,12 @@ ERROR_CODES = frozenset(
         *("interaction_required", "consent_required", "invalid_resource"),
     }
 )
+_REMEDIES = {
+    "invalid_client": "the client id or its secret is wrong, or the secret has expired: have a new one made",
+    "unauthorized_client": "this client may not ask for a token by its secret: have its registration changed",
+    "invalid_scope": "there is no such scope: see auth.scope",
+    "invalid_resource": "there is no such scope: see auth.scope",
+}
 CONNECTION_INFO = "AUTH_CONNECTION_INFO"
 CONNECTION_KEYS = ("authority", "client_id", "client_secret", "oauth_resource")
 
@@ -100,7 +106,10 @@ def _why(error: DicomWebError) -> str:
     except (ValueError, KeyError, TypeError):
         code = ""
     known = isinstance(code, str) and code in ERROR_CODES
-    return f"it answered {error.status} {code}" if known else f"it answered {error.status}"
+    if not known:
+        return f"it answered {error.status}"
+    remedy = _REMEDIES.get(code)
+    return f"it answered {error.status} {code}" + (f"; {remedy}" if remedy else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
