@@ -148,3 +148,23 @@ def test_failing_call_loses_nothing_and_all_is_complete_after_one_clean_run(
 
     assert trial.injector.failed > 0
     assert trial.problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(call="readdir", error=errno.ESTALE, place="drop", nth=1, times=0, seconds=1.5),
+        Fault(call="stat", error=errno.EIO, place="drop", nth=9, times=0, seconds=1.5),
+    ],
+    ids=str,
+)
+def test_files_that_a_failing_look_at_the_folder_missed_wait_for_no_whole_interval(
+    fault: Fault, library: Path, archive: EmulatorProcess, tmp_path: Path
+):
+    """They were seen at the next scan, 30 s later, where no event named them."""
+    trial = trial_of(fault, library, archive, tmp_path / "trial")
+    trial.run(once=False, mixed=False, elsewhere=False, late=False)
+
+    assert trial.injector.failed > 0
+    assert trial.problems == []

@@ -388,6 +388,9 @@ class Drop:
             elif sight is not None and sight.phase not in NOT_OURS and verdict is not Glance.NO_ACCESS:
                 self.sights.vanished += verdict is Glance.GONE
                 self._forget(sight)
+            elif sight is None and verdict is Glance.NO_ACCESS:
+                # Nobody observes it yet, and no event will name it again.
+                self._scanning.want()
 
     def _look_at_due(self, now: float, want: int) -> bool:
         due = self.sights.take_due(now, min(GLANCES_AT_ONCE, want - len(self.ready)))

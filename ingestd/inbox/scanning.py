@@ -13,6 +13,7 @@ from .stock import Stock
 
 SHARE = 20  # a scan is followed by a pause this many times as long, at least
 LEAST_PAUSE = 0.2  # seconds between two scans that were asked for
+AGAIN_AFTER_FAULT = 1.0  # seconds to the next scan, doubled by each fault in a row: what was not listed may be new
 STAND_MOST = 60.0  # seconds a scan may stand still with folders open
 
 
@@ -55,6 +56,7 @@ class Scanning:
         self._not_before = 0.0
         self._began_at = 0.0
         self._began_given_up = 0
+        self._faulty = 0  # full scans in a row that met a fault of the disk's
         self._standing_since: float | None = None
 
     def want(self) -> None:
@@ -80,7 +82,7 @@ class Scanning:
         if self.walk is not None or self._sights.room <= 0:
             return self.walk
         if now >= self.due_at():
-            self.finds_missed = with_events and not self.is_wanted
+            self.finds_missed = with_events and not (self.is_wanted or self._faulty)
             self.is_wanted = False
             self.is_full = True
             self._began_at = now
@@ -117,7 +119,9 @@ class Scanning:
         self.walk = None
         if not self.is_full:
             return
-        self._next_at = now + max(self._every, SHARE * walk.seconds)
+        self._faulty = self._faulty + 1 if walk.counts.faults else 0
+        every = min(self._every, AGAIN_AFTER_FAULT * 2 ** min(self._faulty - 1, 10)) if self._faulty else self._every
+        self._next_at = now + max(every, SHARE * walk.seconds)
         self._not_before = now + max(LEAST_PAUSE, SHARE / 2 * walk.seconds)
         self._stock.end_scan(walk, now)
         self.emptied = walk.emptied
