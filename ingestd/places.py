@@ -100,6 +100,17 @@ def is_gone(place: str) -> bool:
         return False
 
 
+def may_open(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> bool:
+    """Whether this user may; raises OSError where something else fails, which os.access calls a refusal as well."""
+    try:
+        os.close(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise
+        return False
+    return True
+
+
 def read_named(path: str | os.PathLike[str], *, most: int = _NAMED_MOST) -> bytes:
     """Read a file that an administrator named; it may be a link.
 

@@ -40,7 +40,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         ("open", errno.EIO),
         ("open", errno.EMFILE),
         ("fcntl", errno.EIO),
-        ("access", errno.ESTALE),
     ],
     ids=lambda each: errno.errorcode[each] if isinstance(each, int) else each,
 )

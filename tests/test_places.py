@@ -21,6 +21,7 @@ from ingestd.inbox import NotTaken, Spool, Watch, WhyNot
 from ingestd.inbox.scan import Names, Walk
 from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Read, Readers, ReencodeJob
 from tests.builders import fresh_uid, write_instance
+from tests.commanding import as_nobody
 from tests.emulating import file_of
 from tests.inboxing import Desk, candidate_of, expect_of, policy
 from tests.orthanc import free_port
@@ -327,3 +328,18 @@ def test_a_file_in_place_is_never_sent_through_a_link(tmp_path: Path) -> None:
             assert file_of(server.url, identity) is None
 
     assert site.entry_of("sub/image").reason == "gone"
+
+
+def test_a_refusal_is_told_from_a_path_that_fails_otherwise(tmp_path):
+    file = tmp_path / "file"
+    file.touch(mode=0o600)
+    (tmp_path / "round").symlink_to("round")
+
+    assert places.may_open(file, os.O_RDWR)
+    with pytest.raises(FileNotFoundError):
+        places.may_open(tmp_path / "nothing")
+    with pytest.raises(OSError, match="symbolic links"):
+        places.may_open(tmp_path / "round")
+    tmp_path.chmod(0o755)
+    with as_nobody():
+        assert not places.may_open(file)

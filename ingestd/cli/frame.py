@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from ingestd.locks import who_runs
+from ingestd.places import may_open
 
 from .asker import as_typed, become, owner_of, user_name
 from .output import ReaderGone
@@ -203,7 +204,7 @@ def ledger_for_reading(config: Config) -> Iterator[Ledger]:
 
     file = config.ledger_file
     for place in (file.parent, file):
-        if _exists(place) and not os.access(place, os.R_OK):
+        if _is_closed(place):
             raise Stop(ExitCode.NO_PERMISSION, f"no permission to read the ledger {file}; {become(place)}")
     with Ledger.open(config.ledger, read_only=True) as ledger:
         yield ledger
@@ -221,6 +222,13 @@ def ledger_for_moves(config: Config) -> Iterator[Ledger]:
         raise Stop(ExitCode.NO_PERMISSION, f"no permission to read the ledger {file}; {become(file.parent)}")
     with Ledger.open(config.ledger, create=False) as ledger:
         yield ledger
+
+
+def _is_closed(path: Path) -> bool:
+    try:
+        return not may_open(path)
+    except OSError:
+        return False  # not there, or a disk that fails: who opens the ledger says so
 
 
 def _exists(path: Path) -> bool:

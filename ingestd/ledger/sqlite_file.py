@@ -29,7 +29,7 @@ from ingestd.lifecycle import MOVES, State
 from ingestd.places import expect_named
 
 from .trouble import BUSY_MS as _BUSY_MS
-from .trouble import disk_failed, failure, is_crashed, not_whole, permission
+from .trouble import disk_failed, failure, is_crashed, may_write, not_whole, permission
 from .values import LedgerError, LedgerMissing
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def open_engine(file: Path, *, create: bool, read_only: bool, rehearsal: bool = 
         _create(file)
     elif not read_only:
         _refuse_network(file)
-        if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+        if not may_write(file):
             raise permission(file, "write")
     _look_at(file)
     mode = "ro" if read_only else "rw"

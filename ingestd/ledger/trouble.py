@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from ingestd.places import may_open
+
 from .values import LedgerBusy, LedgerError, LedgerFull, LedgerPermission, LedgerUnread
 
 if TYPE_CHECKING:
@@ -135,6 +137,17 @@ def _unread(file: Path, what: str) -> LedgerError:
     )
 
 
+def may_write(file: Path) -> bool:
+    """Whether this user may write the ledger and make files beside it; raises LedgerUnread where its disk fails."""
+    try:
+        if may_open(file, os.O_RDWR) and os.access(file.parent, os.W_OK):
+            return True
+        file.parent.stat()
+    except OSError as error:
+        raise disk_failed(file, "opened", error) from None
+    return False
+
+
 def _not_opened(file: Path, name: str) -> LedgerError:
     """Find out why: SQLite calls a missing file, a lack of rights and a lack of descriptors the same."""
     try:
@@ -146,6 +159,6 @@ def _not_opened(file: Path, name: str) -> LedgerError:
         return LedgerError(f"the ledger {file} is no longer there ({name}); put it back, or restore a backup")
     except OSError as error:
         return disk_failed(file, "opened", error)
-    if os.access(file, os.W_OK) and os.access(file.parent, os.W_OK):
+    if may_write(file):
         return LedgerUnread(f"the ledger {file} could not be opened just now ({name}); nothing was changed, try again")
     return permission(file, "use")
