@@ -168,3 +168,17 @@ def test_files_that_a_failing_look_at_the_folder_missed_wait_for_no_whole_interv
 
     assert trial.injector.failed > 0
     assert trial.problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1.5, 30.0])
+def test_copied_files_that_cannot_be_removed_are_told_at_the_end_of_a_single_run(
+    library: Path, archive: EmulatorProcess, tmp_path: Path, seconds: float
+):
+    """It ended with 0, and the files lay there as if nothing had happened to them."""
+    fault = Fault(call="rename", error=errno.EIO, place="drop", nth=1, times=0, seconds=seconds)
+    trial = trial_of(fault, library, archive, tmp_path / "trial")
+    trial.run(once=True, mixed=False, elsewhere=True, late=False)
+
+    assert trial.injector.failed > 0
+    assert trial.problems == []

@@ -32,6 +32,13 @@ _BARRED_STEP = (
 _SPACE_EVERY_SECONDS = 1.0
 _SQUATTED = "somebody else has the name of our own folder in a drop folder; sources are removed by way of another name"
 _SQUATTED_STEP = "remove or rename what lies there as .ingestd-removing, and see who may write to the drop folder"
+# A source that a writer has open, or whose share hiccups, is removed within this time.
+_STAYS_SECONDS = 60.0
+_STAYS = "files that were copied and recorded cannot be removed from the drop folder"
+_STAYS_STEP = (
+    "let ingestd's user write in the drop folder and the folders in it, see that nobody keeps the files open, and look "
+    "at the share; they are removed by themselves, and nothing is sent twice"
+)
 _COUNTED = (
     "files_seen",
     "waiting_settle",
@@ -78,6 +85,8 @@ class Housekeeping:
         self._mover = mover
         self._alarms = alarms
         self._removing: set[int] = set()
+        self._staying: dict[int, float] = {}  # rows whose source could not be removed, since when (``Now.mono``)
+        self._stays_most = _STAYS_SECONDS
         self._roots = {policy.name: policy.path for policy in policies}
         self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
         self.removals = Removals(ledger=ledger, spool=spool, desk=desk, adopt=adopt, wall=wall, retain=retain)
@@ -118,15 +127,19 @@ class Housekeeping:
         return self.removals.is_idle and not (self._removing or self._sources_gone)
 
     def hurry(self) -> None:
-        """Tidy up at the next tick: a source waits for its removal, or ``run --once`` is about to end."""
+        """Tidy up at the next tick: a source waits for its removal."""
         self._tidy_at = 0.0
+
+    def hurry_to_the_end(self) -> None:
+        """Tidy up at the next tick, the last time; what cannot be removed then is told."""
+        self._tidy_at = self._stays_most = 0.0
 
     def gather(self, now: Now) -> None:
         """Look at the disk, remove what may go, collect reports; writes nothing to the ledger."""
         if now.mono >= self._space_at:
             self._space_at = now.mono + _SPACE_EVERY_SECONDS
             self._look_at_disk()
-        self._collect_removals()
+        self._collect_removals(now)
         self.removals.collect(now)
         if now.mono < self._tidy_at or self.has_work:
             return
@@ -187,15 +200,24 @@ class Housekeeping:
             next_step="look after the disk or share that the spool lies on; both go on by themselves",
         )
 
-    def _collect_removals(self) -> None:
+    def _collect_removals(self, now: Now) -> None:
         for entry_id, removal in self._mover.collect_removals():
             self._removing.discard(entry_id)
-            if removal is not Removal.WAITS:
+            if removal is Removal.WAITS:
+                self._staying.setdefault(entry_id, now.mono)
+            else:
+                self._staying.pop(entry_id, None)
                 self._sources_gone.append(entry_id)
+        stays = any(now.mono - since >= self._stays_most for since in self._staying.values())
+        self._alarms.set("not_removed", note=_STAYS if stays else "", next_step=_STAYS_STEP)
 
     def _remove_sources(self) -> None:
         gone = set(self._sources_gone)
-        for source in self._ledger.unremoved_sources():
+        unremoved = self._ledger.unremoved_sources()
+        self._staying = {
+            row.entry_id: self._staying[row.entry_id] for row in unremoved if row.entry_id in self._staying
+        }
+        for source in unremoved:
             root = self._roots.get(source.inbox)
             if root is None or source.inbox not in self._moving or source.entry_id in self._removing | gone:
                 continue

@@ -261,8 +261,11 @@ class Daemon:
         while not self.going_back.is_idle and read_clocks().mono < until:
             self.going_back.hurry()
             self.wait(min(self.tick(), until))
-        self.housekeeping.hurry()
-        self.tick()
+        self.housekeeping.hurry_to_the_end()
+        due = self.tick()
+        while not self.housekeeping.is_idle and read_clocks().mono < until:
+            self.wait(min(due, until))
+            due = self.tick()
 
     def _tick(self, now: Now) -> float:
         set_by = self.wall.look(now)
