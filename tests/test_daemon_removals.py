@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.config import load
 from ingestd.daemon.now import read_clocks, utc_now
 from ingestd.emulator import Emulator
 from ingestd.inbox import Expect, Removal, Spool, Taken
@@ -285,3 +287,35 @@ def test_removal_that_fails_comes_back_to_be_tried_again(tmp_path: Path, server:
         wait_until(lambda: came or came.extend(daemon.mover.collect_removals()), what="the answer")
 
     assert came == [(7, Removal.WAITS)]
+
+
+def test_copied_source_that_cannot_be_removed_is_told_while_it_lasts(
+    tmp_path: Path, server: Emulator, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(tmp_path, server)
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().replace("path: drop", f"path: {elsewhere}"))
+    source = elsewhere / "image"
+    source.write_bytes(image())
+    (elsewhere / "other").write_bytes(b"no image")
+    rename, fails = os.rename, True
+
+    def fail(one: object, other: object, **folders: int) -> None:
+        if fails and one == "image":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        rename(one, other, **folders)
+
+    monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr("ingestd.daemon.housekeeping._STAYS_SECONDS", 1.0)
+    monkeypatch.setattr("ingestd.daemon.housekeeping._TIDY_EVERY_SECONDS", 0.2)
+    monkeypatch.setattr("ingestd.daemon.housekeeping._SOURCES_AT_ONCE", 1)
+    with running(load(file)) as daemon:
+        turn(daemon, lambda: daemon.ledger.counts().get(State.CONFIRMED))
+        assert not daemon.alarms.stands("not_removed")
+        turn(daemon, lambda: daemon.alarms.stands("not_removed"))
+        turn(daemon, lambda: not (elsewhere / "other").exists())
+        assert source.exists()
+        fails = False
+        turn(daemon, lambda: not daemon.alarms.stands("not_removed"))
+
+    assert not source.exists()

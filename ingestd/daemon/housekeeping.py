@@ -34,6 +34,7 @@ _SQUATTED = "somebody else has the name of our own folder in a drop folder; sour
 _SQUATTED_STEP = "remove or rename what lies there as .ingestd-removing, and see who may write to the drop folder"
 # A source that a writer has open, or whose share hiccups, is removed within this time.
 _STAYS_SECONDS = 60.0
+_SOURCES_AT_ONCE = 1000
 _STAYS = "files that were copied and recorded cannot be removed from the drop folder"
 _STAYS_STEP = (
     "let ingestd's user write in the drop folder and the folders in it, see that nobody keeps the files open, and look "
@@ -213,7 +214,8 @@ class Housekeeping:
 
     def _remove_sources(self) -> None:
         gone = set(self._sources_gone)
-        unremoved = self._ledger.unremoved_sources()
+        # However many stay, the others get their turn.
+        unremoved = self._ledger.unremoved_sources(limit=_SOURCES_AT_ONCE + len(self._staying))
         self._staying = {
             row.entry_id: self._staying[row.entry_id] for row in unremoved if row.entry_id in self._staying
         }
