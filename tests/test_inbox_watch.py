@@ -301,6 +301,20 @@ def test_no_instance_left_means_scanning(tmp_path, drop):
         assert desk.inboxes.is_healthy()
 
 
+def test_observer_that_could_not_be_armed_is_tried_again_soon_and_what_it_missed_found(tmp_path, drop):
+    """It was tried again after a minute; until then each file waited for the scan, half a minute away."""
+    with kernel_limit("max_user_instances", 0), armed(tmp_path) as desk:
+        desk.scan_again()
+        assert desk.report().watching == "poll"
+        (SYSCTL / "max_user_instances").write_text("128")
+        (drop / "x").write_bytes(b"x")
+
+        desk.pass_time(6)
+        desk.look_until(lambda _: desk.report().watching == "events")
+        desk.pass_time(6)
+        desk.look_until(lambda _: desk.report().waiting_settle == 1)
+
+
 def test_dead_thread_of_the_observer_is_replaced_and_what_it_missed_found(tmp_path, drop):
     with armed(tmp_path) as desk:
         for victim in ("emitter", "reader", "observer"):

@@ -18,7 +18,8 @@ from .types import InboxPolicy, Watch
 from .watch import Watcher
 
 ALARM_FOR = 3_600.0  # seconds after which a change that nobody undid is taken as meant
-REARM_FAILED_AFTER = 60.0
+REARM_FIRST_AFTER = 1.0  # seconds from a failure to the next try, doubled by each in a row
+REARM_FAILED_AFTER = 60.0  # at most
 REARM_SHORT_AFTER = 900.0  # after the limit of watches was met: it may have been raised, folders may be gone
 ARM_WAIT = 2.0  # seconds to wait for an observer at the start
 
@@ -44,6 +45,7 @@ class Guard:
         self._hung = ""
         self._next_arm_at: float | None = None
         self._was_watching = False
+        self._failures = 0  # in a row, to arm an observer
 
     @property
     def is_remote(self) -> bool:
@@ -123,7 +125,7 @@ class Guard:
             self.arm(now)
             return True
         if self.is_watching:
-            came, self._was_watching = not self._was_watching, True
+            came, self._was_watching, self._failures = not self._was_watching, True, 0
             if watcher.hints.unwatched and self._next_arm_at is not None and now >= self._next_arm_at:
                 self.arm(now)
                 return True
@@ -136,7 +138,9 @@ class Guard:
             self._was_watching = False
             self.arm(now)
             return True
-        if self._next_arm_at is None or now >= self._next_arm_at - REARM_SHORT_AFTER + REARM_FAILED_AFTER:
+        wait = min(REARM_FAILED_AFTER, REARM_FIRST_AFTER * 2 ** min(self._failures, 10))
+        if watcher.failed_at is None or now >= watcher.failed_at + wait:
+            self._failures += 1
             self.arm(now)
             return self.is_watching
         return False
