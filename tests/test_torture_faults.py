@@ -171,6 +171,20 @@ def test_files_that_a_failing_look_at_the_folder_missed_wait_for_no_whole_interv
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("nth", [1, 2])
+def test_daemon_outlives_a_folder_that_opens_and_cannot_be_looked_at(
+    library: Path, archive: EmulatorProcess, tmp_path: Path, nth: int
+):
+    """`ingestd: input/output error`, and nobody watched the folder any more."""
+    fault = Fault(call="fstat", error=errno.EIO, place="drop", nth=nth, times=0, seconds=1.5)
+    trial = trial_of(fault, library, archive, tmp_path / "trial")
+    trial.run(once=False, mixed=False, elsewhere=False, late=True)
+
+    assert trial.injector.failed > 0
+    assert trial.problems == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.5, 30.0])
 def test_copied_files_that_cannot_be_removed_are_told_at_the_end_of_a_single_run(
     library: Path, archive: EmulatorProcess, tmp_path: Path, seconds: float

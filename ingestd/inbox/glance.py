@@ -76,7 +76,12 @@ class Glances:
             descriptor = places.open_folder(self._root, folder, places.PASS)
         except OSError as error:
             return -1, _verdict(error)
-        if self._device is not None and os.fstat(descriptor).st_dev != self._device:
+        try:
+            is_apart = self._device is not None and os.fstat(descriptor).st_dev != self._device
+        except OSError as error:
+            os.close(descriptor)
+            return -1, _verdict(error)
+        if is_apart:
             os.close(descriptor)
             return -1, Glance.NOT_REGULAR
         return descriptor, Glance.FILE

@@ -350,13 +350,13 @@ class Walk:
             if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
                 counts.faults += 1
             return False
-        seen = os.fstat(descriptor)
         assert self.root is not None
-        if seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
-            counts.other_device += seen.st_dev != self.root.device
-            os.close(descriptor)
-            return False
         try:
+            seen = os.fstat(descriptor)
+            if seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
+                counts.other_device += seen.st_dev != self.root.device
+                os.close(descriptor)
+                return False
             self._push(path + "/", descriptor, seen.st_ctime)
         except OSError:
             os.close(descriptor)
