@@ -1,5 +1,6 @@
 """The observer: its hints make things quick, and whatever it loses is found all the same."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -553,3 +554,24 @@ def test_remote_mount_is_polled_by_a_thread_that_may_hang_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "inbox." not in line]
     assert lines == ["0 500 poll nfs4", "True True", "back"]
+
+
+def test_folder_that_an_event_named_and_that_cannot_be_looked_at_is_seen_soon(tmp_path, drop, monkeypatch):
+    fstat, failed = os.fstat, []
+
+    def fail(descriptor):
+        if not failed and Path(f"/proc/self/fd/{descriptor}").readlink() == drop / "study" / "series":
+            failed.append(descriptor)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return fstat(descriptor)
+
+    with armed(tmp_path) as desk:
+        desk.scan_again()
+        monkeypatch.setattr(os, "fstat", fail)
+        (tmp_path / "study" / "series").mkdir(parents=True)
+        (tmp_path / "study" / "series" / "x").write_bytes(b"x")
+        (tmp_path / "study").rename(drop / "study")
+
+        desk.look_until(lambda _: desk.report().waiting_settle == 1)
+
+    assert failed

@@ -322,16 +322,29 @@ class Walk:
         for part in parts:
             try:
                 below = os.open(part, FOLDER, dir_fd=descriptor)
-            except OSError:
+            except OSError as error:
                 os.close(descriptor)
+                self._note_barred(error)
                 return -1
             os.close(descriptor)
             descriptor = below
-        seen = os.fstat(descriptor)
+        try:
+            seen = os.fstat(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            self._note_barred(error)
+            return -1
         if self.root is None or seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
             os.close(descriptor)
             return -1
         return descriptor
+
+    def _note_barred(self, error: OSError) -> None:
+        """Count a folder that could not be gone into, unless it is gone or was turned into something else."""
+        if isinstance(error, PermissionError):
+            self.counts.unreadable += 1
+        elif error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            self.counts.faults += 1
 
     def _enter(self, level: _Level, name: str, path: str) -> bool:
         counts = self.counts
@@ -342,13 +355,8 @@ class Walk:
             return False
         try:
             descriptor = os.open(name, FOLDER, dir_fd=level.descriptor)
-        except PermissionError:
-            counts.unreadable += 1
-            return False
         except OSError as error:
-            # Gone, or turned into something else since it was listed; anything else is a fault of the disk's.
-            if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
-                counts.faults += 1
+            self._note_barred(error)
             return False
         assert self.root is not None
         try:

@@ -118,6 +118,8 @@ class Scanning:
         """Note that the walk has seen everything."""
         self.walk = None
         if not self.is_full:
+            if walk.counts.faults:
+                self.want()  # no event names that folder again
             return
         self._faulty = self._faulty + 1 if walk.counts.faults else 0
         every = min(self._every, AGAIN_AFTER_FAULT * 2 ** min(self._faulty - 1, 10)) if self._faulty else self._every
