@@ -342,6 +342,23 @@ def test_source_that_a_writer_has_open_waits(spool, elsewhere):
     assert spool.remove_source(elsewhere, "x", source_of(path)) is Removal.REMOVED
 
 
+def test_source_whose_copy_is_not_there_any_more_stays(spool, elsewhere):
+    """A person had moved the copy: the source, and with it the last of the file, went."""
+    path = put(elsewhere, "x")
+    expect = expect_of(path)
+    (taken,) = take(spool, elsewhere, "x")
+    (spool.path / taken.path).unlink()
+
+    removal = spool.remove_source(elsewhere, "x", expect.source, read=expect, copy=taken.path)
+    assert removal is Removal.WAITS
+    assert tree(elsewhere) == {"x"}
+    path.rename(put(elsewhere, ".ingestd-removing/y"))
+    assert spool.recover_removals(elsewhere, [(expect, taken.path)]) == 1
+    (recovered,) = tree(elsewhere)
+    assert recovered.startswith("recovered-")
+    assert spool.remove_source(elsewhere, "x", expect.source, read=expect, copy=taken.path) is Removal.GONE
+
+
 def test_source_of_a_folder_that_is_not_mounted_is_not_called_gone(spool, elsewhere):
     path = put(elsewhere, "x")
     source = source_of(path)

@@ -908,9 +908,17 @@ def test_file_in_place_is_never_removable_but_its_copy_is(ledger: Ledger):
 
 
 def test_copied_source_is_remembered_until_it_is_removed(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1, source_removed=False))
+    copied = arrival(1, source_removed=False)
+    (entry_id,) = admit(ledger, copied)
     (left,) = ledger.unremoved_sources()
     assert (left.entry_id, left.source, left.relative_path) == (entry_id, source(1), "IM00001")
+    assert left.path == copied.path
+    assert ledger.unremoved_sources(after_id=entry_id) == []
+    send(ledger)
+    confirm(ledger, entry_id)
+    with ledger.write() as moves:
+        moves.mark_removed([entry_id], now=LATER)
+    assert ledger.unremoved_sources()[0].path == "", "its copy was let go of by rule"
     with ledger.write() as moves:
         moves.mark_source_removed([entry_id])
     assert ledger.unremoved_sources() == []

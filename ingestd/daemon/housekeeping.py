@@ -88,6 +88,7 @@ class Housekeeping:
         self._removing: set[int] = set()
         self._staying: dict[int, float] = {}  # rows whose source could not be removed, since when (``Now.mono``)
         self._stays_most = _STAYS_SECONDS
+        self._removed_up_to = 0  # so far the rows of copied sources have been gone through, this time round
         self._roots = {policy.name: policy.path for policy in policies}
         self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
         self.removals = Removals(ledger=ledger, spool=spool, desk=desk, adopt=adopt, wall=wall, retain=retain)
@@ -134,6 +135,11 @@ class Housekeeping:
     def hurry_to_the_end(self) -> None:
         """Tidy up at the next tick, the last time; what cannot be removed then is told."""
         self._tidy_at = self._stays_most = 0.0
+
+    @property
+    def is_tidy(self) -> bool:
+        """Whether it was tidied up since that was asked for, and nothing is left of it under way."""
+        return self._tidy_at > 0.0 and self.is_idle
 
     def gather(self, now: Now) -> None:
         """Look at the disk, remove what may go, collect reports; writes nothing to the ledger."""
@@ -215,10 +221,8 @@ class Housekeeping:
     def _remove_sources(self) -> None:
         gone = set(self._sources_gone)
         # However many stay, the others get their turn.
-        unremoved = self._ledger.unremoved_sources(limit=_SOURCES_AT_ONCE + len(self._staying))
-        self._staying = {
-            row.entry_id: self._staying[row.entry_id] for row in unremoved if row.entry_id in self._staying
-        }
+        unremoved = self._ledger.unremoved_sources(after_id=self._removed_up_to, limit=_SOURCES_AT_ONCE)
+        self._removed_up_to = unremoved[-1].entry_id if len(unremoved) == _SOURCES_AT_ONCE else 0
         for source in unremoved:
             root = self._roots.get(source.inbox)
             if root is None or source.inbox not in self._moving or source.entry_id in self._removing | gone:

@@ -263,7 +263,7 @@ class Daemon:
             self.wait(min(self.tick(), until))
         self.housekeeping.hurry_to_the_end()
         due = self.tick()
-        while not self.housekeeping.is_idle and read_clocks().mono < until:
+        while not self.housekeeping.is_tidy and read_clocks().mono < until:
             self.wait(min(due, until))
             due = self.tick()
 

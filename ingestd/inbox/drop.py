@@ -390,7 +390,7 @@ class Drop:
                 self._forget(sight)
             elif sight is None and verdict is Glance.NO_ACCESS:
                 # Nobody observes it yet, and no event will name it again.
-                self._scanning.want()
+                self._scanning.see_again(now)
 
     def _look_at_due(self, now: float, want: int) -> bool:
         due = self.sights.take_due(now, min(GLANCES_AT_ONCE, want - len(self.ready)))

@@ -361,10 +361,15 @@ class Walk:
         assert self.root is not None
         try:
             seen = os.fstat(descriptor)
-            if seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
-                counts.other_device += seen.st_dev != self.root.device
-                os.close(descriptor)
-                return False
+        except OSError:
+            os.close(descriptor)
+            counts.faults += 1
+            return False
+        if seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
+            counts.other_device += seen.st_dev != self.root.device
+            os.close(descriptor)
+            return False
+        try:
             self._push(path + "/", descriptor, seen.st_ctime)
         except OSError:
             os.close(descriptor)

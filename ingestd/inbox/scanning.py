@@ -56,7 +56,7 @@ class Scanning:
         self._not_before = 0.0
         self._began_at = 0.0
         self._began_given_up = 0
-        self._faulty = 0  # full scans in a row that met a fault of the disk's
+        self._faulty = 0  # how often something was hidden since the last scan that saw all
         self._standing_since: float | None = None
 
     def want(self) -> None:
@@ -72,6 +72,12 @@ class Scanning:
         """Scan in full, but not before then: the folder cannot be listed."""
         self.is_wanted = True
         self._not_before = self._next_at = until
+
+    def see_again(self, now: float) -> None:
+        """Scan in full soon, and ever later while it is wanted again: a fault of the disk's hid something."""
+        wait = min(self._every, AGAIN_AFTER_FAULT * 2 ** min(self._faulty, 10))
+        self._faulty += 1
+        self._next_at = min(self._next_at, max(self._not_before, now + wait))
 
     def due_at(self) -> float:
         """Say when the next full scan is due."""
@@ -119,13 +125,15 @@ class Scanning:
         self.walk = None
         if not self.is_full:
             if walk.counts.faults:
-                self.want()  # no event names that folder again
+                self.see_again(now)  # no event names that folder again
             return
-        self._faulty = self._faulty + 1 if walk.counts.faults else 0
-        every = min(self._every, AGAIN_AFTER_FAULT * 2 ** min(self._faulty - 1, 10)) if self._faulty else self._every
-        self._next_at = now + max(every, SHARE * walk.seconds)
+        self._next_at = now + max(self._every, SHARE * walk.seconds)
         self._not_before = now + max(LEAST_PAUSE, SHARE / 2 * walk.seconds)
         self._stock.end_scan(walk, now)
+        if walk.counts.faults:
+            self.see_again(now)
+        else:
+            self._faulty = 0
         self.emptied = walk.emptied
         if self._sights.given_up == self._began_given_up and not walk.counts.faults:
             self._stock.complete_began_at = self._began_at

@@ -28,7 +28,7 @@ from itertools import chain
 from pathlib import Path
 
 from ingestd.lifecycle import SourceStat
-from ingestd.places import open_file
+from ingestd.places import below, is_gone, open_file
 
 from . import removal, takein
 from .aside import Aside
@@ -198,8 +198,11 @@ class Spool:
         """Remove a source that was copied and whose row is committed, if it still is what was copied.
 
         ``root`` is the inbox's folder, ``source`` what the row remembers. With ``read``, a ctime other than its own
-        has the content decide: by its digests, or by ``copy``, the path of the copy, where it has none.
+        has the content decide: by its digests, or by ``copy``, the path of the copy, where it has none. A copy that is
+        named and not there keeps its source, which may be the last there is; "": it was let go of by rule.
         """
+        if copy and not self._is_there(copy) and not (root.is_dir() and is_gone(below(str(root), relative_path))):
+            return Removal.WAITS
         place = self.path / copy if copy else None
         return removal.remove(root, relative_path, source, self._aside, read=read, copy=place)
 
@@ -209,7 +212,14 @@ class Spool:
         ``unremoved`` says of each row whose source is still to go what was read of it, and the path of its copy. A file
         that holds nothing of that was written to meanwhile: it goes back into the inbox under a fresh name.
         """
-        return removal.recover(root, [(read, self.path / copy) for read, copy in unremoved], self._aside)
+        kept = [(read, self.path / copy) for read, copy in unremoved if (self._is_there(copy) if copy else read.digest)]
+        return removal.recover(root, kept, self._aside)
+
+    def _is_there(self, copy: str) -> bool:
+        try:
+            return self.stat(copy) is not None
+        except OSError:
+            return False
 
     def remove_folders(self, root: Path, folders: Sequence[str]) -> int:
         """Remove folders of an inbox, in this order, that are empty still; say how many."""

@@ -86,7 +86,7 @@ Reading, for the daemon (this host's rows; each one SELECT, fetched whole)::
     left_candidates(*, limit=1000, after_id=0) -> list[LeftCandidate]
     known_sources(inbox, relative_paths) -> dict[str, list[KnownSource]]
     emptied_by_us(inbox, folders) -> list[str]                          those that files were taken out of
-    unremoved_sources(*, limit=1000) -> list[UnremovedSource]
+    unremoved_sources(*, limit=1000, after_id=0) -> list[UnremovedSource]
     paths_known(paths: Sequence[str]) -> set[str]   of paths relative to this spool, those some row has
     removable(*, before: datetime, ahead_of=None, limit=1000) -> list[Removable]              before = now - retain
     resting(*, before: datetime, limit=1) -> list[Resting]    the confirmed rows that these files rest on

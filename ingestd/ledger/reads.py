@@ -198,14 +198,15 @@ class Reads(Due):
         # All that begins with the folder and a slash; a zero is what comes after a slash.
         return {"host": self._host, "inbox": inbox, "first": folder + "/", "end": folder + "0"}
 
-    def unremoved_sources(self, *, limit: int = 1000) -> list[UnremovedSource]:
-        """Say which copied sources are still to be removed from their inbox."""
+    def unremoved_sources(self, *, after_id: int = 0, limit: int = 1000) -> list[UnremovedSource]:
+        """Say which copied sources are still to be removed from their inbox, in the order of their rows."""
         rows = self._all(
-            select(instance.c.id, *PLACE, *CONTENT, instance.c.source_ctime_ns)
+            select(instance.c.id, *PLACE, *CONTENT, instance.c.source_ctime_ns, instance.c.removed_at)
             .where(
                 instance.c.source_removed == ZERO,
                 instance.c.in_place == ZERO,
                 instance.c.host == self._host,
+                instance.c.id > after_id,
             )
             .order_by(instance.c.id)
             .limit(limit)
@@ -216,7 +217,7 @@ class Reads(Due):
                 inbox=row.inbox,
                 relative_path=row.relative_path,
                 source=row.source,
-                path=row.path,
+                path=row.path if row.removed_at is None else "",
                 content=content_of(row) if row.digest is not None else None,
                 ctime_ns=row.source_ctime_ns,
             )

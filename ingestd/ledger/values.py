@@ -225,9 +225,10 @@ class KnownSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnremovedSource:
-    """A copied source that is still to be removed from its inbox. ``path`` is relative to the spool.
+    """A copied source that is still to be removed from its inbox.
 
-    A file that was set aside has no ``content``. ``ctime_ns`` is the source's when it was copied; 0: not known.
+    ``path`` is its copy's, relative to the spool; "" once that was let go of, its row being settled. A file that was
+    set aside has no ``content``. ``ctime_ns`` is the source's when it was copied; 0: not known.
     """
 
     entry_id: int
