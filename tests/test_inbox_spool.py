@@ -353,6 +353,9 @@ def test_source_whose_copy_is_not_there_any_more_stays(spool, elsewhere):
     assert removal is Removal.WAITS
     assert tree(elsewhere) == {"x"}
     path.rename(put(elsewhere, ".ingestd-removing/y"))
+    assert spool.remove_source(elsewhere, "x", expect.source, read=expect, copy=taken.path) is Removal.WAITS
+    assert tree(elsewhere) == {"x"}, "given back, of a removal that was cut short"
+    path.rename(put(elsewhere, ".ingestd-removing/y"))
     assert spool.recover_removals(elsewhere, [(expect, taken.path)]) == 1
     (recovered,) = tree(elsewhere)
     assert recovered.startswith("recovered-")

@@ -29,9 +29,16 @@ from .types import Expect, Removal
 
 
 def remove(
-    root: Path, relative_path: str, source: SourceStat, aside: Aside, *, read: Expect | None, copy: Path | None
+    root: Path,
+    relative_path: str,
+    source: SourceStat,
+    aside: Aside,
+    *,
+    read: Expect | None,
+    copy: Path | None,
+    is_last: bool,
 ) -> Removal:
-    """Remove a source if it still is what was copied; see ``Spool.remove_source``."""
+    """Remove a source if it still is what was copied, and not the last there is; see ``Spool.remove_source``."""
     parent, _, name = relative_path.rpartition("/")
     _give_back(root, aside)
     try:
@@ -46,9 +53,11 @@ def remove(
     try:
         found = _found(name, folder)
         if found is None:
-            return _remove_left(root, source, aside, read, copy, give_back=(name, folder))
+            return _remove_left(root, source, aside, read, copy, give_back=(name, folder), is_last=is_last)
         if not _is(found, source) or (read is not None and not _is_untouched(found, name, folder, read, copy)):
             return Removal.CHANGED
+        if is_last:
+            return Removal.WAITS
         with aside.opened(str(root)) as own_folder:
             own = secrets.token_hex(16)
             try:
@@ -126,7 +135,14 @@ def _give_back(root: Path, aside: Aside) -> None:
 
 
 def _remove_left(
-    root: Path, source: SourceStat, aside: Aside, read: Expect | None, copy: Path | None, *, give_back: tuple[str, int]
+    root: Path,
+    source: SourceStat,
+    aside: Aside,
+    read: Expect | None,
+    copy: Path | None,
+    *,
+    give_back: tuple[str, int],
+    is_last: bool,
 ) -> Removal:
     """Finish a removal that failed when the file lay aside already: else it would come back at the next start."""
     done = Removal.GONE
@@ -135,6 +151,9 @@ def _remove_left(
             found = look(name, folder)
             if not _is(found, source):
                 continue
+            if is_last:
+                put_back(name, folder, *give_back)
+                return Removal.WAITS
             if _is_being_written(name, folder):
                 return Removal.WAITS
             if read is not None and not _holds(found, name, folder, read, copy):

@@ -28,7 +28,7 @@ from itertools import chain
 from pathlib import Path
 
 from ingestd.lifecycle import SourceStat
-from ingestd.places import below, is_gone, open_file
+from ingestd.places import open_file
 
 from . import removal, takein
 from .aside import Aside
@@ -201,10 +201,9 @@ class Spool:
         has the content decide: by its digests, or by ``copy``, the path of the copy, where it has none. A copy that is
         named and not there keeps its source, which may be the last there is; "": it was let go of by rule.
         """
-        if copy and not self._is_there(copy) and not (root.is_dir() and is_gone(below(str(root), relative_path))):
-            return Removal.WAITS
         place = self.path / copy if copy else None
-        return removal.remove(root, relative_path, source, self._aside, read=read, copy=place)
+        is_last = bool(copy) and not self._is_there(copy)
+        return removal.remove(root, relative_path, source, self._aside, read=read, copy=place, is_last=is_last)
 
     def recover_removals(self, root: Path, unremoved: Sequence[tuple[Expect, str]]) -> int:
         """Finish removals that a crash cut short, and say how many.
