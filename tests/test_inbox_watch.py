@@ -36,7 +36,7 @@ def quick(tmp_path):
 
 @contextmanager
 def kernel_limit(name, value):
-    """Change one of inotify's limits for observers made meanwhile."""
+    """Change one of inotify's limits for observers made meanwhile: any on this machine, so not for long."""
     path = SYSCTL / name
     before = path.read_text()
     try:
@@ -282,7 +282,9 @@ def test_more_folders_than_watches_are_scanned_and_reported(tmp_path, drop):
         for line in (path.read_text().splitlines() if path.exists() else ())
     )
     quickly = policy(tmp_path, settle=timedelta(milliseconds=100), watch=Watch.EVENTS)
-    with kernel_limit("max_user_watches", watches + 20), armed(tmp_path, quickly) as desk:
+    with kernel_limit("max_user_watches", watches + 20):
+        desk = armed(tmp_path, quickly)
+    with desk:
         for number in range(60):
             (drop / str(number) / "x").write_bytes(b"x")
         desk.inboxes.scan_now()
@@ -292,7 +294,9 @@ def test_more_folders_than_watches_are_scanned_and_reported(tmp_path, drop):
 
 
 def test_no_instance_left_means_scanning(tmp_path, drop):
-    with kernel_limit("max_user_instances", 0), armed(tmp_path) as desk:
+    with kernel_limit("max_user_instances", 0):
+        desk = armed(tmp_path)
+    with desk:
         (drop / "x").write_bytes(b"x")
         desk.settle(2.1)
 
@@ -304,10 +308,11 @@ def test_no_instance_left_means_scanning(tmp_path, drop):
 
 def test_observer_that_could_not_be_armed_is_tried_again_soon_and_what_it_missed_found(tmp_path, drop):
     """It was tried again after a minute; until then each file waited for the scan, half a minute away."""
-    with kernel_limit("max_user_instances", 0), armed(tmp_path) as desk:
+    with kernel_limit("max_user_instances", 0):
+        desk = armed(tmp_path)
+    with desk:
         desk.scan_again()
         assert desk.report().watching == "poll"
-        (SYSCTL / "max_user_instances").write_text("128")
         (drop / "x").write_bytes(b"x")
 
         desk.pass_time(6)
