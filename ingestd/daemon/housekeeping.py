@@ -38,7 +38,8 @@ _SOURCES_AT_ONCE = 1000
 _STAYS = "files that were copied and recorded cannot be removed from the drop folder"
 _STAYS_STEP = (
     "let ingestd's user write in the drop folder and the folders in it, see that nobody keeps the files open, and look "
-    "at the share; they are removed by themselves, and nothing is sent twice"
+    "at the share; they are removed by themselves, and nothing is sent twice. One whose copy was taken out of the "
+    "spool is kept: rename it to have it taken in anew"
 )
 _COUNTED = (
     "files_seen",
@@ -86,7 +87,7 @@ class Housekeeping:
         self._mover = mover
         self._alarms = alarms
         self._removing: set[int] = set()
-        self._staying: dict[int, float] = {}  # rows whose source could not be removed, since when (``Now.mono``)
+        self._staying: dict[int, float] = {}  # rows whose source could not be removed: since when, the oldest first
         self._stays_most = _STAYS_SECONDS
         self._removed_up_to = 0  # so far the rows of copied sources have been gone through, this time round
         self._roots = {policy.name: policy.path for policy in policies}
@@ -215,7 +216,8 @@ class Housekeeping:
             else:
                 self._staying.pop(entry_id, None)
                 self._sources_gone.append(entry_id)
-        stays = any(now.mono - since >= self._stays_most for since in self._staying.values())
+        oldest = next(iter(self._staying.values()), None)
+        stays = oldest is not None and now.mono - oldest >= self._stays_most
         self._alarms.set("not_removed", note=_STAYS if stays else "", next_step=_STAYS_STEP)
 
     def _remove_sources(self) -> None:
