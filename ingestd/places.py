@@ -111,6 +111,15 @@ def may_open(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> bool:
     return True
 
 
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make the entries of a folder of our own, or of one that an administrator named, durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_named(path: str | os.PathLike[str], *, most: int = _NAMED_MOST) -> bytes:
     """Read a file that an administrator named; it may be a link.
 

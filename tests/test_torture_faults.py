@@ -69,6 +69,14 @@ def trial_of(fault: Fault, library: Path, archive: EmulatorProcess, folder: Path
     return Trial(folder, archive, fault, library)
 
 
+def expect_no_harm(trial: Trial, **how: bool) -> None:
+    """Have a trial meet its fault, and nothing come of it."""
+    trial.run(**how)
+
+    assert trial.injector.failed > 0
+    assert trial.problems == []
+
+
 NO_FAULT = Fault(call="open", error=errno.EIO, place="drop", nth=0)
 
 
@@ -143,11 +151,9 @@ def test_trial_says_so_when_a_fault_of_the_disk_is_called_something_else(
 def test_failing_call_loses_nothing_and_all_is_complete_after_one_clean_run(
     fault: Fault, library: Path, archive: EmulatorProcess, tmp_path: Path
 ):
-    trial = trial_of(fault, library, archive, tmp_path / "trial")
-    trial.run(once=False, mixed=True, elsewhere=False, late=True)
-
-    assert trial.injector.failed > 0
-    assert trial.problems == []
+    expect_no_harm(
+        trial_of(fault, library, archive, tmp_path / "trial"), once=False, mixed=True, elsewhere=False, late=True
+    )
 
 
 @pytest.mark.slow
@@ -163,11 +169,9 @@ def test_files_that_a_failing_look_at_the_folder_missed_wait_for_no_whole_interv
     fault: Fault, library: Path, archive: EmulatorProcess, tmp_path: Path
 ):
     """They were seen at the next scan, 30 s later, where no event named them."""
-    trial = trial_of(fault, library, archive, tmp_path / "trial")
-    trial.run(once=False, mixed=False, elsewhere=False, late=False)
-
-    assert trial.injector.failed > 0
-    assert trial.problems == []
+    expect_no_harm(
+        trial_of(fault, library, archive, tmp_path / "trial"), once=False, mixed=False, elsewhere=False, late=False
+    )
 
 
 @pytest.mark.slow
@@ -177,11 +181,9 @@ def test_daemon_outlives_a_folder_that_opens_and_cannot_be_looked_at(
 ):
     """`ingestd: input/output error`, and nobody watched the folder any more."""
     fault = Fault(call="fstat", error=errno.EIO, place="drop", nth=nth, times=0, seconds=1.5)
-    trial = trial_of(fault, library, archive, tmp_path / "trial")
-    trial.run(once=False, mixed=False, elsewhere=False, late=True)
-
-    assert trial.injector.failed > 0
-    assert trial.problems == []
+    expect_no_harm(
+        trial_of(fault, library, archive, tmp_path / "trial"), once=False, mixed=False, elsewhere=False, late=True
+    )
 
 
 @pytest.mark.slow
@@ -191,8 +193,6 @@ def test_copied_files_that_cannot_be_removed_are_told_at_the_end_of_a_single_run
 ):
     """It ended with 0, and the files lay there as if nothing had happened to them."""
     fault = Fault(call="rename", error=errno.EIO, place="drop", nth=1, times=0, seconds=seconds)
-    trial = trial_of(fault, library, archive, tmp_path / "trial")
-    trial.run(once=True, mixed=False, elsewhere=True, late=False)
-
-    assert trial.injector.failed > 0
-    assert trial.problems == []
+    expect_no_harm(
+        trial_of(fault, library, archive, tmp_path / "trial"), once=True, mixed=False, elsewhere=True, late=False
+    )

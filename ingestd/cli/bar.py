@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ingestd.clocks import boottime
 
-from .frame import ago, in_files, plain
+from .frame import in_files, plain, tried_again
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -150,6 +150,5 @@ def _pause(ledger: Ledger) -> Iterator[str]:
     server = ledger.destination()
     if server is None or server.paused_since is None:
         return
-    left = (server.paused_until - datetime.now(UTC)).total_seconds() if server.paused_until else 0
-    again = f"tried again in {ago(left)}" if left > 0 else "being tried again"
+    again = tried_again(server.paused_until, datetime.now(UTC))
     yield f"nothing is sent at present: {plain(server.pause_note or server.pause_cause)}; {again}"

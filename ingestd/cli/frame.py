@@ -309,6 +309,12 @@ def ago(seconds: float) -> str:
     return f"{whole} s"
 
 
+def tried_again(paused_until: datetime | None, at: datetime) -> str:
+    """Say when a server that is paused is tried again."""
+    left = (paused_until - at).total_seconds() if paused_until else 0
+    return f"tried again in {ago(left)}" if left > 0 else "being tried again"
+
+
 def in_bytes(size: int) -> str:
     """Say a size as a person would: ``1.3 GB``."""
     value = float(size)

@@ -95,6 +95,7 @@ class Picture:
     @property
     def oldest_at(self) -> datetime | None:
         """Since when the oldest unconfirmed file waits, those that no daemon can put down included."""
+        # These stand since the oldest file that lies in a folder; since now: none does.
         kinds = {"no_daemon", "other_address", "ledger_failed"}
         lying = [line.since for line in self.stopped if line.kind in kinds and line.since < self.at]
         known = self.status.oldest_unconfirmed_at if self.status else None

@@ -10,7 +10,7 @@ from ingestd.lifecycle import Reason, State, needs_person
 
 from .advice import MEANING, next_step
 from .asker import as_typed, how_to_start
-from .frame import ago, clock, in_bytes, in_files, plain
+from .frame import ago, clock, in_bytes, in_files, plain, tried_again
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
 from .words import words_of
 
@@ -50,14 +50,9 @@ def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
     yield "Configuration", whole(picture.config.file)
     yield "Server", plain(destination["url"])
     if destination["paused"]:
-        left = (destination["paused_until"] - picture.at).total_seconds() if destination["paused_until"] else 0
-        again = f"; tried again in {ago(left)}" if left > 0 else "; being tried again"
-        yield (
-            "",
-            Cell(
-                f"paused, {words_of(destination['pause_cause'])}: {plain(destination['pause_note'])}{again}", "yellow"
-            ),
-        )
+        again = tried_again(destination["paused_until"], picture.at)
+        why = f"{words_of(destination['pause_cause'])}: {plain(destination['pause_note'])}"
+        yield "", Cell(f"paused, {why}; {again}", "yellow")
     elif destination["last_ok_at"]:
         yield "", f"answered {ago((picture.at - destination['last_ok_at']).total_seconds())} ago"
     else:

@@ -42,11 +42,12 @@ def stopped_because(
     lines = list(status.alarms) if status is not None else []
     if pid is None:
         missing = missing_spool(config)
-        other = _other_address(config, status, at)
         if missing:
             lines += _spool_away(missing, lines, at)
+        elif other := _other_address(config, status, at):
+            lines.append(other)
         else:
-            lines += [other] if other else _no_daemon(config, status, rows=rows, at=at)
+            lines += _no_daemon(config, status, rows=rows, at=at)
     elif trouble := ledger_trouble(config.spool.path):
         lines.append(_ledger_fails(config, *trouble))
     if waiting_for_send:
@@ -75,7 +76,7 @@ def _spool_away(missing: str, lines: list[Alarm], at: datetime) -> Iterator[Alar
 
 def _other_address(config: Config, status: Status | None, at: datetime) -> Alarm | None:
     """Tell of an address with which no ingestd would start."""
-    from ingestd.ledger import Alarm
+    from ingestd.ledger import OTHER_ADDRESS_STEP, Alarm
 
     named, known = config.destination.url.rstrip("/"), status.destination.url if status and status.destination else ""
     if known in ("", named):
@@ -84,8 +85,7 @@ def _other_address(config: Config, status: Status | None, at: datetime) -> Alarm
         kind="other_address",
         about="",
         note=f"no ingestd starts with this configuration: it names the server {named}, and the ledger's is {known}",
-        next_step="set destination.url back; or, where the server and what it has moved there, say so with "
-        "`ingestd resolve --new-address`; any other server needs a ledger and a spool of its own",
+        next_step=OTHER_ADDRESS_STEP,
         since=min(_lying(config).values(), default=at),
     )
 

@@ -37,8 +37,7 @@ ERROR_CODES = frozenset(
 _REMEDIES = {
     "invalid_client": "the client id or its secret is wrong, or the secret has expired: have a new one made",
     "unauthorized_client": "this client may not ask for a token by its secret: have its registration changed",
-    "invalid_scope": "there is no such scope: see auth.scope",
-    "invalid_resource": "there is no such scope: see auth.scope",
+    **dict.fromkeys(("invalid_scope", "invalid_resource"), "it knows no such scope: have the scope corrected"),
 }
 CONNECTION_INFO = "AUTH_CONNECTION_INFO"
 CONNECTION_KEYS = ("authority", "client_id", "client_secret", "oauth_resource")

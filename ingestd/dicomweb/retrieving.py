@@ -18,6 +18,7 @@ from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecod
 from ingestd.dicomweb.errors import MisconfiguredServer
 from ingestd.dicomweb.multipart import Headers, Multipart, Part, content_type_params
 from ingestd.dicomweb.part10 import InstanceUids, read_uids
+from ingestd.places import sync_folder
 
 METADATA_LIMIT = 512 * 1024 * 1024
 METADATA_MEMORY_LIMIT = 4 * 1024 * 1024 * 1024  # only people ask for metadata, of studies of any size
@@ -166,7 +167,7 @@ class Retrieval:
             what = "replaced" if target.exists() else "written"
             temporary.replace(target)
             undo.pop_all()
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return target, what, size
 
 
@@ -228,11 +229,3 @@ def _same_bytes(fd: int, target: Path, size: int) -> bool:
                 return False
             position += len(ours)
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -9,8 +9,11 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
+
+from ingestd.lifecycle import Backoff
 
 from .mounts import Mount, mount_of
 from .scan import Root, RootGone
@@ -18,8 +21,8 @@ from .types import InboxPolicy, Watch
 from .watch import Watcher
 
 ALARM_FOR = 3_600.0  # seconds after which a change that nobody undid is taken as meant
-REARM_FIRST_AFTER = 1.0  # seconds from a failure to the next try, doubled by each in a row
-REARM_FAILED_AFTER = 60.0  # at most
+# From a failed try to the next; whether that is due is asked when the folder itself is looked at.
+REARM = Backoff(base=timedelta(seconds=1), cap=timedelta(seconds=60))
 REARM_SHORT_AFTER = 900.0  # after the limit of watches was met: it may have been raised, folders may be gone
 ARM_WAIT = 2.0  # seconds to wait for an observer at the start
 
@@ -138,8 +141,8 @@ class Guard:
             self._was_watching = False
             self.arm(now)
             return True
-        wait = min(REARM_FAILED_AFTER, REARM_FIRST_AFTER * 2 ** min(self._failures, 10))
-        if watcher.failed_at is None or now >= watcher.failed_at + wait:
+        wait = REARM.wait(self._failures + 1, jitter=0.0)
+        if watcher.failed_at is None or now >= watcher.failed_at + wait.total_seconds():
             self._failures += 1
             self.arm(now)
             return self.is_watching

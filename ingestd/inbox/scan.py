@@ -328,16 +328,22 @@ class Walk:
                 return -1
             os.close(descriptor)
             descriptor = below
-        try:
-            seen = os.fstat(descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            self._note_barred(error)
+        seen = self._seen(descriptor)
+        if seen is None:
             return -1
         if self.root is None or seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
             os.close(descriptor)
             return -1
         return descriptor
+
+    def _seen(self, descriptor: int) -> os.stat_result | None:
+        """Look at a folder that was opened; None, and it is closed, where a fault of the disk's lets nobody."""
+        try:
+            return os.fstat(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            self._note_barred(error)
+            return None
 
     def _note_barred(self, error: OSError) -> None:
         """Count a folder that could not be gone into, unless it is gone or was turned into something else."""
@@ -359,11 +365,8 @@ class Walk:
             self._note_barred(error)
             return False
         assert self.root is not None
-        try:
-            seen = os.fstat(descriptor)
-        except OSError:
-            os.close(descriptor)
-            counts.faults += 1
+        seen = self._seen(descriptor)
+        if seen is None:
             return False
         if seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
             counts.other_device += seen.st_dev != self.root.device

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from datetime import timedelta
 
 from ingestd.clocks import utc_now
+from ingestd.lifecycle import Backoff
 
 from .hinted import Hinted
 from .scan import Names, Walk
@@ -13,7 +15,7 @@ from .stock import Stock
 
 SHARE = 20  # a scan is followed by a pause this many times as long, at least
 LEAST_PAUSE = 0.2  # seconds between two scans that were asked for
-AGAIN_AFTER_FAULT = 1.0  # seconds to the next scan, doubled by each fault in a row: what was not listed may be new
+AGAIN_AFTER_FAULT = timedelta(seconds=1)  # to the next scan, doubled by each in a row: what was not listed may be new
 STAND_MOST = 60.0  # seconds a scan may stand still with folders open
 
 
@@ -46,6 +48,7 @@ class Scanning:
         self._forbidden = forbidden
         self._apart = apart
         self._every = every
+        self._after_fault = Backoff(base=AGAIN_AFTER_FAULT, cap=timedelta(seconds=every))
         self._unfinished_after = unfinished_after
         self._emptied_after = emptied_after
         self.emptied: list[str] = []  # folders that the last full scan found to have lain empty long enough
@@ -75,9 +78,9 @@ class Scanning:
 
     def see_again(self, now: float) -> None:
         """Scan in full soon, and ever later while it is wanted again: a fault of the disk's hid something."""
-        wait = min(self._every, AGAIN_AFTER_FAULT * 2 ** min(self._faulty, 10))
         self._faulty += 1
-        self._next_at = min(self._next_at, max(self._not_before, now + wait))
+        wait = self._after_fault.wait(self._faulty, jitter=0.0)
+        self._next_at = min(self._next_at, max(self._not_before, now + wait.total_seconds()))
 
     def due_at(self) -> float:
         """Say when the next full scan is due."""

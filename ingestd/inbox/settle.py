@@ -11,14 +11,16 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterator
+from datetime import timedelta
 from enum import IntEnum
+
+from ingestd.lifecycle import Backoff
 
 from .scan import FileStat, is_same
 
-# Seconds between two tries at a file that cannot be opened or moved: most such faults pass at once, and whoever mended
+# Between two tries at a file that cannot be opened or moved: most such faults pass at once, and whoever mended
 # a folder where no events tell of it stands waiting.
-RETRY_FIRST = 1.0
-RETRY_MOST = 60.0
+RETRY = Backoff(base=timedelta(seconds=1), cap=timedelta(seconds=60))
 HELD_RETRY_MOST = 30.0  # seconds between two looks at a file that a writer keeps open, at most
 
 
@@ -233,7 +235,7 @@ class Sights:
         self._move(sight, Phase.UNREADABLE)
         sight.barred = True
         sight.tries += 1
-        self._schedule(sight, now + min(RETRY_MOST, RETRY_FIRST * 2 ** min(sight.tries - 1, 10)))
+        self._schedule(sight, now + RETRY.wait(sight.tries, jitter=0.0).total_seconds())
 
     def give_up(self, sight: Sight) -> None:
         """Stop watching: there are too many; a later scan finds the file again."""

@@ -119,6 +119,7 @@ from .durable import put
 from .ledger import Ledger
 from .values import (
     KEY_MADE_ANEW,
+    OTHER_ADDRESS_STEP,
     Admitted,
     Alarm,
     Applied,
@@ -176,6 +177,7 @@ else:
 
 __all__ = [
     "KEY_MADE_ANEW",
+    "OTHER_ADDRESS_STEP",
     "Admitted",
     "Alarm",
     "Applied",

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ingestd.places import sync_folder
+
 
 def put(place: Path, fill: Callable[[Path], object]) -> None:
     """Write a file whole or not at all: for nobody else to read, and durable before it takes the place."""
@@ -24,12 +26,3 @@ def put(place: Path, fill: Callable[[Path], object]) -> None:
         os.close(descriptor)
         scratch.unlink(missing_ok=True)
     sync_folder(place.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

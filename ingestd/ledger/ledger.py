@@ -27,7 +27,14 @@ from .schema import alarm, meta, state_count, study
 from .schema import destination as destination_table
 from .schema import host as host_table
 from .sums import queue_of
-from .values import KEY_MADE_ANEW, LedgerError, LedgerMissing, LedgerOlder, OtherDestination
+from .values import (
+    KEY_MADE_ANEW,
+    OTHER_ADDRESS_STEP,
+    LedgerError,
+    LedgerMissing,
+    LedgerOlder,
+    OtherDestination,
+)
 from .views import Views
 
 if TYPE_CHECKING:
@@ -443,8 +450,7 @@ class Ledger(Views):
     def _other_destination(self, found: str, url: str) -> OtherDestination:
         return OtherDestination(
             f"the ledger {self.file} belongs to {found}, and what it knows of files there says nothing about {url};"
-            " set destination.url back; or, where the server and what it has moved there, say so with"
-            " `ingestd resolve --new-address`; any other server needs a ledger and a spool of its own"
+            f" {OTHER_ADDRESS_STEP}"
         )
 
     def _adopt_destination(self, url: str | None) -> None:

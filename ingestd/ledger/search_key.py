@@ -8,9 +8,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from ingestd.places import read_named
-
-from .durable import sync_folder
+from ingestd.places import read_named, sync_folder
 
 _LEAST_BYTES = 32
 
