@@ -20,7 +20,7 @@ from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
 from ingestd.ledger import Event, Ledger
 from ingestd.lifecycle import Reason, State, StudyQueue, order_studies
-from ingestd.reader import ReaderLimits, Readers
+from ingestd.reader import ReaderLimits, ReaderPool
 from tests.builders import write_instance
 from tests.clocking import MovingClock, requires_compiler
 from tests.emulating import post, stores
@@ -194,7 +194,7 @@ def removals(ledger: Ledger, tmp_path: Path) -> Iterator[Callable[[WallClock], R
     """What removes kept files after a day, going by this clock."""
     spool = Spool(tmp_path / "spool-host-a")
     spool.lock()
-    readers = Readers(processes=1, limits=ReaderLimits(), wake=lambda: None)
+    readers = ReaderPool(processes=1, limits=ReaderLimits(), wake=lambda: None)
     yield lambda wall: Removals(
         ledger=ledger,
         spool=spool,

@@ -41,8 +41,8 @@ print("then", spool.remove_source(drop, "x", source_of(drop / "x")), flush=True)
 """
 REENCODE = """
 import sys, time
-from ingestd.reader import Readers, ReencodeJob
-readers = Readers(processes=1, wake=lambda: None)
+from ingestd.reader import ReaderPool, ReencodeJob
+readers = ReaderPool(processes=1, wake=lambda: None)
 readers.submit(ReencodeJob(key=1, path=sys.argv[2], destination=sys.argv[1]))
 while not (done := readers.collect()):
     time.sleep(0.01)

@@ -18,7 +18,7 @@ from ingestd.daemon.now import read_clocks
 from ingestd.inbox import Inboxes, InboxPolicy, Spool, Take
 from ingestd.ledger import Ledger
 from ingestd.lifecycle import State
-from ingestd.reader import ReaderLimits, Readers
+from ingestd.reader import ReaderLimits, ReaderPool
 from tests.builders import element, instance_bytes, write_instance
 
 WITHIN_SECONDS = 20.0
@@ -35,7 +35,7 @@ class Rooms:
         self.ledger = Ledger.open(f"sqlite:///{base / 'ledger.db'}", host=self.spool.host, spool=self.spool.path)
         policy = InboxPolicy(name="a", path=self.drop, settle=timedelta(0), take=take)
         self.inboxes = Inboxes([policy], spool=self.spool.path, wake=self.wake)
-        self.readers = Readers(processes=1, limits=limits, wake=self.wake)
+        self.readers = ReaderPool(processes=1, limits=limits, wake=self.wake)
         self.mover: Mover[Hand] = Mover(self.spool, wake=self.wake)
         self.desk = ReaderDesk(self.readers)
         self.intake = Intake(

@@ -19,7 +19,7 @@ from ingestd.dicomweb.store_body import StoreBody, StorePart
 from ingestd.emulator import Emulator
 from ingestd.inbox import NotTaken, Spool, Watch, WhyNot
 from ingestd.inbox.scan import Names, Walk
-from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Read, Readers, ReencodeJob
+from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Read, ReaderPool, ReencodeJob
 from tests.builders import fresh_uid, write_instance
 from tests.commanding import as_nobody
 from tests.emulating import file_of
@@ -238,7 +238,7 @@ def test_a_source_swapped_for_a_link_is_not_opened_to_be_copied(
 @pytest.fixture(scope="module")
 def read() -> Iterator[Callable[..., Read]]:
     wake = threading.Event()
-    readers = Readers(processes=1, wake=wake.set)
+    readers = ReaderPool(processes=1, wake=wake.set)
 
     def one(job: InspectJob | CompareJob | CanonicalJob | ReencodeJob) -> Read:
         readers.submit(job)

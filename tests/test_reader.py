@@ -1,4 +1,4 @@
-"""Readers: real child processes, real files, real kills."""
+"""The reader pool: real child processes, real files, real kills."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from ingestd.instance import Inspection, Verdict, inspect
 from ingestd.lifecycle import SourceStat
-from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Job, Read, ReaderLimits, Readers, ReencodeJob
+from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Job, Read, ReaderLimits, ReaderPool, ReencodeJob
 from ingestd.reader.board import Board
 from ingestd.reader.held import Done, Held
 from ingestd.reader.wire import Answer, encode_answer
@@ -26,9 +26,9 @@ WITHIN_SECONDS = 30.0
 
 
 class Reading:
-    """Readers and the results that came out of them."""
+    """A reader pool and the results that came out of them."""
 
-    def __init__(self, readers: Readers, wake: threading.Event) -> None:
+    def __init__(self, readers: ReaderPool, wake: threading.Event) -> None:
         self.readers = readers
         self._wake = wake
 
@@ -59,19 +59,19 @@ class Reading:
 def reading() -> Iterator[Reading]:
     """Two children, shared by the tests that do not hurt them."""
     wake = threading.Event()
-    readers = Readers(wake=wake.set)
+    readers = ReaderPool(wake=wake.set)
     yield Reading(readers, wake)
     readers.close()
 
 
 @pytest.fixture
 def own_reading() -> Iterator[Callable[..., Reading]]:
-    """Makes Readers of a test's own."""
-    made: list[Readers] = []
+    """Makes reader pools of a test's own."""
+    made: list[ReaderPool] = []
 
     def make(*, processes: int = 1, limits: ReaderLimits | None = None) -> Reading:
         wake = threading.Event()
-        made.append(Readers(processes=processes, limits=limits, wake=wake.set))
+        made.append(ReaderPool(processes=processes, limits=limits, wake=wake.set))
         return Reading(made[-1], wake)
 
     yield make
@@ -398,8 +398,8 @@ def test_children_never_import_pydicom_for_plain_files(reading: Reading, tmp_pat
 
 def test_parent_imports_neither_pydicom_nor_numpy() -> None:
     code = (
-        "import sys; from ingestd.reader import Readers, InspectJob\n"
-        "readers = Readers(wake=lambda: None); readers.close()\n"
+        "import sys; from ingestd.reader import ReaderPool, InspectJob\n"
+        "readers = ReaderPool(wake=lambda: None); readers.close()\n"
         "print([name for name in ('pydicom', 'numpy') if name in sys.modules])"
     )
 
@@ -415,8 +415,8 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         file.write(instance_bytes(rows=1, columns=1))
         file.truncate(15 << 30)
     code = (
-        "import sys, time; from ingestd.reader import Readers, InspectJob\n"
-        "readers = Readers(wake=lambda: None)\n"
+        "import sys, time; from ingestd.reader import ReaderPool, InspectJob\n"
+        "readers = ReaderPool(wake=lambda: None)\n"
         "readers.submit(InspectJob(key=1, path=sys.argv[1]))\n"
         "while len(readers.pids) < 2: time.sleep(0.01)\n"
         "print(*readers.pids, flush=True); time.sleep(60)"
@@ -465,7 +465,7 @@ def open_files() -> int:
 
 
 def test_close_ends_the_children_and_is_final(tmp_path: Path) -> None:
-    readers = Readers(wake=lambda: None)
+    readers = ReaderPool(wake=lambda: None)
     wait_until(lambda: len(readers.pids) == 2)
     pids = readers.pids
     before = open_files()

@@ -10,9 +10,9 @@ import pytest
 
 from ingestd.clocks import boottime
 from ingestd.lifecycle import SourceStat
-from ingestd.reader import CanonicalJob, InspectJob, Readers
+from ingestd.reader import CanonicalJob, InspectJob, ReaderPool
+from ingestd.reader.child_process import Ticket
 from ingestd.reader.line import Line
-from ingestd.reader.process import Ticket
 from tests.builders import element, instance_bytes, part10
 
 _UIDS = {0x00080018: "1.2.3", 0x0020000D: "1.2.4", 0x0020000E: "1.2.5"}
@@ -31,7 +31,7 @@ def test_small_file_does_not_wait_for_slow_ones_and_those_are_read_in_the_end(pr
     small = tmp_path / "small"
     small.write_bytes(instance_bytes(sop_uid="1.2.7"))
     wake = threading.Event()
-    readers = Readers(processes=processes, wake=wake.set)
+    readers = ReaderPool(processes=processes, wake=wake.set)
     try:
         jobs = [InspectJob(key=number, path=str(slow), expect=SourceStat.of(slow.stat())) for number in range(2)]
         last = InspectJob(key=99, path=str(small), expect=SourceStat.of(small.stat()))
@@ -58,7 +58,7 @@ def test_small_file_does_not_wait_for_many_that_stay_just_within_a_turn(processe
     small = tmp_path / "small"
     small.write_bytes(instance_bytes(sop_uid="1.2.7"))
     wake = threading.Event()
-    readers = Readers(processes=processes, wake=wake.set)
+    readers = ReaderPool(processes=processes, wake=wake.set)
     try:
         readers.submit_all(
             [InspectJob(key=number, path=str(large), expect=SourceStat.of(large.stat())) for number in range(10)]
@@ -92,7 +92,7 @@ def ticket(serial: int, size_bytes: int) -> Ticket:
     return Ticket(serial, InspectJob(key=serial, path="x", expect=source))
 
 
-def in_order(readers: Readers, wake: threading.Event, count: int) -> list[int]:
+def in_order(readers: ReaderPool, wake: threading.Event, count: int) -> list[int]:
     """The keys of so many results, as they come."""
     order: list[int] = []
     give_up_at = boottime() + 120

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.instance import Verdict
-from ingestd.reader import InspectJob, Read, Readers
+from ingestd.reader import InspectJob, Read, ReaderPool
 from tests.builders import write_instance
 from tests.running import environment
 from tests.torture.failing import Fault, Injector
@@ -22,11 +22,11 @@ ALWAYS = 0
 # Submits files one after the other, each once the one before is back, as a daemon does on a quiet day.
 SUPERVISOR = """
 import queue, sys, time, structlog
-from ingestd.reader import InspectJob, Readers
+from ingestd.reader import InspectJob, ReaderPool
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 bell = queue.SimpleQueue()
 try:
-    readers = Readers(processes=1, wake=lambda: bell.put(None))
+    readers = ReaderPool(processes=1, wake=lambda: bell.put(None))
 except OSError as error:
     sys.exit(f"not started: {error.strerror}")
 for number in range(5):
@@ -59,7 +59,7 @@ def failing(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 def read(job: InspectJob) -> Read:
     wake = threading.Event()
-    readers = Readers(processes=1, wake=wake.set)
+    readers = ReaderPool(processes=1, wake=wake.set)
     try:
         readers.submit(job)
         assert wake.wait(WITHIN_SECONDS)

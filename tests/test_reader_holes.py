@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.instance import Inspection, Verdict
-from ingestd.reader import InspectJob, Readers
+from ingestd.reader import InspectJob, ReaderPool
 from tests.builders import instance_bytes, write_instance
 
 WITHIN_SECONDS = 60.0
@@ -19,7 +19,7 @@ TERABYTE = 1 << 40
 
 def inspections(*jobs: InspectJob) -> dict[int, Inspection]:
     wake = threading.Event()
-    readers = Readers(processes=2, wake=wake.set)
+    readers = ReaderPool(processes=2, wake=wake.set)
     found: dict[int, Inspection] = {}
     give_up_at = time.monotonic() + WITHIN_SECONDS
     try:

@@ -25,7 +25,7 @@ from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.inbox import Spool
 from ingestd.ledger import Choice, Entry, Ledger, StudySummary
 from ingestd.lifecycle import Identity, Kind, Outcome, Sameness, ServerKind, State, Unproven
-from ingestd.reader import CompareJob, Readers
+from ingestd.reader import CompareJob, ReaderPool
 from ingestd.reconciler import (
     Finding,
     Need,
@@ -285,7 +285,7 @@ class _Comparer:
 
     def __init__(self, config: Config) -> None:
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._readers = Readers(processes=1, limits=reader_limits_of(config), wake=lambda: self._bell.put(None))
+        self._readers = ReaderPool(processes=1, limits=reader_limits_of(config), wake=lambda: self._bell.put(None))
 
     def __enter__(self) -> Self:
         return self

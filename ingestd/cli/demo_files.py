@@ -88,10 +88,10 @@ def _bundled_names(folder: Path) -> list[str]:
 
 
 def _inspect(folder: Path, names: list[str]) -> dict[str, Inspection]:
-    from ingestd.reader import InspectJob, Readers
+    from ingestd.reader import InspectJob, ReaderPool
 
     rung = threading.Semaphore(0)
-    readers = Readers(processes=2, wake=rung.release)
+    readers = ReaderPool(processes=2, wake=rung.release)
     found: dict[str, Inspection] = {}
     try:
         for key, name in enumerate(names):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import TypeVar
 
-from ingestd.reader import Job, Read, Readers
+from ingestd.reader import Job, Read, ReaderPool
 
 Context = TypeVar("Context")
 
@@ -29,7 +29,7 @@ class Owner(StrEnum):
 class ReaderDesk:
     """Hands jobs to the readers and sorts their answers by owner; used by the main thread only."""
 
-    def __init__(self, readers: Readers) -> None:
+    def __init__(self, readers: ReaderPool) -> None:
         """Use these readers, whose answers nobody else may collect."""
         self._readers = readers
         self._keys = itertools.count(1)

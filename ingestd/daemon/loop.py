@@ -35,7 +35,7 @@ from ingestd.daemon.trust import Trust
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
 from ingestd.ledger import KEY_MADE_ANEW, Ledger, LedgerError
-from ingestd.reader import Readers
+from ingestd.reader import ReaderPool
 from ingestd.reconciler import Reconciler
 from ingestd.sender import Sender
 
@@ -107,7 +107,7 @@ class Daemon:
         self._replaces = before.inboxes if before is not None else None
         self.spool.low_water = config.spool.low_water
         backoff = wiring.backoff_of(config)
-        self.readers = Readers(
+        self.readers = ReaderPool(
             processes=config.reader.processes, limits=wiring.reader_limits_of(config), wake=self.wake
         )
         self.sender = Sender(

@@ -2,7 +2,7 @@
 
 ::
 
-    readers = Readers(wake=wake)            # children start at once, in the background
+    readers = ReaderPool(wake=wake)            # children start at once, in the background
     readers.submit(InspectJob(key=1, path="/drop/a"))
     ...                                     # wake() is called, from another thread, when there is something to collect
     for read in readers.collect(): ...      # list[Read], in any order
@@ -21,7 +21,7 @@ from ingestd.instance.facts import Inspection, Limits, Verdict
 from ingestd.reader.jobs import CanonicalJob, CompareJob, InspectJob, Job, Read, ReaderLimits, ReencodeJob
 
 if TYPE_CHECKING:
-    from ingestd.reader.supervisor import Readers
+    from ingestd.reader.pool import ReaderPool
 
 __all__ = [
     "CanonicalJob",
@@ -32,7 +32,7 @@ __all__ = [
     "Limits",
     "Read",
     "ReaderLimits",
-    "Readers",
+    "ReaderPool",
     "ReencodeJob",
     "Verdict",
 ]
@@ -40,8 +40,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The supervisor is the parent's half; a child, which imports this package too, has no use for it.
-    if name == "Readers":
-        from ingestd.reader.supervisor import Readers  # noqa: PLC0415
+    if name == "ReaderPool":
+        from ingestd.reader.pool import ReaderPool  # noqa: PLC0415
 
-        return Readers
+        return ReaderPool
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``python -m ingestd.reader``: a reader's child, started by Readers and of no use to anybody else."""
+"""``python -m ingestd.reader``: a reader's child, started by a ReaderPool and of no use to anybody else."""
 
 from __future__ import annotations
 

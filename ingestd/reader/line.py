@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from ingestd.reader.process import Ticket
+from ingestd.reader.child_process import Ticket
 
 # Files up to 1 MB are alike; beyond, each doubling is a class of its own.
 _SMALL_BITS = 20

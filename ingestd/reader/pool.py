@@ -1,4 +1,4 @@
-"""Readers: hands jobs to the children, watches over them, and turns their answers and deaths into results.
+"""The reader pool: hands jobs to the children, watches over them, and turns their answers and deaths into results.
 
 One thread does all of it and sleeps while nothing happens, though never long. A child's death is blamed on the one job
 its board names; the others in its line are given to the next child.
@@ -27,10 +27,10 @@ from ingestd import threads
 from ingestd.clocks import boottime
 from ingestd.instance.facts import Inspection, Verdict
 from ingestd.reader.bell import Bell
+from ingestd.reader.child_process import Child, Ticket
 from ingestd.reader.files import errno_text
 from ingestd.reader.jobs import InspectJob, Job, Read, ReaderLimits
 from ingestd.reader.line import Line
-from ingestd.reader.process import Child, Ticket
 from ingestd.reader.wire import Answer, Unintelligible, decode_answer
 
 _WATCH_SECONDS = 0.5
@@ -46,7 +46,7 @@ _CLOSE_SECONDS = 2.0
 _log = structlog.get_logger()
 
 
-class Readers:
+class ReaderPool:
     """A few reader processes behind one queue. Thread-safe.
 
     The children start at once, in the background. ``wake`` is called from the supervisor's thread whenever ``collect``
