@@ -37,7 +37,7 @@ from ingestd.lifecycle import (
 from ingestd.reconciler import (
     FeedAnswer,
     FeedQuestion,
-    Need,
+    NextStep,
     Reconciler,
     Rules,
     StudyAnswer,
@@ -254,8 +254,8 @@ class Asking:
             assert isinstance(answer, StudyAnswer)
             assert answer.error == ""
             for finding in answer.findings:
-                verdict = judge(finding, rules=self.rules, now=self.now())
-                if verdict is Need.COMPARE:
+                verdict = judge(finding, rules=self.rules)
+                if verdict is NextStep.COMPARE:
                     assert finding.copy is not None
                     assert finding.row.path is not None
                     sameness = compare(finding.row.path, finding.copy)

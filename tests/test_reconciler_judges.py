@@ -24,7 +24,7 @@ from ingestd.lifecycle import (
 )
 from ingestd.reconciler import (
     Finding,
-    Need,
+    NextStep,
     Rules,
     Verify,
     judge,
@@ -162,25 +162,25 @@ def test_every_row_that_is_due_is_settled_or_asked_about_exactly_once():
 @pytest.mark.parametrize(
     "sighting, state, flagged, verdict",
     [
-        ({}, State.STORED, False, Need.WAIT),
+        ({}, State.STORED, False, NextStep.WAIT),
         (seen(), State.STORED, False, State.CONFIRMED),
-        (seen(), State.STORED, True, Need.ASK),
-        (seen(at=STARTED - timedelta(hours=1)), State.STORED, False, Need.WAIT),
-        (seen(at=STORED_AT + timedelta(minutes=4)), State.STORED, False, Need.ASK),
-        (seen(state="replaced"), State.STORED, False, Need.ASK),
-        (seen("update"), State.STORED, False, Need.ASK),
+        (seen(), State.STORED, True, NextStep.ASK),
+        (seen(at=STARTED - timedelta(hours=1)), State.STORED, False, NextStep.WAIT),
+        (seen(at=STORED_AT + timedelta(minutes=4)), State.STORED, False, NextStep.ASK),
+        (seen(state="replaced"), State.STORED, False, NextStep.ASK),
+        (seen("update"), State.STORED, False, NextStep.ASK),
         (seen("delete", "deleted", STORED_AT + timedelta(minutes=4)), State.STORED, False, State.DELETED),
-        (seen("create", "deleted", STORED_AT), State.STORED, False, Need.ASK),
-        (seen("delete", "deleted", STARTED - timedelta(hours=1)), State.STORED, False, Need.WAIT),
-        (seen(), State.UNCERTAIN, False, Need.ASK),
-        (seen("delete", "deleted", STARTED + timedelta(minutes=4)), State.UNCERTAIN, False, Need.ASK),
-        ({}, State.UNCERTAIN, False, Need.ASK),
-        (seen(), State.CONFIRMED, False, Need.ASK),
+        (seen("create", "deleted", STORED_AT), State.STORED, False, NextStep.ASK),
+        (seen("delete", "deleted", STARTED - timedelta(hours=1)), State.STORED, False, NextStep.WAIT),
+        (seen(), State.UNCERTAIN, False, NextStep.ASK),
+        (seen("delete", "deleted", STARTED + timedelta(minutes=4)), State.UNCERTAIN, False, NextStep.ASK),
+        ({}, State.UNCERTAIN, False, NextStep.ASK),
+        (seen(), State.CONFIRMED, False, NextStep.ASK),
         (seen("delete", "deleted", STORED_AT + timedelta(minutes=4)), State.CONFIRMED, True, State.DELETED),
-        (seen("delete", "deleted", STARTED - timedelta(hours=1)), State.CONFIRMED, False, Need.ASK),
-        (seen(at=STORED_AT + timedelta(minutes=4)), State.DELETED, False, Need.ASK),
-        (seen("delete", "deleted"), State.DELETED, False, Need.WAIT),
-        ({}, State.DELETED, False, Need.WAIT),
+        (seen("delete", "deleted", STARTED - timedelta(hours=1)), State.CONFIRMED, False, NextStep.ASK),
+        (seen(at=STORED_AT + timedelta(minutes=4)), State.DELETED, False, NextStep.ASK),
+        (seen("delete", "deleted"), State.DELETED, False, NextStep.WAIT),
+        ({}, State.DELETED, False, NextStep.WAIT),
     ],
 )
 def test_change_feed_on_a_server_that_refuses_duplicates(sighting, state, flagged, verdict):
@@ -204,7 +204,7 @@ def test_times_are_compared_on_the_server_s_clock():
     an_hour_behind = rules_of(clock_offset=timedelta(hours=-1))
     there = seen(at=STORED_AT - timedelta(hours=1))
 
-    assert judge_sighting(row_of(**there), rules=rules_of()) is Need.WAIT
+    assert judge_sighting(row_of(**there), rules=rules_of()) is NextStep.WAIT
     judged = judge_sighting(row_of(**there), rules=an_hour_behind)
     assert isinstance(judged, Outcome)
     assert (judged.state, judged.evidence_at) == (State.CONFIRMED, STORED_AT)
@@ -362,12 +362,12 @@ def test_finding_says_by_itself_what_it_settles():
     rules = rules_of()
 
     def verdict(**more):
-        return judge(Finding(row=row, asked_at=NOW, **more), rules=rules, now=NOW + timedelta(hours=1))
+        return judge(Finding(row=row, asked_at=NOW, **more), rules=rules)
 
     same = verdict(present=True, sameness=Sameness.SAME)
     assert (same.state, same.evidence_at) == (State.CONFIRMED, NOW)
-    assert verdict(present=True, copy=Path("/scratch/copy")) is Need.COMPARE
-    assert verdict(present=True) is Need.ASK, "the rules have become stricter since it was asked"
+    assert verdict(present=True, copy=Path("/scratch/copy")) is NextStep.COMPARE
+    assert verdict(present=True) is NextStep.ASK, "the rules have become stricter since it was asked"
     assert (verdict(present=False).state, verdict(present=False).reason) == (State.UNCERTAIN, Reason.ABSENT)
     unclear = verdict(present=None, note="it could not be told")
     assert (unclear.state, unclear.note) == (State.UNCERTAIN, "it could not be told")
@@ -477,7 +477,7 @@ def test_refused_file_fails_for_what_it_was_refused_for_once_the_server_does_not
     assert (absent_once.state, absent_once.reason) == (State.FAILED, Reason.TOO_LARGE)
     assert absent_once.note == "too large (413) (asked for it, the server does not have it)"
     assert_sound(row, absent_once)
-    assert judge_presence(row, present=True, rules=rules_of(), now=NOW) is Need.COMPARE
+    assert judge_presence(row, present=True, rules=rules_of(), now=NOW) is NextStep.COMPARE
     confirmed = judge_comparison(row, Sameness.SAME, rules=rules_of(), now=NOW)
     assert "the server had refused it" in confirmed.note
 
@@ -499,7 +499,7 @@ def test_answer_that_was_not_read_is_never_proven_by_presence():
     for profile in (AZURE, ORTHANC, OTHER, OTHER_WITH_FEED):
         for before in (None, False, True):
             row = row_of(State.UNCERTAIN, present_before=before)
-            assert judge_presence(row, present=True, rules=rules_of(profile), now=NOW) is Need.COMPARE
+            assert judge_presence(row, present=True, rules=rules_of(profile), now=NOW) is NextStep.COMPARE
 
 
 def test_nothing_becomes_a_conflict_while_comparing_has_stopped():

@@ -28,7 +28,7 @@ from ingestd.lifecycle import Identity, Kind, Outcome, Sameness, ServerKind, Sta
 from ingestd.reader import CompareJob, ReaderPool
 from ingestd.reconciler import (
     Finding,
-    Need,
+    NextStep,
     Rules,
     StudyAudit,
     StudyRows,
@@ -209,11 +209,11 @@ class _Auditor:
         report.studies += 1
 
     def _apply(self, findings: Iterable[Finding], rules: Rules, seen_absent: float) -> None:
-        judged: list[tuple[Unproven, Outcome | Need]] = []
+        judged: list[tuple[Unproven, Outcome | NextStep]] = []
         for finding in findings:
             if finding.present is False:
                 row = replace(finding.row, absent_for=timedelta(seconds=finding.asked_boot - seen_absent))
-                judged.append((finding.row, judge(replace(finding, row=row), rules=rules, now=_now())))
+                judged.append((finding.row, judge(replace(finding, row=row), rules=rules)))
         self._write([(row, outcome) for row, outcome in judged if isinstance(outcome, Outcome)])
 
     def _write(self, judged: list[tuple[Unproven, Outcome]]) -> None:
@@ -243,8 +243,8 @@ class _Auditor:
         if finding.row.state is State.FAILED:
             self._take_failed(finding.row, sameness)
             return None
-        judged = judge(finding, rules=rules, now=_now())
-        if judged is Need.COMPARE and sameness is not None:
+        judged = judge(finding, rules=rules)
+        if judged is NextStep.COMPARE and sameness is not None:
             judged = judge_comparison(finding.row, sameness, rules=rules, now=_now(), differs=differs)
         if sameness is Sameness.SAME:
             self._matches[finding.row.kind] += 1

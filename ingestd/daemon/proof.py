@@ -36,7 +36,7 @@ from ingestd.reconciler import (
     FeedAnswer,
     FeedQuestion,
     Finding,
-    Need,
+    NextStep,
     Plan,
     Reconciler,
     Rules,
@@ -479,9 +479,9 @@ class Proof:
             self._acts.append(partial(self._keep_clock_offset, answer.clock_offset))
         for finding in answer.findings:
             row = self._as_it_is(finding.row)
-            judged: Outcome | Need | None = None
+            judged: Outcome | NextStep | None = None
             if row is not None and row.entry_id in self._asked_before_jump:
-                judged = Need.ASK
+                judged = NextStep.ASK
             elif row is not None:
                 row = self._with_absence(row, finding)
                 give_up = self._dispatch.takes_others(row, now)
@@ -489,8 +489,8 @@ class Proof:
                     judged = self._trust.judge(row, finding.sameness, rules=rules, at=finding.asked_at)
                 else:
                     lost = self._is_lost(row.path)
-                    judged = judge(replace(finding, row=row), rules=rules, now=now.utc, give_up=give_up, lost=lost)
-            if judged is Need.COMPARE and finding.copy is not None:
+                    judged = judge(replace(finding, row=row), rules=rules, give_up=give_up, lost=lost)
+            if judged is NextStep.COMPARE and finding.copy is not None:
                 self._acts.append(partial(self._compare, finding, finding.copy))
                 continue
             if isinstance(judged, Outcome) and judged.state is State.PENDING and self._is_lost(finding.row.path):

@@ -30,11 +30,11 @@ Finding(row: Unproven, present: bool | None, asked_at, sameness: Sameness | None
     other (``next_copy``) and to unlink.
     findings is empty where the server could not be asked at all: ledger.check_again(...), and the pause.
 
-judge(finding, *, rules, now, give_up=False, lost=False) -> Outcome | Need    what it settles; Need.COMPARE: hand copy
-    and the row's file to the readers (CompareJob), then judge_comparison. A row without a file of its own compares
-    digests: Need.COMPARE too, with ``row.path`` None.
-judge_sighting(row, *, rules) -> Outcome | Need                   from row.seen_*; Need.ASK, Need.WAIT
-judge_presence(row, *, present: bool, rules, now, give_up=False) -> Outcome | Need
+judge(finding, *, rules, give_up=False, lost=False) -> Outcome | NextStep       what it settles; NextStep.COMPARE: hand
+    copy and the row's file to the readers (CompareJob), then judge_comparison. A row without a file of its own
+    compares digests: NextStep.COMPARE too, with ``row.path`` None.
+judge_sighting(row, *, rules) -> Outcome | NextStep                   from row.seen_*; NextStep.ASK, NextStep.WAIT
+judge_presence(row, *, present: bool, rules, now, give_up=False) -> Outcome | NextStep
 judge_comparison(row, sameness: Sameness, *, rules, now, differs="") -> Outcome
     differs: what is not the same, in words.
     now: when the server was asked (finding.asked_at), which is what the evidence is newer than. give_up: True while
@@ -46,7 +46,7 @@ unknown_studies(client, ...) -> Iterator[str]                     studies of the
 """
 
 from ingestd.reconciler.audit import audit, unknown_studies
-from ingestd.reconciler.judges import (
+from ingestd.reconciler.decide import (
     judge_comparison,
     judge_presence,
     judge_sighting,
@@ -69,7 +69,7 @@ from ingestd.reconciler.questions import (
     judge,
     plan,
 )
-from ingestd.reconciler.rules import Need, Rules, Verify, may_be_foreign, needs_comparison
+from ingestd.reconciler.rules import NextStep, Rules, Verify, may_be_foreign, needs_comparison
 from ingestd.reconciler.worker import Reconciler
 
 __all__ = [
@@ -77,7 +77,7 @@ __all__ = [
     "FeedAnswer",
     "FeedQuestion",
     "Finding",
-    "Need",
+    "NextStep",
     "Plan",
     "Question",
     "Reconciler",

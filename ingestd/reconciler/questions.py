@@ -20,7 +20,7 @@ from ingestd.lifecycle import (
     State,
     Unproven,
 )
-from ingestd.reconciler.judges import (
+from ingestd.reconciler.decide import (
     judge_comparison,
     judge_presence,
     judge_sighting,
@@ -29,7 +29,7 @@ from ingestd.reconciler.judges import (
     still_deleted,
     wait_for_feed,
 )
-from ingestd.reconciler.rules import Need, Rules, needs_comparison
+from ingestd.reconciler.rules import NextStep, Rules, needs_comparison
 
 # What one question may bring into scratch at most, save a single larger file.
 FETCH_ROWS = 50
@@ -162,12 +162,12 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
     outcomes: list[Outcome] = []
     ask: list[Unproven] = []
     for row in rows:
-        verdict = judge_sighting(row, rules=rules) if rules.profile.has_feed else Need.ASK
+        verdict = judge_sighting(row, rules=rules) if rules.profile.has_feed else NextStep.ASK
         if isinstance(verdict, Outcome):
             outcomes.append(verdict)
         elif rules.stopped and row.state is State.STORED and needs_comparison(row, rules):
             outcomes.append(stays_stored(row, rules=rules))
-        elif verdict is not Need.WAIT:
+        elif verdict is not NextStep.WAIT:
             ask.append(row)
         elif row.state is State.STORED:
             outcomes.append(wait_for_feed(row, rules=rules, now=now))
@@ -178,24 +178,21 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
     return Plan(outcomes=tuple(outcomes), questions=questions, asked=asked)
 
 
-def judge(
-    finding: Finding, *, rules: Rules, now: datetime, give_up: bool = False, lost: bool = False
-) -> Outcome | Need:
-    """Say what one finding settles.
+def judge(finding: Finding, *, rules: Rules, give_up: bool = False, lost: bool = False) -> Outcome | NextStep:
+    """Say what one finding settles; the evidence is as old as the question, not as its judgement.
 
-    Need.COMPARE: compare the copy with the row's file, then ``judge_comparison``. Need.ASK: the rules have become
-    stricter since it was asked; ask again. ``give_up`` as for ``judge_presence``, ``lost`` as for ``not_told``.
+    NextStep.COMPARE: compare the copy with the row's file, then ``judge_comparison``. NextStep.ASK: the rules have
+    become stricter since it was asked; ask again. ``give_up`` as for ``judge_presence``, ``lost`` as for ``not_told``.
     """
-    del now  # evidence is as old as the question, not as its judgement
     row, at = finding.row, finding.asked_at
     if finding.present is None:
         return not_told(row, finding.note, rules=rules, now=at, lost=lost)
     if finding.sameness is not None:
         return judge_comparison(row, finding.sameness, rules=rules, now=at)
     if finding.copy is not None:
-        return Need.COMPARE
+        return NextStep.COMPARE
     verdict = judge_presence(row, present=finding.present, rules=rules, now=at, give_up=give_up)
-    return Need.ASK if verdict is Need.COMPARE else verdict
+    return NextStep.ASK if verdict is NextStep.COMPARE else verdict
 
 
 def _questions(rows: Iterable[Unproven], rules: Rules) -> Iterator[StudyQuestion]:

@@ -34,7 +34,7 @@ class Verify(StrEnum):
     PRESENCE = "presence"
 
 
-class Need(StrEnum):
+class NextStep(StrEnum):
     """What is missing for a verdict."""
 
     ASK = "ask"  # a StudyQuestion

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from ingestd.lifecycle import REENCODABLE, REFUSALS, Backoff, Outcome, Reason, Sameness, ServerKind, State, Unproven
-from ingestd.reconciler.rules import Need, Rules, is_deleted_since, is_from_before, needs_comparison
+from ingestd.reconciler.rules import NextStep, Rules, is_deleted_since, is_from_before, needs_comparison
 
 # Between two questions about a row that the first one did not settle.
 _ASK_AGAIN = Backoff(base=timedelta(seconds=2), cap=timedelta(minutes=10))
@@ -36,12 +36,12 @@ _WORDS = {
 }
 
 
-def judge_sighting(row: Unproven, *, rules: Rules) -> Outcome | Need:
+def judge_sighting(row: Unproven, *, rules: Rules) -> Outcome | NextStep:
     """Judge a row by the newest change feed entry of its identity, and the state that entry had when it was read."""
     if row.state is State.DELETED:
-        return Need.WAIT if row.seen_state in {None, "deleted"} else Need.ASK
+        return NextStep.WAIT if row.seen_state in {None, "deleted"} else NextStep.ASK
     if row.state is State.CONFIRMED:
-        return _deleted_by_feed(row, rules) if is_deleted_since(row, rules) else Need.ASK
+        return _deleted_by_feed(row, rules) if is_deleted_since(row, rules) else NextStep.ASK
     if row.state is State.UNCERTAIN:
         return _uncertain_by_feed(row, rules)
     assert row.state is State.STORED, f"{row.state} has nothing to prove"
@@ -49,27 +49,27 @@ def judge_sighting(row: Unproven, *, rules: Rules) -> Outcome | Need:
         return _deleted_by_feed(row, rules)
     if needs_comparison(row, rules):
         # Its entry says "replaced" where a newer one exists that we have not read: the copy tells all the same.
-        return Need.ASK
+        return NextStep.ASK
     if row.seen_sequence is None or is_from_before(row, rules):
-        return Need.WAIT
+        return NextStep.WAIT
     if row.seen_state == "current":
         return _confirmed_by_feed(row, rules)
     # Deleted, at about the time of our post: before it or after it? Or a word that we do not know.
-    return Need.ASK
+    return NextStep.ASK
 
 
-def _uncertain_by_feed(row: Unproven, rules: Rules) -> Outcome | Need:
+def _uncertain_by_feed(row: Unproven, rules: Rules) -> Outcome | NextStep:
     if row.was_stored and is_deleted_since(row, rules):
         return _deleted_by_feed(row, rules)
     shown = row.seen_state == "current" and not is_from_before(row, rules)
     if shown and not needs_comparison(row, rules):
         return _confirmed_by_feed(row, rules)
-    return Need.ASK
+    return NextStep.ASK
 
 
 def judge_presence(
     row: Unproven, *, present: bool, rules: Rules, now: datetime, give_up: bool = False
-) -> Outcome | Need:
+) -> Outcome | NextStep:
     """Judge a row by whether the server has its identity: listed by a query, or a GET of the instance answered 404.
 
     ``now`` is when it was asked (our clock). ``give_up`` says that other files are being stored meanwhile, so that a
@@ -78,7 +78,7 @@ def judge_presence(
     if not present:
         return _judge_absence(row, rules=rules, now=now, give_up=give_up)
     if needs_comparison(row, rules):
-        return _there_at_least(row, at=now) if rules.stopped and row.state is State.UNCERTAIN else Need.COMPARE
+        return _there_at_least(row, at=now) if rules.stopped and row.state is State.UNCERTAIN else NextStep.COMPARE
     reason = Reason.ALREADY_THERE if row.reason is Reason.ALREADY_THERE else Reason.QUERY
     evidence = {"before_the_post": "absent"} if row.present_before is False else {}
     evidence["content"] = "not compared"
