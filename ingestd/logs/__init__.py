@@ -6,7 +6,7 @@ exceptions, and logs travel to where none of that may go. So nothing is searched
 replaced by ``WITHHELD``. Messages of libraries, warnings and exceptions are never written: only who, which class,
 and where in the code.
 
-A new key is added to ``ALLOWED`` (``tests/test_logs.py`` finds uses of keys that are not there).
+A new key is added to ``ALLOWED`` (``tests/logs/test_logs.py`` finds uses of keys that are not there).
 """
 
 from .allowed import ALLOWED, ELLIPSIS, WITHHELD, set_key, study_ref

@@ -1,0 +1,118 @@
+"""A file that stays in its inbox: when it is read again, and when it is another one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import structlog
+
+from ingestd.inbox import Take
+from ingestd.lifecycle import State
+from tests.builders import instance_bytes
+from tests.daemon.test_intake import Rooms, opened
+
+
+def put(path: Path, content: bytes, *, like: os.stat_result | None = None, anew: bool = True) -> os.stat_result:
+    """Write a file, as a new one or in the place of what is there; ``like`` gives the mtime that it is to have."""
+    there = path.with_name("new.part") if anew else path
+    there.write_bytes(content)
+    if like is not None:
+        os.utime(there, ns=(like.st_mtime_ns, like.st_mtime_ns))
+    there.replace(path)
+    return path.stat()
+
+
+def entry_of(rooms: Rooms, entry_id: int = 1):
+    entry = rooms.ledger.entry(entry_id)
+    assert entry is not None
+    return entry
+
+
+@pytest.mark.parametrize("anew", [True, False], ids=["new inode", "same inode"])
+def test_another_instance_with_the_same_name_length_and_mtime_is_read(tmp_path: Path, *, anew: bool) -> None:
+    with opened(tmp_path, take=Take.IN_PLACE) as rooms:
+        content = instance_bytes(sop_uid="1.2.3.1")
+        first = put(rooms.drop / "image", content)
+        assert rooms.take_in(1) == {State.PENDING: 1}
+        second = put(rooms.drop / "image", content.replace(b"1.2.3.1", b"1.2.3.2"), like=first, anew=anew)
+        assert (second.st_size, second.st_mtime_ns) == (first.st_size, first.st_mtime_ns)
+
+        assert rooms.look_again() == {State.PENDING: 2}
+        assert entry_of(rooms, 2).identity.sop_uid == "1.2.3.2"
+
+
+def _chmod(path: Path) -> None:
+    path.chmod(0o640)
+
+
+def _copy(path: Path) -> None:
+    put(path, path.read_bytes(), like=path.stat())
+
+
+@pytest.mark.parametrize("change", [_chmod, _copy])
+@pytest.mark.parametrize("content", [instance_bytes(), b"no image " * 100], ids=["image", "clutter"])
+def test_file_that_proves_unchanged_refreshes_its_row(
+    tmp_path: Path, change: Callable[[Path], None], content: bytes
+) -> None:
+    with opened(tmp_path, take=Take.IN_PLACE) as rooms:
+        path = rooms.drop / "image"
+        put(path, content)
+        before = rooms.take_in(1)
+        change(path)
+        assert rooms.look_again() == before
+
+        assert entry_of(rooms).source.inode == path.stat().st_ino
+        known = rooms.ledger.known_sources("a", ["image"])["image"][0]
+        assert known.ctime_ns == path.stat().st_ctime_ns
+
+
+def renumber(rooms: Rooms) -> None:
+    """Let every row have seen its file under another inode, as if the share had failed over since."""
+    with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+        rows = connection.execute("SELECT id, source FROM instance").fetchall()
+        for entry_id, source in rows:
+            device, inode, *others = source.split(":")
+            moved = ":".join([device, str(int(inode) + 1_000_000), *others])
+            connection.execute("UPDATE instance SET source = ? WHERE id = ?", (moved, entry_id))
+
+
+def test_inodes_of_a_mount_that_numbers_them_anew_are_ignored_and_that_is_told(tmp_path: Path) -> None:
+    with opened(tmp_path, take=Take.IN_PLACE) as rooms, structlog.testing.capture_logs() as logged:
+        for number in range(200):
+            put(rooms.drop / f"image{number}", instance_bytes(sop_uid=f"1.2.3.{number}"))
+        rooms.take_in(200)
+        renumber(rooms)
+        assert rooms.look_again() == {State.PENDING: 200}
+
+        refreshed = sum(
+            entry_of(rooms, number).source.inode == (rooms.drop / entry_of(rooms, number).relative_path).stat().st_ino
+            for number in range(1, 201)
+        )
+        assert 20 <= refreshed < 200, "no archive is read for nothing"
+        assert [line["event"] for line in logged if "inodes" in line["event"]] == ["inbox.inodes_ignored"]
+        assert "inode numbers ignored" in rooms.inboxes.reports()[0].watching
+
+        # The ctime still tells, and an inode counts again.
+        last = rooms.drop / "image199"
+        put(last, last.read_bytes().replace(b"1.2.3.199", b"1.2.3.899"), like=last.stat())
+        assert rooms.look_again() == {State.PENDING: 201}
+        assert "inode numbers ignored" not in rooms.inboxes.reports()[0].watching
+
+
+def test_known_files_are_not_read_again(tmp_path: Path) -> None:
+    with opened(tmp_path, take=Take.IN_PLACE) as rooms:
+        path = rooms.drop / "image"
+        put(path, instance_bytes())
+        rooms.take_in(1)
+        shutil.copystat(path, path)
+        rooms.look_again()
+        seen = rooms.inboxes.reports()[0].files_seen
+        rooms.look_again()
+
+        assert rooms.inboxes.reports()[0].files_seen == seen

@@ -1,0 +1,250 @@
+"""One folder's trouble is that folder's alarm: at the start, and when the configuration is read again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ingestd.config import load
+from ingestd.daemon.loop import Daemon, Wake
+from ingestd.daemon.notify import Notifier
+from ingestd.daemon.now import read_clocks
+from ingestd.daemon.service import _Asked, _serve, _Signals
+from ingestd.emulator import Emulator
+from tests.daemon.test_promise import image
+from tests.running import QUICK_INBOX, Site, wait_until
+from tests.torture.failing import Fault, Injector, NoCompilerError, compile_library
+
+
+@pytest.fixture
+def server() -> Iterator[Emulator]:
+    with Emulator(fsync=False) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def failing_share(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A folder that no system call of the daemon can look at (a stale NFS handle), and the environment that does it."""
+    share = tmp_path / "share"
+    share.mkdir()
+    try:
+        library = compile_library(tmp_path)
+    except NoCompilerError as error:
+        if os.environ.get("INGESTD_REQUIRE_PEERS") == "1":
+            raise
+        pytest.skip(str(error))
+    fault = Fault(call="stat", error=errno.ESTALE, place="drop", nth=1, times=0, seconds=600, process="any")
+    return share, Injector(library, tmp_path / "rule", fault, str(share)).environment
+
+
+@pytest.mark.slow
+def test_folder_that_cannot_be_looked_at_keeps_no_other_down(
+    tmp_path: Path, server: Emulator, failing_share: tuple[Path, dict[str, str]]
+) -> None:
+    """``run`` ended with 2, while ``check --for-start`` said that it can start."""
+    share, env = failing_share
+    site = Site(tmp_path / "site", server.url)
+    site.configure(inboxes=[{"path": "./drop", **QUICK_INBOX}, {"path": str(share), **QUICK_INBOX}])
+    with site.start(env=env) as daemon:
+        (site.drop / "image").write_bytes(image())
+        site.wait_for({"CONFIRMED": 1})
+        wait_until(lambda: "the folder cannot be listed" in site.command("status").stdout, what="the alarm")
+        assert daemon.is_running()
+
+
+def test_reload_with_a_folder_that_cannot_be_looked_at_goes_on(
+    tmp_path: Path, server: Emulator, failing_share: tuple[Path, dict[str, str]]
+) -> None:
+    share, env = failing_share
+    site = Site(tmp_path / "site", server.url)
+    with site.start(env=env) as daemon:
+        site.configure(inboxes=[{"path": "./drop", **QUICK_INBOX}, {"path": str(share), **QUICK_INBOX}])
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
+        (site.drop / "image").write_bytes(image())
+        site.wait_for({"CONFIRMED": 1})
+        assert daemon.is_running()
+
+
+def test_reload_that_cannot_be_built_closes_nothing(tmp_path: Path, server: Emulator) -> None:
+    """The old rooms were closed before the new ones stood, so that the daemon ended."""
+    site = Site(tmp_path / "site", server.url)
+    with site.start() as daemon:
+        other = site.folder / "other"
+        other.write_text("a file, where a folder was configured")
+        site.configure(inboxes=[{"path": "./drop", **QUICK_INBOX}, {"path": "./other", **QUICK_INBOX}])
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
+        (site.drop / "image").write_bytes(image())
+        site.wait_for({"CONFIRMED": 1})
+        assert daemon.is_running()
+        assert "config.refused" in daemon.tail()
+
+
+def test_reload_asked_for_before_the_daemon_stands_is_kept(tmp_path: Path, server: Emulator) -> None:
+    """It ended the process, or would have left it with what was read before the change."""
+    site = Site(tmp_path, server.url)
+    with site.start(wait=False) as daemon:
+        maps = Path(f"/proc/{daemon.pid}/maps")
+        wait_until(lambda: "pydantic_core" in maps.read_text(), what="the reading of the configuration", every=0.002)
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.wait_ready()
+
+        wait_until(lambda: "config.reread" in daemon.tail(), what="the reload")
+
+
+@pytest.mark.slow
+def test_reloads_in_a_row_keep_no_file_from_being_taken_in(tmp_path: Path, server: Emulator) -> None:
+    """Each began the file's ``settle`` anew, and the wait for the rest of a short one."""
+    site = Site(tmp_path, server.url)
+    site.configure(inboxes=[{"path": "./drop", "settle": "3s", "incomplete_after": "6s"}])
+    (site.drop / "image").write_bytes(image())
+    (site.drop / "short").write_bytes(image()[:-40].replace(b"1.2.3.4.5", b"1.2.3.4.6"))
+    with site.start() as daemon:
+        reloaded_at = [time.monotonic()]
+
+        def reload_and_look() -> bool:
+            if time.monotonic() - reloaded_at[-1] > 1.5:
+                os.kill(daemon.pid, signal.SIGHUP)
+                reloaded_at.append(time.monotonic())
+            daemon.listen()
+            return site.states() == {"CONFIRMED": 1, "REJECTED": 1}
+
+        wait_until(reload_and_look, what="both files", within_seconds=60)
+        assert len(reloaded_at) > 3
+
+
+def test_reload_leaves_no_word_of_a_ledger_that_failed_before(tmp_path: Path, server: Emulator) -> None:
+    """It stood in the lock until the next start, and ``status`` called a person for it."""
+    site = Site(tmp_path, server.url)
+    config = load(site.config_file)
+    daemon = Daemon(config)
+    daemon.start()
+    daemon.spool.tell("no room is left on its disk")
+    assert site.stopped() == {"ledger_failed"}
+    following = Daemon(config, before=daemon)
+    daemon.stop(config.shutdown_grace, hand_over=True)
+
+    following.start()
+
+    try:
+        assert site.stopped() == set()
+    finally:
+        following.stop(config.shutdown_grace)
+
+
+@pytest.mark.slow
+def test_reload_takes_new_settings_over_the_same_spool_and_ledger(tmp_path: Path, server: Emulator) -> None:
+    site = Site(tmp_path / "site", server.url, spool={"path": "./spool", "low_water": "10MB", "retain": "24h"})
+    with site.start() as daemon:
+        (site.drop / "image").write_bytes(image())
+        site.wait_for({"CONFIRMED": 1})
+        site.configure(spool={"path": "./spool", "low_water": "10MB", "retain": "0s"})
+        for ready in (2, 3):
+            os.kill(daemon.pid, signal.SIGHUP)
+            wait_until(lambda: daemon.listen().count("READY=1") == ready, what="READY again")  # noqa: B023
+        wait_until(lambda: not list(site.spool.glob("files/*/*")), what="the removal")
+        assert daemon.is_running()
+    assert site.run_once().returncode == 0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"spool": {"path": "./other-spool", "low_water": "10MB"}},
+        {"ledger": "sqlite:///other.db"},
+        {"destination": {"url": "http://127.0.0.1:9/v2", "auth": "none"}},
+    ],
+    ids=["spool", "ledger", "destination"],
+)
+def test_reload_never_changes_what_waiting_files_belong_to(tmp_path: Path, server: Emulator, changed: dict) -> None:
+    """Files that wait would be looked for in another spool, or sent to another server, without a person's word."""
+    site = Site(tmp_path / "site", server.url)
+    with site.start() as daemon:
+        site.configure(**changed)
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
+        (site.drop / "image").write_bytes(image())
+        site.wait_for({"CONFIRMED": 1})
+        assert "config.refused" in daemon.tail()
+        assert not (site.folder / "other-spool").exists()
+        assert not (site.folder / "other.db").exists()
+
+
+def test_reload_takes_new_settings_of_the_log(tmp_path: Path, server: Emulator) -> None:
+    site = Site(tmp_path / "site", server.url, logging={"format": "json"})
+    with site.start() as daemon:
+        site.configure(logging={"format": "console"})
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: daemon.listen().count("READY=1") == 2, what="READY again")
+        lines = daemon.log.read_text().splitlines()
+
+    assert lines[0].startswith("{")
+    assert [line for line in lines if "config.reread" in line and not line.startswith("{")]
+
+
+class _Patient(Daemon):
+    """The daemon, with a health that a test decides."""
+
+    healthy = True
+    ticks = 0
+
+    def is_healthy(self) -> bool:
+        return self.healthy
+
+    def tick(self) -> float:
+        self.ticks += 1
+        return min(super().tick(), read_clocks().mono + 0.02)
+
+
+def test_no_sign_of_life_is_given_while_a_worker_makes_no_progress(
+    tmp_path: Path, server: Emulator, monkeypatch
+) -> None:
+    """systemd restarts what gives none (WATCHDOG=1); given all the same, a daemon that hangs would hang for ever."""
+    site = Site(tmp_path / "site", server.url)
+    ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ear.bind(str(tmp_path / "notify"))
+    ear.setblocking(False)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "40000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    heard: list[str] = []
+
+    def listen() -> int:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.extend(ear.recv(65536).decode().splitlines())
+        return heard.count("WATCHDOG=1")
+
+    wake = Wake()
+    signals = _Signals(wake)
+    daemon = _Patient(load(site.config_file), wake=wake)
+
+    def watch() -> None:
+        wait_until(lambda: listen() >= 3, what="signs of life")
+        daemon.healthy = False
+        listen()
+        begun = daemon.ticks
+        wait_until(lambda: daemon.ticks > begun + 3, what="the last sign that was under way")
+        given, begun = listen(), daemon.ticks
+        wait_until(lambda: daemon.ticks > begun + 20, what="time for more signs")
+        assert listen() == given
+        daemon.healthy = True
+        wait_until(lambda: listen() > given, what="signs of life again")
+
+    with ThreadPoolExecutor(1) as pool, ear:
+        daemon.start()
+        watching = pool.submit(watch)
+        watching.add_done_callback(lambda _: (setattr(signals, "asked", _Asked.STOP), wake()))
+        _serve(daemon, signals, Notifier(), lambda: daemon.config, lambda _: None)
+        daemon.close()
+        watching.result()

@@ -1,0 +1,179 @@
+"""What happens to the spool under the daemon: it goes away, its disk fails, files lie in it that no row knows."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ingestd.daemon import Daemon
+from ingestd.emulator import Emulator
+from tests.cli.test_stopped import Immutable
+from tests.daemon.test_promise import configure, image, running, states, turn
+from tests.running import Site, wait_until
+from tests.torture.failing import Fault, Injector, NoCompilerError, compile_library
+
+
+@pytest.fixture
+def server() -> Iterator[Emulator]:
+    with Emulator(fsync=False) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What makes system calls fail."""
+    try:
+        return compile_library(tmp_path_factory.mktemp("library"))
+    except NoCompilerError as error:
+        if os.environ.get("INGESTD_REQUIRE_PEERS") == "1":
+            raise
+        pytest.skip(str(error))
+
+
+def pass_seconds(seconds: float) -> Callable[[], bool]:
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() > until
+
+
+def stopped_because(daemon: Daemon) -> list[str]:
+    return [alarm.kind for alarm in daemon.ledger.alarms()]
+
+
+@pytest.mark.parametrize("room", ["files", ""])
+def test_spool_that_is_not_there_is_an_alarm_and_mends_itself(tmp_path: Path, server: Emulator, room: str) -> None:
+    """ENOENT of the target was "source gone": every drop was forgotten, ``status`` "nothing", health ok, exit 0."""
+    config = configure(tmp_path, server)
+    spool, away = tmp_path / "spool" / room, tmp_path / "away"
+    with running(config) as daemon:
+        turn(daemon, lambda: daemon.orphans_adopted)
+        spool.rename(away)
+        (tmp_path / "drop" / "image").write_bytes(image())
+        turn(daemon, lambda: stopped_because(daemon) == ["spool"])
+        turn(daemon, pass_seconds(0.5))
+        assert (tmp_path / "drop" / "image").exists()
+        assert not daemon.housekeeping.may_take_in
+
+        away.rename(spool)
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        turn(daemon, lambda: stopped_because(daemon) == [])
+
+
+@pytest.mark.parametrize("place", ["files", pytest.param("files/*", marks=pytest.mark.slow)])
+def test_spool_that_may_not_be_written_is_named_and_not_the_drop_folder(
+    tmp_path: Path, server: Emulator, place: str
+) -> None:
+    """It was "files not be moved out of the drop folder": whoever read that mended the wrong folder."""
+    config = configure(tmp_path, server)
+    told: set[str] = set()
+
+    def tell(daemon: Daemon, until: Callable[[], bool]) -> Callable[[], bool]:
+        return lambda: bool(told.update(stopped_because(daemon))) or until()
+
+    with running(config) as daemon:
+        turn(daemon, lambda: daemon.orphans_adopted)
+        if place != "files":
+            (tmp_path / "spool" / "files" / config.inboxes[0].name).mkdir()
+        [folder] = (tmp_path / "spool").glob(place)
+        with Immutable(folder):
+            (tmp_path / "drop" / "image").write_bytes(image())
+            turn(daemon, tell(daemon, lambda: stopped_because(daemon) == ["spool"]))
+            turn(daemon, tell(daemon, pass_seconds(1.5)))
+            [alarm] = daemon.ledger.alarms()
+            assert "the spool may not be written" in alarm.note
+            assert (tmp_path / "drop" / "image").exists()
+
+        turn(daemon, tell(daemon, lambda: states(config) == {"CONFIRMED": 1}))
+        turn(daemon, tell(daemon, lambda: not stopped_because(daemon)))
+    assert told == {"spool"}
+
+
+def test_drop_between_the_loss_of_a_folder_and_the_look_at_it_is_not_forgotten(
+    tmp_path: Path, server: Emulator
+) -> None:
+    config = configure(tmp_path, server)
+    with running(config) as daemon:
+        turn(daemon, lambda: daemon.orphans_adopted)
+        (tmp_path / "drop" / "image").write_bytes(image())
+        turn(daemon, lambda: daemon.intake.in_hand)
+        shutil.rmtree(tmp_path / "spool" / "files")
+        turn(daemon, lambda: stopped_because(daemon) == ["spool"])
+        (tmp_path / "spool" / "files").mkdir()
+
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+
+
+def test_rows_whose_spool_is_away_wait_for_it(tmp_path: Path, server: Emulator) -> None:
+    """An unmounted spool is no deletion: neither are its files failed as gone, nor are kept ones marked as removed."""
+    config = configure(tmp_path, server, retain="0s")
+    with running(config) as daemon:
+        daemon.housekeeping.removals.stop("test")
+        (tmp_path / "drop" / "image").write_bytes(image())
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        daemon.dispatch.stopping = True
+        (tmp_path / "drop" / "other").write_bytes(image(first_pixel=1).replace(b"1.2.3.4.5", b"1.2.3.4.6"))
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "PENDING": 1})
+        (tmp_path / "spool").rename(tmp_path / "away")
+        daemon.housekeeping.removals.allow("test")
+        daemon.housekeeping.hurry()
+        # A post that began before anybody looked is deferred, and comes again only when its wait is over.
+        turn(daemon, lambda: not daemon.housekeeping.spool_stands)
+        daemon.dispatch.stopping = False
+        turn(daemon, pass_seconds(2.5))
+        (tmp_path / "away").rename(tmp_path / "spool")
+        assert [entry.removed_at for entry in daemon.ledger.entries()] == [None, None]
+        assert not [entry for entry in daemon.ledger.entries() if entry.state == "FAILED"]
+
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 3], ids=["the look after the rename", "and the looks that follow"])
+def test_file_that_left_its_folder_and_cannot_be_looked_at_is_adopted_at_once(
+    tmp_path: Path, server: Emulator, library: Path, times: int
+) -> None:
+    """It lay in the spool in no state until the next start: the drop empty, "needs a person: 0", "none waits"."""
+    site = Site(tmp_path / "site", server.url)
+    (site.drop / "first").write_bytes(image(first_pixel=9).replace(b"1.2.3.4.5", b"1.2.3.4.9"))
+    site.run_once()  # makes the inbox's folder in the spool
+    (folder,) = (site.spool / "files").iterdir()
+    fault = Fault(call="stat", error=errno.EIO, place="spool", nth=1, times=times)
+    injector = Injector(library, tmp_path / "rule", fault, f"{folder}/")
+    with site.start(env=injector.environment) as daemon:
+        (site.drop / "image").write_bytes(image())
+        site.wait_for({"CONFIRMED": 2}, within_seconds=40)
+        assert injector.failed == times
+        assert daemon.is_running()
+
+
+def test_file_without_a_row_is_found_while_running(tmp_path: Path, server: Emulator) -> None:
+    config = configure(tmp_path, server)
+    with running(config) as daemon:
+        turn(daemon, lambda: daemon.orphans_adopted)
+        daemon.orphans.sweep_every = 0.2
+        daemon.orphans._sweep_at = 0.0
+        folder = tmp_path / "spool" / "files" / config.inboxes[0].name
+        folder.mkdir()
+        (folder / ("0" * 32)).write_bytes(image())
+
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+
+
+def test_files_on_their_way_are_taken_for_no_orphans(tmp_path: Path, server: Emulator) -> None:
+    config = configure(tmp_path, server)
+    with running(config) as daemon:
+        turn(daemon, lambda: daemon.orphans_adopted)
+        daemon.orphans.sweep_every = 0.0
+        daemon.orphans._sweep_at = 0.0
+        for number in range(200):
+            content = image().replace(b"1.2.3.4.5\x00", f"1.2.3.4.5.{number}".ljust(10, "\0").encode()[:10])
+            (tmp_path / "drop" / f"image{number}").write_bytes(content)
+        turn(daemon, lambda: daemon.intake.taken_in >= 200)
+        turn(daemon, pass_seconds(1))
+        assert daemon.intake.taken_in == 200
+        wait_until(lambda: daemon.intake.is_idle, what="idle")
