@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ingestd.clocks import boottime
 
-from .drop import Drop
 from .mounts import mount_of
-from .settle import Phase
+from .tracker import Phase
 from .types import Candidate, InboxError, InboxPolicy, InboxReport, Look, Take
+from .watched_folder import WatchedFolder
 
 WORK_SECONDS = 0.05  # one look, all inboxes together
 LEAST_SECONDS = 0.005  # one look, each inbox
@@ -45,8 +45,8 @@ class Inboxes:
     ) -> None:
         spool_stat = spool.stat()
         places = check_places(policies, spool)
-        self._drops = {
-            policy.name: Drop(
+        self._folders = {
+            policy.name: WatchedFolder(
                 policy,
                 wake=wake,
                 scan_every=scan_every.total_seconds(),
@@ -63,19 +63,19 @@ class Inboxes:
     def open(self) -> None:
         """Arm the observers; files that come from now on raise events, the first scan finds those before."""
         now = boottime()
-        for drop in self._drops.values():
-            drop.open(now)
+        for folder in self._folders.values():
+            folder.open(now)
 
     def take_over(self, other: Inboxes) -> None:
         """Come in the place of another, closed by now: since when its files are as they are need not be seen anew."""
-        for name, drop in self._drops.items():
-            if name in other._drops:
-                drop.sights.take_over(other._drops[name].sights)
+        for name, folder in self._folders.items():
+            if name in other._folders:
+                folder.tracker.take_over(other._folders[name].tracker)
 
     def close(self) -> None:
         """Stop the observers and let go of everything."""
-        for drop in self._drops.values():
-            drop.close()
+        for folder in self._folders.values():
+            folder.close()
 
     def look(self, *, now: float, room: int) -> Look:
         """Do a bounded piece of work (about 50 ms) and hand out at most ``room`` finished files.
@@ -83,74 +83,74 @@ class Inboxes:
         ``now`` is ``clocks.boottime()``. Priorities first, each growing by one with every minute that an inbox's
         oldest file has waited; equal ones take turns.
         """
-        drops = sorted(self._drops.values(), key=lambda drop: drop.last_served)
-        for place, drop in enumerate(drops):
+        folders = sorted(self._folders.values(), key=lambda folder: folder.last_served)
+        for place, folder in enumerate(folders):
             # What one inbox leaves of the time is the next one's.
-            share = WORK_SECONDS / len(drops) if place < len(drops) - 1 else WORK_SECONDS
-            drop.work(now, until=time.perf_counter() + max(LEAST_SECONDS, share), want=room)
+            share = WORK_SECONDS / len(folders) if place < len(folders) - 1 else WORK_SECONDS
+            folder.work(now, until=time.perf_counter() + max(LEAST_SECONDS, share), want=room)
         ready = self._serve(now, room)
         asked: list[Candidate] = []
-        for drop in drops:
-            while drop.asking and len(asked) < ASK_AT_ONCE:
-                sight = drop.asking.popleft()
-                if drop.sights.get(sight.path) is sight:
-                    asked.append(drop.candidate(sight, now))
+        for folder in folders:
+            while folder.asking and len(asked) < ASK_AT_ONCE:
+                file = folder.asking.popleft()
+                if folder.tracker.get(file.path) is file:
+                    asked.append(folder.candidate(file, now))
         want = room - len(ready)
-        times = [drop.next_at(now, want=want) for drop in drops]
-        if want > 0 and any(drop.ready for drop in drops):
+        times = [folder.next_at(now, want=want) for folder in folders]
+        if want > 0 and any(folder.ready for folder in folders):
             times.append(now)
         return Look(
             ready=tuple(ready),
             asked=tuple(asked),
             next_at=min(times, default=None),
-            settled_all=all(drop.is_settled() for drop in drops),
+            settled_all=all(folder.is_settled() for folder in folders),
         )
 
     def answer_known(self, asked: Sequence[Candidate], known: Collection[Candidate]) -> None:
         """Answer for all of ``asked``: those in ``known`` are forgotten, the others settle."""
         are_known = frozenset(known)
         for candidate in asked:
-            drop = self._drops.get(candidate.inbox)
-            if drop is not None:
-                drop.answer(candidate, is_known=candidate in are_known)
+            folder = self._folders.get(candidate.inbox)
+            if folder is not None:
+                folder.answer(candidate, is_known=candidate in are_known)
 
     def done(self, candidate: Candidate) -> None:
         """Forget a file whose outcome is committed."""
-        drop = self._drops.get(candidate.inbox)
-        if drop is not None:
-            drop.done(candidate)
+        folder = self._folders.get(candidate.inbox)
+        if folder is not None:
+            folder.done(candidate)
 
     def again(self, candidate: Candidate) -> None:
         """Observe a file anew: it changed, or it could not be taken now."""
-        drop = self._drops.get(candidate.inbox)
-        if drop is not None:
-            drop.again(candidate)
+        folder = self._folders.get(candidate.inbox)
+        if folder is not None:
+            folder.again(candidate)
 
     def incomplete(self, candidate: Candidate) -> None:
         """Wait for a change of a file that is short, empty or all zeros; unchanged, it comes back as ``final``."""
-        drop = self._drops.get(candidate.inbox)
-        if drop is not None:
-            drop.incomplete(candidate)
+        folder = self._folders.get(candidate.inbox)
+        if folder is not None:
+            folder.incomplete(candidate)
 
     def unreadable(self, candidate: Candidate) -> None:
         """Leave a file that could not be opened or read; it is tried again, ever less often."""
-        drop = self._drops.get(candidate.inbox)
-        if drop is not None:
-            drop.unreadable(candidate)
+        folder = self._folders.get(candidate.inbox)
+        if folder is not None:
+            folder.unreadable(candidate)
 
     def observe(self, candidate: Candidate) -> None:
         """Settle a file that lies in the spool already, as if it had been dropped now.
 
         Of an inbox that is no longer configured, nothing is observed: the next start finds the file again.
         """
-        drop = self._drops.get(candidate.inbox)
-        if drop is not None and candidate.in_spool:
-            drop.observe(candidate)
+        folder = self._folders.get(candidate.inbox)
+        if folder is not None and candidate.in_spool:
+            folder.observe(candidate)
 
     def is_observing(self, inbox: str, path: str) -> bool:
         """Whether this file in the spool is under observation."""
-        drop = self._drops.get(inbox)
-        return drop is not None and drop.is_observing(path)
+        folder = self._folders.get(inbox)
+        return folder is not None and folder.is_observing(path)
 
     def tells_gone(self, place: str) -> bool:
         """Whether a file that is not found at this place (or path) is gone for good.
@@ -158,34 +158,34 @@ class Inboxes:
         Not while the inbox that it lies in is missing, empty, mute or another folder than before: a share that is not
         mounted is no deletion.
         """
-        answers = (drop.tells_gone(place) for drop in self._drops.values())
+        answers = (folder.tells_gone(place) for folder in self._folders.values())
         return all(answer is not False for answer in answers)
 
     def take_emptied(self) -> list[tuple[str, list[str]]]:
         """Take, by inbox, which folders lay empty for ``emptied_after`` when last scanned, the deepest first."""
-        emptied = [(name, drop.take_emptied()) for name, drop in self._drops.items()]
+        emptied = [(name, folder.take_emptied()) for name, folder in self._folders.items()]
         return [each for each in emptied if each[1]]
 
     def folders_leave(self, inbox: str, count: int) -> None:
         """Note that so many folders are about to be removed by us: it is no emptiness to wonder at."""
-        drop = self._drops.get(inbox)
-        if drop is not None:
-            drop.folders_leave(count)
+        folder = self._folders.get(inbox)
+        if folder is not None:
+            folder.folders_leave(count)
 
     def ignore_inodes(self, inbox: str, *, ignored: bool) -> None:
         """Note whether inodes say nothing in this inbox: its report tells it."""
-        drop = self._drops.get(inbox)
-        if drop is not None:
-            drop.ignore_inodes(ignored=ignored)
+        folder = self._folders.get(inbox)
+        if folder is not None:
+            folder.ignore_inodes(ignored=ignored)
 
     def barred(self) -> list[str]:
         """Name the files that cannot be read, or not be moved, by their paths."""
-        return [path for drop in self._drops.values() for path in drop.barred()]
+        return [path for folder in self._folders.values() for path in folder.barred()]
 
     def scan_now(self) -> None:
         """Ask for a full scan of every inbox at once."""
-        for drop in self._drops.values():
-            drop.scan_now()
+        for folder in self._folders.values():
+            folder.scan_now()
 
     def is_drained(self, since: float) -> bool:
         """Whether everything that lay in the inboxes when a scan last began, after ``since``, is decided.
@@ -195,11 +195,11 @@ class Inboxes:
         cannot be read, and whatever is not a regular file, do not count; nor does an inbox with an alarm, of which
         ``reports`` tells.
         """
-        return all(drop.is_drained(since) for drop in self._drops.values())
+        return all(folder.is_drained(since) for folder in self._folders.values())
 
     def reports(self) -> list[InboxReport]:
         """Say how each inbox is doing, in the order they were given."""
-        return [drop.report() for drop in self._drops.values()]
+        return [folder.report() for folder in self._folders.values()]
 
     def is_healthy(self) -> bool:
         """Whether everyone who looks at a folder is alive.
@@ -207,26 +207,26 @@ class Inboxes:
         A folder that is missing, mute or strangely empty is no fault of ours, and a restart would not bring it back:
         it is an ``alarm`` in ``reports``.
         """
-        return all(drop.is_working for drop in self._drops.values())
+        return all(folder.is_working for folder in self._folders.values())
 
     def _serve(self, now: float, room: int) -> list[Candidate]:
         ready: list[Candidate] = []
         while len(ready) < room:
-            waiting = [drop for drop in self._drops.values() if drop.ready]
+            waiting = [folder for folder in self._folders.values() if folder.ready]
             if not waiting:
                 break
-            drop = min(waiting, key=lambda drop: (-_priority(drop, now), drop.last_served))
+            folder = min(waiting, key=lambda folder: (-_priority(folder, now), folder.last_served))
             self._turn += 1
-            drop.last_served = self._turn
-            for _ in range(min(QUANTUM, len(drop.ready), room - len(ready))):
-                sight = drop.ready.popleft()
-                if drop.sights.get(sight.path) is sight and sight.phase is Phase.OUT:
-                    ready.append(drop.candidate(sight, now))
+            folder.last_served = self._turn
+            for _ in range(min(QUANTUM, len(folder.ready), room - len(ready))):
+                file = folder.ready.popleft()
+                if folder.tracker.get(file.path) is file and file.phase is Phase.HANDED_OUT:
+                    ready.append(folder.candidate(file, now))
         return ready
 
 
-def _priority(drop: Drop, now: float) -> int:
-    return drop.policy.priority + int((now - drop.ready[0].since) / AGEING_SECONDS)
+def _priority(folder: WatchedFolder, now: float) -> int:
+    return folder.policy.priority + int((now - folder.ready[0].since) / AGEING_SECONDS)
 
 
 def check_places(policies: Sequence[InboxPolicy], spool: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ from ingestd.places import FILE, open_folder
 from .aside import Aside
 from .copying import holds_what_was_read
 from .durable import look, put_back, sync
-from .glance import has_writer
+from .file_check import has_writer
 from .types import Expect, Removal
 
 

@@ -33,7 +33,7 @@ from ingestd.places import open_file
 from . import removal, takein
 from .aside import Aside
 from .durable import sync_folder
-from .glance import hold_off_writers
+from .file_check import hold_off_writers
 from .types import (
     Brought,
     Candidate,

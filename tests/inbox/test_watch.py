@@ -240,7 +240,7 @@ def test_hidden_and_ignored_files_raise_no_hint(tmp_path, drop):
 
 def test_missed_file_is_found_by_the_timers_scan_and_counted(tmp_path, drop):
     with armed(tmp_path) as desk:
-        drop_watcher = desk.inboxes._drops["a"]._guard.watcher
+        drop_watcher = desk.inboxes._folders["a"]._health.watcher
         drop_watcher.hints.file = lambda _path: None
         (drop / "missed").write_bytes(b"x")
         desk.pass_time(31)
@@ -324,7 +324,7 @@ def test_observer_that_could_not_be_armed_is_tried_again_soon_and_what_it_missed
 def test_dead_thread_of_the_observer_is_replaced_and_what_it_missed_found(tmp_path, drop):
     with armed(tmp_path) as desk:
         for victim in ("emitter", "reader", "observer"):
-            watcher = desk.inboxes._drops["a"]._guard.watcher
+            watcher = desk.inboxes._folders["a"]._health.watcher
             observer = watcher._observer
             thread = {"emitter": next(iter(observer.emitters)), "reader": observer.reader, "observer": observer}[victim]
             thread.stop()
@@ -361,8 +361,8 @@ def test_folder_replaced_behind_our_back_is_watched_again(tmp_path, drop):
         drop.rename(tmp_path / "old")
         drop.mkdir()
         desk.pass_time(6)
-        before = desk.inboxes._drops["a"]._guard.watcher
-        desk.look_until(lambda _: desk.inboxes._drops["a"]._guard.watcher is not before)
+        before = desk.inboxes._folders["a"]._health.watcher
+        desk.look_until(lambda _: desk.inboxes._folders["a"]._health.watcher is not before)
         desk.look_until(lambda _: desk.report().watching == "events" and not desk.report().scanning)
         (drop / "x").write_bytes(b"x")
         desk.look_until(lambda _: desk.report().waiting_settle == 1, limit=5)
@@ -514,10 +514,10 @@ REMOTE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from ingestd.inbox import mounts, guard
+from ingestd.inbox import mounts, folder_health
 table = Path(sys.argv[2]) / "mountinfo"
 table.write_text(f"1 1 1:1 / / rw - ext4 /dev/vda rw\\n2 1 1:2 / {sys.argv[2]}/drop-a rw - nfs4 nas:/x rw\\n")
-guard.mount_of = lambda path: mounts.mount_of(path, mountinfo=str(table))
+folder_health.mount_of = lambda path: mounts.mount_of(path, mountinfo=str(table))
 from tests.inboxing import Desk, policy
 base = Path(sys.argv[2])
 (base / "drop-a").mkdir()
@@ -531,14 +531,14 @@ with Desk(base, policy(base, settle=None)) as desk:
     came = desk.look_until(lambda came: len(came) == 500)
     report = desk.report()
     print(early, len(came), report.watching, report.mount_type)
-    hands = desk.inboxes._drops["a"]._hands
+    io = desk.inboxes._folders["a"]._io
     import threading, time
     stuck = threading.Event()
-    desk.look_until(lambda _: desk.inboxes._drops["a"]._hands_are_free())
-    hands.start(lambda: stuck.wait(60), lambda _: None)
+    desk.look_until(lambda _: desk.inboxes._folders["a"]._io_is_free())
+    io.start(lambda: stuck.wait(60), lambda _: None)
     began = time.monotonic()
     desk.look()
-    hands._began -= 31
+    io._began -= 31
     desk.look()
     print(time.monotonic() - began < 1, desk.report().alarm.startswith("the folder has not answered for 31 s"))
     stuck.set()

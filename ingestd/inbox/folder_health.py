@@ -29,7 +29,7 @@ ARM_WAIT = 2.0  # seconds to wait for an observer at the start
 _log = structlog.get_logger()
 
 
-class Guard:
+class FolderHealth:
     """Watches over one inbox's folder."""
 
     def __init__(self, policy: InboxPolicy, root_path: str, wake: Callable[[], object]) -> None:

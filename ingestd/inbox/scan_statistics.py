@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import structlog
 
-from .guard import Guard
+from .folder_health import FolderHealth
 from .scan import Counts, Walk
-from .settle import Phase, Sights
+from .tracker import Phase, Tracker
 from .types import InboxReport, Take
 
 _log = structlog.get_logger()
 
 
-class Stock:
+class ScanStatistics:
     """The figures of one inbox since the start, and what the last complete scan found."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, health: FolderHealth) -> None:
         self.files_seen = 0
         self.found_by_scan = 0
         self.ignores_inodes = False  # files in place are told apart without them
         self.complete_began_at: float | None = None  # when the last scan began that was complete and without a fault
-        self._guard = guard
-        self._inbox = guard.policy.name
+        self._health = health
+        self._inbox = health.policy.name
         self._counts = Counts()
         self._counts_told = (0, 0, 0, 0)
         self._found_told = 0
@@ -71,52 +71,52 @@ class Stock:
             _log.info("inbox.lost_event_found", inbox=self._inbox, files=self.found_by_scan - self._found_told)
             self._found_told = self.found_by_scan
 
-    def report(self, sights: Sights, *, scanning: bool) -> InboxReport:
+    def report(self, tracker: Tracker, *, scanning: bool) -> InboxReport:
         """Say how the inbox is doing."""
-        counts, guard = self._counts, self._guard
-        degraded = [guard.degraded] if guard.degraded else []
+        counts, health = self._counts, self._health
+        degraded = [health.degraded] if health.degraded else []
         if counts.faults:
             degraded.append("the last scan met read errors")
         return InboxReport(
             inbox=self._inbox,
             files_seen=self.files_seen,
-            waiting_settle=sights.count(Phase.SETTLING, Phase.ASKED),
-            waiting_incomplete=sights.count(Phase.INCOMPLETE),
-            waiting_writer=sights.count(Phase.HELD),
-            in_hand=sights.count(Phase.OUT),
+            waiting_settle=tracker.count(Phase.SETTLING, Phase.ASKED),
+            waiting_incomplete=tracker.count(Phase.INCOMPLETE),
+            waiting_writer=tracker.count(Phase.BEING_WRITTEN),
+            in_hand=tracker.count(Phase.HANDED_OUT),
             ignored=counts.ignored,
             not_regular=counts.not_regular,
             stale_not_regular=counts.stale_not_regular,
-            unreadable=counts.unreadable + sights.count(Phase.UNREADABLE),
-            barred=counts.unreadable + sights.barred(),
+            unreadable=counts.unreadable + tracker.count(Phase.UNREADABLE),
+            barred=counts.unreadable + tracker.barred(),
             stale_ignored=counts.stale_ignored,
             too_deep=counts.too_deep,
             other_device=counts.other_device,
-            oldest_since=sights.oldest_since(),
+            oldest_since=tracker.oldest_since(),
             dicomdir=counts.dicomdir,
-            vanished=sights.vanished,
+            vanished=tracker.vanished,
             directories=counts.directories,
             found_by_scan=self.found_by_scan,
-            overflows=guard.overflows,
+            overflows=health.overflows,
             scans=self._scans,
             scanning=scanning,
             last_scan_seconds=self._scan_seconds,
-            watching=("events" if guard.is_watching else "poll")
+            watching=("events" if health.is_watching else "poll")
             + (", inode numbers ignored" if self.ignores_inodes else ""),
-            mount_type=guard.mount.kind if guard.mount is not None else "",
-            alarm=guard.alarm,
+            mount_type=health.mount.kind if health.mount is not None else "",
+            alarm=health.alarm,
             degraded="; ".join(degraded),
         )
 
     def _check_emptiness(self, before: Counts, counts: Counts, now: float) -> None:
         """Tell an emptied folder from one whose files we took: somebody else's removal of everything is an alarm."""
         if counts.files + counts.directories + counts.ignored + counts.not_regular:
-            self._guard.not_empty()
+            self._health.not_empty()
             return
-        taken = sum(self._taken) if self._guard.policy.take is Take.MOVE else 0
+        taken = sum(self._taken) if self._health.policy.take is Take.MOVE else 0
         lost = max(0, before.files - taken)
         folders = max(0, before.directories - sum(self._folders_taken))
         if folders or lost > 1:
             what = [f"{lost} files"] if lost else []
             what += [f"{folders} folders"] if folders else []
-            self._guard.emptied(" and ".join(what), now)
+            self._health.emptied(" and ".join(what), now)

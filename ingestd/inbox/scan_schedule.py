@@ -8,10 +8,10 @@ from datetime import timedelta
 from ingestd.clocks import utc_now
 from ingestd.lifecycle import Backoff
 
-from .hinted import Hinted
+from .hints import HintedPaths
 from .scan import Names, Walk
-from .settle import Sights
-from .stock import Stock
+from .scan_statistics import ScanStatistics
+from .tracker import Tracker
 
 SHARE = 20  # a scan is followed by a pause this many times as long, at least
 LEAST_PAUSE = 0.2  # seconds between two scans that were asked for
@@ -19,7 +19,7 @@ AGAIN_AFTER_FAULT = timedelta(seconds=1)  # to the next scan, doubled by each in
 STAND_MOST = 60.0  # seconds a scan may stand still with folders open
 
 
-class Scanning:
+class ScanSchedule:
     """The scan of one inbox that is under way, and the next.
 
     A scan of the whole folder is *full*; a folder that an event named is walked alone. One walk at a time.
@@ -35,9 +35,9 @@ class Scanning:
         every: float,
         unfinished_after: float,
         emptied_after: float | None,
-        sights: Sights,
-        hinted: Hinted,
-        stock: Stock,
+        tracker: Tracker,
+        hinted: HintedPaths,
+        statistics: ScanStatistics,
     ) -> None:
         self.walk: Walk | None = None
         self.is_full = False
@@ -52,9 +52,9 @@ class Scanning:
         self._unfinished_after = unfinished_after
         self._emptied_after = emptied_after
         self.emptied: list[str] = []  # folders that the last full scan found to have lain empty long enough
-        self._sights = sights
+        self._tracker = tracker
         self._hinted = hinted
-        self._stock = stock
+        self._statistics = statistics
         self._next_at = 0.0
         self._not_before = 0.0
         self._began_at = 0.0
@@ -88,15 +88,15 @@ class Scanning:
 
     def begin(self, now: float, *, with_events: bool) -> Walk | None:
         """Give the walk under way, or begin the next if one is due."""
-        if self.walk is not None or self._sights.room <= 0:
+        if self.walk is not None or self._tracker.room <= 0:
             return self.walk
         if now >= self.due_at():
             self.finds_missed = with_events and not (self.is_wanted or self._faulty)
             self.is_wanted = False
             self.is_full = True
             self._began_at = now
-            self._began_given_up = self._sights.given_up
-            self._stock.begin_scan()
+            self._began_given_up = self._tracker.given_up
+            self._statistics.begin_scan()
             self.walk = self._new_walk("", deep=True)
         elif self._hinted.folders:
             folder = next(iter(self._hinted.folders))
@@ -132,14 +132,14 @@ class Scanning:
             return
         self._next_at = now + max(self._every, SHARE * walk.seconds)
         self._not_before = now + max(LEAST_PAUSE, SHARE / 2 * walk.seconds)
-        self._stock.end_scan(walk, now)
+        self._statistics.end_scan(walk, now)
         if walk.counts.faults:
             self.see_again(now)
         else:
             self._faulty = 0
         self.emptied = walk.emptied
-        if self._sights.given_up == self._began_given_up and not walk.counts.faults:
-            self._stock.complete_began_at = self._began_at
+        if self._tracker.given_up == self._began_given_up and not walk.counts.faults:
+            self._statistics.complete_began_at = self._began_at
 
     def _new_walk(self, start: str, *, deep: bool) -> Walk:
         is_full, after = deep and not start, self._emptied_after
@@ -148,7 +148,7 @@ class Scanning:
             names=self._names,
             start=start,
             deep=deep,
-            passes_over=self._sights.need_no_look,
+            passes_over=self._tracker.need_no_look,
             forbidden=self._forbidden,
             apart=self._apart,
             # Against the clock that stamps files, since nobody saw these come.

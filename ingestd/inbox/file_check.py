@@ -16,17 +16,17 @@ from ingestd import places
 from .scan import FileStat, file_stat
 
 
-class Glance(IntEnum):
+class FileCheck(IntEnum):
     """What one look at a file came to."""
 
     FILE = 0
-    HELD = 1  # a file, and the kernel says that a writer has it open
+    BEING_WRITTEN = 1  # a file, and the kernel says that a writer has it open
     GONE = 2
     NOT_REGULAR = 3
     NO_ACCESS = 4
 
 
-class Glances:
+class FileChecks:
     """Looks at many files of one inbox in a row; each folder is reached once, through no link (see ``places``).
 
     ``ask_kernel`` also opens each file and asks whether a writer has it open: only on local disks, where opening a
@@ -39,11 +39,11 @@ class Glances:
         self._ask_kernel = ask_kernel
         self._device = device
 
-    def inside(self, paths: Iterable[str]) -> list[tuple[Glance, FileStat | None]]:
+    def inside(self, paths: Iterable[str]) -> list[tuple[FileCheck, FileStat | None]]:
         """Look at files by their paths relative to the inbox."""
         return list(self._inside(paths))
 
-    def in_spool(self, path: str) -> tuple[Glance, FileStat | None]:
+    def in_spool(self, path: str) -> tuple[FileCheck, FileStat | None]:
         """Look at a file that lies in the spool, which is ours alone."""
         folder, _, name = path.rpartition("/")
         try:
@@ -51,13 +51,13 @@ class Glances:
         except OSError as error:
             return _verdict(error), None
         try:
-            return self._glance(name, descriptor)
+            return self._check(name, descriptor)
         finally:
             os.close(descriptor)
 
-    def _inside(self, paths: Iterable[str]) -> Iterator[tuple[Glance, FileStat | None]]:
+    def _inside(self, paths: Iterable[str]) -> Iterator[tuple[FileCheck, FileStat | None]]:
         opened: str | None = None
-        descriptor, refused = -1, Glance.GONE
+        descriptor, refused = -1, FileCheck.GONE
         try:
             for path in paths:
                 folder, _, name = path.rpartition("/")
@@ -66,12 +66,12 @@ class Glances:
                         os.close(descriptor)
                     opened = folder
                     descriptor, refused = self._enter(folder)
-                yield self._glance(name, descriptor) if descriptor >= 0 else (refused, None)
+                yield self._check(name, descriptor) if descriptor >= 0 else (refused, None)
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def _enter(self, folder: str) -> tuple[int, Glance]:
+    def _enter(self, folder: str) -> tuple[int, FileCheck]:
         try:
             descriptor = places.open_folder(self._root, folder, places.PASS)
         except OSError as error:
@@ -83,35 +83,37 @@ class Glances:
             return -1, _verdict(error)
         if is_apart:
             os.close(descriptor)
-            return -1, Glance.NOT_REGULAR
-        return descriptor, Glance.FILE
+            return -1, FileCheck.NOT_REGULAR
+        return descriptor, FileCheck.FILE
 
-    def _glance(self, name: str, folder: int) -> tuple[Glance, FileStat | None]:
+    def _check(self, name: str, folder: int) -> tuple[FileCheck, FileStat | None]:
         try:
             if not self._ask_kernel:
                 seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                return (Glance.FILE, file_stat(seen)) if stat.S_ISREG(seen.st_mode) else (Glance.NOT_REGULAR, None)
+                return (
+                    (FileCheck.FILE, file_stat(seen)) if stat.S_ISREG(seen.st_mode) else (FileCheck.NOT_REGULAR, None)
+                )
             descriptor = os.open(name, places.FILE, dir_fd=folder)
         except OSError as error:
             return _verdict(error), None
         try:
             seen = os.fstat(descriptor)
             if not stat.S_ISREG(seen.st_mode):
-                return Glance.NOT_REGULAR, None
-            return (Glance.HELD if has_writer(descriptor) else Glance.FILE), file_stat(seen)
+                return FileCheck.NOT_REGULAR, None
+            return (FileCheck.BEING_WRITTEN if has_writer(descriptor) else FileCheck.FILE), file_stat(seen)
         except OSError:
-            return Glance.NO_ACCESS, None
+            return FileCheck.NO_ACCESS, None
         finally:
             os.close(descriptor)
 
 
-def _verdict(error: OSError) -> Glance:
+def _verdict(error: OSError) -> FileCheck:
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return Glance.GONE
+        return FileCheck.GONE
     # A link (ELOOP, by O_NOFOLLOW) or a socket (ENXIO); ENODEV is a device without a driver.
     if error.errno in {errno.ELOOP, errno.ENXIO, errno.ENODEV}:
-        return Glance.NOT_REGULAR
-    return Glance.NO_ACCESS
+        return FileCheck.NOT_REGULAR
+    return FileCheck.NO_ACCESS
 
 
 def has_writer(descriptor: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from ingestd.clocks import boottime
 
 
-class Hands:
+class IoWorkers:
     """Runs one job at a time and hands its result to what was to be done next."""
 
     def __init__(self, *, apart: bool, wake: Callable[[], object], name: str) -> None:

@@ -1,6 +1,6 @@
 """When a file is finished: what was seen of it, when, and what that makes it.
 
-Every file that was seen and not yet decided is one ``Sight``. It starts to settle when we first see it, on our own
+Every file that was seen and not yet decided is one ``TrackedFile``. It starts to settle when we first see it, on our
 boot clock (its mtime may lie in any year), and starts over whenever its device, inode, size or mtime differ from
 what we saw last. Unchanged for ``settle`` and with no writer that the kernel knows of, it is handed out. One that the
 reader finds short waits until it changes, or until ``incomplete_after`` has passed without a change.
@@ -21,26 +21,26 @@ from .scan import FileStat, is_same
 # Between two tries at a file that cannot be opened or moved: most such faults pass at once, and whoever mended
 # a folder where no events tell of it stands waiting.
 RETRY = Backoff(base=timedelta(seconds=1), cap=timedelta(seconds=60))
-HELD_RETRY_MOST = 30.0  # seconds between two looks at a file that a writer keeps open, at most
+WRITER_RETRY_MOST = 30.0  # seconds between two looks at a file that a writer keeps open, at most
 
 
 class Phase(IntEnum):
-    """Where a sight is."""
+    """Where a file is."""
 
     ASKED = 0  # the ledger is asked whether it knows the file
     SETTLING = 1
-    HELD = 2  # unchanged for long enough, but a writer has it open
-    OUT = 3  # handed out, not yet decided
+    BEING_WRITTEN = 2  # unchanged for long enough, but a writer has it open
+    HANDED_OUT = 3  # handed out, not yet decided
     INCOMPLETE = 4  # the reader found it short, empty or all zeros
     UNREADABLE = 5  # cannot be opened
 
 
 # The caller has its say next: what is seen meanwhile changes nothing.
-NOT_OURS = frozenset({Phase.ASKED, Phase.OUT})
-_DUE_SOON = frozenset({Phase.ASKED, Phase.SETTLING, Phase.HELD})
+WITH_CALLER = frozenset({Phase.ASKED, Phase.HANDED_OUT})
+_DUE_SOON = frozenset({Phase.ASKED, Phase.SETTLING, Phase.BEING_WRITTEN})
 
 
-class Sight:
+class TrackedFile:
     """What we know of one file; ``since`` is when we first saw it as it is."""
 
     __slots__ = ("barred", "by_scan", "due", "final", "hastened", "outside", "path", "phase", "since", "stat", "tries")
@@ -59,18 +59,18 @@ class Sight:
         self.hastened = 0  # how many of these tries a new ctime brought about
 
 
-class Sights:
-    """All sights of one inbox, at most ``most`` of them beside as many that wait for a change."""
+class Tracker:
+    """All files of one inbox, at most ``most`` of them beside as many that wait for a change."""
 
     def __init__(self, *, settle: float, incomplete_after: float, most: int) -> None:
         self.settle = settle
         self.incomplete_after = incomplete_after
         self.most = most
         self.vanished = 0
-        self.given_up = 0  # sights let go because too many wait; a later scan finds their files again
-        self._by_path: dict[str, Sight] = {}
+        self.given_up = 0  # files let go because too many wait; a later scan finds their files again
+        self._by_path: dict[str, TrackedFile] = {}
         self._phases: Counter[Phase] = Counter()
-        self._due: list[tuple[float, int, Sight]] = []
+        self._due: list[tuple[float, int, TrackedFile]] = []
         self._ticket = 0
         self._before: dict[str, tuple[FileStat, float]] = {}  # what another saw, and since when
 
@@ -80,25 +80,25 @@ class Sights:
     def __contains__(self, path: str) -> bool:
         return path in self._by_path
 
-    def get(self, path: str) -> Sight | None:
-        """Find the sight of a path."""
+    def get(self, path: str) -> TrackedFile | None:
+        """Find what is tracked at a path."""
         return self._by_path.get(path)
 
     def count(self, *phases: Phase) -> int:
-        """Count the sights in these phases."""
+        """Count the files in these phases."""
         return sum(self._phases[phase] for phase in phases)
 
     def barred(self) -> int:
         """Count the files that could not be opened, read or moved when that was last tried, whatever they wait for."""
-        return sum(sight.barred for sight in self._by_path.values())
+        return sum(file.barred for file in self._by_path.values())
 
     def oldest_since(self) -> float | None:
         """Say since when the file that waits longest lies here unchanged; None when nothing waits."""
-        return min((sight.since for sight in self._by_path.values()), default=None)
+        return min((file.since for file in self._by_path.values()), default=None)
 
     def barred_paths(self) -> list[str]:
         """Name the files that could not be opened, read or moved."""
-        return [sight.path for sight in self._by_path.values() if sight.barred]
+        return [file.path for file in self._by_path.values() if file.barred]
 
     @property
     def room(self) -> int:
@@ -111,159 +111,159 @@ class Sights:
 
         Not so one that is handed out, whose name may be another file's by now, nor one that is left alone for long.
         """
-        sight = self._by_path.get(path)
-        return sight is not None and sight.phase in _DUE_SOON
+        file = self._by_path.get(path)
+        return file is not None and file.phase in _DUE_SOON
 
-    def add(self, path: str, seen: FileStat, now: float, *, by_scan: bool = False, ask: bool = False) -> Sight:
+    def add(self, path: str, seen: FileStat, now: float, *, by_scan: bool = False, ask: bool = False) -> TrackedFile:
         """Watch a file that was not watched so far."""
-        sight = Sight(path, seen, now, by_scan=by_scan)
+        file = TrackedFile(path, seen, now, by_scan=by_scan)
         known = self._before.pop(path, None)
         if known is not None and known[0] == seen:
-            sight.since = known[1]
-        self._by_path[path] = sight
+            file.since = known[1]
+        self._by_path[path] = file
         if ask:
-            sight.phase = Phase.ASKED
+            file.phase = Phase.ASKED
             self._phases[Phase.ASKED] += 1
         else:
             self._phases[Phase.SETTLING] += 1
-            self._schedule(sight, max(sight.since + self.settle, now))
-        return sight
+            self._schedule(file, max(file.since + self.settle, now))
+        return file
 
-    def take_over(self, other: Sights) -> None:
+    def take_over(self, other: Tracker) -> None:
         """Go by what another, in whose place we come, knows of files that we find as it saw them last."""
-        self._before = other._before | {path: (sight.stat, sight.since) for path, sight in other._by_path.items()}
+        self._before = other._before | {path: (file.stat, file.since) for path, file in other._by_path.items()}
 
     def forget_before(self) -> None:
         """Let go of what another knew: all that is still there was seen."""
         self._before = {}
 
-    def start_over(self, sight: Sight, seen: FileStat, now: float) -> None:
+    def start_over(self, file: TrackedFile, seen: FileStat, now: float) -> None:
         """Settle anew: the file is another than the one we saw."""
-        sight.stat = seen
-        sight.since = now
-        sight.final = False
-        sight.barred = False
-        sight.tries = sight.hastened = 0
-        self._move(sight, Phase.SETTLING)
-        self._schedule(sight, now + self.settle)
+        file.stat = seen
+        file.since = now
+        file.final = False
+        file.barred = False
+        file.tries = file.hastened = 0
+        self._move(file, Phase.SETTLING)
+        self._schedule(file, now + self.settle)
 
-    def seen_again(self, sight: Sight, seen: FileStat, now: float) -> bool:
+    def seen_again(self, file: TrackedFile, seen: FileStat, now: float) -> bool:
         """Compare with what was seen before; True when the file changed and settles anew.
 
         One that is handed out is left to its reader, who will see the change.
         """
-        if sight.phase in NOT_OURS:
+        if file.phase in WITH_CALLER:
             return False
-        if is_same(sight.stat, seen):
-            is_touched = sight.stat != seen
-            sight.stat = seen
-            if is_touched and sight.phase is Phase.UNREADABLE and 2 * sight.hastened < sight.tries:
+        if is_same(file.stat, seen):
+            is_touched = file.stat != seen
+            file.stat = seen
+            if is_touched and file.phase is Phase.UNREADABLE and 2 * file.hastened < file.tries:
                 # Only its ctime is another: somebody gave it other rights, or another owner. Or we did, when we moved
                 # it and had to give it back; so every other try waits for its time.
-                sight.hastened += 1
-                self._schedule(sight, now)
+                file.hastened += 1
+                self._schedule(file, now)
             return False
-        self.start_over(sight, seen, now)
+        self.start_over(file, seen, now)
         return True
 
-    def take_due(self, now: float, most: int) -> list[Sight]:
-        """Take up to ``most`` sights that are due; each must be scheduled again, handed out or forgotten."""
-        taken: list[Sight] = []
+    def take_due(self, now: float, most: int) -> list[TrackedFile]:
+        """Take up to ``most`` files that are due; each must be scheduled again, handed out or forgotten."""
+        taken: list[TrackedFile] = []
         while self._due and len(taken) < most and self._due[0][0] <= now:
-            due, _ticket, sight = heapq.heappop(self._due)
-            if self._is_current(due, sight):
-                taken.append(sight)
+            due, _ticket, file = heapq.heappop(self._due)
+            if self._is_current(due, file):
+                taken.append(file)
         return taken
 
     def next_due(self) -> float | None:
-        """Say when the next sight is due."""
+        """Say when the next file is due."""
         while self._due:
-            due, _ticket, sight = self._due[0]
-            if self._is_current(due, sight):
+            due, _ticket, file = self._due[0]
+            if self._is_current(due, file):
                 return due
             heapq.heappop(self._due)
         return None
 
-    def held(self, sight: Sight, now: float) -> None:
+    def wait_for_writer(self, file: TrackedFile, now: float) -> None:
         """Wait for a writer to close the file."""
-        self._move(sight, Phase.HELD)
-        sight.tries += 1
-        wait = min(HELD_RETRY_MOST, self.settle * 2 ** min(sight.tries - 1, 10))
-        self._schedule(sight, min(now + max(wait, 0.05), max(sight.since + self.incomplete_after, now + 0.05)))
+        self._move(file, Phase.BEING_WRITTEN)
+        file.tries += 1
+        wait = min(WRITER_RETRY_MOST, self.settle * 2 ** min(file.tries - 1, 10))
+        self._schedule(file, min(now + max(wait, 0.05), max(file.since + self.incomplete_after, now + 0.05)))
 
-    def hasten(self, sight: Sight, now: float) -> None:
+    def hasten(self, file: TrackedFile, now: float) -> None:
         """Look at once whether the writer is gone: an event named a file that waits for that."""
-        if sight.phase is Phase.HELD:
-            sight.tries = 0
-            self._schedule(sight, max(now, sight.since + self.settle))
+        if file.phase is Phase.BEING_WRITTEN:
+            file.tries = 0
+            self._schedule(file, max(now, file.since + self.settle))
 
     def mended(self, paths: Collection[str], now: float) -> None:
         """Try at once what is barred at one of these paths or below it ("": all): it may have other rights by now."""
         if not paths:
             return
-        for sight in self._by_path.values():
-            if sight.barred and any(above in paths for above in _ways(sight.path)):
-                sight.tries = sight.hastened = 0
-                if sight.phase is Phase.UNREADABLE:
-                    self._schedule(sight, now)
+        for file in self._by_path.values():
+            if file.barred and any(above in paths for above in _ways(file.path)):
+                file.tries = file.hastened = 0
+                if file.phase is Phase.UNREADABLE:
+                    self._schedule(file, now)
 
-    def answered_unknown(self, sight: Sight, now: float) -> None:
+    def answered_unknown(self, file: TrackedFile, now: float) -> None:
         """Settle a file that the ledger does not know."""
-        if sight.phase is Phase.ASKED:
-            self._move(sight, Phase.SETTLING)
-            self._schedule(sight, max(sight.since + self.settle, now))
+        if file.phase is Phase.ASKED:
+            self._move(file, Phase.SETTLING)
+            self._schedule(file, max(file.since + self.settle, now))
 
-    def hand_out(self, sight: Sight) -> None:
+    def hand_out(self, file: TrackedFile) -> None:
         """Note that the caller has it now."""
-        self._move(sight, Phase.OUT)
-        sight.due = -1.0
+        self._move(file, Phase.HANDED_OUT)
+        file.due = -1.0
 
-    def wait_for_change(self, sight: Sight) -> None:
+    def wait_for_change(self, file: TrackedFile) -> None:
         """Wait until the file changes, or has not changed for ``incomplete_after``."""
         if self._phases[Phase.INCOMPLETE] >= self.most:
-            self.give_up(sight)
+            self.give_up(file)
             return
-        self._move(sight, Phase.INCOMPLETE)
-        sight.final = True
-        self._schedule(sight, sight.since + self.incomplete_after)
+        self._move(file, Phase.INCOMPLETE)
+        file.final = True
+        self._schedule(file, file.since + self.incomplete_after)
 
-    def wait_for_access(self, sight: Sight, now: float) -> None:
+    def wait_for_access(self, file: TrackedFile, now: float) -> None:
         """Try again later, and ever later: the file cannot be opened or read."""
-        if sight.phase is not Phase.UNREADABLE and self._phases[Phase.UNREADABLE] >= self.most:
-            self.give_up(sight)
+        if file.phase is not Phase.UNREADABLE and self._phases[Phase.UNREADABLE] >= self.most:
+            self.give_up(file)
             return
-        self._move(sight, Phase.UNREADABLE)
-        sight.barred = True
-        sight.tries += 1
-        self._schedule(sight, now + RETRY.wait(sight.tries, jitter=0.0).total_seconds())
+        self._move(file, Phase.UNREADABLE)
+        file.barred = True
+        file.tries += 1
+        self._schedule(file, now + RETRY.wait(file.tries, jitter=0.0).total_seconds())
 
-    def give_up(self, sight: Sight) -> None:
+    def give_up(self, file: TrackedFile) -> None:
         """Stop watching: there are too many; a later scan finds the file again."""
         self.given_up += 1
-        self.forget(sight)
+        self.forget(file)
 
-    def forget(self, sight: Sight) -> None:
+    def forget(self, file: TrackedFile) -> None:
         """Stop watching a file that is decided or gone."""
-        if self._by_path.get(sight.path) is sight:
-            del self._by_path[sight.path]
-            self._phases[sight.phase] -= 1
+        if self._by_path.get(file.path) is file:
+            del self._by_path[file.path]
+            self._phases[file.phase] -= 1
 
-    def _move(self, sight: Sight, phase: Phase) -> None:
-        self._phases[sight.phase] -= 1
-        sight.phase = phase
+    def _move(self, file: TrackedFile, phase: Phase) -> None:
+        self._phases[file.phase] -= 1
+        file.phase = phase
         self._phases[phase] += 1
 
-    def _schedule(self, sight: Sight, due: float) -> None:
-        sight.due = due
+    def _schedule(self, file: TrackedFile, due: float) -> None:
+        file.due = due
         self._ticket += 1
-        heapq.heappush(self._due, (due, self._ticket, sight))
+        heapq.heappush(self._due, (due, self._ticket, file))
         if len(self._due) > 4 * len(self._by_path) + 1_000:
             # Files that change all the time leave stale entries behind.
             self._due = [entry for entry in self._due if self._is_current(entry[0], entry[2])]
             heapq.heapify(self._due)
 
-    def _is_current(self, due: float, sight: Sight) -> bool:
-        return sight.due == due and self._by_path.get(sight.path) is sight and sight.phase is not Phase.OUT
+    def _is_current(self, due: float, file: TrackedFile) -> bool:
+        return file.due == due and self._by_path.get(file.path) is file and file.phase is not Phase.HANDED_OUT
 
 
 def _ways(path: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from .watch import Watcher
 MOST = 16_384
 
 
-class Hinted:
+class HintedPaths:
     """Files and folders of one inbox to look at soon, by relative path; bounded."""
 
     def __init__(self, names: Names, apart: Collection[str]) -> None:
