@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from ingestd.daemon.desk import ReaderDesk
 from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals

@@ -19,7 +19,7 @@ import click
 from ingestd import __version__
 
 from .asker import typed
-from .frame import EXIT_CODES, end
+from .common import EXIT_CODES, end
 from .output import outlive_readers
 
 # name: (module, what it does). The module has the command under the attribute ``command``.

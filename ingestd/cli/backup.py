@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .asker import as_typed
-from .frame import (
+from .common import (
     ExitCode,
     Stop,
     config_option,

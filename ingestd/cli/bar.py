@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ingestd.clocks import boottime
 
-from .frame import in_files, plain, tried_again
+from .common import in_files, plain, tried_again
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,7 +32,7 @@ class Draw(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sums:
+class BarCounts:
     """How many of the files are where; ``done_bytes`` are of those that the server stored or that came to an end."""
 
     stored: int = 0
@@ -79,7 +79,7 @@ def _sizes(policy: InboxPolicy) -> Iterator[int]:
             yield seen.st_size
 
 
-def sums_of(ledger: Ledger, policies: Sequence[InboxPolicy]) -> Sums:
+def bar_counts(ledger: Ledger, policies: Sequence[InboxPolicy]) -> BarCounts:
     """Sum up what became of these files, in this run or before: of a folder all its rows, of files named theirs."""
     whole = {policy.name for policy in policies if policy.only is None}
     rows = [(count.state, count.rows, count.size_bytes) for count in ledger.status().counts if count.inbox in whole]
@@ -88,10 +88,10 @@ def sums_of(ledger: Ledger, policies: Sequence[InboxPolicy]) -> Sums:
             known = ledger.known_sources(policy.name, policy.only)
             newest = [max(sources, key=lambda source: source.entry_id) for sources in known.values() if sources]
             rows += [(source.state, 1, source.source.size_bytes) for source in newest]
-    return _sums(rows)
+    return _counted(rows)
 
 
-def _sums(rows: Iterable[tuple[str, int, int]]) -> Sums:
+def _counted(rows: Iterable[tuple[str, int, int]]) -> BarCounts:
     from ingestd.lifecycle import UNCONFIRMED, State
 
     stored = proven = duplicates = not_stored = done_bytes = 0
@@ -106,7 +106,7 @@ def _sums(rows: Iterable[tuple[str, int, int]]) -> Sums:
             duplicates += count
         else:
             not_stored += count
-    return Sums(stored=stored, proven=proven, duplicates=duplicates, not_stored=not_stored, done_bytes=done_bytes)
+    return BarCounts(stored=stored, proven=proven, duplicates=duplicates, not_stored=not_stored, done_bytes=done_bytes)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def shown(policies: Sequence[InboxPolicy]) -> Iterator[Draw]:
             if not at_once and boottime() - drawn_at < DRAW_EVERY.total_seconds():
                 return
             drawn_at = boottime()
-            sums = sums_of(ledger, policies)
+            sums = bar_counts(ledger, policies)
             trouble = [*_pause(ledger), *(f"stopped because {plain(alarm.note)}" for alarm in alarms)]
             bar.words = (Text(sums.in_words(files)), *(Text(words, style="yellow") for words in trouble))
             bar.update(task, completed=min(sums.done_bytes, size_bytes))

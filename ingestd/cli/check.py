@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from .asker import as_typed
-from .frame import ExitCode, config_option, json_option, keep_secrets, load_config, plain, print_json
+from .common import ExitCode, config_option, json_option, keep_secrets, load_config, plain, print_json
 
 if TYPE_CHECKING:
-    from .checks import Finding
+    from .checks import CheckResult
 
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("PROBLEM", "red")}
 
@@ -59,7 +59,7 @@ def command(*, config: Path | None, as_json: bool, for_start: bool) -> int:
     return code
 
 
-def _telling(findings: Iterable[Finding]) -> Iterator[Finding]:
+def _telling(findings: Iterable[CheckResult]) -> Iterator[CheckResult]:
     """Print each finding as it comes: a server that does not answer takes its time."""
     for finding in findings:
         mark, colour = _MARKS[finding.result]
@@ -69,11 +69,11 @@ def _telling(findings: Iterable[Finding]) -> Iterator[Finding]:
         yield finding
 
 
-def _counted(findings: list[Finding], *, for_start: bool) -> list[Finding]:
+def _counted(findings: list[CheckResult], *, for_start: bool) -> list[CheckResult]:
     return [finding for finding in findings if finding.result == "bad" and (finding.blocks or not for_start)]
 
 
-def _exit_code(findings: list[Finding], *, for_start: bool) -> ExitCode:
+def _exit_code(findings: list[CheckResult], *, for_start: bool) -> ExitCode:
     codes = {finding.code for finding in _counted(findings, for_start=for_start)}
     for code in (ExitCode.NO_PERMISSION, ExitCode.CONFIGURATION, ExitCode.BUSY, ExitCode.TIMEOUT):
         if code in codes:
@@ -81,7 +81,7 @@ def _exit_code(findings: list[Finding], *, for_start: bool) -> ExitCode:
     return ExitCode.DONE
 
 
-def _sum(findings: list[Finding], *, for_start: bool) -> str:
+def _sum(findings: list[CheckResult], *, for_start: bool) -> str:
     bad = sum(finding.result == "bad" for finding in findings)
     if not bad:
         return "ready"

@@ -31,7 +31,7 @@ from ingestd.locks import who_runs
 from ingestd.places import expect_named, read_named
 
 from .asker import become, owner_of, user_name
-from .frame import ExitCode, ago, in_bytes, in_files
+from .common import ExitCode, ago, in_bytes, in_files
 
 # An inode or two per file in the spool; with fewer than this left the disk is as good as full.
 LEAST_INODES = 10_000
@@ -43,7 +43,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
+class CheckResult:
     """What one look found: fine, worth a note, or to be mended; and how. ``blocks``: ingestd cannot start with it."""
 
     name: str
@@ -58,19 +58,19 @@ class Finding:
         return {"name": self.name, "result": self.result, "text": self.text, "advice": self.advice or None}
 
 
-def _ok(name: str, text: str) -> Finding:
-    return Finding(name=name, result="ok", text=text)
+def _ok(name: str, text: str) -> CheckResult:
+    return CheckResult(name=name, result="ok", text=text)
 
 
-def _note(name: str, text: str, advice: str = "") -> Finding:
-    return Finding(name=name, result="note", text=text, advice=advice)
+def _note(name: str, text: str, advice: str = "") -> CheckResult:
+    return CheckResult(name=name, result="note", text=text, advice=advice)
 
 
-def _bad(name: str, text: str, advice: str = "", *, code: ExitCode = ExitCode.CONFIGURATION) -> Finding:
-    return Finding(name=name, result="bad", text=text, advice=advice, code=code)
+def _bad(name: str, text: str, advice: str = "", *, code: ExitCode = ExitCode.CONFIGURATION) -> CheckResult:
+    return CheckResult(name=name, result="bad", text=text, advice=advice, code=code)
 
 
-def check_all(config: Config, *, for_start: bool) -> Iterator[Finding]:
+def check_all(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
     """Look at everything, in the order a file meets it."""
     yield _ok("config", f"{config.file}: every key is known and every value fits")
     yield from _guarded("config", lambda: _kept("config", config.file, config))
@@ -99,12 +99,12 @@ def check_all(config: Config, *, for_start: bool) -> Iterator[Finding]:
 _BLOCKING = frozenset({"user", "daemon", "inboxes", "spool", "ledger"})
 
 
-def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _guarded(name: str, check: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult]:
     for finding in _without_errors(name, check):
         yield replace(finding, blocks=finding.result == "bad" and finding.name in _BLOCKING)
 
 
-def _without_errors(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _without_errors(name: str, check: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult]:
     try:
         yield from check()
     except PermissionError as error:
@@ -113,14 +113,14 @@ def _without_errors(name: str, check: Callable[[], Iterator[Finding]]) -> Iterat
         yield _bad(name, f"{(error.strerror or 'cannot be looked at').lower()}: {error.filename or ''}".rstrip(": "))
 
 
-def _no_permission(name: str, path: str | Path) -> Finding:
+def _no_permission(name: str, path: str | Path) -> CheckResult:
     # A drop folder belongs to whoever delivers: its owner is not the user to become.
     opened = f"give {user_name()} the right to read it and to write in it (a shared group, setfacl or chown)"
     advice = opened if name == "inbox" else become(path)
     return _bad(name, f"no permission for {path}", advice, code=ExitCode.NO_PERMISSION)
 
 
-def _user(config: Config, *, for_start: bool) -> Iterator[Finding]:
+def _user(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
     spool = config.spool.path
     owner = owner_of(spool) if spool.exists() else None
     if owner is not None and owner != user_name():
@@ -141,7 +141,7 @@ def _user(config: Config, *, for_start: bool) -> Iterator[Finding]:
         yield _ok("daemon", f"running, process {pid}")
 
 
-def _inbox(inbox: Inbox, config: Config) -> Iterator[Finding]:
+def _inbox(inbox: Inbox, config: Config) -> Iterator[CheckResult]:
     path = inbox.path
     try:
         found = path.stat()
@@ -184,7 +184,7 @@ def _inbox(inbox: Inbox, config: Config) -> Iterator[Finding]:
     yield from _closed_folders(path)
 
 
-def _closed_folders(root: Path) -> Iterator[Finding]:
+def _closed_folders(root: Path) -> Iterator[CheckResult]:
     """Look one level down, where each modality has its folder, for folders that we cannot take files out of."""
     closed = 0
     with os.scandir(root) as found:
@@ -204,7 +204,7 @@ def _nearest(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def _places(config: Config, *, for_start: bool) -> Iterator[Finding]:
+def _places(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
     from ingestd.daemon.wiring import policies_of
     from ingestd.inbox import InboxError, check_places
 
@@ -215,7 +215,7 @@ def _places(config: Config, *, for_start: bool) -> Iterator[Finding]:
         yield _bad("inboxes", str(error)) if config.inboxes or for_start else _note("inboxes", str(error))
 
 
-def _spool(config: Config) -> Iterator[Finding]:
+def _spool(config: Config) -> Iterator[CheckResult]:
     from ingestd.inbox import Spool, SpoolError
 
     path = config.spool.path
@@ -248,7 +248,7 @@ def _spool(config: Config) -> Iterator[Finding]:
     yield _ok("spool", str(path))
 
 
-def _disk(config: Config) -> Iterator[Finding]:
+def _disk(config: Config) -> Iterator[CheckResult]:
     found = os.statvfs(_nearest(config.spool.path))
     free = found.f_bavail * found.f_frsize
     text = f"{in_bytes(free)} free for the spool; intake stops below {in_bytes(config.spool.low_water)}"
@@ -262,7 +262,7 @@ def _disk(config: Config) -> Iterator[Finding]:
         yield _ok("disk", text)
 
 
-def _ledger(config: Config) -> Iterator[Finding]:
+def _ledger(config: Config) -> Iterator[CheckResult]:
     from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerMissing, LedgerOlder, LedgerPermission
 
     file = config.ledger_file
@@ -285,7 +285,7 @@ def _ledger(config: Config) -> Iterator[Finding]:
         yield _ok("ledger", f"{file}: {in_files(files)}, {status.needs_person} need a person")
 
 
-def _start_on_ledger(config: Config) -> Iterator[Finding]:
+def _start_on_ledger(config: Config) -> Iterator[CheckResult]:
     """Judge the ledger as ``run`` would, unless a daemon has it or it is another user's to judge."""
     from ingestd.inbox import Spool, SpoolError
     from ingestd.ledger import Ledger
@@ -303,7 +303,7 @@ def _start_on_ledger(config: Config) -> Iterator[Finding]:
         yield _bad("key", text, advice)
 
 
-def _watching(config: Config) -> Iterator[Finding]:
+def _watching(config: Config) -> Iterator[CheckResult]:
     if not config.inboxes:
         return
     watched = [inbox for inbox in config.inboxes if inbox.watch != "poll" and not _is_remote(inbox.path)]
@@ -343,7 +343,7 @@ def _kernel_limit(name: str) -> int | None:
         return None
 
 
-def _secrets(config: Config) -> Iterator[Finding]:
+def _secrets(config: Config) -> Iterator[CheckResult]:
     auth = config.destination.auth
     address = urlsplit(config.destination.url)
     if isinstance(auth, NoAuth):
@@ -376,7 +376,7 @@ def _secrets(config: Config) -> Iterator[Finding]:
         yield _ok("auth", f"azure, credential {auth.credential}")
 
 
-def _kept(name: str, file: Path | None, config: Config) -> Iterator[Finding]:
+def _kept(name: str, file: Path | None, config: Config) -> Iterator[CheckResult]:
     """Say who else may write a file that decides where what goes, and whether those who drop files may read it."""
     if file is None or not file.exists():
         return
@@ -396,7 +396,7 @@ def _kept(name: str, file: Path | None, config: Config) -> Iterator[Finding]:
             return
 
 
-def _secret_file(file: Path) -> Iterator[Finding]:
+def _secret_file(file: Path) -> Iterator[CheckResult]:
     try:
         content = read_named(file)
         mode = file.stat().st_mode
@@ -411,7 +411,7 @@ def _secret_file(file: Path) -> Iterator[Finding]:
         yield _ok("auth", f"from {file}")
 
 
-def _tls(config: Config) -> Iterator[Finding]:
+def _tls(config: Config) -> Iterator[CheckResult]:
     tls = config.destination.tls
     if not config.destination.url.startswith("https://"):
         return
@@ -436,7 +436,7 @@ def _tls(config: Config) -> Iterator[Finding]:
         yield _ok("tls", f"trusts {tls.ca_file or 'the public authorities'}")
 
 
-def _server(config: Config) -> Iterator[Finding]:
+def _server(config: Config) -> Iterator[CheckResult]:
     from ingestd.daemon.wiring import client_of
     from ingestd.dicomweb import DicomWebError, NotAuthorized, TokenError, Unavailable
     from ingestd.dicomweb.probing import may_store
@@ -477,7 +477,7 @@ def _server(config: Config) -> Iterator[Finding]:
         yield _clock(page.server_date, within=timedelta(seconds=took + 1))
 
 
-def _clock(server_date: datetime, *, within: timedelta) -> Finding:
+def _clock(server_date: datetime, *, within: timedelta) -> CheckResult:
     skew = server_date - datetime.now(UTC)
     text = f"the server's clock is {ago(abs(skew).total_seconds())} {'ahead' if skew > timedelta(0) else 'behind'}"
     if abs(skew) > MOST_SKEW + within:

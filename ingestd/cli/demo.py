@@ -26,7 +26,7 @@ import click
 from ingestd.clocks import boottime
 
 from .asker import as_typed
-from .frame import ExitCode, Stop, json_option, plain, print_json
+from .common import ExitCode, Stop, json_option, plain, print_json
 from .words import words_of
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _fates(config: Path, drop: Path, dropped: list[str]) -> list[Fate]:
 def _rows(config: Path) -> dict[str, Entry]:
     from ingestd.ledger import LedgerError
 
-    from .frame import ledger_for_reading, load_config
+    from .common import ledger_for_reading, load_config
 
     rows: dict[str, Entry] = {}
     try:

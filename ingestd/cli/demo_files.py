@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .frame import ExitCode, Stop
+from .common import ExitCode, Stop
 
 if TYPE_CHECKING:
     from ingestd.reader import Inspection

@@ -14,8 +14,8 @@ import click
 from . import dicomweb_asking as asking
 from . import dicomweb_files as files
 from . import dicomweb_service as service
-from .dicomweb_connection import Connection, Operations
-from .frame import config_option
+from .common import config_option
+from .dicomweb_connection import OperationGroup, ServerOptions
 
 CODES = """\b
 Exit codes:
@@ -28,7 +28,10 @@ Exit codes:
 
 
 @click.group(
-    "dicomweb", cls=Operations, short_help="Speak to a DICOMweb server by hand, one operation at a time.", epilog=CODES
+    "dicomweb",
+    cls=OperationGroup,
+    short_help="Speak to a DICOMweb server by hand, one operation at a time.",
+    epilog=CODES,
 )
 @config_option
 @click.option("--url", metavar="URL", help="The server, with its version: https://host/v2. Else the configuration's.")
@@ -60,7 +63,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     ingestd dicomweb retrieve STUDY -o copies
     ingestd dicomweb --url https://host/v2 --azure cli changes --follow
     """  # noqa: D301 - \b is the sign that click wants, not a backslash
-    ctx.obj = Connection(**options)
+    ctx.obj = ServerOptions(**options)
 
 
 for _operation in (

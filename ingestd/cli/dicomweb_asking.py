@@ -14,8 +14,8 @@ import click
 
 from ingestd.clocks import boottime
 
+from .common import ExitCode, clock, json_option, plain, print_json
 from .dicomweb_connection import operation, pairs
-from .frame import ExitCode, clock, json_option, plain, print_json
 from .output import end_if_unread
 from .run import DurationType
 

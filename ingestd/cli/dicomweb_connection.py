@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
-from .frame import ExitCode, Stop, keep_secrets, load_config, plain, tell_config
+from .common import ExitCode, Stop, keep_secrets, load_config, plain, tell_config
 
 if TYPE_CHECKING:
     from ingestd.dicomweb import Auth, DicomWebClient
@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Connection:
+class ServerOptions:
     """Which server, and who we are to it: options of the group."""
 
     config: Path | None
@@ -85,7 +85,7 @@ class Connection:
         return NoAuth()
 
 
-class Operations(click.Group):
+class OperationGroup(click.Group):
     """Tells what a server's answer means, with its own words, and as an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -124,7 +124,7 @@ def operation(function: F) -> F:
     """Give an operation the client as its first argument, closed afterwards."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        connection = click.get_current_context().find_object(Connection)
+        connection = click.get_current_context().find_object(ServerOptions)
         assert connection is not None, "operations stand below the group, which makes one"
         with connection.open() as client:
             return function(client, *args, **kwargs)

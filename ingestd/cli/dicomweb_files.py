@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .common import ExitCode, in_bytes, in_files, json_option, plain, print_json
 from .dicomweb_connection import Progress, operation, pairs, uids
-from .frame import ExitCode, in_bytes, in_files, json_option, plain, print_json
 from .output import end_if_unread
 from .run import DurationType
 

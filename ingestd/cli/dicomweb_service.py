@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .common import ExitCode, json_option, plain, print_json
 from .dicomweb_asking import tell_found
 from .dicomweb_connection import operation, pairs
-from .frame import ExitCode, json_option, plain, print_json
 from .run import DurationType
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .frame import ExitCode
+from .common import ExitCode
 
 if TYPE_CHECKING:
     from ingestd.emulator import Emulator

@@ -13,7 +13,7 @@ import click
 from ingestd.locks import who_runs
 
 from .asker import as_typed, how_to_start
-from .frame import (
+from .common import (
     ExitCode,
     Stop,
     ago,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .advice import MEANING
 from .asker import as_typed
-from .frame import clock, in_bytes, plain
+from .common import clock, in_bytes, plain
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
 from .words import evidence_in_words, words_of
 

@@ -15,7 +15,7 @@ from ingestd.clocks import boottime
 from ingestd.locks import who_runs
 
 from .asker import as_typed
-from .frame import (
+from .common import (
     ExitCode,
     Stop,
     config_option,

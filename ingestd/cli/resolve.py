@@ -12,7 +12,7 @@ import click
 from ingestd.locks import who_runs
 
 from .asker import as_typed
-from .frame import (
+from .common import (
     ExitCode,
     Stop,
     config_option,
@@ -156,7 +156,7 @@ def decide(
 def _why_not(entry: Entry, decision: str) -> str:
     from ingestd.lifecycle import State
 
-    from .looking import why_not_readable, why_not_the_same
+    from .entry_file import why_not_readable, why_not_the_same
 
     if decision == "replace" and entry.state is State.CONFLICT and (why := why_not_the_same(entry)):
         return f"sent in place of another row: its file {why}"

@@ -13,7 +13,7 @@ import click
 from ingestd.locks import who_runs
 
 from .asker import how_to_start
-from .frame import (
+from .common import (
     ExitCode,
     Stop,
     config_option,
@@ -117,7 +117,7 @@ def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
     from ingestd.ledger import RefusedMove
     from ingestd.lifecycle import State
 
-    from .looking import why_not_readable
+    from .entry_file import why_not_readable
 
     moved: list[int] = []
     wished: list[int] = []

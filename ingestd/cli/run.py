@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from .frame import ExitCode, config_option, in_words, json_option, keep_secrets, load_config, need_owner
+from .common import ExitCode, config_option, in_words, json_option, keep_secrets, load_config, need_owner
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -87,7 +87,7 @@ def set_up_logs(config: Config, *, stream: TextIO | None = None) -> None:
 def _once(config: Config, timeout: timedelta, *, as_json: bool) -> int:
     from ingestd.daemon import once_policies, run_once
 
-    from .outcome import look_back, tell
+    from .run_summary import look_back, tell
 
     result = run_once(config, timeout=timeout, policies=once_policies(config))
     outcome = look_back(config, result)

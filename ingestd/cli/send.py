@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import bar
-from .frame import (
+from .common import (
     ExitCode,
     Stop,
     config_option,
@@ -55,7 +55,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
     except FileNotFoundError as error:
         raise Stop(ExitCode.CONFIGURATION, f"there is no {plain(error.filename)}; nothing was sent") from None
     sending = sending_config(settings)
-    from .outcome import look_back, tell
+    from .run_summary import look_back, tell
 
     names = {policy.name: policy.only for policy in policies}
     left_alone: dict[str, int] = {}

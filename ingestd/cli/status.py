@@ -13,7 +13,7 @@ import click
 
 from ingestd.locks import who_runs
 
-from .frame import (
+from .common import (
     ExitCode,
     Stop,
     config_option,
@@ -48,7 +48,7 @@ STATES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class StatusFilter:
     """What the command line asks for beyond the sums."""
 
     study: str | None
@@ -150,7 +150,7 @@ def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool,
 
     Patient ids and accession numbers are kept only as keyed hashes, so they must be given exactly.
     """
-    chosen = Wanted(**wanted)
+    chosen = StatusFilter(**wanted)
     if watch and not as_json:
         return _watch(load_config(config), chosen)
     picture = look(load_config(config), chosen)
@@ -167,7 +167,7 @@ def command(*, config: Path | None, as_json: bool, watch: bool, exit_code: bool,
     return ExitCode.NEEDS_PERSON if exit_code and calls else ExitCode.DONE
 
 
-def look(config: Config, wanted: Wanted) -> Picture:
+def look(config: Config, wanted: StatusFilter) -> Picture:
     """Read everything once; a ledger that is not there yet is an empty picture."""
     from ingestd.ledger import LedgerMissing
 
@@ -187,7 +187,7 @@ def look(config: Config, wanted: Wanted) -> Picture:
         )
 
 
-def _read(config: Config, ledger: Ledger, wanted: Wanted, pid: int | None) -> Picture:
+def _read(config: Config, ledger: Ledger, wanted: StatusFilter, pid: int | None) -> Picture:
     status = ledger.status()
     sender = stopped_send(config)
     studies: list[StudySummary] = []
@@ -231,7 +231,7 @@ def unknown(*, study: str | None = None, accession: str | None = None, patient_i
     return f"no file in the ledger has this {' and this '.join(names)}{exactly}"
 
 
-def _choice(ledger: Ledger, wanted: Wanted) -> Choice:
+def _choice(ledger: Ledger, wanted: StatusFilter) -> Choice:
     from ingestd.ledger import Choice
     from ingestd.lifecycle import State
 
@@ -245,7 +245,7 @@ def _choice(ledger: Ledger, wanted: Wanted) -> Choice:
     )
 
 
-def as_plain(picture: Picture, wanted: Wanted) -> dict[str, Any]:
+def as_plain(picture: Picture, wanted: StatusFilter) -> dict[str, Any]:
     """Return the picture as JSON values; these names are a contract."""
     status = picture.status
     oldest = picture.oldest_at
@@ -336,7 +336,7 @@ def _study_as_plain(study: StudySummary) -> dict[str, Any]:
     }
 
 
-def _watch(config: Config, wanted: Wanted) -> int:
+def _watch(config: Config, wanted: StatusFilter) -> int:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text

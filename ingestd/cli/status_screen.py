@@ -10,7 +10,7 @@ from ingestd.lifecycle import Reason, State, needs_person
 
 from .advice import MEANING, next_step
 from .asker import as_typed, how_to_start
-from .frame import ago, clock, in_bytes, in_files, plain, tried_again
+from .common import ago, clock, in_bytes, in_files, plain, tried_again
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
 from .words import words_of
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from ingestd.ledger import Status
     from ingestd.lifecycle import Jump
 
-    from .status import Picture, Wanted
+    from .status import Picture, StatusFilter
 
 
-def drawing(picture: Picture, wanted: Wanted) -> Iterator[Block]:
+def drawing(picture: Picture, wanted: StatusFilter) -> Iterator[Block]:
     """Lay the picture out."""
     yield facts(_head(picture))
     yield from _stopped(picture)

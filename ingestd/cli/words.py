@@ -7,7 +7,7 @@ from datetime import datetime
 
 from ingestd.lifecycle import Reason
 
-from .frame import clock
+from .common import clock
 
 # Where the code itself is not the field's word for it.
 _REASONS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from ingestd.ledger import Ledger, put
 from ingestd.lifecycle import State
 from tests.builders import write_instance

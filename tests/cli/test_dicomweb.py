@@ -16,8 +16,8 @@ import pydicom
 import pytest
 from click.testing import CliRunner, Result
 
+from ingestd.cli.common import ExitCode, in_words
 from ingestd.cli.dicomweb import command
-from ingestd.cli.frame import ExitCode, in_words
 from ingestd.cli.tables import show, table
 from ingestd.dicomweb import batches
 from ingestd.emulator import Emulator

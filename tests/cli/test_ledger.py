@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingestd.cli.advice import MEANING, next_step
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from ingestd.ledger import Alarm
 from ingestd.lifecycle import MOVES, Reason, ServerKind, State
 from ingestd.locks import who_runs

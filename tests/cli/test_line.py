@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from ingestd.ledger import LedgerMissing
 from tests.builders import write_instance
 from tests.commanding import command_in

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
 from tests.builders import write_instance
 from tests.running import PROGRAM, Site, environment, wait_until

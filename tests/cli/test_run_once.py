@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
-from ingestd.cli.outcome import look_back
+from ingestd.cli.common import ExitCode
+from ingestd.cli.run_summary import look_back
 from ingestd.emulator import Emulator
 from tests.daemon.test_promise import configure, image, run
 from tests.running import Site

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from ingestd.ledger import sqlite_file
 from ingestd.ledger.migrations import MIGRATIONS
 from tests.commanding import CONFIG, Rows, command_in

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
 from ingestd.lifecycle import Pause, PauseCause, Reason, State
 from tests.builders import write_instance

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess
 from tests.running import PROGRAM, Site, environment, wait_until

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
 from tests.daemon.test_promise import image
 from tests.running import Site, environment, wait_until

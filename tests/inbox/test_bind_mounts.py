@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess
 from tests.running import PROGRAM, QUICK_INBOX, Site, environment

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.cli.frame import ExitCode
+from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
 from ingestd.ledger import LedgerMissing
 from ingestd.lifecycle import State

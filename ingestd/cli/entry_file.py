@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ingestd.places import below_of, look, open_file
 
-from .frame import plain
+from .common import plain
 
 if TYPE_CHECKING:
     from pathlib import Path

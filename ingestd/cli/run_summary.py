@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .asker import as_typed
-from .frame import ExitCode, in_files, plain, print_json
+from .common import ExitCode, in_files, plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -22,7 +22,7 @@ MOST_TOLD = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class RunSummary:
     """What became of the files of one run. ``states`` are all rows of its inboxes, or of the whole ledger."""
 
     result: OnceResult
@@ -46,7 +46,7 @@ def look_back(
     *,
     inboxes: Mapping[str, Collection[str] | None] | None = None,
     left_alone: dict[str, int] | None = None,
-) -> Outcome:
+) -> RunSummary:
     """Read from the ledger what became of the rows that this run took in or found waiting.
 
     A row needs a person for this run if anything happened to it while the run lasted, whatever the clocks said. With
@@ -55,7 +55,7 @@ def look_back(
     """
     from ingestd.lifecycle import Reason, needs_person
 
-    from .frame import ledger_for_reading
+    from .common import ledger_for_reading
 
     states: dict[str, int] = {}
     with ledger_for_reading(config) as ledger:
@@ -67,7 +67,7 @@ def look_back(
         calling = [entry for entry in ours if needs_person(entry.state, entry.reason)]
         found = [entry for entry in calling if entry.reason not in {Reason.NOT_DICOM, Reason.DICOMDIR}]
         clutter = len(calling) - len(found)
-    return Outcome(
+    return RunSummary(
         result=result,
         states={state: count for state, count in states.items() if count},
         needs_person=tuple(found),
@@ -109,42 +109,42 @@ def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], calle
     return found.looks_like(entry.source)
 
 
-def tell(outcome: Outcome, *, as_json: bool) -> None:
+def tell(summary: RunSummary, *, as_json: bool) -> None:
     """Print what the run came to."""
     if as_json:
-        print_json(_as_plain(outcome))
+        print_json(_as_plain(summary))
         return
     from .advice import advice_for
     from .words import words_of
 
-    sums = ", ".join(f"{count} {state}" for state, count in sorted(outcome.states.items(), key=lambda each: -each[1]))
-    click.echo(f"taken in now: {outcome.result.taken_in}; in all: {sums or 'nothing'}")
-    if outcome.left_alone or outcome.clutter:
-        words = [f"{count} {name.replace('_', ' ')}" for name, count in outcome.left_alone.items()]
-        words += [f"{in_files(outcome.clutter)} without an image"] if outcome.clutter else []
+    sums = ", ".join(f"{count} {state}" for state, count in sorted(summary.states.items(), key=lambda each: -each[1]))
+    click.echo(f"taken in now: {summary.result.taken_in}; in all: {sums or 'nothing'}")
+    if summary.left_alone or summary.clutter:
+        words = [f"{count} {name.replace('_', ' ')}" for name, count in summary.left_alone.items()]
+        words += [f"{in_files(summary.clutter)} without an image"] if summary.clutter else []
         click.echo(f"left alone: {', '.join(words)}")
-    for entry in outcome.needs_person[:MOST_TOLD]:
+    for entry in summary.needs_person[:MOST_TOLD]:
         why = f"{words_of(entry.reason)}: {entry.note}" if entry.note else words_of(entry.reason)
         click.echo(f"  {entry.state} {plain(entry.relative_path)} ({plain(why)})")
         click.echo(f"    -> {plain(advice_for(entry))}")
-    if len(outcome.needs_person) > MOST_TOLD:
-        click.echo(f"  ... and {len(outcome.needs_person) - MOST_TOLD} more: {as_typed('`ingestd status`')}")
-    for path in outcome.result.left[:MOST_TOLD]:
+    if len(summary.needs_person) > MOST_TOLD:
+        click.echo(f"  ... and {len(summary.needs_person) - MOST_TOLD} more: {as_typed('`ingestd status`')}")
+    for path in summary.result.left[:MOST_TOLD]:
         click.echo(f"  LEFT {plain(path)} (it cannot be read, or not be moved out of its folder)")
-    if len(outcome.result.left) > MOST_TOLD:
-        click.echo(f"  ... and {len(outcome.result.left) - MOST_TOLD} more")
-    for path in outcome.result.not_taken_in[:MOST_TOLD]:
+    if len(summary.result.left) > MOST_TOLD:
+        click.echo(f"  ... and {len(summary.result.left) - MOST_TOLD} more")
+    for path in summary.result.not_taken_in[:MOST_TOLD]:
         click.echo(f"  NOT TAKEN IN {plain(path)} ({_why_not(Path(path))})")
-    if len(outcome.result.not_taken_in) > MOST_TOLD:
-        click.echo(f"  ... and {len(outcome.result.not_taken_in) - MOST_TOLD} more")
-    for alarm in outcome.result.alarms:
+    if len(summary.result.not_taken_in) > MOST_TOLD:
+        click.echo(f"  ... and {len(summary.result.not_taken_in) - MOST_TOLD} more")
+    for alarm in summary.result.alarms:
         click.echo(
             f"  stopped because {as_typed(plain(alarm.note))}{f' ({plain(alarm.about)})' if alarm.about else ''}"
         )
         click.echo(f"    -> {as_typed(plain(alarm.next_step))}")
-    if not outcome.result.done:
-        why = "stopped" if outcome.result.stopped else "not done in time"
-        left = outcome.result.unfinished
+    if not summary.result.done:
+        why = "stopped" if summary.result.stopped else "not done in time"
+        left = summary.result.unfinished
         on_the_way = f"{in_files(left)} {'is' if left == 1 else 'are'} still on the way"
         click.echo(f"{why}: {on_the_way if left else 'not all is looked through and taken in'}; run it again to go on")
 
@@ -159,20 +159,20 @@ def _why_not(path: Path) -> str:
     return "it was left alone for its name or its place, or cannot be read: name it by itself"
 
 
-def _as_plain(outcome: Outcome) -> dict[str, Any]:
+def _as_plain(summary: RunSummary) -> dict[str, Any]:
     from .status import entry_as_plain
 
     return {
-        "done": outcome.result.done,
-        "stopped": outcome.result.stopped,
-        "taken_in": outcome.result.taken_in,
-        "unfinished": outcome.result.unfinished,
-        "states": outcome.states,
-        "needs_person": [entry_as_plain(entry) for entry in outcome.needs_person],
-        "clutter": outcome.clutter,
-        "left_alone": outcome.left_alone,
-        "left": list(outcome.result.left),
-        "not_taken_in": list(outcome.result.not_taken_in),
+        "done": summary.result.done,
+        "stopped": summary.result.stopped,
+        "taken_in": summary.result.taken_in,
+        "unfinished": summary.result.unfinished,
+        "states": summary.states,
+        "needs_person": [entry_as_plain(entry) for entry in summary.needs_person],
+        "clutter": summary.clutter,
+        "left_alone": summary.left_alone,
+        "left": list(summary.result.left),
+        "not_taken_in": list(summary.result.not_taken_in),
         "stopped_because": [
             {
                 "kind": alarm.kind,
@@ -180,7 +180,7 @@ def _as_plain(outcome: Outcome) -> dict[str, Any]:
                 "note": as_typed(alarm.note),
                 "next_step": as_typed(alarm.next_step),
             }
-            for alarm in outcome.result.alarms
+            for alarm in summary.result.alarms
         ],
-        "exit_code": int(outcome.code),
+        "exit_code": int(summary.code),
     }
