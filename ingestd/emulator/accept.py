@@ -1,4 +1,4 @@
-"""The Accept header: the filter of JSON answers (facts page 0.4) and the choice among media types (2.1)."""
+"""The Accept header: the filter of JSON answers (AZURE.md 0.4) and the choice among media types (AZURE.md 2.1)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The server as an ASGI application: routing, the checks every request goes through, faults, and the log.
 
-The order of refusals is the service's (facts page 1.2 and 0.4): route and version, then content type against what the
+The order of refusals is the service's (AZURE.md 1.2, 0.4): route and version, then content type against what the
 route consumes (415), token (401), Accept (406), partition (400), role (403), and only then what the endpoint says.
 """
 
@@ -328,7 +328,7 @@ def _partition_key(call: Call, found: Route) -> int:
 
 
 def _check_audit_headers(request: Request) -> None:
-    # Facts page 0.3: at most 10 custom audit headers of at most 2,048 characters.
+    # AZURE.md 0.3: at most 10 custom audit headers of at most 2,048 characters.
     audit = [item for item in request.headers.items() if item[0].lower().startswith("x-ms-azuredicom-audit-")]
     if len(audit) > 10:
         raise Problem(

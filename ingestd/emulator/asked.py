@@ -1,6 +1,6 @@
 """The query string of a search, as QIDO and the worklist read it: paging, fields, filters, and the words of refusals.
 
-Facts page 0.3, 3.1, 3.2; the end-to-end tests compare whole sentences.
+AZURE.md 0.3, 3.1, 3.2; the end-to-end tests compare whole sentences.
 """
 
 from __future__ import annotations

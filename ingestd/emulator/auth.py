@@ -1,4 +1,4 @@
-"""Tokens on request: a key of the emulator's own, a token endpoint, and the service's two roles (facts page 8).
+"""Tokens on request: a key of the emulator's own, a token endpoint, and the service's two roles (AZURE.md 8).
 
 So that 401, 403, expiry and refresh can be tried for real: ``POST /oauth2/v2.0/token`` with client credentials gives
 a signed token, ``/.well-known/openid-configuration`` and ``/discovery/v2.0/keys`` say how to check it. Two clients

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Action(StrEnum):
-    """What a role may be allowed to do (facts page 8)."""
+    """What a role may be allowed to do (AZURE.md 8)."""
 
     READ = "read"
     WRITE = "write"
@@ -115,7 +115,7 @@ class Route:
     endpoint: Endpoint
     action: Action
     partitioned: bool = True
-    json_answer: bool = False  # the Accept filter of facts page 0.4 applies
+    json_answer: bool = False  # the Accept filter of AZURE.md 0.4 applies
     body: Body = Body.IGNORED
     consumes: tuple[str, ...] = ()
     versions: frozenset[int] = frozenset({1, 2})

@@ -1,4 +1,4 @@
-"""DELETE of studies, series and instances (facts page 4)."""
+"""DELETE of studies, series and instances (AZURE.md 4)."""
 
 # ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
 
@@ -44,7 +44,7 @@ def remove(service: Service, where: str, parameters: tuple[Any, ...]) -> int:
 
 
 def expire(service: Service) -> None:
-    """Remove the studies whose time is over (facts page 1.9); the feed has them as deleted."""
+    """Remove the studies whose time is over (AZURE.md 1.9); the feed has them as deleted."""
     now = now_ticks()
     with service.index.read() as tx:
         rows = tx.execute("SELECT study_uid, partition_key FROM study WHERE expires_at <= ?", (now,)).fetchall()

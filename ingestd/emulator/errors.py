@@ -1,4 +1,4 @@
-"""What a request can end in other than an answer, with the status and the words the service uses (facts page 0.3)."""
+"""What a request can end in other than an answer, with the status and the words the service uses (AZURE.md 0.3)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Looks at one spooled part: can it be read, may it be stored, what is it called, what goes into the index.
 
-The outcome is plain values; nothing here touches the index. Versions differ as facts page 1.7 says: version 1 refuses
+The outcome is plain values; nothing here touches the index. Versions differ as AZURE.md 1.7 says: version 1 refuses
 what breaks a rule of an indexed attribute, version 2 stores it, warns, and leaves the attribute out of the metadata.
 """
 
@@ -28,7 +28,7 @@ from .indexed import (
 )
 from .values import METADATA_TEXT, Json, Text, elements_of, is_number, numbers_of, strings_of, text_of, to_json
 
-# Failure reasons (facts page 1.6; PS3.18 Table I.2-2).
+# Failure reasons (AZURE.md 1.6; PS3.18 Table I.2-2).
 PROCESSING_FAILURE = 0x0110  # 272
 VALIDATION_FAILED = 0xA900  # 43264
 STUDY_MISMATCH = 0xA901  # 43265, what the managed service's documents say; source and its tests have 43264
@@ -207,7 +207,7 @@ def _judge_v1(found: Examined, header: Header, *, study_uid: str | None, tags: S
 
 
 def _trailing_nul(element: Element, text: Text) -> str | None:
-    # Version 1 knows no leniency: a NUL is a control character (facts page 10.1, StoreTransactionTestsV1).
+    # Version 1 knows no leniency: a NUL is a control character (AZURE.md 9, StoreTransactionTestsV1).
     if element.vr not in ("LO", "PN"):
         return None
     strings = strings_of(element, text)

@@ -1,4 +1,4 @@
-"""The change feed, versions 1 and 2 (facts page 5).
+"""The change feed, versions 1 and 2 (AZURE.md 5).
 
 An entry's state is not stored: it is what the instance is *now*, so that deleting or replacing an instance changes all
 its earlier entries at once, as in the service.

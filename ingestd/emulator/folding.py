@@ -1,4 +1,4 @@
-"""How values compare in searches: the collations of the original's SQL Server (facts page 3.2)."""
+"""How values compare in searches: the collations of the original's SQL Server (AZURE.md 3.2)."""
 
 from __future__ import annotations
 

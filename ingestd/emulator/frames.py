@@ -1,4 +1,4 @@
-"""WADO-RS frames (facts page 2.1): single frames of an instance, as stored or transcoded."""
+"""WADO-RS frames (AZURE.md 2.1): single frames of an instance, as stored or transcoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attributes the service indexes and returns (facts page 1.7, 3.1, 3.3), as tables."""
+"""The attributes the service indexes and returns (AZURE.md 1.7, 3.1, 3.3), as tables."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ STUDY_COLUMNS = tuple(a for a in CORE if a.level is Level.STUDY and a.tag != STU
 SERIES_COLUMNS = tuple(a for a in CORE if a.level is Level.SERIES and a.tag != SERIES_UID)
 REQUIRED = (STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS, PATIENT_ID)
 
-# Facts page 3.3. v2 defaults are index columns only; v1 defaults need the stored metadata.
+# AZURE.md 3.3. v2 defaults are index columns only; v1 defaults need the stored metadata.
 V1_STUDY = frozenset({
     0x00080005, 0x00080020, 0x00080030, 0x00080050, 0x00080056, 0x00080090, 0x00080201,
     0x00100010, 0x00100020, 0x00100030, 0x00100040, 0x0020000D, 0x00200010,

@@ -1,4 +1,4 @@
-"""Judges what a client sends of extended query tags, in the service's order and words (facts page 6)."""
+"""Judges what a client sends of extended query tags, in the service's order and words (AZURE.md 6.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations as clients see them: ``/operations/{id}`` (facts page 6). ``worker.py`` does them."""
+"""Operations as clients see them: ``/operations/{id}`` (AZURE.md 6.4). ``worker.py`` does them."""
 
 from __future__ import annotations
 

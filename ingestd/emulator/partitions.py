@@ -1,4 +1,4 @@
-"""Data partitions (facts page 7.4): off unless asked for; then every DICOMweb path needs one."""
+"""Data partitions (AZURE.md 7.4): off unless asked for; then every DICOMweb path needs one."""
 
 from __future__ import annotations
 

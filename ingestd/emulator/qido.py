@@ -1,4 +1,4 @@
-"""QIDO-RS: the six search resources (facts page 3). This file reads the query; ``search.py`` asks the index."""
+"""QIDO-RS: the six search resources (AZURE.md 3). This file reads the query; ``search.py`` asks the index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reindex operation: gives new extended query tags the values of what is stored already (facts page 6)."""
+"""The reindex operation: gives new extended query tags the values of what is stored already (AZURE.md 6)."""
 
 # ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
 
@@ -40,7 +40,7 @@ def reindex(service: Service, operation_id: str, given: dict[str, Any]) -> dict[
         after = rows[-1]["watermark"]
     with service.index.write() as tx:
         for tag in tags:
-            # A tag with errors cannot be searched until somebody says so (facts page 6).
+            # A tag with errors cannot be searched until somebody says so (AZURE.md 6.3).
             failed = one(tx, "SELECT 1 FROM tag_error WHERE tag_key = ?", (tag.key,)) is not None
             tx.execute("UPDATE tag SET status = 'ready', query_enabled = ? WHERE key = ?", (not failed, tag.key))
     return {}

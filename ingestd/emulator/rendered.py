@@ -1,4 +1,4 @@
-"""WADO-RS rendered images (facts page 2.3): one frame as JPEG or PNG, with the window the file asks for."""
+"""WADO-RS rendered images (AZURE.md 2.3): one frame as JPEG or PNG, with the window the file asks for."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _render(kept: Kept, index: int, kind: str, quality: int) -> bytes:
         try:
             return _drawn(kept, index, kind, quality)
         except Exception as error:
-            raise undecodable(NOT_ACCEPTABLE) from error  # facts page 2.3
+            raise undecodable(NOT_ACCEPTABLE) from error  # AZURE.md 2.3
 
 
 def _drawn(kept: Kept, index: int, kind: str, quality: int) -> bytes:

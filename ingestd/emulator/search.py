@@ -1,4 +1,4 @@
-"""Asks the index a QIDO question and puts the answer together (facts page 3.2, 3.3).
+"""Asks the index a QIDO question and puts the answer together (AZURE.md 3.2, 3.3).
 
 Two ways to an answer, as in the original: when every returned attribute is an index column (the version 2 defaults, the
 computed counts), the study and series tables give it - latest value wins. As soon as one other attribute is wanted, the
@@ -234,7 +234,7 @@ def _computed(tx: sqlite3.Connection, row: sqlite3.Row, question: Question) -> d
 
 
 def _count(tx: sqlite3.Connection, column: str, key: int) -> int:
-    # Creating rows count, too, as in the service (facts page 3.3).
+    # Creating rows count, too, as in the service (AZURE.md 3.3).
     count: int = tx.execute(f"SELECT count(*) FROM instance WHERE {column} = ?", (key,)).fetchone()[0]
     return count
 

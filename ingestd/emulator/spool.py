@@ -1,4 +1,4 @@
-"""Takes a request's body in, part by part, in memory that does not grow with it (facts page 1.1, 1.3).
+"""Takes a request's body in, part by part, in memory that does not grow with it (AZURE.md 1.1, 1.3).
 
 Small parts stay in memory, as many as ``_MOST_IN_MEMORY`` allows; all others go to disk as they come.
 """
@@ -160,7 +160,7 @@ class Spool:
             raise Problem(400, f"The multipart body is malformed: {error}") from error
         if not splitter.saw_delimiter:
             raise Problem(400, "Unexpected end of the multipart body: its boundary was not found.")
-        # A part that was cut short is dropped without a word; the ones before it count (facts page 1.3).
+        # A part that was cut short is dropped without a word; the ones before it count (AZURE.md 1.3).
         self._abandon()
 
     def _split(self, splitter: Splitter, chunk: bytes, kind: BodyKind) -> None:

@@ -1,4 +1,4 @@
-"""The Store Transaction's work on files and index (PS3.18 §10.5; facts page 1.2, 1.8).
+"""The Store Transaction's work on files and index (PS3.18 §10.5; AZURE.md 1.2, 1.8).
 
 The parts of all requests that wait are taken in groups (``writer``). For each group, in one transaction: rows
 *Creating*, files renamed into place, small ones into the index, then rows *Created* together with their feed entries,
@@ -115,7 +115,7 @@ def look_at(
 
 
 def _without_preamble(source: Path | bytes) -> Path | bytes:
-    # The managed service zeroes the preamble (Azure conformance v2; facts page 1.8).
+    # The managed service zeroes the preamble (Azure conformance v2; AZURE.md 1.8).
     if isinstance(source, bytes):
         return bytes(128) + source[128:] if source[128:132] == b"DICM" else source
     descriptor = os.open(source, os.O_RDWR | os.O_CLOEXEC)
@@ -174,7 +174,7 @@ def _finish(service: Service, tx: sqlite3.Connection, post: Post, begun: list[En
     if not begun:
         return []
     removed: list[int] = []
-    # If the tags changed since the request began, the service fails its instances with 272 (facts page 1.8).
+    # If the tags changed since the request began, the service fails its instances with 272 (AZURE.md 1.8).
     tags_changed = stored_tags(tx) != list(post.request.tags)
     for entry in begun:
         removed += _undo(tx, entry) if tags_changed else _commit(service, tx, post.request, entry)
@@ -320,7 +320,7 @@ def _commit(service: Service, tx: sqlite3.Connection, request: StoreRequest, ent
     tx.execute("INSERT INTO metadata VALUES (?, ?)", (entry.watermark, zlib.compress(found.metadata, 1)))
     add_to_feed(service, tx, entry, request.partition_key, action="Update" if entry.replaced else "Create")
     latest_wins(tx, "study", STUDY_COLUMNS, found.columns, entry.study_key)
-    # The one column that cannot be null: stored empty, it comes back as an element without a value (facts page 3.2).
+    # The one column that cannot be null: stored empty, it comes back as an element without a value (AZURE.md 3.2).
     tx.execute(
         "UPDATE study SET patient_id = '', patient_id_f = '' WHERE key = ? AND patient_id IS NULL", (entry.study_key,)
     )
@@ -358,7 +358,7 @@ def latest_wins(
     columns: dict[str, str],
     key: int,
 ) -> None:
-    """Write the non-empty values of a study or series over the older ones (facts page 1.8)."""
+    """Write the non-empty values of a study or series over the older ones (AZURE.md 1.8)."""
     pairs = [
         (attribute.column, columns[attribute.column], fold(columns[attribute.column], attribute.vr))
         for attribute in attributes
@@ -387,7 +387,7 @@ def keep_values(tx: sqlite3.Connection, entry: Entry) -> None:
 
 
 def _set_expiry(tx: sqlite3.Connection, request: StoreRequest, begun: list[Entry]) -> None:
-    # The last store decides for its study; one without the headers cancels an expiry (facts page 1.9).
+    # The last store decides for its study; one without the headers cancels an expiry (AZURE.md 1.9).
     for study_key in {entry.study_key for entry in begun if entry.is_stored}:
         tx.execute(
             "UPDATE study SET expires_at = ? WHERE key = ? AND expires_at IS NOT ?",

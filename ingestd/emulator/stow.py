@@ -1,4 +1,4 @@
-"""STOW-RS: the answer to a Store Transaction (facts page 1.4, 1.5)."""
+"""STOW-RS: the answer to a Store Transaction (AZURE.md 1.4, 1.5)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def answer_to(call: Call) -> Response:
 
 
 def _expiry(call: Call) -> int | None:
-    # Facts page 1.9: managed only; all three headers say the same one thing.
+    # AZURE.md 1.9: managed only; all three headers say the same one thing.
     if not call.service.settings.is_managed:
         return None
     milliseconds = call.header("msdicom-expiry-time-milliseconds")

@@ -96,7 +96,7 @@ def belie_where_asked(service: Service, request: StoreRequest, group: list[Entry
     for entry in group:
         if FaultName.REFUSE_STORED in entry.faults and entry.is_stored:
             entry.examined.failure = VALIDATION_FAILED
-        # As when the service's own cleanup of a failed entry meets a commit that had succeeded (facts page 1.8).
+        # As when the service's own cleanup of a failed entry meets a commit that had succeeded (AZURE.md 1.8).
         if FaultName.UNDONE in entry.faults and entry.is_stored:
             entry.examined.failure = PROCESSING_FAILURE
             where = "study_uid = ? AND series_uid = ? AND sop_uid = ? AND partition_key = ?"

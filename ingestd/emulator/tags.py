@@ -1,4 +1,4 @@
-"""Extended query tags: attributes that a client makes searchable (facts page 6)."""
+"""Extended query tags: attributes that a client makes searchable (AZURE.md 6)."""
 
 # ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
 
@@ -36,7 +36,7 @@ def post_tags(call: Call) -> Response:
         if one(tx, f"SELECT 1 FROM tag WHERE path IN ({marks})", tuple(paths)) is not None:
             raise Problem(409, "One or more extended query tags already exist.")
         if tx.execute("SELECT count(*) FROM tag").fetchone()[0] + len(entries) > _MOST_TAGS:
-            # The original lets this through as an unexpected server error (sic, facts page 6).
+            # The original lets this through as an unexpected server error (sic, AZURE.md 6.2).
             raise Problem(503, f"Extended query tags exceeds max allowed count '{_MOST_TAGS}'.")
         operation_id = _add(tx, entries)
     call.service.forget_tags()

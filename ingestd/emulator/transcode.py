@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 JPEG_2000 = "1.2.840.10008.1.2.4.90"
 NOT_SUPPORTED = "The specified transcoding is not supported."
 NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
-# Facts page 2.1: what the service decodes. Deflated is ours: it needs no codec.
+# AZURE.md 2.1: what the service decodes. Deflated is ours: it needs no codec.
 SOURCES = NATIVE | {
     "1.2.840.10008.1.2.4.50",
     "1.2.840.10008.1.2.4.57",

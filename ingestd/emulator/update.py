@@ -1,4 +1,4 @@
-"""Bulk update of patient and study attributes (facts page 7.1): version 2 only, an operation, two versions kept."""
+"""Bulk update of patient and study attributes (AZURE.md 7.1): version 2 only, an operation, two versions kept."""
 
 # ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
 

@@ -1,4 +1,4 @@
-"""What the service says about a data set before it stores it (facts page 1.7).
+"""What the service says about a data set before it stores it (AZURE.md 1.7).
 
 Two sets of rules, both the original's: the *minimum* validators look at the first value of an indexed attribute and
 decide whether it can go into the index; the *full* ones are fo-dicom's VR and VM rules, which version 2 turns into

@@ -1,4 +1,4 @@
-"""WADO-RS: files and metadata of studies, series and instances (facts page 2)."""
+"""WADO-RS: files and metadata of studies, series and instances (AZURE.md 2)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One row of the table of what a resource can be had as: facts page 2.1."""
+    """One row of the table of what a resource can be had as: AZURE.md 2.1."""
 
     media_type: str
     multipart: bool

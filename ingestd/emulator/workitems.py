@@ -1,4 +1,4 @@
-"""UPS-RS: making, changing and ending workitems (PS3.18 §11; facts page 7.3); ``worklist.py`` finds them.
+"""UPS-RS: making, changing and ending workitems (PS3.18 §11; AZURE.md 7.3); ``worklist.py`` finds them.
 
 What is said of a workitem is a JSON string, since the service gives it to its JSON writer; what ends as an exception
 there (a UID that is none, a body that is no JSON) is plain text, as everywhere.

@@ -1,4 +1,4 @@
-"""UPS-RS: searching workitems (PS3.18 §11.9; facts page 7.3)."""
+"""UPS-RS: searching workitems (PS3.18 §11.9; AZURE.md 7.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded server's extended query tags, bulk update, partitions, workitems and tokens: facts 6 to 8."""
+"""The embedded server's extended query tags, bulk update, partitions, workitems and tokens: AZURE.md 6 to 8."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def added(peer: Peer, *tags: dict[str, Any]) -> dict[str, Any]:
     return peer.finished(answer.json()["href"])
 
 
-# Extended query tags (section 6, ExtendedQueryTagTests).
+# Extended query tags (AZURE.md 6, ExtendedQueryTagTests).
 
 
 def test_new_tag_is_searchable_for_what_was_there_and_what_comes(fresh):
@@ -296,7 +296,7 @@ def test_invalid_value_of_an_indexed_tag_is_refused_by_v1_and_warned_of_by_v2():
         assert v2.store(scan(bad)).status_code == 202
 
 
-# Bulk update (section 7.1, UpdateInstanceTests).
+# Bulk update (AZURE.md 7.1, UpdateInstanceTests).
 
 
 def change(peer: Peer, studies: list[str], **elements: Any) -> requests.Response:
@@ -495,7 +495,7 @@ def test_one_update_at_a_time():
         assert peer.finished(first.json()["href"])["status"] == "succeeded"
 
 
-# Partitions (section 7.4, DataPartitionEnabledTests).
+# Partitions (AZURE.md 7.4, DataPartitionEnabledTests).
 
 
 def test_partitions_are_refused_while_they_are_off(peer):
@@ -527,7 +527,7 @@ def test_partitions_keep_their_studies_apart():
         assert peer.get("/partitions/one/changefeed", None).status_code == 404
 
 
-# Workitems (section 7.3).
+# Workitems (AZURE.md 7.3).
 
 
 def workitem(**changes: Any) -> list[dict[str, Any]]:
@@ -724,7 +724,7 @@ def test_workitem_searches_that_make_no_sense(peer, query):
     assert peer.get(f"/workitems?{query}").status_code == 400
 
 
-# Tokens (section 8; AuthenticationTests, AuthorizationTests).
+# Tokens (AZURE.md 8; AuthenticationTests, AuthorizationTests).
 
 
 @pytest.fixture(scope="module")

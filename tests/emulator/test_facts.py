@@ -1,7 +1,6 @@
-"""The embedded server line by line: what the facts page says and no other test of it looks at.
+"""The embedded server line by line: what AZURE.md says and no other test of it looks at.
 
-Each test names its section (§) of the facts page in its docstring; ``test_facts_index.py`` says for every line
-of the page which test holds it.
+Each test names its section in its docstring; ``test_facts_index.py`` says for every line which test holds it.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def put(peer: Peer, file: bytes) -> str:
 
 @pytest.mark.parametrize("version", ["v1.0", "v2.0", "V1.0-PRERELEASE"])
 def test_versions_may_be_written_with_their_minor_number(server, version):
-    """§0.1: v1.0 and v2.0 are 1 and 2, whatever their case."""
+    """AZURE.md 0.1: v1.0 and v2.0 are 1 and 2, whatever their case."""
     with Peer(server.root, version) as peer:
         answer = peer.get("/changefeed/latest", None)
 
@@ -78,13 +77,13 @@ def test_versions_may_be_written_with_their_minor_number(server, version):
 
 
 def test_literals_of_paths_have_no_case_and_one_slash_too_many_is_no_matter(v2):
-    """§0.1, §12: $bulkupdate, Studies and their like in any case, also with a trailing slash."""
+    """AZURE.md 0.1: $bulkupdate, Studies and their like in any case, also with a trailing slash."""
     assert v2.call("POST", "/STUDIES/$BULKUPDATE/", json={}).text.startswith("The required field")
     assert v2.get("/ExtendedQueryTags/", None).status_code == 200
 
 
 def test_json_of_the_service_is_camel_case_and_takes_enums_in_any_case_but_not_any_word(server):
-    """§0.2: camelCase names, nulls left out, enum values strict but case-insensitive on input."""
+    """AZURE.md 0.2: camelCase names, nulls left out, enum values strict but case-insensitive on input."""
     with Emulator(fsync=False) as fresh, Peer(fresh.root) as peer:
         tag = [{"PATH": "PatientAge", "vr": "as", "privateCreator": None, "LEVEL": "sTUDY"}]
         operation = peer.finished(peer.call("POST", "/extendedquerytags", json=tag).json()["href"])
@@ -99,7 +98,7 @@ def test_json_of_the_service_is_camel_case_and_takes_enums_in_any_case_but_not_a
 
 
 def test_dicom_json_has_its_type_and_sorted_uppercase_keys(peer):
-    """§0.2: application/dicom+json with its charset; eight uppercase hex digits, ascending."""
+    """AZURE.md 0.2: application/dicom+json with its charset; eight uppercase hex digits, ascending."""
     answer = peer.get(f"{put(peer, scan())}/metadata")
     keys = list(answer.json()[0])
 
@@ -109,7 +108,7 @@ def test_dicom_json_has_its_type_and_sorted_uppercase_keys(peer):
 
 
 def test_bad_json_is_worded_as_the_service_does(peer):
-    """§0.3, §6: 400 with these words."""
+    """AZURE.md 0.3, 6.2: 400 with these words."""
     answer = peer.call("POST", "/extendedquerytags", data="{", headers={"Content-Type": "application/json"})
 
     assert (answer.status_code, answer.text) == (400, "The syntax of the request body is invalid.")
@@ -117,7 +116,7 @@ def test_bad_json_is_worded_as_the_service_does(peer):
 
 @pytest.mark.parametrize("path", ["/changefeed?x=%3C", "/studies/1.2/metadata?x=%3c", "/operations/1?<"])
 def test_angle_brackets_in_any_query_are_refused(peer, path):
-    """§0.3: on every endpoint, written out or encoded in either case."""
+    """AZURE.md 0.3: on every endpoint, written out or encoded in either case."""
     answer = peer.get(path)
 
     assert (answer.status_code, answer.text) == (400, "The query string included invalid characters.")
@@ -132,7 +131,7 @@ def test_angle_brackets_in_any_query_are_refused(peer, path):
     ],
 )
 def test_bad_query_parameters_are_named(peer, path, name):
-    """§0.3: The query parameter '{name}' is invalid. {detail}"""
+    """AZURE.md 0.3: The query parameter '{name}' is invalid. {detail}"""
     answer = peer.get(path)
 
     assert answer.status_code == 400
@@ -149,14 +148,14 @@ def test_bad_query_parameters_are_named(peer, path, name):
     ],
 )
 def test_audit_headers_have_their_limits_on_stores_too(peer, audit, status):
-    """§0.3, §10.1 AuditTests: ten headers of 2,048 characters, both versions, reading and writing."""
+    """AZURE.md 0.3, 9 AuditTests: ten headers of 2,048 characters, both versions, reading and writing."""
     assert peer.get("/changefeed", None, headers=audit).status_code == status
     assert peer.store(scan(), **audit).status_code == status
 
 
 @pytest.mark.parametrize("pixel_bytes", [64, 100_000], ids=["kept in the index", "kept in the folder"])
 def test_file_that_vanished_under_its_row_is_a_server_error(pixel_bytes):
-    """§0.3: 500 with the service's words, also when a row exists whose file does not."""
+    """AZURE.md 0.3: 500 with the service's words, also when a row exists whose file does not."""
     with Emulator(fsync=False) as fresh, Peer(fresh.root) as peer:
         path = put(peer, scan({0x7FE00010: ("OB", bytes(pixel_bytes))}))
         on_disk = [file for file in (fresh.data / "files").rglob("*") if file.is_file()]
@@ -199,7 +198,7 @@ ACCEPTABLE = [
 
 @pytest.mark.parametrize("method, path", JSON_RESOURCES)
 def test_accept_filter_of_everything_that_answers_dicom_json(peer, method, path):
-    """§0.4: the same list for STOW, QIDO, metadata and workitems; 406 without a body."""
+    """AZURE.md 0.4: the same list for STOW, QIDO, metadata and workitems; 406 without a body."""
     study = put(peer, scan()).split("/")[2]
 
     def status(accept: str | None) -> tuple[int, bytes]:
@@ -217,12 +216,12 @@ def test_accept_filter_of_everything_that_answers_dicom_json(peer, method, path)
 
 @pytest.mark.parametrize("path", ["/changefeed", "/changefeed/latest", "/extendedquerytags", "/operations/1"])
 def test_accept_is_not_looked_at_elsewhere(peer, path):
-    """§0.4, §5: change feed, tags and operations answer whatever is accepted."""
+    """AZURE.md 0.4, 5: change feed, tags and operations answer whatever is accepted."""
     assert [peer.get(path, accept).status_code in (200, 404) for accept in (None, "image/png")] == [True, True]
 
 
 def test_limits_are_the_services():
-    """§0.5, §12: 4 GB managed, 2 GB open source, 100 MiB to transcode; operations on, partitions off."""
+    """AZURE.md 0.5: 4 GB managed, 2 GB open source, 100 MiB to transcode; operations on, partitions off."""
     managed, oss = Settings(), Settings(flavour=Flavour.OSS)
 
     assert (managed.is_managed, managed.file_limit, oss.file_limit) == (True, 4 << 30, 2 << 30)
@@ -241,12 +240,12 @@ def test_limits_are_the_services():
     ],
 )
 def test_type_and_quotes_are_optional(peer, kind):
-    """§1.1: only the boundary is required."""
+    """AZURE.md 1.1: only the boundary is required."""
     assert peer.store(scan(), content_type=kind).status_code == 200
 
 
 def test_missing_boundary_is_worded_as_the_service_does(peer):
-    """§1.1: 415, and which content type it was."""
+    """AZURE.md 1.1: 415, and which content type it was."""
     answer = peer.store(scan(), content_type="multipart/related")
 
     assert answer.status_code == 415
@@ -254,14 +253,14 @@ def test_missing_boundary_is_worded_as_the_service_does(peer):
 
 
 def test_metadata_and_bulk_data_are_not_stored(peer):
-    """§1.1: a store of DICOM JSON parts is 415."""
+    """AZURE.md 1.1: a store of DICOM JSON parts is 415."""
     kind = f'multipart/related; type="application/dicom+json"; boundary={BOUNDARY}'
 
     assert peer.store(body=multipart([b"[]"], part_type=JSON), content_type=kind).status_code == 415
 
 
 def test_put_into_a_study_takes_only_that_study(v2):
-    """§1.1, §1.9, §10.1: PUT has both paths, and the same rule of the path's study."""
+    """AZURE.md 1.1, 1.9, 9: PUT has both paths, and the same rule of the path's study."""
     study = fresh_uid()
 
     assert v2.store(scan(study=study), path=f"/studies/{study}", method="PUT").status_code == 200
@@ -286,7 +285,7 @@ ORDERS: list[tuple[str, dict[str, Any], int]] = [
 
 @pytest.mark.parametrize("who, request_, status", ORDERS, ids=lambda each: str(each)[:60])
 def test_refusals_come_in_the_services_order(guarded, owner, reader, who, request_, status):
-    """§1.2: Accept 406, partition 400, role 403, path UID 400, content type 415, then the parts 413 or 400."""
+    """AZURE.md 1.2: Accept 406, partition 400, role 403, path UID 400, content type 415, then the parts 413 or 400."""
     with Peer(guarded.root) as nobody:
         peer = {"owner": owner, "reader": reader, "nobody": nobody}[who]
         content = request_.get("body", multipart([scan()]))
@@ -296,7 +295,7 @@ def test_refusals_come_in_the_services_order(guarded, owner, reader, who, reques
 
 @pytest.mark.parametrize("single", [True, False])
 def test_file_over_the_limit_is_413_alone_and_in_parts(owner, single):
-    """§0.3, §1.2: a single part as well; the same words."""
+    """AZURE.md 0.3, 1.2: a single part as well; the same words."""
     file = bytes(SMALL_LIMIT + 1)
     answer = owner.store_one(file) if single else owner.store(file)
 
@@ -304,7 +303,7 @@ def test_file_over_the_limit_is_413_alone_and_in_parts(owner, single):
 
 
 def test_nothing_is_stored_of_a_body_that_turns_out_malformed(peer):
-    """§1.2: all parts are read before any is stored."""
+    """AZURE.md 1.2: all parts are read before any is stored."""
     study = fresh_uid()
     body = multipart([scan(study=study)], close=False) + b"--" + BOUNDARY.encode() + b" more\r\n\r\nx"
 
@@ -313,7 +312,7 @@ def test_nothing_is_stored_of_a_body_that_turns_out_malformed(peer):
 
 
 def test_items_come_in_the_order_of_the_parts(peer):
-    """§1.2, §1.5: entries are taken one after the other, and so are their items."""
+    """AZURE.md 1.2, 1.5: entries are taken one after the other, and so are their items."""
     good, bad = [fresh_uid() for _ in range(4)], [fresh_uid() for _ in range(4)]
     files = [file for a, b in zip(good, bad, strict=True) for file in (scan(sop=a), scan({0x00100020: None}, sop=b))]
     answer = peer.store(*files)
@@ -323,7 +322,7 @@ def test_items_come_in_the_order_of_the_parts(peer):
 
 
 def test_failure_item_of_a_duplicate_has_reason_and_uids_and_no_more(peer):
-    """§1.5, §1.6: 45070; 00741048 only where the validator refused, 0074104A never."""
+    """AZURE.md 1.5, 1.6: 45070; 00741048 only where the validator refused, 0074104A never."""
     file = scan(sop=(sop := fresh_uid()))
     peer.store(file)
 
@@ -337,7 +336,7 @@ def test_failure_item_of_a_duplicate_has_reason_and_uids_and_no_more(peer):
 
 
 def test_urls_in_answers_have_the_hosts_name_as_it_was_asked_for(peer):
-    """§1.5: the request's host and version."""
+    """AZURE.md 1.5: the request's host and version."""
     study = fresh_uid()
     answer = peer.store(scan(study=study), path=f"/studies/{study}", Host="archive.example:8443")
     version = peer.url.rpartition("/")[2]
@@ -347,7 +346,7 @@ def test_urls_in_answers_have_the_hosts_name_as_it_was_asked_for(peer):
 
 
 def test_tags_in_comments_are_lowercase_hex(v2):
-    """§1.5: (0008,002a), and the error number is always 100."""
+    """AZURE.md 1.5: (0008,002a), and the error number is always 100."""
     answer = v2.store(scan({0x0008002A: ("DT", "not a time")}))
 
     assert comments(stored(answer)[0])[0].startswith('DICOM100: (0008,002a) - Content "not a time"')
@@ -356,7 +355,7 @@ def test_tags_in_comments_are_lowercase_hex(v2):
 @pytest.mark.parametrize("tag", [0x0020000D, 0x0020000E, 0x00080018, 0x00080016])
 @pytest.mark.parametrize("value", ["", "1.2\\1.3"])
 def test_required_uids_have_exactly_one_value(peer, tag, value):
-    """§1.7: empty or several is as missing, in both versions."""
+    """AZURE.md 1.7: empty or several is as missing, in both versions."""
     answer = peer.store(scan({tag: ("UI", value)}))
 
     shown = f"({tag >> 16:04x},{tag & 0xFFFF:04x})"
@@ -365,14 +364,14 @@ def test_required_uids_have_exactly_one_value(peer, tag, value):
 
 
 def test_only_the_first_missing_attribute_is_told(peer):
-    """§1.7: one comment, whatever else is missing."""
+    """AZURE.md 1.7: one comment, whatever else is missing."""
     answer = peer.store(scan({0x0020000E: None, 0x00100020: None, 0x00080016: None}))
 
     assert len(comments(failed(answer)[0])) == 1
 
 
 def test_indexed_attribute_of_another_vr_is_refused_by_v1(v1):
-    """§1.7: a VR that is not the dictionary's."""
+    """AZURE.md 1.7: a VR that is not the dictionary's."""
     answer = v1.store(scan({0x00080060: ("LO", "CT")}))
 
     assert reasons(answer) == [43264]
@@ -400,7 +399,7 @@ MINIMUM = [
 
 @pytest.mark.parametrize("vr, good, bad, detail", MINIMUM, ids=lambda each: str(each)[:20])
 def test_minimum_validators(vr, good, bad, detail):
-    """§1.7: what keeps a value out of the index, and the words for it."""
+    """AZURE.md 1.7: what keeps a value out of the index, and the words for it."""
     assert [minimum_text(vr, value) for value in (good, "", bad)] == [None, None, detail]
 
 
@@ -412,7 +411,7 @@ def test_minimum_validators(vr, good, bad, detail):
     ],
 )  # fmt: skip
 def test_uid_rule_is_the_services_own(uid, valid):
-    """§1.7, §12: leading zeros and empty components pass, trailing spaces do not count, a last dot does not pass."""
+    """AZURE.md 1.7: leading zeros and empty components pass, trailing spaces do not count, a last dot does not pass."""
     assert is_valid_uid(uid) is valid
 
 
@@ -439,7 +438,7 @@ FULL = [
 
 @pytest.mark.parametrize("vr, good, bad, detail", FULL, ids=lambda each: str(each)[:20])
 def test_full_validators(vr, good, bad, detail):
-    """§1.7: fo-dicom's rules of each VR, which version 2 turns into warnings."""
+    """AZURE.md 1.7: fo-dicom's rules of each VR, which version 2 turns into warnings."""
     rule = rule_of(vr)
 
     assert rule is not None
@@ -448,7 +447,7 @@ def test_full_validators(vr, good, bad, detail):
 
 
 def test_multiplicity_is_not_checked_where_it_means_nothing(v2):
-    """§1.7: private tags and bulk may have as many values as they like; public ones may not."""
+    """AZURE.md 1.7: private tags and bulk may have as many values as they like; public ones may not."""
     private = {0x00091001: ("LO", "a\\b\\c")}
     answer = v2.store(scan(private), scan({0x00280010: ("US", b"\1\0\2\0")}))
 
@@ -457,7 +456,7 @@ def test_multiplicity_is_not_checked_where_it_means_nothing(v2):
 
 
 def test_creating_row_deleted_meanwhile_fails_its_store():
-    """§1.8: 272, nothing kept, nothing in the feed; storing again works."""
+    """AZURE.md 1.8: 272, nothing kept, nothing in the feed; storing again works."""
     uids = {"study": fresh_uid(), "series": fresh_uid(), "sop": fresh_uid()}
     with Emulator(fsync=False) as fresh, Peer(fresh.root) as peer, Peer(fresh.root) as other:
         fresh.faults.add("commit_delay", seconds=0.4, count=1)
@@ -474,7 +473,7 @@ def test_creating_row_deleted_meanwhile_fails_its_store():
 
 
 def test_open_source_flavour_takes_no_notice_of_expiry_headers():
-    """§1.9: the managed service's extras are its own."""
+    """AZURE.md 1.9: the managed service's extras are its own."""
     headers = {
         "msdicom-expiry-time-milliseconds": "1",
         "msdicom-expiry-option": "RelativeToNow",
@@ -492,7 +491,7 @@ def test_open_source_flavour_takes_no_notice_of_expiry_headers():
 
 
 def test_refusals_of_the_accept_header_are_worded(peer):
-    """§2.1, §2.3: the texts of 406."""
+    """AZURE.md 2.1, 2.3: the texts of 406."""
     path = put(peer, scan())
 
     assert peer.get(path, "image/png").text == "The request headers are not acceptable"
@@ -519,14 +518,14 @@ NO_UID = (
     ],
 )
 def test_uid_of_a_path_that_is_none_is_worded(peer, method, path, name):
-    """§0.3, §1.7: 400, in the words of the minimum validator, which name the part of the path."""
+    """AZURE.md 0.3, 1.7: 400, in the words of the minimum validator, which name the part of the path."""
     answer = peer.call(method, path, accept=JSON)
 
     assert (answer.status_code, answer.text) == (400, NO_UID.format(name))
 
 
 def test_uids_in_requests_that_are_none_are_worded(v2):
-    """§7.1, §7.3: the same words for a study to update, a workitem to make and a claim to it."""
+    """AZURE.md 7.1, 7.3: the same words for a study to update, a workitem to make and a claim to it."""
     update = v2.call(
         "POST", "/studies/$bulkUpdate", json={"studyInstanceUids": ["x"], "changeDataset": {"00100020": {"vr": "LO"}}}
     )
@@ -557,14 +556,14 @@ def test_uids_in_requests_that_are_none_are_worded(v2):
     ],
 )
 def test_bodies_of_stores_are_refused_in_the_services_words(peer, content_type, body, status, text):
-    """§1.1: what is refused, and why."""
+    """AZURE.md 1.1: what is refused, and why."""
     answer = peer.store(body=body, content_type=content_type)
 
     assert (answer.status_code, answer.text) == (status, text)
 
 
 def test_custom_audit_headers_are_refused_in_the_services_words(peer):
-    """§0.3: how many there are, or which one is too long."""
+    """AZURE.md 0.3: how many there are, or which one is too long."""
     many = {f"X-MS-AZUREDICOM-AUDIT-{n}": "x" for n in range(11)}
 
     assert peer.get("/studies", headers=many).text == (
@@ -598,14 +597,14 @@ NO_STATUS = 'The value is not valid. It need to be one of "Disabled","Enabled".'
     ],
 )
 def test_changes_of_a_tag_are_refused_in_the_services_words(peer, body, text):
-    """§6: PATCH, before anybody looks whether there is such a tag."""
+    """AZURE.md 6.2: PATCH, before anybody looks whether there is such a tag."""
     answer = peer.call("PATCH", "/extendedquerytags/PatientSex", json=body)
 
     assert (answer.status_code, answer.text) == (400, text)
 
 
 def test_transcoding_that_cannot_be_done_is_worded(peer):
-    """§2.1, §2.3: an unsupported stored syntax is 406, for files, frames and rendered images."""
+    """AZURE.md 2.1, 2.3: an unsupported stored syntax is 406, for files, frames and rendered images."""
     path = put(peer, instance_bytes(transfer_syntax=HEVC, rows=8, columns=8, bits=8, pixels=b"fragment"))
 
     answer = peer.get(path, "application/dicom")
@@ -615,7 +614,7 @@ def test_transcoding_that_cannot_be_done_is_worded(peer):
 
 
 def test_large_files_are_neither_transcoded_nor_rendered(owner):
-    """§0.5, §2.1, §2.3: 406 over the limit, for files, frames and rendered images alike."""
+    """AZURE.md 0.5, 2.1, 2.3: 406 over the limit, for files, frames and rendered images alike."""
     path = put(owner, scan(transfer_syntax="1.2.840.10008.1.2"))
 
     assert [owner.get(path, accept).status_code for accept in ("application/dicom", ANY_FILE)] == [406, 200]
@@ -630,7 +629,7 @@ def test_large_files_are_neither_transcoded_nor_rendered(owner):
 
 @pytest.mark.parametrize("accept, kind", [("*/*", "multipart"), (ANY_FILES, "multipart"), (ANY_FILE, "application")])
 def test_answers_name_no_type_and_each_part_its_transfer_syntax(peer, accept, kind):
-    """§2.1, §12: multipart/related; boundary="…" and no more; */* is multipart, even for one instance."""
+    """AZURE.md 2.1: multipart/related; boundary="…" and no more; */* is multipart, even for one instance."""
     answer = peer.get(put(peer, scan()), accept)
     content_type = answer.headers["Content-Type"]
 
@@ -642,7 +641,7 @@ def test_answers_name_no_type_and_each_part_its_transfer_syntax(peer, accept, ki
 
 
 def test_frames_and_images_of_what_is_not_there(peer):
-    """§2.1: the frame's words, and the instance's before them."""
+    """AZURE.md 2.1: the frame's words, and the instance's before them."""
     path = put(peer, scan())
 
     assert peer.get(f"{path}/frames/9", "*/*").text == "The specified frame cannot be found."
@@ -652,7 +651,7 @@ def test_frames_and_images_of_what_is_not_there(peer):
 
 
 def test_metadata_of_the_original_version_on_request():
-    """§2.1, §7.1: msdicom-request-original gives the metadata from before a bulk update, and its own ETag."""
+    """AZURE.md 2.1, 7.1: msdicom-request-original gives the metadata from before a bulk update, and its own ETag."""
     with Emulator(fsync=False) as fresh, Peer(fresh.root) as peer:
         path = put(peer, scan())
         study = path.split("/")[2]
@@ -672,7 +671,7 @@ def test_metadata_of_the_original_version_on_request():
 
 
 def test_metadata_leaves_out_bulk_group_lengths_and_file_meta(v2):
-    """§2.2: OB, OW, UN and their like also inside sequences; numbers that are none stay text."""
+    """AZURE.md 2.2: OB, OW, UN and their like also inside sequences; numbers that are none stay text."""
     inside = [element(0x00420011, "OB", b"pdf!") + element(0x00420012, "LO", "application/pdf")]
     changes = {
         0x00080000: ("UL", 0),
@@ -685,12 +684,12 @@ def test_metadata_leaves_out_bulk_group_lengths_and_file_meta(v2):
 
     assert got["00081140"]["Value"] == [{"00420012": {"vr": "LO", "Value": ["application/pdf"]}}]
     assert not {"00080000", "00020010", "7FE00010", "00091001"} & set(got)
-    # Version 2 leaves out what failed validation (§1.7).
+    # Version 2 leaves out what failed validation (AZURE.md 1.7).
     assert not {"00101030", "00200013"} & set(got)
 
 
 def test_v1_metadata_keeps_numbers_that_are_none_as_text(v1):
-    """§2.2: DS and IS as numbers when they are, else as strings."""
+    """AZURE.md 2.2: DS and IS as numbers when they are, else as strings."""
     path = put(v1, scan({0x00101030: ("DS", "heavy\\1.5"), 0x00200013: ("IS", "1.5\\7")}))
     got = v1.get(f"{path}/metadata").json()[0]
 
@@ -698,7 +697,7 @@ def test_v1_metadata_keeps_numbers_that_are_none_as_text(v1):
 
 
 def test_quality_is_for_jpeg_and_one_to_a_hundred(peer):
-    """§2.3: default 100; png takes no notice of how good it should be."""
+    """AZURE.md 2.3: default 100; png takes no notice of how good it should be."""
     path = put(peer, instance_bytes(rows=16, columns=16))
 
     assert peer.get(f"{path}/rendered", None).content == peer.get(f"{path}/rendered?quality=100", None).content

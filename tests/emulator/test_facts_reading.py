@@ -1,6 +1,6 @@
 """The embedded server line by line, continued: searching, deleting, the change feed and extended query tags.
 
-As in ``test_facts.py`` each test names its section (§) of the facts page in its docstring.
+As in ``test_facts.py`` each test names in its docstring the section of AZURE.md that it holds.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def everything(server: Emulator) -> tuple[str, str]:
 @pytest.mark.parametrize("path, levels, more", SCOPES, ids=[path for path, *_ in SCOPES])
 @pytest.mark.parametrize("version, include", RETURNED)
 def test_every_resource_returns_exactly_its_attributes(server, everything, version, include, path, levels, more):
-    """§3.3: the default and the ``all`` attributes of both versions on all six paths, and the UIDs of the path."""
+    """AZURE.md 3.3: the default and the ``all`` attributes of both versions on all six paths, and the path's UIDs."""
     expected = {tag for level in levels.split() for tag in RETURNED[version, include][level].split()}
     with Peer(server.root, version) as peer:
         (found,) = peer.get(path.format(*everything) + include).json()
@@ -84,7 +84,7 @@ def test_every_resource_returns_exactly_its_attributes(server, everything, versi
 
 
 def test_tables_of_attributes_are_the_pages():
-    """§3.3, §1.7: the sets that the code keeps are the page's lists, and 13 attributes are indexed."""
+    """AZURE.md 3.3, 1.7: the sets that the code keeps are the page's lists, and 13 attributes are indexed."""
 
     def numbers(text: str) -> frozenset[int]:
         return frozenset(int(word, 16) for word in text.split())
@@ -109,7 +109,7 @@ ALLOWED = ["study", "study series", "study series instance", "series", "series i
 
 @pytest.mark.parametrize("scope", range(6))
 def test_filters_are_taken_only_at_their_level(peer, scope):
-    """§3.1, §12: each path's levels; what is not allowed there is 400 with these words."""
+    """AZURE.md 3.1: each path's levels; what is not allowed there is 400 with these words."""
     path = SCOPES[scope][0].split("?")[0].format("1.2", "1.3")
     for level, queries in FILTERS.items():
         for query in queries:
@@ -122,14 +122,14 @@ def test_filters_are_taken_only_at_their_level(peer, scope):
 
 
 def test_names_of_parameters_have_no_case_but_keywords_do(peer):
-    """§3.1: LIMIT is limit; patientid is nothing."""
+    """AZURE.md 3.1: LIMIT is limit; patientid is nothing."""
     assert peer.get("/studies?LIMIT=1&Offset=0&FuzzyMatching=TRUE&IncludeField=PatientSex").status_code in (200, 204)
     assert peer.get("/studies?LIMIT=0").status_code == 400
     assert "unknown query parameter 'patientid'" in peer.get("/studies?patientid=1").text
 
 
 def test_padding_of_values_does_not_count(v2, everything):
-    """§3.2: trailing spaces and NULs are ignored, in the value and in what is stored."""
+    """AZURE.md 3.2: trailing spaces and NULs are ignored, in the value and in what is stored."""
     patient = f"PAD{fresh_uid()[-6:]}"
     put(v2, scan({0x00100020: ("LO", patient + "\0")}))
     put(v2, scan({0x00100020: ("LO", patient + "  ")}))
@@ -139,7 +139,7 @@ def test_padding_of_values_does_not_count(v2, everything):
 
 
 def test_newest_comes_first_on_every_level(v2):
-    """§3.2, §12: series by when they began, instances by when they were stored."""
+    """AZURE.md 3.2: series by when they began, instances by when they were stored."""
     study, series = fresh_uid(), [fresh_uid() for _ in range(3)]
     sops = [put(v2, scan(study=study, series=one)).rpartition("/")[2] for one in (*series, series[0])]
 
@@ -150,7 +150,7 @@ def test_newest_comes_first_on_every_level(v2):
 
 
 def test_numbers_times_and_texts_of_tags_are_checked_before_searching(fresh):
-    """§3.2: unparsable numbers and a DT with an offset are 400."""
+    """AZURE.md 3.2: unparsable numbers and a DT with an offset are 400."""
     tags = [
         {"path": path, "level": "Instance"} for path in ("00280010", "00189087", "0008002A", "00200013", "00080032")
     ]
@@ -184,7 +184,7 @@ def test_numbers_times_and_texts_of_tags_are_checked_before_searching(fresh):
 
 
 def test_deleting_takes_any_accept_and_body(peer):
-    """§4, §0.4: neither is looked at; 204 has no body."""
+    """AZURE.md 4, 0.4: neither is looked at; 204 has no body."""
     path = put(peer, scan())
 
     answer = peer.call("DELETE", path, accept="image/png", data=b"{", headers={"Content-Type": "text/plain"})
@@ -193,7 +193,7 @@ def test_deleting_takes_any_accept_and_body(peer):
 
 
 def test_each_deleted_instance_has_its_entry_and_empty_series_go(fresh):
-    """§4: one Delete for each; the study goes with its last instance, the series with its own."""
+    """AZURE.md 4: one Delete for each; the study goes with its last instance, the series with its own."""
     study, series = fresh_uid(), fresh_uid()
     first, second, third = (put(fresh, scan(study=study, series=one)) for one in (series, series, fresh_uid()))
 
@@ -227,7 +227,7 @@ def long_feed() -> Iterator[Emulator]:
     ],
 )  # fmt: skip
 def test_pages_of_the_feed(long_feed, version, query, first, count):
-    """§5.1, §10.1: ten and a hundred by default, a hundred and two hundred at most; sequence ascending."""
+    """AZURE.md 5.1, 9: ten and a hundred by default, a hundred and two hundred at most; sequence ascending."""
     with Peer(long_feed.root, version) as peer:
         page = peer.feed(f"includeMetadata=false&{query}")
 
@@ -236,12 +236,12 @@ def test_pages_of_the_feed(long_feed, version, query, first, count):
 
 
 def test_version_1_has_no_time_window(v1):
-    """§5.1: startTime and endTime mean nothing to it, whatever they are."""
+    """AZURE.md 5.1: startTime and endTime mean nothing to it, whatever they are."""
     assert v1.get("/changefeed?startTime=yesterday&endTime=x", None).status_code == 200
 
 
 def test_plus_of_a_zone_has_to_be_encoded(v2):
-    """§5.1: an unencoded + is a space, and that is no time."""
+    """AZURE.md 5.1: an unencoded + is a space, and that is no time."""
     with_plus = "2024-01-01T00:00:00+01:00"
 
     assert v2.get(f"/changefeed?startTime={quote(with_plus)}", None).status_code == 200
@@ -249,7 +249,7 @@ def test_plus_of_a_zone_has_to_be_encoded(v2):
 
 
 def test_latest_takes_metadata_or_not_and_nothing_is_filtered_by_accept(long_feed):
-    """§5.1: /latest has only includeMetadata; both versions give the newest."""
+    """AZURE.md 5.1: /latest has only includeMetadata; both versions give the newest."""
     for version in ("v1", "v2"):
         with Peer(long_feed.root, version) as peer:
             whole = peer.get("/changefeed/latest", "image/png").json()
@@ -267,12 +267,12 @@ def test_latest_takes_metadata_or_not_and_nothing_is_filtered_by_accept(long_fee
      "/extendedquerytags/PatientAge/errors?limit=x"],
 )  # fmt: skip
 def test_pages_of_tags_have_their_limits(peer, path):
-    """§6: 1 to 200, default 100."""
+    """AZURE.md 6.1: 1 to 200, default 100."""
     assert peer.get(path, None).status_code == 400
 
 
 def test_tags_and_their_errors_come_in_pages(fresh):
-    """§6: limit and offset of tags and of their errors; each error names its instance and when."""
+    """AZURE.md 6.1, 6.3: limit and offset of tags and of their errors; each error names its instance and when."""
     for n in range(3):
         with Peer(fresh.root, "v1") as earlier:
             put(earlier, scan({0x00101010: ("AS", f"{n}")}))
@@ -287,7 +287,7 @@ def test_tags_and_their_errors_come_in_pages(fresh):
 
 
 def test_patch_takes_the_query_status_and_nothing_else(fresh):
-    """§6: any other field is 400, an unknown tag 404, a path that is none 400."""
+    """AZURE.md 6.1, 6.2: any other field is 400, an unknown tag 404, a path that is none 400."""
     tag = [{"path": "PatientAge", "level": "Study"}]
     fresh.finished(fresh.call("POST", "/extendedquerytags", json=tag).json()["href"])
 
@@ -309,12 +309,12 @@ def test_patch_takes_the_query_status_and_nothing_else(fresh):
 
 
 def test_sixteen_vrs_can_be_indexed():
-    """§6: the source's list, without the documents' DS, and UI."""
+    """AZURE.md 6.2: the source's list, without the documents' DS, and UI."""
     assert " ".join(sorted(INDEXABLE_VRS)) == "AE AS CS DA DT FD FL IS LO PN SH SL SS TM UI UL US"
 
 
 def test_operations_that_are_switched_off_refuse_updates_too():
-    """§6, §7.1: the same words for adding tags and for bulk updates."""
+    """AZURE.md 6.4, 7.1: the same words for adding tags and for bulk updates."""
     body = {
         "studyInstanceUids": ["1.2"],
         "changeDataset": {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "New"}]}},
@@ -330,7 +330,7 @@ def test_operations_that_are_switched_off_refuse_updates_too():
 
 
 def test_nothing_misbehaves_by_itself(server):
-    """§12, §1.10: 429, Retry-After and cut connections are faults, and none is set."""
+    """AZURE.md 1.10, 10: 429, Retry-After and cut connections are faults, and none is set."""
     assert server.faults.listed() == []
     with Peer(server.root) as peer:
         answers = [peer.store(scan()) for _ in range(20)]
@@ -340,7 +340,7 @@ def test_nothing_misbehaves_by_itself(server):
 
 
 def test_uids_are_compared_without_trailing_spaces(peer):
-    """§12, §1.7: on all three levels, and 45070 for the second."""
+    """AZURE.md 1.7: on all three levels, and 45070 for the second."""
     uids = [fresh_uid() for _ in range(3)]
     tags = (0x0020000D, 0x0020000E, 0x00080018)
     padded = {tag: ("UI", uid + "  ") for tag, uid in zip(tags, uids, strict=True)}

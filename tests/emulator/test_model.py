@@ -1,4 +1,4 @@
-"""Any sequence of stores, replacements, deletions and updates gives what a plain in-memory model of the facts gives."""
+"""Any sequence of stores, replacements, deletions and updates gives what a plain in-memory model of AZURE.md gives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ place = st.sampled_from(PLACES)
 
 @dataclass
 class Model:
-    """The facts, as dictionaries: what is stored, what the feed says, what the studies' latest values are."""
+    """AZURE.md 1 and 5, as dictionaries: what is stored, what the feed says, what the studies' latest values are."""
 
     watermark: int = 0
     current: dict[tuple[int, int, int], int] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(where=place, description=st.sampled_from(["", "five", "six"]))
     def put(self, where: tuple[int, int, int], description: str) -> None:
-        """Facts page 1.9: PUT replaces what is there and never says that it exists."""
+        """AZURE.md 1.9: PUT replaces what is there and never says that it exists."""
         file = scan({0x00081030: ("LO", description)}, **self.names(where))
         answer = self.peer.store(file, method="PUT")
 

@@ -146,7 +146,7 @@ def test_bundled_file_reads_as_pydicom_reads_it(path):
     except Exception as error:  # noqa: BLE001 - a file that pydicom cannot turn into JSON says nothing about us
         pytest.skip(f"pydicom cannot: {type(error).__name__}")
 
-    # pydicom finds the VR of attributes written as UN, and of many private ones; the service does not (facts 1.8).
+    # pydicom finds the VR of attributes written as UN, and of many private ones; the service does not (AZURE.md 1.8).
     unknown = {f"{element.tag:08X}" for element in header.elements if element.vr == "UN"}
     public = {key for key in theirs if not int(key[:4], 16) & 1 and key not in unknown}
     assert {key for key in ours if not int(key[:4], 16) & 1} == public

@@ -1,4 +1,4 @@
-"""The embedded server's WADO-RS and DELETE: sections 2 and 4 of the facts, and their tests of section 10."""
+"""The embedded server's WADO-RS and DELETE: AZURE.md 2 and 4, and their tests of AZURE.md 9."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_compressed_syntax_that_the_service_does_not_decode_is_not_acceptable(v2
 
 
 def test_lossless_jpeg_of_any_predictor_is_decoded(v2):
-    """§2.1: 1.2.840.10008.1.2.4.57; a file of .70 is one of it, with the first predictor."""
+    """AZURE.md 2.1: 1.2.840.10008.1.2.4.57; a file of .70 is one of it, with the first predictor."""
     content = fresh_copy("SC_rgb_jpeg_gdcm.dcm")
     relabelled = content.replace(b"1.2.840.10008.1.2.4.70", b"1.2.840.10008.1.2.4.57", 1)
     assert relabelled != content
@@ -539,7 +539,7 @@ def test_etag_changes_when_an_instance_comes_and_when_it_goes(peer):
     assert (first == third, second != first) == (True, True)
 
 
-# DELETE (section 4, DeleteTests).
+# DELETE (AZURE.md 4, DeleteTests).
 
 
 @pytest.mark.parametrize("level", [lambda path: path, of_series, of_study])

@@ -1,4 +1,4 @@
-"""The embedded server's QIDO-RS, change feed and what all requests share: sections 0, 3 and 5 of the facts."""
+"""The embedded server's QIDO-RS, change feed and what all requests share: AZURE.md 0, 3 and 5."""
 
 from __future__ import annotations
 

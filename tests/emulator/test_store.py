@@ -1,4 +1,4 @@
-"""The embedded server's STOW-RS: section 1 of the facts, and the Store tests of section 10 for both versions."""
+"""The embedded server's STOW-RS: AZURE.md 1, and the Store tests of AZURE.md 9 for both versions."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_large_single_part_comes_back_as_it_was(peer):
 @pytest.mark.slow
 @pytest.mark.parametrize("multipart", [False, True])
 def test_very_large_file_is_stored(v2, multipart):
-    """Facts page 10.1: ~1.7 GB in one part, alone and in a multipart body."""
+    """AZURE.md 9: ~1.7 GB in one part, alone and in a multipart body."""
     size, chunk = 1_700_000_000, bytes(1_000_000)
     sop = fresh_uid()
 
