@@ -17,7 +17,7 @@ import pytest
 from ingestd.cli import main
 from ingestd.config import Config, load
 from ingestd.inbox import Spool
-from ingestd.ledger import InboxSummary, Judged, Ledger
+from ingestd.ledger import InboxSummary, Judged, Ledger, moves
 from ingestd.lifecycle import (
     Arrival,
     Backoff,
@@ -161,13 +161,13 @@ class Rows:
             accession_hash=self.ledger.search_hash("accession", accession),
             notes=("trailing_padding",),
         )
-        with self.ledger.write() as moves:
-            [admitted] = moves.admit([arrival], now=self.now)
+        with self.ledger.transaction() as tx:
+            [admitted] = moves.admit(tx, [arrival], now=self.now)
         if admitted.needs_compare:
             assert admitted.holder is not None
             judged = Judged(holder_id=admitted.holder.entry_id, sameness=sameness or Sameness.OTHER)
-            with self.ledger.write() as moves:
-                [admitted] = moves.admit([arrival], judged={0: judged}, now=self.now)
+            with self.ledger.transaction() as tx:
+                [admitted] = moves.admit(tx, [arrival], judged={0: judged}, now=self.now)
         assert admitted.entry_id is not None
         return admitted.entry_id
 
@@ -183,14 +183,14 @@ class Rows:
             reason=reason,
             note=note,
         )
-        with self.ledger.write() as moves:
-            [entry_id] = moves.refuse([refusal], now=self.now)
+        with self.ledger.transaction() as tx:
+            [entry_id] = moves.refuse(tx, [refusal], now=self.now)
         return entry_id
 
     def claim(self, study: str = STUDY) -> Batch:
         """A study's waiting files on their way."""
-        with self.ledger.write() as moves:
-            batch = moves.claim(study, now=self.now + timedelta(minutes=1))
+        with self.ledger.transaction() as tx:
+            batch = moves.claim(tx, study, now=self.now + timedelta(minutes=1))
         assert batch is not None
         return batch
 
@@ -210,8 +210,8 @@ class Rows:
             seconds=1.5,
             answered=True,
         )
-        with self.ledger.write() as moves:
-            moves.finish(result, now=at, backoff=Backoff(), jitter=0.0)
+        with self.ledger.transaction() as tx:
+            moves.finish(tx, result, now=at, backoff=Backoff(), jitter=0.0)
 
     def send(self, name: str, state: State, reason: Reason, *, study: str = OTHER_STUDY, **more: Any) -> int:
         """One file taken in, posted, and answered."""
@@ -221,8 +221,9 @@ class Rows:
 
     def prove(self, entry_id: int, state: State, reason: Reason) -> None:
         """What the reconciler found of a file."""
-        with self.ledger.write() as moves:
+        with self.ledger.transaction() as tx:
             moves.apply(
+                tx,
                 [Outcome(entry_id=entry_id, state=state, reason=reason, note="found by asking")],
                 now=self.now + timedelta(minutes=3),
                 backoff=Backoff(),
@@ -232,8 +233,8 @@ class Rows:
     def pause(self) -> None:
         """The server is away."""
         pause = Pause(cause=PauseCause.UNREACHABLE, note="connection refused")
-        with self.ledger.write() as moves:
-            moves.pause_destination(pause, until=datetime.now(UTC) + timedelta(minutes=5), now=self.now)
+        with self.ledger.transaction() as tx:
+            moves.pause_destination(tx, pause, until=datetime.now(UTC) + timedelta(minutes=5), now=self.now)
 
     def report(self, *, oldest_at: datetime | None = None, **counts: int) -> None:
         """What the inbox looked like."""
@@ -246,5 +247,5 @@ class Rows:
             oldest_at=oldest_at,
             at=self.now,
         )
-        with self.ledger.write() as moves:
-            moves.inbox_report(summary, now=self.now)
+        with self.ledger.transaction() as tx:
+            moves.put_inbox_report(tx, summary, now=self.now)

@@ -9,7 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingestd.ledger import Ledger, Moves
+from ingestd.ledger import Ledger, Transaction, moves
 from ingestd.lifecycle import (
     HOLDING,
     MOVES,
@@ -122,8 +122,8 @@ def refusal(number: int, *, reason: Reason = Reason.TRUNCATED, candidate_id: int
 
 def admit(ledger: Ledger, *arrivals: Arrival, now: datetime = NOW) -> list[int]:
     """Admit these and give back their ids; nothing may need a comparison."""
-    with ledger.write() as moves:
-        answers = moves.admit(arrivals, now=now)
+    with ledger.transaction() as tx:
+        answers = moves.admit(tx, arrivals, now=now)
     assert not any(answer.needs_compare for answer in answers)
     return [answer.entry_id for answer in answers if answer.entry_id is not None]
 
@@ -150,17 +150,17 @@ def send(
     **more: object,
 ) -> Batch:
     """Claim the next batch of a study and let it end so."""
-    with ledger.write() as moves:
-        batch = moves.claim(f"1.2.{study}", now=now)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, f"1.2.{study}", now=now)
     assert batch is not None
-    with ledger.write() as moves:
-        moves.finish(result_of(batch, state, reason, **more), now=now, backoff=BACKOFF, jitter=0.0)
+    with ledger.transaction() as tx:
+        moves.finish(tx, result_of(batch, state, reason, **more), now=now, backoff=BACKOFF, jitter=0.0)
     return batch
 
 
 def apply(ledger: Ledger, *outcomes: Outcome, now: datetime = LATER) -> None:
-    with ledger.write() as moves:
-        applied = moves.apply(outcomes, now=now, backoff=BACKOFF, jitter=0.0)
+    with ledger.transaction() as tx:
+        applied = moves.apply(tx, outcomes, now=now, backoff=BACKOFF, jitter=0.0)
     assert applied.lost == 0
 
 
@@ -181,8 +181,8 @@ def state_of(ledger: Ledger, entry_id: int) -> State:
 def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -> int:
     """Make a row and bring it, by legal moves, into this state."""
     if state is State.REJECTED:
-        with ledger.write() as moves:
-            return moves.refuse([refusal(number)], now=NOW)[0]
+        with ledger.transaction() as tx:
+            return moves.refuse(tx, [refusal(number)], now=NOW)[0]
     if state in (State.DUPLICATE, State.CONFLICT):
         admit(ledger, arrival(number, study=study))
         (entry_id,) = admit(
@@ -194,8 +194,8 @@ def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -
         return entry_id
     (entry_id,) = admit(ledger, arrival(number, study=study))
     if state is State.SENDING:
-        with ledger.write() as moves:
-            assert moves.claim(f"1.2.{study}", now=LATER) is not None
+        with ledger.transaction() as tx:
+            assert moves.claim(tx, f"1.2.{study}", now=LATER) is not None
     elif state is State.UNCERTAIN:
         send(ledger, study, state=State.UNCERTAIN, reason=Reason.NO_VERDICT)
     elif state in (State.FAILED, State.DISCARDED):
@@ -207,14 +207,14 @@ def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -
     if state is State.DELETED:
         apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
     if state is State.DISCARDED:
-        with ledger.write() as moves:
-            moves.discard(entry_id, now=LATER)
+        with ledger.transaction() as tx:
+            moves.discard(tx, entry_id, now=LATER)
     assert state_of(ledger, entry_id) is state
     return entry_id
 
 
-def finish(moves: Moves, result: BatchResult, *, now: datetime = LATER) -> None:
-    moves.finish(result, now=now, backoff=BACKOFF, jitter=0.0)
+def finish(tx: Transaction, result: BatchResult, *, now: datetime = LATER) -> None:
+    moves.finish(tx, result, now=now, backoff=BACKOFF, jitter=0.0)
 
 
 def _at(value: int) -> datetime:

@@ -18,7 +18,7 @@ from ingestd.daemon.removals import Removals
 from ingestd.daemon.wallclock import WallClock
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
-from ingestd.ledger import Event, Ledger
+from ingestd.ledger import Event, Ledger, moves
 from ingestd.lifecycle import Reason, State, StudyQueue, order_studies
 from ingestd.reader import ReaderLimits, ReaderPool
 from tests.builders import write_instance
@@ -39,9 +39,9 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def claimed(ledger: Ledger, now: datetime) -> list[int]:
-    with ledger.write() as moves:
-        moves.wake(now=now)
-        batches = [moves.claim(study.study_uid, now=now) for study in ledger.studies_due(now=now)]
+    with ledger.transaction() as tx:
+        moves.wake(tx, now=now)
+        batches = [moves.claim(tx, study.study_uid, now=now) for study in ledger.studies_due(now=now)]
     return [part.entry_id for batch in batches if batch is not None for part in batch.parts]
 
 
@@ -59,8 +59,8 @@ def test_wait_beyond_its_own_longest_is_over(ledger: Ledger):
     assert ledger.next_wake_at(now=BACK) == BACK
     assert ledger.next_check_at(now=BACK) == BACK
     assert [row.entry_id for row in ledger.unproven(now=BACK)] == [checked]
-    with ledger.write() as moves:
-        moves.wake(now=BACK)
+    with ledger.transaction() as tx:
+        moves.wake(tx, now=BACK)
     assert sorted(claimed(ledger, BACK)) == [quiet, backoff, deferred]
 
 
@@ -106,8 +106,8 @@ def notice(ledger: Ledger, *instants: Now) -> WallClock:
     for instant in instants:
         wall.look(instant)
         if wall.has_work:
-            with ledger.write() as moves:
-                wall.record(moves)
+            with ledger.transaction() as tx:
+                wall.record(tx)
             wall.committed()
     return wall
 
@@ -262,9 +262,9 @@ def test_stuck_on_the_server_is_counted_anew_across_a_jump(ledger: Ledger):
     set_at = LATER + timedelta(days=1)
     notice(ledger, now(set_at, 1000.0))
 
-    with ledger.write() as moves:
-        moves.wake(now=set_at + timedelta(minutes=2))
-        batch = moves.claim("1.2.1", now=set_at + timedelta(minutes=2))
+    with ledger.transaction() as tx:
+        moves.wake(tx, now=set_at + timedelta(minutes=2))
+        batch = moves.claim(tx, "1.2.1", now=set_at + timedelta(minutes=2))
 
     assert batch is not None
     assert [part.being_created_since for part in batch.parts] == [set_at]

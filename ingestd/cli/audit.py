@@ -23,7 +23,7 @@ from ingestd.daemon.trust import sameness_of
 from ingestd.daemon.wiring import backoff_of, client_of, profile_from, reader_limits_of, rules_of
 from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.inbox import Spool
-from ingestd.ledger import Choice, Entry, Ledger, StudySummary
+from ingestd.ledger import Choice, Entry, Ledger, StudySummary, moves
 from ingestd.lifecycle import Identity, Kind, Outcome, Sameness, ServerKind, State, Unproven
 from ingestd.reader import CompareJob, ReaderPool
 from ingestd.reconciler import (
@@ -219,17 +219,17 @@ class _Auditor:
     def _write(self, judged: list[tuple[Unproven, Outcome]]) -> None:
         """Have the outcomes carried out whose rows are still as they were judged."""
         if judged:
-            with self._ledger.write() as moves:
+            with self._ledger.transaction() as tx:
                 # A person may have said meanwhile that the server is elsewhere: this one is not asked any more.
                 self._ledger.expect_destination(self._config.destination.url)
                 rows = {row.entry_id: row for row in self._ledger.unproven_rows([row.entry_id for row, _ in judged])}
                 # Whether it is to be compared is this audit's own, and nothing of the row's.
                 outcomes = [outcome for row, outcome in judged if replace(row, sampled=False) == rows.get(row.entry_id)]
-                moves.apply(outcomes, now=_now(), backoff=backoff_of(self._config), jitter=0.0)
+                moves.apply(tx, outcomes, now=_now(), backoff=backoff_of(self._config), jitter=0.0)
                 if self._matches:
-                    moves.count_matches(self._matches)
+                    moves.count_matches(tx, self._matches)
                 if self._differs is not None:
-                    moves.mismatch(studies=(), differs=self._differs, stops=False, now=_now())
+                    moves.mismatch(tx, studies=(), differs=self._differs, stops=False, now=_now())
 
     def _settle(self, finding: Finding, rules: Rules) -> Outcome | None:
         """Judge one finding, comparing the fetched copy where that is what it takes."""

@@ -112,6 +112,8 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
 
     The daemon's files and those of ``ingestd send`` are two processes' business, on one ledger.
     """
+    from ingestd.ledger import moves
+
     deadline = boottime() + timeout.total_seconds()
     from ingestd.daemon import sending_config
     from ingestd.inbox import Spool
@@ -126,8 +128,8 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
                 continue
             theirs = list(_unproven_ids(ledger, host, crashed=pid is None))
             for start in range(0, len(theirs), 1000):
-                with ledger.write() as moves:
-                    moves.check_again(theirs[start : start + 1000], at=datetime.now(UTC))
+                with ledger.transaction() as tx:
+                    moves.check_again(tx, theirs[start : start + 1000], at=datetime.now(UTC))
             if theirs and pid is None:
                 _ask_ourselves(whose, theirs, deadline)
             asked += theirs

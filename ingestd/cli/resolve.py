@@ -98,16 +98,16 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
 
 def _new_address(config: Config, *, as_json: bool) -> int:
     """Have the ledger go on with the server at another address, while nobody sends to the former one."""
-    from ingestd.ledger import RefusedMove
+    from ingestd.ledger import RefusedMove, moves
 
     url = config.destination.url
-    with ledger_for_moves(config) as ledger, ledger.write() as moves:
+    with ledger_for_moves(config) as ledger, ledger.transaction() as tx:
         # The spools of other configurations too: what is kept in one ledger is proven by one server.
         for spool in {config.spool.path, config.spool.for_send, *ledger.spools().values()}:
             if (pid := who_runs(spool)) is not None:
                 raise Stop(ExitCode.BUSY, f"an ingestd sends to the former address, process {pid}; stop it first")
         try:
-            asked = moves.new_address(url, now=datetime.now(UTC))
+            asked = moves.new_address(tx, url, now=datetime.now(UTC))
         except RefusedMove as refusal:
             raise Stop(ExitCode.CONFIGURATION, str(refusal)) from None
     if as_json:
@@ -127,7 +127,7 @@ def decide(
 
     A file that something else is to give way for is looked at first: what gave way does not come back.
     """
-    from ingestd.ledger import RefusedMove
+    from ingestd.ledger import RefusedMove, moves
 
     done: list[int] = []
     refused: list[tuple[int, str]] = []
@@ -137,15 +137,15 @@ def decide(
             refused.append((entry_id, f"row {entry_id} cannot be {why}"))
             continue
         try:
-            with ledger.write() as moves:
+            with ledger.transaction() as tx:
                 now = datetime.now(UTC)
                 match decision:
                     case "discard":
-                        moves.discard(entry_id, idle_host=idle_host, now=now)
+                        moves.discard(tx, entry_id, idle_host=idle_host, now=now)
                     case "replace":
-                        moves.replace(entry_id, now=now)
+                        moves.replace(tx, entry_id, now=now)
                     case _:
-                        moves.admit_anyway(entry_id, now=now)
+                        moves.admit_anyway(tx, entry_id, now=now)
         except RefusedMove as refusal:
             refused.append((entry_id, str(refusal)))
         else:

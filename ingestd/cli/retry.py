@@ -61,14 +61,16 @@ def command(
     With --now, alone or with files, no wait is sat out: a pause of the server ends, and what waits to be tried again
     is due. For who has just mended the server, the network or the account.
     """
+    from ingestd.ledger import moves
+
     chosen = study is not None or state is not None or reason is not None
     if bool(ids) == chosen and not (now and not chosen):
         raise click.UsageError("name files by ID, or choose them by --study, --state, --reason; one of the two")
     settings = tell_config(load_config(config))
     with ledger_for_moves(settings) as ledger:
         if now:
-            with ledger.write() as moves:
-                moves.try_now(now=datetime.now(UTC))
+            with ledger.transaction() as tx:
+                moves.try_now(tx, now=datetime.now(UTC))
         if not chosen:
             moved, wished, refused = _one_by_one(ledger, ids)
         else:
@@ -114,7 +116,7 @@ Result = tuple[list[int], list[int], list[tuple[int, str]]]
 
 
 def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
-    from ingestd.ledger import RefusedMove
+    from ingestd.ledger import RefusedMove, moves
     from ingestd.lifecycle import State
 
     from .entry_file import why_not_readable
@@ -128,8 +130,8 @@ def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
             refused.append((entry_id, f"row {entry_id} cannot be read again: its file {why}"))
             continue
         try:
-            with ledger.write() as moves:
-                after = moves.retry(entry_id, now=datetime.now(UTC))
+            with ledger.transaction() as tx:
+                after = moves.retry(tx, entry_id, now=datetime.now(UTC))
         except RefusedMove as refusal:
             refused.append((entry_id, str(refusal)))
         else:
@@ -139,12 +141,14 @@ def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
 
 def _all_of(ledger: Ledger, choice: Choice) -> Result:
     """Retry everything the choice has, some thousand rows to a transaction, so that the daemon can write in between."""
+    from ingestd.ledger import moves
+
     moved: list[int] = []
     wished: list[int] = []
     refused: dict[int, str] = {}
     while True:
-        with ledger.write() as moves:
-            part = moves.retry_all(choice, now=datetime.now(UTC))
+        with ledger.transaction() as tx:
+            part = moves.retry_all(tx, choice, now=datetime.now(UTC))
         fresh = [row for row in part.wished if row not in wished]
         # A row in whose place another is sent stays where it is, and is chosen again.
         told = {*refused, *moved, *part.moved}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import structlog
 
 from ingestd.daemon.now import utc_now
-from ingestd.ledger import Alarm, Moves
+from ingestd.ledger import Alarm, Transaction, moves
 
 
 class Alarms:
@@ -59,10 +59,10 @@ class Alarms:
         """Whether a transaction is wanted."""
         return self._standing != self._kept
 
-    def record(self, moves: Moves) -> None:
+    def record(self, tx: Transaction) -> None:
         """Write all that stand."""
         if self.has_work:
-            moves.put_alarms(self._standing.values())
+            moves.put_alarms(tx, self._standing.values())
         self._written = dict(self._standing)
 
     def committed(self) -> None:

@@ -17,7 +17,7 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.destination import DestinationState, Verdict
 from ingestd.daemon.now import Now
 from ingestd.daemon.silence import Silence
-from ingestd.ledger import Ledger, Moves
+from ingestd.ledger import Ledger, Transaction, moves
 from ingestd.lifecycle import (
     Backoff,
     Batch,
@@ -159,24 +159,26 @@ class Dispatch:
             return False
         return self.destination.is_open or (self.destination.half_open and not self._sender.in_flight)
 
-    def record(self, moves: Moves, now: Now, *, claim: bool) -> None:
+    def record(self, tx: Transaction, now: Now, *, claim: bool) -> None:
         """Write results, the destination's state and, last, the claims."""
         for result, verdict in self._results:
-            finished = moves.finish(result, now=now.utc, backoff=self._backoff, jitter=self._jitter())
+            finished = moves.finish(tx, result, now=now.utc, backoff=self._backoff, jitter=self._jitter())
             if verdict.charge_study:
-                moves.charge_study(result.batch.study_uid, now=now.utc, backoff=self._backoff, jitter=self._jitter())
+                moves.charge_study(
+                    tx, result.batch.study_uid, now=now.utc, backoff=self._backoff, jitter=self._jitter()
+                )
             if finished.lost:
                 self._log.warning("batch.rows_moved_meanwhile", attempt_id=result.batch.attempt_id, rows=finished.lost)
         if self._kind is not None:
-            moves.set_destination_kind(self._kind)
+            moves.set_destination_kind(tx, self._kind)
         if self.destination.pause is not None and self._paused is not None:
             wait = self.destination.wait_left(now.mono) or timedelta(0)
-            moves.pause_destination(self._paused, until=now.utc + wait, now=now.utc)
+            moves.pause_destination(tx, self._paused, until=now.utc + wait, now=now.utc)
         elif self._resumed:
-            moves.resume_destination(now=now.utc)
+            moves.resume_destination(tx, now=now.utc)
         elif self._answered:
-            moves.destination_answered(now=now.utc)
-        self._claimed = self._claim(moves, now) if claim else []
+            moves.destination_answered(tx, now=now.utc)
+        self._claimed = self._claim(tx, now) if claim else []
 
     def committed(self) -> bool:
         """The attempts are durable: let the posts leave; say whether results were written."""
@@ -208,7 +210,7 @@ class Dispatch:
         due = self._ledger.next_study_at(now=now.utc, flush=self.flush)
         return None if due is None else now.mono + max(0.0, (due - now.utc).total_seconds())
 
-    def _claim(self, moves: Moves, now: Now) -> list[Batch]:
+    def _claim(self, tx: Transaction, now: Now) -> list[Batch]:
         free = self._sender.free if self.destination.is_open else min(1, self._sender.free)
         studies = self._due
         claimed: list[Batch] = []
@@ -217,7 +219,7 @@ class Dispatch:
             for study in studies:
                 if free <= 0:
                     break
-                batch = moves.claim(study.study_uid, now=now.utc)
+                batch = moves.claim(tx, study.study_uid, now=now.utc)
                 if batch is None:
                     continue
                 claimed.append(batch)

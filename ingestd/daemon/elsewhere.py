@@ -9,7 +9,7 @@ from __future__ import annotations
 import structlog
 
 from ingestd.daemon.now import Now
-from ingestd.ledger import Ledger, Moves
+from ingestd.ledger import Ledger, Transaction, moves
 from ingestd.locks import who_runs
 
 _LOOK_EVERY_SECONDS = 1.0
@@ -42,10 +42,10 @@ class Elsewhere:
             self._look_at = now.mono + _LOOK_EVERY_SECONDS
             self._look()
 
-    def record(self, moves: Moves, now: Now) -> None:
+    def record(self, tx: Transaction, now: Now) -> None:
         """Take over what was found."""
         if self._waiting:
-            self._taken = moves.take_over(self._waiting, hosts=set(self._waiting.values()), now=now.utc)
+            self._taken = moves.take_over(tx, self._waiting, hosts=set(self._waiting.values()), now=now.utc)
 
     def committed(self) -> None:
         """The transaction is durable."""

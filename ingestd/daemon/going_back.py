@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
-from ingestd.ledger import Ledger, Moves, Resting
+from ingestd.ledger import Ledger, Resting, Transaction, moves
 from ingestd.lifecycle import State
 from ingestd.reconciler import Rules
 
@@ -118,14 +118,14 @@ class GoingBack:
         )
         return since is not None
 
-    def record(self, moves: Moves, now: Now) -> None:
+    def record(self, tx: Transaction, now: Now) -> None:
         """Write what is to be asked, and what was found."""
         if self._asks:
-            moves.check_again(self._asked, at=now.utc)
+            moves.check_again(tx, self._asked, at=now.utc)
         if self._went_back:
-            moves.went_back(to=None, end=None, now=now.utc)
+            moves.went_back(tx, to=None, end=None, now=now.utc)
         if self._settled:
-            moves.went_back_settled()
+            moves.went_back_settled(tx)
 
     def committed(self) -> None:
         """It is durable."""

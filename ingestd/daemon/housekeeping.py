@@ -18,7 +18,7 @@ from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Candidate, Expect, Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
-from ingestd.ledger import InboxSummary, Ledger, Moves, UnremovedSource
+from ingestd.ledger import InboxSummary, Ledger, Transaction, UnremovedSource, moves
 
 _TIDY_EVERY_SECONDS = 5.0
 _SPOOL_STEP = (
@@ -162,13 +162,13 @@ class Housekeeping:
             if self._reported.get(report.inbox) != report:
                 self._reports.append(report)
 
-    def record(self, moves: Moves, now: Now) -> None:
+    def record(self, tx: Transaction, now: Now) -> None:
         """Write that files are gone, and how the inboxes are."""
-        self.removals.record(moves, now)
+        self.removals.record(tx, now)
         if self._sources_gone:
-            moves.mark_source_removed(self._sources_gone)
+            moves.mark_source_removed(tx, self._sources_gone)
         for report in self._reports:
-            moves.inbox_report(self._summary(report, now), now=now.utc)
+            moves.put_inbox_report(tx, self._summary(report, now), now=now.utc)
 
     def committed(self) -> None:
         """The transaction is durable."""

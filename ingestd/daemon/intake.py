@@ -31,7 +31,7 @@ from ingestd.daemon.in_place import Asked, InPlace, recognised
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
 from ingestd.inbox import Brought, Candidate, Inboxes, Spool, Stranded, Taken, WhyNot
-from ingestd.ledger import Holder, Judged, KnownSource, Ledger, Moves, NewCandidate
+from ingestd.ledger import Holder, Judged, KnownSource, Ledger, NewCandidate, Transaction, moves
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, State
 from ingestd.places import below_of
 from ingestd.reader import CompareJob, Inspection, InspectJob, Read, Verdict
@@ -170,20 +170,20 @@ class Intake:
             times.append(self._look_at)
         return min(times, default=None)
 
-    def record(self, moves: Moves, now: Now) -> None:
+    def record(self, tx: Transaction, now: Now) -> None:
         """Write everything collected into the transaction; what it makes due is done by ``committed``."""
         self._due = _Due()
         arrivals = list(self._again)
         refusals: list[tuple[Hand, Refusal]] = []
         dropped: list[Hand] = []
-        self._begin(moves, now)
+        self._begin(tx, now)
         for hand, read in self._read:
-            self._judge(hand, read, moves, arrivals, refusals, dropped)
+            self._judge(hand, read, tx, arrivals, refusals, dropped)
         for hand, outcome in self._moved:
             self._settle_move(hand, outcome, arrivals, refusals, dropped)
-        self._admit(arrivals, moves, now)
-        self._refuse(refusals, moves, now)
-        moves.drop_candidates([hand.candidate_id for hand in dropped])
+        self._admit(arrivals, tx, now)
+        self._refuse(refusals, tx, now)
+        moves.drop_candidates(tx, [hand.candidate_id for hand in dropped])
 
     def committed(self, now: Now) -> None:
         """The transaction is durable: forget what was collected and do what it made due."""
@@ -221,10 +221,11 @@ class Intake:
                     answer.known.append(candidate)
         return answer
 
-    def _begin(self, moves: Moves, now: Now) -> None:
+    def _begin(self, tx: Transaction, now: Now) -> None:
         if not self._ready:
             return
         ids = moves.add_candidates(
+            tx,
             [
                 NewCandidate(
                     inbox=hand.candidate.inbox,
@@ -251,7 +252,7 @@ class Intake:
         self,
         hand: Hand,
         read: Read,
-        moves: Moves,
+        tx: Transaction,
         arrivals: list[Hand],
         refusals: list[tuple[Hand, Refusal]],
         dropped: list[Hand],
@@ -260,7 +261,7 @@ class Intake:
             self._judge_comparison(hand, hand.comparing, read, arrivals, dropped)
             return
         if read.died:
-            if moves.candidate_died(hand.candidate_id) >= KILLS_MOST:
+            if moves.candidate_died(tx, hand.candidate_id) >= KILLS_MOST:
                 note = f"reading it ended {KILLS_MOST} reader processes; it is damaged or hostile"
                 self._set_aside(hand, Reason.KILLED_READER, note, refusals)
             else:
@@ -271,7 +272,7 @@ class Intake:
             self._let_go(hand, self._inboxes.again, dropped)
             return
         hand.inspection = found
-        if hand.doubts and found.verdict is not Verdict.UNREADABLE and self._is_what_it_was(hand, found, moves):
+        if hand.doubts and found.verdict is not Verdict.UNREADABLE and self._is_what_it_was(hand, found, tx):
             self._let_go(hand, self._inboxes.done, dropped)
         elif found.verdict is Verdict.UNREADABLE and hand.wished:
             # A person waits for an answer.
@@ -289,12 +290,12 @@ class Intake:
             reason = reason_of(found.verdict, was_admitted=hand.candidate.was_admitted)
             self._set_aside(hand, reason, found.reason_text, refusals)
 
-    def _is_what_it_was(self, hand: Hand, found: Inspection, moves: Moves) -> bool:
+    def _is_what_it_was(self, hand: Hand, found: Inspection, tx: Transaction) -> bool:
         """Whether a row knows this file in place, which was only read again for its new inode or ctime."""
         row = recognised(hand, found, reason_of(found.verdict, was_admitted=hand.candidate.was_admitted))
         self._due.others.append(partial(self._learn, hand, row))
         if row is not None:
-            moves.refresh_source(row.entry_id, source=hand.candidate.source, ctime_ns=_ctime_of(hand))
+            moves.refresh_source(tx, row.entry_id, source=hand.candidate.source, ctime_ns=_ctime_of(hand))
         return row is not None
 
     def _learn(self, hand: Hand, row: KnownSource | None) -> None:
@@ -384,12 +385,12 @@ class Intake:
         self._full_until = self._mono + _FULL_WAIT_SECONDS
         self.full = True
 
-    def _admit(self, arrivals: list[Hand], moves: Moves, now: Now) -> None:
+    def _admit(self, arrivals: list[Hand], tx: Transaction, now: Now) -> None:
         if not arrivals:
             return
         judged = {place: hand.judged for place, hand in enumerate(arrivals) if hand.judged is not None}
         wanted = [hand.arrival for hand in arrivals if hand.arrival is not None]
-        admitted = moves.admit(wanted, judged=judged, now=now.utc)
+        admitted = moves.admit(tx, wanted, judged=judged, now=now.utc)
         for hand, row in zip(arrivals, admitted, strict=True):
             if row.needs_compare and row.holder is not None:
                 self._due.others.append(partial(self._compare, hand, row.holder))
@@ -397,7 +398,7 @@ class Intake:
             assert row.entry_id is not None
             assert row.state is not None
             if hand.former is not None:
-                moves.readmitted(hand.former, row.entry_id, now=now.utc)
+                moves.readmitted(tx, hand.former, row.entry_id, now=now.utc)
             self._due.finish.append((hand, row.entry_id, row.state))
 
     def _compare(self, hand: Hand, holder: Holder) -> None:
@@ -474,18 +475,18 @@ class Intake:
             return below_of(arrival.path, arrival.relative_path)
         return f"{self._spool.path}/{arrival.path}"
 
-    def _refuse(self, refusals: list[tuple[Hand, Refusal]], moves: Moves, now: Now) -> None:
+    def _refuse(self, refusals: list[tuple[Hand, Refusal]], tx: Transaction, now: Now) -> None:
         for hand, _ in refusals:
             if hand.wished and hand.former is not None and hand.refused is not None:
-                moves.wish_failed(hand.former, note=hand.refused[1], now=now.utc)
-                moves.drop_candidates([hand.candidate_id])
+                moves.wish_failed(tx, hand.former, note=hand.refused[1], now=now.utc)
+                moves.drop_candidates(tx, [hand.candidate_id])
                 self._due.others.append(partial(self._in_hand.discard, hand))
         plain = [(hand, refusal) for hand, refusal in refusals if not hand.wished]
         self._due.others += [self._copied for _, refusal in plain if not refusal.source_removed]
-        ids = moves.refuse([refusal for _, refusal in plain], now=now.utc) if plain else []
+        ids = moves.refuse(tx, [refusal for _, refusal in plain], now=now.utc) if plain else []
         for (hand, _), entry_id in zip(plain, ids, strict=True):
             if hand.former is not None:
-                moves.readmitted(hand.former, entry_id, now=now.utc)
+                moves.readmitted(tx, hand.former, entry_id, now=now.utc)
             self._due.finish.append((hand, entry_id, State.REJECTED))
 
     def _copied(self) -> None:

@@ -34,7 +34,7 @@ from ingestd.daemon.rework import Rework
 from ingestd.daemon.trust import Trust
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
-from ingestd.ledger import KEY_MADE_ANEW, Ledger, LedgerError
+from ingestd.ledger import KEY_MADE_ANEW, Ledger, LedgerError, moves
 from ingestd.reader import ReaderPool
 from ingestd.reconciler import Reconciler
 from ingestd.sender import Sender
@@ -209,9 +209,9 @@ class Daemon:
             self.ledger.longest = wiring.longest_waits_of(self.config)
             self.ledger.set_limits(wiring.limits_of(self.config))
         self.wall.look(now)
-        with self.ledger.write() as moves:
-            self.wall.record(moves)
-            recovered = moves.recover(now=now.utc)
+        with self.ledger.transaction() as tx:
+            self.wall.record(tx)
+            recovered = moves.recover(tx, now=now.utc)
         self.wall.committed()
         if recovered.uncertain or recovered.attempts or recovered.candidates:
             self._log.warning(
@@ -393,21 +393,21 @@ class Daemon:
         )
 
     def _record(self, now: Now, *, claim: bool, woken: bool) -> None:
-        with self.ledger.write() as moves:
-            self.wall.record(moves)
+        with self.ledger.transaction() as tx:
+            self.wall.record(tx)
             if woken:
-                moves.wake(now=now.utc)
+                moves.wake(tx, now=now.utc)
             # Before the intake, which may put the same files down anew.
-            moves.drop_candidates(self.orphans.nameless)
-            self.intake.record(moves, now)
-            self.rework.record(moves, now)
-            self.proof.record(moves, now)
-            self.going_back.record(moves, now)
-            self.housekeeping.record(moves, now)
-            self.elsewhere.record(moves, now)
+            moves.drop_candidates(tx, self.orphans.nameless)
+            self.intake.record(tx, now)
+            self.rework.record(tx, now)
+            self.proof.record(tx, now)
+            self.going_back.record(tx, now)
+            self.housekeeping.record(tx, now)
+            self.elsewhere.record(tx, now)
             # A claim sees everything that this tick has settled.
-            self.dispatch.record(moves, now, claim=claim)
-            self.alarms.record(moves)
+            self.dispatch.record(tx, now, claim=claim)
+            self.alarms.record(tx)
 
     def _committed(self, now: Now) -> None:
         self._outage.passed(now.mono, wrote=self.ledger.wrote)

@@ -27,7 +27,7 @@ from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.now import Now
 from ingestd.daemon.trust import Trust, sameness_of
 from ingestd.daemon.unanswered import Unanswered
-from ingestd.ledger import Ledger, Moves
+from ingestd.ledger import Ledger, Transaction, moves
 from ingestd.lifecycle import Backoff, Jump, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
 from ingestd.places import is_gone
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
@@ -224,7 +224,7 @@ class Proof:
         """Whether a transaction is wanted."""
         return bool(self._answers or self._reads or self._rows_are_due or self._trust.has_work)
 
-    def record(self, moves: Moves, now: Now) -> None:
+    def record(self, tx: Transaction, now: Now) -> None:
         """Write what answers and comparisons settle, and plan for the rows that are due then."""
         self._acts = []
         self._trust.begin_record()
@@ -232,23 +232,23 @@ class Proof:
         studies: list[StudyAnswer] = []
         for answer in self._answers:
             if isinstance(answer, FeedAnswer):
-                self._settle_feed(answer, moves, now)
+                self._settle_feed(answer, tx, now)
                 continue
             self._acts.append(partial(self._unanswered[answer.question.fetch].take, answer, now))
             if (fetch := self._fetching.get(id(answer.question))) is not None:
-                self._settle_fetch(answer, fetch, moves, now)
+                self._settle_fetch(answer, fetch, tx, now)
             else:
                 studies.append(answer)
         self._read_rows(studies)
         outcomes: list[Outcome] = []
         for answer in studies:
-            self._settle_study(answer, moves, outcomes, now)
+            self._settle_study(answer, tx, outcomes, now)
         for finding, read in self._reads:
-            self._settle_comparison(finding, read, moves, outcomes, now)
-        self._apply(outcomes, moves, now)
-        self._trust.record(moves, now)
+            self._settle_comparison(finding, read, tx, outcomes, now)
+        self._apply(outcomes, tx, now)
+        self._trust.record(tx, now)
         if self.rules is not None and (self._rows_are_due or self._answers):
-            self._plan_rows(moves, now, self.rules)
+            self._plan_rows(tx, now, self.rules)
 
     def committed(self) -> None:
         """The moves are durable: ask what was planned, drop what was compared."""
@@ -317,7 +317,7 @@ class Proof:
         self._feed_read_at = now.mono
         self._questions.append(question)
 
-    def _plan_rows(self, moves: Moves, now: Now, rules: Rules) -> None:
+    def _plan_rows(self, tx: Transaction, now: Now, rules: Rules) -> None:
         if len(self._asked) >= _ROWS_MOST:
             return
         due = self._ledger.unproven(now=now.utc, limit=_ROWS_MOST)
@@ -332,7 +332,7 @@ class Proof:
         more = not waits and (len(due) >= _ROWS_MOST or any(row.entry_id in self._rows for row in due))
         for some, under in ((rest, rules), (probes, replace(rules, stopped=False))):
             planned = plan(some, rules=under, now=now.utc)
-            self._apply(planned.outcomes, moves, now)
+            self._apply(planned.outcomes, tx, now)
             self._acts.append(partial(self._take_up, planned, some))
         self._acts.append(partial(self._plan_again, waits=waits, more=more))
 
@@ -366,9 +366,9 @@ class Proof:
         row = self._rows.get(asked.entry_id)
         return row is not None and row.next_check_at != asked.next_check_at
 
-    def _apply(self, outcomes: Sequence[Outcome], moves: Moves, now: Now) -> None:
+    def _apply(self, outcomes: Sequence[Outcome], tx: Transaction, now: Now) -> None:
         if outcomes:
-            applied = moves.apply(outcomes, now=now.utc, backoff=self._backoff, jitter=self._jitter())
+            applied = moves.apply(tx, outcomes, now=now.utc, backoff=self._backoff, jitter=self._jitter())
             self._acts.append(partial(self._tell, outcomes, applied.lost))
 
     def _plan_fetches(self, now: Now, rules: Rules) -> None:
@@ -390,7 +390,7 @@ class Proof:
             self._fetching[id(question)] = fetch
             self._questions.append(question)
 
-    def _settle_fetch(self, answer: StudyAnswer, fetch: _Fetch, moves: Moves, now: Now) -> None:
+    def _settle_fetch(self, answer: StudyAnswer, fetch: _Fetch, tx: Transaction, now: Now) -> None:
         copies = [copy for finding in answer.findings for copy in finding.copies]
         self._acts += [partial(copy.unlink, missing_ok=True) for copy in copies[1:]]
         copy = copies[0] if copies else None
@@ -403,7 +403,7 @@ class Proof:
             wait = max(_ASK_AGAIN, self._wait_for(answer, now))
             self._fetch_again(replace(fetch, at=now.mono + wait.total_seconds()))
         elif any(finding.present is False for finding in answer.findings):
-            moves.check_again([fetch.entry_id], at=now.utc)
+            moves.check_again(tx, [fetch.entry_id], at=now.utc)
             self._fetch_again(replace(fetch, at=now.mono + _FETCH_ABSENT_AGAIN.total_seconds()))
         else:
             self._settle_untold(fetch, now)
@@ -422,19 +422,19 @@ class Proof:
     def _fetch_again(self, fetch: _Fetch) -> None:
         self._acts.append(partial(self._fetches.append, fetch))
 
-    def _settle_feed(self, answer: FeedAnswer, moves: Moves, now: Now) -> None:
+    def _settle_feed(self, answer: FeedAnswer, tx: Transaction, now: Now) -> None:
         # A reading that did not begin at the cursor does not move it.
         cursor = None if self._glances else answer.cursor
         if answer.went_back_to is not None:
             # First of all: what these entries show is newer than what the rows remember of such sequences.
-            moves.went_back(to=answer.went_back_to, end=answer.end, now=now.utc)
+            moves.went_back(tx, to=answer.went_back_to, end=answer.end, now=now.utc)
             self._acts.append(self.feed_went_back)
         elif answer.end is not None:
             if answer.end != answer.question.end:
-                moves.seen_end(answer.end)
+                moves.seen_end(tx, answer.end)
             self._acts.append(partial(self.feed_ends_where_it_did, self._feed_read_at))
         if answer.sightings or cursor is not None:
-            moves.record_sightings(answer.sightings, now=now.utc, cursor=cursor)
+            moves.record_sightings(tx, answer.sightings, now=now.utc, cursor=cursor)
         self._acts.append(partial(self._feed_answered, answer, now))
 
     def _feed_answered(self, answer: FeedAnswer, now: Now) -> None:
@@ -466,13 +466,13 @@ class Proof:
         if answer.complete and not self._glances and self.rules is not None:
             self.rules = replace(self.rules, feed_read_at=now.utc)
 
-    def _settle_study(self, answer: StudyAnswer, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
+    def _settle_study(self, answer: StudyAnswer, tx: Transaction, outcomes: list[Outcome], now: Now) -> None:
         assert self.rules is not None
         rules = self._trust.applied_to(self.rules)
         found = {finding.row.entry_id for finding in answer.findings}
         unasked = [row for row in answer.question.rows if row.entry_id not in found]
         if unasked:
-            self._ask_later(unasked, moves, now, note=answer.failure, wait=self._wait_for(answer, now))
+            self._ask_later(unasked, tx, now, note=answer.failure, wait=self._wait_for(answer, now))
             self._acts += [partial(self._let_go, row.entry_id) for row in unasked]
             self._log.warning("study.not_asked", rows=len(unasked), error=answer.failure)
         if self._asked_before_jump.isdisjoint(row.entry_id for row in answer.question.rows):
@@ -494,11 +494,11 @@ class Proof:
                 self._acts.append(partial(self._compare, finding, finding.copy))
                 continue
             if isinstance(judged, Outcome) and judged.state is State.PENDING and self._is_lost(finding.row.path):
-                moves.fail_gone([judged.entry_id], note=_GONE_NOTE, now=now.utc)
+                moves.fail_gone(tx, [judged.entry_id], note=_GONE_NOTE, now=now.utc)
             elif isinstance(judged, Outcome):
                 self._take_outcome(judged, finding, outcomes, now)
             elif judged is not None:
-                self._ask_later([finding.row], moves, now)
+                self._ask_later([finding.row], tx, now)
             self._acts.append(partial(self._close, finding))
 
     def _with_absence(self, row: Unproven, finding: Finding) -> Unproven:
@@ -522,10 +522,10 @@ class Proof:
         return self._unanswered[answer.question.fetch].wait(answer.pause, now, cap=self._backoff.cap)
 
     def _ask_later(
-        self, asked: Sequence[Unproven], moves: Moves, now: Now, *, note: str = "", wait: timedelta = timedelta(0)
+        self, asked: Sequence[Unproven], tx: Transaction, now: Now, *, note: str = "", wait: timedelta = timedelta(0)
     ) -> None:
         sleeping = [row.entry_id for row in asked if not self._was_woken(row)]
-        moves.check_again(sleeping, at=now.utc + max(_ASK_AGAIN, self._interval, wait), note=note)
+        moves.check_again(tx, sleeping, at=now.utc + max(_ASK_AGAIN, self._interval, wait), note=note)
 
     def _compare(self, finding: Finding, copy: Path) -> None:
         row = finding.row
@@ -542,7 +542,9 @@ class Proof:
     def _inspect_copy(self, finding: Finding, copy: Path) -> None:
         self._desk.ask(Owner.PROOF, finding, lambda key: InspectJob(key=key, path=str(copy)))
 
-    def _settle_comparison(self, finding: Finding, read: Read, moves: Moves, outcomes: list[Outcome], now: Now) -> None:
+    def _settle_comparison(
+        self, finding: Finding, read: Read, tx: Transaction, outcomes: list[Outcome], now: Now
+    ) -> None:
         assert self.rules is not None
         compared = isinstance(read.job, CompareJob)
         if finding.copy is not None and (read.lost or (compared and self._is_lost(finding.row.path))):
@@ -560,7 +562,7 @@ class Proof:
         if row is None:
             pass
         elif row.entry_id in self._asked_before_jump:
-            self._ask_later([finding.row], moves, now)
+            self._ask_later([finding.row], tx, now)
         elif sameness is not None:
             judged = self._trust.judge(row, sameness, rules=self.rules, at=finding.asked_at, differs=differs)
             self._take_outcome(judged, finding, outcomes, now)

@@ -22,7 +22,7 @@ from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.now import Now
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Candidate, LetGo, Spool, WasRead
-from ingestd.ledger import KeptFile, Ledger, Moves, Removable
+from ingestd.ledger import KeptFile, Ledger, Removable, Transaction, moves
 from ingestd.reader import InspectJob, Read, Verdict
 
 _REMOVE_AT_ONCE = 500
@@ -122,12 +122,12 @@ class Removals:
         """Say since when a file must not have been needed to go now."""
         return now.utc - (timedelta(0) if make_room else self.retain)
 
-    def record(self, moves: Moves, now: Now) -> None:
+    def record(self, tx: Transaction, now: Now) -> None:
         """Write which files are gone, and which held other bytes."""
         if self._removed:
-            moves.mark_removed([row.entry_id for row in self._removed], now=now.utc)
+            moves.mark_removed(tx, [row.entry_id for row in self._removed], now=now.utc)
         if self._apart:
-            moves.written_after([apart.row.entry_id for apart in self._apart], now=now.utc)
+            moves.written_after(tx, [apart.row.entry_id for apart in self._apart], now=now.utc)
 
     def committed(self) -> bool:
         """The transaction is durable: take the new arrivals; say whether more may go at once."""

@@ -15,7 +15,7 @@ from ingestd.daemon.hand import KILLS_MOST, Hand, content_of, identity_of, reaso
 from ingestd.daemon.intake import Intake
 from ingestd.daemon.now import Now
 from ingestd.inbox import Candidate, Spool
-from ingestd.ledger import Holder, Judged, Ledger, Moves, Need, ReaderNeed, Wish, Wished
+from ingestd.ledger import Holder, Judged, Ledger, Need, ReaderNeed, Transaction, Wish, Wished, moves
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, SourceStat
 from ingestd.places import below_of, is_gone, look, path_of
 from ingestd.reader import CompareJob, Inspection, InspectJob, Read, ReencodeJob, Verdict
@@ -108,18 +108,18 @@ class Rework:
             self._rejected_at = now.mono + _REJECTED_EVERY_SECONDS
             self._look_at_rejected()
 
-    def record(self, moves: Moves, now: Now) -> None:
+    def record(self, tx: Transaction, now: Now) -> None:
         """Write what reading again has shown."""
         self._acts = []
         for work, read in self._reads:
             if work.need.need is Need.REENCODE:
-                self._settle_reencoded(work, read, moves, now)
+                self._settle_reencoded(work, read, tx, now)
             elif work.holder_id is not None:
-                self._settle_compared(work, work.holder_id, read, moves, now)
+                self._settle_compared(work, work.holder_id, read, tx, now)
             else:
-                self._settle_reread(work, read, moves, now)
+                self._settle_reread(work, read, tx, now)
         for entry_id in self._failed_wishes:
-            moves.wish_failed(entry_id, note="its file is no longer there", now=now.utc)
+            moves.wish_failed(tx, entry_id, note="its file is no longer there", now=now.utc)
 
     def committed(self) -> None:
         """The transaction is durable."""
@@ -195,27 +195,27 @@ class Rework:
                     candidate = replace(candidate, was_admitted=file.reason is Reason.CHANGED)
                     self._intake.adopt(Hand(candidate=candidate, former=file.entry_id))
 
-    def _settle_reread(self, work: _Work, read: Read, moves: Moves, now: Now) -> None:
+    def _settle_reread(self, work: _Work, read: Read, tx: Transaction, now: Now) -> None:
         need = work.need
         found = read.inspection
         self._acts.append(partial(self._count_kills, need.entry_id, killed=read.died))
         if read.died and self._kills.get(need.entry_id, 0) + 1 >= KILLS_MOST:
             note = f"it changed after it was admitted, and reading it ended {KILLS_MOST} reader processes"
-            self._reject(need, need.source, Reason.KILLED_READER, note, moves, now)
+            self._reject(need, need.source, Reason.KILLED_READER, note, tx, now)
             return
         if found is None or found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
             if self._is_lost(need):
-                moves.read_no_more(need.entry_id, now=now.utc)
+                moves.read_no_more(tx, need.entry_id, now=now.utc)
             self._acts.append(partial(self._in_work.discard, need.entry_id))
             return
         identity = identity_of(found)
         if not need.in_place and found.ctime_ns == need.ctime_ns and not _holds_the_same(found, need):
-            self._reject(need, source_of(found), Reason.CHANGED, _ROTTEN, moves, now)
+            self._reject(need, source_of(found), Reason.CHANGED, _ROTTEN, tx, now)
             return
         if found.verdict not in _ADMISSIBLE or identity is None:
             reason = Reason.NO_UIDS if found.verdict in _ADMISSIBLE else reason_of(found.verdict, was_admitted=True)
             note = f"it changed after it was admitted: {found.reason_text}"
-            self._reject(need, source_of(found), reason, note, moves, now)
+            self._reject(need, source_of(found), reason, note, tx, now)
             return
         work.arrival = Arrival(
             candidate_id=None,
@@ -236,17 +236,19 @@ class Rework:
             notes=found.notes,
             ctime_ns=found.ctime_ns,
         )
-        admitted = moves.reread(need.entry_id, work.arrival, now=now.utc)
+        admitted = moves.reread(tx, need.entry_id, work.arrival, now=now.utc)
         if admitted.needs_compare and admitted.holder is not None and admitted.holder.path is not None:
             self._acts.append(partial(self._ask_compare, work, admitted.holder))
         elif admitted.needs_compare and admitted.holder is not None:
             judged = Judged(holder_id=admitted.holder.entry_id, sameness=Sameness.OTHER)
-            moves.reread(need.entry_id, work.arrival, judged=judged, now=now.utc)
+            moves.reread(tx, need.entry_id, work.arrival, judged=judged, now=now.utc)
             self._acts.append(partial(self._in_work.discard, need.entry_id))
         else:
             self._acts.append(partial(self._in_work.discard, need.entry_id))
 
-    def _reject(self, need: ReaderNeed, source: SourceStat, reason: Reason, note: str, moves: Moves, now: Now) -> None:
+    def _reject(
+        self, need: ReaderNeed, source: SourceStat, reason: Reason, note: str, tx: Transaction, now: Now
+    ) -> None:
         refusal = Refusal(
             candidate_id=None,
             inbox=need.inbox,
@@ -258,7 +260,7 @@ class Rework:
             note=note,
             priority=need.priority,
         )
-        if moves.reread_refused(need.entry_id, refusal, now=now.utc):
+        if moves.reread_refused(tx, need.entry_id, refusal, now=now.utc):
             self._log.warning("inbox.rejected", entry_id=need.entry_id, inbox=need.inbox, reason=reason.value)
         self._acts.append(partial(self._in_work.discard, need.entry_id))
 
@@ -281,17 +283,17 @@ class Rework:
             lambda key: CompareJob(key=key, ours=ours, theirs=theirs, our_digest=our_digest, their_digest=their_digest),
         )
 
-    def _settle_compared(self, work: _Work, holder_id: int, read: Read, moves: Moves, now: Now) -> None:
+    def _settle_compared(self, work: _Work, holder_id: int, read: Read, tx: Transaction, now: Now) -> None:
         assert work.arrival is not None
         if read.lost == "ours":
             # Written to once more: the row still asks to be read.
             self._acts.append(partial(self._in_work.discard, work.need.entry_id))
             return
         judged = Judged(holder_id=holder_id, sameness=Sameness(read.sameness) if read.sameness else Sameness.OTHER)
-        moves.reread(work.need.entry_id, work.arrival, judged=judged, now=now.utc)
+        moves.reread(tx, work.need.entry_id, work.arrival, judged=judged, now=now.utc)
         self._acts.append(partial(self._in_work.discard, work.need.entry_id))
 
-    def _settle_reencoded(self, work: _Work, read: Read, moves: Moves, now: Now) -> None:
+    def _settle_reencoded(self, work: _Work, read: Read, tx: Transaction, now: Now) -> None:
         need = work.need
         found = read.inspection
         if found is not None and found.verdict in _ADMISSIBLE and self._is_of_another_file(need, found):
@@ -302,10 +304,10 @@ class Rework:
         if found is not None and found.verdict in _ADMISSIBLE:
             content, ctime_ns = content_of(found), found.ctime_ns
             moves.attach_reencoded(
-                need.entry_id, path=work.destination, content=content, ctime_ns=ctime_ns, now=now.utc
+                tx, need.entry_id, path=work.destination, content=content, ctime_ns=ctime_ns, now=now.utc
             )
         elif self._is_lost(need):
-            moves.read_no_more(need.entry_id, now=now.utc)
+            moves.read_no_more(tx, need.entry_id, now=now.utc)
             self._acts.append(partial(self._spool.discard, work.destination))
         elif read.waits or is_gone(need.path):
             # Nothing is known: the row still asks, and is taken up again.
@@ -313,7 +315,7 @@ class Rework:
         else:
             why = read.refused or (found.reason_text if found else "the reader ended while re-encoding it")
             note = f"the server refused its encoding, and it cannot be re-encoded to Explicit VR Little Endian: {why}"
-            moves.reencode_failed(need.entry_id, note=note, now=now.utc)
+            moves.reencode_failed(tx, need.entry_id, note=note, now=now.utc)
             self._acts.append(partial(self._spool.discard, work.destination))
         self._acts.append(partial(self._in_work.discard, need.entry_id))
 

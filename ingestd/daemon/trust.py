@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.now import Now
-from ingestd.ledger import Ledger, Moves
+from ingestd.ledger import Ledger, Transaction, moves
 from ingestd.lifecycle import Kind, Outcome, Sameness, Standing, State, Unproven
 from ingestd.reader import Read
 from ingestd.reconciler import (
@@ -217,19 +217,19 @@ class Trust:
         self._matches.clear()
         self._mismatch = None
 
-    def record(self, moves: Moves, now: Now) -> None:
+    def record(self, tx: Transaction, now: Now) -> None:
         """Write what the comparisons of this transaction say of the server."""
         if self._matches:
-            moves.count_matches(self._matches)
+            moves.count_matches(tx, self._matches)
             if not self._standing.ever_matched:
-                moves.ask_mismatched_again(now=now.utc)
+                moves.ask_mismatched_again(tx, now=now.utc)
         if self._mismatch is not None:
             found = self._mismatch
-            moves.mismatch(studies=found.studies, differs=found.differs, stops=found.stops, now=now.utc)
+            moves.mismatch(tx, studies=found.studies, differs=found.differs, stops=found.stops, now=now.utc)
         if self._recheck:
-            moves.recheck([entry_id for entry_id, _ in self._recheck], now=now.utc)
+            moves.recheck(tx, [entry_id for entry_id, _ in self._recheck], now=now.utc)
         if self._forgives and self._mismatch is None:
-            moves.forgive(now=now.utc)
+            moves.forgive(tx, now=now.utc)
 
     def committed(self) -> None:
         """It is durable."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from ingestd.daemon.now import Now
-from ingestd.ledger import ClockLine, Ledger, Moves
+from ingestd.ledger import ClockLine, Ledger, Transaction, moves
 from ingestd.lifecycle import Jump
 
 # More than a leap second, and than what NTP corrects without setting the clock.
@@ -75,10 +75,10 @@ class WallClock:
         self._log.warning("clock.set", seconds=by)
         return by
 
-    def record(self, moves: Moves) -> None:
+    def record(self, tx: Transaction) -> None:
         """Write what was noticed, before anything goes by the waits that it moves."""
         if self._line is not None:
-            moves.put_clock(self._line)
+            moves.put_clock(tx, self._line)
 
     def committed(self) -> None:
         """The transaction is durable."""

@@ -163,16 +163,16 @@ from .values import (
 )
 
 if TYPE_CHECKING:
-    from .moves import Moves
+    from .transaction import Transaction
 else:
 
     def __getattr__(name: str) -> object:
         """Import what writes when somebody asks for it: a command that only reads starts sooner."""
-        if name != "Moves":
+        if name != "Transaction":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from .moves import Moves  # noqa: PLC0415
+        from .transaction import Transaction  # noqa: PLC0415
 
-        return Moves
+        return Transaction
 
 
 __all__ = [
@@ -203,7 +203,6 @@ __all__ = [
     "LedgerPermission",
     "LedgerUnread",
     "LeftCandidate",
-    "Moves",
     "Need",
     "NewCandidate",
     "OtherDestination",
@@ -217,6 +216,7 @@ __all__ = [
     "Status",
     "Story",
     "StudySummary",
+    "Transaction",
     "UnremovedSource",
     "Wish",
     "Wished",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import bindparam, delete, select, update
@@ -28,6 +29,8 @@ from .row import HOLDS, Row, as_json, content_columns, content_of, identity_of, 
 from .schema import candidate, instance
 from .transaction import Transaction
 from .values import Admitted, Holder, Judged, NewCandidate
+
+_NONE_JUDGED: Mapping[int, Judged] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -111,7 +114,7 @@ def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, 
     return found
 
 
-def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, first_id: int, now: datetime) -> list[int]:
+def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, now: datetime) -> list[int]:
     """Put down which files are about to be read, before they are.
 
     The very file that was put down before keeps its row and its tries.
@@ -127,7 +130,7 @@ def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, first
     ids: list[int] = []
     fresh: list[dict[str, Any]] = []
     changed: list[int] = []
-    next_id = max(first_id, dialect.next_id(tx.connection, candidate))
+    next_id = max(tx.first_candidate_id, dialect.next_id(tx.connection, candidate))
     for each in candidates:
         row = known.get((each.inbox, each.relative_path))
         if row is not None and row.source == each.source:
@@ -150,6 +153,7 @@ def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, first
     drop_candidates(tx, changed)
     if fresh:
         dialect.insert_rows(tx.connection, candidate, fresh)
+    tx.first_candidate_id = next_id
     return ids
 
 
@@ -171,11 +175,15 @@ def admit(
     tx: Transaction,
     arrivals: Sequence[Arrival],
     *,
-    judged: Mapping[int, Judged],
+    judged: Mapping[int, Judged] = _NONE_JUDGED,
     now: datetime,
 ) -> list[Admitted]:
-    """Make rows of files that were read whole: PENDING, or what the row that holds the identity makes of them."""
-    tx.write()
+    """Make rows of files that were read whole: PENDING, or what the row that holds the identity makes of them.
+
+    Answers come in the order of the arrivals. ``judged`` has, by position in ``arrivals``, what a comparison with the
+    holder came to; it counts only while that row still holds the identity.
+    """
+    tx.write_rows()
     held = _holders(tx, (arrival.identity for arrival in arrivals))
     answers: list[Admitted] = []
     look_again: dict[int, None] = {}
@@ -210,12 +218,12 @@ def admit(
     drop_candidates(tx, done)
     # Is it still there? If it was deleted on the server, dropping it again means "send it again".
     _look_again(tx, list(look_again), now)
-    tx.settle()
+    tx.flush()
     return answers
 
 
 def _look_again(tx: Transaction, entry_ids: Sequence[int], now: datetime) -> None:
-    tx.write()
+    tx.write_rows()
     for piece in pieces(entry_ids):
         tx.connection.execute(_LOOK_AGAIN, {"ids": piece, "now": now})
 
@@ -296,7 +304,7 @@ def _label(tx: Transaction, arrival: Arrival) -> None:
 
 def refuse(tx: Transaction, refusals: Sequence[Refusal], *, now: datetime) -> list[int]:
     """Make REJECTED rows of files that are not to be sent."""
-    tx.write()
+    tx.write_rows()
     ids = []
     for refusal in refusals:
         entry_id = tx.new_id()
@@ -331,7 +339,7 @@ def refuse(tx: Transaction, refusals: Sequence[Refusal], *, now: datetime) -> li
         )
         ids.append(entry_id)
     drop_candidates(tx, [each.candidate_id for each in refusals if each.candidate_id is not None])
-    tx.settle()
+    tx.flush()
     return ids
 
 
@@ -340,7 +348,7 @@ def reread(
     entry_id: int,
     arrival: Arrival,
     *,
-    judged: Judged | None,
+    judged: Judged | None = None,
     now: datetime,
 ) -> Admitted:
     """Take over what a PENDING row's file now holds; it may belong to another identity than before."""
@@ -388,9 +396,9 @@ def reread(
         holder_id=holder.entry_id if holder else None,
     )
     _label(tx, arrival)
-    tx.write()
+    tx.write_rows()
     _let_go(tx, row, arrival, followers, now)
-    tx.settle()
+    tx.flush()
     return Admitted(entry_id=entry_id, state=state, holder=holder.told() if holder else None)
 
 
@@ -423,5 +431,5 @@ def reread_refused(tx: Transaction, entry_id: int, refusal: Refusal, *, now: dat
         reencoded_path=None,
         reencoded_digest=None,
     )
-    tx.settle()
+    tx.flush()
     return True

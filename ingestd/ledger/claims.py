@@ -97,7 +97,7 @@ def recover(tx: Transaction, *, now: datetime) -> Recovered:
                 absences=0,
                 absent_since=None,
             )
-        tx.settle()
+        tx.flush()
         uncertain += len(rows)
         if len(rows) < _RECOVERED_AT_ONCE:
             break
@@ -128,13 +128,13 @@ def wake(tx: Transaction, *, now: datetime) -> int:
     )
     for row in rows:
         tx.change(row, {"next_attempt_at": None}, at=now)
-    tx.settle()
+    tx.flush()
     return len(rows)
 
 
-def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits | None) -> Batch | None:
+def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits | None = None) -> Batch | None:
     """Take the next batch of a study: its rows are SENDING and its attempt is on record before anything leaves (G5)."""
-    tx.settle()
+    tx.flush()
     limits = limits or tx.limits_of(tx.host)
     found = read_study(tx, study_uid)
     if found is None or not found.waiting:
@@ -171,7 +171,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
     _put_attempt(tx, batch)
     _mark_sending(tx, batch, [row for row, _ in queued])
     tx.sums.set_study(tx.host, study_uid, now, in_flight=found.in_flight + 1)
-    tx.settle()
+    tx.flush()
     return batch
 
 

@@ -68,7 +68,7 @@ def _send_soon(tx: Transaction, row: Row, now: datetime) -> None:
 def retry(tx: Transaction, entry_id: int, *, now: datetime) -> State:
     """Have a row tried again; of a REJECTED one a new admission is asked for, which is the daemon's to make."""
     state = _retry(tx, _row(tx, entry_id), now)
-    tx.settle()
+    tx.flush()
     return state
 
 
@@ -143,11 +143,11 @@ def try_now(tx: Transaction, *, now: datetime) -> int:
     deferred = tx.rows(tx.select_rows(instance.c.next_attempt_at > now))
     for row in deferred:
         tx.change(row, {"next_attempt_at": None}, at=now)
-    tx.settle()
+    tx.flush()
     return len(deferred)
 
 
-def retry_all(tx: Transaction, choice: Choice, *, now: datetime, limit: int) -> Retried:
+def retry_all(tx: Transaction, choice: Choice, *, now: datetime, limit: int = 1000) -> Retried:
     """Have all rows of a study, state or reason tried again that can be."""
     if choice.study_uid is None and choice.state is None and choice.reason is None:
         raise RefusedMove(0, "say which rows to retry: a study, a state or a reason")
@@ -173,11 +173,11 @@ def retry_all(tx: Transaction, choice: Choice, *, now: datetime, limit: int) -> 
             refused.append(refusal)
         else:
             (wished if state is State.REJECTED else moved).append(row.id)
-    tx.settle()
+    tx.flush()
     return Retried(moved=tuple(moved), wished=tuple(wished), refused=tuple(refused))
 
 
-def discard(tx: Transaction, entry_id: int, *, idle_host: str, now: datetime) -> None:
+def discard(tx: Transaction, entry_id: int, *, idle_host: str = "", now: datetime) -> None:
     """Give a row up; its file is kept for `retain` and then removed. ``idle_host`` is one that nobody runs."""
     row = _row(tx, entry_id)
     on_its_way = row.state in HOLDING and (row.host != idle_host or row.state is State.CONFIRMED)
@@ -189,7 +189,7 @@ def discard(tx: Transaction, entry_id: int, *, idle_host: str, now: datetime) ->
             other_id=row.holder_id,
         )
     tx.move(row, State.DISCARDED, at=now, reason=Reason.DISCARDED, note="a person discarded it", wish=None)
-    tx.settle()
+    tx.flush()
 
 
 def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
@@ -221,7 +221,7 @@ def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
         alone=0,
         failure_reason=None,
     )
-    tx.settle()
+    tx.flush()
     return holder.id if holder else 0
 
 
@@ -280,7 +280,7 @@ def admit_anyway(tx: Transaction, entry_id: int, *, now: datetime) -> None:
         raise RefusedMove(entry_id, f"row {entry_id} was rejected as {row.reason}: there is nothing in it to send")
     _with_file(row, "admitted")
     _wish(tx, row, Wish.ADMIT_ANYWAY, now)
-    tx.settle()
+    tx.flush()
 
 
 def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: datetime) -> None:
@@ -299,7 +299,7 @@ def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: dateti
         removed_at=None if row.in_place else now,
         gives_up=False,
     )
-    tx.settle()
+    tx.flush()
 
 
 def wish_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> None:
@@ -309,4 +309,4 @@ def wish_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> 
         return
     tx.change(row, {"wish": None, "note": note}, at=now)
     tx.put_down((row.id,), row.state, row.state, at=now, reason=row.reason or "", note=note)
-    tx.settle()
+    tx.flush()

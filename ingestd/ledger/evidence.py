@@ -53,10 +53,10 @@ def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backof
             # Asked because of a drop, the answer is newer than the drop; the evidence of a first time may be older.
             fresh = now if row.state is State.CONFIRMED else None
             confirmed[row.id] = outcome.evidence_at or fresh
-    tx.write()
+    tx.write_rows()
     _settle_duplicates(tx, confirmed, now)
     _free_a_person(tx, [rows[entry_id] for entry_id in confirmed], now)
-    tx.settle()
+    tx.flush()
     return Applied(moved=moved, lost=len(outcomes) - moved)
 
 
@@ -191,7 +191,7 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
                 tx.change(duplicate, {"settled_at": now}, at=now)
             else:
                 again[duplicate.holder_id] = None
-    tx.write()
+    tx.write_rows()
     check_again(tx, list(again), at=now)
 
 
@@ -240,7 +240,7 @@ def audit(tx: Transaction, study_uid: str, *, now: datetime) -> int:
 
 
 def record_sightings(
-    tx: Transaction, sightings: Sequence[Sighting], *, now: datetime, cursor: FeedCursor | None
+    tx: Transaction, sightings: Sequence[Sighting], *, now: datetime, cursor: FeedCursor | None = None
 ) -> int:
     """Keep on the rows what the change feed shows of them, and advance its cursor in the same transaction."""
     newest: dict[tuple[str, str, str], Sighting] = {}

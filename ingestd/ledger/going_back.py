@@ -37,6 +37,6 @@ def went_back(tx: Transaction, *, to: int | None, end: FeedEnd | None, now: date
     tx.connection.execute(update(destination).values(went_back_at=since_when, **values))
 
 
-def is_settled(tx: Transaction) -> None:
+def went_back_settled(tx: Transaction) -> None:
     """All that was asked about is settled: files may go again."""
     tx.connection.execute(update(destination).values(went_back_at=None))

@@ -7,7 +7,7 @@ import hmac
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,7 +40,7 @@ from .views import Views
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
-    from .moves import Moves
+    from .transaction import Transaction
 
 _PUT_HOST = dialect.upsert(host_table)
 _PUT_META = dialect.upsert(meta)
@@ -177,52 +177,59 @@ class Ledger(Views):
         self.close()
 
     @contextmanager
-    def write(self) -> Iterator[Moves]:
-        """Write: everything done with the Moves is committed together at the end, or not at all.
+    def transaction(self) -> Iterator[Transaction]:
+        """Write: everything done with the transaction is committed together at the end, or not at all.
 
+        It begins with the first statement through it; then what waits for the commit is done, also where none was.
         Raises LedgerBusy or LedgerFull where trying again later may help.
         """
         # Who only reads the ledger, as `ingestd status` does, need not wait for all that writes it.
-        from .moves import Moves  # noqa: PLC0415
         from .transaction import Transaction  # noqa: PLC0415
 
         if self._read_only:
             raise LedgerError(f"the ledger {self.file} was opened for reading only")
         assert not self._writes, "one transaction at a time"
-        try:
-            with self._transaction():
-                tx = Transaction(
-                    self._connection,
-                    host=self._host,
-                    spool=self._spool,
-                    limits_of=self._limits_of,
-                    longest=self.longest,
-                    spool_of=self._spool_of,
-                    labels_known=self._labels_known,
-                )
-                moves = Moves(tx, first_candidate_id=self._first_candidate_id)
-                yield moves
+        self.wrote = False
+        with ExitStack() as begun:
+            tx = Transaction(
+                lambda: begun.enter_context(self._begun()),
+                first_candidate_id=self._first_candidate_id,
+                host=self._host,
+                spool=self._spool,
+                limits_of=self._limits_of,
+                longest=self.longest,
+                spool_of=self._spool_of,
+                labels_known=self._labels_known,
+            )
+            try:
+                yield tx
                 tx.close()
-            self._first_candidate_id = moves.first_candidate_id
-        except DBAPIError as error:
-            self._labels_known.clear()
-            raise trouble.told(error, self.file) from None
-        except BaseException:
-            self._labels_known.clear()
-            raise
+                began = time.perf_counter()
+                begun.close()
+            except DBAPIError as error:
+                self._labels_known.clear()
+                raise trouble.told(error, self.file) from None
+            except BaseException:
+                self._labels_known.clear()
+                raise
+            if tx.has_begun:
+                self.commit_seconds = time.perf_counter() - began
+            self._first_candidate_id = tx.first_candidate_id
+        tx.committed()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _begun(self) -> Iterator[Connection]:
         self._connection.info["writes"] = True
         self._writes = True
         self._answers.clear()
         changes = sqlite_file.rows_changed(self._connection)
         try:
             with self._connection.begin():
-                yield
-                began = time.perf_counter()
-            self.commit_seconds = time.perf_counter() - began
+                yield self._connection
             self.wrote = sqlite_file.rows_changed(self._connection) > changes
+        except DBAPIError:
+            sqlite_file.undo(self._connection)
+            raise
         finally:
             self._connection.info["writes"] = False
             self._writes = False
@@ -272,7 +279,7 @@ class Ledger(Views):
 
     def set_limits(self, limits: BatchLimits) -> None:
         """Cut this host's batches by these limits from now on, and have its waiting studies due accordingly."""
-        with self._transaction():
+        with self._begun():
             self._put_host(limits)
 
     def search_hash(self, kind: Literal["patient", "accession"], value: str) -> str:
@@ -311,7 +318,7 @@ class Ledger(Views):
 
     def accept_key(self) -> None:
         """A person: go on with the key that is there now, whatever was taken in before. Raises LedgerError."""
-        with self._transaction():
+        with self._begun():
             self._put_mark(search_key.mark_of(self._search_key()))
             self._connection.execute(delete(alarm).where(alarm.c.kind == KEY_MADE_ANEW))
 
@@ -389,7 +396,7 @@ class Ledger(Views):
         if self._host and sqlite_file.has_tables(self._connection, self.file):
             sqlite_file.check_quickly(self._connection, self.file)
         self._connection.rollback()
-        with suppress(_RehearsedError), self._transaction():
+        with suppress(_RehearsedError), self._begun():
             self._migrate()
             sqlite_file.install_guards(self._connection)
             self._adopt_destination(destination)

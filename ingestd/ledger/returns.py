@@ -33,9 +33,13 @@ def finish(
     now: datetime,
     backoff: Backoff,
     jitter: float,
-    study_wait: timedelta | None,
+    study_wait: timedelta | None = None,
 ) -> Finished:
-    """Carry out what became of a batch, close its attempt, and let the study go on or wait."""
+    """Carry out what became of a batch, close its attempt, and let the study go on or wait.
+
+    With ``charge_study`` the study waits as the backoff says, or ``study_wait``; an answer without a charge ends its
+    backoff. A part without an outcome becomes UNCERTAIN.
+    """
     batch = result.batch
     # Read before the moves below change its sums, so that these need not be written in between.
     before = read_study(tx, batch.study_uid)
@@ -62,7 +66,7 @@ def finish(
             # Whoever is charged waits: the study, where it is, else the row.
             wait = backoff.charged_wait(alike[0].charged + 1, jitter=jitter)
         _come_back(tx, alike, replace(outcome, wait=wait), batch, now)
-    tx.settle()
+    tx.flush()
     was_open = _close_attempt(tx, result)
     charged, pauses, next_attempt_at = _study_goes_on(
         tx, result, before, now, backoff, jitter, study_wait, was_open=was_open
@@ -70,7 +74,7 @@ def finish(
     # Where whole posts are refused, nobody who knows STOW may have answered: a wrong address says 404.
     if result.answered and not result.whole_batch_refused:
         tx.connection.execute(_ANSWERED, {"at": result.finished_at})
-    tx.settle()
+    tx.flush()
     return Finished(
         moved=moved,
         lost=len(batch.parts) - moved,
@@ -218,5 +222,5 @@ def charge_study(tx: Transaction, study_uid: str, *, now: datetime, backoff: Bac
     next_attempt_at = now + backoff.wait((charged or 0) + 1, jitter=jitter)
     if charged is not None:
         tx.sums.set_study(tx.host, study_uid, now, charged=charged + 1, pauses=0, next_attempt_at=next_attempt_at)
-        tx.settle()
+        tx.flush()
     return next_attempt_at

@@ -290,6 +290,13 @@ def driver_of(connection: Connection) -> sqlite3.Connection:
     return driver
 
 
+def undo(connection: Connection) -> None:
+    """Roll back what a COMMIT that failed left open: SQLite keeps it, SQLAlchemy takes it for ended."""
+    driver = driver_of(connection)
+    if driver.in_transaction:
+        driver.rollback()
+
+
 def mark_as_ours(connection: Connection) -> None:
     """Write into the file's header whose it is."""
     connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION_ID}")

@@ -32,7 +32,7 @@ def take_over(tx: Transaction, entry_ids: Iterable[int], *, hosts: Collection[st
             continue
         _change_places(tx, row, holder, now)
         taken += 1
-    tx.settle()
+    tx.flush()
     return taken
 
 
@@ -66,4 +66,4 @@ def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> Non
     )
     for other in others:
         tx.change(other, {"holder_id": row.id}, at=now)
-    tx.settle()
+    tx.flush()

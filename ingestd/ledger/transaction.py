@@ -4,7 +4,7 @@ Every change of a row's state goes through ``Transaction.move`` (and every new r
 check the table of moves, write the history and keep the sums. Rows are read inside the transaction, behind BEGIN
 IMMEDIATE (or FOR UPDATE), and updated only WHERE id AND expected state AND claim token (G4).
 
-Moves are gathered and written together by ``settle``, which also looks after the duplicates of rows that gave their
+Moves are gathered and written together by ``flush``, which also looks after the duplicates of rows that gave their
 identity up; each public move ends with it.
 """
 
@@ -73,12 +73,18 @@ _LAST_JUMP = _JUMPS.order_by(clock.c.id.desc()).limit(1)
 
 
 class Transaction:
-    """The writer's connection between BEGIN and COMMIT, and what is gathered in between."""
+    """What is done between BEGIN and COMMIT: it begins with the first statement, and none is needed.
+
+    ``on_commit`` takes what is allowed only once that is durable: to read, move, post or forget. It is called in the
+    order in which it was registered, after COMMIT succeeded; after a rollback, or a COMMIT whose outcome nobody knows,
+    it is dropped, and whoever registered it does so again in the next transaction, from what the ledger says then.
+    """
 
     def __init__(
         self,
-        connection: Connection,
+        begin: Callable[[], Connection],
         *,
+        first_candidate_id: int,
         host: str,
         spool: Path | None,
         limits_of: Callable[[str], BatchLimits],
@@ -86,7 +92,11 @@ class Transaction:
         spool_of: Callable[[str], Path | None],
         labels_known: set[tuple[str, str, str]],
     ) -> None:
-        self.connection = connection
+        self._begin = begin
+        self._connection: Connection | None = None
+        self._on_commit: list[Callable[[], object]] = []
+        # An id that was given out is not given out again by this process: a late answer must not meet another file.
+        self.first_candidate_id = first_candidate_id
         self.host = host
         self.spool = spool
         self.limits_of = limits_of
@@ -101,6 +111,33 @@ class Transaction:
         self._touched: set[int] = set()
         self._given_up: list[tuple[Row, datetime]] = []
         self._next_id: int | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, behind BEGIN IMMEDIATE."""
+        if self._connection is None:
+            self._connection = self._begin()
+        return self._connection
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any statement was made."""
+        return self._connection is not None
+
+    def on_commit(self, act: Callable[[], object]) -> None:
+        """Have this done once the transaction is durable."""
+        self._on_commit.append(act)
+
+    def committed(self) -> None:
+        """Do what waited for the commit; one that raises keeps no other from being done, and is raised at the end."""
+        errors: list[Exception] = []
+        for act in self._on_commit:
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def new_id(self) -> int:
         """Give out the id of a row to be added."""
@@ -125,7 +162,7 @@ class Transaction:
 
     def rows(self, statement: Select[Any], **values: Any) -> list[Row]:
         """Read rows to be moved, as they are after everything gathered so far."""
-        self.write()
+        self.write_rows()
         return [make_row(row) for row in self.connection.execute(statement, values).all()]
 
     def rows_on(self, holder_id: int, *where: ColumnElement[bool]) -> list[Row]:
@@ -296,16 +333,16 @@ class Transaction:
         line = (at, before, after, reason, note, attempt_id, as_json(evidence) if evidence else "")
         self._history.setdefault(line, []).extend(entry_ids)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates.
 
         History and sums stay gathered until ``close``: a transaction has many moves, and few studies.
         """
-        self.write()
+        self.write_rows()
         while self._given_up:
             given_up, self._given_up = self._given_up, []
             self._pass_on(given_up)
-            self.write()
+            self.write_rows()
 
     def see_study(self, study_uid: str) -> None:
         """Have the sums of this study as they are after everything gathered so far: they are about to be read."""
@@ -314,11 +351,13 @@ class Transaction:
 
     def close(self) -> None:
         """Write everything: the transaction is about to be committed."""
-        self.settle()
+        if not self.has_begun:
+            return
+        self.flush()
         self._write_history()
         self.sums.flush(self.connection)
 
-    def write(self) -> None:
+    def write_rows(self) -> None:
         """Write the rows that were gathered, so that what is read next is as it will be."""
         if self._added:
             added, self._added = self._added, []
@@ -354,7 +393,7 @@ class Transaction:
     def _write_history(self) -> None:
         if not self._history:
             return
-        self.write()
+        self.write_rows()
         lines, self._history = self._history, {}
         self._told.clear()
         single: list[dict[str, Any]] = []

@@ -26,7 +26,7 @@ def hold(tx: Transaction, entry_ids: Iterable[int], *, reason: str, now: datetim
     for row in rows:
         tx.change(row, {"hold_reason": reason}, at=now)
         tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason="held", note=reason)
-    tx.settle()
+    tx.flush()
     return len(rows)
 
 
@@ -36,12 +36,12 @@ def unhold(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> int:
     for row in rows:
         tx.change(row, {"hold_reason": None}, at=now)
         tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason="let_go")
-    tx.settle()
+    tx.flush()
     return len(rows)
 
 
 def attach_reencoded(
-    tx: Transaction, entry_id: int, *, path: str, content: Content, ctime_ns: int, now: datetime
+    tx: Transaction, entry_id: int, *, path: str, content: Content, ctime_ns: int = 0, now: datetime
 ) -> bool:
     """Have the Explicit VR copy sent instead; its digest is on record before a byte of it leaves."""
     row = tx.rows_by_id([entry_id]).get(entry_id)
@@ -64,7 +64,7 @@ def attach_reencoded(
         at=now,
     )
     tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason=Reason.REENCODED, note=note)
-    tx.settle()
+    tx.flush()
     return True
 
 
@@ -75,7 +75,7 @@ def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime)
         return False
     settings = {"next_check_at": now, "checks": 0, "absences": 0, "absent_since": None, "needs_content_check": 1}
     tx.move(row, State.UNCERTAIN, at=now, reason=Reason.REFUSED, note=note, **settings)
-    tx.settle()
+    tx.flush()
     return True
 
 
@@ -85,7 +85,7 @@ def read_no_more(tx: Transaction, entry_id: int, *, now: datetime) -> bool:
     if row is None or row.state is not State.PENDING or row.need is None:
         return False
     tx.change(row, {"need": None}, at=now)
-    tx.settle()
+    tx.flush()
     return True
 
 
@@ -94,7 +94,7 @@ def fail_gone(tx: Transaction, entry_ids: Iterable[int], *, note: str, now: date
     rows = [row for row in tx.rows_by_id(entry_ids).values() if row.state is State.UNCERTAIN]
     for row in rows:
         tx.move(row, State.FAILED, at=now, reason=Reason.GONE, note=note)
-    tx.settle()
+    tx.flush()
     return len(rows)
 
 
@@ -129,7 +129,7 @@ def mark_removed(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) ->
 
 def refresh_source(tx: Transaction, entry_id: int, *, source: SourceStat, ctime_ns: int) -> None:
     """Take over what the kernel says now of a file in place that was read again and is what the row knows."""
-    tx.write()
+    tx.write_rows()
     tx.connection.execute(
         update(instance)
         .where(instance.c.id == entry_id, instance.c.host == tx.host, instance.c.in_place == 1)

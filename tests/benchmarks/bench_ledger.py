@@ -17,7 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingestd.ledger import Choice, Ledger, NewCandidate
+from ingestd.ledger import Choice, Ledger, NewCandidate, moves
 from ingestd.lifecycle import (
     Arrival,
     Backoff,
@@ -152,8 +152,8 @@ def bench_daemon(file: Path, folder: Path) -> None:
 
     def start() -> None:
         with Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destination="http://x/v2") as ledger:
-            with ledger.write() as moves:
-                moves.recover(now=NOW)
+            with ledger.transaction() as tx:
+                moves.recover(tx, now=NOW)
             ledger.studies_due(now=NOW)
 
     show("open, recover, first studies due", *clock(start))
@@ -226,8 +226,9 @@ def bench_moves(file: Path, folder: Path, rows: int) -> None:
             ids: list[int] = []
 
             def candidates(numbers: range = numbers, ids: list[int] = ids) -> None:
-                with ledger.write() as moves:
+                with ledger.transaction() as tx:
                     ids += moves.add_candidates(
+                        tx,
                         [
                             NewCandidate(
                                 inbox="inbox",
@@ -241,8 +242,8 @@ def bench_moves(file: Path, folder: Path, rows: int) -> None:
 
             def admit(numbers: range = numbers, ids: list[int] = ids) -> None:
                 arrivals = [arrival(number, candidate_id) for number, candidate_id in zip(numbers, ids, strict=True)]
-                with ledger.write() as moves:
-                    moves.admit(arrivals, now=NOW)
+                with ledger.transaction() as tx:
+                    moves.admit(tx, arrivals, now=NOW)
 
             meter.run("candidate", 500, candidates)
             meter.run("admit", 500, admit)
@@ -255,9 +256,9 @@ def bench_moves(file: Path, folder: Path, rows: int) -> None:
 
 def send_study(ledger: Ledger, study_uid: str, now: datetime, meter: Meter) -> None:
     while True:
-        with ledger.write() as moves:
+        with ledger.transaction() as tx:
             begun, processor = time.perf_counter(), time.process_time()
-            batch = moves.claim(study_uid, now=now)
+            batch = moves.claim(tx, study_uid, now=now)
         if batch is None:
             return
         sums = meter.sums.setdefault("claim", [0.0, 0.0, 0.0])
@@ -275,8 +276,8 @@ def send_study(ledger: Ledger, study_uid: str, now: datetime, meter: Meter) -> N
         )
 
         def finish(result: BatchResult = result) -> None:
-            with ledger.write() as moves:
-                moves.finish(result, now=now, backoff=BACKOFF, jitter=0.5)
+            with ledger.transaction() as tx:
+                moves.finish(tx, result, now=now, backoff=BACKOFF, jitter=0.5)
 
         meter.run("finish", len(batch.parts), finish)
 
@@ -289,15 +290,16 @@ def prove(ledger: Ledger, rows: int, now: datetime, meter: Meter) -> None:
 
     def see() -> None:
         for start in range(0, rows, 500):
-            with ledger.write() as moves:
-                moves.record_sightings(sightings[start : start + 500], now=now)
+            with ledger.transaction() as tx:
+                moves.record_sightings(tx, sightings[start : start + 500], now=now)
 
     meter.run("sighting", rows, see)
 
     def confirm() -> None:
         while unproven := ledger.unproven(now=now):
-            with ledger.write() as moves:
+            with ledger.transaction() as tx:
                 moves.apply(
+                    tx,
                     [
                         Outcome(
                             entry_id=row.entry_id,

@@ -9,7 +9,7 @@ import pytest
 
 from ingestd.cli.advice import MEANING, next_step
 from ingestd.cli.common import ExitCode
-from ingestd.ledger import Alarm
+from ingestd.ledger import Alarm, moves
 from ingestd.lifecycle import MOVES, Reason, ServerKind, State
 from ingestd.locks import who_runs
 from ingestd.logs import set_key, study_ref
@@ -111,8 +111,8 @@ def test_whatever_stops_files_is_a_line_with_its_next_step_and_no_good_end(comma
     alarm = Alarm(
         kind="disk_low", about=rows.inbox, note="the disk is nearly full", next_step="make room", since=rows.now
     )
-    with rows.ledger.write() as moves:
-        moves.put_alarms([alarm])
+    with rows.ledger.transaction() as tx:
+        moves.put_alarms(tx, [alarm])
 
     said = command("status", "--json").json
     assert said["healthy"] is False
@@ -121,8 +121,8 @@ def test_whatever_stops_files_is_a_line_with_its_next_step_and_no_good_end(comma
     assert command("status").code == ExitCode.DONE
     assert command("status", "--exit-code").code == ExitCode.NEEDS_PERSON
 
-    with rows.ledger.write() as moves:
-        moves.put_alarms([])
+    with rows.ledger.transaction() as tx:
+        moves.put_alarms(tx, [])
     assert command("status", "--exit-code").code == ExitCode.DONE
     assert command("status", "--json").json["healthy"] is True
 
@@ -504,8 +504,8 @@ def test_what_is_gone_is_not_promised_to_be_read(command, every, rows, words):
 
 
 def test_resolve_replaces_nothing_where_the_server_is_known_not_to(command, every, rows):
-    with rows.ledger.write() as moves:
-        moves.set_destination_kind(ServerKind.ORTHANC)
+    with rows.ledger.transaction() as tx:
+        moves.set_destination_kind(tx, ServerKind.ORTHANC)
 
     said = command("resolve", str(every["conflict"]), "--replace")
 

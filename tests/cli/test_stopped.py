@@ -12,6 +12,7 @@ import pytest
 
 from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
+from ingestd.ledger import moves
 from ingestd.lifecycle import Pause, PauseCause, Reason, State
 from tests.builders import write_instance
 from tests.commanding import Rows, command_in
@@ -160,8 +161,10 @@ def test_no_spool_is_made_in_the_place_of_one_that_is_away(command, rows, words)
 )
 def test_a_paused_destination_is_told_at_once_where_a_person_must_act(command, rows, cause, minutes, expected):
     since = rows.now + timedelta(minutes=10 - minutes)
-    with rows.ledger.write() as moves:
-        moves.pause_destination(Pause(cause=cause, note="what it said"), until=since + timedelta(hours=1), now=since)
+    with rows.ledger.transaction() as tx:
+        moves.pause_destination(
+            tx, Pause(cause=cause, note="what it said"), until=since + timedelta(hours=1), now=since
+        )
 
     assert kinds(command) == expected
 

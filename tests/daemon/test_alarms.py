@@ -16,8 +16,8 @@ def ledger(tmp_path):
 
 
 def commit(alarms, ledger):
-    with ledger.write() as moves:
-        alarms.record(moves)
+    with ledger.transaction() as tx:
+        alarms.record(tx)
     alarms.committed()
 
 
@@ -39,8 +39,8 @@ def test_what_is_raised_twice_is_one_alarm_since_the_first_time(ledger):
 
 def test_alarm_raised_while_the_transaction_is_written_waits_for_the_next(ledger):
     alarms = Alarms()
-    with ledger.write() as moves:
-        alarms.record(moves)
+    with ledger.transaction() as tx:
+        alarms.record(tx)
     alarms.raise_("inbox", "drop-00000000", note="missing", next_step="mount it")
     alarms.committed()
 

@@ -65,8 +65,8 @@ class Rooms:
         self.desk.collect()
         self.intake.gather(now, accepting=True)
         if self.intake.has_work:
-            with self.ledger.write() as moves:
-                self.intake.record(moves, now)
+            with self.ledger.transaction() as tx:
+                self.intake.record(tx, now)
             self.intake.committed(now)
         self.wake.wait(0.01)
         return now.mono
@@ -124,14 +124,14 @@ def test_file_is_read_only_once_its_candidate_row_is_durable(tmp_path: Path) -> 
             rooms.intake.gather(read_clocks(), accepting=True)
         now = read_clocks()
 
-        with contextlib.suppress(RuntimeError), rooms.ledger.write() as moves:
-            rooms.intake.record(moves, now)
+        with contextlib.suppress(RuntimeError), rooms.ledger.transaction() as tx:
+            rooms.intake.record(tx, now)
             raise RuntimeError("the disk is full")
         assert rooms.desk.in_flight == 0
         assert rooms.ledger.left_candidates() == []
 
-        with rooms.ledger.write() as moves:
-            rooms.intake.record(moves, now)
+        with rooms.ledger.transaction() as tx:
+            rooms.intake.record(tx, now)
             assert rooms.desk.in_flight == 0
         assert [each.relative_path for each in rooms.ledger.left_candidates()] == ["image"]
         rooms.intake.committed(now)

@@ -12,7 +12,7 @@ import structlog
 
 from ingestd.daemon.outage import Outage
 from ingestd.emulator import Emulator
-from ingestd.ledger import LedgerError, LedgerFull
+from ingestd.ledger import LedgerError, LedgerFull, moves
 from tests.daemon.test_promise import configure, image, running, states, turn
 from tests.ledger_builders import admit, arrival, open_ledger
 
@@ -96,11 +96,11 @@ def test_ledger_that_takes_nothing_for_a_minute_ends_the_daemon(wrote: bool, end
 
 def test_ledger_says_whether_a_transaction_wrote_anything(tmp_path: Path) -> None:
     with open_ledger(tmp_path) as ledger:
-        with ledger.write() as moves:
-            moves.drop_candidates([])
+        with ledger.transaction() as tx:
+            moves.drop_candidates(tx, [])
         assert not ledger.wrote
         admit(ledger, arrival(1))
         assert ledger.wrote
-        with ledger.write():
+        with ledger.transaction():
             pass
         assert not ledger.wrote

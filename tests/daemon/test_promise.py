@@ -18,7 +18,7 @@ from ingestd.config import Config, load
 from ingestd.daemon import Daemon, OnceResult, once_policies, run_once, sending_config, sending_policies
 from ingestd.daemon.now import read_clocks
 from ingestd.emulator import Emulator
-from ingestd.ledger import Ledger, sqlite_file
+from ingestd.ledger import Ledger, moves, sqlite_file
 from ingestd.lifecycle import Content, Reason, State
 from tests.builders import element, instance_bytes, sequence
 from tests.emulating import dataset_of, delete
@@ -260,13 +260,13 @@ def test_file_read_again_is_compared_also_when_the_ledger_failed_in_between(tmp_
             return rework.has_work
 
         wait_until(has_read, what="the reading")
-        with suppress(ZeroDivisionError), ledger.write() as moves:
-            rework.record(moves, read_clocks())
+        with suppress(ZeroDivisionError), ledger.transaction() as tx:
+            rework.record(tx, read_clocks())
             raise ZeroDivisionError
         while not rework.is_idle:
             wait_until(has_read, what="the reading or the comparison")
-            with ledger.write() as moves:
-                rework.record(moves, read_clocks())
+            with ledger.transaction() as tx:
+                rework.record(tx, read_clocks())
             rework.committed()
 
     assert states(config) == {"PENDING": 1, "DUPLICATE": 1}
@@ -343,8 +343,8 @@ def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emul
     (tmp_path / "drop").rmdir()
     (tmp_path / "elsewhere").rename(tmp_path / "drop")
 
-    with Ledger.open(config.ledger) as ledger, ledger.write() as moves:
+    with Ledger.open(config.ledger) as ledger, ledger.transaction() as tx:
         for entry_id in (1, 2):
-            moves.retry(entry_id, now=read_clocks().utc)
+            moves.retry(tx, entry_id, now=read_clocks().utc)
     assert run(config).done
     assert states(config) == {"CONFIRMED": 2}

@@ -16,7 +16,7 @@ from ingestd.daemon import Daemon, once_policies
 from ingestd.daemon.now import read_clocks
 from ingestd.daemon.proof import _GLANCE_BACK
 from ingestd.emulator import Emulator
-from ingestd.ledger import Entry, Ledger
+from ingestd.ledger import Entry, Ledger, moves
 from ingestd.lifecycle import Identity, Reason, Sighting, State
 from ingestd.reader import InspectJob, Read
 from ingestd.reconciler import Finding, needs_comparison
@@ -85,8 +85,8 @@ def test_what_the_feed_shows_is_not_slept_over_by_a_plan_made_before_it(tmp_path
             # As long as it was not, the row is due in every tick: in that of the feed's answer, too.
             if daemon.ledger.cursor() is not None:
                 return True
-            with other.write() as moves:
-                moves.check_again([entry.entry_id], at=utc_now())
+            with other.transaction() as tx:
+                moves.check_again(tx, [entry.entry_id], at=utc_now())
             return False
 
         turn_until(daemon, the_feed_was_read, what="the feed")
@@ -104,15 +104,15 @@ def test_what_another_process_has_seen_is_not_slept_over(tmp_path: Path, server:
         entry = only_entry(daemon)
         assert entry is not None
         assert entry.identity is not None
-        with other.write() as moves:
-            moves.check_again([entry.entry_id], at=utc_now())
+        with other.transaction() as tx:
+            moves.check_again(tx, [entry.entry_id], at=utc_now())
         now = read_clocks()
         daemon.proof.gather(now)
-        with other.write() as moves:
-            moves.record_sightings([sighting_of(entry.identity)], now=utc_now())
+        with other.transaction() as tx:
+            moves.record_sightings(tx, [sighting_of(entry.identity)], now=utc_now())
 
-        with daemon.ledger.write() as moves:
-            daemon.proof.record(moves, now)
+        with daemon.ledger.transaction() as tx:
+            daemon.proof.record(tx, now)
         daemon.proof.committed()
 
         turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the proof", within_seconds=5)
@@ -133,15 +133,15 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
     assert site.run_once().returncode == 0
     with rooms(site) as daemon, somebody_else(site) as other:
         (first,) = daemon.ledger.unproven_rows([entry.entry_id for entry in daemon.ledger.entries()])
-        with other.write() as moves:
-            moves.count_matches({first.kind: 1000})
+        with other.transaction() as tx:
+            moves.count_matches(tx, {first.kind: 1000})
         write_instance(site.drop / "image", study_uid=study_uid)
         turn_until(daemon, lambda: daemon.reconciler.in_flight, what="the question")
         (image,) = (entry for entry in daemon.ledger.entries() if entry.entry_id != first.entry_id)
         assert image.identity is not None
         assert not needs_comparison_of(daemon, image), "presence would be enough"
-        with other.write() as moves:
-            moves.record_sightings([sighting_of(image.identity, disturbed=True)], now=utc_now())
+        with other.transaction() as tx:
+            moves.record_sightings(tx, [sighting_of(image.identity, disturbed=True)], now=utc_now())
 
         turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED] == 2, what="the proof")
 
@@ -165,8 +165,8 @@ def test_an_answer_that_settles_nothing_lets_a_row_sleep_no_longer_than_others_w
         entry = only_entry(daemon)
         assert entry is not None
         woken_at = utc_now()
-        with other.write() as moves:
-            moves.check_again([entry.entry_id], at=woken_at)
+        with other.transaction() as tx:
+            moves.check_again(tx, [entry.entry_id], at=woken_at)
 
         turn_until(daemon, lambda: not daemon.reconciler.in_flight, what="the answer")
 
@@ -185,8 +185,8 @@ def test_a_server_that_cannot_be_asked_lets_a_row_sleep_no_longer_than_others_wa
         entry = only_entry(daemon)
         assert entry is not None
         woken_at = utc_now()
-        with other.write() as moves:
-            moves.check_again([entry.entry_id], at=woken_at)
+        with other.transaction() as tx:
+            moves.check_again(tx, [entry.entry_id], at=woken_at)
 
         turn_until(daemon, lambda: not daemon.reconciler.in_flight, what="the answer")
 
@@ -234,8 +234,8 @@ def test_row_without_a_file_is_given_up_only_when_nothing_could_be_told_for_the_
             (row,) = daemon.ledger.unproven_rows([entry_id])
             finding = Finding(row=row, present=True, asked_at=utc_now(), copy=copy)
             daemon.proof._reads.append((finding, Read(job=InspectJob(key=0, path=str(copy)), died=True)))
-            with daemon.ledger.write() as moves:
-                daemon.proof.record(moves, read_clocks())
+            with daemon.ledger.transaction() as tx:
+                daemon.proof.record(tx, read_clocks())
             daemon.proof.committed()
             entry = only_entry(daemon)
             assert entry is not None
@@ -314,13 +314,13 @@ def test_what_the_feed_showed_is_committed_with_the_cursor_that_passes_it(tmp_pa
         daemon.proof.gather(now)
         assert (daemon.ledger.cursor(), seen_sequence(daemon)) == (before, None)
 
-        with suppress(TornAwayError), daemon.ledger.write() as moves:
-            daemon.proof.record(moves, now)
+        with suppress(TornAwayError), daemon.ledger.transaction() as tx:
+            daemon.proof.record(tx, now)
             raise TornAwayError
         assert (daemon.ledger.cursor(), seen_sequence(daemon)) == (before, None)
 
-        with daemon.ledger.write() as moves:
-            daemon.proof.record(moves, now)
+        with daemon.ledger.transaction() as tx:
+            daemon.proof.record(tx, now)
         # Nothing that comes after the commit is needed.
         assert daemon.ledger.cursor() != before
         assert seen_sequence(daemon) is not None
@@ -347,14 +347,14 @@ def test_a_batch_whose_attempt_is_not_committed_does_not_leave(tmp_path: Path, s
         daemon.dispatch.flush = True
         assert daemon.dispatch.may_claim(read_clocks())
 
-        with suppress(LookupError), daemon.ledger.write() as moves:
-            daemon.dispatch.record(moves, read_clocks(), claim=True)
+        with suppress(LookupError), daemon.ledger.transaction() as tx:
+            daemon.dispatch.record(tx, read_clocks(), claim=True)
             raise LookupError("the ledger could not commit")
 
         assert daemon.dispatch.in_flight == 0
         assert is_in(daemon, State.PENDING)()
-        with daemon.ledger.write() as moves:
-            daemon.dispatch.record(moves, read_clocks(), claim=True)
+        with daemon.ledger.transaction() as tx:
+            daemon.dispatch.record(tx, read_clocks(), claim=True)
         assert daemon.dispatch.in_flight == 0
         daemon.dispatch.committed()
         assert daemon.dispatch.in_flight == 1

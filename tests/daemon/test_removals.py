@@ -18,7 +18,7 @@ from ingestd.config import load
 from ingestd.daemon.now import read_clocks, utc_now
 from ingestd.emulator import Emulator
 from ingestd.inbox import Expect, Removal, Spool, Taken
-from ingestd.ledger import Choice, Entry, Ledger
+from ingestd.ledger import Choice, Entry, Ledger, moves
 from ingestd.lifecycle import NEEDS_PERSON, State
 from tests.builders import element
 from tests.daemon.test_promise import configure, image, running, states, turn
@@ -171,8 +171,8 @@ def test_discarded_file_that_was_written_to_comes_back(tmp_path: Path, server: E
         (tmp_path / "drop" / "image").write_bytes(text)
         turn(daemon, lambda: states(config) == {"REJECTED": 1})
         (aside,) = (tmp_path / "spool" / "rejected").glob("*/*/*")
-        with daemon.ledger.write() as moves:
-            moves.discard(only_entry(tmp_path / "ledger.db").entry_id, now=utc_now())
+        with daemon.ledger.transaction() as tx:
+            moves.discard(tx, only_entry(tmp_path / "ledger.db").entry_id, now=utc_now())
         rewrite(aside, image())
         daemon.housekeeping.removals.allow("test")
         daemon.housekeeping.hurry()

@@ -13,7 +13,7 @@ import pytest
 from ingestd.config import Config, load
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, moves
 from ingestd.lifecycle import Backoff, BatchLimits, BatchResult, Outcome, Reason, State
 from tests.daemon.test_promise import IDENTITY, configure, image, run, running, turn
 from tests.emulating import delete
@@ -48,8 +48,8 @@ def go_on(config: Config, state: State | str) -> None:
     with Ledger.open(config.ledger, host=spool.host, spool=spool.path, limits=limits) as ledger:
         [entry] = ledger.entries()
         at = entry.changed_at + timedelta(hours=2)
-        with ledger.write() as moves:
-            batch = moves.claim(STUDY, now=at)
+        with ledger.transaction() as tx:
+            batch = moves.claim(tx, STUDY, now=at)
         assert batch is not None
         if state is State.SENDING:
             return
@@ -63,8 +63,8 @@ def go_on(config: Config, state: State | str) -> None:
             seconds=0.1,
             answered=True,
         )
-        with ledger.write() as moves:
-            moves.finish(result, now=at, backoff=Backoff(), jitter=0.0)
+        with ledger.transaction() as tx:
+            moves.finish(tx, result, now=at, backoff=Backoff(), jitter=0.0)
 
 
 def backed_up_and_sent(folder: Path, server: Emulator, state: State | str) -> tuple[Config, Path]:

@@ -19,7 +19,7 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.trust import MOST_IN_ALL, MOST_OF_A_KIND, Trust
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, moves
 from ingestd.lifecycle import Content, Identity, Kind, ServerKind, State, Unproven
 from ingestd.reconciler import Rules, Verify
 from ingestd.sender import profile_of
@@ -44,8 +44,8 @@ def site_of(folder: Path, server: Emulator, *, trusted: bool = False, **settings
     """An installation; ``trusted``: as one whose server has matched often enough."""
     site = Site(folder / "site", server.url, **settings)
     if trusted:
-        with Ledger.open(f"sqlite:///{site.ledger_file}", destination=server.url) as ledger, ledger.write() as moves:
-            moves.count_matches({CT: MOST_IN_ALL})
+        with Ledger.open(f"sqlite:///{site.ledger_file}", destination=server.url) as ledger, ledger.transaction() as tx:
+            moves.count_matches(tx, {CT: MOST_IN_ALL})
     return site
 
 
@@ -146,8 +146,8 @@ class Trusting:
         )
 
     def matched(self, **kinds: int) -> None:
-        with self.ledger.write() as moves:
-            moves.count_matches({{"ct": CT, "mr": MR}[name]: count for name, count in kinds.items()})
+        with self.ledger.transaction() as tx:
+            moves.count_matches(tx, {{"ct": CT, "mr": MR}[name]: count for name, count in kinds.items()})
         self.trust.start()
 
     def compared(self, *rows: Unproven, profile: ServerKind = ServerKind.AZURE, verify: Verify = Verify.AUTO) -> list:

@@ -18,7 +18,7 @@ from ingestd.daemon.now import Now
 from ingestd.daemon.unanswered import Unanswered
 from ingestd.dicomweb import DicomWebClient
 from ingestd.emulator import Emulator
-from ingestd.ledger import Alarm
+from ingestd.ledger import Alarm, moves
 from ingestd.lifecycle import State
 from ingestd.reconciler import StudyQuestion
 from ingestd.reconciler.asking import StudyAsker
@@ -91,8 +91,8 @@ def alarm_of(daemon: Daemon, kind: str = "not_retrieved") -> Alarm | None:
 
 
 def ask_now(daemon: Daemon, site: Site) -> None:
-    with somebody_else(site) as other, other.write() as moves:
-        moves.check_again([entry.entry_id for entry in daemon.ledger.entries()], at=utc_now())
+    with somebody_else(site) as other, other.transaction() as tx:
+        moves.check_again(tx, [entry.entry_id for entry in daemon.ledger.entries()], at=utc_now())
 
 
 QUICK = {"answered 403 Forbidden", "application/json, which is no DICOM", "breaks off before its end"}
@@ -286,8 +286,8 @@ def test_alarm_ends_with_the_last_file_that_waits_for_it(tmp_path: Path, server:
 
             daemon.dispatch.stopping = True
             (entry,) = daemon.ledger.entries()
-            with somebody_else(site) as other, other.write() as moves:
-                assert moves.retry(entry.entry_id, now=utc_now()) is State.PENDING
+            with somebody_else(site) as other, other.transaction() as tx:
+                assert moves.retry(tx, entry.entry_id, now=utc_now()) is State.PENDING
             turn_until(daemon, lambda: alarm_of(daemon) is None, what="the end of the alarm")
             assert [entry.state for entry in daemon.ledger.entries()] == [State.PENDING]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Choice, Ledger, Moves, RefusedMove
+from ingestd.ledger import Choice, Ledger, RefusedMove, Transaction, moves
 from ingestd.lifecycle import Batch, BatchLimits, Content, Outcome, Pause, PauseCause, Reason, Sighting, State
 from tests.ledger_builders import (
     BACKOFF,
@@ -37,8 +37,8 @@ def claim_all(ledger: Ledger) -> list[int]:
     claimed: list[int] = []
     while due := ledger.studies_due(now=LATER, flush=True):
         for study in due:
-            with ledger.write() as moves:
-                batch = moves.claim(study.study_uid, now=LATER)
+            with ledger.transaction() as tx:
+                batch = moves.claim(tx, study.study_uid, now=LATER)
             claimed += [part.entry_id for part in batch.parts] if batch else []
     return claimed
 
@@ -105,10 +105,10 @@ class Walk:
         self.now += timedelta(seconds=self.chance.choice((0, 1, 5, 30)))
         names = [name for name in dir(self) if name.startswith("do_")]
         weights = [1 if name in SELDOM else 6 for name in names]
-        with self.ledger.write() as moves:
+        with self.ledger.transaction() as tx:
             for name in self.chance.choices(names, weights, k=self.chance.randint(1, 3)):
                 try:
-                    getattr(self, name)(moves)
+                    getattr(self, name)(tx)
                 except RefusedMove:
                     continue
 
@@ -118,7 +118,7 @@ class Walk:
         ids = [entry.entry_id for entry in entries]
         return self.chance.sample(ids, min(len(ids), 3))
 
-    def do_admit(self, moves: Moves) -> None:
+    def do_admit(self, tx: Transaction) -> None:
         arrivals = [
             arrival(
                 self.chance.randint(1, 12),
@@ -132,19 +132,19 @@ class Walk:
             )
             for _ in range(self.chance.randint(1, 5))
         ]
-        answers = moves.admit(arrivals, now=self.now)
+        answers = moves.admit(tx, arrivals, now=self.now)
         assert not any(answer.needs_compare for answer in answers)
 
-    def do_refuse(self, moves: Moves) -> None:
-        moves.refuse([refusal(self.chance.randint(1, 99))], now=self.now)
+    def do_refuse(self, tx: Transaction) -> None:
+        moves.refuse(tx, [refusal(self.chance.randint(1, 99))], now=self.now)
 
-    def do_claim(self, moves: Moves) -> None:
-        batch = moves.claim(f"1.2.{self.chance.randint(1, 3)}", now=self.now)
+    def do_claim(self, tx: Transaction) -> None:
+        batch = moves.claim(tx, f"1.2.{self.chance.randint(1, 3)}", now=self.now)
         if batch is not None:
             assert all(Path(part.path).is_absolute() for part in batch.parts)
             self.out.append(batch)
 
-    def do_finish(self, moves: Moves) -> None:
+    def do_finish(self, tx: Transaction) -> None:
         if not self.out:
             return
         batch = self.out.pop(self.chance.randrange(len(self.out)))
@@ -183,15 +183,15 @@ class Walk:
             charge_study=self.chance.random() < 0.3,
             pause=None if answered else Pause(cause=PauseCause.UNREACHABLE, note="no route"),
         )
-        moves.finish(result, now=self.now, backoff=BACKOFF, jitter=self.chance.random())
+        moves.finish(tx, result, now=self.now, backoff=BACKOFF, jitter=self.chance.random())
 
-    def do_recover(self, moves: Moves) -> None:
-        moves.recover(now=self.now)  # the batches that are out come back too late
+    def do_recover(self, tx: Transaction) -> None:
+        moves.recover(tx, now=self.now)  # the batches that are out come back too late
 
-    def do_wake(self, moves: Moves) -> None:
-        moves.wake(now=self.now)
+    def do_wake(self, tx: Transaction) -> None:
+        moves.wake(tx, now=self.now)
 
-    def do_apply(self, moves: Moves) -> None:
+    def do_apply(self, tx: Transaction) -> None:
         rows = self.ledger.unproven(now=self.now + timedelta(minutes=1), limit=10)
         wanted = {
             State.UNCERTAIN: (State.UNCERTAIN, State.STORED, State.CONFIRMED, State.PENDING, State.CONFLICT),
@@ -200,6 +200,7 @@ class Walk:
             State.DELETED: (State.DELETED, State.CONFIRMED),
         }
         moves.apply(
+            tx,
             [
                 Outcome(
                     entry_id=row.entry_id,
@@ -215,7 +216,7 @@ class Walk:
             jitter=0.5,
         )
 
-    def do_sightings(self, moves: Moves) -> None:
+    def do_sightings(self, tx: Transaction) -> None:
         self.sequence += 1
         seen = Sighting(
             identity=identity(self.chance.randint(1, 12), study=self.chance.randint(1, 3)),
@@ -224,61 +225,61 @@ class Walk:
             state="current",
             at=self.now,
         )
-        moves.record_sightings([seen], now=self.now)
+        moves.record_sightings(tx, [seen], now=self.now)
 
-    def do_audit(self, moves: Moves) -> None:
-        moves.audit(f"1.2.{self.chance.randint(1, 3)}", now=self.now)
+    def do_audit(self, tx: Transaction) -> None:
+        moves.audit(tx, f"1.2.{self.chance.randint(1, 3)}", now=self.now)
 
-    def do_reader(self, moves: Moves) -> None:
+    def do_reader(self, tx: Transaction) -> None:
         for need in self.ledger.needs_reader(limit=3):
             kind = self.chance.randint(0, 4)
             other = arrival(self.chance.randint(1, 12), study=self.chance.randint(1, 3), canonical="aa" * 32)
             copy: Content = content(self.chance.randint(1, 9), size=77)
             if kind == 0:
-                moves.reread(need.entry_id, other, now=self.now)
+                moves.reread(tx, need.entry_id, other, now=self.now)
             elif kind == 1:
-                moves.reread_refused(need.entry_id, refusal(1), now=self.now)
+                moves.reread_refused(tx, need.entry_id, refusal(1), now=self.now)
             elif kind == 2:
-                moves.attach_reencoded(need.entry_id, path=f"explicit/{need.entry_id}", content=copy, now=self.now)
+                moves.attach_reencoded(tx, need.entry_id, path=f"explicit/{need.entry_id}", content=copy, now=self.now)
             elif kind == 3:
-                moves.reencode_failed(need.entry_id, note="no", now=self.now)
+                moves.reencode_failed(tx, need.entry_id, note="no", now=self.now)
             else:
-                moves.read_no_more(need.entry_id, now=self.now)
+                moves.read_no_more(tx, need.entry_id, now=self.now)
 
-    def do_hold(self, moves: Moves) -> None:
-        moves.hold(self.some_ids(State.PENDING), reason="wait", now=self.now)
+    def do_hold(self, tx: Transaction) -> None:
+        moves.hold(tx, self.some_ids(State.PENDING), reason="wait", now=self.now)
 
-    def do_unhold(self, moves: Moves) -> None:
-        moves.unhold(self.some_ids(State.PENDING), now=self.now)
+    def do_unhold(self, tx: Transaction) -> None:
+        moves.unhold(tx, self.some_ids(State.PENDING), now=self.now)
 
-    def do_retry(self, moves: Moves) -> None:
+    def do_retry(self, tx: Transaction) -> None:
         for entry_id in self.some_ids(*State):
-            moves.retry(entry_id, now=self.now)
+            moves.retry(tx, entry_id, now=self.now)
 
-    def do_retry_all(self, moves: Moves) -> None:
-        moves.retry_all(Choice(study_uid=f"1.2.{self.chance.randint(1, 3)}"), now=self.now)
+    def do_retry_all(self, tx: Transaction) -> None:
+        moves.retry_all(tx, Choice(study_uid=f"1.2.{self.chance.randint(1, 3)}"), now=self.now)
 
-    def do_discard(self, moves: Moves) -> None:
+    def do_discard(self, tx: Transaction) -> None:
         for entry_id in self.some_ids(State.FAILED, State.CONFLICT, State.REJECTED, State.DELETED):
-            moves.discard(entry_id, now=self.now)
+            moves.discard(tx, entry_id, now=self.now)
 
-    def do_replace(self, moves: Moves) -> None:
+    def do_replace(self, tx: Transaction) -> None:
         for entry_id in self.some_ids(State.CONFLICT):
-            moves.replace(entry_id, now=self.now)
+            moves.replace(tx, entry_id, now=self.now)
 
-    def do_wish(self, moves: Moves) -> None:
+    def do_wish(self, tx: Transaction) -> None:
         for wished in self.ledger.wishes(limit=2):
             (admitted,) = moves.admit(
-                [arrival(self.chance.randint(1, 12), candidate_id=None, canonical="aa" * 32)], now=self.now
+                tx, [arrival(self.chance.randint(1, 12), candidate_id=None, canonical="aa" * 32)], now=self.now
             )
             if admitted.entry_id is None:
-                moves.wish_failed(wished.entry_id, note="compare first", now=self.now)
+                moves.wish_failed(tx, wished.entry_id, note="compare first", now=self.now)
             else:
-                moves.readmitted(wished.entry_id, admitted.entry_id, now=self.now)
+                moves.readmitted(tx, wished.entry_id, admitted.entry_id, now=self.now)
 
-    def do_remove(self, moves: Moves) -> None:
+    def do_remove(self, tx: Transaction) -> None:
         rows = self.ledger.removable(before=self.now - timedelta(seconds=60))
-        moves.mark_removed([row.entry_id for row in rows], now=self.now)
+        moves.mark_removed(tx, [row.entry_id for row in rows], now=self.now)
 
 
 @pytest.mark.parametrize("seed", range(4))

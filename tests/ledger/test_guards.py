@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, moves
 from ingestd.ledger.schema import instance
 from ingestd.lifecycle import IllegalMove, Outcome, Reason, State
 from tests.ledger_builders import (
@@ -36,18 +36,18 @@ def ledger(tmp_path: Path):
 def test_what_a_post_came_to_moves_no_row_that_was_claimed_anew_meanwhile(ledger: Ledger):
     """Its claim was given up and the row sent again: the answer to the first post says nothing of the second."""
     (entry_id,) = admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        first = moves.claim("1.2.1", now=LATER)
-    with ledger.write() as moves:
-        moves.recover(now=LATER)
-        moves.apply([outcome(entry_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0)
-        second = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        first = moves.claim(tx, "1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        moves.recover(tx, now=LATER)
+        moves.apply(tx, [outcome(entry_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0)
+        second = moves.claim(tx, "1.2.1", now=LATER)
     assert first is not None
     assert second is not None
     assert first.claim_token != second.claim_token
 
-    with ledger.write() as moves:
-        late = moves.finish(result_of(first, State.STORED, answered=True), now=LATER, backoff=BACKOFF, jitter=0.0)
+    with ledger.transaction() as tx:
+        late = moves.finish(tx, result_of(first, State.STORED, answered=True), now=LATER, backoff=BACKOFF, jitter=0.0)
 
     assert (late.moved, late.lost) == (0, 1)
     assert state_of(ledger, entry_id) is State.SENDING
@@ -66,15 +66,14 @@ def test_row_that_changes_between_look_and_move_is_left_and_nothing_is_committed
 ):
     """Every UPDATE says from which state, and by which claim; one by one, and for many at once."""
     ids = admit(ledger, *(arrival(number) for number in range(rows)))
-    with ledger.write() as moves:
-        batch = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
         assert batch is not None
         if before is State.STORED:
-            finish(moves, result_of(batch, State.STORED, answered=True))
+            finish(tx, result_of(batch, State.STORED, answered=True))
 
     def meet() -> None:
-        with ledger.write() as moves:
-            tx = moves._tx
+        with ledger.transaction() as tx:
             found = tx.rows_by_id(ids)
             tx.connection.execute(update(instance).where(instance.c.id == ids[0]).values(**changed))
             tx.move_all(list(found.values()), State.UNCERTAIN, at=LATER, reason=Reason.NO_VERDICT, next_check_at=LATER)
@@ -100,8 +99,8 @@ def test_an_outcome_for_a_row_found_elsewhere_is_lost(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     stored = Outcome(entry_id=entry_id, state=State.CONFIRMED, reason=Reason.FEED, expected=State.STORED)
 
-    with ledger.write() as moves:
-        applied = moves.apply([stored], now=LATER + timedelta(minutes=1), backoff=BACKOFF, jitter=0.0)
+    with ledger.transaction() as tx:
+        applied = moves.apply(tx, [stored], now=LATER + timedelta(minutes=1), backoff=BACKOFF, jitter=0.0)
 
     assert (applied.moved, applied.lost) == (0, 1)
     assert state_of(ledger, entry_id) is State.PENDING

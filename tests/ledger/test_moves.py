@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import InboxSummary, Judged, Ledger, Need, NewCandidate
+from ingestd.ledger import InboxSummary, Judged, Ledger, Need, NewCandidate, moves
 from ingestd.lifecycle import (
     BatchLimits,
     FeedCursor,
@@ -54,9 +54,9 @@ def ledger(tmp_path: Path):
 
 
 def test_whole_file_is_pending_and_its_candidate_leaves_in_the_same_transaction(ledger: Ledger):
-    with ledger.write() as moves:
+    with ledger.transaction() as tx:
         (candidate_id,) = moves.add_candidates(
-            [NewCandidate(inbox="in", relative_path="IM00001", source=source(1))], now=NOW
+            tx, [NewCandidate(inbox="in", relative_path="IM00001", source=source(1))], now=NOW
         )
     assert [left.candidate_id for left in ledger.left_candidates()] == [candidate_id]
 
@@ -70,17 +70,17 @@ def test_whole_file_is_pending_and_its_candidate_leaves_in_the_same_transaction(
 
 def test_same_candidate_keeps_its_tries_and_a_changed_file_starts_over(ledger: Ledger):
     same = NewCandidate(inbox="in", relative_path="IM1", source=source(1))
-    with ledger.write() as moves:
-        (first,) = moves.add_candidates([same], now=NOW)
-        assert moves.candidate_died(first) == 1
-    with ledger.write() as moves:
-        (again,) = moves.add_candidates([same], now=LATER)
-        assert moves.candidate_died(again) == 2
+    with ledger.transaction() as tx:
+        (first,) = moves.add_candidates(tx, [same], now=NOW)
+        assert moves.candidate_died(tx, first) == 1
+    with ledger.transaction() as tx:
+        (again,) = moves.add_candidates(tx, [same], now=LATER)
+        assert moves.candidate_died(tx, again) == 2
     assert again == first
 
-    with ledger.write() as moves:
+    with ledger.transaction() as tx:
         (other,) = moves.add_candidates(
-            [NewCandidate(inbox="in", relative_path="IM1", source=source(1, size=2000))], now=LATER
+            tx, [NewCandidate(inbox="in", relative_path="IM1", source=source(1, size=2000))], now=LATER
         )
     assert other != first
     assert [(left.candidate_id, left.tries) for left in ledger.left_candidates()] == [(other, 0)]
@@ -89,24 +89,24 @@ def test_same_candidate_keeps_its_tries_and_a_changed_file_starts_over(ledger: L
 def test_candidate_ids_are_not_given_out_twice(ledger: Ledger):
     seen = set()
     for number in range(3):
-        with ledger.write() as moves:
+        with ledger.transaction() as tx:
             (candidate_id,) = moves.add_candidates(
-                [NewCandidate(inbox="in", relative_path=f"IM{number}", source=source(number))], now=NOW
+                tx, [NewCandidate(inbox="in", relative_path=f"IM{number}", source=source(number))], now=NOW
             )
-            moves.drop_candidates([candidate_id])
+            moves.drop_candidates(tx, [candidate_id])
         seen.add(candidate_id)
     assert len(seen) == 3
 
 
 def test_died_candidate_that_is_gone_has_no_tries(ledger: Ledger):
-    with ledger.write() as moves:
-        assert moves.candidate_died(99) == 0
+    with ledger.transaction() as tx:
+        assert moves.candidate_died(tx, 99) == 0
 
 
 def test_same_content_is_a_duplicate_of_its_holder(ledger: Ledger):
     (holder,) = admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        (answer,) = moves.admit([arrival(1)], now=NOW)
+    with ledger.transaction() as tx:
+        (answer,) = moves.admit(tx, [arrival(1)], now=NOW)
 
     assert answer.state is State.DUPLICATE
     assert answer.holder is not None
@@ -115,8 +115,8 @@ def test_same_content_is_a_duplicate_of_its_holder(ledger: Ledger):
 
 
 def test_two_arrivals_of_one_identity_in_one_call_are_a_pending_and_a_duplicate(ledger: Ledger):
-    with ledger.write() as moves:
-        answers = moves.admit([arrival(1), arrival(1), arrival(2)], now=NOW)
+    with ledger.transaction() as tx:
+        answers = moves.admit(tx, [arrival(1), arrival(1), arrival(2)], now=NOW)
 
     assert [answer.state for answer in answers] == [State.PENDING, State.DUPLICATE, State.PENDING]
     assert answers[1].holder is not None
@@ -125,10 +125,12 @@ def test_two_arrivals_of_one_identity_in_one_call_are_a_pending_and_a_duplicate(
 
 def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_written(ledger: Ledger):
     (holder,) = admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        (candidate_id,) = moves.add_candidates([NewCandidate(inbox="in", relative_path="x", source=source(1))], now=NOW)
-    with ledger.write() as moves:
-        (answer,) = moves.admit([arrival(1, seed="other", candidate_id=candidate_id)], now=NOW)
+    with ledger.transaction() as tx:
+        (candidate_id,) = moves.add_candidates(
+            tx, [NewCandidate(inbox="in", relative_path="x", source=source(1))], now=NOW
+        )
+    with ledger.transaction() as tx:
+        (answer,) = moves.admit(tx, [arrival(1, seed="other", candidate_id=candidate_id)], now=NOW)
 
     assert answer.needs_compare
     assert answer.entry_id is None
@@ -137,8 +139,9 @@ def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_writt
     assert answer.holder.path.startswith("/")
     assert len(ledger.left_candidates()) == 1
 
-    with ledger.write() as moves:
+    with ledger.transaction() as tx:
         (judged,) = moves.admit(
+            tx,
             [arrival(1, seed="other", candidate_id=candidate_id)],
             judged={0: Judged(holder_id=holder, sameness=Sameness.SAME)},
             now=NOW,
@@ -150,9 +153,9 @@ def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_writt
 def test_comparison_with_a_row_that_no_longer_holds_the_identity_does_not_count(ledger: Ledger):
     holder = entry_in(ledger, State.FAILED)
     (new_holder,) = admit(ledger, arrival(1))
-    with ledger.write() as moves:
+    with ledger.transaction() as tx:
         (answer,) = moves.admit(
-            [arrival(1, seed="other")], judged={0: Judged(holder_id=holder, sameness=Sameness.SAME)}, now=NOW
+            tx, [arrival(1, seed="other")], judged={0: Judged(holder_id=holder, sameness=Sameness.SAME)}, now=NOW
         )
     assert answer.needs_compare
     assert answer.holder is not None
@@ -162,8 +165,8 @@ def test_comparison_with_a_row_that_no_longer_holds_the_identity_does_not_count(
 @pytest.mark.parametrize("theirs, state", [("a" * 64, State.DUPLICATE), ("b" * 64, State.CONFLICT)])
 def test_canonical_digests_decide_where_bytes_differ(ledger: Ledger, theirs: str, state: State):
     admit(ledger, arrival(1, canonical="a" * 64))
-    with ledger.write() as moves:
-        (answer,) = moves.admit([arrival(1, seed="other", canonical=theirs)], now=NOW)
+    with ledger.transaction() as tx:
+        (answer,) = moves.admit(tx, [arrival(1, seed="other", canonical=theirs)], now=NOW)
     assert answer.state is state
 
 
@@ -186,8 +189,8 @@ def test_row_that_holds_nothing_does_not_stop_a_new_drop(ledger: Ledger, state: 
 def test_identity_is_held_over_all_hosts(tmp_path: Path, ledger: Ledger):
     (holder,) = admit(ledger, arrival(1))
     with open_ledger(tmp_path, host="host-b") as other:
-        with other.write() as moves:
-            (answer,) = moves.admit([arrival(1)], now=NOW)
+        with other.transaction() as tx:
+            (answer,) = moves.admit(tx, [arrival(1)], now=NOW)
         assert answer.state is State.DUPLICATE
         assert answer.holder is not None
         assert (answer.holder.entry_id, answer.holder.path) == (
@@ -195,8 +198,8 @@ def test_identity_is_held_over_all_hosts(tmp_path: Path, ledger: Ledger):
             f"{tmp_path}/spool-host-a/{ledger.entry(holder).path}",
         )
         assert other.studies_due(now=LATER) == []
-        with other.write() as moves:
-            assert moves.claim("1.2.1", now=LATER) is None
+        with other.transaction() as tx:
+            assert moves.claim(tx, "1.2.1", now=LATER) is None
 
 
 def test_drop_whose_holder_is_confirmed_has_the_server_asked_again(ledger: Ledger):
@@ -223,8 +226,8 @@ def test_drop_whose_confirmed_holder_was_deleted_on_the_server_is_sent(ledger: L
     entry = ledger.entry(second)
     assert entry is not None
     assert (entry.state, entry.holder_id) == (State.DUPLICATE, first)
-    with ledger.write() as moves:
-        batch = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
     assert batch is not None
     assert [part.entry_id for part in batch.parts] == [first]
 
@@ -247,8 +250,8 @@ def test_duplicate_of_what_the_server_lost_keeps_its_file(ledger: Ledger, state:
     holder = entry_in(ledger, State.CONFIRMED)
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
     confirm(ledger, holder, now=LATER + timedelta(seconds=1))
-    with ledger.write() as moves:
-        moves.mark_removed([holder], now=LATER)
+    with ledger.transaction() as tx:
+        moves.mark_removed(tx, [holder], now=LATER)
     assert [row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))] == [duplicate]
 
     apply(ledger, outcome(holder, state))
@@ -283,8 +286,8 @@ def test_oldest_duplicate_takes_the_place_of_a_failed_holder(ledger: Ledger, rea
 
 def test_claim_writes_the_attempt_and_hands_out_absolute_paths(ledger: Ledger, tmp_path: Path):
     moved, kept = admit(ledger, arrival(1), arrival(2, in_place=True))
-    with ledger.write() as moves:
-        batch = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
 
     assert batch is not None
     assert [part.entry_id for part in batch.parts] == [moved, kept]
@@ -293,34 +296,36 @@ def test_claim_writes_the_attempt_and_hands_out_absolute_paths(ledger: Ledger, t
     story = ledger.story(moved)
     assert story is not None
     assert [(attempt.attempt_id, attempt.instances) for attempt in story.attempts] == [(batch.attempt_id, 2)]
-    with ledger.write() as moves:
-        assert moves.claim("1.2.1", now=LATER) is None
+    with ledger.transaction() as tx:
+        assert moves.claim(tx, "1.2.1", now=LATER) is None
 
 
 def test_several_batches_of_one_study_are_out_at_once_until_it_is_in_trouble(tmp_path: Path):
     limits = BatchLimits(max_instances=2)
     with open_ledger(tmp_path, limits=limits) as ledger:
         admit(ledger, *(arrival(number) for number in range(6)))
-        with ledger.write() as moves:
-            first, second = moves.claim("1.2.1", now=LATER), moves.claim("1.2.1", now=LATER)
+        with ledger.transaction() as tx:
+            first, second = moves.claim(tx, "1.2.1", now=LATER), moves.claim(tx, "1.2.1", now=LATER)
         assert first is not None
         assert second is not None
         assert {part.entry_id for part in first.parts}.isdisjoint({part.entry_id for part in second.parts})
 
         trouble = result_of(first, State.PENDING, Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
-        with ledger.write() as moves:
-            finished = moves.finish(trouble, now=LATER, backoff=BACKOFF, jitter=0.0)
+        with ledger.transaction() as tx:
+            finished = moves.finish(tx, trouble, now=LATER, backoff=BACKOFF, jitter=0.0)
         assert (finished.charged, finished.next_attempt_at) == (1, LATER + BACKOFF.base)
         after = LATER + timedelta(minutes=1)
-        with ledger.write() as moves:
-            assert moves.claim("1.2.1", now=LATER) is None
-            assert moves.claim("1.2.1", now=after) is None  # the second batch is still out
+        with ledger.transaction() as tx:
+            assert moves.claim(tx, "1.2.1", now=LATER) is None
+            assert moves.claim(tx, "1.2.1", now=after) is None  # the second batch is still out
         assert ledger.studies_due(now=after) == []
 
-        with ledger.write() as moves:
-            moves.finish(result_of(second, State.UNCERTAIN, Reason.NO_VERDICT), now=after, backoff=BACKOFF, jitter=0.0)
-            third = moves.claim("1.2.1", now=after)
-            assert moves.claim("1.2.1", now=after) is None
+        with ledger.transaction() as tx:
+            moves.finish(
+                tx, result_of(second, State.UNCERTAIN, Reason.NO_VERDICT), now=after, backoff=BACKOFF, jitter=0.0
+            )
+            third = moves.claim(tx, "1.2.1", now=after)
+            assert moves.claim(tx, "1.2.1", now=after) is None
         assert third is not None
         assert len(third.parts) == 1  # halved
         assert_ledger_holds(ledger, limits)
@@ -329,12 +334,12 @@ def test_several_batches_of_one_study_are_out_at_once_until_it_is_in_trouble(tmp
 def test_a_charged_file_waits_by_the_backoff_and_keeps_no_other_of_its_study_waiting(ledger: Ledger):
     """Seen: 372 posts of one file in 22 seconds, while the server answered 272."""
     failing, other = admit(ledger, arrival(1), arrival(2))
-    with ledger.write() as moves:
-        batch = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
         assert batch is not None
         answer = result_of(batch, State.PENDING, Reason.SERVER_ERROR, charge=True, answered=True)
         stored = outcome(other, State.STORED, Reason.STORED_ANSWER)
-        finish(moves, replace(answer, outcomes=(answer.outcomes[0], stored)))
+        finish(tx, replace(answer, outcomes=(answer.outcomes[0], stored)))
 
     for charged in range(1, 10):
         entry = ledger.entry(failing)
@@ -346,10 +351,10 @@ def test_a_charged_file_waits_by_the_backoff_and_keeps_no_other_of_its_study_wai
         assert_ledger_holds(ledger)
         admit(ledger, arrival(100 + charged), now=entry.changed_at)
         send(ledger, now=entry.changed_at)  # the others are sent; it is not
-        with ledger.write() as moves:
-            moves.wake(now=entry.changed_at)
-            assert moves.claim("1.2.1", now=entry.changed_at) is None
-            moves.wake(now=entry.next_attempt_at)
+        with ledger.transaction() as tx:
+            moves.wake(tx, now=entry.changed_at)
+            assert moves.claim(tx, "1.2.1", now=entry.changed_at) is None
+            moves.wake(tx, now=entry.next_attempt_at)
         send(
             ledger,
             state=State.PENDING,
@@ -380,30 +385,34 @@ def test_pauses_that_meet_a_study_in_flight_are_counted_until_it_is_charged(ledg
     admit(ledger, arrival(1))
     pause = Pause(cause=PauseCause.UNAVAILABLE, note="503")
     for count in (1, 2, 3):
-        with ledger.write() as moves:
-            batch = moves.claim("1.2.1", now=LATER)
+        with ledger.transaction() as tx:
+            batch = moves.claim(tx, "1.2.1", now=LATER)
             assert batch is not None
             finished = moves.finish(
-                result_of(batch, State.PENDING, Reason.NOT_SENT, pause=pause), now=LATER, backoff=BACKOFF, jitter=0.0
+                tx,
+                result_of(batch, State.PENDING, Reason.NOT_SENT, pause=pause),
+                now=LATER,
+                backoff=BACKOFF,
+                jitter=0.0,
             )
         assert (finished.pauses, finished.charged) == (count, 0)
-    with ledger.write() as moves:
-        until = moves.charge_study("1.2.1", now=LATER, backoff=BACKOFF, jitter=0.0)
-        assert moves.claim("1.2.1", now=LATER) is None
+    with ledger.transaction() as tx:
+        until = moves.charge_study(tx, "1.2.1", now=LATER, backoff=BACKOFF, jitter=0.0)
+        assert moves.claim(tx, "1.2.1", now=LATER) is None
     assert until == ledger.next_study_at(now=LATER)
 
 
 def test_late_result_of_a_recovered_batch_moves_nothing(ledger: Ledger):
     admit(ledger, arrival(1), arrival(2))
-    with ledger.write() as moves:
-        batch = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
     assert batch is not None
-    with ledger.write() as moves:
-        recovered = moves.recover(now=LATER)
+    with ledger.transaction() as tx:
+        recovered = moves.recover(tx, now=LATER)
     assert (recovered.uncertain, recovered.attempts) == (2, 1)
 
-    with ledger.write() as moves:
-        finished = moves.finish(result_of(batch, State.STORED), now=LATER, backoff=BACKOFF, jitter=0.0)
+    with ledger.transaction() as tx:
+        finished = moves.finish(tx, result_of(batch, State.STORED), now=LATER, backoff=BACKOFF, jitter=0.0)
 
     assert (finished.moved, finished.lost) == (0, 2)
     assert ledger.counts()[State.UNCERTAIN] == 2
@@ -415,18 +424,19 @@ def test_late_result_of_a_recovered_batch_moves_nothing(ledger: Ledger):
 
 def test_recovery_leaves_other_hosts_alone(tmp_path: Path, ledger: Ledger):
     entry_in(ledger, State.SENDING)
-    with open_ledger(tmp_path, host="host-b") as other, other.write() as moves:
-        assert moves.recover(now=LATER).uncertain == 0
+    with open_ledger(tmp_path, host="host-b") as other, other.transaction() as tx:
+        assert moves.recover(tx, now=LATER).uncertain == 0
     assert ledger.counts()[State.SENDING] == 1
 
 
 def test_part_without_an_outcome_becomes_uncertain(ledger: Ledger):
     first, second = admit(ledger, arrival(1), arrival(2))
-    with ledger.write() as moves:
-        batch = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
         assert batch is not None
         result = result_of(batch, State.STORED)
         moves.finish(
+            tx,
             type(result)(batch=batch, outcomes=result.outcomes[:1], finished_at=LATER, answered=True),
             now=LATER,
             backoff=BACKOFF,
@@ -440,16 +450,16 @@ def test_deferred_row_waits_for_its_own_time_while_others_go(ledger: Ledger):
     send(ledger, state=State.PENDING, reason=Reason.BEING_CREATED, wait=timedelta(minutes=2), alone=True, answered=True)
     admit(ledger, arrival(2), now=LATER)
 
-    with ledger.write() as moves:
-        assert moves.wake(now=LATER) == 0
-        batch = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        assert moves.wake(tx, now=LATER) == 0
+        batch = moves.claim(tx, "1.2.1", now=LATER)
     assert batch is not None
     assert [part.entry_id for part in batch.parts] == [2]
     assert ledger.next_wake_at(now=LATER) == LATER + timedelta(minutes=2)
 
-    with ledger.write() as moves:
-        assert moves.wake(now=LATER + timedelta(minutes=2)) == 1
-        batch = moves.claim("1.2.1", now=LATER + timedelta(minutes=2))
+    with ledger.transaction() as tx:
+        assert moves.wake(tx, now=LATER + timedelta(minutes=2)) == 1
+        batch = moves.claim(tx, "1.2.1", now=LATER + timedelta(minutes=2))
     assert batch is not None
     assert [(part.entry_id, part.being_created_since) for part in batch.parts] == [(1, LATER)]
 
@@ -510,8 +520,8 @@ def test_rows_are_asked_about_when_their_time_comes_and_less_and_less_often(ledg
 
 def test_check_that_could_not_be_made_is_put_off_without_being_counted(ledger: Ledger):
     entry_id = entry_in(ledger, State.UNCERTAIN)
-    with ledger.write() as moves:
-        assert moves.check_again([entry_id], at=LATER + timedelta(minutes=1)) == 1
+    with ledger.transaction() as tx:
+        assert moves.check_again(tx, [entry_id], at=LATER + timedelta(minutes=1)) == 1
     assert ledger.unproven(now=LATER) == []
     assert ledger.unproven(now=LATER + timedelta(minutes=1))[0].checks == 0
 
@@ -535,8 +545,8 @@ def test_why_a_check_could_not_be_made_is_noted_over_nothing_that_is_needed(
         (entry_id,) = admit(ledger, arrival(1))
         send(ledger, 1, state=state, reason=reason)
     before = ledger.unproven_rows([entry_id])[0].note
-    with ledger.write() as moves:
-        moves.check_again([entry_id], at=LATER, note="the server answered 403")
+    with ledger.transaction() as tx:
+        moves.check_again(tx, [entry_id], at=LATER, note="the server answered 403")
     assert ledger.unproven_rows([entry_id])[0].note == (before if is_kept else "the server answered 403")
 
 
@@ -563,23 +573,26 @@ def test_seeing_it_after_all_ends_a_row_of_absences(ledger: Ledger):
 
 
 def _admit_and_move_back(ledger: Ledger, entry_id: int) -> None:
-    with ledger.write() as moves:
-        moves.admit([arrival(7)], now=NOW)
+    with ledger.transaction() as tx:
+        moves.admit(tx, [arrival(7)], now=NOW)
         impossible = outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.CONFIRMED)
-        moves.apply([impossible], now=LATER, backoff=BACKOFF, jitter=0.0)
+        moves.apply(tx, [impossible], now=LATER, backoff=BACKOFF, jitter=0.0)
 
 
 def test_stale_outcome_is_lost_and_an_impossible_one_raises(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
-    with ledger.write() as moves:
+    with ledger.transaction() as tx:
         stale = moves.apply(
+            tx,
             [outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.UNCERTAIN)],
             now=LATER,
             backoff=BACKOFF,
             jitter=0.0,
         )
-        unsaid = moves.apply([outcome(entry_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0)
-        unknown = moves.apply([outcome(99, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
+        unsaid = moves.apply(
+            tx, [outcome(entry_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0
+        )
+        unknown = moves.apply(tx, [outcome(99, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
     assert (stale.lost, unsaid.lost, unknown.lost) == (1, 1, 1)
     with pytest.raises(IllegalMove):
         _admit_and_move_back(ledger, entry_id)
@@ -590,8 +603,8 @@ def test_stale_outcome_is_lost_and_an_impossible_one_raises(ledger: Ledger):
 def test_deleted_row_is_not_confirmed_again_while_a_new_drop_holds_its_identity(ledger: Ledger):
     deleted = entry_in(ledger, State.DELETED)
     admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        applied = moves.apply([outcome(deleted, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
+    with ledger.transaction() as tx:
+        applied = moves.apply(tx, [outcome(deleted, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
     assert (applied.moved, applied.lost) == (0, 1)
 
 
@@ -631,16 +644,16 @@ def sighting(number: int, sequence: int, *, action: str = "create", state: str =
 
 def test_sighting_is_kept_while_a_row_is_out_and_consulted_when_it_comes_back(ledger: Ledger):
     entry_id = entry_in(ledger, State.SENDING)
-    with ledger.write() as moves:
+    with ledger.transaction() as tx:
         cursor = FeedCursor(version=2, since=LATER)
-        assert moves.record_sightings([sighting(1, 7)], now=LATER, cursor=cursor) == 1
+        assert moves.record_sightings(tx, [sighting(1, 7)], now=LATER, cursor=cursor) == 1
     assert ledger.cursor() == cursor
     assert ledger.next_check_at(now=LATER) is None
 
-    with ledger.write() as moves:
+    with ledger.transaction() as tx:
         story = ledger.story(entry_id)
         assert story is not None
-        moves.recover(now=LATER)
+        moves.recover(tx, now=LATER)
     (row,) = ledger.unproven(now=LATER)
     assert (row.seen_sequence, row.seen_action, row.seen_state, row.seen_at) == (7, "create", "current", LATER)
     assert not row.needs_content_check
@@ -648,29 +661,29 @@ def test_sighting_is_kept_while_a_row_is_out_and_consulted_when_it_comes_back(le
 
 def test_server_that_went_back_has_all_asked_about_that_it_may_have_lost(ledger: Ledger):
     before, after, never, gone = (entry_in(ledger, State.CONFIRMED, number) for number in (1, 2, 3, 4))
-    with ledger.write() as moves:
-        moves.record_sightings([sighting(1, 7), sighting(2, 8), sighting(4, 5)], now=LATER)
-        moves.seen_end(FeedEnd(sequence=8, at=LATER))
-        moves.seen_end(FeedEnd(sequence=6, at=NOW))
+    with ledger.transaction() as tx:
+        moves.record_sightings(tx, [sighting(1, 7), sighting(2, 8), sighting(4, 5)], now=LATER)
+        moves.seen_end(tx, FeedEnd(sequence=8, at=LATER))
+        moves.seen_end(tx, FeedEnd(sequence=6, at=NOW))
         seen = [outcome(each, State.CONFIRMED, evidence_at=LATER) for each in (before, after, gone)]
-        moves.apply(seen, now=LATER, backoff=BACKOFF, jitter=0.0)
-        moves.mark_removed([after, never, gone], now=LATER)
+        moves.apply(tx, seen, now=LATER, backoff=BACKOFF, jitter=0.0)
+        moves.mark_removed(tx, [after, never, gone], now=LATER)
     assert ledger.feed_end() == FeedEnd(sequence=8, at=LATER)
     assert not ledger.has_looks()
     assert before in {row.entry_id for row in ledger.removable(before=LATER)}
 
-    with ledger.write() as moves:
-        moves.went_back(to=7, end=FeedEnd(sequence=7, at=NOW), now=LATER)
+    with ledger.transaction() as tx:
+        moves.went_back(tx, to=7, end=FeedEnd(sequence=7, at=NOW), now=LATER)
 
     asked = {row.entry_id: row.seen_sequence for row in ledger.unproven(now=LATER)}
     assert asked == {before: 7, after: None, never: None}
     assert (ledger.went_back_at(), ledger.feed_end()) == (LATER, FeedEnd(sequence=7, at=NOW))
     assert ledger.has_looks()
     assert ledger.removable(before=LATER) == []
-    with ledger.write() as moves:
-        moves.went_back_settled()
+    with ledger.transaction() as tx:
+        moves.went_back_settled(tx)
         # The sequence is given out again.
-        moves.record_sightings([sighting(2, 8, state="deleted")], now=LATER)
+        moves.record_sightings(tx, [sighting(2, 8, state="deleted")], now=LATER)
     assert ledger.went_back_at() is None
     (row,) = ledger.unproven_rows([after])
     assert (row.seen_sequence, row.seen_state) == (8, "deleted")
@@ -678,31 +691,33 @@ def test_server_that_went_back_has_all_asked_about_that_it_may_have_lost(ledger:
 
 def test_stored_row_that_the_feed_has_shown_is_judged_at_once(ledger: Ledger):
     admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        batch = moves.claim("1.2.1", now=LATER)
-        moves.record_sightings([sighting(1, 7)], now=LATER)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
+        moves.record_sightings(tx, [sighting(1, 7)], now=LATER)
         assert batch is not None
-        moves.finish(result_of(batch, State.STORED, wait=timedelta(minutes=10)), now=LATER, backoff=BACKOFF, jitter=0.0)
+        moves.finish(
+            tx, result_of(batch, State.STORED, wait=timedelta(minutes=10)), now=LATER, backoff=BACKOFF, jitter=0.0
+        )
     assert len(ledger.unproven(now=LATER)) == 1
 
 
 def test_sighting_wakes_stored_confirmed_and_deleted_rows_but_only_once(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
-    with ledger.write() as moves:
-        assert moves.record_sightings([sighting(1, 9, action="delete", state="deleted")], now=LATER) == 1
+    with ledger.transaction() as tx:
+        assert moves.record_sightings(tx, [sighting(1, 9, action="delete", state="deleted")], now=LATER) == 1
     assert [row.entry_id for row in ledger.unproven(now=LATER)] == [entry_id]
     apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
-    with ledger.write() as moves:
-        assert moves.record_sightings([sighting(1, 9, action="delete", state="deleted")], now=LATER) == 0
-        assert moves.record_sightings([sighting(1, 12)], now=LATER) == 1
+    with ledger.transaction() as tx:
+        assert moves.record_sightings(tx, [sighting(1, 9, action="delete", state="deleted")], now=LATER) == 0
+        assert moves.record_sightings(tx, [sighting(1, 12)], now=LATER) == 1
     (row,) = ledger.unproven(now=LATER)
     assert (row.entry_id, row.state, row.needs_content_check) == (entry_id, State.DELETED, True)
 
 
 def test_sighting_that_was_disturbed_asks_for_a_content_check(ledger: Ledger):
     entry_in(ledger, State.STORED)
-    with ledger.write() as moves:
-        moves.record_sightings([sighting(1, 7, disturbed=True)], now=LATER)
+    with ledger.transaction() as tx:
+        moves.record_sightings(tx, [sighting(1, 7, disturbed=True)], now=LATER)
     assert ledger.unproven(now=LATER)[0].needs_content_check
 
 
@@ -710,8 +725,8 @@ def test_sighting_goes_to_the_row_that_holds_the_identity(ledger: Ledger):
     entry_in(ledger, State.DELETED)
     (again,) = admit(ledger, arrival(1))
     send(ledger)
-    with ledger.write() as moves:
-        assert moves.record_sightings([sighting(1, 20), sighting(2, 21)], now=LATER) == 1
+    with ledger.transaction() as tx:
+        assert moves.record_sightings(tx, [sighting(1, 20), sighting(2, 21)], now=LATER) == 1
     assert [row.entry_id for row in ledger.unproven(now=LATER)] == [again]
 
 
@@ -726,9 +741,9 @@ def test_present_before_is_taken_from_the_evidence_of_the_last_attempt(ledger: L
     send(ledger, state=State.UNCERTAIN, reason=Reason.NO_VERDICT, evidence={"present_before": "no"})
     assert ledger.unproven(now=LATER)[0].present_before is False
     apply(ledger, outcome(entry_id, State.PENDING, Reason.ABSENT))
-    with ledger.write() as moves:
-        moves.claim("1.2.1", now=LATER)
-        moves.recover(now=LATER)
+    with ledger.transaction() as tx:
+        moves.claim(tx, "1.2.1", now=LATER)
+        moves.recover(tx, now=LATER)
     assert ledger.unproven(now=LATER)[0].present_before is None
 
 
@@ -739,8 +754,8 @@ def test_changed_file_is_read_again_before_it_is_sent(ledger: Ledger):
     assert (need.entry_id, need.need) == (entry_id, Need.REREAD)
     assert ledger.studies_due(now=LATER) == []
 
-    with ledger.write() as moves:
-        answer = moves.reread(entry_id, arrival(1, seed="new", size=3000), now=LATER)
+    with ledger.transaction() as tx:
+        answer = moves.reread(tx, entry_id, arrival(1, seed="new", size=3000), now=LATER)
     assert answer.state is State.PENDING
     assert ledger.needs_reader() == []
     batch = send(ledger)
@@ -751,8 +766,8 @@ def test_changed_file_may_turn_out_to_be_another_object(ledger: Ledger):
     (entry_id, duplicate) = admit(ledger, arrival(1), arrival(1))
     (other,) = admit(ledger, arrival(2, study=2))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
-    with ledger.write() as moves:
-        answer = moves.reread(entry_id, arrival(2, study=2), now=LATER)
+    with ledger.transaction() as tx:
+        answer = moves.reread(tx, entry_id, arrival(2, study=2), now=LATER)
 
     assert answer.state is State.DUPLICATE
     assert answer.holder is not None
@@ -763,26 +778,27 @@ def test_changed_file_may_turn_out_to_be_another_object(ledger: Ledger):
 def test_duplicates_of_a_row_whose_bytes_changed_are_in_conflict_with_it(ledger: Ledger):
     entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
-    with ledger.write() as moves:
-        moves.reread(entry_id, arrival(1, seed="new"), now=LATER)
+    with ledger.transaction() as tx:
+        moves.reread(tx, entry_id, arrival(1, seed="new"), now=LATER)
     assert (state_of(ledger, entry_id), state_of(ledger, duplicate)) == (State.PENDING, State.CONFLICT)
 
 
 def test_unchanged_file_that_was_read_again_keeps_its_duplicates(ledger: Ledger):
     entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
-    with ledger.write() as moves:
-        moves.reread(entry_id, arrival(1), now=LATER)
+    with ledger.transaction() as tx:
+        moves.reread(tx, entry_id, arrival(1), now=LATER)
     assert state_of(ledger, duplicate) is State.DUPLICATE
 
 
 def test_reread_that_needs_a_comparison_waits_for_it(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     (other,) = admit(ledger, arrival(2, study=2))
-    with ledger.write() as moves:
-        asked = moves.reread(entry_id, arrival(2, study=2, seed="differs"), now=LATER)
+    with ledger.transaction() as tx:
+        asked = moves.reread(tx, entry_id, arrival(2, study=2, seed="differs"), now=LATER)
         assert asked.needs_compare
         told = moves.reread(
+            tx,
             entry_id,
             arrival(2, study=2, seed="differs"),
             judged=Judged(holder_id=other, sameness=Sameness.OTHER),
@@ -794,10 +810,10 @@ def test_reread_that_needs_a_comparison_waits_for_it(ledger: Ledger):
 def test_changed_file_that_is_no_longer_whole_is_rejected(ledger: Ledger):
     entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
-    with ledger.write() as moves:
-        assert moves.reread_refused(entry_id, refusal(1), now=LATER)
-        assert not moves.reread_refused(entry_id, refusal(1), now=LATER)
-        assert moves.reread(entry_id, arrival(1), now=LATER).entry_id is None
+    with ledger.transaction() as tx:
+        assert moves.reread_refused(tx, entry_id, refusal(1), now=LATER)
+        assert not moves.reread_refused(tx, entry_id, refusal(1), now=LATER)
+        assert moves.reread(tx, entry_id, arrival(1), now=LATER).entry_id is None
     assert (state_of(ledger, entry_id), state_of(ledger, duplicate)) == (State.REJECTED, State.PENDING)
 
 
@@ -806,8 +822,8 @@ def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, t
     send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, alone=True, answered=True)
     assert [need.need for need in ledger.needs_reader()] == [Need.REENCODE]
     copy = content("copy", size=1200)
-    with ledger.write() as moves:
-        assert moves.attach_reencoded(entry_id, path="explicit/abc", content=copy, now=LATER)
+    with ledger.transaction() as tx:
+        assert moves.attach_reencoded(tx, entry_id, path="explicit/abc", content=copy, now=LATER)
     assert ledger.paths_known(["explicit/abc", "explicit/other"]) == {"explicit/abc"}
 
     batch = send(ledger)
@@ -822,12 +838,12 @@ def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, t
 
 def test_file_that_cannot_be_reencoded_is_asked_for_before_it_fails(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        assert not moves.reencode_failed(entry_id, note="x", now=LATER)
-        assert not moves.attach_reencoded(99, path="explicit/x", content=content("x"), now=LATER)
+    with ledger.transaction() as tx:
+        assert not moves.reencode_failed(tx, entry_id, note="x", now=LATER)
+        assert not moves.attach_reencoded(tx, 99, path="explicit/x", content=content("x"), now=LATER)
     send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, answered=True)
-    with ledger.write() as moves:
-        assert moves.reencode_failed(entry_id, note="it cannot be re-encoded", now=LATER)
+    with ledger.transaction() as tx:
+        assert moves.reencode_failed(tx, entry_id, note="it cannot be re-encoded", now=LATER)
     (row,) = ledger.unproven(now=LATER)
     assert (row.state, row.reason, row.note) == (State.UNCERTAIN, Reason.REFUSED, "it cannot be re-encoded")
     assert ledger.needs_reader() == []
@@ -836,21 +852,21 @@ def test_file_that_cannot_be_reencoded_is_asked_for_before_it_fails(ledger: Ledg
 def test_only_a_row_that_the_server_is_asked_about_fails_because_its_file_vanished(ledger: Ledger):
     states = (State.PENDING, State.UNCERTAIN, State.STORED)
     rows = [entry_in(ledger, state, number, study=number) for number, state in enumerate(states, 1)]
-    with ledger.write() as moves:
-        assert moves.fail_gone(rows, note="its file vanished", now=LATER) == 1
+    with ledger.transaction() as tx:
+        assert moves.fail_gone(tx, rows, note="its file vanished", now=LATER) == 1
     assert [state_of(ledger, row) for row in rows] == [State.PENDING, State.FAILED, State.STORED]
 
 
 @pytest.mark.parametrize("need", ["reread", "reencode"])
 def test_row_that_waits_to_be_read_goes_on_to_be_sent_when_its_file_vanished(ledger: Ledger, need: str):
     (entry_id,) = admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        assert not moves.read_no_more(entry_id, now=LATER)
+    with ledger.transaction() as tx:
+        assert not moves.read_no_more(tx, entry_id, now=LATER)
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, answered=True, **{need: True})
     assert ledger.studies_due(now=LATER, flush=True) == []
 
-    with ledger.write() as moves:
-        assert moves.read_no_more(entry_id, now=LATER)
+    with ledger.transaction() as tx:
+        assert moves.read_no_more(tx, entry_id, now=LATER)
 
     assert ledger.needs_reader() == []
     assert [study.waiting for study in ledger.studies_due(now=LATER, flush=True)] == [1]
@@ -858,17 +874,17 @@ def test_row_that_waits_to_be_read_goes_on_to_be_sent_when_its_file_vanished(led
 
 def test_held_row_is_not_due_and_counts_as_needing_a_person(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        assert moves.hold([entry_id], reason="the configuration changed", now=NOW) == 1
-        assert moves.claim("1.2.1", now=LATER) is None
+    with ledger.transaction() as tx:
+        assert moves.hold(tx, [entry_id], reason="the configuration changed", now=NOW) == 1
+        assert moves.claim(tx, "1.2.1", now=LATER) is None
     assert ledger.studies_due(now=LATER) == []
     assert ledger.next_study_at(now=LATER) is None
     status = ledger.status()
     assert (status.held, status.needs_person) == (1, 1)
     assert ledger.unfinished() == 0
 
-    with ledger.write() as moves:
-        assert moves.unhold([entry_id], now=NOW) == 1
+    with ledger.transaction() as tx:
+        assert moves.unhold(tx, [entry_id], now=NOW) == 1
     assert len(ledger.studies_due(now=LATER)) == 1
     assert ledger.unfinished() == 1
 
@@ -880,8 +896,8 @@ def test_only_settled_files_may_go_and_only_after_retain(ledger: Ledger):
         for number, state in enumerate(State, start=1)
         if state is not State.SENDING
     }
-    with ledger.write() as moves:
-        moves.mark_removed(rows.values(), now=LATER)
+    with ledger.transaction() as tx:
+        moves.mark_removed(tx, rows.values(), now=LATER)
     gone = {entry.state for entry in map(ledger.entry, rows.values()) if entry and entry.removed_at}
     assert gone == {State.CONFIRMED, State.DISCARDED}
     assert ledger.removable(before=LATER) == []
@@ -895,14 +911,14 @@ def test_file_is_removable_only_before_the_instant_given(ledger: Ledger):
 
 def test_file_in_place_is_never_removable_but_its_copy_is(ledger: Ledger):
     plain, reencoded = admit(ledger, arrival(1, in_place=True), arrival(2, in_place=True))
-    with ledger.write() as moves:
-        moves.attach_reencoded(reencoded, path="explicit/2", content=content("copy"), now=NOW)
+    with ledger.transaction() as tx:
+        moves.attach_reencoded(tx, reencoded, path="explicit/2", content=content("copy"), now=NOW)
     send(ledger)
     confirm(ledger, plain, reencoded)
 
     assert [row.paths for row in ledger.removable(before=LATER)] == [("explicit/2",)]
-    with ledger.write() as moves:
-        assert moves.mark_removed([plain, reencoded], now=LATER) == 1
+    with ledger.transaction() as tx:
+        assert moves.mark_removed(tx, [plain, reencoded], now=LATER) == 1
     assert ledger.removable(before=LATER) == []
     assert ledger.unproven_rows([reencoded])[0].content == content("copy")
 
@@ -916,11 +932,11 @@ def test_copied_source_is_remembered_until_it_is_removed(ledger: Ledger):
     assert ledger.unremoved_sources(after_id=entry_id) == []
     send(ledger)
     confirm(ledger, entry_id)
-    with ledger.write() as moves:
-        moves.mark_removed([entry_id], now=LATER)
+    with ledger.transaction() as tx:
+        moves.mark_removed(tx, [entry_id], now=LATER)
     assert ledger.unremoved_sources()[0].path == "", "its copy was let go of by rule"
-    with ledger.write() as moves:
-        moves.mark_source_removed([entry_id])
+    with ledger.transaction() as tx:
+        moves.mark_source_removed(tx, [entry_id])
     assert ledger.unremoved_sources() == []
 
 
@@ -951,8 +967,8 @@ def test_paths_known_forgets_removed_files(ledger: Ledger):
     assert entry is not None
     assert entry.path is not None
     assert ledger.paths_known([entry.path, "files/in/none"]) == {entry.path}
-    with ledger.write() as moves:
-        moves.mark_removed([entry_id], now=LATER)
+    with ledger.transaction() as tx:
+        moves.mark_removed(tx, [entry_id], now=LATER)
     assert ledger.paths_known([entry.path]) == set()
 
 
@@ -969,11 +985,12 @@ def test_stat_beyond_a_databases_integers_is_kept(ledger: Ledger):
 
 
 def test_words_from_elsewhere_may_hold_anything(ledger: Ledger):
-    with ledger.write() as moves:
-        moves.admit([arrival(1, modality="C\0T")], now=NOW)
-        batch = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        moves.admit(tx, [arrival(1, modality="C\0T")], now=NOW)
+        batch = moves.claim(tx, "1.2.1", now=LATER)
         assert batch is not None
         moves.finish(
+            tx,
             result_of(batch, State.FAILED, Reason.REFUSED, note="half a \ud800 pair", error="\0"),
             now=LATER,
             backoff=BACKOFF,
@@ -986,17 +1003,17 @@ def test_words_from_elsewhere_may_hold_anything(ledger: Ledger):
 
 def test_pause_is_on_record_with_its_beginning_until_it_ends(ledger: Ledger):
     pause = Pause(cause=PauseCause.UNREACHABLE, note="no route")
-    with ledger.write() as moves:
-        moves.set_destination_kind("azure")
-        moves.pause_destination(pause, until=NOW + timedelta(seconds=5), now=NOW)
-        moves.pause_destination(pause, until=LATER, now=NOW + timedelta(seconds=5))
+    with ledger.transaction() as tx:
+        moves.set_destination_kind(tx, "azure")
+        moves.pause_destination(tx, pause, until=NOW + timedelta(seconds=5), now=NOW)
+        moves.pause_destination(tx, pause, until=LATER, now=NOW + timedelta(seconds=5))
     destination = ledger.destination()
     assert destination is not None
     assert (destination.kind, destination.pause_cause) == ("azure", "unreachable")
     assert (destination.paused_since, destination.paused_until) == (NOW, LATER)
-    with ledger.write() as moves:
-        moves.resume_destination(now=LATER)
-        moves.destination_answered(now=LATER + timedelta(seconds=1))
+    with ledger.transaction() as tx:
+        moves.resume_destination(tx, now=LATER)
+        moves.destination_answered(tx, now=LATER + timedelta(seconds=1))
     destination = ledger.destination()
     assert destination is not None
     assert (destination.paused_until, destination.last_ok_at) == (None, LATER + timedelta(seconds=1))
@@ -1004,9 +1021,9 @@ def test_pause_is_on_record_with_its_beginning_until_it_ends(ledger: Ledger):
 
 def test_inbox_report_is_kept_for_status(ledger: Ledger):
     summary = InboxSummary(inbox="in", path="/drop", alarm="", watching="events", counts={"ignored": 3})
-    with ledger.write() as moves:
-        moves.inbox_report(summary, now=NOW)
-        moves.inbox_report(summary, now=LATER)
+    with ledger.transaction() as tx:
+        moves.put_inbox_report(tx, summary, now=NOW)
+        moves.put_inbox_report(tx, summary, now=LATER)
     (kept,) = ledger.status().inboxes
     assert (kept.inbox, kept.counts, kept.at) == ("in", {"ignored": 3}, LATER)
 
@@ -1015,8 +1032,8 @@ def test_audit_asks_about_everything_that_should_be_there(ledger: Ledger):
     confirmed = entry_in(ledger, State.CONFIRMED, 1)
     stored = entry_in(ledger, State.STORED, 2)
     entry_in(ledger, State.PENDING, 3)
-    with ledger.write() as moves:
-        assert moves.audit("1.2.1", now=LATER) == 2
+    with ledger.transaction() as tx:
+        assert moves.audit(tx, "1.2.1", now=LATER) == 2
     assert {row.entry_id for row in ledger.unproven(now=LATER)} == {confirmed, stored}
     apply(ledger, outcome(confirmed, State.CONFIRMED, Reason.QUERY), outcome(stored, State.CONFIRMED, Reason.QUERY))
     assert ledger.unproven(now=LATER + timedelta(days=1)) == []
@@ -1038,9 +1055,9 @@ def test_audit_that_misses_a_row_asks_twice(ledger: Ledger):
 
 
 def _admit_claim_and_stumble(ledger: Ledger) -> None:
-    with ledger.write() as moves:
-        moves.admit([arrival(1, patient_hash="p")], now=NOW)
-        moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        moves.admit(tx, [arrival(1, patient_hash="p")], now=NOW)
+        moves.claim(tx, "1.2.1", now=LATER)
         raise ZeroDivisionError
 
 
@@ -1054,12 +1071,13 @@ def test_transaction_that_fails_leaves_nothing_behind(ledger: Ledger):
 
 def test_outcome_in_a_state_that_is_not_legal_changes_nothing(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        batch = moves.claim("1.2.1", now=LATER)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
     assert batch is not None
     wrong = Outcome(entry_id=entry_id, state=State.CONFIRMED, reason=Reason.QUERY)
-    with pytest.raises(IllegalMove), ledger.write() as moves:
+    with pytest.raises(IllegalMove), ledger.transaction() as tx:
         moves.finish(
+            tx,
             type(result_of(batch, State.STORED))(batch=batch, outcomes=(wrong,), finished_at=LATER),
             now=LATER,
             backoff=BACKOFF,
@@ -1073,12 +1091,12 @@ def test_server_without_a_feed_that_went_back_is_asked_about_what_duplicates_res
     holder, gone = (entry_in(ledger, State.CONFIRMED, number) for number in (1, 2))
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
     confirm(ledger, holder, now=LATER)
-    with ledger.write() as moves:
-        moves.mark_removed([holder, gone], now=LATER)
+    with ledger.transaction() as tx:
+        moves.mark_removed(tx, [holder, gone], now=LATER)
     assert [row.entry_id for row in ledger.removable(before=LATER)] == [duplicate]
 
-    with ledger.write() as moves:
-        moves.went_back(to=None, end=None, now=LATER)
+    with ledger.transaction() as tx:
+        moves.went_back(tx, to=None, end=None, now=LATER)
 
     assert [row.entry_id for row in ledger.unproven(now=LATER)] == [holder]
     assert ledger.removable(before=LATER) == []
@@ -1089,8 +1107,8 @@ def test_what_waits_for_proof_is_compared_at_a_new_address(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     send(ledger)
 
-    with ledger.write() as moves:
-        assert moves.new_address("http://archive.example/v2", now=LATER) == 1
+    with ledger.transaction() as tx:
+        assert moves.new_address(tx, "http://archive.example/v2", now=LATER) == 1
 
     (row,) = ledger.unproven(now=LATER)
     assert (row.entry_id, row.state, row.needs_content_check) == (entry_id, State.STORED, True)

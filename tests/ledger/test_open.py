@@ -14,15 +14,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
 
-from ingestd.ledger import (
-    Ledger,
-    LedgerBusy,
-    LedgerError,
-    LedgerMissing,
-    OtherDestination,
-    schema,
-    sqlite_file,
-)
+from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerMissing, OtherDestination, moves, schema, sqlite_file
 from ingestd.ledger.migrations import MIGRATIONS
 from ingestd.lifecycle import HOLDING, MOVES, BatchLimits, State
 from tests.ledger_builders import (
@@ -148,14 +140,14 @@ def test_read_only_ledger_refuses_to_write(tmp_path: Path):
     with open_ledger(tmp_path):
         pass
     with Ledger.open(url(tmp_path), read_only=True) as reader, pytest.raises(LedgerError, match="for reading only"):
-        reader.write().__enter__()
+        reader.transaction().__enter__()
 
 
 def test_reader_sees_what_is_committed_beside_an_open_transaction(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         admit(ledger, arrival(1))
-        with Ledger.open(url(tmp_path), read_only=True) as reader, ledger.write() as moves:
-            moves.admit([arrival(2)], now=NOW)
+        with Ledger.open(url(tmp_path), read_only=True) as reader, ledger.transaction() as tx:
+            moves.admit(tx, [arrival(2)], now=NOW)
             assert reader.counts()[State.PENDING] == 1
         with Ledger.open(url(tmp_path), read_only=True) as reader:
             assert reader.counts()[State.PENDING] == 2
@@ -215,13 +207,14 @@ def test_reader_has_the_transaction_of_a_writer_that_died_rolled_back(tmp_path: 
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
+        "from ingestd.ledger import moves\n"
         "from tests.ledger_builders import NOW, arrival, open_ledger\n"
         f"ledger = open_ledger(Path({str(tmp_path)!r}))\n"
         "ledger._connection.exec_driver_sql('PRAGMA cache_size=1')\n"
         "ledger._connection.rollback()\n"
-        "with ledger.write() as moves:\n"
+        "with ledger.transaction() as tx:\n"
         "    for start in range(100, 1100, 100):\n"
-        "        moves.admit([arrival(number) for number in range(start, start + 100)], now=NOW)\n"
+        "        moves.admit(tx, [arrival(number) for number in range(start, start + 100)], now=NOW)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=False, cwd=Path.cwd())
@@ -402,8 +395,8 @@ def test_folder_that_cannot_be_made_is_said(tmp_path: Path):
 def test_writer_that_is_kept_out_for_too_long_is_told_to_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
     with open_ledger(tmp_path) as ledger, open_ledger(tmp_path, host="host-b") as other:
-        with ledger.write() as moves:
-            moves.admit([arrival(1)], now=NOW)
+        with ledger.transaction() as tx:
+            moves.admit(tx, [arrival(1)], now=NOW)
             with pytest.raises(LedgerBusy, match="try again"):
                 admit(other, arrival(2))
         admit(other, arrival(2))
@@ -470,7 +463,7 @@ def test_guards_follow_the_table_of_moves(tmp_path: Path):
 def test_errors_show_no_values(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         entry_in(ledger, State.PENDING)
-        with pytest.raises(IntegrityError) as error, ledger._transaction():
+        with pytest.raises(IntegrityError) as error, ledger._begun():
             ledger._connection.execute(
                 schema.instance.update().values(state="NONSENSE", note="Mueller^Hans", sop_uid=identity(1).sop_uid)
             )
@@ -501,8 +494,8 @@ def test_waiting_rows_do_not_slow_a_start_that_has_the_same_limits(tmp_path: Pat
     with open_ledger(tmp_path, limits=limits) as ledger:
         statements: list[str] = []
         ledger._connection.connection.dbapi_connection.set_trace_callback(statements.append)
-        with ledger.write() as moves:
-            moves.recover(now=LATER)
+        with ledger.transaction() as tx:
+            moves.recover(tx, now=LATER)
         assert not [each for each in statements if "FROM instance" in each and "SENDING" not in each]
         send(ledger, 3)
         assert_ledger_holds(ledger, limits)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Choice, InboxSummary, Ledger, RefusedMove, Wish
+from ingestd.ledger import Choice, InboxSummary, Ledger, RefusedMove, Wish, moves
 from ingestd.lifecycle import Pause, PauseCause, Reason, State
 from tests.ledger_builders import (
     LATER,
@@ -44,8 +44,8 @@ def conflict_with(ledger: Ledger, holder_state: State) -> tuple[int, int]:
 @pytest.mark.parametrize("state", [State.FAILED, State.DELETED, State.UNCERTAIN])
 def test_retry_makes_a_row_pending_again(ledger: Ledger, state: State):
     entry_id = entry_in(ledger, state)
-    with ledger.write() as moves:
-        assert moves.retry(entry_id, now=LATER) is State.PENDING
+    with ledger.transaction() as tx:
+        assert moves.retry(tx, entry_id, now=LATER) is State.PENDING
     assert [study.study_uid for study in ledger.studies_due(now=LATER)] == ["1.2.1"]
     assert send(ledger).parts[0].entry_id == entry_id
 
@@ -54,35 +54,35 @@ def test_retry_ends_the_backoff_of_the_study(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
     assert ledger.studies_due(now=LATER) == []
-    with ledger.write() as moves:
-        moves.retry(entry_id, now=LATER)
+    with ledger.transaction() as tx:
+        moves.retry(tx, entry_id, now=LATER)
     assert len(ledger.studies_due(now=LATER)) == 1
 
 
 def test_retry_lets_a_held_and_a_deferred_row_go(ledger: Ledger):
     held, deferred = admit(ledger, arrival(1), arrival(2, study=2))
     send(ledger, 2, state=State.PENDING, reason=Reason.BEING_CREATED, wait=timedelta(hours=1), answered=True)
-    with ledger.write() as moves:
-        moves.hold([held], reason="look at this", now=NOW)
-        assert moves.retry(held, now=LATER) is State.PENDING
-        assert moves.retry(deferred, now=LATER) is State.PENDING
+    with ledger.transaction() as tx:
+        moves.hold(tx, [held], reason="look at this", now=NOW)
+        assert moves.retry(tx, held, now=LATER) is State.PENDING
+        assert moves.retry(tx, deferred, now=LATER) is State.PENDING
     assert len(ledger.studies_due(now=LATER)) == 2
 
 
 def test_retry_of_a_conflict_is_refused_while_its_identity_is_held(ledger: Ledger):
     holder, other = conflict_with(ledger, State.PENDING)
     sentence = rf"row {holder} \(PENDING\) holds the same UIDs"
-    with pytest.raises(RefusedMove, match=sentence) as refused, ledger.write() as moves:
-        moves.retry(other, now=LATER)
+    with pytest.raises(RefusedMove, match=sentence) as refused, ledger.transaction() as tx:
+        moves.retry(tx, other, now=LATER)
     assert (refused.value.entry_id, refused.value.other_id) == (other, holder)
     assert state_of(ledger, other) is State.CONFLICT
 
 
 def test_retry_of_a_conflict_whose_holder_is_gone_is_granted(ledger: Ledger):
     holder, other = conflict_with(ledger, State.UNCERTAIN)
-    with ledger.write() as moves:
-        moves.fail_gone([holder], note="vanished", now=LATER)
-        assert moves.retry(other, now=LATER) is State.PENDING
+    with ledger.transaction() as tx:
+        moves.fail_gone(tx, [holder], note="vanished", now=LATER)
+        assert moves.retry(tx, other, now=LATER) is State.PENDING
 
 
 @pytest.mark.parametrize(
@@ -97,27 +97,27 @@ def test_retry_of_a_conflict_whose_holder_is_gone_is_granted(ledger: Ledger):
 )
 def test_retry_is_refused_with_a_sentence(ledger: Ledger, state: State, sentence: str):
     entry_id = entry_in(ledger, state)
-    with pytest.raises(RefusedMove, match=sentence), ledger.write() as moves:
-        moves.retry(entry_id, now=LATER)
+    with pytest.raises(RefusedMove, match=sentence), ledger.transaction() as tx:
+        moves.retry(tx, entry_id, now=LATER)
     assert state_of(ledger, entry_id) is state
 
 
 def test_unknown_row_is_refused(ledger: Ledger):
-    with pytest.raises(RefusedMove, match="there is no row 4711"), ledger.write() as moves:
-        moves.retry(4711, now=LATER)
+    with pytest.raises(RefusedMove, match="there is no row 4711"), ledger.transaction() as tx:
+        moves.retry(tx, 4711, now=LATER)
 
 
 def test_retry_of_a_rejected_file_is_a_wish_that_the_daemon_finds(ledger: Ledger):
     entry_id = entry_in(ledger, State.REJECTED)
-    with ledger.write() as moves:
-        assert moves.retry(entry_id, now=LATER) is State.REJECTED
+    with ledger.transaction() as tx:
+        assert moves.retry(tx, entry_id, now=LATER) is State.REJECTED
     (wished,) = ledger.wishes()
     assert (wished.entry_id, wished.wish, wished.reason) == (entry_id, Wish.RETRY, Reason.TRUNCATED)
 
-    with ledger.write() as moves:
-        (admitted,) = moves.admit([arrival(5)], now=LATER)
+    with ledger.transaction() as tx:
+        (admitted,) = moves.admit(tx, [arrival(5)], now=LATER)
         assert admitted.entry_id is not None
-        moves.readmitted(entry_id, admitted.entry_id, now=LATER)
+        moves.readmitted(tx, entry_id, admitted.entry_id, now=LATER)
     entry = ledger.entry(entry_id)
     assert entry is not None
     assert (entry.state, entry.reason, entry.removed_at) == (State.DISCARDED, Reason.RETRIED, LATER)
@@ -128,12 +128,12 @@ def test_retry_of_a_rejected_file_is_a_wish_that_the_daemon_finds(ledger: Ledger
 
 def test_wish_that_cannot_be_carried_out_is_answered(ledger: Ledger):
     entry_id = entry_in(ledger, State.REJECTED)
-    with ledger.write() as moves:
-        moves.admit_anyway(entry_id, now=LATER)
+    with ledger.transaction() as tx:
+        moves.admit_anyway(tx, entry_id, now=LATER)
     assert [wished.wish for wished in ledger.wishes()] == [Wish.ADMIT_ANYWAY]
-    with ledger.write() as moves:
-        moves.wish_failed(entry_id, note="its file is gone", now=LATER)
-        moves.wish_failed(entry_id, note="again", now=LATER)
+    with ledger.transaction() as tx:
+        moves.wish_failed(tx, entry_id, note="its file is gone", now=LATER)
+        moves.wish_failed(tx, entry_id, note="again", now=LATER)
     assert ledger.wishes() == []
     entry = ledger.entry(entry_id)
     assert entry is not None
@@ -142,23 +142,23 @@ def test_wish_that_cannot_be_carried_out_is_answered(ledger: Ledger):
 
 @pytest.mark.parametrize("reason", [Reason.NOT_DICOM, Reason.NO_UIDS, Reason.UNREADABLE])
 def test_file_with_nothing_to_send_is_not_admitted_anyway(ledger: Ledger, reason: Reason):
-    with ledger.write() as moves:
-        (entry_id,) = moves.refuse([refusal(1, reason=reason)], now=NOW)
-    with pytest.raises(RefusedMove, match="nothing in it to send"), ledger.write() as moves:
-        moves.admit_anyway(entry_id, now=LATER)
+    with ledger.transaction() as tx:
+        (entry_id,) = moves.refuse(tx, [refusal(1, reason=reason)], now=NOW)
+    with pytest.raises(RefusedMove, match="nothing in it to send"), ledger.transaction() as tx:
+        moves.admit_anyway(tx, entry_id, now=LATER)
 
 
 def test_only_rejected_files_are_admitted_anyway(ledger: Ledger):
     entry_id = entry_in(ledger, State.FAILED)
-    with pytest.raises(RefusedMove, match="only a REJECTED file"), ledger.write() as moves:
-        moves.admit_anyway(entry_id, now=LATER)
+    with pytest.raises(RefusedMove, match="only a REJECTED file"), ledger.transaction() as tx:
+        moves.admit_anyway(tx, entry_id, now=LATER)
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.CONFLICT, State.REJECTED, State.DELETED])
 def test_discard_gives_a_row_up_and_lets_its_file_go_after_retain(ledger: Ledger, state: State):
     entry_id = entry_in(ledger, state)
-    with ledger.write() as moves:
-        moves.discard(entry_id, now=LATER)
+    with ledger.transaction() as tx:
+        moves.discard(tx, entry_id, now=LATER)
     assert state_of(ledger, entry_id) is State.DISCARDED
     assert entry_id in {row.entry_id for row in ledger.removable(before=LATER)}
     assert entry_id not in {row.entry_id for row in ledger.removable(before=NOW)}
@@ -170,8 +170,8 @@ def test_discard_gives_a_row_up_and_lets_its_file_go_after_retain(ledger: Ledger
 )
 def test_discard_of_a_row_that_is_wanted_is_refused(ledger: Ledger, state: State):
     entry_id = entry_in(ledger, state)
-    with pytest.raises(RefusedMove, match="can be discarded"), ledger.write() as moves:
-        moves.discard(entry_id, now=LATER)
+    with pytest.raises(RefusedMove, match="can be discarded"), ledger.transaction() as tx:
+        moves.discard(tx, entry_id, now=LATER)
     assert state_of(ledger, entry_id) is state
 
 
@@ -180,8 +180,8 @@ def test_discard_of_a_conflict_found_on_the_server_passes_on_to_its_duplicates(l
     send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
     apply(ledger, outcome(holder, State.CONFLICT, Reason.OTHER_CONTENT))
     assert state_of(ledger, duplicate) is State.DUPLICATE
-    with ledger.write() as moves:
-        moves.discard(holder, now=LATER)
+    with ledger.transaction() as tx:
+        moves.discard(tx, holder, now=LATER)
     assert state_of(ledger, duplicate) is State.PENDING
 
 
@@ -190,8 +190,8 @@ def test_duplicates_of_a_discarded_conflict_meet_whoever_holds_the_identity_now(
     send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
     apply(ledger, outcome(holder, State.CONFLICT, Reason.OTHER_CONTENT))
     (new_holder,) = admit(ledger, arrival(1, seed="new"))
-    with ledger.write() as moves:
-        moves.discard(holder, now=LATER)
+    with ledger.transaction() as tx:
+        moves.discard(tx, holder, now=LATER)
 
     assert [state_of(ledger, each) for each in (same, other, new_holder)] == [
         State.CONFLICT,
@@ -205,8 +205,8 @@ def test_replace_swaps_a_conflict_and_its_holder_in_one_transaction(ledger: Ledg
     holder, other = conflict_with(ledger, holder_state)
     (third,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2.5"))
     (duplicate,) = admit(ledger, arrival(1))
-    with ledger.write() as moves:
-        assert moves.replace(other, now=LATER) == holder
+    with ledger.transaction() as tx:
+        assert moves.replace(tx, other, now=LATER) == holder
 
     replaced = ledger.entry(holder)
     assert replaced is not None
@@ -222,8 +222,8 @@ def test_replace_swaps_a_conflict_and_its_holder_in_one_transaction(ledger: Ledg
 def test_replace_waits_while_the_holder_is_being_sent(ledger: Ledger):
     holder, other = conflict_with(ledger, State.SENDING)
     sentence = f"row {holder}, which holds the same UIDs, is being sent"
-    with pytest.raises(RefusedMove, match=sentence) as refused, ledger.write() as moves:
-        moves.replace(other, now=LATER)
+    with pytest.raises(RefusedMove, match=sentence) as refused, ledger.transaction() as tx:
+        moves.replace(tx, other, now=LATER)
     assert refused.value.other_id == holder
 
 
@@ -231,8 +231,8 @@ def test_replace_of_what_only_the_server_has(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
     apply(ledger, outcome(entry_id, State.CONFLICT, Reason.OTHER_CONTENT))
-    with ledger.write() as moves:
-        assert moves.replace(entry_id, now=LATER) == 0
+    with ledger.transaction() as tx:
+        assert moves.replace(tx, entry_id, now=LATER) == 0
     assert send(ledger).parts[0].replaces
 
 
@@ -241,29 +241,29 @@ def test_retry_of_what_was_deleted_replaces_nothing(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
     apply(ledger, outcome(entry_id, State.CONFLICT, Reason.OTHER_CONTENT))
-    with ledger.write() as moves:
-        moves.replace(entry_id, now=LATER)
+    with ledger.transaction() as tx:
+        moves.replace(tx, entry_id, now=LATER)
     send(ledger)
     confirm(ledger, entry_id)
     apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
-    with ledger.write() as moves:
-        moves.retry(entry_id, now=LATER)
+    with ledger.transaction() as tx:
+        moves.retry(tx, entry_id, now=LATER)
     assert not send(ledger).parts[0].replaces
 
 
 def test_only_a_conflict_replaces(ledger: Ledger):
     entry_id = entry_in(ledger, State.FAILED)
-    with pytest.raises(RefusedMove, match="only a CONFLICT can replace"), ledger.write() as moves:
-        moves.replace(entry_id, now=LATER)
+    with pytest.raises(RefusedMove, match="only a CONFLICT can replace"), ledger.transaction() as tx:
+        moves.replace(tx, entry_id, now=LATER)
 
 
 def test_row_whose_file_was_removed_is_not_sent_again(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
-    with ledger.write() as moves:
-        moves.mark_removed([entry_id], now=LATER)
+    with ledger.transaction() as tx:
+        moves.mark_removed(tx, [entry_id], now=LATER)
     apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
-    with pytest.raises(RefusedMove, match="its file was removed on 2026-03-01"), ledger.write() as moves:
-        moves.retry(entry_id, now=LATER)
+    with pytest.raises(RefusedMove, match="its file was removed on 2026-03-01"), ledger.transaction() as tx:
+        moves.retry(tx, entry_id, now=LATER)
 
 
 @pytest.mark.parametrize("state", [State.DELETED, State.CONFLICT])
@@ -272,12 +272,12 @@ def test_retry_of_a_row_whose_file_was_removed_sends_what_has_the_same_content(l
     holder = entry_in(ledger, State.CONFIRMED)
     first, second = admit(ledger, arrival(1), arrival(1), now=LATER)
     confirm(ledger, holder, now=LATER)
-    with ledger.write() as moves:
-        moves.mark_removed([holder], now=LATER)
+    with ledger.transaction() as tx:
+        moves.mark_removed(tx, [holder], now=LATER)
     apply(ledger, outcome(holder, state))
 
-    with ledger.write() as moves:
-        assert moves.retry(holder, now=LATER) is State.PENDING
+    with ledger.transaction() as tx:
+        assert moves.retry(tx, holder, now=LATER) is State.PENDING
 
     assert [state_of(ledger, each) for each in (holder, first, second)] == [state, State.PENDING, State.DUPLICATE]
     send(ledger)
@@ -291,33 +291,33 @@ def test_retry_all_moves_what_it_can_and_says_why_not_the_rest(ledger: Ledger):
     rejected = entry_in(ledger, State.REJECTED, 2)
     other_study = entry_in(ledger, State.FAILED, 3, study=2)
 
-    with ledger.write() as moves:
-        retried = moves.retry_all(Choice(state=State.FAILED), now=LATER)
+    with ledger.transaction() as tx:
+        retried = moves.retry_all(tx, Choice(state=State.FAILED), now=LATER)
     assert (retried.moved, retried.wished) == ((failed, other_study), ())
     assert [refused.entry_id for refused in retried.refused] == [again]
 
-    with ledger.write() as moves:
-        retried = moves.retry_all(Choice(reason=Reason.TRUNCATED), now=LATER)
+    with ledger.transaction() as tx:
+        retried = moves.retry_all(tx, Choice(reason=Reason.TRUNCATED), now=LATER)
     assert (retried.moved, retried.wished, retried.refused) == ((), (rejected,), ())
 
 
 def test_retry_all_by_study_leaves_other_studies_alone(ledger: Ledger):
     mine, other = entry_in(ledger, State.FAILED, 1), entry_in(ledger, State.FAILED, 2, study=2)
-    with ledger.write() as moves:
-        moves.retry_all(Choice(study_uid="1.2.1", since=NOW), now=LATER)
+    with ledger.transaction() as tx:
+        moves.retry_all(tx, Choice(study_uid="1.2.1", since=NOW), now=LATER)
     assert (state_of(ledger, mine), state_of(ledger, other)) == (State.PENDING, State.FAILED)
 
 
 def test_retry_all_of_everything_is_refused(ledger: Ledger):
-    with pytest.raises(RefusedMove, match="say which rows"), ledger.write() as moves:
-        moves.retry_all(Choice(), now=LATER)
+    with pytest.raises(RefusedMove, match="say which rows"), ledger.transaction() as tx:
+        moves.retry_all(tx, Choice(), now=LATER)
 
 
 def test_decision_in_another_process_keeps_the_daemons_sums(tmp_path: Path, ledger: Ledger):
     """The daemon's ledger stays open; `ingestd retry` has its own, without host, spool or limits."""
     entry_id = entry_in(ledger, State.FAILED)
-    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", create=False) as person, person.write() as moves:
-        moves.retry(entry_id, now=LATER)
+    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", create=False) as person, person.transaction() as tx:
+        moves.retry(tx, entry_id, now=LATER)
     assert [study.waiting for study in ledger.studies_due(now=LATER)] == [1]
 
 
@@ -326,9 +326,11 @@ def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
         if state not in (State.DUPLICATE, State.CONFLICT):
             entry_in(ledger, state, number, study=number)
     entry_in(ledger, State.CONFLICT, 50, study=50)
-    with ledger.write() as moves:
-        moves.refuse([refusal(60, reason=Reason.NOT_DICOM), refusal(61, reason=Reason.DICOMDIR)], now=NOW)
-        moves.inbox_report(InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW)
+    with ledger.transaction() as tx:
+        moves.refuse(tx, [refusal(60, reason=Reason.NOT_DICOM), refusal(61, reason=Reason.DICOMDIR)], now=NOW)
+        moves.put_inbox_report(
+            tx, InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW
+        )
 
     status = ledger.status()
 
@@ -446,8 +448,10 @@ def test_search_words_say_nothing_without_their_key(tmp_path: Path, ledger: Ledg
 
 def test_file_is_found_by_id_uid_and_path(ledger: Ledger, tmp_path: Path):
     (entry_id,) = admit(ledger, arrival(1, relative_path="sub/IM1"))
-    with ledger.write() as moves:
-        moves.inbox_report(InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW)
+    with ledger.transaction() as tx:
+        moves.put_inbox_report(
+            tx, InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW
+        )
     entry = ledger.entry(entry_id)
     assert entry is not None
     uids = identity(1)
@@ -504,14 +508,14 @@ def test_trying_now_ends_every_wait_and_moves_nothing(ledger: Ledger):
     deferred, backing_off = admit(ledger, arrival(1), arrival(1, study=2))
     send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge=True, answered=True)
     send(ledger, 2, state=State.PENDING, reason=Reason.REFUSED, charge=True, charge_study=True, answered=True)
-    with ledger.write() as moves:
+    with ledger.transaction() as tx:
         moves.pause_destination(
-            Pause(cause=PauseCause.UNREACHABLE, note="away"), until=LATER + timedelta(minutes=5), now=LATER
+            tx, Pause(cause=PauseCause.UNREACHABLE, note="away"), until=LATER + timedelta(minutes=5), now=LATER
         )
     assert ledger.studies_due(now=LATER) == []
 
-    with ledger.write() as moves:
-        assert moves.try_now(now=LATER) == 1
+    with ledger.transaction() as tx:
+        assert moves.try_now(tx, now=LATER) == 1
 
     assert {study.study_uid for study in ledger.studies_due(now=LATER, flush=True)} == {"1.2.1", "1.2.2"}
     assert [state_of(ledger, each) for each in (deferred, backing_off)] == [State.PENDING, State.PENDING]

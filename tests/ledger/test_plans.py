@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from ingestd.ledger import Choice, Ledger, NewCandidate
+from ingestd.ledger import Choice, Ledger, NewCandidate, moves
 from ingestd.lifecycle import Reason, State
 from tests.ledger_builders import (
     BACKOFF,
@@ -165,29 +165,29 @@ def test_question_is_answered_off_an_index(ledger: Ledger, name: str):
 
 
 def _admit(ledger: Ledger) -> None:
-    with ledger.write() as moves:
+    with ledger.transaction() as tx:
         new = NewCandidate(inbox="in", relative_path="x", source=source(1))
-        (candidate_id,) = moves.add_candidates([new], now=LATER)
-        moves.admit([arrival(1, candidate_id=candidate_id), arrival(9, study=9)], now=LATER)
-        moves.refuse([refusal(3)], now=LATER)
+        (candidate_id,) = moves.add_candidates(tx, [new], now=LATER)
+        moves.admit(tx, [arrival(1, candidate_id=candidate_id), arrival(9, study=9)], now=LATER)
+        moves.refuse(tx, [refusal(3)], now=LATER)
 
 
 def _send(ledger: Ledger) -> None:
     admit(ledger, arrival(5, study=5), arrival(5, study=5), *(arrival(number, study=5) for number in range(50, 60)))
-    with ledger.write() as moves:
-        batch = moves.claim("1.2.5", now=LATER)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.5", now=LATER)
         assert batch is not None
-        moves.finish(result_of(batch, State.FAILED, Reason.REFUSED), now=LATER, backoff=BACKOFF, jitter=0.0)
-        moves.wake(now=LATER)
-        moves.recover(now=LATER)
+        moves.finish(tx, result_of(batch, State.FAILED, Reason.REFUSED), now=LATER, backoff=BACKOFF, jitter=0.0)
+        moves.wake(tx, now=LATER)
+        moves.recover(tx, now=LATER)
 
 
 def _prove(ledger: Ledger) -> None:
-    with ledger.write() as moves:
-        moves.apply([outcome(2, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
-        moves.check_again([1], at=LATER)
-        moves.audit("1.2.1", now=LATER)
-        moves.mark_removed(range(1, 100), now=LATER)
+    with ledger.transaction() as tx:
+        moves.apply(tx, [outcome(2, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
+        moves.check_again(tx, [1], at=LATER)
+        moves.audit(tx, "1.2.1", now=LATER)
+        moves.mark_removed(tx, range(1, 100), now=LATER)
 
 
 @pytest.mark.parametrize("move", [_admit, _send, _prove])
@@ -250,8 +250,8 @@ def test_what_another_process_wrote_is_seen_by_the_next_question(ledger: Ledger,
     (entry_id,) = admit(ledger, arrival(3, study=3))
     assert ledger.next_study_at(now=LATER) is not None
 
-    with open_ledger(tmp_path) as other, other.write() as moves:
-        moves.hold([entry_id], reason="by hand", now=NOW)
+    with open_ledger(tmp_path) as other, other.transaction() as tx:
+        moves.hold(tx, [entry_id], reason="by hand", now=NOW)
 
     assert ledger.next_study_at(now=LATER) is None
     assert ledger.studies_due(now=LATER) == []
@@ -262,9 +262,9 @@ def test_what_was_read_in_a_transaction_that_was_undone_is_not_remembered(ledger
     before = ledger.next_study_at(now=LATER)
 
     def claim_in_vain() -> None:
-        with ledger.write() as moves:
-            assert moves.claim("1.2.3", now=LATER) is not None
-            assert moves.claim("1.2.3", now=LATER) is None
+        with ledger.transaction() as tx:
+            assert moves.claim(tx, "1.2.3", now=LATER) is not None
+            assert moves.claim(tx, "1.2.3", now=LATER) is None
             assert ledger.next_study_at(now=LATER) is None
             raise ZeroDivisionError
 

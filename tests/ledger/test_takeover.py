@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, moves
 from ingestd.lifecycle import Reason, State
 from tests.ledger_builders import (
     BACKOFF,
@@ -37,8 +37,8 @@ def theirs(tmp_path: Path) -> Iterator[Ledger]:
 
 def take_over(ledger: Ledger, *, hosts: set[str]) -> int:
     waiting = [entry_id for entry_id, _ in ledger.waiting_elsewhere()]
-    with ledger.write() as moves:
-        return moves.take_over(waiting, hosts=hosts, now=LATER)
+    with ledger.transaction() as tx:
+        return moves.take_over(tx, waiting, hosts=hosts, now=LATER)
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED])
@@ -69,15 +69,15 @@ def test_duplicate_takes_the_place_of_what_waits_elsewhere_and_is_sent(ours: Led
 def test_what_returns_to_a_row_whose_place_was_taken_meanwhile_moves_nothing(ours: Ledger, theirs: Ledger):
     """Somebody ran after all, unseen."""
     (holder,) = admit(theirs, arrival(1))
-    with theirs.write() as moves:
-        batch = moves.claim("1.2.1", now=LATER)
+    with theirs.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
     assert batch is not None
     (duplicate,) = admit(ours, arrival(1))
     assert take_over(ours, hosts={"send"}) == 1
 
-    with theirs.write() as moves:
-        moves.finish(result_of(batch, State.STORED), now=LATER, backoff=BACKOFF, jitter=0.0)
-        assert moves.claim("1.2.1", now=LATER) is None
+    with theirs.transaction() as tx:
+        moves.finish(tx, result_of(batch, State.STORED), now=LATER, backoff=BACKOFF, jitter=0.0)
+        assert moves.claim(tx, "1.2.1", now=LATER) is None
 
     assert [state_of(ours, each) for each in (holder, duplicate)] == [State.DUPLICATE, State.PENDING]
 

@@ -1,0 +1,88 @@
+"""A transaction begins with its first statement; what waits for the commit is done after it, or not at all."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from ingestd.ledger import Ledger, LedgerBusy, moves
+from ingestd.lifecycle import State
+from tests.ledger_builders import NOW, admit, arrival, open_ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path):
+    with open_ledger(tmp_path) as ledger:
+        yield ledger
+
+
+def other_writer(ledger: Ledger) -> sqlite3.Connection:
+    other = sqlite3.connect(ledger.file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    return other
+
+
+def test_transaction_without_a_statement_never_begins(ledger: Ledger):
+    done = []
+    other = other_writer(ledger)
+    with ledger.transaction() as tx:
+        tx.on_commit(lambda: done.append("forgotten"))
+        moves.drop_candidates(tx, [])
+        assert not tx.has_begun
+    other.close()
+    assert done == ["forgotten"]
+
+
+def test_what_waits_for_the_commit_is_done_after_it_in_order(ledger: Ledger):
+    done = []
+
+    def seen_by_another(name: str) -> None:
+        other = sqlite3.connect(ledger.file)
+        done.append((name, other.execute("SELECT count(*) FROM instance").fetchone()[0]))
+        other.close()
+
+    with ledger.transaction() as tx:
+        tx.on_commit(lambda: seen_by_another("first"))
+        moves.admit(tx, [arrival(1)], now=NOW)
+        tx.on_commit(lambda: seen_by_another("second"))
+        assert done == []
+    assert done == [("first", 1), ("second", 1)]
+
+
+def test_what_waits_is_dropped_when_the_transaction_is_undone(ledger: Ledger):
+    done = []
+    with pytest.raises(ZeroDivisionError), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
+        tx.on_commit(lambda: done.append("never"))
+        moves.admit(tx, [arrival(1)], now=NOW)
+        raise ZeroDivisionError
+    assert done == []
+    admit(ledger, arrival(2))
+    assert done == []
+    assert ledger.counts()[State.PENDING] == 1
+
+
+def test_what_waits_is_dropped_when_the_commit_fails(ledger: Ledger):
+    done = []
+    ledger._connection.exec_driver_sql("PRAGMA busy_timeout=1")
+    ledger._connection.rollback()
+    reader = sqlite3.connect(ledger.file, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM instance").fetchone()
+    with pytest.raises(LedgerBusy), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
+        tx.on_commit(lambda: done.append("never"))
+        moves.admit(tx, [arrival(1)], now=NOW)
+    reader.close()
+    assert done == []
+    assert ledger.counts().get(State.PENDING, 0) == 0
+
+
+def test_one_that_raises_keeps_no_other_from_being_done(ledger: Ledger):
+    done = []
+    with pytest.raises(ZeroDivisionError), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
+        moves.admit(tx, [arrival(1)], now=NOW)
+        tx.on_commit(lambda: 1 / 0)
+        tx.on_commit(lambda: done.append("still"))
+    assert done == ["still"]
+    assert ledger.counts()[State.PENDING] == 1
