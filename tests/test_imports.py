@@ -17,6 +17,7 @@ PACKAGE = PROJECT / "ingestd"
 MAY_IMPORT = {
     "clocks": set(),
     "threads": {"clocks"},
+    "workers": {"clocks", "threads"},
     "lifecycle": set(),
     "locks": set(),
     "places": set(),
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "logs": {"clocks"},
     "dicomweb": {"clocks", "threads", "places", "instance"},
     "emulator": set(),
-    "inbox": {"clocks", "threads", "lifecycle", "places"},
+    "inbox": {"clocks", "threads", "workers", "lifecycle", "places"},
     "ledger": {"clocks", "lifecycle", "places"},
     "sender": {"clocks", "threads", "lifecycle", "places", "dicomweb"},
     "reconciler": {"clocks", "threads", "lifecycle", "dicomweb"},

@@ -12,13 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
+from ingestd.clocks import boottime
 from ingestd.lifecycle import SourceStat
+from ingestd.workers import Workers
 
 from .file_check import FileCheck, FileChecks
 from .folder_health import ARM_WAIT, FolderHealth
 from .hints import HintedPaths
-from .io_workers import IoWorkers
 from .mounts import Mount
 from .scan import FileStat, Found, Names, Root, RootGone, Walk, is_same, root_of
 from .scan_schedule import ScanSchedule
@@ -35,6 +38,8 @@ ENTRIES_AT_ONCE = 500
 ENTRIES_AT_ONCE_APART = 2_000
 ASK_MOST = 1_000
 PATIENCE = 30.0  # seconds after which a folder that does not answer is an alarm
+
+Seen = TypeVar("Seen")
 
 
 class WatchedFolder:
@@ -66,6 +71,7 @@ class WatchedFolder:
         self._health = FolderHealth(policy, self._root_path, wake)
         self._health.look_at_mount()
         self._io = self._new_io()
+        self._job_began = 0.0
         self.tracker = Tracker(
             settle=self._settle_seconds(), incomplete_after=policy.incomplete_after.total_seconds(), most=track_most
         )
@@ -121,12 +127,12 @@ class WatchedFolder:
     @property
     def is_working(self) -> bool:
         """Whether whoever looks at the folder is alive."""
-        return self._io.are_alive
+        return self._io.is_healthy()
 
     def work(self, now: float, *, until: float, want: int) -> None:
         """Do jobs until ``until`` (``time.perf_counter``) or until there is nothing to do now."""
         self._now = now
-        self._health.answers(self._io.busy_seconds, PATIENCE)
+        self._health.answers(boottime() - self._job_began if self._io.in_flight else 0.0, PATIENCE)
         if self._health.watcher is not None:
             mended = self._health.watcher.hints.take_mended()
             self.tracker.mended(mended, now)
@@ -146,7 +152,7 @@ class WatchedFolder:
 
     def next_at(self, now: float, *, want: int) -> float:
         """Say when there is something to do again."""
-        if not self._io_is_free():
+        if self._io.in_flight:
             return now + LOOK_EVERY
         times = [self._next_look_at]
         due = self.tracker.next_due() if want > 0 else None
@@ -307,14 +313,14 @@ class WatchedFolder:
             if self._health.supervise(now):
                 self._scans.want()
 
-        self._io.start(lambda: _root_or_gone(self._root_path), seen)
+        self._start(lambda: _root_or_gone(self._root_path), seen)
 
     def _root_seen(self, root: Root, now: float) -> None:
         if self._health.root_seen(root, now):
             self.tracker.mended(("",), now)
             self._drop_walk()
             self._scans.want_at_once()
-            if self._health.is_remote != self._io.is_apart:
+            if self._health.is_remote != (self._io.threads > 0):
                 self._io.close()
                 self._io = self._new_io()
             self.tracker.settle = self._settle_seconds()
@@ -324,8 +330,10 @@ class WatchedFolder:
         self._health.root_gone(error)
         self._scans.put_off(now + LOOK_EVERY)
 
-    def _new_io(self) -> IoWorkers:
-        return IoWorkers(apart=self._health.is_remote, wake=self._wake, name=f"inbox-{self.policy.name}")
+    def _new_io(self) -> Workers[Callable[[], None]]:
+        # A share that does not answer holds whoever touches it in the kernel, so a thread touches it alone; a local
+        # disk is looked at directly, which costs no switch.
+        return Workers(f"inbox-{self.policy.name}", wake=self._wake, threads=int(self._health.is_remote))
 
     def _settle_seconds(self) -> float:
         if self.policy.settle is not None:
@@ -334,15 +342,19 @@ class WatchedFolder:
 
     # Jobs.
 
-    def _io_is_free(self) -> bool:
-        return self._io.busy_seconds == 0.0
+    def _start(self, job: Callable[[], Seen], then: Callable[[Seen], None]) -> None:
+        assert not self._io.in_flight, "one job at a time"
+        self._job_began = boottime()
+        self._io.submit(lambda: partial(then, job()))
 
     def _finish(self) -> bool:
+        """Go on with what the job that ran has seen; True when none is running."""
         try:
-            return self._io.finish()
+            for go_on in self._io.collect():
+                go_on()
         except RootGone as error:
             self._root_gone(error, self._now)
-            return True
+        return not self._io.in_flight
 
     def _begin_something(self, now: float, until: float, want: int) -> bool:
         """Start the next job; they take turns, so that none keeps the others waiting."""
@@ -377,7 +389,7 @@ class WatchedFolder:
             return False
         root = self._health.root
         checks = FileChecks(self._root_path, device=root.device if root else None)
-        self._io.start(lambda: checks.inside(paths), lambda seen: self._hinted_seen(paths, seen, now))
+        self._start(lambda: checks.inside(paths), lambda seen: self._hinted_seen(paths, seen, now))
         return True
 
     def _hinted_seen(self, paths: list[str], looked: list[tuple[FileCheck, FileStat | None]], now: float) -> None:
@@ -399,8 +411,8 @@ class WatchedFolder:
         inside = [file for file in due if file.path not in self._origins]
         spooled = [file for file in due if file.path in self._origins]
         paths, own = [file.path for file in inside], [str(self._origins[file.path].path) for file in spooled]
-        checks = FileChecks(self._root_path, ask_kernel=not self._io.is_apart)
-        self._io.start(
+        checks = FileChecks(self._root_path, ask_kernel=not self._io.threads)
+        self._start(
             lambda: [*checks.inside(paths), *map(checks.in_spool, own)],
             lambda seen: self._due_seen(inside + spooled, seen, now),
         )
@@ -440,14 +452,14 @@ class WatchedFolder:
             self._scans.stand_still(now, self._drop_walk)
             return False
         self._scans.go_on()
-        apart = self._io.is_apart
+        apart = self._io.threads > 0
         most = min(ENTRIES_AT_ONCE_APART if apart else ENTRIES_AT_ONCE, room)
         seconds = 1.0 if apart else max(0.002, until - time.perf_counter())
-        self._io.start(lambda: walk.advance(most=most, seconds=seconds), lambda found: self._walked(walk, found, now))
+        self._start(lambda: walk.advance(most=most, seconds=seconds), lambda found: self._walked(walk, found, now))
         return True
 
     def _drop_walk(self) -> None:
-        self._scans.drop(close=self._io_is_free())
+        self._scans.drop(close=not self._io.in_flight)
 
     def _walked(self, walk: Walk, found: list[Found], now: float) -> None:
         if walk is not self._scans.walk:

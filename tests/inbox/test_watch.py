@@ -531,14 +531,14 @@ with Desk(base, policy(base, settle=None)) as desk:
     came = desk.look_until(lambda came: len(came) == 500)
     report = desk.report()
     print(early, len(came), report.watching, report.mount_type)
-    io = desk.inboxes._folders["a"]._io
+    folder = desk.inboxes._folders["a"]
     import threading, time
     stuck = threading.Event()
-    desk.look_until(lambda _: desk.inboxes._folders["a"]._io_is_free())
-    io.start(lambda: stuck.wait(60), lambda _: None)
+    desk.look_until(lambda _: desk.inboxes._folders["a"]._io.in_flight == 0)
+    folder._start(lambda: stuck.wait(60), lambda _: None)
     began = time.monotonic()
     desk.look()
-    io._began -= 31
+    folder._job_began -= 31
     desk.look()
     print(time.monotonic() - began < 1, desk.report().alarm.startswith("the folder has not answered for 31 s"))
     stuck.set()
