@@ -54,7 +54,7 @@ rows = st.lists(
 limits = st.builds(BatchLimits, max_bytes=st.integers(1, 5000), max_instances=st.integers(1, 20))
 
 
-# Written out a second time, from the design, so that a slip in the table is seen.
+# Written out a second time, from what DESIGN.md 4 means, so that a slip in the table is seen.
 LEGAL = {
     None: "PENDING REJECTED DUPLICATE CONFLICT",
     "PENDING": "SENDING PENDING UNCERTAIN DUPLICATE CONFLICT REJECTED DISCARDED",

@@ -1,4 +1,4 @@
-"""Whether the destination may be sent to: one pause for all files, ended half-open (design: two backoffs).
+"""Whether the destination may be sent to: one pause for all files, ended half-open (DESIGN.md 4.6, 4.7).
 
 What says nothing about a file - no connection, 401/403, 429, 503, no token - pauses the destination and charges no
 file. A pause ends half-open: a cheap GET, then one post of another study than the one that met it; only a post that

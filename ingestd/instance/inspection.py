@@ -1,4 +1,4 @@
-"""Read one file from its first byte to its last, once, and say what it is (design: "Whole")."""
+"""Read one file from its first byte to its last, once, and say what it is (DESIGN.md 9.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reconciler: asks the server what became of the rows, and judges what proves what (design section 6).
+"""The reconciler: asks the server what became of the rows, and judges what proves what (DESIGN.md 6).
 
 It never sees the ledger. The daemon takes ``Unproven`` rows that are due, lets ``plan`` say what is known already and
 what has to be asked, submits the questions, and hands each answer to the judges, which give Outcomes for

@@ -1,4 +1,4 @@
-"""From what the server showed to a move: pure functions, one for each kind of evidence (design sections 4 to 6).
+"""From what the server showed to a move: pure functions, one for each kind of evidence (DESIGN.md 5.4, 6).
 
 Each gives the Outcome that the evidence amounts to, or says what is still needed. An Outcome whose state is the row's
 own settles nothing yet: it records that the row was asked about and when to ask next.

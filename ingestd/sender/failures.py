@@ -1,4 +1,4 @@
-"""From a Store Transaction without a readable answer to one Outcome per instance (design sections 4 and 5).
+"""From a Store Transaction without a readable answer to one Outcome per instance (DESIGN.md 5.2 to 5.5).
 
 The client says by the error's class what happened, and by ``nothing_was_stored`` whether the server may have seen any
 of the body. Proven not sent goes back to PENDING and is charged to nobody; anything else is UNCERTAIN: the server is

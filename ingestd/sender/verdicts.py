@@ -1,4 +1,4 @@
-"""From a Store Transaction's answer to one Outcome per instance (design section 5; PS3.18 §10.5.3, Table I.2-2).
+"""From a Store Transaction's answer to one Outcome per instance (DESIGN.md 5.1; PS3.18 §10.5.3, Table I.2-2).
 
 Only an instance that we asked about and the parsed answer names has a verdict. Every rule is a function of one part,
 what the answer says of it, and whether it travelled alone: a verdict in a batch may be the batch's fault.

@@ -1,4 +1,4 @@
-"""What proves what (design section 6): every combination of server, row and evidence, held to a few plain rules."""
+"""What proves what (DESIGN.md 6): every combination of server, row and evidence, held to a few plain rules."""
 
 from __future__ import annotations
 

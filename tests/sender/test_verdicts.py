@@ -1,4 +1,4 @@
-"""What an answer to a post makes of each instance: the tables of design sections 4 and 5, row by row."""
+"""What an answer to a post makes of each instance: the tables of DESIGN.md 5, row by row."""
 
 from __future__ import annotations
 
