@@ -13,7 +13,7 @@
 The rooms, lowest first; each imports only from those before it (``tests/test_imports.py`` holds this):
 
     layer 0   lifecycle   what states and moves there are; pure rules
-              places      how a file is reached where others may write: through no link
+              fs          durable files on Linux: synced, reached through no link, asked for writers
               instance    what a DICOM file is: read, check, digest
               config      YAML -> one frozen Config
               logs        how lines are written, how often, and what may never stand in one

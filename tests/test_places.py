@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ingestd import places
 from ingestd.dicomweb import FileChanged, batches
 from ingestd.dicomweb.store_body import StoreBody, StorePart
 from ingestd.emulator import Emulator
+from ingestd.fs import places
 from ingestd.inbox import NotTaken, Spool, Watch, WhyNot
 from ingestd.inbox.scan import Names, Walk
 from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Read, ReaderPool, ReencodeJob

@@ -42,7 +42,7 @@ def command(*, config: Path | None, as_json: bool, folder: Path) -> int:
     belongs into the spool, for this user alone. Each copy takes its former's place only when it is whole and on the
     disk, and a damaged ledger leaves the former copy as it is. The files in the spool are not copied.
     """
-    from ingestd.ledger import put
+    from ingestd.fs.durable import write_whole
 
     settings = tell_config(load_config(config))
     folder = folder.absolute()
@@ -52,7 +52,7 @@ def command(*, config: Path | None, as_json: bool, folder: Path) -> int:
         # By the spool's id a ledger that is put back knows the files that it speaks of as its own.
         for spool, place in ((settings.spool.path, "spool"), (settings.spool.for_send, "spool/send")):
             if (spool / "spool.id").exists():
-                put(_made(folder / place) / "spool.id", partial(copyfile, spool / "spool.id"))
+                write_whole(_made(folder / place) / "spool.id", partial(copyfile, spool / "spool.id"))
     size = (folder / "ledger" / settings.ledger_file.name).stat().st_size
     if as_json:
         print_json({"folder": folder, "ledger_bytes": size, "key_copied": key_copied})

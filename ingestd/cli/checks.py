@@ -26,9 +26,9 @@ from ingestd.config import (
     name_of_group,
     others_who_may_write,
 )
-from ingestd.inbox.mounts import mount_of
+from ingestd.fs.mounts import free_space, is_read_only, mount_of
+from ingestd.fs.places import expect_named, read_named
 from ingestd.locks import who_runs
-from ingestd.places import expect_named, read_named
 
 from .asker import become, owner_of, user_name
 from .common import ExitCode, ago, in_bytes, in_files
@@ -223,7 +223,7 @@ def _spool(config: Config) -> Iterator[CheckResult]:
     if not nearest.is_dir():
         yield _bad("spool", f"{nearest} is no folder")
         return
-    if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+    if is_read_only(nearest):
         yield _bad("spool", f"{nearest} lies on a disk that is mounted read-only", "mount it for writing (see dmesg)")
         return
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -249,14 +249,13 @@ def _spool(config: Config) -> Iterator[CheckResult]:
 
 
 def _disk(config: Config) -> Iterator[CheckResult]:
-    found = os.statvfs(_nearest(config.spool.path))
-    free = found.f_bavail * found.f_frsize
-    text = f"{in_bytes(free)} free for the spool; intake stops below {in_bytes(config.spool.low_water)}"
-    if free < config.spool.low_water:
+    left = free_space(_nearest(config.spool.path))
+    text = f"{in_bytes(left.free_bytes)} free for the spool; intake stops below {in_bytes(config.spool.low_water)}"
+    if left.free_bytes < config.spool.low_water:
         yield _bad("disk", text, "make room, or lower spool.low_water")
-    elif found.f_files and found.f_favail < LEAST_INODES:
+    elif left.free_inodes is not None and left.free_inodes < LEAST_INODES:
         yield _bad(
-            "disk", f"only {found.f_favail} inodes free for the spool", "remove files, or use another filesystem"
+            "disk", f"only {left.free_inodes} inodes free for the spool", "remove files, or use another filesystem"
         )
     else:
         yield _ok("disk", text)

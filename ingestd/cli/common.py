@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from ingestd.fs.places import may_open
 from ingestd.locks import who_runs
-from ingestd.places import may_open
 
 from .asker import as_typed, become, owner_of, user_name
 from .output import ReaderGone

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from ingestd.places import below_of, look, open_file
+from ingestd.fs.places import MISSING, below_of, look, open_file
 
 from .common import plain
 
@@ -64,6 +64,6 @@ def _place(entry: Entry, file: Path) -> str:
 
 
 def _unseen(entry: Entry, error: OSError) -> str:
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+    if isinstance(error, MISSING):
         return f"is not there: {plain(entry.file)}"
     return f"cannot be read ({error.strerror or type(error).__name__}): {plain(entry.file)}"

@@ -90,8 +90,8 @@ def _named(ledger: Ledger, inboxes: Mapping[str, Collection[str] | None], called
 
 
 def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], called: frozenset[int]) -> bool:
+    from ingestd.fs.places import below_of, look
     from ingestd.lifecycle import SourceStat
-    from ingestd.places import below_of, look
 
     if entry.inbox not in inboxes:
         return False

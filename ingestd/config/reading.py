@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ingestd.places import read_named
+from ingestd.fs.places import read_named
 
 from .guarding import others_who_may_write
 from .model import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, OAuth2Auth, Section

@@ -30,10 +30,10 @@ from ingestd.daemon.hand import (
 from ingestd.daemon.in_place import Asked, InPlace, recognised
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
+from ingestd.fs.places import below_of
 from ingestd.inbox import Brought, Candidate, Inboxes, Spool, Stranded, Taken, WhyNot
 from ingestd.ledger import Holder, Judged, KnownSource, Ledger, NewCandidate, Transaction, moves
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, State
-from ingestd.places import below_of
 from ingestd.reader import CompareJob, Inspection, InspectJob, Read, Verdict
 
 # Files in our hands between "ready" and their row: bounds memory, and how much a crash leaves half-way.

@@ -27,9 +27,9 @@ from ingestd.daemon.dispatch import Dispatch
 from ingestd.daemon.now import Now
 from ingestd.daemon.trust import Trust, sameness_of
 from ingestd.daemon.unanswered import Unanswered
+from ingestd.fs.places import is_gone
 from ingestd.ledger import Ledger, Transaction, moves
 from ingestd.lifecycle import Backoff, Jump, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
-from ingestd.places import is_gone
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 from ingestd.reconciler import (
     Answer,

@@ -14,10 +14,10 @@ from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.hand import KILLS_MOST, Hand, content_of, identity_of, reason_of, source_of
 from ingestd.daemon.intake import Intake
 from ingestd.daemon.now import Now
+from ingestd.fs.places import MISSING, below_of, is_gone, look, path_of
 from ingestd.inbox import Candidate, Spool
 from ingestd.ledger import Holder, Judged, Ledger, Need, ReaderNeed, Transaction, Wish, Wished, moves
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, SourceStat
-from ingestd.places import below_of, is_gone, look, path_of
 from ingestd.reader import CompareJob, Inspection, InspectJob, Read, ReencodeJob, Verdict
 
 _LOOK_EVERY_SECONDS = 2.0
@@ -346,7 +346,7 @@ def _in_place_candidate(wished: Wished) -> Candidate | None:
     """Look at a rejected file that stays in its inbox; None when it is gone or no regular file any more."""
     try:
         found = look(below_of(wished.path, wished.relative_path))
-    except (FileNotFoundError, NotADirectoryError):
+    except MISSING:
         return None
     if not stat.S_ISREG(found.st_mode):
         return None

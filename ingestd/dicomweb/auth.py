@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ingestd.clocks import boottime, utc_now
 from ingestd.dicomweb.decoding import load_json
 from ingestd.dicomweb.errors import TokenError
-from ingestd.places import read_named
+from ingestd.fs.places import read_named
 
 AZURE_SCOPE = "https://dicom.healthcareapis.azure.com/.default"
 # A token is renewed this long before it expires; a failure to do so matters only when it is really over.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ingestd import places
 from ingestd.dicomweb.ahead import ahead
 from ingestd.dicomweb.store_body import StorePart
+from ingestd.fs import places
 from ingestd.instance import Verdict, file_meta_for, inspect
 
 # What adds up; whether its zeros or its missing pixels were meant is what the daemon waits for, and then sends it.

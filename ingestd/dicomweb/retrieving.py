@@ -18,7 +18,7 @@ from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecod
 from ingestd.dicomweb.errors import MisconfiguredServer
 from ingestd.dicomweb.multipart import Headers, Multipart, Part, content_type_params
 from ingestd.dicomweb.part10 import InstanceUids, read_uids
-from ingestd.places import sync_folder
+from ingestd.fs.durable import new_file, sync_folder, write_all
 
 METADATA_LIMIT = 512 * 1024 * 1024
 METADATA_MEMORY_LIMIT = 4 * 1024 * 1024 * 1024  # only people ask for metadata, of studies of any size
@@ -107,7 +107,7 @@ class Retrieval:
         size = 0
         count = 0
         with self, contextlib.ExitStack() as undo:
-            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = new_file(target)
             undo.callback(target.unlink, missing_ok=True)
             with os.fdopen(fd, "wb", buffering=0) as file:
                 for _headers, part in self._parts():
@@ -115,7 +115,7 @@ class Retrieval:
                     if count > 1:
                         break
                     while chunk := part.next_chunk():
-                        _write_all(file.fileno(), chunk)
+                        write_all(file.fileno(), chunk)
                         size += len(chunk)
             if count != 1:
                 raise self._answer.unintelligible("the answer has not exactly one part")
@@ -151,11 +151,11 @@ class Retrieval:
         temporary = root / f".{secrets.token_hex(8)}.part"
         size = 0
         with contextlib.ExitStack() as undo:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = new_file(temporary)
             undo.callback(temporary.unlink, missing_ok=True)
             with os.fdopen(fd, "r+b", buffering=0) as file:
                 while chunk := part.next_chunk():
-                    _write_all(fd, chunk)
+                    write_all(fd, chunk)
                     size += len(chunk)
                 uids = read_uids(fd)
                 if uids is None:
@@ -199,12 +199,6 @@ def read_metadata(answer: Answer) -> Metadata:
     except Undecodable as error:
         raise answer.unintelligible(f"the metadata is {error}") from None
     return Metadata(items=tuple(items), etag=answer.headers.get("ETag", ""), server_date=answer.server_date)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _target(root: Path, uids: InstanceUids) -> Path:

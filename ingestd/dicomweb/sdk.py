@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ingestd import places
 from ingestd.clocks import utc_now
 from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.auth import Auth
@@ -36,6 +35,7 @@ from ingestd.dicomweb.part10 import read_uids
 from ingestd.dicomweb.sdk_errors import SdkError, in_terms_of_requests
 from ingestd.dicomweb.store_body import StorePart
 from ingestd.dicomweb.store_result import StoreResult, failure_meaning
+from ingestd.fs import places
 
 EXPIRES_SOON_SECONDS = 10
 ALREADY_THERE = 0xB00E

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from ingestd.dicomweb.errors import FileChanged
+from ingestd.fs.places import MISSING
 
 WITHHELD = 65_536
 # Small parts travel together in buffers of about this size; reads of a quarter of it suit the processor's cache.
@@ -168,7 +169,7 @@ class _PartReader:
             return self
         try:
             self._fd = self._part.opener(str(self._part.path), _OPEN)
-        except (FileNotFoundError, NotADirectoryError):
+        except MISSING:
             raise self._changed("gone") from None
         except OSError:
             raise self._changed("unreadable") from None

@@ -26,7 +26,7 @@ from ingestd.dicomweb.deadlines import Flight, Timeouts
 from ingestd.dicomweb.errors import FileChanged, MisconfiguredServer, TokenError
 from ingestd.dicomweb.statuses import error_of
 from ingestd.dicomweb.unanswered import failure_of
-from ingestd.places import expect_named
+from ingestd.fs.places import expect_named
 
 _VERSION = re.compile(r"v?(\d+)(?:\.\d+)?(?:-prerelease)?", re.IGNORECASE)
 

@@ -62,14 +62,12 @@ Known files are forgotten, the others settle.
 """
 
 from ingestd.inbox.inboxes import Inboxes, check_places
-from ingestd.inbox.mounts import Mount, mount_of
 from ingestd.inbox.scan import Names
 from ingestd.inbox.spool import Spool
 from ingestd.inbox.types import (
     Brought,
     Candidate,
     Expect,
-    FreeSpace,
     InboxError,
     InboxPolicy,
     InboxReport,
@@ -92,7 +90,6 @@ __all__ = [
     "Brought",
     "Candidate",
     "Expect",
-    "FreeSpace",
     "InboxError",
     "InboxPolicy",
     "InboxReport",

@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Iterator
 
-from ingestd.places import FOLDER, open_folder
+from ingestd.fs.places import FOLDER, open_folder
 
 from .scan import REMOVING
 

@@ -6,10 +6,11 @@ for everybody. What is not a hole must fit, with ``low_water`` to spare, before 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-from collections.abc import Iterator
+
+from ingestd.fs.mounts import free_space
+from ingestd.fs.open_files import extents
 
 from .types import Expect
 
@@ -58,7 +59,7 @@ def copy_checked(source: int, copy: int, expect: Expect, *, low_water: int) -> N
     zeros = memoryview(_ZEROS)
     look_at = _LOOK_EVERY
     written = 0
-    for start, end, is_data in _extents(source, size):
+    for start, end, is_data in extents(source, size):
         at = start
         while at < end:
             if not is_data:
@@ -72,7 +73,7 @@ def copy_checked(source: int, copy: int, expect: Expect, *, low_water: int) -> N
                 written += got
                 if written >= look_at:
                     look_at = written + _LOOK_EVERY
-                    if _free(copy) < low_water:
+                    if free_space(copy).free_bytes < low_water:
                         raise NoRoom
             digests.update(chunk)
             at += len(chunk)
@@ -94,36 +95,13 @@ def holds_what_was_read(descriptor: int, expect: Expect) -> bool:
 
 
 def _check_room(source: int, copy: int, size: int, low_water: int) -> None:
-    left = _free(copy) - low_water
+    left = free_space(copy).free_bytes - low_water
     if size <= left:
         return
-    for start, end, is_data in _extents(source, size):
+    for start, end, is_data in extents(source, size):
         left -= end - start if is_data else 0
         if left < 0:
             raise NoRoom
-
-
-def _free(descriptor: int) -> int:
-    found = os.fstatvfs(descriptor)
-    return found.f_bavail * found.f_frsize
-
-
-def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int, bool]]:
-    """Cut a file into data and holes, as far as its filesystem tells: start, end, and whether it is data."""
-    at = 0
-    while at < size:
-        try:
-            data = os.lseek(descriptor, at, os.SEEK_DATA)
-            hole = os.lseek(descriptor, data, os.SEEK_HOLE)
-        except OSError as error:
-            # ENXIO: a hole up to the end. Else it cannot say, and all is data.
-            yield at, size, error.errno != errno.ENXIO
-            return
-        if data > at:
-            yield at, min(data, size), False
-        if data < size:
-            yield data, min(hole, size), True
-        at = hole
 
 
 def _write(copy: int, chunk: memoryview, at: int) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
-import signal
 import stat
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 
-from ingestd import places
+from ingestd.fs import places
+from ingestd.fs.open_files import has_writer
 
 from .scan import FileStat, file_stat
 
@@ -108,34 +106,9 @@ class FileChecks:
 
 
 def _verdict(error: OSError) -> FileCheck:
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+    if isinstance(error, places.MISSING):
         return FileCheck.GONE
     # A link (ELOOP, by O_NOFOLLOW) or a socket (ENXIO); ENODEV is a device without a driver.
     if error.errno in {errno.ELOOP, errno.ENXIO, errno.ENODEV}:
         return FileCheck.NOT_REGULAR
     return FileCheck.NO_ACCESS
-
-
-def has_writer(descriptor: int) -> bool:
-    """Ask the kernel whether anybody has the file open for writing (fcntl(2), "Leases").
-
-    A read lease is refused with EAGAIN then. Where it cannot tell (another owner's file, a filesystem without
-    leases) the answer is no: the settle time and the digest at sending are what the promise rests on.
-    """
-    if hold_off_writers(descriptor):
-        return True
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return False
-
-
-def hold_off_writers(descriptor: int) -> bool:
-    """Say as ``has_writer`` does; where nobody has it open, nobody can begin to until the descriptor is closed."""
-    try:
-        # Somebody who opens the file for writing while we hold the lease makes the kernel signal us; by default with
-        # SIGIO, which would kill the process. SIGURG is ignored unless somebody asks for it.
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError as error:
-        return error.errno == errno.EAGAIN
-    return False

@@ -13,9 +13,9 @@ from datetime import timedelta
 
 import structlog
 
+from ingestd.fs.mounts import Mount, mount_of
 from ingestd.lifecycle import Backoff
 
-from .mounts import Mount, mount_of
 from .scan import Root, RootGone
 from .types import InboxPolicy, Watch
 from .watch import Watcher

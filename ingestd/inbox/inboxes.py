@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from ingestd.clocks import boottime
+from ingestd.fs.mounts import mount_of
 
-from .mounts import mount_of
 from .tracker import Phase
 from .types import Candidate, InboxError, InboxPolicy, InboxReport, Look, Take
 from .watched_folder import WatchedFolder

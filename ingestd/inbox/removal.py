@@ -18,13 +18,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
+from ingestd.fs.durable import put_back, sync_open_folder
+from ingestd.fs.open_files import has_writer
+from ingestd.fs.places import FILE, MISSING, look_in, open_folder
 from ingestd.lifecycle import SourceStat
-from ingestd.places import FILE, open_folder
 
 from .aside import Aside
 from .copying import holds_what_was_read
-from .durable import look, put_back, sync
-from .file_check import has_writer
 from .types import Expect, Removal
 
 
@@ -43,7 +43,7 @@ def remove(
     _give_back(root, aside)
     try:
         folder = open_folder(str(root), parent)
-    except (FileNotFoundError, NotADirectoryError):
+    except MISSING:
         # A folder that is missing may be a share that is not mounted; only a root that is there can say "gone".
         with contextlib.suppress(OSError):
             return Removal.GONE if root.is_dir() else Removal.WAITS
@@ -107,11 +107,11 @@ def _remove_from(folder: int, name: str, own: str, aside: int, source: SourceSta
         os.rename(name, own, src_dir_fd=folder, dst_dir_fd=aside)
     except FileNotFoundError:
         return Removal.GONE
-    is_same = _is(look(own, aside), source)
+    is_same = _is(look_in(own, aside), source)
     if is_same and not _is_being_written(own, aside):
         os.unlink(own, dir_fd=aside)
-        sync(folder)
-        sync(aside)
+        sync_open_folder(folder)
+        sync_open_folder(aside)
         return Removal.REMOVED
     put_back(own, aside, name, folder)
     return Removal.WAITS if is_same else Removal.CHANGED
@@ -148,7 +148,7 @@ def _remove_left(
     done = Removal.GONE
     for folder in aside.left(str(root)):
         for name in os.listdir(folder):  # noqa: PTH208 - a descriptor
-            found = look(name, folder)
+            found = look_in(name, folder)
             if not _is(found, source):
                 continue
             if is_last:
@@ -160,7 +160,7 @@ def _remove_left(
                 put_back(name, folder, *give_back)
                 return Removal.CHANGED
             os.unlink(name, dir_fd=folder)
-            sync(folder)
+            sync_open_folder(folder)
             done = Removal.REMOVED
     return done
 
@@ -199,7 +199,7 @@ def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], tu
     try:
         for name in os.listdir(aside):
             with contextlib.suppress(OSError):
-                found = look(name, aside)
+                found = look_in(name, aside)
                 if stat.S_ISDIR(found.st_mode):
                     continue
                 known = ours.get((found.st_ino, found.st_size, found.st_mtime_ns))
@@ -208,8 +208,8 @@ def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], tu
                 else:
                     put_back(name, aside, f"recovered-{name}", top)
                 count += 1
-        sync(aside)
-        sync(top)
+        sync_open_folder(aside)
+        sync_open_folder(top)
     finally:
         os.close(top)
     return count
@@ -217,7 +217,7 @@ def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], tu
 
 def _found(name: str, folder: int) -> os.stat_result | None:
     try:
-        return look(name, folder)
+        return look_in(name, folder)
     except FileNotFoundError:
         return None
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ingestd.places import FOLDER, open_folder
+from ingestd.fs.places import FOLDER, MISSING, open_folder
 
 DEEPEST = 32
 EMPTIED_MOST = 1_000  # emptied folders told by one walk; the next one tells the others
@@ -349,7 +349,7 @@ class Walk:
         """Count a folder that could not be gone into, unless it is gone or was turned into something else."""
         if isinstance(error, PermissionError):
             self.counts.unreadable += 1
-        elif error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+        elif not isinstance(error, MISSING) and error.errno != errno.ELOOP:
             self.counts.faults += 1
 
     def _enter(self, level: _Level, name: str, path: str) -> bool:

@@ -27,18 +27,18 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+from ingestd.fs.durable import sync_folder, write_once
+from ingestd.fs.mounts import FreeSpace, free_space, is_read_only
+from ingestd.fs.open_files import hold_off_writers
+from ingestd.fs.places import MISSING, open_file
 from ingestd.lifecycle import SourceStat
-from ingestd.places import open_file
 
 from . import removal, takein
 from .aside import Aside
-from .durable import sync_folder
-from .file_check import hold_off_writers
 from .types import (
     Brought,
     Candidate,
     Expect,
-    FreeSpace,
     LetGo,
     Removal,
     SpoolError,
@@ -123,7 +123,7 @@ class Spool:
         with contextlib.suppress(OSError):
             for folder in (*(self.path / room for room in ROOMS), *(self.path / "files").iterdir()):
                 if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-                    is_mount = os.statvfs(folder).f_flag & os.ST_RDONLY
+                    is_mount = is_read_only(folder)
                     why = "its disk is mounted read-only" if is_mount else "the rights of its folders forbid it"
                     return f"the spool may not be written: {why}"
         return ""
@@ -350,7 +350,7 @@ class Spool:
         _check_ours(path)
         try:
             found = (self.path / path).lstat()
-        except (FileNotFoundError, NotADirectoryError):
+        except MISSING:
             if trouble := self.trouble():
                 raise OSError(errno.ESTALE, trouble) from None
             return None
@@ -372,12 +372,7 @@ class Spool:
 
     def free(self) -> FreeSpace:
         """Say what is left for us on the spool's filesystem."""
-        found = os.statvfs(self.path)
-        return FreeSpace(
-            free_bytes=found.f_bavail * found.f_frsize,
-            free_inodes=found.f_favail if found.f_files else None,
-            total_bytes=found.f_blocks * found.f_frsize,
-        )
+        return free_space(self.path)
 
     def free_bytes(self) -> int:
         """Say how many bytes are left for us."""
@@ -401,19 +396,7 @@ class Spool:
 
     def _make_id(self) -> str:
         """Write the id whole and durable, or take the one that another process has just written."""
-        temporary = self.path / f".spool.id.{secrets.token_hex(8)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, f"{uuid.uuid4()}\n".encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, self.path / "spool.id")
-        finally:
-            temporary.unlink()
-        sync_folder(self.path)
+        write_once(self.path / "spool.id", f"{uuid.uuid4()}\n".encode())
         sync_folder(self.path.parent)
         made = self._read_id()
         assert made is not None
@@ -435,7 +418,7 @@ class Spool:
         def below(folder: str, levels: int) -> Iterator[str]:
             try:
                 entries = os.scandir(self.path / folder)
-            except (FileNotFoundError, NotADirectoryError):
+            except MISSING:
                 return
             with entries:
                 for entry in entries:
@@ -469,7 +452,7 @@ class Spool:
 def _let_go(place: Path, then: WasRead) -> LetGo:
     try:
         descriptor = open_file(str(place))
-    except (FileNotFoundError, NotADirectoryError):
+    except MISSING:
         return LetGo.GONE
     except OSError:
         return LetGo.STUCK

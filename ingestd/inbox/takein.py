@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ingestd import places
+from ingestd.fs import places
+from ingestd.fs.durable import new_file, put_back, sync_open_folder
+from ingestd.fs.places import look_in
 from ingestd.lifecycle import SourceStat
 
 from .copying import Differs, NoRoom, copy_checked
-from .durable import look, put_back, sync
 from .types import Brought, Candidate, Expect, NotTaken, Stranded, Taken, WhyNot, check_inbox_name
 
 _FOLDERS_MOST = 200
@@ -164,7 +165,7 @@ class _Group:
                     results[item.place] = _not_taken(item.candidate, error)
             try:
                 for descriptor in (*self._to_sync, *self._sources_to_sync):
-                    sync(descriptor)
+                    sync_open_folder(descriptor)
             except OSError as error:
                 # After a failed fsync nothing may be said of what is on the disk, and asking again would lie.
                 for one in moved:
@@ -183,7 +184,7 @@ class _Group:
     def _bring_one(self, item: _Item) -> _Moved:
         candidate, relative = item.candidate, item.candidate.relative_path
         source_folder = self._folders.get(*item.folder)
-        found = look(item.name, source_folder)
+        found = look_in(item.name, source_folder)
         _check_same(found, item.expect, "the file changed after it was read")
         if candidate.in_spool and relative.startswith(f"{self._room}/{candidate.inbox}/"):
             self._to_sync[source_folder] = None
@@ -252,7 +253,7 @@ class _Group:
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(inbox, 0o700, dir_fd=parent)
-            sync(parent)
+            sync_open_folder(parent)
             return self._folders.get(self._spool, f"{self._room}/{inbox}")
 
     def _renamed(self, name: str, source_folder: int, target: _Target, expect: SourceStat) -> os.stat_result | None:
@@ -264,7 +265,7 @@ class _Group:
             os.rename(name, target.name, src_dir_fd=source_folder, dst_dir_fd=target.folder)
         except OSError as error:
             if error.errno == errno.ENOENT:
-                look(name, source_folder)  # raises, if it is the source that is not there
+                look_in(name, source_folder)  # raises, if it is the source that is not there
                 raise _Left(WhyNot.NO_SPOOL, _NO_SPOOL) from error
             if error.errno in _BARS and not os.access(".", os.W_OK | os.X_OK, dir_fd=target.folder):
                 raise _spool_bars(error) from error
@@ -273,7 +274,7 @@ class _Group:
             return None
         self._sources_to_sync[source_folder] = None
         try:
-            found = look(target.name, target.folder)
+            found = look_in(target.name, target.folder)
             if stat.S_ISREG(found.st_mode) and expect.is_of(found):
                 return found
             # Between our look and the rename somebody wrote to it, or put another file under its name.
@@ -290,14 +291,14 @@ class _Group:
         source = os.open(name, places.FILE, dir_fd=source_folder)
         try:
             with _spool_to_be_there():
-                copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=scratch)
+                copy = new_file(temporary, folder=scratch)
             try:
                 before = os.fstat(source)
                 _check_same(before, expect, "the file changed after it was read")
                 _copied(source, copy, expect, self._low_water)
                 after = os.fstat(source)
                 _check_same(after, expect, "the file changed while it was copied")
-                _check_same(look(name, source_folder), expect, "the file was replaced while it was copied")
+                _check_same(look_in(name, source_folder), expect, "the file was replaced while it was copied")
                 _remember_origin(copy, candidate.place, expect.source)
                 os.utime(copy, ns=(expect.source.mtime_ns, expect.source.mtime_ns))
                 os.fsync(copy)
@@ -346,7 +347,7 @@ def _spool_to_be_there() -> Iterator[None]:
     except OSError as error:
         if error.errno in _BARS:
             raise _spool_bars(error) from error
-        if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+        if not isinstance(error, places.MISSING):
             raise
         raise _Left(WhyNot.NO_SPOOL, _NO_SPOOL) from error
 
@@ -403,7 +404,7 @@ def _stranded(candidate: Candidate, path: str) -> Stranded:
 
 
 def _not_taken(candidate: Candidate, error: OSError) -> NotTaken:
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+    if isinstance(error, places.MISSING):
         return _left(candidate, WhyNot.GONE, "the file is gone")
     if error.errno == errno.ELOOP:
         return _left(candidate, WhyNot.CHANGED, "a link is where the file was")

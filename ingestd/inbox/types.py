@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
-from ingestd.places import below_of
+from ingestd.fs.places import below_of
 
 if TYPE_CHECKING:
     import os
@@ -258,15 +258,6 @@ class LetGo(StrEnum):
     CHANGED = "changed"  # it may hold other bytes by now: its content decides
     WRITER = "writer"  # somebody has it open for writing
     STUCK = "stuck"  # could not be done now
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FreeSpace:
-    """What the spool's filesystem has left for us; ``free_inodes`` None where it does not count them."""
-
-    free_bytes: int
-    free_inodes: int | None
-    total_bytes: int
 
 
 class InboxError(ValueError):

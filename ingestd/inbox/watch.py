@@ -38,7 +38,7 @@ from watchdog.observers.inotify_c import WatchDescriptor as Descriptor
 
 from ingestd import threads
 from ingestd.clocks import boottime
-from ingestd.places import PASS, open_folder
+from ingestd.fs.places import PASS, open_folder
 
 MOST_PATHS = 4_096  # hints for single files between two looks; beyond, folders are named
 MOST_FOLDERS = 256  # beyond, the whole inbox is scanned

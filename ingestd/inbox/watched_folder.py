@@ -16,13 +16,13 @@ from functools import partial
 from typing import TypeVar
 
 from ingestd.clocks import boottime
+from ingestd.fs.mounts import Mount
 from ingestd.lifecycle import SourceStat
 from ingestd.workers import Workers
 
 from .file_check import FileCheck, FileChecks
 from .folder_health import ARM_WAIT, FolderHealth
 from .hints import HintedPaths
-from .mounts import Mount
 from .scan import FileStat, Found, Names, Root, RootGone, Walk, is_same, root_of
 from .scan_schedule import ScanSchedule
 from .scan_statistics import ScanStatistics

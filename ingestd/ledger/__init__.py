@@ -17,7 +17,6 @@ Opening::
     ledger.key_is_another ; ledger.accept_key()     the key of these words is not the one of before; go on with it
     ledger.search_hash(kind, value) -> str          kind "patient" | "accession"; keyed, "" for an empty value
     ledger.back_up(folder) -> bool                  ledger and key, copied while others write; False: not its own key
-    put(place, fill)                                a file written whole or not at all
     ledger.check_integrity() -> list[str]           every page read; empty when all is well
 
 Writing: ``with ledger.write() as moves:`` is one transaction, BEGIN IMMEDIATE ... COMMIT; an exception rolls all of it
@@ -115,7 +114,6 @@ to the own one. A Ledger belongs to the thread that opened it.
 
 from typing import TYPE_CHECKING
 
-from .durable import put
 from .ledger import Ledger
 from .values import (
     KEY_MADE_ANEW,
@@ -220,5 +218,4 @@ __all__ = [
     "UnremovedSource",
     "Wish",
     "Wished",
-    "put",
 ]

@@ -6,8 +6,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from ingestd.fs.durable import write_whole
+
 from . import trouble
-from .durable import put
 from .values import LedgerError
 
 
@@ -28,4 +29,4 @@ def copy_ledger(ledger: sqlite3.Connection, file: Path, place: Path) -> None:
         if found != "ok":
             raise LedgerError(f"the ledger {file} is damaged ({found}); what lay at {place} was left as it was")
 
-    put(place, fill)
+    write_whole(place, fill)

@@ -19,9 +19,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
 
 from ingestd.clocks import utc_now
+from ingestd.fs.durable import write_whole
 from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits, study_due_at
 
-from . import backup, dialect, durable, search_key, sqlite_file, trouble
+from . import backup, dialect, search_key, sqlite_file, trouble
 from .migrations import MIGRATIONS
 from .schema import alarm, meta, state_count, study
 from .schema import destination as destination_table
@@ -386,7 +387,7 @@ class Ledger(Views):
         ours = key is not None and self._mark_of_key() in (None, search_key.mark_of(key))
         if key is not None and ours:
             words = key
-            durable.put(folder / self._key_file.name, lambda scratch: scratch.write_bytes(words))
+            write_whole(folder / self._key_file.name, lambda scratch: scratch.write_bytes(words))
         driver = sqlite_file.driver_of(self._connection)
         backup.copy_ledger(driver, self.file, folder / self.file.name)
         self._connection.rollback()

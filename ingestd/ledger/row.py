@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, literal_column
 
-from ingestd import places
+from ingestd.fs import places
 from ingestd.lifecycle import Content, Identity, Jump, State
 
 from . import dialect

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
-from ingestd.places import read_named, sync_folder
+from ingestd.fs.durable import write_once
+from ingestd.fs.places import read_named
 
 _LEAST_BYTES = 32
 
@@ -32,15 +31,4 @@ def mark_of(key: bytes) -> str:
 
 def make(file: Path) -> None:
     """Make the key, whole or not at all, whoever else is at it."""
-    scratch = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(secrets.token_bytes(_LEAST_BYTES))
-            opened.flush()
-            os.fsync(opened.fileno())
-        with suppress(FileExistsError):
-            os.link(scratch, file)
-    finally:
-        scratch.unlink()
-    sync_folder(file.parent)
+    write_once(file, secrets.token_bytes(_LEAST_BYTES))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -25,8 +24,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
+from ingestd.fs.mounts import mount_of
+from ingestd.fs.places import MISSING, expect_named
 from ingestd.lifecycle import MOVES, State
-from ingestd.places import expect_named
 
 from .trouble import BUSY_MS as _BUSY_MS
 from .trouble import disk_failed, failure, is_crashed, may_write, not_whole, permission
@@ -94,29 +94,12 @@ def ledger_file(url: str) -> Path:
     return Path(parsed.database).absolute()
 
 
-def filesystem_of(path: Path, mountinfo: str) -> str:
-    """Say which kind of file system holds this path, by the longest mount point above it (proc(5), mountinfo)."""
-    best, kind = "", ""
-    for line in mountinfo.splitlines():
-        mount, _, source = line.partition(" - ")
-        # Spaces and the like are written as \040.
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split(" ")[4])
-        inside = path.is_relative_to(point)
-        if inside and len(point) >= len(best):
-            best, kind = point, source.split(" ")[0]
-    return kind
-
-
 def _refuse_network(file: Path) -> None:
-    try:
-        mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return
-    kind = filesystem_of(file.resolve(), mountinfo)
-    if kind in _NETWORK:
+    mount = mount_of(str(file.resolve()))
+    if mount is not None and mount.kind in _NETWORK:
         raise LedgerError(
-            f"the ledger {file} lies on a network file system ({kind}), where locks and commits cannot be relied on;"
-            " put it on a local disk"
+            f"the ledger {file} lies on a network file system ({mount.kind}), where locks and commits cannot be relied"
+            " on; put it on a local disk"
         )
 
 
@@ -145,7 +128,7 @@ def _size_of(file: Path) -> int:
     """Say how large it is, 0 where there is none; refuse what would keep whoever reads it waiting."""
     try:
         return expect_named(file, most=sys.maxsize).st_size
-    except (FileNotFoundError, NotADirectoryError):
+    except MISSING:
         return 0
     except PermissionError:
         raise permission(file, "read") from None

@@ -12,12 +12,13 @@ import os
 import re
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ingestd.places import may_open
+from ingestd.fs.mounts import is_read_only
+from ingestd.fs.places import may_open
 
 from .values import LedgerBusy, LedgerError, LedgerFull, LedgerPermission, LedgerUnread
 
@@ -37,20 +38,15 @@ _OF_THE_SYSTEM = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FUL
 
 def permission(file: Path, what: str) -> LedgerError:
     """Say that this user may not; a disk that nobody may write is another thing."""
-    place = file if os.path.lexists(file) else file.parent
-    if _is_read_only(place):
+    is_barred = False
+    with suppress(OSError):
+        is_barred = is_read_only(file if os.path.lexists(file) else file.parent)
+    if is_barred:
         return LedgerError(
             f"the ledger {file} lies on a filesystem that is mounted read-only; a disk that failed is mounted so by the"
             " kernel (dmesg)"
         )
     return LedgerPermission(f"no permission to {what} the ledger {file}", file=file)
-
-
-def _is_read_only(place: Path) -> bool:
-    try:
-        return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
-    except OSError:
-        return False
 
 
 def disk_failed(file: Path, what: str, error: OSError) -> LedgerError:

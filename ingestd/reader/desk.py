@@ -7,20 +7,19 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from ingestd.fs.durable import new_file, start_writing
+from ingestd.fs.places import open_file
 from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import Inspection, Limits, Verdict
 from ingestd.instance.inspection import inspect
 from ingestd.lifecycle import Sameness, SourceStat
-from ingestd.places import open_file
 from ingestd.reader.board import Board
 from ingestd.reader.files import (
     Waits,
-    Writeback,
     errno_text,
     hole_bytes,
     refuse_open_for_writing,
     sync,
-    sync_folder,
 )
 from ingestd.reader.held import Done, Held
 from ingestd.reader.jobs import CanonicalJob, CompareJob, InspectJob, Job, ReencodeJob
@@ -44,7 +43,6 @@ class Desk:
         self._board = board
         self._limits = limits
         self._held = held
-        self._writeback = Writeback()
         self._work = 0
 
     def do(self, serial: int, job: Job) -> Done:
@@ -104,7 +102,7 @@ class Desk:
                 return holes, None
             inspection = self._read(fd, before.st_size)
             if job.durable and inspection.verdict is not Verdict.CHANGED:
-                self._writeback.start(fd)
+                start_writing(fd)
                 unsynced = fd
             else:
                 refuse_open_for_writing(fd)
@@ -142,7 +140,7 @@ class Desk:
         destination = Path(job.destination)
         part = Path(job.destination + ".part")
         part.unlink(missing_ok=True)
-        out = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        out = new_file(part)
         try:
 
             def rewrite(fd: int) -> str:
@@ -156,7 +154,7 @@ class Desk:
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
-            sync_folder(destination.parent)
+            sync(destination.parent)
             return self._read(out, os.fstat(out).st_size)
         finally:
             os.close(out)

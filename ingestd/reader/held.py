@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from ingestd.clocks import boottime
+from ingestd.fs.durable import write_all
 from ingestd.reader.board import Board
 from ingestd.reader.files import Waits, refuse_open_for_writing, sync
 from ingestd.reader.wire import Answer, encode_answer
@@ -54,7 +55,7 @@ class Held:
             # Whoever cannot be heard any more ends, and no file is to blame for it.
             before = self._board.begin(0)
             try:
-                _write_all(1, b"".join([encode_answer(done.answer) for done in self._done]))
+                write_all(1, b"".join([encode_answer(done.answer) for done in self._done]))
             except OSError:
                 os._exit(EXIT_NOT_HEARD)
             self._board.go_back(before)
@@ -78,9 +79,3 @@ class Held:
         finally:
             self._board.go_back(before)
             os.close(fd)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -26,6 +26,7 @@ from ingestd.dicomweb import (
     Unintelligible,
     uid_of,
 )
+from ingestd.fs.durable import new_file, write_all
 from ingestd.lifecycle import Content, Identity, Pause, Sameness, Unproven
 from ingestd.reconciler.failing import concerns_server
 from ingestd.reconciler.questions import Finding, StudyAnswer, StudyQuestion
@@ -306,8 +307,6 @@ class _Copy:
 
     def _spill(self) -> None:
         if self._fd is None:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        view = memoryview(self._held)
-        while view:
-            view = view[os.write(self._fd, view) :]
+            self._fd = new_file(self._path)
+        write_all(self._fd, self._held)
         self._held = bytearray()

@@ -20,8 +20,8 @@ from pathlib import Path
 from ingestd import threads
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, StorePart, Throttled, Unavailable
+from ingestd.fs.places import open_file
 from ingestd.lifecycle import Batch, BatchResult, Outcome, Part, Pause, PauseCause, Reason, ServerProfile, State
-from ingestd.places import open_file
 from ingestd.sender.before import ask_present, leave_out_what_is_there
 from ingestd.sender.failures import judge_crash, judge_failure, pause_for
 from ingestd.sender.pace import Pace

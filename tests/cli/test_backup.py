@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ingestd.cli.common import ExitCode
-from ingestd.ledger import Ledger, put
+from ingestd.fs.durable import write_whole
+from ingestd.ledger import Ledger
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.commanding import Rows, command_in
@@ -177,7 +178,7 @@ def test_of_two_backups_at_once_the_second_leaves_the_first_alone(tmp_path, comm
 def test_no_room_for_a_small_copy_is_told_with_its_place(tmp_path):
     """Of the key it was "no space left on device", on no disk that was named."""
     with pytest.raises(OSError, match="No space left") as told:
-        put(tmp_path / "copy", lambda _: Path("/dev/full").write_bytes(b"k" * 32))
+        write_whole(tmp_path / "copy", lambda _: Path("/dev/full").write_bytes(b"k" * 32))
 
     assert told.value.filename == str(tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []

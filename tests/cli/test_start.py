@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.cli.common import ExitCode
+from ingestd.fs.mounts import Mount
 from ingestd.ledger import sqlite_file
 from ingestd.ledger.migrations import MIGRATIONS
 from tests.commanding import CONFIG, Rows, command_in
@@ -180,7 +181,8 @@ def test_check_for_start_and_run_agree_on_what_keeps_ingestd_from_starting(
 
 
 def test_ledger_on_a_network_mount_keeps_it_from_starting(tmp_path, filled, monkeypatch):
-    monkeypatch.setattr(sqlite_file, "filesystem_of", lambda _path, _mounts: "nfs4")
+    nfs = Mount(mount_point="/", kind="nfs4", source="nas:/archive")
+    monkeypatch.setattr(sqlite_file, "mount_of", lambda _path: nfs)
 
     assert filled("check", "--for-start").code == ExitCode.CONFIGURATION
     assert filled("run", "--once", "--timeout", "10ms").code == ExitCode.CONFIGURATION

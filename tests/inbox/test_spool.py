@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot, durable
+from ingestd.fs import durable
+from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot
 from ingestd.lifecycle import SourceStat
 from tests.inboxing import candidate_of, expect_of, source_of, tree
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.fs.mounts import Mount, mount_of, parse_mountinfo
 from ingestd.inbox import Watch
-from ingestd.inbox.mounts import Mount, mount_of, parse_mountinfo
 from ingestd.inbox.watch import MOST_EVENTS, MOST_FOLDERS, MOST_PATHS, Hints, Watcher
 from tests.inboxing import Desk, candidate_of, policy, quick_folder
 
@@ -514,7 +514,8 @@ REMOTE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from ingestd.inbox import mounts, folder_health
+from ingestd.fs import mounts
+from ingestd.inbox import folder_health
 table = Path(sys.argv[2]) / "mountinfo"
 table.write_text(f"1 1 1:1 / / rw - ext4 /dev/vda rw\\n2 1 1:2 / {sys.argv[2]}/drop-a rw - nfs4 nas:/x rw\\n")
 folder_health.mount_of = lambda path: mounts.mount_of(path, mountinfo=str(table))

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
 
+from ingestd.fs.mounts import Mount, mount_of
 from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerMissing, OtherDestination, moves, schema, sqlite_file
 from ingestd.ledger.migrations import MIGRATIONS
 from ingestd.lifecycle import HOLDING, MOVES, BatchLimits, State
@@ -363,6 +364,7 @@ MOUNTS = """\
 31 30 0:51 / /mnt/share\\040one/local rw - ext4 /dev/vdb rw
 32 22 0:52 / /srv/archive rw - nfs4 nas:/archive rw
 """
+NFS = Mount(mount_point="/", kind="nfs4", source="nas:/archive")
 
 
 @pytest.mark.parametrize(
@@ -375,12 +377,14 @@ MOUNTS = """\
         ("/srv/archives/ledger.db", "ext4"),
     ],
 )
-def test_kind_of_file_system_is_that_of_the_nearest_mount(path: str, kind: str):
-    assert sqlite_file.filesystem_of(Path(path), MOUNTS) == kind
+def test_kind_of_file_system_is_that_of_the_nearest_mount(path: str, kind: str, tmp_path: Path):
+    (table := tmp_path / "mountinfo").write_text(MOUNTS)
+
+    assert mount_of(path, mountinfo=str(table)).kind == kind
 
 
 def test_ledger_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sqlite_file, "filesystem_of", lambda _path, _mounts: "nfs4")
+    monkeypatch.setattr(sqlite_file, "mount_of", lambda _path: NFS)
     with pytest.raises(LedgerError, match=r"network file system \(nfs4\)"):
         open_ledger(tmp_path)
     assert list(tmp_path.iterdir()) == []

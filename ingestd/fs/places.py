@@ -30,6 +30,8 @@ _NAMED_MOST, _BUNDLE_MOST = 1_000_000, 10_000_000  # bytes; a bundle holds all t
 _HANDED = re.compile(r"/proc/\d+/fd/pipe:\[|/dev/pts/")
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _NO_NAMES = frozenset({"", ".", ".."})
+# What says that there is no such file; no permission or a fault of the disk do not.
+MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 def below(root: str, relative: str) -> str:
@@ -90,11 +92,16 @@ def look(place: str) -> os.stat_result:
         os.close(folder)
 
 
+def look_in(name: str, folder: int) -> os.stat_result:
+    """Look at a name in an open folder, not at what a link leads to."""
+    return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
 def is_gone(place: str) -> bool:
     """Whether there is surely no such file: "no permission" or "input/output error" do not say so."""
     try:
         return not stat.S_ISREG(look(place).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
+    except MISSING:
         return True
     except OSError:
         return False
@@ -109,15 +116,6 @@ def may_open(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> bool:
             raise
         return False
     return True
-
-
-def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make the entries of a folder of our own, or of one that an administrator named, durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_named(path: str | os.PathLike[str], *, most: int = _NAMED_MOST) -> bytes:

@@ -1,4 +1,4 @@
-"""Which filesystem a folder lies on, from ``/proc/self/mountinfo`` (proc(5)), and what that says about watching it.
+"""Which filesystem a folder lies on, from ``/proc/self/mountinfo`` (proc(5)), and what is left on it.
 
 Writes by other hosts raise no inotify event here, so network and user-space filesystems are polled.
 """
@@ -104,3 +104,27 @@ def _longest(mounts: list[Mount], path: str) -> Mount | None:
         if inside and (best is None or len(point) >= len(best.mount_point)):
             best = mount
     return best
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreeSpace:
+    """What a filesystem has left for this user; ``free_inodes`` None where it does not count them."""
+
+    free_bytes: int
+    free_inodes: int | None
+    total_bytes: int
+
+
+def free_space(place: str | os.PathLike[str] | int) -> FreeSpace:
+    """Say what is left where a path or an open file lies; raises OSError."""
+    found = os.statvfs(place)
+    return FreeSpace(
+        free_bytes=found.f_bavail * found.f_frsize,
+        free_inodes=found.f_favail if found.f_files else None,
+        total_bytes=found.f_blocks * found.f_frsize,
+    )
+
+
+def is_read_only(place: str | os.PathLike[str]) -> bool:
+    """Whether it lies on a filesystem that is mounted read-only, as the kernel does with a disk that failed."""
+    return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
