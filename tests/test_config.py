@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from ingestd.config import (
-    AzureAuth,
-    BasicAuth,
-    BearerAuth,
+    AzureAuthSettings,
+    BasicAuthSettings,
+    BearerAuthSettings,
     Config,
     ConfigError,
     Inbox,
-    NoAuth,
-    Spool,
+    NoAuthSettings,
+    SpoolSettings,
     find_file,
     format_size,
     load,
@@ -82,10 +82,10 @@ def test_the_shortest_form_is_accepted_as_documented():
     config = parsed(THE_ISSUES_OWN)
 
     assert config.inboxes == (Inbox(path=Path("/site/drop"), take="move", settle=timedelta(seconds=2)),)
-    assert config.spool == Spool(path=Path("/site/spool"))
+    assert config.spool == SpoolSettings(path=Path("/site/spool"))
     assert config.batch.max_bytes == 64_000_000
     assert config.batch.max_wait == timedelta(minutes=1)
-    assert config.destination.auth == NoAuth()
+    assert config.destination.auth == NoAuthSettings()
     assert config.ledger == "sqlite:////site/ledger.db"
     assert config.ledger_file == Path("/site/ledger.db")
 
@@ -436,15 +436,15 @@ def test_a_trailing_slash_is_not_part_of_the_address():
 @pytest.mark.parametrize(
     "auth,expected",
     [
-        ("none", NoAuth()),
-        ("{kind: bearer, token_file: t}", BearerAuth(kind="bearer", token_file=Path("/site/t"))),
-        ("{kind: bearer, token_env: TOKEN}", BearerAuth(kind="bearer", token_env="TOKEN")),
+        ("none", NoAuthSettings()),
+        ("{kind: bearer, token_file: t}", BearerAuthSettings(kind="bearer", token_file=Path("/site/t"))),
+        ("{kind: bearer, token_env: TOKEN}", BearerAuthSettings(kind="bearer", token_env="TOKEN")),
         (
             "{kind: basic, username: u, password_file: p}",
-            BasicAuth(kind="basic", username="u", password_file=Path("/site/p")),
+            BasicAuthSettings(kind="basic", username="u", password_file=Path("/site/p")),
         ),
-        ("azure", AzureAuth(kind="azure")),
-        ("{kind: azure, credential: managed_identity}", AzureAuth(kind="azure", credential="managed_identity")),
+        ("azure", AzureAuthSettings(kind="azure")),
+        ("{kind: azure, credential: managed_identity}", AzureAuthSettings(kind="azure", credential="managed_identity")),
     ],
 )
 def test_ways_to_say_who_we_are(auth, expected):
@@ -536,7 +536,7 @@ def test_no_inbox_is_needed_for_what_is_sent_by_hand():
 
 def test_the_object_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
-        parsed(LEAST).spool = Spool(path=Path("/elsewhere"))
+        parsed(LEAST).spool = SpoolSettings(path=Path("/elsewhere"))
 
 
 def test_an_inboxs_name_follows_its_path_and_nothing_else():
@@ -564,7 +564,15 @@ def test_no_text_makes_anything_but_a_config_or_its_problems(text):
             st.lists(inner, max_size=3)
             | st.dictionaries(
                 st.sampled_from(
-                    [*Config.model_fields, *Inbox.model_fields, *Spool.model_fields, "url", "auth", "kind", "tls"]
+                    [
+                        *Config.model_fields,
+                        *Inbox.model_fields,
+                        *SpoolSettings.model_fields,
+                        "url",
+                        "auth",
+                        "kind",
+                        "tls",
+                    ]
                 ),
                 inner,
                 max_size=4,

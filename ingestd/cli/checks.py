@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 from ingestd.clocks import boottime
 from ingestd.config import (
-    AzureAuth,
-    BasicAuth,
-    BearerAuth,
+    AzureAuthSettings,
+    BasicAuthSettings,
+    BearerAuthSettings,
     Config,
     Inbox,
-    NoAuth,
-    OAuth2Auth,
+    NoAuthSettings,
+    OAuth2AuthSettings,
     is_private_group,
     name_of_group,
     others_who_may_write,
@@ -345,7 +345,7 @@ def _kernel_limit(name: str) -> int | None:
 def _secrets(config: Config) -> Iterator[CheckResult]:
     auth = config.destination.auth
     address = urlsplit(config.destination.url)
-    if isinstance(auth, NoAuth):
+    if isinstance(auth, NoAuthSettings):
         yield _ok("auth", "none")
         return
     if address.scheme == "http" and address.hostname not in _LOOPBACK:
@@ -353,13 +353,13 @@ def _secrets(config: Config) -> Iterator[CheckResult]:
     files: list[Path | None] = []
     names: list[str | None] = []
     match auth:
-        case BearerAuth():
+        case BearerAuthSettings():
             files, names = [auth.token_file], [auth.token_env]
-        case BasicAuth():
+        case BasicAuthSettings():
             files, names = [auth.password_file], [auth.password_env]
-        case AzureAuth():
+        case AzureAuthSettings():
             files = [auth.client_secret_file, auth.certificate_file]
-        case OAuth2Auth():
+        case OAuth2AuthSettings():
             files, names = [auth.client_secret_file], [auth.client_secret_env]
     for file in filter(None, files):
         yield from _secret_file(file)
@@ -371,7 +371,7 @@ def _secrets(config: Config) -> Iterator[CheckResult]:
             yield _bad(
                 "auth", f"${name} is not set, or empty", "set it where ingestd starts (systemd: EnvironmentFile=)"
             )
-    if isinstance(auth, AzureAuth) and not any(files):
+    if isinstance(auth, AzureAuthSettings) and not any(files):
         yield _ok("auth", f"azure, credential {auth.credential}")
 
 

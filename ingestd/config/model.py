@@ -120,7 +120,7 @@ class Inbox(Section):
         return f"{plain}-{hashlib.sha256(os.fsencode(self.path)).hexdigest()[:8]}"
 
 
-class Spool(Section):
+class SpoolSettings(Section):
     """The daemon's own folder; ``spool: PATH`` means ``{path: PATH}``."""
 
     path: FilePath
@@ -147,13 +147,13 @@ class BatchSection(Section):
     max_instances: Annotated[int, Field(ge=1, le=1000)] = 200
 
 
-class NoAuth(Section):
+class NoAuthSettings(Section):
     """The server asks for nothing."""
 
     kind: Literal["none"] = "none"
 
 
-class BearerAuth(Section):
+class BearerAuthSettings(Section):
     """A bearer token that something else keeps fresh in a file or in the environment."""
 
     kind: Literal["bearer"]
@@ -161,13 +161,13 @@ class BearerAuth(Section):
     token_env: EnvironmentName | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> BearerAuth:
+    def _one_source(self) -> BearerAuthSettings:
         if (self.token_file is None) == (self.token_env is None):
             raise ValueError("kind bearer needs either token_file or token_env")
         return self
 
 
-class BasicAuth(Section):
+class BasicAuthSettings(Section):
     """User name and password."""
 
     kind: Literal["basic"]
@@ -176,7 +176,7 @@ class BasicAuth(Section):
     password_env: EnvironmentName | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> BasicAuth:
+    def _one_source(self) -> BasicAuthSettings:
         if (self.password_file is None) == (self.password_env is None):
             raise ValueError("kind basic needs either password_file or password_env")
         if ":" in self.username:
@@ -184,7 +184,7 @@ class BasicAuth(Section):
         return self
 
 
-class AzureAuth(Section):
+class AzureAuthSettings(Section):
     """Microsoft Entra ID, by azure-identity."""
 
     kind: Literal["azure"]
@@ -196,7 +196,7 @@ class AzureAuth(Section):
     scope: Annotated[str, Field(min_length=1)] = AZURE_SCOPE
 
     @model_validator(mode="after")
-    def _keys_fit_credential(self) -> AzureAuth:
+    def _keys_fit_credential(self) -> AzureAuthSettings:
         needed = {
             "secret": ("tenant_id", "client_id", "client_secret_file"),
             "certificate": ("tenant_id", "client_id", "certificate_file"),
@@ -217,7 +217,7 @@ class AzureAuth(Section):
         return self
 
 
-class OAuth2Auth(Section):
+class OAuth2AuthSettings(Section):
     """Client credentials from any OAuth2 token endpoint (RFC 6749 §4.4)."""
 
     kind: Literal["oauth2"]
@@ -228,13 +228,16 @@ class OAuth2Auth(Section):
     scope: str | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> OAuth2Auth:
+    def _one_source(self) -> OAuth2AuthSettings:
         if (self.client_secret_file is None) == (self.client_secret_env is None):
             raise ValueError("kind oauth2 needs either client_secret_file or client_secret_env")
         return self
 
 
-Auth = Annotated[NoAuth | BearerAuth | BasicAuth | AzureAuth | OAuth2Auth, Field(discriminator="kind")]
+Auth = Annotated[
+    NoAuthSettings | BearerAuthSettings | BasicAuthSettings | AzureAuthSettings | OAuth2AuthSettings,
+    Field(discriminator="kind"),
+]
 
 
 class TlsSection(Section):
@@ -278,7 +281,7 @@ class Destination(Section):
 
     url: Annotated[str, AfterValidator(_server_url)]
     kind: Literal["auto", "azure", "orthanc", "other"] = "auto"
-    auth: Auth = NoAuth()
+    auth: Auth = NoAuthSettings()
     tls: TlsSection = TlsSection()
     api_version: Literal["auto", 1, 2] = "auto"
     implicit_vr: Literal["fallback", "always", "never"] = "fallback"
@@ -356,7 +359,7 @@ class Config(Section):
 
     # Left out where only `ingestd send` is used; the daemon wants at least one.
     inboxes: Annotated[tuple[Inbox, ...], Strict(strict=False), Field(min_length=1)] = ()
-    spool: Spool
+    spool: SpoolSettings
     batch: BatchSection = BatchSection()
     destination: Destination
     retry: RetrySection = RetrySection()

@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 from ingestd.fs.places import read_named
 
 from .guarding import others_who_may_write
-from .model import AzureAuth, BasicAuth, BearerAuth, Config, Inbox, OAuth2Auth, Section
-from .source import Key, Problem, Source, dotted, read_yaml
+from .model import AzureAuthSettings, BasicAuthSettings, BearerAuthSettings, Config, Inbox, OAuth2AuthSettings, Section
+from .source import ConfigProblem, ConfigSource, Key, dotted, read_yaml
 from .units import format_size
 
 VARIABLE = "INGESTD_CONFIG"
@@ -36,7 +36,7 @@ _SIZES = {("spool", "low_water"), ("batch", "max_bytes"), ("reader", "memory")}
 class ConfigError(Exception):
     """The configuration cannot be used; ``problems`` has every reason."""
 
-    def __init__(self, problems: Sequence[Problem], *, file: Path | None = None) -> None:
+    def __init__(self, problems: Sequence[ConfigProblem], *, file: Path | None = None) -> None:
         self.problems = tuple(problems)
         self.file = file
         super().__init__(str(self))
@@ -62,9 +62,9 @@ def find_file(explicit: Path | None = None) -> Path:
             return place
     if not _may_look_around():
         text = "this user may not enter the folder where you are; name the file with -c FILE, or go to another folder"
-        raise ConfigError([Problem(key="", text=text)])
+        raise ConfigError([ConfigProblem(key="", text=text)])
     text = f"looked at ${VARIABLE} (not set), ./config.yaml and /etc/ingestd/config.yaml; name one with -c FILE"
-    raise ConfigError([Problem(key="", text=text)])
+    raise ConfigError([ConfigProblem(key="", text=text)])
 
 
 def _is_there(place: Path) -> bool:
@@ -85,7 +85,7 @@ def _refuse_strangers(place: Path) -> None:
     """Refuse, and do not go on to the next place: another configuration means other files, and another ledger."""
     if who := others_who_may_write(place, trusted=(os.geteuid(),)):
         text = f"not taken as found by itself: {who}; mend that, or name it with -c FILE if it can be trusted"
-        raise ConfigError([Problem(key="", text=text)], file=Path(os.path.abspath(place)))  # noqa: PTH100
+        raise ConfigError([ConfigProblem(key="", text=text)], file=Path(os.path.abspath(place)))  # noqa: PTH100
 
 
 def load(path: Path | None = None) -> Config:
@@ -97,10 +97,10 @@ def load(path: Path | None = None) -> Config:
     try:
         text = read_named(file).decode("utf-8")
     except OSError as error:
-        raise ConfigError([Problem(key="", text=f"cannot be read: {error.strerror}")], file=file) from error
+        raise ConfigError([ConfigProblem(key="", text=f"cannot be read: {error.strerror}")], file=file) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError([Problem(key="", text="not UTF-8 text", line=line)], file=file) from error
+        raise ConfigError([ConfigProblem(key="", text="not UTF-8 text", line=line)], file=file) from error
     file = Path(os.path.abspath(file))  # noqa: PTH100 - resolve() would follow a link to the file
     return parse(text, base=file.parent, file=file).of_file(file)
 
@@ -112,7 +112,7 @@ def parse(text: str, *, base: Path, file: Path | None = None) -> Config:
         raise ConfigError(source.problems, file=file)
     if not isinstance(source.values, dict):
         said = "is empty" if source.values is None else "must be a mapping of keys to values"
-        raise ConfigError([*source.problems, Problem(key="", text=f"the configuration {said}")], file=file)
+        raise ConfigError([*source.problems, ConfigProblem(key="", text=f"the configuration {said}")], file=file)
     problems = [*source.problems, *_bare_sizes(source)]
     config: Config | None = None
     try:
@@ -128,18 +128,20 @@ def parse(text: str, *, base: Path, file: Path | None = None) -> Config:
     return config
 
 
-def _bare_sizes(source: Source) -> Iterator[Problem]:
+def _bare_sizes(source: ConfigSource) -> Iterator[ConfigProblem]:
     assert isinstance(source.values, dict)  # parse() has looked
     for section, name in sorted(_SIZES):
         inside = source.values.get(section)
         if isinstance(inside, dict) and type(inside.get(name)) is int:
             line = source.line_of((section, name))
-            yield Problem(key=f"{section}.{name}", text="must be a size with its unit, like 64MB or 256MiB", line=line)
+            yield ConfigProblem(
+                key=f"{section}.{name}", text="must be a size with its unit, like 64MB or 256MiB", line=line
+            )
 
 
-def _problem(details: ErrorDetails, source: Source) -> Problem:
+def _problem(details: ErrorDetails, source: ConfigSource) -> ConfigProblem:
     key = _without_tags(details["loc"])
-    return Problem(key=dotted(key), text=_sentence(details, key), line=source.line_of(key))
+    return ConfigProblem(key=dotted(key), text=_sentence(details, key), line=source.line_of(key))
 
 
 def _without_tags(loc: Key) -> Key:
@@ -200,7 +202,13 @@ def _unknown_key(key: Key) -> str:
 
 def _keys_of(section: Key) -> list[str]:
     if section == ("destination", "auth"):
-        return sorted({name for kind in (BearerAuth, BasicAuth, AzureAuth, OAuth2Auth) for name in kind.model_fields})
+        return sorted(
+            {
+                name
+                for kind in (BearerAuthSettings, BasicAuthSettings, AzureAuthSettings, OAuth2AuthSettings)
+                for name in kind.model_fields
+            }
+        )
     if section[:1] == ("inboxes",):
         return list(Inbox.model_fields)
     model: type[Section] = Config
@@ -212,7 +220,7 @@ def _keys_of(section: Key) -> list[str]:
     return list(model.model_fields)
 
 
-def _folder_problems(source: Source, base: Path) -> Iterator[Problem]:
+def _folder_problems(source: ConfigSource, base: Path) -> Iterator[ConfigProblem]:
     """Refuse folders inside one another; looks at the raw values, so that it also speaks beside other problems.
 
     An inbox inside the spool would take in what was taken in, for ever.
@@ -230,7 +238,7 @@ def _folder_problems(source: Source, base: Path) -> Iterator[Problem]:
             text = f"has {dotted(other_key)} inside it; put one of them elsewhere"
         else:
             continue
-        yield Problem(key=dotted(one_key), text=text, line=source.line_of(one_key))
+        yield ConfigProblem(key=dotted(one_key), text=text, line=source.line_of(one_key))
 
 
 def _raw_folders(values: Mapping[str, object]) -> Iterator[tuple[Key, str]]:

@@ -16,7 +16,7 @@ LONGEST_VALUE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
+class ConfigProblem:
     """One thing wrong with a configuration: where, and what would be right."""
 
     key: str
@@ -29,12 +29,12 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class ConfigSource:
     """What a YAML file says, and the line of each key in it (first line is 1)."""
 
     values: object
     lines: Mapping[Key, int]
-    problems: tuple[Problem, ...] = field(default=())
+    problems: tuple[ConfigProblem, ...] = field(default=())
 
     def line_of(self, key: Key) -> int | None:
         """Return the line of this key, or of the nearest section around it."""
@@ -49,24 +49,26 @@ def dotted(key: Key) -> str:
     return text.removeprefix(".")
 
 
-def read_yaml(text: str) -> Source:
+def read_yaml(text: str) -> ConfigSource:
     """Parse one YAML document; syntax errors and keys that stand twice come back as problems."""
     try:
         if problem := _excess(text):
-            return Source(values=None, lines={}, problems=(problem,))
+            return ConfigSource(values=None, lines={}, problems=(problem,))
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         values = loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
-        return Source(values=None, lines={}, problems=(_syntax_problem(error),))
+        return ConfigSource(values=None, lines={}, problems=(_syntax_problem(error),))
     except ValueError as error:  # a date or number that YAML recognises and Python cannot hold
-        return Source(values=None, lines={}, problems=(Problem(key="", text=f"cannot be read as YAML: {error}"),))
+        return ConfigSource(
+            values=None, lines={}, problems=(ConfigProblem(key="", text=f"cannot be read as YAML: {error}"),)
+        )
     lines: dict[Key, int] = {}
     problems = tuple(_walk(node, (), lines)) if node is not None else ()
-    return Source(values=values, lines=lines, problems=problems)
+    return ConfigSource(values=values, lines=lines, problems=problems)
 
 
-def _excess(text: str) -> Problem | None:
+def _excess(text: str) -> ConfigProblem | None:
     """Say what is too much in a text, event by event, before anything is built of it."""
     named: dict[str, int] = {}  # how many values stand for an anchor
     anchors: list[str | None] = []  # of the sections around an event
@@ -95,11 +97,11 @@ def _excess(text: str) -> Problem | None:
         elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE:
             what = f"a value longer than {LONGEST_VALUE} characters; no configuration has one"
         if what:
-            return Problem(key="", text=what, line=event.start_mark.line + 1 if event.start_mark else None)
+            return ConfigProblem(key="", text=what, line=event.start_mark.line + 1 if event.start_mark else None)
     return None
 
 
-def _walk(node: yaml.Node, key: Key, lines: dict[Key, int]) -> Iterator[Problem]:
+def _walk(node: yaml.Node, key: Key, lines: dict[Key, int]) -> Iterator[ConfigProblem]:
     lines.setdefault(key, node.start_mark.line + 1)
     if len(key) > 16:  # an alias may point to a section around itself
         return
@@ -113,13 +115,13 @@ def _walk(node: yaml.Node, key: Key, lines: dict[Key, int]) -> Iterator[Problem]
             if name in seen:
                 where = f"lines {seen[name]} and {line}" if seen[name] != line else f"line {line}"
                 text = f"stands twice, on {where}; keep one"
-                yield Problem(key=dotted((*key, name)), text=text, line=line)
+                yield ConfigProblem(key=dotted((*key, name)), text=text, line=line)
             seen.setdefault(name, line)
             lines.setdefault((*key, name), line)
             yield from _walk(value_node, (*key, name), lines)
 
 
-def _syntax_problem(error: yaml.YAMLError) -> Problem:
+def _syntax_problem(error: yaml.YAMLError) -> ConfigProblem:
     mark = getattr(error, "problem_mark", None)
     said = getattr(error, "problem", None) or "not readable"
-    return Problem(key="", text=f"not valid YAML: {said}", line=mark.line + 1 if mark else None)
+    return ConfigProblem(key="", text=f"not valid YAML: {said}", line=mark.line + 1 if mark else None)
