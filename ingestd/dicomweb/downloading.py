@@ -13,7 +13,7 @@ from ingestd.dicomweb.retrieving import Retrieval, Saved
 Target = tuple[str, str | None, str | None]  # study, series, instance
 
 
-class Source(Protocol):
+class Retriever(Protocol):
     """What is downloaded from; DicomWebClient is one."""
 
     def retrieve_study(self, study_uid: str) -> Retrieval:
@@ -30,7 +30,7 @@ class Source(Protocol):
 
 
 def download(
-    source: Source,
+    source: Retriever,
     folder: Path,
     target: Target,
     *,

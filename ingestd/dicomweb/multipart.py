@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from requests.structures import CaseInsensitiveDict
 
@@ -60,42 +60,34 @@ def _param_value(text: str, position: int) -> tuple[str, int]:
     return text[position:end].strip(), end + 1
 
 
-class Content(Protocol):
-    """Where a part's bytes come from."""
-
-    def next_content(self, limit: int | None = None) -> bytes:
-        """Return the next bytes, at most ``limit``; b"" at the end."""
-
-
-class Part(io.RawIOBase):
+class BodyPart(io.RawIOBase):
     """One part's bytes, readable until the next part is asked for; raises the parser's error where it breaks off."""
 
-    def __init__(self, parser: Content) -> None:
+    def __init__(self, next_content: Callable[[int | None], bytes]) -> None:
         super().__init__()
-        self._parser: Content | None = parser
+        self._next_content = next_content  # the next bytes, at most so many; b"" at the end
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     def next_chunk(self) -> bytes:
         """Return the next bytes as they came, b"" at the part's end: the cheapest way to copy a part."""
-        if self._parser is None:
-            raise ValueError("the next part was asked for: this one is gone")
-        return self._parser.next_content()
+        return self._next_content(None)
 
     def readinto(self, buffer: object) -> int:
         """Fill the buffer as far as one chunk goes (io.RawIOBase)."""
-        if self._parser is None:
-            raise ValueError("the next part was asked for: this one is gone")
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]  # RawIOBase says only "a buffer"
-        data = self._parser.next_content(len(view))
+        data = self._next_content(len(view))
         view[: len(data)] = data
         return len(data)
 
-    def detach_parser(self) -> None:
+    def invalidate(self) -> None:
         """Make further reads fail: the stream has moved on."""
-        self._parser = None
+        self._next_content = _gone
+
+
+def _gone(_limit: int | None) -> bytes:
+    raise ValueError("the next part was asked for: this one is gone")
 
 
 class Multipart:
@@ -120,16 +112,16 @@ class Multipart:
         self._in_part = False
         self._closed = False  # the closing delimiter was seen
 
-    def __iter__(self) -> Iterator[tuple[Headers, Part]]:
+    def __iter__(self) -> Iterator[tuple[Headers, BodyPart]]:
         self._skip_preamble()
         while not self._closed:
             headers = self._head()
-            part = Part(self)
+            part = BodyPart(self.next_content)
             self._in_part = True
             yield headers, part
             while self.next_content():
                 pass
-            part.detach_parser()
+            part.invalidate()
 
     def next_content(self, limit: int | None = None) -> bytes:
         """Return the next bytes of the current part, at most ``limit``; b"" at its end. Raises BrokenMultipart."""

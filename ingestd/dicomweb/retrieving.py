@@ -16,7 +16,7 @@ from requests.structures import CaseInsensitiveDict
 from ingestd.dicomweb.answers import READ_SIZE, Answer
 from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecodable, datasets_from_json
 from ingestd.dicomweb.errors import MisconfiguredServer
-from ingestd.dicomweb.multipart import Headers, Multipart, Part, content_type_params
+from ingestd.dicomweb.multipart import BodyPart, Headers, Multipart, content_type_params
 from ingestd.dicomweb.part10 import InstanceUids, read_uids
 from ingestd.fs.durable import new_file, sync_folder, write_all
 
@@ -80,19 +80,19 @@ class Retrieval:
             self.on_bytes(len(data))
         return data
 
-    def __iter__(self) -> Iterator[tuple[Headers, Part]]:
+    def __iter__(self) -> Iterator[tuple[Headers, BodyPart]]:
         yield from self._parts()
 
-    def _parts(self) -> Iterator[tuple[Headers, Part]]:
+    def _parts(self) -> Iterator[tuple[Headers, BodyPart]]:
         if self.media_type.startswith("multipart/"):
             boundary = self._params.get("boundary", "")
             yield from Multipart(self._read, boundary, error=self._answer.unintelligible)
             return
         if not self._answer.has_known_end:
             raise self._answer.unintelligible("the answer has neither length nor boundary: its end cannot be told")
-        yield CaseInsensitiveDict(self._answer.headers), Part(_Whole(self._read))
+        yield CaseInsensitiveDict(self._answer.headers), BodyPart(_Whole(self._read).next_content)
 
-    def only_part(self) -> tuple[Headers, Part]:
+    def only_part(self) -> tuple[Headers, BodyPart]:
         """Return the first part; for answers that have one. Raises Unintelligible if there is none."""
         for headers, part in self._parts():
             return headers, part
@@ -147,7 +147,7 @@ class Retrieval:
                 raise self._answer.unintelligible("the answer has no part")
         return Saved(written=tuple(written), kept=tuple(kept), replaced=tuple(replaced), size_bytes=size)
 
-    def _save_one(self, root: Path, part: Part) -> tuple[Path, str, int]:
+    def _save_one(self, root: Path, part: BodyPart) -> tuple[Path, str, int]:
         temporary = root / f".{secrets.token_hex(8)}.part"
         size = 0
         with contextlib.ExitStack() as undo:

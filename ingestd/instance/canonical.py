@@ -19,7 +19,7 @@ import hashlib
 import struct
 
 from ingestd.instance.facts import Limits
-from ingestd.instance.frames import Event
+from ingestd.instance.frames import WalkEvent
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.source import Progress, ignore_progress
 from ingestd.instance.syntax import DATA_SET_TRAILING_PADDING, TEXT_VRS
@@ -77,18 +77,18 @@ class _Digester:
 
     def digest(self) -> str:
         walker = self._walker
-        while (event := walker.advance()) is not Event.END:
+        while (event := walker.advance()) is not WalkEvent.END:
             self._reach(event)
-            if event in (Event.SEQUENCE, Event.FRAGMENTS):
+            if event in (WalkEvent.SEQUENCE, WalkEvent.FRAGMENTS):
                 self._unopened = walker.tag
-            elif event in (Event.SEQUENCE_END, Event.FRAGMENTS_END):
+            elif event in (WalkEvent.SEQUENCE_END, WalkEvent.FRAGMENTS_END):
                 self._end(walker.tag)
-            elif event is Event.ITEM:
+            elif event is WalkEvent.ITEM:
                 self._open()
                 self._sha.update(b"i")
-            elif event is Event.ITEM_END:
+            elif event is WalkEvent.ITEM_END:
                 self._sha.update(b"j")
-            elif event is Event.ELEMENT:
+            elif event is WalkEvent.ELEMENT:
                 if not _is_about_lengths(walker.tag):
                     self._value(_TAG(walker.tag), dictionary_vr(walker.tag).encode("ascii"))
             else:  # a fragment, or content that is no elements: its bytes
@@ -96,7 +96,7 @@ class _Digester:
                 self._value(b"", b"OB")
         return self._sha.hexdigest()
 
-    def _reach(self, event: Event) -> None:
+    def _reach(self, event: WalkEvent) -> None:
         """Hear what is about to be hashed."""
 
     def _open(self) -> None:
@@ -137,10 +137,10 @@ class _ByAttribute(_Digester):
         self.digest()
         return {tag: sha.digest() for tag, sha in self._hashes.items()}
 
-    def _reach(self, event: Event) -> None:
+    def _reach(self, event: WalkEvent) -> None:
         walker = self._walker
-        begins = event is Event.ELEMENT and walker.depth == 0
-        if not begins and not (event in (Event.SEQUENCE, Event.FRAGMENTS) and walker.depth == 1):
+        begins = event is WalkEvent.ELEMENT and walker.depth == 0
+        if not begins and not (event in (WalkEvent.SEQUENCE, WalkEvent.FRAGMENTS) and walker.depth == 1):
             return
         if not _is_about_lengths(walker.tag) and len(self._hashes) < _MOST_ATTRIBUTES:
             self._sha = self._hashes.setdefault(walker.tag, hashlib.sha256())

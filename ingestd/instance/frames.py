@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 
-class Event(Enum):
+class WalkEvent(Enum):
     """Where the walk stopped."""
 
     ELEMENT = auto()

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Inspection, Limits, Verdict
-from ingestd.instance.frames import Event
+from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import UIDS_CACHED, uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes, has_every_image
@@ -135,9 +135,9 @@ class _Inspector:
 
     def _collect(self, walker: Walker) -> None:
         found = self._found
-        while (event := walker.advance()) is not Event.END:
+        while (event := walker.advance()) is not WalkEvent.END:
             tag = walker.tag
-            if event is Event.FRAGMENTS:
+            if event is WalkEvent.FRAGMENTS:
                 if tag in PIXELS:
                     found.pixel_tag, found.pixel_bytes = tag, None
                     found.fragments_at = walker.window.base + walker.window.pos

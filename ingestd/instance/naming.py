@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Limits
-from ingestd.instance.frames import Event
+from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.source import ignore_progress
@@ -42,7 +42,7 @@ def read_uids(fd: int) -> tuple[str, str, str] | None:
         )
         if file.generated_meta:
             return None
-        while walker.advance() is not Event.END and len(found) < len(_UIDS):
+        while walker.advance() is not WalkEvent.END and len(found) < len(_UIDS):
             if walker.tag in _UIDS and walker.length <= KEPT_BYTES:
                 found.setdefault(walker.tag, walker.value())
     except InvalidInstance:

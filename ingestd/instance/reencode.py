@@ -16,7 +16,7 @@ from typing import Literal
 from ingestd.instance.canonical import LENGTH_TO_END
 from ingestd.instance.errors import CannotReencode, InvalidInstance
 from ingestd.instance.facts import Limits, Verdict
-from ingestd.instance.frames import Event
+from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import file_meta_for, uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.source import Progress, ignore_progress
@@ -95,8 +95,8 @@ def _survey(fd: int, limits: Limits, progress: Progress) -> _Survey:
     chosen = frozenset({SOP_CLASS_UID, SOP_INSTANCE_UID, PIXEL_REPRESENTATION, BITS_ALLOCATED, PIXEL_DATA})
     walker = Walker(window, encoding=file.encoding, limits=limits, chosen=chosen)
     order: Literal["big", "little"] = "big" if walker.big else "little"
-    while (event := walker.advance()) is not Event.END:
-        if event is Event.FRAGMENTS:
+    while (event := walker.advance()) is not WalkEvent.END:
+        if event is WalkEvent.FRAGMENTS:
             raise CannotReencode("its pixel data is encapsulated under a native transfer syntax")
         if walker.tag == PIXEL_DATA or walker.length > _OUT_BYTES:
             continue
@@ -147,20 +147,20 @@ class _Rewriter:
 
     def run(self) -> None:
         walker, out = self._walker, self._out
-        while (event := walker.advance()) is not Event.END:
-            if event is Event.ELEMENT:
+        while (event := walker.advance()) is not WalkEvent.END:
+            if event is WalkEvent.ELEMENT:
                 self._element()
-            elif event is Event.SEQUENCE:
+            elif event is WalkEvent.SEQUENCE:
                 out.write(_long_header(walker.tag, b"SQ", UNDEFINED))
-            elif event is Event.ITEM:
+            elif event is WalkEvent.ITEM:
                 self._contexts.append(Context())
                 out.write(_ITEM_BEGIN)
-            elif event is Event.ITEM_END:
+            elif event is WalkEvent.ITEM_END:
                 self._contexts.pop()
                 out.write(_ITEM_END)
-            elif event is Event.SEQUENCE_END:
+            elif event is WalkEvent.SEQUENCE_END:
                 out.write(_SEQUENCE_END)
-            elif event is Event.OPAQUE:
+            elif event is WalkEvent.OPAQUE:
                 raise CannotReencode("one of its sequences cannot be read as elements")
             else:
                 raise CannotReencode("it holds encapsulated data")

@@ -60,7 +60,7 @@ def _buffer() -> memoryview:
     return buffer
 
 
-class Feed(Protocol):
+class ByteFeed(Protocol):
     """Where a window gets its bytes."""
 
     def read(self) -> bytes:
@@ -69,7 +69,7 @@ class Feed(Protocol):
     def skip(self, count: int, watch: ZeroWatch | None) -> int:
         """Pass over ``count`` bytes, showing them to ``watch``; says how many there were."""
 
-    def fork(self) -> Feed:
+    def fork(self) -> ByteFeed:
         """Give a feed of the bytes that are still to come here, which takes none of them away."""
 
 
@@ -113,7 +113,7 @@ class FileFeed:
             self._progress(got)
         return count - left
 
-    def fork(self) -> Feed:
+    def fork(self) -> ByteFeed:
         """Give a feed of the bytes from here on; they are not hashed there."""
         return _Ahead(self._fd, position=self.position, progress=self._progress)
 
@@ -148,7 +148,7 @@ class InflateFeed:
 
     __slots__ = ("_inflater", "_input", "_limit", "_progress", "_source", "ended", "produced", "trailing", "wrapped")
 
-    def __init__(self, source: Feed, head: bytes, *, limit: int, progress: Progress = ignore_progress) -> None:
+    def __init__(self, source: ByteFeed, head: bytes, *, limit: int, progress: Progress = ignore_progress) -> None:
         # Writers that leave the zlib header on are read as well; a raw stream cannot begin with these two bytes in
         # earnest (it would be a stored block with its padding bits set).
         self.wrapped = len(head) >= 2 and head[0] == 0x78 and (head[0] << 8 | head[1]) % 31 == 0
@@ -197,7 +197,7 @@ class InflateFeed:
         """Never asked for: a window over this feed holds back what it reads too much."""
         raise NotImplementedError
 
-    def fork(self) -> Feed:
+    def fork(self) -> ByteFeed:
         """Give a feed that inflates on from here by itself."""
         other = InflateFeed(self._source.fork(), self._input, limit=self._limit, progress=self._progress)
         other._inflater = self._inflater.copy()
@@ -214,7 +214,7 @@ class Window:
 
     __slots__ = ("_feed", "base", "buf", "pos", "size")
 
-    def __init__(self, feed: Feed, *, head: bytes, pos: int, size: int | None) -> None:
+    def __init__(self, feed: ByteFeed, *, head: bytes, pos: int, size: int | None) -> None:
         self._feed = feed
         self.buf = head
         self.pos = pos

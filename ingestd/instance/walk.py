@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from ingestd.instance.errors import InvalidInstance
 from ingestd.instance.facts import Limits, Verdict
-from ingestd.instance.frames import Event, Everything, Frame, Kind
+from ingestd.instance.frames import Everything, Frame, Kind, WalkEvent
 from ingestd.instance.headers import (
     Header,
     begins_element,
@@ -152,7 +152,7 @@ class Walker:
 
     # The walk.
 
-    def advance(self) -> Event:
+    def advance(self) -> WalkEvent:
         """Go on to the next thing the caller wants to know of.
 
         Raises InvalidInstance, SHORT or HOSTILE.
@@ -165,7 +165,7 @@ class Walker:
                 self._ends_early()
         while True:
             frame = self._frame
-            event: Event | None
+            event: WalkEvent | None
             if frame is not None and frame.kind is not Kind.ITEM:
                 event = self._between_items(frame)
             elif self.implicit:
@@ -175,7 +175,7 @@ class Walker:
             if event is not None:
                 return event
 
-    def _run_explicit(self) -> Event | None:
+    def _run_explicit(self) -> WalkEvent | None:
         """Go over elements that lie whole in the window and are as they should be: nearly all of them."""
         window = self.window
         buf, pos = window.buf, window.pos
@@ -219,7 +219,7 @@ class Walker:
             return None
         return self._hand_out(tag, vr, length)
 
-    def _run_implicit(self) -> Event | None:
+    def _run_implicit(self) -> WalkEvent | None:
         """The same for implicit elements; what looks like a sequence is left to ``_step``."""
         window = self.window
         buf, pos = window.buf, window.pos
@@ -259,20 +259,20 @@ class Walker:
         if self._frame is None:
             self.last_tag = tag
 
-    def _hand_out(self, tag: int, vr: bytes, length: int, event: Event = Event.ELEMENT) -> Event:
+    def _hand_out(self, tag: int, vr: bytes, length: int, event: WalkEvent = WalkEvent.ELEMENT) -> WalkEvent:
         """Stop at the value that begins at the window's position."""
         self.tag, self.vr, self.length = tag, vr, length
         self._value_end = self.window.base + self.window.pos + length
         return event
 
-    def _step(self) -> Event | None:
+    def _step(self) -> WalkEvent | None:
         """Take one step that is not the common one: an end, a long value, a sequence, an oddity."""
         window, frame = self.window, self._frame
         at = window.base + window.pos
         if frame is not None and frame.bound is not None and at + 8 > frame.bound:
             return self._leave_bounded(frame)
         if self.last_tag in PIXELS and frame is None and self._is_tail():
-            return Event.END
+            return WalkEvent.END
         if not window.fill(8):
             return self._at_end()
         buf, pos = window.buf, window.pos
@@ -360,7 +360,7 @@ class Walker:
         """Settle for the whole data set whether it has 16-bit lengths where 32 belong: whether it can be walked so."""
         ahead = self._ahead_with_short_forms()
         try:
-            while ahead.advance() is not Event.END:
+            while ahead.advance() is not WalkEvent.END:
                 pass
         except InvalidInstance:
             self._with_short_forms = False
@@ -408,7 +408,7 @@ class Walker:
             return False
         return not vr if self._is_sequence is None else self._is_sequence(tag)
 
-    def _undefined(self, tag: int, vr: bytes) -> Event | None:
+    def _undefined(self, tag: int, vr: bytes) -> WalkEvent | None:
         """Begin content of undefined length; the window stands at its first byte."""
         window = self.window
         if not window.fill(8):
@@ -424,7 +424,7 @@ class Walker:
             return self._enter(Kind.SEQUENCE, tag, vr, UNDEFINED)
         return self._search_delimiter()
 
-    def _search_delimiter(self) -> Event | None:
+    def _search_delimiter(self) -> WalkEvent | None:
         """Go over content of undefined length that is no items, to its delimiter."""
         window, frame = self.window, self._frame
         if self._everything:
@@ -436,7 +436,7 @@ class Walker:
         window.pos += 8
         return None
 
-    def _enter(self, kind: Kind, tag: int, vr: bytes, length: int) -> Event | None:
+    def _enter(self, kind: Kind, tag: int, vr: bytes, length: int) -> WalkEvent | None:
         """Go into a sequence or a run of fragments; the window stands at its first item."""
         parent = self._frame
         bound = None if parent is None else parent.bound
@@ -450,7 +450,7 @@ class Walker:
         self._push(Frame(kind, end=end, bound=bound if end is None else end, implicit=implicit, big=big, tag=tag))
         self.tag, self.vr, self.length = tag, vr, length
         if self._everything or (parent is None and tag in self._chosen):
-            return Event.SEQUENCE if kind is Kind.SEQUENCE else Event.FRAGMENTS
+            return WalkEvent.SEQUENCE if kind is Kind.SEQUENCE else WalkEvent.FRAGMENTS
         return None
 
     def _push(self, frame: Frame) -> None:
@@ -458,7 +458,7 @@ class Walker:
         self._frame = frame
         self.implicit, self.big = frame.implicit, frame.big
 
-    def _pop(self) -> Event | None:
+    def _pop(self) -> WalkEvent | None:
         """Leave the innermost sequence, item or fragments; the window stands behind it."""
         frame = self._frame
         assert frame is not None, "only called inside one"
@@ -471,10 +471,10 @@ class Walker:
             return None
         self.tag = frame.tag
         if frame.kind is Kind.ITEM:
-            return Event.ITEM_END
-        return Event.SEQUENCE_END if frame.kind is Kind.SEQUENCE else Event.FRAGMENTS_END
+            return WalkEvent.ITEM_END
+        return WalkEvent.SEQUENCE_END if frame.kind is Kind.SEQUENCE else WalkEvent.FRAGMENTS_END
 
-    def _leave_bounded(self, frame: Frame) -> Event | None:
+    def _leave_bounded(self, frame: Frame) -> WalkEvent | None:
         """Leave what has come to its known end; a few bytes too little for a header are passed over first."""
         assert frame.bound is not None, "only called where the end is known"
         left = frame.bound - self.window.base - self.window.pos
@@ -484,7 +484,7 @@ class Walker:
             self.notes.add("missing_delimiter")
         return self._pop()
 
-    def _too_long(self) -> Event | None:
+    def _too_long(self) -> WalkEvent | None:
         """Give up the rest of what we are in: its own length counts, the element's does not."""
         frame = self._frame
         if frame is None or frame.bound is None:
@@ -492,7 +492,7 @@ class Walker:
         self.notes.add("inner_overrun")
         left = frame.bound - self.window.base - self.window.pos
         if self._everything:
-            return self._hand_out(frame.tag, b"", left, Event.OPAQUE)
+            return self._hand_out(frame.tag, b"", left, WalkEvent.OPAQUE)
         if not self.window.skip(left):
             self._ends_early()
         return None
@@ -500,7 +500,7 @@ class Walker:
     def _ends_early(self) -> NoReturn:
         raise InvalidInstance(Verdict.SHORT, "the file ends before its lengths say")
 
-    def _at_end(self) -> Event | None:
+    def _at_end(self) -> WalkEvent | None:
         """Fewer bytes are left in the stream than any header has."""
         frame, window = self._frame, self.window
         if frame is not None and frame.kind is Kind.FRAGMENTS and frame.tag == PIXEL_DATA and len(self._stack) == 1:
@@ -515,7 +515,7 @@ class Walker:
             self._ends_early()
         if rest:
             self.notes.add("trailing_nulls")
-        return Event.END
+        return WalkEvent.END
 
     def _is_tail(self) -> bool:
         """Pass over what stands behind the pixel data where no element begins so, nor a file; say whether it did."""
@@ -530,7 +530,7 @@ class Walker:
         window.pos = len(window.buf)
         return True
 
-    def _zeros(self) -> Event | None:
+    def _zeros(self) -> WalkEvent | None:
         """Zeros stand where an element should: padding to the end of the file or item, or something torn."""
         frame = self._frame
         if frame is not None and frame.bound is not None:
@@ -538,9 +538,9 @@ class Walker:
         if frame is not None or not self.window.rest_is_zero():
             raise InvalidInstance(Verdict.SHORT, "zeros stand where an element should be")
         self.notes.add("trailing_nulls")
-        return Event.END
+        return WalkEvent.END
 
-    def _delimiter(self, tag: int, length: int) -> Event | None:
+    def _delimiter(self, tag: int, length: int) -> WalkEvent | None:
         """A delimiter or item where elements are expected."""
         frame = self._frame
         if frame is not None and frame.end is None:
@@ -559,7 +559,7 @@ class Walker:
         if length:
             self.notes.add("delimiter_length")
 
-    def _between_items(self, frame: Frame) -> Event | None:
+    def _between_items(self, frame: Frame) -> WalkEvent | None:
         """Take the next item or fragment, or the end of them."""
         window = self.window
         at = window.base + window.pos
@@ -590,7 +590,7 @@ class Walker:
         what = "encapsulated pixel data" if frame.kind is Kind.FRAGMENTS else "a sequence"
         raise InvalidInstance(Verdict.SHORT, f"{what} is torn: it does not come to its delimiter")
 
-    def _begin_item(self, frame: Frame, length: int) -> Event | None:
+    def _begin_item(self, frame: Frame, length: int) -> WalkEvent | None:
         window = self.window
         end = None if length == UNDEFINED else window.base + window.pos + 8 + length
         if frame.kind is Kind.FRAGMENTS:
@@ -600,7 +600,7 @@ class Walker:
                 return self._too_long()
             window.pos += 8
             if self._everything:
-                return self._hand_out(frame.tag, b"", length, Event.FRAGMENT)
+                return self._hand_out(frame.tag, b"", length, WalkEvent.FRAGMENT)
             if not window.skip(length):
                 self._ends_early()
             return None
@@ -613,7 +613,7 @@ class Walker:
         bound = frame.bound if end is None else end
         implicit = self._item_is_implicit(frame, bound)
         self._push(Frame(Kind.ITEM, end=end, bound=bound, implicit=implicit, big=frame.big, tag=frame.tag))
-        return Event.ITEM if self._everything else None
+        return WalkEvent.ITEM if self._everything else None
 
     def _item_is_implicit(self, frame: Frame, bound: int | None) -> bool:
         """Look at the first element of an item: some writers change the encoding inside sequences."""
