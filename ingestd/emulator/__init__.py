@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from .control import CONTROL_HEADER
 from .faults import DESCRIPTIONS, Fault, FaultName, Faults, UnknownFault
-from .requestlog import read_log
 from .server import Emulator, EmulatorFailed, serve
-from .service import reset
 from .settings import Flavour, Settings
+from .storage.archive import reset
+from .storage.request_log import read_log
 
 __all__ = [
     "CONTROL_HEADER",

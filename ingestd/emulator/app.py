@@ -21,20 +21,20 @@ from starlette.responses import Response
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
-from .accept import accepts_json
-from .answers import Streamed, plain
-from .call import SUPPORTED_VERSIONS, Action, Body, Call, Route, match, small_body, version_of
-from .connection import TRANSPORT
-from .delete import expire
 from .errors import INTERNAL, UNAVAILABLE, Problem, Vanish
 from .faults import FaultName
-from .page import HOME, VIEWER
+from .http.accept import accepts_json
+from .http.answers import Streamed, plain
+from .http.connection import TRANSPORT
+from .http.request import SUPPORTED_VERSIONS, Action, Body, Call, Route, match, small_body, version_of
 from .routes import ROUTES, UNVERSIONED
-from .service import Service
-from .spool import Spool, body_kind
-from .store import GROUP, look_at
-from .stow import request_of
-from .writer import Writer
+from .services.delete import expire
+from .services.page import HOME, VIEWER
+from .services.stow import request_of
+from .services.upload import Spool, body_kind
+from .storage.archive import Service
+from .storage.store import GROUP, look_at
+from .storage.writer import Writer
 
 _CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -54,7 +54,7 @@ class App:
         self._writer = writer
         self._unversioned = UNVERSIONED
         if service.settings.auth:
-            from .auth import UNVERSIONED as TOKENS  # noqa: PLC0415 - its libraries only where tokens are asked for
+            from .services.tokens import UNVERSIONED as TOKENS  # noqa: PLC0415 - its libraries only where tokens are asked for
 
             self._unversioned += tuple(TOKENS)
 

@@ -21,10 +21,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .call import small_body
 from .errors import Problem
 from .faults import DESCRIPTIONS, Faults, UnknownFault
-from .service import Service
+from .http.request import small_body
+from .storage.archive import Service
 
 CONTROL_HEADER = "X-Ingestd-Control"
 _MOST_BODY_BYTES = 64 << 10

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from . import (
+from .http.answers import PlainJson
+from .http.request import Action, Call, Route, route
+from .services import (
     delete,
     feed,
     frames,
@@ -21,8 +23,6 @@ from . import (
     workitems,
     worklist,
 )
-from .answers import PlainJson
-from .call import Action, Call, Route, route
 
 
 def get_health(call: Call) -> Response:

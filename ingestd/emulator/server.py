@@ -17,18 +17,18 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from .app import App
-from .connection import Patient, connections
 from .control import control_app
 from .faults import Fault, Faults
-from .index import WrongSchema
-from .reindex import reindex
-from .service import InUse, Service
+from .http.connection import Patient, connections
+from .services.update import update
 from .settings import Flavour, Settings
-from .update import update
-from .writer import Writer
+from .storage.archive import InUse, Service
+from .storage.index import WrongSchema
+from .storage.reindex import reindex
+from .storage.writer import Writer
 
 if TYPE_CHECKING:
-    from .auth import Tokens
+    from .services.tokens import Tokens
 
 _START_LIMIT_SECONDS = 20.0
 
@@ -90,7 +90,7 @@ class Emulator:
     @property
     def tokens(self) -> Tokens:
         """What makes and checks this server's tokens (``auth=True``)."""
-        from .auth import Tokens  # noqa: PLC0415 - its libraries only where tokens are asked for
+        from .services.tokens import Tokens  # noqa: PLC0415 - its libraries only where tokens are asked for
 
         if self._tokens is None:
             self._tokens = Tokens(self.data, issuer=self.root, lifetime_seconds=self._settings.token_lifetime)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from ingestd.emulator import Emulator
+from ingestd.emulator.dicom.validation import is_valid_uid, minimum_text, rule_of
 from ingestd.emulator.settings import Flavour, Settings
-from ingestd.emulator.validate import is_valid_uid, minimum_text, rule_of
 from tests.builders import element, fresh_uid, instance_bytes, sequence
 from tests.emulator_peer import (
     ANY_FILE,

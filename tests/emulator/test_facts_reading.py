@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from ingestd.emulator import Emulator
-from ingestd.emulator import indexed as sets
-from ingestd.emulator.validate import INDEXABLE_VRS
+from ingestd.emulator.dicom import attributes as sets
+from ingestd.emulator.dicom.validation import INDEXABLE_VRS
 from tests.builders import fresh_uid
 from tests.emulator_peer import JSON, Change, Peer, path_of, reasons, scan, stored
 

@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from ingestd.emulator import Emulator
-from ingestd.emulator.delete import _remove_row
-from ingestd.emulator.update import update
+from ingestd.emulator.services.delete import _remove_row
+from ingestd.emulator.services.update import update
 from tests.builders import fresh_uid
 from tests.emulating import dataset_of, stores
 from tests.emulator_peer import ANY_FILE, Peer, creating, path_of, reasons, scan, stored

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingestd.emulator import dataset
+from ingestd.emulator.dicom import parser
+from ingestd.emulator.dicom.values import to_json
 from ingestd.emulator.errors import TooMuch, Unreadable
-from ingestd.emulator.examine import examine
-from ingestd.emulator.multipart import Malformed, PartBegins, PartData, Splitter
-from ingestd.emulator.values import to_json
+from ingestd.emulator.http.multipart import Malformed, PartBegins, PartData, Splitter
+from ingestd.emulator.storage.examine import examine
 from tests.builders import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from tests.emulator_peer import scan
 
@@ -137,7 +137,7 @@ def pydicoms(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.name)
 def test_bundled_file_reads_as_pydicom_reads_it(path):
     try:
-        header = dataset.read_header(path)
+        header = parser.read_header(path)
     except (Unreadable, TooMuch):
         pytest.skip("not a file the service could open")
     ours = to_json(header.elements, big_endian=header.big_endian)

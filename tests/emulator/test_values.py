@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingestd.emulator.dataset import Element
-from ingestd.emulator.examine import examine
-from ingestd.emulator.values import Text, json_values
+from ingestd.emulator.dicom.parser import Element
+from ingestd.emulator.dicom.values import Text, json_values
+from ingestd.emulator.storage.examine import examine
 from tests.builders import (
     BIG_ENDIAN,
     CT_IMAGE,

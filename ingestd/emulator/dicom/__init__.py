@@ -1,0 +1,1 @@
+"""DICOM itself, as the service reads it: elements, values, rules, transfer syntaxes; no index, no HTTP."""

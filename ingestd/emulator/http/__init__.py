@@ -1,0 +1,1 @@
+"""HTTP as the original speaks it: connections, requests and their routes, answers, Accept, multipart bodies."""

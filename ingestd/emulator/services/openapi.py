@@ -1,0 +1,58 @@
+"""The OpenAPI document of the service, written from the routing table: ``/v2/api.json`` and ``/v2/api.yaml``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from ..http.request import Action, Body, Call, Route, route
+
+_STATUS = {"GET": "200", "POST": "200", "PUT": "200", "PATCH": "200", "DELETE": "204"}
+
+
+def document(routes: Sequence[Route], *, version: int, server: str) -> dict[str, Any]:
+    """The document of one version."""
+    paths: dict[str, dict[str, Any]] = {}
+    for each in routes:
+        if version in each.versions:
+            paths.setdefault("/" + "/".join(each.pattern), {})[each.method.lower()] = _operation(each)
+    return {
+        "openapi": "3.0.1",
+        "info": {
+            "title": "Medical Imaging Server for DICOM (emulated)",
+            "version": f"v{version}",
+            "description": "An emulation of the Azure DICOM service for tests and first minutes.",
+        },
+        "servers": [{"url": server}],
+        "paths": paths,
+    }
+
+
+def _operation(each: Route) -> dict[str, Any]:
+    summary = (each.endpoint.__doc__ or "").split("\n")[0] or f"{each.method} {'/'.join(each.pattern)}"
+    names = [segment[1:-1] for segment in each.pattern if segment.startswith("{")]
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names],
+        "responses": {_STATUS[each.method]: {"description": "Success"}, "default": {"description": "A refusal"}},
+    }
+    if each.body is not Body.IGNORED:
+        operation["requestBody"] = {"content": {kind: {} for kind in each.consumes or ("application/json",)}}
+    return operation
+
+
+def get_document(call: Call) -> Response:
+    """``GET /api.json`` and ``GET /api.yaml``; the latter is the same text, for JSON is YAML."""
+    from ..routes import ROUTES as EVERY  # noqa: PLC0415 - the table has this route in it
+
+    text = json.dumps(document(EVERY, version=call.version, server=call.root_url), indent=2)
+    is_yaml = call.request.url.path.lower().rstrip("/").endswith(".yaml")
+    return Response(text, media_type="application/yaml" if is_yaml else "application/json")
+
+
+ROUTES: list[Route] = [
+    route("GET", f"api.{kind}", get_document, Action.NONE, partitioned=False) for kind in ("json", "yaml")
+]

@@ -1,0 +1,206 @@
+"""Tokens on request: a key of the emulator's own, a token endpoint, and the service's two roles (AZURE.md 8).
+
+So that 401, 403, expiry and refresh can be tried for real: ``POST /oauth2/v2.0/token`` with client credentials gives
+a signed token, ``/.well-known/openid-configuration`` and ``/discovery/v2.0/keys`` say how to check it. Two clients
+exist from the start: ``owner`` (secret ``owner``) may do everything, ``reader`` (secret ``reader``) may read. The
+issuer is one, as the service's is, by whatever name the server was asked for the token.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from starlette.responses import Response
+
+from ..errors import Problem
+from ..http.answers import PlainJson
+from ..http.request import Action, Body, Call, Route, route
+
+AUDIENCE = "https://dicom.healthcareapis.azure.com"
+_ROLES: dict[str, frozenset[Action]] = {
+    "DICOM Data Owner": frozenset(Action),
+    "DICOM Data Reader": frozenset({Action.READ, Action.NONE}),
+}
+_CLIENTS = {"owner": ("owner", "DICOM Data Owner"), "reader": ("reader", "DICOM Data Reader"), "nobody": ("nobody", "")}
+_LIFETIME_SECONDS = 3600
+
+
+class Tokens:
+    """Makes and checks the tokens of one server; the key is kept in its data folder."""
+
+    def __init__(self, data: Path, *, issuer: str, lifetime_seconds: int = _LIFETIME_SECONDS) -> None:
+        self.issuer = issuer
+        self.lifetime_seconds = lifetime_seconds
+        path = data / "keys" / "signing.pem"
+        if path.exists():
+            key = serialization.load_pem_private_key(path.read_bytes(), None)
+            assert isinstance(key, rsa.RSAPrivateKey), "we wrote it"
+            self._key = key
+        else:
+            self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_bytes(
+                self._key.private_bytes(
+                    serialization.Encoding.PEM,
+                    serialization.PrivateFormat.PKCS8,
+                    serialization.NoEncryption(),
+                )
+            )
+
+    def token(self, *, role: str = "DICOM Data Owner", lifetime_seconds: float | None = None) -> str:
+        """A signed token with a role; a negative lifetime makes one that has expired."""
+        now = time.time()
+        lifetime = self.lifetime_seconds if lifetime_seconds is None else lifetime_seconds
+        claims = {
+            "aud": AUDIENCE,
+            "iss": self.issuer,
+            "iat": int(now),
+            "nbf": int(now) - 60,
+            "exp": int(now + lifetime),
+            "jti": uuid.uuid4().hex,
+            "roles": [role] if role else [],
+        }
+        return jwt.encode(claims, self._key, algorithm="RS256", headers={"kid": "emulator"})
+
+    def keys(self) -> dict[str, Any]:
+        """The public key as a JSON Web Key Set."""
+        numbers = self._key.public_key().public_numbers()
+        return {
+            "keys": [
+                {
+                    "kty": "RSA",
+                    "use": "sig",
+                    "alg": "RS256",
+                    "kid": "emulator",
+                    "n": _base64(numbers.n),
+                    "e": _base64(numbers.e),
+                }
+            ]
+        }
+
+    def authenticate(self, call: Call, action: Action) -> None:
+        """Raise Problem 401 for a request without a valid token."""
+        if action is not Action.NONE:
+            self._claims(call)
+
+    def authorize(self, call: Call, action: Action) -> None:
+        """Raise Problem 403 where the token's roles do not allow the action."""
+        if action is Action.NONE:
+            return
+        roles = self._claims(call).get("roles")
+        if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+            roles = []  # of any other shape it names no role
+        if not any(action in _ROLES.get(role, ()) for role in roles):
+            raise Problem(403, "Authorization failed.")
+
+    def _claims(self, call: Call) -> dict[str, Any]:
+        scheme, _, token = (call.header("authorization") or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise _unauthorized(call)
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                token.strip(),
+                self._key.public_key(),
+                algorithms=["RS256"],
+                audience=AUDIENCE,
+                issuer=self.issuer,
+                options={"require": ["exp", "aud", "iss"]},
+            )
+        except jwt.InvalidTokenError as error:
+            raise _unauthorized(call, error) from error
+        return claims
+
+
+def _base64(value: int) -> str:
+    content = value.to_bytes((value.bit_length() + 7) // 8, "big")
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def _origin(call: Call) -> str:
+    url = call.request.url
+    return f"{url.scheme}://{url.netloc}"
+
+
+def _unauthorized(call: Call, error: Exception | None = None) -> Problem:
+    challenge = (
+        f'Bearer authorization_uri="{_origin(call)}/oauth2/v2.0/authorize", resource_id="{AUDIENCE}", '
+        f'realm="{AUDIENCE}"'
+    )
+    if isinstance(error, jwt.ExpiredSignatureError):
+        challenge += ', error="invalid_token", error_description="The token expired"'
+    elif error is not None:
+        challenge += ', error="invalid_token"'
+    return Problem(401, headers={"WWW-Authenticate": challenge})
+
+
+def _tokens(call: Call) -> Tokens:
+    guard = call.service.guard
+    if not isinstance(guard, Tokens):
+        raise Problem(404)
+    return guard
+
+
+def post_token(call: Call) -> Response:
+    """``POST /oauth2/v2.0/token`` or ``/{tenant}/oauth2/v2.0/token``: client credentials (RFC 6749 §4.4)."""
+    tokens = _tokens(call)
+    form = {name: values[0] for name, values in parse_qs(call.body.decode("utf-8", "replace")).items()}
+    if form.get("grant_type") != "client_credentials":
+        return _oauth_error("unsupported_grant_type")
+    secret, role = _CLIENTS.get(form.get("client_id", ""), (None, ""))
+    if secret is None or form.get("client_secret") != secret:
+        return _oauth_error("invalid_client", status=401)
+    if form.get("scope", f"{AUDIENCE}/.default") not in (f"{AUDIENCE}/.default", f"{AUDIENCE}//.default"):
+        return _oauth_error("invalid_scope")
+    lifetime = tokens.lifetime_seconds
+    return PlainJson(
+        {
+            "token_type": "Bearer",
+            "expires_in": lifetime,
+            "ext_expires_in": lifetime,
+            "access_token": tokens.token(role=role),
+        }
+    )
+
+
+def _oauth_error(code: str, *, status: int = 400) -> Response:
+    return PlainJson({"error": code, "error_description": f"The request was refused: {code}."}, status_code=status)
+
+
+def get_keys(call: Call) -> Response:
+    """``GET /discovery/v2.0/keys``."""
+    return PlainJson(_tokens(call).keys())
+
+
+def get_configuration(call: Call) -> Response:
+    """``GET /.well-known/openid-configuration``."""
+    origin = _origin(call)
+    return PlainJson(
+        {
+            "issuer": _tokens(call).issuer,
+            "token_endpoint": f"{origin}/oauth2/v2.0/token",
+            "authorization_endpoint": f"{origin}/oauth2/v2.0/authorize",
+            "jwks_uri": f"{origin}/discovery/v2.0/keys",
+            "grant_types_supported": ["client_credentials"],
+            "response_types_supported": ["token"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+        }
+    )
+
+
+_FORM = {"body": Body.SMALL, "consumes": ("application/x-www-form-urlencoded",)}
+UNVERSIONED: list[Route] = [
+    route("POST", "oauth2/v2.0/token", post_token, Action.NONE, **_FORM),
+    route("POST", "{tenant}/oauth2/v2.0/token", post_token, Action.NONE, **_FORM),
+    route("GET", "discovery/v2.0/keys", get_keys, Action.NONE),
+    route("GET", ".well-known/openid-configuration", get_configuration, Action.NONE),
+    route("GET", "{tenant}/v2.0/.well-known/openid-configuration", get_configuration, Action.NONE),
+]
