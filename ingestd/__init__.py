@@ -19,8 +19,10 @@ The rooms, lowest first; each imports only from those before it (``tests/test_im
               logs        how lines are written, how often, and what may never stand in one
               dicomweb    the client: HTTP and PS3.18; useful by itself
               emulator    an Azure DICOM service for tests, demos and first minutes
+              error_location   what may be said of an exception
     layer 1   inbox       drop folder -> spool
               ledger      every SQL statement, one function per move
+              outages     which failed requests concern the server as a whole
               sender      a batch -> one Store Transaction -> one outcome per instance
               reconciler  change feed or query -> confirmed, deleted, or back to pending
     layer 2   reader      supervised child processes, the only callers of instance

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from ingestd.error_location import code_locations
 from ingestd.fs.places import may_open
 from ingestd.locks import who_runs
 
@@ -134,9 +135,7 @@ def _is_a(error: Exception, module: str, name: str) -> bool:
 
 
 def _place(error: Exception) -> str:
-    frames = [
-        f"{frame.f_globals.get('__name__', '?')}:{line}" for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
+    frames = code_locations(error)
     ours = [place for place in frames if place.startswith("ingestd")]
     return f"at {(ours or frames or ['?'])[-1]}"
 

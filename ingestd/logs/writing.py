@@ -9,14 +9,15 @@ import logging
 import re
 import sys
 import threading
-import traceback
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
 import structlog
+
+from ingestd.error_location import code_locations
 
 from .allowed import ALLOWED, LONGEST_VALUE, WITHHELD, fit, is_place, name_studies
 from .journal import goes_to_journal, marked
@@ -183,19 +184,8 @@ def _class_chain(exception: BaseException) -> str:
 
 
 def _code_places(exception: BaseException) -> list[str]:
-    """Say where in the code, innermost last: ``ingestd.ledger.moves:214``; no values, no source lines."""
-    found = [
-        f"{_module_of(frame.f_globals, frame.f_code.co_filename)}:{line}"
-        for frame, line in traceback.walk_tb(exception.__traceback__)
-    ]
-    return [place if is_place(place) else WITHHELD for place in found[-DEEPEST_TRACE:]]
-
-
-def _module_of(names: Mapping[str, Any], file: str) -> str:
-    module = names.get("__name__")
-    if module in (None, "__main__"):
-        return file.rpartition("/")[2].removesuffix(".py")
-    return str(module)
+    places = code_locations(exception)[-DEEPEST_TRACE:]
+    return [place if is_place(place) else WITHHELD for place in places]
 
 
 def _stamp(_logger: object, _method: str, event: _Event) -> _Event:

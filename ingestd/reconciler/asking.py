@@ -28,7 +28,7 @@ from ingestd.dicomweb import (
 )
 from ingestd.fs.durable import new_file, write_all
 from ingestd.lifecycle import Content, Identity, Pause, Sameness, Unproven
-from ingestd.reconciler.failing import concerns_server
+from ingestd.outages import stops_queries
 from ingestd.reconciler.questions import Finding, StudyAnswer, StudyQuestion
 
 # Up to so many rows, a query for each instance costs less than listing a study of any size.
@@ -79,7 +79,7 @@ class Listing:
             try:
                 self.listed = self._ask()
             except DicomWebError as error:
-                if concerns_server(error):
+                if stops_queries(error):
                     raise
         return None if self.listed is None else identity in self.listed
 
@@ -144,7 +144,7 @@ class StudyAsker:
         except _TooLarge:
             return Finding(row=row, present=True, asked_at=asked_at, sameness=Sameness.OTHER)
         except DicomWebError as error:
-            if concerns_server(error):
+            if stops_queries(error):
                 raise
             return Finding(row=row, present=None, asked_at=asked_at, note=f"its copy could not be had: {error}")
         except OSError as error:
@@ -174,7 +174,7 @@ class StudyAsker:
         except (NotFound, _TooLarge):
             return Finding(row=row, present=None, asked_at=asked_at, note=note)
         except DicomWebError as error:
-            if concerns_server(error):
+            if stops_queries(error):
                 raise
             return Finding(row=row, present=None, asked_at=asked_at, note=f"{note}: {error}")
         return finding if finding is not None else Finding(row=row, present=None, asked_at=asked_at, note=note)

@@ -15,8 +15,8 @@ from random import Random
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, uid_of
 from ingestd.lifecycle import HOLDING, State, Unproven
+from ingestd.outages import pause_of, stops_queries
 from ingestd.reconciler.asking import StudyAsker, list_identities
-from ingestd.reconciler.failing import concerns_server, pause_for
 from ingestd.reconciler.questions import Finding, StudyAudit, StudyQuestion, StudyRows
 
 # What the server is said to have; every other row is only known, so that it is not counted as the server's own.
@@ -91,7 +91,7 @@ def _audit_study(
             question = StudyQuestion(study_uid=study.study_uid, rows=tuple(rows), fetch=fetch, original=original)
             StudyAsker(client, question, scratch, utc_now, listed=listed, findings=findings).ask()
     except DicomWebError as error:
-        pause = pause_for(error) if concerns_server(error) else None
+        pause = pause_of(error) if stops_queries(error) else None
         return StudyAudit(study_uid=study.study_uid, findings=tuple(findings), error=str(error), pause=pause)
     known = {row.identity for row in study.rows}
     return StudyAudit(

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from ingestd.dicomweb import ChangeFeedEntry, ChangeFeedPage, DicomWebClient, DicomWebError, Unintelligible
 from ingestd.lifecycle import FeedCursor, FeedEnd, Identity, Sighting
-from ingestd.reconciler.failing import concerns_server, pause_for
+from ingestd.outages import pause_of, stops_queries
 from ingestd.reconciler.questions import FeedAnswer, FeedQuestion
 
 V1_PAGE = 100  # the widest range of sequences
@@ -128,7 +128,7 @@ def read_feed(
         complete=complete,
         asked_at=reading.asked_at,
         clock_offset=reading.clock_offset,
-        pause=pause_for(failure) if failure is not None and concerns_server(failure) else None,
+        pause=pause_of(failure) if failure is not None and stops_queries(failure) else None,
         error="" if failure is None else str(failure),
     )
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import queue
-import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,8 +12,9 @@ from pathlib import Path
 from ingestd import threads
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError
+from ingestd.error_location import location_of
+from ingestd.outages import pause_of, stops_queries
 from ingestd.reconciler.asking import StudyAsker
-from ingestd.reconciler.failing import concerns_server, pause_for
 from ingestd.reconciler.feed import DEFAULT_PARTITION, read_feed
 from ingestd.reconciler.questions import Answer, FeedAnswer, FeedQuestion, Question, StudyAnswer, StudyQuestion
 
@@ -94,8 +93,10 @@ class Reconciler:
                 continue
             try:
                 answer = read_feed(self._client, question, utc_now=self._utc_now, partition=self._partition)
-            except Exception:  # noqa: BLE001 - a worker never dies; the daemon is told the place
-                answer = FeedAnswer(question=question, asked_at=self._utc_now(), error=_where())
+            except Exception as error:  # noqa: BLE001 - a worker never dies; the daemon is told the place
+                answer = FeedAnswer(
+                    question=question, asked_at=self._utc_now(), error=f"unexpected {location_of(error)}"
+                )
             self._tell(answer)
 
     def _answer_studies(self) -> None:
@@ -109,19 +110,11 @@ class Reconciler:
         try:
             asker.ask()
         except DicomWebError as error:
-            return asker.answer(error=str(error), pause=pause_for(error) if concerns_server(error) else None)
-        except Exception:  # noqa: BLE001 - as above
-            return asker.answer(error=_where())
+            return asker.answer(error=str(error), pause=pause_of(error) if stops_queries(error) else None)
+        except Exception as error:  # noqa: BLE001 - as above
+            return asker.answer(error=f"unexpected {location_of(error)}")
         return asker.answer()
 
     def _tell(self, answer: Answer) -> None:
         self._answers.append(answer)
         self._wake()
-
-
-def _where() -> str:
-    """Name the class and the place of the current exception; its text may hold patient data."""
-    error = sys.exception()
-    assert error is not None, "called while an exception is handled"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"unexpected {type(error).__name__} at {Path(last.filename).name}:{last.lineno}"

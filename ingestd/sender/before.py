@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from ingestd.dicomweb import DicomWebClient, NotAuthorized, Refused, Throttled, Unavailable, Unintelligible, uid_of
 from ingestd.lifecycle import Batch, Identity, Outcome, Reason, State
-from ingestd.sender.failures import NOT_ABOUT_THE_POST
+from ingestd.outages import ABOUT_ITSELF
 from ingestd.sender.verdicts import Terms
 
 
@@ -42,7 +42,7 @@ def ask_present(client: DicomWebClient, batch: Batch) -> dict[int, bool] | None:
     except Unavailable as error:
         # A search that fails by itself (500, 504) must not keep the post from being made; a server that is not there,
         # is busy or does not let us in would not take the post either.
-        if isinstance(error, (NotAuthorized, Throttled)) or error.status in {None, *NOT_ABOUT_THE_POST}:
+        if isinstance(error, (NotAuthorized, Throttled)) or error.status in {None, *ABOUT_ITSELF}:
             raise
         return None
     return present

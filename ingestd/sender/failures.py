@@ -13,13 +13,8 @@ from http import HTTPStatus
 from ingestd.dicomweb import (
     DicomWebError,
     FileChanged,
-    MisconfiguredServer,
-    NotAuthorized,
     Refused,
-    Throttled,
-    TokenError,
     TooLarge,
-    Unavailable,
     Unintelligible,
 )
 from ingestd.lifecycle import (
@@ -31,13 +26,11 @@ from ingestd.lifecycle import (
     PauseCause,
     Reason,
     State,
-    clamp_retry_after,
 )
+from ingestd.outages import pause_of, stops_posts
 from ingestd.sender.verdicts import ASK_AFTER, Terms, can_be_reencoded, reencode
 
-# Said by a server, or by the gateway before it, about itself and not about what was posted.
 _TAKEN = frozenset({HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
-NOT_ABOUT_THE_POST = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
 def judge_failure(batch: Batch, error: DicomWebError, *, terms: Terms) -> BatchResult:
@@ -56,7 +49,7 @@ def judge_failure(batch: Batch, error: DicomWebError, *, terms: Terms) -> BatchR
         return _too_large(blank, batch)
     if isinstance(error, Refused) and not _may_have_stored(error):
         return _refused_whole(blank, batch, error, terms)
-    pause = pause_for(error)
+    pause = pause_of(error) if stops_posts(error) else None
     if error.nothing_was_stored:
         why = pause.note if pause is not None else str(error)
         outcomes = tuple(_not_sent(part, f"nothing of it was stored: {why}") for part in batch.parts)
@@ -86,29 +79,6 @@ def judge_crash(batch: Batch, where: str, *, terms: Terms) -> BatchResult:
     )
     return BatchResult(
         batch=batch, outcomes=outcomes, finished_at=terms.now, charge_study=True, error=f"unexpected {where}"
-    )
-
-
-def pause_for(error: DicomWebError) -> Pause | None:
-    """Say whether this failure is the destination's and not the request's, and how to call it."""
-    cause: PauseCause | None = None
-    if isinstance(error, TokenError):
-        cause = PauseCause.NO_TOKEN
-    elif isinstance(error, NotAuthorized):
-        cause = PauseCause.NOT_AUTHORIZED
-    elif isinstance(error, Throttled):
-        cause = PauseCause.THROTTLED
-    elif isinstance(error, MisconfiguredServer):
-        cause = PauseCause.MISCONFIGURED
-    elif isinstance(error, Unavailable) and (error.status in NOT_ABOUT_THE_POST or error.body_bytes_left == 0):
-        cause = PauseCause.UNREACHABLE if error.status is None else PauseCause.UNAVAILABLE
-    if cause is None:
-        return None
-    asked = error.retry_after if isinstance(error, Unavailable) else None
-    return Pause(
-        cause=cause,
-        note=str(error),
-        retry_after=None if asked is None else clamp_retry_after(asked),
     )
 
 

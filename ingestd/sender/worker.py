@@ -7,23 +7,22 @@ The main thread submits and collects; a worker reads files and does HTTP, and on
 from __future__ import annotations
 
 import queue
-import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
-from pathlib import Path
 
 from ingestd import threads
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, StorePart, Throttled, Unavailable
+from ingestd.error_location import location_of
 from ingestd.fs.places import open_file
 from ingestd.lifecycle import Batch, BatchResult, Outcome, Part, Pause, PauseCause, Reason, ServerProfile, State
+from ingestd.outages import pause_of
 from ingestd.sender.before import ask_present, leave_out_what_is_there
-from ingestd.sender.failures import judge_crash, judge_failure, pause_for
+from ingestd.sender.failures import judge_crash, judge_failure
 from ingestd.sender.pace import Pace
 from ingestd.sender.profile import look_in, probe_profile
 from ingestd.sender.verdicts import Terms, judge_answer
@@ -221,9 +220,10 @@ class Sender:
         try:
             self._client.prepare()
         except DicomWebError as error:
-            pause = _pause_of(error)
-        except Exception:  # noqa: BLE001 - the credential libraries raise what they like
-            pause = Pause(cause=PauseCause.NO_TOKEN, note=f"no token could be had: {_where()}; it is tried again")
+            pause = pause_of(error)
+        except Exception as error:  # noqa: BLE001 - the credential libraries raise what they like
+            note = f"no token could be had: {location_of(error)}; it is tried again"
+            pause = Pause(cause=PauseCause.NO_TOKEN, note=note)
         self._tokens.append(pause)
         self._wake()
 
@@ -234,9 +234,9 @@ class Sender:
                 return ProbeResult(pause=None, profile=probe_profile(self._client))
             look_in(self._client, profile)
         except DicomWebError as error:
-            return ProbeResult(pause=_pause_of(error))
-        except Exception:  # noqa: BLE001 - a worker never dies; the place is told
-            note = f"the server could not be asked: unexpected {_where()}; it is tried again"
+            return ProbeResult(pause=pause_of(error))
+        except Exception as error:  # noqa: BLE001 - a worker never dies; the place is told
+            note = f"the server could not be asked: unexpected {location_of(error)}; it is tried again"
             return ProbeResult(pause=Pause(cause=PauseCause.UNREACHABLE, note=note))
         return ProbeResult(pause=None)
 
@@ -262,8 +262,8 @@ class Sender:
             # The query before the post has no body: what fails there is proven not sent.
             result = judge_failure(posted, error, terms=replace(terms, now=self._utc_now()))
             congested = _says_too_much(error)
-        except Exception:  # noqa: BLE001 - our own fault; the rows must not hang in SENDING for it
-            result = judge_crash(posted, _where(), terms=replace(terms, now=self._utc_now()))
+        except Exception as error:  # noqa: BLE001 - our own fault; the rows must not hang in SENDING for it
+            result = judge_crash(posted, location_of(error), terms=replace(terms, now=self._utc_now()))
         return replace(result, batch=batch, outcomes=result.outcomes + settled), congested
 
     def _store_part(self, part: Part) -> StorePart:
@@ -315,22 +315,6 @@ def _without_replacements(batch: Batch) -> tuple[Batch, tuple[Outcome, ...]]:
         for part in replacing
     )
     return replace(batch, parts=tuple(part for part in batch.parts if not part.replaces)), held_back
-
-
-def _pause_of(error: DicomWebError) -> Pause:
-    known = pause_for(error)
-    if known is not None:
-        return known
-    asked = error.retry_after if isinstance(error, Unavailable) else None
-    return Pause(cause=PauseCause.UNAVAILABLE, note=str(error), retry_after=asked)
-
-
-def _where() -> str:
-    """Name the class and the place of the current exception; its text may hold patient data."""
-    error = sys.exception()
-    assert error is not None, "called while an exception is handled"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
 
 
 def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:

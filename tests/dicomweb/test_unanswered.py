@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ingestd.dicomweb import DicomWebClient, DicomWebError, Timeouts, Tls
-from ingestd.sender.failures import pause_for
+from ingestd.outages import pause_of, stops_posts
 from tests.builders import write_instance
 from tests.http_server import Conversation, ScriptedServer, certificate, server_context
 
@@ -137,9 +137,8 @@ def test_server_that_gives_no_answer_is_told_in_plain_words(tmp_path, case):
     assert remedy in told.partition("; ")[2]
     assert not JARGON.search(told.replace("ca_file", "")), told
     assert "body" not in told, "a request that has none"
-    pause = pause_for(raised.value)
-    assert pause is not None
-    assert pause.note == str(raised.value), "it says everything by itself, and says it once"
+    assert stops_posts(raised.value)
+    assert pause_of(raised.value).note == str(raised.value), "it says everything by itself, and says it once"
 
 
 UNKNOWN = "the outcome is unknown: .* the server has to be searched for it before it is sent again"
