@@ -19,7 +19,7 @@ from ingestd.emulator import Emulator
 from ingestd.fs import places
 from ingestd.inbox import NotTaken, Spool, Watch, WhyNot
 from ingestd.inbox.scan import Names, Walk
-from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Read, ReaderPool, ReencodeJob
+from ingestd.reader import CompareJob, InspectJob, Read, ReaderPool, ReencodeJob
 from tests.builders import fresh_uid, write_instance
 from tests.commanding import as_nobody
 from tests.emulating import file_of
@@ -240,7 +240,7 @@ def read() -> Iterator[Callable[..., Read]]:
     wake = threading.Event()
     readers = ReaderPool(processes=1, wake=wake.set)
 
-    def one(job: InspectJob | CompareJob | CanonicalJob | ReencodeJob) -> Read:
+    def one(job: InspectJob | CompareJob | ReencodeJob) -> Read:
         readers.submit(job)
         while not (found := readers.collect()):
             assert wake.wait(30)
@@ -251,7 +251,7 @@ def read() -> Iterator[Callable[..., Read]]:
     readers.close()
 
 
-@pytest.mark.parametrize("job", ["inspect", "compare", "canonical", "reencode"])
+@pytest.mark.parametrize("job", ["inspect", "compare", "reencode"])
 def test_no_reader_reads_through_a_link(tmp_path: Path, drop: Path, read: Callable[..., Read], job: str) -> None:
     own = write_instance(tmp_path / "own")
     write_instance(drop / "sub" / "x")
@@ -259,7 +259,6 @@ def test_no_reader_reads_through_a_link(tmp_path: Path, drop: Path, read: Callab
     jobs = {
         "inspect": InspectJob(key=1, path=ours),
         "compare": CompareJob(key=1, ours=str(own), theirs=ours),
-        "canonical": CanonicalJob(key=1, path=ours),
         "reencode": ReencodeJob(key=1, path=ours, destination=str(tmp_path / "copy")),
     }
     before = read(jobs[job])

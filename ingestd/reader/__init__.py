@@ -18,13 +18,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ingestd.instance.facts import Inspection, Limits, Verdict
-from ingestd.reader.jobs import CanonicalJob, CompareJob, InspectJob, Job, Read, ReaderLimits, ReencodeJob
+from ingestd.reader.protocol import CompareJob, InspectJob, Job, Read, ReaderLimits, ReencodeJob
 
 if TYPE_CHECKING:
     from ingestd.reader.pool import ReaderPool
 
 __all__ = [
-    "CanonicalJob",
     "CompareJob",
     "InspectJob",
     "Inspection",
@@ -39,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The supervisor is the parent's half; a child, which imports this package too, has no use for it.
+    # The pool is the parent's half; a child, which imports this package too, has no use for it.
     if name == "ReaderPool":
         from ingestd.reader.pool import ReaderPool  # noqa: PLC0415
 

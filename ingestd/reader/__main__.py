@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 
 try:
@@ -9,8 +11,11 @@ try:
 
     status = main()
 except Exception as error:  # noqa: BLE001 - whatever it is, the parent learns its class and place, never its text
-    from ingestd.reader.words import last_words
+    from ingestd.reader.words import place_of
 
-    last_words(error)
+    try:
+        os.write(1, json.dumps({"n": 0, "x": place_of(error)}).encode("ascii") + b"\n")
+    except OSError:  # it no longer listens
+        pass
     status = 1
 sys.exit(status)

@@ -13,11 +13,11 @@ import signal
 import sys
 
 from ingestd.instance.facts import Limits
-from ingestd.reader.board import Board
 from ingestd.reader.cores import leave_no_core
-from ingestd.reader.desk import Desk
-from ingestd.reader.held import Held
-from ingestd.reader.wire import decode_job, decode_limits
+from ingestd.reader.job_runner import JobRunner
+from ingestd.reader.protocol import decode_job, decode_limits
+from ingestd.reader.reply_buffer import ReplyBuffer
+from ingestd.reader.shared_progress import SharedProgress
 
 _PR_SET_PDEATHSIG = 1
 _READ_MOST = 1 << 16
@@ -28,7 +28,8 @@ def main() -> int:
     """Serve until stdin ends."""
     leave_no_core()
     parent = os.getppid()
-    _die_with_parent()
+    # SIGKILL when the thread that started us is gone: stdin's end tells as much, but only between jobs.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return 1
     # pydicom imports numpy where it is installed; nothing here looks at pixels, and it would cost 30 MB a child.
@@ -39,35 +40,32 @@ def main() -> int:
     first = lines.next()
     if first is None:
         return 0
-    board_fd, limits = decode_limits(first)
-    board = Board(board_fd)
-    os.close(board_fd)
+    progress_fd, limits = decode_limits(first)
+    progress = SharedProgress(progress_fd)
+    os.close(progress_fd)
     resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits.open_files, limits.open_files))
-    board.stand_ready()
-    _serve(lines, board, limits.instance)
+    progress.stand_ready()
+    _serve(lines, progress, limits.instance)
     return 0
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent's supervisor is gone; stdin's end tells as much only between jobs."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _serve(lines: _Lines, board: Board, limits: Limits) -> None:
+def _serve(lines: _Lines, progress: SharedProgress, limits: Limits) -> None:
     """Work off jobs in order; answers go out when no job waits, when enough have come together, or soon."""
-    held = Held(board)
-    desk = Desk(board, limits, held)
+    replies = ReplyBuffer(progress)
+    runner = JobRunner(progress, limits, replies)
     while (line := lines.next()) is not None:
         serial, job = decode_job(line)
-        done = desk.do(serial, job)
-        held.add(done)
-        if not lines.waiting or done.answer.short_of_memory:
-            held.flush()
-        if done.answer.short_of_memory:
+        reply = runner.run(serial, job)
+        replies.add(reply)
+        if reply.answer.short_of_memory:
+            replies.flush()
             # Start afresh: what is fragmented now would fail the next file too.
             os._exit(EXIT_SHORT_OF_MEMORY)
-        held.flush_when_due()
+        if lines.waiting:
+            replies.flush_when_due()
+        else:
+            replies.flush()
 
 
 class _Lines:

@@ -1,4 +1,4 @@
-"""One child process as its parent sees it: its pipes, its board, what it was given and has not answered."""
+"""One child process as its parent sees it: its pipes, its progress, what it was given and has not answered."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from pathlib import Path
 
 import ingestd
 from ingestd.clocks import boottime
-from ingestd.reader.board import Board
-from ingestd.reader.jobs import InspectJob, Job, ReaderLimits
-from ingestd.reader.wire import LINE_MOST, Unintelligible, encode_job, encode_limits
+from ingestd.reader.protocol import (
+    LINE_MOST,
+    InspectJob,
+    Job,
+    ProtocolError,
+    ReaderLimits,
+    encode_job,
+    encode_limits,
+)
+from ingestd.reader.shared_progress import SharedProgress
 
 # What a child needs of the environment; not the daemon's secrets.
 _ENVIRONMENT = (
@@ -30,8 +37,8 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
-class Ticket:
-    """A job on its way, under the supervisor's own number."""
+class PendingJob:
+    """A job on its way, under the pool's own number."""
 
     serial: int
     job: Job
@@ -57,16 +64,16 @@ class Ticket:
         return 1 if isinstance(self.job, InspectJob) else _HEAVY
 
 
-class Child:
-    """A running child. Not thread-safe: the supervisor's thread owns it."""
+class ChildProcess:
+    """A running child. Not thread-safe: the pool's thread owns it."""
 
     def __init__(self, limits: ReaderLimits) -> None:
         self._limits = limits
-        self.tickets: deque[Ticket] = deque()
+        self.jobs: deque[PendingJob] = deque()
         self.answered = 0
-        self.last_words = ""  # why it ended, if it could say so
+        self.crash = ""  # why it ended, if it could say so
         self.ahead_bytes = 0
-        self._unsent = bytearray()
+        self.unsent = bytearray()  # waits for room in the pipe
         self._part = b""
         self._watched_serial = 0
         self._watched_work = 0
@@ -74,7 +81,7 @@ class Child:
         self._cpu_seen = 0.0
         self._moved_at = 0.0
         self._begun_at = 0.0
-        board_fd = Board.create()
+        progress_fd = SharedProgress.create()
         try:
             self.process = subprocess.Popen(
                 # -P: no module is ever imported from the current folder.
@@ -82,65 +89,59 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(board_fd,),
+                pass_fds=(progress_fd,),
                 start_new_session=True,
                 cwd="/",
                 env=_environment(),
                 bufsize=0,
             )
-            self.board = Board(board_fd)
+            self.progress = SharedProgress(progress_fd)
         finally:
-            os.close(board_fd)
+            os.close(progress_fd)
         assert self.process.stdin is not None, "asked for above"
         assert self.process.stdout is not None, "asked for above"
         self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
         os.set_blocking(self.stdin, False)
         os.set_blocking(self.stdout, False)
-        self._unsent += encode_limits(limits, board_fd)
-
-    @property
-    def unsent(self) -> bool:
-        """Whether bytes wait for room in the pipe."""
-        return bool(self._unsent)
+        self.unsent += encode_limits(limits, progress_fd)
 
     def has_room(self) -> bool:
         """Whether it may be given another job now: enough to be never idle, little behind a long one."""
-        if not self.tickets:
+        if not self.jobs:
             return True
-        if self.slow is not None:
+        if self.is_slow:
             return False
-        return len(self.tickets) < self._limits.ahead_jobs and self.ahead_bytes < self._limits.ahead_bytes
+        return len(self.jobs) < self._limits.ahead_jobs and self.ahead_bytes < self._limits.ahead_bytes
 
     @property
-    def slow(self) -> Ticket | None:
-        """The job at hand if it has proved to take long, now or before."""
-        ticket = self.tickets[0] if self.tickets else None
-        return ticket if ticket is not None and (ticket.turns or self.turn_is_over(boottime())) else None
+    def is_slow(self) -> bool:
+        """Whether the job at hand has proved to take long, now or before."""
+        return bool(self.jobs) and (self.jobs[0].turns > 0 or self.turn_is_over(boottime()))
 
     def turn_is_over(self, now: float) -> bool:
         """Whether the job at hand has had its time; others that wait may have the reader."""
-        if not self.tickets or self.tickets[0].serial != self._watched_serial:
+        if not self.jobs or self.jobs[0].serial != self._watched_serial:
             return False
-        ticket = self.tickets[0]
-        return self.board.serial == ticket.serial and now - self._begun_at > ticket.turn_seconds
+        pending = self.jobs[0]
+        return self.progress.serial == pending.serial and now - self._begun_at > pending.turn_seconds
 
-    def give(self, ticket: Ticket) -> None:
+    def give(self, pending: PendingJob) -> None:
         """Put a job in line; ``send`` writes it."""
-        self.tickets.append(ticket)
-        self.ahead_bytes += ticket.size_bytes
-        self._unsent += encode_job(ticket.serial, ticket.job)
+        self.jobs.append(pending)
+        self.ahead_bytes += pending.size_bytes
+        self.unsent += encode_job(pending.serial, pending.job)
 
     def send(self) -> None:
         """Write what the pipe takes; nothing to a child that is gone."""
-        while self._unsent:
+        while self.unsent:
             try:
-                sent = os.write(self.stdin, self._unsent)
+                sent = os.write(self.stdin, self.unsent)
             except (BlockingIOError, BrokenPipeError):
                 return
-            del self._unsent[:sent]
+            del self.unsent[:sent]
 
     def receive(self) -> list[bytes] | None:
-        """Give the lines that have come in; None at the end. Raises Unintelligible for a line that does not end."""
+        """Give the lines that have come in; None at the end. Raises ProtocolError for a line that does not end."""
         try:
             chunk = os.read(self.stdout, LINE_MOST)
         except BlockingIOError:
@@ -149,39 +150,39 @@ class Child:
             return None
         *lines, self._part = (self._part + chunk).split(b"\n")
         if len(self._part) > LINE_MOST:
-            raise Unintelligible("a line without end")
+            raise ProtocolError("a line without end")
         return lines
 
-    def take_answered(self, serial: int) -> Ticket:
-        """Give back the ticket that was answered. Raises Unintelligible unless it is the next in line."""
-        if not self.tickets or self.tickets[0].serial != serial:
-            raise Unintelligible("an answer out of turn")
-        ticket = self.tickets.popleft()
-        self.ahead_bytes -= ticket.size_bytes
+    def take_answered(self, serial: int) -> PendingJob:
+        """Give back the job that was answered. Raises ProtocolError unless it is the next in line."""
+        if not self.jobs or self.jobs[0].serial != serial:
+            raise ProtocolError("an answer out of turn")
+        pending = self.jobs.popleft()
+        self.ahead_bytes -= pending.size_bytes
         self.answered += 1
-        return ticket
+        return pending
 
     def overdue(self, now: float) -> str:
         """Say "" while the job at hand is within its limits, else "cpu" or "stalled"."""
-        serial = self.board.serial
-        ticket = next((each for each in self.tickets if each.serial == serial), None)
-        if ticket is None and self.tickets:
-            ticket = self.tickets[0]  # not even begun: the child does not get through its start, or never got the job
-        if ticket is None:
+        serial = self.progress.serial
+        pending = next((each for each in self.jobs if each.serial == serial), None)
+        if pending is None and self.jobs:
+            pending = self.jobs[0]  # not even begun: the child does not get through its start, or never got the job
+        if pending is None:
             self._watched_serial = 0
             return ""
-        work, cpu = self.board.work_bytes, self._cpu_seconds()
-        if ticket.serial != self._watched_serial:
-            self._watched_serial, self._begun_at = ticket.serial, now
+        work, cpu = self.progress.work_bytes, self._cpu_seconds()
+        if pending.serial != self._watched_serial:
+            self._watched_serial, self._begun_at = pending.serial, now
             self._watched_work, self._cpu_at_begin, self._cpu_seen, self._moved_at = work, cpu, cpu, now
             return ""
         if work != self._watched_work or cpu != self._cpu_seen:
             self._watched_work, self._cpu_seen, self._moved_at = work, cpu, now
         limits = self._limits
-        allowed = ticket.patience * (limits.seconds + work / limits.bytes_per_second)
+        allowed = pending.patience * (limits.seconds + work / limits.bytes_per_second)
         if cpu - self._cpu_at_begin > allowed:
             return "cpu"
-        if now - self._moved_at > ticket.patience * limits.stall_seconds:
+        if now - self._moved_at > pending.patience * limits.stall_seconds:
             return "stalled"
         return ""
 
@@ -205,13 +206,12 @@ class Child:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
-        self.board.close()
+        self.progress.close()
 
     def wait(self, seconds: float) -> int | None:
         """Reap it; None if it does not end in time."""
-        deadline = boottime() + seconds
         try:
-            return self.process.wait(max(0.0, deadline - boottime()))
+            return self.process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
             return None
 

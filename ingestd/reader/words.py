@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import traceback
 from pathlib import Path
 
@@ -13,12 +11,3 @@ def place_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
     return f"{type(error).__name__} at {where}"
-
-
-def last_words(error: BaseException) -> None:
-    """Tell the parent, as a line with serial 0, why this child ends; nothing, if it no longer listens."""
-    line = json.dumps({"n": 0, "x": place_of(error)}, separators=(",", ":")).encode("ascii") + b"\n"
-    try:
-        os.write(1, line)
-    except OSError:
-        pass

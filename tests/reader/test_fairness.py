@@ -10,9 +10,9 @@ import pytest
 
 from ingestd.clocks import boottime
 from ingestd.lifecycle import SourceStat
-from ingestd.reader import CanonicalJob, InspectJob, ReaderPool
-from ingestd.reader.child_process import Ticket
-from ingestd.reader.line import Line
+from ingestd.reader import CompareJob, InspectJob, ReaderPool
+from ingestd.reader.child_process import PendingJob
+from ingestd.reader.schedule import Schedule
 from tests.builders import element, instance_bytes, part10
 
 _UIDS = {0x00080018: "1.2.3", 0x0020000D: "1.2.4", 0x0020000E: "1.2.5"}
@@ -71,25 +71,26 @@ def test_small_file_does_not_wait_for_many_that_stay_just_within_a_turn(processe
 
 
 def test_large_file_is_read_in_its_turn_however_many_small_ones_come() -> None:
-    line = Line()
-    line.add([ticket(1, 50_000_000), *(ticket(serial, 500_000 + serial) for serial in range(2, 100))])
-    first = [line.take().serial for _ in range(8)]
+    schedule = Schedule(2)
+    schedule.add([pending(1, 50_000_000), *(pending(serial, 500_000 + serial) for serial in range(2, 100))])
+    first = [schedule.take().serial for _ in range(8)]
     assert first == [2, 3, 4, 1, 5, 6, 7, 8]
 
-    line.put_back([ticket(2, 500_002), ticket(1, 50_000_000)])
-    assert [line.take().serial for _ in range(4)] == [2, 9, 10, 1]
+    schedule.put_back([pending(2, 500_002), pending(1, 50_000_000)])
+    assert [schedule.take().serial for _ in range(4)] == [2, 9, 10, 1]
 
 
 def test_what_has_no_size_is_no_smaller_than_an_image_and_comes_to_its_turn() -> None:
     """A comparison or a re-encoded copy counts as 8 MB: images go before it, and every fourth time it goes first."""
-    line = Line()
-    line.add([Ticket(1, CanonicalJob(key=1, path="x")), *(ticket(serial, 500_000) for serial in range(2, 10))])
-    assert [line.take().serial for _ in range(5)] == [2, 3, 4, 1, 5]
+    schedule = Schedule(2)
+    compare = CompareJob(key=1, ours="x", theirs="y")
+    schedule.add([PendingJob(1, compare), *(pending(serial, 500_000) for serial in range(2, 10))])
+    assert [schedule.take().serial for _ in range(5)] == [2, 3, 4, 1, 5]
 
 
-def ticket(serial: int, size_bytes: int) -> Ticket:
+def pending(serial: int, size_bytes: int) -> PendingJob:
     source = SourceStat(device=1, inode=serial, size_bytes=size_bytes, mtime_ns=0)
-    return Ticket(serial, InspectJob(key=serial, path="x", expect=source))
+    return PendingJob(serial, InspectJob(key=serial, path="x", expect=source))
 
 
 def in_order(readers: ReaderPool, wake: threading.Event, count: int) -> list[int]:

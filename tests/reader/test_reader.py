@@ -16,10 +16,10 @@ import pytest
 
 from ingestd.instance import Inspection, Verdict, inspect
 from ingestd.lifecycle import SourceStat
-from ingestd.reader import CanonicalJob, CompareJob, InspectJob, Job, Read, ReaderLimits, ReaderPool, ReencodeJob
-from ingestd.reader.board import Board
-from ingestd.reader.held import Done, Held
-from ingestd.reader.wire import Answer, encode_answer
+from ingestd.reader import CompareJob, InspectJob, Job, Read, ReaderLimits, ReaderPool, ReencodeJob
+from ingestd.reader.protocol import ReaderAnswer, encode_answer
+from ingestd.reader.reply_buffer import Reply, ReplyBuffer
+from ingestd.reader.shared_progress import SharedProgress
 from tests.builders import EXPLICIT, IMPLICIT, RLE, element, fresh_uid, instance_bytes, sequence, write_instance
 
 WITHIN_SECONDS = 30.0
@@ -210,8 +210,6 @@ def test_canonical_digests_tell_the_same_object_apart_from_another(reading: Read
         assert bool(read.differs) == (read.sameness != "same")
     (read,) = reading.results(CompareJob(key=1, ours=ours, theirs=copies["other"]))
     assert read.differs == "PatientID (0010,0020) differs"
-    one, other = reading.results(CanonicalJob(key=1, path=ours), CanonicalJob(key=2, path=copies["also same"]))
-    assert one.canonical == other.canonical is not None
 
 
 def test_copy_that_is_not_whole_decides_nothing(reading: Reading, tmp_path: Path) -> None:
@@ -361,23 +359,23 @@ def test_file_that_takes_more_memory_than_allowed_is_hostile(
 
 def test_answers_that_could_not_be_written_are_not_synced_and_closed_again(tmp_path: Path) -> None:
     """Memory may run out while answers are written, inside the very job that took it: it is answered after that."""
-    board_fd = Board.create()
-    board = Board(board_fd)
-    held = Held(board)
+    progress_fd = SharedProgress.create()
+    progress = SharedProgress(progress_fd)
+    replies = ReplyBuffer(progress)
     descriptor = os.open(write_instance(tmp_path / "a"), os.O_RDONLY)
-    held.add(Done(Answer(serial=1, canonical="a" * 64), descriptor))
-    held.add(Done(Answer(serial=2, canonical=b"what cannot be written")))  # type: ignore[arg-type]
+    replies.add(Reply(ReaderAnswer(serial=1, waits="later"), descriptor))
+    replies.add(Reply(ReaderAnswer(serial=2, waits=b"what cannot be written")))  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        held.flush()
+        replies.flush()
     other = os.open(tmp_path / "a", os.O_RDONLY)
 
     with pytest.raises(TypeError):
-        held.flush()
+        replies.flush()
 
     assert other == descriptor
     os.close(other)  # raises OSError if it was closed
-    board.close()
-    os.close(board_fd)
+    progress.close()
+    os.close(progress_fd)
 
 
 def test_children_run_within_their_limits(reading: Reading) -> None:
@@ -495,7 +493,7 @@ def test_answer_about_another_file_is_never_taken_for_the_one_in_line(
         f"    os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
         "sys.stdin.readline(), sys.stdin.readline()\n"  # the limits, the first job
         f"open({str(spoke)!r}, 'w').close()\n"
-        f"os.write(1, {encode_answer(Answer(serial=serial, inspection=other))!r})\n"
+        f"os.write(1, {encode_answer(ReaderAnswer(serial=serial, inspection=other))!r})\n"
         "sys.stdin.read()\n"
     )
     child.chmod(0o755)

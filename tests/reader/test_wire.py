@@ -10,10 +10,10 @@ import pytest
 
 from ingestd.instance import Inspection, Limits, Verdict
 from ingestd.lifecycle import SourceStat
-from ingestd.reader import CanonicalJob, CompareJob, InspectJob, ReaderLimits, ReencodeJob
-from ingestd.reader.wire import (
-    Answer,
-    Unintelligible,
+from ingestd.reader import CompareJob, InspectJob, ReaderLimits, ReencodeJob
+from ingestd.reader.protocol import (
+    ProtocolError,
+    ReaderAnswer,
     decode_answer,
     decode_job,
     decode_limits,
@@ -47,17 +47,16 @@ FOUND = Inspection(
 @pytest.mark.parametrize(
     "answer",
     [
-        Answer(serial=1, inspection=FOUND),
-        Answer(serial=2, canonical="a" * 64),
-        Answer(serial=3, sameness="other_encoding"),
-        Answer(serial=4, waits="later"),
-        Answer(serial=5, refused="never"),
-        Answer(serial=6, crashed="ValueError at walk.py:1"),
-        Answer(serial=7, short_of_memory=True),
-        Answer(serial=8, lost="theirs"),
+        ReaderAnswer(serial=1, inspection=FOUND),
+        ReaderAnswer(serial=3, sameness="other_encoding"),
+        ReaderAnswer(serial=4, waits="later"),
+        ReaderAnswer(serial=5, refused="never"),
+        ReaderAnswer(serial=6, crashed="ValueError at walk.py:1"),
+        ReaderAnswer(serial=7, short_of_memory=True),
+        ReaderAnswer(serial=8, lost="theirs"),
     ],
 )
-def test_answers_arrive_as_they_were_sent(answer: Answer) -> None:
+def test_answers_arrive_as_they_were_sent(answer: ReaderAnswer) -> None:
     line = encode_answer(answer)
 
     assert line.endswith(b"\n")
@@ -70,13 +69,12 @@ def test_answers_arrive_as_they_were_sent(answer: Answer) -> None:
     [
         InspectJob(key=9, path='/a\udcff\n"', durable=True),
         InspectJob(key=9, path="/a", expect=SourceStat(device=1, inode=2, size_bytes=3, mtime_ns=-4)),
-        CanonicalJob(key=9, path="/a"),
         ReencodeJob(key=9, path="/a", destination="/b"),
         CompareJob(key=9, ours="/a", theirs="/b"),
         CompareJob(key=9, ours="/a", theirs="/b", our_digest="a" * 64, their_digest="b" * 64),
     ],
 )
-def test_jobs_arrive_as_they_were_sent(job: InspectJob | CanonicalJob | ReencodeJob | CompareJob) -> None:
+def test_jobs_arrive_as_they_were_sent(job: InspectJob | ReencodeJob | CompareJob) -> None:
     line = encode_job(17, job)
 
     assert line.count(b"\n") == 1
@@ -94,7 +92,7 @@ def test_limits_arrive_as_they_were_sent() -> None:
 def spoilt(**fields: Any) -> bytes:
     """An inspection's line with other values in these fields."""
     names = list(Inspection.__dataclass_fields__)
-    content = json.loads(encode_answer(Answer(serial=1, inspection=FOUND)))
+    content = json.loads(encode_answer(ReaderAnswer(serial=1, inspection=FOUND)))
     for name, value in fields.items():
         content["i"][names.index(name)] = value
     return json.dumps(content).encode()
@@ -118,6 +116,7 @@ def spoilt(**fields: Any) -> bytes:
         b'{"n":1,"c":"short"}',
         b'{"n":1,"c":7}',
         b'{"n":1,"s":"perhaps"}',
+        b'{"n":1,"s":[]}',
         b'{"n":1,"i":[]}',
         b'{"n":1,"i":{}}',
         json.dumps({"n": 1, "w": "x" * 10_000}).encode(),
@@ -140,5 +139,5 @@ def spoilt(**fields: Any) -> bytes:
     ],
 )
 def test_answer_that_no_sane_child_gives_is_refused(line: bytes) -> None:
-    with pytest.raises(Unintelligible):
+    with pytest.raises(ProtocolError):
         decode_answer(line)

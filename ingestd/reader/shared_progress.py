@@ -1,6 +1,6 @@
 """A few bytes of memory shared between parent and child: which job the child is at, and how far it has come.
 
-A child that dies cannot say what killed it; the board still does. Only the child writes.
+A child that dies cannot say what killed it; these bytes still do. Only the child writes.
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from typing import TypeAlias
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _SIZE = mmap.PAGESIZE
 _NUMBER = struct.Struct("<Q")
-_PLACE = struct.Struct("<QQ")
+_SERIAL_AND_WORK = struct.Struct("<QQ")
 _WORK_AT = 8
 _READY_AT = 16
 
-Place: TypeAlias = tuple[int, int]  # the job that is being worked on, and how far it has come
 
-
-class Board:
-    """The shared page. ``serial`` 0: between jobs."""
+class SharedProgress:
+    """The shared page, as parent and child both see it."""
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, _SIZE)
@@ -38,18 +37,17 @@ class Board:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the child has got through its start."""
         return self._map[_READY_AT] == 1
 
-    def begin(self, serial: int) -> Place:
-        """Say that from now on that job is being worked on; gives what to go back to."""
-        before: Place = _PLACE.unpack_from(self._map, 0)
-        _PLACE.pack_into(self._map, 0, serial, 0)
-        return before
-
-    def go_back(self, before: Place) -> None:
-        """Say that from now on what was before is worked on again, or nothing."""
-        _PLACE.pack_into(self._map, 0, *before)
+    @contextmanager
+    def at(self, serial: int) -> Iterator[None]:
+        """Say that this job is being worked on, 0 for none; afterwards, that what was before is again."""
+        before = _SERIAL_AND_WORK.unpack_from(self._map, 0)
+        _SERIAL_AND_WORK.pack_into(self._map, 0, serial, 0)
+        try:
+            yield
+        finally:
+            _SERIAL_AND_WORK.pack_into(self._map, 0, *before)
 
     def worked(self, work_bytes: int) -> None:
         """So many bytes were read, inflated or written for this job up to now."""
@@ -63,10 +61,8 @@ class Board:
 
     @property
     def work_bytes(self) -> int:
-        """How far it has come."""
         value: int = _NUMBER.unpack_from(self._map, _WORK_AT)[0]
         return value
 
     def close(self) -> None:
-        """Give the page back."""
         self._map.close()
