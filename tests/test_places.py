@@ -18,7 +18,8 @@ from ingestd.dicomweb.store_body import StoreBody, StorePart
 from ingestd.emulator import Emulator
 from ingestd.fs import places
 from ingestd.inbox import NotTaken, Spool, Watch, WhyNot
-from ingestd.inbox.scan import Names, Walk
+from ingestd.inbox.names import Names
+from ingestd.inbox.walk import Walk
 from ingestd.reader import CompareJob, InspectJob, Read, ReaderPool, ReencodeJob
 from tests.builders import fresh_uid, write_instance
 from tests.commanding import as_nobody

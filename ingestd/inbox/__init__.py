@@ -62,7 +62,7 @@ Known files are forgotten, the others settle.
 """
 
 from ingestd.inbox.inboxes import Inboxes, check_places
-from ingestd.inbox.scan import Names
+from ingestd.inbox.names import Names
 from ingestd.inbox.spool import Spool
 from ingestd.inbox.types import (
     Brought,

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 from ingestd.fs.places import FOLDER, open_folder
 
-from .scan import REMOVING
+# Hidden, so that every ignore rule leaves it alone.
+REMOVING = ".ingestd-removing"
 
 
 class Aside:

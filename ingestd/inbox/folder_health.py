@@ -16,8 +16,8 @@ import structlog
 from ingestd.fs.mounts import Mount, mount_of
 from ingestd.lifecycle import Backoff
 
-from .scan import Root, RootGone
 from .types import InboxPolicy, Watch
+from .walk import Root, RootGone, root_of
 from .watch import Watcher
 
 ALARM_FOR = 3_600.0  # seconds after which a change that nobody undid is taken as meant
@@ -35,7 +35,7 @@ class FolderHealth:
     def __init__(self, policy: InboxPolicy, root_path: str, wake: Callable[[], object]) -> None:
         self.policy = policy
         self.root_path = root_path
-        self.mount: Mount | None = None
+        self.mount = mount_of(root_path)
         self.root: Root | None = None
         self.watcher: Watcher | None = None
         self._overflows = 0
@@ -93,9 +93,21 @@ class FolderHealth:
         """How often events were lost since the start."""
         return self._overflows + (self.watcher.hints.overflows if self.watcher is not None else 0)
 
-    def look_at_mount(self) -> None:
-        """Find out what the folder lies on."""
-        self.mount = mount_of(self.root_path)
+    def tells_gone(self, place: str) -> bool | None:
+        """Whether a file missing at this place is gone; None for a path outside, see ``Inboxes.tells_gone``."""
+        if not place.startswith(self.root_path.rstrip("/") + "/"):
+            return None
+        if self.alarm:
+            return False
+        found = root_of(self.root_path)
+        if isinstance(found, RootGone):
+            return False
+        try:
+            with os.scandir(self.root_path) as entries:
+                is_empty = next(entries, None) is None
+        except OSError:
+            return False
+        return not is_empty and self.root in {None, found}
 
     def arm(self, now: float, *, wait: float = 0.0) -> None:
         """Start an observer, in place of the one there may be."""
@@ -186,7 +198,7 @@ class FolderHealth:
             self._strange = ""
 
     def _compare_mounts(self, now: float) -> None:
-        self.look_at_mount()
+        self.mount = mount_of(self.root_path)
         mount, home = self.mount, self._home
         if mount is None or home is None:
             self._home = mount

@@ -18,7 +18,6 @@ from .watched_folder import WatchedFolder
 WORK_SECONDS = 0.05  # one look, all inboxes together
 LEAST_SECONDS = 0.005  # one look, each inbox
 QUANTUM = 32  # files of one inbox before the next has its turn
-AGEING_SECONDS = 60.0  # priority grows by one with each of these waited
 ASK_AT_ONCE = 1_000
 
 
@@ -43,7 +42,7 @@ class Inboxes:
         scan_every: timedelta = timedelta(seconds=30),
         track_most: int = 20_000,
     ) -> None:
-        spool_stat = spool.stat()
+        spool_stat, spool_mount = spool.stat(), mount_of(str(spool))
         places = check_places(policies, spool)
         self._folders = {
             policy.name: WatchedFolder(
@@ -51,9 +50,8 @@ class Inboxes:
                 wake=wake,
                 scan_every=scan_every.total_seconds(),
                 track_most=track_most,
-                spool_device=spool_stat.st_dev,
-                spool_mount=mount_of(str(spool)),
-                forbidden=frozenset({(spool_stat.st_dev, spool_stat.st_ino)}),
+                spool=spool_stat,
+                spool_mount=spool_mount,
                 apart=_inside(places[policy.name], [*places.values(), os.path.realpath(spool)]),
             )
             for policy in policies
@@ -94,17 +92,12 @@ class Inboxes:
             while folder.asking and len(asked) < ASK_AT_ONCE:
                 file = folder.asking.popleft()
                 if folder.tracker.get(file.path) is file:
-                    asked.append(folder.candidate(file, now))
+                    asked.append(folder.tracker.candidate(file, now))
         want = room - len(ready)
         times = [folder.next_at(now, want=want) for folder in folders]
         if want > 0 and any(folder.ready for folder in folders):
             times.append(now)
-        return Look(
-            ready=tuple(ready),
-            asked=tuple(asked),
-            next_at=min(times, default=None),
-            settled_all=all(folder.is_settled() for folder in folders),
-        )
+        return Look(ready=tuple(ready), asked=tuple(asked), next_at=min(times, default=None))
 
     def answer_known(self, asked: Sequence[Candidate], known: Collection[Candidate]) -> None:
         """Answer for all of ``asked``: those in ``known`` are forgotten, the others settle."""
@@ -150,7 +143,7 @@ class Inboxes:
     def is_observing(self, inbox: str, path: str) -> bool:
         """Whether this file in the spool is under observation."""
         folder = self._folders.get(inbox)
-        return folder is not None and folder.is_observing(path)
+        return folder is not None and folder.tracker.get(path, in_spool=True) is not None
 
     def tells_gone(self, place: str) -> bool:
         """Whether a file that is not found at this place (or path) is gone for good.
@@ -158,34 +151,34 @@ class Inboxes:
         Not while the inbox that it lies in is missing, empty, mute or another folder than before: a share that is not
         mounted is no deletion.
         """
-        answers = (folder.tells_gone(place) for folder in self._folders.values())
+        answers = (folder.health.tells_gone(place) for folder in self._folders.values())
         return all(answer is not False for answer in answers)
 
     def take_emptied(self) -> list[tuple[str, list[str]]]:
         """Take, by inbox, which folders lay empty for ``emptied_after`` when last scanned, the deepest first."""
-        emptied = [(name, folder.take_emptied()) for name, folder in self._folders.items()]
+        emptied = [(name, folder.scans.take_emptied()) for name, folder in self._folders.items()]
         return [each for each in emptied if each[1]]
 
     def folders_leave(self, inbox: str, count: int) -> None:
         """Note that so many folders are about to be removed by us: it is no emptiness to wonder at."""
         folder = self._folders.get(inbox)
         if folder is not None:
-            folder.folders_leave(count)
+            folder.statistics.take_folders(count)
 
     def ignore_inodes(self, inbox: str, *, ignored: bool) -> None:
         """Note whether inodes say nothing in this inbox: its report tells it."""
         folder = self._folders.get(inbox)
         if folder is not None:
-            folder.ignore_inodes(ignored=ignored)
+            folder.statistics.ignores_inodes = ignored
 
     def barred(self) -> list[str]:
         """Name the files that cannot be read, or not be moved, by their paths."""
-        return [path for folder in self._folders.values() for path in folder.barred()]
+        return [path for folder in self._folders.values() for path in folder.tracker.barred()]
 
     def scan_now(self) -> None:
         """Ask for a full scan of every inbox at once."""
         for folder in self._folders.values():
-            folder.scan_now()
+            folder.scans.want_at_once()
 
     def is_drained(self, since: float) -> bool:
         """Whether everything that lay in the inboxes when a scan last began, after ``since``, is decided.
@@ -207,7 +200,7 @@ class Inboxes:
         A folder that is missing, mute or strangely empty is no fault of ours, and a restart would not bring it back:
         it is an ``alarm`` in ``reports``.
         """
-        return all(folder.is_working for folder in self._folders.values())
+        return all(folder.is_healthy() for folder in self._folders.values())
 
     def _serve(self, now: float, room: int) -> list[Candidate]:
         ready: list[Candidate] = []
@@ -215,18 +208,14 @@ class Inboxes:
             waiting = [folder for folder in self._folders.values() if folder.ready]
             if not waiting:
                 break
-            folder = min(waiting, key=lambda folder: (-_priority(folder, now), folder.last_served))
+            folder = min(waiting, key=lambda folder: (-folder.priority(now), folder.last_served))
             self._turn += 1
             folder.last_served = self._turn
             for _ in range(min(QUANTUM, len(folder.ready), room - len(ready))):
                 file = folder.ready.popleft()
                 if folder.tracker.get(file.path) is file and file.phase is Phase.HANDED_OUT:
-                    ready.append(folder.candidate(file, now))
+                    ready.append(folder.tracker.candidate(file, now))
         return ready
-
-
-def _priority(folder: WatchedFolder, now: float) -> int:
-    return folder.policy.priority + int((now - folder.ready[0].since) / AGEING_SECONDS)
 
 
 def check_places(policies: Sequence[InboxPolicy], spool: Path) -> dict[str, str]:

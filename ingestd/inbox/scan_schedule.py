@@ -9,9 +9,11 @@ from ingestd.clocks import utc_now
 from ingestd.lifecycle import Backoff
 
 from .hints import HintedPaths
-from .scan import Names, Walk
+from .names import Names
 from .scan_statistics import ScanStatistics
 from .tracker import Tracker
+from .types import InboxPolicy
+from .walk import Walk
 
 SHARE = 20  # a scan is followed by a pause this many times as long, at least
 LEAST_PAUSE = 0.2  # seconds between two scans that were asked for
@@ -27,40 +29,43 @@ class ScanSchedule:
 
     def __init__(
         self,
+        policy: InboxPolicy,
         *,
-        root_path: str,
-        names: Names,
-        forbidden: Collection[tuple[int, int]],
-        apart: Collection[str],
         every: float,
-        unfinished_after: float,
-        emptied_after: float | None,
+        names: Names,
+        spool: tuple[int, int],
+        apart: Collection[str],
         tracker: Tracker,
         hinted: HintedPaths,
         statistics: ScanStatistics,
     ) -> None:
+        """``spool``: its device and inode; ``apart``: what else in the folder is none of ours, by relative path."""
         self.walk: Walk | None = None
         self.is_full = False
         self.finds_missed = False  # what this scan finds, events should have named
         self.is_wanted = True
-        self._root_path = root_path
-        self._names = names
-        self._forbidden = forbidden
-        self._apart = apart
+        self._policy = policy
+        self._root_path = str(policy.path.absolute())
         self._every = every
         self._after_fault = Backoff(base=AGAIN_AFTER_FAULT, cap=timedelta(seconds=every))
-        self._unfinished_after = unfinished_after
-        self._emptied_after = emptied_after
-        self.emptied: list[str] = []  # folders that the last full scan found to have lain empty long enough
+        self._names = names
+        self._forbidden = frozenset({spool})
+        self._apart = apart
         self._tracker = tracker
         self._hinted = hinted
         self._statistics = statistics
+        self._emptied: list[str] = []
         self._next_at = 0.0
         self._not_before = 0.0
         self._began_at = 0.0
         self._began_given_up = 0
         self._faulty = 0  # how often something was hidden since the last scan that saw all
         self._standing_since: float | None = None
+
+    def take_emptied(self) -> list[str]:
+        """Take which folders the last full scan found to have lain empty long enough, the deepest first."""
+        emptied, self._emptied = self._emptied, []
+        return emptied
 
     def want(self) -> None:
         """Ask for a full scan, soon."""
@@ -137,12 +142,14 @@ class ScanSchedule:
             self.see_again(now)
         else:
             self._faulty = 0
-        self.emptied = walk.emptied
+        self._emptied = walk.emptied
         if self._tracker.given_up == self._began_given_up and not walk.counts.faults:
             self._statistics.complete_began_at = self._began_at
 
     def _new_walk(self, start: str, *, deep: bool) -> Walk:
-        is_full, after = deep and not start, self._emptied_after
+        after = self._policy.emptied_after if deep and not start else None
+        # Against the clock that stamps files, since nobody saw these come.
+        now = utc_now().timestamp()
         return Walk(
             root_path=self._root_path,
             names=self._names,
@@ -151,7 +158,6 @@ class ScanSchedule:
             passes_over=self._tracker.need_no_look,
             forbidden=self._forbidden,
             apart=self._apart,
-            # Against the clock that stamps files, since nobody saw these come.
-            stale_before=utc_now().timestamp() - self._unfinished_after,
-            emptied_before=utc_now().timestamp() - after if is_full and after is not None else 0.0,
+            stale_before=now - self._policy.unfinished_after.total_seconds(),
+            emptied_before=now - after.total_seconds() if after is not None else 0.0,
         )

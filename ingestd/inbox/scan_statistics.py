@@ -5,9 +5,9 @@ from __future__ import annotations
 import structlog
 
 from .folder_health import FolderHealth
-from .scan import Counts, Walk
 from .tracker import Phase, Tracker
 from .types import InboxReport, Take
+from .walk import Counts, Walk
 
 _log = structlog.get_logger()
 
@@ -88,7 +88,7 @@ class ScanStatistics:
             not_regular=counts.not_regular,
             stale_not_regular=counts.stale_not_regular,
             unreadable=counts.unreadable + tracker.count(Phase.UNREADABLE),
-            barred=counts.unreadable + tracker.barred(),
+            barred=counts.unreadable + len(tracker.barred()),
             stale_ignored=counts.stale_ignored,
             too_deep=counts.too_deep,
             other_device=counts.other_device,

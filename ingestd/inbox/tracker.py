@@ -1,9 +1,44 @@
 """When a file is finished: what was seen of it, when, and what that makes it.
 
-Every file that was seen and not yet decided is one ``TrackedFile``. It starts to settle when we first see it, on our
-boot clock (its mtime may lie in any year), and starts over whenever its device, inode, size or mtime differ from
-what we saw last. Unchanged for ``settle`` and with no writer that the kernel knows of, it is handed out. One that the
-reader finds short waits until it changes, or until ``incomplete_after`` has passed without a change.
+Theory of operation. Nobody tells us that the last byte of a file was written, and no single sign can be relied on:
+
+- The *size* stands still while a writer waits for its network, and is final at once where space is reserved first.
+- The *mtime* is what the writer says it is: copiers set it to that of the original, in any year.
+- The *ctime* cannot be set back. But a new owner, a link, a rename, our own included, give a new one too, and on some
+  shares it never stands still. So it starts nothing anew; it is kept, and proves later that bytes are those read.
+- *Device and inode* tell that another file came under the name, of the same length and with the old mtime.
+- A *read lease* is refused while anybody on this machine has the file open for writing. That "yes" is certain; a "no"
+  is not: of writers on other hosts, and of other owners' files, the kernel says nothing. Only local disks are asked,
+  since the file has to be opened for it.
+- *Quiet*: device, inode, size and mtime have been as they are for ``settle`` (2 s; 30 s on a network mount, whose
+  client may show old attributes for that long), by our own boot clock since we first saw them so.
+
+Quiet, and without a writer that the kernel knows of, a file is handed out. That is still a guess, and it may be wrong
+without harm: the reader finds where the file ends, it is taken only if it still is what was read, and its digest is
+compared when it is sent. Too early costs a second reading, too late costs time, neither costs an image. One that is
+short, empty or zeros waits for a change; unchanged for ``incomplete_after`` it is handed out as ``final``. So is one
+whose writer holds it open that long without a change: a modality that never closes what it wrote loses nothing.
+
+We learn of files from events, which are hints, and from scans, which are the truth::
+
+    inotify      does not name what lay there when it was armed, what comes into a new folder before that is watched
+                 too, what is written by other hosts or below FUSE, folders beyond fs.inotify.max_user_watches or that
+                 we may not list; and its queue overflows, which it tells
+    watchdog     passes over folders that it could not watch; our subclasses count them (see ``watch``)
+    poll         on network mounts there are no events: a file is seen by the next scan
+    scan         misses what comes while it runs behind its back, and what a failing disk hides: the next one sees both
+
+A full scan runs at the start, when events were lost or a fault hid something, when the folder is another than before,
+and by the timer in any case, which bounds what a lost event can cost. What it finds although events are on is counted
+(``found_by_scan``). Files that are tracked already are passed over; each is checked again when it is due::
+
+    seen --> SETTLING --- quiet ---> check --> HANDED_OUT --- done ---> forgotten
+     |        ^  ^  ^                 | | |        | | '-- again: SETTLING
+     |        |  |  '---- changed ----' | |        | '-- cannot be read: UNREADABLE, tried ever later
+     |        |  |                      | |        '-- short: INCOMPLETE, until it changes or is final
+     |        |  |  has a writer: BEING_WRITTEN '-- cannot be opened: UNREADABLE
+     |        |  '-- the ledger does not know it
+     '--> ASKED --- the ledger knows it ---> forgotten    (in_place, or on another filesystem than the spool)
 """
 
 from __future__ import annotations
@@ -11,12 +46,14 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from enum import IntEnum
 
-from ingestd.lifecycle import Backoff
+from ingestd.lifecycle import Backoff, SourceStat
 
-from .scan import FileStat, is_same
+from .types import Candidate, InboxPolicy, Take
+from .walk import FileStat, is_same
 
 # Between two tries at a file that cannot be opened or moved: most such faults pass at once, and whoever mended
 # a folder where no events tell of it stands waiting.
@@ -37,23 +74,27 @@ class Phase(IntEnum):
 
 # The caller has its say next: what is seen meanwhile changes nothing.
 WITH_CALLER = frozenset({Phase.ASKED, Phase.HANDED_OUT})
+_SPOOL = "\0"  # before a path in the spool, so that none of the inbox collides with it
 _DUE_SOON = frozenset({Phase.ASKED, Phase.SETTLING, Phase.BEING_WRITTEN})
 
 
 class TrackedFile:
     """What we know of one file; ``since`` is when we first saw it as it is."""
 
-    __slots__ = ("barred", "by_scan", "due", "final", "hastened", "outside", "path", "phase", "since", "stat", "tries")
+    __slots__ = (
+        *("barred", "by_scan", "due", "has_changed", "hastened", "origin"),
+        *("path", "phase", "since", "stat", "tries"),
+    )
 
-    def __init__(self, path: str, seen: FileStat, now: float, *, by_scan: bool) -> None:
+    def __init__(self, path: str, seen: FileStat, now: float, *, by_scan: bool, origin: Candidate | None) -> None:
         self.path = path
         self.stat = seen
         self.since = now
         self.due = now
         self.phase = Phase.SETTLING
-        self.final = False
+        self.origin = origin  # what it was when it came into the spool, if it lies there
         self.by_scan = by_scan  # only the timer's scan found it so far
-        self.outside = ""  # the absolute path of a file that lies in the spool
+        self.has_changed = False  # it was seen as another while it was handed out
         self.barred = False  # the last try to open it, to read it or to move it failed
         self.tries = 0
         self.hastened = 0  # how many of these tries a new ctime brought about
@@ -62,12 +103,14 @@ class TrackedFile:
 class Tracker:
     """All files of one inbox, at most ``most`` of them beside as many that wait for a change."""
 
-    def __init__(self, *, settle: float, incomplete_after: float, most: int) -> None:
+    def __init__(self, policy: InboxPolicy, *, settle: float, most: int) -> None:
         self.settle = settle
-        self.incomplete_after = incomplete_after
+        self.incomplete_after = policy.incomplete_after.total_seconds()
         self.most = most
         self.vanished = 0
-        self.given_up = 0  # files let go because too many wait; a later scan finds their files again
+        self.given_up = 0  # files let go because too many wait; a later scan finds them again
+        self._policy = policy
+        self._root = policy.path.absolute()
         self._by_path: dict[str, TrackedFile] = {}
         self._phases: Counter[Phase] = Counter()
         self._due: list[tuple[float, int, TrackedFile]] = []
@@ -80,25 +123,41 @@ class Tracker:
     def __contains__(self, path: str) -> bool:
         return path in self._by_path
 
-    def get(self, path: str) -> TrackedFile | None:
-        """Find what is tracked at a path."""
-        return self._by_path.get(path)
+    def get(self, path: str, *, in_spool: bool = False) -> TrackedFile | None:
+        """Find what is tracked at a path relative to the inbox, or to the spool."""
+        return self._by_path.get(_SPOOL + path if in_spool else path)
+
+    def candidate(self, file: TrackedFile, now: float) -> Candidate:
+        """Say of a file what the caller is told."""
+        device, inode, size_bytes, mtime_ns, ctime_ns = file.stat
+        source = SourceStat(device=device, inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns)
+        final = now - file.since >= self.incomplete_after
+        origin, policy = file.origin, self._policy
+        if origin is not None:
+            return replace(origin, source=source, final=origin.final or final, ctime_ns=ctime_ns)
+        return Candidate(
+            inbox=policy.name,
+            relative_path=file.path,
+            path=self._root / file.path,
+            source=source,
+            final=final,
+            priority=policy.priority,
+            in_place=policy.take is Take.IN_PLACE,
+            ctime_ns=ctime_ns,
+        )
 
     def count(self, *phases: Phase) -> int:
         """Count the files in these phases."""
         return sum(self._phases[phase] for phase in phases)
 
-    def barred(self) -> int:
-        """Count the files that could not be opened, read or moved when that was last tried, whatever they wait for."""
-        return sum(file.barred for file in self._by_path.values())
-
     def oldest_since(self) -> float | None:
         """Say since when the file that waits longest lies here unchanged; None when nothing waits."""
         return min((file.since for file in self._by_path.values()), default=None)
 
-    def barred_paths(self) -> list[str]:
-        """Name the files that could not be opened, read or moved."""
-        return [file.path for file in self._by_path.values() if file.barred]
+    def barred(self) -> list[str]:
+        """Name the files that could not be opened, read or moved when that was last tried, whatever they wait for."""
+        barred = [file for file in self._by_path.values() if file.barred]
+        return [str(file.origin.path if file.origin is not None else self._root / file.path) for file in barred]
 
     @property
     def room(self) -> int:
@@ -114,13 +173,21 @@ class Tracker:
         file = self._by_path.get(path)
         return file is not None and file.phase in _DUE_SOON
 
-    def add(self, path: str, seen: FileStat, now: float, *, by_scan: bool = False, ask: bool = False) -> TrackedFile:
-        """Watch a file that was not watched so far."""
-        file = TrackedFile(path, seen, now, by_scan=by_scan)
+    def add(
+        self,
+        path: str,
+        seen: FileStat,
+        now: float,
+        *,
+        by_scan: bool = False,
+        ask: bool = False,
+        origin: Candidate | None = None,
+    ) -> TrackedFile:
+        """Track a file that was not tracked so far; ``ask``: it settles once the ledger does not know it."""
+        file = self._by_path[path] = TrackedFile(path, seen, now, by_scan=by_scan, origin=origin)
         known = self._before.pop(path, None)
         if known is not None and known[0] == seen:
             file.since = known[1]
-        self._by_path[path] = file
         if ask:
             file.phase = Phase.ASKED
             self._phases[Phase.ASKED] += 1
@@ -128,6 +195,13 @@ class Tracker:
             self._phases[Phase.SETTLING] += 1
             self._schedule(file, max(file.since + self.settle, now))
         return file
+
+    def add_spooled(self, candidate: Candidate, now: float) -> None:
+        """Track a file that lies in the spool, unless it is tracked already."""
+        path, source = _SPOOL + candidate.relative_path, candidate.source
+        if path not in self._by_path:
+            seen = (source.device, source.inode, source.size_bytes, source.mtime_ns, candidate.ctime_ns)
+            self.add(path, seen, now, origin=candidate)
 
     def take_over(self, other: Tracker) -> None:
         """Go by what another, in whose place we come, knows of files that we find as it saw them last."""
@@ -141,11 +215,9 @@ class Tracker:
         """Settle anew: the file is another than the one we saw."""
         file.stat = seen
         file.since = now
-        file.final = False
-        file.barred = False
+        file.barred = file.has_changed = False
         file.tries = file.hastened = 0
-        self._move(file, Phase.SETTLING)
-        self._schedule(file, now + self.settle)
+        self._move(file, Phase.SETTLING, now + self.settle)
 
     def seen_again(self, file: TrackedFile, seen: FileStat, now: float) -> bool:
         """Compare with what was seen before; True when the file changed and settles anew.
@@ -186,10 +258,10 @@ class Tracker:
 
     def wait_for_writer(self, file: TrackedFile, now: float) -> None:
         """Wait for a writer to close the file."""
-        self._move(file, Phase.BEING_WRITTEN)
         file.tries += 1
         wait = min(WRITER_RETRY_MOST, self.settle * 2 ** min(file.tries - 1, 10))
-        self._schedule(file, min(now + max(wait, 0.05), max(file.since + self.incomplete_after, now + 0.05)))
+        due = min(now + max(wait, 0.05), max(file.since + self.incomplete_after, now + 0.05))
+        self._move(file, Phase.BEING_WRITTEN, due)
 
     def hasten(self, file: TrackedFile, now: float) -> None:
         """Look at once whether the writer is gone: an event named a file that waits for that."""
@@ -202,7 +274,7 @@ class Tracker:
         if not paths:
             return
         for file in self._by_path.values():
-            if file.barred and any(above in paths for above in _ways(file.path)):
+            if file.barred and any(above in paths for above in _path_and_above(file.path)):
                 file.tries = file.hastened = 0
                 if file.phase is Phase.UNREADABLE:
                     self._schedule(file, now)
@@ -210,34 +282,32 @@ class Tracker:
     def answered_unknown(self, file: TrackedFile, now: float) -> None:
         """Settle a file that the ledger does not know."""
         if file.phase is Phase.ASKED:
-            self._move(file, Phase.SETTLING)
-            self._schedule(file, max(file.since + self.settle, now))
+            self._move(file, Phase.SETTLING, max(file.since + self.settle, now))
 
     def hand_out(self, file: TrackedFile) -> None:
         """Note that the caller has it now."""
-        self._move(file, Phase.HANDED_OUT)
-        file.due = -1.0
+        self._phases[file.phase] -= 1
+        self._phases[Phase.HANDED_OUT] += 1
+        file.phase = Phase.HANDED_OUT
 
     def wait_for_change(self, file: TrackedFile) -> None:
         """Wait until the file changes, or has not changed for ``incomplete_after``."""
         if self._phases[Phase.INCOMPLETE] >= self.most:
-            self.give_up(file)
+            self._give_up(file)
             return
-        self._move(file, Phase.INCOMPLETE)
-        file.final = True
-        self._schedule(file, file.since + self.incomplete_after)
+        self._move(file, Phase.INCOMPLETE, file.since + self.incomplete_after)
 
     def wait_for_access(self, file: TrackedFile, now: float) -> None:
         """Try again later, and ever later: the file cannot be opened or read."""
         if file.phase is not Phase.UNREADABLE and self._phases[Phase.UNREADABLE] >= self.most:
-            self.give_up(file)
+            self._give_up(file)
             return
-        self._move(file, Phase.UNREADABLE)
         file.barred = True
+        file.has_changed = False
         file.tries += 1
-        self._schedule(file, now + RETRY.wait(file.tries, jitter=0.0).total_seconds())
+        self._move(file, Phase.UNREADABLE, now + RETRY.wait(file.tries, jitter=0.0).total_seconds())
 
-    def give_up(self, file: TrackedFile) -> None:
+    def _give_up(self, file: TrackedFile) -> None:
         """Stop watching: there are too many; a later scan finds the file again."""
         self.given_up += 1
         self.forget(file)
@@ -248,10 +318,11 @@ class Tracker:
             del self._by_path[file.path]
             self._phases[file.phase] -= 1
 
-    def _move(self, file: TrackedFile, phase: Phase) -> None:
+    def _move(self, file: TrackedFile, phase: Phase, due: float) -> None:
         self._phases[file.phase] -= 1
-        file.phase = phase
         self._phases[phase] += 1
+        file.phase = phase
+        self._schedule(file, due)
 
     def _schedule(self, file: TrackedFile, due: float) -> None:
         file.due = due
@@ -266,7 +337,7 @@ class Tracker:
         return file.due == due and self._by_path.get(file.path) is file and file.phase is not Phase.HANDED_OUT
 
 
-def _ways(path: str) -> Iterator[str]:
+def _path_and_above(path: str) -> Iterator[str]:
     """Name a path, the folders that it lies in, and the inbox itself ("")."""
     while path:
         yield path

@@ -106,13 +106,12 @@ class Look:
 
     ``asked`` are files that the ledger may already know (see ``Inboxes.answer_known``). ``next_at`` is when to look
     again, on ``clocks.boottime``: in the past or now when there is more to do at once, None when only an
-    event or the caller's answer brings more. ``settled_all``: nothing seen so far is still waiting to settle.
+    event or the caller's answer brings more.
     """
 
     ready: tuple[Candidate, ...] = ()
     asked: tuple[Candidate, ...] = ()
     next_at: float | None = None
-    settled_all: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,8 @@ import pytest
 
 from ingestd.fs.mounts import Mount, mount_of, parse_mountinfo
 from ingestd.inbox import Watch
-from ingestd.inbox.watch import MOST_EVENTS, MOST_FOLDERS, MOST_PATHS, Hints, Watcher
+from ingestd.inbox.hints import MOST_EVENTS, MOST_FOLDERS, MOST_PATHS, Hints
+from ingestd.inbox.watch import Watcher
 from tests.inboxing import Desk, candidate_of, policy, quick_folder
 
 SYSCTL = Path("/proc/sys/fs/inotify")
@@ -240,7 +241,7 @@ def test_hidden_and_ignored_files_raise_no_hint(tmp_path, drop):
 
 def test_missed_file_is_found_by_the_timers_scan_and_counted(tmp_path, drop):
     with armed(tmp_path) as desk:
-        drop_watcher = desk.inboxes._folders["a"]._health.watcher
+        drop_watcher = desk.inboxes._folders["a"].health.watcher
         drop_watcher.hints.file = lambda _path: None
         (drop / "missed").write_bytes(b"x")
         desk.pass_time(31)
@@ -324,7 +325,7 @@ def test_observer_that_could_not_be_armed_is_tried_again_soon_and_what_it_missed
 def test_dead_thread_of_the_observer_is_replaced_and_what_it_missed_found(tmp_path, drop):
     with armed(tmp_path) as desk:
         for victim in ("emitter", "reader", "observer"):
-            watcher = desk.inboxes._folders["a"]._health.watcher
+            watcher = desk.inboxes._folders["a"].health.watcher
             observer = watcher._observer
             thread = {"emitter": next(iter(observer.emitters)), "reader": observer.reader, "observer": observer}[victim]
             thread.stop()
@@ -361,8 +362,8 @@ def test_folder_replaced_behind_our_back_is_watched_again(tmp_path, drop):
         drop.rename(tmp_path / "old")
         drop.mkdir()
         desk.pass_time(6)
-        before = desk.inboxes._folders["a"]._health.watcher
-        desk.look_until(lambda _: desk.inboxes._folders["a"]._health.watcher is not before)
+        before = desk.inboxes._folders["a"].health.watcher
+        desk.look_until(lambda _: desk.inboxes._folders["a"].health.watcher is not before)
         desk.look_until(lambda _: desk.report().watching == "events" and not desk.report().scanning)
         (drop / "x").write_bytes(b"x")
         desk.look_until(lambda _: desk.report().waiting_settle == 1, limit=5)

@@ -8,10 +8,8 @@ however many files lie there. It only lists: what a file is, is decided elsewher
 from __future__ import annotations
 
 import errno
-import fnmatch
 import math
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -20,14 +18,10 @@ from typing import NamedTuple
 
 from ingestd.fs.places import FOLDER, MISSING, open_folder
 
+from .names import Names
+
 DEEPEST = 32
 EMPTIED_MOST = 1_000  # emptied folders told by one walk; the next one tells the others
-
-# Folders of our own inside an inbox; hidden, so every ignore rule already leaves them alone.
-REMOVING = ".ingestd-removing"
-
-_CLUTTER = frozenset({"thumbs.db", "desktop.ini", "autorun.inf", ".ds_store"})
-_UNFINISHED = (".part", ".tmp", "~")
 
 FileStat = tuple[int, int, int, int, int]  # device, inode, size in bytes, mtime and ctime in ns
 
@@ -43,62 +37,6 @@ def is_same(one: FileStat, other: FileStat) -> bool:
     A new ctime alone (an owner, a link) is no writing, and not every share has one that stands still.
     """
     return one[:4] == other[:4]
-
-
-class Names:
-    """Which names are left alone: unfinished copies, hidden files, clutter, and the inbox's own globs.
-
-    With ``only``, the files named there are all that there is to see, whatever their names look like.
-    """
-
-    def __init__(self, globs: Collection[str] = (), *, only: Collection[str] | None = None) -> None:
-        self._only = only
-        self._globs = re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in globs)) if globs else None
-        self._last_folder = ("", False)  # and whether it is left alone: the next path asked about is often in it too
-
-    def ignores(self, name: str, relative_path: str) -> bool:
-        """Whether this file or folder is left alone."""
-        if self._only is not None:
-            return relative_path not in self._only
-        if name[0] in ".~" or name.endswith(_UNFINISHED):
-            return True
-        lowered = name.lower()
-        if lowered.endswith(_UNFINISHED) or lowered in _CLUTTER:
-            return True
-        return self._is_in_globs(name, relative_path)
-
-    def is_unfinished(self, name: str, relative_path: str) -> bool:
-        """Whether an ignored name is one that a writer gives a file until it is complete: hidden, or with a suffix.
-
-        Not so what nobody will rename: clutter, a forked copy of the Mac's ("._x"), and what the inbox's globs name.
-        """
-        if self._only is not None or name.startswith("._") or name.lower() in _CLUTTER:
-            return False
-        return not self._is_in_globs(name, relative_path)
-
-    def _is_in_globs(self, name: str, relative_path: str) -> bool:
-        globs = self._globs
-        return globs is not None and bool(globs.match(name) or globs.match(relative_path))
-
-    def is_out_of_sight(self, relative_path: str) -> bool:
-        """Whether this path is none of those asked for, so that it does not even count as ignored."""
-        return self._only is not None and relative_path not in self._only
-
-    def ignores_path(self, relative_path: str) -> bool:
-        """Whether this path, or a folder on its way, is left alone."""
-        folder, _, name = relative_path.rpartition("/")
-        if folder != self._last_folder[0]:
-            self._last_folder = (folder, self._ignores_folder(folder))
-        return self._last_folder[1] or (name != "" and self.ignores(name, relative_path))
-
-    def _ignores_folder(self, relative_path: str) -> bool:
-        parts = relative_path.split("/")
-        return any(part and self.ignores(part, "/".join(parts[: place + 1])) for place, part in enumerate(parts))
-
-
-def is_dicomdir(name: str) -> bool:
-    """Whether the name is that of an index of a medium (PS3.10 §8.6), possibly with the suffix some exports add."""
-    return name.upper() in {"DICOMDIR", "DICOMDIR."}
 
 
 class Found(NamedTuple):
@@ -140,14 +78,14 @@ class Root(NamedTuple):
     inode: int
 
 
-def root_of(path: str) -> Root:
-    """Look at the inbox's folder; raises RootGone."""
+def root_of(path: str) -> Root | RootGone:
+    """Look at the inbox's folder, or say why it cannot be listed."""
     try:
         found = os.stat(path)  # noqa: PTH116 - strings all the way here
     except OSError as error:
-        raise RootGone(error) from error
+        return RootGone(error)
     if not stat.S_ISDIR(found.st_mode):
-        raise RootGone(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+        return RootGone(NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
     return Root(found.st_dev, found.st_ino)
 
 
@@ -265,8 +203,8 @@ class Walk:
         try:
             if entry.is_file(follow_symlinks=False):
                 counts.files += 1
-                if len(name) < 10 and is_dicomdir(name):
-                    counts.dicomdir += 1
+                # The index of a medium (PS3.10 §8.6), possibly with the dot that some exports add.
+                counts.dicomdir += len(name) < 10 and name.upper() in {"DICOMDIR", "DICOMDIR."}
                 if not self.passes_over(path):
                     seen = entry.stat(follow_symlinks=False)
                     # A name that was re-used between the listing and the stat.
