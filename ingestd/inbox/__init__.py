@@ -96,7 +96,6 @@ __all__ = [
     "Inboxes",
     "LetGo",
     "Look",
-    "Mount",
     "Names",
     "NotTaken",
     "Removal",
@@ -111,5 +110,4 @@ __all__ = [
     "WhyNot",
     "check_inbox_name",
     "check_places",
-    "mount_of",
 ]
