@@ -11,10 +11,10 @@ try:
 
     status = main()
 except Exception as error:  # noqa: BLE001 - whatever it is, the parent learns its class and place, never its text
-    from ingestd.reader.words import place_of
+    from ingestd.error_location import location_of
 
     try:
-        os.write(1, json.dumps({"n": 0, "x": place_of(error)}).encode("ascii") + b"\n")
+        os.write(1, json.dumps({"n": 0, "x": location_of(error)}).encode("ascii") + b"\n")
     except OSError:  # it no longer listens
         pass
     status = 1

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ingestd.error_location import location_of
 from ingestd.fs.durable import new_file, start_writing
 from ingestd.fs.places import open_file
 from ingestd.instance.errors import CannotReencode, InvalidInstance
@@ -24,7 +25,6 @@ from ingestd.reader.files import (
 from ingestd.reader.protocol import CompareJob, InspectJob, Job, ReaderAnswer, ReencodeJob
 from ingestd.reader.reply_buffer import Reply, ReplyBuffer
 from ingestd.reader.shared_progress import SharedProgress
-from ingestd.reader.words import place_of
 
 _SEQUENTIAL_FROM = 1 << 20
 # A file that stays more hole than data is admitted all the same up to this size: four times the largest Pixel Data.
@@ -62,7 +62,7 @@ class JobRunner:
         except (MemoryError, RecursionError):
             answer = ReaderAnswer(serial=serial, short_of_memory=True)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become a verdict on the file
-            answer = ReaderAnswer(serial=serial, crashed=place_of(error))
+            answer = ReaderAnswer(serial=serial, crashed=location_of(error))
         return Reply(answer)
 
     def _reply_to(self, serial: int, job: Job) -> Reply:
