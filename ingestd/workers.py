@@ -73,8 +73,8 @@ class Workers(Generic[Result]):
         """Whether every thread that was started lives, however long its job takes."""
         return self._closed or all(thread.is_alive() for thread in self._started)
 
-    def close(self, timeout: float = 0.0) -> None:
-        """End the threads after what was submitted, waiting up to ``timeout`` seconds in all.
+    def close(self, timeout: float = 0.0) -> int:
+        """End the threads after what was submitted, waiting up to ``timeout`` seconds; say how many jobs had no end.
 
         What ends in time can still be collected; a job that hangs is left to the end of the process.
         """
@@ -84,6 +84,7 @@ class Workers(Generic[Result]):
         deadline = boottime() + timeout
         for thread in self._started:
             thread.join(max(0.0, deadline - boottime()))
+        return self.in_flight - len(self._ended)
 
     def hand_over(self, job: Callable[[], Result]) -> None:
         """Have a job run: by a thread, or here and now where there is none."""

@@ -43,8 +43,8 @@ MAY_IMPORT = {
     "inbox": {"clocks", "threads", "workers", "lifecycle", "fs"},
     "ledger": {"clocks", "lifecycle", "fs"},
     "outages": {"lifecycle", "dicomweb"},
-    "sender": {"clocks", "threads", "lifecycle", "fs", "error_location", "dicomweb", "outages"},
-    "reconciler": {"clocks", "threads", "lifecycle", "fs", "error_location", "dicomweb", "outages"},
+    "sender": {"clocks", "workers", "lifecycle", "fs", "error_location", "dicomweb", "outages"},
+    "reconciler": {"clocks", "workers", "lifecycle", "fs", "error_location", "dicomweb", "outages"},
     "reader": {"clocks", "threads", "lifecycle", "fs", "error_location", "instance"},
     "daemon": {
         *("clocks", "threads", "lifecycle", "locks", "fs", "instance", "config", "logs", "dicomweb"),

@@ -69,8 +69,8 @@ from ingestd.reconciler.questions import (
     judge,
     plan,
 )
+from ingestd.reconciler.reconciler import Reconciler
 from ingestd.reconciler.rules import NextStep, Rules, Verify, may_be_foreign, needs_comparison
-from ingestd.reconciler.worker import Reconciler
 
 __all__ = [
     "Answer",

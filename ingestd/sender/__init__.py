@@ -31,8 +31,8 @@ give_up(result: BatchResult, *, others_succeed=True, most_attempts=10) -> BatchR
 
 from ingestd.sender.failures import judge_failure
 from ingestd.sender.profile import probe_profile, profile_of
-from ingestd.sender.verdicts import Terms, give_up, judge_answer
-from ingestd.sender.worker import ProbeResult, Sender
+from ingestd.sender.sender import ProbeResult, Sender
+from ingestd.sender.store_response import Terms, give_up, judge_answer
 
 __all__ = [
     "ProbeResult",

@@ -7,7 +7,7 @@ asked before a byte is sent again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 
 from ingestd.dicomweb import (
@@ -28,7 +28,7 @@ from ingestd.lifecycle import (
     State,
 )
 from ingestd.outages import pause_of, stops_posts
-from ingestd.sender.verdicts import ASK_AFTER, Terms, can_be_reencoded, reencode
+from ingestd.sender.store_response import ASK_AFTER, Terms, can_be_reencoded, reencode
 
 _TAKEN = frozenset({HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
 
@@ -56,7 +56,7 @@ def judge_failure(batch: Batch, error: DicomWebError, *, terms: Terms) -> BatchR
         # An unexpected answer to a request without a body byte: nothing was tried, so the destination waits.
         return replace(blank, outcomes=outcomes, pause=pause or Pause(cause=PauseCause.UNREACHABLE, note=str(error)))
     charge = pause is None
-    outcomes = tuple(_uncertain(part, terms, error, charge=charge) for part in batch.parts)
+    outcomes = tuple(_uncertain(part, terms, _unread(error), charge=charge) for part in batch.parts)
     refused = isinstance(error, Refused)
     silent = isinstance(error, Unintelligible) and error.status in _TAKEN
     result = replace(blank, outcomes=outcomes, pause=pause, charge_study=charge, whole_batch_refused=refused)
@@ -65,18 +65,8 @@ def judge_failure(batch: Batch, error: DicomWebError, *, terms: Terms) -> BatchR
 
 def judge_crash(batch: Batch, where: str, *, terms: Terms) -> BatchResult:
     """Give each part an Outcome after an error of our own in the middle of a post: anything may have left."""
-    outcomes = tuple(
-        Outcome(
-            entry_id=part.entry_id,
-            state=State.UNCERTAIN,
-            reason=Reason.NO_VERDICT,
-            note="the post of it broke off by an error in ingestd itself; the server is asked for it",
-            evidence=terms.evidence(part),
-            charge=True,
-            wait=ASK_AFTER,
-        )
-        for part in batch.parts
-    )
+    note = "the post of it broke off by an error in ingestd itself; the server is asked for it"
+    outcomes = tuple(_uncertain(part, terms, note, charge=True) for part in batch.parts)
     return BatchResult(
         batch=batch, outcomes=outcomes, finished_at=terms.now, charge_study=True, error=f"unexpected {where}"
     )
@@ -87,79 +77,71 @@ def _may_have_stored(error: Refused) -> bool:
     return error.status is None or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _not_sent(part: Part, note: str, *, reason: Reason = Reason.NOT_SENT) -> Outcome:
-    return Outcome(entry_id=part.entry_id, state=State.PENDING, reason=reason, note=f"{note}; it is sent again")
+def _not_sent(part: Part, why: str, *, charge: bool = False) -> Outcome:
+    note = f"{why}; it is sent again"
+    return Outcome(entry_id=part.entry_id, state=State.PENDING, reason=Reason.NOT_SENT, note=note, charge=charge)
 
 
-def _uncertain(part: Part, terms: Terms, error: DicomWebError, *, charge: bool) -> Outcome:
+def _unread(error: DicomWebError) -> str:
+    return f"it was posted and no verdict on it came back ({error}); so the server is asked for it"
+
+
+def _uncertain(part: Part, terms: Terms, note: str, *, charge: bool) -> Outcome:
     return Outcome(
         entry_id=part.entry_id,
         state=State.UNCERTAIN,
         reason=Reason.NO_VERDICT,
-        note=f"it was posted and no verdict on it came back ({error}); so the server is asked for it",
+        note=note,
         evidence=terms.evidence(part),
         charge=charge,
         wait=ASK_AFTER,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What to do with the part whose file is not what its digest says."""
-
-    state: State
-    reason: Reason
-    note: str
-    reread: bool
-
-
-_CHANGES = {
-    "gone": _Change(
-        State.FAILED,
-        Reason.GONE,
-        "its file is no longer where it was taken in; put it back and `ingestd retry`, or drop the file again",
-        reread=False,
-    ),
-    "unreadable": _Change(
-        State.PENDING, Reason.NOT_SENT, "its file could not be read; it is read again before it is sent", reread=True
-    ),
-}
-_CHANGED = _Change(
-    State.PENDING,
-    Reason.CHANGED,
-    "its file is no longer what was read: somebody has written to it since; what was being sent was broken off before "
-    "its end, and the file is read again",
+# What becomes of the part whose file is not what its digest says, whichever part it is.
+_CHANGED = Outcome(
+    entry_id=0,
+    state=State.PENDING,
+    reason=Reason.CHANGED,
+    note="its file is no longer what was read: somebody has written to it since; what was being sent was broken off "
+    "before its end, and the file is read again",
     reread=True,
 )
+_CHANGES = {
+    "gone": Outcome(
+        entry_id=0,
+        state=State.FAILED,
+        reason=Reason.GONE,
+        note="its file is no longer where it was taken in; put it back and `ingestd retry`, or drop the file again",
+    ),
+    "unreadable": Outcome(
+        entry_id=0,
+        state=State.PENDING,
+        reason=Reason.NOT_SENT,
+        note="its file could not be read; it is read again before it is sent",
+        reread=True,
+    ),
+}
 
 
 def _file_changed(batch: Batch, error: FileChanged, terms: Terms) -> tuple[Outcome, ...]:
     """Take the changed file out; the end of its part never left, so no server can have stored that."""
-    change = _CHANGES.get(error.why, _CHANGED)
     outcomes = []
     for index, part in enumerate(batch.parts):
         if index == error.part_index:
-            outcomes.append(
-                Outcome(
-                    entry_id=part.entry_id,
-                    state=change.state,
-                    reason=change.reason,
-                    note=change.note,
-                    reread=change.reread,
-                )
-            )
+            outcomes.append(replace(_CHANGES.get(error.why, _CHANGED), entry_id=part.entry_id))
         elif error.body_bytes_left == 0:
             outcomes.append(_not_sent(part, "another file of its batch had changed before anything was sent"))
         else:
             # A server may keep the parts that were whole when the request broke off (Azure conformance v2, Store).
-            outcomes.append(_uncertain(part, terms, error, charge=False))
+            outcomes.append(_uncertain(part, terms, _unread(error), charge=False))
     return tuple(outcomes)
 
 
 def _too_large(blank: BatchResult, batch: Batch) -> BatchResult:
     if len(batch.parts) > 1:
         note = "the post was too large for the server (413), which stored none of it; it is sent in smaller ones"
-        outcomes = tuple(replace(_not_sent(part, note), charge=True) for part in batch.parts)
+        outcomes = tuple(_not_sent(part, note, charge=True) for part in batch.parts)
         return replace(blank, outcomes=outcomes, charge_study=True, answered=True)
     (part,) = batch.parts
     failed = Outcome(

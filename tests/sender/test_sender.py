@@ -350,7 +350,7 @@ def holding(gate: threading.Event) -> Callable[[Conversation], None]:
     return step
 
 
-def test_no_more_is_free_than_the_pace_allows(tmp_path):
+def test_no_more_is_free_than_the_limit_allows(tmp_path):
     gate = threading.Event()
     with ScriptedServer(holding(gate)) as server, Posting(server.url) as sender:
         assert (sender.limit, sender.free) == (4, 4)

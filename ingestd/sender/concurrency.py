@@ -6,23 +6,23 @@ long as it takes to see two rounds of them end - and is taken back where through
 
 from __future__ import annotations
 
-START = 4
+_START = 4
 # A round with one post more must move this much more, or it only makes the server hold more at once.
-WORTH_IT = 1.05
+_WORTH_IT = 1.05
 # Rounds at the found limit before one more is tried again.
-HOLD_ROUNDS = 16
+_HOLD_ROUNDS = 16
 # What a post and an instance cost beside their bytes, so that small files count for what they are.
-POST_COST = 50_000
-INSTANCE_COST = 10_000
+_POST_COST = 50_000
+_INSTANCE_COST = 10_000
 
 
-class Pace:
+class ConcurrencyLimit:
     """The adaptive limit on posts in flight."""
 
     def __init__(self, most: int) -> None:
         """Start at four; ``most`` is never passed."""
         self._most = max(1, most)
-        self.limit = min(START, self._most)
+        self.value = min(_START, self._most)
         self._round_began: float | None = None
         self._ended = 0
         self._work = 0
@@ -32,13 +32,13 @@ class Pace:
 
     def succeeded(self, *, size_bytes: int, instances: int, in_flight: int, at: float) -> None:
         """Take a post that was answered; ``in_flight`` counts those at that moment, itself included."""
-        if in_flight < self.limit or self._round_began is None:
+        if in_flight < self.value or self._round_began is None:
             # Not all places were taken: the rate of this time says nothing about the limit.
             self._begin_round(at)
             return
         self._ended += 1
-        self._work += size_bytes + POST_COST + INSTANCE_COST * instances
-        if self._ended >= 2 * self.limit and at > self._round_began:
+        self._work += size_bytes + _POST_COST + _INSTANCE_COST * instances
+        if self._ended >= 2 * self.value and at > self._round_began:
             self._end_round(self._work / (at - self._round_began))
             self._begin_round(at)
 
@@ -47,7 +47,7 @@ class Pace:
         if self._last_cut is not None and began <= self._last_cut:
             return
         self._last_cut = at
-        self.limit = max(1, self.limit // 2)
+        self.value = max(1, self.value // 2)
         self._rate_before = None
         self._hold = 0
         self._begin_round(at)
@@ -58,14 +58,14 @@ class Pace:
         self._work = 0
 
     def _end_round(self, rate: float) -> None:
-        if self._rate_before is not None and rate < self._rate_before * WORTH_IT:
-            self.limit -= 1
-            self._hold = HOLD_ROUNDS
+        if self._rate_before is not None and rate < self._rate_before * _WORTH_IT:
+            self.value -= 1
+            self._hold = _HOLD_ROUNDS
             self._rate_before = None
         elif self._hold:
             self._hold -= 1
-        elif self.limit < self._most:
+        elif self.value < self._most:
             self._rate_before = rate
-            self.limit += 1
+            self.value += 1
         else:
             self._rate_before = None

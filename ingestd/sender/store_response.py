@@ -60,17 +60,15 @@ class Terms:
 def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchResult:
     """Give each part the Outcome that the answer amounts to; ``seconds`` and the like are the caller's to add."""
     alone = len(batch.parts) == 1
-    unnamed = [part for part in batch.parts if _is_unnamed(part, result)]
-    nameless = _nameless_failures(unnamed, result)
+    unnamed = [part for part in batch.parts if _is_unnamed(part.identity.sop_uid, result)]
+    nameless = _nameless_failures(unnamed, result) if unnamed else {}
     outcomes = []
     for part in batch.parts:
         uid = part.identity.sop_uid
-        if _is_unnamed(part, result):
-            reason = nameless.get(part.entry_id)
-            failed = None if reason is None else Failed(reason=reason)
-            outcomes.append(
-                _no_verdict(part, alone, result, terms) if failed is None else _failed(part, failed, alone, terms)
-            )
+        if part.entry_id in nameless:
+            outcomes.append(_failed(part, Failed(reason=nameless[part.entry_id]), alone, terms))
+        elif _is_unnamed(uid, result):
+            outcomes.append(_no_verdict(part, alone, result, terms))
         elif uid in result.stored:
             outcomes.append(_stored(part, result.stored[uid], terms))
         else:
@@ -146,8 +144,7 @@ def give_up(result: BatchResult, *, others_succeed: bool = True, most_attempts: 
     return replace(result, outcomes=(failed,))
 
 
-def _is_unnamed(part: Part, result: StoreResult) -> bool:
-    uid = part.identity.sop_uid
+def _is_unnamed(uid: str, result: StoreResult) -> bool:
     # Named as stored and as failed is no verdict either.
     return uid in result.contradicted or (uid not in result.stored and uid not in result.failed)
 

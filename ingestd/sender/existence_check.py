@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from ingestd.dicomweb import DicomWebClient, NotAuthorized, Refused, Throttled, Unavailable, Unintelligible, uid_of
+from ingestd.dicomweb import DicomWebClient, Refused, Unavailable, Unintelligible, uid_of
 from ingestd.lifecycle import Batch, Identity, Outcome, Reason, State
-from ingestd.outages import ABOUT_ITSELF
-from ingestd.sender.verdicts import Terms
+from ingestd.outages import stops_queries
+from ingestd.sender.store_response import Terms
 
 
 def ask_present(client: DicomWebClient, batch: Batch) -> dict[int, bool] | None:
@@ -42,7 +42,7 @@ def ask_present(client: DicomWebClient, batch: Batch) -> dict[int, bool] | None:
     except Unavailable as error:
         # A search that fails by itself (500, 504) must not keep the post from being made; a server that is not there,
         # is busy or does not let us in would not take the post either.
-        if isinstance(error, (NotAuthorized, Throttled)) or error.status in {None, *ABOUT_ITSELF}:
+        if stops_queries(error):
             raise
         return None
     return present
