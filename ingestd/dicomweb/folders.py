@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,8 +114,3 @@ def _part(path: str, place: str) -> StorePart | _Skipped:
 
 def _open(place: str, _path: str, flags: int) -> int:
     return places.open_file(place, flags)
-
-
-def total_bytes(batch: Sequence[StorePart]) -> int:
-    """Sum up the files of a batch."""
-    return sum(part.size_bytes for part in batch)

@@ -10,7 +10,7 @@ A new key is added to ``ALLOWED`` (``tests/logs/test_logs.py`` finds uses of key
 """
 
 from .allowed import ALLOWED, ELLIPSIS, WITHHELD, set_key, study_ref
-from .writing import Sink, catch_up, configure, finish, lines_lost
+from .writing import Sink, catch_up, configure, finish
 
 __all__ = [
     "ALLOWED",
@@ -20,7 +20,6 @@ __all__ = [
     "catch_up",
     "configure",
     "finish",
-    "lines_lost",
     "set_key",
     "study_ref",
 ]

@@ -34,7 +34,6 @@ class _State:
     """What ``configure`` chose; one process has one log."""
 
     def __init__(self) -> None:
-        self.sink: Sink | None = None
         self.repeats: Repeats | None = None
 
 
@@ -112,7 +111,6 @@ def configure(
     finish()
     stream = sys.stderr if stream is None else stream
     sink = Sink(stream)
-    _state.sink = sink
     name_studies(plain=uids == "plain")
     pretty = form == "console" or (form == "auto" and stream is not None and stream.isatty())
     render = _render_console if pretty else _render_json
@@ -142,11 +140,6 @@ def finish() -> None:
     """Write how often faults came whose lines were held back, before this log ends."""
     if _state.repeats:
         _state.repeats.finish()
-
-
-def lines_lost() -> int:
-    """Return how many lines could not be written since the last ``configure``."""
-    return _state.sink.lost if _state.sink else 0
 
 
 def _keep_allowed(_logger: object, method: str, event: _Event) -> _Event:

@@ -334,12 +334,12 @@ class Full(io.StringIO):
 
 def test_a_full_disk_behind_stderr_loses_lines_and_says_how_many():
     stream = Full()
-    logs.configure(stream=stream)
+    sink = logs.configure(stream=stream)
     log = structlog.get_logger()
 
     for _ in range(3):
         log.info("inbox.admitted")
-    assert logs.lines_lost() == 3
+    assert sink.lost == 3
     stream.full = False
     log.info("daemon.stopped")
 
@@ -359,9 +359,9 @@ from ingestd.dicomweb import BearerAuth, TokenError
 from ingestd.ledger import LedgerFull
 from ingestd.logs.allowed import fit
 import structlog
-logs.configure()
+sink = logs.configure()
 structlog.get_logger().info("daemon.started")
-print(logs.lines_lost())
+print(sink.lost)
 """
     ran = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False, cwd=PACKAGE.parent
