@@ -35,6 +35,7 @@ from ingestd.lifecycle import SourceStat
 
 from . import removal, takein
 from .aside import Aside
+from .copying import source_is_unchanged
 from .types import (
     Brought,
     Candidate,
@@ -314,7 +315,7 @@ class Spool:
 
     def is_needless_copy(self, path: str) -> bool:
         """Whether this is a copy without a row whose source still lies unchanged in its inbox."""
-        return takein.source_is_unchanged(self.path / path)
+        return source_is_unchanged(self.path / path)
 
     def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
         """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
