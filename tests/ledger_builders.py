@@ -9,7 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingestd.ledger import Ledger, Transaction, moves
+from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import (
     HOLDING,
     MOVES,
@@ -173,7 +173,7 @@ def confirm(ledger: Ledger, *entry_ids: int, now: datetime = LATER, evidence_at:
 
 
 def state_of(ledger: Ledger, entry_id: int) -> State:
-    entry = ledger.entry(entry_id)
+    entry = queries.entry(ledger, entry_id)
     assert entry is not None
     return entry.state
 

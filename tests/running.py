@@ -25,7 +25,7 @@ from typing import Any, Self, TypeVar
 import pytest
 
 from ingestd.cli import main
-from ingestd.ledger import Entry, Ledger, Story
+from ingestd.ledger import Entry, Ledger, Story, queries
 
 T = TypeVar("T")
 PROGRAM = (sys.executable, "-m", "ingestd")
@@ -152,20 +152,20 @@ class Site:
         if not self.ledger_file.exists():
             return {}
         with self.ledger() as ledger:
-            return {str(state): rows for state, rows in ledger.counts().items() if rows}
+            return {str(state): rows for state, rows in queries.counts(ledger).items() if rows}
 
     def entries(self) -> list[Entry]:
         """Every row of the ledger, by id."""
         rows: list[Entry] = []
         with self.ledger() as ledger:
-            while page := ledger.entries(after=rows[-1] if rows else None):
+            while page := queries.entries(ledger, after=rows[-1] if rows else None):
                 rows.extend(page)
         return sorted(rows, key=lambda entry: entry.entry_id)
 
     def stories(self) -> list[Story]:
         """Every row of the ledger with its history, by id."""
         with self.ledger() as ledger:
-            stories = [ledger.story(entry.entry_id) for entry in self.entries()]
+            stories = [queries.story(ledger, entry.entry_id) for entry in self.entries()]
         return [story for story in stories if story is not None]
 
     def entry_of(self, relative_path: str) -> Entry:

@@ -18,7 +18,7 @@ from ingestd.daemon.removals import Removals
 from ingestd.daemon.wallclock import WallClock
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
-from ingestd.ledger import Event, Ledger, moves
+from ingestd.ledger import Event, Ledger, moves, queries
 from ingestd.lifecycle import Reason, State, StudyQueue, order_studies
 from ingestd.reader import ReaderLimits, ReaderPool
 from tests.builders import write_instance
@@ -41,7 +41,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def claimed(ledger: Ledger, now: datetime) -> list[int]:
     with ledger.transaction() as tx:
         moves.wake(tx, now=now)
-        batches = [moves.claim(tx, study.study_uid, now=now) for study in ledger.studies_due(now=now)]
+        batches = [moves.claim(tx, study.study_uid, now=now) for study in queries.studies_due(ledger, now=now)]
     return [part.entry_id for batch in batches if batch is not None for part in batch.parts]
 
 
@@ -54,11 +54,11 @@ def test_wait_beyond_its_own_longest_is_over(ledger: Ledger):
     (checked,) = admit(ledger, arrival(4, study=4), now=LATER)
     send(ledger, 4, wait=timedelta(minutes=15))
 
-    assert ledger.studies_due(now=LATER) == []
-    assert ledger.next_study_at(now=BACK) == BACK
-    assert ledger.next_wake_at(now=BACK) == BACK
-    assert ledger.next_check_at(now=BACK) == BACK
-    assert [row.entry_id for row in ledger.unproven(now=BACK)] == [checked]
+    assert queries.studies_due(ledger, now=LATER) == []
+    assert queries.next_study_at(ledger, now=BACK) == BACK
+    assert queries.next_wake_at(ledger, now=BACK) == BACK
+    assert queries.next_check_at(ledger, now=BACK) == BACK
+    assert [row.entry_id for row in queries.unproven(ledger, now=BACK)] == [checked]
     with ledger.transaction() as tx:
         moves.wake(tx, now=BACK)
     assert sorted(claimed(ledger, BACK)) == [quiet, backoff, deferred]
@@ -70,8 +70,8 @@ def test_wait_within_its_own_longest_stands(ledger: Ledger):
     entry_id = entry_in(ledger, State.STORED, study=2)
     apply_outcome(ledger, outcome(entry_id, State.STORED, Reason.NOT_SHOWN, wait=timedelta(minutes=30)))
 
-    assert ledger.studies_due(now=LATER) == []
-    assert ledger.unproven(now=LATER) == []
+    assert queries.studies_due(ledger, now=LATER) == []
+    assert queries.unproven(ledger, now=LATER) == []
 
 
 def test_what_the_server_cannot_tell_for_long_is_not_hidden_by_a_clock_set_back(ledger: Ledger):
@@ -81,9 +81,9 @@ def test_what_the_server_cannot_tell_for_long_is_not_hidden_by_a_clock_set_back(
     apply_outcome(ledger, told, now=LATER)
     grace = timedelta(minutes=15)
 
-    assert ledger.untold(longer_than=grace, now=LATER + grace / 2) == (0, "")
-    assert ledger.untold(longer_than=grace, now=LATER + grace) == (1, "no copy")
-    assert ledger.untold(longer_than=grace, now=BACK) == (1, "no copy")
+    assert queries.untold(ledger, longer_than=grace, now=LATER + grace / 2) == (0, "")
+    assert queries.untold(ledger, longer_than=grace, now=LATER + grace) == (1, "no copy")
+    assert queries.untold(ledger, longer_than=grace, now=BACK) == (1, "no copy")
 
 
 def test_study_from_before_the_clock_was_set_back_goes_first():
@@ -123,11 +123,11 @@ def test_jump_is_one_row_and_the_facts_keep_their_times(ledger: Ledger):
         now(BACK + timedelta(seconds=15), 1015.0),
     )
 
-    (jump,) = ledger.jumps()
+    (jump,) = queries.jumps(ledger)
     assert jump == wall.jump
     assert (jump.at, jump.by) == (BACK + timedelta(seconds=10), -HOURS)
     assert (jump.last_entry_id, jump.last_attempt_id) == (entry_id, 0)
-    entry = ledger.entry(entry_id)
+    entry = queries.entry(ledger, entry_id)
     assert entry is not None
     assert entry.admitted_at == LATER
 
@@ -135,7 +135,7 @@ def test_jump_is_one_row_and_the_facts_keep_their_times(ledger: Ledger):
 def test_many_small_steps_are_noticed_as_well_as_a_large_one(ledger: Ledger):
     notice(ledger, *(now(LATER - timedelta(seconds=step), 1000.0) for step in range(20)))
 
-    assert sum((jump.by for jump in ledger.jumps()), timedelta(0)) <= -timedelta(seconds=18)
+    assert sum((jump.by for jump in queries.jumps(ledger)), timedelta(0)) <= -timedelta(seconds=18)
 
 
 def test_clock_set_while_nobody_ran_is_noticed_at_the_next_start(ledger: Ledger):
@@ -143,7 +143,7 @@ def test_clock_set_while_nobody_ran_is_noticed_at_the_next_start(ledger: Ledger)
 
     notice(ledger, now(LATER + timedelta(minutes=1) + HOURS, 1060.0))
 
-    assert [jump.by for jump in ledger.jumps()] == [HOURS]
+    assert [jump.by for jump in queries.jumps(ledger)] == [HOURS]
 
 
 def test_clock_set_back_over_a_restart_of_the_machine_is_noticed_by_what_is_on_record(
@@ -155,7 +155,7 @@ def test_clock_set_back_over_a_restart_of_the_machine_is_noticed_by_what_is_on_r
 
     notice(ledger, now(BACK, 20.0), now(BACK + timedelta(seconds=5), 25.0))
 
-    assert [jump.by for jump in ledger.jumps()] == [-HOURS]
+    assert [jump.by for jump in queries.jumps(ledger)] == [-HOURS]
 
 
 def test_backoffs_and_checks_last_as_long_as_they_would_have(ledger: Ledger):
@@ -169,10 +169,10 @@ def test_backoffs_and_checks_last_as_long_as_they_would_have(ledger: Ledger):
 
     notice(ledger, now(back, 1000.0))
 
-    assert ledger.next_wake_at(now=back) == back + timedelta(minutes=2)
-    assert ledger.next_check_at(now=back) == back + timedelta(minutes=3)
-    assert ledger.studies_due(now=back) == []
-    assert [study.study_uid for study in ledger.studies_due(now=back + timedelta(seconds=5))] == ["1.2.1"]
+    assert queries.next_wake_at(ledger, now=back) == back + timedelta(minutes=2)
+    assert queries.next_check_at(ledger, now=back) == back + timedelta(minutes=3)
+    assert queries.studies_due(ledger, now=back) == []
+    assert [study.study_uid for study in queries.studies_due(ledger, now=back + timedelta(seconds=5))] == ["1.2.1"]
 
 
 @pytest.mark.parametrize("by", [-HOURS, HOURS], ids=["back", "forward"])
@@ -186,7 +186,7 @@ def test_age_of_the_oldest_file_goes_on_over_a_jump(ledger: Ledger, by: timedelt
     notice(ledger, now(set_at, 1000.0 + 20 * 60))
     admit(ledger, arrival(3), now=set_at + timedelta(minutes=1))
 
-    assert ledger.oldest_unconfirmed_at() == set_at - timedelta(minutes=20)
+    assert queries.oldest_unconfirmed_at(ledger) == set_at - timedelta(minutes=20)
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_duplicate_from_before_a_jump_is_let_go_by_what_is_seen_after_it_and_by_
     def is_settled_by(evidence_at: datetime) -> bool:
         seen = outcome(holder, State.CONFIRMED, evidence_at=evidence_at)
         apply_outcome(ledger, seen, now=BACK + timedelta(minutes=9))
-        return duplicate in {row.entry_id for row in ledger.removable(before=BACK + timedelta(days=1))}
+        return duplicate in {row.entry_id for row in queries.removable(ledger, before=BACK + timedelta(days=1))}
 
     assert not is_settled_by(BACK - timedelta(minutes=5))
     assert is_settled_by(BACK + timedelta(minutes=5))

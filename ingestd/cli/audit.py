@@ -23,7 +23,7 @@ from ingestd.daemon.trust import sameness_of
 from ingestd.daemon.wiring import backoff_of, client_of, profile_from, reader_limits_of, rules_of
 from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.inbox import Spool
-from ingestd.ledger import Choice, Entry, Ledger, StudySummary, moves
+from ingestd.ledger import Choice, Entry, Ledger, StudySummary, moves, queries
 from ingestd.lifecycle import Identity, Kind, Outcome, Sameness, ServerKind, State, Unproven
 from ingestd.reader import CompareJob, ReaderPool
 from ingestd.reconciler import (
@@ -134,7 +134,7 @@ class _Auditor:
         report = self.report
         ends_at = boottime() + budget.total_seconds()
         profile = profile_from(self._config) or probe_profile(self._client)
-        jump = next(iter(self._ledger.jumps(limit=1)), None)
+        jump = next(iter(queries.jumps(self._ledger, limit=1)), None)
         rules = replace(rules_of(self._config, profile), jump=jump)
         known = sorted(set(self._study_uids()))
         report.studies_known = len(known)
@@ -186,14 +186,14 @@ class _Auditor:
 
     def _study_uids(self) -> Iterator[str]:
         last: StudySummary | None = None
-        while page := self._ledger.studies(limit=1000, after=last):
+        while page := queries.studies(self._ledger, limit=1000, after=last):
             yield from (study.study_uid for study in page)
             last = page[-1]
 
     def _rows_of(self, study_uid: str) -> Iterator[Unproven]:
         last: Entry | None = None
-        while page := self._ledger.entries(Choice(study_uid=study_uid), after=last):
-            rows = self._ledger.unproven_rows([entry.entry_id for entry in page])
+        while page := queries.entries(self._ledger, Choice(study_uid=study_uid), after=last):
+            rows = queries.unproven_rows(self._ledger, [entry.entry_id for entry in page])
             # What waits for its proof is the daemon's: here it is proven only where it is compared.
             yield from (replace(row, sampled=row.state is State.STORED) for row in rows)
             last = page[-1]
@@ -222,7 +222,10 @@ class _Auditor:
             with self._ledger.transaction() as tx:
                 # A person may have said meanwhile that the server is elsewhere: this one is not asked any more.
                 self._ledger.expect_destination(self._config.destination.url)
-                rows = {row.entry_id: row for row in self._ledger.unproven_rows([row.entry_id for row, _ in judged])}
+                rows = {
+                    row.entry_id: row
+                    for row in queries.unproven_rows(self._ledger, [row.entry_id for row, _ in judged])
+                }
                 # Whether it is to be compared is this audit's own, and nothing of the row's.
                 outcomes = [outcome for row, outcome in judged if replace(row, sampled=False) == rows.get(row.entry_id)]
                 moves.apply(tx, outcomes, now=_now(), backoff=backoff_of(self._config), jitter=0.0)

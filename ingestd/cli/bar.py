@@ -81,11 +81,15 @@ def _sizes(policy: InboxPolicy) -> Iterator[int]:
 
 def bar_counts(ledger: Ledger, policies: Sequence[InboxPolicy]) -> BarCounts:
     """Sum up what became of these files, in this run or before: of a folder all its rows, of files named theirs."""
+    from ingestd.ledger import queries
+
     whole = {policy.name for policy in policies if policy.only is None}
-    rows = [(count.state, count.rows, count.size_bytes) for count in ledger.status().counts if count.inbox in whole]
+    rows = [
+        (count.state, count.rows, count.size_bytes) for count in queries.status(ledger).counts if count.inbox in whole
+    ]
     for policy in policies:
         if policy.only is not None:
-            known = ledger.known_sources(policy.name, policy.only)
+            known = queries.known_sources(ledger, policy.name, policy.only)
             newest = [max(sources, key=lambda source: source.entry_id) for sources in known.values() if sources]
             rows += [(source.state, 1, source.source.size_bytes) for source in newest]
     return _counted(rows)
@@ -147,7 +151,9 @@ def shown(policies: Sequence[InboxPolicy]) -> Iterator[Draw]:
 
 
 def _pause(ledger: Ledger) -> Iterator[str]:
-    server = ledger.destination()
+    from ingestd.ledger import queries
+
+    server = queries.destination(ledger)
     if server is None or server.paused_since is None:
         return
     again = tried_again(server.paused_until, datetime.now(UTC))

@@ -262,13 +262,13 @@ def _disk(config: Config) -> Iterator[CheckResult]:
 
 
 def _ledger(config: Config) -> Iterator[CheckResult]:
-    from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerMissing, LedgerOlder, LedgerPermission
+    from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerMissing, LedgerOlder, LedgerPermission, queries
 
     file = config.ledger_file
     try:
         yield from _start_on_ledger(config)
         with Ledger.open(config.ledger, destination=config.destination.url, read_only=True) as ledger:
-            status = ledger.status()
+            status = queries.status(ledger)
     except LedgerMissing:
         yield _ok("ledger", f"{file} will be made")
     except LedgerOlder:

@@ -240,7 +240,7 @@ def _fates(config: Path, drop: Path, dropped: list[str]) -> list[Fate]:
 
 
 def _rows(config: Path) -> dict[str, Entry]:
-    from ingestd.ledger import LedgerError
+    from ingestd.ledger import LedgerError, queries
 
     from .common import ledger_for_reading, load_config
 
@@ -248,7 +248,7 @@ def _rows(config: Path) -> dict[str, Entry]:
     try:
         with ledger_for_reading(load_config(config)) as ledger:
             last: Entry | None = None
-            while entries := ledger.entries(after=last):
+            while entries := queries.entries(ledger, after=last):
                 last = entries[-1]
                 for entry in entries:
                     rows[entry.relative_path] = entry

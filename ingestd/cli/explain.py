@@ -53,14 +53,16 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
     UID (or the UID of its series or study), by its number in the ledger, or by the name that the log has for its study
     (study=4521a78fed84).
     """
+    from ingestd.ledger import queries
+
     settings = load_config(config)
     if not as_json:
         tell_config(settings)
     with ledger_for_reading(settings) as ledger:
         entries = find(settings, ledger, what)
-        stories = [story for entry in entries[:MOST_STORIES] if (story := ledger.story(entry.entry_id))]
-        server = ledger.destination()
-        unanswered = next((alarm for alarm in ledger.alarms() if alarm.kind in _UNANSWERED), None)
+        stories = [story for entry in entries[:MOST_STORIES] if (story := queries.story(ledger, entry.entry_id))]
+        server = queries.destination(ledger)
+        unanswered = next((alarm for alarm in queries.alarms(ledger) if alarm.kind in _UNANSWERED), None)
     if not stories:
         raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what))
     if as_json:
@@ -92,14 +94,16 @@ def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
     A path is tried as written, as seen from its inbox, and from the spool; a name without its folders finds every file
     that is called so, unless a file lies there by that very path and was not taken in yet.
     """
-    found = ledger.find(what)
+    from ingestd.ledger import queries
+
+    found = queries.find(ledger, what)
     if not found and (named := _IN_LOG.fullmatch(what)):
         what = named["value"]
-        found = ledger.find(what)
+        found = queries.find(ledger, what)
     if not found and _REFERENCE.fullmatch(what):
         found = _by_reference(config, ledger, what)
     if found and "/" not in what and _looks_like_path(what):
-        others = ledger.find_named(what)
+        others = queries.find_named(ledger, what)
         return sorted({entry.entry_id: entry for entry in (*found, *others)}.values(), key=lambda entry: entry.entry_id)
     if found or not _looks_like_path(what):
         return found
@@ -107,13 +111,13 @@ def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
     for inbox in config.inboxes:
         if path.is_relative_to(inbox.path):
             relative = str(path.relative_to(inbox.path))
-            if found := [entry for entry in ledger.find(relative) if entry.inbox == inbox.name]:
+            if found := [entry for entry in queries.find(ledger, relative) if entry.inbox == inbox.name]:
                 return found
     if path.is_relative_to(config.spool.path):
-        return ledger.find(str(path.relative_to(config.spool.path)))
-    if (found := ledger.find(str(path))) or Path(what).is_absolute() or _lies_in_an_inbox(config, what):
+        return queries.find(ledger, str(path.relative_to(config.spool.path)))
+    if (found := queries.find(ledger, str(path))) or Path(what).is_absolute() or _lies_in_an_inbox(config, what):
         return found
-    return ledger.find_named(os.path.normpath(what))
+    return queries.find_named(ledger, os.path.normpath(what))
 
 
 def _lies_in_an_inbox(config: Config, what: str) -> bool:
@@ -123,16 +127,16 @@ def _lies_in_an_inbox(config: Config, what: str) -> bool:
 
 def _by_reference(config: Config, ledger: Ledger, reference: str) -> list[Entry]:
     """Find the study that the log calls by this reference; its UID is in no log, so every study is tried."""
-    from ingestd.ledger import StudySummary
+    from ingestd.ledger import StudySummary, queries
     from ingestd.logs import study_ref
 
     if not _know_references(config):
         return []
     last: StudySummary | None = None
-    while page := ledger.studies(limit=1000, after=last):
+    while page := queries.studies(ledger, limit=1000, after=last):
         for study in page:
             if study_ref(study.study_uid) == reference:
-                return ledger.find(study.study_uid)
+                return queries.find(ledger, study.study_uid)
         last = page[-1]
     return []
 
@@ -253,7 +257,7 @@ def _step_at_present(entry: Entry, unanswered: Alarm | None, *, sender: str, pau
     from .advice import AFTER_SEND
 
     step = _step(entry, unanswered)
-    if entry.host == sender and (entry.wish or (entry.state in UNCONFIRMED and not entry.hold_reason)):
+    if entry.host == sender and (entry.request or (entry.state in UNCONFIRMED and not entry.hold_reason)):
         step = AFTER_SEND
     elif paused and entry.state in UNCONFIRMED and not entry.hold_reason:
         step = f"{step}; but nothing is sent at present: {paused}; see `ingestd status`"

@@ -143,34 +143,36 @@ def _unproven_ids(ledger: Ledger, host: str, *, crashed: bool) -> Iterator[int]:
 
     Without its process, what is SENDING was left so by a crash: nobody knows whether it arrived.
     """
-    from ingestd.ledger import Choice, Entry
+    from ingestd.ledger import Choice, Entry, queries
     from ingestd.lifecycle import State
 
     for state in (State.STORED, State.UNCERTAIN, *([State.SENDING] if crashed else [])):
         last: Entry | None = None
-        while page := ledger.entries(Choice(state=state), after=last):
+        while page := queries.entries(ledger, Choice(state=state), after=last):
             yield from (entry.entry_id for entry in page if entry.host == host)
             last = page[-1]
 
 
 def _waiting(ledger: Ledger, asked: list[int]) -> bool:
+    from ingestd.ledger import queries
     from ingestd.lifecycle import State
 
     unproven = {State.SENDING, State.STORED, State.UNCERTAIN}
     return any(
         row.state in unproven
         for start in range(0, len(asked), 1000)
-        for row in ledger.unproven_rows(asked[start : start + 1000])
+        for row in queries.unproven_rows(ledger, asked[start : start + 1000])
     )
 
 
 def _what_became(ledger: Ledger, asked: list[int]) -> Settled:
+    from ingestd.ledger import queries
     from ingestd.lifecycle import State
 
     states: dict[str, int] = {}
     waiting = 0
     for start in range(0, len(asked), 1000):
-        for row in ledger.unproven_rows(asked[start : start + 1000]):
+        for row in queries.unproven_rows(ledger, asked[start : start + 1000]):
             if row.state in {State.SENDING, State.STORED, State.UNCERTAIN}:
                 waiting += 1
             else:

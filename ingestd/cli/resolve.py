@@ -98,12 +98,12 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
 
 def _new_address(config: Config, *, as_json: bool) -> int:
     """Have the ledger go on with the server at another address, while nobody sends to the former one."""
-    from ingestd.ledger import RefusedMove, moves
+    from ingestd.ledger import RefusedMove, moves, queries
 
     url = config.destination.url
     with ledger_for_moves(config) as ledger, ledger.transaction() as tx:
         # The spools of other configurations too: what is kept in one ledger is proven by one server.
-        for spool in {config.spool.path, config.spool.for_send, *ledger.spools().values()}:
+        for spool in {config.spool.path, config.spool.for_send, *queries.spools(ledger).values()}:
             if (pid := who_runs(spool)) is not None:
                 raise Stop(ExitCode.BUSY, f"an ingestd sends to the former address, process {pid}; stop it first")
         try:
@@ -127,12 +127,12 @@ def decide(
 
     A file that something else is to give way for is looked at first: what gave way does not come back.
     """
-    from ingestd.ledger import RefusedMove, moves
+    from ingestd.ledger import RefusedMove, moves, queries
 
     done: list[int] = []
     refused: list[tuple[int, str]] = []
     for entry_id in dict.fromkeys(ids):
-        entry = ledger.entry(entry_id)
+        entry = queries.entry(ledger, entry_id)
         if entry is not None and (why := _why_not(entry, decision)):
             refused.append((entry_id, f"row {entry_id} cannot be {why}"))
             continue

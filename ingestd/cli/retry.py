@@ -61,7 +61,7 @@ def command(
     With --now, alone or with files, no wait is sat out: a pause of the server ends, and what waits to be tried again
     is due. For who has just mended the server, the network or the account.
     """
-    from ingestd.ledger import moves
+    from ingestd.ledger import moves, queries
 
     chosen = study is not None or state is not None or reason is not None
     if bool(ids) == chosen and not (now and not chosen):
@@ -72,18 +72,18 @@ def command(
             with ledger.transaction() as tx:
                 moves.try_now(tx, now=datetime.now(UTC))
         if not chosen:
-            moved, wished, refused = _one_by_one(ledger, ids)
+            moved, requested, refused = _one_by_one(ledger, ids)
         else:
             choice = _choice(study, state, reason)
-            if study is not None and not ledger.entries(replace(choice, state=None, reason=None), limit=1):
+            if study is not None and not queries.entries(ledger, replace(choice, state=None, reason=None), limit=1):
                 from .status import unknown
 
                 raise Stop(ExitCode.CONFIGURATION, unknown(study=study))
-            moved, wished, refused = _all_of(ledger, choice)
-        by_send = _taken_by_send(ledger, (*moved, *wished), stopped_send(settings))
+            moved, requested, refused = _all_of(ledger, choice)
+        by_send = _taken_by_send(ledger, (*moved, *requested), stopped_send(settings))
     if as_json:
         refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
-        print_json({"sent_again": moved, "read_again": wished, "refused": refusals})
+        print_json({"sent_again": moved, "read_again": requested, "refused": refusals})
     else:
         but = ""
         if who_runs(settings.spool.path) is None:
@@ -92,7 +92,7 @@ def command(
         if now:
             click.echo("the server, and all that waits for it, is tried at once" + (but and f", {but}"))
         if ids or chosen:
-            _tell(moved, wished, refused, by_send=by_send, but=but)
+            _tell(moved, requested, refused, by_send=by_send, but=but)
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
 
 
@@ -116,16 +116,16 @@ Result = tuple[list[int], list[int], list[tuple[int, str]]]
 
 
 def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
-    from ingestd.ledger import RefusedMove, moves
+    from ingestd.ledger import RefusedMove, moves, queries
     from ingestd.lifecycle import State
 
     from .entry_file import why_not_readable
 
     moved: list[int] = []
-    wished: list[int] = []
+    requested: list[int] = []
     refused: list[tuple[int, str]] = []
     for entry_id in dict.fromkeys(ids):
-        entry = ledger.entry(entry_id)
+        entry = queries.entry(ledger, entry_id)
         if entry is not None and entry.state is State.REJECTED and (why := why_not_readable(entry)):
             refused.append((entry_id, f"row {entry_id} cannot be read again: its file {why}"))
             continue
@@ -135,8 +135,8 @@ def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
         except RefusedMove as refusal:
             refused.append((entry_id, str(refusal)))
         else:
-            (wished if after == State.REJECTED else moved).append(entry_id)
-    return moved, wished, refused
+            (requested if after == State.REJECTED else moved).append(entry_id)
+    return moved, requested, refused
 
 
 def _all_of(ledger: Ledger, choice: Choice) -> Result:
@@ -144,38 +144,44 @@ def _all_of(ledger: Ledger, choice: Choice) -> Result:
     from ingestd.ledger import moves
 
     moved: list[int] = []
-    wished: list[int] = []
+    requested: list[int] = []
     refused: dict[int, str] = {}
     while True:
         with ledger.transaction() as tx:
             part = moves.retry_all(tx, choice, now=datetime.now(UTC))
-        fresh = [row for row in part.wished if row not in wished]
+        fresh = [row for row in part.requested if row not in requested]
         # A row in whose place another is sent stays where it is, and is chosen again.
         told = {*refused, *moved, *part.moved}
         new_refusals = {refusal.entry_id: str(refusal) for refusal in part.refused if refusal.entry_id not in told}
         moved += part.moved
-        wished += fresh
+        requested += fresh
         refused |= new_refusals
         if not part.moved and not fresh and not new_refusals:
-            return moved, wished, sorted(refused.items())
+            return moved, requested, sorted(refused.items())
 
 
 def _taken_by_send(ledger: Ledger, ids: Sequence[int], host: str) -> set[int]:
     """Say which of these rows wait for another ``ingestd send``."""
+    from ingestd.ledger import queries
+
     if not host:
         return set()
-    return {entry_id for entry_id in ids if (entry := ledger.entry(entry_id)) is not None and entry.host == host}
+    return {
+        entry_id for entry_id in ids if (entry := queries.entry(ledger, entry_id)) is not None and entry.host == host
+    }
 
 
-def _tell(moved: list[int], wished: list[int], refused: list[tuple[int, str]], *, by_send: set[int], but: str) -> None:
+def _tell(
+    moved: list[int], requested: list[int], refused: list[tuple[int, str]], *, by_send: set[int], but: str
+) -> None:
     for entry_id, why in refused:
         click.echo(f"file {entry_id}: not retried: {why}")
-    sent, read = (sum(1 for entry_id in ids if entry_id not in by_send) for ids in (moved, wished))
+    sent, read = (sum(1 for entry_id in ids if entry_id not in by_send) for ids in (moved, requested))
     if sent:
         click.echo(f"{in_files(sent)} will be sent again")
     if read:
         click.echo(f"{in_files(read)} will be read again")
-    if not moved and not wished and not refused:
+    if not moved and not requested and not refused:
         click.echo("no file is like that")
     if by_send:
         click.echo(f"{in_files(len(by_send))} of `ingestd send` can be sent only by it: run it on the folder again")

@@ -53,16 +53,17 @@ def look_back(
     ``inboxes``, and the files that were named in each (None: all), so does one that did before, while its file lies
     there as it was.
     """
+    from ingestd.ledger import queries
     from ingestd.lifecycle import Reason, needs_person
 
     from .common import ledger_for_reading
 
     states: dict[str, int] = {}
     with ledger_for_reading(config) as ledger:
-        for count in ledger.status().counts:
+        for count in queries.status(ledger).counts:
             if inboxes is None or count.inbox in inboxes:
                 states[str(count.state)] = states.get(str(count.state), 0) + count.rows
-        called = ledger.called_since(result.last_event_before)
+        called = queries.called_since(ledger, result.last_event_before)
         ours = called if inboxes is None else _named(ledger, inboxes, frozenset(entry.entry_id for entry in called))
         calling = [entry for entry in ours if needs_person(entry.state, entry.reason)]
         found = [entry for entry in calling if entry.reason not in {Reason.NOT_DICOM, Reason.DICOMDIR}]
@@ -77,13 +78,13 @@ def look_back(
 
 
 def _named(ledger: Ledger, inboxes: Mapping[str, Collection[str] | None], called: frozenset[int]) -> list[Entry]:
-    from ingestd.ledger import Choice
+    from ingestd.ledger import Choice, queries
     from ingestd.lifecycle import NEEDS_PERSON
 
     found: list[Entry] = []
     for state in sorted(NEEDS_PERSON):
         after: Entry | None = None
-        while page := ledger.entries(Choice(state=state), after=after):
+        while page := queries.entries(ledger, Choice(state=state), after=after):
             after = page[-1]
             found += [entry for entry in page if _is_named(entry, inboxes, called)]
     return found

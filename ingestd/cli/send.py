@@ -44,6 +44,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
     On a terminal a bar stands in the place of the log, which `2>send.log` keeps.
     """
     from ingestd.daemon import run_once, sending_config, sending_policies
+    from ingestd.ledger import queries
 
     keep_secrets()
     settings = load_config(config)
@@ -70,7 +71,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
         def watch(daemon: Daemon) -> None:
             took_all = daemon.intake.is_idle
             if draw is not None:
-                draw(daemon.ledger, daemon.alarms.standing, at_once=took_all and not daemon.ledger.unfinished())
+                draw(daemon.ledger, daemon.alarms.standing, at_once=took_all and not queries.unfinished(daemon.ledger))
             if took_all:
                 left_alone.update(_left_alone(daemon))
 

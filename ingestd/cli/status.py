@@ -188,25 +188,27 @@ def look(config: Config, wanted: StatusFilter) -> Picture:
 
 
 def _read(config: Config, ledger: Ledger, wanted: StatusFilter, pid: int | None) -> Picture:
-    status = ledger.status()
+    from ingestd.ledger import queries
+
+    status = queries.status(ledger)
     sender = stopped_send(config)
     studies: list[StudySummary] = []
     files: list[Entry] = []
     if wanted.is_anything:
         choice = _choice(ledger, wanted)
         if wanted.lists_files:
-            files = ledger.entries(choice, limit=wanted.limit + 1)
+            files = queries.entries(ledger, choice, limit=wanted.limit + 1)
         else:
-            studies = ledger.studies(choice, limit=wanted.limit + 1)
+            studies = queries.studies(ledger, choice, limit=wanted.limit + 1)
     nothing = ""
     if wanted.is_anything and not files and not studies:
         named = _choice(ledger, replace(wanted, modality=None, state=None, since=None))
-        if not ledger.entries(named, limit=1):
+        if not queries.entries(ledger, named, limit=1):
             nothing = unknown(study=wanted.study, accession=wanted.accession, patient_id=wanted.patient_id)
     at = datetime.now(UTC)
     host = host_of(config.spool.path)
-    rows = ledger.unfinished(host=host) if host and pid is None else 0
-    waiting_for_send = ledger.unfinished(host=sender) if sender else 0
+    rows = queries.unfinished(ledger, host=host) if host and pid is None else 0
+    waiting_for_send = queries.unfinished(ledger, host=sender) if sender else 0
     return Picture(
         config=config,
         at=at,

@@ -17,7 +17,7 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.destination import DestinationState, Verdict
 from ingestd.daemon.now import Now
 from ingestd.daemon.silence import Silence
-from ingestd.ledger import Ledger, Transaction, moves
+from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import (
     Backoff,
     Batch,
@@ -77,7 +77,7 @@ class Dispatch:
         self._log = structlog.get_logger()
         self._jitter = SystemRandom().random
         self.destination = DestinationState(backoff=backoff, jitter=self._jitter)
-        written = ledger.destination()
+        written = queries.destination(ledger)
         if written is not None and written.paused_since is not None:
             self.destination.take_over(Pause(cause=PauseCause(written.pause_cause), note=written.pause_note))
         self._results: list[tuple[BatchResult, Verdict]] = []
@@ -128,7 +128,7 @@ class Dispatch:
         """Whether a person has ended the pause that was written, in another process (``ingestd retry --now``)."""
         if self._paused is not None or not self.destination.wait_left(now.mono):
             return False
-        written = self._ledger.destination()
+        written = queries.destination(self._ledger)
         return written is not None and written.paused_until is not None and written.paused_until <= now.utc
 
     @property
@@ -141,7 +141,7 @@ class Dispatch:
         self._waits_for_token = False
         if not self._may_post:
             return False
-        due = self._ledger.studies_due(now=now.utc, flush=self.flush, limit=_STUDIES_AT_ONCE)
+        due = queries.studies_due(self._ledger, now=now.utc, flush=self.flush, limit=_STUDIES_AT_ONCE)
         self._due = self.destination.choose(due, in_flight=self._sender.in_flight)
         if not self._due:
             return False
@@ -207,7 +207,7 @@ class Dispatch:
         if not self._may_post or self._waits_for_token or self.destination.probing:
             # A post's end, the token or the probe's answer wakes us.
             return None
-        due = self._ledger.next_study_at(now=now.utc, flush=self.flush)
+        due = queries.next_study_at(self._ledger, now=now.utc, flush=self.flush)
         return None if due is None else now.mono + max(0.0, (due - now.utc).total_seconds())
 
     def _claim(self, tx: Transaction, now: Now) -> list[Batch]:

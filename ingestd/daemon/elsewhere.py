@@ -9,7 +9,7 @@ from __future__ import annotations
 import structlog
 
 from ingestd.daemon.now import Now
-from ingestd.ledger import Ledger, Transaction, moves
+from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.locks import who_runs
 
 _LOOK_EVERY_SECONDS = 1.0
@@ -54,9 +54,9 @@ class Elsewhere:
         self._waiting, self._taken = {}, 0
 
     def _look(self) -> None:
-        found = self._ledger.waiting_elsewhere()
+        found = queries.waiting_elsewhere(self._ledger)
         if found:
-            spools = self._ledger.spools()
+            spools = queries.spools(self._ledger)
             # Whoever runs unseen loses nothing: a row that was moved under it is left alone.
             idle = {host for _, host in found if host not in spools or who_runs(spools[host]) is None}
             found = [(entry_id, host) for entry_id, host in found if host in idle]

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
-from ingestd.ledger import Ledger, Resting, Transaction, moves
+from ingestd.ledger import Ledger, Resting, Transaction, moves, queries
 from ingestd.lifecycle import State
 from ingestd.reconciler import Rules
 
@@ -67,11 +67,11 @@ class GoingBack:
         if now.mono < self._look_at or self.has_work:
             return
         self._look_at = now.mono + _LOOK_EVERY_SECONDS
-        self._settled = self.tell() and not self._ledger.has_looks()
+        self._settled = self.tell() and not queries.has_looks(self._ledger)
         waits = False
         before = self._removals.due_before(now, make_room=make_room)
         if now.mono >= self._good_until or self._is_used_up(before):
-            resting = [] if self._asked else self._ledger.resting(before=before, limit=_ROWS_AT_ONCE)
+            resting = [] if self._asked else queries.resting(self._ledger, before=before, limit=_ROWS_AT_ONCE)
             waits = bool(self._asked or resting)
             if not waits:
                 # Nothing that is to go by now rests on the server's having it.
@@ -101,7 +101,7 @@ class GoingBack:
 
     def tell(self) -> bool:
         """Say whether the server has gone back, and hold the removals as long as it has."""
-        since = self._ledger.went_back_at()
+        since = queries.went_back_at(self._ledger)
         if since is None:
             self._removals.allow(WENT_BACK)
         else:
@@ -136,7 +136,7 @@ class GoingBack:
     def _is_used_up(self, before: datetime) -> bool:
         """Whether all that the last look allows has gone, while more may be to go."""
         up_to = self._removals.up_to
-        return up_to is not None and up_to < before and not self._ledger.resting(before=up_to)
+        return up_to is not None and up_to < before and not queries.resting(self._ledger, before=up_to)
 
     def _look_at_server(self, now: Now, rules: Rules, resting: Sequence[Resting]) -> None:
         if rules.profile.has_feed and now.mono >= self._feed_good_until:
@@ -144,13 +144,17 @@ class GoingBack:
                 self._ask_at = now.mono + _FEED_EVERY_SECONDS
                 self._read_feed_soon()
             return
-        rows = [row for row in self._ledger.unproven_rows(self._asked) if row.state in (State.CONFIRMED, State.DELETED)]
+        rows = [
+            row
+            for row in queries.unproven_rows(self._ledger, self._asked)
+            if row.state in (State.CONFIRMED, State.DELETED)
+        ]
         if any(row.state is State.DELETED or row.absences for row in rows):
             self._went_back, self._asked = True, ()
         elif not rows and resting:
             asked, self._asked_up_to = last_before_outages(resting)
             # The last of all tells soonest.
-            self._asked = tuple(asked | {self._ledger.newest_confirmed() or max(asked)})
+            self._asked = tuple(asked | {queries.newest_confirmed(self._ledger) or max(asked)})
             self._asked_at, self._asks = now.mono, True
         elif all(row.next_check_at is None for row in rows):
             self._asked = ()

@@ -18,7 +18,7 @@ from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Candidate, Expect, Inboxes, InboxPolicy, InboxReport, Removal, Spool, Take
-from ingestd.ledger import InboxSummary, Ledger, Transaction, UnremovedSource, moves
+from ingestd.ledger import InboxSummary, Ledger, Transaction, UnremovedSource, moves, queries
 
 _TIDY_EVERY_SECONDS = 5.0
 _SPOOL_STEP = (
@@ -223,7 +223,7 @@ class Housekeeping:
     def _remove_sources(self) -> None:
         gone = set(self._sources_gone)
         # However many stay, the others get their turn.
-        unremoved = self._ledger.unremoved_sources(after_id=self._removed_up_to, limit=_SOURCES_AT_ONCE)
+        unremoved = queries.unremoved_sources(self._ledger, after_id=self._removed_up_to, limit=_SOURCES_AT_ONCE)
         self._removed_up_to = unremoved[-1].entry_id if len(unremoved) == _SOURCES_AT_ONCE else 0
         for source in unremoved:
             root = self._roots.get(source.inbox)
@@ -234,7 +234,7 @@ class Housekeeping:
 
     def _remove_emptied(self) -> None:
         for inbox, folders in self._inboxes.take_emptied():
-            ours = self._ledger.emptied_by_us(inbox, folders)
+            ours = queries.emptied_by_us(self._ledger, inbox, folders)
             if ours:
                 self._inboxes.folders_leave(inbox, len(ours))
                 self._mover.remove_folders(inbox, self._roots[inbox], ours)

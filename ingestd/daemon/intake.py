@@ -32,7 +32,7 @@ from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import Now
 from ingestd.fs.places import below_of
 from ingestd.inbox import Brought, Candidate, Inboxes, Spool, Stranded, Taken, WhyNot
-from ingestd.ledger import Holder, Judged, KnownSource, Ledger, NewCandidate, Transaction, moves
+from ingestd.ledger import Holder, Judged, KnownSource, Ledger, NewCandidate, Transaction, moves, queries
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, State
 from ingestd.reader import CompareJob, Inspection, InspectJob, Read, Verdict
 
@@ -212,7 +212,7 @@ class Intake:
             by_inbox.setdefault(candidate.inbox, []).append(candidate)
         answer = Asked()
         for inbox, candidates in by_inbox.items():
-            rows = self._ledger.known_sources(inbox, [candidate.relative_path for candidate in candidates])
+            rows = queries.known_sources(self._ledger, inbox, [candidate.relative_path for candidate in candidates])
             for candidate in candidates:
                 here = rows.get(candidate.relative_path, ())
                 if candidate.in_place:
@@ -478,7 +478,7 @@ class Intake:
     def _refuse(self, refusals: list[tuple[Hand, Refusal]], tx: Transaction, now: Now) -> None:
         for hand, _ in refusals:
             if hand.wished and hand.former is not None and hand.refused is not None:
-                moves.wish_failed(tx, hand.former, note=hand.refused[1], now=now.utc)
+                moves.request_failed(tx, hand.former, note=hand.refused[1], now=now.utc)
                 moves.drop_candidates(tx, [hand.candidate_id])
                 self._due.others.append(partial(self._in_hand.discard, hand))
         plain = [(hand, refusal) for hand, refusal in refusals if not hand.wished]

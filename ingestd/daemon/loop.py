@@ -34,7 +34,7 @@ from ingestd.daemon.rework import Rework
 from ingestd.daemon.trust import Trust
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
-from ingestd.ledger import KEY_MADE_ANEW, Ledger, LedgerError, moves
+from ingestd.ledger import KEY_MADE_ANEW, Ledger, LedgerError, moves, queries
 from ingestd.reader import ReaderPool
 from ingestd.reconciler import Reconciler
 from ingestd.sender import Sender
@@ -221,7 +221,7 @@ class Daemon:
                 candidates=recovered.candidates,
             )
         self._tell_of_key()
-        unremoved = [(what_was_read(row), row.path) for row in self.ledger.unremoved_sources()]
+        unremoved = [(what_was_read(row), row.path) for row in queries.unremoved_sources(self.ledger)]
         for policy in self._policies:
             self.mover.recover_removals(policy.path, unremoved)
         self.orphans.start()
@@ -275,7 +275,7 @@ class Daemon:
         if now.mono < self._outage.until:
             return self._outage.until
         claim = self.housekeeping.spool_stands and self.dispatch.may_claim(now)
-        wake_at = self.ledger.next_wake_at(now=now.utc)
+        wake_at = queries.next_wake_at(self.ledger, now=now.utc)
         woken = wake_at is not None and wake_at <= now.utc
         # After a failure also an empty transaction: it shows that the ledger works again.
         if claim or woken or self._outage.holds or self._has_work():
@@ -436,7 +436,7 @@ class Daemon:
             if self.orphans_adopted:
                 asked.append(self.rework.next_at)
         times += [at for at in asked if at is not None]
-        wake_at = self.ledger.next_wake_at(now=now.utc)
+        wake_at = queries.next_wake_at(self.ledger, now=now.utc)
         if wake_at is not None:
             times.append(now.mono + max(0.0, (wake_at - now.utc).total_seconds()))
         if self.intake.has_work:

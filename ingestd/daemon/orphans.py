@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import structlog
@@ -21,7 +22,7 @@ from ingestd.daemon.intake import Intake
 from ingestd.daemon.now import Now
 from ingestd.daemon.removals import Removals
 from ingestd.inbox import Candidate, Inboxes, Spool
-from ingestd.ledger import Ledger, LedgerError, LeftCandidate
+from ingestd.ledger import Ledger, LedgerError, LeftCandidate, queries
 from ingestd.lifecycle import SourceStat
 
 _ADOPTED_AT_ONCE = 256
@@ -73,7 +74,7 @@ class Orphans:
     def start(self) -> None:
         """Begin to take up what the last run left."""
         self._left = {(each.inbox, each.source): each for each in self._left_candidates()}
-        self._found = self._spool.orphans(self._ledger.paths_known)
+        self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
         # A file that is set apart meanwhile would be found as one more of them.
         self._removals.stop("orphans")
 
@@ -107,10 +108,10 @@ class Orphans:
                     return
         except LedgerError:
             # It does not go on after an error: begin anew, when those at hand have their rows.
-            self._found = self._spool.orphans(self._ledger.paths_known)
+            self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
             raise
         except OSError:
-            self._found = self._spool.orphans(self._ledger.paths_known)
+            self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
             self._look_at = now.mono + _FAILED_WAIT_SECONDS
             self._alarms.raise_(
                 "spool_unlisted",
@@ -131,7 +132,7 @@ class Orphans:
         if self._sweep is None:
             self._sweep, self._seen, self._seconds = self._spool.listed(), {}, 0.0
         paths = list(islice(self._sweep, _LISTED_AT_ONCE))
-        unknown = set(paths) - self._ledger.paths_known(paths) if paths else set()
+        unknown = set(paths) - queries.paths_known(self._ledger, paths) if paths else set()
         for path in unknown:
             self._seen[path] = self._first_seen.get(path, now.mono)
         self._seconds += time.perf_counter() - began
@@ -162,6 +163,6 @@ class Orphans:
 
     def _left_candidates(self) -> Iterator[LeftCandidate]:
         after_id = 0
-        while page := self._ledger.left_candidates(after_id=after_id):
+        while page := queries.left_candidates(self._ledger, after_id=after_id):
             yield from page
             after_id = page[-1].candidate_id

@@ -28,7 +28,7 @@ from ingestd.daemon.now import Now
 from ingestd.daemon.trust import Trust, sameness_of
 from ingestd.daemon.unanswered import Unanswered
 from ingestd.fs.places import is_gone
-from ingestd.ledger import Ledger, Transaction, moves
+from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Backoff, Jump, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 from ingestd.reconciler import (
@@ -211,7 +211,7 @@ class Proof:
         if self._reads or self._answers or not self._asked:
             self._waits_for_trust = False
         may_ask = len(self._asked) < _ROWS_MOST and not self._waits_for_trust
-        check = self._ledger.next_check_at(now=now.utc) if may_ask else None
+        check = queries.next_check_at(self._ledger, now=now.utc) if may_ask else None
         self._rows_are_due = check is not None and check <= now.utc
         if may_ask and check is None and self.is_idle:
             for each in self._unanswered.values():
@@ -272,7 +272,7 @@ class Proof:
         if self.rules.profile.has_feed and not self._feed_asked:
             times.append(self._next_feed_at)
         times += [fetch.at for fetch in self._fetches]
-        check = self._ledger.next_check_at(now=now.utc)
+        check = queries.next_check_at(self._ledger, now=now.utc)
         if check is not None and len(self._asked) < _ROWS_MOST:
             if self._more_rows:
                 return now.mono
@@ -291,13 +291,13 @@ class Proof:
     def _plan_feed(self, now: Now, rules: Rules) -> None:
         if not rules.profile.has_feed or self._feed_asked or now.mono < self._next_feed_at:
             return
-        cursor, glances = self._ledger.cursor(), False
+        cursor, glances = queries.cursor(self._ledger), False
         if now.mono < self._feed_at and cursor is not None and cursor.since and self._newest_seen_at is not None:
             cursor = replace(cursor, since=max(cursor.since, self._newest_seen_at - _GLANCE_BACK))
             glances = True
-        first_attempt_at = self._ledger.first_attempt_at()
+        first_attempt_at = queries.first_attempt_at(self._ledger)
         if not glances:
-            counts = self._ledger.counts()
+            counts = queries.counts(self._ledger)
             waiting = counts.get(State.STORED, 0) + counts.get(State.UNCERTAIN, 0)
             every = self._interval if waiting else max(self._interval, _IDLE_FEED_EVERY)
             self._feed_at = now.mono + every.total_seconds()
@@ -308,8 +308,8 @@ class Proof:
             version=rules.profile.feed_version or 2,
             lag=self._lag,
             first_attempt_at=first_attempt_at,
-            end=self._ledger.feed_end(),
-            cursor_moved_at=self._ledger.cursor_moved_at(),
+            end=queries.feed_end(self._ledger),
+            cursor_moved_at=queries.cursor_moved_at(self._ledger),
             elapsed=timedelta(seconds=0 if self._counted_at is None else now.mono - self._counted_at),
         )
         # Behind every read of the ledger: one that fails must not leave a feed that counts as asked.
@@ -320,7 +320,7 @@ class Proof:
     def _plan_rows(self, tx: Transaction, now: Now, rules: Rules) -> None:
         if len(self._asked) >= _ROWS_MOST:
             return
-        due = self._ledger.unproven(now=now.utc, limit=_ROWS_MOST)
+        due = queries.unproven(self._ledger, now=now.utc, limit=_ROWS_MOST)
         free = [row for row in due if row.entry_id not in self._asked]
         chosen = self._trust.choose(free, rules)
         rules = self._trust.applied_to(rules)
@@ -347,7 +347,7 @@ class Proof:
     def _read_rows(self, answers: Sequence[StudyAnswer]) -> None:
         ids = {row.entry_id for answer in answers for row in answer.question.rows}
         ids.update(finding.row.entry_id for finding, _ in self._reads)
-        self._rows = {row.entry_id: row for row in self._ledger.unproven_rows(ids)}
+        self._rows = {row.entry_id: row for row in queries.unproven_rows(self._ledger, ids)}
 
     def _as_it_is(self, asked: Unproven) -> Unproven | None:
         """Give the row of an answer as it is by now; None if it moved meanwhile, and the answer says nothing of it."""
@@ -373,7 +373,7 @@ class Proof:
 
     def _plan_fetches(self, now: Now, rules: Rules) -> None:
         wanted = [fetch for fetch in self._fetches if now.mono >= fetch.at]
-        rows = {row.entry_id: row for row in self._ledger.unproven_rows(fetch.entry_id for fetch in wanted)}
+        rows = {row.entry_id: row for row in queries.unproven_rows(self._ledger, (fetch.entry_id for fetch in wanted))}
         self._fetches = [fetch for fetch in self._fetches if now.mono < fetch.at]
         for fetch in wanted:
             row = rows.get(fetch.entry_id)

@@ -22,7 +22,7 @@ from ingestd.daemon.desk import Owner, ReaderDesk
 from ingestd.daemon.now import Now
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Candidate, LetGo, Spool, WasRead
-from ingestd.ledger import KeptFile, Ledger, Removable, Transaction, moves
+from ingestd.ledger import KeptFile, Ledger, Removable, Transaction, moves, queries
 from ingestd.reader import InspectJob, Read, Verdict
 
 _REMOVE_AT_ONCE = 500
@@ -113,9 +113,9 @@ class Removals:
         self._stuck = {entry_id: at for entry_id, at in self._stuck.items() if at > now.mono}
         aside = self._reading | self._stuck.keys()
         before = before if self.up_to is None else min(before, self.up_to)
-        rows = self._ledger.removable(before=before, limit=_REMOVE_AT_ONCE + len(aside))
+        rows = queries.removable(self._ledger, before=before, limit=_REMOVE_AT_ONCE + len(aside))
         if jump is not None and not rows and self.up_to is None:
-            rows = self._ledger.removable(before=before, ahead_of=now.utc, limit=_REMOVE_AT_ONCE + len(aside))
+            rows = queries.removable(self._ledger, before=before, ahead_of=now.utc, limit=_REMOVE_AT_ONCE + len(aside))
         self._let_go([row for row in rows if row.entry_id not in aside], now)
 
     def due_before(self, now: Now, *, make_room: bool) -> datetime:

@@ -16,7 +16,18 @@ from ingestd.daemon.intake import Intake
 from ingestd.daemon.now import Now
 from ingestd.fs.places import MISSING, below_of, is_gone, look, path_of
 from ingestd.inbox import Candidate, Spool
-from ingestd.ledger import Holder, Judged, Ledger, Need, ReaderNeed, Transaction, Wish, Wished, moves
+from ingestd.ledger import (
+    Holder,
+    Judged,
+    Ledger,
+    OperatorRequest,
+    PendingRead,
+    RequestedRow,
+    RowToRead,
+    Transaction,
+    moves,
+    queries,
+)
 from ingestd.lifecycle import Arrival, Reason, Refusal, Sameness, SourceStat
 from ingestd.reader import CompareJob, Inspection, InspectJob, Read, ReencodeJob, Verdict
 
@@ -35,7 +46,7 @@ class _Work:
 
     __slots__ = ("arrival", "destination", "holder_id", "need")
 
-    def __init__(self, need: ReaderNeed) -> None:
+    def __init__(self, need: RowToRead) -> None:
         self.need = need
         self.destination = ""
         self.arrival: Arrival | None = None
@@ -112,14 +123,14 @@ class Rework:
         """Write what reading again has shown."""
         self._acts = []
         for work, read in self._reads:
-            if work.need.need is Need.REENCODE:
+            if work.need.pending_read is PendingRead.REENCODE:
                 self._settle_reencoded(work, read, tx, now)
             elif work.holder_id is not None:
                 self._settle_compared(work, work.holder_id, read, tx, now)
             else:
                 self._settle_reread(work, read, tx, now)
         for entry_id in self._failed_wishes:
-            moves.wish_failed(tx, entry_id, note="its file is no longer there", now=now.utc)
+            moves.request_failed(tx, entry_id, note="its file is no longer there", now=now.utc)
 
     def committed(self) -> None:
         """The transaction is durable."""
@@ -129,13 +140,13 @@ class Rework:
             act()
 
     def _take_up_rows(self) -> None:
-        needs = self._ledger.needs_reader(limit=_AT_ONCE, after_id=self._after_id)
+        needs = queries.rows_to_read(self._ledger, limit=_AT_ONCE, after_id=self._after_id)
         self._after_id = needs[-1].entry_id if len(needs) == _AT_ONCE else 0
         for need in needs:
             if need.entry_id in self._in_work:
                 continue
             work = _Work(need)
-            if need.need is Need.REREAD:
+            if need.pending_read is PendingRead.REREAD:
                 self._in_work.add(need.entry_id)
                 self._ask_inspect(work)
                 continue
@@ -157,7 +168,7 @@ class Rework:
         self._desk.ask(Owner.REWORK, work, lambda key: InspectJob(key=key, path=path, durable=durable))
 
     def _take_up_wishes(self) -> None:
-        for wished in self._ledger.wishes(limit=_AT_ONCE):
+        for wished in queries.requested_rows(self._ledger, limit=_AT_ONCE):
             if self._intake.holds(wished.entry_id):
                 continue
             try:
@@ -175,14 +186,14 @@ class Rework:
                     candidate=candidate,
                     former=wished.entry_id,
                     wished=True,
-                    admit_anyway=wished.wish is Wish.ADMIT_ANYWAY,
+                    admit_anyway=wished.request is OperatorRequest.ADMIT_ANYWAY,
                 )
             )
 
     def _look_at_rejected(self) -> None:
         """Take what grew or was mended in ``rejected/`` as new (a writer may hold the file open across our rename)."""
         after = 0
-        while files := self._ledger.rejected_files(after_id=after):
+        while files := queries.rejected_files(self._ledger, after_id=after):
             for file in files:
                 after = file.entry_id
                 if file.in_place or self._intake.holds(file.entry_id):
@@ -247,7 +258,7 @@ class Rework:
             self._acts.append(partial(self._in_work.discard, need.entry_id))
 
     def _reject(
-        self, need: ReaderNeed, source: SourceStat, reason: Reason, note: str, tx: Transaction, now: Now
+        self, need: RowToRead, source: SourceStat, reason: Reason, note: str, tx: Transaction, now: Now
     ) -> None:
         refusal = Refusal(
             candidate_id=None,
@@ -299,7 +310,7 @@ class Rework:
         if found is not None and found.verdict in _ADMISSIBLE and self._is_of_another_file(need, found):
             # The file in place is not the one that was admitted: it is read again before anything of it is sent.
             self._acts.append(partial(self._spool.discard, work.destination))
-            self._acts.append(partial(self._ask_inspect, _Work(replace(need, need=Need.REREAD))))
+            self._acts.append(partial(self._ask_inspect, _Work(replace(need, pending_read=PendingRead.REREAD))))
             return
         if found is not None and found.verdict in _ADMISSIBLE:
             content, ctime_ns = content_of(found), found.ctime_ns
@@ -319,7 +330,7 @@ class Rework:
             self._acts.append(partial(self._spool.discard, work.destination))
         self._acts.append(partial(self._in_work.discard, need.entry_id))
 
-    def _is_of_another_file(self, need: ReaderNeed, found: Inspection) -> bool:
+    def _is_of_another_file(self, need: RowToRead, found: Inspection) -> bool:
         if identity_of(found) != need.identity:
             return True
         if not need.in_place:
@@ -330,19 +341,19 @@ class Rework:
             return True
         return not now.looks_like(need.source)
 
-    def _is_lost(self, need: ReaderNeed) -> bool:
+    def _is_lost(self, need: RowToRead) -> bool:
         """Whether there is nothing to read any more: whoever sends it finds that too, and has the server asked."""
         return is_gone(need.path) and self._tells_gone(need.path)
 
-    def _row_path(self, need: ReaderNeed) -> str:
+    def _row_path(self, need: RowToRead) -> str:
         return path_of(need.path) if need.in_place else need.path.removeprefix(f"{self._spool.path}/")
 
 
-def _holds_the_same(found: Inspection, need: ReaderNeed) -> bool:
+def _holds_the_same(found: Inspection, need: RowToRead) -> bool:
     return (found.meta_digest, found.digest) == (need.content.meta_digest, need.content.digest)
 
 
-def _in_place_candidate(wished: Wished) -> Candidate | None:
+def _in_place_candidate(wished: RequestedRow) -> Candidate | None:
     """Look at a rejected file that stays in its inbox; None when it is gone or no regular file any more."""
     try:
         found = look(below_of(wished.path, wished.relative_path))

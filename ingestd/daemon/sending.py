@@ -18,7 +18,7 @@ from pathlib import Path
 from ingestd.config import Config, Inbox
 from ingestd.daemon import wiring
 from ingestd.inbox import InboxPolicy, Take, Watch
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import SourceStat
 
 _SETTLE = timedelta(milliseconds=500)
@@ -73,13 +73,13 @@ def _is_any_known(ledger: Ledger, policies: Sequence[InboxPolicy], path: str) ->
     files = _files_under(path)
     while some := dict(islice(files, _ASKED_AT_ONCE)):
         below = {os.path.relpath(file, policy.path): seen for file, seen in some.items()}
-        known = ledger.known_sources(policy.name, below)
+        known = queries.known_sources(ledger, policy.name, below)
         if any(SourceStat.of(below[name]).looks_like(row.source) for name, rows in known.items() for row in rows):
             return True
     if os.path.lexists(path):
         return False
     # It left meanwhile: what was known of it is all that can be.
-    return bool(ledger.known_sources(policy.name, [os.path.relpath(path, policy.path)]))
+    return bool(queries.known_sources(ledger, policy.name, [os.path.relpath(path, policy.path)]))
 
 
 def _is_in(policy: InboxPolicy, path: str) -> bool:

@@ -30,7 +30,7 @@ from ingestd.daemon.now import read_clocks
 from ingestd.daemon.outage import Outage
 from ingestd.daemon.sending import not_taken_in
 from ingestd.inbox import InboxPolicy
-from ingestd.ledger import Alarm, Ledger, LedgerError, LedgerUnread
+from ingestd.ledger import Alarm, Ledger, LedgerError, LedgerUnread, queries
 
 _STATUS_EVERY_SECONDS = 10.0
 # How long a thread that computes may keep the interpreter from one that has just read, hashed or sent a megabyte. With
@@ -237,7 +237,7 @@ def _prepare(config: Config | None, before: Daemon) -> Daemon | None:
 
 
 def _status_line(ledger: Ledger) -> str:
-    counts = {state: count for state, count in ledger.counts().items() if count}
+    counts = {state: count for state, count in queries.counts(ledger).items() if count}
     return ", ".join(f"{count} {state.value}" for state, count in counts.items()) or "nothing taken in yet"
 
 
@@ -280,7 +280,7 @@ def run_once(
     with signals.caught():
         daemon = Daemon(config, policies=policies, wake=wake)
         try:
-            before = daemon.ledger.last_event_id()
+            before = queries.last_event_id(daemon.ledger)
             daemon.start()
             since = read_clocks().mono
             deadline = since + timeout.total_seconds()
@@ -293,7 +293,7 @@ def run_once(
                 drained = daemon.intake.is_idle and daemon.orphans_adopted and daemon.inboxes.is_drained(since)
                 daemon.dispatch.flush = drained
                 daemon.proof.hurried = drained and daemon.dispatch.is_idle
-                done = drained and daemon.is_idle and daemon.ledger.unfinished() == 0
+                done = drained and daemon.is_idle and queries.unfinished(daemon.ledger) == 0
                 now = read_clocks().mono
                 # Without readers nothing more is taken in, and a person waits.
                 read_by = min(read_by, now + _NO_READER_SECONDS) if daemon.readers.trouble else inf
@@ -302,7 +302,7 @@ def run_once(
                     break
                 daemon.wait(min(due, ends_at))
             daemon.let_go(until=min(deadline, read_clocks().mono + _LET_GO_SECONDS))
-            unfinished = daemon.ledger.unfinished()
+            unfinished = queries.unfinished(daemon.ledger)
             nothing_of = not_taken_in(daemon.ledger, policies or (), named) if done else ()
             left, alarms = tuple(daemon.inboxes.barred()), daemon.alarms.standing
         except BaseException:

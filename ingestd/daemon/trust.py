@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.now import Now
-from ingestd.ledger import Ledger, Transaction, moves
+from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Kind, Outcome, Sameness, Standing, State, Unproven
 from ingestd.reader import Read
 from ingestd.reconciler import (
@@ -75,7 +75,7 @@ class Trust:
 
     def start(self) -> None:
         """Take up where the last run ended."""
-        self._standing = self._ledger.standing()
+        self._standing = queries.standing(self._ledger)
         self._tell()
 
     @property
@@ -120,7 +120,7 @@ class Trust:
 
     def _sampled(self, rows: Sequence[Unproven]) -> Iterable[int]:
         """Choose the sample, and at least one instance of every study."""
-        studies = self._ledger.studies_compared({row.identity.study_uid for row in rows}) if rows else set()
+        studies = queries.studies_compared(self._ledger, {row.identity.study_uid for row in rows}) if rows else set()
         studies.update(row.identity.study_uid for row in self._comparing.values())
         for row in rows:
             study_uid = row.identity.study_uid
@@ -148,7 +148,7 @@ class Trust:
         if now.mono < self._probe_at:
             return []
         self._probe_at = now.mono + self._grace.total_seconds()
-        return [replace(row, sampled=True) for row in self._ledger.newest_stored() if row.entry_id not in asked]
+        return [replace(row, sampled=True) for row in queries.newest_stored(self._ledger) if row.entry_id not in asked]
 
     def judge(self, row: Unproven, sameness: Sameness, *, rules: Rules, at: datetime, differs: str = "") -> Outcome:
         """Say what a comparison comes to, and remember what it says of the server."""
@@ -181,7 +181,7 @@ class Trust:
             return replace(look_once_more(row, outcome.sameness, note, wait=self._grace), mismatch=True)
         left = left_until_second_look(row, rules=rules, now=at)
         may_wait = row.differs_since is None or at - rules.surely_since(row.differs_since, at) < self._grace
-        if left <= timedelta(0) and may_wait and self._ledger.others_on_their_way(studies):
+        if left <= timedelta(0) and may_wait and queries.others_on_their_way(self._ledger, studies):
             left = rules.between_looks
         if left > timedelta(0) and row.state is not State.CONFIRMED:
             note = f"{outcome.note}; nothing of this server has matched yet, so that it is looked at once more"
@@ -193,9 +193,9 @@ class Trust:
         if now.mono < self._look_at or self.has_work:
             return
         self._look_at = now.mono + _LOOK_EVERY_SECONDS
-        self._standing = standing = self._ledger.standing()
+        self._standing = standing = queries.standing(self._ledger)
         self._tell()
-        rows, note = self._ledger.untold(longer_than=self._grace, now=now.utc)
+        rows, note = queries.untold(self._ledger, longer_than=self._grace, now=now.utc)
         self._alarms.set(
             NOT_TOLD,
             note=f"the server could not tell of {rows} file{'s' * (rows != 1)} for long: {note}" if rows else "",
@@ -208,9 +208,11 @@ class Trust:
             self._forgives = True
         elif not self._has_stopped and not is_busy:
             before, after = standing.mismatched_at, self._rechecked_to
-            self._recheck = self._ledger.uncompared(before=before, after=after, limit=_RECHECK_AT_ONCE)
+            self._recheck = queries.uncompared(self._ledger, before=before, after=after, limit=_RECHECK_AT_ONCE)
             if not self._recheck:
-                self._forgives = not self._ledger.has_mismatched() and not self._ledger.has_uncompared(before=before)
+                self._forgives = not queries.has_mismatched(self._ledger) and not queries.has_uncompared(
+                    self._ledger, before=before
+                )
 
     def begin_record(self) -> None:
         """Forget what was found for a transaction that failed: it is found again."""
@@ -236,7 +238,7 @@ class Trust:
         if self._recheck:
             self._rechecked_to = self._recheck[-1][1]
         if self._matches or self._mismatch is not None or self.has_work:
-            self._standing = self._ledger.standing()
+            self._standing = queries.standing(self._ledger)
             self._tell()
         self._recheck, self._forgives = [], False
         self.begin_record()

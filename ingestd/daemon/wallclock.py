@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from ingestd.daemon.now import Now
-from ingestd.ledger import ClockLine, Ledger, Transaction, moves
+from ingestd.ledger import ClockLine, Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Jump
 
 # More than a leap second, and than what NTP corrects without setting the clock.
@@ -30,8 +30,8 @@ class WallClock:
         """Read what the ledger knows of this clock; ``look`` compares."""
         self._ledger = ledger
         self._log = structlog.get_logger()
-        self._known = ledger.clock()
-        self.jump: Jump | None = next(iter(ledger.jumps(limit=1)), None)
+        self._known = queries.clock(ledger)
+        self.jump: Jump | None = next(iter(queries.jumps(ledger, limit=1)), None)
         self._boot = _boot_id()
         self._line: ClockLine | None = None
 
@@ -53,7 +53,7 @@ class WallClock:
                 return None
         else:
             # Over a restart of the machine only this is certain: what is on record was written before.
-            by = now.utc - (self._ledger.newest_at() or now.utc)
+            by = now.utc - (queries.newest_at(self._ledger) or now.utc)
             by = by if by < -_NOTICED else timedelta(0)
         line = ClockLine(
             boot=self._boot,
@@ -61,8 +61,8 @@ class WallClock:
             jump=Jump(
                 at=now.utc,
                 by=by,
-                last_entry_id=self._ledger.last_id(),
-                last_attempt_id=self._ledger.last_attempt_id(),
+                last_entry_id=queries.last_id(self._ledger),
+                last_attempt_id=queries.last_attempt_id(self._ledger),
             ),
         )
         # Two jumps before either could be written are one.

@@ -296,10 +296,10 @@ def _new_row(
 
 def _label(tx: Transaction, arrival: Arrival) -> None:
     study_uid = arrival.identity.study_uid
-    tx.sums.label("modality", arrival.modality, study_uid)
-    tx.sums.label("patient", arrival.patient_hash, study_uid)
-    tx.sums.label("accession", arrival.accession_hash, study_uid)
-    tx.sums.label("series", arrival.identity.series_uid, study_uid)
+    tx.counters.label("modality", arrival.modality, study_uid)
+    tx.counters.label("patient", arrival.patient_hash, study_uid)
+    tx.counters.label("accession", arrival.accession_hash, study_uid)
+    tx.counters.label("series", arrival.identity.series_uid, study_uid)
 
 
 def refuse(tx: Transaction, refusals: Sequence[Refusal], *, now: datetime) -> list[int]:

@@ -107,7 +107,7 @@ def recover(tx: Transaction, *, now: datetime) -> Recovered:
         .values(finished_at=now, interrupted=1, error="the process ended before the answer was read")
     )
     # Behind the sums that were gathered, which may know of posts in flight themselves.
-    tx.close()
+    tx.flush_all()
     tx.connection.execute(update(study).where(study.c.host == tx.host, study.c.in_flight > 0).values(in_flight=0))
     left = tx.connection.execute(
         select(func.count()).select_from(candidate).where(candidate.c.host == tx.host)
@@ -170,7 +170,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
     )
     _put_attempt(tx, batch)
     _mark_sending(tx, batch, [row for row, _ in queued])
-    tx.sums.set_study(tx.host, study_uid, now, in_flight=found.in_flight + 1)
+    tx.counters.set_study(tx.host, study_uid, now, in_flight=found.in_flight + 1)
     tx.flush()
     return batch
 

@@ -33,7 +33,7 @@ _MOVE = tuple(
 def put_clock(tx: Transaction, line: ClockLine) -> None:
     """Put down what the wall clock was set to, and move the waits that pace along with it."""
     # Behind the sums that were gathered, which may know of waits themselves.
-    tx.close()
+    tx.flush_all()
     jump = line.jump
     tx.connection.execute(
         insert(clock),

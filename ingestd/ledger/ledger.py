@@ -6,28 +6,28 @@ import hashlib
 import hmac
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.sql import Executable
 
 from ingestd.clocks import utc_now
 from ingestd.fs.durable import write_whole
 from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits, study_due_at
 
 from . import backup, dialect, search_key, sqlite_file, trouble
+from .counters import queue_of
 from .migrations import MIGRATIONS
 from .schema import alarm, meta, state_count, study
 from .schema import destination as destination_table
 from .schema import host as host_table
-from .sums import queue_of
+from .session import Session
 from .values import (
     KEY_MADE_ANEW,
     OTHER_ADDRESS_STEP,
@@ -36,15 +36,15 @@ from .values import (
     LedgerOlder,
     OtherDestination,
 )
-from .views import Views
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Engine
 
     from .transaction import Transaction
 
 _PUT_HOST = dialect.upsert(host_table)
 _PUT_META = dialect.upsert(meta)
+_DESTINATION = select(destination_table.c.url)
 _SEARCH_KEY = "search_key"  # in meta
 _MICROSECOND = timedelta(microseconds=1)
 _SET_DUE = (
@@ -60,34 +60,19 @@ class _RehearsedError(Exception):
     """Takes back what a rehearsal did."""
 
 
-class Ledger(Views):
-    """An open ledger: the questions of ``Reads`` and ``Views``, and ``write`` for everything else.
+class Ledger(Session):
+    """An open ledger: ``queries`` read it, ``moves`` write it in a ``transaction``."""
 
-    It belongs to the thread that opened it.
-    """
-
-    def __init__(
-        self, engine: Engine, connection: Connection, file: Path, *, host: str, spool: Path | None, read_only: bool
-    ) -> None:
-        super().__init__(connection, host=host, spool=spool)
-        self.file = file
-        self._engine = engine
+    def __init__(self, engine: Engine, file: Path, *, host: str, spool: Path | None, read_only: bool) -> None:
+        super().__init__(engine, file, host=host, spool=spool)
         self._read_only = read_only
-        self._writes = False
-        self._limits: dict[str, BatchLimits] = {}
         self._key: bytes | None = None
         self._key_file = file.with_name(file.name + ".key")
         # Whether the key of a filled ledger was gone when this one was opened to take files in.
         self.key_was_missing = False
         self._words: dict[tuple[str, str], str] = {}  # search words by kind and value; files of a study share theirs
-        self._labels_known: set[tuple[str, str, str]] = set()
-        self._first_candidate_id = 1
-        # Answers that hold until the ledger changes, and the version that they are of; our own writes forget them.
-        self._answers: dict[tuple[Executable, tuple[Any, ...]], Sequence[Any]] = {}
-        self._version = 0
         # How long the last commit took: what a transaction costs, however little is in it.
         self.commit_seconds = 0.0
-        self.wrote = False  # whether the last transaction that was committed changed any row
 
     @classmethod
     def open(
@@ -115,7 +100,7 @@ class Ledger(Views):
             ledger = cls._opened(engine, file, host, destination, spool, limits, read_only=read_only)
         except DBAPIError as error:
             engine.dispose()
-            raise trouble.told(error, file) from None
+            raise trouble.failure(error.orig, file) from None
         if longest is not None:
             ledger.longest = replace(longest, quiet=ledger.longest.quiet)
         return ledger
@@ -130,12 +115,11 @@ class Ledger(Views):
         file = sqlite_file.ledger_file(url)
         engine = sqlite_file.open_engine(file, create=False, read_only=False, rehearsal=True)
         try:
-            with engine.connect() as connection:
-                ledger = cls(engine, connection, file, host=host, spool=spool, read_only=False)
+            with cls(engine, file, host=host, spool=spool, read_only=False) as ledger:
                 ledger._prepare(destination, None, rehearsal=True)
                 return ledger.key_was_missing
         except DBAPIError as error:
-            raise trouble.told(error, file) from None
+            raise trouble.failure(error.orig, file) from None
         finally:
             engine.dispose()
 
@@ -151,23 +135,22 @@ class Ledger(Views):
         *,
         read_only: bool,
     ) -> Ledger:
-        connection = engine.connect()
+        ledger = cls(engine, file, host=host, spool=spool, read_only=read_only)
         try:
-            ledger = cls(engine, connection, file, host=host, spool=spool, read_only=read_only)
             if read_only:
                 ledger._expect_schema()
                 ledger.expect_destination(destination)
             else:
                 ledger._prepare(destination, limits)
         except BaseException:
-            connection.close()
+            ledger.close()
             raise
         return ledger
 
     def close(self) -> None:
         """Let go of the file."""
-        self._connection.close()
-        self._engine.dispose()
+        self.connection.close()
+        self.engine.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -189,98 +172,28 @@ class Ledger(Views):
 
         if self._read_only:
             raise LedgerError(f"the ledger {self.file} was opened for reading only")
-        assert not self._writes, "one transaction at a time"
         self.wrote = False
         with ExitStack() as begun:
-            tx = Transaction(
-                lambda: begun.enter_context(self._begun()),
-                first_candidate_id=self._first_candidate_id,
-                host=self._host,
-                spool=self._spool,
-                limits_of=self._limits_of,
-                longest=self.longest,
-                spool_of=self._spool_of,
-                labels_known=self._labels_known,
-            )
+            tx = Transaction(self, lambda: begun.enter_context(self.begin()))
             try:
                 yield tx
-                tx.close()
+                tx.flush_all()
                 began = time.perf_counter()
                 begun.close()
             except DBAPIError as error:
-                self._labels_known.clear()
-                raise trouble.told(error, self.file) from None
+                self.labels_known.clear()
+                raise trouble.failure(error.orig, self.file) from None
             except BaseException:
-                self._labels_known.clear()
+                self.labels_known.clear()
                 raise
             if tx.has_begun:
                 self.commit_seconds = time.perf_counter() - began
-            self._first_candidate_id = tx.first_candidate_id
+            self.first_candidate_id = tx.first_candidate_id
         tx.committed()
-
-    @contextmanager
-    def _begun(self) -> Iterator[Connection]:
-        self._connection.info["writes"] = True
-        self._writes = True
-        self._answers.clear()
-        changes = sqlite_file.rows_changed(self._connection)
-        try:
-            with self._connection.begin():
-                yield self._connection
-            self.wrote = sqlite_file.rows_changed(self._connection) > changes
-        except DBAPIError:
-            sqlite_file.undo(self._connection)
-            raise
-        finally:
-            self._connection.info["writes"] = False
-            self._writes = False
-
-    def _all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
-        try:
-            return self._connection.execute(statement, values).all()
-        except DBAPIError as error:
-            raise trouble.told(error, self.file) from None
-        finally:
-            if not self._writes:
-                self._connection.rollback()
-
-    def _remembered(self, statement: Executable, **values: Any) -> Sequence[Any]:
-        if self._writes:
-            return self._all(statement, values)
-        version = sqlite_file.version(self._connection, self.file)
-        if version != self._version:
-            self._version = version
-            self._answers.clear()
-        asked = (statement, tuple(values.values()))
-        if asked not in self._answers:
-            # Read behind the version: what is written in between is read once more.
-            self._answers[asked] = self._all(statement, values)
-        return self._answers[asked]
-
-    def _limits_of(self, host: str) -> BatchLimits:
-        if host not in self._limits:
-            row = self._connection.execute(select(host_table).where(host_table.c.host == host)).one_or_none()
-            self._limits[host] = (
-                BatchLimits()
-                if row is None
-                else BatchLimits(
-                    quiet_period=timedelta(microseconds=row.quiet_period_us),
-                    max_wait=timedelta(microseconds=row.max_wait_us),
-                    max_bytes=row.max_bytes,
-                    max_instances=row.max_instances,
-                )
-            )
-        return self._limits[host]
-
-    def _spool_of(self, host: str) -> Path | None:
-        if host not in self._spools:
-            rows = self._connection.execute(select(host_table.c.host, host_table.c.spool))
-            self._spools.update((row.host, Path(row.spool)) for row in rows if row.spool)
-        return self._spools.get(host)
 
     def set_limits(self, limits: BatchLimits) -> None:
         """Cut this host's batches by these limits from now on, and have its waiting studies due accordingly."""
-        with self._begun():
+        with self.begin():
             self._put_host(limits)
 
     def search_hash(self, kind: Literal["patient", "accession"], value: str) -> str:
@@ -319,16 +232,16 @@ class Ledger(Views):
 
     def accept_key(self) -> None:
         """A person: go on with the key that is there now, whatever was taken in before. Raises LedgerError."""
-        with self._begun():
+        with self.begin():
             self._put_mark(search_key.mark_of(self._search_key()))
-            self._connection.execute(delete(alarm).where(alarm.c.kind == KEY_MADE_ANEW))
+            self.connection.execute(delete(alarm).where(alarm.c.kind == KEY_MADE_ANEW))
 
     def _mark_of_key(self) -> str | None:
-        rows = self._all(select(meta.c.value).where(meta.c.key == _SEARCH_KEY))
+        rows = self.fetch_all(select(meta.c.value).where(meta.c.key == _SEARCH_KEY))
         return rows[0].value if rows else None
 
     def _put_mark(self, mark: str) -> None:
-        self._connection.execute(_PUT_META, {"key": _SEARCH_KEY, "value": mark})
+        self.connection.execute(_PUT_META, {"key": _SEARCH_KEY, "value": mark})
 
     def _expect_key(self, *, rehearsal: bool) -> None:
         there = os.path.lexists(self._key_file)
@@ -366,14 +279,14 @@ class Ledger(Views):
             ) from None
 
     def _is_filled(self) -> bool:
-        return bool(sum(row.entries for row in self._all(select(state_count.c.entries))))
+        return bool(sum(row.entries for row in self.fetch_all(select(state_count.c.entries))))
 
     def check_integrity(self) -> list[str]:
         """Read every page and say what is wrong with the file; empty when nothing is. Takes seconds for a large one."""
         try:
-            return sqlite_file.check_whole(self._connection)
+            return sqlite_file.check_whole(self.connection)
         finally:
-            self._connection.rollback()
+            self.connection.rollback()
 
     def back_up(self, folder: Path) -> bool:
         """Copy this ledger into the folder, and its key beside it; say whether the key that is there now is its own.
@@ -388,27 +301,27 @@ class Ledger(Views):
         if key is not None and ours:
             words = key
             write_whole(folder / self._key_file.name, lambda scratch: scratch.write_bytes(words))
-        driver = sqlite_file.driver_of(self._connection)
+        driver = sqlite_file.driver_of(self.connection)
         backup.copy_ledger(driver, self.file, folder / self.file.name)
-        self._connection.rollback()
+        self.connection.rollback()
         return ours
 
     def _prepare(self, destination: str | None, limits: BatchLimits | None, *, rehearsal: bool = False) -> None:
-        if self._host and sqlite_file.has_tables(self._connection, self.file):
-            sqlite_file.check_quickly(self._connection, self.file)
-        self._connection.rollback()
-        with suppress(_RehearsedError), self._begun():
+        if self.host and sqlite_file.has_tables(self.connection, self.file):
+            sqlite_file.check_quickly(self.connection, self.file)
+        self.connection.rollback()
+        with suppress(_RehearsedError), self.begin():
             self._migrate()
-            sqlite_file.install_guards(self._connection)
+            sqlite_file.install_guards(self.connection)
             self._adopt_destination(destination)
-            if self._host:
+            if self.host:
                 self._put_host(limits or BatchLimits())
                 self._expect_key(rehearsal=rehearsal)
             if rehearsal:
                 raise _RehearsedError
 
     def _schema(self) -> int:
-        value = self._connection.execute(select(meta.c.value).where(meta.c.key == "schema")).scalar_one()
+        value = self.connection.execute(select(meta.c.value).where(meta.c.key == "schema")).scalar_one()
         return int(value)
 
     def _refuse_newer(self, schema: int) -> None:
@@ -420,24 +333,24 @@ class Ledger(Views):
 
     def _migrate(self) -> None:
         schema = 0
-        if sqlite_file.has_tables(self._connection, self.file):
+        if sqlite_file.has_tables(self.connection, self.file):
             schema = self._schema()
             self._refuse_newer(schema)
         else:
-            sqlite_file.mark_as_ours(self._connection)
+            sqlite_file.mark_as_ours(self.connection)
             strict = dialect.MIGRATION_WORDS["strict"]
-            self._connection.exec_driver_sql(f"CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT) {strict}")
+            self.connection.exec_driver_sql(f"CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT) {strict}")
             made_at = utc_now().isoformat(timespec="seconds")
-            self._connection.execute(insert(meta), {"key": "made_at", "value": made_at})
+            self.connection.execute(insert(meta), {"key": "made_at", "value": made_at})
         for migration in MIGRATIONS[schema:]:
             for statement in migration:
-                self._connection.exec_driver_sql(statement.format(**dialect.MIGRATION_WORDS))
+                self.connection.exec_driver_sql(statement.format(**dialect.MIGRATION_WORDS))
         if schema < len(MIGRATIONS):
-            self._connection.execute(_PUT_META, {"key": "schema", "value": str(len(MIGRATIONS))})
+            self.connection.execute(_PUT_META, {"key": "schema", "value": str(len(MIGRATIONS))})
 
     def _expect_schema(self) -> None:
         try:
-            if not sqlite_file.has_tables(self._connection, self.file):
+            if not sqlite_file.has_tables(self.connection, self.file):
                 raise LedgerMissing(f"the ledger {self.file} is empty; `ingestd run` fills it")
             schema = self._schema()
             self._refuse_newer(schema)
@@ -447,13 +360,13 @@ class Ledger(Views):
                     " bring it up to date"
                 )
         finally:
-            self._connection.rollback()
+            self.connection.rollback()
 
     def expect_destination(self, url: str | None) -> None:
         """Raise OtherDestination where the ledger belongs to another address, or has come to by now."""
-        found = self.destination()
-        if url is not None and found is not None and found.url != url.rstrip("/"):
-            raise self._other_destination(found.url, url)
+        found = self.fetch_cached(_DESTINATION)
+        if url is not None and found and found[0].url != url.rstrip("/"):
+            raise self._other_destination(found[0].url, url)
 
     def _other_destination(self, found: str, url: str) -> OtherDestination:
         return OtherDestination(
@@ -465,9 +378,9 @@ class Ledger(Views):
         if url is None:
             return
         url = url.rstrip("/")
-        found = self._connection.execute(select(destination_table.c.url)).scalar_one_or_none()
+        found = self.connection.execute(_DESTINATION).scalar_one_or_none()
         if found is None:
-            self._connection.execute(insert(destination_table), {"url": url})
+            self.connection.execute(insert(destination_table), {"url": url})
         elif found != url:
             raise self._other_destination(found, url)
 
@@ -476,37 +389,37 @@ class Ledger(Views):
 
         An empty mount point looks like a new spool: going on would strand every file of the real one.
         """
-        waiting = self._connection.execute(
+        waiting = self.connection.execute(
             select(func.sum(state_count.c.entries))
             .join(host_table, host_table.c.host == state_count.c.host)
             .where(
-                host_table.c.spool == str(self._spool or ""),
-                host_table.c.host != self._host,
+                host_table.c.spool == str(self.spool or ""),
+                host_table.c.host != self.host,
                 state_count.c.state.in_(sorted(UNCONFIRMED)),
             )
         ).scalar_one()
-        if self._spool is not None and waiting:
+        if self.spool is not None and waiting:
             raise LedgerError(
-                f"the spool {self._spool} is not the one in which {waiting} files of the ledger {self.file} wait: it"
+                f"the spool {self.spool} is not the one in which {waiting} files of the ledger {self.file} wait: it"
                 " has another id (spool.id). If its disk is not mounted, mount it; if it is lost, give ingestd a spool"
                 " at another path, and these files stay in sight as unconfirmed"
             )
 
     def _put_host(self, limits: BatchLimits) -> None:
         self._refuse_stranding()
-        former = self._limits_of(self._host)
-        self._connection.execute(
+        former = self.limits_of(self.host)
+        self.connection.execute(
             _PUT_HOST,
             {
-                "host": self._host,
-                "spool": str(self._spool or ""),
+                "host": self.host,
+                "spool": str(self.spool or ""),
                 "quiet_period_us": limits.quiet_period // _MICROSECOND,
                 "max_wait_us": limits.max_wait // _MICROSECOND,
                 "max_bytes": limits.max_bytes,
                 "max_instances": limits.max_instances,
             },
         )
-        self._limits[self._host] = limits
+        self._limits[self.host] = limits
         self.longest = replace(self.longest, quiet=limits.quiet_period)
         if former != limits:
             self._set_due_again(limits)
@@ -514,20 +427,20 @@ class Ledger(Views):
     def _set_due_again(self, limits: BatchLimits) -> None:
         after = ""
         while True:
-            rows = self._connection.execute(
+            rows = self.connection.execute(
                 select(study)
-                .where(study.c.host == self._host, study.c.study_uid > after, study.c.waiting > 0)
+                .where(study.c.host == self.host, study.c.study_uid > after, study.c.waiting > 0)
                 .order_by(study.c.study_uid)
                 .limit(_STUDIES_AT_ONCE)
             ).all()
             if not rows:
                 return
             after = rows[-1].study_uid
-            self._connection.execute(
+            self.connection.execute(
                 _SET_DUE,
                 [
                     {
-                        "b_host": self._host,
+                        "b_host": self.host,
                         "b_study": row.study_uid,
                         "b_due": study_due_at(queue_of(dict(row._mapping)), limits),  # noqa: SLF001
                     }

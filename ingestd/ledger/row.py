@@ -85,6 +85,9 @@ ONE: ColumnElement[int] = literal_column("1")
 ZERO: ColumnElement[int] = literal_column("0")
 HOLDS = instance.c.holds == ONE
 QUEUED = instance.c.queued == ONE
+ON_ITS_WAY: ColumnElement[bool] = literal_column("holds = 1 AND confirmed_at IS NULL")
+# Something in the spool: the file, or the Explicit VR copy of one that stays in place.
+HAS_OWN_FILE: ColumnElement[bool] = literal_column("(in_place = 0 OR reencoded_path IS NOT NULL)")
 
 
 CONTENT = (

@@ -15,19 +15,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Update, bindparam, select, update
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql import Executable
 
 from ingestd.lifecycle import (
     HOLDING,
-    BatchLimits,
     Identity,
     IllegalMove,
     Jump,
-    LongestWaits,
     Reason,
     State,
     check_move,
@@ -35,9 +33,10 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
+from .counters import Counters
 from .row import HOLDS, ROW, Row, alike, as_json, jump_of, make_row, pieces, same_bytes
 from .schema import clock, history, instance
-from .sums import Sums
+from .session import Session
 
 # What decides the statement of an update: its turn, expected state and claim token, and the columns set.
 _Shape = tuple[int, State, str | None, tuple[str, ...]]
@@ -80,29 +79,17 @@ class Transaction:
     it is dropped, and whoever registered it does so again in the next transaction, from what the ledger says then.
     """
 
-    def __init__(
-        self,
-        begin: Callable[[], Connection],
-        *,
-        first_candidate_id: int,
-        host: str,
-        spool: Path | None,
-        limits_of: Callable[[str], BatchLimits],
-        longest: LongestWaits,
-        spool_of: Callable[[str], Path | None],
-        labels_known: set[tuple[str, str, str]],
-    ) -> None:
+    def __init__(self, session: Session, begin: Callable[[], Connection]) -> None:
         self._begin = begin
         self._connection: Connection | None = None
         self._on_commit: list[Callable[[], object]] = []
-        # An id that was given out is not given out again by this process: a late answer must not meet another file.
-        self.first_candidate_id = first_candidate_id
-        self.host = host
-        self.spool = spool
-        self.limits_of = limits_of
-        self.longest = longest
-        self.spool_of = spool_of
-        self.sums = Sums(limits_of, labels_known)
+        self.first_candidate_id = session.first_candidate_id
+        self.host = session.host
+        self.spool = session.spool
+        self.longest = session.longest
+        self.limits_of = session.limits_of
+        self.spool_of = session.spool_of
+        self.counters = Counters(session.limits_of, session.labels_known)
         # Lines of history by what they say: most of a batch say the same.
         self._history: dict[tuple[Any, ...], list[int]] = {}
         self._told: set[int] = set()
@@ -123,6 +110,18 @@ class Transaction:
     def has_begun(self) -> bool:
         """Whether any statement was made."""
         return self._connection is not None
+
+    def fetch_all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
+        """Give all rows of a SELECT, behind everything gathered so far."""
+        self.flush_all()
+        return self.connection.execute(statement, values).all()
+
+    def fetch_one(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Any:
+        rows = self.fetch_all(statement, values)
+        return rows[0] if rows else None
+
+    def fetch_cached(self, statement: Executable, **values: Any) -> Sequence[Any]:
+        return self.fetch_all(statement, values)
 
     def on_commit(self, act: Callable[[], object]) -> None:
         """Have this done once the transaction is durable."""
@@ -196,12 +195,14 @@ class Transaction:
         reason = values["reason"] or ""
         self._added.append(values)
         self.put_down((values["id"],), None, state, at=at, reason=reason, note=note)
-        self.sums.count(self.host, values["inbox"], state, reason, entries=1, held=0, size=values["size_bytes"])
+        self.counters.count(self.host, values["inbox"], state, reason, entries=1, held=0, size=values["size_bytes"])
         study_uid = values["study_uid"]
         if study_uid is not None:
-            self.sums.appear(self.host, study_uid, state, values["size_bytes"], at)
+            self.counters.appear(self.host, study_uid, state, values["size_bytes"], at)
         if values["queued"]:
-            self.sums.enqueue(self.host, study_uid, values["size_bytes"], values["priority"], values["admitted_at"], at)
+            self.counters.enqueue(
+                self.host, study_uid, values["size_bytes"], values["priority"], values["admitted_at"], at
+            )
 
     def move(self, row: Row, after: State, *, at: datetime, reason: Reason | None, **what: Any) -> None:
         """Move one row to another state, as ``move_all`` does."""
@@ -264,25 +265,27 @@ class Transaction:
             for each in rows:
                 self._keep_sums_of_another_file(each, values, after, queued, at)
         else:
-            self._keep_sums(rows, values, after, queued, at)
+            self._keep_counters(rows, values, after, queued, at)
         # An identity is given up before another row takes it.
         rank = _RANKS[values.get("holds")]
         shape = (rank, row.state, row.claim_token, tuple(values))
         # Most rows of a batch are set to the same: they are written by one statement.
         self._updates.setdefault(shape, {}).setdefault(tuple(values.values()), []).extend(ids)
 
-    def _keep_sums(self, rows: Sequence[Row], values: dict[str, Any], after: State, queued: int, at: datetime) -> None:
+    def _keep_counters(
+        self, rows: Sequence[Row], values: dict[str, Any], after: State, queued: int, at: datetime
+    ) -> None:
         row, number, size = rows[0], len(rows), sum(row.size_bytes for row in rows)
         self._keep_counts(row, values, after, number, size, size)
         if row.study_uid is None:
             return
         if after is not row.state:
-            self.sums.turn(row.host, row.study_uid, row.state, after, number, at)
+            self.counters.turn(row.host, row.study_uid, row.state, after, number, at)
         if row.queued and not queued:
-            self.sums.dequeue(row.host, row.study_uid, number, size, at)
+            self.counters.dequeue(row.host, row.study_uid, number, size, at)
         elif queued and not row.queued:
             for each in rows:
-                self.sums.enqueue(row.host, row.study_uid, each.size_bytes, row.priority, each.admitted_at, at)
+                self.counters.enqueue(row.host, row.study_uid, each.size_bytes, row.priority, each.admitted_at, at)
 
     def _keep_counts(
         self, row: Row, values: dict[str, Any], after: State, number: int, size: int, size_after: int
@@ -292,8 +295,8 @@ class Transaction:
         reason, reason_after = row.reason or "", values.get("reason", row.reason) or ""
         if (row.state, reason, held, size) == (after, reason_after, held_after, size_after):
             return
-        self.sums.count(row.host, row.inbox, row.state, reason, entries=-number, held=-held * number, size=-size)
-        self.sums.count(
+        self.counters.count(row.host, row.inbox, row.state, reason, entries=-number, held=-held * number, size=-size)
+        self.counters.count(
             row.host, row.inbox, after, reason_after, entries=number, held=held_after * number, size=size_after
         )
 
@@ -305,13 +308,13 @@ class Transaction:
         self._keep_counts(row, values, after, 1, row.size_bytes, size)
         study_uid = values.get("study_uid", row.study_uid)
         if row.study_uid is not None:
-            self.sums.vanish(row.host, row.study_uid, row.state, row.size_bytes, at)
+            self.counters.vanish(row.host, row.study_uid, row.state, row.size_bytes, at)
             if row.queued:
-                self.sums.dequeue(row.host, row.study_uid, 1, row.size_bytes, at)
+                self.counters.dequeue(row.host, row.study_uid, 1, row.size_bytes, at)
         if study_uid is not None:
-            self.sums.appear(row.host, study_uid, after, size, at)
+            self.counters.appear(row.host, study_uid, after, size, at)
             if queued:
-                self.sums.enqueue(row.host, study_uid, size, row.priority, row.admitted_at, at)
+                self.counters.enqueue(row.host, study_uid, size, row.priority, row.admitted_at, at)
 
     def put_down(
         self,
@@ -336,7 +339,7 @@ class Transaction:
     def flush(self) -> None:
         """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates.
 
-        History and sums stay gathered until ``close``: a transaction has many moves, and few studies.
+        History and sums stay gathered until ``flush_all``: a transaction has many moves, and few studies.
         """
         self.write_rows()
         while self._given_up:
@@ -346,16 +349,16 @@ class Transaction:
 
     def see_study(self, study_uid: str) -> None:
         """Have the sums of this study as they are after everything gathered so far: they are about to be read."""
-        if self.sums.has_changed(self.host, study_uid):
-            self.close()
+        if self.counters.has_changed(self.host, study_uid):
+            self.flush_all()
 
-    def close(self) -> None:
+    def flush_all(self) -> None:
         """Write everything: the transaction is about to be committed."""
         if not self.has_begun:
             return
         self.flush()
         self._write_history()
-        self.sums.flush(self.connection)
+        self.counters.flush(self.connection)
 
     def write_rows(self) -> None:
         """Write the rows that were gathered, so that what is read next is as it will be."""

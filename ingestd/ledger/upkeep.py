@@ -9,13 +9,13 @@ from datetime import datetime
 
 from sqlalchemy import delete, insert, update
 
-from ingestd.lifecycle import Content, Pause, Reason, SourceStat, State
+from ingestd.lifecycle import Content, Reason, SourceStat, State
 
 from . import dialect
 from .row import pieces
-from .schema import alarm, destination, inbox_report, instance
+from .schema import alarm, inbox_report, instance
 from .transaction import Transaction
-from .values import Alarm, InboxSummary, Need
+from .values import Alarm, InboxSummary, PendingRead
 
 _PUT_REPORT = dialect.upsert(inbox_report)
 
@@ -71,7 +71,7 @@ def attach_reencoded(
 def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> bool:
     """Have the server asked for a row that it refused and that cannot be re-encoded: the last before it is FAILED."""
     row = tx.rows_by_id([entry_id]).get(entry_id)
-    if row is None or row.state is not State.PENDING or row.need != Need.REENCODE:
+    if row is None or row.state is not State.PENDING or row.need != PendingRead.REENCODE:
         return False
     settings = {"next_check_at": now, "checks": 0, "absences": 0, "absent_since": None, "needs_content_check": 1}
     tx.move(row, State.UNCERTAIN, at=now, reason=Reason.REFUSED, note=note, **settings)
@@ -142,32 +142,6 @@ def written_after(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -
     note = "its file was written to after that; the bytes that lay there are a new arrival, under a number of their own"
     for row in tx.rows_by_id(entry_ids).values():
         tx.put_down((row.id,), row.state, row.state, at=now, reason=Reason.CHANGED, note=note)
-
-
-def pause_destination(tx: Transaction, pause: Pause, *, until: datetime, now: datetime) -> None:
-    """Put down, for whoever asks, that the destination is not sent to until then, and since when."""
-    since = destination.c.paused_since
-    tx.connection.execute(update(destination).where(since.is_(None)).values(paused_since=now))
-    tx.connection.execute(
-        update(destination).values(paused_until=until, pause_cause=pause.cause, pause_note=pause.note)
-    )
-
-
-def resume_destination(tx: Transaction, *, now: datetime) -> None:
-    """The destination is sent to again."""
-    tx.connection.execute(
-        update(destination).values(paused_until=None, pause_cause="", pause_note="", paused_since=None, last_ok_at=now)
-    )
-
-
-def destination_answered(tx: Transaction, *, now: datetime) -> None:
-    """Put down that the destination gave a readable answer."""
-    tx.connection.execute(update(destination).values(last_ok_at=now))
-
-
-def set_destination_kind(tx: Transaction, kind: str) -> None:
-    """Put down which server it is."""
-    tx.connection.execute(update(destination).where(destination.c.kind != kind).values(kind=kind))
 
 
 def put_alarms(tx: Transaction, alarms: Iterable[Alarm]) -> None:

@@ -57,14 +57,14 @@ class RefusedMove(Exception):
         self.other_id = other_id
 
 
-class Need(StrEnum):
+class PendingRead(StrEnum):
     """What a PENDING row waits for from the reader before it can be sent."""
 
     REREAD = "reread"
     REENCODE = "reencode"
 
 
-class Wish(StrEnum):
+class OperatorRequest(StrEnum):
     """What a person asked of a REJECTED row; the daemon carries it out, because it takes reading the file."""
 
     RETRY = "retry"
@@ -160,11 +160,11 @@ class Applied:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReaderNeed:
+class RowToRead:
     """A PENDING row that the reader has to look at before it can be sent. ``path`` is a place (``places``)."""
 
     entry_id: int
-    need: Need
+    pending_read: PendingRead
     inbox: str
     relative_path: str
     path: str
@@ -177,11 +177,11 @@ class ReaderNeed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wished:
+class RequestedRow:
     """A REJECTED row that a person wants admitted. ``path`` is relative to the spool, or absolute in place."""
 
     entry_id: int
-    wish: Wish
+    request: OperatorRequest
     inbox: str
     relative_path: str
     path: str
@@ -285,7 +285,7 @@ class Retried:
     """What ``retry_all`` did: rows moved, rows whose new admission was asked for, and refusals with their sentences."""
 
     moved: tuple[int, ...]
-    wished: tuple[int, ...]
+    requested: tuple[int, ...]
     refused: tuple[RefusedMove, ...]
 
 
@@ -447,8 +447,8 @@ class Entry:
     confirmed_at: datetime | None
     removed_at: datetime | None
     hold_reason: str | None
-    need: Need | None
-    wish: Wish | None
+    pending_read: PendingRead | None
+    request: OperatorRequest | None
     holder_id: int | None
     failure_reason: int | None
     warning_reason: int | None

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingestd.ledger import Choice, Ledger, NewCandidate, moves
+from ingestd.ledger import Choice, Ledger, NewCandidate, moves, queries
 from ingestd.lifecycle import (
     Arrival,
     Backoff,
@@ -125,19 +125,21 @@ def bench_questions(file: Path, rows: int) -> None:
         patient = sqlite3.connect(file).execute("SELECT value FROM study_label WHERE kind = 'patient'").fetchone()[0]
         study_uid = f"{ROOT}.1{rows // ROWS_A_STUDY // 2}"
         questions: dict[str, Callable[[], object]] = {
-            "status": ledger.status,
-            "studies, newest": ledger.studies,
-            "studies by state FAILED": lambda: ledger.studies(Choice(state=State.FAILED)),
-            "studies by state CONFIRMED": lambda: ledger.studies(Choice(state=State.CONFIRMED)),
-            "studies by modality": lambda: ledger.studies(Choice(modality="MR")),
-            "studies by patient": lambda: ledger.studies(Choice(patient_hash=patient)),
-            "studies by UID": lambda: ledger.studies(Choice(study_uid=study_uid)),
-            "studies since yesterday": lambda: ledger.studies(Choice(since=NOW - timedelta(days=1))),
-            "entries FAILED, 100": lambda: ledger.entries(Choice(state=State.FAILED), limit=100),
-            "entries of a study, 100": lambda: ledger.entries(Choice(study_uid=study_uid), limit=100),
-            "entries since yesterday, 100": lambda: ledger.entries(Choice(since=NOW - timedelta(days=1)), limit=100),
-            "find by SOP Instance UID": lambda: ledger.find(f"{ROOT}.3{rows // 2}.1234567"),
-            "story": lambda: ledger.story(rows // 2),
+            "status": lambda: queries.status(ledger),
+            "studies, newest": lambda: queries.studies(ledger),
+            "studies by state FAILED": lambda: queries.studies(ledger, Choice(state=State.FAILED)),
+            "studies by state CONFIRMED": lambda: queries.studies(ledger, Choice(state=State.CONFIRMED)),
+            "studies by modality": lambda: queries.studies(ledger, Choice(modality="MR")),
+            "studies by patient": lambda: queries.studies(ledger, Choice(patient_hash=patient)),
+            "studies by UID": lambda: queries.studies(ledger, Choice(study_uid=study_uid)),
+            "studies since yesterday": lambda: queries.studies(ledger, Choice(since=NOW - timedelta(days=1))),
+            "entries FAILED, 100": lambda: queries.entries(ledger, Choice(state=State.FAILED), limit=100),
+            "entries of a study, 100": lambda: queries.entries(ledger, Choice(study_uid=study_uid), limit=100),
+            "entries since yesterday, 100": lambda: queries.entries(
+                ledger, Choice(since=NOW - timedelta(days=1)), limit=100
+            ),
+            "find by SOP Instance UID": lambda: queries.find(ledger, f"{ROOT}.3{rows // 2}.1234567"),
+            "story": lambda: queries.story(ledger, rows // 2),
         }
         sums = [0.0, 0.0]
         for name, ask in questions.items():
@@ -154,16 +156,16 @@ def bench_daemon(file: Path, folder: Path) -> None:
         with Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destination="http://x/v2") as ledger:
             with ledger.transaction() as tx:
                 moves.recover(tx, now=NOW)
-            ledger.studies_due(now=NOW)
+            queries.studies_due(ledger, now=NOW)
 
     show("open, recover, first studies due", *clock(start))
     with Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destination="http://x/v2") as ledger:
         for name, ask in {
-            "studies due": lambda: ledger.studies_due(now=NOW),
-            "studies due at the end": lambda: ledger.studies_due(now=NOW, flush=True),
-            "unproven, 1,000": lambda: ledger.unproven(now=NOW),
-            "removable, 1,000": lambda: ledger.removable(before=NOW),
-            "unfinished": ledger.unfinished,
+            "studies due": lambda: queries.studies_due(ledger, now=NOW),
+            "studies due at the end": lambda: queries.studies_due(ledger, now=NOW, flush=True),
+            "unproven, 1,000": lambda: queries.unproven(ledger, now=NOW),
+            "removable, 1,000": lambda: queries.removable(ledger, before=NOW),
+            "unfinished": lambda: queries.unfinished(ledger),
         }.items():
             show(name, *clock(ask))
 
@@ -248,7 +250,7 @@ def bench_moves(file: Path, folder: Path, rows: int) -> None:
             meter.run("candidate", 500, candidates)
             meter.run("admit", 500, admit)
         later = NOW + timedelta(minutes=2)
-        for study in ledger.studies_due(now=later, limit=rows):
+        for study in queries.studies_due(ledger, now=later, limit=rows):
             send_study(ledger, study.study_uid, later, meter)
         prove(ledger, rows, later, meter)
     meter.show()
@@ -296,7 +298,7 @@ def prove(ledger: Ledger, rows: int, now: datetime, meter: Meter) -> None:
     meter.run("sighting", rows, see)
 
     def confirm() -> None:
-        while unproven := ledger.unproven(now=now):
+        while unproven := queries.unproven(ledger, now=now):
             with ledger.transaction() as tx:
                 moves.apply(
                     tx,
@@ -320,9 +322,9 @@ def prove(ledger: Ledger, rows: int, now: datetime, meter: Meter) -> None:
 
 def bench_process(file: Path) -> None:
     script = (
-        "from ingestd.ledger import Ledger\n"
+        "from ingestd.ledger import Ledger, queries\n"
         f"with Ledger.open('sqlite:///{file}', read_only=True) as ledger:\n"
-        "    ledger.status(); ledger.studies()\n"
+        "    queries.status(ledger); queries.studies(ledger)\n"
     )
     asked = [sys.executable, "-c", script]
     show("a process that asks for status and studies", *clock(lambda: subprocess.run(asked, check=True), times=5))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from tests.benchmarks.baselines import through_orthanc, tutorial_loop
 from tests.benchmarks.files import FileSet, make_backlog, make_ct, make_multiframe, make_one, make_small
@@ -278,7 +278,7 @@ def waited_for(ledger: Ledger, rows: int, *states: State, every: float = 0.02) -
     what = f"{rows} rows {' or '.join(states)}"
 
     def are_there() -> bool:
-        counts = ledger.counts()
+        counts = queries.counts(ledger)
         there = sum(counts.get(state, 0) for state in states)
         return there >= rows
 

@@ -16,7 +16,7 @@ import pytest
 
 from ingestd.cli.common import ExitCode
 from ingestd.fs.durable import write_whole
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.commanding import Rows, command_in
@@ -47,7 +47,7 @@ def test_ledger_key_and_spools_id_are_copied_for_nobody_else_to_read(tmp_path, c
     assert {stat.S_IMODE((tmp_path / "copies" / name).stat().st_mode) for name in COPIES} == {0o600}
     assert (tmp_path / "copies/ledger/ledger.db.key").read_bytes() == (tmp_path / "ledger.db.key").read_bytes()
     with Ledger.open(f"sqlite:///{tmp_path}/copies/ledger/ledger.db", read_only=True) as ledger:
-        assert ledger.counts()[State.PENDING] == 1
+        assert queries.counts(ledger)[State.PENDING] == 1
 
 
 def test_what_is_copied_while_others_write_is_whole(tmp_path, command):

@@ -9,7 +9,7 @@ import pytest
 
 from ingestd.cli.advice import MEANING, next_step
 from ingestd.cli.common import ExitCode
-from ingestd.ledger import Alarm, moves
+from ingestd.ledger import Alarm, moves, queries
 from ingestd.lifecycle import MOVES, Reason, ServerKind, State
 from ingestd.locks import who_runs
 from ingestd.logs import set_key, study_ref
@@ -396,7 +396,7 @@ def test_retry_sends_again_what_a_person_names(command, every, rows):
         "read_again": [every["rejected"]],
         "refused": [],
     }
-    assert rows.ledger.entry(every["failed"]).state is State.PENDING
+    assert queries.entry(rows.ledger, every["failed"]).state is State.PENDING
 
 
 def test_retry_refused_names_the_row_in_the_way(command, every):
@@ -458,19 +458,19 @@ def test_resolve_lets_go(command, every, rows):
     said = command("resolve", "--json", "--discard", *map(str, ids))
 
     assert said.json == {"decision": "discard", "done": ids, "refused": []}
-    assert {rows.ledger.entry(entry_id).state for entry_id in ids} == {State.DISCARDED}
+    assert {queries.entry(rows.ledger, entry_id).state for entry_id in ids} == {State.DISCARDED}
 
 
 def test_resolve_replaces_the_holder(command, every, rows):
     assert command("resolve", str(every["conflict"]), "--replace").code == ExitCode.DONE
 
-    holder, ours = rows.ledger.entry(every["pending"]), rows.ledger.entry(every["conflict"])
+    holder, ours = queries.entry(rows.ledger, every["pending"]), queries.entry(rows.ledger, every["conflict"])
     assert (holder.state, ours.state) == (State.DISCARDED, State.PENDING)
 
 
 @pytest.mark.parametrize("what", ["gone", "other bytes", "cut short", "a link", "a folder"])
 def test_what_has_to_be_sent_is_looked_at_before_anything_gives_way_for_it(command, every, rows, what):
-    ours = rows.ledger.entry(every["conflict"])
+    ours = queries.entry(rows.ledger, every["conflict"])
     whole = ours.file.read_bytes()
     ours.file.unlink()
     match what:
@@ -489,18 +489,21 @@ def test_what_has_to_be_sent_is_looked_at_before_anything_gives_way_for_it(comma
     assert said.code == ExitCode.NEEDS_PERSON
     [refused] = said.json["refused"]
     assert f"row {ours.entry_id} cannot be sent in place of another row: its file" in refused["why"]
-    assert [rows.ledger.entry(every[name]).state for name in ("pending", "conflict")] == [State.PENDING, State.CONFLICT]
+    assert [queries.entry(rows.ledger, every[name]).state for name in ("pending", "conflict")] == [
+        State.PENDING,
+        State.CONFLICT,
+    ]
 
 
 @pytest.mark.parametrize("words", [("retry",), ("resolve", "--admit-anyway")], ids=["retry", "admit anyway"])
 def test_what_is_gone_is_not_promised_to_be_read(command, every, rows, words):
-    rows.ledger.entry(every["rejected"]).file.unlink()
+    queries.entry(rows.ledger, every["rejected"]).file.unlink()
 
     said = command(*words, "--json", str(every["rejected"]))
 
     [refused] = said.json["refused"]
     assert "its file is not there" in refused["why"]
-    assert rows.ledger.entry(every["rejected"]).wish is None
+    assert queries.entry(rows.ledger, every["rejected"]).request is None
 
 
 def test_resolve_replaces_nothing_where_the_server_is_known_not_to(command, every, rows):
@@ -509,7 +512,7 @@ def test_resolve_replaces_nothing_where_the_server_is_known_not_to(command, ever
 
     said = command("resolve", str(every["conflict"]), "--replace")
 
-    holder, ours = rows.ledger.entry(every["pending"]), rows.ledger.entry(every["conflict"])
+    holder, ours = queries.entry(rows.ledger, every["pending"]), queries.entry(rows.ledger, every["conflict"])
     assert said.code == ExitCode.NEEDS_PERSON
     assert f"then `ingestd reconcile --full` and `ingestd retry {ours.entry_id}`" in said.out
     assert (holder.state, ours.state) == (State.PENDING, State.CONFLICT)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.cli.common import ExitCode
-from ingestd.ledger import LedgerMissing
+from ingestd.ledger import LedgerMissing, queries
 from tests.builders import write_instance
 from tests.commanding import command_in
 from tests.emulating import EmulatorProcess, delete, stores
@@ -388,7 +388,7 @@ def test_retry_now_has_a_paused_daemon_try_the_server_at_once(tmp_path):
 
 def paused(site: Site) -> bool:
     with site.ledger() as ledger:
-        destination = ledger.destination()
+        destination = queries.destination(ledger)
     return destination is not None and destination.paused_until is not None
 
 

@@ -6,6 +6,7 @@ import pytest
 import structlog
 
 from ingestd.daemon.alarms import Alarms
+from ingestd.ledger import queries
 from tests.ledger_builders import open_ledger
 
 
@@ -27,10 +28,10 @@ def test_what_is_raised_twice_is_one_alarm_since_the_first_time(ledger):
         alarms.raise_("disk_low", note="full", next_step="make room")
         alarms.raise_("disk_low", note="full", next_step="make room")
         commit(alarms, ledger)
-        [first] = ledger.alarms()
+        [first] = queries.alarms(ledger)
         alarms.raise_("disk_low", note="fuller", next_step="make room")
         commit(alarms, ledger)
-    [second] = ledger.alarms()
+    [second] = queries.alarms(ledger)
 
     assert (second.note, second.since) == ("fuller", first.since)
     assert [line["event"] for line in logged] == ["alarm.raised", "alarm.raised"]
@@ -46,7 +47,7 @@ def test_alarm_raised_while_the_transaction_is_written_waits_for_the_next(ledger
 
     assert alarms.has_work
     commit(alarms, ledger)
-    assert [alarm.about for alarm in ledger.alarms()] == ["drop-00000000"]
+    assert [alarm.about for alarm in queries.alarms(ledger)] == ["drop-00000000"]
 
 
 def test_alarms_of_the_last_run_go_with_the_first_transaction(ledger):
@@ -58,7 +59,7 @@ def test_alarms_of_the_last_run_go_with_the_first_transaction(ledger):
     assert alarms.has_work
     commit(alarms, ledger)
 
-    assert ledger.alarms() == ()
+    assert queries.alarms(ledger) == ()
 
 
 def test_cleared_alarm_is_gone_and_said_to_be(ledger):
@@ -71,5 +72,5 @@ def test_cleared_alarm_is_gone_and_said_to_be(ledger):
     commit(alarms, ledger)
 
     assert not alarms.stands("disk_low")
-    assert ledger.alarms() == ()
+    assert queries.alarms(ledger) == ()
     assert [line["event"] for line in logged] == ["alarm.cleared"]

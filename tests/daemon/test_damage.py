@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from ingestd.emulator import Emulator
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from tests.daemon.test_promise import configure, image, running, states, turn
 
@@ -61,8 +61,8 @@ def test_file_damaged_after_it_was_admitted_needs_a_person(
         turn(daemon, lambda: states(config) == {"REJECTED": 1})
 
     with Ledger.open(config.ledger, read_only=True) as ledger:
-        (entry,) = ledger.entries()
-        status = ledger.status()
+        (entry,) = queries.entries(ledger)
+        status = queries.status(ledger)
     assert entry.state is State.REJECTED
     assert reason in (None, str(entry.reason))
     assert (status.needs_person, status.clutter) == (1, 0)
@@ -83,7 +83,7 @@ def test_bytes_written_after_confirmation_that_are_no_image_need_a_person(tmp_pa
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "REJECTED": 1})
 
     with Ledger.open(config.ledger, read_only=True) as ledger:
-        status = ledger.status()
+        status = queries.status(ledger)
     assert (status.needs_person, status.clutter) == (1, 0)
 
 
@@ -107,5 +107,5 @@ def test_file_that_its_disk_has_altered_is_not_sent(tmp_path: Path, server: Emul
         turn(daemon, lambda: states(config) == {"REJECTED": 1})
 
     with Ledger.open(config.ledger, read_only=True) as ledger:
-        (entry,) = ledger.entries()
+        (entry,) = queries.entries(ledger)
     assert "its disk has altered them" in (entry.note or "")

@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from ingestd.inbox import Take
+from ingestd.ledger import queries
 from ingestd.lifecycle import State
 from tests.builders import instance_bytes
 from tests.daemon.test_intake import Rooms, opened
@@ -29,7 +30,7 @@ def put(path: Path, content: bytes, *, like: os.stat_result | None = None, anew:
 
 
 def entry_of(rooms: Rooms, entry_id: int = 1):
-    entry = rooms.ledger.entry(entry_id)
+    entry = queries.entry(rooms.ledger, entry_id)
     assert entry is not None
     return entry
 
@@ -68,7 +69,7 @@ def test_file_that_proves_unchanged_refreshes_its_row(
         assert rooms.look_again() == before
 
         assert entry_of(rooms).source.inode == path.stat().st_ino
-        known = rooms.ledger.known_sources("a", ["image"])["image"][0]
+        known = queries.known_sources(rooms.ledger, "a", ["image"])["image"][0]
         assert known.ctime_ns == path.stat().st_ctime_ns
 
 

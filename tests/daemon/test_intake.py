@@ -16,7 +16,7 @@ from ingestd.daemon.loop import Wake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.now import read_clocks
 from ingestd.inbox import Inboxes, InboxPolicy, Spool, Take
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from ingestd.reader import ReaderLimits, ReaderPool
 from tests.builders import element, instance_bytes, write_instance
@@ -49,7 +49,7 @@ class Rooms:
         while self.intake.taken_in < files:
             assert time.monotonic() < give_up_at, f"{self.intake.taken_in} of {files} files were taken in"
             self.turn()
-        return {state: count for state, count in self.ledger.counts().items() if count}
+        return {state: count for state, count in queries.counts(self.ledger).items() if count}
 
     def look_again(self) -> dict[State, int]:
         """Scan anew, turn the loop until nothing is left to do, and count the rows by state."""
@@ -58,7 +58,7 @@ class Rooms:
         while not (self.inboxes.is_drained(since) and self.intake.is_idle):
             assert time.monotonic() < give_up_at, f"not drained: {self.inboxes.reports()}"
             self.turn()
-        return {state: count for state, count in self.ledger.counts().items() if count}
+        return {state: count for state, count in queries.counts(self.ledger).items() if count}
 
     def turn(self) -> float:
         now = read_clocks()
@@ -128,11 +128,11 @@ def test_file_is_read_only_once_its_candidate_row_is_durable(tmp_path: Path) -> 
             rooms.intake.record(tx, now)
             raise RuntimeError("the disk is full")
         assert rooms.desk.in_flight == 0
-        assert rooms.ledger.left_candidates() == []
+        assert queries.left_candidates(rooms.ledger) == []
 
         with rooms.ledger.transaction() as tx:
             rooms.intake.record(tx, now)
             assert rooms.desk.in_flight == 0
-        assert [each.relative_path for each in rooms.ledger.left_candidates()] == ["image"]
+        assert [each.relative_path for each in queries.left_candidates(rooms.ledger)] == ["image"]
         rooms.intake.committed(now)
         assert rooms.desk.in_flight == 1

@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 from ingestd.cli.common import ExitCode
+from ingestd.ledger import queries
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess
 from tests.running import PROGRAM, Site, environment, wait_until
@@ -165,7 +166,7 @@ def test_what_an_audit_finds_at_the_former_address_does_not_count_at_the_new(tmp
         assert audit.returncode == ExitCode.CONFIGURATION, said
         assert b"belongs to http://127.0.0.1:9/v2" in said
         with site.ledger() as ledger:
-            assert not ledger.standing().matched
+            assert not queries.standing(ledger).matched
 
 
 @pytest.mark.slow

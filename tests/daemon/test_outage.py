@@ -23,7 +23,7 @@ def test_empty_transaction_after_a_failure_is_no_recovery(tmp_path: Path) -> Non
     with Emulator(fsync=False) as server:
         config = configure(tmp_path, server)
         with structlog.testing.capture_logs() as logged, running(config) as daemon:
-            driver = daemon.ledger._connection.connection.driver_connection
+            driver = daemon.ledger.connection.connection.driver_connection
             assert isinstance(driver, sqlite3.Connection)
             refused = 0
 

@@ -18,7 +18,7 @@ from ingestd.config import Config, load
 from ingestd.daemon import Daemon, OnceResult, once_policies, run_once, sending_config, sending_policies
 from ingestd.daemon.now import read_clocks
 from ingestd.emulator import Emulator
-from ingestd.ledger import Ledger, moves, sqlite_file
+from ingestd.ledger import Ledger, moves, queries, sqlite_file
 from ingestd.lifecycle import Content, Reason, State
 from tests.builders import element, instance_bytes, sequence
 from tests.emulating import dataset_of, delete
@@ -90,7 +90,7 @@ def turn(daemon: Daemon, until: Callable[[], object], *, seconds: float = 20) ->
 
 def states(config: Config) -> dict[str, int]:
     with Ledger.open(config.ledger, read_only=True) as ledger:
-        return dict(Counter(entry.state.value for entry in ledger.entries()))
+        return dict(Counter(entry.state.value for entry in queries.entries(ledger)))
 
 
 def test_file_in_place_that_is_altered_after_it_was_confirmed_is_a_conflict(tmp_path: Path, server: Emulator) -> None:
@@ -228,7 +228,7 @@ def test_spool_file_that_cannot_be_removed_stops_nothing_else(tmp_path: Path, se
         turn(daemon, lambda: time.monotonic() > until)
 
     with Ledger.open(config.ledger, read_only=True) as ledger:
-        (entry,) = ledger.entries()
+        (entry,) = queries.entries(ledger)
     assert entry.removed_at is None
 
 
@@ -324,7 +324,7 @@ def test_object_that_took_anothers_place_is_compared_before_it_is_confirmed(tmp_
         (entry_id,) = admit(ledger, arrival(1))
         send(ledger, needs_content_check=True)
 
-        assert [row.needs_content_check for row in ledger.unproven_rows([entry_id])] == [True]
+        assert [row.needs_content_check for row in queries.unproven_rows(ledger, [entry_id])] == [True]
 
 
 def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emulator) -> None:
@@ -338,7 +338,7 @@ def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emul
         (tmp_path / "drop").rename(tmp_path / "elsewhere")
         (tmp_path / "drop").mkdir()
         (tmp_path / "token").write_text("secret")
-        turn(daemon, lambda: daemon.ledger.next_wake_at(now=read_clocks().utc))
+        turn(daemon, lambda: queries.next_wake_at(daemon.ledger, now=read_clocks().utc))
     assert states(config) == {"PENDING": 2}
     (tmp_path / "drop").rmdir()
     (tmp_path / "elsewhere").rename(tmp_path / "drop")

@@ -16,7 +16,7 @@ from ingestd.daemon import Daemon, once_policies
 from ingestd.daemon.now import read_clocks
 from ingestd.daemon.proof import _GLANCE_BACK
 from ingestd.emulator import Emulator
-from ingestd.ledger import Entry, Ledger, moves
+from ingestd.ledger import Entry, Ledger, moves, queries
 from ingestd.lifecycle import Identity, Reason, Sighting, State
 from ingestd.reader import InspectJob, Read
 from ingestd.reconciler import Finding, needs_comparison
@@ -60,7 +60,7 @@ def turn_until(daemon: Daemon, condition: Callable[[], object], *, what: str, wi
 
 
 def only_entry(daemon: Daemon) -> Entry | None:
-    rows = daemon.ledger.entries()
+    rows = queries.entries(daemon.ledger)
     return rows[0] if rows else None
 
 
@@ -83,7 +83,7 @@ def test_what_the_feed_shows_is_not_slept_over_by_a_plan_made_before_it(tmp_path
 
         def the_feed_was_read() -> bool:
             # As long as it was not, the row is due in every tick: in that of the feed's answer, too.
-            if daemon.ledger.cursor() is not None:
+            if queries.cursor(daemon.ledger) is not None:
                 return True
             with other.transaction() as tx:
                 moves.check_again(tx, [entry.entry_id], at=utc_now())
@@ -132,26 +132,26 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
     write_instance(site.drop / "first", study_uid=study_uid)
     assert site.run_once().returncode == 0
     with rooms(site) as daemon, somebody_else(site) as other:
-        (first,) = daemon.ledger.unproven_rows([entry.entry_id for entry in daemon.ledger.entries()])
+        (first,) = queries.unproven_rows(daemon.ledger, [entry.entry_id for entry in queries.entries(daemon.ledger)])
         with other.transaction() as tx:
             moves.count_matches(tx, {first.kind: 1000})
         write_instance(site.drop / "image", study_uid=study_uid)
         turn_until(daemon, lambda: daemon.reconciler.in_flight, what="the question")
-        (image,) = (entry for entry in daemon.ledger.entries() if entry.entry_id != first.entry_id)
+        (image,) = (entry for entry in queries.entries(daemon.ledger) if entry.entry_id != first.entry_id)
         assert image.identity is not None
         assert not needs_comparison_of(daemon, image), "presence would be enough"
         with other.transaction() as tx:
             moves.record_sightings(tx, [sighting_of(image.identity, disturbed=True)], now=utc_now())
 
-        turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED] == 2, what="the proof")
+        turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED] == 2, what="the proof")
 
-        story = daemon.ledger.story(image.entry_id)
+        story = queries.story(daemon.ledger, image.entry_id)
         assert story is not None
         assert story.history[-1].evidence["content"] == "same"
 
 
 def needs_comparison_of(daemon: Daemon, entry: Entry) -> bool:
-    (row,) = daemon.ledger.unproven_rows([entry.entry_id])
+    (row,) = queries.unproven_rows(daemon.ledger, [entry.entry_id])
     assert daemon.proof.rules is not None
     return needs_comparison(row, daemon.proof.rules)
 
@@ -231,7 +231,7 @@ def test_row_without_a_file_is_given_up_only_when_nothing_could_be_told_for_the_
         copy = tmp_path / "copy"
 
         def reader_dies() -> Entry:
-            (row,) = daemon.ledger.unproven_rows([entry_id])
+            (row,) = queries.unproven_rows(daemon.ledger, [entry_id])
             finding = Finding(row=row, present=True, asked_at=utc_now(), copy=copy)
             daemon.proof._reads.append((finding, Read(job=InspectJob(key=0, path=str(copy)), died=True)))
             with daemon.ledger.transaction() as tx:
@@ -274,22 +274,24 @@ def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(
     write_instance(site.drop / "first")
     with rooms(site) as daemon:
         turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the first proof")
-        cursor, before = daemon.ledger.cursor(), len(server.requests)
+        cursor, before = queries.cursor(daemon.ledger), len(server.requests)
         assert cursor is not None
         daemon.proof.hurried = True
         write_instance(site.drop / "late", sop_uid=late)
-        turn_until(daemon, lambda: daemon.ledger.counts()[State.STORED] == 1, what="the answer to the second post")
+        turn_until(
+            daemon, lambda: queries.counts(daemon.ledger)[State.STORED] == 1, what="the answer to the second post"
+        )
         time.sleep(_GLANCE_BACK.total_seconds())  # an entry this much younger, and its own lies before every glance
         write_instance(site.drop / "third")
 
-        turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED] == 2, what="the third file's proof")
+        turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED] == 2, what="the third file's proof")
 
-        assert daemon.ledger.cursor() == cursor
+        assert queries.cursor(daemon.ledger) == cursor
         glances = [line["query"] for line in server.requests[before:] if line.get("path", "").endswith("/changefeed")]
         assert glances
         assert all(cursor_time(query) > cursor.since for query in glances)
         daemon.proof._feed_at = 0.0  # the interval is over
-        turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED] == 3, what="the late entry")
+        turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED] == 3, what="the late entry")
 
 
 def cursor_time(query: str) -> datetime:
@@ -303,8 +305,8 @@ def test_what_the_feed_showed_is_committed_with_the_cursor_that_passes_it(tmp_pa
     write_instance(site.drop / "image")
     with rooms(site) as daemon:
         turn_until(daemon, is_in(daemon, State.STORED), what="the answer to the post")
-        turn_until(daemon, lambda: daemon.ledger.cursor() is not None, what="a first reading")
-        before = daemon.ledger.cursor()
+        turn_until(daemon, lambda: queries.cursor(daemon.ledger) is not None, what="a first reading")
+        before = queries.cursor(daemon.ledger)
         time.sleep(1.2)  # the entry shows itself
         daemon.proof.read_feed_soon()
         daemon.proof.gather(read_clocks())
@@ -312,17 +314,17 @@ def test_what_the_feed_showed_is_committed_with_the_cursor_that_passes_it(tmp_pa
         wait_until(lambda: daemon.reconciler._answers, what="the feed's answer")
         now = read_clocks()
         daemon.proof.gather(now)
-        assert (daemon.ledger.cursor(), seen_sequence(daemon)) == (before, None)
+        assert (queries.cursor(daemon.ledger), seen_sequence(daemon)) == (before, None)
 
         with suppress(TornAwayError), daemon.ledger.transaction() as tx:
             daemon.proof.record(tx, now)
             raise TornAwayError
-        assert (daemon.ledger.cursor(), seen_sequence(daemon)) == (before, None)
+        assert (queries.cursor(daemon.ledger), seen_sequence(daemon)) == (before, None)
 
         with daemon.ledger.transaction() as tx:
             daemon.proof.record(tx, now)
         # Nothing that comes after the commit is needed.
-        assert daemon.ledger.cursor() != before
+        assert queries.cursor(daemon.ledger) != before
         assert seen_sequence(daemon) is not None
 
 
@@ -333,7 +335,7 @@ class TornAwayError(Exception):
 def seen_sequence(daemon: Daemon) -> int | None:
     entry = only_entry(daemon)
     assert entry is not None
-    (row,) = daemon.ledger.unproven_rows([entry.entry_id])
+    (row,) = queries.unproven_rows(daemon.ledger, [entry.entry_id])
     return row.seen_sequence
 
 

@@ -18,7 +18,7 @@ from ingestd.config import load
 from ingestd.daemon.now import read_clocks, utc_now
 from ingestd.emulator import Emulator
 from ingestd.inbox import Expect, Removal, Spool, Taken
-from ingestd.ledger import Choice, Entry, Ledger, moves
+from ingestd.ledger import Choice, Entry, Ledger, moves, queries
 from ingestd.lifecycle import NEEDS_PERSON, State
 from tests.builders import element
 from tests.daemon.test_promise import configure, image, running, states, turn
@@ -36,7 +36,7 @@ def server() -> Iterator[Emulator]:
 
 def only_entry(ledger_file: Path) -> Entry:
     with Ledger.open(f"sqlite:///{ledger_file}", read_only=True) as ledger:
-        (entry,) = ledger.entries()
+        (entry,) = queries.entries(ledger)
     return entry
 
 
@@ -135,8 +135,8 @@ def test_bytes_written_after_confirmation_are_a_new_arrival(
     (held,) = (path for path in (tmp_path / "spool").glob("*/*/**/*") if path.is_file())
     assert held.read_bytes() == written
     with Ledger.open(config.ledger, read_only=True) as ledger:
-        first, second = sorted(ledger.entries(), key=lambda entry: entry.entry_id)
-        story = ledger.story(first.entry_id)
+        first, second = sorted(queries.entries(ledger), key=lambda entry: entry.entry_id)
+        story = queries.story(ledger, first.entry_id)
     assert first.removed_at is not None
     assert second.relative_path == "image"
     assert second.state in NEEDS_PERSON
@@ -154,7 +154,7 @@ def test_duplicate_written_to_after_its_holder_was_confirmed_is_a_new_arrival(tm
         (tmp_path / "drop" / "again").write_bytes(image())
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "DUPLICATE": 1})
         with Ledger.open(config.ledger, read_only=True) as ledger:
-            (duplicate,) = ledger.entries(Choice(state=State.DUPLICATE))
+            (duplicate,) = queries.entries(ledger, Choice(state=State.DUPLICATE))
         rewrite(tmp_path / "spool" / (duplicate.path or ""), image(first_pixel=1))
         daemon.housekeeping.removals.allow("test")
         daemon.housekeeping.hurry()
@@ -310,7 +310,7 @@ def test_copied_source_that_cannot_be_removed_is_told_while_it_lasts(
     monkeypatch.setattr("ingestd.daemon.housekeeping._TIDY_EVERY_SECONDS", 0.2)
     monkeypatch.setattr("ingestd.daemon.housekeeping._SOURCES_AT_ONCE", 1)
     with running(load(file)) as daemon:
-        turn(daemon, lambda: daemon.ledger.counts().get(State.CONFIRMED))
+        turn(daemon, lambda: queries.counts(daemon.ledger).get(State.CONFIRMED))
         assert not daemon.alarms.stands("not_removed")
         turn(daemon, lambda: daemon.alarms.stands("not_removed"))
         turn(daemon, lambda: not (elsewhere / "other").exists())

@@ -13,7 +13,7 @@ import pytest
 from ingestd.config import Config, load
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
-from ingestd.ledger import Ledger, moves
+from ingestd.ledger import Ledger, moves, queries
 from ingestd.lifecycle import Backoff, BatchLimits, BatchResult, Outcome, Reason, State
 from tests.daemon.test_promise import IDENTITY, configure, image, run, running, turn
 from tests.emulating import delete
@@ -29,7 +29,7 @@ def server() -> Iterator[Emulator]:
 
 def states(config: Config) -> list[tuple[State, Reason | None]]:
     with Ledger.open(config.ledger, read_only=True) as ledger:
-        return [(entry.state, entry.reason) for entry in ledger.entries()]
+        return [(entry.state, entry.reason) for entry in queries.entries(ledger)]
 
 
 # Sent once, and to be read before it is sent again: what it asks of a reader.
@@ -46,7 +46,7 @@ def go_on(config: Config, state: State | str) -> None:
     spool = Spool(config.spool.path)
     limits = BatchLimits(quiet_period=timedelta(0))
     with Ledger.open(config.ledger, host=spool.host, spool=spool.path, limits=limits) as ledger:
-        [entry] = ledger.entries()
+        [entry] = queries.entries(ledger)
         at = entry.changed_at + timedelta(hours=2)
         with ledger.transaction() as tx:
             batch = moves.claim(tx, STUDY, now=at)

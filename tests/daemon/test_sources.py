@@ -15,7 +15,7 @@ from ingestd.config import load
 from ingestd.daemon import once_policies, run_once
 from ingestd.daemon.loop import Daemon
 from ingestd.emulator import Emulator
-from ingestd.ledger import Ledger
+from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.running import QUICK_INBOX, Site, wait_until
@@ -56,7 +56,7 @@ def test_copied_source_is_removed_and_not_taken_twice(tmp_path: Path, elsewhere:
     assert second.taken_in == 0
     assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == []
     with Ledger.open(config.ledger, read_only=True) as ledger:
-        assert {state: count for state, count in ledger.counts().items() if count} == {State.CONFIRMED: 3}
+        assert {state: count for state, count in queries.counts(ledger).items() if count} == {State.CONFIRMED: 3}
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 
 from ingestd.daemon import Daemon
 from ingestd.emulator import Emulator
+from ingestd.ledger import queries
 from tests.cli.test_stopped import Immutable
 from tests.daemon.test_promise import configure, image, running, states, turn
 from tests.running import Site, wait_until
@@ -42,7 +43,7 @@ def pass_seconds(seconds: float) -> Callable[[], bool]:
 
 
 def stopped_because(daemon: Daemon) -> list[str]:
-    return [alarm.kind for alarm in daemon.ledger.alarms()]
+    return [alarm.kind for alarm in queries.alarms(daemon.ledger)]
 
 
 @pytest.mark.parametrize("room", ["files", ""])
@@ -84,7 +85,7 @@ def test_spool_that_may_not_be_written_is_named_and_not_the_drop_folder(
             (tmp_path / "drop" / "image").write_bytes(image())
             turn(daemon, tell(daemon, lambda: stopped_because(daemon) == ["spool"]))
             turn(daemon, tell(daemon, pass_seconds(1.5)))
-            [alarm] = daemon.ledger.alarms()
+            [alarm] = queries.alarms(daemon.ledger)
             assert "the spool may not be written" in alarm.note
             assert (tmp_path / "drop" / "image").exists()
 
@@ -126,8 +127,8 @@ def test_rows_whose_spool_is_away_wait_for_it(tmp_path: Path, server: Emulator) 
         daemon.dispatch.stopping = False
         turn(daemon, pass_seconds(2.5))
         (tmp_path / "away").rename(tmp_path / "spool")
-        assert [entry.removed_at for entry in daemon.ledger.entries()] == [None, None]
-        assert not [entry for entry in daemon.ledger.entries() if entry.state == "FAILED"]
+        assert [entry.removed_at for entry in queries.entries(daemon.ledger)] == [None, None]
+        assert not [entry for entry in queries.entries(daemon.ledger) if entry.state == "FAILED"]
 
         turn(daemon, lambda: states(config) == {"CONFIRMED": 2})
 

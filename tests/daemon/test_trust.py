@@ -19,7 +19,7 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.trust import MOST_IN_ALL, MOST_OF_A_KIND, Trust
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
-from ingestd.ledger import Ledger, moves
+from ingestd.ledger import Ledger, moves, queries
 from ingestd.lifecycle import Content, Identity, Kind, ServerKind, State, Unproven
 from ingestd.reconciler import Rules, Verify
 from ingestd.sender import profile_of
@@ -52,7 +52,7 @@ def site_of(folder: Path, server: Emulator, *, trusted: bool = False, **settings
 def stopped_because(site: Site) -> dict[str, str]:
     """The notes of the alarms that stand, by kind."""
     with site.ledger() as ledger:
-        return {alarm.kind: alarm.note for alarm in ledger.status().alarms}
+        return {alarm.kind: alarm.note for alarm in queries.status(ledger).alarms}
 
 
 def wait_for_alarm(site: Site, kind: str, *, stands: bool = True) -> str:

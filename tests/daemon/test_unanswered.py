@@ -18,7 +18,7 @@ from ingestd.daemon.now import Now
 from ingestd.daemon.unanswered import Unanswered
 from ingestd.dicomweb import DicomWebClient
 from ingestd.emulator import Emulator
-from ingestd.ledger import Alarm, moves
+from ingestd.ledger import Alarm, moves, queries
 from ingestd.lifecycle import State
 from ingestd.reconciler import StudyQuestion
 from ingestd.reconciler.asking import StudyAsker
@@ -92,7 +92,7 @@ def alarm_of(daemon: Daemon, kind: str = "not_retrieved") -> Alarm | None:
 
 def ask_now(daemon: Daemon, site: Site) -> None:
     with somebody_else(site) as other, other.transaction() as tx:
-        moves.check_again(tx, [entry.entry_id for entry in daemon.ledger.entries()], at=utc_now())
+        moves.check_again(tx, [entry.entry_id for entry in queries.entries(daemon.ledger)], at=utc_now())
 
 
 QUICK = {"answered 403 Forbidden", "application/json, which is no DICOM", "breaks off before its end"}
@@ -138,12 +138,12 @@ def test_server_that_gives_no_copy_back_is_told_and_the_first_copy_ends_it(
             assert alarm is not None
             assert words in alarm.note
             assert "right to read" in alarm.next_step
-            assert {entry.state for entry in daemon.ledger.entries()} <= {State.STORED, State.UNCERTAIN}
-            assert any(words in entry.note for entry in daemon.ledger.entries())
+            assert {entry.state for entry in queries.entries(daemon.ledger)} <= {State.STORED, State.UNCERTAIN}
+            assert any(words in entry.note for entry in queries.entries(daemon.ledger))
 
             gateway.withholds = False
             ask_now(daemon, site)
-            turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED], what="the first copy")
+            turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED], what="the first copy")
             assert alarm_of(daemon) is None
 
 
@@ -190,7 +190,7 @@ def test_one_file_that_the_server_cannot_give_back_is_no_outage(
         for number in range(3):
             drop(site, f"other{number}", make_image().content)
         with rooms(site) as daemon:
-            turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED] == 3, what="the others")
+            turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED] == 3, what="the others")
 
             def is_told() -> Alarm | None:
                 assert alarm_of(daemon) is None
@@ -198,7 +198,7 @@ def test_one_file_that_the_server_cannot_give_back_is_no_outage(
 
             turn_until(daemon, is_told, what="the end of its grace time", within_seconds=30)
             assert gateway.withheld >= 2
-            (entry,) = (entry for entry in daemon.ledger.entries() if entry.state is not State.CONFIRMED)
+            (entry,) = (entry for entry in queries.entries(daemon.ledger) if entry.state is not State.CONFIRMED)
             assert entry.state is State.STORED
 
 
@@ -215,12 +215,12 @@ def test_server_that_cannot_be_searched_is_told_where_that_is_what_proves(tmp_pa
         drop(site, "image", make_image().content)
         with rooms(site) as daemon:
             turn_until(daemon, lambda: alarm_of(daemon, "not_searched"), what="an alarm", within_seconds=30)
-            (entry,) = daemon.ledger.entries()
+            (entry,) = queries.entries(daemon.ledger)
             assert (entry.state, "403" in entry.note) == (State.STORED, True)
 
             gateway.withholds = False
             ask_now(daemon, site)
-            turn_until(daemon, lambda: daemon.ledger.counts()[State.CONFIRMED], what="an answer")
+            turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED], what="an answer")
             assert not daemon.alarms.standing
 
 
@@ -271,7 +271,7 @@ def test_server_that_lets_nobody_in_is_asked_ever_more_rarely(
 
             turn_until(daemon, is_over, what="four seconds")
             assert gateway.withheld <= most
-            assert daemon.ledger.counts()[State.STORED] == 1
+            assert queries.counts(daemon.ledger)[State.STORED] == 1
 
 
 def test_alarm_ends_with_the_last_file_that_waits_for_it(tmp_path: Path, server: Emulator, soon: None):
@@ -285,11 +285,11 @@ def test_alarm_ends_with_the_last_file_that_waits_for_it(tmp_path: Path, server:
             turn_until(daemon, lambda: alarm_of(daemon), what="an alarm", within_seconds=30)
 
             daemon.dispatch.stopping = True
-            (entry,) = daemon.ledger.entries()
+            (entry,) = queries.entries(daemon.ledger)
             with somebody_else(site) as other, other.transaction() as tx:
                 assert moves.retry(tx, entry.entry_id, now=utc_now()) is State.PENDING
             turn_until(daemon, lambda: alarm_of(daemon) is None, what="the end of the alarm")
-            assert [entry.state for entry in daemon.ledger.entries()] == [State.PENDING]
+            assert [entry.state for entry in queries.entries(daemon.ledger)] == [State.PENDING]
 
 
 @pytest.mark.parametrize(

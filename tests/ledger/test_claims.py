@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Choice, Ledger, RefusedMove, Transaction, moves
+from ingestd.ledger import Choice, Ledger, RefusedMove, Transaction, moves, queries
 from ingestd.lifecycle import Batch, BatchLimits, Content, Outcome, Pause, PauseCause, Reason, Sighting, State
 from tests.ledger_builders import (
     BACKOFF,
@@ -35,7 +35,7 @@ SMALL = BatchLimits(max_instances=7)
 def claim_all(ledger: Ledger) -> list[int]:
     """Claim until nothing is left, studies in the order that the ledger gives."""
     claimed: list[int] = []
-    while due := ledger.studies_due(now=LATER, flush=True):
+    while due := queries.studies_due(ledger, now=LATER, flush=True):
         for study in due:
             with ledger.transaction() as tx:
                 batch = moves.claim(tx, study.study_uid, now=LATER)
@@ -114,7 +114,7 @@ class Walk:
 
     def some_ids(self, *states: State) -> list[int]:
         # The walk's own transaction sees what it has written so far.
-        entries = self.ledger.entries(Choice(state=self.chance.choice(states)), limit=20)
+        entries = queries.entries(self.ledger, Choice(state=self.chance.choice(states)), limit=20)
         ids = [entry.entry_id for entry in entries]
         return self.chance.sample(ids, min(len(ids), 3))
 
@@ -192,7 +192,7 @@ class Walk:
         moves.wake(tx, now=self.now)
 
     def do_apply(self, tx: Transaction) -> None:
-        rows = self.ledger.unproven(now=self.now + timedelta(minutes=1), limit=10)
+        rows = queries.unproven(self.ledger, now=self.now + timedelta(minutes=1), limit=10)
         wanted = {
             State.UNCERTAIN: (State.UNCERTAIN, State.STORED, State.CONFIRMED, State.PENDING, State.CONFLICT),
             State.STORED: (State.STORED, State.CONFIRMED, State.UNCERTAIN, State.DELETED, State.CONFLICT),
@@ -231,7 +231,7 @@ class Walk:
         moves.audit(tx, f"1.2.{self.chance.randint(1, 3)}", now=self.now)
 
     def do_reader(self, tx: Transaction) -> None:
-        for need in self.ledger.needs_reader(limit=3):
+        for need in queries.rows_to_read(self.ledger, limit=3):
             kind = self.chance.randint(0, 4)
             other = arrival(self.chance.randint(1, 12), study=self.chance.randint(1, 3), canonical="aa" * 32)
             copy: Content = content(self.chance.randint(1, 9), size=77)
@@ -268,17 +268,17 @@ class Walk:
             moves.replace(tx, entry_id, now=self.now)
 
     def do_wish(self, tx: Transaction) -> None:
-        for wished in self.ledger.wishes(limit=2):
+        for requested in queries.requested_rows(self.ledger, limit=2):
             (admitted,) = moves.admit(
                 tx, [arrival(self.chance.randint(1, 12), candidate_id=None, canonical="aa" * 32)], now=self.now
             )
             if admitted.entry_id is None:
-                moves.wish_failed(tx, wished.entry_id, note="compare first", now=self.now)
+                moves.request_failed(tx, requested.entry_id, note="compare first", now=self.now)
             else:
-                moves.readmitted(tx, wished.entry_id, admitted.entry_id, now=self.now)
+                moves.readmitted(tx, requested.entry_id, admitted.entry_id, now=self.now)
 
     def do_remove(self, tx: Transaction) -> None:
-        rows = self.ledger.removable(before=self.now - timedelta(seconds=60))
+        rows = queries.removable(self.ledger, before=self.now - timedelta(seconds=60))
         moves.mark_removed(tx, [row.entry_id for row in rows], now=self.now)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import InboxSummary, Judged, Ledger, Need, NewCandidate, moves
+from ingestd.ledger import InboxSummary, Judged, Ledger, NewCandidate, PendingRead, moves, queries
 from ingestd.lifecycle import (
     BatchLimits,
     FeedCursor,
@@ -58,12 +58,12 @@ def test_whole_file_is_pending_and_its_candidate_leaves_in_the_same_transaction(
         (candidate_id,) = moves.add_candidates(
             tx, [NewCandidate(inbox="in", relative_path="IM00001", source=source(1))], now=NOW
         )
-    assert [left.candidate_id for left in ledger.left_candidates()] == [candidate_id]
+    assert [left.candidate_id for left in queries.left_candidates(ledger)] == [candidate_id]
 
     (entry_id,) = admit(ledger, arrival(1, candidate_id=candidate_id))
 
-    assert ledger.left_candidates() == []
-    entry = ledger.entry(entry_id)
+    assert queries.left_candidates(ledger) == []
+    entry = queries.entry(ledger, entry_id)
     assert entry is not None
     assert (entry.state, entry.identity, entry.content) == (State.PENDING, identity(1), content(1))
 
@@ -83,7 +83,7 @@ def test_same_candidate_keeps_its_tries_and_a_changed_file_starts_over(ledger: L
             tx, [NewCandidate(inbox="in", relative_path="IM1", source=source(1, size=2000))], now=LATER
         )
     assert other != first
-    assert [(left.candidate_id, left.tries) for left in ledger.left_candidates()] == [(other, 0)]
+    assert [(left.candidate_id, left.tries) for left in queries.left_candidates(ledger)] == [(other, 0)]
 
 
 def test_candidate_ids_are_not_given_out_twice(ledger: Ledger):
@@ -111,7 +111,7 @@ def test_same_content_is_a_duplicate_of_its_holder(ledger: Ledger):
     assert answer.state is State.DUPLICATE
     assert answer.holder is not None
     assert answer.holder.entry_id == holder
-    assert ledger.counts()[State.DUPLICATE] == 1
+    assert queries.counts(ledger)[State.DUPLICATE] == 1
 
 
 def test_two_arrivals_of_one_identity_in_one_call_are_a_pending_and_a_duplicate(ledger: Ledger):
@@ -137,7 +137,7 @@ def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_writt
     assert answer.holder is not None
     assert answer.holder.path is not None
     assert answer.holder.path.startswith("/")
-    assert len(ledger.left_candidates()) == 1
+    assert len(queries.left_candidates(ledger)) == 1
 
     with ledger.transaction() as tx:
         (judged,) = moves.admit(
@@ -147,7 +147,7 @@ def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_writt
             now=NOW,
         )
     assert judged.state is State.DUPLICATE
-    assert ledger.left_candidates() == []
+    assert queries.left_candidates(ledger) == []
 
 
 def test_comparison_with_a_row_that_no_longer_holds_the_identity_does_not_count(ledger: Ledger):
@@ -174,7 +174,7 @@ def test_other_encoding_is_a_conflict_that_points_to_its_holder(ledger: Ledger):
     (holder,) = admit(ledger, arrival(1))
     (other,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2.4.70"))
 
-    entry = ledger.entry(other)
+    entry = queries.entry(ledger, other)
     assert entry is not None
     assert (entry.state, entry.reason, entry.holder_id) == (State.CONFLICT, Reason.OTHER_ENCODING, holder)
 
@@ -195,25 +195,25 @@ def test_identity_is_held_over_all_hosts(tmp_path: Path, ledger: Ledger):
         assert answer.holder is not None
         assert (answer.holder.entry_id, answer.holder.path) == (
             holder,
-            f"{tmp_path}/spool-host-a/{ledger.entry(holder).path}",
+            f"{tmp_path}/spool-host-a/{queries.entry(ledger, holder).path}",
         )
-        assert other.studies_due(now=LATER) == []
+        assert queries.studies_due(other, now=LATER) == []
         with other.transaction() as tx:
             assert moves.claim(tx, "1.2.1", now=LATER) is None
 
 
 def test_drop_whose_holder_is_confirmed_has_the_server_asked_again(ledger: Ledger):
     holder = entry_in(ledger, State.CONFIRMED)
-    assert ledger.unproven(now=LATER) == []
+    assert queries.unproven(ledger, now=LATER) == []
 
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
 
-    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [holder]
-    assert ledger.removable(before=LATER + timedelta(days=1)) == [], "it may be the only copy"
+    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [holder]
+    assert queries.removable(ledger, before=LATER + timedelta(days=1)) == [], "it may be the only copy"
 
     confirm(ledger, holder, now=LATER + timedelta(seconds=1))
-    assert {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))} == {holder, duplicate}
-    assert ledger.next_check_at(now=LATER) is None
+    assert {row.entry_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))} == {holder, duplicate}
+    assert queries.next_check_at(ledger, now=LATER) is None
 
 
 def test_drop_whose_confirmed_holder_was_deleted_on_the_server_is_sent(ledger: Ledger):
@@ -223,7 +223,7 @@ def test_drop_whose_confirmed_holder_was_deleted_on_the_server_is_sent(ledger: L
     apply(ledger, outcome(holder, State.DELETED, Reason.ABSENT, expected=State.CONFIRMED))
 
     assert state_of(ledger, first) is State.PENDING
-    entry = ledger.entry(second)
+    entry = queries.entry(ledger, second)
     assert entry is not None
     assert (entry.state, entry.holder_id) == (State.DUPLICATE, first)
     with ledger.transaction() as tx:
@@ -252,11 +252,11 @@ def test_duplicate_of_what_the_server_lost_keeps_its_file(ledger: Ledger, state:
     confirm(ledger, holder, now=LATER + timedelta(seconds=1))
     with ledger.transaction() as tx:
         moves.mark_removed(tx, [holder], now=LATER)
-    assert [row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))] == [duplicate]
+    assert [row.entry_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))] == [duplicate]
 
     apply(ledger, outcome(holder, state))
 
-    assert ledger.removable(before=LATER + timedelta(days=1)) == []
+    assert queries.removable(ledger, before=LATER + timedelta(days=1)) == []
 
 
 def test_evidence_older_than_the_drop_does_not_settle_a_duplicate(ledger: Ledger):
@@ -265,11 +265,11 @@ def test_evidence_older_than_the_drop_does_not_settle_a_duplicate(ledger: Ledger
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
 
     confirm(ledger, holder, evidence_at=LATER - timedelta(seconds=1))
-    assert ledger.removable(before=LATER + timedelta(days=1)) == [], "it is asked for again"
-    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [holder]
+    assert queries.removable(ledger, before=LATER + timedelta(days=1)) == [], "it is asked for again"
+    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [holder]
 
     confirm(ledger, holder, evidence_at=LATER)
-    assert {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))} == {holder, duplicate}
+    assert {row.entry_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))} == {holder, duplicate}
 
 
 @pytest.mark.parametrize("reason", [Reason.REFUSED, Reason.SERVER_ERROR])
@@ -293,7 +293,7 @@ def test_claim_writes_the_attempt_and_hands_out_absolute_paths(ledger: Ledger, t
     assert [part.entry_id for part in batch.parts] == [moved, kept]
     assert Path(batch.parts[0].path).is_relative_to(tmp_path / "spool-host-a")
     assert Path(batch.parts[1].path).is_relative_to("/archive")
-    story = ledger.story(moved)
+    story = queries.story(ledger, moved)
     assert story is not None
     assert [(attempt.attempt_id, attempt.instances) for attempt in story.attempts] == [(batch.attempt_id, 2)]
     with ledger.transaction() as tx:
@@ -318,7 +318,7 @@ def test_several_batches_of_one_study_are_out_at_once_until_it_is_in_trouble(tmp
         with ledger.transaction() as tx:
             assert moves.claim(tx, "1.2.1", now=LATER) is None
             assert moves.claim(tx, "1.2.1", now=after) is None  # the second batch is still out
-        assert ledger.studies_due(now=after) == []
+        assert queries.studies_due(ledger, now=after) == []
 
         with ledger.transaction() as tx:
             moves.finish(
@@ -342,7 +342,7 @@ def test_a_charged_file_waits_by_the_backoff_and_keeps_no_other_of_its_study_wai
         finish(tx, replace(answer, outcomes=(answer.outcomes[0], stored)))
 
     for charged in range(1, 10):
-        entry = ledger.entry(failing)
+        entry = queries.entry(ledger, failing)
         assert entry is not None
         assert (entry.charged, entry.next_attempt_at) == (
             charged,
@@ -368,17 +368,17 @@ def test_a_charged_file_waits_by_the_backoff_and_keeps_no_other_of_its_study_wai
 def test_answer_without_a_charge_ends_the_studys_backoff(ledger: Ledger):
     admit(ledger, arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
-    at = ledger.next_study_at(now=LATER)
+    at = queries.next_study_at(ledger, now=LATER)
     assert at == LATER + BACKOFF.base
-    assert ledger.studies_due(now=LATER) == []
+    assert queries.studies_due(ledger, now=LATER) == []
 
     send(ledger, now=at)
 
-    entry = ledger.entry(1)
+    entry = queries.entry(ledger, 1)
     assert entry is not None
     assert (entry.state, entry.charged) == (State.STORED, 0)
     admit(ledger, arrival(2), now=at)
-    assert [study.charged for study in ledger.studies_due(now=at + timedelta(minutes=1))] == [0]
+    assert [study.charged for study in queries.studies_due(ledger, now=at + timedelta(minutes=1))] == [0]
 
 
 def test_pauses_that_meet_a_study_in_flight_are_counted_until_it_is_charged(ledger: Ledger):
@@ -399,7 +399,7 @@ def test_pauses_that_meet_a_study_in_flight_are_counted_until_it_is_charged(ledg
     with ledger.transaction() as tx:
         until = moves.charge_study(tx, "1.2.1", now=LATER, backoff=BACKOFF, jitter=0.0)
         assert moves.claim(tx, "1.2.1", now=LATER) is None
-    assert until == ledger.next_study_at(now=LATER)
+    assert until == queries.next_study_at(ledger, now=LATER)
 
 
 def test_late_result_of_a_recovered_batch_moves_nothing(ledger: Ledger):
@@ -415,8 +415,8 @@ def test_late_result_of_a_recovered_batch_moves_nothing(ledger: Ledger):
         finished = moves.finish(tx, result_of(batch, State.STORED), now=LATER, backoff=BACKOFF, jitter=0.0)
 
     assert (finished.moved, finished.lost) == (0, 2)
-    assert ledger.counts()[State.UNCERTAIN] == 2
-    story = ledger.story(1)
+    assert queries.counts(ledger)[State.UNCERTAIN] == 2
+    story = queries.story(ledger, 1)
     assert story is not None
     assert story.attempts[0].interrupted
     assert story.entry.reason is Reason.PROCESS_DIED
@@ -426,7 +426,7 @@ def test_recovery_leaves_other_hosts_alone(tmp_path: Path, ledger: Ledger):
     entry_in(ledger, State.SENDING)
     with open_ledger(tmp_path, host="host-b") as other, other.transaction() as tx:
         assert moves.recover(tx, now=LATER).uncertain == 0
-    assert ledger.counts()[State.SENDING] == 1
+    assert queries.counts(ledger)[State.SENDING] == 1
 
 
 def test_part_without_an_outcome_becomes_uncertain(ledger: Ledger):
@@ -455,7 +455,7 @@ def test_deferred_row_waits_for_its_own_time_while_others_go(ledger: Ledger):
         batch = moves.claim(tx, "1.2.1", now=LATER)
     assert batch is not None
     assert [part.entry_id for part in batch.parts] == [2]
-    assert ledger.next_wake_at(now=LATER) == LATER + timedelta(minutes=2)
+    assert queries.next_wake_at(ledger, now=LATER) == LATER + timedelta(minutes=2)
 
     with ledger.transaction() as tx:
         assert moves.wake(tx, now=LATER + timedelta(minutes=2)) == 1
@@ -468,13 +468,13 @@ def test_study_is_due_when_quiet_or_waiting_long_or_full(tmp_path: Path):
     limits = BatchLimits(max_instances=3)
     with open_ledger(tmp_path, limits=limits) as ledger:
         admit(ledger, arrival(1, study=1))
-        assert ledger.studies_due(now=NOW) == []
-        assert [study.study_uid for study in ledger.studies_due(now=NOW, flush=True)] == ["1.2.1"]
-        assert ledger.next_study_at(now=LATER) == NOW + limits.quiet_period
-        assert len(ledger.studies_due(now=NOW + limits.quiet_period)) == 1
+        assert queries.studies_due(ledger, now=NOW) == []
+        assert [study.study_uid for study in queries.studies_due(ledger, now=NOW, flush=True)] == ["1.2.1"]
+        assert queries.next_study_at(ledger, now=LATER) == NOW + limits.quiet_period
+        assert len(queries.studies_due(ledger, now=NOW + limits.quiet_period)) == 1
 
         admit(ledger, *(arrival(number, study=2) for number in range(3)))
-        assert [study.study_uid for study in ledger.studies_due(now=NOW)] == ["1.2.2"]
+        assert [study.study_uid for study in queries.studies_due(ledger, now=NOW)] == ["1.2.2"]
         assert_ledger_holds(ledger, limits)
 
 
@@ -482,10 +482,10 @@ def test_priority_goes_first_and_ageing_lets_nobody_starve(ledger: Ledger):
     admit(ledger, arrival(1, study=1), now=NOW)
     admit(ledger, arrival(1, study=2, priority=2), now=NOW + timedelta(seconds=30))
 
-    order = [study.study_uid for study in ledger.studies_due(now=NOW + timedelta(seconds=50))]
+    order = [study.study_uid for study in queries.studies_due(ledger, now=NOW + timedelta(seconds=50))]
     assert order == ["1.2.2", "1.2.1"]
     admit(ledger, arrival(1, study=3, priority=2), now=NOW + timedelta(minutes=10))
-    order = [study.study_uid for study in ledger.studies_due(now=NOW + timedelta(minutes=11))]
+    order = [study.study_uid for study in queries.studies_due(ledger, now=NOW + timedelta(minutes=11))]
     assert order[-1] == "1.2.3"
 
 
@@ -494,36 +494,36 @@ def test_other_limits_at_the_next_start_count_for_what_waits_already(tmp_path: P
         admit(ledger, arrival(1))
     patient = BatchLimits(quiet_period=timedelta(hours=1), max_wait=timedelta(hours=2))
     with open_ledger(tmp_path, limits=patient) as ledger:
-        assert ledger.next_study_at(now=LATER) == NOW + timedelta(hours=1)
+        assert queries.next_study_at(ledger, now=LATER) == NOW + timedelta(hours=1)
         ledger.set_limits(BatchLimits())
-        assert ledger.next_study_at(now=LATER) == NOW + timedelta(seconds=5)
+        assert queries.next_study_at(ledger, now=LATER) == NOW + timedelta(seconds=5)
         assert_ledger_holds(ledger)
 
 
 def test_rows_are_asked_about_when_their_time_comes_and_less_and_less_often(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     send(ledger, wait=timedelta(seconds=30))
-    assert ledger.unproven(now=LATER) == []
-    at = ledger.next_check_at(now=LATER)
+    assert queries.unproven(ledger, now=LATER) == []
+    at = queries.next_check_at(ledger, now=LATER)
     assert at == LATER + timedelta(seconds=30)
 
     waits = []
     for _ in range(3):
-        assert [row.entry_id for row in ledger.unproven(now=at)] == [entry_id]
+        assert [row.entry_id for row in queries.unproven(ledger, now=at)] == [entry_id]
         apply(ledger, outcome(entry_id, State.STORED, Reason.NOT_SHOWN, expected=State.STORED), now=at)
-        next_at = ledger.next_check_at(now=LATER)
+        next_at = queries.next_check_at(ledger, now=LATER)
         waits.append(next_at - at)
         at = next_at
     assert waits == [BACKOFF.base, BACKOFF.base * 2, BACKOFF.base * 4]
-    assert ledger.unproven(now=at)[0].checks == 3
+    assert queries.unproven(ledger, now=at)[0].checks == 3
 
 
 def test_check_that_could_not_be_made_is_put_off_without_being_counted(ledger: Ledger):
     entry_id = entry_in(ledger, State.UNCERTAIN)
     with ledger.transaction() as tx:
         assert moves.check_again(tx, [entry_id], at=LATER + timedelta(minutes=1)) == 1
-    assert ledger.unproven(now=LATER) == []
-    assert ledger.unproven(now=LATER + timedelta(minutes=1))[0].checks == 0
+    assert queries.unproven(ledger, now=LATER) == []
+    assert queries.unproven(ledger, now=LATER + timedelta(minutes=1))[0].checks == 0
 
 
 @pytest.mark.parametrize(
@@ -544,23 +544,23 @@ def test_why_a_check_could_not_be_made_is_noted_over_nothing_that_is_needed(
     else:
         (entry_id,) = admit(ledger, arrival(1))
         send(ledger, 1, state=state, reason=reason)
-    before = ledger.unproven_rows([entry_id])[0].note
+    before = queries.unproven_rows(ledger, [entry_id])[0].note
     with ledger.transaction() as tx:
         moves.check_again(tx, [entry_id], at=LATER, note="the server answered 403")
-    assert ledger.unproven_rows([entry_id])[0].note == (before if is_kept else "the server answered 403")
+    assert queries.unproven_rows(ledger, [entry_id])[0].note == (before if is_kept else "the server answered 403")
 
 
 def test_two_absences_are_on_record_before_a_row_is_sent_again(ledger: Ledger):
     entry_id = entry_in(ledger, State.UNCERTAIN)
     apply(ledger, outcome(entry_id, State.UNCERTAIN, Reason.ABSENT, wait=timedelta(seconds=10)))
-    (row,) = ledger.unproven(now=LATER + timedelta(seconds=10))
+    (row,) = queries.unproven(ledger, now=LATER + timedelta(seconds=10))
     assert row.absences == 1
 
     apply(ledger, outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.UNCERTAIN))
 
-    (row,) = ledger.unproven_rows([entry_id])
+    (row,) = queries.unproven_rows(ledger, [entry_id])
     assert (row.state, row.resends, row.absences) == (State.PENDING, 1, 0)
-    story = ledger.story(entry_id)
+    story = queries.story(ledger, entry_id)
     assert story is not None
     assert [event.reason for event in story.history][-2:] == [Reason.ABSENT, Reason.ABSENT]
 
@@ -569,7 +569,7 @@ def test_seeing_it_after_all_ends_a_row_of_absences(ledger: Ledger):
     entry_id = entry_in(ledger, State.STORED)
     apply(ledger, outcome(entry_id, State.STORED, Reason.ABSENT))
     apply(ledger, outcome(entry_id, State.STORED, Reason.QUERY))
-    assert ledger.unproven_rows([entry_id])[0].absences == 0
+    assert queries.unproven_rows(ledger, [entry_id])[0].absences == 0
 
 
 def _admit_and_move_back(ledger: Ledger, entry_id: int) -> None:
@@ -596,7 +596,7 @@ def test_stale_outcome_is_lost_and_an_impossible_one_raises(ledger: Ledger):
     assert (stale.lost, unsaid.lost, unknown.lost) == (1, 1, 1)
     with pytest.raises(IllegalMove):
         _admit_and_move_back(ledger, entry_id)
-    assert ledger.counts()[State.PENDING] == 0
+    assert queries.counts(ledger)[State.PENDING] == 0
     assert state_of(ledger, entry_id) is State.CONFIRMED
 
 
@@ -616,19 +616,19 @@ def test_row_whose_file_was_dropped_again_and_confirmed_needs_no_person(ledger: 
     assert state_of(ledger, former) is state
     confirm(ledger, again, changed)
 
-    story = ledger.story(former)
+    story = queries.story(ledger, former)
     assert story is not None
     assert (story.entry.state, story.entry.reason) == (state, Reason.DROPPED_AGAIN)
     assert f"dropped again as row {again}" in story.history[-1].note
     # What was confirmed under the other's UIDs is another content.
-    status = ledger.status()
+    status = queries.status(ledger)
     assert (status.needs_person, status.states[state]) == (1, 2)
-    held = ledger.entry(other)
+    held = queries.entry(ledger, other)
     assert held is not None
     assert status.oldest_needs_person_at == held.changed_at
 
     apply(ledger, outcome(again, State.DELETED, Reason.FEED), now=LATER + timedelta(hours=1))
-    assert ledger.status().needs_person == 2
+    assert queries.status(ledger).needs_person == 2
     assert_ledger_holds(ledger)
 
 
@@ -647,14 +647,14 @@ def test_sighting_is_kept_while_a_row_is_out_and_consulted_when_it_comes_back(le
     with ledger.transaction() as tx:
         cursor = FeedCursor(version=2, since=LATER)
         assert moves.record_sightings(tx, [sighting(1, 7)], now=LATER, cursor=cursor) == 1
-    assert ledger.cursor() == cursor
-    assert ledger.next_check_at(now=LATER) is None
+    assert queries.cursor(ledger) == cursor
+    assert queries.next_check_at(ledger, now=LATER) is None
 
     with ledger.transaction() as tx:
-        story = ledger.story(entry_id)
+        story = queries.story(ledger, entry_id)
         assert story is not None
         moves.recover(tx, now=LATER)
-    (row,) = ledger.unproven(now=LATER)
+    (row,) = queries.unproven(ledger, now=LATER)
     assert (row.seen_sequence, row.seen_action, row.seen_state, row.seen_at) == (7, "create", "current", LATER)
     assert not row.needs_content_check
 
@@ -668,24 +668,24 @@ def test_server_that_went_back_has_all_asked_about_that_it_may_have_lost(ledger:
         seen = [outcome(each, State.CONFIRMED, evidence_at=LATER) for each in (before, after, gone)]
         moves.apply(tx, seen, now=LATER, backoff=BACKOFF, jitter=0.0)
         moves.mark_removed(tx, [after, never, gone], now=LATER)
-    assert ledger.feed_end() == FeedEnd(sequence=8, at=LATER)
-    assert not ledger.has_looks()
-    assert before in {row.entry_id for row in ledger.removable(before=LATER)}
+    assert queries.feed_end(ledger) == FeedEnd(sequence=8, at=LATER)
+    assert not queries.has_looks(ledger)
+    assert before in {row.entry_id for row in queries.removable(ledger, before=LATER)}
 
     with ledger.transaction() as tx:
         moves.went_back(tx, to=7, end=FeedEnd(sequence=7, at=NOW), now=LATER)
 
-    asked = {row.entry_id: row.seen_sequence for row in ledger.unproven(now=LATER)}
+    asked = {row.entry_id: row.seen_sequence for row in queries.unproven(ledger, now=LATER)}
     assert asked == {before: 7, after: None, never: None}
-    assert (ledger.went_back_at(), ledger.feed_end()) == (LATER, FeedEnd(sequence=7, at=NOW))
-    assert ledger.has_looks()
-    assert ledger.removable(before=LATER) == []
+    assert (queries.went_back_at(ledger), queries.feed_end(ledger)) == (LATER, FeedEnd(sequence=7, at=NOW))
+    assert queries.has_looks(ledger)
+    assert queries.removable(ledger, before=LATER) == []
     with ledger.transaction() as tx:
         moves.went_back_settled(tx)
         # The sequence is given out again.
         moves.record_sightings(tx, [sighting(2, 8, state="deleted")], now=LATER)
-    assert ledger.went_back_at() is None
-    (row,) = ledger.unproven_rows([after])
+    assert queries.went_back_at(ledger) is None
+    (row,) = queries.unproven_rows(ledger, [after])
     assert (row.seen_sequence, row.seen_state) == (8, "deleted")
 
 
@@ -698,19 +698,19 @@ def test_stored_row_that_the_feed_has_shown_is_judged_at_once(ledger: Ledger):
         moves.finish(
             tx, result_of(batch, State.STORED, wait=timedelta(minutes=10)), now=LATER, backoff=BACKOFF, jitter=0.0
         )
-    assert len(ledger.unproven(now=LATER)) == 1
+    assert len(queries.unproven(ledger, now=LATER)) == 1
 
 
 def test_sighting_wakes_stored_confirmed_and_deleted_rows_but_only_once(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
     with ledger.transaction() as tx:
         assert moves.record_sightings(tx, [sighting(1, 9, action="delete", state="deleted")], now=LATER) == 1
-    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [entry_id]
+    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [entry_id]
     apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
     with ledger.transaction() as tx:
         assert moves.record_sightings(tx, [sighting(1, 9, action="delete", state="deleted")], now=LATER) == 0
         assert moves.record_sightings(tx, [sighting(1, 12)], now=LATER) == 1
-    (row,) = ledger.unproven(now=LATER)
+    (row,) = queries.unproven(ledger, now=LATER)
     assert (row.entry_id, row.state, row.needs_content_check) == (entry_id, State.DELETED, True)
 
 
@@ -718,7 +718,7 @@ def test_sighting_that_was_disturbed_asks_for_a_content_check(ledger: Ledger):
     entry_in(ledger, State.STORED)
     with ledger.transaction() as tx:
         moves.record_sightings(tx, [sighting(1, 7, disturbed=True)], now=LATER)
-    assert ledger.unproven(now=LATER)[0].needs_content_check
+    assert queries.unproven(ledger, now=LATER)[0].needs_content_check
 
 
 def test_sighting_goes_to_the_row_that_holds_the_identity(ledger: Ledger):
@@ -727,37 +727,37 @@ def test_sighting_goes_to_the_row_that_holds_the_identity(ledger: Ledger):
     send(ledger)
     with ledger.transaction() as tx:
         assert moves.record_sightings(tx, [sighting(1, 20), sighting(2, 21)], now=LATER) == 1
-    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [again]
+    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [again]
 
 
 def test_already_there_needs_a_content_check(ledger: Ledger):
     admit(ledger, arrival(1))
     send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
-    assert ledger.unproven(now=LATER)[0].needs_content_check
+    assert queries.unproven(ledger, now=LATER)[0].needs_content_check
 
 
 def test_present_before_is_taken_from_the_evidence_of_the_last_attempt(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.UNCERTAIN, reason=Reason.NO_VERDICT, evidence={"present_before": "no"})
-    assert ledger.unproven(now=LATER)[0].present_before is False
+    assert queries.unproven(ledger, now=LATER)[0].present_before is False
     apply(ledger, outcome(entry_id, State.PENDING, Reason.ABSENT))
     with ledger.transaction() as tx:
         moves.claim(tx, "1.2.1", now=LATER)
         moves.recover(tx, now=LATER)
-    assert ledger.unproven(now=LATER)[0].present_before is None
+    assert queries.unproven(ledger, now=LATER)[0].present_before is None
 
 
 def test_changed_file_is_read_again_before_it_is_sent(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
-    (need,) = ledger.needs_reader()
-    assert (need.entry_id, need.need) == (entry_id, Need.REREAD)
-    assert ledger.studies_due(now=LATER) == []
+    (need,) = queries.rows_to_read(ledger)
+    assert (need.entry_id, need.pending_read) == (entry_id, PendingRead.REREAD)
+    assert queries.studies_due(ledger, now=LATER) == []
 
     with ledger.transaction() as tx:
         answer = moves.reread(tx, entry_id, arrival(1, seed="new", size=3000), now=LATER)
     assert answer.state is State.PENDING
-    assert ledger.needs_reader() == []
+    assert queries.rows_to_read(ledger) == []
     batch = send(ledger)
     assert batch.parts[0].content == content("new", size=3000)
 
@@ -820,19 +820,19 @@ def test_changed_file_that_is_no_longer_whole_is_rejected(ledger: Ledger):
 def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, tmp_path: Path):
     (entry_id,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2"))
     send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, alone=True, answered=True)
-    assert [need.need for need in ledger.needs_reader()] == [Need.REENCODE]
+    assert [need.pending_read for need in queries.rows_to_read(ledger)] == [PendingRead.REENCODE]
     copy = content("copy", size=1200)
     with ledger.transaction() as tx:
         assert moves.attach_reencoded(tx, entry_id, path="explicit/abc", content=copy, now=LATER)
-    assert ledger.paths_known(["explicit/abc", "explicit/other"]) == {"explicit/abc"}
+    assert queries.paths_known(ledger, ["explicit/abc", "explicit/other"]) == {"explicit/abc"}
 
     batch = send(ledger)
 
     (part,) = batch.parts
     assert (part.content, part.path, part.reencoded) == (copy, str(tmp_path / "spool-host-a/explicit/abc"), True)
-    assert ledger.unproven(now=LATER)[0].content == copy
+    assert queries.unproven(ledger, now=LATER)[0].content == copy
     confirm(ledger, entry_id)
-    (row,) = ledger.removable(before=LATER)
+    (row,) = queries.removable(ledger, before=LATER)
     assert len(row.paths) == 2
 
 
@@ -844,9 +844,9 @@ def test_file_that_cannot_be_reencoded_is_asked_for_before_it_fails(ledger: Ledg
     send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, answered=True)
     with ledger.transaction() as tx:
         assert moves.reencode_failed(tx, entry_id, note="it cannot be re-encoded", now=LATER)
-    (row,) = ledger.unproven(now=LATER)
+    (row,) = queries.unproven(ledger, now=LATER)
     assert (row.state, row.reason, row.note) == (State.UNCERTAIN, Reason.REFUSED, "it cannot be re-encoded")
-    assert ledger.needs_reader() == []
+    assert queries.rows_to_read(ledger) == []
 
 
 def test_only_a_row_that_the_server_is_asked_about_fails_because_its_file_vanished(ledger: Ledger):
@@ -863,13 +863,13 @@ def test_row_that_waits_to_be_read_goes_on_to_be_sent_when_its_file_vanished(led
     with ledger.transaction() as tx:
         assert not moves.read_no_more(tx, entry_id, now=LATER)
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, answered=True, **{need: True})
-    assert ledger.studies_due(now=LATER, flush=True) == []
+    assert queries.studies_due(ledger, now=LATER, flush=True) == []
 
     with ledger.transaction() as tx:
         assert moves.read_no_more(tx, entry_id, now=LATER)
 
-    assert ledger.needs_reader() == []
-    assert [study.waiting for study in ledger.studies_due(now=LATER, flush=True)] == [1]
+    assert queries.rows_to_read(ledger) == []
+    assert [study.waiting for study in queries.studies_due(ledger, now=LATER, flush=True)] == [1]
 
 
 def test_held_row_is_not_due_and_counts_as_needing_a_person(ledger: Ledger):
@@ -877,16 +877,16 @@ def test_held_row_is_not_due_and_counts_as_needing_a_person(ledger: Ledger):
     with ledger.transaction() as tx:
         assert moves.hold(tx, [entry_id], reason="the configuration changed", now=NOW) == 1
         assert moves.claim(tx, "1.2.1", now=LATER) is None
-    assert ledger.studies_due(now=LATER) == []
-    assert ledger.next_study_at(now=LATER) is None
-    status = ledger.status()
+    assert queries.studies_due(ledger, now=LATER) == []
+    assert queries.next_study_at(ledger, now=LATER) is None
+    status = queries.status(ledger)
     assert (status.held, status.needs_person) == (1, 1)
-    assert ledger.unfinished() == 0
+    assert queries.unfinished(ledger) == 0
 
     with ledger.transaction() as tx:
         assert moves.unhold(tx, [entry_id], now=NOW) == 1
-    assert len(ledger.studies_due(now=LATER)) == 1
-    assert ledger.unfinished() == 1
+    assert len(queries.studies_due(ledger, now=LATER)) == 1
+    assert queries.unfinished(ledger) == 1
 
 
 def test_only_settled_files_may_go_and_only_after_retain(ledger: Ledger):
@@ -898,15 +898,17 @@ def test_only_settled_files_may_go_and_only_after_retain(ledger: Ledger):
     }
     with ledger.transaction() as tx:
         moves.mark_removed(tx, rows.values(), now=LATER)
-    gone = {entry.state for entry in map(ledger.entry, rows.values()) if entry and entry.removed_at}
+    gone = {
+        entry.state for entry in (queries.entry(ledger, row) for row in rows.values()) if entry and entry.removed_at
+    }
     assert gone == {State.CONFIRMED, State.DISCARDED}
-    assert ledger.removable(before=LATER) == []
+    assert queries.removable(ledger, before=LATER) == []
 
 
 def test_file_is_removable_only_before_the_instant_given(ledger: Ledger):
     entry_in(ledger, State.CONFIRMED)
-    assert ledger.removable(before=LATER - timedelta(seconds=1)) == []
-    assert len(ledger.removable(before=LATER)) == 1
+    assert queries.removable(ledger, before=LATER - timedelta(seconds=1)) == []
+    assert len(queries.removable(ledger, before=LATER)) == 1
 
 
 def test_file_in_place_is_never_removable_but_its_copy_is(ledger: Ledger):
@@ -916,33 +918,33 @@ def test_file_in_place_is_never_removable_but_its_copy_is(ledger: Ledger):
     send(ledger)
     confirm(ledger, plain, reencoded)
 
-    assert [row.paths for row in ledger.removable(before=LATER)] == [("explicit/2",)]
+    assert [row.paths for row in queries.removable(ledger, before=LATER)] == [("explicit/2",)]
     with ledger.transaction() as tx:
         assert moves.mark_removed(tx, [plain, reencoded], now=LATER) == 1
-    assert ledger.removable(before=LATER) == []
-    assert ledger.unproven_rows([reencoded])[0].content == content("copy")
+    assert queries.removable(ledger, before=LATER) == []
+    assert queries.unproven_rows(ledger, [reencoded])[0].content == content("copy")
 
 
 def test_copied_source_is_remembered_until_it_is_removed(ledger: Ledger):
     copied = arrival(1, source_removed=False)
     (entry_id,) = admit(ledger, copied)
-    (left,) = ledger.unremoved_sources()
+    (left,) = queries.unremoved_sources(ledger)
     assert (left.entry_id, left.source, left.relative_path) == (entry_id, source(1), "IM00001")
     assert left.path == copied.path
-    assert ledger.unremoved_sources(after_id=entry_id) == []
+    assert queries.unremoved_sources(ledger, after_id=entry_id) == []
     send(ledger)
     confirm(ledger, entry_id)
     with ledger.transaction() as tx:
         moves.mark_removed(tx, [entry_id], now=LATER)
-    assert ledger.unremoved_sources()[0].path == "", "its copy was let go of by rule"
+    assert queries.unremoved_sources(ledger)[0].path == "", "its copy was let go of by rule"
     with ledger.transaction() as tx:
         moves.mark_source_removed(tx, [entry_id])
-    assert ledger.unremoved_sources() == []
+    assert queries.unremoved_sources(ledger) == []
 
 
 def test_known_sources_are_those_of_the_inbox_and_path(ledger: Ledger):
     admit(ledger, arrival(1, in_place=True, relative_path="a/1"), arrival(2, inbox="other", relative_path="a/1"))
-    known = ledger.known_sources("in", ["a/1", "a/2"])
+    known = queries.known_sources(ledger, "in", ["a/1", "a/2"])
     assert list(known) == ["a/1"]
     assert [(each.source, each.in_place) for each in known["a/1"]] == [(source(1), True)]
 
@@ -958,30 +960,30 @@ def test_folders_are_emptied_by_us_where_files_were_taken_out_of_them(ledger: Le
     )
     asked = ["a/b", "a", "a/b/x", "a/bb", "kept", "copied", "other", "caf\udce9", "caf"]
 
-    assert ledger.emptied_by_us("in", asked) == ["a/b", "a", "caf\udce9"]
+    assert queries.emptied_by_us(ledger, "in", asked) == ["a/b", "a", "caf\udce9"]
 
 
 def test_paths_known_forgets_removed_files(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
-    entry = ledger.entry(entry_id)
+    entry = queries.entry(ledger, entry_id)
     assert entry is not None
     assert entry.path is not None
-    assert ledger.paths_known([entry.path, "files/in/none"]) == {entry.path}
+    assert queries.paths_known(ledger, [entry.path, "files/in/none"]) == {entry.path}
     with ledger.transaction() as tx:
         moves.mark_removed(tx, [entry_id], now=LATER)
-    assert ledger.paths_known([entry.path]) == set()
+    assert queries.paths_known(ledger, [entry.path]) == set()
 
 
 @pytest.mark.parametrize("name", ["IM\udce9", "line\nfeed", "\udcff/\udcfe", "\N{REPLACEMENT CHARACTER}--", "bücher"])
 def test_any_file_name_is_kept_and_given_back(ledger: Ledger, name: str):
     admit(ledger, arrival(1, relative_path=name, in_place=True))
-    assert list(ledger.known_sources("in", [name])) == [name]
+    assert list(queries.known_sources(ledger, "in", [name])) == [name]
 
 
 def test_stat_beyond_a_databases_integers_is_kept(ledger: Ledger):
     odd = SourceStat(device=2**64 - 1, inode=2**64 - 1, size_bytes=1, mtime_ns=20_000_000_000_000_000_000)
     admit(ledger, arrival(1, source_stat=odd, relative_path="x"))
-    assert ledger.known_sources("in", ["x"])["x"][0].source == odd
+    assert queries.known_sources(ledger, "in", ["x"])["x"][0].source == odd
 
 
 def test_words_from_elsewhere_may_hold_anything(ledger: Ledger):
@@ -996,7 +998,7 @@ def test_words_from_elsewhere_may_hold_anything(ledger: Ledger):
             backoff=BACKOFF,
             jitter=0.0,
         )
-    entry = ledger.entry(1)
+    entry = queries.entry(ledger, 1)
     assert entry is not None
     assert (entry.note, entry.modality) == ("half a ? pair", "C?T")
 
@@ -1007,14 +1009,14 @@ def test_pause_is_on_record_with_its_beginning_until_it_ends(ledger: Ledger):
         moves.set_destination_kind(tx, "azure")
         moves.pause_destination(tx, pause, until=NOW + timedelta(seconds=5), now=NOW)
         moves.pause_destination(tx, pause, until=LATER, now=NOW + timedelta(seconds=5))
-    destination = ledger.destination()
+    destination = queries.destination(ledger)
     assert destination is not None
     assert (destination.kind, destination.pause_cause) == ("azure", "unreachable")
     assert (destination.paused_since, destination.paused_until) == (NOW, LATER)
     with ledger.transaction() as tx:
         moves.resume_destination(tx, now=LATER)
         moves.destination_answered(tx, now=LATER + timedelta(seconds=1))
-    destination = ledger.destination()
+    destination = queries.destination(ledger)
     assert destination is not None
     assert (destination.paused_until, destination.last_ok_at) == (None, LATER + timedelta(seconds=1))
 
@@ -1024,7 +1026,7 @@ def test_inbox_report_is_kept_for_status(ledger: Ledger):
     with ledger.transaction() as tx:
         moves.put_inbox_report(tx, summary, now=NOW)
         moves.put_inbox_report(tx, summary, now=LATER)
-    (kept,) = ledger.status().inboxes
+    (kept,) = queries.status(ledger).inboxes
     assert (kept.inbox, kept.counts, kept.at) == ("in", {"ignored": 3}, LATER)
 
 
@@ -1034,23 +1036,23 @@ def test_audit_asks_about_everything_that_should_be_there(ledger: Ledger):
     entry_in(ledger, State.PENDING, 3)
     with ledger.transaction() as tx:
         assert moves.audit(tx, "1.2.1", now=LATER) == 2
-    assert {row.entry_id for row in ledger.unproven(now=LATER)} == {confirmed, stored}
+    assert {row.entry_id for row in queries.unproven(ledger, now=LATER)} == {confirmed, stored}
     apply(ledger, outcome(confirmed, State.CONFIRMED, Reason.QUERY), outcome(stored, State.CONFIRMED, Reason.QUERY))
-    assert ledger.unproven(now=LATER + timedelta(days=1)) == []
+    assert queries.unproven(ledger, now=LATER + timedelta(days=1)) == []
 
 
 def test_server_that_could_not_tell_settles_nothing(ledger: Ledger):
     holder = entry_in(ledger, State.CONFIRMED)
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
     apply(ledger, outcome(holder, State.CONFIRMED, Reason.FEED, wait=timedelta(seconds=30)))
-    assert duplicate not in {row.entry_id for row in ledger.removable(before=LATER + timedelta(days=1))}
-    assert ledger.next_check_at(now=LATER) == LATER + timedelta(seconds=30)
+    assert duplicate not in {row.entry_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))}
+    assert queries.next_check_at(ledger, now=LATER) == LATER + timedelta(seconds=30)
 
 
 def test_audit_that_misses_a_row_asks_twice(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
     apply(ledger, outcome(entry_id, State.CONFIRMED, Reason.ABSENT, wait=timedelta(seconds=10)))
-    (row,) = ledger.unproven(now=LATER + timedelta(seconds=10))
+    (row,) = queries.unproven(ledger, now=LATER + timedelta(seconds=10))
     assert row.absences == 1
 
 
@@ -1064,8 +1066,8 @@ def _admit_claim_and_stumble(ledger: Ledger) -> None:
 def test_transaction_that_fails_leaves_nothing_behind(ledger: Ledger):
     with pytest.raises(ZeroDivisionError):
         _admit_claim_and_stumble(ledger)
-    assert ledger.counts() == dict.fromkeys(State, 0)
-    assert ledger.studies_due(now=LATER) == []
+    assert queries.counts(ledger) == dict.fromkeys(State, 0)
+    assert queries.studies_due(ledger, now=LATER) == []
     admit(ledger, arrival(1, patient_hash="p"))
 
 
@@ -1093,13 +1095,13 @@ def test_server_without_a_feed_that_went_back_is_asked_about_what_duplicates_res
     confirm(ledger, holder, now=LATER)
     with ledger.transaction() as tx:
         moves.mark_removed(tx, [holder, gone], now=LATER)
-    assert [row.entry_id for row in ledger.removable(before=LATER)] == [duplicate]
+    assert [row.entry_id for row in queries.removable(ledger, before=LATER)] == [duplicate]
 
     with ledger.transaction() as tx:
         moves.went_back(tx, to=None, end=None, now=LATER)
 
-    assert [row.entry_id for row in ledger.unproven(now=LATER)] == [holder]
-    assert ledger.removable(before=LATER) == []
+    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [holder]
+    assert queries.removable(ledger, before=LATER) == []
 
 
 def test_what_waits_for_proof_is_compared_at_a_new_address(ledger: Ledger):
@@ -1110,5 +1112,5 @@ def test_what_waits_for_proof_is_compared_at_a_new_address(ledger: Ledger):
     with ledger.transaction() as tx:
         assert moves.new_address(tx, "http://archive.example/v2", now=LATER) == 1
 
-    (row,) = ledger.unproven(now=LATER)
+    (row,) = queries.unproven(ledger, now=LATER)
     assert (row.entry_id, row.state, row.needs_content_check) == (entry_id, State.STORED, True)

@@ -15,7 +15,17 @@ from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
 
 from ingestd.fs.mounts import Mount, mount_of
-from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerMissing, OtherDestination, moves, schema, sqlite_file
+from ingestd.ledger import (
+    Ledger,
+    LedgerBusy,
+    LedgerError,
+    LedgerMissing,
+    OtherDestination,
+    moves,
+    queries,
+    schema,
+    sqlite_file,
+)
 from ingestd.ledger.migrations import MIGRATIONS
 from ingestd.lifecycle import HOLDING, MOVES, BatchLimits, State
 from tests.ledger_builders import (
@@ -73,13 +83,13 @@ def test_zero_byte_file_is_a_new_ledger(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         admit(ledger, arrival(1))
     with open_ledger(tmp_path) as ledger:
-        assert ledger.counts()[State.PENDING] == 1
+        assert queries.counts(ledger)[State.PENDING] == 1
 
 
 def test_settings_that_a_promise_rests_on_are_in_force(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         found = {
-            name: ledger._connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            name: ledger.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             for name in (
                 "journal_mode",
                 "synchronous",
@@ -108,13 +118,13 @@ def test_ledger_that_somebody_put_into_wal_is_put_back(tmp_path: Path):
     assert connection.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
     connection.close()
     with open_ledger(tmp_path) as ledger:
-        assert ledger._connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "delete"
+        assert ledger.connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "delete"
 
 
 def test_tables_are_as_the_statements_expect_them(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         for table in schema.metadata.sorted_tables:
-            rows = ledger._connection.exec_driver_sql(f"PRAGMA table_info({table.name})").all()
+            rows = ledger.connection.exec_driver_sql(f"PRAGMA table_info({table.name})").all()
             assert [row.name for row in rows] == [column.name for column in table.columns], table.name
             keys = [row.name for row in sorted(rows, key=lambda row: row.pk) if row.pk]
             assert keys == [column.name for column in table.primary_key], table.name
@@ -122,7 +132,7 @@ def test_tables_are_as_the_statements_expect_them(tmp_path: Path):
 
 def test_states_of_the_tables_are_those_of_the_lifecycle(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
-        sql = ledger._connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'instance'").scalar_one()
+        sql = ledger.connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'instance'").scalar_one()
     listed = sql.split("CHECK (state IN (")[1].split(")")[0]
     holding = sql.split("WHEN state IN (")[1].split(")")[0]
     assert {word.strip(" '") for word in listed.split(",")} == set(State)
@@ -149,9 +159,9 @@ def test_reader_sees_what_is_committed_beside_an_open_transaction(tmp_path: Path
         admit(ledger, arrival(1))
         with Ledger.open(url(tmp_path), read_only=True) as reader, ledger.transaction() as tx:
             moves.admit(tx, [arrival(2)], now=NOW)
-            assert reader.counts()[State.PENDING] == 1
+            assert queries.counts(reader)[State.PENDING] == 1
         with Ledger.open(url(tmp_path), read_only=True) as reader:
-            assert reader.counts()[State.PENDING] == 2
+            assert queries.counts(reader)[State.PENDING] == 2
 
 
 def let_others_in(folder: Path) -> None:
@@ -168,10 +178,10 @@ def test_reading_takes_no_more_than_permission_to_read(tmp_path: Path):
     (tmp_path / "ledger.db").chmod(0o444)
     script = (
         "import os, pwd\n"
-        "from ingestd.ledger import Ledger, LedgerPermission\n"
+        "from ingestd.ledger import Ledger, LedgerPermission, queries\n"
         "os.setgid(65534); os.setuid(65534)\n"
         f"with Ledger.open({url(tmp_path)!r}, read_only=True) as ledger:\n"
-        "    print(ledger.counts()['PENDING'])\n"
+        "    print(queries.counts(ledger)['PENDING'])\n"
         "try:\n"
         f"    Ledger.open({url(tmp_path)!r})\n"
         "except LedgerPermission as error:\n"
@@ -191,7 +201,7 @@ def test_ledger_that_may_not_be_read_is_told_with_its_place(tmp_path: Path):
     let_others_in(tmp_path)
     script = (
         "import os, pwd\n"
-        "from ingestd.ledger import Ledger, LedgerPermission\n"
+        "from ingestd.ledger import Ledger, LedgerPermission, queries\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "try:\n"
         f"    Ledger.open({url(tmp_path)!r}, read_only=True)\n"
@@ -211,8 +221,8 @@ def test_reader_has_the_transaction_of_a_writer_that_died_rolled_back(tmp_path: 
         "from ingestd.ledger import moves\n"
         "from tests.ledger_builders import NOW, arrival, open_ledger\n"
         f"ledger = open_ledger(Path({str(tmp_path)!r}))\n"
-        "ledger._connection.exec_driver_sql('PRAGMA cache_size=1')\n"
-        "ledger._connection.rollback()\n"
+        "ledger.connection.exec_driver_sql('PRAGMA cache_size=1')\n"
+        "ledger.connection.rollback()\n"
         "with ledger.transaction() as tx:\n"
         "    for start in range(100, 1100, 100):\n"
         "        moves.admit(tx, [arrival(number) for number in range(start, start + 100)], now=NOW)\n"
@@ -222,7 +232,7 @@ def test_reader_has_the_transaction_of_a_writer_that_died_rolled_back(tmp_path: 
     assert (tmp_path / "ledger.db-journal").stat().st_size > 0
 
     with Ledger.open(url(tmp_path), read_only=True) as reader:
-        assert reader.counts()[State.PENDING] == 1
+        assert queries.counts(reader)[State.PENDING] == 1
     with open_ledger(tmp_path) as ledger:
         assert_ledger_holds(ledger)
 
@@ -235,7 +245,7 @@ def test_other_destination_is_refused_with_the_way_out(tmp_path: Path):
     with pytest.raises(OtherDestination):
         Ledger.open(url(tmp_path), destination="http://other.example/v2", read_only=True)
     with Ledger.open(url(tmp_path), destination=URL + "/", read_only=True) as reader:
-        destination = reader.destination()
+        destination = queries.destination(reader)
         assert destination is not None
         assert destination.url == URL
 
@@ -273,7 +283,7 @@ def test_migration_that_fails_leaves_no_half_of_it(tmp_path: Path, monkeypatch: 
         with pytest.raises(LedgerError):
             open_ledger(tmp_path)
     with open_ledger(tmp_path) as ledger:
-        tables = ledger._connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
+        tables = ledger.connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
         assert "extra" not in tables
 
 
@@ -285,7 +295,7 @@ def test_next_version_migrates_a_filled_ledger(tmp_path: Path, monkeypatch: pyte
     )
     for _ in range(2):
         with open_ledger(tmp_path) as ledger:
-            assert ledger.counts()[State.CONFIRMED] == 1
+            assert queries.counts(ledger)[State.CONFIRMED] == 1
             assert ledger._schema() == len(MIGRATIONS) + 1
 
 
@@ -408,14 +418,14 @@ def test_writer_that_is_kept_out_for_too_long_is_told_to_try_again(tmp_path: Pat
 
 def test_full_disk_changes_nothing_and_passes(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
-        pages = ledger._connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        ledger._connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}")
-        ledger._connection.rollback()
+        pages = ledger.connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        ledger.connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}")
+        ledger.connection.rollback()
         with pytest.raises(LedgerError, match="no room is left"):
             admit(ledger, *(arrival(number) for number in range(200)))
-        ledger._connection.exec_driver_sql("PRAGMA max_page_count=1000000")
-        ledger._connection.rollback()
-        assert ledger.counts()[State.PENDING] == 0
+        ledger.connection.exec_driver_sql("PRAGMA max_page_count=1000000")
+        ledger.connection.rollback()
+        assert queries.counts(ledger)[State.PENDING] == 0
         admit(ledger, arrival(1))
         assert_ledger_holds(ledger)
 
@@ -467,8 +477,8 @@ def test_guards_follow_the_table_of_moves(tmp_path: Path):
 def test_errors_show_no_values(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         entry_in(ledger, State.PENDING)
-        with pytest.raises(IntegrityError) as error, ledger._begun():
-            ledger._connection.execute(
+        with pytest.raises(IntegrityError) as error, ledger.begin():
+            ledger.connection.execute(
                 schema.instance.update().values(state="NONSENSE", note="Mueller^Hans", sop_uid=identity(1).sop_uid)
             )
     assert "Mueller" not in str(error.value)
@@ -480,7 +490,7 @@ def test_ledger_belongs_to_the_thread_that_opened_it(tmp_path: Path):
 
     def ask() -> None:
         try:
-            ledger.counts()
+            queries.counts(ledger)
         except Exception as error:  # noqa: BLE001 - it is what the test is about
             problems.append(error)
 
@@ -497,7 +507,7 @@ def test_waiting_rows_do_not_slow_a_start_that_has_the_same_limits(tmp_path: Pat
         admit(ledger, *(arrival(number, study=number) for number in range(20)))
     with open_ledger(tmp_path, limits=limits) as ledger:
         statements: list[str] = []
-        ledger._connection.connection.dbapi_connection.set_trace_callback(statements.append)
+        ledger.connection.connection.dbapi_connection.set_trace_callback(statements.append)
         with ledger.transaction() as tx:
             moves.recover(tx, now=LATER)
         assert not [each for each in statements if "FROM instance" in each and "SENDING" not in each]
@@ -521,6 +531,6 @@ def test_empty_mount_point_in_place_of_the_spool_is_refused_while_files_wait(tmp
         Ledger.open(url(tmp_path), host="other", destination=URL, spool=spool)
 
     with Ledger.open(url(tmp_path), host="other", destination=URL, spool=tmp_path / "elsewhere") as ledger:
-        assert ledger.status().oldest_unconfirmed_at is not None
+        assert queries.status(ledger).oldest_unconfirmed_at is not None
     with Ledger.open(url(tmp_path), host="real", destination=URL, spool=spool) as ledger:
-        assert ledger.counts()[State.PENDING] == 1
+        assert queries.counts(ledger)[State.PENDING] == 1

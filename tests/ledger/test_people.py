@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Choice, InboxSummary, Ledger, RefusedMove, Wish, moves
+from ingestd.ledger import Choice, InboxSummary, Ledger, OperatorRequest, RefusedMove, moves, queries
 from ingestd.lifecycle import Pause, PauseCause, Reason, State
 from tests.ledger_builders import (
     LATER,
@@ -46,17 +46,17 @@ def test_retry_makes_a_row_pending_again(ledger: Ledger, state: State):
     entry_id = entry_in(ledger, state)
     with ledger.transaction() as tx:
         assert moves.retry(tx, entry_id, now=LATER) is State.PENDING
-    assert [study.study_uid for study in ledger.studies_due(now=LATER)] == ["1.2.1"]
+    assert [study.study_uid for study in queries.studies_due(ledger, now=LATER)] == ["1.2.1"]
     assert send(ledger).parts[0].entry_id == entry_id
 
 
 def test_retry_ends_the_backoff_of_the_study(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
-    assert ledger.studies_due(now=LATER) == []
+    assert queries.studies_due(ledger, now=LATER) == []
     with ledger.transaction() as tx:
         moves.retry(tx, entry_id, now=LATER)
-    assert len(ledger.studies_due(now=LATER)) == 1
+    assert len(queries.studies_due(ledger, now=LATER)) == 1
 
 
 def test_retry_lets_a_held_and_a_deferred_row_go(ledger: Ledger):
@@ -66,7 +66,7 @@ def test_retry_lets_a_held_and_a_deferred_row_go(ledger: Ledger):
         moves.hold(tx, [held], reason="look at this", now=NOW)
         assert moves.retry(tx, held, now=LATER) is State.PENDING
         assert moves.retry(tx, deferred, now=LATER) is State.PENDING
-    assert len(ledger.studies_due(now=LATER)) == 2
+    assert len(queries.studies_due(ledger, now=LATER)) == 2
 
 
 def test_retry_of_a_conflict_is_refused_while_its_identity_is_held(ledger: Ledger):
@@ -107,35 +107,39 @@ def test_unknown_row_is_refused(ledger: Ledger):
         moves.retry(tx, 4711, now=LATER)
 
 
-def test_retry_of_a_rejected_file_is_a_wish_that_the_daemon_finds(ledger: Ledger):
+def test_retry_of_a_rejected_file_is_a_request_that_the_daemon_finds(ledger: Ledger):
     entry_id = entry_in(ledger, State.REJECTED)
     with ledger.transaction() as tx:
         assert moves.retry(tx, entry_id, now=LATER) is State.REJECTED
-    (wished,) = ledger.wishes()
-    assert (wished.entry_id, wished.wish, wished.reason) == (entry_id, Wish.RETRY, Reason.TRUNCATED)
+    (requested,) = queries.requested_rows(ledger)
+    assert (requested.entry_id, requested.request, requested.reason) == (
+        entry_id,
+        OperatorRequest.RETRY,
+        Reason.TRUNCATED,
+    )
 
     with ledger.transaction() as tx:
         (admitted,) = moves.admit(tx, [arrival(5)], now=LATER)
         assert admitted.entry_id is not None
         moves.readmitted(tx, entry_id, admitted.entry_id, now=LATER)
-    entry = ledger.entry(entry_id)
+    entry = queries.entry(ledger, entry_id)
     assert entry is not None
     assert (entry.state, entry.reason, entry.removed_at) == (State.DISCARDED, Reason.RETRIED, LATER)
     assert f"row {admitted.entry_id}" in entry.note
-    assert ledger.wishes() == []
-    assert ledger.removable(before=LATER) == []  # its file is the other row's now
+    assert queries.requested_rows(ledger) == []
+    assert queries.removable(ledger, before=LATER) == []  # its file is the other row's now
 
 
-def test_wish_that_cannot_be_carried_out_is_answered(ledger: Ledger):
+def test_request_that_cannot_be_carried_out_is_answered(ledger: Ledger):
     entry_id = entry_in(ledger, State.REJECTED)
     with ledger.transaction() as tx:
         moves.admit_anyway(tx, entry_id, now=LATER)
-    assert [wished.wish for wished in ledger.wishes()] == [Wish.ADMIT_ANYWAY]
+    assert [requested.request for requested in queries.requested_rows(ledger)] == [OperatorRequest.ADMIT_ANYWAY]
     with ledger.transaction() as tx:
-        moves.wish_failed(tx, entry_id, note="its file is gone", now=LATER)
-        moves.wish_failed(tx, entry_id, note="again", now=LATER)
-    assert ledger.wishes() == []
-    entry = ledger.entry(entry_id)
+        moves.request_failed(tx, entry_id, note="its file is gone", now=LATER)
+        moves.request_failed(tx, entry_id, note="again", now=LATER)
+    assert queries.requested_rows(ledger) == []
+    entry = queries.entry(ledger, entry_id)
     assert entry is not None
     assert (entry.state, entry.note) == (State.REJECTED, "its file is gone")
 
@@ -160,8 +164,8 @@ def test_discard_gives_a_row_up_and_lets_its_file_go_after_retain(ledger: Ledger
     with ledger.transaction() as tx:
         moves.discard(tx, entry_id, now=LATER)
     assert state_of(ledger, entry_id) is State.DISCARDED
-    assert entry_id in {row.entry_id for row in ledger.removable(before=LATER)}
-    assert entry_id not in {row.entry_id for row in ledger.removable(before=NOW)}
+    assert entry_id in {row.entry_id for row in queries.removable(ledger, before=LATER)}
+    assert entry_id not in {row.entry_id for row in queries.removable(ledger, before=NOW)}
 
 
 @pytest.mark.parametrize(
@@ -208,15 +212,15 @@ def test_replace_swaps_a_conflict_and_its_holder_in_one_transaction(ledger: Ledg
     with ledger.transaction() as tx:
         assert moves.replace(tx, other, now=LATER) == holder
 
-    replaced = ledger.entry(holder)
+    replaced = queries.entry(ledger, holder)
     assert replaced is not None
     assert (replaced.state, replaced.reason) == (State.DISCARDED, Reason.REPLACED)
     batch = send(ledger)
     assert [(part.entry_id, part.replaces) for part in batch.parts] == [(other, True)]
-    assert ledger.entry(third).holder_id == other
+    assert queries.entry(ledger, third).holder_id == other
     # What had the replaced content goes the way it goes.
     assert state_of(ledger, duplicate) is State.DUPLICATE
-    assert duplicate in {row.entry_id for row in ledger.removable(before=LATER)}
+    assert duplicate in {row.entry_id for row in queries.removable(ledger, before=LATER)}
 
 
 def test_replace_waits_while_the_holder_is_being_sent(ledger: Ledger):
@@ -282,7 +286,7 @@ def test_retry_of_a_row_whose_file_was_removed_sends_what_has_the_same_content(l
     assert [state_of(ledger, each) for each in (holder, first, second)] == [state, State.PENDING, State.DUPLICATE]
     send(ledger)
     confirm(ledger, first)
-    assert {row.entry_id for row in ledger.removable(before=LATER)} == {first, second}
+    assert {row.entry_id for row in queries.removable(ledger, before=LATER)} == {first, second}
 
 
 def test_retry_all_moves_what_it_can_and_says_why_not_the_rest(ledger: Ledger):
@@ -293,12 +297,12 @@ def test_retry_all_moves_what_it_can_and_says_why_not_the_rest(ledger: Ledger):
 
     with ledger.transaction() as tx:
         retried = moves.retry_all(tx, Choice(state=State.FAILED), now=LATER)
-    assert (retried.moved, retried.wished) == ((failed, other_study), ())
+    assert (retried.moved, retried.requested) == ((failed, other_study), ())
     assert [refused.entry_id for refused in retried.refused] == [again]
 
     with ledger.transaction() as tx:
         retried = moves.retry_all(tx, Choice(reason=Reason.TRUNCATED), now=LATER)
-    assert (retried.moved, retried.wished, retried.refused) == ((), (rejected,), ())
+    assert (retried.moved, retried.requested, retried.refused) == ((), (rejected,), ())
 
 
 def test_retry_all_by_study_leaves_other_studies_alone(ledger: Ledger):
@@ -318,7 +322,7 @@ def test_decision_in_another_process_keeps_the_daemons_sums(tmp_path: Path, ledg
     entry_id = entry_in(ledger, State.FAILED)
     with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", create=False) as person, person.transaction() as tx:
         moves.retry(tx, entry_id, now=LATER)
-    assert [study.waiting for study in ledger.studies_due(now=LATER)] == [1]
+    assert [study.waiting for study in queries.studies_due(ledger, now=LATER)] == [1]
 
 
 def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
@@ -332,9 +336,9 @@ def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
             tx, InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW
         )
 
-    status = ledger.status()
+    status = queries.status(ledger)
 
-    assert status.states == ledger.counts()
+    assert status.states == queries.counts(ledger)
     assert (status.needs_person, status.clutter, status.held) == (4, 2, 0)
     assert status.oldest_unconfirmed_at == NOW
     assert status.destination is not None
@@ -344,13 +348,13 @@ def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
 
 def test_nothing_unconfirmed_has_no_age(ledger: Ledger):
     entry_in(ledger, State.CONFIRMED)
-    assert ledger.oldest_unconfirmed_at() is None
-    assert ledger.unfinished() == ledger.unfinished(up_to_id=10) == 0
+    assert queries.oldest_unconfirmed_at(ledger) is None
+    assert queries.unfinished(ledger) == queries.unfinished(ledger, up_to_id=10) == 0
 
 
 def test_unfinished_counts_up_to_a_row(ledger: Ledger):
     admit(ledger, arrival(1), arrival(2), arrival(3))
-    assert (ledger.unfinished(), ledger.unfinished(up_to_id=2), ledger.last_id()) == (3, 2, 3)
+    assert (queries.unfinished(ledger), queries.unfinished(ledger, up_to_id=2), queries.last_id(ledger)) == (3, 2, 3)
 
 
 def hashes(ledger: Ledger) -> dict[str, str]:
@@ -366,7 +370,7 @@ def test_studies_are_found_by_all_that_an_administrator_may_know(ledger: Ledger)
     send(ledger, 2, now=LATER)
 
     def found(**choice: object) -> list[str]:
-        return [study.study_uid for study in ledger.studies(Choice(**choice))]  # type: ignore[arg-type]
+        return [study.study_uid for study in queries.studies(ledger, Choice(**choice))]  # type: ignore[arg-type]
 
     assert found() == ["1.2.2", "1.2.1"]
     assert found(study_uid="1.2.1") == ["1.2.1"]
@@ -376,7 +380,7 @@ def test_studies_are_found_by_all_that_an_administrator_may_know(ledger: Ledger)
     assert found(modality="MR") == ["1.2.2"]
     assert found(state=State.STORED) == ["1.2.2"]
     assert found(since=LATER) == ["1.2.2"]
-    (study,) = ledger.studies(Choice(study_uid="1.2.1"))
+    (study,) = queries.studies(ledger, Choice(study_uid="1.2.1"))
     assert study.modalities == ("CT", "SR")
     assert (study.states[State.PENDING], study.size_bytes, study.host) == (2, 2000, "host-a")
 
@@ -387,13 +391,13 @@ def test_listings_are_paged_without_gaps_or_repeats(ledger: Ledger):
     entry_in(ledger, State.CONFIRMED, 99, study=99)
 
     studies, after = [], None
-    while page := ledger.studies(limit=3, after=after):
+    while page := queries.studies(ledger, limit=3, after=after):
         studies += [study.study_uid for study in page]
         after = page[-1]
     assert len(studies) == len(set(studies)) == 8
 
     entries, last = [], None
-    while rows := ledger.entries(limit=3, after=last):
+    while rows := queries.entries(ledger, limit=3, after=last):
         entries += [entry.entry_id for entry in rows]
         last = rows[-1]
     assert sorted(entries) == list(range(1, 9))
@@ -411,7 +415,7 @@ def test_study_of_two_hosts_is_listed_once_however_it_is_paged(
         admit(other, *(arrival(number + 50, study=number) for number in range(4)), now=NOW + timedelta(seconds=1))
 
     found, after = [], None
-    while page := ledger.studies(Choice(state=state), limit=limit, after=after):
+    while page := queries.studies(ledger, Choice(state=state), limit=limit, after=after):
         found += page
         after = page[-1]
 
@@ -426,7 +430,7 @@ def test_entries_are_found_by_state_reason_and_label(ledger: Ledger):
     send(ledger, 2, state=State.FAILED, reason=Reason.REFUSED, answered=True)
 
     def found(**choice: object) -> list[int]:
-        return [entry.entry_id for entry in ledger.entries(Choice(**choice))]  # type: ignore[arg-type]
+        return [entry.entry_id for entry in queries.entries(ledger, Choice(**choice))]  # type: ignore[arg-type]
 
     assert found(state=State.FAILED) == found(reason=Reason.REFUSED) == found(modality="MR") == [second]
     assert found(study_uid="1.2.2") == found(since=LATER) == [second]
@@ -452,7 +456,7 @@ def test_file_is_found_by_id_uid_and_path(ledger: Ledger, tmp_path: Path):
         moves.put_inbox_report(
             tx, InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW
         )
-    entry = ledger.entry(entry_id)
+    entry = queries.entry(ledger, entry_id)
     assert entry is not None
     uids = identity(1)
     known = [
@@ -467,8 +471,10 @@ def test_file_is_found_by_id_uid_and_path(ledger: Ledger, tmp_path: Path):
     ]
     assert entry.file == tmp_path / "spool-host-a" / str(entry.path)
     for text in known:
-        assert [found.entry_id for found in ledger.find(text)] == [entry_id], text
-    assert ledger.find("1.2.3.4.5") == ledger.find("/drop/other") == ledger.find("9" * 30) == []
+        assert [found.entry_id for found in queries.find(ledger, text)] == [entry_id], text
+    assert (
+        queries.find(ledger, "1.2.3.4.5") == queries.find(ledger, "/drop/other") == queries.find(ledger, "9" * 30) == []
+    )
 
 
 def test_story_tells_every_move_with_its_attempts_holder_and_duplicates(ledger: Ledger):
@@ -484,7 +490,7 @@ def test_story_tells_every_move_with_its_attempts_holder_and_duplicates(ledger: 
     )
     confirm(ledger, holder)
 
-    story = ledger.story(holder)
+    story = queries.story(ledger, holder)
     assert story is not None
     assert [event.after for event in story.history] == [
         State.PENDING,
@@ -496,12 +502,12 @@ def test_story_tells_every_move_with_its_attempts_holder_and_duplicates(ledger: 
     (attempt,) = story.attempts
     assert (attempt.error, attempt.seconds, attempt.body_bytes_left) == ("the connection was reset", 1.5, 1000)
     assert [each.entry_id for each in story.duplicates] == [duplicate]
-    other = ledger.story(duplicate)
+    other = queries.story(ledger, duplicate)
     assert other is not None
     assert other.holder is not None
     assert other.holder.entry_id == holder
     assert [each.entry_id for each in other.same_identity] == [holder]
-    assert ledger.story(99) is None
+    assert queries.story(ledger, 99) is None
 
 
 def test_trying_now_ends_every_wait_and_moves_nothing(ledger: Ledger):
@@ -512,14 +518,14 @@ def test_trying_now_ends_every_wait_and_moves_nothing(ledger: Ledger):
         moves.pause_destination(
             tx, Pause(cause=PauseCause.UNREACHABLE, note="away"), until=LATER + timedelta(minutes=5), now=LATER
         )
-    assert ledger.studies_due(now=LATER) == []
+    assert queries.studies_due(ledger, now=LATER) == []
 
     with ledger.transaction() as tx:
         assert moves.try_now(tx, now=LATER) == 1
 
-    assert {study.study_uid for study in ledger.studies_due(now=LATER, flush=True)} == {"1.2.1", "1.2.2"}
+    assert {study.study_uid for study in queries.studies_due(ledger, now=LATER, flush=True)} == {"1.2.1", "1.2.2"}
     assert [state_of(ledger, each) for each in (deferred, backing_off)] == [State.PENDING, State.PENDING]
-    destination = ledger.destination()
+    destination = queries.destination(ledger)
     assert destination is not None
     assert (destination.paused_until, destination.pause_note) == (LATER, "away")
     assert_ledger_holds(ledger)

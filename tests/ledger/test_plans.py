@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from ingestd.ledger import Choice, Ledger, NewCandidate, moves
+from ingestd.ledger import Choice, Ledger, NewCandidate, moves, queries
 from ingestd.lifecycle import Reason, State
 from tests.ledger_builders import (
     BACKOFF,
@@ -25,7 +25,6 @@ from tests.ledger_builders import (
     admit,
     arrival,
     entry_in,
-    identity,
     open_ledger,
     outcome,
     refusal,
@@ -78,11 +77,11 @@ def read_by(ledger: Ledger, ask: Callable[[], object]) -> list[tuple[str, Any]]:
     def remember(_connection, _cursor, statement, parameters, _context, executemany):
         statements.append((statement, parameters[0] if executemany else parameters))
 
-    event.listen(ledger._engine, "before_cursor_execute", remember)
+    event.listen(ledger.engine, "before_cursor_execute", remember)
     try:
         ask()
     finally:
-        event.remove(ledger._engine, "before_cursor_execute", remember)
+        event.remove(ledger.engine, "before_cursor_execute", remember)
     return statements
 
 
@@ -91,9 +90,9 @@ def plans_of(ledger: Ledger, ask: Callable[[], object]) -> list[tuple[str, list[
     plans = []
     for statement, parameters in read_by(ledger, ask):
         if statement.startswith(("SELECT", "UPDATE", "DELETE")):
-            rows = ledger._connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            rows = ledger.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
             plans.append((statement, [row[3] for row in rows]))
-            ledger._connection.rollback()
+            ledger.connection.rollback()
     assert plans
     return plans
 
@@ -113,48 +112,68 @@ def unserved(statement: str, plan: list[str]) -> list[str]:
 
 IDS = range(1, 20)
 QUESTIONS: dict[str, Callable[[Ledger], object]] = {
-    "counts": lambda ledger: ledger.counts(),
-    "status": lambda ledger: ledger.status(),
-    "oldest": lambda ledger: ledger.oldest_unconfirmed_at(),
-    "studies": lambda ledger: ledger.studies(),
-    **{f"studies {state}": lambda ledger, state=state: ledger.studies(Choice(state=state)) for state in State},
-    "studies since": lambda ledger: ledger.studies(Choice(since=NOW)),
-    "study": lambda ledger: ledger.entry(1),
-    "entries": lambda ledger: ledger.entries(),
-    "entries by state": lambda ledger: ledger.entries(Choice(state=State.CONFIRMED)),
-    "entries since": lambda ledger: ledger.entries(Choice(state=State.CONFIRMED, since=NOW)),
-    "find": lambda ledger: ledger.find("1.2.3.4"),
-    "find path": lambda ledger: ledger.find("/some/where"),
-    "find by name": lambda ledger: ledger.find_named("im0.dcm"),
-    "story": lambda ledger: ledger.story(1),
-    "due": lambda ledger: ledger.studies_due(now=LATER),
-    "due at the end": lambda ledger: ledger.studies_due(now=LATER, flush=True),
+    "counts": queries.counts,
+    "status": queries.status,
+    "oldest": queries.oldest_unconfirmed_at,
+    "studies": queries.studies,
+    **{f"studies {state}": lambda ledger, state=state: queries.studies(ledger, Choice(state=state)) for state in State},
+    "studies since": lambda ledger: queries.studies(ledger, Choice(since=NOW)),
+    "study": lambda ledger: queries.entry(ledger, 1),
+    "entries": queries.entries,
+    "entries by state": lambda ledger: queries.entries(ledger, Choice(state=State.CONFIRMED)),
+    "entries since": lambda ledger: queries.entries(ledger, Choice(state=State.CONFIRMED, since=NOW)),
+    "find": lambda ledger: queries.find(ledger, "1.2.3.4"),
+    "find path": lambda ledger: queries.find(ledger, "/some/where"),
+    "find by name": lambda ledger: queries.find_named(ledger, "im0.dcm"),
+    "story": lambda ledger: queries.story(ledger, 1),
+    "due": lambda ledger: queries.studies_due(ledger, now=LATER),
+    "due at the end": lambda ledger: queries.studies_due(ledger, now=LATER, flush=True),
     "next study": lambda ledger: (
-        ledger.next_study_at(now=LATER),
-        ledger.next_study_at(now=LATER, flush=True),
-        ledger.next_wake_at(now=LATER),
+        queries.next_study_at(ledger, now=LATER),
+        queries.next_study_at(ledger, now=LATER, flush=True),
+        queries.next_wake_at(ledger, now=LATER),
     ),
-    "unproven": lambda ledger: (ledger.unproven(now=LATER), ledger.next_check_at(now=LATER), ledger.unproven_rows(IDS)),
-    "reader": lambda ledger: (ledger.needs_reader(), ledger.wishes(), ledger.rejected_files()),
-    "sources": lambda ledger: (ledger.known_sources("in", ["a", "b"]), ledger.unremoved_sources()),
-    "emptied folders": lambda ledger: ledger.emptied_by_us("in", ["a", "b/c"]),
-    "paths": lambda ledger: ledger.paths_known(["a", "b"]),
-    "removable": lambda ledger: (ledger.removable(before=LATER), ledger.resting(before=LATER)),
-    "clock": lambda ledger: (ledger.clock(), ledger.jumps(), ledger.newest_at(), ledger.last_attempt_id()),
-    "holder": lambda ledger: ledger.holder(identity(1)),
-    "end of run": lambda ledger: (ledger.unfinished(), ledger.unfinished(up_to_id=5), ledger.last_id()),
-    "what a run came to": lambda ledger: (ledger.last_event_id(), ledger.called_since(5)),
-    "first attempt": lambda ledger: (ledger.first_attempt_at(), ledger.cursor(), ledger.destination()),
+    "unproven": lambda ledger: (
+        queries.unproven(ledger, now=LATER),
+        queries.next_check_at(ledger, now=LATER),
+        queries.unproven_rows(ledger, IDS),
+    ),
+    "reader": lambda ledger: (
+        queries.rows_to_read(ledger),
+        queries.requested_rows(ledger),
+        queries.rejected_files(ledger),
+    ),
+    "sources": lambda ledger: (queries.known_sources(ledger, "in", ["a", "b"]), queries.unremoved_sources(ledger)),
+    "emptied folders": lambda ledger: queries.emptied_by_us(ledger, "in", ["a", "b/c"]),
+    "paths": lambda ledger: queries.paths_known(ledger, ["a", "b"]),
+    "removable": lambda ledger: (queries.removable(ledger, before=LATER), queries.resting(ledger, before=LATER)),
+    "clock": lambda ledger: (
+        queries.clock(ledger),
+        queries.jumps(ledger),
+        queries.newest_at(ledger),
+        queries.last_attempt_id(ledger),
+    ),
+    "end of run": lambda ledger: (
+        queries.unfinished(ledger),
+        queries.unfinished(ledger, up_to_id=5),
+        queries.last_id(ledger),
+    ),
+    "what a run came to": lambda ledger: (queries.last_event_id(ledger), queries.called_since(ledger, 5)),
+    "first attempt": lambda ledger: (
+        queries.first_attempt_at(ledger),
+        queries.cursor(ledger),
+        queries.destination(ledger),
+    ),
     "going back": lambda ledger: (
-        ledger.feed_end(),
-        ledger.cursor_moved_at(),
-        ledger.went_back_at(),
-        ledger.newest_confirmed(),
-        ledger.has_looks(),
+        queries.feed_end(ledger),
+        queries.cursor_moved_at(ledger),
+        queries.went_back_at(ledger),
+        queries.newest_confirmed(ledger),
+        queries.has_looks(ledger),
     ),
-    "waiting elsewhere": lambda ledger: ledger.waiting_elsewhere(),
-    "untold": lambda ledger: ledger.untold(longer_than=timedelta(0), now=NOW),
-    "candidates": lambda ledger: ledger.left_candidates(),
+    "waiting elsewhere": queries.waiting_elsewhere,
+    "untold": lambda ledger: queries.untold(ledger, longer_than=timedelta(0), now=NOW),
+    "candidates": queries.left_candidates,
 }
 
 
@@ -199,12 +218,12 @@ def test_move_finds_its_rows_by_an_index(ledger: Ledger, move: Callable[[Ledger]
 
 
 def test_label_that_many_studies_share_keeps_to_the_newest(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ingestd.ledger.views._FEW", 2)
+    monkeypatch.setattr("ingestd.ledger.queries.search._FEW", 2)
     admit(ledger, *(arrival(number, study=number) for number in range(10, 20)), now=LATER + timedelta(seconds=1))
-    plans = plans_of(ledger, lambda: ledger.studies(Choice(modality="CT"), limit=3))
+    plans = plans_of(ledger, lambda: queries.studies(ledger, Choice(modality="CT"), limit=3))
     assert all(unserved(statement, plan) == [] for statement, plan in plans)
-    assert len(ledger.studies(Choice(modality="CT"), limit=100)) == 12
-    assert len(ledger.entries(Choice(modality="CT"), limit=100)) == 12
+    assert len(queries.studies(ledger, Choice(modality="CT"), limit=100)) == 12
+    assert len(queries.entries(ledger, Choice(modality="CT"), limit=100)) == 12
 
 
 def test_room_is_imported_in_little_time_and_with_nothing_heavy():
@@ -219,20 +238,20 @@ def test_room_is_imported_in_little_time_and_with_nothing_heavy():
 
 BEFORE_ALL = NOW - timedelta(days=30)
 AT_EACH_TICK: dict[str, Callable[[Ledger], object]] = {
-    "studies due": lambda ledger: ledger.studies_due(now=NOW),
-    "next study": lambda ledger: ledger.next_study_at(now=NOW),
-    "next study at the end": lambda ledger: ledger.next_study_at(now=NOW, flush=True),
-    "next wake": lambda ledger: ledger.next_wake_at(now=NOW),
-    "next check": lambda ledger: ledger.next_check_at(now=NOW),
-    "waiting elsewhere": lambda ledger: ledger.waiting_elsewhere(),
-    "removable": lambda ledger: ledger.removable(before=BEFORE_ALL),
-    "resting": lambda ledger: ledger.resting(before=BEFORE_ALL),
-    "went back": lambda ledger: ledger.went_back_at(),
-    "destination": lambda ledger: ledger.destination(),
-    "reader": lambda ledger: ledger.needs_reader(),
-    "wishes": lambda ledger: ledger.wishes(),
-    "standing": lambda ledger: ledger.standing(),
-    "untold": lambda ledger: ledger.untold(longer_than=timedelta(0), now=NOW),
+    "studies due": lambda ledger: queries.studies_due(ledger, now=NOW),
+    "next study": lambda ledger: queries.next_study_at(ledger, now=NOW),
+    "next study at the end": lambda ledger: queries.next_study_at(ledger, now=NOW, flush=True),
+    "next wake": lambda ledger: queries.next_wake_at(ledger, now=NOW),
+    "next check": lambda ledger: queries.next_check_at(ledger, now=NOW),
+    "waiting elsewhere": queries.waiting_elsewhere,
+    "removable": lambda ledger: queries.removable(ledger, before=BEFORE_ALL),
+    "resting": lambda ledger: queries.resting(ledger, before=BEFORE_ALL),
+    "went back": queries.went_back_at,
+    "destination": queries.destination,
+    "reader": queries.rows_to_read,
+    "requested": queries.requested_rows,
+    "standing": queries.standing,
+    "untold": lambda ledger: queries.untold(ledger, longer_than=timedelta(0), now=NOW),
 }
 
 
@@ -248,28 +267,28 @@ def test_what_is_asked_at_each_tick_is_read_once_while_the_ledger_is_the_same(le
 
 def test_what_another_process_wrote_is_seen_by_the_next_question(ledger: Ledger, tmp_path: Path):
     (entry_id,) = admit(ledger, arrival(3, study=3))
-    assert ledger.next_study_at(now=LATER) is not None
+    assert queries.next_study_at(ledger, now=LATER) is not None
 
     with open_ledger(tmp_path) as other, other.transaction() as tx:
         moves.hold(tx, [entry_id], reason="by hand", now=NOW)
 
-    assert ledger.next_study_at(now=LATER) is None
-    assert ledger.studies_due(now=LATER) == []
+    assert queries.next_study_at(ledger, now=LATER) is None
+    assert queries.studies_due(ledger, now=LATER) == []
 
 
 def test_what_was_read_in_a_transaction_that_was_undone_is_not_remembered(ledger: Ledger):
     admit(ledger, arrival(3, study=3))
-    before = ledger.next_study_at(now=LATER)
+    before = queries.next_study_at(ledger, now=LATER)
 
     def claim_in_vain() -> None:
         with ledger.transaction() as tx:
             assert moves.claim(tx, "1.2.3", now=LATER) is not None
             assert moves.claim(tx, "1.2.3", now=LATER) is None
-            assert ledger.next_study_at(now=LATER) is None
+            assert queries.next_study_at(ledger, now=LATER) is None
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         claim_in_vain()
 
     assert before is not None
-    assert ledger.next_study_at(now=LATER) == before
+    assert queries.next_study_at(ledger, now=LATER) == before

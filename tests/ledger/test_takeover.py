@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Ledger, moves
+from ingestd.ledger import Ledger, moves, queries
 from ingestd.lifecycle import Reason, State
 from tests.ledger_builders import (
     BACKOFF,
@@ -36,7 +36,7 @@ def theirs(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def take_over(ledger: Ledger, *, hosts: set[str]) -> int:
-    waiting = [entry_id for entry_id, _ in ledger.waiting_elsewhere()]
+    waiting = [entry_id for entry_id, _ in queries.waiting_elsewhere(ledger)]
     with ledger.transaction() as tx:
         return moves.take_over(tx, waiting, hosts=hosts, now=LATER)
 
@@ -46,7 +46,7 @@ def test_duplicate_takes_the_place_of_what_waits_elsewhere_and_is_sent(ours: Led
     holder = entry_in(theirs, state)
     first, second = admit(ours, arrival(1), arrival(1))
     (conflict,) = admit(ours, arrival(1, transfer_syntax="1.2.840.10008.1.2.4.70"))
-    assert ours.waiting_elsewhere() == [(first, "send"), (second, "send")]
+    assert queries.waiting_elsewhere(ours) == [(first, "send"), (second, "send")]
 
     assert take_over(ours, hosts=set()) == 0
     assert take_over(ours, hosts={"send"}) == 1
@@ -56,14 +56,16 @@ def test_duplicate_takes_the_place_of_what_waits_elsewhere_and_is_sent(ours: Led
         State.PENDING,
         State.DUPLICATE,
     ]
-    held_by = {each: ours.entry(each) for each in (holder, second, conflict)}
+    held_by = {each: queries.entry(ours, each) for each in (holder, second, conflict)}
     assert {each: entry and entry.holder_id for each, entry in held_by.items()} == dict.fromkeys(held_by, first)
-    assert ours.waiting_elsewhere() == []
-    assert (ours.unfinished(), theirs.unfinished()) == (1, 0)
+    assert queries.waiting_elsewhere(ours) == []
+    assert (queries.unfinished(ours), queries.unfinished(theirs)) == (1, 0)
     batch = send(ours)
     assert [part.entry_id for part in batch.parts] == [first]
     confirm(ours, first)
-    assert {entry and entry.state for entry in map(ours.entry, (holder, second))} == {State.DUPLICATE}
+    assert {entry and entry.state for entry in (queries.entry(ours, each) for each in (holder, second))} == {
+        State.DUPLICATE
+    }
 
 
 def test_what_returns_to_a_row_whose_place_was_taken_meanwhile_moves_nothing(ours: Ledger, theirs: Ledger):
@@ -87,7 +89,7 @@ def test_duplicate_of_what_is_confirmed_or_our_own_waits_nowhere_else(ours: Ledg
     entry_in(theirs if state is State.CONFIRMED else ours, state)
     admit(ours, arrival(1))
 
-    assert ours.waiting_elsewhere() == []
+    assert queries.waiting_elsewhere(ours) == []
 
 
 def test_what_was_sent_in_its_place_and_failed_leaves_it_its_place(ours: Ledger, theirs: Ledger):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Ledger, LedgerBusy, moves
+from ingestd.ledger import Ledger, LedgerBusy, moves, queries
 from ingestd.lifecycle import State
-from tests.ledger_builders import NOW, admit, arrival, open_ledger
+from tests.ledger_builders import LATER, NOW, admit, arrival, open_ledger
 
 
 @pytest.fixture
@@ -60,13 +60,13 @@ def test_what_waits_is_dropped_when_the_transaction_is_undone(ledger: Ledger):
     assert done == []
     admit(ledger, arrival(2))
     assert done == []
-    assert ledger.counts()[State.PENDING] == 1
+    assert queries.counts(ledger)[State.PENDING] == 1
 
 
 def test_what_waits_is_dropped_when_the_commit_fails(ledger: Ledger):
     done = []
-    ledger._connection.exec_driver_sql("PRAGMA busy_timeout=1")
-    ledger._connection.rollback()
+    ledger.connection.exec_driver_sql("PRAGMA busy_timeout=1")
+    ledger.connection.rollback()
     reader = sqlite3.connect(ledger.file, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM instance").fetchone()
@@ -75,7 +75,7 @@ def test_what_waits_is_dropped_when_the_commit_fails(ledger: Ledger):
         moves.admit(tx, [arrival(1)], now=NOW)
     reader.close()
     assert done == []
-    assert ledger.counts().get(State.PENDING, 0) == 0
+    assert queries.counts(ledger).get(State.PENDING, 0) == 0
 
 
 def test_one_that_raises_keeps_no_other_from_being_done(ledger: Ledger):
@@ -85,4 +85,20 @@ def test_one_that_raises_keeps_no_other_from_being_done(ledger: Ledger):
         tx.on_commit(lambda: 1 / 0)
         tx.on_commit(lambda: done.append("still"))
     assert done == ["still"]
-    assert ledger.counts()[State.PENDING] == 1
+    assert queries.counts(ledger)[State.PENDING] == 1
+
+
+def test_query_in_a_transaction_keeps_others_out_and_sees_what_was_done_in_it(ledger: Ledger):
+    with ledger.transaction() as tx:
+        assert queries.studies_due(tx, now=LATER) == []
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            sqlite3.connect(ledger.file, isolation_level=None, timeout=0).execute("BEGIN IMMEDIATE")
+        (admitted,) = moves.admit(tx, [arrival(1)], now=NOW)
+        (due,) = queries.studies_due(tx, now=LATER)
+        assert due.waiting == 1
+        assert queries.counts(tx)[State.PENDING] == 1
+        assert queries.story(tx, admitted.entry_id).history[0].after is State.PENDING
+        batch = moves.claim(tx, due.study_uid, now=LATER)
+        assert len(batch.parts) == 1
+        assert queries.studies_due(tx, now=LATER) == []
+    assert queries.counts(ledger)[State.SENDING] == 1

@@ -13,7 +13,7 @@ import pytest
 
 from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
-from ingestd.ledger import LedgerMissing
+from ingestd.ledger import LedgerMissing, queries
 from ingestd.lifecycle import State
 from tests.emulating import file_of
 from tests.line.test_line import Image, make_image
@@ -90,7 +90,7 @@ def test_a_dropped_file_waits_for_no_row_that_only_another_send_would_send(site:
 
 def is_paused(site: Site) -> bool:
     with site.ledger() as ledger:
-        destination = ledger.destination()
+        destination = queries.destination(ledger)
     return destination is not None and destination.paused_until is not None
 
 

@@ -15,7 +15,7 @@ from .claims import read_study
 from .row import Row, as_json
 from .schema import Instant, attempt, destination
 from .transaction import Transaction
-from .values import Finished, Need
+from .values import Finished, PendingRead
 
 _CLOSING = ("finished_at", "http_status", "body_bytes_left", "milliseconds", "error")
 _CLOSE_ATTEMPT = (
@@ -152,11 +152,11 @@ def _come_back(tx: Transaction, rows: Sequence[Row], outcome: Outcome, batch: Ba
     )
 
 
-def need_of(outcome: Outcome) -> Need | None:
+def need_of(outcome: Outcome) -> PendingRead | None:
     """Say what the reader has to do before the row can be sent."""
     if outcome.reread:
-        return Need.REREAD
-    return Need.REENCODE if outcome.reencode else None
+        return PendingRead.REREAD
+    return PendingRead.REENCODE if outcome.reencode else None
 
 
 def _present_before(outcome: Outcome) -> int | None:
@@ -203,7 +203,7 @@ def _study_goes_on(
         pauses += 1
     elif result.answered:
         pauses = 0
-    tx.sums.set_study(
+    tx.counters.set_study(
         tx.host,
         study_uid,
         now,
@@ -221,6 +221,6 @@ def charge_study(tx: Transaction, study_uid: str, *, now: datetime, backoff: Bac
     charged: int | None = found.charged if found is not None else None
     next_attempt_at = now + backoff.wait((charged or 0) + 1, jitter=jitter)
     if charged is not None:
-        tx.sums.set_study(tx.host, study_uid, now, charged=charged + 1, pauses=0, next_attempt_at=next_attempt_at)
+        tx.counters.set_study(tx.host, study_uid, now, charged=charged + 1, pauses=0, next_attempt_at=next_attempt_at)
         tx.flush()
     return next_attempt_at

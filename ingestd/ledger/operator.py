@@ -16,7 +16,7 @@ from . import dialect
 from .row import ZERO, Row
 from .schema import destination, instance, study
 from .transaction import Transaction
-from .values import Choice, RefusedMove, Retried, Wish
+from .values import Choice, OperatorRequest, RefusedMove, Retried
 
 _RETRIED = "a person asked for another try"
 
@@ -28,7 +28,7 @@ _NOTHING_TO_RETRY = {
     State.DISCARDED: "row {id} was discarded; drop the file again to have it sent",
 }
 
-# These cannot be sent whatever a person wishes: nothing can be read, or there is no identity to ask for.
+# These cannot be sent whatever a person asks: nothing can be read, or there is no identity to ask for.
 _NEVER_ADMITTED = frozenset(
     {Reason.NOT_DICOM, Reason.DICOMDIR, Reason.ARCHIVE, Reason.NO_UIDS, Reason.UNREADABLE, Reason.KILLED_READER}
 )
@@ -62,7 +62,7 @@ def _with_free_identity(tx: Transaction, row: Row, what: str) -> None:
 def _send_soon(tx: Transaction, row: Row, now: datetime) -> None:
     """End the backoff of the row's study: a person who asks for another try does not want to wait for it."""
     if row.study_uid is not None:
-        tx.sums.set_study(row.host, row.study_uid, now, next_attempt_at=None, charged=0, pauses=0)
+        tx.counters.set_study(row.host, row.study_uid, now, next_attempt_at=None, charged=0, pauses=0)
 
 
 def retry(tx: Transaction, entry_id: int, *, now: datetime) -> State:
@@ -84,7 +84,7 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
         return State.PENDING
     _with_file(row, "retried")
     if row.state is State.REJECTED:
-        _wish(tx, row, Wish.RETRY, now)
+        _ask_daemon(tx, row, OperatorRequest.RETRY, now)
         return State.REJECTED
     _with_free_identity(tx, row, "retried")
     _send_soon(tx, row, now)
@@ -122,14 +122,14 @@ def _kept_duplicates(tx: Transaction, row: Row) -> list[Row]:
     return tx.rows_on(row.id, dialect.unindexed(instance.c.state) == State.DUPLICATE, instance.c.removed_at.is_(None))
 
 
-def _wish(tx: Transaction, row: Row, wish: Wish, now: datetime) -> None:
-    tx.change(row, {"wish": wish}, at=now)
+def _ask_daemon(tx: Transaction, row: Row, request: OperatorRequest, now: datetime) -> None:
+    tx.change(row, {"wish": request}, at=now)
     tx.put_down(
         (row.id,),
         State.REJECTED,
         State.REJECTED,
         at=now,
-        reason=Reason.RETRIED if wish is Wish.RETRY else Reason.ADMITTED_ANYWAY,
+        reason=Reason.RETRIED if request is OperatorRequest.RETRY else Reason.ADMITTED_ANYWAY,
         note="a person asked for it; the daemon will read the file again",
     )
 
@@ -139,7 +139,7 @@ def try_now(tx: Transaction, *, now: datetime) -> int:
     tx.connection.execute(update(destination).where(destination.c.paused_until > now).values(paused_until=now))
     waiting = select(study.c.host, study.c.study_uid).where(study.c.waiting > ZERO, study.c.next_attempt_at > now)
     for host, study_uid in tx.connection.execute(waiting).all():
-        tx.sums.set_study(host, study_uid, now, next_attempt_at=None)
+        tx.counters.set_study(host, study_uid, now, next_attempt_at=None)
     deferred = tx.rows(tx.select_rows(instance.c.next_attempt_at > now))
     for row in deferred:
         tx.change(row, {"next_attempt_at": None}, at=now)
@@ -164,7 +164,7 @@ def retry_all(tx: Transaction, choice: Choice, *, now: datetime, limit: int = 10
     # The oldest first: of two rows with one identity it is the newer that is refused, and says so.
     rows = tx.rows(tx.select_rows(*where).order_by(instance.c.changed_at, instance.c.id).limit(limit))
     moved: list[int] = []
-    wished: list[int] = []
+    requested: list[int] = []
     refused: list[RefusedMove] = []
     for row in rows:
         try:
@@ -172,9 +172,9 @@ def retry_all(tx: Transaction, choice: Choice, *, now: datetime, limit: int = 10
         except RefusedMove as refusal:
             refused.append(refusal)
         else:
-            (wished if state is State.REJECTED else moved).append(row.id)
+            (requested if state is State.REJECTED else moved).append(row.id)
     tx.flush()
-    return Retried(moved=tuple(moved), wished=tuple(wished), refused=tuple(refused))
+    return Retried(moved=tuple(moved), requested=tuple(requested), refused=tuple(refused))
 
 
 def discard(tx: Transaction, entry_id: int, *, idle_host: str = "", now: datetime) -> None:
@@ -279,7 +279,7 @@ def admit_anyway(tx: Transaction, entry_id: int, *, now: datetime) -> None:
     if row.reason in _NEVER_ADMITTED:
         raise RefusedMove(entry_id, f"row {entry_id} was rejected as {row.reason}: there is nothing in it to send")
     _with_file(row, "admitted")
-    _wish(tx, row, Wish.ADMIT_ANYWAY, now)
+    _ask_daemon(tx, row, OperatorRequest.ADMIT_ANYWAY, now)
     tx.flush()
 
 
@@ -288,7 +288,7 @@ def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: dateti
     row = tx.rows_by_id([entry_id]).get(entry_id)
     if row is None or row.state is not State.REJECTED:
         return
-    reason = Reason.ADMITTED_ANYWAY if row.wish == Wish.ADMIT_ANYWAY else Reason.RETRIED
+    reason = Reason.ADMITTED_ANYWAY if row.wish == OperatorRequest.ADMIT_ANYWAY else Reason.RETRIED
     tx.move(
         row,
         State.DISCARDED,
@@ -302,8 +302,8 @@ def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: dateti
     tx.flush()
 
 
-def wish_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> None:
-    """Put down why a person's wish could not be carried out; the row stays REJECTED."""
+def request_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> None:
+    """Put down why a person's request could not be carried out; the row stays REJECTED."""
     row = tx.rows_by_id([entry_id]).get(entry_id)
     if row is None or row.wish is None:
         return

@@ -12,9 +12,10 @@ from sqlalchemy import ColumnElement, Update, and_, bindparam, case, literal, or
 from ingestd.lifecycle import HOLDING, MOVES, REFUSALS, Backoff, FeedCursor, Outcome, Reason, Sameness, Sighting, State
 
 from . import dialect
-from .returns import need_of
+from .destination import set_cursor
+from .finish import need_of
 from .row import HOLDS, ROW, Row, as_json, pieces, same_bytes
-from .schema import feed_cursor, instance
+from .schema import instance
 from .transaction import Transaction
 from .values import Applied
 
@@ -30,7 +31,6 @@ _GAVE_UP = (
     )
     .with_for_update()
 )
-_PUT_CURSOR = dialect.upsert(feed_cursor)
 
 
 def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backoff: Backoff, jitter: float) -> Applied:
@@ -319,17 +319,3 @@ def _rows_seen(tx: Transaction, newest: dict[tuple[str, str, str], Sighting]) ->
             if key in newest and (row.holds or key not in found or not found[key].holds):
                 found[key] = row
     return list(found.values())
-
-
-def set_cursor(tx: Transaction, cursor: FeedCursor, *, now: datetime) -> None:
-    """Say how far the change feed was read."""
-    tx.connection.execute(
-        _PUT_CURSOR,
-        {
-            "id": 1,
-            "version": cursor.version,
-            "since": cursor.since,
-            "sequence": cursor.sequence,
-            "moved_at": now,
-        },
-    )

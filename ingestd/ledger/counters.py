@@ -66,7 +66,7 @@ def _pieces(items: Sequence[str]) -> Iterator[Sequence[str]]:
         yield items[start : start + dialect.CHUNK]
 
 
-class Sums:
+class Counters:
     """The pending changes of one transaction."""
 
     def __init__(self, limits_of: Callable[[str], BatchLimits], labels_known: set[tuple[str, str, str]]) -> None:

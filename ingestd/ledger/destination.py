@@ -1,0 +1,195 @@
+"""What is kept of the one destination: pauses, its address, how far its feed went, and how far its word is trusted.
+
+A ledger belongs to one server: one row of ``destination``, of ``feed_cursor`` and of ``verification``, and one of
+``trust`` for each kind of file that was compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select, update
+
+from ingestd.lifecycle import FeedCursor, FeedEnd, Kind, Pause, State
+
+from . import dialect
+from .row import HAS_OWN_FILE, ONE, as_json, pieces
+from .schema import Instant, destination, feed_cursor, instance, trust, verification
+from .transaction import Transaction
+from .values import RefusedMove
+
+_PUT_CURSOR = dialect.upsert(feed_cursor)
+_MISMATCH = instance.c.mismatch == ONE
+_THE_ONE = verification.c.id == 1
+_OPEN = (State.STORED, State.UNCERTAIN)
+_TO_BE_THERE = instance.c.state.in_([State.STORED, State.UNCERTAIN, State.CONFIRMED])
+_HELD = instance.alias("held")
+# The server's copy of it is what lets a file of ours go: its own, or that of a duplicate, which may have outlived it.
+_IS_RESTED_ON: ColumnElement[bool] = or_(
+    and_(instance.c.settled_at.is_not(None), instance.c.removed_at.is_(None), HAS_OWN_FILE),
+    instance.c.id.in_(
+        select(_HELD.c.holder_id).where(
+            _HELD.c.state == State.DUPLICATE,
+            _HELD.c.settled_at.is_not(None),
+            _HELD.c.removed_at.is_(None),
+            _HELD.c.in_place == 0,
+        )
+    ),
+)
+
+
+def pause_destination(tx: Transaction, pause: Pause, *, until: datetime, now: datetime) -> None:
+    """Put down, for whoever asks, that the destination is not sent to until then, and since when."""
+    since = destination.c.paused_since
+    tx.connection.execute(update(destination).where(since.is_(None)).values(paused_since=now))
+    tx.connection.execute(
+        update(destination).values(paused_until=until, pause_cause=pause.cause, pause_note=pause.note)
+    )
+
+
+def resume_destination(tx: Transaction, *, now: datetime) -> None:
+    """The destination is sent to again."""
+    tx.connection.execute(
+        update(destination).values(paused_until=None, pause_cause="", pause_note="", paused_since=None, last_ok_at=now)
+    )
+
+
+def destination_answered(tx: Transaction, *, now: datetime) -> None:
+    """Put down that the destination gave a readable answer."""
+    tx.connection.execute(update(destination).values(last_ok_at=now))
+
+
+def set_destination_kind(tx: Transaction, kind: str) -> None:
+    """Put down which server it is."""
+    tx.connection.execute(update(destination).where(destination.c.kind != kind).values(kind=kind))
+
+
+def set_cursor(tx: Transaction, cursor: FeedCursor, *, now: datetime) -> None:
+    """Say how far the change feed was read."""
+    tx.connection.execute(
+        _PUT_CURSOR,
+        {
+            "id": 1,
+            "version": cursor.version,
+            "since": cursor.since,
+            "sequence": cursor.sequence,
+            "moved_at": now,
+        },
+    )
+
+
+def new_address(tx: Transaction, url: str, *, now: datetime) -> int:
+    """Go on with the server at this address; say how many rows it is asked about for it.
+
+    What is confirmed and lets a kept file go is compared there before that goes; what waits for proof is asked about
+    anew, and compared. Nothing that the former address showed of its feed, nor the trust that it had earned, counts at
+    the new one.
+    Raises RefusedMove where the ledger belongs to that address already, or to none yet.
+    """
+    url = url.rstrip("/")
+    former = tx.connection.execute(select(destination.c.url)).scalar_one_or_none()
+    if former is None or former == url:
+        raise RefusedMove(0, f"the ledger belongs to {url} already" if former else "the ledger has no server yet")
+    unknown = dict.fromkeys(("paused_until", "paused_since", "last_ok_at", "highest_sequence", "highest_at"))
+    tx.connection.execute(update(destination).values(url=url, kind="", pause_cause="", pause_note="", **unknown))
+    tx.connection.execute(delete(feed_cursor))
+    _begin_anew(tx)
+    nothing = dict.fromkeys(("seen_sequence", "seen_action", "seen_state", "seen_at"))
+    tx.connection.execute(update(instance).where(instance.c.seen_sequence.is_not(None)).values(nothing))
+    tx.connection.execute(update(instance).where(instance.c.absences > 0).values(absences=0, absent_since=None))
+    asked = 0
+    # That the server did not have it before our post was said by the former address, too.
+    anew = {"needs_content_check": 1, "next_check_at": now}
+    for rows in (and_(instance.c.state == State.CONFIRMED, _IS_RESTED_ON), instance.c.state.in_(_OPEN)):
+        asked += tx.connection.execute(update(instance).where(rows).values(anew)).rowcount
+    return asked
+
+
+def seen_end(tx: Transaction, end: FeedEnd) -> None:
+    """Keep how far the change feed went, where it went further than ever before."""
+    lower = or_(destination.c.highest_sequence.is_(None), destination.c.highest_sequence <= end.sequence)
+    tx.connection.execute(update(destination).where(lower).values(highest_sequence=end.sequence, highest_at=end.at))
+
+
+def went_back(tx: Transaction, *, to: int | None, end: FeedEnd | None, now: datetime) -> None:
+    """Put down that the server has gone back in time, and have everything asked about that it may have lost.
+
+    That is what its feed had shown after the sequence ``to`` (None: it has no feed), what no feed had shown, and
+    whatever a kept file rests on. What those entries said holds no more: their sequences are given out again.
+    """
+    since = (instance.c.seen_sequence > to, instance.c.seen_sequence.is_(None)) if to is not None else ()
+    tx.connection.execute(update(instance).where(_TO_BE_THERE, or_(_IS_RESTED_ON, *since)).values(next_check_at=now))
+    if to is not None:
+        nothing = dict.fromkeys(("seen_sequence", "seen_action", "seen_state", "seen_at"))
+        tx.connection.execute(update(instance).where(instance.c.seen_sequence > to).values(nothing))
+    values = {} if end is None else {"highest_sequence": end.sequence, "highest_at": end.at}
+    since_when = func.coalesce(destination.c.went_back_at, literal(now, Instant()))
+    tx.connection.execute(update(destination).values(went_back_at=since_when, **values))
+
+
+def went_back_settled(tx: Transaction) -> None:
+    """All that was asked about is settled: files may go again."""
+    tx.connection.execute(update(destination).values(went_back_at=None))
+
+
+def count_matches(tx: Transaction, matches: Mapping[Kind, int]) -> None:
+    """Count copies that were fetched and are ours; the first of all lets what had stopped go on."""
+    for (transfer_syntax, sop_class_uid), number in matches.items():
+        of_kind = (trust.c.transfer_syntax == transfer_syntax, trust.c.sop_class_uid == sop_class_uid)
+        counted = tx.connection.execute(update(trust).where(*of_kind).values(matched=trust.c.matched + number))
+        if not counted.rowcount:
+            values = {"transfer_syntax": transfer_syntax, "sop_class_uid": sop_class_uid, "matched": number}
+            tx.connection.execute(insert(trust), values)
+    _set(tx, ever_matched=1, stopped_at=None, studies="")
+
+
+def mismatch(tx: Transaction, *, studies: Sequence[str], differs: str, stops: bool, now: datetime) -> None:
+    """Put down that the server gives back other content than it was sent: all trust in it is gone.
+
+    ``studies``: those that mismatched in a row while nothing ever matched. ``stops``: nothing is compared any more.
+    """
+    tx.connection.execute(delete(trust))
+    values: dict[str, Any] = {
+        "mismatched_at": func.coalesce(verification.c.mismatched_at, literal(now, Instant())),
+        "studies": as_json(studies),
+        "differs": differs,
+    }
+    if stops:
+        values["stopped_at"] = func.coalesce(verification.c.stopped_at, literal(now, Instant()))
+    _set(tx, **values)
+
+
+def _begin_anew(tx: Transaction) -> None:
+    """Take back the trust that was earned: it is another place that answers."""
+    tx.connection.execute(delete(trust))
+    _set(tx, ever_matched=0)
+
+
+def forgive(tx: Transaction, *, now: datetime) -> None:
+    """Let files go again: a person has settled what differed, or has given the trust that the server had not earned."""
+    _set(tx, mismatched_at=None, stopped_at=None, studies="", differs="")
+    ask_mismatched_again(tx, now=now)
+
+
+def ask_mismatched_again(tx: Transaction, *, now: datetime) -> int:
+    """Have the rows asked about now that stayed STORED because nothing of this server had ever matched."""
+    return tx.connection.execute(
+        update(instance).where(_MISMATCH, instance.c.state == State.STORED).values(next_check_at=now)
+    ).rowcount
+
+
+def recheck(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> None:
+    """Have these confirmed rows compared before their files may go."""
+    for piece in pieces(list(entry_ids)):
+        tx.connection.execute(
+            update(instance)
+            .where(dialect.among(instance.c.id, "ids"), dialect.unindexed(instance.c.state) == State.CONFIRMED)
+            .values(needs_content_check=1, next_check_at=now),
+            {"ids": piece},
+        )
+
+
+def _set(tx: Transaction, **values: Any) -> None:
+    tx.connection.execute(update(verification).where(_THE_ONE).values(**values))

@@ -1,0 +1,351 @@
+"""What is due, and when: what the daemon asks at every tick, so each of these statements is built once.
+
+Each question is one SELECT, served by an index and fetched whole. What no clock has a part in is remembered until the
+ledger changes: with nothing to do, a tick reads nothing but whether somebody wrote. Waits that pace are read by the
+``longest`` of whoever asks: what lies further ahead than its kind can reach is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    Label,
+    Select,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+)
+
+from ingestd.lifecycle import Content, Reason, State, StudyQueue, Unproven, order_studies
+
+from ..counters import queue_of
+from ..row import CONTENT, IDENTITY, PLACE, ZERO, content_of, identity_of, path_of, pieces, place_of, reach_of
+from ..schema import Instant, instance, study
+from ..session import Queryable
+from ..values import OperatorRequest, PendingRead, RequestedRow, RowToRead
+
+_NOW = bindparam("now", type_=Instant())
+_LIMIT: BindParameter[int] = bindparam("limit")
+_OWN_STUDY = study.c.host == bindparam("host")
+_OWN = instance.c.host == bindparam("host")
+# Confirmed rows of other hosts, which may not run: a drop of ours may wait to hear that one is gone.
+_CONFIRMED_ELSEWHERE = and_(literal_column("state = 'CONFIRMED'"), instance.c.host != bindparam("host"))
+
+_WAITING = study.c.waiting > ZERO
+# In trouble, with a batch out: its end is what such a study waits for.
+_FREE = or_(study.c.charged == 0, study.c.in_flight == 0)
+_AT_PRIORITY = (_WAITING, _OWN_STUDY, study.c.priority == bindparam("priority"), _FREE)
+_HIGHEST_PRIORITY = select(study.c.priority).where(_WAITING, _OWN_STUDY).order_by(study.c.priority.desc()).limit(1)
+_NEXT_PRIORITY = _HIGHEST_PRIORITY.where(study.c.priority < bindparam("below"))
+_DUE = select(study).where(*_AT_PRIORITY, study.c.due_at <= _NOW).order_by(study.c.due_at).limit(_LIMIT)
+_WAITS_NO_BACKOFF = or_(study.c.next_attempt_at.is_(None), study.c.next_attempt_at <= _NOW)
+_DUE_FLUSHED = select(study).where(*_AT_PRIORITY, _WAITS_NO_BACKOFF).order_by(study.c.due_at).limit(_LIMIT)
+# A wait that lies further ahead than its kind can reach was set by a clock that has been set back since: it is over.
+# Each is the far end of an index that nothing but such waits lies at, and the longest backoffs.
+_BEYOND_BACKOFF = bindparam("backoff_end", type_=Instant())
+_STUDY_BEYOND = (
+    study.c.due_at > bindparam("quiet_end", type_=Instant()),
+    or_(_WAITS_NO_BACKOFF, study.c.next_attempt_at > _BEYOND_BACKOFF),
+)
+_DUE_BEYOND = select(study).where(*_AT_PRIORITY, *_STUDY_BEYOND).order_by(study.c.due_at).limit(_LIMIT)
+_EARLIEST_FLUSHED = (
+    select(func.coalesce(study.c.next_attempt_at, study.c.oldest_at).label("at"))
+    .where(*_AT_PRIORITY)
+    .order_by(study.c.due_at)
+    .limit(1)
+)
+
+
+def _ends(at: Column[datetime], name: str, *where: ColumnElement[bool]) -> tuple[Label[Any], Label[Any]]:
+    """Read the first and the last of these instants, as ``first_...`` and ``last_...``: the two ends of an index."""
+    first, last = (select(at).where(*where).order_by(order).limit(1) for order in (at, at.desc()))
+    return first.scalar_subquery().label(f"first_{name}"), last.scalar_subquery().label(f"last_{name}")
+
+
+_TO_WAKE = instance.c.next_attempt_at.is_not(None)
+_TO_CHECK = instance.c.next_check_at.is_not(None)
+_STUDY_ENDS = select(*_ends(study.c.due_at, "due", *_AT_PRIORITY))
+_ROW_ENDS = select(
+    *_ends(instance.c.next_attempt_at, "wake", _TO_WAKE, _OWN),
+    *_ends(instance.c.next_check_at, "check", _TO_CHECK, _OWN),
+    *_ends(instance.c.next_check_at, "look", _TO_CHECK, _CONFIRMED_ELSEWHERE),
+)
+
+_UNPROVEN = (
+    instance.c.id,
+    instance.c.host,
+    instance.c.state,
+    instance.c.reason,
+    instance.c.note,
+    instance.c.path,
+    instance.c.relative_path,
+    instance.c.in_place,
+    instance.c.removed_at,
+    instance.c.first_attempt_at,
+    instance.c.last_attempt_at,
+    instance.c.stored_at,
+    instance.c.present_before,
+    instance.c.was_stored,
+    instance.c.resends,
+    instance.c.charged,
+    instance.c.absences,
+    instance.c.attempt_id,
+    instance.c.checks,
+    instance.c.seen_sequence,
+    instance.c.seen_action,
+    instance.c.seen_state,
+    instance.c.seen_at,
+    instance.c.needs_content_check,
+    instance.c.next_check_at,
+    instance.c.sop_class_uid,
+    instance.c.differs_since,
+    instance.c.untold_since,
+    instance.c.unnamed,
+    instance.c.reencoded_path,
+    instance.c.reencoded_transfer_syntax,
+    instance.c.reencoded_digest,
+    instance.c.reencoded_meta_digest,
+    instance.c.reencoded_dataset_offset,
+    instance.c.reencoded_size_bytes,
+    *IDENTITY,
+    *CONTENT,
+)
+
+
+def _unproven_whose(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any]]:
+    """Build what reads the rows to be asked about, and those whose time is beyond reach."""
+    at = instance.c.next_check_at
+    due, beyond = (
+        select(*_UNPROVEN).where(_TO_CHECK, whose, is_due).order_by(at).limit(_LIMIT)
+        for is_due in (at <= _NOW, at > bindparam("check_end", type_=Instant()))
+    )
+    return due, beyond
+
+
+_UNPROVEN_DUE = (*_unproven_whose(_OWN), *_unproven_whose(_CONFIRMED_ELSEWHERE))
+
+_NEWEST_STORED = (
+    select(*_UNPROVEN)
+    .where(instance.c.state == State.STORED, _OWN)
+    .order_by(instance.c.changed_at.desc(), instance.c.id.desc())
+    .limit(1)
+)
+
+_TO_READ = (
+    select(instance.c.id, instance.c.need, instance.c.ctime_ns, *PLACE, *IDENTITY, *CONTENT)
+    .where(instance.c.need.is_not(None), _OWN, instance.c.id > bindparam("after_id"))
+    .order_by(instance.c.id)
+    .limit(_LIMIT)
+)
+_REQUESTED = (
+    select(instance.c.id, instance.c.wish, instance.c.reason, *PLACE)
+    .where(instance.c.wish.is_not(None), _OWN)
+    .order_by(instance.c.id)
+    .limit(_LIMIT)
+)
+
+
+def studies_due(ledger: Queryable, *, now: datetime, flush: bool = False, limit: int = 100) -> list[StudyQueue]:
+    """Say which studies are due, in the order to be served; ``flush`` waits for no quiet.
+
+    One that is in trouble and has a batch out is not due.
+    """
+    found: dict[str, StudyQueue] = {}
+    ends = _far_ends(ledger, now)
+    wanted = {"host": ledger.host, "now": now, "limit": limit, **ends}
+    for priority in _priorities(ledger):
+        first, last = _due_ends(ledger, priority)
+        statements = [_DUE_FLUSHED] if flush else [_DUE] * (first is not None and first <= now)
+        statements += [_DUE_BEYOND] * (last is not None and last > ends["quiet_end"])
+        for statement in statements:
+            rows = ledger.fetch_all(statement, {**wanted, "priority": priority})
+            found.update((row.study_uid, queue_of(row._mapping)) for row in rows)  # noqa: SLF001 - its public name
+    return order_studies(found.values(), now=now)[:limit]
+
+
+def _far_ends(ledger: Queryable, now: datetime) -> dict[str, datetime]:
+    """Say how far ahead of now each kind of wait can lie."""
+    longest = ledger.longest
+    return {
+        "quiet_end": now + longest.quiet,
+        "backoff_end": now + longest.backoff,
+        "check_end": now + longest.check,
+    }
+
+
+def _priorities(ledger: Queryable) -> list[int]:
+    # A skip over the index: few priorities, many studies.
+    priorities: list[int] = []
+    rows = ledger.fetch_cached(_HIGHEST_PRIORITY, host=ledger.host)
+    while rows:
+        priorities.append(rows[0].priority)
+        rows = ledger.fetch_cached(_NEXT_PRIORITY, host=ledger.host, below=priorities[-1])
+    return priorities
+
+
+def _due_ends(ledger: Queryable, priority: int) -> tuple[datetime | None, datetime | None]:
+    (ends,) = ledger.fetch_cached(_STUDY_ENDS, host=ledger.host, priority=priority)
+    return ends.first_due, ends.last_due
+
+
+def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False) -> datetime | None:
+    """Say when the next study is due; with ``flush``, when the next backoff of a study ends.
+
+    Studies in trouble with a batch out do not count: its end is what they wait for.
+    """
+    earliest: datetime | None = None
+    ends = _far_ends(ledger, now)
+    for priority in _priorities(ledger):
+        at, last = _due_ends(ledger, priority)
+        wanted = {"host": ledger.host, "now": now, "limit": 1, "priority": priority, **ends}
+        if last is not None and last > ends["quiet_end"] and ledger.fetch_all(_DUE_BEYOND, wanted):
+            return now
+        if flush:
+            rows = ledger.fetch_cached(_EARLIEST_FLUSHED, host=ledger.host, priority=priority)
+            at = rows[0].at if rows else None
+        if at is not None and (earliest is None or at < earliest):
+            earliest = at
+    return earliest
+
+
+def next_wake_at(ledger: Queryable, *, now: datetime) -> datetime | None:
+    """Say when the next deferred row's time comes."""
+    (ends,) = ledger.fetch_cached(_ROW_ENDS, host=ledger.host)
+    if ends.last_wake is not None and ends.last_wake > _far_ends(ledger, now)["backoff_end"]:
+        return now
+    first: datetime | None = ends.first_wake
+    return first
+
+
+def unproven(ledger: Queryable, *, now: datetime, limit: int = 1000) -> list[Unproven]:
+    """Say which rows the server is to be asked about now, the longest due first.
+
+    Also confirmed rows of other hosts, which may not run: a drop of ours may wait to hear that one is gone.
+    """
+    found: list[Unproven] = []
+    for statement in _UNPROVEN_DUE:
+        wanted = {"host": ledger.host, "now": now, "limit": limit - len(found), **_far_ends(ledger, now)}
+        found += [_unproven(ledger, row) for row in ledger.fetch_all(statement, wanted)]
+    return found
+
+
+def next_check_at(ledger: Queryable, *, now: datetime) -> datetime | None:
+    """Say when the server is to be asked next."""
+    (ends,) = ledger.fetch_cached(_ROW_ENDS, host=ledger.host)
+    end = _far_ends(ledger, now)["check_end"]
+    if any(last is not None and last > end for last in (ends.last_check, ends.last_look)):
+        return now
+    return min((first for first in (ends.first_check, ends.first_look) if first is not None), default=None)
+
+
+def newest_stored(ledger: Queryable) -> list[Unproven]:
+    """Give this host's row that became STORED last, if there is one."""
+    rows = ledger.fetch_all(_NEWEST_STORED, {"host": ledger.host})
+    return [_unproven(ledger, row) for row in rows]
+
+
+def unproven_rows(ledger: Queryable, entry_ids: Iterable[int]) -> list[Unproven]:
+    """Read these rows as the reconciler sees them, due or not; only those that have content to prove."""
+    found: list[Unproven] = []
+    for piece in pieces(list(entry_ids)):
+        rows = ledger.fetch_all(select(*_UNPROVEN).where(instance.c.id.in_(piece), instance.c.digest.is_not(None)))
+        found += [_unproven(ledger, row) for row in rows if row.study_uid is not None]
+    return found
+
+
+def _unproven(ledger: Queryable, row: Any) -> Unproven:
+    content, path = content_of(row), _reach_of(ledger, row)
+    if row.reencoded_digest is not None:
+        path = _in_spool(ledger, row.host, row.reencoded_path)
+        content = Content(
+            transfer_syntax=row.reencoded_transfer_syntax,
+            digest=row.reencoded_digest,
+            meta_digest=row.reencoded_meta_digest,
+            dataset_offset=row.reencoded_dataset_offset,
+            size_bytes=row.reencoded_size_bytes,
+        )
+    return Unproven(
+        entry_id=row.id,
+        identity=identity_of(row),
+        state=State(row.state),
+        content=content,
+        path=path if row.removed_at is None else None,
+        first_attempt_at=row.first_attempt_at,
+        last_attempt_at=row.last_attempt_at,
+        stored_at=row.stored_at,
+        reason=Reason(row.reason) if row.reason else None,
+        note=row.note or "",
+        present_before=None if row.present_before is None else bool(row.present_before),
+        was_stored=bool(row.was_stored),
+        resends=row.resends,
+        charged=row.charged,
+        absences=row.absences,
+        attempt_id=row.attempt_id,
+        checks=row.checks,
+        seen_sequence=row.seen_sequence,
+        seen_action=row.seen_action,
+        seen_state=row.seen_state,
+        seen_at=row.seen_at,
+        needs_content_check=bool(row.needs_content_check),
+        next_check_at=row.next_check_at,
+        sop_class_uid=row.sop_class_uid or "",
+        differs_since=row.differs_since,
+        untold_since=row.untold_since,
+        unnamed=row.unnamed,
+        reencoded=row.reencoded_digest is not None,
+    )
+
+
+def _reach_of(ledger: Queryable, row: Any) -> str | None:
+    if row.path is None or not row.in_place:
+        return _in_spool(ledger, row.host, row.path)
+    return reach_of(None, row.path, in_place=True, relative_path=row.relative_path)
+
+
+def _in_spool(ledger: Queryable, name: str, path: str | None) -> str | None:
+    spool = ledger.spool_of(name)
+    return path_of(spool, path) if path is not None and spool is not None else None
+
+
+def rows_to_read(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) -> list[RowToRead]:
+    """Say which PENDING rows the reader has to look at before they can be sent, by id."""
+    rows = ledger.fetch_cached(_TO_READ, host=ledger.host, after_id=after_id, limit=limit)
+    return [
+        RowToRead(
+            entry_id=row.id,
+            pending_read=PendingRead(row.need),
+            inbox=row.inbox,
+            relative_path=row.relative_path,
+            path=reach_of(ledger.spool, row.path, in_place=bool(row.in_place), relative_path=row.relative_path),
+            in_place=bool(row.in_place),
+            source=row.source,
+            identity=identity_of(row),
+            content=content_of(row),
+            ctime_ns=row.ctime_ns,
+            priority=row.priority,
+        )
+        for row in rows
+    ]
+
+
+def requested_rows(ledger: Queryable, *, limit: int = 1000) -> list[RequestedRow]:
+    """Say which REJECTED rows a person wants admitted."""
+    rows = ledger.fetch_cached(_REQUESTED, host=ledger.host, limit=limit)
+    return [
+        RequestedRow(
+            entry_id=row.id,
+            request=OperatorRequest(row.wish),
+            reason=Reason(row.reason),
+            **place_of(row),
+        )
+        for row in rows
+    ]

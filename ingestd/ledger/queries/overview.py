@@ -1,0 +1,212 @@
+"""How things stand: counts, alarms, and what happened last; read from counters or off the end of an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, literal_column, select
+
+from ingestd.lifecycle import NEEDS_PERSON, UNCONFIRMED, Jump, Reason, State, needs_person
+
+from ..row import ON_ITS_WAY, ZERO, jump_of
+from ..schema import alarm, attempt, history, inbox_report, instance, state_count, study
+from ..schema import clock as clock_table
+from ..session import Queryable
+from ..values import Alarm, ClockLine, Count, InboxSummary, Status
+from .server import destination
+
+# Listed, but nobody is called for it.
+CLUTTER = frozenset({Reason.NOT_DICOM, Reason.DICOMDIR})
+
+# A count that is shown as "this many or more" beyond it.
+_MANY = 1000
+
+
+_JUMPS = select(clock_table).where(clock_table.c.by_us != ZERO).order_by(clock_table.c.id.desc())
+_JUMPS_SHOWN = 10
+
+
+def _stretches(jumps: Sequence[Any]) -> Iterator[tuple[ColumnElement[bool], timedelta]]:
+    """Cut the rows where a clock was set, and say how far each stretch's times lie from what it shows now."""
+    hosts = {jump.host for jump in jumps}
+    yield instance.c.host.not_in(hosts), timedelta(0)
+    for name in hosts:
+        rows, by = [instance.c.host == name], timedelta(0)
+        for jump in (each for each in jumps if each.host == name):
+            yield and_(*rows, instance.c.id > jump.last_entry_id), by
+            rows = [instance.c.host == name, instance.c.id <= jump.last_entry_id]
+            by += timedelta(microseconds=jump.by_us)
+        yield and_(*rows), by
+
+
+def status(ledger: Queryable) -> Status:
+    """Say how things stand, in constant time."""
+    rows = ledger.fetch_all(select(state_count).where(state_count.c.entries > 0))
+    summed: dict[tuple[str, State, str], list[int]] = {}
+    for row in rows:
+        sums = summed.setdefault((row.inbox, State(row.state), row.reason), [0, 0, 0])
+        for position, number in enumerate((row.entries, row.held, row.size_bytes)):
+            sums[position] += number
+    by_reason = tuple(
+        Count(inbox=inbox, state=state, reason=reason, rows=entries, held=held, size_bytes=size)
+        for (inbox, state, reason), (entries, held, size) in sorted(summed.items())
+    )
+    states = dict.fromkeys(State, 0)
+    for count in by_reason:
+        states[count.state] += count.rows
+    held = sum(count.held for count in by_reason)
+    troubled = [count for count in by_reason if needs_person(count.state, count.reason)]
+    clutter = sum(count.rows for count in troubled if count.state is State.REJECTED and count.reason in CLUTTER)
+    inboxes = _inboxes(ledger)
+    waiting = [oldest_unconfirmed_at(ledger), *(inbox.oldest_at for inbox in inboxes)]
+    return Status(
+        states=states,
+        counts=by_reason,
+        held=held,
+        needs_person=held + sum(count.rows for count in troubled) - clutter,
+        clutter=clutter,
+        oldest_unconfirmed_at=min((at for at in waiting if at is not None), default=None),
+        oldest_needs_person_at=_oldest_needs_person_at(ledger, [state for state in NEEDS_PERSON if states[state]]),
+        studies_waiting=_studies_waiting(ledger),
+        destination=destination(ledger),
+        inboxes=inboxes,
+        alarms=alarms(ledger),
+        jumps=_jumps(ledger),
+    )
+
+
+def counts(ledger: Queryable) -> dict[State, int]:
+    """Say how many rows are in each state; every state is there."""
+    rows = ledger.fetch_all(
+        select(state_count.c.state, func.sum(state_count.c.entries).label("entries")).group_by(state_count.c.state)
+    )
+    found = {row.state: int(row.entries) for row in rows}
+    return {state: found.get(state.value, 0) for state in State}
+
+
+def oldest_unconfirmed_at(ledger: Queryable) -> datetime | None:
+    """Say since when the oldest file that is still on its way has been in the ledger, by today's clock."""
+    oldest = select(instance.c.admitted_at).where(ON_ITS_WAY).order_by(instance.c.admitted_at).limit(1)
+    row = ledger.fetch_one(oldest)
+    jumps = ledger.fetch_cached(_JUMPS) if row else []
+    if not jumps:
+        return row.admitted_at if row else None
+    found = [(ledger.fetch_one(oldest.where(rows)), by) for rows, by in _stretches(jumps)]
+    return min((row.admitted_at + by for row, by in found if row is not None), default=None)
+
+
+def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State]) -> datetime | None:
+    # State by state: the index over them is in the order of time within each. Clutter is passed over row by row.
+    oldest = [
+        ledger.fetch_one(
+            select(instance.c.changed_at)
+            .where(instance.c.state == state, instance.c.reason.not_in(CLUTTER | {Reason.DROPPED_AGAIN}))
+            .order_by(instance.c.changed_at)
+            .limit(1)
+        )
+        for state in states
+    ]
+    return min((row.changed_at for row in oldest if row is not None), default=None)
+
+
+def alarms(ledger: Queryable) -> tuple[Alarm, ...]:
+    """Say what keeps files from being confirmed or removed, of all hosts, the oldest first."""
+    return tuple(
+        Alarm(kind=row.kind, about=row.about, note=row.note, next_step=row.next_step, since=row.since)
+        for row in sorted(ledger.fetch_all(select(alarm)), key=lambda row: (row.since, row.kind, row.about))
+    )
+
+
+def _jumps(ledger: Queryable) -> tuple[Jump, ...]:
+    return tuple(map(jump_of, ledger.fetch_cached(_JUMPS)[:_JUMPS_SHOWN]))
+
+
+def _studies_waiting(ledger: Queryable) -> int:
+    # Bounded: 1,000 says "1,000 or more".
+    bounded = select(study.c.waiting).where(study.c.waiting > literal_column("0"))
+    row = ledger.fetch_one(select(func.count().label("studies")).select_from(bounded.limit(_MANY).subquery()))
+    return int(row.studies)
+
+
+def _inboxes(ledger: Queryable) -> tuple[InboxSummary, ...]:
+    return tuple(
+        InboxSummary(
+            inbox=row.inbox,
+            path=row.path,
+            alarm=row.alarm,
+            watching=row.watching,
+            counts=json.loads(row.counts),
+            oldest_at=row.oldest_at,
+            at=row.at,
+        )
+        for row in sorted(ledger.fetch_all(select(inbox_report)), key=lambda row: row.inbox)
+    )
+
+
+def unfinished(ledger: Queryable, *, up_to_id: int | None = None, host: str | None = None) -> int:
+    """Count the rows of this host, or of another, that are still on their way and wait for no person."""
+    host = ledger.host if host is None else host
+    if up_to_id is None:
+        waiting = func.coalesce(func.sum(state_count.c.entries - state_count.c.held), 0)
+        row = ledger.fetch_one(
+            select(waiting.label("rows")).where(state_count.c.host == host, state_count.c.state.in_(list(UNCONFIRMED)))
+        )
+    else:
+        row = ledger.fetch_one(
+            select(func.count().label("rows")).where(
+                ON_ITS_WAY,
+                instance.c.host == host,
+                instance.c.hold_reason.is_(None),
+                instance.c.id <= up_to_id,
+            )
+        )
+    return int(row.rows)
+
+
+def clock(ledger: Queryable) -> ClockLine | None:
+    """Say what is known of this host's wall clock."""
+    row = ledger.fetch_one(
+        select(clock_table).where(clock_table.c.host == ledger.host).order_by(clock_table.c.id.desc()).limit(1)
+    )
+    if row is None:
+        return None
+    return ClockLine(boot=row.boot, offset=timedelta(microseconds=row.offset_us), jump=jump_of(row))
+
+
+def jumps(ledger: Queryable, *, limit: int = 10) -> list[Jump]:
+    """Say when this host's wall clock was set, the last time first."""
+    own = select(clock_table).where(clock_table.c.host == ledger.host, clock_table.c.by_us != ZERO)
+    return [jump_of(row) for row in ledger.fetch_all(own.order_by(clock_table.c.id.desc()).limit(limit))]
+
+
+def newest_at(ledger: Queryable) -> datetime | None:
+    """Say when the last thing happened that is on record."""
+    row = ledger.fetch_one(select(history.c.at).where(history.c.id == select(func.max(history.c.id)).scalar_subquery()))
+    return row.at if row else None
+
+
+def last_id(ledger: Queryable) -> int:
+    """Say the newest row's id; 0 in an empty ledger."""
+    row = ledger.fetch_one(select(func.max(instance.c.id).label("id")))
+    return row.id or 0
+
+
+def last_event_id(ledger: Queryable) -> int:
+    """Say the number of what happened last, in the order of happening; 0 in an empty ledger."""
+    row = ledger.fetch_one(select(func.max(history.c.id).label("id")))
+    return row.id or 0
+
+
+def last_attempt_id(ledger: Queryable) -> int:
+    """Say the newest attempt's id; 0 before the first."""
+    row = ledger.fetch_one(select(func.max(attempt.c.id).label("id")))
+    return row.id or 0
+
+
+def first_attempt_at(ledger: Queryable) -> datetime | None:
+    """Say when the first Store Transaction of this ledger began."""
+    row = ledger.fetch_one(select(attempt.c.started_at).order_by(attempt.c.id).limit(1))
+    return row.started_at if row else None
