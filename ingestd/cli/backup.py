@@ -14,18 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from .asker import as_typed
-from .common import (
-    ExitCode,
-    Stop,
-    config_option,
-    in_bytes,
-    json_option,
-    ledger_for_reading,
-    load_config,
-    plain,
-    print_json,
-    tell_config,
-)
+from .common import ExitCode, Stop, config_option, json_option, ledger_for_reading, load_config, tell_config
+from .output import in_bytes, plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.config import Config

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ingestd.clocks import boottime
 
-from .common import in_files, plain, tried_again
+from .output import in_files, plain, tried_again
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

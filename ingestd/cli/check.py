@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from .asker import as_typed
-from .common import ExitCode, config_option, json_option, keep_secrets, load_config, plain, print_json
+from .common import ExitCode, config_option, json_option, keep_secrets, load_config
+from .output import plain, print_json
 
 if TYPE_CHECKING:
     from .checks import CheckResult

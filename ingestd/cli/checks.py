@@ -31,7 +31,8 @@ from ingestd.fs.places import expect_named, read_named
 from ingestd.locks import who_runs
 
 from .asker import become, owner_of, user_name
-from .common import ExitCode, ago, in_bytes, in_files
+from .common import ExitCode
+from .output import ago, in_bytes, in_files
 
 # An inode or two per file in the spool; with fewer than this left the disk is as good as full.
 LEAST_INODES = 10_000

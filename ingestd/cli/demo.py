@@ -25,9 +25,10 @@ import click
 
 from ingestd.clocks import boottime
 
+from .advice import words_of
 from .asker import as_typed
-from .common import ExitCode, Stop, json_option, plain, print_json
-from .words import words_of
+from .common import ExitCode, Stop, json_option
+from .output import plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.ledger import Entry

@@ -14,9 +14,9 @@ import click
 
 from ingestd.clocks import boottime
 
-from .common import ExitCode, clock, json_option, plain, print_json
+from .common import ExitCode, json_option
 from .dicomweb_connection import operation, pairs
-from .output import end_if_unread
+from .output import clock, end_if_unread, plain, print_json
 from .run import DurationType
 
 if TYPE_CHECKING:

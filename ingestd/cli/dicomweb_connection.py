@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
-from .common import ExitCode, Stop, keep_secrets, load_config, plain, tell_config
+from .common import ExitCode, Stop, keep_secrets, load_config, tell_config
+from .output import plain
 
 if TYPE_CHECKING:
     from ingestd.dicomweb import Auth, DicomWebClient

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import ExitCode, in_bytes, in_files, json_option, plain, print_json
+from .common import ExitCode, json_option
 from .dicomweb_connection import Progress, operation, pairs, uids
-from .output import end_if_unread
+from .output import end_if_unread, in_bytes, in_files, plain, print_json
 from .run import DurationType
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import ExitCode, json_option, plain, print_json
+from .common import ExitCode, json_option
 from .dicomweb_asking import tell_found
 from .dicomweb_connection import operation, pairs
+from .output import plain, print_json
 from .run import DurationType
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .common import plain
+from .output import plain
 from .tables import show, table
 
 WIDEST = 120

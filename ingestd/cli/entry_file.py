@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ingestd.fs.places import MISSING, below_of, look, open_file
 
-from .common import plain
+from .output import plain
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,18 +16,16 @@ from .asker import as_typed, how_to_start
 from .common import (
     ExitCode,
     Stop,
-    ago,
     config_option,
     host_of,
     json_option,
     ledger_for_reading,
     load_config,
     missing_spool,
-    plain,
-    print_json,
     stopped_send,
     tell_config,
 )
+from .output import ago, plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.config import Config

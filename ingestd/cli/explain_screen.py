@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from .advice import MEANING
+from .advice import MEANING, evidence_in_words, words_of
 from .asker import as_typed
-from .common import clock, in_bytes, plain
+from .output import clock, in_bytes, plain
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
-from .words import evidence_in_words, words_of
 
 if TYPE_CHECKING:
     from ingestd.ledger import Attempt, Entry, Event, Story

@@ -25,10 +25,9 @@ from .common import (
     load_config,
     missing_spool,
     need_owner,
-    plain,
-    print_json,
     tell_config,
 )
+from .output import plain, print_json
 from .run import DurationType, set_up_logs
 
 if TYPE_CHECKING:

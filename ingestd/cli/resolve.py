@@ -12,19 +12,8 @@ import click
 from ingestd.locks import who_runs
 
 from .asker import as_typed
-from .common import (
-    ExitCode,
-    Stop,
-    config_option,
-    in_files,
-    json_option,
-    ledger_for_moves,
-    load_config,
-    plain,
-    print_json,
-    stopped_send,
-    tell_config,
-)
+from .common import ExitCode, Stop, config_option, json_option, ledger_for_moves, load_config, stopped_send, tell_config
+from .output import in_files, plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.config import Config

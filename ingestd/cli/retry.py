@@ -17,15 +17,14 @@ from .common import (
     ExitCode,
     Stop,
     config_option,
-    in_files,
     json_option,
     ledger_for_moves,
     load_config,
     missing_spool,
-    print_json,
     stopped_send,
     tell_config,
 )
+from .output import in_files, print_json
 
 if TYPE_CHECKING:
     from ingestd.ledger import Choice, Ledger
@@ -100,7 +99,7 @@ def _choice(study: str | None, state: str | None, reason: str | None) -> Choice:
     from ingestd.ledger import Choice
     from ingestd.lifecycle import Reason, State
 
-    from .words import reason_called
+    from .advice import reason_called
 
     known = None if reason is None else reason_called(reason)
     if reason is not None and known is None:

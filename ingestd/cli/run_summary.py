@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .asker import as_typed
-from .common import ExitCode, in_files, plain, print_json
+from .common import ExitCode
+from .output import in_files, plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -115,8 +116,7 @@ def tell(summary: RunSummary, *, as_json: bool) -> None:
     if as_json:
         print_json(_as_plain(summary))
         return
-    from .advice import advice_for
-    from .words import words_of
+    from .advice import advice_for, words_of
 
     sums = ", ".join(f"{count} {state}" for state, count in sorted(summary.states.items(), key=lambda each: -each[1]))
     click.echo(f"taken in now: {summary.result.taken_in}; in all: {sums or 'nothing'}")

@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from . import bar
-from .common import (
-    ExitCode,
-    Stop,
-    config_option,
-    json_option,
-    keep_secrets,
-    load_config,
-    need_owner,
-    plain,
-)
+from .common import ExitCode, Stop, config_option, json_option, keep_secrets, load_config, need_owner
+from .output import plain
 from .run import DurationType, begin_log
 
 if TYPE_CHECKING:

@@ -22,10 +22,9 @@ from .common import (
     ledger_for_reading,
     load_config,
     missing_spool,
-    plain,
-    print_json,
     stopped_send,
 )
+from .output import plain, print_json
 from .stopped import stopped_because
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from ingestd.lifecycle import Reason, State, needs_person
 
-from .advice import MEANING, next_step
+from .advice import MEANING, next_step, words_of
 from .asker import as_typed, how_to_start
-from .common import ago, clock, in_bytes, in_files, plain, tried_again
+from .output import ago, clock, in_bytes, in_files, plain, tried_again
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
-from .words import words_of
 
 if TYPE_CHECKING:
     from ingestd.ledger import Status

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from ingestd.locks import ledger_trouble
 
 from .asker import as_typed, how_to_start
-from .common import ago, in_files, missing_spool, plain
+from .common import missing_spool
+from .output import ago, in_files, plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config

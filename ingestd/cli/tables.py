@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from .common import plain
+from .output import plain
 
 STYLES = {
     "CONFIRMED": "green",

@@ -13,7 +13,8 @@ import pytest
 
 import ingestd
 from ingestd.cli import COMMANDS, main
-from ingestd.cli.common import EXIT_CODES, ExitCode, Stop, ago, end, in_bytes, plain
+from ingestd.cli.common import EXIT_CODES, ExitCode, Stop, end
+from ingestd.cli.output import ago, in_bytes, plain
 from tests.commanding import CONFIG, Rows, as_nobody, command_in
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -8,8 +8,7 @@ import subprocess
 
 import pytest
 
-from ingestd.cli.advice import next_step
-from ingestd.cli.words import reason_called, words_of
+from ingestd.cli.advice import next_step, reason_called, words_of
 from ingestd.lifecycle import Reason, State
 from tests.commanding import Rows
 from tests.running import PROGRAM, environment
