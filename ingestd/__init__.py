@@ -19,7 +19,6 @@ The rooms, lowest first; each imports only from those before it (``tests/test_im
               logs        how lines are written, how often, and what may never stand in one
               dicomweb    the client: HTTP and PS3.18; useful by itself
               emulator    an Azure DICOM service for tests, demos and first minutes
-              error_location   what may be said of an exception
     layer 1   inbox       drop folder -> spool
               ledger      every SQL statement, one function per move
               outages     which failed requests concern the server as a whole

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from ingestd.instance.source import Window
+
 
 class WalkEvent(Enum):
     """Where the walk stopped."""
@@ -47,3 +49,10 @@ class Frame:
         self.implicit = implicit
         self.big = big
         self.tag = tag
+
+
+def fits(end: int, frame: Frame | None, window: Window) -> bool:
+    """Whether something may reach up to this offset; where only the end of the stream will tell, it may."""
+    if frame is not None and frame.bound is not None:
+        return end <= frame.bound
+    return window.size is None or end <= window.size

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ingestd.instance.frames import Frame, fits
 from ingestd.instance.source import Window
 from ingestd.instance.syntax import (
     ITEM,
@@ -15,10 +16,24 @@ from ingestd.instance.syntax import (
     SEQUENCE_DELIMITER,
     SHORT_VRS,
     UNDEFINED,
+    YOUNG_VRS,
 )
 
 _LOOK_AHEAD = 1 << 16
 _DELIMITERS = 0xFFFE
+KNOWN_VRS = SHORT_VRS | LONG_VRS
+# A walk with short forms that comes to its end with one of these has lost its way and found back, or never lost it.
+_ASTRAY = frozenset(
+    (
+        "fragment_outside_item",
+        "inner_overrun",
+        "missing_delimiter",
+        "private_implicit",
+        "stray_delimiter",
+        "trailing_bytes",
+        "unknown_vr",
+    )
+)
 
 
 class Header(NamedTuple):
@@ -91,31 +106,163 @@ def other_headers(buf: bytes, pos: int, *, big: bool, implicit: bool) -> list[He
     return []
 
 
+def _uint16(buf: bytes, pos: int, *, big: bool) -> int:
+    return int.from_bytes(buf[pos : pos + 2], "big" if big else "little")
+
+
 def _uint32(buf: bytes, pos: int, *, big: bool) -> int:
     return int.from_bytes(buf[pos : pos + 4], "big" if big else "little")
 
 
-def choose_header(
-    window: Window,
-    tag: int,
-    candidates: Sequence[Header],
-    *,
-    fits: Callable[[int], bool],
-    bound: int | None,
-    big: bool,
-) -> Header:
-    """Choose among the readings of the header at the window's position: by what fits, and by what would follow.
+class HeaderReader:
+    """Reads the headers of one data set as they were meant, and learns on the way how its writer wrote them.
 
-    ``fits`` says whether an element may reach up to an offset; ``bound`` is where what holds it ends, if known.
+    Some writers gave a VR with a 32-bit length 16 bits, where two reserved bytes belong (old fo-dicom: SV, UV). That
+    this reading fits proves nothing: half a value is then taken for a length. So at the first header that may be one
+    the rest is walked ahead, once for the whole data set: it is written so if it can be walked so to its end.
+
+    Of ``plain_vrs`` a header without reserved bytes needs no second look, of ``young_vrs`` one that no element follows
+    at once: a walk may pass over them by itself.
     """
-    at = window.base + window.pos
-    fitting = [
-        each
-        for each in candidates
-        if (each.vr in (b"", b"SQ", b"UN") if each.length == UNDEFINED else fits(at + each.header_bytes + each.length))
-    ]
-    followed = (each for each in fitting if _is_followed(window, tag, each, bound=bound, big=big))
-    return next(followed, None) or (fitting or candidates)[0]
+
+    __slots__ = ("_notes", "_seen_short", "_walk_ahead", "_window", "_with_short_forms", "plain_vrs", "young_vrs")
+
+    def __init__(
+        self, window: Window, notes: set[str], walk_ahead: Callable[[], set[str] | None], *, enters_unknown: bool
+    ) -> None:
+        self._window = window
+        self._notes = notes
+        self._walk_ahead = walk_ahead  # to the end with short forms; the notes of that walk, None where it fails
+        self._with_short_forms: bool | None = None  # None: nothing has made us ask yet
+        self._seen_short: frozenset[bytes] = frozenset()  # VRs of which a 16-bit length was seen
+        self.plain_vrs = LONG_VRS - YOUNG_VRS - {b"SQ"} - ({b"UN"} if enters_unknown else set())
+        self.young_vrs = YOUNG_VRS
+
+    def use_short_forms(self) -> None:
+        """Take 16-bit lengths as they come."""
+        self._with_short_forms = True
+        self.plain_vrs = self.young_vrs = frozenset()
+
+    def read(self, tag: int, frame: Frame | None, *, implicit: bool, big: bool) -> tuple[bytes, int, int] | None:
+        """Read the VR, the header's size and the length at the window's position, where 8 bytes stand.
+
+        None where the length fits in no reading.
+        """
+        window = self._window
+        buf, pos = window.buf, window.pos
+        at = window.base + pos
+        vr, header_bytes = b"", 8
+        if implicit:
+            length = _uint32(buf, pos + 4, big=big)
+        else:
+            vr = buf[pos + 4 : pos + 6]
+            if vr in SHORT_VRS:
+                length = _uint16(buf, pos + 6, big=big)
+            elif vr in LONG_VRS:
+                plain = self._plain_length(vr, frame, big=big)
+                if plain is not None:
+                    return vr, 12, plain
+                form = self._odd_form(tag, vr, frame, big=big)
+                if form is None:
+                    return None
+                header_bytes, length = form
+            else:
+                vr, header_bytes, length, _ = self._choose(tag, odd_headers(buf, pos, big=big), frame, big=big)
+        if length != UNDEFINED and not fits(at + header_bytes + length, frame, window):
+            others = other_headers(window.buf, window.pos, big=big, implicit=implicit)
+            candidates = [Header(vr, header_bytes, length, ""), *others]
+            vr, header_bytes, length, _ = self._choose(tag, candidates, frame, big=big)
+            if length != UNDEFINED and not fits(at + header_bytes + length, frame, window):
+                return None
+        return vr, header_bytes, length
+
+    def _plain_length(self, vr: bytes, frame: Frame | None, *, big: bool) -> int | None:
+        """Read the 32-bit length of a header in which nothing is odd; None where something is."""
+        window = self._window
+        if self._with_short_forms or vr in YOUNG_VRS or not window.fill(12):
+            return None
+        buf, pos = window.buf, window.pos
+        if buf[pos + 6] or buf[pos + 7]:
+            return None
+        length = _uint32(buf, pos + 8, big=big)
+        end = window.base + pos + 12 + (0 if length == UNDEFINED else length)
+        return length if fits(end, frame, window) else None
+
+    def _odd_form(self, tag: int, vr: bytes, frame: Frame | None, *, big: bool) -> tuple[int, int] | None:
+        """Say how many bytes the header of a VR with a 32-bit length has, and that length; None: it does not fit."""
+        window = self._window
+        at = window.base + window.pos
+        reserved = _uint16(window.buf, window.pos + 6, big=big)
+        length = None
+        if fits(at + 12, frame, window) and window.fill(12):
+            length = _uint32(window.buf, window.pos + 8, big=big)
+        is_fitting = length is not None and (length == UNDEFINED or fits(at + 12 + length, frame, window))
+        may_be_empty = not reserved and (vr in YOUNG_VRS or vr in self._seen_short or not is_fitting)
+        is_odd = reserved or (may_be_empty and begins_element(window, 8, tag, big=big))
+        if is_odd and self._with_short_forms is None:
+            self._ask_for_short_forms(tag, reserved, big=big)
+        if self._with_short_forms and reserved and fits(at + 8 + reserved, frame, window):
+            self._seen_short |= {vr}
+            self._notes.add("short_form_length")
+            return 8, reserved
+        if self._with_short_forms and may_be_empty and self._is_empty_short_form(tag, vr, frame, big=big):
+            self._notes.add("short_form_length")
+            return 8, 0
+        return None if length is None else (12, length)
+
+    def _is_empty_short_form(self, tag: int, vr: bytes, frame: Frame | None, *, big: bool) -> bool:
+        """Whether the next element, or the end, follows at once on a header without reserved bytes."""
+        behind = self._window.base + self._window.pos + 8
+        # At the end of the file it may as well be a header that was cut off.
+        end = frame.bound if frame else self._window.size if vr in self._seen_short else None
+        return behind == end or begins_element(self._window, 8, tag, big=big)
+
+    def _ask_for_short_forms(self, tag: int, reserved: int, *, big: bool) -> None:
+        notes = self._walk_ahead()
+        self._with_short_forms = notes is not None and (
+            begins_element(self._window, 8 + reserved, tag, big=big) or notes.isdisjoint(_ASTRAY)
+        )
+        if self._with_short_forms:
+            self.use_short_forms()
+
+    def _choose(self, tag: int, candidates: Sequence[Header], frame: Frame | None, *, big: bool) -> Header:
+        """Choose among the readings of the header at the window's position: by what fits, and what would follow."""
+        window = self._window
+        at = window.base + window.pos
+        bound = None if frame is None else frame.bound
+        fitting = [
+            each
+            for each in candidates
+            if (
+                each.vr in (b"", b"SQ", b"UN")
+                if each.length == UNDEFINED
+                else fits(at + each.header_bytes + each.length, frame, window)
+            )
+        ]
+        followed = (each for each in fitting if _is_followed(window, tag, each, bound=bound, big=big))
+        chosen = next(followed, None) or (fitting or candidates)[0]
+        if chosen.note:
+            self._notes.add(chosen.note)
+        return chosen
+
+    def item_is_implicit(self, frame: Frame, bound: int | None) -> bool:
+        """Look at the first element of an item of this sequence: some writers change the encoding inside sequences."""
+        window = self._window
+        if (bound is not None and bound - window.base - window.pos < 8) or not window.fill(8):
+            return frame.implicit
+        first = window.buf[window.pos : window.pos + 8]
+        if first[:2] in (b"\xfe\xff", b"\xff\xfe") or not first.strip(b"\0"):
+            return frame.implicit
+        vr = first[4:6]
+        if frame.implicit and vr in KNOWN_VRS:
+            self._notes.add("explicit_inside_implicit")
+            return False
+        if not frame.implicit and not looks_like_vr(vr):
+            length = _uint32(window.buf, window.pos + 4, big=frame.big)
+            if length == UNDEFINED or bound is None or length <= bound - window.base - window.pos - 8:
+                self._notes.add("private_implicit")
+                return True
+        return frame.implicit
 
 
 def _is_followed(window: Window, tag: int, header: Header, *, bound: int | None, big: bool) -> bool:

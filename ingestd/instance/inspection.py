@@ -14,6 +14,7 @@ from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import UIDS_CACHED, uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes, has_every_image
+from ingestd.instance.runs import KEPT_BYTES
 from ingestd.instance.source import Progress, Window, ZeroWatch, ignore_progress
 from ingestd.instance.syntax import (
     ACCESSION_NUMBER,
@@ -39,7 +40,7 @@ from ingestd.instance.syntax import (
     main_elements,
 )
 from ingestd.instance.text import decode_text
-from ingestd.instance.walk import KEPT_BYTES, Walker
+from ingestd.instance.walk import Walker
 
 _UIDS = {
     SOP_INSTANCE_UID: "SOP Instance UID",

@@ -7,9 +7,10 @@ from ingestd.instance.facts import Limits
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import uid_text
 from ingestd.instance.opening import OpenedFile
+from ingestd.instance.runs import KEPT_BYTES
 from ingestd.instance.source import ignore_progress
 from ingestd.instance.syntax import SERIES_INSTANCE_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID
-from ingestd.instance.walk import KEPT_BYTES, Walker
+from ingestd.instance.walk import Walker
 
 _UIDS = (STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, SOP_INSTANCE_UID)
 
