@@ -217,7 +217,7 @@ def _places(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
 
 
 def _spool(config: Config) -> Iterator[CheckResult]:
-    from ingestd.inbox import Spool, SpoolError
+    from ingestd.inbox import SpoolError, rehearse_spool
 
     path = config.spool.path
     nearest = _nearest(path)
@@ -231,7 +231,7 @@ def _spool(config: Config) -> Iterator[CheckResult]:
         yield _no_permission("spool", nearest)
         return
     try:
-        Spool.rehearse(path)
+        rehearse_spool(path)
     except SpoolError as error:
         code = ExitCode.NO_PERMISSION if isinstance(error.__cause__, PermissionError) else ExitCode.CONFIGURATION
         yield _bad("spool", str(error), code=code)
@@ -287,14 +287,14 @@ def _ledger(config: Config) -> Iterator[CheckResult]:
 
 def _start_on_ledger(config: Config) -> Iterator[CheckResult]:
     """Judge the ledger as ``run`` would, unless a daemon has it or it is another user's to judge."""
-    from ingestd.inbox import Spool, SpoolError
+    from ingestd.inbox import SpoolError, rehearse_spool
     from ingestd.ledger import Ledger
 
     path = config.spool.path
     if who_runs(path) is not None or (path.exists() and path.stat().st_uid != os.geteuid()):
         return
     try:
-        host = Spool.rehearse(path) or "new"
+        host = rehearse_spool(path) or "new"
     except SpoolError:
         return
     if Ledger.rehearse(config.ledger, host=host, destination=config.destination.url, spool=path.absolute()):

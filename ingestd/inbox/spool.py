@@ -17,18 +17,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from ingestd.fs.durable import sync_folder, write_once
-from ingestd.fs.mounts import FreeSpace, free_space, is_read_only
+from ingestd.fs.durable import sync_folder
+from ingestd.fs.mounts import free_space, is_read_only
 from ingestd.fs.open_files import hold_off_writers
 from ingestd.fs.places import MISSING, open_file
 from ingestd.lifecycle import SourceStat
@@ -36,6 +34,7 @@ from ingestd.lifecycle import SourceStat
 from . import removal, takein
 from .aside import Aside
 from .copying import source_is_unchanged
+from .spool_folder import ROOMS, SpoolLock, make_spool, read_id, unusable
 from .types import (
     Brought,
     Candidate,
@@ -43,14 +42,11 @@ from .types import (
     LetGo,
     Removal,
     SpoolError,
-    SpoolInUse,
     WasRead,
     check_inbox_name,
 )
 
-ROOMS = ("files", "rejected", "explicit", "scratch")
 KNOWN_AT_ONCE = 1_000
-_LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Spool:
@@ -61,51 +57,21 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self._lock: int | None = None
         self.low_water = 0  # bytes of its disk that no copy may use
+        self._lock = SpoolLock(self.path)
         self._aside = Aside()
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._refuse_foreign()
-            if self.path.stat().st_uid == os.geteuid():
-                self.path.chmod(0o700)
-            self.host = self._read_id() or self._make_id()
-            for room in ROOMS:
-                (self.path / room).mkdir(mode=0o700, exist_ok=True)
+            self.host = make_spool(self.path)
             self.device = self.path.stat().st_dev
             self._mounted = {room for room in ROOMS if (self.path / room).stat().st_dev != self.device}
         except OSError as error:
-            raise _unusable(self.path, error) from error
-
-    @classmethod
-    def rehearse(cls, path: Path) -> str | None:
-        """Raise the SpoolError of making or locking the spool at this path, and change nothing; return its id, if any.
-
-        Whether another process has it is not asked: for that the lock would have to be touched.
-        """
-        spool = cls.__new__(cls)
-        spool.path = path.absolute()
-        try:
-            nearest = next(above for above in (spool.path, *spool.path.parents) if os.path.lexists(above))
-            _open_folder(nearest)
-            if nearest != spool.path:
-                return None
-            spool._refuse_foreign()  # noqa: SLF001 - our own
-            host = spool._read_id()  # noqa: SLF001 - our own
-            for room in ROOMS:
-                if os.path.lexists(spool.path / room):
-                    _open_folder(spool.path / room)
-            if os.path.lexists(spool.path / "lock"):
-                os.close(os.open(spool.path / "lock", _LOCK_FLAGS))
-        except OSError as error:
-            raise _unusable(spool.path, error) from error
-        return host
+            raise unusable(self.path, error) from error
 
     def trouble(self) -> str:
         """Say what became of the folder under us, "" when nothing did; a disk that is mounted again is as before."""
         room = ROOMS[0]
         try:
-            if self._read_id() != self.host:
+            if read_id(self.path) != self.host:
                 return "the spool is not there: its disk is not mounted, or its folder was removed"
             device = self.path.stat().st_dev
             for room in ROOMS:
@@ -135,45 +101,20 @@ class Spool:
 
     def lock(self) -> None:
         """Become the one process that takes and sends, and empty ``scratch``; raises SpoolInUse."""
-        file = self.path / "lock"
+        self._lock.take()
         try:
-            descriptor = os.open(file, _LOCK_FLAGS | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise _unusable(self.path, error) from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.read(descriptor, 32).partition(b"\n")[0]
-                raise SpoolInUse(self.path, int(holder) if holder.isdigit() else None) from error
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            file = self.path / "scratch"
             self.empty_scratch()
-        except BaseException as error:
-            os.close(descriptor)
-            if isinstance(error, OSError):
-                raise _unusable(self.path, error, file) from error
-            raise
-        self._lock = descriptor
+        except OSError as error:
+            self._lock.release()
+            raise unusable(self.path, error, self.scratch()) from error
 
     def unlock(self) -> None:
         """Let another process have it."""
-        if self._lock is not None:
-            with contextlib.suppress(OSError):  # closing it is what lets go
-                os.ftruncate(self._lock, 0)
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def tell(self, trouble: str) -> None:
-        """Put down in the lock, beside our process id, what keeps the ledger from being written; "": nothing does.
-
-        Whoever asks cannot be told through the ledger. What is written stays within the block that the lock has.
-        """
-        if self._lock is not None:
-            text = f"{os.getpid()}\n{trouble[:2000]}\n" if trouble else f"{os.getpid()}\n"
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._lock, os.pwrite(self._lock, text.encode(), 0))
+        """Put down in the lock what keeps the ledger from being written, "" nothing: who asks cannot learn it there."""
+        self._lock.tell(trouble)
 
     def is_here(self, source: SourceStat) -> bool:
         """Whether the file is on the spool's own filesystem: then it is renamed, and its reader has to fsync it."""
@@ -244,17 +185,12 @@ class Spool:
         folders: set[Path] = set()
         failed: OSError | None = None
         for path in paths:
-            place = self.path / path
             try:
-                place.unlink(missing_ok=True)
-                folders.add(place.parent)
-                if path.startswith("rejected/"):
-                    with contextlib.suppress(OSError):
-                        place.parent.rmdir()
-                        folders.discard(place.parent)
-                        folders.add(place.parent.parent)
+                (self.path / path).unlink(missing_ok=True)
             except OSError as error:
                 failed = error
+            else:
+                self._note_removed(path, folders)
         for folder in folders:
             with contextlib.suppress(FileNotFoundError):
                 sync_folder(folder)
@@ -274,20 +210,22 @@ class Spool:
         folders: set[Path] = set()
         answers: list[LetGo] = []
         for path, then in files:
-            place = self.path / path
-            answer = _let_go(place, then)
-            answers.append(answer)
-            if answer is LetGo.GONE:
-                folders.add(place.parent)
-                if path.startswith("rejected/"):
-                    with contextlib.suppress(OSError):
-                        place.parent.rmdir()
-                        folders.discard(place.parent)
-                        folders.add(place.parent.parent)
+            answers.append(_let_go(self.path / path, then))
+            if answers[-1] is LetGo.GONE:
+                self._note_removed(path, folders)
         for folder in folders:
             with contextlib.suppress(OSError):
                 sync_folder(folder)
         return answers
+
+    def _note_removed(self, path: str, folders: set[Path]) -> None:
+        """Add the folder that is to be synced for a file that is gone; in ``rejected/`` its own folder goes with it."""
+        folder = (self.path / path).parent
+        if path.startswith("rejected/"):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                folder = folder.parent
+        folders.add(folder)
 
     def set_apart(self, inbox: str, path: str) -> str:
         """Give a file of ours, whose row has done with it, a name of its own in ``files/``; say which.
@@ -363,45 +301,13 @@ class Spool:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder / secrets.token_hex(16)
 
-    def new_scratch(self) -> Path:
-        """Name a fresh file that does not outlive this run."""
-        return self.path / "scratch" / secrets.token_hex(16)
-
     def scratch(self) -> Path:
         """Give the folder that is emptied at the start."""
         return self.path / "scratch"
 
-    def free(self) -> FreeSpace:
-        """Say what is left for us on the spool's filesystem."""
-        return free_space(self.path)
-
     def free_bytes(self) -> int:
-        """Say how many bytes are left for us."""
-        return self.free().free_bytes
-
-    def _refuse_foreign(self) -> None:
-        # The rooms first: another process that is just making this spool makes its id before them.
-        theirs = [room for room in ROOMS if (self.path / room).exists()]
-        if theirs and not (self.path / "spool.id").exists():
-            raise SpoolError(f"{self.path} has a folder {theirs[0]!r} but no spool.id: not a spool of ours")
-
-    def _read_id(self) -> str | None:
-        try:
-            text = (self.path / "spool.id").read_text("ascii", "replace").strip()
-        except FileNotFoundError:
-            return None
-        try:
-            return str(uuid.UUID(text))
-        except ValueError as error:
-            raise SpoolError(f"{self.path / 'spool.id'} does not hold a UUID; restore it") from error
-
-    def _make_id(self) -> str:
-        """Write the id whole and durable, or take the one that another process has just written."""
-        write_once(self.path / "spool.id", f"{uuid.uuid4()}\n".encode())
-        sync_folder(self.path.parent)
-        made = self._read_id()
-        assert made is not None
-        return made
+        """Say how many bytes are left for us on the spool's filesystem."""
+        return free_space(self.path).free_bytes
 
     def empty_scratch(self) -> None:
         """Remove what a former run, or the rooms before a new configuration, left in ``scratch``."""
@@ -471,16 +377,6 @@ def _let_go(place: Path, then: WasRead) -> LetGo:
     finally:
         os.close(descriptor)
     return LetGo.GONE
-
-
-def _unusable(spool: Path, error: OSError, file: Path | None = None) -> SpoolError:
-    """Say what the system answered, and for which file of the spool; ``file`` where the error itself does not know."""
-    why = (error.strerror or type(error).__name__).lower()
-    return SpoolError(f"the spool {spool} cannot be used: {why} ({error.filename or file or spool})")
-
-
-def _open_folder(path: Path) -> None:
-    os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def _check_ours(path: str) -> None:
