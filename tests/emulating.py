@@ -30,6 +30,8 @@ class EmulatorProcess:
         self.port = free_port()
         self._words = (*words, *(word for fault in faults for word in ("--fault", fault)))
         self._process: subprocess.Popen[bytes] | None = None
+        self._read = 0  # so many bytes of the request log, as these lines
+        self._lines: list[dict[str, Any]] = []
 
     @property
     def url(self) -> str:
@@ -86,15 +88,22 @@ class EmulatorProcess:
 
     def lines(self) -> list[dict[str, Any]]:
         """Its request log so far, without a half-written last line."""
-        if not self.log_file.exists():
-            return []
-        return [
-            json.loads(line) for line in self.log_file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")
-        ]
+        if self.log_file.exists():
+            with self.log_file.open("rb") as file:
+                file.seek(self._read)
+                whole, _, _ = file.read().rpartition(b"\n")
+            if whole:
+                self._read += len(whole) + 1
+                self._lines += map(json.loads, whole.split(b"\n"))
+        return list(self._lines)
 
     def stores(self) -> list[dict[str, Any]]:
         """The log's lines about instances: one for each that some request brought, in order."""
         return stores(self.lines())
+
+    def content(self, identity: Identity) -> bytes | None:
+        """The file that it gives for an instance; None where it has none."""
+        return file_of(self.url, identity)
 
 
 def stores(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

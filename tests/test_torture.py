@@ -9,10 +9,9 @@ import pytest
 
 from tests.emulating import EmulatorProcess, delete, file_of, post
 from tests.running import Site, wait_until
-from tests.torture.checking import Findings, check_everything
 from tests.torture.feeding import Feeder, Kind, Written
 from tests.torture.killing import LEAST_PER_PHASE, SETTINGS, Campaign, Phase
-from tests.torture.watching import Watch
+from tests.torture.watching import Watch, invariants_of, ledger_copy
 
 KILLS = 50
 
@@ -24,9 +23,8 @@ def test_count_finds_nothing_where_all_went_well_and_then_every_promise_that_is_
         written = feed(site, files=30)
 
         def count(files: list[Written]) -> str:
-            findings = Findings()
-            check_everything(site, server, files, findings)
-            return "\n".join(findings.violations)
+            with ledger_copy(site) as ledger:
+                return "\n".join(invariants_of(site, server, files).check_end(ledger))
 
         first = next(file for file in written if file.kind is Kind.NEW)
         content = file_of(server.url, first.identity)

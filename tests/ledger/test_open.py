@@ -512,7 +512,7 @@ def test_waiting_rows_do_not_slow_a_start_that_has_the_same_limits(tmp_path: Pat
             moves.recover(tx, now=LATER)
         assert not [each for each in statements if "FROM instance" in each and "SENDING" not in each]
         send(ledger, 3)
-        assert_ledger_holds(ledger, limits)
+        assert_ledger_holds(ledger)
 
 
 def test_integrity_of_the_whole_file_can_be_asked_for(tmp_path: Path):

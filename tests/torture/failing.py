@@ -29,10 +29,10 @@ from typing import Any
 
 from tests.builders import dataset_bytes, part10
 from tests.emulating import EmulatorProcess
+from tests.invariants import Findings
 from tests.running import Daemon, Site, TookTooLongError, session_members, wait_until
-from tests.torture.checking import Findings, check_everything
 from tests.torture.feeding import ROOT, Kind, Written
-from tests.torture.watching import Watch, ledger_copy
+from tests.torture.watching import Watch, invariants_of, ledger_copy
 
 SOURCE = Path(__file__).with_suffix(".c")
 OTHER_FILESYSTEM = Path("/dev/shm")
@@ -380,7 +380,8 @@ class Trial:
         if ended.returncode not in {0, needs_person}:
             self._say(f"the clean run ended with {ended.returncode}: {ended.stdout[-300:]}{ended.stderr[-300:]}")
         ours = _Ours(self._server, self._root)
-        check_everything(self._site, ours, self.written, self.findings)
+        with ledger_copy(self._site) as ledger:
+            invariants_of(self._site, ours, self.written, self.findings).check_end(ledger)
         self.problems += self.findings.violations
 
 
@@ -390,7 +391,7 @@ class _Ours:
     def __init__(self, server: EmulatorProcess, root: str) -> None:
         self._server = server
         self._root = root
-        self.url = server.url
+        self.content = server.content
 
     def stores(self) -> list[dict[str, Any]]:
         return [line for line in self._server.stores() if str(line["sop"]).startswith(f"{self._root}.")]

@@ -46,6 +46,11 @@ class Written:
         """Its three UIDs."""
         return self.study_uid, self.series_uid, self.sop_uid
 
+    @property
+    def rejected_as(self) -> str:
+        """With which reason it has to be REJECTED; "": it is whole."""
+        return {Kind.TRUNCATED: "truncated", Kind.CLUTTER: "not_dicom"}.get(self.kind, "")
+
 
 class Feeder(threading.Thread):
     """Writes files into a folder until told to stop."""

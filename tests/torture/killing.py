@@ -13,10 +13,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from tests.emulating import EmulatorProcess
+from tests.invariants import Findings
 from tests.running import Daemon, Site, TookTooLongError, kill_session, session_members, wait_until
-from tests.torture.checking import Findings, check_everything
 from tests.torture.feeding import Feeder
-from tests.torture.watching import RequestTail, Scene, Watch
+from tests.torture.watching import RequestTail, Scene, Watch, invariants_of, ledger_copy
 
 LEAST_PER_PHASE = 5
 # Aims that miss still kill; this many times --kills at most are tried until every phase was met often enough.
@@ -93,6 +93,7 @@ class Campaign:
         self._feeder = Feeder(self._site.drop, seed=seed)
         self._start_seconds = 1.0
         self._report = Report(seed=seed)
+        self._invariants = invariants_of(self._site, self._server, self._feeder.written, self._report.findings)
 
     def run(self) -> Report:
         """Kill as often as asked, let everything come to rest, and check all of it."""
@@ -110,7 +111,8 @@ class Campaign:
             report.written = len(written)
             self._say(f"{report.kills} kills done, {len(written)} files written; waiting until all is at rest")
             self._come_to_rest(report.findings)
-            check_everything(self._site, self._server, written, report.findings)
+            with ledger_copy(self._site) as ledger:
+                self._invariants.check_end(ledger)
         if not report.every_phase_was_met:
             report.findings.violations.append("some phase was not met five times; the run proves less than it should")
         report.seconds = time.monotonic() - started
@@ -136,6 +138,8 @@ class Campaign:
         finally:
             daemon.kill(children=False)
         self._report.kills += 1
+        with ledger_copy(self._site) as ledger:
+            self._invariants.check(ledger)
         scene = self._watch.scene()
         self._requests.new_lines()
         met = was_there and self._is(phase, scene, is_ready=is_ready)

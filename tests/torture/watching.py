@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.invariants import ROOMS, Findings, Invariants, Server, World
 from tests.running import Site
+from tests.torture.feeding import Written
 
 BETWEEN = ("SENDING", "UNCERTAIN", "STORED", "PENDING")
 _AT_REST = """SELECT (SELECT count(*) FROM candidate) = 0
@@ -82,7 +84,7 @@ class Watch:
 
     def spool_files(self) -> set[str]:
         """Every file in the daemon's care, relative to the spool."""
-        folders = [self._site.spool / name for name in ("files", "rejected", "explicit")]
+        folders = [self._site.spool / name for name in ROOMS]
         return {
             str(path.relative_to(self._site.spool))
             for folder in folders
@@ -103,6 +105,13 @@ class Watch:
         finally:
             ledger.close()
         return row[0] if row else None
+
+
+def invariants_of(
+    site: Site, server: Server, written: Sequence[Written], findings: Findings | None = None
+) -> Invariants:
+    """What must be true of a site that has delivered these files to this server, and removed none yet."""
+    return Invariants(World(spool=site.spool, drop=site.drop, server=server, written=written), findings)
 
 
 @contextmanager

@@ -1,0 +1,517 @@
+"""G1 to G7 (DESIGN.md 4.5), said by somebody who believes nothing that ingestd says of itself.
+
+What is believed: which files were written, what the server's log says it took, what the server has now, and what lies
+on the disk. The ledger is read with SQL of its own, so that the program's way of reading cannot hide what it did.
+
+``Invariants.check`` holds at any moment at which nobody is in the middle of a step: after each step of a simulation,
+after each kill. It is cheap where little has happened: only new lines of the histories and of the server's log are
+looked at, a file is read once as it is, and nothing at all is done where neither ledger nor disk nor log has moved.
+``Invariants.check_end`` holds as well when nothing is on its way any more: every file has its end, and nothing is left.
+
+Violations are said once each, in ``Findings.violations``; both checks return those that are new.
+
+    G1  a row that needs its file has it, with the content of its digest; what the server took is what some row holds
+    G2  each file that was written is in sight: in the drop folder, in a row, or in the spool, where a start finds it
+    G3  a row's file is gone only where the row was settled and ``retain`` has passed
+    G4  a row's history is a chain of legal moves that ends where the row is; an identity is held once; sums are true
+    G5  the server was sent nothing without an attempt on record, nothing twice by one, and nothing again unexplained
+    G6  CONFIRMED: the server had stored it, and has it as it was written; DELETED: somebody deleted it
+    G7  what was written whole is not REJECTED
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from ingestd.lifecycle import State
+from tests.emulating import Identity, dataset_of
+from tests.recounting import Row, at, problems_of_history, problems_of_rows, problems_of_sums
+
+# Two clocks of one machine, read by two processes: an event may seem this much earlier than its cause.
+CLOCK_SLACK = timedelta(milliseconds=50)
+ALREADY_EXISTS = 45070
+ROOMS = ("files", "rejected", "explicit")
+# These may lose their file by rule, once they are settled.
+_MAY_GO = frozenset({State.CONFIRMED, State.DISCARDED, State.DUPLICATE, State.DELETED})
+_DIGESTS = ("digest", "reencoded_digest")
+
+Line: TypeAlias = Mapping[str, Any]
+
+
+class Server(Protocol):
+    """A server, which tells what it was sent and gives what it has."""
+
+    def stores(self) -> Sequence[Line]:
+        """One line for each instance that some request brought, in order (see ``ingestd.emulator``, request log)."""
+
+    def content(self, identity: Identity) -> bytes | None:
+        """The file it gives for an instance, as it was stored; None where it has none."""
+
+
+class Dropped(Protocol):
+    """One file that was written whole into the drop folder, under a name that no other had."""
+
+    name: str
+    sop_uid: str  # "": no whole instance
+    sha256: str  # of its data set's bytes
+
+    @property
+    def identity(self) -> Identity:
+        """Its three UIDs."""
+
+    @property
+    def rejected_as(self) -> str:
+        """With which reason it has to be REJECTED; "": it is whole."""
+
+
+@dataclass(kw_only=True)
+class World:
+    """What is true, whatever ingestd says. Everything may grow and change between two checks.
+
+    ``retain`` None: nothing is old enough to be removed. ``explained``: reasons beside absence that may have a file
+    sent again; a server without faults gives none. ``meddled``: identities that somebody else deleted, altered or
+    stored on the server. ``damaged``: files (absolute paths) that somebody else removed or wrote to.
+    ``clocks_agree``: ledger and server's log are of one clock, so that their times can be put in order.
+    """
+
+    spool: Path
+    drop: Path
+    server: Server
+    written: Sequence[Dropped]
+    retain: timedelta | None = None
+    explained: frozenset[str] = frozenset()
+    meddled: set[Identity] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)
+    clocks_agree: bool = True
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What was found; ``violations`` is empty when every promise was kept."""
+
+    violations: list[str] = field(default_factory=list)
+    states: Counter[str] = field(default_factory=Counter)
+    posts: int = 0  # instances the server took in and answered for, or meant to
+    sent_again: int = 0  # of those, not the first of their row
+    refused: int = 0  # of those, refused because the server had the instance
+    attempts: int = 0
+    uncertain: int = 0  # how often a row became UNCERTAIN
+
+    def __str__(self) -> str:
+        states = ", ".join(f"{state} {rows}" for state, rows in sorted(self.states.items()))
+        return (
+            f"rows: {states}; instances posted {self.posts}, again with evidence {self.sent_again}, "
+            f"refused as there already {self.refused}; attempts {self.attempts}, times UNCERTAIN {self.uncertain}"
+        )
+
+
+class Invariants:
+    """Holds one installation against its world, as often as it is asked to."""
+
+    def __init__(self, world: World, findings: Findings | None = None) -> None:
+        self._world = world
+        self.findings = findings or Findings()
+        self._said: set[str] = set()
+        self._seen: object = None  # what everything looked like when it was looked at last
+        self._files: set[str] = set()  # in the spool's rooms, by path relative to it
+        self._rows: dict[int, Row] = {}
+        self._attempts: dict[int, Row] = {}
+        self._moves: dict[int, list[Row]] = defaultdict(list)
+        self._last_move = 0
+        self._new_moves: list[Row] = []
+        self._stores: dict[Identity, list[Line]] = defaultdict(list)
+        self._stores_seen = 0
+        self._new_stores: list[Line] = []
+        self._could_go: set[int] = set()
+        self._digests: dict[tuple[str, int, int, int, int], str] = {}
+        self._written: Sequence[Dropped] = ()
+        self._lying: set[str] = set()  # in the drop folder, by path relative to it
+        self._spools: dict[str, Path] = {}
+        self._by_identity: dict[Identity, list[Row]] = {}
+
+    def check(self, ledger: sqlite3.Connection | None, *, now: datetime | None = None) -> list[str]:
+        """Hold this moment against the world; ``now`` is the ledger's clock, wanted with ``World.retain``.
+
+        ``ledger`` is a connection that nobody writes through; the same one each time makes it cheap.
+        """
+        said = len(self.findings.violations)
+        if self._look(ledger):
+            if ledger is not None:
+                self._say(problems_of_sums(ledger, self._rows))
+                self._say(problems_of_rows(ledger, self._rows))
+            self._say(self._histories())
+            self._say(self._files_of_rows(now))
+            self._say(self._files_out_of_sight())
+            self._say(self._posts_without_intent())
+            self._say(self._sent_again())
+            self._say(self._proofs())
+            self._say(self._false_rejections())
+        return self.findings.violations[said:]
+
+    def check_end(self, ledger: sqlite3.Connection | None, *, now: datetime | None = None) -> list[str]:
+        """Hold the end against the world: nothing is on its way any more."""
+        said = len(self.findings.violations)
+        if ledger is None:
+            self._say(["there is no ledger"])
+            return self.findings.violations[said:]
+        self.check(ledger, now=now)
+        self.findings.states = Counter(row["state"] for row in self._rows.values())
+        self.findings.attempts = len(self._attempts)
+        self._say(_damage(ledger))
+        self._say(self._left_over(ledger))
+        self._say(self._ends())
+        self._say(self._names())
+        for row in self._rows.values():
+            if row["state"] == State.CONFIRMED:
+                self._say(self._not_on_the_server(row))
+            elif row["state"] == State.FAILED:
+                self._say(self._given_up_for_nothing(row))
+        return self.findings.violations[said:]
+
+    def _say(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            if text not in self._said:
+                self._said.add(text)
+                self.findings.violations.append(text)
+
+    def _look(self, ledger: sqlite3.Connection | None) -> bool:
+        """Take in how everything is now; False where it is as it was at the last look."""
+        # First of all: what is written meanwhile is not missed.
+        self._written = tuple(self._world.written)
+        files = {path: place.lstat() for room in ROOMS for path, place in _files_in(self._world.spool, room)}
+        lying = {path for path, _ in _files_in(self._world.drop)}
+        stores = self._world.server.stores()
+        version = ledger.execute("PRAGMA data_version").fetchone()[0] if ledger is not None else 0
+        signs = {path: _signs_of(found) for path, found in files.items()}
+        # The connection itself, too: what another one calls its version says nothing.
+        seen = (ledger, version, signs, lying, len(stores), len(self._written))
+        if seen == self._seen:
+            return False
+        self._seen, self._files, self._lying = seen, set(files), lying
+        self._new_stores = list(stores[self._stores_seen :])
+        self._stores_seen = len(stores)
+        for line in self._new_stores:
+            self._stores[_identity(line)].append(line)
+        if ledger is not None:
+            self._read(ledger)
+        return True
+
+    def _read(self, ledger: sqlite3.Connection) -> None:
+        ledger.row_factory = sqlite3.Row
+        self._spools = {row["host"]: Path(row["spool"]) for row in ledger.execute("SELECT host, spool FROM host")}
+        self._rows = {row["id"]: row for row in ledger.execute("SELECT * FROM instance ORDER BY id")}
+        self._attempts = {row["id"]: row for row in ledger.execute("SELECT * FROM attempt")}
+        self._by_identity = defaultdict(list)
+        for row in self._rows.values():
+            self._by_identity[_identity_of(row)].append(row)
+        wanted = "SELECT * FROM history WHERE id > ? ORDER BY id"
+        self._new_moves = ledger.execute(wanted, (self._last_move,)).fetchall()
+        known = sum(map(len, self._moves.values()))
+        if ledger.execute("SELECT count(*) FROM history WHERE id <= ?", (self._last_move,)).fetchone()[0] != known:
+            self._say(["lines of the history that were committed are gone"])
+        for move in self._new_moves:
+            self._moves[move["entry_id"]].append(move)
+            self._last_move = move["id"]
+
+    # G4
+
+    def _histories(self) -> Iterator[str]:
+        self.findings.uncertain += sum(move["after"] == State.UNCERTAIN for move in self._new_moves)
+        moved = {move["entry_id"] for move in self._new_moves}
+        # A state that no line tells of is one that its row was not moved to by the rules.
+        strayed = {row["id"] for row in self._rows.values() if self._state_told(row["id"]) != row["state"]}
+        for entry_id in moved | strayed:
+            yield from problems_of_history(entry_id, self._moves[entry_id], self._rows)
+
+    def _state_told(self, entry_id: int) -> str | None:
+        moves = self._moves[entry_id]
+        return moves[-1]["after"] if moves else None
+
+    # G1 and G3
+
+    def _files_of_rows(self, now: datetime | None) -> Iterator[str]:
+        for row in self._rows.values():
+            may_be_gone = self._may_be_gone(row, now)
+            for place, digest in self._places_of(row):
+                if str(place) in self._world.damaged:
+                    continue
+                if row["removed_at"] is not None or not place.is_file():
+                    if not may_be_gone:
+                        yield f"row {row['id']} ({row['state']}): its file is gone"
+                elif digest and row["need"] != "reread" and self._digest_at(place) != digest:
+                    yield f"row {row['id']} ({row['state']}): its file has another content"
+
+    def _places_of(self, row: Row) -> Iterator[tuple[Path, str]]:
+        """Where a row's files lie, each with the digest it must have ("": nobody can say)."""
+        spool = self._spools.get(row["host"], self._world.spool)
+        was_read = row["digest"] is not None and row["state"] != State.REJECTED
+        yield Path(row["path"]) if row["in_place"] else spool / row["path"], row["digest"].hex() if was_read else ""
+        if row["reencoded_path"]:
+            yield spool / row["reencoded_path"], row["reencoded_digest"].hex()
+
+    def _may_be_gone(self, row: Row, now: datetime | None) -> bool:
+        if row["state"] == State.FAILED and row["reason"] == "gone":
+            return True
+        if self._world.retain is None:
+            return False
+        if row["state"] == State.DISCARDED and row["reason"] in {"retried", "admitted_anyway"}:
+            return True  # its file is another row's now
+        if row["settled_at"] is not None and now is not None and at(row["settled_at"]) + self._world.retain <= now:
+            self._could_go.add(row["id"])
+        return row["state"] in _MAY_GO and row["id"] in self._could_go
+
+    def _digest_at(self, place: Path) -> str:
+        found = place.stat()
+        key = (str(place), *_signs_of(found))
+        if key not in self._digests:
+            self._digests[key] = digest_of(place.read_bytes())
+        return self._digests[key]
+
+    # G2
+
+    def _files_out_of_sight(self) -> Iterator[str]:
+        names = {row["relative_path"] for row in self._rows.values()}
+        unseen = [file for file in self._written if file.name not in names and file.name not in self._lying]
+        if not unseen:
+            return
+        orphans = self._orphans()
+        called = {path.rpartition("/")[2] for path in orphans}
+        held = Counter(self._digest_at(self._world.spool / path) for path in orphans)
+        for file in unseen:
+            if file.name in called:
+                continue
+            held[file.sha256] -= 1
+            if held[file.sha256] < 0:
+                yield f"{file.name} was dropped, and is neither in the drop folder, nor in a row, nor in the spool"
+
+    def _orphans(self) -> set[str]:
+        """Give the spool's files that no row knows."""
+        known = {
+            row[column] for row in self._rows.values() for column in ("path", "reencoded_path") if not row["removed_at"]
+        }
+        return self._files - known
+
+    # G5
+
+    def _posts_without_intent(self) -> Iterator[str]:
+        """Each time the server was sent an instance, an attempt said so before."""
+        self.findings.posts += len(self._new_stores)
+        self.findings.refused += sum(line["reason"] == ALREADY_EXISTS for line in self._new_stores)
+        written: dict[Identity, set[str]] = defaultdict(set)
+        for file in self._written if self._new_stores else ():
+            written[file.identity].add(file.sha256)
+        for identity in {_identity(line) for line in self._new_stores}:
+            yield from self._posts_without_attempt(identity)
+            yield from self._posts_of_another_content(identity, written[identity])
+
+    def _posts_without_attempt(self, identity: Identity) -> Iterator[str]:
+        sendings = sorted(
+            (at(self._attempts[move["attempt_id"]]["started_at"]), move["attempt_id"])
+            for row in self._by_identity.get(identity, ())
+            for move in self._moves[row["id"]]
+            if move["after"] == State.SENDING and move["attempt_id"] in self._attempts
+        )
+        used: Counter[int] = Counter()
+        for number, line in enumerate(self._stores[identity]):
+            if self._world.clocks_agree:
+                before = [attempt_id for started_at, attempt_id in sendings if started_at <= _instant(line["at"])]
+            else:
+                before = [attempt_id for _, attempt_id in sendings[: number + 1]]
+            if not before:
+                yield f"{identity[2]} reached the server before any attempt was recorded"
+                continue
+            used[before[-1]] += 1
+        if identity not in self._world.meddled and any(count > 1 for count in used.values()):
+            yield f"{identity[2]} was posted twice in one attempt"
+
+    def _posts_of_another_content(self, identity: Identity, written: set[str]) -> Iterator[str]:
+        """What left is what some digest says (G1)."""
+        ours = written.union(*(_digests_of(row) for row in self._by_identity.get(identity, ())))
+        if identity not in self._world.meddled and any(line["sha256"] not in ours for line in self._stores[identity]):
+            yield f"{identity[2]} reached the server with a content that no row has"
+
+    def _sent_again(self) -> Iterator[str]:
+        """Between two SENDINGs of a row stands a proof that the first did not deliver."""
+        new = {move["id"] for move in self._new_moves if move["after"] == State.SENDING}
+        for entry_id in {move["entry_id"] for move in self._new_moves if move["id"] in new}:
+            moves = self._moves[entry_id]
+            sendings = [place for place, move in enumerate(moves) if move["after"] == State.SENDING]
+            for first, second in pairwise(sendings):
+                if moves[second]["id"] in new:
+                    yield from self._not_explained(self._rows[entry_id], moves[first], moves[first + 1 : second])
+
+    def _not_explained(self, row: Row, sending: Row, between: Sequence[Row]) -> Iterator[str]:
+        back = next((move for move in between if move["after"] == State.PENDING), None)
+        attempt = self._attempts.get(sending["attempt_id"] or 0)
+        if back is None or attempt is None:
+            yield f"row {row['id']} was sent again without having come back"
+            return
+        self.findings.sent_again += 1
+        nothing_left = attempt["finished_at"] is not None and attempt["body_bytes_left"] == 0
+        if (back["before"] == State.SENDING and nothing_left) or back["reason"] in self._world.explained:
+            return
+        identity = _identity_of(row)
+        if back["before"] != State.UNCERTAIN or back["reason"] != "absent":
+            yield f"row {row['id']} was sent again because of {back['before']} {back['reason']!r}"
+        elif self._world.clocks_agree and identity not in self._world.meddled:
+            stored_at = self._stored_at(identity)
+            if stored_at is not None and stored_at + CLOCK_SLACK < at(back["at"]):
+                yield f"row {row['id']} was called absent after the server had stored it"
+
+    # G6
+
+    def _proofs(self) -> Iterator[str]:
+        for move in self._new_moves:
+            row = self._rows.get(move["entry_id"])
+            if row is None:
+                continue
+            identity = _identity_of(row)
+            if move["after"] == State.CONFIRMED and move["before"] != State.CONFIRMED:
+                yield from self._confirmed_too_soon(row, at(move["at"]))
+                if row["state"] == State.CONFIRMED:
+                    yield from self._not_on_the_server(row)
+            elif move["after"] == State.STORED and not self._stores[identity]:
+                yield f"row {row['id']} was called STORED, and nothing of it had reached the server"
+            elif move["after"] == State.DELETED and identity not in self._world.meddled:
+                yield f"row {row['id']} was called DELETED, and nobody had deleted it"
+
+    def _confirmed_too_soon(self, row: Row, when: datetime) -> Iterator[str]:
+        if _identity_of(row) in self._world.meddled:
+            return
+        stored_at = self._stored_at(_identity_of(row))
+        if stored_at is None or (self._world.clocks_agree and when + CLOCK_SLACK < stored_at):
+            yield f"row {row['id']} was CONFIRMED before the server had stored it"
+
+    def _not_on_the_server(self, row: Row) -> Iterator[str]:
+        """CONFIRMED means: the server gives exactly that data set."""
+        identity = _identity_of(row)
+        if identity in self._world.meddled:
+            return
+        content = self._world.server.content(identity)
+        if content is None:
+            yield f"row {row['id']} is CONFIRMED and the server has no such instance"
+        elif digest_of(content) not in _digests_of(row):
+            yield f"row {row['id']} is CONFIRMED and the server has another content"
+
+    def _given_up_for_nothing(self, row: Row) -> Iterator[str]:
+        identity = _identity_of(row)
+        content = self._world.server.content(identity) if identity not in self._world.meddled else None
+        if content is not None and digest_of(content) in _digests_of(row):
+            yield f"row {row['id']} is FAILED and the server has it"
+
+    def _stored_at(self, identity: Identity) -> datetime | None:
+        return min(
+            (_instant(line["at"]) for line in self._stores[identity] if line["result"] == "stored"), default=None
+        )
+
+    # G7
+
+    def _false_rejections(self) -> Iterator[str]:
+        whole = {file.name for file in self._written if not file.rejected_as}
+        for row in self._rows.values():
+            if row["state"] == State.REJECTED and row["relative_path"] in whole:
+                yield f"{row['relative_path']} was written whole and is REJECTED ({row['reason']})"
+
+    # The end
+
+    def _left_over(self, ledger: sqlite3.Connection) -> Iterator[str]:
+        if left := ledger.execute("SELECT count(*) FROM candidate").fetchone()[0]:
+            yield f"{left} candidates are left over"
+        if dropped := sorted(name for name in self._lying if not name.startswith(".")):
+            yield f"{len(dropped)} files still lie in the drop folder, {dropped[0]} among them"
+        if orphans := self._orphans():
+            yield f"{len(orphans)} files in the spool belong to no row"
+
+    def _ends(self) -> Iterator[str]:
+        """As many rows as files, of each content of each identity: one delivered, the others called what they are."""
+        wanted: dict[Identity, Counter[str]] = defaultdict(Counter)
+        for file in self._written:
+            if file.sop_uid:
+                wanted[file.identity][file.sha256] += 1
+        found: dict[Identity, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        for row in self._rows.values():
+            if row["state"] != State.REJECTED:
+                found[_identity_of(row)][row["digest"].hex() if row["digest"] else ""].append(row)
+        for identity in wanted.keys() | found.keys():
+            yield from self._ends_of(identity, wanted[identity], found[identity])
+        expected = Counter(file.rejected_as for file in self._written if file.rejected_as)
+        rejected = Counter(row["reason"] for row in self._rows.values() if row["state"] == State.REJECTED)
+        if rejected != expected:
+            yield f"rejected {dict(rejected)}, written {dict(expected)}"
+
+    def _ends_of(self, identity: Identity, wanted: Counter[str], found: dict[str, list[Row]]) -> Iterator[str]:
+        name = identity[2]
+        if (rows_found := {digest: len(rows) for digest, rows in found.items()}) != dict(wanted):
+            yield f"{name}: files written {list(wanted.values())}, rows {list(rows_found.values())}"
+            return
+        if identity in self._world.meddled:
+            return
+        holders = {digest for digest, rows in found.items() if any(row["state"] == State.CONFIRMED for row in rows)}
+        if len(holders) != 1:
+            states = sorted(row["state"] for rows in found.values() for row in rows)
+            yield f"{name}: {len(holders)} contents are CONFIRMED; its rows are {states}"
+            return
+        for digest, rows in found.items():
+            ends = Counter(row["state"] for row in rows)
+            if digest in holders and ends != +Counter(CONFIRMED=1, DUPLICATE=len(rows) - 1):
+                yield f"{name}: the delivered content's rows are {dict(ends)}"
+            if digest not in holders and ends != Counter(CONFLICT=len(rows)):
+                yield f"{name}: another content's rows are {dict(ends)}, not CONFLICT"
+
+    def _names(self) -> Iterator[str]:
+        """A file is found by the name it was dropped under, once, whatever happened to it on its way."""
+        names = Counter(row["relative_path"] for row in self._rows.values())
+        for file in self._written:
+            if names[file.name] != 1:
+                yield f"{file.name} was dropped once and has {names[file.name]} rows of that name"
+
+
+def _damage(ledger: sqlite3.Connection) -> Iterator[str]:
+    answer = [row[0] for row in ledger.execute("PRAGMA integrity_check")]
+    if answer != ["ok"]:
+        yield f"integrity_check: {answer[:3]}"
+    if broken := ledger.execute("PRAGMA foreign_key_check").fetchall():
+        yield f"foreign_key_check: {len(broken)} rows"
+
+
+def digest_of(content: bytes) -> str:
+    """SHA-256 of a file's data set; of all of it where it has no File Meta."""
+    return hashlib.sha256(dataset_of(content) if content[128:132] == b"DICM" else content).hexdigest()
+
+
+def _digests_of(row: Row) -> set[str]:
+    """What of a row may be on the server: its file, or the copy that was written anew of it."""
+    return {row[name].hex() for name in _DIGESTS if row[name] is not None}
+
+
+def _files_in(root: Path, below: str = "") -> Iterator[tuple[str, Path]]:
+    """Every file below a folder, by its path relative to the root, and where it is."""
+    for folder, _, names in os.walk(root / below):
+        for name in names:
+            place = Path(folder, name)
+            yield str(place.relative_to(root)), place
+
+
+def _signs_of(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _identity(line: Line) -> Identity:
+    return line["study"], line["series"], line["sop"]
+
+
+def _identity_of(row: Row) -> Identity:
+    return row["study_uid"] or "", row["series_uid"] or "", row["sop_uid"] or ""
+
+
+def _instant(text: str) -> datetime:
+    return datetime.fromisoformat(text)

@@ -1,0 +1,514 @@
+"""The invariants decide over the program, so they are held themselves: each is broken once, and says so."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestd.ledger import moves
+from ingestd.lifecycle import Content, Reason, State
+from tests.builders import dataset_bytes, part10
+from tests.emulating import Identity
+from tests.invariants import Invariants, World, digest_of
+from tests.ledger_builders import (
+    LATER,
+    NOW,
+    admit,
+    apply,
+    arrival,
+    confirm,
+    identity,
+    open_ledger,
+    outcome,
+    refusal,
+    send,
+)
+from tests.torture.feeding import Kind, Written
+
+SENT_AT = LATER + timedelta(seconds=1)
+CONFIRMED_AT = LATER + timedelta(seconds=2)
+HOUR = timedelta(hours=1)
+
+
+@dataclass
+class FakeServer:
+    """A server that has what a test puts into it, and a log that a test writes."""
+
+    log: list[dict[str, Any]] = field(default_factory=list)
+    has: dict[Identity, bytes] = field(default_factory=dict)
+
+    def stores(self) -> list[dict[str, Any]]:
+        return self.log
+
+    def content(self, identity: Identity) -> bytes | None:
+        return self.has.get(identity)
+
+    def took(self, file: Written, content: bytes, *, at: datetime = SENT_AT, sha256: str = "") -> None:
+        uids = {"study": file.study_uid, "series": file.series_uid, "sop": file.sop_uid}
+        said = {"at": at.isoformat(), "sha256": sha256 or file.sha256, "result": "stored", "reason": None}
+        self.log.append({**uids, **said})
+        self.has[file.identity] = content
+
+
+class House:
+    """A ledger with its spool and drop folder, made by hand, and what must be true of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ledger = open_ledger(folder)
+        self.file = folder / "ledger.db"
+        self.server = FakeServer()
+        self.written: list[Written] = []
+        self.world = World(
+            spool=folder / "spool-host-a", drop=folder / "drop", server=self.server, written=self.written
+        )
+        self.world.drop.mkdir()
+        self.invariants = Invariants(self.world)
+        self.reading = sqlite3.connect(self.file, isolation_level=None)
+
+    def close(self) -> None:
+        self.reading.close()
+        self.ledger.close()
+
+    def takes(self, number: int, *, pixels: int = 1) -> tuple[int, Written, bytes]:
+        """Take in an instance, alone in its study: its row, what was written, and the file's content."""
+        uids = identity(number, study=number)
+        names = {"study_uid": uids.study_uid, "series_uid": uids.series_uid, "sop_uid": uids.sop_uid}
+        dataset = dataset_bytes(**names, rows=16, columns=16, pixels=bytes([pixels]) * 512)
+        content = part10(dataset, sop_uid=uids.sop_uid)
+        offset = len(content) - len(dataset)
+        came = arrival(number, study=number, relative_path=f"IM{len(self.written) + 1}")
+        place = self.world.spool / came.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+        holds = Content(
+            transfer_syntax=came.content.transfer_syntax,
+            digest=hashlib.sha256(dataset).hexdigest(),
+            meta_digest=hashlib.sha256(content[:offset]).hexdigest(),
+            dataset_offset=offset,
+            size_bytes=len(content),
+        )
+        # Other bytes of one encoding want a comparison; another encoding says at once that it is a conflict.
+        same = not any(file.identity == tuple(names.values()) for file in self.written) or pixels == 1
+        holds = holds if same else replace(holds, transfer_syntax="1.2.840.10008.1.2.4.70")
+        (entry_id,) = admit(self.ledger, replace(came, content=holds))
+        self.written.append(Written(name=came.relative_path, kind=Kind.NEW, **names, sha256=holds.digest))
+        return entry_id, self.written[-1], content
+
+    def delivers(self, number: int, *, pixels: int = 1) -> tuple[int, Written]:
+        """Take in an instance and bring it to CONFIRMED."""
+        entry_id, file, content = self.takes(number, pixels=pixels)
+        send(self.ledger, number)
+        self.server.took(file, content)
+        confirm(self.ledger, entry_id, now=CONFIRMED_AT)
+        return entry_id, file
+
+    def said(self, *, now: datetime = CONFIRMED_AT) -> str:
+        return "\n".join(self.invariants.check(self.reading, now=now))
+
+    def said_at_the_end(self) -> str:
+        return "\n".join(self.invariants.check_end(self.reading))
+
+    def place(self, entry_id: int) -> Path:
+        (path,) = self.reading.execute("SELECT path FROM instance WHERE id = ?", (entry_id,)).fetchone()
+        return self.world.spool / path
+
+    def breaks(self, sql: str, *values: object) -> None:
+        """Write what no move would."""
+        with closing(sqlite3.connect(self.file)) as ledger:
+            for (name,) in ledger.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+                ledger.execute(f"DROP TRIGGER {name}")
+            ledger.execute("PRAGMA ignore_check_constraints = ON")
+            ledger.execute(sql, values)
+            ledger.commit()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """An empty one."""
+    made = House(tmp_path)
+    yield made
+    made.close()
+
+
+def test_nothing_is_said_where_all_went_well_at_any_moment_of_it(house: House):
+    entry_id, file, content = house.takes(1)
+    assert house.said() == ""
+    send(house.ledger, 1)
+    house.server.took(file, content)
+    assert house.said() == ""
+    confirm(house.ledger, entry_id, now=CONFIRMED_AT)
+    house.takes(1)
+    house.takes(1, pixels=2)
+    assert house.said() == ""
+    assert house.said_at_the_end() == ""
+    assert house.invariants.findings.states == {"CONFIRMED": 1, "DUPLICATE": 1, "CONFLICT": 1}
+
+
+def test_what_was_said_is_said_once(house: House):
+    entry_id, *_ = house.takes(1)
+    house.place(entry_id).unlink()
+
+    assert house.said() != ""
+    house.takes(2)
+    assert house.said() == ""
+    assert len(house.invariants.findings.violations) == 1
+
+
+# G1
+
+
+def test_row_without_its_file_is_said(house: House):
+    entry_id, *_ = house.takes(1)
+    house.place(entry_id).unlink()
+
+    assert "row 1 (PENDING): its file is gone" in house.said()
+
+
+def test_file_with_another_content_is_said(house: House):
+    entry_id, _, content = house.takes(1)
+    house.place(entry_id).write_bytes(content[:-1] + b"x")
+
+    assert "row 1 (PENDING): its file has another content" in house.said()
+
+
+def test_copy_that_is_sent_instead_and_is_gone_is_said(house: House):
+    house.takes(1)
+    house.breaks("UPDATE instance SET reencoded_path = 'explicit/in/1', reencoded_digest = digest")
+
+    assert "row 1 (PENDING): its file is gone" in house.said()
+
+
+def test_content_on_the_wire_that_no_row_has_is_said(house: House):
+    _, file, content = house.takes(1)
+    send(house.ledger, 1)
+    house.server.took(file, content, sha256="00" * 32)
+
+    assert "with a content that no row has" in house.said()
+
+
+def test_file_that_somebody_else_damaged_is_not_said(house: House):
+    entry_id, *_ = house.takes(1)
+    house.place(entry_id).unlink()
+    house.world.damaged.add(str(house.place(entry_id)))
+
+    assert house.said() == ""
+
+
+# G2
+
+
+def test_file_that_is_nowhere_is_said_and_one_that_lies_anywhere_is_not(house: House):
+    _, file, content = house.takes(1)
+    house.written.append(replace(file, name="LOST", sha256=digest_of(b"lost")))
+    assert "LOST was dropped, and is neither in the drop folder" in house.said()
+
+    for place in (
+        house.world.drop / "DROPPED",
+        house.world.spool / "files/in/0",
+        house.world.spool / "rejected/in/0/ASIDE",
+    ):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content[:-1] + place.name[:1].encode())
+    house.written += [
+        replace(file, name="DROPPED"),
+        replace(file, name="ORPHAN", sha256=digest_of(content[:-1] + b"0")),
+        Written(name="ASIDE", kind=Kind.TRUNCATED),
+    ]
+    assert house.said() == ""
+
+
+# G3
+
+
+def test_file_that_went_before_its_time_is_said_and_after_it_is_not(house: House):
+    house.world.retain = HOUR
+    first, _ = house.delivers(1)
+    second, _ = house.delivers(2)
+    assert house.said() == ""
+
+    house.place(first).unlink()
+    assert "row 1 (CONFIRMED): its file is gone" in house.said(now=CONFIRMED_AT + HOUR / 2)
+    house.place(second).unlink()
+    assert house.said(now=CONFIRMED_AT + HOUR) == ""
+
+
+def test_file_that_is_needed_still_is_said_however_old(house: House):
+    house.world.retain = HOUR
+    house.takes(1)
+    house.breaks("UPDATE instance SET removed_at = admitted_at")
+
+    assert "row 1 (PENDING): its file is gone" in house.said(now=NOW + 24 * HOUR)
+
+
+def test_nothing_may_go_where_nothing_is_old_enough(house: House):
+    entry_id, _ = house.delivers(1)
+    house.place(entry_id).unlink()
+
+    assert "row 1 (CONFIRMED): its file is gone" in house.said(now=NOW + 24 * HOUR)
+
+
+# G4
+
+
+@pytest.mark.parametrize(
+    "sql, said",
+    [
+        ("UPDATE instance SET state = 'STORED', next_check_at = 1", "its history ends in PENDING, it is in STORED"),
+        ("UPDATE instance SET claim_token = 'x'", "has a claim token, or none"),
+        ("UPDATE instance SET queued = 0", "is queued, or is not, as it should be"),
+        ("UPDATE state_count SET entries = 7", "the kept counts say"),
+        ("UPDATE study SET waiting = 2", "kept and counted differ in {'waiting'"),
+        ("UPDATE history SET after = 'CONFIRMED'", "no legal move None -> CONFIRMED"),
+        ("UPDATE history SET before = 'FAILED'", "a move from FAILED when it was in None"),
+        ("INSERT INTO history (entry_id, at, after) VALUES (7, 1, 'PENDING')", "row 7: its history ends in PENDING"),
+    ],
+)
+def test_row_that_moved_by_no_rule_is_said(house: House, sql: str, said: str):
+    house.takes(1)
+    house.breaks(sql)
+
+    assert said in house.said()
+
+
+def test_history_that_was_committed_and_is_gone_is_said(house: House):
+    house.takes(1)
+    assert house.said() == ""
+    house.breaks("DELETE FROM history")
+
+    assert "lines of the history that were committed are gone" in house.said()
+
+
+def test_identity_that_two_rows_hold_is_said(house: House):
+    house.takes(1)
+    house.takes(1)
+    house.breaks("DROP INDEX instance_holds")
+    house.breaks("UPDATE instance SET state = 'PENDING', holds = 1")
+
+    assert "1.2.1.1.1 is held by 2 rows" in house.said()
+
+
+def test_duplicate_that_waits_for_nobody_is_said(house: House):
+    house.takes(1)
+    house.takes(1)
+    house.breaks("UPDATE instance SET holder_id = 99 WHERE id = 2")
+
+    assert "row 2 (DUPLICATE) waits for a row that delivers nothing" in house.said()
+
+
+# G5
+
+
+def test_post_without_an_attempt_is_said(house: House):
+    _, file, content = house.takes(1)
+    house.server.took(file, content)
+
+    assert "reached the server before any attempt was recorded" in house.said()
+
+
+def test_post_before_its_attempt_is_said(house: House):
+    _, file, content = house.takes(1)
+    send(house.ledger, 1)
+    house.server.took(file, content, at=LATER - timedelta(seconds=1))
+
+    assert "reached the server before any attempt was recorded" in house.said()
+
+
+@pytest.mark.parametrize("clocks_agree", [True, False])
+def test_two_posts_by_one_attempt_are_said(house: House, clocks_agree: bool):
+    house.world.clocks_agree = clocks_agree
+    _, file, content = house.takes(1)
+    send(house.ledger, 1)
+    house.server.took(file, content)
+    assert house.said() == ""
+
+    house.server.took(file, content)
+    assert "was posted twice in one attempt" in house.said()
+
+
+def test_row_in_sending_without_its_attempt_is_said(house: House):
+    house.takes(1)
+    with house.ledger.transaction() as tx:
+        assert moves.claim(tx, "1.2.1", now=LATER) is not None
+    assert house.said() == ""
+
+    house.breaks("UPDATE attempt SET finished_at = 1")
+    assert "row 1 (SENDING) has no attempt that is under way" in house.said()
+
+
+def test_second_sending_is_said_unless_something_explains_it(house: House):
+    house.takes(1)
+    send(house.ledger, 1, state=State.PENDING, reason=Reason.SERVER_ERROR, body_bytes_left=1000)
+    send(house.ledger, 1, now=LATER + HOUR)
+    assert "row 1 was sent again because of SENDING 'server_error'" in house.said()
+
+    house.world.explained = frozenset({"server_error"})
+    house.takes(2)
+    send(house.ledger, 2, state=State.PENDING, reason=Reason.SERVER_ERROR, body_bytes_left=1000)
+    send(house.ledger, 2, now=LATER + HOUR)
+    house.takes(3)
+    send(house.ledger, 3, state=State.PENDING, reason=Reason.NOT_SENT)
+    send(house.ledger, 3, now=LATER + HOUR)
+    assert "sent again" not in house.said()
+    assert house.invariants.findings.sent_again == 3
+
+
+def test_absence_of_what_the_server_had_is_said(house: House):
+    entry_id, file, content = house.takes(1)
+    send(house.ledger, 1, state=State.UNCERTAIN, reason=Reason.NO_VERDICT, body_bytes_left=1000)
+    house.server.took(file, content)
+    assert house.said() == ""
+
+    apply(house.ledger, outcome(entry_id, State.PENDING, Reason.ABSENT), now=LATER + HOUR)
+    send(house.ledger, 1, now=LATER + 2 * HOUR)
+    assert "row 1 was called absent after the server had stored it" in house.said()
+
+
+def test_sending_again_without_coming_back_is_said(house: House):
+    house.takes(1)
+    send(house.ledger, 1)
+    (attempt_id,) = house.reading.execute("SELECT id FROM attempt").fetchone()
+    house.breaks(
+        "INSERT INTO history (entry_id, at, before, after, attempt_id) VALUES (1, 1, 'STORED', 'SENDING', ?)",
+        attempt_id,
+    )
+
+    assert "row 1 was sent again without having come back" in house.said()
+
+
+# G6
+
+
+def confirmed_unstored(house: House) -> None:
+    entry_id, *_ = house.takes(1)
+    send(house.ledger, 1)
+    confirm(house.ledger, entry_id)
+
+
+def confirmed_too_soon(house: House) -> None:
+    entry_id, file, content = house.takes(1)
+    send(house.ledger, 1)
+    confirm(house.ledger, entry_id)
+    house.server.took(file, content, at=LATER + HOUR)
+
+
+def not_there(house: House) -> None:
+    house.delivers(1)
+    house.server.has.clear()
+
+
+def other_content(house: House) -> None:
+    _, file = house.delivers(1)
+    house.server.has[file.identity] += b"x"
+
+
+def stored_unsent(house: House) -> None:
+    house.takes(1)
+    send(house.ledger, 1)
+
+
+def deleted_by_nobody(house: House) -> None:
+    entry_id, _ = house.delivers(1)
+    apply(house.ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+
+
+@pytest.mark.parametrize(
+    "harm, said",
+    [
+        (confirmed_unstored, "row 1 was CONFIRMED before the server had stored it"),
+        (confirmed_too_soon, "row 1 was CONFIRMED before the server had stored it"),
+        (not_there, "row 1 is CONFIRMED and the server has no such instance"),
+        (other_content, "row 1 is CONFIRMED and the server has another content"),
+        (stored_unsent, "row 1 was called STORED, and nothing of it had reached the server"),
+        (deleted_by_nobody, "row 1 was called DELETED, and nobody had deleted it"),
+    ],
+)
+def test_row_that_says_of_the_server_what_is_not_so_is_said(house: House, harm: Callable[[House], None], said: str):
+    harm(house)
+
+    assert said in house.said()
+
+
+def test_what_somebody_else_did_on_the_server_is_not_said(house: House):
+    deleted_by_nobody(house)
+    house.world.meddled.add(house.written[0].identity)
+
+    assert house.said() == ""
+
+
+def test_confirmed_row_is_looked_at_once_more_at_the_end(house: House):
+    house.delivers(1)
+    assert house.said() == ""
+    house.server.has.clear()
+
+    assert "row 1 is CONFIRMED and the server has no such instance" in house.said_at_the_end()
+
+
+def test_file_that_was_given_up_and_is_there_is_said(house: House):
+    _, file, content = house.takes(1)
+    send(house.ledger, 1, state=State.FAILED, reason=Reason.REFUSED)
+    house.server.took(file, content)
+
+    assert "row 1 is FAILED and the server has it" in house.said_at_the_end()
+
+
+# G7
+
+
+def test_whole_file_that_is_rejected_is_said_and_a_broken_one_is_not(house: House):
+    with house.ledger.transaction() as tx:
+        moves.refuse(tx, [refusal(1)], now=NOW)
+    place = house.place(1)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"cut")
+    house.written.append(Written(name="bad/IM00001", kind=Kind.TRUNCATED))
+    assert house.said() == ""
+
+    house.written[-1] = replace(house.written[-1], kind=Kind.NEW, sop_uid="1.2.3")
+    house.takes(2)
+    assert "bad/IM00001 was written whole and is REJECTED (truncated)" in house.said()
+
+
+# The end
+
+
+def test_what_is_left_over_is_said_at_the_end(house: House):
+    house.delivers(1)
+    (house.world.drop / "LEFT").write_bytes(b"x")
+    (house.world.spool / "files" / "in" / ("f" * 32)).write_bytes(b"y")
+    house.breaks(
+        "INSERT INTO candidate (host, inbox, relative_path, source, since) VALUES ('h', 'i', 'r', '1:2:3:4', 1)"
+    )
+    assert house.said() == ""
+
+    said = house.said_at_the_end()
+    assert "1 candidates are left over" in said
+    assert "1 files still lie in the drop folder, LEFT among them" in said
+    assert "1 files in the spool belong to no row" in said
+
+
+def test_ends_that_do_not_add_up_are_said(house: House):
+    house.delivers(1)
+    house.takes(2)
+    house.written += [
+        replace(house.written[0], name="SECOND"),
+        Written(name="CUT", kind=Kind.TRUNCATED),
+    ]
+
+    said = house.said_at_the_end()
+    assert "1.2.1.1.1: files written [2], rows [1]" in said
+    assert "SECOND was dropped once and has 0 rows of that name" in said
+    assert "1.2.2.1.2: 0 contents are CONFIRMED; its rows are ['PENDING']" in said
+    assert "rejected {}, written {'truncated': 1}" in said
+
+
+def test_there_has_to_be_a_ledger_at_the_end(house: House):
+    assert house.invariants.check(None) == []
+    assert house.invariants.check_end(None) == ["there is no ledger"]
