@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ingestd.lifecycle import HOLDING, State
+from tests.test_imports import MAY_IMPORT
 
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "ingestd"
@@ -39,6 +40,12 @@ def test_every_file_that_the_design_names_is_there():
 
     assert {name for name in named if not ((PACKAGE / name).exists() or (PROJECT / name).exists())} == set()
     assert len(named) > 20
+
+
+def test_the_design_has_every_room():
+    cells = re.findall(r"^\| \d \| ((?:`\w+` ?)+)", DESIGN, re.MULTILINE)
+
+    assert sorted(re.findall(r"\w+", " ".join(cells))) == sorted(MAY_IMPORT.keys() - {"__init__", "__main__"})
 
 
 def test_the_design_has_every_state_and_says_which_ones_hold_their_identity():
