@@ -13,7 +13,7 @@ from .common import ExitCode, config_option, json_option, keep_secrets, load_con
 from .output import plain, print_json
 
 if TYPE_CHECKING:
-    from .checks import CheckResult
+    from .check_result import CheckResult
 
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("PROBLEM", "red")}
 
