@@ -235,7 +235,6 @@ class Arrival:
     sop_class_uid: str
     content: Content
     priority: int = 0
-    canonical_digest: str | None = None
     modality: str = ""
     station: str = ""
     patient_hash: str = ""  # keyed hashes; the plain values never reach the ledger
@@ -274,17 +273,11 @@ class Sameness(StrEnum):
     COMPARE = "compare"  # bytes differ, transfer syntax is the same: the canonical digests decide
 
 
-def compare_content(
-    ours: Content, theirs: Content, *, our_canonical: str | None = None, their_canonical: str | None = None
-) -> Sameness:
+def compare_content(ours: Content, theirs: Content) -> Sameness:
     """Say whether two contents are the same object, or what is still needed to say so."""
-    if ours.transfer_syntax == theirs.transfer_syntax:
-        if ours.digest == theirs.digest:
-            return Sameness.SAME
-        if our_canonical is None or their_canonical is None:
-            return Sameness.COMPARE
-        return Sameness.SAME if our_canonical == their_canonical else Sameness.OTHER
-    return Sameness.OTHER_ENCODING
+    if ours.transfer_syntax != theirs.transfer_syntax:
+        return Sameness.OTHER_ENCODING
+    return Sameness.SAME if ours.digest == theirs.digest else Sameness.COMPARE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -74,7 +74,6 @@ def arrival(
     in_place: bool = False,
     priority: int = 0,
     candidate_id: int | None = None,
-    canonical: str | None = None,
     transfer_syntax: str = "1.2.840.10008.1.2.1",
     source_removed: bool = True,
     modality: str = "CT",
@@ -95,7 +94,6 @@ def arrival(
         sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
         content=content(number if seed is None else seed, size=size, transfer_syntax=transfer_syntax),
         priority=priority,
-        canonical_digest=canonical,
         modality=modality,
         station="ROOM1",
         patient_hash=patient_hash,
@@ -211,6 +209,13 @@ def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -
 
 def finish(tx: Transaction, result: BatchResult, *, now: datetime = LATER) -> None:
     moves.finish(tx, result, now=now, backoff=BACKOFF, jitter=0.0)
+
+
+def hold(tx: Transaction, *entry_ids: int, reason: str | None = "wait") -> None:
+    """Keep rows from being sent, as an older ingestd could."""
+    for row in tx.rows_by_id(entry_ids).values():
+        tx.change(row, {"hold_reason": reason}, at=NOW)
+    tx.flush()
 
 
 def assert_ledger_holds(ledger: Ledger) -> None:

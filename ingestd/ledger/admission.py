@@ -44,7 +44,6 @@ class _Held:
     relative_path: str
     in_place: bool
     content: Content
-    canonical: str | None
 
     def told(self) -> Holder:
         """Say it to whoever is to compare with it."""
@@ -56,7 +55,6 @@ class _Held:
             state=self.state,
             path=path,
             content=self.content,
-            canonical_digest=self.canonical,
         )
 
 
@@ -76,7 +74,6 @@ _HELD = (
     instance.c.meta_digest,
     instance.c.dataset_offset,
     instance.c.size_bytes,
-    instance.c.canonical_digest,
 )
 _SELECT_HELD = select(*_HELD).where(HOLDS, dialect.among(instance.c.sop_uid, "sop_uids")).with_for_update()
 _CANDIDATES = select(candidate).where(
@@ -109,7 +106,6 @@ def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, 
                 relative_path=row.relative_path,
                 in_place=bool(row.in_place),
                 content=content_of(row),
-                canonical=row.canonical_digest,
             )
     return found
 
@@ -211,7 +207,6 @@ def admit(
                 relative_path=arrival.relative_path,
                 in_place=arrival.in_place,
                 content=arrival.content,
-                canonical=arrival.canonical_digest,
             )
         elif state is State.DUPLICATE and holder.state is State.CONFIRMED:
             look_again[holder.entry_id] = None
@@ -231,12 +226,7 @@ def _look_again(tx: Transaction, entry_ids: Sequence[int], now: datetime) -> Non
 def _compare(arrival: Arrival, holder: _Held, answer: Judged | None) -> Sameness:
     if answer is not None and answer.holder_id == holder.entry_id:
         return answer.sameness
-    return compare_content(
-        arrival.content,
-        holder.content,
-        our_canonical=arrival.canonical_digest,
-        their_canonical=holder.canonical,
-    )
+    return compare_content(arrival.content, holder.content)
 
 
 def _verdict(same: Sameness | None, holder: _Held | None) -> tuple[State, Reason | None, str]:
@@ -279,7 +269,6 @@ def _new_row(
         "sop_uid": arrival.identity.sop_uid,
         "sop_class_uid": arrival.sop_class_uid,
         **content_columns(arrival.content),
-        "canonical_digest": arrival.canonical_digest,
         "modality": arrival.modality,
         "station": arrival.station,
         "patient_hash": arrival.patient_hash,
@@ -384,7 +373,6 @@ def reread(
         sop_uid=arrival.identity.sop_uid,
         sop_class_uid=arrival.sop_class_uid,
         **content_columns(arrival.content),
-        canonical_digest=arrival.canonical_digest,
         modality=arrival.modality,
         station=arrival.station,
         patient_hash=arrival.patient_hash,

@@ -226,19 +226,6 @@ def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime, note
     return changed
 
 
-def audit(tx: Transaction, study_uid: str, *, now: datetime) -> int:
-    """Have everything of a study that should be on the server asked about."""
-    return tx.connection.execute(
-        update(instance)
-        .where(
-            instance.c.study_uid == study_uid,
-            instance.c.state.in_([State.STORED, State.CONFIRMED]),
-            instance.c.host == tx.host,
-        )
-        .values(next_check_at=now)
-    ).rowcount
-
-
 def record_sightings(
     tx: Transaction, sightings: Sequence[Sighting], *, now: datetime, cursor: FeedCursor | None = None
 ) -> int:

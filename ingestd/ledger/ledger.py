@@ -281,13 +281,6 @@ class Ledger(Session):
     def _is_filled(self) -> bool:
         return bool(sum(row.entries for row in self.fetch_all(select(state_count.c.entries))))
 
-    def check_integrity(self) -> list[str]:
-        """Read every page and say what is wrong with the file; empty when nothing is. Takes seconds for a large one."""
-        try:
-            return sqlite_file.check_whole(self.connection)
-        finally:
-            self.connection.rollback()
-
     def back_up(self, folder: Path) -> bool:
         """Copy this ledger into the folder, and its key beside it; say whether the key that is there now is its own.
 

@@ -6,7 +6,7 @@
 from .admission import add_candidates, admit, candidate_died, drop_candidates, refuse, reread, reread_refused
 from .claims import claim, recover, wake
 from .clock import put_clock
-from .confirm import apply, audit, check_again, record_sightings
+from .confirm import apply, check_again, record_sightings
 from .destination import (
     ask_mismatched_again,
     count_matches,
@@ -18,7 +18,6 @@ from .destination import (
     recheck,
     resume_destination,
     seen_end,
-    set_cursor,
     set_destination_kind,
     went_back,
     went_back_settled,
@@ -29,7 +28,6 @@ from .takeover import take_over
 from .upkeep import (
     attach_reencoded,
     fail_gone,
-    hold,
     mark_removed,
     mark_source_removed,
     put_alarms,
@@ -37,6 +35,5 @@ from .upkeep import (
     read_no_more,
     reencode_failed,
     refresh_source,
-    unhold,
     written_after,
 )

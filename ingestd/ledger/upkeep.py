@@ -20,26 +20,6 @@ from .values import Alarm, InboxSummary, PendingRead
 _PUT_REPORT = dialect.upsert(inbox_report)
 
 
-def hold(tx: Transaction, entry_ids: Iterable[int], *, reason: str, now: datetime) -> int:
-    """Keep PENDING rows from being sent until somebody lets them go."""
-    rows = [row for row in tx.rows_by_id(entry_ids).values() if row.state is State.PENDING]
-    for row in rows:
-        tx.change(row, {"hold_reason": reason}, at=now)
-        tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason="held", note=reason)
-    tx.flush()
-    return len(rows)
-
-
-def unhold(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> int:
-    """Let held rows go."""
-    rows = [row for row in tx.rows_by_id(entry_ids).values() if row.hold_reason is not None]
-    for row in rows:
-        tx.change(row, {"hold_reason": None}, at=now)
-        tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason="let_go")
-    tx.flush()
-    return len(rows)
-
-
 def attach_reencoded(
     tx: Transaction, entry_id: int, *, path: str, content: Content, ctime_ns: int = 0, now: datetime
 ) -> bool:

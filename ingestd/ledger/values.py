@@ -102,7 +102,6 @@ class Holder:
     state: State
     path: str | None
     content: Content
-    canonical_digest: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Choice, Ledger, RefusedMove, Transaction, moves, queries
-from ingestd.lifecycle import Batch, BatchLimits, Content, Outcome, Pause, PauseCause, Reason, Sighting, State
+from ingestd.ledger import Admitted, Choice, Judged, Ledger, RefusedMove, Transaction, moves, queries
+from ingestd.lifecycle import Batch, BatchLimits, Content, Outcome, Pause, PauseCause, Reason, Sameness, Sighting, State
 from tests.ledger_builders import (
     BACKOFF,
     LATER,
@@ -22,6 +22,7 @@ from tests.ledger_builders import (
     arrival,
     assert_ledger_holds,
     content,
+    hold,
     identity,
     open_ledger,
     refusal,
@@ -125,7 +126,6 @@ class Walk:
                 study=self.chance.randint(1, 3),
                 seed=self.chance.choice(("a", "b")),
                 size=self.chance.choice((10, 1000)),
-                canonical=self.chance.choice(("aa" * 32, "bb" * 32)),
                 transfer_syntax=self.chance.choice(("1.2.840.10008.1.2.1",) * 4 + ("1.2.840.10008.1.2.5",)),
                 in_place=self.chance.random() < 0.2,
                 priority=self.chance.randint(0, 1),
@@ -133,7 +133,14 @@ class Walk:
             for _ in range(self.chance.randint(1, 5))
         ]
         answers = moves.admit(tx, arrivals, now=self.now)
+        again = [pair for pair in zip(arrivals, answers, strict=True) if pair[1].needs_compare]
+        judged = {position: self.judged(answer) for position, (_, answer) in enumerate(again)}
+        answers = moves.admit(tx, [each for each, _ in again], judged=judged, now=self.now)
         assert not any(answer.needs_compare for answer in answers)
+
+    def judged(self, answer: Admitted) -> Judged:
+        sameness = self.chance.choice((Sameness.SAME, Sameness.OTHER))
+        return Judged(holder_id=answer.holder.entry_id, sameness=sameness)
 
     def do_refuse(self, tx: Transaction) -> None:
         moves.refuse(tx, [refusal(self.chance.randint(1, 99))], now=self.now)
@@ -227,16 +234,15 @@ class Walk:
         )
         moves.record_sightings(tx, [seen], now=self.now)
 
-    def do_audit(self, tx: Transaction) -> None:
-        moves.audit(tx, f"1.2.{self.chance.randint(1, 3)}", now=self.now)
-
     def do_reader(self, tx: Transaction) -> None:
         for need in queries.rows_to_read(self.ledger, limit=3):
             kind = self.chance.randint(0, 4)
-            other = arrival(self.chance.randint(1, 12), study=self.chance.randint(1, 3), canonical="aa" * 32)
+            other = arrival(self.chance.randint(1, 12), study=self.chance.randint(1, 3))
             copy: Content = content(self.chance.randint(1, 9), size=77)
             if kind == 0:
-                moves.reread(tx, need.entry_id, other, now=self.now)
+                answer = moves.reread(tx, need.entry_id, other, now=self.now)
+                if answer.needs_compare:
+                    moves.reread(tx, need.entry_id, other, judged=self.judged(answer), now=self.now)
             elif kind == 1:
                 moves.reread_refused(tx, need.entry_id, refusal(1), now=self.now)
             elif kind == 2:
@@ -247,10 +253,10 @@ class Walk:
                 moves.read_no_more(tx, need.entry_id, now=self.now)
 
     def do_hold(self, tx: Transaction) -> None:
-        moves.hold(tx, self.some_ids(State.PENDING), reason="wait", now=self.now)
+        hold(tx, *self.some_ids(State.PENDING))
 
     def do_unhold(self, tx: Transaction) -> None:
-        moves.unhold(tx, self.some_ids(State.PENDING), now=self.now)
+        hold(tx, *self.some_ids(State.PENDING), reason=None)
 
     def do_retry(self, tx: Transaction) -> None:
         for entry_id in self.some_ids(*State):
@@ -269,9 +275,7 @@ class Walk:
 
     def do_wish(self, tx: Transaction) -> None:
         for requested in queries.requested_rows(self.ledger, limit=2):
-            (admitted,) = moves.admit(
-                tx, [arrival(self.chance.randint(1, 12), candidate_id=None, canonical="aa" * 32)], now=self.now
-            )
+            (admitted,) = moves.admit(tx, [arrival(self.chance.randint(1, 12), candidate_id=None)], now=self.now)
             if admitted.entry_id is None:
                 moves.request_failed(tx, requested.entry_id, note="compare first", now=self.now)
             else:

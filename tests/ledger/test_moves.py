@@ -35,6 +35,7 @@ from tests.ledger_builders import (
     content,
     entry_in,
     finish,
+    hold,
     identity,
     open_ledger,
     outcome,
@@ -160,14 +161,6 @@ def test_comparison_with_a_row_that_no_longer_holds_the_identity_does_not_count(
     assert answer.needs_compare
     assert answer.holder is not None
     assert answer.holder.entry_id == new_holder
-
-
-@pytest.mark.parametrize("theirs, state", [("a" * 64, State.DUPLICATE), ("b" * 64, State.CONFLICT)])
-def test_canonical_digests_decide_where_bytes_differ(ledger: Ledger, theirs: str, state: State):
-    admit(ledger, arrival(1, canonical="a" * 64))
-    with ledger.transaction() as tx:
-        (answer,) = moves.admit(tx, [arrival(1, seed="other", canonical=theirs)], now=NOW)
-    assert answer.state is state
 
 
 def test_other_encoding_is_a_conflict_that_points_to_its_holder(ledger: Ledger):
@@ -875,7 +868,7 @@ def test_row_that_waits_to_be_read_goes_on_to_be_sent_when_its_file_vanished(led
 def test_held_row_is_not_due_and_counts_as_needing_a_person(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
     with ledger.transaction() as tx:
-        assert moves.hold(tx, [entry_id], reason="the configuration changed", now=NOW) == 1
+        hold(tx, entry_id)
         assert moves.claim(tx, "1.2.1", now=LATER) is None
     assert queries.studies_due(ledger, now=LATER) == []
     assert queries.next_study_at(ledger, now=LATER) is None
@@ -884,7 +877,7 @@ def test_held_row_is_not_due_and_counts_as_needing_a_person(ledger: Ledger):
     assert queries.unfinished(ledger) == 0
 
     with ledger.transaction() as tx:
-        assert moves.unhold(tx, [entry_id], now=NOW) == 1
+        hold(tx, entry_id, reason=None)
     assert len(queries.studies_due(ledger, now=LATER)) == 1
     assert queries.unfinished(ledger) == 1
 
@@ -1028,17 +1021,6 @@ def test_inbox_report_is_kept_for_status(ledger: Ledger):
         moves.put_inbox_report(tx, summary, now=LATER)
     (kept,) = queries.status(ledger).inboxes
     assert (kept.inbox, kept.counts, kept.at) == ("in", {"ignored": 3}, LATER)
-
-
-def test_audit_asks_about_everything_that_should_be_there(ledger: Ledger):
-    confirmed = entry_in(ledger, State.CONFIRMED, 1)
-    stored = entry_in(ledger, State.STORED, 2)
-    entry_in(ledger, State.PENDING, 3)
-    with ledger.transaction() as tx:
-        assert moves.audit(tx, "1.2.1", now=LATER) == 2
-    assert {row.entry_id for row in queries.unproven(ledger, now=LATER)} == {confirmed, stored}
-    apply(ledger, outcome(confirmed, State.CONFIRMED, Reason.QUERY), outcome(stored, State.CONFIRMED, Reason.QUERY))
-    assert queries.unproven(ledger, now=LATER + timedelta(days=1)) == []
 
 
 def test_server_that_could_not_tell_settles_nothing(ledger: Ledger):

@@ -18,6 +18,7 @@ from tests.ledger_builders import (
     assert_ledger_holds,
     confirm,
     entry_in,
+    hold,
     identity,
     open_ledger,
     outcome,
@@ -63,7 +64,7 @@ def test_retry_lets_a_held_and_a_deferred_row_go(ledger: Ledger):
     held, deferred = admit(ledger, arrival(1), arrival(2, study=2))
     send(ledger, 2, state=State.PENDING, reason=Reason.BEING_CREATED, wait=timedelta(hours=1), answered=True)
     with ledger.transaction() as tx:
-        moves.hold(tx, [held], reason="look at this", now=NOW)
+        hold(tx, held)
         assert moves.retry(tx, held, now=LATER) is State.PENDING
         assert moves.retry(tx, deferred, now=LATER) is State.PENDING
     assert len(queries.studies_due(ledger, now=LATER)) == 2

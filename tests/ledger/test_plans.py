@@ -25,6 +25,7 @@ from tests.ledger_builders import (
     admit,
     arrival,
     entry_in,
+    hold,
     open_ledger,
     outcome,
     refusal,
@@ -205,7 +206,6 @@ def _prove(ledger: Ledger) -> None:
     with ledger.transaction() as tx:
         moves.apply(tx, [outcome(2, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
         moves.check_again(tx, [1], at=LATER)
-        moves.audit(tx, "1.2.1", now=LATER)
         moves.mark_removed(tx, range(1, 100), now=LATER)
 
 
@@ -270,7 +270,7 @@ def test_what_another_process_wrote_is_seen_by_the_next_question(ledger: Ledger,
     assert queries.next_study_at(ledger, now=LATER) is not None
 
     with open_ledger(tmp_path) as other, other.transaction() as tx:
-        moves.hold(tx, [entry_id], reason="by hand", now=NOW)
+        hold(tx, entry_id)
 
     assert queries.next_study_at(ledger, now=LATER) is None
     assert queries.studies_due(ledger, now=LATER) == []
