@@ -18,6 +18,7 @@ from .watched_folder import WatchedFolder
 WORK_SECONDS = 0.05  # one look, all inboxes together
 LEAST_SECONDS = 0.005  # one look, each inbox
 QUANTUM = 32  # files of one inbox before the next has its turn
+AGEING_SECONDS = 60.0  # priority grows by one with each of these waited
 ASK_AT_ONCE = 1_000
 
 
@@ -103,32 +104,27 @@ class Inboxes:
         """Answer for all of ``asked``: those in ``known`` are forgotten, the others settle."""
         are_known = frozenset(known)
         for candidate in asked:
-            folder = self._folders.get(candidate.inbox)
-            if folder is not None:
+            if folder := self._folders.get(candidate.inbox):
                 folder.answer(candidate, is_known=candidate in are_known)
 
     def done(self, candidate: Candidate) -> None:
         """Forget a file whose outcome is committed."""
-        folder = self._folders.get(candidate.inbox)
-        if folder is not None:
+        if folder := self._folders.get(candidate.inbox):
             folder.done(candidate)
 
     def again(self, candidate: Candidate) -> None:
         """Observe a file anew: it changed, or it could not be taken now."""
-        folder = self._folders.get(candidate.inbox)
-        if folder is not None:
+        if folder := self._folders.get(candidate.inbox):
             folder.again(candidate)
 
     def incomplete(self, candidate: Candidate) -> None:
         """Wait for a change of a file that is short, empty or all zeros; unchanged, it comes back as ``final``."""
-        folder = self._folders.get(candidate.inbox)
-        if folder is not None:
+        if folder := self._folders.get(candidate.inbox):
             folder.incomplete(candidate)
 
     def unreadable(self, candidate: Candidate) -> None:
         """Leave a file that could not be opened or read; it is tried again, ever less often."""
-        folder = self._folders.get(candidate.inbox)
-        if folder is not None:
+        if folder := self._folders.get(candidate.inbox):
             folder.unreadable(candidate)
 
     def observe(self, candidate: Candidate) -> None:
@@ -161,14 +157,12 @@ class Inboxes:
 
     def folders_leave(self, inbox: str, count: int) -> None:
         """Note that so many folders are about to be removed by us: it is no emptiness to wonder at."""
-        folder = self._folders.get(inbox)
-        if folder is not None:
+        if folder := self._folders.get(inbox):
             folder.statistics.take_folders(count)
 
     def ignore_inodes(self, inbox: str, *, ignored: bool) -> None:
         """Note whether inodes say nothing in this inbox: its report tells it."""
-        folder = self._folders.get(inbox)
-        if folder is not None:
+        if folder := self._folders.get(inbox):
             folder.statistics.ignores_inodes = ignored
 
     def barred(self) -> list[str]:
@@ -208,7 +202,13 @@ class Inboxes:
             waiting = [folder for folder in self._folders.values() if folder.ready]
             if not waiting:
                 break
-            folder = min(waiting, key=lambda folder: (-folder.priority(now), folder.last_served))
+            folder = min(
+                waiting,
+                key=lambda folder: (
+                    -folder.policy.priority - int((now - folder.ready[0].since) / AGEING_SECONDS),
+                    folder.last_served,
+                ),
+            )
             self._turn += 1
             folder.last_served = self._turn
             for _ in range(min(QUANTUM, len(folder.ready), room - len(ready))):

@@ -27,7 +27,7 @@ class Names:
         lowered = name.lower()
         if lowered.endswith(_UNFINISHED) or lowered in _CLUTTER:
             return True
-        return self._is_in_globs(name, relative_path)
+        return self._globs is not None and self._is_in_globs(name, relative_path)
 
     def is_unfinished(self, name: str, relative_path: str) -> bool:
         """Whether an ignored name is one that a writer gives a file until it is complete: hidden, or with a suffix.

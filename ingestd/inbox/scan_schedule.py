@@ -8,6 +8,7 @@ from datetime import timedelta
 from ingestd.clocks import utc_now
 from ingestd.lifecycle import Backoff
 
+from .folder_health import FolderHealth
 from .hints import HintedPaths
 from .names import Names
 from .scan_statistics import ScanStatistics
@@ -35,6 +36,7 @@ class ScanSchedule:
         names: Names,
         spool: tuple[int, int],
         apart: Collection[str],
+        health: FolderHealth,
         tracker: Tracker,
         hinted: HintedPaths,
         statistics: ScanStatistics,
@@ -51,6 +53,7 @@ class ScanSchedule:
         self._names = names
         self._forbidden = frozenset({spool})
         self._apart = apart
+        self._health = health
         self._tracker = tracker
         self._hinted = hinted
         self._statistics = statistics
@@ -91,12 +94,12 @@ class ScanSchedule:
         """Say when the next full scan is due."""
         return min(self._next_at, self._not_before) if self.is_wanted else self._next_at
 
-    def begin(self, now: float, *, with_events: bool) -> Walk | None:
+    def begin(self, now: float) -> Walk | None:
         """Give the walk under way, or begin the next if one is due."""
         if self.walk is not None or self._tracker.room <= 0:
             return self.walk
         if now >= self.due_at():
-            self.finds_missed = with_events and not (self.is_wanted or self._faulty)
+            self.finds_missed = self._health.is_watching and not (self.is_wanted or self._faulty)
             self.is_wanted = False
             self.is_full = True
             self._began_at = now

@@ -44,7 +44,6 @@ and by the timer in any case, which bounds what a lost event can cost. What it f
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -112,7 +111,7 @@ class Tracker:
         self._policy = policy
         self._root = policy.path.absolute()
         self._by_path: dict[str, TrackedFile] = {}
-        self._phases: Counter[Phase] = Counter()
+        self._phases = dict.fromkeys(Phase, 0)  # how many files are in each
         self._due: list[tuple[float, int, TrackedFile]] = []
         self._ticket = 0
         self._before: dict[str, tuple[FileStat, float]] = {}  # what another saw, and since when

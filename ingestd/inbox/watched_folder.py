@@ -20,7 +20,7 @@ from ingestd.workers import Workers
 
 from .file_check import Checked, FileCheck, check_files
 from .folder_health import ARM_WAIT, FolderHealth
-from .hints import HintedPaths
+from .hints import HintedPaths, Hints
 from .names import Names
 from .scan_schedule import ScanSchedule
 from .scan_statistics import ScanStatistics
@@ -37,7 +37,6 @@ ENTRIES_AT_ONCE = 500
 ENTRIES_AT_ONCE_APART = 2_000
 ASK_MOST = 1_000
 PATIENCE = 30.0  # seconds after which a folder that does not answer is an alarm
-AGEING_SECONDS = 60.0  # priority grows by one with each of these waited
 
 Seen = TypeVar("Seen")
 
@@ -75,6 +74,7 @@ class WatchedFolder:
             names=names,
             spool=(spool.st_dev, spool.st_ino),
             apart=apart,
+            health=self.health,
             tracker=self.tracker,
             hinted=self._hinted,
             statistics=self.statistics,
@@ -111,10 +111,6 @@ class WatchedFolder:
             and (watcher is None or watcher.hints.is_empty)
             and len(self.tracker) == self.tracker.count(Phase.UNREADABLE)
         )
-
-    def priority(self, now: float) -> int:
-        """Say how soon its turn comes, while something is ready: a file that waits makes it more urgent."""
-        return self.policy.priority + int((now - self.ready[0].since) / AGEING_SECONDS)
 
     def report(self) -> InboxReport:
         return self.statistics.report(self.tracker, scanning=self.scans.walk is not None and self.scans.is_full)
@@ -175,15 +171,8 @@ class WatchedFolder:
         """Do jobs until ``until`` (``time.perf_counter``) or until there is nothing to do now."""
         self._now = now
         self.health.answers(boottime() - self._job_began if self._io.in_flight else 0.0, PATIENCE)
-        if self.health.watcher is not None:
-            hints = self.health.watcher.hints
-            mended = hints.take_mended()
-            self.tracker.mended(mended, now)
-            if self.statistics.folders_are_barred:
-                for folder in (path for path, is_folder in mended.items() if is_folder):
-                    self._hinted.name_folder(folder, deep=True)
-            if self._hinted.take_from(hints):
-                self.scans.want()
+        if self.health.watcher is not None and not self.health.watcher.hints.is_empty:
+            self._take_hints(self.health.watcher.hints, now)
         while self._finish():
             if now >= self._next_look_at:
                 self._look_at_root(now)
@@ -192,6 +181,15 @@ class WatchedFolder:
             if time.perf_counter() >= until:
                 self._finish()
                 break
+
+    def _take_hints(self, hints: Hints, now: float) -> None:
+        mended = hints.take_mended()
+        self.tracker.mended(mended, now)
+        if self.statistics.folders_are_barred:
+            for folder in (path for path, is_folder in mended.items() if is_folder):
+                self._hinted.name_folder(folder, deep=True)
+        if self._hinted.take_from(hints):
+            self.scans.want()
 
     def next_at(self, now: float, *, want: int) -> float:
         """Say when there is something to do again."""
@@ -226,11 +224,12 @@ class WatchedFolder:
 
     def _finish(self) -> bool:
         """Go on with what the job that ran has seen; True when none is running."""
-        try:
-            for go_on in self._io.collect():
-                go_on()
-        except RootGone as error:
-            self._root_gone(error, self._now)
+        if self._io.in_flight:
+            try:
+                for go_on in self._io.collect():
+                    go_on()
+            except RootGone as error:
+                self._root_gone(error, self._now)
         return not self._io.in_flight
 
     def _begin_something(self, now: float, until: float, want: int) -> bool:
@@ -342,7 +341,7 @@ class WatchedFolder:
                     self.statistics.found_by_scan += 1
 
     def _go_on_scanning(self, now: float, until: float) -> bool:
-        walk = self.scans.begin(now, with_events=self.health.is_watching)
+        walk = self.scans.begin(now)
         if walk is None:
             return False
         room = self._room
