@@ -26,6 +26,7 @@ import os
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -187,13 +188,12 @@ class Invariants:
         """Take in how everything is now; False where it is as it was at the last look."""
         # First of all: what is written meanwhile is not missed.
         self._written = tuple(self._world.written)
-        files = {path: place.lstat() for room in ROOMS for path, place in _files_in(self._world.spool, room)}
-        lying = {path for path, _ in _files_in(self._world.drop)}
+        files = dict(_signs_in(self._world.spool))
+        lying = set(_files_in(self._world.drop))
         stores = self._world.server.stores()
         version = ledger.execute("PRAGMA data_version").fetchone()[0] if ledger is not None else 0
-        signs = {path: _signs_of(found) for path, found in files.items()}
         # The connection itself, too: what another one calls its version says nothing.
-        seen = (ledger, version, signs, lying, len(stores), len(self._written))
+        seen = (ledger, version, files, lying, len(stores), len(self._written))
         if seen == self._seen:
             return False
         self._seen, self._files, self._lying = seen, set(files), lying
@@ -493,12 +493,19 @@ def _digests_of(row: Row) -> set[str]:
     return {row[name].hex() for name in _DIGESTS if row[name] is not None}
 
 
-def _files_in(root: Path, below: str = "") -> Iterator[tuple[str, Path]]:
-    """Every file below a folder, by its path relative to the root, and where it is."""
+def _files_in(root: Path, below: str = "") -> Iterator[str]:
+    """Every file below a folder, by its path relative to the root."""
+    start = len(str(root)) + 1
     for folder, _, names in os.walk(root / below):
-        for name in names:
-            place = Path(folder, name)
-            yield str(place.relative_to(root)), place
+        yield from (f"{folder}/{name}"[start:] for name in names)
+
+
+def _signs_in(spool: Path) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+    """Every file in ingestd's care, by its path relative to the spool, and how it looks."""
+    for room in ROOMS:
+        for path in _files_in(spool, room):
+            with suppress(FileNotFoundError):  # of a reader that outlives its daemon for a moment
+                yield path, _signs_of((spool / path).lstat())
 
 
 def _signs_of(found: os.stat_result) -> tuple[int, int, int, int]:

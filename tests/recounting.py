@@ -14,6 +14,7 @@ from ingestd.lifecycle import HOLDING, MOVES, BatchLimits, State, StudyQueue, st
 Row: TypeAlias = sqlite3.Row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STATES = {f"n_{state.lower()}": state for state in State}
 _COUNTS = "SELECT host, inbox, state, reason, entries, held, size_bytes FROM state_count"
 
 
@@ -106,7 +107,7 @@ def _counted(study: Row, rows: Sequence[Row], in_flight: int, limits: BatchLimit
     states = Counter(row["state"] for row in rows)
     queue = [row for row in rows if row["queued"]]
     return {
-        **{f"n_{state.lower()}": states[state] for state in State},
+        **{column: states[state] for column, state in _STATES.items()},
         "size_bytes": _sum(rows),
         "waiting": len(queue),
         "waiting_bytes": _sum(queue),
