@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .errors import Problem
 from .faults import DESCRIPTIONS, Faults, UnknownFault
 from .http.request import small_body
-from .storage.archive import Service
+from .storage.archive import Archive
 
 CONTROL_HEADER = "X-Ingestd-Control"
 _MOST_BODY_BYTES = 64 << 10
@@ -32,9 +32,9 @@ _READING = frozenset({"GET", "HEAD"})
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]*)?", re.IGNORECASE)  # RFC 9110 §7.2: host[:port]
 
 
-def control_app(service: Service, *, host: str) -> ASGIApp:
+def control_app(archive: Archive, *, host: str) -> ASGIApp:
     """The application of the control port of a server that listens on ``host``."""
-    faults: Faults = service.faults
+    faults: Faults = archive.faults
 
     async def listed(_: Request) -> Response:
         return JSONResponse(faults.listed())
@@ -60,9 +60,9 @@ def control_app(service: Service, *, host: str) -> ASGIApp:
         return Response(status_code=204)
 
     async def requests(_: Request) -> Response:
-        return JSONResponse(service.log.lines())
+        return JSONResponse(archive.log.lines())
 
-    return _Near(
+    return _LocalOnly(
         Starlette(
             routes=[
                 Route("/faults", listed, methods=["GET"]),
@@ -77,7 +77,7 @@ def control_app(service: Service, *, host: str) -> ASGIApp:
     )
 
 
-class _Near:
+class _LocalOnly:
     """Lets through what is asked on purpose, on this machine or under the name that the server was given."""
 
     def __init__(self, app: ASGIApp, *, host: str) -> None:

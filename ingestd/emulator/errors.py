@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 NOT_ACCEPTABLE = "The request headers are not acceptable"
-STUDY_NOT_FOUND = "The specified study cannot be found."
-SERIES_NOT_FOUND = "The specified series cannot be found."
+_STUDY_NOT_FOUND = "The specified study cannot be found."
+_SERIES_NOT_FOUND = "The specified series cannot be found."
 INSTANCE_NOT_FOUND = "The specified instance cannot be found."
-FRAME_NOT_FOUND = "The specified frame cannot be found."
 SYNTAX = "The syntax of the request body is invalid."
 INTERNAL = (
     "The server encountered an internal error. Please retry the request. If the issue persists, please contact support."
@@ -29,16 +28,13 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
 
-class Vanish(Exception):
+class CutConnection(Exception):
     """The connection is to be cut without (another) byte: a fault that a test asked for."""
 
 
-class Unreadable(Exception):
-    """The bytes are not a DICOM file that the service could open (43264)."""
-
-
-class TooMuch(Exception):
-    """A file needs more memory to describe than this server gives to one (272)."""
+def not_found(series: str | None, instance: str | None) -> Problem:
+    """The 404 for a path that names a study, a series of one or an instance of that."""
+    return Problem(404, INSTANCE_NOT_FOUND if instance else _SERIES_NOT_FOUND if series else _STUDY_NOT_FOUND)
 
 
 def bad_parameter(name: str, detail: str) -> Problem:

@@ -1,18 +1,23 @@
-"""The routing table: every resource of the service, and those without a version in front."""
+"""The routing table: every resource of the service, those without a version in front, and how one is found."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
+
 from starlette.responses import Response
 
+from .errors import Problem
 from .http.answers import PlainJson
-from .http.request import Action, Call, Route, route
+from .http.request import Action, Route, ServiceRequest, route
+from .openapi import document
 from .services import (
+    browser,
     delete,
     feed,
     frames,
-    openapi,
     operations,
-    page,
     partitions,
     qido,
     rendered,
@@ -24,10 +29,14 @@ from .services import (
     worklist,
 )
 
+SUPPORTED_VERSIONS = "1.0-prerelease, 1, 2"
+_VERSION = re.compile(r"v(1\.0-prerelease|[0-9]+(?:\.[0-9]+)?[a-z0-9.-]*)\Z", re.IGNORECASE)
+_VERSIONS = {"1.0-prerelease": 1, "1": 1, "1.0": 1, "2": 2, "2.0": 2}
 
-def get_health(call: Call) -> Response:
+
+def get_health(request: ServiceRequest) -> Response:
     """``GET /health/check``: whether the index answers."""
-    with call.service.index.read() as tx:
+    with request.archive.index.read() as tx:
         tx.execute("SELECT 1").fetchone()
     return PlainJson(
         {
@@ -35,6 +44,13 @@ def get_health(call: Call) -> Response:
             "details": [{"name": "Index", "status": "Healthy", "description": "The index answers."}],
         }
     )
+
+
+def get_document(request: ServiceRequest) -> Response:
+    """``GET /api.json`` and ``GET /api.yaml``; the latter is the same text, for JSON is YAML."""
+    text = json.dumps(document(ROUTES, version=request.version, server=request.root_url), indent=2)
+    is_yaml = request.url.path.lower().rstrip("/").endswith(".yaml")
+    return Response(text, media_type="application/yaml" if is_yaml else "application/json")
 
 
 ROUTES: tuple[Route, ...] = (
@@ -51,6 +67,72 @@ ROUTES: tuple[Route, ...] = (
     *workitems.ROUTES,
     *worklist.ROUTES,
     *partitions.ROUTES,
-    *openapi.ROUTES,
+    *(route("GET", f"api.{kind}", get_document, Action.NONE, partitioned=False) for kind in ("json", "yaml")),
 )
-UNVERSIONED: tuple[Route, ...] = (route("GET", "health/check", get_health, Action.NONE), *page.UNVERSIONED)
+UNVERSIONED: tuple[Route, ...] = (route("GET", "health/check", get_health, Action.NONE), *browser.UNVERSIONED)
+
+
+def find_route(request: ServiceRequest, unversioned: Sequence[Route]) -> Route:
+    """The row for a request, whose version, partition and segments are noted in it; raises Problem 400, 404 or 405."""
+    decoded = request.scope["path"].strip("/")  # a trailing slash is tolerated
+    segments = decoded.split("/")
+    for candidate in unversioned:
+        params = _match(candidate.pattern, segments)
+        if params is not None and candidate.method == request.method:
+            request.params = params
+            return candidate
+    found = _VERSION.match(segments[0])
+    if found is None:
+        has_viewer = request.archive.settings.viewer is not None
+        if request.method == "GET" and (not decoded or has_viewer):
+            return browser.VIEWER if has_viewer else browser.HOME
+        raise Problem(404)
+    if found[1].lower() not in _VERSIONS:
+        raise _unsupported_version(request, segments[0])
+    request.version, request.segment = _VERSIONS[found[1].lower()], segments[0]
+    rest = segments[1:]
+    if rest[:1] and rest[0].lower() == "partitions" and len(rest) > 2:
+        request.partition_name = rest[1]
+        rest = rest[2:]
+    return _find_versioned(request, rest)
+
+
+def _find_versioned(request: ServiceRequest, segments: list[str]) -> Route:
+    allowed = set()
+    for candidate in ROUTES:
+        params = _match(candidate.pattern, segments)
+        if params is None or request.version not in candidate.versions:
+            continue
+        if request.partition_name is not None and not candidate.partitioned:
+            continue
+        if candidate.method == request.method:
+            request.params = params
+            return candidate
+        allowed.add(candidate.method)
+    if allowed:
+        raise Problem(405, headers={"Allow": ", ".join(sorted(allowed))})
+    raise Problem(404)
+
+
+def _match(pattern: tuple[str, ...], segments: list[str]) -> dict[str, str] | None:
+    """The named segments of a path that fits the pattern; literals are case-insensitive."""
+    if len(pattern) != len(segments):
+        return None
+    found: dict[str, str] = {}
+    for wanted, got in zip(pattern, segments, strict=True):
+        if wanted[0] == "{":
+            if not got:
+                return None
+            found[wanted[1:-1]] = got
+        elif wanted != got.lower():
+            return None
+    return found
+
+
+def _unsupported_version(request: ServiceRequest, segment: str) -> Problem:
+    message = (
+        f"The HTTP resource that matches the request URI '{request.url}' does not support the API version "
+        f"'{segment[1:]}'."
+    )
+    body = {"error": {"code": "UnsupportedApiVersion", "message": message, "innerError": None}}
+    return Problem(400, json.dumps(body), headers={"Content-Type": "application/json; charset=utf-8"})

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,12 +20,12 @@ from starlette.types import ASGIApp
 from .app import App
 from .control import control_app
 from .faults import Fault, Faults
-from .http.connection import Patient, connections
-from .services.update import update
+from .http.connection import BodyTimeout, connections
 from .settings import Flavour, Settings
-from .storage.archive import InUse, Service
+from .storage.archive import Archive, InUse
 from .storage.index import WrongSchema
 from .storage.reindex import reindex
+from .storage.update import update
 from .storage.writer import Writer
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Emulator:
         self._settings = Settings(flavour=Flavour(flavour), **settings)
         self.faults = Faults(faults)
         self._stack = contextlib.ExitStack()
-        self._service: Service | None = None
+        self._archive: Archive | None = None
         self._uvicorn: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._control_port: int | None = None
@@ -107,10 +108,10 @@ class Emulator:
         return self._running.log.lines()
 
     @property
-    def _running(self) -> Service:
-        if self._service is None:
+    def _running(self) -> Archive:
+        if self._archive is None:
             raise EmulatorFailed("the emulator is not running")
-        return self._service
+        return self._archive
 
     def __enter__(self) -> Self:
         self.start()
@@ -142,21 +143,21 @@ class Emulator:
         self._stack.callback(listener.close)
         self._port = listener.getsockname()[1]
         try:
-            self._service = Service(data, self._settings, faults=self.faults, log_to_disk=self._data is not None)
+            self._archive = Archive(data, self._settings, faults=self.faults, log_to_disk=self._data is not None)
         except WrongSchema as error:
             raise EmulatorFailed(f"cannot use {data}: {error}; start with --reset to begin anew") from error
         except (InUse, OSError, sqlite3.Error) as error:
             raise EmulatorFailed(f"cannot use {data}: {error}") from error
-        self._stack.callback(self._service.close)
-        self._service.operations.register("reindex", reindex)
-        self._service.operations.register("update", update)
-        if self._settings.auth:
-            self._service.guard = self.tokens
+        self._stack.callback(self._archive.close)
+        self._archive.operations.register("reindex", partial(reindex, self._archive.index))
+        self._archive.operations.register("update", partial(update, self._archive))
         self._start_control()
-        writer = Writer(self._service)
+        writer = Writer(self._archive)
         self._stack.callback(writer.close)
-        self._uvicorn = _Server(_config(App(self._service, writer), self._settings))
-        self._service.operations.resume()
+        self._uvicorn = _Server(
+            _config(App(self._archive, writer, self.tokens if self._settings.auth else None), self._settings)
+        )
+        self._archive.operations.resume()
         return self._uvicorn, listener
 
     def _start_control(self) -> None:
@@ -186,7 +187,7 @@ class Emulator:
             self._thread.join()
             self._thread = None
         self._stack.close()
-        self._service = None
+        self._archive = None
 
     def serve(self, *, ready: Callable[[Emulator], object] | None = None) -> None:
         """Run in this thread until SIGTERM or SIGINT; ``ready`` is called once it listens."""
@@ -198,7 +199,7 @@ class Emulator:
                 server.run(sockets=[listener])
         finally:
             self._stack.close()
-            self._service = None
+            self._archive = None
 
     def _tell(self, server: uvicorn.Server, ready: Callable[[Emulator], object] | None) -> None:
         while not server.started and not server.should_exit:
@@ -226,7 +227,7 @@ class _Server(uvicorn.Server):
 
 def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        Patient(app, seconds=settings.patience_seconds),
+        BodyTimeout(app, seconds=settings.patience_seconds),
         http=connections(settings.patience_seconds),
         loop="asyncio",
         ws="none",

@@ -12,7 +12,7 @@ import pytest
 
 from ingestd.emulator import Emulator
 from ingestd.emulator.dicom import attributes as sets
-from ingestd.emulator.dicom.validation import INDEXABLE_VRS
+from ingestd.emulator.dicom.minimum_rules import INDEXABLE_VRS
 from tests.builders import fresh_uid
 from tests.emulator_peer import JSON, Change, Peer, path_of, reasons, scan, stored
 

@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from ingestd.emulator import Emulator
-from ingestd.emulator.services.delete import _remove_row
-from ingestd.emulator.services.update import update
+from ingestd.emulator.storage.removal import _remove_row
+from ingestd.emulator.storage.update import update
 from tests.builders import fresh_uid
 from tests.emulating import dataset_of, stores
 from tests.emulator_peer import ANY_FILE, Peer, creating, path_of, reasons, scan, stored
@@ -47,15 +47,15 @@ def together(server: Emulator, sends: Sequence[Callable[[Peer], requests.Respons
         with Peer(server.root) as peer:
             answers[number] = send(peer)
 
-    service = server._running
-    with service.index._lock:
+    archive = server._running
+    with archive.index._lock:
         threads = []
         for number, send in enumerate(sends):
-            before = service.log._count
+            before = archive.log._count
             threads.append(threading.Thread(target=call, args=(number, send)))
             threads[-1].start()
             give_up_at = time.monotonic() + 10
-            while service.log._count == before:
+            while archive.log._count == before:
                 assert time.monotonic() < give_up_at
                 time.sleep(0.001)
         assert answers == {}, "no answer before the commit"
@@ -107,8 +107,8 @@ def test_puts_of_one_instance_that_wait_together_each_replace_the_one_before(ser
 @pytest.mark.parametrize("changes", [None, LARGE], ids=["small", "large"])
 def test_post_that_cannot_be_committed_fails_alone_and_leaves_nothing(server, changes):
     bad = {"study": fresh_uid(), "series": fresh_uid(), "sop": fresh_uid()}
-    service = server._running
-    with service.index.write() as tx:
+    archive = server._running
+    with archive.index.write() as tx:
         tx.execute(
             f"CREATE TRIGGER broken BEFORE INSERT ON feed WHEN NEW.sop_uid = '{bad['sop']}'"
             " BEGIN SELECT RAISE(ABORT, 'asked for'); END"
@@ -119,7 +119,7 @@ def test_post_that_cannot_be_committed_fails_alone_and_leaves_nothing(server, ch
     assert [answer.status_code for answer in answers] == [200, 500, 200]
     on_disk = [path for path in (server.data / "files").rglob("*") if path.is_file()]
     assert len(on_disk) == (2 if changes else 0)
-    with service.index.write() as tx:
+    with archive.index.write() as tx:
         tx.execute("DROP TRIGGER broken")
     with Peer(server.root) as peer:
         assert len(peer.feed("limit=200")) == 2
@@ -221,19 +221,19 @@ def test_update_passes_over_an_instance_that_is_deleted_while_it_runs(server):
     study = fresh_uid()
     with Peer(server.root) as peer:
         paths = [path_of(stored(peer.store(scan(study=study)))[0]) for _ in range(3)]
-        service = server._running
+        archive = server._running
         change = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Other^Name"}]}}
         given = {"studies": [study], "partition": 1, "before": 1000, "change": change}
         results: list[dict[str, object]] = []
-        updating = threading.Thread(target=lambda: results.append(update(service, "", given)))
-        with service.index._lock:
+        updating = threading.Thread(target=lambda: results.append(update(archive, given)))
+        with archive.index._lock:
             updating.start()
             give_up_at = time.monotonic() + 10
-            while not any(service.files.incoming.iterdir()):  # the first is changed, so the others are known
+            while not any(archive.files.incoming.iterdir()):  # the first is changed, so the others are known
                 assert time.monotonic() < give_up_at
                 time.sleep(0.001)
-            tx = service.index._writer
-            _remove_row(service, tx, tx.execute("SELECT * FROM instance ORDER BY key LIMIT 1 OFFSET 1").fetchone())
+            tx = archive.index._writer
+            _remove_row(archive, tx, tx.execute("SELECT * FROM instance ORDER BY key LIMIT 1 OFFSET 1").fetchone())
         updating.join(30)
         assert [result["instanceUpdated"] for result in results] == [2]
         assert ["errors" in result for result in results] == [False]

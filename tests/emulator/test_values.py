@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingestd.emulator.dicom.parser import Element
-from ingestd.emulator.dicom.values import Text, json_values
+from ingestd.emulator.dicom.dicom_json import json_values
+from ingestd.emulator.dicom.values import Text
+from ingestd.emulator.dicom.walk import Element
 from ingestd.emulator.storage.examine import examine
 from tests.builders import (
     BIG_ENDIAN,

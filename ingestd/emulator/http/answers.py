@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+import uuid
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from typing import IO, Any
 
@@ -61,3 +62,18 @@ def raw_json(chunks: list[bytes], *, media_type: str = DicomJson.media_type) -> 
 def plain(status: int, message: str) -> Response:
     """A refusal as the service words it: plain text, or nothing."""
     return PlainTextResponse(message, status_code=status) if message else Response(status_code=status)
+
+
+def multipart(parts: Iterable[tuple[str, Iterable[bytes]]]) -> tuple[str, Generator[bytes]]:
+    """The content type and the body of a multipart answer; a part is its content type and its pieces."""
+    boundary = str(uuid.uuid4())
+
+    def body() -> Generator[bytes]:
+        line_break = ""
+        for content_type, pieces in parts:
+            yield f"{line_break}--{boundary}\r\nContent-Type: {content_type}\r\n\r\n".encode()
+            yield from pieces
+            line_break = "\r\n"
+        yield f"\r\n--{boundary}--\r\n".encode()
+
+    return f'multipart/related; boundary="{boundary}"', body()

@@ -29,7 +29,7 @@ class _TooMuch(Exception):
     """The head goes on beyond what is read of one."""
 
 
-class Connection(HttpToolsProtocol):
+class ClientConnection(HttpToolsProtocol):
     """One client's connection; ``patience_seconds`` is set by ``connections``."""
 
     patience_seconds: float
@@ -209,7 +209,7 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         """Let go of whoever has had all answers and asked nothing for longest, else of this one."""
-        others = (each for each in self.connections if isinstance(each, Connection) and each is not self)
+        others = (each for each in self.connections if isinstance(each, ClientConnection) and each is not self)
         idle = [each for each in others if not (each.is_owed_an_answer or each.transport.get_write_buffer_size())]
         if idle:
             longest = min(idle, key=lambda each: each.idle_since)
@@ -220,12 +220,12 @@ class Connection(HttpToolsProtocol):
         self.connections.discard(longest)  # now: more may come before asyncio tells of its end
 
 
-def connections(patience_seconds: float) -> type[Connection]:
+def connections(patience_seconds: float) -> type[ClientConnection]:
     """The protocol of a server that waits that long for a head, and for a body or a reader that stands still."""
-    return type("Connection", (Connection,), {"patience_seconds": patience_seconds})
+    return type("Connection", (ClientConnection,), {"patience_seconds": patience_seconds})
 
 
-class Patient:
+class BodyTimeout:
     """Answers 408 for a body that stands still, or comes at less than 240 bytes a second for long."""
 
     def __init__(self, app: ASGIApp, *, seconds: float) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Iterator
+from itertools import chain
 from typing import IO, Any
 
 from starlette.responses import Response, StreamingResponse
 
-from ..dicom.parser import DEFLATED, EXPLICIT_LITTLE, Header, read_header
+from ..dicom.parser import DEFLATED, EXPLICIT_LITTLE, ParsedFile, mapped, parse
 from ..dicom.transcode import JPEG_2000, NOT_SUPPORTED, SOURCES, check_size, convert, quietly, undecodable
-from ..dicom.values import numbers_of, strings_of, text_of
-from ..errors import FRAME_NOT_FOUND, INTERNAL, Problem
-from ..http.request import Action, Call, Route, route
-from ..storage.files import Kept
-from ..storage.instances import Stored, find
-from .wado import Offer, Wanted, choose, wants_original
+from ..dicom.walk import PixelPlace
+from ..errors import INTERNAL, Problem
+from ..http.accept import Offer, Representation, choose
+from ..http.answers import multipart
+from ..http.request import Action, Route, ServiceRequest, route
+from ..storage.files import StoredFile
+from ..storage.instances import InstanceRow
+from .wado import find, wants_original
 
 _OCTETS = "application/octet-stream"
 _OFFERS = (
@@ -29,6 +31,7 @@ _BAD_FRAMES = (
     "have value greater than 0."
 )
 _ONE_FRAME = "The accept header is supported for single frame retrieval, use multi-part accept header instead."
+_FRAME_NOT_FOUND = "The specified frame cannot be found."
 _ROWS, _COLUMNS, _SAMPLES, _BITS, _FRAMES = 0x00280010, 0x00280011, 0x00280002, 0x00280100, 0x00280008
 _PHOTOMETRIC = 0x00280004
 
@@ -44,98 +47,93 @@ def frame_numbers(text: str) -> list[int]:
     return numbers
 
 
-def get_frames(call: Call) -> Response:
+def get_frames(request: ServiceRequest) -> Response:
     """``GET .../instances/{instance}/frames/{frames}``."""
-    numbers = frame_numbers(call.params["frames"])
-    wanted = choose(call.header("accept"), _OFFERS)
-    if not wanted.multipart and len(numbers) > 1:
+    numbers = frame_numbers(request.params["frames"])
+    chosen = choose(request.header("accept"), _OFFERS)
+    if not chosen.multipart and len(numbers) > 1:
         raise Problem(400, _ONE_FRAME)
-    stored = find(call)[0]
-    kept = call.service.kept(stored.version(original=wants_original(call)))
-    header = header_of_stored(kept)
-    if header.pixels is None or max(numbers) > frame_count(header):
-        raise Problem(404, FRAME_NOT_FOUND)
-    frames, syntax = _frames(call, stored, kept, header, numbers, wanted)
-    content_type = f"{wanted.media_type}; transfer-syntax={syntax}"
-    if not wanted.multipart:
-        return Response(next(frames), media_type=content_type)
-    boundary = str(uuid.uuid4())
+    row, file = find_file(request)
+    parsed, pixels = with_frame(file, max(numbers))
+    frames, syntax = _frames(request, row, file, parsed, pixels, numbers, chosen)
+    content_type = f"{chosen.media_type}; transfer-syntax={syntax}"
     first = next(frames)  # what cannot be given still gets its status
-
-    def body() -> Iterator[bytes]:
-        for number, frame in enumerate(_chained(first, frames)):
-            opening = "" if number == 0 else "\r\n"
-            yield f"{opening}--{boundary}\r\nContent-Type: {content_type}\r\n\r\n".encode()
-            yield frame
-        yield f"\r\n--{boundary}--\r\n".encode()
-
-    return StreamingResponse(body(), media_type=f'multipart/related; boundary="{boundary}"')
+    if not chosen.multipart:
+        return Response(first, media_type=content_type)
+    media_type, body = multipart((content_type, [frame]) for frame in chain([first], frames))
+    return StreamingResponse(body, media_type=media_type)
 
 
-def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+def find_file(request: ServiceRequest) -> tuple[InstanceRow, StoredFile]:
+    """The instance that the path names, and the file of the version asked for; raises Problem 404."""
+    row = find(request)[0]
+    return row, request.archive.file(row.version(original=wants_original(request)))
 
 
-def header_of_stored(kept: Kept) -> Header:
-    """A stored file's structure; a vanished file is the service's 500."""
+def with_frame(file: StoredFile, number: int) -> tuple[ParsedFile, PixelPlace]:
+    """A stored file's structure where it has that frame, else Problem 404; a vanished file is the service's 500."""
     try:
-        return read_header(kept)
+        with file.open() as opened, mapped(opened) as buffer:
+            parsed = parse(buffer)
     except FileNotFoundError as error:
         raise Problem(500, INTERNAL) from error
+    if parsed.pixels is None or number > _frame_count(parsed):
+        raise Problem(404, _FRAME_NOT_FOUND)
+    return parsed, parsed.pixels
 
 
-def frame_count(header: Header) -> int:
+def _frame_count(parsed: ParsedFile) -> int:
     """How many frames the file says it has."""
-    element = header.element(_FRAMES)
-    strings = strings_of(element, text_of(header.elements)) if element is not None else []
+    strings = parsed.dataset.strings(_FRAMES)
     number = strings[0].strip() if strings else ""
     return int(number) if re.fullmatch(r"[0-9]{1,9}", number) else 1
 
 
-def _number(header: Header, tag: int, default: int = 0) -> int:
-    element = header.element(tag)
-    numbers = numbers_of(element, big_endian=header.big_endian) if element is not None and element.vr == "US" else []
-    return int(numbers[0]) if numbers else default
-
-
 def _frames(
-    call: Call, stored: Stored, kept: Kept, header: Header, numbers: list[int], wanted: Wanted
+    request: ServiceRequest,
+    row: InstanceRow,
+    file: StoredFile,
+    parsed: ParsedFile,
+    pixels: PixelPlace,
+    numbers: list[int],
+    chosen: Representation,
 ) -> tuple[Iterator[bytes], str]:
-    as_stored = wanted.syntax in ("*", stored.transfer_syntax)
-    if as_stored and stored.transfer_syntax != DEFLATED:
-        return _original(kept, header, numbers), stored.transfer_syntax
-    check_size(stored.size_bytes, call.service.settings.max_transcode_bytes)
-    if stored.transfer_syntax not in SOURCES and not as_stored:
+    as_stored = chosen.syntax in ("*", row.transfer_syntax)
+    if as_stored and row.transfer_syntax != DEFLATED:
+        return _original(file, parsed, pixels, numbers), row.transfer_syntax
+    check_size(row.size_bytes, request.archive.settings.max_transcode_bytes)
+    if row.transfer_syntax not in SOURCES and not as_stored:
         raise Problem(406, NOT_SUPPORTED)
-    target = JPEG_2000 if wanted.syntax == JPEG_2000 else EXPLICIT_LITTLE
-    shown = stored.transfer_syntax if as_stored else target
-    return iter(_converted(kept, header, numbers, target)), shown
+    target = JPEG_2000 if chosen.syntax == JPEG_2000 else EXPLICIT_LITTLE
+    frames = _converted(file, numbers, target, count=_frame_count(parsed))
+    return iter(frames), row.transfer_syntax if as_stored else target
 
 
-def _original(kept: Kept, header: Header, numbers: list[int]) -> Iterator[bytes]:
-    assert header.pixels is not None, "the caller looked"
-    with kept.open() as file:
-        if header.pixels.length is None:
+def _original(file: StoredFile, parsed: ParsedFile, pixels: PixelPlace, numbers: list[int]) -> Iterator[bytes]:
+    with file.open() as opened:
+        if pixels.length is None:
             from pydicom.encaps import get_frame  # noqa: PLC0415 - only encapsulated files need it
 
             for number in numbers:
-                file.seek(header.pixels.offset)
-                yield get_frame(file, number - 1, number_of_frames=frame_count(header))
+                opened.seek(pixels.offset)
+                yield get_frame(opened, number - 1, number_of_frames=_frame_count(parsed))
             return
         for number in numbers:
-            yield _native(file, header.pixels.offset, header.pixels.length, header, number - 1)
+            yield _native(opened, pixels.offset, pixels.length, parsed, number - 1)
 
 
-def _native(file: IO[bytes], offset: int, length: int, header: Header, index: int) -> bytes:
-    pixels = _number(header, _ROWS) * _number(header, _COLUMNS) * _number(header, _SAMPLES, 1)
-    bits = pixels * _number(header, _BITS, 8)
-    photometric = header.element(_PHOTOMETRIC)
+def _native(file: IO[bytes], offset: int, length: int, parsed: ParsedFile, index: int) -> bytes:
+    def number(tag: int, default: int = 0) -> int:
+        numbers = parsed.dataset.numbers(tag, "US")
+        return int(numbers[0]) if numbers else default
+
+    bits = number(_ROWS) * number(_COLUMNS) * number(_SAMPLES, 1) * number(_BITS, 8)
+    photometric = parsed.dataset.by_tag.get(_PHOTOMETRIC)
     if photometric is not None and (photometric.value or b"").startswith(b"YBR_FULL_422"):
         bits = bits * 2 // 3
     first, last = index * bits, (index + 1) * bits
     if (last + 7) // 8 > length:
-        raise Problem(404, FRAME_NOT_FOUND)
+        raise Problem(404, _FRAME_NOT_FOUND)
     file.seek(offset + first // 8)
     content = file.read((last + 7) // 8 - first // 8)
     if first % 8 == 0 and bits % 8 == 0:
@@ -145,16 +143,15 @@ def _native(file: IO[bytes], offset: int, length: int, header: Header, index: in
     return (shifted & ((1 << bits) - 1)).to_bytes((bits + 7) // 8, "little")
 
 
-def _converted(kept: Kept, header: Header, numbers: list[int], target: str) -> list[bytes]:
-    with quietly(), kept.open() as file:
+def _converted(file: StoredFile, numbers: list[int], target: str, *, count: int) -> list[bytes]:
+    with quietly(), file.open() as opened:
         try:
-            dataset: Any = convert(file, target)
+            dataset: Any = convert(opened, target)
             if target == JPEG_2000:
                 from pydicom.encaps import get_frame  # noqa: PLC0415
 
-                count = frame_count(header)
                 return [get_frame(dataset.PixelData, number - 1, number_of_frames=count) for number in numbers]
-            size = len(dataset.PixelData) // frame_count(header)
+            size = len(dataset.PixelData) // count
             return [bytes(dataset.PixelData[(number - 1) * size : number * size]) for number in numbers]
         except Problem:
             raise

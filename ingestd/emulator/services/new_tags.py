@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydicom.datadict import dictionary_VR
 from pydicom.valuerep import VR
 
 from ..dicom.attributes import CORE_BY_TAG, MODALITIES_IN_STUDY, Level
-from ..dicom.validation import INDEXABLE_VRS
+from ..dicom.dictionary import dictionary_vr, is_private, is_private_creator, tag_of
+from ..dicom.minimum_rules import INDEXABLE_VRS
 from ..errors import Problem
-from .body import tag_of
 
 _FIELDS = {"path": "Path", "vr": "VR", "privatecreator": "PrivateCreator", "level": "Level"}
 _LEVELS = ", ".join(f"'{level.capitalize()}'" for level in sorted(Level))
@@ -83,11 +82,11 @@ def query_status(body: Any) -> str:
     return status
 
 
-def settled(entries: list[dict[str, str]]) -> list[dict[str, str]]:
+def checked(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     """The tags as they are kept, each with its eight hex digits and its VR; raises Problem 400."""
     found: list[dict[str, str]] = []
     for entry in entries:
-        tag = _settled(entry)
+        tag = _checked(entry)
         if any(tag["path"] == other["path"] for other in found):
             raise Problem(400, f"The extended query tag '{entry['path']}' has been specified before.")
         found.append(tag)
@@ -96,7 +95,7 @@ def settled(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     return found
 
 
-def _settled(entry: dict[str, str]) -> dict[str, str]:
+def _checked(entry: dict[str, str]) -> dict[str, str]:
     path = entry["path"]
     if "." in path:
         raise Problem(
@@ -115,14 +114,9 @@ def _settled(entry: dict[str, str]) -> dict[str, str]:
     return kept | {"privatecreator": creator} if creator else kept
 
 
-def _is_private_creator(tag: int) -> bool:
-    return bool(tag >> 16 & 1) and 0x10 <= tag & 0xFFFF <= 0xFF
-
-
 def _check_creator(path: str, tag: int, creator: str) -> None:
-    is_private = bool(tag >> 16 & 1)
-    if not is_private or _is_private_creator(tag):
-        kind = "private identification code" if is_private else "standard tag"
+    if not is_private(tag) or is_private_creator(tag):
+        kind = "private identification code" if is_private(tag) else "standard tag"
         if creator:
             raise Problem(400, f"The private creator is not empty for {kind} '{path}'.")
     elif not creator:
@@ -135,10 +129,10 @@ def _vr(path: str, tag: int, given: str) -> str:
     vr = given.upper()
     if vr and vr not in VR.__members__:
         raise Problem(400, f"The VR code '{given}' for tag '{path}' is invalid.")
-    expected = _expected_vrs(tag)
-    if not vr and not expected:
+    expected = ["LO"] if is_private_creator(tag) else (dictionary_vr(tag) or "").split(" or ")
+    if not vr and not expected[0]:
         raise Problem(400, f"The vr for tag '{path}' is missing.")
-    if vr and expected and vr not in expected:
+    if vr and expected[0] and vr not in expected:
         raise Problem(
             400,
             f"The VR code '{given}' is incorrectly specified for '{path}'. The expected VR code for it is "
@@ -148,12 +142,3 @@ def _vr(path: str, tag: int, given: str) -> str:
     if vr not in INDEXABLE_VRS:
         raise Problem(400, f"The VR code '{vr}' specified for tag '{path}' is not supported.")
     return vr
-
-
-def _expected_vrs(tag: int) -> list[str]:
-    if _is_private_creator(tag):
-        return ["LO"]
-    try:
-        return dictionary_VR(tag).split(" or ")
-    except KeyError:
-        return []

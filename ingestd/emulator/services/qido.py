@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 
-from pydicom.datadict import dictionary_keyword
 from starlette.responses import Response
 
-from ..dicom import validation
 from ..dicom.attributes import (
     ALL_INSTANCE,
     ALL_SERIES,
@@ -25,12 +22,12 @@ from ..dicom.attributes import (
     V2_STUDY,
     Level,
 )
-from ..dicom.collation import fold, fold_name
+from ..dicom.collation import fold, fold_name, name_words, parse_date, parse_integer, parse_time
+from ..dicom.dictionary import keyword_of, tag_of
+from ..dicom.minimum_rules import is_valid_uid
 from ..errors import Problem
 from ..http.answers import raw_json
-from ..http.request import Action, Call, Route, route
-from ..storage.examine import Tag
-from .body import tag_of
+from ..http.request import Action, Route, ServiceRequest, route
 from .query import (
     check_filled,
     filters,
@@ -42,8 +39,8 @@ from .query import (
     range_of,
     unknown,
     unqueryable,
-)  # fmt: skip
-from .search import Filter, Question, known_tags, run
+)
+from .search import Filter, KnownTag, Question, known_tags, run
 
 _SETS = {
     1: {Level.STUDY: V1_STUDY, Level.SERIES: V1_SERIES, Level.INSTANCE: V1_INSTANCE},
@@ -61,77 +58,56 @@ _SCOPES: dict[str, tuple[Level, frozenset[Level]]] = {
 }
 
 
-@dataclass(kw_only=True)
-class _Reading:
-    """The query string, read."""
-
-    limit: int = 100
-    offset: int = 0
-    fuzzy: bool = False
-    include_all: bool = False
-    include: set[int] = field(default_factory=set)
-    filters: list[Filter] = field(default_factory=list)
-    erroneous: list[str] = field(default_factory=list)  # filters whose tag some instances could not be indexed for
-
-
-def _search(path: str, call: Call) -> Response:
+def _search(path: str, request: ServiceRequest) -> Response:
     level, levels = _SCOPES[path]
-    study, series = call.optional_uid("study"), call.optional_uid("series")
-    with call.service.index.read() as tx:
-        tags = known_tags(tx)
-        reading = _read(call, levels, tags)
-        fields = _fields(call.version, levels, reading)
-        for filter_ in reading.filters:
-            fields.add(filter_.tag)
+    study, series = request.optional_uid("study"), request.optional_uid("series")
+    with request.archive.index.read() as tx:
+        limit, offset = page(request)
+        include = included(request)
+        asked = _filters(request, levels, known_tags(tx), fuzzy=is_fuzzy(request))
+        sets = _ALL if include is None else _SETS[request.version]
+        fields = {filter_.tag for filter_ in asked.values()}.union(include or (), *(sets[level] for level in levels))
         if study is not None:
             fields.add(STUDY_UID)
         if series is not None:
             fields.add(SERIES_UID)
         question = Question(
             level=level,
-            partition_key=call.partition_key,
+            partition_key=request.partition_key,
             study_uid=study,
             series_uid=series,
-            filters=reading.filters,
+            filters=list(asked.values()),
             fields=frozenset(fields),
-            limit=reading.limit,
-            offset=reading.offset,
+            limit=limit,
+            offset=offset,
         )
-        found = run(tx, question, hidden=call.service.lag.hidden())
+        found = run(tx, question, hidden=request.archive.index_delay.hidden())
     response = raw_json(found) if found else Response(status_code=204)
-    if reading.erroneous:
-        response.headers["erroneous-dicom-attributes"] = ",".join(reading.erroneous)
+    erroneous = [name for name, filter_ in asked.items() if filter_.extended is not None and filter_.extended.errors]
+    if erroneous:
+        response.headers["erroneous-dicom-attributes"] = ",".join(erroneous)
     return response
 
 
-def _fields(version: int, levels: frozenset[Level], reading: _Reading) -> set[int]:
-    sets = _ALL if reading.include_all else _SETS[version]
-    fields = set().union(*(sets[level] for level in levels))
-    return fields | reading.include
-
-
-def _read(call: Call, levels: frozenset[Level], tags: dict[int, Tag]) -> _Reading:
-    limit, offset = page(call)
-    wanted = included(call)
-    reading = _Reading(
-        limit=limit, offset=offset, fuzzy=is_fuzzy(call), include_all=wanted is None, include=wanted or set()
-    )
-    seen: set[int] = set()
-    for name, value in filters(call).items():
+def _filters(
+    request: ServiceRequest, levels: frozenset[Level], tags: dict[int, KnownTag], *, fuzzy: bool
+) -> dict[str, Filter]:
+    """The filters by the names they are asked by; raises Problem 400."""
+    found: dict[str, Filter] = {}
+    for name, value in filters(request).items():
         tag = tag_of(name)
         if tag is None:
             raise unknown(name)
-        found = _filter(name, tag, value, levels, tags, fuzzy=reading.fuzzy)
-        if tag in seen:
+        filter_ = _filter(name, tag, value, levels, tags, fuzzy=fuzzy)
+        if any(tag == other.tag for other in found.values()):
             raise named_twice(name)
-        seen.add(tag)
-        reading.filters.append(found)
-        if found.has_errors:
-            reading.erroneous.append(name)
-    return reading
+        found[name] = filter_
+    return found
 
 
-def _filter(name: str, tag: int, value: str, levels: frozenset[Level], tags: dict[int, Tag], *, fuzzy: bool) -> Filter:
+def _filter(
+    name: str, tag: int, value: str, levels: frozenset[Level], tags: dict[int, KnownTag], *, fuzzy: bool
+) -> Filter:
     core, extended = CORE_BY_TAG.get(tag), tags.get(tag)
     if tag == MODALITIES_IN_STUDY:
         level, vr = Level.STUDY, "CS"
@@ -144,10 +120,10 @@ def _filter(name: str, tag: int, value: str, levels: frozenset[Level], tags: dic
     if level is None or level not in levels:
         raise unqueryable(name)
     found = Filter(tag=tag, vr=vr, level=level, extended=extended)
-    if extended is not None:
-        found.check_usable(name)
+    if extended is not None and not extended.is_usable:
+        raise Problem(400, f"Query is disabled on specified attribute '{name}'.")
     check_filled(name, value)
-    shown = core_keyword(tag, name)
+    shown = keyword_of(tag, name)
     if vr == "PN":
         _read_name(found, shown, value, fuzzy=fuzzy)
     elif vr in _RANGES:
@@ -161,16 +137,11 @@ def _filter(name: str, tag: int, value: str, levels: frozenset[Level], tags: dic
             raise _no_number(value, shown, "double")
         found.equals = float(value)
     elif vr == "IS":
-        parsed = validation.parse_integer(value.strip())
-        if parsed is None:
-            raise Problem(400, f"Invalid query: specified value '{value}' is invalid for attribute '{shown}'.")
-        found.equals = parsed
-    elif vr == "UI":
-        if not validation.is_valid_uid(value.rstrip("\0")):
-            raise Problem(400, f"Invalid query: specified value '{value}' is invalid for attribute '{shown}'.")
+        found.equals = parse_integer(value.strip())
+    elif vr != "UI" or is_valid_uid(value.rstrip("\0")):
         found.equals = fold(value, vr)
-    else:
-        found.equals = fold(value, vr)
+    if (found.equals, found.words, found.least, found.most) == (None, None, None, None):
+        raise Problem(400, f"Invalid query: specified value '{value}' is invalid for attribute '{shown}'.")
     return found
 
 
@@ -185,14 +156,6 @@ def _no_number(value: str, name: str, kind: str) -> Problem:
     )
 
 
-def core_keyword(tag: int, name: str) -> str:
-    """How an attribute is called in error texts: its keyword, or as the client wrote it."""
-    try:
-        return dictionary_keyword(tag) or name
-    except KeyError:
-        return name
-
-
 def _read_name(found: Filter, name: str, value: str, *, fuzzy: bool) -> None:
     if not fuzzy:
         found.equals = fold(value, "PN")
@@ -203,7 +166,7 @@ def _read_name(found: Filter, name: str, value: str, *, fuzzy: bool) -> None:
             f"Invalid query: specified tag '{name}' value '{value}' contains unsupported character '\"'. Character is "
             "not supported with Fuzzy match, try exact match or removing the invalid character. ",
         )
-    found.words = " ".join(fold_name(value).replace("^", " ").replace("=", " ").split())
+    found.words = " ".join(name_words(fold_name(value)))
 
 
 # What the service calls either end of a range.
@@ -213,11 +176,11 @@ _RANGES = {"DA": "date", "DT": "DateTime", "TM": "time"}
 def _read_range(found: Filter, name: str, vr: str, value: str) -> None:
     def parsed(text: str) -> str:
         if vr == "DA":
-            result = text if validation.parse_date(text) else None
+            result = text if parse_date(text) else None
         elif vr == "DT":
             result = parse_instant(text, name)
         else:
-            result = validation.parse_time(text)
+            result = parse_time(text)
         if result is None:
             raise _no_time(vr, text, name)
         return result
@@ -243,8 +206,8 @@ def _no_time(vr: str, text: str, name: str) -> Problem:
     )
 
 
-def _endpoint(path: str) -> Route:
-    return route("GET", path, lambda call: _search(path, call), Action.READ, json_answer=True)
+def _route(path: str) -> Route:
+    return route("GET", path, lambda request: _search(path, request), Action.READ, json_answer=True)
 
 
-ROUTES: list[Route] = [_endpoint(path) for path in _SCOPES]
+ROUTES: list[Route] = [_route(path) for path in _SCOPES]

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import quote_plus
 
-from ..dicom import validation
+from ..dicom.collation import parse_datetime
+from ..dicom.dictionary import tag_of
 from ..errors import Problem
-from ..http.request import Call, boolean, number
-from .body import tag_of
+from ..http.request import ServiceRequest
 
 _HINT = (
     "If the parameter is an attribute keyword, check the casing as they are case-sensitive. The conformance statement "
@@ -44,20 +44,21 @@ def named_twice(name: str) -> Problem:
     )
 
 
-def page(call: Call) -> tuple[int, int]:
+def page(request: ServiceRequest) -> tuple[int, int]:
     """How many results are wanted at most, and how many are passed over; raises Problem 400."""
-    limit = number("Limit", call.parameter("limit"), default=100, least=1, most=200)
-    return limit, number("Offset", call.parameter("offset"), default=0, least=0, most=(1 << 63) - 1)
+    return request.integer("Limit", default=100, least=1, most=200), request.integer("Offset", default=0, least=0)
 
 
-def is_fuzzy(call: Call) -> bool:
+def is_fuzzy(request: ServiceRequest) -> bool:
     """Whether names are matched word by word; raises Problem 400."""
-    return boolean("FuzzyMatching", call.parameter("fuzzymatching"), default=False)
+    return request.flag("FuzzyMatching", default=False)
 
 
-def included(call: Call) -> set[int] | None:
+def included(request: ServiceRequest) -> set[int] | None:
     """The tags of ``includefield``, None for all there are; raises Problem 400."""
-    names = [part.strip() for name, value in call.query if name.lower() == "includefield" for part in value.split(",")]
+    names = [
+        part.strip() for name, value in request.query if name.lower() == "includefield" for part in value.split(",")
+    ]
     if "all" in (name.lower() for name in names):
         if len(names) > 1:
             raise Problem(400, "Invalid query: cannot specify included fields in addition to 'all'.")
@@ -71,10 +72,10 @@ def included(call: Call) -> set[int] | None:
     return found
 
 
-def filters(call: Call) -> dict[str, str]:
+def filters(request: ServiceRequest) -> dict[str, str]:
     """The filters' values by the names they are asked by, both without spaces around; raises Problem 400."""
     found: dict[str, str] = {}
-    for written, value in call.query:
+    for written, value in request.query:
         name = written.strip()
         if name.lower() in _PARAMETERS:
             continue
@@ -116,11 +117,11 @@ def range_of(value: str, parsed: Callable[[str], str], part: str) -> tuple[str |
 
 def parse_instant(text: str, name: str) -> str:
     """A date-time of a search as digits that compare; raises Problem 400."""
-    result = None if "+" in text else validation.parse_datetime(text)
+    result = None if "+" in text else parse_datetime(text)
     if result is not None:
         return result
     shown = quote_plus(text)
-    if "+" in text and validation.parse_datetime(text) is not None:
+    if "+" in text and parse_datetime(text) is not None:
         raise Problem(
             400,
             f"Invalid query: specified DateTime value '{shown}' for attribute {name} contains offset which is not "

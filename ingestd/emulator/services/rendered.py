@@ -9,35 +9,32 @@ from typing import Any
 from starlette.responses import Response
 
 from ..dicom.transcode import INSTEAD_OF_RENDERING, check_size, quietly, undecodable
-from ..errors import FRAME_NOT_FOUND, NOT_ACCEPTABLE, Problem
-from ..http.request import Action, Call, Route, route
-from ..storage.files import Kept
-from ..storage.instances import find
-from .frames import frame_count, frame_numbers, header_of_stored
-from .wado import wants_original
+from ..errors import NOT_ACCEPTABLE, Problem
+from ..http.request import Action, Route, ServiceRequest, route
+from ..storage.files import StoredFile
+from .frames import find_file, frame_numbers, with_frame
 
 _SEVERAL_ACCEPTS = "The request contains multiple accept headers, which is not supported."
 _KINDS = {"image/jpeg": "JPEG", "image/png": "PNG"}
 _BAD_QUALITY = "Image quality must be between 1 and 100 inclusive"
 
 
-def get_rendered(call: Call) -> Response:
+def get_rendered(request: ServiceRequest) -> Response:
     """``GET .../instances/{instance}[/frames/{frame}]/rendered``."""
-    kind = _kind(call.header("accept"))
-    quality = _quality(call.parameter("quality"))
-    number = 1
-    if "frames" in call.params:
-        numbers = frame_numbers(call.params["frames"])
-        if len(numbers) > 1:
-            raise Problem(400, "Only one frame can be rendered at a time.")
-        number = numbers[0]
-    stored = find(call)[0]
-    kept = call.service.kept(stored.version(original=wants_original(call)))
-    header = header_of_stored(kept)
-    if header.pixels is None or number > frame_count(header):
-        raise Problem(404, FRAME_NOT_FOUND)
-    check_size(stored.size_bytes, call.service.settings.max_transcode_bytes, INSTEAD_OF_RENDERING)
-    return Response(_render(kept, number - 1, kind, quality), media_type=kind)
+    kind = _kind(request.header("accept"))
+    quality = _quality(request.parameter("quality"))
+    numbers = frame_numbers(request.params.get("frames", "1"))
+    if len(numbers) > 1:
+        raise Problem(400, "Only one frame can be rendered at a time.")
+    row, file = find_file(request)
+    with_frame(file, numbers[0])
+    check_size(row.size_bytes, request.archive.settings.max_transcode_bytes, INSTEAD_OF_RENDERING)
+    with quietly():
+        try:
+            image = _rendered(file, numbers[0] - 1, kind, quality)
+        except Exception as error:
+            raise undecodable(NOT_ACCEPTABLE) from error  # AZURE.md 2.3
+    return Response(image, media_type=kind)
 
 
 def _kind(accept: str | None) -> str:
@@ -59,23 +56,15 @@ def _quality(text: str | None) -> int:
     return int(text)
 
 
-def _render(kept: Kept, index: int, kind: str, quality: int) -> bytes:
-    with quietly():
-        try:
-            return _drawn(kept, index, kind, quality)
-        except Exception as error:
-            raise undecodable(NOT_ACCEPTABLE) from error  # AZURE.md 2.3
-
-
-def _drawn(kept: Kept, index: int, kind: str, quality: int) -> bytes:
+def _rendered(file: StoredFile, index: int, kind: str, quality: int) -> bytes:
     import numpy  # noqa: ICN001, PLC0415 - heavy, and only here
     from PIL import Image  # noqa: PLC0415
     from pydicom import dcmread  # noqa: PLC0415
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut  # noqa: PLC0415
     from pydicom.pixels.utils import pixel_array  # noqa: PLC0415
 
-    with kept.open() as file:
-        dataset = dcmread(file)
+    with file.open() as opened:
+        dataset = dcmread(opened)
         pixels: Any = pixel_array(dataset, index=index)
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "PALETTE COLOR":

@@ -5,8 +5,6 @@ computed counts), the study and series tables give it - latest value wins. As so
 stored metadata of one instance is read: the newest match of that study or series.
 """
 
-# ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
-
 from __future__ import annotations
 
 import json
@@ -27,9 +25,7 @@ from ..dicom.attributes import (
     CoreAttribute,
     Level,
 )
-from ..dicom.values import person_name
-from ..errors import Problem
-from ..storage.examine import Tag
+from ..dicom.dicom_json import json_bytes, person_name
 from ..storage.index import CREATED
 from ..storage.instances import metadata_bytes
 
@@ -37,12 +33,14 @@ _COMPUTED = frozenset({MODALITIES_IN_STUDY, STUDY_INSTANCES, SERIES_INSTANCES})
 
 
 @dataclass(frozen=True, slots=True)
-class KnownTag(Tag):
-    """An extended query tag with what decides whether it can be searched."""
+class KnownTag:
+    """An extended query tag as a search needs it."""
 
-    status: str = "ready"
-    query_enabled: bool = True
-    errors: int = 0
+    key: int
+    vr: str
+    level: Level
+    is_usable: bool  # ready, and its use not disabled
+    errors: int  # instances that could not be indexed for it
 
 
 @dataclass(kw_only=True)
@@ -52,22 +50,11 @@ class Filter:
     tag: int
     vr: str
     level: Level
-    extended: Tag | None = None
+    extended: KnownTag | None = None
     equals: str | float | None = None
     words: str | None = None
     least: str | None = None
     most: str | None = None
-
-    @property
-    def has_errors(self) -> bool:
-        """Whether some instances could not be indexed for this attribute."""
-        return isinstance(self.extended, KnownTag) and self.extended.errors > 0
-
-    def check_usable(self, name: str) -> None:
-        """Raise Problem 400 where the tag is not ready or its use is disabled."""
-        tag = self.extended
-        if isinstance(tag, KnownTag) and not (tag.status == "ready" and tag.query_enabled):
-            raise Problem(400, f"Query is disabled on specified attribute '{name}'.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +71,7 @@ class Question:
     offset: int
 
 
-def known_tags(tx: sqlite3.Connection) -> dict[int, Tag]:
+def known_tags(tx: sqlite3.Connection) -> dict[int, KnownTag]:
     """Every extended query tag by its number."""
     rows = tx.execute(
         "SELECT t.*, (SELECT count(*) FROM tag_error e WHERE e.tag_key = t.key) AS errors FROM tag t"
@@ -92,12 +79,9 @@ def known_tags(tx: sqlite3.Connection) -> dict[int, Tag]:
     return {
         int(row["path"], 16): KnownTag(
             row["key"],
-            int(row["path"], 16),
             row["vr"],
             Level(row["level"]),
-            row["path"],
-            row["status"],
-            bool(row["query_enabled"]),
+            row["status"] == "ready" and bool(row["query_enabled"]),
             row["errors"],
         )
         for row in rows
@@ -112,12 +96,15 @@ def run(tx: sqlite3.Connection, question: Question, *, hidden: Collection[str] =
         (*parameters, question.limit, question.offset),
     ).fetchall()
     if question.level is not Level.INSTANCE and question.fields <= _columns_of(question.level):
-        return [_dump(_from_columns(tx, row, question)) for row in rows]
-    return [_dump(_from_metadata(tx, row, question)) for row in rows]
+        return [json_bytes(_from_columns(tx, row, question)) for row in rows]
+    return [json_bytes(_from_metadata(tx, row, question)) for row in rows]
 
 
-_CREATED_IN_STUDY = f"EXISTS (SELECT 1 FROM instance x WHERE x.study_key = s.key AND x.status = {CREATED})"
-_CREATED_IN_SERIES = f"EXISTS (SELECT 1 FROM instance x WHERE x.series_key = e.key AND x.status = {CREATED})"
+_IS_CREATED = {
+    Level.STUDY: f"EXISTS (SELECT 1 FROM instance x WHERE x.study_key = s.key AND x.status = {CREATED})",
+    Level.SERIES: f"EXISTS (SELECT 1 FROM instance x WHERE x.series_key = e.key AND x.status = {CREATED})",
+    Level.INSTANCE: f"i.status = {CREATED}",
+}
 _SELECT = {
     Level.STUDY: "SELECT s.*, s.key AS study_key FROM study s",
     Level.SERIES: (
@@ -132,12 +119,8 @@ _ORDER = {Level.STUDY: "s.key", Level.SERIES: "e.key", Level.INSTANCE: "i.waterm
 
 
 def _conditions(question: Question, hidden: Collection[str]) -> tuple[str, list[Any]]:
-    conditions, parameters = ["s.partition_key = ?"], [question.partition_key]
-    if question.level is Level.INSTANCE:
-        conditions.append(f"i.status = {CREATED}")
-    else:
-        conditions.append(_CREATED_IN_STUDY if question.level is Level.STUDY else _CREATED_IN_SERIES)
-    values: list[Any] = list(parameters)
+    conditions = ["s.partition_key = ?", _IS_CREATED[question.level]]
+    values: list[Any] = [question.partition_key]
     if question.study_uid is not None:
         conditions.append("s.study_uid = ?")
         values.append(question.study_uid)
@@ -248,7 +231,7 @@ def _from_metadata(tx: sqlite3.Connection, row: sqlite3.Row, question: Question)
             answer |= _from_columns(tx, row, question)
         else:
             answer |= _computed(tx, row, question)
-    return dict(sorted(answer.items()))
+    return answer
 
 
 def _newest_match(tx: sqlite3.Connection, row: sqlite3.Row, question: Question) -> int:
@@ -258,8 +241,3 @@ def _newest_match(tx: sqlite3.Connection, row: sqlite3.Row, question: Question) 
         (row[column],),
     ).fetchone()[0]
     return newest
-
-
-def _dump(dataset: dict[str, Any]) -> bytes:
-    text = json.dumps(dict(sorted(dataset.items())), separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass")

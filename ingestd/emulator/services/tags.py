@@ -1,7 +1,5 @@
 """Extended query tags: attributes that a client makes searchable (AZURE.md 6)."""
 
-# ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
-
 from __future__ import annotations
 
 import sqlite3
@@ -9,28 +7,27 @@ from typing import Any
 
 from starlette.responses import Response
 
+from ..dicom.dictionary import tag_of
 from ..errors import Problem
 from ..http.answers import PlainJson
-from ..http.request import Action, Body, Call, Route, route
+from ..http.request import Action, Body, Route, ServiceRequest, route
 from ..storage.index import one
-from .body import json_of, tag_of
-from .new_tags import entries_of, query_status, settled, unparsable
-from .operations import active, add_operation, already_active, check_enabled, reference
+from ..storage.operations import add_operation
+from .new_tags import checked, entries_of, query_status, unparsable
+from .operations import check_enabled, check_none_active, started
 from .query import page
 
 _MOST_TAGS = 128
 _JSON = {"body": Body.SMALL, "consumes": ("application/json",), "partitioned": False}
 
 
-def post_tags(call: Call) -> Response:
+def post_tags(request: ServiceRequest) -> Response:
     """``POST /extendedquerytags``: add tags; the files that are there already are indexed by an operation."""
-    check_enabled(call.service)
-    wanted = entries_of(json_of(call))
-    with call.service.index.write() as tx:
-        running = active(tx, "reindex")
-        if running is not None:
-            raise already_active(call, "re-index", running)
-        entries = settled(wanted)
+    check_enabled(request)
+    wanted = entries_of(request.json_content())
+    with request.archive.index.write() as tx:
+        check_none_active(request, tx, "reindex")
+        entries = checked(wanted)
         paths = [entry["path"] for entry in entries]
         marks = ",".join("?" * len(paths))
         if one(tx, f"SELECT 1 FROM tag WHERE path IN ({marks})", tuple(paths)) is not None:
@@ -39,9 +36,8 @@ def post_tags(call: Call) -> Response:
             # The original lets this through as an unexpected server error (sic, AZURE.md 6.2).
             raise Problem(503, f"Extended query tags exceeds max allowed count '{_MOST_TAGS}'.")
         operation_id = _add(tx, entries)
-    call.service.forget_tags()
-    call.service.operations.start(operation_id)
-    return reference(call, operation_id)
+    request.archive.forget_tags()
+    return started(request, operation_id)
 
 
 def _add(tx: sqlite3.Connection, entries: list[dict[str, str]]) -> str:
@@ -57,8 +53,9 @@ def _add(tx: sqlite3.Connection, entries: list[dict[str, str]]) -> str:
     return operation_id
 
 
-def _shown(call: Call, row: sqlite3.Row, errors: int) -> dict[str, Any]:
-    href = f"{call.root_url}/extendedquerytags/{row['path']}"
+def _shown(request: ServiceRequest, tx: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]:
+    errors = tx.execute("SELECT count(*) FROM tag_error WHERE tag_key = ?", (row["key"],)).fetchone()[0]
+    href = f"{request.root_url}/extendedquerytags/{row['path']}"
     adding = row["status"] == "adding"
     return {
         "path": row["path"],
@@ -68,73 +65,68 @@ def _shown(call: Call, row: sqlite3.Row, errors: int) -> dict[str, Any]:
         "status": row["status"],
         "errors": {"count": errors, "href": f"{href}/errors"} if errors else None,
         "operation": (
-            {"id": row["operation_id"], "href": f"{call.root_url}/operations/{row['operation_id']}"} if adding else None
+            {"id": row["operation_id"], "href": f"{request.root_url}/operations/{row['operation_id']}"}
+            if adding
+            else None
         ),
         "queryStatus": "enabled" if row["query_enabled"] else "disabled",
     }
 
 
-def _errors(tx: sqlite3.Connection, key: int) -> int:
-    return int(tx.execute("SELECT count(*) FROM tag_error WHERE tag_key = ?", (key,)).fetchone()[0])
-
-
-def get_tags(call: Call) -> Response:
+def get_tags(request: ServiceRequest) -> Response:
     """``GET /extendedquerytags``."""
-    limit, offset = page(call)
-    with call.service.index.read() as tx:
+    limit, offset = page(request)
+    with request.archive.index.read() as tx:
         rows = tx.execute("SELECT * FROM tag ORDER BY key LIMIT ? OFFSET ?", (limit, offset)).fetchall()
-        return PlainJson([_shown(call, row, _errors(tx, row["key"])) for row in rows])
+        return PlainJson([_shown(request, tx, row) for row in rows])
 
 
-def _find(call: Call, tx: sqlite3.Connection) -> sqlite3.Row:
-    tag = tag_of(call.params["tag"])
+def _find(request: ServiceRequest, tx: sqlite3.Connection, *, ready: bool = False) -> sqlite3.Row:
+    """The row of the path's tag; raises Problem 404, and 400 for a path that is none or a tag that must be ready."""
+    tag = tag_of(request.params["tag"])
     if tag is None:
-        raise unparsable(call.params["tag"])
+        raise unparsable(request.params["tag"])
     path = f"{tag:08X}"
     row = one(tx, "SELECT * FROM tag WHERE path = ?", (path,))
     if row is None:
         raise Problem(404, f"The specified extended query tag with tag path {path} cannot be found.")
+    if ready and row["status"] != "ready":
+        raise Problem(400, f"The extended query tag '{path}' is being processed.")
     return row
 
 
-def get_tag(call: Call) -> Response:
+def get_tag(request: ServiceRequest) -> Response:
     """``GET /extendedquerytags/{tag}``."""
-    with call.service.index.read() as tx:
-        row = _find(call, tx)
-        return PlainJson(_shown(call, row, _errors(tx, row["key"])))
+    with request.archive.index.read() as tx:
+        return PlainJson(_shown(request, tx, _find(request, tx)))
 
 
-def delete_tag(call: Call) -> Response:
+def delete_tag(request: ServiceRequest) -> Response:
     """``DELETE /extendedquerytags/{tag}``, with its index."""
-    with call.service.index.write() as tx:
-        row = _find(call, tx)
-        if row["status"] != "ready":
-            raise Problem(400, f"The extended query tag '{row['path']}' is being processed.")
+    with request.archive.index.write() as tx:
+        row = _find(request, tx, ready=True)
         for table in ("tag_value", "tag_error"):
             tx.execute(f"DELETE FROM {table} WHERE tag_key = ?", (row["key"],))
         tx.execute("DELETE FROM tag WHERE key = ?", (row["key"],))
-    call.service.forget_tags()
+    request.archive.forget_tags()
     return Response(status_code=204)
 
 
-def patch_tag(call: Call) -> Response:
+def patch_tag(request: ServiceRequest) -> Response:
     """``PATCH /extendedquerytags/{tag}``: switch searching by it on or off."""
-    status = query_status(json_of(call))
-    with call.service.index.write() as tx:
-        row = _find(call, tx)
-        if row["status"] != "ready":
-            raise Problem(400, f"The extended query tag '{row['path']}' is being processed.")
+    status = query_status(request.json_content())
+    with request.archive.index.write() as tx:
+        row = _find(request, tx, ready=True)
         tx.execute("UPDATE tag SET query_enabled = ? WHERE key = ?", (status == "enabled", row["key"]))
-        row = _find(call, tx)
-        return PlainJson(_shown(call, row, _errors(tx, row["key"])))
+        return PlainJson(_shown(request, tx, _find(request, tx)))
 
 
-def get_errors(call: Call) -> Response:
+def get_errors(request: ServiceRequest) -> Response:
     """``GET /extendedquerytags/{tag}/errors``."""
-    limit, offset = page(call)
-    partitions = call.service.settings.partitions
-    with call.service.index.read() as tx:
-        row = _find(call, tx)
+    limit, offset = page(request)
+    partitions = request.archive.settings.partitions
+    with request.archive.index.read() as tx:
+        row = _find(request, tx)
         rows = tx.execute(
             "SELECT e.created_at, e.message, i.study_uid, i.series_uid, i.sop_uid, p.name FROM tag_error e"
             " JOIN instance i ON i.watermark = e.watermark JOIN partition p ON p.key = i.partition_key"

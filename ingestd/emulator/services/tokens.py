@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 from ..errors import Problem
 from ..http.answers import PlainJson
-from ..http.request import Action, Body, Call, Route, route
+from ..http.request import Action, Body, Route, ServiceRequest, route
 
 AUDIENCE = "https://dicom.healthcareapis.azure.com"
 _ROLES: dict[str, frozenset[Action]] = {
@@ -30,13 +30,12 @@ _ROLES: dict[str, frozenset[Action]] = {
     "DICOM Data Reader": frozenset({Action.READ, Action.NONE}),
 }
 _CLIENTS = {"owner": ("owner", "DICOM Data Owner"), "reader": ("reader", "DICOM Data Reader"), "nobody": ("nobody", "")}
-_LIFETIME_SECONDS = 3600
 
 
 class Tokens:
     """Makes and checks the tokens of one server; the key is kept in its data folder."""
 
-    def __init__(self, data: Path, *, issuer: str, lifetime_seconds: int = _LIFETIME_SECONDS) -> None:
+    def __init__(self, data: Path, *, issuer: str, lifetime_seconds: int) -> None:
         self.issuer = issuer
         self.lifetime_seconds = lifetime_seconds
         path = data / "keys" / "signing.pem"
@@ -71,41 +70,25 @@ class Tokens:
         }
         return jwt.encode(claims, self._key, algorithm="RS256", headers={"kid": "emulator"})
 
-    def keys(self) -> dict[str, Any]:
-        """The public key as a JSON Web Key Set."""
-        numbers = self._key.public_key().public_numbers()
-        return {
-            "keys": [
-                {
-                    "kty": "RSA",
-                    "use": "sig",
-                    "alg": "RS256",
-                    "kid": "emulator",
-                    "n": _base64(numbers.n),
-                    "e": _base64(numbers.e),
-                }
-            ]
-        }
-
-    def authenticate(self, call: Call, action: Action) -> None:
+    def authenticate(self, request: ServiceRequest, action: Action) -> None:
         """Raise Problem 401 for a request without a valid token."""
         if action is not Action.NONE:
-            self._claims(call)
+            self._claims(request)
 
-    def authorize(self, call: Call, action: Action) -> None:
+    def authorize(self, request: ServiceRequest, action: Action) -> None:
         """Raise Problem 403 where the token's roles do not allow the action."""
         if action is Action.NONE:
             return
-        roles = self._claims(call).get("roles")
+        roles = self._claims(request).get("roles")
         if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
             roles = []  # of any other shape it names no role
         if not any(action in _ROLES.get(role, ()) for role in roles):
             raise Problem(403, "Authorization failed.")
 
-    def _claims(self, call: Call) -> dict[str, Any]:
-        scheme, _, token = (call.header("authorization") or "").partition(" ")
+    def _claims(self, request: ServiceRequest) -> dict[str, Any]:
+        scheme, _, token = (request.header("authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise _unauthorized(call)
+            raise _unauthorized(request)
         try:
             claims: dict[str, Any] = jwt.decode(
                 token.strip(),
@@ -116,8 +99,66 @@ class Tokens:
                 options={"require": ["exp", "aud", "iss"]},
             )
         except jwt.InvalidTokenError as error:
-            raise _unauthorized(call, error) from error
+            raise _unauthorized(request, error) from error
         return claims
+
+    def routes(self) -> tuple[Route, ...]:
+        """The rows of the routing table that only a server with tokens has."""
+        form = {"body": Body.SMALL, "consumes": ("application/x-www-form-urlencoded",)}
+        return (
+            route("POST", "oauth2/v2.0/token", self.post_token, Action.NONE, **form),
+            route("POST", "{tenant}/oauth2/v2.0/token", self.post_token, Action.NONE, **form),
+            route("GET", "discovery/v2.0/keys", self.get_keys, Action.NONE),
+            route("GET", ".well-known/openid-configuration", self.get_configuration, Action.NONE),
+            route("GET", "{tenant}/v2.0/.well-known/openid-configuration", self.get_configuration, Action.NONE),
+        )
+
+    def post_token(self, request: ServiceRequest) -> Response:
+        """``POST /oauth2/v2.0/token`` or ``/{tenant}/oauth2/v2.0/token``: client credentials (RFC 6749 §4.4)."""
+        form = {name: values[0] for name, values in parse_qs(request.content.decode("utf-8", "replace")).items()}
+        if form.get("grant_type") != "client_credentials":
+            return _oauth_error("unsupported_grant_type")
+        secret, role = _CLIENTS.get(form.get("client_id", ""), (None, ""))
+        if secret is None or form.get("client_secret") != secret:
+            return _oauth_error("invalid_client", status=401)
+        if form.get("scope", f"{AUDIENCE}/.default") not in (f"{AUDIENCE}/.default", f"{AUDIENCE}//.default"):
+            return _oauth_error("invalid_scope")
+        return PlainJson(
+            {
+                "token_type": "Bearer",
+                "expires_in": self.lifetime_seconds,
+                "ext_expires_in": self.lifetime_seconds,
+                "access_token": self.token(role=role),
+            }
+        )
+
+    def get_keys(self, _: ServiceRequest) -> Response:
+        """``GET /discovery/v2.0/keys``: the public key as a JSON Web Key Set."""
+        numbers = self._key.public_key().public_numbers()
+        key = {
+            "kty": "RSA",
+            "use": "sig",
+            "alg": "RS256",
+            "kid": "emulator",
+            "n": _base64(numbers.n),
+            "e": _base64(numbers.e),
+        }
+        return PlainJson({"keys": [key]})
+
+    def get_configuration(self, request: ServiceRequest) -> Response:
+        """``GET /.well-known/openid-configuration``."""
+        origin = request.origin
+        return PlainJson(
+            {
+                "issuer": self.issuer,
+                "token_endpoint": f"{origin}/oauth2/v2.0/token",
+                "authorization_endpoint": f"{origin}/oauth2/v2.0/authorize",
+                "jwks_uri": f"{origin}/discovery/v2.0/keys",
+                "grant_types_supported": ["client_credentials"],
+                "response_types_supported": ["token"],
+                "id_token_signing_alg_values_supported": ["RS256"],
+            }
+        )
 
 
 def _base64(value: int) -> str:
@@ -125,14 +166,9 @@ def _base64(value: int) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def _origin(call: Call) -> str:
-    url = call.request.url
-    return f"{url.scheme}://{url.netloc}"
-
-
-def _unauthorized(call: Call, error: Exception | None = None) -> Problem:
+def _unauthorized(request: ServiceRequest, error: Exception | None = None) -> Problem:
     challenge = (
-        f'Bearer authorization_uri="{_origin(call)}/oauth2/v2.0/authorize", resource_id="{AUDIENCE}", '
+        f'Bearer authorization_uri="{request.origin}/oauth2/v2.0/authorize", resource_id="{AUDIENCE}", '
         f'realm="{AUDIENCE}"'
     )
     if isinstance(error, jwt.ExpiredSignatureError):
@@ -142,65 +178,5 @@ def _unauthorized(call: Call, error: Exception | None = None) -> Problem:
     return Problem(401, headers={"WWW-Authenticate": challenge})
 
 
-def _tokens(call: Call) -> Tokens:
-    guard = call.service.guard
-    if not isinstance(guard, Tokens):
-        raise Problem(404)
-    return guard
-
-
-def post_token(call: Call) -> Response:
-    """``POST /oauth2/v2.0/token`` or ``/{tenant}/oauth2/v2.0/token``: client credentials (RFC 6749 §4.4)."""
-    tokens = _tokens(call)
-    form = {name: values[0] for name, values in parse_qs(call.body.decode("utf-8", "replace")).items()}
-    if form.get("grant_type") != "client_credentials":
-        return _oauth_error("unsupported_grant_type")
-    secret, role = _CLIENTS.get(form.get("client_id", ""), (None, ""))
-    if secret is None or form.get("client_secret") != secret:
-        return _oauth_error("invalid_client", status=401)
-    if form.get("scope", f"{AUDIENCE}/.default") not in (f"{AUDIENCE}/.default", f"{AUDIENCE}//.default"):
-        return _oauth_error("invalid_scope")
-    lifetime = tokens.lifetime_seconds
-    return PlainJson(
-        {
-            "token_type": "Bearer",
-            "expires_in": lifetime,
-            "ext_expires_in": lifetime,
-            "access_token": tokens.token(role=role),
-        }
-    )
-
-
 def _oauth_error(code: str, *, status: int = 400) -> Response:
     return PlainJson({"error": code, "error_description": f"The request was refused: {code}."}, status_code=status)
-
-
-def get_keys(call: Call) -> Response:
-    """``GET /discovery/v2.0/keys``."""
-    return PlainJson(_tokens(call).keys())
-
-
-def get_configuration(call: Call) -> Response:
-    """``GET /.well-known/openid-configuration``."""
-    origin = _origin(call)
-    return PlainJson(
-        {
-            "issuer": _tokens(call).issuer,
-            "token_endpoint": f"{origin}/oauth2/v2.0/token",
-            "authorization_endpoint": f"{origin}/oauth2/v2.0/authorize",
-            "jwks_uri": f"{origin}/discovery/v2.0/keys",
-            "grant_types_supported": ["client_credentials"],
-            "response_types_supported": ["token"],
-            "id_token_signing_alg_values_supported": ["RS256"],
-        }
-    )
-
-
-_FORM = {"body": Body.SMALL, "consumes": ("application/x-www-form-urlencoded",)}
-UNVERSIONED: list[Route] = [
-    route("POST", "oauth2/v2.0/token", post_token, Action.NONE, **_FORM),
-    route("POST", "{tenant}/oauth2/v2.0/token", post_token, Action.NONE, **_FORM),
-    route("GET", "discovery/v2.0/keys", get_keys, Action.NONE),
-    route("GET", ".well-known/openid-configuration", get_configuration, Action.NONE),
-    route("GET", "{tenant}/v2.0/.well-known/openid-configuration", get_configuration, Action.NONE),
-]

@@ -14,12 +14,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ..dicom.validation import is_valid_uid, no_uid, tag_text
+from ..dicom.dicom_json import dataset_of, json_bytes
+from ..dicom.dictionary import tag_text
+from ..dicom.minimum_rules import is_valid_uid, missing, no_uid
 from ..errors import SYNTAX, Problem
 from ..http.answers import DicomJson
-from ..http.request import Action, Body, Call, Route, route
-from ..storage.index import next_numbers, now_ticks, one, utc_text
-from .body import dataset_of, json_of
+from ..http.request import Action, Body, Route, ServiceRequest, route
+from ..storage.index import next_number, now_ticks, one, utc_text
 
 TRANSACTION, STATE, SOP_UID, SOP_CLASS = "00081195", "00741000", "00080018", "00080016"
 _MODIFIED, _LIST = "00404010", "00741202"  # ScheduledProcedureStepModificationDateTime, WorklistLabel
@@ -45,22 +46,22 @@ _FIXED = frozenset({
 })  # fmt: skip
 
 
-def _dataset(call: Call) -> dict[str, Any]:
+def _dataset(request: ServiceRequest) -> dict[str, Any]:
     """The first data set of the request's array; raises Problem 400."""
-    given = json_of(call)
+    given = request.json_content()
     if not isinstance(given, list) or not given:
         raise Problem(400, SYNTAX)
     return dataset_of(given[0])
 
 
-def _refusal(call: Call, status: int, text: str, *, warns: bool = False) -> Problem:
-    headers = {"Content-Type": DicomJson.media_type} | (_warning(call, text) if warns else {})
+def _refusal(request: ServiceRequest, status: int, text: str, *, warns: bool = False) -> Problem:
+    headers = {"Content-Type": DicomJson.media_type} | (_warning(request, text) if warns else {})
     return Problem(status, json.dumps(text), headers=headers)
 
 
-def _warning(call: Call, text: str) -> dict[str, str]:
+def _warning(request: ServiceRequest, text: str) -> dict[str, str]:
     # The agent is the host alone with a colon (PS3.18 §11.7.3.2 as the service reads it).
-    return {"Warning": f'299 {call.request.url.hostname}: "{text}"'}
+    return {"Warning": f'299 {request.url.hostname}: "{text}"'}
 
 
 def first_value(dataset: dict[str, Any], key: str) -> Any:
@@ -69,21 +70,23 @@ def first_value(dataset: dict[str, Any], key: str) -> Any:
     return values[0]
 
 
-def _url(call: Call, uid: str) -> str:
-    return f"{call.base_url}/workitems/{uid}"
+def _url(request: ServiceRequest, uid: str) -> str:
+    return f"{request.dicomweb_url}/workitems/{uid}"
 
 
-def _bare_parameter(call: Call) -> str | None:
+def _bare_parameter(request: ServiceRequest) -> str | None:
     # The UID is the *name* of the first query parameter, as in ``/workitems?1.2.3``.
-    text = call.request.url.query.split("&")[0]
+    text = request.url.query.split("&")[0]
     return text.partition("=")[0] or None
 
 
-def _find(call: Call, tx: sqlite3.Connection, *, missing: str = _NOT_FOUND) -> tuple[sqlite3.Row, dict[str, Any]]:
-    uid = call.uid("workitem")
-    row = one(tx, "SELECT * FROM workitem WHERE partition_key = ? AND uid = ?", (call.partition_key, uid))
+def _find(
+    request: ServiceRequest, tx: sqlite3.Connection, *, missing: str = _NOT_FOUND
+) -> tuple[sqlite3.Row, dict[str, Any]]:
+    uid = request.uid("workitem")
+    row = one(tx, "SELECT * FROM workitem WHERE partition_key = ? AND uid = ?", (request.partition_key, uid))
     if row is None:
-        raise _refusal(call, 404, missing)
+        raise _refusal(request, 404, missing)
     return row, json.loads(row["json"])
 
 
@@ -92,27 +95,20 @@ def _save(
 ) -> None:
     tx.execute(
         "UPDATE workitem SET json = ?, state = ?, transaction_uid = ?, watermark = ? WHERE key = ?",
-        (dump(dataset), state, transaction, next_numbers(tx, "workitem_watermark", 1), row["key"]),
+        (json_bytes(dataset), state, transaction, next_number(tx, "workitem_watermark"), row["key"]),
     )
 
 
-def dump(dataset: dict[str, Any]) -> bytes:
-    """The JSON text of a data set, its keys ascending."""
-    return json.dumps(dict(sorted(dataset.items())), separators=(",", ":"), ensure_ascii=False).encode(
-        "utf-8", "surrogatepass"
-    )
-
-
-def post_workitem(call: Call) -> Response:
+def post_workitem(request: ServiceRequest) -> Response:
     """``POST /workitems?{uid}``: a new workitem, SCHEDULED."""
-    dataset = _dataset(call)
-    given = _bare_parameter(call)
+    dataset = _dataset(request)
+    given = _bare_parameter(request)
     uid = given or first_value(dataset, SOP_UID) or f"2.25.{uuid.uuid4().int}"
     if not is_valid_uid(uid):
         raise Problem(400, no_uid("WorkitemInstanceUid"))
     if given and first_value(dataset, SOP_UID) not in (None, given):
         raise Problem(400, "SOPInstanceUID in the payload does not match the workitem query parameter.")
-    _check_new(call, dataset)
+    _check_new(request, dataset)
     dataset |= {
         SOP_UID: {"vr": "UI", "Value": [uid]},
         SOP_CLASS: {"vr": "UI", "Value": [_UPS_CLASS]},
@@ -120,25 +116,25 @@ def post_workitem(call: Call) -> Response:
         _LIST: {"vr": "LO", "Value": ["worklist"]},
         _MODIFIED: _now(),
     }
-    with call.service.index.write() as tx:
+    with request.archive.index.write() as tx:
         try:
             tx.execute(
                 "INSERT INTO workitem (partition_key, uid, state, json, watermark) VALUES (?, ?, ?, ?, ?)",
-                (call.partition_key, uid, _SCHEDULED, dump(dataset), next_numbers(tx, "workitem_watermark", 1)),
+                (request.partition_key, uid, _SCHEDULED, json_bytes(dataset), next_number(tx, "workitem_watermark")),
             )
         except sqlite3.IntegrityError as error:
-            raise _refusal(call, 409, _EXISTS) from error
-    return Response(status_code=201, headers={"Location": _url(call, uid), "Content-Location": _url(call, uid)})
+            raise _refusal(request, 409, _EXISTS) from error
+    return Response(status_code=201, headers={"Location": _url(request, uid), "Content-Location": _url(request, uid)})
 
 
-def _check_new(call: Call, dataset: dict[str, Any]) -> None:
+def _check_new(request: ServiceRequest, dataset: dict[str, Any]) -> None:
     if first_value(dataset, TRANSACTION):
-        raise _refusal(call, 400, f"The attribute with tag '{_shown(TRANSACTION)}' must be empty.")
+        raise _refusal(request, 400, f"The attribute with tag '{_shown(TRANSACTION)}' must be empty.")
     for key in _REQUIRED:
         if key not in dataset:
-            raise _refusal(call, 400, f"The required tag '{_shown(key)}' is missing.")
+            raise _refusal(request, 400, missing(int(key, 16)))
         if first_value(dataset, key) is None:
-            raise _refusal(call, 400, f"The value for tag '{_shown(key)}' is missing.")
+            raise _refusal(request, 400, f"The value for tag '{_shown(key)}' is missing.")
 
 
 def _shown(key: str) -> str:
@@ -150,58 +146,58 @@ def _now() -> dict[str, Any]:
     return {"vr": "DT", "Value": [re.sub(r"\D", "", instant[:19]) + instant[19:26]]}
 
 
-def get_workitem(call: Call) -> Response:
+def get_workitem(request: ServiceRequest) -> Response:
     """``GET /workitems/{workitem}``: without its Transaction UID, which is its owner's secret."""
-    with call.service.index.read() as tx:
-        _, dataset = _find(call, tx)
+    with request.archive.index.read() as tx:
+        _, dataset = _find(request, tx)
     dataset.pop(TRANSACTION, None)
-    return Response(dump(dataset), media_type=DicomJson.media_type)
+    return Response(json_bytes(dataset), media_type=DicomJson.media_type)
 
 
-def update_workitem(call: Call) -> Response:
+def update_workitem(request: ServiceRequest) -> Response:
     """``POST /workitems/{workitem}?{transaction}``."""
-    change = _dataset(call)
-    transaction = _bare_parameter(call)
+    change = _dataset(request)
+    transaction = _bare_parameter(request)
     if transaction is not None and not is_valid_uid(transaction):
         raise Problem(400, no_uid("TransactionUid"))
-    with call.service.index.write() as tx:
-        row, dataset = _find(call, tx, missing=_NOT_CLAIMED)
-        _check_claim(call, row, transaction)
+    with request.archive.index.write() as tx:
+        row, dataset = _find(request, tx, missing=_NOT_CLAIMED)
+        _check_claim(request, row, transaction)
         skipped = sorted(key for key in change if key in _FIXED or key == TRANSACTION)
         dataset |= {key: value for key, value in change.items() if key not in skipped} | {_MODIFIED: _now()}
         _save(tx, row, dataset, row["state"], row["transaction_uid"])
-    headers = {"Content-Location": _url(call, row["uid"])}
+    headers = {"Content-Location": _url(request, row["uid"])}
     if skipped:
         names = ", ".join(map(_shown, skipped))
-        headers |= _warning(call, f"The workitem was updated without attributes that cannot be changed: {names}.")
+        headers |= _warning(request, f"The workitem was updated without attributes that cannot be changed: {names}.")
     return Response(status_code=200, headers=headers)
 
 
-def _check_claim(call: Call, row: sqlite3.Row, transaction: str | None) -> None:
+def _check_claim(request: ServiceRequest, row: sqlite3.Row, transaction: str | None) -> None:
     state = row["state"]
     if state in _ALREADY:
         text = f"The submitted request is inconsistent with the current state of the Workitem. {_ALREADY[state]}"
-        raise _refusal(call, 409, text, warns=True)
+        raise _refusal(request, 409, text, warns=True)
     if state == _SCHEDULED and transaction is not None:
-        raise _refusal(call, 409, "Invalid TransactionUID for the specified Workitem Instance UID.", warns=True)
+        raise _refusal(request, 409, "Invalid TransactionUID for the specified Workitem Instance UID.", warns=True)
     if state == _IN_PROGRESS and transaction != row["transaction_uid"]:
-        raise _refusal(call, 400 if transaction is None else 409, _NOT_CLAIMED, warns=True)
+        raise _refusal(request, 400 if transaction is None else 409, _NOT_CLAIMED, warns=True)
 
 
-def change_state(call: Call) -> Response:
+def change_state(request: ServiceRequest) -> Response:
     """``PUT /workitems/{workitem}/state``."""
-    change = _dataset(call)
+    change = _dataset(request)
     for key in (TRANSACTION, STATE):
         if not first_value(change, key):
-            raise _refusal(call, 400, f"The required tag '{_shown(key)}' is missing.", warns=True)
+            raise _refusal(request, 400, missing(int(key, 16)), warns=True)
     state, transaction = first_value(change, STATE), first_value(change, TRANSACTION)
     if state not in _TARGETS:
         text = f"Expected value '{_shown(STATE)}' to be one of the following values: [{','.join(_TARGETS)}]"
-        raise _refusal(call, 400, text, warns=True)
+        raise _refusal(request, 400, text, warns=True)
     if not is_valid_uid(transaction):
         raise Problem(400, no_uid("TransactionUid"))
-    with call.service.index.write() as tx:
-        row, dataset = _find(call, tx)
+    with request.archive.index.write() as tx:
+        row, dataset = _find(request, tx)
         code = _code(row, state, transaction)
         if code is None:
             dataset[STATE] = {"vr": "CS", "Value": [state]}
@@ -210,9 +206,9 @@ def change_state(call: Call) -> Response:
             return Response(status_code=200)
     if code.startswith("C"):
         text = f"The workitem instance can not transition to '{state}' state: {code}."
-        raise _refusal(call, 409, text, warns=True)
+        raise _refusal(request, 409, text, warns=True)
     text = f"The workitem instance is already in the final state '{state}'. {code}."
-    return DicomJson(text, headers=_warning(call, text))
+    return DicomJson(text, headers=_warning(request, text))
 
 
 def _code(row: sqlite3.Row, state: str, transaction: str) -> str | None:
@@ -227,17 +223,17 @@ def _code(row: sqlite3.Row, state: str, transaction: str) -> str | None:
     return {_COMPLETED: "B306", _CANCELED: "B304"}[now] if now == state else "C300"
 
 
-def request_cancellation(call: Call) -> Response:
+def request_cancellation(request: ServiceRequest) -> Response:
     """``POST /workitems/{workitem}/cancelrequest``: done at once for a SCHEDULED workitem, refused for others."""
-    reason = _dataset(call)
-    with call.service.index.write() as tx:
-        row, dataset = _find(call, tx)
+    reason = _dataset(request)
+    with request.archive.index.write() as tx:
+        row, dataset = _find(request, tx)
         if row["state"] == _CANCELED:
-            raise _refusal(call, 409, _ALREADY[_CANCELED], warns=True)
+            raise _refusal(request, 409, _ALREADY[_CANCELED], warns=True)
         if row["state"] != _SCHEDULED:
             code = "C312" if row["state"] == _IN_PROGRESS else "C311"
             text = f"The workitem instance can not transition to 'Canceled' state: {code}."
-            raise _refusal(call, 409, text, warns=True)
+            raise _refusal(request, 409, text, warns=True)
         dataset |= {key: value for key, value in reason.items() if key not in _FIXED}
         dataset[STATE] = {"vr": "CS", "Value": [_CANCELED]}
         _save(tx, row, dataset, _CANCELED, None)

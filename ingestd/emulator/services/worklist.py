@@ -8,11 +8,11 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ..dicom.collation import fold, matches_fuzzily
-from ..dicom.validation import parse_datetime
+from ..dicom.collation import fold, matches_fuzzily, parse_datetime
+from ..dicom.dicom_json import json_bytes
+from ..dicom.dictionary import tag_of
 from ..http.answers import raw_json
-from ..http.request import Action, Call, Route, route
-from .body import tag_of
+from ..http.request import Action, Route, ServiceRequest, route
 from .query import (
     check_filled,
     filters,
@@ -24,7 +24,7 @@ from .query import (
     range_of,
     unqueryable,
 )  # fmt: skip
-from .workitems import SOP_CLASS, SOP_UID, STATE, TRANSACTION, dump
+from .workitems import SOP_CLASS, SOP_UID, STATE, TRANSACTION
 
 Test = Callable[[dict[str, Any]], bool]
 # Searchable attributes, as paths of keys into a workitem; a range is allowed for the first date-time only.
@@ -43,28 +43,30 @@ _FILTERS: dict[str, tuple[str, ...]] = {
 _BY_PATH = {path: name for name, path in _FILTERS.items()}
 
 
-def search_workitems(call: Call) -> Response:
+def search_workitems(request: ServiceRequest) -> Response:
     """``GET /workitems``: newest first."""
-    limit, offset = page(call)
-    fuzzy = is_fuzzy(call)
+    limit, offset = page(request)
+    fuzzy = is_fuzzy(request)
     tests: dict[str, Test] = {}
-    for name, value in filters(call).items():
+    for name, value in filters(request).items():
         known = _known(name)
         check_filled(name, value)
         if known in tests:
             raise named_twice(name)
         tests[known] = _test(known, value, fuzzy=fuzzy)
-    also = included(call)
+    also = included(request)
     wanted = None if also is None else _RETURNED | {f"{tag:08X}" for tag in also}
     found: list[bytes] = []
-    with call.service.index.read() as tx:
-        rows = tx.execute("SELECT json FROM workitem WHERE partition_key = ? ORDER BY key DESC", (call.partition_key,))
+    with request.archive.index.read() as tx:
+        rows = tx.execute(
+            "SELECT json FROM workitem WHERE partition_key = ? ORDER BY key DESC", (request.partition_key,)
+        )
         for row in rows:
             dataset = json.loads(row["json"])
             if all(test(dataset) for test in tests.values()):
                 offset -= 1
                 if offset < 0:
-                    found.append(dump(_returned(dataset, wanted)))
+                    found.append(json_bytes(_returned(dataset, wanted)))
                 if len(found) == limit:
                     break
     return raw_json(found) if found else Response(status_code=204)

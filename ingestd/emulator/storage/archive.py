@@ -1,31 +1,51 @@
-"""One server's state: its folders, index, log and faults, and what it does when it starts and stops."""
-
-# ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
+"""One server's archive: its folders, index, log and faults, and what it does when it starts and stops."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import shutil
-import sqlite3
 import threading
-from collections.abc import Sequence
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..dicom.attributes import Level
 from ..faults import Faults
-from ..http.guard import Guard, Open
 from ..settings import Settings
-from .examine import Tag
-from .files import Files, Kept
+from .files import Files, StoredFile
 from .index import CREATING, Index, now_ticks, utc_text
-from .index_delay import Lag
-from .operations import Operations
+from .instances import drop_empty
+from .operations import OperationWorker
 from .request_log import RequestLog
+from .tags import Tag, stored_tags
 
 
-class Service:
+class InUse(Exception):
+    """Another emulator works in this data folder."""
+
+
+class IndexDelay:
+    """Studies that searches do not see yet, and until when: the ``index_lag`` fault."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def hide(self, study_uid: str, seconds: float) -> None:
+        with self._lock:
+            self._until[study_uid] = max(self._until.get(study_uid, 0.0), time.monotonic() + seconds)
+
+    def hidden(self) -> list[str]:
+        """The studies hidden now."""
+        if not self._until:
+            return []
+        now = time.monotonic()
+        with self._lock:
+            self._until = {uid: until for uid, until in self._until.items() if until > now}
+            return list(self._until)
+
+
+class Archive:
     """What every request works on."""
 
     def __init__(self, data: Path, settings: Settings, *, faults: Faults, log_to_disk: bool) -> None:
@@ -36,13 +56,12 @@ class Service:
         self.faults = faults
         self.index = Index(data / "index.sqlite", fsync=settings.fsync)
         self.files = Files(data, fsync=settings.fsync)
-        self.guard: Guard = Open()
-        self.lag = Lag()
+        self.index_delay = IndexDelay()
         self.log = RequestLog(data / "requests.jsonl" if log_to_disk else None)
         self._partitions: dict[str, int] = {}
         self._partition_lock = threading.Lock()
         self.workers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="emulator-examine")
-        self.operations = Operations(self)
+        self.operations = OperationWorker(self.index, delay_seconds=settings.operation_delay)
         self._expiry_at: int | None = None
         self._tags: list[Tag] | None = None
         self._tags_generation = 0
@@ -55,20 +74,17 @@ class Service:
             row = tx.execute("SELECT value FROM counter WHERE name = 'running'").fetchone()
             was_running = bool(row and row[0])
             tx.execute("INSERT OR REPLACE INTO counter VALUES ('running', 1)")
-            if was_running and not self.settings.crash_leaves_creating:
+            if not was_running:
+                return
+            if not self.settings.crash_leaves_creating:
                 tx.execute("DELETE FROM instance WHERE status = ?", (CREATING,))
                 drop_empty(tx)
-            known = (
-                {mark for row in tx.execute("SELECT watermark, original_watermark FROM instance") for mark in row}
-                if was_running
-                else None
-            )
-        if known is not None:
-            self.files.sweep({mark for mark in known if mark is not None})
+            rows = tx.execute("SELECT watermark, original_watermark FROM instance").fetchall()
+        self.files.sweep({mark for row in rows for mark in row if mark is not None})
 
-    def kept(self, watermark: int) -> Kept:
+    def file(self, watermark: int) -> StoredFile:
         """The file of a stored version."""
-        return Kept(self.index, self.files.path(watermark), watermark)
+        return StoredFile(self.index, self.files.path(watermark), watermark)
 
     def tags(self) -> list[Tag]:
         """The extended query tags that stores must index now."""
@@ -115,11 +131,6 @@ class Service:
             self._partitions[name] = key
         return key
 
-    def partition_names(self) -> dict[int, str]:
-        """Every partition's name by its key."""
-        with self.index.read() as tx:
-            return {int(row["key"]): str(row["name"]) for row in tx.execute("SELECT key, name FROM partition")}
-
     def close(self) -> None:
         """Stop cleanly: nothing may be running any more."""
         self.operations.close()
@@ -132,10 +143,6 @@ class Service:
         os.close(self._lock)
 
 
-class InUse(Exception):
-    """Another emulator works in this data folder."""
-
-
 def _locked(path: Path) -> int:
     # Two servers on one folder would clear away each other's unfinished parts.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -145,24 +152,6 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
         raise InUse(f"another emulator works in {path.parent}") from error
     return descriptor
-
-
-def stored_tags(tx: sqlite3.Connection) -> list[Tag]:
-    """The extended query tags that stores must index: those being added and those that are ready."""
-    return [
-        Tag(row["key"], int(row["path"], 16), row["vr"], Level(row["level"]), row["path"])
-        for row in tx.execute("SELECT * FROM tag WHERE status IN ('adding', 'ready') ORDER BY key")
-    ]
-
-
-def drop_empty(tx: sqlite3.Connection, study_keys: Sequence[int] | None = None) -> None:
-    """Remove series without instances and studies without series; with keys, only among those studies."""
-    within = "" if study_keys is None else f" AND study_key IN ({','.join(map(str, study_keys))})"
-    tx.execute(
-        f"DELETE FROM series WHERE NOT EXISTS (SELECT 1 FROM instance WHERE instance.series_key = series.key){within}"
-    )
-    within = "" if study_keys is None else f" AND key IN ({','.join(map(str, study_keys))})"
-    tx.execute(f"DELETE FROM study WHERE NOT EXISTS (SELECT 1 FROM series WHERE series.study_key = study.key){within}")
 
 
 def reset(data: Path) -> None:

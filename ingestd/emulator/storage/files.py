@@ -2,19 +2,19 @@
 
 A file's way: ``incoming/<number>`` while its request is read, then ``files/<folder>/<watermark>.dcm`` in the
 transaction that makes its row. Watermarks that follow each other share a folder, so that a group has but one to flush.
-Nothing that came over the network ever becomes part of a path. Small files have none: the index keeps them (``Kept``
-opens either).
+Nothing that came over the network ever becomes part of a path. Small files have none: the index keeps them
+(``StoredFile`` opens either).
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from .index import Index
 
@@ -23,19 +23,19 @@ _LONG_TO_WRITE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredFile:
     """One stored version's file, wherever it is kept."""
 
     index: Index
     path: Path
     watermark: int
 
-    def open(self, mode: Literal["rb"] = "rb", /) -> IO[bytes]:
+    def open(self) -> IO[bytes]:
         """The file at its start; raises FileNotFoundError where it is gone."""
         with self.index.read() as tx:
             row = tx.execute("SELECT file FROM content WHERE watermark = ?", (self.watermark,)).fetchone()
         if row is None:
-            return self.path.open(mode)
+            return self.path.open("rb")
         file = os.fdopen(os.memfd_create("instance"), "w+b")
         file.write(row["file"])
         file.seek(0)
@@ -71,7 +71,6 @@ class Files:
             older.rmdir()
 
     def close(self) -> None:
-        """End the threads that flush."""
         self._flushers.shutdown()
 
     def new_part(self) -> tuple[int, Path]:
@@ -83,8 +82,8 @@ class Files:
         """Where the file of a stored version is."""
         return self._root / f"{watermark >> _FOLDER_BITS:06x}" / f"{watermark}.dcm"
 
-    def settle(self, part: Path) -> None:
-        """Have a spooled part's bytes written, where the server was asked for that, so that ``put`` need not wait long.
+    def write_early(self, part: Path) -> None:
+        """Have a part's bytes written, where the server was asked for that, so that ``put`` need not wait long.
 
         What takes longer to write than the groups take that could go on meanwhile is waited for.
         """
@@ -132,18 +131,11 @@ class Files:
         for watermark in watermarks:
             self.path(watermark).unlink(missing_ok=True)
 
-    def sweep(self, known: set[int]) -> int:
-        """Remove what a crash left, files that no row knows; the number of those."""
-        removed = 0
-        for path in self._stored():
+    def sweep(self, known: set[int]) -> None:
+        """Remove what a crash left, files that no row knows."""
+        for path in list(self._root.glob("*/*")):
             if not path.stem.isdigit() or int(path.stem) not in known:
                 path.unlink(missing_ok=True)
-                removed += 1
-        return removed
-
-    def _stored(self) -> Iterator[Path]:
-        for folder in sorted(self._root.iterdir()):
-            yield from folder.iterdir()
 
 
 def _sync(path: Path) -> None:

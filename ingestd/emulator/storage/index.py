@@ -6,8 +6,6 @@ An instance's row is *Creating* (status 0) until its file is in place and become
 that also adds the feed entry, as in the service; nothing but DELETE and duplicate detection sees a Creating row.
 """
 
-# ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
-
 from __future__ import annotations
 
 import sqlite3
@@ -199,10 +197,35 @@ class Index:
         finally:
             self._readers.put(connection)
 
-    def tick(self) -> int:
-        """A new timestamp in 100 ns ticks, later than every one before it. Inside ``write`` only."""
-        self._last_tick = max(now_ticks(), self._last_tick + 1)
-        return self._last_tick
+    def add_to_feed(
+        self,
+        tx: sqlite3.Connection,
+        action: str,
+        partition_key: int,
+        identity: tuple[str, str, str],
+        watermark: int,
+        *,
+        gap: int = 0,
+        late_seconds: float = 0.0,
+    ) -> None:
+        """Add a feed entry, in the transaction that makes it true; its timestamp is later than every one before it.
+
+        ``identity`` are study, series and SOP Instance UID; a fault may skip sequence numbers, or show the entry late.
+        """
+        self._last_tick = stamp = max(now_ticks(), self._last_tick + 1)
+        tx.execute(
+            "INSERT INTO feed (sequence, timestamp, visible_at, action, partition_key, study_uid, series_uid, sop_uid,"
+            " watermark) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                next_number(tx, "sequence", gap=gap),
+                stamp,
+                stamp + int(late_seconds * TICKS_PER_SECOND) if late_seconds else 0,
+                action,
+                partition_key,
+                *identity,
+                watermark,
+            ),
+        )
 
     def close(self) -> None:
         """Close every connection; what is running on them must have ended."""
@@ -210,27 +233,19 @@ class Index:
             connection.close()
 
 
-def next_numbers(tx: sqlite3.Connection, counter: str, count: int, *, gap: int = 0) -> int:
-    """The first of ``count`` fresh numbers of a counter; counters never repeat, ``gap`` skips some."""
+def next_number(tx: sqlite3.Connection, counter: str, *, gap: int = 0) -> int:
+    """A fresh number of a counter; counters never repeat, ``gap`` skips some."""
     tx.execute(
         "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-        (counter, count + gap),
+        (counter, 1 + gap),
     )
-    last = int(tx.execute("SELECT value FROM counter WHERE name = ?", (counter,)).fetchone()[0])
-    return last - count + 1
+    return counter_value(tx, counter)
 
 
 def counter_value(tx: sqlite3.Connection, counter: str) -> int:
     """The last number given out."""
     row = tx.execute("SELECT value FROM counter WHERE name = ?", (counter,)).fetchone()
     return int(row[0]) if row else 0
-
-
-def forget_versions(tx: sqlite3.Connection, *watermarks: int | None) -> None:
-    """Remove what the index keeps of these versions of an instance: metadata, and the file where it is a small one."""
-    for watermark in watermarks:
-        tx.execute("DELETE FROM metadata WHERE watermark = ?", (watermark,))
-        tx.execute("DELETE FROM content WHERE watermark = ?", (watermark,))
 
 
 def now_ticks() -> int:

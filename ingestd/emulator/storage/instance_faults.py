@@ -8,38 +8,38 @@ from typing import Any
 from pydicom import dcmread
 
 from ..faults import FaultName
-from ..services.delete import remove
-from .archive import Service
+from .archive import Archive
 from .examine import BEING_CREATED, PROCESSING_FAILURE, VALIDATION_FAILED
-from .store_job import Entry, StoreRequest
+from .removal import remove
+from .store_job import PartResult, StoreRequest
 
 PATIENT_NAME = 0x00100010
 
 
-def ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
+def draw_faults(archive: Archive, request: StoreRequest, result: PartResult) -> None:
     """Find out which faults this instance meets; those that refuse it have done so."""
 
-    def take(name: FaultName) -> bool:
-        fault = service.faults.take(name, method=request.method, path=request.path, uids=entry.examined.identity)
+    def draw(name: FaultName) -> bool:
+        fault = archive.faults.take(name, method=request.method, path=request.path, uids=result.examined.identity)
         if fault is None:
             return False
-        entry.faults.add(name)
+        result.faults.add(name)
         if name is FaultName.LATE_FEED:
-            entry.late_seconds = 5.0 if fault.seconds is None else fault.seconds
+            result.late_seconds = 5.0 if fault.seconds is None else fault.seconds
         elif name is FaultName.COMMIT_DELAY:
-            entry.commit_seconds = 1.0 if fault.seconds is None else fault.seconds
+            result.commit_seconds = 1.0 if fault.seconds is None else fault.seconds
         elif name is FaultName.INDEX_LAG:
-            entry.lag_seconds = 5.0 if fault.seconds is None else fault.seconds
+            result.lag_seconds = 5.0 if fault.seconds is None else fault.seconds
         elif name is FaultName.FEED_GAP:
-            entry.gap = 1000 if fault.numbers is None else fault.numbers
+            result.gap = 1000 if fault.numbers is None else fault.numbers
         elif name is FaultName.CUT_STORED:
-            entry.cut = 1 if fault.bytes is None else fault.bytes
+            result.cut = 1 if fault.bytes is None else fault.bytes
         return True
 
-    if take(FaultName.BEING_CREATED):
-        entry.examined.failure = BEING_CREATED
-    elif take(FaultName.PROCESSING_FAILURE):
-        entry.examined.failure = PROCESSING_FAILURE
+    if draw(FaultName.BEING_CREATED):
+        result.examined.failure = BEING_CREATED
+    elif draw(FaultName.PROCESSING_FAILURE):
+        result.examined.failure = PROCESSING_FAILURE
     else:
         for name in (
             FaultName.STUCK_CREATING,
@@ -54,26 +54,26 @@ def ask_faults(service: Service, request: StoreRequest, entry: Entry) -> None:
             FaultName.CHANGE_STORED,
             FaultName.CUT_STORED,
         ):
-            take(name)
+            draw(name)
 
 
-def alter_where_asked(service: Service, entry: Entry) -> None:
-    """Change the bytes that are to be kept."""
-    if not entry.faults & {FaultName.ALTER_STORED, FaultName.CHANGE_STORED, FaultName.CUT_STORED}:
+def alter_file(archive: Archive, result: PartResult) -> None:
+    """Change the bytes that are to be kept, where a fault asks for it."""
+    if not result.faults & {FaultName.ALTER_STORED, FaultName.CHANGE_STORED, FaultName.CUT_STORED}:
         return
-    if isinstance(entry.examined.source, bytes):
-        descriptor, path = service.files.new_part()
-        os.write(descriptor, entry.examined.source)
+    if isinstance(result.examined.source, bytes):
+        descriptor, path = archive.files.new_part()
+        os.write(descriptor, result.examined.source)
         os.close(descriptor)
-        entry.examined.source = path
-    descriptor = os.open(entry.examined.source, os.O_RDWR | os.O_CLOEXEC)
+        result.examined.source = path
+    descriptor = os.open(result.examined.source, os.O_RDWR | os.O_CLOEXEC)
     try:
         size = os.fstat(descriptor).st_size
-        if FaultName.ALTER_STORED in entry.faults:
+        if FaultName.ALTER_STORED in result.faults:
             _flip(descriptor, size - 1)
-        if FaultName.CHANGE_STORED in entry.faults:
+        if FaultName.CHANGE_STORED in result.faults:
             _flip(descriptor, _place_of_name(descriptor))
-        os.ftruncate(descriptor, max(0, size - entry.cut))
+        os.ftruncate(descriptor, max(0, size - result.cut))
     finally:
         os.close(descriptor)
 
@@ -91,13 +91,12 @@ def _place_of_name(descriptor: int) -> int:
     return int(element.value_tell)
 
 
-def belie_where_asked(service: Service, request: StoreRequest, group: list[Entry]) -> None:
+def falsify_results(archive: Archive, request: StoreRequest, group: list[PartResult]) -> None:
     """Make the answer say something else than what was stored."""
-    for entry in group:
-        if FaultName.REFUSE_STORED in entry.faults and entry.is_stored:
-            entry.examined.failure = VALIDATION_FAILED
+    for result in group:
+        if FaultName.REFUSE_STORED in result.faults and result.is_stored:
+            result.examined.failure = VALIDATION_FAILED
         # As when the service's own cleanup of a failed entry meets a commit that had succeeded (AZURE.md 1.8).
-        if FaultName.UNDONE in entry.faults and entry.is_stored:
-            entry.examined.failure = PROCESSING_FAILURE
-            where = "study_uid = ? AND series_uid = ? AND sop_uid = ? AND partition_key = ?"
-            remove(service, where, (*entry.examined.identity, request.partition_key))
+        if FaultName.UNDONE in result.faults and result.is_stored:
+            result.examined.failure = PROCESSING_FAILURE
+            remove(archive, request.partition_key, *result.examined.identity)

@@ -1,21 +1,17 @@
-"""Finds stored instances by their UIDs, and their metadata; only Created ones, and only in one partition."""
-
-# ruff: noqa: S608 - what is put into SQL here are this room's own names, never what a client sent
+"""The index's rows of stored instances: found by their UIDs, read, and removed with what hangs on them."""
 
 from __future__ import annotations
 
 import sqlite3
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ..errors import INSTANCE_NOT_FOUND, SERIES_NOT_FOUND, STUDY_NOT_FOUND, Problem
-from ..http.request import Call
 from .index import CREATED
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class InstanceRow:
     """One stored instance, as far as retrieving it needs."""
 
     key: int
@@ -32,41 +28,54 @@ class Stored:
         return self.original_watermark if original and self.original_watermark is not None else self.watermark
 
 
-_FIELDS = "key, study_uid, series_uid, sop_uid, watermark, original_watermark, transfer_syntax, size_bytes"
+_SELECT = (
+    "SELECT i.key, i.study_uid, i.series_uid, i.sop_uid, i.watermark, i.original_watermark, i.transfer_syntax,"
+    " i.size_bytes FROM"
+)
+_CREATED = f"i.partition_key = ? AND i.status = {CREATED} ORDER BY i.watermark"
 
 
-def find(call: Call) -> list[Stored]:
-    """The instances of the study, series or instance that the path names, in order of storing; raises Problem 404."""
-    study, series, instance = call.uid("study"), call.optional_uid("series"), call.optional_uid("instance")
-    with call.service.index.read() as tx:
-        found = find_in(tx, call.partition_key, study, series, instance)
-    if not found:
-        raise Problem(404, INSTANCE_NOT_FOUND if instance else SERIES_NOT_FOUND if series else STUDY_NOT_FOUND)
-    return found
-
-
-def find_in(
+def find_created(
     tx: sqlite3.Connection, partition_key: int, study: str, series: str | None, instance: str | None
-) -> list[Stored]:
-    """The same for given UIDs, empty where there is none."""
+) -> list[InstanceRow]:
+    """The Created instances of a study, a series or one of them, in order of storing; empty where there is none."""
     if instance is not None:
-        sql = f"SELECT {_FIELDS} FROM instance WHERE sop_uid = ? AND series_uid = ? AND study_uid = ?"
-        parameters: tuple[Any, ...] = (instance, series, study)
-    else:
-        sql = (
-            f"SELECT {', '.join('i.' + field for field in _FIELDS.split(', '))} FROM study s"
-            " JOIN instance i ON i.study_key = s.key WHERE s.study_uid = ?"
+        where, values = (
+            "instance i WHERE i.sop_uid = ? AND i.series_uid = ? AND i.study_uid = ?",
+            [instance, series, study],
         )
-        parameters = (study,)
+    else:
+        where, values = "study s JOIN instance i ON i.study_key = s.key WHERE s.study_uid = ?", [study]
         if series is not None:
-            sql += " AND i.series_uid = ?"
-            parameters += (series,)
-    prefix = "" if instance is not None else "i."
-    sql += f" AND {prefix}partition_key = ? AND {prefix}status = {CREATED} ORDER BY {prefix}watermark"
-    return [Stored(*row) for row in tx.execute(sql, (*parameters, partition_key))]
+            where, values = f"{where} AND i.series_uid = ?", [*values, series]
+    rows = tx.execute(f"{_SELECT} {where} AND {_CREATED}", (*values, partition_key))
+    return [InstanceRow(*row) for row in rows]
 
 
 def metadata_bytes(tx: sqlite3.Connection, watermark: int) -> bytes:
-    """The stored metadata of a version as JSON text."""
+    """The stored metadata of a version as JSON text; raises LookupError where the version is gone."""
     row = tx.execute("SELECT json FROM metadata WHERE watermark = ?", (watermark,)).fetchone()
+    if row is None:
+        raise LookupError(watermark)
     return zlib.decompress(row["json"])
+
+
+def keep_metadata(tx: sqlite3.Connection, watermark: int, metadata: bytes) -> None:
+    tx.execute("INSERT INTO metadata VALUES (?, ?)", (watermark, zlib.compress(metadata, 1)))
+
+
+def forget_versions(tx: sqlite3.Connection, *watermarks: int | None) -> None:
+    """Remove what the index keeps of these versions of an instance: metadata, and the file where it is a small one."""
+    for watermark in watermarks:
+        tx.execute("DELETE FROM metadata WHERE watermark = ?", (watermark,))
+        tx.execute("DELETE FROM content WHERE watermark = ?", (watermark,))
+
+
+def drop_empty(tx: sqlite3.Connection, study_keys: Sequence[int] | None = None) -> None:
+    """Remove series without instances and studies without series; with keys, only among those studies."""
+    within = "" if study_keys is None else f" AND study_key IN ({','.join(map(str, study_keys))})"
+    tx.execute(
+        f"DELETE FROM series WHERE NOT EXISTS (SELECT 1 FROM instance WHERE instance.series_key = series.key){within}"
+    )
+    within = within.replace("study_key", "key")
+    tx.execute(f"DELETE FROM study WHERE NOT EXISTS (SELECT 1 FROM series WHERE series.study_key = study.key){within}")

@@ -1,4 +1,4 @@
-"""Does long-running operations: reindexing and bulk update, on one worker thread, survivors of a restart.
+"""Long-running operations: reindexing and bulk update, on one worker thread, survivors of a restart.
 
 An operation is a row that says what is to be done; the worker does it and writes down how it ended. What a crash
 interrupted is done again from the start: every kind of work is made so that this does no harm.
@@ -12,35 +12,53 @@ import sqlite3
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .index import now_ticks, one, utc_text
+from .index import Index, now_ticks, one, utc_text
 
-if TYPE_CHECKING:
-    from .archive import Service
-
-Work = Callable[["Service", str, dict[str, Any]], dict[str, Any]]
+Work = Callable[[dict[str, Any]], dict[str, Any]]
+_UNFINISHED = "status IN ('notStarted', 'running')"
 
 
-class Operations:
-    """The worker of one server; it starts with the first operation."""
+def add_operation(tx: sqlite3.Connection, kind: str, given: dict[str, Any], *, resources: list[str]) -> str:
+    """Write a new operation's row and return its id: 32 hex digits."""
+    operation_id = uuid.uuid4().hex
+    now = utc_text(now_ticks())
+    tx.execute(
+        "INSERT INTO operation (id, type, status, created_at, updated_at, resources, input)"
+        " VALUES (?, ?, 'notStarted', ?, ?, ?, ?)",
+        (operation_id, kind, now, now, json.dumps(resources), json.dumps(given)),
+    )
+    return operation_id
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+
+def active_operation(tx: sqlite3.Connection, kind: str) -> str | None:
+    """The id of an unfinished operation of this kind."""
+    row = one(tx, f"SELECT id FROM operation WHERE type = ? AND {_UNFINISHED}", (kind,))
+    return None if row is None else str(row["id"])
+
+
+class OperationWorker:
+    """The worker of one server; its thread starts with the first operation."""
+
+    def __init__(self, index: Index, *, delay_seconds: float) -> None:
+        self._index = index
+        self._delay_seconds = delay_seconds
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._kinds: dict[str, Work] = {}
 
     def register(self, kind: str, work: Work) -> None:
-        """Say how operations of this kind are done."""
+        """Say how operations of this kind are done: from what the row has as input to the results it shows."""
         self._kinds[kind] = work
 
     def resume(self) -> None:
         """Take up what an earlier run of the server left unfinished."""
-        with self._service.index.read() as tx:
-            rows = tx.execute("SELECT id FROM operation WHERE status IN ('notStarted', 'running')").fetchall()
+        with self._index.read() as tx:
+            rows = tx.execute(f"SELECT id FROM operation WHERE {_UNFINISHED}").fetchall()
         for row in rows:
             self.start(row["id"])
 
@@ -60,23 +78,19 @@ class Operations:
 
     def _run(self) -> None:
         while (operation_id := self._queue.get()) is not None:
-            self._do(operation_id)
-
-    def _do(self, operation_id: str) -> None:
-        index = self._service.index
-        with index.write() as tx:
-            row = one(tx, "SELECT type, input FROM operation WHERE id = ?", (operation_id,))
-            assert row is not None, "operations are never deleted"
-            _update(tx, operation_id, "running")
-        time.sleep(self._service.settings.operation_delay)
-        try:
-            results = self._kinds[row["type"]](self._service, operation_id, json.loads(row["input"]))
-            status = "succeeded"
-        except Exception as error:  # noqa: BLE001 - a failed operation is a state that clients can see
-            traceback.print_exception(error)
-            results, status = {"errors": ["The operation failed."]}, "failed"
-        with index.write() as tx:
-            _update(tx, operation_id, status, results=results, percent=100)
+            with self._index.write() as tx:
+                row = one(tx, "SELECT type, input FROM operation WHERE id = ?", (operation_id,))
+                assert row is not None, "operations are never deleted"
+                _update(tx, operation_id, "running")
+            time.sleep(self._delay_seconds)
+            try:
+                results = self._kinds[row["type"]](json.loads(row["input"]))
+                status = "succeeded"
+            except Exception as error:  # noqa: BLE001 - a failed operation is a state that clients can see
+                traceback.print_exception(error)
+                results, status = {"errors": ["The operation failed."]}, "failed"
+            with self._index.write() as tx:
+                _update(tx, operation_id, status, results=results, percent=100)
 
 
 def _update(

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from errno import ENOSPC
@@ -43,16 +43,8 @@ class RequestLog:
             self._count += 1
             return self._count
 
-    def add(self, kind: str, request: int, facts: Mapping[str, Any]) -> None:
-        """Write one line."""
-        line = {"kind": kind, "at": datetime.now(UTC).isoformat(), "request": request, **facts}
-        with self._lock:
-            self._lines.append(line)
-            if self._file is not None:
-                self._write(self._file, _ENCODER.encode(line))
-
-    def add_all(self, kind: str, facts: list[tuple[int, dict[str, Any]]]) -> None:
-        """Write several requests' lines at once."""
+    def add(self, kind: str, facts: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Write lines, each with its request's number; all at once."""
         at = datetime.now(UTC).isoformat()
         lines = [{"kind": kind, "at": at, "request": request, **each} for request, each in facts]
         with self._lock:
@@ -74,7 +66,6 @@ class RequestLog:
             return list(self._lines)
 
     def close(self) -> None:
-        """Close the file."""
         with self._lock:
             if self._file is not None:
                 os.close(self._file)

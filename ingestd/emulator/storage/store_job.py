@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..faults import FaultName
-from ..services.upload import Part
-from .examine import Examined, Tag
+from .examine import Examined
+from .tags import Tag
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedPart:
+    """One part of a request, whole; where it is on disk it is being examined meanwhile."""
+
+    source: Path | bytes
+    examined: Future[Examined] | None = None
 
 
 @dataclass(kw_only=True)
@@ -26,7 +36,7 @@ class StoreRequest:
 
 
 @dataclass(kw_only=True, slots=True)
-class Entry:
+class PartResult:
     """What became of one part."""
 
     examined: Examined
@@ -50,24 +60,24 @@ class Entry:
 
 
 @dataclass(kw_only=True)
-class Post:
+class StoreJob:
     """One request's parts on their way into the index."""
 
     request: StoreRequest
-    parts: Sequence[Part]
-    entries: list[Entry] = field(default_factory=list)  # what became of them, as far as it is known
-    group: list[Entry] = field(default_factory=list)  # looked at, and next to be stored
+    parts: Sequence[UploadedPart]
+    results: list[PartResult] = field(default_factory=list)  # what became of them, as far as it is known
+    group: list[PartResult] = field(default_factory=list)  # examined, and next to be stored
 
     @property
     def is_done(self) -> bool:
         """Whether everything is stored or refused."""
-        return len(self.entries) == len(self.parts)
+        return len(self.results) == len(self.parts)
 
     @property
     def has_faults(self) -> bool:
         """Whether something is to go wrong with the group."""
-        return any(entry.faults for entry in self.group)
+        return any(result.faults for result in self.group)
 
     def identities(self) -> set[tuple[object, ...]]:
         """What the group is going to store."""
-        return {(*entry.examined.identity, self.request.partition_key) for entry in self.group if entry.is_stored}
+        return {(*result.examined.identity, self.request.partition_key) for result in self.group if result.is_stored}

@@ -1,20 +1,17 @@
-"""The OpenAPI document of the service, written from the routing table: ``/v2/api.json`` and ``/v2/api.yaml``."""
+"""The OpenAPI document of the service, written from the routing table."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.responses import Response
-
-from ..http.request import Action, Body, Call, Route, route
+from .http.request import Body, Route
 
 _STATUS = {"GET": "200", "POST": "200", "PUT": "200", "PATCH": "200", "DELETE": "204"}
 
 
 def document(routes: Sequence[Route], *, version: int, server: str) -> dict[str, Any]:
-    """The document of one version."""
+    """The document of one version; what an endpoint's docstring says first is its summary."""
     paths: dict[str, dict[str, Any]] = {}
     for each in routes:
         if version in each.versions:
@@ -42,17 +39,3 @@ def _operation(each: Route) -> dict[str, Any]:
     if each.body is not Body.IGNORED:
         operation["requestBody"] = {"content": {kind: {} for kind in each.consumes or ("application/json",)}}
     return operation
-
-
-def get_document(call: Call) -> Response:
-    """``GET /api.json`` and ``GET /api.yaml``; the latter is the same text, for JSON is YAML."""
-    from ..routes import ROUTES as EVERY  # noqa: PLC0415 - the table has this route in it
-
-    text = json.dumps(document(EVERY, version=call.version, server=call.root_url), indent=2)
-    is_yaml = call.request.url.path.lower().rstrip("/").endswith(".yaml")
-    return Response(text, media_type="application/yaml" if is_yaml else "application/json")
-
-
-ROUTES: list[Route] = [
-    route("GET", f"api.{kind}", get_document, Action.NONE, partitioned=False) for kind in ("json", "yaml")
-]

@@ -9,7 +9,7 @@ import mimetypes
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from ..errors import Problem
-from ..http.request import Action, Call, Route, route
+from ..http.request import Action, Route, ServiceRequest, route
 from ..storage.index import CREATED
 
 _PAGE = """<!doctype html>
@@ -31,9 +31,9 @@ _NO_VIEWER = """<p>No viewer was given. To open studies here: get an OHIF build,
 <code>ingestd emulate --viewer package/dist</code>.</p>"""
 
 
-def get_page(call: Call) -> Response:
+def get_page(request: ServiceRequest) -> Response:
     """``GET /`` without a viewer, ``GET /emulator`` with one."""
-    with call.service.index.read() as tx:
+    with request.archive.index.read() as tx:
         counts = {
             "studies": tx.execute("SELECT count(*) FROM study").fetchone()[0],
             "series": tx.execute("SELECT count(*) FROM series").fetchone()[0],
@@ -46,9 +46,9 @@ def get_page(call: Call) -> Response:
             " AND i.status = ?) AS instances FROM study s ORDER BY s.key DESC LIMIT 20",
             (CREATED,),
         ).fetchall()
-    has_viewer = call.service.settings.viewer is not None
+    has_viewer = request.archive.settings.viewer is not None
     lines = "".join(_row(tuple(row), has_viewer=has_viewer) for row in rows)
-    url = call.request.url
+    url = request.url
     viewer = '<p>The viewer is at <a href="/">/</a>.</p>' if has_viewer else _NO_VIEWER
     text = _PAGE.format(url=html.escape(f"{url.scheme}://{url.netloc}/v2"), rows=lines, viewer=viewer, **counts)
     return HTMLResponse(text)
@@ -106,18 +106,18 @@ def viewer_config(origin: str) -> str:
     return f"window.config = {json.dumps(config, indent=2)};\n"
 
 
-def get_viewer(call: Call) -> Response:
+def get_viewer(request: ServiceRequest) -> Response:
     """A file of the viewer; a path that is none belongs to the viewer's own pages."""
-    settings = call.service.settings
+    settings = request.archive.settings
     if settings.viewer is None:
         raise Problem(404)
     root = settings.viewer.resolve()
-    path = call.request.url.path
+    path = request.url.path
     if path.endswith("/app-config.js"):
-        origin = f"{call.request.url.scheme}://{call.request.url.netloc}"
+        origin = f"{request.origin}"
         return Response(viewer_config(origin), media_type="text/javascript", headers=_ISOLATED)
     try:
-        asked = (root / call.request.scope["path"].lstrip("/")).resolve()
+        asked = (root / request.scope["path"].lstrip("/")).resolve()
         is_there = asked.is_relative_to(root) and asked.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long, links in a ring, a zero byte: no file's name
         raise Problem(404) from error
