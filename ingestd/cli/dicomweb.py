@@ -15,7 +15,7 @@ from . import dicomweb_asking as asking
 from . import dicomweb_files as files
 from . import dicomweb_service as service
 from .common import config_option
-from .dicomweb_connection import OperationGroup, ServerOptions
+from .dicomweb_common import OperationGroup, ServerOptions
 
 CODES = """\b
 Exit codes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ import click
 from ingestd.clocks import boottime
 
 from .common import ExitCode, json_option
-from .dicomweb_connection import operation, pairs
-from .output import clock, end_if_unread, plain, print_json
+from .dicomweb_common import operation, pairs, print_lines, print_results, tell_found
+from .output import clock, end_if_unread, plain
 from .run import DurationType
 
 if TYPE_CHECKING:
@@ -109,26 +110,10 @@ def search(
     items = list(found)
     columns = dict(COLUMNS[level])
     columns |= {tag: name for tag, name in _included(include).items() if tag not in columns}
-    code = tell_found(items, columns, as_json=as_json)
+    code = tell_found(items, partial(print_results, columns=columns), as_json=as_json)
     if items and not as_json:
         click.echo(f"{len(items)} {level}", err=True)
     return code
-
-
-def tell_found(items: list[Any], columns: Mapping[str, str] | None, *, as_json: bool) -> int:
-    """Print what a search found, without ``columns`` one a line; nothing found is said, and no good end."""
-    if as_json:
-        print_json(items)
-    elif not items:
-        click.echo("nothing on the server matches", err=True)
-    elif columns is None:
-        for item in items:
-            click.echo(plain(item))
-    else:
-        from .dicomweb_tables import print_results
-
-        print_results(items, columns)
-    return ExitCode.DONE if items else ExitCode.NEEDS_PERSON
 
 
 def _included(names: tuple[str, ...]) -> dict[str, str]:
@@ -153,7 +138,7 @@ def patient_studies(client: DicomWebClient, *, patient_id: str, as_json: bool) -
 
     found = client.find_studies({"PatientID": patient_id}, include=["StudyInstanceUID"])
     uids = [uid_of(item, "StudyInstanceUID") for item in found]
-    return tell_found(uids, None, as_json=as_json)
+    return tell_found(uids, print_lines, as_json=as_json)
 
 
 @click.command()

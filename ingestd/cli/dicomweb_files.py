@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import ExitCode, json_option
-from .dicomweb_connection import Progress, operation, pairs, uids
+from .dicomweb_common import Progress, operation, pairs, print_dataset, uids
 from .output import end_if_unread, in_bytes, in_files, plain, print_json
 from .run import DurationType
 
@@ -222,8 +222,6 @@ def metadata(
     if as_json:
         print_json(list(found.items))
         return
-    from .dicomweb_tables import print_dataset
-
     for item in found.items:
         print_dataset(item)
     if found.etag:

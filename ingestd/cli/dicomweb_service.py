@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .common import ExitCode, json_option
-from .dicomweb_asking import tell_found
-from .dicomweb_connection import operation, pairs
+from .dicomweb_common import operation, pairs, print_dataset, print_lines, print_results, tell_found
 from .output import plain, print_json
 from .run import DurationType
 
 if TYPE_CHECKING:
-    from ingestd.dicomweb import DicomWebClient, Operation
+    from ingestd.dicomweb import DicomWebClient, Operation, QueryTagEntry
+
+NONE = "there are none"
 
 
 @click.group()
@@ -30,7 +33,7 @@ def tags() -> None:
 @operation
 def tags_list(client: DicomWebClient, *, as_json: bool) -> None:
     """List all tags."""
-    _print_tags([*client.tags.all()], as_json=as_json)
+    _tell_tags(client.tags.all(), as_json=as_json)
 
 
 @tags.command("add")
@@ -64,7 +67,7 @@ def tags_add(
 @operation
 def tags_get(client: DicomWebClient, *, path: str, as_json: bool) -> None:
     """Show one tag."""
-    _print_tags([client.tags.get(path)], as_json=as_json)
+    _tell_tags([client.tags.get(path)], as_json=as_json)
 
 
 @tags.command("update")
@@ -74,7 +77,7 @@ def tags_get(client: DicomWebClient, *, path: str, as_json: bool) -> None:
 @operation
 def tags_update(client: DicomWebClient, *, path: str, enabled: bool, as_json: bool) -> None:
     """Let searches use a tag, or not."""
-    _print_tags([client.tags.set_query_status(path, enabled=enabled)], as_json=as_json)
+    _tell_tags([client.tags.set_query_status(path, enabled=enabled)], as_json=as_json)
 
 
 @tags.command("delete")
@@ -95,29 +98,32 @@ def tags_delete(client: DicomWebClient, *, path: str, yes: bool) -> None:
 @operation
 def tags_errors(client: DicomWebClient, *, path: str, as_json: bool) -> None:
     """List the instances that cannot be found by a tag, and why."""
-    found = [*client.tags.all_errors(path)]
-    if as_json:
-        print_json([{"sop_uid": item.sop_uid, "study_uid": item.study_uid, "message": item.message} for item in found])
-        return
-    if not found:
-        click.echo("there are none", err=True)
-        return
+    found = [
+        {"sop_uid": error.sop_uid, "study_uid": error.study_uid, "message": error.message}
+        for error in client.tags.all_errors(path)
+    ]
+    tell_found(found, _print_errors, as_json=as_json, nothing=NONE)
+
+
+def _print_errors(found: list[dict[str, str]]) -> None:
     from .tables import show, table
 
-    show(table(["instance", "why"], [(item.sop_uid, item.message) for item in found]))
+    show(table(["instance", "why"], [(error["sop_uid"], error["message"]) for error in found]))
 
 
-def _print_tags(found: list[Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json([{name: getattr(tag, name) for name in tag.__slots__} for tag in found])
-        return
-    if not found:
-        click.echo("there are none", err=True)
-        return
+def _tell_tags(found: Iterable[QueryTagEntry], *, as_json: bool) -> None:
+    tell_found([asdict(tag) for tag in found], _print_tags, as_json=as_json, nothing=NONE)
+
+
+def _print_tags(found: list[dict[str, Any]]) -> None:
     from .tables import show, table
 
     rows = [
-        (tag.path, tag.vr, tag.level, tag.status, "on" if tag.is_query_enabled else "off", tag.error_count)
+        (
+            *(tag[name] for name in ("path", "vr", "level", "status")),
+            "on" if tag["is_query_enabled"] else "off",
+            tag["error_count"],
+        )
         for tag in found
     ]
     show(table(["tag", "VR", "level", "status", "search", "errors>"], rows))
@@ -143,7 +149,7 @@ def _wait(client: DicomWebClient, identifier: str, timeout: timedelta | None) ->
 
 def _show(found: Operation, *, as_json: bool) -> int:
     if as_json:
-        print_json({name: getattr(found, name) for name in found.__slots__})
+        print_json(asdict(found))
     else:
         click.echo(f"{found.type} {found.status} {found.percent} %")
         for name, value in found.results.items():
@@ -216,14 +222,8 @@ def export(
 @operation
 def partitions(client: DicomWebClient, *, as_json: bool) -> None:
     """List the server's data partitions (Azure)."""
-    found = client.partitions()
-    if as_json:
-        print_json([{name: getattr(item, name) for name in item.__slots__} for item in found])
-        return
-    if not found:
-        click.echo("there are none", err=True)
-    for item in found:
-        click.echo(plain(item.name))
+    found = [asdict(partition) for partition in client.partitions()]
+    tell_found(found, lambda each: print_lines(one["name"] for one in each), as_json=as_json, nothing=NONE)
 
 
 @click.group()
@@ -250,8 +250,6 @@ def workitems_get(client: DicomWebClient, *, uid: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    from .dicomweb_tables import print_dataset
-
     print_dataset(found)
 
 
@@ -293,7 +291,8 @@ def workitems_cancel(client: DicomWebClient, *, uid: str) -> None:
 def workitems_search(client: DicomWebClient, *, filters: tuple[str, ...], as_json: bool) -> int:
     """Search workitems; code 1 if nothing matches."""
     columns = {"00080018": "workitem", "00741000": "state", "00741204": "label", "00100020": "patient id"}
-    return tell_found(list(client.workitems.search(pairs(filters))), columns, as_json=as_json)
+    found = list(client.workitems.search(pairs(filters)))
+    return tell_found(found, partial(print_results, columns=columns), as_json=as_json)
 
 
 def _workitem(file: Any) -> dict[str, Any]:

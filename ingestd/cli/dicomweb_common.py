@@ -1,9 +1,9 @@
-"""What every operation of ``ingestd dicomweb`` shares: which server, who we are, and what its answers mean."""
+"""What every operation of ``ingestd dicomweb`` shares: which server, who we are, and how its answers are told."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import click
 
 from .common import ExitCode, Stop, keep_secrets, load_config, tell_config
-from .output import plain
+from .output import plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.dicomweb import Auth, DicomWebClient
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_WIDEST = 120  # letters of a value beside its tag
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,3 +184,64 @@ class Progress:
         """Count so many bytes."""
         if self._bar is not None:
             self._bar.advance(self._task, size_bytes)
+
+
+def tell_found(
+    items: Sequence[Any],
+    show: Callable[[Any], None],
+    *,
+    as_json: bool,
+    nothing: str = "nothing on the server matches",
+) -> int:
+    """Print what was found, as JSON or by ``show``; nothing found is said, and no good end of a search."""
+    if as_json:
+        print_json(items)
+    elif items:
+        show(items)
+    else:
+        click.echo(nothing, err=True)
+    return ExitCode.DONE if items else ExitCode.NEEDS_PERSON
+
+
+def print_lines(texts: Iterable[object]) -> None:
+    for text in texts:
+        click.echo(plain(text))
+
+
+def text_of(element: Mapping[str, Any] | None) -> str:
+    """Say an element's values in one line."""
+    if not isinstance(element, Mapping):
+        return ""
+    values = element.get("Value")
+    if not isinstance(values, list):
+        return "(bulk data)" if "BulkDataURI" in element or "InlineBinary" in element else ""
+    return "\\".join(_value(value) for value in values)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        names = [str(value[kind]) for kind in ("Alphabetic", "Ideographic", "Phonetic") if value.get(kind)]
+        return "=".join(names) if names or not value else f"(item of {len(value)} elements)"
+    return "" if value is None else str(value)
+
+
+def print_dataset(item: Mapping[str, Any]) -> None:
+    """Print a data set's elements, one a line."""
+    from ingestd.dicomweb import keyword_of
+
+    from .tables import show, table
+
+    rows = []
+    for tag, element in sorted(item.items()):
+        text = plain(text_of(element))
+        shown = text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
+        rows.append((tag, keyword_of(tag), str(element.get("vr", "")), shown))
+    show(table(["tag", "keyword", "VR", "value"], rows))
+
+
+def print_results(items: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Print search results; ``columns`` are tags and their headings, empty columns are left out."""
+    from .tables import show, table
+
+    used = {tag: heading for tag, heading in columns.items() if any(text_of(item.get(tag)) for item in items)}
+    show(table(list(used.values()), [[text_of(item.get(tag)) for tag in used] for item in items]))
