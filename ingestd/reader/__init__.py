@@ -2,7 +2,7 @@
 
 ::
 
-    readers = ReaderPool(wake=wake)            # children start at once, in the background
+    readers = ReaderPool(wake=wake)         # children start at once, in the background
     readers.submit(InspectJob(key=1, path="/drop/a"))
     ...                                     # wake() is called, from another thread, when there is something to collect
     for read in readers.collect(): ...      # list[Read], in any order

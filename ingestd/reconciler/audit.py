@@ -8,19 +8,45 @@ question, twice is an answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, uid_of
-from ingestd.lifecycle import HOLDING, State, Unproven
+from ingestd.lifecycle import HOLDING, Identity, Pause, State, Unproven
 from ingestd.outages import pause_of, stops_queries
 from ingestd.reconciler.asking import StudyAsker, list_identities
-from ingestd.reconciler.questions import Finding, StudyAudit, StudyQuestion, StudyRows
+from ingestd.reconciler.questions import Finding, StudyQuestion
 
 # What the server is said to have; every other row is only known, so that it is not counted as the server's own.
 EXPECTED = frozenset({State.STORED, State.CONFIRMED})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyRows:
+    """Everything that the ledger has of one study, for an audit."""
+
+    study_uid: str
+    rows: tuple[Unproven, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyAudit:
+    """How ledger and server compare for one study.
+
+    ``here_only``: rows that the server does not have (asked once: an absence counts when it was seen twice).
+    ``there_only``: what the server has and the ledger does not know. ``findings``: everything that was found of the
+    rows, copies to compare among them. ``error``: the study could not be audited, or not to its end.
+    """
+
+    study_uid: str
+    findings: tuple[Finding, ...] = ()
+    here_only: tuple[Unproven, ...] = ()
+    there_only: tuple[Identity, ...] = ()
+    error: str = ""
+    pause: Pause | None = None
 
 
 def audit(

@@ -1,8 +1,11 @@
 """What the judges go by, and the question they share: is presence proof enough, or only the content itself.
 
-"It is there" says whose it is and not that it is whole and unaltered. That a server gives back what it was given is
-trusted once it has shown it (``trust``); a row that was chosen for it, or to keep the trust, is ``sampled``. Whatever
-the trust, these may be somebody else's object under our UIDs, or part of ours, and are compared with our file:
+**What proves what.** "It is there" says whose it is, and not that it is whole and unaltered. That a server gives back
+what it was given is trusted once it has shown it (the daemon keeps that trust); until then, and for a sample after it
+(``Unproven.sampled``), the server's copy is compared with our file. On a server that is trusted presence is enough: the
+newest entry of the change feed is current and no older than our attempt, or a query lists it that did not list it right
+before the post. Whatever the trust, these may be somebody else's object under our UIDs, or part of ours, and are always
+compared:
 
 - the server said that it had one already (45070);
 - the answer to our post was never read. A lenient server may have kept what came of a post that broke off. A Create
@@ -12,6 +15,23 @@ the trust, these may be somebody else's object under our UIDs, or part of ours, 
   the query before the post and the post;
 - the server neither refuses duplicates nor was the row absent in the query right before the post;
 - the change feed has more than our one entry, or one that is younger than the answer to our post.
+
+**A foreign sighting** is a newest entry that our own post cannot have made: no Create, or no longer current, or stamped
+after the answer to our post came. Where a server refuses duplicates each Create has one maker, so an entry that may be
+ours is; but what was replaced, updated or created anew since is whatever its maker sent. A mismatch is then that
+file's conflict and no fault of the server's (``may_be_foreign``). An entry *older* than our attempt says nothing of our
+post: it is of an earlier life of the identity, before somebody deleted it.
+
+**Absence needs a wait.** A server may show late what it has (an index behind its store, a post that it is still busy
+with), and a copy too many does harm where duplicates are kept. So one absence is a question and two are an answer, as
+far apart as that server's second copy is dangerous (``between_looks``: 10 s or 5 min), doubled with each time the row
+was sent again, since an absence that was wrong once may be wrong again. STORED rows get the grace time first.
+
+**Two clocks.** Times of ours and times of the server's (feed entries, ``Date``) are compared on the server's clock, by
+the offset of its last answer, with a margin for its coarse stamps. What must have passed *for certain* is another
+matter: where our wall clock was set (``jump``), a wait begins anew there, however long ago it began by a clock that
+shows something else now. And a post from before the jump cannot be put in order with the feed: an entry is then neither
+older than it nor a deletion after it, but counts as foreign, so that the content decides.
 """
 
 from __future__ import annotations
@@ -20,7 +40,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ingestd.lifecycle import Jump, Reason, ServerProfile, State, Unproven, surely_since
+from ingestd.lifecycle import REFUSALS, Jump, Reason, ServerProfile, State, Unproven, surely_since
 
 # Between the server's HTTP clock (whole seconds) and the one that stamps its feed entries.
 CLOCK_MARGIN = timedelta(seconds=60)
@@ -127,7 +147,12 @@ def is_deleted_since(row: Unproven, rules: Rules) -> bool:
 
 
 def _is_after_ours(row: Unproven, rules: Rules) -> bool:
-    ours = [at for at in (row.stored_at, row.last_attempt_at) if at is not None]
-    if row.seen_at is None or not ours or rules.is_across_jump(row):
+    ours = max(filter(None, (row.stored_at, row.last_attempt_at)), default=None)
+    if row.seen_at is None or ours is None or rules.is_across_jump(row):
         return False
-    return row.seen_at > rules.on_server_clock(max(ours)) + CLOCK_MARGIN
+    return row.seen_at > rules.on_server_clock(ours) + CLOCK_MARGIN
+
+
+def is_refused(row: Unproven) -> bool:
+    """Say whether a post's verdict gave it up, so that the server is asked for it this last time."""
+    return row.state is State.UNCERTAIN and row.reason in REFUSALS
