@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import attrgetter
 
 from ingestd.dicomweb import ChangeFeedEntry, ChangeFeedPage, DicomWebClient, DicomWebError, Unintelligible
 from ingestd.lifecycle import FeedCursor, FeedEnd, Identity, Sighting
@@ -28,6 +29,8 @@ BEFORE_FIRST_ATTEMPT = timedelta(minutes=10)
 # An entry is stamped before it can be seen, never by so much: one with an old sequence is of a feed that began again.
 STAMPED_BEFORE_SEEN = timedelta(minutes=5)
 DEFAULT_PARTITION = "microsoft.default"
+_AT = attrgetter("at")
+_SEQUENCE = attrgetter("sequence")
 
 
 @dataclass(slots=True)
@@ -64,7 +67,7 @@ class _Reading:
             self.server_date = page.server_date
         known = len(self.entries)
         self.entries.update((entry.sequence, entry) for entry in page.entries)
-        self.newest_at = max((entry.at for entry in page.entries), default=self.newest_at)
+        self.newest_at = max(map(_AT, page.entries), default=self.newest_at)
         self.unreadable += page.unreadable
         self.pages_without_news = self.pages_without_news + 1 if len(self.entries) == known else 0
 
@@ -75,15 +78,11 @@ class _Reading:
             return False
         return self.newest_at is not None and self.newest_at > self.horizon
 
-    def sightings(self, partition: str) -> tuple[Sighting, ...]:
-        ours = (entry for entry in self.entries.values() if entry.partition.lower() in {"", partition})
-        return newest_sightings(ours)
-
 
 def newest_sightings(entries: Iterable[ChangeFeedEntry]) -> tuple[Sighting, ...]:
     """Keep each identity's newest entry, by sequence; disturbed where there were several."""
     newest: dict[Identity, Sighting] = {}
-    for entry in sorted(entries, key=lambda one: one.sequence):
+    for entry in sorted(entries, key=_SEQUENCE):
         identity = Identity(study_uid=entry.study_uid, series_uid=entry.series_uid, sop_uid=entry.sop_uid)
         newest[identity] = Sighting(
             identity=identity,
@@ -120,7 +119,9 @@ def read_feed(
         failure = error
     return FeedAnswer(
         question=question,
-        sightings=reading.sightings(partition.lower()),
+        sightings=newest_sightings(
+            entry for entry in reading.entries.values() if entry.partition.lower() in {"", partition.lower()}
+        ),
         unreadable=reading.unreadable,
         cursor=cursor,
         end=end,
@@ -143,10 +144,10 @@ def _end_of(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -
         except Unintelligible:
             return None
         entries += [] if latest is None else [latest]
-    times = [entry.at for entry in entries]
+    times = list(map(_AT, entries))
     if question.end is not None and question.end.at is not None:
         times.append(question.end.at)
-    return FeedEnd(sequence=max((entry.sequence for entry in entries), default=0), at=max(times, default=None))
+    return FeedEnd(sequence=max(map(_SEQUENCE, entries), default=0), at=max(times, default=None))
 
 
 def _went_back_to(question: FeedQuestion, reading: _Reading, end: FeedEnd) -> int | None:
@@ -169,7 +170,8 @@ def _went_back_to(question: FeedQuestion, reading: _Reading, end: FeedEnd) -> in
 def _read_v2(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> tuple[FeedCursor, bool]:
     since = question.cursor.since if question.cursor is not None else None
     if since is None:
-        since = _first_time(client, question, reading)
+        reading.server_date = client.change_feed(limit=1).server_date  # one cheap page tells the server's clock
+        since = _before_first_attempt(question, reading)
     end: datetime | None = None
     offset = 0
     last: datetime | None = None
@@ -183,7 +185,7 @@ def _read_v2(client: DicomWebClient, question: FeedQuestion, reading: _Reading) 
             reading.take(page)
         offset += page.size
         if page.entries:
-            last = max(entry.at for entry in page.entries)
+            last = max(map(_AT, page.entries))
         if page.size < V2_PAGE:
             return FeedCursor(version=2, since=reading.cursor_from(since, question.elapsed)), True
         if end is None and reading.server_date is not None:
@@ -203,12 +205,6 @@ def _time_before(question: FeedQuestion, reading: _Reading) -> datetime:
     if question.cursor_moved_at is None or reading.clock_offset is None:
         return reading.horizon
     return min(reading.horizon, question.cursor_moved_at + reading.clock_offset - reading.lag)
-
-
-def _first_time(client: DicomWebClient, question: FeedQuestion, reading: _Reading) -> datetime:
-    """Say where a first reading begins; one cheap page tells the server's clock."""
-    reading.server_date = client.change_feed(limit=1).server_date
-    return _before_first_attempt(question, reading)
 
 
 def _before_first_attempt(question: FeedQuestion, reading: _Reading) -> datetime:
