@@ -311,7 +311,7 @@ def test_what_the_feed_showed_is_committed_with_the_cursor_that_passes_it(tmp_pa
         daemon.proof.read_feed_soon()
         daemon.proof.gather(read_clocks())
         daemon.proof.ask()
-        wait_until(lambda: daemon.reconciler._answers, what="the feed's answer")
+        wait_until(lambda: daemon.reconciler._feed._ended, what="the feed's answer")
         now = read_clocks()
         daemon.proof.gather(now)
         assert (queries.cursor(daemon.ledger), seen_sequence(daemon)) == (before, None)
