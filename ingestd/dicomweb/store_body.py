@@ -1,9 +1,30 @@
 """The body of a Store Transaction, streamed: multipart/related after PS3.18 §8.6.1.2.1, or one instance alone.
 
 Its length is known before its first byte, it can be sent again from the start, no file is ever whole in memory, and
-one file is open at a time. While a file streams its digests are computed, and the last WITHHELD bytes of each part stay
-here until they match: a server never gets the end of a part that is not what its digest says. (It may get the
-beginning; Content-Length and the missing boundary tell it that the request is not whole.)
+one file is open at a time.
+
+Theory of operation: the withheld tail. A file was read and judged some time ago, and its digests were kept. It is read
+again here, on its way out, and may be another by now: somebody wrote to it, or the disk gives other bytes. A server
+that got the whole of it would store it, and what is confirmed later would not be what was judged. To digest it first
+and send it then would read it twice and still leave a gap. So it is digested while it streams, and the verdict on a
+part falls with its last byte; up to then the last ``WITHHELD`` bytes read of it stay here:
+
+    |<- parts before ->|<-------------- the part in hand -------------->|
+    |   checked: go    |  read, and go        |  read, and stay: 64 KiB |  not read yet
+                                              ^ free
+
+- If the digests match, the tail goes out with what follows, and the next part begins. Nothing waits for it: the tails
+  of small parts travel together in one buffer.
+- If they do not, FileChanged is raised, the request breaks off in the middle of the body, and its connection is reset
+  (``transport``). The server has the beginning of that part at most, never its end. It can see that itself: fewer bytes
+  came than Content-Length says, and the closing boundary is missing. Of a file of up to ``WITHHELD`` bytes not one
+  has left. Parts before it may be stored all the same (Azure conformance v2, Store); the caller asks.
+
+What is held against a part is its size as well: one byte more or less than it was, and its file grew or shrank. The
+last read asks for one byte too many, so that a file that ends where it should tells so by itself.
+
+All of it lies in one buffer per body: parts are read into it behind each other, what may leave is handed out as a view
+of its front once that is ``SEND_FROM`` bytes, and what has to stay is moved to the front.
 """
 
 from __future__ import annotations
@@ -18,15 +39,12 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from ingestd.dicomweb.errors import FileChanged
-from ingestd.fs.places import MISSING
+from ingestd.fs.places import FILE, MISSING
 
 WITHHELD = 65_536
 # Small parts travel together in buffers of about this size; reads of a quarter of it suit the processor's cache.
 SEND_FROM = 1_048_576
 READ_SIZE = 262_144
-
-# O_NONBLOCK: whatever took the file's place meanwhile, opening it must not hang.
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 PART_HEAD = b"Content-Type: application/dicom\r\n\r\n"
 
@@ -86,16 +104,14 @@ class StoreBody:
         self._on_bytes = on_bytes
         # 128 random bits: it cannot be in the content by accident, nor be guessed by a hostile file.
         self._boundary = b"" if single else secrets.token_hex(16).encode("ascii")
-        self._heads, self._end = self._frame()
-        self._size = len(self._end) + sum(
-            len(head) + len(part.prefix) + part.size_bytes for head, part in zip(self._heads, self.parts, strict=True)
-        )
-
-    def _frame(self) -> tuple[list[bytes], bytes]:
-        if not self._boundary:
-            return [b""], b""
-        head = b"--" + self._boundary + b"\r\n" + PART_HEAD
-        return [head] + [b"\r\n" + head] * (len(self.parts) - 1), b"\r\n--" + self._boundary + b"--\r\n"
+        self._heads, self._end = [b""], b""
+        if self._boundary:
+            head = b"--" + self._boundary + b"\r\n" + PART_HEAD
+            self._heads = [head] + [b"\r\n" + head] * (len(self.parts) - 1)
+            self._end = b"\r\n--" + self._boundary + b"--\r\n"
+        self._size = len(self._end) + sum(map(len, self._heads))
+        for part in self.parts:
+            self._size += len(part.prefix) + part.size_bytes
 
     @property
     def content_type(self) -> str:
@@ -168,7 +184,7 @@ class _PartReader:
             self._part.file.seek(self._part.file_start)
             return self
         try:
-            self._fd = self._part.opener(str(self._part.path), _OPEN)
+            self._fd = self._part.opener(str(self._part.path), FILE)
         except MISSING:
             raise self._changed("gone") from None
         except OSError:
