@@ -12,11 +12,10 @@ from ingestd.dicomweb.auth import Auth
 from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage
 from ingestd.dicomweb.deadlines import Timeouts
 from ingestd.dicomweb.decoding import ACCEPT_JSON, TEXT_TYPES, DicomJson
-from ingestd.dicomweb.downloading import download
 from ingestd.dicomweb.errors import DicomWebError, Refused
 from ingestd.dicomweb.following import LAG, Follower
 from ingestd.dicomweb.probing import Capabilities, probe
-from ingestd.dicomweb.retrieving import Metadata, Retrieval, Saved, read_metadata
+from ingestd.dicomweb.retrieving import Metadata, Retrieval, Saved, download, read_metadata
 from ingestd.dicomweb.searching import (
     PAGE_SIZE,
     Fields,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import queue
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from ingestd.dicomweb.ahead import ahead
+from ingestd import threads
 from ingestd.dicomweb.store_body import StorePart
 from ingestd.fs import places
 from ingestd.instance import Verdict, file_meta_for, inspect
@@ -19,6 +22,8 @@ _STORED = frozenset({Verdict.WHOLE, Verdict.ZEROS})
 _LINKED = "is a link to a folder, which is not followed: name it to have it stored"
 MAX_BYTES = 64_000_000
 MAX_INSTANCES = 200
+
+T = TypeVar("T")
 
 
 def batches(
@@ -34,7 +39,7 @@ def batches(
     Each file is read whole, as the daemon reads it: what that would reject is told to ``on_skip``, in the same words.
     The next batch is read, in a thread, while the caller stores the last.
     """
-    for found in ahead(_batches(paths, max_bytes, max_instances)):
+    for found in _made_ahead(_batches(paths, max_bytes, max_instances)):
         if isinstance(found, list):
             yield found
         elif on_skip is not None:
@@ -114,3 +119,39 @@ def _part(path: str, place: str) -> StorePart | _Skipped:
 
 def _open(place: str, _path: str, flags: int) -> int:
     return places.open_file(place, flags)
+
+
+def _made_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Give the items in their order, one made ahead in a thread; what making them raises is raised in its place.
+
+    The thread ends with the items, or after the one it is at when the iterator is closed.
+    """
+    # An item, or how it ended.
+    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(1)
+    is_closed = threading.Event()
+
+    def make() -> None:
+        end: BaseException | None = None
+        try:
+            for item in items:
+                ready.put((item,))
+                if is_closed.is_set():
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            end = error
+        ready.put(end)
+
+    try:
+        threads.start(threading.Thread(target=make, name="ahead", daemon=True))
+    except threads.NoThread:
+        yield from items
+        return
+    try:
+        while isinstance(made := ready.get(), tuple):
+            yield made[0]
+    finally:
+        is_closed.set()
+        while not ready.empty():
+            ready.get()  # room for what is made now: it is the last
+    if made is not None:
+        raise made

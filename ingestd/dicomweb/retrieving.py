@@ -1,28 +1,34 @@
-"""Retrieve Transactions (PS3.18 §10.4, WADO-RS): answers read as they arrive, and files that are whole or absent."""
+"""Retrieve Transactions (PS3.18 §10.4, WADO-RS): answers read as they arrive, and files that are whole or absent.
+
+A download into a folder takes as few requests as what is there already allows.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from requests.structures import CaseInsensitiveDict
 
+from ingestd import instance
 from ingestd.dicomweb.answers import READ_SIZE, Answer
-from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecodable, datasets_from_json
+from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecodable, datasets_from_json, uid_of
 from ingestd.dicomweb.errors import MisconfiguredServer
 from ingestd.dicomweb.multipart import BodyPart, Headers, Multipart, content_type_params
-from ingestd.dicomweb.part10 import InstanceUids, read_uids
 from ingestd.fs.durable import new_file, sync_folder, write_all
 
 METADATA_LIMIT = 512 * 1024 * 1024
 METADATA_MEMORY_LIMIT = 4 * 1024 * 1024 * 1024  # only people ask for metadata, of studies of any size
 COPY_SIZE = 1_048_576
+# A UID as it may become a file name: digits and dots, beginning with a digit, so never "." or "..".
+SAFE_UID = re.compile(r"[0-9][0-9.]{0,63}\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +87,6 @@ class Retrieval:
         return data
 
     def __iter__(self) -> Iterator[tuple[Headers, BodyPart]]:
-        yield from self._parts()
-
-    def _parts(self) -> Iterator[tuple[Headers, BodyPart]]:
         if self.media_type.startswith("multipart/"):
             boundary = self._params.get("boundary", "")
             yield from Multipart(self._read, boundary, error=self._answer.unintelligible)
@@ -94,7 +97,7 @@ class Retrieval:
 
     def only_part(self) -> tuple[Headers, BodyPart]:
         """Return the first part; for answers that have one. Raises Unintelligible if there is none."""
-        for headers, part in self._parts():
+        for headers, part in self:
             return headers, part
         raise self._answer.unintelligible("the answer has no part")
 
@@ -110,7 +113,7 @@ class Retrieval:
             fd = new_file(target)
             undo.callback(target.unlink, missing_ok=True)
             with os.fdopen(fd, "wb", buffering=0) as file:
-                for _headers, part in self._parts():
+                for _headers, part in self:
                     count += 1
                     if count > 1:
                         break
@@ -137,7 +140,7 @@ class Retrieval:
         replaced: list[Path] = []
         size = 0
         with self:
-            for _headers, part in self._parts():
+            for _headers, part in self:
                 target, what, length = self._save_one(root, part)
                 {"written": written, "kept": kept, "replaced": replaced}[what].append(target)
                 size += length
@@ -201,6 +204,23 @@ def read_metadata(answer: Answer) -> Metadata:
     return Metadata(items=tuple(items), etag=answer.headers.get("ETag", ""), server_date=answer.server_date)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstanceUids:
+    """What names an instance."""
+
+    study: str
+    series: str
+    sop: str
+
+
+def read_uids(fd: int) -> InstanceUids | None:
+    """Read the UIDs of an open file from its start, and no further; None if it is no DICOM file or lacks one."""
+    uids = instance.read_uids(fd)
+    if uids is None or not all(map(SAFE_UID.match, uids)):
+        return None
+    return InstanceUids(study=uids[0], series=uids[1], sop=uids[2])
+
+
 def _target(root: Path, uids: InstanceUids) -> Path:
     """Return where an instance lies; its UIDs are digits and dots (read_uids sees to that), so nothing climbs out."""
     folder = root / uids.study / uids.series
@@ -223,3 +243,69 @@ def _same_bytes(fd: int, target: Path, size: int) -> bool:
                 return False
             position += len(ours)
     return True
+
+
+Target = tuple[str, str | None, str | None]  # study, series, instance
+
+
+class Retriever(Protocol):
+    """What is downloaded from; DicomWebClient is one."""
+
+    def retrieve_study(self, study_uid: str) -> Retrieval:
+        """Retrieve a study."""
+
+    def retrieve_series(self, study_uid: str, series_uid: str) -> Retrieval:
+        """Retrieve a series."""
+
+    def retrieve_instance(self, study_uid: str, series_uid: str, sop_uid: str) -> Retrieval:
+        """Retrieve an instance."""
+
+    def find_instances(self, *, study_uid: str | None = None, series_uid: str | None = None) -> Iterator[DicomJson]:
+        """Search for instances."""
+
+
+def download(
+    source: Retriever,
+    folder: Path,
+    target: Target,
+    *,
+    on_file: Callable[[Path], object] | None,
+    on_bytes: Callable[[int], object] | None,
+) -> Saved:
+    """Save what is not in the folder yet; a file there is whole, for it got its name only then."""
+    study, series, sop = target
+
+    def save(retrieval: Retrieval) -> Saved:
+        retrieval.on_bytes = on_bytes
+        return retrieval.save_to(folder, on_file=on_file)
+
+    if sop is not None:
+        if series is None:
+            raise ValueError("an instance needs its series")
+        return save(source.retrieve_instance(study, series, sop))
+
+    def whole() -> Saved:
+        return save(source.retrieve_study(study) if series is None else source.retrieve_series(study, series))
+
+    begun = folder / study if series is None else folder / study / series
+    if not SAFE_UID.match(study) or not (series is None or SAFE_UID.match(series)) or not begun.is_dir():
+        return whole()
+    written: list[Path] = []
+    kept: list[Path] = []
+    size = 0
+    for item in source.find_instances(study_uid=study, series_uid=series):
+        its_series = uid_of(item, "SeriesInstanceUID") or series
+        its_sop = uid_of(item, "SOPInstanceUID")
+        if not its_series or not SAFE_UID.match(its_series) or not SAFE_UID.match(its_sop):
+            # The server names instances otherwise than one may name a file: take the whole again.
+            return whole()
+        path = folder / study / its_series / f"{its_sop}.dcm"
+        if path.is_file():
+            kept.append(path)
+            continue
+        saved = save(source.retrieve_instance(study, its_series, its_sop))
+        written.extend(saved.written)
+        size += saved.size_bytes
+    if not (written or kept):
+        return whole()  # nothing is listed: whether there is nothing, only a retrieve can say (404)
+    return Saved(written=tuple(written), kept=tuple(kept), size_bytes=size)

@@ -31,7 +31,7 @@ from ingestd.dicomweb.decoding import uid_of
 from ingestd.dicomweb.errors import DicomWebError, FileChanged, NotFound, Refused, TokenError
 from ingestd.dicomweb.folders import batches
 from ingestd.dicomweb.oauth import CONNECTION_INFO, ConnectionInfo
-from ingestd.dicomweb.part10 import read_uids
+from ingestd.dicomweb.retrieving import read_uids
 from ingestd.dicomweb.sdk_errors import SdkError, in_terms_of_requests
 from ingestd.dicomweb.store_body import StorePart
 from ingestd.dicomweb.store_result import StoreResult, failure_meaning

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ingestd.dicomweb import DicomWebClient, StorePart
-from ingestd.dicomweb.part10 import read_uids
+from ingestd.dicomweb.retrieving import read_uids
 from tests.benchmarks.sink import Sink
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess

@@ -32,7 +32,7 @@ from ingestd.dicomweb import (
     uid_of,
     value_of,
 )
-from ingestd.dicomweb.part10 import read_uids
+from ingestd.dicomweb.retrieving import read_uids
 from ingestd.dicomweb.sdk import DicomClient
 from ingestd.emulator import Emulator
 from ingestd.instance import Verdict, inspect
