@@ -24,8 +24,7 @@ from ingestd.dicomweb.auth import Auth, NoAuth
 from ingestd.dicomweb.connections import Session, tls_settings
 from ingestd.dicomweb.deadlines import Flight, Timeouts
 from ingestd.dicomweb.errors import FileChanged, MisconfiguredServer, TokenError
-from ingestd.dicomweb.statuses import error_of
-from ingestd.dicomweb.unanswered import failure_of
+from ingestd.dicomweb.failures import error_of, failure_of
 from ingestd.fs.places import expect_named
 
 _VERSION = re.compile(r"v?(\d+)(?:\.\d+)?(?:-prerelease)?", re.IGNORECASE)

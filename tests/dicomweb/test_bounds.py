@@ -14,9 +14,9 @@ from ingestd.dicomweb import DicomWebClient, DicomWebError, TokenError, Unintell
 from ingestd.dicomweb.answers import parse_http_date
 from ingestd.dicomweb.auth import token_from_json
 from ingestd.dicomweb.decoding import Undecodable, datasets_from_json, load_json, to_dataset
+from ingestd.dicomweb.failures import parse_retry_after
 from ingestd.dicomweb.oauth import OAuth2Auth
 from ingestd.dicomweb.sdk import expiry_of
-from ingestd.dicomweb.statuses import parse_retry_after
 from tests.builders import write_instance
 from tests.http_server import Conversation, ScriptedServer, answer
 

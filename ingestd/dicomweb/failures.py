@@ -1,4 +1,4 @@
-"""What it means that no answer came, in words for whoever has to mend it: decided here and nowhere else.
+"""What it means that a request failed, by its status or for want of an answer: decided here and nowhere else.
 
 Each sentence says what was tried and on what, what came back, and what to do. Nothing of a library's own text is in it:
 that holds the URL.
@@ -12,13 +12,46 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import urllib3.exceptions
 
-from ingestd.dicomweb.answers import find_cause, is_about
+from ingestd.clocks import utc_now
+from ingestd.dicomweb.answers import Answer, find_cause, is_about, parse_http_date
 from ingestd.dicomweb.deadlines import Flight
-from ingestd.dicomweb.errors import DicomWebError, MisconfiguredServer, Unavailable, Unintelligible
+from ingestd.dicomweb.errors import (
+    DicomWebError,
+    MisconfiguredServer,
+    NotAuthorized,
+    NotFound,
+    Refused,
+    Throttled,
+    TooLarge,
+    Unavailable,
+    Unintelligible,
+)
+
+ERROR_BODY_LIMIT = 65_536
+SERVER_TEXT_LIMIT = 2_000
+
+ADVICE: Mapping[int, str] = {
+    400: "the request is not valid in the server's eyes",
+    401: "the token or password is missing, wrong, expired or for another audience; look at the settings for "
+    "authentication (Azure: scope https://dicom.healthcareapis.azure.com/.default)",
+    403: "who we are is accepted, and may not do this; give it the right to read and to write "
+    "(Azure: the role DICOM Data Owner; a new role takes up to five minutes)",
+    405: "the server does not have this operation here",
+    406: "the server cannot give the representation that the Accept header asks for (try transfer-syntax=*)",
+    407: "a proxy wants a login; proxies of the environment are not used",
+    413: "fewer or smaller files per request may pass",
+    415: "the server does not take the Content-Type of this request",
+    424: "the service cannot reach its own storage or key",
+    429: "it may work later",
+    503: "it may work later",
+}
 
 # OpenSSL's reasons that say that the two sides do not fit, rather than that one is in trouble.
 _TLS_MISMATCHES = (
@@ -56,6 +89,59 @@ _OTHERWISE = "no connection ({why}); look at this machine's network and the addr
 _NO_NAME = "no such name is found; look at how the address is spelt, and at this machine's DNS"
 _NO_NAME_SERVER = "its name cannot be looked up at present; look at this machine's network and its DNS"
 _CUT = "the connection was cut before an answer came; look at the server, and at what stands between (proxy, firewall)"
+
+
+def error_of(answer: Answer, what: str, *, base_url: str) -> DicomWebError:
+    """Turn an answer whose status was not asked for into its error; reads the beginning of its body."""
+    status = answer.status
+    try:
+        text = answer.read_all(ERROR_BODY_LIMIT).decode("utf-8", "replace")[:SERVER_TEXT_LIMIT].strip()
+    except DicomWebError:
+        text = ""
+    facts: dict[str, Any] = {
+        "status": status,
+        "body_bytes_left": answer.body_bytes_left,
+        "server_date": answer.server_date,
+        "server_text": text,
+    }
+    says = f"{what}: the server answered {status} {http.client.responses.get(status, '')}".rstrip()
+    advice = ADVICE.get(status, "")
+    if advice:
+        says = f"{says}; {advice}"
+    if status in {401, 403}:
+        return NotAuthorized(says, **facts)
+    if status in {408, 424, 425, 429} or status >= 500:
+        retry_after = parse_retry_after(answer.headers.get("Retry-After"), now=answer.server_date)
+        if status == 429:
+            return Throttled(says, retry_after=retry_after, **facts)
+        if status in {501, 505, 511}:
+            return Refused(says, **facts)
+        return Unavailable(says, retry_after=retry_after, **facts)
+    if 300 <= status < 400:
+        return MisconfiguredServer(f"{says}; redirects are not followed: use the final address as URL", **facts)
+    if status in {404, 410}:
+        if urlsplit(base_url).path.strip("/") == "":
+            says = f"{says}; the URL has no path: is the version (/v2) missing?"
+        return NotFound(says, **facts)
+    if status == 413:
+        return TooLarge(says, **facts)
+    if 400 <= status < 500:
+        return Refused(says, **facts)
+    return Unintelligible(f"{says}, which is no answer to this request", **facts)
+
+
+def parse_retry_after(text: str | None, *, now: datetime | None) -> timedelta | None:
+    """Read Retry-After, seconds or a date (RFC 9110 section 10.2.3); never negative, None if it cannot be read."""
+    if text is None:
+        return None
+    text = text.strip()
+    if text.isascii() and text.isdecimal():
+        return timedelta(seconds=min(int(text[:12]), 10**9))
+    moment = parse_http_date(text)
+    if moment is None:
+        return None
+    # The date is the server's, so it counts from the server's own clock where that is known.
+    return max(moment - (now or utc_now()), timedelta(0))
 
 
 def failure_of(error: Exception, flight: Flight, what: str) -> DicomWebError:
