@@ -12,7 +12,6 @@ from ingestd.dicomweb.auth import Auth
 from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage
 from ingestd.dicomweb.deadlines import Timeouts
 from ingestd.dicomweb.decoding import ACCEPT_JSON, TEXT_TYPES, DicomJson
-from ingestd.dicomweb.errors import DicomWebError, Refused
 from ingestd.dicomweb.following import LAG, Follower
 from ingestd.dicomweb.probing import Capabilities, probe
 from ingestd.dicomweb.retrieving import Metadata, Retrieval, Saved, download, read_metadata
@@ -128,30 +127,8 @@ class DicomWebClient:
             body=body,
             accepts=(200, 202, 204, 400, 409),
         ) as answer:
-            what = f"{method} {route} on {self.transport.host}"
             asked = [part.sop_uid for part in body.parts]
-            if answer.status == 204:
-                raise answer.unintelligible("the server says that it found no instance in the request")
-            if answer.status != 400:
-                return read_store_answer(answer, asked, what=what)
-            # A 400 is a refusal, unless it names instances in an answer of the standard's form.
-            try:
-                result = read_store_answer(answer, asked, what=what)
-            except DicomWebError as error:
-                raise self._refused(error, what) from None
-            if result.stored or result.failed or result.anonymous_failures:
-                return result
-            raise self._refused(answer.unintelligible(""), what)
-
-    @staticmethod
-    def _refused(error: DicomWebError, what: str) -> Refused:
-        return Refused(
-            f"{what}: the server answered 400 Bad Request; the request is not valid in the server's eyes",
-            status=400,
-            body_bytes_left=error.body_bytes_left,
-            server_date=error.server_date,
-            server_text=error.server_text,
-        )
+            return read_store_answer(answer, asked, what=f"{method} {route} on {self.transport.host}")
 
     def retrieve_study(self, study_uid: str, *, transfer_syntax: str = "*", original: bool = False) -> Retrieval:
         """Retrieve all instances of a study, streamed (PS3.18 §10.4.1.1.1).

@@ -102,13 +102,22 @@ def datasets_from_json(text: bytes, *, unique_keys: bool = False, memory_limit: 
     """Read an array of DICOM JSON data sets, or one alone; tags become upper case. Raises Undecodable."""
     parsed = load_json(text, unique_keys=unique_keys, memory_limit=memory_limit) if text.strip() else []
     items = parsed if isinstance(parsed, list) else [parsed]
-    return [_dataset(item) for item in items]
+    return checked_datasets(items, "JSON that is no DICOM data set")
 
 
-def _dataset(item: Any) -> DicomJson:
-    if not isinstance(item, dict) or not all(isinstance(element, dict) for element in item.values()):
-        raise Undecodable("JSON that is no DICOM data set")
-    return {tag.upper(): element for tag, element in item.items()}
+def checked_datasets(items: Iterable[Any], otherwise: str) -> list[DicomJson]:
+    """Give data sets with their tags in upper case; raises Undecodable, saying ``otherwise``, for what is none."""
+    datasets: list[DicomJson] = []
+    for item in items:
+        if not isinstance(item, dict):
+            raise Undecodable(otherwise)
+        dataset: DicomJson = {}
+        for tag, element in item.items():
+            if not isinstance(element, dict):
+                raise Undecodable(otherwise)
+            dataset[tag.upper()] = element
+        datasets.append(dataset)
+    return datasets
 
 
 def datasets_from_xml(text: bytes) -> list[DicomJson]:

@@ -127,19 +127,15 @@ class Multipart:
         """Return the next bytes of the current part, at most ``limit``; b"" at its end. Raises BrokenMultipart."""
         while self._in_part:
             if self._at < self._free:
-                return self._take(limit)
+                begin, end = self._at, self._free if limit is None else min(self._free, self._at + limit)
+                self._at = end
+                return self._buffer if (begin, end) == (0, len(self._buffer)) else self._buffer[begin:end]
             if self._is_delimiter:
                 self._in_part = False
                 self._take_delimiter()
             elif not self._search():
                 raise self._error("a multipart answer that breaks off in the middle of a part")
         return b""
-
-    def _take(self, limit: int | None) -> bytes:
-        end = self._free if limit is None else min(self._free, self._at + limit)
-        data = self._buffer if (self._at, end) == (0, len(self._buffer)) else self._buffer[self._at : end]
-        self._at = end
-        return data
 
     def _search(self) -> bool:
         """Move ``_free`` on, to the next delimiter or as far as none can begin; False at the body's end."""

@@ -18,13 +18,14 @@ from ingestd.dicomweb.decoding import (
     XML_TYPES,
     DicomJson,
     Undecodable,
+    checked_datasets,
     datasets_from_json,
     datasets_from_xml,
     uid_at,
     value_at,
     values_at,
 )
-from ingestd.dicomweb.errors import MisconfiguredServer
+from ingestd.dicomweb.errors import DicomWebError, MisconfiguredServer, Refused
 
 ANSWER_LIMIT = 16 * 1024 * 1024
 COMMENT_LIMIT = 1_024
@@ -154,8 +155,33 @@ class StoreResult:
 def read_store_answer(answer: Answer, asked: Sequence[str | None], *, what: str) -> StoreResult:
     """Read the answer to a store of instances with these SOP Instance UIDs (None: unknown to the caller).
 
-    Raises Unintelligible where it cannot be read and MisconfiguredServer where it is a web page.
+    Raises Unintelligible where it cannot be read, MisconfiguredServer where it is a web page, and Refused for a 400,
+    unless it names instances in an answer of the standard's form.
     """
+    if answer.status == 204:
+        raise answer.unintelligible("the server says that it found no instance in the request")
+    if answer.status != 400:
+        return _read(answer, asked, what)
+    try:
+        result = _read(answer, asked, what)
+    except DicomWebError as error:
+        raise _refused(error, what) from None
+    if result.stored or result.failed or result.anonymous_failures:
+        return result
+    raise _refused(answer.unintelligible(""), what)
+
+
+def _refused(error: DicomWebError, what: str) -> Refused:
+    return Refused(
+        f"{what}: the server answered 400 Bad Request; the request is not valid in the server's eyes",
+        status=400,
+        body_bytes_left=error.body_bytes_left,
+        server_date=error.server_date,
+        server_text=error.server_text,
+    )
+
+
+def _read(answer: Answer, asked: Sequence[str | None], what: str) -> StoreResult:
     media_type = answer.media_type
     if media_type in HTML_TYPES:
         raise MisconfiguredServer(
@@ -246,10 +272,7 @@ def _items(dataset: Mapping[str, Any], sequence: str) -> list[DicomJson]:
     items = element.get("Value", [])
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Undecodable("a data set whose sequence is none")
-    upper = [{tag.upper(): value for tag, value in item.items()} for item in items]
-    if not all(isinstance(value, dict) for item in upper for value in item.values()):
-        raise Undecodable("a data set whose sequence items are none")
-    return upper
+    return checked_datasets(items, "a data set whose sequence items are none")
 
 
 def _code(item: Mapping[str, Any], tag: str) -> int | None:
