@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ingestd.instance.facts import Inspection, Limits, Verdict
-from ingestd.reader.protocol import CompareJob, InspectJob, Job, Read, ReaderLimits, ReencodeJob
+from ingestd.reader.protocol import CompareJob, InspectJob, Job, Read, ReaderLimits, Readers, ReencodeJob
 
 if TYPE_CHECKING:
     from ingestd.reader.pool import ReaderPool
@@ -32,6 +32,7 @@ __all__ = [
     "Read",
     "ReaderLimits",
     "ReaderPool",
+    "Readers",
     "ReencodeJob",
     "Verdict",
 ]

@@ -11,7 +11,9 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 
+from ingestd.fs.durable import write_all
 from ingestd.instance.facts import Limits
 from ingestd.reader.cores import leave_no_core
 from ingestd.reader.job_runner import JobRunner
@@ -52,7 +54,7 @@ def main() -> int:
 
 def _serve(lines: _Lines, progress: SharedProgress, limits: Limits) -> None:
     """Work off jobs in order; answers go out when no job waits, when enough have come together, or soon."""
-    replies = ReplyBuffer(progress)
+    replies = ReplyBuffer(progress, partial(write_all, 1))
     runner = JobRunner(progress, limits, replies)
     while (line := lines.next()) is not None:
         serial, job = decode_job(line)

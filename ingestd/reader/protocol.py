@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from operator import attrgetter, itemgetter
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from ingestd.instance.facts import NOTES, Inspection, Limits, Verdict
 from ingestd.lifecycle import Sameness, SourceStat
@@ -130,6 +131,19 @@ class ReaderLimits:
     instance: Limits = field(default_factory=Limits)
 
 
+class Readers(Protocol):
+    """Whoever reads for a daemon: the ReaderPool, or what a simulation puts in its place."""
+
+    def submit_all(self, jobs: Sequence[Job]) -> None: ...
+    def collect(self) -> list[Read]: ...
+    @property
+    def in_flight(self) -> int: ...
+    def is_healthy(self) -> bool: ...
+    @property
+    def trouble(self) -> str: ...
+    def close(self) -> None: ...
+
+
 class ProtocolError(Exception):
     """A child's answer is not one that a sane child gives."""
 
@@ -238,7 +252,7 @@ def decode_answer(line: bytes) -> ReaderAnswer:
         short_of_memory=content.get("m") is True,
     )
     said = (sameness, lost, answer.waits, answer.refused, answer.crashed, answer.inspection, answer.short_of_memory)
-    if len([each for each in said if each]) != 1:
+    if sum(map(bool, said)) != 1:
         raise ProtocolError("not exactly one answer")
     return answer
 
@@ -262,7 +276,7 @@ def read_of(job: Job, answer: ReaderAnswer) -> Read:
 
 def _inspection(values: Any) -> Inspection:
     """Check the fields of an Inspection, first by their types; the order is that of the dataclass."""
-    if not isinstance(values, list) or [type(value) for value in values] != _TYPES:
+    if not isinstance(values, list) or list(map(type, values)) != _TYPES:
         raise ProtocolError("no inspection")
     named: dict[str, Any] = dict(zip(_FIELDS, values, strict=True))
     if named["verdict"] not in _VERDICTS:

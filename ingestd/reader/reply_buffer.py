@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ingestd.clocks import boottime
-from ingestd.fs.durable import write_all
 from ingestd.reader.files import Waits, refuse_open_for_writing, sync
 from ingestd.reader.protocol import ReaderAnswer, encode_answer
 from ingestd.reader.shared_progress import SharedProgress
@@ -31,8 +31,10 @@ class ReplyBuffer:
     were read, and the first fsync commits the filesystem's journal for all of them.
     """
 
-    def __init__(self, progress: SharedProgress) -> None:
+    def __init__(self, progress: SharedProgress, write: Callable[[bytes], None]) -> None:
+        """Have whole lines written by ``write``; where that raises OSError, nobody hears this process any more."""
         self._progress = progress
+        self._write = write
         self._replies: list[Reply] = []
         self._since = 0.0
 
@@ -55,7 +57,7 @@ class ReplyBuffer:
         with self._progress.at(0):  # whoever cannot be heard any more ends, and no file is to blame for it
             lines = b"".join([encode_answer(reply.answer) for reply in self._replies])
             try:
-                write_all(1, lines)
+                self._write(lines)
             except OSError:
                 os._exit(EXIT_NOT_HEARD)
         self._replies.clear()

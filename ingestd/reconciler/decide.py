@@ -67,9 +67,8 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
         else:
             assert row.state is State.DELETED, f"{row.state} is not left alone"
             outcomes.append(not_settled(row, Reason.FEED, "the server's change feed has it as deleted still"))
-    questions = tuple(_questions(ask, rules))
-    asked = frozenset(row.entry_id for question in questions for row in question.rows)
-    return Plan(outcomes=tuple(outcomes), questions=questions, asked=asked)
+    asked = frozenset(row.entry_id for row in ask)
+    return Plan(outcomes=tuple(outcomes), questions=tuple(_questions(ask, rules)), asked=asked)
 
 
 def judge(finding: Finding, *, rules: Rules, give_up: bool = False, lost: bool = False) -> Outcome | NextStep:

@@ -66,7 +66,8 @@ class _Reading:
         if self.server_date is None:
             self.server_date = page.server_date
         known = len(self.entries)
-        self.entries.update((entry.sequence, entry) for entry in page.entries)
+        for entry in page.entries:
+            self.entries[entry.sequence] = entry
         self.newest_at = max(map(_AT, page.entries), default=self.newest_at)
         self.unreadable += page.unreadable
         self.pages_without_news = self.pages_without_news + 1 if len(self.entries) == known else 0

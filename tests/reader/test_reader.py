@@ -16,11 +16,12 @@ import pytest
 
 from ingestd.instance import Inspection, Verdict, inspect
 from ingestd.lifecycle import SourceStat
-from ingestd.reader import CompareJob, InspectJob, Job, Read, ReaderLimits, ReaderPool, ReencodeJob
+from ingestd.reader import CompareJob, InspectJob, Job, Read, ReaderLimits, ReaderPool, Readers, ReencodeJob
 from ingestd.reader.protocol import ReaderAnswer, encode_answer
 from ingestd.reader.reply_buffer import Reply, ReplyBuffer
 from ingestd.reader.shared_progress import SharedProgress
 from tests.builders import EXPLICIT, IMPLICIT, RLE, element, fresh_uid, instance_bytes, sequence, write_instance
+from tests.inline_readers import InlineReaders
 
 WITHIN_SECONDS = 30.0
 
@@ -114,6 +115,27 @@ def test_many_files_come_back_each_with_its_own_result(reading: Reading, tmp_pat
 
     assert [read.inspection.sop_uid for read in found if read.inspection] == [f"1.2.{n}" for n in range(300)]
     assert reading.readers.in_flight == 0
+
+
+def test_readers_without_processes_say_what_a_child_says(reading: Reading, tmp_path: Path) -> None:
+    """A simulation that runs in one thread puts them in the pool's place."""
+    ours, theirs = write_instance(tmp_path / "ours"), write_instance(tmp_path / "theirs")
+    jobs: list[Job] = [
+        InspectJob(key=1, path=str(ours), expect=stat_of(ours), durable=True),
+        InspectJob(key=2, path=str(tmp_path / "missing")),
+        CompareJob(key=3, ours=str(ours), theirs=str(theirs)),
+    ]
+    woken: list[int] = []
+    inline: Readers = (readers := InlineReaders(wake=lambda: woken.append(1)))
+
+    inline.submit_all(jobs)
+    for _ in jobs:
+        readers.run(-1)
+
+    assert (inline.in_flight, len(woken)) == (3, 3)
+    assert inline.collect() == reading.results(*jobs)[::-1]
+    assert (inline.in_flight, inline.collect()) == (0, [])
+    inline.close()
 
 
 def test_no_ring_is_lost_between_jobs_that_come_one_by_one(reading: Reading, tmp_path: Path) -> None:
@@ -361,7 +383,7 @@ def test_answers_that_could_not_be_written_are_not_synced_and_closed_again(tmp_p
     """Memory may run out while answers are written, inside the very job that took it: it is answered after that."""
     progress_fd = SharedProgress.create()
     progress = SharedProgress(progress_fd)
-    replies = ReplyBuffer(progress)
+    replies = ReplyBuffer(progress, lambda lines: None)
     descriptor = os.open(write_instance(tmp_path / "a"), os.O_RDONLY)
     replies.add(Reply(ReaderAnswer(serial=1, waits="later"), descriptor))
     replies.add(Reply(ReaderAnswer(serial=2, waits=b"what cannot be written")))  # type: ignore[arg-type]
