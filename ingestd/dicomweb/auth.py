@@ -42,11 +42,9 @@ class NoAuth:
     """No Authorization header at all."""
 
     def header(self) -> str | None:
-        """Return None."""
         return None
 
     def renew(self, refused: str | None) -> bool:  # noqa: ARG002 - the protocol's signature
-        """Return False: there is nothing to renew."""
         return False
 
 

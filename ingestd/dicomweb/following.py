@@ -40,11 +40,9 @@ class Feed(Protocol):
         offset: int = 0,
         limit: int | None = None,
         include_metadata: bool = False,
-    ) -> ChangeFeedPage:
-        """Read a page."""
+    ) -> ChangeFeedPage: ...
 
-    def change_feed_latest(self, *, include_metadata: bool = False) -> ChangeFeedEntry | None:
-        """Read the newest entry."""
+    def change_feed_latest(self, *, include_metadata: bool = False) -> ChangeFeedEntry | None: ...
 
 
 class Follower:

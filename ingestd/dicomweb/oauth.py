@@ -160,5 +160,4 @@ class ConnectionInfo:
         return f"{authority}/oauth2/v2.0/token"
 
     def auth(self, *, tls: Tls | None = None) -> OAuth2Auth:
-        """Return the Auth that this describes."""
         return OAuth2Auth(self.token_url, self.client_id, secret=self.client_secret, scope=self.scope, tls=tls)

@@ -44,7 +44,6 @@ class Capabilities:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """Return the fields as plain values."""
         return asdict(self)
 
 

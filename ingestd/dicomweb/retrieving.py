@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from requests.structures import CaseInsensitiveDict
 
@@ -23,6 +23,9 @@ from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecod
 from ingestd.dicomweb.errors import MisconfiguredServer
 from ingestd.dicomweb.multipart import BodyPart, Headers, Multipart, content_type_params
 from ingestd.fs.durable import new_file, sync_folder, write_all
+
+if TYPE_CHECKING:
+    from ingestd.dicomweb.client import DicomWebClient
 
 METADATA_LIMIT = 512 * 1024 * 1024
 METADATA_MEMORY_LIMIT = 4 * 1024 * 1024 * 1024  # only people ask for metadata, of studies of any size
@@ -245,34 +248,15 @@ def _same_bytes(fd: int, target: Path, size: int) -> bool:
     return True
 
 
-Target = tuple[str, str | None, str | None]  # study, series, instance
-
-
-class Retriever(Protocol):
-    """What is downloaded from; DicomWebClient is one."""
-
-    def retrieve_study(self, study_uid: str) -> Retrieval:
-        """Retrieve a study."""
-
-    def retrieve_series(self, study_uid: str, series_uid: str) -> Retrieval:
-        """Retrieve a series."""
-
-    def retrieve_instance(self, study_uid: str, series_uid: str, sop_uid: str) -> Retrieval:
-        """Retrieve an instance."""
-
-    def find_instances(self, *, study_uid: str | None = None, series_uid: str | None = None) -> Iterator[DicomJson]:
-        """Search for instances."""
-
-
 def download(
-    source: Retriever,
+    client: DicomWebClient,
     folder: Path,
-    target: Target,
+    target: tuple[str, str | None, str | None],
     *,
     on_file: Callable[[Path], object] | None,
     on_bytes: Callable[[int], object] | None,
 ) -> Saved:
-    """Save what is not in the folder yet; a file there is whole, for it got its name only then."""
+    """Save what is not in the folder yet of a study, series or instance; a file there is whole, or had no name yet."""
     study, series, sop = target
 
     def save(retrieval: Retrieval) -> Saved:
@@ -282,10 +266,10 @@ def download(
     if sop is not None:
         if series is None:
             raise ValueError("an instance needs its series")
-        return save(source.retrieve_instance(study, series, sop))
+        return save(client.retrieve_instance(study, series, sop))
 
     def whole() -> Saved:
-        return save(source.retrieve_study(study) if series is None else source.retrieve_series(study, series))
+        return save(client.retrieve_study(study) if series is None else client.retrieve_series(study, series))
 
     begun = folder / study if series is None else folder / study / series
     if not SAFE_UID.match(study) or not (series is None or SAFE_UID.match(series)) or not begun.is_dir():
@@ -293,7 +277,7 @@ def download(
     written: list[Path] = []
     kept: list[Path] = []
     size = 0
-    for item in source.find_instances(study_uid=study, series_uid=series):
+    for item in client.find_instances(study_uid=study, series_uid=series):
         its_series = uid_of(item, "SeriesInstanceUID") or series
         its_sop = uid_of(item, "SOPInstanceUID")
         if not its_series or not SAFE_UID.match(its_series) or not SAFE_UID.match(its_sop):
@@ -303,7 +287,7 @@ def download(
         if path.is_file():
             kept.append(path)
             continue
-        saved = save(source.retrieve_instance(study, its_series, its_sop))
+        saved = save(client.retrieve_instance(study, its_series, its_sop))
         written.extend(saved.written)
         size += saved.size_bytes
     if not (written or kept):

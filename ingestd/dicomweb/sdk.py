@@ -51,8 +51,7 @@ class TokenRefreshError(TokenError):
 class GivesTokens(Protocol):
     """What the older SDK asked of a token cache."""
 
-    def get_token(self) -> str:
-        """Return a token that is valid."""
+    def get_token(self) -> str: ...
 
 
 class TokenCache:
@@ -84,7 +83,6 @@ class TokenCache:
             self._token, self._expires_at = token, expiry_of(token)
 
     def header(self) -> str | None:
-        """Return the Authorization header's value."""
         return f"Bearer {self.get_token()}"
 
     def renew(self, refused: str | None) -> bool:

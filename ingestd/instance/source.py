@@ -88,7 +88,6 @@ class FileFeed:
         self.digest = hashlib.sha256()
 
     def read(self) -> bytes:
-        """Give the next bytes, at most a window; b"" at the end."""
         chunk = os.read(self._fd, WINDOW)
         if chunk:
             self.digest.update(chunk)
