@@ -106,3 +106,16 @@ NOTES: dict[str, str] = {
     "zero_pixels": "pixel data is all zeros, or the end of the file was never written",
     "zlib_wrapper": "the deflated data set has a zlib header",
 }
+
+
+class InvalidInstance(Exception):
+    """The file is not a whole DICOM object; ``verdict`` says in which way, ``reason`` in words without patient data."""
+
+    def __init__(self, verdict: Verdict, reason: str) -> None:
+        super().__init__(reason)
+        self.verdict = verdict
+        self.reason = reason
+
+
+class CannotReencode(Exception):
+    """There is no lossless way to Explicit VR Little Endian for this file that does not touch its pixels."""

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ingestd.instance.errors import InvalidInstance
-from ingestd.instance.facts import Inspection, Limits, Verdict
+from ingestd.instance.facts import Inspection, InvalidInstance, Limits, Verdict
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import UIDS_CACHED, uid_text
 from ingestd.instance.opening import OpenedFile

@@ -6,8 +6,7 @@ import re
 import struct
 from functools import lru_cache
 
-from ingestd.instance.errors import InvalidInstance
-from ingestd.instance.facts import Verdict
+from ingestd.instance.facts import InvalidInstance, Verdict
 from ingestd.instance.headers import looks_like_vr
 from ingestd.instance.syntax import LONG_VRS, SHORT_VRS, UNDEFINED
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ingestd.instance.errors import InvalidInstance
-from ingestd.instance.facts import Limits
+from ingestd.instance.facts import InvalidInstance, Limits
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import uid_text
 from ingestd.instance.opening import OpenedFile

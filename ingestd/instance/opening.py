@@ -7,9 +7,7 @@ import os
 import struct
 from typing import Literal
 
-from ingestd.instance.archives import archive_kind
-from ingestd.instance.errors import InvalidInstance
-from ingestd.instance.facts import Limits, Verdict
+from ingestd.instance.facts import InvalidInstance, Limits, Verdict
 from ingestd.instance.headers import looks_like_vr
 from ingestd.instance.meta import PREAMBLE_BYTES, PREFIX, FileMeta, MoreBytesNeeded, read_file_meta
 from ingestd.instance.source import FIRST_READ, FileFeed, InflateFeed, Progress, Window
@@ -37,6 +35,27 @@ _FIRST_GROUP_MOST = 0x0028
 # Preambles hold zeros or the head of a TIFF file; short clutter is text.
 _TEXT = bytes([9, 10, 12, 13, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _TIFF = (b"I", b"II", b"M", b"MM")
+
+# Files that hold other files: patients' images travel in them, and nothing unpacks them.
+_ISO_DESCRIPTOR_AT = 32_769  # ISO 9660 §6.2.1: behind the system area
+
+# Where the magic stands, the magic, and what it is of.
+_MAGICS = (
+    (0, b"PK\x03\x04", "zip archive"),
+    (0, b"PK\x05\x06", "zip archive"),
+    (0, b"PK\x07\x08", "zip archive"),
+    (0, b"\x1f\x8b\x08", "gzip archive"),
+    (0, b"BZh", "bzip2 archive"),
+    (0, b"\xfd7zXZ\0", "xz archive"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7z archive"),
+    (0, b"Rar!\x1a\x07", "rar archive"),
+    (257, b"ustar", "tar archive"),
+    (_ISO_DESCRIPTOR_AT, b"CD001", "disc image, an archive"),
+)
+# Office documents, books and programs are zip files as well; this is the first name in theirs.
+_DOCUMENTS = (b"[Content_Types].xml", b"mimetype", b"_rels/", b"META-INF/")
+_FIRST_NAME_AT = 30
 
 
 class OpenedFile:
@@ -155,7 +174,7 @@ class OpenedFile:
 
 def _not_dicom(head: bytes) -> InvalidInstance:
     """Say that this is no DICOM file; unless it holds some, or not even its preamble is there yet."""
-    archive = archive_kind(head)
+    archive = _archive_kind(head)
     if archive:
         return InvalidInstance(Verdict.ARCHIVE, f"a {archive}: what is in it is not looked at")
     if len(head) < PREAMBLE_BYTES + len(PREFIX) and (head.translate(None, _TEXT) or head[:2] in _TIFF):
@@ -210,3 +229,11 @@ def _plausible_start(first: bytes, encoding: Encoding) -> bool:
     if int.from_bytes(first[:2], order) != 0x0008 or int.from_bytes(first[2:4], order) > _FIRST_ELEMENT_MOST:
         return False
     return encoding is not Encoding.IMPLICIT_LITTLE or int.from_bytes(first[4:8], "little") <= _FIRST_VALUE_MOST
+
+
+def _archive_kind(head: bytes) -> str:
+    """Say which kind of archive begins like this, in words, or "" where none does."""
+    for at, magic, kind in _MAGICS:
+        if head.startswith(magic, at):
+            return "" if head.startswith(_DOCUMENTS, _FIRST_NAME_AT) and kind == "zip archive" else kind
+    return ""

@@ -14,8 +14,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ingestd.instance.canonical import LENGTH_TO_END
-from ingestd.instance.errors import CannotReencode, InvalidInstance
-from ingestd.instance.facts import Limits, Verdict
+from ingestd.instance.facts import CannotReencode, InvalidInstance, Limits, Verdict
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import file_meta_for, uid_text
 from ingestd.instance.opening import OpenedFile

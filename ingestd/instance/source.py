@@ -12,8 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from ingestd.instance.errors import InvalidInstance
-from ingestd.instance.facts import Verdict
+from ingestd.instance.facts import InvalidInstance, Verdict
 
 FIRST_READ = 1 << 16
 WINDOW = 1 << 18

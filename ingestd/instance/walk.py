@@ -43,8 +43,7 @@ import struct
 from collections.abc import Callable, Container, Iterator
 from typing import NoReturn
 
-from ingestd.instance.errors import InvalidInstance
-from ingestd.instance.facts import Limits, Verdict
+from ingestd.instance.facts import InvalidInstance, Limits, Verdict
 from ingestd.instance.frames import Everything, Frame, Kind, WalkEvent, fits
 from ingestd.instance.headers import (
     HeaderReader,

@@ -11,8 +11,7 @@ from pathlib import Path
 from ingestd.error_location import location_of
 from ingestd.fs.durable import new_file, start_writing
 from ingestd.fs.places import open_file
-from ingestd.instance.errors import CannotReencode, InvalidInstance
-from ingestd.instance.facts import Inspection, Limits, Verdict
+from ingestd.instance.facts import CannotReencode, Inspection, InvalidInstance, Limits, Verdict
 from ingestd.instance.inspection import inspect
 from ingestd.lifecycle import Sameness, SourceStat
 from ingestd.reader.files import (
