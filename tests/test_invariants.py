@@ -77,7 +77,7 @@ class House:
         self.reading.close()
         self.ledger.close()
 
-    def takes(self, number: int, *, pixels: int = 1) -> tuple[int, Written, bytes]:
+    def takes(self, number: int, *, pixels: int = 1, in_place: bool = False) -> tuple[int, Written, bytes]:
         """Take in an instance, alone in its study: its row, what was written, and the file's content."""
         uids = identity(number, study=number)
         names = {"study_uid": uids.study_uid, "series_uid": uids.series_uid, "sop_uid": uids.sop_uid}
@@ -85,7 +85,9 @@ class House:
         content = part10(dataset, sop_uid=uids.sop_uid)
         offset = len(content) - len(dataset)
         came = arrival(number, study=number, relative_path=f"IM{len(self.written) + 1}")
-        place = self.world.spool / came.path
+        if in_place:
+            came = replace(came, in_place=True, path=str(self.world.drop / came.relative_path))
+        place = self.world.spool / came.path  # which is the path itself where that is absolute
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
         holds = Content(
@@ -200,6 +202,14 @@ def test_file_that_somebody_else_damaged_is_not_said(house: House):
     house.world.damaged.add(str(house.place(entry_id)))
 
     assert house.said() == ""
+
+
+def test_file_that_stays_where_it_is_and_is_gone_is_said(house: House):
+    entry_id, *_ = house.takes(1, in_place=True)
+    assert house.said() == ""
+    house.place(entry_id).unlink()
+
+    assert "row 1 (PENDING): its file is gone" in house.said()
 
 
 # G2
