@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ from ingestd.locks import who_runs
 
 from .asker import as_typed
 from .common import ExitCode, Stop, config_option, json_option, ledger_for_moves, load_config, stopped_send, tell_config
+from .operator_moves import Refusals, one_by_one, why_not_readable, why_not_the_same
 from .output import in_files, plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.config import Config
-    from ingestd.ledger import Entry, Ledger
+    from ingestd.ledger import Entry, Ledger, Transaction
 
 _ABOUT_NO_FILE = {"new_key": "--new-key", "new_address": "--new-address"}
 SAID = {
@@ -107,45 +109,26 @@ def _new_address(config: Config, *, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-def decide(
-    ledger: Ledger, ids: Sequence[int], decision: str, *, idle_host: str = ""
-) -> tuple[list[int], list[tuple[int, str]]]:
-    """Carry the decision out on each row, each in a transaction of its own; refusals come with their sentence.
+def decide(ledger: Ledger, ids: Sequence[int], decision: str, *, idle_host: str) -> tuple[list[int], Refusals]:
+    """Carry the decision out; of ``idle_host``, which nobody runs, also what is on its way can be discarded."""
+    from ingestd.ledger import moves
 
-    Of ``idle_host``, which nobody runs, also what is on its way can be discarded.
+    def move(tx: Transaction, entry_id: int) -> None:
+        now = datetime.now(UTC)
+        match decision:
+            case "discard":
+                moves.discard(tx, entry_id, idle_host=idle_host, now=now)
+            case "replace":
+                moves.replace(tx, entry_id, now=now)
+            case _:
+                moves.admit_anyway(tx, entry_id, now=now)
 
-    A file that something else is to give way for is looked at first: what gave way does not come back.
-    """
-    from ingestd.ledger import RefusedMove, moves, queries
-
-    done: list[int] = []
-    refused: list[tuple[int, str]] = []
-    for entry_id in dict.fromkeys(ids):
-        entry = queries.entry(ledger, entry_id)
-        if entry is not None and (why := _why_not(entry, decision)):
-            refused.append((entry_id, f"row {entry_id} cannot be {why}"))
-            continue
-        try:
-            with ledger.transaction() as tx:
-                now = datetime.now(UTC)
-                match decision:
-                    case "discard":
-                        moves.discard(tx, entry_id, idle_host=idle_host, now=now)
-                    case "replace":
-                        moves.replace(tx, entry_id, now=now)
-                    case _:
-                        moves.admit_anyway(tx, entry_id, now=now)
-        except RefusedMove as refusal:
-            refused.append((entry_id, str(refusal)))
-        else:
-            done.append(entry_id)
-    return done, refused
+    done, refused = one_by_one(ledger, ids, move, why_not=partial(_why_not, decision))
+    return list(done), refused
 
 
-def _why_not(entry: Entry, decision: str) -> str:
+def _why_not(decision: str, entry: Entry) -> str:
     from ingestd.lifecycle import State
-
-    from .entry_file import why_not_readable, why_not_the_same
 
     if decision == "replace" and entry.state is State.CONFLICT and (why := why_not_the_same(entry)):
         return f"sent in place of another row: its file {why}"

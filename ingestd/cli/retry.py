@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,11 @@ from .common import (
     stopped_send,
     tell_config,
 )
+from .operator_moves import Refusals, one_by_one, why_not_readable
 from .output import in_files, print_json
 
 if TYPE_CHECKING:
-    from ingestd.ledger import Choice, Ledger
+    from ingestd.ledger import Choice, Entry, Ledger
 
 RETRIABLE = ("FAILED", "CONFLICT", "DELETED", "UNCERTAIN", "REJECTED")
 
@@ -111,31 +113,20 @@ def _choice(study: str | None, state: str | None, reason: str | None) -> Choice:
     )
 
 
-Result = tuple[list[int], list[int], list[tuple[int, str]]]
+Result = tuple[list[int], list[int], Refusals]
 
 
 def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
-    from ingestd.ledger import RefusedMove, moves, queries
+    from ingestd.ledger import moves
     from ingestd.lifecycle import State
 
-    from .entry_file import why_not_readable
+    def why_not(entry: Entry) -> str:
+        why = why_not_readable(entry) if entry.state is State.REJECTED else ""
+        return why and f"read again: its file {why}"
 
-    moved: list[int] = []
-    requested: list[int] = []
-    refused: list[tuple[int, str]] = []
-    for entry_id in dict.fromkeys(ids):
-        entry = queries.entry(ledger, entry_id)
-        if entry is not None and entry.state is State.REJECTED and (why := why_not_readable(entry)):
-            refused.append((entry_id, f"row {entry_id} cannot be read again: its file {why}"))
-            continue
-        try:
-            with ledger.transaction() as tx:
-                after = moves.retry(tx, entry_id, now=datetime.now(UTC))
-        except RefusedMove as refusal:
-            refused.append((entry_id, str(refusal)))
-        else:
-            (requested if after == State.REJECTED else moved).append(entry_id)
-    return moved, requested, refused
+    after, refused = one_by_one(ledger, ids, partial(moves.retry, now=datetime.now(UTC)), why_not=why_not)
+    moved = [entry_id for entry_id, state in after.items() if state is not State.REJECTED]
+    return moved, [entry_id for entry_id in after if entry_id not in moved], refused
 
 
 def _all_of(ledger: Ledger, choice: Choice) -> Result:
@@ -170,9 +161,7 @@ def _taken_by_send(ledger: Ledger, ids: Sequence[int], host: str) -> set[int]:
     }
 
 
-def _tell(
-    moved: list[int], requested: list[int], refused: list[tuple[int, str]], *, by_send: set[int], but: str
-) -> None:
+def _tell(moved: list[int], requested: list[int], refused: Refusals, *, by_send: set[int], but: str) -> None:
     for entry_id, why in refused:
         click.echo(f"file {entry_id}: not retried: {why}")
     sent, read = (sum(1 for entry_id in ids if entry_id not in by_send) for ids in (moved, requested))

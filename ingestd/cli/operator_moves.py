@@ -1,11 +1,12 @@
-"""A look at a row's file before a person's decision about it is carried out: what is promised must be there."""
+"""A person's decision about rows, carried out one by one; first a look at each file: what is promised must be there."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 from ingestd.fs.places import MISSING, below_of, look, open_file
 
@@ -14,9 +15,36 @@ from .output import plain
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ingestd.ledger import Entry
+    from ingestd.ledger import Entry, Ledger, Transaction
+
+After = TypeVar("After")
+Refusals = list[tuple[int, str]]  # rows, and why the decision is not carried out on them
 
 _READ_SIZE = 1_048_576
+
+
+def one_by_one(
+    ledger: Ledger, ids: Iterable[int], move: Callable[[Transaction, int], After], *, why_not: Callable[[Entry], str]
+) -> tuple[dict[int, After], Refusals]:
+    """Make the move for each row in a transaction of its own; say what it gave for each, and what was refused.
+
+    ``why_not`` looks at the row first, and ends the sentence "row 7 cannot be ...": what gave way does not come back.
+    """
+    from ingestd.ledger import RefusedMove, queries
+
+    done: dict[int, After] = {}
+    refused: Refusals = []
+    for entry_id in dict.fromkeys(ids):
+        entry = queries.entry(ledger, entry_id)
+        if entry is not None and (why := why_not(entry)):
+            refused.append((entry_id, f"row {entry_id} cannot be {why}"))
+            continue
+        try:
+            with ledger.transaction() as tx:
+                done[entry_id] = move(tx, entry_id)
+        except RefusedMove as refusal:
+            refused.append((entry_id, str(refusal)))
+    return done, refused
 
 
 def why_not_readable(entry: Entry) -> str:
