@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +24,7 @@ from ingestd.daemon.trust import sameness_of
 from ingestd.daemon.wiring import backoff_of, client_of, profile_from, reader_limits_of, rules_of
 from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.inbox import Spool
-from ingestd.ledger import Choice, Entry, Ledger, StudySummary, moves, queries
+from ingestd.ledger import Choice, Ledger, moves, queries
 from ingestd.lifecycle import Identity, Kind, Outcome, Sameness, ServerKind, State, Unproven
 from ingestd.reader import CompareJob, ReaderPool
 from ingestd.reconciler import (
@@ -39,6 +40,8 @@ from ingestd.reconciler import (
     unknown_studies,
 )
 from ingestd.sender import probe_profile
+
+from .common import pages
 
 
 @dataclass(kw_only=True)
@@ -185,18 +188,14 @@ class _Auditor:
             self._apply([finding for finding in found.findings if finding.row.entry_id in gone], rules, began)
 
     def _study_uids(self) -> Iterator[str]:
-        last: StudySummary | None = None
-        while page := queries.studies(self._ledger, limit=1000, after=last):
+        for page in pages(partial(queries.studies, self._ledger, limit=1000)):
             yield from (study.study_uid for study in page)
-            last = page[-1]
 
     def _rows_of(self, study_uid: str) -> Iterator[Unproven]:
-        last: Entry | None = None
-        while page := queries.entries(self._ledger, Choice(study_uid=study_uid), after=last):
+        for page in pages(partial(queries.entries, self._ledger, Choice(study_uid=study_uid))):
             rows = queries.unproven_rows(self._ledger, [entry.entry_id for entry in page])
             # What waits for its proof is the daemon's: here it is proven only where it is compared.
             yield from (replace(row, sampled=row.state is State.STORED) for row in rows)
-            last = page[-1]
 
     def _take(self, found: StudyAudit, rules: Rules) -> None:
         report = self.report

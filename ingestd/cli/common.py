@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ingestd.ledger import Ledger
 
 F = TypeVar("F", bound=Callable[..., Any])
+Row = TypeVar("Row")
 
 
 class ExitCode(IntEnum):
@@ -219,6 +220,14 @@ def ledger_for_moves(config: Config) -> Iterator[Ledger]:
         raise Stop(ExitCode.NO_PERMISSION, f"no permission to read the ledger {file}; {become(file.parent)}")
     with Ledger.open(config.ledger, create=False) as ledger:
         yield ledger
+
+
+def pages(ask: Callable[..., Sequence[Row]]) -> Iterator[Sequence[Row]]:
+    """Go through all that a query of the ledger lists, page by page: ``ask(after=...)`` gives the next one."""
+    last: Row | None = None
+    while page := ask(after=last):
+        yield page
+        last = page[-1]
 
 
 def _is_closed(path: Path) -> bool:

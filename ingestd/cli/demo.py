@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from ingestd.clocks import boottime
 
 from .advice import words_of
 from .asker import as_typed
-from .common import ExitCode, Stop, json_option
+from .common import ExitCode, Stop, json_option, ledger_for_reading, load_config, pages
 from .output import plain, print_json
 
 if TYPE_CHECKING:
@@ -243,20 +244,12 @@ def _fates(config: Path, drop: Path, dropped: list[str]) -> list[Fate]:
 def _rows(config: Path) -> dict[str, Entry]:
     from ingestd.ledger import LedgerError, queries
 
-    from .common import ledger_for_reading, load_config
-
-    rows: dict[str, Entry] = {}
     try:
         with ledger_for_reading(load_config(config)) as ledger:
-            last: Entry | None = None
-            while entries := queries.entries(ledger, after=last):
-                last = entries[-1]
-                for entry in entries:
-                    rows[entry.relative_path] = entry
+            return {entry.relative_path: entry for page in pages(partial(queries.entries, ledger)) for entry in page}
     except LedgerError:
         # The daemon has not made it yet.
         return {}
-    return rows
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from .common import (
     ledger_for_reading,
     load_config,
     missing_spool,
+    pages,
     stopped_send,
     tell_config,
 )
@@ -125,17 +127,15 @@ def _lies_in_an_inbox(config: Config, what: str) -> bool:
 
 def _by_reference(config: Config, ledger: Ledger, reference: str) -> list[Entry]:
     """Find the study that the log calls by this reference; its UID is in no log, so every study is tried."""
-    from ingestd.ledger import StudySummary, queries
+    from ingestd.ledger import queries
     from ingestd.logs import study_ref
 
     if not _know_references(config):
         return []
-    last: StudySummary | None = None
-    while page := queries.studies(ledger, limit=1000, after=last):
+    for page in pages(partial(queries.studies, ledger, limit=1000)):
         for study in page:
             if study_ref(study.study_uid) == reference:
                 return queries.find(ledger, study.study_uid)
-        last = page[-1]
     return []
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .asker import as_typed
-from .common import ExitCode
+from .common import ExitCode, ledger_for_reading, pages
 from .output import in_files, plain, print_json
 
 if TYPE_CHECKING:
@@ -57,8 +58,6 @@ def look_back(
     from ingestd.ledger import queries
     from ingestd.lifecycle import Reason, needs_person
 
-    from .common import ledger_for_reading
-
     states: dict[str, int] = {}
     with ledger_for_reading(config) as ledger:
         for count in queries.status(ledger).counts:
@@ -82,13 +81,8 @@ def _named(ledger: Ledger, inboxes: Mapping[str, Collection[str] | None], called
     from ingestd.ledger import Choice, queries
     from ingestd.lifecycle import NEEDS_PERSON
 
-    found: list[Entry] = []
-    for state in sorted(NEEDS_PERSON):
-        after: Entry | None = None
-        while page := queries.entries(ledger, Choice(state=state), after=after):
-            after = page[-1]
-            found += [entry for entry in page if _is_named(entry, inboxes, called)]
-    return found
+    choices = (partial(queries.entries, ledger, Choice(state=state)) for state in sorted(NEEDS_PERSON))
+    return [entry for ask in choices for page in pages(ask) for entry in page if _is_named(entry, inboxes, called)]
 
 
 def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], called: frozenset[int]) -> bool:
