@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ingestd.config import Config
     from ingestd.daemon import OnceResult
     from ingestd.ledger import Entry, Ledger
+
+T = TypeVar("T")
 
 # More than this many are told as a number; `ingestd status` lists them.
 MOST_TOLD = 20
@@ -118,20 +120,15 @@ def tell(summary: RunSummary, *, as_json: bool) -> None:
         words = [f"{count} {name.replace('_', ' ')}" for name, count in summary.left_alone.items()]
         words += [f"{in_files(summary.clutter)} without an image"] if summary.clutter else []
         click.echo(f"left alone: {', '.join(words)}")
-    for entry in summary.needs_person[:MOST_TOLD]:
+
+    def about(entry: Entry) -> str:
         why = f"{words_of(entry.reason)}: {entry.note}" if entry.note else words_of(entry.reason)
-        click.echo(f"  {entry.state} {plain(entry.relative_path)} ({plain(why)})")
-        click.echo(f"    -> {plain(advice_for(entry))}")
-    if len(summary.needs_person) > MOST_TOLD:
-        click.echo(f"  ... and {len(summary.needs_person) - MOST_TOLD} more: {as_typed('`ingestd status`')}")
-    for path in summary.result.left[:MOST_TOLD]:
-        click.echo(f"  LEFT {plain(path)} (it cannot be read, or not be moved out of its folder)")
-    if len(summary.result.left) > MOST_TOLD:
-        click.echo(f"  ... and {len(summary.result.left) - MOST_TOLD} more")
-    for path in summary.result.not_taken_in[:MOST_TOLD]:
-        click.echo(f"  NOT TAKEN IN {plain(path)} ({_why_not(Path(path))})")
-    if len(summary.result.not_taken_in) > MOST_TOLD:
-        click.echo(f"  ... and {len(summary.result.not_taken_in) - MOST_TOLD} more")
+        return f"{entry.state} {plain(entry.relative_path)} ({plain(why)})\n    -> {plain(advice_for(entry))}"
+
+    _tell_first(summary.needs_person, about, rest=as_typed(": `ingestd status`"))
+    reason = "(it cannot be read, or not be moved out of its folder)"
+    _tell_first(summary.result.left, lambda path: f"LEFT {plain(path)} {reason}")
+    _tell_first(summary.result.not_taken_in, lambda path: f"NOT TAKEN IN {plain(path)} ({_why_not(Path(path))})")
     for alarm in summary.result.alarms:
         click.echo(
             f"  stopped because {as_typed(plain(alarm.note))}{f' ({plain(alarm.about)})' if alarm.about else ''}"
@@ -142,6 +139,13 @@ def tell(summary: RunSummary, *, as_json: bool) -> None:
         left = summary.result.unfinished
         on_the_way = f"{in_files(left)} {'is' if left == 1 else 'are'} still on the way"
         click.echo(f"{why}: {on_the_way if left else 'not all is looked through and taken in'}; run it again to go on")
+
+
+def _tell_first(found: Sequence[T], words: Callable[[T], str], *, rest: str = "") -> None:
+    for each in found[:MOST_TOLD]:
+        click.echo(f"  {words(each)}")
+    if len(found) > MOST_TOLD:
+        click.echo(f"  ... and {len(found) - MOST_TOLD} more{rest}")
 
 
 def _why_not(path: Path) -> str:
