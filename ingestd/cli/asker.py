@@ -90,7 +90,6 @@ def _name_of(uid: int) -> str:
 
 
 def user_name() -> str:
-    """Return the name of the user we are."""
     return _name_of(os.geteuid())
 
 

@@ -62,7 +62,6 @@ class Report:
     error: str = ""
 
     def as_plain(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         return {
             "studies_known": self.studies_known,
             "studies": self.studies,

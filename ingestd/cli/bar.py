@@ -27,8 +27,7 @@ DRAW_EVERY = timedelta(milliseconds=250)
 class Draw(Protocol):
     """Draws how things stand by the ledger, and what stands in the way; now and then, or ``at_once``."""
 
-    def __call__(self, ledger: Ledger, alarms: Iterable[Alarm] = (), *, at_once: bool = False) -> None:
-        """Draw."""
+    def __call__(self, ledger: Ledger, alarms: Iterable[Alarm] = (), *, at_once: bool = False) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +125,6 @@ def shown(policies: Sequence[InboxPolicy]) -> Iterator[Draw]:
         words: tuple[Text, ...] = ()
 
         def get_renderables(self) -> Iterator[RenderableType]:
-            """Give the bar, and the words."""
             yield self.make_tasks_table(self.tasks)
             yield from self.words
 

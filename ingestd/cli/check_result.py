@@ -26,7 +26,6 @@ class CheckResult:
         return self.result == "bad" and self.name in {"user", "daemon", "inboxes", "spool", "ledger"}
 
     def as_plain(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         return {"name": self.name, "result": self.result, "text": self.text, "advice": self.advice or None}
 
 

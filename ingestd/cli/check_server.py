@@ -55,7 +55,7 @@ def secrets(config: Config) -> Iterator[CheckResult]:
             files, names = [auth.client_secret_file], [auth.client_secret_env]
     for file in filter(None, files):
         yield from _secret_file(file)
-        yield from kept("auth", file, config)
+        yield from access_of_others("auth", file, config)
     for name in filter(None, names):
         if os.environ.get(name, "").strip():
             yield ok("auth", f"{auth.kind}, from ${name}")
@@ -67,7 +67,7 @@ def secrets(config: Config) -> Iterator[CheckResult]:
         yield ok("auth", f"azure, credential {auth.credential}")
 
 
-def kept(name: str, file: Path | None, config: Config) -> Iterator[CheckResult]:
+def access_of_others(name: str, file: Path | None, config: Config) -> Iterator[CheckResult]:
     """Say who else may write a file that decides where what goes, and whether those who drop files may read it."""
     if file is None or not file.exists():
         return

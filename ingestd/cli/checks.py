@@ -11,7 +11,7 @@ from ingestd.locks import who_runs
 from .asker import become, owner_of, user_name
 from .check_folders import disk, folders_apart, inbox_taken_from, spool, watching
 from .check_result import CheckResult, bad, no_permission, note, ok
-from .check_server import kept, secrets, server, tls
+from .check_server import access_of_others, secrets, server, tls
 from .common import ExitCode
 from .output import in_files
 
@@ -19,7 +19,7 @@ from .output import in_files
 def check_all(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
     """Look at everything, in the order a file meets it."""
     yield ok("config", f"{config.file}: every key is known and every value fits")
-    yield from _guarded("config", kept, "config", config.file, config)
+    yield from _guarded("config", access_of_others, "config", config.file, config)
     yield from _guarded("user", _user, config, for_start=for_start)
     for inbox in config.inboxes:
         yield from _guarded("inbox", inbox_taken_from, inbox, config)

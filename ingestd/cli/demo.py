@@ -29,6 +29,7 @@ from ingestd.clocks import boottime
 from .advice import words_of
 from .asker import as_typed
 from .common import ExitCode, Stop, json_option, ledger_for_reading, load_config, pages
+from .emulate import expect_viewer
 from .output import plain, print_json
 
 if TYPE_CHECKING:
@@ -83,8 +84,7 @@ def command(folder: Path | None, *, keep: bool, viewer: Path | None, timeout: in
 
     Exit code 0 only if every file is accounted for.
     """
-    if viewer is not None and not (viewer / "index.html").is_file():
-        raise click.UsageError(f"--viewer: there is no index.html in {viewer}; it is package/dist in the OHIF package")
+    expect_viewer(viewer)
     place = Path(tempfile.mkdtemp(prefix="ingestd-demo-"))
     with contextlib.ExitStack() as cleanup:
         if not keep:

@@ -181,7 +181,6 @@ class Progress:
             self._bar.stop()
 
     def advance(self, size_bytes: int) -> None:
-        """Count so many bytes."""
         if self._bar is not None:
             self._bar.advance(self._task, size_bytes)
 

@@ -264,11 +264,15 @@ def frames(
             path = Path(output) / f"{_file_name(instance)}.{number}.bin"
             _write_new(path, part)
             written.append(str(path))
+    _tell_written(written, as_json=as_json)
+
+
+def _tell_written(paths: list[str], *, as_json: bool) -> None:
     if as_json:
-        print_json({"written": written})
+        print_json({"written": paths})
     else:
-        for name in written:
-            click.echo(name)
+        for path in paths:
+            click.echo(path)
 
 
 def _file_name(uid: str) -> str:
@@ -320,10 +324,7 @@ def rendered(
             return
         path = Path(output) if output else Path(f"{_file_name(instance)}.{'png' if png else 'jpg'}")
         _write_new(path, part)
-    if as_json:
-        print_json({"written": [str(path)]})
-    else:
-        click.echo(str(path))
+    _tell_written([str(path)], as_json=as_json)
 
 
 @click.command()

@@ -93,8 +93,7 @@ def command(
         for name, sentence in DESCRIPTIONS.items():
             click.echo(f"{name:20} {sentence}")
         return ExitCode.DONE
-    if viewer is not None and not (viewer / "index.html").is_file():
-        raise click.UsageError(f"--viewer: there is no index.html in {viewer}; it is package/dist in the OHIF package")
+    expect_viewer(viewer)
     if reset:
         if data is None:
             raise click.UsageError("--reset needs --data: a temporary folder is always new")
@@ -108,6 +107,12 @@ def command(
     except EmulatorFailed as error:
         raise click.ClickException(str(error)) from error
     return ExitCode.DONE
+
+
+def expect_viewer(folder: Path | None) -> None:
+    """Stop where what is to be served as the viewer is none."""
+    if folder is not None and not (folder / "index.html").is_file():
+        raise click.UsageError(f"--viewer: there is no index.html in {folder}; it is package/dist in the OHIF package")
 
 
 def _announce(server: Emulator) -> None:

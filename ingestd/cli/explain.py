@@ -198,7 +198,6 @@ def _as_dropped(config: Config, what: str) -> Path:
 
 
 def story_as_plain(story: Story, unanswered: Alarm | None) -> dict[str, Any]:
-    """Return a story as JSON values."""
     from .status import entry_as_plain
 
     return entry_as_plain(story.entry) | {

@@ -72,7 +72,6 @@ def _to_json(value: object) -> object:
 
 
 def in_files(count: int) -> str:
-    """Say how many files."""
     return "1 file" if count == 1 else f"{count} files"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ingestd.lifecycle import State
 from ingestd.locks import who_runs
 
 from .common import (
@@ -31,20 +32,6 @@ if TYPE_CHECKING:
     from ingestd.config import Config
     from ingestd.ledger import Alarm, Choice, Entry, Ledger, Status, StudySummary
 
-STATES = (
-    "PENDING",
-    "SENDING",
-    "UNCERTAIN",
-    "STORED",
-    "CONFIRMED",
-    "FAILED",
-    "REJECTED",
-    "DUPLICATE",
-    "CONFLICT",
-    "DELETED",
-    "DISCARDED",
-)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatusFilter:
@@ -61,7 +48,6 @@ class StatusFilter:
 
     @property
     def is_anything(self) -> bool:
-        """Whether studies or files are to be listed at all."""
         narrowed = (self.study, self.accession, self.patient_id, self.modality, self.state, self.since)
         return self.files or any(value is not None for value in narrowed)
 
@@ -133,7 +119,7 @@ def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--accession", metavar="NUMBER", help="Studies with this accession number (exactly as in the files).")
 @click.option("--patient-id", metavar="ID", help="Studies of this patient id (exactly as in the files).")
 @click.option("--modality", metavar="CT", help="Studies of this modality.")
-@click.option("--state", type=click.Choice(STATES, case_sensitive=False), help="Files in this state.")
+@click.option("--state", type=click.Choice(list(map(str, State)), case_sensitive=False), help="Files in this state.")
 @click.option(
     "--since", callback=_instant, metavar="WHEN", help="Changed since: 24h, 7d, 2026-03-01, 2026-03-01T08:30."
 )
@@ -234,7 +220,6 @@ def unknown(*, study: str | None = None, accession: str | None = None, patient_i
 
 def _choice(ledger: Ledger, wanted: StatusFilter) -> Choice:
     from ingestd.ledger import Choice
-    from ingestd.lifecycle import State
 
     return Choice(
         study_uid=wanted.study,
@@ -253,7 +238,7 @@ def as_plain(picture: Picture, wanted: StatusFilter) -> dict[str, Any]:
     called = status.oldest_needs_person_at if status else None
     value: dict[str, Any] = {
         "config": picture.config.file,
-        "states": dict.fromkeys(STATES, 0) | ({str(s): n for s, n in status.states.items()} if status else {}),
+        "states": dict.fromkeys(map(str, State), 0) | ({str(s): n for s, n in status.states.items()} if status else {}),
         "healthy": not picture.stopped,
         "stopped_because": [asdict(line) for line in picture.stopped],
         "needs_person": status.needs_person if status else 0,
@@ -287,7 +272,6 @@ def as_plain(picture: Picture, wanted: StatusFilter) -> dict[str, Any]:
 
 
 def entry_as_plain(entry: Entry) -> dict[str, Any]:
-    """Return a row of the ledger as JSON values."""
     from .advice import advice_for
 
     identity = entry.identity

@@ -60,7 +60,6 @@ Block = Callable[[int | None], Iterator[Line]]  # what to print, laid out for so
 
 
 def styled(state: str) -> Cell:
-    """Return a state's name in its colour."""
     return Cell(state, STYLES.get(state, ""))
 
 
@@ -70,7 +69,6 @@ def whole(text: object) -> Cell:
 
 
 def show(*blocks: Block) -> None:
-    """Print on stdout."""
     for line in lines_of(blocks):
         sys.stdout.write(f"{line}\n")
 
@@ -117,7 +115,6 @@ def paragraph(*pieces: str | Cell, lead: str = "") -> Block:
 
 
 def blank(_width: int | None) -> Iterator[Line]:
-    """Leave a line free."""
     yield []
 
 
