@@ -63,46 +63,10 @@ def list_identities(client: DicomWebClient, study_uid: str, row: Unproven | None
 
 
 @dataclass(slots=True)
-class Listing:
-    """What of the wanted rows a query shows; asked for when first needed. None: this server cannot be searched."""
-
-    client: DicomWebClient
-    study_uid: str
-    rows: tuple[Unproven, ...]
-    listed: frozenset[Identity] | None = None
-    is_asked: bool = False
-
-    def has(self, identity: Identity) -> bool | None:
-        """Say whether the query lists it; None where queries cannot tell."""
-        if not self.is_asked:
-            self.is_asked = True
-            try:
-                self.listed = self._ask()
-            except DicomWebError as error:
-                if stops_queries(error):
-                    raise
-        return None if self.listed is None else identity in self.listed
-
-    def _ask(self) -> frozenset[Identity]:
-        wanted = {row.identity for row in self.rows}
-        found: set[Identity] = set()
-        if len(self.rows) <= FEW_ROWS:
-            for row in self.rows:
-                found.update(list_identities(self.client, self.study_uid, row))
-            return frozenset(found)
-        for identity in list_identities(self.client, self.study_uid):
-            if identity in wanted:
-                found.add(identity)
-                if len(found) == len(wanted):
-                    break
-        return frozenset(found)
-
-
-@dataclass(slots=True)
 class StudyAsker:
     """Answers one StudyQuestion, row by row; what it found before a failure counts.
 
-    ``listed`` is what a query has shown already, None where none was made.
+    ``listed`` is what a query has shown already; where none was made, one is made when it is first needed.
     """
 
     client: DicomWebClient
@@ -113,21 +77,18 @@ class StudyAsker:
     findings: list[Finding] = field(default_factory=list)
     clock_offset: timedelta | None = None
     asked_boot: float = 0.0
+    cannot_be_searched: bool = False
 
     def ask(self) -> None:
         """Find out about every row; raises the DicomWebErrors that concern the server as a whole."""
-        listing = Listing(
-            self.client, self.question.study_uid, self.question.rows, self.listed, is_asked=self.listed is not None
-        )
         for row in self.question.rows:
             asked_at, self.asked_boot = self.utc_now(), boottime()
-            if not self.question.fetch and listing.has(row.identity):
+            if not self.question.fetch and self._is_listed(row):
                 self.findings.append(Finding(row=row, present=True, asked_at=asked_at))
             else:
-                self.findings.append(self._retrieve(row, listing, asked_at))
+                self.findings.append(self._retrieve(row, asked_at))
 
     def answer(self, *, error: str = "", pause: Pause | None = None) -> StudyAnswer:
-        """Give what was found."""
         return StudyAnswer(
             question=self.question,
             findings=tuple(self.findings),
@@ -136,11 +97,38 @@ class StudyAsker:
             error=error,
         )
 
-    def _retrieve(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
+    def _is_listed(self, row: Unproven) -> bool | None:
+        """Say whether a query lists it; None where queries cannot tell."""
+        if self.listed is None and not self.cannot_be_searched:
+            try:
+                self.listed = frozenset(self._list_wanted())
+            except DicomWebError as error:
+                if stops_queries(error):
+                    raise
+                self.cannot_be_searched = True
+        return None if self.listed is None else row.identity in self.listed
+
+    def _list_wanted(self) -> set[Identity]:
+        """List what of the question's rows the server says it has."""
+        study_uid, rows = self.question.study_uid, self.question.rows
+        found: set[Identity] = set()
+        if len(rows) <= FEW_ROWS:
+            for row in rows:
+                found.update(list_identities(self.client, study_uid, row))
+            return found
+        wanted = {row.identity for row in rows}
+        for identity in list_identities(self.client, study_uid):
+            if identity in wanted:
+                found.add(identity)
+                if len(found) == len(wanted):
+                    break
+        return found
+
+    def _retrieve(self, row: Unproven, asked_at: datetime) -> Finding:
         try:
-            return self._look_at_copy(row, listing, asked_at)
+            return self._look_at_copy(row, asked_at)
         except NotFound:
-            return self._not_found(row, listing, asked_at)
+            return self._not_found(row, asked_at)
         except _TooLarge:
             return Finding(row=row, present=True, asked_at=asked_at, sameness=Sameness.OTHER)
         except DicomWebError as error:
@@ -152,8 +140,8 @@ class StudyAsker:
             note = f"its copy could not be kept for the comparison: {why}"
             return Finding(row=row, present=None, asked_at=asked_at, note=note, is_ours=True)
 
-    def _not_found(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
-        listed = listing.has(row.identity)
+    def _not_found(self, row: Unproven, asked_at: datetime) -> Finding:
+        listed = self._is_listed(row)
         if listed is False:
             return Finding(row=row, present=False, asked_at=asked_at, asked_boot=self.asked_boot)
         if listed:
@@ -179,7 +167,7 @@ class StudyAsker:
             return Finding(row=row, present=None, asked_at=asked_at, note=f"{note}: {error}")
         return finding if finding is not None else Finding(row=row, present=None, asked_at=asked_at, note=note)
 
-    def _look_at_copy(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
+    def _look_at_copy(self, row: Unproven, asked_at: datetime) -> Finding:
         uids = row.identity
         with self.client.retrieve_instance(
             uids.study_uid, uids.series_uid, uids.sop_uid, original=self.question.original
@@ -189,7 +177,11 @@ class StudyAsker:
             retrieval.on_bytes = _Allowance(COPY_GROWTH * row.content.size_bytes + COPY_SPARE_BYTES).take
             if not self.question.fetch:
                 retrieval.only_part()
-                return self._only_retrievable(row, listing, asked_at)
+                if self._is_listed(row) is False:
+                    # It may be found under its SOP Instance UID alone, in another series: no proof of this identity.
+                    note = "it can be retrieved, but a query does not list it"
+                    return Finding(row=row, present=None, asked_at=asked_at, note=note)
+                return Finding(row=row, present=True, asked_at=asked_at)
             finding = self._compare_parts(row, retrieval, asked_at)
         if finding is None:
             note = "its copy could not be had: the server's answer has no part"
@@ -220,13 +212,6 @@ class StudyAsker:
         if not others:
             return None
         return Finding(row=row, present=True, asked_at=asked_at, copy=others[0], more=tuple(others[1:]))
-
-    def _only_retrievable(self, row: Unproven, listing: Listing, asked_at: datetime) -> Finding:
-        if listing.has(row.identity) is False:
-            # It may be found under its SOP Instance UID alone, in another series: no proof of this identity.
-            note = "it can be retrieved, but a query does not list it"
-            return Finding(row=row, present=None, asked_at=asked_at, note=note)
-        return Finding(row=row, present=True, asked_at=asked_at)
 
 
 class _TooLarge(Exception):

@@ -34,7 +34,7 @@ def probe_profile(client: DicomWebClient) -> ServerProfile:
     Raises DicomWebError where the server cannot be asked now (Unavailable, NotAuthorized, MisconfiguredServer).
     """
     if _has_feed(client):
-        return profile_of(ServerKind.AZURE, feed_version=_version(client))
+        return profile_of(ServerKind.AZURE, feed_version=1 if client.api_version == 1 else 2)
     return profile_of(ServerKind.ORTHANC if _is_orthanc(client) else ServerKind.OTHER)
 
 
@@ -51,10 +51,6 @@ def look_in(client: DicomWebClient, profile: ServerProfile | None) -> None:
     except (Refused, Unintelligible) as error:
         if error.status is None:
             raise
-
-
-def _version(client: DicomWebClient) -> int:
-    return 1 if client.api_version == 1 else 2
 
 
 def _has_feed(client: DicomWebClient) -> bool:
