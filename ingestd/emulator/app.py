@@ -10,8 +10,6 @@ import asyncio
 import socket
 import traceback
 from collections.abc import Callable
-from email.message import Message
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
@@ -25,7 +23,7 @@ from .faults import FaultName
 from .http.accept import accepts_json
 from .http.answers import Streamed, plain
 from .http.connection import TRANSPORT
-from .http.request import Action, Body, Route, ServiceRequest, small_body
+from .http.request import Action, Body, Route, ServiceRequest, content_type_of, small_body
 from .routes import SUPPORTED_VERSIONS, UNVERSIONED, find_route
 from .services.partitions import enter_partition
 from .services.stow import take_in
@@ -214,15 +212,8 @@ async def _strike_before(request: ServiceRequest) -> None:
 
 def _check_content_type(request: ServiceRequest, route: Route) -> None:
     content_type = request.headers.get("content-type")
-    if content_type and route.consumes and _media_type(content_type) not in route.consumes:
+    if content_type and route.consumes and content_type_of(content_type).get_content_type() not in route.consumes:
         raise Problem(415)
-
-
-@lru_cache(maxsize=256)
-def _media_type(content_type: str) -> str:
-    message = Message()
-    message["Content-Type"] = content_type
-    return message.get_content_type()
 
 
 def _check_audit_headers(request: ServiceRequest) -> None:

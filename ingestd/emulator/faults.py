@@ -78,6 +78,13 @@ DESCRIPTIONS: dict[FaultName, str] = {
 }
 
 
+# What can be said of a fault, and how a text is read as it.
+_SETTINGS: dict[str, type] = {
+    "probability": float, "seed": int, "count": int, "skip": int, "uid": str, "method": str, "path": str,
+    "seconds": float, "bytes": int, "numbers": int, "status": int, "retry_after": str,
+}  # fmt: skip
+
+
 class UnknownFault(ValueError):
     """There is no such fault, or its settings make no sense."""
 
@@ -128,17 +135,13 @@ class Fault:
     @classmethod
     def from_settings(cls, name: str, settings: dict[str, Any]) -> Fault:
         """A fault from loosely typed settings, as JSON and the command line give them; raises UnknownFault."""
-        kinds: dict[str, type] = {
-            "probability": float, "seed": int, "count": int, "skip": int, "uid": str, "method": str, "path": str,
-            "seconds": float, "bytes": int, "numbers": int, "status": int, "retry_after": str,
-        }  # fmt: skip
-        unknown = set(settings) - set(kinds)
+        unknown = set(settings) - set(_SETTINGS)
         if unknown:
-            raise UnknownFault(f"{name}: unknown setting {min(unknown)!r}; there are: {', '.join(kinds)}")
+            raise UnknownFault(f"{name}: unknown setting {min(unknown)!r}; there are: {', '.join(_SETTINGS)}")
         try:
             return cls(
                 name=FaultName(name) if name in set(FaultName) else name,  # type: ignore[arg-type]
-                **{key: kinds[key](value) for key, value in settings.items() if value is not None},
+                **{key: _SETTINGS[key](value) for key, value in settings.items() if value is not None},
             )
         except (TypeError, ValueError, OverflowError) as error:
             raise error if isinstance(error, UnknownFault) else UnknownFault(f"{name}: {error}") from error
@@ -165,21 +168,8 @@ class Fault:
 
     def facts(self) -> dict[str, Any]:
         """The fault as the control port shows it."""
-        names = (
-            "probability",
-            "seed",
-            "count",
-            "skip",
-            "uid",
-            "method",
-            "path",
-            "seconds",
-            "bytes",
-            "numbers",
-            "status",
-        )
         return {"name": self.name, "fired": self.fired, "retry_after": self.retry_after} | {
-            name: getattr(self, name) for name in names
+            name: getattr(self, name) for name in _SETTINGS
         }
 
 

@@ -89,8 +89,8 @@ def test_tables_of_attributes_are_the_pages():
     def numbers(text: str) -> frozenset[int]:
         return frozenset(int(word, 16) for word in text.split())
 
-    assert tuple(map(numbers, (V1_STUDY, V1_SERIES, V1_INSTANCE))) == (sets.V1_STUDY, sets.V1_SERIES, sets.V1_INSTANCE)
-    assert (numbers(ALL_STUDY), numbers(ALL_SERIES)) == (sets.ALL_STUDY, sets.ALL_SERIES)
+    assert tuple(map(numbers, (V1_STUDY, V1_SERIES, V1_INSTANCE))) == tuple(sets.DEFAULT_FIELDS[1].values())
+    assert [numbers(ALL_STUDY), numbers(ALL_SERIES)] == [sets.ALL_FIELDS[level] for level in ("study", "series")]
     assert {(each.keyword, each.vr) for each in sets.CORE} == {
         ("StudyInstanceUID", "UI"), ("PatientID", "LO"), ("PatientName", "PN"), ("PatientBirthDate", "DA"),
         ("ReferringPhysicianName", "PN"), ("StudyDate", "DA"), ("StudyDescription", "LO"), ("AccessionNumber", "SH"),

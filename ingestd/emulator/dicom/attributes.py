@@ -50,26 +50,34 @@ STUDY_COLUMNS = tuple(a for a in CORE if a.level is Level.STUDY and a.tag != STU
 SERIES_COLUMNS = tuple(a for a in CORE if a.level is Level.SERIES and a.tag != SERIES_UID)
 REQUIRED = (STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS, PATIENT_ID)
 
-# AZURE.md 3.3. v2 defaults are index columns only; v1 defaults need the stored metadata.
-V1_STUDY = frozenset({
-    0x00080005, 0x00080020, 0x00080030, 0x00080050, 0x00080056, 0x00080090, 0x00080201,
-    0x00100010, 0x00100020, 0x00100030, 0x00100040, 0x0020000D, 0x00200010,
-})  # fmt: skip
-V1_SERIES = frozenset({
-    0x00080005, 0x00080060, 0x00080201, 0x0008103E, 0x0020000E, 0x00400244, 0x00400245, 0x00400275,
-})  # fmt: skip
-V1_INSTANCE = frozenset({
-    0x00080005, 0x00080016, 0x00080018, 0x00080056, 0x00080201, 0x00200013,
-    0x00280008, 0x00280010, 0x00280011, 0x00280100,
-})  # fmt: skip
-V2_STUDY = frozenset({
-    0x00080020, 0x00080050, 0x00080090, 0x00081030, 0x00100010, 0x00100020, 0x00100030, 0x0020000D,
-})  # fmt: skip
-V2_SERIES = frozenset({0x00080060, 0x00081090, 0x0020000E, 0x00400244})
-V2_INSTANCE = frozenset({0x00080018})
-ALL_STUDY = V1_STUDY | {
-    0x00081030, 0x00080063, 0x00081032, 0x00081060, 0x00081080, 0x00081110,
-    0x00101010, 0x00101020, 0x00101030, 0x00102180, 0x001021B0,
+# AZURE.md 3.3: what a version returns by default. v2's are index columns only; v1's need the stored metadata.
+DEFAULT_FIELDS: dict[int, dict[Level, frozenset[int]]] = {
+    1: {
+        Level.STUDY: frozenset({
+            0x00080005, 0x00080020, 0x00080030, 0x00080050, 0x00080056, 0x00080090, 0x00080201,
+            0x00100010, 0x00100020, 0x00100030, 0x00100040, 0x0020000D, 0x00200010,
+        }),
+        Level.SERIES: frozenset({
+            0x00080005, 0x00080060, 0x00080201, 0x0008103E, 0x0020000E, 0x00400244, 0x00400245, 0x00400275,
+        }),
+        Level.INSTANCE: frozenset({
+            0x00080005, 0x00080016, 0x00080018, 0x00080056, 0x00080201, 0x00200013,
+            0x00280008, 0x00280010, 0x00280011, 0x00280100,
+        }),
+    },
+    2: {
+        Level.STUDY: frozenset({
+            0x00080020, 0x00080050, 0x00080090, 0x00081030, 0x00100010, 0x00100020, 0x00100030, 0x0020000D,
+        }),
+        Level.SERIES: frozenset({0x00080060, 0x00081090, 0x0020000E, 0x00400244}),
+        Level.INSTANCE: frozenset({0x00080018}),
+    },
 }  # fmt: skip
-ALL_SERIES = V1_SERIES | {0x00080021, 0x00080031, 0x00200011, 0x00200060}
-ALL_INSTANCE = V1_INSTANCE
+ALL_FIELDS: dict[Level, frozenset[int]] = {
+    Level.STUDY: DEFAULT_FIELDS[1][Level.STUDY] | {
+        0x00081030, 0x00080063, 0x00081032, 0x00081060, 0x00081080, 0x00081110,
+        0x00101010, 0x00101020, 0x00101030, 0x00102180, 0x001021B0,
+    },
+    Level.SERIES: DEFAULT_FIELDS[1][Level.SERIES] | {0x00080021, 0x00080031, 0x00200011, 0x00200060},
+    Level.INSTANCE: DEFAULT_FIELDS[1][Level.INSTANCE],
+}  # fmt: skip

@@ -69,7 +69,6 @@ def _split(header: str) -> Iterable[str]:
 
 
 def accepts_json(header: str | None) -> bool:
-    """Whether a DICOM JSON answer is acceptable."""
     return any(member.media_type in _JSON for member in parse_accept(header))
 
 

@@ -23,7 +23,6 @@ class PlainJson(JSONResponse):
     media_type = "application/json; charset=utf-8"
 
     def render(self, content: Any) -> bytes:
-        """The bytes of the body."""
         return json.dumps(_without_nulls(content), ensure_ascii=False, separators=(",", ":")).encode(
             "utf-8", "surrogatepass"
         )
@@ -60,7 +59,6 @@ def raw_json(chunks: list[bytes], *, media_type: str = DicomJson.media_type) -> 
 
 
 def plain(status: int, message: str) -> Response:
-    """A refusal as the service words it: plain text, or nothing."""
     return PlainTextResponse(message, status_code=status) if message else Response(status_code=status)
 
 

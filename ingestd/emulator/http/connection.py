@@ -53,7 +53,6 @@ class ClientConnection(HttpToolsProtocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request."""
         super().connection_made(transport)
         self.idle_since = self.loop.time()
         self._wait_for_request()
@@ -61,14 +60,12 @@ class ClientConnection(HttpToolsProtocol):
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
         super().connection_lost(exc)
         for timer in (self._asking, self._reading):
             if timer is not None:
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and see whose turn it is then."""
         self._swallowed += len(data)
         self._unset_keepalive_if_required()
         try:
@@ -107,12 +104,10 @@ class ClientConnection(HttpToolsProtocol):
         return b"\r\n".join((line, *fields, b"", b""))
 
     def pause_writing(self) -> None:
-        """Wait for the client to read."""
         super().pause_writing()
         self._wait_for_reader()
 
     def resume_writing(self) -> None:
-        """Everything is read."""
         super().resume_writing()
         if self._reading is not None:
             self._reading.cancel()
@@ -121,14 +116,12 @@ class ClientConnection(HttpToolsProtocol):
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        """Put the transport beside the request."""
         super().on_message_begin()
         self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]
         self._head_is_open = True
         self._head_bytes = self._fields = self._swallowed = 0
 
     def on_url(self, url: bytes) -> None:
-        """Count the request's line."""
         self._count(len(url), status=414)
         super().on_url(url)
 
@@ -140,7 +133,6 @@ class ClientConnection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Hand the request on."""
         if self.parser.should_upgrade():
             return
         self._head_is_open, self._swallowed = False, 0
@@ -148,12 +140,10 @@ class ClientConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Hand a piece of the body on."""
         self._swallowed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Begin anew."""
         self._swallowed = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()

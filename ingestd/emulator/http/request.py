@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.message import Message
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from starlette.requests import Request
@@ -161,6 +163,14 @@ def _is_deeper(given: Any, most: int) -> bool:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     return bool(level)
+
+
+@lru_cache(maxsize=256)
+def content_type_of(header: str) -> Message:
+    """A Content-Type header with its parameters."""
+    message = Message()
+    message["Content-Type"] = header
+    return message
 
 
 def boolean(name: str, value: str | None, *, default: bool) -> bool:

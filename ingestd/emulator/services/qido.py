@@ -7,19 +7,12 @@ import re
 from starlette.responses import Response
 
 from ..dicom.attributes import (
-    ALL_INSTANCE,
-    ALL_SERIES,
-    ALL_STUDY,
+    ALL_FIELDS,
     CORE_BY_TAG,
+    DEFAULT_FIELDS,
     MODALITIES_IN_STUDY,
     SERIES_UID,
     STUDY_UID,
-    V1_INSTANCE,
-    V1_SERIES,
-    V1_STUDY,
-    V2_INSTANCE,
-    V2_SERIES,
-    V2_STUDY,
     Level,
 )
 from ..dicom.collation import fold, fold_name, name_words, parse_date, parse_integer, parse_time
@@ -28,25 +21,9 @@ from ..dicom.minimum_rules import is_valid_uid
 from ..errors import Problem
 from ..http.answers import raw_json
 from ..http.request import Action, Route, ServiceRequest, route
-from .query import (
-    check_filled,
-    filters,
-    included,
-    is_fuzzy,
-    named_twice,
-    page,
-    parse_instant,
-    range_of,
-    unknown,
-    unqueryable,
-)
+from . import query
 from .search import Filter, KnownTag, Question, known_tags, run
 
-_SETS = {
-    1: {Level.STUDY: V1_STUDY, Level.SERIES: V1_SERIES, Level.INSTANCE: V1_INSTANCE},
-    2: {Level.STUDY: V2_STUDY, Level.SERIES: V2_SERIES, Level.INSTANCE: V2_INSTANCE},
-}
-_ALL = {Level.STUDY: ALL_STUDY, Level.SERIES: ALL_SERIES, Level.INSTANCE: ALL_INSTANCE}
 # What a path searches, and at which levels its filters and default attributes are.
 _SCOPES: dict[str, tuple[Level, frozenset[Level]]] = {
     "studies": (Level.STUDY, frozenset({Level.STUDY})),
@@ -62,10 +39,10 @@ def _search(path: str, request: ServiceRequest) -> Response:
     level, levels = _SCOPES[path]
     study, series = request.optional_uid("study"), request.optional_uid("series")
     with request.archive.index.read() as tx:
-        limit, offset = page(request)
-        include = included(request)
-        asked = _filters(request, levels, known_tags(tx), fuzzy=is_fuzzy(request))
-        sets = _ALL if include is None else _SETS[request.version]
+        limit, offset = query.page(request)
+        include = query.included(request)
+        asked = _filters(request, levels, known_tags(tx), fuzzy=request.flag("FuzzyMatching", default=False))
+        sets = ALL_FIELDS if include is None else DEFAULT_FIELDS[request.version]
         fields = {filter_.tag for filter_ in asked.values()}.union(include or (), *(sets[level] for level in levels))
         if study is not None:
             fields.add(STUDY_UID)
@@ -94,13 +71,13 @@ def _filters(
 ) -> dict[str, Filter]:
     """The filters by the names they are asked by; raises Problem 400."""
     found: dict[str, Filter] = {}
-    for name, value in filters(request).items():
+    for name, value in query.filters(request).items():
         tag = tag_of(name)
         if tag is None:
-            raise unknown(name)
+            raise query.unknown(name)
         filter_ = _filter(name, tag, value, levels, tags, fuzzy=fuzzy)
         if any(tag == other.tag for other in found.values()):
-            raise named_twice(name)
+            raise query.named_twice(name)
         found[name] = filter_
     return found
 
@@ -118,11 +95,11 @@ def _filter(
     else:
         level, vr = None, ""
     if level is None or level not in levels:
-        raise unqueryable(name)
+        raise query.unqueryable(name)
     found = Filter(tag=tag, vr=vr, level=level, extended=extended)
     if extended is not None and not extended.is_usable:
         raise Problem(400, f"Query is disabled on specified attribute '{name}'.")
-    check_filled(name, value)
+    query.check_filled(name, value)
     shown = keyword_of(tag, name)
     if vr == "PN":
         _read_name(found, shown, value, fuzzy=fuzzy)
@@ -178,14 +155,14 @@ def _read_range(found: Filter, name: str, vr: str, value: str) -> None:
         if vr == "DA":
             result = text if parse_date(text) else None
         elif vr == "DT":
-            result = parse_instant(text, name)
+            result = query.parse_instant(text, name)
         else:
             result = parse_time(text)
         if result is None:
             raise _no_time(vr, text, name)
         return result
 
-    ends = range_of(value, parsed, _RANGES[vr])
+    ends = query.range_of(value, parsed, _RANGES[vr])
     if ends is None:
         found.equals = parsed(value)
     else:

@@ -49,11 +49,6 @@ def page(request: ServiceRequest) -> tuple[int, int]:
     return request.integer("Limit", default=100, least=1, most=200), request.integer("Offset", default=0, least=0)
 
 
-def is_fuzzy(request: ServiceRequest) -> bool:
-    """Whether names are matched word by word; raises Problem 400."""
-    return request.flag("FuzzyMatching", default=False)
-
-
 def included(request: ServiceRequest) -> set[int] | None:
     """The tags of ``includefield``, None for all there are; raises Problem 400."""
     names = [

@@ -14,13 +14,13 @@ import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from email.message import Message
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
 from ..errors import Problem
 from ..http.multipart import Malformed, PartBegins, PartData, Splitter
+from ..http.request import content_type_of
 from ..storage.examine import Examined
 from ..storage.files import Files
 from ..storage.store_job import UploadedPart
@@ -46,8 +46,7 @@ def body_kind(content_type: str | None) -> BodyKind:
         raise Problem(415, "The request has no content type.")
     if content_type.strip().lower() == _DICOM:
         return BodyKind(None, None)
-    message = Message()
-    message["Content-Type"] = content_type
+    message = content_type_of(content_type)
     if message.get_content_type() != "multipart/related":
         raise Problem(415, f"The specified content type '{content_type}' is not supported.")
     boundary = str(message.get_param("boundary") or "").strip()

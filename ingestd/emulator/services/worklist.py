@@ -13,17 +13,7 @@ from ..dicom.dicom_json import json_bytes
 from ..dicom.dictionary import tag_of
 from ..http.answers import raw_json
 from ..http.request import Action, Route, ServiceRequest, route
-from .query import (
-    check_filled,
-    filters,
-    included,
-    is_fuzzy,
-    named_twice,
-    page,
-    parse_instant,
-    range_of,
-    unqueryable,
-)  # fmt: skip
+from . import query
 from .workitems import SOP_CLASS, SOP_UID, STATE, TRANSACTION
 
 Test = Callable[[dict[str, Any]], bool]
@@ -45,16 +35,16 @@ _BY_PATH = {path: name for name, path in _FILTERS.items()}
 
 def search_workitems(request: ServiceRequest) -> Response:
     """``GET /workitems``: newest first."""
-    limit, offset = page(request)
-    fuzzy = is_fuzzy(request)
+    limit, offset = query.page(request)
+    fuzzy = request.flag("FuzzyMatching", default=False)
     tests: dict[str, Test] = {}
-    for name, value in filters(request).items():
+    for name, value in query.filters(request).items():
         known = _known(name)
-        check_filled(name, value)
+        query.check_filled(name, value)
         if known in tests:
-            raise named_twice(name)
+            raise query.named_twice(name)
         tests[known] = _test(known, value, fuzzy=fuzzy)
-    also = included(request)
+    also = query.included(request)
     wanted = None if also is None else _RETURNED | {f"{tag:08X}" for tag in also}
     found: list[bytes] = []
     with request.archive.index.read() as tx:
@@ -88,7 +78,7 @@ def _returned(dataset: dict[str, Any], wanted: frozenset[str] | None) -> dict[st
 def _known(name: str) -> str:
     known = _BY_PATH.get(tuple(f"{tag_of(part) or 0:08X}" for part in name.split(".")))
     if known is None:
-        raise unqueryable(name)
+        raise query.unqueryable(name)
     return known
 
 
@@ -108,9 +98,9 @@ def _test(known: str, value: str, *, fuzzy: bool) -> Test:
 
 def _instant_test(path: tuple[str, ...], name: str, value: str) -> Test:
     def parsed(text: str) -> str:
-        return parse_instant(text, name)
+        return query.parse_instant(text, name)
 
-    ends = range_of(value, parsed, "DateTime")
+    ends = query.range_of(value, parsed, "DateTime")
     least, most = (parsed(value),) * 2 if ends is None else (ends[0] or "", ends[1] or "9" * 20)
 
     def test(dataset: dict[str, Any]) -> bool:

@@ -83,7 +83,6 @@ class Archive:
         self.files.sweep({mark for row in rows for mark in row if mark is not None})
 
     def file(self, watermark: int) -> StoredFile:
-        """The file of a stored version."""
         return StoredFile(self.index, self.files.path(watermark), watermark)
 
     def tags(self) -> list[Tag]:
@@ -110,7 +109,6 @@ class Archive:
         self._expiry_at = row[0]
 
     def has_expired(self) -> bool:
-        """Whether some study's time is over."""
         return self._expiry_at is not None and self._expiry_at <= now_ticks()
 
     def partition_key(self, name: str, *, create: bool = False) -> int | None:

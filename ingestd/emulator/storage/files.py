@@ -79,7 +79,6 @@ class Files:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
     def path(self, watermark: int) -> Path:
-        """Where the file of a stored version is."""
         return self._root / f"{watermark >> _FOLDER_BITS:06x}" / f"{watermark}.dcm"
 
     def write_early(self, part: Path) -> None:

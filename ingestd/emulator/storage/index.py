@@ -243,7 +243,6 @@ def next_number(tx: sqlite3.Connection, counter: str, *, gap: int = 0) -> int:
 
 
 def counter_value(tx: sqlite3.Connection, counter: str) -> int:
-    """The last number given out."""
     row = tx.execute("SELECT value FROM counter WHERE name = ?", (counter,)).fetchone()
     return int(row[0]) if row else 0
 

@@ -16,50 +16,37 @@ from .store_job import PartResult, StoreRequest
 PATIENT_NAME = 0x00100010
 
 
+# Those that refuse the instance, of which one is enough; then all the others.
+_REFUSING = {FaultName.BEING_CREATED: BEING_CREATED, FaultName.PROCESSING_FAILURE: PROCESSING_FAILURE}
+_OTHERS = (
+    FaultName.STUCK_CREATING,
+    FaultName.REFUSE_STORED,
+    FaultName.UNDONE,
+    FaultName.LATE_FEED,
+    FaultName.FEED_GAP,
+    FaultName.COMMIT_DELAY,
+    FaultName.INDEX_LAG,
+    FaultName.LOSE_STORED,
+    FaultName.ALTER_STORED,
+    FaultName.CHANGE_STORED,
+    FaultName.CUT_STORED,
+)
+
+
 def draw_faults(archive: Archive, request: StoreRequest, result: PartResult) -> None:
     """Find out which faults this instance meets; those that refuse it have done so."""
-
-    def draw(name: FaultName) -> bool:
+    for name in (*_REFUSING, *_OTHERS):
         fault = archive.faults.take(name, method=request.method, path=request.path, uids=result.examined.identity)
-        if fault is None:
-            return False
-        result.faults.add(name)
-        if name is FaultName.LATE_FEED:
-            result.late_seconds = 5.0 if fault.seconds is None else fault.seconds
-        elif name is FaultName.COMMIT_DELAY:
-            result.commit_seconds = 1.0 if fault.seconds is None else fault.seconds
-        elif name is FaultName.INDEX_LAG:
-            result.lag_seconds = 5.0 if fault.seconds is None else fault.seconds
-        elif name is FaultName.FEED_GAP:
-            result.gap = 1000 if fault.numbers is None else fault.numbers
-        elif name is FaultName.CUT_STORED:
-            result.cut = 1 if fault.bytes is None else fault.bytes
-        return True
-
-    if draw(FaultName.BEING_CREATED):
-        result.examined.failure = BEING_CREATED
-    elif draw(FaultName.PROCESSING_FAILURE):
-        result.examined.failure = PROCESSING_FAILURE
-    else:
-        for name in (
-            FaultName.STUCK_CREATING,
-            FaultName.REFUSE_STORED,
-            FaultName.UNDONE,
-            FaultName.LATE_FEED,
-            FaultName.FEED_GAP,
-            FaultName.COMMIT_DELAY,
-            FaultName.INDEX_LAG,
-            FaultName.LOSE_STORED,
-            FaultName.ALTER_STORED,
-            FaultName.CHANGE_STORED,
-            FaultName.CUT_STORED,
-        ):
-            draw(name)
+        if fault is not None:
+            result.faults[name] = fault
+        if fault is not None and name in _REFUSING:
+            result.examined.failure = _REFUSING[name]
+            return
 
 
 def alter_file(archive: Archive, result: PartResult) -> None:
     """Change the bytes that are to be kept, where a fault asks for it."""
-    if not result.faults & {FaultName.ALTER_STORED, FaultName.CHANGE_STORED, FaultName.CUT_STORED}:
+    if not result.faults.keys() & {FaultName.ALTER_STORED, FaultName.CHANGE_STORED, FaultName.CUT_STORED}:
         return
     if isinstance(result.examined.source, bytes):
         descriptor, path = archive.files.new_part()
@@ -73,7 +60,8 @@ def alter_file(archive: Archive, result: PartResult) -> None:
             _flip(descriptor, size - 1)
         if FaultName.CHANGE_STORED in result.faults:
             _flip(descriptor, _place_of_name(descriptor))
-        os.ftruncate(descriptor, max(0, size - result.cut))
+        if fault := result.faults.get(FaultName.CUT_STORED):
+            os.ftruncate(descriptor, max(0, size - (1 if fault.bytes is None else fault.bytes)))
     finally:
         os.close(descriptor)
 

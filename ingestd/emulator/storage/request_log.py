@@ -33,8 +33,7 @@ class RequestLog:
         self._count = 0
         self._is_torn = False
         if path is not None:
-            self._count = _requests_so_far(path)
-            self._is_torn = _is_torn(path)
+            self._count, self._is_torn = _tail_of(path)
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def begin(self) -> int:
@@ -82,24 +81,14 @@ def read_log(data: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether a crash cut the last line, so that the next must not be joined to it."""
-    if not path.exists() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() != b"\n"
-
-
-def _requests_so_far(path: Path) -> int:
+def _tail_of(path: Path) -> tuple[int, bool]:
+    """The last request's number, and whether a crash cut the last line, so that the next must not be joined to it."""
     if not path.exists():
-        return 0
-    highest = 0
+        return 0, False
+    highest, raw = 0, b"\n"
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - (1 << 20)))
         for raw in file:
-            try:
+            with suppress(ValueError, KeyError):  # the first line of this window is usually cut
                 highest = max(highest, int(json.loads(raw)["request"]))
-            except (ValueError, KeyError):
-                continue  # the first line of this window is usually cut
-    return highest
+    return highest, not raw.endswith(b"\n")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ..faults import FaultName
 from . import store_rows
 from .archive import Archive
 from .examine import STUDY_MISMATCH, VALIDATION_FAILED, Examined, examine
@@ -131,8 +132,8 @@ def _clean_up(archive: Archive, jobs: Sequence[StoreJob], begun: list[PartResult
     if any(job.request.expires_at is not None for job in jobs):
         archive.look_for_expiry()
     for result in begun:
-        if result.lag_seconds:
-            archive.index_delay.hide(result.examined.study_uid, result.lag_seconds)
+        if FaultName.INDEX_LAG in result.faults:
+            archive.index_delay.hide(result.examined.study_uid, result.seconds(FaultName.INDEX_LAG, 5.0))
 
 
 def report(archive: Archive, jobs: Sequence[StoreJob]) -> None:

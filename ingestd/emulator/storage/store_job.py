@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..faults import FaultName
+from ..faults import Fault, FaultName
 from .examine import Examined
 from .tags import Tag
 
@@ -45,18 +45,23 @@ class PartResult:
     study_key: int = 0
     series_key: int = 0
     replaced: int = 0  # the watermark that a PUT took the place of
-    faults: set[FaultName] = field(default_factory=set)
-    late_seconds: float = 0.0  # late_feed
-    commit_seconds: float = 0.0  # commit_delay
-    lag_seconds: float = 0.0  # index_lag
-    gap: int = 0  # feed_gap
-    cut: int = 0  # cut_stored
+    faults: dict[FaultName, Fault] = field(default_factory=dict)  # those that strike it
     refused: int = 0  # the reason for which it never came as far as the index
 
     @property
     def is_stored(self) -> bool:
         """Whether the answer lists it as stored."""
         return self.examined.failure == 0
+
+    def seconds(self, name: FaultName, default: float) -> float:
+        """How long this fault lasts, 0 where it does not strike."""
+        fault = self.faults.get(name)
+        return 0.0 if fault is None else default if fault.seconds is None else fault.seconds
+
+    @property
+    def commit_seconds(self) -> float:
+        """For how long a fault holds the instance Creating."""
+        return self.seconds(FaultName.COMMIT_DELAY, 1.0)
 
 
 @dataclass(kw_only=True)

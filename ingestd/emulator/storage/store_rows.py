@@ -155,14 +155,15 @@ def _create(index: Index, tx: sqlite3.Connection, request: StoreRequest, result:
     forget_versions(tx, *unneeded)
     if isinstance(found.source, bytes):
         tx.execute("INSERT INTO content VALUES (?, ?)", (result.watermark, found.source))
+    skips = result.faults.get(FaultName.FEED_GAP)
     index.add_to_feed(
         tx,
         "Update" if result.replaced else "Create",
         request.partition_key,
         found.identity,
         result.watermark,
-        gap=result.gap,
-        late_seconds=result.late_seconds,
+        gap=0 if skips is None else 1000 if skips.numbers is None else skips.numbers,
+        late_seconds=result.seconds(FaultName.LATE_FEED, 5.0),
     )
     keys = {Level.STUDY: result.study_key, Level.SERIES: result.series_key, Level.INSTANCE: result.instance_key}
     keep_version(tx, found, keys, result.watermark)
