@@ -114,7 +114,8 @@ class DicomWebClient:
             headers["msdicom-expiry-time-milliseconds"] = str(max(1, round(expire_after / timedelta(milliseconds=1))))
             headers["msdicom-expiry-option"] = "RelativeToNow"
             headers["msdicom-expiry-level"] = "Study"
-        headers |= {f"msdicom-meta-{name}": value for name, value in (meta or {}).items()}
+        for name, value in (meta or {}).items():
+            headers[f"msdicom-meta-{name}"] = value
         method = "PUT" if upsert else "POST"
         path, route = "/studies", "/studies"
         if study_uid is not None:

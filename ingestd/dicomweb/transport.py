@@ -205,10 +205,12 @@ def check_base_url(url: str) -> str:
 
 def path_of(*segments: str) -> str:
     """Join path segments, each percent-encoded whole (so that no UID can climb out of its place)."""
+    path = ""
     for segment in segments:
         if segment in {"", ".", ".."}:
             raise ValueError("a UID in a request's path is empty")
-    return "".join("/" + quote(segment, safe="$,") for segment in segments)
+        path += "/" + quote(segment, safe="$,")
+    return path
 
 
 def version_of(base_url: str) -> int | None:
