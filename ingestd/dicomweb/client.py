@@ -117,9 +117,7 @@ class DicomWebClient:
         for name, value in (meta or {}).items():
             headers[f"msdicom-meta-{name}"] = value
         method = "PUT" if upsert else "POST"
-        path, route = "/studies", "/studies"
-        if study_uid is not None:
-            path, route = path_of("studies", study_uid), "/studies/{study}"
+        path, route = ("/studies", "/studies") if study_uid is None else resource(study_uid)
         with self.transport.send(
             method,
             self._prefix + path,
@@ -137,24 +135,22 @@ class DicomWebClient:
         ``transfer_syntax`` "*" means as stored; ``original`` asks Azure for the version before any bulk update.
         Raises NotFound here, and Unintelligible for JSON, XML or text; what breaks off later raises while reading.
         """
-        return self._retrieve(path_of("studies", study_uid), "/studies/{study}", transfer_syntax, original=original)
+        return self._retrieve(resource(study_uid), transfer_syntax, original=original)
 
     def retrieve_series(
         self, study_uid: str, series_uid: str, *, transfer_syntax: str = "*", original: bool = False
     ) -> Retrieval:
         """Retrieve all instances of a series, streamed (PS3.18 §10.4.1.1.2); as ``retrieve_study``."""
-        path = path_of("studies", study_uid, "series", series_uid)
-        return self._retrieve(path, "/studies/{study}/series/{series}", transfer_syntax, original=original)
+        return self._retrieve(resource(study_uid, series_uid), transfer_syntax, original=original)
 
     def retrieve_instance(
         self, study_uid: str, series_uid: str, sop_uid: str, *, transfer_syntax: str = "*", original: bool = False
     ) -> Retrieval:
         """Retrieve one instance, streamed (PS3.18 §10.4.1.1.3); as ``retrieve_study``."""
-        path = path_of("studies", study_uid, "series", series_uid, "instances", sop_uid)
-        route = "/studies/{study}/series/{series}/instances/{instance}"
-        return self._retrieve(path, route, transfer_syntax, original=original)
+        return self._retrieve(resource(study_uid, series_uid, sop_uid), transfer_syntax, original=original)
 
-    def _retrieve(self, path: str, route: str, transfer_syntax: str, *, original: bool) -> Retrieval:
+    def _retrieve(self, of: tuple[str, str], transfer_syntax: str, *, original: bool) -> Retrieval:
+        path, route = of
         # The type must be quoted and the transfer syntax be named: else Azure answers 406.
         headers = {"Accept": f'multipart/related; type="application/dicom"; transfer-syntax={transfer_syntax}'}
         if original:

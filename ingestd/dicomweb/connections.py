@@ -25,9 +25,6 @@ from ingestd.clocks import boottime
 from ingestd.dicomweb.deadlines import Flight, Timeouts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
     from urllib3.response import HTTPResponse
 
 # How long an answer is waited for after the server has stopped reading our body.
@@ -165,7 +162,7 @@ class _Adapter(TCPKeepAliveAdapter):  # type: ignore[misc]  # requests-toolbelt 
         }
 
 
-class Session(requests.Session):
+class HttpSession(requests.Session):
     """A requests session that does what it is told and nothing more. For one thread."""
 
     def __init__(
@@ -184,11 +181,3 @@ class Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - requests' signature
         """Say that nothing is a redirect: requests would read the whole body of one even when told not to follow."""
         return None
-
-
-def tls_settings(*, ca: Path | None, client_certificate: Path | None, client_key: Path | None) -> Mapping[str, Any]:
-    """Turn paths into what a Session takes."""
-    cert: tuple[str, str] | str | None = None
-    if client_certificate is not None:
-        cert = str(client_certificate) if client_key is None else (str(client_certificate), str(client_key))
-    return {"verify": True if ca is None else str(ca), "cert": cert}

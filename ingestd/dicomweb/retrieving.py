@@ -23,6 +23,7 @@ from ingestd.dicomweb.decoding import HTML_TYPES, JSON_TYPES, DicomJson, Undecod
 from ingestd.dicomweb.errors import MisconfiguredServer
 from ingestd.dicomweb.multipart import BodyPart, Headers, Multipart, content_type_params
 from ingestd.fs.durable import new_file, sync_folder, write_all
+from ingestd.fs.places import open_file
 
 if TYPE_CHECKING:
     from ingestd.dicomweb.client import DicomWebClient
@@ -233,7 +234,7 @@ def _target(root: Path, uids: InstanceUids) -> Path:
 
 def _same_bytes(fd: int, target: Path, size: int) -> bool:
     try:
-        other = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        other = open_file(str(target))
     except OSError:
         return False
     with os.fdopen(other, "rb", buffering=0) as there:

@@ -21,7 +21,7 @@ import urllib3.exceptions
 
 from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.auth import Auth, NoAuth
-from ingestd.dicomweb.connections import Session, tls_settings
+from ingestd.dicomweb.connections import HttpSession
 from ingestd.dicomweb.deadlines import Flight, Timeouts
 from ingestd.dicomweb.errors import FileChanged, MisconfiguredServer, TokenError
 from ingestd.dicomweb.failures import error_of, failure_of
@@ -67,7 +67,7 @@ class Transport:
         if any(name.lower() == "authorization" for name in self._headers):
             raise ValueError("authorization is not given as a header; use auth")
         self._local = threading.local()
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[HttpSession] = weakref.WeakSet()
         self._sessions_lock = threading.Lock()
 
     def close(self) -> None:
@@ -165,13 +165,17 @@ class Transport:
             raise answer.unintelligible("the answer is compressed although that was declined")
         return answer
 
-    def _session(self, what: str) -> Session:
-        session: Session | None = getattr(self._local, "session", None)
+    def _session(self, what: str) -> HttpSession:
+        session: HttpSession | None = getattr(self._local, "session", None)
         if session is None:
             self._expect_certificates(what)
             tls = self._tls
-            settings = tls_settings(ca=tls.ca, client_certificate=tls.client_certificate, client_key=tls.client_key)
-            session = Session(timeouts=self.timeouts, user_agent=self._user_agent, **settings)
+            cert: tuple[str, str] | str | None = None
+            if tls.client_certificate is not None:
+                cert = str(tls.client_certificate)
+                cert = cert if tls.client_key is None else (cert, str(tls.client_key))
+            verify = True if tls.ca is None else str(tls.ca)
+            session = HttpSession(timeouts=self.timeouts, verify=verify, cert=cert, user_agent=self._user_agent)
             self._local.session = session
             with self._sessions_lock:
                 self._sessions.add(session)
