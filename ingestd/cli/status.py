@@ -26,7 +26,6 @@ from .common import (
     stopped_send,
 )
 from .output import plain, print_json
-from .stopped import stopped_because
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -156,6 +155,8 @@ def look(config: Config, wanted: StatusFilter) -> Picture:
     """Read everything once; a ledger that is not there yet is an empty picture."""
     from ingestd.ledger import LedgerMissing
 
+    from .stopped import stopped_because
+
     pid = who_runs(config.spool.path)
     try:
         with ledger_for_reading(config) as ledger:
@@ -174,6 +175,8 @@ def look(config: Config, wanted: StatusFilter) -> Picture:
 
 def _read(config: Config, ledger: Ledger, wanted: StatusFilter, pid: int | None) -> Picture:
     from ingestd.ledger import queries
+
+    from .stopped import stopped_because
 
     status = queries.status(ledger)
     sender = stopped_send(config)

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ingestd.ledger import OTHER_ADDRESS_STEP, Alarm
 from ingestd.locks import ledger_trouble
 
 from .asker import as_typed, how_to_start
@@ -23,7 +24,7 @@ from .output import ago, in_files, plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config
-    from ingestd.ledger import Alarm, DestinationStatus, Status
+    from ingestd.ledger import DestinationStatus, Status
 
 # A pause that the server asked for, or a hiccup, is not told before it lasts this long; a person's is told at once.
 _SHORT_PAUSE = timedelta(minutes=1)
@@ -62,8 +63,6 @@ def stopped_because(
 
 
 def _spool_away(missing: str, lines: list[Alarm], at: datetime) -> Iterator[Alarm]:
-    from ingestd.ledger import Alarm
-
     if not any(line.kind == "spool" for line in lines):  # the daemon that runs may have seen it
         yield Alarm(
             kind="spool",
@@ -77,8 +76,6 @@ def _spool_away(missing: str, lines: list[Alarm], at: datetime) -> Iterator[Alar
 
 def _other_address(config: Config, status: Status | None, at: datetime) -> Alarm | None:
     """Tell of an address with which no ingestd would start."""
-    from ingestd.ledger import OTHER_ADDRESS_STEP, Alarm
-
     named, known = config.destination.url.rstrip("/"), status.destination.url if status and status.destination else ""
     if known in ("", named):
         return None
@@ -92,8 +89,6 @@ def _other_address(config: Config, status: Status | None, at: datetime) -> Alarm
 
 
 def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime) -> Iterator[Alarm]:
-    from ingestd.ledger import Alarm
-
     lying = _lying(config)
     if rows or lying:
         known = status.oldest_unconfirmed_at if status is not None and rows else None
@@ -108,8 +103,6 @@ def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime
 
 
 def _ledger_fails(config: Config, trouble: str, since: datetime) -> Alarm:
-    from ingestd.ledger import Alarm
-
     return Alarm(
         kind="ledger_failed",
         about="",
@@ -129,8 +122,6 @@ def _lying(config: Config) -> dict[Path, datetime]:
 
 
 def _waits_for_send(config: Config, rows: int, *, at: datetime) -> Iterator[Alarm]:
-    from ingestd.ledger import Alarm
-
     try:
         # The last one wrote to it when it began, and when it ended if it was not killed.
         since = datetime.fromtimestamp((config.spool.for_send / "lock").stat().st_mtime, UTC)
@@ -174,8 +165,6 @@ def _files(root: Path) -> Iterator[os.DirEntry[str] | None]:
 
 
 def _paused(destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:
-    from ingestd.ledger import Alarm
-
     since, cause = destination.paused_since, str(destination.pause_cause)
     if since is None or (cause not in _A_PERSONS and at - since < _SHORT_PAUSE):
         return
@@ -192,8 +181,6 @@ def _paused(destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:
 
 def _too_old(config: Config, status: Status, *, at: datetime) -> Iterator[Alarm]:
     """Tell of the oldest file by its age alone, whatever it is that keeps it."""
-    from ingestd.ledger import Alarm
-
     oldest = status.oldest_unconfirmed_at
     waits = max((inbox.incomplete_after for inbox in config.inboxes), default=timedelta(0))
     allowed = (
