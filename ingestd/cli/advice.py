@@ -46,10 +46,7 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
         "`ingestd check`"
     ),
     (State.PENDING, Reason.REENCODED): f"{_WAIT}: it is sent once more, in Explicit VR",
-    (
-        State.PENDING,
-        Reason.HOLDER_GONE,
-    ): f"{_WAIT}: the copy it duplicated is gone or not sent, so this one is",
+    (State.PENDING, Reason.HOLDER_GONE): f"{_WAIT}: the copy it duplicated is gone or not sent, so this one is",
     (State.SENDING, None): f"{_WAIT}: the request is on its way",
     (State.UNCERTAIN, None): f"{_WAIT}: ingestd asks the server and then knows; `ingestd reconcile` asks at once",
     (State.UNCERTAIN, Reason.BEING_CREATED): (

@@ -96,7 +96,8 @@ def user_name() -> str:
 def become(path: object) -> str:
     """Say which user to become to be allowed at this path, or whose it should be: never root's."""
     wanted = Path(str(path or ""))
-    place = next((place for place in (wanted, *wanted.parents) if _can_be_seen(place)), None) if path else None
+    # Path.exists() raises where we may not look.
+    place = next(filter(os.path.exists, (wanted, *wanted.parents)), None) if path else None
     if place is None:
         return f"you are {user_name()}; have an administrator look at its permissions"
     found = place.stat()
@@ -107,14 +108,6 @@ def become(path: object) -> str:
     if user := _user_let_in_by(found):
         return f"become the user {user}: {_again_as(user)}"
     return _give_away(wanted, place)
-
-
-def _can_be_seen(place: Path) -> bool:
-    try:
-        place.stat()
-    except OSError:
-        return False
-    return True
 
 
 def _user_let_in_by(found: os.stat_result) -> str:

@@ -186,13 +186,7 @@ def _last_line(log: Path) -> str:
 
 
 def _watch(
-    config: Path,
-    drop: Path,
-    dropped: list[str],
-    *,
-    daemon: subprocess.Popen[bytes],
-    deadline: float,
-    quiet: bool,
+    config: Path, drop: Path, dropped: list[str], *, daemon: subprocess.Popen[bytes], deadline: float, quiet: bool
 ) -> list[Fate]:
     """Follow the ledger until every dropped file is settled, or the time is over; show how it goes."""
     fates: list[Fate] = []
@@ -222,14 +216,7 @@ def _fates(config: Path, drop: Path, dropped: list[str]) -> list[Fate]:
             note = row.note or ", ".join(row.notes)
             remark = row.failed_attributes[0] if row.state.value == "FAILED" and row.failed_attributes else ""
             fates.append(
-                Fate(
-                    file=name,
-                    state=row.state.value,
-                    reason=reason,
-                    note=note,
-                    entry_id=row.entry_id,
-                    remark=remark,
-                )
+                Fate(file=name, state=row.state.value, reason=reason, note=note, entry_id=row.entry_id, remark=remark)
             )
         elif names.ignores_path(name):
             note = "its name says that it is not for taking; it stays where it is"

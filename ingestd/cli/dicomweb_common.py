@@ -186,11 +186,7 @@ class Progress:
 
 
 def tell_found(
-    items: Sequence[Any],
-    show: Callable[[Any], None],
-    *,
-    as_json: bool,
-    nothing: str = "nothing on the server matches",
+    items: Sequence[Any], show: Callable[[Any], None], *, as_json: bool, nothing: str = "nothing on the server matches"
 ) -> int:
     """Print what was found, as JSON or by ``show``; nothing found is said, and no good end of a search."""
     if as_json:

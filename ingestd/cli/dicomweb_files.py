@@ -59,9 +59,7 @@ def store(
     try:
         with Progress("storing", lambda: sum(map(_bytes_below, paths))) as progress:
             found = batches(
-                paths,
-                max_instances=1 if single else 200,
-                on_skip=lambda path, why: skipped.append((str(path), why)),
+                paths, max_instances=1 if single else 200, on_skip=lambda path, why: skipped.append((str(path), why))
             )
             for batch in found:
                 result = client.store(

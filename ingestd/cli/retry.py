@@ -106,11 +106,7 @@ def _choice(study: str | None, state: str | None, reason: str | None) -> Choice:
     known = None if reason is None else reason_called(reason)
     if reason is not None and known is None:
         raise Stop(ExitCode.CONFIGURATION, f"no reason is called {reason}; there are {', '.join(sorted(Reason))}")
-    return Choice(
-        study_uid=study,
-        state=State(state.upper()) if state else None,
-        reason=known,
-    )
+    return Choice(study_uid=study, state=State(state.upper()) if state else None, reason=known)
 
 
 Result = tuple[list[int], list[int], Refusals]
