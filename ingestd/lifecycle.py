@@ -686,5 +686,4 @@ class ServerProfile:
     compares_all: bool
     has_feed: bool
     feed_version: int | None
-    has_put: bool
     absence_wait: timedelta

@@ -23,7 +23,6 @@ def profile_of(kind: ServerKind, *, feed_version: int | None = None) -> ServerPr
         compares_all=orthanc,
         has_feed=version is not None,
         feed_version=version,
-        has_put=azure and version == 2,
         absence_wait=HARMLESS_ABSENCE_WAIT if azure or orthanc else CAREFUL_ABSENCE_WAIT,
     )
 
