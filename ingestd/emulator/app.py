@@ -107,7 +107,7 @@ class App:
 
     async def _answer(self, request: ServiceRequest) -> Response:
         try:
-            await _strike_before(request)
+            await _fire_faults(request)
             return await self._dispatch(request)
         except Problem as problem:
             response = plain(problem.status, problem.message)
@@ -193,7 +193,7 @@ class _LoggedSend:
         await self._send(message)
 
 
-async def _strike_before(request: ServiceRequest) -> None:
+async def _fire_faults(request: ServiceRequest) -> None:
     latency = request.fault(FaultName.LATENCY)
     if latency is not None:
         await asyncio.sleep(1.0 if latency.seconds is None else latency.seconds)

@@ -154,7 +154,7 @@ class Fault:
             return False
         return self.uid is None or self.uid in set(uids)
 
-    def strikes(self) -> bool:
+    def fires(self) -> bool:
         """Count one fitting occasion and say whether the fault fires on it."""
         if self.skip > 0:
             self.skip -= 1
@@ -204,6 +204,6 @@ class Faults:
         wanted = tuple(uids)
         with self._lock:
             for fault in self._faults:
-                if fault.name is name and fault.fits(method=method, path=path, uids=wanted) and fault.strikes():
+                if fault.name is name and fault.fits(method=method, path=path, uids=wanted) and fault.fires():
                     return fault
         return None

@@ -96,7 +96,7 @@ def test_drop_after_store_by_uid_hits_only_that_one(server, peer):
 def test_probability_with_a_seed_repeats_itself():
     def strikes() -> list[bool]:
         fault = Fault.parse("latency=probability:0.4,seed:7")
-        return [fault.strikes() for _ in range(40)]
+        return [fault.fires() for _ in range(40)]
 
     assert strikes() == strikes()
     assert 5 < sum(strikes()) < 30

@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from .values import DataSet
-from .walk import UNDEFINED, Buffer, PixelPlace, TooMuch, Unreadable, Walk, looks_explicit
+from .walk import UNDEFINED, Buffer, PixelPlace, StructureWalk, TooMuch, Unreadable, looks_explicit
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -80,7 +80,7 @@ def _read_meta(buffer: Buffer) -> tuple[str, int]:
         raise Unreadable("neither a preamble nor File Meta Information")
     # Group 0002 is always Explicit VR Little Endian (PS3.10 §7.1). Its end is where another group starts: the
     # group length is often wrong in real files, so it is not believed.
-    walk = Walk(buffer, explicit=True, big_endian=False)
+    walk = StructureWalk(buffer, explicit=True, big_endian=False)
     syntax = b""
     end = len(buffer)
     while at + 8 <= end and buffer[at : at + 2] == b"\x02\x00":
@@ -120,7 +120,7 @@ def _read_deflated(buffer: Buffer, offset: int) -> ParsedFile:
 
 
 def _read_dataset(buffer: Buffer, at: int, syntax: str) -> ParsedFile:
-    walk = Walk(buffer, explicit=syntax != IMPLICIT_LITTLE, big_endian=syntax == EXPLICIT_BIG)
+    walk = StructureWalk(buffer, explicit=syntax != IMPLICIT_LITTLE, big_endian=syntax == EXPLICIT_BIG)
     if not walk.explicit and looks_explicit(buffer, at):
         # Files that say implicit and are explicit exist in the wild; fo-dicom looks, too.
         walk.explicit = True

@@ -67,7 +67,7 @@ class PixelPlace:
     length: int | None
 
 
-class Walk:
+class StructureWalk:
     """One pass over one buffer; counts what it keeps so that no file can take more memory than allowed."""
 
     def __init__(self, buffer: Buffer, *, explicit: bool, big_endian: bool) -> None:

@@ -132,7 +132,7 @@ class ServiceRequest(Request):
         return self.uid("study"), self.optional_uid("series"), self.optional_uid("instance")
 
     def fault(self, name: FaultName, *, uids: list[str] | None = None) -> Fault | None:
-        """The fault of this name that strikes this request, if one does."""
+        """The fault of this name that fires on this request, if one does."""
         return self.archive.faults.take(name, method=self.method, path=self.url.path, uids=uids or ())
 
     def json_content(self) -> Any:

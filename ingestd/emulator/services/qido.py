@@ -93,64 +93,23 @@ def _filter(
     elif extended is not None:
         level, vr = extended.level, extended.vr
     else:
-        level, vr = None, ""
-    if level is None or level not in levels:
         raise query.unqueryable(name)
-    found = Filter(tag=tag, vr=vr, level=level, extended=extended)
+    if level not in levels:
+        raise query.unqueryable(name)
     if extended is not None and not extended.is_usable:
         raise Problem(400, f"Query is disabled on specified attribute '{name}'.")
     query.check_filled(name, value)
-    shown = keyword_of(tag, name)
-    if vr == "PN":
-        _read_name(found, shown, value, fuzzy=fuzzy)
-    elif vr in _RANGES:
-        _read_range(found, shown, vr, value)
-    elif vr in ("SL", "SS", "UL", "US"):
-        if not re.fullmatch(r"[+-]?[0-9]{1,19}", value) or not -(1 << 63) <= int(value) < 1 << 63:
-            raise _no_number(value, shown, "long")
-        found.equals = int(value)
-    elif vr in ("FD", "FL"):
-        if not _DOUBLE.fullmatch(value.strip()):
-            raise _no_number(value, shown, "double")
-        found.equals = float(value)
-    elif vr == "IS":
-        found.equals = parse_integer(value.strip())
-    elif vr != "UI" or is_valid_uid(value.rstrip("\0")):
-        found.equals = fold(value, vr)
-    if (found.equals, found.words, found.least, found.most) == (None, None, None, None):
-        raise Problem(400, f"Invalid query: specified value '{value}' is invalid for attribute '{shown}'.")
-    return found
-
-
-# What .NET takes for a double: Python takes more.
-_DOUBLE = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|infinity|nan)", re.IGNORECASE)
-
-
-def _no_number(value: str, name: str, kind: str) -> Problem:
-    return Problem(
-        400,
-        f"Invalid query: specified value '{value}' extended query tag with path '{name}' is not a valid {kind} value.",
-    )
-
-
-def _read_name(found: Filter, name: str, value: str, *, fuzzy: bool) -> None:
-    if not fuzzy:
-        found.equals = fold(value, "PN")
-        return
-    if '"' in value:
-        raise Problem(
-            400,
-            f"Invalid query: specified tag '{name}' value '{value}' contains unsupported character '\"'. Character is "
-            "not supported with Fuzzy match, try exact match or removing the invalid character. ",
-        )
-    found.words = " ".join(name_words(fold_name(value)))
+    test, values = _test(keyword_of(tag, name), vr, value, fuzzy=fuzzy)
+    return Filter(tag=tag, level=level, extended=extended, test=test, values=values)
 
 
 # What the service calls either end of a range.
 _RANGES = {"DA": "date", "DT": "DateTime", "TM": "time"}
 
 
-def _read_range(found: Filter, name: str, vr: str, value: str) -> None:
+def _test(name: str, vr: str, value: str, *, fuzzy: bool) -> tuple[str, list[str | float]]:
+    """The test of a column, which stands where the ``{0}`` is, and the values in it; raises Problem 400."""
+
     def parsed(text: str) -> str:
         if vr == "DA":
             result = text if parse_date(text) else None
@@ -162,11 +121,50 @@ def _read_range(found: Filter, name: str, vr: str, value: str) -> None:
             raise _no_time(vr, text, name)
         return result
 
+    if vr == "PN" and fuzzy:
+        if '"' in value:
+            raise Problem(
+                400,
+                f"Invalid query: specified tag '{name}' value '{value}' contains unsupported character '\"'. Character "
+                "is not supported with Fuzzy match, try exact match or removing the invalid character. ",
+            )
+        return "fuzzy({0}, ?)", [" ".join(name_words(fold_name(value)))]
+    if vr not in _RANGES:
+        return "{0} = ?", [_equal_to(name, vr, value)]
     ends = query.range_of(value, parsed, _RANGES[vr])
     if ends is None:
-        found.equals = parsed(value)
+        return "{0} = ?", [parsed(value)]
+    bounds = [(f"{{0}} {sign} ?", end) for sign, end in zip((">=", "<="), ends, strict=True) if end is not None]
+    return " AND ".join(test for test, _ in bounds), [end for _, end in bounds]
+
+
+# What .NET takes for a double: Python takes more.
+_DOUBLE = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|infinity|nan)", re.IGNORECASE)
+
+
+def _equal_to(name: str, vr: str, value: str) -> str | float:
+    if vr in ("SL", "SS", "UL", "US"):
+        if not re.fullmatch(r"[+-]?[0-9]{1,19}", value) or not -(1 << 63) <= int(value) < 1 << 63:
+            raise _no_number(value, name, "long")
+        return int(value)
+    if vr in ("FD", "FL"):
+        if not _DOUBLE.fullmatch(value.strip()):
+            raise _no_number(value, name, "double")
+        return float(value)
+    if vr == "IS":
+        result: str | float | None = parse_integer(value.strip())
     else:
-        found.least, found.most = ends
+        result = fold(value, vr) if vr != "UI" or is_valid_uid(value.rstrip("\0")) else None
+    if result is None:
+        raise Problem(400, f"Invalid query: specified value '{value}' is invalid for attribute '{name}'.")
+    return result
+
+
+def _no_number(value: str, name: str, kind: str) -> Problem:
+    return Problem(
+        400,
+        f"Invalid query: specified value '{value}' extended query tag with path '{name}' is not a valid {kind} value.",
+    )
 
 
 def _no_time(vr: str, text: str, name: str) -> Problem:

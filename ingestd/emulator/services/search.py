@@ -13,18 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from ..dicom.attributes import (
-    CORE_BY_TAG,
-    MODALITIES_IN_STUDY,
-    SERIES_COLUMNS,
-    SERIES_INSTANCES,
-    SERIES_UID,
-    STUDY_COLUMNS,
-    STUDY_INSTANCES,
-    STUDY_UID,
-    CoreAttribute,
-    Level,
-)
+from ..dicom.attributes import CORE, CORE_BY_TAG, MODALITIES_IN_STUDY, SERIES_INSTANCES, STUDY_INSTANCES, Level
 from ..dicom.dicom_json import json_bytes, person_name
 from ..storage.index import CREATED
 from ..storage.instances import metadata_bytes
@@ -43,18 +32,15 @@ class KnownTag:
     errors: int  # instances that could not be indexed for it
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
-    """One attribute's condition; exactly one of ``equals``, ``words`` and the range is set."""
+    """One attribute's condition: a test of its column, which stands where the ``{0}`` is, and the values in it."""
 
     tag: int
-    vr: str
     level: Level
-    extended: KnownTag | None = None
-    equals: str | float | None = None
-    words: str | None = None
-    least: str | None = None
-    most: str | None = None
+    extended: KnownTag | None
+    test: str
+    values: list[str | float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +81,7 @@ def run(tx: sqlite3.Connection, question: Question, *, hidden: Collection[str] =
         f"{_SELECT[question.level]} WHERE {where} ORDER BY {_ORDER[question.level]} DESC LIMIT ? OFFSET ?",
         (*parameters, question.limit, question.offset),
     ).fetchall()
-    if question.level is not Level.INSTANCE and question.fields <= _columns_of(question.level):
+    if question.level is not Level.INSTANCE and question.fields <= _KNOWN_TO_TABLES[question.level]:
         return [json_bytes(_from_columns(tx, row, question)) for row in rows]
     return [json_bytes(_from_metadata(tx, row, question)) for row in rows]
 
@@ -140,55 +126,35 @@ def _conditions(question: Question, hidden: Collection[str]) -> tuple[str, list[
 _ALIAS = {Level.STUDY: "s", Level.SERIES: "e", Level.INSTANCE: "i"}
 
 
-def _condition(filter_: Filter) -> tuple[str, list[Any]]:
+def _condition(filter_: Filter) -> tuple[str, list[str | float]]:
     if filter_.tag == MODALITIES_IN_STUDY:
-        return "s.key IN (SELECT study_key FROM series WHERE modality_f = ?)", [filter_.equals]
+        return f"s.key IN (SELECT study_key FROM series WHERE {filter_.test.format('modality_f')})", filter_.values
     if filter_.extended is not None:
-        test, values = _test("v.folded", filter_)
-        key = f"{_ALIAS[filter_.level]}.key"
-        return (
-            f"{key} IN (SELECT v.resource_key FROM tag_value v WHERE v.tag_key = ? AND {test})",
-            [filter_.extended.key, *values],
-        )
+        of_tag = f"SELECT v.resource_key FROM tag_value v WHERE v.tag_key = ? AND {filter_.test.format('v.folded')}"
+        return f"{_ALIAS[filter_.level]}.key IN ({of_tag})", [filter_.extended.key, *filter_.values]
     attribute = CORE_BY_TAG[filter_.tag]
     column = f"{_ALIAS[attribute.level]}.{attribute.column}"
-    return _test(column if attribute.vr == "UI" else f"{column}_f", filter_)
+    return filter_.test.format(column if attribute.vr == "UI" else f"{column}_f"), filter_.values
 
 
-def _test(column: str, filter_: Filter) -> tuple[str, list[Any]]:
-    if filter_.words is not None:
-        return f"fuzzy({column}, ?)", [filter_.words]
-    if filter_.equals is not None:
-        return f"{column} = ?", [filter_.equals]
-    tests, values = [], []
-    if filter_.least is not None:
-        tests.append(f"{column} >= ?")
-        values.append(filter_.least)
-    if filter_.most is not None:
-        tests.append(f"{column} <= ?")
-        values.append(filter_.most)
-    return " AND ".join(tests), values
-
-
-def _columns_of(level: Level) -> frozenset[int]:
-    study = {STUDY_UID, MODALITIES_IN_STUDY, STUDY_INSTANCES} | {attribute.tag for attribute in STUDY_COLUMNS}
-    if level is Level.STUDY:
-        return frozenset(study)
-    return frozenset(study | {SERIES_UID, SERIES_INSTANCES} | {attribute.tag for attribute in SERIES_COLUMNS})
+# The attributes that the tables of studies and of series with their studies give.
+_IN_TABLES = {
+    Level.STUDY: [attribute for attribute in CORE if attribute.level is Level.STUDY],
+    Level.SERIES: [attribute for attribute in CORE if attribute.level is not Level.INSTANCE],
+}
+_KNOWN_TO_TABLES = {
+    level: {attribute.tag for attribute in attributes} | {MODALITIES_IN_STUDY, STUDY_INSTANCES}
+    for level, attributes in _IN_TABLES.items()
+}
+_KNOWN_TO_TABLES[Level.SERIES].add(SERIES_INSTANCES)
 
 
 def _from_columns(tx: sqlite3.Connection, row: sqlite3.Row, question: Question) -> dict[str, Any]:
-    answer: dict[str, Any] = {}
-    if STUDY_UID in question.fields:
-        answer["0020000D"] = {"vr": "UI", "Value": [row["study_uid"]]}
-    attributes: tuple[CoreAttribute, ...] = STUDY_COLUMNS
-    if question.level is Level.SERIES:
-        attributes += SERIES_COLUMNS
-        if SERIES_UID in question.fields:
-            answer["0020000E"] = {"vr": "UI", "Value": [row["series_uid"]]}
-    for attribute in attributes:
-        if attribute.tag in question.fields and row[attribute.column] is not None:
-            answer[f"{attribute.tag:08X}"] = _element(attribute.vr, row[attribute.column])
+    answer = {
+        f"{attribute.tag:08X}": _element(attribute.vr, row[attribute.column])
+        for attribute in _IN_TABLES[question.level]
+        if attribute.tag in question.fields and row[attribute.column] is not None
+    }
     return answer | _computed(tx, row, question)
 
 

@@ -1,4 +1,4 @@
-"""Faults that strike single instances while they are stored (``faults`` says what each does)."""
+"""Faults of single instances while they are stored (``faults`` says what each does)."""
 
 from __future__ import annotations
 

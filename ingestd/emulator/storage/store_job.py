@@ -45,7 +45,7 @@ class PartResult:
     study_key: int = 0
     series_key: int = 0
     replaced: int = 0  # the watermark that a PUT took the place of
-    faults: dict[FaultName, Fault] = field(default_factory=dict)  # those that strike it
+    faults: dict[FaultName, Fault] = field(default_factory=dict)  # those that fired on it
     refused: int = 0  # the reason for which it never came as far as the index
 
     @property
@@ -54,7 +54,7 @@ class PartResult:
         return self.examined.failure == 0
 
     def seconds(self, name: FaultName, default: float) -> float:
-        """How long this fault lasts, 0 where it does not strike."""
+        """How long this fault lasts, 0 where it did not fire."""
         fault = self.faults.get(name)
         return 0.0 if fault is None else default if fault.seconds is None else fault.seconds
 
