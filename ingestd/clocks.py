@@ -8,7 +8,9 @@ together, so their difference changes only when somebody sets the wall clock.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import inf
 
 
 def boottime() -> float:
@@ -19,3 +21,20 @@ def boottime() -> float:
 def utc_now() -> datetime:
     """Say what time it is, for people and for the ledger."""
     return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Now:
+    """One instant on both clocks: ``utc`` for the ledger, ``mono`` (CLOCK_BOOTTIME, seconds) for every duration."""
+
+    utc: datetime
+    mono: float
+
+    def mono_of(self, utc: datetime | None) -> float:
+        """Say when (``mono``) it is that time for people, at the earliest now; inf for never."""
+        return inf if utc is None else self.mono + max(0.0, (utc - self.utc).total_seconds())
+
+
+def read_clocks() -> Now:
+    """Say what time it is."""
+    return Now(utc=utc_now(), mono=boottime())

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from ingestd.cli.common import ExitCode
-from ingestd.daemon.desk import ReaderDesk
-from ingestd.daemon.now import Now
+from ingestd.clocks import Now
+from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.removals import Removals
+from ingestd.daemon.spool_disk import SpoolDisk
+from ingestd.daemon.stage import Gate, Gates
 from ingestd.daemon.wallclock import WallClock
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
@@ -104,11 +107,9 @@ def notice(ledger: Ledger, *instants: Now) -> WallClock:
     """One run of the daemon that ticks at these instants."""
     wall = WallClock(ledger)
     for instant in instants:
-        wall.look(instant)
-        if wall.has_work:
-            with ledger.transaction() as tx:
-                wall.record(tx)
-            wall.committed()
+        wall.collect(instant)
+        with ledger.transaction() as tx:
+            wall.write(tx, instant)
     return wall
 
 
@@ -198,10 +199,13 @@ def removals(ledger: Ledger, tmp_path: Path) -> Iterator[Callable[[WallClock], R
     yield lambda wall: Removals(
         ledger=ledger,
         spool=spool,
-        desk=ReaderDesk(readers),
+        desk=ReaderClient(readers, Alarms()),
         adopt=lambda _candidate: None,
         wall=wall,
+        gate=Gate(),
+        disk=SpoolDisk(spool=spool, gates=Gates(), alarms=Alarms(), low_water=0),
         retain=timedelta(days=1),
+        up_to=lambda: None,
     )
     readers.close()
     spool.unlock()
@@ -218,11 +222,13 @@ def test_retain_begins_anew_across_a_jump(ledger: Ledger, removals, by: timedelt
     wall = notice(ledger, now(set_at, 1000.0 + 3600))
     tidying = removals(wall)
 
-    tidying.gather(now(set_at + timedelta(hours=23, minutes=59), 0.0), make_room=False)
-    assert not tidying.has_work
+    tidying.hurry()
+    tidying.collect(now(set_at + timedelta(hours=23, minutes=59), 0.0))
+    assert not tidying._removed
 
-    tidying.gather(now(set_at + latest, 0.0), make_room=False)
-    assert tidying.has_work
+    tidying.hurry()
+    tidying.collect(now(set_at + latest, 0.0))
+    assert tidying._removed
 
 
 def test_file_settled_in_a_time_to_come_is_not_kept_until_then(ledger: Ledger, removals):
@@ -233,9 +239,10 @@ def test_file_settled_in_a_time_to_come_is_not_kept_until_then(ledger: Ledger, r
     wall = notice(ledger, now(mended, 1000.0))
     tidying = removals(wall)
 
-    tidying.gather(now(mended + timedelta(hours=25), 0.0), make_room=False)
+    tidying.hurry()
+    tidying.collect(now(mended + timedelta(hours=25), 0.0))
 
-    assert tidying.has_work
+    assert tidying._removed
 
 
 def test_duplicate_from_before_a_jump_is_let_go_by_what_is_seen_after_it_and_by_nothing_older(ledger: Ledger):

@@ -187,15 +187,13 @@ def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
     set_up_logs(config)
     daemon = Daemon(config, policies=())
     try:
-        daemon.dispatch.stopping = True  # nothing is claimed
-        daemon.proof.hurried = True
-        daemon.sender.profile = daemon.sender.profile or probe_profile(daemon.client)
+        daemon.gates.claims.shut("reconcile")
+        daemon.ending.hurries = True
+        sender = daemon.workers.sender
+        sender.profile = sender.profile or probe_profile(daemon.workers.client)
         daemon.start()
-        while boottime() < deadline:
-            due = daemon.tick()
-            if daemon.proof.is_idle and not _waiting(daemon.ledger, asked):
-                break
-            daemon.wait(min(due, deadline))
+        verification, ledger = daemon.stages.verification, daemon.ledger
+        daemon.loop.run_until(lambda: verification.is_idle and not _waiting(ledger, asked), deadline=deadline)
     finally:
         daemon.close()
 

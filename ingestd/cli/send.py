@@ -61,9 +61,13 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
         draw = stack.enter_context(bar.shown(policies)) if has_bar else None
 
         def watch(daemon: Daemon) -> None:
-            took_all = daemon.intake.is_idle
+            took_all = daemon.stages.intake.is_idle
             if draw is not None:
-                draw(daemon.ledger, daemon.alarms.standing, at_once=took_all and not queries.unfinished(daemon.ledger))
+                draw(
+                    daemon.ledger,
+                    daemon.stages.alarms.standing,
+                    at_once=took_all and not queries.unfinished(daemon.ledger),
+                )
             if took_all:
                 left_alone.update(_left_alone(daemon))
 
@@ -75,7 +79,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
 
 def _left_alone(daemon: Daemon) -> dict[str, int]:
     sums = {"ignored": 0, "not_regular": 0, "unreadable": 0}
-    for report in daemon.inboxes.reports():
+    for report in daemon.workers.inboxes.reports():
         sums["ignored"] += report.ignored
         sums["not_regular"] += report.not_regular
         sums["unreadable"] += report.unreadable

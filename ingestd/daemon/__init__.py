@@ -4,9 +4,10 @@
 of a file's way; ``service`` runs the loop under signals and systemd, once or for ever.
 """
 
-from ingestd.daemon.loop import Daemon
+from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.sending import once_policies, sending_config, sending_policies
-from ingestd.daemon.service import OnceResult, run_forever, run_once, tell_crash
+from ingestd.daemon.service import run_forever, tell_crash
+from ingestd.daemon.single_run import OnceResult, run_once
 
 __all__ = [
     "Daemon",

@@ -7,19 +7,21 @@ since the first time; each is logged when it is raised, when its note changes, a
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 
-from ingestd.daemon.now import utc_now
-from ingestd.ledger import Alarm, Transaction, moves
+from ingestd.clocks import Now, utc_now
+from ingestd.daemon.stage import Stage
+from ingestd.ledger import KEY_MADE_ANEW, Alarm, Ledger, Transaction, moves
 
 
-class Alarms:
+class Alarms(Stage):
     """All alarms of this host. Main thread only; what stands at the end of a tick is what the ledger keeps."""
 
     def __init__(self) -> None:
         """Begin with none; the ledger still keeps those of the last run, until the first transaction."""
         self._standing: dict[tuple[str, str], Alarm] = {}
-        self._written: dict[tuple[str, str], Alarm] | None = None
         self._kept: dict[tuple[str, str], Alarm] | None = None  # as the ledger has them; None: those of the last run
         self._log = structlog.get_logger()
 
@@ -54,21 +56,40 @@ class Alarms:
         """All that stand now."""
         return tuple(self._standing.values())
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a transaction is wanted."""
-        return self._standing != self._kept
-
-    def record(self, tx: Transaction) -> None:
-        """Write all that stand."""
-        if self.has_work:
+    def write(self, tx: Transaction, now: Now) -> None:  # noqa: ARG002 - each has its own time
+        """Write all that stand; what is raised before this is durable waits for the next transaction."""
+        if self._standing != self._kept:
             moves.put_alarms(tx, self._standing.values())
-        self._written = dict(self._standing)
+            tx.on_commit(partial(self._keep, dict(self._standing)))
 
-    def committed(self) -> None:
-        """The transaction is durable; what was raised since it was written waits for the next."""
-        self._kept = self._written
+    def _keep(self, written: dict[tuple[str, str], Alarm]) -> None:
+        self._kept = written
 
     def _log_about(self, about: str) -> structlog.typing.FilteringBoundLogger:
         log: structlog.typing.FilteringBoundLogger = self._log.bind(inbox=about) if about else self._log
         return log
+
+
+class KeyAlarm(Stage):
+    """Tells of a key of the search words that is not the one of before, until a person has put that back or agreed."""
+
+    def __init__(self, ledger: Ledger, alarms: Alarms) -> None:
+        self._ledger = ledger
+        self._alarms = alarms
+
+    def start(self) -> None:
+        """Compare the keys once; afterwards only while the alarm stands."""
+        self._alarms.set(
+            KEY_MADE_ANEW,
+            note="the key of the search words (the ledger's .key file) was missing and another was made, or another was"
+            " put there: what was taken in before is not found by patient or accession"
+            if self._ledger.key_is_another
+            else "",
+            next_step="stop ingestd, put the key file back from the backup of the ledger's folder, and start it; or,"
+            " where there is no backup of it, go on with the new one: `ingestd resolve --new-key`",
+        )
+
+    def collect(self, now: Now) -> None:  # noqa: ARG002 - a person acts at any time
+        """Clear the alarm once a person has agreed to the new key."""
+        if self._alarms.stands(KEY_MADE_ANEW):
+            self.start()

@@ -6,29 +6,26 @@ rows would wait for ever, and with them each file of the same content that was d
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 
-from ingestd.daemon.now import Now
+from ingestd.clocks import Now
+from ingestd.daemon.stage import Stage
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.locks import who_runs
 
 _LOOK_EVERY_SECONDS = 1.0
 
 
-class Elsewhere:
-    """Takes over what nobody runs for. Main thread only."""
+class Elsewhere(Stage):
+    """Takes over what nobody runs for."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._log = structlog.get_logger()
         self._waiting: dict[int, str] = {}  # our duplicate: the host that its holder waits for
-        self._taken = 0
         self._look_at = 0.0
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a transaction is wanted."""
-        return bool(self._waiting)
 
     @property
     def is_idle(self) -> bool:
@@ -36,22 +33,22 @@ class Elsewhere:
         self._look()
         return not self._waiting
 
-    def gather(self, now: Now) -> None:
+    def collect(self, now: Now) -> None:
         """Look for what waits; writes nothing to the ledger."""
         if now.mono >= self._look_at:
             self._look_at = now.mono + _LOOK_EVERY_SECONDS
             self._look()
 
-    def record(self, tx: Transaction, now: Now) -> None:
+    def write(self, tx: Transaction, now: Now) -> None:
         """Take over what was found."""
         if self._waiting:
-            self._taken = moves.take_over(tx, self._waiting, hosts=set(self._waiting.values()), now=now.utc)
+            taken = moves.take_over(tx, self._waiting, hosts=set(self._waiting.values()), now=now.utc)
+            tx.on_commit(partial(self._done, taken))
 
-    def committed(self) -> None:
-        """The transaction is durable."""
-        if self._taken:
-            self._log.warning("ledger.taken_over", files=self._taken)
-        self._waiting, self._taken = {}, 0
+    def _done(self, taken: int) -> None:
+        if taken:
+            self._log.warning("ledger.taken_over", files=taken)
+        self._waiting = {}
 
     def _look(self) -> None:
         found = queries.waiting_elsewhere(self._ledger)

@@ -9,17 +9,19 @@ needs a person.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.now import Now
-from ingestd.daemon.removals import Removals
+from ingestd.daemon.spool_disk import SpoolDisk
+from ingestd.daemon.stage import Gate, Stage
+from ingestd.daemon.verification import WENT_BACK, Verification
 from ingestd.ledger import Ledger, Resting, Transaction, moves, queries
 from ingestd.lifecycle import State
 from ingestd.reconciler import Rules
 
-WENT_BACK, NOT_LOOKED_AT = "went_back", "not_looked_at"
+NOT_LOOKED_AT = "not_looked_at"
 # So long after a look at the server files may go: it costs a query for two files, or a copy of them.
 _GOOD_FOR_SECONDS = 30.0
 # The feed is asked for so often while files are to go.
@@ -33,43 +35,47 @@ _OUTAGES_AT_ONCE, _ROWS_AT_ONCE = 20, 20_000
 _TELL_AFTER_SECONDS = 900.0
 
 
-class GoingBack:
-    """Holds the removals until the server was looked at, and while it has gone back. Main thread only."""
+class GoingBack(Stage):
+    """Holds the removals until the server was looked at, and while it has gone back."""
 
     def __init__(
-        self, *, ledger: Ledger, alarms: Alarms, removals: Removals, read_feed_soon: Callable[[], object]
+        self,
+        *,
+        ledger: Ledger,
+        alarms: Alarms,
+        removals: Gate,
+        disk: SpoolDisk,
+        verification: Verification,
+        retain: timedelta,
     ) -> None:
-        """Join the rooms; nothing is removed before the first look."""
+        """Join the rooms; nothing is removed before the first look, and nothing before ``retain`` but to make room."""
         self._ledger = ledger
         self._alarms = alarms
         self._removals = removals
-        self._read_feed_soon = read_feed_soon
+        self._disk = disk
+        self._verification = verification
+        self._retain = retain
+        self.up_to: datetime | None = None  # only what has not been needed since then may go, for now
         self._look_at = self._ask_at = self._feed_good_until = self._good_until = 0.0
         self._held_since: float | None = None
         self._asked: tuple[int, ...] = ()  # the rows that are asked for
         self._asked_at = 0.0
         self._asked_up_to: datetime | None = None
         self._asks = self._went_back = self._settled = False
-        removals.stop(NOT_LOOKED_AT)
+        removals.shut(NOT_LOOKED_AT)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a transaction is wanted."""
-        return self._asks or self._went_back or self._settled
-
-    def seen_whole(self, asked_at: float) -> None:
-        """The feed, asked at that time (``Now.mono``), goes as far as it ever did."""
-        self._feed_good_until = asked_at + _GOOD_FOR_SECONDS
-
-    def gather(self, now: Now, rules: Rules | None, *, make_room: bool) -> None:
-        """See whether files may go, and ask for what is needed to know; writes nothing."""
+    def collect(self, now: Now) -> None:
+        """See whether files may go, and ask for what is needed to know."""
+        if self._verification.feed_whole_at is not None:
+            self._feed_good_until = self._verification.feed_whole_at + _GOOD_FOR_SECONDS
+        rules = self._verification.rules
         self._gate(now)
-        if now.mono < self._look_at or self.has_work:
+        if now.mono < self._look_at or self._asks or self._went_back or self._settled:
             return
         self._look_at = now.mono + _LOOK_EVERY_SECONDS
         self._settled = self.tell() and not queries.has_looks(self._ledger)
         waits = False
-        before = self._removals.due_before(now, make_room=make_room)
+        before = self._disk.due_before(now, self._retain)
         if now.mono >= self._good_until or self._is_used_up(before):
             resting = [] if self._asked else queries.resting(self._ledger, before=before, limit=_ROWS_AT_ONCE)
             waits = bool(self._asked or resting)
@@ -84,7 +90,7 @@ class GoingBack:
     def hurry(self) -> None:
         """Look at the server at the next tick."""
         self._look_at = 0.0
-        if self._removals.up_to is not None:
+        if self.up_to is not None:
             # What was found concerns older files.
             self._good_until = 0.0
 
@@ -94,18 +100,12 @@ class GoingBack:
         return not self._asked
 
     def _gate(self, now: Now) -> None:
-        if now.mono < self._good_until:
-            self._removals.allow(NOT_LOOKED_AT)
-        else:
-            self._removals.stop(NOT_LOOKED_AT)
+        self._removals.set(NOT_LOOKED_AT, is_open=now.mono < self._good_until)
 
     def tell(self) -> bool:
         """Say whether the server has gone back, and hold the removals as long as it has."""
         since = queries.went_back_at(self._ledger)
-        if since is None:
-            self._removals.allow(WENT_BACK)
-        else:
-            self._removals.stop(WENT_BACK)
+        self._removals.set(WENT_BACK, is_open=since is None)
         self._alarms.set(
             WENT_BACK,
             note=""
@@ -118,7 +118,7 @@ class GoingBack:
         )
         return since is not None
 
-    def record(self, tx: Transaction, now: Now) -> None:
+    def write(self, tx: Transaction, now: Now) -> None:
         """Write what is to be asked, and what was found."""
         if self._asks:
             moves.check_again(tx, self._asked, at=now.utc)
@@ -126,23 +126,24 @@ class GoingBack:
             moves.went_back(tx, to=None, end=None, now=now.utc)
         if self._settled:
             moves.went_back_settled(tx)
+        if self._asks or self._went_back or self._settled:
+            tx.on_commit(self._committed)
 
-    def committed(self) -> None:
-        """It is durable."""
+    def _committed(self) -> None:
         if self._went_back or self._settled:
             self.tell()
         self._asks = self._went_back = self._settled = False
 
     def _is_used_up(self, before: datetime) -> bool:
         """Whether all that the last look allows has gone, while more may be to go."""
-        up_to = self._removals.up_to
+        up_to = self.up_to
         return up_to is not None and up_to < before and not queries.resting(self._ledger, before=up_to)
 
     def _look_at_server(self, now: Now, rules: Rules, resting: Sequence[Resting]) -> None:
         if rules.profile.has_feed and now.mono >= self._feed_good_until:
             if now.mono >= self._ask_at:
                 self._ask_at = now.mono + _FEED_EVERY_SECONDS
-                self._read_feed_soon()
+                self._verification.read_feed_soon()
             return
         rows = [
             row
@@ -162,7 +163,7 @@ class GoingBack:
                 self._good(self._asked_at + _GOOD_FOR_SECONDS, up_to=self._asked_up_to)
 
     def _good(self, until: float, *, up_to: datetime | None) -> None:
-        self._good_until, self._removals.up_to = until, up_to
+        self._good_until, self.up_to = until, up_to
 
     def _hold(self, now: Now, *, is_held: bool) -> None:
         if not is_held:

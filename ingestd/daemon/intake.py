@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from ingestd.daemon.desk import Owner, ReaderDesk
+from ingestd.clocks import Now
 from ingestd.daemon.hand import (
     KILLS_MOST,
     Hand,
@@ -29,7 +29,8 @@ from ingestd.daemon.hand import (
 )
 from ingestd.daemon.in_place import Asked, InPlace, recognised
 from ingestd.daemon.mover import Mover
-from ingestd.daemon.now import Now
+from ingestd.daemon.reader_client import Owner, ReaderClient
+from ingestd.daemon.stage import Gate, Stage
 from ingestd.fs.places import below_of
 from ingestd.inbox import Brought, Candidate, Inboxes, Spool, Stranded, Taken, WhyNot
 from ingestd.ledger import Holder, Judged, KnownSource, Ledger, NewCandidate, Transaction, moves, queries
@@ -63,11 +64,25 @@ class _Due:
     finish: list[tuple[Hand, int, State]] = field(default_factory=list)
 
 
-class Intake:
-    """Everything between a settled file and its row. Main thread only."""
+class Intake(Stage):
+    """Everything between a settled file and its row."""
 
-    def __init__(self, *, inboxes: Inboxes, spool: Spool, mover: Mover[Hand], desk: ReaderDesk, ledger: Ledger) -> None:
-        """Join the rooms; nothing starts yet."""
+    def __init__(
+        self,
+        *,
+        inboxes: Inboxes,
+        spool: Spool,
+        mover: Mover[Hand],
+        desk: ReaderClient,
+        ledger: Ledger,
+        gate: Gate,
+        on_copied: Callable[[], object],
+        fetch: Callable[[int, Callable[[Path | Sameness | None], object]], None],
+    ) -> None:
+        """Join the rooms. ``on_copied``: a copied source waits for its removal; ``fetch``: see Verification.fetch."""
+        self._gate = gate
+        self._on_copied = on_copied
+        self._fetch = fetch
         self._inboxes = inboxes
         self._spool = spool
         self._mover = mover
@@ -87,10 +102,7 @@ class Intake:
         self._look_at: float | None = None
         self._full_until = 0.0
         self._mono = 0.0
-        # Set by whoever can ask the server (Proof.fetch): the copy of a row whose own file is gone.
-        self.fetch: Callable[[int, Callable[[Path | Sameness | None], object]], None] = _no_server
         self.taken_in = 0
-        self.copied = False  # a copied source waits for its removal; reset by whoever sees to it
         self.full = False
 
     @property
@@ -99,7 +111,7 @@ class Intake:
         return not self._in_hand
 
     @property
-    def in_hand(self) -> int:
+    def in_hand(self) -> int:  # type: ignore[override]
         """How many files are between settled and their row."""
         return len(self._in_hand)
 
@@ -126,8 +138,8 @@ class Intake:
         """Whether the file of this REJECTED row is being read again now."""
         return any(hand.former == former for hand in self._in_hand)
 
-    def gather(self, now: Now, *, accepting: bool) -> None:
-        """Collect what the inboxes, the readers and the mover have; writes nothing."""
+    def collect(self, now: Now) -> None:
+        """Collect what the inboxes, the readers and the mover have."""
         self._mono = now.mono
         for context, read in self._desk.take(Owner.INTAKE):
             assert isinstance(context, Hand)
@@ -142,7 +154,7 @@ class Intake:
             else:
                 self._stranded.append((at, hand))
         room = _IN_HAND_MOST - len(self._in_hand)
-        if not accepting or now.mono < self._full_until:
+        if not self._gate.is_open or now.mono < self._full_until:
             room = 0
         look = self._inboxes.look(now=now.mono, room=max(0, room))
         for candidate in look.ready:
@@ -160,18 +172,22 @@ class Intake:
         """Whether a transaction is wanted."""
         return bool(self._ready or self._read or self._moved or self._again)
 
-    @property
-    def look_at(self) -> float | None:
-        """When to look into the inboxes again, or to try once more to compare (``Now.mono``)."""
+    def next_at(self, now: Now) -> float:
+        """Say when to look into the inboxes again, or to try once more to compare (``Now.mono``)."""
+        if self.has_work:
+            return now.mono
         times = [at for at, _ in (*self._later, *self._stranded)]
         if self._asked:
             times.append(self._mono + _ASK_AGAIN_SECONDS)
         if self._look_at is not None:
             times.append(self._look_at)
-        return min(times, default=None)
+        return min(times, default=inf)
 
-    def record(self, tx: Transaction, now: Now) -> None:
-        """Write everything collected into the transaction; what it makes due is done by ``committed``."""
+    def write(self, tx: Transaction, now: Now) -> None:
+        """Write everything collected into the transaction; what it makes due is done by ``_committed``."""
+        if not self.has_work:
+            return
+        tx.on_commit(partial(self._committed, now))
         self._due = _Due()
         arrivals = list(self._again)
         refusals: list[tuple[Hand, Refusal]] = []
@@ -185,7 +201,7 @@ class Intake:
         self._refuse(refusals, tx, now)
         moves.drop_candidates(tx, [hand.candidate_id for hand in dropped])
 
-    def committed(self, now: Now) -> None:
+    def _committed(self, now: Now) -> None:
         """The transaction is durable: forget what was collected and do what it made due."""
         self._mono = now.mono
         self._ready, self._read, self._moved, self._again = [], [], [], []
@@ -409,7 +425,7 @@ class Intake:
             self._ask_comparison(hand, holder.path, digest=holder.content.digest)
         elif holder.state is State.CONFIRMED:
             # Its file was removed since, or is another one by now: the server's copy stands for it.
-            self.fetch(holder.entry_id, partial(self._compare_with_copy, hand))
+            self._fetch(holder.entry_id, partial(self._compare_with_copy, hand))
         else:
             # It is read again before it is sent, or asked about: then it can be compared with, or its place is free.
             hand.distrusts = 0
@@ -482,15 +498,12 @@ class Intake:
                 moves.drop_candidates(tx, [hand.candidate_id])
                 self._due.others.append(partial(self._in_hand.discard, hand))
         plain = [(hand, refusal) for hand, refusal in refusals if not hand.wished]
-        self._due.others += [self._copied for _, refusal in plain if not refusal.source_removed]
+        self._due.others += [self._on_copied for _, refusal in plain if not refusal.source_removed]
         ids = moves.refuse(tx, [refusal for _, refusal in plain], now=now.utc) if plain else []
         for (hand, _), entry_id in zip(plain, ids, strict=True):
             if hand.former is not None:
                 moves.readmitted(tx, hand.former, entry_id, now=now.utc)
             self._due.finish.append((hand, entry_id, State.REJECTED))
-
-    def _copied(self) -> None:
-        self.copied = True
 
     def _finish(self, finished: Sequence[tuple[Hand, int, State]]) -> None:
         if not finished:
@@ -502,7 +515,7 @@ class Intake:
             self._in_hand.discard(hand)
             self.taken_in += 1
             if hand.arrival is not None and not hand.arrival.source_removed:
-                self._copied()
+                self._on_copied()
             if not hand.adopted:
                 self._inboxes.done(hand.candidate)
             inbox = hand.candidate.inbox
@@ -523,7 +536,3 @@ def _ctime_of(hand: Hand) -> int:
     """Say which ctime a file in place surely had while it was read as it was seen; 0 where none stands still."""
     found, seen = hand.inspection, hand.candidate.ctime_ns
     return found.ctime_ns if found is not None and seen in (0, found.ctime_ns) else 0
-
-
-def _no_server(entry_id: int, done: Callable[[Path | Sameness | None], object]) -> None:
-    raise RuntimeError(f"row {entry_id} is to be fetched, but nobody can: {done}")

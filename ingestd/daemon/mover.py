@@ -123,6 +123,7 @@ class Mover(Generic[Context]):
     def __init__(self, spool: Spool, *, wake: Callable[[], object]) -> None:
         """Start both lanes."""
         self._wake = wake
+        self._spool = spool
         self._device = spool.path.stat().st_dev
         self._finished: SimpleQueue[list[Outcome[Context]]] = SimpleQueue()
         self._renames: _Lane[Context] = _Lane("mover", spool, self._done)
@@ -172,6 +173,10 @@ class Mover(Generic[Context]):
             entry_id,
             lambda spool: spool.remove_source(root, relative_path, read.source, read=read, copy=copy),
         )
+
+    def is_squatted(self, root: Path) -> bool:
+        """Say whether somebody else has the name of our folder in this inbox, as far as was seen."""
+        return self._spool.is_squatted(root)
 
     def collect_removals(self) -> list[tuple[int, Removal]]:
         """Take the removals that are done, by row; never blocks."""

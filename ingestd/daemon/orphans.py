@@ -11,18 +11,18 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 
 import structlog
 
+from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.hand import Hand
 from ingestd.daemon.intake import Intake
-from ingestd.daemon.now import Now
-from ingestd.daemon.removals import Removals
+from ingestd.daemon.spool_disk import SpoolDisk
+from ingestd.daemon.stage import Gates, Stage
 from ingestd.inbox import Candidate, Inboxes, Spool
-from ingestd.ledger import Ledger, LedgerError, LeftCandidate, queries
+from ingestd.ledger import Ledger, LedgerError, LeftCandidate, Transaction, moves, queries
 from ingestd.lifecycle import SourceStat
 
 _ADOPTED_AT_ONCE = 256
@@ -33,8 +33,8 @@ _SWEEP_SHARE = 0.01
 _FAILED_WAIT_SECONDS = 5.0
 
 
-class Orphans:
-    """Finds the spool's files without rows and has them taken in. Main thread only."""
+class Orphans(Stage):
+    """Finds the spool's files without rows and has them taken in."""
 
     def __init__(
         self,
@@ -43,7 +43,8 @@ class Orphans:
         spool: Spool,
         inboxes: Inboxes,
         intake: Intake,
-        removals: Removals,
+        disk: SpoolDisk,
+        gates: Gates,
         alarms: Alarms,
     ) -> None:
         """Join the rooms."""
@@ -51,14 +52,15 @@ class Orphans:
         self._spool = spool
         self._inboxes = inboxes
         self._intake = intake
-        self._removals = removals
+        self._disk = disk
+        self._gates = gates
         self._alarms = alarms
         self._log = structlog.get_logger()
         self._found: Iterator[Candidate] | None = None  # by the start's look, which is over when it is None
         self._look_at = 0.0
         # Files that were being read when the last run ended; renamed into the spool they keep what the kernel says.
         self._left: dict[tuple[str, SourceStat], LeftCandidate] = {}
-        self.nameless: list[int] = []  # candidate rows of files that lie where they lay, to be dropped
+        self._nameless: list[int] = []  # candidate rows of files that lie where they lay, to be dropped
         self.sweep_every = SWEEP_EVERY_SECONDS
         self._sweep_at = 0.0
         self._sweep: Iterator[str] | None = None
@@ -67,25 +69,28 @@ class Orphans:
         self._seen: dict[str, float] = {}  # in this one
 
     @property
-    def adopted(self) -> bool:
+    def are_adopted(self) -> bool:
         """Whether every file that the last run left without a row has been taken up."""
         return self._found is None
 
     def start(self) -> None:
         """Begin to take up what the last run left."""
         self._left = {(each.inbox, each.source): each for each in self._left_candidates()}
-        self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
+        self._found = self._spool.orphans(self._ledger.paths_known)
+        self._gates.intake.shut("orphans")
+        self._gates.rework.shut("orphans")
         # A file that is set apart meanwhile would be found as one more of them.
-        self._removals.stop("orphans")
+        self._gates.removals.shut("orphans")
 
     def next_at(self, now: Now) -> float:
-        """Say when to go on (``Now.mono``)."""
         if self._found is not None:
             return max(now.mono, self._look_at) if self._intake.is_idle else now.mono + self.sweep_every
         return now.mono if self._sweep is not None else self._sweep_at
 
-    def gather(self, now: Now) -> None:
-        """Take up some; writes nothing to the ledger."""
+    def collect(self, now: Now) -> None:
+        """Take up some; a spool that is away has none."""
+        if not self._disk.stands:
+            return
         if self._found is not None:
             self._take_up(now)
         elif self._sweep is not None or now.mono >= self._sweep_at:
@@ -94,6 +99,15 @@ class Orphans:
             except OSError:
                 self._sweep = None
                 self._sweep_at = now.mono + self.sweep_every
+
+    def write(self, tx: Transaction, now: Now) -> None:  # noqa: ARG002 - nothing of it has a time
+        """Forget the candidates that lie where they lay, before admission puts the same files down anew."""
+        if self._nameless:
+            moves.drop_candidates(tx, self._nameless)
+            tx.on_commit(self._forget)
+
+    def _forget(self) -> None:
+        self._nameless = []
 
     def _take_up(self, now: Now) -> None:
         """Admit what the last run left, a few at a time and before anything new, under the names they had."""
@@ -108,10 +122,10 @@ class Orphans:
                     return
         except LedgerError:
             # It does not go on after an error: begin anew, when those at hand have their rows.
-            self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
+            self._found = self._spool.orphans(self._ledger.paths_known)
             raise
         except OSError:
-            self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
+            self._found = self._spool.orphans(self._ledger.paths_known)
             self._look_at = now.mono + _FAILED_WAIT_SECONDS
             self._alarms.raise_(
                 "spool_unlisted",
@@ -121,9 +135,11 @@ class Orphans:
             return
         self._found = None
         self._alarms.clear("spool_unlisted")
-        self._removals.allow("orphans")
+        self._gates.intake.open("orphans")
+        self._gates.rework.open("orphans")
+        self._gates.removals.open("orphans")
         # The others lie where they lay, and are seen again, or are gone. What killed a reader is not forgotten.
-        self.nameless = [each.candidate_id for each in self._left.values() if not each.tries]
+        self._nameless = [each.candidate_id for each in self._left.values() if not each.tries]
         self._left = {}
         self._sweep_at = now.mono + self.sweep_every
 

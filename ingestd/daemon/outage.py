@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingestd.ledger import LedgerBusy, LedgerError, LedgerFull
+from ingestd.clocks import Now
+from ingestd.daemon.stage import Gate, Stage
+from ingestd.ledger import LedgerBusy, LedgerError, LedgerFull, Transaction
 
 _WAIT_SECONDS = 2.0
 # What lasts so long is told to who asks for the status.
@@ -17,16 +20,27 @@ _BROKEN_SECONDS = 60.0
 _SURE_SECONDS = 10.0
 
 
-class Outage:
+class Outage(Stage):
     """A stretch of failures: told once when it begins, and once when something was written and nothing failed since."""
 
-    def __init__(self, log: Any, file: Path, tell: Callable[[str], object] = lambda _: None) -> None:
-        """``tell`` hears what is to be told by other ways than the ledger, and "" when that is over."""
+    def __init__(
+        self,
+        log: Any,
+        file: Path,
+        tell: Callable[[str], object] = lambda _: None,
+        *,
+        intake: Gate | None = None,
+    ) -> None:
+        """``tell`` hears what is to be told by other ways than the ledger, and "" when that is over.
+
+        While the last try failed ``intake`` is shut: nothing new is taken up then.
+        """
+        self._intake = intake or Gate()
+        self.holds = False  # whether the last try failed
         self._file = file
         self._tell = tell
         self._stands = False
         self.until = 0.0  # nothing is tried before
-        self.holds = False  # whether the last try failed: nothing new is taken up then
         self._log = log
         self._told_at: float | None = None
         self._broken_since: float | None = None
@@ -47,13 +61,27 @@ class Outage:
         if not isinstance(error, (LedgerBusy, LedgerFull)) and now - self._broken_since > _BROKEN_SECONDS:
             raise error
         self.holds = True
+        self._intake.shut("ledger")
         self._failed_at = now
         self.until = now + _WAIT_SECONDS
         return self.until
 
+    def write(self, tx: Transaction, now: Now) -> None:
+        """After a failure have also an empty transaction begin: it shows that the ledger works again."""
+        if self._told_at is None and self._broken_since is None:
+            return
+        if self.holds:
+            tx.begin()
+        tx.on_commit(partial(self._committed, tx, now.mono))
+
+    def _committed(self, tx: Transaction, now: float) -> None:
+        if tx.has_begun:
+            self.passed(now, wrote=tx.wrote)
+
     def passed(self, now: float, *, wrote: bool) -> None:
         """Note a transaction that was committed; an empty one says little of what the next will meet."""
         self.holds = False
+        self._intake.open("ledger")
         quiet_for = now - self._failed_at
         if wrote or quiet_for >= _BROKEN_SECONDS:
             self._broken_since = None

@@ -1,7 +1,7 @@
 """Which kept files go, and when: ``retain`` after CONFIRMED (or DISCARDED) is committed, while nothing forbids.
 
-One gate for all of them: whoever sees that our copies may be the only ones (a server that lost or altered files, a
-clock that jumped, a disk of which nothing can be said) calls ``stop``, and ``allow`` once it no longer holds.
+One gate for all of them (``Gates.removals``): whoever sees that our copies may be the only ones (a server that lost or
+altered files, a disk of which nothing can be said) shuts it.
 
 Before a file goes, what lies there must still be what was confirmed: its writer may have kept it open, for a rename
 keeps the inode. Its ctime tells at no cost that nobody wrote to it; otherwise it is read again, and other bytes get a
@@ -18,13 +18,16 @@ from typing import NamedTuple
 
 import structlog
 
-from ingestd.daemon.desk import Owner, ReaderDesk
-from ingestd.daemon.now import Now
+from ingestd.clocks import Now
+from ingestd.daemon.reader_client import Owner, ReaderClient
+from ingestd.daemon.spool_disk import SpoolDisk
+from ingestd.daemon.stage import Gate, Stage
 from ingestd.daemon.wallclock import WallClock
 from ingestd.inbox import Candidate, LetGo, Spool, WasRead
 from ingestd.ledger import KeptFile, Ledger, Removable, Transaction, moves, queries
 from ingestd.reader import InspectJob, Read, Verdict
 
+_LOOK_EVERY_SECONDS = 5.0
 _REMOVE_AT_ONCE = 500
 # Reading again comes beside the reading of what arrives.
 _READ_AT_ONCE = 64
@@ -44,94 +47,102 @@ class _Apart(NamedTuple):
     path: str
 
 
-class Removals:
-    """Removes kept files from the spool. Main thread only."""
+class Removals(Stage):
+    """Removes kept files from the spool."""
 
     def __init__(
         self,
         *,
         ledger: Ledger,
         spool: Spool,
-        desk: ReaderDesk,
+        desk: ReaderClient,
         adopt: Callable[[Candidate], object],
         wall: WallClock,
+        gate: Gate,
+        disk: SpoolDisk,
         retain: timedelta,
+        up_to: Callable[[], datetime | None],
     ) -> None:
-        """Join the rooms; nothing stands in the way yet. ``adopt`` takes a new arrival that lies in the spool."""
+        """Join the rooms; ``adopt`` takes a new arrival that lies in the spool.
+
+        Only what has not been needed for ``retain``, and not since ``up_to`` where that says a time, may go.
+        """
         self._ledger = ledger
         self._spool = spool
         self._desk = desk
         self._adopt = adopt
         self._wall = wall
+        self._gate = gate
+        self._disk = disk
+        self._retain = retain
+        self._up_to = up_to
         self._log = structlog.get_logger()
-        self._stopped: set[str] = set()
+        self._look_at = 0.0
+        self._made_room = False
         self._reading: set[int] = set()  # rows with a file that is read again
         self._stuck: dict[int, float] = {}  # rows that are not looked at again before (monotonic)
         self._removed: list[Removable] = []
         self._apart: list[_Apart] = []
-        self.retain = retain
-        self.up_to: datetime | None = None  # only what has not been needed since then may go, for now
-
-    def stop(self, why: str) -> None:
-        """Let no kept file go while this holds; ``why`` is a word, and to tell a person is the caller's business."""
-        self._stopped.add(why)
-
-    def allow(self, why: str) -> None:
-        """This no longer stands in the way; what others stopped stays stopped."""
-        self._stopped.discard(why)
-
-    @property
-    def may_remove(self) -> bool:
-        """Whether nothing stands in the way."""
-        return not self._stopped
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a transaction is wanted."""
-        return bool(self._removed or self._apart)
 
     @property
     def is_idle(self) -> bool:
         """Whether no file is being read again."""
         return not (self._reading or self._apart)
 
+    def hurry(self) -> None:
+        """Look at the next tick for what may go."""
+        self._look_at = 0.0
+
+    @property
+    def is_tidy(self) -> bool:
+        """Whether it was looked since that was asked for, and no file is being read again."""
+        return self._look_at > 0.0 and self.is_idle
+
     def collect(self, now: Now) -> None:
-        """Go on with the files that were read again; writes nothing to the ledger."""
+        """Go on with the files that were read again, and remove what may go."""
         for context, read in self._desk.take(Owner.REMOVALS):
             assert isinstance(context, _Kept)
             self._judge(context, read, now)
-
-    def gather(self, now: Now, *, make_room: bool) -> None:
-        """Remove what may go, with ``make_room`` before ``retain`` has passed; writes nothing to the ledger."""
-        if not self.may_remove:
+        if self._disk.is_low and not self._made_room:
+            self._look_at = 0.0
+        self._made_room = self._disk.is_low
+        if now.mono < self._look_at or self._removed or self._apart:
             return
-        before = self.due_before(now, make_room=make_room)
+        self._look_at = now.mono + _LOOK_EVERY_SECONDS
+        if self._gate.is_open:
+            self._remove_due(now)
+
+    def _remove_due(self, now: Now) -> None:
+        before = self._disk.due_before(now, self._retain)
         jump = self._wall.jump
         if jump is not None and jump.at > before:
             # Nobody knows how long what lies here has lain: it begins anew.
             return
         self._stuck = {entry_id: at for entry_id, at in self._stuck.items() if at > now.mono}
         aside = self._reading | self._stuck.keys()
-        before = before if self.up_to is None else min(before, self.up_to)
+        up_to = self._up_to()
+        before = before if up_to is None else min(before, up_to)
         rows = queries.removable(self._ledger, before=before, limit=_REMOVE_AT_ONCE + len(aside))
-        if jump is not None and not rows and self.up_to is None:
+        if jump is not None and not rows and up_to is None:
             rows = queries.removable(self._ledger, before=before, ahead_of=now.utc, limit=_REMOVE_AT_ONCE + len(aside))
         self._let_go([row for row in rows if row.entry_id not in aside], now)
 
-    def due_before(self, now: Now, *, make_room: bool) -> datetime:
-        """Say since when a file must not have been needed to go now."""
-        return now.utc - (timedelta(0) if make_room else self.retain)
-
-    def record(self, tx: Transaction, now: Now) -> None:
+    def write(self, tx: Transaction, now: Now) -> None:
         """Write which files are gone, and which held other bytes."""
         if self._removed:
             moves.mark_removed(tx, [row.entry_id for row in self._removed], now=now.utc)
         if self._apart:
             moves.written_after(tx, [apart.row.entry_id for apart in self._apart], now=now.utc)
+        if self._removed or self._apart:
+            tx.on_commit(self._committed)
 
-    def committed(self) -> bool:
-        """The transaction is durable: take the new arrivals; say whether more may go at once."""
-        is_more = len(self._removed) >= _REMOVE_AT_ONCE
+    def next_at(self, now: Now) -> float:  # noqa: ARG002
+        return self._look_at
+
+    def _committed(self) -> None:
+        """It is durable: take the new arrivals; more may go at once."""
+        if len(self._removed) >= _REMOVE_AT_ONCE:
+            self._look_at = 0.0
         if files := sum(len(row.files) for row in self._removed):
             self._log.info("spool.removed", files=files)
         apart, self._apart, self._removed = self._apart, [], []
@@ -144,7 +155,6 @@ class Removals:
             if candidate is not None:
                 # It may be in the middle of being written: not final.
                 self._adopt(replace(candidate, final=False, dropped_as=row.relative_path, was_admitted=True))
-        return is_more
 
     def _let_go(self, rows: list[Removable], now: Now, *, just_read: str = "") -> None:
         kept = [_Kept(row, file) for row in rows for file in row.files]
@@ -182,7 +192,7 @@ class Removals:
         found = read.inspection
         if not read.died and (found is None or found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE)):
             self._stuck[row.entry_id] = now.mono + _STUCK_SECONDS
-        elif not self.may_remove:
+        elif not self._gate.is_open:
             pass  # it is read once more when it may go
         elif found is not None and (found.meta_digest, found.digest) == file.digests:
             same = replace(file, size_bytes=found.size_bytes, mtime_ns=found.mtime_ns, ctime_ns=found.ctime_ns)

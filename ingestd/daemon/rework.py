@@ -10,10 +10,12 @@ from pathlib import Path
 
 import structlog
 
-from ingestd.daemon.desk import Owner, ReaderDesk
+from ingestd.clocks import Now
 from ingestd.daemon.hand import KILLS_MOST, Hand, content_of, identity_of, reason_of, source_of
 from ingestd.daemon.intake import Intake
-from ingestd.daemon.now import Now
+from ingestd.daemon.posting import Posting
+from ingestd.daemon.reader_client import Owner, ReaderClient
+from ingestd.daemon.stage import Gate, Stage
 from ingestd.fs.places import MISSING, below_of, is_gone, look, path_of
 from ingestd.inbox import Candidate, Spool
 from ingestd.ledger import (
@@ -53,24 +55,29 @@ class _Work:
         self.holder_id: int | None = None
 
 
-class Rework:
-    """Carries out what rows ask of the readers. Main thread only."""
+class Rework(Stage):
+    """Carries out what rows ask of the readers."""
 
     def __init__(
         self,
         *,
         ledger: Ledger,
-        desk: ReaderDesk,
+        desk: ReaderClient,
         spool: Spool,
         intake: Intake,
+        gate: Gate,
+        posting: Posting,
         tells_gone: Callable[[str], bool],
     ) -> None:
-        """Join the rooms; ``tells_gone`` as for Dispatch."""
+        """Join the rooms; ``tells_gone`` as for Posting."""
         self._tells_gone = tells_gone
         self._ledger = ledger
         self._desk = desk
         self._spool = spool
         self._intake = intake
+        self._gate = gate
+        self._posting = posting
+        self._results_known = posting.results_written
         self._log = structlog.get_logger()
         self._in_work: set[int] = set()
         self._reads: list[tuple[_Work, Read]] = []
@@ -96,17 +103,18 @@ class Rework:
         """Whether a transaction is wanted."""
         return bool(self._reads or self._failed_wishes)
 
-    @property
-    def next_at(self) -> float:
-        """When to look for wants again (``Now.mono``)."""
+    def next_at(self, now: Now) -> float:  # noqa: ARG002
         return self._look_at
 
-    def hurry(self) -> None:
-        """Look for wants at the next tick: a post just asked for one."""
-        self._look_at = 0.0
-
-    def gather(self, now: Now) -> None:
-        """Collect what was read, and take up new wants; writes nothing."""
+    def collect(self, now: Now) -> None:
+        """Collect what was read, and take up new wants."""
+        # What is being re-encoded must not be taken for an orphan.
+        if not self._gate.is_open:
+            return
+        if self._posting.results_written != self._results_known:
+            # A post may just have asked for one.
+            self._results_known = self._posting.results_written
+            self._look_at = 0.0
         for context, read in self._desk.take(Owner.REWORK):
             assert isinstance(context, _Work)
             self._reads.append((context, read))
@@ -119,8 +127,11 @@ class Rework:
             self._rejected_at = now.mono + _REJECTED_EVERY_SECONDS
             self._look_at_rejected()
 
-    def record(self, tx: Transaction, now: Now) -> None:
+    def write(self, tx: Transaction, now: Now) -> None:
         """Write what reading again has shown."""
+        if not self.has_work:
+            return
+        tx.on_commit(self._committed)
         self._acts = []
         for work, read in self._reads:
             if work.need.pending_read is PendingRead.REENCODE:
@@ -132,7 +143,7 @@ class Rework:
         for entry_id in self._failed_wishes:
             moves.request_failed(tx, entry_id, note="its file is no longer there", now=now.utc)
 
-    def committed(self) -> None:
+    def _committed(self) -> None:
         """The transaction is durable."""
         self._reads, self._failed_wishes = [], []
         acts, self._acts = self._acts, []

@@ -9,12 +9,13 @@ which nothing ever matched is one finding, not a conflict in each file: after fi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.now import Now
+from ingestd.daemon.stage import Gate
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Kind, Outcome, Sameness, Standing, State, Unproven
 from ingestd.reader import Read
@@ -52,16 +53,14 @@ class _Mismatch:
 class Trust:
     """What is known of this server's trustworthiness, as the ledger keeps it. Main thread only."""
 
-    def __init__(
-        self, *, ledger: Ledger, alarms: Alarms, keep_files: Callable[[bool], object], sample: float, grace: timedelta
-    ) -> None:
+    def __init__(self, *, ledger: Ledger, alarms: Alarms, removals: Gate, sample: float, grace: timedelta) -> None:
         """Join the rooms; ``sample`` is the share that is compared whatever the trust.
 
-        ``keep_files`` hears whether our files may be the only ones that are whole.
+        While our files may be the only ones that are whole, ``removals`` is shut.
         """
         self._ledger = ledger
         self._alarms = alarms
-        self._keep_files = keep_files
+        self._removals = removals
         self._sample = sample
         self._grace = grace
         self._standing = Standing()
@@ -245,7 +244,7 @@ class Trust:
 
     def _tell(self) -> None:
         standing = self._standing
-        self._keep_files(standing.mismatched_at is not None)
+        self._removals.set(MISMATCH, is_open=standing.mismatched_at is None)
         differs = standing.differs or "they could not be compared"
         self._alarms.set(
             STOPPED,

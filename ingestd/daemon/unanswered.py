@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.destination import AWAY, PROBE_AT_LEAST_EVERY
-from ingestd.daemon.now import Now
+from ingestd.daemon.circuit_breaker import AWAY, PROBE_AT_LEAST_EVERY
 from ingestd.lifecycle import Pause
 from ingestd.reconciler import StudyAnswer
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import structlog
 
-from ingestd.daemon.now import Now
+from ingestd.clocks import Now
+from ingestd.daemon.stage import Stage
 from ingestd.ledger import ClockLine, Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Jump
 
@@ -23,34 +24,27 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class WallClock:
-    """Notices jumps. Main thread only. ``jump`` is the last one, from the moment that it is noticed."""
+class WallClock(Stage):
+    """Notices jumps. ``jump`` is the last one, ``set_by`` their sum in this run, from when it is noticed."""
 
     def __init__(self, ledger: Ledger) -> None:
-        """Read what the ledger knows of this clock; ``look`` compares."""
+        """Read what the ledger knows of this clock; ``collect`` compares."""
         self._ledger = ledger
         self._log = structlog.get_logger()
         self._known = queries.clock(ledger)
         self.jump: Jump | None = next(iter(queries.jumps(ledger, limit=1)), None)
+        self.set_by = timedelta(0)
         self._boot = _boot_id()
         self._line: ClockLine | None = None
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a transaction is wanted."""
-        return self._line is not None
-
-    def look(self, now: Now) -> timedelta | None:
-        """Compare the clocks, before anything goes by them; say how far the wall clock was set, or None.
-
-        Raises LedgerError; then nothing has been noticed yet.
-        """
+    def collect(self, now: Now) -> None:
+        """Compare the clocks, before anything goes by them; where it raises, nothing has been noticed yet."""
         offset = now.utc - _EPOCH - timedelta(seconds=now.mono)
         known = self._known
         if known is not None and known.boot == self._boot:
             by = offset - known.offset
             if abs(by) <= _NOTICED:
-                return None
+                return
         else:
             # Over a restart of the machine only this is certain: what is on record was written before.
             by = now.utc - (queries.newest_at(self._ledger) or now.utc)
@@ -69,19 +63,18 @@ class WallClock:
         before = self._line.jump.by if self._line is not None else timedelta(0)
         self._line = replace(line, jump=replace(line.jump, by=by + before))
         self._known = line
-        if not by:
-            return None
-        self.jump = line.jump
-        self._log.warning("clock.set", seconds=by)
-        return by
+        if by:
+            self.jump = line.jump
+            self.set_by += by
+            self._log.warning("clock.set", seconds=by)
 
-    def record(self, tx: Transaction) -> None:
+    def write(self, tx: Transaction, now: Now) -> None:  # noqa: ARG002 - the line has its own time
         """Write what was noticed, before anything goes by the waits that it moves."""
         if self._line is not None:
             moves.put_clock(tx, self._line)
+            tx.on_commit(self._forget)
 
-    def committed(self) -> None:
-        """The transaction is durable."""
+    def _forget(self) -> None:
         self._line = None
 
 

@@ -186,6 +186,7 @@ class Ledger(Session):
             except BaseException:
                 self.labels_known.clear()
                 raise
+            tx.wrote = self.wrote
             if tx.has_begun:
                 self.commit_seconds = time.perf_counter() - began
             self.first_candidate_id = tx.first_candidate_id

@@ -83,6 +83,7 @@ class Transaction:
         self._begin = begin
         self._connection: Connection | None = None
         self._on_commit: list[Callable[[], object]] = []
+        self.wrote = False  # whether it changed any row; known once it is committed
         self.first_candidate_id = session.first_candidate_id
         self.host = session.host
         self.spool = session.spool
@@ -105,6 +106,10 @@ class Transaction:
         if self._connection is None:
             self._connection = self._begin()
         return self._connection
+
+    def begin(self) -> None:
+        """Begin although nothing is to be said: where even that fails, the ledger does not work."""
+        _ = self.connection
 
     @property
     def has_begun(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import structlog
 
+from ingestd.clocks import read_clocks
 from ingestd.daemon.alarms import Alarms
 from ingestd.ledger import queries
 from tests.ledger_builders import open_ledger
@@ -17,9 +18,10 @@ def ledger(tmp_path):
 
 
 def commit(alarms, ledger):
+    """Write what stands; say whether there was anything to write."""
     with ledger.transaction() as tx:
-        alarms.record(tx)
-    alarms.committed()
+        alarms.write(tx, read_clocks())
+    return tx.has_begun
 
 
 def test_what_is_raised_twice_is_one_alarm_since_the_first_time(ledger):
@@ -35,18 +37,16 @@ def test_what_is_raised_twice_is_one_alarm_since_the_first_time(ledger):
 
     assert (second.note, second.since) == ("fuller", first.since)
     assert [line["event"] for line in logged] == ["alarm.raised", "alarm.raised"]
-    assert not alarms.has_work
+    assert not commit(alarms, ledger)
 
 
 def test_alarm_raised_while_the_transaction_is_written_waits_for_the_next(ledger):
     alarms = Alarms()
     with ledger.transaction() as tx:
-        alarms.record(tx)
-    alarms.raise_("inbox", "drop-00000000", note="missing", next_step="mount it")
-    alarms.committed()
+        alarms.write(tx, read_clocks())
+        alarms.raise_("inbox", "drop-00000000", note="missing", next_step="mount it")
 
-    assert alarms.has_work
-    commit(alarms, ledger)
+    assert commit(alarms, ledger)
     assert [alarm.about for alarm in queries.alarms(ledger)] == ["drop-00000000"]
 
 
@@ -56,8 +56,7 @@ def test_alarms_of_the_last_run_go_with_the_first_transaction(ledger):
     commit(last, ledger)
 
     alarms = Alarms()
-    assert alarms.has_work
-    commit(alarms, ledger)
+    assert commit(alarms, ledger)
 
     assert queries.alarms(ledger) == ()
 

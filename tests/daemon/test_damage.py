@@ -53,11 +53,11 @@ def test_file_damaged_after_it_was_admitted_needs_a_person(
     config = configure(tmp_path, server)
     (tmp_path / "drop" / "image").write_bytes(image())
     with structlog.testing.capture_logs() as logged, running(config) as daemon:
-        daemon.dispatch.stopping = True
+        daemon.gates.claims.shut("test")
         turn(daemon, lambda: states(config) == {"PENDING": 1})
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
         kept.write_bytes(damage(image()))
-        daemon.dispatch.stopping = False
+        daemon.gates.claims.open("test")
         turn(daemon, lambda: states(config) == {"REJECTED": 1})
 
     with Ledger.open(config.ledger, read_only=True) as ledger:
@@ -74,12 +74,12 @@ def test_bytes_written_after_confirmation_that_are_no_image_need_a_person(tmp_pa
     config = configure(tmp_path, server, retain="0s")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        daemon.housekeeping.removals.stop("test")
+        daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
         kept.write_bytes(as_text(image()))
-        daemon.housekeeping.removals.allow("test")
-        daemon.housekeeping.hurry()
+        daemon.gates.removals.open("test")
+        daemon.stages.removals.hurry()
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "REJECTED": 1})
 
     with Ledger.open(config.ledger, read_only=True) as ledger:
@@ -92,7 +92,7 @@ def test_file_that_its_disk_has_altered_is_not_sent(tmp_path: Path, server: Emul
     config = configure(tmp_path, server)
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        daemon.dispatch.stopping = True
+        daemon.gates.claims.shut("test")
         turn(daemon, lambda: states(config) == {"PENDING": 1})
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
         was = kept.stat()
@@ -103,7 +103,7 @@ def test_file_that_its_disk_has_altered_is_not_sent(tmp_path: Path, server: Emul
         # Only a disk alters bytes without the file's ctime; so the row is given the one that it has now.
         with closing(sqlite3.connect(config.ledger_file)) as connection, connection:
             connection.execute("UPDATE instance SET ctime_ns = ?", (kept.stat().st_ctime_ns,))
-        daemon.dispatch.stopping = False
+        daemon.gates.claims.open("test")
         turn(daemon, lambda: states(config) == {"REJECTED": 1})
 
     with Ledger.open(config.ledger, read_only=True) as ledger:

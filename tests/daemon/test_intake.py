@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from ingestd.daemon.desk import ReaderDesk
+from ingestd.clocks import read_clocks
+from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.hand import Hand
 from ingestd.daemon.intake import Intake
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.mover import Mover
-from ingestd.daemon.now import read_clocks
+from ingestd.daemon.reader_client import ReaderClient
+from ingestd.daemon.stage import Gate
 from ingestd.inbox import Inboxes, InboxPolicy, Spool, Take
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
@@ -37,9 +39,16 @@ class Rooms:
         self.inboxes = Inboxes([policy], spool=self.spool.path, wake=self.wake)
         self.readers = ReaderPool(processes=1, limits=limits, wake=self.wake)
         self.mover: Mover[Hand] = Mover(self.spool, wake=self.wake)
-        self.desk = ReaderDesk(self.readers)
+        self.desk = ReaderClient(self.readers, Alarms())
         self.intake = Intake(
-            inboxes=self.inboxes, spool=self.spool, mover=self.mover, desk=self.desk, ledger=self.ledger
+            inboxes=self.inboxes,
+            spool=self.spool,
+            mover=self.mover,
+            desk=self.desk,
+            ledger=self.ledger,
+            gate=Gate(),
+            on_copied=lambda: None,
+            fetch=lambda _entry_id, _done: None,
         )
         self.inboxes.open()
 
@@ -62,12 +71,10 @@ class Rooms:
 
     def turn(self) -> float:
         now = read_clocks()
-        self.desk.collect()
-        self.intake.gather(now, accepting=True)
-        if self.intake.has_work:
-            with self.ledger.transaction() as tx:
-                self.intake.record(tx, now)
-            self.intake.committed(now)
+        self.desk.collect(now)
+        self.intake.collect(now)
+        with self.ledger.transaction() as tx:
+            self.intake.write(tx, now)
         self.wake.wait(0.01)
         return now.mono
 
@@ -121,18 +128,17 @@ def test_file_is_read_only_once_its_candidate_row_is_durable(tmp_path: Path) -> 
         give_up_at = time.monotonic() + WITHIN_SECONDS
         while not rooms.intake.has_work:
             assert time.monotonic() < give_up_at
-            rooms.intake.gather(read_clocks(), accepting=True)
+            rooms.intake.collect(read_clocks())
         now = read_clocks()
 
         with contextlib.suppress(RuntimeError), rooms.ledger.transaction() as tx:
-            rooms.intake.record(tx, now)
+            rooms.intake.write(tx, now)
             raise RuntimeError("the disk is full")
         assert rooms.desk.in_flight == 0
         assert queries.left_candidates(rooms.ledger) == []
 
         with rooms.ledger.transaction() as tx:
-            rooms.intake.record(tx, now)
+            rooms.intake.write(tx, now)
             assert rooms.desk.in_flight == 0
         assert [each.relative_path for each in queries.left_candidates(rooms.ledger)] == ["image"]
-        rooms.intake.committed(now)
         assert rooms.desk.in_flight == 1

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.clocks import read_clocks
 from ingestd.config import Config, load
 from ingestd.daemon import Daemon, OnceResult, once_policies, run_once, sending_config, sending_policies
-from ingestd.daemon.now import read_clocks
 from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, moves, queries, sqlite_file
 from ingestd.lifecycle import Content, Reason, State
@@ -83,7 +83,7 @@ def turn(daemon: Daemon, until: Callable[[], object], *, seconds: float = 20) ->
     rounds = 0
     while not until():
         assert time.monotonic() < give_up_at, "it did not come"
-        daemon.wait(min(daemon.tick(), give_up_at))
+        daemon.loop.wait(min(daemon.loop.tick(), give_up_at))
         rounds += 1
     return rounds
 
@@ -169,7 +169,7 @@ def test_loop_rests_while_the_last_posts_end(tmp_path: Path, server: Emulator) -
     server.faults.add("latency", seconds=3, method="POST")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        turn(daemon, lambda: daemon.dispatch.in_flight)
+        turn(daemon, lambda: daemon.stages.posting.in_hand)
         began = time.process_time()
 
         daemon.stop(timedelta(seconds=10))
@@ -186,9 +186,9 @@ def test_loop_rests_while_one_post_tries_the_server_after_an_outage(tmp_path: Pa
         content = instance_bytes(study_uid=f"1.2.{number}", series_uid=f"1.2.{number}.1", sop_uid=f"1.2.{number}.2")
         (tmp_path / "drop" / f"image{number}").write_bytes(content)
     with running(config) as daemon:
-        turn(daemon, lambda: states(config) and daemon.dispatch.destination.pause)
+        turn(daemon, lambda: states(config) and daemon.stages.posting.destination.pause)
         (tmp_path / "token").write_text("secret")
-        turn(daemon, lambda: daemon.dispatch.destination.half_open and daemon.dispatch.in_flight)
+        turn(daemon, lambda: daemon.stages.posting.destination.half_open and daemon.stages.posting.in_hand)
         until = time.monotonic() + 1
 
         assert turn(daemon, lambda: time.monotonic() > until) < 40
@@ -201,7 +201,7 @@ def test_ledger_that_is_locked_for_a_while_ends_nothing(
     monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
     config = configure(tmp_path, server)
     with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
-        turn(daemon, lambda: daemon.dispatch.destination.is_open and daemon.proof.rules)
+        turn(daemon, lambda: daemon.stages.posting.destination.is_open and daemon.stages.verification.rules)
         other.execute("BEGIN EXCLUSIVE")
         until = time.monotonic() + 1
         turn(daemon, lambda: time.monotonic() > until)
@@ -248,26 +248,26 @@ def test_file_read_again_is_compared_also_when_the_ledger_failed_in_between(tmp_
     first.write_bytes(names["first"])
     second.write_bytes(names["second"])
     with running(config) as daemon:
-        rework, ledger = daemon.rework, daemon.ledger
+        rework, ledger = daemon.stages.rework, daemon.ledger
+        daemon.gates.rework.open("orphans")
         admit(ledger, replace(arrival(1, study=2, in_place=True), path=str(second)))
         send(ledger, study=2, state=State.PENDING, reason=Reason.CHANGED, reread=True)
         held = replace(arrival(1, in_place=True), path=str(first), content=content_of_file(first))
         admit(ledger, held)
 
         def has_read() -> bool:
-            daemon.desk.collect()
-            rework.gather(read_clocks())
+            daemon.stages.reader_client.collect(read_clocks())
+            rework.collect(read_clocks())
             return rework.has_work
 
         wait_until(has_read, what="the reading")
         with suppress(ZeroDivisionError), ledger.transaction() as tx:
-            rework.record(tx, read_clocks())
+            rework.write(tx, read_clocks())
             raise ZeroDivisionError
         while not rework.is_idle:
             wait_until(has_read, what="the reading or the comparison")
             with ledger.transaction() as tx:
-                rework.record(tx, read_clocks())
-            rework.committed()
+                rework.write(tx, read_clocks())
 
     assert states(config) == {"PENDING": 1, "DUPLICATE": 1}
 
@@ -295,9 +295,9 @@ def test_rows_that_cannot_be_read_let_the_others_by(tmp_path: Path, server: Emul
         taken_up: set[int] = set()
 
         def all_were() -> bool:
-            daemon.rework.hurry()
-            daemon.tick()
-            taken_up.update(daemon.rework.in_work)
+            daemon.stages.rework._look_at = 0.0
+            daemon.loop.tick()
+            taken_up.update(daemon.stages.rework.in_work)
             return len(taken_up) == len(many)
 
         wait_until(all_were, what="everybody's turn")
@@ -334,7 +334,7 @@ def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emul
         content = instance_bytes(study_uid="1.2.3", series_uid="1.2.3.4", sop_uid=f"1.2.3.4.{number}")
         (tmp_path / "drop" / f"image{number}").write_bytes(content)
     with running(config) as daemon:
-        turn(daemon, lambda: states(config) == {"PENDING": 2} and daemon.dispatch.destination.pause)
+        turn(daemon, lambda: states(config) == {"PENDING": 2} and daemon.stages.posting.destination.pause)
         (tmp_path / "drop").rename(tmp_path / "elsewhere")
         (tmp_path / "drop").mkdir()
         (tmp_path / "token").write_text("secret")

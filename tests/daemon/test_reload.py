@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.clocks import Now
 from ingestd.config import load
-from ingestd.daemon.loop import Daemon, Wake
+from ingestd.daemon.daemon import Daemon
+from ingestd.daemon.loop import Wake
 from ingestd.daemon.notify import Notifier
-from ingestd.daemon.now import read_clocks
-from ingestd.daemon.service import _Asked, _serve, _Signals
+from ingestd.daemon.service import _Service
+from ingestd.daemon.signals import Asked, Signals
+from ingestd.daemon.stage import Stage
 from ingestd.emulator import Emulator
 from tests.daemon.test_promise import image
 from tests.running import QUICK_INBOX, Site, wait_until
@@ -192,18 +195,14 @@ def test_reload_takes_new_settings_of_the_log(tmp_path: Path, server: Emulator) 
     assert [line for line in lines if "config.reread" in line and not line.startswith("{")]
 
 
-class _Patient(Daemon):
-    """The daemon, with a health that a test decides."""
+class _Restless(Stage):
+    """Has the loop tick all the time, and counts."""
 
-    healthy = True
     ticks = 0
 
-    def is_healthy(self) -> bool:
-        return self.healthy
-
-    def tick(self) -> float:
+    def next_at(self, now: Now) -> float:
         self.ticks += 1
-        return min(super().tick(), read_clocks().mono + 0.02)
+        return now.mono + 0.02
 
 
 def test_no_sign_of_life_is_given_while_a_worker_makes_no_progress(
@@ -226,25 +225,32 @@ def test_no_sign_of_life_is_given_while_a_worker_makes_no_progress(
         return heard.count("WATCHDOG=1")
 
     wake = Wake()
-    signals = _Signals(wake)
-    daemon = _Patient(load(site.config_file), wake=wake)
+    signals = Signals(wake)
+    daemon = Daemon(load(site.config_file), wake=wake)
+    restless = _Restless()
+    daemon.loop.stages = [*daemon.loop.stages, restless]
+    sick = False
+    is_well = daemon.workers.mover.is_healthy
+    monkeypatch.setattr(daemon.workers.mover, "is_healthy", lambda: is_well() and not sick)
 
     def watch() -> None:
+        nonlocal sick
         wait_until(lambda: listen() >= 3, what="signs of life")
-        daemon.healthy = False
+        sick = True
         listen()
-        begun = daemon.ticks
-        wait_until(lambda: daemon.ticks > begun + 3, what="the last sign that was under way")
-        given, begun = listen(), daemon.ticks
-        wait_until(lambda: daemon.ticks > begun + 20, what="time for more signs")
+        begun = restless.ticks
+        wait_until(lambda: restless.ticks > begun + 3, what="the last sign that was under way")
+        given, begun = listen(), restless.ticks
+        wait_until(lambda: restless.ticks > begun + 20, what="time for more signs")
         assert listen() == given
-        daemon.healthy = True
+        sick = False
         wait_until(lambda: listen() > given, what="signs of life again")
 
     with ThreadPoolExecutor(1) as pool, ear:
         daemon.start()
         watching = pool.submit(watch)
-        watching.add_done_callback(lambda _: (setattr(signals, "asked", _Asked.STOP), wake()))
-        _serve(daemon, signals, Notifier(), lambda: daemon.config, lambda _: None)
+        watching.add_done_callback(lambda _: (setattr(signals, "asked", Asked.STOP), wake()))
+        service = _Service(daemon, signals, Notifier(), reread=lambda: daemon.config, adopt=lambda _: None)
+        daemon.loop.run_until(service.is_over)
         daemon.close()
         watching.result()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.clocks import read_clocks, utc_now
 from ingestd.config import load
-from ingestd.daemon.now import read_clocks, utc_now
 from ingestd.emulator import Emulator
 from ingestd.inbox import Expect, Removal, Spool, Taken
 from ingestd.ledger import Choice, Entry, Ledger, moves, queries
@@ -73,7 +73,7 @@ def test_disk_of_which_nothing_can_be_said_lets_no_kept_file_go(tmp_path: Path, 
         time.sleep(6)  # longer than the time between two removals
     finally:
         kill_session(daemon.pid)
-        daemon.wait()
+        daemon.loop.wait()
 
     assert _UNKNOWN in told.stdout
     assert told.returncode == 1
@@ -85,17 +85,17 @@ def test_kept_files_stay_while_anything_stands_in_the_way(tmp_path: Path, server
     config = configure(tmp_path, server, retain="0s")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        removals = daemon.housekeeping.removals
-        removals.stop("one")
-        removals.stop("other")
+        removals = daemon.gates.removals
+        removals.shut("one")
+        removals.shut("other")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
-        removals.allow("one")
-        daemon.housekeeping.hurry()
+        removals.open("one")
+        daemon.stages.removals.hurry()
         turn(daemon, pass_seconds(0.5))
         assert only_entry(tmp_path / "ledger.db").removed_at is None
 
-        removals.allow("other")
-        daemon.housekeeping.hurry()
+        removals.open("other")
+        daemon.stages.removals.hurry()
         turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
 
 
@@ -121,13 +121,13 @@ def test_bytes_written_after_confirmation_are_a_new_arrival(
     config = configure(tmp_path, server, retain="0s")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        daemon.housekeeping.removals.stop("test")
+        daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
         write(kept, image(first_pixel=1))
         written = kept.read_bytes()
-        daemon.housekeeping.removals.allow("test")
-        daemon.housekeeping.hurry()
+        daemon.gates.removals.open("test")
+        daemon.stages.removals.hurry()
 
         turn(daemon, lambda: sum(states(config).values()) == 2)
 
@@ -148,7 +148,7 @@ def test_bytes_written_after_confirmation_are_a_new_arrival(
 def test_duplicate_written_to_after_its_holder_was_confirmed_is_a_new_arrival(tmp_path: Path, server: Emulator) -> None:
     config = configure(tmp_path, server, retain="0s")
     with running(config) as daemon:
-        daemon.housekeeping.removals.stop("test")
+        daemon.gates.removals.shut("test")
         (tmp_path / "drop" / "image").write_bytes(image())
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
         (tmp_path / "drop" / "again").write_bytes(image())
@@ -156,8 +156,8 @@ def test_duplicate_written_to_after_its_holder_was_confirmed_is_a_new_arrival(tm
         with Ledger.open(config.ledger, read_only=True) as ledger:
             (duplicate,) = queries.entries(ledger, Choice(state=State.DUPLICATE))
         rewrite(tmp_path / "spool" / (duplicate.path or ""), image(first_pixel=1))
-        daemon.housekeeping.removals.allow("test")
-        daemon.housekeeping.hurry()
+        daemon.gates.removals.open("test")
+        daemon.stages.removals.hurry()
 
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "DUPLICATE": 1, "CONFLICT": 1})
 
@@ -166,7 +166,7 @@ def test_discarded_file_that_was_written_to_comes_back(tmp_path: Path, server: E
     """What a person discarded was a text; what lies there by now nobody has looked at."""
     config = configure(tmp_path, server, retain="0s")
     with running(config) as daemon:
-        daemon.housekeeping.removals.stop("test")
+        daemon.gates.removals.shut("test")
         text = b"no image, but as long as one".ljust(len(image()), b".")
         (tmp_path / "drop" / "image").write_bytes(text)
         turn(daemon, lambda: states(config) == {"REJECTED": 1})
@@ -174,8 +174,8 @@ def test_discarded_file_that_was_written_to_comes_back(tmp_path: Path, server: E
         with daemon.ledger.transaction() as tx:
             moves.discard(tx, only_entry(tmp_path / "ledger.db").entry_id, now=utc_now())
         rewrite(aside, image())
-        daemon.housekeeping.removals.allow("test")
-        daemon.housekeeping.hurry()
+        daemon.gates.removals.open("test")
+        daemon.stages.removals.hurry()
 
         turn(daemon, lambda: states(config) == {"DISCARDED": 1, "CONFIRMED": 1})
 
@@ -186,12 +186,12 @@ def test_file_that_was_only_looked_after_goes(tmp_path: Path, server: Emulator) 
     config = configure(tmp_path, server, retain="0s")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        daemon.housekeeping.removals.stop("test")
+        daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
         kept.chmod(0o640)
-        daemon.housekeeping.removals.allow("test")
-        daemon.housekeeping.hurry()
+        daemon.gates.removals.open("test")
+        daemon.stages.removals.hurry()
 
         turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
 
@@ -203,13 +203,14 @@ def test_untouched_file_goes_without_being_read_again(tmp_path: Path, server: Em
     config = configure(tmp_path, server, retain="0s")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        daemon.housekeeping.removals.stop("test")
+        daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
-        turn(daemon, lambda: daemon.is_idle)
-        daemon.housekeeping.removals.allow("test")
-        daemon.housekeeping.removals.gather(read_clocks(), make_room=False)
+        turn(daemon, lambda: daemon.loop.is_idle)
+        daemon.gates.removals.open("test")
+        daemon.stages.removals.hurry()
+        daemon.stages.removals.collect(read_clocks())
 
-        assert daemon.housekeeping.removals.is_idle
+        assert daemon.stages.removals.is_idle
         turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
     assert list((tmp_path / "spool" / "files").glob("*/*")) == []
 
@@ -218,12 +219,12 @@ def test_file_that_a_writer_has_open_is_kept(tmp_path: Path, server: Emulator) -
     config = configure(tmp_path, server, retain="0s")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        daemon.housekeeping.removals.stop("test")
+        daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
         with kept.open("r+b"):
-            daemon.housekeeping.removals.allow("test")
-            daemon.housekeeping.hurry()
+            daemon.gates.removals.open("test")
+            daemon.stages.removals.hurry()
             turn(daemon, pass_seconds(0.5))
             assert kept.exists()
     assert only_entry(tmp_path / "ledger.db").removed_at is None
@@ -282,9 +283,9 @@ def test_removal_that_fails_comes_back_to_be_tried_again(tmp_path: Path, server:
         raise RuntimeError
 
     with running(configure(tmp_path, server)) as daemon:
-        daemon.mover._removals.put_row(7, fail)
+        daemon.workers.mover._removals.put_row(7, fail)
         came: list[tuple[int, Removal]] = []
-        wait_until(lambda: came or came.extend(daemon.mover.collect_removals()), what="the answer")
+        wait_until(lambda: came or came.extend(daemon.workers.mover.collect_removals()), what="the answer")
 
     assert came == [(7, Removal.WAITS)]
 
@@ -306,16 +307,16 @@ def test_copied_source_that_cannot_be_removed_is_told_while_it_lasts(
         rename(one, other, **folders)
 
     monkeypatch.setattr(os, "rename", fail)
-    monkeypatch.setattr("ingestd.daemon.housekeeping._STAYS_SECONDS", 1.0)
-    monkeypatch.setattr("ingestd.daemon.housekeeping._TIDY_EVERY_SECONDS", 0.2)
-    monkeypatch.setattr("ingestd.daemon.housekeeping._SOURCES_AT_ONCE", 1)
+    monkeypatch.setattr("ingestd.daemon.sources._STAYS_SECONDS", 1.0)
+    monkeypatch.setattr("ingestd.daemon.sources._TIDY_EVERY_SECONDS", 0.2)
+    monkeypatch.setattr("ingestd.daemon.sources._AT_ONCE", 1)
     with running(load(file)) as daemon:
         turn(daemon, lambda: queries.counts(daemon.ledger).get(State.CONFIRMED))
-        assert not daemon.alarms.stands("not_removed")
-        turn(daemon, lambda: daemon.alarms.stands("not_removed"))
+        assert not daemon.stages.alarms.stands("not_removed")
+        turn(daemon, lambda: daemon.stages.alarms.stands("not_removed"))
         turn(daemon, lambda: not (elsewhere / "other").exists())
         assert source.exists()
         fails = False
-        turn(daemon, lambda: not daemon.alarms.stands("not_removed"))
+        turn(daemon, lambda: not daemon.stages.alarms.stands("not_removed"))
 
     assert not source.exists()

@@ -13,7 +13,7 @@ import pytest
 
 from ingestd.config import load
 from ingestd.daemon import once_policies, run_once
-from ingestd.daemon.loop import Daemon
+from ingestd.daemon.daemon import Daemon
 from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
@@ -75,8 +75,8 @@ def test_folders_that_we_emptied_are_removed_and_others_stay(tmp_path: Path) -> 
         daemon = Daemon(config, policies=policies)
 
         def is_tidy() -> bool:
-            daemon.inboxes.scan_now()
-            daemon.tick()
+            daemon.workers.inboxes.scan_now()
+            daemon.loop.tick()
             return not (site.drop / "study 2").exists() and not (site.drop / "study" / "series").exists()
 
         try:

@@ -52,13 +52,13 @@ def test_spool_that_is_not_there_is_an_alarm_and_mends_itself(tmp_path: Path, se
     config = configure(tmp_path, server)
     spool, away = tmp_path / "spool" / room, tmp_path / "away"
     with running(config) as daemon:
-        turn(daemon, lambda: daemon.orphans_adopted)
+        turn(daemon, lambda: daemon.stages.orphans.are_adopted)
         spool.rename(away)
         (tmp_path / "drop" / "image").write_bytes(image())
         turn(daemon, lambda: stopped_because(daemon) == ["spool"])
         turn(daemon, pass_seconds(0.5))
         assert (tmp_path / "drop" / "image").exists()
-        assert not daemon.housekeeping.may_take_in
+        assert not daemon.gates.intake.is_open
 
         away.rename(spool)
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
@@ -77,7 +77,7 @@ def test_spool_that_may_not_be_written_is_named_and_not_the_drop_folder(
         return lambda: bool(told.update(stopped_because(daemon))) or until()
 
     with running(config) as daemon:
-        turn(daemon, lambda: daemon.orphans_adopted)
+        turn(daemon, lambda: daemon.stages.orphans.are_adopted)
         if place != "files":
             (tmp_path / "spool" / "files" / config.inboxes[0].name).mkdir()
         [folder] = (tmp_path / "spool").glob(place)
@@ -99,9 +99,9 @@ def test_drop_between_the_loss_of_a_folder_and_the_look_at_it_is_not_forgotten(
 ) -> None:
     config = configure(tmp_path, server)
     with running(config) as daemon:
-        turn(daemon, lambda: daemon.orphans_adopted)
+        turn(daemon, lambda: daemon.stages.orphans.are_adopted)
         (tmp_path / "drop" / "image").write_bytes(image())
-        turn(daemon, lambda: daemon.intake.in_hand)
+        turn(daemon, lambda: daemon.stages.intake.in_hand)
         shutil.rmtree(tmp_path / "spool" / "files")
         turn(daemon, lambda: stopped_because(daemon) == ["spool"])
         (tmp_path / "spool" / "files").mkdir()
@@ -113,18 +113,18 @@ def test_rows_whose_spool_is_away_wait_for_it(tmp_path: Path, server: Emulator) 
     """An unmounted spool is no deletion: neither are its files failed as gone, nor are kept ones marked as removed."""
     config = configure(tmp_path, server, retain="0s")
     with running(config) as daemon:
-        daemon.housekeeping.removals.stop("test")
+        daemon.gates.removals.shut("test")
         (tmp_path / "drop" / "image").write_bytes(image())
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
-        daemon.dispatch.stopping = True
+        daemon.gates.claims.shut("test")
         (tmp_path / "drop" / "other").write_bytes(image(first_pixel=1).replace(b"1.2.3.4.5", b"1.2.3.4.6"))
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "PENDING": 1})
         (tmp_path / "spool").rename(tmp_path / "away")
-        daemon.housekeeping.removals.allow("test")
-        daemon.housekeeping.hurry()
+        daemon.gates.removals.open("test")
+        daemon.stages.removals.hurry()
         # A post that began before anybody looked is deferred, and comes again only when its wait is over.
-        turn(daemon, lambda: not daemon.housekeeping.spool_stands)
-        daemon.dispatch.stopping = False
+        turn(daemon, lambda: not daemon.stages.disk.stands)
+        daemon.gates.claims.open("test")
         turn(daemon, pass_seconds(2.5))
         (tmp_path / "away").rename(tmp_path / "spool")
         assert [entry.removed_at for entry in queries.entries(daemon.ledger)] == [None, None]
@@ -155,9 +155,9 @@ def test_file_that_left_its_folder_and_cannot_be_looked_at_is_adopted_at_once(
 def test_file_without_a_row_is_found_while_running(tmp_path: Path, server: Emulator) -> None:
     config = configure(tmp_path, server)
     with running(config) as daemon:
-        turn(daemon, lambda: daemon.orphans_adopted)
-        daemon.orphans.sweep_every = 0.2
-        daemon.orphans._sweep_at = 0.0
+        turn(daemon, lambda: daemon.stages.orphans.are_adopted)
+        daemon.stages.orphans.sweep_every = 0.2
+        daemon.stages.orphans._sweep_at = 0.0
         folder = tmp_path / "spool" / "files" / config.inboxes[0].name
         folder.mkdir()
         (folder / ("0" * 32)).write_bytes(image())
@@ -168,13 +168,13 @@ def test_file_without_a_row_is_found_while_running(tmp_path: Path, server: Emula
 def test_files_on_their_way_are_taken_for_no_orphans(tmp_path: Path, server: Emulator) -> None:
     config = configure(tmp_path, server)
     with running(config) as daemon:
-        turn(daemon, lambda: daemon.orphans_adopted)
-        daemon.orphans.sweep_every = 0.0
-        daemon.orphans._sweep_at = 0.0
+        turn(daemon, lambda: daemon.stages.orphans.are_adopted)
+        daemon.stages.orphans.sweep_every = 0.0
+        daemon.stages.orphans._sweep_at = 0.0
         for number in range(200):
             content = image().replace(b"1.2.3.4.5\x00", f"1.2.3.4.5.{number}".ljust(10, "\0").encode()[:10])
             (tmp_path / "drop" / f"image{number}").write_bytes(content)
-        turn(daemon, lambda: daemon.intake.taken_in >= 200)
+        turn(daemon, lambda: daemon.stages.intake.taken_in >= 200)
         turn(daemon, pass_seconds(1))
-        assert daemon.intake.taken_in == 200
-        wait_until(lambda: daemon.intake.is_idle, what="idle")
+        assert daemon.stages.intake.taken_in == 200
+        wait_until(lambda: daemon.stages.intake.is_idle, what="idle")

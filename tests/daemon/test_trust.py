@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.stage import Gate
 from ingestd.daemon.trust import MOST_IN_ALL, MOST_OF_A_KIND, Trust
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
@@ -136,11 +137,11 @@ class Trusting:
     def __init__(self, folder: Path, *, sample: float = 0.0) -> None:
         spool = Spool(folder / "spool")
         self.ledger = Ledger.open(f"sqlite:///{folder}/ledger.db", host=spool.host, spool=spool.path)
-        self.keeps: list[bool] = []
+        self.removals = Gate()
         self.trust = Trust(
             ledger=self.ledger,
             alarms=Alarms(),
-            keep_files=self.keeps.append,
+            removals=self.removals,
             sample=sample,
             grace=timedelta(minutes=15),
         )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.loop import Daemon
-from ingestd.daemon.now import Now
+from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.unanswered import Unanswered
 from ingestd.dicomweb import DicomWebClient
 from ingestd.emulator import Emulator
@@ -22,8 +22,8 @@ from ingestd.ledger import Alarm, moves, queries
 from ingestd.lifecycle import State
 from ingestd.reconciler import StudyQuestion
 from ingestd.reconciler.asking import StudyAsker
-from tests.daemon.test_proof import rooms, somebody_else, turn_until, utc_now
 from tests.daemon.test_trust import _ask
+from tests.daemon.test_verification import rooms, somebody_else, turn_until, utc_now
 from tests.http_server import Conversation, Request, ScriptedServer, answer
 from tests.line.test_line import drop, make_image
 from tests.reconciler.test_judges import row_of
@@ -45,7 +45,7 @@ def server() -> Iterator[Emulator]:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run of failures be told after a second, and what could not be asked be asked again as soon."""
     monkeypatch.setattr("ingestd.daemon.unanswered._TELL_AFTER_SECONDS", 1.0)
-    monkeypatch.setattr("ingestd.daemon.proof._ASK_AGAIN", timedelta(seconds=1))
+    monkeypatch.setattr("ingestd.daemon.verification._ASK_AGAIN", timedelta(seconds=1))
 
 
 def is_retrieve(request: Request) -> bool:
@@ -87,7 +87,7 @@ class Withholding:
 
 
 def alarm_of(daemon: Daemon, kind: str = "not_retrieved") -> Alarm | None:
-    return next((alarm for alarm in daemon.alarms.standing if alarm.kind == kind), None)
+    return next((alarm for alarm in daemon.stages.alarms.standing if alarm.kind == kind), None)
 
 
 def ask_now(daemon: Daemon, site: Site) -> None:
@@ -221,7 +221,7 @@ def test_server_that_cannot_be_searched_is_told_where_that_is_what_proves(tmp_pa
             gateway.withholds = False
             ask_now(daemon, site)
             turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED], what="an answer")
-            assert not daemon.alarms.standing
+            assert not daemon.stages.alarms.standing
 
 
 def test_feed_that_cannot_be_read_is_told(tmp_path: Path, server: Emulator, soon: None):
@@ -238,7 +238,7 @@ def test_feed_that_cannot_be_read_is_told(tmp_path: Path, server: Emulator, soon
             assert "reconcile" not in alarm.next_step  # which wakes rows, and no feed
 
             gateway.withholds = False
-            daemon.proof.read_feed_soon()
+            daemon.stages.verification.read_feed_soon()
             turn_until(daemon, lambda: alarm_of(daemon, "feed_not_read") is None, what="the feed")
 
 
@@ -255,18 +255,19 @@ def test_server_that_lets_nobody_in_is_asked_ever_more_rarely(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch, said: bytes, most: int, of: Callable[..., bool]
 ):
     """Accounts are locked for trying, and a server that is throttling says when it wants to be asked."""
-    monkeypatch.setattr("ingestd.daemon.proof._ASK_AGAIN", timedelta(milliseconds=100))
+    monkeypatch.setattr("ingestd.daemon.verification._ASK_AGAIN", timedelta(milliseconds=100))
     gateway = Withholding(server.url, said, of=lambda request: of(request) and gateway.has_stored)
     with gateway.server as front:
         site = Site(tmp_path / "site", front.url, reconcile={"grace": "15m", "interval": "1s"})
         drop(site, "image", make_image().content)
         with rooms(site) as daemon:
-            daemon.proof._interval = timedelta(milliseconds=100)
+            daemon.stages.verification._interval = timedelta(milliseconds=100)
             turn_until(daemon, lambda: gateway.withheld, what="a question")
             until = time.monotonic() + 4
 
             def is_over() -> bool:
-                daemon.proof.read_feed_soon()  # as what looks whether kept files may go does, again and again
+                # As what looks whether kept files may go does, again and again.
+                daemon.stages.verification.read_feed_soon()
                 return time.monotonic() > until
 
             turn_until(daemon, is_over, what="four seconds")
@@ -284,7 +285,7 @@ def test_alarm_ends_with_the_last_file_that_waits_for_it(tmp_path: Path, server:
         with rooms(site) as daemon:
             turn_until(daemon, lambda: alarm_of(daemon), what="an alarm", within_seconds=30)
 
-            daemon.dispatch.stopping = True
+            daemon.gates.claims.shut("test")
             (entry,) = queries.entries(daemon.ledger)
             with somebody_else(site) as other, other.transaction() as tx:
                 assert moves.retry(tx, entry.entry_id, now=utc_now()) is State.PENDING

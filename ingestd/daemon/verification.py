@@ -14,22 +14,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from pathlib import Path
 from random import SystemRandom
 from typing import TypeAlias
 
 import structlog
 
+from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.desk import Owner, ReaderDesk
-from ingestd.daemon.destination import PROBE_AT_LEAST_EVERY
-from ingestd.daemon.dispatch import Dispatch
-from ingestd.daemon.now import Now
+from ingestd.daemon.circuit_breaker import PROBE_AT_LEAST_EVERY
+from ingestd.daemon.posting import Posting
+from ingestd.daemon.reader_client import Owner, ReaderClient
+from ingestd.daemon.stage import Ending, Gate, Stage
 from ingestd.daemon.trust import Trust, sameness_of
 from ingestd.daemon.unanswered import Unanswered
+from ingestd.daemon.wallclock import WallClock
 from ingestd.fs.places import is_gone
 from ingestd.ledger import Ledger, Transaction, moves, queries
-from ingestd.lifecycle import Backoff, Jump, Outcome, Reason, Sameness, ServerKind, State, Unproven, compare_content
+from ingestd.lifecycle import (
+    Backoff,
+    Jump,
+    Outcome,
+    Reason,
+    Sameness,
+    ServerKind,
+    ServerProfile,
+    State,
+    Unproven,
+    compare_content,
+)
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 from ingestd.reconciler import (
     Answer,
@@ -47,6 +61,8 @@ from ingestd.reconciler import (
     plan,
 )
 
+# Why no file is removed, as GoingBack has it.
+WENT_BACK = "went_back"
 # With nothing waiting for proof the feed is still read this often: it tells of deletions.
 _IDLE_FEED_EVERY = timedelta(minutes=1)
 # With nothing left to post, whoever waits for the end has the feed read again after this long, doubling up to the
@@ -88,30 +104,41 @@ class _Fetch:
     untold_at: float | None = None  # the first of these (``Now.mono``)
 
 
-class Proof:
-    """Settles what is not proven yet. Main thread only."""
+class Verification(Stage):
+    """Settles what is not proven yet."""
 
     def __init__(
         self,
         *,
         reconciler: Reconciler,
-        desk: ReaderDesk,
+        desk: ReaderClient,
         ledger: Ledger,
-        dispatch: Dispatch,
+        posting: Posting,
         trust: Trust,
         alarms: Alarms,
+        wall: WallClock,
+        ending: Ending,
+        removals: Gate,
         tells_gone: Callable[[str], bool],
-        rules: Rules | None,
+        rules_of: Callable[[ServerProfile], Rules],
+        profile: Callable[[], ServerProfile | None],
         interval: timedelta,
         lag: timedelta,
         backoff: Backoff,
     ) -> None:
-        """Join the rooms; ``rules`` None until the server's profile is known; ``tells_gone`` as for Dispatch."""
+        """Join the rooms; nothing is asked until the server's ``profile`` is known; ``tells_gone`` as for Posting."""
+        self._wall = wall
+        self._set_by = wall.set_by
+        self._ending = ending
+        self._removals = removals
+        self._rules_of = rules_of
+        self._profile = profile
+        self._results_known = posting.results_written
         self._tells_gone = tells_gone
         self._reconciler = reconciler
         self._desk = desk
         self._ledger = ledger
-        self._dispatch = dispatch
+        self._posting = posting
         self._trust = trust
         at_once = "and at once with `ingestd reconcile`"
         # By whether a question wants copies, and not only to know what is there.
@@ -130,10 +157,9 @@ class Proof:
         self._backoff = backoff
         self._log = structlog.get_logger()
         self._jitter = SystemRandom().random
-        self.rules = rules
+        self.rules: Rules | None = None
         self._answers: list[Answer] = []
         self._reads: list[tuple[Finding, Read]] = []
-        self._questions: list[FeedQuestion | StudyQuestion] = []
         self._asked: set[int] = set()
         # Rows are due that wait for what is being compared: no use in planning before some of it has come.
         self._waits_for_trust = False
@@ -154,16 +180,15 @@ class Proof:
         self._newest_seen_at: datetime | None = None
         self._counted_at: float | None = None  # when the reading that last moved the cursor was asked for
         self._hurries = 0
-        # Whether somebody waits for the end of it all, and nothing is left to post (``run --once``, ``send``).
-        self.hurried = False
-        self.feed_ends_where_it_did: Callable[[float], object] = lambda _asked_at: None
-        self.feed_went_back: Callable[[], object] = lambda: None
-        self._acts: list[Callable[[], object]] = []
+        self.feed_whole_at: float | None = None  # when the feed was asked for that went as far as it ever did, lastly
         # When this process first saw a row absent (``Now.mono``), until something else is seen of it.
         self._absent: dict[int, float] = {}
         # Rows that are being asked about since before the wall clock was set: the answer is newer than nothing.
         self._asked_before_jump: set[int] = set()
         self._feed_asked_before_jump = False
+
+    def start(self) -> None:
+        self._trust.start()
 
     @property
     def is_idle(self) -> bool:
@@ -174,12 +199,12 @@ class Proof:
         """Read the feed at once, whatever its interval: somebody has to know where it ends."""
         self._feed_at = 0.0
 
-    def expect(self) -> None:
+    def _expect(self) -> None:
         """Something was just posted: read the feed again as soon as its interval allows."""
         self._feed_at = min(self._feed_at, self._feed_read_at + self._interval.total_seconds())
         self._hurry_at, self._hurries = 0.0, 0
 
-    def clock_was_set(self, by: timedelta, jump: Jump | None) -> None:
+    def _clock_was_set(self, by: timedelta, jump: Jump | None) -> None:
         """Go on by the new wall clock: what was measured by the old one moves along, what is being asked is void."""
         self._asked_before_jump |= self._asked
         self._feed_asked_before_jump = self._feed_asked
@@ -198,8 +223,17 @@ class Proof:
         """
         self._fetches.append(_Fetch(entry_id, done))
 
-    def gather(self, now: Now) -> None:
-        """Collect answers and comparisons, and see whether anything is due to be asked; writes nothing."""
+    def collect(self, now: Now) -> None:
+        """Collect answers and comparisons, and see whether anything is due to be asked."""
+        if self._wall.set_by != self._set_by:
+            self._clock_was_set(self._wall.set_by - self._set_by, self._wall.jump)
+            self._set_by = self._wall.set_by
+        if self._posting.results_written != self._results_known:
+            self._results_known = self._posting.results_written
+            self._expect()
+        profile = self._profile()
+        if profile is not None and (self.rules is None or self.rules.profile != profile):
+            self.rules = replace(self._rules_of(profile), jump=self._wall.jump)
         self._answers += self._reconciler.collect()
         for context, read in self._desk.take(Owner.PROOF):
             assert isinstance(context, Finding)
@@ -219,14 +253,12 @@ class Proof:
         if any(now.mono >= fetch.at for fetch in self._fetches):
             self._plan_fetches(now, self.rules)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a transaction is wanted."""
-        return bool(self._answers or self._reads or self._rows_are_due or self._trust.has_work)
-
-    def record(self, tx: Transaction, now: Now) -> None:
+    def write(self, tx: Transaction, now: Now) -> None:
         """Write what answers and comparisons settle, and plan for the rows that are due then."""
-        self._acts = []
+        if not (self._answers or self._reads or self._rows_are_due or self._trust.has_work):
+            return
+        tx.begin()
+        tx.on_commit(self._forget)
         self._trust.begin_record()
         # What the feed shows comes first: everything else is judged by it.
         studies: list[StudyAnswer] = []
@@ -234,7 +266,7 @@ class Proof:
             if isinstance(answer, FeedAnswer):
                 self._settle_feed(answer, tx, now)
                 continue
-            self._acts.append(partial(self._unanswered[answer.question.fetch].take, answer, now))
+            tx.on_commit(partial(self._unanswered[answer.question.fetch].take, answer, now))
             if (fetch := self._fetching.get(id(answer.question))) is not None:
                 self._settle_fetch(answer, fetch, tx, now)
             else:
@@ -250,24 +282,13 @@ class Proof:
         if self.rules is not None and (self._rows_are_due or self._answers):
             self._plan_rows(tx, now, self.rules)
 
-    def committed(self) -> None:
-        """The moves are durable: ask what was planned, drop what was compared."""
+    def _forget(self) -> None:
         self._answers, self._reads, self._rows_are_due = [], [], False
         self._trust.committed()
-        acts, self._acts = self._acts, []
-        for act in acts:
-            act()
 
-    def ask(self) -> None:
-        """Submit the planned questions; asking writes nothing, so it needs no transaction."""
-        questions, self._questions = self._questions, []
-        for question in questions:
-            self._reconciler.submit(question)
-
-    def next_at(self, now: Now) -> float | None:
-        """When there is something to do by the clock alone (``Now.mono``)."""
+    def next_at(self, now: Now) -> float:
         if self.rules is None:
-            return None
+            return inf
         times: list[float] = []
         if self.rules.profile.has_feed and not self._feed_asked:
             times.append(self._next_feed_at)
@@ -280,12 +301,12 @@ class Proof:
             # Rows that are being asked about stay due until the answer is written; the answer wakes us.
             if left > 0 or not self._asked:
                 times.append(now.mono + max(0.0, left))
-        return min(times) if times else None
+        return min(times, default=inf)
 
     @property
     def _next_feed_at(self) -> float:
         # What it has shown already is settled first.
-        wanted = min(self._feed_at, self._hurry_at) if self.hurried and not self._more_rows else self._feed_at
+        wanted = min(self._feed_at, self._hurry_at) if self._ending.hurries and not self._more_rows else self._feed_at
         return max(wanted, self._feed_barred_until)
 
     def _plan_feed(self, now: Now, rules: Rules) -> None:
@@ -315,7 +336,7 @@ class Proof:
         # Behind every read of the ledger: one that fails must not leave a feed that counts as asked.
         self._feed_asked, self._glances = True, glances
         self._feed_read_at = now.mono
-        self._questions.append(question)
+        self._reconciler.submit(question)
 
     def _plan_rows(self, tx: Transaction, now: Now, rules: Rules) -> None:
         if len(self._asked) >= _ROWS_MOST:
@@ -333,11 +354,12 @@ class Proof:
         for some, under in ((rest, rules), (probes, replace(rules, stopped=False))):
             planned = plan(some, rules=under, now=now.utc)
             self._apply(planned.outcomes, tx, now)
-            self._acts.append(partial(self._take_up, planned, some))
-        self._acts.append(partial(self._plan_again, waits=waits, more=more))
+            tx.on_commit(partial(self._take_up, planned, some))
+        tx.on_commit(partial(self._plan_again, waits=waits, more=more))
 
     def _take_up(self, planned: Plan, rows: Sequence[Unproven]) -> None:
-        self._questions += planned.questions
+        for question in planned.questions:
+            self._reconciler.submit(question)
         self._asked |= planned.asked
         self._trust.begin(row for row in rows if row.entry_id in planned.asked)
 
@@ -349,7 +371,7 @@ class Proof:
         ids.update(finding.row.entry_id for finding, _ in self._reads)
         self._rows = {row.entry_id: row for row in queries.unproven_rows(self._ledger, ids)}
 
-    def _as_it_is(self, asked: Unproven) -> Unproven | None:
+    def _as_it_is(self, asked: Unproven, tx: Transaction) -> Unproven | None:
         """Give the row of an answer as it is by now; None if it moved meanwhile, and the answer says nothing of it."""
         row = self._rows.get(asked.entry_id)
         if row is None or (row.state, row.content, row.last_attempt_at) != (
@@ -357,7 +379,7 @@ class Proof:
             asked.content,
             asked.last_attempt_at,
         ):
-            self._acts.append(partial(self._log.warning, "reconciler.rows_moved_meanwhile", rows=1))
+            tx.on_commit(partial(self._log.warning, "reconciler.rows_moved_meanwhile", rows=1))
             return None
         return row
 
@@ -369,7 +391,7 @@ class Proof:
     def _apply(self, outcomes: Sequence[Outcome], tx: Transaction, now: Now) -> None:
         if outcomes:
             applied = moves.apply(tx, outcomes, now=now.utc, backoff=self._backoff, jitter=self._jitter())
-            self._acts.append(partial(self._tell, outcomes, applied.lost))
+            tx.on_commit(partial(self._tell, outcomes, applied.lost))
 
     def _plan_fetches(self, now: Now, rules: Rules) -> None:
         wanted = [fetch for fetch in self._fetches if now.mono >= fetch.at]
@@ -388,39 +410,40 @@ class Proof:
                 keep=True,
             )
             self._fetching[id(question)] = fetch
-            self._questions.append(question)
+            self._reconciler.submit(question)
 
     def _settle_fetch(self, answer: StudyAnswer, fetch: _Fetch, tx: Transaction, now: Now) -> None:
         copies = [copy for finding in answer.findings for copy in finding.copies]
-        self._acts += [partial(copy.unlink, missing_ok=True) for copy in copies[1:]]
+        for needless in copies[1:]:
+            tx.on_commit(partial(needless.unlink, missing_ok=True))
         copy = copies[0] if copies else None
-        self._acts.append(partial(self._fetching.pop, id(answer.question)))
+        tx.on_commit(partial(self._fetching.pop, id(answer.question)))
         if copy is not None:
-            self._acts.append(partial(fetch.done, copy))
+            tx.on_commit(partial(fetch.done, copy))
             return
         if not answer.findings:
             # The server could not be asked at all; that says nothing of its copy.
             wait = max(_ASK_AGAIN, self._wait_for(answer, now))
-            self._fetch_again(replace(fetch, at=now.mono + wait.total_seconds()))
+            self._fetch_again(tx, replace(fetch, at=now.mono + wait.total_seconds()))
         elif any(finding.present is False for finding in answer.findings):
             moves.check_again(tx, [fetch.entry_id], at=now.utc)
-            self._fetch_again(replace(fetch, at=now.mono + _FETCH_ABSENT_AGAIN.total_seconds()))
+            self._fetch_again(tx, replace(fetch, at=now.mono + _FETCH_ABSENT_AGAIN.total_seconds()))
         else:
-            self._settle_untold(fetch, now)
+            self._settle_untold(fetch, tx, now)
 
-    def _settle_untold(self, fetch: _Fetch, now: Now) -> None:
+    def _settle_untold(self, fetch: _Fetch, tx: Transaction, now: Now) -> None:
         """Wait ever longer for a copy that cannot be had, or is far too large for one, and no longer than the grace."""
         assert self.rules is not None
         since = now.mono if fetch.untold_at is None else fetch.untold_at
         left = self.rules.grace.total_seconds() - (now.mono - since)
         if left <= 0:
-            self._acts.append(partial(fetch.done, Sameness.OTHER))
+            tx.on_commit(partial(fetch.done, Sameness.OTHER))
             return
         wait = min(left, _FETCH_AGAIN.wait(fetch.asked + 1, jitter=0.0).total_seconds())
-        self._fetch_again(replace(fetch, at=now.mono + wait, asked=fetch.asked + 1, untold_at=since))
+        self._fetch_again(tx, replace(fetch, at=now.mono + wait, asked=fetch.asked + 1, untold_at=since))
 
-    def _fetch_again(self, fetch: _Fetch) -> None:
-        self._acts.append(partial(self._fetches.append, fetch))
+    def _fetch_again(self, tx: Transaction, fetch: _Fetch) -> None:
+        tx.on_commit(partial(self._fetches.append, fetch))
 
     def _settle_feed(self, answer: FeedAnswer, tx: Transaction, now: Now) -> None:
         # A reading that did not begin at the cursor does not move it.
@@ -428,14 +451,17 @@ class Proof:
         if answer.went_back_to is not None:
             # First of all: what these entries show is newer than what the rows remember of such sequences.
             moves.went_back(tx, to=answer.went_back_to, end=answer.end, now=now.utc)
-            self._acts.append(self.feed_went_back)
+            tx.on_commit(partial(self._removals.shut, WENT_BACK))
         elif answer.end is not None:
             if answer.end != answer.question.end:
                 moves.seen_end(tx, answer.end)
-            self._acts.append(partial(self.feed_ends_where_it_did, self._feed_read_at))
+            tx.on_commit(partial(self._feed_is_whole, self._feed_read_at))
         if answer.sightings or cursor is not None:
             moves.record_sightings(tx, answer.sightings, now=now.utc, cursor=cursor)
-        self._acts.append(partial(self._feed_answered, answer, now))
+        tx.on_commit(partial(self._feed_answered, answer, now))
+
+    def _feed_is_whole(self, asked_at: float) -> None:
+        self.feed_whole_at = asked_at
 
     def _feed_answered(self, answer: FeedAnswer, now: Now) -> None:
         self._feed_asked = False
@@ -473,25 +499,26 @@ class Proof:
         unasked = [row for row in answer.question.rows if row.entry_id not in found]
         if unasked:
             self._ask_later(unasked, tx, now, note=answer.failure, wait=self._wait_for(answer, now))
-            self._acts += [partial(self._let_go, row.entry_id) for row in unasked]
+            for left_out in unasked:
+                tx.on_commit(partial(self._let_go, left_out.entry_id))
             self._log.warning("study.not_asked", rows=len(unasked), error=answer.failure)
         if self._asked_before_jump.isdisjoint(row.entry_id for row in answer.question.rows):
-            self._acts.append(partial(self._keep_clock_offset, answer.clock_offset))
+            tx.on_commit(partial(self._keep_clock_offset, answer.clock_offset))
         for finding in answer.findings:
-            row = self._as_it_is(finding.row)
+            row = self._as_it_is(finding.row, tx)
             judged: Outcome | NextStep | None = None
             if row is not None and row.entry_id in self._asked_before_jump:
                 judged = NextStep.ASK
             elif row is not None:
                 row = self._with_absence(row, finding)
-                give_up = self._dispatch.takes_others(row, now)
+                give_up = self._posting.takes_others(row, now)
                 if finding.sameness is not None:
                     judged = self._trust.judge(row, finding.sameness, rules=rules, at=finding.asked_at)
                 else:
                     lost = self._is_lost(row.path)
                     judged = judge(replace(finding, row=row), rules=rules, give_up=give_up, lost=lost)
             if judged is NextStep.COMPARE and finding.copy is not None:
-                self._acts.append(partial(self._compare, finding, finding.copy))
+                tx.on_commit(partial(self._compare, finding, finding.copy))
                 continue
             if isinstance(judged, Outcome) and judged.state is State.PENDING and self._is_lost(finding.row.path):
                 moves.fail_gone(tx, [judged.entry_id], note=_GONE_NOTE, now=now.utc)
@@ -499,7 +526,7 @@ class Proof:
                 self._take_outcome(judged, finding, outcomes, now)
             elif judged is not None:
                 self._ask_later([finding.row], tx, now)
-            self._acts.append(partial(self._close, finding))
+            tx.on_commit(partial(self._close, finding))
 
     def _with_absence(self, row: Unproven, finding: Finding) -> Unproven:
         """Say how long ago this process saw it absent first, if that is in a row with now."""
@@ -513,7 +540,7 @@ class Proof:
     def _take_outcome(self, outcome: Outcome, finding: Finding, outcomes: list[Outcome], now: Now) -> None:
         """Have an outcome written, unless it would only put to sleep what somebody has woken meanwhile."""
         if outcome.state is State.CONFIRMED:
-            self._dispatch.found(finding.row, now)
+            self._posting.found(finding.row, now)
         if outcome.state is not finding.row.state or not self._was_woken(finding.row):
             outcomes.append(outcome)
 
@@ -549,16 +576,17 @@ class Proof:
         compared = isinstance(read.job, CompareJob)
         if finding.copy is not None and (read.lost or (compared and self._is_lost(finding.row.path))):
             # A file that is gone, or was altered in place since it was sent, says nothing of what was: its digest does.
-            self._acts.append(partial(self._inspect_copy, finding, finding.copy))
+            tx.on_commit(partial(self._inspect_copy, finding, finding.copy))
             return
         sameness, differs = _sameness(finding, read)
         rest = finding.next_copy()
         if sameness is not Sameness.SAME and rest is not None and rest.copy is not None:
             # One of several copies: another one may be ours.
             assert finding.copy is not None
-            self._acts += [partial(finding.copy.unlink, missing_ok=True), partial(self._compare, rest, rest.copy)]
+            tx.on_commit(partial(finding.copy.unlink, missing_ok=True))
+            tx.on_commit(partial(self._compare, rest, rest.copy))
             return
-        row = self._as_it_is(finding.row)
+        row = self._as_it_is(finding.row, tx)
         if row is None:
             pass
         elif row.entry_id in self._asked_before_jump:
@@ -572,7 +600,7 @@ class Proof:
             note = f"the server's copy could not be compared with the file this time{why}"
             told = not_told(row, note, rules=self.rules, now=finding.asked_at, lost=self._is_lost(row.path))
             self._take_outcome(told, finding, outcomes, now)
-        self._acts.append(partial(self._close, finding))
+        tx.on_commit(partial(self._close, finding))
 
     def _is_lost(self, path: str | None) -> bool:
         return path is not None and is_gone(path) and self._tells_gone(path)

@@ -11,10 +11,10 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from ingestd.clocks import read_clocks
 from ingestd.config import load
 from ingestd.daemon import Daemon, once_policies
-from ingestd.daemon.now import read_clocks
-from ingestd.daemon.proof import _GLANCE_BACK
+from ingestd.daemon.verification import _GLANCE_BACK
 from ingestd.emulator import Emulator
 from ingestd.ledger import Entry, Ledger, moves, queries
 from ingestd.lifecycle import Identity, Reason, Sighting, State
@@ -55,8 +55,8 @@ def turn_until(daemon: Daemon, condition: Callable[[], object], *, what: str, wi
     while not condition():
         if time.monotonic() > give_up_at:
             raise TookTooLongError(f"{what} did not come within {within_seconds:.0f} s")
-        due = daemon.tick()
-        daemon.wait(min(due, read_clocks().mono + 0.05))
+        due = daemon.loop.tick()
+        daemon.loop.wait(min(due, read_clocks().mono + 0.05))
 
 
 def only_entry(daemon: Daemon) -> Entry | None:
@@ -107,13 +107,12 @@ def test_what_another_process_has_seen_is_not_slept_over(tmp_path: Path, server:
         with other.transaction() as tx:
             moves.check_again(tx, [entry.entry_id], at=utc_now())
         now = read_clocks()
-        daemon.proof.gather(now)
+        daemon.stages.verification.collect(now)
         with other.transaction() as tx:
             moves.record_sightings(tx, [sighting_of(entry.identity)], now=utc_now())
 
         with daemon.ledger.transaction() as tx:
-            daemon.proof.record(tx, now)
-        daemon.proof.committed()
+            daemon.stages.verification.write(tx, now)
 
         turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the proof", within_seconds=5)
 
@@ -136,7 +135,7 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
         with other.transaction() as tx:
             moves.count_matches(tx, {first.kind: 1000})
         write_instance(site.drop / "image", study_uid=study_uid)
-        turn_until(daemon, lambda: daemon.reconciler.in_flight, what="the question")
+        turn_until(daemon, lambda: daemon.workers.reconciler.in_flight, what="the question")
         (image,) = (entry for entry in queries.entries(daemon.ledger) if entry.entry_id != first.entry_id)
         assert image.identity is not None
         assert not needs_comparison_of(daemon, image), "presence would be enough"
@@ -152,8 +151,8 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
 
 def needs_comparison_of(daemon: Daemon, entry: Entry) -> bool:
     (row,) = queries.unproven_rows(daemon.ledger, [entry.entry_id])
-    assert daemon.proof.rules is not None
-    return needs_comparison(row, daemon.proof.rules)
+    assert daemon.stages.verification.rules is not None
+    return needs_comparison(row, daemon.stages.verification.rules)
 
 
 def test_an_answer_that_settles_nothing_lets_a_row_sleep_no_longer_than_others_want(tmp_path: Path, server: Emulator):
@@ -161,14 +160,14 @@ def test_an_answer_that_settles_nothing_lets_a_row_sleep_no_longer_than_others_w
     server.faults.add("index_lag", seconds=3600)
     write_instance(site.drop / "image")
     with rooms(site) as daemon, somebody_else(site) as other:
-        turn_until(daemon, lambda: daemon.reconciler.in_flight, what="the question")
+        turn_until(daemon, lambda: daemon.workers.reconciler.in_flight, what="the question")
         entry = only_entry(daemon)
         assert entry is not None
         woken_at = utc_now()
         with other.transaction() as tx:
             moves.check_again(tx, [entry.entry_id], at=woken_at)
 
-        turn_until(daemon, lambda: not daemon.reconciler.in_flight, what="the answer")
+        turn_until(daemon, lambda: not daemon.workers.reconciler.in_flight, what="the answer")
 
         entry = only_entry(daemon)
         assert entry is not None
@@ -181,14 +180,14 @@ def test_a_server_that_cannot_be_asked_lets_a_row_sleep_no_longer_than_others_wa
     with rooms(site) as daemon, somebody_else(site) as other:
         turn_until(daemon, is_in(daemon, State.STORED), what="the answer to the post")
         server.faults.add("unavailable", method="GET")
-        turn_until(daemon, lambda: daemon.reconciler.in_flight, what="the question")
+        turn_until(daemon, lambda: daemon.workers.reconciler.in_flight, what="the question")
         entry = only_entry(daemon)
         assert entry is not None
         woken_at = utc_now()
         with other.transaction() as tx:
             moves.check_again(tx, [entry.entry_id], at=woken_at)
 
-        turn_until(daemon, lambda: not daemon.reconciler.in_flight, what="the answer")
+        turn_until(daemon, lambda: not daemon.workers.reconciler.in_flight, what="the answer")
 
         entry = only_entry(daemon)
         assert entry is not None
@@ -233,10 +232,9 @@ def test_row_without_a_file_is_given_up_only_when_nothing_could_be_told_for_the_
         def reader_dies() -> Entry:
             (row,) = queries.unproven_rows(daemon.ledger, [entry_id])
             finding = Finding(row=row, present=True, asked_at=utc_now(), copy=copy)
-            daemon.proof._reads.append((finding, Read(job=InspectJob(key=0, path=str(copy)), died=True)))
+            daemon.stages.verification._reads.append((finding, Read(job=InspectJob(key=0, path=str(copy)), died=True)))
             with daemon.ledger.transaction() as tx:
-                daemon.proof.record(tx, read_clocks())
-            daemon.proof.committed()
+                daemon.stages.verification.write(tx, read_clocks())
             entry = only_entry(daemon)
             assert entry is not None
             return entry
@@ -276,7 +274,7 @@ def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(
         turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the first proof")
         cursor, before = queries.cursor(daemon.ledger), len(server.requests)
         assert cursor is not None
-        daemon.proof.hurried = True
+        daemon.ending.hurries = True
         write_instance(site.drop / "late", sop_uid=late)
         turn_until(
             daemon, lambda: queries.counts(daemon.ledger)[State.STORED] == 1, what="the answer to the second post"
@@ -290,7 +288,7 @@ def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(
         glances = [line["query"] for line in server.requests[before:] if line.get("path", "").endswith("/changefeed")]
         assert glances
         assert all(cursor_time(query) > cursor.since for query in glances)
-        daemon.proof._feed_at = 0.0  # the interval is over
+        daemon.stages.verification._feed_at = 0.0  # the interval is over
         turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED] == 3, what="the late entry")
 
 
@@ -308,21 +306,21 @@ def test_what_the_feed_showed_is_committed_with_the_cursor_that_passes_it(tmp_pa
         turn_until(daemon, lambda: queries.cursor(daemon.ledger) is not None, what="a first reading")
         before = queries.cursor(daemon.ledger)
         time.sleep(1.2)  # the entry shows itself
-        daemon.proof.read_feed_soon()
-        daemon.proof.gather(read_clocks())
-        daemon.proof.ask()
-        wait_until(lambda: daemon.reconciler._feed._ended, what="the feed's answer")
+        daemon.stages.verification.read_feed_soon()
+        daemon.stages.verification.collect(read_clocks())
+        wait_until(lambda: daemon.workers.reconciler._feed._ended, what="the feed's answer")
         now = read_clocks()
-        daemon.proof.gather(now)
+        daemon.stages.verification.collect(now)
         assert (queries.cursor(daemon.ledger), seen_sequence(daemon)) == (before, None)
 
         with suppress(TornAwayError), daemon.ledger.transaction() as tx:
-            daemon.proof.record(tx, now)
+            daemon.stages.verification.write(tx, now)
             raise TornAwayError
         assert (queries.cursor(daemon.ledger), seen_sequence(daemon)) == (before, None)
 
         with daemon.ledger.transaction() as tx:
-            daemon.proof.record(tx, now)
+            daemon.stages.verification.write(tx, now)
+            tx._on_commit.clear()
         # Nothing that comes after the commit is needed.
         assert queries.cursor(daemon.ledger) != before
         assert seen_sequence(daemon) is not None
@@ -345,19 +343,22 @@ def test_a_batch_whose_attempt_is_not_committed_does_not_leave(tmp_path: Path, s
     write_instance(site.drop / "image")
     with rooms(site) as daemon:
         turn_until(daemon, is_in(daemon, State.PENDING), what="the file")
-        turn_until(daemon, lambda: daemon.sender.free and daemon.sender.prepare() is True, what="a server to post to")
-        daemon.dispatch.flush = True
-        assert daemon.dispatch.may_claim(read_clocks())
+        turn_until(
+            daemon,
+            lambda: daemon.workers.sender.free and daemon.workers.sender.prepare() is True,
+            what="a server to post to",
+        )
+        daemon.ending.flushes = True
+        daemon.stages.posting.collect(read_clocks())
 
         with suppress(LookupError), daemon.ledger.transaction() as tx:
-            daemon.dispatch.record(tx, read_clocks(), claim=True)
+            daemon.stages.posting.write(tx, read_clocks())
             raise LookupError("the ledger could not commit")
 
-        assert daemon.dispatch.in_flight == 0
+        assert daemon.stages.posting.in_hand == 0
         assert is_in(daemon, State.PENDING)()
         with daemon.ledger.transaction() as tx:
-            daemon.dispatch.record(tx, read_clocks(), claim=True)
-        assert daemon.dispatch.in_flight == 0
-        daemon.dispatch.committed()
-        assert daemon.dispatch.in_flight == 1
+            daemon.stages.posting.write(tx, read_clocks())
+            assert daemon.stages.posting.in_hand == 0
+        assert daemon.stages.posting.in_hand == 1
     assert len([line for line in server.requests if line.get("method") == "POST"]) <= 1

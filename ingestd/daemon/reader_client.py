@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import TypeVar
 
+from ingestd.clocks import Now
+from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.stage import Stage
 from ingestd.reader import Job, Read, ReaderPool
 
 Context = TypeVar("Context")
@@ -26,12 +29,13 @@ class Owner(StrEnum):
     REMOVALS = "removals"
 
 
-class ReaderDesk:
+class ReaderClient(Stage):
     """Hands jobs to the readers and sorts their answers by owner; used by the main thread only."""
 
-    def __init__(self, readers: ReaderPool) -> None:
+    def __init__(self, readers: ReaderPool, alarms: Alarms) -> None:
         """Use these readers, whose answers nobody else may collect."""
         self._readers = readers
+        self._alarms = alarms
         self._keys = itertools.count(1)
         self._asked: dict[int, tuple[Owner, object]] = {}
         self._answers: defaultdict[Owner, list[tuple[object, Read]]] = defaultdict(list)
@@ -54,8 +58,15 @@ class ReaderDesk:
             jobs.append(make_job(key, context))
         self._readers.submit_all(jobs)
 
-    def collect(self) -> None:
-        """Sort what the readers have finished."""
+    def collect(self, now: Now) -> None:  # noqa: ARG002 - the readers have their own clock
+        """Sort what the readers have finished; tell where none can be started."""
+        trouble = self._readers.trouble
+        self._alarms.set(
+            "readers",
+            note=f"no reader can be started: {trouble}" if trouble else "",
+            next_step="a reader is a process of this same Python: see that it is there and may be run, that ingestd was"
+            " not replaced while it ran (restart it then), and that memory and processes are to be had",
+        )
         for read in self._readers.collect():
             owner, context = self._asked.pop(read.job.key)
             self._answers[owner].append((context, read))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingestd.daemon.destination import DestinationState
+from ingestd.daemon.circuit_breaker import CircuitBreaker
 from ingestd.lifecycle import (
     Backoff,
     Batch,
@@ -27,8 +27,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 UNREACHABLE = Pause(cause=PauseCause.UNREACHABLE, note="no connection")
 
 
-def destination() -> DestinationState:
-    return DestinationState(backoff=Backoff(base=timedelta(seconds=10), cap=timedelta(minutes=10)), jitter=lambda: 0.0)
+def destination() -> CircuitBreaker:
+    return CircuitBreaker(backoff=Backoff(base=timedelta(seconds=10), cap=timedelta(minutes=10)), jitter=lambda: 0.0)
 
 
 def study(uid: str) -> StudyQueue:

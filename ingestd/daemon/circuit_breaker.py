@@ -24,7 +24,7 @@ _REFUSED_STUDIES_UNTIL_MISCONFIGURED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class BreakerDecision:
     """What one post did to the destination's state."""
 
     paused: Pause | None = None
@@ -32,7 +32,7 @@ class Verdict:
     charge_study: bool = False
 
 
-class DestinationState:
+class CircuitBreaker:
     """Open, paused until, or half-open; changed by what posts and probes came to."""
 
     def __init__(self, *, backoff: Backoff, jitter: Callable[[], float]) -> None:
@@ -95,31 +95,31 @@ class DestinationState:
         self.half_open = True
         return None
 
-    def posted(self, result: BatchResult, now: float) -> Verdict:
+    def posted(self, result: BatchResult, now: float) -> BreakerDecision:
         """Take what a post came to."""
         study = result.batch.study_uid
         if result.pause is not None:
             # Posts that were in flight when the pause began tell nothing new: they neither lengthen nor count.
             if self.pause is not None and not self.half_open:
-                return Verdict()
+                return BreakerDecision()
             met = self._met_by.get(study, 0) + 1
             self._met_by[study] = met
             self._last_met = study
             self.pause_for(result.pause, now)
-            return Verdict(paused=result.pause, charge_study=met >= _PAUSES_UNTIL_CHARGED)
+            return BreakerDecision(paused=result.pause, charge_study=met >= _PAUSES_UNTIL_CHARGED)
         if result.whole_batch_refused and not result.content_refused:
             return self._refused_whole(study, now)
         if not result.answered:
-            return Verdict()
+            return BreakerDecision()
         self._refused.clear()
         self._met_by.pop(study, None)
         self._pauses_in_row = 0
         if self.pause is None:
-            return Verdict()
+            return BreakerDecision()
         self.pause = self.paused_until = None
         self.half_open = False
         self._met_by.clear()
-        return Verdict(resumed=True)
+        return BreakerDecision(resumed=True)
 
     def hurry(self, now: float) -> None:
         """Let the probe be due: a person does not want to wait."""
@@ -132,11 +132,11 @@ class DestinationState:
             return None
         return timedelta(seconds=max(0.0, self.paused_until - now))
 
-    def _refused_whole(self, study: str, now: float) -> Verdict:
+    def _refused_whole(self, study: str, now: float) -> BreakerDecision:
         if study not in self._refused:
             self._refused.append(study)
         if len(self._refused) < _REFUSED_STUDIES_UNTIL_MISCONFIGURED:
-            return Verdict()
+            return BreakerDecision()
         self._refused.clear()
         pause = Pause(
             cause=PauseCause.MISCONFIGURED,
@@ -144,4 +144,4 @@ class DestinationState:
             "`ingestd check`; nothing is lost, sending is tried again by itself",
         )
         self.pause_for(pause, now)
-        return Verdict(paused=pause)
+        return BreakerDecision(paused=pause)

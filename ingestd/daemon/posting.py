@@ -6,17 +6,20 @@ claimed. The destination's pause is kept here, and written for ``ingestd status`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from math import inf
 from random import SystemRandom
 
 import structlog
 
+from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.destination import DestinationState, Verdict
-from ingestd.daemon.now import Now
+from ingestd.daemon.circuit_breaker import BreakerDecision, CircuitBreaker
 from ingestd.daemon.silence import Silence
+from ingestd.daemon.stage import Ending, Gate, Stage
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import (
     Backoff,
@@ -48,8 +51,8 @@ _REFUSED_IN_ROW_UNTIL_TOLD = 10
 _STUDIES_AT_ONCE = 32
 
 
-class Dispatch:
-    """Claims studies that are due, hands them to the sender, writes what came of it. Main thread only."""
+class Posting(Stage):
+    """Claims studies that are due, hands them to the sender, writes what came of it."""
 
     def __init__(
         self,
@@ -60,12 +63,16 @@ class Dispatch:
         backoff: Backoff,
         most_attempts: int,
         alarms: Alarms,
-        tells_gone: Callable[[str], bool] = lambda _path: True,
+        claims: Gate,
+        ending: Ending,
+        tells_gone: Callable[[str], bool],
     ) -> None:
         """Join sender and ledger; the server is probed first of all.
 
         ``tells_gone`` says whether a file that is not there is gone, or only its folder is away.
         """
+        self._claims = claims
+        self._ending = ending
         self._tells_gone = tells_gone
         self._sender = sender
         self._ledger = ledger
@@ -76,26 +83,25 @@ class Dispatch:
         self.silence = Silence(alarms)
         self._log = structlog.get_logger()
         self._jitter = SystemRandom().random
-        self.destination = DestinationState(backoff=backoff, jitter=self._jitter)
+        self.destination = CircuitBreaker(backoff=backoff, jitter=self._jitter)
         written = queries.destination(ledger)
         if written is not None and written.paused_since is not None:
             self.destination.take_over(Pause(cause=PauseCause(written.pause_cause), note=written.pause_note))
-        self._results: list[tuple[BatchResult, Verdict]] = []
+        self._results: list[tuple[BatchResult, BreakerDecision]] = []
         self._paused: Pause | None = None
         self._resumed = False
         self._answered = False
         self._refused_in_row = 0
         self._kind: str | None = None
         self._due: list[StudyQueue] = []
-        self._claimed: list[Batch] = []
+        self._wakes = False  # deferred rows' time has come
+        self.results_written = 0  # posts whose results are durable, in this run
         self._last_stored: dict[str, float] = {}  # when (``Now.mono``)
         self._probe_due = True
         self._waits_for_token = False
-        self.flush = False
-        self.stopping = False
 
     @property
-    def in_flight(self) -> int:
+    def in_hand(self) -> int:  # type: ignore[override]
         """Posts under way."""
         return self._sender.in_flight
 
@@ -104,8 +110,8 @@ class Dispatch:
         """Whether no post is under way and no result waits to be written."""
         return not (self._sender.in_flight or self._results)
 
-    def gather(self, now: Now) -> None:
-        """Collect results and the probe's answer, and let them pause or open the destination; writes nothing."""
+    def collect(self, now: Now) -> None:
+        """Collect results and the probe's answer, and let them pause or open the destination; see what is due."""
         for collected in self._sender.collect():
             others_succeed = self.others_succeed(collected.batch.study_uid, now)
             result = give_up(collected, others_succeed=others_succeed, most_attempts=self._most_attempts)
@@ -123,6 +129,9 @@ class Dispatch:
             self._probe_due = False
             self.destination.probing = True
             self._sender.submit_probe()
+        wake_at = queries.next_wake_at(self._ledger, now=now.utc)
+        self._wakes = wake_at is not None and wake_at <= now.utc
+        self._due = self._choose(now)
 
     def _is_hurried(self, now: Now) -> bool:
         """Whether a person has ended the pause that was written, in another process (``ingestd retry --now``)."""
@@ -131,36 +140,33 @@ class Dispatch:
         written = queries.destination(self._ledger)
         return written is not None and written.paused_until is not None and written.paused_until <= now.utc
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a transaction is wanted for results or a pause; claims are tried in any transaction."""
-        return bool(self._results or self._paused or self._resumed or self._kind or self._answered)
-
-    def may_claim(self, now: Now) -> bool:
-        """Whether a study is due and may be posted now; asks for a token if it may."""
+    def _choose(self, now: Now) -> list[StudyQueue]:
+        """Say which studies are due and may be posted now; asks for a token if there are any."""
         self._waits_for_token = False
         if not self._may_post:
-            return False
-        due = queries.studies_due(self._ledger, now=now.utc, flush=self.flush, limit=_STUDIES_AT_ONCE)
-        self._due = self.destination.choose(due, in_flight=self._sender.in_flight)
-        if not self._due:
-            return False
+            return []
+        due = queries.studies_due(self._ledger, now=now.utc, flush=self._ending.flushes, limit=_STUDIES_AT_ONCE)
+        due = self.destination.choose(due, in_flight=self._sender.in_flight)
+        if not due:
+            return []
         token = self._sender.prepare()
         if isinstance(token, Pause):
             self._paused = self.destination.pause_for(token, now.mono)
             self._log.warning("destination.paused", cause=token.cause.value, note=token.note)
-            return False
+            return []
         self._waits_for_token = not token
-        return token
+        return due if token else []
 
     @property
     def _may_post(self) -> bool:
-        if self.stopping or self._sender.free <= 0 or self._sender.profile is None:
+        if not self._claims.is_open or self._sender.free <= 0 or self._sender.profile is None:
             return False
         return self.destination.is_open or (self.destination.half_open and not self._sender.in_flight)
 
-    def record(self, tx: Transaction, now: Now, *, claim: bool) -> None:
+    def write(self, tx: Transaction, now: Now) -> None:
         """Write results, the destination's state and, last, the claims."""
+        if self._wakes:
+            moves.wake(tx, now=now.utc)
         for result, verdict in self._results:
             finished = moves.finish(tx, result, now=now.utc, backoff=self._backoff, jitter=self._jitter())
             if verdict.charge_study:
@@ -178,16 +184,15 @@ class Dispatch:
             moves.resume_destination(tx, now=now.utc)
         elif self._answered:
             moves.destination_answered(tx, now=now.utc)
-        self._claimed = self._claim(tx, now) if claim else []
+        tx.on_commit(partial(self._committed, self._claim(tx, now)))
 
-    def committed(self) -> bool:
-        """The attempts are durable: let the posts leave; say whether results were written."""
-        had_results = bool(self._results)
-        self._results = []
+    def _committed(self, claimed: Sequence[Batch]) -> None:
+        """The attempts are durable: let the posts leave."""
+        self.results_written += len(self._results)
+        self._results, self._due = [], []
         self._paused = None
         self._resumed = self._answered = False
         self._kind = None
-        claimed, self._claimed = self._claimed, []
         for batch in claimed:
             self._sender.submit(batch)
             self._log.info(
@@ -197,18 +202,18 @@ class Dispatch:
                 instances=len(batch.parts),
                 bytes=batch.size_bytes,
             )
-        return had_results
 
-    def next_at(self, now: Now) -> float | None:
-        """When there is something to do by the clock alone (``Now.mono``)."""
+    def next_at(self, now: Now) -> float:
+        return min(self._next_post_at(now), now.mono_of(queries.next_wake_at(self._ledger, now=now.utc)))
+
+    def _next_post_at(self, now: Now) -> float:
         wait = self.destination.wait_left(now.mono)
         if wait is not None:
             return now.mono + wait.total_seconds()
         if not self._may_post or self._waits_for_token or self.destination.probing:
             # A post's end, the token or the probe's answer wakes us.
-            return None
-        due = queries.next_study_at(self._ledger, now=now.utc, flush=self.flush)
-        return None if due is None else now.mono + max(0.0, (due - now.utc).total_seconds())
+            return inf
+        return now.mono_of(queries.next_study_at(self._ledger, now=now.utc, flush=self._ending.flushes))
 
     def _claim(self, tx: Transaction, now: Now) -> list[Batch]:
         free = self._sender.free if self.destination.is_open else min(1, self._sender.free)
@@ -230,7 +235,7 @@ class Dispatch:
                     waiting_bytes=study.waiting_bytes - batch.size_bytes,
                 )
                 # What is left is claimed now only if it is due by itself; else it waits for more of its kind.
-                if rest.waiting > 0 and study_due_at(rest, self._limits, flush=self.flush) <= now.utc:
+                if rest.waiting > 0 and study_due_at(rest, self._limits, flush=self._ending.flushes) <= now.utc:
                     left.append(rest)
             studies = left
         return claimed
@@ -281,7 +286,7 @@ class Dispatch:
         outcomes = tuple(asked(outcome, parts[outcome.entry_id]) for outcome in result.outcomes)
         return replace(result, outcomes=outcomes)
 
-    def _note(self, result: BatchResult, verdict: Verdict, now: Now) -> None:
+    def _note(self, result: BatchResult, verdict: BreakerDecision, now: Now) -> None:
         stored = sum(outcome.state is State.STORED for outcome in result.outcomes)
         self._answered = self._answered or (result.answered and not result.whole_batch_refused)
         self._count_refused(result)

@@ -1,0 +1,140 @@
+"""The daemon: all rooms of one spool joined; owns their order of starting and stopping."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import structlog
+
+from ingestd.clocks import read_clocks
+from ingestd.config import Config
+from ingestd.daemon import build
+from ingestd.daemon.loop import Loop, Wake
+from ingestd.daemon.outage import Outage
+from ingestd.daemon.stage import Ending, Gates
+from ingestd.inbox import Inboxes, InboxPolicy, Spool
+from ingestd.ledger import Ledger, moves
+
+
+class Daemon:
+    """Workers, stages and the loop that turns them, on one spool and one ledger."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        policies: tuple[InboxPolicy, ...] | None = None,
+        wake: Wake | None = None,
+        before: Daemon | None = None,
+    ) -> None:
+        """Open spool and ledger and start the workers; ``policies`` stand in for the configured inboxes.
+
+        With ``before``, whose place it is to take, it has that one's spool and ledger; ``start`` only once that one
+        was stopped. Raises SpoolInUse, SpoolError, LedgerError, and ValueError for inboxes that cannot be used
+        together; nothing is left running then, and nothing of ``before`` was touched.
+        """
+        self.config = config
+        self.wake = wake or Wake()
+        self._log = structlog.get_logger()
+        policies = policies if policies is not None else build.policies_of(config)
+        self.spool: Spool
+        self.ledger: Ledger
+        self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config)
+        try:
+            inboxes = Inboxes(policies, spool=self.spool.path, wake=self.wake)
+            client = build.client_of(config)
+        except BaseException:
+            if before is None:
+                self.ledger.close()
+                self.spool.unlock()
+            raise
+        self._replaces: Inboxes | None = before.workers.inboxes if before is not None else None
+        self.spool.low_water = config.spool.low_water
+        self.gates = Gates()
+        self.ending = Ending()
+        self.workers: build.Workers = build.workers_of(
+            config, inboxes=inboxes, client=client, spool=self.spool, wake=self.wake
+        )
+        self.stages = build.stages_of(
+            config,
+            policies=policies,
+            spool=self.spool,
+            ledger=self.ledger,
+            workers=self.workers,
+            gates=self.gates,
+            ending=self.ending,
+        )
+        self.loop = Loop(
+            self.stages.all,
+            ledger=self.ledger,
+            outage=Outage(self._log, self.ledger.file, self.spool.tell, intake=self.gates.intake),
+            wake=self.wake,
+        )
+
+    def start(self) -> None:
+        """Settle what the last run left, arm the observers; then the first scan belongs to the first ticks."""
+        now = read_clocks()
+        if self._replaces is not None:
+            self.workers.inboxes.take_over(self._replaces)
+            self._replaces = None
+            self.spool.empty_scratch()
+            self.spool.tell("")  # what the one before had told; if the ledger fails still, that is found anew
+            self.ledger.longest = build.longest_waits_of(self.config)
+            self.ledger.set_limits(build.limits_of(self.config))
+        self.stages.wall.collect(now)
+        with self.ledger.transaction() as tx:
+            self.stages.wall.write(tx, now)
+            recovered = moves.recover(tx, now=now.utc)
+        if recovered.uncertain or recovered.attempts or recovered.candidates:
+            self._log.warning(
+                "ledger.recovered",
+                uncertain=recovered.uncertain,
+                attempts=recovered.attempts,
+                candidates=recovered.candidates,
+            )
+        for stage in self.stages.all:
+            stage.start()
+        self.workers.inboxes.open()
+
+    def stop(self, grace: timedelta, *, hand_over: bool = False) -> None:
+        """Stop claiming, finish the posts in flight within ``grace``, close; the next start finds the rest.
+
+        With ``hand_over`` spool and ledger stay open, for the one that takes this one's place.
+        """
+        self.gates.intake.shut("stopping")
+        self.gates.claims.shut("stopping")
+        stages = self.stages
+        # Nothing else is taken up while stopping, and what nobody serves must not count as due.
+        taken_up = (stages.orphans, stages.rework, stages.elsewhere, stages.verification)
+        self.loop.stages = [stage for stage in stages.all if stage not in taken_up]
+        if not stages.posting.is_idle:
+            self.loop.run_until(lambda: stages.posting.is_idle, deadline=read_clocks().mono + grace.total_seconds())
+        given_up = self.workers.sender.close(timedelta(0))
+        if given_up:
+            self._log.warning("sender.given_up", posts=given_up)
+        self.close(hand_over=hand_over)
+
+    def close(self, *, hand_over: bool = False) -> None:
+        """Let go of everything; safe at any moment, since every durable step came before the act it guards."""
+        self.workers.close()
+        if not hand_over:
+            self.ledger.close()
+            self.spool.unlock()
+
+
+def _opened(config: Config) -> tuple[Spool, Ledger]:
+    spool = Spool(config.spool.path)
+    spool.lock()
+    try:
+        ledger = Ledger.open(
+            config.ledger,
+            host=spool.host,
+            destination=config.destination.url,
+            spool=spool.path,
+            limits=build.limits_of(config),
+            longest=build.longest_waits_of(config),
+        )
+    except BaseException:
+        spool.unlock()
+        raise
+    return spool, ledger

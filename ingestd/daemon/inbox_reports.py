@@ -1,0 +1,118 @@
+"""How the drop folders are, for the ledger and `status`, and an alarm for whatever keeps a file of theirs back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from ingestd.clocks import Now
+from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.stage import Stage
+from ingestd.inbox import Inboxes, InboxPolicy, InboxReport
+from ingestd.ledger import InboxSummary, Transaction, moves
+
+_REPORT_EVERY_SECONDS = 5.0
+_COUNTED = (
+    "files_seen",
+    "waiting_settle",
+    "waiting_incomplete",
+    "waiting_writer",
+    "in_hand",
+    "ignored",
+    "not_regular",
+    "unreadable",
+    "stale_ignored",
+    "too_deep",
+    "other_device",
+    "dicomdir",
+    "vanished",
+    "directories",
+    "found_by_scan",
+    "overflows",
+    "scans",
+)
+
+
+class InboxReports(Stage):
+    """Writes what has changed."""
+
+    def __init__(self, *, inboxes: Inboxes, policies: tuple[InboxPolicy, ...], alarms: Alarms) -> None:
+        self._inboxes = inboxes
+        self._alarms = alarms
+        self._roots: dict[str, Path] = {policy.name: policy.path for policy in policies}
+        self._report_at = 0.0
+        self._written: dict[str, InboxReport] = {}
+        self._reports: list[InboxReport] = []
+
+    def collect(self, now: Now) -> None:
+        """Ask the inboxes every few seconds."""
+        if now.mono < self._report_at:
+            return
+        self._report_at = now.mono + _REPORT_EVERY_SECONDS
+        reports = self._inboxes.reports()
+        for report in reports:
+            for kind, note, next_step in _troubles(report):
+                self._alarms.set(kind, report.inbox, note=note, next_step=next_step)
+        self._reports = [report for report in reports if self._written.get(report.inbox) != report]
+
+    def write(self, tx: Transaction, now: Now) -> None:
+        """Write the reports that have changed."""
+        for report in self._reports:
+            moves.put_inbox_report(tx, self._summary(report, now), now=now.utc)
+        if self._reports:
+            tx.on_commit(partial(self._keep, tuple(self._reports)))
+
+    def next_at(self, now: Now) -> float:  # noqa: ARG002
+        return self._report_at
+
+    def _keep(self, written: tuple[InboxReport, ...]) -> None:
+        self._written.update((report.inbox, report) for report in written)
+        self._reports = []
+
+    def _summary(self, report: InboxReport, now: Now) -> InboxSummary:
+        since = report.oldest_since
+        return InboxSummary(
+            inbox=report.inbox,
+            path=str(self._roots[report.inbox]),
+            alarm=report.alarm,
+            watching=report.watching,
+            counts={name: getattr(report, name) for name in _COUNTED},
+            oldest_at=None if since is None else now.utc - timedelta(seconds=now.mono - since),
+            at=now.utc,
+        )
+
+
+def _troubles(report: InboxReport) -> Iterator[tuple[str, str, str]]:
+    """Say of each trouble that a folder may have what it is ("" where it has not) and what to do: kind, note, step."""
+    yield (
+        "inbox",
+        report.alarm,
+        "mend the folder or its share; `ingestd check` looks at it; intake goes on by itself",
+    )
+    yield (
+        "barred",
+        "files or folders in the drop folder cannot be read, or files not be moved out of it" if report.barred else "",
+        "give ingestd's user the right to read the files and to write in their folders; `ingestd check` names folders",
+    )
+    yield (
+        "too_deep",
+        "folders in the drop folder lie too deep to be looked into" if report.too_deep else "",
+        "move their files up, or make the folder above them an inbox of its own",
+    )
+    yield (
+        "mounted",
+        "another filesystem is mounted inside the drop folder, which is not looked into" if report.other_device else "",
+        "make that place an inbox of its own",
+    )
+    yield (
+        "unfinished",
+        "files with a hidden or temporary name lie unchanged in the drop folder" if report.stale_ignored else "",
+        "rename them if they are complete, remove them if not; names that should be left alone go into `ignore`",
+    )
+    yield (
+        "not_regular",
+        "links, pipes or devices lie in the drop folder, which are never taken in" if report.stale_not_regular else "",
+        "links are not followed: drop the file itself, and remove the link; names to be left alone go into `ignore`",
+    )

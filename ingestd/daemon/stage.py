@@ -1,0 +1,95 @@
+"""What the daemon turns: one list of stages, each of which keeps one part of a file's way going.
+
+Theory of operation. A tick has three beats over the same list, in its order:
+
+1. ``collect`` takes what workers (readers, movers, posting threads, the server's answers) have finished and what the
+   clock says is due. It writes nothing, and what it reads of the ledger is a hint: a person, `ingestd send` or another
+   stage may move the same rows before the transaction begins.
+2. ``write`` gets the transaction of this tick, which begins with the first statement that any stage makes through it,
+   read or write; a tick in which nobody has anything to say costs no transaction. Findings are judged here, by the
+   rows as they stand in this transaction. It changes no field of its stage: a ledger that is busy or full has the same
+   findings written again by the next tick. What a stage wants to do or to forget once it is durable (read, move, post,
+   ask, drop what was collected) it registers with ``tx.on_commit``.
+3. After COMMIT these are called in the order in which they were registered. A crash before any of them loses nothing:
+   the ledger says what is to be done, and the next start does it.
+
+So every act that leaves the process (G2, G5) comes after the row that says so, and no finding is lost by a transaction
+that failed. The order of the list is the order of writing: the clock that all waits go by comes first, admission before
+what asks about rows, and claims last, since a claim sees everything that this tick has settled.
+
+Facts cross from stage to stage, plans do not: a stage gets what it needs in its constructor, reads facts there
+(``is_idle``, ``Gate.is_open``, a callable) and sets no field of another. What several stages may hold up together is a
+``Gate``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from ingestd.clocks import Now
+from ingestd.ledger import Transaction
+
+
+class Stage:
+    """One part of a file's way. Main thread only."""
+
+    # How many files or posts are under way here: with many, the loop lets one transaction carry more.
+    in_hand = 0
+
+    def start(self) -> None:
+        """Take up where the last run ended; before the first tick."""
+
+    def collect(self, now: Now) -> None:
+        """Take what is finished or due; writes nothing. Raises LedgerError: the tick ends there and is tried again."""
+
+    def write(self, tx: Transaction, now: Now) -> None:
+        """Write what was collected, and register what is to be done then; changes no field of the stage."""
+
+    def next_at(self, now: Now) -> float:  # noqa: ARG002 - those that go by the clock say so
+        """Say when there is something to do by the clock alone (``Now.mono``); inf: a ring will tell."""
+        return inf
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way here."""
+        return True
+
+
+class Gate:
+    """Open unless something stands in the way, each thing under a word of its own; to tell a person is its business."""
+
+    def __init__(self, *shut_by: str) -> None:
+        self._shut_by = set(shut_by)
+
+    def shut(self, why: str) -> None:
+        self._shut_by.add(why)
+
+    def open(self, why: str) -> None:
+        """This no longer stands in the way; what others have shut stays shut."""
+        self._shut_by.discard(why)
+
+    def set(self, why: str, *, is_open: bool) -> None:
+        (self.open if is_open else self.shut)(why)
+
+    @property
+    def is_open(self) -> bool:
+        return not self._shut_by
+
+
+@dataclass(slots=True)
+class Ending:
+    """How far a single run has come (`run --once`, `send`); a daemon that goes on never sets these."""
+
+    flushes: bool = False  # everything was taken in: no study waits for more of its kind
+    hurries: bool = False  # and nothing is left to post: somebody waits for the proof
+
+
+class Gates:
+    """What is held up for all files at once: taking in, removing kept files, reading rows' files again, claims."""
+
+    def __init__(self) -> None:
+        self.intake = Gate()
+        self.removals = Gate()
+        self.rework = Gate()
+        self.claims = Gate()
