@@ -46,6 +46,10 @@ class InboxReports(Stage):
         self._written: dict[str, InboxReport] = {}
         self._reports: list[InboxReport] = []
 
+    def hurry(self) -> None:
+        """Report at the next tick: it is the last."""
+        self._report_at = 0.0
+
     def collect(self, now: Now) -> None:
         """Ask the inboxes every few seconds."""
         if now.mono < self._report_at:

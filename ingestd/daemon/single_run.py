@@ -131,5 +131,6 @@ def _let_go(daemon: Daemon, deadline: float) -> None:
     stages.going_back.hurry()
     daemon.loop.run_until(is_looked_at, deadline=deadline)
     stages.removals.hurry()
+    stages.reports.hurry()
     stages.sources.hurry_to_the_end()
     daemon.loop.run_until(lambda: stages.removals.is_tidy and stages.sources.is_tidy, deadline=deadline)
