@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import structlog
@@ -76,7 +77,7 @@ class Orphans(Stage):
     def start(self) -> None:
         """Begin to take up what the last run left."""
         self._left = {(each.inbox, each.source): each for each in self._left_candidates()}
-        self._found = self._spool.orphans(self._ledger.paths_known)
+        self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
         self._gates.intake.shut("orphans")
         self._gates.rework.shut("orphans")
         # A file that is set apart meanwhile would be found as one more of them.
@@ -122,10 +123,10 @@ class Orphans(Stage):
                     return
         except LedgerError:
             # It does not go on after an error: begin anew, when those at hand have their rows.
-            self._found = self._spool.orphans(self._ledger.paths_known)
+            self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
             raise
         except OSError:
-            self._found = self._spool.orphans(self._ledger.paths_known)
+            self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
             self._look_at = now.mono + _FAILED_WAIT_SECONDS
             self._alarms.raise_(
                 "spool_unlisted",
