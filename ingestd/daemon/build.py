@@ -36,7 +36,7 @@ from ingestd.inbox import InboxError, Inboxes, InboxPolicy, Spool, Take, Watch
 from ingestd.instance.meta import file_meta_for
 from ingestd.ledger import Ledger
 from ingestd.lifecycle import Backoff, BatchLimits, LongestWaits, Part, ServerKind, ServerProfile
-from ingestd.reader import ReaderLimits, ReaderPool
+from ingestd.reader import ReaderLimits, ReaderPool, Readers
 from ingestd.reconciler import Reconciler, Rules, Verify
 from ingestd.sender import Sender, profile_of
 
@@ -184,7 +184,7 @@ class Workers:
 
     inboxes: Inboxes
     client: DicomWebClient
-    readers: ReaderPool
+    readers: Readers
     sender: Sender
     reconciler: Reconciler
     mover: Mover[Hand]

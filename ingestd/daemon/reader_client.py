@@ -15,7 +15,7 @@ from typing import TypeVar
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.stage import Stage
-from ingestd.reader import Job, Read, ReaderPool
+from ingestd.reader import Job, Read, Readers
 
 Context = TypeVar("Context")
 
@@ -32,7 +32,7 @@ class Owner(StrEnum):
 class ReaderClient(Stage):
     """Hands jobs to the readers and sorts their answers by owner; used by the main thread only."""
 
-    def __init__(self, readers: ReaderPool, alarms: Alarms) -> None:
+    def __init__(self, readers: Readers, alarms: Alarms) -> None:
         """Use these readers, whose answers nobody else may collect."""
         self._readers = readers
         self._alarms = alarms
