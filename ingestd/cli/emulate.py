@@ -86,12 +86,12 @@ def command(
     update and workitems. It is for trying things out and for tests, never for patients' data. Open its address in a
     browser to see what is stored.
     """
-    from ingestd.emulator import DESCRIPTIONS, EmulatorFailed, UnknownFault, serve
+    from ingestd.emulator import EmulatorFailed, FaultName, UnknownFault, serve
     from ingestd.emulator import reset as remove_all
 
     if list_faults:
-        for name, sentence in DESCRIPTIONS.items():
-            click.echo(f"{name:20} {sentence}")
+        for name in FaultName:
+            click.echo(f"{name:20} {name.description}")
         return ExitCode.DONE
     expect_viewer(viewer)
     if reset:

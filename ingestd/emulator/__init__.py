@@ -19,7 +19,7 @@ What the service does stands in ``AZURE.md``. The parts, lowest first; each impo
 from __future__ import annotations
 
 from .control import CONTROL_HEADER
-from .faults import DESCRIPTIONS, Fault, FaultName, Faults, UnknownFault
+from .faults import Fault, FaultName, Faults, UnknownFault
 from .server import Emulator, EmulatorFailed, serve
 from .settings import Flavour, Settings
 from .storage.archive import reset
@@ -27,7 +27,6 @@ from .storage.request_log import read_log
 
 __all__ = [
     "CONTROL_HEADER",
-    "DESCRIPTIONS",
     "Emulator",
     "EmulatorFailed",
     "Fault",

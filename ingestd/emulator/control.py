@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import Problem
-from .faults import DESCRIPTIONS, Faults, UnknownFault
+from .faults import FaultName, Faults, UnknownFault
 from .http.request import small_body
 from .storage.archive import Archive
 
@@ -40,7 +40,7 @@ def control_app(archive: Archive, *, host: str) -> ASGIApp:
         return JSONResponse(faults.listed())
 
     async def names(_: Request) -> Response:
-        return JSONResponse({str(name): sentence for name, sentence in DESCRIPTIONS.items()})
+        return JSONResponse({name: name.description for name in FaultName})
 
     async def add(request: Request) -> Response:
         try:

@@ -12,70 +12,48 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 
 class FaultName(StrEnum):
-    """Every fault there is; the value is its name on the command line and on the control port."""
+    """Every fault there is: its name on the command line and on the control port, and what it does."""
 
-    LATENCY = "latency"
-    BANDWIDTH = "bandwidth"
-    THROTTLE = "throttle"
-    UNAVAILABLE = "unavailable"
-    ERROR_BEFORE_STORE = "error_before_store"
-    ERROR_AFTER_STORE = "error_after_store"
-    REFUSE_STORED = "refuse_stored"
-    DROP_BEFORE_BODY = "drop_before_body"
-    DROP_DURING_BODY = "drop_during_body"
-    DROP_AFTER_BODY = "drop_after_body"
-    DROP_AFTER_STORE = "drop_after_store"
-    HALF_ANSWER = "half_answer"
-    FOREIGN_UID = "foreign_uid"
-    MISSING_UID = "missing_uid"
-    BEING_CREATED = "being_created"
-    STUCK_CREATING = "stuck_creating"
-    PROCESSING_FAILURE = "processing_failure"
-    UNDONE = "undone"
-    LATE_FEED = "late_feed"
-    FEED_GAP = "feed_gap"
-    COMMIT_DELAY = "commit_delay"
-    INDEX_LAG = "index_lag"
-    LOSE_STORED = "lose_stored"
-    ALTER_STORED = "alter_stored"
-    CHANGE_STORED = "change_stored"
-    CUT_STORED = "cut_stored"
-    NOT_FOUND = "not_found"
+    description: str
 
+    def __new__(cls, name: str, description: str = "") -> Self:
+        """A member is its name."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.description = description
+        return member
 
-DESCRIPTIONS: dict[FaultName, str] = {
-    FaultName.LATENCY: "wait `seconds` (default 1) before the request is looked at",
-    FaultName.BANDWIDTH: "take the body in at `bytes` per second (default 65536)",
-    FaultName.THROTTLE: "answer 429 without looking; `retry_after` is sent as it is given",
-    FaultName.UNAVAILABLE: "answer 503 without looking; `retry_after` is sent as it is given",
-    FaultName.ERROR_BEFORE_STORE: "answer 500, or `status`, after the whole body was read, nothing stored",
-    FaultName.ERROR_AFTER_STORE: "answer 500, or `status`, although everything was stored",
-    FaultName.REFUSE_STORED: "store the instance, and list it as refused for good (43264) all the same",
-    FaultName.DROP_BEFORE_BODY: "cut the connection when the headers are in",
-    FaultName.DROP_DURING_BODY: "cut the connection when `bytes` (default 1) of the body are in",
-    FaultName.DROP_AFTER_BODY: "cut the connection when the body is in, nothing stored",
-    FaultName.DROP_AFTER_STORE: "cut the connection after everything was stored, without an answer",
-    FaultName.HALF_ANSWER: "send the answer's head and half of its body, then cut the connection",
-    FaultName.FOREIGN_UID: "name a SOP Instance UID in the answer that was never sent, instead of one that was",
-    FaultName.MISSING_UID: "leave one stored instance out of the answer",
-    FaultName.BEING_CREATED: "refuse the instance with 45071, nothing stored",
-    FaultName.STUCK_CREATING: "die between the two phases: the row stays Creating (45071) until DELETE",
-    FaultName.PROCESSING_FAILURE: "refuse the instance with 272, nothing stored",
-    FaultName.UNDONE: "store the instance, delete it again and answer 272: the feed has a Create and a Delete",
-    FaultName.LATE_FEED: "show the feed entry only `seconds` (default 5) later, with its old timestamp",
-    FaultName.FEED_GAP: "skip `numbers` (default 1000) sequence numbers, as SQL Server does after a restart",
-    FaultName.COMMIT_DELAY: "hold the instance Creating for `seconds` (default 1) before it becomes visible",
-    FaultName.INDEX_LAG: "let searches miss the study for `seconds` (default 5) after a store",
-    FaultName.LOSE_STORED: "acknowledge the instance, then lose it without a trace in the feed",
-    FaultName.ALTER_STORED: "acknowledge the instance, but keep it with one changed byte at its end",
-    FaultName.CHANGE_STORED: "acknowledge the instance, but keep it with another patient's name",
-    FaultName.CUT_STORED: "acknowledge the instance, but keep it without its last `bytes` (default 1)",
-    FaultName.NOT_FOUND: "answer 404 without looking; with `path` for one instance that is there all the same",
-}
+    LATENCY = "latency", "wait `seconds` (default 1) before the request is looked at"
+    BANDWIDTH = "bandwidth", "take the body in at `bytes` per second (default 65536)"
+    THROTTLE = "throttle", "answer 429 without looking; `retry_after` is sent as it is given"
+    UNAVAILABLE = "unavailable", "answer 503 without looking; `retry_after` is sent as it is given"
+    ERROR_BEFORE_STORE = "error_before_store", "answer 500, or `status`, after the whole body was read, nothing stored"
+    ERROR_AFTER_STORE = "error_after_store", "answer 500, or `status`, although everything was stored"
+    REFUSE_STORED = "refuse_stored", "store the instance, and list it as refused for good (43264) all the same"
+    DROP_BEFORE_BODY = "drop_before_body", "cut the connection when the headers are in"
+    DROP_DURING_BODY = "drop_during_body", "cut the connection when `bytes` (default 1) of the body are in"
+    DROP_AFTER_BODY = "drop_after_body", "cut the connection when the body is in, nothing stored"
+    DROP_AFTER_STORE = "drop_after_store", "cut the connection after everything was stored, without an answer"
+    HALF_ANSWER = "half_answer", "send the answer's head and half of its body, then cut the connection"
+    FOREIGN_UID = "foreign_uid", "name a SOP Instance UID in the answer that was never sent, instead of one that was"
+    MISSING_UID = "missing_uid", "leave one stored instance out of the answer"
+    BEING_CREATED = "being_created", "refuse the instance with 45071, nothing stored"
+    STUCK_CREATING = "stuck_creating", "die between the two phases: the row stays Creating (45071) until DELETE"
+    PROCESSING_FAILURE = "processing_failure", "refuse the instance with 272, nothing stored"
+    UNDONE = "undone", "store the instance, delete it again and answer 272: the feed has a Create and a Delete"
+    LATE_FEED = "late_feed", "show the feed entry only `seconds` (default 5) later, with its old timestamp"
+    FEED_GAP = "feed_gap", "skip `numbers` (default 1000) sequence numbers, as SQL Server does after a restart"
+    COMMIT_DELAY = "commit_delay", "hold the instance Creating for `seconds` (default 1) before it becomes visible"
+    INDEX_LAG = "index_lag", "let searches miss the study for `seconds` (default 5) after a store"
+    LOSE_STORED = "lose_stored", "acknowledge the instance, then lose it without a trace in the feed"
+    ALTER_STORED = "alter_stored", "acknowledge the instance, but keep it with one changed byte at its end"
+    CHANGE_STORED = "change_stored", "acknowledge the instance, but keep it with another patient's name"
+    CUT_STORED = "cut_stored", "acknowledge the instance, but keep it without its last `bytes` (default 1)"
+    NOT_FOUND = "not_found", "answer 404 without looking; with `path` for one instance that is there all the same"
 
 
 # What can be said of a fault, and how a text is read as it.
