@@ -1,6 +1,6 @@
 """What every command shares: exit codes, how an error reaches a person, the configuration option, reading the ledger.
 
-Only click and the standard library are imported here at the top; see ``ingestd.cli``.
+Nothing heavy is imported here at the top; see ``ingestd.cli``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The frame around every command: help, errors in words, exit codes, no traceback."""
+"""What is around every command: help, errors in words, exit codes, no traceback."""
 
 from __future__ import annotations
 
