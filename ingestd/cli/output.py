@@ -11,10 +11,15 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import click
+
+T = TypeVar("T")
+
+_MOST_TOLD = 20
 
 
 class ReaderGone(Exception):
@@ -73,6 +78,14 @@ def _to_json(value: object) -> object:
 
 def in_files(count: int) -> str:
     return "1 file" if count == 1 else f"{count} files"
+
+
+def tell_first(found: Sequence[T], words: Callable[[T], str], *, rest: str = "") -> None:
+    """Print a line about each of the first; how many more there are is a number."""
+    for each in found[:_MOST_TOLD]:
+        click.echo(f"  {words(each)}")
+    if len(found) > _MOST_TOLD:
+        click.echo(f"  ... and {len(found) - _MOST_TOLD} more{rest}")
 
 
 def plain(text: object) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ingestd.clocks import boottime
+from ingestd.lifecycle import State
 from ingestd.locks import who_runs
 
 from .asker import as_typed
@@ -25,9 +28,10 @@ from .common import (
     load_config,
     missing_spool,
     need_owner,
+    pages,
     tell_config,
 )
-from .output import plain, print_json
+from .output import plain, print_json, tell_first
 from .run import DurationType, set_up_logs
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 
 # How often the ledger is looked at while the daemon asks.
 LOOK_EVERY_SECONDS = 0.3
-MOST_TOLD = 20
+_UNPROVEN = frozenset({State.SENDING, State.STORED, State.UNCERTAIN})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,14 +115,13 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
 
     The daemon's files and those of ``ingestd send`` are two processes' business, on one ledger.
     """
-    from ingestd.ledger import moves
-
-    deadline = boottime() + timeout.total_seconds()
     from ingestd.daemon import sending_config
     from ingestd.inbox import Spool
+    from ingestd.ledger import moves
 
     from .audit import open_as_daemon
 
+    deadline = boottime() + timeout.total_seconds()
     asked: list[int] = []
     with open_as_daemon(config, Spool(config.spool.path)) as ledger:
         for whose in (config, sending_config(config)):
@@ -142,41 +145,28 @@ def _unproven_ids(ledger: Ledger, host: str, *, crashed: bool) -> Iterator[int]:
 
     Without its process, what is SENDING was left so by a crash: nobody knows whether it arrived.
     """
-    from ingestd.ledger import Choice, Entry, queries
-    from ingestd.lifecycle import State
+    from ingestd.ledger import Choice, queries
 
     for state in (State.STORED, State.UNCERTAIN, *([State.SENDING] if crashed else [])):
-        last: Entry | None = None
-        while page := queries.entries(ledger, Choice(state=state), after=last):
+        for page in pages(partial(queries.entries, ledger, Choice(state=state))):
             yield from (entry.entry_id for entry in page if entry.host == host)
-            last = page[-1]
+
+
+def _states(ledger: Ledger, asked: list[int]) -> Iterator[State]:
+    from ingestd.ledger import queries
+
+    for start in range(0, len(asked), 1000):
+        yield from (row.state for row in queries.unproven_rows(ledger, asked[start : start + 1000]))
 
 
 def _waiting(ledger: Ledger, asked: list[int]) -> bool:
-    from ingestd.ledger import queries
-    from ingestd.lifecycle import State
-
-    unproven = {State.SENDING, State.STORED, State.UNCERTAIN}
-    return any(
-        row.state in unproven
-        for start in range(0, len(asked), 1000)
-        for row in queries.unproven_rows(ledger, asked[start : start + 1000])
-    )
+    return any(state in _UNPROVEN for state in _states(ledger, asked))
 
 
 def _what_became(ledger: Ledger, asked: list[int]) -> Settled:
-    from ingestd.ledger import queries
-    from ingestd.lifecycle import State
-
-    states: dict[str, int] = {}
-    waiting = 0
-    for start in range(0, len(asked), 1000):
-        for row in queries.unproven_rows(ledger, asked[start : start + 1000]):
-            if row.state in {State.SENDING, State.STORED, State.UNCERTAIN}:
-                waiting += 1
-            else:
-                states[str(row.state)] = states.get(str(row.state), 0) + 1
-    return Settled(states=states, waiting=waiting)
+    counts = Counter(_states(ledger, asked))
+    waiting = sum(counts.pop(state, 0) for state in _UNPROVEN)
+    return Settled(states={str(state): count for state, count in counts.items()}, waiting=waiting)
 
 
 def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
@@ -238,10 +228,6 @@ def _tell(report: Report) -> None:
 
 
 def _list(title: str, lines: list[str]) -> None:
-    if not lines:
-        return
-    click.echo(f"{title}: {len(lines)}")
-    for line in lines[:MOST_TOLD]:
-        click.echo(f"  {plain(line)}")
-    if len(lines) > MOST_TOLD:
-        click.echo(f"  ... and {len(lines) - MOST_TOLD} more (--json has all)")
+    if lines:
+        click.echo(f"{title}: {len(lines)}")
+        tell_first(lines, plain, rest=" (--json has all)")

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .asker import as_typed
 from .common import ExitCode, ledger_for_reading, pages
-from .output import in_files, plain, print_json
+from .output import in_files, plain, print_json, tell_first
 
 if TYPE_CHECKING:
     from ingestd.config import Config
     from ingestd.daemon import OnceResult
     from ingestd.ledger import Entry, Ledger
-
-T = TypeVar("T")
-
-# More than this many are told as a number; `ingestd status` lists them.
-MOST_TOLD = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,10 +120,10 @@ def tell(summary: RunSummary, *, as_json: bool) -> None:
         why = f"{words_of(entry.reason)}: {entry.note}" if entry.note else words_of(entry.reason)
         return f"{entry.state} {plain(entry.relative_path)} ({plain(why)})\n    -> {plain(advice_for(entry))}"
 
-    _tell_first(summary.needs_person, about, rest=as_typed(": `ingestd status`"))
+    tell_first(summary.needs_person, about, rest=as_typed(": `ingestd status`"))
     reason = "(it cannot be read, or not be moved out of its folder)"
-    _tell_first(summary.result.left, lambda path: f"LEFT {plain(path)} {reason}")
-    _tell_first(summary.result.not_taken_in, lambda path: f"NOT TAKEN IN {plain(path)} ({_why_not(Path(path))})")
+    tell_first(summary.result.left, lambda path: f"LEFT {plain(path)} {reason}")
+    tell_first(summary.result.not_taken_in, lambda path: f"NOT TAKEN IN {plain(path)} ({_why_not(Path(path))})")
     for alarm in summary.result.alarms:
         click.echo(
             f"  stopped because {as_typed(plain(alarm.note))}{f' ({plain(alarm.about)})' if alarm.about else ''}"
@@ -139,13 +134,6 @@ def tell(summary: RunSummary, *, as_json: bool) -> None:
         left = summary.result.unfinished
         on_the_way = f"{in_files(left)} {'is' if left == 1 else 'are'} still on the way"
         click.echo(f"{why}: {on_the_way if left else 'not all is looked through and taken in'}; run it again to go on")
-
-
-def _tell_first(found: Sequence[T], words: Callable[[T], str], *, rest: str = "") -> None:
-    for each in found[:MOST_TOLD]:
-        click.echo(f"  {words(each)}")
-    if len(found) > MOST_TOLD:
-        click.echo(f"  ... and {len(found) - MOST_TOLD} more{rest}")
 
 
 def _why_not(path: Path) -> str:
