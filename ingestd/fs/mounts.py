@@ -112,7 +112,6 @@ class FreeSpace:
 
     free_bytes: int
     free_inodes: int | None
-    total_bytes: int
 
 
 def free_space(place: str | os.PathLike[str] | int) -> FreeSpace:
@@ -121,7 +120,6 @@ def free_space(place: str | os.PathLike[str] | int) -> FreeSpace:
     return FreeSpace(
         free_bytes=found.f_bavail * found.f_frsize,
         free_inodes=found.f_favail if found.f_files else None,
-        total_bytes=found.f_blocks * found.f_frsize,
     )
 
 

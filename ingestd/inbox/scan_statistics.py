@@ -26,7 +26,6 @@ class ScanStatistics:
         self._counts_told = (0, 0, 0, 0)
         self._found_told = 0
         self._scans = 0
-        self._scan_seconds: float | None = None
         # Files that left by our hand: since the last scan began, and in the scan before it.
         self._taken = [0, 0]
         self._folders_taken = [0, 0]
@@ -53,7 +52,6 @@ class ScanStatistics:
         """Take stock of a complete scan."""
         before, counts = self._counts, walk.counts
         self._scans += 1
-        self._scan_seconds = walk.seconds
         self._check_emptiness(before, counts, now)
         self._counts = counts
         told = (counts.not_regular, counts.unreadable, counts.too_deep, counts.other_device)
@@ -100,7 +98,6 @@ class ScanStatistics:
             overflows=health.overflows,
             scans=self._scans,
             scanning=scanning,
-            last_scan_seconds=self._scan_seconds,
             watching=("events" if health.is_watching else "poll")
             + (", inode numbers ignored" if self.ignores_inodes else ""),
             mount_type=health.mount.kind if health.mount is not None else "",

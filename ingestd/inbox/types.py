@@ -151,7 +151,6 @@ class InboxReport:
     overflows: int = 0
     scans: int = 0
     scanning: bool = False
-    last_scan_seconds: float | None = None
     watching: str = "poll"
     mount_type: str = ""
     alarm: str = ""
