@@ -4,9 +4,8 @@ Attribute names are the keys of the file (``config.example.yaml`` shows them all
 sizes are bytes, paths are absolute. ``auto`` is ``None`` where a duration stands. Nothing else in ingestd reads YAML.
 """
 
-from .guarding import has_access_list, is_private_group, name_of_group, name_of_user, others_who_may_write
+from .guarding import is_private_group, name_of_group, others_who_may_write
 from .model import (
-    AZURE_HOST,
     Auth,
     AzureAuthSettings,
     BasicAuthSettings,
@@ -29,7 +28,6 @@ from .source import ConfigProblem
 from .units import format_size, parse_duration, parse_size
 
 __all__ = [
-    "AZURE_HOST",
     "Auth",
     "AzureAuthSettings",
     "BasicAuthSettings",
@@ -50,11 +48,9 @@ __all__ = [
     "TlsSection",
     "find_file",
     "format_size",
-    "has_access_list",
     "is_private_group",
     "load",
     "name_of_group",
-    "name_of_user",
     "others_who_may_write",
     "parse",
     "parse_duration",

@@ -54,7 +54,6 @@ from ingestd.inbox.types import (
     WasRead,
     Watch,
     WhyNot,
-    check_inbox_name,
 )
 
 __all__ = [
@@ -79,7 +78,6 @@ __all__ = [
     "WasRead",
     "Watch",
     "WhyNot",
-    "check_inbox_name",
     "check_places",
     "rehearse_spool",
 ]
