@@ -64,7 +64,6 @@ class FolderHealth:
 
     @property
     def is_watching(self) -> bool:
-        """Whether events come."""
         return self.watcher is not None and self.watcher.is_watching
 
     @property
@@ -161,7 +160,6 @@ class FolderHealth:
         return False
 
     def answers(self, busy_seconds: float, patience: float) -> None:
-        """Note whether the folder answers at all."""
         self._hung = f"the folder has not answered for {int(busy_seconds)} s" if busy_seconds > patience else ""
 
     def root_seen(self, root: Root, now: float) -> bool:
@@ -193,7 +191,6 @@ class FolderHealth:
         self._strange_until = now + ALARM_FOR
 
     def not_empty(self) -> None:
-        """Note that something is there again."""
         if self._strange.startswith("empty"):
             self._strange = ""
 

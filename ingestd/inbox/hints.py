@@ -83,7 +83,6 @@ class Hints:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to take."""
         return not (self._lost or self._paths or self._folders or self._mended)
 
     def take(self) -> tuple[list[str], dict[str, bool], bool]:

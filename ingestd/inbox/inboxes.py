@@ -158,7 +158,7 @@ class Inboxes:
     def folders_leave(self, inbox: str, count: int) -> None:
         """Note that so many folders are about to be removed by us: it is no emptiness to wonder at."""
         if folder := self._folders.get(inbox):
-            folder.statistics.take_folders(count)
+            folder.statistics.folders_taken += count
 
     def ignore_inodes(self, inbox: str, *, ignored: bool) -> None:
         """Note whether inodes say nothing in this inbox: its report tells it."""

@@ -71,11 +71,9 @@ class ScanSchedule:
         return emptied
 
     def want(self) -> None:
-        """Ask for a full scan, soon."""
         self.is_wanted = True
 
     def want_at_once(self) -> None:
-        """Ask for a full scan now."""
         self.is_wanted = True
         self._not_before = 0.0
 
@@ -91,7 +89,6 @@ class ScanSchedule:
         self._next_at = min(self._next_at, max(self._not_before, now + wait.total_seconds()))
 
     def due_at(self) -> float:
-        """Say when the next full scan is due."""
         return min(self._next_at, self._not_before) if self.is_wanted else self._next_at
 
     def begin(self, now: float) -> Walk | None:
@@ -113,7 +110,6 @@ class ScanSchedule:
         return self.walk
 
     def go_on(self) -> None:
-        """Note that the walk moves again."""
         self._standing_since = None
 
     def stand_still(self, now: float, let_go: Callable[[], None]) -> None:

@@ -26,27 +26,18 @@ class ScanStatistics:
         self._counts_told = (0, 0, 0, 0)
         self._found_told = 0
         self._scans = 0
-        # Files that left by our hand: since the last scan began, and in the scan before it.
-        self._taken = [0, 0]
-        self._folders_taken = [0, 0]
+        # What left by our own hand since the last scan began, and before, since the one before that.
+        self.files_taken = self.folders_taken = 0
+        self._files_taken_before = self._folders_taken_before = 0
 
     @property
     def folders_are_barred(self) -> bool:
         """Whether the last complete scan met folders that it could not look into."""
         return bool(self._counts.unreadable or self._counts.faults)
 
-    def take_folders(self, count: int) -> None:
-        """Count folders that leave by our own hand."""
-        self._folders_taken[0] += count
-
-    def take_one(self) -> None:
-        """Count a file that leaves the folder by our own hand."""
-        self._taken[0] += 1
-
     def begin_scan(self) -> None:
-        """Note that a full scan begins."""
-        self._taken = [0, self._taken[0]]
-        self._folders_taken = [0, self._folders_taken[0]]
+        self._files_taken_before, self.files_taken = self.files_taken, 0
+        self._folders_taken_before, self.folders_taken = self.folders_taken, 0
 
     def end_scan(self, walk: Walk, now: float) -> None:
         """Take stock of a complete scan."""
@@ -110,9 +101,9 @@ class ScanStatistics:
         if counts.files + counts.directories + counts.ignored + counts.not_regular:
             self._health.not_empty()
             return
-        taken = sum(self._taken) if self._health.policy.take is Take.MOVE else 0
+        taken = self.files_taken + self._files_taken_before if self._health.policy.take is Take.MOVE else 0
         lost = max(0, before.files - taken)
-        folders = max(0, before.directories - sum(self._folders_taken))
+        folders = max(0, before.directories - self.folders_taken - self._folders_taken_before)
         if folders or lost > 1:
             what = [f"{lost} files"] if lost else []
             what += [f"{folders} folders"] if folders else []

@@ -109,7 +109,6 @@ class Spool:
             raise unusable(self.path, error, self.scratch()) from error
 
     def unlock(self) -> None:
-        """Let another process have it."""
         self._lock.release()
 
     def tell(self, trouble: str) -> None:
@@ -302,7 +301,6 @@ class Spool:
         return folder / secrets.token_hex(16)
 
     def scratch(self) -> Path:
-        """Give the folder that is emptied at the start."""
         return self.path / "scratch"
 
     def free_bytes(self) -> int:

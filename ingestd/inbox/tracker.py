@@ -11,7 +11,7 @@ Theory of operation. Nobody tells us that the last byte of a file was written, a
   is not: of writers on other hosts, and of other owners' files, the kernel says nothing. Only local disks are asked,
   since the file has to be opened for it.
 - *Quiet*: device, inode, size and mtime have been as they are for ``settle`` (2 s; 30 s on a network mount, whose
-  client may show old attributes for that long), by our own boot clock since we first saw them so.
+  client may show old attributes for a while), by our own boot clock since we first saw them so.
 
 Quiet, and without a writer that the kernel knows of, a file is handed out. That is still a guess, and it may be wrong
 without harm: the reader finds where the file ends, it is taken only if it still is what was read, and its digest is
@@ -146,7 +146,6 @@ class Tracker:
         )
 
     def count(self, *phases: Phase) -> int:
-        """Count the files in these phases."""
         return sum(self._phases[phase] for phase in phases)
 
     def oldest_since(self) -> float | None:
@@ -280,8 +279,7 @@ class Tracker:
 
     def answered_unknown(self, file: TrackedFile, now: float) -> None:
         """Settle a file that the ledger does not know."""
-        if file.phase is Phase.ASKED:
-            self._move(file, Phase.SETTLING, max(file.since + self.settle, now))
+        self._move(file, Phase.SETTLING, max(file.since + self.settle, now))
 
     def hand_out(self, file: TrackedFile) -> None:
         """Note that the caller has it now."""

@@ -161,7 +161,7 @@ class Walk:
                 if looked >= most or (not looked & 63 and time.perf_counter() >= until):
                     return found
             else:
-                self._take_stock(level)
+                self._note_emptied(level)
                 self._leave()
             if looked >= most or time.perf_counter() >= until:
                 break
@@ -181,7 +181,7 @@ class Walk:
                 return
             yield entry
 
-    def _take_stock(self, level: _Level) -> None:
+    def _note_emptied(self, level: _Level) -> None:
         """Say of a folder that was listed to its end whether it lay empty long enough; its parent may have, then."""
         is_bare = level.is_bare and level.ctime < self.emptied_before and len(self.emptied) < EMPTIED_MOST
         if len(self._levels) > 1:

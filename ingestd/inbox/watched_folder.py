@@ -94,7 +94,6 @@ class WatchedFolder:
         self._io.close()
 
     def is_healthy(self) -> bool:
-        """Whether whoever looks at the folder is alive."""
         return self._io.is_healthy()
 
     def is_drained(self, since: float) -> bool:
@@ -121,7 +120,7 @@ class WatchedFolder:
         if file is not None:
             self.tracker.forget(file)
             if not candidate.in_spool and not candidate.in_place:
-                self.statistics.take_one()
+                self.statistics.files_taken += 1
             if file.has_changed:
                 # The name was used again while we had the file that bore it before.
                 self._hinted.paths[file.path] = None
@@ -151,7 +150,6 @@ class WatchedFolder:
             self.tracker.wait_for_access(file, self._now)
 
     def observe(self, candidate: Candidate) -> None:
-        """Settle a file that lies in the spool."""
         self.tracker.add_spooled(candidate, self._now)
 
     def answer(self, candidate: Candidate, *, is_known: bool) -> None:
@@ -162,7 +160,7 @@ class WatchedFolder:
         if is_known:
             self.tracker.forget(file)
             if not candidate.in_place:
-                self.statistics.take_one()  # it was copied, and is about to be removed
+                self.statistics.files_taken += 1  # it was copied, and is about to be removed
         else:
             self.statistics.files_seen += 1
             self.tracker.answered_unknown(file, self._now)
