@@ -319,7 +319,7 @@ def test_observer_that_could_not_be_armed_is_tried_again_soon_and_what_it_missed
         desk.pass_time(6)
         desk.look_until(lambda _: desk.report().watching == "events")
         desk.pass_time(6)
-        desk.look_until(lambda _: desk.report().waiting_settle == 1)
+        desk.look_until(lambda _: desk.report().files_seen == 1)
 
 
 def test_dead_thread_of_the_observer_is_replaced_and_what_it_missed_found(tmp_path, drop):
