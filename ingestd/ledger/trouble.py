@@ -14,16 +14,12 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ingestd.fs.mounts import is_read_only
 from ingestd.fs.places import may_open
 
 from .values import LedgerBusy, LedgerError, LedgerFull, LedgerPermission, LedgerUnread
-
-if TYPE_CHECKING:
-    from sqlalchemy.exc import DBAPIError
 
 BUSY_MS = 10_000
 # What a read-only connection gets that meets the journal of a writer that died.
@@ -98,11 +94,6 @@ def failure(error: BaseException | None, file: Path) -> LedgerError:
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
         return _not_opened(file, name)
     return LedgerError(f"the ledger {file} cannot be used: {name}")
-
-
-def told(error: DBAPIError, file: Path) -> LedgerError:
-    """As ``failure``, of an error that came through SQLAlchemy."""
-    return failure(error.orig, file)
 
 
 def is_crashed(error: sqlite3.Error) -> bool:

@@ -273,11 +273,6 @@ class Removable:
     files: tuple[KeptFile, ...]
     size_bytes: int
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Where they lie."""
-        return tuple(file.path for file in self.files)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retried:

@@ -826,7 +826,7 @@ def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, t
     assert queries.unproven(ledger, now=LATER)[0].content == copy
     confirm(ledger, entry_id)
     (row,) = queries.removable(ledger, before=LATER)
-    assert len(row.paths) == 2
+    assert len(row.files) == 2
 
 
 def test_file_that_cannot_be_reencoded_is_asked_for_before_it_fails(ledger: Ledger):
@@ -911,7 +911,7 @@ def test_file_in_place_is_never_removable_but_its_copy_is(ledger: Ledger):
     send(ledger)
     confirm(ledger, plain, reencoded)
 
-    assert [row.paths for row in queries.removable(ledger, before=LATER)] == [("explicit/2",)]
+    assert [[file.path for file in row.files] for row in queries.removable(ledger, before=LATER)] == [["explicit/2"]]
     with ledger.transaction() as tx:
         assert moves.mark_removed(tx, [plain, reencoded], now=LATER) == 1
     assert queries.removable(ledger, before=LATER) == []
