@@ -61,7 +61,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
         draw = stack.enter_context(bar.shown(policies)) if has_bar else None
 
         def watch(daemon: Daemon) -> None:
-            took_all = daemon.stages.intake.is_idle
+            took_all = daemon.stages.admission.is_idle
             if draw is not None:
                 draw(
                     daemon.ledger,

@@ -12,12 +12,11 @@ from functools import partial
 
 from ingestd.clocks import utc_now
 from ingestd.config import Config, Inbox
+from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
 from ingestd.daemon.elsewhere import Elsewhere
 from ingestd.daemon.going_back import GoingBack
-from ingestd.daemon.hand import Hand
 from ingestd.daemon.inbox_reports import InboxReports
-from ingestd.daemon.intake import Intake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.posting import Posting
@@ -27,6 +26,7 @@ from ingestd.daemon.rework import Rework
 from ingestd.daemon.sources import Sources
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Ending, Gates, Stage
+from ingestd.daemon.steps import Origin
 from ingestd.daemon.trust import Trust
 from ingestd.daemon.verification import Verification
 from ingestd.daemon.wallclock import WallClock
@@ -187,7 +187,7 @@ class Workers:
     readers: Readers
     sender: Sender
     reconciler: Reconciler
-    mover: Mover[Hand]
+    mover: Mover[int]
 
     def are_healthy(self) -> bool:
         """Whether each makes progress or is provably idle."""
@@ -234,7 +234,7 @@ class Stages:
     key: KeyAlarm
     disk: SpoolDisk
     orphans: Orphans
-    intake: Intake
+    admission: Admission
     rework: Rework
     verification: Verification
     going_back: GoingBack
@@ -307,15 +307,16 @@ def stages_of(
         backoff=backoff,
     )
     sources = Sources(ledger=ledger, inboxes=inboxes, mover=mover, policies=policies, alarms=alarms)
-    intake = Intake(
+    admission = Admission(
         inboxes=inboxes,
         spool=spool,
         mover=mover,
-        desk=reader_client,
+        reader_client=reader_client,
         ledger=ledger,
         gate=gates.intake,
         on_copied=sources.hurry,
         fetch=verification.fetch,
+        tells_gone=tells_gone,
     )
     going_back = GoingBack(
         ledger=ledger,
@@ -331,14 +332,14 @@ def stages_of(
         key=KeyAlarm(ledger, alarms),
         disk=disk,
         orphans=Orphans(
-            ledger=ledger, spool=spool, inboxes=inboxes, intake=intake, disk=disk, gates=gates, alarms=alarms
+            ledger=ledger, spool=spool, inboxes=inboxes, admission=admission, disk=disk, gates=gates, alarms=alarms
         ),
-        intake=intake,
+        admission=admission,
         rework=Rework(
             ledger=ledger,
             desk=reader_client,
             spool=spool,
-            intake=intake,
+            admission=admission,
             gate=gates.rework,
             posting=posting,
             tells_gone=tells_gone,
@@ -349,7 +350,7 @@ def stages_of(
             ledger=ledger,
             spool=spool,
             desk=reader_client,
-            adopt=lambda candidate: intake.adopt(Hand(candidate=candidate)),
+            adopt=lambda candidate: admission.adopt(candidate, Origin(adopted=True)),
             wall=wall,
             gate=gates.removals,
             disk=disk,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from ingestd.daemon.hand import Hand
+from ingestd.daemon.steps import Seen
 from ingestd.inbox import Candidate
 from ingestd.ledger import KnownSource
 from ingestd.reader import Inspection
@@ -75,20 +75,20 @@ class InPlace:
         mount = self._mounts.get(device)
         return mount is not None and mount.ignored
 
-    def learn(self, hand: Hand, row: KnownSource | None) -> None:
+    def learn(self, candidate: Candidate, row: KnownSource | None) -> None:
         """Count a file that was read again, and was what ``row`` knows, or no row does."""
-        source = hand.candidate.source
+        source = candidate.source
         mount = self._mounts.setdefault(source.device, _Mount())
         if row is None:
             mount.unchanged, mount.has_changed = 0, True
             if mount.ignored:
                 mount.ignored = False
-                self._log.info("inbox.inodes_count", inbox=hand.candidate.inbox)
+                self._log.info("inbox.inodes_count", inbox=candidate.inbox)
         elif row.source.inode != source.inode:
             mount.unchanged, mount.has_changed = mount.unchanged + 1, False
             if mount.unchanged >= UNCHANGED_MOST and not mount.ignored:
                 mount.ignored = True
-                self._log.warning("inbox.inodes_ignored", inbox=hand.candidate.inbox, files=mount.unchanged)
+                self._log.warning("inbox.inodes_ignored", inbox=candidate.inbox, files=mount.unchanged)
 
     def _may_doubt(self, mount: _Mount, mono: float) -> bool:
         """Say whether one more file may be read again for its inode alone: a whole archive, for nothing, would be."""
@@ -100,9 +100,9 @@ class InPlace:
         return mount.doubted <= _DOUBTED_AT_ONCE
 
 
-def recognised(hand: Hand, found: Inspection, reason: str) -> KnownSource | None:
+def recognised(seen: Seen, found: Inspection, reason: str) -> KnownSource | None:
     """Say which of the rows that a file may be it is, by its bytes; a refused one by the ``reason`` to refuse it."""
-    for row in hand.doubts:
+    for row in seen.doubts:
         if row.digests == (found.meta_digest, found.digest) if row.digests else row.reason == reason:
             return row
     return None

@@ -17,11 +17,11 @@ from itertools import islice
 import structlog
 
 from ingestd.clocks import Now
+from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.hand import Hand
-from ingestd.daemon.intake import Intake
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gates, Stage
+from ingestd.daemon.steps import Origin
 from ingestd.inbox import Candidate, Inboxes, Spool
 from ingestd.ledger import Ledger, LedgerError, LeftCandidate, Transaction, moves, queries
 from ingestd.lifecycle import SourceStat
@@ -43,7 +43,7 @@ class Orphans(Stage):
         ledger: Ledger,
         spool: Spool,
         inboxes: Inboxes,
-        intake: Intake,
+        admission: Admission,
         disk: SpoolDisk,
         gates: Gates,
         alarms: Alarms,
@@ -52,7 +52,7 @@ class Orphans(Stage):
         self._ledger = ledger
         self._spool = spool
         self._inboxes = inboxes
-        self._intake = intake
+        self._admission = admission
         self._disk = disk
         self._gates = gates
         self._alarms = alarms
@@ -85,7 +85,7 @@ class Orphans(Stage):
 
     def next_at(self, now: Now) -> float:
         if self._found is not None:
-            return max(now.mono, self._look_at) if self._intake.is_idle else now.mono + self.sweep_every
+            return max(now.mono, self._look_at) if self._admission.is_idle else now.mono + self.sweep_every
         return now.mono if self._sweep is not None else self._sweep_at
 
     def collect(self, now: Now) -> None:
@@ -112,13 +112,14 @@ class Orphans(Stage):
 
     def _take_up(self, now: Now) -> None:
         """Admit what the last run left, a few at a time and before anything new, under the names they had."""
-        if not self._intake.is_idle or now.mono < self._look_at:
+        if not self._admission.is_idle or now.mono < self._look_at:
             return
         assert self._found is not None
         try:
-            for count, candidate in enumerate(self._found, start=1):
-                left = self._left.pop((candidate.inbox, candidate.source), None)
-                self._intake.adopt(Hand(candidate=replace(candidate, dropped_as=left.relative_path if left else "")))
+            for count, found in enumerate(self._found, start=1):
+                left = self._left.pop((found.inbox, found.source), None)
+                candidate = replace(found, dropped_as=left.relative_path if left else "")
+                self._admission.adopt(candidate, Origin(adopted=True))
                 if count >= _ADOPTED_AT_ONCE:
                     return
         except LedgerError:
@@ -159,10 +160,10 @@ class Orphans(Stage):
             self._adopt_seen_twice()
 
     def _adopt_seen_twice(self) -> None:
-        moving_since = self._intake.moving_since()
+        moving_since = self._admission.moving_since()
         for path, first in self._seen.items():
             inbox = path.split("/")[1]
-            known = path not in self._first_seen or self._intake.holds_path(path)
+            known = path not in self._first_seen or self._admission.holds_path(path)
             if known or moving_since <= first or self._inboxes.is_observing(inbox, path):
                 continue
             with contextlib.suppress(OSError):  # then it is looked at in the next sweep
@@ -176,7 +177,7 @@ class Orphans(Stage):
         candidate = self._spool.candidate_at(inbox, path)
         if candidate is not None:
             self._log.warning("spool.orphan_found", inbox=inbox)
-            self._intake.adopt(Hand(candidate=candidate))
+            self._admission.adopt(candidate, Origin(adopted=True))
 
     def _left_candidates(self) -> Iterator[LeftCandidate]:
         after_id = 0

@@ -23,7 +23,7 @@ Context = TypeVar("Context")
 class Owner(StrEnum):
     """Who asked."""
 
-    INTAKE = "intake"
+    ADMISSION = "admission"
     REWORK = "rework"
     PROOF = "proof"
     REMOVALS = "removals"

@@ -58,7 +58,7 @@ class _SingleRun:
             self._watch(self._daemon)
         stages, ending = self._daemon.stages, self._daemon.ending
         ending.flushes = (
-            stages.intake.is_idle
+            stages.admission.is_idle
             and stages.orphans.are_adopted
             and self._daemon.workers.inboxes.is_drained(self._since)
         )
@@ -104,7 +104,7 @@ def run_once(
         except BaseException:
             daemon.close()
             raise
-        taken_in = daemon.stages.intake.taken_in
+        taken_in = daemon.stages.admission.taken_in
         daemon.stop(config.shutdown_grace)
     return OnceResult(
         done=run.is_done,

@@ -6,7 +6,6 @@ from functools import partial
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.hand import Hand
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.stage import Stage
 from ingestd.inbox import Expect, Inboxes, InboxPolicy, Removal, Take
@@ -34,7 +33,7 @@ class Sources(Stage):
         *,
         ledger: Ledger,
         inboxes: Inboxes,
-        mover: Mover[Hand],
+        mover: Mover[int],
         policies: tuple[InboxPolicy, ...],
         alarms: Alarms,
     ) -> None:

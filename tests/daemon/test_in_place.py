@@ -16,7 +16,7 @@ from ingestd.inbox import Take
 from ingestd.ledger import queries
 from ingestd.lifecycle import State
 from tests.builders import instance_bytes
-from tests.daemon.test_intake import Rooms, opened
+from tests.daemon.test_admission import Rooms, opened
 
 
 def put(path: Path, content: bytes, *, like: os.stat_result | None = None, anew: bool = True) -> os.stat_result:

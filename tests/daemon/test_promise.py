@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import time
 from collections import Counter
@@ -248,26 +249,32 @@ def test_file_read_again_is_compared_also_when_the_ledger_failed_in_between(tmp_
     first.write_bytes(names["first"])
     second.write_bytes(names["second"])
     with running(config) as daemon:
-        rework, ledger = daemon.stages.rework, daemon.ledger
+        stages, ledger = daemon.stages, daemon.ledger
         daemon.gates.rework.open("orphans")
         admit(ledger, replace(arrival(1, study=2, in_place=True), path=str(second)))
         send(ledger, study=2, state=State.PENDING, reason=Reason.CHANGED, reread=True)
         held = replace(arrival(1, in_place=True), path=str(first), content=content_of_file(first))
         admit(ledger, held)
+        parts = (stages.reader_client, stages.rework, stages.admission)
 
         def has_read() -> bool:
-            daemon.stages.reader_client.collect(read_clocks())
-            rework.collect(read_clocks())
-            return rework.has_work
+            for stage in parts:
+                stage.collect(read_clocks())
+            return bool(stages.admission._new or stages.admission._answers)
 
+        def write() -> None:
+            with ledger.transaction() as tx:
+                stages.admission.write(tx, read_clocks())
+
+        wait_until(has_read, what="the row")
+        write()
         wait_until(has_read, what="the reading")
         with suppress(ZeroDivisionError), ledger.transaction() as tx:
-            rework.write(tx, read_clocks())
+            stages.admission.write(tx, read_clocks())
             raise ZeroDivisionError
-        while not rework.is_idle:
+        while not stages.admission.is_idle:
             wait_until(has_read, what="the reading or the comparison")
-            with ledger.transaction() as tx:
-                rework.write(tx, read_clocks())
+            write()
 
     assert states(config) == {"PENDING": 1, "DUPLICATE": 1}
 
@@ -289,7 +296,8 @@ def test_rows_that_cannot_be_read_let_the_others_by(tmp_path: Path, server: Emul
     """The first sixty-four were taken up for ever, and nobody behind them."""
     config = configure(tmp_path, server, take="in_place")
     with running(config) as daemon:
-        many = [replace(arrival(number, in_place=True), path=str(tmp_path)) for number in range(1, 131)]
+        unreadable = f"/proc/{os.getpid()}/mem"
+        many = [replace(arrival(number, in_place=True), path=unreadable) for number in range(1, 131)]
         admit(daemon.ledger, *many)
         send(daemon.ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
         taken_up: set[int] = set()
@@ -297,7 +305,7 @@ def test_rows_that_cannot_be_read_let_the_others_by(tmp_path: Path, server: Emul
         def all_were() -> bool:
             daemon.stages.rework._look_at = 0.0
             daemon.loop.tick()
-            taken_up.update(daemon.stages.rework.in_work)
+            taken_up.update(daemon.stages.admission.rows_in_hand)
             return len(taken_up) == len(many)
 
         wait_until(all_were, what="everybody's turn")

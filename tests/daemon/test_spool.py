@@ -101,7 +101,7 @@ def test_drop_between_the_loss_of_a_folder_and_the_look_at_it_is_not_forgotten(
     with running(config) as daemon:
         turn(daemon, lambda: daemon.stages.orphans.are_adopted)
         (tmp_path / "drop" / "image").write_bytes(image())
-        turn(daemon, lambda: daemon.stages.intake.in_hand)
+        turn(daemon, lambda: daemon.stages.admission.in_hand)
         shutil.rmtree(tmp_path / "spool" / "files")
         turn(daemon, lambda: stopped_because(daemon) == ["spool"])
         (tmp_path / "spool" / "files").mkdir()
@@ -174,7 +174,7 @@ def test_files_on_their_way_are_taken_for_no_orphans(tmp_path: Path, server: Emu
         for number in range(200):
             content = image().replace(b"1.2.3.4.5\x00", f"1.2.3.4.5.{number}".ljust(10, "\0").encode()[:10])
             (tmp_path / "drop" / f"image{number}").write_bytes(content)
-        turn(daemon, lambda: daemon.stages.intake.taken_in >= 200)
+        turn(daemon, lambda: daemon.stages.admission.taken_in >= 200)
         turn(daemon, pass_seconds(1))
-        assert daemon.stages.intake.taken_in == 200
-        wait_until(lambda: daemon.stages.intake.is_idle, what="idle")
+        assert daemon.stages.admission.taken_in == 200
+        wait_until(lambda: daemon.stages.admission.is_idle, what="idle")

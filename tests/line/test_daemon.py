@@ -239,7 +239,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_intake_stops_before_the_disk_is_full_and_resumes(small_disk: Path, tmp_path: Path, server: Emulator):
+def test_admission_stops_before_the_disk_is_full_and_resumes(small_disk: Path, tmp_path: Path, server: Emulator):
     site = Site(
         tmp_path / "site",
         server.url,

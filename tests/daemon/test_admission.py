@@ -10,9 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from ingestd.clocks import read_clocks
+from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.hand import Hand
-from ingestd.daemon.intake import Intake
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.reader_client import ReaderClient
@@ -27,7 +26,7 @@ WITHIN_SECONDS = 20.0
 
 
 class Rooms:
-    """Inbox, readers, mover and ledger of one folder, joined by an Intake."""
+    """Inbox, readers, mover and ledger of one folder, joined by an Admission."""
 
     def __init__(self, base: Path, limits: ReaderLimits | None = None, take: Take = Take.MOVE) -> None:
         self.drop = base / "drop"
@@ -38,25 +37,26 @@ class Rooms:
         policy = InboxPolicy(name="a", path=self.drop, settle=timedelta(0), take=take)
         self.inboxes = Inboxes([policy], spool=self.spool.path, wake=self.wake)
         self.readers = ReaderPool(processes=1, limits=limits, wake=self.wake)
-        self.mover: Mover[Hand] = Mover(self.spool, wake=self.wake)
+        self.mover: Mover[int] = Mover(self.spool, wake=self.wake)
         self.desk = ReaderClient(self.readers, Alarms())
-        self.intake = Intake(
+        self.admission = Admission(
             inboxes=self.inboxes,
             spool=self.spool,
             mover=self.mover,
-            desk=self.desk,
+            reader_client=self.desk,
             ledger=self.ledger,
             gate=Gate(),
             on_copied=lambda: None,
             fetch=lambda _entry_id, _done: None,
+            tells_gone=lambda _place: True,
         )
         self.inboxes.open()
 
     def take_in(self, files: int) -> dict[State, int]:
         """Turn the loop until so many files have their rows, and count these by state."""
         give_up_at = time.monotonic() + WITHIN_SECONDS
-        while self.intake.taken_in < files:
-            assert time.monotonic() < give_up_at, f"{self.intake.taken_in} of {files} files were taken in"
+        while self.admission.taken_in < files:
+            assert time.monotonic() < give_up_at, f"{self.admission.taken_in} of {files} files were taken in"
             self.turn()
         return {state: count for state, count in queries.counts(self.ledger).items() if count}
 
@@ -64,7 +64,7 @@ class Rooms:
         """Scan anew, turn the loop until nothing is left to do, and count the rows by state."""
         since, give_up_at = self.turn(), time.monotonic() + WITHIN_SECONDS
         self.inboxes.scan_now()
-        while not (self.inboxes.is_drained(since) and self.intake.is_idle):
+        while not (self.inboxes.is_drained(since) and self.admission.is_idle):
             assert time.monotonic() < give_up_at, f"not drained: {self.inboxes.reports()}"
             self.turn()
         return {state: count for state, count in queries.counts(self.ledger).items() if count}
@@ -72,9 +72,9 @@ class Rooms:
     def turn(self) -> float:
         now = read_clocks()
         self.desk.collect(now)
-        self.intake.collect(now)
+        self.admission.collect(now)
         with self.ledger.transaction() as tx:
-            self.intake.write(tx, now)
+            self.admission.write(tx, now)
         self.wake.wait(0.01)
         return now.mono
 
@@ -102,7 +102,7 @@ def test_files_that_come_together_each_get_the_row_that_is_theirs(tmp_path: Path
             (rooms.drop / f"text{number}").write_bytes(b"no image " * 100)
 
         assert rooms.take_in(305) == {State.PENDING: 300, State.REJECTED: 5}
-        assert rooms.intake.is_idle
+        assert rooms.admission.is_idle
         assert list(rooms.drop.iterdir()) == []
         assert len(list((rooms.spool.path / "files/a").iterdir())) == 300
         assert {path.name for path in (rooms.spool.path / "rejected/a").glob("*/*")} == {f"text{n}" for n in range(5)}
@@ -126,19 +126,19 @@ def test_file_is_read_only_once_its_candidate_row_is_durable(tmp_path: Path) -> 
     with opened(tmp_path) as rooms:
         write_instance(rooms.drop / "image")
         give_up_at = time.monotonic() + WITHIN_SECONDS
-        while not rooms.intake.has_work:
+        while not rooms.admission._new:
             assert time.monotonic() < give_up_at
-            rooms.intake.collect(read_clocks())
+            rooms.admission.collect(read_clocks())
         now = read_clocks()
 
         with contextlib.suppress(RuntimeError), rooms.ledger.transaction() as tx:
-            rooms.intake.write(tx, now)
+            rooms.admission.write(tx, now)
             raise RuntimeError("the disk is full")
         assert rooms.desk.in_flight == 0
         assert queries.left_candidates(rooms.ledger) == []
 
         with rooms.ledger.transaction() as tx:
-            rooms.intake.write(tx, now)
+            rooms.admission.write(tx, now)
             assert rooms.desk.in_flight == 0
         assert [each.relative_path for each in queries.left_candidates(rooms.ledger)] == ["image"]
         assert rooms.desk.in_flight == 1

@@ -1,0 +1,249 @@
+"""A file on its way to its row: one frozen step at a time, which carries only what is known by then.
+
+    Seen -> Reading -> Moving ---> Arrived ---> Recorded
+               |          |           |  ^
+               |          |           v  |
+               |          |        Comparing (with the file, or the server's copy, of the row that holds its identity)
+               |          '-> Misplaced: it left its folder, and the spool's disk failed: looked at again
+               '-> Returned: no verdict; its folder is told, and it comes again
+
+``admission`` makes the next step of a step and an answer, in the transaction that writes it, and begins it once that is
+durable. ``Origin`` says whose file it is; which rules differ for it stands in ``judgement``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TypeAlias
+
+from ingestd.inbox import Candidate, Expect, Taken
+from ingestd.ledger import Holder, Judged, KnownSource, Ledger, RowToRead
+from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, State
+from ingestd.reader import Inspection
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Who wants the file read: its folder did, where nothing is said."""
+
+    adopted: bool = False  # it lies in the spool without a row, and was never the inboxes' to follow
+    former: int | None = None  # the REJECTED row whose file it is
+    requested: bool = False  # a person asked for that row, and waits for an answer
+    admit_anyway: bool = False  # the person knows that it is not whole
+    row: RowToRead | None = None  # the PENDING row whose file it is, which may hold other bytes by now
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """A file that looks finished; ``doubts`` are rows that one which stays in its folder may be."""
+
+    candidate: Candidate
+    origin: Origin = Origin()
+    doubts: tuple[KnownSource, ...] = ()
+
+    @property
+    def relative_path(self) -> str:
+        """What the ledger is to call it: where it was dropped, or where it lies."""
+        return self.candidate.dropped_as or self.candidate.relative_path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """Its candidate row is durable, and it is with a reader; ``candidate_id`` None: it has a row already."""
+
+    seen: Seen
+    candidate_id: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejection:
+    """Why it is refused, in a word and in a sentence."""
+
+    reason: Reason
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moving:
+    """It was read, and is on its way into the spool, or aside; ``since`` is when (``Now.mono``)."""
+
+    reading: Reading
+    found: Inspection | None
+    refused: Rejection | None
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrived:
+    """It lies where it is to stay and was read whole: the ledger says what becomes of it.
+
+    ``judged``: how it compares with the row that held its identity; ``comparisons``: that came to nothing;
+    ``distrusts``: the row whose file could not be compared with: its server's copy may be.
+    """
+
+    reading: Reading
+    found: Inspection
+    arrival: Arrival
+    judged: Judged | None = None
+    comparisons: int = 0
+    distrusts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparing:
+    """It is compared with ``holder``'s file, or with ``copy``, the server's copy of that where the file is gone."""
+
+    arrived: Arrived
+    holder: Holder
+    copy: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Misplaced:
+    """It left its folder and lies at ``path`` in the spool, as far as anybody could see."""
+
+    seen: Seen
+    path: str
+
+
+class Leave(Enum):
+    """How a file without a verdict is left to its folder (``Inboxes``)."""
+
+    AGAIN = "again"
+    INCOMPLETE = "incomplete"
+    UNREADABLE = "unreadable"
+    DONE = "done"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Returned:
+    """No row came of it; ``told`` None: nobody is to be told; ``is_full``: the spool had no space for it."""
+
+    seen: Seen
+    told: Leave | None
+    is_full: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """Its row is durable; ``copied``: its source still lies in the folder, and waits for its removal."""
+
+    seen: Seen
+    entry_id: int
+    state: State
+    reason: str = ""
+    copied: bool = False
+
+
+Step: TypeAlias = Seen | Reading | Moving | Arrived | Comparing | Misplaced | Returned | Recorded
+
+
+def seen_of(step: Step) -> Seen:
+    """Say which file this is."""
+    if isinstance(step, Seen):
+        return step
+    if isinstance(step, (Misplaced, Returned, Recorded)):
+        return step.seen
+    if isinstance(step, Comparing):
+        return step.arrived.reading.seen
+    return (step if isinstance(step, Reading) else step.reading).seen
+
+
+def spool_path_of(step: Step) -> str:
+    """Say where it lies in the spool, as far as it does."""
+    if isinstance(step, Misplaced):
+        return step.path
+    if isinstance(step, Comparing):
+        step = step.arrived
+    if isinstance(step, Arrived):
+        return step.arrival.path
+    candidate = seen_of(step).candidate
+    return candidate.relative_path if candidate.in_spool else ""
+
+
+def content_of(found: Inspection) -> Content:
+    """Take what sameness and sending need from a reader's findings."""
+    return Content(
+        transfer_syntax=found.transfer_syntax,
+        digest=found.digest,
+        meta_digest=found.meta_digest,
+        dataset_offset=found.dataset_offset,
+        size_bytes=found.size_bytes,
+    )
+
+
+def identity_of(found: Inspection) -> Identity | None:
+    """Take the three UIDs, if all are there."""
+    if not (found.study_uid and found.series_uid and found.sop_uid):
+        return None
+    return Identity(study_uid=found.study_uid, series_uid=found.series_uid, sop_uid=found.sop_uid)
+
+
+def arrival_of(reading: Reading, found: Inspection, ledger: Ledger, taken: Taken) -> Arrival:
+    """Say what the ledger is to know of a file that was read whole and lies now where ``taken`` says."""
+    identity, candidate = identity_of(found), reading.seen.candidate
+    assert identity is not None, "what has no identity is refused"
+    return Arrival(
+        candidate_id=reading.candidate_id,
+        inbox=candidate.inbox,
+        relative_path=reading.seen.relative_path,
+        source=candidate.source,  # it was read as that, or the reader had said CHANGED
+        path=taken.path,
+        in_place=candidate.in_place,
+        source_removed=taken.source_removed,
+        identity=identity,
+        sop_class_uid=found.sop_class_uid,
+        content=content_of(found),
+        priority=candidate.priority,
+        modality=found.modality,
+        station=found.station,
+        patient_hash=ledger.search_hash("patient", found.patient_id),
+        accession_hash=ledger.search_hash("accession", found.accession_number),
+        notes=found.notes,
+        ctime_ns=taken.ctime_ns,
+        source_ctime_ns=taken.source_ctime_ns,
+    )
+
+
+def refusal_of(reading: Reading, found: Inspection | None, refused: Rejection, taken: Taken) -> Refusal:
+    """Say what the ledger is to know of a file that is refused and lies now where ``taken`` says."""
+    candidate = reading.seen.candidate
+    return Refusal(
+        candidate_id=reading.candidate_id,
+        inbox=candidate.inbox,
+        relative_path=reading.seen.relative_path,
+        source=candidate.source,
+        path=taken.path,
+        in_place=candidate.in_place,
+        reason=refused.reason,
+        note=refused.note,
+        identity=identity_of(found) if found else None,
+        priority=candidate.priority,
+        source_removed=taken.source_removed,
+        ctime_ns=taken.ctime_ns,
+        source_ctime_ns=taken.source_ctime_ns,
+    )
+
+
+def expect_of(moving: Moving) -> Expect:
+    """Say what the file must still be when it is moved."""
+    candidate, found = moving.reading.seen.candidate, moving.found
+    if found is None:
+        return Expect(source=candidate.source)
+    return Expect(
+        source=candidate.source,  # see arrival_of
+        ctime_ns=found.ctime_ns,
+        digest=found.digest,
+        meta_digest=found.meta_digest,
+        dataset_offset=found.dataset_offset,
+    )
+
+
+def where_it_lies(seen: Seen, found: Inspection | None) -> Taken:
+    """Say where a file lies that is not moved; its ctime is 0 where none surely stood still while it was read."""
+    candidate = seen.candidate
+    stood = found is not None and candidate.ctime_ns in (0, found.ctime_ns)
+    path = candidate.relative_path if candidate.in_spool else str(candidate.path)
+    return Taken(candidate=candidate, path=path, ctime_ns=found.ctime_ns if found is not None and stood else 0)
