@@ -14,6 +14,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
@@ -28,16 +29,47 @@ from .copying import holds_what_was_read
 from .types import Expect, Removal
 
 
-def remove(
-    root: Path,
-    relative_path: str,
-    source: SourceStat,
-    aside: Aside,
-    *,
-    read: Expect | None,
-    copy: Path | None,
-    is_last: bool,
-) -> Removal:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copied:
+    """What is known of a source that was copied: as it was, what was read of it, and where its copy is to lie.
+
+    ``is_last``: the copy is not there, so that nothing may be removed.
+    """
+
+    source: SourceStat
+    read: Expect | None = None
+    copy: Path | None = None
+    is_last: bool = False
+
+    def is_at(self, found: os.stat_result) -> bool:
+        """Whether this is still the file; its device may have another number since, when a share was mounted again."""
+        now, then = SourceStat.of(found), self.source
+        return stat.S_ISREG(found.st_mode) and (now.inode, now.size_bytes, now.mtime_ns) == (
+            then.inode,
+            then.size_bytes,
+            then.mtime_ns,
+        )
+
+    def is_held_by(self, found: os.stat_result, name: str, folder: int) -> bool:
+        """Whether the content of a file is what was read, by the digests or else by the copy; True where nobody knows.
+
+        Raises OSError while it is being written.
+        """
+        if self.read is None:
+            return True
+        with open(name, "rb", opener=lambda path, _: os.open(path, FILE, dir_fd=folder)) as file:
+            same = holds_what_was_read(file.fileno(), self.read) if self.read.digest else _is_copied(file, self.copy)
+            if os.fstat(file.fileno()).st_ctime_ns != found.st_ctime_ns:
+                raise BlockingIOError
+        return same
+
+    def is_untouched(self, found: os.stat_result, name: str, folder: int) -> bool:
+        """Say so of the file itself: its writer can set the mtime back, but not the ctime; else its content decides."""
+        is_as_read = self.read is not None and 0 < self.read.ctime_ns == found.st_ctime_ns
+        return is_as_read or self.is_held_by(found, name, folder)
+
+
+def remove(root: Path, relative_path: str, copied: Copied, aside: Aside) -> Removal:
     """Remove a source if it still is what was copied, and not the last there is; see ``Spool.remove_source``."""
     parent, _, name = relative_path.rpartition("/")
     _give_back(root, aside)
@@ -51,17 +83,18 @@ def remove(
     except OSError:
         return Removal.WAITS
     try:
-        found = _found(name, folder)
-        if found is None:
-            return _remove_left(root, source, aside, read, copy, give_back=(name, folder), is_last=is_last)
-        if not _is(found, source) or (read is not None and not _is_untouched(found, name, folder, read, copy)):
+        try:
+            found = look_in(name, folder)
+        except FileNotFoundError:
+            return _remove_left(root, copied, aside, name, folder)
+        if not copied.is_at(found) or not copied.is_untouched(found, name, folder):
             return Removal.CHANGED
-        if is_last:
+        if copied.is_last:
             return Removal.WAITS
         with aside.opened(str(root)) as own_folder:
             own = secrets.token_hex(16)
             try:
-                return _remove_from(folder, name, own, own_folder, source)
+                return _remove_from(folder, name, own, own_folder, copied)
             except OSError:
                 aside.owed.setdefault(str(root), {})[own] = relative_path
                 raise
@@ -69,23 +102,6 @@ def remove(
         return Removal.WAITS
     finally:
         os.close(folder)
-
-
-def _is_untouched(found: os.stat_result, name: str, folder: int, read: Expect, copy: Path | None) -> bool:
-    """Whether it holds what was read: its writer can set the mtime back, but not the ctime; else its content decides.
-
-    Raises OSError while it is being written.
-    """
-    return 0 < read.ctime_ns == found.st_ctime_ns or _holds(found, name, folder, read, copy)
-
-
-def _holds(found: os.stat_result, name: str, folder: int, read: Expect, copy: Path | None) -> bool:
-    """Whether its content is what was read, by the digests or else by the copy; raises OSError while it is written."""
-    with open(name, "rb", opener=lambda path, _: os.open(path, FILE, dir_fd=folder)) as file:
-        same = holds_what_was_read(file.fileno(), read) if read.digest else _is_copied(file, copy)
-        if os.fstat(file.fileno()).st_ctime_ns != found.st_ctime_ns:
-            raise BlockingIOError
-    return same
 
 
 def _is_copied(file: BinaryIO, copy: Path | None) -> bool:
@@ -102,12 +118,12 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.read(1 << 20), b"")
 
 
-def _remove_from(folder: int, name: str, own: str, aside: int, source: SourceStat) -> Removal:
+def _remove_from(folder: int, name: str, own: str, aside: int, copied: Copied) -> Removal:
     try:
         os.rename(name, own, src_dir_fd=folder, dst_dir_fd=aside)
     except FileNotFoundError:
         return Removal.GONE
-    is_same = _is(look_in(own, aside), source)
+    is_same = copied.is_at(look_in(own, aside))
     if is_same and not _is_being_written(own, aside):
         os.unlink(own, dir_fd=aside)
         sync_open_folder(folder)
@@ -134,30 +150,21 @@ def _give_back(root: Path, aside: Aside) -> None:
             del owed[own]
 
 
-def _remove_left(
-    root: Path,
-    source: SourceStat,
-    aside: Aside,
-    read: Expect | None,
-    copy: Path | None,
-    *,
-    give_back: tuple[str, int],
-    is_last: bool,
-) -> Removal:
+def _remove_left(root: Path, copied: Copied, aside: Aside, old_name: str, old_folder: int) -> Removal:
     """Finish a removal that failed when the file lay aside already: else it would come back at the next start."""
     done = Removal.GONE
     for folder in aside.left(str(root)):
         for name in os.listdir(folder):  # noqa: PTH208 - a descriptor
             found = look_in(name, folder)
-            if not _is(found, source):
+            if not copied.is_at(found):
                 continue
-            if is_last:
-                put_back(name, folder, *give_back)
+            if copied.is_last:
+                put_back(name, folder, old_name, old_folder)
                 return Removal.WAITS
             if _is_being_written(name, folder):
                 return Removal.WAITS
-            if read is not None and not _holds(found, name, folder, read, copy):
-                put_back(name, folder, *give_back)
+            if not copied.is_held_by(found, name, folder):
+                put_back(name, folder, old_name, old_folder)
                 return Removal.CHANGED
             os.unlink(name, dir_fd=folder)
             sync_open_folder(folder)
@@ -180,10 +187,9 @@ def remove_folders(root: Path, folders: Sequence[str]) -> int:
     return removed
 
 
-def recover(root: Path, unremoved: Sequence[tuple[Expect, Path]], aside: Aside) -> int:
+def recover(root: Path, unremoved: Sequence[Copied], aside: Aside) -> int:
     """Finish what a crash cut short; see ``Spool.recover_removals``."""
-    # Devices are numbered anew when a share is mounted again.
-    ours = {(read.source.inode, read.source.size_bytes, read.source.mtime_ns): (read, copy) for read, copy in unremoved}
+    ours = {(each.source.inode, each.source.size_bytes, each.source.mtime_ns): each for each in unremoved}
     count = 0
     try:
         for folder in aside.left(str(root)):
@@ -193,7 +199,7 @@ def recover(root: Path, unremoved: Sequence[tuple[Expect, Path]], aside: Aside) 
     return count
 
 
-def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], tuple[Expect, Path]]) -> int:
+def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], Copied]) -> int:
     count = 0
     top = open_folder(str(root))
     try:
@@ -203,7 +209,7 @@ def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], tu
                 if stat.S_ISDIR(found.st_mode):
                     continue
                 known = ours.get((found.st_ino, found.st_size, found.st_mtime_ns))
-                if known is not None and not _is_being_written(name, aside) and _holds(found, name, aside, *known):
+                if known is not None and not _is_being_written(name, aside) and known.is_held_by(found, name, aside):
                     os.unlink(name, dir_fd=aside)
                 else:
                     put_back(name, aside, f"recovered-{name}", top)
@@ -213,23 +219,6 @@ def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], tu
     finally:
         os.close(top)
     return count
-
-
-def _found(name: str, folder: int) -> os.stat_result | None:
-    try:
-        return look_in(name, folder)
-    except FileNotFoundError:
-        return None
-
-
-def _is(found: os.stat_result, source: SourceStat) -> bool:
-    # The device may have another number since the row was written; everything else tells.
-    now = SourceStat.of(found)
-    return stat.S_ISREG(found.st_mode) and (now.inode, now.size_bytes, now.mtime_ns) == (
-        source.inode,
-        source.size_bytes,
-        source.mtime_ns,
-    )
 
 
 def _is_being_written(name: str, folder: int) -> bool:

@@ -143,8 +143,8 @@ class Spool:
         named and not there keeps its source, which may be the last there is; "": it was let go of by rule.
         """
         place = self.path / copy if copy else None
-        is_last = bool(copy) and not self._is_there(copy)
-        return removal.remove(root, relative_path, source, self._aside, read=read, copy=place, is_last=is_last)
+        copied = removal.Copied(source=source, read=read, copy=place, is_last=bool(copy) and not self._is_there(copy))
+        return removal.remove(root, relative_path, copied, self._aside)
 
     def recover_removals(self, root: Path, unremoved: Sequence[tuple[Expect, str]]) -> int:
         """Finish removals that a crash cut short, and say how many.
@@ -152,7 +152,11 @@ class Spool:
         ``unremoved`` says of each row whose source is still to go what was read of it, and the path of its copy. A file
         that holds nothing of that was written to meanwhile: it goes back into the inbox under a fresh name.
         """
-        kept = [(read, self.path / copy) for read, copy in unremoved if (self._is_there(copy) if copy else read.digest)]
+        kept = [
+            removal.Copied(source=read.source, read=read, copy=self.path / copy)
+            for read, copy in unremoved
+            if (self._is_there(copy) if copy else read.digest)
+        ]
         return removal.recover(root, kept, self._aside)
 
     def _is_there(self, copy: str) -> bool:
