@@ -15,7 +15,7 @@ import structlog
 
 from ingestd.daemon.steps import Seen
 from ingestd.inbox import Candidate
-from ingestd.ledger import KnownSource
+from ingestd.ledger import KnownSource, Ledger, queries
 from ingestd.reader import Inspection
 
 UNCHANGED_MOST = 20
@@ -52,7 +52,23 @@ class InPlace:
         self._doubts: dict[tuple[str, str], tuple[KnownSource, ...]] = {}
         self._log = structlog.get_logger()
 
-    def judge(self, candidate: Candidate, rows: Sequence[KnownSource], asked: Asked, *, mono: float) -> None:
+    def known(self, ledger: Ledger, candidates: Sequence[Candidate], *, mono: float) -> Asked:
+        """Say which of these files some row knows, and of which nobody can say it yet."""
+        by_inbox: dict[str, list[Candidate]] = {}
+        for candidate in candidates:
+            by_inbox.setdefault(candidate.inbox, []).append(candidate)
+        asked = Asked()
+        for inbox, here in by_inbox.items():
+            rows = queries.known_sources(ledger, inbox, [candidate.relative_path for candidate in here])
+            for candidate in here:
+                known = rows.get(candidate.relative_path, ())
+                if candidate.in_place:
+                    self._judge(candidate, known, asked, mono=mono)
+                elif any(row.source == candidate.source and not row.source_removed for row in known):
+                    asked.known.append(candidate)
+        return asked
+
+    def _judge(self, candidate: Candidate, rows: Sequence[KnownSource], asked: Asked, *, mono: float) -> None:
         """Put the candidate where it belongs; of one in doubt, remember which rows it may be."""
         key = (candidate.inbox, candidate.relative_path)
         self._doubts.pop(key, None)

@@ -1,0 +1,283 @@
+"""The next steps of the files in hand, made in one transaction: what a reader, the mover or a comparison came to.
+
+One ``NextSteps`` lives as long as its transaction. It is given every step that has its answer, and writes what goes
+with the next one; ``Admission`` begins these once the transaction is durable, and makes them anew where it was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+import structlog
+
+from ingestd.clocks import Now
+from ingestd.daemon.in_place import recognised
+from ingestd.daemon.judgement import KILLS_MOST, Whole, died, judge, refused_as
+from ingestd.daemon.steps import (
+    Arrived,
+    Comparing,
+    Leave,
+    Misplaced,
+    Moving,
+    Reading,
+    Recorded,
+    Rejection,
+    Returned,
+    Seen,
+    Step,
+    arrival_of,
+    refusal_of,
+    where_it_lies,
+)
+from ingestd.fs.places import is_gone
+from ingestd.inbox import Brought, Stranded, Taken, WhyNot
+from ingestd.ledger import Admitted, Judged, KnownSource, Ledger, NewCandidate, Transaction, moves
+from ingestd.lifecycle import Refusal, Sameness, State
+from ingestd.reader import Inspection, Read, Verdict
+
+# A comparison that came to nothing so often (a file admitted although it is cut, say) is left to a person.
+_COMPARISONS_MOST = 12
+
+# What a step was waiting for; None: the time, or the place, to be admitted once more.
+Answer: TypeAlias = Read | Brought | None
+
+
+class NextSteps:
+    """``steps`` are the next ones by the files' keys, to be begun once the transaction is durable.
+
+    ``killed`` are the rows whose file has killed a reader once more; ``learnt`` says of files in place that were read
+    again for their inode which row each is, or that it is none.
+    """
+
+    def __init__(
+        self,
+        tx: Transaction,
+        now: Now,
+        *,
+        ledger: Ledger,
+        kills: Mapping[int, int],
+        tells_gone: Callable[[str], bool],
+    ) -> None:
+        self._tx = tx
+        self._now = now
+        self._ledger = ledger
+        self._kills = kills
+        self._tells_gone = tells_gone
+        self._log = structlog.get_logger()
+        self.steps: dict[int, Step] = {}
+        self.killed: list[int] = []
+        self.learnt: list[tuple[Seen, KnownSource | None]] = []
+        self._arrived: list[tuple[int, Arrived]] = []
+        self._refused: list[tuple[int, Reading, Refusal]] = []
+        self._dropped: list[int] = []
+
+    def put_down(self, files: Mapping[int, Seen]) -> None:
+        """Put down which files are about to be read, before they are; a row's file has its row."""
+        fresh: list[tuple[int, Seen]] = []
+        for key, seen in files.items():
+            if seen.origin.row is None:
+                fresh.append((key, seen))
+            else:
+                self.steps[key] = Reading(seen=seen, candidate_id=None)
+        candidates = [
+            NewCandidate(inbox=seen.candidate.inbox, relative_path=seen.relative_path, source=seen.candidate.source)
+            for _, seen in fresh
+        ]
+        ids = moves.add_candidates(self._tx, candidates, now=self._now.utc) if candidates else []
+        self.steps |= {
+            key: Reading(seen=seen, candidate_id=candidate_id)
+            for (key, seen), candidate_id in zip(fresh, ids, strict=True)
+        }
+
+    def advance(self, key: int, step: Step, answer: Answer) -> None:
+        """Make the next step of a step and its answer."""
+        if isinstance(step, Reading):
+            assert isinstance(answer, Read)
+            self._was_read(key, step, answer)
+        elif isinstance(step, Moving):
+            assert isinstance(answer, Brought)
+            self._was_moved(key, step, answer)
+        elif isinstance(step, Comparing):
+            assert isinstance(answer, Read)
+            self._was_compared(key, step, answer)
+        else:
+            assert isinstance(step, Arrived)
+            self._arrived.append((key, step))
+
+    def _was_read(self, key: int, step: Reading, read: Read) -> None:
+        seen, found = step.seen, read.inspection
+        verdict: Whole | Rejection | Leave
+        if read.died:
+            if self._count_kill(step) < KILLS_MOST:
+                self.steps[key] = step
+                return
+            verdict, found = died(seen.origin), None
+        elif seen.doubts and found is not None and self._is_what_it_was(step, found):
+            verdict = Leave.DONE
+        else:
+            verdict = judge(seen, read)
+        if isinstance(verdict, Leave):
+            self._return(key, step, verdict)
+            if (row := seen.origin.row) is not None and self._is_lost(seen):
+                moves.read_no_more(self._tx, row.entry_id, now=self._now.utc)
+            return
+        is_whole = isinstance(verdict, Whole)
+        found = verdict.found if isinstance(verdict, Whole) else found
+        # In place, or a row's own: it lies where it is to stay. One that a person asked about, and that is not taken,
+        # lies in rejected/ already, and its row is told.
+        stays = seen.candidate.in_place or seen.origin.row is not None or (seen.origin.requested and not is_whole)
+        if not stays:
+            refused = None if isinstance(verdict, Whole) else verdict
+            self.steps[key] = Moving(reading=step, found=found, refused=refused, since=self._now.mono)
+        elif isinstance(verdict, Whole):
+            taken = where_it_lies(seen, verdict.found)
+            arrival = arrival_of(step, verdict.found, self._ledger, taken)
+            self._arrived.append((key, Arrived(reading=step, found=verdict.found, arrival=arrival)))
+        else:
+            self._refused.append((key, step, refusal_of(step, found, verdict, where_it_lies(seen, found))))
+
+    def _count_kill(self, step: Reading) -> int:
+        if step.candidate_id is not None:
+            return moves.candidate_died(self._tx, step.candidate_id)
+        row = step.seen.origin.row
+        assert row is not None, "a file without a candidate row has a row"
+        self.killed.append(row.entry_id)
+        return self._kills.get(row.entry_id, 0) + 1
+
+    def _is_what_it_was(self, step: Reading, found: Inspection) -> bool:
+        """Whether a row knows this file in place, which was only read again for its new inode or ctime."""
+        if found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
+            return False
+        seen = step.seen
+        row = recognised(seen, found, refused_as(seen, found.verdict))
+        self.learnt.append((seen, row))
+        if row is not None:
+            ctime_ns = where_it_lies(seen, found).ctime_ns
+            moves.refresh_source(self._tx, row.entry_id, source=seen.candidate.source, ctime_ns=ctime_ns)
+        return row is not None
+
+    def _was_moved(self, key: int, step: Moving, brought: Brought) -> None:
+        reading, inbox = step.reading, step.reading.seen.candidate.inbox
+        if isinstance(brought, Taken):
+            if step.refused is not None:
+                self._refused.append((key, reading, refusal_of(reading, step.found, step.refused, brought)))
+            else:
+                assert step.found is not None, "what is taken was read"
+                arrival = arrival_of(reading, step.found, self._ledger, brought)
+                self._arrived.append((key, Arrived(reading=reading, found=step.found, arrival=arrival)))
+            return
+        if isinstance(brought, Stranded):
+            self._log.error("inbox.stranded", inbox=inbox, note=brought.note)
+            self._mislay(key, reading, brought.path)
+            return
+        if brought.why not in (WhyNot.GONE, WhyNot.CHANGED):
+            self._log.error("inbox.not_taken", inbox=inbox, why=brought.why.value, note=brought.note)
+        # One file that cannot be moved (a folder that may not be written) is counted as such and tried again with
+        # growing waits; it holds up no other.
+        leave = {WhyNot.GONE: Leave.DONE, WhyNot.ERROR: Leave.UNREADABLE, WhyNot.NO_ROOM: Leave.UNREADABLE}
+        self._return(key, reading, leave.get(brought.why, Leave.AGAIN), is_full=brought.why is WhyNot.NO_SPACE)
+
+    def _was_compared(self, key: int, step: Comparing, read: Read) -> None:
+        arrived, holder_id = step.arrived, step.holder.entry_id
+        if read.lost == "ours":
+            # Written to after it was read: begun anew.
+            seen, reading = arrived.reading.seen, arrived.reading
+            if seen.candidate.in_place or seen.origin.row is not None:
+                self._return(key, reading, Leave.AGAIN)
+            else:
+                self._mislay(key, reading, arrived.arrival.path)
+        elif read.lost or (read.waits and arrived.comparisons < _COMPARISONS_MOST):
+            # Nothing was learnt. From their file it goes on to the server's copy, from that to their file.
+            distrusts = 0 if step.copy else holder_id
+            self.steps[key] = replace(arrived, comparisons=arrived.comparisons + 1, distrusts=distrusts)
+        else:
+            # Files that cannot be compared are kept both, for a person: never thrown together on a guess.
+            sameness = Sameness(read.sameness) if read.sameness else Sameness.OTHER
+            judged = Judged(holder_id=holder_id, sameness=sameness)
+            self._arrived.append((key, replace(arrived, judged=judged)))
+
+    def _return(self, key: int, reading: Reading, leave: Leave, *, is_full: bool = False) -> None:
+        """Let go of a file of which there is no verdict."""
+        seen = reading.seen
+        if reading.candidate_id is not None:
+            self._dropped.append(reading.candidate_id)
+        # A row's file, a person's request, and what changed in rejected/ are simply taken up again.
+        is_silent = seen.origin.former is not None or seen.origin.row is not None
+        self.steps[key] = Returned(seen=seen, told=None if is_silent else leave, is_full=is_full)
+
+    def _mislay(self, key: int, reading: Reading, path: str) -> None:
+        if reading.candidate_id is not None:
+            self._dropped.append(reading.candidate_id)
+        self.steps[key] = Misplaced(seen=reading.seen, path=path)
+
+    def write(self) -> None:
+        """Have the ledger make rows of what arrived and of what is refused, and forget what came to nothing."""
+        self._admit()
+        self._refuse()
+        moves.drop_candidates(self._tx, self._dropped)
+
+    def _admit(self) -> None:
+        """Have the ledger say, as it stands now, what becomes of the files that arrived."""
+        fresh = [(key, step) for key, step in self._arrived if step.reading.seen.origin.row is None]
+        judged = {place: step.judged for place, (_, step) in enumerate(fresh) if step.judged is not None}
+        rows = (
+            moves.admit(self._tx, [step.arrival for _, step in fresh], judged=judged, now=self._now.utc)
+            if fresh
+            else []
+        )
+        for (key, step), admitted in zip(fresh, rows, strict=True):
+            self._was_admitted(key, step, admitted)
+        for key, step in self._arrived:
+            if (row := step.reading.seen.origin.row) is not None:
+                admitted = moves.reread(self._tx, row.entry_id, step.arrival, judged=step.judged, now=self._now.utc)
+                self._was_admitted(key, step, admitted)
+
+    def _was_admitted(self, key: int, step: Arrived, admitted: Admitted) -> None:
+        seen = step.reading.seen
+        if admitted.needs_compare and admitted.holder is not None:
+            self.steps[key] = Comparing(arrived=step, holder=admitted.holder)
+        elif admitted.entry_id is None or admitted.state is None:
+            # The row that it was read again for is elsewhere by now.
+            self.steps[key] = Returned(seen=seen, told=None)
+        else:
+            if seen.origin.former is not None:
+                moves.readmitted(self._tx, seen.origin.former, admitted.entry_id, now=self._now.utc)
+            copied = not step.arrival.source_removed
+            self.steps[key] = Recorded(seen=seen, entry_id=admitted.entry_id, state=admitted.state, copied=copied)
+
+    def _refuse(self) -> None:
+        fresh: list[tuple[int, Reading, Refusal]] = []
+        for key, reading, refusal in self._refused:
+            origin = reading.seen.origin
+            if origin.row is not None:
+                is_moved = moves.reread_refused(self._tx, origin.row.entry_id, refusal, now=self._now.utc)
+                self._record_refused(key, reading, refusal, origin.row.entry_id if is_moved else None)
+            elif origin.requested and origin.former is not None:
+                moves.request_failed(self._tx, origin.former, note=refusal.note, now=self._now.utc)
+                self._return(key, reading, Leave.DONE)
+            else:
+                fresh.append((key, reading, refusal))
+        ids = moves.refuse(self._tx, [refusal for _, _, refusal in fresh], now=self._now.utc) if fresh else []
+        for (key, reading, refusal), entry_id in zip(fresh, ids, strict=True):
+            if (former := reading.seen.origin.former) is not None:
+                moves.readmitted(self._tx, former, entry_id, now=self._now.utc)
+            self._record_refused(key, reading, refusal, entry_id)
+
+    def _record_refused(self, key: int, reading: Reading, refusal: Refusal, entry_id: int | None) -> None:
+        if entry_id is None:
+            self.steps[key] = Returned(seen=reading.seen, told=None)
+            return
+        self.steps[key] = Recorded(
+            seen=reading.seen,
+            entry_id=entry_id,
+            state=State.REJECTED,
+            reason=refusal.reason.value,
+            copied=not refusal.source_removed,
+        )
+
+    def _is_lost(self, seen: Seen) -> bool:
+        """Whether there is nothing to read any more: whoever sends it finds that too, and has the server asked."""
+        place = seen.candidate.place
+        return is_gone(place) and self._tells_gone(place)
