@@ -1,7 +1,8 @@
 """The daemon: wires the rooms and is the only one that sees them all.
 
-``loop`` turns; ``intake``, ``dispatch``, ``proof``, ``rework`` and ``housekeeping`` each marry some rooms for one part
-of a file's way; ``service`` runs the loop under signals and systemd, once or for ever.
+``stage`` says what a stage is and ``build`` joins them; ``loop`` turns them. A file's way in: ``admission`` (``steps``,
+``judgement``, ``next_steps``), then ``posting``; its way back: ``verification``; at last ``removals`` and ``sources``.
+``service`` runs the loop under signals and systemd, ``single_run`` once.
 """
 
 from ingestd.daemon.daemon import Daemon

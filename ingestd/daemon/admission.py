@@ -110,7 +110,7 @@ class Admission(Stage):
         return not self._steps
 
     @property
-    def in_hand(self) -> int:  # type: ignore[override]
+    def in_hand(self) -> int:
         return len(self._steps)
 
     def adopt(self, candidate: Candidate, origin: Origin) -> None:

@@ -179,7 +179,7 @@ def file_meta_of(part: Part) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workers:
+class DaemonWorkers:
     """What works beside the loop: processes and threads that only wake it."""
 
     inboxes: Inboxes
@@ -205,9 +205,9 @@ class Workers:
 
 def workers_of(
     config: Config, *, inboxes: Inboxes, client: DicomWebClient, spool: Spool, wake: Callable[[], None]
-) -> Workers:
+) -> DaemonWorkers:
     """Start the workers."""
-    return Workers(
+    return DaemonWorkers(
         inboxes=inboxes,
         client=client,
         readers=ReaderPool(processes=config.reader.processes, limits=reader_limits_of(config), wake=wake),
@@ -257,7 +257,7 @@ def stages_of(
     policies: tuple[InboxPolicy, ...],
     spool: Spool,
     ledger: Ledger,
-    workers: Workers,
+    workers: DaemonWorkers,
     gates: Gates,
     ending: Ending,
 ) -> Stages:

@@ -52,7 +52,7 @@ class Daemon:
         self.spool.low_water = config.spool.low_water
         self.gates = Gates()
         self.ending = Ending()
-        self.workers: build.Workers = build.workers_of(
+        self.workers: build.DaemonWorkers = build.workers_of(
             config, inboxes=inboxes, client=client, spool=self.spool, wake=self.wake
         )
         self.stages = build.stages_of(

@@ -222,11 +222,7 @@ class NextSteps:
         """Have the ledger say, as it stands now, what becomes of the files that arrived."""
         fresh = [(key, step) for key, step in self._arrived if step.reading.seen.origin.row is None]
         judged = {place: step.judged for place, (_, step) in enumerate(fresh) if step.judged is not None}
-        rows = (
-            moves.admit(self._tx, [step.arrival for _, step in fresh], judged=judged, now=self._now.utc)
-            if fresh
-            else []
-        )
+        rows = moves.admit(self._tx, [step.arrival for _, step in fresh], judged=judged, now=self._now.utc)
         for (key, step), admitted in zip(fresh, rows, strict=True):
             self._was_admitted(key, step, admitted)
         for key, step in self._arrived:

@@ -101,7 +101,7 @@ class Posting(Stage):
         self._waits_for_token = False
 
     @property
-    def in_hand(self) -> int:  # type: ignore[override]
+    def in_hand(self) -> int:
         """Posts under way."""
         return self._sender.in_flight
 

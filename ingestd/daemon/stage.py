@@ -34,9 +34,6 @@ from ingestd.ledger import Transaction
 class Stage:
     """One part of a file's way. Main thread only."""
 
-    # How many files or posts are under way here: with many, the loop lets one transaction carry more.
-    in_hand = 0
-
     def start(self) -> None:
         """Take up where the last run ended; before the first tick."""
 
@@ -49,6 +46,11 @@ class Stage:
     def next_at(self, now: Now) -> float:  # noqa: ARG002 - those that go by the clock say so
         """Say when there is something to do by the clock alone (``Now.mono``); inf: a ring will tell."""
         return inf
+
+    @property
+    def in_hand(self) -> int:
+        """How many files or posts are under way: with many, the loop lets one transaction carry more."""
+        return 0
 
     @property
     def is_idle(self) -> bool:
