@@ -237,17 +237,9 @@ def test_file_read_again_is_compared_also_when_the_ledger_failed_in_between(tmp_
     """The reading was kept and written once more, and passed for the comparison that had not been made: a conflict."""
     config = configure(tmp_path, server, take="in_place")
     first, second = tmp_path / "first", tmp_path / "second"
-    names = {
-        name: instance_bytes(
-            study_uid="1.2.1",
-            series_uid="1.2.1.1",
-            sop_uid="1.2.1.1.1",
-            extra=sequence(0x00400275, [element(0x00400007, "LO", b"CT")], undefined=undefined),
-        )
-        for name, undefined in (("first", False), ("second", True))
-    }
-    first.write_bytes(names["first"])
-    second.write_bytes(names["second"])
+    one, other = encodings_of_one_object()
+    first.write_bytes(one)
+    second.write_bytes(other)
     with running(config) as daemon:
         stages, ledger = daemon.stages, daemon.ledger
         daemon.gates.rework.open("orphans")
@@ -277,6 +269,68 @@ def test_file_read_again_is_compared_also_when_the_ledger_failed_in_between(tmp_
             write()
 
     assert states(config) == {"PENDING": 1, "DUPLICATE": 1}
+
+
+def encodings_of_one_object(study_uid: str = "1.2.1") -> tuple[bytes, bytes]:
+    """The same object with a sequence of known, and of undefined length."""
+    one, other = (
+        instance_bytes(
+            study_uid=study_uid,
+            series_uid=f"{study_uid}.1",
+            sop_uid=f"{study_uid}.1.1",
+            extra=sequence(0x00400275, [element(0x00400007, "LO", b"CT")], undefined=undefined),
+        )
+        for undefined in (False, True)
+    )
+    return one, other
+
+
+def test_file_read_again_is_compared_with_the_servers_copy_where_the_other_ones_file_is_gone(
+    tmp_path: Path, server: Emulator
+) -> None:
+    """A new file was; that of a row passed for another object, unseen: a conflict for a person."""
+    config = configure(tmp_path, server, retain="0s")
+    one, other = encodings_of_one_object()
+    (tmp_path / "drop" / "first").write_bytes(one)
+    run(config)
+    assert [path for path in (tmp_path / "spool" / "files").rglob("*") if path.is_file()] == []
+    with running(config) as daemon:
+        daemon.gates.claims.shut("test")
+        (tmp_path / "drop" / "second").write_bytes(encodings_of_one_object("1.2.9")[0])
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "PENDING": 1})
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        kept.write_bytes(other)
+        daemon.gates.claims.open("test")
+
+        turn(daemon, lambda: "PENDING" not in states(config) and "SENDING" not in states(config))
+
+    assert states(config) == {"CONFIRMED": 1, "DUPLICATE": 1}
+
+
+def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was learnt of it, and it passed for another object."""
+    monkeypatch.setattr("ingestd.daemon.admission._COMPARE_AGAIN_SECONDS", 0.2)
+    config = configure(tmp_path, server, take="in_place")
+    one, other = encodings_of_one_object()
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.write_bytes(other)
+    with running(config) as daemon:
+        daemon.gates.claims.shut("test")
+        ledger = daemon.ledger
+        admit(ledger, replace(arrival(1, study=2, in_place=True), path=str(second)))
+        send(ledger, study=2, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+        first.write_bytes(one)
+        held = replace(arrival(1, in_place=True), path=str(first), content=content_of_file(first))
+        admit(ledger, held)
+        first.unlink()  # its folder is away, say
+        until = time.monotonic() + 1.5
+        turn(daemon, lambda: time.monotonic() > until)
+        assert states(config) == {"PENDING": 2}
+
+        first.write_bytes(one)
+        turn(daemon, lambda: states(config) == {"PENDING": 1, "DUPLICATE": 1})
 
 
 def content_of_file(path: Path) -> Content:
