@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from .errors import INTERNAL, UNAVAILABLE, CutConnection, Problem
@@ -23,6 +21,7 @@ from .faults import FaultName
 from .http.accept import accepts_json
 from .http.answers import Streamed, plain
 from .http.connection import TRANSPORT
+from .http.logged_send import LoggedSend
 from .http.request import Action, Body, Route, ServiceRequest, content_type_of, small_body
 from .routes import SUPPORTED_VERSIONS, UNVERSIONED, find_route
 from .services.partitions import enter_partition
@@ -59,11 +58,11 @@ class App:
         if scope["type"] != "http":
             return
         request = ServiceRequest(scope, receive, archive=self._archive, number=self._archive.log.begin())
-        exchange = _LoggedSend(send, lambda: self._log(request, exchange.status, "answered"))
+        exchange = LoggedSend(send, lambda: self._log(request, exchange.status, "answered"))
         outcome = "cut"
         try:
             response = await self._answer(request)
-            exchange.holds_back = isinstance(response, Streamed)
+            exchange.is_streamed = isinstance(response, Streamed)
             try:
                 await self._send(request, response, exchange)
             finally:
@@ -152,45 +151,6 @@ class App:
         elif route.body is Body.SMALL:
             request.content = await small_body(request)
         return await anyio.to_thread.run_sync(route.endpoint, request)
-
-
-class _LoggedSend:
-    """Remembers what has been sent, and has an answer logged before its last byte leaves.
-
-    One without a body is whole with its head, which waits for that. Of a streamed answer each piece is held back until
-    the next one: with the last piece the client has all that it was promised, although the server is still to learn
-    that nothing follows.
-    """
-
-    def __init__(self, send: Send, log: Callable[[], None]) -> None:
-        self._send = send
-        self._log = log
-        self._head: AsgiMessage | None = None
-        self._held: bytes | None = None
-        self.holds_back = False
-        self.status: int | None = None
-        self.is_complete = False
-
-    async def __call__(self, message: AsgiMessage) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            if self.status in (204, 304) or (b"content-length", b"0") in message["headers"]:
-                self._head = message
-                return
-        elif message["type"] == "http.response.body":
-            if not message.get("more_body", False):
-                self.is_complete = True
-                self._log()
-            if self.holds_back:
-                self._held, message["body"] = message["body"], self._held
-                if self.is_complete:
-                    message["body"] = (message["body"] or b"") + self._held
-                elif message["body"] is None:
-                    return
-        if self._head is not None:
-            head, self._head = self._head, None
-            await self._send(head)
-        await self._send(message)
 
 
 async def _fire_faults(request: ServiceRequest) -> None:

@@ -1,8 +1,20 @@
 """One connection: uvicorn's HTTP protocol, and how much one client may cost before it has asked for anything.
 
 uvicorn bounds neither the length of a request's head nor the time that one takes, a body may stand still for ever, and
-so may the reader of an answer. The bounds here are those of Kestrel, under which the original server runs. Time counts
-only while it is the client's turn: however slow the server is, nobody is cut for it.
+so may the reader of an answer. The bounds here are those of Kestrel, under which the original server runs.
+
+Time counts only while it is the client's turn: however slow the server is, nobody is cut for it. Whose turn it is:
+
+  - **to ask**: from the connection's begin, and from the end of an answer, until a head is whole. ``_asking`` runs; a
+    head that has begun ends in 408, an idle connection is closed;
+  - **to send the body**: while the application receives. ``BodyTimeout`` has the client's patience as an account: time
+    takes from it, bytes give to it, so that slow but steady goes on and standing still does not;
+  - **to read**: while bytes wait in the transport's buffer. ``_reading`` looks whether enough of them went since it
+    looked last. The buffer is asyncio's own while an answer is made, so that the next piece is made while one is sent;
+    behind the last one it is none at all, so that any byte that waits counts as a pause.
+
+What a head may hold is counted where the parser hands it on, and, since a parser may take bytes for long before it
+hands anything on, also where they come in (``_swallowed``).
 """
 
 from __future__ import annotations
