@@ -86,7 +86,7 @@ def command(
     update and workitems. It is for trying things out and for tests, never for patients' data. Open its address in a
     browser to see what is stored.
     """
-    from ingestd.emulator import EmulatorFailed, FaultName, UnknownFault, serve
+    from ingestd.emulator import Emulator, EmulatorFailed, FaultName, UnknownFault
     from ingestd.emulator import reset as remove_all
 
     if list_faults:
@@ -101,7 +101,7 @@ def command(
     try:
         # Bodies may be large: what of them is garbage must not wait for as many objects as a short command may make.
         gc.set_threshold(_YOUNG_OBJECTS)
-        serve(data, host=host, port=port, ready=_announce, faults=faults, viewer=viewer, **settings)
+        Emulator(data, host=host, port=port, faults=faults, viewer=viewer, **settings).serve(_announce)
     except UnknownFault as error:
         raise click.UsageError(str(error)) from error
     except EmulatorFailed as error:

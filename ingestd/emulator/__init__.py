@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from .control import CONTROL_HEADER
 from .faults import Fault, FaultName, Faults, UnknownFault
-from .server import Emulator, EmulatorFailed, serve
+from .server import Emulator, EmulatorFailed
 from .settings import Flavour, Settings
 from .storage.archive import reset
 from .storage.request_log import read_log
@@ -37,5 +37,4 @@ __all__ = [
     "UnknownFault",
     "read_log",
     "reset",
-    "serve",
 ]

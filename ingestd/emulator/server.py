@@ -189,23 +189,23 @@ class Emulator:
         self._stack.close()
         self._archive = None
 
-    def serve(self, *, ready: Callable[[Emulator], object] | None = None) -> None:
-        """Run in this thread until SIGTERM or SIGINT; ``ready`` is called once it listens."""
+    def serve(self, ready: Callable[[Emulator], object]) -> None:
+        """Run in this thread until SIGTERM or SIGINT; ``ready`` is called once it listens. Raises EmulatorFailed."""
         try:
             server, listener = self._prepare()
+
+            def tell() -> None:
+                while not (server.started or server.should_exit):
+                    time.sleep(0.002)
+                if server.started:
+                    ready(self)
+
             with _on_signals(server):
-                watcher = threading.Thread(target=self._tell, args=(server, ready), daemon=True)
-                watcher.start()
+                threading.Thread(target=tell, daemon=True).start()
                 server.run(sockets=[listener])
         finally:
             self._stack.close()
             self._archive = None
-
-    def _tell(self, server: uvicorn.Server, ready: Callable[[Emulator], object] | None) -> None:
-        while not server.started and not server.should_exit:
-            time.sleep(0.002)
-        if ready is not None and server.started:
-            ready(self)
 
 
 def _wait_for(server: uvicorn.Server, thread: threading.Thread) -> None:
@@ -264,15 +264,3 @@ def _on_signals(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-def serve(
-    data: Path | None = None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    ready: Callable[[Emulator], object] | None = None,
-    **settings: Any,
-) -> None:
-    """Run an emulator in front until SIGTERM or SIGINT; raises EmulatorFailed when it cannot start."""
-    Emulator(data, host=host, port=port, **settings).serve(ready=ready)
