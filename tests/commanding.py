@@ -157,8 +157,8 @@ class Rows:
             ),
             modality=modality,
             station="SCANNER1",
-            patient_hash=self.ledger.search_hash("patient", patient),
-            accession_hash=self.ledger.search_hash("accession", accession),
+            patient_hash=self.ledger.search_key.hash("patient", patient),
+            accession_hash=self.ledger.search_key.hash("accession", accession),
             notes=("trailing_padding",),
         )
         with self.ledger.transaction() as tx:

@@ -68,7 +68,7 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
         return _new_address(settings, as_json=as_json)
     if decision == "new_key":
         with ledger_for_moves(settings) as ledger:
-            ledger.accept_key()
+            ledger.search_key.accept()
         if as_json:
             print_json({"decision": decision, "done": [], "refused": []})
         else:

@@ -226,8 +226,8 @@ def _choice(ledger: Ledger, wanted: StatusFilter) -> Choice:
 
     return Choice(
         study_uid=wanted.study,
-        accession_hash=ledger.search_hash("accession", wanted.accession) if wanted.accession else None,
-        patient_hash=ledger.search_hash("patient", wanted.patient_id) if wanted.patient_id else None,
+        accession_hash=ledger.search_key.hash("accession", wanted.accession) if wanted.accession else None,
+        patient_hash=ledger.search_key.hash("patient", wanted.patient_id) if wanted.patient_id else None,
         modality=wanted.modality.upper() if wanted.modality else None,
         state=State(wanted.state.upper()) if wanted.state else None,
         since=wanted.since,

@@ -83,7 +83,7 @@ class KeyAlarm(Stage):
             KEY_MADE_ANEW,
             note="the key of the search words (the ledger's .key file) was missing and another was made, or another was"
             " put there: what was taken in before is not found by patient or accession"
-            if self._ledger.key_is_another
+            if self._ledger.search_key.is_another
             else "",
             next_step="stop ingestd, put the key file back from the backup of the ledger's folder, and start it; or,"
             " where there is no backup of it, go on with the new one: `ingestd resolve --new-key`",

@@ -123,7 +123,7 @@ class Trust:
         studies.update(row.identity.study_uid for row in self._comparing.values())
         for row in rows:
             study_uid = row.identity.study_uid
-            if study_uid not in studies or self._ledger.place_in_sample(row.identity.sop_uid) < self._sample:
+            if study_uid not in studies or self._ledger.search_key.place_in_sample(row.identity.sop_uid) < self._sample:
                 studies.add(study_uid)
                 yield row.entry_id
 

@@ -6,20 +6,20 @@ Changes are gathered in memory during a transaction and written together; the te
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, literal_column, select
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.engine import Connection
 
 from ingestd.lifecycle import BatchLimits, State, StudyQueue, study_due_at
 
 from . import dialect
+from .row import QUEUED, pieces
 from .schema import STATE_COLUMNS, instance, state_count, study, study_label
 
-_QUEUED = literal_column("queued") == literal_column("1")
 _ADD_COUNTS = dialect.add_to(state_count, ("entries", "held", "size_bytes"))
 _PUT_STUDY = dialect.upsert(study)
 _PUT_LABEL = dialect.insert_missing(study_label)
@@ -28,6 +28,12 @@ _SELECT_STUDIES = (
     .where(study.c.host == bindparam("host"), dialect.among(study.c.study_uid, "study_uids"))
     .with_for_update()
 )
+_SET_DUE = (
+    update(study)
+    .where(study.c.host == bindparam("b_host"), study.c.study_uid == bindparam("b_study"))
+    .values(due_at=bindparam("b_due"))
+)
+_STUDIES_AT_ONCE = 1000
 _LABELS_REMEMBERED = 20_000
 
 
@@ -59,11 +65,6 @@ def queue_of(row: Mapping[str, Any]) -> StudyQueue:
         charged=row["charged"],
         priority=row["priority"],
     )
-
-
-def _pieces(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), dialect.CHUNK):
-        yield items[start : start + dialect.CHUNK]
 
 
 class Counters:
@@ -167,7 +168,7 @@ class Counters:
             )
             if len(self._labels_known) > _LABELS_REMEMBERED:
                 self._labels_known.clear()
-            # Remembered although the transaction may still roll back: `forget_labels` is called then.
+            # Remembered although the transaction may still roll back: they are forgotten then.
             self._labels_known |= self._labels
             self._labels.clear()
         if self._studies:
@@ -184,9 +185,9 @@ class Counters:
         for host, study_uids in by_host.items():
             limits = self._limits_of(host)
             found: dict[str, dict[str, Any]] = {}
-            for piece in _pieces(study_uids):
-                asked = connection.execute(_SELECT_STUDIES, {"host": host, "study_uids": piece})
-                found.update((row.study_uid, dict(row._mapping)) for row in asked)  # noqa: SLF001 - its public name
+            for piece in pieces(study_uids):
+                for asked in connection.execute(_SELECT_STUDIES, {"host": host, "study_uids": piece}):
+                    found[asked.study_uid] = dict(asked._mapping)  # noqa: SLF001 - its public name
             for study_uid in study_uids:
                 change = changes[host, study_uid]
                 row = found.get(study_uid) or _new_study(host, study_uid, change)
@@ -233,16 +234,33 @@ def _carry_out(connection: Connection, row: dict[str, Any], change: _StudyChange
         row["oldest_at"], row["newest_at"] = _ends_of_queue(connection, row["host"], row["study_uid"])
         row["priority"] = max(row["priority"], change.priority)
     else:
-        ends = [at for at in (row["oldest_at"], change.oldest_at) if at is not None]
-        row["oldest_at"] = min(ends)
-        ends = [at for at in (row["newest_at"], change.newest_at) if at is not None]
-        row["newest_at"] = max(ends)
+        if change.oldest_at is not None and (row["oldest_at"] is None or change.oldest_at < row["oldest_at"]):
+            row["oldest_at"] = change.oldest_at
+        if change.newest_at is not None and (row["newest_at"] is None or change.newest_at > row["newest_at"]):
+            row["newest_at"] = change.newest_at
         row["priority"] = max(row["priority"], change.priority)
     row.update(change.values)
 
 
 def _ends_of_queue(connection: Connection, host: str, study_uid: str) -> tuple[datetime, datetime]:
-    queue = select(instance.c.admitted_at).where(_QUEUED, instance.c.host == host, instance.c.study_uid == study_uid)
+    queue = select(instance.c.admitted_at).where(QUEUED, instance.c.host == host, instance.c.study_uid == study_uid)
     oldest = connection.execute(queue.order_by(instance.c.admitted_at).limit(1)).scalar_one()
     newest = connection.execute(queue.order_by(instance.c.admitted_at.desc()).limit(1)).scalar_one()
     return oldest, newest
+
+
+def set_due_again(connection: Connection, host: str, limits: BatchLimits) -> None:
+    """Have the waiting studies of a host due by other limits."""
+    after = ""
+    while True:
+        rows = connection.execute(
+            select(study)
+            .where(study.c.host == host, study.c.study_uid > after, study.c.waiting > 0)
+            .order_by(study.c.study_uid)
+            .limit(_STUDIES_AT_ONCE)
+        ).all()
+        if not rows:
+            return
+        after = rows[-1].study_uid
+        due = [(row.study_uid, study_due_at(queue_of(dict(row._mapping)), limits)) for row in rows]  # noqa: SLF001
+        connection.execute(_SET_DUE, [{"b_host": host, "b_study": uid, "b_due": due_at} for uid, due_at in due])

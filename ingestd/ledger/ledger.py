@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,24 +9,22 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import func, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from ingestd.clocks import utc_now
-from ingestd.fs.durable import write_whole
-from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits, study_due_at
+from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits
 
-from . import backup, dialect, search_key, sqlite_file, trouble
-from .counters import queue_of
+from . import counters, dialect, sqlite_file, trouble
 from .migrations import MIGRATIONS
-from .schema import alarm, meta, state_count, study
 from .schema import destination as destination_table
 from .schema import host as host_table
+from .schema import meta, state_count
+from .search_key import SearchKey
 from .session import Session
 from .values import (
-    KEY_MADE_ANEW,
     OTHER_ADDRESS_STEP,
     LedgerError,
     LedgerMissing,
@@ -45,15 +40,7 @@ if TYPE_CHECKING:
 _PUT_HOST = dialect.upsert(host_table)
 _PUT_META = dialect.upsert(meta)
 _DESTINATION = select(destination_table.c.url)
-_SEARCH_KEY = "search_key"  # in meta
 _MICROSECOND = timedelta(microseconds=1)
-_SET_DUE = (
-    update(study)
-    .where(study.c.host == bindparam("b_host"), study.c.study_uid == bindparam("b_study"))
-    .values(due_at=bindparam("b_due"))
-)
-_STUDIES_AT_ONCE = 1000
-_WORDS_MOST = 1000
 
 
 class _RehearsedError(Exception):
@@ -66,11 +53,7 @@ class Ledger(Session):
     def __init__(self, engine: Engine, file: Path, *, host: str, spool: Path | None, read_only: bool) -> None:
         super().__init__(engine, file, host=host, spool=spool)
         self._read_only = read_only
-        self._key: bytes | None = None
-        self._key_file = file.with_name(file.name + ".key")
-        # Whether the key of a filled ledger was gone when this one was opened to take files in.
-        self.key_was_missing = False
-        self._words: dict[tuple[str, str], str] = {}  # search words by kind and value; files of a study share theirs
+        self.search_key = SearchKey(self, may_make=not read_only)
         # How long the last commit took: what a transaction costs, however little is in it.
         self.commit_seconds = 0.0
 
@@ -117,7 +100,7 @@ class Ledger(Session):
         try:
             with cls(engine, file, host=host, spool=spool, read_only=False) as ledger:
                 ledger._prepare(destination, None, rehearsal=True)
-                return ledger.key_was_missing
+                return ledger.search_key.was_missing
         except DBAPIError as error:
             raise trouble.failure(error.orig, file) from None
         finally:
@@ -197,106 +180,13 @@ class Ledger(Session):
         with self.begin():
             self._put_host(limits)
 
-    def search_hash(self, kind: Literal["patient", "accession"], value: str) -> str:
-        """Say under which word a PatientID or AccessionNumber is kept: a keyed hash, "" for an empty value.
-
-        The key is in a file of its own beside the ledger: a copy of the ledger alone tells nobody who was examined.
-        """
-        word = self._words.get((kind, value))
-        if word is None:
-            if len(self._words) >= _WORDS_MOST:
-                self._words.clear()
-            word = self._words[kind, value] = self._search_word(kind, value.strip(" \0"))
-        return word
-
-    def place_in_sample(self, sop_uid: str) -> float:
-        """Say where in [0, 1) an instance stands among all: by a keyed hash, so that no server can tell which are few.
-
-        The same for one instance each time that it is asked.
-        """
-        if self._key is None:
-            self._key = self._search_key()
-        drawn = hmac.digest(self._key, b"sample\0" + sop_uid.encode("utf-8", "replace"), "sha256")
-        return int.from_bytes(drawn[:7]) / (1 << 56)
-
-    def _search_word(self, kind: str, trimmed: str) -> str:
-        if not trimmed:
-            return ""
-        if self._key is None:
-            self._key = self._search_key()
-        return hmac.new(self._key, f"{kind}\0{trimmed}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
-
-    @property
-    def key_is_another(self) -> bool:
-        """Whether what was taken in before is kept by another key of the search words than this one."""
-        return self._key is not None and self._mark_of_key() != search_key.mark_of(self._key)
-
-    def accept_key(self) -> None:
-        """A person: go on with the key that is there now, whatever was taken in before. Raises LedgerError."""
-        with self.begin():
-            self._put_mark(search_key.mark_of(self._search_key()))
-            self.connection.execute(delete(alarm).where(alarm.c.kind == KEY_MADE_ANEW))
-
-    def _mark_of_key(self) -> str | None:
-        rows = self.fetch_all(select(meta.c.value).where(meta.c.key == _SEARCH_KEY))
-        return rows[0].value if rows else None
-
-    def _put_mark(self, mark: str) -> None:
-        self.connection.execute(_PUT_META, {"key": _SEARCH_KEY, "value": mark})
-
-    def _expect_key(self, *, rehearsal: bool) -> None:
-        there = os.path.lexists(self._key_file)
-        self.key_was_missing = not there and self._is_filled()
-        if there or not rehearsal:
-            self._key = self._search_key()
-            if self._mark_of_key() is None:
-                # Of a ledger older than the mark: a key that is lost is known again by nobody.
-                self._put_mark("" if self.key_was_missing else search_key.mark_of(self._key))
-
-    def _search_key(self) -> bytes:
-        key_file = self._key_file
-        try:
-            if not self._read_only and not key_file.exists():
-                if self._is_filled():
-                    import structlog  # noqa: PLC0415 - 0.03 s of `ingestd status`, for a line that few see
-
-                    # Taking files in goes on; but what was taken in is no longer found by patient or accession.
-                    structlog.get_logger().error("ledger.key_made_anew", why="key_was_missing")
-                search_key.make(key_file)
-            return search_key.read(key_file)
-        except FileNotFoundError:
-            if not self._is_filled():
-                raise LedgerMissing(f"the key of the search words, {key_file}, is not there yet") from None
-            raise LedgerError(
-                f"the key of the search words, {key_file}, is missing, so that nobody can be searched for; put it back"
-                " from a backup of the ledger's folder"
-            ) from None
-        except OSError as error:
-            raise LedgerError(f"the key of the search words, {key_file}, cannot be used: {error.strerror}") from None
-        except search_key.CutShortError:
-            raise LedgerError(
-                f"the key of the search words, {key_file}, is cut short; put it back from the backup of the"
-                " ledger's folder (where there is none: move it away, start ingestd, and `ingestd resolve --new-key`)"
-            ) from None
-
-    def _is_filled(self) -> bool:
-        return bool(sum(row.entries for row in self.fetch_all(select(state_count.c.entries))))
-
     def back_up(self, folder: Path) -> bool:
         """Copy this ledger into the folder, and its key beside it; say whether the key that is there now is its own.
 
-        Another one, or none, does not take the place of a former copy. Raises LedgerError and OSError.
+        Raises LedgerError and OSError.
         """
-        try:
-            key: bytes | None = search_key.read(self._key_file)
-        except (OSError, search_key.CutShortError):
-            key = None
-        ours = key is not None and self._mark_of_key() in (None, search_key.mark_of(key))
-        if key is not None and ours:
-            words = key
-            write_whole(folder / self._key_file.name, lambda scratch: scratch.write_bytes(words))
-        driver = sqlite_file.driver_of(self.connection)
-        backup.copy_ledger(driver, self.file, folder / self.file.name)
+        ours = self.search_key.back_up(folder)
+        sqlite_file.copy(self.connection, self.file, folder / self.file.name)
         self.connection.rollback()
         return ours
 
@@ -310,7 +200,7 @@ class Ledger(Session):
             self._adopt_destination(destination)
             if self.host:
                 self._put_host(limits or BatchLimits())
-                self._expect_key(rehearsal=rehearsal)
+                self.search_key.expect(rehearsal=rehearsal)
             if rehearsal:
                 raise _RehearsedError
 
@@ -416,28 +306,4 @@ class Ledger(Session):
         self._limits[self.host] = limits
         self.longest = replace(self.longest, quiet=limits.quiet_period)
         if former != limits:
-            self._set_due_again(limits)
-
-    def _set_due_again(self, limits: BatchLimits) -> None:
-        after = ""
-        while True:
-            rows = self.connection.execute(
-                select(study)
-                .where(study.c.host == self.host, study.c.study_uid > after, study.c.waiting > 0)
-                .order_by(study.c.study_uid)
-                .limit(_STUDIES_AT_ONCE)
-            ).all()
-            if not rows:
-                return
-            after = rows[-1].study_uid
-            self.connection.execute(
-                _SET_DUE,
-                [
-                    {
-                        "b_host": self.host,
-                        "b_study": row.study_uid,
-                        "b_due": study_due_at(queue_of(dict(row._mapping)), limits),  # noqa: SLF001
-                    }
-                    for row in rows
-                ],
-            )
+            counters.set_due_again(self.connection, self.host, limits)

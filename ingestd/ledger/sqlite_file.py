@@ -15,6 +15,7 @@ import errno
 import os
 import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -24,6 +25,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
+from ingestd.fs.durable import write_whole
 from ingestd.fs.mounts import mount_of
 from ingestd.fs.places import MISSING, expect_named
 from ingestd.lifecycle import MOVES, State
@@ -340,3 +342,24 @@ def check_whole(connection: Connection) -> list[str]:
     """Read every page and say what is wrong; empty when nothing is. Takes a second for some 200 MB."""
     answer = [str(line) for line in connection.exec_driver_sql("PRAGMA quick_check(20)").scalars()]
     return [] if answer == ["ok"] else answer
+
+
+def copy(connection: Connection, file: Path, place: Path) -> None:
+    """Copy the ledger to this place, in place of a former copy, as soon as the new one is whole and durable.
+
+    Whoever writes the ledger waits as long as the copying takes. Raises LedgerError where the copy would be damaged.
+    """
+    ledger = driver_of(connection)
+
+    def fill(scratch: Path) -> None:
+        with closing(sqlite3.connect(scratch, isolation_level=None)) as target:
+            try:
+                ledger.backup(target)
+                (found,) = target.execute("PRAGMA quick_check(1)").fetchone()
+            except sqlite3.DatabaseError as error:
+                full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+                raise failure(error, place if full else file) from None
+        if found != "ok":
+            raise LedgerError(f"the ledger {file} is damaged ({found}); what lay at {place} was left as it was")
+
+    write_whole(place, fill)

@@ -381,7 +381,7 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """Which studies or entries to show; everything given must hold. The hashes come from ``Ledger.search_hash``."""
+    """Which studies or entries to show; everything given must hold. The hashes come from ``Ledger.search_key``."""
 
     study_uid: str | None = None
     accession_hash: str | None = None

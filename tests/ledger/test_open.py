@@ -54,15 +54,15 @@ def test_new_ledger_is_the_owners_alone_and_in_a_folder_made_for_it(tmp_path: Pa
 def test_missing_key_of_a_filled_ledger_is_told_and_never_made_anew_in_silence(tmp_path: Path):
     """Its reader heard that there is no ledger, and the daemon made another key without a word."""
     ledger = open_ledger(tmp_path)
-    before = ledger.search_hash("patient", "PID")
+    before = ledger.search_key.hash("patient", "PID")
     admit(ledger, arrival(1))
     ledger.close()
     (tmp_path / "ledger.db.key").unlink()
 
     with Ledger.open(url(tmp_path), read_only=True) as reader, pytest.raises(LedgerError, match="put it back") as told:
-        reader.search_hash("patient", "PID")
+        reader.search_key.hash("patient", "PID")
     with capture_logs() as lines, open_ledger(tmp_path) as writer:
-        after = writer.search_hash("patient", "PID")
+        after = writer.search_key.hash("patient", "PID")
 
     assert not isinstance(told.value, LedgerMissing)
     assert before != after

@@ -360,8 +360,8 @@ def test_unfinished_counts_up_to_a_row(ledger: Ledger):
 
 def hashes(ledger: Ledger) -> dict[str, str]:
     return {
-        "patient_hash": ledger.search_hash("patient", "4711"),
-        "accession_hash": ledger.search_hash("accession", "A-1"),
+        "patient_hash": ledger.search_key.hash("patient", "4711"),
+        "accession_hash": ledger.search_key.hash("accession", "A-1"),
     }
 
 
@@ -375,9 +375,9 @@ def test_studies_are_found_by_all_that_an_administrator_may_know(ledger: Ledger)
 
     assert found() == ["1.2.2", "1.2.1"]
     assert found(study_uid="1.2.1") == ["1.2.1"]
-    assert found(patient_hash=ledger.search_hash("patient", "4711 ")) == ["1.2.1"]
-    assert found(accession_hash=ledger.search_hash("accession", "A-1")) == ["1.2.1"]
-    assert found(patient_hash=ledger.search_hash("accession", "4711")) == []
+    assert found(patient_hash=ledger.search_key.hash("patient", "4711 ")) == ["1.2.1"]
+    assert found(accession_hash=ledger.search_key.hash("accession", "A-1")) == ["1.2.1"]
+    assert found(patient_hash=ledger.search_key.hash("accession", "4711")) == []
     assert found(modality="MR") == ["1.2.2"]
     assert found(state=State.STORED) == ["1.2.2"]
     assert found(since=LATER) == ["1.2.2"]
@@ -441,14 +441,14 @@ def test_entries_are_found_by_state_reason_and_label(ledger: Ledger):
 
 
 def test_search_words_say_nothing_without_their_key(tmp_path: Path, ledger: Ledger):
-    word = ledger.search_hash("patient", "4711")
-    assert word == ledger.search_hash("patient", "4711")
-    assert ledger.search_hash("patient", " ") == ""
+    word = ledger.search_key.hash("patient", "4711")
+    assert word == ledger.search_key.hash("patient", "4711")
+    assert ledger.search_key.hash("patient", " ") == ""
     assert "4711" not in word
     key = tmp_path / "ledger.db.key"
     assert key.stat().st_mode & 0o777 == 0o600
     with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", read_only=True) as reader:
-        assert reader.search_hash("patient", "4711") == word
+        assert reader.search_key.hash("patient", "4711") == word
 
 
 def test_file_is_found_by_id_uid_and_path(ledger: Ledger, tmp_path: Path):
