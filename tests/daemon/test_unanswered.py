@@ -26,7 +26,7 @@ from tests.daemon.test_trust import _ask
 from tests.daemon.test_verification import rooms, somebody_else, turn_until, utc_now
 from tests.http_server import Conversation, Request, ScriptedServer, answer
 from tests.line.test_line import drop, make_image
-from tests.reconciler.test_judges import row_of
+from tests.reconciler.test_decide import row_of
 from tests.running import Site, wait_until
 
 FORBIDDEN = answer(b"no", status="403 Forbidden", content_type="text/plain")

@@ -1,4 +1,4 @@
-"""The system fails under a reader or its supervisor: one call at a time, by the library of ``tests/torture``."""
+"""The system fails under a reader or its pool: one call at a time, by the library of ``tests/torture``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.torture.failing import Fault, Injector
 WITHIN_SECONDS = 30.0
 ALWAYS = 0
 # Submits files one after the other, each once the one before is back, as a daemon does on a quiet day.
-SUPERVISOR = """
+POOL = """
 import queue, sys, time, structlog
 from ingestd.reader import InspectJob, ReaderPool
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -101,9 +101,9 @@ def test_filesystem_without_leases_is_read_all_the_same(failing: Callable[[str, 
 
 
 def supervise(library: Path, folder: Path, fault: Fault) -> tuple[list[str], str, Injector]:
-    """Have a process of its own read five files while one call of its supervisor fails: what came, what was said."""
+    """Have a process of its own read five files while one call of its pool fails: what came, what was said."""
     script = folder / "supervise.py"
-    script.write_text(SUPERVISOR)
+    script.write_text(POOL)
     path = write_instance(folder / "a")
     injector = Injector(library, folder / "rule", fault, fault.place)
     words = [sys.executable, str(script), "ingestd", str(path)]

@@ -139,7 +139,7 @@ def test_readers_without_processes_say_what_a_child_says(reading: Reading, tmp_p
 
 
 def test_no_ring_is_lost_between_jobs_that_come_one_by_one(reading: Reading, tmp_path: Path) -> None:
-    """The supervisor also looks around by itself, every two seconds, so a lost ring would only make it slow."""
+    """The pool also looks around by itself, every two seconds, so a lost ring would only make it slow."""
     path = str(write_instance(tmp_path / "a"))
     began = time.monotonic()
 
