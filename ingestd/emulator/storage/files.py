@@ -88,14 +88,11 @@ class Files:
         """
         if not self._fsync:
             return
-        descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if os.fstat(descriptor).st_size > _LONG_TO_WRITE:
-                os.fsync(descriptor)
+        with part.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > _LONG_TO_WRITE:
+                os.fsync(file.fileno())
             else:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write, and returns
-        finally:
-            os.close(descriptor)
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write, and returns
 
     def put(self, placed: Iterable[tuple[Path, int]]) -> None:
         """Move parts to their places; files and folders are durable when this returns."""

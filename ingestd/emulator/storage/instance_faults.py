@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from io import FileIO
 from typing import Any
 
 from pydicom import dcmread
@@ -53,28 +54,23 @@ def alter_file(archive: Archive, result: PartResult) -> None:
         os.write(descriptor, result.examined.source)
         os.close(descriptor)
         result.examined.source = path
-    descriptor = os.open(result.examined.source, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        size = os.fstat(descriptor).st_size
+    with result.examined.source.open("r+b", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
         if FaultName.ALTER_STORED in result.faults:
-            _flip(descriptor, size - 1)
+            _flip(file, size - 1)
         if FaultName.CHANGE_STORED in result.faults:
-            _flip(descriptor, _place_of_name(descriptor))
+            _flip(file, _place_of_name(file))
         if fault := result.faults.get(FaultName.CUT_STORED):
-            os.ftruncate(descriptor, max(0, size - (1 if fault.bytes is None else fault.bytes)))
-    finally:
-        os.close(descriptor)
+            file.truncate(max(0, size - (1 if fault.bytes is None else fault.bytes)))
 
 
-def _flip(descriptor: int, at: int) -> None:
-    os.pwrite(descriptor, bytes([os.pread(descriptor, 1, at)[0] ^ 1]), at)
+def _flip(file: FileIO, at: int) -> None:
+    os.pwrite(file.fileno(), bytes([os.pread(file.fileno(), 1, at)[0] ^ 1]), at)
 
 
-def _place_of_name(descriptor: int) -> int:
+def _place_of_name(file: FileIO) -> int:
     """Where the value of PatientName begins."""
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        file.seek(0)
-        element: Any = dcmread(file, stop_before_pixels=True, force=True).get_item(PATIENT_NAME)
+    element: Any = dcmread(file, stop_before_pixels=True, force=True).get_item(PATIENT_NAME)
     assert element is not None, "only what has a name can be given another one"
     return int(element.value_tell)
 

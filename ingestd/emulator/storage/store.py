@@ -46,12 +46,9 @@ def _without_preamble(source: Path | bytes) -> Path | bytes:
     # The managed service zeroes the preamble (Azure conformance v2; AZURE.md 1.8).
     if isinstance(source, bytes):
         return bytes(128) + source[128:] if source[128:132] == b"DICM" else source
-    descriptor = os.open(source, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        if os.pread(descriptor, 4, 128) == b"DICM":
-            os.pwrite(descriptor, bytes(128), 0)
-    finally:
-        os.close(descriptor)
+    with source.open("r+b", buffering=0) as file:
+        if os.pread(file.fileno(), 4, 128) == b"DICM":
+            file.write(bytes(128))
     return source
 
 
