@@ -54,7 +54,7 @@ class Loop:
     """Turns a list of stages; ``run`` and ``send`` and ``reconcile`` differ in the list, and in when they are done."""
 
     def __init__(self, stages: Sequence[Stage], *, ledger: Ledger, outage: Outage, wake: Wake) -> None:
-        """``stages`` in the order in which they write; ``outage`` is the first of them by itself."""
+        """``stages`` in the order in which they write."""
         self.stages: Sequence[Stage] = stages
         self._ledger = ledger
         self._outage = outage
@@ -86,9 +86,13 @@ class Loop:
             if now.mono < self._outage.until:
                 return self._outage.until
             with self._ledger.transaction() as tx:
-                self._outage.write(tx, now)
+                if self._outage.holds:
+                    # Also an empty transaction shows that the ledger works again.
+                    tx.begin()
                 for stage in self.stages:
                     stage.write(tx, now)
+            if tx.has_begun:
+                self._outage.passed(now.mono, wrote=tx.wrote)
             return min((stage.next_at(now) for stage in self.stages), default=inf)
         except LedgerError as error:
             return self._outage.failed(error, now.mono)

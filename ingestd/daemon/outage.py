@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingestd.clocks import Now
-from ingestd.daemon.stage import Gate, Stage
-from ingestd.ledger import LedgerBusy, LedgerError, LedgerFull, Transaction
+from ingestd.daemon.stage import Gate
+from ingestd.ledger import LedgerBusy, LedgerError, LedgerFull
 
 _WAIT_SECONDS = 2.0
 # What lasts so long is told to who asks for the status.
@@ -20,7 +18,7 @@ _BROKEN_SECONDS = 60.0
 _SURE_SECONDS = 10.0
 
 
-class Outage(Stage):
+class Outage:
     """A stretch of failures: told once when it begins, and once when something was written and nothing failed since."""
 
     def __init__(
@@ -65,18 +63,6 @@ class Outage(Stage):
         self._failed_at = now
         self.until = now + _WAIT_SECONDS
         return self.until
-
-    def write(self, tx: Transaction, now: Now) -> None:
-        """After a failure have also an empty transaction begin: it shows that the ledger works again."""
-        if self._told_at is None and self._broken_since is None:
-            return
-        if self.holds:
-            tx.begin()
-        tx.on_commit(partial(self._committed, tx, now.mono))
-
-    def _committed(self, tx: Transaction, now: float) -> None:
-        if tx.has_begun:
-            self.passed(now, wrote=tx.wrote)
 
     def passed(self, now: float, *, wrote: bool) -> None:
         """Note a transaction that was committed; an empty one says little of what the next will meet."""
