@@ -15,7 +15,7 @@ from ingestd.cli.common import ExitCode
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.reader_client import ReaderClient
-from ingestd.daemon.removals import Removals
+from ingestd.daemon.retention import Retention
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gate, Gates
 from ingestd.daemon.wallclock import WallClock
@@ -191,12 +191,12 @@ def test_age_of_the_oldest_file_goes_on_over_a_jump(ledger: Ledger, by: timedelt
 
 
 @pytest.fixture
-def removals(ledger: Ledger, tmp_path: Path) -> Iterator[Callable[[WallClock], Removals]]:
+def removals(ledger: Ledger, tmp_path: Path) -> Iterator[Callable[[WallClock], Retention]]:
     """What removes kept files after a day, going by this clock."""
     spool = Spool(tmp_path / "spool-host-a")
     spool.lock()
     readers = ReaderPool(processes=1, limits=ReaderLimits(), wake=lambda: None)
-    yield lambda wall: Removals(
+    yield lambda wall: Retention(
         ledger=ledger,
         spool=spool,
         desk=ReaderClient(readers, Alarms()),

@@ -14,19 +14,19 @@ from ingestd.clocks import utc_now
 from ingestd.config import Config, Inbox
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
-from ingestd.daemon.elsewhere import Elsewhere
 from ingestd.daemon.going_back import GoingBack
 from ingestd.daemon.inbox_reports import InboxReports
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import ReaderClient
-from ingestd.daemon.removals import Removals
+from ingestd.daemon.retention import Retention
 from ingestd.daemon.rework import Rework
 from ingestd.daemon.sources import Sources
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Ending, Gates, Stage
 from ingestd.daemon.steps import Origin
+from ingestd.daemon.takeover import Takeover
 from ingestd.daemon.trust import Trust
 from ingestd.daemon.verification import Verification
 from ingestd.daemon.wallclock import WallClock
@@ -238,10 +238,10 @@ class Stages:
     rework: Rework
     verification: Verification
     going_back: GoingBack
-    removals: Removals
+    retention: Retention
     sources: Sources
     reports: InboxReports
-    elsewhere: Elsewhere
+    takeover: Takeover
     posting: Posting  # a claim sees everything that this tick has settled
     alarms: Alarms
 
@@ -346,7 +346,7 @@ def stages_of(
         ),
         verification=verification,
         going_back=going_back,
-        removals=Removals(
+        retention=Retention(
             ledger=ledger,
             spool=spool,
             desk=reader_client,
@@ -359,7 +359,7 @@ def stages_of(
         ),
         sources=sources,
         reports=InboxReports(inboxes=inboxes, policies=policies, alarms=alarms),
-        elsewhere=Elsewhere(ledger),
+        takeover=Takeover(ledger),
         posting=posting,
         alarms=alarms,
     )

@@ -1,7 +1,6 @@
 """One queue to the reader processes for everything that needs a file read; each answer goes back to who asked.
 
-Intake, rework, proof and removals share the readers. A job's key is ours: it leads back to the owner and the context in
-which the question was asked.
+A job's key is ours: it leads back to the owner and the context in which the question was asked.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Owner(StrEnum):
     ADMISSION = "admission"
     REWORK = "rework"
     PROOF = "proof"
-    REMOVALS = "removals"
+    RETENTION = "retention"
 
 
 class ReaderClient(Stage):

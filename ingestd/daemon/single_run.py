@@ -130,7 +130,7 @@ def _let_go(daemon: Daemon, deadline: float) -> None:
 
     stages.going_back.hurry()
     daemon.loop.run_until(is_looked_at, deadline=deadline)
-    stages.removals.hurry()
+    stages.retention.hurry()
     stages.reports.hurry()
     stages.sources.hurry_to_the_end()
-    daemon.loop.run_until(lambda: stages.removals.is_tidy and stages.sources.is_tidy, deadline=deadline)
+    daemon.loop.run_until(lambda: stages.retention.is_tidy and stages.sources.is_tidy, deadline=deadline)

@@ -79,7 +79,7 @@ def test_bytes_written_after_confirmation_that_are_no_image_need_a_person(tmp_pa
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
         kept.write_bytes(as_text(image()))
         daemon.gates.removals.open("test")
-        daemon.stages.removals.hurry()
+        daemon.stages.retention.hurry()
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "REJECTED": 1})
 
     with Ledger.open(config.ledger, read_only=True) as ledger:

@@ -121,7 +121,7 @@ def test_rows_whose_spool_is_away_wait_for_it(tmp_path: Path, server: Emulator) 
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "PENDING": 1})
         (tmp_path / "spool").rename(tmp_path / "away")
         daemon.gates.removals.open("test")
-        daemon.stages.removals.hurry()
+        daemon.stages.retention.hurry()
         # A post that began before anybody looked is deferred, and comes again only when its wait is over.
         turn(daemon, lambda: not daemon.stages.disk.stands)
         daemon.gates.claims.open("test")

@@ -90,12 +90,12 @@ def test_kept_files_stay_while_anything_stands_in_the_way(tmp_path: Path, server
         removals.shut("other")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
         removals.open("one")
-        daemon.stages.removals.hurry()
+        daemon.stages.retention.hurry()
         turn(daemon, pass_seconds(0.5))
         assert only_entry(tmp_path / "ledger.db").removed_at is None
 
         removals.open("other")
-        daemon.stages.removals.hurry()
+        daemon.stages.retention.hurry()
         turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
 
 
@@ -127,7 +127,7 @@ def test_bytes_written_after_confirmation_are_a_new_arrival(
         write(kept, image(first_pixel=1))
         written = kept.read_bytes()
         daemon.gates.removals.open("test")
-        daemon.stages.removals.hurry()
+        daemon.stages.retention.hurry()
 
         turn(daemon, lambda: sum(states(config).values()) == 2)
 
@@ -157,7 +157,7 @@ def test_duplicate_written_to_after_its_holder_was_confirmed_is_a_new_arrival(tm
             (duplicate,) = queries.entries(ledger, Choice(state=State.DUPLICATE))
         rewrite(tmp_path / "spool" / (duplicate.path or ""), image(first_pixel=1))
         daemon.gates.removals.open("test")
-        daemon.stages.removals.hurry()
+        daemon.stages.retention.hurry()
 
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "DUPLICATE": 1, "CONFLICT": 1})
 
@@ -175,7 +175,7 @@ def test_discarded_file_that_was_written_to_comes_back(tmp_path: Path, server: E
             moves.discard(tx, only_entry(tmp_path / "ledger.db").entry_id, now=utc_now())
         rewrite(aside, image())
         daemon.gates.removals.open("test")
-        daemon.stages.removals.hurry()
+        daemon.stages.retention.hurry()
 
         turn(daemon, lambda: states(config) == {"DISCARDED": 1, "CONFIRMED": 1})
 
@@ -191,7 +191,7 @@ def test_file_that_was_only_looked_after_goes(tmp_path: Path, server: Emulator) 
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
         kept.chmod(0o640)
         daemon.gates.removals.open("test")
-        daemon.stages.removals.hurry()
+        daemon.stages.retention.hurry()
 
         turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
 
@@ -207,10 +207,10 @@ def test_untouched_file_goes_without_being_read_again(tmp_path: Path, server: Em
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
         turn(daemon, lambda: daemon.loop.is_idle)
         daemon.gates.removals.open("test")
-        daemon.stages.removals.hurry()
-        daemon.stages.removals.collect(read_clocks())
+        daemon.stages.retention.hurry()
+        daemon.stages.retention.collect(read_clocks())
 
-        assert daemon.stages.removals.is_idle
+        assert daemon.stages.retention.is_idle
         turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
     assert list((tmp_path / "spool" / "files").glob("*/*")) == []
 
@@ -224,7 +224,7 @@ def test_file_that_a_writer_has_open_is_kept(tmp_path: Path, server: Emulator) -
         (kept,) = (tmp_path / "spool" / "files").glob("*/*")
         with kept.open("r+b"):
             daemon.gates.removals.open("test")
-            daemon.stages.removals.hurry()
+            daemon.stages.retention.hurry()
             turn(daemon, pass_seconds(0.5))
             assert kept.exists()
     assert only_entry(tmp_path / "ledger.db").removed_at is None

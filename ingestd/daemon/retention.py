@@ -47,7 +47,7 @@ class _Apart(NamedTuple):
     path: str
 
 
-class Removals(Stage):
+class Retention(Stage):
     """Removes kept files from the spool."""
 
     def __init__(
@@ -100,7 +100,7 @@ class Removals(Stage):
 
     def collect(self, now: Now) -> None:
         """Go on with the files that were read again, and remove what may go."""
-        for context, read in self._desk.take(Owner.REMOVALS):
+        for context, read in self._desk.take(Owner.RETENTION):
             assert isinstance(context, _Kept)
             self._judge(context, read, now)
         if self._disk.is_low and not self._made_room:
@@ -184,7 +184,7 @@ class Removals(Stage):
         elif len(self._reading) < _READ_AT_ONCE:
             self._reading.add(kept.row.entry_id)
             path = str(self._spool.path / kept.file.path)
-            self._desk.ask(Owner.REMOVALS, kept, lambda key: InspectJob(key=key, path=path))
+            self._desk.ask(Owner.RETENTION, kept, lambda key: InspectJob(key=key, path=path))
 
     def _judge(self, kept: _Kept, read: Read, now: Now) -> None:
         row, file = kept

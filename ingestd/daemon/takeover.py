@@ -18,7 +18,7 @@ from ingestd.locks import who_runs
 _LOOK_EVERY_SECONDS = 1.0
 
 
-class Elsewhere(Stage):
+class Takeover(Stage):
     """Takes over what nobody runs for."""
 
     def __init__(self, ledger: Ledger) -> None:
