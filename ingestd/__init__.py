@@ -10,9 +10,11 @@
                                           |- outcome unread   -> UNCERTAIN -> reconciler asks the server
                                           '- refused for good -> the server is asked, then FAILED, file kept
 
-The rooms, lowest first; each imports only from those before it (``tests/test_imports.py`` holds this):
+The rooms, lowest first; each imports only from those before it (``tests/test_imports.py`` holds this). ``DESIGN.md``
+says why they are so, what is promised and what keeps it, and where a change belongs:
 
     layer 0   lifecycle   what states and moves there are; pure rules
+              clocks threads workers locks error_location   tools
               fs          durable files on Linux: synced, reached through no link, asked for writers
               instance    what a DICOM file is: read, check, digest
               config      YAML -> one frozen Config
