@@ -15,8 +15,8 @@ _ALWAYS = (MisconfiguredServer, NotAuthorized, Throttled)
 def stops_queries(error: DicomWebError) -> bool:
     """Say whether asking about something else would fail the same way.
 
-    A 500 is about what was asked for: Azure gives it where the database has an instance whose file is gone (Azure
-    conformance v2, 0.3). So is an answer that began and came too slowly, or broke off.
+    A 500 is about what was asked for: Azure gives it where the database has an instance whose file is gone (AZURE.md
+    0.3). So is an answer that began and came too slowly, or broke off.
     """
     return isinstance(error, _ALWAYS) or (
         isinstance(error, Unavailable) and (error.status is None or error.status in ABOUT_ITSELF)

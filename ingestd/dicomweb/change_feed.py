@@ -1,4 +1,4 @@
-"""The Azure DICOM service's change feed, v1 and v2 (Azure conformance v2, Change feed).
+"""The Azure DICOM service's change feed, v1 and v2 (AZURE.md 5).
 
 The two versions take other parameters under the same names: v1's ``offset`` is the sequence to read after, v2's the
 rows to skip in a window of time. Names and values are matched whatever their case: pages and source disagree on it.

@@ -46,7 +46,7 @@ class DicomWebClient:
     Thread-safe; each thread has connections of its own. Nothing is retried but one request after a 401 with another
     token. Every method raises DicomWebError of the class that says what it means; ValueError is a wrong call.
     ``api_version`` is read from the URL (1, 2, or None for servers without) unless given; it decides how the change
-    feed is read. ``partition`` puts ``/partitions/{name}`` before every DICOMweb path (Azure conformance v2), and
+    feed is read. ``partition`` puts ``/partitions/{name}`` before every DICOMweb path (AZURE.md 7.4), and
     ``headers`` go with every request, such as Azure's ``X-MS-AZUREDICOM-AUDIT-...`` for its audit log.
     """
 
@@ -298,7 +298,7 @@ class DicomWebClient:
         return probe(self, try_writes=try_writes)
 
     def delete(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> None:
-        """Delete a study, series or instance (Azure conformance v2, Delete); raises NotFound if nothing was there."""
+        """Delete a study, series or instance (AZURE.md 4); raises NotFound if nothing was there."""
         path, route = resource(study_uid, series_uid, sop_uid)
         self.transport.send("DELETE", self._prefix + path, route=route, accepts=(200, 202, 204)).close()
 
@@ -383,7 +383,7 @@ class DicomWebClient:
         limit: int | None = None,
         include_metadata: bool = False,
     ) -> ChangeFeedPage:
-        """Read a page of the change feed (Azure conformance v2, Change feed).
+        """Read a page of the change feed (AZURE.md 5).
 
         v2: entries with start_at <= timestamp < end_at, ``offset`` rows skipped, at most ``limit`` (200). v1: entries
         whose sequence lies in [offset + 1, offset + limit] (100), so a page may be empty in the middle of the feed.

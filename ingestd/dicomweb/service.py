@@ -101,7 +101,7 @@ class Partition:
 
 
 class ExtendedQueryTags:
-    """Add, list, get, enable, disable and delete query tags (Azure conformance v2, Extended query tags)."""
+    """Add, list, get, enable, disable and delete query tags (AZURE.md 6)."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -235,7 +235,7 @@ def read_partitions(transport: Transport) -> list[Partition]:
 
 
 def start_bulk_update(transport: Transport, prefix: str, study_uids: Sequence[str], changes: DicomJson) -> str:
-    """Start a bulk update (Azure conformance v2, Bulk update) and return its operation's id."""
+    """Start a bulk update (AZURE.md 7.1) and return its operation's id."""
     body = json.dumps({"studyInstanceUids": list(study_uids), "changeDataset": changes}).encode()
     with transport.send(
         "POST",

@@ -18,7 +18,7 @@ part falls with its last byte; up to then the last ``WITHHELD`` bytes read of it
 - If they do not, FileChanged is raised, the request breaks off in the middle of the body, and its connection is reset
   (``transport``). The server has the beginning of that part at most, never its end. It can see that itself: fewer bytes
   came than Content-Length says, and the closing boundary is missing. Of a file of up to ``WITHHELD`` bytes not one
-  has left. Parts before it may be stored all the same (Azure conformance v2, Store); the caller asks.
+  has left. Parts before it may be stored all the same (AZURE.md 1.3); the caller asks.
 
 What is held against a part is its size as well: one byte more or less than it was, and its file grew or shrank. The
 last read asks for one byte too many, so that a file that ends where it should tells so by itself.

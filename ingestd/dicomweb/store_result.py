@@ -41,7 +41,7 @@ FAILURE_REASON = "00081197"
 FAILED_ATTRIBUTES_SEQUENCE = "00741048"
 ERROR_COMMENT = "00000902"
 
-# PS3.18 Table I.2-2, PS3.4 Table B.2-1, PS3.7 Annex C, and the Azure service's own (Azure conformance v2, Store).
+# PS3.18 Table I.2-2, PS3.4 Table B.2-1, PS3.7 Annex C, and the Azure service's own (AZURE.md 1.6).
 FAILURE_MEANINGS: Mapping[int, str] = {
     0x0110: "processing failure",
     0x0111: "duplicate SOP instance",

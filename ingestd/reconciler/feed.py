@@ -1,4 +1,4 @@
-"""Reading the change feed forward from a cursor (DESIGN.md 6.10; Azure conformance v2, Change feed).
+"""Reading the change feed forward from a cursor (DESIGN.md 6.10; AZURE.md 5.3).
 
 Entries are stamped before they are committed, so one may appear behind a reader that is up to date. Everything is used
 as soon as it is seen, but the cursor stays ``lag`` behind the server's clock: the last minute is read again and again,

@@ -133,7 +133,7 @@ def _file_changed(batch: Batch, error: FileChanged, terms: Terms) -> tuple[Outco
         elif error.body_bytes_left == 0:
             outcomes.append(_not_sent(part, "another file of its batch had changed before anything was sent"))
         else:
-            # A server may keep the parts that were whole when the request broke off (Azure conformance v2, Store).
+            # A server may keep the parts that were whole when the request broke off (AZURE.md 1.3).
             outcomes.append(_uncertain(part, terms, _unread(error), charge=False))
     return tuple(outcomes)
 

@@ -17,7 +17,7 @@ PROCESSING_FAILURE = 0x0110  # 272
 DUPLICATE_SOP_INSTANCE = 0x0111  # 273
 REFERENCED_SOP_CLASS_NOT_SUPPORTED = 0x0122  # 290
 TRANSFER_SYNTAX_NOT_SUPPORTED = 0x0137  # 311
-ALREADY_EXISTS = 0xB00E  # 45070, Azure conformance v2, Store
+ALREADY_EXISTS = 0xB00E  # 45070, AZURE.md 1.6
 BEING_CREATED = 0xB00F  # 45071
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
 DOES_NOT_MATCH_SOP_CLASS = range(0xA900, 0xAA00)
@@ -152,7 +152,7 @@ def _is_unnamed(uid: str, result: StoreResult) -> bool:
 def _nameless_failures(unnamed: list[Part], result: StoreResult) -> dict[int, int]:
     """Match failures without a UID with the parts that nothing names, where the counts leave no doubt.
 
-    The service answers so for what it cannot parse (Azure conformance v2, Store); its items are in the order of the
+    The service answers so for what it cannot parse (AZURE.md 1.5); its items are in the order of the
     parts. "Already there" without saying what is no ground for anything.
     """
     reasons = result.anonymous_failures

@@ -289,7 +289,7 @@ def test_row_once_stored_that_the_feed_has_as_deleted_is_deleted_not_sent_again(
 
 
 def test_row_never_stored_that_the_feed_has_as_deleted_is_sent_again():
-    """A server that takes back a store which failed half-way leaves a Create and a Delete (Azure conformance v2)."""
+    """A server that takes back a store which failed half-way leaves a Create and a Delete (AZURE.md 1.8)."""
     assert State.PENDING is absent(twice(**seen("delete", "deleted", STARTED + timedelta(minutes=2)))).state
 
 

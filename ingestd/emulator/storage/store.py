@@ -43,7 +43,7 @@ def examine_part(
 
 
 def _without_preamble(source: Path | bytes) -> Path | bytes:
-    # The managed service zeroes the preamble (Azure conformance v2; AZURE.md 1.8).
+    # The managed service zeroes the preamble (AZURE.md 1.8).
     if isinstance(source, bytes):
         return bytes(128) + source[128:] if source[128:132] == b"DICM" else source
     with source.open("r+b", buffering=0) as file:
