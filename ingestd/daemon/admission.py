@@ -199,7 +199,8 @@ class Admission(Stage):
     ) -> None:
         """The steps are durable: forget the answers, and begin what each step waits for."""
         self._mono = now.mono
-        self._new, self._answers = [], []
+        self._new = [key for key in self._new if key not in steps]
+        self._answers = [(key, answer) for key, answer in self._answers if key not in steps]
         for entry_id in killed:
             self._kills[entry_id] = self._kills.get(entry_id, 0) + 1
         for seen, known in learnt:
@@ -221,7 +222,7 @@ class Admission(Stage):
             elif isinstance(step, Comparing):
                 self._compare(key, step)
             elif isinstance(step, Arrived):
-                self._wait(key, step)
+                self._wait(key, step, _COMPARE_AGAIN_SECONDS)
             elif isinstance(step, Misplaced):
                 self._look_for(key, step)
             elif isinstance(step, Returned):
@@ -259,7 +260,7 @@ class Admission(Stage):
             self._fetch(holder.entry_id, partial(self._compare_with_copy, key))
         else:
             # It is read again before it is sent, or asked about: then it can be compared with, or its place is free.
-            self._wait(key, replace(arrived, distrusts=0))
+            self._wait(key, replace(arrived, distrusts=0), _COMPARE_AGAIN_SECONDS)
 
     def _compare_with_copy(self, key: int, copy: Path | Sameness | None) -> None:
         step = self._steps[key]
@@ -280,7 +281,7 @@ class Admission(Stage):
 
         self._reader_client.ask_all(Owner.ADMISSION, [key], job)
 
-    def _wait(self, key: int, step: Step, seconds: float = _COMPARE_AGAIN_SECONDS) -> None:
+    def _wait(self, key: int, step: Step, seconds: float) -> None:
         self._steps[key] = step
         self._later.append((self._mono + seconds, key))
 
