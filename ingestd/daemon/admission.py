@@ -124,7 +124,6 @@ class Admission(Stage):
         self._new.append(key)
 
     def holds_path(self, path: str) -> bool:
-        """Whether the file at this path in the spool is in hand."""
         return any(spool_path_of(step) == path for step in self._steps.values())
 
     def holds_row(self, entry_id: int) -> bool:

@@ -48,12 +48,10 @@ class Alarms(Stage):
             self.clear(kind, about)
 
     def stands(self, kind: str, about: str = "") -> bool:
-        """Whether this alarm stands."""
         return (kind, about) in self._standing
 
     @property
     def standing(self) -> tuple[Alarm, ...]:
-        """All that stand now."""
         return tuple(self._standing.values())
 
     def write(self, tx: Transaction, now: Now) -> None:  # noqa: ARG002 - each has its own time

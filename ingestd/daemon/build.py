@@ -138,7 +138,6 @@ def limits_of(config: Config) -> BatchLimits:
 
 
 def backoff_of(config: Config) -> Backoff:
-    """Say how long to wait between tries."""
     return Backoff(base=config.retry.base, cap=config.retry.cap)
 
 
@@ -152,7 +151,6 @@ def longest_waits_of(config: Config) -> LongestWaits:
 
 
 def reader_limits_of(config: Config) -> ReaderLimits:
-    """Say what a reader process may use."""
     return ReaderLimits(address_space_bytes=config.reader.memory)
 
 
@@ -190,7 +188,6 @@ class DaemonWorkers:
     mover: Mover[int]
 
     def are_healthy(self) -> bool:
-        """Whether each makes progress or is provably idle."""
         rooms = (self.readers, self.inboxes, self.mover, self.sender, self.reconciler)
         return all(room.is_healthy() for room in rooms)
 
@@ -247,7 +244,6 @@ class Stages:
 
     @property
     def all(self) -> tuple[Stage, ...]:
-        """The list for the loop."""
         return tuple(getattr(self, field.name) for field in fields(self))
 
 

@@ -87,7 +87,6 @@ class InPlace:
         return self._doubts.pop((candidate.inbox, candidate.relative_path), ())
 
     def ignores_inodes(self, device: int) -> bool:
-        """Whether inodes say nothing on this mount."""
         mount = self._mounts.get(device)
         return mount is not None and mount.ignored
 

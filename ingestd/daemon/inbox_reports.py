@@ -47,7 +47,6 @@ class InboxReports(Stage):
         self._reports: list[InboxReport] = []
 
     def hurry(self) -> None:
-        """Report at the next tick: it is the last."""
         self._report_at = 0.0
 
     def collect(self, now: Now) -> None:

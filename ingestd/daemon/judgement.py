@@ -47,7 +47,6 @@ def reason_of(verdict: Verdict, *, was_admitted: bool) -> Reason:
 
 
 def refused_as(seen: Seen, verdict: Verdict) -> Reason:
-    """Say why this file would be refused with this verdict."""
     return reason_of(verdict, was_admitted=seen.candidate.was_admitted or seen.origin.row is not None)
 
 

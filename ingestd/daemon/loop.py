@@ -63,7 +63,6 @@ class Loop:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no stage has anything under way."""
         return all(stage.is_idle for stage in self.stages)
 
     def run_until(self, done: Callable[[], bool], *, deadline: float = inf) -> None:

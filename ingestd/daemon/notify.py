@@ -27,7 +27,6 @@ class Notifier:
         )
 
     def ready(self, status: str) -> None:
-        """Start-up is over."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def reloading(self) -> None:
@@ -39,11 +38,9 @@ class Notifier:
         self._send(f"STATUS={status}")
 
     def alive(self) -> None:
-        """Every worker made progress or is provably idle."""
         self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """The drain has begun."""
         self._send("STOPPING=1\nSTATUS=finishing the posts in flight")
 
     def _send(self, message: str) -> None:

@@ -71,7 +71,6 @@ class Orphans(Stage):
 
     @property
     def are_adopted(self) -> bool:
-        """Whether every file that the last run left without a row has been taken up."""
         return self._found is None
 
     def start(self) -> None:

@@ -45,7 +45,6 @@ class ReaderClient(Stage):
         return self._readers.in_flight
 
     def ask(self, owner: Owner, context: object, make_job: Callable[[int], Job]) -> None:
-        """Submit the job that ``make_job`` builds with its key."""
         self.ask_all(owner, [context], lambda key, _: make_job(key))
 
     def ask_all(self, owner: Owner, contexts: Iterable[Context], make_job: Callable[[int, Context], Job]) -> None:

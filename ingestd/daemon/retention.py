@@ -86,11 +86,9 @@ class Retention(Stage):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no file is being read again."""
         return not (self._reading or self._apart)
 
     def hurry(self) -> None:
-        """Look at the next tick for what may go."""
         self._look_at = 0.0
 
     @property

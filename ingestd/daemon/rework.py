@@ -82,7 +82,6 @@ class Rework(Stage):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no row is being re-encoded."""
         return not (self._reencoding or self._reads)
 
     def next_at(self, now: Now) -> float:  # noqa: ARG002

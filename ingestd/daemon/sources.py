@@ -57,7 +57,6 @@ class Sources(Stage):
             self._mover.recover_removals(root, unremoved)
 
     def hurry(self) -> None:
-        """Tidy up at the next tick: a source waits for its removal."""
         self._tidy_at = 0.0
 
     def hurry_to_the_end(self) -> None:

@@ -41,7 +41,6 @@ class SpoolDisk(Stage):
 
     @property
     def is_low(self) -> bool:
-        """Whether the disk is known to have less free space than ``low_water``."""
         return self._free is not None and self._free < self.low_water
 
     def due_before(self, now: Now, retain: timedelta) -> datetime:
