@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "reconciler": {"clocks", "workers", "lifecycle", "fs", "error_location", "dicomweb", "outages"},
     "reader": {"clocks", "threads", "lifecycle", "fs", "error_location", "instance"},
     "daemon": {
-        *("clocks", "threads", "lifecycle", "locks", "fs", "instance", "config", "logs", "dicomweb"),
+        *("clocks", "workers", "lifecycle", "locks", "fs", "instance", "config", "logs", "dicomweb"),
         *("inbox", "ledger", "sender", "reconciler", "reader"),
     },
     "cli": {

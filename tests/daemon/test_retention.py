@@ -279,11 +279,11 @@ def test_copied_source_that_nobody_could_read_is_compared_with_its_copy(tmp_path
 def test_removal_that_fails_comes_back_to_be_tried_again(tmp_path: Path, server: Emulator) -> None:
     """Its row was held as "being removed" until the next start, and ``run --once`` never ended."""
 
-    def fail(_spool: Spool) -> Removal:
+    def fail() -> Removal:
         raise RuntimeError
 
     with running(configure(tmp_path, server)) as daemon:
-        daemon.workers.mover._removals.put_row(7, fail)
+        daemon.workers.mover._remove_row(7, fail)
         came: list[tuple[int, Removal]] = []
         wait_until(lambda: came or came.extend(daemon.workers.mover.collect_removals()), what="the answer")
 
