@@ -18,7 +18,7 @@ G7  A false rejection is as bad as a loss: what real equipment writes is admitte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -345,7 +345,7 @@ class Waiting:
     alone: bool = False  # a verdict in a batch named it: once more, alone
 
 
-def cut_batch(rows: Sequence[Waiting], limits: BatchLimits, *, charged: int = 0) -> tuple[Waiting, ...]:
+def cut_batch(rows: Iterable[Waiting], limits: BatchLimits, *, charged: int = 0) -> tuple[Waiting, ...]:
     """Take the next batch from the front of a study's waiting rows, oldest first.
 
     After n charged attempts the limits are halved n times over, down to one instance, so that a poison instance

@@ -214,7 +214,7 @@ def finish(tx: Transaction, result: BatchResult, *, now: datetime = LATER) -> No
 def hold(tx: Transaction, *entry_ids: int, reason: str | None = "wait") -> None:
     """Keep rows from being sent, as an older ingestd could."""
     for row in tx.rows_by_id(entry_ids).values():
-        tx.change(row, {"hold_reason": reason}, at=NOW)
+        tx.change(row, to={"hold_reason": reason}, at=NOW)
     tx.flush()
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +13,6 @@ from sqlalchemy import bindparam, delete, select, update
 from ingestd.lifecycle import (
     HOLDING,
     Arrival,
-    Content,
     Identity,
     Reason,
     Refusal,
@@ -25,37 +22,12 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
-from .row import HOLDS, Row, as_json, content_columns, content_of, identity_of, pieces, reach_of
+from .row import HOLDS, Row, as_json, content_of, identity_of, pieces, reach_of
 from .schema import candidate, instance
 from .transaction import Transaction
 from .values import Admitted, Holder, Judged, NewCandidate
 
 _NONE_JUDGED: Mapping[int, Judged] = MappingProxyType({})
-
-
-@dataclass(slots=True)
-class _Held:
-    """The row that holds an identity, as the comparison needs it; it may be as new as this very call."""
-
-    entry_id: int
-    state: State
-    spool: Path | None
-    path: str | None  # as the row has it; None once removed
-    relative_path: str
-    in_place: bool
-    content: Content
-
-    def told(self) -> Holder:
-        """Say it to whoever is to compare with it."""
-        path = self.path if self.in_place or self.spool is not None else None
-        if path is not None:
-            path = reach_of(self.spool, path, in_place=self.in_place, relative_path=self.relative_path)
-        return Holder(
-            entry_id=self.entry_id,
-            state=self.state,
-            path=path,
-            content=self.content,
-        )
 
 
 _HELD = (
@@ -92,19 +64,20 @@ _LOOK_AGAIN = (
 )
 
 
-def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, _Held]:
+def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, Holder]:
     """Look up who holds these identities."""
     wanted = {identity.sop_uid: None for identity in identities}
-    found: dict[Identity, _Held] = {}
+    found: dict[Identity, Holder] = {}
     for piece in pieces(list(wanted)):
         for row in tx.connection.execute(_SELECT_HELD, {"sop_uids": piece}):
-            found[identity_of(row)] = _Held(
+            spool, in_place = tx.spool_of(row.host), bool(row.in_place)
+            has_file = row.removed_at is None and (in_place or spool is not None)
+            found[identity_of(row)] = Holder(
                 entry_id=row.id,
                 state=State(row.state),
-                spool=tx.spool_of(row.host),
-                path=row.path if row.removed_at is None else None,
-                relative_path=row.relative_path,
-                in_place=bool(row.in_place),
+                path=reach_of(spool, row.path, in_place=in_place, relative_path=row.relative_path)
+                if has_file
+                else None,
                 content=content_of(row),
             )
     return found
@@ -186,26 +159,25 @@ def admit(
     done: list[int] = []
     for position, arrival in enumerate(arrivals):
         holder = held.get(arrival.identity)
-        same = _compare(arrival, holder, judged.get(position)) if holder is not None else None
-        if same is Sameness.COMPARE:
-            assert holder is not None, "only a holder is compared with"
-            answers.append(Admitted(entry_id=None, state=None, holder=holder.told(), needs_compare=True))
+        decided = _decide(arrival, holder, judged.get(position))
+        if decided is None:
+            answers.append(Admitted(entry_id=None, state=None, holder=holder, needs_compare=True))
             continue
-        state, reason, note = _verdict(same, holder)
+        state, reason, note = decided
         entry_id = tx.new_id()
-        tx.add(_new_row(tx, entry_id, arrival, state, reason, note, holder, now), at=now, note=note)
+        values = _new_row(tx, entry_id, arrival, state, reason, note, now)
+        values.update(_what_was_read(arrival), holder_id=holder.entry_id if holder else None)
+        tx.add(values, at=now, note=note)
         _label(tx, arrival)
-        answers.append(Admitted(entry_id=entry_id, state=state, holder=holder.told() if holder else None))
+        answers.append(Admitted(entry_id=entry_id, state=state, holder=holder))
         if arrival.candidate_id is not None:
             done.append(arrival.candidate_id)
         if holder is None:
-            held[arrival.identity] = _Held(
+            place, in_place, below = arrival.path, arrival.in_place, arrival.relative_path
+            held[arrival.identity] = Holder(
                 entry_id=entry_id,
                 state=state,
-                spool=tx.spool,
-                path=arrival.path,
-                relative_path=arrival.relative_path,
-                in_place=arrival.in_place,
+                path=reach_of(tx.spool, place, in_place=in_place, relative_path=below),
                 content=arrival.content,
             )
         elif state is State.DUPLICATE and holder.state is State.CONFIRMED:
@@ -223,15 +195,16 @@ def _look_again(tx: Transaction, entry_ids: Sequence[int], now: datetime) -> Non
         tx.connection.execute(_LOOK_AGAIN, {"ids": piece, "now": now})
 
 
-def _compare(arrival: Arrival, holder: _Held, answer: Judged | None) -> Sameness:
-    if answer is not None and answer.holder_id == holder.entry_id:
-        return answer.sameness
-    return compare_content(arrival.content, holder.content)
-
-
-def _verdict(same: Sameness | None, holder: _Held | None) -> tuple[State, Reason | None, str]:
+def _decide(arrival: Arrival, holder: Holder | None, judged: Judged | None) -> tuple[State, Reason | None, str] | None:
+    """Say what becomes of a file, by who holds its identity; None: the two have to be compared first."""
     if holder is None:
         return State.PENDING, None, ""
+    if judged is not None and judged.holder_id == holder.entry_id:
+        same = judged.sameness
+    else:
+        same = compare_content(arrival.content, holder.content)
+    if same is Sameness.COMPARE:
+        return None
     if same is Sameness.SAME:
         return State.DUPLICATE, Reason.SAME_CONTENT, f"row {holder.entry_id} has the same content"
     if same is Sameness.OTHER_ENCODING:
@@ -243,13 +216,13 @@ def _verdict(same: Sameness | None, holder: _Held | None) -> tuple[State, Reason
 def _new_row(
     tx: Transaction,
     entry_id: int,
-    arrival: Arrival,
+    file: Arrival | Refusal,
     state: State,
     reason: Reason | None,
     note: str,
-    holder: _Held | None,
     now: datetime,
 ) -> dict[str, Any]:
+    identity = file.identity
     return {
         "id": entry_id,
         "host": tx.host,
@@ -258,28 +231,45 @@ def _new_row(
         "note": note,
         "holds": int(state in HOLDING),
         "queued": int(state is State.PENDING),
-        "inbox": arrival.inbox,
-        "relative_path": arrival.relative_path,
+        "inbox": file.inbox,
+        "relative_path": file.relative_path,
+        "source": file.source,
+        "source_removed": int(file.source_removed),
+        "path": file.path,
+        "in_place": int(file.in_place),
+        "study_uid": identity.study_uid if identity else None,
+        "series_uid": identity.series_uid if identity else None,
+        "sop_uid": identity.sop_uid if identity else None,
+        "size_bytes": file.source.size_bytes,
+        "priority": file.priority,
+        "admitted_at": now,
+        "changed_at": now,
+        "ctime_ns": file.ctime_ns,
+        "source_ctime_ns": file.source_ctime_ns,
+    }
+
+
+def _what_was_read(arrival: Arrival) -> dict[str, Any]:
+    """Spread what is known of a file that was read whole over its columns."""
+    return {
         "source": arrival.source,
-        "source_removed": int(arrival.source_removed),
         "path": arrival.path,
+        "ctime_ns": arrival.ctime_ns,
         "in_place": int(arrival.in_place),
         "study_uid": arrival.identity.study_uid,
         "series_uid": arrival.identity.series_uid,
         "sop_uid": arrival.identity.sop_uid,
         "sop_class_uid": arrival.sop_class_uid,
-        **content_columns(arrival.content),
+        "transfer_syntax": arrival.content.transfer_syntax,
+        "digest": arrival.content.digest,
+        "meta_digest": arrival.content.meta_digest,
+        "dataset_offset": arrival.content.dataset_offset,
+        "size_bytes": arrival.content.size_bytes,
         "modality": arrival.modality,
         "station": arrival.station,
         "patient_hash": arrival.patient_hash,
         "accession_hash": arrival.accession_hash,
         "notes": as_json(arrival.notes),
-        "priority": arrival.priority,
-        "admitted_at": now,
-        "changed_at": now,
-        "holder_id": holder.entry_id if holder else None,
-        "ctime_ns": arrival.ctime_ns,
-        "source_ctime_ns": arrival.source_ctime_ns,
     }
 
 
@@ -297,35 +287,8 @@ def refuse(tx: Transaction, refusals: Sequence[Refusal], *, now: datetime) -> li
     ids = []
     for refusal in refusals:
         entry_id = tx.new_id()
-        identity = refusal.identity
-        tx.add(
-            {
-                "id": entry_id,
-                "host": tx.host,
-                "state": State.REJECTED,
-                "reason": refusal.reason,
-                "note": refusal.note,
-                "holds": 0,
-                "queued": 0,
-                "inbox": refusal.inbox,
-                "relative_path": refusal.relative_path,
-                "source": refusal.source,
-                "source_removed": int(refusal.source_removed),
-                "path": refusal.path,
-                "in_place": int(refusal.in_place),
-                "study_uid": identity.study_uid if identity else None,
-                "series_uid": identity.series_uid if identity else None,
-                "sop_uid": identity.sop_uid if identity else None,
-                "size_bytes": refusal.source.size_bytes,
-                "priority": refusal.priority,
-                "admitted_at": now,
-                "changed_at": now,
-                "ctime_ns": refusal.ctime_ns,
-                "source_ctime_ns": refusal.source_ctime_ns,
-            },
-            at=now,
-            note=refusal.note,
-        )
+        values = _new_row(tx, entry_id, refusal, State.REJECTED, refusal.reason, refusal.note, now)
+        tx.add(values, at=now, note=refusal.note)
         ids.append(entry_id)
     drop_candidates(tx, [each.candidate_id for each in refusals if each.candidate_id is not None])
     tx.flush()
@@ -347,11 +310,10 @@ def reread(
     holder = _holders(tx, [arrival.identity]).get(arrival.identity)
     if holder is not None and holder.entry_id == entry_id:
         holder = None
-    same = _compare(arrival, holder, judged) if holder is not None else None
-    if same is Sameness.COMPARE:
-        assert holder is not None, "only a holder is compared with"
-        return Admitted(entry_id=None, state=None, holder=holder.told(), needs_compare=True)
-    state, reason, note = _verdict(same, holder)
+    decided = _decide(arrival, holder, judged)
+    if decided is None:
+        return Admitted(entry_id=None, state=None, holder=holder, needs_compare=True)
+    state, reason, note = decided
     unchanged = row.digest == arrival.content.digest and row.identity == arrival.identity
     if state is State.PENDING:
         reason, note = Reason.CHANGED, "read again" if unchanged else "its bytes had changed; it was read again"
@@ -359,25 +321,12 @@ def reread(
     followers = [] if unchanged else tx.rows_on(entry_id, instance.c.state == State.DUPLICATE)
     tx.move(
         row,
-        state,
+        to=state,
         at=now,
         reason=reason,
         note=note,
         need=None,
-        source=arrival.source,
-        path=arrival.path,
-        ctime_ns=arrival.ctime_ns,
-        in_place=int(arrival.in_place),
-        study_uid=arrival.identity.study_uid,
-        series_uid=arrival.identity.series_uid,
-        sop_uid=arrival.identity.sop_uid,
-        sop_class_uid=arrival.sop_class_uid,
-        **content_columns(arrival.content),
-        modality=arrival.modality,
-        station=arrival.station,
-        patient_hash=arrival.patient_hash,
-        accession_hash=arrival.accession_hash,
-        notes=as_json(arrival.notes),
+        **_what_was_read(arrival),
         # The copy was made of the former bytes.
         reencoded_path=None,
         reencoded_digest=None,
@@ -387,7 +336,7 @@ def reread(
     tx.write_rows()
     _let_go(tx, row, arrival, followers, now)
     tx.flush()
-    return Admitted(entry_id=entry_id, state=state, holder=holder.told() if holder else None)
+    return Admitted(entry_id=entry_id, state=state, holder=holder)
 
 
 def _let_go(tx: Transaction, row: Row, arrival: Arrival, followers: Sequence[Row], now: datetime) -> None:
@@ -408,7 +357,7 @@ def reread_refused(tx: Transaction, entry_id: int, refusal: Refusal, *, now: dat
         return False
     tx.move(
         row,
-        State.REJECTED,
+        to=State.REJECTED,
         at=now,
         reason=refusal.reason,
         note=refusal.note,

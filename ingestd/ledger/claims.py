@@ -6,14 +6,13 @@ import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import bindparam, func, insert, or_, select, update
 
 from ingestd.lifecycle import (
     Batch,
     BatchLimits,
-    Content,
     Part,
     Reason,
     State,
@@ -22,7 +21,19 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
-from .row import QUEUED, ROW, Row, make_row, path_of, reach_of
+from .row import (
+    COPY,
+    QUEUED,
+    ROW,
+    UNASKED,
+    Row,
+    content_of,
+    content_of_copy,
+    identity_of,
+    make_row,
+    path_of,
+    reach_of,
+)
 from .schema import attempt, candidate, instance, study
 from .transaction import Transaction
 from .values import Recovered
@@ -33,25 +44,17 @@ _SPARE = 16
 _RECOVERED_AT_ONCE = 1000
 
 
-class _More(NamedTuple):
-    """What a part needs beyond its Row."""
-
-    path: str
-    relative_path: str
-    meta_digest: str
-    dataset_offset: int
-    alone: int
-    replaces: int
-    sop_class_uid: str | None
-    reencoded_path: str | None
-    reencoded_transfer_syntax: str
-    reencoded_digest: str
-    reencoded_meta_digest: str
-    reencoded_dataset_offset: int
-    reencoded_size_bytes: int
-
-
-_PART = tuple(instance.c[name] for name in _More._fields)
+# What a part needs beyond its Row.
+_PART = (
+    instance.c.path,
+    instance.c.relative_path,
+    instance.c.meta_digest,
+    instance.c.dataset_offset,
+    instance.c.alone,
+    instance.c.replaces,
+    instance.c.sop_class_uid,
+    *COPY,
+)
 
 _OWN_STUDY = (study.c.host == bindparam("host"), study.c.study_uid == bindparam("study_uid"))
 _STUDY = (
@@ -88,14 +91,12 @@ def recover(tx: Transaction, *, now: datetime) -> Recovered:
         for row in rows:
             tx.move(
                 row,
-                State.UNCERTAIN,
+                to=State.UNCERTAIN,
                 at=now,
                 reason=Reason.PROCESS_DIED,
                 note="the process ended while it was being sent; the server will be asked",
                 next_check_at=now,
-                checks=0,
-                absences=0,
-                absent_since=None,
+                **UNASKED,
             )
         tx.flush()
         uncertain += len(rows)
@@ -127,7 +128,7 @@ def wake(tx: Transaction, *, now: datetime) -> int:
         .limit(_RECOVERED_AT_ONCE)
     )
     for row in rows:
-        tx.change(row, {"next_attempt_at": None}, at=now)
+        tx.change(row, to={"next_attempt_at": None}, at=now)
     tx.flush()
     return len(rows)
 
@@ -143,88 +144,54 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
         return None
     if found.charged and found.in_flight:
         return None  # a study that is in trouble has one batch out at a time
-    queued = _read_queue(tx, study_uid, limit=_rows_to_look_at(found, limits))
-    chosen = cut_batch(
-        [
-            Waiting(
-                entry_id=row.id,
-                sop_uid=row.sop_uid or "",
-                size_bytes=row.size_bytes if more.reencoded_path is None else more.reencoded_size_bytes,
-                charged=row.charged,
-                alone=bool(more.alone),
-            )
-            for row, more in queued
-        ],
-        limits,
-        charged=found.charged,
-    )
-    taken = {waiting.entry_id for waiting in chosen}
-    queued = [(row, more) for row, more in queued if row.id in taken]
+    wanted = {"host": tx.host, "study_uid": study_uid, "limit": _rows_to_look_at(found, limits)}
+    queue = tx.connection.execute(_QUEUE, wanted).all()
+    taken = {waiting.entry_id for waiting in cut_batch(map(_waiting, queue), limits, charged=found.charged)}
+    queue = [row for row in queue if row.id in taken]
     batch = Batch(
         attempt_id=dialect.next_id(tx.connection, attempt),
         claim_token=secrets.token_hex(16),
         study_uid=study_uid,
-        parts=tuple(_part(tx, row, more, now) for row, more in queued),
+        parts=tuple([_part(tx, row, now) for row in queue]),
         started_at=now,
         charged=found.charged,
     )
     _put_attempt(tx, batch)
-    _mark_sending(tx, batch, [row for row, _ in queued])
+    _mark_sending(tx, batch, [make_row(row[: len(ROW)]) for row in queue])
     tx.counters.set_study(tx.host, study_uid, now, in_flight=found.in_flight + 1)
     tx.flush()
     return batch
 
 
-def _read_queue(tx: Transaction, study_uid: str, *, limit: int) -> list[tuple[Row, _More]]:
-    """Read the oldest queued rows of a study."""
-    found = tx.connection.execute(_QUEUE, {"host": tx.host, "study_uid": study_uid, "limit": limit}).all()
-    columns = len(ROW)
-    return [(make_row(values[:columns]), _More(*values[columns:])) for values in map(tuple, found)]
+def _waiting(row: Any) -> Waiting:
+    return Waiting(
+        entry_id=row.id,
+        sop_uid=row.sop_uid,
+        size_bytes=row.size_bytes if row.reencoded_path is None else row.reencoded_size_bytes,
+        charged=row.charged,
+        alone=bool(row.alone),
+    )
 
 
-def _part(tx: Transaction, row: Row, more: _More, now: datetime) -> Part:
-    identity = row.identity
-    assert identity is not None, "what is queued has its identity"
-    if more.reencoded_path is None:
-        path = reach_of(tx.spool, more.path, in_place=bool(row.in_place), relative_path=more.relative_path)
+def _part(tx: Transaction, row: Any, now: datetime) -> Part:
+    reencoded = row.reencoded_path is not None
+    if reencoded:
+        content, path = content_of_copy(row), path_of(tx.spool, row.reencoded_path)
     else:
-        path = path_of(tx.spool, more.reencoded_path)
-    reencoded = more.reencoded_path is not None
-    content = _content_of_copy(more) if reencoded else _content(row, more)
+        content = content_of(row)
+        path = reach_of(tx.spool, row.path, in_place=bool(row.in_place), relative_path=row.relative_path)
     return Part(
         entry_id=row.id,
-        identity=identity,
+        identity=identity_of(row),
         path=path,
         content=content,
         attempts=row.attempts,
         charged=row.charged,
-        sop_class_uid=more.sop_class_uid or "",
+        sop_class_uid=row.sop_class_uid or "",
         being_created_since=tx.surely_since(row.being_created_since, now) if row.being_created_since else None,
-        replaces=bool(more.replaces),
+        replaces=bool(row.replaces),
         reencoded=reencoded,
         generated_meta=content.dataset_offset == 0,
-    )
-
-
-def _content(row: Row, more: _More) -> Content:
-    assert row.transfer_syntax is not None, "what is queued has its content"
-    assert row.digest is not None, "what is queued has its content"
-    return Content(
-        transfer_syntax=row.transfer_syntax,
-        digest=row.digest,
-        meta_digest=more.meta_digest,
-        dataset_offset=more.dataset_offset,
-        size_bytes=row.size_bytes,
-    )
-
-
-def _content_of_copy(more: _More) -> Content:
-    return Content(
-        transfer_syntax=more.reencoded_transfer_syntax,
-        digest=more.reencoded_digest,
-        meta_digest=more.reencoded_meta_digest,
-        dataset_offset=more.reencoded_dataset_offset,
-        size_bytes=more.reencoded_size_bytes,
     )
 
 
@@ -255,9 +222,9 @@ def _mark_sending(tx: Transaction, batch: Batch, rows: Sequence[Row]) -> None:
         by_attempts[row.attempts].append(row)
     for attempts, alike in by_attempts.items():
         first: dict[str, Any] = {"first_attempt_at": batch.started_at} if attempts == 0 else {}
-        tx.move_all(
-            alike,
-            State.SENDING,
+        tx.move(
+            *alike,
+            to=State.SENDING,
             at=batch.started_at,
             reason=None,
             by_attempt=batch.attempt_id,

@@ -14,7 +14,7 @@ from ingestd.lifecycle import HOLDING, MOVES, REFUSALS, Backoff, FeedCursor, Out
 from . import dialect
 from .destination import set_cursor
 from .finish import need_of
-from .row import HOLDS, ROW, Row, as_json, pieces, same_bytes
+from .row import HOLDS, ROW, UNASKED, Row, as_json, pieces, same_bytes
 from .schema import instance
 from .transaction import Transaction
 from .values import Applied
@@ -99,7 +99,7 @@ def _not_settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime, bac
     if outcome.charge:
         values["charged"] = row.charged + 1
     _learn(row, outcome, values, now)
-    tx.change(row, values, at=now)
+    tx.change(row, to=values, at=now)
     differs = outcome.sameness not in (None, Sameness.SAME) and row.differs_since is None
     if outcome.reason is Reason.ABSENT or differs:
         # The second sending of a file must be explained by what is on record, and so must a conflict.
@@ -132,9 +132,7 @@ def _learn(row: Row, outcome: Outcome, values: dict[str, Any], now: datetime) ->
 def _settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime) -> None:
     later = now + outcome.wait if outcome.wait is not None else now
     values: dict[str, Any] = {
-        "checks": 0,
-        "absences": 0,
-        "absent_since": None,
+        **UNASKED,
         # A row that moved for the better begins to count anew.
         "charged": 0 if outcome.state in _BETTER else row.charged + int(outcome.charge),
     }
@@ -165,7 +163,7 @@ def _settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime) -> None
         values["failure_reason"] = outcome.failure_reason
     if outcome.warning_reason is not None:
         values.update(warning_reason=outcome.warning_reason, failed_attributes=as_json(outcome.failed_attributes))
-    tx.move(row, after, at=now, reason=outcome.reason, note=outcome.note, evidence=outcome.evidence, **values)
+    tx.move(row, to=after, at=now, reason=outcome.reason, note=outcome.note, evidence=outcome.evidence, **values)
 
 
 def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], now: datetime) -> None:
@@ -188,7 +186,7 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
             is_across = jump is not None and duplicate.id <= jump.last_entry_id
             dropped_at = jump.at if jump is not None and is_across else duplicate.admitted_at
             if evidence_at is not None and dropped_at <= evidence_at:
-                tx.change(duplicate, {"settled_at": now}, at=now)
+                tx.change(duplicate, to={"settled_at": now}, at=now)
             else:
                 again[duplicate.holder_id] = None
     tx.write_rows()
@@ -203,7 +201,7 @@ def _free_a_person(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> 
             again = by_identity.get(former.identity)
             if again is not None and again.id > former.id and same_bytes(again, former):
                 reason, note = Reason.DROPPED_AGAIN, f"its file was dropped again as row {again.id}, which is confirmed"
-                tx.change(former, {"reason": reason, "note": note, "changed_at": now}, at=now)
+                tx.change(former, to={"reason": reason, "note": note, "changed_at": now}, at=now)
                 tx.put_down((former.id,), former.state, former.state, at=now, reason=reason, note=note)
 
 

@@ -6,7 +6,7 @@ Changes are gathered in memory during a transaction and written together; the te
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from ingestd.lifecycle import BatchLimits, State, StudyQueue, study_due_at
 
 from . import dialect
-from .row import QUEUED, pieces
+from .row import QUEUED, Row, pieces
 from .schema import STATE_COLUMNS, instance, state_count, study, study_label
 
 _ADD_COUNTS = dialect.add_to(state_count, ("entries", "held", "size_bytes"))
@@ -52,6 +52,21 @@ class _StudyChange:
     changed_at: datetime | None = None
     values: dict[str, Any] = field(default_factory=dict)
 
+    def count(self, state: State, rows: int, size: int) -> None:
+        """Add so many rows in this state, or take them away."""
+        self.states[state] = self.states.get(state, 0) + rows
+        self.size_bytes += size
+
+    def enqueue(self, size: int, priority: int, admitted_at: datetime) -> None:
+        """A row joins the queue."""
+        self.waiting += 1
+        self.waiting_bytes += size
+        self.priority = max(self.priority, priority)
+        if self.oldest_at is None or admitted_at < self.oldest_at:
+            self.oldest_at = admitted_at
+        if self.newest_at is None or admitted_at > self.newest_at:
+            self.newest_at = admitted_at
+
 
 def queue_of(row: Mapping[str, Any]) -> StudyQueue:
     """Make a StudyQueue of a study's row with something waiting."""
@@ -77,14 +92,58 @@ class Counters:
         self._studies: dict[tuple[str, str], _StudyChange] = {}
         self._labels: set[tuple[str, str, str]] = set()
 
-    def count(self, host: str, inbox: str, state: State, reason: str, *, entries: int, held: int, size: int) -> None:
+    def row_added(self, values: Mapping[str, Any], at: datetime) -> None:
+        """Count a new row; ``values`` are its columns."""
+        host, state, size = values["host"], values["state"], values["size_bytes"]
+        self._count(host, values["inbox"], state, values["reason"] or "", 1, 0, size)
+        if values["study_uid"] is not None:
+            change = self._of(host, values["study_uid"], at)
+            change.count(state, 1, size)
+            if values["queued"]:
+                change.enqueue(size, values["priority"], values["admitted_at"])
+
+    def rows_changed(
+        self, rows: Sequence[Row], values: Mapping[str, Any], after: State, queued: int, at: datetime
+    ) -> None:
+        """Count rows that are alike anew: they are as they were read, and ``values`` is what they are set to.
+
+        A row that was read again may have another size, and belong to another study.
+        """
+        row, number, size = rows[0], len(rows), 0
+        for each in rows:
+            size += each.size_bytes
+        size_after = values["size_bytes"] * number if "size_bytes" in values else size
+        reason, reason_after = row.reason or "", values.get("reason", row.reason) or ""
+        held = number * (row.hold_reason is not None)
+        held_after = number * (values.get("hold_reason", row.hold_reason) is not None)
+        if (row.state, reason, held, size) != (after, reason_after, held_after, size_after):
+            self._count(row.host, row.inbox, row.state, reason, -number, -held, -size)
+            self._count(row.host, row.inbox, after, reason_after, number, held_after, size_after)
+        study_after = values.get("study_uid", row.study_uid)
+        is_other_file = (row.study_uid, size) != (study_after, size_after)
+        if after is not row.state or is_other_file:
+            if row.study_uid is not None:
+                self._of(row.host, row.study_uid, at).count(row.state, -number, -size)
+            if study_after is not None:
+                self._of(row.host, study_after, at).count(after, number, size_after)
+        if row.queued != queued or is_other_file:
+            if row.queued:
+                assert row.study_uid is not None, "what is queued has its identity"
+                change = self._of(row.host, row.study_uid, at)
+                change.waiting -= number
+                change.waiting_bytes -= size
+                change.has_left = True
+            if queued:
+                change = self._of(row.host, study_after, at)
+                for each in rows:
+                    change.enqueue(values.get("size_bytes", each.size_bytes), row.priority, each.admitted_at)
+
+    def _count(self, host: str, inbox: str, state: State, reason: str, entries: int, held: int, size: int) -> None:
         """Add to the number of rows of an inbox that are in a state for a reason."""
-        sums = self._counts.get((host, inbox, state, reason))
-        if sums is None:
-            sums = self._counts[host, inbox, state, reason] = [0, 0, 0]
-        sums[0] += entries
-        sums[1] += held
-        sums[2] += size
+        counts = self._counts.setdefault((host, inbox, state, reason), [0, 0, 0])
+        counts[0] += entries
+        counts[1] += held
+        counts[2] += size
 
     def _of(self, host: str, study_uid: str, at: datetime) -> _StudyChange:
         change = self._studies.get((host, study_uid))
@@ -93,42 +152,6 @@ class Counters:
         if change.changed_at is None or at > change.changed_at:
             change.changed_at = at
         return change
-
-    def appear(self, host: str, study_uid: str, state: State, size: int, at: datetime) -> None:
-        """Add a new row to its study."""
-        change = self._of(host, study_uid, at)
-        change.states[state] = change.states.get(state, 0) + 1
-        change.size_bytes += size
-
-    def vanish(self, host: str, study_uid: str, state: State, size: int, at: datetime) -> None:
-        """Take a row out of a study: it was read again, and belongs to another one."""
-        change = self._of(host, study_uid, at)
-        change.states[state] = change.states.get(state, 0) - 1
-        change.size_bytes -= size
-
-    def turn(self, host: str, study_uid: str, before: State, after: State, rows: int, at: datetime) -> None:
-        """Count rows of a study in another state."""
-        states = self._of(host, study_uid, at).states
-        states[before] = states.get(before, 0) - rows
-        states[after] = states.get(after, 0) + rows
-
-    def enqueue(self, host: str, study_uid: str, size: int, priority: int, admitted_at: datetime, at: datetime) -> None:
-        """A row joins the queue of its study."""
-        change = self._of(host, study_uid, at)
-        change.waiting += 1
-        change.waiting_bytes += size
-        change.priority = max(change.priority, priority)
-        if change.oldest_at is None or admitted_at < change.oldest_at:
-            change.oldest_at = admitted_at
-        if change.newest_at is None or admitted_at > change.newest_at:
-            change.newest_at = admitted_at
-
-    def dequeue(self, host: str, study_uid: str, rows: int, size: int, at: datetime) -> None:
-        """Rows leave the queue of their study."""
-        change = self._of(host, study_uid, at)
-        change.waiting -= rows
-        change.waiting_bytes -= size
-        change.has_left = True
 
     def set_study(self, host: str, study_uid: str, at: datetime, **values: Any) -> None:
         """Set columns of a study that are no sums: its backoff, its counters."""

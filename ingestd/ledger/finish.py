@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, update
 from ingestd.lifecycle import Backoff, Batch, BatchResult, Outcome, Reason, State
 
 from .claims import read_study
-from .row import Row, as_json
+from .row import UNASKED, Row, as_json
 from .schema import Instant, attempt, destination
 from .transaction import Transaction
 from .values import Finished, PendingRead
@@ -132,17 +132,15 @@ def _come_back(tx: Transaction, rows: Sequence[Row], outcome: Outcome, batch: Ba
         values.update(
             # What the feed has shown of it while it was out need not wait.
             next_check_at=now if row.seen_sequence is not None or later is None else later,
-            checks=0,
-            absences=0,
-            absent_since=None,
+            **UNASKED,
         )
         if outcome.needs_content_check or outcome.reason is Reason.ALREADY_THERE:
             values["needs_content_check"] = 1
         if outcome.state is State.STORED:
             values.update(stored_at=now, was_stored=1)
-    tx.move_all(
-        rows,
-        outcome.state,
+    tx.move(
+        *rows,
+        to=outcome.state,
         at=now,
         reason=outcome.reason,
         note=outcome.note,

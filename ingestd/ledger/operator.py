@@ -13,11 +13,22 @@ from sqlalchemy import ColumnElement, select, update
 from ingestd.lifecycle import HOLDING, MOVES, Reason, ServerKind, State
 
 from . import dialect
-from .row import ZERO, Row
+from .row import UNASKED, ZERO, Row
 from .schema import destination, instance, study
 from .transaction import Transaction
 from .values import Choice, OperatorRequest, RefusedMove, Retried
 
+# What goes with sending a row as if it had never been sent.
+_SENT_AFRESH: dict[str, Any] = {
+    "charged": 0,
+    "resends": 0,
+    "was_stored": 0,
+    "alone": 0,
+    "confirmed_at": None,
+    "being_created_since": None,
+    "failure_reason": None,
+    "holder_id": None,
+}
 _RETRIED = "a person asked for another try"
 
 _NOTHING_TO_RETRY = {
@@ -90,29 +101,20 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
     _send_soon(tx, row, now)
     if row.state is State.PENDING:
         # Held, or waiting for its time: it is let go. What it needs of the reader it still needs.
-        tx.change(row, {"hold_reason": None, "next_attempt_at": None, "charged": 0}, at=now)
+        tx.change(row, to={"hold_reason": None, "next_attempt_at": None, "charged": 0}, at=now)
         tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason=Reason.RETRIED, note=_RETRIED)
         return State.PENDING
     # What it was to replace is gone; what may be there by now nobody has looked at.
     replaces: dict[str, Any] = {"replaces": 0} if row.state is State.DELETED else {}
     tx.move(
         row,
-        State.PENDING,
+        to=State.PENDING,
         at=now,
         reason=Reason.RETRIED,
         note=_RETRIED,
         **replaces,
-        charged=0,
-        resends=0,
-        was_stored=0,
-        confirmed_at=None,
-        being_created_since=None,
-        alone=0,
-        checks=0,
-        absences=0,
-        absent_since=None,
-        failure_reason=None,
-        holder_id=None,
+        **_SENT_AFRESH,
+        **UNASKED,
     )
     return State.PENDING
 
@@ -123,7 +125,7 @@ def _kept_duplicates(tx: Transaction, row: Row) -> list[Row]:
 
 
 def _ask_daemon(tx: Transaction, row: Row, request: OperatorRequest, now: datetime) -> None:
-    tx.change(row, {"wish": request}, at=now)
+    tx.change(row, to={"wish": request}, at=now)
     tx.put_down(
         (row.id,),
         State.REJECTED,
@@ -142,7 +144,7 @@ def try_now(tx: Transaction, *, now: datetime) -> int:
         tx.counters.set_study(host, study_uid, now, next_attempt_at=None)
     deferred = tx.rows(tx.select_rows(instance.c.next_attempt_at > now))
     for row in deferred:
-        tx.change(row, {"next_attempt_at": None}, at=now)
+        tx.change(row, to={"next_attempt_at": None}, at=now)
     tx.flush()
     return len(deferred)
 
@@ -188,7 +190,7 @@ def discard(tx: Transaction, entry_id: int, *, idle_host: str = "", now: datetim
             f"row {entry_id} is {row.state}{other}; only FAILED, CONFLICT, REJECTED and DELETED rows can be discarded",
             other_id=row.holder_id,
         )
-    tx.move(row, State.DISCARDED, at=now, reason=Reason.DISCARDED, note="a person discarded it", wish=None)
+    tx.move(row, to=State.DISCARDED, at=now, reason=Reason.DISCARDED, note="a person discarded it", wish=None)
     tx.flush()
 
 
@@ -207,19 +209,12 @@ def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
     _send_soon(tx, row, now)
     tx.move(
         row,
-        State.PENDING,
+        to=State.PENDING,
         at=now,
         reason=Reason.REPLACED,
         note=f"a person had it replace row {holder.id}" if holder else "a person had it replace what the server has",
         replaces=1,
-        holder_id=None,
-        charged=0,
-        resends=0,
-        was_stored=0,
-        confirmed_at=None,
-        being_created_since=None,
-        alone=0,
-        failure_reason=None,
+        **_SENT_AFRESH,
     )
     tx.flush()
     return holder.id if holder else 0
@@ -248,7 +243,7 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
     )
     tx.move(
         holder,
-        State.DISCARDED,
+        to=State.DISCARDED,
         at=now,
         reason=Reason.REPLACED,
         note=f"a person had row {row.id} replace it",
@@ -256,7 +251,7 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
     )
     # What has the replaced content shares its lot.
     for duplicate in duplicates:
-        tx.change(duplicate, {"settled_at": now}, at=now)
+        tx.change(duplicate, to={"settled_at": now}, at=now)
         tx.put_down(
             (duplicate.id,),
             State.DUPLICATE,
@@ -268,7 +263,7 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
     # Other files that are in conflict with the former holder are so with its successor.
     for other in tx.rows_on(holder.id, dialect.unindexed(instance.c.state) == State.CONFLICT):
         if other.id != row.id:
-            tx.change(other, {"holder_id": row.id}, at=now)
+            tx.change(other, to={"holder_id": row.id}, at=now)
 
 
 def admit_anyway(tx: Transaction, entry_id: int, *, now: datetime) -> None:
@@ -291,7 +286,7 @@ def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: dateti
     reason = Reason.ADMITTED_ANYWAY if row.wish == OperatorRequest.ADMIT_ANYWAY else Reason.RETRIED
     tx.move(
         row,
-        State.DISCARDED,
+        to=State.DISCARDED,
         at=now,
         reason=reason,
         note=f"its file was admitted anew as row {new_entry_id}",
@@ -307,6 +302,6 @@ def request_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) 
     row = tx.rows_by_id([entry_id]).get(entry_id)
     if row is None or row.wish is None:
         return
-    tx.change(row, {"wish": None, "note": note}, at=now)
+    tx.change(row, to={"wish": None, "note": note}, at=now)
     tx.put_down((row.id,), row.state, row.state, at=now, reason=row.reason or "", note=note)
     tx.flush()

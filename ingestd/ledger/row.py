@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, literal_column
@@ -72,6 +73,9 @@ ROW = tuple(instance.c[name] for name in Row._fields)
 _STATE = Row._fields.index("state")
 _STATES = {state.value: state for state in State}
 
+# The server was never asked about it, or is to be asked as if it had not been.
+UNASKED: Mapping[str, Any] = MappingProxyType({"checks": 0, "absences": 0, "absent_since": None})
+
 
 def make_row(values: Sequence[Any]) -> Row:
     """Make a Row of what a statement with the columns ``ROW`` gave."""
@@ -97,6 +101,14 @@ CONTENT = (
     instance.c.dataset_offset,
     instance.c.size_bytes,
 )
+COPY = (
+    instance.c.reencoded_path,
+    instance.c.reencoded_transfer_syntax,
+    instance.c.reencoded_digest,
+    instance.c.reencoded_meta_digest,
+    instance.c.reencoded_dataset_offset,
+    instance.c.reencoded_size_bytes,
+)
 IDENTITY = (instance.c.study_uid, instance.c.series_uid, instance.c.sop_uid)
 # Where a file came from and where it lies.
 PLACE = (
@@ -110,7 +122,6 @@ PLACE = (
 
 
 def content_of(row: Any) -> Content:
-    """Gather a row's Content."""
     return Content(
         transfer_syntax=row.transfer_syntax,
         digest=row.digest,
@@ -120,8 +131,18 @@ def content_of(row: Any) -> Content:
     )
 
 
+def content_of_copy(row: Any) -> Content:
+    """Gather the Content of a row's Explicit VR copy."""
+    return Content(
+        transfer_syntax=row.reencoded_transfer_syntax,
+        digest=row.reencoded_digest,
+        meta_digest=row.reencoded_meta_digest,
+        dataset_offset=row.reencoded_dataset_offset,
+        size_bytes=row.reencoded_size_bytes,
+    )
+
+
 def identity_of(row: Any) -> Identity:
-    """Gather a row's Identity."""
     return Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
 
 
@@ -202,17 +223,6 @@ def alike(rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
     for row in rows:
         groups.setdefault(_ALIKE(row), []).append(row)
     return groups.values()
-
-
-def content_columns(content: Content) -> dict[str, Any]:
-    """Spread a Content over its columns."""
-    return {
-        "transfer_syntax": content.transfer_syntax,
-        "digest": content.digest,
-        "meta_digest": content.meta_digest,
-        "dataset_offset": content.dataset_offset,
-        "size_bytes": content.size_bytes,
-    }
 
 
 def jump_of(row: Any) -> Jump:

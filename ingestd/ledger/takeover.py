@@ -10,7 +10,7 @@ from sqlalchemy import select
 from ingestd.lifecycle import UNCONFIRMED, Reason, State
 
 from . import dialect
-from .row import Row
+from .row import UNASKED, Row
 from .schema import instance
 from .transaction import Transaction
 
@@ -46,18 +46,16 @@ def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> Non
     replaces = tx.connection.execute(select(instance.c.replaces).where(instance.c.id == holder.id)).scalar_one()
     tx.move(
         holder,
-        State.DUPLICATE,
+        to=State.DUPLICATE,
         at=now,
         reason=Reason.SAME_CONTENT,
         note=f"row {row.id} has the same content and is sent in its place: nobody runs what would send this one",
         holder_id=row.id,
-        checks=0,
-        absences=0,
-        absent_since=None,
+        **UNASKED,
     )
     tx.move(
         row,
-        State.PENDING,
+        to=State.PENDING,
         at=now,
         reason=Reason.HOLDER_GONE,
         note=f"row {holder.id}, which has the same content, waits for what nobody runs",
@@ -65,5 +63,5 @@ def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> Non
         replaces=replaces,
     )
     for other in others:
-        tx.change(other, {"holder_id": row.id}, at=now)
+        tx.change(other, to={"holder_id": row.id}, at=now)
     tx.flush()

@@ -200,24 +200,12 @@ class Transaction:
         reason = values["reason"] or ""
         self._added.append(values)
         self.put_down((values["id"],), None, state, at=at, reason=reason, note=note)
-        self.counters.count(self.host, values["inbox"], state, reason, entries=1, held=0, size=values["size_bytes"])
-        study_uid = values["study_uid"]
-        if study_uid is not None:
-            self.counters.appear(self.host, study_uid, state, values["size_bytes"], at)
-        if values["queued"]:
-            self.counters.enqueue(
-                self.host, study_uid, values["size_bytes"], values["priority"], values["admitted_at"], at
-            )
+        self.counters.row_added(values, at)
 
-    def move(self, row: Row, after: State, *, at: datetime, reason: Reason | None, **what: Any) -> None:
-        """Move one row to another state, as ``move_all`` does."""
-        self.move_all((row,), after, at=at, reason=reason, **what)
-
-    def move_all(
+    def move(
         self,
-        rows: Sequence[Row],
-        after: State,
-        *,
+        *rows: Row,
+        to: State,
         at: datetime,
         reason: Reason | None,
         note: str = "",
@@ -229,97 +217,45 @@ class Transaction:
         """Move rows to another state, and set what goes with it; raises IllegalMove for a move the table lacks."""
         for same in alike(rows):
             row = same[0]
-            check_move(row.state, after)
-            settings = _settings_of_move(row, after, at, values)
-            settings.update(state=after, reason=reason, note=note, changed_at=at)
-            self._change(same, settings, at=at)
+            check_move(row.state, to)
+            settings = _settings_of_move(row, to, at, values)
+            settings.update(state=to, reason=reason, note=note, changed_at=at)
+            self.change(*same, to=settings, at=at)
             self.put_down(
                 [each.id for each in same],
                 row.state,
-                after,
+                to,
                 at=at,
                 reason=reason or "",
                 note=note,
                 evidence=evidence,
                 attempt_id=by_attempt,
             )
-        if gives_up and after in _GIVES_UP:
+        if gives_up and to in _GIVES_UP:
             self._given_up += [(row, at) for row in rows]
 
-    def change(self, row: Row, values: dict[str, Any], *, at: datetime) -> None:
-        """Set columns of a row and keep the sums; a change of state goes through ``move``."""
-        self._change((row,), values, at=at)
-
-    def _change(self, rows: Sequence[Row], values: dict[str, Any], *, at: datetime) -> None:
-        """Set the same columns of rows that are alike."""
+    def change(self, *rows: Row, to: dict[str, Any], at: datetime) -> None:
+        """Set the same columns of rows that are alike; what changes their state goes through ``move``."""
         ids = [row.id for row in rows]
         if not self._touched.isdisjoint(ids):
             raise IllegalMove(f"one of the rows {ids} was read before its last change")
         self._touched.update(ids)
         row = rows[0]
-        after = values.get("state", row.state)
+        after = to.get("state", row.state)
         queued = int(
             after is State.PENDING
-            and values.get("hold_reason", row.hold_reason) is None
-            and values.get("need", row.need) is None
-            and values.get("next_attempt_at", row.next_attempt_at) is None
+            and to.get("hold_reason", row.hold_reason) is None
+            and to.get("need", row.need) is None
+            and to.get("next_attempt_at", row.next_attempt_at) is None
         )
         if queued != row.queued:
-            values["queued"] = queued
-        if "size_bytes" in values or "study_uid" in values:
-            for each in rows:
-                self._keep_sums_of_another_file(each, values, after, queued, at)
-        else:
-            self._keep_counters(rows, values, after, queued, at)
+            to["queued"] = queued
+        self.counters.rows_changed(rows, to, after, queued, at)
         # An identity is given up before another row takes it.
-        rank = _RANKS[values.get("holds")]
-        shape = (rank, row.state, row.claim_token, tuple(values))
+        rank = _RANKS[to.get("holds")]
+        shape = (rank, row.state, row.claim_token, tuple(to))
         # Most rows of a batch are set to the same: they are written by one statement.
-        self._updates.setdefault(shape, {}).setdefault(tuple(values.values()), []).extend(ids)
-
-    def _keep_counters(
-        self, rows: Sequence[Row], values: dict[str, Any], after: State, queued: int, at: datetime
-    ) -> None:
-        row, number, size = rows[0], len(rows), sum(row.size_bytes for row in rows)
-        self._keep_counts(row, values, after, number, size, size)
-        if row.study_uid is None:
-            return
-        if after is not row.state:
-            self.counters.turn(row.host, row.study_uid, row.state, after, number, at)
-        if row.queued and not queued:
-            self.counters.dequeue(row.host, row.study_uid, number, size, at)
-        elif queued and not row.queued:
-            for each in rows:
-                self.counters.enqueue(row.host, row.study_uid, each.size_bytes, row.priority, each.admitted_at, at)
-
-    def _keep_counts(
-        self, row: Row, values: dict[str, Any], after: State, number: int, size: int, size_after: int
-    ) -> None:
-        held = int(row.hold_reason is not None)
-        held_after = int(values.get("hold_reason", row.hold_reason) is not None)
-        reason, reason_after = row.reason or "", values.get("reason", row.reason) or ""
-        if (row.state, reason, held, size) == (after, reason_after, held_after, size_after):
-            return
-        self.counters.count(row.host, row.inbox, row.state, reason, entries=-number, held=-held * number, size=-size)
-        self.counters.count(
-            row.host, row.inbox, after, reason_after, entries=number, held=held_after * number, size=size_after
-        )
-
-    def _keep_sums_of_another_file(
-        self, row: Row, values: dict[str, Any], after: State, queued: int, at: datetime
-    ) -> None:
-        """Keep the sums of a row whose file was read again: it may have another size, and another study."""
-        size = values.get("size_bytes", row.size_bytes)
-        self._keep_counts(row, values, after, 1, row.size_bytes, size)
-        study_uid = values.get("study_uid", row.study_uid)
-        if row.study_uid is not None:
-            self.counters.vanish(row.host, row.study_uid, row.state, row.size_bytes, at)
-            if row.queued:
-                self.counters.dequeue(row.host, row.study_uid, 1, row.size_bytes, at)
-        if study_uid is not None:
-            self.counters.appear(row.host, study_uid, after, size, at)
-            if queued:
-                self.counters.enqueue(row.host, study_uid, size, row.priority, row.admitted_at, at)
+        self._updates.setdefault(shape, {}).setdefault(tuple(to.values()), []).extend(ids)
 
     def put_down(
         self,
@@ -446,9 +382,9 @@ class Transaction:
         holder = self.holder_of(identity)
         if holder is None:
             note = f"row {former_id}, which had the same content, is gone"
-            self.move(first, State.PENDING, at=at, reason=Reason.HOLDER_GONE, note=note, holder_id=None)
+            self.move(first, to=State.PENDING, at=at, reason=Reason.HOLDER_GONE, note=note, holder_id=None)
             for other in others:
-                self.change(other, {"holder_id": first.id}, at=at)
+                self.change(other, to={"holder_id": first.id}, at=at)
             return
         for duplicate in duplicates:
             self.point_to(duplicate, holder.id, same=same_bytes(duplicate, holder), at=at)
@@ -456,10 +392,10 @@ class Transaction:
     def point_to(self, duplicate: Row, holder_id: int, *, same: bool, at: datetime) -> None:
         """Let a duplicate belong to another holder, or be in conflict with it."""
         if same:
-            self.change(duplicate, {"holder_id": holder_id}, at=at)
+            self.change(duplicate, to={"holder_id": holder_id}, at=at)
         else:
             note = f"row {holder_id} holds the same UIDs now, with other content"
-            self.move(duplicate, State.CONFLICT, at=at, reason=Reason.OTHER_CONTENT, note=note, holder_id=holder_id)
+            self.move(duplicate, to=State.CONFLICT, at=at, reason=Reason.OTHER_CONTENT, note=note, holder_id=holder_id)
 
 
 def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, update
 from ingestd.lifecycle import Content, Reason, SourceStat, State
 
 from . import dialect
-from .row import pieces
+from .row import UNASKED, pieces
 from .schema import alarm, inbox_report, instance
 from .transaction import Transaction
 from .values import Alarm, InboxSummary, PendingRead
@@ -30,7 +30,7 @@ def attach_reencoded(
     note = "re-encoded without loss to Explicit VR Little Endian"
     tx.change(
         row,
-        {
+        to={
             "need": None,
             "reencoded_path": path,
             "reencoded_transfer_syntax": content.transfer_syntax,
@@ -53,8 +53,8 @@ def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime)
     row = tx.rows_by_id([entry_id]).get(entry_id)
     if row is None or row.state is not State.PENDING or row.need != PendingRead.REENCODE:
         return False
-    settings = {"next_check_at": now, "checks": 0, "absences": 0, "absent_since": None, "needs_content_check": 1}
-    tx.move(row, State.UNCERTAIN, at=now, reason=Reason.REFUSED, note=note, **settings)
+    asked = {"next_check_at": now, "needs_content_check": 1, **UNASKED}
+    tx.move(row, to=State.UNCERTAIN, at=now, reason=Reason.REFUSED, note=note, **asked)
     tx.flush()
     return True
 
@@ -64,7 +64,7 @@ def read_no_more(tx: Transaction, entry_id: int, *, now: datetime) -> bool:
     row = tx.rows_by_id([entry_id]).get(entry_id)
     if row is None or row.state is not State.PENDING or row.need is None:
         return False
-    tx.change(row, {"need": None}, at=now)
+    tx.change(row, to={"need": None}, at=now)
     tx.flush()
     return True
 
@@ -73,7 +73,7 @@ def fail_gone(tx: Transaction, entry_ids: Iterable[int], *, note: str, now: date
     """Give rows up whose file vanished, and which the server was asked about."""
     rows = [row for row in tx.rows_by_id(entry_ids).values() if row.state is State.UNCERTAIN]
     for row in rows:
-        tx.move(row, State.FAILED, at=now, reason=Reason.GONE, note=note)
+        tx.move(row, to=State.FAILED, at=now, reason=Reason.GONE, note=note)
     tx.flush()
     return len(rows)
 

@@ -76,7 +76,7 @@ def test_row_that_changes_between_look_and_move_is_left_and_nothing_is_committed
         with ledger.transaction() as tx:
             found = tx.rows_by_id(ids)
             tx.connection.execute(update(instance).where(instance.c.id == ids[0]).values(**changed))
-            tx.move_all(list(found.values()), State.UNCERTAIN, at=LATER, reason=Reason.NO_VERDICT, next_check_at=LATER)
+            tx.move(*list(found.values()), to=State.UNCERTAIN, at=LATER, reason=Reason.NO_VERDICT, next_check_at=LATER)
 
     with pytest.raises(IllegalMove):
         meet()

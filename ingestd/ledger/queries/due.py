@@ -25,10 +25,23 @@ from sqlalchemy import (
     select,
 )
 
-from ingestd.lifecycle import Content, Reason, State, StudyQueue, Unproven, order_studies
+from ingestd.lifecycle import Reason, State, StudyQueue, Unproven, order_studies
 
 from ..counters import queue_of
-from ..row import CONTENT, IDENTITY, PLACE, ZERO, content_of, identity_of, path_of, pieces, place_of, reach_of
+from ..row import (
+    CONTENT,
+    COPY,
+    IDENTITY,
+    PLACE,
+    ZERO,
+    content_of,
+    content_of_copy,
+    identity_of,
+    path_of,
+    pieces,
+    place_of,
+    reach_of,
+)
 from ..schema import Instant, instance, study
 from ..session import Queryable
 from ..values import OperatorRequest, PendingRead, RequestedRow, RowToRead
@@ -110,14 +123,9 @@ _UNPROVEN = (
     instance.c.differs_since,
     instance.c.untold_since,
     instance.c.unnamed,
-    instance.c.reencoded_path,
-    instance.c.reencoded_transfer_syntax,
-    instance.c.reencoded_digest,
-    instance.c.reencoded_meta_digest,
-    instance.c.reencoded_dataset_offset,
-    instance.c.reencoded_size_bytes,
     *IDENTITY,
     *CONTENT,
+    *COPY,
 )
 
 
@@ -266,13 +274,7 @@ def _unproven(ledger: Queryable, row: Any) -> Unproven:
     content, path = content_of(row), _reach_of(ledger, row)
     if row.reencoded_digest is not None:
         path = _in_spool(ledger, row.host, row.reencoded_path)
-        content = Content(
-            transfer_syntax=row.reencoded_transfer_syntax,
-            digest=row.reencoded_digest,
-            meta_digest=row.reencoded_meta_digest,
-            dataset_offset=row.reencoded_dataset_offset,
-            size_bytes=row.reencoded_size_bytes,
-        )
+        content = content_of_copy(row)
     return Unproven(
         entry_id=row.id,
         identity=identity_of(row),
