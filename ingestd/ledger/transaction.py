@@ -1,11 +1,47 @@
-"""One write transaction: how rows are read, moved, put down in history, and kept in sum.
+"""One write transaction: rows are read, moved and told of in memory, and written together before COMMIT.
 
-Every change of a row's state goes through ``Transaction.move`` (and every new row through ``Transaction.add``), which
-check the table of moves, write the history and keep the sums. Rows are read inside the transaction, behind BEGIN
-IMMEDIATE (or FOR UPDATE), and updated only WHERE id AND expected state AND claim token (G4).
+**Beginning and end.** ``with ledger.transaction() as tx:`` does nothing yet. The first statement through ``tx``, a
+query or a move, sends BEGIN IMMEDIATE, which keeps every other writer out, in every process, until COMMIT. So what is
+read through ``tx`` still holds when it is written upon; what was read through the ledger is a hint. An exception in the
+block rolls all of it back. A block that makes no statement costs nothing, not even an fsync.
 
-Moves are gathered and written together by ``flush``, which also looks after the duplicates of rows that gave their
-identity up; each public move ends with it.
+**A move** is made in four steps. ``rows...`` reads a ``Row``, only the columns that a move needs. ``move`` checks it
+against ``lifecycle.MOVES``, works out what goes with leaving the one state and coming into the other
+(``_settings_of_move``: the claim's token, the identity, what was learnt, when it settled), and puts a line down for the
+history. ``change`` keeps ``queued`` and the counters. ``UnitOfWork`` gathers what is to be set by what it says, since
+most rows of a batch become the same and are then one statement. New rows come in by ``add``. Nothing else writes
+``state``, and triggers in the database itself refuse a move that the table lacks.
+
+**Who may move what (G4).** An UPDATE names the row's id, the state and the claim's token that it was read with, and
+must hit as many rows as it names, or IllegalMove takes the transaction back. A ``Row`` is good for one change: read it
+again for the next. Moves made elsewhere cannot slip in between, but a caller's plan may be older than the
+transaction: every function in ``moves`` that carries out what was found earlier looks whether the row is still in the
+state, and a batch's row still under the token, that it was found with. If not, it leaves the row alone and counts it as
+lost. Claims, removals and recovery keep to the own host's rows; those of others are moved where an identity, held once
+over all hosts, binds them: by who takes a place, by a copy that is gone from the server, by ``takeover``, by a person.
+
+**When what is written.** ``rows...`` first writes the rows gathered so far, so a move may build on the one before.
+``flush``, the end of every function in ``moves``, writes rows and lets the oldest duplicate take the place of a row
+that gave its identity up. Lines of history and counters stay in memory until ``flush_all``: a transaction has many
+moves and few studies. A query through ``tx`` calls it, and so does the end of the block.
+
+**The counters** (``counters``: rows by inbox, state and reason; each study's states and queue) are kept by ``add`` and
+``change`` alone, as differences between what a row was and what it becomes, and written within the same transaction.
+So they are right after any crash, and nobody has to count rows. A statement that sets one of ``state``, ``reason``,
+``size_bytes``, ``study_uid``, ``hold_reason``, ``need`` or ``next_attempt_at`` (from or to NULL) by itself would make
+them wrong: statements of their own are for columns that nothing counts.
+
+**After it.** ``on_commit`` takes what is allowed only once all is durable: to post, to move or forget a file. It is
+called after COMMIT succeeded, in the order in which it was registered, and one that raises keeps no other from being
+called. After a rollback it is dropped. Three ends are to be told apart:
+
+- LedgerBusy and LedgerFull, before COMMIT or by it: nothing was changed; a later try may succeed.
+- COMMIT failed otherwise (LedgerUnread: the disk), and nobody knows. SQLite keeps the transaction open and
+  ``sqlite_file.undo`` rolls it back; a power cut is undone from the journal by whoever opens the file next. What the
+  next transaction reads decides, so nothing of this one may be taken for done or for undone.
+- The process dies after COMMIT and before the callbacks: it is as if they had been called and had failed. So each must
+  be something that start-up, or a later look at the ledger, finds to be done still (an attempt that is on record but
+  was never posted is UNCERTAIN, and the server is asked).
 """
 
 from __future__ import annotations
@@ -13,18 +49,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
-from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Update, bindparam, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import Executable
 
 from ingestd.lifecycle import (
     HOLDING,
     Identity,
-    IllegalMove,
     Jump,
     Reason,
     State,
@@ -35,13 +68,9 @@ from ingestd.lifecycle import (
 from . import dialect
 from .counters import Counters
 from .row import HOLDS, ROW, Row, alike, as_json, jump_of, make_row, pieces, same_bytes
-from .schema import clock, history, instance
+from .schema import clock, instance
 from .session import Session
-
-# What decides the statement of an update: its turn, expected state and claim token, and the columns set.
-_Shape = tuple[int, State, str | None, tuple[str, ...]]
-_RANKS = {0: 0, None: 1, 1: 2}
-
+from .unit_of_work import UnitOfWork
 
 _CHECKED = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
 _SETTLED = frozenset({State.CONFIRMED, State.DISCARDED})
@@ -50,34 +79,13 @@ _LEARNT = (("mismatch", 0), ("differs_since", None), ("untold_since", None))
 _GIVES_UP = frozenset({State.DELETED, State.FAILED, State.DISCARDED, State.REJECTED})
 
 
-@lru_cache(maxsize=256)
-def _update(columns: tuple[str, ...], *, token: bool, many: bool) -> Update:
-    which = dialect.among(instance.c.id, "b_id") if many else instance.c.id == bindparam("b_id")
-    # By id alone: the index over the states would go through all rows that are in this one.
-    statement = update(instance).where(which, dialect.unindexed(instance.c.state) == bindparam("b_state"))
-    if token:
-        statement = statement.where(instance.c.claim_token == bindparam("b_token"))
-    return statement.values({name: bindparam(name) for name in columns})
-
-
-_PUT_DOWN_COLUMNS = ("at", "before", "after", "reason", "note", "attempt_id", "evidence")
-# The same line for many rows in one statement.
-_PUT_DOWN_FOR_MANY = dialect.insert_for_each(history, "entry_id", _PUT_DOWN_COLUMNS)
 _SELECT_BY_ID = select(*ROW).where(dialect.among(instance.c.id, "ids")).with_for_update()
-_FEW = 4
-
-
 _JUMPS = select(clock).where(clock.c.host == bindparam("host"), clock.c.by_us != 0)
 _LAST_JUMP = _JUMPS.order_by(clock.c.id.desc()).limit(1)
 
 
 class Transaction:
-    """What is done between BEGIN and COMMIT: it begins with the first statement, and none is needed.
-
-    ``on_commit`` takes what is allowed only once that is durable: to read, move, post or forget. It is called in the
-    order in which it was registered, after COMMIT succeeded; after a rollback, or a COMMIT whose outcome nobody knows,
-    it is dropped, and whoever registered it does so again in the next transaction, from what the ledger says then.
-    """
+    """What is done between BEGIN and COMMIT; ``Ledger.transaction`` makes it."""
 
     def __init__(self, session: Session, begin: Callable[[], Connection]) -> None:
         self._begin = begin
@@ -91,12 +99,7 @@ class Transaction:
         self.limits_of = session.limits_of
         self.spool_of = session.spool_of
         self.counters = Counters(session.limits_of, session.labels_known)
-        # Lines of history by what they say: most of a batch say the same.
-        self._history: dict[tuple[Any, ...], list[int]] = {}
-        self._told: set[int] = set()
-        self._added: list[dict[str, Any]] = []
-        self._updates: dict[_Shape, dict[tuple[Any, ...], list[int]]] = {}
-        self._touched: set[int] = set()
+        self._work = UnitOfWork()
         self._given_up: list[tuple[Row, datetime]] = []
         self._next_id: int | None = None
 
@@ -129,7 +132,7 @@ class Transaction:
         return self.fetch_all(statement, values)
 
     def on_commit(self, act: Callable[[], object]) -> None:
-        """Have this done once the transaction is durable."""
+        """Have this done once the transaction is durable; dropped after a rollback."""
         self._on_commit.append(act)
 
     def committed(self) -> None:
@@ -198,7 +201,7 @@ class Transaction:
         state: State = values["state"]
         check_move(None, state)
         reason = values["reason"] or ""
-        self._added.append(values)
+        self._work.add(values)
         self.put_down((values["id"],), None, state, at=at, reason=reason, note=note)
         self.counters.row_added(values, at)
 
@@ -236,10 +239,6 @@ class Transaction:
 
     def change(self, *rows: Row, to: dict[str, Any], at: datetime) -> None:
         """Set the same columns of rows that are alike; what changes their state goes through ``move``."""
-        ids = [row.id for row in rows]
-        if not self._touched.isdisjoint(ids):
-            raise IllegalMove(f"one of the rows {ids} was read before its last change")
-        self._touched.update(ids)
         row = rows[0]
         after = to.get("state", row.state)
         queued = int(
@@ -250,12 +249,8 @@ class Transaction:
         )
         if queued != row.queued:
             to["queued"] = queued
+        self._work.change(rows, to)
         self.counters.rows_changed(rows, to, after, queued, at)
-        # An identity is given up before another row takes it.
-        rank = _RANKS[to.get("holds")]
-        shape = (rank, row.state, row.claim_token, tuple(to))
-        # Most rows of a batch are set to the same: they are written by one statement.
-        self._updates.setdefault(shape, {}).setdefault(tuple(to.values()), []).extend(ids)
 
     def put_down(
         self,
@@ -270,17 +265,14 @@ class Transaction:
         attempt_id: int | None = None,
     ) -> None:
         """Add the same line to the history of rows."""
-        if not self._told.isdisjoint(entry_ids):
-            # Two lines of one row stand in the order in which they were said.
-            self._write_history()
-        self._told.update(entry_ids)
-        line = (at, before, after, reason, note, attempt_id, as_json(evidence) if evidence else "")
-        self._history.setdefault(line, []).extend(entry_ids)
+        self._work.put_down(
+            entry_ids, (at, before, after, reason, note, attempt_id, as_json(evidence) if evidence else "")
+        )
 
     def flush(self) -> None:
         """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates.
 
-        History and sums stay gathered until ``flush_all``: a transaction has many moves, and few studies.
+        History and counters stay gathered until ``flush_all``: a transaction has many moves, and few studies.
         """
         self.write_rows()
         while self._given_up:
@@ -289,7 +281,7 @@ class Transaction:
             self.write_rows()
 
     def see_study(self, study_uid: str) -> None:
-        """Have the sums of this study as they are after everything gathered so far: they are about to be read."""
+        """Have the counters of this study as they are after everything gathered so far: they are about to be read."""
         if self.counters.has_changed(self.host, study_uid):
             self.flush_all()
 
@@ -298,58 +290,13 @@ class Transaction:
         if not self.has_begun:
             return
         self.flush()
-        self._write_history()
+        self._work.write_history(self.connection)
         self.counters.flush(self.connection)
 
     def write_rows(self) -> None:
         """Write the rows that were gathered, so that what is read next is as it will be."""
-        if self._added:
-            added, self._added = self._added, []
-            kinds: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-            for values in added:
-                kinds[tuple(values)].append(values)
-            for rows in kinds.values():
-                dialect.insert_rows(self.connection, instance, rows)
-        if self._updates:
-            updates, self._updates = self._updates, {}
-            self._touched.clear()
-            for shape in sorted(updates, key=itemgetter(0)):
-                self._write_updates(shape, updates[shape])
-
-    def _write_updates(self, shape: _Shape, wanted: Mapping[tuple[Any, ...], list[int]]) -> None:
-        _rank, state, token, columns = shape
-        expected: dict[str, Any] = {"b_state": state} if token is None else {"b_state": state, "b_token": token}
-        single: list[dict[str, Any]] = []
-        written = 0
-        for values, entry_ids in wanted.items():
-            columns_set = dict(zip(columns, values, strict=True))
-            if len(entry_ids) < _FEW:
-                single += [{**columns_set, **expected, "b_id": entry_id} for entry_id in entry_ids]
-                continue
-            statement = _update(columns, token=token is not None, many=True)
-            written += self.connection.execute(statement, {**columns_set, **expected, "b_id": entry_ids}).rowcount
-        if single:
-            done = self.connection.execute(_update(columns, token=token is not None, many=False), single)
-            written += done.rowcount
-        if written != sum(map(len, wanted.values())):
-            raise IllegalMove("a row was moved by somebody else within our own transaction")
-
-    def _write_history(self) -> None:
-        if not self._history:
-            return
-        self.write_rows()
-        lines, self._history = self._history, {}
-        self._told.clear()
-        single: list[dict[str, Any]] = []
-        for line, entry_ids in lines.items():
-            said = dict(zip(_PUT_DOWN_COLUMNS, line, strict=True))
-            if len(entry_ids) < _FEW:
-                single += [{"entry_id": entry_id, **said} for entry_id in entry_ids]
-                continue
-            many = {f"b_{name}": value for name, value in said.items()}
-            self.connection.execute(_PUT_DOWN_FOR_MANY, {**many, "b_each": entry_ids})
-        if single:
-            dialect.insert_rows(self.connection, history, single)
+        if self._connection is not None:
+            self._work.write_rows(self._connection)
 
     def pass_on(self, row: Row, *, at: datetime) -> None:
         """Let the oldest duplicate take the place of this row, which has no use for its identity any more."""
