@@ -182,8 +182,8 @@ def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
         sender = daemon.workers.sender
         sender.profile = sender.profile or probe_profile(daemon.workers.client)
         daemon.start()
-        verification, ledger = daemon.stages.verification, daemon.ledger
-        daemon.loop.run_until(lambda: verification.is_idle and not _waiting(ledger, asked), deadline=deadline)
+        stages, ledger = daemon.stages, daemon.ledger
+        daemon.loop.run_until(lambda: stages.verification.is_idle and not _waiting(ledger, asked), deadline=deadline)
     finally:
         daemon.close()
 

@@ -61,7 +61,7 @@ _COMPARE_AGAIN_SECONDS = 5.0
 # Between two looks at a file that left its folder for the spool, on a disk that fails.
 _MISPLACED_AGAIN_SECONDS = 5.0
 
-# The server's copy of a row (its path; see ``Verification.fetch``) for whoever compares with it.
+# The server's copy of a row (its path; see ``ServerCopies.fetch``) for whoever compares with it.
 Fetch: TypeAlias = Callable[[int, Callable[[Path | Sameness | None], object]], None]
 
 

@@ -14,6 +14,7 @@ from ingestd.clocks import utc_now
 from ingestd.config import Config, Inbox
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
+from ingestd.daemon.feed_reading import FeedReading
 from ingestd.daemon.going_back import GoingBack
 from ingestd.daemon.inbox_reports import InboxReports
 from ingestd.daemon.mover import Mover
@@ -22,6 +23,8 @@ from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.retention import Retention
 from ingestd.daemon.rework import Rework
+from ingestd.daemon.server_copies import ServerCopies
+from ingestd.daemon.server_questions import ServerQuestions
 from ingestd.daemon.sources import Sources
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Ending, Gates, Stage
@@ -233,6 +236,9 @@ class Stages:
     orphans: Orphans
     admission: Admission
     rework: Rework
+    server_questions: ServerQuestions
+    feed_reading: FeedReading  # all else is judged by what the feed has shown
+    server_copies: ServerCopies
     verification: Verification
     going_back: GoingBack
     retention: Retention
@@ -279,8 +285,28 @@ def stages_of(
         ending=ending,
         tells_gone=tells_gone,
     )
-    verification = Verification(
+    server_questions = ServerQuestions(
         reconciler=workers.reconciler,
+        alarms=alarms,
+        wall=wall,
+        rules_of=partial(rules_of, config),
+        profile=lambda: workers.sender.profile,
+        longest_wait=backoff.cap,
+    )
+    feed_reading = FeedReading(
+        questions=server_questions,
+        ledger=ledger,
+        alarms=alarms,
+        ending=ending,
+        removals=gates.removals,
+        posts_written=lambda: posting.results_written,
+        rows_are_left=lambda: verification.more_rows,
+        interval=config.reconcile.interval,
+        lag=config.reconcile.lag,
+    )
+    server_copies = ServerCopies(server_questions, ledger)
+    verification = Verification(
+        questions=server_questions,
         desk=reader_client,
         ledger=ledger,
         posting=posting,
@@ -291,15 +317,9 @@ def stages_of(
             sample=config.reconcile.sample,
             grace=config.reconcile.grace,
         ),
-        alarms=alarms,
-        wall=wall,
-        ending=ending,
-        removals=gates.removals,
+        others_wait=lambda: not server_copies.is_idle,
         tells_gone=tells_gone,
-        rules_of=partial(rules_of, config),
-        profile=lambda: workers.sender.profile,
         interval=config.reconcile.interval,
-        lag=config.reconcile.lag,
         backoff=backoff,
     )
     sources = Sources(ledger=ledger, inboxes=inboxes, mover=mover, policies=policies, alarms=alarms)
@@ -311,7 +331,7 @@ def stages_of(
         ledger=ledger,
         gate=gates.intake,
         on_copied=sources.hurry,
-        fetch=verification.fetch,
+        fetch=server_copies.fetch,
         tells_gone=tells_gone,
     )
     going_back = GoingBack(
@@ -319,7 +339,8 @@ def stages_of(
         alarms=alarms,
         removals=gates.removals,
         disk=disk,
-        verification=verification,
+        questions=server_questions,
+        feed=feed_reading,
         retain=config.spool.retain,
     )
     return Stages(
@@ -340,6 +361,9 @@ def stages_of(
             posting=posting,
             tells_gone=tells_gone,
         ),
+        server_questions=server_questions,
+        feed_reading=feed_reading,
+        server_copies=server_copies,
         verification=verification,
         going_back=going_back,
         retention=Retention(

@@ -9,16 +9,17 @@ needs a person.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.feed_reading import WENT_BACK, FeedReading
+from ingestd.daemon.server_questions import ServerQuestions
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gate, Stage
-from ingestd.daemon.verification import WENT_BACK, Verification
 from ingestd.ledger import Ledger, Resting, Transaction, moves, queries
-from ingestd.lifecycle import State
+from ingestd.lifecycle import State, Unproven
 from ingestd.reconciler import Rules
 
 NOT_LOOKED_AT = "not_looked_at"
@@ -45,7 +46,8 @@ class GoingBack(Stage):
         alarms: Alarms,
         removals: Gate,
         disk: SpoolDisk,
-        verification: Verification,
+        questions: ServerQuestions,
+        feed: FeedReading,
         retain: timedelta,
     ) -> None:
         """Join the rooms; nothing is removed before the first look, and nothing before ``retain`` but to make room."""
@@ -53,7 +55,8 @@ class GoingBack(Stage):
         self._alarms = alarms
         self._removals = removals
         self._disk = disk
-        self._verification = verification
+        self._questions = questions
+        self._feed = feed
         self._retain = retain
         self.up_to: datetime | None = None  # only what has not been needed since then may go, for now
         self._look_at = self._ask_at = self._feed_good_until = self._good_until = 0.0
@@ -66,9 +69,9 @@ class GoingBack(Stage):
 
     def collect(self, now: Now) -> None:
         """See whether files may go, and ask for what is needed to know."""
-        if self._verification.feed_whole_at is not None:
-            self._feed_good_until = self._verification.feed_whole_at + _GOOD_FOR_SECONDS
-        rules = self._verification.rules
+        if self._feed.whole_at is not None:
+            self._feed_good_until = self._feed.whole_at + _GOOD_FOR_SECONDS
+        rules = self._questions.rules
         self._gate(now)
         if now.mono < self._look_at or self._asks or self._went_back or self._settled:
             return
@@ -122,14 +125,17 @@ class GoingBack(Stage):
         """Write what is to be asked, and what was found."""
         if self._asks:
             moves.check_again(tx, self._asked, at=now.utc)
-        if self._went_back:
+        if self._went_back and _tells_of_loss(queries.unproven_rows(tx, self._asked)):
             moves.went_back(tx, to=None, end=None, now=now.utc)
-        if self._settled:
+        # In this very transaction the feed may have shown that it went back again.
+        if self._settled and not queries.has_looks(tx):
             moves.went_back_settled(tx)
         if self._asks or self._went_back or self._settled:
             tx.on_commit(self._committed)
 
     def _committed(self) -> None:
+        if self._went_back:
+            self._asked = ()
         if self._went_back or self._settled:
             self.tell()
         self._asks = self._went_back = self._settled = False
@@ -143,15 +149,15 @@ class GoingBack(Stage):
         if rules.profile.has_feed and now.mono >= self._feed_good_until:
             if now.mono >= self._ask_at:
                 self._ask_at = now.mono + _FEED_EVERY_SECONDS
-                self._verification.read_feed_soon()
+                self._feed.read_soon()
             return
         rows = [
             row
             for row in queries.unproven_rows(self._ledger, self._asked)
             if row.state in (State.CONFIRMED, State.DELETED)
         ]
-        if any(row.state is State.DELETED or row.absences for row in rows):
-            self._went_back, self._asked = True, ()
+        if _tells_of_loss(rows):
+            self._went_back = True
         elif not rows and resting:
             asked, self._asked_up_to = last_before_outages(resting)
             # The last of all tells soonest.
@@ -176,6 +182,10 @@ class GoingBack(Stage):
             note="the server cannot be asked whether it still has what it had, so that no file is removed" * late,
             next_step="look at the server and at the lines about it above; files are removed again by themselves",
         )
+
+
+def _tells_of_loss(rows: Iterable[Unproven]) -> bool:
+    return any(row.state is State.DELETED or (row.state is State.CONFIRMED and row.absences) for row in rows)
 
 
 def last_before_outages(resting: Sequence[Resting]) -> tuple[set[int], datetime]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from ingestd.clocks import Now
@@ -42,12 +42,25 @@ _RECHECK_AT_ONCE = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Mismatch:
+class Mismatch:
     """What is put down of a copy for which the server is to blame."""
 
     studies: tuple[str, ...]
     differs: str
     stops: bool
+
+
+@dataclass(slots=True)
+class Comparisons:
+    """What the comparisons of one transaction say of the server, over the standing that it began with."""
+
+    standing: Standing
+    matches: Counter[Kind] = field(default_factory=Counter)
+    mismatch: Mismatch | None = None
+
+    @property
+    def ever_matched(self) -> bool:
+        return self.standing.ever_matched or bool(self.matches)
 
 
 class Trust:
@@ -65,8 +78,6 @@ class Trust:
         self._grace = grace
         self._standing = Standing()
         self._comparing: dict[int, Unproven] = {}
-        self._matches: Counter[Kind] = Counter()
-        self._mismatch: _Mismatch | None = None
         self._recheck: list[tuple[int, datetime]] = []
         self._rechecked_to: datetime | None = None
         self._forgives = False
@@ -78,25 +89,22 @@ class Trust:
         self._tell()
 
     @property
-    def _has_stopped(self) -> bool:
-        """Whether nothing is compared any more."""
-        return self._standing.stopped_at is not None
-
-    @property
     def has_work(self) -> bool:
         """Whether a transaction is wanted."""
         return bool(self._recheck) or self._forgives
 
-    def choose(self, rows: Sequence[Unproven], rules: Rules) -> list[Unproven]:
+    def choose(
+        self, tx: Transaction, rows: Sequence[Unproven], rules: Rules, comparisons: Comparisons
+    ) -> list[Unproven]:
         """Mark the rows that are compared to earn or to keep the trust.
 
         Those that wait for the comparisons under way are left out, to be chosen again when these have come to an end.
         """
         if rules.verify is not Verify.AUTO:
             return list(rows)
-        standing = self._standing
+        standing = comparisons.standing
         stored = [row for row in rows if row.state is State.STORED and not needs_comparison(row, rules)]
-        if standing.mismatched_at is not None:
+        if standing.mismatched_at is not None or comparisons.mismatch is not None:
             return _marked(rows, {row.entry_id for row in stored})
         in_all = MOST_IN_ALL - sum(standing.matched.values())
         to_come = in_all - len(self._comparing)
@@ -114,12 +122,12 @@ class Trust:
                 to_come -= 1
             else:
                 waiting.add(row.entry_id)
-        marked.update(self._sampled(trusted))
+        marked.update(self._sampled(tx, trusted))
         return _marked([row for row in rows if row.entry_id not in waiting], marked)
 
-    def _sampled(self, rows: Sequence[Unproven]) -> Iterable[int]:
+    def _sampled(self, tx: Transaction, rows: Sequence[Unproven]) -> Iterable[int]:
         """Choose the sample, and at least one instance of every study."""
-        studies = queries.studies_compared(self._ledger, {row.identity.study_uid for row in rows}) if rows else set()
+        studies = queries.studies_compared(tx, {row.identity.study_uid for row in rows}) if rows else set()
         studies.update(row.identity.study_uid for row in self._comparing.values())
         for row in rows:
             study_uid = row.identity.study_uid
@@ -135,52 +143,53 @@ class Trust:
         """Nothing is being asked of this row any more."""
         self._comparing.pop(entry_id, None)
 
-    def applied_to(self, rules: Rules) -> Rules:
-        """Say whether anything is compared at all."""
-        return replace(rules, stopped=self._has_stopped and rules.verify is not Verify.PRESENCE)
-
-    def probe(self, now: Now, *, asked: Container[int]) -> list[Unproven]:
-        """While comparing has stopped: the one row that is compared all the same, now and then.
+    def probe(self, tx: Transaction, now: Now, *, asked: Container[int]) -> list[Unproven] | None:
+        """While comparing has stopped: the one row that is compared all the same, now and then; None: not now.
 
         It is the newest: what a server has altered stays so when it is mended.
         """
         if now.mono < self._probe_at:
-            return []
-        self._probe_at = now.mono + self._grace.total_seconds()
-        return [replace(row, sampled=True) for row in queries.newest_stored(self._ledger) if row.entry_id not in asked]
+            return None
+        return [replace(row, sampled=True) for row in queries.newest_stored(tx) if row.entry_id not in asked]
 
-    def judge(self, row: Unproven, sameness: Sameness, *, rules: Rules, at: datetime, differs: str = "") -> Outcome:
-        """Say what a comparison comes to, and remember what it says of the server."""
+    def judge(
+        self,
+        tx: Transaction,
+        row: Unproven,
+        sameness: Sameness,
+        comparisons: Comparisons,
+        *,
+        rules: Rules,
+        at: datetime,
+        differs: str = "",
+    ) -> Outcome:
+        """Say what a comparison comes to, and add to ``comparisons`` what it says of the server."""
         outcome = judge_comparison(row, sameness, rules=rules, now=at, differs=differs)
         if sameness is Sameness.SAME:
-            self._matches[row.kind] += 1
+            comparisons.matches[row.kind] += 1
             return outcome
         if outcome.state is not State.CONFLICT or rules.verify is Verify.PRESENCE:
             return outcome
-        if row.state is State.CONFIRMED and self._standing.mismatched_at is not None:
+        if row.state is State.CONFIRMED and comparisons.standing.mismatched_at is not None:
             # Looked at for nothing but the mismatch before.
             return replace(outcome, mismatch=True)
-        ever_matched = self._standing.ever_matched or bool(self._matches)
-        if may_be_foreign(row, rules) or (ever_matched and row.state is State.UNCERTAIN):
+        if may_be_foreign(row, rules) or (comparisons.ever_matched and row.state is State.UNCERTAIN):
             return outcome
-        if ever_matched:
-            self._mismatch = _Mismatch(studies=(), differs=differs, stops=False)
+        if comparisons.ever_matched:
+            comparisons.mismatch = Mismatch(studies=(), differs=differs, stops=False)
             return replace(outcome, mismatch=True)
-        return self._first_of_all(row, outcome, rules=rules, at=at, differs=differs)
-
-    def _first_of_all(self, row: Unproven, outcome: Outcome, *, rules: Rules, at: datetime, differs: str) -> Outcome:
-        """Judge a mismatch while nothing of this server has ever matched: is it this file, or the server's way."""
+        # Nothing of this server has ever matched: is it this file, or the server's way?
         assert outcome.sameness is not None, "it was compared"
-        known = self._mismatch.studies if self._mismatch is not None else self._standing.studies
+        known = comparisons.mismatch.studies if comparisons.mismatch is not None else comparisons.standing.studies
         studies = tuple(dict.fromkeys((*known, row.identity.study_uid)))[:STUDIES_IN_A_ROW]
-        stops = self._has_stopped or len(studies) >= STUDIES_IN_A_ROW
-        self._mismatch = _Mismatch(studies=studies, differs=differs, stops=stops)
+        stops = comparisons.standing.stopped_at is not None or len(studies) >= STUDIES_IN_A_ROW
+        comparisons.mismatch = Mismatch(studies=studies, differs=differs, stops=stops)
         if stops and row.state is not State.CONFIRMED:
             note = f"{outcome.note}; so it was in {STUDIES_IN_A_ROW} studies in a row: see `ingestd status`"
             return replace(look_once_more(row, outcome.sameness, note, wait=self._grace), mismatch=True)
         left = left_until_second_look(row, rules=rules, now=at)
         may_wait = row.differs_since is None or at - rules.surely_since(row.differs_since, at) < self._grace
-        if left <= timedelta(0) and may_wait and queries.others_on_their_way(self._ledger, studies):
+        if left <= timedelta(0) and may_wait and queries.others_on_their_way(tx, studies):
             left = rules.between_looks
         if left > timedelta(0) and row.state is not State.CONFIRMED:
             note = f"{outcome.note}; nothing of this server has matched yet, so that it is looked at once more"
@@ -205,42 +214,41 @@ class Trust:
             self._rechecked_to = None
         elif rules.verify is Verify.PRESENCE:
             self._forgives = True
-        elif not self._has_stopped and not is_busy:
+        elif standing.stopped_at is None and not is_busy:
             before, after = standing.mismatched_at, self._rechecked_to
             self._recheck = queries.uncompared(self._ledger, before=before, after=after, limit=_RECHECK_AT_ONCE)
             if not self._recheck:
-                self._forgives = not queries.has_mismatched(self._ledger) and not queries.has_uncompared(
-                    self._ledger, before=before
-                )
+                self._forgives = _all_is_settled(self._ledger, standing)
 
-    def begin_record(self) -> None:
-        """Forget what was found for a transaction that failed: it is found again."""
-        self._matches.clear()
-        self._mismatch = None
-
-    def record(self, tx: Transaction, now: Now) -> None:
+    def record(self, tx: Transaction, now: Now, rules: Rules, comparisons: Comparisons) -> None:
         """Write what the comparisons of this transaction say of the server."""
-        if self._matches:
-            moves.count_matches(tx, self._matches)
-            if not self._standing.ever_matched:
+        standing, found = comparisons.standing, comparisons.mismatch
+        if comparisons.matches:
+            moves.count_matches(tx, comparisons.matches)
+            if not standing.ever_matched:
                 moves.ask_mismatched_again(tx, now=now.utc)
-        if self._mismatch is not None:
-            found = self._mismatch
+        if found is not None:
             moves.mismatch(tx, studies=found.studies, differs=found.differs, stops=found.stops, now=now.utc)
+        # What was gathered is judged again: a person, or another host, may have settled it since.
+        if standing.mismatched_at is None:
+            return
         if self._recheck:
             moves.recheck(tx, [entry_id for entry_id, _ in self._recheck], now=now.utc)
-        if self._forgives and self._mismatch is None:
+        if self._forgives and found is None and (rules.verify is Verify.PRESENCE or _all_is_settled(tx, standing)):
             moves.forgive(tx, now=now.utc)
 
-    def committed(self) -> None:
+    def committed(self, comparisons: Comparisons) -> None:
         """It is durable."""
         if self._recheck:
             self._rechecked_to = self._recheck[-1][1]
-        if self._matches or self._mismatch is not None or self.has_work:
+        if comparisons.matches or comparisons.mismatch is not None or self.has_work:
             self._standing = queries.standing(self._ledger)
             self._tell()
         self._recheck, self._forgives = [], False
-        self.begin_record()
+
+    def probed(self, now: Now) -> None:
+        """One is compared although comparing has stopped: the next not before the grace time is over."""
+        self._probe_at = now.mono + self._grace.total_seconds()
 
     def _tell(self) -> None:
         standing = self._standing
@@ -264,6 +272,17 @@ class Trust:
             next_step="look at the server and at `ingestd status --state CONFLICT --files`; files are removed again "
             "when each of these was resolved (`ingestd retry` or `ingestd resolve`) and all else was compared",
         )
+
+
+def _all_is_settled(ledger: Ledger | Transaction, standing: Standing) -> bool:
+    """Whether nothing is left for a person to settle or to be compared for a mismatch."""
+    before = standing.mismatched_at
+    return (
+        before is not None
+        and standing.stopped_at is None
+        and not queries.has_mismatched(ledger)
+        and not queries.has_uncompared(ledger, before=before)
+    )
 
 
 def _marked(rows: Iterable[Unproven], marked: set[int]) -> list[Unproven]:

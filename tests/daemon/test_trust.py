@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.stage import Gate
-from ingestd.daemon.trust import MOST_IN_ALL, MOST_OF_A_KIND, Trust
+from ingestd.daemon.trust import MOST_IN_ALL, MOST_OF_A_KIND, Comparisons, Trust
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
 from ingestd.ledger import Ledger, moves, queries
@@ -153,7 +153,11 @@ class Trusting:
 
     def compared(self, *rows: Unproven, profile: ServerKind = ServerKind.AZURE, verify: Verify = Verify.AUTO) -> list:
         rules = Rules(profile=profile_of(profile), verify=verify)
-        return [(row.entry_id, row.sampled) for row in self.trust.choose(rows, rules)]
+        return [(row.entry_id, row.sampled) for row in self.choose(rows, rules)]
+
+    def choose(self, rows: Sequence[Unproven], rules: Rules) -> list[Unproven]:
+        with self.ledger.transaction() as tx:
+            return self.trust.choose(tx, rows, rules, Comparisons(queries.standing(tx)))
 
 
 @pytest.fixture
@@ -182,7 +186,7 @@ def test_nothing_is_confirmed_by_presence_while_the_first_comparisons_are_under_
     """Else a server that alters everything would see thousands confirmed before the first comparison ends."""
     rows = [row_of(number) for number in range(1, 3001)]
 
-    first = trusting.trust.choose(rows, Rules(profile=profile_of(ServerKind.AZURE)))
+    first = trusting.choose(rows, Rules(profile=profile_of(ServerKind.AZURE)))
     trusting.trust.begin(first)
     left = [row for row in rows if row.entry_id > len(first)]
 

@@ -238,7 +238,7 @@ def test_feed_that_cannot_be_read_is_told(tmp_path: Path, server: Emulator, soon
             assert "reconcile" not in alarm.next_step  # which wakes rows, and no feed
 
             gateway.withholds = False
-            daemon.stages.verification.read_feed_soon()
+            daemon.stages.feed_reading.read_soon()
             turn_until(daemon, lambda: alarm_of(daemon, "feed_not_read") is None, what="the feed")
 
 
@@ -261,13 +261,14 @@ def test_server_that_lets_nobody_in_is_asked_ever_more_rarely(
         site = Site(tmp_path / "site", front.url, reconcile={"grace": "15m", "interval": "1s"})
         drop(site, "image", make_image().content)
         with rooms(site) as daemon:
-            daemon.stages.verification._interval = timedelta(milliseconds=100)
+            for stage in (daemon.stages.verification, daemon.stages.feed_reading):
+                stage._interval = timedelta(milliseconds=100)
             turn_until(daemon, lambda: gateway.withheld, what="a question")
             until = time.monotonic() + 4
 
             def is_over() -> bool:
                 # As what looks whether kept files may go does, again and again.
-                daemon.stages.verification.read_feed_soon()
+                daemon.stages.feed_reading.read_soon()
                 return time.monotonic() > until
 
             turn_until(daemon, is_over, what="four seconds")

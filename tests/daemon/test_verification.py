@@ -14,7 +14,7 @@ import pytest
 from ingestd.clocks import read_clocks
 from ingestd.config import load
 from ingestd.daemon import Daemon, once_policies
-from ingestd.daemon.verification import _GLANCE_BACK
+from ingestd.daemon.feed_reading import _GLANCE_BACK
 from ingestd.emulator import Emulator
 from ingestd.ledger import Entry, Ledger, moves, queries
 from ingestd.lifecycle import Identity, Reason, Sighting, State
@@ -151,8 +151,8 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
 
 def needs_comparison_of(daemon: Daemon, entry: Entry) -> bool:
     (row,) = queries.unproven_rows(daemon.ledger, [entry.entry_id])
-    assert daemon.stages.verification.rules is not None
-    return needs_comparison(row, daemon.stages.verification.rules)
+    assert daemon.stages.server_questions.rules is not None
+    return needs_comparison(row, daemon.stages.server_questions.rules)
 
 
 def test_an_answer_that_settles_nothing_lets_a_row_sleep_no_longer_than_others_want(tmp_path: Path, server: Emulator):
@@ -288,7 +288,7 @@ def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(
         glances = [line["query"] for line in server.requests[before:] if line.get("path", "").endswith("/changefeed")]
         assert glances
         assert all(cursor_time(query) > cursor.since for query in glances)
-        daemon.stages.verification._feed_at = 0.0  # the interval is over
+        daemon.stages.feed_reading._due_at = 0.0  # the interval is over
         turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED] == 3, what="the late entry")
 
 
@@ -306,20 +306,21 @@ def test_what_the_feed_showed_is_committed_with_the_cursor_that_passes_it(tmp_pa
         turn_until(daemon, lambda: queries.cursor(daemon.ledger) is not None, what="a first reading")
         before = queries.cursor(daemon.ledger)
         time.sleep(1.2)  # the entry shows itself
-        daemon.stages.verification.read_feed_soon()
-        daemon.stages.verification.collect(read_clocks())
+        daemon.stages.feed_reading.read_soon()
+        daemon.stages.feed_reading.collect(read_clocks())
         wait_until(lambda: daemon.workers.reconciler._feed._ended, what="the feed's answer")
         now = read_clocks()
-        daemon.stages.verification.collect(now)
+        daemon.stages.server_questions.collect(now)
+        daemon.stages.feed_reading.collect(now)
         assert (queries.cursor(daemon.ledger), seen_sequence(daemon)) == (before, None)
 
         with suppress(TornAwayError), daemon.ledger.transaction() as tx:
-            daemon.stages.verification.write(tx, now)
+            daemon.stages.feed_reading.write(tx, now)
             raise TornAwayError
         assert (queries.cursor(daemon.ledger), seen_sequence(daemon)) == (before, None)
 
         with daemon.ledger.transaction() as tx:
-            daemon.stages.verification.write(tx, now)
+            daemon.stages.feed_reading.write(tx, now)
             tx._on_commit.clear()
         # Nothing that comes after the commit is needed.
         assert queries.cursor(daemon.ledger) != before
