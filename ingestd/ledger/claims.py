@@ -33,6 +33,7 @@ from .row import (
     make_row,
     path_of,
     reach_of,
+    tuple_of,
 )
 from .schema import attempt, candidate, instance, study
 from .transaction import Transaction
@@ -56,6 +57,9 @@ _PART = (
     *COPY,
 )
 
+_QUEUED = (*ROW, *_PART)
+_Queued = tuple_of(_QUEUED)
+
 _OWN_STUDY = (study.c.host == bindparam("host"), study.c.study_uid == bindparam("study_uid"))
 _STUDY = (
     select(
@@ -70,7 +74,7 @@ _STUDY = (
     .with_for_update()
 )
 _QUEUE = (
-    select(*ROW, *_PART)
+    select(*_QUEUED)
     .where(QUEUED, instance.c.host == bindparam("host"), instance.c.study_uid == bindparam("study_uid"))
     .order_by(instance.c.admitted_at, instance.c.id)
     .limit(bindparam("limit"))
@@ -145,7 +149,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits
     if found.charged and found.in_flight:
         return None  # a study that is in trouble has one batch out at a time
     wanted = {"host": tx.host, "study_uid": study_uid, "limit": _rows_to_look_at(found, limits)}
-    queue = tx.connection.execute(_QUEUE, wanted).all()
+    queue = [_Queued(*row) for row in tx.connection.execute(_QUEUE, wanted)]
     taken = {waiting.entry_id for waiting in cut_batch(map(_waiting, queue), limits, charged=found.charged)}
     queue = [row for row in queue if row.id in taken]
     batch = Batch(

@@ -222,7 +222,7 @@ def bench_moves(file: Path, folder: Path, rows: int) -> None:
     print(f"moves, {rows:,} new rows in ticks of 500, beside what is there")
     meter = Meter()
     host = f"bench-{uuid.uuid4().hex}"
-    with Ledger.open(f"sqlite:///{file}", host=host, spool=folder, destination="http://x/v2") as ledger:
+    with Ledger.open(f"sqlite:///{file}", host=host, spool=folder / host, destination="http://x/v2") as ledger:
         for start in range(0, rows, 500):
             numbers = range(start, start + 500)
             ids: list[int] = []

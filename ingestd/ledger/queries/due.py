@@ -41,6 +41,7 @@ from ..row import (
     pieces,
     place_of,
     reach_of,
+    tuple_of,
 )
 from ..schema import Instant, instance, study
 from ..session import Queryable
@@ -127,6 +128,7 @@ _UNPROVEN = (
     *CONTENT,
     *COPY,
 )
+_Read = tuple_of(_UNPROVEN)
 
 
 def _unproven_whose(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any]]:
@@ -270,7 +272,8 @@ def unproven_rows(ledger: Queryable, entry_ids: Iterable[int]) -> list[Unproven]
     return found
 
 
-def _unproven(ledger: Queryable, row: Any) -> Unproven:
+def _unproven(ledger: Queryable, read: Any) -> Unproven:
+    row = _Read(*read)
     content, path = content_of(row), _reach_of(ledger, row)
     if row.reencoded_digest is not None:
         path = _in_spool(ledger, row.host, row.reencoded_path)
