@@ -44,6 +44,11 @@ class InlineReaders:
         self._done.append(read_of(job, decode_answer(self._lines.pop())))
         self._wake()
 
+    def put_off(self, which: int, why: str) -> None:
+        """Give one of the jobs that wait back undone, as a pool does whose children keep ending."""
+        self._done.append(Read(job=self.waiting.pop(which), waits=why))
+        self._wake()
+
     def collect(self) -> list[Read]:
         done, self._done = self._done, []
         self.in_flight -= len(done)
