@@ -201,7 +201,8 @@ class NextSteps:
     def _return(self, key: int, reading: Reading, leave: Leave, *, is_full: bool = False) -> None:
         """Let go of a file of which there is no verdict."""
         seen = reading.seen
-        if reading.candidate_id is not None:
+        # What lies in the spool has the name it was dropped under nowhere else.
+        if reading.candidate_id is not None and not (seen.origin.adopted and leave is not Leave.DONE):
             self._dropped.append(reading.candidate_id)
         # A row's file, a person's request, and what changed in rejected/ are simply taken up again.
         is_silent = seen.origin.former is not None or seen.origin.row is not None
