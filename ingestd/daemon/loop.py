@@ -80,6 +80,7 @@ class Loop:
         """Do what is ready, once; say when (``Now.mono``) there is something to do by the clock."""
         now = read_clocks()
         try:
+            self._ledger.resolve()
             for stage in self.stages:
                 stage.collect(now)
             if now.mono < self._outage.until:

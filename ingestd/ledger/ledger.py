@@ -23,7 +23,7 @@ from .schema import destination as destination_table
 from .schema import host as host_table
 from .schema import meta, state_count
 from .search_key import SearchKey
-from .session import Session
+from .session import PUT_META, Session
 from .values import (
     OTHER_ADDRESS_STEP,
     LedgerError,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from .transaction import Transaction
 
 _PUT_HOST = dialect.upsert(host_table)
-_PUT_META = dialect.upsert(meta)
 _DESTINATION = select(destination_table.c.url)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -56,6 +55,8 @@ class Ledger(Session):
         self.search_key = SearchKey(self, may_make=not read_only)
         # How long the last commit took: what a transaction costs, however little is in it.
         self.commit_seconds = 0.0
+        # A transaction whose COMMIT failed so that nobody knows what became of it, and its mark.
+        self._doubt: tuple[Transaction, str] | None = None
 
     @classmethod
     def open(
@@ -155,15 +156,19 @@ class Ledger(Session):
 
         if self._read_only:
             raise LedgerError(f"the ledger {self.file} was opened for reading only")
+        self.resolve()
         self.wrote = False
         with ExitStack() as begun:
             tx = Transaction(self, lambda: begun.enter_context(self.begin()))
+            is_at_commit = False
             try:
                 yield tx
                 tx.flush_all()
-                began = time.perf_counter()
+                is_at_commit, began = tx.has_begun, time.perf_counter()
                 begun.close()
             except DBAPIError as error:
+                if is_at_commit:
+                    self._doubt = (tx, self.last_mark)
                 self.labels_known.clear()
                 raise trouble.failure(error.orig, self.file) from None
             except BaseException:
@@ -174,6 +179,25 @@ class Ledger(Session):
                 self.commit_seconds = time.perf_counter() - began
             self.first_candidate_id = tx.first_candidate_id
         tx.committed()
+
+    def resolve(self) -> None:
+        """Find out what became of a transaction whose COMMIT failed: done after all, what waited for it is done now.
+
+        SQLite may say that a COMMIT failed which is durable (the fsync of its folder, once the journal is gone). To be
+        called before anything goes by what was collected for that transaction; ``transaction`` does so too.
+        Raises LedgerError while the ledger cannot be read: then nobody knows still.
+        """
+        if self._doubt is None:
+            return
+        tx, mark = self._doubt
+        is_durable = bool(mark) and self.is_last(mark)
+        self._doubt = None
+        if is_durable:
+            import structlog  # noqa: PLC0415 - as in `SearchKey`: a line that few see
+
+            structlog.get_logger().warning("ledger.committed_after_all")
+            self.first_candidate_id = tx.first_candidate_id
+            tx.committed()
 
     def set_limits(self, limits: BatchLimits) -> None:
         """Cut this host's batches by these limits from now on, and have its waiting studies due accordingly."""
@@ -230,7 +254,7 @@ class Ledger(Session):
             for statement in migration:
                 self.connection.exec_driver_sql(statement.format(**dialect.MIGRATION_WORDS))
         if schema < len(MIGRATIONS):
-            self.connection.execute(_PUT_META, {"key": "schema", "value": str(len(MIGRATIONS))})
+            self.connection.execute(PUT_META, {"key": "schema", "value": str(len(MIGRATIONS))})
 
     def _expect_schema(self) -> None:
         try:

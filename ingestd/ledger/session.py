@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,11 +15,15 @@ from sqlalchemy.sql import Executable
 
 from ingestd.lifecycle import BatchLimits, LongestWaits
 
-from . import sqlite_file, trouble
+from . import dialect, sqlite_file, trouble
 from .schema import host as host_table
+from .schema import meta
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
+
+
+PUT_META = dialect.upsert(meta)
 
 
 class Queryable(Protocol):
@@ -66,6 +71,9 @@ class Session:
         self.labels_known: set[tuple[str, str, str]] = set()
         # An id that was given out is not given out again by this process: a late answer must not meet another file.
         self.first_candidate_id = 1
+        self.last_mark = (
+            ""  # written by the last transaction that changed anything: known again where its COMMIT failed
+        )
         self.wrote = False  # whether the last transaction that was committed changed any row
 
     def fetch_all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
@@ -102,17 +110,31 @@ class Session:
         self.connection.info["writes"] = True
         self._writes = True
         self._answers.clear()
+        self.last_mark = ""
         changes = sqlite_file.rows_changed(self.connection)
         try:
             with self.connection.begin():
                 yield self.connection
-            self.wrote = sqlite_file.rows_changed(self.connection) > changes
+                self.wrote = sqlite_file.rows_changed(self.connection) > changes
+                if self.wrote and self.host:
+                    self.last_mark = secrets.token_hex(8)
+                    self.connection.execute(PUT_META, {"key": self._mark_key, "value": self.last_mark})
         except DBAPIError:
+            self.wrote = False
             sqlite_file.undo(self.connection)
             raise
         finally:
             self.connection.info["writes"] = False
             self._writes = False
+
+    @property
+    def _mark_key(self) -> str:
+        return f"transaction {self.host}"
+
+    def is_last(self, mark: str) -> bool:
+        """Say whether the transaction with this mark is durable, and the last one of this host; raises LedgerError."""
+        rows = self.fetch_all(select(meta.c.value).where(meta.c.key == self._mark_key))
+        return any(row.value == mark for row in rows)
 
     def spool_of(self, host: str) -> Path | None:
         if host == self.host:

@@ -36,9 +36,10 @@ called after COMMIT succeeded, in the order in which it was registered, and one 
 called. After a rollback it is dropped. Three ends are to be told apart:
 
 - LedgerBusy and LedgerFull, before COMMIT or by it: nothing was changed; a later try may succeed.
-- COMMIT failed otherwise (LedgerUnread: the disk), and nobody knows. SQLite keeps the transaction open and
-  ``sqlite_file.undo`` rolls it back; a power cut is undone from the journal by whoever opens the file next. What the
-  next transaction reads decides, so nothing of this one may be taken for done or for undone.
+- COMMIT failed otherwise (LedgerUnread: the disk), and nobody knows. ``sqlite_file.undo`` rolls back what SQLite keeps
+  open; a power cut is undone from the journal by whoever opens the file next. But the failure may have come after the
+  journal was gone, and all of it stands. So each transaction leaves a mark (``Session.last_mark``), and before anything
+  else is done ``Ledger.resolve`` looks whether it is there: then the callbacks are called late, else dropped.
 - The process dies after COMMIT and before the callbacks: it is as if they had been called and had failed. So each must
   be something that start-up, or a later look at the ledger, finds to be done still (an attempt that is on record but
   was never posted is UNCERTAIN, and the server is asked).

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Ledger, LedgerBusy, moves, queries
+from ingestd.ledger import Ledger, LedgerBusy, LedgerError, moves, queries
 from ingestd.lifecycle import State
 from tests.ledger_builders import LATER, NOW, admit, arrival, open_ledger
 
@@ -102,3 +102,41 @@ def test_query_in_a_transaction_keeps_others_out_and_sees_what_was_done_in_it(le
         assert len(batch.parts) == 1
         assert queries.studies_due(tx, now=LATER) == []
     assert queries.counts(ledger)[State.SENDING] == 1
+
+
+@pytest.mark.parametrize("took_effect", [True, False])
+def test_what_waits_is_done_late_where_a_commit_that_failed_is_durable(ledger: Ledger, monkeypatch, took_effect: bool):
+    """The folder's fsync failed behind the journal's end: it was written again, and what was claimed sent by nobody."""
+    done: list[str] = []
+    dialect = ledger.connection.dialect
+    commit = dialect.do_commit
+
+    def fail(connection: sqlite3.Connection) -> None:
+        if took_effect:
+            commit(connection)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(dialect, "do_commit", fail)
+    with pytest.raises(LedgerError), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
+        moves.admit(tx, [arrival(1)], now=NOW)
+        tx.on_commit(lambda: done.append("late"))
+    assert done == []
+    monkeypatch.undo()
+
+    ledger.resolve()
+    ledger.resolve()
+
+    assert done == ["late"] * took_effect
+    assert queries.counts(ledger)[State.PENDING] == int(took_effect)
+
+
+def test_mark_of_another_transaction_is_no_proof_of_one(ledger: Ledger, monkeypatch):
+    done: list[str] = []
+    admit(ledger, arrival(1))
+    monkeypatch.setattr(ledger.connection.dialect, "do_commit", lambda _: (_ for _ in ()).throw(sqlite3.Error("no")))
+    with pytest.raises(LedgerError), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
+        tx.begin()
+        tx.on_commit(lambda: done.append("never"))
+    monkeypatch.undo()
+    ledger.resolve()
+    assert done == []
