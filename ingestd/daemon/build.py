@@ -307,7 +307,7 @@ def stages_of(
     server_copies = ServerCopies(server_questions, ledger)
     verification = Verification(
         questions=server_questions,
-        desk=reader_client,
+        reader_client=reader_client,
         ledger=ledger,
         posting=posting,
         trust=Trust(

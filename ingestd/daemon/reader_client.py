@@ -24,7 +24,7 @@ class Owner(StrEnum):
 
     ADMISSION = "admission"
     REWORK = "rework"
-    PROOF = "proof"
+    VERIFICATION = "verification"
     RETENTION = "retention"
 
 

@@ -4,33 +4,33 @@ The questions and judges are the reconciler's; here they are married to the ledg
 seen) and to the readers (is the server's copy the same object?). What is asked is not asked again until the answer
 was written, and everything is judged in the transaction that writes it, by the row as it is there: `send`, a person
 and the feed write on the same rows, and what they wrote since the row was read is neither overlooked nor slept over.
-What a transaction has found is in its ``_Round``, which is carried out once that is durable. A copy that was fetched
+What a transaction has found is in its ``Round``, which is carried out once that is durable. A copy that was fetched
 is removed when its comparison was written; a crash leaves it in scratch, which start-up empties.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from math import inf
-from pathlib import Path
 from random import SystemRandom
 
 import structlog
 
 from ingestd.clocks import Now
+from ingestd.daemon.copy_comparison import Compared, CopyComparison
 from ingestd.daemon.posting import Posting
-from ingestd.daemon.reader_client import Owner, ReaderClient
+from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.server_questions import Asker, ServerQuestions
 from ingestd.daemon.stage import Stage
-from ingestd.daemon.trust import Comparisons, Trust, sameness_of
+from ingestd.daemon.trust import Comparisons, Trust
+from ingestd.daemon.verification_round import Round
 from ingestd.fs.places import is_gone
 from ingestd.ledger import Ledger, Transaction, moves, queries
-from ingestd.lifecycle import Backoff, Outcome, Reason, Sameness, State, Unproven, compare_content
-from ingestd.reader import CompareJob, InspectJob, Read, Verdict
-from ingestd.reconciler import Finding, NextStep, Rules, StudyAnswer, StudyQuestion, Verify, judge, not_told, plan
+from ingestd.lifecycle import Backoff, Outcome, Reason, State, Unproven
+from ingestd.reconciler import Finding, NextStep, StudyAnswer, Verify, judge, not_told, plan
 
 # A server that could not be asked is asked again after this long.
 _ASK_AGAIN = timedelta(seconds=10)
@@ -44,59 +44,6 @@ _GONE_NOTE = (
 _SEEN = frozenset({Reason.FEED, Reason.QUERY, Reason.CONTENT_CHECK})
 
 
-@dataclass(slots=True)
-class _Round:
-    """What one transaction goes by, what it has found, and what is to be done once that is durable."""
-
-    now: Now
-    rules: Rules
-    rows: dict[int, Unproven]  # those of the answers and comparisons at hand, as they are in this transaction
-    comparisons: Comparisons
-    outcomes: list[Outcome] = field(default_factory=list)  # to be written
-    told: list[Outcome] = field(default_factory=list)  # written
-    moved: int = 0  # rows that moved meanwhile
-    not_asked: list[StudyAnswer] = field(default_factory=list)  # for some of their rows
-    found: list[Unproven] = field(default_factory=list)  # the server has them
-    absent: dict[int, float] = field(default_factory=dict)  # when first seen so
-    compare: list[Finding] = field(default_factory=list)  # their copies, with our files
-    inspect: list[Finding] = field(default_factory=list)  # their copies by themselves: our files are gone
-    settled: list[int] = field(default_factory=list)  # rows of which nothing is asked any more
-    needless: list[Path] = field(default_factory=list)  # copies
-    questions: list[StudyQuestion] = field(default_factory=list)
-    asked: list[Unproven] = field(default_factory=list)  # by these questions
-    probed: bool = False
-    waits: bool | None = None  # whether rows wait for the comparisons under way; None: none were looked at
-    more: bool = False
-
-    def as_it_is(self, asked: Unproven) -> Unproven | None:
-        """Give the row of an answer as it is by now; None if it moved meanwhile, and the answer says nothing of it."""
-        row = self.rows.get(asked.entry_id)
-        if row is not None and (row.state, row.content, row.last_attempt_at) == (
-            asked.state,
-            asked.content,
-            asked.last_attempt_at,
-        ):
-            return row
-        self.moved += 1
-        return None
-
-    def was_woken(self, asked: Unproven) -> bool:
-        """Whether somebody wants to have the row looked at since it was asked about: that stands."""
-        row = self.rows.get(asked.entry_id)
-        return row is not None and row.next_check_at != asked.next_check_at
-
-    def take(self, outcome: Outcome, finding: Finding) -> None:
-        """Have an outcome written, unless it would only put to sleep what somebody has woken meanwhile."""
-        if outcome.state is State.CONFIRMED:
-            self.found.append(finding.row)
-        if outcome.state is not finding.row.state or not self.was_woken(finding.row):
-            self.outcomes.append(outcome)
-
-    def close(self, finding: Finding) -> None:
-        self.settled.append(finding.row.entry_id)
-        self.needless += finding.copies
-
-
 class Verification(Stage):
     """Settles what is not proven yet."""
 
@@ -104,7 +51,7 @@ class Verification(Stage):
         self,
         *,
         questions: ServerQuestions,
-        desk: ReaderClient,
+        reader_client: ReaderClient,
         ledger: Ledger,
         posting: Posting,
         trust: Trust,
@@ -115,7 +62,7 @@ class Verification(Stage):
     ) -> None:
         """``others_wait`` for answers of the server, too; ``tells_gone`` as for Posting."""
         self._questions = questions
-        self._desk = desk
+        self._comparison = CopyComparison(reader_client, self._is_lost)
         self._ledger = ledger
         self._posting = posting
         self._trust = trust
@@ -126,7 +73,7 @@ class Verification(Stage):
         self._log = structlog.get_logger()
         self._jitter = SystemRandom().random
         self._answers: list[StudyAnswer] = []
-        self._reads: list[tuple[Finding, Read]] = []
+        self._compared: list[Compared] = []
         # The rows that are asked about or compared, with ``clock_sets`` as they were asked: an answer from before the
         # wall clock was set is newer than nothing.
         self._asked: dict[int, int] = {}
@@ -144,16 +91,14 @@ class Verification(Stage):
     @property
     def is_idle(self) -> bool:
         """Whether nothing is being asked or compared."""
-        return not (self._asked or self._answers or self._reads)
+        return not (self._asked or self._answers or self._compared)
 
     def collect(self, now: Now) -> None:
         """Collect answers and comparisons, and see whether anything is due to be asked."""
         for answer, _ in self._questions.take(Asker.VERIFICATION):
             assert isinstance(answer, StudyAnswer)
             self._answers.append(answer)
-        for finding, read in self._desk.take(Owner.PROOF):
-            assert isinstance(finding, Finding)
-            self._reads.append((finding, read))
+        self._compared += self._comparison.take()
         rules = self._questions.rules
         if rules is None:
             return
@@ -161,7 +106,7 @@ class Verification(Stage):
         answered = self._questions.answered != self._answers_known
         self._answers_known = self._questions.answered
         self._is_due = self._is_due or answered
-        if self._reads or answered or not self._asked:
+        if self._compared or answered or not self._asked:
             self._waits_for_trust = False
         may_ask = len(self._asked) < _ROWS_MOST and not self._waits_for_trust
         check = queries.next_check_at(self._ledger, now=now.utc) if may_ask else None
@@ -172,20 +117,20 @@ class Verification(Stage):
     def write(self, tx: Transaction, now: Now) -> None:
         """Write what answers and comparisons settle, and plan for the rows that are due then."""
         rules = self._questions.rules
-        if rules is None or not (self._answers or self._reads or self._is_due or self._trust.has_work):
+        if rules is None or not (self._answers or self._compared or self._is_due or self._trust.has_work):
             return
         comparisons = Comparisons(queries.standing(tx))
         rules = replace(
             rules, stopped=comparisons.standing.stopped_at is not None and rules.verify is not Verify.PRESENCE
         )
         ids = {row.entry_id for answer in self._answers for row in answer.question.rows}
-        ids.update(finding.row.entry_id for finding, _ in self._reads)
+        ids.update(compared.finding.row.entry_id for compared in self._compared)
         rows = {row.entry_id: row for row in queries.unproven_rows(tx, ids)}
-        this = _Round(now=now, rules=rules, rows=rows, comparisons=comparisons)
+        this = Round(now=now, rules=rules, rows=rows, comparisons=comparisons)
         for answer in self._answers:
             self._settle_study(answer, tx, this)
-        for finding, read in self._reads:
-            self._settle_comparison(finding, read, tx, this)
+        for compared in self._compared:
+            self._settle_comparison(compared, tx, this)
         self._apply(this.outcomes, tx, this)
         self._trust.record(tx, now, rules, comparisons)
         if self._is_due and len(self._asked) < _ROWS_MOST:
@@ -204,7 +149,7 @@ class Verification(Stage):
         # Rows that are being asked about stay due until the answer is written; the answer wakes us.
         return now.mono + max(0.0, left) if left > 0 or not self._asked else inf
 
-    def _plan(self, tx: Transaction, this: _Round) -> None:
+    def _plan(self, tx: Transaction, this: Round) -> None:
         due = queries.unproven(tx, now=this.now.utc, limit=_ROWS_MOST)
         free = [row for row in due if row.entry_id not in self._asked]
         chosen = self._trust.choose(tx, free, this.rules, this.comparisons)
@@ -221,13 +166,13 @@ class Verification(Stage):
             this.questions += planned.questions
             this.asked += [row for row in some if row.entry_id in planned.asked]
 
-    def _apply(self, outcomes: Sequence[Outcome], tx: Transaction, this: _Round) -> None:
+    def _apply(self, outcomes: Sequence[Outcome], tx: Transaction, this: Round) -> None:
         if outcomes:
             applied = moves.apply(tx, outcomes, now=this.now.utc, backoff=self._backoff, jitter=self._jitter())
             this.told += outcomes
             this.moved += applied.lost
 
-    def _settle_study(self, answer: StudyAnswer, tx: Transaction, this: _Round) -> None:
+    def _settle_study(self, answer: StudyAnswer, tx: Transaction, this: Round) -> None:
         found = {finding.row.entry_id for finding in answer.findings}
         unasked = [row for row in answer.question.rows if row.entry_id not in found]
         if unasked:
@@ -248,7 +193,7 @@ class Verification(Stage):
                 self._ask_later([finding.row], tx, this)
             this.close(finding)
 
-    def _judge(self, finding: Finding, tx: Transaction, this: _Round) -> Outcome | NextStep | None:
+    def _judge(self, finding: Finding, tx: Transaction, this: Round) -> Outcome | NextStep | None:
         """Judge by the row as it is now; None where it moved meanwhile."""
         row = this.as_it_is(finding.row)
         if row is None:
@@ -265,45 +210,35 @@ class Verification(Stage):
         give_up = self._posting.takes_others(row, this.now)
         return judge(replace(finding, row=row), rules=this.rules, give_up=give_up, lost=self._is_lost(row.path))
 
-    def _settle_comparison(self, finding: Finding, read: Read, tx: Transaction, this: _Round) -> None:
-        compared = isinstance(read.job, CompareJob)
-        if finding.copy is not None and (read.lost or (compared and self._is_lost(finding.row.path))):
-            # A file that is gone, or was altered in place since it was sent, says nothing of what was: its digest does.
-            this.inspect.append(finding)
-            return
-        sameness, differs = _sameness(finding, read)
-        rest = finding.next_copy()
-        if sameness is not Sameness.SAME and rest is not None:
-            # One of several copies: another one may be ours.
-            this.needless += finding.copies[:1]
-            this.compare.append(rest)
-            return
+    def _settle_comparison(self, compared: Compared, tx: Transaction, this: Round) -> None:
+        finding = compared.finding
         row = this.as_it_is(finding.row)
-        if row is None:
-            pass
-        elif self._was_asked_before_jump(row):
+        if row is not None and self._was_asked_before_jump(row):
             self._ask_later([finding.row], tx, this)
-        elif sameness is not None:
-            this.take(
-                self._trust.judge(
-                    tx, row, sameness, this.comparisons, rules=this.rules, at=finding.asked_at, differs=differs
-                ),
-                finding,
+        elif row is not None and compared.sameness is not None:
+            judged = self._trust.judge(
+                tx,
+                row,
+                compared.sameness,
+                this.comparisons,
+                rules=this.rules,
+                at=finding.asked_at,
+                differs=compared.differs,
             )
-        else:
+            this.take(judged, finding)
+        elif row is not None:
             # Nothing was learnt (a reader died of it, or one of the two could not be read): ask again, ever later.
-            why = f": {read.waits}" if read.waits else ""
+            why = f": {compared.waits}" if compared.waits else ""
             note = f"the server's copy could not be compared with the file this time{why}"
-            this.take(
-                not_told(row, note, rules=this.rules, now=finding.asked_at, lost=self._is_lost(row.path)), finding
-            )
+            told = not_told(row, note, rules=this.rules, now=finding.asked_at, lost=self._is_lost(row.path))
+            this.take(told, finding)
         this.close(finding)
 
     def _ask_later(
         self,
         asked: Sequence[Unproven],
         tx: Transaction,
-        this: _Round,
+        this: Round,
         *,
         note: str = "",
         wait: timedelta = timedelta(0),
@@ -317,16 +252,14 @@ class Verification(Stage):
     def _is_lost(self, path: str | None) -> bool:
         return path is not None and is_gone(path) and self._tells_gone(path)
 
-    def _committed(self, this: _Round) -> None:
-        self._answers, self._reads, self._is_due = [], [], False
+    def _committed(self, this: Round) -> None:
+        self._answers, self._compared, self._is_due = [], [], False
         self._trust.committed(this.comparisons)
         for entry_id in this.settled:
             self._asked.pop(entry_id, None)
             self._trust.end(entry_id)
         for finding in this.compare:
-            self._compare(finding)
-        for finding in this.inspect:
-            self._inspect(finding)
+            self._comparison.start(finding)
         if this.probed:
             self._trust.probed(this.now)
         self._trust.begin(this.asked)
@@ -337,63 +270,10 @@ class Verification(Stage):
             self._waits_for_trust, self.more_rows = this.waits, this.more
         for row in this.found:
             self._posting.found(row, this.now)
-        self._tell(this)
-        for copy in this.needless:
-            copy.unlink(missing_ok=True)
-
-    def _compare(self, finding: Finding) -> None:
-        if finding.row.path is None:
-            self._inspect(finding)
-            return
-        ours, theirs, digest = finding.row.path, str(finding.copy), finding.row.content.digest
-        self._desk.ask(
-            Owner.PROOF, finding, lambda key: CompareJob(key=key, ours=ours, theirs=theirs, our_digest=digest)
-        )
-
-    def _inspect(self, finding: Finding) -> None:
-        self._desk.ask(Owner.PROOF, finding, lambda key: InspectJob(key=key, path=str(finding.copy)))
-
-    def _tell(self, this: _Round) -> None:
-        for answer in this.not_asked:
-            rows = len(answer.question.rows) - len(answer.findings)
-            self._log.warning("study.not_asked", rows=rows, error=answer.failure)
         self._absent |= this.absent
         for outcome in this.told:
             if outcome.reason in _SEEN or outcome.state is not outcome.expected:
                 self._absent.pop(outcome.entry_id, None)
-            if outcome.state is State.DELETED:
-                self._log.error("instance.deleted", entry_id=outcome.entry_id, note=outcome.note)
-            elif outcome.state in (State.CONFLICT, State.FAILED):
-                self._log.error(
-                    "instance.needs_person",
-                    entry_id=outcome.entry_id,
-                    state=outcome.state.value,
-                    reason=outcome.reason.value,
-                )
-            elif outcome.reason is Reason.NOT_SHOWN:
-                self._log.warning("instance.not_shown", entry_id=outcome.entry_id, note=outcome.note)
-        confirmed = sum(outcome.state is State.CONFIRMED for outcome in this.told)
-        if confirmed:
-            self._log.info("instance.confirmed", instances=confirmed)
-        if this.moved:
-            self._log.warning("reconciler.rows_moved_meanwhile", rows=this.moved)
-
-
-def _sameness(finding: Finding, read: Read) -> tuple[Sameness | None, str]:
-    """Say how the copy compares with the row, and what differs; None when nothing could be told."""
-    found = read.inspection
-    if found is None:
-        return (Sameness.OTHER, read.refused) if read.refused else sameness_of(read)
-    if found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
-        return None, ""
-    if found.verdict not in (Verdict.WHOLE, Verdict.ZEROS):
-        return Sameness.NOT_WHOLE, found.reason_text
-    theirs = replace(
-        finding.row.content,
-        transfer_syntax=found.transfer_syntax,
-        digest=found.digest,
-        meta_digest=found.meta_digest,
-    )
-    compared = compare_content(finding.row.content, theirs)
-    # Our bytes are gone: a canonical digest of ours cannot be had, so unequal bytes are a person's to judge.
-    return Sameness.OTHER if compared is Sameness.COMPARE else compared, ""
+        this.log(self._log)
+        for copy in this.needless:
+            copy.unlink(missing_ok=True)
