@@ -61,10 +61,6 @@ class Loop:
         self._wake = wake
         self.idle_seconds = IDLE_SECONDS
 
-    @property
-    def is_idle(self) -> bool:
-        return all(stage.is_idle for stage in self.stages)
-
     def run_until(self, done: Callable[[], bool], *, deadline: float = inf) -> None:
         """Turn until ``done`` says so after a tick, or until ``deadline`` (``Now.mono``); at least once.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from math import inf
 
 import structlog
 
@@ -83,6 +84,9 @@ class Orphans(Stage):
         self._gates.removals.shut("orphans")
 
     def next_at(self, now: Now) -> float:
+        if not self._disk.stands:
+            # Nobody serves it: the disk is looked at by its own clock.
+            return inf
         if self._found is not None:
             return max(now.mono, self._look_at) if self._admission.is_idle else now.mono + self.sweep_every
         return now.mono if self._sweep is not None else self._sweep_at

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import structlog
@@ -84,8 +85,11 @@ class Rework(Stage):
     def is_idle(self) -> bool:
         return not (self._reencoding or self._reads)
 
-    def next_at(self, now: Now) -> float:  # noqa: ARG002
-        return self._look_at
+    def next_at(self, now: Now) -> float:
+        if not self._gate.is_open:
+            # What nobody serves must not count as due: the loop would turn without a rest.
+            return inf
+        return now.mono if self._posting.results_written != self._results_known else self._look_at
 
     def collect(self, now: Now) -> None:
         """Collect what was read, and take up new wants."""

@@ -63,7 +63,9 @@ class _SingleRun:
             and self._daemon.workers.inboxes.is_drained(self._since)
         )
         ending.hurries = ending.flushes and stages.posting.is_idle
-        self.is_done = ending.flushes and self._daemon.loop.is_idle and queries.unfinished(self._daemon.ledger) == 0
+        # A look at the server for files that may go is no part of what is waited for: `_let_go` gives it its time.
+        is_idle = all(stage.is_idle for stage in stages.all if stage is not stages.going_back)
+        self.is_done = ending.flushes and is_idle and queries.unfinished(self._daemon.ledger) == 0
         now = read_clocks().mono
         # Without readers nothing more is taken in, and a person waits.
         has_readers = not self._daemon.workers.readers.trouble

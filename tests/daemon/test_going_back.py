@@ -130,3 +130,21 @@ def test_no_copy_goes_while_the_server_cannot_be_asked(tmp_path: Path, server: E
         assert site.entry_of(KEPT).removed_at is None
         server.start()
         wait_until(lambda: site.entry_of(KEPT).removed_at is not None, what="the removal", within_seconds=40)
+
+
+@pytest.mark.slow
+def test_single_run_is_done_though_the_server_cannot_be_looked_at_for_what_may_go(
+    tmp_path: Path, server: EmulatorProcess
+) -> None:
+    """It waited for an answer until its time was over, and ended with "not done in time"."""
+    site = Site(tmp_path / "query", server.url)
+    keep(site, "24h")
+    write_instance(site.drop / KEPT)
+    assert site.run_once().returncode == 0
+    server.stop()
+    keep(site, "0s")
+
+    once = site.command("run", "--once", "--timeout", "10s")
+
+    assert once.returncode == 0, once.stdout
+    assert site.entry_of(KEPT).removed_at is None

@@ -205,7 +205,7 @@ def test_untouched_file_goes_without_being_read_again(tmp_path: Path, server: Em
     with running(config) as daemon:
         daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
-        turn(daemon, lambda: daemon.loop.is_idle)
+        turn(daemon, lambda: all(stage.is_idle for stage in daemon.stages.all))
         daemon.gates.removals.open("test")
         daemon.stages.retention.hurry()
         daemon.stages.retention.collect(read_clocks())

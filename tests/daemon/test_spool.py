@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon import Daemon
+from ingestd.clocks import read_clocks
+from ingestd.daemon import Daemon, orphans
 from ingestd.emulator import Emulator
 from ingestd.ledger import queries
 from tests.cli.test_stopped import Immutable
@@ -178,3 +179,31 @@ def test_files_on_their_way_are_taken_for_no_orphans(tmp_path: Path, server: Emu
         turn(daemon, pass_seconds(1))
         assert daemon.stages.admission.taken_in == 200
         wait_until(lambda: daemon.stages.admission.is_idle, what="idle")
+
+
+def test_loop_rests_while_files_without_rows_are_read(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read again waits for them, and counted as due all the time: the loop turned without a rest."""
+    monkeypatch.setattr(orphans, "_ADOPTED_AT_ONCE", 1)
+    config = configure(tmp_path, server)
+    with running(config) as daemon:
+        folder = tmp_path / "spool" / "files" / config.inboxes[0].name
+        folder.mkdir()
+        (folder / ("0" * 32)).write_bytes(image())
+        due = daemon.loop.tick()
+
+        assert daemon.stages.admission.in_hand
+        assert due > read_clocks().mono + 0.1
+
+
+def test_loop_rests_while_the_spool_is_away(tmp_path: Path, server: Emulator) -> None:
+    """From the next sweep for files without rows on it turned without a rest, until the spool was back."""
+    config = configure(tmp_path, server)
+    with running(config) as daemon:
+        turn(daemon, lambda: daemon.stages.orphans.are_adopted)
+        (tmp_path / "spool" / "files").rename(tmp_path / "away")
+        turn(daemon, lambda: not daemon.stages.disk.stands)
+        daemon.stages.orphans._sweep_at = 0.0
+
+        assert daemon.loop.tick() > read_clocks().mono
