@@ -64,9 +64,11 @@ _LOOK_AGAIN = (
 )
 
 
-def _holders(tx: Transaction, identities: Iterable[Identity]) -> dict[Identity, Holder]:
-    """Look up who holds these identities."""
-    wanted = {identity.sop_uid: None for identity in identities}
+def _holders(tx: Transaction, arrivals: Iterable[Arrival]) -> dict[Identity, Holder]:
+    """Look up who holds the identities of these."""
+    wanted: dict[str, None] = {}
+    for arrival in arrivals:
+        wanted[arrival.identity.sop_uid] = None
     found: dict[Identity, Holder] = {}
     for piece in pieces(list(wanted)):
         for row in tx.connection.execute(_SELECT_HELD, {"sop_uids": piece}):
@@ -95,7 +97,8 @@ def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, now: 
     for inbox, paths in by_inbox.items():
         for piece in pieces(paths):
             rows = tx.connection.execute(_CANDIDATES, {"host": tx.host, "inbox": inbox, "paths": piece})
-            known.update(((row.inbox, row.relative_path), row) for row in rows)
+            for left in rows:
+                known[left.inbox, left.relative_path] = left
     ids: list[int] = []
     fresh: list[dict[str, Any]] = []
     changed: list[int] = []
@@ -153,7 +156,7 @@ def admit(
     holder came to; it counts only while that row still holds the identity.
     """
     tx.write_rows()
-    held = _holders(tx, (arrival.identity for arrival in arrivals))
+    held = _holders(tx, arrivals)
     answers: list[Admitted] = []
     look_again: dict[int, None] = {}
     done: list[int] = []
@@ -184,15 +187,11 @@ def admit(
             look_again[holder.entry_id] = None
     drop_candidates(tx, done)
     # Is it still there? If it was deleted on the server, dropping it again means "send it again".
-    _look_again(tx, list(look_again), now)
+    tx.write_rows()
+    for piece in pieces(list(look_again)):
+        tx.connection.execute(_LOOK_AGAIN, {"ids": piece, "now": now})
     tx.flush()
     return answers
-
-
-def _look_again(tx: Transaction, entry_ids: Sequence[int], now: datetime) -> None:
-    tx.write_rows()
-    for piece in pieces(entry_ids):
-        tx.connection.execute(_LOOK_AGAIN, {"ids": piece, "now": now})
 
 
 def _decide(arrival: Arrival, holder: Holder | None, judged: Judged | None) -> tuple[State, Reason | None, str] | None:
@@ -307,7 +306,7 @@ def reread(
     row = tx.rows_by_id([entry_id]).get(entry_id)
     if row is None or row.state is not State.PENDING:
         return Admitted(entry_id=None, state=row.state if row else None)
-    holder = _holders(tx, [arrival.identity]).get(arrival.identity)
+    holder = _holders(tx, [arrival]).get(arrival.identity)
     if holder is not None and holder.entry_id == entry_id:
         holder = None
     decided = _decide(arrival, holder, judged)

@@ -23,6 +23,7 @@ _CLOSE_ATTEMPT = (
     .where(attempt.c.id == bindparam("attempt_id"), attempt.c.finished_at.is_(None))
     .values({name: bindparam(name) for name in _CLOSING})
 )
+_PRESENT = {"yes": 1, "no": 0}
 _ANSWERED = update(destination).values(last_ok_at=bindparam("at", type_=Instant()))
 
 
@@ -117,7 +118,7 @@ def _come_back(tx: Transaction, rows: Sequence[Row], outcome: Outcome, batch: Ba
         "failure_reason": outcome.failure_reason,
         "warning_reason": outcome.warning_reason,
         "failed_attributes": as_json(outcome.failed_attributes),
-        "present_before": _present_before(outcome),
+        "present_before": _PRESENT.get(outcome.evidence.get("present_before", "")),
         "being_created_since": None,
     }
     if outcome.unnamed or row.unnamed:
@@ -155,10 +156,6 @@ def need_of(outcome: Outcome) -> PendingRead | None:
     if outcome.reread:
         return PendingRead.REREAD
     return PendingRead.REENCODE if outcome.reencode else None
-
-
-def _present_before(outcome: Outcome) -> int | None:
-    return {"yes": 1, "no": 0}.get(outcome.evidence.get("present_before", ""))
 
 
 def _close_attempt(tx: Transaction, result: BatchResult) -> bool:

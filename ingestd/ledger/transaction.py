@@ -182,7 +182,8 @@ class Transaction:
         """Read these rows; one that does not exist is absent."""
         found: dict[int, Row] = {}
         for piece in pieces(list(dict.fromkeys(entry_ids))):
-            found.update((row.id, row) for row in self.rows(_SELECT_BY_ID, ids=piece))
+            for row in self.rows(_SELECT_BY_ID, ids=piece):
+                found[row.id] = row
         return found
 
     def holder_of(self, identity: Identity) -> Row | None:

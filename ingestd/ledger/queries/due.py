@@ -244,7 +244,7 @@ def unproven(ledger: Queryable, *, now: datetime, limit: int = 1000) -> list[Unp
     found: list[Unproven] = []
     for statement in _UNPROVEN_DUE:
         wanted = {"host": ledger.host, "now": now, "limit": limit - len(found), **_far_ends(ledger, now)}
-        found += [_unproven(ledger, row) for row in ledger.fetch_all(statement, wanted)]
+        found += _unproven(ledger, ledger.fetch_all(statement, wanted))
     return found
 
 
@@ -259,66 +259,65 @@ def next_check_at(ledger: Queryable, *, now: datetime) -> datetime | None:
 
 def newest_stored(ledger: Queryable) -> list[Unproven]:
     """Give this host's row that became STORED last, if there is one."""
-    rows = ledger.fetch_all(_NEWEST_STORED, {"host": ledger.host})
-    return [_unproven(ledger, row) for row in rows]
+    return _unproven(ledger, ledger.fetch_all(_NEWEST_STORED, {"host": ledger.host}))
 
 
 def unproven_rows(ledger: Queryable, entry_ids: Iterable[int]) -> list[Unproven]:
     """Read these rows as the reconciler sees them, due or not; only those that have content to prove."""
     found: list[Unproven] = []
     for piece in pieces(list(entry_ids)):
-        rows = ledger.fetch_all(select(*_UNPROVEN).where(instance.c.id.in_(piece), instance.c.digest.is_not(None)))
-        found += [_unproven(ledger, row) for row in rows if row.study_uid is not None]
+        have_content = (instance.c.digest.is_not(None), instance.c.study_uid.is_not(None))
+        found += _unproven(ledger, ledger.fetch_all(select(*_UNPROVEN).where(instance.c.id.in_(piece), *have_content)))
     return found
 
 
-def _unproven(ledger: Queryable, read: Any) -> Unproven:
-    row = _Read(*read)
-    content, path = content_of(row), _reach_of(ledger, row)
-    if row.reencoded_digest is not None:
-        path = _in_spool(ledger, row.host, row.reencoded_path)
-        content = content_of_copy(row)
-    return Unproven(
-        entry_id=row.id,
-        identity=identity_of(row),
-        state=State(row.state),
-        content=content,
-        path=path if row.removed_at is None else None,
-        first_attempt_at=row.first_attempt_at,
-        last_attempt_at=row.last_attempt_at,
-        stored_at=row.stored_at,
-        reason=Reason(row.reason) if row.reason else None,
-        note=row.note or "",
-        present_before=None if row.present_before is None else bool(row.present_before),
-        was_stored=bool(row.was_stored),
-        resends=row.resends,
-        charged=row.charged,
-        absences=row.absences,
-        attempt_id=row.attempt_id,
-        checks=row.checks,
-        seen_sequence=row.seen_sequence,
-        seen_action=row.seen_action,
-        seen_state=row.seen_state,
-        seen_at=row.seen_at,
-        needs_content_check=bool(row.needs_content_check),
-        next_check_at=row.next_check_at,
-        sop_class_uid=row.sop_class_uid or "",
-        differs_since=row.differs_since,
-        untold_since=row.untold_since,
-        unnamed=row.unnamed,
-        reencoded=row.reencoded_digest is not None,
-    )
+def _unproven(ledger: Queryable, rows: Iterable[Any]) -> list[Unproven]:
+    found: list[Unproven] = []
+    for read in rows:
+        row = _Read(*read)
+        each = Unproven(
+            entry_id=row.id,
+            identity=identity_of(row),
+            state=State(row.state),
+            content=content_of(row) if row.reencoded_digest is None else content_of_copy(row),
+            path=_place_of(ledger, row),
+            first_attempt_at=row.first_attempt_at,
+            last_attempt_at=row.last_attempt_at,
+            stored_at=row.stored_at,
+            reason=Reason(row.reason) if row.reason else None,
+            note=row.note or "",
+            present_before=None if row.present_before is None else bool(row.present_before),
+            was_stored=bool(row.was_stored),
+            resends=row.resends,
+            charged=row.charged,
+            absences=row.absences,
+            attempt_id=row.attempt_id,
+            checks=row.checks,
+            seen_sequence=row.seen_sequence,
+            seen_action=row.seen_action,
+            seen_state=row.seen_state,
+            seen_at=row.seen_at,
+            needs_content_check=bool(row.needs_content_check),
+            next_check_at=row.next_check_at,
+            sop_class_uid=row.sop_class_uid or "",
+            differs_since=row.differs_since,
+            untold_since=row.untold_since,
+            unnamed=row.unnamed,
+            reencoded=row.reencoded_digest is not None,
+        )
+        found.append(each)
+    return found
 
 
-def _reach_of(ledger: Queryable, row: Any) -> str | None:
-    if row.path is None or not row.in_place:
-        return _in_spool(ledger, row.host, row.path)
-    return reach_of(None, row.path, in_place=True, relative_path=row.relative_path)
-
-
-def _in_spool(ledger: Queryable, name: str, path: str | None) -> str | None:
-    spool = ledger.spool_of(name)
-    return path_of(spool, path) if path is not None and spool is not None else None
+def _place_of(ledger: Queryable, row: Any) -> str | None:
+    """Say where lies what was sent: the Explicit VR copy, or the file."""
+    path = row.path if row.reencoded_digest is None else row.reencoded_path
+    if path is None or row.removed_at is not None:
+        return None
+    if row.in_place and row.reencoded_digest is None:
+        return reach_of(None, path, in_place=True, relative_path=row.relative_path)
+    spool = ledger.spool_of(row.host)
+    return path_of(spool, path) if spool is not None else None
 
 
 def rows_to_read(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) -> list[RowToRead]:
