@@ -19,6 +19,17 @@ LedgerError says what is wrong and what to do; LedgerBusy, LedgerFull and Ledger
 
 from typing import TYPE_CHECKING
 
+from .errors import (
+    LedgerBusy,
+    LedgerError,
+    LedgerFull,
+    LedgerMissing,
+    LedgerOlder,
+    LedgerPermission,
+    LedgerUnread,
+    OtherDestination,
+    RefusedMove,
+)
 from .ledger import Ledger
 from .values import (
     KEY_MADE_ANEW,
@@ -39,20 +50,11 @@ from .values import (
     Judged,
     KeptFile,
     KnownSource,
-    LedgerBusy,
-    LedgerError,
-    LedgerFull,
-    LedgerMissing,
-    LedgerOlder,
-    LedgerPermission,
-    LedgerUnread,
     LeftCandidate,
     NewCandidate,
     OperatorRequest,
-    OtherDestination,
     PendingRead,
     Recovered,
-    RefusedMove,
     RejectedFile,
     Removable,
     RequestedRow,

@@ -6,15 +6,13 @@ as long as they would have; what has to have passed for certain, and what came b
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from sqlalchemy import BigInteger, bindparam, insert, type_coerce, update
 
+from .column_types import MICROSECOND
 from .schema import clock, instance, study
 from .transaction import Transaction
 from .values import ClockLine
 
-MICROSECOND = timedelta(microseconds=1)
 _BY = bindparam("b_by", type_=BigInteger())
 _MOVED = (
     (instance, instance.c.next_attempt_at, (instance.c.next_attempt_at,)),

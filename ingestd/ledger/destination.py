@@ -15,10 +15,11 @@ from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, 
 from ingestd.lifecycle import FeedCursor, FeedEnd, Kind, Pause, State
 
 from . import dialect
+from .column_types import Instant
+from .errors import RefusedMove
 from .row import HAS_OWN_FILE, ONE, as_json, pieces
-from .schema import Instant, destination, feed_cursor, instance, trust, verification
+from .schema import destination, feed_cursor, instance, trust, verification
 from .transaction import Transaction
-from .values import RefusedMove
 
 _PUT_CURSOR = dialect.upsert(feed_cursor)
 _MISMATCH = instance.c.mismatch == ONE

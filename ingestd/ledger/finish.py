@@ -12,8 +12,9 @@ from sqlalchemy import bindparam, update
 from ingestd.lifecycle import Backoff, Batch, BatchResult, Outcome, Reason, State
 
 from .claims import read_study
+from .column_types import Instant
 from .row import UNASKED, Row, as_json
-from .schema import Instant, attempt, destination
+from .schema import attempt, destination
 from .transaction import Transaction
 from .values import Finished, PendingRead
 

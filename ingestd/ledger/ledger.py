@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -17,20 +16,16 @@ from sqlalchemy.exc import DBAPIError
 from ingestd.clocks import utc_now
 from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits
 
-from . import counters, dialect, sqlite_file, trouble
+from . import counters, dialect, errors, sqlite_file
+from .column_types import MICROSECOND
+from .errors import LedgerError, LedgerMissing, LedgerOlder, OtherDestination
 from .migrations import MIGRATIONS
 from .schema import destination as destination_table
 from .schema import host as host_table
 from .schema import meta, state_count
 from .search_key import SearchKey
 from .session import PUT_META, Session
-from .values import (
-    OTHER_ADDRESS_STEP,
-    LedgerError,
-    LedgerMissing,
-    LedgerOlder,
-    OtherDestination,
-)
+from .values import OTHER_ADDRESS_STEP
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -39,7 +34,6 @@ if TYPE_CHECKING:
 
 _PUT_HOST = dialect.upsert(host_table)
 _DESTINATION = select(destination_table.c.url)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class _RehearsedError(Exception):
@@ -84,7 +78,7 @@ class Ledger(Session):
             ledger = cls._opened(engine, file, host, destination, spool, limits, read_only=read_only)
         except DBAPIError as error:
             engine.dispose()
-            raise trouble.failure(error.orig, file) from None
+            raise errors.failure(error.orig, file) from None
         if longest is not None:
             ledger.longest = replace(longest, quiet=ledger.longest.quiet)
         return ledger
@@ -103,7 +97,7 @@ class Ledger(Session):
                 ledger._prepare(destination, None, rehearsal=True)
                 return ledger.search_key.was_missing
         except DBAPIError as error:
-            raise trouble.failure(error.orig, file) from None
+            raise errors.failure(error.orig, file) from None
         finally:
             engine.dispose()
 
@@ -170,7 +164,7 @@ class Ledger(Session):
                 if is_at_commit:
                     self._doubt = (tx, self.last_mark)
                 self.labels_known.clear()
-                raise trouble.failure(error.orig, self.file) from None
+                raise errors.failure(error.orig, self.file) from None
             except BaseException:
                 self.labels_known.clear()
                 raise
@@ -321,8 +315,8 @@ class Ledger(Session):
             {
                 "host": self.host,
                 "spool": str(self.spool or ""),
-                "quiet_period_us": limits.quiet_period // _MICROSECOND,
-                "max_wait_us": limits.max_wait // _MICROSECOND,
+                "quiet_period_us": limits.quiet_period // MICROSECOND,
+                "max_wait_us": limits.max_wait // MICROSECOND,
                 "max_bytes": limits.max_bytes,
                 "max_instances": limits.max_instances,
             },

@@ -1,144 +1,12 @@
-"""The tables as SQLAlchemy Core sees them, and how Python values are kept in them.
-
-The tables are made by ``migrations``; a test holds the two together. Instants are integer microseconds since 1970
-UTC: they order, compare and travel between databases without a word about time zones. Digests are raw bytes.
-"""
+"""The tables as SQLAlchemy Core sees them. They are made by ``migrations``; a test holds the two together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
-
 from sqlalchemy import BigInteger, Column, MetaData, Table, Text
-from sqlalchemy.types import UserDefinedType
 
-from ingestd.lifecycle import SourceStat, State
+from ingestd.lifecycle import State
 
-if TYPE_CHECKING:
-    from sqlalchemy.engine import Dialect
-
-T = TypeVar("T")
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-class _Kept(UserDefinedType[T]):
-    """A value that is kept as another: ``_keep`` writes it, ``_give`` reads it back; NULL is None."""
-
-    _keep: Callable[[T], Any]
-    _give: Callable[[Any], T]
-
-    def bind_processor(self, dialect: Dialect) -> Callable[[T | None], Any]:  # noqa: ARG002 - the same for all
-        """Give SQLAlchemy what writes a value."""
-        keep = self._keep
-        return lambda value: None if value is None else keep(value)
-
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], T | None]:  # noqa: ARG002
-        """Give SQLAlchemy what reads a value."""
-        give = self._give
-        return lambda value: None if value is None else give(value)
-
-
-class Instant(_Kept[datetime]):
-    """Aware UTC in Python, microseconds since 1970 in the table."""
-
-    cache_ok = True
-
-    @staticmethod
-    def _keep(value: datetime) -> int:
-        return (value - _EPOCH) // _MICROSECOND
-
-    @staticmethod
-    def _give(value: int) -> datetime:
-        return _EPOCH + timedelta(microseconds=value)
-
-
-class Digest(_Kept[str]):
-    """Lower-case hex in Python, raw bytes in the table."""
-
-    cache_ok = True
-    _keep = staticmethod(bytes.fromhex)
-    _give = staticmethod(bytes.hex)
-
-
-class Words(_Kept[str]):
-    """Text that came from elsewhere: what no database takes (lone surrogates, NUL) becomes a question mark."""
-
-    cache_ok = True
-
-    @staticmethod
-    def _keep(value: str) -> str:
-        if value.isascii() and "\0" not in value:
-            return value
-        return value.replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
-
-    @staticmethod
-    def _give(value: str) -> str:
-        return value
-
-
-# A file name is bytes to the kernel. Python shows what is no UTF-8 as lone surrogates (PEP 383), which no database
-# takes: each such byte is kept as U+FFFD and its two hex digits, and a U+FFFD of the name itself as U+FFFD and "--".
-_MARK = "\N{REPLACEMENT CHARACTER}"
-
-
-class PathText(_Kept[str]):
-    """A file's path (os.fsdecode), whatever bytes it is made of."""
-
-    cache_ok = True
-
-    @staticmethod
-    def _keep(value: str) -> str:
-        if value.isascii():
-            return value
-        marked = value.replace(_MARK, _MARK + "--")
-        return "".join(
-            f"{_MARK}{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in marked
-        )
-
-    @staticmethod
-    def _give(value: str) -> str:
-        if _MARK not in value:
-            return value
-        first, *others = value.split(_MARK)
-        return first + "".join(
-            (_MARK if part[:2] == "--" else chr(0xDC00 + int(part[:2], 16))) + part[2:] for part in others
-        )
-
-
-class Stat(_Kept[SourceStat]):
-    """What the kernel said of a file, as "device:inode:size:mtime_ns".
-
-    Text, because an inode may be unsigned and an mtime beyond the year 2262: neither fits a database's integer.
-    """
-
-    cache_ok = True
-
-    @staticmethod
-    def _keep(value: SourceStat) -> str:
-        return f"{value.device}:{value.inode}:{value.size_bytes}:{value.mtime_ns}"
-
-    @staticmethod
-    def _give(value: str) -> SourceStat:
-        device, inode, size_bytes, mtime_ns = map(int, value.split(":"))
-        return SourceStat(device=device, inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns)
-
-
-class Nanoseconds(_Kept[int]):
-    """An instant of the kernel's; one beyond the year 2262, which no database's integer holds, is kept as 0."""
-
-    cache_ok = True
-
-    @staticmethod
-    def _keep(value: int) -> int:
-        return value if 0 < value < 1 << 63 else 0
-
-    @staticmethod
-    def _give(value: int) -> int:
-        return value
-
+from .column_types import Digest, Instant, Nanoseconds, PathText, SafeText, Stat
 
 _INT = BigInteger
 metadata = MetaData()
@@ -164,7 +32,7 @@ destination = Table(
     Column("kind", Text),
     Column("paused_until", Instant),
     Column("pause_cause", Text),
-    Column("pause_note", Words),
+    Column("pause_note", SafeText),
     Column("paused_since", Instant),
     Column("last_ok_at", Instant),
     # The highest sequence that its change feed ever had, and the latest time of an entry on its clock.
@@ -193,7 +61,7 @@ instance = Table(
     Column("host", Text),
     Column("state", Text),
     Column("reason", Text),
-    Column("note", Words),
+    Column("note", SafeText),
     # 1 while the identity is held (lifecycle.HOLDING); a CHECK keeps it so. A column of its own, because an index
     # over the state would be written again with every move.
     Column("holds", _INT),
@@ -215,8 +83,8 @@ instance = Table(
     Column("canonical_digest", Digest),
     Column("dataset_offset", _INT),
     Column("size_bytes", _INT),
-    Column("modality", Words),
-    Column("station", Words),
+    Column("modality", SafeText),
+    Column("station", SafeText),
     Column("patient_hash", Text),
     Column("accession_hash", Text),
     Column("notes", Text),  # JSON list of words
@@ -225,7 +93,7 @@ instance = Table(
     Column("changed_at", Instant),
     # waiting to be sent; queued: PENDING and nothing of the following keeps it from being due with its study
     Column("queued", _INT),
-    Column("hold_reason", Words),
+    Column("hold_reason", SafeText),
     Column("need", Text),
     Column("next_attempt_at", Instant),
     Column("alone", _INT),
@@ -289,7 +157,7 @@ history = Table(
     Column("before", Text),
     Column("after", Text),
     Column("reason", Text),
-    Column("note", Words),
+    Column("note", SafeText),
     Column("attempt_id", _INT),
     Column("evidence", Text),  # JSON object of words
 )
@@ -308,7 +176,7 @@ attempt = Table(
     Column("http_status", _INT),
     Column("body_bytes_left", _INT),
     Column("milliseconds", _INT),
-    Column("error", Words),
+    Column("error", SafeText),
     Column("interrupted", _INT),
 )
 
@@ -365,7 +233,7 @@ study_label = Table(
     "study_label",
     metadata,
     Column("kind", Text, primary_key=True),
-    Column("value", Words, primary_key=True),
+    Column("value", SafeText, primary_key=True),
     Column("study_uid", Text, primary_key=True),
 )
 
@@ -375,7 +243,7 @@ inbox_report = Table(
     Column("host", Text, primary_key=True),
     Column("inbox", Text, primary_key=True),
     Column("path", PathText),
-    Column("alarm", Words),
+    Column("alarm", SafeText),
     Column("watching", Text),
     Column("counts", Text),  # JSON object of numbers
     Column("at", Instant),
@@ -401,8 +269,8 @@ alarm = Table(
     Column("host", Text, primary_key=True),
     Column("kind", Text, primary_key=True),
     Column("about", Text, primary_key=True),
-    Column("note", Words),
-    Column("next_step", Words),
+    Column("note", SafeText),
+    Column("next_step", SafeText),
     Column("since", Instant),
 )
 
@@ -423,5 +291,5 @@ verification = Table(
     Column("mismatched_at", Instant),
     Column("stopped_at", Instant),
     Column("studies", Text),  # JSON list
-    Column("differs", Words),
+    Column("differs", SafeText),
 )

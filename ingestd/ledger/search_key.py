@@ -18,14 +18,13 @@ from sqlalchemy import delete, select
 from ingestd.fs.durable import write_once, write_whole
 from ingestd.fs.places import read_named
 
-from . import dialect
+from .errors import LedgerError, LedgerMissing
 from .schema import alarm, meta, state_count
-from .session import Session
-from .values import KEY_MADE_ANEW, LedgerError, LedgerMissing
+from .session import PUT_META, Session
+from .values import KEY_MADE_ANEW
 
 _LEAST_BYTES = 32
 _IN_META = "search_key"
-_PUT_META = dialect.upsert(meta)
 _WORDS_MOST = 1000
 
 
@@ -149,7 +148,7 @@ class SearchKey:
         return row.value if row else None
 
     def _put_mark(self, mark: str) -> None:
-        self._session.connection.execute(_PUT_META, {"key": _IN_META, "value": mark})
+        self._session.connection.execute(PUT_META, {"key": _IN_META, "value": mark})
 
     def _is_filled(self) -> bool:
         return bool(sum(row.entries for row in self._session.fetch_all(select(state_count.c.entries))))

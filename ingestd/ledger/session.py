@@ -15,7 +15,7 @@ from sqlalchemy.sql import Executable
 
 from ingestd.lifecycle import BatchLimits, LongestWaits
 
-from . import dialect, sqlite_file, trouble
+from . import dialect, errors, sqlite_file
 from .schema import host as host_table
 from .schema import meta
 
@@ -71,9 +71,8 @@ class Session:
         self.labels_known: set[tuple[str, str, str]] = set()
         # An id that was given out is not given out again by this process: a late answer must not meet another file.
         self.first_candidate_id = 1
-        self.last_mark = (
-            ""  # written by the last transaction that changed anything: known again where its COMMIT failed
-        )
+        # Written by the last transaction that changed anything, which is known by it where its COMMIT failed.
+        self.last_mark = ""
         self.wrote = False  # whether the last transaction that was committed changed any row
 
     def fetch_all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
@@ -81,7 +80,7 @@ class Session:
         try:
             return self.connection.execute(statement, values).all()
         except DBAPIError as error:
-            raise trouble.failure(error.orig, self.file) from None
+            raise errors.failure(error.orig, self.file) from None
         finally:
             if not self._writes:
                 self.connection.rollback()

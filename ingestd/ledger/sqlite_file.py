@@ -30,9 +30,8 @@ from ingestd.fs.mounts import mount_of
 from ingestd.fs.places import MISSING, expect_named
 from ingestd.lifecycle import MOVES, State
 
-from .trouble import BUSY_MS as _BUSY_MS
-from .trouble import disk_failed, failure, is_crashed, may_write, not_whole, permission
-from .values import LedgerError, LedgerMissing
+from .errors import BUSY_MS as _BUSY_MS
+from .errors import LedgerError, LedgerMissing, disk_failed, failure, is_crashed, may_write, not_whole, permission
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger.trouble import not_whole
+from ingestd.ledger.errors import not_whole
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess
 from tests.running import Site, wait_until

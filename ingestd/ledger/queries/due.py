@@ -27,6 +27,7 @@ from sqlalchemy import (
 
 from ingestd.lifecycle import Reason, State, StudyQueue, Unproven, order_studies
 
+from ..column_types import Instant
 from ..counters import queue_of
 from ..row import (
     CONTENT,
@@ -43,7 +44,7 @@ from ..row import (
     reach_of,
     tuple_of,
 )
-from ..schema import Instant, instance, study
+from ..schema import instance, study
 from ..session import Queryable
 from ..values import OperatorRequest, PendingRead, RequestedRow, RowToRead
 

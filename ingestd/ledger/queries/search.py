@@ -17,8 +17,9 @@ from sqlalchemy import ColumnElement, and_, exists, func, literal, literal_colum
 from ingestd.lifecycle import NEEDS_PERSON, Reason, State
 
 from .. import dialect
+from ..column_types import PathText
 from ..row import content_of, file_of, identity_of, pieces
-from ..schema import STATE_COLUMNS, PathText, attempt, history, host, inbox_report, instance, study, study_label
+from ..schema import STATE_COLUMNS, attempt, history, host, inbox_report, instance, study, study_label
 from ..session import Queryable
 from ..values import Attempt, Choice, Entry, Event, OperatorRequest, PendingRead, Story, StudySummary
 

@@ -19,7 +19,51 @@ from urllib.parse import quote
 from ingestd.fs.mounts import is_read_only
 from ingestd.fs.places import may_open
 
-from .values import LedgerBusy, LedgerError, LedgerFull, LedgerPermission, LedgerUnread
+
+class LedgerError(Exception):
+    """The ledger cannot be used as it is; the message says why and what to do."""
+
+
+class LedgerMissing(LedgerError):
+    """There is no ledger at that place yet, and none was to be made."""
+
+
+class LedgerOlder(LedgerError):
+    """The ledger is of an older version, which only a writer brings up to date."""
+
+
+class OtherDestination(LedgerError):
+    """The ledger belongs to another destination URL."""
+
+
+class LedgerPermission(LedgerError):
+    """This user may not use the ledger, which is at ``file``."""
+
+    def __init__(self, message: str, *, file: Path) -> None:
+        super().__init__(message)
+        self.file = file
+
+
+class LedgerBusy(LedgerError):
+    """Another process held the ledger for too long; nothing was changed, try again."""
+
+
+class LedgerFull(LedgerError):
+    """The disk under the ledger is full; nothing was changed, try again when there is room."""
+
+
+class LedgerUnread(LedgerError):
+    """The disk under the ledger failed just now; that is no damage, and may pass."""
+
+
+class RefusedMove(Exception):
+    """A person asked for a move that is not to be had; the message says why, naming the row in the way."""
+
+    def __init__(self, entry_id: int, sentence: str, *, other_id: int | None = None) -> None:
+        super().__init__(sentence)
+        self.entry_id = entry_id
+        self.other_id = other_id
+
 
 BUSY_MS = 10_000
 # What a read-only connection gets that meets the journal of a writer that died.
