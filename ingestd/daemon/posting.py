@@ -18,7 +18,7 @@ import structlog
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.circuit_breaker import BreakerDecision, CircuitBreaker
-from ingestd.daemon.silence import Silence
+from ingestd.daemon.post_results import PostResults
 from ingestd.daemon.stage import Ending, Gate, Stage
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import (
@@ -26,27 +26,16 @@ from ingestd.lifecycle import (
     Batch,
     BatchLimits,
     BatchResult,
-    Outcome,
-    Part,
     Pause,
     PauseCause,
-    Reason,
     State,
     StudyQueue,
     Unproven,
     study_due_at,
 )
 from ingestd.logs import study_ref
-from ingestd.sender import ProbeResult, Sender, give_up
+from ingestd.sender import ProbeResult, Sender
 
-# "While others succeed": a post of another study was answered with something stored within this time.
-_OTHERS_SUCCEED_WITHIN = timedelta(hours=1)
-# Files whose folder is away are tried again after this long.
-_AWAY_WAIT = timedelta(minutes=1)
-_AWAY_NOTE = "the folder that it lies in is away or empty: not mounted? It is sent when it is there again"
-_GONE_NOTE = "its file is no longer where it was taken in; the server is asked whether it has it all the same"
-# Whole posts refused, and none taken in between, before that is told; fewer may be one bad file that stands alone soon.
-_REFUSED_IN_ROW_UNTIL_TOLD = 10
 # Studies looked at for one round of claims.
 _STUDIES_AT_ONCE = 32
 
@@ -73,14 +62,11 @@ class Posting(Stage):
         """
         self._claims = claims
         self._ending = ending
-        self._tells_gone = tells_gone
         self._sender = sender
         self._ledger = ledger
         self._limits = limits
         self._backoff = backoff
-        self._most_attempts = most_attempts
-        self._alarms = alarms
-        self.silence = Silence(alarms)
+        self.post_results = PostResults(alarms, most_attempts=most_attempts, tells_gone=tells_gone)
         self._log = structlog.get_logger()
         self._jitter = SystemRandom().random
         self.destination = CircuitBreaker(backoff=backoff, jitter=self._jitter)
@@ -91,12 +77,10 @@ class Posting(Stage):
         self._paused: Pause | None = None
         self._resumed = False
         self._answered = False
-        self._refused_in_row = 0
         self._kind: str | None = None
         self._due: list[StudyQueue] = []
         self._wakes = False  # deferred rows' time has come
         self.results_written = 0  # posts whose results are durable, in this run
-        self._last_stored: dict[str, float] = {}  # when (``Now.mono``)
         self._probe_due = True
         self._waits_for_token = False
 
@@ -113,13 +97,10 @@ class Posting(Stage):
     def collect(self, now: Now) -> None:
         """Collect results and the probe's answer, and let them pause or open the destination; see what is due."""
         for collected in self._sender.collect():
-            others_succeed = self.others_succeed(collected.batch.study_uid, now)
-            result = give_up(collected, others_succeed=others_succeed, most_attempts=self._most_attempts)
-            result = self._ask_first(self._wait_for_folders(result))
-            result = self.silence.judge(result, stored_lately=self.others_succeed("", now))
-            verdict = self.destination.posted(result, now.mono)
-            self._results.append((result, verdict))
-            self._note(result, verdict, now)
+            result = self.post_results.judge(collected, now)
+            decision = self.destination.posted(result, now.mono)
+            self._results.append((result, decision))
+            self._note(result, decision)
         probe = self._sender.collect_probe()
         if probe is not None:
             self._take_probe(probe, now)
@@ -167,14 +148,15 @@ class Posting(Stage):
         """Write results, the destination's state and, last, the claims."""
         if self._wakes:
             moves.wake(tx, now=now.utc)
-        for result, verdict in self._results:
+        lost: list[tuple[int, int]] = []
+        for result, decision in self._results:
             finished = moves.finish(tx, result, now=now.utc, backoff=self._backoff, jitter=self._jitter())
-            if verdict.charge_study:
+            if decision.charge_study:
                 moves.charge_study(
                     tx, result.batch.study_uid, now=now.utc, backoff=self._backoff, jitter=self._jitter()
                 )
             if finished.lost:
-                self._log.warning("batch.rows_moved_meanwhile", attempt_id=result.batch.attempt_id, rows=finished.lost)
+                lost.append((result.batch.attempt_id, finished.lost))
         if self._kind is not None:
             moves.set_destination_kind(tx, self._kind)
         if self.destination.pause is not None and self._paused is not None:
@@ -184,15 +166,17 @@ class Posting(Stage):
             moves.resume_destination(tx, now=now.utc)
         elif self._answered:
             moves.destination_answered(tx, now=now.utc)
-        tx.on_commit(partial(self._committed, self._claim(tx, now)))
+        tx.on_commit(partial(self._committed, self._claim(tx, now), lost))
 
-    def _committed(self, claimed: Sequence[Batch]) -> None:
+    def _committed(self, claimed: Sequence[Batch], lost: Sequence[tuple[int, int]]) -> None:
         """The attempts are durable: let the posts leave."""
         self.results_written += len(self._results)
         self._results, self._due = [], []
         self._paused = None
         self._resumed = self._answered = False
         self._kind = None
+        for attempt_id, rows in lost:
+            self._log.warning("batch.rows_moved_meanwhile", attempt_id=attempt_id, rows=rows)
         for batch in claimed:
             self._sender.submit(batch)
             self._log.info(
@@ -254,48 +238,13 @@ class Posting(Stage):
             self.destination.half_open = False
             self._answered = True
 
-    def _wait_for_folders(self, result: BatchResult) -> BatchResult:
-        """Keep the files of a folder that is away waiting."""
-        if not any(outcome.reason is Reason.GONE for outcome in result.outcomes):
-            return result
-        paths = {part.entry_id: part.path for part in result.batch.parts}
-
-        def settled(outcome: Outcome) -> Outcome:
-            is_out = outcome.reason in (Reason.GONE, Reason.NOT_SENT)
-            if not is_out or self._tells_gone(paths[outcome.entry_id]):
-                return outcome
-            return replace(outcome, state=State.PENDING, reason=Reason.NOT_SENT, note=_AWAY_NOTE, wait=_AWAY_WAIT)
-
-        return replace(result, outcomes=tuple(settled(outcome) for outcome in result.outcomes))
-
-    def _ask_first(self, result: BatchResult) -> BatchResult:
-        """Ask the server before a file is given up: it, or a proxy before it, may have stored what it refused.
-
-        And a ledger put back from a backup waits with files that were sent, confirmed and removed since.
-        """
-        parts = {part.entry_id: part for part in result.batch.parts}
-
-        def asked(outcome: Outcome, part: Part) -> Outcome:
-            is_gone = outcome.reason is Reason.GONE
-            if outcome.state is not State.FAILED or not (is_gone or result.body_bytes_left or part.attempts):
-                return outcome
-            note = _GONE_NOTE if is_gone else outcome.note
-            uncertain = replace(outcome, state=State.UNCERTAIN, note=note, wait=timedelta(0))
-            return replace(uncertain, needs_content_check=True)
-
-        outcomes = tuple(asked(outcome, parts[outcome.entry_id]) for outcome in result.outcomes)
-        return replace(result, outcomes=outcomes)
-
-    def _note(self, result: BatchResult, verdict: BreakerDecision, now: Now) -> None:
+    def _note(self, result: BatchResult, decision: BreakerDecision) -> None:
         stored = sum(outcome.state is State.STORED for outcome in result.outcomes)
         self._answered = self._answered or (result.answered and not result.whole_batch_refused)
-        self._count_refused(result)
-        if stored:
-            self._remember_stored(result.batch.study_uid, now)
-        if verdict.paused is not None:
-            self._paused = verdict.paused
-            self._log.warning("destination.paused", cause=verdict.paused.cause.value, note=verdict.paused.note)
-        if verdict.resumed:
+        if decision.paused is not None:
+            self._paused = decision.paused
+            self._log.warning("destination.paused", cause=decision.paused.cause.value, note=decision.paused.note)
+        if decision.resumed:
             self._resumed = True
             self._log.info("destination.resumed")
         level = self._log.info if stored == len(result.outcomes) else self._log.warning
@@ -311,40 +260,7 @@ class Posting(Stage):
             error=result.error,
         )
 
-    def _count_refused(self, result: BatchResult) -> None:
-        """Tell of a server that refuses whatever is posted to it: behind a wrong address nothing ever succeeds."""
-        if result.whole_batch_refused:
-            self._refused_in_row += 1
-        elif result.answered:
-            self._refused_in_row = 0
-        every = self._refused_in_row >= _REFUSED_IN_ROW_UNTIL_TOLD
-        self._alarms.set(
-            "refused",
-            note=f"the server refuses every post whole (last with HTTP {result.http_status})" if every else "",
-            next_step="the address is likely to be wrong: `ingestd check`; sending is tried again by itself",
-        )
-
-    def takes_others(self, row: Unproven, now: Now) -> bool:
-        """Whether what the server does to a row is that file's own fault, as it takes others."""
-        return not self.silence.is_outage and self.others_succeed(row.identity.study_uid, now)
-
     def found(self, row: Unproven, now: Now) -> None:
         """Note that a file is there; was it met with silence, the server takes what it is sent all the same."""
-        if not self.silence.knows(row.entry_id):
-            return
-        if self.silence.is_outage:
+        if self.post_results.found(row, now):
             self.destination.hurry(now.mono)
-        self.silence.end()
-        self._remember_stored(row.identity.study_uid, now)
-
-    def _remember_stored(self, study_uid: str, now: Now) -> None:
-        self._last_stored[study_uid] = now.mono
-        if len(self._last_stored) > _STUDIES_AT_ONCE:
-            del self._last_stored[next(iter(self._last_stored))]
-
-    def others_succeed(self, study_uid: str, now: Now) -> bool:
-        """Whether posts of other studies were stored lately: what fails alone is then its own fault."""
-        return any(
-            study != study_uid and now.mono - at < _OTHERS_SUCCEED_WITHIN.total_seconds()
-            for study, at in self._last_stored.items()
-        )

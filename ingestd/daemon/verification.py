@@ -207,7 +207,7 @@ class Verification(Stage):
             row = replace(row, absent_for=timedelta(seconds=finding.asked_boot - first))
         if finding.sameness is not None:
             return self._trust.judge(tx, row, finding.sameness, this.comparisons, rules=this.rules, at=finding.asked_at)
-        give_up = self._posting.takes_others(row, this.now)
+        give_up = self._posting.post_results.takes_others(row, this.now)
         return judge(replace(finding, row=row), rules=this.rules, give_up=give_up, lost=self._is_lost(row.path))
 
     def _settle_comparison(self, compared: Compared, tx: Transaction, this: Round) -> None:
