@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.clocks import read_clocks
 from ingestd.daemon.going_back import last_before_outages
-from ingestd.ledger import Resting
+from ingestd.emulator import Emulator
+from ingestd.ledger import Resting, moves, queries
 from ingestd.lifecycle import State
 from tests.builders import write_instance
+from tests.daemon.test_verification import rooms, somebody_else, turn_until, utc_now
 from tests.emulating import EmulatorProcess
 from tests.running import Site, wait_until
 
@@ -148,3 +151,23 @@ def test_single_run_is_done_though_the_server_cannot_be_looked_at_for_what_may_g
 
     assert once.returncode == 0, once.stdout
     assert site.entry_of(KEPT).removed_at is None
+
+
+def test_that_it_went_back_is_settled_only_if_no_look_is_left_when_that_is_written(tmp_path: Path) -> None:
+    """In the same transaction the feed may have shown that it went back again."""
+    with Emulator(fsync=False) as server:
+        site = Site(tmp_path / "feed", server.url)
+        write_instance(site.drop / KEPT)
+        with rooms(site) as daemon, somebody_else(site) as other:
+            turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED], what="the proof")
+            with other.transaction() as tx:
+                moves.went_back(tx, to=None, end=None, now=utc_now())
+            assert queries.has_looks(daemon.ledger)
+            daemon.stages.going_back._settled = True  # as it was when that was looked at
+
+            with daemon.ledger.transaction() as tx:
+                daemon.stages.going_back.write(tx, read_clocks())
+
+            assert queries.went_back_at(daemon.ledger) is not None
+            assert not daemon.gates.removals.is_open
+            turn_until(daemon, lambda: queries.went_back_at(daemon.ledger) is None, what="the end of it")

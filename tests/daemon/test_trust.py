@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
+from ingestd.clocks import read_clocks
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.stage import Gate
 from ingestd.daemon.trust import MOST_IN_ALL, MOST_OF_A_KIND, Comparisons, Trust
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
 from ingestd.ledger import Ledger, moves, queries
-from ingestd.lifecycle import Content, Identity, Kind, ServerKind, State, Unproven
+from ingestd.lifecycle import Content, Identity, Kind, Sameness, ServerKind, State, Unproven
 from ingestd.reconciler import Rules, Verify
 from ingestd.sender import profile_of
 from tests.builders import IMPLICIT, fresh_uid, instance_bytes
@@ -210,6 +211,38 @@ def test_sample_is_drawn_by_a_key_that_no_server_knows(tmp_path: Path):
         drawn.append(chosen)
 
     assert len(drawn[0] & drawn[1]) < 80
+
+
+def test_a_mismatch_is_forgiven_only_if_all_is_settled_still_when_that_is_written(trusting: Trusting):
+    """Between the look at the ledger and the transaction another host may have met the next one."""
+    rules = Rules(profile=profile_of(ServerKind.AZURE))
+    with trusting.ledger.transaction() as tx:
+        moves.mismatch(tx, studies=(), differs="its pixels", stops=False, now=datetime.now(UTC))
+    trusting.trust.gather(read_clocks(), rules, is_busy=False)
+    assert trusting.trust.has_work
+    with trusting.ledger.transaction() as tx:
+        moves.mismatch(tx, studies=(), differs="its pixels", stops=True, now=datetime.now(UTC))
+
+    with trusting.ledger.transaction() as tx:
+        comparisons = Comparisons(queries.standing(tx))
+        trusting.trust.record(tx, read_clocks(), rules, comparisons)
+        tx.on_commit(lambda: trusting.trust.committed(comparisons))
+
+    assert queries.standing(trusting.ledger).mismatched_at is not None
+    assert not trusting.removals.is_open
+    assert not trusting.trust.has_work
+
+
+def test_nothing_is_confirmed_by_presence_in_the_transaction_that_finds_a_mismatch(trusting: Trusting):
+    trusting.matched(ct=MOST_IN_ALL)
+    compared, waiting = row_of(1), [row_of(2), row_of(3)]
+    rules = Rules(profile=profile_of(ServerKind.AZURE))
+    with trusting.ledger.transaction() as tx:
+        comparisons = Comparisons(queries.standing(tx))
+        assert [row.sampled for row in trusting.trust.choose(tx, waiting, rules, comparisons)] == [True, False]
+        trusting.trust.judge(tx, compared, Sameness.OTHER, comparisons, rules=rules, at=datetime.now(UTC))
+
+        assert [row.sampled for row in trusting.trust.choose(tx, waiting, rules, comparisons)] == [True, True]
 
 
 def test_content_and_presence_leave_nothing_to_choose(trusting: Trusting):
