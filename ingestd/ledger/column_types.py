@@ -30,12 +30,10 @@ class _Kept(UserDefinedType[T]):
     _give: Callable[[Any], T]
 
     def bind_processor(self, dialect: Dialect) -> Callable[[T | None], Any]:  # noqa: ARG002 - the same for all
-        """Give SQLAlchemy what writes a value."""
         keep = self._keep
         return lambda value: None if value is None else keep(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], T | None]:  # noqa: ARG002
-        """Give SQLAlchemy what reads a value."""
         give = self._give
         return lambda value: None if value is None else give(value)
 

@@ -51,19 +51,16 @@ def pause_destination(tx: Transaction, pause: Pause, *, until: datetime, now: da
 
 
 def resume_destination(tx: Transaction, *, now: datetime) -> None:
-    """The destination is sent to again."""
     tx.connection.execute(
         update(destination).values(paused_until=None, pause_cause="", pause_note="", paused_since=None, last_ok_at=now)
     )
 
 
 def destination_answered(tx: Transaction, *, now: datetime) -> None:
-    """Put down that the destination gave a readable answer."""
     tx.connection.execute(update(destination).values(last_ok_at=now))
 
 
 def set_destination_kind(tx: Transaction, kind: str) -> None:
-    """Put down which server it is."""
     tx.connection.execute(update(destination).where(destination.c.kind != kind).values(kind=kind))
 
 

@@ -65,7 +65,6 @@ class _Each(UserDefinedType[Sequence[Any]]):
         self.of = of
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Sequence[Any] | None], str]:
-        """Give SQLAlchemy what writes the list."""
         keep = self.of.bind_processor(dialect)
         return json.dumps if keep is None else lambda values: json.dumps([keep(value) for value in values or ()])
 

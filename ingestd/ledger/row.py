@@ -219,7 +219,6 @@ _ALIKE = itemgetter(
 
 
 def same_bytes(one: Row, other: Row) -> bool:
-    """Whether two rows have the very same data set."""
     return one.digest == other.digest and one.transfer_syntax == other.transfer_syntax
 
 

@@ -76,7 +76,6 @@ class Session:
         self.wrote = False  # whether the last transaction that was committed changed any row
 
     def fetch_all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
-        """Give all rows of a SELECT; raises LedgerError."""
         try:
             return self.connection.execute(statement, values).all()
         except DBAPIError as error:

@@ -268,7 +268,6 @@ def version(connection: Connection, file: Path) -> int:
 
 
 def driver_of(connection: Connection) -> sqlite3.Connection:
-    """Give the connection below SQLAlchemy's."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     return driver
@@ -282,7 +281,6 @@ def undo(connection: Connection) -> None:
 
 
 def mark_as_ours(connection: Connection) -> None:
-    """Write into the file's header whose it is."""
     connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION_ID}")
 
 

@@ -106,7 +106,6 @@ class Transaction:
 
     @property
     def connection(self) -> Connection:
-        """The connection, behind BEGIN IMMEDIATE."""
         if self._connection is None:
             self._connection = self._begin()
         return self._connection
@@ -117,7 +116,6 @@ class Transaction:
 
     @property
     def has_begun(self) -> bool:
-        """Whether any statement was made."""
         return self._connection is not None
 
     def fetch_all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:

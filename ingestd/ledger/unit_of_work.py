@@ -53,7 +53,6 @@ class UnitOfWork:
         self._told: set[int] = set()
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """A new row of these columns."""
         self._added[tuple(values)].append(values)
 
     def change(self, rows: Sequence[Row], to: Mapping[str, Any]) -> None:

@@ -79,7 +79,6 @@ def fail_gone(tx: Transaction, entry_ids: Iterable[int], *, note: str, now: date
 
 
 def mark_source_removed(tx: Transaction, entry_ids: Iterable[int]) -> None:
-    """Say that the copied sources of these rows are removed from their inbox."""
     for piece in pieces(list(entry_ids)):
         tx.connection.execute(update(instance).where(instance.c.id.in_(piece)).values(source_removed=1))
 

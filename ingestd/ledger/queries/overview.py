@@ -183,7 +183,6 @@ def jumps(ledger: Queryable, *, limit: int = 10) -> list[Jump]:
 
 
 def newest_at(ledger: Queryable) -> datetime | None:
-    """Say when the last thing happened that is on record."""
     row = ledger.fetch_one(select(history.c.at).where(history.c.id == select(func.max(history.c.id)).scalar_subquery()))
     return row.at if row else None
 

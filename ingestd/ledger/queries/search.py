@@ -176,7 +176,6 @@ def spools(ledger: Queryable) -> dict[str, Path]:
 
 
 def entry(ledger: Queryable, entry_id: int) -> Entry | None:
-    """Read one row."""
     found = _entries(ledger, [entry_id])
     return found[0] if found else None
 
