@@ -303,7 +303,7 @@ def reread(
     now: datetime,
 ) -> Admitted:
     """Take over what a PENDING row's file now holds; it may belong to another identity than before."""
-    row = tx.rows_by_id([entry_id]).get(entry_id)
+    row = tx.row(entry_id)
     if row is None or row.state is not State.PENDING:
         return Admitted(entry_id=None, state=row.state if row else None)
     holder = _holders(tx, [arrival]).get(arrival.identity)
@@ -351,7 +351,7 @@ def _let_go(tx: Transaction, row: Row, arrival: Arrival, followers: Sequence[Row
 
 def reread_refused(tx: Transaction, entry_id: int, refusal: Refusal, *, now: datetime) -> bool:
     """Reject a PENDING row whose file turned out, read again, to be no whole DICOM file any more."""
-    row = tx.rows_by_id([entry_id]).get(entry_id)
+    row = tx.row(entry_id)
     if row is None or row.state is not State.PENDING:
         return False
     tx.move(

@@ -103,10 +103,8 @@ def _not_settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime, bac
     differs = outcome.sameness not in (None, Sameness.SAME) and row.differs_since is None
     if outcome.reason is Reason.ABSENT or differs:
         # The second sending of a file must be explained by what is on record, and so must a conflict.
-        tx.put_down(
-            (row.id,),
-            row.state,
-            row.state,
+        tx.note(
+            row,
             at=now,
             reason=outcome.reason,
             note=outcome.note,
@@ -202,7 +200,7 @@ def _free_a_person(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> 
             if again is not None and again.id > former.id and same_bytes(again, former):
                 reason, note = Reason.DROPPED_AGAIN, f"its file was dropped again as row {again.id}, which is confirmed"
                 tx.change(former, to={"reason": reason, "note": note, "changed_at": now}, at=now)
-                tx.put_down((former.id,), former.state, former.state, at=now, reason=reason, note=note)
+                tx.note(former, at=now, reason=reason, note=note)
 
 
 def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime, note: str = "") -> int:

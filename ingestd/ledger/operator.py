@@ -47,7 +47,7 @@ _NEVER_ADMITTED = frozenset(
 
 
 def _row(tx: Transaction, entry_id: int) -> Row:
-    row = tx.rows_by_id([entry_id]).get(entry_id)
+    row = tx.row(entry_id)
     if row is None:
         raise RefusedMove(
             entry_id, f"there is no row {entry_id} in this ledger; `ingestd status --files` lists the numbers"
@@ -103,7 +103,7 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
     if row.state is State.PENDING:
         # Held, or waiting for its time: it is let go. What it needs of the reader it still needs.
         tx.change(row, to={"hold_reason": None, "next_attempt_at": None, "charged": 0}, at=now)
-        tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason=Reason.RETRIED, note=_RETRIED)
+        tx.note(row, at=now, reason=Reason.RETRIED, note=_RETRIED)
         return State.PENDING
     # What it was to replace is gone; what may be there by now nobody has looked at.
     replaces: dict[str, Any] = {"replaces": 0} if row.state is State.DELETED else {}
@@ -127,10 +127,8 @@ def _kept_duplicates(tx: Transaction, row: Row) -> list[Row]:
 
 def _ask_daemon(tx: Transaction, row: Row, request: OperatorRequest, now: datetime) -> None:
     tx.change(row, to={"wish": request}, at=now)
-    tx.put_down(
-        (row.id,),
-        State.REJECTED,
-        State.REJECTED,
+    tx.note(
+        row,
         at=now,
         reason=Reason.RETRIED if request is OperatorRequest.RETRY else Reason.ADMITTED_ANYWAY,
         note="a person asked for it; the daemon will read the file again",
@@ -253,10 +251,8 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
     # What has the replaced content shares its lot.
     for duplicate in duplicates:
         tx.change(duplicate, to={"settled_at": now}, at=now)
-        tx.put_down(
-            (duplicate.id,),
-            State.DUPLICATE,
-            State.DUPLICATE,
+        tx.note(
+            duplicate,
             at=now,
             reason=Reason.REPLACED,
             note=f"a person had row {row.id} replace row {holder.id}, which has the same content",
@@ -281,7 +277,7 @@ def admit_anyway(tx: Transaction, entry_id: int, *, now: datetime) -> None:
 
 def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: datetime) -> None:
     """Close a REJECTED row whose file is another row now. Its path is that row's business."""
-    row = tx.rows_by_id([entry_id]).get(entry_id)
+    row = tx.row(entry_id)
     if row is None or row.state is not State.REJECTED:
         return
     reason = Reason.ADMITTED_ANYWAY if row.wish == OperatorRequest.ADMIT_ANYWAY else Reason.RETRIED
@@ -300,9 +296,9 @@ def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: dateti
 
 def request_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> None:
     """Put down why a person's request could not be carried out; the row stays REJECTED."""
-    row = tx.rows_by_id([entry_id]).get(entry_id)
+    row = tx.row(entry_id)
     if row is None or row.wish is None:
         return
     tx.change(row, to={"wish": None, "note": note}, at=now)
-    tx.put_down((row.id,), row.state, row.state, at=now, reason=row.reason or "", note=note)
+    tx.note(row, at=now, reason=row.reason or "", note=note)
     tx.flush()

@@ -24,10 +24,10 @@ def take_over(tx: Transaction, entry_ids: Iterable[int], *, hosts: Collection[st
     taken = 0
     for entry_id in sorted(set(entry_ids)):
         # One after the other: of two duplicates of one row the second is found to belong to the first.
-        row = tx.rows_by_id([entry_id]).get(entry_id)
+        row = tx.row(entry_id)
         if row is None or row.state is not State.DUPLICATE or row.settled_at or row.removed_at or row.host != tx.host:
             continue
-        holder = tx.rows_by_id([row.holder_id or 0]).get(row.holder_id or 0)
+        holder = tx.row(row.holder_id or 0)
         if holder is None or holder.state not in UNCONFIRMED or holder.host not in hosts or holder.host == tx.host:
             continue
         _change_places(tx, row, holder, now)

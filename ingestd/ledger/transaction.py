@@ -184,6 +184,9 @@ class Transaction:
                 found[row.id] = row
         return found
 
+    def row(self, entry_id: int) -> Row | None:
+        return self.rows_by_id([entry_id]).get(entry_id)
+
     def holder_of(self, identity: Identity) -> Row | None:
         """Read the row that holds this identity."""
         rows = self.rows(
@@ -202,7 +205,7 @@ class Transaction:
         check_move(None, state)
         reason = values["reason"] or ""
         self._work.add(values)
-        self.put_down((values["id"],), None, state, at=at, reason=reason, note=note)
+        self._put_down((values["id"],), None, state, at=at, reason=reason, note=note)
         self.counters.row_added(values, at)
 
     def move(
@@ -224,7 +227,7 @@ class Transaction:
             settings = _settings_of_move(row, to, at, values)
             settings.update(state=to, reason=reason, note=note, changed_at=at)
             self.change(*same, to=settings, at=at)
-            self.put_down(
+            self._put_down(
                 [each.id for each in same],
                 row.state,
                 to,
@@ -252,7 +255,13 @@ class Transaction:
         self._work.change(rows, to)
         self.counters.rows_changed(rows, to, after, queued, at)
 
-    def put_down(
+    def note(
+        self, row: Row, *, at: datetime, reason: str, note: str = "", evidence: Mapping[str, str] | None = None
+    ) -> None:
+        """Put down in the history of a row what is no move."""
+        self._put_down((row.id,), row.state, row.state, at=at, reason=reason, note=note, evidence=evidence)
+
+    def _put_down(
         self,
         entry_ids: Sequence[int],
         before: State | None,

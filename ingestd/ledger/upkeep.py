@@ -24,7 +24,7 @@ def attach_reencoded(
     tx: Transaction, entry_id: int, *, path: str, content: Content, ctime_ns: int = 0, now: datetime
 ) -> bool:
     """Have the Explicit VR copy sent instead; its digest is on record before a byte of it leaves."""
-    row = tx.rows_by_id([entry_id]).get(entry_id)
+    row = tx.row(entry_id)
     if row is None or row.state is not State.PENDING:
         return False
     note = "re-encoded without loss to Explicit VR Little Endian"
@@ -43,14 +43,14 @@ def attach_reencoded(
         },
         at=now,
     )
-    tx.put_down((row.id,), State.PENDING, State.PENDING, at=now, reason=Reason.REENCODED, note=note)
+    tx.note(row, at=now, reason=Reason.REENCODED, note=note)
     tx.flush()
     return True
 
 
 def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> bool:
     """Have the server asked for a row that it refused and that cannot be re-encoded: the last before it is FAILED."""
-    row = tx.rows_by_id([entry_id]).get(entry_id)
+    row = tx.row(entry_id)
     if row is None or row.state is not State.PENDING or row.need != PendingRead.REENCODE:
         return False
     asked = {"next_check_at": now, "needs_content_check": 1, **UNASKED}
@@ -61,7 +61,7 @@ def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime)
 
 def read_no_more(tx: Transaction, entry_id: int, *, now: datetime) -> bool:
     """Let a row go on to be sent that waits to be read before, and whose file vanished: so the server is asked."""
-    row = tx.rows_by_id([entry_id]).get(entry_id)
+    row = tx.row(entry_id)
     if row is None or row.state is not State.PENDING or row.need is None:
         return False
     tx.change(row, to={"need": None}, at=now)
@@ -120,7 +120,7 @@ def written_after(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -
     """Put down that these rows' files were written to after all was settled, and are new arrivals now."""
     note = "its file was written to after that; the bytes that lay there are a new arrival, under a number of their own"
     for row in tx.rows_by_id(entry_ids).values():
-        tx.put_down((row.id,), row.state, row.state, at=now, reason=Reason.CHANGED, note=note)
+        tx.note(row, at=now, reason=Reason.CHANGED, note=note)
 
 
 def put_alarms(tx: Transaction, alarms: Iterable[Alarm]) -> None:
