@@ -74,11 +74,19 @@ class Ledger(Session):
         """
         file = sqlite_file.ledger_file(url)
         engine = sqlite_file.open_engine(file, create=create, read_only=read_only)
+        ledger = cls(engine, file, host=host, spool=spool, read_only=read_only)
         try:
-            ledger = cls._opened(engine, file, host, destination, spool, limits, read_only=read_only)
+            if read_only:
+                ledger._expect_schema()
+                ledger.expect_destination(destination)
+            else:
+                ledger._prepare(destination, limits)
         except DBAPIError as error:
-            engine.dispose()
+            ledger.close()
             raise errors.failure(error.orig, file) from None
+        except BaseException:
+            ledger.close()
+            raise
         if longest is not None:
             ledger.longest = replace(longest, quiet=ledger.longest.quiet)
         return ledger
@@ -100,30 +108,6 @@ class Ledger(Session):
             raise errors.failure(error.orig, file) from None
         finally:
             engine.dispose()
-
-    @classmethod
-    def _opened(
-        cls,
-        engine: Engine,
-        file: Path,
-        host: str,
-        destination: str | None,
-        spool: Path | None,
-        limits: BatchLimits | None,
-        *,
-        read_only: bool,
-    ) -> Ledger:
-        ledger = cls(engine, file, host=host, spool=spool, read_only=read_only)
-        try:
-            if read_only:
-                ledger._expect_schema()
-                ledger.expect_destination(destination)
-            else:
-                ledger._prepare(destination, limits)
-        except BaseException:
-            ledger.close()
-            raise
-        return ledger
 
     def close(self) -> None:
         """Let go of the file."""

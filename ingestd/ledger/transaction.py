@@ -106,6 +106,7 @@ class Transaction:
 
     @property
     def connection(self) -> Connection:
+        """The connection, behind BEGIN IMMEDIATE."""
         if self._connection is None:
             self._connection = self._begin()
         return self._connection
