@@ -126,10 +126,6 @@ class Admission(Stage):
     def holds_path(self, path: str) -> bool:
         return any(spool_path_of(step) == path for step in self._steps.values())
 
-    def holds_row(self, entry_id: int) -> bool:
-        """Whether the file of this row is being read again now."""
-        return entry_id in self.rows_in_hand
-
     @property
     def rows_in_hand(self) -> set[int]:
         """The rows whose files are being read again now."""
@@ -186,7 +182,14 @@ class Admission(Stage):
         """Make the next step of every file that was seen or has its answer, and write what goes with it."""
         if not (self._new or self._answers):
             return
-        following = NextSteps(tx, now, ledger=self._ledger, kills=self._kills, tells_gone=self._tells_gone)
+        following = NextSteps(
+            tx,
+            now,
+            ledger=self._ledger,
+            kills=self._kills,
+            tells_gone=self._tells_gone,
+            rows_in_hand=lambda: self.rows_in_hand,
+        )
         following.put_down({key: seen_of(self._steps[key]) for key in self._new})
         for key, answer in self._answers:
             following.advance(key, self._steps[key], answer)

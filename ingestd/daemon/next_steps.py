@@ -59,12 +59,14 @@ class NextSteps:
         ledger: Ledger,
         kills: Mapping[int, int],
         tells_gone: Callable[[str], bool],
+        rows_in_hand: Callable[[], set[int]],
     ) -> None:
         self._tx = tx
         self._now = now
         self._ledger = ledger
         self._kills = kills
         self._tells_gone = tells_gone
+        self._rows_in_hand = rows_in_hand
         self._log = structlog.get_logger()
         self.steps: dict[int, Step] = {}
         self.killed: list[int] = []
@@ -188,7 +190,7 @@ class NextSteps:
                 self._return(key, reading, Leave.AGAIN)
             else:
                 self._mislay(key, reading, arrived.arrival.path)
-        elif read.lost or (read.waits and arrived.comparisons < _COMPARISONS_MOST):
+        elif (read.lost or read.waits) and not self._is_hopeless(step, read):
             # Nothing was learnt. From their file it goes on to the server's copy, from that to their file.
             distrusts = 0 if step.copy else holder_id
             self.steps[key] = replace(arrived, comparisons=arrived.comparisons + 1, distrusts=distrusts)
@@ -197,6 +199,15 @@ class NextSteps:
             sameness = Sameness(read.sameness) if read.sameness else Sameness.OTHER
             judged = Judged(holder_id=holder_id, sameness=sameness)
             self._arrived.append((key, replace(arrived, judged=judged)))
+
+    def _is_hopeless(self, step: Comparing, read: Read) -> bool:
+        """Whether a comparison that came to nothing once more is left to a person."""
+        if step.arrived.comparisons < _COMPARISONS_MOST:
+            return False
+        # A file that is away comes back, or is read again. But two rows that each hold by now what the other one did
+        # would wait for each other for ever.
+        is_row = step.arrived.reading.seen.origin.row is not None
+        return not read.lost or (is_row and step.holder.entry_id in self._rows_in_hand())
 
     def _return(self, key: int, reading: Reading, leave: Leave, *, is_full: bool = False) -> None:
         """Let go of a file of which there is no verdict."""

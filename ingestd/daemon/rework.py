@@ -137,8 +137,9 @@ class Rework(Stage):
     def _take_up_rows(self) -> None:
         rows = queries.rows_to_read(self._ledger, limit=_AT_ONCE, after_id=self._after_id)
         self._after_id = rows[-1].entry_id if len(rows) == _AT_ONCE else 0
+        in_work = self._reencoding | self._admission.rows_in_hand
         for row in rows:
-            if row.entry_id in self._reencoding or self._admission.holds_row(row.entry_id):
+            if row.entry_id in in_work:
                 continue
             if row.pending_read is PendingRead.REREAD:
                 self._read_again(row)
@@ -191,8 +192,9 @@ class Rework(Stage):
         )
 
     def _take_up_requests(self) -> None:
+        in_hand = self._admission.rows_in_hand
         for row in queries.requested_rows(self._ledger, limit=_AT_ONCE):
-            if self._admission.holds_row(row.entry_id):
+            if row.entry_id in in_hand:
                 continue
             try:
                 candidate = self._candidate_at(row, row.path)
@@ -207,11 +209,11 @@ class Rework(Stage):
 
     def _look_at_rejected(self) -> None:
         """Take what grew or was mended in ``rejected/`` as new (a writer may hold the file open across our rename)."""
-        after = 0
+        after, in_hand = 0, self._admission.rows_in_hand
         while files := queries.rejected_files(self._ledger, after_id=after):
             for file in files:
                 after = file.entry_id
-                if file.in_place or self._admission.holds_row(file.entry_id):
+                if file.in_place or file.entry_id in in_hand:
                     continue
                 try:
                     candidate = self._spool.candidate_at(file.inbox, file.path)

@@ -307,6 +307,24 @@ def test_file_read_again_is_compared_with_the_servers_copy_where_the_other_ones_
     assert states(config) == {"CONFIRMED": 1, "DUPLICATE": 1}
 
 
+def test_rows_whose_files_took_each_others_names_do_not_wait_for_each_other_for_ever(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported once more over the same names, in another order and a little different, while the server was away."""
+    monkeypatch.setattr("ingestd.daemon.admission._COMPARE_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("ingestd.daemon.next_steps._COMPARISONS_MOST", 2)
+    config = configure(tmp_path, server, take="in_place")
+    with running(config) as daemon:
+        daemon.gates.claims.shut("test")
+        files = {study: tmp_path / f"{study}" for study in (1, 2)}
+        for study, file in files.items():
+            admit(daemon.ledger, replace(arrival(1, study=study, in_place=True), path=str(file)))
+            send(daemon.ledger, study=study, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+            file.write_bytes(encodings_of_one_object(f"1.2.{3 - study}")[0])
+
+        turn(daemon, lambda: states(config) == {"PENDING": 1, "CONFLICT": 1})
+
+
 def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
