@@ -202,7 +202,7 @@ def test_ledger_that_is_locked_for_a_while_ends_nothing(
     monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
     config = configure(tmp_path, server)
     with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
-        turn(daemon, lambda: daemon.stages.posting.destination.is_open and daemon.stages.verification.rules)
+        turn(daemon, lambda: daemon.stages.posting.destination.is_open and daemon.stages.server_questions.rules)
         other.execute("BEGIN EXCLUSIVE")
         until = time.monotonic() + 1
         turn(daemon, lambda: time.monotonic() > until)
