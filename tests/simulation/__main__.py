@@ -12,8 +12,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
+from tests.simulation.old_faults import OLD_FAULTS
 from tests.simulation.running import Outcome, simulate
 
 MEMORY = Path("/dev/shm")
@@ -29,7 +31,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.0, help="run as many as there is time for (60)")
     parser.add_argument("--first", type=int, default=1, help="the first of them (1)")
     parser.add_argument("--keep-going", type=int, default=5, help="stop after so many that failed (5)")
+    parser.add_argument("--put-back", choices=sorted(OLD_FAULTS), help="with this old fault, which is to be found")
     chosen = parser.parse_args()
+    with OLD_FAULTS[chosen.put_back]() if chosen.put_back else nullcontext():
+        return _run(chosen)
+
+
+def _run(chosen: argparse.Namespace) -> int:
     if chosen.seed is not None:
         outcome = run(chosen.seed)
         print("\n".join(outcome.trace))

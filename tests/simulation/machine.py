@@ -29,7 +29,6 @@ from typing import Any
 from unittest.mock import patch
 
 from ingestd import clocks
-from ingestd.daemon import posting, verification
 from ingestd.emulator.storage import request_log
 from ingestd.ledger import sqlite_file
 
@@ -146,11 +145,11 @@ class Machine:
             for name, module in sorted(sys.modules.items()):
                 if name.startswith("ingestd.") and getattr(module, "time", None) is time:
                     put(module, "time", slow)
+                if name.startswith("ingestd.") and hasattr(module, "SystemRandom"):
+                    put(module, "SystemRandom", lambda: self.dice)
             put(secrets, "token_hex", lambda size=32: self.dice.randbytes(size).hex())
             put(secrets, "token_bytes", self.dice.randbytes)
             put(uuid, "uuid4", lambda: uuid.UUID(bytes=self.dice.randbytes(16), version=4))
-            for module in (posting, verification):
-                put(module, "SystemRandom", lambda: self.dice)
             for name in DURABLE:
                 put(os, name, self._durable(name, getattr(os, name)))
             open_engine = sqlite_file.open_engine

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "ledger": "sqlite:///ledger.db",
     "batch": {"quiet_period": "5s", "max_wait": "30s"},
     "retry": {"base": "2s", "cap": "20s"},
-    "reconcile": {"interval": "5s", "lag": "30s", "grace": "5m", "absence_wait": "10s"},
+    "reconcile": {"interval": "5s", "lag": "30s", "grace": "2h", "absence_wait": "10s"},
     "shutdown_grace": "5s",
 }
 # What chance may bring, and how much of it.
@@ -43,7 +43,7 @@ EVENTS_MOST = 30
 STEPS_MOST = 4_000
 _TICK_SECONDS = 0.001
 # How long a world without faults may take until all is settled.
-SETTLED_WITHIN = timedelta(hours=3)
+SETTLED_WITHIN = timedelta(minutes=45)
 # Faults of the server after which what was sent may be sent again: each is an answer, or what stands for one.
 SERVER_FAULTS: dict[str, dict[str, Any]] = {
     "unavailable": {},
@@ -297,7 +297,7 @@ class Simulation:
             return
         needy = [row for row in rows if row[1] in ("REJECTED", "CONFLICT", "FAILED", "DELETED")] or rows
         entry_id, state, *identity = self._dice.choice(needy if self._dice.random() < 0.7 else rows)
-        decision = self._dice.choice([moves.retry, moves.discard, moves.replace, moves.admit_anyway])
+        decision = self._dice.choice([moves.retry, moves.discard, moves.replace, moves.admit_anyway, _asks_again])
         with self._machine.inside(now=False):
             if self._person is None:
                 self._person = Ledger.open(self._config.ledger, create=False)
@@ -430,6 +430,11 @@ class Simulation:
             }
             self._tell(f"   log {event['event']} {facts or ''}")
         raise structlog.DropEvent
+
+
+def _asks_again(tx: Transaction, entry_id: int, *, now: datetime) -> None:
+    """As `ingestd reconcile` does."""
+    moves.check_again(tx, [entry_id], at=now)
 
 
 class _Person(Stage):
