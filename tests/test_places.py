@@ -343,3 +343,15 @@ def test_a_refusal_is_told_from_a_path_that_fails_otherwise(tmp_path):
     tmp_path.chmod(0o755)
     with as_nobody():
         assert not places.may_open(file)
+
+
+def test_scratch_that_cannot_be_removed_is_nobodys_trouble(tmp_path: Path) -> None:
+    """A copy that the disk did not let go of ended the daemon."""
+    file = tmp_path / "copy"
+    file.touch()
+
+    places.remove_scratch(file)
+    places.remove_scratch(file)
+    places.remove_scratch(tmp_path)
+
+    assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ from ingestd.daemon.steps import (
     seen_of,
     spool_path_of,
 )
-from ingestd.fs.places import below_of
+from ingestd.fs.places import below_of, remove_scratch
 from ingestd.inbox import Candidate, Expect, Inboxes, Spool
 from ingestd.ledger import Judged, KnownSource, Ledger, Transaction
 from ingestd.lifecycle import Sameness, State
@@ -348,4 +348,4 @@ class Admission(Stage):
 
 def _let_copy_go(step: Step) -> None:
     if isinstance(step, Comparing) and step.copy is not None:
-        step.copy.unlink(missing_ok=True)
+        remove_scratch(step.copy)

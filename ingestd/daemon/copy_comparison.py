@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ingestd.daemon.reader_client import Owner, ReaderClient
 from ingestd.daemon.trust import sameness_of
+from ingestd.fs.places import remove_scratch
 from ingestd.lifecycle import Sameness, compare_content
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
 from ingestd.reconciler import Finding
@@ -63,7 +64,7 @@ class CopyComparison:
         sameness, differs = _sameness(finding, read)
         rest = finding.next_copy()
         if sameness is not Sameness.SAME and rest is not None and finding.copy is not None:
-            finding.copy.unlink(missing_ok=True)
+            remove_scratch(finding.copy)
             self.start(rest)
             return None
         return Compared(finding=finding, sameness=sameness, differs=differs, waits=read.waits)

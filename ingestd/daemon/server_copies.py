@@ -17,6 +17,7 @@ from typing import TypeAlias
 from ingestd.clocks import Now
 from ingestd.daemon.server_questions import Asker, ServerQuestions
 from ingestd.daemon.stage import Stage
+from ingestd.fs.places import remove_scratch
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Backoff, Sameness, ServerKind, State
 from ingestd.reconciler import Rules, StudyAnswer, StudyQuestion
@@ -143,4 +144,4 @@ class ServerCopies(Stage):
         for fetch, copy in told:
             fetch.done(copy)
         for unwanted in needless:
-            unwanted.unlink(missing_ok=True)
+            remove_scratch(unwanted)

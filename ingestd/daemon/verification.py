@@ -27,7 +27,7 @@ from ingestd.daemon.server_questions import Asker, ServerQuestions
 from ingestd.daemon.stage import Stage
 from ingestd.daemon.trust import Comparisons, Trust
 from ingestd.daemon.verification_round import Round
-from ingestd.fs.places import is_gone
+from ingestd.fs.places import is_gone, remove_scratch
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Backoff, Outcome, Reason, State, Unproven
 from ingestd.reconciler import Finding, NextStep, StudyAnswer, Verify, judge, not_told, plan
@@ -276,4 +276,4 @@ class Verification(Stage):
                 self._absent.pop(outcome.entry_id, None)
         this.log(self._log)
         for copy in this.needless:
-            copy.unlink(missing_ok=True)
+            remove_scratch(copy)

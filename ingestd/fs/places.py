@@ -18,6 +18,8 @@ import errno
 import os
 import re
 import stat
+from contextlib import suppress
+from pathlib import Path
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -105,6 +107,12 @@ def is_gone(place: str) -> bool:
         return True
     except OSError:
         return False
+
+
+def remove_scratch(path: Path) -> None:
+    """Remove a file that nobody needs any more; one that cannot be removed stays, until scratch is emptied."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def may_open(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> bool:

@@ -17,6 +17,7 @@ from ingestd.clocks import Now
 from ingestd.daemon import verification
 from ingestd.daemon.posting import Posting
 from ingestd.daemon.verification import Verification
+from ingestd.daemon.verification_round import Round
 from ingestd.ledger import Transaction, queries
 
 _ROWS_MOST = 10_000
@@ -36,8 +37,8 @@ def plan_over_newer_knowledge() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(Verification, "collect", collected))
         stack.enter_context(patch.object(verification, "queries", stale))
-        stack.enter_context(patch.object(verification._Round, "as_it_is", lambda _, asked: asked))
-        stack.enter_context(patch.object(verification._Round, "was_woken", lambda *_: False))
+        stack.enter_context(patch.object(Round, "as_it_is", lambda _, asked: asked))
+        stack.enter_context(patch.object(Round, "was_woken", lambda *_: False))
         yield
 
 

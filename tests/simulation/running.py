@@ -233,7 +233,7 @@ class Simulation:
         return f"server is {'away' if self._server.is_away else 'back'}"
 
     def _commits_fail(self) -> str:
-        faults = [self._dice.choice(["", "busy", "full"]) for _ in range(self._dice.randint(1, 3))]
+        faults = [self._dice.choice(["", "busy", "full", "unknown"]) for _ in range(self._dice.randint(1, 3))]
         self._machine.commit_faults += faults
         return f"commits: {faults}"
 
@@ -391,7 +391,10 @@ class Simulation:
         marks = ",".join("?" * len(BETWEEN))
         rows = self._ask(f"SELECT count(*) FROM instance WHERE state IN ({marks}) OR wish IS NOT NULL", *BETWEEN)
         candidates = self._ask("SELECT count(*) FROM candidate")
-        return rows == [(0,)] and candidates == [(0,)] and self._daemon is not None and self._daemon.loop.is_idle
+        return rows == [(0,)] and candidates == [(0,)] and self._is_idle()
+
+    def _is_idle(self) -> bool:
+        return self._daemon is not None and all(stage.is_idle for stage in self._daemon.loop.stages)
 
     def _judge_the_end(self) -> None:
         if not self._is_settled():
