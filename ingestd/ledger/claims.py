@@ -111,7 +111,7 @@ def recover(tx: Transaction, *, now: datetime) -> Recovered:
         .where(attempt.c.host == tx.host, attempt.c.finished_at.is_(None))
         .values(finished_at=now, interrupted=1, error="the process ended before the answer was read")
     )
-    # Behind the sums that were gathered, which may know of posts in flight themselves.
+    # Behind the counters that were gathered, which may know of posts in flight themselves.
     tx.flush_all()
     tx.connection.execute(update(study).where(study.c.host == tx.host, study.c.in_flight > 0).values(in_flight=0))
     left = tx.connection.execute(
@@ -137,10 +137,10 @@ def wake(tx: Transaction, *, now: datetime) -> int:
     return len(rows)
 
 
-def claim(tx: Transaction, study_uid: str, *, now: datetime, limits: BatchLimits | None = None) -> Batch | None:
+def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
     """Take the next batch of a study: its rows are SENDING and its attempt is on record before anything leaves (G5)."""
     tx.flush()
-    limits = limits or tx.limits_of(tx.host)
+    limits = tx.limits_of(tx.host)
     found = read_study(tx, study_uid)
     if found is None or not found.waiting:
         return None

@@ -30,7 +30,7 @@ _MOVE = tuple(
 
 def put_clock(tx: Transaction, line: ClockLine) -> None:
     """Put down what the wall clock was set to, and move the waits that pace along with it."""
-    # Behind the sums that were gathered, which may know of waits themselves.
+    # Behind the counters that were gathered, which may know of waits themselves.
     tx.flush_all()
     jump = line.jump
     tx.connection.execute(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, update
@@ -28,22 +28,14 @@ _PRESENT = {"yes": 1, "no": 0}
 _ANSWERED = update(destination).values(last_ok_at=bindparam("at", type_=Instant()))
 
 
-def finish(
-    tx: Transaction,
-    result: BatchResult,
-    *,
-    now: datetime,
-    backoff: Backoff,
-    jitter: float,
-    study_wait: timedelta | None = None,
-) -> Finished:
+def finish(tx: Transaction, result: BatchResult, *, now: datetime, backoff: Backoff, jitter: float) -> Finished:
     """Carry out what became of a batch, close its attempt, and let the study go on or wait.
 
-    With ``charge_study`` the study waits as the backoff says, or ``study_wait``; an answer without a charge ends its
-    backoff. A part without an outcome becomes UNCERTAIN.
+    With ``charge_study`` the study waits as the backoff says; an answer without a charge ends its backoff. A part
+    without an outcome becomes UNCERTAIN.
     """
     batch = result.batch
-    # Read before the moves below change its sums, so that these need not be written in between.
+    # Read before the moves below change its counters, so that these need not be written in between.
     before = read_study(tx, batch.study_uid)
     assert before is not None, "a batch is of a study"
     rows = tx.rows_by_id(part.entry_id for part in batch.parts)
@@ -70,9 +62,7 @@ def finish(
         _come_back(tx, alike, replace(outcome, wait=wait), batch, now)
     tx.flush()
     was_open = _close_attempt(tx, result)
-    charged, pauses, next_attempt_at = _study_goes_on(
-        tx, result, before, now, backoff, jitter, study_wait, was_open=was_open
-    )
+    charged, pauses, next_attempt_at = _study_goes_on(tx, result, before, now, backoff, jitter, was_open=was_open)
     # Where whole posts are refused, nobody who knows STOW may have answered: a wrong address says 404.
     if result.answered and not result.whole_batch_refused:
         tx.connection.execute(_ANSWERED, {"at": result.finished_at})
@@ -181,7 +171,6 @@ def _study_goes_on(
     now: datetime,
     backoff: Backoff,
     jitter: float,
-    study_wait: timedelta | None,
     *,
     was_open: bool,
 ) -> tuple[int, int, datetime | None]:
@@ -191,8 +180,7 @@ def _study_goes_on(
         return charged, pauses, next_attempt_at
     if result.charge_study:
         charged += 1
-        wait = study_wait if study_wait is not None else backoff.wait(charged, jitter=jitter)
-        next_attempt_at = now + wait
+        next_attempt_at = now + backoff.wait(charged, jitter=jitter)
     elif result.answered:
         charged, next_attempt_at = 0, None
     if result.pause is not None:

@@ -166,10 +166,10 @@ def place_of(row: Any) -> dict[str, Any]:
     }
 
 
-def pieces(items: Sequence[T], size: int = dialect.CHUNK) -> Iterator[Sequence[T]]:
+def pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut a long list so that each piece fits into one statement."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    for start in range(0, len(items), dialect.CHUNK):
+        yield items[start : start + dialect.CHUNK]
 
 
 def as_json(value: Mapping[str, Any] | Sequence[str]) -> str:

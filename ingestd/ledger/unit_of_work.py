@@ -50,7 +50,7 @@ class UnitOfWork:
         self._touched: set[int] = set()
         # Lines by what they say. Two lines of one row stand in the order in which they were said: in two of these.
         self._history: list[dict[tuple[Any, ...], list[int]]] = [{}]
-        self._told: set[int] = set()
+        self._in_history: set[int] = set()
 
     def add(self, values: Mapping[str, Any]) -> None:
         self._added[tuple(values)].append(values)
@@ -70,10 +70,10 @@ class UnitOfWork:
 
     def put_down(self, entry_ids: Sequence[int], line: tuple[Any, ...]) -> None:
         """Add the same line, with the columns of ``LINE``, to the history of rows."""
-        if not self._told.isdisjoint(entry_ids):
+        if not self._in_history.isdisjoint(entry_ids):
             self._history.append({})
-            self._told.clear()
-        self._told.update(entry_ids)
+            self._in_history.clear()
+        self._in_history.update(entry_ids)
         self._history[-1].setdefault(line, []).extend(entry_ids)
 
     def write_rows(self, connection: Connection) -> None:
@@ -103,7 +103,7 @@ class UnitOfWork:
                 dialect.insert_rows(connection, history, single)
                 single = []
         self._history = [{}]
-        self._told.clear()
+        self._in_history.clear()
 
 
 def _write_updates(connection: Connection, shape: _Shape, wanted: Mapping[tuple[Any, ...], list[int]]) -> None:

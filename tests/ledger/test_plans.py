@@ -156,7 +156,6 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     ),
     "end of run": lambda ledger: (
         queries.unfinished(ledger),
-        queries.unfinished(ledger, up_to_id=5),
         queries.last_id(ledger),
     ),
     "what a run came to": lambda ledger: (queries.last_event_id(ledger), queries.called_since(ledger, 5)),

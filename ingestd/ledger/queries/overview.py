@@ -146,24 +146,12 @@ def _inboxes(ledger: Queryable) -> tuple[InboxSummary, ...]:
     )
 
 
-def unfinished(ledger: Queryable, *, up_to_id: int | None = None, host: str | None = None) -> int:
+def unfinished(ledger: Queryable, *, host: str | None = None) -> int:
     """Count the rows of this host, or of another, that are still on their way and wait for no person."""
-    host = ledger.host if host is None else host
-    if up_to_id is None:
-        waiting = func.coalesce(func.sum(state_count.c.entries - state_count.c.held), 0)
-        row = ledger.fetch_one(
-            select(waiting.label("rows")).where(state_count.c.host == host, state_count.c.state.in_(list(UNCONFIRMED)))
-        )
-    else:
-        row = ledger.fetch_one(
-            select(func.count().label("rows")).where(
-                ON_ITS_WAY,
-                instance.c.host == host,
-                instance.c.hold_reason.is_(None),
-                instance.c.id <= up_to_id,
-            )
-        )
-    return int(row.rows)
+    waiting = func.coalesce(func.sum(state_count.c.entries - state_count.c.held), 0)
+    of_host = state_count.c.host == (ledger.host if host is None else host)
+    on_their_way = state_count.c.state.in_(list(UNCONFIRMED))
+    return int(ledger.fetch_one(select(waiting.label("rows")).where(of_host, on_their_way)).rows)
 
 
 def clock(ledger: Queryable) -> ClockLine | None:
