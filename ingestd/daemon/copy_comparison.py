@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ingestd.daemon.reader_client import Owner, ReaderClient
-from ingestd.daemon.trust import sameness_of
 from ingestd.fs.places import remove_scratch
 from ingestd.lifecycle import Sameness, compare_content
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
@@ -91,3 +90,11 @@ def _sameness(finding: Finding, read: Read) -> tuple[Sameness | None, str]:
     compared = compare_content(finding.row.content, theirs)
     # Our bytes are gone: a canonical digest of ours cannot be had, so unequal bytes are a person's to judge.
     return Sameness.OTHER if compared is Sameness.COMPARE else compared, ""
+
+
+def sameness_of(read: Read) -> tuple[Sameness | None, str]:
+    """Say how a server's copy compares with our file, and what differs; None when nothing could be told."""
+    if read.sameness:
+        return Sameness(read.sameness), read.differs
+    # Read whole from an answer that was complete: this is what the server has.
+    return (Sameness.NOT_WHOLE, read.differs) if read.waits and read.differs else (None, "")

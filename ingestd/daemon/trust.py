@@ -18,7 +18,6 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.stage import Gate
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Kind, Outcome, Sameness, Standing, State, Unproven
-from ingestd.reader import Read
 from ingestd.reconciler import (
     Rules,
     Verify,
@@ -57,6 +56,7 @@ class Comparisons:
     standing: Standing
     matches: Counter[Kind] = field(default_factory=Counter)
     mismatch: Mismatch | None = None
+    probed_at: float | None = None  # when a row was chosen although comparing has stopped (``Now.mono``)
 
     @property
     def ever_matched(self) -> bool:
@@ -143,13 +143,14 @@ class Trust:
         """Nothing is being asked of this row any more."""
         self._comparing.pop(entry_id, None)
 
-    def probe(self, tx: Transaction, now: Now, *, asked: Container[int]) -> list[Unproven] | None:
-        """While comparing has stopped: the one row that is compared all the same, now and then; None: not now.
+    def probe(self, tx: Transaction, now: Now, comparisons: Comparisons, *, asked: Container[int]) -> list[Unproven]:
+        """While comparing has stopped: the one row that is compared all the same, once in the grace time.
 
         It is the newest: what a server has altered stays so when it is mended.
         """
         if now.mono < self._probe_at:
-            return None
+            return []
+        comparisons.probed_at = now.mono
         return [replace(row, sampled=True) for row in queries.newest_stored(tx) if row.entry_id not in asked]
 
     def judge(
@@ -239,16 +240,14 @@ class Trust:
 
     def committed(self, comparisons: Comparisons) -> None:
         """It is durable."""
+        if comparisons.probed_at is not None:
+            self._probe_at = comparisons.probed_at + self._grace.total_seconds()
         if self._recheck:
             self._rechecked_to = self._recheck[-1][1]
         if comparisons.matches or comparisons.mismatch is not None or self.has_work:
             self._standing = queries.standing(self._ledger)
             self._tell()
         self._recheck, self._forgives = [], False
-
-    def probed(self, now: Now) -> None:
-        """One is compared although comparing has stopped: the next not before the grace time is over."""
-        self._probe_at = now.mono + self._grace.total_seconds()
 
     def _tell(self) -> None:
         standing = self._standing
@@ -287,11 +286,3 @@ def _all_is_settled(ledger: Ledger | Transaction, standing: Standing) -> bool:
 
 def _marked(rows: Iterable[Unproven], marked: set[int]) -> list[Unproven]:
     return [replace(row, sampled=True) if row.entry_id in marked else row for row in rows]
-
-
-def sameness_of(read: Read) -> tuple[Sameness | None, str]:
-    """Say how a server's copy compares with our file, and what differs; None when nothing could be told."""
-    if read.sameness:
-        return Sameness(read.sameness), read.differs
-    # Read whole from an answer that was complete: this is what the server has.
-    return (Sameness.NOT_WHOLE, read.differs) if read.waits and read.differs else (None, "")

@@ -153,14 +153,13 @@ class Verification(Stage):
         due = queries.unproven(tx, now=this.now.utc, limit=_ROWS_MOST)
         free = [row for row in due if row.entry_id not in self._asked]
         chosen = self._trust.choose(tx, free, this.rules, this.comparisons)
-        probes = self._trust.probe(tx, this.now, asked=self._asked) if this.rules.stopped else None
-        this.probed = probes is not None
-        probed = {row.entry_id for row in probes or ()}
+        probes = self._trust.probe(tx, this.now, this.comparisons, asked=self._asked) if this.rules.stopped else []
+        probed = {row.entry_id for row in probes}
         rest = [row for row in chosen if row.entry_id not in probed]
         this.waits = len(chosen) < len(free)
         # Those whose answers are written now, and which somebody has woken meanwhile, are taken up in the next round.
         this.more = not this.waits and (len(due) >= _ROWS_MOST or any(row.entry_id in this.rows for row in due))
-        for some, under in ((rest, this.rules), (probes or [], replace(this.rules, stopped=False))):
+        for some, under in ((rest, this.rules), (probes, replace(this.rules, stopped=False))):
             planned = plan(some, rules=under, now=this.now.utc)
             self._apply(planned.outcomes, tx, this)
             this.questions += planned.questions
@@ -260,8 +259,6 @@ class Verification(Stage):
             self._trust.end(entry_id)
         for finding in this.compare:
             self._comparison.start(finding)
-        if this.probed:
-            self._trust.probed(this.now)
         self._trust.begin(this.asked)
         self._asked.update((row.entry_id, self._questions.clock_sets) for row in this.asked)
         for question in this.questions:

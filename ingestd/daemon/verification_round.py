@@ -32,7 +32,6 @@ class Round:
     needless: list[Path] = field(default_factory=list)  # copies
     questions: list[StudyQuestion] = field(default_factory=list)
     asked: list[Unproven] = field(default_factory=list)  # by these questions
-    probed: bool = False
     waits: bool | None = None  # whether rows wait for the comparisons under way; None: none were looked at
     more: bool = False
 
