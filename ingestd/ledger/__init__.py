@@ -31,19 +31,15 @@ from .errors import (
     RefusedMove,
 )
 from .ledger import Ledger
+from .reports import Attempt, Choice, Count, Entry, Event, Status, Story, StudySummary
 from .values import (
     KEY_MADE_ANEW,
     OTHER_ADDRESS_STEP,
     Admitted,
     Alarm,
     Applied,
-    Attempt,
-    Choice,
     ClockLine,
-    Count,
     DestinationStatus,
-    Entry,
-    Event,
     Finished,
     Holder,
     InboxSummary,
@@ -61,9 +57,6 @@ from .values import (
     Resting,
     Retried,
     RowToRead,
-    Status,
-    Story,
-    StudySummary,
     UnremovedSource,
 )
 

@@ -14,10 +14,11 @@ from ingestd.lifecycle import HOLDING, MOVES, Reason, ServerKind, State
 
 from . import dialect
 from .errors import RefusedMove
+from .reports import Choice
 from .row import UNASKED, ZERO, Row
 from .schema import destination, instance, study
 from .transaction import Transaction
-from .values import Choice, OperatorRequest, Retried
+from .values import OperatorRequest, Retried
 
 # What goes with sending a row as if it had never been sent.
 _SENT_AFRESH: dict[str, Any] = {

@@ -11,11 +11,12 @@ from sqlalchemy import ColumnElement, and_, func, literal_column, select
 
 from ingestd.lifecycle import NEEDS_PERSON, UNCONFIRMED, Jump, Reason, State, needs_person
 
+from ..reports import Count, Status
 from ..row import ON_ITS_WAY, ZERO, jump_of
 from ..schema import alarm, attempt, history, inbox_report, instance, state_count, study
 from ..schema import clock as clock_table
 from ..session import Queryable
-from ..values import Alarm, ClockLine, Count, InboxSummary, Status
+from ..values import Alarm, ClockLine, InboxSummary
 from .server import destination
 
 # Listed, but nobody is called for it.

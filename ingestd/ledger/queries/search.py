@@ -18,10 +18,11 @@ from ingestd.lifecycle import NEEDS_PERSON, Reason, State
 
 from .. import dialect
 from ..column_types import PathText
+from ..reports import Attempt, Choice, Entry, Event, Story, StudySummary
 from ..row import content_of, file_of, identity_of, pieces
 from ..schema import STATE_COLUMNS, attempt, history, host, inbox_report, instance, study, study_label
 from ..session import Queryable
-from ..values import Attempt, Choice, Entry, Event, OperatorRequest, PendingRead, Story, StudySummary
+from ..values import OperatorRequest, PendingRead
 
 _ALL = Choice()
 # With fewer studies than this under a label they are looked at one by one; with more, the newest are walked through.
