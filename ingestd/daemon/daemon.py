@@ -49,21 +49,25 @@ class Daemon:
                 self.spool.unlock()
             raise
         self._replaces: Inboxes | None = before.workers.inboxes if before is not None else None
-        self.spool.low_water = config.spool.low_water
         self.gates = Gates()
         self.ending = Ending()
         self.workers: build.DaemonWorkers = build.workers_of(
             config, inboxes=inboxes, client=client, spool=self.spool, wake=self.wake
         )
-        self.stages = build.stages_of(
-            config,
-            policies=policies,
-            spool=self.spool,
-            ledger=self.ledger,
-            workers=self.workers,
-            gates=self.gates,
-            ending=self.ending,
-        )
+        try:
+            self.stages = build.stages_of(
+                config,
+                policies=policies,
+                spool=self.spool,
+                ledger=self.ledger,
+                workers=self.workers,
+                gates=self.gates,
+                ending=self.ending,
+            )
+        except BaseException:
+            self.close(hand_over=before is not None)
+            raise
+        self.spool.low_water = config.spool.low_water
         self.loop = Loop(
             self.stages.all,
             ledger=self.ledger,

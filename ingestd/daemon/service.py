@@ -187,7 +187,7 @@ def _prepare(config: Config | None, before: Daemon) -> Daemon | None:
         return None
     try:
         return Daemon(config, wake=before.wake, before=before)
-    except (ConfigError, ValueError, OSError) as error:
+    except (ConfigError, ValueError, OSError, LedgerError) as error:
         structlog.get_logger().error("config.refused", error=type(error).__name__)
         return None
 

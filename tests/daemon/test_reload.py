@@ -7,10 +7,13 @@ import errno
 import os
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,11 +22,12 @@ from ingestd.config import load
 from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.notify import Notifier
-from ingestd.daemon.service import _Service
+from ingestd.daemon.service import _prepare, _Service
 from ingestd.daemon.signals import Asked, Signals
 from ingestd.daemon.stage import Stage
 from ingestd.emulator import Emulator
-from tests.daemon.test_promise import image
+from ingestd.ledger import LedgerUnread, queries, sqlite_file
+from tests.daemon.test_promise import configure, image, running
 from tests.running import QUICK_INBOX, Site, wait_until
 from tests.torture.failing import Fault, Injector, NoCompilerError, compile_library
 
@@ -91,6 +95,35 @@ def test_reload_that_cannot_be_built_closes_nothing(tmp_path: Path, server: Emul
         site.wait_for({"CONFIRMED": 1})
         assert daemon.is_running()
         assert "config.refused" in daemon.tail()
+
+
+def test_reload_while_the_ledger_is_locked_ends_nothing(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rooms that were being built read the ledger, and what it raised ended the daemon."""
+    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
+    config = configure(tmp_path, server)
+    with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert _prepare(config, daemon) is None
+        other.execute("ROLLBACK")
+        following = _prepare(config, daemon)
+
+        assert following is not None
+        following.close(hand_over=True)
+
+
+def test_start_whose_reading_of_the_ledger_failed_is_begun_anew(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left its workers running, and its spool locked: the next try found the spool in use."""
+    config = configure(tmp_path, server)
+    with monkeypatch.context() as failing:
+        failing.setattr(queries, "clock", Mock(side_effect=LedgerUnread))
+        with pytest.raises(LedgerUnread):
+            Daemon(config)
+
+    Daemon(config).close()
 
 
 def test_reload_asked_for_before_the_daemon_stands_is_kept(tmp_path: Path, server: Emulator) -> None:
