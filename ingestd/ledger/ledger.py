@@ -207,21 +207,18 @@ class Ledger(Session):
                 raise _RehearsedError
 
     def _schema(self) -> int:
-        value = self.connection.execute(select(meta.c.value).where(meta.c.key == "schema")).scalar_one()
-        return int(value)
-
-    def _refuse_newer(self, schema: int) -> None:
+        schema = int(self.connection.execute(select(meta.c.value).where(meta.c.key == "schema")).scalar_one())
         if schema > len(MIGRATIONS):
             raise LedgerError(
                 f"the ledger {self.file} was written by a newer ingestd (schema {schema}, this one knows"
                 f" {len(MIGRATIONS)}); run that version, or a newer one"
             )
+        return schema
 
     def _migrate(self) -> None:
         schema = 0
         if sqlite_file.has_tables(self.connection, self.file):
             schema = self._schema()
-            self._refuse_newer(schema)
         else:
             sqlite_file.mark_as_ours(self.connection)
             strict = dialect.MIGRATION_WORDS["strict"]
@@ -239,7 +236,6 @@ class Ledger(Session):
             if not sqlite_file.has_tables(self.connection, self.file):
                 raise LedgerMissing(f"the ledger {self.file} is empty; `ingestd run` fills it")
             schema = self._schema()
-            self._refuse_newer(schema)
             if schema < len(MIGRATIONS):
                 raise LedgerOlder(
                     f"the ledger {self.file} is of an older ingestd (schema {schema}); start `ingestd run` once to"
@@ -252,23 +248,15 @@ class Ledger(Session):
         """Raise OtherDestination where the ledger belongs to another address, or has come to by now."""
         found = self.fetch_cached(_DESTINATION)
         if url is not None and found and found[0].url != url.rstrip("/"):
-            raise self._other_destination(found[0].url, url)
-
-    def _other_destination(self, found: str, url: str) -> OtherDestination:
-        return OtherDestination(
-            f"the ledger {self.file} belongs to {found}, and what it knows of files there says nothing about {url};"
-            f" {OTHER_ADDRESS_STEP}"
-        )
+            raise OtherDestination(
+                f"the ledger {self.file} belongs to {found[0].url}, and what it knows of files there says nothing about"
+                f" {url}; {OTHER_ADDRESS_STEP}"
+            )
 
     def _adopt_destination(self, url: str | None) -> None:
-        if url is None:
-            return
-        url = url.rstrip("/")
-        found = self.connection.execute(_DESTINATION).scalar_one_or_none()
-        if found is None:
-            self.connection.execute(insert(destination_table), {"url": url})
-        elif found != url:
-            raise self._other_destination(found, url)
+        if url is not None and self.fetch_one(_DESTINATION) is None:
+            self.connection.execute(insert(destination_table), {"url": url.rstrip("/")})
+        self.expect_destination(url)
 
     def _refuse_stranding(self) -> None:
         """Refuse a spool that has another id than the one at this path whose files are still waiting.

@@ -43,39 +43,12 @@ _CHECKED_WHOLE_BYTES = 16_000_000
 
 # Locking on these is a matter of luck, and SQLite's safety rests on locks and on ordered writes.
 _NETWORK = frozenset(
-    [
-        "9p",
-        "acfs",
-        "afs",
-        "afpfs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "davfs",
-        "fuse.ceph",
-        "fuse.cephfs",
-        "fuse.curlftpfs",
-        "fuse.davfs2",
-        "fuse.glusterfs",
-        "fuse.goofys",
-        "fuse.rclone",
-        "fuse.s3fs",
-        "fuse.sshfs",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "orangefs",
-        "smb3",
-        "smbfs",
-        "virtiofs",
-        "vboxsf",
-        "vmhgfs",
-    ]
+    {
+        *("9p", "acfs", "afs", "afpfs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.ceph", "fuse.cephfs"),
+        *("fuse.curlftpfs", "fuse.davfs2", "fuse.glusterfs", "fuse.goofys", "fuse.rclone", "fuse.s3fs"),
+        *("fuse.sshfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3"),
+        *("smbfs", "virtiofs", "vboxsf", "vmhgfs"),
+    }
 )
 
 
