@@ -48,8 +48,12 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def run(seed: int) -> Outcome:
     """Run one seed in a folder of its own, in memory where there is such a one."""
-    with tempfile.TemporaryDirectory(prefix="ingestd-sim-", dir=MEMORY if MEMORY.is_dir() else None) as name:
-        return simulate(seed, Path(name))
+    memory = MEMORY if MEMORY.is_dir() else None
+    with (
+        tempfile.TemporaryDirectory(prefix="ingestd-sim-", dir=memory) as name,
+        tempfile.TemporaryDirectory(prefix="ingestd-sim-", dir="/var/tmp") as elsewhere,
+    ):
+        return simulate(seed, Path(name), Path(elsewhere))
 
 
 def _run_many(first: int, seeds: int, seconds: float, most_failed: int) -> int:

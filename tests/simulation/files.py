@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.builders import dataset_bytes, part10
+from tests.simulation.machine import Machine
 from tests.torture.feeding import Kind, Written
 
 ROOT = "1.2.826.0.1.3680043.10.1451.8"
@@ -23,15 +22,16 @@ class Growing:
     written: Written
     path: Path
     rest: list[bytes]
+    at: float  # when (the machine's ``mono``) the last piece came
 
 
 class Files:
     """Writes files into a folder; ``written`` is what was written whole."""
 
-    def __init__(self, drop: Path, dice: random.Random, utc_seconds: Callable[[], float]) -> None:
+    def __init__(self, drop: Path, machine: Machine) -> None:
         self._drop = drop
-        self._dice = dice
-        self._utc_seconds = utc_seconds
+        self._machine = machine
+        self._dice = machine.dice
         self._studies: list[tuple[str, str]] = []
         self._instances = 0
         self._names = 0
@@ -83,14 +83,20 @@ class Files:
         self._put(Written(name="", kind=Kind.CLUTTER), b"not an image\n" * self._dice.randint(1, 60))
         return "clutter"
 
-    def grow(self) -> str:
-        """Write the next piece of a file that is not whole yet."""
-        file = self._dice.choice(self.growing)
+    def grow_some(self) -> str:
+        """Write the next piece of some file that is not whole yet."""
+        return self.grow(self._dice.choice(self.growing))
+
+    def grow(self, file: Growing) -> str:
+        """Write the next piece of a file; it comes last of those that grow."""
+        self.growing.remove(file)
+        file.at = self._machine.mono
         with file.path.open("ab") as out:
             out.write(file.rest.pop(0))
         self._stamp(file.path)
-        if not file.rest:
-            self.growing.remove(file)
+        if file.rest:
+            self.growing.append(file)
+        else:
             self.written.append(file.written)
         return f"{file.written.name} grows, {len(file.rest)} pieces left"
 
@@ -106,7 +112,7 @@ class Files:
             path = self._drop / written.name
             path.write_bytes(pieces[0])
             self._stamp(path)
-            self.growing.append(Growing(written=written, path=path, rest=pieces[1:]))
+            self.growing.append(Growing(written=written, path=path, rest=pieces[1:], at=self._machine.mono))
         else:
             self._put(written, content)
 
@@ -137,4 +143,4 @@ class Files:
         self.written.append(written)
 
     def _stamp(self, path: Path) -> None:
-        os.utime(path, (self._utc_seconds(), self._utc_seconds()))
+        os.utime(path, (self._machine.utc_seconds(), self._machine.utc_seconds()))

@@ -29,7 +29,7 @@ from tests.simulation.machine import BOOTED_AT, Died, Machine
 from tests.simulation.server import URL, SimServer
 
 SETTINGS: dict[str, Any] = {
-    "inboxes": [{"path": "./drop", "settle": "2s", "incomplete_after": "10m", "watch": "poll"}],
+    "inboxes": [{"path": "./drop", "settle": "2s", "incomplete_after": "3m", "watch": "poll"}],
     "spool": {"path": "./spool", "low_water": "1MB"},
     "destination": {"url": URL, "auth": "none", "kind": "azure"},
     "ledger": "sqlite:///ledger.db",
@@ -42,6 +42,9 @@ SETTINGS: dict[str, Any] = {
 EVENTS_MOST = 30
 STEPS_MOST = 4_000
 _TICK_SECONDS = 0.001
+_CALM_SECONDS = 60.0
+# No writer pauses for longer: a file that stands still for three minutes is complete, or will never be.
+_PAUSE_SECONDS = 60.0
 # How long a world without faults may take until all is settled.
 SETTLED_WITHIN = timedelta(minutes=45)
 # Faults of the server after which what was sent may be sent again: each is an answer, or what stands for one.
@@ -86,7 +89,7 @@ class Outcome:
 class Simulation:
     """The world of one seed. ``run`` it once."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, elsewhere: Path | None = None) -> None:
         self._outcome = Outcome(seed=seed)
         self._folder = folder
         self._machine = Machine(seed)
@@ -102,8 +105,9 @@ class Simulation:
         self._sets_clock = self._dice.random() < 0.2
         self._has_deaths = self._dice.random() < 0.6
         self._has_faults = self._dice.random() < 0.7
+        self._is_elsewhere = self._dice.random() < 0.25
+        self._elsewhere = elsewhere
         self._is_quiet = False
-        self._began_at = ""
         self._server: SimServer
         self._files: Files
         self._invariants: Invariants
@@ -137,12 +141,13 @@ class Simulation:
             yield
 
     def _prepare(self) -> None:
-        drop = self._folder / "drop"
+        drop = (self._elsewhere if self._is_elsewhere and self._elsewhere else self._folder) / "drop"
         drop.mkdir()
         retain = self._dice.choice(["24h", "24h", "10m"])
         settings = {**SETTINGS, "spool": {**SETTINGS["spool"], "retain": retain}}
+        settings["inboxes"] = [{**SETTINGS["inboxes"][0], "path": str(drop)}]
         self._config = parse(json.dumps(settings), base=self._folder)
-        self._files = Files(drop, self._dice, self._machine.utc_seconds)
+        self._files = Files(drop, self._machine)
         self._world = World(
             spool=self._folder / "spool",
             drop=drop,
@@ -165,6 +170,7 @@ class Simulation:
                 return
             if events <= 0 and not self._files.growing:
                 break
+            self._grow_in_time()
             chance = self._dice.random()
             if chance < 0.4 and len(self._jobs):
                 self._step(self._jobs.run_one)
@@ -180,6 +186,10 @@ class Simulation:
                     self._machine.pass_time(self._dice.choice([0.01, 0.5, 5.0]))
                 due = self._step(self._tick) or self._machine.mono
         self._come_to_rest()
+
+    def _grow_in_time(self) -> None:
+        while self._files.growing and self._machine.mono - self._files.growing[0].at > _PAUSE_SECONDS:
+            self._tell(f"-- {self._files.grow(self._files.growing[0])}")
 
     def _come_to_rest(self) -> None:
         self._tell("all is mended")
@@ -208,7 +218,7 @@ class Simulation:
     def _happen(self) -> None:
         what: list[tuple[int, Callable[[], str]]] = [(10, self._files.drop_something)]
         if self._files.growing:
-            what.append((10, self._files.grow))
+            what.append((10, self._files.grow_some))
         if self._has_faults:
             what += [(4, self._server_fails), (2, self._server_goes), (3, self._commits_fail), (2, self._disk_fails)]
         if self._has_deaths:
@@ -217,7 +227,7 @@ class Simulation:
         if self._sets_clock:
             what.append((3, self._set_clock))
         if self._has_person:
-            what.append((2, self._damages))
+            what += [(2, self._damages), (1, self._server_loses)]
         weights = [weight for weight, _ in what]
         happened = self._dice.choices([act for _, act in what], weights=weights)[0]()
         self._tell(f"-- {happened}")
@@ -231,6 +241,15 @@ class Simulation:
     def _server_goes(self) -> str:
         self._server.is_away = not self._server.is_away
         return f"server is {'away' if self._server.is_away else 'back'}"
+
+    def _server_loses(self) -> str:
+        rows = self._ask("SELECT id, study_uid, series_uid, sop_uid FROM instance WHERE state = 'CONFIRMED'")
+        if not rows:
+            return "nothing"
+        entry_id, study_uid, series_uid, sop_uid = self._dice.choice(rows)
+        self._world.meddled.add((study_uid, series_uid, sop_uid))
+        self._server.delete((study_uid, series_uid, sop_uid))
+        return f"somebody deletes what row {entry_id} is, on the server"
 
     def _commits_fail(self) -> str:
         faults = [self._dice.choice(["", "busy", "full", "unknown"]) for _ in range(self._dice.randint(1, 3))]
@@ -319,7 +338,8 @@ class Simulation:
         self._outcome.ticks += 1
         self._machine.pass_time(_TICK_SECONDS)
         due = daemon.loop.tick()
-        return min(due, self._machine.mono + daemon.loop.idle_seconds)
+        # With nothing that may happen any more, it is enough to look when a stage says so.
+        return min(due, self._machine.mono + (_CALM_SECONDS if self._is_quiet else daemon.loop.idle_seconds))
 
     def _begin(self) -> Daemon:
         self._machine.reborn()
@@ -386,12 +406,15 @@ class Simulation:
             self._violated(self._invariants.check(self._eyes, now=self._machine.utc))
 
     def _is_settled(self) -> bool:
-        if self._files.growing or any(self._world.drop.iterdir()):
+        if self._files.growing or self._lying():
             return False
         marks = ",".join("?" * len(BETWEEN))
         rows = self._ask(f"SELECT count(*) FROM instance WHERE state IN ({marks}) OR wish IS NOT NULL", *BETWEEN)
         candidates = self._ask("SELECT count(*) FROM candidate")
         return rows == [(0,)] and candidates == [(0,)] and self._is_idle()
+
+    def _lying(self) -> list[str]:
+        return sorted(path.name for path in self._world.drop.iterdir() if not path.name.startswith("."))
 
     def _is_idle(self) -> bool:
         return self._daemon is not None and all(stage.is_idle for stage in self._daemon.loop.stages)
@@ -404,8 +427,7 @@ class Simulation:
                 for stage in (self._daemon.loop.stages if self._daemon is not None else ())
                 if not stage.is_idle
             ]
-            lying = sorted(path.name for path in self._world.drop.iterdir())
-            self._violated([f"it does not come to rest: rows {rows}, in the drop {lying}, at work {idle}"])
+            self._violated([f"it does not come to rest: rows {rows}, in the drop {self._lying()}, at work {idle}"])
         with self._machine.inside(now=False):
             if not (self._has_person or self._world.damaged):
                 self._violated(self._invariants.check_end(self._eyes, now=self._machine.utc))
@@ -465,6 +487,6 @@ def _logging(logged: Callable[[object, str, Any], Any]) -> Iterator[None]:
         structlog.configure(**former)
 
 
-def simulate(seed: int, folder: Path) -> Outcome:
-    """Run one seed in an empty folder."""
-    return Simulation(seed, folder).run()
+def simulate(seed: int, folder: Path, elsewhere: Path | None = None) -> Outcome:
+    """Run one seed in an empty folder; ``elsewhere`` is one on another filesystem, for drop folders that are apart."""
+    return Simulation(seed, folder, elsewhere).run()
