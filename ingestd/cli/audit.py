@@ -20,8 +20,8 @@ from typing import Any, Self
 
 from ingestd.clocks import boottime
 from ingestd.config import Config
-from ingestd.daemon.build import backoff_of, client_of, profile_from, reader_limits_of, rules_of
 from ingestd.daemon.copy_comparison import sameness_of
+from ingestd.daemon.settings import backoff_of, client_of, profile_from, reader_limits_of, rules_of
 from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.inbox import Spool
 from ingestd.ledger import Choice, Ledger, moves, queries

@@ -80,7 +80,7 @@ def _closed_folders(root: Path) -> Iterator[CheckResult]:
 
 
 def folders_apart(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
-    from ingestd.daemon.build import policies_of
+    from ingestd.daemon.settings import policies_of
     from ingestd.inbox import InboxError, check_places
 
     try:

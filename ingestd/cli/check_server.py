@@ -128,7 +128,7 @@ def tls(config: Config) -> Iterator[CheckResult]:
 
 
 def server(config: Config) -> Iterator[CheckResult]:
-    from ingestd.daemon.build import client_of
+    from ingestd.daemon.settings import client_of
     from ingestd.dicomweb import DicomWebError, NotAuthorized, TokenError, Unavailable
     from ingestd.dicomweb.probing import may_store
     from ingestd.sender import probe_profile

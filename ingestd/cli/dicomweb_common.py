@@ -47,7 +47,7 @@ class ServerOptions:
         if self.url is None:
             if self._auth_options():
                 raise click.UsageError("options for authentication go with --url; else the configuration says it all")
-            from ingestd.daemon.build import client_of
+            from ingestd.daemon.settings import client_of
 
             client = client_of(tell_config(load_config(self.config)))
             if self.partition is None:

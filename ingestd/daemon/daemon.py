@@ -8,7 +8,7 @@ import structlog
 
 from ingestd.clocks import read_clocks
 from ingestd.config import Config
-from ingestd.daemon import build
+from ingestd.daemon import build, settings
 from ingestd.daemon.loop import Loop, Wake
 from ingestd.daemon.outage import Outage
 from ingestd.daemon.stage import Ending, Gates
@@ -36,13 +36,13 @@ class Daemon:
         self.config = config
         self.wake = wake or Wake()
         self._log = structlog.get_logger()
-        policies = policies if policies is not None else build.policies_of(config)
+        policies = policies if policies is not None else settings.policies_of(config)
         self.spool: Spool
         self.ledger: Ledger
         self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config)
         try:
             inboxes = Inboxes(policies, spool=self.spool.path, wake=self.wake)
-            client = build.client_of(config)
+            client = settings.client_of(config)
         except BaseException:
             if before is None:
                 self.ledger.close()
@@ -54,26 +54,26 @@ class Daemon:
         self.workers: build.DaemonWorkers = build.workers_of(
             config, inboxes=inboxes, client=client, spool=self.spool, wake=self.wake
         )
+        self.stages = build.Stages(
+            config,
+            policies=policies,
+            spool=self.spool,
+            ledger=self.ledger,
+            workers=self.workers,
+            gates=self.gates,
+            ending=self.ending,
+        )
         try:
-            self.stages = build.stages_of(
-                config,
-                policies=policies,
-                spool=self.spool,
+            self.loop = Loop(
+                self.stages.all,
                 ledger=self.ledger,
-                workers=self.workers,
-                gates=self.gates,
-                ending=self.ending,
+                outage=Outage(self._log, self.ledger.file, self.spool.tell, intake=self.gates.intake),
+                wake=self.wake,
             )
         except BaseException:
             self.close(hand_over=before is not None)
             raise
         self.spool.low_water = config.spool.low_water
-        self.loop = Loop(
-            self.stages.all,
-            ledger=self.ledger,
-            outage=Outage(self._log, self.ledger.file, self.spool.tell, intake=self.gates.intake),
-            wake=self.wake,
-        )
 
     def start(self) -> None:
         """Settle what the last run left, arm the observers; then the first scan belongs to the first ticks."""
@@ -83,8 +83,8 @@ class Daemon:
             self._replaces = None
             self.spool.empty_scratch()
             self.spool.tell("")  # what the one before had told; if the ledger fails still, that is found anew
-            self.ledger.longest = build.longest_waits_of(self.config)
-            self.ledger.set_limits(build.limits_of(self.config))
+            self.ledger.longest = settings.longest_waits_of(self.config)
+            self.ledger.set_limits(settings.limits_of(self.config))
         self.stages.wall.collect(now)
         with self.ledger.transaction() as tx:
             self.stages.wall.write(tx, now)
@@ -136,8 +136,8 @@ def _opened(config: Config) -> tuple[Spool, Ledger]:
             host=spool.host,
             destination=config.destination.url,
             spool=spool.path,
-            limits=build.limits_of(config),
-            longest=build.longest_waits_of(config),
+            limits=settings.limits_of(config),
+            longest=settings.longest_waits_of(config),
         )
     except BaseException:
         spool.unlock()

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from ingestd.config import Config, Inbox
-from ingestd.daemon import build
+from ingestd.daemon import settings
 from ingestd.inbox import InboxPolicy, Take, Watch
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import SourceStat
@@ -58,7 +58,7 @@ def once_policies(config: Config) -> tuple[InboxPolicy, ...]:
     """Give the configured inboxes with the short patience of a single run."""
     return tuple(
         replace(policy, incomplete_after=min(policy.incomplete_after, _INCOMPLETE_AFTER))
-        for policy in build.policies_of(config)
+        for policy in settings.policies_of(config)
     )
 
 

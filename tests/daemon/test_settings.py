@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.config import load
-from ingestd.daemon import build
+from ingestd.daemon import settings
 from ingestd.dicomweb import AzureAuth, BasicAuth, BearerAuth, NoAuth, OAuth2Auth
 
 
@@ -28,4 +28,4 @@ def test_each_kind_of_auth_becomes_the_one_it_names(tmp_path: Path, auth: str, e
         f"destination: {{url: 'https://host/v2', auth: {auth}}}\n"
     )
 
-    assert isinstance(build.auth_of(load(file)), expected)
+    assert isinstance(settings.auth_of(load(file)), expected)

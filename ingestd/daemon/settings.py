@@ -1,0 +1,150 @@
+"""From the configuration to the values that the rooms take: each setting under the name that it has there."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from ingestd.config import Config, Inbox
+from ingestd.dicomweb import AzureAuth, BasicAuth, BearerAuth, DicomWebClient, NoAuth, OAuth2Auth, Tls
+from ingestd.dicomweb.auth import Auth
+from ingestd.inbox import InboxError, InboxPolicy, Take, Watch
+from ingestd.instance.meta import file_meta_for
+from ingestd.lifecycle import Backoff, BatchLimits, LongestWaits, Part, ServerKind, ServerProfile
+from ingestd.reader import ReaderLimits
+from ingestd.reconciler import Rules, Verify
+from ingestd.sender import profile_of
+
+
+def auth_of(config: Config) -> Auth:
+    """Build the authentication that ``destination.auth`` describes."""
+    auth = config.destination.auth
+    if auth.kind == "bearer":
+        return BearerAuth(file=auth.token_file, env=auth.token_env)
+    if auth.kind == "basic":
+        return BasicAuth(auth.username, password_file=auth.password_file, password_env=auth.password_env)
+    if auth.kind == "azure":
+        return AzureAuth(
+            auth.credential,
+            scope=auth.scope,
+            tenant_id=auth.tenant_id,
+            client_id=auth.client_id,
+            secret_file=auth.client_secret_file,
+            certificate_file=auth.certificate_file,
+        )
+    if auth.kind == "oauth2":
+        return OAuth2Auth(
+            auth.token_url,
+            auth.client_id,
+            secret_file=auth.client_secret_file,
+            secret_env=auth.client_secret_env,
+            scope=auth.scope,
+            tls=tls_of(config),
+        )
+    return NoAuth()
+
+
+def tls_of(config: Config) -> Tls:
+    """Say whom to trust and who we are."""
+    tls = config.destination.tls
+    return Tls(ca=tls.ca_file, client_certificate=tls.client_cert, client_key=tls.client_key)
+
+
+def client_of(config: Config) -> DicomWebClient:
+    """Build the client of the destination."""
+    version = config.destination.api_version
+    return DicomWebClient(
+        config.destination.url,
+        auth=auth_of(config),
+        tls=tls_of(config),
+        api_version=None if version == "auto" else version,
+    )
+
+
+def profile_from(config: Config) -> ServerProfile | None:
+    """Give the server's profile where the configuration names its kind; None: it is asked."""
+    kind = config.destination.kind
+    if kind == "auto":
+        return None
+    version = config.destination.api_version
+    if version == "auto":
+        version = 1 if config.destination.url.endswith("/v1") else 2
+    return profile_of(ServerKind(kind), feed_version=version if kind == "azure" else None)
+
+
+# An emptied study folder goes after this long: whoever fills it slowly is done by then.
+_EMPTIED_AFTER = timedelta(days=1)
+
+
+def policies_of(config: Config) -> tuple[InboxPolicy, ...]:
+    """Build every inbox's policy, or raise InboxError where there is none: there would be nothing to watch."""
+    if not config.inboxes:
+        raise InboxError(
+            "no folder is watched: name one under `inboxes` in the configuration (only `ingestd send` needs none)"
+        )
+    return tuple(policy_of(inbox) for inbox in config.inboxes)
+
+
+def policy_of(inbox: Inbox) -> InboxPolicy:
+    """Say how one inbox is watched."""
+    return InboxPolicy(
+        name=inbox.name,
+        path=inbox.path,
+        take=Take(inbox.take),
+        settle=inbox.settle,
+        incomplete_after=inbox.incomplete_after,
+        unfinished_after=inbox.incomplete_after,
+        watch=Watch(inbox.watch),
+        priority=inbox.priority,
+        ignore=inbox.ignore,
+        emptied_after=_EMPTIED_AFTER if inbox.emptied_folders == "remove" else None,
+    )
+
+
+def limits_of(config: Config) -> BatchLimits:
+    """Say when a study is due and where its batch is cut."""
+    batch = config.batch
+    return BatchLimits(
+        quiet_period=batch.quiet_period,
+        max_wait=batch.max_wait,
+        max_bytes=batch.max_bytes,
+        max_instances=batch.max_instances,
+    )
+
+
+def backoff_of(config: Config) -> Backoff:
+    return Backoff(base=config.retry.base, cap=config.retry.cap)
+
+
+def longest_waits_of(config: Config) -> LongestWaits:
+    """Say how far ahead a wait can lie; the quiet period goes by the limits."""
+    usual, reconcile = LongestWaits(), config.reconcile
+    return LongestWaits(
+        backoff=max(usual.backoff, backoff_of(config).longest),
+        check=max(usual.check, reconcile.grace, reconcile.absence_wait or timedelta(0), config.retry.cap),
+    )
+
+
+def reader_limits_of(config: Config) -> ReaderLimits:
+    return ReaderLimits(address_space_bytes=config.reader.memory)
+
+
+def rules_of(config: Config, profile: ServerProfile) -> Rules:
+    """Say what proves an arrival on this server."""
+    reconcile = config.reconcile
+    return Rules(
+        profile=profile,
+        verify=Verify(reconcile.verify),
+        grace=reconcile.grace,
+        absence_wait=reconcile.absence_wait,
+        most_attempts=config.retry.max_attempts,
+        reencode_refused=config.destination.implicit_vr == "fallback",
+    )
+
+
+def file_meta_of(part: Part) -> bytes:
+    """Make the preamble and File Meta for an instance whose file has none."""
+    return file_meta_for(
+        sop_class_uid=part.sop_class_uid,
+        sop_uid=part.identity.sop_uid,
+        transfer_syntax=part.content.transfer_syntax,
+    )
