@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from math import inf
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
@@ -82,8 +83,8 @@ class ServerQuestions(Stage):
                 read_at = self.rules.feed_read_at + by if self.rules.feed_read_at is not None else None
                 offset = self.rules.clock_offset - by
                 self.rules = replace(self.rules, jump=self._wall.jump, clock_offset=offset, feed_read_at=read_at)
-        profile = self._profile()
-        if profile is not None and (self.rules is None or self.rules.profile != profile):
+        profile = self._new_profile()
+        if profile is not None:
             self.rules = replace(self._rules_of(profile), jump=self._wall.jump)
         for answer in self._reconciler.collect():
             _, asker, context, clock_sets = self._asked.pop(id(answer.question))
@@ -93,6 +94,14 @@ class ServerQuestions(Stage):
             if isinstance(answer, StudyAnswer):
                 self._unanswered[answer.question.fetch].take(answer, now)
             self._answers[asker].append((answer, context))
+
+    def next_at(self, now: Now) -> float:
+        # A probe that was just collected may have found it.
+        return inf if self._new_profile() is None else now.mono
+
+    def _new_profile(self) -> ServerProfile | None:
+        profile = self._profile()
+        return None if self.rules is not None and self.rules.profile == profile else profile
 
     def feed_was_read(self, at: datetime) -> None:
         """What the feed shows was written to its end at this time: what is absent from it is absent."""

@@ -21,6 +21,7 @@ from ingestd.lifecycle import Identity, Reason, Sighting, State
 from ingestd.reader import InspectJob, Read
 from ingestd.reconciler import Finding, needs_comparison
 from tests.builders import fresh_uid, write_instance
+from tests.daemon.test_promise import configure, running
 from tests.running import Site, TookTooLongError, wait_until
 
 
@@ -366,3 +367,15 @@ def test_a_batch_whose_attempt_is_not_committed_does_not_leave(tmp_path: Path, s
             assert daemon.stages.posting.in_hand == 0
         assert daemon.stages.posting.in_hand == 1
     assert len([line for line in server.requests if line.get("method") == "POST"]) <= 1
+
+
+def test_server_is_asked_as_soon_as_its_kind_is_known(tmp_path: Path, server: Emulator) -> None:
+    """A second went by until the disk was looked at."""
+    with running(configure(tmp_path, server)) as daemon:
+        while daemon.workers.sender.profile is None:
+            due = daemon.loop.tick()
+
+        assert daemon.stages.server_questions.rules is None
+        assert due <= read_clocks().mono
+        daemon.loop.tick()
+        assert daemon.stages.server_questions.rules is not None
