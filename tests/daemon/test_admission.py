@@ -6,8 +6,12 @@ import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from ingestd.clocks import read_clocks
 from ingestd.daemon.admission import Admission
@@ -16,10 +20,11 @@ from ingestd.daemon.loop import Wake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.stage import Gate
+from ingestd.daemon.steps import Origin
 from ingestd.inbox import Inboxes, InboxPolicy, Spool, Take
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
-from ingestd.reader import ReaderLimits, ReaderPool
+from ingestd.reader import Read, ReaderLimits, ReaderPool
 from tests.builders import element, instance_bytes, write_instance
 
 WITHIN_SECONDS = 20.0
@@ -142,3 +147,33 @@ def test_file_is_read_only_once_its_candidate_row_is_durable(tmp_path: Path) -> 
             assert rooms.desk.in_flight == 0
         assert [each.relative_path for each in queries.left_candidates(rooms.ledger)] == ["image"]
         assert rooms.desk.in_flight == 1
+
+
+def test_file_in_the_spool_that_cannot_be_read_for_now_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its candidate row was dropped, and a start that followed found the file nameless."""
+    with opened(tmp_path) as rooms:
+        place = rooms.spool.path / "files/a/0123"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_instance(place)
+        candidate = rooms.spool.candidate_at("a", "files/a/0123")
+        assert candidate is not None
+        asked: list[tuple[int, Any]] = []
+        monkeypatch.setattr(
+            rooms.desk, "ask_all", lambda _, keys, job: asked.extend((key, job(1, key)) for key in keys)
+        )
+
+        def put_off(_: object) -> list[tuple[int, Read]]:
+            reads = [(key, Read(job=job, waits="the readers keep ending")) for key, job in asked]
+            asked.clear()
+            return reads
+
+        monkeypatch.setattr(rooms.desk, "take", put_off)
+        rooms.admission.adopt(replace(candidate, dropped_as="IM1"), Origin(adopted=True))
+        rooms.turn()
+        assert len(asked) == 1
+        rooms.turn()
+
+        assert asked == []
+        assert [left.relative_path for left in queries.left_candidates(rooms.ledger)] == ["IM1"]
