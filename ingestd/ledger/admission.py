@@ -22,7 +22,7 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
-from .row import HOLDS, Row, as_json, content_of, identity_of, pieces, reach_of
+from .row import CONTENT, HOLDS, IDENTITY, Row, as_json, columns, content_of, identity_of, pieces, reach_of
 from .schema import candidate, instance
 from .transaction import Transaction
 from .values import Admitted, Holder, Judged, NewCandidate
@@ -31,21 +31,9 @@ _NONE_JUDGED: Mapping[int, Judged] = MappingProxyType({})
 
 
 _HELD = (
-    instance.c.id,
-    instance.c.state,
-    instance.c.host,
-    instance.c.path,
-    instance.c.relative_path,
-    instance.c.in_place,
-    instance.c.removed_at,
-    instance.c.study_uid,
-    instance.c.series_uid,
-    instance.c.sop_uid,
-    instance.c.transfer_syntax,
-    instance.c.digest,
-    instance.c.meta_digest,
-    instance.c.dataset_offset,
-    instance.c.size_bytes,
+    *columns("id state host path relative_path in_place removed_at"),
+    *IDENTITY,
+    *CONTENT,
 )
 _SELECT_HELD = select(*_HELD).where(HOLDS, dialect.among(instance.c.sop_uid, "sop_uids")).with_for_update()
 _CANDIDATES = select(candidate).where(

@@ -27,6 +27,7 @@ from .row import (
     ROW,
     UNASKED,
     Row,
+    columns,
     content_of,
     content_of_copy,
     identity_of,
@@ -47,13 +48,7 @@ _RECOVERED_AT_ONCE = 1000
 
 # What a part needs beyond its Row.
 _PART = (
-    instance.c.path,
-    instance.c.relative_path,
-    instance.c.meta_digest,
-    instance.c.dataset_offset,
-    instance.c.alone,
-    instance.c.replaces,
-    instance.c.sop_class_uid,
+    *columns("path relative_path meta_digest dataset_offset alone replaces sop_class_uid"),
     *COPY,
 )
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, and_, bindparam, case, literal, or_, select, update
+from sqlalchemy import Update, and_, bindparam, case, literal, or_, select, update
 
 from ingestd.lifecycle import HOLDING, MOVES, REFUSALS, Backoff, FeedCursor, Outcome, Reason, Sameness, Sighting, State
 
 from . import dialect
 from .destination import set_cursor
 from .finish import need_of
-from .row import HOLDS, ROW, UNASKED, Row, as_json, pieces, same_bytes
+from .row import HOLDS, ROW, UNASKED, Row, as_json, columns, pieces, same_bytes
 from .schema import instance
 from .transaction import Transaction
 from .values import Applied
@@ -29,6 +29,16 @@ _GAVE_UP = (
         dialect.among(instance.c.sop_uid, "sop_uids"),
         dialect.unindexed(instance.c.state).in_([State.DELETED, State.FAILED]),
     )
+    .with_for_update()
+)
+
+
+_SEEN = (
+    select(*columns("id state holds study_uid series_uid sop_uid seen_sequence needs_content_check"))
+    .where(
+        dialect.among(instance.c.sop_uid, "sop_uids"), or_(HOLDS, dialect.unindexed(instance.c.state) == State.DELETED)
+    )
+    .order_by(instance.c.id)
     .with_for_update()
 )
 
@@ -283,21 +293,8 @@ def _rows_seen(tx: Transaction, newest: dict[tuple[str, str, str], Sighting]) ->
     A row that is neither cannot come back on its own, whatever the server shows.
     """
     found: dict[tuple[str, str, str], Any] = {}
-    sop_uids = list(dict.fromkeys(sop_uid for _study, _series, sop_uid in newest))
-    columns = (
-        instance.c.id,
-        instance.c.state,
-        instance.c.holds,
-        instance.c.study_uid,
-        instance.c.series_uid,
-        instance.c.sop_uid,
-        instance.c.seen_sequence,
-        instance.c.needs_content_check,
-    )
-    conditions: tuple[ColumnElement[bool], ...] = (or_(HOLDS, instance.c.state == State.DELETED),)
-    for piece in pieces(sop_uids):
-        statement = select(*columns).where(instance.c.sop_uid.in_(piece), *conditions).order_by(instance.c.id)
-        for row in tx.connection.execute(statement.with_for_update()):
+    for piece in pieces(list({sop_uid: None for _study, _series, sop_uid in newest})):
+        for row in tx.connection.execute(_SEEN, {"sop_uids": piece}):
             key = (row.study_uid, row.series_uid, row.sop_uid)
             if key in newest and (row.holds or key not in found or not found[key].holds):
                 found[key] = row

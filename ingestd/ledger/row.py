@@ -22,6 +22,11 @@ from .schema import instance
 T = TypeVar("T")
 
 
+def columns(names: str) -> tuple[Column[Any], ...]:
+    """Give these columns of ``instance``."""
+    return tuple(instance.c[name] for name in names.split())
+
+
 class Row(NamedTuple):
     """What a move needs to know of the row that it moves."""
 
@@ -102,31 +107,14 @@ ON_ITS_WAY: ColumnElement[bool] = literal_column("holds = 1 AND confirmed_at IS 
 HAS_OWN_FILE: ColumnElement[bool] = literal_column("(in_place = 0 OR reencoded_path IS NOT NULL)")
 
 
-CONTENT = (
-    instance.c.transfer_syntax,
-    instance.c.digest,
-    instance.c.meta_digest,
-    instance.c.dataset_offset,
-    instance.c.size_bytes,
-)
-COPY = (
-    instance.c.reencoded_path,
-    instance.c.reencoded_transfer_syntax,
-    instance.c.reencoded_digest,
-    instance.c.reencoded_meta_digest,
-    instance.c.reencoded_dataset_offset,
-    instance.c.reencoded_size_bytes,
+CONTENT = columns("transfer_syntax digest meta_digest dataset_offset size_bytes")
+COPY = columns(
+    "reencoded_path reencoded_transfer_syntax reencoded_digest reencoded_meta_digest reencoded_dataset_offset"
+    " reencoded_size_bytes"
 )
 IDENTITY = (instance.c.study_uid, instance.c.series_uid, instance.c.sop_uid)
 # Where a file came from and where it lies.
-PLACE = (
-    instance.c.inbox,
-    instance.c.relative_path,
-    instance.c.source,
-    instance.c.path,
-    instance.c.in_place,
-    instance.c.priority,
-)
+PLACE = columns("inbox relative_path source path in_place priority")
 
 
 def content_of(row: Any) -> Content:

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, bindparam, exists, func, literal_column, o
 from ingestd.lifecycle import Reason, State
 
 from .. import dialect
-from ..row import CONTENT, HAS_OWN_FILE, PLACE, ZERO, content_of, pieces, place_of
+from ..row import CONTENT, HAS_OWN_FILE, PLACE, ZERO, columns, content_of, pieces, place_of
 from ..schema import candidate, instance
 from ..session import Queryable
 from ..values import KeptFile, KnownSource, LeftCandidate, RejectedFile, Removable, Resting, UnremovedSource
@@ -39,13 +39,7 @@ _TAKEN_FROM = (
     .limit(1)
 )
 _KNOWN = (
-    instance.c.id,
-    instance.c.state,
-    instance.c.reason,
-    instance.c.source_removed,
-    instance.c.ctime_ns,
-    instance.c.digest,
-    instance.c.meta_digest,
+    *columns("id state reason source_removed ctime_ns digest meta_digest"),
     *PLACE,
 )
 _HOLDER = instance.alias("holder")
@@ -208,12 +202,8 @@ def removable(
             instance.c.state,
             *PLACE,
             *CONTENT,
-            instance.c.ctime_ns,
-            instance.c.reencoded_path,
-            instance.c.reencoded_digest,
-            instance.c.reencoded_meta_digest,
-            instance.c.reencoded_size_bytes,
-            instance.c.reencoded_ctime_ns,
+            *columns("ctime_ns reencoded_path reencoded_digest reencoded_meta_digest reencoded_size_bytes"),
+            *columns("reencoded_ctime_ns"),
         )
         .where(*_may_go(ledger, settled_at <= before if ahead_of is None else settled_at > ahead_of))
         .order_by(instance.c.settled_at)
