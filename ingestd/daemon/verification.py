@@ -143,9 +143,9 @@ class Verification(Stage):
         check = queries.next_check_at(self._ledger, now=now.utc)
         if check is None:
             return inf
-        if self.more_rows:
-            return now.mono
         left = (check - now.utc).total_seconds()
+        if self.more_rows and left <= 0:
+            return now.mono
         # Rows that are being asked about stay due until the answer is written; the answer wakes us.
         return now.mono + max(0.0, left) if left > 0 or not self._asked else inf
 
