@@ -155,7 +155,11 @@ class Admission(Stage):
         self._look(now)
 
     def _look(self, now: Now) -> None:
-        room = _IN_HAND_MOST - len(self._steps)
+        in_hand = len(self._steps)
+        if in_hand >= _IN_HAND_MOST:
+            # However many rows wait for a comparison, new files are taken in.
+            in_hand = sum(seen_of(step).origin.row is None for step in self._steps.values())
+        room = _IN_HAND_MOST - in_hand
         if not self._gate.is_open or now.mono < self._full_until:
             room = 0
         look = self._inboxes.look(now=now.mono, room=max(0, room))

@@ -428,3 +428,25 @@ def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emul
             moves.retry(tx, entry_id, now=read_clocks().utc)
     assert run(config).done
     assert states(config) == {"CONFIRMED": 2}
+
+
+def test_rows_that_are_read_again_keep_no_new_file_out(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each took the place of one, and those whose comparison waits take it for long."""
+    monkeypatch.setattr("ingestd.daemon.admission._IN_HAND_MOST", 1)
+    config = configure(tmp_path, server, take="in_place")
+    one, other = encodings_of_one_object()
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.write_bytes(other)
+    with running(config) as daemon:
+        daemon.gates.claims.shut("test")
+        admit(daemon.ledger, replace(arrival(1, study=2, in_place=True), path=str(second)))
+        send(daemon.ledger, study=2, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+        first.write_bytes(one)
+        admit(daemon.ledger, replace(arrival(1, in_place=True), path=str(first), content=content_of_file(first)))
+        first.unlink()
+        turn(daemon, lambda: daemon.stages.admission.rows_in_hand)
+        (tmp_path / "drop" / "new").write_bytes(image())
+
+        turn(daemon, lambda: states(config) == {"PENDING": 3})
