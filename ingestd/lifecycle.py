@@ -46,7 +46,17 @@ class State(StrEnum):
 HOLDING = frozenset({State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED, State.CONFIRMED})
 # Still on its way: what "the oldest unconfirmed file" and the end of ``run --once`` look at.
 UNCONFIRMED = frozenset({State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED})
+# No longer on its way: what ``demo`` waits for.
+ENDED = frozenset(
+    {State.CONFIRMED, State.FAILED, State.REJECTED, State.DUPLICATE, State.CONFLICT, State.DELETED, State.DISCARDED}
+)
 NEEDS_PERSON = frozenset({State.FAILED, State.CONFLICT, State.REJECTED, State.DELETED})
+# The server may be asked about it; what it answers about a row found anywhere else, moved meanwhile, changes nothing.
+PROVABLE = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
+# Its file may be removed once ``retain`` has passed since (G3).
+SETTLED = frozenset({State.CONFIRMED, State.DISCARDED})
+# A row that comes here has given up its identity for good: the oldest of its duplicates takes its place.
+GIVES_IDENTITY_UP = frozenset({State.DELETED, State.FAILED, State.DISCARDED, State.REJECTED})
 
 
 class Reason(StrEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ingestd import lifecycle
 from ingestd.lifecycle import (
     HOLDING,
     MOVES,
@@ -102,6 +104,40 @@ def test_groups_of_states_are_what_they_say():
     assert HOLDING - {State.CONFIRMED} == UNCONFIRMED
     assert not NEEDS_PERSON & HOLDING
     assert HOLDING | NEEDS_PERSON | {State.DUPLICATE, State.DISCARDED} == set(State)
+
+
+# The states that are not in each group, so that a new one has to be placed everywhere.
+OUTSIDE = {
+    "HOLDING": "FAILED REJECTED DUPLICATE CONFLICT DELETED DISCARDED",
+    "UNCONFIRMED": "CONFIRMED FAILED REJECTED DUPLICATE CONFLICT DELETED DISCARDED",
+    "ENDED": "PENDING SENDING UNCERTAIN STORED",
+    "NEEDS_PERSON": "PENDING SENDING UNCERTAIN STORED CONFIRMED DUPLICATE DISCARDED",
+    "PROVABLE": "PENDING SENDING FAILED REJECTED DUPLICATE CONFLICT DISCARDED",
+    "SETTLED": "PENDING SENDING UNCERTAIN STORED FAILED REJECTED DUPLICATE CONFLICT DELETED",
+    "GIVES_IDENTITY_UP": "PENDING SENDING UNCERTAIN STORED CONFIRMED DUPLICATE CONFLICT",
+}
+
+
+def misplaced(states: Iterable[str]) -> set[tuple[str, str]]:
+    """Which of these states are both in a group and outside it, or neither."""
+    return {
+        (name, str(state))
+        for name, outside in OUTSIDE.items()
+        for state in states
+        if (state in getattr(lifecycle, name)) is (state in outside.split())
+    }
+
+
+def test_every_state_is_placed_in_or_outside_every_group():
+    groups = {
+        name
+        for name, value in vars(lifecycle).items()
+        if isinstance(value, frozenset) and all(isinstance(one, State) for one in value)
+    }
+
+    assert OUTSIDE.keys() == groups
+    assert misplaced(State) == set()
+    assert misplaced([*State, "MADE_UP"]) == {(name, "MADE_UP") for name in groups}
 
 
 @given(rows=rows, limits=limits, charged=st.integers(0, 40))

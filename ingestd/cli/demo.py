@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ingestd.clocks import boottime
+from ingestd.lifecycle import ENDED
 
 from .advice import words_of
 from .asker import as_typed
@@ -48,7 +49,6 @@ reconcile: {{interval: 500ms, lag: 1s, absence_wait: 1s}}
 retry: {{base: 500ms, cap: 5s}}
 ledger: sqlite:///ledger.db
 """
-_SETTLED = frozenset({"CONFIRMED", "REJECTED", "DUPLICATE", "CONFLICT", "FAILED", "DELETED", "DISCARDED"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ def _watch(
         while True:
             fates = _fates(config, drop, dropped)
             show(Counter(fate.state for fate in fates))
-            if all(fate.state in _SETTLED or fate.state == "IGNORED" for fate in fates):
+            if all(fate.state in ENDED or fate.state == "IGNORED" for fate in fates):
                 return fates
             if daemon.poll() is not None:
                 raise Stop(ExitCode.INTERNAL, f"the daemon ended: {_last_line(config.parent / 'daemon.log')}")
@@ -259,7 +259,7 @@ def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[Counter[str]], N
         task = bar.add_task("", total=total)
 
         def show(counts: Counter[str]) -> None:
-            settled = sum(count for state, count in counts.items() if state in _SETTLED or state == "IGNORED")
+            settled = sum(count for state, count in counts.items() if state in ENDED or state == "IGNORED")
             words = "  ".join(f"{count} {state}" for state, count in sorted(counts.items()))
             bar.update(task, completed=settled, description=words)
 
@@ -269,7 +269,7 @@ def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[Counter[str]], N
 def _report(fates: list[Fate], *, as_json: bool, addresses: dict[str, str | int]) -> bool:
     """Print what became of every file and the sum; say whether the sum holds."""
     counts = Counter(fate.state for fate in fates)
-    unsettled = [fate for fate in fates if fate.state not in _SETTLED and fate.state != "IGNORED"]
+    unsettled = [fate for fate in fates if fate.state not in ENDED and fate.state != "IGNORED"]
     total = sum(counts.values())
     holds = not unsettled and total == len(fates)
     if as_json:

@@ -9,7 +9,19 @@ from typing import Any
 
 from sqlalchemy import Update, and_, bindparam, case, literal, or_, select, update
 
-from ingestd.lifecycle import HOLDING, MOVES, REFUSALS, Backoff, FeedCursor, Outcome, Reason, Sameness, Sighting, State
+from ingestd.lifecycle import (
+    HOLDING,
+    MOVES,
+    PROVABLE,
+    REFUSALS,
+    Backoff,
+    FeedCursor,
+    Outcome,
+    Reason,
+    Sameness,
+    Sighting,
+    State,
+)
 
 from . import dialect
 from .destination import set_cursor
@@ -18,9 +30,6 @@ from .row import HOLDS, ROW, UNASKED, Row, as_json, columns, pieces, same_bytes
 from .schema import instance
 from .transaction import Transaction
 from .values import Applied
-
-# The states the reconciler looks at; a row found anywhere else was moved by somebody else meanwhile.
-PROVABLE = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
 
 _BETTER = frozenset({State.STORED, State.CONFIRMED})
 _GAVE_UP = (

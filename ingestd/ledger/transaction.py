@@ -57,7 +57,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.sql import Executable
 
 from ingestd.lifecycle import (
+    GIVES_IDENTITY_UP,
     HOLDING,
+    PROVABLE,
+    SETTLED,
     Identity,
     Jump,
     Reason,
@@ -73,12 +76,7 @@ from .schema import clock, instance
 from .session import Session
 from .unit_of_work import UnitOfWork
 
-_CHECKED = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
-_SETTLED = frozenset({State.CONFIRMED, State.DISCARDED})
 _LEARNT = (("mismatch", 0), ("differs_since", None), ("untold_since", None))
-# A row that comes here has given up its identity for good: the oldest of its duplicates takes its place.
-_GIVES_UP = frozenset({State.DELETED, State.FAILED, State.DISCARDED, State.REJECTED})
-
 
 _SELECT_BY_ID = select(*ROW).where(dialect.among(instance.c.id, "ids")).with_for_update()
 _JUMPS = select(clock).where(clock.c.host == bindparam("host"), clock.c.by_us != 0)
@@ -238,7 +236,7 @@ class Transaction:
                 evidence=evidence,
                 attempt_id=by_attempt,
             )
-        if gives_up and to in _GIVES_UP:
+        if gives_up and to in GIVES_IDENTITY_UP:
             self._given_up += [(row, at) for row in rows]
 
     def change(self, *rows: Row, to: dict[str, Any], at: datetime) -> None:
@@ -359,7 +357,7 @@ def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str,
     """Add to what a move is to set what it has to set by the way."""
     settings = dict(values)
     before = row.state
-    if before in _CHECKED:
+    if before in PROVABLE:
         settings.setdefault("next_check_at", None)
     if before is State.SENDING:
         settings["claim_token"] = None
@@ -373,7 +371,7 @@ def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str,
             settings.setdefault(column, nothing)
     if (before in HOLDING) != (after in HOLDING):
         settings["holds"] = int(after in HOLDING)
-    if after in _SETTLED:
+    if after in SETTLED:
         settings.setdefault("settled_at", at)
     elif row.settled_at is not None:
         settings.setdefault("settled_at", None)
