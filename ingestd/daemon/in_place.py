@@ -115,7 +115,7 @@ class InPlace:
         return mount.doubted <= _DOUBTED_AT_ONCE
 
 
-def recognised(seen: Seen, found: Inspection, reason: str) -> KnownSource | None:
+def recognised(seen: Seen, found: Inspection, reason: str | None) -> KnownSource | None:
     """Say which of the rows that a file may be it is, by its bytes; a refused one by the ``reason`` to refuse it."""
     for row in seen.doubts:
         if row.digests == (found.meta_digest, found.digest) if row.digests else row.reason == reason:

@@ -16,9 +16,11 @@ from ingestd.reader import Inspection, Read, Verdict
 # A file that kills its reader this often is set aside, or its row is rejected.
 KILLS_MOST = 2
 
+# Of WHOLE no file is refused, and CHANGED and UNREADABLE say nothing about what a file holds.
 _REFUSED: dict[Verdict, Reason] = {
     Verdict.SHORT: Reason.TRUNCATED,
     Verdict.EMPTY: Reason.TRUNCATED,
+    Verdict.ZEROS: Reason.TRUNCATED,
     Verdict.NOT_DICOM: Reason.NOT_DICOM,
     Verdict.DICOMDIR: Reason.DICOMDIR,
     Verdict.ARCHIVE: Reason.ARCHIVE,
@@ -42,7 +44,7 @@ class Whole:
 
 def reason_of(verdict: Verdict, *, was_admitted: bool) -> Reason:
     """Say why a file with this verdict is refused; what was admitted once is damaged now, and never clutter."""
-    reason = _REFUSED.get(verdict, Reason.TRUNCATED)
+    reason = _REFUSED[verdict]
     return Reason.CHANGED if was_admitted and reason in _CLUTTER else reason
 
 

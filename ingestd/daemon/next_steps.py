@@ -153,7 +153,9 @@ class NextSteps:
         if found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
             return False
         seen = step.seen
-        row = recognised(seen, found, refused_as(seen, found.verdict))
+        # A whole file is not the one that was refused, however much it looks like it from outside.
+        refused = None if found.verdict is Verdict.WHOLE else refused_as(seen, found.verdict)
+        row = recognised(seen, found, refused)
         self.learnt.append((seen, row))
         if row is not None:
             ctime_ns = where_it_lies(seen, found).ctime_ns

@@ -48,6 +48,19 @@ def test_another_instance_with_the_same_name_length_and_mtime_is_read(tmp_path: 
         assert entry_of(rooms, 2).identity.sop_uid == "1.2.3.2"
 
 
+def test_whole_file_is_not_the_cut_one_that_was_refused_and_looked_like_it(tmp_path: Path) -> None:
+    with opened(tmp_path, take=Take.IN_PLACE) as rooms:
+        content = instance_bytes()
+        first = put(rooms.drop / "image", b"x" * len(content))
+        assert rooms.take_in(1) == {State.REJECTED: 1}
+        with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+            # As after ``incomplete_after``, for which nobody here waits.
+            connection.execute("UPDATE instance SET reason = 'truncated'")
+        put(rooms.drop / "image", content, like=first)
+
+        assert rooms.look_again() == {State.REJECTED: 1, State.PENDING: 1}
+
+
 def _chmod(path: Path) -> None:
     path.chmod(0o640)
 
