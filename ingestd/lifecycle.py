@@ -688,12 +688,15 @@ class ServerProfile:
     ``refuses_duplicates``: a second object under the same UIDs gets its own failure reason (45070), so that an answer
     "stored" proves that the server took *our* bytes. ``compares_all``: the server may answer "stored" and keep an
     older object, and it gives back the very bytes it was given, so that each instance can be compared.
+    ``gives_original``: it is asked for what it was given, in the original syntax, and keeps that whatever else it makes
+    of it.
     ``absence_wait`` lies between the two absences that make an instance absent.
     """
 
     kind: ServerKind
     refuses_duplicates: bool
     compares_all: bool
+    gives_original: bool
     has_feed: bool
     feed_version: int | None
     absence_wait: timedelta

@@ -25,7 +25,7 @@ from ingestd.daemon.settings import backoff_of, client_of, profile_from, reader_
 from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.inbox import Spool
 from ingestd.ledger import Choice, Ledger, moves, queries
-from ingestd.lifecycle import Identity, Kind, Outcome, Sameness, ServerKind, State, Unproven
+from ingestd.lifecycle import Identity, Kind, Outcome, Sameness, State, Unproven
 from ingestd.reader import CompareJob, ReaderPool
 from ingestd.reconciler import (
     Finding,
@@ -149,7 +149,7 @@ class _Auditor:
                 utc_now=_now,
                 share=share,
                 budget=timedelta(seconds=ends_at - boottime()),
-                original=profile.kind is ServerKind.AZURE,
+                original=profile.gives_original,
             )
 
         for found in audited(known, share):

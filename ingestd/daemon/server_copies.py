@@ -19,7 +19,7 @@ from ingestd.daemon.server_questions import Asker, ServerQuestions
 from ingestd.daemon.stage import Stage
 from ingestd.fs.places import remove_scratch
 from ingestd.ledger import Ledger, Transaction, moves, queries
-from ingestd.lifecycle import Backoff, Sameness, ServerKind, State
+from ingestd.lifecycle import Backoff, Sameness, State
 from ingestd.reconciler import Rules, StudyAnswer, StudyQuestion
 
 # A server that could not be asked is asked again after this long.
@@ -94,7 +94,7 @@ class ServerCopies(Stage):
                 study_uid=row.identity.study_uid,
                 rows=(row,),
                 fetch=True,
-                original=rules.profile.kind is ServerKind.AZURE,
+                original=rules.profile.gives_original,
                 keep=True,
             )
             self._asking += 1

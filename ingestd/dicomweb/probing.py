@@ -1,4 +1,7 @@
-"""What a server is and can do, found out by asking it; differences between servers are told here, not in callers."""
+"""What a server is and can do, found out by asking it, for a person to read.
+
+What ingestd itself goes by, where servers differ, is ``sender/profile.py``.
+"""
 
 from __future__ import annotations
 

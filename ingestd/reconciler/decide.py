@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from ingestd.lifecycle import Outcome, Reason, Sameness, ServerKind, State, Unproven
+from ingestd.lifecycle import Outcome, Reason, Sameness, State, Unproven
 from ingestd.reconciler.absence import judge_absence, not_told, wait_for_feed
 from ingestd.reconciler.outcomes import deleted, not_settled, spoken
 from ingestd.reconciler.questions import Finding, StudyQuestion
@@ -158,7 +158,7 @@ def judge_comparison(row: Unproven, sameness: Sameness, *, rules: Rules, now: da
         return look_once_more(row, sameness, f"{found}; it is fetched once more in {spoken(left)}", wait=left)
     reason = Reason.OTHER_ENCODING if sameness is Sameness.OTHER_ENCODING else Reason.OTHER_CONTENT
     hint = " (if this server changes what it stores, on purpose, `reconcile.verify: presence` leaves contents alone)"
-    if rules.profile.kind is ServerKind.AZURE:
+    if rules.profile.gives_original:
         hint = ""
     return Outcome(
         entry_id=row.entry_id,
@@ -236,7 +236,7 @@ def _questions(rows: Iterable[Unproven], rules: Rules) -> Iterator[StudyQuestion
     for row in rows:
         fetch = needs_comparison(row, rules) and not (rules.stopped and row.state is State.UNCERTAIN)
         by_study[row.identity.study_uid, fetch].append(row)
-    original = rules.profile.kind is ServerKind.AZURE
+    original = rules.profile.gives_original
     for (study_uid, fetch), of_study in by_study.items():
         for some in _portions(of_study, fetch=fetch):
             yield StudyQuestion(study_uid=study_uid, rows=some, fetch=fetch, original=original)

@@ -21,6 +21,7 @@ def profile_of(kind: ServerKind, *, feed_version: int | None = None) -> ServerPr
         kind=kind,
         refuses_duplicates=azure,
         compares_all=orthanc,
+        gives_original=azure,
         has_feed=version is not None,
         feed_version=version,
         absence_wait=HARMLESS_ABSENCE_WAIT if azure or orthanc else CAREFUL_ABSENCE_WAIT,
