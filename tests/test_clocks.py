@@ -22,12 +22,12 @@ from ingestd.daemon.wallclock import WallClock
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
 from ingestd.ledger import Event, Ledger, moves, queries
-from ingestd.lifecycle import Reason, State, StudyQueue, order_studies
+from ingestd.lifecycle import Backoff, Reason, State, StudyQueue, order_studies
 from ingestd.reader import ReaderLimits, ReaderPool
 from tests.builders import write_instance
 from tests.clocking import MovingClock, requires_compiler
 from tests.emulating import post, stores
-from tests.ledger_builders import LATER, NOW, admit, arrival, entry_in, open_ledger, outcome, send
+from tests.ledger_builders import LATER, NOW, admit, arrival, assert_ledger_holds, entry_in, open_ledger, outcome, send
 from tests.ledger_builders import apply as apply_outcome
 from tests.running import Site, wait_until
 
@@ -97,6 +97,9 @@ def test_study_from_before_the_clock_was_set_back_goes_first():
     served = order_studies([new, old], now=NOW - HOURS + timedelta(minutes=10))
 
     assert [study.study_uid for study in served] == ["old", "new"]
+
+
+SHORT = Backoff(base=timedelta(milliseconds=100))
 
 
 def now(utc: datetime, boot: float) -> Now:
@@ -174,6 +177,18 @@ def test_backoffs_and_checks_last_as_long_as_they_would_have(ledger: Ledger):
     assert queries.next_check_at(ledger, now=back) == back + timedelta(minutes=3)
     assert queries.studies_due(ledger, now=back) == []
     assert [study.study_uid for study in queries.studies_due(ledger, now=back + timedelta(seconds=5))] == ["1.2.1"]
+
+
+def test_study_whose_quiet_period_outlasts_its_backoff_is_due_as_it_would_have_been(ledger: Ledger):
+    """Its due time was moved along with a backoff that it did not wait for, and was not what its numbers say."""
+    with ledger.transaction() as tx:
+        moves.admit(tx, [arrival(1)], now=LATER)
+        moves.charge_study(tx, arrival(1).identity.study_uid, now=LATER, backoff=SHORT, jitter=0.0)
+    assert_ledger_holds(ledger)
+
+    notice(ledger, now(LATER, 1000.0), now(LATER + timedelta(days=1), 1000.0))
+
+    assert_ledger_holds(ledger)
 
 
 @pytest.mark.parametrize("by", [-HOURS, HOURS], ids=["back", "forward"])

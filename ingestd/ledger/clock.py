@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, bindparam, insert, type_coerce, update
 
 from .column_types import MICROSECOND
+from .counters import set_due_again
 from .schema import clock, instance, study
 from .transaction import Transaction
 from .values import ClockLine
@@ -17,8 +18,8 @@ _BY = bindparam("b_by", type_=BigInteger())
 _MOVED = (
     (instance, instance.c.next_attempt_at, (instance.c.next_attempt_at,)),
     (instance, instance.c.next_check_at, (instance.c.next_check_at,)),
-    # A quiet period is short, and read by its own longest.
-    (study, study.c.next_attempt_at, (study.c.next_attempt_at, study.c.due_at)),
+    # A quiet period is short, and read by its own longest: it stays, and when the study is due is said anew.
+    (study, study.c.next_attempt_at, (study.c.next_attempt_at,)),
 )
 _MOVE = tuple(
     update(table)
@@ -48,3 +49,4 @@ def put_clock(tx: Transaction, line: ClockLine) -> None:
     if jump.by:
         for statement in _MOVE:
             tx.connection.execute(statement, {"b_host": tx.host, "b_by": jump.by // MICROSECOND})
+        set_due_again(tx.connection, tx.host, tx.limits_of(tx.host))

@@ -273,7 +273,7 @@ def _ends_of_queue(connection: Connection, host: str, study_uid: str) -> tuple[d
 
 
 def set_due_again(connection: Connection, host: str, limits: BatchLimits) -> None:
-    """Have the waiting studies of a host due by other limits."""
+    """Have the waiting studies of a host due by other limits, or by other waits."""
     after = ""
     while True:
         rows = connection.execute(
