@@ -73,7 +73,7 @@ def test_disk_of_which_nothing_can_be_said_lets_no_kept_file_go(tmp_path: Path, 
         time.sleep(6)  # longer than the time between two removals
     finally:
         kill_session(daemon.pid)
-        daemon.loop.wait()
+        daemon.wait()
 
     assert _UNKNOWN in told.stdout
     assert told.returncode == 1
