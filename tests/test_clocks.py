@@ -214,7 +214,7 @@ def removals(ledger: Ledger, tmp_path: Path) -> Iterator[Callable[[WallClock], R
     yield lambda wall: Retention(
         ledger=ledger,
         spool=spool,
-        desk=ReaderClient(readers, Alarms()),
+        reader_client=ReaderClient(readers, Alarms()),
         adopt=lambda _candidate: None,
         wall=wall,
         gate=Gate(),

@@ -79,9 +79,12 @@ class Admission(Stage):
         gate: Gate,
         on_copied: Callable[[], object],
         fetch: Fetch,
-        tells_gone: Callable[[str], bool],
+        is_lost: Callable[[str], bool],
     ) -> None:
-        """While ``gate`` is shut nothing is taken from the folders. ``on_copied``: a copied source is to be removed."""
+        """While ``gate`` is shut nothing is taken from the folders. ``on_copied``: a copied source is to be removed.
+
+        ``is_lost`` says whether there is no file at a place any more, for certain.
+        """
         self._inboxes = inboxes
         self._spool = spool
         self._mover = mover
@@ -90,7 +93,7 @@ class Admission(Stage):
         self._gate = gate
         self._on_copied = on_copied
         self._fetch = fetch
-        self._tells_gone = tells_gone
+        self._is_lost = is_lost
         self._log = structlog.get_logger()
         self._keys = itertools.count(1)
         self._steps: dict[int, Step] = {}
@@ -191,7 +194,7 @@ class Admission(Stage):
             now,
             ledger=self._ledger,
             kills=self._kills,
-            tells_gone=self._tells_gone,
+            is_lost=self._is_lost,
             rows_in_hand=lambda: self.rows_in_hand,
         )
         following.put_down({key: seen_of(self._steps[key]) for key in self._new})

@@ -35,6 +35,7 @@ from ingestd.daemon.trust import Trust
 from ingestd.daemon.verification import Verification
 from ingestd.daemon.wallclock import WallClock
 from ingestd.dicomweb import DicomWebClient
+from ingestd.fs.places import is_gone
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
 from ingestd.ledger import Ledger
 from ingestd.reader import ReaderPool, Readers
@@ -139,6 +140,10 @@ class Stages:
         """Whether a file that is not found is gone, and not the folder or the spool that it lay in."""
         return self._workers.inboxes.tells_gone(place) and self._spool.tells_gone(place)
 
+    def _is_lost(self, place: str) -> bool:
+        """Whether there is no file any more, for certain: it is not there, and what it lay in is."""
+        return is_gone(place) and self._tells_gone(place)
+
     @cached_property
     def alarms(self) -> Alarms:
         return Alarms()
@@ -183,19 +188,19 @@ class Stages:
             gate=self._gates.intake,
             on_copied=self.sources.hurry,
             fetch=self.server_copies.fetch,
-            tells_gone=self._tells_gone,
+            is_lost=self._is_lost,
         )
 
     @cached_property
     def rework(self) -> Rework:
         return Rework(
             ledger=self._ledger,
-            desk=self.reader_client,
+            reader_client=self.reader_client,
             spool=self._spool,
             admission=self.admission,
             gate=self._gates.rework,
             posting=self.posting,
-            tells_gone=self._tells_gone,
+            is_lost=self._is_lost,
         )
 
     @cached_property
@@ -256,7 +261,7 @@ class Stages:
                 grace=self._config.reconcile.grace,
             ),
             others_wait=lambda: not self.server_copies.is_idle,
-            tells_gone=self._tells_gone,
+            is_lost=self._is_lost,
             interval=self._config.reconcile.interval,
             backoff=self._backoff,
         )
@@ -278,7 +283,7 @@ class Stages:
         return Retention(
             ledger=self._ledger,
             spool=self._spool,
-            desk=self.reader_client,
+            reader_client=self.reader_client,
             adopt=lambda candidate: self.admission.adopt(candidate, Origin(adopted=True)),
             wall=self.wall,
             gate=self._gates.removals,

@@ -82,9 +82,8 @@ class FeedReading(Stage):
         self._asked_at = -interval.total_seconds()
         self._newest_seen_at: datetime | None = None
         self._counted_at: float | None = None  # when the reading that last moved the cursor was asked for
-        self.whole_at: float | None = (
-            None  # when it was asked for that went as far as it ever did, lastly (``Now.mono``)
-        )
+        # When that reading was asked for (``Now.mono``) which went as far as the feed ever did, lastly.
+        self.whole_at: float | None = None
 
     def read_soon(self) -> None:
         """Read the feed at once, whatever its interval: somebody has to know where it ends."""

@@ -31,7 +31,6 @@ from ingestd.daemon.steps import (
     refusal_of,
     where_it_lies,
 )
-from ingestd.fs.places import is_gone
 from ingestd.inbox import Brought, Stranded, Taken, WhyNot
 from ingestd.ledger import Admitted, Judged, KnownSource, Ledger, NewCandidate, Transaction, moves
 from ingestd.lifecycle import Refusal, Sameness, State
@@ -58,14 +57,14 @@ class NextSteps:
         *,
         ledger: Ledger,
         kills: Mapping[int, int],
-        tells_gone: Callable[[str], bool],
+        is_lost: Callable[[str], bool],
         rows_in_hand: Callable[[], set[int]],
     ) -> None:
         self._tx = tx
         self._now = now
         self._ledger = ledger
         self._kills = kills
-        self._tells_gone = tells_gone
+        self._is_lost = is_lost
         self._rows_in_hand = rows_in_hand
         self._log = structlog.get_logger()
         self.steps: dict[int, Step] = {}
@@ -122,7 +121,8 @@ class NextSteps:
             verdict = judge(seen, read)
         if isinstance(verdict, Leave):
             self._return(key, step, verdict)
-            if (row := seen.origin.row) is not None and self._is_lost(seen):
+            if (row := seen.origin.row) is not None and self._is_lost(seen.candidate.place):
+                # Whoever sends it finds that there is nothing to read any more too, and has the server asked.
                 moves.read_no_more(self._tx, row.entry_id, now=self._now.utc)
             return
         is_whole = isinstance(verdict, Whole)
@@ -286,8 +286,3 @@ class NextSteps:
             reason=refusal.reason.value,
             copied=not refusal.source_removed,
         )
-
-    def _is_lost(self, seen: Seen) -> bool:
-        """Whether there is nothing to read any more: whoever sends it finds that too, and has the server asked."""
-        place = seen.candidate.place
-        return is_gone(place) and self._tells_gone(place)

@@ -55,7 +55,7 @@ class Retention(Stage):
         *,
         ledger: Ledger,
         spool: Spool,
-        desk: ReaderClient,
+        reader_client: ReaderClient,
         adopt: Callable[[Candidate], object],
         wall: WallClock,
         gate: Gate,
@@ -69,7 +69,7 @@ class Retention(Stage):
         """
         self._ledger = ledger
         self._spool = spool
-        self._desk = desk
+        self._reader_client = reader_client
         self._adopt = adopt
         self._wall = wall
         self._gate = gate
@@ -98,7 +98,7 @@ class Retention(Stage):
 
     def collect(self, now: Now) -> None:
         """Go on with the files that were read again, and remove what may go."""
-        for context, read in self._desk.take(Owner.RETENTION):
+        for context, read in self._reader_client.take(Owner.RETENTION):
             assert isinstance(context, _Kept)
             self._judge(context, read, now)
         if self._disk.is_low and not self._made_room:
@@ -182,7 +182,7 @@ class Retention(Stage):
         elif len(self._reading) < _READ_AT_ONCE:
             self._reading.add(kept.row.entry_id)
             path = str(self._spool.path / kept.file.path)
-            self._desk.ask(Owner.RETENTION, kept, lambda key: InspectJob(key=key, path=path))
+            self._reader_client.ask(Owner.RETENTION, kept, lambda key: InspectJob(key=key, path=path))
 
     def _judge(self, kept: _Kept, read: Read, now: Now) -> None:
         row, file = kept

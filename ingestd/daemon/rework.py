@@ -56,17 +56,17 @@ class Rework(Stage):
         self,
         *,
         ledger: Ledger,
-        desk: ReaderClient,
+        reader_client: ReaderClient,
         spool: Spool,
         admission: Admission,
         gate: Gate,
         posting: Posting,
-        tells_gone: Callable[[str], bool],
+        is_lost: Callable[[str], bool],
     ) -> None:
-        """Join the rooms; ``tells_gone`` as for Posting."""
-        self._tells_gone = tells_gone
+        """Join the rooms; ``is_lost`` as for Admission."""
+        self._is_lost = is_lost
         self._ledger = ledger
-        self._desk = desk
+        self._reader_client = reader_client
         self._spool = spool
         self._admission = admission
         self._gate = gate
@@ -100,7 +100,7 @@ class Rework(Stage):
             # A post may just have asked for one.
             self._results_known = self._posting.results_written
             self._look_at = 0.0
-        for context, read in self._desk.take(Owner.REWORK):
+        for context, read in self._reader_client.take(Owner.REWORK):
             assert isinstance(context, _Reencoding)
             self._reads.append((context, read))
         if now.mono < self._look_at:
@@ -156,7 +156,7 @@ class Rework(Stage):
         if candidate is not None:
             candidate = replace(candidate, final=True, priority=row.priority, dropped_as=row.relative_path)
             self._admission.adopt(candidate, Origin(adopted=True, row=row))
-        elif self._is_lost(row):
+        elif self._is_lost(row.path):
             self._lost.append(row)
 
     def _candidate_at(self, row: RowToRead | RequestedRow, path: str) -> Candidate | None:
@@ -187,7 +187,7 @@ class Rework(Stage):
             return
         self._reencoding.add(row.entry_id)
         work = _Reencoding(row, str(destination.relative_to(self._spool.path)))
-        self._desk.ask(
+        self._reader_client.ask(
             Owner.REWORK, work, lambda key: ReencodeJob(key=key, path=row.path, destination=str(destination))
         )
 
@@ -239,7 +239,7 @@ class Rework(Stage):
                 ctime_ns=found.ctime_ns,
                 now=now.utc,
             )
-        if self._is_lost(row):
+        if self._is_lost(row.path):
             moves.read_no_more(tx, row.entry_id, now=now.utc)
         elif not read.waits and not is_gone(row.path):
             # Where nothing is known the row still asks, and is taken up again.
@@ -258,7 +258,3 @@ class Rework(Stage):
         except OSError:
             return True
         return not now.looks_like(row.source)
-
-    def _is_lost(self, row: RowToRead) -> bool:
-        """Whether there is nothing to read any more: whoever sends it finds that too, and has the server asked."""
-        return is_gone(row.path) and self._tells_gone(row.path)

@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ingestd.clocks import Now
-from ingestd.daemon.server_questions import Asker, ServerQuestions
+from ingestd.daemon.server_questions import ASK_AGAIN, Asker, ServerQuestions
 from ingestd.daemon.stage import Stage
 from ingestd.fs.places import remove_scratch
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Backoff, Sameness, State
 from ingestd.reconciler import Rules, StudyAnswer, StudyQuestion
 
-# A server that could not be asked is asked again after this long.
-_ASK_AGAIN = timedelta(seconds=10)
 # A copy that cannot be had is asked for ever more rarely.
-_FETCH_AGAIN = Backoff(base=_ASK_AGAIN)
+_FETCH_AGAIN = Backoff(base=ASK_AGAIN)
 # A copy that the server does not have is asked for again after this long: its row is looked at meanwhile.
 _FETCH_ABSENT_AGAIN = timedelta(seconds=2)
 
@@ -114,7 +112,7 @@ class ServerCopies(Stage):
                 told.append((fetch, copies[0]))
             elif not answer.findings:
                 # The server could not be asked at all; that says nothing of its copy.
-                wait = max(_ASK_AGAIN, self._questions.wait_after(answer, now))
+                wait = max(ASK_AGAIN, self._questions.wait_after(answer, now))
                 again.append(replace(fetch, at=now.mono + wait.total_seconds()))
             elif any(finding.present is False for finding in answer.findings):
                 moves.check_again(tx, [fetch.entry_id], at=now.utc)

@@ -22,6 +22,9 @@ from ingestd.daemon.wallclock import WallClock
 from ingestd.lifecycle import ServerProfile
 from ingestd.reconciler import Answer, Question, Reconciler, Rules, StudyAnswer
 
+# A server that could not be asked is asked again after this long.
+ASK_AGAIN = timedelta(seconds=10)
+
 
 class Asker(StrEnum):
     """Who asks."""

@@ -23,17 +23,15 @@ from ingestd.clocks import Now
 from ingestd.daemon.copy_comparison import Compared, CopyComparison
 from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import ReaderClient
-from ingestd.daemon.server_questions import Asker, ServerQuestions
+from ingestd.daemon.server_questions import ASK_AGAIN, Asker, ServerQuestions
 from ingestd.daemon.stage import Stage
 from ingestd.daemon.trust import Comparisons, Trust
 from ingestd.daemon.verification_round import Round
-from ingestd.fs.places import is_gone, remove_scratch
+from ingestd.fs.places import remove_scratch
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import Backoff, Outcome, Reason, State, Unproven
 from ingestd.reconciler import Finding, NextStep, StudyAnswer, Verify, judge, not_told, plan
 
-# A server that could not be asked is asked again after this long.
-_ASK_AGAIN = timedelta(seconds=10)
 # Rows taken up for one round of questions; the rest follows when these are answered.
 _ROWS_MOST = 1000
 _GONE_NOTE = (
@@ -56,18 +54,18 @@ class Verification(Stage):
         posting: Posting,
         trust: Trust,
         others_wait: Callable[[], bool],
-        tells_gone: Callable[[str], bool],
+        is_lost: Callable[[str], bool],
         interval: timedelta,
         backoff: Backoff,
     ) -> None:
-        """``others_wait`` for answers of the server, too; ``tells_gone`` as for Posting."""
+        """``others_wait`` for answers of the server, too; ``is_lost`` as for Admission."""
         self._questions = questions
         self._comparison = CopyComparison(reader_client, self._is_lost)
         self._ledger = ledger
         self._posting = posting
         self._trust = trust
         self._others_wait = others_wait
-        self._tells_gone = tells_gone
+        self._is_lost_at = is_lost
         self._interval = interval
         self._backoff = backoff
         self._log = structlog.get_logger()
@@ -243,13 +241,13 @@ class Verification(Stage):
         wait: timedelta = timedelta(0),
     ) -> None:
         sleeping = [row.entry_id for row in asked if not this.was_woken(row)]
-        moves.check_again(tx, sleeping, at=this.now.utc + max(_ASK_AGAIN, self._interval, wait), note=note)
+        moves.check_again(tx, sleeping, at=this.now.utc + max(ASK_AGAIN, self._interval, wait), note=note)
 
     def _was_asked_before_jump(self, row: Unproven) -> bool:
         return self._asked.get(row.entry_id, self._questions.clock_sets) != self._questions.clock_sets
 
     def _is_lost(self, path: str | None) -> bool:
-        return path is not None and is_gone(path) and self._tells_gone(path)
+        return path is not None and self._is_lost_at(path)
 
     def _committed(self, this: Round) -> None:
         self._answers, self._compared, self._is_due = [], [], False

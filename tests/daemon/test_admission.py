@@ -53,7 +53,7 @@ class Rooms:
             gate=Gate(),
             on_copied=lambda: None,
             fetch=lambda _entry_id, _done: None,
-            tells_gone=lambda _place: True,
+            is_lost=lambda place: not Path(place).exists(),
         )
         self.inboxes.open()
 

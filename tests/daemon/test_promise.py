@@ -307,7 +307,7 @@ def test_file_read_again_is_compared_with_the_servers_copy_where_the_other_ones_
     assert states(config) == {"CONFIRMED": 1, "DUPLICATE": 1}
 
 
-def test_rows_whose_files_took_each_others_names_do_not_wait_for_each_other_for_ever(
+def test_rows_whose_files_took_each_others_names_do_not_one_waits_for_the_other_for_ever(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exported once more over the same names, in another order and a little different, while the server was away."""
@@ -325,6 +325,15 @@ def test_rows_whose_files_took_each_others_names_do_not_wait_for_each_other_for_
         turn(daemon, lambda: states(config) == {"PENDING": 1, "CONFLICT": 1})
 
 
+def one_waits_for_the_other(daemon: Daemon, first: Path, second: Path, content: bytes) -> None:
+    """A row whose file, ``second``, is read again; the row that holds its identity has its file where none can look."""
+    admit(daemon.ledger, replace(arrival(1, study=2, in_place=True), path=str(second)))
+    send(daemon.ledger, study=2, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+    first.write_bytes(content)
+    admit(daemon.ledger, replace(arrival(1, in_place=True), path=str(first), content=content_of_file(first)))
+    first.unlink()  # its folder is away, say
+
+
 def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,13 +345,7 @@ def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read
     second.write_bytes(other)
     with running(config) as daemon:
         daemon.gates.claims.shut("test")
-        ledger = daemon.ledger
-        admit(ledger, replace(arrival(1, study=2, in_place=True), path=str(second)))
-        send(ledger, study=2, state=State.PENDING, reason=Reason.CHANGED, reread=True)
-        first.write_bytes(one)
-        held = replace(arrival(1, in_place=True), path=str(first), content=content_of_file(first))
-        admit(ledger, held)
-        first.unlink()  # its folder is away, say
+        one_waits_for_the_other(daemon, first, second, one)
         until = time.monotonic() + 1.5
         turn(daemon, lambda: time.monotonic() > until)
         assert states(config) == {"PENDING": 2}
@@ -441,11 +444,7 @@ def test_rows_that_are_read_again_keep_no_new_file_out(
     second.write_bytes(other)
     with running(config) as daemon:
         daemon.gates.claims.shut("test")
-        admit(daemon.ledger, replace(arrival(1, study=2, in_place=True), path=str(second)))
-        send(daemon.ledger, study=2, state=State.PENDING, reason=Reason.CHANGED, reread=True)
-        first.write_bytes(one)
-        admit(daemon.ledger, replace(arrival(1, in_place=True), path=str(first), content=content_of_file(first)))
-        first.unlink()
+        one_waits_for_the_other(daemon, first, second, one)
         turn(daemon, lambda: daemon.stages.admission.rows_in_hand)
         (tmp_path / "drop" / "new").write_bytes(image())
 

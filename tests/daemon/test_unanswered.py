@@ -45,7 +45,7 @@ def server() -> Iterator[Emulator]:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run of failures be told after a second, and what could not be asked be asked again as soon."""
     monkeypatch.setattr("ingestd.daemon.unanswered._TELL_AFTER_SECONDS", 1.0)
-    monkeypatch.setattr("ingestd.daemon.verification._ASK_AGAIN", timedelta(seconds=1))
+    monkeypatch.setattr("ingestd.daemon.verification.ASK_AGAIN", timedelta(seconds=1))
 
 
 def is_retrieve(request: Request) -> bool:
@@ -255,7 +255,7 @@ def test_server_that_lets_nobody_in_is_asked_ever_more_rarely(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch, said: bytes, most: int, of: Callable[..., bool]
 ):
     """Accounts are locked for trying, and a server that is throttling says when it wants to be asked."""
-    monkeypatch.setattr("ingestd.daemon.verification._ASK_AGAIN", timedelta(milliseconds=100))
+    monkeypatch.setattr("ingestd.daemon.verification.ASK_AGAIN", timedelta(milliseconds=100))
     gateway = Withholding(server.url, said, of=lambda request: of(request) and gateway.has_stored)
     with gateway.server as front:
         site = Site(tmp_path / "site", front.url, reconcile={"grace": "15m", "interval": "1s"})
