@@ -505,7 +505,7 @@ def _signs_in(spool: Path) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
     for room in ROOMS:
         for path in _files_in(spool, room):
             with suppress(FileNotFoundError):  # of a reader that outlives its daemon for a moment
-                yield path, _signs_of((spool / path).lstat())
+                yield path, _signs_of(os.lstat(f"{spool}/{path}"))
 
 
 def _signs_of(found: os.stat_result) -> tuple[int, int, int, int]:

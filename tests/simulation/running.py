@@ -23,6 +23,7 @@ from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.stage import Stage
 from ingestd.ledger import Ledger, LedgerError, RefusedMove, Transaction, moves
 from tests.invariants import Invariants, World
+from tests.recounting import at
 from tests.simulation.files import Files
 from tests.simulation.jobs import Jobs
 from tests.simulation.machine import BOOTED_AT, Died, Machine
@@ -70,6 +71,7 @@ SERVER_FAULTS: dict[str, dict[str, Any]] = {
 EXPLAINED = frozenset(
     {"server_error", "being_created", "retried", "replaced", "refused", "not_sent", "dropped_again", "holder_gone"}
 )
+WAITING = ("UNCERTAIN", "STORED")
 BETWEEN = ("PENDING", "SENDING", "UNCERTAIN", "STORED")
 
 
@@ -100,6 +102,8 @@ class Simulation:
         self._person: Ledger | None = None
         self._eyes: sqlite3.Connection | None = None
         self._last_move = 0
+        # Rows that a person wants looked at: since when, and how many questions the server had been asked by then.
+        self._wishes: dict[int, tuple[datetime, int]] = {}
         # Whether anybody meddles: without, the end of each file is known beforehand.
         self._has_person = self._dice.random() < 0.4
         self._sets_clock = self._dice.random() < 0.2
@@ -306,7 +310,12 @@ class Simulation:
 
     def decide(self) -> None:
         """A person decides about a row, between what a tick reads and what it writes."""
-        if not self._has_person or self._is_quiet or self._dice.random() >= 0.15:
+        if not self._has_person or self._is_quiet:
+            return
+        # Nothing is overlooked as easily as what is said of a row while an answer about it is in hand.
+        answered = self._answered()
+        wants_look = bool(answered) and self._dice.random() < 0.4
+        if not wants_look and self._dice.random() >= 0.15:
             return
         rows = self._ask(
             "SELECT id, state, study_uid, series_uid, sop_uid FROM instance"
@@ -317,6 +326,8 @@ class Simulation:
         needy = [row for row in rows if row[1] in ("REJECTED", "CONFLICT", "FAILED", "DELETED")] or rows
         entry_id, state, *identity = self._dice.choice(needy if self._dice.random() < 0.7 else rows)
         decision = self._dice.choice([moves.retry, moves.discard, moves.replace, moves.admit_anyway, _asks_again])
+        if wants_look and (looked_at := [row for row in rows if row[0] in answered]):
+            (entry_id, state, *identity), decision = self._dice.choice(looked_at), _asks_again
         with self._machine.inside(now=False):
             if self._person is None:
                 self._person = Ledger.open(self._config.ledger, create=False)
@@ -327,9 +338,16 @@ class Simulation:
                 said = "refused"
             else:
                 said = "done"
+                if decision is _asks_again and state in WAITING:
+                    self._wishes[entry_id] = (self._machine.utc, self._server.questions)
                 if decision is moves.replace:
                     self._world.meddled.add((identity[0], identity[1], identity[2]))
         self._tell(f"-- a person: {decision.__name__} row {entry_id} ({state}): {said}")
+
+    def _answered(self) -> set[int]:
+        """The rows that the tick has answers about."""
+        answers = self._daemon.stages.verification._answers if self._daemon is not None else []
+        return {row.entry_id for answer in answers for row in answer.question.rows}
 
     # The process
 
@@ -404,6 +422,18 @@ class Simulation:
             self._tell(f"   row {move[1]}: {move[2]} -> {move[3]} {move[4]}")
         with self._machine.inside(now=False):
             self._violated(self._invariants.check(self._eyes, now=self._machine.utc))
+        self._violated(self._wishes_slept_over())
+
+    def _wishes_slept_over(self) -> list[str]:
+        """A row that somebody wants looked at stays due until the server is asked."""
+        slept_over = []
+        for entry_id, (since, questions) in list(self._wishes.items()):
+            due = self._ask("SELECT state IN (?, ?), next_check_at FROM instance WHERE id = ?", *WAITING, entry_id)
+            if self._sets_clock or self._server.questions > questions or not due or not due[0][0]:
+                del self._wishes[entry_id]
+            elif due[0][1] is None or at(due[0][1]) > since:
+                slept_over.append(f"row {entry_id} was to be looked at, and was put off with nobody asked")
+        return slept_over
 
     def _is_settled(self) -> bool:
         if self._files.growing or self._lying():

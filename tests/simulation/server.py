@@ -41,6 +41,7 @@ class SimServer:
         self._machine = machine
         self.faults = Faults()
         self.is_away = False
+        self.questions = 0  # requests that only ask, whatever came of them
         self._archive = Archive(data, Settings(fsync=False), faults=self.faults, log_to_disk=False)
         for pool in (self._archive.workers, self._archive.files._flushers):
             pool.shutdown()
@@ -154,6 +155,7 @@ class _Adapter(HTTPAdapter):
 
     def send(self, request: requests.PreparedRequest, *_args: Any, **_kwargs: Any) -> requests.Response:
         url = urlsplit(request.url or "")
+        self._server.questions += request.method == "GET"
         if self._server.is_away:
             self._told(f"{request.method} finds nobody")
             raise requests.ConnectionError(ConnectionRefusedError(111, "Connection refused"))
