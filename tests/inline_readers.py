@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from ingestd.reader import Job, Read, ReaderLimits
+from ingestd.reader import Job, Read
 from ingestd.reader.job_runner import JobRunner
 from ingestd.reader.protocol import decode_answer, decode_job, encode_job, read_of
 from ingestd.reader.reply_buffer import ReplyBuffer
@@ -20,7 +20,7 @@ class InlineReaders:
 
     trouble = ""
 
-    def __init__(self, *, limits: ReaderLimits | None = None, wake: Callable[[], object]) -> None:
+    def __init__(self, *, wake: Callable[[], object]) -> None:
         self.waiting: list[Job] = []
         self.in_flight = 0
         self._wake = wake
@@ -30,7 +30,7 @@ class InlineReaders:
         self._progress = SharedProgress(progress_fd)
         os.close(progress_fd)
         self._replies = ReplyBuffer(self._progress, self._lines.append)
-        self._runner = JobRunner(self._progress, (limits or ReaderLimits()).instance, self._replies)
+        self._runner = JobRunner(self._progress, self._replies)
 
     def submit_all(self, jobs: Sequence[Job]) -> None:
         self.waiting += jobs

@@ -7,7 +7,7 @@ they are called in the reader's children only.
 from __future__ import annotations
 
 from ingestd.instance.canonical import canonical_digest, differing_attributes
-from ingestd.instance.facts import NOTES, CannotReencode, Inspection, InvalidInstance, Limits, Verdict
+from ingestd.instance.facts import NOTES, CannotReencode, Inspection, InvalidInstance, Verdict
 from ingestd.instance.inspection import inspect
 from ingestd.instance.meta import file_meta_for
 from ingestd.instance.naming import read_uids
@@ -18,7 +18,6 @@ __all__ = [
     "CannotReencode",
     "Inspection",
     "InvalidInstance",
-    "Limits",
     "Verdict",
     "canonical_digest",
     "differing_attributes",

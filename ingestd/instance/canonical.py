@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import struct
 
-from ingestd.instance.facts import Limits
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.source import Progress, ignore_progress
@@ -37,29 +36,29 @@ _NUMBERS = frozenset(
 )
 
 
-def canonical_digest(fd: int, *, limits: Limits | None = None, progress: Progress = ignore_progress) -> str:
+def canonical_digest(fd: int, *, progress: Progress = ignore_progress) -> str:
     """Give the canonical digest (SHA-256, hex) of the data set in this file, reading it forward once.
 
     Raises InvalidInstance for a file that does not add up, OSError as the kernel gives it.
     """
-    return _Digester(_walker(fd, limits or Limits(), progress)).digest()
+    return _Digester(_walker(fd, progress)).digest()
 
 
-def differing_attributes(ours: int, theirs: int, *, limits: Limits | None = None) -> tuple[str, ...]:
+def differing_attributes(ours: int, theirs: int) -> tuple[str, ...]:
     """Name the attributes of the data sets themselves in which two files differ, in the order of their tags.
 
     Raises as ``canonical_digest`` does. Of a file with more elements than ``_MOST_ATTRIBUTES`` the rest counts as one.
     """
-    one, other = (_ByAttribute(_walker(fd, limits or Limits(), ignore_progress)).digests() for fd in (ours, theirs))
+    one, other = (_ByAttribute(_walker(fd, ignore_progress)).digests() for fd in (ours, theirs))
     return tuple(_name_of(tag) for tag in sorted(one.keys() | other.keys()) if one.get(tag) != other.get(tag))
 
 
-def _walker(fd: int, limits: Limits, progress: Progress) -> Walker:
-    file = OpenedFile(fd, limits=limits, progress=progress)
+def _walker(fd: int, progress: Progress) -> Walker:
+    file = OpenedFile(fd, progress=progress)
     file.read_meta()
     window = file.open_dataset()
     # What begins with an item is a sequence, also as UN: a writer that knows the element better writes it as SQ.
-    return Walker(window, encoding=file.encoding, limits=limits, everything=True, is_sequence=lambda _tag: True)
+    return Walker(window, encoding=file.encoding, everything=True, is_sequence=lambda _tag: True)
 
 
 def _name_of(tag: int) -> str:

@@ -22,16 +22,11 @@ class Verdict(StrEnum):
     UNREADABLE = "unreadable"  # cannot be opened, or is no regular file; says nothing about its content
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """Where a file stops being an object and becomes an attack: on cost alone, never on counts or ratios.
-
-    However much a file holds many of, it is walked in the same memory; its time is bounded where the readers are.
-    """
-
-    nesting: int = 64  # sequences inside sequences
-    inflated_bytes: int = 8 << 30  # of a deflated data set
-    meta_bytes: int = 16 << 20  # preamble and group 0002
+# Where a file stops being an object and becomes an attack: on cost alone, never on counts or ratios. However much a
+# file holds many of, it is walked in the same memory; its time is bounded where the readers are.
+NESTING_MOST = 64  # sequences inside sequences
+INFLATED_MOST = 8 << 30  # bytes of a deflated data set
+META_MOST = 16 << 20  # bytes of preamble and group 0002
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ingestd.instance.facts import Inspection, InvalidInstance, Limits, Verdict
+from ingestd.instance.facts import Inspection, InvalidInstance, Verdict
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import UIDS_CACHED, uid_text
 from ingestd.instance.opening import OpenedFile
@@ -60,13 +60,13 @@ _LEADING_ZERO = lru_cache(UIDS_CACHED)(re.compile(r"(?:^|\.)0[0-9]", re.ASCII).s
 _PAGE = 4096
 
 
-def inspect(fd: int, *, limits: Limits | None = None, progress: Progress = ignore_progress) -> Inspection:
+def inspect(fd: int, *, progress: Progress = ignore_progress) -> Inspection:
     """Read the regular file behind ``fd`` from its beginning to its end and say what it is.
 
     Reads forward only, every byte once, a few hundred KB in memory at a time. ``progress`` is called with the number
     of bytes read or inflated since its last call. Raises OSError as the kernel gives it; nothing else.
     """
-    return _Inspector(fd, limits or Limits(), progress).inspect()
+    return _Inspector(fd, progress).inspect()
 
 
 @dataclass(slots=True)
@@ -84,10 +84,9 @@ class _Found:
 
 
 class _Inspector:
-    def __init__(self, fd: int, limits: Limits, progress: Progress) -> None:
+    def __init__(self, fd: int, progress: Progress) -> None:
         self._fd = fd
-        self._limits = limits
-        self._file = OpenedFile(fd, limits=limits, progress=progress)
+        self._file = OpenedFile(fd, progress=progress)
         self._found = _Found()
         self._walker: Walker | None = None
 
@@ -121,7 +120,6 @@ class _Inspector:
         return Walker(
             window,
             encoding=self._file.encoding,
-            limits=self._limits,
             chosen=_CHOSEN,
             keep=_KEPT,
             keep_in=self._found.values,

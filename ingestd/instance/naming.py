@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ingestd.instance.facts import InvalidInstance, Limits
+from ingestd.instance.facts import InvalidInstance
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import uid_text
 from ingestd.instance.opening import OpenedFile
@@ -29,13 +29,11 @@ def read_uids(fd: int) -> tuple[str, str, str] | None:
     """
     found: dict[int, bytes] = {}
     try:
-        limits = Limits()
-        file = OpenedFile(fd, limits=limits, progress=ignore_progress)
+        file = OpenedFile(fd, progress=ignore_progress)
         file.read_meta()
         walker = Walker(
             file.open_dataset(),
             encoding=file.encoding,
-            limits=limits,
             chosen=_UidsAndWhatFollows(),
             keep=_UIDS,
             keep_in=found,

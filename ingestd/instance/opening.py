@@ -7,7 +7,7 @@ import os
 import struct
 from typing import Literal
 
-from ingestd.instance.facts import InvalidInstance, Limits, Verdict
+from ingestd.instance.facts import META_MOST, InvalidInstance, Verdict
 from ingestd.instance.headers import looks_like_vr
 from ingestd.instance.meta import PREAMBLE_BYTES, PREFIX, FileMeta, MoreBytesNeeded, read_file_meta
 from ingestd.instance.source import FIRST_READ, FileFeed, InflateFeed, Progress, Window
@@ -66,9 +66,8 @@ class OpenedFile:
     is True where there is no File Meta at all.
     """
 
-    def __init__(self, fd: int, *, limits: Limits, progress: Progress) -> None:
+    def __init__(self, fd: int, *, progress: Progress) -> None:
         self._fd = fd
-        self._limits = limits
         self._progress = progress
         self.stat = os.fstat(fd)  # before the first byte is read
         self.size = self.stat.st_size
@@ -103,7 +102,7 @@ class OpenedFile:
             try:
                 self.meta = read_file_meta(self.head, at_end=len(self.head) >= self.size)
             except MoreBytesNeeded:
-                if len(self.head) > self._limits.meta_bytes:
+                if len(self.head) > META_MOST:
                     raise InvalidInstance(Verdict.HOSTILE, "the File Meta group has no end") from None
                 more = os.read(self._fd, max(FIRST_READ, len(self.head)))
                 if not more:
@@ -124,8 +123,7 @@ class OpenedFile:
         self.transfer_syntax = meta.transfer_syntax
         if meta.transfer_syntax in DEFLATED:
             deflated = self.head[meta.end :]
-            limit = self._limits.inflated_bytes
-            self.inflate = InflateFeed(self.feed, deflated, limit=limit, progress=self._progress)
+            self.inflate = InflateFeed(self.feed, deflated, progress=self._progress)
             window = Window(self.inflate, head=b"", pos=0, size=None)
         else:
             window = Window(self.feed, head=self.head, pos=meta.end, size=self.size)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ingestd.instance.canonical import LENGTH_TO_END
-from ingestd.instance.facts import CannotReencode, InvalidInstance, Limits, Verdict
+from ingestd.instance.facts import CannotReencode, InvalidInstance, Verdict
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import file_meta_for, uid_text
 from ingestd.instance.opening import OpenedFile
@@ -51,20 +51,17 @@ _SEQUENCE_END = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 _CONTEXT_TAGS = frozenset({PIXEL_REPRESENTATION, _LUT_DESCRIPTOR})
 
 
-def reencode_explicit(
-    fd: int, out_fd: int, *, limits: Limits | None = None, progress: Progress = ignore_progress
-) -> None:
+def reencode_explicit(fd: int, out_fd: int, *, progress: Progress = ignore_progress) -> None:
     """Write the object in ``fd`` to ``out_fd`` as an Explicit VR Little Endian file with File Meta of its own.
 
     Reads the file twice, forward. What was written to ``out_fd`` before an exception is worth nothing. Raises
     CannotReencode where there is no lossless way, InvalidInstance for a file that does not add up, OSError.
     """
-    limits = limits or Limits()
-    survey = _survey(fd, limits, progress)
-    file = OpenedFile(fd, limits=limits, progress=progress)
+    survey = _survey(fd, progress)
+    file = OpenedFile(fd, progress=progress)
     file.read_meta()
     window = file.open_dataset()
-    walker = Walker(window, encoding=file.encoding, limits=limits, everything=True, is_sequence=is_sequence)
+    walker = Walker(window, encoding=file.encoding, everything=True, is_sequence=is_sequence)
     out = _Out(out_fd, progress)
     out.write(
         file_meta_for(sop_class_uid=survey.sop_class_uid, sop_uid=survey.sop_uid, transfer_syntax=EXPLICIT_LITTLE)
@@ -83,16 +80,16 @@ class _Survey:
         self.bits_allocated = 0
 
 
-def _survey(fd: int, limits: Limits, progress: Progress) -> _Survey:
+def _survey(fd: int, progress: Progress) -> _Survey:
     """Walk over the file once, reading a few attributes, and refuse what cannot be re-encoded."""
     survey = _Survey()
-    file = OpenedFile(fd, limits=limits, progress=progress)
+    file = OpenedFile(fd, progress=progress)
     file.read_meta()
     window = file.open_dataset()
     if file.transfer_syntax not in _FROM:
         raise CannotReencode("its transfer syntax is not one of the native ones")
     chosen = frozenset({SOP_CLASS_UID, SOP_INSTANCE_UID, PIXEL_REPRESENTATION, BITS_ALLOCATED, PIXEL_DATA})
-    walker = Walker(window, encoding=file.encoding, limits=limits, chosen=chosen)
+    walker = Walker(window, encoding=file.encoding, chosen=chosen)
     order: Literal["big", "little"] = "big" if walker.big else "little"
     while (event := walker.advance()) is not WalkEvent.END:
         if event is WalkEvent.FRAGMENTS:

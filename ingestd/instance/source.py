@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from ingestd.instance.facts import InvalidInstance, Verdict
+from ingestd.instance.facts import INFLATED_MOST, InvalidInstance, Verdict
 
 FIRST_READ = 1 << 16
 WINDOW = 1 << 18
@@ -65,9 +65,6 @@ class ByteFeed(Protocol):
     def read(self) -> bytes:
         """Give the next bytes, at most a window; b"" at the end."""
 
-    def skip(self, count: int, watch: ZeroWatch | None) -> int:
-        """Pass over ``count`` bytes, showing them to ``watch``; says how many there were."""
-
     def fork(self) -> ByteFeed:
         """Give a feed of the bytes that are still to come here, which takes none of them away."""
 
@@ -95,7 +92,10 @@ class FileFeed:
         return chunk
 
     def skip(self, count: int, watch: ZeroWatch | None) -> int:
-        """Pass over ``count`` bytes in one reused buffer that fits the processor's cache."""
+        """Pass over ``count`` bytes, showing them to ``watch``; says how many there were.
+
+        In one reused buffer that fits the processor's cache.
+        """
         whole = _buffer()
         left = count
         while left > 0:
@@ -144,16 +144,15 @@ class InflateFeed:
     After the end ``trailing`` holds what follows the stream in the part of the file read so far.
     """
 
-    __slots__ = ("_inflater", "_input", "_limit", "_progress", "_source", "ended", "produced", "trailing", "wrapped")
+    __slots__ = ("_inflater", "_input", "_progress", "_source", "ended", "produced", "trailing", "wrapped")
 
-    def __init__(self, source: ByteFeed, head: bytes, *, limit: int, progress: Progress = ignore_progress) -> None:
+    def __init__(self, source: ByteFeed, head: bytes, *, progress: Progress) -> None:
         # Writers that leave the zlib header on are read as well; a raw stream cannot begin with these two bytes in
         # earnest (it would be a stored block with its padding bits set).
         self.wrapped = len(head) >= 2 and head[0] == 0x78 and (head[0] << 8 | head[1]) % 31 == 0
         self._inflater = zlib.decompressobj(zlib.MAX_WBITS if self.wrapped else -zlib.MAX_WBITS)
         self._source = source
         self._input = head
-        self._limit = limit
         self._progress = progress
         self.produced = 0
         self.ended = False
@@ -183,21 +182,17 @@ class InflateFeed:
                 raise InvalidInstance(Verdict.SHORT, "the file ends inside its deflated data set")
             if chunk:
                 self.produced += len(chunk)
-                if self.produced > self._limit:
+                if self.produced > INFLATED_MOST:
                     raise InvalidInstance(
-                        Verdict.HOSTILE, f"the deflated data set inflates to more than {self._limit >> 20} MB"
+                        Verdict.HOSTILE, f"the deflated data set inflates to more than {INFLATED_MOST >> 20} MB"
                     )
                 self._progress(len(chunk))
                 return chunk
         return b""
 
-    def skip(self, count: int, watch: ZeroWatch | None) -> int:
-        """Never asked for: a window over this feed holds back what it reads too much."""
-        raise NotImplementedError
-
     def fork(self) -> ByteFeed:
         """Give a feed that inflates on from here by itself."""
-        other = InflateFeed(self._source.fork(), self._input, limit=self._limit, progress=self._progress)
+        other = InflateFeed(self._source.fork(), self._input, progress=self._progress)
         other._inflater = self._inflater.copy()
         other.produced, other.ended = self.produced, self.ended
         return other

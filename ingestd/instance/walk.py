@@ -43,7 +43,7 @@ import struct
 from collections.abc import Callable, Container, Iterator
 from typing import NoReturn
 
-from ingestd.instance.facts import InvalidInstance, Limits, Verdict
+from ingestd.instance.facts import NESTING_MOST, InvalidInstance, Verdict
 from ingestd.instance.frames import Everything, Frame, Kind, WalkEvent, fits
 from ingestd.instance.headers import (
     HeaderReader,
@@ -82,7 +82,6 @@ class Walker:
         window: Window,
         *,
         encoding: Encoding,
-        limits: Limits,
         chosen: Container[int] = frozenset(),
         keep: Container[int] = frozenset(),
         keep_in: dict[int, bytes] | None = None,
@@ -100,7 +99,6 @@ class Walker:
         self.implicit = encoding is Encoding.IMPLICIT_LITTLE
         self.big = encoding is Encoding.EXPLICIT_BIG
         self._top = self.implicit, self.big
-        self._limits = limits
         self._wanted = Wanted(Everything() if everything else chosen, keep, {} if keep_in is None else keep_in)
         self._everything = everything
         # Whether an element of known length that begins with an item is a sequence: asked for implicit elements and
@@ -227,7 +225,6 @@ class Walker:
         ahead = Walker(
             self.window.fork(),
             encoding=Encoding.EXPLICIT_LITTLE,
-            limits=self._limits,
             is_sequence=self._is_sequence,
         )
         ahead.implicit, ahead.big, ahead._top = self.implicit, self.big, self._top
@@ -287,8 +284,8 @@ class Walker:
         bound = None if parent is None else parent.bound
         end = None if length == UNDEFINED else self.window.base + self.window.pos + length
         self.depth += 1
-        if self.depth > self._limits.nesting:
-            raise InvalidInstance(Verdict.HOSTILE, f"sequences nested deeper than {self._limits.nesting}")
+        if self.depth > NESTING_MOST:
+            raise InvalidInstance(Verdict.HOSTILE, f"sequences nested deeper than {NESTING_MOST}")
         implicit, big = self.implicit, self.big
         if vr == b"UN":
             implicit, big = True, False  # PS3.5 §6.2.2 note 3, whatever the transfer syntax

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ingestd.instance.facts import Inspection, Limits, Verdict
+from ingestd.instance.facts import Inspection, Verdict
 from ingestd.reader.protocol import CompareJob, InspectJob, Job, Read, ReaderLimits, Readers, ReencodeJob
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ __all__ = [
     "InspectJob",
     "Inspection",
     "Job",
-    "Limits",
     "Read",
     "ReaderLimits",
     "ReaderPool",

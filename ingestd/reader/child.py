@@ -14,7 +14,6 @@ import sys
 from functools import partial
 
 from ingestd.fs.durable import write_all
-from ingestd.instance.facts import Limits
 from ingestd.reader.cores import leave_no_core
 from ingestd.reader.job_runner import JobRunner
 from ingestd.reader.protocol import decode_job, decode_limits
@@ -48,14 +47,14 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits.open_files, limits.open_files))
     progress.stand_ready()
-    _serve(lines, progress, limits.instance)
+    _serve(lines, progress)
     return 0
 
 
-def _serve(lines: _Lines, progress: SharedProgress, limits: Limits) -> None:
+def _serve(lines: _Lines, progress: SharedProgress) -> None:
     """Work off jobs in order; answers go out when no job waits, when enough have come together, or soon."""
     replies = ReplyBuffer(progress, partial(write_all, 1))
-    runner = JobRunner(progress, limits, replies)
+    runner = JobRunner(progress, replies)
     while (line := lines.next()) is not None:
         serial, job = decode_job(line)
         reply = runner.run(serial, job)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ingestd.error_location import location_of
 from ingestd.fs.durable import new_file, start_writing
 from ingestd.fs.places import open_file
-from ingestd.instance.facts import CannotReencode, Inspection, InvalidInstance, Limits, Verdict
+from ingestd.instance.facts import CannotReencode, Inspection, InvalidInstance, Verdict
 from ingestd.instance.inspection import inspect
 from ingestd.lifecycle import Sameness, SourceStat
 from ingestd.reader.files import (
@@ -38,9 +38,8 @@ _NAMED_MOST = 8
 class JobRunner:
     """Does one job at a time and says how far it is. Lets replies go while a long job is on."""
 
-    def __init__(self, progress: SharedProgress, limits: Limits, replies: ReplyBuffer) -> None:
+    def __init__(self, progress: SharedProgress, replies: ReplyBuffer) -> None:
         self._shared = progress
-        self._limits = limits
         self._replies = replies
         self._work = 0
 
@@ -109,7 +108,7 @@ class JobRunner:
     def _read(self, fd: int, size: int) -> Inspection:
         if size >= _SEQUENTIAL_FROM:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        return inspect(fd, limits=self._limits, progress=self._progress)
+        return inspect(fd, progress=self._progress)
 
     def _reencode(self, job: ReencodeJob) -> Inspection:
         from ingestd.instance.reencode import reencode_explicit  # noqa: PLC0415 - few jobs need it
@@ -121,7 +120,7 @@ class JobRunner:
         try:
             try:
                 with _opened(job.path) as fd:
-                    reencode_explicit(fd, out, limits=self._limits, progress=self._progress)
+                    reencode_explicit(fd, out, progress=self._progress)
                 sync(out)
                 part.rename(destination)
             except BaseException:
@@ -161,7 +160,7 @@ class JobRunner:
         from ingestd.instance.canonical import canonical_digest  # noqa: PLC0415 - few jobs need it
 
         with _opened(path) as fd:
-            return canonical_digest(fd, limits=self._limits, progress=self._progress)
+            return canonical_digest(fd, progress=self._progress)
 
     def _differs(self, job: CompareJob, sameness: Sameness, theirs: Inspection) -> str:
         if sameness is Sameness.OTHER_ENCODING:
@@ -171,7 +170,7 @@ class JobRunner:
         from ingestd.instance.canonical import differing_attributes  # noqa: PLC0415 - few jobs need it
 
         with _opened(job.ours) as our_fd, _opened(job.theirs) as their_fd:
-            names = differing_attributes(our_fd, their_fd, limits=self._limits)
+            names = differing_attributes(our_fd, their_fd)
         more = f" and {len(names) - _NAMED_MOST} more" if len(names) > _NAMED_MOST else ""
         return f"{', '.join(names[:_NAMED_MOST])}{more} differ{'s' * (len(names) == 1)}" if names else ""
 

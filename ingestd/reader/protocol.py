@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from operator import attrgetter, itemgetter
 from typing import Any, Protocol, TypeAlias
 
-from ingestd.instance.facts import NOTES, Inspection, Limits, Verdict
+from ingestd.instance.facts import NOTES, Inspection, Verdict
 from ingestd.lifecycle import Sameness, SourceStat
 
 LINE_MOST = 1 << 16
@@ -128,7 +128,6 @@ class ReaderLimits:
     open_files: int = 64
     ahead_jobs: int = 64  # jobs handed to a child before it has answered the first
     ahead_bytes: int = 8_000_000
-    instance: Limits = field(default_factory=Limits)
 
 
 class Readers(Protocol):
@@ -165,16 +164,13 @@ class ReaderAnswer:
 
 def encode_limits(limits: ReaderLimits, progress_fd: int) -> bytes:
     """Make the first line a child reads."""
-    instance = limits.instance
-    sizes = [instance.nesting, instance.inflated_bytes, instance.meta_bytes]
-    return _line([progress_fd, limits.address_space_bytes, limits.open_files, *sizes])
+    return _line([progress_fd, limits.address_space_bytes, limits.open_files])
 
 
 def decode_limits(line: bytes) -> tuple[int, ReaderLimits]:
     """Give the descriptor of the SharedProgress, and the limits."""
-    progress_fd, address_space, open_files, nesting, inflated, meta = json.loads(line)
-    instance = Limits(nesting=nesting, inflated_bytes=inflated, meta_bytes=meta)
-    return progress_fd, ReaderLimits(address_space_bytes=address_space, open_files=open_files, instance=instance)
+    progress_fd, address_space, open_files = json.loads(line)
+    return progress_fd, ReaderLimits(address_space_bytes=address_space, open_files=open_files)
 
 
 def encode_job(serial: int, job: Job) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingestd.instance import Inspection, InvalidInstance, Limits, Verdict, canonical_digest, inspect
+from ingestd.instance import Inspection, InvalidInstance, Verdict, canonical_digest, inspect, source
 from tests import builders
 from tests.builders import (
     BIG_ENDIAN,
@@ -33,20 +33,20 @@ UNDEFINED = 0xFFFFFFFF
 MEMORY_MOST = 4 << 20
 
 
-def look_at(path: Path, *, limits: Limits | None = None) -> Inspection:
+def look_at(path: Path) -> Inspection:
     fd = os.open(path, os.O_RDONLY)
     try:
-        return inspect(fd, limits=limits)
+        return inspect(fd)
     finally:
         os.close(fd)
 
 
-def look(content: bytes, tmp_path: Path, *, limits: Limits | None = None) -> Inspection:
+def look(content: bytes, tmp_path: Path) -> Inspection:
     path = tmp_path / "file"
     path.write_bytes(content)
     tracemalloc.start()
     try:
-        found = look_at(path, limits=limits)
+        found = look_at(path)
         assert tracemalloc.get_traced_memory()[1] < MEMORY_MOST
     finally:
         tracemalloc.stop()
@@ -160,7 +160,9 @@ def test_content_of_undefined_length_that_is_no_items_is_searched_for_its_end(tm
 
 
 @pytest.mark.parametrize("bomb", ["zeros", "elements"])
-def test_deflate_bomb_is_stopped_at_the_absolute_limit(bomb: str, tmp_path: Path) -> None:
+def test_deflate_bomb_is_stopped_at_the_absolute_limit(
+    bomb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     head = element(0x00080018, "UI", "1.2.3") + element(0x0020000D, "UI", "1.2.4") + element(0x0020000E, "UI", "1.2.5")
     packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     packed = [packer.compress(head)]
@@ -174,8 +176,9 @@ def test_deflate_bomb_is_stopped_at_the_absolute_limit(bomb: str, tmp_path: Path
     content = file_meta(sop_uid="1.2.3", transfer_syntax=DEFLATED) + b"".join(packed)
     assert len(content) < 1 << 19
 
-    stopped = look(content, tmp_path, limits=Limits(inflated_bytes=1 << 18))
     walked = look(content, tmp_path)
+    monkeypatch.setattr(source, "INFLATED_MOST", 1 << 18)
+    stopped = look(content, tmp_path)
 
     assert stopped.verdict is Verdict.HOSTILE
     assert walked.verdict is (Verdict.SHORT if bomb == "zeros" else Verdict.WHOLE)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import pytest
 
-from ingestd.instance import NOTES, Inspection, Limits, Verdict, file_meta_for, inspect, read_uids
+from ingestd.instance import NOTES, Inspection, Verdict, file_meta_for, inspect, opening, read_uids
 from ingestd.instance.text import decode_text
 from tests import builders
 from tests.builders import (
@@ -42,16 +42,16 @@ BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"
 RAW_DATA = "1.2.840.10008.5.1.4.1.1.66"
 
 
-def look(content: bytes, tmp_path: Path, *, limits: Limits | None = None) -> Inspection:
+def look(content: bytes, tmp_path: Path) -> Inspection:
     path = tmp_path / "file"
     path.write_bytes(content)
-    return look_at(path, limits=limits)
+    return look_at(path)
 
 
-def look_at(path: Path, *, limits: Limits | None = None) -> Inspection:
+def look_at(path: Path) -> Inspection:
     fd = os.open(path, os.O_RDONLY)
     try:
-        return inspect(fd, limits=limits)
+        return inspect(fd)
     finally:
         os.close(fd)
 
@@ -938,7 +938,7 @@ def test_deflated_stream_that_ends_early_or_is_damaged_is_short(tmp_path: Path) 
     assert look(bytes(damaged), tmp_path).verdict in {Verdict.SHORT, Verdict.WHOLE}
 
 
-def test_meta_group_larger_than_a_window_is_read(tmp_path: Path) -> None:
+def test_meta_group_larger_than_a_window_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     private = element(0x00020100, "UI", "1.2.9") + element(0x00020102, "OB", bytes(300_000))
     content = file_meta(sop_class=RAW_DATA, sop_uid="1.2.3") + private + dataset()
 
@@ -946,8 +946,8 @@ def test_meta_group_larger_than_a_window_is_read(tmp_path: Path) -> None:
 
     assert (found.verdict, found.dataset_offset) == (Verdict.WHOLE, len(content) - len(dataset()))
     assert found.meta_digest == hashlib.sha256(content[: found.dataset_offset]).hexdigest()
-    short = Limits(meta_bytes=100_000)
-    assert look(content, tmp_path, limits=short).verdict is Verdict.HOSTILE
+    monkeypatch.setattr(opening, "META_MOST", 100_000)
+    assert look(content, tmp_path).verdict is Verdict.HOSTILE
 
 
 def test_file_that_grows_while_it_is_read_has_changed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ingestd.instance import Inspection, Limits, Verdict
+from ingestd.instance import Inspection, Verdict
 from ingestd.lifecycle import SourceStat
 from ingestd.reader import CompareJob, InspectJob, ReaderLimits, ReencodeJob
 from ingestd.reader.protocol import (
@@ -82,9 +82,7 @@ def test_jobs_arrive_as_they_were_sent(job: InspectJob | ReencodeJob | CompareJo
 
 
 def test_limits_arrive_as_they_were_sent() -> None:
-    limits = ReaderLimits(
-        address_space_bytes=5, open_files=6, instance=Limits(nesting=2, inflated_bytes=3, meta_bytes=4)
-    )
+    limits = ReaderLimits(address_space_bytes=5, open_files=6)
 
     assert decode_limits(encode_limits(limits, 11)) == (11, limits)
 
