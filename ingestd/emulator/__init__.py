@@ -13,7 +13,7 @@ What the service does stands in ``AZURE.md``. The parts, lowest first; each impo
     storage                    index and files; the store, removal, long-running operations; no HTTP
     http                       connections, requests, answers, Accept, multipart bodies
     services                   what clients ask for, one service a file
-    openapi, routes, app, control, server   the routing table, the application, a running server
+    routes, app, control, server            the routing table, the application, a running server
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from .http.connection import BodyTimeout, connections
 from .settings import Flavour, Settings
 from .storage.archive import Archive, InUse
 from .storage.index import WrongSchema
-from .storage.reindex import reindex
+from .storage.tags import reindex
 from .storage.update import update
 from .storage.writer import Writer
 

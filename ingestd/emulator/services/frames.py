@@ -1,7 +1,8 @@
-"""WADO-RS frames (AZURE.md 2.1): single frames of an instance, as stored or transcoded."""
+"""WADO-RS of single frames: as stored or transcoded (AZURE.md 2.1), or rendered as JPEG or PNG (AZURE.md 2.3)."""
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -10,15 +11,24 @@ from typing import IO, Any
 from starlette.responses import Response, StreamingResponse
 
 from ..dicom.parser import DEFLATED, EXPLICIT_LITTLE, ParsedFile, mapped, parse
-from ..dicom.transcode import JPEG_2000, NOT_SUPPORTED, SOURCES, check_size, convert, quietly, undecodable
+from ..dicom.transcode import (
+    INSTEAD_OF_RENDERING,
+    JPEG_2000,
+    NOT_SUPPORTED,
+    SOURCES,
+    check_size,
+    convert,
+    quietly,
+    undecodable,
+)
 from ..dicom.walk import PixelPlace
-from ..errors import INTERNAL, Problem
+from ..errors import INTERNAL, NOT_ACCEPTABLE, Problem
 from ..http.accept import Offer, Representation, choose
 from ..http.answers import multipart
 from ..http.request import Action, Route, ServiceRequest, route
 from ..storage.files import StoredFile
 from ..storage.instances import InstanceRow
-from .wado import find, wants_original
+from .wado import RESOURCES, find, wants_original
 
 _OCTETS = "application/octet-stream"
 _OFFERS = (
@@ -36,7 +46,7 @@ _ROWS, _COLUMNS, _SAMPLES, _BITS, _FRAMES = 0x00280010, 0x00280011, 0x00280002, 
 _PHOTOMETRIC = 0x00280004
 
 
-def frame_numbers(text: str) -> list[int]:
+def _frame_numbers(text: str) -> list[int]:
     """The frames of a path segment such as ``1,3``; raises Problem 400."""
     numbers = []
     for part in text.split(","):
@@ -49,12 +59,12 @@ def frame_numbers(text: str) -> list[int]:
 
 def get_frames(request: ServiceRequest) -> Response:
     """``GET .../instances/{instance}/frames/{frames}``."""
-    numbers = frame_numbers(request.params["frames"])
+    numbers = _frame_numbers(request.params["frames"])
     chosen = choose(request.header("accept"), _OFFERS)
     if not chosen.multipart and len(numbers) > 1:
         raise Problem(400, _ONE_FRAME)
-    row, file = find_file(request)
-    parsed, pixels = with_frame(file, max(numbers))
+    row, file = _find_file(request)
+    parsed, pixels = _with_frame(file, max(numbers))
     frames, syntax = _frames(request, row, file, parsed, pixels, numbers, chosen)
     content_type = f"{chosen.media_type}; transfer-syntax={syntax}"
     first = next(frames)  # what cannot be given still gets its status
@@ -64,13 +74,13 @@ def get_frames(request: ServiceRequest) -> Response:
     return StreamingResponse(body, media_type=media_type)
 
 
-def find_file(request: ServiceRequest) -> tuple[InstanceRow, StoredFile]:
+def _find_file(request: ServiceRequest) -> tuple[InstanceRow, StoredFile]:
     """The instance that the path names, and the file of the version asked for; raises Problem 404."""
     row = find(request)[0]
     return row, request.archive.file(row.version(original=wants_original(request)))
 
 
-def with_frame(file: StoredFile, number: int) -> tuple[ParsedFile, PixelPlace]:
+def _with_frame(file: StoredFile, number: int) -> tuple[ParsedFile, PixelPlace]:
     """A stored file's structure where it has that frame, else Problem 404; a vanished file is the service's 500."""
     try:
         with file.open() as opened, mapped(opened) as buffer:
@@ -159,5 +169,79 @@ def _converted(file: StoredFile, numbers: list[int], target: str, *, count: int)
             raise undecodable(NOT_SUPPORTED) from error
 
 
-_INSTANCE = "studies/{study}/series/{series}/instances/{instance}"
-ROUTES: list[Route] = [route("GET", f"{_INSTANCE}/frames/{{frames}}", get_frames, Action.READ)]
+_SEVERAL_ACCEPTS = "The request contains multiple accept headers, which is not supported."
+_KINDS = {"image/jpeg": "JPEG", "image/png": "PNG"}
+_BAD_QUALITY = "Image quality must be between 1 and 100 inclusive"
+
+
+def get_rendered(request: ServiceRequest) -> Response:
+    """``GET .../instances/{instance}[/frames/{frame}]/rendered``."""
+    kind = _kind(request.header("accept"))
+    quality = _quality(request.parameter("quality"))
+    numbers = _frame_numbers(request.params.get("frames", "1"))
+    if len(numbers) > 1:
+        raise Problem(400, "Only one frame can be rendered at a time.")
+    row, file = _find_file(request)
+    _with_frame(file, numbers[0])
+    check_size(row.size_bytes, request.archive.settings.max_transcode_bytes, INSTEAD_OF_RENDERING)
+    with quietly():
+        try:
+            image = _rendered(file, numbers[0] - 1, kind, quality)
+        except Exception as error:
+            raise undecodable(NOT_ACCEPTABLE) from error  # AZURE.md 2.3
+    return Response(image, media_type=kind)
+
+
+def _kind(accept: str | None) -> str:
+    if accept is None or not accept.strip():
+        return "image/jpeg"
+    if "," in accept:
+        raise Problem(406, _SEVERAL_ACCEPTS)
+    kind = accept.split(";")[0].strip().lower()
+    if kind not in _KINDS:
+        raise Problem(406, NOT_ACCEPTABLE)
+    return kind
+
+
+def _quality(text: str | None) -> int:
+    if text is None:
+        return 100
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or not 1 <= int(text) <= 100:
+        raise Problem(400, _BAD_QUALITY)
+    return int(text)
+
+
+def _rendered(file: StoredFile, index: int, kind: str, quality: int) -> bytes:
+    import numpy  # noqa: ICN001, PLC0415 - heavy, and only here
+    from PIL import Image  # noqa: PLC0415
+    from pydicom import dcmread  # noqa: PLC0415
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut  # noqa: PLC0415
+    from pydicom.pixels.utils import pixel_array  # noqa: PLC0415
+
+    with file.open() as opened:
+        dataset = dcmread(opened)
+        pixels: Any = pixel_array(dataset, index=index)
+    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+    if photometric == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)
+    if pixels.ndim == 2:
+        pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset).astype(numpy.float64)
+        low, high = float(pixels.min()), float(pixels.max())
+        pixels = (pixels - low) * (255.0 / ((high - low) or 1.0))
+        if photometric == "MONOCHROME1":
+            pixels = 255.0 - pixels
+    elif pixels.dtype.itemsize > 1:
+        pixels = pixels >> (8 * (pixels.dtype.itemsize - 1))
+    image = Image.fromarray(pixels.astype(numpy.uint8))
+    result = io.BytesIO()
+    settings: dict[str, Any] = {"quality": quality} if kind == "image/jpeg" else {}
+    image.save(result, format=_KINDS[kind], **settings)
+    return result.getvalue()
+
+
+_INSTANCE = RESOURCES[-1]
+ROUTES: list[Route] = [
+    route("GET", f"{_INSTANCE}/frames/{{frames}}", get_frames, Action.READ),
+    route("GET", f"{_INSTANCE}/rendered", get_rendered, Action.READ),
+    route("GET", f"{_INSTANCE}/frames/{{frames}}/rendered", get_rendered, Action.READ),
+]

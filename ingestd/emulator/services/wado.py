@@ -1,4 +1,4 @@
-"""WADO-RS: files and metadata of studies, series and instances (AZURE.md 2)."""
+"""WADO-RS: files and metadata of studies, series and instances, and DELETE of them (AZURE.md 2, 4)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..http.accept import Offer, Representation, choose
 from ..http.answers import Streamed, multipart, raw_json
 from ..http.request import Action, Route, ServiceRequest, boolean, route
 from ..storage.instances import InstanceRow, find_created, metadata_bytes
+from ..storage.removal import remove
 
 _CHUNK = 1 << 20
 _SEVERAL = (
@@ -120,11 +121,21 @@ def get_metadata(request: ServiceRequest) -> Response:
     return answer
 
 
+def delete(request: ServiceRequest) -> Response:
+    """``DELETE /studies/{study}[/series/{series}[/instances/{instance}]]``."""
+    resource = request.resource()
+    if not remove(request.archive, request.partition_key, *resource):
+        raise not_found(*resource[1:])
+    return Response(status_code=204)
+
+
 RESOURCES = (
     "studies/{study}",
     "studies/{study}/series/{series}",
     "studies/{study}/series/{series}/instances/{instance}",
 )
-ROUTES: list[Route] = [route("GET", path, get_files, Action.READ) for path in RESOURCES] + [
-    route("GET", f"{path}/metadata", get_metadata, Action.READ, json_answer=True) for path in RESOURCES
+ROUTES: list[Route] = [
+    *(route("GET", path, get_files, Action.READ) for path in RESOURCES),
+    *(route("GET", f"{path}/metadata", get_metadata, Action.READ, json_answer=True) for path in RESOURCES),
+    *(route("DELETE", path, delete, Action.DELETE) for path in RESOURCES),
 ]
