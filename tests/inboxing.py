@@ -58,6 +58,12 @@ def quick_folder(otherwise: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def scan_now(inboxes: Inboxes) -> None:
+    """Have every inbox scanned in full at once."""
+    for folder in inboxes._folders.values():
+        folder.scans.want_at_once()
+
+
 class Desk:
     """One spool and its inboxes on a clock that only moves when told (``pass_time``) or on the real one."""
 
@@ -123,7 +129,7 @@ class Desk:
 
     def scan_again(self, known: Callable[[Candidate], bool] = lambda _: False) -> None:
         """Have every inbox scanned in full, and the ledger's answers given."""
-        self.inboxes.scan_now()
+        scan_now(self.inboxes)
         scans = [report.scans for report in self.inboxes.reports()]
 
         def are_scanned(_came: object) -> bool:

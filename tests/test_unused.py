@@ -17,8 +17,8 @@ from tests.test_imports import dotted, modules, parsed
 PUBLIC = ("dicomweb", "emulator")
 # Imported as it is by programs that had the former SDK (README).
 SDK = "dicomweb.sdk"
-# How a test gets at what nobody else needs: the reader processes to be killed, a scan without a wait for it.
-FOR_TESTS = {"ReaderPool.pids", "Inboxes.scan_now"}
+# How a test gets at what nobody else needs: the reader processes to be killed.
+FOR_TESTS = {"ReaderPool.pids"}
 # What is to go; nothing is added here.
 UNUSED = {"Rework.in_work", "Splitter.in_part"}
 # Decorators that leave a function one that somebody has to call; any other one hands it to a library.

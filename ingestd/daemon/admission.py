@@ -31,7 +31,6 @@ from ingestd.daemon.stage import Gate, Stage
 from ingestd.daemon.steps import (
     Arrived,
     Comparing,
-    Leave,
     Misplaced,
     Moving,
     Origin,
@@ -45,7 +44,7 @@ from ingestd.daemon.steps import (
     spool_path_of,
 )
 from ingestd.fs.places import below_of, remove_scratch
-from ingestd.inbox import Candidate, Expect, Inboxes, Spool
+from ingestd.inbox import Candidate, Expect, Inboxes, Leave, Spool
 from ingestd.ledger import Judged, KnownSource, Ledger, Transaction
 from ingestd.lifecycle import Sameness, State
 from ingestd.reader import CompareJob, InspectJob
@@ -247,8 +246,9 @@ class Admission(Stage):
 
     def _inspect_job(self, job_key: int, key: int) -> InspectJob:
         candidate = seen_of(self._steps[key]).candidate
-        # A copy from another filesystem is fsynced where it lands; what stays in place is not ours to sync.
-        durable = not candidate.in_place and self._spool.is_here(candidate.source)
+        # What will be renamed into the spool is synced by its reader. A copy from another filesystem is synced where it
+        # lands; what stays in place is not ours to sync.
+        durable = not candidate.in_place and candidate.source.device == self._spool.device
         patient = not candidate.final
         return InspectJob(key=job_key, path=candidate.place, expect=candidate.source, durable=durable, patient=patient)
 
@@ -304,7 +304,7 @@ class Admission(Stage):
             return
         del self._steps[key]
         if not seen.origin.adopted:
-            self._inboxes.done(was)
+            self._inboxes.take_back(was, Leave.DONE)
         if candidate is not None:
             candidate = replace(
                 candidate, dropped_as=seen.relative_path, final=was.final, was_admitted=was.was_admitted
@@ -320,13 +320,7 @@ class Admission(Stage):
             # It lies in the spool and was never the inboxes' to follow.
             self._inboxes.observe(candidate)
         elif told is not None:
-            tell = {
-                Leave.AGAIN: self._inboxes.again,
-                Leave.INCOMPLETE: self._inboxes.incomplete,
-                Leave.UNREADABLE: self._inboxes.unreadable,
-                Leave.DONE: self._inboxes.done,
-            }
-            tell[told](candidate)
+            self._inboxes.take_back(candidate, told)
 
     def _finish(self, key: int, step: Recorded, log: FilteringBoundLogger) -> None:
         del self._steps[key]
@@ -337,7 +331,7 @@ class Admission(Stage):
         if origin.row is None:
             self.taken_in += 1
             if not origin.adopted:
-                self._inboxes.done(seen.candidate)
+                self._inboxes.take_back(seen.candidate, Leave.DONE)
         if step.state is State.REJECTED:
             log.warning("inbox.rejected", entry_id=step.entry_id, inbox=inbox, reason=step.reason)
         elif step.state is State.CONFLICT and origin.row is None:

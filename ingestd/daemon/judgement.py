@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ingestd.daemon.steps import Leave, Origin, Rejection, Seen, identity_of
+from ingestd.daemon.steps import Origin, Rejection, Seen, identity_of
+from ingestd.inbox import Leave
 from ingestd.lifecycle import Reason
 from ingestd.reader import Inspection, Read, Verdict
 

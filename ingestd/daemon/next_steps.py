@@ -18,7 +18,6 @@ from ingestd.daemon.judgement import KILLS_MOST, Whole, died, judge, refused_as
 from ingestd.daemon.steps import (
     Arrived,
     Comparing,
-    Leave,
     Misplaced,
     Moving,
     Reading,
@@ -31,7 +30,7 @@ from ingestd.daemon.steps import (
     refusal_of,
     where_it_lies,
 )
-from ingestd.inbox import Brought, Stranded, Taken, WhyNot
+from ingestd.inbox import Brought, Leave, Stranded, Taken, WhyNot
 from ingestd.ledger import Admitted, Judged, KnownSource, Ledger, NewCandidate, Transaction, moves
 from ingestd.lifecycle import Refusal, Sameness, State
 from ingestd.reader import Inspection, Read, Verdict

@@ -14,11 +14,10 @@ durable. ``Origin`` says whose file it is; which rules differ for it stands in `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
-from ingestd.inbox import Candidate, Expect, Taken
+from ingestd.inbox import Candidate, Expect, Leave, Taken
 from ingestd.ledger import Holder, Judged, KnownSource, Ledger, RowToRead
 from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, State
 from ingestd.reader import Inspection
@@ -106,15 +105,6 @@ class Misplaced:
 
     seen: Seen
     path: str
-
-
-class Leave(Enum):
-    """How a file without a verdict is left to its folder (``Inboxes``)."""
-
-    AGAIN = "again"
-    INCOMPLETE = "incomplete"
-    UNREADABLE = "unreadable"
-    DONE = "done"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

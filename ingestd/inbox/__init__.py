@@ -6,9 +6,7 @@ them. The one rule: **events are hints, the scan is the truth.** Losing an event
 ``Inboxes`` (main thread only) looks and waits; it changes nothing on disk. ``look(now=clocks.boottime(), room=n)`` does
 a bounded piece of work and gives a ``Look``:
 
-- Every candidate in ``ready`` must come back by exactly one of ``done`` (its outcome is committed), ``again`` (it
-  changed, or could not be taken now: observe it anew), ``incomplete`` (short, empty or zeros while not ``final``) or
-  ``unreadable`` (could not be opened or read: retried with a growing wait).
+- Every candidate in ``ready`` must come back by ``take_back`` exactly once, with what became of it (``Leave``).
 - Every candidate in ``asked`` must be answered by ``answer_known``; those are files whose source the ledger may know:
   all of an ``in_place`` inbox, and those of a ``move`` inbox on another filesystem than the spool. *Known* means, for
   ``in_place``: some row has this inbox, relative path, size and mtime_ns, and inode and ctime as far as those tell
@@ -42,6 +40,7 @@ from ingestd.inbox.types import (
     InboxError,
     InboxPolicy,
     InboxReport,
+    Leave,
     LetGo,
     Look,
     NotTaken,
@@ -64,6 +63,7 @@ __all__ = [
     "InboxPolicy",
     "InboxReport",
     "Inboxes",
+    "Leave",
     "LetGo",
     "Look",
     "Names",

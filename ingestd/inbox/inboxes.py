@@ -11,8 +11,9 @@ from pathlib import Path
 from ingestd.clocks import boottime
 from ingestd.fs.mounts import mount_of
 
+from .folder_health import ARM_WAIT
 from .tracker import Phase
-from .types import Candidate, InboxError, InboxPolicy, InboxReport, Look, Take
+from .types import Candidate, InboxError, InboxPolicy, InboxReport, Leave, Look, Take
 from .watched_folder import WatchedFolder
 
 WORK_SECONDS = 0.05  # one look, all inboxes together
@@ -63,7 +64,7 @@ class Inboxes:
         """Arm the observers; files that come from now on raise events, the first scan finds those before."""
         now = boottime()
         for folder in self._folders.values():
-            folder.open(now)
+            folder.health.arm(now, wait=ARM_WAIT)
 
     def take_over(self, other: Inboxes) -> None:
         """Come in the place of another, closed by now: since when its files are as they are need not be seen anew."""
@@ -107,25 +108,10 @@ class Inboxes:
             if folder := self._folders.get(candidate.inbox):
                 folder.answer(candidate, is_known=candidate in are_known)
 
-    def done(self, candidate: Candidate) -> None:
-        """Forget a file whose outcome is committed."""
+    def take_back(self, candidate: Candidate, leave: Leave) -> None:
+        """Take back a file that was handed out, with what became of it."""
         if folder := self._folders.get(candidate.inbox):
-            folder.done(candidate)
-
-    def again(self, candidate: Candidate) -> None:
-        """Observe a file anew: it changed, or it could not be taken now."""
-        if folder := self._folders.get(candidate.inbox):
-            folder.again(candidate)
-
-    def incomplete(self, candidate: Candidate) -> None:
-        """Wait for a change of a file that is short, empty or all zeros; unchanged, it comes back as ``final``."""
-        if folder := self._folders.get(candidate.inbox):
-            folder.incomplete(candidate)
-
-    def unreadable(self, candidate: Candidate) -> None:
-        """Leave a file that could not be opened or read; it is tried again, ever less often."""
-        if folder := self._folders.get(candidate.inbox):
-            folder.unreadable(candidate)
+            folder.take_back(candidate, leave)
 
     def observe(self, candidate: Candidate) -> None:
         """Settle a file that lies in the spool already, as if it had been dropped now.
@@ -168,11 +154,6 @@ class Inboxes:
     def barred(self) -> list[str]:
         """Name the files that cannot be read, or not be moved, by their paths."""
         return [path for folder in self._folders.values() for path in folder.tracker.barred()]
-
-    def scan_now(self) -> None:
-        """Ask for a full scan of every inbox at once."""
-        for folder in self._folders.values():
-            folder.scans.want_at_once()
 
     def is_drained(self, since: float) -> bool:
         """Whether everything that lay in the inboxes when a scan last began, after ``since``, is decided.

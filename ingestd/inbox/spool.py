@@ -115,10 +115,6 @@ class Spool:
         """Put down in the lock what keeps the ledger from being written, "" nothing: who asks cannot learn it there."""
         self._lock.tell(trouble)
 
-    def is_here(self, source: SourceStat) -> bool:
-        """Whether the file is on the spool's own filesystem: then it is renamed, and its reader has to fsync it."""
-        return source.device == self.device
-
     def take_in(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]:
         """Bring files into ``files/<inbox>/``; those reported as taken are durable there.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from ingestd.fs.places import below_of
@@ -256,6 +256,18 @@ class LetGo(StrEnum):
     CHANGED = "changed"  # it may hold other bytes by now: its content decides
     WRITER = "writer"  # somebody has it open for writing
     STUCK = "stuck"  # could not be done now
+
+
+class Leave(Enum):
+    """What becomes of a candidate: its outcome is committed (DONE), or how it is left to its folder.
+
+    INCOMPLETE, unchanged, comes back as ``final``.
+    """
+
+    AGAIN = "again"  # it changed, or could not be taken now: observed anew
+    INCOMPLETE = "incomplete"  # short, empty or zeros while not ``final``: waits for a change
+    UNREADABLE = "unreadable"  # could not be opened or read: tried again, ever less often
+    DONE = "done"
 
 
 class InboxError(ValueError):

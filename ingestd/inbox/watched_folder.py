@@ -19,13 +19,13 @@ from ingestd.fs.mounts import Mount
 from ingestd.workers import Workers
 
 from .file_check import Checked, FileCheck, check_files
-from .folder_health import ARM_WAIT, FolderHealth
+from .folder_health import FolderHealth
 from .hints import HintedPaths, Hints
 from .names import Names
 from .scan_schedule import ScanSchedule
 from .scan_statistics import ScanStatistics
 from .tracker import WITH_CALLER, Phase, TrackedFile, Tracker
-from .types import Candidate, InboxPolicy, InboxReport, Take
+from .types import Candidate, InboxPolicy, InboxReport, Leave, Take
 from .walk import Found, Root, RootGone, Walk, is_same, root_of
 
 SETTLE_LOCAL = 2.0
@@ -85,9 +85,6 @@ class WatchedFolder:
         self._next_look_at = 0.0
         self._now = 0.0
 
-    def open(self, now: float) -> None:
-        self.health.arm(now, wait=ARM_WAIT)
-
     def close(self) -> None:
         self.health.disarm(wait=5)
         self._drop_walk()
@@ -114,40 +111,27 @@ class WatchedFolder:
     def report(self) -> InboxReport:
         return self.statistics.report(self.tracker, scanning=self.scans.walk is not None and self.scans.is_full)
 
-    def done(self, candidate: Candidate) -> None:
-        """Forget a file whose outcome is committed."""
+    def take_back(self, candidate: Candidate, leave: Leave) -> None:
+        """Take back a file that was handed out, with what became of it."""
         file = self.tracker.get(candidate.relative_path, in_spool=candidate.in_spool)
-        if file is not None:
+        if file is None:
+            if leave is Leave.AGAIN and candidate.in_spool:
+                self.observe(candidate)
+        elif leave is Leave.DONE:
             self.tracker.forget(file)
             if not candidate.in_spool and not candidate.in_place:
                 self.statistics.files_taken += 1
             if file.has_changed:
                 # The name was used again while we had the file that bore it before.
                 self._hinted.paths[file.path] = None
-
-    def again(self, candidate: Candidate) -> None:
-        """Observe a file anew."""
-        file = self.tracker.get(candidate.relative_path, in_spool=candidate.in_spool)
-        if file is not None:
+        elif leave is Leave.UNREADABLE:
+            self.tracker.wait_for_access(file, self._now)
+        elif leave is Leave.INCOMPLETE and not file.has_changed:
+            self.tracker.wait_for_change(file)
+        else:
             self.tracker.start_over(file, file.stat, self._now)
             if not candidate.in_spool:
                 self._hinted.paths[file.path] = None
-        elif candidate.in_spool:
-            self.observe(candidate)
-
-    def incomplete(self, candidate: Candidate) -> None:
-        """Wait until the file changes or has not changed for ``incomplete_after``."""
-        file = self.tracker.get(candidate.relative_path, in_spool=candidate.in_spool)
-        if file is not None and file.has_changed:
-            self.again(candidate)
-        elif file is not None:
-            self.tracker.wait_for_change(file)
-
-    def unreadable(self, candidate: Candidate) -> None:
-        """Try again later."""
-        file = self.tracker.get(candidate.relative_path, in_spool=candidate.in_spool)
-        if file is not None:
-            self.tracker.wait_for_access(file, self._now)
 
     def observe(self, candidate: Candidate) -> None:
         self.tracker.add_spooled(candidate, self._now)

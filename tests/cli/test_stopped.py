@@ -12,6 +12,7 @@ import pytest
 
 from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
+from ingestd.inbox import Leave
 from ingestd.ledger import moves
 from ingestd.lifecycle import Pause, PauseCause, Reason, State
 from tests.builders import write_instance
@@ -209,7 +210,7 @@ def test_a_file_that_cannot_be_moved_stays_counted_while_it_is_tried_again(tmp_p
     with Desk(tmp_path, policy(tmp_path)) as desk:
         desk.settle(2.1)
         [candidate] = desk.ready_now()
-        desk.inboxes.unreadable(candidate)
+        desk.inboxes.take_back(candidate, Leave.UNREADABLE)
         assert desk.report().barred == 1
 
         desk.pass_time(61)
@@ -217,7 +218,7 @@ def test_a_file_that_cannot_be_moved_stays_counted_while_it_is_tried_again(tmp_p
         assert desk.report().in_hand == 1
         assert desk.report().barred == 1
 
-        desk.inboxes.done(again)
+        desk.inboxes.take_back(again, Leave.DONE)
         assert desk.report().barred == 0
 
 

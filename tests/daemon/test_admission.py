@@ -26,6 +26,7 @@ from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from ingestd.reader import Read, ReaderLimits, ReaderPool
 from tests.builders import element, instance_bytes, write_instance
+from tests.inboxing import scan_now
 
 WITHIN_SECONDS = 20.0
 
@@ -68,7 +69,7 @@ class Rooms:
     def look_again(self) -> dict[State, int]:
         """Scan anew, turn the loop until nothing is left to do, and count the rows by state."""
         since, give_up_at = self.turn(), time.monotonic() + WITHIN_SECONDS
-        self.inboxes.scan_now()
+        scan_now(self.inboxes)
         while not (self.inboxes.is_drained(since) and self.admission.is_idle):
             assert time.monotonic() < give_up_at, f"not drained: {self.inboxes.reports()}"
             self.turn()

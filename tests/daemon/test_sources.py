@@ -18,6 +18,7 @@ from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from tests.builders import write_instance
+from tests.inboxing import scan_now
 from tests.running import QUICK_INBOX, Site, wait_until
 
 
@@ -75,7 +76,7 @@ def test_folders_that_we_emptied_are_removed_and_others_stay(tmp_path: Path) -> 
         daemon = Daemon(config, policies=policies)
 
         def is_tidy() -> bool:
-            daemon.workers.inboxes.scan_now()
+            scan_now(daemon.workers.inboxes)
             daemon.loop.tick()
             return not (site.drop / "study 2").exists() and not (site.drop / "study" / "series").exists()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.inbox import Take, Watch
+from ingestd.inbox import Leave, Take, Watch
 from tests.inboxing import Desk, policy, quick_folder, source_of
 
 
@@ -65,7 +65,7 @@ def test_file_is_handed_out_once_after_its_settle_time(tmp_path, drop):
         desk.pass_time(100)
         assert desk.ready_now() == []
         assert desk.report().in_hand == 1
-        desk.inboxes.done(candidate)
+        desk.inboxes.take_back(candidate, Leave.DONE)
         assert desk.report().in_hand == 0
 
 
@@ -170,7 +170,7 @@ def test_short_file_waits_until_it_grows(tmp_path, drop):
     path = put(drop, "x")
     with desk_of(tmp_path) as desk:
         desk.settle(2.1)
-        desk.inboxes.incomplete(desk.ready_now()[0])
+        desk.inboxes.take_back(desk.ready_now()[0], Leave.INCOMPLETE)
         desk.pass_time(600)
         assert desk.ready_now() == []
         assert desk.report().waiting_incomplete == 1
@@ -188,7 +188,7 @@ def test_short_file_that_stays_short_comes_back_as_final(tmp_path, drop):
     with desk_of(tmp_path) as desk:
         desk.settle(2.1)
         (first,) = desk.ready_now()
-        desk.inboxes.incomplete(first)
+        desk.inboxes.take_back(first, Leave.INCOMPLETE)
         desk.pass_time(890)
         assert desk.ready_now() == []
         desk.pass_time(10)
@@ -230,7 +230,7 @@ def test_growth_begins_the_wait_for_the_rest_anew(tmp_path, drop):
         for _piece in range(3):
             (candidate,) = desk.ready_now()
             assert not candidate.final
-            desk.inboxes.incomplete(candidate)
+            desk.inboxes.take_back(candidate, Leave.INCOMPLETE)
             desk.pass_time(14 * 60)
             with path.open("ab") as file:
                 file.write(b"a piece more")
@@ -238,7 +238,7 @@ def test_growth_begins_the_wait_for_the_rest_anew(tmp_path, drop):
 
         (candidate,) = desk.ready_now()
         assert not candidate.final
-        desk.inboxes.incomplete(candidate)
+        desk.inboxes.take_back(candidate, Leave.INCOMPLETE)
         desk.pass_time(14 * 60)
         assert desk.ready_now() == []
         desk.pass_time(61)
@@ -378,7 +378,7 @@ def test_empty_folders_are_left_alone(tmp_path, drop):
         desk.settle(2.1)
         came = desk.ready_now()
         desk.take(came)
-        desk.inboxes.done(came[0])
+        desk.inboxes.take_back(came[0], Leave.DONE)
         desk.settle(2.1)
 
     assert (drop / "study" / "series").is_dir()
@@ -455,12 +455,12 @@ def test_unreadable_file_is_reported_and_tried_again(tmp_path, drop):
     put(drop, "x")
     with desk_of(tmp_path) as desk:
         desk.settle(2.1)
-        desk.inboxes.unreadable(desk.ready_now()[0])
+        desk.inboxes.take_back(desk.ready_now()[0], Leave.UNREADABLE)
         assert desk.ready_now() == []
         assert desk.report().unreadable == 1
         desk.pass_time(1.1)
         (candidate,) = desk.ready_now()
-        desk.inboxes.unreadable(candidate)
+        desk.inboxes.take_back(candidate, Leave.UNREADABLE)
         desk.pass_time(1.1)
         assert desk.ready_now() == []
         desk.pass_time(1)
@@ -497,7 +497,7 @@ def test_changed_file_is_observed_anew(tmp_path, drop):
         desk.settle(2.1)
         (candidate,) = desk.ready_now()
         append(path, b"more")
-        desk.inboxes.again(candidate)
+        desk.inboxes.take_back(candidate, Leave.AGAIN)
         assert desk.ready_now() == []
         desk.pass_time(2.1)
 
@@ -515,7 +515,7 @@ def test_name_that_is_used_again_while_we_have_the_first_file_is_seen(tmp_path, 
         desk.take(came)
         put(drop, "IM0001", b"the next study")
         desk.scan_again()
-        desk.inboxes.done(came[0])
+        desk.inboxes.take_back(came[0], Leave.DONE)
         desk.look_until(lambda _: desk.report().waiting_settle == 1, limit=5)
         desk.pass_time(2.1)
 
@@ -534,7 +534,7 @@ def test_file_in_place_is_asked_about_and_never_touched(tmp_path, drop):
         assert all(one.in_place for one in came)
         for one in came:
             rows.add((one.relative_path, one.source.mtime_ns))
-            desk.inboxes.done(one)
+            desk.inboxes.take_back(one, Leave.DONE)
         desk.settle(2.1, known=known)
         assert desk.report().waiting_settle == 0
         assert desk.report().files_seen == 30
@@ -570,7 +570,7 @@ def test_more_files_than_are_tracked_all_come(quick):
             for one in desk.ready_now():
                 came.add(one.relative_path)
                 one.path.unlink()
-                desk.inboxes.done(one)
+                desk.inboxes.take_back(one, Leave.DONE)
             report = desk.report()
             assert report.waiting_settle + report.in_hand <= 100
             desk.pass_time(2.1)
@@ -590,7 +590,7 @@ def test_files_that_wait_for_their_rest_do_not_keep_out_the_others(tmp_path, dro
             for one in desk.ready_now():
                 if one.relative_path == "whole":
                     came.append(one)
-                desk.inboxes.incomplete(one)
+                desk.inboxes.take_back(one, Leave.INCOMPLETE)
             if came:
                 break
             desk.pass_time(31)
@@ -717,7 +717,7 @@ def test_sudden_emptiness_is_an_alarm_but_our_own_taking_is_not(tmp_path, drop):
         came = desk.ready_now()
         desk.take(came)
         for one in came:
-            desk.inboxes.done(one)
+            desk.inboxes.take_back(one, Leave.DONE)
         desk.settle(0)
         assert desk.report().alarm == ""
         for number in range(20):
@@ -804,12 +804,12 @@ def test_file_whose_rights_were_mended_is_tried_again_at_once(tmp_path, drop):
         desk.settle(2.1)
         for _ in range(3):
             [candidate] = desk.ready_now()
-            desk.inboxes.unreadable(candidate)
+            desk.inboxes.take_back(candidate, Leave.UNREADABLE)
             desk.scan_again()
             assert desk.ready_now() == [], "nothing was mended"
             desk.pass_time(61)
         [candidate] = desk.ready_now()
-        desk.inboxes.unreadable(candidate)
+        desk.inboxes.take_back(candidate, Leave.UNREADABLE)
 
         (drop / "x").chmod(0o600)
         desk.scan_again()
@@ -825,7 +825,7 @@ def test_file_that_could_not_be_opened_is_tried_again_within_seconds_and_ever_la
         waits = []
         [candidate] = desk.ready_now()
         for _ in range(8):
-            desk.inboxes.unreadable(candidate)
+            desk.inboxes.take_back(candidate, Leave.UNREADABLE)
             failed_at = desk.now
             while not (ready := desk.ready_now()):
                 desk.pass_time(0.5)
@@ -846,7 +846,7 @@ def test_file_that_we_gave_back_is_not_taken_for_mended_again_and_again(tmp_path
             for candidate in desk.ready_now():
                 (drop / "x").rename(tmp_path / "x")
                 (tmp_path / "x").rename(drop / "x")
-                desk.inboxes.unreadable(candidate)
+                desk.inboxes.take_back(candidate, Leave.UNREADABLE)
                 tries += 1
             desk.scan_again()
             desk.pass_time(0.1)
@@ -863,13 +863,13 @@ def test_drained_means_scanned_since_and_everything_decided(tmp_path, drop):
         assert not desk.inboxes.is_drained(start)
         came = {one.relative_path: one for one in desk.ready_now()}
         (drop / "x").unlink()
-        desk.inboxes.done(came["x"])
-        desk.inboxes.incomplete(came["short"])
+        desk.inboxes.take_back(came["x"], Leave.DONE)
+        desk.inboxes.take_back(came["short"], Leave.INCOMPLETE)
         assert not desk.inboxes.is_drained(start)
         desk.pass_time(901)
         (short,) = desk.ready_now()
         (drop / "short").unlink()
-        desk.inboxes.done(short)
+        desk.inboxes.take_back(short, Leave.DONE)
 
         assert desk.inboxes.is_drained(start)
         assert not desk.inboxes.is_drained(desk.now + 1)
@@ -890,10 +890,10 @@ def test_file_in_the_spool_can_be_settled_like_a_new_one(tmp_path, drop):
         desk.settle(2.1)
         came = desk.ready_now()
         (taken,) = desk.take(came)
-        desk.inboxes.done(came[0])
+        desk.inboxes.take_back(came[0], Leave.DONE)
         orphan = next(desk.spool.orphans(lambda _: set()))
         append(orphan.path, b"written through an old descriptor")
-        desk.inboxes.again(orphan)
+        desk.inboxes.take_back(orphan, Leave.AGAIN)
         assert desk.ready_now() == []
         desk.pass_time(2.1)
         desk.ready_now()

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from ingestd.fs.mounts import Mount, mount_of, parse_mountinfo
-from ingestd.inbox import Watch
+from ingestd.inbox import Leave, Watch
 from ingestd.inbox.hints import MOST_EVENTS, MOST_FOLDERS, MOST_PATHS, Hints
 from ingestd.inbox.watch import Watcher
-from tests.inboxing import Desk, candidate_of, policy, quick_folder
+from tests.inboxing import Desk, candidate_of, policy, quick_folder, scan_now
 
 SYSCTL = Path("/proc/sys/fs/inotify")
 
@@ -80,7 +80,7 @@ def take_all(desk, wanted, limit=60):
         assert candidate.relative_path not in seen
         seen.add(candidate.relative_path)
         candidate.path.unlink()
-        desk.inboxes.done(candidate)
+        desk.inboxes.take_back(candidate, Leave.DONE)
 
     desk.look_until(lambda _: len(seen) >= wanted, on_ready=take, limit=limit)
     return seen
@@ -94,7 +94,7 @@ def test_lone_file_is_ready_within_ten_milliseconds_of_its_settle_time(tmp_path,
             written = time.monotonic()
             (candidate,) = desk.look_until(len, limit=5)
             late.append(time.monotonic() - written - 0.1)
-            desk.inboxes.done(candidate)
+            desk.inboxes.take_back(candidate, Leave.DONE)
 
         # The best few: what else the machine does is not ours.
         assert sorted(late)[2] < 0.010
@@ -164,7 +164,7 @@ def test_folder_that_takes_the_place_of_one_that_was_handed_out_is_seen_file_by_
         (tmp_path / "second").rename(drop / "study")
         (drop / "last").write_bytes(b"x")
         desk.look_until(lambda _: desk.report().waiting_settle == 1, limit=5)  # what came before it was looked at too
-        desk.inboxes.done(candidate)
+        desk.inboxes.take_back(candidate, Leave.DONE)
         desk.look_until(lambda _: desk.report().waiting_settle == 2, limit=5)
 
         assert desk.report().scans == scans
@@ -193,11 +193,11 @@ def test_what_is_barred_is_tried_again_at_once_when_rights_are_mended_on_its_way
         desk.settle(2.1)
         for _ in range(8):
             for candidate in desk.ready_now():
-                desk.inboxes.unreadable(candidate)
+                desk.inboxes.take_back(candidate, Leave.UNREADABLE)
             desk.pass_time(61)
         assert {candidate.relative_path for candidate in desk.ready_now()} == {"a/b/x", "y"}
         for name in ("a/b/x", "y"):
-            desk.inboxes.unreadable(candidate_of(drop, name))
+            desk.inboxes.take_back(candidate_of(drop, name), Leave.UNREADABLE)
         assert desk.ready_now() == []
 
         (drop / mended).chmod(0o750)
@@ -288,7 +288,7 @@ def test_more_folders_than_watches_are_scanned_and_reported(tmp_path, drop):
     with desk:
         for number in range(60):
             (drop / str(number) / "x").write_bytes(b"x")
-        desk.inboxes.scan_now()
+        scan_now(desk.inboxes)
 
         assert len(take_all(desk, 60)) == 60
         assert "the limit of inotify watches is reached" in desk.report().degraded
@@ -338,7 +338,7 @@ def test_dead_thread_of_the_observer_is_replaced_and_what_it_missed_found(tmp_pa
             (candidate,) = desk.ready_now()
             assert candidate.relative_path == f"after-{victim}"
             candidate.path.unlink()
-            desk.inboxes.done(candidate)
+            desk.inboxes.take_back(candidate, Leave.DONE)
 
 
 def test_folder_removed_and_made_again_is_watched_again(tmp_path, drop):
@@ -391,7 +391,7 @@ def test_rename_storm_ends_with_every_file_once(quick):
 
         def note(candidate):
             came[candidate.relative_path] = candidate
-            desk.inboxes.done(candidate)
+            desk.inboxes.take_back(candidate, Leave.DONE)
             candidate.path.unlink()
 
         desk.look_until(lambda _: len([name for name in came if name.startswith("s20/")]) == 300, on_ready=note)
