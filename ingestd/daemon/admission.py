@@ -40,7 +40,6 @@ from ingestd.daemon.steps import (
     Seen,
     Step,
     expect_of,
-    seen_of,
     spool_path_of,
 )
 from ingestd.fs.places import below_of, remove_scratch
@@ -131,9 +130,14 @@ class Admission(Stage):
     @property
     def rows_in_hand(self) -> set[int]:
         """The rows whose files are being read again now."""
-        origins = [seen_of(step).origin for step in self._steps.values()]
-        rows = {origin.row.entry_id for origin in origins if origin.row is not None}
-        return rows | {origin.former for origin in origins if origin.former is not None}
+        rows = set()
+        for step in self._steps.values():
+            origin = step.seen.origin
+            if origin.row is not None:
+                rows.add(origin.row.entry_id)
+            elif origin.former is not None:
+                rows.add(origin.former)
+        return rows
 
     def moving_since(self) -> float:
         """Say since when (``Now.mono``) the file is on its way into the spool that is so for longest; inf: none is."""
@@ -160,7 +164,7 @@ class Admission(Stage):
         in_hand = len(self._steps)
         if in_hand >= _IN_HAND_MOST:
             # However many rows wait for a comparison, new files are taken in.
-            in_hand = sum(seen_of(step).origin.row is None for step in self._steps.values())
+            in_hand = sum(step.seen.origin.row is None for step in self._steps.values())
         room = _IN_HAND_MOST - in_hand
         if not self._gate.is_open or now.mono < self._full_until:
             room = 0
@@ -196,7 +200,7 @@ class Admission(Stage):
             is_lost=self._is_lost,
             rows_in_hand=lambda: self.rows_in_hand,
         )
-        following.put_down({key: seen_of(self._steps[key]) for key in self._new})
+        following.put_down({key: self._steps[key].seen for key in self._new})
         for key, answer in self._answers:
             following.advance(key, self._steps[key], answer)
         following.write()
@@ -245,7 +249,7 @@ class Admission(Stage):
         self._inboxes.ignore_inodes(candidate.inbox, ignored=self._in_place.ignores_inodes(candidate.source.device))
 
     def _inspect_job(self, job_key: int, key: int) -> InspectJob:
-        candidate = seen_of(self._steps[key]).candidate
+        candidate = self._steps[key].seen.candidate
         # What will be renamed into the spool is synced by its reader. A copy from another filesystem is synced where it
         # lands; what stays in place is not ours to sync.
         durable = not candidate.in_place and candidate.source.device == self._spool.device
@@ -254,7 +258,7 @@ class Admission(Stage):
 
     def _move(self, moving: Mapping[int, Moving]) -> None:
         def items(steps: Iterable[tuple[int, Moving]]) -> list[tuple[int, Candidate, Expect]]:
-            return [(key, step.reading.seen.candidate, expect_of(step)) for key, step in steps]
+            return [(key, step.seen.candidate, expect_of(step)) for key, step in steps]
 
         self._mover.take_in(items((key, step) for key, step in moving.items() if step.refused is None))
         self._mover.set_aside(items((key, step) for key, step in moving.items() if step.refused is not None))

@@ -20,6 +20,7 @@ from ingestd.daemon.steps import (
     Comparing,
     Misplaced,
     Moving,
+    Noted,
     Reading,
     Recorded,
     Rejection,
@@ -70,7 +71,7 @@ class NextSteps:
         self.killed: list[int] = []
         self.learnt: list[tuple[Seen, KnownSource | None]] = []
         self._arrived: list[tuple[int, Arrived]] = []
-        self._refused: list[tuple[int, Reading, Refusal]] = []
+        self._refused: list[tuple[int, Noted, Refusal]] = []
         self._dropped: list[int] = []
 
     def put_down(self, files: Mapping[int, Seen]) -> None:
@@ -131,13 +132,18 @@ class NextSteps:
         stays = seen.candidate.in_place or seen.origin.row is not None or (seen.origin.requested and not is_whole)
         if not stays:
             refused = None if isinstance(verdict, Whole) else verdict
-            self.steps[key] = Moving(reading=step, found=found, refused=refused, since=self._now.mono)
+            self.steps[key] = Moving(
+                seen=seen, candidate_id=step.candidate_id, found=found, refused=refused, since=self._now.mono
+            )
         elif isinstance(verdict, Whole):
-            taken = where_it_lies(seen, verdict.found)
-            arrival = arrival_of(step, verdict.found, self._ledger, taken)
-            self._arrived.append((key, Arrived(reading=step, found=verdict.found, arrival=arrival)))
+            self._arrive(key, step, verdict.found, where_it_lies(seen, verdict.found))
         else:
             self._refused.append((key, step, refusal_of(step, found, verdict, where_it_lies(seen, found))))
+
+    def _arrive(self, key: int, step: Noted, found: Inspection, taken: Taken) -> None:
+        arrival = arrival_of(step, found, self._ledger, taken)
+        arrived = Arrived(seen=step.seen, candidate_id=step.candidate_id, arrival=arrival)
+        self._arrived.append((key, arrived))
 
     def _count_kill(self, step: Reading) -> int:
         if step.candidate_id is not None:
@@ -162,35 +168,34 @@ class NextSteps:
         return row is not None
 
     def _was_moved(self, key: int, step: Moving, brought: Brought) -> None:
-        reading, inbox = step.reading, step.reading.seen.candidate.inbox
+        inbox = step.seen.candidate.inbox
         if isinstance(brought, Taken):
             if step.refused is not None:
-                self._refused.append((key, reading, refusal_of(reading, step.found, step.refused, brought)))
+                self._refused.append((key, step, refusal_of(step, step.found, step.refused, brought)))
             else:
                 assert step.found is not None, "what is taken was read"
-                arrival = arrival_of(reading, step.found, self._ledger, brought)
-                self._arrived.append((key, Arrived(reading=reading, found=step.found, arrival=arrival)))
+                self._arrive(key, step, step.found, brought)
             return
         if isinstance(brought, Stranded):
             self._log.error("inbox.stranded", inbox=inbox, note=brought.note)
-            self._mislay(key, reading, brought.path)
+            self._mislay(key, step, brought.path)
             return
         if brought.why not in (WhyNot.GONE, WhyNot.CHANGED):
             self._log.error("inbox.not_taken", inbox=inbox, why=brought.why.value, note=brought.note)
         # One file that cannot be moved (a folder that may not be written) is counted as such and tried again with
         # growing waits; it holds up no other.
         leave = {WhyNot.GONE: Leave.DONE, WhyNot.ERROR: Leave.UNREADABLE, WhyNot.NO_ROOM: Leave.UNREADABLE}
-        self._return(key, reading, leave.get(brought.why, Leave.AGAIN), is_full=brought.why is WhyNot.NO_SPACE)
+        self._return(key, step, leave.get(brought.why, Leave.AGAIN), is_full=brought.why is WhyNot.NO_SPACE)
 
     def _was_compared(self, key: int, step: Comparing, read: Read) -> None:
         arrived, holder_id = step.arrived, step.holder.entry_id
         if read.lost == "ours":
             # Written to after it was read: begun anew.
-            seen, reading = arrived.reading.seen, arrived.reading
+            seen = arrived.seen
             if seen.candidate.in_place or seen.origin.row is not None:
-                self._return(key, reading, Leave.AGAIN)
+                self._return(key, arrived, Leave.AGAIN)
             else:
-                self._mislay(key, reading, arrived.arrival.path)
+                self._mislay(key, arrived, arrived.arrival.path)
         elif (read.lost or read.waits) and not self._is_hopeless(step, read):
             # Nothing was learnt. From their file it goes on to the server's copy, from that to their file.
             distrusts = 0 if step.copy else holder_id
@@ -207,23 +212,23 @@ class NextSteps:
             return False
         # A file that is away comes back, or is read again. But two rows that each hold by now what the other one did
         # would wait for each other for ever.
-        is_row = step.arrived.reading.seen.origin.row is not None
+        is_row = step.seen.origin.row is not None
         return not read.lost or (is_row and step.holder.entry_id in self._rows_in_hand())
 
-    def _return(self, key: int, reading: Reading, leave: Leave, *, is_full: bool = False) -> None:
+    def _return(self, key: int, noted: Noted, leave: Leave, *, is_full: bool = False) -> None:
         """Let go of a file of which there is no verdict."""
-        seen = reading.seen
+        seen = noted.seen
         # What lies in the spool has the name it was dropped under nowhere else.
-        if reading.candidate_id is not None and not (seen.origin.adopted and leave is not Leave.DONE):
-            self._dropped.append(reading.candidate_id)
+        if noted.candidate_id is not None and not (seen.origin.adopted and leave is not Leave.DONE):
+            self._dropped.append(noted.candidate_id)
         # A row's file, a person's request, and what changed in rejected/ are simply taken up again.
         is_silent = seen.origin.former is not None or seen.origin.row is not None
         self.steps[key] = Returned(seen=seen, told=None if is_silent else leave, is_full=is_full)
 
-    def _mislay(self, key: int, reading: Reading, path: str) -> None:
-        if reading.candidate_id is not None:
-            self._dropped.append(reading.candidate_id)
-        self.steps[key] = Misplaced(seen=reading.seen, path=path)
+    def _mislay(self, key: int, noted: Noted, path: str) -> None:
+        if noted.candidate_id is not None:
+            self._dropped.append(noted.candidate_id)
+        self.steps[key] = Misplaced(seen=noted.seen, path=path)
 
     def write(self) -> None:
         """Have the ledger make rows of what arrived and of what is refused, and forget what came to nothing."""
@@ -233,18 +238,18 @@ class NextSteps:
 
     def _admit(self) -> None:
         """Have the ledger say, as it stands now, what becomes of the files that arrived."""
-        fresh = [(key, step) for key, step in self._arrived if step.reading.seen.origin.row is None]
+        fresh = [(key, step) for key, step in self._arrived if step.seen.origin.row is None]
         judged = {place: step.judged for place, (_, step) in enumerate(fresh) if step.judged is not None}
         rows = moves.admit(self._tx, [step.arrival for _, step in fresh], judged=judged, now=self._now.utc)
         for (key, step), admitted in zip(fresh, rows, strict=True):
             self._was_admitted(key, step, admitted)
         for key, step in self._arrived:
-            if (row := step.reading.seen.origin.row) is not None:
+            if (row := step.seen.origin.row) is not None:
                 admitted = moves.reread(self._tx, row.entry_id, step.arrival, judged=step.judged, now=self._now.utc)
                 self._was_admitted(key, step, admitted)
 
     def _was_admitted(self, key: int, step: Arrived, admitted: Admitted) -> None:
-        seen = step.reading.seen
+        seen = step.seen
         if admitted.needs_compare and admitted.holder is not None:
             self.steps[key] = Comparing(arrived=step, holder=admitted.holder)
         elif admitted.entry_id is None or admitted.state is None:
@@ -257,29 +262,29 @@ class NextSteps:
             self.steps[key] = Recorded(seen=seen, entry_id=admitted.entry_id, state=admitted.state, copied=copied)
 
     def _refuse(self) -> None:
-        fresh: list[tuple[int, Reading, Refusal]] = []
-        for key, reading, refusal in self._refused:
-            origin = reading.seen.origin
+        fresh: list[tuple[int, Noted, Refusal]] = []
+        for key, noted, refusal in self._refused:
+            origin = noted.seen.origin
             if origin.row is not None:
                 is_moved = moves.reread_refused(self._tx, origin.row.entry_id, refusal, now=self._now.utc)
-                self._record_refused(key, reading, refusal, origin.row.entry_id if is_moved else None)
+                self._record_refused(key, noted, refusal, origin.row.entry_id if is_moved else None)
             elif origin.requested and origin.former is not None:
                 moves.request_failed(self._tx, origin.former, note=refusal.note, now=self._now.utc)
-                self._return(key, reading, Leave.DONE)
+                self._return(key, noted, Leave.DONE)
             else:
-                fresh.append((key, reading, refusal))
+                fresh.append((key, noted, refusal))
         ids = moves.refuse(self._tx, [refusal for _, _, refusal in fresh], now=self._now.utc) if fresh else []
-        for (key, reading, refusal), entry_id in zip(fresh, ids, strict=True):
-            if (former := reading.seen.origin.former) is not None:
+        for (key, noted, refusal), entry_id in zip(fresh, ids, strict=True):
+            if (former := noted.seen.origin.former) is not None:
                 moves.readmitted(self._tx, former, entry_id, now=self._now.utc)
-            self._record_refused(key, reading, refusal, entry_id)
+            self._record_refused(key, noted, refusal, entry_id)
 
-    def _record_refused(self, key: int, reading: Reading, refusal: Refusal, entry_id: int | None) -> None:
+    def _record_refused(self, key: int, noted: Noted, refusal: Refusal, entry_id: int | None) -> None:
         if entry_id is None:
-            self.steps[key] = Returned(seen=reading.seen, told=None)
+            self.steps[key] = Returned(seen=noted.seen, told=None)
             return
         self.steps[key] = Recorded(
-            seen=reading.seen,
+            seen=noted.seen,
             entry_id=entry_id,
             state=State.REJECTED,
             reason=refusal.reason.value,

@@ -47,13 +47,23 @@ class Seen:
         """What the ledger is to call it: where it was dropped, or where it lies."""
         return self.candidate.dropped_as or self.candidate.relative_path
 
+    @property
+    def seen(self) -> Seen:
+        """Each step says which file it is of."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """Its candidate row is durable, and it is with a reader; ``candidate_id`` None: it has a row already."""
+class Noted:
+    """A file whose candidate row is durable; ``candidate_id`` None: it has a row already."""
 
     seen: Seen
     candidate_id: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading(Noted):
+    """It is with a reader."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,25 +75,22 @@ class Rejection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Moving:
+class Moving(Noted):
     """It was read, and is on its way into the spool, or aside; ``since`` is when (``Now.mono``)."""
 
-    reading: Reading
     found: Inspection | None
     refused: Rejection | None
     since: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Arrived:
+class Arrived(Noted):
     """It lies where it is to stay and was read whole: the ledger says what becomes of it.
 
     ``judged``: how it compares with the row that held its identity; ``comparisons``: that came to nothing;
     ``distrusts``: the row whose file could not be compared with: its server's copy may be.
     """
 
-    reading: Reading
-    found: Inspection
     arrival: Arrival
     judged: Judged | None = None
     comparisons: int = 0
@@ -97,6 +104,10 @@ class Comparing:
     arrived: Arrived
     holder: Holder
     copy: Path | None = None
+
+    @property
+    def seen(self) -> Seen:
+        return self.arrived.seen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,17 +141,6 @@ class Recorded:
 Step: TypeAlias = Seen | Reading | Moving | Arrived | Comparing | Misplaced | Returned | Recorded
 
 
-def seen_of(step: Step) -> Seen:
-    """Say which file this is."""
-    if isinstance(step, Seen):
-        return step
-    if isinstance(step, (Misplaced, Returned, Recorded)):
-        return step.seen
-    if isinstance(step, Comparing):
-        return step.arrived.reading.seen
-    return (step if isinstance(step, Reading) else step.reading).seen
-
-
 def spool_path_of(step: Step) -> str:
     """Say where it lies in the spool, as far as it does."""
     if isinstance(step, Misplaced):
@@ -149,7 +149,7 @@ def spool_path_of(step: Step) -> str:
         step = step.arrived
     if isinstance(step, Arrived):
         return step.arrival.path
-    candidate = seen_of(step).candidate
+    candidate = step.seen.candidate
     return candidate.relative_path if candidate.in_spool else ""
 
 
@@ -171,14 +171,14 @@ def identity_of(found: Inspection) -> Identity | None:
     return Identity(study_uid=found.study_uid, series_uid=found.series_uid, sop_uid=found.sop_uid)
 
 
-def arrival_of(reading: Reading, found: Inspection, ledger: Ledger, taken: Taken) -> Arrival:
+def arrival_of(noted: Noted, found: Inspection, ledger: Ledger, taken: Taken) -> Arrival:
     """Say what the ledger is to know of a file that was read whole and lies now where ``taken`` says."""
-    identity, candidate = identity_of(found), reading.seen.candidate
+    identity, candidate = identity_of(found), noted.seen.candidate
     assert identity is not None, "what has no identity is refused"
     return Arrival(
-        candidate_id=reading.candidate_id,
+        candidate_id=noted.candidate_id,
         inbox=candidate.inbox,
-        relative_path=reading.seen.relative_path,
+        relative_path=noted.seen.relative_path,
         source=candidate.source,  # it was read as that, or the reader had said CHANGED
         path=taken.path,
         in_place=candidate.in_place,
@@ -197,13 +197,13 @@ def arrival_of(reading: Reading, found: Inspection, ledger: Ledger, taken: Taken
     )
 
 
-def refusal_of(reading: Reading, found: Inspection | None, refused: Rejection, taken: Taken) -> Refusal:
+def refusal_of(noted: Noted, found: Inspection | None, refused: Rejection, taken: Taken) -> Refusal:
     """Say what the ledger is to know of a file that is refused and lies now where ``taken`` says."""
-    candidate = reading.seen.candidate
+    candidate = noted.seen.candidate
     return Refusal(
-        candidate_id=reading.candidate_id,
+        candidate_id=noted.candidate_id,
         inbox=candidate.inbox,
-        relative_path=reading.seen.relative_path,
+        relative_path=noted.seen.relative_path,
         source=candidate.source,
         path=taken.path,
         in_place=candidate.in_place,
@@ -219,7 +219,7 @@ def refusal_of(reading: Reading, found: Inspection | None, refused: Rejection, t
 
 def expect_of(moving: Moving) -> Expect:
     """Say what the file must still be when it is moved."""
-    candidate, found = moving.reading.seen.candidate, moving.found
+    candidate, found = moving.seen.candidate, moving.found
     if found is None:
         return Expect(source=candidate.source)
     return Expect(
