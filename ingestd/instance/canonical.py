@@ -18,14 +18,14 @@ from __future__ import annotations
 import hashlib
 import struct
 
+from ingestd.instance import tags
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.source import Progress, ignore_progress
-from ingestd.instance.syntax import DATA_SET_TRAILING_PADDING, TEXT_VRS
+from ingestd.instance.syntax import TEXT_VRS
 from ingestd.instance.vr import dictionary_keyword, dictionary_vr
 from ingestd.instance.walk import Walker
 
-LENGTH_TO_END = 0x00080001
 # Padding is looked for in the last bytes of a value only, so that no value need be held in memory.
 _TAIL = 1 << 16
 _MOST_ATTRIBUTES = 10_000
@@ -146,7 +146,7 @@ class _ByAttribute(_Digester):
 
 
 def _is_about_lengths(tag: int) -> bool:
-    return tag & 0xFFFF == 0 or tag in (LENGTH_TO_END, DATA_SET_TRAILING_PADDING)
+    return tag & 0xFFFF == 0 or tag in (tags.LENGTH_TO_END, tags.DATA_SET_TRAILING_PADDING)
 
 
 def _trim(tail: bytes, vr: bytes, length: int) -> bytes:

@@ -57,7 +57,6 @@ class Inspection:
     modality: str = ""
     station: str = ""
     patient_id: str = ""
-    patient_id_present: bool = False  # absent (False) is not the same as empty
     accession_number: str = ""
     generated_meta: bool = False  # no File Meta in the file: file_meta_for() gives the bytes to put in front
     notes: tuple[str, ...] = ()  # machine words, see NOTES

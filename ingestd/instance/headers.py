@@ -8,16 +8,8 @@ from typing import NamedTuple
 
 from ingestd.instance.frames import Frame, fits
 from ingestd.instance.source import Window
-from ingestd.instance.syntax import (
-    ITEM,
-    ITEM_DELIMITER,
-    LONG_VRS,
-    PIXEL_DATA,
-    SEQUENCE_DELIMITER,
-    SHORT_VRS,
-    UNDEFINED,
-    YOUNG_VRS,
-)
+from ingestd.instance.syntax import LONG_VRS, SHORT_VRS, UNDEFINED, YOUNG_VRS
+from ingestd.instance.tags import ITEM, ITEM_DELIMITER, PIXEL_DATA, SEQUENCE_DELIMITER
 
 _LOOK_AHEAD = 1 << 16
 _DELIMITERS = 0xFFFE

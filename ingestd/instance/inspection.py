@@ -8,51 +8,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from ingestd.instance import tags
 from ingestd.instance.facts import Inspection, InvalidInstance, Verdict
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import UIDS_CACHED, uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes, has_every_image
 from ingestd.instance.runs import KEPT_BYTES
-from ingestd.instance.source import Progress, Window, ZeroWatch, ignore_progress
-from ingestd.instance.syntax import (
-    ACCESSION_NUMBER,
-    BITS_ALLOCATED,
-    COLUMNS,
-    DATA_SET_TRAILING_PADDING,
-    DIRECTORY_RECORD_SEQUENCE,
-    MAIN_ELEMENTS,
-    MEDIA_STORAGE_DIRECTORY,
-    MODALITY,
-    PATIENT_ID,
-    PIXEL_DATA,
-    PIXEL_DATA_PROVIDER_URL,
-    PIXELS,
-    ROWS,
-    SERIES_INSTANCE_UID,
-    SOP_CLASS_UID,
-    SOP_INSTANCE_UID,
-    SPECIFIC_CHARACTER_SET,
-    STATION_NAME,
-    STUDY_INSTANCE_UID,
-    is_native,
-    main_elements,
-)
+from ingestd.instance.source import Progress, ZeroWatch, ignore_progress
+from ingestd.instance.syntax import MAIN_ELEMENTS, MEDIA_STORAGE_DIRECTORY, is_native, main_elements
 from ingestd.instance.text import decode_text
 from ingestd.instance.walk import Walker
 
 _UIDS = {
-    SOP_INSTANCE_UID: "SOP Instance UID",
-    STUDY_INSTANCE_UID: "Study Instance UID",
-    SERIES_INSTANCE_UID: "Series Instance UID",
+    tags.SOP_INSTANCE_UID: "SOP Instance UID",
+    tags.STUDY_INSTANCE_UID: "Study Instance UID",
+    tags.SERIES_INSTANCE_UID: "Series Instance UID",
 }
 _KEPT = (
     frozenset(_UIDS)
     | PIXEL_ATTRIBUTES
-    | {SPECIFIC_CHARACTER_SET, SOP_CLASS_UID, ACCESSION_NUMBER, MODALITY, STATION_NAME, PATIENT_ID}
-    | {PIXEL_DATA_PROVIDER_URL}
+    | {tags.SPECIFIC_CHARACTER_SET, tags.SOP_CLASS_UID, tags.ACCESSION_NUMBER, tags.MODALITY}
+    | {tags.STATION_NAME, tags.PATIENT_ID, tags.PIXEL_DATA_PROVIDER_URL}
 )
-_CHOSEN = _KEPT | set(PIXELS) | MAIN_ELEMENTS | {DATA_SET_TRAILING_PADDING, DIRECTORY_RECORD_SEQUENCE}
+_CHOSEN = _KEPT | set(tags.PIXELS) | MAIN_ELEMENTS | {tags.DATA_SET_TRAILING_PADDING, tags.DIRECTORY_RECORD_SEQUENCE}
 _TEXT_MOST = 64  # LO, SH and CS are shorter; more is cut, as it is for searching only
 # Asked several times for each file, and mostly for the UIDs of the file before.
 _UID = lru_cache(UIDS_CACHED)(re.compile(r"[0-9.]{1,64}", re.ASCII).fullmatch)
@@ -103,7 +82,9 @@ class _Inspector:
                 verdict, reason = Verdict.DICOMDIR, "a DICOMDIR: an index of files, not an instance"
             else:
                 window = file.open_dataset()
-                self._walker = self._walk(window)
+                self._walker = Walker(
+                    window, encoding=file.encoding, chosen=_CHOSEN, keep=_KEPT, keep_in=self._found.values
+                )
                 self._collect(self._walker)
                 walked = True
         except InvalidInstance as problem:
@@ -116,15 +97,6 @@ class _Inspector:
             verdict, reason = self._judge()
         return self._result(verdict, reason)
 
-    def _walk(self, window: Window) -> Walker:
-        return Walker(
-            window,
-            encoding=self._file.encoding,
-            chosen=_CHOSEN,
-            keep=_KEPT,
-            keep_in=self._found.values,
-        )
-
     def _rest_is_zero(self) -> bool:
         while chunk := self._file.feed.read():
             if chunk.strip(b"\0"):
@@ -136,11 +108,11 @@ class _Inspector:
         while (event := walker.advance()) is not WalkEvent.END:
             tag = walker.tag
             if event is WalkEvent.FRAGMENTS:
-                if tag in PIXELS:
+                if tag in tags.PIXELS:
                     found.pixel_tag, found.pixel_bytes = tag, None
                     found.fragments_at = walker.window.base + walker.window.pos
                 continue
-            if tag in PIXELS:
+            if tag in tags.PIXELS:
                 found.pixel_tag, found.pixel_bytes = tag, walker.length
                 found.watch = ZeroWatch()
                 walker.pass_value(found.watch)
@@ -175,15 +147,15 @@ class _Inspector:
     def _judge_content(self) -> tuple[Verdict, str]:
         found = self._found
         assert self._walker is not None, "walked before"
-        if DIRECTORY_RECORD_SEQUENCE in found.present:
+        if tags.DIRECTORY_RECORD_SEQUENCE in found.present:
             return Verdict.DICOMDIR, "a DICOMDIR: an index of files, not an instance"
         problem = self._uid_problem()
         if problem:
             # Elements come in ascending order: what ends before the UIDs' place may have been cut there.
-            if self._walker.last_tag < SERIES_INSTANCE_UID and not found.present.issuperset(_UIDS):
+            if self._walker.last_tag < tags.SERIES_INSTANCE_UID and not found.present.issuperset(_UIDS):
                 return Verdict.SHORT, "the file ends before the place of its Study and Series Instance UID"
             return Verdict.NO_UIDS, problem
-        if DATA_SET_TRAILING_PADDING in found.present:
+        if tags.DATA_SET_TRAILING_PADDING in found.present:
             found.notes.add("trailing_padding")
         self._note_uids()
         if found.pixel_tag is None:
@@ -204,14 +176,14 @@ class _Inspector:
                 return f"it has no {name}" if tag not in found.present else f"its {name} is empty"
             if not _UID(text):
                 return f"its {name} is not a UID"
-        if self._file.generated_meta and not _UID(uid_text(found.values.get(SOP_CLASS_UID, b""))):
+        if self._file.generated_meta and not _UID(uid_text(found.values.get(tags.SOP_CLASS_UID, b""))):
             return "it has no SOP Class UID"
         return ""
 
     def _note_uids(self) -> None:
         found, meta = self._found, self._file.meta
         uids = [uid_text(found.values[tag]) for tag in _UIDS]
-        sop_class = uid_text(found.values.get(SOP_CLASS_UID, b""))
+        sop_class = uid_text(found.values.get(tags.SOP_CLASS_UID, b""))
         if any(_LEADING_ZERO(uid) for uid in uids):
             found.notes.add("uid_leading_zero")
         if not sop_class:
@@ -222,10 +194,10 @@ class _Inspector:
     def _judge_without_pixels(self) -> tuple[Verdict, str]:
         """A file cut between two elements adds up: what its class is for must be there, or it waits for a while."""
         found = self._found
-        wanted: Iterable[int] = main_elements(uid_text(found.values.get(SOP_CLASS_UID, b"")))
-        if not wanted and {ROWS, COLUMNS, BITS_ALLOCATED} <= found.present:
-            wanted = PIXELS
-        if not wanted or PIXEL_DATA_PROVIDER_URL in found.present or not found.present.isdisjoint(wanted):
+        wanted: Iterable[int] = main_elements(uid_text(found.values.get(tags.SOP_CLASS_UID, b"")))
+        if not wanted and {tags.ROWS, tags.COLUMNS, tags.BITS_ALLOCATED} <= found.present:
+            wanted = tags.PIXELS
+        if not wanted or tags.PIXEL_DATA_PROVIDER_URL in found.present or not found.present.isdisjoint(wanted):
             return Verdict.WHOLE, ""
         if self._walker is not None and "trailing_nulls" in self._walker.notes:
             return Verdict.SHORT, "zeros stand where its main content should be"
@@ -247,7 +219,7 @@ class _Inspector:
         found = self._found
         assert self._walker is not None, "walked before"
         least = None
-        if tag == PIXEL_DATA and not is_native(self._file.transfer_syntax):
+        if tag == tags.PIXEL_DATA and not is_native(self._file.transfer_syntax):
             found.notes.add("pixel_data_defined_length")
         else:
             least = expected_pixel_bytes(tag, found.values, big=self._walker.big)
@@ -281,20 +253,20 @@ class _Inspector:
             verdict, reason = Verdict.CHANGED, "the file changed while it was read"
         found, meta = self._found, self._file.meta
         notes = found.notes | file.notes | (set() if self._walker is None else self._walker.notes)
-        character_set = found.values.get(SPECIFIC_CHARACTER_SET, b"")
-        patient_id, readable = decode_text(found.values.get(PATIENT_ID, b"")[:KEPT_BYTES], character_set)
+        character_set = found.values.get(tags.SPECIFIC_CHARACTER_SET, b"")
+        patient_id, readable = decode_text(found.values.get(tags.PATIENT_ID, b"")[:KEPT_BYTES], character_set)
         if not readable:
             notes.add("patient_id_undecodable")
-        accession, readable = decode_text(found.values.get(ACCESSION_NUMBER, b"")[:KEPT_BYTES], character_set)
+        accession, readable = decode_text(found.values.get(tags.ACCESSION_NUMBER, b"")[:KEPT_BYTES], character_set)
         if not readable:
             notes.add("accession_undecodable")
         return Inspection(
             verdict=verdict,
             reason_text=reason,
-            study_uid=self._uid(STUDY_INSTANCE_UID),
-            series_uid=self._uid(SERIES_INSTANCE_UID),
-            sop_uid=self._uid(SOP_INSTANCE_UID),
-            sop_class_uid=self._uid(SOP_CLASS_UID) or (meta.sop_class_uid if _UID(meta.sop_class_uid) else ""),
+            study_uid=self._uid(tags.STUDY_INSTANCE_UID),
+            series_uid=self._uid(tags.SERIES_INSTANCE_UID),
+            sop_uid=self._uid(tags.SOP_INSTANCE_UID),
+            sop_class_uid=self._uid(tags.SOP_CLASS_UID) or (meta.sop_class_uid if _UID(meta.sop_class_uid) else ""),
             transfer_syntax=file.transfer_syntax if _UID(file.transfer_syntax) else "",
             digest=file.feed.digest.hexdigest(),
             meta_digest=file.meta_digest,
@@ -304,10 +276,9 @@ class _Inspector:
             inode=after.st_ino,
             mtime_ns=after.st_mtime_ns,
             ctime_ns=after.st_ctime_ns if file.stat.st_ctime_ns == after.st_ctime_ns else 0,
-            modality=self._word(MODALITY),
-            station=decode_text(found.values.get(STATION_NAME, b""), character_set)[0][:_TEXT_MOST],
+            modality=self._word(tags.MODALITY),
+            station=decode_text(found.values.get(tags.STATION_NAME, b""), character_set)[0][:_TEXT_MOST],
             patient_id=patient_id,
-            patient_id_present=PATIENT_ID in found.present,
             accession_number=accession,
             generated_meta=file.generated_meta,
             notes=tuple(sorted(notes)),

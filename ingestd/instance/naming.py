@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from ingestd.instance import tags
 from ingestd.instance.facts import InvalidInstance
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.runs import KEPT_BYTES
 from ingestd.instance.source import ignore_progress
-from ingestd.instance.syntax import SERIES_INSTANCE_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID
 from ingestd.instance.walk import Walker
 
-_UIDS = (STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, SOP_INSTANCE_UID)
+_UIDS = (tags.STUDY_INSTANCE_UID, tags.SERIES_INSTANCE_UID, tags.SOP_INSTANCE_UID)
 
 
 class _UidsAndWhatFollows:
     """Elements come in ascending order: behind the last UID begins what need not be read."""
 
     def __contains__(self, tag: object) -> bool:
-        return isinstance(tag, int) and (tag > SERIES_INSTANCE_UID or tag in _UIDS)
+        return isinstance(tag, int) and (tag > tags.SERIES_INSTANCE_UID or tag in _UIDS)
 
 
 def read_uids(fd: int) -> tuple[str, str, str] | None:

@@ -5,21 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ingestd.instance.syntax import (
-    BITS_ALLOCATED,
-    COLUMNS,
-    DOUBLE_FLOAT_PIXEL_DATA,
-    FLOAT_PIXEL_DATA,
-    NUMBER_OF_FRAMES,
-    PHOTOMETRIC_INTERPRETATION,
-    ROWS,
-    SAMPLES_PER_PIXEL,
-)
+from ingestd.instance import tags
 
 PIXEL_ATTRIBUTES = frozenset(
-    {ROWS, COLUMNS, BITS_ALLOCATED, SAMPLES_PER_PIXEL, NUMBER_OF_FRAMES, PHOTOMETRIC_INTERPRETATION}
+    {
+        *(tags.ROWS, tags.COLUMNS, tags.BITS_ALLOCATED),
+        *(tags.SAMPLES_PER_PIXEL, tags.NUMBER_OF_FRAMES, tags.PHOTOMETRIC_INTERPRETATION),
+    }
 )
-_BITS = {FLOAT_PIXEL_DATA: 32, DOUBLE_FLOAT_PIXEL_DATA: 64}
+_BITS = {tags.FLOAT_PIXEL_DATA: 32, tags.DOUBLE_FLOAT_PIXEL_DATA: 64}
 # Chroma subsampling leaves this share of the samples (numerator, denominator).
 _SUBSAMPLED = {
     b"YBR_FULL_422": (2, 3),
@@ -30,16 +24,16 @@ _SUBSAMPLED = {
 
 def expected_pixel_bytes(tag: int, values: Mapping[int, bytes], *, big: bool) -> int | None:
     """Give the least number of bytes that this pixel element can have, or None where the attributes do not say."""
-    rows, columns = _unsigned(values, ROWS, big=big), _unsigned(values, COLUMNS, big=big)
-    samples = _unsigned(values, SAMPLES_PER_PIXEL, big=big)
-    bits = _BITS.get(tag) or _unsigned(values, BITS_ALLOCATED, big=big)
-    frames = _frames(values.get(NUMBER_OF_FRAMES, b""))
+    rows, columns = _unsigned(values, tags.ROWS, big=big), _unsigned(values, tags.COLUMNS, big=big)
+    samples = _unsigned(values, tags.SAMPLES_PER_PIXEL, big=big)
+    bits = _BITS.get(tag) or _unsigned(values, tags.BITS_ALLOCATED, big=big)
+    frames = _frames(values.get(tags.NUMBER_OF_FRAMES, b""))
     if not rows or not columns or not bits or frames is None:
         return None
     if samples is None:
         samples = 1
     pixels = rows * columns * samples * frames
-    share = _SUBSAMPLED.get(values.get(PHOTOMETRIC_INTERPRETATION, b"").strip(b" \0"))
+    share = _SUBSAMPLED.get(values.get(tags.PHOTOMETRIC_INTERPRETATION, b"").strip(b" \0"))
     if share is not None and samples == 3:
         pixels = pixels * share[0] // share[1]
     return (pixels * bits + 7) // 8
@@ -55,7 +49,7 @@ def has_every_image(fd: int, at: int, end: int, values: Mapping[int, bytes]) -> 
     JPEG, JPEG-LS and JPEG 2000 all end so (ITU-T T.81 B.1.1.3, T.87, T.800 A.4.4). What was cut off between two
     fragments lacks an image, or the last fragment is not the end of one.
     """
-    wanted, ended, tail = _frames(values.get(NUMBER_OF_FRAMES, b"")) or 1, 0, b""
+    wanted, ended, tail = _frames(values.get(tags.NUMBER_OF_FRAMES, b"")) or 1, 0, b""
     is_table = True
     while at < end:
         length = int.from_bytes(os.pread(fd, 4, at + 4), "little")

@@ -13,24 +13,19 @@ import struct
 from collections.abc import Iterable
 from typing import Literal
 
-from ingestd.instance.canonical import LENGTH_TO_END
+from ingestd.instance import tags
 from ingestd.instance.facts import CannotReencode, InvalidInstance, Verdict
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import file_meta_for, uid_text
 from ingestd.instance.opening import OpenedFile
 from ingestd.instance.source import Progress, ignore_progress
 from ingestd.instance.syntax import (
-    BITS_ALLOCATED,
     DEFLATED_EXPLICIT_LITTLE,
     EXPLICIT_BIG,
     EXPLICIT_LITTLE,
     IMPLICIT_LITTLE,
     LONG_VRS,
-    PIXEL_DATA,
-    PIXEL_REPRESENTATION,
     SHORT_VRS,
-    SOP_CLASS_UID,
-    SOP_INSTANCE_UID,
     TEXT_VRS,
     UNDEFINED,
     WORD_BYTES,
@@ -39,7 +34,6 @@ from ingestd.instance.vr import Context, is_sequence, settled_vr
 from ingestd.instance.walk import Walker
 
 _FROM = frozenset({IMPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED_EXPLICIT_LITTLE, EXPLICIT_LITTLE})
-_LUT_DESCRIPTOR = 0x00283002
 _SHORT_MOST = 65_534  # the longest even value of a VR with a 16-bit length
 _OUT_BYTES = 1 << 18
 _TYPECODES = {array.array(code).itemsize: code for code in "HILQ"}
@@ -48,7 +42,7 @@ _LONG_HEADER = struct.Struct("<HH2sHI").pack
 _ITEM_BEGIN = struct.pack("<HHI", 0xFFFE, 0xE000, UNDEFINED)
 _ITEM_END = struct.pack("<HHI", 0xFFFE, 0xE00D, 0)
 _SEQUENCE_END = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
-_CONTEXT_TAGS = frozenset({PIXEL_REPRESENTATION, _LUT_DESCRIPTOR})
+_CONTEXT_TAGS = frozenset({tags.PIXEL_REPRESENTATION, tags.LUT_DESCRIPTOR})
 
 
 def reencode_explicit(fd: int, out_fd: int, *, progress: Progress = ignore_progress) -> None:
@@ -88,22 +82,24 @@ def _survey(fd: int, progress: Progress) -> _Survey:
     window = file.open_dataset()
     if file.transfer_syntax not in _FROM:
         raise CannotReencode("its transfer syntax is not one of the native ones")
-    chosen = frozenset({SOP_CLASS_UID, SOP_INSTANCE_UID, PIXEL_REPRESENTATION, BITS_ALLOCATED, PIXEL_DATA})
+    chosen = frozenset(
+        {tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID, tags.PIXEL_REPRESENTATION, tags.BITS_ALLOCATED, tags.PIXEL_DATA}
+    )
     walker = Walker(window, encoding=file.encoding, chosen=chosen)
     order: Literal["big", "little"] = "big" if walker.big else "little"
     while (event := walker.advance()) is not WalkEvent.END:
         if event is WalkEvent.FRAGMENTS:
             raise CannotReencode("its pixel data is encapsulated under a native transfer syntax")
-        if walker.tag == PIXEL_DATA or walker.length > _OUT_BYTES:
+        if walker.tag == tags.PIXEL_DATA or walker.length > _OUT_BYTES:
             continue
         value = walker.value()
-        if walker.tag == SOP_CLASS_UID:
+        if walker.tag == tags.SOP_CLASS_UID:
             survey.sop_class_uid = uid_text(value)
-        elif walker.tag == SOP_INSTANCE_UID:
+        elif walker.tag == tags.SOP_INSTANCE_UID:
             survey.sop_uid = uid_text(value)
-        elif walker.tag == PIXEL_REPRESENTATION and len(value) >= 2:
+        elif walker.tag == tags.PIXEL_REPRESENTATION and len(value) >= 2:
             survey.pixel_representation = int.from_bytes(value[:2], order)
-        elif walker.tag == BITS_ALLOCATED and len(value) >= 2:
+        elif walker.tag == tags.BITS_ALLOCATED and len(value) >= 2:
             survey.bits_allocated = int.from_bytes(value[:2], order)
     if not survey.sop_class_uid or not survey.sop_uid:
         raise InvalidInstance(Verdict.NO_UIDS, "it has no SOP Class UID or SOP Instance UID")
@@ -164,7 +160,7 @@ class _Rewriter:
     def _element(self) -> None:
         walker = self._walker
         tag, length = walker.tag, walker.length
-        if tag & 0xFFFF == 0 or tag == LENGTH_TO_END:
+        if tag & 0xFFFF == 0 or tag == tags.LENGTH_TO_END:
             return
         vr = walker.vr
         if vr not in SHORT_VRS and vr not in LONG_VRS:
@@ -188,7 +184,7 @@ class _Rewriter:
     def _word_bytes(self, tag: int, vr: bytes) -> int:
         # Cells of 32 and 64 bits come in words of their own size, as writers of big endian files do it (PS3.5 Annex D
         # left it to the VR; files are found with whole cells swapped).
-        if tag == PIXEL_DATA and vr == b"OW" and self._bits_allocated in (32, 64):
+        if tag == tags.PIXEL_DATA and vr == b"OW" and self._bits_allocated in (32, 64):
             return self._bits_allocated // 8
         return WORD_BYTES.get(vr, 1)
 
@@ -196,7 +192,7 @@ class _Rewriter:
         if len(value) < 2:
             return
         number = int.from_bytes(value[:2], "big" if self._walker.big else "little")
-        if tag == PIXEL_REPRESENTATION:
+        if tag == tags.PIXEL_REPRESENTATION:
             self._contexts[-1].pixel_representation = number
         else:
             self._contexts[-1].lut_entries = number

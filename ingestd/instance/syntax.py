@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from ingestd.instance.tags import PIXELS
+
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 DEFLATED_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1.99"
@@ -49,54 +51,14 @@ YOUNG_VRS = frozenset(b"OV SV UC UR UT UV".split())
 TEXT_VRS = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
 # Bytes to swap as one when the byte order changes (PS3.5 §7.3). Not listed: nothing to swap.
 WORD_BYTES = {
-    b"AT": 2,
-    b"OW": 2,
-    b"SS": 2,
-    b"US": 2,
-    b"FL": 4,
-    b"OF": 4,
-    b"OL": 4,
-    b"SL": 4,
-    b"UL": 4,
-    b"FD": 8,
-    b"OD": 8,
-    b"OV": 8,
-    b"SV": 8,
-    b"UV": 8,
+    **dict.fromkeys((b"AT", b"OW", b"SS", b"US"), 2),
+    **dict.fromkeys((b"FL", b"OF", b"OL", b"SL", b"UL"), 4),
+    **dict.fromkeys((b"FD", b"OD", b"OV", b"SV", b"UV"), 8),
 }
 
 UNDEFINED = 0xFFFFFFFF
 
-ITEM = 0xFFFEE000
-ITEM_DELIMITER = 0xFFFEE00D
-SEQUENCE_DELIMITER = 0xFFFEE0DD
-
-SPECIFIC_CHARACTER_SET = 0x00080005
-SOP_CLASS_UID = 0x00080016
-SOP_INSTANCE_UID = 0x00080018
-ACCESSION_NUMBER = 0x00080050
-MODALITY = 0x00080060
-STATION_NAME = 0x00081010
-PATIENT_ID = 0x00100020
-STUDY_INSTANCE_UID = 0x0020000D
-SERIES_INSTANCE_UID = 0x0020000E
-SAMPLES_PER_PIXEL = 0x00280002
-PHOTOMETRIC_INTERPRETATION = 0x00280004
-NUMBER_OF_FRAMES = 0x00280008
-ROWS = 0x00280010
-COLUMNS = 0x00280011
-BITS_ALLOCATED = 0x00280100
-PIXEL_REPRESENTATION = 0x00280103
-PIXEL_DATA_PROVIDER_URL = 0x00287FE0
-FLOAT_PIXEL_DATA = 0x7FE00008
-DOUBLE_FLOAT_PIXEL_DATA = 0x7FE00009
-PIXEL_DATA = 0x7FE00010
-DATA_SET_TRAILING_PADDING = 0xFFFCFFFC
-
-DIRECTORY_RECORD_SEQUENCE = 0x00041220
-
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-PIXELS = (PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA)
 # Storage classes whose instances are images (PS3.4 Table B.5-1), by what follows the common root.
 _IMAGE_CLASSES = frozenset(
     {

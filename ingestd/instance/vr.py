@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ingestd.instance import tags
 from ingestd.instance.syntax import LONG_VRS, SHORT_VRS
 
-_LUT_DATA = 0x00283006
-_LUT_DESCRIPTOR = 0x00283002
 _GROUP_LENGTH = 0x0000
 _PRIVATE_CREATORS = range(0x0010, 0x0100)
 
@@ -64,7 +63,7 @@ def settled_vr(tag: int, contexts: Sequence[Context]) -> bytes:
             (each.pixel_representation for each in reversed(contexts) if each.pixel_representation is not None), 0
         )
         return b"SS" if signed else b"US"
-    if tag == _LUT_DATA:
+    if tag == tags.LUT_DATA:
         return b"US" if contexts[-1].lut_entries == 1 else b"OW"
     if " or " in named:
         return b"OW"

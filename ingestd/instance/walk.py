@@ -52,15 +52,8 @@ from ingestd.instance.headers import (
 )
 from ingestd.instance.runs import ITEM_BIG, ITEM_LITTLE, Wanted, run_explicit, run_implicit
 from ingestd.instance.source import Window, ZeroWatch
-from ingestd.instance.syntax import (
-    ITEM,
-    ITEM_DELIMITER,
-    PIXEL_DATA,
-    PIXELS,
-    SEQUENCE_DELIMITER,
-    UNDEFINED,
-    Encoding,
-)
+from ingestd.instance.syntax import UNDEFINED, Encoding
+from ingestd.instance.tags import ITEM, ITEM_DELIMITER, PIXEL_DATA, PIXELS, SEQUENCE_DELIMITER
 
 _TAG_LITTLE = struct.Struct("<HHI").unpack_from
 _TAG_BIG = struct.Struct(">HHI").unpack_from

@@ -99,7 +99,6 @@ def test_facts_of_bundled_files_are_those_that_pydicom_reads(path: Path) -> None
     assert found.sop_class_uid == read.SOPClassUID
     assert found.modality == read.get("Modality", "")
     assert found.patient_id == (read.get("PatientID") or "")
-    assert found.patient_id_present == ("PatientID" in read)
     assert found.station == (read.get("StationName") or "")
     if not found.generated_meta:
         assert found.transfer_syntax == read.file_meta.TransferSyntaxUID

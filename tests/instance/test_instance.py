@@ -86,7 +86,7 @@ def test_whole_file_is_whole_in_every_encoding(transfer_syntax: str, tmp_path: P
     assert found.sop_class_uid == builders.CT_IMAGE
     assert found.transfer_syntax == transfer_syntax
     assert (found.modality, found.station, found.accession_number) == ("CT", "STATION", "ACC-1")
-    assert (found.patient_id, found.patient_id_present) == ("PID-1", True)
+    assert found.patient_id == "PID-1"
 
 
 @pytest.mark.parametrize("transfer_syntax", [EXPLICIT, DEFLATED, RLE])
@@ -247,12 +247,11 @@ def test_uid_padding_is_stripped_and_leading_zeros_are_noted(tmp_path: Path) -> 
     assert found.notes == ("uid_leading_zero",)
 
 
-def test_absent_patient_id_is_not_an_empty_one(tmp_path: Path) -> None:
+def test_patient_id_may_be_absent_or_empty(tmp_path: Path) -> None:
     absent = look(instance_bytes(patient_id=None), tmp_path)
     empty = look(instance_bytes(patient_id=""), tmp_path)
 
-    assert (absent.patient_id, absent.patient_id_present) == ("", False)
-    assert (empty.patient_id, empty.patient_id_present) == ("", True)
+    assert absent.patient_id == empty.patient_id == ""
     assert absent.verdict is empty.verdict is Verdict.WHOLE
 
 

@@ -39,7 +39,6 @@ FOUND = Inspection(
     modality="CT",
     station="Straße",
     patient_id="\u0394",
-    patient_id_present=True,
     notes=("odd_length",),
 )
 
@@ -128,7 +127,7 @@ def spoilt(**fields: Any) -> bytes:
         spoilt(size_bytes=-1),
         spoilt(size_bytes=1.5),
         spoilt(mtime_ns="now"),
-        spoilt(patient_id_present=1),
+        spoilt(generated_meta=1),
         spoilt(patient_id="x" * 10_000),
         spoilt(notes="odd_length"),
         spoilt(notes=["<script>"]),
