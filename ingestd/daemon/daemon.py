@@ -76,19 +76,22 @@ class Daemon:
         self.spool.low_water = config.spool.low_water
 
     def start(self) -> None:
-        """Settle what the last run left, arm the observers; then the first scan belongs to the first ticks."""
+        """Settle what the last run left, arm the observers; then the first scan belongs to the first ticks.
+
+        Raises LedgerError; once the ledger works again it may be started anew.
+        """
         now = read_clocks()
         if self._replaces is not None:
             self.workers.inboxes.take_over(self._replaces)
-            self._replaces = None
             self.spool.empty_scratch()
-            self.spool.tell("")  # what the one before had told; if the ledger fails still, that is found anew
             self.ledger.longest = settings.longest_waits_of(self.config)
             self.ledger.set_limits(settings.limits_of(self.config))
+            self._replaces = None
         self.stages.wall.collect(now)
         with self.ledger.transaction() as tx:
             self.stages.wall.write(tx, now)
             recovered = moves.recover(tx, now=now.utc)
+        self.spool.tell("")  # what was told before of a ledger that failed; if it fails still, that is found anew
         if recovered.uncertain or recovered.attempts or recovered.candidates:
             self._log.warning(
                 "ledger.recovered",
@@ -118,6 +121,8 @@ class Daemon:
         if given_up:
             self._log.warning("sender.given_up", posts=given_up)
         self.close(hand_over=hand_over)
+        if hand_over:
+            self.ledger.forget_doubt()
 
     def close(self, *, hand_over: bool = False) -> None:
         """Let go of everything; safe at any moment, since every durable step came before the act it guards."""

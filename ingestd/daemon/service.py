@@ -60,7 +60,9 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
                 return
             daemon.stop(daemon.config.shutdown_grace, hand_over=True)
             daemon = following
-            _start(daemon)
+            if not _has_taken_over(daemon, signals, notifier):
+                log.info("daemon.stopped")
+                return
 
 
 def _started(config: Config, wake: Wake, signals: Signals) -> Daemon | None:
@@ -79,6 +81,29 @@ def _started(config: Config, wake: Wake, signals: Signals) -> Daemon | None:
         else:
             return daemon
     return None
+
+
+def _has_taken_over(daemon: Daemon, signals: Signals, notifier: Notifier) -> bool:
+    """Start a daemon in the place of another; while the ledger fails, wait for it as a running one does.
+
+    False where it was told to stop meanwhile, and is closed.
+    """
+    outage = Outage(structlog.get_logger(), daemon.ledger.file, daemon.spool.tell)
+    try:
+        while signals.asked is not Asked.STOP:
+            try:
+                daemon.start()
+            except LedgerError as error:
+                now = read_clocks().mono
+                daemon.wake.wait(outage.failed(error, now) - now)
+                notifier.alive()
+            else:
+                return True
+    except BaseException:
+        daemon.close()
+        raise
+    daemon.close()
+    return False
 
 
 def _start(daemon: Daemon) -> None:

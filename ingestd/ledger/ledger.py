@@ -135,27 +135,23 @@ class Ledger(Session):
         if self._read_only:
             raise LedgerError(f"the ledger {self.file} was opened for reading only")
         self.resolve()
-        self.wrote = False
-        with ExitStack() as begun:
-            tx = Transaction(self, lambda: begun.enter_context(self.begin()))
-            is_at_commit = False
-            try:
+        begun = ExitStack()
+        tx = Transaction(self, lambda: begun.enter_context(self.begin()))
+        is_at_commit = False
+        try:
+            with begun:
                 yield tx
                 tx.flush_all()
                 is_at_commit, began = tx.has_begun, time.perf_counter()
-                begun.close()
-            except DBAPIError as error:
-                if is_at_commit:
-                    self._doubt = (tx, self.last_mark)
-                self.labels_known.clear()
-                raise errors.failure(error.orig, self.file) from None
-            except BaseException:
-                self.labels_known.clear()
-                raise
-            tx.wrote = self.wrote
-            if tx.has_begun:
-                self.commit_seconds = time.perf_counter() - began
-            self.first_candidate_id = tx.first_candidate_id
+        except BaseException:
+            if is_at_commit:
+                self._doubt = (tx, self.last_mark)
+            self.labels_known.clear()
+            raise
+        if tx.has_begun:
+            tx.wrote = bool(self.last_mark)
+            self.commit_seconds = time.perf_counter() - began
+        self.first_candidate_id = tx.first_candidate_id
         tx.committed()
 
     def resolve(self) -> None:
@@ -177,8 +173,19 @@ class Ledger(Session):
             self.first_candidate_id = tx.first_candidate_id
             tx.committed()
 
+    def forget_doubt(self) -> None:
+        """Drop what waits for a COMMIT that failed: whoever was to do it is gone, and start-up finds it to be done.
+
+        To be called by a daemon that has handed the ledger over to another.
+        """
+        self._doubt = None
+
     def set_limits(self, limits: BatchLimits) -> None:
-        """Cut this host's batches by these limits from now on, and have its waiting studies due accordingly."""
+        """Cut this host's batches by these limits from now on, and have its waiting studies due accordingly.
+
+        Raises LedgerError: nothing was changed then.
+        """
+        self.resolve()  # this transaction's mark takes the place of the one that is looked for
         with self.begin():
             self._put_host(limits)
 

@@ -71,9 +71,8 @@ class Session:
         self.labels_known: set[tuple[str, str, str]] = set()
         # An id that was given out is not given out again by this process: a late answer must not meet another file.
         self.first_candidate_id = 1
-        # Written by the last transaction that changed anything, which is known by it where its COMMIT failed.
+        # What the last transaction left in ``meta``, to be known by where its COMMIT failed; "": it changed nothing.
         self.last_mark = ""
-        self.wrote = False  # whether the last transaction that was committed changed any row
 
     def fetch_all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         try:
@@ -103,7 +102,7 @@ class Session:
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK after whatever was raised."""
+        """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK after whatever was raised; raises LedgerError."""
         assert not self._writes, "one transaction at a time"
         self.connection.info["writes"] = True
         self._writes = True
@@ -113,14 +112,12 @@ class Session:
         try:
             with self.connection.begin():
                 yield self.connection
-                self.wrote = sqlite_file.rows_changed(self.connection) > changes
-                if self.wrote and self.host:
+                if self.host and sqlite_file.rows_changed(self.connection) > changes:
                     self.last_mark = secrets.token_hex(8)
                     self.connection.execute(PUT_META, {"key": self._mark_key, "value": self.last_mark})
-        except DBAPIError:
-            self.wrote = False
+        except DBAPIError as error:
             sqlite_file.undo(self.connection)
-            raise
+            raise errors.failure(error.orig, self.file) from None
         finally:
             self.connection.info["writes"] = False
             self._writes = False

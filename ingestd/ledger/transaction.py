@@ -90,7 +90,7 @@ class Transaction:
         self._begin = begin
         self._connection: Connection | None = None
         self._on_commit: list[Callable[[], object]] = []
-        self.wrote = False  # whether it changed any row; known once it is committed
+        self.wrote = False  # whether it changed any row, and left its mark; known once it is committed
         self.first_candidate_id = session.first_candidate_id
         self.host = session.host
         self.spool = session.spool

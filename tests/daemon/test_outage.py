@@ -14,7 +14,7 @@ from ingestd.daemon.outage import Outage
 from ingestd.emulator import Emulator
 from ingestd.ledger import LedgerError, LedgerFull, moves
 from tests.daemon.test_promise import configure, image, running, states, turn
-from tests.ledger_builders import admit, arrival, open_ledger
+from tests.ledger_builders import NOW, arrival, open_ledger
 
 
 @pytest.mark.slow
@@ -98,9 +98,10 @@ def test_ledger_says_whether_a_transaction_wrote_anything(tmp_path: Path) -> Non
     with open_ledger(tmp_path) as ledger:
         with ledger.transaction() as tx:
             moves.drop_candidates(tx, [])
-        assert not ledger.wrote
-        admit(ledger, arrival(1))
-        assert ledger.wrote
-        with ledger.transaction():
+        assert not tx.wrote
+        with ledger.transaction() as tx:
+            moves.admit(tx, [arrival(1)], now=NOW)
+        assert tx.wrote
+        with ledger.transaction() as tx:
             pass
-        assert not ledger.wrote
+        assert not tx.wrote

@@ -22,7 +22,7 @@ from ingestd.config import load
 from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.notify import Notifier
-from ingestd.daemon.service import _prepare, _Service
+from ingestd.daemon.service import _has_taken_over, _prepare, _Service
 from ingestd.daemon.signals import Asked, Signals
 from ingestd.daemon.stage import Stage
 from ingestd.emulator import Emulator
@@ -111,6 +111,51 @@ def test_reload_while_the_ledger_is_locked_ends_nothing(
 
         assert following is not None
         following.close(hand_over=True)
+
+
+def test_hand_over_waits_for_a_ledger_that_is_locked(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new limits were the first that it was to write, and the daemon ended instead of waiting as it does else."""
+    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
+    config = configure(tmp_path, server)
+    with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+        following = Daemon(config, before=daemon)
+        other.execute("BEGIN EXCLUSIVE")
+        daemon.stop(config.shutdown_grace, hand_over=True)
+        waits: list[float] = []
+
+        def wait(seconds: float) -> bool:
+            waits.append(seconds)
+            other.execute("ROLLBACK")
+            return False
+
+        monkeypatch.setattr(following.wake, "wait", wait)
+        notifier = Mock()
+        try:
+            assert _has_taken_over(following, Signals(following.wake), notifier)
+            assert len(waits) == 1
+            assert notifier.alive.call_count == 1
+            following.loop.tick()
+        finally:
+            following.close()
+
+
+def test_hand_over_to_a_ledger_that_stays_locked_ends_when_it_is_told_to(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
+    config = configure(tmp_path, server)
+    with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+        following = Daemon(config, before=daemon)
+        other.execute("BEGIN EXCLUSIVE")
+        daemon.stop(config.shutdown_grace, hand_over=True)
+        signals = Signals(following.wake)
+        monkeypatch.setattr(following.wake, "wait", lambda _: setattr(signals, "asked", Asked.STOP))
+
+        assert not _has_taken_over(following, signals, Mock())
+        other.execute("ROLLBACK")
+        Daemon(config).close()
 
 
 def test_start_whose_reading_of_the_ledger_failed_is_begun_anew(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Ledger, LedgerBusy, LedgerError, moves, queries
-from ingestd.lifecycle import State
+from ingestd.ledger import Ledger, LedgerBusy, LedgerError, moves, queries, sqlite_file
+from ingestd.lifecycle import BatchLimits, State
 from tests.ledger_builders import LATER, NOW, admit, arrival, open_ledger
 
 
@@ -128,6 +129,47 @@ def test_what_waits_is_done_late_where_a_commit_that_failed_is_durable(ledger: L
 
     assert done == ["late"] * took_effect
     assert queries.counts(ledger)[State.PENDING] == int(took_effect)
+
+
+def test_other_limits_are_refused_by_a_locked_ledger_in_its_own_words(tmp_path: Path, monkeypatch):
+    """The daemon gave other limits to a ledger that it took over, and ended of an error that no room knows."""
+    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
+    with open_ledger(tmp_path) as ledger, closing(other_writer(ledger)), pytest.raises(LedgerBusy):
+        ledger.set_limits(BatchLimits())
+
+
+def fail_commit(ledger: Ledger, monkeypatch, done: list[str]) -> None:
+    """Have a COMMIT fail that is durable all the same."""
+    dialect = ledger.connection.dialect
+    commit = dialect.do_commit
+
+    def fail(connection: sqlite3.Connection) -> None:
+        commit(connection)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(dialect, "do_commit", fail)
+    with pytest.raises(LedgerError), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
+        moves.admit(tx, [arrival(1)], now=NOW)
+        tx.on_commit(lambda: done.append("late"))
+    monkeypatch.undo()
+
+
+def test_other_limits_leave_the_mark_of_a_commit_in_doubt(ledger: Ledger, monkeypatch):
+    """They wrote over it, and what waited for the commit was dropped although all of it was durable."""
+    done: list[str] = []
+    fail_commit(ledger, monkeypatch, done)
+    ledger.set_limits(BatchLimits())
+    ledger.resolve()
+    assert done == ["late"]
+
+
+def test_what_waits_for_a_commit_in_doubt_is_not_done_for_whoever_takes_the_ledger_over(ledger: Ledger, monkeypatch):
+    done: list[str] = []
+    fail_commit(ledger, monkeypatch, done)
+    ledger.forget_doubt()
+    ledger.resolve()
+    assert done == []
+    assert queries.counts(ledger)[State.PENDING] == 1
 
 
 def test_mark_of_another_transaction_is_no_proof_of_one(ledger: Ledger, monkeypatch):
