@@ -256,10 +256,10 @@ class Asking:
             for finding in answer.findings:
                 verdict = judge(finding, rules=self.rules)
                 if verdict is NextStep.COMPARE:
-                    assert finding.copy is not None
+                    (copy,) = finding.copies
                     assert finding.row.path is not None
-                    sameness = compare(finding.row.path, finding.copy)
-                    finding.copy.unlink()
+                    sameness = compare(finding.row.path, copy)
+                    copy.unlink()
                     verdict = judge_comparison(finding.row, sameness, rules=self.rules, now=finding.asked_at)
                 assert isinstance(verdict, Outcome)
                 outcomes.append(verdict)

@@ -251,7 +251,7 @@ class _Auditor:
             self._matches[finding.row.kind] += 1
         if not isinstance(judged, Outcome):
             # There, and nothing more was asked; or fetched, and it could not be compared now.
-            settled = finding.present is True and finding.copy is None
+            settled = finding.present is True and not finding.copies
             self._count(finding, agrees=settled)
             return None
         if judged.state is State.CONFLICT:

@@ -36,7 +36,7 @@ class CopyComparison:
 
     def start(self, finding: Finding) -> None:
         """Have the first of a finding's copies compared."""
-        ours, theirs, digest = finding.row.path, str(finding.copy), finding.row.content.digest
+        ours, theirs, digest = finding.row.path, str(finding.copies[0]), finding.row.content.digest
         if ours is None:
             self._inspect(finding)
             return
@@ -57,19 +57,20 @@ class CopyComparison:
     def settle(self, finding: Finding, read: Read) -> Compared | None:
         """Say what a reader's answer comes to; None where another look was begun."""
         is_of_both = isinstance(read.job, CompareJob)
-        if finding.copy is not None and (read.lost or (is_of_both and self._is_lost(finding.row.path))):
+        if read.lost or (is_of_both and self._is_lost(finding.row.path)):
             self._inspect(finding)
             return None
         sameness, differs = _sameness(finding, read)
-        rest = finding.next_copy()
-        if sameness is not Sameness.SAME and rest is not None and finding.copy is not None:
-            remove_scratch(finding.copy)
-            self.start(rest)
+        first, *others = finding.copies
+        if sameness is not Sameness.SAME and others:
+            remove_scratch(first)
+            self.start(replace(finding, copies=tuple(others)))
             return None
         return Compared(finding=finding, sameness=sameness, differs=differs, waits=read.waits)
 
     def _inspect(self, finding: Finding) -> None:
-        self._reader_client.ask(Owner.VERIFICATION, finding, lambda key: InspectJob(key=key, path=str(finding.copy)))
+        theirs = str(finding.copies[0])
+        self._reader_client.ask(Owner.VERIFICATION, finding, lambda key: InspectJob(key=key, path=theirs))
 
 
 def _sameness(finding: Finding, read: Read) -> tuple[Sameness | None, str]:

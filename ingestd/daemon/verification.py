@@ -179,7 +179,7 @@ class Verification(Stage):
             this.not_asked.append(answer)
         for finding in answer.findings:
             judged = self._judge(finding, tx, this)
-            if judged is NextStep.COMPARE and finding.copy is not None:
+            if judged is NextStep.COMPARE and finding.copies:
                 this.compare.append(finding)
                 continue
             if isinstance(judged, Outcome) and judged.state is State.PENDING and self._is_lost(finding.row.path):

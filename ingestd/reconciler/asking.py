@@ -211,7 +211,7 @@ class StudyAsker:
             raise
         if not others:
             return None
-        return Finding(row=row, present=True, asked_at=asked_at, copy=others[0], more=tuple(others[1:]))
+        return Finding(row=row, present=True, asked_at=asked_at, copies=tuple(others))
 
 
 class _TooLarge(Exception):

@@ -82,7 +82,7 @@ def judge(finding: Finding, *, rules: Rules, give_up: bool = False, lost: bool =
         return not_told(row, finding.note, rules=rules, now=at, lost=lost)
     if finding.sameness is not None:
         return judge_comparison(row, finding.sameness, rules=rules, now=at)
-    if finding.copy is not None:
+    if finding.copies:
         return NextStep.COMPARE
     verdict = judge_presence(row, present=finding.present, rules=rules, now=at, give_up=give_up)
     return NextStep.ASK if verdict is NextStep.COMPARE else verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -73,9 +73,9 @@ class Finding:
     """What the server showed of one row at ``asked_at`` (our clock; ``asked_boot`` on ``clocks.boottime``).
 
     ``present`` None: it could not be told now, ``note`` says why, and ``is_ours`` that this machine is to blame.
-    ``sameness`` is SAME where the server gave back the very bytes of our file; else a fetched ``copy`` lies in
-    scratch, for the caller to compare and to unlink, and beside it ``more``, where the server has several: the row is
-    proven if one of them is ours.
+    ``sameness`` is SAME where the server gave back the very bytes of our file; else what was fetched lies in scratch,
+    for the caller to compare and to unlink: ``copies``, where the server has several; the row is proven if one of them
+    is ours.
     """
 
     row: Unproven
@@ -84,18 +84,8 @@ class Finding:
     asked_boot: float = 0.0
     is_ours: bool = False
     sameness: Sameness | None = None
-    copy: Path | None = None
-    more: tuple[Path, ...] = ()
+    copies: tuple[Path, ...] = ()
     note: str = ""
-
-    @property
-    def copies(self) -> tuple[Path, ...]:
-        """Everything that lies in scratch for it."""
-        return () if self.copy is None else (self.copy, *self.more)
-
-    def next_copy(self) -> Finding | None:
-        """Give the finding that is left when the first copy is known not to be ours."""
-        return replace(self, copy=self.more[0], more=self.more[1:]) if self.more else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

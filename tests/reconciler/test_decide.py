@@ -366,7 +366,7 @@ def test_finding_says_by_itself_what_it_settles():
 
     same = verdict(present=True, sameness=Sameness.SAME)
     assert (same.state, same.evidence_at) == (State.CONFIRMED, NOW)
-    assert verdict(present=True, copy=Path("/scratch/copy")) is NextStep.COMPARE
+    assert verdict(present=True, copies=(Path("/scratch/copy"),)) is NextStep.COMPARE
     assert verdict(present=True) is NextStep.ASK, "the rules have become stricter since it was asked"
     assert (verdict(present=False).state, verdict(present=False).reason) == (State.UNCERTAIN, Reason.ABSENT)
     unclear = verdict(present=None, note="it could not be told")

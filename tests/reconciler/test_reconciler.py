@@ -962,10 +962,10 @@ def test_large_copy_that_differs_is_whole_on_disk_and_an_equal_one_is_not_there(
             (finding,) = ask(server.url, scratch, [ours], fetch=True).findings
 
         assert (True, is_same) == (finding.present, finding.sameness is not None)
-        assert (finding.copy is None) == is_same
-        if finding.copy is not None:
-            assert theirs == finding.copy.read_bytes()
-            finding.copy.unlink()
+        assert (not finding.copies) == is_same
+        for copy in finding.copies:
+            assert theirs == copy.read_bytes()
+            copy.unlink()
     assert list(scratch.iterdir()) == []
 
 
@@ -986,12 +986,9 @@ def test_any_of_several_copies_of_an_instance_may_be_ours(tmp_path, scratch):
     rewritten = b"\1" + content[1:]
     with ScriptedServer(several(theirs, rewritten)) as server:
         (finding,) = ask(server.url, scratch, [ours], fetch=True).findings
-    following = finding.next_copy()
 
     assert finding.sameness is None
-    assert following is not None
-    assert [copy.read_bytes() for copy in (finding.copy, following.copy)] == [theirs, rewritten]
-    assert following.next_copy() is None
+    assert [copy.read_bytes() for copy in finding.copies] == [theirs, rewritten]
 
 
 def test_instance_not_found_alone_is_looked_for_in_its_series(tmp_path, scratch):
@@ -1048,7 +1045,7 @@ def test_answer_far_larger_than_our_file_is_broken_off_and_is_other_content(tmp_
     with ScriptedServer(step) as server:
         (finding,) = ask(server.url, scratch, [ours], fetch=True).findings
 
-    assert (finding.present, finding.sameness, finding.copy) == (True, Sameness.OTHER, None)
+    assert (finding.present, finding.sameness, finding.copies) == (True, Sameness.OTHER, ())
     assert sum(sent) < 64_000_000
     assert list(scratch.iterdir()) == []
 
@@ -1123,7 +1120,7 @@ def test_audit_tells_what_only_one_side_has_and_what_differs(tmp_path, site, scr
 
     assert [here.entry_id] == [row.entry_id for row in found.here_only]
     assert (there.identity,) == found.there_only
-    (differs,) = (finding for finding in found.findings if finding.copy is not None)
+    (differs,) = (finding for finding in found.findings if finding.copies)
     assert altered.entry_id == differs.row.entry_id
     assert found.error == ""
     assert study_uid in set(unknown_studies(site.client))
@@ -1137,7 +1134,7 @@ def test_audit_without_a_share_only_looks_at_what_is_listed(tmp_path, site, scra
 
     (found,) = audit(site.client, [study], scratch=scratch, utc_now=utc_now)
 
-    assert [(finding.present, finding.copy) for finding in found.findings] == [(True, None)]
+    assert [(finding.present, finding.copies) for finding in found.findings] == [(True, ())]
     assert (found.here_only, found.there_only) == ((), ())
 
 
