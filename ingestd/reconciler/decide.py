@@ -13,10 +13,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from ingestd.lifecycle import Outcome, Reason, Sameness, State, Unproven
-from ingestd.reconciler.absence import judge_absence, not_told, wait_for_feed
-from ingestd.reconciler.outcomes import deleted, not_settled, spoken
+from ingestd.reconciler.absence import deleted, judge_absence, not_told, wait_for_feed
 from ingestd.reconciler.questions import Finding, StudyQuestion
-from ingestd.reconciler.rules import NextStep, Rules, is_deleted_since, is_from_before, is_refused, needs_comparison
+from ingestd.reconciler.rules import (
+    NextStep,
+    Rules,
+    is_deleted_since,
+    is_from_before,
+    is_refused,
+    needs_comparison,
+    outcome_of,
+    spoken,
+)
 
 # What one question may bring into scratch at most, save a single larger file.
 FETCH_ROWS = 50
@@ -58,7 +66,7 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
         if isinstance(verdict, Outcome):
             outcomes.append(verdict)
         elif rules.stopped and row.state is State.STORED and needs_comparison(row, rules):
-            outcome = not_settled(row, row.reason or Reason.STORED_ANSWER, _COMPARING_HAS_STOPPED, wait=rules.grace)
+            outcome = outcome_of(row, row.reason or Reason.STORED_ANSWER, _COMPARING_HAS_STOPPED, wait=rules.grace)
             outcomes.append(replace(outcome, noted=True))
         elif verdict is not NextStep.WAIT:
             ask.append(row)
@@ -66,7 +74,7 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
             outcomes.append(wait_for_feed(row, rules=rules, now=now))
         else:
             assert row.state is State.DELETED, f"{row.state} is not left alone"
-            outcomes.append(not_settled(row, Reason.FEED, "the server's change feed has it as deleted still"))
+            outcomes.append(outcome_of(row, Reason.FEED, "the server's change feed has it as deleted still"))
     asked = frozenset(row.entry_id for row in ask)
     return Plan(outcomes=tuple(outcomes), questions=tuple(_questions(ask, rules)), asked=asked)
 
@@ -130,7 +138,10 @@ def judge_presence(
     if not present:
         return judge_absence(row, rules=rules, now=now, give_up=give_up)
     if needs_comparison(row, rules):
-        return _there_at_least(row, at=now) if rules.stopped and row.state is State.UNCERTAIN else NextStep.COMPARE
+        if not (rules.stopped and row.state is State.UNCERTAIN):
+            return NextStep.COMPARE
+        note = "the server has it when asked; its content is to be compared"
+        return outcome_of(row, Reason.QUERY, note, state=State.STORED, at=now)
     reason = Reason.ALREADY_THERE if row.reason is Reason.ALREADY_THERE else Reason.QUERY
     evidence = {"before_the_post": "absent"} if row.present_before is False else {}
     evidence["content"] = "not compared"
@@ -149,27 +160,20 @@ def judge_comparison(row: Unproven, sameness: Sameness, *, rules: Rules, now: da
         confirmed = _confirmed(row, reason, how, at=now, content="same")
         return replace(confirmed, sameness=sameness)
     found = _FOUND[sameness] + (f" ({differs})" if differs else "")
+    evidence = {"content": sameness.value}
     if row.state is State.DELETED:
         # It holds nothing, and what is there now is somebody else's: the row stays what it is.
         note = f"asked again after the deletion: {found}"
-        evidence = {"content": sameness.value}
-        return not_settled(row, Reason.CONTENT_CHECK, note, at=now, evidence=evidence)
+        return outcome_of(row, Reason.CONTENT_CHECK, note, at=now, evidence=evidence)
     if sameness is Sameness.NOT_WHOLE and (left := left_until_second_look(row, rules=rules, now=now)) > timedelta(0):
         return look_once_more(row, sameness, f"{found}; it is fetched once more in {spoken(left)}", wait=left)
     reason = Reason.OTHER_ENCODING if sameness is Sameness.OTHER_ENCODING else Reason.OTHER_CONTENT
     hint = " (if this server changes what it stores, on purpose, `reconcile.verify: presence` leaves contents alone)"
     if rules.profile.gives_original:
         hint = ""
-    return Outcome(
-        entry_id=row.entry_id,
-        state=State.CONFLICT,
-        reason=reason,
-        note=f"{found} ({_history_of(row)}); both are kept for a person to decide{hint}",
-        evidence={"content": sameness.value},
-        expected=row.state,
-        evidence_at=now,
-        sameness=sameness,
-    )
+    note = f"{found} ({_history_of(row)}); both are kept for a person to decide{hint}"
+    conflict = outcome_of(row, reason, note, state=State.CONFLICT, at=now, evidence=evidence)
+    return replace(conflict, sameness=sameness)
 
 
 def left_until_second_look(row: Unproven, *, rules: Rules, now: datetime) -> timedelta:
@@ -180,32 +184,14 @@ def left_until_second_look(row: Unproven, *, rules: Rules, now: datetime) -> tim
 def look_once_more(row: Unproven, sameness: Sameness, note: str, *, wait: timedelta) -> Outcome:
     """Leave a row whose copy on the server is not ours where it is, and say so; it is looked at again."""
     # No evidence of any instant: on a confirmed row that would end the look.
-    outcome = not_settled(row, Reason.CONTENT_CHECK, note, wait=wait, evidence={"content": sameness.value})
+    outcome = outcome_of(row, Reason.CONTENT_CHECK, note, wait=wait, evidence={"content": sameness.value})
     return replace(outcome, sameness=sameness, noted=True)
-
-
-def _there_at_least(row: Unproven, *, at: datetime) -> Outcome:
-    return Outcome(
-        entry_id=row.entry_id,
-        state=State.STORED,
-        reason=Reason.QUERY,
-        note="the server has it when asked; its content is to be compared",
-        expected=row.state,
-        evidence_at=at,
-    )
 
 
 def _confirmed(row: Unproven, reason: Reason, how: str, *, at: datetime | None, **evidence: str) -> Outcome:
     again = " again" if row.state in {State.CONFIRMED, State.DELETED} else ""
-    return Outcome(
-        entry_id=row.entry_id,
-        state=State.CONFIRMED,
-        reason=reason,
-        note=f"confirmed{again}: {how} ({_history_of(row)})",
-        evidence=evidence,
-        expected=row.state,
-        evidence_at=at,
-    )
+    note = f"confirmed{again}: {how} ({_history_of(row)})"
+    return outcome_of(row, reason, note, state=State.CONFIRMED, at=at, evidence=evidence)
 
 
 def _confirmed_by_feed(row: Unproven, rules: Rules) -> Outcome:

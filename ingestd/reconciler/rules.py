@@ -1,4 +1,4 @@
-"""What the judges go by, and the question they share: is presence proof enough, or only the content itself.
+"""What the judges go by, the question they share (is presence proof enough, or only the content?), and how they speak.
 
 **What proves what.** "It is there" says whose it is, and not that it is whole and unaltered. That a server gives back
 what it was given is trusted once it has shown it (the daemon keeps that trust); until then, and for a sample after it
@@ -36,11 +36,12 @@ older than it nor a deletion after it, but counts as foreign, so that the conten
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from ingestd.lifecycle import REFUSALS, Jump, Reason, ServerProfile, State, Unproven, surely_since
+from ingestd.lifecycle import REFUSALS, Jump, Outcome, Reason, ServerProfile, State, Unproven, surely_since
 
 # Between the server's HTTP clock (whole seconds) and the one that stamps its feed entries.
 CLOCK_MARGIN = timedelta(seconds=60)
@@ -83,10 +84,6 @@ class Rules:
     most_attempts: int = 10
     reencode_refused: bool = True  # implicit_vr: fallback
     stopped: bool = False  # nothing of this server ever matched: nothing is compared until a person has looked
-
-    def on_server_clock(self, at: datetime) -> datetime:
-        """Say what the server's clock showed at this instant of ours."""
-        return at + self.clock_offset
 
     @property
     def between_looks(self) -> timedelta:
@@ -138,7 +135,7 @@ def is_from_before(row: Unproven, rules: Rules) -> bool:
     """Say whether the newest feed entry is older than our last attempt: of an earlier life of this identity."""
     if row.seen_at is None or row.last_attempt_at is None or rules.is_across_jump(row):
         return False
-    return row.seen_at < rules.on_server_clock(row.last_attempt_at) - CLOCK_MARGIN
+    return row.seen_at < row.last_attempt_at + rules.clock_offset - CLOCK_MARGIN
 
 
 def is_deleted_since(row: Unproven, rules: Rules) -> bool:
@@ -150,9 +147,42 @@ def _is_after_ours(row: Unproven, rules: Rules) -> bool:
     ours = max(filter(None, (row.stored_at, row.last_attempt_at)), default=None)
     if row.seen_at is None or ours is None or rules.is_across_jump(row):
         return False
-    return row.seen_at > rules.on_server_clock(ours) + CLOCK_MARGIN
+    return row.seen_at > ours + rules.clock_offset + CLOCK_MARGIN
 
 
 def is_refused(row: Unproven) -> bool:
     """Say whether a post's verdict gave it up, so that the server is asked for it this last time."""
     return row.state is State.UNCERTAIN and row.reason in REFUSALS
+
+
+def outcome_of(
+    row: Unproven,
+    reason: Reason,
+    note: str,
+    *,
+    state: State | None = None,
+    at: datetime | None = None,
+    wait: timedelta | None = None,
+    evidence: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Say what becomes of a row; without ``state`` it stays: it was asked about, this came of it, ask again then."""
+    return Outcome(
+        entry_id=row.entry_id,
+        state=state or row.state,
+        reason=reason,
+        note=note,
+        wait=wait,
+        evidence=evidence or {},
+        expected=row.state,
+        evidence_at=at,
+    )
+
+
+def spoken(span: timedelta) -> str:
+    """Say a span of time as people do."""
+    seconds = max(1, round(span.total_seconds()))
+    for size, word in ((3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = round(seconds / size)
+            return f"{count} {word}{'s' * (count != 1)}"
+    return f"{seconds} second{'s' * (seconds != 1)}"
