@@ -18,7 +18,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 import structlog
 
-from ingestd.inbox import Brought, Candidate, Expect, NotTaken, Removal, Spool, WhyNot
+from ingestd.inbox import Brought, Candidate, Expect, NotTaken, Removal, Spool, WhyNot, remove_folders
 from ingestd.workers import Workers
 
 _GROUP_MOST = 256
@@ -97,7 +97,7 @@ class Mover(Generic[Context]):
         """Remove emptied folders of an inbox, those that are empty still."""
 
         def remove() -> None:
-            removed = self._spool.remove_folders(root, folders)
+            removed = remove_folders(root, folders)
             if removed:
                 structlog.get_logger().info("inbox.folders_removed", inbox=inbox, count=removed)
 
@@ -105,7 +105,7 @@ class Mover(Generic[Context]):
 
     def look_aside(self, root: Path) -> None:
         """See whether somebody else still has the name of our folder in this inbox."""
-        self._beside(lambda: self._spool.look_aside(root))
+        self._beside(lambda: self._spool.aside.look(str(root)))
 
     def remove_source(self, entry_id: int, root: Path, relative_path: str, read: Expect, copy: str) -> None:
         """Remove a copied source from its inbox, after a last look."""
@@ -116,7 +116,7 @@ class Mover(Generic[Context]):
 
     def is_squatted(self, root: Path) -> bool:
         """Say whether somebody else has the name of our folder in this inbox, as far as was seen."""
-        return self._spool.is_squatted(root)
+        return self._spool.aside.is_squatted(str(root))
 
     def collect_removals(self) -> list[tuple[int, Removal]]:
         """Take the removals that are done, by row; never blocks."""

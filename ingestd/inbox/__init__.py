@@ -25,12 +25,13 @@ Inside, lowest first::
     file_check         one look at a file
     folder_health, scan_statistics, scan_schedule, watched_folder, inboxes
     copying, takein    how a file gets into the spool
-    aside, removal     how a copied source is removed
+    removal            how a copied source is removed
     spool_folder, spool
 """
 
 from ingestd.inbox.inboxes import Inboxes, check_places
 from ingestd.inbox.names import Names
+from ingestd.inbox.removal import remove_folders
 from ingestd.inbox.spool import Spool
 from ingestd.inbox.spool_folder import rehearse_spool
 from ingestd.inbox.types import (
@@ -80,4 +81,5 @@ __all__ = [
     "WhyNot",
     "check_places",
     "rehearse_spool",
+    "remove_folders",
 ]

@@ -21,12 +21,93 @@ from typing import BinaryIO
 
 from ingestd.fs.durable import put_back, sync_open_folder
 from ingestd.fs.open_files import has_writer
-from ingestd.fs.places import FILE, MISSING, look_in, open_folder
+from ingestd.fs.places import FILE, FOLDER, MISSING, look_in, open_folder
 from ingestd.lifecycle import SourceStat
 
-from .aside import Aside
 from .copying import holds_what_was_read
 from .types import Expect, Removal
+
+# Hidden, so that every ignore rule leaves it alone.
+REMOVING = ".ingestd-removing"
+
+
+class Aside:
+    """The folder of our own inside an inbox, where a source lies between its rename and its removal: found, or made.
+
+    Others may write where it lies, so that its name says nothing: it is ours if it is a folder and has our owner. Where
+    somebody else has taken the name another one is used, and a person is told; whoever may drop files stops no removal.
+    For one thread, save ``is_squatted``.
+    """
+
+    def __init__(self) -> None:
+        self._others: dict[str, str] = {}  # by inbox: the name that is used where the first one is somebody else's
+        self._squatted: frozenset[str] = frozenset()
+        # By inbox: what a failing disk left in that folder, by its name there, and where it lay before.
+        self.owed: dict[str, dict[str, str]] = {}
+
+    def is_squatted(self, root: str) -> bool:
+        """Whether somebody else had the name when it was last looked at."""
+        return root in self._squatted
+
+    def look(self, root: str) -> None:
+        """Look once more whether somebody else has the name."""
+        with contextlib.suppress(OSError), _closing(open_folder(root)) as top:
+            descriptor = self._own(root, top, REMOVING)
+            if descriptor is not None:
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def opened(self, root: str) -> Iterator[int]:
+        """Open the folder, which is made where it is missing."""
+        with _closing(open_folder(root)) as top:
+            descriptor = self._made(root, top, REMOVING)
+            if descriptor is None and root in self._others:
+                descriptor = self._made(root, top, self._others[root])
+            if descriptor is None:
+                self._others[root] = f"{REMOVING}-{secrets.token_hex(8)}"
+                descriptor = self._made(root, top, self._others[root])
+        if descriptor is None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        with _closing(descriptor):
+            yield descriptor
+
+    def left(self, root: str) -> Iterator[int]:
+        """Open each such folder that is there; what is empty then, and bears another name than the first, goes."""
+        with _closing(open_folder(root)) as top:
+            with os.scandir(top) as entries:
+                names = [entry.name for entry in entries if entry.name.startswith(REMOVING)]
+            for name in names:
+                descriptor = self._own(root, top, name)
+                if descriptor is not None:
+                    with _closing(descriptor):
+                        yield descriptor
+                    if name != REMOVING:
+                        with contextlib.suppress(OSError):
+                            os.rmdir(name, dir_fd=top)
+
+    def _made(self, root: str, top: int, name: str) -> int | None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=top)
+        return self._own(root, top, name)
+
+    def _own(self, root: str, top: int, name: str) -> int | None:
+        """Open a folder of ours; None where it is not there, or is somebody else's, which is noted."""
+        descriptor, is_squatted = None, False
+        try:
+            descriptor = os.open(name, FOLDER, dir_fd=top)
+            if not _is_ours(os.fstat(descriptor).st_uid, top):
+                os.close(descriptor)
+                descriptor, is_squatted = None, True
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # A file, a link, a socket; or a folder that we may not list, as we may any of our own.
+            if error.errno not in {errno.ENOTDIR, errno.ELOOP, errno.EACCES}:
+                raise
+            is_squatted = True
+        if name == REMOVING:
+            self._squatted = self._squatted | {root} if is_squatted else self._squatted - {root}
+        return descriptor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,16 +254,13 @@ def _remove_left(root: Path, copied: Copied, aside: Aside, old_name: str, old_fo
 
 
 def remove_folders(root: Path, folders: Sequence[str]) -> int:
-    """Remove folders that are empty still; see ``Spool.remove_folders``."""
+    """Remove folders of an inbox, in this order, that are empty still; say how many."""
     removed = 0
     for path in folders:
         above, _, name = path.rpartition("/")
         with contextlib.suppress(OSError):
-            parent = open_folder(str(root), above)
-            try:
+            with _closing(open_folder(str(root), above)) as parent:
                 os.rmdir(name, dir_fd=parent)
-            finally:
-                os.close(parent)
             removed += 1
     return removed
 
@@ -201,8 +279,7 @@ def recover(root: Path, unremoved: Sequence[Copied], aside: Aside) -> int:
 
 def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], Copied]) -> int:
     count = 0
-    top = open_folder(str(root))
-    try:
+    with _closing(open_folder(str(root))) as top:
         for name in os.listdir(aside):
             with contextlib.suppress(OSError):
                 found = look_in(name, aside)
@@ -216,8 +293,6 @@ def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], Co
                 count += 1
         sync_open_folder(aside)
         sync_open_folder(top)
-    finally:
-        os.close(top)
     return count
 
 
@@ -228,7 +303,25 @@ def _is_being_written(name: str, folder: int) -> bool:
         if error.errno in {errno.EACCES, errno.EPERM}:
             return False
         raise
-    try:
+    with _closing(descriptor):
         return has_writer(descriptor)
+
+
+def _is_ours(owner: int, top: int) -> bool:
+    """Whether this is the owner of what we make there: we, or on some shares and media one for all files."""
+    if owner == os.geteuid():
+        return True
+    probe = f"{REMOVING}-{secrets.token_hex(8)}"
+    os.mkdir(probe, 0o700, dir_fd=top)
+    try:
+        return owner == os.stat(probe, dir_fd=top, follow_symlinks=False).st_uid
+    finally:
+        os.rmdir(probe, dir_fd=top)
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)

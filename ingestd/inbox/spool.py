@@ -22,7 +22,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 
 from ingestd.fs.durable import sync_folder
@@ -32,19 +32,9 @@ from ingestd.fs.places import MISSING, open_file
 from ingestd.lifecycle import SourceStat
 
 from . import removal, takein
-from .aside import Aside
 from .copying import source_is_unchanged
 from .spool_folder import ROOMS, SpoolLock, make_spool, read_id, unusable
-from .types import (
-    Brought,
-    Candidate,
-    Expect,
-    LetGo,
-    Removal,
-    SpoolError,
-    WasRead,
-    check_inbox_name,
-)
+from .types import Brought, Candidate, Expect, LetGo, Removal, SpoolError, WasRead, check_inbox_name
 
 KNOWN_AT_ONCE = 1_000
 
@@ -59,7 +49,7 @@ class Spool:
         self.path = path.absolute()
         self.low_water = 0  # bytes of its disk that no copy may use
         self._lock = SpoolLock(self.path)
-        self._aside = Aside()
+        self.aside = removal.Aside()
         try:
             self.host = make_spool(self.path)
             self.device = self.path.stat().st_dev
@@ -140,7 +130,7 @@ class Spool:
         """
         place = self.path / copy if copy else None
         copied = removal.Copied(source=source, read=read, copy=place, is_last=bool(copy) and not self._is_there(copy))
-        return removal.remove(root, relative_path, copied, self._aside)
+        return removal.remove(root, relative_path, copied, self.aside)
 
     def recover_removals(self, root: Path, unremoved: Sequence[tuple[Expect, str]]) -> int:
         """Finish removals that a crash cut short, and say how many.
@@ -153,25 +143,13 @@ class Spool:
             for read, copy in unremoved
             if (self._is_there(copy) if copy else read.digest)
         ]
-        return removal.recover(root, kept, self._aside)
+        return removal.recover(root, kept, self.aside)
 
     def _is_there(self, copy: str) -> bool:
         try:
             return self.stat(copy) is not None
         except OSError:
             return False
-
-    def remove_folders(self, root: Path, folders: Sequence[str]) -> int:
-        """Remove folders of an inbox, in this order, that are empty still; say how many."""
-        return removal.remove_folders(root, folders)
-
-    def is_squatted(self, root: Path) -> bool:
-        """Whether somebody else has the name of our folder in this inbox, so that another one is used."""
-        return self._aside.is_squatted(str(root))
-
-    def look_aside(self, root: Path) -> None:
-        """See whether that still is so; by whoever removes sources."""
-        self._aside.look(str(root))
 
     def discard(self, *paths: str) -> None:
         """Remove files of ours; one that is gone already is fine.
@@ -265,11 +243,11 @@ class Spool:
         return self._orphans(list(self._listed("explicit", depth=2)), known)
 
     def _orphans(self, explicit: list[str], known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
-        for path in self._unknown(chain(self._listed("files", depth=2), self._listed("rejected", depth=3)), known):
+        for path in self._unknown(self.listed(), known):
             if self.is_needless_copy(path):
                 self.discard(path)
                 continue
-            candidate = self._candidate(path)
+            candidate = self.candidate_at(path.split("/")[1], path)
             if candidate is not None:
                 yield candidate
         for path in self._unknown(iter(explicit), known):
@@ -280,8 +258,12 @@ class Spool:
 
         For a file that was changed here (settle it by ``Inboxes.observe``) or that a person admits anyway.
         """
-        candidate = self._candidate(path)
-        return candidate if candidate is not None and candidate.inbox == inbox else None
+        source = self.stat(path)
+        if source is None or path.split("/")[1] != inbox:
+            return None
+        return Candidate(
+            inbox=inbox, relative_path=path, path=self.path / path, source=source, final=True, in_spool=True
+        )
 
     def stat(self, path: str) -> SourceStat | None:
         """Look at a file of ours; None when it is gone or not a regular file. Raises OSError where nobody can say."""
@@ -335,23 +317,8 @@ class Spool:
         return below(room, depth)
 
     def _unknown(self, paths: Iterator[str], known: Callable[[list[str]], set[str]]) -> Iterator[str]:
-        chunk: list[str] = []
-        for path in paths:
-            chunk.append(path)
-            if len(chunk) == KNOWN_AT_ONCE:
-                yield from sorted(set(chunk) - known(chunk))
-                chunk = []
-        if chunk:
+        while chunk := list(islice(paths, KNOWN_AT_ONCE)):
             yield from sorted(set(chunk) - known(chunk))
-
-    def _candidate(self, path: str) -> Candidate | None:
-        source = self.stat(path)
-        if source is None:
-            return None
-        inbox = path.split("/")[1]
-        return Candidate(
-            inbox=inbox, relative_path=path, path=self.path / path, source=source, final=True, in_spool=True
-        )
 
 
 def _let_go(place: Path, then: WasRead) -> LetGo:

@@ -239,7 +239,7 @@ class Walk:
             self.root = Root(seen.st_dev, seen.st_ino)
             if (seen.st_dev, seen.st_ino) in self.forbidden:
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-            descriptor = self._go_to_start(descriptor)
+            descriptor = self._go_to_start(descriptor, seen)
             if descriptor >= 0:
                 self._push(self.start + "/" if self.start else "", descriptor, seen.st_ctime)
         except OSError as error:
@@ -248,40 +248,40 @@ class Walk:
             raise RootGone(error) from error
         self.is_complete = not self._levels
 
-    def _go_to_start(self, descriptor: int) -> int:
+    def _go_to_start(self, descriptor: int, seen: os.stat_result) -> int:
         """Step down to ``start``; -1 when it is not there any more, or not for us."""
         if not self.start:
             return descriptor
         parts = self.start.split("/")
-        for place in range(len(parts)):
-            if "/".join(parts[: place + 1]) in self.apart or place >= DEEPEST:
-                os.close(descriptor)
-                return -1
-        for part in parts:
-            try:
-                below = os.open(part, FOLDER, dir_fd=descriptor)
-            except OSError as error:
-                os.close(descriptor)
-                self._note_barred(error)
-                return -1
+        if len(parts) > DEEPEST or any("/".join(parts[: place + 1]) in self.apart for place in range(len(parts))):
             os.close(descriptor)
-            descriptor = below
-        seen = self._seen(descriptor)
-        if seen is None:
             return -1
-        if self.root is None or seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
+        for part in parts:
+            opened = self._opened(part, descriptor)
+            os.close(descriptor)
+            if opened is None:
+                return -1
+            descriptor, seen = opened
+        if self._is_apart(seen):
             os.close(descriptor)
             return -1
         return descriptor
 
-    def _seen(self, descriptor: int) -> os.stat_result | None:
-        """Look at a folder that was opened; None, and it is closed, where a fault of the disk's lets nobody."""
+    def _opened(self, name: str, above: int) -> tuple[int, os.stat_result] | None:
+        """Open a folder and look at it; None, which is noted, where nobody may or a fault of the disk's lets nobody."""
+        descriptor = -1
         try:
-            return os.fstat(descriptor)
+            descriptor = os.open(name, FOLDER, dir_fd=above)
+            return descriptor, os.fstat(descriptor)
         except OSError as error:
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
             self._note_barred(error)
             return None
+
+    def _is_apart(self, seen: os.stat_result) -> bool:
+        """Whether a folder is another filesystem's, or the spool's."""
+        return self.root is None or seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden
 
     def _note_barred(self, error: OSError) -> None:
         """Count a folder that could not be gone into, unless it is gone or was turned into something else."""
@@ -297,17 +297,12 @@ class Walk:
         if path.count("/") + 1 > DEEPEST:
             counts.too_deep += 1
             return False
-        try:
-            descriptor = os.open(name, FOLDER, dir_fd=level.descriptor)
-        except OSError as error:
-            self._note_barred(error)
+        opened = self._opened(name, level.descriptor)
+        if opened is None:
             return False
-        assert self.root is not None
-        seen = self._seen(descriptor)
-        if seen is None:
-            return False
-        if seen.st_dev != self.root.device or (seen.st_dev, seen.st_ino) in self.forbidden:
-            counts.other_device += seen.st_dev != self.root.device
+        descriptor, seen = opened
+        if self._is_apart(seen):
+            counts.other_device += self.root is not None and seen.st_dev != self.root.device
             os.close(descriptor)
             return False
         try:

@@ -15,7 +15,7 @@ import pytest
 
 from ingestd.fs import durable
 from ingestd.fs.mounts import free_space
-from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot
+from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot, remove_folders
 from ingestd.lifecycle import SourceStat
 from tests.inboxing import candidate_of, expect_of, source_of, tree
 
@@ -517,14 +517,14 @@ def test_name_of_ours_that_somebody_else_has_stops_no_removal(spool, elsewhere, 
         path = put(elsewhere, name)
         assert spool.remove_source(elsewhere, name, source_of(path)) is Removal.REMOVED
 
-    assert spool.is_squatted(elsewhere)
+    assert spool.aside.is_squatted(str(elsewhere))
     assert not tree(elsewhere) - {".ingestd-removing"}
     assert os.path.lexists(squatter)
     assert len(list(elsewhere.iterdir())) == 2  # one other name, for both
 
     squatter.rmdir() if squatter.is_dir() and not squatter.is_symlink() else squatter.unlink()
-    spool.look_aside(elsewhere)
-    assert not spool.is_squatted(elsewhere)
+    spool.aside.look(str(elsewhere))
+    assert not spool.aside.is_squatted(str(elsewhere))
 
 
 def test_removal_cut_short_under_another_name_is_finished_too(spool, elsewhere):
@@ -547,13 +547,13 @@ def test_folder_of_ours_that_another_user_made_is_not_looked_into(spool, elsewhe
     assert tree(elsewhere) == {".ingestd-removing-0011/11"}
 
 
-def test_only_empty_folders_are_removed_and_none_through_a_link(spool, drop, tmp_path):
+def test_only_empty_folders_are_removed_and_none_through_a_link(drop, tmp_path):
     (drop / "a" / "b").mkdir(parents=True)
     put(drop, "full/x")
     (tmp_path / "outside" / "empty").mkdir(parents=True)
     (drop / "link").symlink_to(tmp_path / "outside")
 
-    assert spool.remove_folders(drop, ["a/b", "a", "full", "gone", "link/empty", "../outside/empty"]) == 2
+    assert remove_folders(drop, ["a/b", "a", "full", "gone", "link/empty", "../outside/empty"]) == 2
     assert {path.name for path in drop.iterdir()} == {"full", "link"}
     assert (tmp_path / "outside" / "empty").is_dir()
 
