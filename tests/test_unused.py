@@ -20,7 +20,7 @@ SDK = "dicomweb.sdk"
 # How a test gets at what nobody else needs: the reader processes to be killed.
 FOR_TESTS = {"ReaderPool.pids"}
 # What is to go; nothing is added here.
-UNUSED = {"Rework.in_work", "Splitter.in_part"}
+UNUSED = {"Rework.in_work"}
 # Decorators that leave a function one that somebody has to call; any other one hands it to a library.
 PLAIN = ("abstractmethod", "cache", "classmethod", "contextmanager", "lru_cache", "property", "staticmethod", "wraps")
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pydicom.datadict import dictionary_VM
 
 from .dictionary import is_private
-from .minimum_rules import CONTROL_BUT_ESC
+from .minimum_rules import CONTROL_BUT_ESC, CONTROLS
 from .values import NUMBER_VRS, SPLIT_VRS, TEXT_VRS, WIDTHS, DataSet, Text, numbers_of, text_of
 from .walk import Element
 
@@ -95,24 +95,6 @@ def _ae(value: str) -> str | None:
     return "value contains invalid control character" if _CONTROL.search(value) else None
 
 
-_AS = re.compile(r"[0-9]{3}[DWMY]\Z")
-
-
-def _as(value: str) -> str | None:
-    return None if _AS.match(value) else "value does not have pattern 000[DWMY]"
-
-
-_CS = re.compile(r"[A-Z0-9_ ]*\Z")
-
-
-def _cs(value: str) -> str | None:
-    if len(value) > 16:
-        return "value exceeds maximum length of 16 characters"
-    if _CS.match(value):
-        return None
-    return "value contains invalid character. Only uppercase character, digits, space and underscore alre allowed"
-
-
 _DA = re.compile(r"[0-9]{8}\Z")
 
 
@@ -131,15 +113,6 @@ def _da(value: str) -> str | None:
         if int(day[6:8]) > 31:
             return "day component exceeds the value 31"
     return None
-
-
-_DS = re.compile(r"[+-]?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))([eE][-+]?[0-9]+)?\Z")
-
-
-def _ds(value: str) -> str | None:
-    if len(value) > 16:
-        return "value exceeds maximum length of 16 characters"
-    return None if _DS.match(value.strip()) else "value is no decimal string"
 
 
 _DT_PATTERN = re.compile(r"[0-9]{4}(?:[0-9]{2}){0,4}\Z|[0-9]{14}(?:\.[0-9]{1,6})?\Z")
@@ -224,13 +197,13 @@ def _is(value: str) -> str | None:
     return None if fits else "value too large to fit 32 bit integer"
 
 
-def _limited(longest: int, *, control_free: bool = True) -> Callable[[str], str | None]:
+def _text(longest: int = 0, pattern: str = "", detail: str = "") -> Callable[[str], str | None]:
+    shape = re.compile(pattern)
+
     def rule(value: str) -> str | None:
-        if len(value) > longest:
+        if longest and len(value) > longest:
             return f"value exceeds maximum length of {longest} characters"
-        if control_free and CONTROL_BUT_ESC.search(value):
-            return "value contains invalid character"
-        return None
+        return detail if pattern and not shape.fullmatch(value) else None
 
     return rule
 
@@ -282,19 +255,21 @@ def _ui(value: str) -> str | None:
     return "a component can not be empty" if uid.startswith(".") or ".." in uid or uid.endswith(".") else None
 
 
+_NO_CODE = "value contains invalid character. Only uppercase character, digits, space and underscore alre allowed"
+_DECIMAL = r"\s*[+-]?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))([eE][-+]?[0-9]+)?\s*"
 _RULES: dict[str, Callable[[str], str | None]] = {
     "AE": _ae,
-    "AS": _as,
-    "CS": _cs,
+    "AS": _text(pattern="[0-9]{3}[DWMY]", detail="value does not have pattern 000[DWMY]"),
+    "CS": _text(16, "[A-Z0-9_ ]*", _NO_CODE),
     "DA": _da,
-    "DS": _ds,
+    "DS": _text(16, _DECIMAL, "value is no decimal string"),
     "DT": _dt,
     "IS": _is,
-    "LO": _limited(64),
-    "LT": _limited(10240, control_free=False),
+    "LO": _text(64, f"[^{CONTROLS}]*", "value contains invalid character"),
+    "LT": _text(10240),
     "PN": _pn,
-    "SH": _limited(16),
-    "ST": _limited(1024, control_free=False),
+    "SH": _text(16, f"[^{CONTROLS}]*", "value contains invalid character"),
+    "ST": _text(1024),
     "TM": _tm,
     "UI": _ui,
 }

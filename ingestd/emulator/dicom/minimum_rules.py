@@ -14,7 +14,8 @@ from .values import TEXT_VRS, Text, strings_of
 from .walk import Element
 
 _UID = re.compile(r"[0-9.]*[0-9]\Z")
-CONTROL_BUT_ESC = re.compile("[\x00-\x1a\x1c-\x1f\x7f-\x9f]")
+CONTROLS = "\x00-\x1a\x1c-\x1f\x7f-\x9f"  # but for ESC
+CONTROL_BUT_ESC = re.compile(f"[{CONTROLS}]")
 _UID_TEXT = (
     "DICOM Identifier is invalid. Value length should not exceed the maximum length of 64 characters. "
     "Value should contain characters in '0'-'9' and '.'. Each component must start with non-zero number."

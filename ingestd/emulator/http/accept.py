@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import NOT_ACCEPTABLE, Problem
 
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_MEMBER = re.compile(rf"\s*({_NAME}|\*)/({_NAME}|\*)((?:\s*;\s*{_NAME}\s*=\s*(?:{_NAME}|\"(?:[^\"\\]|\\.)*\"))*)\s*\Z")
-_PARAMETER = re.compile(rf";\s*({_NAME})\s*=\s*({_NAME}|\"(?:[^\"\\]|\\.)*\")")
+_VALUE = rf"(?:{_NAME}|\"(?:[^\"\\]|\\.)*\")"
+# One member with the comma behind it; between two commas may be nothing.
+_MEMBER = re.compile(rf"\s*(?:({_NAME})/({_NAME})((?:\s*;\s*{_NAME}\s*=\s*{_VALUE})*)\s*)?(?:,|\Z)")
+_PARAMETER = re.compile(rf";\s*({_NAME})\s*=\s*({_VALUE})")
 _JSON = frozenset({"*/*", "application/*", "application/json", "application/dicom+json"})
 
 
@@ -19,53 +20,34 @@ class MediaRange:
     """One member of an Accept header; names lowercase, parameter values without quotes."""
 
     media_type: str
-    parameters: dict[str, str] = field(default_factory=dict)
-    quality: float = 1.0
+    parameters: dict[str, str]
+    quality: float
 
 
 def parse_accept(header: str | None) -> list[MediaRange]:
     """The members in order; empty if there is no header or one member cannot be parsed, as in ASP.NET's strict list."""
     if header is None:
         return []
-    members = []
-    for text in _split(header):
-        if not text.strip():
-            continue
-        found = _MEMBER.match(text)
+    members, at = [], 0
+    while at < len(header):
+        found = _MEMBER.match(header, at)
         if found is None:
             return []
+        at = found.end()
+        if found[1] is None:
+            continue
         parameters = {
             name.lower(): re.sub(r"\\(.)", r"\1", value[1:-1]) if value[0] == '"' else value
             for name, value in _PARAMETER.findall(found[3])
         }
-        quality = _quality(parameters.pop("q", "1"))
-        if quality is None:
+        try:
+            quality = float(parameters.pop("q", "1"))
+        except ValueError:
+            return []
+        if not 0 <= quality <= 1:
             return []
         members.append(MediaRange(f"{found[1]}/{found[2]}".lower(), parameters, quality))
     return members
-
-
-def _quality(text: str) -> float | None:
-    try:
-        quality = float(text)
-    except ValueError:
-        return None
-    return quality if 0 <= quality <= 1 else None
-
-
-def _split(header: str) -> Iterable[str]:
-    at, quoted, start = 0, False, 0
-    while at < len(header):
-        character = header[at]
-        if character == "\\" and quoted:
-            at += 1
-        elif character == '"':
-            quoted = not quoted
-        elif character == "," and not quoted:
-            yield header[start:at]
-            start = at + 1
-        at += 1
-    yield header[start:]
 
 
 def accepts_json(header: str | None) -> bool:
@@ -78,7 +60,7 @@ class Representation:
 
     multipart: bool
     syntax: str
-    media_type: str = "application/dicom"
+    media_type: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ own, apart from the client's writer, so that the two cannot agree on a mistake.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
 _MOST_HEADER_BYTES = 16 * 1024
@@ -22,7 +22,7 @@ class Malformed(Exception):
 class PartBegins:
     """A part's headers are complete; names are lowercase."""
 
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class _At(Enum):
 
 
 class Splitter:
-    """One body's splitter; feed it every chunk, then look at ``saw_delimiter`` and ``in_part``."""
+    """One body's splitter; feed it every chunk, then look at ``saw_delimiter``."""
 
     def __init__(self, boundary: str) -> None:
         self._delimiter = b"\r\n--" + boundary.encode("latin-1")
@@ -57,11 +57,6 @@ class Splitter:
         self._next = 0  # what lies before it in the buffer is done with
         self._at = _At.PREAMBLE
         self.saw_delimiter = False
-
-    @property
-    def in_part(self) -> bool:
-        """Whether a part has begun that has not ended: it was cut short if the body is over."""
-        return self._at in (_At.HEADERS, _At.DATA)
 
     @property
     def is_closed(self) -> bool:
