@@ -13,6 +13,7 @@ from .minimum_rules import CONTROL_BUT_ESC, CONTROLS
 from .values import NUMBER_VRS, SPLIT_VRS, TEXT_VRS, WIDTHS, DataSet, Text, numbers_of, text_of
 from .walk import Element
 
+Rule = Callable[[str], str | None]  # what is wrong with a value that is not empty
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -95,24 +96,43 @@ def _ae(value: str) -> str | None:
     return "value contains invalid control character" if _CONTROL.search(value) else None
 
 
+def _range_of(rule: Rule) -> Rule:
+    def of_both(value: str) -> str | None:
+        parts = value.split("-")
+        return "value contains too many range separators '-'" if len(parts) > 2 else _first_broken(parts, rule)
+
+    return of_both
+
+
+def _first_broken(parts: list[str], rule: Rule) -> str | None:
+    for part in parts:
+        text = part.rstrip(" ")
+        if text and (detail := rule(text)) is not None:
+            return detail
+    return None
+
+
+def _beyond(digits: str, *limits: tuple[str, int, int, int]) -> str | None:
+    # A component's name, its place, its least and its greatest value.
+    for name, at, least, most in limits:
+        if len(digits) >= at + 2:
+            number = int(digits[at : at + 2])
+            if number > most:
+                return f"{name} component exceeds {most}"
+            if number < least:
+                return f"{name} component cannot be 0"
+    return None
+
+
 _DA = re.compile(r"[0-9]{8}\Z")
 
 
-def _da(value: str) -> str | None:
-    parts = value.split("-")
-    if len(parts) > 2:
-        return "value contains too many range separators '-'"
-    for part in parts:
-        day = part.rstrip(" ")
-        if not day:
-            continue
-        if not _DA.match(day):
-            return "one of the date values does not match the pattern YYYYMMDD"
-        if int(day[4:6]) > 12:
-            return "month component exceeds the value 12"
-        if int(day[6:8]) > 31:
-            return "day component exceeds the value 31"
-    return None
+def _da(day: str) -> str | None:
+    if not _DA.match(day):
+        return "one of the date values does not match the pattern YYYYMMDD"
+    if int(day[4:6]) > 12:
+        return "month component exceeds the value 12"
+    return "day component exceeds the value 31" if int(day[6:8]) > 31 else None
 
 
 _DT_PATTERN = re.compile(r"[0-9]{4}(?:[0-9]{2}){0,4}\Z|[0-9]{14}(?:\.[0-9]{1,6})?\Z")
@@ -128,13 +148,7 @@ def _dt(value: str) -> str | None:
     if len(parts) > 4:
         return "value contains too many range separators '-'"
     joined = _joined_offsets(parts)
-    if joined is None:
-        return "value is in invalid range format"
-    for part in joined:
-        detail = _one_dt(part.rstrip(" "))
-        if detail is not None:
-            return detail
-    return None
+    return "value is in invalid range format" if joined is None else _first_broken(joined, _one_dt)
 
 
 def _joined_offsets(parts: list[str]) -> list[str] | None:
@@ -154,8 +168,6 @@ def _joined_offsets(parts: list[str]) -> list[str] | None:
 
 
 def _one_dt(value: str) -> str | None:
-    if not value:
-        return None
     digits, *offsets = re.split("[+-]", value)
     if len(offsets) > 1:
         return "value contains too many UTC separators '+' or '-'"
@@ -169,20 +181,8 @@ def _one_dt(value: str) -> str | None:
             return "UTC minutes component exceeds 59"
     if not _DT_PATTERN.match(digits):
         return "value does not mach pattern YYYY[MM[DD[HH[MM[SS[.F{1-6}]]]]]]"
-    for name, at, most in (
-        ("seconds", 12, 60),
-        ("minutes", 10, 59),
-        ("hours", 8, 23),
-        ("day", 6, 31),
-        ("month", 4, 12),
-    ):
-        if len(digits) >= at + 2:
-            number = int(digits[at : at + 2])
-            if number > most:
-                return f"{name} component exceeds {most}"
-            if number == 0 and at in (4, 6):
-                return f"{name} component cannot be 0"
-    return None
+    seconds, minutes, hours = ("seconds", 12, 0, 60), ("minutes", 10, 0, 59), ("hours", 8, 0, 23)
+    return _beyond(digits, seconds, minutes, hours, ("day", 6, 1, 31), ("month", 4, 1, 12))
 
 
 _IS = re.compile(r"[+-]?[0-9]+\Z")
@@ -197,7 +197,7 @@ def _is(value: str) -> str | None:
     return None if fits else "value too large to fit 32 bit integer"
 
 
-def _text(longest: int = 0, pattern: str = "", detail: str = "") -> Callable[[str], str | None]:
+def _text(longest: int = 0, pattern: str = "", detail: str = "") -> Rule:
     shape = re.compile(pattern)
 
     def rule(value: str) -> str | None:
@@ -223,20 +223,10 @@ def _pn(value: str) -> str | None:
 _TM_PATTERN = re.compile(r"[0-9]{2}(?:[0-9]{2}){0,2}\Z|[0-9]{6}\.[0-9]{1,6}\Z")
 
 
-def _tm(value: str) -> str | None:
-    parts = value.split("-")
-    if len(parts) > 2:
-        return "value contains too many range separators '-'"
-    for part in parts:
-        time = part.rstrip(" ")
-        if not time:
-            continue
-        if not _TM_PATTERN.match(time):
-            return "value does not mach pattern HH or HHMM or HHMMSS or HHMMSS.F{1-6}"
-        for name, at, most in (("hour", 0, 23), ("minutes", 2, 59), ("seconds", 4, 60)):
-            if len(time) >= at + 2 and int(time[at : at + 2]) > most:
-                return f"{name} component exceeds {most}"
-    return None
+def _tm(time: str) -> str | None:
+    if not _TM_PATTERN.match(time):
+        return "value does not mach pattern HH or HHMM or HHMMSS or HHMMSS.F{1-6}"
+    return _beyond(time, ("hour", 0, 0, 23), ("minutes", 2, 0, 59), ("seconds", 4, 0, 60))
 
 
 _UI_CHARACTERS = re.compile(r"[0-9.]*\Z")
@@ -257,11 +247,11 @@ def _ui(value: str) -> str | None:
 
 _NO_CODE = "value contains invalid character. Only uppercase character, digits, space and underscore alre allowed"
 _DECIMAL = r"\s*[+-]?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))([eE][-+]?[0-9]+)?\s*"
-_RULES: dict[str, Callable[[str], str | None]] = {
+_RULES: dict[str, Rule] = {
     "AE": _ae,
     "AS": _text(pattern="[0-9]{3}[DWMY]", detail="value does not have pattern 000[DWMY]"),
     "CS": _text(16, "[A-Z0-9_ ]*", _NO_CODE),
-    "DA": _da,
+    "DA": _range_of(_da),
     "DS": _text(16, _DECIMAL, "value is no decimal string"),
     "DT": _dt,
     "IS": _is,
@@ -270,6 +260,6 @@ _RULES: dict[str, Callable[[str], str | None]] = {
     "PN": _pn,
     "SH": _text(16, f"[^{CONTROLS}]*", "value contains invalid character"),
     "ST": _text(1024),
-    "TM": _tm,
+    "TM": _range_of(_tm),
     "UI": _ui,
 }
