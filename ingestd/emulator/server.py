@@ -62,8 +62,6 @@ class Emulator:
         self.faults = Faults(faults)
         self._stack = contextlib.ExitStack()
         self._archive: Archive | None = None
-        self._uvicorn: uvicorn.Server | None = None
-        self._thread: threading.Thread | None = None
         self._control_port: int | None = None
         self._tokens: Tokens | None = None
 
@@ -122,20 +120,33 @@ class Emulator:
 
     def start(self) -> None:
         """Open the data folder and listen; raises EmulatorFailed."""
+        self._start()
+
+    def stop(self) -> None:
+        """Finish what is being answered, then stop."""
+        self._stack.close()
+        self._archive = None
+
+    def serve(self, ready: Callable[[Emulator], object]) -> None:
+        """Run until SIGTERM or SIGINT; ``ready`` is called once it listens. Raises EmulatorFailed."""
+        server = self._start()
         try:
-            server, listener = self._prepare()
+            with _on_signals(server):
+                ready(self)
+                server.thread.join()
+            if not server.should_exit:
+                raise EmulatorFailed("the emulator ended by itself")
+        finally:
+            self.stop()
+
+    def _start(self) -> _Server:
+        try:
+            return self._open_and_listen()
         except BaseException:
-            self._stack.close()
-            raise
-        self._thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="emulator", daemon=True)
-        self._thread.start()
-        try:
-            _wait_for(server, self._thread)
-        except EmulatorFailed:
             self.stop()
             raise
 
-    def _prepare(self) -> tuple[uvicorn.Server, socket.socket]:
+    def _open_and_listen(self) -> _Server:
         data = self._data
         if data is None:
             data = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ingestd-emulator-")))
@@ -151,92 +162,60 @@ class Emulator:
         self._stack.callback(self._archive.close)
         self._archive.operations.register("reindex", partial(reindex, self._archive.index))
         self._archive.operations.register("update", partial(update, self._archive))
-        self._start_control()
+        if self._settings.control_port is not None:
+            control = _listen(self._host, self._settings.control_port)
+            self._stack.callback(control.close)
+            self._control_port = control.getsockname()[1]
+            self._serve(control_app(self._archive, host=self._host), control, name="emulator-control")
         writer = Writer(self._archive)
         self._stack.callback(writer.close)
-        self._uvicorn = _Server(
-            _config(App(self._archive, writer, self.tokens if self._settings.auth else None), self._settings)
-        )
+        app = App(self._archive, writer, self.tokens if self._settings.auth else None)
         self._archive.operations.resume()
-        return self._uvicorn, listener
+        return self._serve(app, listener, name="emulator")
 
-    def _start_control(self) -> None:
-        if self._settings.control_port is None:
-            return
-        listener = _listen(self._host, self._settings.control_port)
-        self._stack.callback(listener.close)
-        self._control_port = listener.getsockname()[1]
-        server = _Server(_config(control_app(self._running, host=self._host), self._settings))
-        thread = threading.Thread(
-            target=server.run, kwargs={"sockets": [listener]}, name="emulator-control", daemon=True
-        )
-
-        def end() -> None:
-            server.should_exit = True
-            thread.join()
-
-        thread.start()
-        self._stack.callback(end)
-        _wait_for(server, thread)
-
-    def stop(self) -> None:
-        """Finish what is being answered, then stop."""
-        if self._uvicorn is not None:
-            self._uvicorn.should_exit = True
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._stack.close()
-        self._archive = None
-
-    def serve(self, ready: Callable[[Emulator], object]) -> None:
-        """Run in this thread until SIGTERM or SIGINT; ``ready`` is called once it listens. Raises EmulatorFailed."""
-        try:
-            server, listener = self._prepare()
-
-            def tell() -> None:
-                while not (server.started or server.should_exit):
-                    time.sleep(0.002)
-                if server.started:
-                    ready(self)
-
-            with _on_signals(server):
-                threading.Thread(target=tell, daemon=True).start()
-                server.run(sockets=[listener])
-        finally:
-            self._stack.close()
-            self._archive = None
-
-
-def _wait_for(server: uvicorn.Server, thread: threading.Thread) -> None:
-    deadline = time.monotonic() + _START_LIMIT_SECONDS
-    while not server.started:
-        if not thread.is_alive() or time.monotonic() > deadline:
-            raise EmulatorFailed("the emulator did not start to listen")
-        time.sleep(0.002)
+    def _serve(self, app: ASGIApp, listener: socket.socket, *, name: str) -> _Server:
+        server = _Server(app, listener, patience_seconds=self._settings.patience_seconds, name=name)
+        self._stack.callback(server.end)
+        server.expect()
+        return server
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handling: ours is the caller's business."""
+    """uvicorn's server in a thread, without its signal handling: ours is the caller's business."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket, *, patience_seconds: float, name: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                BodyTimeout(app, seconds=patience_seconds),
+                http=connections(patience_seconds),
+                loop="asyncio",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=120,
+                timeout_graceful_shutdown=10,
+            )
+        )
+        self.thread = threading.Thread(target=self.run, kwargs={"sockets": [listener]}, name=name, daemon=True)
+        self.thread.start()
+
+    def expect(self) -> None:
+        """Return when it answers; raises EmulatorFailed."""
+        deadline = time.monotonic() + _START_LIMIT_SECONDS
+        while not self.started:
+            if not self.thread.is_alive() or time.monotonic() > deadline:
+                raise EmulatorFailed("the emulator did not start to listen")
+            time.sleep(0.002)
+
+    def end(self) -> None:
+        self.should_exit = True
+        self.thread.join()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        BodyTimeout(app, seconds=settings.patience_seconds),
-        http=connections(settings.patience_seconds),
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=120,
-        timeout_graceful_shutdown=10,
-    )
 
 
 def _listen(host: str, port: int) -> socket.socket:
