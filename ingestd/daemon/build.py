@@ -15,7 +15,6 @@ from ingestd.config import Config
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
 from ingestd.daemon.feed_reading import FeedReading
-from ingestd.daemon.going_back import GoingBack
 from ingestd.daemon.inbox_reports import InboxReports
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.orphans import Orphans
@@ -25,6 +24,7 @@ from ingestd.daemon.retention import Retention
 from ingestd.daemon.rework import Rework
 from ingestd.daemon.server_copies import ServerCopies
 from ingestd.daemon.server_questions import ServerQuestions
+from ingestd.daemon.server_rollback import ServerRollback
 from ingestd.daemon.settings import backoff_of, file_meta_of, limits_of, profile_from, reader_limits_of, rules_of
 from ingestd.daemon.sources import Sources
 from ingestd.daemon.spool_disk import SpoolDisk
@@ -127,7 +127,7 @@ class Stages:
             self.feed_reading,  # all else is judged by what the feed has shown
             self.server_copies,
             self.verification,
-            self.going_back,
+            self.server_rollback,
             self.retention,
             self.sources,
             self.reports,
@@ -267,8 +267,8 @@ class Stages:
         )
 
     @cached_property
-    def going_back(self) -> GoingBack:
-        return GoingBack(
+    def server_rollback(self) -> ServerRollback:
+        return ServerRollback(
             ledger=self._ledger,
             alarms=self.alarms,
             removals=self._gates.removals,
@@ -289,7 +289,7 @@ class Stages:
             gate=self._gates.removals,
             disk=self.disk,
             retain=self._config.spool.retain,
-            up_to=lambda: self.going_back.up_to,
+            up_to=lambda: self.server_rollback.up_to,
         )
 
     @cached_property

@@ -25,7 +25,7 @@ from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import State
 from ingestd.reconciler import FeedAnswer, FeedQuestion, Rules
 
-# Why no file is removed, as GoingBack has it.
+# Why no file is removed, as ServerRollback has it.
 WENT_BACK = "went_back"
 # With nothing waiting for proof the feed is still read this often: it tells of deletions.
 _IDLE_EVERY = timedelta(minutes=1)

@@ -64,7 +64,7 @@ class _SingleRun:
         )
         ending.hurries = ending.flushes and stages.posting.is_idle
         # A look at the server for files that may go is no part of what is waited for: `_let_go` gives it its time.
-        is_idle = all(stage.is_idle for stage in stages.all if stage is not stages.going_back)
+        is_idle = all(stage.is_idle for stage in stages.all if stage is not stages.server_rollback)
         self.is_done = ending.flushes and is_idle and queries.unfinished(self._daemon.ledger) == 0
         now = read_clocks().mono
         # Without readers nothing more is taken in, and a person waits.
@@ -125,12 +125,12 @@ def _let_go(daemon: Daemon, deadline: float) -> None:
     stages = daemon.stages
 
     def is_looked_at() -> bool:
-        if stages.going_back.is_idle:
+        if stages.server_rollback.is_idle:
             return True
-        stages.going_back.hurry()
+        stages.server_rollback.hurry()
         return False
 
-    stages.going_back.hurry()
+    stages.server_rollback.hurry()
     daemon.loop.run_until(is_looked_at, deadline=deadline)
     stages.retention.hurry()
     stages.reports.hurry()

@@ -36,7 +36,7 @@ _OUTAGES_AT_ONCE, _ROWS_AT_ONCE = 20, 20_000
 _TELL_AFTER_SECONDS = 900.0
 
 
-class GoingBack(Stage):
+class ServerRollback(Stage):
     """Holds the removals until the server was looked at, and while it has gone back."""
 
     def __init__(

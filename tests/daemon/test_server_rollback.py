@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.clocks import read_clocks
-from ingestd.daemon.going_back import last_before_outages
+from ingestd.daemon.server_rollback import last_before_outages
 from ingestd.emulator import Emulator
 from ingestd.ledger import Resting, moves, queries
 from ingestd.lifecycle import State
@@ -163,10 +163,10 @@ def test_that_it_went_back_is_settled_only_if_no_look_is_left_when_that_is_writt
             with other.transaction() as tx:
                 moves.went_back(tx, to=None, end=None, now=utc_now())
             assert queries.has_looks(daemon.ledger)
-            daemon.stages.going_back._settled = True  # as it was when that was looked at
+            daemon.stages.server_rollback._settled = True  # as it was when that was looked at
 
             with daemon.ledger.transaction() as tx:
-                daemon.stages.going_back.write(tx, read_clocks())
+                daemon.stages.server_rollback.write(tx, read_clocks())
 
             assert queries.went_back_at(daemon.ledger) is not None
             assert not daemon.gates.removals.is_open
