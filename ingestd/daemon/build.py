@@ -20,8 +20,8 @@ from ingestd.daemon.mover import Mover
 from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import ReaderClient
+from ingestd.daemon.rereads import Rereads
 from ingestd.daemon.retention import Retention
-from ingestd.daemon.rework import Rework
 from ingestd.daemon.server_copies import ServerCopies
 from ingestd.daemon.server_questions import ServerQuestions
 from ingestd.daemon.server_rollback import ServerRollback
@@ -122,7 +122,7 @@ class Stages:
             self.disk,
             self.orphans,
             self.admission,
-            self.rework,
+            self.rereads,
             self.server_questions,
             self.feed_reading,  # all else is judged by what the feed has shown
             self.server_copies,
@@ -192,13 +192,13 @@ class Stages:
         )
 
     @cached_property
-    def rework(self) -> Rework:
-        return Rework(
+    def rereads(self) -> Rereads:
+        return Rereads(
             ledger=self._ledger,
             reader_client=self.reader_client,
             spool=self._spool,
             admission=self.admission,
-            gate=self._gates.rework,
+            gate=self._gates.rereads,
             posting=self.posting,
             is_lost=self._is_lost,
         )

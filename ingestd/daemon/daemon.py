@@ -113,7 +113,7 @@ class Daemon:
         stages = self.stages
         # Nothing else is taken up while stopping, and what nobody serves must not count as due.
         asking = (stages.server_questions, stages.feed_reading, stages.server_copies, stages.verification)
-        taken_up = (stages.orphans, stages.rework, stages.takeover, *asking)
+        taken_up = (stages.orphans, stages.rereads, stages.takeover, *asking)
         self.loop.stages = [stage for stage in stages.all if stage not in taken_up]
         if not stages.posting.is_idle:
             self.loop.run_until(lambda: stages.posting.is_idle, deadline=read_clocks().mono + grace.total_seconds())

@@ -79,7 +79,7 @@ class Orphans(Stage):
         self._left = {(each.inbox, each.source): each for each in self._left_candidates()}
         self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
         self._gates.intake.shut("orphans")
-        self._gates.rework.shut("orphans")
+        self._gates.rereads.shut("orphans")
         # A file that is set apart meanwhile would be found as one more of them.
         self._gates.removals.shut("orphans")
 
@@ -141,7 +141,7 @@ class Orphans(Stage):
         self._found = None
         self._alarms.clear("spool_unlisted")
         self._gates.intake.open("orphans")
-        self._gates.rework.open("orphans")
+        self._gates.rereads.open("orphans")
         self._gates.removals.open("orphans")
         # The others lie where they lay, and are seen again, or are gone. What killed a reader is not forgotten.
         self._nameless = [each.candidate_id for each in self._left.values() if not each.tries]

@@ -23,7 +23,7 @@ class Owner(StrEnum):
     """Who asked."""
 
     ADMISSION = "admission"
-    REWORK = "rework"
+    REENCODING = "reencoding"
     VERIFICATION = "verification"
     RETENTION = "retention"
 

@@ -93,5 +93,5 @@ class Gates:
     def __init__(self) -> None:
         self.intake = Gate()
         self.removals = Gate()
-        self.rework = Gate()
+        self.rereads = Gate()
         self.claims = Gate()

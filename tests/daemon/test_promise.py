@@ -242,12 +242,12 @@ def test_file_read_again_is_compared_also_when_the_ledger_failed_in_between(tmp_
     second.write_bytes(other)
     with running(config) as daemon:
         stages, ledger = daemon.stages, daemon.ledger
-        daemon.gates.rework.open("orphans")
+        daemon.gates.rereads.open("orphans")
         admit(ledger, replace(arrival(1, study=2, in_place=True), path=str(second)))
         send(ledger, study=2, state=State.PENDING, reason=Reason.CHANGED, reread=True)
         held = replace(arrival(1, in_place=True), path=str(first), content=content_of_file(first))
         admit(ledger, held)
-        parts = (stages.reader_client, stages.rework, stages.admission)
+        parts = (stages.reader_client, stages.rereads, stages.admission)
 
         def has_read() -> bool:
             for stage in parts:
@@ -378,7 +378,7 @@ def test_rows_that_cannot_be_read_let_the_others_by(tmp_path: Path, server: Emul
         taken_up: set[int] = set()
 
         def all_were() -> bool:
-            daemon.stages.rework._look_at = 0.0
+            daemon.stages.rereads._look_at = 0.0
             daemon.loop.tick()
             taken_up.update(daemon.stages.admission.rows_in_hand)
             return len(taken_up) == len(many)

@@ -195,7 +195,7 @@ def test_loop_rests_while_files_without_rows_are_read(
         now = read_clocks()
 
         assert daemon.stages.admission.in_hand
-        assert daemon.stages.rework.next_at(now) > now.mono + 0.1
+        assert daemon.stages.rereads.next_at(now) > now.mono + 0.1
         assert daemon.stages.orphans.next_at(now) > now.mono + 0.1
 
 

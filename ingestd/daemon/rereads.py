@@ -49,7 +49,7 @@ class _Reencoding:
     destination: str
 
 
-class Rework(Stage):
+class Rereads(Stage):
     """Carries out what rows ask of the readers."""
 
     def __init__(
@@ -100,7 +100,7 @@ class Rework(Stage):
             # A post may just have asked for one.
             self._results_known = self._posting.results_written
             self._look_at = 0.0
-        for context, read in self._reader_client.take(Owner.REWORK):
+        for context, read in self._reader_client.take(Owner.REENCODING):
             assert isinstance(context, _Reencoding)
             self._reads.append((context, read))
         if now.mono < self._look_at:
@@ -188,7 +188,7 @@ class Rework(Stage):
         self._reencoding.add(row.entry_id)
         work = _Reencoding(row, str(destination.relative_to(self._spool.path)))
         self._reader_client.ask(
-            Owner.REWORK, work, lambda key: ReencodeJob(key=key, path=row.path, destination=str(destination))
+            Owner.REENCODING, work, lambda key: ReencodeJob(key=key, path=row.path, destination=str(destination))
         )
 
     def _take_up_requests(self) -> None:
