@@ -28,7 +28,7 @@ from ingestd.daemon.server_rollback import ServerRollback
 from ingestd.daemon.settings import backoff_of, file_meta_of, limits_of, profile_from, reader_limits_of, rules_of
 from ingestd.daemon.sources import Sources
 from ingestd.daemon.spool_disk import SpoolDisk
-from ingestd.daemon.stage import Ending, Gates, Stage
+from ingestd.daemon.stage import Gates, RunProgress, Stage
 from ingestd.daemon.steps import Origin
 from ingestd.daemon.takeover import Takeover
 from ingestd.daemon.trust import Trust
@@ -101,7 +101,7 @@ class Stages:
         ledger: Ledger,
         workers: DaemonWorkers,
         gates: Gates,
-        ending: Ending,
+        progress: RunProgress,
     ) -> None:
         self._config = config
         self._policies = policies
@@ -109,7 +109,7 @@ class Stages:
         self._ledger = ledger
         self._workers = workers
         self._gates = gates
-        self._ending = ending
+        self._progress = progress
         self._backoff = backoff_of(config)
 
     @cached_property
@@ -213,7 +213,7 @@ class Stages:
             most_attempts=self._config.retry.max_attempts,
             alarms=self.alarms,
             claims=self._gates.claims,
-            ending=self._ending,
+            progress=self._progress,
             tells_gone=self._tells_gone,
         )
 
@@ -234,7 +234,7 @@ class Stages:
             questions=self.server_questions,
             ledger=self._ledger,
             alarms=self.alarms,
-            ending=self._ending,
+            progress=self._progress,
             removals=self._gates.removals,
             posts_written=lambda: self.posting.results_written,
             rows_are_left=lambda: self.verification.more_rows,

@@ -11,7 +11,7 @@ from ingestd.config import Config
 from ingestd.daemon import build, settings
 from ingestd.daemon.loop import Loop, Wake
 from ingestd.daemon.outage import Outage
-from ingestd.daemon.stage import Ending, Gates
+from ingestd.daemon.stage import Gates, RunProgress
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
 from ingestd.ledger import Ledger, moves
 
@@ -50,7 +50,7 @@ class Daemon:
             raise
         self._replaces: Inboxes | None = before.workers.inboxes if before is not None else None
         self.gates = Gates()
-        self.ending = Ending()
+        self.progress = RunProgress()
         self.workers: build.DaemonWorkers = build.workers_of(
             config, inboxes=inboxes, client=client, spool=self.spool, wake=self.wake
         )
@@ -61,7 +61,7 @@ class Daemon:
             ledger=self.ledger,
             workers=self.workers,
             gates=self.gates,
-            ending=self.ending,
+            progress=self.progress,
         )
         try:
             self.loop = Loop(

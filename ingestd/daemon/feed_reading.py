@@ -1,7 +1,7 @@
 """The server's change feed: when it is read, and what it shows written with the cursor that passes it.
 
 A reading at the interval begins at the cursor and goes back by ``lag``, so that entries that come late are met. While
-somebody waits for the end (``Ending.hurries``), readings in between begin just before the newest entry seen, and move
+somebody waits for the end (``RunProgress.hurries``), readings in between begin just before the newest entry seen, and move
 no cursor. A server whose feed could not be read is left alone for a while, whoever wants it read.
 """
 
@@ -19,7 +19,7 @@ from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.circuit_breaker import PROBE_AT_LEAST_EVERY
 from ingestd.daemon.server_questions import Asker, ServerQuestions
-from ingestd.daemon.stage import Ending, Gate, Stage
+from ingestd.daemon.stage import Gate, RunProgress, Stage
 from ingestd.daemon.unanswered import Unanswered
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import State
@@ -46,7 +46,7 @@ class FeedReading(Stage):
         questions: ServerQuestions,
         ledger: Ledger,
         alarms: Alarms,
-        ending: Ending,
+        progress: RunProgress,
         removals: Gate,
         posts_written: Callable[[], int],
         rows_are_left: Callable[[], bool],
@@ -59,7 +59,7 @@ class FeedReading(Stage):
         """
         self._questions = questions
         self._ledger = ledger
-        self._ending = ending
+        self._progress = progress
         self._removals = removals
         self._posts_written = posts_written
         self._posts_known = posts_written()
@@ -109,7 +109,7 @@ class FeedReading(Stage):
         if rules is None or not rules.profile.has_feed or self._is_asked:
             return inf
         # What it has shown already is settled first.
-        hurries = self._ending.hurries and not self._rows_are_left()
+        hurries = self._progress.hurries and not self._rows_are_left()
         return max(min(self._due_at, self._hurry_at) if hurries else self._due_at, self._barred_until)
 
     def _ask(self, now: Now, rules: Rules) -> None:

@@ -19,7 +19,7 @@ from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.circuit_breaker import BreakerDecision, CircuitBreaker
 from ingestd.daemon.post_results import PostResults
-from ingestd.daemon.stage import Ending, Gate, Stage
+from ingestd.daemon.stage import Gate, RunProgress, Stage
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import (
     Backoff,
@@ -53,7 +53,7 @@ class Posting(Stage):
         most_attempts: int,
         alarms: Alarms,
         claims: Gate,
-        ending: Ending,
+        progress: RunProgress,
         tells_gone: Callable[[str], bool],
     ) -> None:
         """Join sender and ledger; the server is probed first of all.
@@ -61,7 +61,7 @@ class Posting(Stage):
         ``tells_gone`` says whether a file that is not there is gone, or only its folder is away.
         """
         self._claims = claims
-        self._ending = ending
+        self._progress = progress
         self._sender = sender
         self._ledger = ledger
         self._limits = limits
@@ -126,7 +126,7 @@ class Posting(Stage):
         self._waits_for_token = False
         if not self._may_post:
             return []
-        due = queries.studies_due(self._ledger, now=now.utc, flush=self._ending.flushes, limit=_STUDIES_AT_ONCE)
+        due = queries.studies_due(self._ledger, now=now.utc, flush=self._progress.flushes, limit=_STUDIES_AT_ONCE)
         due = self.destination.choose(due, in_flight=self._sender.in_flight)
         if not due:
             return []
@@ -197,7 +197,7 @@ class Posting(Stage):
         if not self._may_post or self._waits_for_token or self.destination.probing:
             # A post's end, the token or the probe's answer wakes us.
             return inf
-        return now.mono_of(queries.next_study_at(self._ledger, now=now.utc, flush=self._ending.flushes))
+        return now.mono_of(queries.next_study_at(self._ledger, now=now.utc, flush=self._progress.flushes))
 
     def _claim(self, tx: Transaction, now: Now) -> list[Batch]:
         free = self._sender.free if self.destination.is_open else min(1, self._sender.free)
@@ -219,7 +219,7 @@ class Posting(Stage):
                     waiting_bytes=study.waiting_bytes - batch.size_bytes,
                 )
                 # What is left is claimed now only if it is due by itself; else it waits for more of its kind.
-                if rest.waiting > 0 and study_due_at(rest, self._limits, flush=self._ending.flushes) <= now.utc:
+                if rest.waiting > 0 and study_due_at(rest, self._limits, flush=self._progress.flushes) <= now.utc:
                     left.append(rest)
             studies = left
         return claimed

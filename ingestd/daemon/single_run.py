@@ -56,16 +56,16 @@ class _SingleRun:
         """Look how far it has come; say whether it is done, or has to end before it is."""
         if self._watch is not None:
             self._watch(self._daemon)
-        stages, ending = self._daemon.stages, self._daemon.ending
-        ending.flushes = (
+        stages, progress = self._daemon.stages, self._daemon.progress
+        progress.flushes = (
             stages.admission.is_idle
             and stages.orphans.are_adopted
             and self._daemon.workers.inboxes.is_drained(self._since)
         )
-        ending.hurries = ending.flushes and stages.posting.is_idle
+        progress.hurries = progress.flushes and stages.posting.is_idle
         # A look at the server for files that may go is no part of what is waited for: `_let_go` gives it its time.
         is_idle = all(stage.is_idle for stage in stages.all if stage is not stages.server_rollback)
-        self.is_done = ending.flushes and is_idle and queries.unfinished(self._daemon.ledger) == 0
+        self.is_done = progress.flushes and is_idle and queries.unfinished(self._daemon.ledger) == 0
         now = read_clocks().mono
         # Without readers nothing more is taken in, and a person waits.
         has_readers = not self._daemon.workers.readers.trouble

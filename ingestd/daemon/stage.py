@@ -80,7 +80,7 @@ class Gate:
 
 
 @dataclass(slots=True)
-class Ending:
+class RunProgress:
     """How far a single run has come (`run --once`, `send`); a daemon that goes on never sets these."""
 
     flushes: bool = False  # everything was taken in: no study waits for more of its kind

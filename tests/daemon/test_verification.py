@@ -278,7 +278,7 @@ def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(
         turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the first proof")
         cursor, before = queries.cursor(daemon.ledger), len(server.requests)
         assert cursor is not None
-        daemon.ending.hurries = True
+        daemon.progress.hurries = True
         write_instance(site.drop / "late", sop_uid=late)
         turn_until(
             daemon, lambda: queries.counts(daemon.ledger)[State.STORED] == 1, what="the answer to the second post"
@@ -353,7 +353,7 @@ def test_a_batch_whose_attempt_is_not_committed_does_not_leave(tmp_path: Path, s
             lambda: daemon.workers.sender.free and daemon.workers.sender.prepare() is True,
             what="a server to post to",
         )
-        daemon.ending.flushes = True
+        daemon.progress.flushes = True
         daemon.stages.posting.collect(read_clocks())
 
         with suppress(LookupError), daemon.ledger.transaction() as tx:
