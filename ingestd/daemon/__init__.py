@@ -1,8 +1,8 @@
 """The daemon: wires the rooms and is the only one that sees them all.
 
 ``stage`` says what a stage is and ``build`` joins them; ``loop`` turns them. A file's way in: ``admission`` (``steps``,
-``judgement``, ``next_steps``), then ``posting``; its way back: ``verification``; at last ``removals`` and ``sources``.
-``service`` runs the loop under signals and systemd, ``single_run`` once.
+``judgement``, ``next_steps``), then ``posting``; its way back: ``verification``; at last ``retention`` and
+``source_removal``. ``service`` runs the loop under signals and systemd, ``single_run`` once.
 """
 
 from ingestd.daemon.daemon import Daemon

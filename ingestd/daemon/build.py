@@ -26,7 +26,7 @@ from ingestd.daemon.server_copies import ServerCopies
 from ingestd.daemon.server_questions import ServerQuestions
 from ingestd.daemon.server_rollback import ServerRollback
 from ingestd.daemon.settings import backoff_of, file_meta_of, limits_of, profile_from, reader_limits_of, rules_of
-from ingestd.daemon.sources import Sources
+from ingestd.daemon.source_removal import SourceRemoval
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gates, RunProgress, Stage
 from ingestd.daemon.steps import Origin
@@ -129,7 +129,7 @@ class Stages:
             self.verification,
             self.server_rollback,
             self.retention,
-            self.sources,
+            self.source_removal,
             self.reports,
             self.takeover,
             self.posting,  # a claim sees everything that this tick has settled
@@ -186,7 +186,7 @@ class Stages:
             reader_client=self.reader_client,
             ledger=self._ledger,
             gate=self._gates.intake,
-            on_copied=self.sources.hurry,
+            on_copied=self.source_removal.hurry,
             fetch=self.server_copies.fetch,
             is_lost=self._is_lost,
         )
@@ -293,8 +293,8 @@ class Stages:
         )
 
     @cached_property
-    def sources(self) -> Sources:
-        return Sources(
+    def source_removal(self) -> SourceRemoval:
+        return SourceRemoval(
             ledger=self._ledger,
             inboxes=self._workers.inboxes,
             mover=self._workers.mover,

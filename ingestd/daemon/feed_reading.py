@@ -1,8 +1,8 @@
 """The server's change feed: when it is read, and what it shows written with the cursor that passes it.
 
 A reading at the interval begins at the cursor and goes back by ``lag``, so that entries that come late are met. While
-somebody waits for the end (``RunProgress.hurries``), readings in between begin just before the newest entry seen, and move
-no cursor. A server whose feed could not be read is left alone for a while, whoever wants it read.
+somebody waits for the end (``RunProgress.hurries``), readings in between begin just before the newest entry seen, and
+move no cursor. A server whose feed could not be read is left alone for a while, whoever wants it read.
 """
 
 from __future__ import annotations

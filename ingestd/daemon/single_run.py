@@ -134,5 +134,5 @@ def _let_go(daemon: Daemon, deadline: float) -> None:
     daemon.loop.run_until(is_looked_at, deadline=deadline)
     stages.retention.hurry()
     stages.reports.hurry()
-    stages.sources.hurry_to_the_end()
-    daemon.loop.run_until(lambda: stages.retention.is_tidy and stages.sources.is_tidy, deadline=deadline)
+    stages.source_removal.hurry_to_the_end()
+    daemon.loop.run_until(lambda: stages.retention.is_tidy and stages.source_removal.is_tidy, deadline=deadline)

@@ -307,9 +307,9 @@ def test_copied_source_that_cannot_be_removed_is_told_while_it_lasts(
         rename(one, other, **folders)
 
     monkeypatch.setattr(os, "rename", fail)
-    monkeypatch.setattr("ingestd.daemon.sources._STAYS_SECONDS", 1.0)
-    monkeypatch.setattr("ingestd.daemon.sources._TIDY_EVERY_SECONDS", 0.2)
-    monkeypatch.setattr("ingestd.daemon.sources._AT_ONCE", 1)
+    monkeypatch.setattr("ingestd.daemon.source_removal._STAYS_SECONDS", 1.0)
+    monkeypatch.setattr("ingestd.daemon.source_removal._TIDY_EVERY_SECONDS", 0.2)
+    monkeypatch.setattr("ingestd.daemon.source_removal._AT_ONCE", 1)
     with running(load(file)) as daemon:
         turn(daemon, lambda: queries.counts(daemon.ledger).get(State.CONFIRMED))
         assert not daemon.stages.alarms.stands("not_removed")

@@ -25,7 +25,7 @@ _STAYS_STEP = (
 )
 
 
-class Sources(Stage):
+class SourceRemoval(Stage):
     """Removes sources whose copies have their rows."""
 
     def __init__(
