@@ -49,12 +49,12 @@ class CopyComparison:
         ended: list[Compared] = []
         for finding, read in self._reader_client.take(Owner.VERIFICATION):
             assert isinstance(finding, Finding)
-            compared = self.settle(finding, read)
+            compared = self.result_of(finding, read)
             if compared is not None:
                 ended.append(compared)
         return ended
 
-    def settle(self, finding: Finding, read: Read) -> Compared | None:
+    def result_of(self, finding: Finding, read: Read) -> Compared | None:
         """Say what a reader's answer comes to; None where another look was begun."""
         is_of_both = isinstance(read.job, CompareJob)
         if read.lost or (is_of_both and self._is_lost(finding.row.path)):

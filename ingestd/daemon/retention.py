@@ -161,9 +161,9 @@ class Retention(Stage):
         for one, answer in zip(kept, answers, strict=True):
             by_row[one.row.entry_id].append((one, answer))
         for row in rows:
-            self._settle(row, by_row[row.entry_id], just_read, now)
+            self._note_answers(row, by_row[row.entry_id], just_read, now)
 
-    def _settle(self, row: Removable, answers: list[tuple[_Kept, LetGo]], just_read: str, now: Now) -> None:
+    def _note_answers(self, row: Removable, answers: list[tuple[_Kept, LetGo]], just_read: str, now: Now) -> None:
         """Mark the row when all its files are gone; the first that is in doubt is read again, then all once more."""
         doubtful = next((kept for kept, answer in answers if answer is LetGo.CHANGED), None)
         if doubtful is not None and doubtful.file.path != just_read:

@@ -113,7 +113,7 @@ class Verification(Stage):
             self._questions.nothing_waits()
 
     def write(self, tx: Transaction, now: Now) -> None:
-        """Write what answers and comparisons settle, and plan for the rows that are due then."""
+        """Write what answers and comparisons came to, and plan for the rows that are due then."""
         rules = self._questions.rules
         if rules is None or not (self._answers or self._compared or self._is_due or self._trust.has_work):
             return
@@ -126,9 +126,9 @@ class Verification(Stage):
         rows = {row.entry_id: row for row in queries.unproven_rows(tx, ids)}
         this = Round(now=now, rules=rules, rows=rows, comparisons=comparisons)
         for answer in self._answers:
-            self._settle_study(answer, tx, this)
+            self._write_answer(answer, tx, this)
         for compared in self._compared:
-            self._settle_comparison(compared, tx, this)
+            self._write_comparison(compared, tx, this)
         self._apply(this.outcomes, tx, this)
         self._trust.record(tx, now, rules, comparisons)
         if self._is_due and len(self._asked) < _ROWS_MOST:
@@ -169,13 +169,13 @@ class Verification(Stage):
             this.told += outcomes
             this.moved += applied.lost
 
-    def _settle_study(self, answer: StudyAnswer, tx: Transaction, this: Round) -> None:
+    def _write_answer(self, answer: StudyAnswer, tx: Transaction, this: Round) -> None:
         found = {finding.row.entry_id for finding in answer.findings}
         unasked = [row for row in answer.question.rows if row.entry_id not in found]
         if unasked:
             wait = self._questions.wait_after(answer, this.now)
             self._ask_later(unasked, tx, this, note=answer.failure, wait=wait)
-            this.settled += [row.entry_id for row in unasked]
+            this.closed += [row.entry_id for row in unasked]
             this.not_asked.append(answer)
         for finding in answer.findings:
             judged = self._judge(finding, tx, this)
@@ -207,7 +207,7 @@ class Verification(Stage):
         give_up = self._posting.post_results.takes_others(row, this.now)
         return judge(replace(finding, row=row), rules=this.rules, give_up=give_up, lost=self._is_lost(row.path))
 
-    def _settle_comparison(self, compared: Compared, tx: Transaction, this: Round) -> None:
+    def _write_comparison(self, compared: Compared, tx: Transaction, this: Round) -> None:
         finding = compared.finding
         row = this.as_it_is(finding.row)
         if row is not None and self._was_asked_before_jump(row):
@@ -252,7 +252,7 @@ class Verification(Stage):
     def _committed(self, this: Round) -> None:
         self._answers, self._compared, self._is_due = [], [], False
         self._trust.committed(this.comparisons)
-        for entry_id in this.settled:
+        for entry_id in this.closed:
             self._asked.pop(entry_id, None)
             self._trust.end(entry_id)
         for finding in this.compare:

@@ -28,7 +28,7 @@ class Round:
     found: list[Unproven] = field(default_factory=list)  # the server has them
     absent: dict[int, float] = field(default_factory=dict)  # when first seen so
     compare: list[Finding] = field(default_factory=list)  # their copies, with our files
-    settled: list[int] = field(default_factory=list)  # rows of which nothing is asked any more
+    closed: list[int] = field(default_factory=list)  # rows of which nothing is asked any more
     needless: list[Path] = field(default_factory=list)  # copies
     questions: list[StudyQuestion] = field(default_factory=list)
     asked: list[Unproven] = field(default_factory=list)  # by these questions
@@ -60,7 +60,7 @@ class Round:
             self.outcomes.append(outcome)
 
     def close(self, finding: Finding) -> None:
-        self.settled.append(finding.row.entry_id)
+        self.closed.append(finding.row.entry_id)
         self.needless += finding.copies
 
     def log(self, log: structlog.typing.FilteringBoundLogger) -> None:

@@ -234,7 +234,9 @@ def test_row_without_a_file_is_given_up_only_when_nothing_could_be_told_for_the_
             (row,) = queries.unproven_rows(daemon.ledger, [entry_id])
             finding = Finding(row=row, present=True, asked_at=utc_now(), copies=(copy,))
             verification = daemon.stages.verification
-            compared = verification._comparison.settle(finding, Read(job=InspectJob(key=0, path=str(copy)), died=True))
+            compared = verification._comparison.result_of(
+                finding, Read(job=InspectJob(key=0, path=str(copy)), died=True)
+            )
             assert compared is not None
             verification._compared.append(compared)
             with daemon.ledger.transaction() as tx:
