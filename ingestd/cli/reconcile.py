@@ -178,7 +178,7 @@ def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
     daemon = Daemon(config, policies=())
     try:
         daemon.gates.claims.shut("reconcile")
-        daemon.ending.hurries = True
+        daemon.progress.hurries = True
         sender = daemon.workers.sender
         sender.profile = sender.profile or probe_profile(daemon.workers.client)
         daemon.start()
