@@ -68,6 +68,8 @@ def _run_many(first: int, seeds: int, seconds: float, most_failed: int) -> int:
             if len(failed) >= most_failed:
                 break
         seed += 1
+        if (seed - first) % 500 == 0:
+            print(f"{seed - first} seeds in {time.monotonic() - began:.0f} s, failed: {failed}", flush=True)
     took = time.monotonic() - began
     ran = seed - first + (1 if failed and len(failed) >= most_failed else 0)
     print(f"{ran} seeds in {took:.0f} s: {', '.join(f'{name} {count}' for name, count in sums.items())}")
