@@ -1,0 +1,231 @@
+"""What may happen to the daemon of a seed: to its server, disk, clock and process, and what a person does."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from ingestd.ledger import RefusedMove, Transaction, moves
+from tests.invariants import World
+from tests.recounting import at
+from tests.simulation.files import Files
+from tests.simulation.machine import Machine
+from tests.simulation.process import Process
+from tests.simulation.server import SimServer
+
+# Faults of the server after which what was sent may be sent again: each is an answer, or what stands for one.
+SERVER_FAULTS: dict[str, dict[str, Any]] = {
+    "unavailable": {},
+    "throttle": {"retry_after": "7"},
+    "error_before_store": {},
+    "error_after_store": {},
+    "drop_before_body": {},
+    "drop_during_body": {},
+    "drop_after_body": {},
+    "drop_after_store": {},
+    "half_answer": {},
+    "missing_uid": {},
+    "being_created": {},
+    "processing_failure": {},
+    "late_feed": {"seconds": 20.0},
+    "feed_gap": {},
+    "index_lag": {"seconds": 20.0},
+    "not_found": {"method": "GET"},
+}
+# A verdict of the server, a person: beside absence these may have a file sent again.
+EXPLAINED = frozenset(
+    {"server_error", "being_created", "retried", "replaced", "refused", "not_sent", "dropped_again", "holder_gone"}
+)
+WAITING = ("UNCERTAIN", "STORED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chances:
+    """What may happen at all. ``has_person``: without, the end of each file is known beforehand."""
+
+    has_person: bool
+    sets_clock: bool
+    has_deaths: bool
+    has_faults: bool
+
+    @classmethod
+    def drawn(cls, dice: random.Random) -> Chances:
+        """Draw them."""
+        return cls(
+            has_person=dice.random() < 0.4,
+            sets_clock=dice.random() < 0.2,
+            has_deaths=dice.random() < 0.6,
+            has_faults=dice.random() < 0.7,
+        )
+
+
+class Events:
+    """Everything that ``chances`` allow, one at a time."""
+
+    def __init__(
+        self,
+        chances: Chances,
+        *,
+        machine: Machine,
+        server: SimServer,
+        files: Files,
+        world: World,
+        process: Process,
+        told: Callable[[str], None],
+    ) -> None:
+        self._chances = chances
+        self._machine = machine
+        self._dice = machine.dice
+        self._server = server
+        self._files = files
+        self._world = world
+        self._process = process
+        process.decide = self.decide
+        self._tell = told
+        # Rows that a person wants looked at: since when, and how many questions the server had been asked by then.
+        self._wishes: dict[int, tuple[datetime, int]] = {}
+
+    def happen(self) -> None:
+        """Have one of them happen."""
+        chances = self._chances
+        what: list[tuple[int, Callable[[], str]]] = [(10, self._files.drop_something)]
+        if self._files.growing:
+            what.append((10, self._files.grow_some))
+        if chances.has_faults:
+            what += [(4, self._server_fails), (2, self._server_goes), (3, self._commits_fail), (2, self._disk_fails)]
+        if chances.has_deaths:
+            what += [(5, self._will_die), (1, self._dies_now)]
+        what.append((1, self._stops))
+        if chances.sets_clock:
+            what.append((3, self._set_clock))
+        if chances.has_person:
+            what += [(2, self._damages), (1, self._server_loses)]
+        weights = [weight for weight, _ in what]
+        happened = self._dice.choices([act for _, act in what], weights=weights)[0]()
+        self._tell(f"-- {happened}")
+
+    def mend(self) -> None:
+        """Undo what was to go wrong yet."""
+        self._machine.dies_at = self._machine.disk_fault = None
+        self._machine.commit_faults.clear()
+        self._server.faults.clear()
+        self._server.is_away = False
+
+    def _server_fails(self) -> str:
+        name = self._dice.choice(sorted(SERVER_FAULTS))
+        self._server.faults.add(name, count=self._dice.randint(1, 3), **SERVER_FAULTS[name])
+        return f"server: {name}"
+
+    def _server_goes(self) -> str:
+        self._server.is_away = not self._server.is_away
+        return f"server is {'away' if self._server.is_away else 'back'}"
+
+    def _server_loses(self) -> str:
+        rows = self._process.ask("SELECT id, study_uid, series_uid, sop_uid FROM instance WHERE state = 'CONFIRMED'")
+        if not rows:
+            return "nothing"
+        entry_id, study_uid, series_uid, sop_uid = self._dice.choice(rows)
+        self._world.meddled.add((study_uid, series_uid, sop_uid))
+        self._server.delete((study_uid, series_uid, sop_uid))
+        return f"somebody deletes what row {entry_id} is, on the server"
+
+    def _commits_fail(self) -> str:
+        faults = [self._dice.choice(["", "busy", "full", "unknown"]) for _ in range(self._dice.randint(1, 3))]
+        self._machine.commit_faults += faults
+        return f"commits: {faults}"
+
+    def _disk_fails(self) -> str:
+        number = self._dice.choice([errno.EIO, errno.ENOSPC])
+        self._machine.disk_fault = (self._machine.steps + self._dice.randint(1, 10), number)
+        return f"disk: {errno.errorcode[number]}"
+
+    def _will_die(self) -> str:
+        self._machine.dies_at = self._machine.steps + self._dice.randint(1, 25)
+        self._machine.dies_after = self._dice.random() < 0.5
+        return f"dies {'after' if self._machine.dies_after else 'before'} step {self._machine.dies_at}"
+
+    def _dies_now(self) -> str:
+        self._process.bury()
+        return "dies"
+
+    def _stops(self) -> str:
+        return "stopped in order" if self._process.stop() else "nothing"
+
+    def _set_clock(self) -> str:
+        by = timedelta(seconds=self._dice.choice([-86_400, -3_600, -60, 60, 3_600, 86_400]))
+        self._machine.set_by += by
+        return f"clock set by {by}"
+
+    # A person
+
+    def _damages(self) -> str:
+        rows = self._process.ask(
+            "SELECT id, path FROM instance WHERE state = 'REJECTED' AND removed_at IS NULL AND NOT in_place"
+        )
+        if not rows:
+            return "nothing"
+        entry_id, path = self._dice.choice(rows)
+        place = self._world.spool / path
+        self._world.damaged.add(str(place))
+        if self._dice.random() < 0.5:
+            place.unlink(missing_ok=True)
+            return f"row {entry_id}: its file is removed"
+        with suppress(OSError), place.open("ab") as file:
+            file.write(b"more")
+        return f"row {entry_id}: its file is altered"
+
+    def decide(self) -> None:
+        """A person decides about a row, between what a tick reads and what it writes."""
+        if not self._chances.has_person or self._process.is_calm:
+            return
+        # Nothing is overlooked as easily as what is said of a row while an answer about it is in hand.
+        answered = self._process.answered()
+        wants_look = bool(answered) and self._dice.random() < 0.4
+        if not wants_look and self._dice.random() >= 0.15:
+            return
+        rows = self._process.ask(
+            "SELECT id, state, study_uid, series_uid, sop_uid FROM instance"
+            " WHERE state NOT IN ('DUPLICATE', 'DISCARDED')"
+        )
+        if not rows:
+            return
+        needy = [row for row in rows if row[1] in ("REJECTED", "CONFLICT", "FAILED", "DELETED")] or rows
+        entry_id, state, *identity = self._dice.choice(needy if self._dice.random() < 0.7 else rows)
+        decision = self._dice.choice([moves.retry, moves.discard, moves.replace, moves.admit_anyway, _asks_again])
+        if wants_look and (looked_at := [row for row in rows if row[0] in answered]):
+            (entry_id, state, *identity), decision = self._dice.choice(looked_at), _asks_again
+        with self._machine.inside(now=False):
+            try:
+                with self._process.person.transaction() as tx:
+                    decision(tx, entry_id, now=self._machine.utc)
+            except RefusedMove:
+                said = "refused"
+            else:
+                said = "done"
+                if decision is _asks_again and state in WAITING:
+                    self._wishes[entry_id] = (self._machine.utc, self._server.questions)
+                if decision is moves.replace:
+                    self._world.meddled.add((identity[0], identity[1], identity[2]))
+        self._tell(f"-- a person: {decision.__name__} row {entry_id} ({state}): {said}")
+
+    def wishes_slept_over(self) -> list[str]:
+        """A row that somebody wants looked at stays due until the server is asked."""
+        slept_over = []
+        due_of = "SELECT state IN (?, ?), next_check_at FROM instance WHERE id = ?"
+        for entry_id, (since, questions) in list(self._wishes.items()):
+            due = self._process.ask(due_of, *WAITING, entry_id)
+            if self._chances.sets_clock or self._server.questions > questions or not due or not due[0][0]:
+                del self._wishes[entry_id]
+            elif due[0][1] is None or at(due[0][1]) > since:
+                slept_over.append(f"row {entry_id} was to be looked at, and was put off with nobody asked")
+        return slept_over
+
+
+def _asks_again(tx: Transaction, entry_id: int, *, now: datetime) -> None:
+    """As `ingestd reconcile` does."""
+    moves.check_again(tx, [entry_id], at=now)
