@@ -87,8 +87,8 @@ class Events:
         self._process = process
         process.decide = self.decide
         self._tell = told
-        # Rows that a person wants looked at: since when, and how many questions the server had been asked by then.
-        self._wishes: dict[int, tuple[datetime, int]] = {}
+        # Rows that a person wants looked at, and how many questions the server had been asked when that was said.
+        self._wishes: dict[int, int] = {}
 
     def happen(self) -> None:
         """Have one of them happen."""
@@ -208,7 +208,7 @@ class Events:
             else:
                 said = "done"
                 if decision is _asks_again and state in WAITING:
-                    self._wishes[entry_id] = (self._machine.utc, self._server.questions)
+                    self._wishes[entry_id] = self._server.questions
                 if decision is moves.replace:
                     self._world.meddled.add((identity[0], identity[1], identity[2]))
         self._tell(f"-- a person: {decision.__name__} row {entry_id} ({state}): {said}")
@@ -217,11 +217,11 @@ class Events:
         """A row that somebody wants looked at stays due until the server is asked."""
         slept_over = []
         due_of = "SELECT state IN (?, ?), next_check_at FROM instance WHERE id = ?"
-        for entry_id, (since, questions) in list(self._wishes.items()):
+        for entry_id, questions in list(self._wishes.items()):
             due = self._process.ask(due_of, *WAITING, entry_id)
             if self._chances.sets_clock or self._server.questions > questions or not due or not due[0][0]:
                 del self._wishes[entry_id]
-            elif due[0][1] is None or at(due[0][1]) > since:
+            elif due[0][1] is None or at(due[0][1]) > self._machine.utc:
                 slept_over.append(f"row {entry_id} was to be looked at, and was put off with nobody asked")
         return slept_over
 
