@@ -24,17 +24,22 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 class _Kept(UserDefinedType[T]):
-    """A value that is kept as another: ``_keep`` writes it, ``_give`` reads it back; NULL is None."""
+    """A value that is kept as another: ``_keep`` writes it, ``_give`` reads it back; NULL is None.
+
+    Without ``_give`` what is kept is read as it is, and costs nothing: rows are many, and have many such columns.
+    """
 
     _keep: Callable[[T], Any]
-    _give: Callable[[Any], T]
+    _give: Callable[[Any], T] | None = None
 
     def bind_processor(self, dialect: Dialect) -> Callable[[T | None], Any]:  # noqa: ARG002 - the same for all
         keep = self._keep
         return lambda value: None if value is None else keep(value)
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], T | None]:  # noqa: ARG002
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], T | None] | None:  # noqa: ARG002
         give = self._give
+        if give is None:
+            return None
         return lambda value: None if value is None else give(value)
 
 
@@ -70,10 +75,6 @@ class SafeText(_Kept[str]):
         if value.isascii() and "\0" not in value:
             return value
         return value.replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
-
-    @staticmethod
-    def _give(value: str) -> str:
-        return value
 
 
 # A file name is bytes to the kernel. Python shows what is no UTF-8 as lone surrogates (PEP 383), which no database
@@ -131,7 +132,3 @@ class Nanoseconds(_Kept[int]):
     @staticmethod
     def _keep(value: int) -> int:
         return value if 0 < value < 1 << 63 else 0
-
-    @staticmethod
-    def _give(value: int) -> int:
-        return value
