@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ingestd.instance.frames import Frame, fits
 from ingestd.instance.source import Window
@@ -14,6 +14,8 @@ from ingestd.instance.tags import ITEM, ITEM_DELIMITER, PIXEL_DATA, SEQUENCE_DEL
 _LOOK_AHEAD = 1 << 16
 _DELIMITERS = 0xFFFE
 KNOWN_VRS = SHORT_VRS | LONG_VRS
+_PLAIN_VRS = LONG_VRS - YOUNG_VRS - {b"SQ"}
+_PLAIN_VRS_ENTERED = _PLAIN_VRS - {b"UN"}
 # A walk with short forms that comes to its end with one of these has lost its way and found back, or never lost it.
 _ASTRAY = frozenset(
     (
@@ -26,6 +28,8 @@ _ASTRAY = frozenset(
         "unknown_vr",
     )
 )
+# Walks to the end with short forms; gives the notes of that walk, None where it fails.
+WalkAhead: TypeAlias = Callable[[], set[str] | None]
 
 
 class Header(NamedTuple):
@@ -117,17 +121,14 @@ class HeaderReader:
     at once: a walk may pass over them by itself.
     """
 
-    __slots__ = ("_notes", "_seen_short", "_walk_ahead", "_window", "_with_short_forms", "plain_vrs", "young_vrs")
+    __slots__ = ("_notes", "_seen_short", "_window", "_with_short_forms", "plain_vrs", "young_vrs")
 
-    def __init__(
-        self, window: Window, notes: set[str], walk_ahead: Callable[[], set[str] | None], *, enters_unknown: bool
-    ) -> None:
+    def __init__(self, window: Window, notes: set[str], *, enters_unknown: bool) -> None:
         self._window = window
         self._notes = notes
-        self._walk_ahead = walk_ahead  # to the end with short forms; the notes of that walk, None where it fails
         self._with_short_forms: bool | None = None  # None: nothing has made us ask yet
         self._seen_short: frozenset[bytes] = frozenset()  # VRs of which a 16-bit length was seen
-        self.plain_vrs = LONG_VRS - YOUNG_VRS - {b"SQ"} - ({b"UN"} if enters_unknown else set())
+        self.plain_vrs = _PLAIN_VRS_ENTERED if enters_unknown else _PLAIN_VRS
         self.young_vrs = YOUNG_VRS
 
     def use_short_forms(self) -> None:
@@ -135,10 +136,13 @@ class HeaderReader:
         self._with_short_forms = True
         self.plain_vrs = self.young_vrs = frozenset()
 
-    def read(self, tag: int, frame: Frame | None, *, implicit: bool, big: bool) -> tuple[bytes, int, int] | None:
+    def read(
+        self, tag: int, frame: Frame | None, walk_ahead: WalkAhead, *, implicit: bool, big: bool
+    ) -> tuple[bytes, int, int] | None:
         """Read the VR, the header's size and the length at the window's position, where 8 bytes stand.
 
-        None where the length fits in no reading.
+        None where the length fits in no reading. ``walk_ahead`` is lent: kept, it would tie reader and walker into a
+        cycle, and a file's whole window would lie about until the collector of garbage comes by.
         """
         window = self._window
         buf, pos = window.buf, window.pos
@@ -154,7 +158,7 @@ class HeaderReader:
                 plain = self._plain_length(vr, frame, big=big)
                 if plain is not None:
                     return vr, 12, plain
-                form = self._odd_form(tag, vr, frame, big=big)
+                form = self._odd_form(tag, vr, frame, walk_ahead, big=big)
                 if form is None:
                     return None
                 header_bytes, length = form
@@ -180,7 +184,9 @@ class HeaderReader:
         end = window.base + pos + 12 + (0 if length == UNDEFINED else length)
         return length if fits(end, frame, window) else None
 
-    def _odd_form(self, tag: int, vr: bytes, frame: Frame | None, *, big: bool) -> tuple[int, int] | None:
+    def _odd_form(
+        self, tag: int, vr: bytes, frame: Frame | None, walk_ahead: WalkAhead, *, big: bool
+    ) -> tuple[int, int] | None:
         """Say how many bytes the header of a VR with a 32-bit length has, and that length; None: it does not fit."""
         window = self._window
         at = window.base + window.pos
@@ -192,7 +198,7 @@ class HeaderReader:
         may_be_empty = not reserved and (vr in YOUNG_VRS or vr in self._seen_short or not is_fitting)
         is_odd = reserved or (may_be_empty and begins_element(window, 8, tag, big=big))
         if is_odd and self._with_short_forms is None:
-            self._ask_for_short_forms(tag, reserved, big=big)
+            self._ask_for_short_forms(tag, reserved, walk_ahead, big=big)
         if self._with_short_forms and reserved and fits(at + 8 + reserved, frame, window):
             self._seen_short |= {vr}
             self._notes.add("short_form_length")
@@ -209,8 +215,8 @@ class HeaderReader:
         end = frame.bound if frame else self._window.size if vr in self._seen_short else None
         return behind == end or begins_element(self._window, 8, tag, big=big)
 
-    def _ask_for_short_forms(self, tag: int, reserved: int, *, big: bool) -> None:
-        notes = self._walk_ahead()
+    def _ask_for_short_forms(self, tag: int, reserved: int, walk_ahead: WalkAhead, *, big: bool) -> None:
+        notes = walk_ahead()
         self._with_short_forms = notes is not None and (
             begins_element(self._window, 8 + reserved, tag, big=big) or notes.isdisjoint(_ASTRAY)
         )

@@ -97,7 +97,7 @@ class Walker:
         # Whether an element of known length that begins with an item is a sequence: asked for implicit elements and
         # UN. None: implicit ones are, UN is not.
         self._is_sequence = is_sequence
-        self._headers = HeaderReader(window, self.notes, self._walk_ahead, enters_unknown=is_sequence is not None)
+        self._headers = HeaderReader(window, self.notes, enters_unknown=is_sequence is not None)
         self._frame: Frame | None = None
         self._stack: list[Frame | None] = []
         self._value_end: int | None = None
@@ -194,7 +194,7 @@ class Walker:
             return self._delimiter(tag, length)
         if tag == 0 and length == 0:
             return self._zeros()
-        header = self._headers.read(tag, frame, implicit=self.implicit, big=self.big)
+        header = self._headers.read(tag, frame, self._walk_ahead, implicit=self.implicit, big=self.big)
         if header is None:
             return self._too_long()
         vr, header_bytes, length = header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import io
@@ -992,3 +993,19 @@ def test_importing_the_room_does_not_import_pydicom() -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
 
     assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED])
+def test_a_file_leaves_nothing_behind_that_the_collector_has_to_find(transfer_syntax: str, tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(instance_bytes(transfer_syntax=transfer_syntax))
+    look_at(path)
+    gc.collect()
+    gc.disable()
+    try:
+        look_at(path)
+        left = gc.collect()
+    finally:
+        gc.enable()
+
+    assert left == 0, "each file's whole window would lie about until then"
