@@ -85,6 +85,18 @@ def fresh() -> Iterator[Peer]:
         yield one
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have processes that tests start find their byte code even where none may be kept beside the source.
+
+    Else each of some two hundred of them compiles the whole program first, which takes longer than what is tested.
+    """
+    if sys.dont_write_bytecode:
+        sys.pycache_prefix = str(config.rootpath / ".pytest_cache" / "bytecode")
+        sys.dont_write_bytecode = False
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+        del os.environ["PYTHONDONTWRITEBYTECODE"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that have slow tests, so that no worker is left with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
