@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from ingestd.cli.common import ExitCode
+from ingestd.emulator import Emulator
 from ingestd.fs.durable import write_whole
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.commanding import Rows, command_in
-from tests.emulating import EmulatorProcess
 from tests.running import PROGRAM, Site, environment, wait_until
 
 COPIES = ["ledger/ledger.db", "ledger/ledger.db.key", "spool/spool.id"]
@@ -190,7 +190,7 @@ def _sizes(folder: Path) -> int:
 
 def test_a_ledger_put_back_on_a_new_machine_knows_its_files_again(tmp_path):
     """Without the spool's id what had waited belonged to a spool that nobody has, and stayed so for ever."""
-    with EmulatorProcess(tmp_path / "server") as server:
+    with Emulator(tmp_path / "server", fsync=False) as server:
         site = Site(tmp_path / "lost", server.url)
         write_instance(site.drop / "first")
         with site.start() as daemon:

@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 
 from ingestd.cli.common import ExitCode
+from ingestd.emulator import Emulator
 from ingestd.ledger import LedgerMissing, queries
 from tests.builders import write_instance
 from tests.commanding import command_in
-from tests.emulating import EmulatorProcess, delete, stores
+from tests.emulating import delete, stores
+from tests.orthanc import free_port
 from tests.running import PROGRAM, Site, environment, wait_until
 from tests.terminals import on_a_terminal, without_colour
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with EmulatorProcess(tmp_path_factory.mktemp("server")) as running:
+def server():
+    with Emulator(fsync=False) as running:
         yield running
 
 
@@ -138,7 +140,7 @@ def test_send_leaves_the_files_and_sends_nothing_twice(site, server, tmp_path):
     assert json.loads(first.stdout)["states"] == json.loads(again.stdout)["states"] == {"CONFIRMED": 5}
     assert (json.loads(first.stdout)["taken_in"], json.loads(again.stdout)["taken_in"]) == (5, 0)
     assert looks_of(folder) == before
-    sent = [line["sop"] for line in stores(server.lines())]
+    sent = [line["sop"] for line in stores(server.requests)]
     ours = {entry.identity.sop_uid for entry in site.entries() if entry.identity}
     assert sorted(uid for uid in sent if uid in ours) == sorted(ours)
 
@@ -351,7 +353,7 @@ def test_watching_draws_until_interrupted(site):
 @pytest.mark.parametrize("beside_a_daemon", [False, True])
 def test_reconcile_asks_at_once_and_sends_nothing(tmp_path, beside_a_daemon):
     """The server takes a file and drops the connection: the row is UNCERTAIN, and the server has it."""
-    with EmulatorProcess(tmp_path / "server", faults=["drop_after_store=1", "late_feed=seconds:4"]) as server:
+    with Emulator(faults=["drop_after_store=1", "late_feed=seconds:4"], fsync=False) as server:
         site = Site(tmp_path / "site", server.url, reconcile={"interval": "10m"}, retry={"base": "10m", "cap": "10m"})
         write_instance(site.drop / "image")
         with site.start():
@@ -372,7 +374,7 @@ def test_reconcile_asks_at_once_and_sends_nothing(tmp_path, beside_a_daemon):
 
 def test_retry_now_has_a_paused_daemon_try_the_server_at_once(tmp_path):
     """The wait is half a minute at least, and a person who has just mended the server does not want to sit it out."""
-    server = EmulatorProcess(tmp_path / "server")
+    server = Emulator(port=free_port(), fsync=False)
     site = Site(tmp_path / "site", server.url, retry={"base": "10m", "cap": "10m"})
     write_instance(site.drop / "image")
     with site.start():
@@ -396,7 +398,7 @@ def paused(site: Site) -> bool:
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_reconcile_asks_about_what_send_posted_too(tmp_path, interrupted):
     """Seen: beside a running ``send`` with 208 files to prove it said that nothing waits for proof."""
-    with EmulatorProcess(tmp_path / "server", faults=["late_feed=seconds:4"]) as server:
+    with Emulator(faults=["late_feed=seconds:4"], fsync=False) as server:
         site = Site(tmp_path / "site", server.url, reconcile={"interval": "10m"})
         site.run_once()
         archive = tmp_path / "archive"

@@ -10,9 +10,10 @@ from contextlib import closing
 import pytest
 
 from ingestd.cli.common import ExitCode
+from ingestd.emulator import Emulator
 from ingestd.ledger import queries
 from tests.builders import write_instance
-from tests.emulating import EmulatorProcess
+from tests.emulating import EmulatorProcess, stores
 from tests.running import PROGRAM, Site, environment, wait_until
 
 NAMES = ("a", "b", "c")
@@ -44,15 +45,14 @@ def asked_for_by_nobody(site: Site) -> list[str]:
 @pytest.fixture
 def moved(tmp_path):
     """A site whose files are confirmed, and their server at another address with all that it has."""
-    with EmulatorProcess(tmp_path / "former") as former:
+    with Emulator(tmp_path / "former", fsync=False) as former:
         site = Site(tmp_path / "site", former.url)
         delivered(site)
-        former.stop()
-        shutil.copytree(former.data, tmp_path / "moved")
-        with EmulatorProcess(tmp_path / "moved") as server:
-            site.url = server.url
-            site.configure()
-            yield site, server
+    shutil.copytree(tmp_path / "former", tmp_path / "moved")
+    with Emulator(tmp_path / "moved", fsync=False) as server:
+        site.url = server.url
+        site.configure()
+        yield site, server
 
 
 def test_a_new_address_is_refused_with_the_command_that_says_it_is_the_same_server(moved):
@@ -67,7 +67,7 @@ def test_a_new_address_is_refused_with_the_command_that_says_it_is_the_same_serv
 @pytest.mark.slow
 def test_nothing_is_sent_anew_and_what_is_kept_is_compared_at_the_new_address(moved):
     site, server = moved
-    before = len(server.stores())
+    before = len(stores(server.requests))
 
     said = site.command("resolve", "--new-address")
     assert said.returncode == 0, said.stderr
@@ -79,13 +79,13 @@ def test_nothing_is_sent_anew_and_what_is_kept_is_compared_at_the_new_address(mo
         site.wait_for({"CONFIRMED": 4})
 
     assert all(entry.compared for entry in site.entries())
-    assert len(server.stores()) == before + 1
+    assert len(stores(server.requests)) == before + 1
 
 
 def test_no_file_goes_that_the_new_address_does_not_show(moved, tmp_path):
     """An address of a server that has nothing of ours, by mistake: what was kept would have gone after `retain`."""
     site, _ = moved
-    with EmulatorProcess(tmp_path / "empty") as empty:
+    with Emulator(fsync=False) as empty:
         site.url = empty.url
         site.configure(spool={"retain": "0s"})
         assert site.command("resolve", "--new-address").returncode == 0
@@ -101,7 +101,7 @@ def test_no_file_goes_that_the_new_address_does_not_show(moved, tmp_path):
 @pytest.mark.slow
 def test_no_file_goes_that_the_move_has_lost(tmp_path):
     """Of three confirmed in one second the last was asked for, and told for all."""
-    with EmulatorProcess(tmp_path / "former") as former, EmulatorProcess(tmp_path / "server") as server:
+    with Emulator(fsync=False) as former, Emulator(fsync=False) as server:
         site, others = Site(tmp_path / "site", former.url), Site(tmp_path / "others", server.url)
         for name in NAMES:
             write_instance(site.drop / name, study_uid=STUDY)
@@ -122,7 +122,7 @@ def test_no_file_goes_that_the_move_has_lost(tmp_path):
 
 
 def test_a_new_address_is_not_taken_while_somebody_sends_to_the_former(tmp_path):
-    with EmulatorProcess(tmp_path / "server") as server:
+    with Emulator(fsync=False) as server:
         site = Site(tmp_path / "site", server.url)
         with site.start():
             site.url = "http://127.0.0.1:9/v2"
@@ -133,7 +133,7 @@ def test_a_new_address_is_not_taken_while_somebody_sends_to_the_former(tmp_path)
 
 def test_a_new_address_is_not_taken_while_another_spool_of_the_ledger_sends_to_the_former(tmp_path):
     """It went on there, and its rows were CONFIRMED by what the former address had shown."""
-    with EmulatorProcess(tmp_path / "server") as server:
+    with Emulator(fsync=False) as server:
         site, other = Site(tmp_path / "site", server.url), Site(tmp_path / "other", server.url)
         other.configure(ledger=f"sqlite:///{site.ledger_file}")
         with other.start():
@@ -176,7 +176,7 @@ def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):
     What is lost is none of those that are asked for before any file goes: the last and the newest.
     """
     names = [*NAMES, "d", "e"]
-    with EmulatorProcess(tmp_path / "former") as former, EmulatorProcess(tmp_path / "server") as server:
+    with Emulator(fsync=False) as former, Emulator(fsync=False) as server:
         site, others = Site(tmp_path / "site", former.url), Site(tmp_path / "others", server.url)
         site.configure(spool={"retain": "0s"})
         for name in names:
@@ -211,7 +211,7 @@ def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):
 
 
 def test_the_address_that_the_ledger_has_is_no_new_one(tmp_path):
-    with EmulatorProcess(tmp_path / "server") as server:
+    with Emulator(fsync=False) as server:
         site = Site(tmp_path / "site", server.url)
         delivered(site)
 

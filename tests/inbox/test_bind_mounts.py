@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ingestd.cli.common import ExitCode
+from ingestd.emulator import Emulator
 from tests.builders import write_instance
-from tests.emulating import EmulatorProcess
 from tests.running import PROGRAM, QUICK_INBOX, Site, environment
 
 SHARED = Path("/dev/shm")
@@ -77,7 +77,7 @@ def test_a_spool_on_a_disk_that_is_mounted_read_only_is_no_matter_of_permission(
 def test_files_are_copied_where_a_rename_cannot_be(tmp_path):
     if reason := why_not():
         pytest.skip(reason)
-    with EmulatorProcess(tmp_path / "server") as server:
+    with Emulator(fsync=False) as server:
         site = Site(tmp_path / "site", server.url)
         site.spool.mkdir(mode=0o700)
         for number in range(20):

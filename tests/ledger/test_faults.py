@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.emulator import Emulator
 from ingestd.ledger.errors import not_whole
 from tests.builders import write_instance
-from tests.emulating import EmulatorProcess
 from tests.running import Site, wait_until
 from tests.torture.failing import Fault, Injector
 
@@ -22,7 +22,7 @@ MISLEADING = ("damaged", ".recover", "no permission", "become", "a fault in inge
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """An installation with a file confirmed."""
     folder = tmp_path_factory.mktemp("site")
-    with EmulatorProcess(folder / "server") as server:
+    with Emulator(fsync=False) as server:
         site = Site(folder / "site", server.url)
         write_instance(site.drop / "a")
         assert site.run_once().returncode == 0
