@@ -60,27 +60,6 @@ class ChangeFeedPage:
         return len(self.entries) + self.unreadable
 
 
-def feed_params(
-    *,
-    version: int,
-    start_at: datetime | None,
-    end_at: datetime | None,
-    offset: int,
-    limit: int | None,
-    include_metadata: bool,
-) -> list[tuple[str, str]]:
-    """Build the query of one page; raises ValueError for what this version of the feed does not have."""
-    if version == 1 and (start_at is not None or end_at is not None):
-        raise ValueError("the change feed of v1 has no time window")
-    params = [("includemetadata", "true" if include_metadata else "false"), ("offset", str(offset))]
-    if limit is not None:
-        params.append(("limit", str(limit)))
-    for name, moment in (("startTime", start_at), ("endTime", end_at)):
-        if moment is not None:
-            params.append((name, format_time(moment)))
-    return params
-
-
 def format_time(moment: datetime) -> str:
     """Write an instant as the feed takes it: UTC, with its zone; raises ValueError for a naive one."""
     if moment.tzinfo is None:

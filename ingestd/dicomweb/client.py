@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, Self, Unpack
+from typing import BinaryIO, Self
 
 from ingestd.dicomweb import change_feed as feed
 from ingestd.dicomweb.auth import Auth
@@ -15,17 +15,7 @@ from ingestd.dicomweb.decoding import ACCEPT_JSON, TEXT_TYPES, DicomJson
 from ingestd.dicomweb.following import LAG, Follower
 from ingestd.dicomweb.probing import Capabilities, probe
 from ingestd.dicomweb.retrieving import Metadata, Retrieval, Saved, download, read_metadata
-from ingestd.dicomweb.searching import (
-    PAGE_SIZE,
-    Fields,
-    Filters,
-    Paging,
-    Query,
-    Search,
-    SearchPage,
-    pages,
-    read_results,
-)
+from ingestd.dicomweb.searching import Searches
 from ingestd.dicomweb.service import (
     ExtendedQueryTags,
     Operations,
@@ -40,7 +30,7 @@ from ingestd.dicomweb.transport import Tls, Transport, path_of, resource, versio
 from ingestd.dicomweb.workitems import Workitems
 
 
-class DicomWebClient:
+class DicomWebClient(Searches):
     """A DICOMweb server below ``base_url``, its version segment included (``https://host/v2``).
 
     Thread-safe; each thread has connections of its own. Nothing is retried but one request after a 401 with another
@@ -62,7 +52,8 @@ class DicomWebClient:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.transport = Transport(base_url, auth=auth, tls=tls, timeouts=timeouts, headers=headers)
-        self.api_version = api_version if api_version is not None else version_of(self.transport.base_url)
+        self.base_url = self.transport.base_url  # without a trailing slash
+        self.api_version = api_version if api_version is not None else version_of(self.base_url)
         self._prefix = path_of("partitions", partition) if partition is not None else ""
 
     def __enter__(self) -> Self:
@@ -74,11 +65,6 @@ class DicomWebClient:
     def close(self) -> None:
         """Close idle connections; the client may still be used."""
         self.transport.close()
-
-    @property
-    def base_url(self) -> str:
-        """The server's address, without a trailing slash."""
-        return self.transport.base_url
 
     def prepare(self) -> None:
         """Have a valid token ready, so that the next request does not wait for one; raises TokenError."""
@@ -108,7 +94,8 @@ class DicomWebClient:
         NotAuthorized, TokenError, Refused, TooLarge, MisconfiguredServer and Unintelligible; ``body_bytes_left`` and
         ``nothing_was_stored`` of each say what the server may have seen.
         """
-        body = StoreBody([StorePart.of(part) for part in parts], single=single, on_bytes=on_bytes)
+        described = [part if isinstance(part, StorePart) else StorePart.of(part) for part in parts]
+        body = StoreBody(described, single=single, on_bytes=on_bytes)
         headers = {"Content-Type": body.content_type, "Accept": ACCEPT_JSON}
         if expire_after is not None:
             headers["msdicom-expiry-time-milliseconds"] = str(max(1, round(expire_after / timedelta(milliseconds=1))))
@@ -126,7 +113,7 @@ class DicomWebClient:
             body=body,
             accepts=(200, 202, 204, 400, 409),
         ) as answer:
-            asked = [part.sop_uid for part in body.parts]
+            asked = [part.sop_uid for part in described]
             return read_store_answer(answer, asked, what=f"{method} {route} on {self.transport.host}")
 
     def retrieve_study(self, study_uid: str, *, transfer_syntax: str = "*", original: bool = False) -> Retrieval:
@@ -302,78 +289,6 @@ class DicomWebClient:
         path, route = resource(study_uid, series_uid, sop_uid)
         self.transport.send("DELETE", self._prefix + path, route=route, accepts=(200, 202, 204)).close()
 
-    def search_studies(self, filters: Filters | None = None, **query: Unpack[Query]) -> SearchPage:
-        """Search for studies (PS3.18 §10.6): one page, as the server gives it.
-
-        ``filters`` are attributes by keyword or tag; ``include`` names attributes to return beside the default ones, or
-        ``all``. The server decides which filters it knows and how many results it gives at most (Azure: 200).
-        """
-        return self._search(Search("studies", filters), **query)
-
-    def search_series(
-        self, filters: Filters | None = None, *, study_uid: str | None = None, **query: Unpack[Query]
-    ) -> SearchPage:
-        """Search for series, everywhere or in one study; as ``search_studies``."""
-        return self._search(Search("series", filters, study_uid), **query)
-
-    def search_instances(
-        self,
-        filters: Filters | None = None,
-        *,
-        study_uid: str | None = None,
-        series_uid: str | None = None,
-        **query: Unpack[Query],
-    ) -> SearchPage:
-        """Search for instances, everywhere, in one study or in one series; as ``search_studies``."""
-        return self._search(Search("instances", filters, study_uid, series_uid), **query)
-
-    def find_studies(self, filters: Filters | None = None, **query: Unpack[Paging]) -> Iterator[DicomJson]:
-        """Search for studies and page by itself, to the end or to ``most`` results."""
-        return self._find(Search("studies", filters), **query)
-
-    def find_series(
-        self, filters: Filters | None = None, *, study_uid: str | None = None, **query: Unpack[Paging]
-    ) -> Iterator[DicomJson]:
-        """Search for series and page by itself, to the end or to ``most`` results."""
-        return self._find(Search("series", filters, study_uid), **query)
-
-    def find_instances(
-        self,
-        filters: Filters | None = None,
-        *,
-        study_uid: str | None = None,
-        series_uid: str | None = None,
-        **query: Unpack[Paging],
-    ) -> Iterator[DicomJson]:
-        """Search for instances and page by itself, to the end or to ``most`` results."""
-        return self._find(Search("instances", filters, study_uid, series_uid), **query)
-
-    def _search(self, search: Search, **query: Unpack[Query]) -> SearchPage:
-        path, route = search.path()
-        with self.transport.send(
-            "GET",
-            self._prefix + path,
-            route=route,
-            params=search.params(**query),
-            headers={"Accept": ACCEPT_JSON},
-            accepts=(200, 204, 206),
-        ) as answer:
-            return read_results(answer)
-
-    def _find(
-        self,
-        search: Search,
-        *,
-        page_size: int = PAGE_SIZE,
-        offset: int = 0,
-        most: int | None = None,
-        **query: Unpack[Fields],
-    ) -> Iterator[DicomJson]:
-        def read(start: int, limit: int) -> SearchPage:
-            return self._search(search, offset=start, limit=limit, **query)
-
-        return pages(read, search.level, page_size=page_size, offset=offset, most=most)
-
     def change_feed(
         self,
         *,
@@ -389,14 +304,14 @@ class DicomWebClient:
         whose sequence lies in [offset + 1, offset + limit] (100), so a page may be empty in the middle of the feed.
         Raises NotFound, or another Refused, from a server without a feed.
         """
-        params = feed.feed_params(
-            version=self.api_version or 2,
-            start_at=start_at,
-            end_at=end_at,
-            offset=offset,
-            limit=limit,
-            include_metadata=include_metadata,
-        )
+        if self.api_version == 1 and (start_at is not None or end_at is not None):
+            raise ValueError("the change feed of v1 has no time window")
+        params = [("includemetadata", "true" if include_metadata else "false"), ("offset", str(offset))]
+        if limit is not None:
+            params.append(("limit", str(limit)))
+        for name, moment in (("startTime", start_at), ("endTime", end_at)):
+            if moment is not None:
+                params.append((name, feed.format_time(moment)))
         # Never below a partition: the feed covers them all.
         with self.transport.send(
             "GET", "/changefeed", route="/changefeed", params=params, headers={"Accept": "application/json"}

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
 from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.decoding import (
+    ACCEPT_JSON,
     HTML_TYPES,
     JSON_TYPES,
     DicomJson,
@@ -18,7 +20,7 @@ from ingestd.dicomweb.decoding import (
     uid_of,
 )
 from ingestd.dicomweb.errors import MisconfiguredServer, Unintelligible
-from ingestd.dicomweb.transport import path_of
+from ingestd.dicomweb.transport import Transport, resource
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -78,43 +80,101 @@ class Paging(Fields, total=False):
     most: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
-    """One of the six searches (PS3.18 Table 10.6.1-1) and its filters; raises ValueError for any other."""
+class Searches:
+    """The searches of a client (PS3.18 Table 10.6.1-1): one page of each, or all pages one after the other."""
 
-    level: str
-    filters: Filters | None = None
-    study_uid: str | None = None
-    series_uid: str | None = None
+    transport: Transport
+    _prefix: str
 
-    def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise ValueError(f"no search for {self.level!r}; there are {', '.join(LEVELS)}")
-        if self.series_uid is not None and self.study_uid is None:
-            raise ValueError("a series in the path needs its study")
+    def search_studies(self, filters: Filters | None = None, **query: Unpack[Query]) -> SearchPage:
+        """Search for studies (PS3.18 §10.6): one page, as the server gives it.
 
-    def path(self) -> tuple[str, str]:
-        """Return the path, and the same without UIDs."""
-        path = route = ""
-        if self.study_uid is not None:
-            path, route = path_of("studies", self.study_uid), "/studies/{study}"
-        if self.series_uid is not None:
-            path, route = path + path_of("series", self.series_uid), route + "/series/{series}"
-        return f"{path}/{self.level}", f"{route}/{self.level}"
+        ``filters`` are attributes by keyword or tag; ``include`` names attributes to return beside the default ones, or
+        ``all``. The server decides which filters it knows and how many results it gives at most (Azure: 200).
+        """
+        return self._search("studies", filters, **query)
 
-    def params(self, **query: Unpack[Query]) -> list[tuple[str, str]]:
-        """Build the query (PS3.18 §8.3.4). A date becomes DICOM's form; a list of values joins with commas."""
-        params = [(name, _filter_text(value)) for name, value in (self.filters or {}).items()]
-        params.extend(("includefield", name) for name in query.get("include", ()))
-        fuzzy = query.get("fuzzy")
-        if fuzzy is not None:
-            params.append(("fuzzymatching", "true" if fuzzy else "false"))
-        limit = query.get("limit")
-        if limit is not None:
-            params.append(("limit", str(limit)))
-        if query.get("offset", 0):
-            params.append(("offset", str(query["offset"])))
-        return params
+    def search_series(
+        self, filters: Filters | None = None, *, study_uid: str | None = None, **query: Unpack[Query]
+    ) -> SearchPage:
+        """Search for series, everywhere or in one study; as ``search_studies``."""
+        return self._search("series", filters, study_uid, **query)
+
+    def search_instances(
+        self,
+        filters: Filters | None = None,
+        *,
+        study_uid: str | None = None,
+        series_uid: str | None = None,
+        **query: Unpack[Query],
+    ) -> SearchPage:
+        """Search for instances, everywhere, in one study or in one series; as ``search_studies``."""
+        return self._search("instances", filters, study_uid, series_uid, **query)
+
+    def find_studies(self, filters: Filters | None = None, **query: Unpack[Paging]) -> Iterator[DicomJson]:
+        """Search for studies and page by itself, to the end or to ``most`` results."""
+        return _pages("studies", partial(self.search_studies, filters), **query)
+
+    def find_series(
+        self, filters: Filters | None = None, *, study_uid: str | None = None, **query: Unpack[Paging]
+    ) -> Iterator[DicomJson]:
+        """Search for series and page by itself, to the end or to ``most`` results."""
+        return _pages("series", partial(self.search_series, filters, study_uid=study_uid), **query)
+
+    def find_instances(
+        self,
+        filters: Filters | None = None,
+        *,
+        study_uid: str | None = None,
+        series_uid: str | None = None,
+        **query: Unpack[Paging],
+    ) -> Iterator[DicomJson]:
+        """Search for instances and page by itself, to the end or to ``most`` results."""
+        _resource(study_uid, series_uid)  # a wrong call is told of here, not when the first result is asked for
+        search = partial(self.search_instances, filters, study_uid=study_uid, series_uid=series_uid)
+        return _pages("instances", search, **query)
+
+    def _search(
+        self,
+        level: str,
+        filters: Filters | None,
+        study_uid: str | None = None,
+        series_uid: str | None = None,
+        **query: Unpack[Query],
+    ) -> SearchPage:
+        path, route = _resource(study_uid, series_uid)
+        with self.transport.send(
+            "GET",
+            f"{self._prefix}{path}/{level}",
+            route=f"{route}/{level}",
+            params=search_params(filters, **query),
+            headers={"Accept": ACCEPT_JSON},
+            accepts=(200, 204, 206),
+        ) as answer:
+            return read_results(answer)
+
+
+def _resource(study_uid: str | None, series_uid: str | None) -> tuple[str, str]:
+    if study_uid is not None:
+        return resource(study_uid, series_uid)
+    if series_uid is not None:
+        raise ValueError("a series in the path needs its study")
+    return "", ""
+
+
+def search_params(filters: Filters | None, **query: Unpack[Query]) -> list[tuple[str, str]]:
+    """Build the query (PS3.18 §8.3.4). A date becomes DICOM's form; a list of values joins with commas."""
+    params = [(name, _filter_text(value)) for name, value in (filters or {}).items()]
+    params.extend(("includefield", name) for name in query.get("include", ()))
+    fuzzy = query.get("fuzzy")
+    if fuzzy is not None:
+        params.append(("fuzzymatching", "true" if fuzzy else "false"))
+    limit = query.get("limit")
+    if limit is not None:
+        params.append(("limit", str(limit)))
+    if query.get("offset", 0):
+        params.append(("offset", str(query["offset"])))
+    return params
 
 
 def date_range(first: date | None, last: date | None) -> str:
@@ -150,8 +210,14 @@ def read_results(answer: Answer, *, what: str = "the search") -> SearchPage:
     return SearchPage(tuple(items), answer.server_date, answer.headers.get("Warning", ""))
 
 
-def pages(
-    read: Callable[[int, int], SearchPage], level: str, *, page_size: int, offset: int, most: int | None
+def _pages(
+    level: str,
+    search: Callable[..., SearchPage],
+    *,
+    page_size: int = PAGE_SIZE,
+    offset: int = 0,
+    most: int | None = None,
+    **query: Unpack[Fields],
 ) -> Iterator[DicomJson]:
     """Read page after page until one is empty or brings nothing new; nothing comes twice.
 
@@ -163,7 +229,8 @@ def pages(
     names = tuple(LEVELS.values())[: tuple(LEVELS).index(level) + 1]
     given: set[int] = set()  # hashes of the UIDs: a number is half as large
     while most is None or len(given) < most:
-        page = read(offset, page_size if most is None else min(page_size, most - len(given)))
+        limit = page_size if most is None else min(page_size, most - len(given))
+        page = search(offset=offset, limit=limit, **query)
         is_over = True
         for item in page:
             uids = tuple(uid_of(item, name) for name in names)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Unpack
 from urllib.parse import quote
 
 from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.decoding import ACCEPT_JSON, DicomJson, Undecodable, datasets_from_json, uid_of
-from ingestd.dicomweb.searching import Filters, Query, Search, SearchPage, read_results
+from ingestd.dicomweb.searching import Filters, Query, SearchPage, read_results, search_params
 from ingestd.dicomweb.transport import Transport, path_of
 
 ANSWER_LIMIT = 16 * 1024 * 1024
@@ -34,14 +34,7 @@ class Workitems:
     def add(self, workitem: DicomJson, uid: str | None = None) -> str:
         """Create a workitem (PS3.18 §11.4) and return its UID; raises Refused 409 if there is one with this UID."""
         query = f"?{quote(uid, safe='')}" if uid is not None else ""
-        with self._transport.send(
-            "POST",
-            f"{self._prefix}/workitems{query}",
-            route="/workitems",
-            headers=HEADERS,
-            body=_body(workitem),
-            accepts=(200, 201),
-        ) as answer:
+        with self._send("POST", f"/workitems{query}", "/workitems", workitem, accepts=(200, 201)) as answer:
             location = answer.headers.get("Content-Location", "") or answer.headers.get("Location", "")
         return uid or location.rstrip("/").rpartition("/")[2] or uid_of(workitem, "SOPInstanceUID")
 
@@ -53,7 +46,10 @@ class Workitems:
             route="/workitems/{workitem}",
             headers={"Accept": ACCEPT_JSON},
         ) as answer:
-            items = _datasets(answer)
+            try:
+                items = datasets_from_json(answer.read_all(ANSWER_LIMIT))
+            except Undecodable as error:
+                raise answer.unintelligible(f"the answer is {error}") from None
             if len(items) != 1:
                 raise answer.unintelligible("the answer is not one workitem")
             return items[0]
@@ -61,13 +57,8 @@ class Workitems:
     def update(self, uid: str, changes: DicomJson, *, transaction_uid: str | None = None) -> str:
         """Change attributes (PS3.18 §11.6); returns the server's warning, "" if it took all."""
         query = f"?{quote(transaction_uid, safe='')}" if transaction_uid is not None else ""
-        with self._transport.send(
-            "POST",
-            f"{self._prefix}{path_of('workitems', uid)}{query}",
-            route="/workitems/{workitem}",
-            headers=HEADERS,
-            body=_body(changes),
-        ) as answer:
+        path = path_of("workitems", uid) + query
+        with self._send("POST", path, "/workitems/{workitem}", changes) as answer:
             return answer.headers.get("Warning", "")
 
     def change_state(self, uid: str, state: str, *, transaction_uid: str) -> None:
@@ -78,24 +69,12 @@ class Workitems:
             TRANSACTION_UID: {"vr": "UI", "Value": [transaction_uid]},
             PROCEDURE_STEP_STATE: {"vr": "CS", "Value": [state]},
         }
-        self._transport.send(
-            "PUT",
-            f"{self._prefix}{path_of('workitems', uid)}/state",
-            route="/workitems/{workitem}/state",
-            headers=HEADERS,
-            body=_body(change),
-        ).close()
+        self._send("PUT", path_of("workitems", uid) + "/state", "/workitems/{workitem}/state", change).close()
 
     def request_cancel(self, uid: str, reason: DicomJson | None = None) -> str:
         """Ask for a SCHEDULED workitem's cancellation (PS3.18 §11.8); returns the server's warning, "" if none."""
-        with self._transport.send(
-            "POST",
-            f"{self._prefix}{path_of('workitems', uid)}/cancelrequest",
-            route="/workitems/{workitem}/cancelrequest",
-            headers=HEADERS,
-            body=_body(reason or {}),
-            accepts=(200, 202),
-        ) as answer:
+        path, route = path_of("workitems", uid) + "/cancelrequest", "/workitems/{workitem}/cancelrequest"
+        with self._send("POST", path, route, reason or {}, accepts=(200, 202)) as answer:
             return answer.headers.get("Warning", "")
 
     def search(self, filters: Filters | None = None, **query: Unpack[Query]) -> SearchPage:
@@ -104,20 +83,16 @@ class Workitems:
             "GET",
             f"{self._prefix}/workitems",
             route="/workitems",
-            params=Search("instances", filters).params(**query),
+            params=search_params(filters, **query),
             headers={"Accept": ACCEPT_JSON},
             accepts=(200, 204, 206),
         ) as answer:
             return read_results(answer, what="the search for workitems")
 
-
-def _body(dataset: Mapping[str, object]) -> bytes:
-    return json.dumps([dataset]).encode()  # an array, of which the service takes the first
-
-
-def _datasets(answer: Answer) -> list[DicomJson]:
-    body = answer.read_all(ANSWER_LIMIT)
-    try:
-        return datasets_from_json(body)
-    except Undecodable as error:
-        raise answer.unintelligible(f"the answer is {error}") from None
+    def _send(
+        self, method: str, path: str, route: str, dataset: Mapping[str, object], *, accepts: Iterable[int] = (200,)
+    ) -> Answer:
+        body = json.dumps([dataset]).encode()  # an array, of which the service takes the first
+        return self._transport.send(
+            method, self._prefix + path, route=route, headers=HEADERS, body=body, accepts=accepts
+        )
