@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from ingestd.clocks import boottime
-from ingestd.dicomweb import (
-    DicomWebClient,
-    DicomWebError,
-    NotFound,
-    Retrieval,
-    Unintelligible,
-    uid_of,
-)
+from ingestd.dicomweb import DicomWebClient, DicomWebError, NotFound, Retrieval, Unintelligible, uid_of
 from ingestd.fs.durable import new_file, write_all
 from ingestd.lifecycle import Content, Identity, Pause, Sameness, Unproven
 from ingestd.outages import stops_queries

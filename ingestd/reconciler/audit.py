@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from random import Random
+from random import random
 
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, uid_of
@@ -58,30 +58,28 @@ def audit(
     share: float = 0.0,
     budget: timedelta | None = None,
     original: bool = False,
-    random: Random | None = None,
 ) -> Iterator[StudyAudit]:
     """Audit study after study until there is no more, the budget is spent, or the server does not answer.
 
     ``share`` of the instances (0 none, 1 all) are retrieved and compared; a copy that is not byte for byte ours lies in
     ``scratch`` for the caller. ``original`` as in StudyQuestion. A study that is begun is finished.
     """
-    dice = random if random is not None else Random()  # noqa: S311 - a sample, no secret
     ends_at = None if budget is None else boottime() + budget.total_seconds()
     for study in studies:
         if ends_at is not None and boottime() >= ends_at:
             return
-        found = _audit_study(client, study, scratch=scratch, utc_now=utc_now, share=share, original=original, dice=dice)
+        found = _audit_study(client, study, scratch=scratch, utc_now=utc_now, share=share, original=original)
         yield found
         if found.pause is not None:
             return
 
 
-def unknown_studies(client: DicomWebClient, *, page_size: int = 100) -> Iterator[str]:
+def unknown_studies(client: DicomWebClient) -> Iterator[str]:
     """List the studies of the server, for the caller to say which of them its ledger has never heard of.
 
     Raises DicomWebError where the server cannot be searched.
     """
-    for item in client.find_studies(page_size=page_size):
+    for item in client.find_studies(page_size=100):
         if uid := uid_of(item, "StudyInstanceUID"):
             yield uid
 
@@ -101,7 +99,6 @@ def _audit_study(
     utc_now: Callable[[], datetime],
     share: float,
     original: bool,
-    dice: Random,
 ) -> StudyAudit:
     findings: list[Finding] = []
     try:
@@ -112,7 +109,8 @@ def _audit_study(
             if row.identity in listed and (row.state is State.DELETED or _is_left_unsent(row, study.rows)):
                 compared.append(row)  # there all the same: ours, or somebody else's?
             elif row.state in EXPECTED:
-                (compared if row.needs_content_check or dice.random() < share else shown).append(row)
+                is_drawn = random() < share  # noqa: S311 - a sample, no secret
+                (compared if row.needs_content_check or is_drawn else shown).append(row)
         for rows, fetch in ((shown, False), (compared, True)):
             question = StudyQuestion(study_uid=study.study_uid, rows=tuple(rows), fetch=fetch, original=original)
             StudyAsker(client, question, scratch, utc_now, listed=listed, findings=findings).ask()

@@ -60,7 +60,7 @@ class Plan:
 def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
     """Settle the rows that are due by what is known of them, and put the others into questions, study by study."""
     outcomes: list[Outcome] = []
-    ask: list[Unproven] = []
+    ask: dict[int, Unproven] = {}
     for row in rows:
         verdict = judge_sighting(row, rules=rules) if rules.profile.has_feed else NextStep.ASK
         if isinstance(verdict, Outcome):
@@ -69,14 +69,14 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
             outcome = outcome_of(row, row.reason or Reason.STORED_ANSWER, _COMPARING_HAS_STOPPED, wait=rules.grace)
             outcomes.append(replace(outcome, noted=True))
         elif verdict is not NextStep.WAIT:
-            ask.append(row)
+            ask[row.entry_id] = row
         elif row.state is State.STORED:
             outcomes.append(wait_for_feed(row, rules=rules, now=now))
         else:
             assert row.state is State.DELETED, f"{row.state} is not left alone"
             outcomes.append(outcome_of(row, Reason.FEED, "the server's change feed has it as deleted still"))
-    asked = frozenset(row.entry_id for row in ask)
-    return Plan(outcomes=tuple(outcomes), questions=tuple(_questions(ask, rules)), asked=asked)
+    questions = tuple(_questions(ask.values(), rules))
+    return Plan(outcomes=tuple(outcomes), questions=questions, asked=frozenset(ask))
 
 
 def judge(finding: Finding, *, rules: Rules, give_up: bool = False, lost: bool = False) -> Outcome | NextStep:

@@ -28,7 +28,7 @@ MOST_TOGETHER = 200_000
 BEFORE_FIRST_ATTEMPT = timedelta(minutes=10)
 # An entry is stamped before it can be seen, never by so much: one with an old sequence is of a feed that began again.
 STAMPED_BEFORE_SEEN = timedelta(minutes=5)
-DEFAULT_PARTITION = "microsoft.default"
+_OUR_PARTITION = ("", "microsoft.default")
 _AT = attrgetter("at")
 _SEQUENCE = attrgetter("sequence")
 
@@ -81,9 +81,11 @@ class _Reading:
 
 
 def newest_sightings(entries: Iterable[ChangeFeedEntry]) -> tuple[Sighting, ...]:
-    """Keep each identity's newest entry, by sequence; disturbed where there were several."""
+    """Keep each identity's newest entry, by sequence; disturbed where there were several. Of our partition only."""
     newest: dict[Identity, Sighting] = {}
     for entry in sorted(entries, key=_SEQUENCE):
+        if entry.partition.lower() not in _OUR_PARTITION:
+            continue
         identity = Identity(study_uid=entry.study_uid, series_uid=entry.series_uid, sop_uid=entry.sop_uid)
         newest[identity] = Sighting(
             identity=identity,
@@ -96,13 +98,7 @@ def newest_sightings(entries: Iterable[ChangeFeedEntry]) -> tuple[Sighting, ...]
     return tuple(newest.values())
 
 
-def read_feed(
-    client: DicomWebClient,
-    question: FeedQuestion,
-    *,
-    utc_now: Callable[[], datetime],
-    partition: str = DEFAULT_PARTITION,
-) -> FeedAnswer:
+def read_feed(client: DicomWebClient, question: FeedQuestion, *, utc_now: Callable[[], datetime]) -> FeedAnswer:
     """Read from the cursor to the present, or as far as one answer goes.
 
     What was seen before a failure is given beside the error, without a cursor: it is seen again.
@@ -120,9 +116,7 @@ def read_feed(
         failure = error
     return FeedAnswer(
         question=question,
-        sightings=newest_sightings(
-            entry for entry in reading.entries.values() if entry.partition.lower() in {"", partition.lower()}
-        ),
+        sightings=newest_sightings(reading.entries.values()),
         unreadable=reading.unreadable,
         cursor=cursor,
         end=end,

@@ -12,7 +12,7 @@ from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.error_location import location_of
 from ingestd.outages import pause_of, stops_queries
 from ingestd.reconciler.asking import StudyAsker
-from ingestd.reconciler.feed import DEFAULT_PARTITION, read_feed
+from ingestd.reconciler.feed import read_feed
 from ingestd.reconciler.questions import Answer, FeedAnswer, FeedQuestion, Question, StudyAnswer, StudyQuestion
 from ingestd.workers import Workers
 
@@ -27,17 +27,14 @@ class Reconciler:
         scratch: Path,
         wake: Callable[[], object],
         utc_now: Callable[[], datetime],
-        workers: int = 2,
-        partition: str = DEFAULT_PARTITION,
     ) -> None:
-        """Start one thread for the feed and ``workers`` for the rest; copies go into ``scratch``, which exists."""
+        """Start one thread for the feed and two for the rest; copies go into ``scratch``, which exists."""
         self._client = client
         self._scratch = scratch
         self._utc_now = utc_now
-        self._partition = partition
         self._closed = False
         self._feed = Workers[Answer]("ingestd-feed", wake=wake)
-        self._studies = Workers[Answer]("ingestd-ask", wake=wake, threads=max(1, workers))
+        self._studies = Workers[Answer]("ingestd-ask", wake=wake, threads=2)
         self._feed.start()
         self._studies.start()
 
@@ -70,7 +67,7 @@ class Reconciler:
 
     def _answer_feed(self, question: FeedQuestion) -> FeedAnswer:
         try:
-            return read_feed(self._client, question, utc_now=self._utc_now, partition=self._partition)
+            return read_feed(self._client, question, utc_now=self._utc_now)
         except Exception as error:  # noqa: BLE001 - a worker never dies; the daemon is told the place
             return FeedAnswer(question=question, asked_at=self._utc_now(), error=f"unexpected {location_of(error)}")
 

@@ -119,13 +119,9 @@ def may_be_foreign(row: Unproven, rules: Rules) -> bool:
     """Say whether something speaks for another sender's object under our UIDs: a mismatch is then not the server's."""
     if row.needs_content_check or row.reason is Reason.ALREADY_THERE or row.present_before:
         return True
-    return rules.profile.refuses_duplicates and has_foreign_sighting(row, rules)
-
-
-def has_foreign_sighting(row: Unproven, rules: Rules) -> bool:
-    """Say whether the newest feed entry cannot be the one that our own post made."""
-    if row.seen_sequence is None or row.seen_state == "deleted":
+    if not rules.profile.refuses_duplicates or row.seen_sequence is None or row.seen_state == "deleted":
         return False
+    # Whether the newest feed entry cannot be the one that our own post made.
     if row.seen_action != "create" or row.seen_state != "current" or rules.is_across_jump(row):
         return True
     return _is_after_ours(row, rules)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from random import Random
 
 import pytest
 
@@ -1115,7 +1114,6 @@ def test_audit_tells_what_only_one_side_has_and_what_differs(tmp_path, site, scr
         scratch=scratch,
         utc_now=utc_now,
         share=1.0,
-        random=Random(1),
     )
 
     assert [here.entry_id] == [row.entry_id for row in found.here_only]
