@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from ingestd.dicomweb import DicomWebClient, Refused, Unavailable, Unintelligible, uid_of
-from ingestd.lifecycle import Batch, Identity, Outcome, Reason, State
+from ingestd.lifecycle import Batch, Identity, Outcome, Part, Reason, State
 from ingestd.outages import stops_queries
 from ingestd.sender.store_response import Terms
 
@@ -54,21 +54,22 @@ def leave_out_what_is_there(batch: Batch, terms: Terms) -> tuple[Batch, tuple[Ou
     Such a server, or a proxy before it, may have stored what it refused. Its copy is compared instead.
     """
     present = terms.present_before or {}
-    there = tuple(
-        part for part in batch.parts if part.attempts and not part.replaces and present.get(part.entry_id, False)
-    )
-    outcomes = tuple(
-        Outcome(
-            entry_id=part.entry_id,
-            state=State.UNCERTAIN,
-            reason=Reason.ALREADY_THERE,
-            note="it was posted before, and the server has an object with these UIDs now: it is not posted again, the "
-            "server's copy is compared with this file",
-            evidence=terms.evidence(part),
-            needs_content_check=True,
-            wait=timedelta(0),
+    posted: list[Part] = []
+    outcomes: list[Outcome] = []
+    for part in batch.parts:
+        if not part.attempts or part.replaces or not present.get(part.entry_id, False):
+            posted.append(part)
+            continue
+        outcomes.append(
+            Outcome(
+                entry_id=part.entry_id,
+                state=State.UNCERTAIN,
+                reason=Reason.ALREADY_THERE,
+                note="it was posted before, and the server has an object with these UIDs now: it is not posted again, "
+                "the server's copy is compared with this file",
+                evidence=terms.evidence(part),
+                needs_content_check=True,
+                wait=timedelta(0),
+            )
         )
-        for part in there
-    )
-    taken = {part.entry_id for part in there}
-    return replace(batch, parts=tuple(part for part in batch.parts if part.entry_id not in taken)), outcomes
+    return replace(batch, parts=tuple(posted)), tuple(outcomes)

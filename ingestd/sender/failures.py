@@ -10,23 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from http import HTTPStatus
 
-from ingestd.dicomweb import (
-    DicomWebError,
-    FileChanged,
-    Refused,
-    TooLarge,
-    Unintelligible,
-)
-from ingestd.lifecycle import (
-    Batch,
-    BatchResult,
-    Outcome,
-    Part,
-    Pause,
-    PauseCause,
-    Reason,
-    State,
-)
+from ingestd.dicomweb import DicomWebError, FileChanged, Refused, TooLarge, Unintelligible
+from ingestd.lifecycle import Batch, BatchResult, Outcome, Part, Pause, PauseCause, Reason, State
 from ingestd.outages import pause_of, stops_posts
 from ingestd.sender.store_response import ASK_AFTER, Terms, can_be_reencoded, reencode
 

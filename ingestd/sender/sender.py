@@ -256,18 +256,21 @@ def _says_too_much(error: DicomWebError) -> bool:
 
 def _without_replacements(batch: Batch) -> tuple[Batch, tuple[Outcome, ...]]:
     """Leave out parts that are to replace something from a batch of others: PUT would replace the others too."""
-    others = tuple(part for part in batch.parts if not part.replaces)
-    if len(others) in {0, len(batch.parts)}:
-        return batch, ()
-    held_back = tuple(
-        Outcome(
-            entry_id=part.entry_id,
-            state=State.PENDING,
-            reason=Reason.NOT_SENT,
-            note="it takes another object's place and is sent alone",
-            alone=True,
+    others: list[Part] = []
+    held_back: list[Outcome] = []
+    for part in batch.parts:
+        if not part.replaces:
+            others.append(part)
+            continue
+        held_back.append(
+            Outcome(
+                entry_id=part.entry_id,
+                state=State.PENDING,
+                reason=Reason.NOT_SENT,
+                note="it takes another object's place and is sent alone",
+                alone=True,
+            )
         )
-        for part in batch.parts
-        if part.replaces
-    )
-    return replace(batch, parts=others), held_back
+    if not others or not held_back:
+        return batch, ()
+    return replace(batch, parts=tuple(others)), tuple(held_back)

@@ -50,11 +50,11 @@ class Terms:
     now: datetime
     present_before: Mapping[int, bool] | None = None
 
-    def evidence(self, part: Part, **more: str) -> dict[str, str]:
+    def evidence(self, part: Part) -> dict[str, str]:
         """Say what is known about a part that the reconciler has to weigh."""
-        if self.present_before is not None and part.entry_id in self.present_before:
-            more["present_before"] = "yes" if self.present_before[part.entry_id] else "no"
-        return more
+        if self.present_before is None or part.entry_id not in self.present_before:
+            return {}
+        return {"present_before": "yes" if self.present_before[part.entry_id] else "no"}
 
 
 def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchResult:
