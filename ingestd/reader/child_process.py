@@ -12,15 +12,7 @@ from pathlib import Path
 
 import ingestd
 from ingestd.clocks import boottime
-from ingestd.reader.protocol import (
-    LINE_MOST,
-    InspectJob,
-    Job,
-    ProtocolError,
-    ReaderLimits,
-    encode_job,
-    encode_limits,
-)
+from ingestd.reader.protocol import LINE_MOST, InspectJob, Job, ProtocolError, ReaderLimits, encode_job, encode_limits
 from ingestd.reader.shared_progress import SharedProgress
 
 # What a child needs of the environment; not the daemon's secrets.

@@ -14,13 +14,7 @@ from ingestd.fs.places import open_file
 from ingestd.instance.facts import CannotReencode, Inspection, InvalidInstance, Verdict
 from ingestd.instance.inspection import inspect
 from ingestd.lifecycle import Sameness, SourceStat
-from ingestd.reader.files import (
-    Waits,
-    errno_text,
-    hole_bytes,
-    refuse_open_for_writing,
-    sync,
-)
+from ingestd.reader.files import Waits, errno_text, hole_bytes, refuse_open_for_writing, sync
 from ingestd.reader.protocol import CompareJob, InspectJob, Job, ReaderAnswer, ReencodeJob
 from ingestd.reader.reply_buffer import Reply, ReplyBuffer
 from ingestd.reader.shared_progress import SharedProgress

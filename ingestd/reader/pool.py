@@ -72,14 +72,14 @@ class ReaderPool:
         self._lock = threading.Lock()  # for what other threads see: the next three, the bell and closing
         self._submitted: list[PendingJob] = []
         self._done: list[Read] = []
-        self._in_flight = 0
+        self.in_flight = 0  # jobs submitted whose result was not collected yet
         self._serial = 0
         self._closing = threading.Event()
         self._schedule = Schedule(processes)
         self._children: list[ChildProcess] = []
         self._ended: list[ChildProcess] = []  # killed, not reaped yet
         self._failures = 0  # children in a row that ended without an answer
-        self._trouble = ""
+        self.trouble = ""  # why no child can be started, "" while one is or may yet be
         self._spawn_at = 0.0
         self._watch_at = 0.0
         self._bell, self._selector = _bell_and_selector()
@@ -98,7 +98,7 @@ class ReaderPool:
                 raise RuntimeError("the readers are closed")
             self._submitted += [PendingJob(serial, job) for serial, job in enumerate(jobs, self._serial + 1)]
             self._serial += len(jobs)
-            self._in_flight += len(jobs)
+            self.in_flight += len(jobs)
             if jobs:
                 os.eventfd_write(self._bell, 1)
 
@@ -106,13 +106,8 @@ class ReaderPool:
         """Give all results that have come since the last call; never blocks."""
         with self._lock:
             done, self._done = self._done, []
-            self._in_flight -= len(done)
+            self.in_flight -= len(done)
         return done
-
-    @property
-    def in_flight(self) -> int:
-        """Jobs submitted whose result was not collected yet."""
-        return self._in_flight
 
     @property
     def pids(self) -> list[int]:
@@ -123,11 +118,6 @@ class ReaderPool:
         """Whether jobs are being worked off: the pool's thread goes round and children get through their start."""
         goes_round = self._thread.is_alive() and boottime() - self._round_at < _ROUND_SECONDS_MOST
         return goes_round and not self._closing.is_set() and self._failures < _UNHEALTHY_FAILURES
-
-    @property
-    def trouble(self) -> str:
-        """Why no child can be started, "" while one is or may yet be."""
-        return self._trouble
 
     def close(self) -> None:
         """End the children at once; jobs in flight get no result."""
@@ -211,14 +201,14 @@ class ReaderPool:
 
     def _look_for_trouble(self, why: str = "") -> None:
         """See whether any child has got through its start; one failure alone may be chance, two are trouble."""
-        before = self._trouble
+        before = self.trouble
         if any(child.progress.is_ready for child in self._children):
-            self._trouble = ""
+            self.trouble = ""
             if before:
                 self._failures = 0
         elif why and self._failures >= _TROUBLE_FAILURES:
-            self._trouble = why
-        if self._trouble != before:
+            self.trouble = why
+        if self.trouble != before:
             self._wake()
 
     def _send(self, child: ChildProcess) -> None:
@@ -302,7 +292,7 @@ class ReaderPool:
             self._put_away(child)
             child.jobs[0].turns += 1
             self._schedule.put_back(child.jobs)
-        if self._trouble:
+        if self.trouble:
             self._look_for_trouble()
 
     def _end(self, child: ChildProcess, *, blame: bool, cause: str) -> None:

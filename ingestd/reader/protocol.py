@@ -204,21 +204,16 @@ def encode_answer(answer: ReaderAnswer) -> bytes:
     content: dict[str, Any] = {"n": answer.serial}
     if answer.inspection is not None:
         content["i"] = _values_of(answer.inspection)
-    if answer.sameness is not None:
-        content["s"] = answer.sameness
-    if answer.differs:
-        content["d"] = answer.differs
-    if answer.waits:
-        content["w"] = answer.waits
-    if answer.refused:
-        content["r"] = answer.refused
-    if answer.lost:
-        content["l"] = answer.lost
-    if answer.crashed:
-        content["x"] = answer.crashed
-    if answer.short_of_memory:
-        content["m"] = True
-    return _line(content)
+    others = {
+        "s": answer.sameness,
+        "d": answer.differs,
+        "w": answer.waits,
+        "r": answer.refused,
+        "l": answer.lost,
+        "x": answer.crashed,
+        "m": answer.short_of_memory,
+    }
+    return _line(content | {key: value for key, value in others.items() if value})
 
 
 def decode_answer(line: bytes) -> ReaderAnswer:
