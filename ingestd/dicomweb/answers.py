@@ -29,6 +29,8 @@ class Answer:
         self._what = what
         self.status: int = response.status_code
         self.headers: Mapping[str, str] = response.headers
+        # Content-Type without its parameters, lower case.
+        self.media_type = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.server_date = parse_http_date(response.headers.get("Date"))
         self.body_bytes_left = flight.body_bytes_left
 
@@ -45,11 +47,6 @@ class Answer:
             self.response.raw.close()
         self.response.close()
         self._flight.finish()
-
-    @property
-    def media_type(self) -> str:
-        """The Content-Type without its parameters, lower case."""
-        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
     @property
     def has_known_end(self) -> bool:
@@ -87,17 +84,12 @@ class Answer:
             return Unavailable(f"{self._what}: the connection broke in the middle of the answer", **facts)
         return Unintelligible(f"{self._what}: the answer breaks off before its end", **facts)
 
-    def chunks(self, size_bytes: int = READ_SIZE) -> Iterator[bytes]:
-        """Iterate over the body in pieces of at most so many bytes."""
-        while data := self.read(size_bytes):
-            yield data
-
     def read_all(self, limit_bytes: int) -> bytes:
         """Read the whole body; raises Unintelligible if it is longer than the limit."""
         pieces: list[bytes] = []
         size = 0
         try:
-            for piece in self.chunks(65_536):
+            while piece := self.read(65_536):
                 size += len(piece)
                 if size > limit_bytes:
                     raise self.unintelligible(f"the answer is longer than {limit_bytes} bytes")

@@ -229,7 +229,7 @@ class AzureAuth(FetchedAuth):
         if credential == "certificate" and certificate_file is None:
             raise ValueError("Azure credential 'certificate' needs certificate_file")
         self._kind = credential
-        self._scope = scope
+        self.scope = scope
         self._tenant_id = tenant_id
         self._client_id = client_id
         self._secret = (
@@ -239,24 +239,19 @@ class AzureAuth(FetchedAuth):
         self._authority = authority
         self._credential: Any = None
 
-    @property
-    def scope(self) -> str:
-        """The scope a token is asked for."""
-        return self._scope
-
     def fetch(self) -> Token:
         """Ask azure-identity for a token; raises TokenError with the kind of credential and the class of the error."""
         try:
             if self._credential is None:
                 self._credential = self._build()
-            token = self._credential.get_token(self._scope)
+            token = self._credential.get_token(self.scope)
         except TokenError:
             raise
         except Exception as error:  # noqa: BLE001 - azure-identity raises many kinds; any of them means no token
             self._credential = None
             # Its texts hold tenant, client and correlation ids, and for some kinds the output of other programs.
             raise TokenError(
-                f"no token from azure-identity ({self._kind}) for scope {self._scope}: {type(error).__name__}; "
+                f"no token from azure-identity ({self._kind}) for scope {self.scope}: {type(error).__name__}; "
                 "check the credential, the tenant and the network to the identity service",
                 server_text=str(error)[:2000],
             ) from None

@@ -49,8 +49,8 @@ class _FinalResponse(http.client.HTTPResponse):
             http.client.parse_headers(self.fp)
 
 
-class _FlightMixin(HTTPConnection):
-    """What both kinds of connection do more than urllib3's."""
+class _Connection(HTTPConnection):
+    """What a connection does more than urllib3's; with HTTPSConnection behind it the same under TLS."""
 
     response_class = _FinalResponse
     idle: timedelta = timedelta(seconds=30)
@@ -130,14 +130,6 @@ class _FlightMixin(HTTPConnection):
         return response
 
 
-class _PlainConnection(_FlightMixin, HTTPConnection):
-    pass
-
-
-class _TlsConnection(_FlightMixin, HTTPSConnection):
-    pass
-
-
 class _Adapter(TCPKeepAliveAdapter):  # type: ignore[misc]  # requests-toolbelt has no types
     """Mounts our connections; requests' own adapter has no retries by default, and that stays so."""
 
@@ -153,9 +145,8 @@ class _Adapter(TCPKeepAliveAdapter):  # type: ignore[misc]  # requests-toolbelt 
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        idle = self._idle
-        plain = type("_Plain", (_PlainConnection,), {"idle": idle})
-        tls = type("_Tls", (_TlsConnection,), {"idle": idle})
+        plain = type("_Plain", (_Connection,), {"idle": self._idle})
+        tls = type("_Tls", (_Connection, HTTPSConnection), {"idle": self._idle})
         self.poolmanager.pool_classes_by_scheme = {
             "http": type("_PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
             "https": type("_TlsPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),
@@ -165,16 +156,14 @@ class _Adapter(TCPKeepAliveAdapter):  # type: ignore[misc]  # requests-toolbelt 
 class HttpSession(requests.Session):
     """A requests session that does what it is told and nothing more. For one thread."""
 
-    def __init__(
-        self, *, timeouts: Timeouts, verify: bool | str, cert: tuple[str, str] | str | None, user_agent: str
-    ) -> None:
+    def __init__(self, *, timeouts: Timeouts, verify: bool | str, cert: tuple[str, str] | str | None) -> None:
         super().__init__()
         self.trust_env = False
         self.cookies.set_policy(cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         self.verify = verify
         self.cert = cert
         self.headers.clear()
-        self.headers.update({"User-Agent": user_agent, "Accept-Encoding": "identity", "Accept": "*/*"})
+        self.headers.update({"User-Agent": "ingestd", "Accept-Encoding": "identity", "Accept": "*/*"})
         self.mount("https://", _Adapter(timeouts))
         self.mount("http://", _Adapter(timeouts))
 

@@ -74,9 +74,10 @@ class Flight:
         return flight
 
     def leave_thread(self) -> None:
-        """Stop being this thread's current request; the deadline goes on."""
-        if getattr(_local, "flight", None) is self:
+        """Stop being this thread's current request, and the clock until the next ``begin_wait``: the head is there."""
+        if self.current() is self:
             _local.flight = None
+        self._expires_at = None
 
     def attach(self, sock: socket.socket) -> None:
         """Take the socket that carries this request; raises TimeoutError if it is too late already.
@@ -110,10 +111,6 @@ class Flight:
         self._expires_at = None
         self._waited += boottime() - self._wait_began
         self._received += received
-
-    def pause(self) -> None:
-        """Stop the clock until the next ``begin_wait``: the answer's head is there."""
-        self._expires_at = None
 
     def finish(self) -> None:
         """Forget the socket and the deadline."""

@@ -70,7 +70,12 @@ def load_json(text: bytes, *, unique_keys: bool = False, memory_limit: int = MEM
         raise Undecodable("no valid JSON") from None
     level = [parsed] if type(parsed) in _CONTAINERS else []
     for _ in range(NESTING_LIMIT + 1):
-        level = [value for item in level for value in _members(item) if type(value) in _CONTAINERS]
+        level = [
+            value
+            for item in level
+            for value in (item.values() if type(item) is dict else item)
+            if type(value) in _CONTAINERS
+        ]
         if not level:
             return parsed
     raise Undecodable("JSON that is nested too deeply")
@@ -85,10 +90,6 @@ def memory_of(text: bytes) -> int:
     wide = len(text) if text.isascii() else 4 * len(text)
     objects, lists, quotes, commas = (text.count(mark) for mark in (b"{", b"[", b'"', b","))
     return wide + 184 * objects + 88 * lists + 25 * quotes + 40 * commas
-
-
-def _members(item: Any) -> Iterable[Any]:
-    return item.values() if type(item) is dict else item
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -132,16 +132,12 @@ class FileChanged(DicomWebError):
         words = {
             "gone": "is gone",
             "unreadable": "cannot be read",
-            "size": "has another size",
-            "meta": "has another preamble or File Meta group",
-            "content": "has other content",
+            "size": "has another size than when it was read",
+            "meta": "has another preamble or File Meta group than when it was read",
+            "content": "has other content than when it was read",
         }
-        super().__init__(
-            f"part {part_index} of a store {words[why]} than when it was read; the request was killed"
-            if why not in {"gone", "unreadable"}
-            else f"part {part_index} of a store {words[why]}; the request was killed",
-            body_bytes_left=body_bytes_left,
-        )
+        message = f"part {part_index} of a store {words[why]}; the request was killed"
+        super().__init__(message, body_bytes_left=body_bytes_left)
         self.why = why
         self.part_index = part_index
         self.sop_uid = sop_uid

@@ -14,10 +14,13 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ingestd.dicomweb.change_feed import ChangeFeedEntry, ChangeFeedPage, format_time, parse_time
+from ingestd.dicomweb.change_feed import ChangeFeedEntry, format_time, parse_time
 from ingestd.dicomweb.errors import Unintelligible
+
+if TYPE_CHECKING:
+    from ingestd.dicomweb.client import DicomWebClient
 
 LAG = timedelta(seconds=60)
 PAGE_V1 = 100
@@ -27,24 +30,6 @@ MOST_PAGES_WITHOUT_NEWS = 50  # entries that cannot be read, or a server that gi
 MOST_AT_ONE_TIME = 200_000  # entries with the same time have to be held together
 
 
-class Feed(Protocol):
-    """What a follower reads; DicomWebClient is one."""
-
-    api_version: int | None
-
-    def change_feed(
-        self,
-        *,
-        start_at: datetime | None = None,
-        end_at: datetime | None = None,
-        offset: int = 0,
-        limit: int | None = None,
-        include_metadata: bool = False,
-    ) -> ChangeFeedPage: ...
-
-    def change_feed_latest(self, *, include_metadata: bool = False) -> ChangeFeedEntry | None: ...
-
-
 class Follower:
     """Reads what is new in a change feed. ``cursor`` is a short text to keep; give it back to go on from there.
 
@@ -52,7 +37,7 @@ class Follower:
     length. Not for several threads at once.
     """
 
-    def __init__(self, feed: Feed, cursor: str | None = None, *, lag: timedelta = LAG) -> None:
+    def __init__(self, feed: DicomWebClient, cursor: str | None = None, *, lag: timedelta = LAG) -> None:
         self._feed = feed
         self._version = feed.api_version or 2
         self._lag = lag
@@ -63,7 +48,7 @@ class Follower:
             self._restore(cursor)
 
     @classmethod
-    def from_time(cls, feed: Feed, since: datetime, *, lag: timedelta = LAG) -> Follower:
+    def from_time(cls, feed: DicomWebClient, since: datetime, *, lag: timedelta = LAG) -> Follower:
         """Begin at an instant (v2 only)."""
         follower = cls(feed, lag=lag)
         if follower._version == 1:

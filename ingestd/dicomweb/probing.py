@@ -9,10 +9,13 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from ingestd.dicomweb.errors import DicomWebError, NotAuthorized, Refused, TokenError, Unavailable
+from ingestd.dicomweb.errors import DicomWebError, NotAuthorized, Unavailable
 from ingestd.dicomweb.transport import Transport, path_of
+
+if TYPE_CHECKING:
+    from ingestd.dicomweb.client import DicomWebClient
 
 # What a client may want a search answered in.
 ACCEPTS = (
@@ -50,13 +53,6 @@ class Capabilities:
         return asdict(self)
 
 
-class Prober(Protocol):
-    """What is probed; DicomWebClient is one."""
-
-    transport: Transport
-    api_version: int | None
-
-
 @dataclass(slots=True)
 class _Look:
     """One answer, as far as it matters here."""
@@ -66,7 +62,7 @@ class _Look:
     headers: Mapping[str, str]
 
 
-def probe(client: Prober, *, try_writes: bool) -> Capabilities:
+def probe(client: DicomWebClient, *, try_writes: bool) -> Capabilities:
     """Ask the server harmless questions. Raises TokenError, NotAuthorized and Unavailable: then nothing can be told."""
     transport = client.transport
     notes: list[str] = []
@@ -120,13 +116,13 @@ def _kind(has_feed: bool, looks: list[_Look]) -> str:  # noqa: FBT001 - private
     return "other"
 
 
-def may_store(client: Prober) -> bool:
+def may_store(client: DicomWebClient) -> bool:
     """Say whether our role may store: post what no server can store, which only a role that may not is forbidden (403).
 
     Raises TokenError, NotAuthorized for 401, and Unavailable.
     """
     try:
-        _look(client.transport, "POST", "/studies", accept=ACCEPTS[0], body=NO_DICOM, content_type="application/dicom")
+        _look(client.transport, "POST", "/studies", accept=ACCEPTS[0], body=NO_DICOM)
     except NotAuthorized as error:
         if error.status != HTTPStatus.FORBIDDEN:
             raise
@@ -135,7 +131,7 @@ def may_store(client: Prober) -> bool:
 
 
 def _takes_single_part(transport: Transport, notes: list[str]) -> bool | None:
-    look = _look(transport, "POST", "/studies", accept=ACCEPTS[0], body=NO_DICOM, content_type="application/dicom")
+    look = _look(transport, "POST", "/studies", accept=ACCEPTS[0], body=NO_DICOM)
     if look.status == 415:
         return False
     if look.status in {400, 409}:
@@ -157,11 +153,10 @@ def _look(
     accept: str,
     params: list[tuple[str, str]] | None = None,
     body: bytes | None = None,
-    content_type: str = "",
 ) -> _Look:
     headers = {"Accept": accept}
-    if content_type:
-        headers["Content-Type"] = content_type
+    if body is not None:
+        headers["Content-Type"] = "application/dicom"
     try:
         with transport.send(
             method,
@@ -174,13 +169,9 @@ def _look(
         ) as answer:
             text = answer.read_all(16 * 1024 * 1024).decode("utf-8", "replace") if answer.status != 204 else ""
             return _Look(answer.status, text, dict(answer.headers))
-    except (TokenError, NotAuthorized):
+    except NotAuthorized:
         raise
-    except Refused as error:
-        return _Look(error.status or 0, error.server_text, {})
-    except Unavailable as error:
-        if error.status in {None, 503}:
-            raise
-        return _Look(error.status or 0, error.server_text, {})
     except DicomWebError as error:
+        if isinstance(error, Unavailable) and error.status in {None, 503}:
+            raise
         return _Look(error.status or 0, error.server_text, {})

@@ -167,7 +167,9 @@ class Retrieval:
                 uids = read_uids(fd)
                 if uids is None:
                     raise self._answer.unintelligible("a retrieved part is no DICOM file with the three UIDs")
-                target = _target(root, uids)
+                study, series, sop = uids
+                target = root / study / series / f"{sop}.dcm"
+                target.parent.mkdir(parents=True, exist_ok=True)
                 if _same_bytes(file.fileno(), target, size):
                     return target, "kept", size
                 os.fsync(fd)
@@ -208,28 +210,13 @@ def read_metadata(answer: Answer) -> Metadata:
     return Metadata(items=tuple(items), etag=answer.headers.get("ETag", ""), server_date=answer.server_date)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InstanceUids:
-    """What names an instance."""
+def read_uids(fd: int) -> tuple[str, str, str] | None:
+    """Read the UIDs of an open file from its start, and no further; None if it is no DICOM file or lacks one.
 
-    study: str
-    series: str
-    sop: str
-
-
-def read_uids(fd: int) -> InstanceUids | None:
-    """Read the UIDs of an open file from its start, and no further; None if it is no DICOM file or lacks one."""
+    They are digits and dots, so that no file that is named by them lies elsewhere.
+    """
     uids = instance.read_uids(fd)
-    if uids is None or not all(map(SAFE_UID.match, uids)):
-        return None
-    return InstanceUids(study=uids[0], series=uids[1], sop=uids[2])
-
-
-def _target(root: Path, uids: InstanceUids) -> Path:
-    """Return where an instance lies; its UIDs are digits and dots (read_uids sees to that), so nothing climbs out."""
-    folder = root / uids.study / uids.series
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{uids.sop}.dcm"
+    return uids if uids is not None and all(map(SAFE_UID.match, uids)) else None
 
 
 def _same_bytes(fd: int, target: Path, size: int) -> bool:

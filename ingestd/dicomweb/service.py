@@ -121,15 +121,7 @@ class ExtendedQueryTags:
             }
             for tag in tags
         ]
-        with self._transport.send(
-            "POST",
-            "/extendedquerytags",
-            route="/extendedquerytags",
-            headers=JSON_HEADERS,
-            body=json.dumps(body).encode(),
-            accepts=(202,),
-        ) as answer:
-            return _operation_id(answer)
+        return _begin(self._transport, "/extendedquerytags", body)
 
     def page(self, *, limit: int | None = None, offset: int = 0) -> list[QueryTagEntry]:
         """List one page of tags."""
@@ -181,14 +173,8 @@ class Operations:
 
     def get(self, operation_id: str) -> Operation:
         """Return an operation as it is now; raises NotFound."""
-        with self._transport.send(
-            "GET",
-            path_of("operations", operation_id),
-            route="/operations/{operation}",
-            headers={"Accept": "application/json"},
-            accepts=(200, 202),
-        ) as answer:
-            return _operation(_fields(answer))
+        path = path_of("operations", operation_id)
+        return _operation(_get(self._transport, path, "/operations/{operation}", accepts=(200, 202)))
 
     def wait(
         self,
@@ -236,16 +222,8 @@ def read_partitions(transport: Transport) -> list[Partition]:
 
 def start_bulk_update(transport: Transport, prefix: str, study_uids: Sequence[str], changes: DicomJson) -> str:
     """Start a bulk update (AZURE.md 7.1) and return its operation's id."""
-    body = json.dumps({"studyInstanceUids": list(study_uids), "changeDataset": changes}).encode()
-    with transport.send(
-        "POST",
-        f"{prefix}/studies/$bulkUpdate",
-        route="/studies/$bulkUpdate",
-        headers=JSON_HEADERS,
-        body=body,
-        accepts=(202,),
-    ) as answer:
-        return _operation_id(answer)
+    body = {"studyInstanceUids": list(study_uids), "changeDataset": changes}
+    return _begin(transport, "/studies/$bulkUpdate", body, prefix=prefix)
 
 
 def start_export(transport: Transport, values: Sequence[str], destination: Mapping[str, str | bool]) -> str:
@@ -254,15 +232,30 @@ def start_export(transport: Transport, values: Sequence[str], destination: Mappi
         "source": {"type": "identifiers", "settings": {"values": list(values)}},
         "destination": {"type": "azureblob", "settings": dict(destination)},
     }
+    return _begin(transport, "/export", body)
+
+
+def _begin(transport: Transport, path: str, body: Any, *, prefix: str = "") -> str:
+    """Start an operation and return its id; the address in its reference is not used."""
     with transport.send(
-        "POST", "/export", route="/export", headers=JSON_HEADERS, body=json.dumps(body).encode(), accepts=(202,)
+        "POST", prefix + path, route=path, headers=JSON_HEADERS, body=json.dumps(body).encode(), accepts=(202,)
     ) as answer:
-        return _operation_id(answer)
+        identifier = _text(_fields(answer), "id")
+        if not identifier:
+            raise answer.unintelligible("the answer names no operation")
+        return identifier
 
 
-def _get(transport: Transport, path: str, route: str, params: Sequence[tuple[str, str]] = ()) -> Any:
+def _get(
+    transport: Transport,
+    path: str,
+    route: str,
+    params: Sequence[tuple[str, str]] = (),
+    *,
+    accepts: Sequence[int] = (200, 204),
+) -> Any:
     with transport.send(
-        "GET", path, route=route, params=params, headers={"Accept": "application/json"}, accepts=(200, 204)
+        "GET", path, route=route, params=params, headers={"Accept": "application/json"}, accepts=accepts
     ) as answer:
         return [] if answer.status == 204 else _fields(answer)
 
@@ -301,14 +294,6 @@ def _lower(item: Any) -> dict[str, Any]:
 
 def _list(fields: Any) -> list[dict[str, Any]]:
     return fields if isinstance(fields, list) else [fields]
-
-
-def _operation_id(answer: Answer) -> str:
-    """Read an operation reference; its address is not used, only its id."""
-    identifier = _text(_fields(answer), "id")
-    if not identifier:
-        raise answer.unintelligible("the answer names no operation")
-    return identifier
 
 
 def _operation(fields: Mapping[str, Any]) -> Operation:

@@ -71,10 +71,8 @@ class StorePart:
     file_start: int = 0
 
     @classmethod
-    def of(cls, source: StorePart | Path | str | BinaryIO) -> StorePart:
+    def of(cls, source: Path | str | BinaryIO) -> StorePart:
         """Describe a file as it is now; raises OSError, or ValueError if it is no regular file."""
-        if isinstance(source, StorePart):
-            return source
         if isinstance(source, (str, Path)):
             found = Path(source).stat(follow_symlinks=False)
             if not stat.S_ISREG(found.st_mode):
@@ -102,23 +100,19 @@ class StoreBody:
             raise ValueError("a single-part store takes exactly one instance")
         self.parts = tuple(parts)
         self._on_bytes = on_bytes
-        # 128 random bits: it cannot be in the content by accident, nor be guessed by a hostile file.
-        self._boundary = b"" if single else secrets.token_hex(16).encode("ascii")
+        self.content_type = "application/dicom"  # exactly so: Azure refuses parameters
         self._heads, self._end = [b""], b""
-        if self._boundary:
-            head = b"--" + self._boundary + b"\r\n" + PART_HEAD
+        if not single:
+            # 128 random bits: it cannot be in the content by accident, nor be guessed by a hostile file.
+            boundary = secrets.token_hex(16)
+            self.content_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
+            delimiter = b"--" + boundary.encode("ascii")
+            head = delimiter + b"\r\n" + PART_HEAD
             self._heads = [head] + [b"\r\n" + head] * (len(self.parts) - 1)
-            self._end = b"\r\n--" + self._boundary + b"--\r\n"
+            self._end = b"\r\n" + delimiter + b"--\r\n"
         self._size = len(self._end) + sum(map(len, self._heads))
         for part in self.parts:
             self._size += len(part.prefix) + part.size_bytes
-
-    @property
-    def content_type(self) -> str:
-        """The request's Content-Type; exact ``application/dicom`` for a single part (Azure refuses parameters)."""
-        if not self._boundary:
-            return "application/dicom"
-        return f'multipart/related; type="application/dicom"; boundary={self._boundary.decode("ascii")}'
 
     def __len__(self) -> int:
         return self._size

@@ -53,7 +53,6 @@ class Transport:
         auth: Auth | None = None,
         tls: Tls | None = None,
         timeouts: Timeouts | None = None,
-        user_agent: str = "ingestd",
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.base_url = check_base_url(base_url)
@@ -61,7 +60,6 @@ class Transport:
         self.auth: Auth = auth if auth is not None else NoAuth()
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self._tls = tls if tls is not None else Tls()
-        self._user_agent = user_agent
         self.on_answer: Callable[[Answer], object] | None = None  # told of each answer, in the asking thread
         self._headers = dict(headers or {})
         if any(name.lower() == "authorization" for name in self._headers):
@@ -136,15 +134,7 @@ class Transport:
         flight = Flight(self.timeouts, size_bytes=0 if body is None else len(body))
         try:
             flight.__enter__()
-            response = session.send(
-                request,
-                stream=True,
-                allow_redirects=False,
-                timeout=timeout,
-                verify=session.verify,
-                cert=session.cert,
-                proxies={},
-            )
+            response = session.send(request, stream=True, allow_redirects=False, timeout=timeout, proxies={})
         except BaseException as error:
             if isinstance(error, FileChanged):
                 error.body_bytes_left = flight.body_bytes_left
@@ -155,7 +145,6 @@ class Transport:
                 raise
             raise failure_of(error, flight, what) from None  # its text holds the URL, and that UIDs
         flight.leave_thread()
-        flight.pause()
         answer = Answer(response, flight, what)
         if self.on_answer is not None:
             self.on_answer(answer)
@@ -175,7 +164,7 @@ class Transport:
                 cert = str(tls.client_certificate)
                 cert = cert if tls.client_key is None else (cert, str(tls.client_key))
             verify = True if tls.ca is None else str(tls.ca)
-            session = HttpSession(timeouts=self.timeouts, verify=verify, cert=cert, user_agent=self._user_agent)
+            session = HttpSession(timeouts=self.timeouts, verify=verify, cert=cert)
             self._local.session = session
             with self._sessions_lock:
                 self._sessions.add(session)

@@ -227,7 +227,7 @@ def checked(path: Path) -> StorePart:
     with path.open("rb") as file:
         uids = read_uids(file.fileno())
     assert uids is not None, "made by us"
-    return StorePart(path=path, size_bytes=path.stat().st_size, sop_uid=uids.sop, digest=digest)
+    return StorePart(path=path, size_bytes=path.stat().st_size, sop_uid=uids[2], digest=digest)
 
 
 def file_rate(folder: Path, *, rows: int, count: int, batch: int, threads: int) -> float:

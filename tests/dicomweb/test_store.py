@@ -35,7 +35,7 @@ from ingestd.dicomweb import (
     Unintelligible,
     failure_meaning,
 )
-from ingestd.dicomweb.connections import SEND_SIZE, _PlainConnection
+from ingestd.dicomweb.connections import SEND_SIZE, _Connection
 from ingestd.dicomweb.deadlines import Flight
 from ingestd.dicomweb.store_body import READ_SIZE, SEND_FROM, WITHHELD, StoreBody
 from tests.builders import instance_bytes
@@ -427,7 +427,7 @@ def test_reset_in_the_first_piece_of_the_body_does_not_read_as_nothing_left():
     small = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]
     with ScriptedServer(play) as server, Flight(QUICK, size_bytes=10**9) as flight:
         server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection = _PlainConnection("127.0.0.1", server.port, timeout=10, socket_options=small)
+        connection = _Connection("127.0.0.1", server.port, timeout=10, socket_options=small)
         with pytest.raises(OSError):
             connection.request("POST", "/", body=[bytes(SEND_SIZE), bytes(10)], headers={"Content-Length": "262154"})
         connection.close()
