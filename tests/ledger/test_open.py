@@ -476,7 +476,7 @@ def test_guards_follow_the_table_of_moves(tmp_path: Path):
 def test_errors_show_no_values(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         entry_in(ledger, State.PENDING)
-        with pytest.raises(IntegrityError) as error, ledger.begin():
+        with ledger.begin(), pytest.raises(IntegrityError) as error:
             ledger.connection.execute(
                 schema.instance.update().values(state="NONSENSE", note="Mueller^Hans", sop_uid=identity(1).sop_uid)
             )
