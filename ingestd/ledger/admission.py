@@ -30,11 +30,7 @@ from .values import Admitted, Holder, Judged, NewCandidate
 _NONE_JUDGED: Mapping[int, Judged] = MappingProxyType({})
 
 
-_HELD = (
-    *columns("id state host path relative_path in_place removed_at"),
-    *IDENTITY,
-    *CONTENT,
-)
+_HELD = (*columns("id state host path relative_path in_place removed_at"), *IDENTITY, *CONTENT)
 _SELECT_HELD = select(*_HELD).where(HOLDS, dialect.among(instance.c.sop_uid, "sop_uids")).with_for_update()
 _CANDIDATES = select(candidate).where(
     candidate.c.host == bindparam("host"),
@@ -159,7 +155,7 @@ def admit(
         values = _new_row(tx, entry_id, arrival, state, reason, note, now)
         values.update(_what_was_read(arrival), holder_id=holder.entry_id if holder else None)
         tx.add(values, at=now, note=note)
-        _label(tx, arrival)
+        tx.counters.label(arrival)
         answers.append(Admitted(entry_id=entry_id, state=state, holder=holder))
         if arrival.candidate_id is not None:
             done.append(arrival.candidate_id)
@@ -260,14 +256,6 @@ def _what_was_read(arrival: Arrival) -> dict[str, Any]:
     }
 
 
-def _label(tx: Transaction, arrival: Arrival) -> None:
-    study_uid = arrival.identity.study_uid
-    tx.counters.label("modality", arrival.modality, study_uid)
-    tx.counters.label("patient", arrival.patient_hash, study_uid)
-    tx.counters.label("accession", arrival.accession_hash, study_uid)
-    tx.counters.label("series", arrival.identity.series_uid, study_uid)
-
-
 def refuse(tx: Transaction, refusals: Sequence[Refusal], *, now: datetime) -> list[int]:
     """Make REJECTED rows of files that are not to be sent."""
     tx.write_rows()
@@ -319,7 +307,7 @@ def reread(
         reencoded_digest=None,
         holder_id=holder.entry_id if holder else None,
     )
-    _label(tx, arrival)
+    tx.counters.label(arrival)
     tx.write_rows()
     _let_go(tx, row, arrival, followers, now)
     tx.flush()

@@ -6,19 +6,13 @@ import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import starmap
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import bindparam, func, insert, or_, select, update
 
-from ingestd.lifecycle import (
-    Batch,
-    BatchLimits,
-    Part,
-    Reason,
-    State,
-    Waiting,
-    cut_batch,
-)
+from ingestd.lifecycle import Batch, Part, Reason, State, Waiting, cut_batch
 
 from . import dialect
 from .row import (
@@ -47,27 +41,14 @@ _RECOVERED_AT_ONCE = 1000
 
 
 # What a part needs beyond its Row.
-_PART = (
-    *columns("path relative_path meta_digest dataset_offset alone replaces sop_class_uid"),
-    *COPY,
-)
+_PART = (*columns("path relative_path meta_digest dataset_offset alone replaces sop_class_uid"), *COPY)
 
 _QUEUED = (*ROW, *_PART)
 _Queued = tuple_of(_QUEUED)
 
 _OWN_STUDY = (study.c.host == bindparam("host"), study.c.study_uid == bindparam("study_uid"))
-_STUDY = (
-    select(
-        study.c.waiting,
-        study.c.waiting_bytes,
-        study.c.charged,
-        study.c.pauses,
-        study.c.in_flight,
-        study.c.next_attempt_at,
-    )
-    .where(*_OWN_STUDY)
-    .with_for_update()
-)
+_QUEUE_OF = ("waiting", "waiting_bytes", "charged", "pauses", "in_flight", "next_attempt_at")
+_STUDY = select(*(study.c[name] for name in _QUEUE_OF)).where(*_OWN_STUDY).with_for_update()
 _QUEUE = (
     select(*_QUEUED)
     .where(QUEUED, instance.c.host == bindparam("host"), instance.c.study_uid == bindparam("study_uid"))
@@ -143,9 +124,13 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
         return None
     if found.charged and found.in_flight:
         return None  # a study that is in trouble has one batch out at a time
-    wanted = {"host": tx.host, "study_uid": study_uid, "limit": _rows_to_look_at(found, limits)}
-    queue = [_Queued(*row) for row in tx.connection.execute(_QUEUE, wanted)]
-    taken = {waiting.entry_id for waiting in cut_batch(map(_waiting, queue), limits, charged=found.charged)}
+    # So many rows fill a batch, going by the size of the study's files.
+    by_bytes = limits.max_bytes * found.waiting // max(1, found.waiting_bytes) * 2
+    look_at = min(limits.max_instances, max(by_bytes, 1)) + _SPARE
+    wanted = {"host": tx.host, "study_uid": study_uid, "limit": look_at}
+    queue = list(starmap(_Queued, tx.connection.execute(_QUEUE, wanted)))
+    cut = cut_batch(map(_waiting, queue), limits, charged=found.charged)
+    taken = set(map(attrgetter("entry_id"), cut))
     queue = [row for row in queue if row.id in taken]
     batch = Batch(
         attempt_id=dialect.next_id(tx.connection, attempt),
@@ -155,7 +140,16 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
         started_at=now,
         charged=found.charged,
     )
-    _put_attempt(tx, batch)
+    opened = {
+        "id": batch.attempt_id,
+        "host": tx.host,
+        "study_uid": study_uid,
+        "claim_token": batch.claim_token,
+        "started_at": now,
+        "instances": len(batch.parts),
+        "size_bytes": batch.size_bytes,
+    }
+    tx.connection.execute(_OPEN_ATTEMPT, opened)
     _mark_sending(tx, batch, [make_row(row[: len(ROW)]) for row in queue])
     tx.counters.set_study(tx.host, study_uid, now, in_flight=found.in_flight + 1)
     tx.flush()
@@ -194,27 +188,6 @@ def _part(tx: Transaction, row: Any, now: datetime) -> Part:
     )
 
 
-def _put_attempt(tx: Transaction, batch: Batch) -> None:
-    tx.connection.execute(
-        _OPEN_ATTEMPT,
-        {
-            "id": batch.attempt_id,
-            "host": tx.host,
-            "study_uid": batch.study_uid,
-            "claim_token": batch.claim_token,
-            "started_at": batch.started_at,
-            "instances": len(batch.parts),
-            "size_bytes": batch.size_bytes,
-        },
-    )
-
-
-def _rows_to_look_at(queue: Any, limits: BatchLimits) -> int:
-    """Say how many rows fill a batch, going by the size of the study's files."""
-    by_bytes: int = limits.max_bytes * queue.waiting // max(1, queue.waiting_bytes) * 2
-    return min(limits.max_instances, max(by_bytes, 1)) + _SPARE
-
-
 def _mark_sending(tx: Transaction, batch: Batch, rows: Sequence[Row]) -> None:
     by_attempts: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
@@ -238,5 +211,6 @@ def _mark_sending(tx: Transaction, batch: Batch, rows: Sequence[Row]) -> None:
 
 def read_study(tx: Transaction, study_uid: str) -> Any:
     """Read a study's queue, and what its next attempt depends on; None if there is no such study."""
-    tx.see_study(study_uid)
+    if tx.counters.has_changed(tx.host, study_uid):
+        tx.flush_all()
     return tx.connection.execute(_STUDY, {"host": tx.host, "study_uid": study_uid}).one_or_none()

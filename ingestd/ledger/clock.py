@@ -15,17 +15,12 @@ from .transaction import Transaction
 from .values import ClockLine
 
 _BY = bindparam("b_by", type_=BigInteger())
-_MOVED = (
-    (instance, instance.c.next_attempt_at, (instance.c.next_attempt_at,)),
-    (instance, instance.c.next_check_at, (instance.c.next_check_at,)),
-    # A quiet period is short, and read by its own longest: it stays, and when the study is due is said anew.
-    (study, study.c.next_attempt_at, (study.c.next_attempt_at,)),
-)
+# A study's quiet period is short, and read by its own longest: it stays, and when the study is due is said anew.
 _MOVE = tuple(
-    update(table)
-    .where(table.c.host == bindparam("b_host"), where.is_not(None))
-    .values({column.name: type_coerce(column, BigInteger) + _BY for column in columns})
-    for table, where, columns in _MOVED
+    update(at.table)
+    .where(at.table.c.host == bindparam("b_host"), at.is_not(None))
+    .values({at.name: type_coerce(at, BigInteger) + _BY})
+    for at in (instance.c.next_attempt_at, instance.c.next_check_at, study.c.next_attempt_at)
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from sqlalchemy import Update, and_, bindparam, case, literal, or_, select, update
@@ -54,9 +55,10 @@ _SEEN = (
 
 def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backoff: Backoff, jitter: float) -> Applied:
     """Carry out what the reconciler found; a row that is not where it was asked about is left alone."""
-    rows = tx.rows_by_id(outcome.entry_id for outcome in outcomes)
+    rows = tx.rows_by_id(map(attrgetter("entry_id"), outcomes))
     moved = 0
     confirmed: dict[int, datetime | None] = {}
+    proven: list[Row] = []
     taken: set[int] = set()
     for outcome in outcomes:
         row = rows.get(outcome.entry_id)
@@ -72,9 +74,10 @@ def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backof
             # Asked because of a drop, the answer is newer than the drop; the evidence of a first time may be older.
             fresh = now if row.state is State.CONFIRMED else None
             confirmed[row.id] = outcome.evidence_at or fresh
+            proven.append(row)
     tx.write_rows()
     _settle_duplicates(tx, confirmed, now)
-    _free_a_person(tx, [rows[entry_id] for entry_id in confirmed], now)
+    _free_a_person(tx, proven, now)
     tx.flush()
     return Applied(moved=moved, lost=len(outcomes) - moved)
 
@@ -122,13 +125,7 @@ def _not_settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime, bac
     differs = outcome.sameness not in (None, Sameness.SAME) and row.differs_since is None
     if outcome.reason is Reason.ABSENT or differs:
         # The second sending of a file must be explained by what is on record, and so must a conflict.
-        tx.note(
-            row,
-            at=now,
-            reason=outcome.reason,
-            note=outcome.note,
-            evidence=outcome.evidence,
-        )
+        tx.note(row, at=now, reason=outcome.reason, note=outcome.note, evidence=outcome.evidence)
 
 
 def _learn(row: Row, outcome: Outcome, values: dict[str, Any], now: datetime) -> None:
@@ -206,14 +203,15 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
                 tx.change(duplicate, to={"settled_at": now}, at=now)
             else:
                 again[duplicate.holder_id] = None
-    tx.write_rows()
-    check_again(tx, list(again), at=now)
+    if again:
+        tx.write_rows()
+        check_again(tx, again, at=now)
 
 
 def _free_a_person(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> None:
     """Say of DELETED and FAILED rows that their very file was dropped again, and is on the server now."""
-    by_identity = {row.identity: row for row in confirmed}
-    for piece in pieces([row.sop_uid for row in confirmed]):
+    by_identity = dict(zip(map(attrgetter("identity"), confirmed), confirmed, strict=True))
+    for piece in pieces(list(map(attrgetter("sop_uid"), confirmed))):
         for former in tx.rows(_GAVE_UP, sop_uids=piece):
             again = by_identity.get(former.identity)
             if again is not None and again.id > former.id and same_bytes(again, former):
@@ -302,7 +300,7 @@ def _rows_seen(tx: Transaction, newest: dict[tuple[str, str, str], Sighting]) ->
     A row that is neither cannot come back on its own, whatever the server shows.
     """
     found: dict[tuple[str, str, str], Any] = {}
-    for piece in pieces(list({sop_uid: None for _study, _series, sop_uid in newest})):
+    for piece in pieces(list(dict.fromkeys(map(itemgetter(2), newest)))):
         for row in tx.connection.execute(_SEEN, {"sop_uids": piece}):
             key = (row.study_uid, row.series_uid, row.sop_uid)
             if key in newest and (row.holds or key not in found or not found[key].holds):

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.engine import Connection
 
-from ingestd.lifecycle import BatchLimits, State, StudyQueue, study_due_at
+from ingestd.lifecycle import Arrival, BatchLimits, State, StudyQueue, study_due_at
 
 from . import dialect
 from .row import QUEUED, Row, pieces
@@ -33,6 +33,12 @@ _SET_DUE = (
     .where(study.c.host == bindparam("b_host"), study.c.study_uid == bindparam("b_study"))
     .values(due_at=bindparam("b_due"))
 )
+_COUNTED = ("host", "inbox", "state", "reason", "entries", "held", "size_bytes")
+_NEW_STUDY: Mapping[str, Any] = {
+    **dict.fromkeys(STATE_COLUMNS.values(), 0),
+    **dict.fromkeys(("waiting", "waiting_bytes", "priority", "charged", "pauses", "in_flight", "size_bytes"), 0),
+    **dict.fromkeys(("oldest_at", "newest_at", "next_attempt_at"), None),
+}
 _STUDIES_AT_ONCE = 1000
 _LABELS_REMEMBERED = 20_000
 
@@ -88,7 +94,7 @@ class Counters:
     def __init__(self, limits_of: Callable[[str], BatchLimits], labels_known: set[tuple[str, str, str]]) -> None:
         self._limits_of = limits_of
         self._labels_known = labels_known
-        self._counts: dict[tuple[str, str, str, str], list[int]] = {}
+        self._counts: dict[tuple[str, str, State, str], dict[str, Any]] = {}
         self._studies: dict[tuple[str, str], _StudyChange] = {}
         self._labels: set[tuple[str, str, str]] = set()
 
@@ -140,10 +146,13 @@ class Counters:
 
     def _count(self, host: str, inbox: str, state: State, reason: str, entries: int, held: int, size: int) -> None:
         """Add to the number of rows of an inbox that are in a state for a reason."""
-        counts = self._counts.setdefault((host, inbox, state, reason), [0, 0, 0])
-        counts[0] += entries
-        counts[1] += held
-        counts[2] += size
+        key = (host, inbox, state, reason)
+        counts = self._counts.get(key)
+        if counts is None:
+            counts = self._counts[key] = dict(zip(_COUNTED, (*key, 0, 0, 0), strict=True))
+        counts["entries"] += entries
+        counts["held"] += held
+        counts["size_bytes"] += size
 
     def _of(self, host: str, study_uid: str, at: datetime) -> _StudyChange:
         change = self._studies.get((host, study_uid))
@@ -157,10 +166,17 @@ class Counters:
         """Set columns of a study that are no sums: its backoff, its counters."""
         self._of(host, study_uid, at).values.update(values)
 
-    def label(self, kind: str, value: str, study_uid: str) -> None:
-        """Let a study be found by this."""
-        if value and (kind, value, study_uid) not in self._labels_known:
-            self._labels.add((kind, value, study_uid))
+    def label(self, arrival: Arrival) -> None:
+        """Let a study be found by what its files say."""
+        study_uid = arrival.identity.study_uid
+        for label in (
+            ("modality", arrival.modality, study_uid),
+            ("patient", arrival.patient_hash, study_uid),
+            ("accession", arrival.accession_hash, study_uid),
+            ("series", arrival.identity.series_uid, study_uid),
+        ):
+            if label[1] and label not in self._labels_known:
+                self._labels.add(label)
 
     def has_changed(self, host: str, study_uid: str) -> bool:
         """Whether something about this study was gathered and not written yet."""
@@ -169,21 +185,7 @@ class Counters:
     def flush(self, connection: Connection) -> None:
         """Write everything gathered. The rows themselves must have been written before."""
         if self._counts:
-            connection.execute(
-                _ADD_COUNTS,
-                [
-                    {
-                        "host": host,
-                        "inbox": inbox,
-                        "state": state,
-                        "reason": reason,
-                        "entries": entries,
-                        "held": held,
-                        "size_bytes": size,
-                    }
-                    for (host, inbox, state, reason), (entries, held, size) in self._counts.items()
-                ],
-            )
+            connection.execute(_ADD_COUNTS, list(self._counts.values()))
             self._counts.clear()
         if self._labels:
             connection.execute(
@@ -213,32 +215,14 @@ class Counters:
                     found[asked.study_uid] = dict(asked._mapping)  # noqa: SLF001 - its public name
             for study_uid in study_uids:
                 change = changes[host, study_uid]
-                row = found.get(study_uid) or _new_study(host, study_uid, change)
+                row = found.get(study_uid)
+                if row is None:
+                    row = {**_NEW_STUDY, "host": host, "study_uid": study_uid}
+                    row["first_at"] = row["changed_at"] = change.changed_at
                 _carry_out(connection, row, change)
                 row["due_at"] = study_due_at(queue_of(row), limits) if row["waiting"] else None
                 rows.append(row)
         return rows
-
-
-def _new_study(host: str, study_uid: str, change: _StudyChange) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(STATE_COLUMNS.values(), 0)
-    row.update(
-        host=host,
-        study_uid=study_uid,
-        waiting=0,
-        waiting_bytes=0,
-        oldest_at=None,
-        newest_at=None,
-        priority=0,
-        next_attempt_at=None,
-        charged=0,
-        pauses=0,
-        in_flight=0,
-        first_at=change.changed_at,
-        changed_at=change.changed_at,
-        size_bytes=0,
-    )
-    return row
 
 
 def _carry_out(connection: Connection, row: dict[str, Any], change: _StudyChange) -> None:

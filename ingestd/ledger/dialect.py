@@ -66,7 +66,7 @@ class _Each(UserDefinedType[Sequence[Any]]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Sequence[Any] | None], str]:
         keep = self.of.bind_processor(dialect)
-        return json.dumps if keep is None else lambda values: json.dumps([keep(value) for value in values or ()])
+        return json.dumps if keep is None else lambda values: json.dumps(list(map(keep, values or ())))
 
 
 def among(column: Column[Any], name: str) -> ColumnElement[bool]:

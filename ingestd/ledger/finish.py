@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import bindparam, update
@@ -38,7 +39,7 @@ def finish(tx: Transaction, result: BatchResult, *, now: datetime, backoff: Back
     # Read before the moves below change its counters, so that these need not be written in between.
     before = read_study(tx, batch.study_uid)
     assert before is not None, "a batch is of a study"
-    rows = tx.rows_by_id(part.entry_id for part in batch.parts)
+    rows = tx.rows_by_id(map(attrgetter("entry_id"), batch.parts))
     outcomes = {outcome.entry_id: outcome for outcome in result.outcomes}
     same: dict[Hashable, tuple[Outcome, list[Row]]] = {}
     moved = 0

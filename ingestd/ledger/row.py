@@ -6,7 +6,7 @@ import json
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -75,6 +75,7 @@ class Row(NamedTuple):
         return Identity(study_uid=self.study_uid, series_uid=self.series_uid, sop_uid=self.sop_uid)
 
 
+ID = attrgetter("id")
 ROW = tuple(instance.c[name] for name in Row._fields)
 _STATE = Row._fields.index("state")
 _STATES = {state.value: state for state in State}

@@ -46,7 +46,7 @@ class Queryable(Protocol):
     def fetch_one(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Any:
         """Give the first row of a SELECT, None where there is none."""
 
-    def fetch_cached(self, statement: Executable, **values: Any) -> Sequence[Any]:
+    def fetch_cached(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         """Give all rows; asked again only when the ledger has changed, for statements built once, with few values."""
 
 
@@ -87,14 +87,14 @@ class Session:
         rows = self.fetch_all(statement, values)
         return rows[0] if rows else None
 
-    def fetch_cached(self, statement: Executable, **values: Any) -> Sequence[Any]:
+    def fetch_cached(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         if self._writes:
             return self.fetch_all(statement, values)
         version = sqlite_file.version(self.connection, self.file)
         if version != self._version:
             self._version = version
             self._answers.clear()
-        asked = (statement, tuple(values.values()))
+        asked = (statement, tuple(values.values()) if values else ())
         if asked not in self._answers:
             # Read behind the version: what is written in between is read once more.
             self._answers[asked] = self.fetch_all(statement, values)

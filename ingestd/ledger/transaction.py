@@ -71,7 +71,7 @@ from ingestd.lifecycle import (
 
 from . import dialect
 from .counters import Counters
-from .row import HOLDS, ROW, Row, alike, as_json, jump_of, make_row, pieces, same_bytes
+from .row import HOLDS, ID, ROW, Row, alike, as_json, jump_of, make_row, pieces, same_bytes
 from .schema import clock, instance
 from .session import Session
 from .unit_of_work import UnitOfWork
@@ -126,8 +126,7 @@ class Transaction:
         rows = self.fetch_all(statement, values)
         return rows[0] if rows else None
 
-    def fetch_cached(self, statement: Executable, **values: Any) -> Sequence[Any]:
-        return self.fetch_all(statement, values)
+    fetch_cached = fetch_all
 
     def on_commit(self, act: Callable[[], object]) -> None:
         """Have this done once the transaction is durable; dropped after a rollback."""
@@ -204,7 +203,7 @@ class Transaction:
         check_move(None, state)
         reason = values["reason"] or ""
         self._work.add(values)
-        self._put_down((values["id"],), None, state, at=at, reason=reason, note=note)
+        self._work.put_down((values["id"],), (at, None, state, reason, note, None, ""))
         self.counters.row_added(values, at)
 
     def move(
@@ -226,16 +225,8 @@ class Transaction:
             settings = _settings_of_move(row, to, at, values)
             settings.update(state=to, reason=reason, note=note, changed_at=at)
             self.change(*same, to=settings, at=at)
-            self._put_down(
-                [each.id for each in same],
-                row.state,
-                to,
-                at=at,
-                reason=reason or "",
-                note=note,
-                evidence=evidence,
-                attempt_id=by_attempt,
-            )
+            line = (at, row.state, to, reason or "", note, by_attempt, as_json(evidence or ()))
+            self._work.put_down(list(map(ID, same)), line)
         if gives_up and to in GIVES_IDENTITY_UP:
             self._given_up += [(row, at) for row in rows]
 
@@ -258,24 +249,7 @@ class Transaction:
         self, row: Row, *, at: datetime, reason: str, note: str = "", evidence: Mapping[str, str] | None = None
     ) -> None:
         """Put down in the history of a row what is no move."""
-        self._put_down((row.id,), row.state, row.state, at=at, reason=reason, note=note, evidence=evidence)
-
-    def _put_down(
-        self,
-        entry_ids: Sequence[int],
-        before: State | None,
-        after: State,
-        *,
-        at: datetime,
-        reason: str,
-        note: str = "",
-        evidence: Mapping[str, str] | None = None,
-        attempt_id: int | None = None,
-    ) -> None:
-        """Add the same line to the history of rows."""
-        self._work.put_down(
-            entry_ids, (at, before, after, reason, note, attempt_id, as_json(evidence) if evidence else "")
-        )
+        self._work.put_down((row.id,), (at, row.state, row.state, reason, note, None, as_json(evidence or ())))
 
     def flush(self) -> None:
         """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates.
@@ -287,11 +261,6 @@ class Transaction:
             given_up, self._given_up = self._given_up, []
             self._pass_on(given_up)
             self.write_rows()
-
-    def see_study(self, study_uid: str) -> None:
-        """Have the counters of this study as they are after everything gathered so far: they are about to be read."""
-        if self.counters.has_changed(self.host, study_uid):
-            self.flush_all()
 
     def flush_all(self) -> None:
         """Write everything: the transaction is about to be committed."""

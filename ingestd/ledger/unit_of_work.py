@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from ingestd.lifecycle import IllegalMove, State
 
 from . import dialect
-from .row import Row
+from .row import ID, Row
 from .schema import history, instance
 
 # What decides the statement of an update: its turn, expected state and claim token, and the columns set.
@@ -38,7 +38,7 @@ def _update(columns: tuple[str, ...], *, token: bool, many: bool) -> Update:
     statement = update(instance).where(which, dialect.unindexed(instance.c.state) == bindparam("b_state"))
     if token:
         statement = statement.where(instance.c.claim_token == bindparam("b_token"))
-    return statement.values({name: bindparam(name) for name in columns})
+    return statement.values(dict(zip(columns, map(bindparam, columns), strict=True)))
 
 
 class UnitOfWork:
@@ -61,7 +61,7 @@ class UnitOfWork:
         Raises IllegalMove where one was changed since it was read.
         """
         row = rows[0]
-        ids = [each.id for each in rows]
+        ids = list(map(ID, rows))
         if not self._touched.isdisjoint(ids):
             raise IllegalMove(f"one of the rows {ids} was read before its last change")
         self._touched.update(ids)

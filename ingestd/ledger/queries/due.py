@@ -155,7 +155,8 @@ def studies_due(ledger: Queryable, *, now: datetime, flush: bool = False, limit:
         statements += [_DUE_BEYOND] * (last is not None and last > ends["quiet_end"])
         for statement in statements:
             rows = ledger.fetch_all(statement, {**wanted, "priority": priority})
-            found.update((row.study_uid, queue_of(row._mapping)) for row in rows)  # noqa: SLF001 - its public name
+            for row in rows:
+                found[row.study_uid] = queue_of(row._mapping)  # noqa: SLF001 - its public name
     return order_studies(found.values(), now=now)[:limit]
 
 
@@ -172,15 +173,15 @@ def _far_ends(ledger: Queryable, now: datetime) -> dict[str, datetime]:
 def _priorities(ledger: Queryable) -> list[int]:
     # A skip over the index: few priorities, many studies.
     priorities: list[int] = []
-    rows = ledger.fetch_cached(_HIGHEST_PRIORITY, host=ledger.host)
+    rows = ledger.fetch_cached(_HIGHEST_PRIORITY, {"host": ledger.host})
     while rows:
         priorities.append(rows[0].priority)
-        rows = ledger.fetch_cached(_NEXT_PRIORITY, host=ledger.host, below=priorities[-1])
+        rows = ledger.fetch_cached(_NEXT_PRIORITY, {"host": ledger.host, "below": priorities[-1]})
     return priorities
 
 
 def _due_ends(ledger: Queryable, priority: int) -> tuple[datetime | None, datetime | None]:
-    (ends,) = ledger.fetch_cached(_STUDY_ENDS, host=ledger.host, priority=priority)
+    (ends,) = ledger.fetch_cached(_STUDY_ENDS, {"host": ledger.host, "priority": priority})
     return ends.first_due, ends.last_due
 
 
@@ -197,7 +198,7 @@ def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False) -> d
         if last is not None and last > ends["quiet_end"] and ledger.fetch_all(_DUE_BEYOND, wanted):
             return now
         if flush:
-            rows = ledger.fetch_cached(_EARLIEST_FLUSHED, host=ledger.host, priority=priority)
+            rows = ledger.fetch_cached(_EARLIEST_FLUSHED, {"host": ledger.host, "priority": priority})
             at = rows[0].at if rows else None
         if at is not None and (earliest is None or at < earliest):
             earliest = at
@@ -206,7 +207,7 @@ def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False) -> d
 
 def next_wake_at(ledger: Queryable, *, now: datetime) -> datetime | None:
     """Say when the next deferred row's time comes."""
-    (ends,) = ledger.fetch_cached(_ROW_ENDS, host=ledger.host)
+    (ends,) = ledger.fetch_cached(_ROW_ENDS, {"host": ledger.host})
     if ends.last_wake is not None and ends.last_wake > _far_ends(ledger, now)["backoff_end"]:
         return now
     first: datetime | None = ends.first_wake
@@ -227,7 +228,7 @@ def unproven(ledger: Queryable, *, now: datetime, limit: int = 1000) -> list[Unp
 
 def next_check_at(ledger: Queryable, *, now: datetime) -> datetime | None:
     """Say when the server is to be asked next."""
-    (ends,) = ledger.fetch_cached(_ROW_ENDS, host=ledger.host)
+    (ends,) = ledger.fetch_cached(_ROW_ENDS, {"host": ledger.host})
     end = _far_ends(ledger, now)["check_end"]
     if any(last is not None and last > end for last in (ends.last_check, ends.last_look)):
         return now
@@ -299,7 +300,7 @@ def _place_of(ledger: Queryable, row: Any) -> str | None:
 
 def rows_to_read(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) -> list[RowToRead]:
     """Say which PENDING rows the reader has to look at before they can be sent, by id."""
-    rows = ledger.fetch_cached(_TO_READ, host=ledger.host, after_id=after_id, limit=limit)
+    rows = ledger.fetch_cached(_TO_READ, {"host": ledger.host, "after_id": after_id, "limit": limit})
     return [
         RowToRead(
             entry_id=row.id,
@@ -320,7 +321,7 @@ def rows_to_read(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) -> 
 
 def requested_rows(ledger: Queryable, *, limit: int = 1000) -> list[RequestedRow]:
     """Say which REJECTED rows a person wants admitted."""
-    rows = ledger.fetch_cached(_REQUESTED, host=ledger.host, limit=limit)
+    rows = ledger.fetch_cached(_REQUESTED, {"host": ledger.host, "limit": limit})
     return [
         RequestedRow(
             entry_id=row.id,

@@ -242,7 +242,7 @@ def resting(ledger: Queryable, *, before: datetime, limit: int = 1) -> list[Rest
 
 def _is_kept_since(ledger: Queryable, before: datetime) -> bool:
     """Whether any file is kept that has not been needed since then; costs nothing while the ledger is the same."""
-    rows = ledger.fetch_cached(_KEPT_LONGEST, host=ledger.host)
+    rows = ledger.fetch_cached(_KEPT_LONGEST, {"host": ledger.host})
     return bool(rows) and rows[0].settled_at <= before
 
 
@@ -282,7 +282,7 @@ def rejected_files(ledger: Queryable, *, after_id: int = 0, limit: int = 1000) -
 
 def waiting_elsewhere(ledger: Queryable, *, limit: int = 500) -> list[tuple[int, str]]:
     """List duplicates of ours whose holder is another host's, and on its way: their ids, and that host."""
-    rows = ledger.fetch_cached(_WAITING_ELSEWHERE, host=ledger.host, limit=limit)
+    rows = ledger.fetch_cached(_WAITING_ELSEWHERE, {"host": ledger.host, "limit": limit})
     return [(row.id, row.host) for row in rows]
 
 

@@ -170,7 +170,7 @@ def untold(ledger: Queryable, *, longer_than: timedelta, now: datetime) -> tuple
 
     What seems to be so since a time to come is so since before the clock was set back, and counts.
     """
-    if not ledger.fetch_cached(_ANY_UNTOLD, host=ledger.host):
+    if not ledger.fetch_cached(_ANY_UNTOLD, {"host": ledger.host}):
         return 0, ""
     since = instance.c.untold_since
     late = (since.is_not(None), instance.c.host == ledger.host, or_(since <= now - longer_than, since > now))
