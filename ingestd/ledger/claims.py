@@ -1,4 +1,25 @@
-"""Rows go out: what is due again, the claim of a batch, and what start-up finds of a process that died with one."""
+"""Rows go out: what is due again, the claim of a batch, and what start-up finds of a process that died with one.
+
+``claim`` decides in this order; what comes later relies on what came before:
+
+1. Whether the study may go now. The caller's list of due studies is a hint: here the study is read in the transaction
+   that claims. It has rows waiting, its backoff is over (or lies further ahead than any backoff can: another clock
+   set it), and, while it is in trouble, none of its batches is out.
+2. Which rows: those of its queue, of this host alone, the oldest first. A few more are read than fill a batch,
+   and ``lifecycle.cut_batch`` cuts: that rule (halving, alone, no UID twice) stands there and nowhere else.
+3. What each part is: the Explicit VR copy if the row has one, else the file, with the digests that it must still have.
+   The sender gets these and never looks into the ledger, so nothing may be left to be asked later.
+4. The attempt's row, then the rows to SENDING under the attempt's token. Both are in one transaction, and whoever posts
+   registers it with ``tx.on_commit``: that is G5. A batch that is posted before that COMMIT is a fault, always.
+
+The token is drawn anew for each claim, and ``finish`` knows its rows by it: an answer that comes late, to a row that
+was settled and claimed once more, meets another token and changes nothing (G4).
+
+``recover`` belongs to the start, before anything is claimed: rows in SENDING are then nobody's. It never says "not
+sent": the process may have died with the last byte out, so each is UNCERTAIN and the server is asked (G6). It charges
+nothing. The attempts are closed as interrupted, and what counts posts in flight begins at 0, behind the counters that
+were gathered. ``wake`` only lets a row's wait end; when the study goes is said by its own sums.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,29 @@
-"""What the server shows: sightings in the change feed, and the reconciler's outcomes."""
+"""What the server shows: sightings in the change feed, and the reconciler's outcomes.
+
+An outcome was made from a row as it was when the server was asked. So ``apply`` decides, for each and in this order:
+
+1. Whether the row is still where it was asked about: in the outcome's ``expected`` state, or where that is left open,
+   in one that the server may be asked about and from which the move is legal. Else it is lost: nothing is done, and it
+   is asked about again when its time comes. Of two outcomes for one row in one call the first counts.
+2. Whether another row has its identity by now, which it would take up again (DELETED -> CONFIRMED): then it stays.
+3. An outcome in the row's own state settles nothing (``_not_settled``): asked, and when to ask again. Absences are
+   counted, and begin anew once it was seen; whether two are enough is the reconciler's to say, not ours. Any other
+   outcome moves the row (``_settled``), with checks and absences at 0.
+4. Behind all moves, what follows for others from rows that are CONFIRMED now. A duplicate's file may go only where the
+   evidence is newer than its drop: somebody may have deleted the holder on the server, and dropped the file again so
+   that it is sent. Where the evidence is older the server is asked once more. And rows that a person would have to look
+   at, DELETED or FAILED, need nobody any more where their very file came again and is there.
+
+What may not be changed: ``evidence_at`` is when the server was asked, not when the answer was written; it is taken from
+a first confirmation only as it is, since the question may be older than the drop. ``needs_content_check``, once set,
+ends with the states it belongs to or with a copy that was the same, never with a mere sighting. A mismatch stays until
+a copy matches or the row moves.
+
+``record_sightings`` moves no row. It keeps the newest entry of each identity, never an older one over a newer, has the
+row asked about at once, and moves the feed's cursor in the same transaction: a cursor that is ahead of its sightings
+would skip them for ever. Two entries of one identity in a read, or one on a row that had one, say that somebody else's
+hand was in it: presence alone proves that row no more.
+"""
 
 from __future__ import annotations
 
