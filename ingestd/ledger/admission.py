@@ -10,16 +10,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, select, update
 
-from ingestd.lifecycle import (
-    HOLDING,
-    Arrival,
-    Identity,
-    Reason,
-    Refusal,
-    Sameness,
-    State,
-    compare_content,
-)
+from ingestd.lifecycle import HOLDING, Arrival, Identity, Reason, Refusal, Sameness, State, compare_content
 
 from . import dialect
 from .row import CONTENT, HOLDS, IDENTITY, Row, as_json, columns, content_of, identity_of, pieces, reach_of
@@ -128,11 +119,7 @@ def drop_candidates(tx: Transaction, candidate_ids: Iterable[int]) -> None:
 
 
 def admit(
-    tx: Transaction,
-    arrivals: Sequence[Arrival],
-    *,
-    judged: Mapping[int, Judged] = _NONE_JUDGED,
-    now: datetime,
+    tx: Transaction, arrivals: Sequence[Arrival], *, judged: Mapping[int, Judged] = _NONE_JUDGED, now: datetime
 ) -> list[Admitted]:
     """Make rows of files that were read whole: PENDING, or what the row that holds the identity makes of them.
 
@@ -271,12 +258,7 @@ def refuse(tx: Transaction, refusals: Sequence[Refusal], *, now: datetime) -> li
 
 
 def reread(
-    tx: Transaction,
-    entry_id: int,
-    arrival: Arrival,
-    *,
-    judged: Judged | None = None,
-    now: datetime,
+    tx: Transaction, entry_id: int, arrival: Arrival, *, judged: Judged | None = None, now: datetime
 ) -> Admitted:
     """Take over what a PENDING row's file now holds; it may belong to another identity than before."""
     row = tx.row(entry_id)

@@ -68,13 +68,7 @@ def set_cursor(tx: Transaction, cursor: FeedCursor, *, now: datetime) -> None:
     """Say how far the change feed was read."""
     tx.connection.execute(
         _PUT_CURSOR,
-        {
-            "id": 1,
-            "version": cursor.version,
-            "since": cursor.since,
-            "sequence": cursor.sequence,
-            "moved_at": now,
-        },
+        {"id": 1, "version": cursor.version, "since": cursor.since, "sequence": cursor.sequence, "moved_at": now},
     )
 
 

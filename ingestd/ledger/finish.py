@@ -69,11 +69,7 @@ def finish(tx: Transaction, result: BatchResult, *, now: datetime, backoff: Back
         tx.connection.execute(_ANSWERED, {"at": result.finished_at})
     tx.flush()
     return Finished(
-        moved=moved,
-        lost=len(batch.parts) - moved,
-        charged=charged,
-        pauses=pauses,
-        next_attempt_at=next_attempt_at,
+        moved=moved, lost=len(batch.parts) - moved, charged=charged, pauses=pauses, next_attempt_at=next_attempt_at
     )
 
 
@@ -166,14 +162,7 @@ def _close_attempt(tx: Transaction, result: BatchResult) -> bool:
 
 
 def _study_goes_on(
-    tx: Transaction,
-    result: BatchResult,
-    before: Any,
-    now: datetime,
-    backoff: Backoff,
-    jitter: float,
-    *,
-    was_open: bool,
+    tx: Transaction, result: BatchResult, before: Any, now: datetime, backoff: Backoff, jitter: float, *, was_open: bool
 ) -> tuple[int, int, datetime | None]:
     study_uid = result.batch.study_uid
     charged, pauses, next_attempt_at = before.charged, before.pauses, before.next_attempt_at

@@ -108,16 +108,7 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
         return State.PENDING
     # What it was to replace is gone; what may be there by now nobody has looked at.
     replaces: dict[str, Any] = {"replaces": 0} if row.state is State.DELETED else {}
-    tx.move(
-        row,
-        to=State.PENDING,
-        at=now,
-        reason=Reason.RETRIED,
-        note=_RETRIED,
-        **replaces,
-        **_SENT_AFRESH,
-        **UNASKED,
-    )
+    tx.move(row, to=State.PENDING, at=now, reason=Reason.RETRIED, note=_RETRIED, **replaces, **_SENT_AFRESH, **UNASKED)
     return State.PENDING
 
 

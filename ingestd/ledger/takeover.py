@@ -38,9 +38,7 @@ def take_over(tx: Transaction, entry_ids: Iterable[int], *, hosts: Collection[st
 
 def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> None:
     others = tx.rows_on(
-        holder.id,
-        dialect.unindexed(instance.c.state).in_([State.DUPLICATE, State.CONFLICT]),
-        instance.c.id != row.id,
+        holder.id, dialect.unindexed(instance.c.state).in_([State.DUPLICATE, State.CONFLICT]), instance.c.id != row.id
     )
     # A person decided it about the content.
     replaces = tx.connection.execute(select(instance.c.replaces).where(instance.c.id == holder.id)).scalar_one()

@@ -163,11 +163,7 @@ def studies_due(ledger: Queryable, *, now: datetime, flush: bool = False, limit:
 def _far_ends(ledger: Queryable, now: datetime) -> dict[str, datetime]:
     """Say how far ahead of now each kind of wait can lie."""
     longest = ledger.longest
-    return {
-        "quiet_end": now + longest.quiet,
-        "backoff_end": now + longest.backoff,
-        "check_end": now + longest.check,
-    }
+    return {"quiet_end": now + longest.quiet, "backoff_end": now + longest.backoff, "check_end": now + longest.check}
 
 
 def _priorities(ledger: Queryable) -> list[int]:
@@ -323,11 +319,6 @@ def requested_rows(ledger: Queryable, *, limit: int = 1000) -> list[RequestedRow
     """Say which REJECTED rows a person wants admitted."""
     rows = ledger.fetch_cached(_REQUESTED, {"host": ledger.host, "limit": limit})
     return [
-        RequestedRow(
-            entry_id=row.id,
-            request=OperatorRequest(row.wish),
-            reason=Reason(row.reason),
-            **place_of(row),
-        )
+        RequestedRow(entry_id=row.id, request=OperatorRequest(row.wish), reason=Reason(row.reason), **place_of(row))
         for row in rows
     ]

@@ -38,10 +38,7 @@ _TAKEN_FROM = (
     )
     .limit(1)
 )
-_KNOWN = (
-    *columns("id state reason source_removed ctime_ns digest meta_digest"),
-    *PLACE,
-)
+_KNOWN = (*columns("id state reason source_removed ctime_ns digest meta_digest"), *PLACE)
 _HOLDER = instance.alias("holder")
 _RESTS_ON = instance.alias("rests_on")
 _HOLDER_IS_IN_DOUBT = exists().where(
@@ -83,11 +80,7 @@ def left_candidates(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) 
     )
     return [
         LeftCandidate(
-            candidate_id=row.id,
-            inbox=row.inbox,
-            relative_path=row.relative_path,
-            source=row.source,
-            tries=row.tries,
+            candidate_id=row.id, inbox=row.inbox, relative_path=row.relative_path, source=row.source, tries=row.tries
         )
         for row in rows
     ]
@@ -99,9 +92,7 @@ def known_sources(ledger: Queryable, inbox: str, relative_paths: Iterable[str]) 
     for piece in pieces(list(relative_paths)):
         rows = ledger.fetch_all(
             select(*_KNOWN).where(
-                instance.c.relative_path.in_(piece),
-                instance.c.inbox == inbox,
-                instance.c.host == ledger.host,
+                instance.c.relative_path.in_(piece), instance.c.inbox == inbox, instance.c.host == ledger.host
             )
         )
         for row in rows:
@@ -261,23 +252,11 @@ def rejected_files(ledger: Queryable, *, after_id: int = 0, limit: int = 1000) -
     """List the files set aside, by id."""
     rows = ledger.fetch_all(
         select(instance.c.id, instance.c.reason, *PLACE)
-        .where(
-            _REJECTED,
-            instance.c.host == ledger.host,
-            instance.c.id > after_id,
-            instance.c.removed_at.is_(None),
-        )
+        .where(_REJECTED, instance.c.host == ledger.host, instance.c.id > after_id, instance.c.removed_at.is_(None))
         .order_by(instance.c.id)
         .limit(limit)
     )
-    return [
-        RejectedFile(
-            entry_id=row.id,
-            reason=Reason(row.reason),
-            **place_of(row),
-        )
-        for row in rows
-    ]
+    return [RejectedFile(entry_id=row.id, reason=Reason(row.reason), **place_of(row)) for row in rows]
 
 
 def waiting_elsewhere(ledger: Queryable, *, limit: int = 500) -> list[tuple[int, str]]:

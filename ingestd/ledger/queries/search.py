@@ -78,11 +78,7 @@ def _of_studies(
     few = choice.study_uid is not None
     if choice.study_uid is not None:
         where.append(column == choice.study_uid)
-    labels = (
-        ("patient", choice.patient_hash),
-        ("accession", choice.accession_hash),
-        ("modality", choice.modality),
-    )
+    labels = (("patient", choice.patient_hash), ("accession", choice.accession_hash), ("modality", choice.modality))
     for kind, value in labels:
         if value is None:
             continue
