@@ -23,6 +23,7 @@ from .transaction import Transaction
 
 _PUT_CURSOR = dialect.upsert(feed_cursor)
 _MISMATCH = instance.c.mismatch == ONE
+_UNSEEN = dict.fromkeys(("seen_sequence", "seen_action", "seen_state", "seen_at"))
 _THE_ONE = verification.c.id == 1
 _OPEN = (State.STORED, State.UNCERTAIN)
 _TO_BE_THERE = instance.c.state.in_([State.STORED, State.UNCERTAIN, State.CONFIRMED])
@@ -87,9 +88,10 @@ def new_address(tx: Transaction, url: str, *, now: datetime) -> int:
     unknown = dict.fromkeys(("paused_until", "paused_since", "last_ok_at", "highest_sequence", "highest_at"))
     tx.connection.execute(update(destination).values(url=url, kind="", pause_cause="", pause_note="", **unknown))
     tx.connection.execute(delete(feed_cursor))
-    _begin_anew(tx)
-    nothing = dict.fromkeys(("seen_sequence", "seen_action", "seen_state", "seen_at"))
-    tx.connection.execute(update(instance).where(instance.c.seen_sequence.is_not(None)).values(nothing))
+    # The trust that was earned goes: it is another place that answers.
+    tx.connection.execute(delete(trust))
+    _set(tx, ever_matched=0)
+    tx.connection.execute(update(instance).where(instance.c.seen_sequence.is_not(None)).values(_UNSEEN))
     tx.connection.execute(update(instance).where(instance.c.absences > 0).values(absences=0, absent_since=None))
     asked = 0
     # That the server did not have it before our post was said by the former address, too.
@@ -114,8 +116,7 @@ def went_back(tx: Transaction, *, to: int | None, end: FeedEnd | None, now: date
     since = (instance.c.seen_sequence > to, instance.c.seen_sequence.is_(None)) if to is not None else ()
     tx.connection.execute(update(instance).where(_TO_BE_THERE, or_(_IS_RESTED_ON, *since)).values(next_check_at=now))
     if to is not None:
-        nothing = dict.fromkeys(("seen_sequence", "seen_action", "seen_state", "seen_at"))
-        tx.connection.execute(update(instance).where(instance.c.seen_sequence > to).values(nothing))
+        tx.connection.execute(update(instance).where(instance.c.seen_sequence > to).values(_UNSEEN))
     values = {} if end is None else {"highest_sequence": end.sequence, "highest_at": end.at}
     since_when = func.coalesce(destination.c.went_back_at, literal(now, Instant()))
     tx.connection.execute(update(destination).values(went_back_at=since_when, **values))
@@ -151,12 +152,6 @@ def mismatch(tx: Transaction, *, studies: Sequence[str], differs: str, stops: bo
     if stops:
         values["stopped_at"] = func.coalesce(verification.c.stopped_at, literal(now, Instant()))
     _set(tx, **values)
-
-
-def _begin_anew(tx: Transaction) -> None:
-    """Take back the trust that was earned: it is another place that answers."""
-    tx.connection.execute(delete(trust))
-    _set(tx, ever_matched=0)
 
 
 def forgive(tx: Transaction, *, now: datetime) -> None:

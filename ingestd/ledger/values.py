@@ -132,11 +132,10 @@ class RowToRead:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RequestedRow:
-    """A REJECTED row that a person wants admitted. ``path`` is relative to the spool, or absolute in place."""
+class RejectedFile:
+    """A file set aside, to be looked at for changes. ``path`` is relative to the spool, or absolute in place."""
 
     entry_id: int
-    request: OperatorRequest
     inbox: str
     relative_path: str
     path: str
@@ -147,17 +146,10 @@ class RequestedRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RejectedFile:
-    """A file set aside, to be looked at for changes. ``path`` is as the row has it."""
+class RequestedRow(RejectedFile):
+    """One that a person wants admitted."""
 
-    entry_id: int
-    inbox: str
-    relative_path: str
-    path: str
-    in_place: bool
-    source: SourceStat
-    reason: Reason
-    priority: int
+    request: OperatorRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
