@@ -58,4 +58,5 @@ class InlineReaders:
         return True
 
     def close(self) -> None:
+        self.waiting.clear()
         self._progress.close()

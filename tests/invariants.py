@@ -81,7 +81,8 @@ class World:
     ``retain`` None: nothing is old enough to be removed. ``explained``: reasons beside absence that may have a file
     sent again; a server without faults gives none. ``meddled``: identities that somebody else deleted, altered or
     stored on the server. ``damaged``: files (absolute paths) that somebody else removed or wrote to.
-    ``clocks_agree``: ledger and server's log are of one clock, so that their times can be put in order.
+    ``clocks_agree``: ledger and server's log are of one clock, so that their times can be put in order. ``stays``: what
+    lies in the drop folder is not ingestd's to touch.
     """
 
     spool: Path
@@ -93,6 +94,7 @@ class World:
     meddled: set[Identity] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)
     clocks_agree: bool = True
+    stays: bool = False
 
 
 @dataclass(kw_only=True)
@@ -152,6 +154,8 @@ class Invariants:
             self._say(self._histories())
             self._say(self._files_of_rows(now))
             self._say(self._files_out_of_sight())
+            if self._world.stays:
+                self._say(self._files_touched())
             self._say(self._posts_without_intent())
             self._say(self._sent_again())
             self._say(self._proofs())
@@ -293,6 +297,16 @@ class Invariants:
             if held[file.sha256] < 0:
                 yield f"{file.name} was dropped, and is neither in the drop folder, nor in a row, nor in the spool"
 
+    def _files_touched(self) -> Iterator[str]:
+        for file in self._written:
+            place = self._world.drop / file.name
+            if str(place) in self._world.damaged:
+                continue
+            if file.name not in self._lying:
+                yield f"{file.name} was to stay where it is, and is gone"
+            elif file.sha256 and not file.rejected_as and self._digest_at(place) != file.sha256:
+                yield f"{file.name} was to stay as it is, and has another content"
+
     def _orphans(self) -> set[str]:
         """Give the spool's files that no row knows."""
         known = {
@@ -426,7 +440,8 @@ class Invariants:
     def _left_over(self, ledger: sqlite3.Connection) -> Iterator[str]:
         if left := ledger.execute("SELECT count(*) FROM candidate").fetchone()[0]:
             yield f"{left} candidates are left over"
-        if dropped := sorted(name for name in self._lying if not name.startswith(".")):
+        dropped = sorted(name for name in self._lying if not name.startswith("."))
+        if dropped and not self._world.stays:
             yield f"{len(dropped)} files still lie in the drop folder, {dropped[0]} among them"
         if orphans := self._orphans():
             yield f"{len(orphans)} files in the spool belong to no row"

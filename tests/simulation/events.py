@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import random
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from ingestd.ledger import RefusedMove, Transaction, moves
@@ -105,6 +107,10 @@ class Events:
             what.append((3, self._set_clock))
         if chances.has_person:
             what += [(2, self._damages), (1, self._server_loses)]
+        if self._world.stays:
+            what.append((3, self._copies_anew))
+            if chances.has_person:
+                what.append((1, self._removes))
         weights = [weight for weight, _ in what]
         happened = self._dice.choices([act for _, act in what], weights=weights)[0]()
         self._tell(f"-- {happened}")
@@ -178,6 +184,27 @@ class Events:
         with suppress(OSError), place.open("ab") as file:
             file.write(b"more")
         return f"row {entry_id}: its file is altered"
+
+    def _copies_anew(self) -> str:
+        """What lies there comes from a backup: the same bytes, time and name, and another inode."""
+        file = self._dice.choice(self._files.written) if self._files.written else None
+        place = self._world.drop / file.name if file is not None else None
+        if place is None or str(place) in self._world.damaged:
+            return "nothing"
+        aside = place.with_name(f".{place.name}.part")
+        shutil.copy2(place, aside)
+        aside.rename(place)
+        return f"{place.name} is copied anew"
+
+    def _removes(self) -> str:
+        rows = self._process.ask("SELECT id, path FROM instance WHERE in_place")
+        left = [(entry_id, path) for entry_id, path in rows if path not in self._world.damaged]
+        if not left:
+            return "nothing"
+        entry_id, path = self._dice.choice(left)
+        self._world.damaged.add(path)
+        Path(path).unlink()
+        return f"row {entry_id}: its file is removed where it lay"
 
     def decide(self) -> None:
         """A person decides about a row, between what a tick reads and what it writes."""
