@@ -107,6 +107,8 @@ class Session:
         self.connection.info["writes"] = True
         self._writes = True
         self._answers.clear()
+        # Another host's daemon may have been given other ones since; our own are changed by nobody else.
+        self._limits = {host: limits for host, limits in self._limits.items() if host == self.host}
         self.last_mark = ""
         changes = sqlite_file.rows_changed(self.connection)
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.ledger import Choice, InboxSummary, Ledger, OperatorRequest, RefusedMove, moves, queries
-from ingestd.lifecycle import Pause, PauseCause, Reason, State
+from ingestd.lifecycle import BatchLimits, Pause, PauseCause, Reason, State
 from tests.ledger_builders import (
     LATER,
     NOW,
@@ -324,6 +324,18 @@ def test_decision_in_another_process_keeps_the_daemons_sums(tmp_path: Path, ledg
     with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", create=False) as person, person.transaction() as tx:
         moves.retry(tx, entry_id, now=LATER)
     assert [study.waiting for study in queries.studies_due(ledger, now=LATER)] == [1]
+
+
+def test_decision_after_a_reload_goes_by_the_limits_of_now(tmp_path: Path, ledger: Ledger):
+    """Who had written once kept the daemon's limits for good: it made a study due by those from before a SIGHUP."""
+    first, second = (entry_in(ledger, State.FAILED, number, study=number) for number in (1, 2))
+    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", create=False) as person:
+        with person.transaction() as tx:
+            moves.retry(tx, first, now=LATER)
+        ledger.set_limits(BatchLimits(quiet_period=timedelta(seconds=20)))
+        with person.transaction() as tx:
+            moves.retry(tx, second, now=LATER)
+    assert_ledger_holds(ledger)
 
 
 def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
