@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from ingestd.config import Config
 from ingestd.ledger import RefusedMove, Transaction, moves
 from tests.invariants import World
 from tests.recounting import at
@@ -54,20 +55,22 @@ class Chances:
     sets_clock: bool
     has_deaths: bool
     has_faults: bool
+    has_reloads: bool
 
     @classmethod
-    def drawn(cls, dice: random.Random) -> Chances:
-        """Draw them."""
+    def drawn(cls, dice: random.Random, more: random.Random) -> Chances:
+        """Draw them; ``more`` for what came later."""
         return cls(
             has_person=dice.random() < 0.4,
             sets_clock=dice.random() < 0.2,
             has_deaths=dice.random() < 0.6,
             has_faults=dice.random() < 0.7,
+            has_reloads=more.random() < 0.2,
         )
 
 
 class Events:
-    """Everything that ``chances`` allow, one at a time."""
+    """Everything that ``chances`` allow, one by one; ``config_with`` gives the configuration with a quiet period."""
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Events:
         files: Files,
         world: World,
         process: Process,
+        config_with: Callable[[str], Config],
         told: Callable[[str], None],
     ) -> None:
         self._chances = chances
@@ -88,6 +92,7 @@ class Events:
         self._world = world
         self._process = process
         process.decide = self.decide
+        self._config_with = config_with
         self._tell = told
         # Rows that a person wants looked at, and how many questions the server had been asked when that was said.
         self._wishes: dict[int, int] = {}
@@ -107,6 +112,8 @@ class Events:
             what.append((3, self._set_clock))
         if chances.has_person:
             what += [(2, self._damages), (1, self._server_loses)]
+        if chances.has_reloads:
+            what.append((4, self._reloads))
         if self._world.stays:
             what.append((3, self._copies_anew))
             if chances.has_person:
@@ -161,6 +168,10 @@ class Events:
 
     def _stops(self) -> str:
         return "stopped in order" if self._process.stop() else "nothing"
+
+    def _reloads(self) -> str:
+        quiet = self._dice.choice(["1s", "5s", "20s"])
+        return f"SIGHUP: quiet_period {quiet}" if self._process.reload(self._config_with(quiet)) else "nothing"
 
     def _set_clock(self) -> str:
         by = timedelta(seconds=self._dice.choice([-86_400, -3_600, -60, 60, 3_600, 86_400]))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 from ingestd.clocks import Now
 from ingestd.config import Config
 from ingestd.daemon.daemon import Daemon
+from ingestd.daemon.notify import Notifier
+from ingestd.daemon.service import _Service
+from ingestd.daemon.signals import Asked
 from ingestd.daemon.stage import Stage
 from ingestd.ledger import Ledger, LedgerError, Transaction
 from tests.simulation.jobs import Jobs
@@ -29,6 +33,7 @@ class Process:
         self._tell = told
         self._person: Ledger | None = None
         self._eyes: sqlite3.Connection | None = None
+        self._service: _Service | None = None  # the hand-over that is under way
         self.daemon: Daemon | None = None
         self.decide: Callable[[], None] = lambda: None
         self.is_calm = False  # nothing may happen any more
@@ -51,6 +56,8 @@ class Process:
         self.ticks += 1
         self._machine.pass_time(_TICK_SECONDS)
         due = daemon.loop.tick()
+        if self._service is not None and self._service.is_over():
+            return self._hand_over(self._service)
         # With nothing that may happen any more, it is enough to look when a stage says so.
         return min(due, self._machine.mono + (_CALM_SECONDS if self.is_calm else daemon.loop.idle_seconds))
 
@@ -84,6 +91,29 @@ class Process:
         self.bury()
         return True
 
+    def reload(self, config: Config) -> bool:
+        """Have it go on with another configuration, as SIGHUP does; False, and nothing is done, where none runs."""
+        if self.daemon is None:
+            return False
+        self._config = config
+        # What is said to the service manager goes nowhere, and the only signal is this one.
+        signals: Any = SimpleNamespace(asked=Asked.RELOAD)
+        following = self._service.following if self._service is not None else None
+        self._service = _Service(self.daemon, signals, Notifier(), reread=lambda: config, adopt=lambda _: None)
+        self._service.following = following
+        return True
+
+    def _hand_over(self, service: _Service) -> float:
+        """As ``run_forever`` does."""
+        before, following = self.daemon, service.following
+        assert before is not None
+        assert following is not None
+        before.stop(before.config.shutdown_grace, hand_over=True)
+        self._tell("another configuration holds")
+        self.daemon, self._service = following, None
+        self._start(following)
+        return self._machine.mono
+
     def bury(self) -> None:
         """Let go of what the kernel would take back."""
         self.deaths += 1
@@ -93,20 +123,25 @@ class Process:
                 if ledger is not None:
                     ledger.close()
             self._person = self._eyes = None
+            for daemon in (self.daemon, self._service.following if self._service is not None else None):
+                if daemon is not None:
+                    daemon.workers.inboxes.close()
+                    daemon.workers.client.close()
             if self.daemon is not None:
-                self.daemon.workers.inboxes.close()
-                self.daemon.workers.client.close()
                 self.daemon.spool.unlock()
-            self.daemon = None
+            self.daemon = self._service = None
             self._jobs.forget()
 
     def _begin(self) -> Daemon:
         self._machine.reborn()
         self._tell("a process begins")
         self.daemon = Daemon(self._config)
-        self.daemon.loop.stages = [*self.daemon.loop.stages, _Person(self.decide)]
-        self.daemon.start()
+        self._start(self.daemon)
         return self.daemon
+
+    def _start(self, daemon: Daemon) -> None:
+        daemon.loop.stages = [*daemon.loop.stages, _Person(self.decide)]
+        daemon.start()
 
     # What is seen of it
 

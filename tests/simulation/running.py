@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import structlog
 
-from ingestd.config import parse
+from ingestd.config import Config, parse
 from ingestd.daemon import build
 from tests.invariants import Invariants, World
 from tests.simulation.events import EXPLAINED, Chances, Events
@@ -68,12 +68,12 @@ class Simulation:
         self._machine.told = self._tell
         self._dice = self._machine.dice
         self._jobs = Jobs(self._machine, self._tell)
-        self._chances = Chances.drawn(self._dice)
-        is_elsewhere = self._dice.random() < 0.25
-        self._drop = (elsewhere if is_elsewhere and elsewhere else folder) / "drop"
         # Drawn apart: a seed without these tells the story that it told before there were any.
         more = random.Random(f"more of {seed}")
         self._stays = more.random() < 0.15
+        self._chances = Chances.drawn(self._dice, more)
+        is_elsewhere = self._dice.random() < 0.25
+        self._drop = (elsewhere if is_elsewhere and elsewhere else folder) / "drop"
         self._last_move = 0
         self._server: SimServer
         self._files: Files
@@ -111,7 +111,7 @@ class Simulation:
         settings["inboxes"] = [
             {**SETTINGS["inboxes"][0], "path": str(self._drop), "take": "in_place" if self._stays else "move"}
         ]
-        config = parse(json.dumps(settings), base=self._folder)
+        config = self._config(settings, SETTINGS["batch"]["quiet_period"])
         self._files = Files(self._drop, self._machine)
         self._world = World(
             spool=self._folder / "spool",
@@ -132,8 +132,13 @@ class Simulation:
             files=self._files,
             world=self._world,
             process=self._process,
+            config_with=lambda quiet: self._config(settings, quiet),
             told=self._tell,
         )
+
+    def _config(self, settings: dict[str, Any], quiet_period: str) -> Config:
+        batch = {**settings["batch"], "quiet_period": quiet_period}
+        return parse(json.dumps({**settings, "batch": batch}), base=self._folder)
 
     def _live(self) -> None:
         events = self._dice.randint(5, EVENTS_MOST)
