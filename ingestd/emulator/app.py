@@ -54,7 +54,6 @@ class App:
         self._unversioned = UNVERSIONED + (() if tokens is None else tokens.routes())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         if scope["type"] != "http":
             return
         request = ServiceRequest(scope, receive, archive=self._archive, number=self._archive.log.begin())
@@ -131,8 +130,9 @@ class App:
         _check_audit_headers(request)
         route = find_route(request, self._unversioned)
         _check_content_type(request, route)
-        if self._tokens is not None:
-            self._tokens.authenticate(request, route.action)
+        tokens = self._tokens if route.action is not Action.NONE else None
+        if tokens is not None:
+            tokens.authenticate(request)
         if route.json_answer and not accepts_json(request.header("accept")):
             raise Problem(406)
         if route.action is not Action.NONE:
@@ -142,8 +142,8 @@ class App:
                 raise Problem(400, "PartitionName value is missing in the route segment.")
             if self._archive.has_expired():
                 await anyio.to_thread.run_sync(expire, self._archive)
-        if self._tokens is not None:
-            self._tokens.authorize(request, route.action)
+        if tokens is not None:
+            tokens.authorize(request, route.action)
         if route.body is Body.STORE:
             await take_in(request, self._writer)
             if len(request.stored) <= GROUP:

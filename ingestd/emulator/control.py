@@ -85,7 +85,6 @@ class _LocalOnly:
         self._host = _canonical(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or refuse with 403."""
         refusal = self._refusal(scope["method"], Headers(scope=scope), reached_at=(scope.get("server") or ("",))[0])
         app = self._app if refusal is None else PlainTextResponse(refusal, status_code=403)
         await app(scope, receive, send)

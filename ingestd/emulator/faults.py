@@ -21,7 +21,6 @@ class FaultName(StrEnum):
     description: str
 
     def __new__(cls, name: str, description: str = "") -> Self:
-        """A member is its name."""
         member = str.__new__(cls, name)
         member._value_ = name
         member.description = description
@@ -166,12 +165,10 @@ class Faults:
         return fault
 
     def clear(self, name: str | None = None) -> None:
-        """Switch all faults off, or those of one name."""
         with self._lock:
             self._faults = [fault for fault in self._faults if name is not None and fault.name != name]
 
     def listed(self) -> list[dict[str, Any]]:
-        """What is switched on and how often each has fired."""
         with self._lock:
             return [fault.facts() for fault in self._faults]
 

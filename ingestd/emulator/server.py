@@ -78,7 +78,6 @@ class Emulator:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
         return self._port
 
     @property
@@ -97,7 +96,6 @@ class Emulator:
 
     @property
     def data(self) -> Path:
-        """Where its files are."""
         return self._running.data
 
     @property

@@ -35,7 +35,6 @@ class Settings:
 
     @property
     def is_managed(self) -> bool:
-        """Whether the managed service's extras are on."""
         return self.flavour is Flavour.MANAGED
 
     @property

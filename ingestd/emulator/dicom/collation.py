@@ -18,7 +18,6 @@ def fold(value: str, vr: str) -> str:
 
 
 def fold_name(value: str) -> str:
-    """A person name without case and accents."""
     if value.isascii():
         return value.lower()
     decomposed = unicodedata.normalize("NFKD", value)

@@ -30,6 +30,10 @@ def json_bytes(dataset: Json) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def element(vr: str, values: list[Any]) -> Json:
+    return {"vr": vr, "Value": values} if values else {"vr": vr}
+
+
 def person_name(value: str) -> Json:
     """A person name as DICOM JSON's object of component groups."""
     groups = value.split("=")
@@ -43,15 +47,15 @@ def to_json(dataset: DataSet, *, without: frozenset[int] = frozenset()) -> Json:
 
 def _to_json(elements: list[Element], text: Text, *, big_endian: bool, without: frozenset[int] = frozenset()) -> Json:
     answer: Json = {}
-    for element in sorted(elements, key=_BY_TAG):
-        tag, vr = element.tag, element.vr
+    for each in sorted(elements, key=_BY_TAG):
+        tag, vr = each.tag, each.vr
         if vr in BULK_VRS or tag & 0xFFFF == 0 or tag in without:
             continue
         if vr == "SQ":
-            items = [_to_json(item, text_of(item, text), big_endian=big_endian) for item in element.items or ()]
+            items = [_to_json(item, text_of(item, text), big_endian=big_endian) for item in each.items or ()]
             answer[f"{tag:08X}"] = {"vr": "SQ", "Value": items} if items else {"vr": "SQ"}
             continue
-        values = json_values(element, text, big_endian=big_endian)
+        values = json_values(each, text, big_endian=big_endian)
         answer[f"{tag:08X}"] = {"vr": vr, "Value": values} if values else {"vr": vr}
     return answer
 
@@ -169,7 +173,7 @@ def _element_of(given: dict[str, Any]) -> dict[str, Any]:
         values = [value for value in values if value is None or isinstance(value, str)]
     elif not all(_fits(value, vr) for value in values):
         raise Problem(400, SYNTAX)
-    return {"vr": vr, "Value": values} if values else {"vr": vr}
+    return element(vr, values)
 
 
 def _fits(value: Any, vr: str) -> bool:

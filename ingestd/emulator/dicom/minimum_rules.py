@@ -44,7 +44,6 @@ def is_valid_uid(value: str) -> bool:
 
 
 def missing(tag: int) -> str:
-    """The message for a required attribute that is not there."""
     return f"The required tag '{tag_text(tag)}' is missing."
 
 
@@ -67,7 +66,6 @@ def minimum(element: Element, text: Text, *, name: str | None = None, vr: str | 
 
 
 def failed(name: str, vr: str, detail: str) -> str:
-    """The message for a value that does not pass."""
     return f"Dicom element '{name}' failed validation for VR '{vr}': {detail}"
 
 

@@ -148,7 +148,6 @@ def _swap(dataset: Dataset) -> None:
 
 
 def swapped(value: bytes, width: int) -> bytes:
-    """The same words in the other byte order."""
     result = bytearray(len(value))
     for offset in range(width):
         result[offset::width] = value[width - 1 - offset :: width]

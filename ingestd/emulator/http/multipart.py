@@ -60,7 +60,6 @@ class Splitter:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the closing delimiter was seen."""
         return self._at is _At.EPILOGUE
 
     def feed(self, chunk: bytes) -> Iterator[Event]:

@@ -93,7 +93,6 @@ def _with_frame(file: StoredFile, number: int) -> tuple[ParsedFile, PixelPlace]:
 
 
 def _frame_count(parsed: ParsedFile) -> int:
-    """How many frames the file says it has."""
     strings = parsed.dataset.strings(_FRAMES)
     number = strings[0].strip() if strings else ""
     return int(number) if re.fullmatch(r"[0-9]{1,9}", number) else 1

@@ -11,7 +11,7 @@ from ..errors import Problem
 from ..http.answers import PlainJson
 from ..http.request import Action, Route, ServiceRequest, route
 from ..storage.index import one
-from ..storage.operations import active_operation
+from ..storage.operations import UNFINISHED
 
 _NAMES = {"reindex": "re-index", "update": "update"}  # what the service calls a kind in its refusal
 
@@ -24,12 +24,12 @@ def check_enabled(request: ServiceRequest) -> None:
 
 def check_none_active(request: ServiceRequest, tx: sqlite3.Connection, kind: str) -> None:
     """Raise Problem 409 while another operation of the kind is going on."""
-    running = active_operation(tx, kind)
+    running = one(tx, f"SELECT id FROM operation WHERE type = ? AND {UNFINISHED}", (kind,))
     if running is not None:
         raise Problem(
             409,
-            f"There is already an active {_NAMES[kind]} operation with ID '{running}'.",
-            headers={"Location": f"{request.root_url}/operations/{running}"},
+            f"There is already an active {_NAMES[kind]} operation with ID '{running['id']}'.",
+            headers={"Location": f"{request.root_url}/operations/{running['id']}"},
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 
 from starlette.responses import Response
 
@@ -22,7 +23,7 @@ from ..errors import Problem
 from ..http.answers import raw_json
 from ..http.request import Action, Route, ServiceRequest, route
 from . import query
-from .search import Filter, KnownTag, Question, known_tags, run
+from .search import Filter, Question, known_tags, run
 
 # What a path searches, and at which levels its filters and default attributes are.
 _SCOPES: dict[str, tuple[Level, frozenset[Level]]] = {
@@ -60,14 +61,14 @@ def _search(path: str, request: ServiceRequest) -> Response:
         )
         found = run(tx, question, hidden=request.archive.index_delay.hidden())
     response = raw_json(found) if found else Response(status_code=204)
-    erroneous = [name for name, filter_ in asked.items() if filter_.extended is not None and filter_.extended.errors]
+    erroneous = [name for name, filter_ in asked.items() if filter_.extended is not None and filter_.extended["errors"]]
     if erroneous:
         response.headers["erroneous-dicom-attributes"] = ",".join(erroneous)
     return response
 
 
 def _filters(
-    request: ServiceRequest, levels: frozenset[Level], tags: dict[int, KnownTag], *, fuzzy: bool
+    request: ServiceRequest, levels: frozenset[Level], tags: dict[int, sqlite3.Row], *, fuzzy: bool
 ) -> dict[str, Filter]:
     """The filters by the names they are asked by; raises Problem 400."""
     found: dict[str, Filter] = {}
@@ -83,7 +84,7 @@ def _filters(
 
 
 def _filter(
-    name: str, tag: int, value: str, levels: frozenset[Level], tags: dict[int, KnownTag], *, fuzzy: bool
+    name: str, tag: int, value: str, levels: frozenset[Level], tags: dict[int, sqlite3.Row], *, fuzzy: bool
 ) -> Filter:
     core, extended = CORE_BY_TAG.get(tag), tags.get(tag)
     if tag == MODALITIES_IN_STUDY:
@@ -91,12 +92,12 @@ def _filter(
     elif core is not None:
         level, vr = core.level, core.vr
     elif extended is not None:
-        level, vr = extended.level, extended.vr
+        level, vr = Level(extended["level"]), extended["vr"]
     else:
         raise query.unqueryable(name)
     if level not in levels:
         raise query.unqueryable(name)
-    if extended is not None and not extended.is_usable:
+    if extended is not None and not extended["is_usable"]:
         raise Problem(400, f"Query is disabled on specified attribute '{name}'.")
     query.check_filled(name, value)
     test, values = _test(keyword_of(tag, name), vr, value, fuzzy=fuzzy)

@@ -14,22 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..dicom.attributes import CORE, CORE_BY_TAG, MODALITIES_IN_STUDY, SERIES_INSTANCES, STUDY_INSTANCES, Level
-from ..dicom.dicom_json import json_bytes, person_name
+from ..dicom.dicom_json import element, json_bytes, person_name
 from ..storage.index import CREATED
 from ..storage.instances import metadata_bytes
 
 _COMPUTED = frozenset({MODALITIES_IN_STUDY, STUDY_INSTANCES, SERIES_INSTANCES})
-
-
-@dataclass(frozen=True, slots=True)
-class KnownTag:
-    """An extended query tag as a search needs it."""
-
-    key: int
-    vr: str
-    level: Level
-    is_usable: bool  # ready, and its use not disabled
-    errors: int  # instances that could not be indexed for it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +27,7 @@ class Filter:
 
     tag: int
     level: Level
-    extended: KnownTag | None
+    extended: sqlite3.Row | None
     test: str
     values: list[str | float]
 
@@ -57,21 +46,13 @@ class Question:
     offset: int
 
 
-def known_tags(tx: sqlite3.Connection) -> dict[int, KnownTag]:
-    """Every extended query tag by its number."""
+def known_tags(tx: sqlite3.Connection) -> dict[int, sqlite3.Row]:
+    """Every extended query tag by its number, with whether it is ready and in use, and how many instances it failed."""
     rows = tx.execute(
-        "SELECT t.*, (SELECT count(*) FROM tag_error e WHERE e.tag_key = t.key) AS errors FROM tag t"
-    ).fetchall()
-    return {
-        int(row["path"], 16): KnownTag(
-            row["key"],
-            row["vr"],
-            Level(row["level"]),
-            row["status"] == "ready" and bool(row["query_enabled"]),
-            row["errors"],
-        )
-        for row in rows
-    }
+        "SELECT t.*, t.status = 'ready' AND t.query_enabled AS is_usable,"
+        " (SELECT count(*) FROM tag_error e WHERE e.tag_key = t.key) AS errors FROM tag t"
+    )
+    return {int(row["path"], 16): row for row in rows}
 
 
 def run(tx: sqlite3.Connection, question: Question, *, hidden: Collection[str] = ()) -> list[bytes]:
@@ -131,7 +112,7 @@ def _condition(filter_: Filter) -> tuple[str, list[str | float]]:
         return f"s.key IN (SELECT study_key FROM series WHERE {filter_.test.format('modality_f')})", filter_.values
     if filter_.extended is not None:
         of_tag = f"SELECT v.resource_key FROM tag_value v WHERE v.tag_key = ? AND {filter_.test.format('v.folded')}"
-        return f"{_ALIAS[filter_.level]}.key IN ({of_tag})", [filter_.extended.key, *filter_.values]
+        return f"{_ALIAS[filter_.level]}.key IN ({of_tag})", [filter_.extended["key"], *filter_.values]
     attribute = CORE_BY_TAG[filter_.tag]
     column = f"{_ALIAS[attribute.level]}.{attribute.column}"
     return filter_.test.format(column if attribute.vr == "UI" else f"{column}_f"), filter_.values
@@ -151,17 +132,15 @@ _KNOWN_TO_TABLES[Level.SERIES].add(SERIES_INSTANCES)
 
 def _from_columns(tx: sqlite3.Connection, row: sqlite3.Row, question: Question) -> dict[str, Any]:
     answer = {
-        f"{attribute.tag:08X}": _element(attribute.vr, row[attribute.column])
+        f"{attribute.tag:08X}": _shown(attribute.vr, row[attribute.column])
         for attribute in _IN_TABLES[question.level]
         if attribute.tag in question.fields and row[attribute.column] is not None
     }
     return answer | _computed(tx, row, question)
 
 
-def _element(vr: str, value: str) -> dict[str, Any]:
-    if not value:
-        return {"vr": vr}
-    return {"vr": vr, "Value": [person_name(value) if vr == "PN" else value]}
+def _shown(vr: str, value: str) -> dict[str, Any]:
+    return element(vr, [person_name(value) if vr == "PN" else value] if value else [])
 
 
 def _computed(tx: sqlite3.Connection, row: sqlite3.Row, question: Question) -> dict[str, Any]:
@@ -174,7 +153,7 @@ def _computed(tx: sqlite3.Connection, row: sqlite3.Row, question: Question) -> d
                 (row["study_key"],),
             )
         ]
-        answer["00080061"] = {"vr": "CS", "Value": modalities} if modalities else {"vr": "CS"}
+        answer["00080061"] = element("CS", modalities)
     if STUDY_INSTANCES in question.fields:
         answer["00201208"] = {"vr": "IS", "Value": [_count(tx, "study_key", row["study_key"])]}
     if SERIES_INSTANCES in question.fields and question.level is not Level.STUDY:

@@ -8,7 +8,6 @@ issuer is one, as the service's is, by whatever name the server was asked for th
 
 from __future__ import annotations
 
-import base64
 import time
 import uuid
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import parse_qs
 import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
 from starlette.responses import Response
 
 from ..errors import Problem
@@ -70,15 +70,11 @@ class Tokens:
         }
         return jwt.encode(claims, self._key, algorithm="RS256", headers={"kid": "emulator"})
 
-    def authenticate(self, request: ServiceRequest, action: Action) -> None:
-        """Raise Problem 401 for a request without a valid token."""
-        if action is not Action.NONE:
-            self._claims(request)
+    def authenticate(self, request: ServiceRequest) -> None:
+        self._claims(request)
 
     def authorize(self, request: ServiceRequest, action: Action) -> None:
         """Raise Problem 403 where the token's roles do not allow the action."""
-        if action is Action.NONE:
-            return
         roles = self._claims(request).get("roles")
         if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
             roles = []  # of any other shape it names no role
@@ -134,15 +130,8 @@ class Tokens:
 
     def get_keys(self, _: ServiceRequest) -> Response:
         """``GET /discovery/v2.0/keys``: the public key as a JSON Web Key Set."""
-        numbers = self._key.public_key().public_numbers()
-        key = {
-            "kty": "RSA",
-            "use": "sig",
-            "alg": "RS256",
-            "kid": "emulator",
-            "n": _base64(numbers.n),
-            "e": _base64(numbers.e),
-        }
+        numbers = RSAAlgorithm.to_jwk(self._key.public_key(), as_dict=True)
+        key = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "emulator", "n": numbers["n"], "e": numbers["e"]}
         return PlainJson({"keys": [key]})
 
     def get_configuration(self, request: ServiceRequest) -> Response:
@@ -159,11 +148,6 @@ class Tokens:
                 "id_token_signing_alg_values_supported": ["RS256"],
             }
         )
-
-
-def _base64(value: int) -> str:
-    content = value.to_bytes((value.bit_length() + 7) // 8, "big")
-    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
 def _unauthorized(request: ServiceRequest, error: Exception | None = None) -> Problem:

@@ -19,7 +19,7 @@ from typing import Any
 from .index import Index, now_ticks, one, utc_text
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
-_UNFINISHED = "status IN ('notStarted', 'running')"
+UNFINISHED = "status IN ('notStarted', 'running')"
 
 
 def add_operation(tx: sqlite3.Connection, kind: str, given: dict[str, Any], *, resources: list[str]) -> str:
@@ -32,12 +32,6 @@ def add_operation(tx: sqlite3.Connection, kind: str, given: dict[str, Any], *, r
         (operation_id, kind, now, now, json.dumps(resources), json.dumps(given)),
     )
     return operation_id
-
-
-def active_operation(tx: sqlite3.Connection, kind: str) -> str | None:
-    """The id of an unfinished operation of this kind."""
-    row = one(tx, f"SELECT id FROM operation WHERE type = ? AND {_UNFINISHED}", (kind,))
-    return None if row is None else str(row["id"])
 
 
 class OperationWorker:
@@ -58,7 +52,7 @@ class OperationWorker:
     def resume(self) -> None:
         """Take up what an earlier run of the server left unfinished."""
         with self._index.read() as tx:
-            rows = tx.execute(f"SELECT id FROM operation WHERE {_UNFINISHED}").fetchall()
+            rows = tx.execute(f"SELECT id FROM operation WHERE {UNFINISHED}").fetchall()
         for row in rows:
             self.start(row["id"])
 
