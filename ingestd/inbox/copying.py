@@ -23,7 +23,7 @@ from ingestd.fs.mounts import free_space
 from ingestd.fs.open_files import extents
 from ingestd.lifecycle import SourceStat
 
-from .types import Expect, WhyNot
+from .types import Candidate, Expect, Taken, WhyNot
 
 _CHUNK = 1 << 20
 _ZEROS = bytes(_CHUNK)
@@ -53,11 +53,11 @@ class Target(NamedTuple):
 
 
 def copy_in(
-    name: str, folder: int, target: Target, expect: Expect, *, place: str, scratch: int, low_water: int
-) -> tuple[int, int]:
-    """Copy a file to ``target``, and give the ctime of the copy and that of the source, 0 where it did not stand still.
+    name: str, folder: int, target: Target, candidate: Candidate, expect: Expect, *, scratch: int, low_water: int
+) -> Taken:
+    """Copy a file to ``target``; its place is remembered with the copy.
 
-    ``place`` is remembered with the copy. Raises Left or OSError; of the copy nothing stays then.
+    Raises Left or OSError; of the copy nothing stays then.
     """
     temporary = secrets.token_hex(16)
     lies_in, named = scratch, temporary
@@ -72,14 +72,21 @@ def copy_in(
             after = os.fstat(source)
             check_same(after, expect, "the file changed while it was copied")
             check_same(places.look_in(name, folder), expect, "the file was replaced while it was copied")
-            _remember_origin(copy, place, expect.source)
+            _remember_origin(copy, candidate.place, expect.source)
             os.utime(copy, ns=(expect.source.mtime_ns, expect.source.mtime_ns))
             os.fsync(copy)
             with spool_to_be_there():
                 os.rename(temporary, target.name, src_dir_fd=scratch, dst_dir_fd=target.folder)
             lies_in, named = target.folder, target.name
+            # 0 where it did not stand still.
             source_ctime_ns = after.st_ctime_ns if before.st_ctime_ns == after.st_ctime_ns else 0
-            return os.fstat(copy).st_ctime_ns, source_ctime_ns
+            return Taken(
+                candidate=candidate,
+                path=target.prefix + target.name,
+                source_removed=False,
+                ctime_ns=os.fstat(copy).st_ctime_ns,
+                source_ctime_ns=source_ctime_ns,
+            )
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(named, dir_fd=lies_in)

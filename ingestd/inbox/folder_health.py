@@ -32,10 +32,10 @@ _log = structlog.get_logger()
 class FolderHealth:
     """Watches over one inbox's folder."""
 
-    def __init__(self, policy: InboxPolicy, root_path: str, wake: Callable[[], object]) -> None:
+    def __init__(self, policy: InboxPolicy, wake: Callable[[], object]) -> None:
         self.policy = policy
-        self.root_path = root_path
-        self.mount = mount_of(root_path)
+        self.root_path = str(policy.path.absolute())
+        self.mount = mount_of(self.root_path)
         self.root: Root | None = None
         self.watcher: Watcher | None = None
         self._overflows = 0

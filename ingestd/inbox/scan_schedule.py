@@ -13,7 +13,6 @@ from .hints import HintedPaths
 from .names import Names
 from .scan_statistics import ScanStatistics
 from .tracker import Tracker
-from .types import InboxPolicy
 from .walk import Walk
 
 SHARE = 20  # a scan is followed by a pause this many times as long, at least
@@ -30,7 +29,6 @@ class ScanSchedule:
 
     def __init__(
         self,
-        policy: InboxPolicy,
         *,
         every: float,
         names: Names,
@@ -46,8 +44,6 @@ class ScanSchedule:
         self.is_full = False
         self.finds_missed = False  # what this scan finds, events should have named
         self.is_wanted = True
-        self._policy = policy
-        self._root_path = str(policy.path.absolute())
         self._every = every
         self._after_fault = Backoff(base=AGAIN_AFTER_FAULT, cap=timedelta(seconds=every))
         self._names = names
@@ -146,17 +142,18 @@ class ScanSchedule:
             self._statistics.complete_began_at = self._began_at
 
     def _new_walk(self, start: str, *, deep: bool) -> Walk:
-        after = self._policy.emptied_after if deep and not start else None
+        policy = self._health.policy
+        after = policy.emptied_after if deep and not start else None
         # Against the clock that stamps files, since nobody saw these come.
         now = utc_now().timestamp()
         return Walk(
-            root_path=self._root_path,
+            root_path=self._health.root_path,
             names=self._names,
             start=start,
             deep=deep,
             passes_over=self._tracker.need_no_look,
             forbidden=self._forbidden,
             apart=self._apart,
-            stale_before=now - self._policy.unfinished_after.total_seconds(),
+            stale_before=now - policy.unfinished_after.total_seconds(),
             emptied_before=now - after.total_seconds() if after is not None else 0.0,
         )

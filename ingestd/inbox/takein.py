@@ -144,7 +144,8 @@ class _Group:
         check_same(found, item.expect, "the file changed after it was read")
         if candidate.in_spool and relative.startswith(f"{self._room}/{candidate.inbox}/"):
             self._to_sync[source_folder] = None
-            taken = Taken(candidate=candidate, path=relative, ctime_ns=_if_same(found, item.expect, found))
+            is_as_read = found.st_ctime_ns == item.expect.ctime_ns
+            taken = Taken(candidate=candidate, path=relative, ctime_ns=found.st_ctime_ns if is_as_read else 0)
             return _Moved(item, taken, None, source_folder, item.name)
         with spool_to_be_there():
             target = self._target(check_inbox_name(candidate.inbox), item.name)
@@ -166,28 +167,18 @@ class _Group:
         if renamed is None:
             with spool_to_be_there():
                 scratch = self._folder(self._spool, "scratch")
-            ctime_ns, source_ctime_ns = copy_in(
-                item.name,
-                source_folder,
-                target,
-                expect,
-                place=candidate.place,
-                scratch=scratch,
-                low_water=self._low_water,
-            )
-            taken = Taken(
-                candidate=candidate,
-                path=path,
-                source_removed=False,
-                ctime_ns=ctime_ns,
-                source_ctime_ns=source_ctime_ns,
+            taken = copy_in(
+                item.name, source_folder, target, candidate, expect, scratch=scratch, low_water=self._low_water
             )
             return _Moved(item, taken, None, target.folder, target.name)
         if candidate.in_spool and candidate.relative_path.startswith("rejected/"):
             root, parent = item.folder
             above, _, own = parent.rpartition("/")
             self._emptied.append((self._folder(root, above), own))
-        taken = Taken(candidate=candidate, path=path, ctime_ns=_if_same(found, expect, renamed))
+        # Who writes to a file can set its mtime back, but not its ctime. A rename sets it, so that only we can compare
+        # the one before with the one that the reader saw.
+        ctime_ns = renamed.st_ctime_ns if found.st_ctime_ns == expect.ctime_ns else 0
+        taken = Taken(candidate=candidate, path=path, ctime_ns=ctime_ns)
         return _Moved(item, taken, source_folder, target.folder, target.name)
 
     def _target(self, inbox: str, name: str) -> Target:
@@ -255,15 +246,6 @@ def _undo(moved: _Moved, error: OSError) -> Brought:
         if moved.source_folder is not None:
             return _stranded(moved.item.candidate, moved.taken.path)
     return _not_taken(moved.item.candidate, error)
-
-
-def _if_same(found: os.stat_result, expect: Expect, now: os.stat_result) -> int:
-    """Give the ctime of what lies in the spool now, if ``found``, before the move, had the ctime of what was read.
-
-    Who writes to a file can set its mtime back, but not its ctime. A rename sets it, so that only we can compare the
-    one before with the one that the reader saw.
-    """
-    return now.st_ctime_ns if found.st_ctime_ns == expect.ctime_ns else 0
 
 
 def _stranded(candidate: Candidate, path: str) -> Stranded:

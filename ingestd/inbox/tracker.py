@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import IntEnum
 
@@ -77,26 +77,21 @@ _SPOOL = "\0"  # before a path in the spool, so that none of the inbox collides 
 _DUE_SOON = frozenset({Phase.ASKED, Phase.SETTLING, Phase.BEING_WRITTEN})
 
 
+@dataclass(slots=True, eq=False)
 class TrackedFile:
-    """What we know of one file; ``since`` is when we first saw it as it is."""
+    """What we know of one file."""
 
-    __slots__ = (
-        *("barred", "by_scan", "due", "has_changed", "hastened", "origin"),
-        *("path", "phase", "since", "stat", "tries"),
-    )
-
-    def __init__(self, path: str, seen: FileStat, now: float, *, by_scan: bool, origin: Candidate | None) -> None:
-        self.path = path
-        self.stat = seen
-        self.since = now
-        self.due = now
-        self.phase = Phase.SETTLING
-        self.origin = origin  # what it was when it came into the spool, if it lies there
-        self.by_scan = by_scan  # only the timer's scan found it so far
-        self.has_changed = False  # it was seen as another while it was handed out
-        self.barred = False  # the last try to open it, to read it or to move it failed
-        self.tries = 0
-        self.hastened = 0  # how many of these tries a new ctime brought about
+    path: str
+    stat: FileStat
+    since: float  # when we first saw it as it is
+    due: float
+    by_scan: bool  # only the timer's scan found it so far
+    origin: Candidate | None  # what it was when it came into the spool, if it lies there
+    phase: Phase = Phase.SETTLING
+    has_changed: bool = False  # it was seen as another while it was handed out
+    barred: bool = False  # the last try to open it, to read it or to move it failed
+    tries: int = 0
+    hastened: int = 0  # how many of these tries a new ctime brought about
 
 
 class Tracker:
@@ -182,7 +177,7 @@ class Tracker:
         origin: Candidate | None = None,
     ) -> TrackedFile:
         """Track a file that was not tracked so far; ``ask``: it settles once the ledger does not know it."""
-        file = self._by_path[path] = TrackedFile(path, seen, now, by_scan=by_scan, origin=origin)
+        file = self._by_path[path] = TrackedFile(path, seen, since=now, due=now, by_scan=by_scan, origin=origin)
         known = self._before.pop(path, None)
         if known is not None and known[0] == seen:
             file.since = known[1]

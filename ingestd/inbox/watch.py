@@ -264,9 +264,7 @@ class Watcher:
         try:
             threads.start(self._thread)
         except threads.NoThread as error:
-            self.state = "failed"
-            self.note = _why(error)
-            self.failed_at = boottime()
+            self._fail(error)
             return
         self._thread.join(wait)
 
@@ -291,6 +289,11 @@ class Watcher:
         _ear.listening.discard(self.hints)
         return _stop(observer) if observer is not None else None
 
+    def _fail(self, error: Exception) -> None:
+        self.state = "failed"
+        self.note = _why(error)
+        self.failed_at = boottime()
+
     def _arm(self) -> None:
         observer: _Observer | None = None
         try:
@@ -302,9 +305,7 @@ class Watcher:
         except Exception as error:  # noqa: BLE001 - whatever it is, the scan goes on without events
             with self._lock:
                 if self.state == "arming":
-                    self.state = "failed"
-                    self.note = _why(error)
-                    self.failed_at = boottime()
+                    self._fail(error)
             if observer is not None:
                 _stop(observer)
         else:

@@ -59,17 +59,15 @@ class WatchedFolder:
         self.ready: deque[TrackedFile] = deque()
         self.asking: deque[TrackedFile] = deque()
         self.last_served = 0
-        self._root_path = str(policy.path.absolute())
         self._wake = wake
         self._spool_device = spool.st_dev
         self._spool_mount = spool_mount
-        self.health = FolderHealth(policy, self._root_path, wake)
+        self.health = FolderHealth(policy, wake)
         self.tracker = Tracker(policy, settle=self._settle_seconds(), most=track_most)
         self.statistics = ScanStatistics(self.health)
         names = Names(policy.ignore, only=policy.only)
         self._hinted = HintedPaths(names, apart)
         self.scans = ScanSchedule(
-            policy,
             every=scan_every,
             names=names,
             spool=(spool.st_dev, spool.st_ino),
@@ -238,7 +236,7 @@ class WatchedFolder:
             if self.health.supervise(now):
                 self.scans.want()
 
-        self._start(lambda: root_of(self._root_path), seen)
+        self._start(lambda: root_of(self.health.root_path), seen)
 
     def _root_seen(self, root: Root, now: float) -> None:
         if self.health.root_seen(root, now):
@@ -272,7 +270,7 @@ class WatchedFolder:
             return False
         device = self.health.root.device if self.health.root is not None else None
         self._start(
-            lambda: check_files(self._root_path, paths, device=device),
+            lambda: check_files(self.health.root_path, paths, device=device),
             lambda checked: self._hinted_checked(paths, checked, now),
         )
         return True
@@ -295,7 +293,7 @@ class WatchedFolder:
             return False
         paths = [file.path if file.origin is None else str(file.origin.path) for file in due]
         self._start(
-            lambda: check_files(self._root_path, paths, ask_kernel=not self._io.threads),
+            lambda: check_files(self.health.root_path, paths, ask_kernel=not self._io.threads),
             lambda checked: self._due_checked(due, checked, now),
         )
         return True

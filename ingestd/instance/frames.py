@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from ingestd.instance.source import Window
@@ -37,18 +38,16 @@ class Everything:
         return True
 
 
+@dataclass(slots=True, eq=False)
 class Frame:
     """A sequence, item or run of fragments that we are in."""
 
-    __slots__ = ("big", "bound", "end", "implicit", "kind", "tag")
-
-    def __init__(self, kind: Kind, *, end: int | None, bound: int | None, implicit: bool, big: bool, tag: int) -> None:
-        self.kind = kind
-        self.end = end  # where its own length says it ends
-        self.bound = bound  # the nearest known end, its own or that of what holds it
-        self.implicit = implicit
-        self.big = big
-        self.tag = tag
+    kind: Kind
+    end: int | None  # where its own length says it ends
+    bound: int | None  # the nearest known end, its own or that of what holds it
+    implicit: bool
+    big: bool
+    tag: int
 
 
 def fits(end: int, frame: Frame | None, window: Window) -> bool:

@@ -276,7 +276,7 @@ class _Inspector:
             inode=after.st_ino,
             mtime_ns=after.st_mtime_ns,
             ctime_ns=after.st_ctime_ns if file.stat.st_ctime_ns == after.st_ctime_ns else 0,
-            modality=self._word(tags.MODALITY),
+            modality=decode_text(found.values.get(tags.MODALITY, b""), b"")[0][:_TEXT_MOST],
             station=decode_text(found.values.get(tags.STATION_NAME, b""), character_set)[0][:_TEXT_MOST],
             patient_id=patient_id,
             accession_number=accession,
@@ -287,9 +287,6 @@ class _Inspector:
     def _uid(self, tag: int) -> str:
         text = uid_text(self._found.values.get(tag, b""))
         return text if _UID(text) else ""
-
-    def _word(self, tag: int) -> str:
-        return decode_text(self._found.values.get(tag, b""), b"")[0][:_TEXT_MOST]
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ingestd.instance.facts import InvalidInstance, Verdict
@@ -57,21 +58,16 @@ def _element(element: int, vr: str, text: str) -> bytes:
 _WANTED = {0x0002: "sop_class_uid", 0x0003: "sop_uid", 0x0010: "transfer_syntax"}
 
 
+@dataclass(slots=True)
 class FileMeta:
-    """What the head of a file says of itself.
+    """What the head of a file says of itself; UIDs are stripped text, "" where absent."""
 
-    ``end`` is where group 0002 ends and the data set begins. ``uid`` values are stripped text, "" where absent.
-    """
-
-    __slots__ = ("end", "found", "notes", "sop_class_uid", "sop_uid", "transfer_syntax")
-
-    def __init__(self) -> None:
-        self.end = 0
-        self.found = False
-        self.notes: list[str] = []
-        self.sop_class_uid = ""
-        self.sop_uid = ""
-        self.transfer_syntax = ""
+    end: int = 0  # where group 0002 ends and the data set begins
+    found: bool = False
+    notes: list[str] = field(default_factory=list)
+    sop_class_uid: str = ""
+    sop_uid: str = ""
+    transfer_syntax: str = ""
 
 
 class MoreBytesNeeded(Exception):

@@ -11,6 +11,7 @@ import array
 import os
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from ingestd.instance import tags
@@ -64,14 +65,14 @@ def reencode_explicit(fd: int, out_fd: int, *, progress: Progress = ignore_progr
     out.flush()
 
 
+@dataclass(slots=True)
 class _Survey:
     """What has to be known before the first byte is written."""
 
-    def __init__(self) -> None:
-        self.sop_class_uid = ""
-        self.sop_uid = ""
-        self.pixel_representation: int | None = None
-        self.bits_allocated = 0
+    sop_class_uid: str = ""
+    sop_uid: str = ""
+    pixel_representation: int | None = None
+    bits_allocated: int = 0
 
 
 def _survey(fd: int, progress: Progress) -> _Survey:

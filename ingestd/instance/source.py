@@ -10,6 +10,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from ingestd.instance.facts import INFLATED_MOST, InvalidInstance, Verdict
@@ -27,15 +28,13 @@ def ignore_progress(_bytes: int, /) -> None:
     """Tell nobody."""
 
 
+@dataclass(slots=True)
 class ZeroWatch:
     """Sees bytes go by and remembers whether all were zero, and how many at the end were (counted up to a page)."""
 
-    __slots__ = ("all_zero", "seen", "trailing")
-
-    def __init__(self) -> None:
-        self.all_zero = True
-        self.seen = 0
-        self.trailing = 0
+    all_zero: bool = True
+    seen: int = 0
+    trailing: int = 0
 
     def see(self, chunk: bytes | memoryview) -> None:
         """Take note of the next bytes (at most a window)."""
