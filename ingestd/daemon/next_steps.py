@@ -219,7 +219,7 @@ class NextSteps:
         """Let go of a file of which there is no verdict."""
         seen = noted.seen
         # What lies in the spool has the name it was dropped under nowhere else.
-        if noted.candidate_id is not None and not (seen.origin.adopted and leave is not Leave.DONE):
+        if noted.candidate_id is not None and not (seen.candidate.in_spool and leave is not Leave.DONE):
             self._dropped.append(noted.candidate_id)
         # A row's file, a person's request, and what changed in rejected/ are simply taken up again.
         is_silent = seen.origin.former is not None or seen.origin.row is not None
