@@ -218,8 +218,9 @@ class NextSteps:
     def _return(self, key: int, noted: Noted, leave: Leave, *, is_full: bool = False) -> None:
         """Let go of a file of which there is no verdict."""
         seen = noted.seen
-        # What lies in the spool has the name it was dropped under nowhere else.
-        if noted.candidate_id is not None and not (seen.candidate.in_spool and leave is not Leave.DONE):
+        # What lies in the spool and belongs to no row has the name it was dropped under nowhere else.
+        keeps_name = seen.candidate.in_spool and seen.origin.former is None and leave is not Leave.DONE
+        if noted.candidate_id is not None and not keeps_name:
             self._dropped.append(noted.candidate_id)
         # A row's file, a person's request, and what changed in rejected/ are simply taken up again.
         is_silent = seen.origin.former is not None or seen.origin.row is not None

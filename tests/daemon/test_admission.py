@@ -21,7 +21,7 @@ from ingestd.daemon.mover import Mover
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.stage import Gate
 from ingestd.daemon.steps import Origin
-from ingestd.inbox import Inboxes, InboxPolicy, Spool, Take
+from ingestd.inbox import Candidate, Inboxes, InboxPolicy, Spool, Take
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from ingestd.reader import Read, ReaderLimits, ReaderPool
@@ -151,32 +151,57 @@ def test_file_is_read_only_once_its_candidate_row_is_durable(tmp_path: Path) -> 
         assert rooms.desk.in_flight == 1
 
 
+@pytest.fixture
+def readers_keep_ending(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
+    """No file that is asked about is read; gives those that are asked about and have not been put off yet."""
+    asked: list[tuple[int, Any]] = []
+
+    def put_off(*_: object) -> list[tuple[int, Read]]:
+        reads = [(key, Read(job=job, waits="the readers keep ending")) for key, job in asked]
+        asked.clear()
+        return reads
+
+    monkeypatch.setattr(
+        ReaderClient, "ask_all", lambda *given: asked.extend((key, given[3](1, key)) for key in given[2])
+    )
+    monkeypatch.setattr(ReaderClient, "take", put_off)
+    return asked
+
+
+def in_the_spool(rooms: Rooms, path: str) -> Candidate:
+    place = rooms.spool.path / path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_instance(place)
+    candidate = rooms.spool.candidate_at("a", path)
+    assert candidate is not None
+    return candidate
+
+
 def test_file_in_the_spool_that_cannot_be_read_for_now_keeps_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, readers_keep_ending: list[tuple[int, Any]]
 ) -> None:
     """Its candidate row was dropped, and a start that followed found the file nameless."""
     with opened(tmp_path) as rooms:
-        place = rooms.spool.path / "files/a/0123"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_instance(place)
-        candidate = rooms.spool.candidate_at("a", "files/a/0123")
-        assert candidate is not None
-        asked: list[tuple[int, Any]] = []
-        monkeypatch.setattr(
-            rooms.desk, "ask_all", lambda _, keys, job: asked.extend((key, job(1, key)) for key in keys)
-        )
-
-        def put_off(_: object) -> list[tuple[int, Read]]:
-            reads = [(key, Read(job=job, waits="the readers keep ending")) for key, job in asked]
-            asked.clear()
-            return reads
-
-        monkeypatch.setattr(rooms.desk, "take", put_off)
+        candidate = in_the_spool(rooms, "files/a/0123")
         rooms.admission.adopt(replace(candidate, dropped_as="IM1"), Origin(adopted=True))
         # The second time it comes from the inboxes, which look at it while it rests.
         for _ in range(2):
-            wait_until(lambda: rooms.turn() and asked, what="that it is asked about")
+            wait_until(lambda: rooms.turn() and readers_keep_ending, what="that it is asked about")
             rooms.turn()
 
-            assert asked == []
+            assert readers_keep_ending == []
             assert [left.relative_path for left in queries.left_candidates(rooms.ledger)] == ["IM1"]
+
+
+def test_file_of_a_row_that_cannot_be_read_for_now_leaves_no_second_name(
+    tmp_path: Path, readers_keep_ending: list[tuple[int, Any]]
+) -> None:
+    """Its row has the name; its candidate row stayed where a person then removed the file."""
+    with opened(tmp_path) as rooms:
+        rooms.admission.adopt(in_the_spool(rooms, "rejected/a/1/IM1"), Origin(adopted=True, former=7))
+        rooms.turn()
+        assert len(readers_keep_ending) == 1
+        rooms.turn()
+
+        assert rooms.admission.is_idle
+        assert queries.left_candidates(rooms.ledger) == []
