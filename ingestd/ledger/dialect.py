@@ -99,7 +99,8 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str
         values: list[Any] = []
         for row in piece:
             for name, keep in keeps:
-                values.append(row[name] if keep is None else keep(row[name]))
+                value = row[name]
+                values.append(value if keep is None or value is None else keep(value))
         connection.exec_driver_sql(_insertion(table.name, columns, len(piece)), tuple(values))
 
 
