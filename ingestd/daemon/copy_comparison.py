@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ingestd.daemon.judgement import ADMISSIBLE
 from ingestd.daemon.reader_client import Owner, ReaderClient
 from ingestd.fs.places import remove_scratch
 from ingestd.lifecycle import Sameness, compare_content
@@ -80,7 +81,7 @@ def _sameness(finding: Finding, read: Read) -> tuple[Sameness | None, str]:
         return (Sameness.OTHER, read.refused) if read.refused else sameness_of(read)
     if found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
         return None, ""
-    if found.verdict not in (Verdict.WHOLE, Verdict.ZEROS):
+    if found.verdict not in ADMISSIBLE:
         return Sameness.NOT_WHOLE, found.reason_text
     theirs = replace(
         finding.row.content,

@@ -17,6 +17,8 @@ from ingestd.reader import Inspection, Read, Verdict
 # A file that kills its reader this often is set aside, or its row is rejected.
 KILLS_MOST = 2
 
+# A file with one of these adds up; of ZEROS it is only unsure, while it may grow, whether it was written to its end.
+ADMISSIBLE = frozenset({Verdict.WHOLE, Verdict.ZEROS})
 # Of WHOLE no file is refused, and CHANGED and UNREADABLE say nothing about what a file holds.
 _REFUSED: dict[Verdict, Reason] = {
     Verdict.SHORT: Reason.TRUNCATED,
@@ -79,8 +81,8 @@ def judge(seen: Seen, read: Read) -> Whole | Rejection | Leave:
         return Whole(found=replace(found, notes=(*found.notes, f"admitted_anyway_{found.verdict}")))
     if found.verdict in _INCOMPLETE and not candidate.final and not origin.requested:
         return Leave.INCOMPLETE
-    is_whole = found.verdict is Verdict.WHOLE or found.verdict is Verdict.ZEROS
-    reason = Reason.NO_UIDS if is_whole and not has_identity else refused_as(seen, found.verdict)
+    is_nameless = found.verdict in ADMISSIBLE and not has_identity
+    reason = Reason.NO_UIDS if is_nameless else refused_as(seen, found.verdict)
     prefix = "it changed after it was admitted: " if origin.row is not None else ""
     return Rejection(reason=reason, note=prefix + found.reason_text)
 

@@ -14,7 +14,7 @@ import structlog
 
 from ingestd.clocks import Now
 from ingestd.daemon.in_place import recognised
-from ingestd.daemon.judgement import KILLS_MOST, Whole, died, judge, refused_as
+from ingestd.daemon.judgement import ADMISSIBLE, KILLS_MOST, Whole, died, judge, refused_as
 from ingestd.daemon.steps import (
     Arrived,
     Comparing,
@@ -158,8 +158,8 @@ class NextSteps:
         if found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE):
             return False
         seen = step.seen
-        # A whole file is not the one that was refused, however much it looks like it from outside.
-        refused = None if found.verdict is Verdict.WHOLE else refused_as(seen, found.verdict)
+        # A file that may be taken is not the one that was refused, however much it looks like it from outside.
+        refused = None if found.verdict in ADMISSIBLE else refused_as(seen, found.verdict)
         row = recognised(seen, found, refused)
         self.learnt.append((seen, row))
         if row is not None:

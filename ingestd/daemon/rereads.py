@@ -16,6 +16,7 @@ import structlog
 
 from ingestd.clocks import Now
 from ingestd.daemon.admission import Admission
+from ingestd.daemon.judgement import ADMISSIBLE
 from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import Owner, ReaderClient
 from ingestd.daemon.stage import Gate, Stage
@@ -33,12 +34,11 @@ from ingestd.ledger import (
     queries,
 )
 from ingestd.lifecycle import Reason, SourceStat
-from ingestd.reader import Inspection, Read, ReencodeJob, Verdict
+from ingestd.reader import Inspection, Read, ReencodeJob
 
 _LOOK_EVERY_SECONDS = 2.0
 _REJECTED_EVERY_SECONDS = 30.0
 _AT_ONCE = 64
-_ADMISSIBLE = frozenset({Verdict.WHOLE, Verdict.ZEROS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ class Rereads(Stage):
     def _write_copy(self, work: _Reencoding, read: Read, tx: Transaction, now: Now, others: list[RowToRead]) -> bool:
         """Write what re-encoding a row's file came to; say whether its copy is needed."""
         row, found = work.row, read.inspection
-        if found is not None and found.verdict in _ADMISSIBLE:
+        if found is not None and found.verdict in ADMISSIBLE:
             if self._is_of_another_file(row, found):
                 # The file in place is not the one that was admitted: it is read again before anything of it is sent.
                 others.append(row)

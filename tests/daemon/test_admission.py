@@ -35,13 +35,21 @@ WITHIN_SECONDS = 20.0
 class Rooms:
     """Inbox, readers, mover and ledger of one folder, joined by an Admission."""
 
-    def __init__(self, base: Path, limits: ReaderLimits | None = None, take: Take = Take.MOVE) -> None:
+    def __init__(
+        self,
+        base: Path,
+        limits: ReaderLimits | None = None,
+        take: Take = Take.MOVE,
+        incomplete_after: timedelta = timedelta(minutes=15),
+    ) -> None:
         self.drop = base / "drop"
         self.drop.mkdir()
         self.wake = Wake()
         self.spool = Spool(base / "spool")
         self.ledger = Ledger.open(f"sqlite:///{base / 'ledger.db'}", host=self.spool.host, spool=self.spool.path)
-        policy = InboxPolicy(name="a", path=self.drop, settle=timedelta(0), take=take)
+        policy = InboxPolicy(
+            name="a", path=self.drop, settle=timedelta(0), take=take, incomplete_after=incomplete_after
+        )
         self.inboxes = Inboxes([policy], spool=self.spool.path, wake=self.wake)
         self.readers = ReaderPool(processes=1, limits=limits, wake=self.wake)
         self.mover: Mover[int] = Mover(self.spool, wake=self.wake)
@@ -93,8 +101,14 @@ class Rooms:
 
 
 @contextmanager
-def opened(base: Path, *, limits: ReaderLimits | None = None, take: Take = Take.MOVE) -> Iterator[Rooms]:
-    rooms = Rooms(base, limits, take)
+def opened(
+    base: Path,
+    *,
+    limits: ReaderLimits | None = None,
+    take: Take = Take.MOVE,
+    incomplete_after: timedelta = timedelta(minutes=15),
+) -> Iterator[Rooms]:
+    rooms = Rooms(base, limits, take, incomplete_after)
     try:
         yield rooms
     finally:

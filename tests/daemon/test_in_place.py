@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,19 @@ def test_whole_file_is_not_the_cut_one_that_was_refused_and_looked_like_it(tmp_p
             # As after ``incomplete_after``, for which nobody here waits.
             connection.execute("UPDATE instance SET reason = 'truncated'")
         put(rooms.drop / "image", content, like=first)
+
+        assert rooms.look_again() == {State.REJECTED: 1, State.PENDING: 1}
+
+
+def test_file_that_is_taken_with_a_note_is_not_the_cut_one_that_was_refused(tmp_path: Path) -> None:
+    """One whose pixel data are zeros is taken in the end; it was taken for the cut file, and never read again."""
+    zeros = instance_bytes(rows=64, columns=64, pixels=bytes(8192))
+    with opened(tmp_path, take=Take.IN_PLACE, incomplete_after=timedelta(seconds=0.3)) as rooms:
+        first = put(rooms.drop / "image", b"x" * len(zeros))
+        rooms.take_in(1)
+        with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+            connection.execute("UPDATE instance SET reason = 'truncated'")
+        put(rooms.drop / "image", zeros, like=first)
 
         assert rooms.look_again() == {State.REJECTED: 1, State.PENDING: 1}
 
