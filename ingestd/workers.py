@@ -16,7 +16,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ingestd import threads as starting
 from ingestd.clocks import boottime
@@ -119,3 +119,14 @@ class Workers(Generic[Result]):
         while (job := self._jobs.get()) is not None:
             self.run(job)
             self._wake()
+
+
+def start_all(*several: Workers[Any]) -> None:
+    """Start the threads of all; raises NoThread where the system has none to give for some, and ends the others."""
+    try:
+        for workers in several:
+            workers.start()
+    except BaseException:
+        for workers in several:
+            workers.close()
+        raise

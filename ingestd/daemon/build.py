@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property, partial
@@ -25,7 +26,15 @@ from ingestd.daemon.retention import Retention
 from ingestd.daemon.server_copies import ServerCopies
 from ingestd.daemon.server_questions import ServerQuestions
 from ingestd.daemon.server_rollback import ServerRollback
-from ingestd.daemon.settings import backoff_of, file_meta_of, limits_of, profile_from, reader_limits_of, rules_of
+from ingestd.daemon.settings import (
+    backoff_of,
+    client_of,
+    file_meta_of,
+    limits_of,
+    profile_from,
+    reader_limits_of,
+    rules_of,
+)
 from ingestd.daemon.source_removal import SourceRemoval
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gates, RunProgress, Stage
@@ -62,20 +71,24 @@ class DaemonWorkers:
         """Let go of everything; safe at any moment, since every durable step came before the act it guards."""
         self.inboxes.close()
         self.mover.close(5.0)
+        self.sender.close(timedelta(0))
         self.reconciler.close(timedelta(0))
         self.readers.close()
         self.client.close()
 
 
 def workers_of(
-    config: Config, *, inboxes: Inboxes, client: DicomWebClient, spool: Spool, wake: Callable[[], None]
+    config: Config, *, policies: tuple[InboxPolicy, ...], spool: Spool, wake: Callable[[], None]
 ) -> DaemonWorkers:
-    """Start the workers."""
-    return DaemonWorkers(
-        inboxes=inboxes,
-        client=client,
-        readers=ReaderPool(processes=config.reader.processes, limits=reader_limits_of(config), wake=wake),
-        sender=Sender(
+    """Start the workers. Raises ValueError for inboxes that cannot be used together, and NoThread; none runs then."""
+    with ExitStack() as undo:
+        inboxes = Inboxes(policies, spool=spool.path, wake=wake)
+        undo.callback(inboxes.close)
+        client = client_of(config)
+        undo.callback(client.close)
+        readers = ReaderPool(processes=config.reader.processes, limits=reader_limits_of(config), wake=wake)
+        undo.callback(readers.close)
+        sender = Sender(
             client,
             profile=profile_from(config),
             wake=wake,
@@ -83,9 +96,14 @@ def workers_of(
             most_posts=config.destination.max_posts,
             reencode_refused=config.destination.implicit_vr == "fallback",
             file_meta=file_meta_of,
-        ),
-        reconciler=Reconciler(client, scratch=spool.scratch(), wake=wake, utc_now=utc_now),
-        mover=Mover(spool, wake=wake),
+        )
+        undo.callback(sender.close, timedelta(0))
+        reconciler = Reconciler(client, scratch=spool.scratch(), wake=wake, utc_now=utc_now)
+        undo.callback(reconciler.close, timedelta(0))
+        mover: Mover[int] = Mover(spool, wake=wake)
+        undo.pop_all()
+    return DaemonWorkers(
+        inboxes=inboxes, client=client, readers=readers, sender=sender, reconciler=reconciler, mover=mover
     )
 
 

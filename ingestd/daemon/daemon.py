@@ -41,8 +41,9 @@ class Daemon:
         self.ledger: Ledger
         self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config)
         try:
-            inboxes = Inboxes(policies, spool=self.spool.path, wake=self.wake)
-            client = settings.client_of(config)
+            self.workers: build.DaemonWorkers = build.workers_of(
+                config, policies=policies, spool=self.spool, wake=self.wake
+            )
         except BaseException:
             if before is None:
                 self.ledger.close()
@@ -51,9 +52,6 @@ class Daemon:
         self._replaces: Inboxes | None = before.workers.inboxes if before is not None else None
         self.gates = Gates()
         self.progress = RunProgress()
-        self.workers: build.DaemonWorkers = build.workers_of(
-            config, inboxes=inboxes, client=client, spool=self.spool, wake=self.wake
-        )
         self.stages = build.Stages(
             config,
             policies=policies,

@@ -19,7 +19,7 @@ from typing import Generic, TypeAlias, TypeVar
 import structlog
 
 from ingestd.inbox import Brought, Candidate, Expect, NotTaken, Removal, Spool, WhyNot, remove_folders
-from ingestd.workers import Workers
+from ingestd.workers import Workers, start_all
 
 _GROUP_MOST = 256
 Context = TypeVar("Context")
@@ -34,7 +34,6 @@ class _Lane(Generic[Context]):
         self._spool = spool
         self._line: deque[tuple[Item[Context], bool]] = deque()
         self.workers = Workers[list[Outcome[Context]]](name, wake=wake)
-        self.workers.start()
 
     def put(self, items: Sequence[Item[Context]], *, aside: bool) -> None:
         self._line.extend((item, aside) for item in items)
@@ -73,8 +72,8 @@ class Mover(Generic[Context]):
         self._renames: _Lane[Context] = _Lane("mover", spool, wake)
         self._copies: _Lane[Context] = _Lane("copier", spool, wake)
         self._removals = Workers[tuple[int, Removal] | None]("remover", wake=wake)
-        self._removals.start()
         self._lanes = (self._renames.workers, self._copies.workers, self._removals)
+        start_all(*self._lanes)
 
     def take_in(self, items: Sequence[Item[Context]]) -> None:
         """Bring whole files into the spool."""

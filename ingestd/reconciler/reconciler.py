@@ -14,7 +14,7 @@ from ingestd.outages import pause_of, stops_queries
 from ingestd.reconciler.asking import StudyAsker
 from ingestd.reconciler.feed import read_feed
 from ingestd.reconciler.questions import Answer, FeedAnswer, FeedQuestion, Question, StudyAnswer, StudyQuestion
-from ingestd.workers import Workers
+from ingestd.workers import Workers, start_all
 
 
 class Reconciler:
@@ -35,8 +35,7 @@ class Reconciler:
         self._closed = False
         self._feed = Workers[Answer]("ingestd-feed", wake=wake)
         self._studies = Workers[Answer]("ingestd-ask", wake=wake, threads=2)
-        self._feed.start()
-        self._studies.start()
+        start_all(self._feed, self._studies)
 
     @property
     def in_flight(self) -> int:

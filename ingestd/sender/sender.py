@@ -23,7 +23,7 @@ from ingestd.sender.existence_check import ask_present, leave_out_what_is_there
 from ingestd.sender.failures import judge_crash, judge_failure
 from ingestd.sender.profile import look_in, probe_profile
 from ingestd.sender.store_response import Terms, judge_answer
-from ingestd.workers import Workers
+from ingestd.workers import Workers, start_all
 
 # A token that was at hand so recently is not asked for again; from half of it on it is looked after in the background.
 _TOKEN_FRESH_SECONDS = 60.0
@@ -76,8 +76,7 @@ class Sender:
         self._began: dict[str, tuple[float, int]] = {}  # claim token -> when submitted, how large
         self._token_at: float | None = None
         self._closed = False
-        for workers in (self._posts, self._probes, self._tokens):
-            workers.start()
+        start_all(self._posts, self._probes, self._tokens)
 
     @property
     def limit(self) -> int:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from ingestd.daemon.signals import Asked, Signals
 from ingestd.daemon.stage import Stage
 from ingestd.emulator import Emulator
 from ingestd.ledger import LedgerUnread, queries, sqlite_file
+from ingestd.threads import NoThread
 from tests.daemon.test_promise import configure, image, running
 from tests.running import QUICK_INBOX, Site, wait_until
 from tests.torture.failing import Fault, Injector, NoCompilerError, compile_library
@@ -332,3 +334,27 @@ def test_no_sign_of_life_is_given_while_a_worker_makes_no_progress(
         daemon.loop.run_until(service.is_over)
         daemon.close()
         watching.result()
+
+
+@pytest.mark.parametrize("missing", ["readers", "ingestd-token", "ingestd-ask-1", "copier", "remover"])
+def test_daemon_for_which_there_is_no_thread_leaves_none_behind(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """A configuration read again on a machine at its limit was refused, and each time kept the threads it had got."""
+    config = configure(tmp_path, server)
+    start, before = threading.Thread.start, set(threading.enumerate())
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == missing:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr("ingestd.threads._TRY_SECONDS", 0.0)
+        with pytest.raises(NoThread):
+            Daemon(config)
+
+    wait_until(lambda: set(threading.enumerate()) <= before, what="the end of the threads that were started")
+    Daemon(config).close()  # neither spool nor ledger is held
+    wait_until(lambda: set(threading.enumerate()) <= before, what="the end of those of one that was closed")
