@@ -134,7 +134,7 @@ class Orphans(Stage):
             self._look_at = now.mono + _FAILED_WAIT_SECONDS
             self._alarms.raise_(
                 "spool_unlisted",
-                note="the spool's folders cannot be listed, so that nothing new is taken in",
+                note="the spool's folders cannot be listed, or cleared of a needless file; so nothing new is taken in",
                 next_step="look after the disk that the spool lies on; it goes on by itself",
             )
             return

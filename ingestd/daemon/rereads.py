@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -127,8 +128,8 @@ class Rereads(Stage):
             tx.on_commit(partial(self._committed, tuple(needless), tuple(others)))
 
     def _committed(self, needless: tuple[str, ...], others: tuple[RowToRead, ...]) -> None:
-        for destination in needless:
-            self._spool.discard(destination)
+        with suppress(OSError):  # a start removes what belongs to no row
+            self._spool.discard(*needless)
         self._reencoding -= {work.row.entry_id for work, _ in self._reads}
         self._reads, self._lost, self._failed = [], [], []
         for row in others:

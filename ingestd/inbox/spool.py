@@ -154,8 +154,8 @@ class Spool:
     def discard(self, *paths: str) -> None:
         """Remove files of ours; one that is gone already is fine.
 
-        Raises ValueError, before anything is touched, for a path outside our own rooms, and SpoolError when a file
-        could not be removed; the others are.
+        Raises ValueError, before anything is touched, for a path outside our own rooms, and OSError when a file could
+        not be removed; the others are.
         """
         for path in paths:
             _check_ours(path)
@@ -172,7 +172,7 @@ class Spool:
             with contextlib.suppress(FileNotFoundError):
                 sync_folder(folder)
         if failed is not None:
-            raise SpoolError(f"a spool file could not be removed: {os.strerror(failed.errno or errno.EIO).lower()}")
+            raise OSError(failed.errno or errno.EIO, "a spool file could not be removed")  # a name may be a patient's
 
     def let_go(self, files: Sequence[tuple[str, WasRead]]) -> list[LetGo]:
         """Remove files of ours that still are what they were when they were read, answers in their order.

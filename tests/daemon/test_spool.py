@@ -66,6 +66,34 @@ def test_spool_that_is_not_there_is_an_alarm_and_mends_itself(tmp_path: Path, se
         turn(daemon, lambda: stopped_because(daemon) == [])
 
 
+def test_needless_copy_that_cannot_be_removed_is_an_alarm_and_no_end(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a disk says to an unlink ended the daemon, and each one after it."""
+    config = configure(tmp_path, server)
+    with running(config):
+        pass
+    left = tmp_path / "spool" / "explicit" / "a" / "0123"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"of no row")
+    unlink, told = Path.unlink, set[str]()
+
+    def fails(path: Path, *, missing_ok: bool = False) -> None:
+        if path == left and not told:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", fails)
+    monkeypatch.setattr(orphans, "_FAILED_WAIT_SECONDS", 0.05)
+    (tmp_path / "drop" / "image").write_bytes(image())
+    with running(config) as daemon:
+        turn(daemon, lambda: bool(told.update(stopped_because(daemon))) or bool(told))
+        assert told == {"spool_unlisted"}
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        turn(daemon, lambda: stopped_because(daemon) == [])
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("place", ["files", pytest.param("files/*", marks=pytest.mark.slow)])
 def test_spool_that_may_not_be_written_is_named_and_not_the_drop_folder(
     tmp_path: Path, server: Emulator, place: str
