@@ -170,7 +170,7 @@ class Admission(Stage):
             room = 0
         look = self._inboxes.look(now=now.mono, room=max(0, room))
         for candidate in look.ready:
-            self._hold(Seen(candidate=candidate, doubts=self._in_place.doubts_of(candidate)))
+            self._hold(Seen(candidate=candidate))
         self._asked += look.asked
         if self._asked:
             answer = self._in_place.known(self._ledger, self._asked, mono=now.mono)

@@ -8,14 +8,14 @@ there, until a file proves to be another after all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
 from ingestd.daemon.steps import Seen
 from ingestd.inbox import Candidate
-from ingestd.ledger import KnownSource, Ledger, queries
+from ingestd.ledger import KnownSource, Ledger, Transaction, queries
 from ingestd.reader import Inspection
 
 UNCHANGED_MOST = 20
@@ -49,42 +49,26 @@ class InPlace:
     def __init__(self) -> None:
         """Know nothing of any mount."""
         self._mounts: dict[int, _Mount] = {}
-        self._doubts: dict[tuple[str, str], tuple[KnownSource, ...]] = {}
         self._log = structlog.get_logger()
 
     def known(self, ledger: Ledger, candidates: Sequence[Candidate], *, mono: float) -> Asked:
         """Say which of these files some row knows, and of which nobody can say it yet."""
-        by_inbox: dict[str, list[Candidate]] = {}
-        for candidate in candidates:
-            by_inbox.setdefault(candidate.inbox, []).append(candidate)
         asked = Asked()
-        for inbox, here in by_inbox.items():
-            rows = queries.known_sources(ledger, inbox, [candidate.relative_path for candidate in here])
-            for candidate in here:
-                known = rows.get(candidate.relative_path, ())
-                if candidate.in_place:
-                    self._judge(candidate, known, asked, mono=mono)
-                elif any(row.source == candidate.source and not row.source_removed for row in known):
-                    asked.known.append(candidate)
+        for candidate, known in _rows_by_name(ledger, candidates):
+            if candidate.in_place:
+                self._judge(candidate, known, asked, mono=mono)
+            elif any(row.source == candidate.source and not row.source_removed for row in known):
+                asked.known.append(candidate)
         return asked
 
     def _judge(self, candidate: Candidate, rows: Sequence[KnownSource], asked: Asked, *, mono: float) -> None:
-        """Put the candidate where it belongs; of one in doubt, remember which rows it may be."""
-        key = (candidate.inbox, candidate.relative_path)
-        self._doubts.pop(key, None)
-        alike = tuple(row for row in rows if row.source.looks_like(candidate.source))
+        """Put the candidate where it belongs; one in doubt is read again."""
         mount = self._mounts.setdefault(candidate.source.device, _Mount())
-        same_ctime = [row for row in alike if _has_ctime(row, candidate)]
+        same_ctime = [row for row in _alike(rows, candidate) if _has_ctime(row, candidate)]
         if any(mount.ignored or row.source.inode == candidate.source.inode for row in same_ctime):
             asked.known.append(candidate)
         elif same_ctime and not self._may_doubt(mount, mono):
             asked.put_off.append(candidate)
-        elif alike:
-            self._doubts[key] = alike
-
-    def doubts_of(self, candidate: Candidate) -> tuple[KnownSource, ...]:
-        """Take which rows this file may be, now that it is in our hands."""
-        return self._doubts.pop((candidate.inbox, candidate.relative_path), ())
 
     def ignores_inodes(self, device: int) -> bool:
         mount = self._mounts.get(device)
@@ -115,12 +99,37 @@ class InPlace:
         return mount.doubted <= _DOUBTED_AT_ONCE
 
 
+def doubts(tx: Transaction, candidates: Sequence[Candidate]) -> dict[Candidate, tuple[KnownSource, ...]]:
+    """Say of files in place which rows each may be.
+
+    Asked whenever one is about to be read: since the ledger was asked whether it knows it, it may have changed, or have
+    been read and given back.
+    """
+    return {candidate: _alike(rows, candidate) for candidate, rows in _rows_by_name(tx, candidates)}
+
+
 def recognised(seen: Seen, found: Inspection, reason: str | None) -> KnownSource | None:
     """Say which of the rows that a file may be it is, by its bytes; a refused one by the ``reason`` to refuse it."""
     for row in seen.doubts:
         if row.digests == (found.meta_digest, found.digest) if row.digests else row.reason == reason:
             return row
     return None
+
+
+def _rows_by_name(
+    ledger: Ledger | Transaction, candidates: Sequence[Candidate]
+) -> Iterator[tuple[Candidate, Sequence[KnownSource]]]:
+    by_inbox: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_inbox.setdefault(candidate.inbox, []).append(candidate)
+    for inbox, here in by_inbox.items():
+        rows = queries.known_sources(ledger, inbox, [candidate.relative_path for candidate in here])
+        for candidate in here:
+            yield candidate, rows.get(candidate.relative_path, ())
+
+
+def _alike(rows: Sequence[KnownSource], candidate: Candidate) -> tuple[KnownSource, ...]:
+    return tuple(row for row in rows if row.source.looks_like(candidate.source))
 
 
 def _has_ctime(row: KnownSource, candidate: Candidate) -> bool:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import structlog
 
 from ingestd.clocks import Now
-from ingestd.daemon.in_place import recognised
+from ingestd.daemon.in_place import doubts, recognised
 from ingestd.daemon.judgement import ADMISSIBLE, KILLS_MOST, Whole, died, judge, refused_as
 from ingestd.daemon.steps import (
     Arrived,
@@ -77,11 +77,15 @@ class NextSteps:
     def put_down(self, files: Mapping[int, Seen]) -> None:
         """Put down which files are about to be read, before they are; a row's file has its row."""
         fresh: list[tuple[int, Seen]] = []
+        stay = [seen.candidate for seen in files.values() if seen.candidate.in_place and not seen.origin.adopted]
+        may_be = doubts(self._tx, stay) if stay else {}
         for key, seen in files.items():
-            if seen.origin.row is None:
-                fresh.append((key, seen))
-            else:
+            if seen.origin.row is not None:
                 self.steps[key] = Reading(seen=seen, candidate_id=None)
+            elif seen.candidate.in_place:
+                fresh.append((key, replace(seen, doubts=may_be.get(seen.candidate, ()))))
+            else:
+                fresh.append((key, seen))
         candidates = [
             NewCandidate(inbox=seen.candidate.inbox, relative_path=seen.relative_path, source=seen.candidate.source)
             for _, seen in fresh

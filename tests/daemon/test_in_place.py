@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import structlog
 
+from ingestd.clocks import read_clocks
 from ingestd.inbox import Take
 from ingestd.ledger import queries
 from ingestd.lifecycle import State
 from tests.builders import instance_bytes
 from tests.daemon.test_admission import Rooms, opened
+from tests.inboxing import scan_now
 
 
 def put(path: Path, content: bytes, *, like: os.stat_result | None = None, anew: bool = True) -> os.stat_result:
@@ -98,6 +100,35 @@ def test_file_that_proves_unchanged_refreshes_its_row(
         assert entry_of(rooms).source.inode == path.stat().st_ino
         known = queries.known_sources(rooms.ledger, "a", ["image"])["image"][0]
         assert known.ctime_ns == path.stat().st_ctime_ns
+
+
+def test_file_that_is_copied_anew_while_it_is_read_again_is_still_what_it_was(tmp_path: Path) -> None:
+    with opened(tmp_path, take=Take.IN_PLACE) as rooms:
+        path = rooms.drop / "image"
+        put(path, instance_bytes())
+        before = rooms.take_in(1)
+        _copy(path)
+        scan_now(rooms.inboxes)
+        while rooms.admission.is_idle:
+            rooms.admission.collect(read_clocks())
+        _copy(path)
+        assert rooms.look_again() == before
+
+        assert entry_of(rooms).source.inode == path.stat().st_ino
+
+
+def test_file_that_is_restored_piece_by_piece_is_what_it_was(tmp_path: Path) -> None:
+    with opened(tmp_path, take=Take.IN_PLACE) as rooms:
+        path = rooms.drop / "image"
+        content = instance_bytes()
+        first = put(path, content)
+        before = rooms.take_in(1)
+        put(path, content[:-10])
+        scan_now(rooms.inboxes)
+        while not rooms.inboxes.reports()[0].waiting_incomplete:
+            rooms.turn()
+        put(path, content, like=first, anew=False)
+        assert rooms.look_again() == before
 
 
 def renumber(rooms: Rooms) -> None:
