@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import signal
 import socket
 import sqlite3
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .services.tokens import Tokens
 
 _START_LIMIT_SECONDS = 20.0
+# Between two looks whether the server still runs.
+_LOOK_SECONDS = 1.0
 
 
 class EmulatorFailed(Exception):
@@ -127,15 +130,18 @@ class Emulator:
 
     def serve(self, ready: Callable[[Emulator], object]) -> None:
         """Run until SIGTERM or SIGINT; ``ready`` is called once it listens. Raises EmulatorFailed."""
-        server = self._start()
-        try:
-            with _on_signals(server):
+        # A SimpleQueue, because a threading.Event set from a signal handler may wait for itself.
+        asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        with _on_signals(lambda: asked.put(None)):
+            server = self._start()
+            try:
                 ready(self)
-                server.thread.join()
-            if not server.should_exit:
+                while server.thread.is_alive():
+                    with contextlib.suppress(queue.Empty):
+                        return asked.get(timeout=_LOOK_SECONDS)
                 raise EmulatorFailed("the emulator ended by itself")
-        finally:
-            self.stop()
+            finally:
+                self.stop()
 
     def _start(self) -> _Server:
         try:
@@ -231,11 +237,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _on_signals(server: uvicorn.Server) -> Iterator[None]:
-    def end(*_: object) -> None:
-        server.should_exit = True
-
-    earlier = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+def _on_signals(end: Callable[[], None]) -> Iterator[None]:
+    earlier = {number: signal.signal(number, lambda *_: end()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

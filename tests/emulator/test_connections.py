@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -363,3 +365,26 @@ def test_requests_that_are_sent_before_the_answers_offer_another_protocol_too(se
     with connected(server) as connection:
         connection.sendall(HEAD + offer + b"\r\n" + store + HEAD + offer + b"Connection: close\r\n\r\n")
         assert all_of(connection).count(b"HTTP/1.1 200 OK") == 3
+
+
+SIGNALLED_AT_ONCE = """
+import os, signal, sys
+from ingestd.emulator import Emulator
+
+start = Emulator._start
+
+def started(emulator):
+    server = start(emulator)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return server
+
+Emulator._start = started
+Emulator(fsync=False).serve(lambda emulator: print(emulator.data))
+"""
+
+
+def test_signal_that_comes_as_soon_as_it_listens_ends_it_in_order():
+    ran = subprocess.run([sys.executable, "-c", SIGNALLED_AT_ONCE], capture_output=True, text=True, check=False)
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert not Path(ran.stdout.strip()).exists(), "its temporary folder goes with it"
