@@ -124,8 +124,9 @@ class Unintelligible(DicomWebError):
 class FileChanged(DicomWebError):
     """A file is not what its digest says; the request was killed before the end of that part left.
 
-    ``part_index`` counts from 0, ``sop_uid`` is the one its part was given ("" if none). ``why`` is one of ``gone``,
-    ``unreadable``, ``size``, ``meta`` (preamble and group 0002 differ) and ``content`` (the data set differs).
+    ``part_index`` counts from 0, ``sop_uid`` is the one its part was given ("" if none). ``why`` is one of ``gone``
+    (there is no file, or only what is none: a link, a folder), ``unreadable``, ``size``, ``meta`` (preamble and group
+    0002 differ) and ``content`` (the data set differs).
     """
 
     def __init__(self, why: str, *, part_index: int, sop_uid: str = "", body_bytes_left: int = 0) -> None:

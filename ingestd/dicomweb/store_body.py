@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from ingestd.dicomweb.errors import FileChanged
-from ingestd.fs.places import FILE, MISSING
+from ingestd.fs.places import FILE, MISSING, is_gone
 
 WITHHELD = 65_536
 # Small parts travel together in buffers of about this size; reads of a quarter of it suit the processor's cache.
@@ -177,17 +177,20 @@ class _PartReader:
         if self._part.file is not None:
             self._part.file.seek(self._part.file_start)
             return self
+        place = str(self._part.path)
         try:
-            self._fd = self._part.opener(str(self._part.path), FILE)
+            self._fd = self._part.opener(place, FILE)
         except MISSING:
             raise self._changed("gone") from None
         except OSError:
-            raise self._changed("unreadable") from None
+            # A link and a socket are not opened: no file is there, for whoever reads it again either.
+            raise self._changed("gone" if is_gone(place) else "unreadable") from None
         found = os.fstat(self._fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != self._part.size_bytes:
+        is_file = stat.S_ISREG(found.st_mode)
+        if not is_file or found.st_size != self._part.size_bytes:
             os.close(self._fd)
             self._fd = -1
-            raise self._changed("size")
+            raise self._changed("size" if is_file else "gone")
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -449,3 +449,30 @@ def test_rows_that_are_read_again_keep_no_new_file_out(
         (tmp_path / "drop" / "new").write_bytes(image())
 
         turn(daemon, lambda: states(config) == {"PENDING": 3})
+
+
+@pytest.mark.parametrize("other", ["a link", "a folder"])
+def test_row_whose_file_in_place_is_a_file_no_more_comes_to_its_end(
+    tmp_path: Path, server: Emulator, other: str
+) -> None:
+    """It was "changed" to the sender and gone to whoever read it again: one claim after the other, and no end."""
+    config = configure(tmp_path, server, take="in_place")
+    file, target = tmp_path / "drop" / "image", tmp_path / "elsewhere"
+    file.write_bytes(image())
+    with running(config) as daemon:
+        daemon.gates.claims.shut("test")
+        turn(daemon, lambda: states(config) == {"PENDING": 1})
+        file.rename(target)
+        if other == "a link":
+            file.symlink_to(target)
+        else:
+            file.mkdir()
+        daemon.gates.claims.open("test")
+
+        turn(daemon, lambda: states(config) == {"FAILED": 1})
+
+    with Ledger.open(config.ledger, read_only=True) as ledger:
+        (entry,) = queries.entries(ledger)
+    assert entry.reason is Reason.GONE
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger_file:
+        assert ledger_file.execute("SELECT count(*) FROM attempt").fetchone() == (1,)

@@ -325,9 +325,10 @@ def test_end_of_a_changed_file_is_withheld_however_its_reads_fill_the_buffer(tmp
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "size"),
         (
             lambda path: (path.rename(path.with_suffix(".away")), path.symlink_to(path.with_suffix(".away"))),
-            "unreadable",
+            "gone",
         ),
-        (lambda path: (path.unlink(), os.mkfifo(path)), "size"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "gone"),
+        (lambda path: (path.unlink(), path.mkdir()), "gone"),
     ],
 )
 def test_file_that_is_no_longer_what_it_was_is_not_sent(tmp_path, deed, why):
