@@ -306,14 +306,14 @@ class Admission(Stage):
         except OSError:
             self._wait(key, step, _MISPLACED_AGAIN_SECONDS)
             return
+        if candidate is None:
+            self._answers.append((key, None))
+            return
         del self._steps[key]
         if not seen.origin.adopted:
             self._inboxes.take_back(was, Leave.DONE)
-        if candidate is not None:
-            candidate = replace(
-                candidate, dropped_as=seen.relative_path, final=was.final, was_admitted=was.was_admitted
-            )
-            self.adopt(candidate, replace(seen.origin, adopted=True))
+        candidate = replace(candidate, dropped_as=seen.relative_path, final=was.final, was_admitted=was.was_admitted)
+        self.adopt(candidate, replace(seen.origin, adopted=True))
 
     def _give_back(self, key: int, step: Returned) -> None:
         del self._steps[key]

@@ -107,6 +107,8 @@ class NextSteps:
         elif isinstance(step, Comparing):
             assert isinstance(answer, Read)
             self._was_compared(key, step, answer)
+        elif isinstance(step, Misplaced):
+            self._return(key, step, Leave.DONE)  # it is gone
         else:
             assert isinstance(step, Arrived)
             self._arrived.append((key, step))
@@ -182,7 +184,7 @@ class NextSteps:
             return
         if isinstance(brought, Stranded):
             self._log.error("inbox.stranded", inbox=inbox, note=brought.note)
-            self._mislay(key, step, brought.path)
+            self.steps[key] = Misplaced(seen=step.seen, candidate_id=step.candidate_id, path=brought.path)
             return
         if brought.why not in (WhyNot.GONE, WhyNot.CHANGED):
             self._log.error("inbox.not_taken", inbox=inbox, why=brought.why.value, note=brought.note)
@@ -199,7 +201,8 @@ class NextSteps:
             if seen.candidate.in_place or seen.origin.row is not None:
                 self._return(key, arrived, Leave.AGAIN)
             else:
-                self._mislay(key, arrived, arrived.arrival.path)
+                path = arrived.arrival.path
+                self.steps[key] = Misplaced(seen=seen, candidate_id=arrived.candidate_id, path=path)
         elif (read.lost or read.waits) and not self._is_hopeless(step, read):
             # Nothing was learnt. From their file it goes on to the server's copy, from that to their file.
             distrusts = 0 if step.copy else holder_id
@@ -229,11 +232,6 @@ class NextSteps:
         # A row's file, a person's request, and what changed in rejected/ are simply taken up again.
         is_silent = seen.origin.former is not None or seen.origin.row is not None
         self.steps[key] = Returned(seen=seen, told=None if is_silent else leave, is_full=is_full)
-
-    def _mislay(self, key: int, noted: Noted, path: str) -> None:
-        if noted.candidate_id is not None:
-            self._dropped.append(noted.candidate_id)
-        self.steps[key] = Misplaced(seen=noted.seen, path=path)
 
     def write(self) -> None:
         """Have the ledger make rows of what arrived and of what is refused, and forget what came to nothing."""

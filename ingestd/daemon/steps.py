@@ -111,10 +111,12 @@ class Comparing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Misplaced:
-    """It left its folder and lies at ``path`` in the spool, as far as anybody could see."""
+class Misplaced(Noted):
+    """It left its folder and lies at ``path`` in the spool, as far as anybody could see.
 
-    seen: Seen
+    Until it is found its candidate row alone has the name it was dropped under.
+    """
+
     path: str
 
 

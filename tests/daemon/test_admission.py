@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from ingestd.daemon.loop import Wake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.stage import Gate
-from ingestd.daemon.steps import Origin
+from ingestd.daemon.steps import Misplaced, Origin
 from ingestd.inbox import Candidate, Inboxes, InboxPolicy, Spool, Take
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
@@ -219,3 +221,34 @@ def test_file_of_a_row_that_cannot_be_read_for_now_leaves_no_second_name(
 
         assert rooms.admission.is_idle
         assert queries.left_candidates(rooms.ledger) == []
+
+
+@pytest.mark.parametrize("is_removed", [False, True], ids=["it is there", "it was removed"])
+def test_file_mislaid_by_a_failing_disk_keeps_its_name_until_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
+) -> None:
+    """Its candidate row was dropped at once, and a start that followed found the file nameless."""
+    monkeypatch.setattr("ingestd.daemon.admission._MISPLACED_AGAIN_SECONDS", 0.05)
+    stat = os.stat
+
+    def fail(path: Any, **more: Any) -> os.stat_result:
+        if not isinstance(path, int) and len(Path(path).name) == 32:  # as the spool names its files
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, **more)
+
+    with opened(tmp_path) as rooms:
+        write_instance(rooms.drop / "IM1")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", fail)
+            wait_until(
+                lambda: rooms.turn() and any(isinstance(each, Misplaced) for each in rooms.admission._steps.values()),
+                what="that the disk fails",
+            )
+            assert [left.relative_path for left in queries.left_candidates(rooms.ledger)] == ["IM1"]
+            if is_removed:
+                (path,) = (tmp_path / "spool" / "files" / "a").iterdir()
+                path.unlink()
+
+        wait_until(lambda: rooms.turn() and rooms.admission.is_idle, what="its end")
+        assert queries.left_candidates(rooms.ledger) == []
+        assert [entry.relative_path for entry in queries.entries(rooms.ledger)] == ([] if is_removed else ["IM1"])
