@@ -91,13 +91,13 @@ class Aside:
         return self._own(root, top, name)
 
     def _own(self, root: str, top: int, name: str) -> int | None:
-        """Open a folder of ours; None where it is not there, or is somebody else's, which is noted."""
+        """Open a folder of ours; None where it is not there, or is somebody else's, which is noted.
+
+        Raises OSError where nobody can say whose it is.
+        """
         descriptor, is_squatted = None, False
         try:
             descriptor = os.open(name, FOLDER, dir_fd=top)
-            if not _is_ours(os.fstat(descriptor).st_uid, top):
-                os.close(descriptor)
-                descriptor, is_squatted = None, True
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -105,6 +105,13 @@ class Aside:
             if error.errno not in {errno.ENOTDIR, errno.ELOOP, errno.EACCES}:
                 raise
             is_squatted = True
+        if descriptor is not None:
+            with contextlib.ExitStack() as unless_ours:
+                unless_ours.callback(os.close, descriptor)
+                is_squatted = not _is_ours(os.fstat(descriptor).st_uid, top)
+                if not is_squatted:
+                    unless_ours.pop_all()
+            descriptor = None if is_squatted else descriptor
         if name == REMOVING:
             self._squatted = self._squatted | {root} if is_squatted else self._squatted - {root}
         return descriptor

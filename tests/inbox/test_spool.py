@@ -547,6 +547,30 @@ def test_folder_of_ours_that_another_user_made_is_not_looked_into(spool, elsewhe
     assert tree(elsewhere) == {".ingestd-removing-0011/11"}
 
 
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ENOSPC], ids=errno.errorcode.get)
+def test_folder_of_which_nobody_can_say_whose_it_is_is_not_taken_for_ours(spool, elsewhere, monkeypatch, error):
+    """Where no folder could be made to see whose it would be, another user's was used, or stayed open each time."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives folders away")
+    _squat(elsewhere / ".ingestd-removing", "folder of another user")
+    left = put(elsewhere, ".ingestd-removing/11")
+    source = source_of(put(elsewhere, "x"))
+    mkdir = os.mkdir
+
+    def fail(path, *more, **also):
+        mkdir(path, *more, **also) if path == ".ingestd-removing" else failing(error)()
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    assert spool.remove_source(elsewhere, "x", source) is Removal.WAITS
+    assert spool.recover_removals(elsewhere, [(expect_of(left), "")]) == 0
+    spool.aside.look(str(elsewhere))
+
+    assert tree(elsewhere) == {"x", ".ingestd-removing/11"}
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_only_empty_folders_are_removed_and_none_through_a_link(drop, tmp_path):
     (drop / "a" / "b").mkdir(parents=True)
     put(drop, "full/x")
