@@ -219,6 +219,7 @@ class Stages:
             gate=self._gates.rereads,
             posting=self.posting,
             is_lost=self._is_lost,
+            alarms=self.alarms,
         )
 
     @cached_property

@@ -17,6 +17,7 @@ import structlog
 
 from ingestd.clocks import Now
 from ingestd.daemon.admission import Admission
+from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.judgement import ADMISSIBLE
 from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import Owner, ReaderClient
@@ -40,6 +41,13 @@ from ingestd.reader import Inspection, Read, ReencodeJob
 _LOOK_EVERY_SECONDS = 2.0
 _REJECTED_EVERY_SECONDS = 30.0
 _AT_ONCE = 64
+# A row of whose file nobody can say so long whether it is there is told.
+_UNSEEN_SECONDS = 60.0
+_UNSEEN = "files that wait to be read again cannot be looked at, and nobody can say whether they are gone"
+_UNSEEN_STEP = (
+    "let ingestd's user read in the folders that they lie in, and look at the disk or the share; an empty drop folder "
+    "may be one that is not mounted: where it is the right one, put any file there. They are read again by themselves"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Rereads(Stage):
         gate: Gate,
         posting: Posting,
         is_lost: Callable[[str], bool],
+        alarms: Alarms,
     ) -> None:
         """Join the rooms; ``is_lost`` as for Admission."""
         self._is_lost = is_lost
@@ -72,6 +81,7 @@ class Rereads(Stage):
         self._admission = admission
         self._gate = gate
         self._posting = posting
+        self._alarms = alarms
         self._results_known = posting.results_written
         self._log = structlog.get_logger()
         self._reencoding: set[int] = set()
@@ -79,6 +89,9 @@ class Rereads(Stage):
         self._lost: list[RowToRead] = []  # there is nothing to read any more
         self._failed: list[int] = []  # requests for files that are gone
         self._after_id = 0  # so far the rows have been taken up; those that cannot be read now let the others by
+        # Rows of whose file nobody can say whether it is there, and since when: before this round of all, and in it.
+        self._unseen_before: dict[int, float] = {}
+        self._unseen: dict[int, float] = {}
         self._look_at = 0.0
         self._rejected_at = 0.0
 
@@ -107,7 +120,7 @@ class Rereads(Stage):
         if now.mono < self._look_at:
             return
         self._look_at = now.mono + _LOOK_EVERY_SECONDS
-        self._take_up_rows()
+        self._take_up_rows(now)
         self._take_up_requests()
         if now.mono >= self._rejected_at:
             self._rejected_at = now.mono + _REJECTED_EVERY_SECONDS
@@ -125,17 +138,17 @@ class Rereads(Stage):
         for entry_id in self._failed:
             moves.request_failed(tx, entry_id, note="its file is no longer there", now=now.utc)
         if self._reads or self._lost or self._failed:
-            tx.on_commit(partial(self._committed, tuple(needless), tuple(others)))
+            tx.on_commit(partial(self._committed, tuple(needless), tuple(others), now))
 
-    def _committed(self, needless: tuple[str, ...], others: tuple[RowToRead, ...]) -> None:
+    def _committed(self, needless: tuple[str, ...], others: tuple[RowToRead, ...], now: Now) -> None:
         with suppress(OSError):  # a start removes what belongs to no row
             self._spool.discard(*needless)
         self._reencoding -= {work.row.entry_id for work, _ in self._reads}
         self._reads, self._lost, self._failed = [], [], []
         for row in others:
-            self._read_again(row)
+            self._read_again(row, now)
 
-    def _take_up_rows(self) -> None:
+    def _take_up_rows(self, now: Now) -> None:
         rows = queries.rows_to_read(self._ledger, limit=_AT_ONCE, after_id=self._after_id)
         self._after_id = rows[-1].entry_id if len(rows) == _AT_ONCE else 0
         in_work = self._reencoding | self._admission.rows_in_hand
@@ -143,22 +156,32 @@ class Rereads(Stage):
             if row.entry_id in in_work:
                 continue
             if row.pending_read is PendingRead.REREAD:
-                self._read_again(row)
+                self._read_again(row, now)
             else:
                 self._reencode(row)
+        if not self._after_id:
+            self._tell_unseen(now)
 
-    def _read_again(self, row: RowToRead) -> None:
+    def _tell_unseen(self, now: Now) -> None:
+        """Go by what this round has come to: a row that is gone or was let go of since the last is in it no more."""
+        since = min(self._unseen.values(), default=inf)
+        is_long = now.mono - since >= _UNSEEN_SECONDS
+        self._alarms.set("not_read_again", note=_UNSEEN if is_long else "", next_step=_UNSEEN_STEP)
+        self._unseen_before, self._unseen = self._unseen, {}
+
+    def _read_again(self, row: RowToRead, now: Now) -> None:
         """Hand the row's file in, as it lies there now."""
         path = path_of(row.path) if row.in_place else row.path.removeprefix(f"{self._spool.path}/")
-        try:
+        candidate = None
+        with suppress(OSError):  # nothing can be said of it now
             candidate = self._candidate_at(row, path)
-        except OSError:
-            return  # nothing can be said of it now
         if candidate is not None:
             candidate = replace(candidate, final=True, priority=row.priority, dropped_as=row.relative_path)
             self._admission.adopt(candidate, Origin(adopted=True, row=row))
         elif self._is_lost(row.path):
             self._lost.append(row)
+        else:
+            self._unseen[row.entry_id] = self._unseen_before.get(row.entry_id, now.mono)
 
     def _candidate_at(self, row: RowToRead | RequestedRow, path: str) -> Candidate | None:
         """Look at a row's file; None when it is gone or no regular file any more. Raises OSError: nobody can say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -12,6 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -476,3 +478,39 @@ def test_row_whose_file_in_place_is_a_file_no_more_comes_to_its_end(
     assert entry.reason is Reason.GONE
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger_file:
         assert ledger_file.execute("SELECT count(*) FROM attempt").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("why", ["its disk fails", "its folder is empty"])
+def test_row_to_be_read_again_of_whose_file_nobody_can_say_is_told(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """It was looked for every two seconds, for ever, and no alarm stood."""
+    monkeypatch.setattr("ingestd.daemon.rereads._LOOK_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("ingestd.daemon.rereads._UNSEEN_SECONDS", 0.5)
+    config = configure(tmp_path, server, take="in_place")
+    file, stat = tmp_path / "drop" / "image", os.stat
+
+    def fail(path: Any, **more: Any) -> os.stat_result:
+        if path == "image":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, **more)
+
+    with running(config) as daemon:
+        daemon.gates.claims.shut("test")
+        file.write_bytes(image())
+        turn(daemon, lambda: states(config) == {"PENDING": 1})
+        now = read_clocks().utc
+        send(daemon.ledger, 3, now=now, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+        with monkeypatch.context() as patched:
+            if why == "its disk fails":
+                patched.setattr(os, "stat", fail)
+            else:
+                file.rename(tmp_path / "elsewhere")
+
+            turn(daemon, lambda: daemon.stages.alarms.stands("not_read_again"))
+        if why == "its folder is empty":
+            (tmp_path / "elsewhere").rename(file)
+
+        turn(daemon, lambda: not daemon.stages.alarms.stands("not_read_again"))
+        daemon.gates.claims.open("test")
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
