@@ -146,15 +146,13 @@ def is_crashed(error: sqlite3.Error) -> bool:
 
 
 def _looked_at_again(file: Path, name: str) -> LedgerError:
-    """Tell damage from a page that could not be read at that moment, which SQLite calls damage, too."""
+    """Tell damage from a page that could not be read at that moment, which SQLite calls damage, too.
+
+    SQLite reads it: a descriptor of ours would, when it is closed, take the locks of this process along (fcntl(2)).
+    """
     try:
-        with file.open("rb") as opened:
-            while opened.read(1 << 20):
-                pass
         with closing(sqlite3.connect(f"file:{quote(os.fsencode(file))}?mode=ro", uri=True)) as again:
             found = [str(row[0]) for row in again.execute("PRAGMA quick_check(20)")]
-    except OSError as error:
-        return disk_failed(file, "read", error)
     except sqlite3.DatabaseError as error:
         second = getattr(error, "sqlite_errorname", name)
         return damaged(file, name) if second.startswith(_DAMAGE) else failure(error, file)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ingestd.emulator import Emulator
-from ingestd.ledger.errors import not_whole
+from ingestd.ledger.errors import LedgerUnread, failure, not_whole
 from tests.builders import write_instance
 from tests.running import Site, wait_until
 from tests.torture.failing import Fault, Injector
@@ -100,3 +104,19 @@ def test_page_that_could_not_be_read_is_no_damage_and_a_wrong_page_is():
     assert "that is no damage" in str(not_whole(file, ["Tree 5 page 7: unable to get the page. error code=10"]))
     assert "is damaged" in str(not_whole(file, ["Tree 5 page 7: btreeInitPage() returns error code 11"]))
     assert "is damaged" in str(not_whole(file, ["row 3 missing from index instance_by_path"]))
+
+
+def test_ledger_that_is_looked_at_for_damage_stays_locked(tmp_path: Path) -> None:
+    """A descriptor of its file was closed, and with that SQLite's locks were gone: two could write at once."""
+    file = tmp_path / "ledger.db"
+    error = sqlite3.DatabaseError()
+    error.sqlite_errorname = "SQLITE_CORRUPT"
+    other = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+    with closing(sqlite3.connect(file, isolation_level=None)) as ledger:
+        ledger.execute("CREATE TABLE one (x)")
+        ledger.execute("BEGIN IMMEDIATE")
+
+        assert isinstance(failure(error, file), LedgerUnread)
+
+        tried = subprocess.run([sys.executable, "-c", other, str(file)], capture_output=True, text=True, check=False)
+    assert "database is locked" in tried.stderr
