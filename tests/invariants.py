@@ -35,7 +35,18 @@ from typing import Any, Protocol, TypeAlias
 
 from ingestd.lifecycle import State
 from tests.emulating import Identity, dataset_of
-from tests.recounting import Row, at, problems_of_history, problems_of_rows, problems_of_sums
+from tests.recounting import (
+    Life,
+    Row,
+    at,
+    known_paths,
+    life_of,
+    problems_of_files,
+    problems_of_history,
+    problems_of_rows,
+    problems_of_sums,
+    rows_of,
+)
 
 # Two clocks of one machine, read by two processes: an event may seem this much earlier than its cause.
 CLOCK_SLACK = timedelta(milliseconds=50)
@@ -128,7 +139,7 @@ class Invariants:
         self._files: set[str] = set()  # in the spool's rooms, by path relative to it
         self._rows: dict[int, Row] = {}
         self._attempts: dict[int, Row] = {}
-        self._moves: dict[int, list[Row]] = defaultdict(list)
+        self._moves: dict[Life, list[Row]] = defaultdict(list)
         self._last_move = 0
         self._new_moves: list[Row] = []
         self._stores: dict[Identity, list[Line]] = defaultdict(list)
@@ -138,8 +149,9 @@ class Invariants:
         self._digests: dict[tuple[str, int, int, int, int], str] = {}
         self._written: Sequence[Dropped] = ()
         self._lying: set[str] = set()  # in the drop folder, by path relative to it
-        self._spools: dict[str, Path] = {}
         self._by_identity: dict[Identity, list[Row]] = {}
+        self._known: set[str] = set()  # files that are there by what the ledger says
+        self._succeeded: set[int] = set()  # rows whose file is another row's now, with other bytes
 
     def check(self, ledger: sqlite3.Connection | None, *, now: datetime | None = None) -> list[str]:
         """Hold this moment against the world; ``now`` is the ledger's clock, wanted with ``World.retain``.
@@ -151,6 +163,7 @@ class Invariants:
             if ledger is not None:
                 self._say(problems_of_sums(ledger, self._rows))
                 self._say(problems_of_rows(ledger, self._rows))
+                self._say(problems_of_files(ledger))
             self._say(self._histories())
             self._say(self._files_of_rows(now))
             self._say(self._files_out_of_sight())
@@ -211,8 +224,8 @@ class Invariants:
 
     def _read(self, ledger: sqlite3.Connection) -> None:
         ledger.row_factory = sqlite3.Row
-        self._spools = {row["host"]: Path(row["spool"]) for row in ledger.execute("SELECT host, spool FROM host")}
-        self._rows = {row["id"]: row for row in ledger.execute("SELECT * FROM instance ORDER BY id")}
+        self._rows, self._known = rows_of(ledger), known_paths(ledger)
+        self._succeeded = set(_succeeded(self._rows.values()))
         self._attempts = {row["id"]: row for row in ledger.execute("SELECT * FROM attempt")}
         self._by_identity = defaultdict(list)
         for row in self._rows.values():
@@ -223,44 +236,54 @@ class Invariants:
         if ledger.execute("SELECT count(*) FROM history WHERE id <= ?", (self._last_move,)).fetchone()[0] != known:
             self._say(["lines of the history that were committed are gone"])
         for move in self._new_moves:
-            self._moves[move["entry_id"]].append(move)
+            self._moves[life_of(move)].append(move)
             self._last_move = move["id"]
 
     # G4
 
     def _histories(self) -> Iterator[str]:
         self.findings.uncertain += sum(move["after"] == State.UNCERTAIN for move in self._new_moves)
-        moved = {move["entry_id"] for move in self._new_moves}
+        moved = set(map(life_of, self._new_moves))
         # A state that no line tells of is one that its row was not moved to by the rules.
-        strayed = {row["id"] for row in self._rows.values() if self._state_told(row["id"]) != row["state"]}
-        for entry_id in moved | strayed:
-            yield from problems_of_history(entry_id, self._moves[entry_id], self._rows)
+        lives = {life_of(row): row["state"] for row in self._rows.values()}
+        strayed = {life for life, state in lives.items() if self._state_told(life) != state}
+        for life in moved | strayed:
+            yield from problems_of_history(life, self._moves[life], self._rows)
 
-    def _state_told(self, entry_id: int) -> str | None:
-        moves = self._moves[entry_id]
+    def _state_told(self, life: Life) -> str | None:
+        moves = self._moves[life]
         return moves[-1]["after"] if moves else None
+
+    def _row_of(self, life: Life) -> Row | None:
+        file_id, delivery_id = life
+        row = self._rows.get(file_id if delivery_id is None else delivery_id)
+        return row if row is not None and life_of(row) == life else None
 
     # G1 and G3
 
     def _files_of_rows(self, now: datetime | None) -> Iterator[str]:
         for row in self._rows.values():
+            if row["id"] in self._succeeded:
+                continue
+            # One file may be the file of several rows: each of them says so where it needs it still.
             may_be_gone = self._may_be_gone(row, now)
-            for place, digest in self._places_of(row):
+            for place, digest, is_removed in self._places_of(row):
                 if str(place) in self._world.damaged:
                     continue
-                if row["removed_at"] is not None or not place.is_file():
+                if is_removed or not place.is_file():
                     if not may_be_gone:
                         yield f"row {row['id']} ({row['state']}): its file is gone"
                 elif digest and row["need"] != "reread" and self._digest_at(place) != digest:
                     yield f"row {row['id']} ({row['state']}): its file has another content"
 
-    def _places_of(self, row: Row) -> Iterator[tuple[Path, str]]:
-        """Where a row's files lie, each with the digest it must have ("": nobody can say)."""
-        spool = self._spools.get(row["host"], self._world.spool)
+    def _places_of(self, row: Row) -> Iterator[tuple[Path, str, bool]]:
+        """Where a row's files lie, the digest each must have ("": nobody can say), whether the ledger calls it gone."""
         was_read = row["digest"] is not None and row["state"] != State.REJECTED
-        yield Path(row["path"]) if row["in_place"] else spool / row["path"], row["digest"].hex() if was_read else ""
-        if row["reencoded_path"]:
-            yield spool / row["reencoded_path"], row["reencoded_digest"].hex()
+        is_removed = row["removing_at"] is not None
+        yield _place_of(row), row["digest"].hex() if was_read else "", is_removed
+        if row["reencoded_digest"]:
+            is_removed = is_removed or row["reencoded_removed_at"] is not None
+            yield Path(row["spool"], row["reencoded_path"]), row["reencoded_digest"].hex(), is_removed
 
     def _may_be_gone(self, row: Row, now: datetime | None) -> bool:
         if row["state"] == State.FAILED and row["reason"] == "gone":
@@ -309,10 +332,7 @@ class Invariants:
 
     def _orphans(self) -> set[str]:
         """Give the spool's files that no row knows."""
-        known = {
-            row[column] for row in self._rows.values() for column in ("path", "reencoded_path") if not row["removed_at"]
-        }
-        return self._files - known
+        return self._files - self._known
 
     # G5
 
@@ -331,7 +351,7 @@ class Invariants:
         sendings = sorted(
             (at(self._attempts[move["attempt_id"]]["started_at"]), move["attempt_id"])
             for row in self._by_identity.get(identity, ())
-            for move in self._moves[row["id"]]
+            for move in self._moves[life_of(row)]
             if move["after"] == State.SENDING and move["attempt_id"] in self._attempts
         )
         used: Counter[int] = Counter()
@@ -356,12 +376,13 @@ class Invariants:
     def _sent_again(self) -> Iterator[str]:
         """Between two SENDINGs of a row stands a proof that the first did not deliver."""
         new = {move["id"] for move in self._new_moves if move["after"] == State.SENDING}
-        for entry_id in {move["entry_id"] for move in self._new_moves if move["id"] in new}:
-            moves = self._moves[entry_id]
+        for life in {life_of(move) for move in self._new_moves if move["id"] in new}:
+            moves = self._moves[life]
+            row = self._row_of(life)
             sendings = [place for place, move in enumerate(moves) if move["after"] == State.SENDING]
             for first, second in pairwise(sendings):
-                if moves[second]["id"] in new:
-                    yield from self._not_explained(self._rows[entry_id], moves[first], moves[first + 1 : second])
+                if row is not None and moves[second]["id"] in new:
+                    yield from self._not_explained(row, moves[first], moves[first + 1 : second])
 
     def _not_explained(self, row: Row, sending: Row, between: Sequence[Row]) -> Iterator[str]:
         back = next((move for move in between if move["after"] == State.PENDING), None)
@@ -385,7 +406,7 @@ class Invariants:
 
     def _proofs(self) -> Iterator[str]:
         for move in self._new_moves:
-            row = self._rows.get(move["entry_id"])
+            row = self._row_of(life_of(move))
             if row is None:
                 continue
             identity = _identity_of(row)
@@ -447,14 +468,17 @@ class Invariants:
             yield f"{len(orphans)} files in the spool belong to no row"
 
     def _ends(self) -> Iterator[str]:
-        """As many rows as files, of each content of each identity: one delivered, the others called what they are."""
+        """As many rows as files, of each content of each identity: one delivered, the others called what they are.
+
+        Not counted is what a file was before its bytes changed: that was never written whole, or is what it is now.
+        """
         wanted: dict[Identity, Counter[str]] = defaultdict(Counter)
         for file in self._written:
             if file.sop_uid:
                 wanted[file.identity][file.sha256] += 1
         found: dict[Identity, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
         for row in self._rows.values():
-            if row["state"] != State.REJECTED:
+            if row["state"] != State.REJECTED and row["id"] not in self._succeeded:
                 found[_identity_of(row)][row["digest"].hex() if row["digest"] else ""].append(row)
         for identity in wanted.keys() | found.keys():
             yield from self._ends_of(identity, wanted[identity], found[identity])
@@ -484,10 +508,37 @@ class Invariants:
 
     def _names(self) -> Iterator[str]:
         """A file is found by the name it was dropped under, once, whatever happened to it on its way."""
-        names = Counter(row["relative_path"] for row in self._rows.values())
+        files = {row["file_id"]: row for row in self._rows.values() if row["id"] not in self._succeeded}
+        names = Counter(row["relative_path"] for row in files.values())
         for file in self._written:
             if names[file.name] != 1:
                 yield f"{file.name} was dropped once and has {names[file.name]} rows of that name"
+
+
+def _succeeded(rows: Iterable[Row]) -> Iterator[int]:
+    """Give the rows whose file was found to hold other bytes before they had arrived, and is another row's since.
+
+    Nothing else may leave a name with two rows, and a row that was never confirmed without its file.
+    """
+    files: dict[tuple[int, str], dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        files[row["inbox_id"], row["relative_path"]][row["file_id"]] = row
+    for row in rows:
+        if row["delivery_id"] is None or (row["state"], row["reason"]) != (State.DISCARDED, "changed"):
+            continue
+        of_name = files[row["inbox_id"], row["relative_path"]]
+        next_file = min((file_id for file_id in of_name if file_id > row["file_id"]), default=None)
+        if row["removed_at"] is not None and next_file is not None and _contents(of_name[next_file]) != _contents(row):
+            yield row["id"]
+
+
+def _contents(row: Row) -> tuple[Any, ...]:
+    """What was read of a file; of one that is REJECTED that is nothing."""
+    return tuple(row[name] for name in ("digest", "meta_digest", "transfer_syntax", "file_identity"))
+
+
+def _place_of(row: Row) -> Path:
+    return Path(row["path"]) if row["in_place"] else Path(row["spool"], row["path"])
 
 
 def _damage(ledger: sqlite3.Connection) -> Iterator[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ingestd.ledger import Ledger, Transaction, moves, queries
+from ingestd.ledger.identity import hash_of
 from ingestd.lifecycle import (
     Arrival,
     Backoff,
@@ -60,7 +63,8 @@ def source(number: int = 1, *, size: int = 1000) -> SourceStat:
     return SourceStat(device=2049, inode=number, size_bytes=size, mtime_ns=1_700_000_000_000_000_000 + number)
 
 
-_paths = iter(range(1, 10**9))
+# Paths are unique: beside those of another process that writes the same ledger, too.
+_paths = itertools.count(os.getpid() * 1_000_000)
 
 
 def arrival(
@@ -102,12 +106,13 @@ def arrival(
 
 
 def refusal(number: int, *, reason: Reason = Reason.TRUNCATED, candidate_id: int | None = None) -> Refusal:
+    made = next(_paths)
     return Refusal(
         candidate_id=candidate_id,
         inbox="in",
         relative_path=f"bad/IM{number:05d}",
         source=source(number),
-        path=f"rejected/in/{number:032x}/IM{number:05d}",
+        path=f"rejected/in/{made:032x}/IM{number:05d}",
         in_place=False,
         reason=reason,
         note="it ends before its lengths say",
@@ -177,6 +182,8 @@ def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -
     if state is State.REJECTED:
         with ledger.transaction() as tx:
             return moves.refuse(tx, [refusal(number)], now=NOW)[0]
+    if state is State.UNROUTED:
+        return unrouted(ledger, arrival(number, study=study))
     if state in (State.DUPLICATE, State.CONFLICT):
         admit(ledger, arrival(number, study=study))
         (entry_id,) = admit(
@@ -207,15 +214,29 @@ def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -
     return entry_id
 
 
+def unrouted(ledger: Ledger, came: Arrival, *, now: datetime = NOW) -> int:
+    """Add a file that no rule wants."""
+    with ledger.transaction() as tx:
+        (file_id,) = tx.new_ids(1)
+        uid = came.identity.study_uid
+        content = {name: getattr(came.content, name) for name in Content.__dataclass_fields__}
+        place = {name: getattr(came, name) for name in ("relative_path", "source", "path", "in_place", "priority")}
+        of_file = {"id": file_id, "spool_id": tx.spool_id, "inbox_id": tx.inbox_id(came.inbox), **place, **content}
+        uids = {"study_id": tx.study_ids([uid])[uid], "series_uid": came.identity.series_uid}
+        state = {"state": State.UNROUTED, "reason": None, "note": "", "in_spool": 1}
+        known = {"sop_uid": came.identity.sop_uid, "identity": hash_of(came.identity)}
+        tx.add_file({**of_file, **uids, **known, **state, "admitted_at": now, "changed_at": now}, at=now)
+    return file_id
+
+
+def remove(tx: Transaction, *file_ids: int, now: datetime = LATER) -> int:
+    """Let the files of these go by rule, and say how many went."""
+    moves.mark_removing(tx, file_ids, now=now)
+    return moves.mark_removed(tx, file_ids, now=now)
+
+
 def finish(tx: Transaction, result: BatchResult, *, now: datetime = LATER) -> None:
     moves.finish(tx, result, now=now, backoff=BACKOFF, jitter=0.0)
-
-
-def hold(tx: Transaction, *entry_ids: int, reason: str | None = "wait") -> None:
-    """Keep rows from being sent, as an older ingestd could."""
-    for row in tx.rows_by_id(entry_ids).values():
-        tx.change(row, to={"hold_reason": reason}, at=NOW)
-    tx.flush()
 
 
 def assert_ledger_holds(ledger: Ledger) -> None:

@@ -27,6 +27,7 @@ import pytest
 
 from ingestd.cli import main
 from ingestd.ledger import Entry, Ledger, Story, queries
+from tests.recounting import ENTRIES
 
 T = TypeVar("T")
 PROGRAM = (sys.executable, "-m", "ingestd")
@@ -160,7 +161,7 @@ class Site:
         """The rows counted without opening the ledger as ingestd does, which takes ten times as long."""
         try:
             with closing(sqlite3.connect(f"{self.ledger_file.as_uri()}?mode=ro", uri=True)) as ledger:
-                return dict(ledger.execute("SELECT state, count(*) FROM instance GROUP BY state").fetchall())
+                return dict(ledger.execute(f"SELECT state, count(*) FROM {ENTRIES} GROUP BY state").fetchall())
         except sqlite3.Error:
             return None
 

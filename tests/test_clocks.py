@@ -239,11 +239,11 @@ def test_retain_begins_anew_across_a_jump(ledger: Ledger, removals, by: timedelt
 
     tidying.hurry()
     tidying.collect(now(set_at + timedelta(hours=23, minutes=59), 0.0))
-    assert not tidying._removed
+    assert not tidying._due
 
     tidying.hurry()
     tidying.collect(now(set_at + latest, 0.0))
-    assert tidying._removed
+    assert tidying._due
 
 
 def test_file_settled_in_a_time_to_come_is_not_kept_until_then(ledger: Ledger, removals):
@@ -257,7 +257,7 @@ def test_file_settled_in_a_time_to_come_is_not_kept_until_then(ledger: Ledger, r
     tidying.hurry()
     tidying.collect(now(mended + timedelta(hours=25), 0.0))
 
-    assert tidying._removed
+    assert tidying._due
 
 
 def test_duplicate_from_before_a_jump_is_let_go_by_what_is_seen_after_it_and_by_nothing_older(ledger: Ledger):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ingestd.ledger import moves
+from ingestd.ledger import NewCandidate, moves
 from ingestd.lifecycle import Content, Reason, State
 from tests.builders import dataset_bytes, part10
 from tests.emulating import Identity
@@ -30,6 +30,7 @@ from tests.ledger_builders import (
     outcome,
     refusal,
     send,
+    source,
 )
 from tests.torture.feeding import Kind, Written
 
@@ -119,7 +120,7 @@ class House:
         return "\n".join(self.invariants.check_end(self.reading))
 
     def place(self, entry_id: int) -> Path:
-        (path,) = self.reading.execute("SELECT path FROM instance WHERE id = ?", (entry_id,)).fetchone()
+        (path,) = self.reading.execute("SELECT path FROM file WHERE id = ?", (entry_id,)).fetchone()
         return self.world.spool / path
 
     def breaks(self, sql: str, *values: object) -> None:
@@ -183,7 +184,12 @@ def test_file_with_another_content_is_said(house: House):
 
 def test_copy_that_is_sent_instead_and_is_gone_is_said(house: House):
     house.takes(1)
-    house.breaks("UPDATE instance SET reencoded_path = 'explicit/in/1', reencoded_digest = digest")
+    house.breaks(
+        "INSERT INTO rendition (id, file_id, recipe, path, study_id, series_uid, sop_uid, transfer_syntax, digest,"
+        " meta_digest, dataset_offset, size_bytes, made_at) SELECT 1, id, 'explicit_vr', 'explicit/in/1', study_id,"
+        " series_uid, sop_uid, transfer_syntax, digest, meta_digest, dataset_offset, size_bytes, 1 FROM file"
+    )
+    house.breaks("UPDATE delivery SET rendition_id = 1")
 
     assert "row 1 (PENDING): its file is gone" in house.said()
 
@@ -253,7 +259,7 @@ def test_file_that_went_before_its_time_is_said_and_after_it_is_not(house: House
 def test_file_that_is_needed_still_is_said_however_old(house: House):
     house.world.retain = HOUR
     house.takes(1)
-    house.breaks("UPDATE instance SET removed_at = admitted_at")
+    house.breaks("UPDATE file SET removing_at = admitted_at")
 
     assert "row 1 (PENDING): its file is gone" in house.said(now=NOW + 24 * HOUR)
 
@@ -271,14 +277,29 @@ def test_nothing_may_go_where_nothing_is_old_enough(house: House):
 @pytest.mark.parametrize(
     "sql, said",
     [
-        ("UPDATE instance SET state = 'STORED', next_check_at = 1", "its history ends in PENDING, it is in STORED"),
-        ("UPDATE instance SET claim_token = 'x'", "has a claim token, or none"),
-        ("UPDATE instance SET queued = 0", "is queued, or is not, as it should be"),
+        ("UPDATE delivery SET state = 'STORED', next_check_at = 1", "its history ends in PENDING, it is in STORED"),
+        ("UPDATE delivery SET claim_token = x'00'", "has a claim token, or none"),
+        ("UPDATE delivery SET queued = 0", "is queued, or is not, as it should be"),
         ("UPDATE state_count SET entries = 7", "the kept counts say"),
-        ("UPDATE study SET waiting = 2", "kept and counted differ in {'waiting'"),
+        ("UPDATE study_sum SET waiting = 2", "kept and counted differ in {'waiting'"),
         ("UPDATE history SET after = 'CONFIRMED'", "no legal move None -> CONFIRMED"),
         ("UPDATE history SET before = 'FAILED'", "a move from FAILED when it was in None"),
-        ("INSERT INTO history (entry_id, at, after) VALUES (7, 1, 'PENDING')", "row 7: its history ends in PENDING"),
+        (
+            "INSERT INTO history (file_id, delivery_id, at, after) VALUES (7, 7, 1, 'PENDING')",
+            "row 7: its history ends in PENDING, it is in None",
+        ),
+        (
+            "INSERT INTO history (file_id, at, before, after) VALUES (1, 1, 'REJECTED', 'DISCARDED')",
+            "row 1: a move from REJECTED when it was in None",
+        ),
+        ("UPDATE delivery SET size_bytes = 7", "row 1 (PENDING) is not what its file or rendition is"),
+        ("UPDATE delivery SET identity = zeroblob(16)", "row 1 (PENDING) has another identity than its UIDs"),
+        ("UPDATE file SET identity = zeroblob(16)", "file 1 has another identity than its UIDs"),
+        ("UPDATE file SET state = 'REJECTED'", "file 1 has neither an end nor a delivery, or both"),
+        ("UPDATE file SET needed_by = 2", "file 1 is needed by 1 deliveries and counts 2"),
+        ("UPDATE file SET unneeded_at = 1", "file 1 is unneeded, or is not, as it should be"),
+        ("UPDATE file SET in_spool = 0", "file 1 lies in the spool, or does not, as it should"),
+        ("UPDATE sequence SET next = 1 WHERE name = 'file'", "the sequence of file is at 1, and file has 1"),
     ],
 )
 def test_row_that_moved_by_no_rule_is_said(house: House, sql: str, said: str):
@@ -299,8 +320,8 @@ def test_history_that_was_committed_and_is_gone_is_said(house: House):
 def test_identity_that_two_rows_hold_is_said(house: House):
     house.takes(1)
     house.takes(1)
-    house.breaks("DROP INDEX instance_holds")
-    house.breaks("UPDATE instance SET state = 'PENDING', holds = 1")
+    house.breaks("DROP INDEX delivery_holds")
+    house.breaks("UPDATE delivery SET state = 'PENDING', holds = 1")
 
     assert "1.2.1.1.1 is held by 2 rows" in house.said()
 
@@ -308,7 +329,7 @@ def test_identity_that_two_rows_hold_is_said(house: House):
 def test_duplicate_that_waits_for_nobody_is_said(house: House):
     house.takes(1)
     house.takes(1)
-    house.breaks("UPDATE instance SET holder_id = 99 WHERE id = 2")
+    house.breaks("UPDATE delivery SET holder_id = 99 WHERE id = 2")
 
     assert "row 2 (DUPLICATE) waits for a row that delivers nothing" in house.said()
 
@@ -386,7 +407,8 @@ def test_sending_again_without_coming_back_is_said(house: House):
     send(house.ledger, 1)
     (attempt_id,) = house.reading.execute("SELECT id FROM attempt").fetchone()
     house.breaks(
-        "INSERT INTO history (entry_id, at, before, after, attempt_id) VALUES (1, 1, 'STORED', 'SENDING', ?)",
+        "INSERT INTO history (file_id, delivery_id, at, before, after, attempt_id)"
+        " VALUES (1, 1, 1, 'STORED', 'SENDING', ?)",
         attempt_id,
     )
 
@@ -486,6 +508,58 @@ def test_whole_file_that_is_rejected_is_said_and_a_broken_one_is_not(house: Hous
     assert "bad/IM00001 was written whole and is REJECTED (truncated)" in house.said()
 
 
+# A file whose bytes changed
+
+
+def read_again(house: House) -> int:
+    """Let a file that is still to be sent have other bytes, and be read again: the row that it is now."""
+    entry_id, was, content = house.takes(1)
+    send(house.ledger, 1, state=State.PENDING, reason=Reason.NOT_SENT)
+    place = house.place(entry_id)
+    place.write_bytes(content[:-1] + b"x")
+    digest = digest_of(place.read_bytes())
+    came = arrival(1, relative_path=was.name)
+    came = replace(came, path=str(place.relative_to(house.world.spool)), content=replace(came.content, digest=digest))
+    with house.ledger.transaction() as tx:
+        answer = moves.reread(tx, entry_id, came, now=LATER)
+    house.written[-1] = replace(was, sha256=digest)
+    assert answer.entry_id is not None
+    return answer.entry_id
+
+
+def test_file_whose_bytes_changed_may_have_two_rows(house: House):
+    entry_id = read_again(house)
+    assert house.said() == ""
+
+    send(house.ledger, 1, now=LATER + HOUR)
+    house.server.took(house.written[0], house.place(entry_id).read_bytes(), at=LATER + HOUR)
+    confirm(house.ledger, entry_id, now=LATER + 2 * HOUR)
+    assert house.said_at_the_end() == ""
+
+
+_SAME_CONTENT = """UPDATE file SET (digest, meta_digest) = (SELECT digest, meta_digest FROM file WHERE id = 2)
+    WHERE id = 1"""
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE delivery SET reason = 'discarded' WHERE id = 1",
+        "UPDATE file SET removed_at = NULL WHERE id = 1",
+        "UPDATE file SET relative_path = 'another' WHERE id = 2",
+        _SAME_CONTENT,
+    ],
+)
+def test_row_that_lost_its_file_to_no_other_content_is_said(house: House, sql: str):
+    read_again(house)
+    house.breaks("DROP INDEX file_path")
+    house.breaks(sql)
+
+    said = house.said_at_the_end()
+    assert "row 1 (DISCARDED): its file is gone" in said
+    assert "1.2.1.1.1: files written [1]" in said
+
+
 # The end
 
 
@@ -493,9 +567,8 @@ def test_what_is_left_over_is_said_at_the_end(house: House):
     house.delivers(1)
     (house.world.drop / "LEFT").write_bytes(b"x")
     (house.world.spool / "files" / "in" / ("f" * 32)).write_bytes(b"y")
-    house.breaks(
-        "INSERT INTO candidate (host, inbox, relative_path, source, since) VALUES ('h', 'i', 'r', '1:2:3:4', 1)"
-    )
+    with house.ledger.transaction() as tx:
+        moves.add_candidates(tx, [NewCandidate(inbox="in", relative_path="r", source=source())], now=NOW)
     assert house.said() == ""
 
     said = house.said_at_the_end()

@@ -22,6 +22,7 @@ MEANING = {
     State.CONFIRMED: "the server itself shows it",
     State.FAILED: "given up; the file is kept",
     State.REJECTED: "not taken; the file is set aside or left where it is",
+    State.UNROUTED: "taken in, and no rule says where it goes; the file is kept",
     State.DUPLICATE: "the same object with the same content is already here",
     State.CONFLICT: "the same object with other content is already here or on the server; both are kept",
     State.DELETED: "was on the server, and somebody deleted it there",
@@ -108,6 +109,7 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
         State.REJECTED,
         Reason.UNREADABLE,
     ): f"it could not be read: look at its permissions and at the disk, then {_RETRY}",
+    (State.UNROUTED, None): f"say in `rules` where such files go, or {_DISCARD}",
     (State.CONFLICT, None): (
         "compare the two: keep the first with `ingestd resolve {id} --discard`, or, where the server can replace, "
         "send this one instead with `ingestd resolve {id} --replace`"
@@ -129,15 +131,11 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
 AFTER_SEND = "run `ingestd send` on its folder again: it came by that, and the daemon leaves it alone"
 
 
-def next_step(
-    state: State, reason: Reason | None, *, entry_id: int | None = None, held: str | None = None, why: str = ""
-) -> str:
+def next_step(state: State, reason: Reason | None, *, entry_id: int | None = None, why: str = "") -> str:
     """Say in a sentence what to do next about a row in this state for this reason.
 
     ``why`` is what the server or the reader said of it; without one it is told how to see that.
     """
-    if held:
-        return as_typed(f"held back ({held}): mend that, then `ingestd retry {entry_id or 'ID'}`")
     sentence = _NEXT.get((state, reason)) or _NEXT[(state, None)]
     sentence = sentence.replace("{why}", f" ({why})" if why else " (why: `ingestd explain {id}`)")
     return as_typed(sentence.replace("{id}", "ID" if entry_id is None else str(entry_id)))
@@ -145,7 +143,7 @@ def next_step(
 
 def advice_for(entry: Entry) -> str:
     """Say what to do next about this very row, and why it came to be what it is."""
-    return next_step(entry.state, entry.reason, entry_id=entry.entry_id, held=entry.hold_reason, why=_why_of(entry))
+    return next_step(entry.state, entry.reason, entry_id=entry.entry_id, why=_why_of(entry))
 
 
 def _why_of(entry: Entry) -> str:

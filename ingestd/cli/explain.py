@@ -254,9 +254,9 @@ def _step_at_present(entry: Entry, unanswered: Alarm | None, *, sender: str, pau
     from .advice import AFTER_SEND
 
     step = _step(entry, unanswered)
-    if entry.host == sender and (entry.request or (entry.state in UNCONFIRMED and not entry.hold_reason)):
+    if entry.host == sender and (entry.request or entry.state in UNCONFIRMED):
         step = AFTER_SEND
-    elif paused and entry.state in UNCONFIRMED and not entry.hold_reason:
+    elif paused and entry.state in UNCONFIRMED:
         step = f"{step}; but nothing is sent at present: {paused}; see `ingestd status`"
     return as_typed(step)
 
@@ -264,4 +264,4 @@ def _step_at_present(entry: Entry, unanswered: Alarm | None, *, sender: str, pau
 def _waits_for_proof(entry: Entry) -> bool:
     from ingestd.lifecycle import State
 
-    return entry.state in (State.STORED, State.UNCERTAIN) and not entry.hold_reason
+    return entry.state in (State.STORED, State.UNCERTAIN)

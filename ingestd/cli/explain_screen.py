@@ -68,8 +68,6 @@ def _facts(
                 yield name, f"{meaning(code)}, {code} ({code:04X}H)"
     if entry.failed_attributes:
         yield "Attributes", plain(", ".join(entry.failed_attributes))
-    if entry.hold_reason:
-        yield "Held back", plain(entry.hold_reason)
     yield "Dropped as", whole(entry.relative_path)
     yield (
         "Dropped into",

@@ -102,7 +102,7 @@ def _needs_person(status: Status) -> Iterator[Block]:
         if needs_person(count.state, count.reason) and count.rows:
             key = (str(count.state), count.reason)
             sums[key] = sums.get(key, 0) + count.rows
-    if not sums and not status.held:
+    if not sums:
         return
     rows = [
         (
@@ -113,8 +113,6 @@ def _needs_person(status: Status) -> Iterator[Block]:
         )
         for (state, reason), rows in sorted(sums.items())
     ]
-    if status.held:
-        rows.append((styled("PENDING"), "held", status.held, as_typed("see `ingestd explain` of one of them")))
     title = f"Needs a person: {status.needs_person}" + (f" (and {status.clutter} clutter)" if status.clutter else "")
     yield blank
     yield table(("State", "Reason", "Files>", "What to do"), rows, title=title)

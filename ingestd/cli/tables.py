@@ -27,6 +27,7 @@ STYLES = {
     "DELETED": "yellow",
     "CONFLICT": "magenta",
     "REJECTED": "red",
+    "UNROUTED": "red",
     "FAILED": "red",
 }
 _SGR = {

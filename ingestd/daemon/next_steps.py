@@ -269,8 +269,8 @@ class NextSteps:
         for key, noted, refusal in self._refused:
             origin = noted.seen.origin
             if origin.row is not None:
-                is_moved = moves.reread_refused(self._tx, origin.row.entry_id, refusal, now=self._now.utc)
-                self._record_refused(key, noted, refusal, origin.row.entry_id if is_moved else None)
+                entry_id = moves.reread_refused(self._tx, origin.row.entry_id, refusal, now=self._now.utc)
+                self._record_refused(key, noted, refusal, entry_id)
             elif origin.requested and origin.former is not None:
                 moves.request_failed(self._tx, origin.former, note=refusal.note, now=self._now.utc)
                 self._return(key, noted, Leave.DONE)

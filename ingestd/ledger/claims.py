@@ -5,17 +5,17 @@
 1. Whether the study may go now. The caller's list of due studies is a hint: here the study is read in the transaction
    that claims. It has rows waiting, its backoff is over (or lies further ahead than any backoff can: another clock
    set it), and, while it is in trouble, none of its batches is out.
-2. Which rows: those of its queue, of this host alone, the oldest first. A few more are read than fill a batch,
-   and ``lifecycle.cut_batch`` cuts: that rule (halving, alone, no UID twice) stands there and nowhere else.
-3. What each part is: the Explicit VR copy if the row has one, else the file, with the digests that it must still have.
-   The sender gets these and never looks into the ledger, so nothing may be left to be asked later.
+2. Which rows: those of its queue, of this spool and destination alone, the oldest first. A few more are read than fill
+   a batch, and ``lifecycle.cut_batch`` cuts: that rule (halving, alone, no UID twice) stands there and nowhere else.
+3. What each part is: the rendition if the row has one, else the file, with the UIDs and digests that it must still
+   have. The sender gets these and never looks into the ledger, so nothing may be left to be asked later.
 4. The attempt's row, then the rows to SENDING under the attempt's token. Both are in one transaction, and whoever posts
    registers it with ``tx.on_commit``: that is G5. A batch that is posted before that COMMIT is a fault, always.
 
 The token is drawn anew for each claim, and ``finish`` knows its rows by it: an answer that comes late, to a row that
 was settled and claimed once more, meets another token and changes nothing (G4).
 
-``recover`` belongs to the start, before anything is claimed: rows in SENDING are then nobody's. It never says "not
+``recover`` belongs to the start, before anything is claimed: rows with a token are then nobody's. It never says "not
 sent": the process may have died with the last byte out, so each is UNCERTAIN and the server is asked (G6). It charges
 nothing. The attempts are closed as interrupted, and what counts posts in flight begins at 0, behind the counters that
 were gathered. ``wake`` only lets a row's wait end; when the study goes is said by its own sums.
@@ -31,27 +31,25 @@ from itertools import starmap
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, func, insert, or_, select, update
 
-from ingestd.lifecycle import Batch, Part, Reason, State, Waiting, cut_batch
+from ingestd.lifecycle import Batch, Identity, Part, Reason, State, Waiting, cut_batch
 
-from . import dialect
 from .row import (
-    COPY,
     QUEUED,
+    RENDERED,
+    RENDITION,
     ROW,
     UNASKED,
     Row,
     columns,
-    content_of,
-    content_of_copy,
-    identity_of,
+    content_sent,
     make_row,
     path_of,
     reach_of,
     tuple_of,
 )
-from .schema import attempt, candidate, instance, study
+from .schema import attempt, candidate, delivery, file, rendition, study_sum
 from .transaction import Transaction
 from .values import Recovered
 
@@ -61,21 +59,33 @@ _SPARE = 16
 _RECOVERED_AT_ONCE = 1000
 
 
-# What a part needs beyond its Row.
-_PART = (*columns("path relative_path meta_digest dataset_offset alone replaces sop_class_uid"), *COPY)
+# What names an instance on the server, beside its study: the UIDs that were sent.
+SERIES_SENT: ColumnElement[str] = func.coalesce(rendition.c.series_uid, file.c.series_uid)
+SOP_SENT: ColumnElement[str] = func.coalesce(rendition.c.sop_uid, file.c.sop_uid)
 
+# What a part needs beyond its Row.
+_PART = (
+    *columns("rendition_id path relative_path meta_digest dataset_offset alone replaces sop_class_uid"),
+    SERIES_SENT.label("sent_series_uid"),
+    SOP_SENT.label("sent_sop_uid"),
+    *RENDITION,
+)
 _QUEUED = (*ROW, *_PART)
 _Queued = tuple_of(_QUEUED)
 
-_OWN_STUDY = (study.c.host == bindparam("host"), study.c.study_uid == bindparam("study_uid"))
-_QUEUE_OF = ("waiting", "waiting_bytes", "charged", "pauses", "in_flight", "next_attempt_at")
-_STUDY = select(*(study.c[name] for name in _QUEUE_OF)).where(*_OWN_STUDY).with_for_update()
+_QUEUE_OF = ("study_id", "waiting", "waiting_bytes", "charged", "pauses", "in_flight", "next_attempt_at")
+_STUDY = (
+    select(*(study_sum.c[name] for name in _QUEUE_OF))
+    .where(*(study_sum.c[name] == bindparam(name) for name in ("study_id", "destination_id", "spool_id")))
+    .with_for_update()
+)
 _QUEUE = (
     select(*_QUEUED)
-    .where(QUEUED, instance.c.host == bindparam("host"), instance.c.study_uid == bindparam("study_uid"))
-    .order_by(instance.c.admitted_at, instance.c.id)
+    .select_from(RENDERED)
+    .where(QUEUED, *(delivery.c[name] == bindparam(name) for name in ("destination_id", "spool_id", "study_id")))
+    .order_by(delivery.c.admitted_at, delivery.c.id)
     .limit(bindparam("limit"))
-    .with_for_update()
+    .with_for_update(of=delivery)
 )
 _OPEN_ATTEMPT = insert(attempt)
 
@@ -85,8 +95,8 @@ def recover(tx: Transaction, *, now: datetime) -> Recovered:
     uncertain = 0
     while True:
         rows = tx.rows(
-            tx.select_rows(instance.c.state == State.SENDING, instance.c.host == tx.host)
-            .order_by(instance.c.changed_at)
+            tx.select_rows(delivery.c.claim_token.is_not(None), delivery.c.spool_id == tx.spool_id)
+            .order_by(delivery.c.id)
             .limit(_RECOVERED_AT_ONCE)
         )
         for row in rows:
@@ -105,14 +115,15 @@ def recover(tx: Transaction, *, now: datetime) -> Recovered:
             break
     closed = tx.connection.execute(
         update(attempt)
-        .where(attempt.c.host == tx.host, attempt.c.finished_at.is_(None))
+        .where(attempt.c.spool_id == tx.spool_id, attempt.c.finished_at.is_(None))
         .values(finished_at=now, interrupted=1, error="the process ended before the answer was read")
     )
     # Behind the counters that were gathered, which may know of posts in flight themselves.
     tx.flush_all()
-    tx.connection.execute(update(study).where(study.c.host == tx.host, study.c.in_flight > 0).values(in_flight=0))
+    in_flight = (study_sum.c.spool_id == tx.spool_id, study_sum.c.in_flight > 0)
+    tx.connection.execute(update(study_sum).where(*in_flight).values(in_flight=0))
     left = tx.connection.execute(
-        select(func.count()).select_from(candidate).where(candidate.c.host == tx.host)
+        select(func.count()).select_from(candidate).where(candidate.c.spool_id == tx.spool_id)
     ).scalar_one()
     return Recovered(uncertain=uncertain, attempts=closed.rowcount, candidates=left)
 
@@ -121,11 +132,12 @@ def wake(tx: Transaction, *, now: datetime) -> int:
     """Let deferred rows whose time has come join the queue of their study."""
     rows = tx.rows(
         tx.select_rows(
-            instance.c.next_attempt_at.is_not(None),
-            or_(instance.c.next_attempt_at <= now, instance.c.next_attempt_at > now + tx.longest.backoff),
-            instance.c.host == tx.host,
+            delivery.c.next_attempt_at.is_not(None),
+            or_(delivery.c.next_attempt_at <= now, delivery.c.next_attempt_at > now + tx.longest.backoff),
+            delivery.c.destination_id == tx.destination_id,
+            delivery.c.spool_id == tx.spool_id,
         )
-        .order_by(instance.c.next_attempt_at)
+        .order_by(delivery.c.next_attempt_at)
         .limit(_RECOVERED_AT_ONCE)
     )
     for row in rows:
@@ -137,7 +149,7 @@ def wake(tx: Transaction, *, now: datetime) -> int:
 def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
     """Take the next batch of a study: its rows are SENDING and its attempt is on record before anything leaves (G5)."""
     tx.flush()
-    limits = tx.limits_of(tx.host)
+    limits = tx.limits_of(tx.spool_id)
     found = read_study(tx, study_uid)
     if found is None or not found.waiting:
         return None
@@ -148,23 +160,22 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
     # So many rows fill a batch, going by the size of the study's files.
     by_bytes = limits.max_bytes * found.waiting // max(1, found.waiting_bytes) * 2
     look_at = min(limits.max_instances, max(by_bytes, 1)) + _SPARE
-    wanted = {"host": tx.host, "study_uid": study_uid, "limit": look_at}
+    wanted = {**_key(tx, found.study_id), "limit": look_at}
     queue = list(starmap(_Queued, tx.connection.execute(_QUEUE, wanted)))
     cut = cut_batch(map(_waiting, queue), limits, charged=found.charged)
     taken = set(map(attrgetter("entry_id"), cut))
     queue = [row for row in queue if row.id in taken]
     batch = Batch(
-        attempt_id=dialect.next_id(tx.connection, attempt),
+        attempt_id=tx.next_number("attempt"),
         claim_token=secrets.token_hex(16),
         study_uid=study_uid,
-        parts=tuple([_part(tx, row, now) for row in queue]),
+        parts=tuple([_part(tx, study_uid, row, now) for row in queue]),
         started_at=now,
         charged=found.charged,
     )
     opened = {
         "id": batch.attempt_id,
-        "host": tx.host,
-        "study_uid": study_uid,
+        **_key(tx, found.study_id),
         "claim_token": batch.claim_token,
         "started_at": now,
         "instances": len(batch.parts),
@@ -172,7 +183,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
     }
     tx.connection.execute(_OPEN_ATTEMPT, opened)
     _mark_sending(tx, batch, [make_row(row[: len(ROW)]) for row in queue])
-    tx.counters.set_study(tx.host, study_uid, now, in_flight=found.in_flight + 1)
+    set_study(tx, found, now, in_flight=found.in_flight + 1)
     tx.flush()
     return batch
 
@@ -180,23 +191,23 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
 def _waiting(row: Any) -> Waiting:
     return Waiting(
         entry_id=row.id,
-        sop_uid=row.sop_uid,
-        size_bytes=row.size_bytes if row.reencoded_path is None else row.reencoded_size_bytes,
+        sop_uid=row.sent_sop_uid,
+        size_bytes=row.size_bytes,
         charged=row.charged,
         alone=bool(row.alone),
     )
 
 
-def _part(tx: Transaction, row: Any, now: datetime) -> Part:
-    reencoded = row.reencoded_path is not None
-    if reencoded:
-        content, path = content_of_copy(row), path_of(tx.spool, row.reencoded_path)
-    else:
-        content = content_of(row)
-        path = reach_of(tx.spool, row.path, in_place=bool(row.in_place), relative_path=row.relative_path)
+def _part(tx: Transaction, study_uid: str, row: Any, now: datetime) -> Part:
+    content, reencoded = content_sent(row), row.rendition_id is not None
+    path = (
+        path_of(tx.spool, row.sent_path)
+        if reencoded
+        else reach_of(tx.spool, row.path, in_place=bool(row.in_place), relative_path=row.relative_path)
+    )
     return Part(
         entry_id=row.id,
-        identity=identity_of(row),
+        identity=Identity(study_uid=study_uid, series_uid=row.sent_series_uid, sop_uid=row.sent_sop_uid),
         path=path,
         content=content,
         attempts=row.attempts,
@@ -232,6 +243,18 @@ def _mark_sending(tx: Transaction, batch: Batch, rows: Sequence[Row]) -> None:
 
 def read_study(tx: Transaction, study_uid: str) -> Any:
     """Read a study's queue, and what its next attempt depends on; None if there is no such study."""
-    if tx.counters.has_changed(tx.host, study_uid):
+    study_id = tx.study_id(study_uid)
+    if study_id is None:
+        return None
+    if tx.counters.has_changed(tx.spool_id, tx.destination_id, study_id):
         tx.flush_all()
-    return tx.connection.execute(_STUDY, {"host": tx.host, "study_uid": study_uid}).one_or_none()
+    return tx.connection.execute(_STUDY, _key(tx, study_id)).one_or_none()
+
+
+def set_study(tx: Transaction, found: Any, at: datetime, **values: Any) -> None:
+    """Set what is no sum of a study that ``read_study`` gave."""
+    tx.counters.set_study(tx.spool_id, tx.destination_id, found.study_id, at, **values)
+
+
+def _key(tx: Transaction, study_id: int) -> dict[str, int]:
+    return {"spool_id": tx.spool_id, "destination_id": tx.destination_id, "study_id": study_id}

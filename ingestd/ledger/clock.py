@@ -6,11 +6,11 @@ as long as they would have; what has to have passed for certain, and what came b
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, bindparam, insert, type_coerce, update
+from sqlalchemy import BigInteger, bindparam, insert, select, type_coerce, update
 
 from .column_types import MICROSECOND
 from .counters import set_due_again
-from .schema import clock, instance, study
+from .schema import clock, delivery, destination, study_sum
 from .transaction import Transaction
 from .values import ClockLine
 
@@ -18,9 +18,13 @@ _BY = bindparam("b_by", type_=BigInteger())
 # A study's quiet period is short, and read by its own longest: it stays, and when the study is due is said anew.
 _MOVE = tuple(
     update(at.table)
-    .where(at.table.c.host == bindparam("b_host"), at.is_not(None))
+    .where(
+        at.table.c.destination_id.in_(select(destination.c.id)),
+        at.table.c.spool_id == bindparam("b_spool"),
+        at.is_not(None),
+    )
     .values({at.name: type_coerce(at, BigInteger) + _BY})
-    for at in (instance.c.next_attempt_at, instance.c.next_check_at, study.c.next_attempt_at)
+    for at in (delivery.c.next_attempt_at, delivery.c.next_check_at, study_sum.c.next_attempt_at)
 )
 
 
@@ -32,16 +36,16 @@ def put_clock(tx: Transaction, line: ClockLine) -> None:
     tx.connection.execute(
         insert(clock),
         {
-            "host": tx.host,
+            "spool_id": tx.spool_id,
             "at": jump.at,
             "boot": line.boot,
             "offset_us": line.offset // MICROSECOND,
             "by_us": jump.by // MICROSECOND,
-            "last_entry_id": jump.last_entry_id,
+            "last_file_id": jump.last_entry_id,
             "last_attempt_id": jump.last_attempt_id,
         },
     )
     if jump.by:
         for statement in _MOVE:
-            tx.connection.execute(statement, {"b_host": tx.host, "b_by": jump.by // MICROSECOND})
-        set_due_again(tx.connection, tx.host, tx.limits_of(tx.host))
+            tx.connection.execute(statement, {"b_spool": tx.spool_id, "b_by": jump.by // MICROSECOND})
+        set_due_again(tx.connection, tx.spool_id, tx.limits_of(tx.spool_id))

@@ -107,7 +107,7 @@ class PathText(_Kept[str]):
 
 
 class Stat(_Kept[SourceStat]):
-    """What the kernel said of a file, as "device:inode:size:mtime_ns".
+    """What the kernel said of a file, as "inode:size:mtime_ns"; the device has another number after a remount.
 
     Text, because an inode may be unsigned and an mtime beyond the year 2262: neither fits a database's integer.
     """
@@ -116,12 +116,12 @@ class Stat(_Kept[SourceStat]):
 
     @staticmethod
     def _keep(value: SourceStat) -> str:
-        return f"{value.device}:{value.inode}:{value.size_bytes}:{value.mtime_ns}"
+        return f"{value.inode}:{value.size_bytes}:{value.mtime_ns}"
 
     @staticmethod
     def _give(value: str) -> SourceStat:
-        device, inode, size_bytes, mtime_ns = map(int, value.split(":"))
-        return SourceStat(device=device, inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns)
+        inode, size_bytes, mtime_ns = map(int, value.split(":"))
+        return SourceStat(inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns)
 
 
 class Nanoseconds(_Kept[int]):

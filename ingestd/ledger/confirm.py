@@ -28,9 +28,9 @@ hand was in it: presence alone proves that row no more.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Update, and_, bindparam, case, literal, or_, select, update
@@ -42,6 +42,7 @@ from ingestd.lifecycle import (
     REFUSALS,
     Backoff,
     FeedCursor,
+    Identity,
     Outcome,
     Reason,
     Sameness,
@@ -50,32 +51,54 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
+from .claims import SERIES_SENT, SOP_SENT
 from .destination import set_cursor
 from .finish import need_of
-from .row import HOLDS, ROW, UNASKED, Row, as_json, columns, pieces, same_bytes
-from .schema import instance
+from .identity import hash_of
+from .row import (
+    ENDED,
+    HOLDS,
+    OF_STUDY,
+    SELECT_ROWS,
+    UNASKED,
+    Row,
+    as_json,
+    columns,
+    identity_of,
+    is_same_identity,
+    pieces,
+    same_bytes,
+)
+from .schema import delivery, study
 from .transaction import Transaction
 from .values import Applied
 
 _BETTER = frozenset({State.STORED, State.CONFIRMED})
+_AT_DESTINATION = (
+    delivery.c.destination_id == bindparam("destination_id"),
+    dialect.among(delivery.c.identity, "identities"),
+)
 _GAVE_UP = (
-    select(*ROW)
-    .where(
-        dialect.among(instance.c.sop_uid, "sop_uids"),
-        dialect.unindexed(instance.c.state).in_([State.DELETED, State.FAILED]),
-    )
-    .with_for_update()
+    SELECT_ROWS.where(*_AT_DESTINATION, ENDED, dialect.unindexed(delivery.c.state).in_([State.DELETED, State.FAILED]))
+    .order_by(delivery.c.id)
+    .with_for_update(of=delivery)
 )
 
 
-_SEEN = (
-    select(*columns("id state holds study_uid series_uid sop_uid seen_sequence needs_content_check"))
-    .where(
-        dialect.among(instance.c.sop_uid, "sop_uids"), or_(HOLDS, dialect.unindexed(instance.c.state) == State.DELETED)
+_SELECT_SEEN = (
+    select(
+        *columns("id state seen_sequence needs_content_check"),
+        study.c.uid.label("study_uid"),
+        SERIES_SENT.label("series_uid"),
+        SOP_SENT.label("sop_uid"),
     )
-    .order_by(instance.c.id)
-    .with_for_update()
+    .select_from(OF_STUDY)
+    .where(*_AT_DESTINATION)
+    .order_by(delivery.c.id)
+    .with_for_update(of=delivery)
 )
+_HELD_SEEN = _SELECT_SEEN.where(HOLDS)
+_DELETED_SEEN = _SELECT_SEEN.where(ENDED, dialect.unindexed(delivery.c.state) == State.DELETED)
 
 
 def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backoff: Backoff, jitter: float) -> Applied:
@@ -122,8 +145,7 @@ def _is_in_the_way(tx: Transaction, row: Row, outcome: Outcome) -> bool:
     """Whether another row holds the identity that this one would take up again."""
     if row.state in HOLDING or outcome.state not in HOLDING:
         return False
-    identity = row.identity
-    return identity is not None and tx.holder_of(identity) is not None
+    return tx.holder_of(row) is not None
 
 
 def _not_settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime, backoff: Backoff, jitter: float) -> None:
@@ -212,17 +234,17 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
     for piece in pieces(list(confirmed)):
         duplicates = tx.rows(
             tx.select_rows(
-                instance.c.holder_id.is_not(None),
-                instance.c.holder_id.in_(piece),
-                dialect.unindexed(instance.c.state) == State.DUPLICATE,
-                instance.c.settled_at.is_(None),
+                delivery.c.holder_id.is_not(None),
+                delivery.c.holder_id.in_(piece),
+                dialect.unindexed(delivery.c.state) == State.DUPLICATE,
+                delivery.c.settled_at.is_(None),
             )
         )
         for duplicate in duplicates:
             assert duplicate.holder_id is not None, "the statement asked for it"
             evidence_at = confirmed[duplicate.holder_id]
             # Dropped before the clock was set, it is older than what was seen since, whatever the times say.
-            is_across = jump is not None and duplicate.id <= jump.last_entry_id
+            is_across = jump is not None and duplicate.file_id <= jump.last_entry_id
             dropped_at = jump.at if jump is not None and is_across else duplicate.admitted_at
             if evidence_at is not None and dropped_at <= evidence_at:
                 tx.change(duplicate, to={"settled_at": now}, at=now)
@@ -235,11 +257,11 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
 
 def _free_a_person(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> None:
     """Say of DELETED and FAILED rows that their very file was dropped again, and is on the server now."""
-    by_identity = dict(zip(map(attrgetter("identity"), confirmed), confirmed, strict=True))
-    for piece in pieces(list(map(attrgetter("sop_uid"), confirmed))):
-        for former in tx.rows(_GAVE_UP, sop_uids=piece):
-            again = by_identity.get(former.identity)
-            if again is not None and again.id > former.id and same_bytes(again, former):
+    by_identity = {row.identity: row for row in confirmed}
+    for piece in pieces(list(by_identity)):
+        for former in tx.rows(_GAVE_UP, destination_id=tx.destination_id, identities=piece):
+            again = by_identity[former.identity]
+            if again.id > former.id and is_same_identity(again, former) and same_bytes(again, former):
                 reason, note = Reason.DROPPED_AGAIN, f"its file was dropped again as row {again.id}, which is confirmed"
                 tx.change(former, to={"reason": reason, "note": note, "changed_at": now}, at=now)
                 tx.note(former, at=now, reason=reason, note=note)
@@ -250,14 +272,14 @@ def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime, note
     values: dict[str, Any] = {"next_check_at": at}
     if note:
         # What one was refused with is all that is known of it; what another was confirmed by is its proof.
-        waits = instance.c.state.in_([State.STORED, State.UNCERTAIN])
-        may_take = and_(waits, or_(instance.c.reason.is_(None), instance.c.reason.not_in(REFUSALS)))
-        values["note"] = case((may_take, literal(note, instance.c.note.type)), else_=instance.c.note)
+        waits = delivery.c.state.in_([State.STORED, State.UNCERTAIN])
+        may_take = and_(waits, or_(delivery.c.reason.is_(None), delivery.c.reason.not_in(REFUSALS)))
+        values["note"] = case((may_take, literal(note, delivery.c.note.type)), else_=delivery.c.note)
     changed = 0
     for piece in pieces(list(entry_ids)):
         changed += tx.connection.execute(
-            update(instance)
-            .where(dialect.among(instance.c.id, "ids"), dialect.unindexed(instance.c.state).in_(PROVABLE))
+            update(delivery)
+            .where(dialect.among(delivery.c.id, "ids"), dialect.unindexed(delivery.c.state).in_(PROVABLE))
             .values(values),
             {"ids": piece},
         ).rowcount
@@ -268,19 +290,17 @@ def record_sightings(
     tx: Transaction, sightings: Sequence[Sighting], *, now: datetime, cursor: FeedCursor | None = None
 ) -> int:
     """Keep on the rows what the change feed shows of them, and advance its cursor in the same transaction."""
-    newest: dict[tuple[str, str, str], Sighting] = {}
-    disturbed: set[tuple[str, str, str]] = set()
+    newest: dict[Identity, Sighting] = {}
+    disturbed: set[Identity] = set()
     for sighting in sightings:
-        key = (sighting.identity.study_uid, sighting.identity.series_uid, sighting.identity.sop_uid)
-        former = newest.get(key)
+        former = newest.get(sighting.identity)
         if former is None or sighting.sequence > former.sequence:
-            newest[key] = sighting
+            newest[sighting.identity] = sighting
         if sighting.disturbed or (former is not None and former.sequence != sighting.sequence):
-            disturbed.add(key)
+            disturbed.add(sighting.identity)
     updates: dict[bool, list[dict[str, Any]]] = defaultdict(list)
-    for row in _rows_seen(tx, newest):
-        key = (row.study_uid, row.series_uid, row.sop_uid)
-        sighting = newest[key]
+    for identity, row in _rows_seen(tx, newest).items():
+        sighting = newest[identity]
         if row.seen_sequence is not None and row.seen_sequence >= sighting.sequence:
             continue
         params = {
@@ -289,7 +309,7 @@ def record_sightings(
             "b_action": sighting.action,
             "b_state": sighting.state,
             "b_at": sighting.at,
-            "b_content": int(row.needs_content_check or row.seen_sequence is not None or key in disturbed),
+            "b_content": int(row.needs_content_check or row.seen_sequence is not None or identity in disturbed),
         }
         provable = row.state in PROVABLE
         if provable:
@@ -312,22 +332,23 @@ def _sighting_update(*, check: bool) -> Update:
     }
     if check:
         values["next_check_at"] = bindparam("b_check")
-    return update(instance).where(instance.c.id == bindparam("b_id")).values(values)
+    return update(delivery).where(delivery.c.id == bindparam("b_id")).values(values)
 
 
 _SEE = _sighting_update(check=False)
 _SEE_AND_CHECK = _sighting_update(check=True)
 
 
-def _rows_seen(tx: Transaction, newest: dict[tuple[str, str, str], Sighting]) -> list[Any]:
+def _rows_seen(tx: Transaction, newest: Mapping[Identity, Sighting]) -> dict[Identity, Any]:
     """Read the rows that these sightings are about: who holds the identity, else the latest that was DELETED.
 
     A row that is neither cannot come back on its own, whatever the server shows.
     """
-    found: dict[tuple[str, str, str], Any] = {}
-    for piece in pieces(list(dict.fromkeys(map(itemgetter(2), newest)))):
-        for row in tx.connection.execute(_SEEN, {"sop_uids": piece}):
-            key = (row.study_uid, row.series_uid, row.sop_uid)
-            if key in newest and (row.holds or key not in found or not found[key].holds):
-                found[key] = row
-    return list(found.values())
+    found: dict[Identity, Any] = {}
+    for statement in (_HELD_SEEN, _DELETED_SEEN):
+        wanted = {hash_of(identity): identity for identity in newest if identity not in found}
+        for piece in pieces(list(wanted)):
+            asked = {"destination_id": tx.destination_id, "identities": piece}
+            rows = {identity_of(row): row for row in tx.connection.execute(statement, asked)}
+            found |= {identity: rows[identity] for identity in rows.keys() & newest.keys()}
+    return found

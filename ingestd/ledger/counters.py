@@ -1,4 +1,6 @@
-"""What is kept in sum so that nobody has to count: rows by inbox, state and reason, and each study's queue and states.
+"""What is kept in sum so that nobody has to count: deliveries by state and reason, and each study's queue.
+
+What is kept is kept for each destination; what has no delivery is counted under the destination 0.
 
 Changes are gathered in memory during a transaction and written together; the tests count afresh and compare.
 """
@@ -9,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.engine import Connection
@@ -17,23 +19,35 @@ from sqlalchemy.engine import Connection
 from ingestd.lifecycle import Arrival, BatchLimits, State, StudyQueue, study_due_at
 
 from . import dialect
-from .row import QUEUED, Row, pieces
-from .schema import STATE_COLUMNS, instance, state_count, study, study_label
+from .row import QUEUED, ZERO, FileRow, Row, pieces
+from .schema import STATE_COLUMNS, delivery, destination, state_count, study_label, study_sum
 
-_ADD_COUNTS = dialect.add_to(state_count, ("entries", "held", "size_bytes"))
-_PUT_STUDY = dialect.upsert(study)
+_ADD_COUNTS = dialect.add_to(state_count, ("entries", "size_bytes"))
+_PUT_STUDY = dialect.upsert(study_sum)
 _PUT_LABEL = dialect.insert_missing(study_label)
 _SELECT_STUDIES = (
-    select(study)
-    .where(study.c.host == bindparam("host"), dialect.among(study.c.study_uid, "study_uids"))
+    select(study_sum)
+    .where(
+        dialect.among(study_sum.c.study_id, "study_ids"),
+        study_sum.c.destination_id == bindparam("destination_id"),
+        study_sum.c.spool_id == bindparam("spool_id"),
+    )
+    .order_by(study_sum.c.study_id)
     .with_for_update()
 )
 _SET_DUE = (
-    update(study)
-    .where(study.c.host == bindparam("b_host"), study.c.study_uid == bindparam("b_study"))
+    update(study_sum)
+    .where(
+        study_sum.c.study_id == bindparam("b_study"),
+        study_sum.c.destination_id == bindparam("b_destination"),
+        study_sum.c.spool_id == bindparam("b_spool"),
+    )
     .values(due_at=bindparam("b_due"))
 )
-_COUNTED = ("host", "inbox", "state", "reason", "entries", "held", "size_bytes")
+_COUNTED = ("spool_id", "destination_id", "inbox_id", "state", "reason", "slot", "entries", "size_bytes")
+# Of one writer, as SQLite has it.
+_SLOT = 0
+NO_DESTINATION = 0
 _NEW_STUDY: Mapping[str, Any] = {
     **dict.fromkeys(STATE_COLUMNS.values(), 0),
     **dict.fromkeys(("waiting", "waiting_bytes", "priority", "charged", "pauses", "in_flight", "size_bytes"), 0),
@@ -74,10 +88,10 @@ class _StudyChange:
             self.newest_at = admitted_at
 
 
-def queue_of(row: Mapping[str, Any]) -> StudyQueue:
-    """Make a StudyQueue of a study's row with something waiting."""
+def queue_of(row: Mapping[str, Any], study_uid: str = "") -> StudyQueue:
+    """Make a StudyQueue of a study's sums, where something is waiting."""
     return StudyQueue(
-        study_uid=row["study_uid"],
+        study_uid=study_uid,
         waiting=row["waiting"],
         waiting_bytes=row["waiting_bytes"],
         oldest_at=row["oldest_at"],
@@ -88,136 +102,152 @@ def queue_of(row: Mapping[str, Any]) -> StudyQueue:
     )
 
 
+_Key: TypeAlias = tuple[int, int, int]  # spool, destination, study
+
+
 class Counters:
     """The pending changes of one transaction."""
 
-    def __init__(self, limits_of: Callable[[str], BatchLimits], labels_known: set[tuple[str, str, str]]) -> None:
+    def __init__(self, limits_of: Callable[[int], BatchLimits], labels_known: set[tuple[str, str, int]]) -> None:
         self._limits_of = limits_of
         self._labels_known = labels_known
-        self._counts: dict[tuple[str, str, State, str], dict[str, Any]] = {}
-        self._studies: dict[tuple[str, str], _StudyChange] = {}
-        self._labels: set[tuple[str, str, str]] = set()
+        self._counts: dict[tuple[int, int, int, State, str], dict[str, Any]] = {}
+        self._studies: dict[_Key, _StudyChange] = {}
+        self._labels: set[tuple[str, str, int]] = set()
 
-    def row_added(self, values: Mapping[str, Any], at: datetime) -> None:
-        """Count a new row; ``values`` are its columns."""
-        host, state, size = values["host"], values["state"], values["size_bytes"]
-        self._count(host, values["inbox"], state, values["reason"] or "", 1, 0, size)
-        if values["study_uid"] is not None:
-            change = self._of(host, values["study_uid"], at)
-            change.count(state, 1, size)
-            if values["queued"]:
-                change.enqueue(size, values["priority"], values["admitted_at"])
+    def file_added(self, values: Mapping[str, Any], at: datetime) -> None:
+        """Count a new file that has no delivery; ``values`` are its columns."""
+        self._count_file(
+            values["spool_id"], values["inbox_id"], values["state"], values["reason"], 1, values["size_bytes"]
+        )
+        if values["study_id"] is not None:
+            change = self._of(values["spool_id"], NO_DESTINATION, values["study_id"], at)
+            change.count(values["state"], 1, values["size_bytes"])
+
+    def file_changed(self, row: FileRow, state: State, reason: str | None, at: datetime) -> None:
+        """Count a file without a delivery anew: it is as it was read, and comes to this state."""
+        self._count_file(row.spool_id, row.inbox_id, row.state, row.reason, -1, -row.size_bytes)
+        self._count_file(row.spool_id, row.inbox_id, state, reason, 1, row.size_bytes)
+        if row.study_id is not None:
+            change = self._of(row.spool_id, NO_DESTINATION, row.study_id, at)
+            change.count(row.state, -1, -row.size_bytes)
+            change.count(state, 1, row.size_bytes)
+
+    def _count_file(self, spool: int, inbox: int, state: State, reason: str | None, files: int, size: int) -> None:
+        self._count(spool, NO_DESTINATION, inbox, state, reason or "", files, size)
+
+    def delivery_added(self, values: Mapping[str, Any], inbox_id: int, priority: int, at: datetime) -> None:
+        """Count a new delivery; ``values`` are its columns."""
+        spool, to, state, size = (values[name] for name in ("spool_id", "destination_id", "state", "size_bytes"))
+        self._count(spool, to, inbox_id, state, values["reason"] or "", 1, size)
+        change = self._of(spool, to, values["study_id"], at)
+        change.count(state, 1, size)
+        if values["queued"]:
+            change.enqueue(size, priority, values["admitted_at"])
 
     def rows_changed(
         self, rows: Sequence[Row], values: Mapping[str, Any], after: State, queued: int, at: datetime
     ) -> None:
-        """Count rows that are alike anew: they are as they were read, and ``values`` is what they are set to.
+        """Count deliveries that are alike anew: they are as they were read, and ``values`` is what they are set to.
 
-        A row that was read again may have another size, and belong to another study.
+        One that is sent in another rendition has another size.
         """
         row, number, size = rows[0], len(rows), 0
         for each in rows:
             size += each.size_bytes
         size_after = values["size_bytes"] * number if "size_bytes" in values else size
         reason, reason_after = row.reason or "", values.get("reason", row.reason) or ""
-        held = number * (row.hold_reason is not None)
-        held_after = number * (values.get("hold_reason", row.hold_reason) is not None)
-        if (row.state, reason, held, size) != (after, reason_after, held_after, size_after):
-            self._count(row.host, row.inbox, row.state, reason, -number, -held, -size)
-            self._count(row.host, row.inbox, after, reason_after, number, held_after, size_after)
-        study_after = values.get("study_uid", row.study_uid)
-        is_other_file = (row.study_uid, size) != (study_after, size_after)
-        if after is not row.state or is_other_file:
-            if row.study_uid is not None:
-                self._of(row.host, row.study_uid, at).count(row.state, -number, -size)
-            if study_after is not None:
-                self._of(row.host, study_after, at).count(after, number, size_after)
-        if row.queued != queued or is_other_file:
+        spool, to = row.spool_id, row.destination_id
+        if (row.state, reason, size) != (after, reason_after, size_after):
+            self._count(spool, to, row.inbox_id, row.state, reason, -number, -size)
+            self._count(spool, to, row.inbox_id, after, reason_after, number, size_after)
+        if after is not row.state or size != size_after:
+            change = self._of(spool, to, row.study_id, at)
+            change.count(row.state, -number, -size)
+            change.count(after, number, size_after)
+        if row.queued != queued or (queued and size != size_after):
+            change = self._of(spool, to, row.study_id, at)
             if row.queued:
-                assert row.study_uid is not None, "what is queued has its identity"
-                change = self._of(row.host, row.study_uid, at)
                 change.waiting -= number
                 change.waiting_bytes -= size
                 change.has_left = True
             if queued:
-                change = self._of(row.host, study_after, at)
                 for each in rows:
                     change.enqueue(values.get("size_bytes", each.size_bytes), row.priority, each.admitted_at)
 
-    def _count(self, host: str, inbox: str, state: State, reason: str, entries: int, held: int, size: int) -> None:
+    def _count(self, spool: int, to: int, inbox: int, state: State, reason: str, entries: int, size: int) -> None:
         """Add to the number of rows of an inbox that are in a state for a reason."""
-        key = (host, inbox, state, reason)
+        key = (spool, to, inbox, state, reason)
         counts = self._counts.get(key)
         if counts is None:
-            counts = self._counts[key] = dict(zip(_COUNTED, (*key, 0, 0, 0), strict=True))
+            counts = self._counts[key] = dict(zip(_COUNTED, (*key, _SLOT, 0, 0), strict=True))
         counts["entries"] += entries
-        counts["held"] += held
         counts["size_bytes"] += size
 
-    def _of(self, host: str, study_uid: str, at: datetime) -> _StudyChange:
-        change = self._studies.get((host, study_uid))
+    def _of(self, spool_id: int, destination_id: int, study_id: int, at: datetime) -> _StudyChange:
+        key = (spool_id, destination_id, study_id)
+        change = self._studies.get(key)
         if change is None:
-            change = self._studies[host, study_uid] = _StudyChange()
+            change = self._studies[key] = _StudyChange()
         if change.changed_at is None or at > change.changed_at:
             change.changed_at = at
         return change
 
-    def set_study(self, host: str, study_uid: str, at: datetime, **values: Any) -> None:
-        """Set columns of a study that are no sums: its backoff, its counters."""
-        self._of(host, study_uid, at).values.update(values)
+    def set_study(self, spool_id: int, destination_id: int, study_id: int, at: datetime, **values: Any) -> None:
+        """Set columns of a study's sums that are no sums: its backoff, its counters."""
+        self._of(spool_id, destination_id, study_id, at).values.update(values)
 
-    def label(self, arrival: Arrival) -> None:
+    def label(self, arrival: Arrival, study_id: int) -> None:
         """Let a study be found by what its files say."""
-        study_uid = arrival.identity.study_uid
         for label in (
-            ("modality", arrival.modality, study_uid),
-            ("patient", arrival.patient_hash, study_uid),
-            ("accession", arrival.accession_hash, study_uid),
-            ("series", arrival.identity.series_uid, study_uid),
+            ("modality", arrival.modality, study_id),
+            ("patient", arrival.patient_hash, study_id),
+            ("accession", arrival.accession_hash, study_id),
+            ("series", arrival.identity.series_uid, study_id),
         ):
             if label[1] and label not in self._labels_known:
                 self._labels.add(label)
 
-    def has_changed(self, host: str, study_uid: str) -> bool:
+    def has_changed(self, spool_id: int, destination_id: int, study_id: int) -> bool:
         """Whether something about this study was gathered and not written yet."""
-        return (host, study_uid) in self._studies
+        return (spool_id, destination_id, study_id) in self._studies
 
     def flush(self, connection: Connection) -> None:
-        """Write everything gathered. The rows themselves must have been written before."""
-        if self._counts:
-            connection.execute(_ADD_COUNTS, list(self._counts.values()))
-            self._counts.clear()
+        """Write everything gathered, in the order of the keys. The rows themselves must have been written before."""
+        if self._studies:
+            changes, self._studies = self._studies, {}
+            connection.execute(_PUT_STUDY, self._changed_studies(connection, changes))
         if self._labels:
+            labels = sorted(self._labels)
             connection.execute(
-                _PUT_LABEL, [{"kind": kind, "value": value, "study_uid": uid} for kind, value, uid in self._labels]
+                _PUT_LABEL, [{"kind": kind, "value": value, "study_id": of} for kind, value, of in labels]
             )
             if len(self._labels_known) > _LABELS_REMEMBERED:
                 self._labels_known.clear()
             # Remembered although the transaction may still roll back: they are forgotten then.
             self._labels_known |= self._labels
             self._labels.clear()
-        if self._studies:
-            changes, self._studies = self._studies, {}
-            connection.execute(_PUT_STUDY, self._changed_studies(connection, changes))
+        if self._counts:
+            connection.execute(_ADD_COUNTS, [self._counts[key] for key in sorted(self._counts)])
+            self._counts.clear()
 
-    def _changed_studies(
-        self, connection: Connection, changes: dict[tuple[str, str], _StudyChange]
-    ) -> list[dict[str, Any]]:
-        by_host: dict[str, list[str]] = defaultdict(list)
-        for host, study_uid in changes:
-            by_host[host].append(study_uid)
+    def _changed_studies(self, connection: Connection, changes: dict[_Key, _StudyChange]) -> list[dict[str, Any]]:
+        by_queue: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for spool_id, destination_id, study_id in sorted(changes):
+            by_queue[spool_id, destination_id].append(study_id)
         rows = []
-        for host, study_uids in by_host.items():
-            limits = self._limits_of(host)
-            found: dict[str, dict[str, Any]] = {}
-            for piece in pieces(study_uids):
-                for asked in connection.execute(_SELECT_STUDIES, {"host": host, "study_uids": piece}):
-                    found[asked.study_uid] = dict(asked._mapping)  # noqa: SLF001 - its public name
-            for study_uid in study_uids:
-                change = changes[host, study_uid]
-                row = found.get(study_uid)
+        for (spool_id, destination_id), study_ids in by_queue.items():
+            limits = self._limits_of(spool_id)
+            key = {"spool_id": spool_id, "destination_id": destination_id}
+            found: dict[int, dict[str, Any]] = {}
+            for piece in pieces(study_ids):
+                for asked in connection.execute(_SELECT_STUDIES, {**key, "study_ids": piece}):
+                    found[asked.study_id] = dict(asked._mapping)  # noqa: SLF001 - its public name
+            for study_id in study_ids:
+                change = changes[spool_id, destination_id, study_id]
+                row = found.get(study_id)
                 if row is None:
-                    row = {**_NEW_STUDY, "host": host, "study_uid": study_uid}
+                    row = {**_NEW_STUDY, **key, "study_id": study_id}
                     row["first_at"] = row["changed_at"] = change.changed_at
                 _carry_out(connection, row, change)
                 row["due_at"] = study_due_at(queue_of(row), limits) if row["waiting"] else None
@@ -238,7 +268,7 @@ def _carry_out(connection: Connection, row: dict[str, Any], change: _StudyChange
         row["oldest_at"] = row["newest_at"] = None
         row["priority"] = 0
     elif change.has_left:
-        row["oldest_at"], row["newest_at"] = _ends_of_queue(connection, row["host"], row["study_uid"])
+        row["oldest_at"], row["newest_at"] = _ends_of_queue(connection, row)
         row["priority"] = max(row["priority"], change.priority)
     else:
         if change.oldest_at is not None and (row["oldest_at"] is None or change.oldest_at < row["oldest_at"]):
@@ -249,25 +279,35 @@ def _carry_out(connection: Connection, row: dict[str, Any], change: _StudyChange
     row.update(change.values)
 
 
-def _ends_of_queue(connection: Connection, host: str, study_uid: str) -> tuple[datetime, datetime]:
-    queue = select(instance.c.admitted_at).where(QUEUED, instance.c.host == host, instance.c.study_uid == study_uid)
-    oldest = connection.execute(queue.order_by(instance.c.admitted_at).limit(1)).scalar_one()
-    newest = connection.execute(queue.order_by(instance.c.admitted_at.desc()).limit(1)).scalar_one()
+def _ends_of_queue(connection: Connection, row: Mapping[str, Any]) -> tuple[datetime, datetime]:
+    at = delivery.c.admitted_at
+    queue = select(at).where(
+        QUEUED, *(delivery.c[name] == row[name] for name in ("destination_id", "spool_id", "study_id"))
+    )
+    oldest = connection.execute(queue.order_by(at).limit(1)).scalar_one()
+    newest = connection.execute(queue.order_by(at.desc()).limit(1)).scalar_one()
     return oldest, newest
 
 
-def set_due_again(connection: Connection, host: str, limits: BatchLimits) -> None:
-    """Have the waiting studies of a host due by other limits, or by other waits."""
-    after = ""
-    while True:
-        rows = connection.execute(
-            select(study)
-            .where(study.c.host == host, study.c.study_uid > after, study.c.waiting > 0)
-            .order_by(study.c.study_uid)
-            .limit(_STUDIES_AT_ONCE)
-        ).all()
-        if not rows:
-            return
-        after = rows[-1].study_uid
-        due = [(row.study_uid, study_due_at(queue_of(dict(row._mapping)), limits)) for row in rows]  # noqa: SLF001
-        connection.execute(_SET_DUE, [{"b_host": host, "b_study": uid, "b_due": due_at} for uid, due_at in due])
+def set_due_again(connection: Connection, spool_id: int, limits: BatchLimits) -> None:
+    """Have the waiting studies of a spool due by other limits, or by other waits."""
+    for (destination_id,) in connection.execute(select(destination.c.id)).all():
+        after = 0
+        while True:
+            rows = connection.execute(
+                select(study_sum)
+                .where(
+                    study_sum.c.destination_id == destination_id,
+                    study_sum.c.spool_id == spool_id,
+                    study_sum.c.study_id > after,
+                    study_sum.c.waiting > ZERO,
+                )
+                .order_by(study_sum.c.study_id)
+                .limit(_STUDIES_AT_ONCE)
+            ).all()
+            if not rows:
+                break
+            after = rows[-1].study_id
+            key = {"b_destination": destination_id, "b_spool": spool_id}
+            due = [(row.study_id, study_due_at(queue_of(dict(row._mapping)), limits)) for row in rows]  # noqa: SLF001
+            connection.execute(_SET_DUE, [{**key, "b_study": each, "b_due": due_at} for each, due_at in due])

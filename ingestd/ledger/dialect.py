@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Table, bindparam, func, literal_column, select
+from sqlalchemy import Column, ColumnElement, Table, Text, bindparam, func, literal_column, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.types import UserDefinedType
+
+from .column_types import Digest
 
 if TYPE_CHECKING:
     from sqlalchemy import Insert as GenericInsert
@@ -28,10 +30,11 @@ CHUNK = 500
 _ROWS_A_STATEMENT = 32
 
 
-def next_id(connection: Connection, table: Table) -> int:
-    """Say the first free row id; valid within the writer's transaction, which keeps all others out."""
-    used: int | None = connection.exec_driver_sql(f"SELECT max(id) FROM {table.name}").scalar_one()  # noqa: S608
-    return (used or 0) + 1
+def take_numbers(connection: Connection, name: str, count: int) -> int:
+    """Take so many numbers of a sequence, and say the first: none is given out twice, whatever becomes of its row."""
+    took = "UPDATE sequence SET next = next + ? WHERE name = ? RETURNING next"
+    after: int = connection.exec_driver_sql(took, (count, name)).scalar_one()
+    return after - count
 
 
 def upsert(table: Table) -> Insert:
@@ -70,24 +73,29 @@ class _Each(UserDefinedType[Sequence[Any]]):
 
 
 def among(column: Column[Any], name: str) -> ColumnElement[bool]:
-    """Say that a column's value is one of a list, to be bound as ``name``; no digests (JSON has no bytes).
+    """Say that a column's value is one of a list, to be bound as ``name``.
 
-    The statement is the same whatever the length of the list.
+    The statement is the same whatever the length of the list. JSON has no bytes: digests travel as hex.
     """
-    each = func.json_each(bindparam(name, type_=_Each(column.type))).table_valued("value")
-    return column.in_(select(each.c.value))
+    is_digest = isinstance(column.type, Digest)
+    each = func.json_each(bindparam(name, type_=_Each(Text() if is_digest else column.type))).table_valued("value")
+    return column.in_(select(func.from_hex(each.c.value) if is_digest else each.c.value))
 
 
 def unindexed(column: Column[T]) -> ColumnElement[T]:
     """Name a column so that no index over it is chosen (SQLite documentation: the unary "+" of a WHERE term)."""
-    return literal_column(f"+{column.name}", type_=column.type)
+    return literal_column(f"+{column.table.name}.{column.name}", type_=column.type)
 
 
-def insert_for_each(table: Table, column: str, others: Sequence[str]) -> GenericInsert:
-    """Insert a row for each value of ``column``, a list bound as "b_each"; the others ("b_...") are the same in all."""
-    each = func.json_each(bindparam("b_each", type_=_Each(table.c[column].type))).table_valued("value")
+def insert_for_each(table: Table, columns: Sequence[str], others: Sequence[str]) -> GenericInsert:
+    """Insert a row for each of a list of numbers for ``columns``, bound as "b_each"; the others ("b_...") are the same.
+
+    In the order of the list.
+    """
+    each = func.json_each(bindparam("b_each", type_=_Each(Text()))).table_valued("value")
+    numbers = (func.json_extract(each.c.value, f"$[{place}]") for place in range(len(columns)))
     same = (bindparam(f"b_{name}", type_=table.c[name].type) for name in others)
-    return table.insert().from_select([column, *others], select(each.c.value, *same))
+    return table.insert().from_select([*columns, *others], select(*numbers, *same))
 
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, update
 
 from ingestd.lifecycle import Backoff, Batch, BatchResult, Outcome, Reason, State
 
-from .claims import read_study
+from .claims import read_study, set_study
 from .column_types import Instant
 from .row import UNASKED, Row, as_json
 from .schema import attempt, destination
@@ -26,7 +26,11 @@ _CLOSE_ATTEMPT = (
     .values({name: bindparam(name) for name in _CLOSING})
 )
 _PRESENT = {"yes": 1, "no": 0}
-_ANSWERED = update(destination).values(last_ok_at=bindparam("at", type_=Instant()))
+_ANSWERED = (
+    update(destination)
+    .where(destination.c.id == bindparam("destination_id"))
+    .values(last_ok_at=bindparam("at", type_=Instant()))
+)
 
 
 def finish(tx: Transaction, result: BatchResult, *, now: datetime, backoff: Backoff, jitter: float) -> Finished:
@@ -66,7 +70,7 @@ def finish(tx: Transaction, result: BatchResult, *, now: datetime, backoff: Back
     charged, pauses, next_attempt_at = _study_goes_on(tx, result, before, now, backoff, jitter, was_open=was_open)
     # Where whole posts are refused, nobody who knows STOW may have answered: a wrong address says 404.
     if result.answered and not result.whole_batch_refused:
-        tx.connection.execute(_ANSWERED, {"at": result.finished_at})
+        tx.connection.execute(_ANSWERED, {"destination_id": tx.destination_id, "at": result.finished_at})
     tx.flush()
     return Finished(
         moved=moved, lost=len(batch.parts) - moved, charged=charged, pauses=pauses, next_attempt_at=next_attempt_at
@@ -164,7 +168,6 @@ def _close_attempt(tx: Transaction, result: BatchResult) -> bool:
 def _study_goes_on(
     tx: Transaction, result: BatchResult, before: Any, now: datetime, backoff: Backoff, jitter: float, *, was_open: bool
 ) -> tuple[int, int, datetime | None]:
-    study_uid = result.batch.study_uid
     charged, pauses, next_attempt_at = before.charged, before.pauses, before.next_attempt_at
     if not was_open:
         return charged, pauses, next_attempt_at
@@ -177,9 +180,9 @@ def _study_goes_on(
         pauses += 1
     elif result.answered:
         pauses = 0
-    tx.counters.set_study(
-        tx.host,
-        study_uid,
+    set_study(
+        tx,
+        before,
         now,
         charged=charged,
         pauses=pauses,
@@ -195,6 +198,6 @@ def charge_study(tx: Transaction, study_uid: str, *, now: datetime, backoff: Bac
     charged: int | None = found.charged if found is not None else None
     next_attempt_at = now + backoff.wait((charged or 0) + 1, jitter=jitter)
     if charged is not None:
-        tx.counters.set_study(tx.host, study_uid, now, charged=charged + 1, pauses=0, next_attempt_at=next_attempt_at)
+        set_study(tx, found, now, charged=charged + 1, pauses=0, next_attempt_at=next_attempt_at)
         tx.flush()
     return next_attempt_at

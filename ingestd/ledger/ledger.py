@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from ingestd.clocks import utc_now
 from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits
 
-from . import counters, dialect, errors, sqlite_file
+from . import counters, dialect, errors, sqlite_file, upgrade
 from .column_types import MICROSECOND
 from .errors import LedgerError, LedgerMissing, LedgerOlder, OtherDestination
 from .migrations import MIGRATIONS
 from .schema import destination as destination_table
-from .schema import host as host_table
-from .schema import meta, state_count
+from .schema import meta, state_count, verification
+from .schema import spool as spool_table
 from .search_key import SearchKey
 from .session import PUT_META, Session
 from .values import OTHER_ADDRESS_STEP
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 
     from .transaction import Transaction
 
-_PUT_HOST = dialect.upsert(host_table)
-_DESTINATION = select(destination_table.c.url)
+_DESTINATION = select(destination_table.c.id, destination_table.c.url)
+_NAME = "default"
 
 
 class _RehearsedError(Exception):
@@ -64,11 +66,12 @@ class Ledger(Session):
         longest: LongestWaits | None = None,
         create: bool = True,
         read_only: bool = False,
+        tell: upgrade.Tell | None = None,
     ) -> Ledger:
-        """Open the ledger of this URL, making or migrating it where that is needed.
+        """Open the ledger of this URL, making it or bringing it up to date (``upgrade``) where that is needed.
 
         ``host``, ``spool`` and ``limits`` are given by whoever takes files in and sends them, and by nobody else.
-        ``longest`` is how far ahead waits can lie.
+        ``longest`` is how far ahead waits can lie. ``tell`` hears, in words, how bringing up to date goes on.
         Raises LedgerError with what to do about it: another destination, a newer or damaged ledger, a network file
         system, no permission, not there.
         """
@@ -80,6 +83,7 @@ class Ledger(Session):
                 ledger._expect_schema()
                 ledger.expect_destination(destination)
             else:
+                ledger._bring_up_to_date(tell)
                 ledger._prepare(destination, limits)
         except DBAPIError as error:
             ledger.close()
@@ -95,13 +99,15 @@ class Ledger(Session):
     def rehearse(cls, url: str, *, host: str, destination: str, spool: Path) -> bool:
         """Raise the LedgerError that ``open`` would raise for whoever takes files in; what is done is rolled back.
 
-        No file is made. LedgerMissing: there is none yet, and it can be made. Say whether the key of the search words
-        is missing, so that ``open`` would make another.
+        No file is made. LedgerMissing: there is none yet, and it can be made. LedgerOlder: there is one that ``open``
+        would bring up to date, which takes too long to be tried; it says how long, and what room that needs. Say
+        whether the key of the search words is missing, so that ``open`` would make another.
         """
         file = sqlite_file.ledger_file(url)
         engine = sqlite_file.open_engine(file, create=False, read_only=False, rehearsal=True)
         try:
             with cls(engine, file, host=host, spool=spool, read_only=False) as ledger:
+                ledger._expect_current(destination)
                 ledger._prepare(destination, None, rehearsal=True)
                 return ledger.search_key.was_missing
         except DBAPIError as error:
@@ -146,12 +152,11 @@ class Ledger(Session):
         except BaseException:
             if is_at_commit:
                 self._doubt = (tx, self.last_mark)
-            self.labels_known.clear()
+            self.forget_names()
             raise
         if tx.has_begun:
             tx.wrote = bool(self.last_mark)
             self.commit_seconds = time.perf_counter() - began
-        self.first_candidate_id = tx.first_candidate_id
         tx.committed()
 
     def resolve(self) -> None:
@@ -170,7 +175,6 @@ class Ledger(Session):
             import structlog  # noqa: PLC0415 - as in `SearchKey`: a line that few see
 
             structlog.get_logger().warning("ledger.committed_after_all")
-            self.first_candidate_id = tx.first_candidate_id
             tx.committed()
 
     def forget_doubt(self) -> None:
@@ -195,13 +199,35 @@ class Ledger(Session):
         Raises LedgerError and OSError.
         """
         ours = self.search_key.back_up(folder)
-        sqlite_file.copy(self.connection, self.file, folder / self.file.name)
+        sqlite_file.copy(sqlite_file.driver_of(self.connection), self.file, folder / self.file.name)
         self.connection.rollback()
         return ours
 
-    def _prepare(self, destination: str | None, limits: BatchLimits | None, *, rehearsal: bool = False) -> None:
-        if self.host and sqlite_file.has_tables(self.connection, self.file):
+    def _bring_up_to_date(self, tell: upgrade.Tell | None) -> None:
+        if not sqlite_file.has_tables(self.connection, self.file):
+            return
+        schema = self._schema()
+        if self.host or schema < len(MIGRATIONS):
+            # What is damaged is not migrated, whoever asks.
             sqlite_file.check_quickly(self.connection, self.file)
+        self.connection.rollback()
+        if schema < len(MIGRATIONS):
+            try:
+                upgrade.bring_up_to_date(sqlite_file.driver_of(self.connection), self.file, tell)
+            except sqlite3.Error as error:
+                raise errors.failure(error, self.file) from None
+
+    def _expect_current(self, destination: str) -> None:
+        if not sqlite_file.has_tables(self.connection, self.file):
+            return
+        sqlite_file.check_quickly(self.connection, self.file)
+        schema = self._schema()
+        if schema < len(MIGRATIONS):
+            belongs_to = self.connection.execute(select(destination_table.c.url)).scalar()
+            self._refuse_other(belongs_to or "", destination)
+            raise LedgerOlder(upgrade.foretell(self.file, schema))
+
+    def _prepare(self, destination: str | None, limits: BatchLimits | None, *, rehearsal: bool = False) -> None:
         self.connection.rollback()
         with suppress(_RehearsedError), self.begin():
             self._migrate()
@@ -223,20 +249,19 @@ class Ledger(Session):
         return schema
 
     def _migrate(self) -> None:
-        schema = 0
+        """Make the tables where there are none."""
         if sqlite_file.has_tables(self.connection, self.file):
-            schema = self._schema()
-        else:
-            sqlite_file.mark_as_ours(self.connection)
-            strict = dialect.MIGRATION_WORDS["strict"]
-            self.connection.exec_driver_sql(f"CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT) {strict}")
-            made_at = utc_now().isoformat(timespec="seconds")
-            self.connection.execute(insert(meta), {"key": "made_at", "value": made_at})
-        for migration in MIGRATIONS[schema:]:
-            for statement in migration:
-                self.connection.exec_driver_sql(statement.format(**dialect.MIGRATION_WORDS))
-        if schema < len(MIGRATIONS):
-            self.connection.execute(PUT_META, {"key": "schema", "value": str(len(MIGRATIONS))})
+            self._schema()
+            return
+        sqlite_file.mark_as_ours(self.connection)
+        upgrade.add_functions(sqlite_file.driver_of(self.connection))
+        strict = dialect.MIGRATION_WORDS["strict"]
+        self.connection.exec_driver_sql(f"CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT) {strict}")
+        made_at = utc_now().isoformat(timespec="seconds")
+        self.connection.execute(insert(meta), {"key": "made_at", "value": made_at})
+        for statement in chain.from_iterable(MIGRATIONS):
+            self.connection.exec_driver_sql(statement.format(**dialect.MIGRATION_WORDS))
+        self.connection.execute(PUT_META, {"key": "schema", "value": str(len(MIGRATIONS))})
 
     def _expect_schema(self) -> None:
         try:
@@ -254,15 +279,26 @@ class Ledger(Session):
     def expect_destination(self, url: str | None) -> None:
         """Raise OtherDestination where the ledger belongs to another address, or has come to by now."""
         found = self.fetch_cached(_DESTINATION)
-        if url is not None and found and found[0].url != url.rstrip("/"):
+        self.destination_id = found[0].id if found else 0
+        if url is not None and found:
+            self._refuse_other(found[0].url, url)
+
+    def _refuse_other(self, belongs_to: str, url: str) -> None:
+        if belongs_to not in ("", url.rstrip("/")):
             raise OtherDestination(
-                f"the ledger {self.file} belongs to {found[0].url}, and what it knows of files there says nothing about"
+                f"the ledger {self.file} belongs to {belongs_to}, and what it knows of files there says nothing about"
                 f" {url}; {OTHER_ADDRESS_STEP}"
             )
 
     def _adopt_destination(self, url: str | None) -> None:
-        if url is not None and self.fetch_one(_DESTINATION) is None:
-            self.connection.execute(insert(destination_table), {"url": url.rstrip("/")})
+        found = self.fetch_one(_DESTINATION)
+        if url is not None and found is None:
+            number = dialect.take_numbers(self.connection, "destination", 1)
+            self.connection.execute(insert(destination_table), {"id": number, "name": _NAME, "url": url.rstrip("/")})
+            self.connection.execute(insert(verification), {"destination_id": number})
+        elif url is not None and not found.url:
+            # It sent before it was ever told where to (``migrations._TENTH``).
+            self.connection.execute(update(destination_table).values(url=url.rstrip("/")))
         self.expect_destination(url)
 
     def _refuse_stranding(self) -> None:
@@ -272,10 +308,10 @@ class Ledger(Session):
         """
         waiting = self.connection.execute(
             select(func.sum(state_count.c.entries))
-            .join(host_table, host_table.c.host == state_count.c.host)
+            .join(spool_table, spool_table.c.id == state_count.c.spool_id)
             .where(
-                host_table.c.spool == str(self.spool or ""),
-                host_table.c.host != self.host,
+                spool_table.c.path == str(self.spool or ""),
+                spool_table.c.host != self.host,
                 state_count.c.state.in_(sorted(UNCONFIRMED)),
             )
         ).scalar_one()
@@ -288,19 +324,22 @@ class Ledger(Session):
 
     def _put_host(self, limits: BatchLimits) -> None:
         self._refuse_stranding()
-        former = self.limits_of(self.host)
-        self.connection.execute(
-            _PUT_HOST,
-            {
-                "host": self.host,
-                "spool": str(self.spool or ""),
-                "quiet_period_us": limits.quiet_period // MICROSECOND,
-                "max_wait_us": limits.max_wait // MICROSECOND,
-                "max_bytes": limits.max_bytes,
-                "max_instances": limits.max_instances,
-            },
-        )
-        self._limits[self.host] = limits
+        known = self.connection.execute(select(spool_table.c.id).where(spool_table.c.host == self.host)).scalar()
+        former = self.limits_of(known or 0)
+        values = {
+            "path": str(self.spool or ""),
+            "quiet_period_us": limits.quiet_period // MICROSECOND,
+            "max_wait_us": limits.max_wait // MICROSECOND,
+            "max_bytes": limits.max_bytes,
+            "max_instances": limits.max_instances,
+        }
+        if known is None:
+            known = dialect.take_numbers(self.connection, "spool", 1)
+            self.connection.execute(insert(spool_table), {"id": known, "host": self.host, **values})
+        else:
+            self.connection.execute(update(spool_table).where(spool_table.c.id == known).values(**values))
+        self.spool_id = known
+        self._limits[known] = limits
         self.longest = replace(self.longest, quiet=limits.quiet_period)
         if former != limits:
-            counters.set_due_again(self.connection, self.host, limits)
+            counters.set_due_again(self.connection, known, limits)

@@ -29,6 +29,7 @@ from .upkeep import (
     attach_reencoded,
     fail_gone,
     mark_removed,
+    mark_removing,
     mark_source_removed,
     put_alarms,
     put_inbox_report,

@@ -5,18 +5,20 @@ They run in a process of their own beside the daemon, which finds the rows where
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, Table, select, update
 
-from ingestd.lifecycle import HOLDING, MOVES, Reason, ServerKind, State
+from ingestd.lifecycle import FILE_MOVES, HOLDING, MOVES, UNCONFIRMED, Reason, ServerKind, State
 
 from . import dialect
 from .errors import RefusedMove
 from .reports import Choice
-from .row import UNASKED, ZERO, Row
-from .schema import destination, instance, study
+from .row import CONFIRMED, ENDED, ON_ITS_WAY, SELECT_FILES, UNASKED, ZERO, FileRow, Row
+from .schema import delivery, destination, file, spool, study_sum
 from .transaction import Transaction
 from .values import OperatorRequest, Retried
 
@@ -47,8 +49,8 @@ _NEVER_ADMITTED = frozenset(
 )
 
 
-def _row(tx: Transaction, entry_id: int) -> Row:
-    row = tx.row(entry_id)
+def _row(tx: Transaction, entry_id: int) -> Row | FileRow:
+    row = tx.row(entry_id) or tx.file_row(entry_id)
     if row is None:
         raise RefusedMove(
             entry_id, f"there is no row {entry_id} in this ledger; `ingestd status --files` lists the numbers"
@@ -56,14 +58,13 @@ def _row(tx: Transaction, entry_id: int) -> Row:
     return row
 
 
-def _with_file(row: Row, what: str) -> None:
-    if row.removed_at is not None:
-        raise RefusedMove(row.id, f"row {row.id} cannot be {what}: its file was removed on {row.removed_at:%Y-%m-%d}")
+def _with_file(row: Row | FileRow, what: str) -> None:
+    if row.removing_at is not None:
+        raise RefusedMove(row.id, f"row {row.id} cannot be {what}: its file was removed on {row.removing_at:%Y-%m-%d}")
 
 
 def _with_free_identity(tx: Transaction, row: Row, what: str) -> None:
-    identity = row.identity
-    holder = tx.holder_of(identity) if identity is not None else None
+    holder = tx.holder_of(row)
     if holder is not None and holder.id != row.id:
         raise RefusedMove(
             row.id,
@@ -74,8 +75,9 @@ def _with_free_identity(tx: Transaction, row: Row, what: str) -> None:
 
 def _send_soon(tx: Transaction, row: Row, now: datetime) -> None:
     """End the backoff of the row's study: a person who asks for another try does not want to wait for it."""
-    if row.study_uid is not None:
-        tx.counters.set_study(row.host, row.study_uid, now, next_attempt_at=None, charged=0, pauses=0)
+    tx.counters.set_study(
+        row.spool_id, row.destination_id, row.study_id, now, next_attempt_at=None, charged=0, pauses=0
+    )
 
 
 def retry(tx: Transaction, entry_id: int, *, now: datetime) -> State:
@@ -85,25 +87,25 @@ def retry(tx: Transaction, entry_id: int, *, now: datetime) -> State:
     return state
 
 
-def _retry(tx: Transaction, row: Row, now: datetime) -> State:
+def _retry(tx: Transaction, row: Row | FileRow, now: datetime) -> State:
+    holder_id = _holder_of(row)
     if row.state in _NOTHING_TO_RETRY:
-        raise RefusedMove(
-            row.id, _NOTHING_TO_RETRY[row.state].format(id=row.id, holder=row.holder_id), other_id=row.holder_id
-        )
-    if row.removed_at is not None and row.state not in HOLDING and (same := _kept_duplicates(tx, row)):
+        raise RefusedMove(row.id, _NOTHING_TO_RETRY[row.state].format(id=row.id, holder=holder_id), other_id=holder_id)
+    if isinstance(row, FileRow):
+        _with_file(row, "retried")
+        _ask_daemon(tx, row, OperatorRequest.RETRY, now)
+        return row.state
+    if row.removing_at is not None and row.state not in HOLDING and (same := _kept_duplicates(tx, row)):
         _with_free_identity(tx, row, "retried")
         _send_soon(tx, row, now)
         tx.promote(row.id, same, now)
         return State.PENDING
     _with_file(row, "retried")
-    if row.state is State.REJECTED:
-        _ask_daemon(tx, row, OperatorRequest.RETRY, now)
-        return State.REJECTED
     _with_free_identity(tx, row, "retried")
     _send_soon(tx, row, now)
     if row.state is State.PENDING:
-        # Held, or waiting for its time: it is let go. What it needs of the reader it still needs.
-        tx.change(row, to={"hold_reason": None, "next_attempt_at": None, "charged": 0}, at=now)
+        # Waiting for its time: it is let go. What it needs of the reader it still needs.
+        tx.change(row, to={"next_attempt_at": None, "charged": 0}, at=now)
         tx.note(row, at=now, reason=Reason.RETRIED, note=_RETRIED)
         return State.PENDING
     # What it was to replace is gone; what may be there by now nobody has looked at.
@@ -112,15 +114,20 @@ def _retry(tx: Transaction, row: Row, now: datetime) -> State:
     return State.PENDING
 
 
+def _holder_of(row: Row | FileRow) -> int | None:
+    return row.holder_id if isinstance(row, Row) else None
+
+
 def _kept_duplicates(tx: Transaction, row: Row) -> list[Row]:
     """Read what has the content of a row, and its file still."""
-    return tx.rows_on(row.id, dialect.unindexed(instance.c.state) == State.DUPLICATE, instance.c.removed_at.is_(None))
+    return tx.rows_on(row.id, dialect.unindexed(delivery.c.state) == State.DUPLICATE, file.c.removing_at.is_(None))
 
 
-def _ask_daemon(tx: Transaction, row: Row, request: OperatorRequest, now: datetime) -> None:
-    tx.change(row, to={"wish": request}, at=now)
-    tx.note(
-        row,
+def _ask_daemon(tx: Transaction, row: FileRow, request: OperatorRequest, now: datetime) -> None:
+    tx.set_file(row.id, wish=request)
+    tx.note_file(
+        row.id,
+        row.state,
         at=now,
         reason=Reason.RETRIED if request is OperatorRequest.RETRY else Reason.ADMITTED_ANYWAY,
         note="a person asked for it; the daemon will read the file again",
@@ -130,10 +137,11 @@ def _ask_daemon(tx: Transaction, row: Row, request: OperatorRequest, now: dateti
 def try_now(tx: Transaction, *, now: datetime) -> int:
     """End every wait that keeps files from being sent: the destination's pause, studies' backoffs, deferred rows."""
     tx.connection.execute(update(destination).where(destination.c.paused_until > now).values(paused_until=now))
-    waiting = select(study.c.host, study.c.study_uid).where(study.c.waiting > ZERO, study.c.next_attempt_at > now)
-    for host, study_uid in tx.connection.execute(waiting).all():
-        tx.counters.set_study(host, study_uid, now, next_attempt_at=None)
-    deferred = tx.rows(tx.select_rows(instance.c.next_attempt_at > now))
+    studies = (study_sum.c.spool_id, study_sum.c.destination_id, study_sum.c.study_id)
+    waiting = select(*studies).where(study_sum.c.waiting > ZERO, study_sum.c.next_attempt_at > now)
+    for spool_id, destination_id, study_id in tx.connection.execute(waiting).all():
+        tx.counters.set_study(spool_id, destination_id, study_id, now, next_attempt_at=None)
+    deferred = tx.rows(tx.select_rows(delivery.c.next_attempt_at > now))
     for row in deferred:
         tx.change(row, to={"next_attempt_at": None}, at=now)
     tx.flush()
@@ -144,57 +152,87 @@ def retry_all(tx: Transaction, choice: Choice, *, now: datetime, limit: int = 10
     """Have all rows of a study, state or reason tried again that can be."""
     if choice.study_uid is None and choice.state is None and choice.reason is None:
         raise RefusedMove(0, "say which rows to retry: a study, a state or a reason")
-    states = [choice.state] if choice.state else [State.FAILED, State.CONFLICT, State.DELETED, State.REJECTED]
-    if choice.state is None and choice.reason is not None:
-        states.append(State.UNCERTAIN)
-    where: list[ColumnElement[bool]] = [instance.c.state.in_(states)]
-    if choice.study_uid is not None:
-        where.append(instance.c.study_uid == choice.study_uid)
-    if choice.reason is not None:
-        where.append(instance.c.reason == choice.reason)
-    if choice.since is not None:
-        where.append(instance.c.changed_at >= choice.since)
-    # The oldest first: of two rows with one identity it is the newer that is refused, and says so.
-    rows = tx.rows(tx.select_rows(*where).order_by(instance.c.changed_at, instance.c.id).limit(limit))
     moved: list[int] = []
     requested: list[int] = []
     refused: list[RefusedMove] = []
-    for row in rows:
+    for row in islice(_chosen(tx, choice, limit), limit):
         try:
             state = _retry(tx, row, now)
         except RefusedMove as refusal:
             refused.append(refusal)
         else:
-            (requested if state is State.REJECTED else moved).append(row.id)
+            (moved if state is State.PENDING else requested).append(row.id)
     tx.flush()
     return Retried(moved=tuple(moved), requested=tuple(requested), refused=tuple(refused))
+
+
+def _chosen(tx: Transaction, choice: Choice, limit: int) -> Iterator[Row | FileRow]:
+    """Read what is to be tried again, where its states are listed, each list the oldest first.
+
+    So of two rows with one identity it is the newer that is refused, and says so.
+    """
+    states = {choice.state} if choice.state else {State.FAILED, State.CONFLICT, State.DELETED, State.REJECTED}
+    if choice.state is None and choice.reason is not None:
+        states.add(State.UNCERTAIN)
+    study_id = tx.study_id(choice.study_uid) if choice.study_uid is not None else None
+    if choice.study_uid is not None and study_id is None:
+        return
+    of_study = [] if study_id is None else [file.c.study_id == study_id]
+    where = [*of_study, *_reason_and_age(delivery, choice)]
+    # A study's files are few, and found by it.
+    state = dialect.unindexed(delivery.c.state) if of_study else delivery.c.state
+    for listed, among in (
+        (ENDED, states - HOLDING),
+        (ON_ITS_WAY, states & UNCONFIRMED),
+        (CONFIRMED, states & {State.CONFIRMED}),
+    ):
+        if among:
+            rows = tx.select_rows(listed, state.in_(sorted(among)), *where)
+            yield from tx.rows(rows.order_by(delivery.c.changed_at, delivery.c.id).limit(limit))
+    alone = SELECT_FILES.where(file.c.state.in_(sorted(states)), *of_study, *_reason_and_age(file, choice))
+    yield from tx.fetch_files(alone.order_by(file.c.changed_at, file.c.id).limit(limit).with_for_update())
+
+
+def _reason_and_age(table: Table, choice: Choice) -> Iterator[ColumnElement[bool]]:
+    if choice.reason is not None:
+        yield table.c.reason == choice.reason
+    if choice.since is not None:
+        yield table.c.changed_at >= choice.since
 
 
 def discard(tx: Transaction, entry_id: int, *, idle_host: str = "", now: datetime) -> None:
     """Give a row up; its file is kept for `retain` and then removed. ``idle_host`` is one that nobody runs."""
     row = _row(tx, entry_id)
-    on_its_way = row.state in HOLDING and (row.host != idle_host or row.state is State.CONFIRMED)
-    if on_its_way or (row.state, State.DISCARDED) not in MOVES:
-        other = f" of row {row.holder_id}" if row.state is State.DUPLICATE else ""
+    on_its_way = row.state in HOLDING and (row.state is State.CONFIRMED or not _is_of(tx, row, idle_host))
+    moves = FILE_MOVES if isinstance(row, FileRow) else MOVES
+    if on_its_way or (row.state, State.DISCARDED) not in moves:
+        holder_id = _holder_of(row)
+        other = f" of row {holder_id}" if row.state is State.DUPLICATE else ""
         raise RefusedMove(
             entry_id,
             f"row {entry_id} is {row.state}{other}; only FAILED, CONFLICT, REJECTED and DELETED rows can be discarded",
-            other_id=row.holder_id,
+            other_id=holder_id,
         )
-    tx.move(row, to=State.DISCARDED, at=now, reason=Reason.DISCARDED, note="a person discarded it", wish=None)
+    reason, note = Reason.DISCARDED, "a person discarded it"
+    if isinstance(row, FileRow):
+        tx.move_file(row, to=State.DISCARDED, at=now, reason=reason, note=note, wish=None)
+    else:
+        tx.move(row, to=State.DISCARDED, at=now, reason=reason, note=note)
     tx.flush()
+
+
+def _is_of(tx: Transaction, row: Row | FileRow, host: str) -> bool:
+    return tx.connection.execute(select(spool.c.host).where(spool.c.id == row.spool_id)).scalar() == host
 
 
 def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
     """Let a CONFLICT take the place of what holds its identity, here and on the server; say who held it (0: no row)."""
     row = _row(tx, entry_id)
-    if row.state is not State.CONFLICT:
+    if isinstance(row, FileRow) or row.state is not State.CONFLICT:
         raise RefusedMove(entry_id, f"row {entry_id} is {row.state}; only a CONFLICT can replace another row")
     _with_file(row, "sent in place of another row")
     _with_server_that_replaces(tx, row)
-    identity = row.identity
-    assert identity is not None, "a conflict is about an identity"
-    holder = tx.holder_of(identity)
+    holder = tx.holder_of(row)
     if holder is not None:
         _give_way(tx, holder, row, now)
     _send_soon(tx, row, now)
@@ -213,7 +251,8 @@ def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
 
 def _with_server_that_replaces(tx: Transaction, row: Row) -> None:
     """Refuse what is known to end in 405, before the row that holds the identity gives way for nothing."""
-    if tx.connection.execute(select(destination.c.kind)).scalar() == ServerKind.ORTHANC:
+    kind = select(destination.c.kind).where(destination.c.id == row.destination_id)
+    if tx.connection.execute(kind).scalar() == ServerKind.ORTHANC:
         raise RefusedMove(
             row.id,
             f"the server, an Orthanc, cannot replace what it has; to have row {row.id} there instead, delete the other "
@@ -230,7 +269,7 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
             other_id=holder.id,
         )
     duplicates = tx.rows_on(
-        holder.id, dialect.unindexed(instance.c.state) == State.DUPLICATE, instance.c.settled_at.is_(None)
+        holder.id, dialect.unindexed(delivery.c.state) == State.DUPLICATE, delivery.c.settled_at.is_(None)
     )
     tx.move(
         holder,
@@ -250,7 +289,7 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
             note=f"a person had row {row.id} replace row {holder.id}, which has the same content",
         )
     # Other files that are in conflict with the former holder are so with its successor.
-    for other in tx.rows_on(holder.id, dialect.unindexed(instance.c.state) == State.CONFLICT):
+    for other in tx.rows_on(holder.id, dialect.unindexed(delivery.c.state) == State.CONFLICT):
         if other.id != row.id:
             tx.change(other, to={"holder_id": row.id}, at=now)
 
@@ -258,7 +297,7 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
 def admit_anyway(tx: Transaction, entry_id: int, *, now: datetime) -> None:
     """Have a REJECTED file admitted although something is wrong with it; the daemon makes the new row."""
     row = _row(tx, entry_id)
-    if row.state is not State.REJECTED:
+    if not isinstance(row, FileRow) or row.state is not State.REJECTED:
         raise RefusedMove(entry_id, f"row {entry_id} is {row.state}; only a REJECTED file can be admitted anyway")
     if row.reason in _NEVER_ADMITTED:
         raise RefusedMove(entry_id, f"row {entry_id} was rejected as {row.reason}: there is nothing in it to send")
@@ -269,28 +308,28 @@ def admit_anyway(tx: Transaction, entry_id: int, *, now: datetime) -> None:
 
 def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: datetime) -> None:
     """Close a REJECTED row whose file is another row now. Its path is that row's business."""
-    row = tx.row(entry_id)
+    row = tx.file_row(entry_id)
     if row is None or row.state is not State.REJECTED:
         return
-    reason = Reason.ADMITTED_ANYWAY if row.wish == OperatorRequest.ADMIT_ANYWAY else Reason.RETRIED
-    tx.move(
+    # What lies in the spool is the new row's.
+    left: dict[str, Any] = {} if row.in_place else {"removing_at": now, "removed_at": now, "in_spool": 0}
+    tx.move_file(
         row,
         to=State.DISCARDED,
         at=now,
-        reason=reason,
+        reason=Reason.ADMITTED_ANYWAY if row.wish == OperatorRequest.ADMIT_ANYWAY else Reason.RETRIED,
         note=f"its file was admitted anew as row {new_entry_id}",
         wish=None,
-        removed_at=None if row.in_place else now,
-        gives_up=False,
+        **left,
     )
     tx.flush()
 
 
 def request_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> None:
     """Put down why a person's request could not be carried out; the row stays REJECTED."""
-    row = tx.row(entry_id)
+    row = tx.file_row(entry_id)
     if row is None or row.wish is None:
         return
-    tx.change(row, to={"wish": None, "note": note}, at=now)
-    tx.note(row, at=now, reason=row.reason or "", note=note)
+    tx.set_file(row.id, wish=None, note=note)
+    tx.note_file(row.id, row.state, at=now, reason=row.reason or "", note=note)
     tx.flush()

@@ -20,7 +20,6 @@ class Count:
     state: State
     reason: str
     rows: int
-    held: int
     size_bytes: int
 
 
@@ -28,14 +27,13 @@ class Count:
 class Status:
     """Everything ``ingestd status`` says without being asked for more; read in constant time.
 
-    ``needs_person`` counts FAILED, CONFLICT, REJECTED, DELETED and held rows, save what was dropped again and is
+    ``needs_person`` counts FAILED, CONFLICT, REJECTED, UNROUTED and DELETED rows, save what was dropped again and is
     CONFIRMED, and ``not_dicom`` and ``dicomdir`` clutter, which ``clutter`` counts.
     ``oldest_unconfirmed_at`` counts files without a row, too.
     """
 
     states: Mapping[State, int]
     counts: tuple[Count, ...]
-    held: int
     needs_person: int
     clutter: int
     oldest_unconfirmed_at: datetime | None
@@ -77,7 +75,7 @@ class StudySummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One row of the ledger, whole."""
+    """A delivery with its file, or a file that has none: whole. ``state`` is the file's own where it has one."""
 
     entry_id: int
     host: str
@@ -108,7 +106,6 @@ class Entry:
     stored_at: datetime | None
     confirmed_at: datetime | None
     removed_at: datetime | None
-    hold_reason: str | None
     pending_read: PendingRead | None
     request: OperatorRequest | None
     holder_id: int | None

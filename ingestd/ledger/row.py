@@ -1,4 +1,4 @@
-"""A row of a file as the moves see it, and the small things that every statement over such rows uses."""
+"""A delivery, and its file, as the moves see them, and the small things that every statement over such rows uses."""
 
 from __future__ import annotations
 
@@ -11,41 +11,56 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Column, ColumnElement, literal_column
+from sqlalchemy import Column, ColumnElement, literal_column, select
 
 from ingestd.fs import places
 from ingestd.lifecycle import Content, Identity, Jump, State
 
 from . import dialect
-from .schema import instance
+from .schema import delivery, file, rendition, study
 
 T = TypeVar("T")
 
 
 def columns(names: str) -> tuple[Column[Any], ...]:
-    """Give these columns of ``instance``."""
-    return tuple(instance.c[name] for name in names.split())
+    """Give these columns, of the delivery where it has one of that name, else of the file."""
+    return tuple(delivery.c[name] if name in delivery.c else file.c[name] for name in names.split())
+
+
+def file_columns(names: str) -> tuple[Column[Any], ...]:
+    """Give these columns of ``file``."""
+    return tuple(file.c[name] for name in names.split())
+
+
+# A delivery with its file; with what was sent in the file's stead, where there is something; with its study.
+DELIVERED = delivery.join(file, file.c.id == delivery.c.file_id)
+RENDERED = DELIVERED.outerjoin(rendition, rendition.c.id == delivery.c.rendition_id)
+OF_STUDY = RENDERED.join(study, study.c.id == delivery.c.study_id)
+# A file with its study, where it has one.
+FILED = file.outerjoin(study, study.c.id == file.c.study_id)
 
 
 class Row(NamedTuple):
-    """What a move needs to know of the row that it moves."""
+    """What a move needs to know of the delivery that it moves, and of its file."""
 
     id: int
-    host: str
+    file_id: int
+    destination_id: int
+    spool_id: int
     state: State
     reason: str | None
-    inbox: str
+    inbox_id: int
     in_place: int
-    study_uid: str | None
-    series_uid: str | None
-    sop_uid: str | None
-    transfer_syntax: str | None
-    digest: str | None
+    study_id: int
+    series_uid: str
+    sop_uid: str
+    identity: str  # by what it is looked up (``identity.hash_of``)
+    transfer_syntax: str
+    digest: str
     size_bytes: int
     priority: int
     admitted_at: datetime
     queued: int
-    hold_reason: str | None
     need: str | None
     next_attempt_at: datetime | None
     claim_token: str | None
@@ -59,25 +74,34 @@ class Row(NamedTuple):
     seen_sequence: int | None
     being_created_since: datetime | None
     holder_id: int | None
-    wish: str | None
     settled_at: datetime | None
-    removed_at: datetime | None
+    removing_at: datetime | None  # since then its file's bytes are gone
     mismatch: int
     differs_since: datetime | None
     untold_since: datetime | None
     unnamed: int
 
-    @property
-    def identity(self) -> Identity | None:
-        """The three UIDs, where the row has them."""
-        if self.study_uid is None or self.series_uid is None or self.sop_uid is None:
-            return None
-        return Identity(study_uid=self.study_uid, series_uid=self.series_uid, sop_uid=self.sop_uid)
+
+class FileRow(NamedTuple):
+    """What a move needs to know of a file that has no delivery."""
+
+    id: int
+    spool_id: int
+    state: State
+    reason: str | None
+    inbox_id: int
+    in_place: int
+    study_id: int | None
+    size_bytes: int
+    wish: str | None
+    removing_at: datetime | None
 
 
 ID = attrgetter("id")
-ROW = tuple(instance.c[name] for name in Row._fields)
+ROW = columns(" ".join(Row._fields))
+FILE_ROW = file_columns(" ".join(FileRow._fields))
 _STATE = Row._fields.index("state")
+_FILE_STATE = FileRow._fields.index("state")
 _STATES = {state.value: state for state in State}
 
 # The server was never asked about it, or is to be asked as if it had not been.
@@ -91,7 +115,14 @@ def make_row(values: Sequence[Any]) -> Row:
     return Row(*fields)
 
 
-def tuple_of(columns: Sequence[Column[Any]]) -> Callable[..., Any]:
+def make_file_row(values: Sequence[Any]) -> FileRow:
+    """Make a FileRow of what a statement with the columns ``FILE_ROW`` gave."""
+    fields = list(values)
+    fields[_FILE_STATE] = _STATES[fields[_FILE_STATE]]
+    return FileRow(*fields)
+
+
+def tuple_of(columns: Sequence[Column[Any] | ColumnElement[Any]]) -> Callable[..., Any]:
     """Build a named tuple for what a statement gives: where many names are read, in a tenth of the time."""
     named: Callable[..., Any] = namedtuple  # noqa: PYI024 - the columns are known when it runs
     made: Callable[..., Any] = named("Read", [column.name for column in columns])
@@ -101,21 +132,30 @@ def tuple_of(columns: Sequence[Column[Any]]) -> Callable[..., Any]:
 # A partial index is used only where the statement says its condition literally.
 ONE: ColumnElement[int] = literal_column("1")
 ZERO: ColumnElement[int] = literal_column("0")
-HOLDS = instance.c.holds == ONE
-QUEUED = instance.c.queued == ONE
-ON_ITS_WAY: ColumnElement[bool] = literal_column("holds = 1 AND confirmed_at IS NULL")
-# Something in the spool: the file, or the Explicit VR copy of one that stays in place.
-HAS_OWN_FILE: ColumnElement[bool] = literal_column("(in_place = 0 OR reencoded_path IS NOT NULL)")
+HOLDS = delivery.c.holds == ONE
+QUEUED = delivery.c.queued == ONE
+ON_ITS_WAY: ColumnElement[bool] = literal_column("delivery.holds = 1 AND delivery.confirmed_at IS NULL")
+CONFIRMED: ColumnElement[bool] = literal_column("delivery.holds = 1 AND delivery.confirmed_at IS NOT NULL")
+ENDED: ColumnElement[bool] = literal_column("delivery.holds = 0")
+# Something of it lies in the spool: the file, or what was sent in the stead of one that stays in place.
+IN_SPOOL: ColumnElement[bool] = literal_column("file.in_spool = 1")
 
 
-CONTENT = columns("transfer_syntax digest meta_digest dataset_offset size_bytes")
-COPY = columns(
-    "reencoded_path reencoded_transfer_syntax reencoded_digest reencoded_meta_digest reencoded_dataset_offset"
-    " reencoded_size_bytes"
+CONTENT = file_columns("transfer_syntax digest meta_digest dataset_offset size_bytes")
+_SENT = "path transfer_syntax digest meta_digest dataset_offset size_bytes ctime_ns"
+# What is sent in the file's stead, as ``sent_...``; NULL where it is the file itself.
+RENDITION: tuple[ColumnElement[Any], ...] = (
+    *(rendition.c[name].label(f"sent_{name}") for name in _SENT.split()),
+    rendition.c.removed_at.label("sent_removed_at"),
 )
-IDENTITY = (instance.c.study_uid, instance.c.series_uid, instance.c.sop_uid)
+# The three UIDs, where the study is joined.
+IDENTITY: tuple[ColumnElement[Any], ...] = (
+    study.c.uid.label("study_uid"),
+    file.c.series_uid,
+    file.c.sop_uid,
+)
 # Where a file came from and where it lies.
-PLACE = columns("inbox relative_path source path in_place priority")
+PLACE = file_columns("inbox_id relative_path source path in_place priority")
 
 
 def content_of(row: Any) -> Content:
@@ -128,14 +168,16 @@ def content_of(row: Any) -> Content:
     )
 
 
-def content_of_copy(row: Any) -> Content:
-    """Gather the Content of a row's Explicit VR copy."""
+def content_sent(row: Any) -> Content:
+    """Gather the Content of what is sent: that of the rendition, else that of the file."""
+    if row.sent_digest is None:
+        return content_of(row)
     return Content(
-        transfer_syntax=row.reencoded_transfer_syntax,
-        digest=row.reencoded_digest,
-        meta_digest=row.reencoded_meta_digest,
-        dataset_offset=row.reencoded_dataset_offset,
-        size_bytes=row.reencoded_size_bytes,
+        transfer_syntax=row.sent_transfer_syntax,
+        digest=row.sent_digest,
+        meta_digest=row.sent_meta_digest,
+        dataset_offset=row.sent_dataset_offset,
+        size_bytes=row.sent_size_bytes,
     )
 
 
@@ -143,10 +185,15 @@ def identity_of(row: Any) -> Identity:
     return Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
 
 
-def place_of(row: Any) -> dict[str, Any]:
-    """Gather, by name, what the columns ``PLACE`` say."""
+def is_same_identity(one: Row, other: Row) -> bool:
+    """Whether two rows name one instance: by their UIDs, not only by what these are looked up by."""
+    return (one.study_id, one.series_uid, one.sop_uid) == (other.study_id, other.series_uid, other.sop_uid)
+
+
+def place_of(row: Any, inbox: str) -> dict[str, Any]:
+    """Gather, by name, what the columns ``PLACE`` say; ``inbox`` is the name of the one that they name."""
     return {
-        "inbox": row.inbox,
+        "inbox": inbox,
         "relative_path": row.relative_path,
         "source": row.source,
         "path": row.path,
@@ -167,18 +214,18 @@ def as_json(value: Mapping[str, Any] | Sequence[str]) -> str:
 
 
 def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:
-    """Say, to show it, where a row's file is: in place, or in its host's spool."""
+    """Say, to show it, where a row's file is: in place, or in its spool."""
     return Path(path if in_place else path_of(spool, path))
 
 
 def path_of(spool: Path | None, path: str) -> str:
-    """Say where in its host's spool a file is: a string, for a tenth of the price of a Path."""
+    """Say where in its spool a file is: a string, for a tenth of the price of a Path."""
     assert spool is not None, "a ledger that hands out files was opened with its spool"
     return f"{spool}/{path}"
 
 
 def reach_of(spool: Path | None, path: str, *, in_place: bool, relative_path: str) -> str:
-    """Say how a row's file is reached (a place, see ``places``): below its inbox, or in its host's spool."""
+    """Say how a row's file is reached (a place, see ``places``): below its inbox, or in its spool."""
     return places.below_of(path, relative_path) if in_place else path_of(spool, path)
 
 
@@ -187,14 +234,14 @@ _ALIKE = itemgetter(
     *(
         Row._fields.index(name)
         for name in (
-            "host",
+            "destination_id",
+            "spool_id",
             "state",
             "reason",
-            "inbox",
-            "study_uid",
+            "inbox_id",
+            "study_id",
             "priority",
             "queued",
-            "hold_reason",
             "need",
             "next_attempt_at",
             "claim_token",
@@ -226,6 +273,10 @@ def jump_of(row: Any) -> Jump:
     return Jump(
         at=row.at,
         by=timedelta(microseconds=row.by_us),
-        last_entry_id=row.last_entry_id,
+        last_entry_id=row.last_file_id,
         last_attempt_id=row.last_attempt_id,
     )
+
+
+SELECT_ROWS = select(*ROW).select_from(DELIVERED)
+SELECT_FILES = select(*FILE_ROW)

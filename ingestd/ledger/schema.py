@@ -13,22 +13,43 @@ metadata = MetaData()
 
 meta = Table("meta", metadata, Column("key", Text, primary_key=True), Column("value", Text))
 
-# Whoever takes files in and sends them: a daemon's spool, or that of `send`.
-host = Table(
-    "host",
+# What was given out: ids are never given out twice, whatever became of the row.
+sequence = Table("sequence", metadata, Column("name", Text, primary_key=True), Column("next", _INT))
+
+# The roots under which files lie: a spool (a daemon's, or that of `send`), and the inboxes that it takes from.
+spool = Table(
+    "spool",
     metadata,
-    Column("host", Text, primary_key=True),
-    Column("spool", PathText),
+    Column("id", _INT, primary_key=True),
+    Column("host", Text),
+    Column("path", PathText),
     Column("quiet_period_us", _INT),
     Column("max_wait_us", _INT),
     Column("max_bytes", _INT),
     Column("max_instances", _INT),
 )
 
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("spool_id", _INT),
+    Column("name", Text),
+    # As the last look found it; NULL before the first.
+    Column("path", PathText),
+    Column("alarm", SafeText),
+    Column("watching", Text),
+    Column("counts", Text),  # JSON object of numbers
+    Column("at", Instant),
+    Column("oldest_at", Instant),
+)
+
 destination = Table(
     "destination",
     metadata,
-    Column("url", Text, primary_key=True),
+    Column("id", _INT, primary_key=True),
+    Column("name", Text),
+    Column("url", Text),
     Column("kind", Text),
     Column("paused_until", Instant),
     Column("pause_cause", Text),
@@ -42,65 +63,119 @@ destination = Table(
     Column("went_back_at", Instant),
 )
 
+study = Table("study", metadata, Column("id", _INT, primary_key=True), Column("uid", Text))
+
 candidate = Table(
     "candidate",
     metadata,
     Column("id", _INT, primary_key=True),
-    Column("host", Text),
-    Column("inbox", Text),
+    Column("spool_id", _INT),
+    Column("inbox_id", _INT),
     Column("relative_path", PathText),
     Column("source", Stat),
+    Column("target", PathText),  # where in the spool it will lie: named before it is moved
     Column("tries", _INT),
     Column("since", Instant),
 )
 
-instance = Table(
-    "instance",
+file = Table(
+    "file",
     metadata,
     Column("id", _INT, primary_key=True),
-    Column("host", Text),
+    # where it came from, and where it is: below the spool, or in place, where it came from
+    Column("spool_id", _INT),
+    Column("inbox_id", _INT),
+    Column("relative_path", PathText),
+    Column("source", Stat),
+    Column("source_removed", _INT),
+    Column("path", PathText),
+    Column("in_place", _INT),
+    # its end, where it has no delivery (lifecycle.FILE_ENDS); NULL: its deliveries tell
+    Column("state", Text),
+    Column("reason", Text),
+    Column("note", SafeText),
+    Column("wish", Text),
+    # what it is
+    Column("study_id", _INT),
+    Column("series_uid", Text),
+    Column("sop_uid", Text),
+    Column("identity", Digest),  # see ``identity.hash_of``
+    Column("sop_class_uid", Text),
+    Column("transfer_syntax", Text),
+    Column("digest", Digest),
+    Column("meta_digest", Digest),
+    Column("dataset_offset", _INT),
+    Column("size_bytes", _INT),
+    Column("modality", SafeText),
+    Column("station", SafeText),
+    Column("patient_hash", Digest),
+    Column("accession_hash", Digest),
+    Column("notes", Text),  # JSON list of words
+    Column("route", SafeText),  # which rule chose its destinations, in words
+    Column("priority", _INT),
+    Column("admitted_at", Instant),
+    Column("changed_at", Instant),
+    # Its bytes: how many deliveries need them still, since when none does; 1 while anything of it lies in the spool.
+    Column("needed_by", _INT),
+    Column("unneeded_at", Instant),
+    Column("in_spool", _INT),
+    Column("removing_at", Instant),  # from here on its bytes are gone for everybody: they may be removed at any moment
+    Column("removed_at", Instant),
+    # ctimes (ns) of what lay there when it surely was what was read; 0 where nobody can say
+    Column("ctime_ns", Nanoseconds),
+    Column("source_ctime_ns", Nanoseconds),
+)
+
+# What is sent instead of a file's own bytes; one for all deliveries that want the same of it.
+rendition = Table(
+    "rendition",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("file_id", _INT),
+    Column("recipe", Text),
+    Column("path", PathText),
+    Column("study_id", _INT),
+    Column("series_uid", Text),
+    Column("sop_uid", Text),
+    Column("transfer_syntax", Text),
+    Column("digest", Digest),
+    Column("meta_digest", Digest),
+    Column("dataset_offset", _INT),
+    Column("size_bytes", _INT),
+    Column("made_at", Instant),
+    Column("removed_at", Instant),
+    Column("ctime_ns", Nanoseconds),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("file_id", _INT),
+    Column("destination_id", _INT),
+    Column("spool_id", _INT),
     Column("state", Text),
     Column("reason", Text),
     Column("note", SafeText),
     # 1 while the identity is held (lifecycle.HOLDING); a CHECK keeps it so. A column of its own, because an index
     # over the state would be written again with every move.
     Column("holds", _INT),
-    # where it came from, and where it is
-    Column("inbox", Text),
-    Column("relative_path", PathText),
-    Column("source", Stat),
-    Column("source_removed", _INT),
-    Column("path", PathText),
-    Column("in_place", _INT),
-    # what it is
-    Column("study_uid", Text),
-    Column("series_uid", Text),
-    Column("sop_uid", Text),
-    Column("sop_class_uid", Text),
-    Column("transfer_syntax", Text),
-    Column("digest", Digest),
-    Column("meta_digest", Digest),
-    Column("canonical_digest", Digest),
-    Column("dataset_offset", _INT),
+    # as sent
+    Column("study_id", _INT),
+    Column("identity", Digest),
+    Column("rendition_id", _INT),
     Column("size_bytes", _INT),
-    Column("modality", SafeText),
-    Column("station", SafeText),
-    Column("patient_hash", Text),
-    Column("accession_hash", Text),
-    Column("notes", Text),  # JSON list of words
-    Column("priority", _INT),
     Column("admitted_at", Instant),
     Column("changed_at", Instant),
     # waiting to be sent; queued: PENDING and nothing of the following keeps it from being due with its study
     Column("queued", _INT),
-    Column("hold_reason", SafeText),
     Column("need", Text),
     Column("next_attempt_at", Instant),
     Column("alone", _INT),
     Column("replaces", _INT),
     Column("being_created_since", Instant),
     # being sent
-    Column("claim_token", Text),
+    Column("claim_token", Digest),
     Column("attempt_id", _INT),
     Column("attempts", _INT),
     Column("charged", _INT),
@@ -124,35 +199,24 @@ instance = Table(
     Column("failure_reason", _INT),
     Column("warning_reason", _INT),
     Column("failed_attributes", Text),  # JSON list
-    # the Explicit VR copy that is sent instead
-    Column("reencoded_path", PathText),
-    Column("reencoded_transfer_syntax", Text),
-    Column("reencoded_digest", Digest),
-    Column("reencoded_meta_digest", Digest),
-    Column("reencoded_dataset_offset", _INT),
-    Column("reencoded_size_bytes", _INT),
-    # the rest of its life
-    Column("holder_id", _INT),
-    Column("wish", Text),
-    Column("settled_at", Instant),  # since then its file is not needed any more
-    Column("removed_at", Instant),
-    # ctimes (ns) of what lay there when it surely was what was read; 0 where nobody can say
-    Column("ctime_ns", Nanoseconds),
-    Column("source_ctime_ns", Nanoseconds),
-    Column("reencoded_ctime_ns", Nanoseconds),
     # what was found of the server's copy
     Column("compared", _INT),  # 1: what proved it was a comparison with the server's copy
     Column("mismatch", _INT),  # 1: the server's copy is not ours, and the server is to blame
     Column("differs_since", Instant),
     Column("untold_since", Instant),
     Column("unnamed", _INT),
+    # the rest of its life
+    Column("holder_id", _INT),
+    Column("settled_at", Instant),  # since then it does not need the file's bytes any more
 )
 
+# What happened to a delivery; where ``delivery_id`` is NULL, to the file itself.
 history = Table(
     "history",
     metadata,
     Column("id", _INT, primary_key=True),
-    Column("entry_id", _INT),
+    Column("file_id", _INT),
+    Column("delivery_id", _INT),
     Column("at", Instant),
     Column("before", Text),
     Column("after", Text),
@@ -166,9 +230,10 @@ attempt = Table(
     "attempt",
     metadata,
     Column("id", _INT, primary_key=True),
-    Column("host", Text),
-    Column("study_uid", Text),
-    Column("claim_token", Text),
+    Column("spool_id", _INT),
+    Column("destination_id", _INT),
+    Column("study_id", _INT),
+    Column("claim_token", Digest),
     Column("started_at", Instant),
     Column("instances", _INT),
     Column("size_bytes", _INT),
@@ -183,33 +248,37 @@ attempt = Table(
 feed_cursor = Table(
     "feed_cursor",
     metadata,
-    Column("id", _INT, primary_key=True),
+    Column("destination_id", _INT, primary_key=True),
     Column("version", _INT),
     Column("since", Instant),
     Column("sequence", _INT),
     Column("moved_at", Instant),
 )
 
+# Sums; what has no delivery is counted under the destination 0. Whoever writes takes a slot of its own, readers add up.
 state_count = Table(
     "state_count",
     metadata,
-    Column("host", Text, primary_key=True),
-    Column("inbox", Text, primary_key=True),
+    Column("spool_id", _INT, primary_key=True),
+    Column("destination_id", _INT, primary_key=True),
+    Column("inbox_id", _INT, primary_key=True),
     Column("state", Text, primary_key=True),
     Column("reason", Text, primary_key=True),
+    Column("slot", _INT, primary_key=True),
     Column("entries", _INT),
-    Column("held", _INT),
     Column("size_bytes", _INT),
 )
 
 STATE_COLUMNS = {state: f"n_{state.lower()}" for state in State}
 
-study = Table(
-    "study",
+# A study at one destination.
+study_sum = Table(
+    "study_sum",
     metadata,
-    Column("host", Text, primary_key=True),
-    Column("study_uid", Text, primary_key=True),
-    # its queued rows in sum
+    Column("study_id", _INT, primary_key=True),
+    Column("destination_id", _INT, primary_key=True),
+    Column("spool_id", _INT, primary_key=True),
+    # its queued deliveries in sum
     Column("waiting", _INT),
     Column("waiting_bytes", _INT),
     Column("oldest_at", Instant),
@@ -221,7 +290,7 @@ study = Table(
     Column("charged", _INT),
     Column("pauses", _INT),
     Column("in_flight", _INT),
-    # all its rows
+    # all its deliveries
     Column("first_at", Instant),
     Column("changed_at", Instant),
     Column("size_bytes", _INT),
@@ -234,39 +303,27 @@ study_label = Table(
     metadata,
     Column("kind", Text, primary_key=True),
     Column("value", SafeText, primary_key=True),
-    Column("study_uid", Text, primary_key=True),
-)
-
-inbox_report = Table(
-    "inbox_report",
-    metadata,
-    Column("host", Text, primary_key=True),
-    Column("inbox", Text, primary_key=True),
-    Column("path", PathText),
-    Column("alarm", SafeText),
-    Column("watching", Text),
-    Column("counts", Text),  # JSON object of numbers
-    Column("at", Instant),
-    Column("oldest_at", Instant),
+    Column("study_id", _INT, primary_key=True),
 )
 
 clock = Table(
     "clock",
     metadata,
     Column("id", _INT, primary_key=True),
-    Column("host", Text),
+    Column("spool_id", _INT),
     Column("at", Instant),
     Column("boot", Text),  # the kernel's boot id
     Column("offset_us", _INT),  # wall time minus CLOCK_BOOTTIME
     Column("by_us", _INT),  # how far it was set, negative back; 0 where only a new boot was seen
-    Column("last_entry_id", _INT),
+    Column("last_file_id", _INT),
     Column("last_attempt_id", _INT),
 )
 
 alarm = Table(
     "alarm",
     metadata,
-    Column("host", Text, primary_key=True),
+    Column("spool_id", _INT, primary_key=True),
+    Column("destination_id", _INT, primary_key=True),  # 0: of none
     Column("kind", Text, primary_key=True),
     Column("about", Text, primary_key=True),
     Column("note", SafeText),
@@ -274,10 +331,11 @@ alarm = Table(
     Column("since", Instant),
 )
 
-# The trust in the server's word (lifecycle.Standing); one server to a ledger.
+# The trust in each server's word (lifecycle.Standing).
 trust = Table(
     "trust",
     metadata,
+    Column("destination_id", _INT, primary_key=True),
     Column("transfer_syntax", Text, primary_key=True),
     Column("sop_class_uid", Text, primary_key=True),
     Column("matched", _INT),
@@ -286,7 +344,7 @@ trust = Table(
 verification = Table(
     "verification",
     metadata,
-    Column("id", _INT, primary_key=True),
+    Column("destination_id", _INT, primary_key=True),
     Column("ever_matched", _INT),
     Column("mismatched_at", Instant),
     Column("stopped_at", Instant),

@@ -16,8 +16,8 @@ from sqlalchemy.sql import Executable
 from ingestd.lifecycle import BatchLimits, LongestWaits
 
 from . import dialect, errors, sqlite_file
-from .schema import host as host_table
-from .schema import meta
+from .schema import inbox, meta, study
+from .schema import spool as spool_table
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -34,11 +34,22 @@ class Queryable(Protocol):
     """
 
     host: str
+    spool_id: int
+    destination_id: int
     spool: Path | None
     longest: LongestWaits
 
-    def spool_of(self, host: str) -> Path | None:
-        """Say where a host's spool is, as it was last opened."""
+    def spool_of(self, spool_id: int) -> Path | None:
+        """Say where a spool is, as it was last opened."""
+
+    def inbox_of(self, inbox_id: int) -> str:
+        """Say the name of an inbox."""
+
+    def inbox_id(self, name: str) -> int | None:
+        """Say by which number rows name an inbox of the own spool; None: none of its files was ever seen."""
+
+    def study_id(self, uid: str) -> int | None:
+        """Say by which number rows name a study; None: no file of it was ever seen."""
 
     def fetch_all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         """Give all rows of a SELECT."""
@@ -61,16 +72,19 @@ class Session:
         self.connection = engine.connect()
         self.file = file
         self.host = host
+        self.spool_id = 0  # known once the spool is in the ledger
+        self.destination_id = 0  # known once it has a destination
         self.spool = spool
         self._writes = False
-        self._limits: dict[str, BatchLimits] = {}
-        self._spools: dict[str, Path] = {}
+        self._limits: dict[int, BatchLimits] = {}
+        self._spools: dict[int, Path] = {}
+        # Names and numbers that never change.
+        self._inboxes: dict[int, tuple[int, str]] = {}
+        self.studies_known: dict[str, int] = {}
         # Answers that hold until the ledger changes, and the version that they are of; our own writes forget them.
         self._answers: dict[tuple[Executable, tuple[Any, ...]], Sequence[Any]] = {}
         self._version = 0
-        self.labels_known: set[tuple[str, str, str]] = set()
-        # An id that was given out is not given out again by this process: a late answer must not meet another file.
-        self.first_candidate_id = 1
+        self.labels_known: set[tuple[str, str, int]] = set()
         # What the last transaction left in ``meta``, to be known by where its COMMIT failed; "": it changed nothing.
         self.last_mark = ""
 
@@ -108,7 +122,7 @@ class Session:
         self._writes = True
         self._answers.clear()
         # Another host's daemon may have been given other ones since; our own are changed by nobody else.
-        self._limits = {host: limits for host, limits in self._limits.items() if host == self.host}
+        self._limits = {each: limits for each, limits in self._limits.items() if each == self.spool_id}
         self.last_mark = ""
         changes = sqlite_file.rows_changed(self.connection)
         try:
@@ -133,19 +147,52 @@ class Session:
         rows = self.fetch_all(select(meta.c.value).where(meta.c.key == self._mark_key))
         return any(row.value == mark for row in rows)
 
-    def spool_of(self, host: str) -> Path | None:
-        if host == self.host:
+    def spool_of(self, spool_id: int) -> Path | None:
+        if spool_id == self.spool_id:
             return self.spool
-        if host not in self._spools:
-            rows = self.fetch_all(select(host_table.c.host, host_table.c.spool))
-            self._spools.update((row.host, Path(row.spool)) for row in rows if row.spool)
-        return self._spools.get(host)
+        if spool_id not in self._spools:
+            rows = self.fetch_all(select(spool_table.c.id, spool_table.c.path))
+            self._spools.update((row.id, Path(row.path)) for row in rows if row.path)
+        return self._spools.get(spool_id)
 
-    def limits_of(self, host: str) -> BatchLimits:
-        """Say by which limits a host's batches are cut, as it was last opened."""
-        if host not in self._limits:
-            row = self.fetch_one(select(host_table).where(host_table.c.host == host))
-            self._limits[host] = (
+    def forget_names(self) -> None:
+        """Forget what may have been taken back with a transaction."""
+        self.labels_known.clear()
+        self.studies_known.clear()
+        self._inboxes.clear()
+
+    def inbox_of(self, inbox_id: int) -> str:
+        if inbox_id not in self._inboxes:
+            self._read_inboxes()
+        return self._inboxes[inbox_id][1]
+
+    def inbox_id(self, name: str) -> int | None:
+        found = self._own_inbox(name)
+        if found is None:
+            self._read_inboxes()
+            found = self._own_inbox(name)
+        return found
+
+    def _own_inbox(self, name: str) -> int | None:
+        wanted = (self.spool_id, name)
+        return next((inbox_id for inbox_id, known in self._inboxes.items() if known == wanted), None)
+
+    def _read_inboxes(self) -> None:
+        rows = self.fetch_all(select(inbox.c.id, inbox.c.spool_id, inbox.c.name))
+        self._inboxes = {row.id: (row.spool_id, row.name) for row in rows}
+
+    def study_id(self, uid: str) -> int | None:
+        found = self.studies_known.get(uid)
+        if found is None:
+            row = self.fetch_one(select(study.c.id).where(study.c.uid == uid))
+            found = row.id if row else None
+        return found
+
+    def limits_of(self, spool_id: int) -> BatchLimits:
+        """Say by which limits a spool's batches are cut, as it was last opened."""
+        if spool_id not in self._limits:
+            row = self.fetch_one(select(spool_table).where(spool_table.c.id == spool_id))
+            self._limits[spool_id] = (
                 BatchLimits()
                 if row is None
                 else BatchLimits(
@@ -155,4 +202,4 @@ class Session:
                     max_instances=row.max_instances,
                 )
             )
-        return self._limits[host]
+        return self._limits[spool_id]

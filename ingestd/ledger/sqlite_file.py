@@ -15,6 +15,7 @@ import errno
 import os
 import sqlite3
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from sqlalchemy.pool import NullPool
 from ingestd.fs.durable import write_whole
 from ingestd.fs.mounts import mount_of
 from ingestd.fs.places import MISSING, expect_named
-from ingestd.lifecycle import MOVES, State
+from ingestd.lifecycle import FILE_MOVES, MOVES, State
 
 from .errors import BUSY_MS as _BUSY_MS
 from .errors import LedgerError, LedgerMissing, disk_failed, failure, is_crashed, may_write, not_whole, permission
@@ -40,6 +41,9 @@ _APPLICATION_ID = 0x494E4744  # "INGD"
 _HEADER = b"SQLite format 3\0"
 # Checked whole at start up to this size (some 0.1 s); beyond it only the header, the size and the ends of the tables.
 _CHECKED_WHOLE_BYTES = 16_000_000
+# Copied, and steps of SQLite's machine, between two words about how it goes on.
+_PAGES_AT_ONCE = 4096
+_STEPS_OF_CHECK = 200_000
 
 # Locking on these is a matter of luck, and SQLite's safety rests on locks and on ordered writes.
 _NETWORK = frozenset(
@@ -163,6 +167,8 @@ def open_engine(file: Path, *, create: bool, read_only: bool, rehearsal: bool = 
         connection = sqlite3.connect(
             f"file:{quote(os.fsencode(file))}?mode={mode}", uri=True, isolation_level=None, cached_statements=256
         )
+        # For lists of digests, which travel as JSON: SQLite has an unhex of its own since 3.41 only.
+        connection.create_function("from_hex", 1, from_hex, deterministic=True)
         try:
             _prepare(connection, file, read_only=read_only)
         except BaseException:
@@ -179,6 +185,11 @@ def open_engine(file: Path, *, create: bool, read_only: bool, rehearsal: bool = 
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def from_hex(text: str | None) -> bytes | None:
+    """Give the bytes of a digest in hex (a function of SQL)."""
+    return None if text is None else bytes.fromhex(text)
 
 
 def _prepare(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> None:
@@ -259,16 +270,14 @@ def mark_as_ours(connection: Connection) -> None:
 
 def install_guards(connection: Connection) -> None:
     """Have the database itself refuse moves that the table does not have, and changes of what is append-only."""
-    # instr, not IN: in a trigger the list of an IN is made anew for every row.
-    legal = " ".join(sorted({f"{state}>{state}" for state in State} | {f"{b}>{a}" for b, a in MOVES if b is not None}))
     guards = {
-        "instance_moves": "BEFORE UPDATE OF state ON instance"
-        f" WHEN instr(' {legal} ', ' ' || OLD.state || '>' || NEW.state || ' ') = 0"
-        " BEGIN SELECT RAISE(ABORT, 'no such move'); END",
+        "delivery_moves": _refuse_moves("delivery", MOVES),
+        "file_moves": _refuse_moves("file", FILE_MOVES),
         "history_stays": "BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END",
         "history_is_kept": "BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END",
         "attempt_is_kept": "BEFORE DELETE ON attempt BEGIN SELECT RAISE(ABORT, 'attempts are append-only'); END",
-        "instance_is_kept": "BEFORE DELETE ON instance BEGIN SELECT RAISE(ABORT, 'no row is deleted'); END",
+        "delivery_is_kept": "BEFORE DELETE ON delivery BEGIN SELECT RAISE(ABORT, 'no row is deleted'); END",
+        "file_is_kept": "BEFORE DELETE ON file BEGIN SELECT RAISE(ABORT, 'no row is deleted'); END",
     }
     found = dict(
         tuple(row) for row in connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
@@ -278,6 +287,16 @@ def install_guards(connection: Connection) -> None:
         if found.get(name) != wanted:
             connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {name}")
             connection.exec_driver_sql(wanted)
+
+
+def _refuse_moves(table: str, moves: Mapping[tuple[State | None, State], str]) -> str:
+    # instr, not IN: in a trigger the list of an IN is made anew for every row.
+    legal = " ".join(sorted({f"{state}>{state}" for state in State} | {f"{b}>{a}" for b, a in moves if b is not None}))
+    return (
+        f"BEFORE UPDATE OF state ON {table}"
+        f" WHEN instr(' {legal} ', ' ' || OLD.state || '>' || NEW.state || ' ') = 0"
+        " BEGIN SELECT RAISE(ABORT, 'no such move'); END"
+    )
 
 
 def check_quickly(connection: Connection, file: Path) -> None:
@@ -314,17 +333,29 @@ def check_whole(connection: Connection) -> list[str]:
     return [] if answer == ["ok"] else answer
 
 
-def copy(connection: Connection, file: Path, place: Path) -> None:
+def reading(file: Path) -> sqlite3.Connection:
+    """Open the ledger once more, for reading only; raises LedgerError."""
+    try:
+        return sqlite3.connect(f"file:{quote(os.fsencode(file))}?mode=ro", uri=True, isolation_level=None)
+    except sqlite3.DatabaseError as error:
+        raise failure(error, file) from None
+
+
+def copy(ledger: sqlite3.Connection, file: Path, place: Path, *, told: Callable[[], None] | None = None) -> None:
     """Copy the ledger to this place, in place of a former copy, as soon as the new one is whole and durable.
 
-    Whoever writes the ledger waits as long as the copying takes. Raises LedgerError where the copy would be damaged.
+    Whoever writes the ledger waits as long as the copying takes; where ``told`` is called while it goes on, whoever
+    calls holds the lock: else each writer would make it begin anew. Raises LedgerError where the copy would be damaged.
     """
-    ledger = driver_of(connection)
 
     def fill(scratch: Path) -> None:
         with closing(sqlite3.connect(scratch, isolation_level=None)) as target:
             try:
-                ledger.backup(target)
+                if told is None:
+                    ledger.backup(target)
+                else:
+                    ledger.backup(target, pages=_PAGES_AT_ONCE, progress=lambda *_: told())
+                    target.set_progress_handler(told, _STEPS_OF_CHECK)
                 (found,) = target.execute("PRAGMA quick_check(1)").fetchone()
             except sqlite3.DatabaseError as error:
                 full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"

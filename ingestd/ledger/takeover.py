@@ -11,7 +11,7 @@ from ingestd.lifecycle import UNCONFIRMED, Reason, State
 
 from . import dialect
 from .row import UNASKED, Row
-from .schema import instance
+from .schema import delivery, spool
 from .transaction import Transaction
 
 
@@ -21,14 +21,22 @@ def take_over(tx: Transaction, entry_ids: Iterable[int], *, hosts: Collection[st
     What is found SENDING, UNCERTAIN or STORED may have arrived: it is posted again, and the server, which is asked
     first or answers that it has it, settles that.
     """
+    idle = set(tx.connection.execute(select(spool.c.id).where(spool.c.host.in_(list(hosts)))).scalars())
     taken = 0
     for entry_id in sorted(set(entry_ids)):
         # One after the other: of two duplicates of one row the second is found to belong to the first.
         row = tx.row(entry_id)
-        if row is None or row.state is not State.DUPLICATE or row.settled_at or row.removed_at or row.host != tx.host:
+        if row is None or row.state is not State.DUPLICATE or row.settled_at or row.removing_at:
+            continue
+        if row.spool_id != tx.spool_id:
             continue
         holder = tx.row(row.holder_id or 0)
-        if holder is None or holder.state not in UNCONFIRMED or holder.host not in hosts or holder.host == tx.host:
+        if (
+            holder is None
+            or holder.state not in UNCONFIRMED
+            or holder.spool_id not in idle
+            or holder.spool_id == tx.spool_id
+        ):
             continue
         _change_places(tx, row, holder, now)
         taken += 1
@@ -38,10 +46,10 @@ def take_over(tx: Transaction, entry_ids: Iterable[int], *, hosts: Collection[st
 
 def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> None:
     others = tx.rows_on(
-        holder.id, dialect.unindexed(instance.c.state).in_([State.DUPLICATE, State.CONFLICT]), instance.c.id != row.id
+        holder.id, dialect.unindexed(delivery.c.state).in_([State.DUPLICATE, State.CONFLICT]), delivery.c.id != row.id
     )
     # A person decided it about the content.
-    replaces = tx.connection.execute(select(instance.c.replaces).where(instance.c.id == holder.id)).scalar_one()
+    replaces = tx.connection.execute(select(delivery.c.replaces).where(delivery.c.id == holder.id)).scalar_one()
     tx.move(
         holder,
         to=State.DUPLICATE,

@@ -1,5 +1,8 @@
 """One write transaction: rows are read, moved and told of in memory, and written together before COMMIT.
 
+A row that moves is a delivery, read with its file. A file that has none (REJECTED, say) has a state of its own, and
+``move_file`` for it.
+
 **Beginning and end.** ``with ledger.transaction() as tx:`` does nothing yet. The first statement through ``tx``, a
 query or a move, sends BEGIN IMMEDIATE, which keeps every other writer out, in every process, until COMMIT. So what is
 read through ``tx`` still holds when it is written upon; what was read through the ledger is a hint. An exception in the
@@ -17,8 +20,9 @@ must hit as many rows as it names, or IllegalMove takes the transaction back. A 
 again for the next. Moves made elsewhere cannot slip in between, but a caller's plan may be older than the
 transaction: every function in ``moves`` that carries out what was found earlier looks whether the row is still in the
 state, and a batch's row still under the token, that it was found with. If not, it leaves the row alone and counts it as
-lost. Claims, removals and recovery keep to the own host's rows; those of others are moved where an identity, held once
-over all hosts, binds them: by who takes a place, by a copy that is gone from the server, by ``takeover``, by a person.
+lost. Claims, removals and recovery keep to the own spool's rows; those of others are moved where an identity, held once
+at each destination, binds them: by who takes a place, by a copy that is gone from the server, by ``takeover``, by a
+person.
 
 **When what is written.** ``rows...`` first writes the rows gathered so far, so a move may build on the one before.
 ``flush``, the end of every function in ``moves``, writes rows and lets the oldest duplicate take the place of a row
@@ -27,8 +31,9 @@ moves and few studies. A query through ``tx`` calls it, and so does the end of t
 
 **The counters** (``counters``: rows by inbox, state and reason; each study's states and queue) are kept by ``add`` and
 ``change`` alone, as differences between what a row was and what it becomes, and written within the same transaction.
-So they are right after any crash, and nobody has to count rows. A statement that sets one of ``state``, ``reason``,
-``size_bytes``, ``study_uid``, ``hold_reason``, ``need`` or ``next_attempt_at`` (from or to NULL) by itself would make
+So they are right after any crash, and nobody has to count rows. So is what is kept of a file's bytes: how many
+deliveries need them still, and since when none does. A statement that sets one of ``state``, ``reason``,
+``size_bytes``, ``settled_at``, ``need`` or ``next_attempt_at`` (from or to NULL) of a delivery by itself would make
 them wrong: statements of their own are for columns that nothing counts.
 
 **After it.** ``on_commit`` takes what is allowed only once all is durable: to post, to move or forget a file. It is
@@ -52,16 +57,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, select
+from sqlalchemy import ColumnElement, Select, bindparam, insert, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import Executable
 
 from ingestd.lifecycle import (
+    FILE_MOVES,
     GIVES_IDENTITY_UP,
     HOLDING,
     PROVABLE,
     SETTLED,
-    Identity,
+    IllegalMove,
     Jump,
     Reason,
     State,
@@ -71,15 +77,41 @@ from ingestd.lifecycle import (
 
 from . import dialect
 from .counters import Counters
-from .row import HOLDS, ID, ROW, Row, alike, as_json, jump_of, make_row, pieces, same_bytes
-from .schema import clock, instance
+from .row import (
+    HOLDS,
+    SELECT_FILES,
+    SELECT_ROWS,
+    FileRow,
+    Row,
+    alike,
+    as_json,
+    is_same_identity,
+    jump_of,
+    make_file_row,
+    make_row,
+    pieces,
+    same_bytes,
+)
+from .schema import clock, delivery, file, inbox, study
 from .session import Session
 from .unit_of_work import UnitOfWork
 
 _LEARNT = (("mismatch", 0), ("differs_since", None), ("untold_since", None))
 
-_SELECT_BY_ID = select(*ROW).where(dialect.among(instance.c.id, "ids")).with_for_update()
-_JUMPS = select(clock).where(clock.c.host == bindparam("host"), clock.c.by_us != 0)
+# In the order of their numbers: two who want the same rows wait for each other, and never both.
+_SELECT_BY_ID = (
+    SELECT_ROWS.where(dialect.among(delivery.c.id, "ids")).order_by(delivery.c.id).with_for_update(of=delivery)
+)
+_SELECT_FILE = SELECT_FILES.where(file.c.id == bindparam("id"), file.c.state.is_not(None)).with_for_update()
+_SELECT_HOLDER = (
+    SELECT_ROWS.where(
+        HOLDS,
+        delivery.c.destination_id == bindparam("destination_id"),
+        delivery.c.identity == bindparam("identity"),
+    )
+).with_for_update(of=delivery)
+_SELECT_STUDIES = select(study).where(dialect.among(study.c.uid, "uids"))
+_JUMPS = select(clock).where(clock.c.spool_id == bindparam("spool_id"), clock.c.by_us != 0)
 _LAST_JUMP = _JUMPS.order_by(clock.c.id.desc()).limit(1)
 
 
@@ -91,16 +123,19 @@ class Transaction:
         self._connection: Connection | None = None
         self._on_commit: list[Callable[[], object]] = []
         self.wrote = False  # whether it changed any row, and left its mark; known once it is committed
-        self.first_candidate_id = session.first_candidate_id
         self.host = session.host
+        self.spool_id = session.spool_id
+        self.destination_id = session.destination_id
         self.spool = session.spool
         self.longest = session.longest
         self.limits_of = session.limits_of
         self.spool_of = session.spool_of
+        self.inbox_of = session.inbox_of
+        self.study_id = session.study_id
+        self._session = session
         self.counters = Counters(session.limits_of, session.labels_known)
         self._work = UnitOfWork()
         self._given_up: list[tuple[Row, datetime]] = []
-        self._next_id: int | None = None
 
     @property
     def connection(self) -> Connection:
@@ -143,17 +178,44 @@ class Transaction:
         if errors:
             raise errors[0]
 
-    def new_id(self) -> int:
-        """Give out the id of a row to be added."""
-        if self._next_id is None:
-            self._next_id = dialect.next_id(self.connection, instance)
-        self._next_id += 1
-        return self._next_id - 1
+    def new_ids(self, count: int) -> range:
+        """Give out numbers of files; the first delivery of a file has its number."""
+        first = self.next_number("file", count)
+        return range(first, first + count)
+
+    def next_number(self, name: str, count: int = 1) -> int:
+        """Give out so many numbers of a sequence, and say the first."""
+        return dialect.take_numbers(self.connection, name, count)
+
+    def inbox_id(self, name: str) -> int:
+        """Say by which number rows name an inbox of the own spool; one that is new is put down."""
+        found = self._session.inbox_id(name)
+        if found is None:
+            found = self.next_number("inbox")
+            new = {"id": found, "spool_id": self.spool_id, "name": name, "alarm": "", "watching": "", "counts": ""}
+            self.connection.execute(insert(inbox), new)
+        return found
+
+    def study_ids(self, uids: Iterable[str]) -> Mapping[str, int]:
+        """Say by which numbers rows name these studies; those that are new are put down."""
+        known = self._session.studies_known
+        wanted = sorted({uid for uid in uids if uid not in known})
+        for piece in pieces(wanted):
+            found = {row.uid: row.id for row in self.connection.execute(_SELECT_STUDIES, {"uids": piece})}
+            new = [uid for uid in piece if uid not in found]
+            if new:
+                first = self.next_number("study", len(new))
+                dialect.insert_rows(
+                    self.connection, study, [{"id": first + place, "uid": uid} for place, uid in enumerate(new)]
+                )
+                found |= {uid: first + place for place, uid in enumerate(new)}
+            known.update(found)
+        return known
 
     @property
     def jump(self) -> Jump | None:
         """The last time that this host's wall clock was set."""
-        row = self.connection.execute(_LAST_JUMP, {"host": self.host}).one_or_none()
+        row = self.connection.execute(_LAST_JUMP, {"spool_id": self.spool_id}).one_or_none()
         return jump_of(row) if row is not None else None
 
     def surely_since(self, since: datetime, now: datetime) -> datetime:
@@ -162,7 +224,7 @@ class Transaction:
 
     def select_rows(self, *where: ColumnElement[bool]) -> Select[Any]:
         """Begin the statement that reads rows to be moved."""
-        return select(*ROW).where(*where).with_for_update()
+        return SELECT_ROWS.where(*where).with_for_update(of=delivery)
 
     def rows(self, statement: Select[Any], **values: Any) -> list[Row]:
         """Read rows to be moved, as they are after everything gathered so far."""
@@ -171,8 +233,8 @@ class Transaction:
 
     def rows_on(self, holder_id: int, *where: ColumnElement[bool]) -> list[Row]:
         """Read the rows that name this one as their holder, the oldest first."""
-        on = (instance.c.holder_id.is_not(None), instance.c.holder_id == holder_id)
-        return self.rows(self.select_rows(*on, *where).order_by(instance.c.admitted_at, instance.c.id))
+        on = (delivery.c.holder_id.is_not(None), delivery.c.holder_id == holder_id)
+        return self.rows(self.select_rows(*on, *where).order_by(delivery.c.admitted_at, delivery.c.id))
 
     def rows_by_id(self, entry_ids: Iterable[int]) -> dict[int, Row]:
         """Read these rows; one that does not exist is absent."""
@@ -185,26 +247,65 @@ class Transaction:
     def row(self, entry_id: int) -> Row | None:
         return self.rows_by_id([entry_id]).get(entry_id)
 
-    def holder_of(self, identity: Identity) -> Row | None:
-        """Read the row that holds this identity."""
-        rows = self.rows(
-            self.select_rows(
-                HOLDS,
-                instance.c.sop_uid == identity.sop_uid,
-                instance.c.series_uid == identity.series_uid,
-                instance.c.study_uid == identity.study_uid,
-            )
-        )
+    def file_row(self, file_id: int) -> FileRow | None:
+        """Read a file that has no delivery."""
+        rows = self.fetch_files(_SELECT_FILE, id=file_id)
         return rows[0] if rows else None
 
-    def add(self, values: dict[str, Any], *, at: datetime, note: str = "") -> None:
-        """Add a row; ``values`` are its columns, the same ones for every row of a kind."""
+    def fetch_files(self, statement: Select[Any], **values: Any) -> list[FileRow]:
+        """Read files without a delivery that are to be moved, as they are after everything gathered so far."""
+        self.write_rows()
+        return [make_file_row(row) for row in self.connection.execute(statement, values).all()]
+
+    def holder_of(self, row: Row) -> Row | None:
+        """Read the delivery to the same destination that holds this one's identity."""
+        rows = self.rows(_SELECT_HOLDER, destination_id=row.destination_id, identity=row.identity)
+        return next((each for each in rows if is_same_identity(each, row)), None)
+
+    def add_file(self, values: dict[str, Any], *, at: datetime) -> None:
+        """Add a file; ``values`` are its columns. One that has a state of its own gets no delivery."""
+        self._work.add(file, values)
+        state: State | None = values["state"]
+        if state is not None:
+            check_move(None, state, FILE_MOVES)
+            self._work.put_down(
+                [(values["id"], None)], (at, None, state, values["reason"] or "", values["note"], None, "")
+            )
+            self.counters.file_added(values, at)
+
+    def add(self, values: dict[str, Any], *, inbox_id: int, priority: int, at: datetime, note: str = "") -> None:
+        """Add a delivery; ``values`` are its columns. Its file counts it as one that needs its bytes already."""
         state: State = values["state"]
         check_move(None, state)
-        reason = values["reason"] or ""
-        self._work.add(values)
-        self._work.put_down((values["id"],), (at, None, state, reason, note, None, ""))
-        self.counters.row_added(values, at)
+        self._work.add(delivery, values)
+        line = (at, None, state, values["reason"] or "", note, None, "")
+        self._work.put_down([(values["file_id"], values["id"])], line)
+        self.counters.delivery_added(values, inbox_id, priority, at)
+
+    def move_file(
+        self, row: FileRow, *, to: State, at: datetime, reason: Reason | None, note: str, **values: Any
+    ) -> None:
+        """Move a file that has no delivery; raises IllegalMove for a move that ``FILE_MOVES`` lacks."""
+        check_move(row.state, to, FILE_MOVES)
+        if to in SETTLED:
+            values.setdefault("unneeded_at", at)
+        self._set_file(row, state=to, reason=reason, note=note, changed_at=at, **values)
+        self._work.put_down([(row.id, None)], (at, row.state, to, reason or "", note, None, ""))
+        self.counters.file_changed(row, to, reason, at)
+
+    def _set_file(self, row: FileRow, **values: Any) -> None:
+        where = (file.c.id == row.id, dialect.unindexed(file.c.state) == row.state)
+        if self.connection.execute(update(file).where(*where).values(**values)).rowcount != 1:
+            raise IllegalMove("a file was moved by somebody else within our own transaction")
+
+    def set_file(self, file_id: int, **values: Any) -> None:
+        """Set columns of a file that nothing counts."""
+        self.write_rows()
+        self.connection.execute(update(file).where(file.c.id == file_id).values(**values))
+
+    def note_file(self, file_id: int, state: State, *, at: datetime, reason: str, note: str = "") -> None:
+        """Put down in the history of a file what is no move, and concerns none of its deliveries."""
+        self._work.put_down([(file_id, None)], (at, state, state, reason, note, None, ""))
 
     def move(
         self,
@@ -226,7 +327,7 @@ class Transaction:
             settings.update(state=to, reason=reason, note=note, changed_at=at)
             self.change(*same, to=settings, at=at)
             line = (at, row.state, to, reason or "", note, by_attempt, as_json(evidence or ()))
-            self._work.put_down(list(map(ID, same)), line)
+            self._work.put_down([(each.file_id, each.id) for each in same], line)
         if gives_up and to in GIVES_IDENTITY_UP:
             self._given_up += [(row, at) for row in rows]
 
@@ -236,20 +337,24 @@ class Transaction:
         after = to.get("state", row.state)
         queued = int(
             after is State.PENDING
-            and to.get("hold_reason", row.hold_reason) is None
             and to.get("need", row.need) is None
             and to.get("next_attempt_at", row.next_attempt_at) is None
         )
         if queued != row.queued:
             to["queued"] = queued
         self._work.change(rows, to)
+        if "settled_at" in to and (to["settled_at"] is None) != (row.settled_at is None):
+            by = 1 if to["settled_at"] is None else -1
+            for each in rows:
+                self._work.need(each.file_id, by, at)
         self.counters.rows_changed(rows, to, after, queued, at)
 
     def note(
         self, row: Row, *, at: datetime, reason: str, note: str = "", evidence: Mapping[str, str] | None = None
     ) -> None:
         """Put down in the history of a row what is no move."""
-        self._work.put_down((row.id,), (at, row.state, row.state, reason, note, None, as_json(evidence or ())))
+        line = (at, row.state, row.state, reason, note, None, as_json(evidence or ()))
+        self._work.put_down([(row.file_id, row.id)], line)
 
     def flush(self) -> None:
         """Write what was gathered; rows that gave their identity up leave it to the oldest of their duplicates.
@@ -275,35 +380,35 @@ class Transaction:
         if self._connection is not None:
             self._work.write_rows(self._connection)
 
-    def pass_on(self, row: Row, *, at: datetime) -> None:
-        """Let the oldest duplicate take the place of this row, which has no use for its identity any more."""
-        self._given_up.append((row, at))
-
     def _pass_on(self, given_up: Sequence[tuple[Row, datetime]]) -> None:
         when = {row.id: at for row, at in given_up}
         waiting: dict[int, list[Row]] = defaultdict(list)
-        for piece in pieces(list(when)):
-            for duplicate in self.rows(
-                self.select_rows(
-                    instance.c.holder_id.is_not(None),
-                    instance.c.holder_id.in_(piece),
-                    dialect.unindexed(instance.c.state) == State.DUPLICATE,
-                    # A settled one was as good as delivered: what is deleted on the server later stays deleted.
-                    instance.c.settled_at.is_(None),
-                    instance.c.removed_at.is_(None),
-                ).order_by(instance.c.admitted_at, instance.c.id)
-            ):
-                assert duplicate.holder_id is not None, "the statement asked for it"
-                waiting[duplicate.holder_id].append(duplicate)
+        for duplicate in self.duplicates_of(when):
+            assert duplicate.holder_id is not None, "the statement asked for it"
+            waiting[duplicate.holder_id].append(duplicate)
         for holder_id, duplicates in waiting.items():
             self.promote(holder_id, duplicates, when[holder_id])
+
+    def duplicates_of(self, holder_ids: Iterable[int]) -> list[Row]:
+        """Read the duplicates of these that wait for them and have their file, the oldest first."""
+        found: list[Row] = []
+        for piece in pieces(list(holder_ids)):
+            found += self.rows(
+                self.select_rows(
+                    delivery.c.holder_id.is_not(None),
+                    delivery.c.holder_id.in_(piece),
+                    dialect.unindexed(delivery.c.state) == State.DUPLICATE,
+                    # A settled one was as good as delivered: what is deleted on the server later stays deleted.
+                    dialect.unindexed(delivery.c.settled_at).is_(None),
+                    file.c.removing_at.is_(None),
+                ).order_by(delivery.c.admitted_at, delivery.c.id)
+            )
+        return found
 
     def promote(self, former_id: int, duplicates: Sequence[Row], at: datetime) -> None:
         """Have the first of these sent in place of the row that they duplicate; the others belong to it then."""
         first, *others = duplicates
-        identity = first.identity
-        assert identity is not None, "a duplicate has its identity"
-        holder = self.holder_of(identity)
+        holder = self.holder_of(first)
         if holder is None:
             note = f"row {former_id}, which had the same content, is gone"
             self.move(first, to=State.PENDING, at=at, reason=Reason.HOLDER_GONE, note=note, holder_id=None)
@@ -331,7 +436,7 @@ def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str,
     if before is State.SENDING:
         settings["claim_token"] = None
     if before is State.PENDING and after is not State.PENDING:
-        for column in ("hold_reason", "need", "next_attempt_at"):
+        for column in ("need", "next_attempt_at"):
             if getattr(row, column) is not None:
                 settings[column] = None
     for column, nothing in _LEARNT:

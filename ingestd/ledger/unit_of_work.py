@@ -1,25 +1,28 @@
 """What a transaction is to write of rows and of their history, put together so that few statements write it.
 
 Most rows of a batch are set to the same, and the same is said of them: they are one statement. Nothing here decides
-anything; the order is that of ``write_rows``: new rows, then changes, and of these first what gives an identity up.
+anything; the order is that of ``write_rows``: what changes, and first of all what gives an identity up; new rows stand
+between that and what takes one; then how many deliveries need each file still.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Update, bindparam, update
+from sqlalchemy import Table, Update, bindparam, case, update
 from sqlalchemy.engine import Connection
 
 from ingestd.lifecycle import IllegalMove, State
 
 from . import dialect
+from .column_types import Instant
 from .row import ID, Row
-from .schema import history, instance
+from .schema import delivery, file, history
 
 # What decides the statement of an update: its turn, expected state and claim token, and the columns set.
 _Shape = tuple[int, State, str | None, tuple[str, ...]]
@@ -27,17 +30,23 @@ _Shape = tuple[int, State, str | None, tuple[str, ...]]
 _TURNS = {0: 0, None: 1, 1: 2}
 LINE = ("at", "before", "after", "reason", "note", "attempt_id", "evidence")
 # The same line for many rows in one statement.
-_PUT_DOWN_FOR_MANY = dialect.insert_for_each(history, "entry_id", LINE)
+_PUT_DOWN_FOR_MANY = dialect.insert_for_each(history, ("file_id", "delivery_id"), LINE)
 _FEW = 4
+_AFTER = file.c.needed_by + bindparam("b_by")
+_NEEDED_BY = (
+    update(file)
+    .where(file.c.id == bindparam("b_id"))
+    .values(needed_by=_AFTER, unneeded_at=case((_AFTER == 0, bindparam("b_at", type_=Instant())), else_=None))
+)
 
 
 @lru_cache(maxsize=256)
 def _update(columns: tuple[str, ...], *, token: bool, many: bool) -> Update:
-    which = dialect.among(instance.c.id, "b_id") if many else instance.c.id == bindparam("b_id")
+    which = dialect.among(delivery.c.id, "b_id") if many else delivery.c.id == bindparam("b_id")
     # By id alone: the index over the states would go through all rows that are in this one.
-    statement = update(instance).where(which, dialect.unindexed(instance.c.state) == bindparam("b_state"))
+    statement = update(delivery).where(which, dialect.unindexed(delivery.c.state) == bindparam("b_state"))
     if token:
-        statement = statement.where(instance.c.claim_token == bindparam("b_token"))
+        statement = statement.where(delivery.c.claim_token == bindparam("b_token"))
     return statement.values(dict(zip(columns, map(bindparam, columns), strict=True)))
 
 
@@ -45,15 +54,17 @@ class UnitOfWork:
     """The rows and lines of history that were gathered and are not written yet."""
 
     def __init__(self) -> None:
-        self._added: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+        self._added: dict[tuple[str, tuple[str, ...]], list[Mapping[str, Any]]] = defaultdict(list)
         self._updates: dict[_Shape, dict[tuple[Any, ...], list[int]]] = {}
         self._touched: set[int] = set()
+        # By how many more, or fewer, deliveries a file is needed, and when that was.
+        self._needed_by: dict[int, tuple[int, datetime]] = {}
         # Lines by what they say. Two lines of one row stand in the order in which they were said: in two of these.
-        self._history: list[dict[tuple[Any, ...], list[int]]] = [{}]
-        self._in_history: set[int] = set()
+        self._history: list[dict[tuple[Any, ...], list[tuple[int, int | None]]]] = [{}]
+        self._in_history: set[tuple[int, int | None]] = set()
 
-    def add(self, values: Mapping[str, Any]) -> None:
-        self._added[tuple(values)].append(values)
+    def add(self, table: Table, values: Mapping[str, Any]) -> None:
+        self._added[table.name, tuple(values)].append(values)
 
     def change(self, rows: Sequence[Row], to: Mapping[str, Any]) -> None:
         """Set the same columns of rows that are alike, where they still are as they were read (G4).
@@ -68,37 +79,55 @@ class UnitOfWork:
         shape = (_TURNS[to.get("holds")], row.state, row.claim_token, tuple(to))
         self._updates.setdefault(shape, {}).setdefault(tuple(to.values()), []).extend(ids)
 
-    def put_down(self, entry_ids: Sequence[int], line: tuple[Any, ...]) -> None:
-        """Add the same line, with the columns of ``LINE``, to the history of rows."""
-        if not self._in_history.isdisjoint(entry_ids):
+    def need(self, file_id: int, by: int, at: datetime) -> None:
+        """Count so many more deliveries that need the bytes of a file, or fewer."""
+        known, when = self._needed_by.get(file_id, (0, at))
+        self._needed_by[file_id] = (known + by, max(at, when))
+
+    def put_down(self, rows: Sequence[tuple[int, int | None]], line: tuple[Any, ...]) -> None:
+        """Add the same line, with the columns of ``LINE``, to the history of these: each a file and its delivery."""
+        if not self._in_history.isdisjoint(rows):
             self._history.append({})
             self._in_history.clear()
-        self._in_history.update(entry_ids)
-        self._history[-1].setdefault(line, []).extend(entry_ids)
+        self._in_history.update(rows)
+        self._history[-1].setdefault(line, []).extend(rows)
 
     def write_rows(self, connection: Connection) -> None:
         """Write the rows; raises IllegalMove where one is not as it was read."""
+        updates, self._updates = self._updates, {}
+        shapes = sorted(updates, key=itemgetter(0))
+        self._touched.clear()
+        for shape in shapes:
+            if shape[0] == 0:
+                _write_updates(connection, shape, updates[shape])
         if self._added:
             added, self._added = self._added, defaultdict(list)
-            for rows in added.values():
-                dialect.insert_rows(connection, instance, rows)
-        if self._updates:
-            updates, self._updates = self._updates, {}
-            self._touched.clear()
-            for shape in sorted(updates, key=itemgetter(0)):
+            for table in (file, delivery):
+                for (name, _), rows in added.items():
+                    if name == table.name:
+                        dialect.insert_rows(connection, table, rows)
+        for shape in shapes:
+            if shape[0] > 0:
                 _write_updates(connection, shape, updates[shape])
+        if self._needed_by:
+            changes = [
+                {"b_id": each, "b_by": by, "b_at": at} for each, (by, at) in sorted(self._needed_by.items()) if by
+            ]
+            self._needed_by.clear()
+            if changes:
+                connection.execute(_NEEDED_BY, changes)
 
     def write_history(self, connection: Connection) -> None:
         """Write the lines; their rows must have been written before."""
         single: list[dict[str, Any]] = []
         for lines in self._history:
-            for line, entry_ids in lines.items():
+            for line, rows in lines.items():
                 said = dict(zip(LINE, line, strict=True))
-                if len(entry_ids) < _FEW:
-                    single += [{"entry_id": entry_id, **said} for entry_id in entry_ids]
+                if len(rows) < _FEW:
+                    single += [{"file_id": each, "delivery_id": delivery_id, **said} for each, delivery_id in rows]
                     continue
                 many = {f"b_{name}": value for name, value in said.items()}
-                connection.execute(_PUT_DOWN_FOR_MANY, {**many, "b_each": entry_ids})
+                connection.execute(_PUT_DOWN_FOR_MANY, {**many, "b_each": rows})
             if single:
                 dialect.insert_rows(connection, history, single)
                 single = []

@@ -7,45 +7,69 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import delete, insert, update
+from sqlalchemy import bindparam, delete, insert, or_, select, update
 
 from ingestd.lifecycle import Content, Reason, SourceStat, State
 
 from . import dialect
+from .counters import NO_DESTINATION
+from .queries.files import STILL_MAY_GO
 from .row import UNASKED, pieces
-from .schema import alarm, inbox_report, instance
+from .schema import alarm, file, inbox, rendition
 from .transaction import Transaction
 from .values import Alarm, InboxSummary, PendingRead
 
-_PUT_REPORT = dialect.upsert(inbox_report)
+_EXPLICIT_VR = "explicit_vr"
+_PUT_RENDITION = dialect.upsert(rendition)
+_FORMER = select(rendition.c.id, rendition.c.removed_at).where(
+    rendition.c.file_id == bindparam("file_id"), rendition.c.recipe == bindparam("recipe")
+)
+_OF_FILE = select(file.c.study_id, file.c.series_uid, file.c.sop_uid).where(file.c.id == bindparam("id"))
 
 
 def attach_reencoded(
     tx: Transaction, entry_id: int, *, path: str, content: Content, ctime_ns: int = 0, now: datetime
 ) -> bool:
-    """Have the Explicit VR copy sent instead; its digest is on record before a byte of it leaves."""
+    """Have the Explicit VR copy sent instead; its digest is on record before a byte of it leaves.
+
+    Say whether this copy is needed: where the file has one already, that is sent.
+    """
     row = tx.row(entry_id)
     if row is None or row.state is not State.PENDING:
         return False
+    former = tx.connection.execute(_FORMER, {"file_id": row.file_id, "recipe": _EXPLICIT_VR}).one_or_none()
+    is_new = former is None or former.removed_at is not None
+    number = tx.next_number("rendition") if former is None else former.id
+    if is_new:
+        as_sent = dict(tx.connection.execute(_OF_FILE, {"id": row.file_id}).one()._mapping)  # noqa: SLF001 - its name
+        made = {
+            "id": number,
+            "file_id": row.file_id,
+            "recipe": _EXPLICIT_VR,
+            "path": path,
+            **as_sent,
+            "transfer_syntax": content.transfer_syntax,
+            "digest": content.digest,
+            "meta_digest": content.meta_digest,
+            "dataset_offset": content.dataset_offset,
+            "size_bytes": content.size_bytes,
+            "made_at": now,
+            "removed_at": None,
+            "ctime_ns": ctime_ns,
+        }
+        tx.connection.execute(_PUT_RENDITION, made)
+        tx.set_file(row.file_id, in_spool=1)
+    size = content.size_bytes if is_new else _size_of(tx, number)
     note = "re-encoded without loss to Explicit VR Little Endian"
-    tx.change(
-        row,
-        to={
-            "need": None,
-            "reencoded_path": path,
-            "reencoded_transfer_syntax": content.transfer_syntax,
-            "reencoded_digest": content.digest,
-            "reencoded_meta_digest": content.meta_digest,
-            "reencoded_dataset_offset": content.dataset_offset,
-            "reencoded_size_bytes": content.size_bytes,
-            "reencoded_ctime_ns": ctime_ns,
-            "note": note,
-        },
-        at=now,
-    )
+    tx.change(row, to={"need": None, "rendition_id": number, "size_bytes": size, "note": note}, at=now)
     tx.note(row, at=now, reason=Reason.REENCODED, note=note)
     tx.flush()
-    return True
+    return is_new
+
+
+def _size_of(tx: Transaction, rendition_id: int) -> int:
+    size: int = tx.connection.execute(select(rendition.c.size_bytes).where(rendition.c.id == rendition_id)).scalar_one()
+    return size
 
 
 def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> bool:
@@ -80,29 +104,45 @@ def fail_gone(tx: Transaction, entry_ids: Iterable[int], *, note: str, now: date
 
 def mark_source_removed(tx: Transaction, entry_ids: Iterable[int]) -> None:
     for piece in pieces(list(entry_ids)):
-        tx.connection.execute(update(instance).where(instance.c.id.in_(piece)).values(source_removed=1))
+        tx.connection.execute(update(file).where(file.c.id.in_(piece)).values(source_removed=1))
+
+
+def mark_removing(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> set[int]:
+    """Say for good that the bytes of these files go, before they do; give those that may go still (G3).
+
+    From here on nobody counts on them. A file that stays in place keeps its own; what was sent in its stead goes.
+    """
+    may_go: set[int] = set()
+    for piece in pieces(list(entry_ids)):
+        may_go.update(tx.connection.execute(STILL_MAY_GO, {"spool_id": tx.spool_id, "ids": piece}).scalars())
+    for piece in pieces(sorted(may_go)):
+        marked = update(file).where(dialect.among(file.c.id, "ids"), file.c.in_place == 0)
+        tx.connection.execute(marked.values(removing_at=bindparam("at")), {"ids": piece, "at": now})
+    return may_go
 
 
 def mark_removed(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> int:
-    """Say that the spool files of these settled rows are gone. Nothing else may lose its file (G3)."""
+    """Say that what lay in the spool of these files is gone. Nothing that is needed may lose its file (G3)."""
     removed = 0
     for piece in pieces(list(entry_ids)):
-        settled = (
-            instance.c.id.in_(piece),
-            # By id alone: the index over the settled rows has all that are kept for `retain`.
-            dialect.unindexed(instance.c.host) == tx.host,
-            instance.c.settled_at.is_not(None),
-            instance.c.removed_at.is_(None),
+        unneeded = (
+            file.c.id.in_(piece),
+            # By id alone: the index over what is not needed has all that is kept for `retain`.
+            dialect.unindexed(file.c.spool_id) == tx.spool_id,
+            dialect.unindexed(file.c.unneeded_at).is_not(None),
+            dialect.unindexed(file.c.in_spool) == 1,
+            or_(file.c.removing_at.is_not(None), file.c.in_place == 1),
         )
-        removed += tx.connection.execute(
-            update(instance).where(*settled, instance.c.in_place == 0).values(removed_at=now)
-        ).rowcount
-        # A file in place stays; only the copy that was sent in its stead is gone. Its digests go on counting.
-        removed += tx.connection.execute(
-            update(instance)
-            .where(*settled, instance.c.in_place == 1, instance.c.reencoded_path.is_not(None))
-            .values(reencoded_path=None)
-        ).rowcount
+        kept = tx.connection.execute(select(file.c.id, file.c.in_place).where(*unneeded)).all()
+        gone = [row.id for row in kept]
+        # A file in place stays; only the copy that was sent in its stead is gone.
+        taken = [row.id for row in kept if not row.in_place]
+        still = (file.c.id.in_(taken), file.c.removed_at.is_(None))
+        tx.connection.execute(update(file).where(*still).values(removed_at=now))
+        tx.connection.execute(update(file).where(file.c.id.in_(gone)).values(in_spool=0))
+        live = (rendition.c.file_id.in_(gone), rendition.c.removed_at.is_(None))
+        tx.connection.execute(update(rendition).where(*live).values(removed_at=now))
+        removed += len(gone)
     return removed
 
 
@@ -110,8 +150,8 @@ def refresh_source(tx: Transaction, entry_id: int, *, source: SourceStat, ctime_
     """Take over what the kernel says now of a file in place that was read again and is what the row knows."""
     tx.write_rows()
     tx.connection.execute(
-        update(instance)
-        .where(instance.c.id == entry_id, instance.c.host == tx.host, instance.c.in_place == 1)
+        update(file)
+        .where(file.c.id == entry_id, dialect.unindexed(file.c.spool_id) == tx.spool_id, file.c.in_place == 1)
         .values(source=source, ctime_ns=ctime_ns)
     )
 
@@ -119,14 +159,18 @@ def refresh_source(tx: Transaction, entry_id: int, *, source: SourceStat, ctime_
 def written_after(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> None:
     """Put down that these rows' files were written to after all was settled, and are new arrivals now."""
     note = "its file was written to after that; the bytes that lay there are a new arrival, under a number of their own"
-    for row in tx.rows_by_id(entry_ids).values():
+    numbers = list(entry_ids)
+    for row in tx.rows_by_id(numbers).values():
         tx.note(row, at=now, reason=Reason.CHANGED, note=note)
+    for number in numbers:
+        if (ended := tx.file_row(number)) is not None:
+            tx.note_file(number, ended.state, at=now, reason=Reason.CHANGED, note=note)
 
 
 def put_alarms(tx: Transaction, alarms: Iterable[Alarm]) -> None:
-    """Keep what keeps this host's files from being confirmed or removed, in place of what was kept before."""
-    tx.connection.execute(delete(alarm).where(alarm.c.host == tx.host))
-    rows = [{"host": tx.host, **asdict(each)} for each in alarms]
+    """Keep what keeps this spool's files from being confirmed or removed, in place of what was kept before."""
+    tx.connection.execute(delete(alarm).where(alarm.c.spool_id == tx.spool_id))
+    rows = [{"spool_id": tx.spool_id, "destination_id": NO_DESTINATION, **asdict(each)} for each in alarms]
     if rows:
         tx.connection.execute(insert(alarm), rows)
 
@@ -134,15 +178,14 @@ def put_alarms(tx: Transaction, alarms: Iterable[Alarm]) -> None:
 def put_inbox_report(tx: Transaction, summary: InboxSummary, *, now: datetime) -> None:
     """Keep what the last look into an inbox found."""
     tx.connection.execute(
-        _PUT_REPORT,
-        {
-            "host": tx.host,
-            "inbox": summary.inbox,
-            "path": summary.path,
-            "alarm": summary.alarm,
-            "watching": summary.watching,
-            "counts": json.dumps(dict(summary.counts)),
-            "oldest_at": summary.oldest_at,
-            "at": now,
-        },
+        update(inbox)
+        .where(inbox.c.id == tx.inbox_id(summary.inbox))
+        .values(
+            path=summary.path,
+            alarm=summary.alarm,
+            watching=summary.watching,
+            counts=json.dumps(dict(summary.counts)),
+            oldest_at=summary.oldest_at,
+            at=now,
+        )
     )

@@ -220,6 +220,7 @@ class Removable:
     relative_path: str
     files: tuple[KeptFile, ...]
     size_bytes: int
+    is_being_removed: bool = False  # as the ledger has it since a former try; whether they are there, nobody knows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,15 +1,17 @@
-"""The life of a file: its states, the legal moves between them, and the pure rules that choose one.
+"""The life of a file and of its deliveries: states, the legal moves between them, and the pure rules that choose one.
 
 Nothing here touches a disk, a clock, a network or the ledger; every function takes plain values and gives plain
 values back, so each rule can be read and tested alone. Everything that may change a row's state is in ``MOVES``.
 
-G1  A PENDING, SENDING, UNCERTAIN, STORED, FAILED, CONFLICT or DUPLICATE (until its holder is confirmed) row has its
-    file. What leaves the machine is what the digest says: it is checked while it streams, and the last 64 KB of each
-    part are withheld until its digest matches; a mismatch kills the request.
+G1  A PENDING, SENDING, UNCERTAIN, STORED, FAILED, CONFLICT or DUPLICATE (until its holder is confirmed) delivery has
+    its file, which is what was read: other bytes are another file. What leaves the machine is what the digest says: it
+    is checked while it streams, and the last 64 KB of each part are withheld until its digest matches; a mismatch kills
+    the request.
 G2  A spool file without a row is work not begun (a crash between the two); start-up admits it again.
-G3  A file is removed only after CONFIRMED (or DISCARDED) is committed and ``retain`` has passed.
-G4  A row moves only by UPDATE ... WHERE id AND expected state AND claim token; 0 rows means somebody else moved it,
-    and we do nothing.
+G3  A file is removed only when no delivery needs its bytes (CONFIRMED, DISCARDED, or DUPLICATE and settled by evidence
+    newer than its drop), that is committed and ``retain`` has passed since the last; that it goes is committed first.
+G4  A delivery moves only by UPDATE ... WHERE id AND expected state AND claim token; 0 rows means somebody else moved
+    it, and we do nothing.
 G5  Intent before act: nothing leaves the machine before a durable attempt row says it may have left.
 G6  Unknown is a state. A status code is never evidence; only an identity that we asked for, named in a parsed answer
     or found on the server, is.
@@ -35,6 +37,8 @@ from .outcomes import (
 )
 from .states import (
     ENDED,
+    FILE_ENDS,
+    FILE_MOVES,
     GIVES_IDENTITY_UP,
     HOLDING,
     MOVES,

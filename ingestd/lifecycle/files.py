@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from os import stat_result
 
@@ -20,9 +20,12 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceStat:
-    """What the kernel said of a file when we looked: enough to see that it is another file, or has changed."""
+    """What the kernel said of a file when we looked: enough to see that it is another file, or has changed.
 
-    device: int
+    ``device`` 0: not known, or not the same after a remount; two that differ in nothing else are equal.
+    """
+
+    device: int = field(default=0, compare=False)
     inode: int
     size_bytes: int
     mtime_ns: int
@@ -38,7 +41,7 @@ class SourceStat:
             found.st_mtime_ns == self.mtime_ns
             and found.st_size == self.size_bytes
             and found.st_ino == self.inode
-            and found.st_dev == self.device
+            and self.device in (0, found.st_dev)
         )
 
     def looks_like(self, other: SourceStat) -> bool:

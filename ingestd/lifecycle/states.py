@@ -16,27 +16,28 @@ class State(StrEnum):
     CONFIRMED = "CONFIRMED"
     FAILED = "FAILED"
     REJECTED = "REJECTED"
+    UNROUTED = "UNROUTED"
     DUPLICATE = "DUPLICATE"
     CONFLICT = "CONFLICT"
     DELETED = "DELETED"
     DISCARDED = "DISCARDED"
 
 
-# An identity is held by at most one row in these states (the ledger's partial unique index says the same).
+# Ends of a file that has no delivery.
+FILE_ENDS = frozenset({State.REJECTED, State.UNROUTED, State.DISCARDED})
+# An identity is held by at most one delivery in these states (the ledger's partial unique index says the same).
 HOLDING = frozenset({State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED, State.CONFIRMED})
 # Still on its way: what "the oldest unconfirmed file" and the end of ``run --once`` look at.
 UNCONFIRMED = frozenset({State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED})
 # No longer on its way: what ``demo`` waits for.
-ENDED = frozenset(
-    {State.CONFIRMED, State.FAILED, State.REJECTED, State.DUPLICATE, State.CONFLICT, State.DELETED, State.DISCARDED}
-)
-NEEDS_PERSON = frozenset({State.FAILED, State.CONFLICT, State.REJECTED, State.DELETED})
+ENDED = frozenset({State.CONFIRMED, State.FAILED, State.DUPLICATE, State.CONFLICT, State.DELETED} | FILE_ENDS)
+NEEDS_PERSON = frozenset({State.FAILED, State.CONFLICT, State.REJECTED, State.UNROUTED, State.DELETED})
 # The server may be asked about it; what it answers about a row found anywhere else, moved meanwhile, changes nothing.
 PROVABLE = frozenset({State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DELETED})
 # Its file may be removed once ``retain`` has passed since (G3).
 SETTLED = frozenset({State.CONFIRMED, State.DISCARDED})
 # A row that comes here has given up its identity for good: the oldest of its duplicates takes its place.
-GIVES_IDENTITY_UP = frozenset({State.DELETED, State.FAILED, State.DISCARDED, State.REJECTED})
+GIVES_IDENTITY_UP = frozenset({State.DELETED, State.FAILED, State.DISCARDED})
 
 
 class Reason(StrEnum):
@@ -96,21 +97,17 @@ _S = State
 # (from, to): when. ``None`` is "no row yet". Anything not here raises IllegalMove.
 MOVES: Mapping[tuple[State | None, State], str] = {
     (None, _S.PENDING): "settled, whole, readable; durable in the spool first, then the row",
-    (None, _S.REJECTED): "not DICOM, proven truncated, hostile, or without the UIDs",
     (None, _S.DUPLICATE): "the identity is held with the same content",
     (None, _S.CONFLICT): "the identity is held with other content",
     (_S.PENDING, _S.SENDING): "study due; claimed with a token, the attempt row written before connecting",
-    (_S.PENDING, _S.PENDING): "the bytes no longer match the digest: read again, noted",
+    (_S.PENDING, _S.PENDING): "its file was read again, and is what it was",
     (_S.SENDING, _S.PENDING): "proven not sent, or a verdict that asks for another try, or the bytes changed",
     (
         _S.PENDING,
         _S.UNCERTAIN,
     ): "the server refused its encoding, it cannot be re-encoded, and the server is asked first",
-    (_S.PENDING, _S.DUPLICATE): "read again after a change: another row holds what it now is; or as below",
     # Nobody runs what was to send or prove it, and a row of a host that runs has the same content and takes its place.
-    **{(before, _S.DUPLICATE): "its place is taken" for before in (_S.SENDING, _S.UNCERTAIN, _S.STORED)},
-    (_S.PENDING, _S.CONFLICT): "read again after a change: another row holds its identity with other content",
-    (_S.PENDING, _S.REJECTED): "read again after a change: no longer a whole DICOM file",
+    **{(before, _S.DUPLICATE): "its place is taken" for before in (_S.PENDING, _S.SENDING, _S.UNCERTAIN, _S.STORED)},
     (
         _S.UNCERTAIN,
         _S.FAILED,
@@ -140,18 +137,30 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.DELETED, _S.PENDING): "a person: retry",
     (_S.FAILED, _S.DISCARDED): "a person: resolve --discard",
     (_S.CONFLICT, _S.DISCARDED): "a person: resolve --discard",
-    (_S.REJECTED, _S.DISCARDED): "a person: resolve --discard; or its file was admitted anew, as another row",
     (_S.DELETED, _S.DISCARDED): "a person: resolve --discard",
     # A holder that a person replaces; it holds its identity until this very transaction. Or, but for the last, what
     # only another `send` would send or prove: a person discards it.
-    (_S.PENDING, _S.DISCARDED): "a person: resolve --replace of another row",
+    (
+        _S.PENDING,
+        _S.DISCARDED,
+    ): "a person: resolve --replace of another row; or its bytes are others now, and a new file",
     (_S.UNCERTAIN, _S.DISCARDED): "a person: resolve --replace of another row",
     (_S.STORED, _S.DISCARDED): "a person: resolve --replace of another row",
     (_S.CONFIRMED, _S.DISCARDED): "a person: resolve --replace of another row",
 }
 
 
-def check_move(before: State | None, after: State) -> None:
+# The same of a file that has no delivery.
+FILE_MOVES: Mapping[tuple[State | None, State], str] = {
+    (None, _S.REJECTED): "not DICOM, proven truncated, hostile, or without the UIDs",
+    (None, _S.UNROUTED): "no rule wants it",
+    (None, _S.DISCARDED): "a rule says that it goes nowhere",
+    (_S.REJECTED, _S.DISCARDED): "a person: resolve --discard; or its file was admitted anew, as another row",
+    (_S.UNROUTED, _S.DISCARDED): "a person: resolve --discard",
+}
+
+
+def check_move(before: State | None, after: State, table: Mapping[tuple[State | None, State], str] = MOVES) -> None:
     """Raise IllegalMove unless the table has this move."""
-    if (before, after) not in MOVES:
+    if (before, after) not in table:
         raise IllegalMove(f"no move from {before or 'no row'} to {after}")

@@ -21,7 +21,7 @@ _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}|SIG[A-Z0-9]{2,6}|[A-Z][A-Za-z]{0,40}Wa
 _STATES = frozenset(
     {
         *("PENDING", "SENDING", "UNCERTAIN", "STORED", "CONFIRMED"),
-        *("FAILED", "REJECTED", "DUPLICATE", "CONFLICT", "DELETED", "DISCARDED"),
+        *("FAILED", "REJECTED", "UNROUTED", "DUPLICATE", "CONFLICT", "DELETED", "DISCARDED"),
     }
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}-[0-9a-f]{8}")  # config.Inbox.name

@@ -13,11 +13,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ingestd.ledger import Choice, Ledger, NewCandidate, moves, queries
+from ingestd.ledger.identity import hash_of_uids
+from ingestd.ledger.schema import STATE_COLUMNS
 from ingestd.lifecycle import (
     Arrival,
     Backoff,
@@ -35,6 +37,9 @@ ROWS_A_STUDY = 200
 BACKOFF = Backoff()
 NOW = datetime.now(UTC)
 ROOT = "1.2.840.113619.2.55.3.604688119.971"
+_STUDY = f"'{ROOT}.1' || (n / {ROWS_A_STUDY})"
+_SERIES = f"'{ROOT}.2' || (n / ({ROWS_A_STUDY} / 2))"
+_SOP = f"'{ROOT}.3' || n || '.1234567'"
 
 
 def fill(file: Path, rows: int) -> None:
@@ -47,61 +52,61 @@ def fill(file: Path, rows: int) -> None:
     for name, _sql in made:
         connection.execute(f"DROP INDEX {name}")
     start = int((NOW - timedelta(days=365)).timestamp() * 1e6)
-    connection.execute(
-        f"""
-        WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows}),
-        states AS (SELECT n, CASE WHEN n > {rows} - {rows} / 50 THEN 'PENDING'
-            WHEN n % 1000 = 1 THEN 'STORED' WHEN n % 1000 = 2 THEN 'UNCERTAIN' WHEN n % 1000 = 3 THEN 'FAILED'
-            WHEN n % 1000 = 4 THEN 'DUPLICATE' WHEN n % 1000 = 5 THEN 'CONFLICT' WHEN n % 1000 = 6 THEN 'DELETED'
-            WHEN n % 1000 = 7 THEN 'DISCARDED' ELSE 'CONFIRMED' END AS state FROM numbers)
-        INSERT INTO instance (id, host, state, reason, holds, inbox, relative_path, source, path, in_place, study_uid,
-            series_uid, sop_uid, sop_class_uid, transfer_syntax, digest, meta_digest, dataset_offset, size_bytes,
-            modality, station, patient_hash, accession_hash, admitted_at, changed_at, queued, attempts, stored_at,
-            confirmed_at, next_check_at, settled_at)
-        SELECT n, 'host', state, CASE state WHEN 'PENDING' THEN NULL WHEN 'FAILED' THEN 'refused' ELSE 'feed' END,
-            state IN ('PENDING', 'STORED', 'UNCERTAIN', 'CONFIRMED'), 'inbox-' || (n % 2),
-            'export/' || (n / {ROWS_A_STUDY}) || '/IM' || n || '.dcm', '2049:' || n || ':524288:17000000' || n,
-            'files/inbox/' || hex(randomblob(16)), 0, '{ROOT}.1' || (n / {ROWS_A_STUDY}),
-            '{ROOT}.2' || (n / ({ROWS_A_STUDY} / 2)), '{ROOT}.3' || n || '.1234567', '1.2.840.10008.5.1.4.1.1.2',
-            '1.2.840.10008.1.2.1', randomblob(32), randomblob(32), 400, 524288,
-            CASE WHEN (n / {ROWS_A_STUDY}) % 3 THEN 'CT' ELSE 'MR' END, 'STATION', hex(randomblob(16)),
-            hex(randomblob(16)), {start} + n * 30000000 % 31000000000000, {start} + n * 30000000 % 31000000000000,
-            state = 'PENDING', 1, {start}, CASE WHEN state IN ('CONFIRMED', 'DELETED') THEN {start} END,
-            CASE WHEN state IN ('STORED', 'UNCERTAIN') THEN {start} END,
-            CASE WHEN state IN ('CONFIRMED', 'DISCARDED') THEN {start} END
-        FROM states
-        """
-    )
-    connection.execute(
-        "INSERT INTO history (entry_id, at, before, after)"
-        " SELECT id, admitted_at, NULL, 'PENDING' FROM instance"
-        " UNION ALL SELECT id, changed_at, 'PENDING', state FROM instance WHERE state <> 'PENDING'"
-    )
-    connection.execute(
-        "INSERT INTO state_count SELECT host, inbox, state, coalesce(reason, ''), count(*), 0, sum(size_bytes)"
-        " FROM instance GROUP BY 1, 2, 3, 4"
-    )
-    sums = ", ".join(f"sum(state = '{state}')" for state in State)
-    connection.execute(
-        f"""
-        INSERT INTO study SELECT host, study_uid, sum(queued), sum(queued * size_bytes),
-            min(CASE WHEN queued THEN admitted_at END), max(CASE WHEN queued THEN admitted_at END), 0,
-            min(CASE WHEN queued THEN admitted_at END), NULL, 0, 0, 0, min(admitted_at), max(changed_at),
-            sum(size_bytes), {sums}
-        FROM instance GROUP BY host, study_uid
-        """
-    )
-    for kind, column in (("modality", "modality"), ("series", "series_uid")):
-        connection.execute(
-            f"INSERT OR IGNORE INTO study_label SELECT DISTINCT '{kind}', {column}, study_uid FROM instance"
-        )
-    connection.execute(
-        "INSERT INTO study_label SELECT 'patient', patient_hash, study_uid FROM instance GROUP BY study_uid"
-    )
+    connection.create_function("hash_of", 3, hash_of_uids, deterministic=True)
+    for statement in _filling(rows, start):
+        connection.execute(statement)
     for _name, sql in made:
         connection.execute(sql)
     connection.execute("COMMIT")
     connection.close()
+
+
+def _filling(rows: int, start: int) -> Iterator[str]:
+    """Give the statements that write so many rows of files and deliveries, and what is kept in sum of them."""
+    yield "INSERT INTO inbox (id, spool_id, name) VALUES (1, 1, 'inbox-0'), (2, 1, 'inbox-1')"
+    numbers = f"WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
+    yield f"{numbers} INSERT INTO study SELECT DISTINCT n / {ROWS_A_STUDY} + 1, {_STUDY} FROM numbers"
+    yield f"""{numbers}
+        INSERT INTO file (id, spool_id, inbox_id, relative_path, source, path, in_place, study_id, series_uid, sop_uid,
+            identity, sop_class_uid, transfer_syntax, digest, meta_digest, dataset_offset, size_bytes, modality,
+            station, patient_hash, accession_hash, admitted_at, changed_at, in_spool)
+        SELECT n, 1, n % 2 + 1, 'export/' || (n / {ROWS_A_STUDY}) || '/IM' || n || '.dcm',
+            n || ':524288:17000000' || n, 'files/inbox/' || hex(randomblob(16)), 0, n / {ROWS_A_STUDY} + 1, {_SERIES},
+            {_SOP}, hash_of({_STUDY}, {_SERIES}, {_SOP}), '1.2.840.10008.5.1.4.1.1.2', '1.2.840.10008.1.2.1',
+            randomblob(32), randomblob(32), 400, 524288, CASE WHEN (n / {ROWS_A_STUDY}) % 3 THEN 'CT' ELSE 'MR' END,
+            'STATION', randomblob(16), randomblob(16), {start} + n * 30000000 % 31000000000000,
+            {start} + n * 30000000 % 31000000000000, 1
+        FROM numbers"""
+    yield f"""
+        WITH states AS (SELECT file.*, CASE WHEN id > {rows} - {rows} / 50 THEN 'PENDING'
+            WHEN id % 1000 = 1 THEN 'STORED' WHEN id % 1000 = 2 THEN 'UNCERTAIN' WHEN id % 1000 = 3 THEN 'FAILED'
+            WHEN id % 1000 = 4 THEN 'DUPLICATE' WHEN id % 1000 = 5 THEN 'CONFLICT' WHEN id % 1000 = 6 THEN 'DELETED'
+            WHEN id % 1000 = 7 THEN 'DISCARDED' ELSE 'CONFIRMED' END AS is_in FROM file)
+        INSERT INTO delivery (id, file_id, destination_id, spool_id, state, reason, holds, study_id, identity,
+            size_bytes, admitted_at, changed_at, queued, attempts, stored_at, confirmed_at, next_check_at, settled_at)
+        SELECT id, id, 1, 1, is_in, CASE is_in WHEN 'PENDING' THEN NULL WHEN 'FAILED' THEN 'refused' ELSE 'feed' END,
+            is_in IN ('PENDING', 'STORED', 'UNCERTAIN', 'CONFIRMED'), study_id, identity, size_bytes, admitted_at,
+            changed_at, is_in = 'PENDING', 1, {start}, CASE WHEN is_in IN ('CONFIRMED', 'DELETED') THEN {start} END,
+            CASE WHEN is_in IN ('STORED', 'UNCERTAIN') THEN {start} END,
+            CASE WHEN is_in IN ('CONFIRMED', 'DISCARDED') THEN {start} END
+        FROM states"""
+    yield """UPDATE file SET needed_by = delivery.settled_at IS NULL, unneeded_at = delivery.settled_at
+        FROM delivery WHERE delivery.id = file.id"""
+    yield """INSERT INTO history (file_id, delivery_id, at, before, after)
+        SELECT id, id, admitted_at, NULL, 'PENDING' FROM delivery
+        UNION ALL SELECT id, id, changed_at, 'PENDING', state FROM delivery WHERE state <> 'PENDING'"""
+    yield """INSERT INTO state_count SELECT 1, 1, inbox_id, delivery.state, coalesce(delivery.reason, ''), 0, count(*),
+        sum(delivery.size_bytes) FROM delivery JOIN file ON file.id = file_id GROUP BY 3, 4, 5"""
+    sums = ", ".join(f"sum(state = '{name[2:].upper()}')" for name in STATE_COLUMNS.values())
+    yield f"""INSERT INTO study_sum SELECT study_id, 1, 1, sum(queued), sum(queued * size_bytes),
+        min(CASE WHEN queued THEN admitted_at END), max(CASE WHEN queued THEN admitted_at END), 0,
+        min(CASE WHEN queued THEN admitted_at END), NULL, 0, 0, 0, min(admitted_at), max(changed_at), sum(size_bytes),
+        {sums} FROM delivery GROUP BY study_id"""
+    for kind, column in (("modality", "modality"), ("series", "series_uid")):
+        yield f"INSERT OR IGNORE INTO study_label SELECT DISTINCT '{kind}', {column}, study_id FROM file"
+    yield "INSERT INTO study_label SELECT 'patient', lower(hex(patient_hash)), study_id FROM file GROUP BY study_id"
+    for table in ("inbox", "study", "file"):
+        yield f"UPDATE sequence SET next = (SELECT max(id) + 1 FROM {table}) WHERE name = '{table}'"
 
 
 def clock(ask: Callable[[], object], *, times: int = 3) -> tuple[float, float]:
@@ -194,8 +199,8 @@ def arrival(number: int, candidate_id: int) -> Arrival:
         ),
         modality="CT",
         station="STATION",
-        patient_hash="p" * 32,
-        accession_hash="a" * 32,
+        patient_hash="ab" * 16,
+        accession_hash="cd" * 16,
     )
 
 

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
 from tests.commanding import CONFIG, Rows, as_nobody, command_in
+from tests.former_ledgers import make_former_ledger
 
 
 @pytest.fixture
@@ -160,6 +161,19 @@ def test_a_ledger_in_use_is_summed_up(tmp_path, command):
     rows.close()
 
     assert "1 file, 1 need a person" in command("check").out
+
+
+def test_a_ledger_of_an_older_ingestd_is_told_of_with_what_bringing_it_up_to_date_takes(tmp_path, command):
+    rows = "INSERT INTO destination (url) VALUES ('http://127.0.0.1:9/v2')"
+    file = make_former_ledger(tmp_path / "ledger.db", rows=rows)
+    before = file.read_bytes()
+
+    said = command("check", "--for-start")
+
+    (told,) = (line for line in said.out.splitlines() if "of an older ingestd" in line)
+    assert "keeps a copy as ledger.db.schema-9" in told
+    assert said.code == ExitCode.DONE
+    assert file.read_bytes() == before
 
 
 def test_a_spool_that_is_a_file_is_to_be_mended(tmp_path, command):

@@ -48,7 +48,10 @@ class Rooms:
         self.drop.mkdir()
         self.wake = Wake()
         self.spool = Spool(base / "spool")
-        self.ledger = Ledger.open(f"sqlite:///{base / 'ledger.db'}", host=self.spool.host, spool=self.spool.path)
+        file = f"sqlite:///{base / 'ledger.db'}"
+        self.ledger = Ledger.open(
+            file, host=self.spool.host, spool=self.spool.path, destination="http://pacs.example/v2"
+        )
         policy = InboxPolicy(
             name="a", path=self.drop, settle=timedelta(0), take=take, incomplete_after=incomplete_after
         )

@@ -58,7 +58,7 @@ def test_whole_file_is_not_the_cut_one_that_was_refused_and_looked_like_it(tmp_p
         assert rooms.take_in(1) == {State.REJECTED: 1}
         with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
             # As after ``incomplete_after``, for which nobody here waits.
-            connection.execute("UPDATE instance SET reason = 'truncated'")
+            connection.execute("UPDATE file SET reason = 'truncated'")
         put(rooms.drop / "image", content, like=first)
 
         assert rooms.look_again() == {State.REJECTED: 1, State.PENDING: 1}
@@ -71,7 +71,7 @@ def test_file_that_is_taken_with_a_note_is_not_the_cut_one_that_was_refused(tmp_
         first = put(rooms.drop / "image", b"x" * len(zeros))
         rooms.take_in(1)
         with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
-            connection.execute("UPDATE instance SET reason = 'truncated'")
+            connection.execute("UPDATE file SET reason = 'truncated'")
         put(rooms.drop / "image", zeros, like=first)
 
         assert rooms.look_again() == {State.REJECTED: 1, State.PENDING: 1}
@@ -134,11 +134,11 @@ def test_file_that_is_restored_piece_by_piece_is_what_it_was(tmp_path: Path) -> 
 def renumber(rooms: Rooms) -> None:
     """Let every row have seen its file under another inode, as if the share had failed over since."""
     with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
-        rows = connection.execute("SELECT id, source FROM instance").fetchall()
-        for entry_id, source in rows:
-            device, inode, *others = source.split(":")
-            moved = ":".join([device, str(int(inode) + 1_000_000), *others])
-            connection.execute("UPDATE instance SET source = ? WHERE id = ?", (moved, entry_id))
+        rows = connection.execute("SELECT id, source FROM file").fetchall()
+        for file_id, source in rows:
+            inode, *others = source.split(":")[-3:]
+            moved = ":".join([*source.split(":")[:-3], str(int(inode) + 1_000_000), *others])
+            connection.execute("UPDATE file SET source = ? WHERE id = ?", (moved, file_id))
 
 
 def test_inodes_of_a_mount_that_numbers_them_anew_are_ignored_and_that_is_told(tmp_path: Path) -> None:

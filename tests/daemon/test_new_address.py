@@ -29,15 +29,16 @@ def delivered(site: Site) -> None:
 
 def settled_duplicates(site: Site) -> int:
     with closing(sqlite3.connect(site.ledger_file)) as ledger:
-        asked = "SELECT count(*) FROM instance WHERE state = 'DUPLICATE' AND settled_at IS NOT NULL"
+        asked = "SELECT count(*) FROM delivery WHERE state = 'DUPLICATE' AND settled_at IS NOT NULL"
         return int(ledger.execute(asked).fetchone()[0])
 
 
 def asked_for_by_nobody(site: Site) -> list[str]:
     """The confirmed files but for the last, the newest and the last that was changed."""
     with closing(sqlite3.connect(site.ledger_file)) as ledger:
-        orders = ("settled_at", "id", "changed_at")
-        of_confirmed = "SELECT relative_path FROM instance WHERE state = 'CONFIRMED' ORDER BY"
+        orders = ("settled_at", "delivery.id", "delivery.changed_at")
+        of_confirmed = """SELECT relative_path FROM delivery JOIN file ON file.id = file_id
+            WHERE delivery.state = 'CONFIRMED' ORDER BY"""
         by = [[name for (name,) in ledger.execute(f"{of_confirmed} {order}")] for order in orders]
     return [name for name in by[0] if name not in {names[-1] for names in by}]
 

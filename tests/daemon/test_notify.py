@@ -42,6 +42,19 @@ def test_ready_watchdog_and_stopping_reach_the_service_manager(tmp_path: Path, m
         assert ear.recv(4096).startswith(b"STOPPING=1\n")
 
 
+def test_start_that_takes_longer_is_given_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = (Path(__file__).parents[2] / "systemd" / "ingestd.service").read_text()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        ear.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        Notifier().starting("bringing the ledger up to date")
+
+        assert ear.recv(4096) == b"EXTEND_TIMEOUT_USEC=900000000\nSTATUS=bringing the ledger up to date"
+    assert "TimeoutStartSec=15min\n" in unit
+
+
 def test_children_do_not_inherit_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
 

@@ -270,7 +270,7 @@ def test_file_read_again_is_compared_also_when_the_ledger_failed_in_between(tmp_
             wait_until(has_read, what="the reading or the comparison")
             write()
 
-    assert states(config) == {"PENDING": 1, "DUPLICATE": 1}
+    assert states(config) == {"PENDING": 1, "DUPLICATE": 1, "DISCARDED": 1}
 
 
 def encodings_of_one_object(study_uid: str = "1.2.1") -> tuple[bytes, bytes]:
@@ -306,7 +306,7 @@ def test_file_read_again_is_compared_with_the_servers_copy_where_the_other_ones_
 
         turn(daemon, lambda: "PENDING" not in states(config) and "SENDING" not in states(config))
 
-    assert states(config) == {"CONFIRMED": 1, "DUPLICATE": 1}
+    assert states(config) == {"CONFIRMED": 1, "DUPLICATE": 1, "DISCARDED": 1}
 
 
 def test_rows_whose_files_took_each_others_names_do_not_one_waits_for_the_other_for_ever(
@@ -324,7 +324,7 @@ def test_rows_whose_files_took_each_others_names_do_not_one_waits_for_the_other_
             send(daemon.ledger, study=study, state=State.PENDING, reason=Reason.CHANGED, reread=True)
             file.write_bytes(encodings_of_one_object(f"1.2.{3 - study}")[0])
 
-        turn(daemon, lambda: states(config) == {"PENDING": 1, "CONFLICT": 1})
+        turn(daemon, lambda: states(config) == {"PENDING": 1, "CONFLICT": 1, "DISCARDED": 2})
 
 
 def one_waits_for_the_other(daemon: Daemon, first: Path, second: Path, content: bytes) -> None:
@@ -353,7 +353,7 @@ def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read
         assert states(config) == {"PENDING": 2}
 
         first.write_bytes(one)
-        turn(daemon, lambda: states(config) == {"PENDING": 1, "DUPLICATE": 1})
+        turn(daemon, lambda: states(config) == {"PENDING": 1, "DUPLICATE": 1, "DISCARDED": 1})
 
 
 def content_of_file(path: Path) -> Content:

@@ -137,7 +137,9 @@ class Trusting:
 
     def __init__(self, folder: Path, *, sample: float = 0.0) -> None:
         spool = Spool(folder / "spool")
-        self.ledger = Ledger.open(f"sqlite:///{folder}/ledger.db", host=spool.host, spool=spool.path)
+        self.ledger = Ledger.open(
+            f"sqlite:///{folder}/ledger.db", host=spool.host, spool=spool.path, destination="http://pacs.example/v2"
+        )
         self.removals = Gate()
         self.trust = Trust(
             ledger=self.ledger,

@@ -22,10 +22,10 @@ from tests.ledger_builders import (
     arrival,
     assert_ledger_holds,
     content,
-    hold,
     identity,
     open_ledger,
     refusal,
+    remove,
     result_of,
 )
 
@@ -88,7 +88,9 @@ def test_processes_claim_each_row_once(tmp_path: Path):
 
 SELDOM = frozenset(
     f"do_{name}"
-    for name in ("hold", "unhold", "retry", "retry_all", "discard", "replace", "wish", "remove", "refuse", "recover")
+    for name in (
+        *("retry", "retry_all", "discard", "replace", "wish", "remove", "begin_to_remove", "refuse", "recover"),
+    )
 )
 
 
@@ -252,12 +254,6 @@ class Walk:
             else:
                 moves.read_no_more(tx, need.entry_id, now=self.now)
 
-    def do_hold(self, tx: Transaction) -> None:
-        hold(tx, *self.some_ids(State.PENDING))
-
-    def do_unhold(self, tx: Transaction) -> None:
-        hold(tx, *self.some_ids(State.PENDING), reason=None)
-
     def do_retry(self, tx: Transaction) -> None:
         for entry_id in self.some_ids(*State):
             moves.retry(tx, entry_id, now=self.now)
@@ -283,7 +279,11 @@ class Walk:
 
     def do_remove(self, tx: Transaction) -> None:
         rows = queries.removable(self.ledger, before=self.now - timedelta(seconds=60))
-        moves.mark_removed(tx, [row.entry_id for row in rows], now=self.now)
+        remove(tx, *(row.entry_id for row in rows), now=self.now)
+
+    def do_begin_to_remove(self, tx: Transaction) -> None:
+        for row in queries.removable(self.ledger, before=self.now, limit=2):
+            moves.mark_removing(tx, [row.entry_id], now=self.now)  # and die right after
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -291,7 +291,7 @@ def test_no_walk_makes_the_ledger_wrong(tmp_path: Path, seed: int):
     limits = BatchLimits(max_instances=4, max_bytes=3000)
     with open_ledger(tmp_path, limits=limits) as ledger:
         walk = Walk(ledger, random.Random(seed))
-        for step in range(100):
+        for step in range(120):
             walk.step()
             if step % 10 == 0:
                 assert_ledger_holds(ledger)

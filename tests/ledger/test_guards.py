@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from ingestd.ledger import Ledger, moves
-from ingestd.ledger.schema import instance
+from ingestd.ledger.schema import delivery
 from ingestd.lifecycle import IllegalMove, Outcome, Reason, State
 from tests.ledger_builders import (
     BACKOFF,
@@ -22,6 +22,7 @@ from tests.ledger_builders import (
     finish,
     open_ledger,
     outcome,
+    refusal,
     result_of,
     state_of,
 )
@@ -59,7 +60,7 @@ _MOVED = {"state": State.CONFIRMED, "confirmed_at": LATER}
 
 @pytest.mark.parametrize("rows", [1, 10])
 @pytest.mark.parametrize(
-    "before, changed", [(State.STORED, _MOVED), (State.SENDING, {"claim_token": "another"})], ids=["state", "token"]
+    "before, changed", [(State.STORED, _MOVED), (State.SENDING, {"claim_token": "ab" * 16})], ids=["state", "token"]
 )
 def test_row_that_changes_between_look_and_move_is_left_and_nothing_is_committed(
     ledger: Ledger, before: State, changed: dict[str, object], rows: int
@@ -75,7 +76,7 @@ def test_row_that_changes_between_look_and_move_is_left_and_nothing_is_committed
     def meet() -> None:
         with ledger.transaction() as tx:
             found = tx.rows_by_id(ids)
-            tx.connection.execute(update(instance).where(instance.c.id == ids[0]).values(**changed))
+            tx.connection.execute(update(delivery).where(delivery.c.id == ids[0]).values(**changed))
             tx.move(*list(found.values()), to=State.UNCERTAIN, at=LATER, reason=Reason.NO_VERDICT, next_check_at=LATER)
 
     with pytest.raises(IllegalMove):
@@ -85,14 +86,17 @@ def test_row_that_changes_between_look_and_move_is_left_and_nothing_is_committed
     assert_ledger_holds(ledger)
 
 
-def test_database_itself_lets_one_row_hold_an_identity(ledger: Ledger):
+def test_database_itself_lets_one_row_hold_an_identity_at_a_destination(ledger: Ledger):
     (entry_id,) = admit(ledger, arrival(1))
+    with ledger.transaction() as tx:
+        (file_id,) = moves.refuse(tx, [refusal(2)], now=LATER)
     with closing(sqlite3.connect(ledger.file)) as connection:
-        names = [line[1] for line in connection.execute("PRAGMA table_info(instance)") if line[1] != "id"]
+        taken = {"id", "file_id"}
+        names = [line[1] for line in connection.execute("PRAGMA table_info(delivery)") if line[1] not in taken]
         columns = ", ".join(names)
-        copy = f"INSERT INTO instance ({columns}) SELECT {columns} FROM instance WHERE id = ?"
-        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
-            connection.execute(copy, (entry_id,))
+        copy = f"INSERT INTO delivery (file_id, {columns}) SELECT ?, {columns} FROM delivery WHERE id = ?"
+        with pytest.raises(sqlite3.IntegrityError, match=r"UNIQUE.*identity"):
+            connection.execute(copy, (file_id, entry_id))
 
 
 def test_an_outcome_for_a_row_found_elsewhere_is_lost(ledger: Ledger):

@@ -35,11 +35,11 @@ from tests.ledger_builders import (
     content,
     entry_in,
     finish,
-    hold,
     identity,
     open_ledger,
     outcome,
     refusal,
+    remove,
     result_of,
     send,
     source,
@@ -244,7 +244,7 @@ def test_duplicate_of_what_the_server_lost_keeps_its_file(ledger: Ledger, state:
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
     confirm(ledger, holder, now=LATER + timedelta(seconds=1))
     with ledger.transaction() as tx:
-        moves.mark_removed(tx, [holder], now=LATER)
+        remove(tx, holder)
     assert [row.entry_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))] == [duplicate]
 
     apply(ledger, outcome(holder, state))
@@ -660,7 +660,7 @@ def test_server_that_went_back_has_all_asked_about_that_it_may_have_lost(ledger:
         moves.seen_end(tx, FeedEnd(sequence=6, at=NOW))
         seen = [outcome(each, State.CONFIRMED, evidence_at=LATER) for each in (before, after, gone)]
         moves.apply(tx, seen, now=LATER, backoff=BACKOFF, jitter=0.0)
-        moves.mark_removed(tx, [after, never, gone], now=LATER)
+        remove(tx, after, never, gone)
     assert queries.feed_end(ledger) == FeedEnd(sequence=8, at=LATER)
     assert not queries.has_looks(ledger)
     assert before in {row.entry_id for row in queries.removable(ledger, before=LATER)}
@@ -768,12 +768,29 @@ def test_changed_file_may_turn_out_to_be_another_object(ledger: Ledger):
     assert state_of(ledger, duplicate) is State.PENDING  # what it was a duplicate of is gone
 
 
-def test_duplicates_of_a_row_whose_bytes_changed_are_in_conflict_with_it(ledger: Ledger):
+def test_duplicate_of_a_row_whose_bytes_changed_is_sent_and_the_other_bytes_are_in_conflict_with_it(ledger: Ledger):
     entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
+    send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+    new = arrival(1, seed="new")
+    judged = Judged(holder_id=duplicate, sameness=Sameness.OTHER)
+    with ledger.transaction() as tx:
+        assert moves.reread(tx, entry_id, new, now=LATER).needs_compare
+        told = moves.reread(tx, entry_id, new, judged=judged, now=LATER)
+    assert told.entry_id is not None
+    states = [state_of(ledger, each) for each in (entry_id, duplicate, told.entry_id)]
+    assert states == [State.DISCARDED, State.PENDING, State.CONFLICT]
+    assert_ledger_holds(ledger)
+
+
+def test_rendition_of_a_row_whose_bytes_changed_is_not_left_in_the_spool(ledger: Ledger):
+    (entry_id,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2"))
+    send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, alone=True, answered=True)
+    with ledger.transaction() as tx:
+        assert moves.attach_reencoded(tx, entry_id, path="explicit/1", content=content("explicit"), now=LATER)
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     with ledger.transaction() as tx:
         moves.reread(tx, entry_id, arrival(1, seed="new"), now=LATER)
-    assert (state_of(ledger, entry_id), state_of(ledger, duplicate)) == (State.PENDING, State.CONFLICT)
+    assert_ledger_holds(ledger)
 
 
 def test_unchanged_file_that_was_read_again_keeps_its_duplicates(ledger: Ledger):
@@ -804,10 +821,12 @@ def test_changed_file_that_is_no_longer_whole_is_rejected(ledger: Ledger):
     entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     with ledger.transaction() as tx:
-        assert moves.reread_refused(tx, entry_id, refusal(1), now=LATER)
+        rejected = moves.reread_refused(tx, entry_id, refusal(1), now=LATER)
+        assert rejected is not None
         assert not moves.reread_refused(tx, entry_id, refusal(1), now=LATER)
         assert moves.reread(tx, entry_id, arrival(1), now=LATER).entry_id is None
-    assert (state_of(ledger, entry_id), state_of(ledger, duplicate)) == (State.REJECTED, State.PENDING)
+    states = [state_of(ledger, each) for each in (entry_id, duplicate, rejected)]
+    assert states == [State.DISCARDED, State.PENDING, State.REJECTED]
 
 
 def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, tmp_path: Path):
@@ -865,23 +884,6 @@ def test_row_that_waits_to_be_read_goes_on_to_be_sent_when_its_file_vanished(led
     assert [study.waiting for study in queries.studies_due(ledger, now=LATER, flush=True)] == [1]
 
 
-def test_held_row_is_not_due_and_counts_as_needing_a_person(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
-    with ledger.transaction() as tx:
-        hold(tx, entry_id)
-        assert moves.claim(tx, "1.2.1", now=LATER) is None
-    assert queries.studies_due(ledger, now=LATER) == []
-    assert queries.next_study_at(ledger, now=LATER) is None
-    status = queries.status(ledger)
-    assert (status.held, status.needs_person) == (1, 1)
-    assert queries.unfinished(ledger) == 0
-
-    with ledger.transaction() as tx:
-        hold(tx, entry_id, reason=None)
-    assert len(queries.studies_due(ledger, now=LATER)) == 1
-    assert queries.unfinished(ledger) == 1
-
-
 def test_only_settled_files_may_go_and_only_after_retain(ledger: Ledger):
     """G3: nothing else can be marked as removed, whoever asks."""
     rows = {
@@ -890,7 +892,7 @@ def test_only_settled_files_may_go_and_only_after_retain(ledger: Ledger):
         if state is not State.SENDING
     }
     with ledger.transaction() as tx:
-        moves.mark_removed(tx, rows.values(), now=LATER)
+        remove(tx, *rows.values())
     gone = {
         entry.state for entry in (queries.entry(ledger, row) for row in rows.values()) if entry and entry.removed_at
     }
@@ -913,7 +915,7 @@ def test_file_in_place_is_never_removable_but_its_copy_is(ledger: Ledger):
 
     assert [[file.path for file in row.files] for row in queries.removable(ledger, before=LATER)] == [["explicit/2"]]
     with ledger.transaction() as tx:
-        assert moves.mark_removed(tx, [plain, reencoded], now=LATER) == 1
+        assert remove(tx, plain, reencoded) == 1
     assert queries.removable(ledger, before=LATER) == []
     assert queries.unproven_rows(ledger, [reencoded])[0].content == content("copy")
 
@@ -928,7 +930,7 @@ def test_copied_source_is_remembered_until_it_is_removed(ledger: Ledger):
     send(ledger)
     confirm(ledger, entry_id)
     with ledger.transaction() as tx:
-        moves.mark_removed(tx, [entry_id], now=LATER)
+        remove(tx, entry_id)
     assert queries.unremoved_sources(ledger)[0].path == "", "its copy was let go of by rule"
     with ledger.transaction() as tx:
         moves.mark_source_removed(tx, [entry_id])
@@ -963,7 +965,7 @@ def test_paths_known_forgets_removed_files(ledger: Ledger):
     assert entry.path is not None
     assert queries.paths_known(ledger, [entry.path, "files/in/none"]) == {entry.path}
     with ledger.transaction() as tx:
-        moves.mark_removed(tx, [entry_id], now=LATER)
+        remove(tx, entry_id)
     assert queries.paths_known(ledger, [entry.path]) == set()
 
 
@@ -1040,7 +1042,7 @@ def test_audit_that_misses_a_row_asks_twice(ledger: Ledger):
 
 def _admit_claim_and_stumble(ledger: Ledger) -> None:
     with ledger.transaction() as tx:
-        moves.admit(tx, [arrival(1, patient_hash="p")], now=NOW)
+        moves.admit(tx, [arrival(1, patient_hash="ab" * 16)], now=NOW)
         moves.claim(tx, "1.2.1", now=LATER)
         raise ZeroDivisionError
 
@@ -1050,7 +1052,7 @@ def test_transaction_that_fails_leaves_nothing_behind(ledger: Ledger):
         _admit_claim_and_stumble(ledger)
     assert queries.counts(ledger) == dict.fromkeys(State, 0)
     assert queries.studies_due(ledger, now=LATER) == []
-    admit(ledger, arrival(1, patient_hash="p"))
+    admit(ledger, arrival(1, patient_hash="ab" * 16))
 
 
 def test_outcome_in_a_state_that_is_not_legal_changes_nothing(ledger: Ledger):
@@ -1076,7 +1078,7 @@ def test_server_without_a_feed_that_went_back_is_asked_about_what_duplicates_res
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
     confirm(ledger, holder, now=LATER)
     with ledger.transaction() as tx:
-        moves.mark_removed(tx, [holder, gone], now=LATER)
+        remove(tx, holder, gone)
     assert [row.entry_id for row in queries.removable(ledger, before=LATER)] == [duplicate]
 
     with ledger.transaction() as tx:

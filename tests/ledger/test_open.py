@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import subprocess
@@ -27,7 +28,7 @@ from ingestd.ledger import (
     sqlite_file,
 )
 from ingestd.ledger.migrations import MIGRATIONS
-from ingestd.lifecycle import HOLDING, MOVES, BatchLimits, State
+from ingestd.lifecycle import FILE_ENDS, FILE_MOVES, HOLDING, MOVES, BatchLimits, State
 from tests.ledger_builders import (
     LATER,
     NOW,
@@ -125,18 +126,21 @@ def test_tables_are_as_the_statements_expect_them(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         for table in schema.metadata.sorted_tables:
             rows = ledger.connection.exec_driver_sql(f"PRAGMA table_info({table.name})").all()
-            assert [row.name for row in rows] == [column.name for column in table.columns], table.name
+            assert {row.name for row in rows} == {column.name for column in table.columns}, table.name
             keys = [row.name for row in sorted(rows, key=lambda row: row.pk) if row.pk]
             assert keys == [column.name for column in table.primary_key], table.name
 
 
 def test_states_of_the_tables_are_those_of_the_lifecycle(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
-        sql = ledger.connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'instance'").scalar_one()
-    listed = sql.split("CHECK (state IN (")[1].split(")")[0]
-    holding = sql.split("WHEN state IN (")[1].split(")")[0]
-    assert {word.strip(" '") for word in listed.split(",")} == set(State)
-    assert {word.strip(" '") for word in holding.split(",")} == HOLDING
+        made = dict(map(tuple, ledger.connection.exec_driver_sql("SELECT name, sql FROM sqlite_master")))
+
+    def listed(table: str, words: str) -> set[str]:
+        return {word.strip(" '") for word in made[table].split(words)[1].split(")")[0].split(",")}
+
+    assert listed("delivery", "CHECK (state IN (") == set(State) - {State.REJECTED, State.UNROUTED}
+    assert listed("delivery", "WHEN state IN (") == HOLDING
+    assert listed("file", "CHECK (state IN (") == FILE_ENDS
 
 
 def test_read_only_open_needs_a_ledger(tmp_path: Path):
@@ -280,6 +284,7 @@ def test_migration_that_fails_leaves_no_half_of_it(tmp_path: Path, monkeypatch: 
     broken = (*MIGRATIONS, ("CREATE TABLE extra (id {int} NOT NULL) {strict}", "CREATE NONSENSE"))
     with monkeypatch.context() as patched:
         patched.setattr("ingestd.ledger.ledger.MIGRATIONS", broken)
+        patched.setattr("ingestd.ledger.upgrade.MIGRATIONS", broken)
         with pytest.raises(LedgerError):
             open_ledger(tmp_path)
     with open_ledger(tmp_path) as ledger:
@@ -290,9 +295,9 @@ def test_migration_that_fails_leaves_no_half_of_it(tmp_path: Path, monkeypatch: 
 def test_next_version_migrates_a_filled_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with open_ledger(tmp_path) as ledger:
         entry_in(ledger, State.CONFIRMED)
-    monkeypatch.setattr(
-        "ingestd.ledger.ledger.MIGRATIONS", (*MIGRATIONS, ("CREATE TABLE extra (id {int} NOT NULL) {strict}",))
-    )
+    following = (*MIGRATIONS, ("CREATE TABLE extra (id {int} NOT NULL) {strict}",))
+    monkeypatch.setattr("ingestd.ledger.ledger.MIGRATIONS", following)
+    monkeypatch.setattr("ingestd.ledger.upgrade.MIGRATIONS", following)
     for _ in range(2):
         with open_ledger(tmp_path) as ledger:
             assert queries.counts(ledger)[State.CONFIRMED] == 1
@@ -352,7 +357,7 @@ def test_large_ledger_is_looked_at_from_both_ends_only(tmp_path: Path, monkeypat
         admit(ledger, *(arrival(number) for number in range(50)))
     open_ledger(tmp_path).close()
     connection = sqlite3.connect(tmp_path / "ledger.db")
-    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'instance'").fetchone()
+    (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'file'").fetchone()
     connection.close()
     with (tmp_path / "ledger.db").open("r+b") as file:
         file.seek((root - 1) * 4096)
@@ -433,28 +438,22 @@ def test_database_itself_refuses_moves_that_the_table_lacks(tmp_path: Path):
     with open_ledger(tmp_path) as ledger:
         entry_in(ledger, State.CONFIRMED)
     connection = sqlite3.connect(tmp_path / "ledger.db")
-    for before in State:
-        for after in State:
-            legal = before is after or (before, after) in MOVES
-            try:
-                with connection:
-                    connection.execute("DROP TRIGGER IF EXISTS skip")
-                    sql = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'instance_moves'").fetchone()[
-                        0
-                    ]
-                    when = sql.split(" WHEN ")[1].split(" BEGIN ")[0]
-                    when = when.replace("OLD.state", f"'{before}'").replace("NEW.state", f"'{after}'")
-                    refused = connection.execute(f"SELECT {when}").fetchone()[0]
-            finally:
-                connection.rollback()
-            assert bool(refused) is not legal, (before, after)
+    for table, moves_of in (("delivery", MOVES), ("file", FILE_MOVES)):
+        made = "SELECT sql FROM sqlite_master WHERE name = ?"
+        (sql,) = connection.execute(made, (f"{table}_moves",)).fetchone()
+        for before, after in itertools.product(State, State):
+            when = sql.split(" WHEN ")[1].split(" BEGIN ")[0]
+            when = when.replace("OLD.state", f"'{before}'").replace("NEW.state", f"'{after}'")
+            (refused,) = connection.execute(f"SELECT {when}").fetchone()
+            assert bool(refused) is not (before is after or (before, after) in moves_of), (table, before, after)
     with pytest.raises(sqlite3.IntegrityError, match="no such move"):
-        connection.execute("UPDATE instance SET state = 'SENDING'")
+        connection.execute("UPDATE delivery SET state = 'SENDING'")
     for statement in ("DELETE FROM history", "UPDATE history SET note = 'x'", "DELETE FROM attempt"):
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             connection.execute(statement)
-    with pytest.raises(sqlite3.IntegrityError, match="no row is deleted"):
-        connection.execute("DELETE FROM instance")
+    for table in ("delivery", "file"):
+        with pytest.raises(sqlite3.IntegrityError, match="no row is deleted"):
+            connection.execute(f"DELETE FROM {table}")
     connection.close()
 
 
@@ -462,14 +461,14 @@ def test_guards_follow_the_table_of_moves(tmp_path: Path):
     with open_ledger(tmp_path):
         pass
     connection = sqlite3.connect(tmp_path / "ledger.db")
-    before = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'instance_moves'").fetchone()
-    connection.execute("DROP TRIGGER instance_moves")
-    connection.execute("CREATE TRIGGER instance_moves BEFORE UPDATE ON instance BEGIN SELECT 1; END")
+    before = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'delivery_moves'").fetchone()
+    connection.execute("DROP TRIGGER delivery_moves")
+    connection.execute("CREATE TRIGGER delivery_moves BEFORE UPDATE ON delivery BEGIN SELECT 1; END")
     connection.close()
     with open_ledger(tmp_path):
         pass
     connection = sqlite3.connect(tmp_path / "ledger.db")
-    assert connection.execute("SELECT sql FROM sqlite_master WHERE name = 'instance_moves'").fetchone() == before
+    assert connection.execute("SELECT sql FROM sqlite_master WHERE name = 'delivery_moves'").fetchone() == before
     connection.close()
 
 
@@ -478,7 +477,7 @@ def test_errors_show_no_values(tmp_path: Path):
         entry_in(ledger, State.PENDING)
         with ledger.begin(), pytest.raises(IntegrityError) as error:
             ledger.connection.execute(
-                schema.instance.update().values(state="NONSENSE", note="Mueller^Hans", sop_uid=identity(1).sop_uid)
+                schema.file.update().values(state="NONSENSE", note="Mueller^Hans", sop_uid=identity(1).sop_uid)
             )
     assert "Mueller" not in str(error.value)
     assert identity(1).sop_uid not in str(error.value)
@@ -509,7 +508,7 @@ def test_waiting_rows_do_not_slow_a_start_that_has_the_same_limits(tmp_path: Pat
         ledger.connection.connection.dbapi_connection.set_trace_callback(statements.append)
         with ledger.transaction() as tx:
             moves.recover(tx, now=LATER)
-        assert not [each for each in statements if "FROM instance" in each and "SENDING" not in each]
+        assert not [each for each in statements if "FROM delivery" in each and "claim_token IS NOT NULL" not in each]
         send(ledger, 3)
         assert_ledger_holds(ledger)
 

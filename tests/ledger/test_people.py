@@ -18,11 +18,11 @@ from tests.ledger_builders import (
     assert_ledger_holds,
     confirm,
     entry_in,
-    hold,
     identity,
     open_ledger,
     outcome,
     refusal,
+    remove,
     send,
     state_of,
 )
@@ -60,14 +60,12 @@ def test_retry_ends_the_backoff_of_the_study(ledger: Ledger):
     assert len(queries.studies_due(ledger, now=LATER)) == 1
 
 
-def test_retry_lets_a_held_and_a_deferred_row_go(ledger: Ledger):
-    held, deferred = admit(ledger, arrival(1), arrival(2, study=2))
-    send(ledger, 2, state=State.PENDING, reason=Reason.BEING_CREATED, wait=timedelta(hours=1), answered=True)
+def test_retry_lets_a_deferred_row_go(ledger: Ledger):
+    (deferred,) = admit(ledger, arrival(1))
+    send(ledger, 1, state=State.PENDING, reason=Reason.BEING_CREATED, wait=timedelta(hours=1), answered=True)
     with ledger.transaction() as tx:
-        hold(tx, held)
-        assert moves.retry(tx, held, now=LATER) is State.PENDING
         assert moves.retry(tx, deferred, now=LATER) is State.PENDING
-    assert len(queries.studies_due(ledger, now=LATER)) == 2
+    assert len(queries.studies_due(ledger, now=LATER)) == 1
 
 
 def test_retry_of_a_conflict_is_refused_while_its_identity_is_held(ledger: Ledger):
@@ -265,7 +263,7 @@ def test_only_a_conflict_replaces(ledger: Ledger):
 def test_row_whose_file_was_removed_is_not_sent_again(ledger: Ledger):
     entry_id = entry_in(ledger, State.CONFIRMED)
     with ledger.transaction() as tx:
-        moves.mark_removed(tx, [entry_id], now=LATER)
+        remove(tx, entry_id)
     apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
     with pytest.raises(RefusedMove, match="its file was removed on 2026-03-01"), ledger.transaction() as tx:
         moves.retry(tx, entry_id, now=LATER)
@@ -278,7 +276,7 @@ def test_retry_of_a_row_whose_file_was_removed_sends_what_has_the_same_content(l
     first, second = admit(ledger, arrival(1), arrival(1), now=LATER)
     confirm(ledger, holder, now=LATER)
     with ledger.transaction() as tx:
-        moves.mark_removed(tx, [holder], now=LATER)
+        remove(tx, holder)
     apply(ledger, outcome(holder, state))
 
     with ledger.transaction() as tx:
@@ -340,7 +338,7 @@ def test_decision_after_a_reload_goes_by_the_limits_of_now(tmp_path: Path, ledge
 
 def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
     for number, state in enumerate(State, start=1):
-        if state not in (State.DUPLICATE, State.CONFLICT):
+        if state not in (State.DUPLICATE, State.CONFLICT, State.UNROUTED):
             entry_in(ledger, state, number, study=number)
     entry_in(ledger, State.CONFLICT, 50, study=50)
     with ledger.transaction() as tx:
@@ -352,7 +350,7 @@ def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
     status = queries.status(ledger)
 
     assert status.states == queries.counts(ledger)
-    assert (status.needs_person, status.clutter, status.held) == (4, 2, 0)
+    assert (status.needs_person, status.clutter) == (4, 2)
     assert status.oldest_unconfirmed_at == NOW
     assert status.destination is not None
     assert sum(count.rows for count in status.counts) == sum(status.states.values())

@@ -41,7 +41,7 @@ def test_what_waits_for_the_commit_is_done_after_it_in_order(ledger: Ledger):
 
     def seen_by_another(name: str) -> None:
         other = sqlite3.connect(ledger.file)
-        done.append((name, other.execute("SELECT count(*) FROM instance").fetchone()[0]))
+        done.append((name, other.execute("SELECT count(*) FROM delivery").fetchone()[0]))
         other.close()
 
     with ledger.transaction() as tx:
@@ -70,7 +70,7 @@ def test_what_waits_is_dropped_when_the_commit_fails(ledger: Ledger):
     ledger.connection.rollback()
     reader = sqlite3.connect(ledger.file, isolation_level=None)
     reader.execute("BEGIN")
-    reader.execute("SELECT count(*) FROM instance").fetchone()
+    reader.execute("SELECT count(*) FROM delivery").fetchone()
     with pytest.raises(LedgerBusy), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
         tx.on_commit(lambda: done.append("never"))
         moves.admit(tx, [arrival(1)], now=NOW)

@@ -15,7 +15,7 @@ from typing import Any
 from ingestd.config import Config
 from ingestd.ledger import RefusedMove, Transaction, moves
 from tests.invariants import World
-from tests.recounting import at
+from tests.recounting import ENTRIES, at
 from tests.simulation.files import Files
 from tests.simulation.machine import Machine
 from tests.simulation.process import Process
@@ -45,6 +45,8 @@ EXPLAINED = frozenset(
     {"server_error", "being_created", "retried", "replaced", "refused", "not_sent", "dropped_again", "holder_gone"}
 )
 WAITING = ("UNCERTAIN", "STORED")
+_IDENTITIES = f"""study.uid, series_uid, sop_uid FROM {ENTRIES} JOIN file ON file.id = file_id
+    LEFT JOIN study ON study.id = file.study_id"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,7 @@ class Events:
         return f"server is {'away' if self._server.is_away else 'back'}"
 
     def _server_loses(self) -> str:
-        rows = self._process.ask("SELECT id, study_uid, series_uid, sop_uid FROM instance WHERE state = 'CONFIRMED'")
+        rows = self._process.ask(f"SELECT entry.id, {_IDENTITIES} WHERE entry.state = 'CONFIRMED'")
         if not rows:
             return "nothing"
         entry_id, study_uid, series_uid, sop_uid = self._dice.choice(rows)
@@ -182,7 +184,7 @@ class Events:
 
     def _damages(self) -> str:
         rows = self._process.ask(
-            "SELECT id, path FROM instance WHERE state = 'REJECTED' AND removed_at IS NULL AND NOT in_place"
+            "SELECT id, path FROM file WHERE state = 'REJECTED' AND removing_at IS NULL AND NOT in_place"
         )
         if not rows:
             return "nothing"
@@ -208,7 +210,7 @@ class Events:
         return f"{place.name} is copied anew"
 
     def _removes(self) -> str:
-        rows = self._process.ask("SELECT id, path FROM instance WHERE in_place")
+        rows = self._process.ask("SELECT id, path FROM file WHERE in_place")
         left = [(entry_id, path) for entry_id, path in rows if path not in self._world.damaged]
         if not left:
             return "nothing"
@@ -227,8 +229,7 @@ class Events:
         if not wants_look and self._dice.random() >= 0.15:
             return
         rows = self._process.ask(
-            "SELECT id, state, study_uid, series_uid, sop_uid FROM instance"
-            " WHERE state NOT IN ('DUPLICATE', 'DISCARDED')"
+            f"SELECT entry.id, entry.state, {_IDENTITIES} WHERE entry.state NOT IN ('DUPLICATE', 'DISCARDED')"
         )
         if not rows:
             return
@@ -254,7 +255,7 @@ class Events:
     def wishes_slept_over(self) -> list[str]:
         """A row that somebody wants looked at stays due until the server is asked."""
         slept_over = []
-        due_of = "SELECT state IN (?, ?), next_check_at FROM instance WHERE id = ?"
+        due_of = "SELECT state IN (?, ?), next_check_at FROM delivery WHERE id = ?"
         for entry_id, questions in list(self._wishes.items()):
             due = self._process.ask(due_of, *WAITING, entry_id)
             if self._chances.sets_clock or self._server.questions > questions or not due or not due[0][0]:

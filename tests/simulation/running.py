@@ -18,6 +18,7 @@ import structlog
 from ingestd.config import Config, parse
 from ingestd.daemon import build
 from tests.invariants import Invariants, World
+from tests.recounting import ENTRIES
 from tests.simulation.events import EXPLAINED, Chances, Events
 from tests.simulation.files import Files
 from tests.simulation.jobs import Jobs
@@ -207,9 +208,8 @@ class Simulation:
         """Hold everything against the promises."""
         if not self._process.ask("SELECT 1 FROM sqlite_master WHERE name = 'history'"):
             return
-        for move in self._process.ask(
-            "SELECT id, entry_id, before, after, reason FROM history WHERE id > ?", self._last_move
-        ):
+        wanted = "SELECT id, coalesce(delivery_id, file_id), before, after, reason FROM history WHERE id > ?"
+        for move in self._process.ask(wanted, self._last_move):
             self._last_move = move[0]
             self._tell(f"   row {move[1]}: {move[2]} -> {move[3]} {move[4]}")
         with self._machine.inside(now=False):
@@ -221,21 +221,23 @@ class Simulation:
             return False
         marks = ",".join("?" * len(BETWEEN))
         rows = self._process.ask(
-            f"SELECT count(*) FROM instance WHERE state IN ({marks}) OR wish IS NOT NULL", *BETWEEN
+            f"SELECT count(*) FROM {ENTRIES} JOIN file ON file.id = file_id"
+            f" WHERE entry.state IN ({marks}) OR wish IS NOT NULL",
+            *BETWEEN,
         )
         candidates = self._process.ask("SELECT count(*) FROM candidate")
         return rows == [(0,)] and candidates == [(0,)] and self._process.is_idle
 
     def _lying(self) -> list[str]:
         """Name what still lies in the drop folder, and is to leave it: a source whose copy somebody took stays."""
-        copied = self._process.ask("SELECT relative_path, path FROM instance WHERE NOT source_removed")
+        copied = self._process.ask("SELECT relative_path, path FROM file WHERE NOT source_removed")
         kept = {name for name, path in copied if str(self._world.spool / path) in self._world.damaged}
         names = {path.name for path in self._world.drop.iterdir() if not path.name.startswith(".")}
         return sorted(names - kept)
 
     def _judge_the_end(self) -> None:
         if not self._is_settled():
-            rows = self._process.ask("SELECT state, reason, count(*) FROM instance GROUP BY 1, 2")
+            rows = self._process.ask(f"SELECT state, reason, count(*) FROM {ENTRIES} GROUP BY 1, 2")
             busy = self._process.busy_stages()
             self._violated([f"it does not come to rest: rows {rows}, in the drop {self._lying()}, at work {busy}"])
         with self._machine.inside(now=False):
@@ -246,7 +248,7 @@ class Simulation:
 
     def _unknown(self) -> list[str]:
         """Name the files that were written and have no row."""
-        names = {row[0] for row in self._process.ask("SELECT relative_path FROM instance")}
+        names = {row[0] for row in self._process.ask("SELECT relative_path FROM file")}
         return [file.name for file in self._files.written if file.name not in names]
 
     def _violated(self, violations: list[str]) -> None:

@@ -30,6 +30,7 @@ from typing import Any
 from tests.builders import dataset_bytes, part10
 from tests.emulating import EmulatorProcess
 from tests.invariants import Findings
+from tests.recounting import ENTRIES
 from tests.running import Daemon, Site, TookTooLongError, session_members, wait_until
 from tests.torture.feeding import ROOT, Kind, Written
 from tests.torture.watching import Watch, invariants_of, ledger_copy
@@ -309,7 +310,7 @@ class Trial:
         try:
             wait_until(is_done, what="rest", within_seconds=REST_SECONDS + self.fault.seconds, every=0.1)
         except TookTooLongError:
-            states = self._ask("SELECT state, count(*) FROM instance GROUP BY state")
+            states = self._ask(f"SELECT state, count(*) FROM {ENTRIES} GROUP BY state")
             told = f"in the drop {len(self._in_drop())}, told as unreadable {self._told_unreadable()}"
             self._say(f"no rest {REST_SECONDS:.0f} s later; rows {states}, {told}")
         if daemon.is_running():
@@ -354,10 +355,11 @@ class Trial:
         return seen and self._watch.has_nothing_under_way() and len(lying) <= self._told_unreadable()
 
     def _told_unreadable(self) -> int:
-        return sum(json.loads(text).get("unreadable", 0) for (text,) in self._ask("SELECT counts FROM inbox_report"))
+        told = self._ask("SELECT counts FROM inbox WHERE at IS NOT NULL")
+        return sum(json.loads(text).get("unreadable", 0) for (text,) in told)
 
     def _rows(self) -> set[str]:
-        return {name for (name,) in self._ask("SELECT relative_path FROM instance")}
+        return {name for (name,) in self._ask("SELECT relative_path FROM file")}
 
     def _judge_visible(self) -> None:
         """Every file lies where it was dropped, or has a row; one on its way from here to there is given a moment."""

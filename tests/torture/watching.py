@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.invariants import ROOMS, Findings, Invariants, Server, World
+from tests.recounting import ENTRIES, known_paths, rows_of
 from tests.running import Site
 from tests.torture.feeding import Written
 
 BETWEEN = ("SENDING", "UNCERTAIN", "STORED", "PENDING")
 _AT_REST = """SELECT (SELECT count(*) FROM candidate) = 0
-    AND (SELECT count(*) FROM instance WHERE state IN (?, ?, ?, ?)) = 0"""
+    AND (SELECT count(*) FROM delivery WHERE state IN (?, ?, ?, ?)) = 0"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +49,7 @@ class Watch:
     def has_rows_in(self, *states: str) -> bool:
         """Whether some row is in one of these states."""
         marks = ",".join("?" * len(states))
-        return bool(self._peek(f"SELECT 1 FROM instance WHERE state IN ({marks}) LIMIT 1", states))
+        return bool(self._peek(f"SELECT 1 FROM {ENTRIES} WHERE state IN ({marks}) LIMIT 1", states))
 
     def is_locked_by(self, pid: int) -> bool:
         """Whether this process holds the spool's lock (proc(5), /proc/locks)."""
@@ -75,9 +76,9 @@ class Watch:
         with ledger_copy(self._site) as ledger:
             if ledger is None:
                 return Scene(states={}, candidates=0, orphans=len(self.spool_files()), sending=frozenset())
-            states = dict(ledger.execute("SELECT state, count(*) FROM instance GROUP BY state").fetchall())
+            states = dict(ledger.execute(f"SELECT state, count(*) FROM {ENTRIES} GROUP BY state").fetchall())
             candidates = int(ledger.execute("SELECT count(*) FROM candidate").fetchone()[0])
-            sending = {row[0] for row in ledger.execute("SELECT sop_uid FROM instance WHERE state = 'SENDING'")}
+            sending = {row["sop_uid"] for row in rows_of(ledger).values() if row["state"] == "SENDING"}
             known = known_paths(ledger)
         orphans = sum(path not in known for path in self.spool_files())
         return Scene(states=states, candidates=candidates, orphans=orphans, sending=frozenset(sending))
@@ -133,16 +134,6 @@ def ledger_copy(site: Site) -> Iterator[sqlite3.Connection | None]:
         yield ledger if has_tables else None
     finally:
         ledger.close()
-
-
-def known_paths(ledger: sqlite3.Connection) -> set[str]:
-    """Every file that some row says is there."""
-    return {
-        str(path)
-        for row in ledger.execute("SELECT path, reencoded_path FROM instance WHERE removed_at IS NULL")
-        for path in row
-        if path
-    }
 
 
 class RequestTail:

@@ -39,7 +39,7 @@ from .overview import (
     status,
     unfinished,
 )
-from .search import called_since, entries, entry, find, find_named, spools, story, studies
+from .search import called_since, entries, find, find_named, story, studies
 from .server import (
     cursor,
     cursor_moved_at,
@@ -56,3 +56,4 @@ from .server import (
     untold,
     went_back_at,
 )
+from .whole import entry, spools

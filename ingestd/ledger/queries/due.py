@@ -20,24 +20,30 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
-    literal_column,
     or_,
     select,
 )
 
 from ingestd.lifecycle import Reason, State, StudyQueue, Unproven, order_studies
 
+from .. import dialect
+from ..claims import SERIES_SENT, SOP_SENT
 from ..column_types import Instant
 from ..counters import queue_of
 from ..row import (
+    CONFIRMED,
     CONTENT,
-    COPY,
+    DELIVERED,
     IDENTITY,
+    OF_STUDY,
+    ON_ITS_WAY,
     PLACE,
+    RENDITION,
     ZERO,
     columns,
     content_of,
-    content_of_copy,
+    content_sent,
+    file_columns,
     identity_of,
     path_of,
     pieces,
@@ -45,38 +51,43 @@ from ..row import (
     reach_of,
     tuple_of,
 )
-from ..schema import instance, study
+from ..schema import delivery, file, study, study_sum
 from ..session import Queryable
 from ..values import OperatorRequest, PendingRead, RequestedRow, RowToRead
 
 _NOW = bindparam("now", type_=Instant())
 _LIMIT: BindParameter[int] = bindparam("limit")
-_OWN_STUDY = study.c.host == bindparam("host")
-_OWN = instance.c.host == bindparam("host")
-# Confirmed rows of other hosts, which may not run: a drop of ours may wait to hear that one is gone.
-_CONFIRMED_ELSEWHERE = and_(literal_column("state = 'CONFIRMED'"), instance.c.host != bindparam("host"))
+_SPOOL: BindParameter[int] = bindparam("spool_id")
+_DESTINATION: BindParameter[int] = bindparam("destination_id")
+_OWN_STUDY = and_(study_sum.c.destination_id == _DESTINATION, study_sum.c.spool_id == _SPOOL)
+_OWN = and_(delivery.c.destination_id == _DESTINATION, delivery.c.spool_id == _SPOOL)
+# Confirmed rows of other spools, whose daemons may not run: a drop of ours may wait to hear that one is gone.
+_CONFIRMED_ELSEWHERE = and_(CONFIRMED, delivery.c.destination_id == _DESTINATION, delivery.c.spool_id != _SPOOL)
 
-_WAITING = study.c.waiting > ZERO
+_WAITING = study_sum.c.waiting > ZERO
 # In trouble, with a batch out: its end is what such a study waits for.
-_FREE = or_(study.c.charged == 0, study.c.in_flight == 0)
-_AT_PRIORITY = (_WAITING, _OWN_STUDY, study.c.priority == bindparam("priority"), _FREE)
-_HIGHEST_PRIORITY = select(study.c.priority).where(_WAITING, _OWN_STUDY).order_by(study.c.priority.desc()).limit(1)
-_NEXT_PRIORITY = _HIGHEST_PRIORITY.where(study.c.priority < bindparam("below"))
-_DUE = select(study).where(*_AT_PRIORITY, study.c.due_at <= _NOW).order_by(study.c.due_at).limit(_LIMIT)
-_WAITS_NO_BACKOFF = or_(study.c.next_attempt_at.is_(None), study.c.next_attempt_at <= _NOW)
-_DUE_FLUSHED = select(study).where(*_AT_PRIORITY, _WAITS_NO_BACKOFF).order_by(study.c.due_at).limit(_LIMIT)
+_FREE = or_(study_sum.c.charged == 0, study_sum.c.in_flight == 0)
+_AT_PRIORITY = (_WAITING, _OWN_STUDY, study_sum.c.priority == bindparam("priority"), _FREE)
+_HIGHEST_PRIORITY = (
+    select(study_sum.c.priority).where(_WAITING, _OWN_STUDY).order_by(study_sum.c.priority.desc()).limit(1)
+)
+_NEXT_PRIORITY = _HIGHEST_PRIORITY.where(study_sum.c.priority < bindparam("below"))
+_SELECT_QUEUES = select(study_sum, study.c.uid).join(study, study.c.id == study_sum.c.study_id)
+_DUE = _SELECT_QUEUES.where(*_AT_PRIORITY, study_sum.c.due_at <= _NOW).order_by(study_sum.c.due_at).limit(_LIMIT)
+_WAITS_NO_BACKOFF = or_(study_sum.c.next_attempt_at.is_(None), study_sum.c.next_attempt_at <= _NOW)
+_DUE_FLUSHED = _SELECT_QUEUES.where(*_AT_PRIORITY, _WAITS_NO_BACKOFF).order_by(study_sum.c.due_at).limit(_LIMIT)
 # A wait that lies further ahead than its kind can reach was set by a clock that has been set back since: it is over.
 # Each is the far end of an index that nothing but such waits lies at, and the longest backoffs.
 _BEYOND_BACKOFF = bindparam("backoff_end", type_=Instant())
 _STUDY_BEYOND = (
-    study.c.due_at > bindparam("quiet_end", type_=Instant()),
-    or_(_WAITS_NO_BACKOFF, study.c.next_attempt_at > _BEYOND_BACKOFF),
+    study_sum.c.due_at > bindparam("quiet_end", type_=Instant()),
+    or_(_WAITS_NO_BACKOFF, study_sum.c.next_attempt_at > _BEYOND_BACKOFF),
 )
-_DUE_BEYOND = select(study).where(*_AT_PRIORITY, *_STUDY_BEYOND).order_by(study.c.due_at).limit(_LIMIT)
+_DUE_BEYOND = _SELECT_QUEUES.where(*_AT_PRIORITY, *_STUDY_BEYOND).order_by(study_sum.c.due_at).limit(_LIMIT)
 _EARLIEST_FLUSHED = (
-    select(func.coalesce(study.c.next_attempt_at, study.c.oldest_at).label("at"))
+    select(func.coalesce(study_sum.c.next_attempt_at, study_sum.c.oldest_at).label("at"))
     .where(*_AT_PRIORITY)
-    .order_by(study.c.due_at)
+    .order_by(study_sum.c.due_at)
     .limit(1)
 )
 
@@ -87,32 +98,35 @@ def _ends(at: Column[datetime], name: str, *where: ColumnElement[bool]) -> tuple
     return first.scalar_subquery().label(f"first_{name}"), last.scalar_subquery().label(f"last_{name}")
 
 
-_TO_WAKE = instance.c.next_attempt_at.is_not(None)
-_TO_CHECK = instance.c.next_check_at.is_not(None)
-_STUDY_ENDS = select(*_ends(study.c.due_at, "due", *_AT_PRIORITY))
+_TO_WAKE = delivery.c.next_attempt_at.is_not(None)
+_TO_CHECK = delivery.c.next_check_at.is_not(None)
+_STUDY_ENDS = select(*_ends(study_sum.c.due_at, "due", *_AT_PRIORITY))
 _ROW_ENDS = select(
-    *_ends(instance.c.next_attempt_at, "wake", _TO_WAKE, _OWN),
-    *_ends(instance.c.next_check_at, "check", _TO_CHECK, _OWN),
-    *_ends(instance.c.next_check_at, "look", _TO_CHECK, _CONFIRMED_ELSEWHERE),
+    *_ends(delivery.c.next_attempt_at, "wake", _TO_WAKE, _OWN),
+    *_ends(delivery.c.next_check_at, "check", _TO_CHECK, _OWN),
+    *_ends(delivery.c.next_check_at, "look", _TO_CHECK, _CONFIRMED_ELSEWHERE),
 )
 
 _UNPROVEN = (
-    *columns("id host state reason note path relative_path in_place removed_at first_attempt_at"),
+    *columns("id spool_id state reason note path relative_path in_place removing_at first_attempt_at"),
     *columns("last_attempt_at stored_at present_before was_stored resends charged absences attempt_id"),
     *columns("checks seen_sequence seen_action seen_state seen_at needs_content_check next_check_at"),
-    *columns("sop_class_uid differs_since untold_since unnamed"),
-    *IDENTITY,
+    *columns("sop_class_uid differs_since untold_since unnamed rendition_id"),
+    study.c.uid.label("study_uid"),
+    SERIES_SENT.label("series_uid"),
+    SOP_SENT.label("sop_uid"),
     *CONTENT,
-    *COPY,
+    *RENDITION,
 )
+_SELECT_UNPROVEN = select(*_UNPROVEN).select_from(OF_STUDY)
 _Read = tuple_of(_UNPROVEN)
 
 
 def _unproven_whose(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any]]:
     """Build what reads the rows to be asked about, and those whose time is beyond reach."""
-    at = instance.c.next_check_at
+    at = delivery.c.next_check_at
     due, beyond = (
-        select(*_UNPROVEN).where(_TO_CHECK, whose, is_due).order_by(at).limit(_LIMIT)
+        _SELECT_UNPROVEN.where(_TO_CHECK, whose, is_due).order_by(at).limit(_LIMIT)
         for is_due in (at <= _NOW, at > bindparam("check_end", type_=Instant()))
     )
     return due, beyond
@@ -121,22 +135,28 @@ def _unproven_whose(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any
 _UNPROVEN_DUE = (*_unproven_whose(_OWN), *_unproven_whose(_CONFIRMED_ELSEWHERE))
 
 _NEWEST_STORED = (
-    select(*_UNPROVEN)
-    .where(instance.c.state == State.STORED, _OWN)
-    .order_by(instance.c.changed_at.desc(), instance.c.id.desc())
+    _SELECT_UNPROVEN.where(
+        ON_ITS_WAY,
+        dialect.unindexed(delivery.c.destination_id) == _DESTINATION,
+        dialect.unindexed(delivery.c.spool_id) == _SPOOL,
+        dialect.unindexed(delivery.c.state) == State.STORED,
+    )
+    .order_by(delivery.c.admitted_at.desc(), delivery.c.id.desc())
     .limit(1)
 )
 
+# What is read again is the file, and is what it was by itself, whatever is sent in its stead.
 _TO_READ = (
-    select(instance.c.id, instance.c.need, instance.c.ctime_ns, *PLACE, *IDENTITY, *CONTENT)
-    .where(instance.c.need.is_not(None), _OWN, instance.c.id > bindparam("after_id"))
-    .order_by(instance.c.id)
+    select(delivery.c.id, delivery.c.need, file.c.ctime_ns, *PLACE, *IDENTITY, *CONTENT)
+    .select_from(DELIVERED.join(study, study.c.id == file.c.study_id))
+    .where(delivery.c.need.is_not(None), delivery.c.spool_id == _SPOOL, delivery.c.file_id > bindparam("after_id"))
+    .order_by(delivery.c.file_id)
     .limit(_LIMIT)
 )
 _REQUESTED = (
-    select(instance.c.id, instance.c.wish, instance.c.reason, *PLACE)
-    .where(instance.c.wish.is_not(None), _OWN)
-    .order_by(instance.c.id)
+    select(*file_columns("id wish reason"), *PLACE)
+    .where(file.c.wish.is_not(None), file.c.spool_id == _SPOOL)
+    .order_by(file.c.id)
     .limit(_LIMIT)
 )
 
@@ -148,7 +168,7 @@ def studies_due(ledger: Queryable, *, now: datetime, flush: bool = False, limit:
     """
     found: dict[str, StudyQueue] = {}
     ends = _far_ends(ledger, now)
-    wanted = {"host": ledger.host, "now": now, "limit": limit, **ends}
+    wanted = {**_own(ledger), "now": now, "limit": limit, **ends}
     for priority in _priorities(ledger):
         first, last = _due_ends(ledger, priority)
         statements = [_DUE_FLUSHED] if flush else [_DUE] * (first is not None and first <= now)
@@ -156,8 +176,12 @@ def studies_due(ledger: Queryable, *, now: datetime, flush: bool = False, limit:
         for statement in statements:
             rows = ledger.fetch_all(statement, {**wanted, "priority": priority})
             for row in rows:
-                found[row.study_uid] = queue_of(row._mapping)  # noqa: SLF001 - its public name
+                found[row.uid] = queue_of(row._mapping, row.uid)  # noqa: SLF001 - its public name
     return order_studies(found.values(), now=now)[:limit]
+
+
+def _own(ledger: Queryable) -> dict[str, int]:
+    return {"spool_id": ledger.spool_id, "destination_id": ledger.destination_id}
 
 
 def _far_ends(ledger: Queryable, now: datetime) -> dict[str, datetime]:
@@ -169,15 +193,15 @@ def _far_ends(ledger: Queryable, now: datetime) -> dict[str, datetime]:
 def _priorities(ledger: Queryable) -> list[int]:
     # A skip over the index: few priorities, many studies.
     priorities: list[int] = []
-    rows = ledger.fetch_cached(_HIGHEST_PRIORITY, {"host": ledger.host})
+    rows = ledger.fetch_cached(_HIGHEST_PRIORITY, _own(ledger))
     while rows:
         priorities.append(rows[0].priority)
-        rows = ledger.fetch_cached(_NEXT_PRIORITY, {"host": ledger.host, "below": priorities[-1]})
+        rows = ledger.fetch_cached(_NEXT_PRIORITY, {**_own(ledger), "below": priorities[-1]})
     return priorities
 
 
 def _due_ends(ledger: Queryable, priority: int) -> tuple[datetime | None, datetime | None]:
-    (ends,) = ledger.fetch_cached(_STUDY_ENDS, {"host": ledger.host, "priority": priority})
+    (ends,) = ledger.fetch_cached(_STUDY_ENDS, {**_own(ledger), "priority": priority})
     return ends.first_due, ends.last_due
 
 
@@ -190,11 +214,11 @@ def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False) -> d
     ends = _far_ends(ledger, now)
     for priority in _priorities(ledger):
         at, last = _due_ends(ledger, priority)
-        wanted = {"host": ledger.host, "now": now, "limit": 1, "priority": priority, **ends}
+        wanted = {**_own(ledger), "now": now, "limit": 1, "priority": priority, **ends}
         if last is not None and last > ends["quiet_end"] and ledger.fetch_all(_DUE_BEYOND, wanted):
             return now
         if flush:
-            rows = ledger.fetch_cached(_EARLIEST_FLUSHED, {"host": ledger.host, "priority": priority})
+            rows = ledger.fetch_cached(_EARLIEST_FLUSHED, {**_own(ledger), "priority": priority})
             at = rows[0].at if rows else None
         if at is not None and (earliest is None or at < earliest):
             earliest = at
@@ -203,7 +227,7 @@ def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False) -> d
 
 def next_wake_at(ledger: Queryable, *, now: datetime) -> datetime | None:
     """Say when the next deferred row's time comes."""
-    (ends,) = ledger.fetch_cached(_ROW_ENDS, {"host": ledger.host})
+    (ends,) = ledger.fetch_cached(_ROW_ENDS, _own(ledger))
     if ends.last_wake is not None and ends.last_wake > _far_ends(ledger, now)["backoff_end"]:
         return now
     first: datetime | None = ends.first_wake
@@ -213,18 +237,18 @@ def next_wake_at(ledger: Queryable, *, now: datetime) -> datetime | None:
 def unproven(ledger: Queryable, *, now: datetime, limit: int = 1000) -> list[Unproven]:
     """Say which rows the server is to be asked about now, the longest due first.
 
-    Also confirmed rows of other hosts, which may not run: a drop of ours may wait to hear that one is gone.
+    Also confirmed rows of other spools, whose daemons may not run: a drop of ours may wait to hear that one is gone.
     """
     found: list[Unproven] = []
     for statement in _UNPROVEN_DUE:
-        wanted = {"host": ledger.host, "now": now, "limit": limit - len(found), **_far_ends(ledger, now)}
+        wanted = {**_own(ledger), "now": now, "limit": limit - len(found), **_far_ends(ledger, now)}
         found += _unproven(ledger, ledger.fetch_all(statement, wanted))
     return found
 
 
 def next_check_at(ledger: Queryable, *, now: datetime) -> datetime | None:
     """Say when the server is to be asked next."""
-    (ends,) = ledger.fetch_cached(_ROW_ENDS, {"host": ledger.host})
+    (ends,) = ledger.fetch_cached(_ROW_ENDS, _own(ledger))
     end = _far_ends(ledger, now)["check_end"]
     if any(last is not None and last > end for last in (ends.last_check, ends.last_look)):
         return now
@@ -232,16 +256,15 @@ def next_check_at(ledger: Queryable, *, now: datetime) -> datetime | None:
 
 
 def newest_stored(ledger: Queryable) -> list[Unproven]:
-    """Give this host's row that became STORED last, if there is one."""
-    return _unproven(ledger, ledger.fetch_all(_NEWEST_STORED, {"host": ledger.host}))
+    """Give the latest of this spool's rows that are STORED, if there is one."""
+    return _unproven(ledger, ledger.fetch_all(_NEWEST_STORED, _own(ledger)))
 
 
 def unproven_rows(ledger: Queryable, entry_ids: Iterable[int]) -> list[Unproven]:
-    """Read these rows as the reconciler sees them, due or not; only those that have content to prove."""
+    """Read these rows as the reconciler sees them, due or not."""
     found: list[Unproven] = []
     for piece in pieces(list(entry_ids)):
-        have_content = (instance.c.digest.is_not(None), instance.c.study_uid.is_not(None))
-        found += _unproven(ledger, ledger.fetch_all(select(*_UNPROVEN).where(instance.c.id.in_(piece), *have_content)))
+        found += _unproven(ledger, ledger.fetch_all(_SELECT_UNPROVEN.where(delivery.c.id.in_(piece))))
     return found
 
 
@@ -253,7 +276,7 @@ def _unproven(ledger: Queryable, rows: Iterable[Any]) -> list[Unproven]:
             entry_id=row.id,
             identity=identity_of(row),
             state=State(row.state),
-            content=content_of(row) if row.reencoded_digest is None else content_of_copy(row),
+            content=content_sent(row),
             path=_place_of(ledger, row),
             first_attempt_at=row.first_attempt_at,
             last_attempt_at=row.last_attempt_at,
@@ -277,31 +300,31 @@ def _unproven(ledger: Queryable, rows: Iterable[Any]) -> list[Unproven]:
             differs_since=row.differs_since,
             untold_since=row.untold_since,
             unnamed=row.unnamed,
-            reencoded=row.reencoded_digest is not None,
+            reencoded=row.rendition_id is not None,
         )
         found.append(each)
     return found
 
 
 def _place_of(ledger: Queryable, row: Any) -> str | None:
-    """Say where lies what was sent: the Explicit VR copy, or the file."""
-    path = row.path if row.reencoded_digest is None else row.reencoded_path
-    if path is None or row.removed_at is not None:
+    """Say where lies what was sent: the rendition, or the file."""
+    is_rendition = row.rendition_id is not None
+    if row.removing_at is not None or row.sent_removed_at is not None:
         return None
-    if row.in_place and row.reencoded_digest is None:
-        return reach_of(None, path, in_place=True, relative_path=row.relative_path)
-    spool = ledger.spool_of(row.host)
-    return path_of(spool, path) if spool is not None else None
+    if row.in_place and not is_rendition:
+        return reach_of(None, row.path, in_place=True, relative_path=row.relative_path)
+    spool = ledger.spool_of(row.spool_id)
+    return path_of(spool, row.sent_path if is_rendition else row.path) if spool is not None else None
 
 
 def rows_to_read(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) -> list[RowToRead]:
     """Say which PENDING rows the reader has to look at before they can be sent, by id."""
-    rows = ledger.fetch_cached(_TO_READ, {"host": ledger.host, "after_id": after_id, "limit": limit})
+    rows = ledger.fetch_cached(_TO_READ, {"spool_id": ledger.spool_id, "after_id": after_id, "limit": limit})
     return [
         RowToRead(
             entry_id=row.id,
             pending_read=PendingRead(row.need),
-            inbox=row.inbox,
+            inbox=ledger.inbox_of(row.inbox_id),
             relative_path=row.relative_path,
             path=reach_of(ledger.spool, row.path, in_place=bool(row.in_place), relative_path=row.relative_path),
             in_place=bool(row.in_place),
@@ -317,8 +340,13 @@ def rows_to_read(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) -> 
 
 def requested_rows(ledger: Queryable, *, limit: int = 1000) -> list[RequestedRow]:
     """Say which REJECTED rows a person wants admitted."""
-    rows = ledger.fetch_cached(_REQUESTED, {"host": ledger.host, "limit": limit})
+    rows = ledger.fetch_cached(_REQUESTED, {"spool_id": ledger.spool_id, "limit": limit})
     return [
-        RequestedRow(entry_id=row.id, request=OperatorRequest(row.wish), reason=Reason(row.reason), **place_of(row))
+        RequestedRow(
+            entry_id=row.id,
+            request=OperatorRequest(row.wish),
+            reason=Reason(row.reason),
+            **place_of(row, ledger.inbox_of(row.inbox_id)),
+        )
         for row in rows
     ]

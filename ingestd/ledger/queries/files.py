@@ -1,72 +1,128 @@
 """Which rows the files in inboxes and in the spool belong to, and which of the files are not needed any more.
 
-Each question is about this host's rows, one SELECT served by an index and fetched whole.
+Each question is about this spool's rows, one SELECT served by an index and fetched whole. A file is given once, however
+many deliveries it has.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, exists, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, and_, bindparam, exists, func, literal_column, or_, select
 
 from ingestd.lifecycle import Reason, State
 
 from .. import dialect
-from ..row import CONTENT, HAS_OWN_FILE, PLACE, ZERO, columns, content_of, pieces, place_of
-from ..schema import candidate, instance
+from ..row import CONTENT, DELIVERED, IN_SPOOL, PLACE, ZERO, content_of, file_columns, pieces, place_of
+from ..schema import candidate, delivery, file, rendition, spool
 from ..session import Queryable
 from ..values import KeptFile, KnownSource, LeftCandidate, RejectedFile, Removable, Resting, UnremovedSource
 
-_WAITS: ColumnElement[bool] = literal_column(
-    "instance.state = 'DUPLICATE' AND instance.settled_at IS NULL AND instance.removed_at IS NULL"
-)
-_REJECTED: ColumnElement[bool] = literal_column("state = 'REJECTED'")
+_OWN: ColumnElement[bool] = file.c.spool_id == bindparam("spool_id")
+_WAITS: ColumnElement[bool] = literal_column("delivery.state = 'DUPLICATE' AND delivery.settled_at IS NULL")
+_REJECTED: ColumnElement[bool] = literal_column("file.state = 'REJECTED' AND file.removing_at IS NULL")
+# Partial indexes say them so, and are used where the statement does.
+_SOURCE_LEFT: ColumnElement[bool] = literal_column("file.source_removed = 0 AND file.in_place = 0")
+_LIES_THERE: ColumnElement[bool] = literal_column("file.removed_at IS NULL AND file.in_place = 0")
+_RENDITION_LIES_THERE: ColumnElement[bool] = literal_column("rendition.removed_at IS NULL")
+_BEING_REMOVED: ColumnElement[bool] = literal_column("file.removing_at IS NOT NULL AND file.in_spool = 1")
 
+_OF_FILE = delivery.alias("of_file")
+# How a file stands: by itself, else as its first delivery does.
+_FIRST_DELIVERY = (
+    select(_OF_FILE.c.state).where(_OF_FILE.c.file_id == file.c.id).order_by(_OF_FILE.c.destination_id).limit(1)
+)
+_STATE = func.coalesce(file.c.state, _FIRST_DELIVERY.scalar_subquery()).label("state")
 
 _TAKEN_FROM = (
-    select(instance.c.id)
+    select(file.c.id)
     .where(
-        instance.c.relative_path >= bindparam("first"),
-        instance.c.relative_path < bindparam("end"),
-        instance.c.inbox == bindparam("inbox"),
-        instance.c.host == bindparam("host"),
-        instance.c.in_place == ZERO,
-        instance.c.source_removed == 1,
+        file.c.relative_path >= bindparam("first"),
+        file.c.relative_path < bindparam("end"),
+        file.c.inbox_id == bindparam("inbox_id"),
+        file.c.in_place == ZERO,
+        file.c.source_removed == 1,
     )
     .limit(1)
 )
-_KNOWN = (*columns("id state reason source_removed ctime_ns digest meta_digest"), *PLACE)
-_HOLDER = instance.alias("holder")
-_RESTS_ON = instance.alias("rests_on")
+_KNOWN = (
+    *file_columns("id source relative_path in_place source_removed ctime_ns digest meta_digest reason"),
+    _STATE,
+)
+
+# What is to be looked at again may be the only copy.
+_HOLDER = delivery.alias("holder")
 _HOLDER_IS_IN_DOUBT = exists().where(
-    _HOLDER.c.id == instance.c.holder_id,
+    _HOLDER.c.id == _OF_FILE.c.holder_id,
     or_(
         dialect.unindexed(_HOLDER.c.state).not_in([State.CONFIRMED, State.DISCARDED]),
         _HOLDER.c.next_check_at.is_not(None),
     ),
 )
-_WAITING_ELSEWHERE = (
-    select(instance.c.id, _HOLDER.c.host)
-    .select_from(instance)
-    .join(_HOLDER, literal_column("+instance.holder_id") == _HOLDER.c.id)
-    .where(
-        _WAITS,
-        instance.c.host == bindparam("host"),
-        literal_column("+holder.host") != bindparam("host"),
-        literal_column("+holder.holds = 1 AND +holder.confirmed_at IS NULL"),
+_IS_IN_DOUBT = exists().where(
+    _OF_FILE.c.file_id == file.c.id,
+    or_(
+        and_(dialect.unindexed(_OF_FILE.c.state) == State.CONFIRMED, _OF_FILE.c.next_check_at.is_not(None)),
+        and_(dialect.unindexed(_OF_FILE.c.state) == State.DUPLICATE, _HOLDER_IS_IN_DOUBT),
+    ),
+)
+_UNNEEDED = (_OWN, file.c.unneeded_at.is_not(None), IN_SPOOL, file.c.removing_at.is_(None))
+_KEPT_LONGEST = select(file.c.unneeded_at).where(*_UNNEEDED).order_by(file.c.unneeded_at).limit(1)
+_REMOVABLE = (
+    *file_columns("id inbox_id relative_path source path in_place ctime_ns digest meta_digest size_bytes"),
+    *file_columns("removing_at removed_at"),
+    _STATE,
+)
+_REMOVING = select(*_REMOVABLE).where(_OWN, _BEING_REMOVED).order_by(file.c.id).limit(bindparam("limit"))
+_MAY_GO = select(*_REMOVABLE).where(*_UNNEEDED, ~_IS_IN_DOUBT).order_by(file.c.unneeded_at).limit(bindparam("limit"))
+# Of those that might go when it was asked: asked again by whoever writes that they do.
+STILL_MAY_GO = select(file.c.id).where(
+    dialect.among(file.c.id, "ids"),
+    dialect.unindexed(file.c.spool_id) == bindparam("spool_id"),
+    dialect.unindexed(file.c.unneeded_at).is_not(None),
+    dialect.unindexed(file.c.in_spool) == 1,
+    file.c.removing_at.is_(None),
+    ~_IS_IN_DOUBT,
+)
+_RENDITIONS = select(rendition).where(dialect.among(rendition.c.file_id, "files"), _RENDITION_LIES_THERE)
+
+_RESTS_ON = delivery.alias("rests_on")
+_SETTLED_OF_HOLDER = select(_RESTS_ON.c.settled_at).where(_RESTS_ON.c.id == delivery.c.holder_id).scalar_subquery()
+_RESTING = (
+    select(
+        func.coalesce(delivery.c.holder_id, delivery.c.id).label("id"),
+        file.c.unneeded_at,
+        func.coalesce(_SETTLED_OF_HOLDER, delivery.c.settled_at).label("confirmed_at"),
     )
-    .order_by(instance.c.id)
+    .select_from(DELIVERED)
+    .where(
+        *_UNNEEDED,
+        ~_IS_IN_DOUBT,
+        file.c.unneeded_at <= bindparam("before", type_=file.c.unneeded_at.type),
+        delivery.c.destination_id == bindparam("destination_id"),
+        dialect.unindexed(delivery.c.state).in_([State.CONFIRMED, State.DUPLICATE]),
+    )
+    .order_by(file.c.unneeded_at)
     .limit(bindparam("limit"))
 )
-_KEPT = (instance.c.settled_at.is_not(None), instance.c.removed_at.is_(None), HAS_OWN_FILE)
-_KEPT_LONGEST = (
-    select(instance.c.settled_at)
-    .where(*_KEPT, instance.c.host == bindparam("host"))
-    .order_by(instance.c.settled_at)
-    .limit(1)
+
+_WAITING_ELSEWHERE = (
+    select(delivery.c.id, spool.c.host)
+    .select_from(DELIVERED)
+    .join(_HOLDER, literal_column("+delivery.holder_id") == _HOLDER.c.id)
+    .join(spool, spool.c.id == _HOLDER.c.spool_id)
+    .where(
+        _WAITS,
+        delivery.c.spool_id == bindparam("spool_id"),
+        file.c.removing_at.is_(None),
+        literal_column("+holder.spool_id") != bindparam("spool_id"),
+        literal_column("+holder.holds = 1 AND +holder.confirmed_at IS NULL"),
+    )
+    .order_by(delivery.c.id)
+    .limit(bindparam("limit"))
 )
 
 
@@ -74,13 +130,17 @@ def left_candidates(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) 
     """Say which files were being read when the process ended, by id."""
     rows = ledger.fetch_all(
         select(candidate)
-        .where(candidate.c.host == ledger.host, candidate.c.id > after_id)
+        .where(candidate.c.spool_id == ledger.spool_id, candidate.c.id > after_id)
         .order_by(candidate.c.id)
         .limit(limit)
     )
     return [
         LeftCandidate(
-            candidate_id=row.id, inbox=row.inbox, relative_path=row.relative_path, source=row.source, tries=row.tries
+            candidate_id=row.id,
+            inbox=ledger.inbox_of(row.inbox_id),
+            relative_path=row.relative_path,
+            source=row.source,
+            tries=row.tries,
         )
         for row in rows
     ]
@@ -89,12 +149,11 @@ def left_candidates(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) 
 def known_sources(ledger: Queryable, inbox: str, relative_paths: Iterable[str]) -> dict[str, list[KnownSource]]:
     """Say which rows came from these paths of an inbox; paths without any are absent."""
     found: dict[str, list[KnownSource]] = defaultdict(list)
+    inbox_id = ledger.inbox_id(inbox)
+    if inbox_id is None:
+        return {}
     for piece in pieces(list(relative_paths)):
-        rows = ledger.fetch_all(
-            select(*_KNOWN).where(
-                instance.c.relative_path.in_(piece), instance.c.inbox == inbox, instance.c.host == ledger.host
-            )
-        )
+        rows = ledger.fetch_all(select(*_KNOWN).where(file.c.relative_path.in_(piece), file.c.inbox_id == inbox_id))
         for row in rows:
             found[row.relative_path].append(
                 KnownSource(
@@ -113,34 +172,33 @@ def known_sources(ledger: Queryable, inbox: str, relative_paths: Iterable[str]) 
 
 def emptied_by_us(ledger: Queryable, inbox: str, folders: Iterable[str]) -> list[str]:
     """Say out of which of these folders of an inbox files were taken, in their order."""
-    return [folder for folder in folders if ledger.fetch_one(_TAKEN_FROM, _range_of(ledger, inbox, folder)) is not None]
+    inbox_id = ledger.inbox_id(inbox)
+    if inbox_id is None:
+        return []
+    return [folder for folder in folders if ledger.fetch_one(_TAKEN_FROM, _range_of(inbox_id, folder)) is not None]
 
 
-def _range_of(ledger: Queryable, inbox: str, folder: str) -> dict[str, str]:
+def _range_of(inbox_id: int, folder: str) -> dict[str, Any]:
     # All that begins with the folder and a slash; a zero is what comes after a slash.
-    return {"host": ledger.host, "inbox": inbox, "first": folder + "/", "end": folder + "0"}
+    return {"inbox_id": inbox_id, "first": folder + "/", "end": folder + "0"}
 
 
 def unremoved_sources(ledger: Queryable, *, after_id: int = 0, limit: int = 1000) -> list[UnremovedSource]:
     """Say which copied sources are still to be removed from their inbox, in the order of their rows."""
     rows = ledger.fetch_all(
-        select(instance.c.id, *PLACE, *CONTENT, instance.c.source_ctime_ns, instance.c.removed_at)
-        .where(
-            instance.c.source_removed == ZERO,
-            instance.c.in_place == ZERO,
-            instance.c.host == ledger.host,
-            instance.c.id > after_id,
-        )
-        .order_by(instance.c.id)
-        .limit(limit)
+        select(file.c.id, *PLACE, *CONTENT, file.c.source_ctime_ns, file.c.removing_at)
+        .where(_SOURCE_LEFT, _OWN, file.c.id > after_id)
+        .order_by(file.c.id)
+        .limit(limit),
+        {"spool_id": ledger.spool_id},
     )
     return [
         UnremovedSource(
             entry_id=row.id,
-            inbox=row.inbox,
+            inbox=ledger.inbox_of(row.inbox_id),
             relative_path=row.relative_path,
             source=row.source,
-            path=row.path if row.removed_at is None else "",
+            path=row.path if row.removing_at is None else "",
             content=content_of(row) if row.digest is not None else None,
             ctime_ns=row.source_ctime_ns,
         )
@@ -149,31 +207,17 @@ def unremoved_sources(ledger: Queryable, *, after_id: int = 0, limit: int = 1000
 
 
 def paths_known(ledger: Queryable, paths: Sequence[str]) -> set[str]:
-    """Say which of these paths in the own spool belong to a row that still has its file."""
+    """Say which of these paths in the own spool belong to a file that was not removed yet, or are its rendition's."""
     known: set[str] = set()
+    own = {"spool_id": ledger.spool_id}
     for piece in pieces(paths):
-        known.update(
-            row.path
-            for row in ledger.fetch_all(
-                select(instance.c.path).where(
-                    instance.c.path.in_(piece),
-                    instance.c.removed_at.is_(None),
-                    instance.c.in_place == ZERO,
-                    instance.c.host == ledger.host,
-                )
-            )
+        files = select(file.c.path).where(file.c.path.in_(piece), _LIES_THERE, _OWN)
+        renditions = (
+            select(rendition.c.path)
+            .join(file, file.c.id == rendition.c.file_id)
+            .where(rendition.c.path.in_(piece), _RENDITION_LIES_THERE, _OWN)
         )
-        known.update(
-            row.reencoded_path
-            for row in ledger.fetch_all(
-                select(instance.c.reencoded_path).where(
-                    instance.c.reencoded_path.is_not(None),
-                    instance.c.reencoded_path.in_(piece),
-                    instance.c.removed_at.is_(None),
-                    instance.c.host == ledger.host,
-                )
-            )
-        )
+        known.update(row.path for statement in (files, renditions) for row in ledger.fetch_all(statement, own))
     return known
 
 
@@ -182,91 +226,87 @@ def removable(
 ) -> list[Removable]:
     """Say which files in the spool have not been needed since ``before``, the longest first (G3).
 
-    ``ahead_of`` asks instead for those that seem to be needed until a time to come: from before the clock was set.
+    Before them all those of which it is written that they are being removed, and not that they are: whoever was to do
+    it did not end it. ``ahead_of`` asks instead for those that seem to be needed until a time to come: from before the
+    clock was set.
     """
-    settled_at = instance.c.settled_at
-    if ahead_of is None and not _is_kept_since(ledger, before):
-        return []
-    rows = ledger.fetch_all(
-        select(
-            instance.c.id,
-            instance.c.state,
-            *PLACE,
-            *CONTENT,
-            *columns("ctime_ns reencoded_path reencoded_digest reencoded_meta_digest reencoded_size_bytes"),
-            *columns("reencoded_ctime_ns"),
-        )
-        .where(*_may_go(ledger, settled_at <= before if ahead_of is None else settled_at > ahead_of))
-        .order_by(instance.c.settled_at)
-        .limit(limit)
-    )
+    own = {"spool_id": ledger.spool_id, "limit": limit}
+    unneeded_at = file.c.unneeded_at
+    rows: list[Any] = []
+    if ahead_of is not None:
+        rows += ledger.fetch_all(_MAY_GO.where(unneeded_at > ahead_of), own)
+    else:
+        rows += ledger.fetch_cached(_REMOVING, own)
+        if len(rows) < limit and _is_kept_since(ledger, before):
+            rows += ledger.fetch_all(_MAY_GO.where(unneeded_at <= before), own | {"limit": limit - len(rows)})
+    renditions = _renditions_of(ledger, rows)
     return [
         Removable(
             entry_id=row.id,
             state=State(row.state),
-            inbox=row.inbox,
+            inbox=ledger.inbox_of(row.inbox_id),
             relative_path=row.relative_path,
-            files=tuple(_kept_files(row)),
+            files=tuple(_kept_files(row, renditions.get(row.id, ()))),
             size_bytes=row.size_bytes,
+            is_being_removed=row.removing_at is not None,
         )
         for row in rows
     ]
 
 
 def resting(ledger: Queryable, *, before: datetime, limit: int = 1) -> list[Resting]:
-    """Say what the first of these files rest on, in the order in which they stopped being needed."""
+    """Say what the first of these files rest on at this server, in the order in which they stopped being needed."""
     if not _is_kept_since(ledger, before):
         return []
-    held = select(_RESTS_ON.c.settled_at).where(_RESTS_ON.c.id == instance.c.holder_id).scalar_subquery()
-    since = func.coalesce(held, instance.c.settled_at).label("confirmed_at")
     rows = ledger.fetch_all(
-        select(func.coalesce(instance.c.holder_id, instance.c.id).label("id"), instance.c.settled_at, since)
-        .where(
-            *_may_go(ledger, instance.c.settled_at <= before),
-            dialect.unindexed(instance.c.state).in_([State.CONFIRMED, State.DUPLICATE]),
-        )
-        .order_by(instance.c.settled_at)
-        .limit(limit)
+        _RESTING,
+        {
+            "spool_id": ledger.spool_id,
+            "destination_id": ledger.destination_id,
+            "before": before,
+            "limit": limit,
+        },
     )
-    return [Resting(entry_id=row.id, settled_at=row.settled_at, confirmed_at=row.confirmed_at) for row in rows]
+    return [Resting(entry_id=row.id, settled_at=row.unneeded_at, confirmed_at=row.confirmed_at) for row in rows]
 
 
 def _is_kept_since(ledger: Queryable, before: datetime) -> bool:
     """Whether any file is kept that has not been needed since then; costs nothing while the ledger is the same."""
-    rows = ledger.fetch_cached(_KEPT_LONGEST, {"host": ledger.host})
-    return bool(rows) and rows[0].settled_at <= before
+    rows = ledger.fetch_cached(_KEPT_LONGEST, {"spool_id": ledger.spool_id})
+    return bool(rows) and rows[0].unneeded_at <= before
 
 
-def _may_go(ledger: Queryable, since: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
-    return (
-        *_KEPT,
-        instance.c.host == ledger.host,
-        since,
-        # What is to be looked at again may be the only copy.
-        or_(dialect.unindexed(instance.c.state) != State.CONFIRMED, instance.c.next_check_at.is_(None)),
-        or_(dialect.unindexed(instance.c.state) != State.DUPLICATE, ~_HOLDER_IS_IN_DOUBT),
-    )
+def _renditions_of(ledger: Queryable, rows: Sequence[Any]) -> Mapping[int, list[Any]]:
+    found: dict[int, list[Any]] = {}
+    for piece in pieces([row.id for row in rows]):
+        for each in ledger.fetch_all(_RENDITIONS, {"files": piece}):
+            found.setdefault(each.file_id, []).append(each)
+    return found
 
 
 def rejected_files(ledger: Queryable, *, after_id: int = 0, limit: int = 1000) -> list[RejectedFile]:
     """List the files set aside, by id."""
     rows = ledger.fetch_all(
-        select(instance.c.id, instance.c.reason, *PLACE)
-        .where(_REJECTED, instance.c.host == ledger.host, instance.c.id > after_id, instance.c.removed_at.is_(None))
-        .order_by(instance.c.id)
-        .limit(limit)
+        select(file.c.id, file.c.reason, *PLACE)
+        .where(_REJECTED, _OWN, file.c.id > after_id)
+        .order_by(file.c.id)
+        .limit(limit),
+        {"spool_id": ledger.spool_id},
     )
-    return [RejectedFile(entry_id=row.id, reason=Reason(row.reason), **place_of(row)) for row in rows]
+    return [
+        RejectedFile(entry_id=row.id, reason=Reason(row.reason), **place_of(row, ledger.inbox_of(row.inbox_id)))
+        for row in rows
+    ]
 
 
 def waiting_elsewhere(ledger: Queryable, *, limit: int = 500) -> list[tuple[int, str]]:
     """List duplicates of ours whose holder is another host's, and on its way: their ids, and that host."""
-    rows = ledger.fetch_cached(_WAITING_ELSEWHERE, {"host": ledger.host, "limit": limit})
+    rows = ledger.fetch_cached(_WAITING_ELSEWHERE, {"spool_id": ledger.spool_id, "limit": limit})
     return [(row.id, row.host) for row in rows]
 
 
-def _kept_files(row: Any) -> Iterator[KeptFile]:
-    if not row.in_place:
+def _kept_files(row: Any, renditions: Iterable[Any]) -> Iterator[KeptFile]:
+    if not row.in_place and row.removed_at is None:
         yield KeptFile(
             path=row.path,
             size_bytes=row.source.size_bytes,
@@ -274,11 +314,11 @@ def _kept_files(row: Any) -> Iterator[KeptFile]:
             ctime_ns=row.ctime_ns,
             digests=None if row.digest is None else (row.meta_digest, row.digest),
         )
-    if row.reencoded_path is not None:
+    for each in renditions:
         yield KeptFile(
-            path=row.reencoded_path,
-            size_bytes=row.reencoded_size_bytes,
+            path=each.path,
+            size_bytes=each.size_bytes,
             mtime_ns=None,
-            ctime_ns=row.reencoded_ctime_ns,
-            digests=(row.reencoded_meta_digest, row.reencoded_digest),
+            ctime_ns=each.ctime_ns,
+            digests=(each.meta_digest, each.digest),
         )

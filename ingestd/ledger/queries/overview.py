@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, literal_column, select
+from sqlalchemy import ColumnElement, and_, func, select
 
-from ingestd.lifecycle import NEEDS_PERSON, UNCONFIRMED, Jump, Reason, State, needs_person
+from ingestd.lifecycle import FILE_ENDS, NEEDS_PERSON, UNCONFIRMED, Jump, Reason, State, needs_person
 
 from ..reports import Count, Status
-from ..row import ON_ITS_WAY, ZERO, jump_of
-from ..schema import alarm, attempt, history, inbox_report, instance, state_count, study
+from ..row import ENDED, ON_ITS_WAY, ZERO, jump_of
+from ..schema import alarm, attempt, delivery, file, history, inbox, spool, state_count, study_sum
 from ..schema import clock as clock_table
 from ..session import Queryable
 from ..values import Alarm, ClockLine, InboxSummary
@@ -32,13 +32,13 @@ _JUMPS_SHOWN = 10
 
 def _stretches(jumps: Sequence[Any]) -> Iterator[tuple[ColumnElement[bool], timedelta]]:
     """Cut the rows where a clock was set, and say how far each stretch's times lie from what it shows now."""
-    hosts = {jump.host for jump in jumps}
-    yield instance.c.host.not_in(hosts), timedelta(0)
-    for name in hosts:
-        rows, by = [instance.c.host == name], timedelta(0)
-        for jump in (each for each in jumps if each.host == name):
-            yield and_(*rows, instance.c.id > jump.last_entry_id), by
-            rows = [instance.c.host == name, instance.c.id <= jump.last_entry_id]
+    spools = {jump.spool_id for jump in jumps}
+    yield delivery.c.spool_id.not_in(spools), timedelta(0)
+    for spool_id in spools:
+        rows, by = [delivery.c.spool_id == spool_id], timedelta(0)
+        for jump in (each for each in jumps if each.spool_id == spool_id):
+            yield and_(*rows, delivery.c.file_id > jump.last_file_id), by
+            rows = [delivery.c.spool_id == spool_id, delivery.c.file_id <= jump.last_file_id]
             by += timedelta(microseconds=jump.by_us)
         yield and_(*rows), by
 
@@ -48,26 +48,24 @@ def status(ledger: Queryable) -> Status:
     rows = ledger.fetch_all(select(state_count).where(state_count.c.entries > 0))
     summed: dict[tuple[str, State, str], list[int]] = {}
     for row in rows:
-        sums = summed.setdefault((row.inbox, State(row.state), row.reason), [0, 0, 0])
-        for position, number in enumerate((row.entries, row.held, row.size_bytes)):
-            sums[position] += number
+        sums = summed.setdefault((ledger.inbox_of(row.inbox_id), State(row.state), row.reason), [0, 0])
+        sums[0] += row.entries
+        sums[1] += row.size_bytes
     by_reason = tuple(
-        Count(inbox=inbox, state=state, reason=reason, rows=entries, held=held, size_bytes=size)
-        for (inbox, state, reason), (entries, held, size) in sorted(summed.items())
+        Count(inbox=name, state=state, reason=reason, rows=entries, size_bytes=size)
+        for (name, state, reason), (entries, size) in sorted(summed.items())
     )
     states = dict.fromkeys(State, 0)
     for count in by_reason:
         states[count.state] += count.rows
-    held = sum(count.held for count in by_reason)
     troubled = [count for count in by_reason if needs_person(count.state, count.reason)]
     clutter = sum(count.rows for count in troubled if count.state is State.REJECTED and count.reason in CLUTTER)
     inboxes = _inboxes(ledger)
-    waiting = [oldest_unconfirmed_at(ledger), *(inbox.oldest_at for inbox in inboxes)]
+    waiting = [oldest_unconfirmed_at(ledger), *(each.oldest_at for each in inboxes)]
     return Status(
         states=states,
         counts=by_reason,
-        held=held,
-        needs_person=held + sum(count.rows for count in troubled) - clutter,
+        needs_person=sum(count.rows for count in troubled) - clutter,
         clutter=clutter,
         oldest_unconfirmed_at=min((at for at in waiting if at is not None), default=None),
         oldest_needs_person_at=_oldest_needs_person_at(ledger, [state for state in NEEDS_PERSON if states[state]]),
@@ -90,7 +88,7 @@ def counts(ledger: Queryable) -> dict[State, int]:
 
 def oldest_unconfirmed_at(ledger: Queryable) -> datetime | None:
     """Say since when the oldest file that is still on its way has been in the ledger, by today's clock."""
-    oldest = select(instance.c.admitted_at).where(ON_ITS_WAY).order_by(instance.c.admitted_at).limit(1)
+    oldest = select(delivery.c.admitted_at).where(ON_ITS_WAY).order_by(delivery.c.admitted_at).limit(1)
     row = ledger.fetch_one(oldest)
     jumps = ledger.fetch_cached(_JUMPS) if row else []
     if not jumps:
@@ -100,15 +98,17 @@ def oldest_unconfirmed_at(ledger: Queryable) -> datetime | None:
 
 
 def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State]) -> datetime | None:
-    # State by state: the index over them is in the order of time within each. Clutter is passed over row by row.
+    # State by state: the indexes over them are in the order of time within each. Clutter is passed over row by row.
+    passed_over = CLUTTER | {Reason.DROPPED_AGAIN}
     oldest = [
         ledger.fetch_one(
-            select(instance.c.changed_at)
-            .where(instance.c.state == state, instance.c.reason.not_in(CLUTTER | {Reason.DROPPED_AGAIN}))
-            .order_by(instance.c.changed_at)
+            select(table.c.changed_at)
+            .where(table.c.state == state, *where, table.c.reason.not_in(passed_over))
+            .order_by(table.c.changed_at)
             .limit(1)
         )
         for state in states
+        for table, where in ([(file, ())] if state in FILE_ENDS else [(delivery, (ENDED,))])
     ]
     return min((row.changed_at for row in oldest if row is not None), default=None)
 
@@ -127,7 +127,7 @@ def _jumps(ledger: Queryable) -> tuple[Jump, ...]:
 
 def _studies_waiting(ledger: Queryable) -> int:
     # Bounded: 1,000 says "1,000 or more".
-    bounded = select(study.c.waiting).where(study.c.waiting > literal_column("0"))
+    bounded = select(study_sum.c.waiting).where(study_sum.c.waiting > ZERO)
     row = ledger.fetch_one(select(func.count().label("studies")).select_from(bounded.limit(_MANY).subquery()))
     return int(row.studies)
 
@@ -135,7 +135,7 @@ def _studies_waiting(ledger: Queryable) -> int:
 def _inboxes(ledger: Queryable) -> tuple[InboxSummary, ...]:
     return tuple(
         InboxSummary(
-            inbox=row.inbox,
+            inbox=row.name,
             path=row.path,
             alarm=row.alarm,
             watching=row.watching,
@@ -143,22 +143,24 @@ def _inboxes(ledger: Queryable) -> tuple[InboxSummary, ...]:
             oldest_at=row.oldest_at,
             at=row.at,
         )
-        for row in sorted(ledger.fetch_all(select(inbox_report)), key=lambda row: row.inbox)
+        for row in sorted(ledger.fetch_all(select(inbox).where(inbox.c.at.is_not(None))), key=lambda row: row.name)
     )
 
 
 def unfinished(ledger: Queryable, *, host: str | None = None) -> int:
-    """Count the rows of this host, or of another, that are still on their way and wait for no person."""
-    waiting = func.coalesce(func.sum(state_count.c.entries - state_count.c.held), 0)
-    of_host = state_count.c.host == (ledger.host if host is None else host)
+    """Count the rows of this host, or of another, that are still on their way."""
+    entries = func.coalesce(func.sum(state_count.c.entries), 0).label("rows")
+    of_host: ColumnElement[bool] = state_count.c.spool_id == ledger.spool_id
+    if host is not None:
+        of_host = state_count.c.spool_id.in_(select(spool.c.id).where(spool.c.host == host))
     on_their_way = state_count.c.state.in_(list(UNCONFIRMED))
-    return int(ledger.fetch_one(select(waiting.label("rows")).where(of_host, on_their_way)).rows)
+    return int(ledger.fetch_one(select(entries).where(of_host, on_their_way)).rows)
 
 
 def clock(ledger: Queryable) -> ClockLine | None:
     """Say what is known of this host's wall clock."""
     row = ledger.fetch_one(
-        select(clock_table).where(clock_table.c.host == ledger.host).order_by(clock_table.c.id.desc()).limit(1)
+        select(clock_table).where(clock_table.c.spool_id == ledger.spool_id).order_by(clock_table.c.id.desc()).limit(1)
     )
     if row is None:
         return None
@@ -167,7 +169,7 @@ def clock(ledger: Queryable) -> ClockLine | None:
 
 def jumps(ledger: Queryable, *, limit: int = 10) -> list[Jump]:
     """Say when this host's wall clock was set, the last time first."""
-    own = select(clock_table).where(clock_table.c.host == ledger.host, clock_table.c.by_us != ZERO)
+    own = select(clock_table).where(clock_table.c.spool_id == ledger.spool_id, clock_table.c.by_us != ZERO)
     return [jump_of(row) for row in ledger.fetch_all(own.order_by(clock_table.c.id.desc()).limit(limit))]
 
 
@@ -177,8 +179,8 @@ def newest_at(ledger: Queryable) -> datetime | None:
 
 
 def last_id(ledger: Queryable) -> int:
-    """Say the newest row's id; 0 in an empty ledger."""
-    row = ledger.fetch_one(select(func.max(instance.c.id).label("id")))
+    """Say the newest file's number; 0 in an empty ledger."""
+    row = ledger.fetch_one(select(func.max(file.c.id).label("id")))
     return row.id or 0
 
 

@@ -1,32 +1,42 @@
 """Which studies and files there are, and the whole story of one, over all hosts: what people ask.
 
-With a million rows each answer is read off the end of an index.
+An entry is a delivery with its file, or a file that has none. With a million of them each answer is read off the end of
+an index.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, literal, literal_column, or_, select
+from sqlalchemy import ColumnElement, FromClause, and_, case, exists, func, literal, literal_column, or_, select, tuple_
 
-from ingestd.lifecycle import NEEDS_PERSON, Reason, State
+from ingestd.lifecycle import FILE_ENDS, HOLDING, NEEDS_PERSON, UNCONFIRMED, Identity, State
 
 from .. import dialect
 from ..column_types import PathText
+from ..identity import hash_of, range_of
 from ..reports import Attempt, Choice, Entry, Event, Story, StudySummary
-from ..row import content_of, file_of, identity_of, pieces
-from ..schema import STATE_COLUMNS, attempt, history, host, inbox_report, instance, study, study_label
+from ..row import CONFIRMED, DELIVERED, ENDED, HOLDS, ON_ITS_WAY, ZERO, pieces
+from ..schema import STATE_COLUMNS, attempt, delivery, file, history, inbox, rendition, study, study_label, study_sum
 from ..session import Queryable
-from ..values import OperatorRequest, PendingRead
+from .whole import ENTRIES, NUMBER, entry, homes, own, whole
 
 _ALL = Choice()
 # With fewer studies than this under a label they are looked at one by one; with more, the newest are walked through.
 _FEW = 200
+
+
+# The instant by which an entry is listed, see ``entries``.
+_LISTED_AT: ColumnElement[Any] = case(
+    (file.c.state.is_not(None), file.c.changed_at),
+    (HOLDS, func.coalesce(delivery.c.confirmed_at, delivery.c.admitted_at)),
+    else_=delivery.c.changed_at,
+)
 
 
 def studies(
@@ -36,38 +46,38 @@ def studies(
 
     A study of which several hosts have files (some were sent, others dropped) is one line, where it changed last.
     """
-    other = study.alias("other")
+    other = study_sum.alias("other")
     later = [
-        other.c.study_uid == study.c.study_uid,
-        or_(
-            other.c.changed_at > study.c.changed_at,
-            and_(other.c.changed_at == study.c.changed_at, other.c.host > study.c.host),
-        ),
+        other.c.study_id == study_sum.c.study_id,
+        tuple_(other.c.changed_at, other.c.destination_id, other.c.spool_id)
+        > tuple_(study_sum.c.changed_at, study_sum.c.destination_id, study_sum.c.spool_id),
     ]
     where: list[ColumnElement[bool]] = []
     if choice.state is not None:
-        where.append(literal_column(f"study.{STATE_COLUMNS[choice.state]}") > literal_column("0"))
-        later.append(other.c[STATE_COLUMNS[choice.state]] > literal_column("0"))
+        where.append(literal_column(f"study_sum.{STATE_COLUMNS[choice.state]}") > ZERO)
+        later.append(other.c[STATE_COLUMNS[choice.state]] > ZERO)
     if choice.since is not None:
-        where.append(study.c.changed_at >= choice.since)
+        where.append(study_sum.c.changed_at >= choice.since)
     if after is not None:
-        where.append(
-            or_(
-                study.c.changed_at < after.changed_at,
-                and_(study.c.changed_at == after.changed_at, study.c.study_uid < after.study_uid),
-            )
-        )
-    where += [*_of_studies(ledger, choice, study.c.study_uid)[0], ~exists().where(*later)]
-    rows = ledger.fetch_all(
-        select(study).where(*where).order_by(study.c.changed_at.desc(), study.c.study_uid.desc()).limit(limit)
-    )
-    uids = [row.study_uid for row in rows]
-    of_hosts: dict[str, list[Any]] = {}
-    for piece in pieces(uids):
-        for row in ledger.fetch_all(select(study).where(study.c.study_uid.in_(piece))):
-            of_hosts.setdefault(row.study_uid, []).append(row)
-    modalities = _modalities(ledger, uids)
-    return [_summed(row, of_hosts[row.study_uid], modalities.get(row.study_uid, ())) for row in rows]
+        last = ledger.study_id(after.study_uid) or 0
+        where.append(_is_before(study_sum.c.changed_at, study_sum.c.study_id, after.changed_at, last))
+    where += [*_of_studies(ledger, choice, study_sum.c.study_id)[0], ~exists().where(*later)]
+    newest_first = (study_sum.c.changed_at.desc(), study_sum.c.study_id.desc())
+    rows = ledger.fetch_all(select(study_sum).where(*where).order_by(*newest_first).limit(limit))
+    study_ids = [row.study_id for row in rows]
+    of_study: dict[int, list[Any]] = {}
+    for piece in pieces(study_ids):
+        sums = select(study_sum, study.c.uid).join(study, study.c.id == study_sum.c.study_id)
+        for row in ledger.fetch_all(sums.where(study_sum.c.study_id.in_(piece))):
+            of_study.setdefault(row.study_id, []).append(row)
+    modalities = _modalities(ledger, study_ids)
+    hosts = {spool_id: host for spool_id, host, _ in homes(ledger)} if rows else {}
+    return [_summed(row, of_study[row.study_id], hosts[row.spool_id], modalities.get(row.study_id, ())) for row in rows]
+
+
+def _is_before(at: ColumnElement[Any], number: ColumnElement[int], last_at: Any, last: int) -> ColumnElement[bool]:
+    """Say that a row comes behind the last of a page, where the newest are listed first."""
+    return or_(at < last_at, and_(at == last_at, number < last))
 
 
 def _of_studies(
@@ -77,108 +87,121 @@ def _of_studies(
     where: list[ColumnElement[bool]] = []
     few = choice.study_uid is not None
     if choice.study_uid is not None:
-        where.append(column == choice.study_uid)
+        where.append(column == (ledger.study_id(choice.study_uid) or 0))
     labels = (("patient", choice.patient_hash), ("accession", choice.accession_hash), ("modality", choice.modality))
     for kind, value in labels:
         if value is None:
             continue
         under = (study_label.c.kind == kind, study_label.c.value == value)
-        found = ledger.fetch_all(select(study_label.c.study_uid).where(*under).limit(_FEW + 1))
+        found = ledger.fetch_all(select(study_label.c.study_id).where(*under).limit(_FEW + 1))
         if len(found) <= _FEW:
             few = True
-            where.append(column.in_([row.study_uid for row in found]))
+            where.append(column.in_([row.study_id for row in found]))
         else:
             # EXISTS keeps the newest-first index in charge.
-            where.append(exists().where(*under, study_label.c.study_uid == column))
+            where.append(exists().where(*under, study_label.c.study_id == column))
     return where, few
 
 
-def _modalities(ledger: Queryable, study_uids: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
-    found: dict[str, list[str]] = {}
-    for piece in pieces(study_uids):
+def _modalities(ledger: Queryable, study_ids: Sequence[int]) -> Mapping[int, tuple[str, ...]]:
+    found: dict[int, list[str]] = {}
+    for piece in pieces(study_ids):
         rows = ledger.fetch_all(
-            select(study_label.c.study_uid, study_label.c.value)
-            .where(study_label.c.study_uid.in_(piece), study_label.c.kind == "modality")
+            select(study_label.c.study_id, study_label.c.value)
+            .where(study_label.c.study_id.in_(piece), study_label.c.kind == "modality")
             .order_by(study_label.c.value)
         )
         for row in rows:
-            found.setdefault(row.study_uid, []).append(row.value)
-    return {study_uid: tuple(values) for study_uid, values in found.items()}
+            found.setdefault(row.study_id, []).append(row.value)
+    return {study_id: tuple(values) for study_id, values in found.items()}
 
 
 def entries(ledger: Queryable, choice: Choice = _ALL, *, limit: int = 1000, after: Entry | None = None) -> list[Entry]:
-    """List rows, the one that changed last first; ``after`` is the last one of the page before."""
-    where: list[ColumnElement[bool]] = []
-    if choice.reason is not None:
-        where.append(instance.c.reason == choice.reason)
-    if choice.patient_hash is not None:
-        where.append(instance.c.patient_hash == choice.patient_hash)
-    if choice.accession_hash is not None:
-        where.append(instance.c.accession_hash == choice.accession_hash)
-    if choice.modality is not None:
-        where.append(instance.c.modality == choice.modality)
-    if choice.since is not None:
-        where.append(instance.c.changed_at >= choice.since)
-    if after is not None:
-        where.append(
-            or_(
-                instance.c.changed_at < after.changed_at,
-                and_(instance.c.changed_at == after.changed_at, instance.c.id < after.entry_id),
-            )
-        )
-    newest_first = (instance.c.changed_at.desc(), instance.c.id.desc())
-    columns = (instance.c.id, instance.c.changed_at)
-    of_studies, few = _of_studies(ledger, choice, instance.c.study_uid)
-    where += of_studies
+    """List entries, the newest first; ``after`` is the last one of the page before.
+
+    What is on its way is as new as its admission, what is CONFIRMED as that, and what ended otherwise as its end.
+    """
+    of_studies, few = _of_studies(ledger, choice, file.c.study_id)
+
+    def ask(
+        table: FromClause,
+        number: ColumnElement[int],
+        at: ColumnElement[Any],
+        of: Callable[[str], ColumnElement[Any]],
+        *where: ColumnElement[bool],
+    ) -> Sequence[Any]:
+        asked = [*where, *of_studies, *_asked_of_entry(choice, of)]
+        if after is not None:
+            asked.append(_is_before(at, number, _listed_at(after), after.entry_id))
+        listed = select(number.label("id"), at.label("at")).select_from(table).where(*asked)
+        return ledger.fetch_all(listed.order_by(at.desc(), number.desc()).limit(limit))
+
     if few:
-        if choice.state is not None:
-            # Written so that no index over the state is taken for it: the one over the study finds few rows.
-            where.append(instance.c.state.concat("") == choice.state)
-        rows = ledger.fetch_all(select(*columns).where(*where).order_by(*newest_first).limit(limit))
-        return _entries(ledger, [row.id for row in rows])
-    # An index has each state's rows in order; the states are merged here, as no database would by itself.
-    ends = [
-        ledger.fetch_all(select(*columns).where(instance.c.state == state, *where).order_by(*newest_first).limit(limit))
-        for state in ([choice.state] if choice.state else State)
+        in_state = () if choice.state is None else (own("state") == choice.state,)
+        return whole(ledger, [row.id for row in ask(ENTRIES, NUMBER, _LISTED_AT, own, *in_state)])
+    # An index has each kind of them in order; the kinds are merged here, as no database would by itself.
+    states = {choice.state} if choice.state else set(State)
+    of_delivery, of_file = delivery.c.__getitem__, file.c.__getitem__
+    lists = [
+        ask(DELIVERED, delivery.c.id, at, of_delivery, *where) for at, where in _lists_of_deliveries(states, choice)
     ]
-    ordered = merge(*ends, key=lambda row: (row.changed_at, row.id), reverse=True)
-    return _entries(ledger, [row.id for row in islice(ordered, limit)])
+    lists += [
+        ask(file, file.c.id, file.c.changed_at, of_file, file.c.state == state) for state in sorted(states & FILE_ENDS)
+    ]
+    ordered = merge(*lists, key=lambda row: (row.at, row.id), reverse=True)
+    return whole(ledger, [row.id for row in islice(ordered, limit)])
+
+
+def _lists_of_deliveries(
+    states: set[State], choice: Choice
+) -> Iterator[tuple[ColumnElement[Any], tuple[ColumnElement[bool], ...]]]:
+    """Give the lists in which the deliveries in these states stand, each with the instant that orders it."""
+    on_their_way = states & UNCONFIRMED
+    if on_their_way:
+        yield delivery.c.admitted_at, (ON_ITS_WAY, delivery.c.state.in_(sorted(on_their_way)))
+    if State.CONFIRMED in states:
+        # It was seen again since, if at all.
+        since = () if choice.since is None else (delivery.c.confirmed_at >= choice.since,)
+        yield delivery.c.confirmed_at, (CONFIRMED, *since)
+    for state in sorted(states - HOLDING - {State.REJECTED, State.UNROUTED}):
+        yield delivery.c.changed_at, (ENDED, delivery.c.state == state)
+
+
+def _asked_of_entry(choice: Choice, of: Callable[[str], ColumnElement[Any]]) -> Iterator[ColumnElement[bool]]:
+    if choice.reason is not None:
+        yield of("reason") == choice.reason
+    if choice.patient_hash is not None:
+        yield file.c.patient_hash == choice.patient_hash
+    if choice.accession_hash is not None:
+        yield file.c.accession_hash == choice.accession_hash
+    if choice.modality is not None:
+        yield file.c.modality == choice.modality
+    if choice.since is not None:
+        yield of("changed_at") >= choice.since
+
+
+def _listed_at(entry: Entry) -> Any:
+    if entry.state in HOLDING:
+        return entry.confirmed_at or entry.admitted_at
+    return entry.changed_at
 
 
 def called_since(ledger: Queryable, event_id: int) -> list[Entry]:
-    """Give the rows that need a person, and to which anything happened after this event; by state, newest first."""
-    statement = (
-        select(instance.c.id, instance.c.state)
-        .distinct()
-        .join_from(history, instance, history.c.entry_id == instance.c.id)
-        .where(history.c.id > event_id, dialect.unindexed(instance.c.state).in_(NEEDS_PERSON))
-    )
-    rows = sorted(ledger.fetch_all(statement), key=lambda row: (row.state, -row.id))
-    return _entries(ledger, [row.id for row in rows])
-
-
-def _entries(ledger: Queryable, ids: Sequence[int]) -> list[Entry]:
-    """Read these rows, in that order."""
-    places = spools(ledger) if ids else {}
-    found: dict[int, Entry] = {}
-    for piece in pieces(ids):
-        for row in ledger.fetch_all(select(instance).where(instance.c.id.in_(piece))):
-            found[row.id] = _entry(row, places)
-    return [found[entry_id] for entry_id in ids if entry_id in found]
-
-
-def spools(ledger: Queryable) -> dict[str, Path]:
-    """Say where the spool of each host is, as it was last opened."""
-    return {row.host: Path(row.spool) for row in ledger.fetch_all(select(host.c.host, host.c.spool)) if row.spool}
-
-
-def entry(ledger: Queryable, entry_id: int) -> Entry | None:
-    found = _entries(ledger, [entry_id])
-    return found[0] if found else None
+    """Give the entries that need a person, and to which anything happened after this event; by state, newest first."""
+    found: set[tuple[str, int]] = set()
+    for table, named in ((delivery, history.c.delivery_id), (file, history.c.file_id)):
+        statement = (
+            select(table.c.id, table.c.state)
+            .distinct()
+            .join_from(history, table, named == table.c.id)
+            .where(history.c.id > event_id, dialect.unindexed(table.c.state).in_(NEEDS_PERSON))
+        )
+        found.update((row.state, -row.id) for row in ledger.fetch_all(statement))
+    return whole(ledger, [-number for _, number in sorted(found)])
 
 
 def find(ledger: Queryable, text: str) -> list[Entry]:
-    """Find rows by what a person has at hand: the row's id, a UID (study, series or instance), or a path.
+    """Find entries by what a person has at hand: the number, a UID (study, series or instance), or a path.
 
     A path may be that of the file in the inbox (relative to it, or absolute) or of the file in the spool.
     """
@@ -187,97 +210,133 @@ def find(ledger: Queryable, text: str) -> list[Entry]:
         if by_id is not None:
             return [by_id]
     if not text.isascii():  # no UID, and maybe no text that a database takes
-        return _entries(ledger, _by_path(ledger, text))
-    found = _ids(ledger, instance.c.sop_uid == text) or _ids(ledger, instance.c.study_uid == text)
+        return whole(ledger, _by_path(ledger, text))
+    found = _few_ids(ledger, file.c.identity.between(*range_of(text)), file.c.sop_uid == text)
+    if not found:
+        found = _ids(ledger, file.c.study_id == (ledger.study_id(text) or 0))
     if not found:
         in_series = ledger.fetch_all(
-            select(study_label.c.study_uid).where(study_label.c.kind == "series", study_label.c.value == text)
+            select(study_label.c.study_id).where(study_label.c.kind == "series", study_label.c.value == text)
         )
         if in_series:
-            studies = instance.c.study_uid.in_([row.study_uid for row in in_series])
-            found = _ids(ledger, studies, instance.c.series_uid == text)
-    return _entries(ledger, found or _by_path(ledger, text))
+            studies = file.c.study_id.in_([row.study_id for row in in_series])
+            found = _ids(ledger, studies, file.c.series_uid == text)
+    return whole(ledger, found or _by_path(ledger, text))
 
 
 def _ids(ledger: Queryable, *where: ColumnElement[bool]) -> list[int]:
-    rows = ledger.fetch_all(select(instance.c.id).where(*where).order_by(instance.c.id).limit(1000))
-    return [row.id for row in rows]
+    listed = select(NUMBER.label("id")).select_from(ENTRIES).where(*where)
+    return [row.id for row in ledger.fetch_all(listed.order_by(file.c.id).limit(1000))]
+
+
+def _few_ids(ledger: Queryable, *where: ColumnElement[bool]) -> list[int]:
+    """Find what is found by an index that does not have them by number."""
+    listed = select(NUMBER.label("id")).select_from(ENTRIES).where(*where)
+    return sorted(row.id for row in ledger.fetch_all(listed.limit(1000)))
 
 
 def _by_path(ledger: Queryable, text: str) -> list[int]:
     path = Path(text)
     names = {text}
     spool_names = {text}
+    spools = homes(ledger)
     if path.is_absolute():
-        roots = {Path(row.path) for row in ledger.fetch_all(select(inbox_report.c.path))}
+        roots = {Path(row.path) for row in ledger.fetch_all(select(inbox.c.path)) if row.path}
         names |= {str(path.relative_to(root)) for root in roots if path.is_relative_to(root)}
-        spool_names |= {str(path.relative_to(spool)) for spool in spools(ledger).values() if path.is_relative_to(spool)}
-    found = _ids(ledger, instance.c.relative_path.in_(sorted(names)))
+        spool_names |= {str(path.relative_to(home)) for _, _, home in spools if home and path.is_relative_to(home)}
+    found = _ids(ledger, file.c.relative_path.in_(sorted(names)))
     if not found:
-        found = _ids(
+        found = _few_ids(
             ledger,
-            instance.c.path.in_(sorted(spool_names)),
-            instance.c.removed_at.is_(None),
-            instance.c.in_place == literal_column("0"),
+            file.c.spool_id.in_([spool_id for spool_id, _, _ in spools]),
+            file.c.path.in_(sorted(spool_names)),
+            literal_column("file.removed_at IS NULL AND file.in_place = 0"),
         )
-    return found or _ids(
-        ledger, instance.c.reencoded_path.is_not(None), instance.c.reencoded_path.in_(sorted(spool_names))
-    )
+    if not found:
+        sent = ledger.fetch_all(
+            select(rendition.c.file_id).where(
+                rendition.c.path.in_(sorted(spool_names)), literal_column("rendition.removed_at IS NULL")
+            )
+        )
+        found = _ids(ledger, file.c.id.in_([row.file_id for row in sent])) if sent else []
+    return found
 
 
 def find_named(ledger: Queryable, name: str, *, limit: int = 1000) -> list[Entry]:
-    """Find rows whose path in the inbox ends in this name, or in these folders and this name; by id.
+    """Find entries whose path in the inbox ends in this name, or in these folders and this name; by number.
 
     No index leads there: all paths are read, off the index that has nothing else in it.
     """
     ending = literal(f"/{name}", PathText())
-    ends = func.substr(instance.c.relative_path, -func.length(ending)) == ending
-    rows = ledger.fetch_all(select(instance.c.id).where(instance.c.relative_path > "", ends).limit(limit))
-    return _entries(ledger, sorted(row.id for row in rows))
+    ends = func.substr(file.c.relative_path, -func.length(ending)) == ending
+    listed = select(NUMBER.label("id")).select_from(ENTRIES).where(file.c.relative_path > "", ends)
+    return whole(ledger, sorted(row.id for row in ledger.fetch_all(listed.limit(limit))))
 
 
 def story(ledger: Queryable, entry_id: int) -> Story | None:
-    """Tell everything that is known of one row."""
+    """Tell everything that is known of one entry."""
     told = entry(ledger, entry_id)
     if told is None:
         return None
-    events = ledger.fetch_all(select(history).where(history.c.entry_id == entry_id).order_by(history.c.id))
+    of_delivery = select(delivery.c.file_id).where(delivery.c.id == entry_id).scalar_subquery()
+    events = ledger.fetch_all(
+        select(history).where(history.c.file_id == func.coalesce(of_delivery, entry_id)).order_by(history.c.id)
+    )
     attempts: list[Attempt] = []
     for piece in pieces(sorted({row.attempt_id for row in events if row.attempt_id is not None})):
         rows = ledger.fetch_all(select(attempt).where(attempt.c.id.in_(piece)).order_by(attempt.c.id))
         attempts += map(_attempt, rows)
-    duplicates = _ids(ledger, instance.c.holder_id.is_not(None), instance.c.holder_id == entry_id)
-    others: list[int] = []
-    if told.identity is not None:
-        others = _ids(
-            ledger,
-            instance.c.sop_uid == told.identity.sop_uid,
-            instance.c.series_uid == told.identity.series_uid,
-            instance.c.study_uid == told.identity.study_uid,
-        )
     return Story(
         entry=told,
         history=tuple(map(_event, events)),
         attempts=tuple(attempts),
         holder=entry(ledger, told.holder_id) if told.holder_id is not None else None,
-        duplicates=tuple(each for each in _entries(ledger, duplicates) if each.state is State.DUPLICATE),
-        same_identity=tuple(_entries(ledger, [other for other in others if other != entry_id])),
+        duplicates=tuple(whole(ledger, _duplicates_of(ledger, entry_id))),
+        same_identity=tuple(
+            whole(ledger, [other for other in _with_identity(ledger, told.identity) if other != entry_id])
+        ),
     )
 
 
-def _summed(last: Any, of_hosts: Sequence[Any], modalities: tuple[str, ...]) -> StudySummary:
-    """Sum up what each host has of a study; ``last`` is the row that changed last."""
-    waits = [row.next_attempt_at for row in of_hosts if row.next_attempt_at is not None]
+def _duplicates_of(ledger: Queryable, entry_id: int) -> list[int]:
+    rows = ledger.fetch_all(
+        select(delivery.c.id)
+        .where(
+            delivery.c.holder_id.is_not(None),
+            delivery.c.holder_id == entry_id,
+            dialect.unindexed(delivery.c.state) == State.DUPLICATE,
+        )
+        .order_by(delivery.c.id)
+        .limit(1000)
+    )
+    return [row.id for row in rows]
+
+
+def _with_identity(ledger: Queryable, identity: Identity | None) -> list[int]:
+    if identity is None:
+        return []
+    return _ids(
+        ledger,
+        file.c.identity == hash_of(identity),
+        file.c.sop_uid == identity.sop_uid,
+        file.c.series_uid == identity.series_uid,
+        file.c.study_id == (ledger.study_id(identity.study_uid) or 0),
+    )
+
+
+def _summed(last: Any, of_study: Sequence[Any], host: str, modalities: tuple[str, ...]) -> StudySummary:
+    """Sum up what there is of a study; ``last`` is what changed last."""
+    waits = [row.next_attempt_at for row in of_study if row.next_attempt_at is not None]
     return StudySummary(
-        host=last.host,
-        study_uid=last.study_uid,
-        states={state: sum(getattr(row, column) for row in of_hosts) for state, column in STATE_COLUMNS.items()},
-        size_bytes=sum(row.size_bytes for row in of_hosts),
+        host=host,
+        study_uid=of_study[0].uid,
+        states={state: sum(getattr(row, column) for row in of_study) for state, column in STATE_COLUMNS.items()},
+        size_bytes=sum(row.size_bytes for row in of_study),
         modalities=modalities,
-        first_at=min(row.first_at for row in of_hosts),
+        first_at=min(row.first_at for row in of_study),
         changed_at=last.changed_at,
         next_attempt_at=min(waits, default=None),
-        charged=max(row.charged for row in of_hosts),
+        charged=max(row.charged for row in of_study),
     )
 
 
@@ -305,49 +364,4 @@ def _attempt(row: Any) -> Attempt:
         seconds=None if row.milliseconds is None else row.milliseconds / 1000,
         error=row.error,
         interrupted=bool(row.interrupted),
-    )
-
-
-def _entry(row: Any, spools: Mapping[str, Path]) -> Entry:
-    in_place = bool(row.in_place)
-    is_there = row.removed_at is None and (in_place or row.host in spools)
-    return Entry(
-        entry_id=row.id,
-        host=row.host,
-        state=State(row.state),
-        reason=Reason(row.reason) if row.reason else None,
-        note=row.note,
-        inbox=row.inbox,
-        relative_path=row.relative_path,
-        path=row.path,
-        file=file_of(spools.get(row.host), row.path, in_place=in_place) if is_there else None,
-        in_place=in_place,
-        source=row.source,
-        source_removed=bool(row.source_removed),
-        identity=None if None in (row.study_uid, row.series_uid, row.sop_uid) else identity_of(row),
-        sop_class_uid=row.sop_class_uid or "",
-        content=None if row.digest is None else content_of(row),
-        modality=row.modality,
-        station=row.station,
-        notes=tuple(json.loads(row.notes)) if row.notes else (),
-        priority=row.priority,
-        admitted_at=row.admitted_at,
-        changed_at=row.changed_at,
-        attempts=row.attempts,
-        charged=row.charged,
-        resends=row.resends,
-        next_attempt_at=row.next_attempt_at,
-        next_check_at=row.next_check_at,
-        stored_at=row.stored_at,
-        confirmed_at=row.confirmed_at,
-        removed_at=row.removed_at,
-        hold_reason=row.hold_reason,
-        pending_read=PendingRead(row.need) if row.need else None,
-        request=OperatorRequest(row.wish) if row.wish else None,
-        holder_id=row.holder_id,
-        failure_reason=row.failure_reason,
-        warning_reason=row.warning_reason,
-        failed_attributes=tuple(json.loads(row.failed_attributes)) if row.failed_attributes else (),
-        reencoded=row.reencoded_digest is not None,
-        compared=bool(row.compared),
     )

@@ -1,4 +1,4 @@
-"""What is known of the destination: its feed, whether it went back in time, and how far its word is trusted."""
+"""What is known of the ledger's destination: its feed, whether it went back, and how far its word is trusted."""
 
 from __future__ import annotations
 
@@ -6,40 +6,52 @@ import json
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, func, literal_column, or_, select
+from sqlalchemy import BindParameter, bindparam, exists, func, or_, select
 
 from ingestd.lifecycle import FeedCursor, FeedEnd, Standing, State
 
 from .. import dialect
-from ..row import HAS_OWN_FILE, ON_ITS_WAY, ONE, pieces
+from ..row import CONFIRMED, DELIVERED, IN_SPOOL, ON_ITS_WAY, ONE, pieces
+from ..schema import delivery, feed_cursor, file, spool, study, trust, verification
 from ..schema import destination as destination_table
-from ..schema import feed_cursor, instance, trust, verification
-from ..schema import host as host_table
 from ..session import Queryable
 from ..values import DestinationStatus
 
-_DESTINATION = select(destination_table)
-_COMPARED = instance.c.compared == ONE
-_MISMATCH = instance.c.mismatch == ONE
+_ID: BindParameter[int] = bindparam("destination_id")
+_DESTINATION = select(destination_table).where(destination_table.c.id == _ID)
+_CURSOR = select(feed_cursor).where(feed_cursor.c.destination_id == _ID)
+_VERIFICATION = select(verification).where(verification.c.destination_id == _ID)
+_TRUST = select(trust).where(trust.c.destination_id == _ID)
+_AT_DESTINATION = delivery.c.destination_id == _ID
+# Where what is wanted are the first or the last of all, not whatever is this destination's.
+_OF_DESTINATION = dialect.unindexed(delivery.c.destination_id) == _ID
+_HAS_COMPARED = exists().where(delivery.c.compared == ONE, _AT_DESTINATION, delivery.c.study_id == study.c.id)
 _NEWEST_CONFIRMED = (
-    select(instance.c.id)
-    .where(instance.c.state == State.CONFIRMED)
-    .order_by(instance.c.changed_at.desc(), instance.c.id.desc())
+    select(delivery.c.id)
+    .where(CONFIRMED, _OF_DESTINATION)
+    .order_by(delivery.c.confirmed_at.desc(), delivery.c.id.desc())
     .limit(1)
 )
-_VERIFICATION = select(verification).where(verification.c.id == 1)
-_TRUST = select(trust)
-_ANY_UNTOLD = (
-    select(instance.c.id).where(instance.c.untold_since.is_not(None), instance.c.host == bindparam("host")).limit(1)
+_UNTOLD = (delivery.c.untold_since.is_not(None), _AT_DESTINATION, delivery.c.spool_id == bindparam("spool_id"))
+_ANY_UNTOLD = select(delivery.c.id).where(*_UNTOLD).limit(1)
+_LOOKS = (CONFIRMED, _AT_DESTINATION, delivery.c.next_check_at.is_not(None))
+_ANY_LOOK = select(delivery.c.id).where(*_LOOKS).limit(1)
+_ANY_MISMATCH = select(delivery.c.id).where(delivery.c.mismatch == ONE, _AT_DESTINATION).limit(1)
+_ANY_UNCHECKED = (
+    select(delivery.c.id)
+    .select_from(DELIVERED)
+    .where(*_LOOKS, delivery.c.needs_content_check == 1, file.c.removing_at.is_(None))
+    .limit(1)
 )
-_LOOKS = (
-    select(instance.c.id).where(literal_column("state = 'CONFIRMED'"), instance.c.next_check_at.is_not(None)).limit(1)
-)
+
+
+def _own(ledger: Queryable) -> dict[str, int]:
+    return {"destination_id": ledger.destination_id}
 
 
 def destination(ledger: Queryable) -> DestinationStatus | None:
     """Say where this ledger delivers to, and whether it is sent to."""
-    rows = ledger.fetch_cached(_DESTINATION)
+    rows = ledger.fetch_cached(_DESTINATION, _own(ledger))
     if not rows:
         return None
     row = rows[0]
@@ -56,19 +68,19 @@ def destination(ledger: Queryable) -> DestinationStatus | None:
 
 def cursor(ledger: Queryable) -> FeedCursor | None:
     """Say how far the change feed was read."""
-    row = ledger.fetch_one(select(feed_cursor))
+    row = ledger.fetch_one(_CURSOR, _own(ledger))
     return FeedCursor(version=row.version, since=row.since, sequence=row.sequence) if row else None
 
 
 def cursor_moved_at(ledger: Queryable) -> datetime | None:
     """Say when the change feed's cursor was put where it is."""
-    row = ledger.fetch_one(select(feed_cursor.c.moved_at))
+    row = ledger.fetch_one(_CURSOR, _own(ledger))
     return row.moved_at if row else None
 
 
 def feed_end(ledger: Queryable) -> FeedEnd | None:
     """Say how far the change feed ever went; None where that was never seen."""
-    rows = ledger.fetch_cached(_DESTINATION)
+    rows = ledger.fetch_cached(_DESTINATION, _own(ledger))
     if not rows or rows[0].highest_sequence is None:
         return None
     return FeedEnd(sequence=rows[0].highest_sequence, at=rows[0].highest_at)
@@ -76,25 +88,28 @@ def feed_end(ledger: Queryable) -> FeedEnd | None:
 
 def went_back_at(ledger: Queryable) -> datetime | None:
     """Say since when the server is known to have gone back, while what it may have lost is not settled."""
-    rows = ledger.fetch_cached(_DESTINATION)
+    rows = ledger.fetch_cached(_DESTINATION, _own(ledger))
     return rows[0].went_back_at if rows else None
 
 
 def newest_confirmed(ledger: Queryable) -> int | None:
-    """Give the row that became CONFIRMED last, of whatever host."""
-    row = ledger.fetch_one(_NEWEST_CONFIRMED)
+    """Give the row that became CONFIRMED last, of whatever spool."""
+    row = ledger.fetch_one(_NEWEST_CONFIRMED, _own(ledger))
     return row.id if row else None
 
 
 def has_looks(ledger: Queryable) -> bool:
-    """Whether a confirmed row is still to be looked at again, of whatever host."""
-    return ledger.fetch_one(_LOOKS) is not None
+    """Whether a confirmed row is still to be looked at again, of whatever spool."""
+    return ledger.fetch_one(_ANY_LOOK, _own(ledger)) is not None
 
 
 def standing(ledger: Queryable) -> Standing:
     """Say how far this server's word is trusted."""
-    (row,) = ledger.fetch_cached(_VERIFICATION)
-    kinds = ledger.fetch_cached(_TRUST)
+    rows = ledger.fetch_cached(_VERIFICATION, _own(ledger))
+    if not rows:
+        return Standing()
+    (row,) = rows
+    kinds = ledger.fetch_cached(_TRUST, _own(ledger))
     return Standing(
         matched={(kind.transfer_syntax, kind.sop_class_uid): kind.matched for kind in kinds},
         ever_matched=bool(row.ever_matched),
@@ -109,60 +124,63 @@ def studies_compared(ledger: Queryable, study_uids: Iterable[str]) -> set[str]:
     """Say of which of these studies an instance was confirmed by a comparison."""
     found: set[str] = set()
     for piece in pieces(list(study_uids)):
-        some = select(instance.c.study_uid).distinct().where(_COMPARED, instance.c.study_uid.in_(piece))
-        found.update(row.study_uid for row in ledger.fetch_all(some))
+        some = select(study.c.uid).where(study.c.uid.in_(piece), _HAS_COMPARED)
+        found.update(row.uid for row in ledger.fetch_all(some, _own(ledger)))
     return found
 
 
 def uncompared(
-    ledger: Queryable, *, before: datetime, after: datetime | None = None, limit: int = 1000, host: str | None = None
+    ledger: Queryable,
+    *,
+    before: datetime,
+    after: datetime | None = None,
+    limit: int = 1000,
+    spool_id: int | None = None,
 ) -> list[tuple[int, datetime]]:
-    """Say which rows, with their instants, were confirmed without a comparison and still have their own file.
+    """Say which rows were confirmed without a comparison and have a file in the spool that nobody needs any more.
 
-    Those confirmed from ``after`` to ``before``, in this order; rows that are about to be compared do not count.
+    In the order of the instants, given with them, since when it is not needed: those from ``after`` to ``before``. Rows
+    that are about to be compared do not count.
     """
     rows = ledger.fetch_all(
-        select(instance.c.id, instance.c.settled_at)
+        select(delivery.c.id, file.c.unneeded_at)
+        .select_from(DELIVERED)
         .where(
-            instance.c.settled_at.is_not(None),
-            instance.c.removed_at.is_(None),
-            instance.c.host == (ledger.host if host is None else host),
-            instance.c.settled_at <= before,
-            *(() if after is None else (instance.c.settled_at >= after,)),
-            HAS_OWN_FILE,
-            dialect.unindexed(instance.c.state) == State.CONFIRMED,
-            dialect.unindexed(instance.c.compared) == 0,
-            instance.c.needs_content_check == 0,
+            file.c.unneeded_at.is_not(None),
+            IN_SPOOL,
+            file.c.spool_id == (ledger.spool_id if spool_id is None else spool_id),
+            file.c.unneeded_at <= before,
+            *(() if after is None else (file.c.unneeded_at >= after,)),
+            file.c.removing_at.is_(None),
+            _AT_DESTINATION,
+            dialect.unindexed(delivery.c.state) == State.CONFIRMED,
+            dialect.unindexed(delivery.c.compared) == 0,
+            delivery.c.needs_content_check == 0,
         )
-        .order_by(instance.c.settled_at)
-        .limit(limit)
+        .order_by(file.c.unneeded_at)
+        .limit(limit),
+        _own(ledger),
     )
-    return [(row.id, row.settled_at) for row in rows]
+    return [(row.id, row.unneeded_at) for row in rows]
 
 
 def has_uncompared(ledger: Queryable, *, before: datetime) -> bool:
-    """Whether any host has such a row."""
-    return any(
-        uncompared(ledger, before=before, limit=1, host=row.host) for row in ledger.fetch_all(select(host_table))
-    )
+    """Whether there is such a row in any spool."""
+    spools = ledger.fetch_all(select(spool.c.id))
+    return any(uncompared(ledger, before=before, limit=1, spool_id=row.id) for row in spools)
 
 
 def has_mismatched(ledger: Queryable) -> bool:
     """Whether a person has still to settle a file that the server is to blame for, or one is to be compared."""
-    mismatched = select(instance.c.id).where(_MISMATCH)
-    unchecked = select(instance.c.id).where(
-        literal_column("state = 'CONFIRMED'"),
-        instance.c.next_check_at.is_not(None),
-        instance.c.needs_content_check == 1,
-        instance.c.removed_at.is_(None),
-    )
-    return any(ledger.fetch_one(rows.limit(1)) is not None for rows in (mismatched, unchecked))
+    return any(ledger.fetch_one(rows, _own(ledger)) is not None for rows in (_ANY_MISMATCH, _ANY_UNCHECKED))
 
 
 def others_on_their_way(ledger: Queryable, study_uids: Iterable[str]) -> bool:
     """Whether a file of another study than these is still to be proven."""
-    others = select(instance.c.id).where(ON_ITS_WAY, instance.c.study_uid.not_in(list(study_uids)))
-    return ledger.fetch_one(others.limit(1)) is not None
+    these = select(study.c.id).where(study.c.uid.in_(list(study_uids)))
+    others = select(delivery.c.id).where(ON_ITS_WAY, _OF_DESTINATION, delivery.c.study_id.not_in(these))
+    oldest = others.order_by(delivery.c.admitted_at, delivery.c.id).limit(1)
+    return ledger.fetch_one(oldest, _own(ledger)) is not None
 
 
 def untold(ledger: Queryable, *, longer_than: timedelta, now: datetime) -> tuple[int, str]:
@@ -170,11 +188,12 @@ def untold(ledger: Queryable, *, longer_than: timedelta, now: datetime) -> tuple
 
     What seems to be so since a time to come is so since before the clock was set back, and counts.
     """
-    if not ledger.fetch_cached(_ANY_UNTOLD, {"host": ledger.host}):
+    own = {**_own(ledger), "spool_id": ledger.spool_id}
+    if not ledger.fetch_cached(_ANY_UNTOLD, own):
         return 0, ""
-    since = instance.c.untold_since
-    late = (since.is_not(None), instance.c.host == ledger.host, or_(since <= now - longer_than, since > now))
-    oldest = ledger.fetch_one(select(instance.c.note).where(*late).order_by(instance.c.untold_since).limit(1))
+    since = delivery.c.untold_since
+    late = (*_UNTOLD, or_(since <= now - longer_than, since > now))
+    oldest = ledger.fetch_one(select(delivery.c.note).where(*late).order_by(since).limit(1), own)
     if oldest is None:
         return 0, ""
-    return int(ledger.fetch_one(select(func.count().label("rows")).where(*late)).rows), oldest.note
+    return int(ledger.fetch_one(select(func.count().label("rows")).where(*late), own).rows), oldest.note

@@ -1,0 +1,187 @@
+"""A file is one, however many deliveries it has: it is listed once, and kept while one of them is in doubt."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from ingestd.ledger import Choice, Entry, Ledger, moves, queries
+from ingestd.lifecycle import Reason, State
+from tests.ledger_builders import (
+    LATER,
+    NOW,
+    admit,
+    arrival,
+    assert_ledger_holds,
+    confirm,
+    content,
+    entry_in,
+    open_ledger,
+    refusal,
+    send,
+)
+
+MUCH_LATER = LATER + timedelta(days=1)
+_NUMBERS = count(1001)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path):
+    with open_ledger(tmp_path) as opened:
+        yield opened
+
+
+def deliver_elsewhere(ledger: Ledger, entry_id: int) -> int:
+    """Have the file delivered to a second server just as to the first."""
+    number = next(_NUMBERS)
+    with closing(sqlite3.connect(ledger.file)) as connection, connection:
+        connection.execute("INSERT OR IGNORE INTO destination (id, name, url) VALUES (2, 'other', 'http://other')")
+        connection.execute("CREATE TEMP TABLE more AS SELECT * FROM delivery WHERE id = ?", (entry_id,))
+        connection.execute("UPDATE more SET id = ?, destination_id = 2", (number,))
+        connection.execute("INSERT INTO delivery SELECT * FROM more")
+    return number
+
+
+def execute(ledger: Ledger, statement: str, *values: int) -> None:
+    with closing(sqlite3.connect(ledger.file)) as connection, connection:
+        connection.execute(statement, values)
+
+
+def numbers(found: list[Entry]) -> list[int]:
+    return [entry.entry_id for entry in found]
+
+
+def removable(ledger: Ledger) -> list[int]:
+    return [row.entry_id for row in queries.removable(ledger, before=MUCH_LATER)]
+
+
+def test_file_with_two_deliveries_is_listed_once_where_it_is_about_the_file(ledger: Ledger):
+    entry_id = entry_in(ledger, State.CONFIRMED)
+    other = deliver_elsewhere(ledger, entry_id)
+    dropped_as = arrival(1).relative_path
+
+    assert removable(ledger) == [entry_id]
+    assert [row.entry_id for row in queries.resting(ledger, before=MUCH_LATER, limit=9)] == [entry_id]
+    assert [row.entry_id for row in queries.known_sources(ledger, "in", [dropped_as])[dropped_as]] == [entry_id]
+    assert numbers(queries.find(ledger, dropped_as)) == [entry_id, other]
+    assert numbers(queries.entries(ledger)) == [other, entry_id]
+
+
+def test_file_stays_while_any_of_its_deliveries_is_to_be_looked_at_again(ledger: Ledger):
+    entry_id = entry_in(ledger, State.CONFIRMED)
+    other = deliver_elsewhere(ledger, entry_id)
+    execute(ledger, "UPDATE delivery SET next_check_at = 1 WHERE id = ?", other)
+    assert removable(ledger) == []
+    assert queries.resting(ledger, before=MUCH_LATER) == []
+
+    execute(ledger, "UPDATE delivery SET next_check_at = NULL WHERE id = ?", other)
+    assert removable(ledger) == [entry_id]
+
+
+def test_what_was_being_removed_comes_again_at_once_and_first(ledger: Ledger):
+    """However long it is to be kept: from when it was written that it goes, nobody counts on its bytes."""
+    first, second = (entry_in(ledger, State.CONFIRMED, number, study=number) for number in (1, 2))
+    execute(ledger, "UPDATE file SET removing_at = 1 WHERE id = ?", second)
+
+    (left,) = queries.removable(ledger, before=NOW - timedelta(days=1))
+    assert (left.entry_id, left.is_being_removed, len(left.files)) == (second, True, 1)
+    assert removable(ledger) == [second, first]
+    assert [row.entry_id for row in queries.removable(ledger, before=MUCH_LATER, limit=1)] == [second]
+    told = queries.entry(ledger, second)
+    assert told is not None
+    assert told.file is None
+    assert queries.paths_known(ledger, [left.files[0].path]) == {left.files[0].path}, "it is no file without a row"
+
+    with ledger.transaction() as tx:
+        moves.mark_removed(tx, [second], now=LATER)
+    assert removable(ledger) == [first]
+    assert queries.paths_known(ledger, [left.files[0].path]) == set()
+
+
+def test_rendition_that_is_gone_is_no_file_to_remove(ledger: Ledger):
+    came = arrival(1)
+    (entry_id,) = admit(ledger, came)
+    with ledger.transaction() as tx:
+        moves.attach_reencoded(tx, entry_id, path="explicit/1", content=content("explicit"), now=NOW)
+    send(ledger)
+    confirm(ledger, entry_id)
+    (row,) = queries.removable(ledger, before=MUCH_LATER)
+    assert [each.path for each in row.files] == [came.path, "explicit/1"]
+    assert numbers(queries.find(ledger, "explicit/1")) == [entry_id]
+
+    execute(ledger, "UPDATE rendition SET removed_at = 1")
+    (row,) = queries.removable(ledger, before=MUCH_LATER)
+    assert [each.path for each in row.files] == [came.path]
+    assert queries.paths_known(ledger, ["explicit/1"]) == set()
+
+
+def test_rendition_of_a_file_whose_bytes_changed_goes_at_once(ledger: Ledger):
+    """It lay in the spool for good: known, and never to be removed."""
+    (entry_id,) = admit(ledger, arrival(1))
+    with ledger.transaction() as tx:
+        moves.attach_reencoded(tx, entry_id, path="explicit/1", content=content("explicit"), now=NOW)
+    send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+    with ledger.transaction() as tx:
+        moves.reread(tx, entry_id, arrival(1, seed="other"), now=LATER)
+
+    (row,) = queries.removable(ledger, before=NOW - timedelta(days=1))
+    assert (row.entry_id, [each.path for each in row.files]) == (entry_id, ["explicit/1"])
+    with ledger.transaction() as tx:
+        moves.mark_removed(tx, [entry_id], now=LATER)
+    assert queries.paths_known(ledger, ["explicit/1"]) == set()
+    assert queries.removable(ledger, before=LATER) == []
+    assert_ledger_holds(ledger)
+
+
+def test_pages_of_entries_have_each_one_once_and_the_newest_first(ledger: Ledger):
+    states = [state for state in State if state is not State.UNROUTED]
+    for number, state in enumerate(states, start=1):
+        entry_in(ledger, state, number, study=number)
+    everything = queries.entries(ledger)
+
+    assert {entry.state for entry in everything} == set(states)
+    paged: list[Entry] = []
+    while page := queries.entries(ledger, limit=2, after=paged[-1] if paged else None):
+        paged += page
+    assert paged == everything
+    for state in states:
+        assert numbers(queries.entries(ledger, Choice(state=state))) == [
+            entry.entry_id for entry in everything if entry.state is state
+        ]
+        few = queries.entries(ledger, Choice(state=state, modality="CT"))
+        assert {entry.state for entry in few} <= {state}
+    of_studies = queries.entries(ledger, Choice(modality="CT"))
+    assert numbers(of_studies) == [entry.entry_id for entry in everything if entry.modality == "CT"]
+
+
+def test_rejected_file_that_was_admitted_anew_tells_both_its_ends(ledger: Ledger):
+    with ledger.transaction() as tx:
+        (rejected,) = moves.refuse(tx, [refusal(1)], now=NOW)
+        moves.admit_anyway(tx, rejected, now=NOW)
+    asked = queries.entry(ledger, rejected)
+    assert asked is not None
+    assert (asked.state, asked.request) == (State.REJECTED, "admit_anyway")
+
+    (admitted,) = admit(ledger, arrival(1))
+    with ledger.transaction() as tx:
+        moves.readmitted(tx, rejected, admitted, now=LATER)
+
+    story = queries.story(ledger, rejected)
+    assert story is not None
+    assert (story.entry.state, story.entry.request, story.entry.removed_at) == (State.DISCARDED, None, LATER)
+    assert [event.after for event in story.history] == [State.REJECTED, State.REJECTED, State.DISCARDED]
+    assert story.history[-1].reason == Reason.ADMITTED_ANYWAY
+    assert queries.paths_known(ledger, [story.entry.path or ""]) == set(), "it is the new row's"
+    assert removable(ledger) == []
+    assert_ledger_holds(ledger)
+
+
+def test_number_that_was_never_given_out_names_nothing(ledger: Ledger):
+    admit(ledger, arrival(1))
+    assert queries.entry(ledger, 99) is None
+    assert queries.story(ledger, 99) is None
