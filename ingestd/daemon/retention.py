@@ -3,6 +3,9 @@
 One gate for all of them (``Gates.removals``): whoever sees that our copies may be the only ones (a server that lost or
 altered files, a disk of which nothing can be said) shuts it.
 
+That its bytes go is written before they do, and for good: whoever was to remove them and did not end it is followed by
+the next look, or the next start.
+
 Before a file goes, what lies there must still be what was confirmed: its writer may have kept it open, for a rename
 keeps the inode. Its ctime tells at no cost that nobody wrote to it; otherwise it is read again, and other bytes get a
 name of their own and are a new arrival.
@@ -11,9 +14,10 @@ name of their own and are a new arrival.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -81,12 +85,13 @@ class Retention(Stage):
         self._made_room = False
         self._reading: set[int] = set()  # rows with a file that is read again
         self._stuck: dict[int, float] = {}  # rows that are not looked at again before (monotonic)
+        self._due: list[Removable] = []  # to be marked, and then removed
         self._removed: list[Removable] = []
         self._apart: list[_Apart] = []
 
     @property
     def is_idle(self) -> bool:
-        return not (self._reading or self._apart)
+        return not (self._due or self._reading or self._removed or self._apart)
 
     def hurry(self) -> None:
         self._look_at = 0.0
@@ -104,7 +109,7 @@ class Retention(Stage):
         if self._disk.is_low and not self._made_room:
             self._look_at = 0.0
         self._made_room = self._disk.is_low
-        if now.mono < self._look_at or self._removed or self._apart:
+        if now.mono < self._look_at or self._due or self._removed or self._apart:
             return
         self._look_at = now.mono + _LOOK_EVERY_SECONDS
         if self._gate.is_open:
@@ -123,19 +128,29 @@ class Retention(Stage):
         rows = queries.removable(self._ledger, before=before, limit=_REMOVE_AT_ONCE + len(aside))
         if jump is not None and not rows and up_to is None:
             rows = queries.removable(self._ledger, before=before, ahead_of=now.utc, limit=_REMOVE_AT_ONCE + len(aside))
-        self._let_go([row for row in rows if row.entry_id not in aside], now)
+        rows = [row for row in rows if row.entry_id not in aside]
+        self._let_go([row for row in rows if row.is_being_removed], now)
+        self._due = [row for row in rows if not row.is_being_removed]
 
     def write(self, tx: Transaction, now: Now) -> None:
-        """Write which files are gone, and which held other bytes."""
+        """Write which files are to go, which are gone, and which held other bytes."""
         if self._removed:
             moves.mark_removed(tx, [row.entry_id for row in self._removed], now=now.utc)
         if self._apart:
             moves.written_after(tx, [apart.row.entry_id for apart in self._apart], now=now.utc)
         if self._removed or self._apart:
             tx.on_commit(self._committed)
+        if self._due:
+            may_go = moves.mark_removing(tx, [row.entry_id for row in self._due], now=now.utc)
+            tx.on_commit(partial(self._marked, may_go, now))
 
-    def next_at(self, now: Now) -> float:  # noqa: ARG002
-        return self._look_at
+    def next_at(self, now: Now) -> float:
+        return now.mono if self._due or self._removed else self._look_at
+
+    def _marked(self, may_go: Container[int], now: Now) -> None:
+        """It is durable that these go: remove them."""
+        due, self._due = self._due, []
+        self._let_go([row for row in due if row.entry_id in may_go], now)
 
     def _committed(self) -> None:
         """It is durable: take the new arrivals; more may go at once."""
