@@ -81,8 +81,8 @@ def _ledger(config: Config) -> Iterator[CheckResult]:
             status = queries.status(ledger)
     except LedgerMissing:
         yield ok("ledger", f"{file} will be made")
-    except LedgerOlder:
-        yield note("ledger", f"{file} is of an older ingestd; the next start brings it up to date")
+    except LedgerOlder as error:
+        yield note("ledger", str(error))
     except LedgerPermission as error:
         yield bad("ledger", str(error), become(file), code=ExitCode.NO_PERMISSION)
     except LedgerBusy as error:

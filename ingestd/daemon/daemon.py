@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
@@ -26,12 +27,14 @@ class Daemon:
         policies: tuple[InboxPolicy, ...] | None = None,
         wake: Wake | None = None,
         before: Daemon | None = None,
+        tell: Callable[[str], object] | None = None,
     ) -> None:
         """Open spool and ledger and start the workers; ``policies`` stand in for the configured inboxes.
 
         With ``before``, whose place it is to take, it has that one's spool and ledger; ``start`` only once that one
-        was stopped. Raises SpoolInUse, SpoolError, LedgerError, and ValueError for inboxes that cannot be used
-        together; nothing is left running then, and nothing of ``before`` was touched.
+        was stopped. ``tell`` hears how bringing an older ledger up to date goes on. Raises SpoolInUse, SpoolError,
+        LedgerError, and ValueError for inboxes that cannot be used together; nothing is left running then, and nothing
+        of ``before`` was touched.
         """
         self.config = config
         self.wake = wake or Wake()
@@ -39,7 +42,7 @@ class Daemon:
         policies = policies if policies is not None else settings.policies_of(config)
         self.spool: Spool
         self.ledger: Ledger
-        self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config)
+        self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config, tell)
         try:
             self.workers: build.DaemonWorkers = build.workers_of(
                 config, policies=policies, spool=self.spool, wake=self.wake
@@ -130,7 +133,7 @@ class Daemon:
             self.spool.unlock()
 
 
-def _opened(config: Config) -> tuple[Spool, Ledger]:
+def _opened(config: Config, tell: Callable[[str], object] | None) -> tuple[Spool, Ledger]:
     spool = Spool(config.spool.path)
     spool.lock()
     try:
@@ -141,6 +144,7 @@ def _opened(config: Config) -> tuple[Spool, Ledger]:
             spool=spool.path,
             limits=settings.limits_of(config),
             longest=settings.longest_waits_of(config),
+            tell=tell,
         )
     except BaseException:
         spool.unlock()

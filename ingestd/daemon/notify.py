@@ -1,4 +1,7 @@
-"""Tell systemd how we are (sd_notify(3)): READY, WATCHDOG, STATUS, STOPPING, RELOADING over one datagram socket."""
+"""Tell systemd how we are (sd_notify(3)) over one datagram socket.
+
+READY, WATCHDOG, STATUS, STOPPING, RELOADING, EXTEND_TIMEOUT_USEC.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import time
 from datetime import timedelta
 
 _PATIENCE_SECONDS = 0.5
+# As long as the unit's TimeoutStartSec: what comes after the longest start has as much time as it has after any other.
+_START_TIME = timedelta(minutes=15)
 
 
 class Notifier:
@@ -25,6 +30,10 @@ class Notifier:
         self.watchdog_interval: timedelta | None = (
             timedelta(microseconds=int(usec)) / 3 if usec.isdigit() and int(usec) > 0 and ours else None
         )
+
+    def starting(self, status: str) -> None:
+        """The start takes longer, and goes on: from now on it has its whole time again."""
+        self._send(f"EXTEND_TIMEOUT_USEC={_START_TIME // timedelta(microseconds=1)}\nSTATUS={status}")
 
     def ready(self, status: str) -> None:
         self._send(f"READY=1\nSTATUS={status}")

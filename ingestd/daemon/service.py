@@ -40,7 +40,7 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
     signals = Signals(wake)
     log = structlog.get_logger()
     with signals.caught():
-        daemon = _started(config, wake, signals)
+        daemon = _started(config, wake, signals, notifier)
         if daemon is None:
             return
         while True:
@@ -65,7 +65,7 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
                 return
 
 
-def _started(config: Config, wake: Wake, signals: Signals) -> Daemon | None:
+def _started(config: Config, wake: Wake, signals: Signals, notifier: Notifier) -> Daemon | None:
     """Build and start the daemon; where the disk of its ledger fails, wait for it as a running one does.
 
     None where it was told to stop meanwhile.
@@ -73,7 +73,7 @@ def _started(config: Config, wake: Wake, signals: Signals) -> Daemon | None:
     outage = Outage(structlog.get_logger(), config.ledger_file)
     while signals.asked is not Asked.STOP:
         try:
-            daemon = Daemon(config, wake=wake)
+            daemon = Daemon(config, wake=wake, tell=notifier.starting)
             _start(daemon)
         except LedgerUnread as error:
             now = read_clocks().mono
