@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import starmap
 from operator import attrgetter
@@ -68,6 +68,7 @@ _PART = (
     *columns("rendition_id path relative_path meta_digest dataset_offset alone replaces sop_class_uid"),
     SERIES_SENT.label("sent_series_uid"),
     SOP_SENT.label("sent_sop_uid"),
+    file.c.size_bytes.label("file_bytes"),
     *RENDITION,
 )
 _QUEUED = (*ROW, *_PART)
@@ -161,7 +162,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
     by_bytes = limits.max_bytes * found.waiting // max(1, found.waiting_bytes) * 2
     look_at = min(limits.max_instances, max(by_bytes, 1)) + _SPARE
     wanted = {**_key(tx, found.study_id), "limit": look_at}
-    queue = list(starmap(_Queued, tx.connection.execute(_QUEUE, wanted)))
+    queue = _queue(tx, wanted, now)
     cut = cut_batch(map(_waiting, queue), limits, charged=found.charged)
     taken = set(map(attrgetter("entry_id"), cut))
     queue = [row for row in queue if row.id in taken]
@@ -186,6 +187,18 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
     set_study(tx, found, now, in_flight=found.in_flight + 1)
     tx.flush()
     return batch
+
+
+def _queue(tx: Transaction, wanted: Mapping[str, int], now: datetime) -> list[Any]:
+    """Read what waits, the oldest first; what was sent in a file's stead and is gone is not sent again: the file is."""
+    queue = list(starmap(_Queued, tx.connection.execute(_QUEUE, wanted)))
+    gone = [row for row in queue if row.sent_removed_at is not None]
+    if not gone:
+        return queue
+    for row in gone:
+        tx.change(make_row(row[: len(ROW)]), to={"rendition_id": None, "size_bytes": row.file_bytes}, at=now)
+    tx.flush()
+    return list(starmap(_Queued, tx.connection.execute(_QUEUE, wanted)))
 
 
 def _waiting(row: Any) -> Waiting:

@@ -920,6 +920,26 @@ def test_file_in_place_is_never_removable_but_its_copy_is(ledger: Ledger):
     assert queries.unproven_rows(ledger, [reencoded])[0].content == content("copy")
 
 
+def test_file_in_place_whose_copy_was_removed_is_sent_itself_when_it_is_sent_again(ledger: Ledger):
+    came = arrival(1, in_place=True, size=3000)
+    (entry_id,) = admit(ledger, came)
+    with ledger.transaction() as tx:
+        moves.attach_reencoded(tx, entry_id, path="explicit/1", content=content("copy"), now=NOW)
+    send(ledger)
+    confirm(ledger, entry_id)
+    with ledger.transaction() as tx:
+        assert remove(tx, entry_id) == 1
+    assert queries.unproven_rows(ledger, [entry_id])[0].content == content("copy"), "it is what the server has"
+    apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+    with ledger.transaction() as tx:
+        moves.retry(tx, entry_id, now=LATER)
+
+    (part,) = send(ledger, now=LATER + timedelta(hours=1)).parts
+    assert (part.path, part.content, part.reencoded) == (came.path, came.content, False)
+    assert queries.unproven_rows(ledger, [entry_id])[0].content == came.content
+    assert_ledger_holds(ledger)
+
+
 def test_copied_source_is_remembered_until_it_is_removed(ledger: Ledger):
     copied = arrival(1, source_removed=False)
     (entry_id,) = admit(ledger, copied)
