@@ -276,10 +276,12 @@ class NextSteps:
                 self._return(key, noted, Leave.DONE)
             else:
                 fresh.append((key, noted, refusal))
-        ids = moves.refuse(self._tx, [refusal for _, _, refusal in fresh], now=self._now.utc) if fresh else []
+        if not fresh:
+            return
+        origins = [noted.seen.origin for _, noted, _ in fresh]
+        formers = {place: each.former for place, each in enumerate(origins) if each.former is not None}
+        ids = moves.refuse(self._tx, [refusal for _, _, refusal in fresh], formers=formers, now=self._now.utc)
         for (key, noted, refusal), entry_id in zip(fresh, ids, strict=True):
-            if (former := noted.seen.origin.former) is not None:
-                moves.readmitted(self._tx, former, entry_id, now=self._now.utc)
             self._record_refused(key, noted, refusal, entry_id)
 
     def _record_refused(self, key: int, noted: Noted, refusal: Refusal, entry_id: int | None) -> None:

@@ -18,12 +18,14 @@ from ingestd.lifecycle import HOLDING, Arrival, Content, Identity, Reason, Refus
 
 from . import dialect
 from .identity import hash_of
+from .operator import readmitted
 from .row import CONTENT, HOLDS, IDENTITY, OF_STUDY, Row, as_json, columns, content_of, identity_of, pieces, reach_of
 from .schema import candidate, delivery, file, rendition
 from .transaction import Transaction
 from .values import Admitted, Holder, Judged, NewCandidate
 
 _NONE_JUDGED: Mapping[int, Judged] = MappingProxyType({})
+_NO_FORMERS: Mapping[int, int] = MappingProxyType({})
 
 
 _HOLDER = (*columns("id state spool_id destination_id path relative_path in_place removing_at"), *IDENTITY, *CONTENT)
@@ -274,9 +276,17 @@ def _place_of(tx: Transaction, number: int, arrived: Arrival | Refusal, now: dat
     }
 
 
-def refuse(tx: Transaction, refusals: Sequence[Refusal], *, now: datetime) -> list[int]:
-    """Make REJECTED files of those that are not to be sent."""
+def refuse(
+    tx: Transaction, refusals: Sequence[Refusal], *, formers: Mapping[int, int] = _NO_FORMERS, now: datetime
+) -> list[int]:
+    """Make REJECTED files of those that are not to be sent.
+
+    ``formers`` has, by position in ``refusals``, the REJECTED row whose file it was. It is closed first, for the file
+    may lie where it lay, and of each path one row is kept.
+    """
     numbers = tx.new_ids(len(refusals))
+    for position, former in formers.items():
+        readmitted(tx, former, numbers[position], now=now)
     _refuse(tx, list(zip(numbers, refusals, strict=True)), now)
     return list(numbers)
 

@@ -226,6 +226,26 @@ def test_file_of_a_row_that_cannot_be_read_for_now_leaves_no_second_name(
         assert queries.left_candidates(rooms.ledger) == []
 
 
+def test_refused_file_that_was_written_to_and_is_refused_again_lies_where_it_lay(tmp_path: Path) -> None:
+    """Two files of one path may not be kept: its former row was closed after the new one, and the daemon died of it
+    whenever it looked.
+    """
+    with opened(tmp_path) as rooms:
+        (rooms.drop / "text").write_bytes(b"no image")
+        assert rooms.take_in(1) == {State.REJECTED: 1}
+        (former,) = queries.rejected_files(rooms.ledger)
+        with (rooms.spool.path / former.path).open("ab") as file:
+            file.write(b"more")
+
+        candidate = rooms.spool.candidate_at("a", former.path)
+        assert candidate is not None
+        rooms.admission.adopt(candidate, Origin(adopted=True, former=former.entry_id))
+
+        assert rooms.take_in(2) == {State.REJECTED: 1, State.DISCARDED: 1}
+        (now,) = queries.rejected_files(rooms.ledger)
+        assert (now.path, now.entry_id) == (former.path, former.entry_id + 1)
+
+
 @pytest.mark.parametrize("is_removed", [False, True], ids=["it is there", "it was removed"])
 def test_file_mislaid_by_a_failing_disk_keeps_its_name_until_that_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
