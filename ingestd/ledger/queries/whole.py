@@ -30,7 +30,9 @@ NUMBER: ColumnElement[int] = func.coalesce(delivery.c.id, file.c.id)
 _WHOLE = select(
     NUMBER.label("id"),
     *(own(name).label(name) for name in ("state", "reason", "note", "admitted_at", "changed_at")),
-    *file_columns("spool_id inbox_id relative_path source source_removed path in_place wish priority removing_at"),
+    *file_columns(
+        "spool_id inbox_id relative_path source source_removed path in_place wish priority removing_at removed_at"
+    ),
     *file_columns("series_uid sop_uid sop_class_uid transfer_syntax digest meta_digest dataset_offset size_bytes"),
     *file_columns("modality station notes"),
     study.c.uid.label("study_uid"),
@@ -104,7 +106,7 @@ def _entry(row: Any, inbox_name: str, host: str, home: Path | None) -> Entry:
         next_check_at=row.next_check_at,
         stored_at=row.stored_at,
         confirmed_at=row.confirmed_at,
-        removed_at=row.removing_at,
+        removed_at=row.removed_at,
         pending_read=PendingRead(row.need) if row.need else None,
         request=OperatorRequest(row.wish) if row.wish else None,
         holder_id=row.holder_id,
