@@ -36,7 +36,9 @@ class Inspection:
     ``digest`` is the SHA-256 (hex) of the bytes from ``dataset_offset`` to the end of the file as stored (a deflated
     data set stays deflated), ``meta_digest`` that of the bytes before. ``device`` to ``ctime_ns`` are the kernel's,
     of the descriptor that was read, after it was read; ``ctime_ns`` is 0 where it changed meanwhile. ``patient_id`` and
-    ``accession_number`` are patient data: they may be hashed, never kept or logged.
+    ``accession_number`` are patient data: they may be hashed, never kept or logged. ``institution`` to
+    ``study_description`` are for the rules that say where a file goes, and are neither kept nor logged: people write
+    names into them.
     """
 
     verdict: Verdict
@@ -56,6 +58,10 @@ class Inspection:
     ctime_ns: int = 0
     modality: str = ""
     station: str = ""
+    institution: str = ""
+    department: str = ""
+    source_ae: str = ""  # as group 0002 has it; many writers leave it empty
+    study_description: str = ""
     patient_id: str = ""
     accession_number: str = ""
     generated_meta: bool = False  # no File Meta in the file: file_meta_for() gives the bytes to put in front

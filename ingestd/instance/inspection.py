@@ -29,10 +29,11 @@ _KEPT = (
     frozenset(_UIDS)
     | PIXEL_ATTRIBUTES
     | {tags.SPECIFIC_CHARACTER_SET, tags.SOP_CLASS_UID, tags.ACCESSION_NUMBER, tags.MODALITY}
-    | {tags.STATION_NAME, tags.PATIENT_ID, tags.PIXEL_DATA_PROVIDER_URL}
+    | {tags.STATION_NAME, tags.INSTITUTION_NAME, tags.INSTITUTIONAL_DEPARTMENT_NAME, tags.STUDY_DESCRIPTION}
+    | {tags.PATIENT_ID, tags.PIXEL_DATA_PROVIDER_URL}
 )
 _CHOSEN = _KEPT | set(tags.PIXELS) | MAIN_ELEMENTS | {tags.DATA_SET_TRAILING_PADDING, tags.DIRECTORY_RECORD_SEQUENCE}
-_TEXT_MOST = 64  # LO, SH and CS are shorter; more is cut, as it is for searching only
+_TEXT_MOST = 64  # LO, SH and CS are shorter; more is cut, as it is for searching and for rules only
 # Asked several times for each file, and mostly for the UIDs of the file before.
 _UID = lru_cache(UIDS_CACHED)(re.compile(r"[0-9.]{1,64}", re.ASCII).fullmatch)
 _LEADING_ZERO = lru_cache(UIDS_CACHED)(re.compile(r"(?:^|\.)0[0-9]", re.ASCII).search)
@@ -276,8 +277,12 @@ class _Inspector:
             inode=after.st_ino,
             mtime_ns=after.st_mtime_ns,
             ctime_ns=after.st_ctime_ns if file.stat.st_ctime_ns == after.st_ctime_ns else 0,
-            modality=decode_text(found.values.get(tags.MODALITY, b""), b"")[0][:_TEXT_MOST],
-            station=decode_text(found.values.get(tags.STATION_NAME, b""), character_set)[0][:_TEXT_MOST],
+            modality=self._text(tags.MODALITY, b""),
+            station=self._text(tags.STATION_NAME, character_set),
+            institution=self._text(tags.INSTITUTION_NAME, character_set),
+            department=self._text(tags.INSTITUTIONAL_DEPARTMENT_NAME, character_set),
+            source_ae=meta.source_ae[:_TEXT_MOST],
+            study_description=self._text(tags.STUDY_DESCRIPTION, character_set),
             patient_id=patient_id,
             accession_number=accession,
             generated_meta=file.generated_meta,
@@ -287,6 +292,10 @@ class _Inspector:
     def _uid(self, tag: int) -> str:
         text = uid_text(self._found.values.get(tag, b""))
         return text if _UID(text) else ""
+
+    def _text(self, tag: int, character_set: bytes) -> str:
+        value = self._found.values.get(tag)
+        return decode_text(value, character_set)[0][:_TEXT_MOST] if value else ""
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:

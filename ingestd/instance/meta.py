@@ -55,12 +55,12 @@ def _element(element: int, vr: str, text: str) -> bytes:
     return struct.pack("<HH2sH", 0x0002, element, vr.encode("ascii"), len(value)) + value
 
 
-_WANTED = {0x0002: "sop_class_uid", 0x0003: "sop_uid", 0x0010: "transfer_syntax"}
+_WANTED = {0x0002: "sop_class_uid", 0x0003: "sop_uid", 0x0010: "transfer_syntax", 0x0016: "source_ae"}
 
 
 @dataclass(slots=True)
 class FileMeta:
-    """What the head of a file says of itself; UIDs are stripped text, "" where absent."""
+    """What the head of a file says of itself; UIDs and title are stripped text, "" where absent."""
 
     end: int = 0  # where group 0002 ends and the data set begins
     found: bool = False
@@ -68,6 +68,7 @@ class FileMeta:
     sop_class_uid: str = ""
     sop_uid: str = ""
     transfer_syntax: str = ""
+    source_ae: str = ""  # the Source Application Entity Title
 
 
 class MoreBytesNeeded(Exception):
@@ -163,5 +164,5 @@ def _read_group(head: bytes, start: int, meta: FileMeta, *, at_end: bool) -> int
 
 @lru_cache(maxsize=UIDS_CACHED)
 def uid_text(value: bytes) -> str:
-    """Turn the bytes of a UI value into text, padding stripped; what is not ASCII becomes "?", which is no UID."""
+    """Turn the bytes of a UI or AE value into text, padding stripped; what is not ASCII becomes "?": it is no UID."""
     return value.strip(b" \0").decode("ascii", "replace").replace("\ufffd", "?")

@@ -28,7 +28,10 @@ _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 _INSPECTED = {"n", "i"}
 _uids_of = itemgetter("study_uid", "series_uid", "sop_uid", "sop_class_uid", "transfer_syntax")
 _digests_of = itemgetter("digest", "meta_digest")
-_texts_of = itemgetter("reason_text", "modality", "station", "patient_id", "accession_number")
+_texts_of = itemgetter(
+    *("reason_text", "modality", "station", "institution", "department", "source_ae", "study_description"),
+    *("patient_id", "accession_number"),
+)
 _counts_of = itemgetter("dataset_offset", "size_bytes", "device", "inode")
 # ASCII only: file names with surrogates survive as \udcXX, and no value can hold a line feed.
 _to_json = json.JSONEncoder(separators=(",", ":")).encode

@@ -100,8 +100,12 @@ def test_facts_of_bundled_files_are_those_that_pydicom_reads(path: Path) -> None
     assert found.modality == read.get("Modality", "")
     assert found.patient_id == (read.get("PatientID") or "")
     assert found.station == (read.get("StationName") or "")
+    assert found.institution == (read.get("InstitutionName") or "")[:64].strip()
+    assert found.department == (read.get("InstitutionalDepartmentName") or "")
+    assert found.study_description == (read.get("StudyDescription") or "")[:64]
     if not found.generated_meta:
         assert found.transfer_syntax == read.file_meta.TransferSyntaxUID
+        assert found.source_ae == read.file_meta.get("SourceApplicationEntityTitle", "")
 
 
 @requires_orthanc

@@ -90,6 +90,45 @@ def test_whole_file_is_whole_in_every_encoding(transfer_syntax: str, tmp_path: P
     assert found.patient_id == "PID-1"
 
 
+@pytest.mark.parametrize(
+    "character_set, encoding, text",
+    [
+        ("ISO_IR 100", "latin-1", "H\u00f4pital Nord"),
+        ("ISO_IR 192", "utf-8", "\u5317 hospital"),
+        ("", "ascii", "North"),
+    ],
+)
+@pytest.mark.parametrize("transfer_syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED])
+def test_what_rules_match_is_read_in_the_files_character_set(
+    character_set: str, encoding: str, text: str, transfer_syntax: str, tmp_path: Path
+) -> None:
+    inner = EXPLICIT if transfer_syntax == DEFLATED else transfer_syntax
+    texts = ((0x00080080, "a"), (0x00081030, "b"), (0x00081040, "c"))
+    head = element(0x00080005, "CS", character_set, transfer_syntax=inner) + b"".join(
+        element(tag, "LO", f"{word} {text}".encode(encoding), transfer_syntax=inner) for tag, word in texts
+    )
+    content = part10(
+        head + dataset(transfer_syntax=inner), sop_class=RAW_DATA, sop_uid="1.2.3", transfer_syntax=transfer_syntax
+    )
+
+    found = look(content, tmp_path)
+
+    assert (found.verdict, found.notes) == (Verdict.WHOLE, ())
+    assert (found.institution, found.study_description, found.department) == (f"a {text}", f"b {text}", f"c {text}")
+
+
+@pytest.mark.parametrize("written, read", [(b" CT_ER  ", "CT_ER"), (b"", ""), (b"CT\xff1", "CT?1")])
+def test_the_source_is_who_group_0002_says_it_is(written: bytes, read: str, tmp_path: Path) -> None:
+    content = instance_bytes()
+    last = content.index(b"\x08\x00\x05\x00")
+    title = element(0x00020016, "AE", written)
+
+    found = look(content[:last] + title + content[last:], tmp_path)
+
+    assert (found.source_ae, found.verdict) == (read, Verdict.WHOLE)
+    assert look(instance_bytes(), tmp_path).source_ae == ""
+
+
 @pytest.mark.parametrize("transfer_syntax", [EXPLICIT, DEFLATED, RLE])
 @pytest.mark.parametrize("rows", [4, 700])
 def test_digests_are_those_of_the_bytes_before_and_behind_the_meta_group(

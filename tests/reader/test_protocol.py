@@ -38,6 +38,10 @@ FOUND = Inspection(
     mtime_ns=-3,
     modality="CT",
     station="Straße",
+    institution="\u00c9cole",
+    department="ER",
+    source_ae="CT_ER",
+    study_description="HEAD",
     patient_id="\u0394",
     notes=("odd_length",),
 )
