@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import struct
+import textwrap
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -34,9 +35,12 @@ from ingestd.config import (
     parse_duration,
     parse_size,
 )
+from ingestd.config.rules import WhenSection
+from ingestd.lifecycle import CONDITIONS, Routable, Rule
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXAMPLE = PROJECT / "config.example.yaml"
+ROOTS = {"destination", *Config.model_fields}
 THE_ISSUES_OWN = """
 inboxes:
   - path: ./drop
@@ -542,14 +546,14 @@ def test_the_object_is_frozen():
 def test_an_inboxs_name_follows_its_path_and_nothing_else():
     one = Inbox(path=Path("/srv/CT 1/ünïcode"))
 
-    assert one.name == Inbox(path=Path("/srv/CT 1/ünïcode"), priority=5).name
-    assert one.name != Inbox(path=Path("/srv/CT 2/ünïcode")).name
-    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}", one.name)
+    assert one.spool_name == Inbox(path=Path("/srv/CT 1/ünïcode"), priority=5, name="ct").spool_name
+    assert one.spool_name != Inbox(path=Path("/srv/CT 2/ünïcode")).spool_name
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}", one.spool_name)
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
 def test_any_folders_name_makes_a_name_that_is_safe_in_a_path(name):
-    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}", Inbox(path=Path("/srv") / name).name)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}", Inbox(path=Path("/srv") / name).spool_name)
 
 
 @given(st.text(max_size=200))
@@ -565,7 +569,7 @@ def test_no_text_makes_anything_but_a_config_or_its_problems(text):
             | st.dictionaries(
                 st.sampled_from(
                     [
-                        *Config.model_fields,
+                        *ROOTS,
                         *Inbox.model_fields,
                         *SpoolSettings.model_fields,
                         "url",
@@ -583,6 +587,107 @@ def test_no_text_makes_anything_but_a_config_or_its_problems(text):
 )
 def test_no_structure_makes_anything_but_a_config_or_its_problems(values):
     assert found_in(yaml.safe_dump(values)) != []
+
+
+SEVERAL = """
+inboxes: [{path: drop, name: er}, {path: other}]
+spool: spool
+destinations:
+  archive: {url: "https://host/v2", auth: azure}
+  research: {url: "http://orthanc:8042/dicom-web", verify: content}
+rules:
+  - {when: {inbox: er, station: ["CT*", "MR*"], sop_class: CT Image Storage}, to: [archive, research]}
+  - {when: {modality: RAW}, to: []}
+  - {when: {}, to: [archive]}
+ledger: sqlite:///ledger.db
+"""
+
+
+def test_several_destinations_are_told_in_their_order_and_by_their_names():
+    config = parsed(SEVERAL)
+
+    assert list(config.destinations) == ["archive", "research"]
+    assert config.destinations["archive"].auth == AzureAuthSettings(kind="azure")
+    assert [each.verify for each in config.destinations.values()] == [None, "content"]
+
+
+def test_the_short_form_is_one_destination_of_several():
+    config = parsed(LEAST)
+
+    assert config.destinations == {"default": config.destination}
+    assert config == parsed(
+        with_destination("").replace("destination: ", 'destinations: {default: {url: "http://127.0.0.1:8080/v2"}}')
+    )
+
+
+def test_rules_are_given_as_they_are_applied():
+    rules = [each.rule for each in parsed(SEVERAL).rules]
+
+    assert rules == [
+        Rule(
+            when={"inbox": ("er",), "station": ("CT*", "MR*"), "sop_class": ("CT Image Storage",)},
+            to=("archive", "research"),
+        ),
+        Rule(when={"modality": ("RAW",)}, to=()),
+        Rule(when={}, to=("archive",)),
+    ]
+    assert parsed(LEAST).rules == ()
+
+
+def test_every_condition_of_a_rule_may_be_asked_for_and_no_other():
+    assert tuple(WhenSection.model_fields) == CONDITIONS == tuple(Routable.__slots__)
+
+
+@pytest.mark.parametrize(
+    "old, new, expected",
+    [
+        ("archive: {", "Archive: {", "line 5: destinations.Archive: must be a name: at most 32 small letters"),
+        ("archive: {", "1: {", "line 4: destinations[1]: must be text"),
+        ("auth: azure", "auth: {kind: azure, credential: x}", "line 5: destinations.archive.auth.credential: must be"),
+        ("auth: azure", "auth: {kind: basic, password: x}", "archive.auth.password: secrets do not belong into this"),
+        ("verify: content", "verfy: content", "line 6: destinations.research.verfy: unknown key; did you mean verify?"),
+        ("verify: content", "verify: never", "line 6: destinations.research.verify: must be one of"),
+        ("ledger:", "destination: {url: 'http://h/v2'}\nledger:", "destination: is the short form of one of"),
+        ("{inbox: er,", "{inbox: ward,", "rules[0].when.inbox: no inbox is called ward; those with a name: are er"),
+        (", name: er}", "}", "line 8: rules[0].when.inbox: no inbox is called er; none has a name:"),
+        ("other}", "other, name: er}", "line 2: inboxes[1].name: er is the name of another inbox, too"),
+        ("name: er}", "name: ER}", "line 2: inboxes[0].name: must be a name"),
+        (
+            "to: [archive]",
+            "to: [archve]",
+            "line 10: rules[2].to[0]: no destination is called archve; there is archive,",
+        ),
+        ("to: [archive]", "to: [archive, archive]", "line 10: rules[2].to[1]: archive stands twice; keep one"),
+        ("to: [archive]", "to: archive", "line 10: rules[2].to: must be a list"),
+        (", to: [archive]", "", "line 10: rules[2].to: is required"),
+        ("when: {}, ", "", "line 10: rules[2].when: is required"),
+        ("modality: RAW", "modalty: RAW", "line 9: rules[1].when.modalty: unknown key; did you mean modality?"),
+        (
+            "modality: RAW",
+            "modality: NO",
+            "line 9: rules[1].when.modality: must be a glob or a list of globs, in quotes",
+        ),
+        ("modality: RAW", "modality: [RAW, 1]", "line 9: rules[1].when.modality: must be a glob or a list of globs"),
+        ("modality: RAW", "modality: []", "line 9: rules[1].when.modality: must have at least one entry"),
+        ("modality: RAW", 'modality: "a\\nb"', "line 9: rules[1].when.modality: must be printable text"),
+        ("CT Image Storage", "CT Image Stroage", "rules[0].when.sop_class: no SOP class of stored objects is called"),
+        ("rules:", "rule:", "line 7: rule: unknown key; did you mean rules?"),
+    ],
+)
+def test_what_is_wrong_with_destinations_and_rules_is_told_by_key_and_line(old, new, expected):
+    found = problems(SEVERAL.replace(old, new, 1))
+
+    assert any(expected in problem for problem in found), found
+    assert len(found) == (3 if old == "archive: {" else 2 if "basic" in new else 1), found
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("destinations: {}", "at least one"), ("destinations:", "section"), ("", "required")]
+)
+def test_one_destination_is_wanted(text, expected):
+    [problem] = problems(with_destination("").replace("destination: ", text))
+
+    assert expected in problem
 
 
 # What the example shows, taken apart: every key, commented out or not, with the value that stands beside it.
@@ -610,17 +715,15 @@ def shown_keys() -> dict[str, tuple[str, bool]]:
     return shown
 
 
-ROOTS = set(Config.model_fields)
-
-
 def model_keys() -> dict[str, object]:
     """Dotted key: its default, over all sections; required keys have ``...``."""
     found: dict[str, object] = {}
 
     def walk(model: type[BaseModel], above: str) -> None:
         for name, field in model.model_fields.items():
+            name = {"destinations": "destination"}.get(name, name)  # noqa: PLW2901 - the example shows the short form
             inner = [kind for kind in _models_in(field.annotation) if kind is not model]
-            if inner:
+            if inner and name != "rules":
                 for kind in inner:
                     walk(kind, f"{above}{name}.")
             else:
@@ -668,6 +771,25 @@ def test_the_example_shows_each_default(key):
         assert shown is None
     else:
         assert text == str(default)
+
+
+def test_the_example_names_every_condition_of_a_rule():
+    told = EXAMPLE.read_text().partition("`when` asks for")[2].partition("#   rules:")[0]
+
+    assert [name for name in CONDITIONS if not re.search(rf"\b{name}\b", told)] == []
+
+
+def test_the_examples_in_the_examples_comments_are_right():
+    destinations, rules = (
+        textwrap.dedent("\n".join(line[2:] for line in EXAMPLE.read_text().splitlines() if re.match(pattern, line)))
+        for pattern in (r"#   (  \w+:  ?\{url|destinations:)", r"#   (  - \{when|rules:)")
+    )
+    text = LEAST.replace("{path: drop}", "{path: drop, name: er}").replace("destination: {", "# {")
+
+    config = parsed(text + destinations.replace("https://...", "https://host") + "\n" + rules)
+
+    assert list(config.destinations) == ["archive", "research"]
+    assert [rule.to for rule in config.rules] == [("archive", "research"), (), ("archive",)]
 
 
 def test_a_key_shown_as_an_example_has_no_default_to_show():

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "fs": set(),
     "error_location": set(),
     "instance": set(),
-    "config": {"fs"},
+    "config": {"lifecycle", "fs"},
     "logs": {"clocks", "error_location"},
     "dicomweb": {"clocks", "threads", "fs", "instance"},
     "emulator": set(),

@@ -4,24 +4,26 @@ Attribute names are the keys of the file (``config.example.yaml`` shows them all
 sizes are bytes, paths are absolute. ``auto`` is ``None`` where a duration stands. Nothing else in ingestd reads YAML.
 """
 
-from .guarding import is_private_group, name_of_group, others_who_may_write
-from .model import (
+from .destination import (
     Auth,
     AzureAuthSettings,
     BasicAuthSettings,
-    BatchSection,
     BearerAuthSettings,
-    Config,
     Destination,
-    Inbox,
-    LoggingSection,
     NoAuthSettings,
     OAuth2AuthSettings,
+    TlsSection,
+)
+from .guarding import is_private_group, name_of_group, others_who_may_write
+from .model import (
+    BatchSection,
+    Config,
+    Inbox,
+    LoggingSection,
     ReaderSection,
     ReconcileSection,
     RetrySection,
     SpoolSettings,
-    TlsSection,
 )
 from .reading import ConfigError, find_file, load, parse
 from .source import ConfigProblem

@@ -14,8 +14,11 @@ from pydantic_core import ErrorDetails
 
 from ingestd.fs.places import read_named
 
+from .destination import AzureAuthSettings, BasicAuthSettings, BearerAuthSettings, Destination, OAuth2AuthSettings
 from .guarding import others_who_may_write
-from .model import AzureAuthSettings, BasicAuthSettings, BearerAuthSettings, Config, Inbox, OAuth2AuthSettings, Section
+from .model import Config, Inbox
+from .rules import RuleSection, name_problems
+from .section import Section
 from .source import ConfigProblem, ConfigSource, Key, dotted, read_yaml
 from .units import format_size
 
@@ -31,6 +34,14 @@ _SECRETS = {
 }
 # Bare numbers are refused for these types, though code may give bytes as an int.
 _SIZES = {("spool", "low_water"), ("batch", "max_bytes"), ("reader", "memory")}
+
+# Where the sections of one kind stand, "" for a name or a number.
+_ROOTS: dict[Key, type[Section]] = {
+    ("inboxes", ""): Inbox,
+    ("destination",): Destination,
+    ("destinations", ""): Destination,
+    ("rules", ""): RuleSection,
+}
 
 
 class ConfigError(Exception):
@@ -123,6 +134,7 @@ def parse(text: str, *, base: Path, file: Path | None = None) -> Config:
         details_told = [d for d in error.errors() if d["type"] != "too_short" or d["loc"][0] not in lists]
         problems += [_problem(details, source) for details in details_told]
     problems += _folder_problems(source, base)
+    problems += _name_problems(source)
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0), file=file)
     return config
@@ -140,15 +152,26 @@ def _bare_sizes(source: ConfigSource) -> Iterator[ConfigProblem]:
 
 
 def _problem(details: ErrorDetails, source: ConfigSource) -> ConfigProblem:
-    key = _without_tags(details["loc"])
+    key = _as_written(_without_tags(details["loc"]), source)
     return ConfigProblem(key=dotted(key), text=_sentence(details, key), line=source.line_of(key))
 
 
 def _without_tags(loc: Key) -> Key:
     """Drop what pydantic adds to a key for itself: the chosen kind of auth, and branches of ``X | None``."""
-    if loc[:2] == ("destination", "auth") and len(loc) > 2 and loc[2] in _AUTH_KINDS:
-        loc = loc[:2] + loc[3:]
+    if _is_auth(loc[:3]) and len(loc) > 3 and loc[3] in _AUTH_KINDS:
+        loc = loc[:3] + loc[4:]
     return tuple(part for part in loc if not (isinstance(part, str) and ("[" in part or part == "constrained-str")))
+
+
+def _as_written(key: Key, source: ConfigSource) -> Key:
+    """Name a key of the one destination as it was written, or would be."""
+    if isinstance(source.values, dict) and "destinations" not in source.values and key[:1] == ("destinations",):
+        return ("destination", *key[2:])
+    return key
+
+
+def _is_auth(section: Key) -> bool:
+    return section == ("destination", "auth") or (section[:1] == ("destinations",) and section[2:] == ("auth",))
 
 
 def _sentence(details: ErrorDetails, key: Key) -> str:
@@ -194,14 +217,16 @@ def _amount(value: int, key: Key) -> str:
 
 def _unknown_key(key: Key) -> str:
     name = str(key[-1])
-    if name in _SECRETS and key[:-1] == ("destination", "auth"):
+    if key == ("destination",):
+        return "is the short form of one of destinations, which stands here too; keep one of them"
+    if name in _SECRETS and _is_auth(key[:-1]):
         return f"secrets do not belong into this file; use {_SECRETS[name]}"
     near = difflib.get_close_matches(name, _keys_of(key[:-1]), n=1)
     return f"unknown key; did you mean {near[0]}?" if near else "unknown key"
 
 
 def _keys_of(section: Key) -> list[str]:
-    if section == ("destination", "auth"):
+    if _is_auth(section):
         return sorted(
             {
                 name
@@ -209,15 +234,22 @@ def _keys_of(section: Key) -> list[str]:
                 for name in kind.model_fields
             }
         )
-    if section[:1] == ("inboxes",):
-        return list(Inbox.model_fields)
     model: type[Section] = Config
+    for start, of in _ROOTS.items():
+        if section[:1] == start[:1] and len(section) >= len(start):
+            model, section = of, section[len(start) :]
     for part in section:
         field = model.model_fields.get(str(part))
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Section):
             return []
         model = field.annotation
-    return list(model.model_fields)
+    return [*model.model_fields, *(("destination",) if model is Config else ())]
+
+
+def _name_problems(source: ConfigSource) -> Iterator[ConfigProblem]:
+    assert isinstance(source.values, dict)  # parse() has looked
+    for key, text in name_problems(source.values):
+        yield ConfigProblem(key=dotted(key), text=text, line=source.line_of(key))
 
 
 def _folder_problems(source: ConfigSource, base: Path) -> Iterator[ConfigProblem]:

@@ -35,6 +35,17 @@ from .outcomes import (
     Standing,
     Unproven,
 )
+from .routing import (
+    CONDITIONS,
+    LeftBehind,
+    Routable,
+    Route,
+    Rule,
+    left_behind,
+    matches,
+    may_name_sop_class,
+    route,
+)
 from .states import (
     ENDED,
     FILE_ENDS,
