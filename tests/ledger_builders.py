@@ -39,7 +39,7 @@ def open_ledger(folder: Path, *, host: str = "host-a", limits: BatchLimits = LIM
     return Ledger.open(
         f"sqlite:///{folder / 'ledger.db'}",
         host=host,
-        destination=destination,
+        destinations={"default": destination},
         spool=folder / f"spool-{host}",
         limits=limits,
     )

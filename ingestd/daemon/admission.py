@@ -37,6 +37,7 @@ from ingestd.daemon.steps import (
     Reading,
     Recorded,
     Returned,
+    Routing,
     Seen,
     Step,
     expect_of,
@@ -44,7 +45,7 @@ from ingestd.daemon.steps import (
 )
 from ingestd.fs.places import below_of, remove_scratch
 from ingestd.inbox import Candidate, Expect, Inboxes, Leave, Spool
-from ingestd.ledger import Judged, KnownSource, Ledger, Transaction
+from ingestd.ledger import Holder, Judged, KnownSource, Ledger, Transaction
 from ingestd.lifecycle import Sameness, State
 from ingestd.reader import CompareJob, InspectJob
 
@@ -60,7 +61,7 @@ _COMPARE_AGAIN_SECONDS = 5.0
 _MISPLACED_AGAIN_SECONDS = 5.0
 
 # The server's copy of a row (its path; see ``ServerCopies.fetch``) for whoever compares with it.
-Fetch: TypeAlias = Callable[[int, Callable[[Path | Sameness | None], object]], None]
+Fetch: TypeAlias = Callable[[Holder, Callable[[Path | Sameness | None], object]], None]
 
 
 class Admission(Stage):
@@ -74,6 +75,7 @@ class Admission(Stage):
         mover: Mover[int],
         reader_client: ReaderClient,
         ledger: Ledger,
+        routing: Routing,
         gate: Gate,
         on_copied: Callable[[], object],
         fetch: Fetch,
@@ -88,6 +90,7 @@ class Admission(Stage):
         self._mover = mover
         self._reader_client = reader_client
         self._ledger = ledger
+        self._routing = routing
         self._gate = gate
         self._on_copied = on_copied
         self._fetch = fetch
@@ -196,6 +199,7 @@ class Admission(Stage):
             tx,
             now,
             ledger=self._ledger,
+            routing=self._routing,
             kills=self._kills,
             is_lost=self._is_lost,
             rows_in_hand=lambda: self.rows_in_hand,
@@ -270,7 +274,7 @@ class Admission(Stage):
             self._ask_comparison(key, arrived, holder.path, holder.content.digest)
         elif holder.state is State.CONFIRMED:
             # Its file was removed since, or is another one by now: the server's copy stands for it.
-            self._fetch(holder.entry_id, partial(self._compare_with_copy, key))
+            self._fetch(holder, partial(self._compare_with_copy, key))
         else:
             # It is read again before it is sent, or asked about: then it can be compared with, or its place is free.
             self._wait(key, replace(arrived, distrusts=0), _COMPARE_AGAIN_SECONDS)
@@ -282,8 +286,8 @@ class Admission(Stage):
             self._steps[key] = replace(step, copy=copy)
             self._ask_comparison(key, step.arrived, str(copy))
             return
-        judged = Judged(holder_id=step.holder.entry_id, sameness=copy) if copy is not None else step.arrived.judged
-        self._steps[key] = replace(step.arrived, judged=judged)
+        found = (Judged(holder_id=step.holder.entry_id, sameness=copy),) if copy is not None else ()
+        self._steps[key] = replace(step.arrived, judged=(*step.arrived.judged, *found))
         self._answers.append((key, None))
 
     def _ask_comparison(self, key: int, arrived: Arrived, theirs: str, digest: str = "") -> None:
@@ -338,6 +342,8 @@ class Admission(Stage):
                 self._inboxes.take_back(seen.candidate, Leave.DONE)
         if step.state is State.REJECTED:
             log.warning("inbox.rejected", entry_id=step.entry_id, inbox=inbox, reason=step.reason)
+        elif step.state is State.UNROUTED:
+            log.warning("inbox.unrouted", entry_id=step.entry_id, inbox=inbox)
         elif step.state is State.CONFLICT and origin.row is None:
             log.warning("inbox.conflict_found", entry_id=step.entry_id, inbox=inbox)
         elif origin.row is None:

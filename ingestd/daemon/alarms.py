@@ -8,6 +8,7 @@ since the first time; each is logged when it is raised, when its note changes, a
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeAlias
 
 import structlog
 
@@ -15,29 +16,41 @@ from ingestd.clocks import Now, utc_now
 from ingestd.daemon.stage import Stage
 from ingestd.ledger import KEY_MADE_ANEW, Alarm, Ledger, Transaction, moves
 
+# Its destination, its kind, and what it is about.
+_Key: TypeAlias = tuple[str, str, str]
+
 
 class Alarms(Stage):
     """All alarms of this host. Main thread only; what stands at the end of a tick is what the ledger keeps."""
 
     def __init__(self) -> None:
         """Begin with none; the ledger still keeps those of the last run, until the first transaction."""
-        self._standing: dict[tuple[str, str], Alarm] = {}
-        self._kept: dict[tuple[str, str], Alarm] | None = None  # as the ledger has them; None: those of the last run
+        self._standing: dict[_Key, Alarm] = {}
+        self._kept: dict[_Key, Alarm] | None = None  # as the ledger has them; None: those of the last run
+        self._destination = ""
         self._log = structlog.get_logger()
+
+    def of(self, destination: str) -> Alarms:
+        """Give these very alarms to what serves one destination: what it raises is that one's."""
+        part = Alarms()
+        part._standing, part._destination = self._standing, destination
+        return part
 
     def raise_(self, kind: str, about: str = "", *, note: str, next_step: str) -> None:
         """Let an alarm stand; ``kind`` is a word, ``about`` an inbox's name or "", neither text names a file."""
-        former = self._standing.get((kind, about))
+        key = (self._destination, kind, about)
+        former = self._standing.get(key)
         if former is not None and (former.note, former.next_step) == (note, next_step):
             return
         since = former.since if former is not None else utc_now()
-        alarm = Alarm(kind=kind, about=about, note=note, next_step=next_step, since=since)
-        self._standing[kind, about] = alarm
+        self._standing[key] = Alarm(
+            kind=kind, about=about, note=note, next_step=next_step, since=since, destination=self._destination
+        )
         self._log_about(about).error("alarm.raised", kind=kind, alarm=note)
 
     def clear(self, kind: str, about: str = "") -> None:
         """End an alarm; nothing happens where none stands."""
-        if self._standing.pop((kind, about), None) is not None:
+        if self._standing.pop((self._destination, kind, about), None) is not None:
             self._log_about(about).info("alarm.cleared", kind=kind)
 
     def set(self, kind: str, about: str = "", *, note: str, next_step: str) -> None:
@@ -48,7 +61,7 @@ class Alarms(Stage):
             self.clear(kind, about)
 
     def stands(self, kind: str, about: str = "") -> bool:
-        return (kind, about) in self._standing
+        return (self._destination, kind, about) in self._standing
 
     @property
     def standing(self) -> tuple[Alarm, ...]:
@@ -60,12 +73,12 @@ class Alarms(Stage):
             moves.put_alarms(tx, self._standing.values())
             tx.on_commit(partial(self._keep, dict(self._standing)))
 
-    def _keep(self, written: dict[tuple[str, str], Alarm]) -> None:
+    def _keep(self, written: dict[_Key, Alarm]) -> None:
         self._kept = written
 
     def _log_about(self, about: str) -> structlog.typing.FilteringBoundLogger:
         log: structlog.typing.FilteringBoundLogger = self._log.bind(inbox=about) if about else self._log
-        return log
+        return log.bind(destination=self._destination) if self._destination else log
 
 
 class KeyAlarm(Stage):

@@ -5,51 +5,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cached_property, partial
+from datetime import datetime
+from functools import cached_property
+from itertools import chain
 
-from ingestd.clocks import utc_now
 from ingestd.config import Config
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
-from ingestd.daemon.feed_reading import FeedReading
 from ingestd.daemon.inbox_reports import InboxReports
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.orphans import Orphans
-from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.rereads import Rereads
 from ingestd.daemon.retention import Retention
-from ingestd.daemon.server_copies import ServerCopies
-from ingestd.daemon.server_questions import ServerQuestions
-from ingestd.daemon.server_rollback import ServerRollback
-from ingestd.daemon.settings import (
-    backoff_of,
-    client_of,
-    file_meta_of,
-    limits_of,
-    profile_from,
-    reader_limits_of,
-    rules_of,
-)
+from ingestd.daemon.server_copies import Copy
+from ingestd.daemon.server_stages import ServerStages, ServerWorkers, Shared, server_workers_of
+from ingestd.daemon.settings import reader_limits_of, routing_of
 from ingestd.daemon.source_removal import SourceRemoval
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gates, RunProgress, Stage
 from ingestd.daemon.steps import Origin
 from ingestd.daemon.takeover import Takeover
-from ingestd.daemon.trust import Trust
-from ingestd.daemon.verification import Verification
 from ingestd.daemon.wallclock import WallClock
-from ingestd.dicomweb import DicomWebClient
 from ingestd.fs.places import is_gone
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
-from ingestd.ledger import Ledger
+from ingestd.ledger import Holder, Ledger
+from ingestd.lifecycle import Sameness
 from ingestd.reader import ReaderPool, Readers
-from ingestd.reconciler import Reconciler
-from ingestd.sender import Sender
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,24 +42,21 @@ class DaemonWorkers:
     """What works beside the loop: processes and threads that only wake it."""
 
     inboxes: Inboxes
-    client: DicomWebClient
     readers: Readers
-    sender: Sender
-    reconciler: Reconciler
     mover: Mover[int]
+    servers: Mapping[str, ServerWorkers]  # by the name of the destination
 
     def are_healthy(self) -> bool:
-        rooms = (self.readers, self.inboxes, self.mover, self.sender, self.reconciler)
-        return all(room.is_healthy() for room in rooms)
+        rooms = (self.readers, self.inboxes, self.mover)
+        return all(room.is_healthy() for room in rooms) and all(each.is_healthy() for each in self.servers.values())
 
     def close(self) -> None:
         """Let go of everything; safe at any moment, since every durable step came before the act it guards."""
         self.inboxes.close()
         self.mover.close(5.0)
-        self.sender.close(timedelta(0))
-        self.reconciler.close(timedelta(0))
+        for server in self.servers.values():
+            server.close()
         self.readers.close()
-        self.client.close()
 
 
 def workers_of(
@@ -84,27 +66,15 @@ def workers_of(
     with ExitStack() as undo:
         inboxes = Inboxes(policies, spool=spool.path, wake=wake)
         undo.callback(inboxes.close)
-        client = client_of(config)
-        undo.callback(client.close)
         readers = ReaderPool(processes=config.reader.processes, limits=reader_limits_of(config), wake=wake)
         undo.callback(readers.close)
-        sender = Sender(
-            client,
-            profile=profile_from(config),
-            wake=wake,
-            utc_now=utc_now,
-            most_posts=config.destination.max_posts,
-            reencode_refused=config.destination.implicit_vr == "fallback",
-            file_meta=file_meta_of,
-        )
-        undo.callback(sender.close, timedelta(0))
-        reconciler = Reconciler(client, scratch=spool.scratch(), wake=wake, utc_now=utc_now)
-        undo.callback(reconciler.close, timedelta(0))
+        servers: dict[str, ServerWorkers] = {}
+        for name, destination in config.destinations.items():
+            servers[name] = server_workers_of(destination, scratch=spool.scratch(), wake=wake)
+            undo.callback(servers[name].close)
         mover: Mover[int] = Mover(spool, wake=wake)
         undo.pop_all()
-    return DaemonWorkers(
-        inboxes=inboxes, client=client, readers=readers, sender=sender, reconciler=reconciler, mover=mover
-    )
+    return DaemonWorkers(inboxes=inboxes, readers=readers, mover=mover, servers=servers)
 
 
 class Stages:
@@ -128,11 +98,37 @@ class Stages:
         self._workers = workers
         self._gates = gates
         self._progress = progress
-        self._backoff = backoff_of(config)
+
+    @cached_property
+    def servers(self) -> Mapping[str, ServerStages]:
+        """What serves each destination, by its name."""
+        several = len(self._config.destinations) > 1
+        shared = Shared(
+            gates=self._gates,
+            progress=self._progress,
+            alarms=self.alarms,
+            wall=self.wall,
+            reader_client=self.reader_client,
+            disk=self.disk,
+            tells_gone=self._tells_gone,
+            is_lost=self._is_lost,
+        )
+        return {
+            name: ServerStages(
+                self._config,
+                destination,
+                ledger=self._ledger.at(name),
+                workers=self._workers.servers[name],
+                shared=shared,
+                whose=name if several else "",
+            )
+            for name, destination in self._config.destinations.items()
+        }
 
     @cached_property
     def all(self) -> tuple[Stage, ...]:
         """The list for the loop, in the order in which they write."""
+        servers = self.servers.values()
         return (
             self.wall,
             self.reader_client,
@@ -141,18 +137,31 @@ class Stages:
             self.orphans,
             self.admission,
             self.rereads,
-            self.server_questions,
-            self.feed_reading,  # all else is judged by what the feed has shown
-            self.server_copies,
-            self.verification,
-            self.server_rollback,
+            *chain.from_iterable(server.asking for server in servers),
+            *(server.server_rollback for server in servers),
             self.retention,
             self.source_removal,
             self.reports,
             self.takeover,
-            self.posting,  # a claim sees everything that this tick has settled
+            *(server.posting for server in servers),  # a claim sees everything that this tick has settled
             self.alarms,
         )
+
+    @property
+    def no_post_is_out(self) -> bool:
+        return all(server.posting.is_idle for server in self.servers.values())
+
+    def _up_to(self) -> datetime | None:
+        """Say since when what is not needed may go: all that every server was looked at for."""
+        each = [server.server_rollback.up_to for server in self.servers.values()]
+        return min((at for at in each if at is not None), default=None)
+
+    def _fetch(self, holder: Holder, done: Callable[[Copy], object]) -> None:
+        server = self.servers.get(holder.destination)
+        if server is None:
+            done(Sameness.OTHER)  # the configuration has it no more: nobody can compare, and a person has to say
+        else:
+            server.server_copies.fetch(holder.entry_id, done)
 
     def _tells_gone(self, place: str) -> bool:
         """Whether a file that is not found is gone, and not the folder or the spool that it lay in."""
@@ -203,9 +212,10 @@ class Stages:
             mover=self._workers.mover,
             reader_client=self.reader_client,
             ledger=self._ledger,
+            routing=routing_of(self._config),
             gate=self._gates.intake,
             on_copied=self.source_removal.hurry,
-            fetch=self.server_copies.fetch,
+            fetch=self._fetch,
             is_lost=self._is_lost,
         )
 
@@ -217,84 +227,9 @@ class Stages:
             spool=self._spool,
             admission=self.admission,
             gate=self._gates.rereads,
-            posting=self.posting,
+            results_written=lambda: sum(server.posting.results_written for server in self.servers.values()),
             is_lost=self._is_lost,
             alarms=self.alarms,
-        )
-
-    @cached_property
-    def posting(self) -> Posting:
-        return Posting(
-            sender=self._workers.sender,
-            ledger=self._ledger,
-            limits=limits_of(self._config),
-            backoff=self._backoff,
-            most_attempts=self._config.retry.max_attempts,
-            alarms=self.alarms,
-            claims=self._gates.claims,
-            progress=self._progress,
-            tells_gone=self._tells_gone,
-        )
-
-    @cached_property
-    def server_questions(self) -> ServerQuestions:
-        return ServerQuestions(
-            reconciler=self._workers.reconciler,
-            alarms=self.alarms,
-            wall=self.wall,
-            rules_of=partial(rules_of, self._config),
-            profile=lambda: self._workers.sender.profile,
-            longest_wait=self._backoff.cap,
-        )
-
-    @cached_property
-    def feed_reading(self) -> FeedReading:
-        return FeedReading(
-            questions=self.server_questions,
-            ledger=self._ledger,
-            alarms=self.alarms,
-            progress=self._progress,
-            removals=self._gates.removals,
-            posts_written=lambda: self.posting.results_written,
-            rows_are_left=lambda: self.verification.more_rows,
-            interval=self._config.reconcile.interval,
-            lag=self._config.reconcile.lag,
-        )
-
-    @cached_property
-    def server_copies(self) -> ServerCopies:
-        return ServerCopies(self.server_questions, self._ledger)
-
-    @cached_property
-    def verification(self) -> Verification:
-        return Verification(
-            questions=self.server_questions,
-            reader_client=self.reader_client,
-            ledger=self._ledger,
-            posting=self.posting,
-            trust=Trust(
-                ledger=self._ledger,
-                alarms=self.alarms,
-                removals=self._gates.removals,
-                sample=self._config.reconcile.sample,
-                grace=self._config.reconcile.grace,
-            ),
-            others_wait=lambda: not self.server_copies.is_idle,
-            is_lost=self._is_lost,
-            interval=self._config.reconcile.interval,
-            backoff=self._backoff,
-        )
-
-    @cached_property
-    def server_rollback(self) -> ServerRollback:
-        return ServerRollback(
-            ledger=self._ledger,
-            alarms=self.alarms,
-            removals=self._gates.removals,
-            disk=self.disk,
-            questions=self.server_questions,
-            feed=self.feed_reading,
-            retain=self._config.spool.retain,
         )
 
     @cached_property
@@ -308,7 +243,7 @@ class Stages:
             gate=self._gates.removals,
             disk=self.disk,
             retain=self._config.spool.retain,
-            up_to=lambda: self.server_rollback.up_to,
+            up_to=self._up_to,
         )
 
     @cached_property

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ingestd.daemon.judgement import ADMISSIBLE
-from ingestd.daemon.reader_client import Owner, ReaderClient
+from ingestd.daemon.reader_client import ReaderClient
 from ingestd.fs.places import remove_scratch
 from ingestd.lifecycle import Sameness, compare_content
 from ingestd.reader import CompareJob, InspectJob, Read, Verdict
@@ -42,13 +42,13 @@ class CopyComparison:
             self._inspect(finding)
             return
         self._reader_client.ask(
-            Owner.VERIFICATION, finding, lambda key: CompareJob(key=key, ours=ours, theirs=theirs, our_digest=digest)
+            self, finding, lambda key: CompareJob(key=key, ours=ours, theirs=theirs, our_digest=digest)
         )
 
     def take(self) -> list[Compared]:
         """Go on with what needs another look; give what has come to an end."""
         ended: list[Compared] = []
-        for finding, read in self._reader_client.take(Owner.VERIFICATION):
+        for finding, read in self._reader_client.take(self):
             assert isinstance(finding, Finding)
             compared = self.result_of(finding, read)
             if compared is not None:
@@ -71,7 +71,7 @@ class CopyComparison:
 
     def _inspect(self, finding: Finding) -> None:
         theirs = str(finding.copies[0])
-        self._reader_client.ask(Owner.VERIFICATION, finding, lambda key: InspectJob(key=key, path=theirs))
+        self._reader_client.ask(self, finding, lambda key: InspectJob(key=key, path=theirs))
 
 
 def _sameness(finding: Finding, read: Read) -> tuple[Sameness | None, str]:

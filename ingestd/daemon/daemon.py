@@ -34,7 +34,7 @@ class Daemon:
         With ``before``, whose place it is to take, it has that one's spool and ledger; ``start`` only once that one
         was stopped. ``tell`` hears how bringing an older ledger up to date goes on. Raises SpoolInUse, SpoolError,
         LedgerError, and ValueError for inboxes that cannot be used together; nothing is left running then, and nothing
-        of ``before`` was touched.
+        of ``before`` was touched, save that its ledger may know a destination more.
         """
         self.config = config
         self.wake = wake or Wake()
@@ -43,6 +43,8 @@ class Daemon:
         self.spool: Spool
         self.ledger: Ledger
         self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config, tell)
+        if before is not None:
+            self.ledger.adopt_destinations(config.addresses)
         try:
             self.workers: build.DaemonWorkers = build.workers_of(
                 config, policies=policies, spool=self.spool, wake=self.wake
@@ -113,12 +115,12 @@ class Daemon:
         self.gates.claims.shut("stopping")
         stages = self.stages
         # Nothing else is taken up while stopping, and what nobody serves must not count as due.
-        asking = (stages.server_questions, stages.feed_reading, stages.server_copies, stages.verification)
+        asking = [stage for server in stages.servers.values() for stage in server.asking]
         taken_up = (stages.orphans, stages.rereads, stages.takeover, *asking)
         self.loop.stages = [stage for stage in stages.all if stage not in taken_up]
-        if not stages.posting.is_idle:
-            self.loop.run_until(lambda: stages.posting.is_idle, deadline=read_clocks().mono + grace.total_seconds())
-        given_up = self.workers.sender.close(timedelta(0))
+        if not stages.no_post_is_out:
+            self.loop.run_until(lambda: stages.no_post_is_out, deadline=read_clocks().mono + grace.total_seconds())
+        given_up = sum(server.sender.close(timedelta(0)) for server in self.workers.servers.values())
         if given_up:
             self._log.warning("sender.given_up", posts=given_up)
         self.close(hand_over=hand_over)
@@ -140,7 +142,7 @@ def _opened(config: Config, tell: Callable[[str], object] | None) -> tuple[Spool
         ledger = Ledger.open(
             config.ledger,
             host=spool.host,
-            destination=config.destination.url,
+            destinations=config.addresses,
             spool=spool.path,
             limits=settings.limits_of(config),
             longest=settings.longest_waits_of(config),

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from math import inf
 
-import structlog
+from structlog.typing import FilteringBoundLogger
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
@@ -52,6 +52,7 @@ class FeedReading(Stage):
         rows_are_left: Callable[[], bool],
         interval: timedelta,
         lag: timedelta,
+        log: FilteringBoundLogger,
     ) -> None:
         """``posts_written`` counts posts whose results are durable; ``rows_are_left``: what was shown is not settled.
 
@@ -72,7 +73,7 @@ class FeedReading(Stage):
             wanted="does not let its change feed be read",
             again="once a minute, or when its Retry-After says",
         )
-        self._log = structlog.get_logger()
+        self._log = log
         self._answer: FeedAnswer | None = None
         self._is_asked = False  # until the answer is written
         self._glances = False  # whether that reading is one in between
@@ -119,7 +120,7 @@ class FeedReading(Stage):
             glances = True
         first_attempt_at = queries.first_attempt_at(self._ledger)
         if not glances:
-            counts = queries.counts(self._ledger)
+            counts = queries.counts(self._ledger, destination_id=self._ledger.destination_id)
             waiting = counts.get(State.STORED, 0) + counts.get(State.UNCERTAIN, 0)
             every = self._interval if waiting else max(self._interval, _IDLE_EVERY)
             self._due_at = now.mono + every.total_seconds()
@@ -140,6 +141,7 @@ class FeedReading(Stage):
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write what it showed, before anything else is judged in this transaction."""
+        tx = tx.at(self._ledger.destination_id)
         answer = self._answer
         if answer is None:
             return

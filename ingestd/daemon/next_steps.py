@@ -25,6 +25,7 @@ from ingestd.daemon.steps import (
     Recorded,
     Rejection,
     Returned,
+    Routing,
     Seen,
     Step,
     arrival_of,
@@ -56,6 +57,7 @@ class NextSteps:
         now: Now,
         *,
         ledger: Ledger,
+        routing: Routing,
         kills: Mapping[int, int],
         is_lost: Callable[[str], bool],
         rows_in_hand: Callable[[], set[int]],
@@ -63,6 +65,7 @@ class NextSteps:
         self._tx = tx
         self._now = now
         self._ledger = ledger
+        self._routing = routing
         self._kills = kills
         self._is_lost = is_lost
         self._rows_in_hand = rows_in_hand
@@ -147,7 +150,7 @@ class NextSteps:
             self._refused.append((key, step, refusal_of(step, found, verdict, where_it_lies(seen, found))))
 
     def _arrive(self, key: int, step: Noted, found: Inspection, taken: Taken) -> None:
-        arrival = arrival_of(step, found, self._ledger, taken)
+        arrival = arrival_of(step, found, self._ledger, taken, self._routing)
         arrived = Arrived(seen=step.seen, candidate_id=step.candidate_id, arrival=arrival)
         self._arrived.append((key, arrived))
 
@@ -211,7 +214,7 @@ class NextSteps:
             # Files that cannot be compared are kept both, for a person: never thrown together on a guess.
             sameness = Sameness(read.sameness) if read.sameness else Sameness.OTHER
             judged = Judged(holder_id=holder_id, sameness=sameness)
-            self._arrived.append((key, replace(arrived, judged=judged)))
+            self._arrived.append((key, replace(arrived, judged=(*arrived.judged, judged))))
 
     def _is_hopeless(self, step: Comparing, read: Read) -> bool:
         """Whether a comparison that came to nothing once more is left to a person."""
@@ -242,7 +245,7 @@ class NextSteps:
     def _admit(self) -> None:
         """Have the ledger say, as it stands now, what becomes of the files that arrived."""
         fresh = [(key, step) for key, step in self._arrived if step.seen.origin.row is None]
-        judged = {place: step.judged for place, (_, step) in enumerate(fresh) if step.judged is not None}
+        judged = {place: step.judged for place, (_, step) in enumerate(fresh) if step.judged}
         rows = moves.admit(self._tx, [step.arrival for _, step in fresh], judged=judged, now=self._now.utc)
         for (key, step), admitted in zip(fresh, rows, strict=True):
             self._was_admitted(key, step, admitted)

@@ -13,7 +13,7 @@ from functools import partial
 from math import inf
 from random import SystemRandom
 
-import structlog
+from structlog.typing import FilteringBoundLogger
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
@@ -55,6 +55,7 @@ class Posting(Stage):
         claims: Gate,
         progress: RunProgress,
         tells_gone: Callable[[str], bool],
+        log: FilteringBoundLogger,
     ) -> None:
         """Join sender and ledger; the server is probed first of all.
 
@@ -67,7 +68,7 @@ class Posting(Stage):
         self._limits = limits
         self._backoff = backoff
         self.post_results = PostResults(alarms, most_attempts=most_attempts, tells_gone=tells_gone)
-        self._log = structlog.get_logger()
+        self._log = log
         self._jitter = SystemRandom().random
         self.destination = CircuitBreaker(backoff=backoff, jitter=self._jitter)
         written = queries.destination(ledger)
@@ -146,6 +147,7 @@ class Posting(Stage):
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write results, the destination's state and, last, the claims."""
+        tx = tx.at(self._ledger.destination_id)
         if self._wakes:
             moves.wake(tx, now=now.utc)
         lost: list[tuple[int, int]] = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from enum import StrEnum
 from typing import TypeVar
 
@@ -20,11 +20,10 @@ Context = TypeVar("Context")
 
 
 class Owner(StrEnum):
-    """Who asked."""
+    """Who asked; what there is several of names itself."""
 
     ADMISSION = "admission"
     REENCODING = "reencoding"
-    VERIFICATION = "verification"
     RETENTION = "retention"
 
 
@@ -36,18 +35,18 @@ class ReaderClient(Stage):
         self._readers = readers
         self._alarms = alarms
         self._keys = itertools.count(1)
-        self._asked: dict[int, tuple[Owner, object]] = {}
-        self._answers: defaultdict[Owner, list[tuple[object, Read]]] = defaultdict(list)
+        self._asked: dict[int, tuple[Hashable, object]] = {}
+        self._answers: defaultdict[Hashable, list[tuple[object, Read]]] = defaultdict(list)
 
     @property
     def in_flight(self) -> int:
         """Jobs asked and not yet answered."""
         return self._readers.in_flight
 
-    def ask(self, owner: Owner, context: object, make_job: Callable[[int], Job]) -> None:
+    def ask(self, owner: Hashable, context: object, make_job: Callable[[int], Job]) -> None:
         self.ask_all(owner, [context], lambda key, _: make_job(key))
 
-    def ask_all(self, owner: Owner, contexts: Iterable[Context], make_job: Callable[[int, Context], Job]) -> None:
+    def ask_all(self, owner: Hashable, contexts: Iterable[Context], make_job: Callable[[int, Context], Job]) -> None:
         """Submit one job for each context; ``make_job`` builds it with its key."""
         jobs = []
         for context in contexts:
@@ -69,6 +68,6 @@ class ReaderClient(Stage):
             owner, context = self._asked.pop(read.job.key)
             self._answers[owner].append((context, read))
 
-    def take(self, owner: Owner) -> list[tuple[object, Read]]:
+    def take(self, owner: Hashable) -> list[tuple[object, Read]]:
         """Take the answers of one owner, with the contexts they were asked in."""
         return self._answers.pop(owner, [])

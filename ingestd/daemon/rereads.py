@@ -19,7 +19,6 @@ from ingestd.clocks import Now
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.judgement import ADMISSIBLE
-from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import Owner, ReaderClient
 from ingestd.daemon.stage import Gate, Stage
 from ingestd.daemon.steps import Origin, content_of, identity_of
@@ -69,7 +68,7 @@ class Rereads(Stage):
         spool: Spool,
         admission: Admission,
         gate: Gate,
-        posting: Posting,
+        results_written: Callable[[], int],
         is_lost: Callable[[str], bool],
         alarms: Alarms,
     ) -> None:
@@ -80,9 +79,9 @@ class Rereads(Stage):
         self._spool = spool
         self._admission = admission
         self._gate = gate
-        self._posting = posting
+        self._results_written = results_written
         self._alarms = alarms
-        self._results_known = posting.results_written
+        self._results_known = results_written()
         self._log = structlog.get_logger()
         self._reencoding: set[int] = set()
         self._reads: list[tuple[_Reencoding, Read]] = []
@@ -103,16 +102,16 @@ class Rereads(Stage):
         if not self._gate.is_open:
             # What nobody serves must not count as due: the loop would turn without a rest.
             return inf
-        return now.mono if self._posting.results_written != self._results_known else self._look_at
+        return now.mono if self._results_written() != self._results_known else self._look_at
 
     def collect(self, now: Now) -> None:
         """Collect what was read, and take up new wants."""
         # What is being re-encoded must not be taken for an orphan.
         if not self._gate.is_open:
             return
-        if self._posting.results_written != self._results_known:
+        if self._results_written() != self._results_known:
             # A post may just have asked for one.
-            self._results_known = self._posting.results_written
+            self._results_known = self._results_written()
             self._look_at = 0.0
         for context, read in self._reader_client.take(Owner.REENCODING):
             assert isinstance(context, _Reencoding)

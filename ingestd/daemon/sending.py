@@ -104,7 +104,7 @@ def _files_under(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 def _policy(folder: Path, *, only: frozenset[str] | None) -> InboxPolicy:
     return InboxPolicy(
-        name=Inbox(path=folder).name,
+        name=Inbox(path=folder).spool_name,
         path=folder,
         take=Take.IN_PLACE,
         settle=_SETTLE,

@@ -100,6 +100,7 @@ class ServerCopies(Stage):
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Have the rows looked at whose copies the server has no more, and tell who waits."""
+        tx = tx.at(self._ledger.destination_id)
         if not self._answers:
             return
         told: list[tuple[_Fetch, Copy]] = []

@@ -123,6 +123,7 @@ class ServerRollback(Stage):
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write what is to be asked, and what was found."""
+        tx = tx.at(self._ledger.destination_id)
         if self._asks:
             moves.check_again(tx, self._asked, at=now.utc)
         if self._went_back and _tells_of_loss(queries.unproven_rows(tx, self._asked)):

@@ -7,7 +7,7 @@ every inbox, and WATCHDOG only while every worker makes progress.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import inf
 
@@ -157,7 +157,19 @@ class _Service:
                 self._notifier.ready("watching; the changed configuration was refused, see the log")
             self._daemon.gates.claims.set("reload", is_open=self.following is None)
         # A post that went on in this process would be asked about meanwhile, found absent, and sent a second time.
-        return self.following is not None and self._daemon.stages.posting.is_idle
+        return self.following is not None and self._daemon.stages.no_post_is_out and self._may_hand_over()
+
+    def _may_hand_over(self) -> bool:
+        """Whether nothing was taken in meanwhile for a destination that the new configuration does not name."""
+        assert self.following is not None, "somebody stands ready"
+        try:
+            self._daemon.ledger.expect_destinations(self.following.config.addresses)
+        except LedgerError as error:
+            _refuse(error)
+            self._drop_following()
+            self._notifier.ready("watching; the changed configuration was refused, see the log")
+            self._daemon.gates.claims.open("reload")
+        return self.following is not None
 
     def _drop_following(self) -> None:
         if self.following is not None:
@@ -193,7 +205,7 @@ def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], cur
         for name, before, after in (
             ("spool", current.spool.path, config.spool.path),
             ("ledger", current.ledger, config.ledger),
-            ("destination", current.destination.url, config.destination.url),
+            ("destination", {}, _moved(current.addresses, config.addresses)),
         )
         if before != after
     ]
@@ -206,6 +218,18 @@ def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], cur
     return config
 
 
+def _moved(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Say which names have another address than before, or which addresses another name; new ones may come."""
+    known = {*before, *before.values()}
+    return {name: url for name, url in now.items() if known & {name, url} and before.get(name) != url}
+
+
+def _refuse(error: Exception) -> None:
+    # The ledger's own sentence says what waits; what others say may quote the file.
+    note = str(error) if isinstance(error, LedgerError) else ""
+    structlog.get_logger().error("config.refused", error=type(error).__name__, note=note)
+
+
 def _prepare(config: Config | None, before: Daemon) -> Daemon | None:
     """Build all rooms anew while the old ones still serve; None, and a line in the log, where that cannot be."""
     if config is None:
@@ -213,7 +237,7 @@ def _prepare(config: Config | None, before: Daemon) -> Daemon | None:
     try:
         return Daemon(config, wake=before.wake, before=before)
     except (ConfigError, ValueError, OSError, LedgerError) as error:
-        structlog.get_logger().error("config.refused", error=type(error).__name__)
+        _refuse(error)
         return None
 
 

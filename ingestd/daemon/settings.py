@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
-from ingestd.config import Config, Inbox
+from ingestd.config import Config, Destination, Inbox
 from ingestd.dicomweb import AzureAuth, BasicAuth, BearerAuth, DicomWebClient, NoAuth, OAuth2Auth, Tls
 from ingestd.dicomweb.auth import Auth
 from ingestd.inbox import InboxError, InboxPolicy, Take, Watch
 from ingestd.instance.meta import file_meta_for
-from ingestd.lifecycle import Backoff, BatchLimits, LongestWaits, Part, ServerKind, ServerProfile
-from ingestd.reader import ReaderLimits
+from ingestd.lifecycle import (
+    Backoff,
+    BatchLimits,
+    LongestWaits,
+    Part,
+    Routable,
+    Route,
+    ServerKind,
+    ServerProfile,
+    route,
+)
+from ingestd.reader import Inspection, ReaderLimits
 from ingestd.reconciler import Rules, Verify
 from ingestd.sender import profile_of
 
 
-def auth_of(config: Config) -> Auth:
-    """Build the authentication that ``destination.auth`` describes."""
-    auth = config.destination.auth
+def auth_of(destination: Destination) -> Auth:
+    """Build the authentication that ``auth`` describes."""
+    auth = destination.auth
     if auth.kind == "bearer":
         return BearerAuth(file=auth.token_file, env=auth.token_env)
     if auth.kind == "basic":
@@ -38,36 +49,36 @@ def auth_of(config: Config) -> Auth:
             secret_file=auth.client_secret_file,
             secret_env=auth.client_secret_env,
             scope=auth.scope,
-            tls=tls_of(config),
+            tls=tls_of(destination),
         )
     return NoAuth()
 
 
-def tls_of(config: Config) -> Tls:
+def tls_of(destination: Destination) -> Tls:
     """Say whom to trust and who we are."""
-    tls = config.destination.tls
+    tls = destination.tls
     return Tls(ca=tls.ca_file, client_certificate=tls.client_cert, client_key=tls.client_key)
 
 
-def client_of(config: Config) -> DicomWebClient:
-    """Build the client of the destination."""
-    version = config.destination.api_version
+def client_of(destination: Destination) -> DicomWebClient:
+    """Build the client of a destination."""
+    version = destination.api_version
     return DicomWebClient(
-        config.destination.url,
-        auth=auth_of(config),
-        tls=tls_of(config),
+        destination.url,
+        auth=auth_of(destination),
+        tls=tls_of(destination),
         api_version=None if version == "auto" else version,
     )
 
 
-def profile_from(config: Config) -> ServerProfile | None:
+def profile_from(destination: Destination) -> ServerProfile | None:
     """Give the server's profile where the configuration names its kind; None: it is asked."""
-    kind = config.destination.kind
+    kind = destination.kind
     if kind == "auto":
         return None
-    version = config.destination.api_version
+    version = destination.api_version
     if version == "auto":
-        version = 1 if config.destination.url.endswith("/v1") else 2
+        version = 1 if destination.url.endswith("/v1") else 2
     return profile_of(ServerKind(kind), feed_version=version if kind == "azure" else None)
 
 
@@ -87,7 +98,7 @@ def policies_of(config: Config) -> tuple[InboxPolicy, ...]:
 def policy_of(inbox: Inbox) -> InboxPolicy:
     """Say how one inbox is watched."""
     return InboxPolicy(
-        name=inbox.name,
+        name=inbox.spool_name,
         path=inbox.path,
         take=Take(inbox.take),
         settle=inbox.settle,
@@ -128,17 +139,46 @@ def reader_limits_of(config: Config) -> ReaderLimits:
     return ReaderLimits(address_space_bytes=config.reader.memory)
 
 
-def rules_of(config: Config, profile: ServerProfile) -> Rules:
+def rules_of(config: Config, destination: Destination, profile: ServerProfile) -> Rules:
     """Say what proves an arrival on this server."""
     reconcile = config.reconcile
     return Rules(
         profile=profile,
-        verify=Verify(reconcile.verify),
+        verify=Verify(destination.verify or reconcile.verify),
         grace=reconcile.grace,
         absence_wait=reconcile.absence_wait,
         most_attempts=config.retry.max_attempts,
-        reencode_refused=config.destination.implicit_vr == "fallback",
+        reencode_refused=destination.implicit_vr == "fallback",
     )
+
+
+_NOWHERE = Route(rule=None, text="no rule wants it", destinations=())
+
+
+def routing_of(config: Config) -> Callable[[str, str, Inspection], Route]:
+    """Say how a file's destinations are chosen, by its inbox, its path in that, and what was read of it."""
+    rules = [section.rule for section in config.rules]
+    names = {inbox.spool_name: inbox.name or "" for inbox in config.inboxes}
+    destinations = tuple(config.destinations)
+
+    # Not "to every destination": the ledger knows those, too, that the configuration has no more.
+    everywhere = Route(rule=None, text="", destinations=destinations)
+
+    def choose(inbox: str, relative_path: str, found: Inspection) -> Route:
+        file = Routable(
+            inbox=names.get(inbox, ""),
+            folder=relative_path.rpartition("/")[0],
+            modality=found.modality,
+            station=found.station,
+            institution=found.institution,
+            department=found.department,
+            source_ae=found.source_ae,
+            sop_class=found.sop_class_uid,
+            study_description=found.study_description,
+        )
+        return route(file, rules, destinations) or _NOWHERE
+
+    return choose if rules else lambda *_: everywhere
 
 
 def file_meta_of(part: Part) -> bytes:

@@ -13,6 +13,7 @@ from ingestd.config import Config
 from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.sending import not_taken_in
+from ingestd.daemon.server_rollback import ServerRollback
 from ingestd.daemon.signals import Asked, Signals, set_up_interpreter
 from ingestd.inbox import InboxPolicy
 from ingestd.ledger import Alarm, queries
@@ -62,9 +63,9 @@ class _SingleRun:
             and stages.orphans.are_adopted
             and self._daemon.workers.inboxes.is_drained(self._since)
         )
-        progress.hurries = progress.flushes and stages.posting.is_idle
+        progress.hurries = progress.flushes and stages.no_post_is_out
         # A look at the server for files that may go is no part of what is waited for: `_let_go` gives it its time.
-        is_idle = all(stage.is_idle for stage in stages.all if stage is not stages.server_rollback)
+        is_idle = all(stage.is_idle for stage in stages.all if not isinstance(stage, ServerRollback))
         self.is_done = progress.flushes and is_idle and queries.unfinished(self._daemon.ledger) == 0
         now = read_clocks().mono
         # Without readers nothing more is taken in, and a person waits.
@@ -124,13 +125,16 @@ def _let_go(daemon: Daemon, deadline: float) -> None:
     """Remove what may go before the end; the server is looked at for it no longer than until then (``Now.mono``)."""
     stages = daemon.stages
 
-    def is_looked_at() -> bool:
-        if stages.server_rollback.is_idle:
-            return True
-        stages.server_rollback.hurry()
-        return False
+    rollbacks = [server.server_rollback for server in stages.servers.values()]
 
-    stages.server_rollback.hurry()
+    def is_looked_at() -> bool:
+        busy = [rollback for rollback in rollbacks if not rollback.is_idle]
+        for rollback in busy:
+            rollback.hurry()
+        return not busy
+
+    for rollback in rollbacks:
+        rollback.hurry()
     daemon.loop.run_until(is_looked_at, deadline=deadline)
     stages.retention.hurry()
     stages.reports.hurry()

@@ -13,13 +13,14 @@ durable. ``Origin`` says whose file it is; which rules differ for it stands in `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from ingestd.inbox import Candidate, Expect, Leave, Taken
 from ingestd.ledger import Holder, Judged, KnownSource, Ledger, RowToRead
-from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, State
+from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, Route, State
 from ingestd.reader import Inspection
 
 
@@ -87,12 +88,12 @@ class Moving(Noted):
 class Arrived(Noted):
     """It lies where it is to stay and was read whole: the ledger says what becomes of it.
 
-    ``judged``: how it compares with the row that held its identity; ``comparisons``: that came to nothing;
+    ``judged``: how it compares with the rows that held its identity; ``comparisons``: that came to nothing;
     ``distrusts``: the row whose file could not be compared with: its server's copy may be.
     """
 
     arrival: Arrival
-    judged: Judged | None = None
+    judged: tuple[Judged, ...] = ()
     comparisons: int = 0
     distrusts: int = 0
 
@@ -173,10 +174,16 @@ def identity_of(found: Inspection) -> Identity | None:
     return Identity(study_uid=found.study_uid, series_uid=found.series_uid, sop_uid=found.sop_uid)
 
 
-def arrival_of(noted: Noted, found: Inspection, ledger: Ledger, taken: Taken) -> Arrival:
+# Where a file goes, by its inbox, its path in that, and what was read of it.
+Routing: TypeAlias = Callable[[str, str, Inspection], Route]
+
+
+def arrival_of(noted: Noted, found: Inspection, ledger: Ledger, taken: Taken, routing: Routing) -> Arrival:
     """Say what the ledger is to know of a file that was read whole and lies now where ``taken`` says."""
     identity, candidate = identity_of(found), noted.seen.candidate
     assert identity is not None, "what has no identity is refused"
+    # What was found in the spool may have lost the name that it was dropped under.
+    dropped_as = candidate.dropped_as if candidate.in_spool else noted.seen.relative_path
     return Arrival(
         candidate_id=noted.candidate_id,
         inbox=candidate.inbox,
@@ -194,6 +201,7 @@ def arrival_of(noted: Noted, found: Inspection, ledger: Ledger, taken: Taken) ->
         patient_hash=ledger.search_key.hash("patient", found.patient_id),
         accession_hash=ledger.search_key.hash("accession", found.accession_number),
         notes=found.notes,
+        route=routing(candidate.inbox, dropped_as, found),
         ctime_ns=taken.ctime_ns,
         source_ctime_ns=taken.source_ctime_ns,
     )

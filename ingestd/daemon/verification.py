@@ -17,7 +17,7 @@ from functools import partial
 from math import inf
 from random import SystemRandom
 
-import structlog
+from structlog.typing import FilteringBoundLogger
 
 from ingestd.clocks import Now
 from ingestd.daemon.copy_comparison import Compared, CopyComparison
@@ -57,6 +57,7 @@ class Verification(Stage):
         is_lost: Callable[[str], bool],
         interval: timedelta,
         backoff: Backoff,
+        log: FilteringBoundLogger,
     ) -> None:
         """``others_wait`` for answers of the server, too; ``is_lost`` as for Admission."""
         self._questions = questions
@@ -68,7 +69,7 @@ class Verification(Stage):
         self._is_lost_at = is_lost
         self._interval = interval
         self._backoff = backoff
-        self._log = structlog.get_logger()
+        self._log = log
         self._jitter = SystemRandom().random
         self._answers: list[StudyAnswer] = []
         self._compared: list[Compared] = []
@@ -114,6 +115,7 @@ class Verification(Stage):
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write what answers and comparisons came to, and plan for the rows that are due then."""
+        tx = tx.at(self._ledger.destination_id)
         rules = self._questions.rules
         if rules is None or not (self._answers or self._compared or self._is_due or self._trust.has_work):
             return

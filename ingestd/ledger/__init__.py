@@ -5,7 +5,7 @@ out, ``now`` (aware UTC) an argument everywhere. The daemon writes from one thre
 slip in between. An identity is held once over all hosts; every row carries its host, and claims, checks, removals and
 recovery keep to the own one.
 
-    with Ledger.open("sqlite:////abs/path", host=spool_id, spool=folder, limits=limits, destination=url) as ledger:
+    with Ledger.open("sqlite:////abs/path", host=spool_id, spool=folder, destinations={name: url}) as ledger:
         for study in queries.studies_due(ledger, now=now):       # each read is its own: a hint
             with ledger.transaction() as tx:                     # BEGIN IMMEDIATE ... COMMIT, or nothing at all
                 batch = moves.claim(tx, study.study_uid, now=now)

@@ -7,10 +7,11 @@ place of those that had still to be sent; what an attempt may have delivered is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import bindparam, case, delete, exists, select, update
 
@@ -22,9 +23,9 @@ from .operator import readmitted
 from .row import CONTENT, HOLDS, IDENTITY, OF_STUDY, Row, as_json, columns, content_of, identity_of, pieces, reach_of
 from .schema import candidate, delivery, file, rendition
 from .transaction import Transaction
-from .values import Admitted, Holder, Judged, NewCandidate
+from .values import Admitted, Holder, Judged, NewCandidate, PendingRead
 
-_NONE_JUDGED: Mapping[int, Judged] = MappingProxyType({})
+_NONE_JUDGED: Mapping[int, Sequence[Judged]] = MappingProxyType({})
 _NO_FORMERS: Mapping[int, int] = MappingProxyType({})
 
 
@@ -58,22 +59,34 @@ class _Delivered(NamedTuple):
     holder: Holder | None
 
 
-def _holders(tx: Transaction, destination_id: int, arrivals: Iterable[Arrival]) -> dict[Identity, Holder]:
-    """Look up who holds the identities of these at a destination."""
-    found: dict[Identity, Holder] = {}
+# Who holds which identity at which destination.
+_Held: TypeAlias = dict[tuple[int, Identity], Holder]
+
+
+def _destinations_of(tx: Transaction, arrival: Arrival) -> list[int]:
+    names = tx.served if arrival.route is None else arrival.route.destinations
+    return [tx.destinations[name] for name in names]
+
+
+def _holders(tx: Transaction, destination_ids: Iterable[int], arrivals: Iterable[Arrival]) -> _Held:
+    """Look up who holds the identities of these at each destination."""
+    found: _Held = {}
+    names = {number: name for name, number in tx.destinations.items()}
     wanted = sorted({hash_of(arrival.identity) for arrival in arrivals})
-    for piece in pieces(wanted):
-        asked = {"destination_id": destination_id, "identities": piece}
-        for row in tx.connection.execute(_SELECT_HELD, asked):
-            found[identity_of(row)] = _holder(tx, row)
+    for destination_id in sorted(set(destination_ids)):
+        for piece in pieces(wanted):
+            asked = {"destination_id": destination_id, "identities": piece}
+            for row in tx.connection.execute(_SELECT_HELD, asked):
+                found[destination_id, identity_of(row)] = _holder(tx, row, names[destination_id])
     return found
 
 
-def _holder(tx: Transaction, row: Any) -> Holder:
+def _holder(tx: Transaction, row: Any, destination: str) -> Holder:
     spool, in_place = tx.spool_of(row.spool_id), bool(row.in_place)
     has_file = row.removing_at is None and (in_place or spool is not None)
     return Holder(
         entry_id=row.id,
+        destination=destination,
         state=State(row.state),
         path=reach_of(spool, row.path, in_place=in_place, relative_path=row.relative_path) if has_file else None,
         content=content_of(row),
@@ -138,46 +151,70 @@ def drop_candidates(tx: Transaction, candidate_ids: Iterable[int]) -> None:
 
 
 def admit(
-    tx: Transaction, arrivals: Sequence[Arrival], *, judged: Mapping[int, Judged] = _NONE_JUDGED, now: datetime
+    tx: Transaction,
+    arrivals: Sequence[Arrival],
+    *,
+    judged: Mapping[int, Sequence[Judged]] = _NONE_JUDGED,
+    now: datetime,
 ) -> list[Admitted]:
-    """Make rows of files that were read whole: PENDING, or what the row that holds the identity makes of them.
+    """Make rows of files that were read whole: at each destination PENDING, or what the holder makes of them there.
 
-    Answers come in the order of the arrivals. ``judged`` has, by position in ``arrivals``, what a comparison with the
-    holder came to; it counts only while that row still holds the identity.
+    Answers come in the order of the arrivals. ``judged`` has, by position in ``arrivals``, what comparisons with
+    holders came to; one counts only while that row still holds the identity.
     """
     tx.write_rows()
-    destination_id = tx.destination_id
-    held = _holders(tx, destination_id, arrivals)
-    studies = tx.study_ids(arrival.identity.study_uid for arrival in arrivals)
-    numbers = iter(tx.new_ids(len(arrivals)))
+    wanted = [_destinations_of(tx, arrival) for arrival in arrivals]
+    held = _holders(tx, chain.from_iterable(wanted), arrivals)
+    tx.study_ids(arrival.identity.study_uid for arrival in arrivals)  # all at once
     answers: list[Admitted] = []
     look_again: dict[int, None] = {}
     done: list[int] = []
     for position, arrival in enumerate(arrivals):
-        holder = held.get(arrival.identity)
-        decided = _decide(destination_id, arrival, holder, judged.get(position))
-        if decided is None:
-            answers.append(Admitted(entry_id=None, state=None, holder=holder, needs_compare=True))
+        decided = _decide_all(wanted[position], arrival, held, judged.get(position, ()))
+        if isinstance(decided, Holder):
+            answers.append(Admitted(entry_id=None, state=None, holder=decided, needs_compare=True))
             continue
-        entry_id = next(numbers)
-        _add(tx, entry_id, arrival, decided, studies[arrival.identity.study_uid], now)
-        answers.append(Admitted(entry_id=entry_id, state=decided.state, holder=holder))
+        numbers = tx.new_ids(max(1, len(decided)))
+        _add(tx, numbers, arrival, decided, arrival.route.text if arrival.route is not None else "", now)
+        answers.append(_answer(numbers, decided, arrival))
         if arrival.candidate_id is not None:
             done.append(arrival.candidate_id)
-        if holder is None:
-            place, in_place, below = arrival.path, arrival.in_place, arrival.relative_path
-            held[arrival.identity] = Holder(
-                entry_id=entry_id,
-                state=decided.state,
-                path=reach_of(tx.spool, place, in_place=in_place, relative_path=below),
-                content=arrival.content,
-            )
-        elif decided.state is State.DUPLICATE and holder.state is State.CONFIRMED:
-            look_again[holder.entry_id] = None
+        _hold(tx, held, arrival, decided, numbers)
+        look_again.update(dict.fromkeys(_confirmed_holders(decided)))
     drop_candidates(tx, done)
     _look_again(tx, look_again, now)
     tx.flush()
     return answers
+
+
+def _answer(numbers: Sequence[int], decided: Sequence[_Delivered], arrival: Arrival) -> Admitted:
+    """Say what became of an arrival: the first of its deliveries stands for all."""
+    if decided:
+        return Admitted(entry_id=numbers[0], state=decided[0].state, holder=decided[0].holder)
+    return Admitted(entry_id=numbers[0], state=_end_of(arrival)[0])
+
+
+def _hold(
+    tx: Transaction, held: _Held, arrival: Arrival, decided: Sequence[_Delivered], numbers: Sequence[int]
+) -> None:
+    """Remember that this one holds its identity now, where nobody did: another of the same call may have it too."""
+    names = {number: name for name, number in tx.destinations.items()}
+    for number, delivered in zip(numbers, decided, strict=False):
+        if delivered.holder is None:
+            place, in_place, below = arrival.path, arrival.in_place, arrival.relative_path
+            held[delivered.destination_id, arrival.identity] = Holder(
+                entry_id=number,
+                destination=names[delivered.destination_id],
+                state=delivered.state,
+                path=reach_of(tx.spool, place, in_place=in_place, relative_path=below),
+                content=arrival.content,
+            )
+
+
+def _confirmed_holders(decided: Iterable[_Delivered]) -> Iterator[int]:
+    for each in decided:
+        if each.state is State.DUPLICATE and each.holder is not None and each.holder.state is State.CONFIRMED:
+            yield each.holder.entry_id
 
 
 def _look_again(tx: Transaction, holders: Iterable[int], now: datetime) -> None:
@@ -187,14 +224,29 @@ def _look_again(tx: Transaction, holders: Iterable[int], now: datetime) -> None:
         tx.connection.execute(_LOOK_AGAIN, {"ids": piece, "now": now})
 
 
-def _decide(destination_id: int, arrival: Arrival, holder: Holder | None, judged: Judged | None) -> _Delivered | None:
+def _decide_all(
+    destination_ids: Iterable[int], arrival: Arrival, held: _Held, judged: Sequence[Judged]
+) -> list[_Delivered] | Holder:
+    """Say what becomes of a file at each destination; a Holder: the two have to be compared first."""
+    decided: list[_Delivered] = []
+    for destination_id in destination_ids:
+        holder = held.get((destination_id, arrival.identity))
+        delivered = _decide(destination_id, arrival, holder, judged)
+        if delivered is None:
+            assert holder is not None, "only with a holder there is something to compare"
+            return holder
+        decided.append(delivered)
+    return decided
+
+
+def _decide(
+    destination_id: int, arrival: Arrival, holder: Holder | None, judged: Sequence[Judged]
+) -> _Delivered | None:
     """Say what becomes of a file, by who holds its identity; None: the two have to be compared first."""
     if holder is None:
         return _Delivered(destination_id, State.PENDING, None, "", None)
-    if judged is not None and judged.holder_id == holder.entry_id:
-        same = judged.sameness
-    else:
-        same = compare_content(arrival.content, holder.content)
+    found = next((each.sameness for each in reversed(judged) if each.holder_id == holder.entry_id), None)
+    same = found or compare_content(arrival.content, holder.content)
     if same is Sameness.COMPARE:
         return None
     row = f"row {holder.entry_id}"
@@ -209,14 +261,26 @@ def _decide(destination_id: int, arrival: Arrival, holder: Holder | None, judged
     return _Delivered(destination_id, state, reason, note, holder)
 
 
-def _add(tx: Transaction, number: int, arrival: Arrival, decided: _Delivered, study_id: int, now: datetime) -> None:
-    """Add a file that was read whole, and its delivery under the same number."""
+def _end_of(arrival: Arrival) -> tuple[State, Reason, str]:
+    """Say where a file ends that goes to no destination."""
+    assert arrival.route is not None, "a file that goes everywhere goes somewhere"
+    if arrival.route.rule is None:
+        return State.UNROUTED, Reason.NO_RULE, "no rule says where it goes"
+    return State.DISCARDED, Reason.BY_RULE, f"{arrival.route.text} says that it goes nowhere"
+
+
+def _add(
+    tx: Transaction, numbers: Sequence[int], arrival: Arrival, decided: Sequence[_Delivered], route: str, now: datetime
+) -> None:
+    """Add a file that was read whole, and its deliveries, of which the first has its number."""
+    study_id = tx.study_ids([arrival.identity.study_uid])[arrival.identity.study_uid]
     content, identity = arrival.content, hash_of(arrival.identity)
-    values = _place_of(tx, number, arrival, now)
+    values = _place_of(tx, numbers[0], arrival, now)
+    state, reason, note = (None, None, "") if decided else _end_of(arrival)
     values.update(
-        state=None,
-        reason=None,
-        note="",
+        state=state,
+        reason=reason,
+        note=note,
         study_id=study_id,
         series_uid=arrival.identity.series_uid,
         sop_uid=arrival.identity.sop_uid,
@@ -232,27 +296,30 @@ def _add(tx: Transaction, number: int, arrival: Arrival, decided: _Delivered, st
         patient_hash=arrival.patient_hash or None,
         accession_hash=arrival.accession_hash or None,
         notes=as_json(arrival.notes),
-        needed_by=1,
+        route=route,
+        needed_by=len(decided),
+        unneeded_at=now if state is State.DISCARDED else None,
     )
     tx.add_file(values, at=now)
-    delivered = {
-        "id": number,
-        "file_id": number,
-        "destination_id": decided.destination_id,
-        "spool_id": tx.spool_id,
-        "state": decided.state,
-        "reason": decided.reason,
-        "note": decided.note,
-        "holds": int(decided.state in HOLDING),
-        "study_id": study_id,
-        "identity": identity,
-        "size_bytes": content.size_bytes,
-        "admitted_at": now,
-        "changed_at": now,
-        "queued": int(decided.state is State.PENDING),
-        "holder_id": decided.holder.entry_id if decided.holder else None,
-    }
-    tx.add(delivered, inbox_id=values["inbox_id"], priority=arrival.priority, at=now, note=decided.note)
+    for number, each in zip(numbers, decided, strict=False):
+        delivered = {
+            "id": number,
+            "file_id": numbers[0],
+            "destination_id": each.destination_id,
+            "spool_id": tx.spool_id,
+            "state": each.state,
+            "reason": each.reason,
+            "note": each.note,
+            "holds": int(each.state in HOLDING),
+            "study_id": study_id,
+            "identity": identity,
+            "size_bytes": content.size_bytes,
+            "admitted_at": now,
+            "changed_at": now,
+            "queued": int(each.state is State.PENDING),
+            "holder_id": each.holder.entry_id if each.holder else None,
+        }
+        tx.add(delivered, inbox_id=values["inbox_id"], priority=arrival.priority, at=now, note=each.note)
     tx.counters.label(arrival, study_id)
 
 
@@ -312,29 +379,39 @@ def _refuse(tx: Transaction, numbered: Sequence[tuple[int, Refusal]], now: datet
 
 
 def reread(
-    tx: Transaction, entry_id: int, arrival: Arrival, *, judged: Judged | None = None, now: datetime
+    tx: Transaction, entry_id: int, arrival: Arrival, *, judged: Sequence[Judged] = (), now: datetime
 ) -> Admitted:
-    """Go on with a PENDING row whose file was read again; where it holds other bytes now, with a new file of these."""
+    """Go on with a PENDING row whose file was read again; where it holds other bytes now, with a new file of these.
+
+    The new file goes where the former went: there it takes the place of what had still to be sent, and is held against
+    what an attempt may have delivered.
+    """
     row = tx.row(entry_id)
     if row is None or row.state is not State.PENDING:
         return Admitted(entry_id=None, state=row.state if row else None)
+    rows = tx.rows_of_file(row.file_id)
+    waiting = [each for each in rows if each.state is State.PENDING]
     if _is_unchanged(tx, row, arrival):
-        tx.move(row, to=State.PENDING, at=now, reason=Reason.CHANGED, note="read again", need=None)
+        for each in waiting:
+            if each.need == PendingRead.REREAD:
+                tx.move(each, to=State.PENDING, at=now, reason=Reason.CHANGED, note="read again", need=None)
         tx.set_file(row.file_id, source=arrival.source, ctime_ns=arrival.ctime_ns)
         tx.flush()
         return Admitted(entry_id=entry_id, state=State.PENDING)
-    holder = _holder_after(tx, row, arrival)
-    decided = _decide(row.destination_id, arrival, holder, judged)
-    if decided is None:
-        return Admitted(entry_id=None, state=None, holder=holder, needs_compare=True)
-    (number,) = tx.new_ids(1)
-    _end_changed(tx, row, number, now)
-    studies = tx.study_ids([arrival.identity.study_uid])
-    _add(tx, number, arrival, decided, studies[arrival.identity.study_uid], now)
-    if decided.state is State.DUPLICATE and holder is not None and holder.state is State.CONFIRMED:
-        _look_again(tx, [holder.entry_id], now)
+    to = [each.destination_id for each in rows]
+    held = _holders(tx, to, [arrival])
+    for each in waiting:
+        _give_way(tx, held, each, arrival)
+    decided = _decide_all(to, arrival, held, judged)
+    if isinstance(decided, Holder):
+        return Admitted(entry_id=None, state=None, holder=decided, needs_compare=True)
+    numbers = tx.new_ids(len(decided))
+    route: str = tx.connection.execute(select(file.c.route).where(file.c.id == row.file_id)).scalar_one()
+    _end_changed(tx, waiting, numbers[0], now)
+    _add(tx, numbers, arrival, decided, route, now)
+    _look_again(tx, _confirmed_holders(decided), now)
     tx.flush()
-    return Admitted(entry_id=number, state=decided.state, holder=holder)
+    return _answer(numbers, decided, arrival)
 
 
 def _is_unchanged(tx: Transaction, row: Row, arrival: Arrival) -> bool:
@@ -343,22 +420,26 @@ def _is_unchanged(tx: Transaction, row: Row, arrival: Arrival) -> bool:
     return read == arrival.content and was.identity == hash_of(arrival.identity)
 
 
-def _holder_after(tx: Transaction, row: Row, arrival: Arrival) -> Holder | None:
+def _give_way(tx: Transaction, held: _Held, row: Row, arrival: Arrival) -> None:
     """Say who holds the identity of an arrival once this row has given up its own."""
-    holder = _holders(tx, row.destination_id, [arrival]).get(arrival.identity)
+    key = (row.destination_id, arrival.identity)
+    holder = held.get(key)
     if holder is None or holder.entry_id != row.id:
-        return holder
+        return
     waiting = tx.duplicates_of([row.id])
-    return _holder(tx, tx.connection.execute(_SELECT_ONE, {"id": waiting[0].id}).one()) if waiting else None
+    if waiting:
+        held[key] = _holder(tx, tx.connection.execute(_SELECT_ONE, {"id": waiting[0].id}).one(), holder.destination)
+    else:
+        del held[key]
 
 
-def _end_changed(tx: Transaction, row: Row, number: int, now: datetime) -> None:
-    """Let go of a row whose bytes are gone: what lies in their place is another file."""
+def _end_changed(tx: Transaction, waiting: Sequence[Row], number: int, now: datetime) -> None:
+    """Let go of what had still to be sent of a file whose bytes are gone: what lies in their place is another one."""
     note = f"its bytes are gone; what lies in their place was read as row {number}"
-    tx.move(row, to=State.DISCARDED, at=now, reason=Reason.CHANGED, note=note)
+    tx.move(*waiting, to=State.DISCARDED, at=now, reason=Reason.CHANGED, note=note)
     # What was sent in its stead lies there still, for nobody.
-    has_more = exists().where(rendition.c.file_id == row.file_id, rendition.c.removed_at.is_(None))
-    tx.set_file(row.file_id, removing_at=now, removed_at=now, in_spool=case((has_more, 1), else_=0))
+    has_more = exists().where(rendition.c.file_id == waiting[0].file_id, rendition.c.removed_at.is_(None))
+    tx.set_file(waiting[0].file_id, removing_at=now, removed_at=now, in_spool=case((has_more, 1), else_=0))
     tx.flush()
 
 
@@ -367,7 +448,8 @@ def reread_refused(tx: Transaction, entry_id: int, refusal: Refusal, *, now: dat
     row = tx.row(entry_id)
     if row is None or row.state is not State.PENDING:
         return None
+    waiting = [each for each in tx.rows_of_file(row.file_id) if each.state is State.PENDING]
     (number,) = tx.new_ids(1)
-    _end_changed(tx, row, number, now)
+    _end_changed(tx, waiting, number, now)
     _refuse(tx, [(number, refusal)], now)
     return number

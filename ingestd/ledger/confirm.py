@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -73,6 +74,7 @@ from .schema import delivery, study
 from .transaction import Transaction
 from .values import Applied
 
+_GONE = "its bytes are gone, and the server does not have it"
 _BETTER = frozenset({State.STORED, State.CONFIRMED})
 _AT_DESTINATION = (
     delivery.c.destination_id == bindparam("destination_id"),
@@ -108,8 +110,9 @@ def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backof
     confirmed: dict[int, datetime | None] = {}
     proven: list[Row] = []
     taken: set[int] = set()
-    for outcome in outcomes:
-        row = rows.get(outcome.entry_id)
+    for found in outcomes:
+        row = rows.get(found.entry_id)
+        outcome = _as_far_as_there_is_a_file(found, row)
         if row is None or row.id in taken or not _is_where_asked(row, outcome) or _is_in_the_way(tx, row, outcome):
             continue
         taken.add(row.id)
@@ -128,6 +131,13 @@ def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backof
     _free_a_person(tx, proven, now)
     tx.flush()
     return Applied(moved=moved, lost=len(outcomes) - moved)
+
+
+def _as_far_as_there_is_a_file(outcome: Outcome, row: Row | None) -> Outcome:
+    """Give up what is to be sent again and whose bytes are gone: another file lies in their place."""
+    if row is None or row.removing_at is None or outcome.state is not State.PENDING:
+        return outcome
+    return replace(outcome, state=State.FAILED, reason=Reason.GONE, note=_GONE)
 
 
 def _is_where_asked(row: Row, outcome: Outcome) -> bool:

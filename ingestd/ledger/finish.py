@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
@@ -25,6 +25,7 @@ _CLOSE_ATTEMPT = (
     .where(attempt.c.id == bindparam("attempt_id"), attempt.c.finished_at.is_(None))
     .values({name: bindparam(name) for name in _CLOSING})
 )
+_GONE = "its bytes were changed while it was sent; the server is asked whether it has what they were"
 _PRESENT = {"yes": 1, "no": 0}
 _ANSWERED = (
     update(destination)
@@ -57,6 +58,9 @@ def finish(tx: Transaction, result: BatchResult, *, now: datetime, backoff: Back
             reason=Reason.NO_VERDICT,
             note="nothing was said of this file; the server will be asked",
         )
+        if outcome.state is State.PENDING and row.removing_at is not None:
+            # What lies in its place is another file: it cannot be sent again. May be that it arrived all the same.
+            outcome = replace(outcome, state=State.UNCERTAIN, reason=Reason.GONE, note=_GONE, wait=timedelta(0))
         same.setdefault(_effect(row, outcome), (outcome, []))[1].append(row)
         moved += 1
     for outcome, alike in same.values():

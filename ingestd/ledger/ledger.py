@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import DBAPIError
@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 
     from .transaction import Transaction
 
-_DESTINATION = select(destination_table.c.id, destination_table.c.url)
-_NAME = "default"
+_DESTINATIONS = select(destination_table.c.id, destination_table.c.name, destination_table.c.url).order_by(
+    destination_table.c.id
+)
+_WAITING = (
+    select(state_count.c.destination_id, func.sum(state_count.c.entries).label("entries"))
+    .where(state_count.c.state.in_(sorted(UNCONFIRMED)))
+    .group_by(state_count.c.destination_id)
+)
 
 
 class _RehearsedError(Exception):
@@ -60,7 +66,7 @@ class Ledger(Session):
         url: str,
         *,
         host: str = "",
-        destination: str | None = None,
+        destinations: Mapping[str, str] | None = None,
         spool: Path | None = None,
         limits: BatchLimits | None = None,
         longest: LongestWaits | None = None,
@@ -81,10 +87,10 @@ class Ledger(Session):
         try:
             if read_only:
                 ledger._expect_schema()
-                ledger.expect_destination(destination)
+                ledger.expect_destinations(destinations)
             else:
                 ledger._bring_up_to_date(tell)
-                ledger._prepare(destination, limits)
+                ledger._prepare(destinations, limits)
         except DBAPIError as error:
             ledger.close()
             raise errors.failure(error.orig, file) from None
@@ -96,7 +102,7 @@ class Ledger(Session):
         return ledger
 
     @classmethod
-    def rehearse(cls, url: str, *, host: str, destination: str, spool: Path) -> bool:
+    def rehearse(cls, url: str, *, host: str, destinations: Mapping[str, str], spool: Path) -> bool:
         """Raise the LedgerError that ``open`` would raise for whoever takes files in; what is done is rolled back.
 
         No file is made. LedgerMissing: there is none yet, and it can be made. LedgerOlder: there is one that ``open``
@@ -107,13 +113,20 @@ class Ledger(Session):
         engine = sqlite_file.open_engine(file, create=False, read_only=False, rehearsal=True)
         try:
             with cls(engine, file, host=host, spool=spool, read_only=False) as ledger:
-                ledger._expect_current(destination)
-                ledger._prepare(destination, None, rehearsal=True)
+                ledger._expect_current(destinations)
+                ledger._prepare(destinations, None, rehearsal=True)
                 return ledger.search_key.was_missing
         except DBAPIError as error:
             raise errors.failure(error.orig, file) from None
         finally:
             engine.dispose()
+
+    def at(self, name: str) -> Ledger:
+        """Give this very ledger as one destination has it: what is asked of a server is asked of that one.
+
+        Raises KeyError for a destination that it does not know.
+        """
+        return _LedgerAt.of(self, self.destinations[name])
 
     def close(self) -> None:
         """Let go of the file."""
@@ -193,6 +206,14 @@ class Ledger(Session):
         with self.begin():
             self._put_host(limits)
 
+    def adopt_destinations(self, wanted: Mapping[str, str]) -> None:
+        """Have these destinations, URLs by name, from now on, and refuse what ``expect_destinations`` does."""
+        self.resolve()
+        self.expect_destinations(wanted)
+        if wanted.keys() - self.destinations.keys():
+            with self.begin():
+                self._adopt_destinations(wanted)
+
     def back_up(self, folder: Path) -> bool:
         """Copy this ledger into the folder, and its key beside it; say whether the key that is there now is its own.
 
@@ -217,22 +238,25 @@ class Ledger(Session):
             except sqlite3.Error as error:
                 raise errors.failure(error, self.file) from None
 
-    def _expect_current(self, destination: str) -> None:
+    def _expect_current(self, wanted: Mapping[str, str]) -> None:
         if not sqlite_file.has_tables(self.connection, self.file):
             return
         sqlite_file.check_quickly(self.connection, self.file)
         schema = self._schema()
         if schema < len(MIGRATIONS):
             belongs_to = self.connection.execute(select(destination_table.c.url)).scalar()
-            self._refuse_other(belongs_to or "", destination)
+            if belongs_to not in {url.rstrip("/") for url in wanted.values()}:
+                self._refuse_other(belongs_to or "", next(iter(wanted.values())))
             raise LedgerOlder(upgrade.foretell(self.file, schema))
 
-    def _prepare(self, destination: str | None, limits: BatchLimits | None, *, rehearsal: bool = False) -> None:
+    def _prepare(
+        self, destinations: Mapping[str, str] | None, limits: BatchLimits | None, *, rehearsal: bool = False
+    ) -> None:
         self.connection.rollback()
         with suppress(_RehearsedError), self.begin():
             self._migrate()
             sqlite_file.install_guards(self.connection)
-            self._adopt_destination(destination)
+            self._adopt_destinations(destinations)
             if self.host:
                 self._put_host(limits or BatchLimits())
                 self.search_key.expect(rehearsal=rehearsal)
@@ -276,12 +300,22 @@ class Ledger(Session):
         finally:
             self.connection.rollback()
 
-    def expect_destination(self, url: str | None) -> None:
-        """Raise OtherDestination where the ledger belongs to another address, or has come to by now."""
-        found = self.fetch_cached(_DESTINATION)
-        self.destination_id = found[0].id if found else 0
-        if url is not None and found:
-            self._refuse_other(found[0].url, url)
+    def expect_destinations(self, wanted: Mapping[str, str] | None) -> None:
+        """Raise OtherDestination where one of these, URLs by name, has another address here, or has come to by now.
+
+        Raises LedgerError where files wait for a destination that is not wanted any more.
+        """
+        found = self.fetch_cached(_DESTINATIONS)
+        self.destinations.clear()
+        self.destinations.update((row.name, row.id) for row in found)
+        self.served = tuple(self.destinations if wanted is None else wanted)
+        self.destination_id = next((row.id for row in found if row.name in self.served), 0)
+        if wanted is None:
+            return
+        for row in found:
+            if row.name in wanted:
+                self._refuse_other(row.url, wanted[row.name])
+        self._refuse_missing([row for row in found if row.name not in wanted], wanted)
 
     def _refuse_other(self, belongs_to: str, url: str) -> None:
         if belongs_to not in ("", url.rstrip("/")):
@@ -290,16 +324,41 @@ class Ledger(Session):
                 f" {url}; {OTHER_ADDRESS_STEP}"
             )
 
-    def _adopt_destination(self, url: str | None) -> None:
-        found = self.fetch_one(_DESTINATION)
-        if url is not None and found is None:
+    def _refuse_missing(self, gone: Sequence[Any], wanted: Mapping[str, str]) -> None:
+        waiting = self.fetch_all(_WAITING) if gone else []
+        counts = {row.destination_id: row.entries for row in waiting}
+        for row in gone:
+            if row.url in {url.rstrip("/") for url in wanted.values()}:
+                continue  # the same server under another name: it takes that one when the ledger is opened to write
+            if counts.get(row.id):
+                raise LedgerError(
+                    f"{counts[row.id]} files wait for {row.name} ({row.url}), which the configuration does not name any"
+                    f" more; put it back, or let go of them with `ingestd destination remove {row.name}`"
+                )
+
+    def _adopt_destinations(self, wanted: Mapping[str, str] | None) -> None:
+        """Put down the destinations that are new; one whose server has another name in the configuration takes that."""
+        known = {row.name: row for row in self.fetch_all(_DESTINATIONS)}
+        for name, url in (wanted or {}).items():
+            address = url.rstrip("/")
+            if name in known:
+                if not known[name].url:
+                    # It sent before it was ever told where to (``migrations._TENTH``).
+                    self._set_destination(known[name].id, url=address)
+                continue
+            former = next(
+                (row for row in known.values() if row.url == address and row.name not in (wanted or {})), None
+            )
+            if former is not None:
+                self._set_destination(former.id, name=name)
+                continue
             number = dialect.take_numbers(self.connection, "destination", 1)
-            self.connection.execute(insert(destination_table), {"id": number, "name": _NAME, "url": url.rstrip("/")})
+            self.connection.execute(insert(destination_table), {"id": number, "name": name, "url": address})
             self.connection.execute(insert(verification), {"destination_id": number})
-        elif url is not None and not found.url:
-            # It sent before it was ever told where to (``migrations._TENTH``).
-            self.connection.execute(update(destination_table).values(url=url.rstrip("/")))
-        self.expect_destination(url)
+        self.expect_destinations(wanted)
+
+    def _set_destination(self, number: int, **values: str) -> None:
+        self.connection.execute(update(destination_table).where(destination_table.c.id == number).values(**values))
 
     def _refuse_stranding(self) -> None:
         """Refuse a spool that has another id than the one at this path whose files are still waiting.
@@ -343,3 +402,16 @@ class Ledger(Session):
         self.longest = replace(self.longest, quiet=limits.quiet_period)
         if former != limits:
             counters.set_due_again(self.connection, known, limits)
+
+
+class _LedgerAt(Ledger):
+    """Everything but ``destination_id`` is the other's: the same attributes, not a copy of them."""
+
+    __slots__ = ("destination_id",)
+
+    @classmethod
+    def of(cls, whole: Ledger, destination_id: int) -> Ledger:
+        view = cls.__new__(cls)
+        view.__dict__ = whole.__dict__
+        view.destination_id = destination_id
+        return view

@@ -798,6 +798,7 @@ _TENTH = (
         WHERE untold_since IS NOT NULL""",
     """CREATE INDEX delivery_waits ON delivery (spool_id, id)
         WHERE state = 'DUPLICATE' AND settled_at IS NULL""",
+    "CREATE INDEX attempt_destination ON attempt (destination_id, id)",
     "CREATE INDEX attempt_open ON attempt (spool_id, destination_id, study_id) WHERE finished_at IS NULL",
     "CREATE INDEX study_sum_due ON study_sum (destination_id, spool_id, priority, due_at) WHERE waiting > 0",
     "CREATE INDEX study_sum_changed ON study_sum (changed_at, study_id)",

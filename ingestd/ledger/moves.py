@@ -23,7 +23,17 @@ from .destination import (
     went_back_settled,
 )
 from .finish import charge_study, finish
-from .operator import admit_anyway, discard, readmitted, replace, request_failed, retry, retry_all, try_now
+from .operator import (
+    admit_anyway,
+    discard,
+    discard_all_at,
+    readmitted,
+    replace,
+    request_failed,
+    retry,
+    retry_all,
+    try_now,
+)
 from .takeover import take_over
 from .upkeep import (
     attach_reencoded,

@@ -179,6 +179,8 @@ def _chosen(tx: Transaction, choice: Choice, limit: int) -> Iterator[Row | FileR
         return
     of_study = [] if study_id is None else [file.c.study_id == study_id]
     where = [*of_study, *_reason_and_age(delivery, choice)]
+    if choice.destination is not None:
+        where.append(dialect.unindexed(delivery.c.destination_id) == choice.destination)
     # A study's files are few, and found by it.
     state = dialect.unindexed(delivery.c.state) if of_study else delivery.c.state
     for listed, among in (
@@ -189,6 +191,8 @@ def _chosen(tx: Transaction, choice: Choice, limit: int) -> Iterator[Row | FileR
         if among:
             rows = tx.select_rows(listed, state.in_(sorted(among)), *where)
             yield from tx.rows(rows.order_by(delivery.c.changed_at, delivery.c.id).limit(limit))
+    if choice.destination is not None:
+        return
     alone = SELECT_FILES.where(file.c.state.in_(sorted(states)), *of_study, *_reason_and_age(file, choice))
     yield from tx.fetch_files(alone.order_by(file.c.changed_at, file.c.id).limit(limit).with_for_update())
 
@@ -219,6 +223,22 @@ def discard(tx: Transaction, entry_id: int, *, idle_host: str = "", now: datetim
     else:
         tx.move(row, to=State.DISCARDED, at=now, reason=reason, note=note)
     tx.flush()
+
+
+def discard_all_at(tx: Transaction, destination_id: int, *, now: datetime, limit: int = 1000) -> int:
+    """Give up some of what is not proven at a destination; say how many rows. It is for what nobody sends to any more.
+
+    What waits for one of them with the same content takes its place, and is here to be given up the next time.
+    """
+    here = dialect.unindexed(delivery.c.destination_id) == destination_id
+    given_up: list[Row] = []
+    for listed, states in ((ON_ITS_WAY, UNCONFIRMED), (ENDED, {State.FAILED, State.CONFLICT, State.DELETED})):
+        rows = tx.select_rows(listed, delivery.c.state.in_(sorted(states)), here).order_by(delivery.c.id)
+        given_up += tx.rows(rows.limit(limit))
+    note = "a person removed its destination"
+    tx.move(*given_up, to=State.DISCARDED, at=now, reason=Reason.DISCARDED, note=note)
+    tx.flush()
+    return len(given_up)
 
 
 def _is_of(tx: Transaction, row: Row | FileRow, host: str) -> bool:

@@ -29,7 +29,7 @@ class Status:
 
     ``needs_person`` counts FAILED, CONFLICT, REJECTED, UNROUTED and DELETED rows, save what was dropped again and is
     CONFIRMED, and ``not_dicom`` and ``dicomdir`` clutter, which ``clutter`` counts.
-    ``oldest_unconfirmed_at`` counts files without a row, too.
+    ``oldest_unconfirmed_at`` counts files without a row, too. ``destination`` is the first of ``destinations``.
     """
 
     states: Mapping[State, int]
@@ -39,10 +39,14 @@ class Status:
     oldest_unconfirmed_at: datetime | None
     oldest_needs_person_at: datetime | None
     studies_waiting: int
-    destination: DestinationStatus | None
+    destinations: tuple[DestinationStatus, ...]
     inboxes: tuple[InboxSummary, ...]
     alarms: tuple[Alarm, ...] = ()
     jumps: tuple[Jump, ...] = ()  # the last times that the wall clock was set, newest first
+
+    @property
+    def destination(self) -> DestinationStatus | None:
+        return self.destinations[0] if self.destinations else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +60,7 @@ class Choice:
     state: State | None = None
     reason: Reason | None = None  # entries only
     since: datetime | None = None  # changed at or after
+    destination: int | None = None  # by its id; what has no delivery is at none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +80,15 @@ class StudySummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A delivery with its file, or a file that has none: whole. ``state`` is the file's own where it has one."""
+    """A delivery with its file, or a file that has none: whole. ``state`` is the file's own where it has one.
+
+    ``destination`` is where it goes, "" for a file without a delivery; ``route`` which rule said so, in words.
+    """
 
     entry_id: int
+    file_id: int
+    destination: str
+    route: str
     host: str
     state: State
     reason: Reason | None

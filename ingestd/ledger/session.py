@@ -36,6 +36,7 @@ class Queryable(Protocol):
     host: str
     spool_id: int
     destination_id: int
+    destinations: dict[str, int]
     spool: Path | None
     longest: LongestWaits
 
@@ -73,7 +74,11 @@ class Session:
         self.file = file
         self.host = host
         self.spool_id = 0  # known once the spool is in the ledger
-        self.destination_id = 0  # known once it has a destination
+        # The one destination that it is asked about (``at``), and all by name; known once it has any.
+        self.destination_id = 0
+        self.destinations: dict[str, int] = {}
+        # Those that files go to now; the ledger may know others, of before.
+        self.served: tuple[str, ...] = ()
         self.spool = spool
         self._writes = False
         self._limits: dict[int, BatchLimits] = {}

@@ -126,6 +126,8 @@ class Transaction:
         self.host = session.host
         self.spool_id = session.spool_id
         self.destination_id = session.destination_id
+        self.destinations = session.destinations
+        self.served = session.served
         self.spool = session.spool
         self.longest = session.longest
         self.limits_of = session.limits_of
@@ -136,6 +138,10 @@ class Transaction:
         self.counters = Counters(session.limits_of, session.labels_known)
         self._work = UnitOfWork()
         self._given_up: list[tuple[Row, datetime]] = []
+
+    def at(self, destination_id: int) -> Transaction:
+        """Give this very transaction as one destination has it: what is asked and moved of a server is of that one."""
+        return _TransactionAt.of(self, destination_id)
 
     @property
     def connection(self) -> Connection:
@@ -243,6 +249,10 @@ class Transaction:
             for row in self.rows(_SELECT_BY_ID, ids=piece):
                 found[row.id] = row
         return found
+
+    def rows_of_file(self, file_id: int) -> list[Row]:
+        """Read all deliveries of a file, the first of them first."""
+        return self.rows(self.select_rows(delivery.c.file_id == file_id).order_by(delivery.c.id))
 
     def row(self, entry_id: int) -> Row | None:
         return self.rows_by_id([entry_id]).get(entry_id)
@@ -425,6 +435,19 @@ class Transaction:
         else:
             note = f"row {holder_id} holds the same UIDs now, with other content"
             self.move(duplicate, to=State.CONFLICT, at=at, reason=Reason.OTHER_CONTENT, note=note, holder_id=holder_id)
+
+
+class _TransactionAt(Transaction):
+    """Everything but ``destination_id`` is the other's: the same attributes, not a copy of them."""
+
+    __slots__ = ("destination_id",)
+
+    @classmethod
+    def of(cls, whole: Transaction, destination_id: int) -> Transaction:
+        view = cls.__new__(cls)
+        view.__dict__ = whole.__dict__
+        view.destination_id = destination_id
+        return view
 
 
 def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,10 @@ def written_after(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -
 def put_alarms(tx: Transaction, alarms: Iterable[Alarm]) -> None:
     """Keep what keeps this spool's files from being confirmed or removed, in place of what was kept before."""
     tx.connection.execute(delete(alarm).where(alarm.c.spool_id == tx.spool_id))
-    rows = [{"spool_id": tx.spool_id, "destination_id": NO_DESTINATION, **asdict(each)} for each in alarms]
+    rows = []
+    for each in map(asdict, alarms):
+        number = tx.destinations.get(each.pop("destination"), NO_DESTINATION)
+        rows.append({"spool_id": tx.spool_id, "destination_id": number, **each})
     if rows:
         tx.connection.execute(insert(alarm), rows)
 

@@ -49,12 +49,13 @@ class LeftCandidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """The row that holds an identity, as far as comparing with it goes.
+    """The row that holds an identity at a destination, as far as comparing with it goes.
 
     ``path`` is a place (``places``), and None once the file was removed (then only the server has the bytes).
     """
 
     entry_id: int
+    destination: str
     state: State
     path: str | None
     content: Content
@@ -260,8 +261,9 @@ OTHER_ADDRESS_STEP = (
 class Alarm:
     """Something that keeps files from being confirmed, or from being removed, until it ends or somebody acts.
 
-    ``kind`` and ``about`` (an inbox's name, "" for the whole host) name it: one of each stands at a time. ``note`` is
-    what ``status`` prints behind "Stopped because", ``next_step`` what a person does; neither names a file.
+    ``kind``, ``destination`` ("": none) and ``about`` (an inbox's name, "" for the whole host) name it: one of each
+    stands at a time. ``note`` is what ``status`` prints behind "Stopped because", ``next_step`` what a person does;
+    neither names a file.
     """
 
     kind: str
@@ -269,6 +271,7 @@ class Alarm:
     note: str
     next_step: str
     since: datetime
+    destination: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,8 +285,12 @@ class ClockLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DestinationStatus:
-    """The one destination of this ledger, and whether it is sent to."""
+    """A destination of this ledger, and whether it is sent to.
 
+    What waits there, its deliveries and their bytes and since when, is counted by ``queries.destinations`` only.
+    """
+
+    name: str
     url: str
     kind: str
     paused_until: datetime | None
@@ -291,3 +298,6 @@ class DestinationStatus:
     pause_note: str
     paused_since: datetime | None
     last_ok_at: datetime | None
+    unconfirmed: int = 0
+    unconfirmed_bytes: int = 0
+    oldest_unconfirmed_at: datetime | None = None

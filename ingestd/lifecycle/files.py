@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from os import stat_result
 
+from .routing import Route
 from .states import Reason
 
 
@@ -85,6 +86,7 @@ class Arrival:
     patient_hash: str = ""  # keyed hashes; the plain values never reach the ledger
     accession_hash: str = ""
     notes: tuple[str, ...] = ()
+    route: Route | None = None  # where it goes, and by which rule; None: to every destination
     ctime_ns: int = 0  # of the file in the spool while it was surely what was read; 0: nobody can say
     source_ctime_ns: int = 0  # the same of a copied source
 

@@ -78,6 +78,8 @@ class Reason(StrEnum):
     ADMITTED_ANYWAY = "admitted_anyway"
     REPLACED = "replaced"
     DISCARDED = "discarded"
+    NO_RULE = "no_rule"
+    BY_RULE = "by_rule"
 
 
 # Verdicts that give a file up. The server may have it all the same, and is asked before the row is FAILED.
@@ -143,9 +145,10 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (
         _S.PENDING,
         _S.DISCARDED,
-    ): "a person: resolve --replace of another row; or its bytes are others now, and a new file",
-    (_S.UNCERTAIN, _S.DISCARDED): "a person: resolve --replace of another row",
-    (_S.STORED, _S.DISCARDED): "a person: resolve --replace of another row",
+    ): "a person: resolve --replace of another row, or destination remove; or its bytes are others now, and a new file",
+    (_S.SENDING, _S.DISCARDED): "a person: destination remove, while nobody sends",
+    (_S.UNCERTAIN, _S.DISCARDED): "a person: resolve --replace of another row, or destination remove",
+    (_S.STORED, _S.DISCARDED): "a person: resolve --replace of another row, or destination remove",
     (_S.CONFIRMED, _S.DISCARDED): "a person: resolve --replace of another row",
 }
 

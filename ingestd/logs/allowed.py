@@ -24,7 +24,8 @@ _STATES = frozenset(
         *("FAILED", "REJECTED", "UNROUTED", "DUPLICATE", "CONFLICT", "DELETED", "DISCARDED"),
     }
 )
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}-[0-9a-f]{8}")  # config.Inbox.name
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}-[0-9a-f]{8}")  # config.Inbox.spool_name
+_CHOSEN = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")  # a name that the configuration gives a destination
 _MODULE = re.compile(r"[a-z_][A-Za-z0-9_.]{0,80}")
 _PLACE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,80}:\d{1,7}|[a-z][a-z0-9_.]{0,63}")
 _VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){1,3}([a-z]{1,4}\d{1,4})?")
@@ -33,13 +34,14 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _REF = re.compile(r"[0-9a-f]{12}")
 
 Shape = Literal[
-    "event", "number", "sentence", "word", "name", "study", "module", "version", "numbers", "words", "config"
+    "event", "number", "sentence", "word", "name", "study", "module", "version", "numbers", "words", "config", "chosen"
 ]
 
 _PATTERNS: Mapping[Shape, re.Pattern[str]] = {
     "event": _EVENT,
     "word": _WORD,
     "name": _NAME,
+    "chosen": _CHOSEN,
     "module": _MODULE,
     "version": _VERSION,
     "config": _CONFIG,
@@ -145,6 +147,7 @@ ALLOWED: Mapping[str, Shape] = {
     "attempt": "number",
     "study": "study",
     "inbox": "name",
+    "destination": "chosen",
     "port": "number",
     "pid": "number",
     "version": "version",

@@ -158,13 +158,15 @@ def bench_daemon(file: Path, folder: Path) -> None:
     print("the daemon's start and its questions")
 
     def start() -> None:
-        with Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destination="http://x/v2") as ledger:
+        with Ledger.open(
+            f"sqlite:///{file}", host="host", spool=folder, destinations={"default": "http://x/v2"}
+        ) as ledger:
             with ledger.transaction() as tx:
                 moves.recover(tx, now=NOW)
             queries.studies_due(ledger, now=NOW)
 
     show("open, recover, first studies due", *clock(start))
-    with Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destination="http://x/v2") as ledger:
+    with Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destinations={"default": "http://x/v2"}) as ledger:
         for name, ask in {
             "studies due": lambda: queries.studies_due(ledger, now=NOW),
             "studies due at the end": lambda: queries.studies_due(ledger, now=NOW, flush=True),
@@ -227,7 +229,9 @@ def bench_moves(file: Path, folder: Path, rows: int) -> None:
     print(f"moves, {rows:,} new rows in ticks of 500, beside what is there")
     meter = Meter()
     host = f"bench-{uuid.uuid4().hex}"
-    with Ledger.open(f"sqlite:///{file}", host=host, spool=folder / host, destination="http://x/v2") as ledger:
+    with Ledger.open(
+        f"sqlite:///{file}", host=host, spool=folder / host, destinations={"default": "http://x/v2"}
+    ) as ledger:
         for start in range(0, rows, 500):
             numbers = range(start, start + 500)
             ids: list[int] = []
@@ -344,7 +348,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         file = folder / "ledger.db"
-        Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destination="http://x/v2").close()
+        Ledger.open(f"sqlite:///{file}", host="host", spool=folder, destinations={"default": "http://x/v2"}).close()
         begun = time.perf_counter()
         fill(file, options.rows)
         print(f"{options.rows:,} rows written in {time.perf_counter() - begun:.0f} s")

@@ -25,7 +25,7 @@ from ingestd.daemon.stage import Gate
 from ingestd.daemon.steps import Misplaced, Origin
 from ingestd.inbox import Candidate, Inboxes, InboxPolicy, Spool, Take
 from ingestd.ledger import Ledger, queries
-from ingestd.lifecycle import State
+from ingestd.lifecycle import Route, State
 from ingestd.reader import Read, ReaderLimits, ReaderPool
 from tests.builders import element, instance_bytes, write_instance
 from tests.inboxing import scan_now
@@ -50,7 +50,7 @@ class Rooms:
         self.spool = Spool(base / "spool")
         file = f"sqlite:///{base / 'ledger.db'}"
         self.ledger = Ledger.open(
-            file, host=self.spool.host, spool=self.spool.path, destination="http://pacs.example/v2"
+            file, host=self.spool.host, spool=self.spool.path, destinations={"default": "http://pacs.example/v2"}
         )
         policy = InboxPolicy(
             name="a", path=self.drop, settle=timedelta(0), take=take, incomplete_after=incomplete_after
@@ -65,9 +65,10 @@ class Rooms:
             mover=self.mover,
             reader_client=self.desk,
             ledger=self.ledger,
+            routing=lambda *_: Route(rule=None, text="", destinations=("default",)),
             gate=Gate(),
             on_copied=lambda: None,
-            fetch=lambda _entry_id, _done: None,
+            fetch=lambda _holder, _done: None,
             is_lost=lambda place: not Path(place).exists(),
         )
         self.inboxes.open()

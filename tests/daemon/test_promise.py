@@ -27,6 +27,7 @@ from tests.builders import element, instance_bytes, sequence
 from tests.emulating import dataset_of, delete
 from tests.ledger_builders import admit, arrival, open_ledger, send
 from tests.running import wait_until
+from tests.serving import only_server
 
 IDENTITY = ("1.2.3", "1.2.3.4", "1.2.3.4.5")
 
@@ -172,7 +173,7 @@ def test_loop_rests_while_the_last_posts_end(tmp_path: Path, server: Emulator) -
     server.faults.add("latency", seconds=3, method="POST")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        turn(daemon, lambda: daemon.stages.posting.in_hand)
+        turn(daemon, lambda: only_server(daemon).posting.in_hand)
         began = time.process_time()
 
         daemon.stop(timedelta(seconds=10))
@@ -189,9 +190,9 @@ def test_loop_rests_while_one_post_tries_the_server_after_an_outage(tmp_path: Pa
         content = instance_bytes(study_uid=f"1.2.{number}", series_uid=f"1.2.{number}.1", sop_uid=f"1.2.{number}.2")
         (tmp_path / "drop" / f"image{number}").write_bytes(content)
     with running(config) as daemon:
-        turn(daemon, lambda: states(config) and daemon.stages.posting.destination.pause)
+        turn(daemon, lambda: states(config) and only_server(daemon).posting.destination.pause)
         (tmp_path / "token").write_text("secret")
-        turn(daemon, lambda: daemon.stages.posting.destination.half_open and daemon.stages.posting.in_hand)
+        turn(daemon, lambda: only_server(daemon).posting.destination.half_open and only_server(daemon).posting.in_hand)
         until = time.monotonic() + 1
 
         assert turn(daemon, lambda: time.monotonic() > until) < 40
@@ -204,7 +205,10 @@ def test_ledger_that_is_locked_for_a_while_ends_nothing(
     monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
     config = configure(tmp_path, server)
     with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
-        turn(daemon, lambda: daemon.stages.posting.destination.is_open and daemon.stages.server_questions.rules)
+        turn(
+            daemon,
+            lambda: only_server(daemon).posting.destination.is_open and only_server(daemon).server_questions.rules,
+        )
         other.execute("BEGIN EXCLUSIVE")
         until = time.monotonic() + 1
         turn(daemon, lambda: time.monotonic() > until)
@@ -419,7 +423,7 @@ def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emul
         content = instance_bytes(study_uid="1.2.3", series_uid="1.2.3.4", sop_uid=f"1.2.3.4.{number}")
         (tmp_path / "drop" / f"image{number}").write_bytes(content)
     with running(config) as daemon:
-        turn(daemon, lambda: states(config) == {"PENDING": 2} and daemon.stages.posting.destination.pause)
+        turn(daemon, lambda: states(config) == {"PENDING": 2} and only_server(daemon).posting.destination.pause)
         (tmp_path / "drop").rename(tmp_path / "elsewhere")
         (tmp_path / "drop").mkdir()
         (tmp_path / "token").write_text("secret")

@@ -19,6 +19,7 @@ from tests.builders import write_instance
 from tests.daemon.test_verification import rooms, somebody_else, turn_until, utc_now
 from tests.emulating import EmulatorProcess
 from tests.running import Site, wait_until
+from tests.serving import only_server
 
 KEPT, LOST = "kept", ("lost", "gone", "missing")
 SETTINGS = {"feed": {}, "query": {"destination": {"kind": "other"}}}
@@ -163,10 +164,10 @@ def test_that_it_went_back_is_settled_only_if_no_look_is_left_when_that_is_writt
             with other.transaction() as tx:
                 moves.went_back(tx, to=None, end=None, now=utc_now())
             assert queries.has_looks(daemon.ledger)
-            daemon.stages.server_rollback._settled = True  # as it was when that was looked at
+            only_server(daemon).server_rollback._settled = True  # as it was when that was looked at
 
             with daemon.ledger.transaction() as tx:
-                daemon.stages.server_rollback.write(tx, read_clocks())
+                only_server(daemon).server_rollback.write(tx, read_clocks())
 
             assert queries.went_back_at(daemon.ledger) is not None
             assert not daemon.gates.removals.is_open

@@ -28,4 +28,4 @@ def test_each_kind_of_auth_becomes_the_one_it_names(tmp_path: Path, auth: str, e
         f"destination: {{url: 'https://host/v2', auth: {auth}}}\n"
     )
 
-    assert isinstance(settings.auth_of(load(file)), expected)
+    assert isinstance(settings.auth_of(load(file).destination), expected)

@@ -108,7 +108,7 @@ def test_spool_that_may_not_be_written_is_named_and_not_the_drop_folder(
     with running(config) as daemon:
         turn(daemon, lambda: daemon.stages.orphans.are_adopted)
         if place != "files":
-            (tmp_path / "spool" / "files" / config.inboxes[0].name).mkdir()
+            (tmp_path / "spool" / "files" / config.inboxes[0].spool_name).mkdir()
         [folder] = (tmp_path / "spool").glob(place)
         with Immutable(folder):
             (tmp_path / "drop" / "image").write_bytes(image())
@@ -187,7 +187,7 @@ def test_file_without_a_row_is_found_while_running(tmp_path: Path, server: Emula
         turn(daemon, lambda: daemon.stages.orphans.are_adopted)
         daemon.stages.orphans.sweep_every = 0.2
         daemon.stages.orphans._sweep_at = 0.0
-        folder = tmp_path / "spool" / "files" / config.inboxes[0].name
+        folder = tmp_path / "spool" / "files" / config.inboxes[0].spool_name
         folder.mkdir()
         (folder / ("0" * 32)).write_bytes(image())
 
@@ -216,7 +216,7 @@ def test_loop_rests_while_files_without_rows_are_read(
     monkeypatch.setattr(orphans, "_ADOPTED_AT_ONCE", 1)
     config = configure(tmp_path, server)
     with running(config) as daemon:
-        folder = tmp_path / "spool" / "files" / config.inboxes[0].name
+        folder = tmp_path / "spool" / "files" / config.inboxes[0].spool_name
         folder.mkdir()
         (folder / ("0" * 32)).write_bytes(image())
         daemon.loop.tick()

@@ -13,6 +13,7 @@ from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.daemon.test_verification import rooms
 from tests.running import Site, wait_until
+from tests.serving import only_server
 
 
 class TornAwayError(Exception):
@@ -22,7 +23,11 @@ class TornAwayError(Exception):
 def fields_of(daemon: Daemon) -> dict[str, object]:
     """Give the fields of each stage and its parts, and what the lists, sets and dictionaries among them hold."""
     stages = daemon.stages
-    parts = (stages.verification._trust, stages.posting.post_results, stages.posting.destination)
+    parts = (
+        only_server(daemon).verification._trust,
+        only_server(daemon).posting.post_results,
+        only_server(daemon).posting.destination,
+    )
     return {
         f"{type(each).__name__}.{name}": value.copy() if isinstance(value, list | set | dict) else value
         for each in (*stages.all, *parts)
@@ -58,6 +63,6 @@ def test_writing_changes_no_field_and_what_failed_is_written_again(tmp_path: Pat
             def is_done() -> bool:
                 turn_with_torn_transactions(daemon)
                 counts = queries.counts(daemon.ledger)
-                return counts.get(State.CONFIRMED, 0) == 3 and not daemon.stages.posting.in_hand
+                return counts.get(State.CONFIRMED, 0) == 3 and not only_server(daemon).posting.in_hand
 
             wait_until(is_done, what="the proof", within_seconds=40, every=0.02)

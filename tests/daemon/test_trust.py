@@ -46,7 +46,10 @@ def site_of(folder: Path, server: Emulator, *, trusted: bool = False, **settings
     """An installation; ``trusted``: as one whose server has matched often enough."""
     site = Site(folder / "site", server.url, **settings)
     if trusted:
-        with Ledger.open(f"sqlite:///{site.ledger_file}", destination=server.url) as ledger, ledger.transaction() as tx:
+        with (
+            Ledger.open(f"sqlite:///{site.ledger_file}", destinations={"default": server.url}) as ledger,
+            ledger.transaction() as tx,
+        ):
             moves.count_matches(tx, {CT: MOST_IN_ALL})
     return site
 
@@ -138,7 +141,10 @@ class Trusting:
     def __init__(self, folder: Path, *, sample: float = 0.0) -> None:
         spool = Spool(folder / "spool")
         self.ledger = Ledger.open(
-            f"sqlite:///{folder}/ledger.db", host=spool.host, spool=spool.path, destination="http://pacs.example/v2"
+            f"sqlite:///{folder}/ledger.db",
+            host=spool.host,
+            spool=spool.path,
+            destinations={"default": "http://pacs.example/v2"},
         )
         self.removals = Gate()
         self.trust = Trust(

@@ -28,6 +28,7 @@ from tests.http_server import Conversation, Request, ScriptedServer, answer
 from tests.line.test_line import drop, make_image
 from tests.reconciler.test_decide import row_of
 from tests.running import Site, wait_until
+from tests.serving import only_server
 
 FORBIDDEN = answer(b"no", status="403 Forbidden", content_type="text/plain")
 HANG_UP = b""
@@ -238,7 +239,7 @@ def test_feed_that_cannot_be_read_is_told(tmp_path: Path, server: Emulator, soon
             assert "reconcile" not in alarm.next_step  # which wakes rows, and no feed
 
             gateway.withholds = False
-            daemon.stages.feed_reading.read_soon()
+            only_server(daemon).feed_reading.read_soon()
             turn_until(daemon, lambda: alarm_of(daemon, "feed_not_read") is None, what="the feed")
 
 
@@ -261,14 +262,14 @@ def test_server_that_lets_nobody_in_is_asked_ever_more_rarely(
         site = Site(tmp_path / "site", front.url, reconcile={"grace": "15m", "interval": "1s"})
         drop(site, "image", make_image().content)
         with rooms(site) as daemon:
-            for stage in (daemon.stages.verification, daemon.stages.feed_reading):
+            for stage in (only_server(daemon).verification, only_server(daemon).feed_reading):
                 stage._interval = timedelta(milliseconds=100)
             turn_until(daemon, lambda: gateway.withheld, what="a question")
             until = time.monotonic() + 4
 
             def is_over() -> bool:
                 # As what looks whether kept files may go does, again and again.
-                daemon.stages.feed_reading.read_soon()
+                only_server(daemon).feed_reading.read_soon()
                 return time.monotonic() > until
 
             turn_until(daemon, is_over, what="four seconds")

@@ -23,6 +23,7 @@ from ingestd.reconciler import Finding, needs_comparison
 from tests.builders import fresh_uid, write_instance
 from tests.daemon.test_promise import configure, running
 from tests.running import Site, TookTooLongError, wait_until
+from tests.serving import only_server, only_workers
 
 
 @pytest.fixture
@@ -108,12 +109,12 @@ def test_what_another_process_has_seen_is_not_slept_over(tmp_path: Path, server:
         with other.transaction() as tx:
             moves.check_again(tx, [entry.entry_id], at=utc_now())
         now = read_clocks()
-        daemon.stages.verification.collect(now)
+        only_server(daemon).verification.collect(now)
         with other.transaction() as tx:
             moves.record_sightings(tx, [sighting_of(entry.identity)], now=utc_now())
 
         with daemon.ledger.transaction() as tx:
-            daemon.stages.verification.write(tx, now)
+            only_server(daemon).verification.write(tx, now)
 
         turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the proof", within_seconds=5)
 
@@ -136,7 +137,7 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
         with other.transaction() as tx:
             moves.count_matches(tx, {first.kind: 1000})
         write_instance(site.drop / "image", study_uid=study_uid)
-        turn_until(daemon, lambda: daemon.workers.reconciler.in_flight, what="the question")
+        turn_until(daemon, lambda: only_workers(daemon).reconciler.in_flight, what="the question")
         (image,) = (entry for entry in queries.entries(daemon.ledger) if entry.entry_id != first.entry_id)
         assert image.identity is not None
         assert not needs_comparison_of(daemon, image), "presence would be enough"
@@ -152,8 +153,8 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
 
 def needs_comparison_of(daemon: Daemon, entry: Entry) -> bool:
     (row,) = queries.unproven_rows(daemon.ledger, [entry.entry_id])
-    assert daemon.stages.server_questions.rules is not None
-    return needs_comparison(row, daemon.stages.server_questions.rules)
+    assert only_server(daemon).server_questions.rules is not None
+    return needs_comparison(row, only_server(daemon).server_questions.rules)
 
 
 def test_an_answer_that_settles_nothing_lets_a_row_sleep_no_longer_than_others_want(tmp_path: Path, server: Emulator):
@@ -161,14 +162,14 @@ def test_an_answer_that_settles_nothing_lets_a_row_sleep_no_longer_than_others_w
     server.faults.add("index_lag", seconds=3600)
     write_instance(site.drop / "image")
     with rooms(site) as daemon, somebody_else(site) as other:
-        turn_until(daemon, lambda: daemon.workers.reconciler.in_flight, what="the question")
+        turn_until(daemon, lambda: only_workers(daemon).reconciler.in_flight, what="the question")
         entry = only_entry(daemon)
         assert entry is not None
         woken_at = utc_now()
         with other.transaction() as tx:
             moves.check_again(tx, [entry.entry_id], at=woken_at)
 
-        turn_until(daemon, lambda: not daemon.workers.reconciler.in_flight, what="the answer")
+        turn_until(daemon, lambda: not only_workers(daemon).reconciler.in_flight, what="the answer")
 
         entry = only_entry(daemon)
         assert entry is not None
@@ -181,14 +182,14 @@ def test_a_server_that_cannot_be_asked_lets_a_row_sleep_no_longer_than_others_wa
     with rooms(site) as daemon, somebody_else(site) as other:
         turn_until(daemon, is_in(daemon, State.STORED), what="the answer to the post")
         server.faults.add("unavailable", method="GET")
-        turn_until(daemon, lambda: daemon.workers.reconciler.in_flight, what="the question")
+        turn_until(daemon, lambda: only_workers(daemon).reconciler.in_flight, what="the question")
         entry = only_entry(daemon)
         assert entry is not None
         woken_at = utc_now()
         with other.transaction() as tx:
             moves.check_again(tx, [entry.entry_id], at=woken_at)
 
-        turn_until(daemon, lambda: not daemon.workers.reconciler.in_flight, what="the answer")
+        turn_until(daemon, lambda: not only_workers(daemon).reconciler.in_flight, what="the answer")
 
         entry = only_entry(daemon)
         assert entry is not None
@@ -233,14 +234,14 @@ def test_row_without_a_file_is_given_up_only_when_nothing_could_be_told_for_the_
         def reader_dies() -> Entry:
             (row,) = queries.unproven_rows(daemon.ledger, [entry_id])
             finding = Finding(row=row, present=True, asked_at=utc_now(), copies=(copy,))
-            verification = daemon.stages.verification
+            verification = only_server(daemon).verification
             compared = verification._comparison.result_of(
                 finding, Read(job=InspectJob(key=0, path=str(copy)), died=True)
             )
             assert compared is not None
             verification._compared.append(compared)
             with daemon.ledger.transaction() as tx:
-                daemon.stages.verification.write(tx, read_clocks())
+                only_server(daemon).verification.write(tx, read_clocks())
             entry = only_entry(daemon)
             assert entry is not None
             return entry
@@ -294,7 +295,7 @@ def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(
         glances = [line["query"] for line in server.requests[before:] if line.get("path", "").endswith("/changefeed")]
         assert glances
         assert all(cursor_time(query) > cursor.since for query in glances)
-        daemon.stages.feed_reading._due_at = 0.0  # the interval is over
+        only_server(daemon).feed_reading._due_at = 0.0  # the interval is over
         turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED] == 3, what="the late entry")
 
 
@@ -312,21 +313,21 @@ def test_what_the_feed_showed_is_committed_with_the_cursor_that_passes_it(tmp_pa
         turn_until(daemon, lambda: queries.cursor(daemon.ledger) is not None, what="a first reading")
         before = queries.cursor(daemon.ledger)
         time.sleep(1.2)  # the entry shows itself
-        daemon.stages.feed_reading.read_soon()
-        daemon.stages.feed_reading.collect(read_clocks())
-        wait_until(lambda: daemon.workers.reconciler._feed._ended, what="the feed's answer")
+        only_server(daemon).feed_reading.read_soon()
+        only_server(daemon).feed_reading.collect(read_clocks())
+        wait_until(lambda: only_workers(daemon).reconciler._feed._ended, what="the feed's answer")
         now = read_clocks()
-        daemon.stages.server_questions.collect(now)
-        daemon.stages.feed_reading.collect(now)
+        only_server(daemon).server_questions.collect(now)
+        only_server(daemon).feed_reading.collect(now)
         assert (queries.cursor(daemon.ledger), seen_sequence(daemon)) == (before, None)
 
         with suppress(TornAwayError), daemon.ledger.transaction() as tx:
-            daemon.stages.feed_reading.write(tx, now)
+            only_server(daemon).feed_reading.write(tx, now)
             raise TornAwayError
         assert (queries.cursor(daemon.ledger), seen_sequence(daemon)) == (before, None)
 
         with daemon.ledger.transaction() as tx:
-            daemon.stages.feed_reading.write(tx, now)
+            only_server(daemon).feed_reading.write(tx, now)
             tx._on_commit.clear()
         # Nothing that comes after the commit is needed.
         assert queries.cursor(daemon.ledger) != before
@@ -352,32 +353,32 @@ def test_a_batch_whose_attempt_is_not_committed_does_not_leave(tmp_path: Path, s
         turn_until(daemon, is_in(daemon, State.PENDING), what="the file")
         turn_until(
             daemon,
-            lambda: daemon.workers.sender.free and daemon.workers.sender.prepare() is True,
+            lambda: only_workers(daemon).sender.free and only_workers(daemon).sender.prepare() is True,
             what="a server to post to",
         )
         daemon.progress.flushes = True
-        daemon.stages.posting.collect(read_clocks())
+        only_server(daemon).posting.collect(read_clocks())
 
         with suppress(LookupError), daemon.ledger.transaction() as tx:
-            daemon.stages.posting.write(tx, read_clocks())
+            only_server(daemon).posting.write(tx, read_clocks())
             raise LookupError("the ledger could not commit")
 
-        assert daemon.stages.posting.in_hand == 0
+        assert only_server(daemon).posting.in_hand == 0
         assert is_in(daemon, State.PENDING)()
         with daemon.ledger.transaction() as tx:
-            daemon.stages.posting.write(tx, read_clocks())
-            assert daemon.stages.posting.in_hand == 0
-        assert daemon.stages.posting.in_hand == 1
+            only_server(daemon).posting.write(tx, read_clocks())
+            assert only_server(daemon).posting.in_hand == 0
+        assert only_server(daemon).posting.in_hand == 1
     assert len([line for line in server.requests if line.get("method") == "POST"]) <= 1
 
 
 def test_server_is_asked_as_soon_as_its_kind_is_known(tmp_path: Path, server: Emulator) -> None:
     """A second went by until the disk was looked at."""
     with running(configure(tmp_path, server)) as daemon:
-        while daemon.workers.sender.profile is None:
+        while only_workers(daemon).sender.profile is None:
             due = daemon.loop.tick()
 
-        assert daemon.stages.server_questions.rules is None
+        assert only_server(daemon).server_questions.rules is None
         assert due <= read_clocks().mono
         daemon.loop.tick()
-        assert daemon.stages.server_questions.rules is not None
+        assert only_server(daemon).server_questions.rules is not None

@@ -140,9 +140,9 @@ class Walk:
         answers = moves.admit(tx, [each for each, _ in again], judged=judged, now=self.now)
         assert not any(answer.needs_compare for answer in answers)
 
-    def judged(self, answer: Admitted) -> Judged:
+    def judged(self, answer: Admitted) -> list[Judged]:
         sameness = self.chance.choice((Sameness.SAME, Sameness.OTHER))
-        return Judged(holder_id=answer.holder.entry_id, sameness=sameness)
+        return [Judged(holder_id=answer.holder.entry_id, sameness=sameness)]
 
     def do_refuse(self, tx: Transaction) -> None:
         moves.refuse(tx, [refusal(self.chance.randint(1, 99))], now=self.now)

@@ -144,7 +144,7 @@ def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_writt
         (judged,) = moves.admit(
             tx,
             [arrival(1, seed="other", candidate_id=candidate_id)],
-            judged={0: Judged(holder_id=holder, sameness=Sameness.SAME)},
+            judged={0: [Judged(holder_id=holder, sameness=Sameness.SAME)]},
             now=NOW,
         )
     assert judged.state is State.DUPLICATE
@@ -156,7 +156,7 @@ def test_comparison_with_a_row_that_no_longer_holds_the_identity_does_not_count(
     (new_holder,) = admit(ledger, arrival(1))
     with ledger.transaction() as tx:
         (answer,) = moves.admit(
-            tx, [arrival(1, seed="other")], judged={0: Judged(holder_id=holder, sameness=Sameness.SAME)}, now=NOW
+            tx, [arrival(1, seed="other")], judged={0: [Judged(holder_id=holder, sameness=Sameness.SAME)]}, now=NOW
         )
     assert answer.needs_compare
     assert answer.holder is not None
@@ -772,7 +772,7 @@ def test_duplicate_of_a_row_whose_bytes_changed_is_sent_and_the_other_bytes_are_
     entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     new = arrival(1, seed="new")
-    judged = Judged(holder_id=duplicate, sameness=Sameness.OTHER)
+    judged = [Judged(holder_id=duplicate, sameness=Sameness.OTHER)]
     with ledger.transaction() as tx:
         assert moves.reread(tx, entry_id, new, now=LATER).needs_compare
         told = moves.reread(tx, entry_id, new, judged=judged, now=LATER)
@@ -811,7 +811,7 @@ def test_reread_that_needs_a_comparison_waits_for_it(ledger: Ledger):
             tx,
             entry_id,
             arrival(2, study=2, seed="differs"),
-            judged=Judged(holder_id=other, sameness=Sameness.OTHER),
+            judged=[Judged(holder_id=other, sameness=Sameness.OTHER)],
             now=LATER,
         )
     assert told.state is State.CONFLICT

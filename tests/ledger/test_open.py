@@ -247,8 +247,8 @@ def test_other_destination_is_refused_with_the_way_out(tmp_path: Path):
     with pytest.raises(OtherDestination, match="--new-address`; any other server needs a ledger and a spool"):
         open_ledger(tmp_path, destination="http://other.example/v2")
     with pytest.raises(OtherDestination):
-        Ledger.open(url(tmp_path), destination="http://other.example/v2", read_only=True)
-    with Ledger.open(url(tmp_path), destination=URL + "/", read_only=True) as reader:
+        Ledger.open(url(tmp_path), destinations={"default": "http://other.example/v2"}, read_only=True)
+    with Ledger.open(url(tmp_path), destinations={"default": URL + "/"}, read_only=True) as reader:
         destination = queries.destination(reader)
         assert destination is not None
         assert destination.url == URL
@@ -516,13 +516,15 @@ def test_waiting_rows_do_not_slow_a_start_that_has_the_same_limits(tmp_path: Pat
 def test_empty_mount_point_in_place_of_the_spool_is_refused_while_files_wait(tmp_path: Path):
     """Its disk was not mounted: a new spool was made on the bare folder, and the real one's files were stranded."""
     spool = tmp_path / "spool"
-    with Ledger.open(url(tmp_path), host="real", destination=URL, spool=spool) as ledger:
+    with Ledger.open(url(tmp_path), host="real", destinations={"default": URL}, spool=spool) as ledger:
         admit(ledger, arrival(1))
 
     with pytest.raises(LedgerError, match=r"1 files .* mount it"):
-        Ledger.open(url(tmp_path), host="other", destination=URL, spool=spool)
+        Ledger.open(url(tmp_path), host="other", destinations={"default": URL}, spool=spool)
 
-    with Ledger.open(url(tmp_path), host="other", destination=URL, spool=tmp_path / "elsewhere") as ledger:
+    with Ledger.open(
+        url(tmp_path), host="other", destinations={"default": URL}, spool=tmp_path / "elsewhere"
+    ) as ledger:
         assert queries.status(ledger).oldest_unconfirmed_at is not None
-    with Ledger.open(url(tmp_path), host="real", destination=URL, spool=spool) as ledger:
+    with Ledger.open(url(tmp_path), host="real", destinations={"default": URL}, spool=spool) as ledger:
         assert queries.counts(ledger)[State.PENDING] == 1

@@ -130,9 +130,9 @@ def test_copy_that_does_not_fit_leaves_the_former_one(file: Path):
 def test_too_little_room_is_said_before_anything_is_touched(file: Path):
     os.truncate(file, free_space(file.parent).free_bytes // 2)  # a hole: nothing of it is on the disk
     with pytest.raises(LedgerFull, match=r"takes \d+ MB beside it for a while, where \d+ MB are free"):
-        Ledger.open(url_of(file), host="host-a", destination=URL, spool=file.parent)
+        Ledger.open(url_of(file), host="host-a", destinations={"default": URL}, spool=file.parent)
     with pytest.raises(LedgerFull, match="are free"):
-        Ledger.rehearse(url_of(file), host="host-a", destination=URL, spool=file.parent)
+        Ledger.rehearse(url_of(file), host="host-a", destinations={"default": URL}, spool=file.parent)
     assert [each.name for each in file.parent.iterdir()] == ["ledger.db"]
 
 
@@ -149,7 +149,9 @@ def test_what_it_takes_is_no_more_than_is_asked_for(file: Path):
 def test_copy_is_for_nobody_else_to_read(file: Path):
     before = os.umask(0)
     try:
-        Ledger.open(url_of(file), host="host-a", destination=URL, spool=Path("/srv/ingestd/spool-host-a")).close()
+        Ledger.open(
+            url_of(file), host="host-a", destinations={"default": URL}, spool=Path("/srv/ingestd/spool-host-a")
+        ).close()
     finally:
         os.umask(before)
     place = upgrade.copy_of(file, SCHEMA)
@@ -161,7 +163,9 @@ def test_copy_is_for_nobody_else_to_read(file: Path):
 def test_a_daemon_opens_it_and_it_is_told_how_that_goes_on(file: Path):
     told: list[str] = []
     spool = Path("/srv/ingestd/spool-host-a")
-    with Ledger.open(url_of(file), host="host-a", destination=URL, spool=spool, tell=told.append) as ledger:
+    with Ledger.open(
+        url_of(file), host="host-a", destinations={"default": URL}, spool=spool, tell=told.append
+    ) as ledger:
         pragmas = [
             ledger.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             for name in ("foreign_keys", "temp_store", "cache_size", "synchronous")
@@ -175,9 +179,11 @@ def test_reader_leaves_it_alone_and_rehearsal_says_what_a_start_would_do(file: P
     with pytest.raises(LedgerOlder, match="start `ingestd run` once"):
         Ledger.open(url_of(file), read_only=True)
     with pytest.raises(LedgerOlder, match=r"in about \d+ s, keeps a copy as ledger\.db\.schema-9"):
-        Ledger.rehearse(url_of(file), host="host-a", destination=URL, spool=file.parent)
+        Ledger.rehearse(url_of(file), host="host-a", destinations={"default": URL}, spool=file.parent)
     with pytest.raises(OtherDestination):
-        Ledger.rehearse(url_of(file), host="host-a", destination="http://other.example/v2", spool=file.parent)
+        Ledger.rehearse(
+            url_of(file), host="host-a", destinations={"default": "http://other.example/v2"}, spool=file.parent
+        )
     assert file.read_bytes() == before
     assert [each.name for each in file.parent.iterdir()] == ["ledger.db"]
 
@@ -198,5 +204,5 @@ def test_row_that_belongs_to_nothing_is_refused_and_the_ledger_left_as_it_was(fi
     with closing(sqlite3.connect(file)) as ledger, ledger:
         ledger.execute("UPDATE instance SET digest = NULL WHERE state = 'FAILED'")
     with pytest.raises(LedgerError):
-        Ledger.open(url_of(file), host="host-a", destination=URL, spool=file.parent)
+        Ledger.open(url_of(file), host="host-a", destinations={"default": URL}, spool=file.parent)
     assert files_of(file) == (SCHEMA, FILES)

@@ -16,6 +16,7 @@ from ingestd.daemon.service import _Service
 from ingestd.daemon.signals import Asked
 from ingestd.daemon.stage import Stage
 from ingestd.ledger import Ledger, LedgerError, Transaction
+from tests.serving import only_server, only_workers
 from tests.simulation.jobs import Jobs
 from tests.simulation.machine import Died, Machine
 
@@ -79,7 +80,7 @@ class Process:
 
     def stop(self) -> bool:
         """Stop it in order; False, and nothing is done, where that has to wait for a post."""
-        if self.daemon is None or not self.daemon.stages.posting.is_idle:
+        if self.daemon is None or not only_server(self.daemon).posting.is_idle:
             return False
         daemon, self.daemon = self.daemon, None
         try:
@@ -126,7 +127,7 @@ class Process:
             for daemon in (self.daemon, self._service.following if self._service is not None else None):
                 if daemon is not None:
                     daemon.workers.inboxes.close()
-                    daemon.workers.client.close()
+                    only_workers(daemon).client.close()
             if self.daemon is not None:
                 self.daemon.spool.unlock()
             self.daemon = self._service = None
@@ -172,7 +173,7 @@ class Process:
 
     def answered(self) -> set[int]:
         """Give the rows that the tick has answers about."""
-        answers = self.daemon.stages.verification._answers if self.daemon is not None else []
+        answers = only_server(self.daemon).verification._answers if self.daemon is not None else []
         return {row.entry_id for answer in answers for row in answer.question.rows}
 
 

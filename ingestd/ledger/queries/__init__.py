@@ -29,6 +29,7 @@ from .overview import (
     alarms,
     clock,
     counts,
+    destinations,
     first_attempt_at,
     jumps,
     last_attempt_id,
@@ -39,7 +40,7 @@ from .overview import (
     status,
     unfinished,
 )
-from .search import called_since, entries, find, find_named, story, studies
+from .search import called_since, entries, find, find_named, of_files, story, studies
 from .server import (
     cursor,
     cursor_moved_at,

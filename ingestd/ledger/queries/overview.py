@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,13 +12,14 @@ from sqlalchemy import ColumnElement, and_, func, select
 
 from ingestd.lifecycle import FILE_ENDS, NEEDS_PERSON, UNCONFIRMED, Jump, Reason, State, needs_person
 
+from .. import dialect
 from ..reports import Count, Status
 from ..row import ENDED, ON_ITS_WAY, ZERO, jump_of
-from ..schema import alarm, attempt, delivery, file, history, inbox, spool, state_count, study_sum
+from ..schema import alarm, attempt, delivery, destination, file, history, inbox, spool, state_count, study_sum
 from ..schema import clock as clock_table
 from ..session import Queryable
-from ..values import Alarm, ClockLine, InboxSummary
-from .server import destination
+from ..values import Alarm, ClockLine, DestinationStatus, InboxSummary
+from .server import destination_of
 
 # Listed, but nobody is called for it.
 CLUTTER = frozenset({Reason.NOT_DICOM, Reason.DICOMDIR})
@@ -43,9 +45,14 @@ def _stretches(jumps: Sequence[Any]) -> Iterator[tuple[ColumnElement[bool], time
         yield and_(*rows), by
 
 
-def status(ledger: Queryable) -> Status:
-    """Say how things stand, in constant time."""
-    rows = ledger.fetch_all(select(state_count).where(state_count.c.entries > 0))
+def status(ledger: Queryable, *, at: str | None = None) -> Status:
+    """Say how things stand, in constant time; with ``at``, what is counted and waits is what is so at this destination.
+
+    Raises KeyError for one that the ledger does not know.
+    """
+    number = None if at is None else ledger.destinations[at]
+    here = () if number is None else (state_count.c.destination_id == number,)
+    rows = ledger.fetch_all(select(state_count).where(state_count.c.entries > 0, *here))
     summed: dict[tuple[str, State, str], list[int]] = {}
     for row in rows:
         sums = summed.setdefault((ledger.inbox_of(row.inbox_id), State(row.state), row.reason), [0, 0])
@@ -61,34 +68,69 @@ def status(ledger: Queryable) -> Status:
     troubled = [count for count in by_reason if needs_person(count.state, count.reason)]
     clutter = sum(count.rows for count in troubled if count.state is State.REJECTED and count.reason in CLUTTER)
     inboxes = _inboxes(ledger)
-    waiting = [oldest_unconfirmed_at(ledger), *(each.oldest_at for each in inboxes)]
+    known = destinations(ledger)
+    waiting = [each.oldest_unconfirmed_at for each in known if at in (None, each.name)]
+    waiting += [each.oldest_at for each in inboxes if at is None]
     return Status(
         states=states,
         counts=by_reason,
         needs_person=sum(count.rows for count in troubled) - clutter,
         clutter=clutter,
         oldest_unconfirmed_at=min((at for at in waiting if at is not None), default=None),
-        oldest_needs_person_at=_oldest_needs_person_at(ledger, [state for state in NEEDS_PERSON if states[state]]),
-        studies_waiting=_studies_waiting(ledger),
-        destination=destination(ledger),
+        oldest_needs_person_at=_oldest_needs_person_at(
+            ledger, [state for state in NEEDS_PERSON if states[state]], at=number
+        ),
+        studies_waiting=_studies_waiting(ledger, at=number),
+        destinations=known,
         inboxes=inboxes,
         alarms=alarms(ledger),
         jumps=_jumps(ledger),
     )
 
 
-def counts(ledger: Queryable) -> dict[State, int]:
-    """Say how many rows are in each state; every state is there."""
-    rows = ledger.fetch_all(
-        select(state_count.c.state, func.sum(state_count.c.entries).label("entries")).group_by(state_count.c.state)
-    )
+def counts(ledger: Queryable, *, destination_id: int | None = None) -> dict[State, int]:
+    """Say how many rows are in each state, at all destinations or at this one; every state is there."""
+    here = () if destination_id is None else (state_count.c.destination_id == destination_id,)
+    entries = func.sum(state_count.c.entries).label("entries")
+    rows = ledger.fetch_all(select(state_count.c.state, entries).where(*here).group_by(state_count.c.state))
     found = {row.state: int(row.entries) for row in rows}
     return {state: found.get(state.value, 0) for state in State}
 
 
-def oldest_unconfirmed_at(ledger: Queryable) -> datetime | None:
+def destinations(ledger: Queryable) -> tuple[DestinationStatus, ...]:
+    """Say of each destination that the ledger knows whether it is sent to, and what waits there."""
+    waiting = {
+        row.destination_id: row
+        for row in ledger.fetch_all(
+            select(
+                state_count.c.destination_id,
+                func.sum(state_count.c.entries).label("entries"),
+                func.sum(state_count.c.size_bytes).label("size_bytes"),
+            )
+            .where(state_count.c.state.in_(sorted(UNCONFIRMED)))
+            .group_by(state_count.c.destination_id)
+        )
+    }
+    found = []
+    for row in ledger.fetch_all(select(destination).order_by(destination.c.id)):
+        stands = destination_of(row)
+        if (sums := waiting.get(row.id)) is not None and sums.entries:
+            oldest = oldest_unconfirmed_at(ledger, at=row.id if len(waiting) > 1 else None)
+            stands = replace(
+                stands,
+                unconfirmed=int(sums.entries),
+                unconfirmed_bytes=int(sums.size_bytes),
+                oldest_unconfirmed_at=oldest,
+            )
+        found.append(stands)
+    return tuple(found)
+
+
+def oldest_unconfirmed_at(ledger: Queryable, *, at: int | None = None) -> datetime | None:
     """Say since when the oldest file that is still on its way has been in the ledger, by today's clock."""
-    oldest = select(delivery.c.admitted_at).where(ON_ITS_WAY).order_by(delivery.c.admitted_at).limit(1)
+    # The oldest of all are walked through to the first of this destination: the order decides, not whose they are.
+    here = () if at is None else (dialect.unindexed(delivery.c.destination_id) == at,)
+    oldest = select(delivery.c.admitted_at).where(ON_ITS_WAY, *here).order_by(delivery.c.admitted_at).limit(1)
     row = ledger.fetch_one(oldest)
     jumps = ledger.fetch_cached(_JUMPS) if row else []
     if not jumps:
@@ -97,9 +139,10 @@ def oldest_unconfirmed_at(ledger: Queryable) -> datetime | None:
     return min((row.admitted_at + by for row, by in found if row is not None), default=None)
 
 
-def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State]) -> datetime | None:
+def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State], *, at: int | None) -> datetime | None:
     # State by state: the indexes over them are in the order of time within each. Clutter is passed over row by row.
     passed_over = CLUTTER | {Reason.DROPPED_AGAIN}
+    here = () if at is None else (dialect.unindexed(delivery.c.destination_id) == at,)
     oldest = [
         ledger.fetch_one(
             select(table.c.changed_at)
@@ -108,15 +151,23 @@ def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State]) -> datet
             .limit(1)
         )
         for state in states
-        for table, where in ([(file, ())] if state in FILE_ENDS else [(delivery, (ENDED,))])
+        for table, where in ([(file, ())] if state in FILE_ENDS else [(delivery, (ENDED, *here))])
     ]
     return min((row.changed_at for row in oldest if row is not None), default=None)
 
 
 def alarms(ledger: Queryable) -> tuple[Alarm, ...]:
     """Say what keeps files from being confirmed or removed, of all hosts, the oldest first."""
+    names = {number: name for name, number in ledger.destinations.items()}
     return tuple(
-        Alarm(kind=row.kind, about=row.about, note=row.note, next_step=row.next_step, since=row.since)
+        Alarm(
+            kind=row.kind,
+            about=row.about,
+            note=row.note,
+            next_step=row.next_step,
+            since=row.since,
+            destination=names.get(row.destination_id, ""),
+        )
         for row in sorted(ledger.fetch_all(select(alarm)), key=lambda row: (row.since, row.kind, row.about))
     )
 
@@ -125,9 +176,11 @@ def _jumps(ledger: Queryable) -> tuple[Jump, ...]:
     return tuple(map(jump_of, ledger.fetch_cached(_JUMPS)[:_JUMPS_SHOWN]))
 
 
-def _studies_waiting(ledger: Queryable) -> int:
+def _studies_waiting(ledger: Queryable, *, at: int | None) -> int:
     # Bounded: 1,000 says "1,000 or more".
     bounded = select(study_sum.c.waiting).where(study_sum.c.waiting > ZERO)
+    if at is not None:
+        bounded = bounded.where(study_sum.c.destination_id == at)
     row = ledger.fetch_one(select(func.count().label("studies")).select_from(bounded.limit(_MANY).subquery()))
     return int(row.studies)
 
@@ -197,6 +250,7 @@ def last_attempt_id(ledger: Queryable) -> int:
 
 
 def first_attempt_at(ledger: Queryable) -> datetime | None:
-    """Say when the first Store Transaction of this ledger began."""
-    row = ledger.fetch_one(select(attempt.c.started_at).order_by(attempt.c.id).limit(1))
+    """Say when the first Store Transaction to this destination began."""
+    here = attempt.c.destination_id == ledger.destination_id
+    row = ledger.fetch_one(select(attempt.c.started_at).where(here).order_by(attempt.c.id).limit(1))
     return row.started_at if row else None

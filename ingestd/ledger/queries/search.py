@@ -58,17 +58,21 @@ def studies(
         later.append(other.c[STATE_COLUMNS[choice.state]] > ZERO)
     if choice.since is not None:
         where.append(study_sum.c.changed_at >= choice.since)
+    here: list[ColumnElement[bool]] = []
+    if choice.destination is not None:
+        here.append(dialect.unindexed(study_sum.c.destination_id) == choice.destination)
+        later.append(other.c.destination_id == choice.destination)
     if after is not None:
         last = ledger.study_id(after.study_uid) or 0
         where.append(_is_before(study_sum.c.changed_at, study_sum.c.study_id, after.changed_at, last))
     where += [*_of_studies(ledger, choice, study_sum.c.study_id)[0], ~exists().where(*later)]
     newest_first = (study_sum.c.changed_at.desc(), study_sum.c.study_id.desc())
-    rows = ledger.fetch_all(select(study_sum).where(*where).order_by(*newest_first).limit(limit))
+    rows = ledger.fetch_all(select(study_sum).where(*where, *here).order_by(*newest_first).limit(limit))
     study_ids = [row.study_id for row in rows]
     of_study: dict[int, list[Any]] = {}
     for piece in pieces(study_ids):
         sums = select(study_sum, study.c.uid).join(study, study.c.id == study_sum.c.study_id)
-        for row in ledger.fetch_all(sums.where(study_sum.c.study_id.in_(piece))):
+        for row in ledger.fetch_all(sums.where(study_sum.c.study_id.in_(piece), *here)):
             of_study.setdefault(row.study_id, []).append(row)
     modalities = _modalities(ledger, study_ids)
     hosts = {spool_id: host for spool_id, host, _ in homes(ledger)} if rows else {}
@@ -145,9 +149,11 @@ def entries(ledger: Queryable, choice: Choice = _ALL, *, limit: int = 1000, afte
     lists = [
         ask(DELIVERED, delivery.c.id, at, of_delivery, *where) for at, where in _lists_of_deliveries(states, choice)
     ]
-    lists += [
-        ask(file, file.c.id, file.c.changed_at, of_file, file.c.state == state) for state in sorted(states & FILE_ENDS)
-    ]
+    if choice.destination is None:
+        lists += [
+            ask(file, file.c.id, file.c.changed_at, of_file, file.c.state == state)
+            for state in sorted(states & FILE_ENDS)
+        ]
     ordered = merge(*lists, key=lambda row: (row.at, row.id), reverse=True)
     return whole(ledger, [row.id for row in islice(ordered, limit)])
 
@@ -170,6 +176,8 @@ def _lists_of_deliveries(
 def _asked_of_entry(choice: Choice, of: Callable[[str], ColumnElement[Any]]) -> Iterator[ColumnElement[bool]]:
     if choice.reason is not None:
         yield of("reason") == choice.reason
+    if choice.destination is not None:
+        yield dialect.unindexed(delivery.c.destination_id) == choice.destination
     if choice.patient_hash is not None:
         yield file.c.patient_hash == choice.patient_hash
     if choice.accession_hash is not None:
@@ -222,6 +230,12 @@ def find(ledger: Queryable, text: str) -> list[Entry]:
             studies = file.c.study_id.in_([row.study_id for row in in_series])
             found = _ids(ledger, studies, file.c.series_uid == text)
     return whole(ledger, found or _by_path(ledger, text))
+
+
+def of_files(ledger: Queryable, file_ids: Sequence[int]) -> list[Entry]:
+    """Give all deliveries of these files, and what of them has none, file by file."""
+    found = [number for piece in pieces(file_ids) for number in _ids(ledger, file.c.id.in_(piece))]
+    return sorted(whole(ledger, found), key=lambda each: (each.file_id, each.entry_id))
 
 
 def _ids(ledger: Queryable, *where: ColumnElement[bool]) -> list[int]:
@@ -278,10 +292,8 @@ def story(ledger: Queryable, entry_id: int) -> Story | None:
     told = entry(ledger, entry_id)
     if told is None:
         return None
-    of_delivery = select(delivery.c.file_id).where(delivery.c.id == entry_id).scalar_subquery()
-    events = ledger.fetch_all(
-        select(history).where(history.c.file_id == func.coalesce(of_delivery, entry_id)).order_by(history.c.id)
-    )
+    of_it = or_(history.c.delivery_id.is_(None), history.c.delivery_id == entry_id)
+    events = ledger.fetch_all(select(history).where(history.c.file_id == told.file_id, of_it).order_by(history.c.id))
     attempts: list[Attempt] = []
     for piece in pieces(sorted({row.attempt_id for row in events if row.attempt_id is not None})):
         rows = ledger.fetch_all(select(attempt).where(attempt.c.id.in_(piece)).order_by(attempt.c.id))
@@ -293,9 +305,14 @@ def story(ledger: Queryable, entry_id: int) -> Story | None:
         holder=entry(ledger, told.holder_id) if told.holder_id is not None else None,
         duplicates=tuple(whole(ledger, _duplicates_of(ledger, entry_id))),
         same_identity=tuple(
-            whole(ledger, [other for other in _with_identity(ledger, told.identity) if other != entry_id])
+            other for other in whole(ledger, _with_identity(ledger, told.identity)) if _is_beside(other, told)
         ),
     )
+
+
+def _is_beside(other: Entry, told: Entry) -> bool:
+    """Whether another entry with the same identity is of another file, and not at another destination."""
+    return other.file_id != told.file_id and (not told.destination or other.destination in ("", told.destination))
 
 
 def _duplicates_of(ledger: Queryable, entry_id: int) -> list[int]:

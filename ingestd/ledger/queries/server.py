@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import BindParameter, bindparam, exists, func, or_, select
 
-from ingestd.lifecycle import FeedCursor, FeedEnd, Standing, State
+from ingestd.lifecycle import FeedCursor, FeedEnd, Standing
 
 from .. import dialect
-from ..row import CONFIRMED, DELIVERED, IN_SPOOL, ON_ITS_WAY, ONE, pieces
+from ..row import CONFIRMED, DELIVERED, ON_ITS_WAY, ONE, pieces
 from ..schema import delivery, feed_cursor, file, spool, study, trust, verification
 from ..schema import destination as destination_table
 from ..session import Queryable
@@ -52,10 +53,13 @@ def _own(ledger: Queryable) -> dict[str, int]:
 def destination(ledger: Queryable) -> DestinationStatus | None:
     """Say where this ledger delivers to, and whether it is sent to."""
     rows = ledger.fetch_cached(_DESTINATION, _own(ledger))
-    if not rows:
-        return None
-    row = rows[0]
+    return destination_of(rows[0]) if rows else None
+
+
+def destination_of(row: Any) -> DestinationStatus:
+    """Give what a row of the table says."""
     return DestinationStatus(
+        name=row.name,
         url=row.url,
         kind=row.kind,
         paused_until=row.paused_until,
@@ -137,31 +141,30 @@ def uncompared(
     limit: int = 1000,
     spool_id: int | None = None,
 ) -> list[tuple[int, datetime]]:
-    """Say which rows were confirmed without a comparison and have a file in the spool that nobody needs any more.
+    """Say which rows were confirmed without a comparison and have their file in the spool still.
 
-    In the order of the instants, given with them, since when it is not needed: those from ``after`` to ``before``. Rows
-    that are about to be compared do not count.
+    In the order of the instants, given with them, when they were: those from ``after`` to ``before``. Rows that are
+    about to be compared do not count.
     """
     rows = ledger.fetch_all(
-        select(delivery.c.id, file.c.unneeded_at)
+        select(delivery.c.id, delivery.c.confirmed_at)
         .select_from(DELIVERED)
         .where(
-            file.c.unneeded_at.is_not(None),
-            IN_SPOOL,
-            file.c.spool_id == (ledger.spool_id if spool_id is None else spool_id),
-            file.c.unneeded_at <= before,
-            *(() if after is None else (file.c.unneeded_at >= after,)),
+            CONFIRMED,
+            delivery.c.confirmed_at <= before,
+            *(() if after is None else (delivery.c.confirmed_at >= after,)),
+            dialect.unindexed(file.c.spool_id) == (ledger.spool_id if spool_id is None else spool_id),
+            dialect.unindexed(file.c.in_spool) == 1,
             file.c.removing_at.is_(None),
-            _AT_DESTINATION,
-            dialect.unindexed(delivery.c.state) == State.CONFIRMED,
+            dialect.unindexed(delivery.c.destination_id) == bindparam("destination_id"),
             dialect.unindexed(delivery.c.compared) == 0,
             delivery.c.needs_content_check == 0,
         )
-        .order_by(file.c.unneeded_at)
+        .order_by(delivery.c.confirmed_at)
         .limit(limit),
         _own(ledger),
     )
-    return [(row.id, row.unneeded_at) for row in rows]
+    return [(row.id, row.confirmed_at) for row in rows]
 
 
 def has_uncompared(ledger: Queryable, *, before: datetime) -> bool:

@@ -34,9 +34,10 @@ _WHOLE = select(
         "spool_id inbox_id relative_path source source_removed path in_place wish priority removing_at removed_at"
     ),
     *file_columns("series_uid sop_uid sop_class_uid transfer_syntax digest meta_digest dataset_offset size_bytes"),
-    *file_columns("modality station notes"),
+    *file_columns("modality station notes route"),
     study.c.uid.label("study_uid"),
-    *columns("file_id attempts charged resends need next_attempt_at next_check_at stored_at confirmed_at holder_id"),
+    *columns("file_id destination_id attempts charged resends need next_attempt_at next_check_at stored_at"),
+    *columns("confirmed_at holder_id"),
     *columns("failure_reason warning_reason failed_attributes rendition_id compared"),
 )
 _DELIVERIES = _WHOLE.select_from(DELIVERED.outerjoin(study, study.c.id == file.c.study_id)).where(
@@ -50,11 +51,13 @@ _FILES = _WHOLE.select_from(FILED.outerjoin(delivery, delivery.c.file_id == file
 def whole(ledger: Queryable, ids: Sequence[int]) -> list[Entry]:
     """Read these entries, in that order."""
     at_home = {spool_id: (host, path) for spool_id, host, path in homes(ledger)} if ids else {}
+    names = {number: name for name, number in ledger.destinations.items()}
     found: dict[int, Entry] = {}
     for piece in pieces(ids):
         for statement in (_DELIVERIES, _FILES):
             for row in ledger.fetch_all(statement, {"ids": piece}):
-                found[row.id] = _entry(row, ledger.inbox_of(row.inbox_id), *at_home[row.spool_id])
+                inbox, goes_to = ledger.inbox_of(row.inbox_id), names.get(row.destination_id, "")
+                found[row.id] = _entry(row, inbox, goes_to, *at_home[row.spool_id])
     return [found[entry_id] for entry_id in ids if entry_id in found]
 
 
@@ -74,11 +77,14 @@ def entry(ledger: Queryable, entry_id: int) -> Entry | None:
     return found[0] if found else None
 
 
-def _entry(row: Any, inbox_name: str, host: str, home: Path | None) -> Entry:
+def _entry(row: Any, inbox_name: str, destination: str, host: str, home: Path | None) -> Entry:
     in_place = bool(row.in_place)
     is_there = row.removing_at is None and (in_place or home is not None)
     return Entry(
         entry_id=row.id,
+        file_id=row.file_id or row.id,
+        destination=destination,
+        route=row.route,
         host=host,
         state=State(row.state),
         reason=Reason(row.reason) if row.reason else None,
