@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ from ingestd.lifecycle import (
     PauseCause,
     Reason,
     Refusal,
+    Route,
     Sameness,
     SourceStat,
     State,
@@ -96,13 +98,13 @@ class Rows:
         (folder / "config.yaml").write_text(text)
         self.folder = folder
         self.config: Config = load(folder / "config.yaml")
-        self.inbox = self.config.inboxes[0].name
+        self.inbox = self.config.inboxes[0].spool_name
         self.spool = Spool(self.config.spool.for_send if of_send else self.config.spool.path)
         self.now = datetime.now(UTC) - timedelta(minutes=10)
         self.ledger = Ledger.open(
             self.config.ledger,
             host=self.spool.host,
-            destination=self.config.destination.url,
+            destinations=self.config.addresses,
             spool=self.spool.path,
             limits=BatchLimits(quiet_period=timedelta(0)),
         )
@@ -110,6 +112,12 @@ class Rows:
 
     def close(self) -> None:
         self.ledger.close()
+
+    def at(self, name: str) -> Rows:
+        """The same rows: what is claimed, proven and paused is so at this destination."""
+        view = copy.copy(self)
+        view.ledger = self.ledger.at(name)
+        return view
 
     def _source(self) -> SourceStat:
         self._inode += 1
@@ -132,6 +140,7 @@ class Rows:
         accession: str = "ACC",
         modality: str = "CT",
         sameness: Sameness | None = None,
+        route: Route | None = None,
     ) -> int:
         """A file taken in: PENDING, or DUPLICATE or CONFLICT as its identity is held by equal or other content."""
         source = self._source()
@@ -160,6 +169,7 @@ class Rows:
             patient_hash=self.ledger.search_key.hash("patient", patient),
             accession_hash=self.ledger.search_key.hash("accession", accession),
             notes=("trailing_padding",),
+            route=route,
         )
         with self.ledger.transaction() as tx:
             [admitted] = moves.admit(tx, [arrival], now=self.now)
@@ -167,7 +177,7 @@ class Rows:
             assert admitted.holder is not None
             judged = Judged(holder_id=admitted.holder.entry_id, sameness=sameness or Sameness.OTHER)
             with self.ledger.transaction() as tx:
-                [admitted] = moves.admit(tx, [arrival], judged={0: judged}, now=self.now)
+                [admitted] = moves.admit(tx, [arrival], judged={0: [judged]}, now=self.now)
         assert admitted.entry_id is not None
         return admitted.entry_id
 

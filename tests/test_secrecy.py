@@ -1,4 +1,4 @@
-"""No token and no image in a core file: neither of the daemon, nor of a command that has the token, nor of a reader."""
+"""No token and no image in a core file, of the daemon, a command or a reader; and of a header only what is needed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import write_instance
+from ingestd.emulator import Emulator
+from tests.builders import element, instance_bytes, write_instance
 from tests.http_server import Conversation, ScriptedServer
-from tests.running import PROJECT, wait_until
+from tests.running import PROJECT, Site, wait_until
 
 # Python runs this at its start; at SIGUSR1 the process then writes down what the kernel has noted of it.
 ASKED = """
@@ -82,3 +83,24 @@ def test_whoever_holds_the_token_or_an_image_is_never_dumped(tmp_path, words):
         finally:
             process.kill()
             process.wait()
+
+
+def test_what_rules_match_reaches_neither_the_ledger_nor_a_log(tmp_path):
+    texts = {0x00080080: "INSTITUTION", 0x00081030: "DESCRIPTION", 0x00081040: "DEPARTMENT"}
+    station = element(0x00081010, "SH", "STATION")
+    around = b"".join(element(tag, "LO", f"CANARY {text}") for tag, text in texts.items())
+    content = instance_bytes()
+    title = element(0x00020016, "AE", "CANARY AE")
+    head = content.index(element(0x00080005, "CS", "ISO_IR 100"))
+    content = content[:head] + title + content[head:].replace(station, around)
+
+    with Emulator() as server:
+        site = Site(tmp_path / "site", server.url, logging={"level": "debug"})
+        (site.drop / "file.dcm").write_bytes(content)
+        said = site.command("run", "--once")
+        shown = site.command("explain", str(site.drop / "file.dcm"), "--json")
+
+    assert site.states() == {"CONFIRMED": 1}
+    files = [path.read_bytes() for path in site.folder.glob("ledger.db*")]
+    assert not any(b"CANARY" in text for text in files)
+    assert "CANARY" not in said.stdout + said.stderr + shown.stdout + shown.stderr

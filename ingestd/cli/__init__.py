@@ -32,6 +32,7 @@ COMMANDS = {
     "retry": ("ingestd.cli.retry", "Give files that need a person another try."),
     "resolve": ("ingestd.cli.resolve", "Decide what becomes of a file that ingestd may not decide about."),
     "reconcile": ("ingestd.cli.reconcile", "Ask the server now whether it has what it should have."),
+    "destination": ("ingestd.cli.destination", "Let go of what waits for a destination that is no more."),
     "check": (
         "ingestd.cli.check",
         "Look at configuration, folders, disk, ledger, token and server: every problem at once.",

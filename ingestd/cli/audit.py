@@ -88,20 +88,19 @@ def _identity(identity: Identity) -> dict[str, str]:
 
 def open_as_daemon(config: Config, spool: Spool) -> Ledger:
     """Open the ledger as the daemon of this spool sees it: rows with their files, and the destination held to."""
-    url = config.destination.url
-    return Ledger.open(config.ledger, host=spool.host, spool=spool.path, destination=url, create=False)
+    return Ledger.open(config.ledger, host=spool.host, spool=spool.path, destinations=config.addresses, create=False)
 
 
 def audit_all(
-    config: Config, *, share: float, budget: timedelta, progress: Callable[[int, int], None] | None
+    config: Config, name: str, *, share: float, budget: timedelta, progress: Callable[[int, int], None] | None
 ) -> Report:
-    """Audit study after study until all are done, the budget is spent, or the server does not answer."""
+    """Audit one destination study by study until all are done, the budget is spent, or it does not answer."""
     with ExitStack() as stack:
         spool = Spool(config.spool.path)
         ledger = stack.enter_context(open_as_daemon(config, spool))
-        client = stack.enter_context(client_of(config))
+        client = stack.enter_context(client_of(config.destinations[name]))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="audit-", dir=spool.path)))
-        auditor = _Auditor(config, ledger, client, stack, progress)
+        auditor = _Auditor(config, name, ledger, client, stack, progress)
         try:
             auditor.run(scratch, share=share, budget=budget)
         except DicomWebError as error:
@@ -115,6 +114,7 @@ class _Auditor:
     def __init__(
         self,
         config: Config,
+        name: str,
         ledger: Ledger,
         client: DicomWebClient,
         stack: ExitStack,
@@ -122,7 +122,8 @@ class _Auditor:
     ) -> None:
         self.report = Report()
         self._config = config
-        self._ledger = ledger
+        self._destination = config.destinations[name]
+        self._whole, self._ledger = ledger, ledger.at(name)
         self._client = client
         self._stack = stack
         self._progress = progress
@@ -135,9 +136,9 @@ class _Auditor:
         """Audit every study of the ledger, then ask which other studies the server has."""
         report = self.report
         ends_at = boottime() + budget.total_seconds()
-        profile = profile_from(self._config) or probe_profile(self._client)
+        profile = profile_from(self._destination) or probe_profile(self._client)
         jump = next(iter(queries.jumps(self._ledger, limit=1)), None)
-        rules = replace(rules_of(self._config, profile), jump=jump)
+        rules = replace(rules_of(self._config, self._destination, profile), jump=jump)
         known = sorted(set(self._study_uids()))
         report.studies_known = len(known)
 
@@ -187,11 +188,13 @@ class _Auditor:
             self._apply([finding for finding in found.findings if finding.row.entry_id in gone], rules, began)
 
     def _study_uids(self) -> Iterator[str]:
-        for page in pages(partial(queries.studies, self._ledger, limit=1000)):
+        here = Choice(destination=self._ledger.destination_id)
+        for page in pages(partial(queries.studies, self._ledger, here, limit=1000)):
             yield from (study.study_uid for study in page)
 
     def _rows_of(self, study_uid: str) -> Iterator[Unproven]:
-        for page in pages(partial(queries.entries, self._ledger, Choice(study_uid=study_uid))):
+        here = Choice(study_uid=study_uid, destination=self._ledger.destination_id)
+        for page in pages(partial(queries.entries, self._ledger, here)):
             rows = queries.unproven_rows(self._ledger, [entry.entry_id for entry in page])
             # What waits for its proof is the daemon's: here it is proven only where it is compared.
             yield from (replace(row, sampled=row.state is State.STORED) for row in rows)
@@ -219,7 +222,7 @@ class _Auditor:
         if judged:
             with self._ledger.transaction() as tx:
                 # A person may have said meanwhile that the server is elsewhere: this one is not asked any more.
-                self._ledger.expect_destination(self._config.destination.url)
+                self._whole.expect_destinations(self._config.addresses)
                 rows = {
                     row.entry_id: row
                     for row in queries.unproven_rows(self._ledger, [row.entry_id for row, _ in judged])

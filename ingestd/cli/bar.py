@@ -32,22 +32,28 @@ class Draw(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BarCounts:
-    """How many of the files are where; ``done_bytes`` are of those that the server stored or that came to an end."""
+    """How many of the files are where; ``done_bytes`` are of those that the server stored or that came to an end.
+
+    Where there are several destinations, deliveries are counted in the place of files.
+    """
 
     stored: int = 0
     proven: int = 0
     duplicates: int = 0
     not_stored: int = 0
     done_bytes: int = 0
+    rows: int = 0
+    size_bytes: int = 0
 
-    def in_words(self, total: int) -> str:
+    def in_words(self, files: int, *, several: bool) -> str:
         """Say it in a line; rows of files that lie there no more may be more than the files that do."""
+        total = max(files, self.rows) if several else files
         parts = [f"{min(self.stored, total)} stored", f"{min(self.proven, total)} proven"]
         if self.duplicates:
             parts.append("1 duplicate" if self.duplicates == 1 else f"{self.duplicates} duplicates")
         if self.not_stored:
             parts.append(f"{self.not_stored} not stored")
-        return f"{', '.join(parts)}, of {in_files(total)}"
+        return f"{', '.join(parts)}, of {f'{total} deliveries of ' if several else ''}{in_files(files)}"
 
 
 def lying(policies: Sequence[InboxPolicy]) -> tuple[int, int]:
@@ -90,15 +96,21 @@ def bar_counts(ledger: Ledger, policies: Sequence[InboxPolicy]) -> BarCounts:
         if policy.only is not None:
             known = queries.known_sources(ledger, policy.name, policy.only)
             newest = [max(sources, key=lambda source: source.entry_id) for sources in known.values() if sources]
-            rows += [(source.state, 1, source.source.size_bytes) for source in newest]
+            if len(ledger.destinations) > 1:
+                deliveries = queries.of_files(ledger, [source.entry_id for source in newest])
+                rows += [(entry.state, 1, entry.source.size_bytes) for entry in deliveries]
+            else:
+                rows += [(source.state, 1, source.source.size_bytes) for source in newest]
     return _counted(rows)
 
 
 def _counted(rows: Iterable[tuple[str, int, int]]) -> BarCounts:
     from ingestd.lifecycle import UNCONFIRMED, State
 
-    stored = proven = duplicates = not_stored = done_bytes = 0
+    stored = proven = duplicates = not_stored = done_bytes = all_rows = all_bytes = 0
     for state, count, size_bytes in rows:
+        all_rows += count
+        all_bytes += size_bytes
         if state in UNCONFIRMED and state != State.STORED:
             continue
         done_bytes += size_bytes
@@ -109,7 +121,15 @@ def _counted(rows: Iterable[tuple[str, int, int]]) -> BarCounts:
             duplicates += count
         else:
             not_stored += count
-    return BarCounts(stored=stored, proven=proven, duplicates=duplicates, not_stored=not_stored, done_bytes=done_bytes)
+    return BarCounts(
+        stored=stored,
+        proven=proven,
+        duplicates=duplicates,
+        not_stored=not_stored,
+        done_bytes=done_bytes,
+        rows=all_rows,
+        size_bytes=all_bytes,
+    )
 
 
 @contextmanager
@@ -142,8 +162,13 @@ def shown(policies: Sequence[InboxPolicy]) -> Iterator[Draw]:
             drawn_at = boottime()
             sums = bar_counts(ledger, policies)
             trouble = [*_pause(ledger), *(f"stopped because {plain(alarm.note)}" for alarm in alarms)]
-            bar.words = (Text(sums.in_words(files)), *(Text(words, style="yellow") for words in trouble))
-            bar.update(task, completed=min(sums.done_bytes, size_bytes))
+            several = len(ledger.destinations) > 1
+            bar.words = (
+                Text(sums.in_words(files, several=several)),
+                *(Text(words, style="yellow") for words in trouble),
+            )
+            length = max(size_bytes, sums.size_bytes) if several else size_bytes
+            bar.update(task, total=length, completed=min(sums.done_bytes, length))
 
         yield draw
 
@@ -151,8 +176,9 @@ def shown(policies: Sequence[InboxPolicy]) -> Iterator[Draw]:
 def _pause(ledger: Ledger) -> Iterator[str]:
     from ingestd.ledger import queries
 
-    server = queries.destination(ledger)
-    if server is None or server.paused_since is None:
-        return
-    again = tried_again(server.paused_until, datetime.now(UTC))
-    yield f"nothing is sent at present: {plain(server.pause_note or server.pause_cause)}; {again}"
+    servers = [found for name in ledger.destinations if (found := queries.destination(ledger.at(name)))]
+    for server in servers:
+        if server.paused_since is not None:
+            again = tried_again(server.paused_until, datetime.now(UTC))
+            where = f" to {plain(server.name)}" if len(servers) > 1 else ""
+            yield f"nothing is sent{where} at present: {plain(server.pause_note or server.pause_cause)}; {again}"

@@ -64,7 +64,8 @@ def _telling(findings: Iterable[CheckResult]) -> Iterator[CheckResult]:
     """Print each finding as it comes: a server that does not answer takes its time."""
     for finding in findings:
         mark, colour = _MARKS[finding.result]
-        click.echo(f"{click.style(f'{mark:<8}', fg=colour)} {finding.name:<12} {as_typed(plain(finding.text))}")
+        whose = finding.destination and f"{finding.destination}: "
+        click.echo(f"{click.style(f'{mark:<8}', fg=colour)} {finding.name:<12} {whose}{as_typed(plain(finding.text))}")
         if finding.advice:
             click.echo(f"{'':<21} -> {as_typed(plain(finding.advice))}")
         yield finding

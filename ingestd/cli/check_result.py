@@ -19,6 +19,7 @@ class CheckResult:
     text: str
     advice: str = ""
     code: ExitCode = ExitCode.CONFIGURATION
+    destination: str = ""  # whose it is, where there are several
 
     @property
     def blocks(self) -> bool:
@@ -26,7 +27,8 @@ class CheckResult:
         return self.result == "bad" and self.name in {"user", "daemon", "inboxes", "spool", "ledger"}
 
     def as_plain(self) -> dict[str, Any]:
-        return {"name": self.name, "result": self.result, "text": self.text, "advice": self.advice or None}
+        found = {"name": self.name, "result": self.result, "text": self.text, "advice": self.advice or None}
+        return found | ({"destination": self.destination} if self.destination else {})
 
 
 def ok(name: str, text: str) -> CheckResult:

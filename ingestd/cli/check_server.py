@@ -17,6 +17,7 @@ from ingestd.config import (
     BasicAuthSettings,
     BearerAuthSettings,
     Config,
+    Destination,
     NoAuthSettings,
     OAuth2AuthSettings,
     is_private_group,
@@ -34,9 +35,9 @@ _UNMAPPED = 65534
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def secrets(config: Config) -> Iterator[CheckResult]:
-    auth = config.destination.auth
-    address = urlsplit(config.destination.url)
+def secrets(destination: Destination, config: Config) -> Iterator[CheckResult]:
+    auth = destination.auth
+    address = urlsplit(destination.url)
     if isinstance(auth, NoAuthSettings):
         yield ok("auth", "none")
         return
@@ -102,9 +103,9 @@ def _secret_file(file: Path) -> Iterator[CheckResult]:
         yield ok("auth", f"from {file}")
 
 
-def tls(config: Config) -> Iterator[CheckResult]:
-    tls = config.destination.tls
-    if not config.destination.url.startswith("https://"):
+def tls(destination: Destination) -> Iterator[CheckResult]:
+    tls = destination.tls
+    if not destination.url.startswith("https://"):
         return
     for file in filter(None, (tls.ca_file, tls.client_cert, tls.client_key)):
         with contextlib.suppress(FileNotFoundError):  # told below, all of them
@@ -127,14 +128,14 @@ def tls(config: Config) -> Iterator[CheckResult]:
         yield ok("tls", f"trusts {tls.ca_file or 'the public authorities'}")
 
 
-def server(config: Config) -> Iterator[CheckResult]:
+def server(destination: Destination) -> Iterator[CheckResult]:
     from ingestd.daemon.settings import client_of
     from ingestd.dicomweb import DicomWebError, NotAuthorized, TokenError, Unavailable
     from ingestd.dicomweb.probing import may_store
     from ingestd.sender import probe_profile
 
-    url = config.destination.url
-    with client_of(config) as client:
+    url = destination.url
+    with client_of(destination) as client:
         try:
             client.prepare()
             began = boottime()

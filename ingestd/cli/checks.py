@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from ingestd.config import Config
+from ingestd.config import Config, Destination
+from ingestd.lifecycle import left_behind
 from ingestd.locks import who_runs
 
 from .asker import become, owner_of, user_name
@@ -20,23 +22,29 @@ def check_all(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
     """Look at everything, in the order a file meets it."""
     yield ok("config", f"{config.file}: every key is known and every value fits")
     yield from _guarded("config", access_of_others, "config", config.file, config)
+    yield from _rules(config)
     yield from _guarded("user", _user, config, for_start=for_start)
     for inbox in config.inboxes:
         yield from _guarded("inbox", inbox_taken_from, inbox, config)
     yield from _guarded("inboxes", folders_apart, config, for_start=for_start)
     for name, check in (("spool", spool), ("disk", disk), ("ledger", _ledger), ("watching", watching)):
         yield from _guarded(name, check, config)
+    for name, destination in config.destinations.items():
+        for result in _destination(destination, config, for_start=for_start):
+            yield replace(result, destination=name) if len(config.destinations) > 1 else result
+
+
+def _destination(destination: Destination, config: Config, *, for_start: bool) -> Iterator[CheckResult]:
     in_the_way = False
-    for name, check in (("auth", secrets), ("tls", tls)):
-        for result in _guarded(name, check, config):
-            in_the_way = in_the_way or result.result == "bad"
-            yield result
+    for result in (*_guarded("auth", secrets, destination, config), *_guarded("tls", tls, destination)):
+        in_the_way = in_the_way or result.result == "bad"
+        yield result
     if for_start:
         return
     if in_the_way:
         yield note("server", "not asked before auth and tls are mended")
     else:
-        yield from _guarded("server", server, config)
+        yield from _guarded("server", server, destination)
 
 
 def _guarded(
@@ -48,6 +56,14 @@ def _guarded(
         yield no_permission(name, str(error.filename or "a folder on the way"))
     except OSError as error:
         yield bad(name, f"{(error.strerror or 'cannot be looked at').lower()}: {error.filename or ''}".rstrip(": "))
+
+
+def _rules(config: Config) -> Iterator[CheckResult]:
+    for left in left_behind([section.rule for section in config.rules]):
+        others = ", ".join(left.modalities)
+        text = f"rule {left.rule} takes images, and not all their destinations get {others} of their studies"
+        advice = "name these in it, or in a rule of their own; or go by inbox, station or institution, not by modality"
+        yield note("rules", text, advice)
 
 
 def _user(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
@@ -77,7 +93,7 @@ def _ledger(config: Config) -> Iterator[CheckResult]:
     file = config.ledger_file
     try:
         yield from _start_on_ledger(config)
-        with Ledger.open(config.ledger, destination=config.destination.url, read_only=True) as ledger:
+        with Ledger.open(config.ledger, destinations=config.addresses, read_only=True) as ledger:
             status = queries.status(ledger)
     except LedgerMissing:
         yield ok("ledger", f"{file} will be made")
@@ -106,7 +122,7 @@ def _start_on_ledger(config: Config) -> Iterator[CheckResult]:
         host = rehearse_spool(path) or "new"
     except SpoolError:
         return
-    if Ledger.rehearse(config.ledger, host=host, destination=config.destination.url, spool=path.absolute()):
+    if Ledger.rehearse(config.ledger, host=host, destinations=config.addresses, spool=path.absolute()):
         text = "the key of the search words (the .key file beside the ledger) is missing, and a start makes another"
         advice = "put it back from a backup first, else what was taken in is not found by patient or accession"
         yield bad("key", text, advice)

@@ -24,7 +24,7 @@ from .asker import as_typed, become, owner_of, user_name
 from .output import ReaderGone, plain
 
 if TYPE_CHECKING:
-    from ingestd.config import Config
+    from ingestd.config import Config, Destination
     from ingestd.ledger import Ledger
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -157,6 +157,7 @@ def _own_or_groups(ctx: click.Context, _param: click.Parameter, value: Path | No
     return value or (above if isinstance(above, Path) else None)
 
 
+destination_option = click.option("--destination", metavar="NAME", help="Only this one of several `destinations:`.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
@@ -165,6 +166,32 @@ def load_config(path: Path | None) -> Config:
     from ingestd.config import load
 
     return load(path)
+
+
+def destinations_named(config: Config, name: str | None) -> dict[str, Destination]:
+    """Return the destination of this name, or all where none was named; Stop where there is none of it."""
+    if name is None:
+        return dict(config.destinations)
+    if name not in config.destinations:
+        there = ", ".join(config.destinations)
+        raise Stop(ExitCode.CONFIGURATION, f"no destination is called {plain(name)}; there are {there}")
+    return {name: config.destinations[name]}
+
+
+def one_destination(config: Config, name: str | None) -> tuple[str, Destination]:
+    """Return the destination that is meant, with its name; Stop where there are several and none was named."""
+    found = list(destinations_named(config, name).items())
+    if len(found) > 1:
+        raise Stop(ExitCode.CONFIGURATION, f"say which with --destination; there are {', '.join(config.destinations)}")
+    return found[0]
+
+
+def number_of(ledger: Ledger, name: str | None) -> int | None:
+    """Return the ledger's number of the destination of this name, None where none was named; Stop where it has none."""
+    if name is not None and name not in ledger.destinations:
+        there = ", ".join(ledger.destinations)
+        raise Stop(ExitCode.CONFIGURATION, f"the ledger has no destination {plain(name)}; it has {there}")
+    return None if name is None else ledger.destinations[name]
 
 
 def tell_config(config: Config) -> Config:

@@ -14,7 +14,7 @@ import click
 from . import dicomweb_asking as asking
 from . import dicomweb_files as files
 from . import dicomweb_service as service
-from .common import config_option
+from .common import config_option, destination_option
 from .dicomweb_common import OperationGroup, ServerOptions
 
 CODES = """\b
@@ -34,6 +34,7 @@ Exit codes:
     epilog=CODES,
 )
 @config_option
+@destination_option
 @click.option("--url", metavar="URL", help="The server, with its version: https://host/v2. Else the configuration's.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="A bearer token, in a file.")
 @click.option("--token-env", metavar="NAME", help="A bearer token, in an environment variable.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
-from .common import ExitCode, Stop, keep_secrets, load_config, tell_config
+from .common import ExitCode, Stop, keep_secrets, load_config, one_destination, tell_config
 from .output import plain, print_json
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class ServerOptions:
     """Which server, and who we are to it: options of the group."""
 
     config: Path | None
+    destination: str | None
     url: str | None
     token_file: Path | None
     token_env: str | None
@@ -49,10 +50,13 @@ class ServerOptions:
                 raise click.UsageError("options for authentication go with --url; else the configuration says it all")
             from ingestd.daemon.settings import client_of
 
-            client = client_of(tell_config(load_config(self.config)))
+            _, server = one_destination(tell_config(load_config(self.config)), self.destination)
+            client = client_of(server)
             if self.partition is None:
                 return client
             raise click.UsageError("--partition goes with --url")
+        if self.destination is not None:
+            raise click.UsageError("--destination names one of the configuration, and --url another server")
         try:
             return DicomWebClient(
                 self.url,

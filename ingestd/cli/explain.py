@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,32 +61,59 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         tell_config(settings)
     with ledger_for_reading(settings) as ledger:
         entries = find(settings, ledger, what)
-        stories = [story for entry in entries[:MOST_STORIES] if (story := queries.story(ledger, entry.entry_id))]
-        server = queries.destination(ledger)
-        unanswered = next((alarm for alarm in queries.alarms(ledger) if alarm.kind in _UNANSWERED), None)
+        file_ids = list(dict.fromkeys(entry.file_id for entry in entries))
+        told = queries.of_files(ledger, file_ids[:MOST_STORIES])
+        stories = [story for entry in told if (story := queries.story(ledger, entry.entry_id))]
+        servers = queries.destinations(ledger)
+        unanswered = [alarm for alarm in queries.alarms(ledger) if alarm.kind in _UNANSWERED]
     if not stories:
         raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what))
+    files = [[story for story in stories if story.entry.file_id == each] for each in file_ids[:MOST_STORIES]]
     if as_json:
-        plains = [story_as_plain(story, unanswered) for story in stories]
-        print_json({"config": settings.file, "files": plains, "found": len(entries)})
+        plains = [
+            story_as_plain(story, unanswered) | {"file_state": telling([each.entry for each in deliveries]).state}
+            for deliveries in files
+            for story in deliveries
+        ]
+        print_json({"config": settings.file, "files": plains, "found": len(file_ids)})
         return ExitCode.DONE
     knows_references, sender = _know_references(settings), stopped_send(settings)
-    folders = {inbox.name: str(inbox.path) for inbox in settings.inboxes}
-    paused = (server.pause_note or str(server.pause_cause)) if server and server.paused_since else ""
+    folders = {inbox.spool_name: str(inbox.path) for inbox in settings.inboxes}
+    paused = {each.name: each.pause_note or str(each.pause_cause) for each in servers if each.paused_since}
     from ingestd.logs import study_ref
 
-    from .explain_screen import drawing
+    from .explain_screen import Told, drawing
     from .tables import show
 
-    for story in stories:
-        entry = story.entry
+    for deliveries in files:
+        entry = deliveries[0].entry
         reference = study_ref(entry.identity.study_uid) if entry.identity and knows_references else ""
-        step = _step_at_present(entry, unanswered, sender=sender, paused=paused)
-        show(*drawing(story, folders, reference=reference, next_check=_waits_for_proof(entry), step=step))
-    if len(entries) > len(stories):
-        rest = len(entries) - len(stories)
+        each_told = [
+            Told(story, _waits_for_proof(story.entry), _step_at_present(story.entry, unanswered, sender, paused))
+            for story in deliveries
+        ]
+        whole = telling([story.entry for story in deliveries])
+        show(*drawing(each_told, whole, folders, reference=reference, several=len(servers) > 1))
+    if len(file_ids) > len(files):
+        rest = len(file_ids) - len(files)
         click.echo(as_typed(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID"))
     return ExitCode.DONE
+
+
+def telling(entries: Sequence[Entry]) -> Entry:
+    """Give the delivery that says what the file as a whole is.
+
+    It is the one that needs a person, else the one that has come least far: CONFIRMED says that all are.
+    """
+    from ingestd.lifecycle import State, needs_person
+
+    order = [*(State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED, State.DUPLICATE, State.DISCARDED)]
+
+    def rank(entry: Entry) -> tuple[bool, int]:
+        calls = needs_person(entry.state, entry.reason)
+        return not calls, order.index(entry.state) if entry.state in order else len(order)
+
+    return min(entries, key=rank)
 
 
 def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
@@ -111,7 +139,7 @@ def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
     for inbox in config.inboxes:
         if path.is_relative_to(inbox.path):
             relative = str(path.relative_to(inbox.path))
-            if found := [entry for entry in queries.find(ledger, relative) if entry.inbox == inbox.name]:
+            if found := [entry for entry in queries.find(ledger, relative) if entry.inbox == inbox.spool_name]:
                 return found
     if path.is_relative_to(config.spool.path):
         return queries.find(ledger, str(path.relative_to(config.spool.path)))
@@ -197,7 +225,7 @@ def _as_dropped(config: Config, what: str) -> Path:
     return path
 
 
-def story_as_plain(story: Story, unanswered: Alarm | None) -> dict[str, Any]:
+def story_as_plain(story: Story, unanswered: Sequence[Alarm]) -> dict[str, Any]:
     from .status import entry_as_plain
 
     return entry_as_plain(story.entry) | {
@@ -239,16 +267,20 @@ def _short(entry: Entry) -> dict[str, Any]:
     return {"id": entry.entry_id, "state": str(entry.state), "inbox": entry.inbox, "source": entry.relative_path}
 
 
-def _step(entry: Entry, unanswered: Alarm | None) -> str:
+def _step(entry: Entry, unanswered: Sequence[Alarm]) -> str:
     from .advice import advice_for
 
-    if unanswered is not None and _waits_for_proof(entry):
-        return unanswered.next_step
+    alarm = next((each for each in unanswered if each.destination in ("", entry.destination)), None)
+    if alarm is not None and _waits_for_proof(entry):
+        return alarm.next_step
     return advice_for(entry)
 
 
-def _step_at_present(entry: Entry, unanswered: Alarm | None, *, sender: str, paused: str) -> str:
-    """Say what to do where rows of the host ``sender`` wait for another ``send``, or the server is ``paused``."""
+def _step_at_present(entry: Entry, unanswered: Sequence[Alarm], sender: str, paused: Mapping[str, str]) -> str:
+    """Say what to do where rows of the host ``sender`` wait for another ``send``.
+
+    ``paused`` says which destinations are not sent to, and why.
+    """
     from ingestd.lifecycle import UNCONFIRMED
 
     from .advice import AFTER_SEND
@@ -256,8 +288,8 @@ def _step_at_present(entry: Entry, unanswered: Alarm | None, *, sender: str, pau
     step = _step(entry, unanswered)
     if entry.host == sender and (entry.request or entry.state in UNCONFIRMED):
         step = AFTER_SEND
-    elif paused and entry.state in UNCONFIRMED:
-        step = f"{step}; but nothing is sent at present: {paused}; see `ingestd status`"
+    elif (why := paused.get(entry.destination)) and entry.state in UNCONFIRMED:
+        step = f"{step}; but nothing is sent at present: {why}; see `ingestd status`"
     return as_typed(step)
 
 

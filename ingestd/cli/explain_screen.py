@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from .advice import MEANING, evidence_in_words, words_of
 from .asker import as_typed
@@ -16,19 +16,55 @@ if TYPE_CHECKING:
 NOT_COMPARED = "not compared: the server shows that it is there"
 
 
-def drawing(
-    story: Story, folders: Mapping[str, str], *, reference: str, next_check: bool, step: str
-) -> Iterator[Block]:
-    """Lay the story out.
+class Told(NamedTuple):
+    """A delivery's story, whether the server is still to be asked about it, and what to do."""
 
-    ``folders`` says where the inboxes are, ``reference`` what the log calls the file's study, ``next_check`` that the
-    server is still to be asked about it, and ``step`` what to do.
+    story: Story
+    next_check: bool
+    step: str
+
+
+def drawing(
+    told: Sequence[Told], whole_file: Entry, folders: Mapping[str, str], *, reference: str, several: bool
+) -> Iterator[Block]:
+    """Lay out the stories of a file's deliveries.
+
+    ``whole_file`` is the one that says what the file as a whole is, ``folders`` where the inboxes are, ``reference``
+    what the log calls the file's study, ``several`` that there are several destinations.
     """
-    entry = story.entry
+    first = told[0].story.entry
+    meaning = f"- {MEANING[whole_file.state]}"
+    if len(told) > 1:
+        meaning += f" ({', '.join(f'{each.story.entry.destination} {each.story.entry.state}' for each in told)})"
     yield blank
-    yield paragraph(Cell(f"File {entry.entry_id}", "bold"), styled(str(entry.state)), f"- {MEANING[entry.state]}")
+    yield paragraph(
+        Cell(f"File {first.file_id if several else first.entry_id}", "bold"),
+        styled(str(whole_file.state)),
+        plain(meaning),
+    )
     yield blank
-    yield facts(_facts(entry, folders, reference=reference, next_check=next_check))
+    of_delivery = () if several else _facts_of_delivery(first, next_check=told[0].next_check)
+    of_copy = () if several else _facts_of_copy(first)
+    of_file = _facts(first, folders, reference=reference, route=_route(told, several=several))
+    yield facts([*of_delivery, *of_file, *of_copy])
+    for each in told:
+        if several and each.story.entry.destination:
+            yield from _heading(each)
+        yield from _delivery(each)
+
+
+def _heading(told: Told) -> Iterator[Block]:
+    entry = told.story.entry
+    yield blank
+    title = Cell(plain(f"To {entry.destination}, ID {entry.entry_id}"), "bold")
+    yield paragraph(title, styled(str(entry.state)), f"- {MEANING[entry.state]}")
+    if rows := [*_facts_of_delivery(entry, next_check=told.next_check), *_facts_of_copy(entry)]:
+        yield blank
+        yield facts(rows)
+
+
+def _delivery(told: Told) -> Iterator[Block]:
+    story = told.story
     yield blank
     yield table(("At", "", "Became", "Why"), map(_event, story.history), title="History")
     if story.attempts:
@@ -45,13 +81,23 @@ def drawing(
             yield blank
             yield table(("ID>", "State", "From"), rows, title=words)
     yield blank
-    yield paragraph(Cell("What to do:", "bold"), plain(step))
+    yield paragraph(Cell("What to do:", "bold"), plain(told.step))
 
 
-def _facts(
-    entry: Entry, folders: Mapping[str, str], *, reference: str, next_check: bool
-) -> Iterator[tuple[str, str | Cell]]:
-    """Name what is known; a name of 14 letters at most leaves room for a UID beside it in 80 columns."""
+def _route(told: Sequence[Told], *, several: bool) -> str:
+    """Say why the file goes where it goes; "" where there is but one place and no rule."""
+    entry = told[0].story.entry
+    names = [each.story.entry.destination for each in told if each.story.entry.destination]
+    where = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    if entry.route.startswith("rule "):
+        return f"{entry.route} sent it {f'to {where}' if where else 'nowhere, on purpose'}"
+    if not several:
+        return ""
+    return f"{entry.route or 'no rules'}: it goes to {where}" if where else entry.route
+
+
+def _facts_of_delivery(entry: Entry, *, next_check: bool) -> Iterator[tuple[str, str | Cell]]:
+    """Name what is known of how it stands at its destination."""
     why = [words_of(entry.reason)] * bool(entry.reason) + [as_typed(entry.note)] * bool(entry.note)
     if why:
         yield "Reason", plain(": ".join(why))
@@ -68,6 +114,12 @@ def _facts(
                 yield name, f"{meaning(code)}, {code} ({code:04X}H)"
     if entry.failed_attributes:
         yield "Attributes", plain(", ".join(entry.failed_attributes))
+
+
+def _facts(entry: Entry, folders: Mapping[str, str], *, reference: str, route: str) -> Iterator[tuple[str, str | Cell]]:
+    """Name what is known of the file; a name of 14 letters at most leaves room for a UID beside it in 80 columns."""
+    if route:
+        yield "Routed by", plain(route)
     yield "Dropped as", whole(entry.relative_path)
     yield (
         "Dropped into",
@@ -91,6 +143,10 @@ def _facts(
         yield "Data's SHA-256", entry.content.digest
     if entry.notes:
         yield "Noted", ", ".join(map(words_of, entry.notes))
+
+
+def _facts_of_copy(entry: Entry) -> Iterator[tuple[str, str | Cell]]:
+    """Name what is known of the copy at its destination."""
     if entry.confirmed_at:
         yield "Server's copy", "compared with this file: the same" if entry.compared else NOT_COMPARED
     if entry.reencoded:

@@ -22,6 +22,8 @@ from .common import (
     ExitCode,
     Stop,
     config_option,
+    destination_option,
+    destinations_named,
     host_of,
     json_option,
     keep_secrets,
@@ -56,6 +58,7 @@ class Settled:
 @click.command("reconcile", short_help="Ask the server now whether it has what it should have.")
 @config_option
 @json_option
+@destination_option
 @click.option("--full", is_flag=True, help="Audit everything in the ledger: only here, only there, different.")
 @click.option(
     "--compare",
@@ -70,7 +73,15 @@ class Settled:
     default=None,
     help="Stop after this long (1 minute; 1 hour with --full). A study that was begun is finished.",
 )
-def command(*, config: Path | None, as_json: bool, full: bool, compare: float, timeout: timedelta | None) -> int:
+def command(
+    *,
+    config: Path | None,
+    as_json: bool,
+    destination: str | None,
+    full: bool,
+    compare: float,
+    timeout: timedelta | None,
+) -> int:
     """Ask the server now whether it has what it should have.
 
     Without --full: every file that is STORED or UNCERTAIN is asked about at once instead of in its turn; nothing is
@@ -83,15 +94,16 @@ def command(*, config: Path | None, as_json: bool, full: bool, compare: float, t
     """
     keep_secrets()
     settings = tell_config(load_config(config))
+    names = list(destinations_named(settings, destination))
     need_owner(settings.spool.path)
     need_owner(settings.ledger_file)
     if missing := missing_spool(settings):
         raise Stop(ExitCode.CONFIGURATION, f"{missing}; mount its disk again, or put the folder back")
     if full:
-        return _full(settings, share=compare / 100, budget=timeout or timedelta(hours=1), as_json=as_json)
+        return _full(settings, names, share=compare / 100, budget=timeout or timedelta(hours=1), as_json=as_json)
     if compare:
         raise click.UsageError("--compare goes with --full")
-    settled = ask_now(settings, timeout or timedelta(minutes=1))
+    settled = ask_now(settings, names, timeout or timedelta(minutes=1))
     if as_json:
         print_json({"states": settled.states, "waiting": settled.waiting})
     else:
@@ -110,8 +122,8 @@ def _words(settled: Settled) -> str:
     return f"asked: {', '.join(told)}"
 
 
-def ask_now(config: Config, timeout: timedelta) -> Settled:
-    """Have everything that waits for proof asked about now, by the process that has it in hand or by ourselves.
+def ask_now(config: Config, names: list[str], timeout: timedelta) -> Settled:
+    """Have all that waits for proof at these destinations asked about now, by who has it in hand or by ourselves.
 
     The daemon's files and those of ``ingestd send`` are two processes' business, on one ledger.
     """
@@ -128,19 +140,19 @@ def ask_now(config: Config, timeout: timedelta) -> Settled:
             host, pid = host_of(whose.spool.path), who_runs(whose.spool.path)
             if not host:
                 continue
-            theirs = list(_unproven_ids(ledger, host, crashed=pid is None))
+            theirs = list(_unproven_ids(ledger, host, names, crashed=pid is None))
             for start in range(0, len(theirs), 1000):
                 with ledger.transaction() as tx:
                     moves.check_again(tx, theirs[start : start + 1000], at=datetime.now(UTC))
             if theirs and pid is None:
-                _ask_ourselves(whose, theirs, deadline)
+                _ask_ourselves(whose, names, theirs, deadline)
             asked += theirs
         while _waiting(ledger, asked) and boottime() < deadline:
             time.sleep(LOOK_EVERY_SECONDS)
         return _what_became(ledger, asked)
 
 
-def _unproven_ids(ledger: Ledger, host: str, *, crashed: bool) -> Iterator[int]:
+def _unproven_ids(ledger: Ledger, host: str, names: list[str], *, crashed: bool) -> Iterator[int]:
     """Say which rows of a host wait for proof.
 
     Without its process, what is SENDING was left so by a crash: nobody knows whether it arrived.
@@ -149,7 +161,7 @@ def _unproven_ids(ledger: Ledger, host: str, *, crashed: bool) -> Iterator[int]:
 
     for state in (State.STORED, State.UNCERTAIN, *([State.SENDING] if crashed else [])):
         for page in pages(partial(queries.entries, ledger, Choice(state=state))):
-            yield from (entry.entry_id for entry in page if entry.host == host)
+            yield from (entry.entry_id for entry in page if entry.host == host and entry.destination in names)
 
 
 def _states(ledger: Ledger, asked: list[int]) -> Iterator[State]:
@@ -169,7 +181,7 @@ def _what_became(ledger: Ledger, asked: list[int]) -> Settled:
     return Settled(states={str(state): count for state, count in counts.items()}, waiting=waiting)
 
 
-def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
+def _ask_ourselves(config: Config, names: list[str], asked: list[int], deadline: float) -> None:
     """Run the daemon's rooms without inboxes, and without sending, until these rows are settled."""
     from ingestd.daemon import Daemon
     from ingestd.sender import probe_profile
@@ -179,29 +191,48 @@ def _ask_ourselves(config: Config, asked: list[int], deadline: float) -> None:
     try:
         daemon.gates.claims.shut("reconcile")
         daemon.progress.hurries = True
-        sender = daemon.workers.sender
-        sender.profile = sender.profile or probe_profile(daemon.workers.client)
+        for server in map(daemon.workers.servers.__getitem__, names):
+            server.sender.profile = server.sender.profile or probe_profile(server.client)
         daemon.start()
         stages, ledger = daemon.stages, daemon.ledger
-        daemon.loop.run_until(lambda: stages.verification.is_idle and not _waiting(ledger, asked), deadline=deadline)
+        asking = [stages.servers[name].verification for name in names]
+        daemon.loop.run_until(
+            lambda: all(stage.is_idle for stage in asking) and not _waiting(ledger, asked), deadline=deadline
+        )
     finally:
         daemon.close()
 
 
-def _full(config: Config, *, share: float, budget: timedelta, as_json: bool) -> int:
+def _full(config: Config, names: list[str], *, share: float, budget: timedelta, as_json: bool) -> int:
     from .audit import audit_all
 
     set_up_logs(config)
-    report = audit_all(config, share=share, budget=budget, progress=None if as_json else _told_study)
+    told = None if as_json else _told_study
+    ends_at = boottime() + budget.total_seconds()
+    reports: dict[str, Report] = {}
+    for name in names:
+        left = timedelta(seconds=ends_at - boottime())
+        reports[name] = report = audit_all(config, name, share=share, budget=left, progress=told)
+        if not as_json:
+            if len(config.destinations) > 1:
+                click.echo(f"{name}:")
+            _tell(report)
     if as_json:
-        print_json(report.as_plain())
-    else:
-        _tell(report)
-    if report.error:
-        raise Stop(ExitCode.TIMEOUT, f"the audit broke off: {report.error}")
-    if not report.is_complete:
+        # One destination alone is told as it always was.
+        plains = {name: report.as_plain() for name, report in reports.items()}
+        print_json(plains[names[0]] if len(config.destinations) == 1 else {"destinations": plains})
+    return _end_of(reports, several=len(config.destinations) > 1)
+
+
+def _end_of(reports: dict[str, Report], *, several: bool) -> ExitCode:
+    if broken := [
+        f"{name}: {report.error}" if several else report.error for name, report in reports.items() if report.error
+    ]:
+        raise Stop(ExitCode.TIMEOUT, f"the audit broke off: {'; '.join(broken)}")
+    if not all(report.is_complete for report in reports.values()):
         return ExitCode.TIMEOUT
-    return ExitCode.NEEDS_PERSON if report.here_only or report.different or report.failed_but_there else ExitCode.DONE
+    found = any(each.here_only or each.different or each.failed_but_there for each in reports.values())
+    return ExitCode.NEEDS_PERSON if found else ExitCode.DONE
 
 
 def _told_study(done: int, of: int) -> None:

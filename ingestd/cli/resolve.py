@@ -13,7 +13,19 @@ import click
 from ingestd.locks import who_runs
 
 from .asker import as_typed
-from .common import ExitCode, Stop, config_option, json_option, ledger_for_moves, load_config, stopped_send, tell_config
+from .common import (
+    ExitCode,
+    Stop,
+    config_option,
+    destination_option,
+    json_option,
+    ledger_for_moves,
+    load_config,
+    number_of,
+    one_destination,
+    stopped_send,
+    tell_config,
+)
 from .operator_moves import Refusals, one_by_one, why_not_readable, why_not_the_same
 from .output import in_files, plain, print_json
 
@@ -54,7 +66,10 @@ SAID = {
     flag_value="new_address",
     help="The server, with what it has, moved to the address that the configuration names now; takes no ID.",
 )
-def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decision: str | None) -> int:
+@destination_option
+def command(
+    *, config: Path | None, as_json: bool, ids: tuple[int, ...], decision: str | None, destination: str | None
+) -> int:
     """Decide what becomes of a file that ingestd may not decide about.
 
     Nothing is deleted by this at once: a discarded file is kept for `spool.retain`, and the ledger keeps its history.
@@ -63,9 +78,11 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
         raise click.UsageError("say what to do: --discard, --replace, --admit-anyway, --new-key or --new-address")
     if bool(ids) is (decision in _ABOUT_NO_FILE):
         raise click.UsageError(f"{_ABOUT_NO_FILE[decision]} is about no file" if ids else "say of which files: ID...")
+    if destination is not None and decision != "new_address":
+        raise click.UsageError("--destination goes with --new-address; a file's number says at which one it is")
     settings = tell_config(load_config(config))
     if decision == "new_address":
-        return _new_address(settings, as_json=as_json)
+        return _new_address(settings, destination, as_json=as_json)
     if decision == "new_key":
         with ledger_for_moves(settings) as ledger:
             ledger.search_key.accept()
@@ -87,18 +104,21 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
 
 
-def _new_address(config: Config, *, as_json: bool) -> int:
+def _new_address(config: Config, destination: str | None, *, as_json: bool) -> int:
     """Have the ledger go on with the server at another address, while nobody sends to the former one."""
     from ingestd.ledger import RefusedMove, moves, queries
 
-    url = config.destination.url
+    name, server = one_destination(config, destination)
+    url = server.url
     with ledger_for_moves(config) as ledger, ledger.transaction() as tx:
         # The spools of other configurations too: what is kept in one ledger is proven by one server.
         for spool in {config.spool.path, config.spool.for_send, *queries.spools(ledger).values()}:
             if (pid := who_runs(spool)) is not None:
                 raise Stop(ExitCode.BUSY, f"an ingestd sends to the former address, process {pid}; stop it first")
         try:
-            asked = moves.new_address(tx, url, now=datetime.now(UTC))
+            # The only one may have another name there.
+            number = None if len(ledger.destinations) <= 1 else number_of(ledger, name)
+            asked = moves.new_address(tx if number is None else tx.at(number), url, now=datetime.now(UTC))
         except RefusedMove as refusal:
             raise Stop(ExitCode.CONFIGURATION, str(refusal)) from None
     if as_json:

@@ -18,10 +18,12 @@ from .common import (
     ExitCode,
     Stop,
     config_option,
+    destination_option,
     json_option,
     ledger_for_moves,
     load_config,
     missing_spool,
+    number_of,
     stopped_send,
     tell_config,
 )
@@ -41,6 +43,7 @@ RETRIABLE = ("FAILED", "CONFLICT", "DELETED", "UNCERTAIN", "REJECTED")
 @click.option("--study", metavar="UID", help="All of this study.")
 @click.option("--state", type=click.Choice(RETRIABLE, case_sensitive=False), help="All in this state.")
 @click.option("--reason", metavar="WORDS", help="All with this reason, as `ingestd status` shows it.")
+@destination_option
 @click.option("--now", "now", is_flag=True, help="Wait no longer: try the server, and all that waits for it, at once.")
 def command(
     *,
@@ -50,6 +53,7 @@ def command(
     study: str | None,
     state: str | None,
     reason: str | None,
+    destination: str | None,
     now: bool,
 ) -> int:
     """Give files that need a person another try.
@@ -67,6 +71,8 @@ def command(
     chosen = study is not None or state is not None or reason is not None
     if bool(ids) == chosen and not (now and not chosen):
         raise click.UsageError("name files by ID, or choose them by --study, --state, --reason; one of the two")
+    if destination is not None and not chosen:
+        raise click.UsageError("--destination goes with --study, --state or --reason")
     settings = tell_config(load_config(config))
     with ledger_for_moves(settings) as ledger:
         if now:
@@ -75,7 +81,7 @@ def command(
         if not chosen:
             moved, requested, refused = _one_by_one(ledger, ids)
         else:
-            choice = _choice(study, state, reason)
+            choice = replace(_choice(study, state, reason), destination=number_of(ledger, destination))
             if study is not None and not queries.entries(ledger, replace(choice, state=None, reason=None), limit=1):
                 from .status import unknown
 

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
-    """What became of the files of one run. ``states`` are all rows of its inboxes, or of the whole ledger."""
+    """What became of the files of one run. ``states`` are all rows of its inboxes, or of the whole ledger.
+
+    ``several``: the ledger knows several destinations.
+    """
 
     result: OnceResult
     states: dict[str, int]
     needs_person: tuple[Entry, ...]
     clutter: int
     left_alone: dict[str, int]
+    several: bool
 
     @property
     def code(self) -> ExitCode:
@@ -60,6 +64,7 @@ def look_back(
         for count in queries.status(ledger).counts:
             if inboxes is None or count.inbox in inboxes:
                 states[str(count.state)] = states.get(str(count.state), 0) + count.rows
+        several = len(ledger.destinations) > 1
         called = queries.called_since(ledger, result.last_event_before)
         ours = called if inboxes is None else _named(ledger, inboxes, frozenset(entry.entry_id for entry in called))
         calling = [entry for entry in ours if needs_person(entry.state, entry.reason)]
@@ -71,6 +76,7 @@ def look_back(
         needs_person=tuple(found),
         clutter=clutter,
         left_alone={name: count for name, count in (left_alone or {}).items() if count},
+        several=several,
     )
 
 
@@ -110,7 +116,8 @@ def tell(summary: RunSummary, *, as_json: bool) -> None:
     from .advice import advice_for, words_of
 
     sums = ", ".join(f"{count} {state}" for state, count in sorted(summary.states.items(), key=lambda each: -each[1]))
-    click.echo(f"taken in now: {summary.result.taken_in}; in all: {sums or 'nothing'}")
+    in_all = "deliveries in all" if summary.several else "in all"
+    click.echo(f"taken in now: {summary.result.taken_in}; {in_all}: {sums or 'nothing'}")
     if summary.left_alone or summary.clutter:
         words = [f"{count} {name.replace('_', ' ')}" for name, count in summary.left_alone.items()]
         words += [f"{in_files(summary.clutter)} without an image"] if summary.clutter else []
@@ -118,16 +125,17 @@ def tell(summary: RunSummary, *, as_json: bool) -> None:
 
     def about(entry: Entry) -> str:
         why = f"{words_of(entry.reason)}: {entry.note}" if entry.note else words_of(entry.reason)
-        return f"{entry.state} {plain(entry.relative_path)} ({plain(why)})\n    -> {plain(advice_for(entry))}"
+        at = f" to {plain(entry.destination)}" if summary.several and entry.destination else ""
+        return f"{entry.state} {plain(entry.relative_path)}{at} ({plain(why)})\n    -> {plain(advice_for(entry))}"
 
     tell_first(summary.needs_person, about, rest=as_typed(": `ingestd status`"))
     reason = "(it cannot be read, or not be moved out of its folder)"
     tell_first(summary.result.left, lambda path: f"LEFT {plain(path)} {reason}")
     tell_first(summary.result.not_taken_in, lambda path: f"NOT TAKEN IN {plain(path)} ({_why_not(Path(path))})")
     for alarm in summary.result.alarms:
-        click.echo(
-            f"  stopped because {as_typed(plain(alarm.note))}{f' ({plain(alarm.about)})' if alarm.about else ''}"
-        )
+        where = f" ({plain(alarm.about)})" if alarm.about else ""
+        at = f" (destination {plain(alarm.destination)})" if summary.several and alarm.destination else ""
+        click.echo(f"  stopped because {as_typed(plain(alarm.note))}{where}{at}")
         click.echo(f"    -> {as_typed(plain(alarm.next_step))}")
     if not summary.result.done:
         why = "stopped" if summary.result.stopped else "not done in time"
@@ -164,6 +172,7 @@ def _as_plain(summary: RunSummary) -> dict[str, Any]:
             {
                 "kind": alarm.kind,
                 "about": alarm.about,
+                "destination": alarm.destination,
                 "note": as_typed(alarm.note),
                 "next_step": as_typed(alarm.next_step),
             }

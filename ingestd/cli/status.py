@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,7 @@ class StatusFilter:
     modality: str | None
     state: str | None
     since: datetime | None
+    destination: str | None
     files: bool
     limit: int
 
@@ -70,6 +72,7 @@ class Picture:
     unknown: str = ""  # why nothing can be chosen: the ledger does not know what was named
     waiting_for_send: int = 0
     stopped: tuple[Alarm, ...] = ()
+    of_destination: str = ""  # whose sums these are; "": of all
 
     @property
     def spool_away(self) -> str:
@@ -77,22 +80,46 @@ class Picture:
         return missing_spool(self.config) if self.pid is None else ""
 
     @property
+    def names(self) -> dict[str, str]:
+        """What the configuration calls its inboxes, those that it calls anything, by what the ledger calls them."""
+        return {inbox.spool_name: inbox.name for inbox in self.config.inboxes if inbox.name}
+
+    @property
     def oldest_at(self) -> datetime | None:
         """Since when the oldest unconfirmed file waits, those that no daemon can put down included."""
         # These stand since the oldest file that lies in a folder; since now: none does.
-        kinds = {"no_daemon", "other_address", "ledger_failed"}
+        kinds = {"no_daemon", "other_address", "destination_left_out", "ledger_failed"}
         lying = [line.since for line in self.stopped if line.kind in kinds and line.since < self.at]
         known = self.status.oldest_unconfirmed_at if self.status else None
+        if self.of_destination:
+            return known
         return min([*lying, *([known] if known is not None else [])], default=None)
 
     @property
-    def destination(self) -> dict[str, Any]:
-        """Say which server it is and whether it is sent to, by the names of ``--json``."""
-        found = self.status.destination if self.status else None
-        if found is None:
-            names = ("paused_until", "pause_cause", "pause_note", "paused_since", "last_ok_at")
-            return {"url": self.config.destination.url, "kind": None, "paused": False} | dict.fromkeys(names)
-        return asdict(found) | {"paused": found.paused_since is not None}
+    def destinations(self) -> list[dict[str, Any]]:
+        """Say which servers there are and whether each is sent to, by the names of ``--json``.
+
+        Those that the ledger knows come first, then those that only the configuration names.
+        """
+        found = self.status.destinations if self.status else ()
+        named = {url.rstrip("/"): name for name, url in self.config.addresses.items()}
+        names = set(named.values())
+        known = [
+            asdict(each)
+            | {"paused": each.paused_since is not None, "configured": each.name in names or each.url in named}
+            for each in found
+        ]
+        met = {each.name for each in found} | {each.url for each in found}
+        none = dict.fromkeys(
+            ("paused_until", "pause_cause", "pause_note", "paused_since", "last_ok_at", "oldest_unconfirmed_at")
+        )
+        return known + [
+            {"name": name, "url": url, "kind": None, "paused": False, "configured": True}
+            | {"unconfirmed": 0, "unconfirmed_bytes": 0}
+            | none
+            for url, name in named.items()
+            if not {name, url} & met
+        ]
 
 
 def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:
@@ -122,6 +149,7 @@ def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option(
     "--since", callback=_instant, metavar="WHEN", help="Changed since: 24h, 7d, 2026-03-01, 2026-03-01T08:30."
 )
+@click.option("--destination", metavar="NAME", help="Count and list what goes to this destination only.")
 @click.option("--files", is_flag=True, help="List files instead of studies.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="List at most so many.")
 @click.option("--watch", is_flag=True, help="Look again each second until interrupted.")
@@ -160,8 +188,10 @@ def look(config: Config, wanted: StatusFilter) -> Picture:
     pid = who_runs(config.spool.path)
     try:
         with ledger_for_reading(config) as ledger:
+            _expect(wanted.destination, ledger.destinations)
             return _read(config, ledger, wanted, pid)
     except LedgerMissing:
+        _expect(wanted.destination, config.destinations)
         at = datetime.now(UTC)
         return Picture(
             config=config,
@@ -173,12 +203,18 @@ def look(config: Config, wanted: StatusFilter) -> Picture:
         )
 
 
+def _expect(name: str | None, known: Iterable[str]) -> None:
+    if name is not None and name not in known:
+        raise Stop(ExitCode.CONFIGURATION, f"no destination is called {plain(name)}: {', '.join(map(plain, known))}")
+
+
 def _read(config: Config, ledger: Ledger, wanted: StatusFilter, pid: int | None) -> Picture:
     from ingestd.ledger import queries
 
     from .stopped import stopped_because
 
-    status = queries.status(ledger)
+    whole = queries.status(ledger)
+    status = whole if wanted.destination is None else queries.status(ledger, at=wanted.destination)
     sender = stopped_send(config)
     studies: list[StudySummary] = []
     files: list[Entry] = []
@@ -207,7 +243,8 @@ def _read(config: Config, ledger: Ledger, wanted: StatusFilter, pid: int | None)
         more=len(studies) > wanted.limit or len(files) > wanted.limit,
         unknown=nothing,
         waiting_for_send=waiting_for_send,
-        stopped=stopped_because(config, status, pid=pid, rows=rows, waiting_for_send=waiting_for_send, at=at),
+        stopped=stopped_because(config, whole, pid=pid, rows=rows, waiting_for_send=waiting_for_send, at=at),
+        of_destination=wanted.destination or "",
     )
 
 
@@ -231,6 +268,7 @@ def _choice(ledger: Ledger, wanted: StatusFilter) -> Choice:
         modality=wanted.modality.upper() if wanted.modality else None,
         state=State(wanted.state.upper()) if wanted.state else None,
         since=wanted.since,
+        destination=ledger.destinations[wanted.destination] if wanted.destination else None,
     )
 
 
@@ -255,10 +293,17 @@ def as_plain(picture: Picture, wanted: StatusFilter) -> dict[str, Any]:
         "clock_jumps": [
             {"at": jump.at, "seconds": jump.by.total_seconds()} for jump in (status.jumps if status else ())
         ],
-        "destination": picture.destination,
+        "destination": picture.destinations[0],
+        "destinations": picture.destinations,
         "daemon": {"running": None if picture.spool_away else picture.pid is not None, "pid": picture.pid},
         "inboxes": [
-            {"name": inbox.inbox, "path": inbox.path, "alarm": inbox.alarm, "watching": inbox.watching}
+            {
+                "name": inbox.inbox,
+                "called": picture.names.get(inbox.inbox),
+                "path": inbox.path,
+                "alarm": inbox.alarm,
+                "watching": inbox.watching,
+            }
             | {"counts": dict(inbox.counts), "at": inbox.at}
             for inbox in (status.inboxes if status else ())
         ],
@@ -279,6 +324,9 @@ def entry_as_plain(entry: Entry) -> dict[str, Any]:
     identity = entry.identity
     return {
         "id": entry.entry_id,
+        "file_id": entry.file_id,
+        "destination": entry.destination or None,
+        "route": entry.route or None,
         "state": str(entry.state),
         "reason": str(entry.reason) if entry.reason else None,
         "note": entry.note,

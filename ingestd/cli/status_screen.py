@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ingestd.lifecycle import Reason, State, needs_person
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 def drawing(picture: Picture, wanted: StatusFilter) -> Iterator[Block]:
     """Lay the picture out."""
     yield facts(_head(picture))
+    if len(picture.destinations) > 1:
+        yield blank
+        yield _destinations(picture)
     yield from _stopped(picture)
     yield blank
     if picture.unknown:
@@ -39,23 +42,20 @@ def drawing(picture: Picture, wanted: StatusFilter) -> Iterator[Block]:
                 f"... and more; show up to 1000 with --limit, or narrow the choice (showing {wanted.limit})."
             )
     else:
-        yield _states(picture.status)
-        yield from _needs_person(picture.status)
-        yield from _inboxes(picture.status, picture.at)
+        heading = "Deliveries>" if len(picture.destinations) > 1 else "Files>"
+        yield _states(picture.status, heading)
+        yield from _needs_person(picture.status, heading)
+        yield from _inboxes(picture.status, picture.names, picture.at)
 
 
 def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
-    destination = picture.destination
     yield "Configuration", whole(picture.config.file)
-    yield "Server", plain(destination["url"])
-    if destination["paused"]:
-        again = tried_again(destination["paused_until"], picture.at)
-        why = f"{words_of(destination['pause_cause'])}: {plain(destination['pause_note'])}"
-        yield "", Cell(f"paused, {why}; {again}", "yellow")
-    elif destination["last_ok_at"]:
-        yield "", f"answered {ago((picture.at - destination['last_ok_at']).total_seconds())} ago"
-    else:
-        yield "", "not sent to yet"
+    if len(picture.destinations) == 1:
+        (destination,) = picture.destinations
+        yield "Server", plain(destination["url"])
+        yield "", _health(destination, picture.at)
+    if picture.of_destination:
+        yield "Counted", plain(f"what goes to {picture.of_destination}")
     idle = picture.spool_away or f"not running (start it: {how_to_start()})"
     yield "Daemon", f"running, process {picture.pid}" if picture.pid else Cell(idle, "yellow")
     oldest = picture.oldest_at
@@ -68,6 +68,32 @@ def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
     if picture.waiting_for_send:
         files = in_files(picture.waiting_for_send)
         yield "Waits for send", Cell(as_typed(f"{files}: run `ingestd send` on the folder again"), "yellow")
+
+
+def _health(destination: Mapping[str, Any], at: datetime) -> str | Cell:
+    """Say whether a server is sent to."""
+    if destination["paused"]:
+        again = tried_again(destination["paused_until"], at)
+        why = f"{words_of(destination['pause_cause'])}: {plain(destination['pause_note'])}"
+        return Cell(f"paused, {why}; {again}", "yellow")
+    if destination["last_ok_at"]:
+        return f"answered {ago((at - destination['last_ok_at']).total_seconds())} ago"
+    return "not sent to yet"
+
+
+def _destinations(picture: Picture) -> Block:
+    rows = [
+        (
+            plain(each["name"]),
+            whole(each["url"]),
+            plain(each["kind"] or ""),
+            each["unconfirmed"],
+            ago((picture.at - each["oldest_unconfirmed_at"]).total_seconds()) if each["oldest_unconfirmed_at"] else "",
+            _health(each, picture.at) if each["configured"] else Cell("not in the configuration any more", "yellow"),
+        )
+        for each in picture.destinations
+    ]
+    return table(("Destination", "Server", "Kind", "Unconfirmed>", "Oldest", "Health"), rows)
 
 
 def _in_words(jump: Jump, now: datetime) -> str:
@@ -83,20 +109,21 @@ def _stopped(picture: Picture) -> Iterator[Block]:
     for line in picture.stopped:
         where = f" ({plain(paths.get(line.about, line.about))})" if line.about else ""
         since = ago((picture.at - line.since).total_seconds())
-        yield paragraph(Cell(f"Stopped because {plain(line.note)}{where}, since {since}", "red"))
+        at = f" (destination {plain(line.destination)})" if line.destination and len(picture.destinations) > 1 else ""
+        yield paragraph(Cell(f"Stopped because {plain(line.note)}{where}{at}, since {since}", "red"))
         yield paragraph(plain(line.next_step), lead="  -> ")
 
 
-def _states(status: Status) -> Block:
+def _states(status: Status, heading: str) -> Block:
     rows = [
         (styled(state), rows, meaning)
         for state, meaning in MEANING.items()
         if (rows := status.states.get(state, 0)) or state is State.CONFIRMED
     ]
-    return table(("State", "Files>", "Meaning"), rows)
+    return table(("State", heading, "Meaning"), rows)
 
 
-def _needs_person(status: Status) -> Iterator[Block]:
+def _needs_person(status: Status, heading: str) -> Iterator[Block]:
     sums: dict[tuple[str, str], int] = {}
     for count in status.counts:
         if needs_person(count.state, count.reason) and count.rows:
@@ -115,14 +142,14 @@ def _needs_person(status: Status) -> Iterator[Block]:
     ]
     title = f"Needs a person: {status.needs_person}" + (f" (and {status.clutter} clutter)" if status.clutter else "")
     yield blank
-    yield table(("State", "Reason", "Files>", "What to do"), rows, title=title)
+    yield table(("State", "Reason", heading, "What to do"), rows, title=title)
     yield paragraph(as_typed("ID: from `ingestd status --state ...`"))
 
 
-def _inboxes(status: Status, at: datetime) -> Iterator[Block]:
+def _inboxes(status: Status, names: Mapping[str, str], at: datetime) -> Iterator[Block]:
     rows = [
         (
-            whole(inbox.path),
+            whole(f"{names[inbox.inbox]}: {inbox.path}" if inbox.inbox in names else inbox.path),
             inbox.watching,
             _words(inbox.counts),
             Cell(plain(inbox.alarm), "red") if inbox.alarm else "ok",
@@ -182,9 +209,11 @@ def _studies(picture: Picture) -> Block:
 
 
 def _files(picture: Picture) -> Block:
+    several = len(picture.destinations) > 1
     rows = [
         (
             entry.entry_id,
+            *([plain(entry.destination)] * several),
             styled(str(entry.state)),
             words_of(entry.reason),
             entry.modality,
@@ -194,7 +223,7 @@ def _files(picture: Picture) -> Block:
         )
         for entry in picture.files
     ]
-    headings = ("ID>", "State", "Reason", "", "Size>", "Changed", "From")
+    headings = ("ID>", *(["To"] * several), "State", "Reason", "", "Size>", "Changed", "From")
     return table(headings, rows)
 
 

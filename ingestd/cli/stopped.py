@@ -46,8 +46,8 @@ def stopped_because(
         missing = missing_spool(config)
         if missing:
             lines += _spool_away(missing, lines, at)
-        elif other := _other_address(config, status, at):
-            lines.append(other)
+        elif others := [*_other_addresses(config, status, at), *_left_out(config, status, at)]:
+            lines += others
         else:
             lines += _no_daemon(config, status, rows=rows, at=at)
     elif trouble := ledger_trouble(config.spool.path):
@@ -55,8 +55,8 @@ def stopped_because(
     if waiting_for_send:
         lines += _waits_for_send(config, waiting_for_send, at=at)
     if status is not None:
-        if status.destination is not None:
-            lines += _paused(status.destination, at=at)
+        for destination in status.destinations:
+            lines += _paused(destination, at=at)
         lines += _too_old(config, status, at=at)
     lines = [replace(line, note=as_typed(line.note), next_step=as_typed(line.next_step)) for line in lines]
     return tuple(sorted(lines, key=lambda line: line.since))
@@ -74,18 +74,37 @@ def _spool_away(missing: str, lines: list[Alarm], at: datetime) -> Iterator[Alar
         )
 
 
-def _other_address(config: Config, status: Status | None, at: datetime) -> Alarm | None:
-    """Tell of an address with which no ingestd would start."""
-    named, known = config.destination.url.rstrip("/"), status.destination.url if status and status.destination else ""
-    if known in ("", named):
-        return None
-    return Alarm(
-        kind="other_address",
-        about="",
-        note=f"no ingestd starts with this configuration: it names the server {named}, and the ledger's is {known}",
-        next_step=OTHER_ADDRESS_STEP,
-        since=min(_lying(config).values(), default=at),
-    )
+def _other_addresses(config: Config, status: Status | None, at: datetime) -> Iterator[Alarm]:
+    """Tell of addresses with which no ingestd would start."""
+    for known in status.destinations if status else ():
+        named = config.addresses.get(known.name, "").rstrip("/")
+        if named and known.url not in ("", named):
+            yield Alarm(
+                kind="other_address",
+                about="",
+                note=f"no ingestd starts with this configuration: it names the server {named}, and the ledger's is"
+                f" {known.url}",
+                next_step=OTHER_ADDRESS_STEP,
+                since=min(_lying(config).values(), default=at),
+                destination=known.name,
+            )
+
+
+def _left_out(config: Config, status: Status | None, at: datetime) -> Iterator[Alarm]:
+    """Tell of destinations that the configuration may not leave out, because files wait for them."""
+    urls = {url.rstrip("/") for url in config.addresses.values()}
+    for known in status.destinations if status else ():
+        if known.unconfirmed and known.name not in config.addresses and known.url not in urls:
+            yield Alarm(
+                kind="destination_left_out",
+                about="",
+                note="no ingestd starts with this configuration: it does not name the destination"
+                f" {known.name} any more, for which {in_files(known.unconfirmed)}"
+                f" {'waits' if known.unconfirmed == 1 else 'wait'}",
+                next_step=f"put it back, or let go of them with `ingestd destination remove {known.name}`",
+                since=min([*_lying(config).values(), known.oldest_unconfirmed_at or at]),
+                destination=known.name,
+            )
 
 
 def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime) -> Iterator[Alarm]:
@@ -176,6 +195,7 @@ def _paused(destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:
         note=f"nothing is sent to the server: {destination.pause_note or cause}",
         next_step=persons if cause in _A_PERSONS else f"look whether the server works; {again}",
         since=since,
+        destination=destination.name,
     )
 
 
@@ -194,4 +214,5 @@ def _too_old(config: Config, status: Status, *, at: datetime) -> Iterator[Alarm]
         note=f"the oldest file is not confirmed after {ago((at - oldest).total_seconds())}",
         next_step="`ingestd status --files` lists what is on its way, and `ingestd explain ID` says what keeps it",
         since=oldest,
+        destination=next((each.name for each in status.destinations if each.oldest_unconfirmed_at == oldest), ""),
     )

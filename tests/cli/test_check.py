@@ -61,6 +61,30 @@ def test_all_is_well(tmp_path, command, server):
     assert "agrees with the server's" in told
 
 
+@pytest.mark.parametrize(
+    "rules, expected",
+    [
+        ("[{when: {modality: CT}, to: [default]}]", ["SR, KO, PR, SEG"]),
+        (
+            "[{when: {modality: [CT, SR]}, to: [default]}, {when: {modality: MR}, to: []}]",
+            ["KO, PR, SEG", "KO, PR, SEG"],
+        ),
+        ("[{when: {modality: CT}, to: [default]}, {when: {}, to: [default]}]", []),
+        ("[{when: {station: CT*}, to: [default]}]", []),
+    ],
+)
+def test_a_rule_that_tears_studies_apart_is_told(tmp_path, command, server, rules, expected):
+    configure(tmp_path, f'{{url: "{server.url}"}}')
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write(f"rules: {rules}\n")
+
+    said = command("check", "--json")
+
+    assert said.code == ExitCode.DONE
+    told = [text for text in found(said, "note") if text.startswith("rules: ")]
+    assert [text.partition(" get ")[2].removesuffix(" of their studies") for text in told] == expected
+
+
 def test_nothing_is_changed_by_looking(tmp_path, command):
     before = sorted(path.name for path in tmp_path.iterdir())
 

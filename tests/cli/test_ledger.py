@@ -97,6 +97,18 @@ def test_status_for_people_says_what_to_do(command, every, rows):
     assert "2 ignored; since the start 12 seen" in said
 
 
+def test_an_inbox_is_shown_by_the_name_that_it_was_given(command, every, tmp_path):
+    before, plain = command("status", "--json").json["inboxes"][0], command("status").out
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().replace("path: ./drop", "path: ./drop\n    name: er"))
+
+    said = command("status", "--json").json["inboxes"][0]
+
+    assert (before["called"], said["called"], said["name"]) == (None, "er", before["name"])
+    assert f"er: {before['path']}" in command("status").out
+    assert f": {before['path']}" not in plain
+
+
 def test_a_file_refused_with_its_whole_request_is_not_simply_waiting():
     """A wrong address may answer 404 for ever: nobody would look there after reading "nothing to do"."""
     assert "`ingestd check`" in next_step(State.PENDING, Reason.REFUSED)

@@ -133,7 +133,7 @@ def test_a_daemon_that_ends_says_how_often_a_fault_came(tmp_path):
     with Emulator(tmp_path / "server") as server:
         site = Site(tmp_path / "site", server.url)
         assert site.run_once().returncode == 0
-        (site.spool / "files" / load(site.config_file).inboxes[0].name).write_bytes(b"in the way")
+        (site.spool / "files" / load(site.config_file).inboxes[0].spool_name).write_bytes(b"in the way")
         write_instance(site.drop / "image")
         said = site.command("run", "--once", "--timeout", "3s").stderr
     lines = [json.loads(line) for line in said.splitlines() if "inbox.not_taken" in line]

@@ -1,0 +1,133 @@
+"""Commands where the configuration names several destinations: each is looked at, audited and asked by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.commanding import Command, command_in
+from tests.daemon.test_destinations import addresses, configure, drop, run, servers, states, stopped
+from tests.emulating import EmulatorProcess
+
+__all__ = ["servers"]
+
+Servers = dict[str, EmulatorProcess]
+
+
+@pytest.fixture
+def command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    return command_in(tmp_path, capfd)
+
+
+def test_check_looks_at_each_and_says_whose_trouble_it_is(tmp_path: Path, servers: Servers, command: Command) -> None:
+    configure(tmp_path, addresses(servers))
+    with stopped(servers["research"]):
+        said = command("check")
+        plain = command("check", "--json")
+
+    assert said.code == 3
+    assert "research: http" in said.out
+    told = [(each["destination"], each["result"]) for each in plain.json["checks"] if each["name"] == "server"]
+    assert told == [("archive", "ok"), ("archive", "ok"), ("research", "bad")]
+
+
+def test_audit_is_of_each_destination_with_its_own_server(tmp_path: Path, servers: Servers, command: Command) -> None:
+    rules = "rules:\n  - {when: {inbox: er}, to: [archive, research]}\n  - {when: {}, to: [archive]}\n"
+    config = configure(tmp_path, addresses(servers), rules=rules)
+    drop(tmp_path, "er", 1)
+    drop(tmp_path, "ward", 2)
+    run(config)
+
+    audits = command("reconcile", "--full", "--compare", "100", "--json")
+    assert audits.code == 0
+    agree = {name: (each["studies"], each["agree"]) for name, each in audits.json["destinations"].items()}
+    assert agree == {"archive": (2, 2), "research": (1, 1)}
+
+    assert command("dicomweb", "--destination", "research", "delete", "1.2.3.1", "--yes").code == 0
+    one = command("reconcile", "--full", "--destination", "archive")
+    assert (one.code, "research" in one.out) == (0, False)
+    assert command("reconcile", "--full").code == 1
+    assert states(config) == {("archive", "CONFIRMED"): 2, ("research", "DELETED"): 1}
+
+
+def test_reconcile_asks_only_the_one_that_is_named(tmp_path: Path, servers: Servers, command: Command) -> None:
+    run(configure(tmp_path, addresses(servers)))
+
+    with stopped(servers["research"]):
+        assert command("reconcile", "--destination", "archive").code == 0
+        assert command("reconcile", "--full", "--destination", "research").code == 3
+
+
+@pytest.mark.parametrize("line", [("dicomweb", "probe"), ("resolve", "--new-address")])
+def test_which_of_several_has_to_be_said(
+    tmp_path: Path, servers: Servers, command: Command, line: tuple[str, ...]
+) -> None:
+    configure(tmp_path, addresses(servers))
+
+    said = command(*line)
+
+    assert said.code == 2
+    assert "say which with --destination; there are archive, research" in said.err
+
+
+def test_one_that_is_not_there_is_told(tmp_path: Path, servers: Servers, command: Command) -> None:
+    configure(tmp_path, addresses(servers))
+
+    said = command("reconcile", "--destination", "pacs")
+
+    assert said.code == 2
+    assert "no destination is called pacs; there are archive, research" in said.err
+
+
+def test_retry_is_of_the_one_that_is_named(tmp_path: Path, servers: Servers, command: Command) -> None:
+    config = configure(tmp_path, addresses(servers))
+    drop(tmp_path, "er", 1)
+    run(config)
+    for name in servers:
+        assert command("dicomweb", "--destination", name, "delete", "1.2.3.1", "--yes").code == 0
+    assert command("reconcile", "--full").code == 1
+    assert states(config) == {("archive", "DELETED"): 1, ("research", "DELETED"): 1}
+
+    assert command("retry", "--destination", "research").code == 2
+    assert command("retry", "--state", "DELETED", "--destination", "pacs").code == 2
+    assert command("retry", "--state", "DELETED", "--destination", "research").code == 0
+
+    assert states(config) == {("archive", "DELETED"): 1, ("research", "PENDING"): 1}
+
+
+def test_one_of_several_moves_to_another_address(tmp_path: Path, servers: Servers, command: Command) -> None:
+    config = configure(tmp_path, addresses(servers))
+    drop(tmp_path, "er", 1)
+    run(config)
+    with stopped(servers["research"]), EmulatorProcess(tmp_path / "research") as moved:
+        config = configure(tmp_path, addresses(servers) | {"research": moved.url})
+        said = command("resolve", "--new-address", "--destination", "research", "--json")
+
+        assert (said.code, said.json["asked"]) == (0, 1)
+        assert run(config).done
+
+
+def test_what_waits_for_a_destination_that_is_no_more_is_let_go_by_a_persons_word(
+    tmp_path: Path, servers: Servers, command: Command
+) -> None:
+    config = configure(tmp_path, addresses(servers))
+    with stopped(servers["research"]):
+        drop(tmp_path, "er", 1)
+        drop(tmp_path, "er", 2)
+        run(config, seconds=4)
+        drop(tmp_path, "ward", 1)
+        run(config, seconds=4)
+    assert states(config)["research", "DUPLICATE"] == 1
+    refused = command("destination", "remove", "research", "--yes")
+    assert (refused.code, "names research still" in refused.err) == (2, True)
+
+    config = configure(tmp_path, {"archive": servers["archive"].url})
+    assert command("destination", "remove", "pacs", "--yes").code == 2
+    said = command("destination", "remove", "research", "--yes", "--json")
+
+    assert (said.code, said.json["discarded"]) == (0, 3)
+    assert states(config) == {("archive", "CONFIRMED"): 2, ("archive", "DUPLICATE"): 1, ("research", "DISCARDED"): 3}
+    assert command("destination", "remove", "research", "--yes", "--json").json["discarded"] == 0
+    drop(tmp_path, "er", 3)
+    assert run(config).done
