@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import chain
+from itertools import chain, islice
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -166,6 +166,7 @@ def admit(
     wanted = [_destinations_of(tx, arrival) for arrival in arrivals]
     held = _holders(tx, chain.from_iterable(wanted), arrivals)
     tx.study_ids(arrival.identity.study_uid for arrival in arrivals)  # all at once
+    free = iter(tx.new_ids(sum(max(1, len(each)) for each in wanted)))
     answers: list[Admitted] = []
     look_again: dict[int, None] = {}
     done: list[int] = []
@@ -174,7 +175,7 @@ def admit(
         if isinstance(decided, Holder):
             answers.append(Admitted(entry_id=None, state=None, holder=decided, needs_compare=True))
             continue
-        numbers = tx.new_ids(max(1, len(decided)))
+        numbers = list(islice(free, max(1, len(decided))))
         _add(tx, numbers, arrival, decided, arrival.route.text if arrival.route is not None else "", now)
         answers.append(_answer(numbers, decided, arrival))
         if arrival.candidate_id is not None:
