@@ -329,10 +329,15 @@ def admit_anyway(tx: Transaction, entry_id: int, *, now: datetime) -> None:
 def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: datetime) -> None:
     """Close a REJECTED row whose file is another row now. Its path is that row's business."""
     row = tx.file_row(entry_id)
-    if row is None or row.state is not State.REJECTED:
+    if row is None:
         return
     # What lies in the spool is the new row's.
     left: dict[str, Any] = {} if row.in_place else {"removing_at": now, "removed_at": now, "in_spool": 0}
+    if row.state is not State.REJECTED:
+        # A person let go of it meanwhile.
+        if left and row.removing_at is None:
+            tx.set_file(row.id, **left)
+        return
     tx.move_file(
         row,
         to=State.DISCARDED,

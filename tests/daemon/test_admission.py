@@ -24,7 +24,7 @@ from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.stage import Gate
 from ingestd.daemon.steps import Misplaced, Origin
 from ingestd.inbox import Candidate, Inboxes, InboxPolicy, Spool, Take
-from ingestd.ledger import Ledger, queries
+from ingestd.ledger import Ledger, moves, queries
 from ingestd.lifecycle import Route, State
 from ingestd.reader import Read, ReaderLimits, ReaderPool
 from tests.builders import element, instance_bytes, write_instance
@@ -276,3 +276,26 @@ def test_file_mislaid_by_a_failing_disk_keeps_its_name_until_that_is_known(
         wait_until(lambda: rooms.turn() and rooms.admission.is_idle, what="its end")
         assert queries.left_candidates(rooms.ledger) == []
         assert [entry.relative_path for entry in queries.entries(rooms.ledger)] == ([] if is_removed else ["IM1"])
+
+
+def test_file_refused_anew_after_a_person_let_go_of_its_former_row_has_a_row_of_its_own(tmp_path: Path) -> None:
+    """Two rows wanted its path, and the daemon ended with the second."""
+    with opened(tmp_path) as rooms:
+        (rooms.drop / "text").write_bytes(b"no image")
+        assert rooms.take_in(1) == {State.REJECTED: 1}
+        (former,) = queries.rejected_files(rooms.ledger)
+        with (rooms.spool.path / former.path).open("ab") as file:
+            file.write(b"more")
+        candidate = rooms.spool.candidate_at("a", former.path)
+        assert candidate is not None
+        rooms.admission.adopt(candidate, Origin(adopted=True, former=former.entry_id))
+        with rooms.ledger.transaction() as tx:
+            moves.discard(tx, former.entry_id, now=read_clocks().utc)
+
+        while not rooms.admission.is_idle:
+            rooms.turn()
+
+        counts = {state: count for state, count in queries.counts(rooms.ledger).items() if count}
+        assert counts == {State.DISCARDED: 1, State.REJECTED: 1}
+        (other,) = queries.rejected_files(rooms.ledger)
+        assert (rooms.spool.path / other.path).read_bytes() == b"no imagemore"
