@@ -26,7 +26,7 @@ MEANING = {
     State.DUPLICATE: "the same object with the same content is already here",
     State.CONFLICT: "the same object with other content is already here or on the server; both are kept",
     State.DELETED: "was on the server, and somebody deleted it there",
-    State.DISCARDED: "a person decided to let go of it",
+    State.DISCARDED: "let go of, by a person or by a rule, or for other bytes in its place",
 }
 
 _WAIT = "nothing"
