@@ -2,7 +2,7 @@
 
 It knows nothing of folders, readers, servers or clocks: plain values in (``lifecycle`` and ``values``), plain values
 out, ``now`` (aware UTC) an argument everywhere. The daemon writes from one thread; a person's moves in other processes
-slip in between. An identity is held once over all hosts; every row carries its host, and claims, checks, removals and
+slip in between. An identity is held once at each destination; every row is of a spool, and claims, checks, removals and
 recovery keep to the own one.
 
     with Ledger.open("sqlite:////abs/path", host=spool_id, spool=folder, destinations={name: url}) as ledger:

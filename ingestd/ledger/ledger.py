@@ -308,14 +308,14 @@ class Ledger(Session):
         found = self.fetch_cached(_DESTINATIONS)
         self.destinations.clear()
         self.destinations.update((row.name, row.id) for row in found)
+        if wanted is not None:
+            for row in found:
+                if row.name in wanted:
+                    self._refuse_other(row.url, wanted[row.name])
+            self._refuse_missing([row for row in found if row.name not in wanted], wanted)
+        # Only now: whoever is refused leaves those that are served as they were.
         self.served = tuple(self.destinations if wanted is None else wanted)
         self.destination_id = next((row.id for row in found if row.name in self.served), 0)
-        if wanted is None:
-            return
-        for row in found:
-            if row.name in wanted:
-                self._refuse_other(row.url, wanted[row.name])
-        self._refuse_missing([row for row in found if row.name not in wanted], wanted)
 
     def _refuse_other(self, belongs_to: str, url: str) -> None:
         if belongs_to not in ("", url.rstrip("/")):

@@ -186,3 +186,20 @@ def test_bytes_that_change_before_one_took_them_are_a_new_file_for_both(
         ("research", "DISCARDED"): 1,
         ("research", "CONFIRMED"): 1,
     }
+
+
+def test_refused_reload_leaves_those_that_are_served_as_they_were(
+    tmp_path: Path, servers: dict[str, EmulatorProcess]
+) -> None:
+    """What comes afterwards goes where it went before."""
+    both = addresses(servers)
+    config = configure(tmp_path, both)
+    with running(config) as daemon:
+        with stopped(servers["research"]):
+            drop(tmp_path, "er", 1)
+            turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 1)
+            with pytest.raises(LedgerError, match="1 files wait for research"):
+                Daemon(configure(tmp_path, {"archive": both["archive"]}), before=daemon)
+            drop(tmp_path, "er", 2)
+            turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 2)
+        assert states(config)["research", "PENDING"] == 2
