@@ -175,11 +175,11 @@ class Rows:
             [admitted] = moves.admit(tx, [arrival], now=self.now)
         if admitted.needs_compare:
             assert admitted.holder is not None
-            judged = Judged(holder_id=admitted.holder.entry_id, sameness=sameness or Sameness.OTHER)
+            judged = Judged(holder_id=admitted.holder.delivery_id, sameness=sameness or Sameness.OTHER)
             with self.ledger.transaction() as tx:
                 [admitted] = moves.admit(tx, [arrival], judged={0: [judged]}, now=self.now)
-        assert admitted.entry_id is not None
-        return admitted.entry_id
+        assert admitted.number is not None
+        return admitted.number
 
     def refuse(self, name: str, reason: Reason = Reason.TRUNCATED, note: str = "it ends too early") -> int:
         """A file set aside."""
@@ -194,8 +194,8 @@ class Rows:
             note=note,
         )
         with self.ledger.transaction() as tx:
-            [entry_id] = moves.refuse(tx, [refusal], now=self.now)
-        return entry_id
+            [delivery_id] = moves.refuse(tx, [refusal], now=self.now)
+        return delivery_id
 
     def claim(self, study: str = STUDY) -> Batch:
         """A study's waiting files on their way."""
@@ -207,7 +207,7 @@ class Rows:
     def finish(self, batch: Batch, state: State, reason: Reason, **more: Any) -> None:
         """What the server answered for all of a batch."""
         outcomes = tuple(
-            Outcome(entry_id=part.entry_id, state=state, reason=reason, note="said the server", **more)
+            Outcome(delivery_id=part.delivery_id, state=state, reason=reason, note="said the server", **more)
             for part in batch.parts
         )
         at = self.now + timedelta(minutes=2)
@@ -225,16 +225,16 @@ class Rows:
 
     def send(self, name: str, state: State, reason: Reason, *, study: str = OTHER_STUDY, **more: Any) -> int:
         """One file taken in, posted, and answered."""
-        entry_id = self.admit(name, study=study)
+        delivery_id = self.admit(name, study=study)
         self.finish(self.claim(study), state, reason, **more)
-        return entry_id
+        return delivery_id
 
-    def prove(self, entry_id: int, state: State, reason: Reason) -> None:
+    def prove(self, delivery_id: int, state: State, reason: Reason) -> None:
         """What the reconciler found of a file."""
         with self.ledger.transaction() as tx:
             moves.apply(
                 tx,
-                [Outcome(entry_id=entry_id, state=state, reason=reason, note="found by asking")],
+                [Outcome(delivery_id=delivery_id, state=state, reason=reason, note="found by asking")],
                 now=self.now + timedelta(minutes=3),
                 backoff=Backoff(),
                 jitter=0.0,

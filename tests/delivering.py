@@ -49,7 +49,7 @@ from ingestd.sender import Sender
 from tests.builders import EXPLICIT
 
 WITHIN_SECONDS = 15.0
-_entry_ids = itertools.count(1)
+_delivery_ids = itertools.count(1)
 _tokens = itertools.count(1)
 
 
@@ -79,7 +79,7 @@ def content_of(data: bytes, transfer_syntax: str = EXPLICIT) -> Content:
 
 def part_of(path: Path, identity: Identity, *, transfer_syntax: str = EXPLICIT, **more: object) -> Part:
     return Part(
-        entry_id=next(_entry_ids),
+        delivery_id=next(_delivery_ids),
         identity=identity,
         path=str(path),
         content=content_of(path.read_bytes(), transfer_syntax),
@@ -120,7 +120,7 @@ class Row:
         self.part = part
         self.started_at = batch.started_at
         self.row = Unproven(
-            entry_id=part.entry_id,
+            delivery_id=part.delivery_id,
             identity=part.identity,
             state=State.SENDING,
             content=part.content,
@@ -142,7 +142,7 @@ class Row:
 
     def take(self, outcome: Outcome, *, now: datetime) -> None:
         """Carry an outcome out."""
-        assert outcome.entry_id == self.row.entry_id
+        assert outcome.delivery_id == self.row.delivery_id
         assert outcome.expected in {None, self.row.state}
         self.history.append(outcome)
         before = self.row
@@ -195,9 +195,9 @@ def send(client: DicomWebClient, parts: Iterable[Part], rules: Rules, **settings
         result = collect_one(sender)
     finally:
         sender.close(timedelta(seconds=5))
-    rows = {part.entry_id: Row(part, batch) for part in batch.parts}
+    rows = {part.delivery_id: Row(part, batch) for part in batch.parts}
     for outcome in result.outcomes:
-        rows[outcome.entry_id].take(outcome, now=utc_now())
+        rows[outcome.delivery_id].take(outcome, now=utc_now())
     return list(rows.values())
 
 
@@ -240,7 +240,7 @@ class Asking:
 
     def ask_once(self, rows: Iterable[Row]) -> None:
         """One round: the feed, the plan, its questions, the comparisons."""
-        by_id = {row.row.entry_id: row for row in rows}
+        by_id = {row.row.delivery_id: row for row in rows}
         if self.rules.profile.has_feed:
             self.read_feed(by_id.values())
         for row in by_id.values():
@@ -265,7 +265,7 @@ class Asking:
                 outcomes.append(verdict)
         assert list(self.scratch.iterdir()) == [], "no copy is left behind"
         for outcome in outcomes:
-            by_id[outcome.entry_id].take(outcome, now=self.now())
+            by_id[outcome.delivery_id].take(outcome, now=self.now())
 
     def settle(self, rows: Iterable[Row], *, rounds: int = 12) -> None:
         """Ask, and jump over the waits, until no row is STORED or UNCERTAIN any more."""

@@ -124,17 +124,17 @@ def admit(ledger: Ledger, *arrivals: Arrival, now: datetime = NOW) -> list[int]:
     with ledger.transaction() as tx:
         answers = moves.admit(tx, arrivals, now=now)
     assert not any(answer.needs_compare for answer in answers)
-    return [answer.entry_id for answer in answers if answer.entry_id is not None]
+    return [answer.number for answer in answers if answer.number is not None]
 
 
-def outcome(entry_id: int, state: State, reason: Reason = Reason.QUERY, **more: object) -> Outcome:
-    return Outcome(entry_id=entry_id, state=state, reason=reason, **more)  # type: ignore[arg-type]
+def outcome(delivery_id: int, state: State, reason: Reason = Reason.QUERY, **more: object) -> Outcome:
+    return Outcome(delivery_id=delivery_id, state=state, reason=reason, **more)  # type: ignore[arg-type]
 
 
 def result_of(batch: Batch, state: State, reason: Reason = Reason.STORED_ANSWER, **more: object) -> BatchResult:
     """The same outcome for every part of a batch; what concerns outcomes goes there, the rest to the result."""
     of_outcome = {key: more.pop(key) for key in list(more) if key in Outcome.__dataclass_fields__}
-    outcomes = tuple(outcome(part.entry_id, state, reason, **of_outcome) for part in batch.parts)
+    outcomes = tuple(outcome(part.delivery_id, state, reason, **of_outcome) for part in batch.parts)
     answered = more.pop("answered", state is State.STORED)
     return BatchResult(batch=batch, outcomes=outcomes, finished_at=LATER, answered=answered, **more)  # type: ignore[arg-type]
 
@@ -163,16 +163,19 @@ def apply(ledger: Ledger, *outcomes: Outcome, now: datetime = LATER) -> None:
     assert applied.lost == 0
 
 
-def confirm(ledger: Ledger, *entry_ids: int, now: datetime = LATER, evidence_at: datetime | None = None) -> None:
+def confirm(ledger: Ledger, *delivery_ids: int, now: datetime = LATER, evidence_at: datetime | None = None) -> None:
     apply(
         ledger,
-        *(outcome(entry_id, State.CONFIRMED, Reason.FEED, evidence_at=evidence_at or now) for entry_id in entry_ids),
+        *(
+            outcome(delivery_id, State.CONFIRMED, Reason.FEED, evidence_at=evidence_at or now)
+            for delivery_id in delivery_ids
+        ),
         now=now,
     )
 
 
-def state_of(ledger: Ledger, entry_id: int) -> State:
-    entry = queries.entry(ledger, entry_id)
+def state_of(ledger: Ledger, delivery_id: int) -> State:
+    entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     return entry.state
 
@@ -186,14 +189,14 @@ def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -
         return unrouted(ledger, arrival(number, study=study))
     if state in (State.DUPLICATE, State.CONFLICT):
         admit(ledger, arrival(number, study=study))
-        (entry_id,) = admit(
+        (delivery_id,) = admit(
             ledger,
             arrival(number, study=study)
             if state is State.DUPLICATE
             else arrival(number, study=study, transfer_syntax="1.2.840.10008.1.2.4.70"),
         )
-        return entry_id
-    (entry_id,) = admit(ledger, arrival(number, study=study))
+        return delivery_id
+    (delivery_id,) = admit(ledger, arrival(number, study=study))
     if state is State.SENDING:
         with ledger.transaction() as tx:
             assert moves.claim(tx, f"1.2.{study}", now=LATER) is not None
@@ -204,14 +207,14 @@ def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -
     elif state is not State.PENDING:
         send(ledger, study)
     if state in (State.CONFIRMED, State.DELETED):
-        confirm(ledger, entry_id)
+        confirm(ledger, delivery_id)
     if state is State.DELETED:
-        apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+        apply(ledger, outcome(delivery_id, State.DELETED, Reason.FEED))
     if state is State.DISCARDED:
         with ledger.transaction() as tx:
-            moves.discard(tx, entry_id, now=LATER)
-    assert state_of(ledger, entry_id) is state
-    return entry_id
+            moves.discard(tx, delivery_id, now=LATER)
+    assert state_of(ledger, delivery_id) is state
+    return delivery_id
 
 
 def unrouted(ledger: Ledger, came: Arrival, *, now: datetime = NOW) -> int:

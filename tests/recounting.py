@@ -83,23 +83,23 @@ def life_of(row: Row) -> Life:
 def problems_of_history(life: Life, moves: Sequence[Row], rows: Mapping[int, Row]) -> Iterator[str]:
     """Hold what is told to the table of moves: a chain that begins with no row and ends where the row is."""
     file_id, delivery_id = life
-    entry_id, legal = (file_id, FILE_MOVES) if delivery_id is None else (delivery_id, MOVES)
+    number, legal = (file_id, FILE_MOVES) if delivery_id is None else (delivery_id, MOVES)
     before: str | None = None
     for move in moves:
         if move["before"] != before:
-            yield f"row {entry_id}: a move from {move['before']} when it was in {before}"
+            yield f"row {number}: a move from {move['before']} when it was in {before}"
         pair = (State(before) if before else None, State(move["after"]))
         if pair not in legal and pair[0] != pair[1]:
-            yield f"row {entry_id}: no legal move {before} -> {move['after']}"
+            yield f"row {number}: no legal move {before} -> {move['after']}"
         if move["evidence"] and not json.loads(move["evidence"]):
-            yield f"row {entry_id}: an evidence that says nothing"
+            yield f"row {number}: an evidence that says nothing"
         before = move["after"]
-    row = rows.get(entry_id)
+    row = rows.get(number)
     if delivery_id is None and row is not None and row["delivery_id"] is not None:
         return  # its deliveries tell of it since
     state = row["state"] if row is not None and life_of(row) == life else None
     if before != state:
-        yield f"row {entry_id}: its history ends in {before}, it is in {state}"
+        yield f"row {number}: its history ends in {before}, it is in {state}"
 
 
 def problems_of_sums(ledger: sqlite3.Connection, rows: Mapping[int, Row]) -> Iterator[str]:

@@ -171,12 +171,12 @@ class Site:
         with self.ledger() as ledger:
             while page := queries.entries(ledger, after=rows[-1] if rows else None):
                 rows.extend(page)
-        return sorted(rows, key=lambda entry: entry.entry_id)
+        return sorted(rows, key=lambda entry: entry.delivery_id)
 
     def stories(self) -> list[Story]:
         """Every row of the ledger with its history, by id."""
         with self.ledger() as ledger:
-            stories = [queries.story(ledger, entry.entry_id) for entry in self.entries()]
+            stories = [queries.story(ledger, entry.delivery_id) for entry in self.entries()]
         return [story for story in stories if story is not None]
 
     def entry_of(self, relative_path: str) -> Entry:

@@ -45,7 +45,7 @@ def claimed(ledger: Ledger, now: datetime) -> list[int]:
     with ledger.transaction() as tx:
         moves.wake(tx, now=now)
         batches = [moves.claim(tx, study.study_uid, now=now) for study in queries.studies_due(ledger, now=now)]
-    return [part.entry_id for batch in batches if batch is not None for part in batch.parts]
+    return [part.delivery_id for batch in batches if batch is not None for part in batch.parts]
 
 
 def test_wait_beyond_its_own_longest_is_over(ledger: Ledger):
@@ -61,7 +61,7 @@ def test_wait_beyond_its_own_longest_is_over(ledger: Ledger):
     assert queries.next_study_at(ledger, now=BACK) == BACK
     assert queries.next_wake_at(ledger, now=BACK) == BACK
     assert queries.next_check_at(ledger, now=BACK) == BACK
-    assert [row.entry_id for row in queries.unproven(ledger, now=BACK)] == [checked]
+    assert [row.delivery_id for row in queries.unproven(ledger, now=BACK)] == [checked]
     with ledger.transaction() as tx:
         moves.wake(tx, now=BACK)
     assert sorted(claimed(ledger, BACK)) == [quiet, backoff, deferred]
@@ -70,8 +70,8 @@ def test_wait_beyond_its_own_longest_is_over(ledger: Ledger):
 def test_wait_within_its_own_longest_stands(ledger: Ledger):
     admit(ledger, arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge_study=True, answered=True)
-    entry_id = entry_in(ledger, State.STORED, study=2)
-    apply_outcome(ledger, outcome(entry_id, State.STORED, Reason.NOT_SHOWN, wait=timedelta(minutes=30)))
+    delivery_id = entry_in(ledger, State.STORED, study=2)
+    apply_outcome(ledger, outcome(delivery_id, State.STORED, Reason.NOT_SHOWN, wait=timedelta(minutes=30)))
 
     assert queries.studies_due(ledger, now=LATER) == []
     assert queries.unproven(ledger, now=LATER) == []
@@ -79,8 +79,8 @@ def test_wait_within_its_own_longest_stands(ledger: Ledger):
 
 def test_what_the_server_cannot_tell_for_long_is_not_hidden_by_a_clock_set_back(ledger: Ledger):
     """Its alarm ended when the clock was set back, and stood again three hours later."""
-    entry_id = entry_in(ledger, State.UNCERTAIN)
-    told = replace(outcome(entry_id, State.UNCERTAIN, Reason.NO_VERDICT), untold=True, noted=True, note="no copy")
+    delivery_id = entry_in(ledger, State.UNCERTAIN)
+    told = replace(outcome(delivery_id, State.UNCERTAIN, Reason.NO_VERDICT), untold=True, noted=True, note="no copy")
     apply_outcome(ledger, told, now=LATER)
     grace = timedelta(minutes=15)
 
@@ -117,7 +117,7 @@ def notice(ledger: Ledger, *instants: Now) -> WallClock:
 
 
 def test_jump_is_one_row_and_the_facts_keep_their_times(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1), now=LATER)
+    (delivery_id,) = admit(ledger, arrival(1), now=LATER)
 
     wall = notice(
         ledger,
@@ -130,8 +130,8 @@ def test_jump_is_one_row_and_the_facts_keep_their_times(ledger: Ledger):
     (jump,) = queries.jumps(ledger)
     assert jump == wall.jump
     assert (jump.at, jump.by) == (BACK + timedelta(seconds=10), -HOURS)
-    assert (jump.last_entry_id, jump.last_attempt_id) == (entry_id, 0)
-    entry = queries.entry(ledger, entry_id)
+    assert (jump.last_file_id, jump.last_attempt_id) == (delivery_id, 0)
+    entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     assert entry.admitted_at == LATER
 
@@ -270,7 +270,7 @@ def test_duplicate_from_before_a_jump_is_let_go_by_what_is_seen_after_it_and_by_
     def is_settled_by(evidence_at: datetime) -> bool:
         seen = outcome(holder, State.CONFIRMED, evidence_at=evidence_at)
         apply_outcome(ledger, seen, now=BACK + timedelta(minutes=9))
-        return duplicate in {row.entry_id for row in queries.removable(ledger, before=BACK + timedelta(days=1))}
+        return duplicate in {row.file_id for row in queries.removable(ledger, before=BACK + timedelta(days=1))}
 
     assert not is_settled_by(BACK - timedelta(minutes=5))
     assert is_settled_by(BACK + timedelta(minutes=5))

@@ -101,17 +101,17 @@ class House:
         # Other bytes of one encoding want a comparison; another encoding says at once that it is a conflict.
         same = not any(file.identity == tuple(names.values()) for file in self.written) or pixels == 1
         holds = holds if same else replace(holds, transfer_syntax="1.2.840.10008.1.2.4.70")
-        (entry_id,) = admit(self.ledger, replace(came, content=holds))
+        (delivery_id,) = admit(self.ledger, replace(came, content=holds))
         self.written.append(Written(name=came.relative_path, kind=Kind.NEW, **names, sha256=holds.digest))
-        return entry_id, self.written[-1], content
+        return delivery_id, self.written[-1], content
 
     def delivers(self, number: int, *, pixels: int = 1) -> tuple[int, Written]:
         """Take in an instance and bring it to CONFIRMED."""
-        entry_id, file, content = self.takes(number, pixels=pixels)
+        delivery_id, file, content = self.takes(number, pixels=pixels)
         send(self.ledger, number)
         self.server.took(file, content)
-        confirm(self.ledger, entry_id, now=CONFIRMED_AT)
-        return entry_id, file
+        confirm(self.ledger, delivery_id, now=CONFIRMED_AT)
+        return delivery_id, file
 
     def said(self, *, now: datetime = CONFIRMED_AT) -> str:
         return "\n".join(self.invariants.check(self.reading, now=now))
@@ -119,8 +119,8 @@ class House:
     def said_at_the_end(self) -> str:
         return "\n".join(self.invariants.check_end(self.reading))
 
-    def place(self, entry_id: int) -> Path:
-        (path,) = self.reading.execute("SELECT path FROM file WHERE id = ?", (entry_id,)).fetchone()
+    def place(self, delivery_id: int) -> Path:
+        (path,) = self.reading.execute("SELECT path FROM file WHERE id = ?", (delivery_id,)).fetchone()
         return self.world.spool / path
 
     def breaks(self, sql: str, *values: object) -> None:
@@ -142,12 +142,12 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def test_nothing_is_said_where_all_went_well_at_any_moment_of_it(house: House):
-    entry_id, file, content = house.takes(1)
+    delivery_id, file, content = house.takes(1)
     assert house.said() == ""
     send(house.ledger, 1)
     house.server.took(file, content)
     assert house.said() == ""
-    confirm(house.ledger, entry_id, now=CONFIRMED_AT)
+    confirm(house.ledger, delivery_id, now=CONFIRMED_AT)
     house.takes(1)
     house.takes(1, pixels=2)
     assert house.said() == ""
@@ -156,8 +156,8 @@ def test_nothing_is_said_where_all_went_well_at_any_moment_of_it(house: House):
 
 
 def test_what_was_said_is_said_once(house: House):
-    entry_id, *_ = house.takes(1)
-    house.place(entry_id).unlink()
+    delivery_id, *_ = house.takes(1)
+    house.place(delivery_id).unlink()
 
     assert house.said() != ""
     house.takes(2)
@@ -169,15 +169,15 @@ def test_what_was_said_is_said_once(house: House):
 
 
 def test_row_without_its_file_is_said(house: House):
-    entry_id, *_ = house.takes(1)
-    house.place(entry_id).unlink()
+    delivery_id, *_ = house.takes(1)
+    house.place(delivery_id).unlink()
 
     assert "row 1 (PENDING): its file is gone" in house.said()
 
 
 def test_file_with_another_content_is_said(house: House):
-    entry_id, _, content = house.takes(1)
-    house.place(entry_id).write_bytes(content[:-1] + b"x")
+    delivery_id, _, content = house.takes(1)
+    house.place(delivery_id).write_bytes(content[:-1] + b"x")
 
     assert "row 1 (PENDING): its file has another content" in house.said()
 
@@ -203,17 +203,17 @@ def test_content_on_the_wire_that_no_row_has_is_said(house: House):
 
 
 def test_file_that_somebody_else_damaged_is_not_said(house: House):
-    entry_id, *_ = house.takes(1)
-    house.place(entry_id).unlink()
-    house.world.damaged.add(str(house.place(entry_id)))
+    delivery_id, *_ = house.takes(1)
+    house.place(delivery_id).unlink()
+    house.world.damaged.add(str(house.place(delivery_id)))
 
     assert house.said() == ""
 
 
 def test_file_that_stays_where_it_is_and_is_gone_is_said(house: House):
-    entry_id, *_ = house.takes(1, in_place=True)
+    delivery_id, *_ = house.takes(1, in_place=True)
     assert house.said() == ""
-    house.place(entry_id).unlink()
+    house.place(delivery_id).unlink()
 
     assert "row 1 (PENDING): its file is gone" in house.said()
 
@@ -265,8 +265,8 @@ def test_file_that_is_needed_still_is_said_however_old(house: House):
 
 
 def test_nothing_may_go_where_nothing_is_old_enough(house: House):
-    entry_id, _ = house.delivers(1)
-    house.place(entry_id).unlink()
+    delivery_id, _ = house.delivers(1)
+    house.place(delivery_id).unlink()
 
     assert "row 1 (CONFIRMED): its file is gone" in house.said(now=NOW + 24 * HOUR)
 
@@ -392,12 +392,12 @@ def test_second_sending_is_said_unless_something_explains_it(house: House):
 
 
 def test_absence_of_what_the_server_had_is_said(house: House):
-    entry_id, file, content = house.takes(1)
+    delivery_id, file, content = house.takes(1)
     send(house.ledger, 1, state=State.UNCERTAIN, reason=Reason.NO_VERDICT, body_bytes_left=1000)
     house.server.took(file, content)
     assert house.said() == ""
 
-    apply(house.ledger, outcome(entry_id, State.PENDING, Reason.ABSENT), now=LATER + HOUR)
+    apply(house.ledger, outcome(delivery_id, State.PENDING, Reason.ABSENT), now=LATER + HOUR)
     send(house.ledger, 1, now=LATER + 2 * HOUR)
     assert "row 1 was called absent after the server had stored it" in house.said()
 
@@ -419,15 +419,15 @@ def test_sending_again_without_coming_back_is_said(house: House):
 
 
 def confirmed_unstored(house: House) -> None:
-    entry_id, *_ = house.takes(1)
+    delivery_id, *_ = house.takes(1)
     send(house.ledger, 1)
-    confirm(house.ledger, entry_id)
+    confirm(house.ledger, delivery_id)
 
 
 def confirmed_too_soon(house: House) -> None:
-    entry_id, file, content = house.takes(1)
+    delivery_id, file, content = house.takes(1)
     send(house.ledger, 1)
-    confirm(house.ledger, entry_id)
+    confirm(house.ledger, delivery_id)
     house.server.took(file, content, at=LATER + HOUR)
 
 
@@ -447,8 +447,8 @@ def stored_unsent(house: House) -> None:
 
 
 def deleted_by_nobody(house: House) -> None:
-    entry_id, _ = house.delivers(1)
-    apply(house.ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+    delivery_id, _ = house.delivers(1)
+    apply(house.ledger, outcome(delivery_id, State.DELETED, Reason.FEED))
 
 
 @pytest.mark.parametrize(
@@ -513,27 +513,27 @@ def test_whole_file_that_is_rejected_is_said_and_a_broken_one_is_not(house: Hous
 
 def read_again(house: House) -> int:
     """Let a file that is still to be sent have other bytes, and be read again: the row that it is now."""
-    entry_id, was, content = house.takes(1)
+    delivery_id, was, content = house.takes(1)
     send(house.ledger, 1, state=State.PENDING, reason=Reason.NOT_SENT)
-    place = house.place(entry_id)
+    place = house.place(delivery_id)
     place.write_bytes(content[:-1] + b"x")
     digest = digest_of(place.read_bytes())
     came = arrival(1, relative_path=was.name)
     came = replace(came, path=str(place.relative_to(house.world.spool)), content=replace(came.content, digest=digest))
     with house.ledger.transaction() as tx:
-        answer = moves.reread(tx, entry_id, came, now=LATER)
+        answer = moves.reread(tx, delivery_id, came, now=LATER)
     house.written[-1] = replace(was, sha256=digest)
-    assert answer.entry_id is not None
-    return answer.entry_id
+    assert answer.number is not None
+    return answer.number
 
 
 def test_file_whose_bytes_changed_may_have_two_rows(house: House):
-    entry_id = read_again(house)
+    delivery_id = read_again(house)
     assert house.said() == ""
 
     send(house.ledger, 1, now=LATER + HOUR)
-    house.server.took(house.written[0], house.place(entry_id).read_bytes(), at=LATER + HOUR)
-    confirm(house.ledger, entry_id, now=LATER + 2 * HOUR)
+    house.server.took(house.written[0], house.place(delivery_id).read_bytes(), at=LATER + HOUR)
+    confirm(house.ledger, delivery_id, now=LATER + 2 * HOUR)
     assert house.said_at_the_end() == ""
 
 

@@ -48,7 +48,7 @@ ENDS = {State.CONFIRMED, State.DISCARDED, State.DUPLICATE}
 rows = st.lists(
     st.builds(
         Waiting,
-        entry_id=st.integers(1, 1000),
+        delivery_id=st.integers(1, 1000),
         sop_uid=st.sampled_from([f"1.{number}" for number in range(12)]),
         size_bytes=st.integers(0, 2000),
         charged=st.integers(0, 12),
@@ -56,7 +56,7 @@ rows = st.lists(
     ),
     min_size=1,
     max_size=40,
-    unique_by=lambda row: row.entry_id,
+    unique_by=lambda row: row.delivery_id,
 )
 limits = st.builds(BatchLimits, max_bytes=st.integers(1, 5000), max_instances=st.integers(1, 20))
 
@@ -192,7 +192,7 @@ def test_nothing_waiting_is_an_empty_batch():
 
 
 def waiting(number: int, **more: int | bool) -> Waiting:
-    return Waiting(entry_id=number, sop_uid=f"1.{number}", **{"size_bytes": 1, **more})  # type: ignore[arg-type]
+    return Waiting(delivery_id=number, sop_uid=f"1.{number}", **{"size_bytes": 1, **more})  # type: ignore[arg-type]
 
 
 def test_file_larger_than_the_limit_is_a_batch_of_its_own():
@@ -233,16 +233,16 @@ def test_poison_isolates_itself_in_log2_steps_while_others_go_through(poison: in
     study_charged, failures = 0, 0
     while True:
         batch = cut_batch(rows, limits, charged=study_charged)
-        taken = {row.entry_id for row in batch}
+        taken = {row.delivery_id for row in batch}
         if poison in taken:
             failures += 1
             if len(batch) == 1:
                 break
             study_charged += 1
-            rows = [replace(row, charged=row.charged + 1) if row.entry_id in taken else row for row in rows]
+            rows = [replace(row, charged=row.charged + 1) if row.delivery_id in taken else row for row in rows]
         else:
             study_charged = 0
-            rows = [row for row in rows if row.entry_id not in taken]
+            rows = [row for row in rows if row.delivery_id not in taken]
     assert failures <= 9
 
 
@@ -367,7 +367,7 @@ def test_contents_are_compared_by_data_set(theirs: Content, sameness: Sameness):
 def test_size_of_a_batch_is_that_of_its_parts(tmp_path):
     parts = tuple(
         Part(
-            entry_id=number,
+            delivery_id=number,
             identity=Identity(study_uid="1", series_uid="2", sop_uid=str(number)),
             path=str(tmp_path),
             content=content("x" * number),

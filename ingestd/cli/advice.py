@@ -131,19 +131,19 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
 AFTER_SEND = "run `ingestd send` on its folder again: it came by that, and the daemon leaves it alone"
 
 
-def next_step(state: State, reason: Reason | None, *, entry_id: int | None = None, why: str = "") -> str:
+def next_step(state: State, reason: Reason | None, *, number: int | None = None, why: str = "") -> str:
     """Say in a sentence what to do next about a row in this state for this reason.
 
     ``why`` is what the server or the reader said of it; without one it is told how to see that.
     """
     sentence = _NEXT.get((state, reason)) or _NEXT[(state, None)]
     sentence = sentence.replace("{why}", f" ({why})" if why else " (why: `ingestd explain {id}`)")
-    return as_typed(sentence.replace("{id}", "ID" if entry_id is None else str(entry_id)))
+    return as_typed(sentence.replace("{id}", "ID" if number is None else str(number)))
 
 
 def advice_for(entry: Entry) -> str:
     """Say what to do next about this very row, and why it came to be what it is."""
-    return next_step(entry.state, entry.reason, entry_id=entry.entry_id, why=_why_of(entry))
+    return next_step(entry.state, entry.reason, number=entry.delivery_id, why=_why_of(entry))
 
 
 def _why_of(entry: Entry) -> str:

@@ -79,7 +79,7 @@ class Report:
 
 
 def _row(row: Unproven) -> dict[str, Any]:
-    return {"id": row.entry_id, "state": str(row.state)} | _identity(row.identity)
+    return {"id": row.delivery_id, "state": str(row.state)} | _identity(row.identity)
 
 
 def _identity(identity: Identity) -> dict[str, str]:
@@ -184,8 +184,8 @@ class _Auditor:
         began = boottime()
         time.sleep(wait)
         for found in audited(sorted({row.identity.study_uid for row in absent}), 0.0):
-            gone = {row.entry_id for row in absent}
-            self._apply([finding for finding in found.findings if finding.row.entry_id in gone], rules, began)
+            gone = {row.delivery_id for row in absent}
+            self._apply([finding for finding in found.findings if finding.row.delivery_id in gone], rules, began)
 
     def _study_uids(self) -> Iterator[str]:
         here = Choice(destination=self._ledger.destination_id)
@@ -195,7 +195,7 @@ class _Auditor:
     def _rows_of(self, study_uid: str) -> Iterator[Unproven]:
         here = Choice(study_uid=study_uid, destination=self._ledger.destination_id)
         for page in pages(partial(queries.entries, self._ledger, here)):
-            rows = queries.unproven_rows(self._ledger, [entry.entry_id for entry in page])
+            rows = queries.unproven_rows(self._ledger, [entry.delivery_id for entry in page])
             # What waits for its proof is the daemon's: here it is proven only where it is compared.
             yield from (replace(row, sampled=row.state is State.STORED) for row in rows)
 
@@ -224,11 +224,13 @@ class _Auditor:
                 # A person may have said meanwhile that the server is elsewhere: this one is not asked any more.
                 self._whole.expect_destinations(self._config.addresses)
                 rows = {
-                    row.entry_id: row
-                    for row in queries.unproven_rows(self._ledger, [row.entry_id for row, _ in judged])
+                    row.delivery_id: row
+                    for row in queries.unproven_rows(self._ledger, [row.delivery_id for row, _ in judged])
                 }
                 # Whether it is to be compared is this audit's own, and nothing of the row's.
-                outcomes = [outcome for row, outcome in judged if replace(row, sampled=False) == rows.get(row.entry_id)]
+                outcomes = [
+                    outcome for row, outcome in judged if replace(row, sampled=False) == rows.get(row.delivery_id)
+                ]
                 moves.apply(tx, outcomes, now=_now(), backoff=backoff_of(self._config), jitter=0.0)
                 if self._matches:
                     moves.count_matches(tx, self._matches)

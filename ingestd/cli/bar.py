@@ -95,9 +95,9 @@ def bar_counts(ledger: Ledger, policies: Sequence[InboxPolicy]) -> BarCounts:
     for policy in policies:
         if policy.only is not None:
             known = queries.known_sources(ledger, policy.name, policy.only)
-            newest = [max(sources, key=lambda source: source.entry_id) for sources in known.values() if sources]
+            newest = [max(sources, key=lambda source: source.file_id) for sources in known.values() if sources]
             if len(ledger.destinations) > 1:
-                deliveries = queries.of_files(ledger, [source.entry_id for source in newest])
+                deliveries = queries.of_files(ledger, [source.file_id for source in newest])
                 rows += [(entry.state, 1, entry.source.size_bytes) for entry in deliveries]
             else:
                 rows += [(source.state, 1, source.source.size_bytes) for source in newest]

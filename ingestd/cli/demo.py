@@ -59,7 +59,7 @@ class Fate:
     state: str
     reason: str
     note: str
-    entry_id: int | None
+    delivery_id: int | None
     remark: str = ""  # the server's own words, where it refused the file
 
 
@@ -216,15 +216,22 @@ def _fates(config: Path, drop: Path, dropped: list[str]) -> list[Fate]:
             note = row.note or ", ".join(row.notes)
             remark = row.failed_attributes[0] if row.state.value == "FAILED" and row.failed_attributes else ""
             fates.append(
-                Fate(file=name, state=row.state.value, reason=reason, note=note, entry_id=row.entry_id, remark=remark)
+                Fate(
+                    file=name,
+                    state=row.state.value,
+                    reason=reason,
+                    note=note,
+                    delivery_id=row.delivery_id,
+                    remark=remark,
+                )
             )
         elif names.ignores_path(name):
             note = "its name says that it is not for taking; it stays where it is"
-            fates.append(Fate(file=name, state="IGNORED", reason="name", note=note, entry_id=None))
+            fates.append(Fate(file=name, state="IGNORED", reason="name", note=note, delivery_id=None))
         else:
             state = "WAITING" if (drop / name).exists() else "MOVING"
             note = "still in the drop folder" if state == "WAITING" else "between drop folder and ledger"
-            fates.append(Fate(file=name, state=state, reason="", note=note, entry_id=None))
+            fates.append(Fate(file=name, state=state, reason="", note=note, delivery_id=None))
     return fates
 
 

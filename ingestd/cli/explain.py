@@ -40,7 +40,7 @@ MOST_STORIES = 10
 _UNANSWERED = ("not_retrieved", "not_searched", "feed_not_read")
 # How a log line names a study (``logs.study_ref``).
 _REFERENCE = re.compile(r"[0-9a-f]{12}")
-_IN_LOG = re.compile(r"(?:study|entry_id)=(?P<value>.+)")
+_IN_LOG = re.compile(r"(?:study|(?:file|delivery|entry)_id)=(?P<value>.+)")
 
 
 @click.command("explain", short_help="Tell the whole history of a file, and what to do next.")
@@ -63,7 +63,7 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         entries = find(settings, ledger, what)
         file_ids = list(dict.fromkeys(entry.file_id for entry in entries))
         told = queries.of_files(ledger, file_ids[:MOST_STORIES])
-        stories = [story for entry in told if (story := queries.story(ledger, entry.entry_id))]
+        stories = [story for entry in told if (story := queries.story(ledger, entry.delivery_id))]
         servers = queries.destinations(ledger)
         unanswered = [alarm for alarm in queries.alarms(ledger) if alarm.kind in _UNANSWERED]
     if not stories:
@@ -132,7 +132,9 @@ def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
         found = _by_reference(config, ledger, what)
     if found and "/" not in what and _looks_like_path(what):
         others = queries.find_named(ledger, what)
-        return sorted({entry.entry_id: entry for entry in (*found, *others)}.values(), key=lambda entry: entry.entry_id)
+        return sorted(
+            {entry.delivery_id: entry for entry in (*found, *others)}.values(), key=lambda entry: entry.delivery_id
+        )
     if found or not _looks_like_path(what):
         return found
     path = Path(os.path.abspath(what))  # noqa: PTH100 - resolve() would follow the file's own link
@@ -264,7 +266,7 @@ def story_as_plain(story: Story, unanswered: Sequence[Alarm]) -> dict[str, Any]:
 
 
 def _short(entry: Entry) -> dict[str, Any]:
-    return {"id": entry.entry_id, "state": str(entry.state), "inbox": entry.inbox, "source": entry.relative_path}
+    return {"id": entry.delivery_id, "state": str(entry.state), "inbox": entry.inbox, "source": entry.relative_path}
 
 
 def _step(entry: Entry, unanswered: Sequence[Alarm]) -> str:

@@ -38,7 +38,7 @@ def drawing(
         meaning += f" ({', '.join(f'{each.story.entry.destination} {each.story.entry.state}' for each in told)})"
     yield blank
     yield paragraph(
-        Cell(f"File {first.file_id if several else first.entry_id}", "bold"),
+        Cell(f"File {first.file_id if several else first.delivery_id}", "bold"),
         styled(str(whole_file.state)),
         plain(meaning),
     )
@@ -56,7 +56,7 @@ def drawing(
 def _heading(told: Told) -> Iterator[Block]:
     entry = told.story.entry
     yield blank
-    title = Cell(plain(f"To {entry.destination}, ID {entry.entry_id}"), "bold")
+    title = Cell(plain(f"To {entry.destination}, ID {entry.delivery_id}"), "bold")
     yield paragraph(title, styled(str(entry.state)), f"- {MEANING[entry.state]}")
     if rows := [*_facts_of_delivery(entry, next_check=told.next_check), *_facts_of_copy(entry)]:
         yield blank
@@ -77,7 +77,7 @@ def _delivery(told: Told) -> Iterator[Block]:
         (story.same_identity, "Others with the same UIDs"),
     ):
         if others:
-            rows = [(other.entry_id, styled(str(other.state)), whole(other.relative_path)) for other in others]
+            rows = [(other.delivery_id, styled(str(other.state)), whole(other.relative_path)) for other in others]
             yield blank
             yield table(("ID>", "State", "From"), rows, title=words)
     yield blank

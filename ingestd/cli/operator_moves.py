@@ -34,16 +34,16 @@ def one_by_one(
 
     done: dict[int, After] = {}
     refused: Refusals = []
-    for entry_id in dict.fromkeys(ids):
-        entry = queries.entry(ledger, entry_id)
+    for number in dict.fromkeys(ids):
+        entry = queries.entry(ledger, number)
         if entry is not None and (why := why_not(entry)):
-            refused.append((entry_id, f"row {entry_id} cannot be {why}"))
+            refused.append((number, f"row {number} cannot be {why}"))
             continue
         try:
             with ledger.transaction() as tx:
-                done[entry_id] = move(tx, entry_id)
+                done[number] = move(tx, number)
         except RefusedMove as refusal:
-            refused.append((entry_id, str(refusal)))
+            refused.append((number, str(refusal)))
     return done, refused
 
 

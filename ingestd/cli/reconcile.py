@@ -161,7 +161,7 @@ def _unproven_ids(ledger: Ledger, host: str, names: list[str], *, crashed: bool)
 
     for state in (State.STORED, State.UNCERTAIN, *([State.SENDING] if crashed else [])):
         for page in pages(partial(queries.entries, ledger, Choice(state=state))):
-            yield from (entry.entry_id for entry in page if entry.host == host and entry.destination in names)
+            yield from (entry.delivery_id for entry in page if entry.host == host and entry.destination in names)
 
 
 def _states(ledger: Ledger, asked: list[int]) -> Iterator[State]:
@@ -244,10 +244,12 @@ def _tell(report: Report) -> None:
     click.echo(f"audited {report.studies} of {report.studies_known} studies: {report.agree} instances agree")
     if report.compared:
         click.echo(f"content compared: {report.compared}")
-    _list("only here (absent on the server)", [f"{row.entry_id}  {row.identity.sop_uid}" for row in report.here_only])
-    _list("different content", [f"{row.entry_id}  {row.identity.sop_uid}" for row in report.different])
-    _list("FAILED here, and there with the same content", [f"{row.entry_id}" for row in report.failed_but_there])
-    _list("not told (ask again later)", [f"{row.entry_id}  {row.identity.sop_uid}" for row in report.not_told])
+    _list(
+        "only here (absent on the server)", [f"{row.delivery_id}  {row.identity.sop_uid}" for row in report.here_only]
+    )
+    _list("different content", [f"{row.delivery_id}  {row.identity.sop_uid}" for row in report.different])
+    _list("FAILED here, and there with the same content", [f"{row.delivery_id}" for row in report.failed_but_there])
+    _list("not told (ask again later)", [f"{row.delivery_id}  {row.identity.sop_uid}" for row in report.not_told])
     _list("only there, in studies of ours", [one.sop_uid for one in report.there_only])
     _list("studies only there", report.studies_there_only)
     if report.failed_but_there:

@@ -94,13 +94,13 @@ def command(
     with ledger_for_moves(settings) as ledger:
         done, refused = decide(ledger, ids, decision, idle_host=stopped_send(settings))
     if as_json:
-        refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
+        refusals = [{"id": number, "why": why} for number, why in refused]
         print_json({"decision": decision, "done": done, "refused": refusals})
     else:
-        for entry_id in done:
-            click.echo(f"file {entry_id}: {SAID[decision]}")
-        for entry_id, why in refused:
-            click.echo(f"file {entry_id}: not done: {why}")
+        for number in done:
+            click.echo(f"file {number}: {SAID[decision]}")
+        for number, why in refused:
+            click.echo(f"file {number}: not done: {why}")
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
 
 
@@ -133,15 +133,15 @@ def decide(ledger: Ledger, ids: Sequence[int], decision: str, *, idle_host: str)
     """Carry the decision out; of ``idle_host``, which nobody runs, also what is on its way can be discarded."""
     from ingestd.ledger import moves
 
-    def move(tx: Transaction, entry_id: int) -> None:
+    def move(tx: Transaction, number: int) -> None:
         now = datetime.now(UTC)
         match decision:
             case "discard":
-                moves.discard(tx, entry_id, idle_host=idle_host, now=now)
+                moves.discard(tx, number, idle_host=idle_host, now=now)
             case "replace":
-                moves.replace(tx, entry_id, now=now)
+                moves.replace(tx, number, now=now)
             case _:
-                moves.admit_anyway(tx, entry_id, now=now)
+                moves.admit_anyway(tx, number, now=now)
 
     done, refused = one_by_one(ledger, ids, move, why_not=partial(_why_not, decision))
     return list(done), refused

@@ -89,7 +89,7 @@ def command(
             moved, requested, refused = _all_of(ledger, choice)
         by_send = _taken_by_send(ledger, (*moved, *requested), stopped_send(settings))
     if as_json:
-        refusals = [{"id": entry_id, "why": why} for entry_id, why in refused]
+        refusals = [{"id": number, "why": why} for number, why in refused]
         print_json({"sent_again": moved, "read_again": requested, "refused": refusals})
     else:
         but = ""
@@ -127,8 +127,8 @@ def _one_by_one(ledger: Ledger, ids: Sequence[int]) -> Result:
         return why and f"read again: its file {why}"
 
     after, refused = one_by_one(ledger, ids, partial(moves.retry, now=datetime.now(UTC)), why_not=why_not)
-    moved = [entry_id for entry_id, state in after.items() if state is not State.REJECTED]
-    return moved, [entry_id for entry_id in after if entry_id not in moved], refused
+    moved = [number for number, state in after.items() if state is not State.REJECTED]
+    return moved, [number for number in after if number not in moved], refused
 
 
 def _all_of(ledger: Ledger, choice: Choice) -> Result:
@@ -144,7 +144,7 @@ def _all_of(ledger: Ledger, choice: Choice) -> Result:
         fresh = [row for row in part.requested if row not in requested]
         # A row in whose place another is sent stays where it is, and is chosen again.
         told = {*refused, *moved, *part.moved}
-        new_refusals = {refusal.entry_id: str(refusal) for refusal in part.refused if refusal.entry_id not in told}
+        new_refusals = {refusal.number: str(refusal) for refusal in part.refused if refusal.number not in told}
         moved += part.moved
         requested += fresh
         refused |= new_refusals
@@ -158,15 +158,13 @@ def _taken_by_send(ledger: Ledger, ids: Sequence[int], host: str) -> set[int]:
 
     if not host:
         return set()
-    return {
-        entry_id for entry_id in ids if (entry := queries.entry(ledger, entry_id)) is not None and entry.host == host
-    }
+    return {number for number in ids if (entry := queries.entry(ledger, number)) is not None and entry.host == host}
 
 
 def _tell(moved: list[int], requested: list[int], refused: Refusals, *, by_send: set[int], but: str) -> None:
-    for entry_id, why in refused:
-        click.echo(f"file {entry_id}: not retried: {why}")
-    sent, read = (sum(1 for entry_id in ids if entry_id not in by_send) for ids in (moved, requested))
+    for number, why in refused:
+        click.echo(f"file {number}: not retried: {why}")
+    sent, read = (sum(1 for number in ids if number not in by_send) for ids in (moved, requested))
     if sent:
         click.echo(f"{in_files(sent)} will be sent again")
     if read:

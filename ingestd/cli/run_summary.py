@@ -66,7 +66,7 @@ def look_back(
                 states[str(count.state)] = states.get(str(count.state), 0) + count.rows
         several = len(ledger.destinations) > 1
         called = queries.called_since(ledger, result.last_event_before)
-        ours = called if inboxes is None else _named(ledger, inboxes, frozenset(entry.entry_id for entry in called))
+        ours = called if inboxes is None else _named(ledger, inboxes, frozenset(entry.delivery_id for entry in called))
         calling = [entry for entry in ours if needs_person(entry.state, entry.reason)]
         found = [entry for entry in calling if entry.reason not in {Reason.NOT_DICOM, Reason.DICOMDIR}]
         clutter = len(calling) - len(found)
@@ -97,7 +97,7 @@ def _is_named(entry: Entry, inboxes: Mapping[str, Collection[str] | None], calle
     names = inboxes[entry.inbox]
     if names is not None and entry.relative_path not in names:
         return False
-    if entry.entry_id in called:
+    if entry.delivery_id in called:
         return True
     if entry.path is None or not entry.in_place:
         return False

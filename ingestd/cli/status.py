@@ -323,7 +323,7 @@ def entry_as_plain(entry: Entry) -> dict[str, Any]:
 
     identity = entry.identity
     return {
-        "id": entry.entry_id,
+        "id": entry.delivery_id,
         "file_id": entry.file_id,
         "destination": entry.destination or None,
         "route": entry.route or None,

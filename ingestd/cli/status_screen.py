@@ -212,7 +212,7 @@ def _files(picture: Picture) -> Block:
     several = len(picture.destinations) > 1
     rows = [
         (
-            entry.entry_id,
+            entry.delivery_id,
             *([plain(entry.destination)] * several),
             styled(str(entry.state)),
             words_of(entry.reason),

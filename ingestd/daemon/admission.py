@@ -137,7 +137,7 @@ class Admission(Stage):
         for step in self._steps.values():
             origin = step.seen.origin
             if origin.row is not None:
-                rows.add(origin.row.entry_id)
+                rows.add(origin.row.delivery_id)
             elif origin.former is not None:
                 rows.add(origin.former)
         return rows
@@ -217,8 +217,8 @@ class Admission(Stage):
         self._mono = now.mono
         self._new = [key for key in self._new if key not in steps]
         self._answers = [(key, answer) for key, answer in self._answers if key not in steps]
-        for entry_id in killed:
-            self._kills[entry_id] = self._kills.get(entry_id, 0) + 1
+        for delivery_id in killed:
+            self._kills[delivery_id] = self._kills.get(delivery_id, 0) + 1
         for seen, known in learnt:
             self._learn(seen.candidate, known)
         former = {key: self._steps[key] for key in steps}
@@ -230,7 +230,7 @@ class Admission(Stage):
         for key, step in steps.items():
             _let_copy_go(former[key])
             if isinstance(step, (Returned, Recorded)) and (row := step.seen.origin.row) is not None:
-                self._kills.pop(row.entry_id, None)
+                self._kills.pop(row.delivery_id, None)
             if isinstance(step, Reading):
                 reading.append(key)
             elif isinstance(step, Moving):
@@ -270,7 +270,7 @@ class Admission(Stage):
     def _compare(self, key: int, step: Comparing) -> None:
         arrived, holder = step.arrived, step.holder
         # A file in place that was altered lies where its former row says that its own lies.
-        if holder.path is not None and holder.path != self._reach(arrived) and arrived.distrusts != holder.entry_id:
+        if holder.path is not None and holder.path != self._reach(arrived) and arrived.distrusts != holder.delivery_id:
             self._ask_comparison(key, arrived, holder.path, holder.content.digest)
         elif holder.state is State.CONFIRMED:
             # Its file was removed since, or is another one by now: the server's copy stands for it.
@@ -286,7 +286,7 @@ class Admission(Stage):
             self._steps[key] = replace(step, copy=copy)
             self._ask_comparison(key, step.arrived, str(copy))
             return
-        found = (Judged(holder_id=step.holder.entry_id, sameness=copy),) if copy is not None else ()
+        found = (Judged(holder_id=step.holder.delivery_id, sameness=copy),) if copy is not None else ()
         self._steps[key] = replace(step.arrived, judged=(*step.arrived.judged, *found))
         self._answers.append((key, None))
 
@@ -341,13 +341,13 @@ class Admission(Stage):
             if not origin.adopted:
                 self._inboxes.take_back(seen.candidate, Leave.DONE)
         if step.state is State.REJECTED:
-            log.warning("inbox.rejected", entry_id=step.entry_id, inbox=inbox, reason=step.reason)
+            log.warning("inbox.rejected", file_id=step.number, inbox=inbox, reason=step.reason)
         elif step.state is State.UNROUTED:
-            log.warning("inbox.unrouted", entry_id=step.entry_id, inbox=inbox)
+            log.warning("inbox.unrouted", file_id=step.number, inbox=inbox)
         elif step.state is State.CONFLICT and origin.row is None:
-            log.warning("inbox.conflict_found", entry_id=step.entry_id, inbox=inbox)
+            log.warning("inbox.conflict_found", file_id=step.number, inbox=inbox)
         elif origin.row is None:
-            log.debug("inbox.admitted", entry_id=step.entry_id, inbox=inbox, state=step.state)
+            log.debug("inbox.admitted", file_id=step.number, inbox=inbox, state=step.state)
 
     def _reach(self, arrived: Arrived) -> str:
         """Say how the file of an arrival is reached (a place)."""

@@ -161,7 +161,7 @@ class Stages:
         if server is None:
             done(Sameness.OTHER)  # the configuration has it no more: nobody can compare, and a person has to say
         else:
-            server.server_copies.fetch(holder.entry_id, done)
+            server.server_copies.fetch(holder.delivery_id, done)
 
     def _tells_gone(self, place: str) -> bool:
         """Whether a file that is not found is gone, and not the folder or the spool that it lay in."""

@@ -106,10 +106,10 @@ class Mover(Generic[Context]):
         """See whether somebody else still has the name of our folder in this inbox."""
         self._beside(lambda: self._spool.aside.look(str(root)))
 
-    def remove_source(self, entry_id: int, root: Path, relative_path: str, read: Expect, copy: str) -> None:
+    def remove_source(self, file_id: int, root: Path, relative_path: str, read: Expect, copy: str) -> None:
         """Remove a copied source from its inbox, after a last look."""
         self._remove_row(
-            entry_id,
+            file_id,
             lambda: self._spool.remove_source(root, relative_path, read.source, read=read, copy=copy),
         )
 
@@ -139,10 +139,10 @@ class Mover(Generic[Context]):
         self._renames.put(renamed, aside=aside)
         self._copies.put(copied, aside=aside)
 
-    def _remove_row(self, entry_id: int, remove: Callable[[], Removal]) -> None:
+    def _remove_row(self, file_id: int, remove: Callable[[], Removal]) -> None:
         def job() -> tuple[int, Removal]:
             # Also where it fails: a row that never came back would never be tried again.
-            return entry_id, _tried(remove) or Removal.WAITS
+            return file_id, _tried(remove) or Removal.WAITS
 
         self._removals.submit(job)
 

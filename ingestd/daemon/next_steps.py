@@ -132,7 +132,7 @@ class NextSteps:
             self._return(key, step, verdict)
             if (row := seen.origin.row) is not None and self._is_lost(seen.candidate.place):
                 # Whoever sends it finds that there is nothing to read any more too, and has the server asked.
-                moves.read_no_more(self._tx, row.entry_id, now=self._now.utc)
+                moves.read_no_more(self._tx, row.delivery_id, now=self._now.utc)
             return
         is_whole = isinstance(verdict, Whole)
         found = verdict.found if isinstance(verdict, Whole) else found
@@ -159,8 +159,8 @@ class NextSteps:
             return moves.candidate_died(self._tx, step.candidate_id)
         row = step.seen.origin.row
         assert row is not None, "a file without a candidate row has a row"
-        self.killed.append(row.entry_id)
-        return self._kills.get(row.entry_id, 0) + 1
+        self.killed.append(row.delivery_id)
+        return self._kills.get(row.delivery_id, 0) + 1
 
     def _is_what_it_was(self, step: Reading, found: Inspection) -> bool:
         """Whether a row knows this file in place, which was only read again for its new inode or ctime."""
@@ -173,7 +173,7 @@ class NextSteps:
         self.learnt.append((seen, row))
         if row is not None:
             ctime_ns = where_it_lies(seen, found).ctime_ns
-            moves.refresh_source(self._tx, row.entry_id, source=seen.candidate.source, ctime_ns=ctime_ns)
+            moves.refresh_source(self._tx, row.file_id, source=seen.candidate.source, ctime_ns=ctime_ns)
         return row is not None
 
     def _was_moved(self, key: int, step: Moving, brought: Brought) -> None:
@@ -197,7 +197,7 @@ class NextSteps:
         self._return(key, step, leave.get(brought.why, Leave.AGAIN), is_full=brought.why is WhyNot.NO_SPACE)
 
     def _was_compared(self, key: int, step: Comparing, read: Read) -> None:
-        arrived, holder_id = step.arrived, step.holder.entry_id
+        arrived, holder_id = step.arrived, step.holder.delivery_id
         if read.lost == "ours":
             # Written to after it was read: begun anew.
             seen = arrived.seen
@@ -223,7 +223,7 @@ class NextSteps:
         # A file that is away comes back, or is read again. But two rows that each hold by now what the other one did
         # would wait for each other for ever.
         is_row = step.seen.origin.row is not None
-        return not read.lost or (is_row and step.holder.entry_id in self._rows_in_hand())
+        return not read.lost or (is_row and step.holder.delivery_id in self._rows_in_hand())
 
     def _return(self, key: int, noted: Noted, leave: Leave, *, is_full: bool = False) -> None:
         """Let go of a file of which there is no verdict."""
@@ -251,29 +251,29 @@ class NextSteps:
             self._was_admitted(key, step, admitted)
         for key, step in self._arrived:
             if (row := step.seen.origin.row) is not None:
-                admitted = moves.reread(self._tx, row.entry_id, step.arrival, judged=step.judged, now=self._now.utc)
+                admitted = moves.reread(self._tx, row.delivery_id, step.arrival, judged=step.judged, now=self._now.utc)
                 self._was_admitted(key, step, admitted)
 
     def _was_admitted(self, key: int, step: Arrived, admitted: Admitted) -> None:
         seen = step.seen
         if admitted.needs_compare and admitted.holder is not None:
             self.steps[key] = Comparing(arrived=step, holder=admitted.holder)
-        elif admitted.entry_id is None or admitted.state is None:
+        elif admitted.number is None or admitted.state is None:
             # The row that it was read again for is elsewhere by now.
             self.steps[key] = Returned(seen=seen, told=None)
         else:
             if seen.origin.former is not None:
-                moves.readmitted(self._tx, seen.origin.former, admitted.entry_id, now=self._now.utc)
+                moves.readmitted(self._tx, seen.origin.former, admitted.number, now=self._now.utc)
             copied = not step.arrival.source_removed
-            self.steps[key] = Recorded(seen=seen, entry_id=admitted.entry_id, state=admitted.state, copied=copied)
+            self.steps[key] = Recorded(seen=seen, number=admitted.number, state=admitted.state, copied=copied)
 
     def _refuse(self) -> None:
         fresh: list[tuple[int, Noted, Refusal]] = []
         for key, noted, refusal in self._refused:
             origin = noted.seen.origin
             if origin.row is not None:
-                entry_id = moves.reread_refused(self._tx, origin.row.entry_id, refusal, now=self._now.utc)
-                self._record_refused(key, noted, refusal, entry_id)
+                number = moves.reread_refused(self._tx, origin.row.delivery_id, refusal, now=self._now.utc)
+                self._record_refused(key, noted, refusal, number)
             elif origin.requested and origin.former is not None:
                 moves.request_failed(self._tx, origin.former, note=refusal.note, now=self._now.utc)
                 self._return(key, noted, Leave.DONE)
@@ -284,16 +284,16 @@ class NextSteps:
         origins = [noted.seen.origin for _, noted, _ in fresh]
         formers = {place: each.former for place, each in enumerate(origins) if each.former is not None}
         ids = moves.refuse(self._tx, [refusal for _, _, refusal in fresh], formers=formers, now=self._now.utc)
-        for (key, noted, refusal), entry_id in zip(fresh, ids, strict=True):
-            self._record_refused(key, noted, refusal, entry_id)
+        for (key, noted, refusal), number in zip(fresh, ids, strict=True):
+            self._record_refused(key, noted, refusal, number)
 
-    def _record_refused(self, key: int, noted: Noted, refusal: Refusal, entry_id: int | None) -> None:
-        if entry_id is None:
+    def _record_refused(self, key: int, noted: Noted, refusal: Refusal, number: int | None) -> None:
+        if number is None:
             self.steps[key] = Returned(seen=noted.seen, told=None)
             return
         self.steps[key] = Recorded(
             seen=noted.seen,
-            entry_id=entry_id,
+            number=number,
             state=State.REJECTED,
             reason=refusal.reason.value,
             copied=not refusal.source_removed,

@@ -60,11 +60,11 @@ class PostResults:
         study_uid = collected.batch.study_uid
         others_succeed = self._others_succeed(study_uid, now)
         result = give_up(collected, others_succeed=others_succeed, most_attempts=self._most_attempts)
-        parts = {part.entry_id: part for part in result.batch.parts}
+        parts = {part.delivery_id: part for part in result.batch.parts}
         any_gone = any(outcome.reason is Reason.GONE for outcome in result.outcomes)
         outcomes: list[Outcome] = []
         for outcome in result.outcomes:
-            part = parts[outcome.entry_id]
+            part = parts[outcome.delivery_id]
             is_out = any_gone and outcome.reason in (Reason.GONE, Reason.NOT_SENT)
             if is_out and not self._tells_gone(part.path):
                 waits = replace(outcome, state=State.PENDING, reason=Reason.NOT_SENT, note=_AWAY_NOTE, wait=_AWAY_WAIT)
@@ -87,7 +87,7 @@ class PostResults:
 
     def found(self, row: Unproven, now: Now) -> bool:
         """Note that a file is there; met with silence, it was stored all the same. Say whether that ends an outage."""
-        if row.entry_id not in self._silent_files:
+        if row.delivery_id not in self._silent_files:
             return False
         was_outage = self._is_silent
         self._end_silence()
@@ -100,7 +100,7 @@ class PostResults:
                 self._end_silence()
             return result
         self._silent_posts += 1
-        self._silent_files.update(part.entry_id for part in result.batch.parts)
+        self._silent_files.update(part.delivery_id for part in result.batch.parts)
         few_posts = self._silent_posts < _SILENT_POSTS_UNTIL_OUTAGE or self._others_succeed("", now)
         if not self._is_silent and few_posts and len(self._silent_files) < _SILENT_FILES_UNTIL_OUTAGE:
             return result

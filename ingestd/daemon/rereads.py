@@ -133,26 +133,26 @@ class Rereads(Stage):
             if not self._write_copy(work, read, tx, now, others):
                 needless.append(work.destination)
         for row in self._lost:
-            moves.read_no_more(tx, row.entry_id, now=now.utc)
-        for entry_id in self._failed:
-            moves.request_failed(tx, entry_id, note="its file is no longer there", now=now.utc)
+            moves.read_no_more(tx, row.delivery_id, now=now.utc)
+        for delivery_id in self._failed:
+            moves.request_failed(tx, delivery_id, note="its file is no longer there", now=now.utc)
         if self._reads or self._lost or self._failed:
             tx.on_commit(partial(self._committed, tuple(needless), tuple(others), now))
 
     def _committed(self, needless: tuple[str, ...], others: tuple[RowToRead, ...], now: Now) -> None:
         with suppress(OSError):  # a start removes what belongs to no row
             self._spool.discard(*needless)
-        self._reencoding -= {work.row.entry_id for work, _ in self._reads}
+        self._reencoding -= {work.row.delivery_id for work, _ in self._reads}
         self._reads, self._lost, self._failed = [], [], []
         for row in others:
             self._read_again(row, now)
 
     def _take_up_rows(self, now: Now) -> None:
         rows = queries.rows_to_read(self._ledger, limit=_AT_ONCE, after_id=self._after_id)
-        self._after_id = rows[-1].entry_id if len(rows) == _AT_ONCE else 0
+        self._after_id = rows[-1].delivery_id if len(rows) == _AT_ONCE else 0
         in_work = self._reencoding | self._admission.rows_in_hand
         for row in rows:
-            if row.entry_id in in_work:
+            if row.delivery_id in in_work:
                 continue
             if row.pending_read is PendingRead.REREAD:
                 self._read_again(row, now)
@@ -180,7 +180,7 @@ class Rereads(Stage):
         elif self._is_lost(row.path):
             self._lost.append(row)
         else:
-            self._unseen[row.entry_id] = self._unseen_before.get(row.entry_id, now.mono)
+            self._unseen[row.delivery_id] = self._unseen_before.get(row.delivery_id, now.mono)
 
     def _candidate_at(self, row: RowToRead | RequestedRow, path: str) -> Candidate | None:
         """Look at a row's file; None when it is gone or no regular file any more. Raises OSError: nobody can say."""
@@ -208,7 +208,7 @@ class Rereads(Stage):
         except OSError as error:
             self._log.error("spool.not_written", error=type(error).__name__)
             return
-        self._reencoding.add(row.entry_id)
+        self._reencoding.add(row.delivery_id)
         work = _Reencoding(row, str(destination.relative_to(self._spool.path)))
         self._reader_client.ask(
             Owner.REENCODING, work, lambda key: ReencodeJob(key=key, path=row.path, destination=str(destination))
@@ -217,17 +217,17 @@ class Rereads(Stage):
     def _take_up_requests(self) -> None:
         in_hand = self._admission.rows_in_hand
         for row in queries.requested_rows(self._ledger, limit=_AT_ONCE):
-            if row.entry_id in in_hand:
+            if row.file_id in in_hand:
                 continue
             try:
                 candidate = self._candidate_at(row, row.path)
             except OSError:
                 continue  # nothing can be said of it now
             if candidate is None:
-                self._failed.append(row.entry_id)
+                self._failed.append(row.file_id)
                 continue
             admit_anyway = row.request is OperatorRequest.ADMIT_ANYWAY
-            origin = Origin(adopted=True, former=row.entry_id, requested=True, admit_anyway=admit_anyway)
+            origin = Origin(adopted=True, former=row.file_id, requested=True, admit_anyway=admit_anyway)
             self._admission.adopt(candidate, origin)
 
     def _look_at_rejected(self) -> None:
@@ -235,8 +235,8 @@ class Rereads(Stage):
         after, in_hand = 0, self._admission.rows_in_hand
         while files := queries.rejected_files(self._ledger, after_id=after):
             for file in files:
-                after = file.entry_id
-                if file.in_place or file.entry_id in in_hand:
+                after = file.file_id
+                if file.in_place or file.file_id in in_hand:
                     continue
                 try:
                     candidate = self._spool.candidate_at(file.inbox, file.path)
@@ -244,7 +244,7 @@ class Rereads(Stage):
                     continue
                 if candidate is not None and not candidate.source.looks_like(file.source):
                     candidate = replace(candidate, was_admitted=file.reason is Reason.CHANGED)
-                    self._admission.adopt(candidate, Origin(adopted=True, former=file.entry_id))
+                    self._admission.adopt(candidate, Origin(adopted=True, former=file.file_id))
 
     def _write_copy(self, work: _Reencoding, read: Read, tx: Transaction, now: Now, others: list[RowToRead]) -> bool:
         """Write what re-encoding a row's file came to; say whether its copy is needed."""
@@ -256,19 +256,19 @@ class Rereads(Stage):
                 return False
             return moves.attach_reencoded(
                 tx,
-                row.entry_id,
+                row.delivery_id,
                 path=work.destination,
                 content=content_of(found),
                 ctime_ns=found.ctime_ns,
                 now=now.utc,
             )
         if self._is_lost(row.path):
-            moves.read_no_more(tx, row.entry_id, now=now.utc)
+            moves.read_no_more(tx, row.delivery_id, now=now.utc)
         elif not read.waits and not is_gone(row.path):
             # Where nothing is known the row still asks, and is taken up again.
             why = read.refused or (found.reason_text if found else "the reader ended while re-encoding it")
             note = f"the server refused its encoding, and it cannot be re-encoded to Explicit VR Little Endian: {why}"
-            moves.reencode_failed(tx, row.entry_id, note=note, now=now.utc)
+            moves.reencode_failed(tx, row.delivery_id, note=note, now=now.utc)
         return False
 
     def _is_of_another_file(self, row: RowToRead, found: Inspection) -> bool:

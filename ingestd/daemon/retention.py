@@ -121,27 +121,27 @@ class Retention(Stage):
         if jump is not None and jump.at > before:
             # Nobody knows how long what lies here has lain: it begins anew.
             return
-        self._stuck = {entry_id: at for entry_id, at in self._stuck.items() if at > now.mono}
+        self._stuck = {file_id: at for file_id, at in self._stuck.items() if at > now.mono}
         aside = self._reading | self._stuck.keys()
         up_to = self._up_to()
         before = before if up_to is None else min(before, up_to)
         rows = queries.removable(self._ledger, before=before, limit=_REMOVE_AT_ONCE + len(aside))
         if jump is not None and not rows and up_to is None:
             rows = queries.removable(self._ledger, before=before, ahead_of=now.utc, limit=_REMOVE_AT_ONCE + len(aside))
-        rows = [row for row in rows if row.entry_id not in aside]
+        rows = [row for row in rows if row.file_id not in aside]
         self._let_go([row for row in rows if row.is_being_removed], now)
         self._due = [row for row in rows if not row.is_being_removed]
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write which files are to go, which are gone, and which held other bytes."""
         if self._removed:
-            moves.mark_removed(tx, [row.entry_id for row in self._removed], now=now.utc)
+            moves.mark_removed(tx, [row.file_id for row in self._removed], now=now.utc)
         if self._apart:
-            moves.written_after(tx, [apart.row.entry_id for apart in self._apart], now=now.utc)
+            moves.written_after(tx, [apart.row.file_id for apart in self._apart], now=now.utc)
         if self._removed or self._apart:
             tx.on_commit(self._committed)
         if self._due:
-            may_go = moves.mark_removing(tx, [row.entry_id for row in self._due], now=now.utc)
+            may_go = moves.mark_removing(tx, [row.file_id for row in self._due], now=now.utc)
             tx.on_commit(partial(self._marked, may_go, now))
 
     def next_at(self, now: Now) -> float:
@@ -150,7 +150,7 @@ class Retention(Stage):
     def _marked(self, may_go: Container[int], now: Now) -> None:
         """It is durable that these go: remove them."""
         due, self._due = self._due, []
-        self._let_go([row for row in due if row.entry_id in may_go], now)
+        self._let_go([row for row in due if row.file_id in may_go], now)
 
     def _committed(self) -> None:
         """It is durable: take the new arrivals; more may go at once."""
@@ -160,7 +160,7 @@ class Retention(Stage):
             self._log.info("spool.removed", files=files)
         apart, self._apart, self._removed = self._apart, [], []
         for row, path in apart:
-            self._log.warning("spool.written_after", entry_id=row.entry_id, inbox=row.inbox)
+            self._log.warning("spool.written_after", file_id=row.file_id, inbox=row.inbox)
             try:
                 candidate = self._spool.candidate_at(row.inbox, path)
             except OSError:
@@ -174,9 +174,9 @@ class Retention(Stage):
         answers = self._spool.let_go([(file.path, _was_read(file)) for _, file in kept])
         by_row: defaultdict[int, list[tuple[_Kept, LetGo]]] = defaultdict(list)
         for one, answer in zip(kept, answers, strict=True):
-            by_row[one.row.entry_id].append((one, answer))
+            by_row[one.row.file_id].append((one, answer))
         for row in rows:
-            self._note_answers(row, by_row[row.entry_id], just_read, now)
+            self._note_answers(row, by_row[row.file_id], just_read, now)
 
     def _note_answers(self, row: Removable, answers: list[tuple[_Kept, LetGo]], just_read: str, now: Now) -> None:
         """Mark the row when all its files are gone; the first that is in doubt is read again, then all once more."""
@@ -185,8 +185,8 @@ class Retention(Stage):
             self._doubt(doubtful, now)
         elif any(answer is not LetGo.GONE for _, answer in answers):
             if any(answer is LetGo.STUCK for _, answer in answers):
-                self._log.error("spool.not_removed", entry_id=row.entry_id)
-            self._stuck[row.entry_id] = now.mono + _STUCK_SECONDS
+                self._log.error("spool.not_removed", file_id=row.file_id)
+            self._stuck[row.file_id] = now.mono + _STUCK_SECONDS
         else:
             self._removed.append(row)
 
@@ -195,16 +195,16 @@ class Retention(Stage):
             # Nobody ever knew what it held, so that nobody can say that it still does.
             self._set_apart(kept, now)
         elif len(self._reading) < _READ_AT_ONCE:
-            self._reading.add(kept.row.entry_id)
+            self._reading.add(kept.row.file_id)
             path = str(self._spool.path / kept.file.path)
             self._reader_client.ask(Owner.RETENTION, kept, lambda key: InspectJob(key=key, path=path))
 
     def _judge(self, kept: _Kept, read: Read, now: Now) -> None:
         row, file = kept
-        self._reading.discard(row.entry_id)
+        self._reading.discard(row.file_id)
         found = read.inspection
         if not read.died and (found is None or found.verdict in (Verdict.CHANGED, Verdict.UNREADABLE)):
-            self._stuck[row.entry_id] = now.mono + _STUCK_SECONDS
+            self._stuck[row.file_id] = now.mono + _STUCK_SECONDS
         elif not self._gate.is_open:
             pass  # it is read once more when it may go
         elif found is not None and (found.meta_digest, found.digest) == file.digests:
@@ -219,8 +219,8 @@ class Retention(Stage):
         try:
             path = self._spool.set_apart(row.inbox, file.path)
         except OSError as error:
-            self._log.error("spool.not_written", entry_id=row.entry_id, error=type(error).__name__)
-            self._stuck[row.entry_id] = now.mono + _STUCK_SECONDS
+            self._log.error("spool.not_written", file_id=row.file_id, error=type(error).__name__)
+            self._stuck[row.file_id] = now.mono + _STUCK_SECONDS
             return
         self._apart.append(_Apart(row, path))
         others = tuple(each for each in row.files if each is not file)

@@ -35,7 +35,7 @@ Copy: TypeAlias = Path | Sameness | None
 class _Fetch:
     """Who waits for the server's copy of a row."""
 
-    entry_id: int
+    delivery_id: int
     done: Callable[[Copy], object]
     at: float = 0.0  # when to ask (``Now.mono``)
     asked: int = 0  # times in a row that it could not be had
@@ -56,7 +56,7 @@ class ServerCopies(Stage):
     def is_idle(self) -> bool:
         return not (self._fetches or self._asking)
 
-    def fetch(self, entry_id: int, done: Callable[[Copy], object]) -> None:
+    def fetch(self, delivery_id: int, done: Callable[[Copy], object]) -> None:
         """Fetch the server's copy of a confirmed row; ``done`` gets its path in scratch, and unlinks it.
 
         Asked again until the server gives it. One that cannot be had for the grace time, though the server can be
@@ -64,7 +64,7 @@ class ServerCopies(Stage):
         row itself be looked at again: it becomes DELETED, and ``done`` gets None, as for any row that is not CONFIRMED
         by then.
         """
-        self._fetches.append(_Fetch(entry_id, done))
+        self._fetches.append(_Fetch(delivery_id, done))
 
     def collect(self, now: Now) -> None:
         """Take the copies that came, and ask for those that are due."""
@@ -81,10 +81,12 @@ class ServerCopies(Stage):
 
     def _ask(self, now: Now, rules: Rules) -> None:
         wanted = [fetch for fetch in self._fetches if now.mono >= fetch.at]
-        rows = {row.entry_id: row for row in queries.unproven_rows(self._ledger, (fetch.entry_id for fetch in wanted))}
+        rows = {
+            row.delivery_id: row for row in queries.unproven_rows(self._ledger, (fetch.delivery_id for fetch in wanted))
+        }
         self._fetches = [fetch for fetch in self._fetches if now.mono < fetch.at]
         for fetch in wanted:
-            row = rows.get(fetch.entry_id)
+            row = rows.get(fetch.delivery_id)
             if row is None or row.state is not State.CONFIRMED:
                 fetch.done(None)
                 continue
@@ -116,7 +118,7 @@ class ServerCopies(Stage):
                 wait = max(ASK_AGAIN, self._questions.wait_after(answer, now))
                 again.append(replace(fetch, at=now.mono + wait.total_seconds()))
             elif any(finding.present is False for finding in answer.findings):
-                moves.check_again(tx, [fetch.entry_id], at=now.utc)
+                moves.check_again(tx, [fetch.delivery_id], at=now.utc)
                 again.append(replace(fetch, at=now.mono + _FETCH_ABSENT_AGAIN.total_seconds()))
             elif (later := self._once_more(fetch, now)) is not None:
                 again.append(later)

@@ -200,9 +200,9 @@ def last_before_outages(resting: Sequence[Resting]) -> tuple[set[int], datetime]
     outages, highest = 0, 0
     ordered = sorted(resting, key=lambda one: one.confirmed_at)
     for at, one in enumerate(ordered):
-        highest = max(highest, one.entry_id)
+        highest = max(highest, one.delivery_id)
         if at + 1 == len(ordered) or ordered[at + 1].confirmed_at - one.confirmed_at >= _LEAST_OUTAGE:
-            asked |= {one.entry_id, highest}
+            asked |= {one.delivery_id, highest}
             outages, highest = outages + 1, 0
     if outages > _OUTAGES_AT_ONCE:
         return last_before_outages(resting[: len(resting) // 2])

@@ -74,13 +74,13 @@ class SourceRemoval(Stage):
 
     def collect(self, now: Now) -> None:
         """Take what was removed, and order what may be."""
-        for entry_id, removal in self._mover.collect_removals():
-            self._removing.discard(entry_id)
+        for file_id, removal in self._mover.collect_removals():
+            self._removing.discard(file_id)
             if removal is Removal.WAITS:
-                self._staying.setdefault(entry_id, now.mono)
+                self._staying.setdefault(file_id, now.mono)
             else:
-                self._staying.pop(entry_id, None)
-                self._gone.append(entry_id)
+                self._staying.pop(file_id, None)
+                self._gone.append(file_id)
         oldest = next(iter(self._staying.values()), None)
         stays = oldest is not None and now.mono - oldest >= self._stays_most
         self._alarms.set("not_removed", note=_STAYS if stays else "", next_step=_STAYS_STEP)
@@ -105,14 +105,14 @@ class SourceRemoval(Stage):
     def _remove_sources(self) -> None:
         # However many stay, the others get their turn.
         unremoved = queries.unremoved_sources(self._ledger, after_id=self._up_to, limit=_AT_ONCE)
-        self._up_to = unremoved[-1].entry_id if len(unremoved) == _AT_ONCE else 0
+        self._up_to = unremoved[-1].file_id if len(unremoved) == _AT_ONCE else 0
         for source in unremoved:
             root = self._roots.get(source.inbox)
-            if root is None or source.inbox not in self._moving or source.entry_id in self._removing:
+            if root is None or source.inbox not in self._moving or source.file_id in self._removing:
                 continue
-            self._removing.add(source.entry_id)
+            self._removing.add(source.file_id)
             read = _what_was_read(source)
-            self._mover.remove_source(source.entry_id, root, source.relative_path, read, source.path)
+            self._mover.remove_source(source.file_id, root, source.relative_path, read, source.path)
 
     def _remove_emptied(self) -> None:
         for inbox, folders in self._inboxes.take_emptied():

@@ -135,7 +135,7 @@ class Recorded:
     """Its row is durable; ``copied``: its source still lies in the folder, and waits for its removal."""
 
     seen: Seen
-    entry_id: int
+    number: int
     state: State
     reason: str = ""
     copied: bool = False

@@ -56,5 +56,5 @@ class Takeover(Stage):
             spools = queries.spools(self._ledger)
             # Whoever runs unseen loses nothing: a row that was moved under it is left alone.
             idle = {host for _, host in found if host not in spools or who_runs(spools[host]) is None}
-            found = [(entry_id, host) for entry_id, host in found if host in idle]
+            found = [(delivery_id, host) for delivery_id, host in found if host in idle]
         self._waiting = dict(found)

@@ -105,7 +105,7 @@ class Trust:
         standing = comparisons.standing
         stored = [row for row in rows if row.state is State.STORED and not needs_comparison(row, rules)]
         if standing.mismatched_at is not None or comparisons.mismatch is not None:
-            return _marked(rows, {row.entry_id for row in stored})
+            return _marked(rows, {row.delivery_id for row in stored})
         in_all = MOST_IN_ALL - sum(standing.matched.values())
         to_come = in_all - len(self._comparing)
         under_way = Counter(row.kind for row in self._comparing.values())
@@ -117,13 +117,13 @@ class Trust:
             if in_all <= 0 and of_kind <= 0:
                 trusted.append(row)
             elif to_come > 0 or of_kind > under_way[row.kind]:
-                marked.add(row.entry_id)
+                marked.add(row.delivery_id)
                 under_way[row.kind] += 1
                 to_come -= 1
             else:
-                waiting.add(row.entry_id)
+                waiting.add(row.delivery_id)
         marked.update(self._sampled(tx, trusted))
-        return _marked([row for row in rows if row.entry_id not in waiting], marked)
+        return _marked([row for row in rows if row.delivery_id not in waiting], marked)
 
     def _sampled(self, tx: Transaction, rows: Sequence[Unproven]) -> Iterable[int]:
         """Choose the sample, and at least one instance of every study."""
@@ -133,15 +133,15 @@ class Trust:
             study_uid = row.identity.study_uid
             if study_uid not in studies or self._ledger.search_key.place_in_sample(row.identity.sop_uid) < self._sample:
                 studies.add(study_uid)
-                yield row.entry_id
+                yield row.delivery_id
 
     def begin(self, rows: Iterable[Unproven]) -> None:
         """These rows are being asked about."""
-        self._comparing.update((row.entry_id, row) for row in rows if row.sampled)
+        self._comparing.update((row.delivery_id, row) for row in rows if row.sampled)
 
-    def end(self, entry_id: int) -> None:
+    def end(self, delivery_id: int) -> None:
         """Nothing is being asked of this row any more."""
-        self._comparing.pop(entry_id, None)
+        self._comparing.pop(delivery_id, None)
 
     def probe(self, tx: Transaction, now: Now, comparisons: Comparisons, *, asked: Container[int]) -> list[Unproven]:
         """While comparing has stopped: the one row that is compared all the same, once in the grace time.
@@ -151,7 +151,7 @@ class Trust:
         if now.mono < self._probe_at:
             return []
         comparisons.probed_at = now.mono
-        return [replace(row, sampled=True) for row in queries.newest_stored(tx) if row.entry_id not in asked]
+        return [replace(row, sampled=True) for row in queries.newest_stored(tx) if row.delivery_id not in asked]
 
     def judge(
         self,
@@ -234,7 +234,7 @@ class Trust:
         if standing.mismatched_at is None:
             return
         if self._recheck:
-            moves.recheck(tx, [entry_id for entry_id, _ in self._recheck], now=now.utc)
+            moves.recheck(tx, [delivery_id for delivery_id, _ in self._recheck], now=now.utc)
         if self._forgives and found is None and (rules.verify is Verify.PRESENCE or _all_is_settled(tx, standing)):
             moves.forgive(tx, now=now.utc)
 
@@ -285,4 +285,4 @@ def _all_is_settled(ledger: Ledger | Transaction, standing: Standing) -> bool:
 
 
 def _marked(rows: Iterable[Unproven], marked: set[int]) -> list[Unproven]:
-    return [replace(row, sampled=True) if row.entry_id in marked else row for row in rows]
+    return [replace(row, sampled=True) if row.delivery_id in marked else row for row in rows]

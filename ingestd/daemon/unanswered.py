@@ -42,7 +42,7 @@ class Unanswered:
             if finding.present is not None:
                 self.end()
             elif not finding.is_ours:
-                self._files.add(finding.row.entry_id)
+                self._files.add(finding.row.delivery_id)
                 self._since.pop(True, None)
                 self._failed(finding.note, now, whole=False)
         if answer.failure:

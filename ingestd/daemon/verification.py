@@ -123,9 +123,9 @@ class Verification(Stage):
         rules = replace(
             rules, stopped=comparisons.standing.stopped_at is not None and rules.verify is not Verify.PRESENCE
         )
-        ids = {row.entry_id for answer in self._answers for row in answer.question.rows}
-        ids.update(compared.finding.row.entry_id for compared in self._compared)
-        rows = {row.entry_id: row for row in queries.unproven_rows(tx, ids)}
+        ids = {row.delivery_id for answer in self._answers for row in answer.question.rows}
+        ids.update(compared.finding.row.delivery_id for compared in self._compared)
+        rows = {row.delivery_id: row for row in queries.unproven_rows(tx, ids)}
         this = Round(now=now, rules=rules, rows=rows, comparisons=comparisons)
         for answer in self._answers:
             self._write_answer(answer, tx, this)
@@ -151,19 +151,19 @@ class Verification(Stage):
 
     def _plan(self, tx: Transaction, this: Round) -> None:
         due = queries.unproven(tx, now=this.now.utc, limit=_ROWS_MOST)
-        free = [row for row in due if row.entry_id not in self._asked]
+        free = [row for row in due if row.delivery_id not in self._asked]
         chosen = self._trust.choose(tx, free, this.rules, this.comparisons)
         probes = self._trust.probe(tx, this.now, this.comparisons, asked=self._asked) if this.rules.stopped else []
-        probed = {row.entry_id for row in probes}
-        rest = [row for row in chosen if row.entry_id not in probed]
+        probed = {row.delivery_id for row in probes}
+        rest = [row for row in chosen if row.delivery_id not in probed]
         this.waits = len(chosen) < len(free)
         # Those whose answers are written now, and which somebody has woken meanwhile, are taken up in the next round.
-        this.more = not this.waits and (len(due) >= _ROWS_MOST or any(row.entry_id in this.rows for row in due))
+        this.more = not this.waits and (len(due) >= _ROWS_MOST or any(row.delivery_id in this.rows for row in due))
         for some, under in ((rest, this.rules), (probes, replace(this.rules, stopped=False))):
             planned = plan(some, rules=under, now=this.now.utc)
             self._apply(planned.outcomes, tx, this)
             this.questions += planned.questions
-            this.asked += [row for row in some if row.entry_id in planned.asked]
+            this.asked += [row for row in some if row.delivery_id in planned.asked]
 
     def _apply(self, outcomes: Sequence[Outcome], tx: Transaction, this: Round) -> None:
         if outcomes:
@@ -172,12 +172,12 @@ class Verification(Stage):
             this.moved += applied.lost
 
     def _write_answer(self, answer: StudyAnswer, tx: Transaction, this: Round) -> None:
-        found = {finding.row.entry_id for finding in answer.findings}
-        unasked = [row for row in answer.question.rows if row.entry_id not in found]
+        found = {finding.row.delivery_id for finding in answer.findings}
+        unasked = [row for row in answer.question.rows if row.delivery_id not in found]
         if unasked:
             wait = self._questions.wait_after(answer, this.now)
             self._ask_later(unasked, tx, this, note=answer.failure, wait=wait)
-            this.closed += [row.entry_id for row in unasked]
+            this.closed += [row.delivery_id for row in unasked]
             this.not_asked.append(answer)
         for finding in answer.findings:
             judged = self._judge(finding, tx, this)
@@ -185,7 +185,7 @@ class Verification(Stage):
                 this.compare.append(finding)
                 continue
             if isinstance(judged, Outcome) and judged.state is State.PENDING and self._is_lost(finding.row.path):
-                moves.fail_gone(tx, [judged.entry_id], note=_GONE_NOTE, now=this.now.utc)
+                moves.fail_gone(tx, [judged.delivery_id], note=_GONE_NOTE, now=this.now.utc)
             elif isinstance(judged, Outcome):
                 this.take(judged, finding)
             elif judged is not None:
@@ -201,8 +201,8 @@ class Verification(Stage):
             return NextStep.ASK
         if finding.present is False:
             # How long ago this process saw it absent first, if that is in a row with now.
-            first = self._absent.get(row.entry_id, finding.asked_boot) if row.absences else finding.asked_boot
-            this.absent[row.entry_id] = first
+            first = self._absent.get(row.delivery_id, finding.asked_boot) if row.absences else finding.asked_boot
+            this.absent[row.delivery_id] = first
             row = replace(row, absent_for=timedelta(seconds=finding.asked_boot - first))
         if finding.sameness is not None:
             return self._trust.judge(tx, row, finding.sameness, this.comparisons, rules=this.rules, at=finding.asked_at)
@@ -242,11 +242,11 @@ class Verification(Stage):
         note: str = "",
         wait: timedelta = timedelta(0),
     ) -> None:
-        sleeping = [row.entry_id for row in asked if not this.was_woken(row)]
+        sleeping = [row.delivery_id for row in asked if not this.was_woken(row)]
         moves.check_again(tx, sleeping, at=this.now.utc + max(ASK_AGAIN, self._interval, wait), note=note)
 
     def _was_asked_before_jump(self, row: Unproven) -> bool:
-        return self._asked.get(row.entry_id, self._questions.clock_sets) != self._questions.clock_sets
+        return self._asked.get(row.delivery_id, self._questions.clock_sets) != self._questions.clock_sets
 
     def _is_lost(self, path: str | None) -> bool:
         return path is not None and self._is_lost_at(path)
@@ -254,13 +254,13 @@ class Verification(Stage):
     def _committed(self, this: Round) -> None:
         self._answers, self._compared, self._is_due = [], [], False
         self._trust.committed(this.comparisons)
-        for entry_id in this.closed:
-            self._asked.pop(entry_id, None)
-            self._trust.end(entry_id)
+        for delivery_id in this.closed:
+            self._asked.pop(delivery_id, None)
+            self._trust.end(delivery_id)
         for finding in this.compare:
             self._comparison.start(finding)
         self._trust.begin(this.asked)
-        self._asked.update((row.entry_id, self._questions.clock_sets) for row in this.asked)
+        self._asked.update((row.delivery_id, self._questions.clock_sets) for row in this.asked)
         for question in this.questions:
             self._questions.ask(Asker.VERIFICATION, question)
         if this.waits is not None:
@@ -270,7 +270,7 @@ class Verification(Stage):
         self._absent |= this.absent
         for outcome in this.told:
             if outcome.reason in _SEEN or outcome.state is not outcome.expected:
-                self._absent.pop(outcome.entry_id, None)
+                self._absent.pop(outcome.delivery_id, None)
         this.log(self._log)
         for copy in this.needless:
             remove_scratch(copy)

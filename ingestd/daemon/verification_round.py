@@ -37,7 +37,7 @@ class Round:
 
     def as_it_is(self, asked: Unproven) -> Unproven | None:
         """Give the row of an answer as it is by now; None if it moved meanwhile, and the answer says nothing of it."""
-        row = self.rows.get(asked.entry_id)
+        row = self.rows.get(asked.delivery_id)
         if row is not None and (row.state, row.content, row.last_attempt_at) == (
             asked.state,
             asked.content,
@@ -49,7 +49,7 @@ class Round:
 
     def was_woken(self, asked: Unproven) -> bool:
         """Whether somebody wants to have the row looked at since it was asked about: that stands."""
-        row = self.rows.get(asked.entry_id)
+        row = self.rows.get(asked.delivery_id)
         return row is not None and row.next_check_at != asked.next_check_at
 
     def take(self, outcome: Outcome, finding: Finding) -> None:
@@ -60,7 +60,7 @@ class Round:
             self.outcomes.append(outcome)
 
     def close(self, finding: Finding) -> None:
-        self.closed.append(finding.row.entry_id)
+        self.closed.append(finding.row.delivery_id)
         self.needless += finding.copies
 
     def log(self, log: structlog.typing.FilteringBoundLogger) -> None:
@@ -69,16 +69,16 @@ class Round:
             log.warning("study.not_asked", rows=rows, error=answer.failure)
         for outcome in self.told:
             if outcome.state is State.DELETED:
-                log.error("instance.deleted", entry_id=outcome.entry_id, note=outcome.note)
+                log.error("instance.deleted", delivery_id=outcome.delivery_id, note=outcome.note)
             elif outcome.state in (State.CONFLICT, State.FAILED):
                 log.error(
                     "instance.needs_person",
-                    entry_id=outcome.entry_id,
+                    delivery_id=outcome.delivery_id,
                     state=outcome.state.value,
                     reason=outcome.reason.value,
                 )
             elif outcome.reason is Reason.NOT_SHOWN:
-                log.warning("instance.not_shown", entry_id=outcome.entry_id, note=outcome.note)
+                log.warning("instance.not_shown", delivery_id=outcome.delivery_id, note=outcome.note)
         confirmed = sum(outcome.state is State.CONFIRMED for outcome in self.told)
         if confirmed:
             log.info("instance.confirmed", instances=confirmed)

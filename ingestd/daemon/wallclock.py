@@ -55,7 +55,7 @@ class WallClock(Stage):
             jump=Jump(
                 at=now.utc,
                 by=by,
-                last_entry_id=queries.last_id(self._ledger),
+                last_file_id=queries.last_id(self._ledger),
                 last_attempt_id=queries.last_attempt_id(self._ledger),
             ),
         )

@@ -85,7 +85,7 @@ def _holder(tx: Transaction, row: Any, destination: str) -> Holder:
     spool, in_place = tx.spool_of(row.spool_id), bool(row.in_place)
     has_file = row.removing_at is None and (in_place or spool is not None)
     return Holder(
-        entry_id=row.id,
+        delivery_id=row.id,
         destination=destination,
         state=State(row.state),
         path=reach_of(spool, row.path, in_place=in_place, relative_path=row.relative_path) if has_file else None,
@@ -173,7 +173,7 @@ def admit(
     for position, arrival in enumerate(arrivals):
         decided = _decide_all(wanted[position], arrival, held, judged.get(position, ()))
         if isinstance(decided, Holder):
-            answers.append(Admitted(entry_id=None, state=None, holder=decided, needs_compare=True))
+            answers.append(Admitted(number=None, state=None, holder=decided, needs_compare=True))
             continue
         numbers = list(islice(free, max(1, len(decided))))
         _add(tx, numbers, arrival, decided, arrival.route.text if arrival.route is not None else "", now)
@@ -191,8 +191,8 @@ def admit(
 def _answer(numbers: Sequence[int], decided: Sequence[_Delivered], arrival: Arrival) -> Admitted:
     """Say what became of an arrival: the first of its deliveries stands for all."""
     if decided:
-        return Admitted(entry_id=numbers[0], state=decided[0].state, holder=decided[0].holder)
-    return Admitted(entry_id=numbers[0], state=_end_of(arrival)[0])
+        return Admitted(number=numbers[0], state=decided[0].state, holder=decided[0].holder)
+    return Admitted(number=numbers[0], state=_end_of(arrival)[0])
 
 
 def _hold(
@@ -204,7 +204,7 @@ def _hold(
         if delivered.holder is None:
             place, in_place, below = arrival.path, arrival.in_place, arrival.relative_path
             held[delivered.destination_id, arrival.identity] = Holder(
-                entry_id=number,
+                delivery_id=number,
                 destination=names[delivered.destination_id],
                 state=delivered.state,
                 path=reach_of(tx.spool, place, in_place=in_place, relative_path=below),
@@ -215,7 +215,7 @@ def _hold(
 def _confirmed_holders(decided: Iterable[_Delivered]) -> Iterator[int]:
     for each in decided:
         if each.state is State.DUPLICATE and each.holder is not None and each.holder.state is State.CONFIRMED:
-            yield each.holder.entry_id
+            yield each.holder.delivery_id
 
 
 def _look_again(tx: Transaction, holders: Iterable[int], now: datetime) -> None:
@@ -246,11 +246,11 @@ def _decide(
     """Say what becomes of a file, by who holds its identity; None: the two have to be compared first."""
     if holder is None:
         return _Delivered(destination_id, State.PENDING, None, "", None)
-    found = next((each.sameness for each in reversed(judged) if each.holder_id == holder.entry_id), None)
+    found = next((each.sameness for each in reversed(judged) if each.holder_id == holder.delivery_id), None)
     same = found or compare_content(arrival.content, holder.content)
     if same is Sameness.COMPARE:
         return None
-    row = f"row {holder.entry_id}"
+    row = f"row {holder.delivery_id}"
     if same is Sameness.SAME:
         state, reason, note = State.DUPLICATE, Reason.SAME_CONTENT, f"{row} has the same content"
     elif same is Sameness.OTHER_ENCODING:
@@ -318,7 +318,7 @@ def _add(
             "admitted_at": now,
             "changed_at": now,
             "queued": int(each.state is State.PENDING),
-            "holder_id": each.holder.entry_id if each.holder else None,
+            "holder_id": each.holder.delivery_id if each.holder else None,
         }
         tx.add(delivered, inbox_id=values["inbox_id"], priority=arrival.priority, at=now, note=each.note)
     tx.counters.label(arrival, study_id)
@@ -380,16 +380,16 @@ def _refuse(tx: Transaction, numbered: Sequence[tuple[int, Refusal]], now: datet
 
 
 def reread(
-    tx: Transaction, entry_id: int, arrival: Arrival, *, judged: Sequence[Judged] = (), now: datetime
+    tx: Transaction, delivery_id: int, arrival: Arrival, *, judged: Sequence[Judged] = (), now: datetime
 ) -> Admitted:
     """Go on with a PENDING row whose file was read again; where it holds other bytes now, with a new file of these.
 
     The new file goes where the former went: there it takes the place of what had still to be sent, and is held against
     what an attempt may have delivered.
     """
-    row = tx.row(entry_id)
+    row = tx.row(delivery_id)
     if row is None or row.state is not State.PENDING:
-        return Admitted(entry_id=None, state=row.state if row else None)
+        return Admitted(number=None, state=row.state if row else None)
     rows = tx.rows_of_file(row.file_id)
     waiting = [each for each in rows if each.state is State.PENDING]
     if _is_unchanged(tx, row, arrival):
@@ -398,14 +398,14 @@ def reread(
                 tx.move(each, to=State.PENDING, at=now, reason=Reason.CHANGED, note="read again", need=None)
         tx.set_file(row.file_id, source=arrival.source, ctime_ns=arrival.ctime_ns)
         tx.flush()
-        return Admitted(entry_id=entry_id, state=State.PENDING)
+        return Admitted(number=delivery_id, state=State.PENDING)
     to = [each.destination_id for each in rows]
     held = _holders(tx, to, [arrival])
     for each in waiting:
         _give_way(tx, held, each, arrival)
     decided = _decide_all(to, arrival, held, judged)
     if isinstance(decided, Holder):
-        return Admitted(entry_id=None, state=None, holder=decided, needs_compare=True)
+        return Admitted(number=None, state=None, holder=decided, needs_compare=True)
     numbers = tx.new_ids(len(decided))
     route: str = tx.connection.execute(select(file.c.route).where(file.c.id == row.file_id)).scalar_one()
     _end_changed(tx, waiting, numbers[0], now)
@@ -425,7 +425,7 @@ def _give_way(tx: Transaction, held: _Held, row: Row, arrival: Arrival) -> None:
     """Say who holds the identity of an arrival once this row has given up its own."""
     key = (row.destination_id, arrival.identity)
     holder = held.get(key)
-    if holder is None or holder.entry_id != row.id:
+    if holder is None or holder.delivery_id != row.id:
         return
     waiting = tx.duplicates_of([row.id])
     if waiting:
@@ -444,9 +444,9 @@ def _end_changed(tx: Transaction, waiting: Sequence[Row], number: int, now: date
     tx.flush()
 
 
-def reread_refused(tx: Transaction, entry_id: int, refusal: Refusal, *, now: datetime) -> int | None:
+def reread_refused(tx: Transaction, delivery_id: int, refusal: Refusal, *, now: datetime) -> int | None:
     """Let go of a PENDING row whose file is no whole DICOM file any more; give the number of the REJECTED one."""
-    row = tx.row(entry_id)
+    row = tx.row(delivery_id)
     if row is None or row.state is not State.PENDING:
         return None
     waiting = [each for each in tx.rows_of_file(row.file_id) if each.state is State.PENDING]

@@ -164,7 +164,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
     wanted = {**_key(tx, found.study_id), "limit": look_at}
     queue = _queue(tx, wanted, now)
     cut = cut_batch(map(_waiting, queue), limits, charged=found.charged)
-    taken = set(map(attrgetter("entry_id"), cut))
+    taken = set(map(attrgetter("delivery_id"), cut))
     queue = [row for row in queue if row.id in taken]
     batch = Batch(
         attempt_id=tx.next_number("attempt"),
@@ -203,7 +203,7 @@ def _queue(tx: Transaction, wanted: Mapping[str, int], now: datetime) -> list[An
 
 def _waiting(row: Any) -> Waiting:
     return Waiting(
-        entry_id=row.id,
+        delivery_id=row.id,
         sop_uid=row.sent_sop_uid,
         size_bytes=row.size_bytes,
         charged=row.charged,
@@ -219,7 +219,7 @@ def _part(tx: Transaction, study_uid: str, row: Any, now: datetime) -> Part:
         else reach_of(tx.spool, row.path, in_place=bool(row.in_place), relative_path=row.relative_path)
     )
     return Part(
-        entry_id=row.id,
+        delivery_id=row.id,
         identity=Identity(study_uid=study_uid, series_uid=row.sent_series_uid, sop_uid=row.sent_sop_uid),
         path=path,
         content=content,

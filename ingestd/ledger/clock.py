@@ -41,7 +41,7 @@ def put_clock(tx: Transaction, line: ClockLine) -> None:
             "boot": line.boot,
             "offset_us": line.offset // MICROSECOND,
             "by_us": jump.by // MICROSECOND,
-            "last_file_id": jump.last_entry_id,
+            "last_file_id": jump.last_file_id,
             "last_attempt_id": jump.last_attempt_id,
         },
     )

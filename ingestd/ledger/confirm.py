@@ -105,13 +105,13 @@ _DELETED_SEEN = _SELECT_SEEN.where(ENDED, dialect.unindexed(delivery.c.state) ==
 
 def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backoff: Backoff, jitter: float) -> Applied:
     """Carry out what the reconciler found; a row that is not where it was asked about is left alone."""
-    rows = tx.rows_by_id(map(attrgetter("entry_id"), outcomes))
+    rows = tx.rows_by_id(map(attrgetter("delivery_id"), outcomes))
     moved = 0
     confirmed: dict[int, datetime | None] = {}
     proven: list[Row] = []
     taken: set[int] = set()
     for found in outcomes:
-        row = rows.get(found.entry_id)
+        row = rows.get(found.delivery_id)
         outcome = _as_far_as_there_is_a_file(found, row)
         if row is None or row.id in taken or not _is_where_asked(row, outcome) or _is_in_the_way(tx, row, outcome):
             continue
@@ -254,7 +254,7 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
             assert duplicate.holder_id is not None, "the statement asked for it"
             evidence_at = confirmed[duplicate.holder_id]
             # Dropped before the clock was set, it is older than what was seen since, whatever the times say.
-            is_across = jump is not None and duplicate.file_id <= jump.last_entry_id
+            is_across = jump is not None and duplicate.file_id <= jump.last_file_id
             dropped_at = jump.at if jump is not None and is_across else duplicate.admitted_at
             if evidence_at is not None and dropped_at <= evidence_at:
                 tx.change(duplicate, to={"settled_at": now}, at=now)
@@ -277,7 +277,7 @@ def _free_a_person(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> 
                 tx.note(former, at=now, reason=reason, note=note)
 
 
-def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime, note: str = "") -> int:
+def check_again(tx: Transaction, delivery_ids: Iterable[int], *, at: datetime, note: str = "") -> int:
     """Have these rows asked about at that time, without counting a check; ``note``: why they could not be now."""
     values: dict[str, Any] = {"next_check_at": at}
     if note:
@@ -286,7 +286,7 @@ def check_again(tx: Transaction, entry_ids: Iterable[int], *, at: datetime, note
         may_take = and_(waits, or_(delivery.c.reason.is_(None), delivery.c.reason.not_in(REFUSALS)))
         values["note"] = case((may_take, literal(note, delivery.c.note.type)), else_=delivery.c.note)
     changed = 0
-    for piece in pieces(list(entry_ids)):
+    for piece in pieces(list(delivery_ids)):
         changed += tx.connection.execute(
             update(delivery)
             .where(dialect.among(delivery.c.id, "ids"), dialect.unindexed(delivery.c.state).in_(PROVABLE))

@@ -197,9 +197,9 @@ def ask_mismatched_again(tx: Transaction, *, now: datetime) -> int:
     ).rowcount
 
 
-def recheck(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> None:
+def recheck(tx: Transaction, delivery_ids: Iterable[int], *, now: datetime) -> None:
     """Have these confirmed rows compared before their files may go."""
-    for piece in pieces(list(entry_ids)):
+    for piece in pieces(list(delivery_ids)):
         tx.connection.execute(
             update(delivery)
             .where(dialect.among(delivery.c.id, "ids"), _STATE == State.CONFIRMED)

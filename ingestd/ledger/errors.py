@@ -59,9 +59,9 @@ class LedgerUnread(LedgerError):
 class RefusedMove(Exception):
     """A person asked for a move that is not to be had; the message says why, naming the row in the way."""
 
-    def __init__(self, entry_id: int, sentence: str, *, other_id: int | None = None) -> None:
+    def __init__(self, number: int, sentence: str, *, other_id: int | None = None) -> None:
         super().__init__(sentence)
-        self.entry_id = entry_id
+        self.number = number
         self.other_id = other_id
 
 

@@ -44,16 +44,16 @@ def finish(tx: Transaction, result: BatchResult, *, now: datetime, backoff: Back
     # Read before the moves below change its counters, so that these need not be written in between.
     before = read_study(tx, batch.study_uid)
     assert before is not None, "a batch is of a study"
-    rows = tx.rows_by_id(map(attrgetter("entry_id"), batch.parts))
-    outcomes = {outcome.entry_id: outcome for outcome in result.outcomes}
+    rows = tx.rows_by_id(map(attrgetter("delivery_id"), batch.parts))
+    outcomes = {outcome.delivery_id: outcome for outcome in result.outcomes}
     same: dict[Hashable, tuple[Outcome, list[Row]]] = {}
     moved = 0
     for part in batch.parts:
-        row = rows.get(part.entry_id)
+        row = rows.get(part.delivery_id)
         if row is None or row.state is not State.SENDING or row.claim_token != batch.claim_token:
             continue
-        outcome = outcomes.get(part.entry_id) or Outcome(
-            entry_id=part.entry_id,
+        outcome = outcomes.get(part.delivery_id) or Outcome(
+            delivery_id=part.delivery_id,
             state=State.UNCERTAIN,
             reason=Reason.NO_VERDICT,
             note="nothing was said of this file; the server will be asked",

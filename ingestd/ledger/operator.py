@@ -49,11 +49,11 @@ _NEVER_ADMITTED = frozenset(
 )
 
 
-def _row(tx: Transaction, entry_id: int) -> Row | FileRow:
-    row = tx.row(entry_id) or tx.file_row(entry_id)
+def _row(tx: Transaction, number: int) -> Row | FileRow:
+    row = tx.row(number) or tx.file_row(number)
     if row is None:
         raise RefusedMove(
-            entry_id, f"there is no row {entry_id} in this ledger; `ingestd status --files` lists the numbers"
+            number, f"there is no row {number} in this ledger; `ingestd status --files` lists the numbers"
         )
     return row
 
@@ -80,9 +80,9 @@ def _send_soon(tx: Transaction, row: Row, now: datetime) -> None:
     )
 
 
-def retry(tx: Transaction, entry_id: int, *, now: datetime) -> State:
+def retry(tx: Transaction, number: int, *, now: datetime) -> State:
     """Have a row tried again; of a REJECTED one a new admission is asked for, which is the daemon's to make."""
-    state = _retry(tx, _row(tx, entry_id), now)
+    state = _retry(tx, _row(tx, number), now)
     tx.flush()
     return state
 
@@ -204,17 +204,17 @@ def _reason_and_age(table: Table, choice: Choice) -> Iterator[ColumnElement[bool
         yield table.c.changed_at >= choice.since
 
 
-def discard(tx: Transaction, entry_id: int, *, idle_host: str = "", now: datetime) -> None:
+def discard(tx: Transaction, number: int, *, idle_host: str = "", now: datetime) -> None:
     """Give a row up; its file is kept for `retain` and then removed. ``idle_host`` is one that nobody runs."""
-    row = _row(tx, entry_id)
+    row = _row(tx, number)
     on_its_way = row.state in HOLDING and (row.state is State.CONFIRMED or not _is_of(tx, row, idle_host))
     moves = FILE_MOVES if isinstance(row, FileRow) else MOVES
     if on_its_way or (row.state, State.DISCARDED) not in moves:
         holder_id = _holder_of(row)
         other = f" of row {holder_id}" if row.state is State.DUPLICATE else ""
         raise RefusedMove(
-            entry_id,
-            f"row {entry_id} is {row.state}{other}; only FAILED, CONFLICT, REJECTED and DELETED rows can be discarded",
+            number,
+            f"row {number} is {row.state}{other}; only FAILED, CONFLICT, REJECTED and DELETED rows can be discarded",
             other_id=holder_id,
         )
     reason, note = Reason.DISCARDED, "a person discarded it"
@@ -245,11 +245,11 @@ def _is_of(tx: Transaction, row: Row | FileRow, host: str) -> bool:
     return tx.connection.execute(select(spool.c.host).where(spool.c.id == row.spool_id)).scalar() == host
 
 
-def replace(tx: Transaction, entry_id: int, *, now: datetime) -> int:
+def replace(tx: Transaction, number: int, *, now: datetime) -> int:
     """Let a CONFLICT take the place of what holds its identity, here and on the server; say who held it (0: no row)."""
-    row = _row(tx, entry_id)
+    row = _row(tx, number)
     if isinstance(row, FileRow) or row.state is not State.CONFLICT:
-        raise RefusedMove(entry_id, f"row {entry_id} is {row.state}; only a CONFLICT can replace another row")
+        raise RefusedMove(number, f"row {number} is {row.state}; only a CONFLICT can replace another row")
     _with_file(row, "sent in place of another row")
     _with_server_that_replaces(tx, row)
     holder = tx.holder_of(row)
@@ -314,21 +314,21 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
             tx.change(other, to={"holder_id": row.id}, at=now)
 
 
-def admit_anyway(tx: Transaction, entry_id: int, *, now: datetime) -> None:
+def admit_anyway(tx: Transaction, number: int, *, now: datetime) -> None:
     """Have a REJECTED file admitted although something is wrong with it; the daemon makes the new row."""
-    row = _row(tx, entry_id)
+    row = _row(tx, number)
     if not isinstance(row, FileRow) or row.state is not State.REJECTED:
-        raise RefusedMove(entry_id, f"row {entry_id} is {row.state}; only a REJECTED file can be admitted anyway")
+        raise RefusedMove(number, f"row {number} is {row.state}; only a REJECTED file can be admitted anyway")
     if row.reason in _NEVER_ADMITTED:
-        raise RefusedMove(entry_id, f"row {entry_id} was rejected as {row.reason}: there is nothing in it to send")
+        raise RefusedMove(number, f"row {number} was rejected as {row.reason}: there is nothing in it to send")
     _with_file(row, "admitted")
     _ask_daemon(tx, row, OperatorRequest.ADMIT_ANYWAY, now)
     tx.flush()
 
 
-def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: datetime) -> None:
+def readmitted(tx: Transaction, file_id: int, new_id: int, *, now: datetime) -> None:
     """Close a REJECTED row whose file is another row now. Its path is that row's business."""
-    row = tx.file_row(entry_id)
+    row = tx.file_row(file_id)
     if row is None:
         return
     # What lies in the spool is the new row's.
@@ -343,16 +343,16 @@ def readmitted(tx: Transaction, entry_id: int, new_entry_id: int, *, now: dateti
         to=State.DISCARDED,
         at=now,
         reason=Reason.ADMITTED_ANYWAY if row.wish == OperatorRequest.ADMIT_ANYWAY else Reason.RETRIED,
-        note=f"its file was admitted anew as row {new_entry_id}",
+        note=f"its file was admitted anew as row {new_id}",
         wish=None,
         **left,
     )
     tx.flush()
 
 
-def request_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> None:
+def request_failed(tx: Transaction, file_id: int, *, note: str, now: datetime) -> None:
     """Put down why a person's request could not be carried out; the row stays REJECTED."""
-    row = tx.file_row(entry_id)
+    row = tx.file_row(file_id)
     if row is None or row.wish is None:
         return
     tx.set_file(row.id, wish=None, note=note)

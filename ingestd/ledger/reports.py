@@ -85,7 +85,7 @@ class Entry:
     ``destination`` is where it goes, "" for a file without a delivery; ``route`` which rule said so, in words.
     """
 
-    entry_id: int
+    delivery_id: int
     file_id: int
     destination: str
     route: str

@@ -273,7 +273,7 @@ def jump_of(row: Any) -> Jump:
     return Jump(
         at=row.at,
         by=timedelta(microseconds=row.by_us),
-        last_entry_id=row.last_file_id,
+        last_file_id=row.last_file_id,
         last_attempt_id=row.last_attempt_id,
     )
 

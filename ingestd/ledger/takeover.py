@@ -15,7 +15,7 @@ from .schema import delivery, spool
 from .transaction import Transaction
 
 
-def take_over(tx: Transaction, entry_ids: Iterable[int], *, hosts: Collection[str], now: datetime) -> int:
+def take_over(tx: Transaction, delivery_ids: Iterable[int], *, hosts: Collection[str], now: datetime) -> int:
     """Let these duplicates be sent in place of what they duplicate, where that waits for one of ``hosts``.
 
     What is found SENDING, UNCERTAIN or STORED may have arrived: it is posted again, and the server, which is asked
@@ -23,9 +23,9 @@ def take_over(tx: Transaction, entry_ids: Iterable[int], *, hosts: Collection[st
     """
     idle = set(tx.connection.execute(select(spool.c.id).where(spool.c.host.in_(list(hosts)))).scalars())
     taken = 0
-    for entry_id in sorted(set(entry_ids)):
+    for delivery_id in sorted(set(delivery_ids)):
         # One after the other: of two duplicates of one row the second is found to belong to the first.
-        row = tx.row(entry_id)
+        row = tx.row(delivery_id)
         if row is None or row.state is not State.DUPLICATE or row.settled_at or row.removing_at:
             continue
         if row.spool_id != tx.spool_id:

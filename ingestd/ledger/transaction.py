@@ -242,10 +242,10 @@ class Transaction:
         on = (delivery.c.holder_id.is_not(None), delivery.c.holder_id == holder_id)
         return self.rows(self.select_rows(*on, *where).order_by(delivery.c.admitted_at, delivery.c.id))
 
-    def rows_by_id(self, entry_ids: Iterable[int]) -> dict[int, Row]:
+    def rows_by_id(self, delivery_ids: Iterable[int]) -> dict[int, Row]:
         """Read these rows; one that does not exist is absent."""
         found: dict[int, Row] = {}
-        for piece in pieces(list(dict.fromkeys(entry_ids))):
+        for piece in pieces(list(dict.fromkeys(delivery_ids))):
             for row in self.rows(_SELECT_BY_ID, ids=piece):
                 found[row.id] = row
         return found
@@ -254,8 +254,8 @@ class Transaction:
         """Read all deliveries of a file, the first of them first."""
         return self.rows(self.select_rows(delivery.c.file_id == file_id).order_by(delivery.c.id))
 
-    def row(self, entry_id: int) -> Row | None:
-        return self.rows_by_id([entry_id]).get(entry_id)
+    def row(self, delivery_id: int) -> Row | None:
+        return self.rows_by_id([delivery_id]).get(delivery_id)
 
     def file_row(self, file_id: int) -> FileRow | None:
         """Read a file that has no delivery."""

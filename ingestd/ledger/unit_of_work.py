@@ -140,14 +140,14 @@ def _write_updates(connection: Connection, shape: _Shape, wanted: Mapping[tuple[
     expected: dict[str, Any] = {"b_state": state} if token is None else {"b_state": state, "b_token": token}
     single: list[dict[str, Any]] = []
     written = rows = 0
-    for values, entry_ids in wanted.items():
-        rows += len(entry_ids)
+    for values, delivery_ids in wanted.items():
+        rows += len(delivery_ids)
         columns_set = dict(zip(columns, values, strict=True))
-        if len(entry_ids) < _FEW:
-            single += [{**columns_set, **expected, "b_id": entry_id} for entry_id in entry_ids]
+        if len(delivery_ids) < _FEW:
+            single += [{**columns_set, **expected, "b_id": delivery_id} for delivery_id in delivery_ids]
             continue
         statement = _update(columns, token=token is not None, many=True)
-        written += connection.execute(statement, {**columns_set, **expected, "b_id": entry_ids}).rowcount
+        written += connection.execute(statement, {**columns_set, **expected, "b_id": delivery_ids}).rowcount
     if single:
         written += connection.execute(_update(columns, token=token is not None, many=False), single).rowcount
     if written != rows:

@@ -28,13 +28,13 @@ _OF_FILE = select(file.c.study_id, file.c.series_uid, file.c.sop_uid).where(file
 
 
 def attach_reencoded(
-    tx: Transaction, entry_id: int, *, path: str, content: Content, ctime_ns: int = 0, now: datetime
+    tx: Transaction, delivery_id: int, *, path: str, content: Content, ctime_ns: int = 0, now: datetime
 ) -> bool:
     """Have the Explicit VR copy sent instead; its digest is on record before a byte of it leaves.
 
     Say whether this copy is needed: where the file has one already, that is sent.
     """
-    row = tx.row(entry_id)
+    row = tx.row(delivery_id)
     if row is None or row.state is not State.PENDING:
         return False
     former = tx.connection.execute(_FORMER, {"file_id": row.file_id, "recipe": _EXPLICIT_VR}).one_or_none()
@@ -72,9 +72,9 @@ def _size_of(tx: Transaction, rendition_id: int) -> int:
     return size
 
 
-def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime) -> bool:
+def reencode_failed(tx: Transaction, delivery_id: int, *, note: str, now: datetime) -> bool:
     """Have the server asked for a row that it refused and that cannot be re-encoded: the last before it is FAILED."""
-    row = tx.row(entry_id)
+    row = tx.row(delivery_id)
     if row is None or row.state is not State.PENDING or row.need != PendingRead.REENCODE:
         return False
     asked = {"next_check_at": now, "needs_content_check": 1, **UNASKED}
@@ -83,9 +83,9 @@ def reencode_failed(tx: Transaction, entry_id: int, *, note: str, now: datetime)
     return True
 
 
-def read_no_more(tx: Transaction, entry_id: int, *, now: datetime) -> bool:
+def read_no_more(tx: Transaction, delivery_id: int, *, now: datetime) -> bool:
     """Let a row go on to be sent that waits to be read before, and whose file vanished: so the server is asked."""
-    row = tx.row(entry_id)
+    row = tx.row(delivery_id)
     if row is None or row.state is not State.PENDING or row.need is None:
         return False
     tx.change(row, to={"need": None}, at=now)
@@ -93,27 +93,27 @@ def read_no_more(tx: Transaction, entry_id: int, *, now: datetime) -> bool:
     return True
 
 
-def fail_gone(tx: Transaction, entry_ids: Iterable[int], *, note: str, now: datetime) -> int:
+def fail_gone(tx: Transaction, delivery_ids: Iterable[int], *, note: str, now: datetime) -> int:
     """Give rows up whose file vanished, and which the server was asked about."""
-    rows = [row for row in tx.rows_by_id(entry_ids).values() if row.state is State.UNCERTAIN]
+    rows = [row for row in tx.rows_by_id(delivery_ids).values() if row.state is State.UNCERTAIN]
     for row in rows:
         tx.move(row, to=State.FAILED, at=now, reason=Reason.GONE, note=note)
     tx.flush()
     return len(rows)
 
 
-def mark_source_removed(tx: Transaction, entry_ids: Iterable[int]) -> None:
-    for piece in pieces(list(entry_ids)):
+def mark_source_removed(tx: Transaction, file_ids: Iterable[int]) -> None:
+    for piece in pieces(list(file_ids)):
         tx.connection.execute(update(file).where(file.c.id.in_(piece)).values(source_removed=1))
 
 
-def mark_removing(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> set[int]:
+def mark_removing(tx: Transaction, file_ids: Iterable[int], *, now: datetime) -> set[int]:
     """Say for good that the bytes of these files go, before they do; give those that may go still (G3).
 
     From here on nobody counts on them. A file that stays in place keeps its own; what was sent in its stead goes.
     """
     may_go: set[int] = set()
-    for piece in pieces(list(entry_ids)):
+    for piece in pieces(list(file_ids)):
         may_go.update(tx.connection.execute(STILL_MAY_GO, {"spool_id": tx.spool_id, "ids": piece}).scalars())
     for piece in pieces(sorted(may_go)):
         marked = update(file).where(dialect.among(file.c.id, "ids"), file.c.in_place == 0)
@@ -121,10 +121,10 @@ def mark_removing(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -
     return may_go
 
 
-def mark_removed(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> int:
+def mark_removed(tx: Transaction, file_ids: Iterable[int], *, now: datetime) -> int:
     """Say that what lay in the spool of these files is gone. Nothing that is needed may lose its file (G3)."""
     removed = 0
-    for piece in pieces(list(entry_ids)):
+    for piece in pieces(list(file_ids)):
         unneeded = (
             file.c.id.in_(piece),
             # By id alone: the index over what is not needed has all that is kept for `retain`.
@@ -146,20 +146,20 @@ def mark_removed(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) ->
     return removed
 
 
-def refresh_source(tx: Transaction, entry_id: int, *, source: SourceStat, ctime_ns: int) -> None:
+def refresh_source(tx: Transaction, file_id: int, *, source: SourceStat, ctime_ns: int) -> None:
     """Take over what the kernel says now of a file in place that was read again and is what the row knows."""
     tx.write_rows()
     tx.connection.execute(
         update(file)
-        .where(file.c.id == entry_id, dialect.unindexed(file.c.spool_id) == tx.spool_id, file.c.in_place == 1)
+        .where(file.c.id == file_id, dialect.unindexed(file.c.spool_id) == tx.spool_id, file.c.in_place == 1)
         .values(source=source, ctime_ns=ctime_ns)
     )
 
 
-def written_after(tx: Transaction, entry_ids: Iterable[int], *, now: datetime) -> None:
+def written_after(tx: Transaction, file_ids: Iterable[int], *, now: datetime) -> None:
     """Put down that these rows' files were written to after all was settled, and are new arrivals now."""
     note = "its file was written to after that; the bytes that lay there are a new arrival, under a number of their own"
-    numbers = list(entry_ids)
+    numbers = list(file_ids)
     for row in tx.rows_by_id(numbers).values():
         tx.note(row, at=now, reason=Reason.CHANGED, note=note)
     for number in numbers:

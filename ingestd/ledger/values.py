@@ -54,7 +54,7 @@ class Holder:
     ``path`` is a place (``places``), and None once the file was removed (then only the server has the bytes).
     """
 
-    entry_id: int
+    delivery_id: int
     destination: str
     state: State
     path: str | None
@@ -74,10 +74,11 @@ class Admitted:
     """What became of one arrival.
 
     With ``needs_compare`` nothing was written: ``holder`` says what to compare with, the candidate row stays, and the
-    arrival is to be admitted again with the answer. Otherwise ``entry_id`` and ``state`` are set.
+    arrival is to be admitted again with the answer. Otherwise ``number`` (the file's, and its first
+    delivery's) and ``state`` are set.
     """
 
-    entry_id: int | None
+    number: int | None
     state: State | None
     holder: Holder | None = None
     needs_compare: bool = False
@@ -119,7 +120,7 @@ class Applied:
 class RowToRead:
     """A PENDING row that the reader has to look at before it can be sent. ``path`` is a place (``places``)."""
 
-    entry_id: int
+    delivery_id: int
     pending_read: PendingRead
     inbox: str
     relative_path: str
@@ -136,7 +137,7 @@ class RowToRead:
 class RejectedFile:
     """A file set aside, to be looked at for changes. ``path`` is relative to the spool, or absolute in place."""
 
-    entry_id: int
+    file_id: int
     inbox: str
     relative_path: str
     path: str
@@ -161,7 +162,7 @@ class KnownSource:
     for a file that was refused, for ``reason``.
     """
 
-    entry_id: int
+    file_id: int
     state: State
     source: SourceStat
     in_place: bool
@@ -179,7 +180,7 @@ class UnremovedSource:
     set aside has no ``content``. ``ctime_ns`` is the source's when it was copied; 0: not known.
     """
 
-    entry_id: int
+    file_id: int
     inbox: str
     relative_path: str
     source: SourceStat
@@ -206,7 +207,7 @@ class KeptFile:
 class Resting(NamedTuple):
     """The confirmed row that a file rests on, and since when: a duplicate's is its holder, confirmed long before it."""
 
-    entry_id: int
+    delivery_id: int
     settled_at: datetime  # since then the file is not needed
     confirmed_at: datetime
 
@@ -215,7 +216,7 @@ class Resting(NamedTuple):
 class Removable:
     """A row whose files may go: the file, and its Explicit VR copy if any."""
 
-    entry_id: int
+    file_id: int
     state: State
     inbox: str
     relative_path: str

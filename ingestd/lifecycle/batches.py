@@ -67,7 +67,7 @@ def order_studies(studies: Iterable[StudyQueue], *, now: datetime) -> list[Study
 class Waiting:
     """One PENDING row as the cutter sees it."""
 
-    entry_id: int
+    delivery_id: int
     sop_uid: str
     size_bytes: int
     charged: int = 0
@@ -108,7 +108,7 @@ def cut_batch(rows: Iterable[Waiting], limits: BatchLimits, *, charged: int = 0)
 class Part:
     """One instance of a batch: which row, which file, and the digests that it must still have."""
 
-    entry_id: int
+    delivery_id: int
     identity: Identity
     path: str  # a place, see ``places``
     content: Content

@@ -33,7 +33,7 @@ class Outcome:
     the row although it does not move. ``unnamed``: a complete answer to a post of it alone said nothing of it.
     """
 
-    entry_id: int
+    delivery_id: int
     state: State
     reason: Reason
     note: str = ""
@@ -124,7 +124,7 @@ class Standing:
 class Unproven:
     """A row the reconciler has to settle: STORED or UNCERTAIN (or CONFIRMED in an audit), with what is known of it."""
 
-    entry_id: int
+    delivery_id: int
     identity: Identity
     state: State
     content: Content

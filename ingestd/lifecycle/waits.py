@@ -56,13 +56,13 @@ def clamp_retry_after(asked: timedelta) -> timedelta:
 class Jump:
     """The wall clock was set: what it showed right after (``at``), and how far it went (``by``; negative: back).
 
-    What came before it is told by what was on record, not by the time: rows up to ``last_entry_id``, attempts up to
+    What came before it is told by what was on record, not by the time: rows up to ``last_file_id``, attempts up to
     ``last_attempt_id``.
     """
 
     at: datetime
     by: timedelta
-    last_entry_id: int = 0
+    last_file_id: int = 0
     last_attempt_id: int = 0
 
 

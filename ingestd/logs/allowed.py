@@ -139,7 +139,8 @@ ELLIPSIS = "..."
 ALLOWED: Mapping[str, Shape] = {
     "event": "event",
     # what it is about
-    "entry_id": "number",
+    "delivery_id": "number",
+    "file_id": "number",
     "entries": "numbers",
     "holder_id": "number",
     "candidate_id": "number",

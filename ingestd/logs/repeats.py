@@ -23,7 +23,9 @@ LONGEST_WAIT_SECONDS = 600.0
 # So many different faults are remembered; the one that was written longest ago is forgotten first.
 _MOST = 4096
 # Numbers that say what it is about, or what came back; all others count.
-_NAMING = frozenset({"entry_id", "holder_id", "candidate_id", "attempt_id", "errno", "status", "http_status"})
+_NAMING = frozenset(
+    {"file_id", "delivery_id", "holder_id", "candidate_id", "attempt_id", "errno", "status", "http_status"}
+)
 # Facts, not tries: written on change alone by whoever writes them, or the answer to what a person has just done.
 _ON_CHANGE = frozenset({"alarm.raised", "clock.set", "config.refused", "spool.orphan_found", "inbox.stranded"})
 

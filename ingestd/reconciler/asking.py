@@ -191,7 +191,7 @@ class StudyAsker:
         others: list[Path] = []
         try:
             for _headers, part in retrieval:
-                with _Copy(self.scratch / f"copy-{row.entry_id}-{secrets.token_hex(8)}", row.content) as copy:
+                with _Copy(self.scratch / f"copy-{row.delivery_id}-{secrets.token_hex(8)}", row.content) as copy:
                     while chunk := part.next_chunk():
                         copy.write(chunk)
                     if copy.is_same() and not self.question.keep:

@@ -69,7 +69,7 @@ def plan(rows: Sequence[Unproven], *, rules: Rules, now: datetime) -> Plan:
             outcome = outcome_of(row, row.reason or Reason.STORED_ANSWER, _COMPARING_HAS_STOPPED, wait=rules.grace)
             outcomes.append(replace(outcome, noted=True))
         elif verdict is not NextStep.WAIT:
-            ask[row.entry_id] = row
+            ask[row.delivery_id] = row
         elif row.state is State.STORED:
             outcomes.append(wait_for_feed(row, rules=rules, now=now))
         else:

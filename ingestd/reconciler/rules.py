@@ -163,7 +163,7 @@ def outcome_of(
 ) -> Outcome:
     """Say what becomes of a row; without ``state`` it stays: it was asked about, this came of it, ask again then."""
     return Outcome(
-        entry_id=row.entry_id,
+        delivery_id=row.delivery_id,
         state=state or row.state,
         reason=reason,
         note=note,

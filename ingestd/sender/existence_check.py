@@ -17,7 +17,7 @@ def ask_present(client: DicomWebClient, batch: Batch) -> dict[int, bool] | None:
     Raises the DicomWebErrors that would also keep the post from being made (Unavailable, NotAuthorized,
     MisconfiguredServer).
     """
-    wanted = {part.identity: part.entry_id for part in batch.parts}
+    wanted = {part.identity: part.delivery_id for part in batch.parts}
     present = dict.fromkeys(wanted.values(), False)
     series = {identity.series_uid for identity in wanted}
     filters = None if len(wanted) > 1 else {"SOPInstanceUID": next(iter(wanted)).sop_uid}
@@ -25,7 +25,7 @@ def ask_present(client: DicomWebClient, batch: Batch) -> dict[int, bool] | None:
     try:
         found = client.find_instances(filters, study_uid=batch.study_uid, series_uid=only_series)
         for item in found:
-            entry_id = wanted.pop(
+            delivery_id = wanted.pop(
                 Identity(
                     study_uid=batch.study_uid,
                     series_uid=only_series or uid_of(item, "SeriesInstanceUID"),
@@ -33,8 +33,8 @@ def ask_present(client: DicomWebClient, batch: Batch) -> dict[int, bool] | None:
                 ),
                 None,
             )
-            if entry_id is not None:
-                present[entry_id] = True
+            if delivery_id is not None:
+                present[delivery_id] = True
             if not wanted:
                 break
     except (Refused, Unintelligible):
@@ -57,12 +57,12 @@ def leave_out_what_is_there(batch: Batch, terms: Terms) -> tuple[Batch, tuple[Ou
     posted: list[Part] = []
     outcomes: list[Outcome] = []
     for part in batch.parts:
-        if not part.attempts or part.replaces or not present.get(part.entry_id, False):
+        if not part.attempts or part.replaces or not present.get(part.delivery_id, False):
             posted.append(part)
             continue
         outcomes.append(
             Outcome(
-                entry_id=part.entry_id,
+                delivery_id=part.delivery_id,
                 state=State.UNCERTAIN,
                 reason=Reason.ALREADY_THERE,
                 note="it was posted before, and the server has an object with these UIDs now: it is not posted again, "

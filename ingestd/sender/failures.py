@@ -64,7 +64,7 @@ def _may_have_stored(error: Refused) -> bool:
 
 def _not_sent(part: Part, why: str, *, charge: bool = False) -> Outcome:
     note = f"{why}; it is sent again"
-    return Outcome(entry_id=part.entry_id, state=State.PENDING, reason=Reason.NOT_SENT, note=note, charge=charge)
+    return Outcome(delivery_id=part.delivery_id, state=State.PENDING, reason=Reason.NOT_SENT, note=note, charge=charge)
 
 
 def _unread(error: DicomWebError) -> str:
@@ -73,7 +73,7 @@ def _unread(error: DicomWebError) -> str:
 
 def _uncertain(part: Part, terms: Terms, note: str, *, charge: bool) -> Outcome:
     return Outcome(
-        entry_id=part.entry_id,
+        delivery_id=part.delivery_id,
         state=State.UNCERTAIN,
         reason=Reason.NO_VERDICT,
         note=note,
@@ -85,7 +85,7 @@ def _uncertain(part: Part, terms: Terms, note: str, *, charge: bool) -> Outcome:
 
 # What becomes of the part whose file is not what its digest says, whichever part it is.
 _CHANGED = Outcome(
-    entry_id=0,
+    delivery_id=0,
     state=State.PENDING,
     reason=Reason.CHANGED,
     note="its file is no longer what was read: somebody has written to it since; what was being sent was broken off "
@@ -94,13 +94,13 @@ _CHANGED = Outcome(
 )
 _CHANGES = {
     "gone": Outcome(
-        entry_id=0,
+        delivery_id=0,
         state=State.FAILED,
         reason=Reason.GONE,
         note="its file is no longer where it was taken in; put it back and `ingestd retry`, or drop the file again",
     ),
     "unreadable": Outcome(
-        entry_id=0,
+        delivery_id=0,
         state=State.PENDING,
         reason=Reason.NOT_SENT,
         note="its file could not be read; it is read again before it is sent",
@@ -114,7 +114,7 @@ def _file_changed(batch: Batch, error: FileChanged, terms: Terms) -> tuple[Outco
     outcomes = []
     for index, part in enumerate(batch.parts):
         if index == error.part_index:
-            outcomes.append(replace(_CHANGES.get(error.why, _CHANGED), entry_id=part.entry_id))
+            outcomes.append(replace(_CHANGES.get(error.why, _CHANGED), delivery_id=part.delivery_id))
         elif error.body_bytes_left == 0:
             outcomes.append(_not_sent(part, "another file of its batch had changed before anything was sent"))
         else:
@@ -130,7 +130,7 @@ def _too_large(blank: BatchResult, batch: Batch) -> BatchResult:
         return replace(blank, outcomes=outcomes, charge_study=True, answered=True)
     (part,) = batch.parts
     failed = Outcome(
-        entry_id=part.entry_id,
+        delivery_id=part.delivery_id,
         state=State.FAILED,
         reason=Reason.TOO_LARGE,
         note=f"the server refuses a post of this file alone ({part.content.size_bytes:,} bytes) as too large (413); "
@@ -152,7 +152,7 @@ def _refused_whole(blank: BatchResult, batch: Batch, error: Refused, terms: Term
     ending = "it is tried again later" if alone else "it is sent again in smaller posts"
     outcomes = tuple(
         Outcome(
-            entry_id=part.entry_id,
+            delivery_id=part.delivery_id,
             state=State.PENDING,
             reason=Reason.REFUSED,
             note=f"{why}; {ending}",

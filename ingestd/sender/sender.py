@@ -263,7 +263,7 @@ def _without_replacements(batch: Batch) -> tuple[Batch, tuple[Outcome, ...]]:
             continue
         held_back.append(
             Outcome(
-                entry_id=part.entry_id,
+                delivery_id=part.delivery_id,
                 state=State.PENDING,
                 reason=Reason.NOT_SENT,
                 note="it takes another object's place and is sent alone",

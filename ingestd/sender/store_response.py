@@ -52,9 +52,9 @@ class Terms:
 
     def evidence(self, part: Part) -> dict[str, str]:
         """Say what is known about a part that the reconciler has to weigh."""
-        if self.present_before is None or part.entry_id not in self.present_before:
+        if self.present_before is None or part.delivery_id not in self.present_before:
             return {}
-        return {"present_before": "yes" if self.present_before[part.entry_id] else "no"}
+        return {"present_before": "yes" if self.present_before[part.delivery_id] else "no"}
 
 
 def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchResult:
@@ -65,8 +65,8 @@ def judge_answer(batch: Batch, result: StoreResult, *, terms: Terms) -> BatchRes
     outcomes = []
     for part in batch.parts:
         uid = part.identity.sop_uid
-        if part.entry_id in nameless:
-            outcomes.append(_failed(part, Failed(reason=nameless[part.entry_id]), alone, terms))
+        if part.delivery_id in nameless:
+            outcomes.append(_failed(part, Failed(reason=nameless[part.delivery_id]), alone, terms))
         elif _is_unnamed(uid, result):
             outcomes.append(_no_verdict(part, alone, result, terms))
         elif uid in result.stored:
@@ -96,7 +96,7 @@ def reencode(part: Part, why: str) -> Outcome:
     """Ask for the Explicit VR Little Endian copy, which is then sent once."""
     syntax = "implicit VR" if part.content.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN else "big endian"
     return Outcome(
-        entry_id=part.entry_id,
+        delivery_id=part.delivery_id,
         state=State.PENDING,
         reason=Reason.REENCODED,
         note=f"{why}; the file is in {syntax}, so a lossless Explicit VR Little Endian copy is made and sent instead",
@@ -159,13 +159,13 @@ def _nameless_failures(unnamed: list[Part], result: StoreResult) -> dict[int, in
     silent = [part for part in unnamed if part.identity.sop_uid not in result.contradicted]
     if len(reasons) != len(silent) or any(reason in {ALREADY_EXISTS, BEING_CREATED} for reason in reasons):
         return {}
-    return {part.entry_id: reason for part, reason in zip(silent, reasons, strict=True)}
+    return {part.delivery_id: reason for part, reason in zip(silent, reasons, strict=True)}
 
 
 def _stored(part: Part, stored: Stored, terms: Terms) -> Outcome:
     warned = stored.warning_reason is not None
     return Outcome(
-        entry_id=part.entry_id,
+        delivery_id=part.delivery_id,
         state=State.STORED,
         reason=Reason.STORED_ANSWER,
         note=f"the server answered: {stored.meaning}; it is to be seen there" if warned else "",
@@ -178,7 +178,7 @@ def _stored(part: Part, stored: Stored, terms: Terms) -> Outcome:
 
 def _no_verdict(part: Part, alone: bool, result: StoreResult, terms: Terms) -> Outcome:  # noqa: FBT001 - a fact
     return Outcome(
-        entry_id=part.entry_id,
+        delivery_id=part.delivery_id,
         state=State.UNCERTAIN,
         reason=Reason.NO_VERDICT,
         note="it was posted, and the server's answer says nothing clear about it; the server is asked for it",
@@ -217,7 +217,7 @@ def _may_be_encoding(code: int) -> bool:
 
 def _already_there(part: Part, failed: Failed, terms: Terms) -> Outcome:
     return Outcome(
-        entry_id=part.entry_id,
+        delivery_id=part.delivery_id,
         state=State.UNCERTAIN,
         reason=Reason.ALREADY_THERE,
         note=f"the server has an object with these UIDs already ({_in_words(failed.reason)}); its copy is compared "
@@ -232,18 +232,18 @@ def _being_created(part: Part, alone: bool, terms: Terms) -> Outcome:  # noqa: F
     stuck_for = terms.now - (part.being_created_since or terms.now)
     if alone and stuck_for >= STUCK_AFTER:
         return Outcome(
-            entry_id=part.entry_id,
+            delivery_id=part.delivery_id,
             state=State.FAILED,
             reason=Reason.STUCK_ON_SERVER,
             note="for a day the server has answered that it is just being created (B00FH): an upload that broke off "
             "has left half of it there, and only a DELETE clears that. If nobody else is sending it now, run "
-            f"`ingestd dicomweb delete` with the UIDs that `ingestd explain {part.entry_id}` shows, then "
-            f"`ingestd retry {part.entry_id}`",
+            f"`ingestd dicomweb delete` with the UIDs that `ingestd explain {part.delivery_id}` shows, then "
+            f"`ingestd retry {part.delivery_id}`",
         )
     # The time it has been so already is the next wait: that doubles.
     wait = min(max(stuck_for, BEING_CREATED_LEAST), BEING_CREATED_MOST)
     return Outcome(
-        entry_id=part.entry_id,
+        delivery_id=part.delivery_id,
         state=State.PENDING,
         reason=Reason.BEING_CREATED,
         note=f"the server answered that it is just being created by another request (B00FH); it is sent again, alone, "
@@ -255,7 +255,7 @@ def _being_created(part: Part, alone: bool, terms: Terms) -> Outcome:  # noqa: F
 
 def _try_later(part: Part, code: int, terms: Terms) -> Outcome:
     return Outcome(
-        entry_id=part.entry_id,
+        delivery_id=part.delivery_id,
         state=State.PENDING,
         reason=Reason.SERVER_ERROR,
         note=f"the server failed on it for now ({_in_words(code)}); it is sent again later",
@@ -268,18 +268,18 @@ def _try_later(part: Part, code: int, terms: Terms) -> Outcome:
 def _refused(part: Part, code: int, alone: bool) -> Outcome:  # noqa: FBT001 - one of three facts
     if not alone:
         return Outcome(
-            entry_id=part.entry_id,
+            delivery_id=part.delivery_id,
             state=State.PENDING,
             reason=Reason.REFUSED,
             note=f"the server refused it among others ({_in_words(code)}); it is sent once more, alone",
             alone=True,
         )
     return Outcome(
-        entry_id=part.entry_id,
+        delivery_id=part.delivery_id,
         state=State.FAILED,
         reason=Reason.REFUSED,
         note=f"the server refused it, sent alone, with {_in_words(code)}; the file is kept: `ingestd explain "
-        f"{part.entry_id}` shows the server's remarks, `ingestd retry {part.entry_id}` sends it again",
+        f"{part.delivery_id}` shows the server's remarks, `ingestd retry {part.delivery_id}` sends it again",
     )
 
 

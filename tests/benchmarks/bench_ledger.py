@@ -279,7 +279,8 @@ def send_study(ledger: Ledger, study_uid: str, now: datetime, meter: Meter) -> N
         result = BatchResult(
             batch=batch,
             outcomes=tuple(
-                Outcome(entry_id=part.entry_id, state=State.STORED, reason=Reason.STORED_ANSWER) for part in batch.parts
+                Outcome(delivery_id=part.delivery_id, state=State.STORED, reason=Reason.STORED_ANSWER)
+                for part in batch.parts
             ),
             finished_at=now,
             http_status=200,
@@ -313,7 +314,7 @@ def prove(ledger: Ledger, rows: int, now: datetime, meter: Meter) -> None:
                     tx,
                     [
                         Outcome(
-                            entry_id=row.entry_id,
+                            delivery_id=row.delivery_id,
                             state=State.CONFIRMED,
                             reason=Reason.FEED,
                             expected=row.state,

@@ -335,7 +335,7 @@ def test_a_study_is_found_by_the_name_that_the_log_has_for_it(command, every, ro
     assert command("explain", "--json", f"study={STUDY}").json["files"] == found, "as `logging.uids: plain` writes it"
     assert f"study={reference}" in command("explain", str(every["pending"])).out
     assert command("explain", "study=0123456789ab").code == ExitCode.CONFIGURATION
-    [row] = command("explain", "--json", f"entry_id={every['failed']}").json["files"]
+    [row] = command("explain", "--json", f"delivery_id={every['failed']}").json["files"]
     assert row["id"] == every["failed"]
     assert command("explain", "0123456789ab").code == ExitCode.CONFIGURATION
 
@@ -458,9 +458,9 @@ def test_what_send_took_in_is_told_to_wait_for_the_next_send(command, tmp_path):
     assert retried == "2 files of `ingestd send` can be sent only by it: run it on the folder again\n"
     assert "run `ingestd send` on the folder again" in command("status").out
     assert command("status", "--json").json["waiting_for_send"] == 1
-    for entry_id in (failed, rejected):
+    for delivery_id in (failed, rejected):
         assert "What to do: run `ingestd send` on its folder again" in " ".join(
-            command("explain", str(entry_id)).out.split()
+            command("explain", str(delivery_id)).out.split()
         )
 
 
@@ -470,7 +470,7 @@ def test_resolve_lets_go(command, every, rows):
     said = command("resolve", "--json", "--discard", *map(str, ids))
 
     assert said.json == {"decision": "discard", "done": ids, "refused": []}
-    assert {queries.entry(rows.ledger, entry_id).state for entry_id in ids} == {State.DISCARDED}
+    assert {queries.entry(rows.ledger, delivery_id).state for delivery_id in ids} == {State.DISCARDED}
 
 
 def test_resolve_replaces_the_holder(command, every, rows):
@@ -500,7 +500,7 @@ def test_what_has_to_be_sent_is_looked_at_before_anything_gives_way_for_it(comma
 
     assert said.code == ExitCode.NEEDS_PERSON
     [refused] = said.json["refused"]
-    assert f"row {ours.entry_id} cannot be sent in place of another row: its file" in refused["why"]
+    assert f"row {ours.delivery_id} cannot be sent in place of another row: its file" in refused["why"]
     assert [queries.entry(rows.ledger, every[name]).state for name in ("pending", "conflict")] == [
         State.PENDING,
         State.CONFLICT,
@@ -526,7 +526,7 @@ def test_resolve_replaces_nothing_where_the_server_is_known_not_to(command, ever
 
     holder, ours = queries.entry(rows.ledger, every["pending"]), queries.entry(rows.ledger, every["conflict"])
     assert said.code == ExitCode.NEEDS_PERSON
-    assert f"then `ingestd reconcile --full` and `ingestd retry {ours.entry_id}`" in said.out
+    assert f"then `ingestd reconcile --full` and `ingestd retry {ours.delivery_id}`" in said.out
     assert (holder.state, ours.state) == (State.PENDING, State.CONFLICT)
 
 
@@ -548,5 +548,5 @@ def test_every_state_has_a_meaning_and_a_next_step_for_every_reason():
     assert set(MEANING) == set(State)
     for state in {after for _, after in MOVES}:
         for reason in (None, *Reason):
-            assert next_step(state, reason, entry_id=7)
+            assert next_step(state, reason, number=7)
             assert "{" not in next_step(state, reason)

@@ -45,11 +45,11 @@ def command(rows, capfd):
 @pytest.fixture
 def both(rows):
     """A file that is CONFIRMED at the archive and waits for research."""
-    entry_id = rows.admit("both", route=TO_BOTH)
+    delivery_id = rows.admit("both", route=TO_BOTH)
     archive = rows.at("archive")
     archive.finish(archive.claim(), State.STORED, Reason.STORED_ANSWER)
-    archive.prove(entry_id, State.CONFIRMED, Reason.FEED)
-    return entry_id
+    archive.prove(delivery_id, State.CONFIRMED, Reason.FEED)
+    return delivery_id
 
 
 @pytest.fixture
@@ -59,9 +59,11 @@ def archived(rows):
     return rows.admit("archived", study=OTHER_STUDY, route=TO_ARCHIVE)
 
 
-def research_of(rows, entry_id):
+def research_of(rows, delivery_id):
     """The number of the file's delivery to research."""
-    (found,) = [each.entry_id for each in queries.of_files(rows.ledger, [entry_id]) if each.destination == "research"]
+    (found,) = [
+        each.delivery_id for each in queries.of_files(rows.ledger, [delivery_id]) if each.destination == "research"
+    ]
     return found
 
 

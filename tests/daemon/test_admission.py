@@ -240,11 +240,11 @@ def test_refused_file_that_was_written_to_and_is_refused_again_lies_where_it_lay
 
         candidate = rooms.spool.candidate_at("a", former.path)
         assert candidate is not None
-        rooms.admission.adopt(candidate, Origin(adopted=True, former=former.entry_id))
+        rooms.admission.adopt(candidate, Origin(adopted=True, former=former.file_id))
 
         assert rooms.take_in(2) == {State.REJECTED: 1, State.DISCARDED: 1}
         (now,) = queries.rejected_files(rooms.ledger)
-        assert (now.path, now.entry_id) == (former.path, former.entry_id + 1)
+        assert (now.path, now.file_id) == (former.path, former.file_id + 1)
 
 
 @pytest.mark.parametrize("is_removed", [False, True], ids=["it is there", "it was removed"])
@@ -288,9 +288,9 @@ def test_file_refused_anew_after_a_person_let_go_of_its_former_row_has_a_row_of_
             file.write(b"more")
         candidate = rooms.spool.candidate_at("a", former.path)
         assert candidate is not None
-        rooms.admission.adopt(candidate, Origin(adopted=True, former=former.entry_id))
+        rooms.admission.adopt(candidate, Origin(adopted=True, former=former.file_id))
         with rooms.ledger.transaction() as tx:
-            moves.discard(tx, former.entry_id, now=read_clocks().utc)
+            moves.discard(tx, former.file_id, now=read_clocks().utc)
 
         while not rooms.admission.is_idle:
             rooms.turn()

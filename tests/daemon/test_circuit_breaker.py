@@ -37,14 +37,14 @@ def study(uid: str) -> StudyQueue:
 
 def result(uid: str, *, pause: Pause | None = None, answered: bool = False, refused: bool = False) -> BatchResult:
     part = Part(
-        entry_id=1,
+        delivery_id=1,
         identity=Identity(study_uid=uid, series_uid="1.2", sop_uid="1.3"),
         path="a",
         content=Content(transfer_syntax="1", digest="a", meta_digest="b", dataset_offset=0, size_bytes=1),
     )
     batch = Batch(attempt_id=1, claim_token="t", study_uid=uid, parts=(part,), started_at=NOW)
     state = State.STORED if answered else State.PENDING
-    outcome = Outcome(entry_id=1, state=state, reason=Reason.STORED_ANSWER if answered else Reason.NOT_SENT)
+    outcome = Outcome(delivery_id=1, state=state, reason=Reason.STORED_ANSWER if answered else Reason.NOT_SENT)
     return BatchResult(
         batch=batch,
         outcomes=(outcome,),

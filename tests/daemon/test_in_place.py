@@ -32,8 +32,8 @@ def put(path: Path, content: bytes, *, like: os.stat_result | None = None, anew:
     return path.stat()
 
 
-def entry_of(rooms: Rooms, entry_id: int = 1):
-    entry = queries.entry(rooms.ledger, entry_id)
+def entry_of(rooms: Rooms, delivery_id: int = 1):
+    entry = queries.entry(rooms.ledger, delivery_id)
     assert entry is not None
     return entry
 

@@ -410,10 +410,10 @@ def test_drop_of_what_another_host_confirmed_and_the_server_lost_is_sent(tmp_pat
 def test_object_that_took_anothers_place_is_compared_before_it_is_confirmed(tmp_path: Path) -> None:
     """The feed shows what was replaced and what replaced it; the sender's word for that was lost on the way."""
     with open_ledger(tmp_path) as ledger:
-        (entry_id,) = admit(ledger, arrival(1))
+        (delivery_id,) = admit(ledger, arrival(1))
         send(ledger, needs_content_check=True)
 
-        assert [row.needs_content_check for row in queries.unproven_rows(ledger, [entry_id])] == [True]
+        assert [row.needs_content_check for row in queries.unproven_rows(ledger, [delivery_id])] == [True]
 
 
 def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emulator) -> None:
@@ -433,8 +433,8 @@ def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emul
     (tmp_path / "elsewhere").rename(tmp_path / "drop")
 
     with Ledger.open(config.ledger) as ledger, ledger.transaction() as tx:
-        for entry_id in (1, 2):
-            moves.retry(tx, entry_id, now=read_clocks().utc)
+        for delivery_id in (1, 2):
+            moves.retry(tx, delivery_id, now=read_clocks().utc)
     assert run(config).done
     assert states(config) == {"CONFIRMED": 2}
 

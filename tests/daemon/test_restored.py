@@ -34,8 +34,8 @@ def states(config: Config) -> list[tuple[State, Reason | None]]:
 
 # Sent once, and to be read before it is sent again: what it asks of a reader.
 TO_BE_READ = {
-    "reread": Outcome(entry_id=0, state=State.PENDING, reason=Reason.CHANGED, reread=True),
-    "reencode": Outcome(entry_id=0, state=State.PENDING, reason=Reason.REENCODED, reencode=True, alone=True),
+    "reread": Outcome(delivery_id=0, state=State.PENDING, reason=Reason.CHANGED, reread=True),
+    "reencode": Outcome(delivery_id=0, state=State.PENDING, reason=Reason.REENCODED, reencode=True, alone=True),
 }
 
 
@@ -53,10 +53,10 @@ def go_on(config: Config, state: State | str) -> None:
         assert batch is not None
         if state is State.SENDING:
             return
-        came_to = TO_BE_READ.get(state, Outcome(entry_id=0, state=State.STORED, reason=Reason.STORED_ANSWER))
+        came_to = TO_BE_READ.get(state, Outcome(delivery_id=0, state=State.STORED, reason=Reason.STORED_ANSWER))
         result = BatchResult(
             batch=batch,
-            outcomes=(replace(came_to, entry_id=entry.entry_id),),
+            outcomes=(replace(came_to, delivery_id=entry.delivery_id),),
             finished_at=at,
             http_status=200,
             body_bytes_left=1000,

@@ -135,8 +135,8 @@ def test_bytes_written_after_confirmation_are_a_new_arrival(
     (held,) = (path for path in (tmp_path / "spool").glob("*/*/**/*") if path.is_file())
     assert held.read_bytes() == written
     with Ledger.open(config.ledger, read_only=True) as ledger:
-        first, second = sorted(queries.entries(ledger), key=lambda entry: entry.entry_id)
-        story = queries.story(ledger, first.entry_id)
+        first, second = sorted(queries.entries(ledger), key=lambda entry: entry.delivery_id)
+        story = queries.story(ledger, first.delivery_id)
     assert first.removed_at is not None
     assert second.relative_path == "image"
     assert second.state in NEEDS_PERSON
@@ -172,7 +172,7 @@ def test_discarded_file_that_was_written_to_comes_back(tmp_path: Path, server: E
         turn(daemon, lambda: states(config) == {"REJECTED": 1})
         (aside,) = (tmp_path / "spool" / "rejected").glob("*/*/*")
         with daemon.ledger.transaction() as tx:
-            moves.discard(tx, only_entry(tmp_path / "ledger.db").entry_id, now=utc_now())
+            moves.discard(tx, only_entry(tmp_path / "ledger.db").delivery_id, now=utc_now())
         rewrite(aside, image())
         daemon.gates.removals.open("test")
         daemon.stages.retention.hurry()

@@ -104,9 +104,9 @@ def test_server_restored_from_an_older_backup_is_noticed_before_our_copies_go(
 def test_every_row_that_was_confirmed_last_before_a_server_may_have_been_away_is_asked_for():
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
-    def row(entry_id: int, seconds: float, *, confirmed: float | None = None) -> Resting:
+    def row(delivery_id: int, seconds: float, *, confirmed: float | None = None) -> Resting:
         first = seconds if confirmed is None else confirmed
-        return Resting(entry_id, noon + timedelta(seconds=seconds), noon + timedelta(seconds=first))
+        return Resting(delivery_id, noon + timedelta(seconds=seconds), noon + timedelta(seconds=first))
 
     burst = [row(1, 0), row(3, 0.2), row(2, 0.9)]
     duplicate = row(9, 50, confirmed=-3600)

@@ -121,7 +121,7 @@ def row_of(number: int, kind: Kind = CT, *, study: str = "1.1", state: State = S
     content = Content(transfer_syntax=kind[0], digest="d", meta_digest="m", dataset_offset=144, size_bytes=1000)
     at = datetime.now(UTC)
     return Unproven(
-        entry_id=number,
+        delivery_id=number,
         identity=Identity(study_uid=study, series_uid="1.2", sop_uid=f"1.3.{number}"),
         state=state,
         content=content,
@@ -162,7 +162,7 @@ class Trusting:
 
     def compared(self, *rows: Unproven, profile: ServerKind = ServerKind.AZURE, verify: Verify = Verify.AUTO) -> list:
         rules = Rules(profile=profile_of(profile), verify=verify)
-        return [(row.entry_id, row.sampled) for row in self.choose(rows, rules)]
+        return [(row.delivery_id, row.sampled) for row in self.choose(rows, rules)]
 
     def choose(self, rows: Sequence[Unproven], rules: Rules) -> list[Unproven]:
         with self.ledger.transaction() as tx:
@@ -197,7 +197,7 @@ def test_nothing_is_confirmed_by_presence_while_the_first_comparisons_are_under_
 
     first = trusting.choose(rows, Rules(profile=profile_of(ServerKind.AZURE)))
     trusting.trust.begin(first)
-    left = [row for row in rows if row.entry_id > len(first)]
+    left = [row for row in rows if row.delivery_id > len(first)]
 
     assert [row.sampled for row in first] == [True] * MOST_IN_ALL
     assert trusting.compared(*left) == []
@@ -308,7 +308,7 @@ def test_mismatch_on_a_trusted_server_calls_a_person_and_compares_what_was_not(t
         later = site.entry_of("later")
 
         for name in ("unseen", "seen"):
-            site.command("resolve", str(site.entry_of(name).entry_id), "--discard")
+            site.command("resolve", str(site.entry_of(name).delivery_id), "--discard")
         wait_for_alarm(site, "mismatch", stands=False)
         wait_until(lambda: all(entry.removed_at for entry in site.entries()), what="files that go", within_seconds=30)
 

@@ -93,7 +93,7 @@ def alarm_of(daemon: Daemon, kind: str = "not_retrieved") -> Alarm | None:
 
 def ask_now(daemon: Daemon, site: Site) -> None:
     with somebody_else(site) as other, other.transaction() as tx:
-        moves.check_again(tx, [entry.entry_id for entry in queries.entries(daemon.ledger)], at=utc_now())
+        moves.check_again(tx, [entry.delivery_id for entry in queries.entries(daemon.ledger)], at=utc_now())
 
 
 QUICK = {"answered 403 Forbidden", "application/json, which is no DICOM", "breaks off before its end"}
@@ -290,7 +290,7 @@ def test_alarm_ends_with_the_last_file_that_waits_for_it(tmp_path: Path, server:
             daemon.gates.claims.shut("test")
             (entry,) = queries.entries(daemon.ledger)
             with somebody_else(site) as other, other.transaction() as tx:
-                assert moves.retry(tx, entry.entry_id, now=utc_now()) is State.PENDING
+                assert moves.retry(tx, entry.delivery_id, now=utc_now()) is State.PENDING
             turn_until(daemon, lambda: alarm_of(daemon) is None, what="the end of the alarm")
             assert [entry.state for entry in queries.entries(daemon.ledger)] == [State.PENDING]
 
@@ -307,7 +307,7 @@ def test_copy_that_we_cannot_keep_is_not_told_as_the_servers_fault(
     tmp_path: Path, said: bytes, words: str, is_told: bool
 ):
     """It is too large to be looked at in memory, and there is no folder to put it into."""
-    rows = tuple(row_of(entry_id=number) for number in range(3))
+    rows = tuple(row_of(delivery_id=number) for number in range(3))
     alarms = Alarms()
     unanswered = Unanswered(alarms, "not_retrieved", wanted="gives back nothing", again="soon")
     with ScriptedServer(said) as front, DicomWebClient(front.url) as client:

@@ -88,7 +88,7 @@ def test_what_the_feed_shows_is_not_slept_over_by_a_plan_made_before_it(tmp_path
             if queries.cursor(daemon.ledger) is not None:
                 return True
             with other.transaction() as tx:
-                moves.check_again(tx, [entry.entry_id], at=utc_now())
+                moves.check_again(tx, [entry.delivery_id], at=utc_now())
             return False
 
         turn_until(daemon, the_feed_was_read, what="the feed")
@@ -107,7 +107,7 @@ def test_what_another_process_has_seen_is_not_slept_over(tmp_path: Path, server:
         assert entry is not None
         assert entry.identity is not None
         with other.transaction() as tx:
-            moves.check_again(tx, [entry.entry_id], at=utc_now())
+            moves.check_again(tx, [entry.delivery_id], at=utc_now())
         now = read_clocks()
         only_server(daemon).verification.collect(now)
         with other.transaction() as tx:
@@ -133,12 +133,12 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
     write_instance(site.drop / "first", study_uid=study_uid)
     assert site.run_once().returncode == 0
     with rooms(site) as daemon, somebody_else(site) as other:
-        (first,) = queries.unproven_rows(daemon.ledger, [entry.entry_id for entry in queries.entries(daemon.ledger)])
+        (first,) = queries.unproven_rows(daemon.ledger, [entry.delivery_id for entry in queries.entries(daemon.ledger)])
         with other.transaction() as tx:
             moves.count_matches(tx, {first.kind: 1000})
         write_instance(site.drop / "image", study_uid=study_uid)
         turn_until(daemon, lambda: only_workers(daemon).reconciler.in_flight, what="the question")
-        (image,) = (entry for entry in queries.entries(daemon.ledger) if entry.entry_id != first.entry_id)
+        (image,) = (entry for entry in queries.entries(daemon.ledger) if entry.delivery_id != first.delivery_id)
         assert image.identity is not None
         assert not needs_comparison_of(daemon, image), "presence would be enough"
         with other.transaction() as tx:
@@ -146,13 +146,13 @@ def test_an_answer_is_judged_by_the_row_as_it_is_when_it_is_written(tmp_path: Pa
 
         turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED] == 2, what="the proof")
 
-        story = queries.story(daemon.ledger, image.entry_id)
+        story = queries.story(daemon.ledger, image.delivery_id)
         assert story is not None
         assert story.history[-1].evidence["content"] == "same"
 
 
 def needs_comparison_of(daemon: Daemon, entry: Entry) -> bool:
-    (row,) = queries.unproven_rows(daemon.ledger, [entry.entry_id])
+    (row,) = queries.unproven_rows(daemon.ledger, [entry.delivery_id])
     assert only_server(daemon).server_questions.rules is not None
     return needs_comparison(row, only_server(daemon).server_questions.rules)
 
@@ -167,7 +167,7 @@ def test_an_answer_that_settles_nothing_lets_a_row_sleep_no_longer_than_others_w
         assert entry is not None
         woken_at = utc_now()
         with other.transaction() as tx:
-            moves.check_again(tx, [entry.entry_id], at=woken_at)
+            moves.check_again(tx, [entry.delivery_id], at=woken_at)
 
         turn_until(daemon, lambda: not only_workers(daemon).reconciler.in_flight, what="the answer")
 
@@ -187,7 +187,7 @@ def test_a_server_that_cannot_be_asked_lets_a_row_sleep_no_longer_than_others_wa
         assert entry is not None
         woken_at = utc_now()
         with other.transaction() as tx:
-            moves.check_again(tx, [entry.entry_id], at=woken_at)
+            moves.check_again(tx, [entry.delivery_id], at=woken_at)
 
         turn_until(daemon, lambda: not only_workers(daemon).reconciler.in_flight, what="the answer")
 
@@ -203,7 +203,7 @@ def uncertain_and_without_a_file(daemon: Daemon, site: Site) -> int:
     assert entry is not None
     assert entry.file is not None
     (site.spool / entry.file).unlink()
-    return entry.entry_id
+    return entry.delivery_id
 
 
 def test_copy_is_compared_by_its_digest_where_our_file_is_gone(tmp_path: Path, server: Emulator):
@@ -228,11 +228,11 @@ def test_row_without_a_file_is_given_up_only_when_nothing_could_be_told_for_the_
     server.faults.add("drop_after_store")
     write_instance(site.drop / "image")
     with rooms(site) as daemon:
-        entry_id = uncertain_and_without_a_file(daemon, site)
+        delivery_id = uncertain_and_without_a_file(daemon, site)
         copy = tmp_path / "copy"
 
         def reader_dies() -> Entry:
-            (row,) = queries.unproven_rows(daemon.ledger, [entry_id])
+            (row,) = queries.unproven_rows(daemon.ledger, [delivery_id])
             finding = Finding(row=row, present=True, asked_at=utc_now(), copies=(copy,))
             verification = only_server(daemon).verification
             compared = verification._comparison.result_of(
@@ -341,7 +341,7 @@ class TornAwayError(Exception):
 def seen_sequence(daemon: Daemon) -> int | None:
     entry = only_entry(daemon)
     assert entry is not None
-    (row,) = queries.unproven_rows(daemon.ledger, [entry.entry_id])
+    (row,) = queries.unproven_rows(daemon.ledger, [entry.delivery_id])
     return row.seen_sequence
 
 

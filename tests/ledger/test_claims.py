@@ -40,7 +40,7 @@ def claim_all(ledger: Ledger) -> list[int]:
         for study in due:
             with ledger.transaction() as tx:
                 batch = moves.claim(tx, study.study_uid, now=LATER)
-            claimed += [part.entry_id for part in batch.parts] if batch else []
+            claimed += [part.delivery_id for part in batch.parts] if batch else []
     return claimed
 
 
@@ -118,7 +118,7 @@ class Walk:
     def some_ids(self, *states: State) -> list[int]:
         # The walk's own transaction sees what it has written so far.
         entries = queries.entries(self.ledger, Choice(state=self.chance.choice(states)), limit=20)
-        ids = [entry.entry_id for entry in entries]
+        ids = [entry.delivery_id for entry in entries]
         return self.chance.sample(ids, min(len(ids), 3))
 
     def do_admit(self, tx: Transaction) -> None:
@@ -142,7 +142,7 @@ class Walk:
 
     def judged(self, answer: Admitted) -> list[Judged]:
         sameness = self.chance.choice((Sameness.SAME, Sameness.OTHER))
-        return [Judged(holder_id=answer.holder.entry_id, sameness=sameness)]
+        return [Judged(holder_id=answer.holder.delivery_id, sameness=sameness)]
 
     def do_refuse(self, tx: Transaction) -> None:
         moves.refuse(tx, [refusal(self.chance.randint(1, 99))], now=self.now)
@@ -172,7 +172,7 @@ class Walk:
             pending = state is State.PENDING
             outcomes.append(
                 Outcome(
-                    entry_id=part.entry_id,
+                    delivery_id=part.delivery_id,
                     state=state,
                     reason=reason,
                     charge=self.chance.random() < 0.3,
@@ -212,7 +212,7 @@ class Walk:
             tx,
             [
                 Outcome(
-                    entry_id=row.entry_id,
+                    delivery_id=row.delivery_id,
                     state=self.chance.choice(wanted[row.state]),
                     reason=self.chance.choice((Reason.ABSENT, Reason.QUERY, Reason.FEED, Reason.NOT_SHOWN)),
                     evidence_at=self.chance.choice((None, self.now - timedelta(seconds=3), self.now)),
@@ -242,48 +242,50 @@ class Walk:
             other = arrival(self.chance.randint(1, 12), study=self.chance.randint(1, 3))
             copy: Content = content(self.chance.randint(1, 9), size=77)
             if kind == 0:
-                answer = moves.reread(tx, need.entry_id, other, now=self.now)
+                answer = moves.reread(tx, need.delivery_id, other, now=self.now)
                 if answer.needs_compare:
-                    moves.reread(tx, need.entry_id, other, judged=self.judged(answer), now=self.now)
+                    moves.reread(tx, need.delivery_id, other, judged=self.judged(answer), now=self.now)
             elif kind == 1:
-                moves.reread_refused(tx, need.entry_id, refusal(1), now=self.now)
+                moves.reread_refused(tx, need.delivery_id, refusal(1), now=self.now)
             elif kind == 2:
-                moves.attach_reencoded(tx, need.entry_id, path=f"explicit/{need.entry_id}", content=copy, now=self.now)
+                moves.attach_reencoded(
+                    tx, need.delivery_id, path=f"explicit/{need.delivery_id}", content=copy, now=self.now
+                )
             elif kind == 3:
-                moves.reencode_failed(tx, need.entry_id, note="no", now=self.now)
+                moves.reencode_failed(tx, need.delivery_id, note="no", now=self.now)
             else:
-                moves.read_no_more(tx, need.entry_id, now=self.now)
+                moves.read_no_more(tx, need.delivery_id, now=self.now)
 
     def do_retry(self, tx: Transaction) -> None:
-        for entry_id in self.some_ids(*State):
-            moves.retry(tx, entry_id, now=self.now)
+        for delivery_id in self.some_ids(*State):
+            moves.retry(tx, delivery_id, now=self.now)
 
     def do_retry_all(self, tx: Transaction) -> None:
         moves.retry_all(tx, Choice(study_uid=f"1.2.{self.chance.randint(1, 3)}"), now=self.now)
 
     def do_discard(self, tx: Transaction) -> None:
-        for entry_id in self.some_ids(State.FAILED, State.CONFLICT, State.REJECTED, State.DELETED):
-            moves.discard(tx, entry_id, now=self.now)
+        for delivery_id in self.some_ids(State.FAILED, State.CONFLICT, State.REJECTED, State.DELETED):
+            moves.discard(tx, delivery_id, now=self.now)
 
     def do_replace(self, tx: Transaction) -> None:
-        for entry_id in self.some_ids(State.CONFLICT):
-            moves.replace(tx, entry_id, now=self.now)
+        for delivery_id in self.some_ids(State.CONFLICT):
+            moves.replace(tx, delivery_id, now=self.now)
 
     def do_wish(self, tx: Transaction) -> None:
         for requested in queries.requested_rows(self.ledger, limit=2):
             (admitted,) = moves.admit(tx, [arrival(self.chance.randint(1, 12), candidate_id=None)], now=self.now)
-            if admitted.entry_id is None:
-                moves.request_failed(tx, requested.entry_id, note="compare first", now=self.now)
+            if admitted.number is None:
+                moves.request_failed(tx, requested.file_id, note="compare first", now=self.now)
             else:
-                moves.readmitted(tx, requested.entry_id, admitted.entry_id, now=self.now)
+                moves.readmitted(tx, requested.delivery_id, admitted.number, now=self.now)
 
     def do_remove(self, tx: Transaction) -> None:
         rows = queries.removable(self.ledger, before=self.now - timedelta(seconds=60))
-        remove(tx, *(row.entry_id for row in rows), now=self.now)
+        remove(tx, *(row.file_id for row in rows), now=self.now)
 
     def do_begin_to_remove(self, tx: Transaction) -> None:
         for row in queries.removable(self.ledger, before=self.now, limit=2):
-            moves.mark_removing(tx, [row.entry_id], now=self.now)  # and die right after
+            moves.mark_removing(tx, [row.file_id], now=self.now)  # and die right after
 
 
 @pytest.mark.parametrize("seed", range(4))

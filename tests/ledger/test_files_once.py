@@ -36,12 +36,12 @@ def ledger(tmp_path: Path):
         yield opened
 
 
-def deliver_elsewhere(ledger: Ledger, entry_id: int) -> int:
+def deliver_elsewhere(ledger: Ledger, delivery_id: int) -> int:
     """Have the file delivered to a second server just as to the first."""
     number = next(_NUMBERS)
     with closing(sqlite3.connect(ledger.file)) as connection, connection:
         connection.execute("INSERT OR IGNORE INTO destination (id, name, url) VALUES (2, 'other', 'http://other')")
-        connection.execute("CREATE TEMP TABLE more AS SELECT * FROM delivery WHERE id = ?", (entry_id,))
+        connection.execute("CREATE TEMP TABLE more AS SELECT * FROM delivery WHERE id = ?", (delivery_id,))
         connection.execute("UPDATE more SET id = ?, destination_id = 2", (number,))
         connection.execute("INSERT INTO delivery SELECT * FROM more")
     return number
@@ -53,34 +53,34 @@ def execute(ledger: Ledger, statement: str, *values: int) -> None:
 
 
 def numbers(found: list[Entry]) -> list[int]:
-    return [entry.entry_id for entry in found]
+    return [entry.delivery_id for entry in found]
 
 
 def removable(ledger: Ledger) -> list[int]:
-    return [row.entry_id for row in queries.removable(ledger, before=MUCH_LATER)]
+    return [row.file_id for row in queries.removable(ledger, before=MUCH_LATER)]
 
 
 def test_file_with_two_deliveries_is_listed_once_where_it_is_about_the_file(ledger: Ledger):
-    entry_id = entry_in(ledger, State.CONFIRMED)
-    other = deliver_elsewhere(ledger, entry_id)
+    delivery_id = entry_in(ledger, State.CONFIRMED)
+    other = deliver_elsewhere(ledger, delivery_id)
     dropped_as = arrival(1).relative_path
 
-    assert removable(ledger) == [entry_id]
-    assert [row.entry_id for row in queries.resting(ledger, before=MUCH_LATER, limit=9)] == [entry_id]
-    assert [row.entry_id for row in queries.known_sources(ledger, "in", [dropped_as])[dropped_as]] == [entry_id]
-    assert numbers(queries.find(ledger, dropped_as)) == [entry_id, other]
-    assert numbers(queries.entries(ledger)) == [other, entry_id]
+    assert removable(ledger) == [delivery_id]
+    assert [row.delivery_id for row in queries.resting(ledger, before=MUCH_LATER, limit=9)] == [delivery_id]
+    assert [row.file_id for row in queries.known_sources(ledger, "in", [dropped_as])[dropped_as]] == [delivery_id]
+    assert numbers(queries.find(ledger, dropped_as)) == [delivery_id, other]
+    assert numbers(queries.entries(ledger)) == [other, delivery_id]
 
 
 def test_file_stays_while_any_of_its_deliveries_is_to_be_looked_at_again(ledger: Ledger):
-    entry_id = entry_in(ledger, State.CONFIRMED)
-    other = deliver_elsewhere(ledger, entry_id)
+    delivery_id = entry_in(ledger, State.CONFIRMED)
+    other = deliver_elsewhere(ledger, delivery_id)
     execute(ledger, "UPDATE delivery SET next_check_at = 1 WHERE id = ?", other)
     assert removable(ledger) == []
     assert queries.resting(ledger, before=MUCH_LATER) == []
 
     execute(ledger, "UPDATE delivery SET next_check_at = NULL WHERE id = ?", other)
-    assert removable(ledger) == [entry_id]
+    assert removable(ledger) == [delivery_id]
 
 
 def test_what_was_being_removed_comes_again_at_once_and_first(ledger: Ledger):
@@ -89,9 +89,9 @@ def test_what_was_being_removed_comes_again_at_once_and_first(ledger: Ledger):
     execute(ledger, "UPDATE file SET removing_at = 1 WHERE id = ?", second)
 
     (left,) = queries.removable(ledger, before=NOW - timedelta(days=1))
-    assert (left.entry_id, left.is_being_removed, len(left.files)) == (second, True, 1)
+    assert (left.file_id, left.is_being_removed, len(left.files)) == (second, True, 1)
     assert removable(ledger) == [second, first]
-    assert [row.entry_id for row in queries.removable(ledger, before=MUCH_LATER, limit=1)] == [second]
+    assert [row.file_id for row in queries.removable(ledger, before=MUCH_LATER, limit=1)] == [second]
     told = queries.entry(ledger, second)
     assert told is not None
     assert told.file is None
@@ -105,14 +105,14 @@ def test_what_was_being_removed_comes_again_at_once_and_first(ledger: Ledger):
 
 def test_rendition_that_is_gone_is_no_file_to_remove(ledger: Ledger):
     came = arrival(1)
-    (entry_id,) = admit(ledger, came)
+    (delivery_id,) = admit(ledger, came)
     with ledger.transaction() as tx:
-        moves.attach_reencoded(tx, entry_id, path="explicit/1", content=content("explicit"), now=NOW)
+        moves.attach_reencoded(tx, delivery_id, path="explicit/1", content=content("explicit"), now=NOW)
     send(ledger)
-    confirm(ledger, entry_id)
+    confirm(ledger, delivery_id)
     (row,) = queries.removable(ledger, before=MUCH_LATER)
     assert [each.path for each in row.files] == [came.path, "explicit/1"]
-    assert numbers(queries.find(ledger, "explicit/1")) == [entry_id]
+    assert numbers(queries.find(ledger, "explicit/1")) == [delivery_id]
 
     execute(ledger, "UPDATE rendition SET removed_at = 1")
     (row,) = queries.removable(ledger, before=MUCH_LATER)
@@ -122,17 +122,17 @@ def test_rendition_that_is_gone_is_no_file_to_remove(ledger: Ledger):
 
 def test_rendition_of_a_file_whose_bytes_changed_goes_at_once(ledger: Ledger):
     """It lay in the spool for good: known, and never to be removed."""
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     with ledger.transaction() as tx:
-        moves.attach_reencoded(tx, entry_id, path="explicit/1", content=content("explicit"), now=NOW)
+        moves.attach_reencoded(tx, delivery_id, path="explicit/1", content=content("explicit"), now=NOW)
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     with ledger.transaction() as tx:
-        moves.reread(tx, entry_id, arrival(1, seed="other"), now=LATER)
+        moves.reread(tx, delivery_id, arrival(1, seed="other"), now=LATER)
 
     (row,) = queries.removable(ledger, before=NOW - timedelta(days=1))
-    assert (row.entry_id, [each.path for each in row.files]) == (entry_id, ["explicit/1"])
+    assert (row.file_id, [each.path for each in row.files]) == (delivery_id, ["explicit/1"])
     with ledger.transaction() as tx:
-        moves.mark_removed(tx, [entry_id], now=LATER)
+        moves.mark_removed(tx, [delivery_id], now=LATER)
     assert queries.paths_known(ledger, ["explicit/1"]) == set()
     assert queries.removable(ledger, before=LATER) == []
     assert_ledger_holds(ledger)
@@ -151,12 +151,12 @@ def test_pages_of_entries_have_each_one_once_and_the_newest_first(ledger: Ledger
     assert paged == everything
     for state in states:
         assert numbers(queries.entries(ledger, Choice(state=state))) == [
-            entry.entry_id for entry in everything if entry.state is state
+            entry.delivery_id for entry in everything if entry.state is state
         ]
         few = queries.entries(ledger, Choice(state=state, modality="CT"))
         assert {entry.state for entry in few} <= {state}
     of_studies = queries.entries(ledger, Choice(modality="CT"))
-    assert numbers(of_studies) == [entry.entry_id for entry in everything if entry.modality == "CT"]
+    assert numbers(of_studies) == [entry.delivery_id for entry in everything if entry.modality == "CT"]
 
 
 def test_rejected_file_that_was_admitted_anew_tells_both_its_ends(ledger: Ledger):

@@ -36,12 +36,12 @@ def ledger(tmp_path: Path):
 
 def test_what_a_post_came_to_moves_no_row_that_was_claimed_anew_meanwhile(ledger: Ledger):
     """Its claim was given up and the row sent again: the answer to the first post says nothing of the second."""
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     with ledger.transaction() as tx:
         first = moves.claim(tx, "1.2.1", now=LATER)
     with ledger.transaction() as tx:
         moves.recover(tx, now=LATER)
-        moves.apply(tx, [outcome(entry_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0)
+        moves.apply(tx, [outcome(delivery_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0)
         second = moves.claim(tx, "1.2.1", now=LATER)
     assert first is not None
     assert second is not None
@@ -51,7 +51,7 @@ def test_what_a_post_came_to_moves_no_row_that_was_claimed_anew_meanwhile(ledger
         late = moves.finish(tx, result_of(first, State.STORED, answered=True), now=LATER, backoff=BACKOFF, jitter=0.0)
 
     assert (late.moved, late.lost) == (0, 1)
-    assert state_of(ledger, entry_id) is State.SENDING
+    assert state_of(ledger, delivery_id) is State.SENDING
     assert_ledger_holds(ledger)
 
 
@@ -87,7 +87,7 @@ def test_row_that_changes_between_look_and_move_is_left_and_nothing_is_committed
 
 
 def test_database_itself_lets_one_row_hold_an_identity_at_a_destination(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     with ledger.transaction() as tx:
         (file_id,) = moves.refuse(tx, [refusal(2)], now=LATER)
     with closing(sqlite3.connect(ledger.file)) as connection:
@@ -96,15 +96,15 @@ def test_database_itself_lets_one_row_hold_an_identity_at_a_destination(ledger: 
         columns = ", ".join(names)
         copy = f"INSERT INTO delivery (file_id, {columns}) SELECT ?, {columns} FROM delivery WHERE id = ?"
         with pytest.raises(sqlite3.IntegrityError, match=r"UNIQUE.*identity"):
-            connection.execute(copy, (file_id, entry_id))
+            connection.execute(copy, (file_id, delivery_id))
 
 
 def test_an_outcome_for_a_row_found_elsewhere_is_lost(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
-    stored = Outcome(entry_id=entry_id, state=State.CONFIRMED, reason=Reason.FEED, expected=State.STORED)
+    (delivery_id,) = admit(ledger, arrival(1))
+    stored = Outcome(delivery_id=delivery_id, state=State.CONFIRMED, reason=Reason.FEED, expected=State.STORED)
 
     with ledger.transaction() as tx:
         applied = moves.apply(tx, [stored], now=LATER + timedelta(minutes=1), backoff=BACKOFF, jitter=0.0)
 
     assert (applied.moved, applied.lost) == (0, 1)
-    assert state_of(ledger, entry_id) is State.PENDING
+    assert state_of(ledger, delivery_id) is State.PENDING

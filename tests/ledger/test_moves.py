@@ -61,10 +61,10 @@ def test_whole_file_is_pending_and_its_candidate_leaves_in_the_same_transaction(
         )
     assert [left.candidate_id for left in queries.left_candidates(ledger)] == [candidate_id]
 
-    (entry_id,) = admit(ledger, arrival(1, candidate_id=candidate_id))
+    (delivery_id,) = admit(ledger, arrival(1, candidate_id=candidate_id))
 
     assert queries.left_candidates(ledger) == []
-    entry = queries.entry(ledger, entry_id)
+    entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     assert (entry.state, entry.identity, entry.content) == (State.PENDING, identity(1), content(1))
 
@@ -111,7 +111,7 @@ def test_same_content_is_a_duplicate_of_its_holder(ledger: Ledger):
 
     assert answer.state is State.DUPLICATE
     assert answer.holder is not None
-    assert answer.holder.entry_id == holder
+    assert answer.holder.delivery_id == holder
     assert queries.counts(ledger)[State.DUPLICATE] == 1
 
 
@@ -121,7 +121,7 @@ def test_two_arrivals_of_one_identity_in_one_call_are_a_pending_and_a_duplicate(
 
     assert [answer.state for answer in answers] == [State.PENDING, State.DUPLICATE, State.PENDING]
     assert answers[1].holder is not None
-    assert answers[1].holder.entry_id == answers[0].entry_id
+    assert answers[1].holder.delivery_id == answers[0].number
 
 
 def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_written(ledger: Ledger):
@@ -134,7 +134,7 @@ def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_writt
         (answer,) = moves.admit(tx, [arrival(1, seed="other", candidate_id=candidate_id)], now=NOW)
 
     assert answer.needs_compare
-    assert answer.entry_id is None
+    assert answer.number is None
     assert answer.holder is not None
     assert answer.holder.path is not None
     assert answer.holder.path.startswith("/")
@@ -160,7 +160,7 @@ def test_comparison_with_a_row_that_no_longer_holds_the_identity_does_not_count(
         )
     assert answer.needs_compare
     assert answer.holder is not None
-    assert answer.holder.entry_id == new_holder
+    assert answer.holder.delivery_id == new_holder
 
 
 def test_other_encoding_is_a_conflict_that_points_to_its_holder(ledger: Ledger):
@@ -186,7 +186,7 @@ def test_identity_is_held_over_all_hosts(tmp_path: Path, ledger: Ledger):
             (answer,) = moves.admit(tx, [arrival(1)], now=NOW)
         assert answer.state is State.DUPLICATE
         assert answer.holder is not None
-        assert (answer.holder.entry_id, answer.holder.path) == (
+        assert (answer.holder.delivery_id, answer.holder.path) == (
             holder,
             f"{tmp_path}/spool-host-a/{queries.entry(ledger, holder).path}",
         )
@@ -201,11 +201,14 @@ def test_drop_whose_holder_is_confirmed_has_the_server_asked_again(ledger: Ledge
 
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
 
-    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [holder]
+    assert [row.delivery_id for row in queries.unproven(ledger, now=LATER)] == [holder]
     assert queries.removable(ledger, before=LATER + timedelta(days=1)) == [], "it may be the only copy"
 
     confirm(ledger, holder, now=LATER + timedelta(seconds=1))
-    assert {row.entry_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))} == {holder, duplicate}
+    assert {row.file_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))} == {
+        holder,
+        duplicate,
+    }
     assert queries.next_check_at(ledger, now=LATER) is None
 
 
@@ -222,7 +225,7 @@ def test_drop_whose_confirmed_holder_was_deleted_on_the_server_is_sent(ledger: L
     with ledger.transaction() as tx:
         batch = moves.claim(tx, "1.2.1", now=LATER)
     assert batch is not None
-    assert [part.entry_id for part in batch.parts] == [first]
+    assert [part.delivery_id for part in batch.parts] == [first]
 
 
 def test_settled_duplicate_is_not_sent_when_its_holder_is_deleted_on_the_server_later(ledger: Ledger):
@@ -245,7 +248,7 @@ def test_duplicate_of_what_the_server_lost_keeps_its_file(ledger: Ledger, state:
     confirm(ledger, holder, now=LATER + timedelta(seconds=1))
     with ledger.transaction() as tx:
         remove(tx, holder)
-    assert [row.entry_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))] == [duplicate]
+    assert [row.file_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))] == [duplicate]
 
     apply(ledger, outcome(holder, state))
 
@@ -259,10 +262,13 @@ def test_evidence_older_than_the_drop_does_not_settle_a_duplicate(ledger: Ledger
 
     confirm(ledger, holder, evidence_at=LATER - timedelta(seconds=1))
     assert queries.removable(ledger, before=LATER + timedelta(days=1)) == [], "it is asked for again"
-    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [holder]
+    assert [row.delivery_id for row in queries.unproven(ledger, now=LATER)] == [holder]
 
     confirm(ledger, holder, evidence_at=LATER)
-    assert {row.entry_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))} == {holder, duplicate}
+    assert {row.file_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))} == {
+        holder,
+        duplicate,
+    }
 
 
 @pytest.mark.parametrize("reason", [Reason.REFUSED, Reason.SERVER_ERROR])
@@ -283,7 +289,7 @@ def test_claim_writes_the_attempt_and_hands_out_absolute_paths(ledger: Ledger, t
         batch = moves.claim(tx, "1.2.1", now=LATER)
 
     assert batch is not None
-    assert [part.entry_id for part in batch.parts] == [moved, kept]
+    assert [part.delivery_id for part in batch.parts] == [moved, kept]
     assert Path(batch.parts[0].path).is_relative_to(tmp_path / "spool-host-a")
     assert Path(batch.parts[1].path).is_relative_to("/archive")
     story = queries.story(ledger, moved)
@@ -301,7 +307,7 @@ def test_several_batches_of_one_study_are_out_at_once_until_it_is_in_trouble(tmp
             first, second = moves.claim(tx, "1.2.1", now=LATER), moves.claim(tx, "1.2.1", now=LATER)
         assert first is not None
         assert second is not None
-        assert {part.entry_id for part in first.parts}.isdisjoint({part.entry_id for part in second.parts})
+        assert {part.delivery_id for part in first.parts}.isdisjoint({part.delivery_id for part in second.parts})
 
         trouble = result_of(first, State.PENDING, Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
         with ledger.transaction() as tx:
@@ -447,14 +453,14 @@ def test_deferred_row_waits_for_its_own_time_while_others_go(ledger: Ledger):
         assert moves.wake(tx, now=LATER) == 0
         batch = moves.claim(tx, "1.2.1", now=LATER)
     assert batch is not None
-    assert [part.entry_id for part in batch.parts] == [2]
+    assert [part.delivery_id for part in batch.parts] == [2]
     assert queries.next_wake_at(ledger, now=LATER) == LATER + timedelta(minutes=2)
 
     with ledger.transaction() as tx:
         assert moves.wake(tx, now=LATER + timedelta(minutes=2)) == 1
         batch = moves.claim(tx, "1.2.1", now=LATER + timedelta(minutes=2))
     assert batch is not None
-    assert [(part.entry_id, part.being_created_since) for part in batch.parts] == [(1, LATER)]
+    assert [(part.delivery_id, part.being_created_since) for part in batch.parts] == [(1, LATER)]
 
 
 def test_study_is_due_when_quiet_or_waiting_long_or_full(tmp_path: Path):
@@ -494,7 +500,7 @@ def test_other_limits_at_the_next_start_count_for_what_waits_already(tmp_path: P
 
 
 def test_rows_are_asked_about_when_their_time_comes_and_less_and_less_often(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     send(ledger, wait=timedelta(seconds=30))
     assert queries.unproven(ledger, now=LATER) == []
     at = queries.next_check_at(ledger, now=LATER)
@@ -502,8 +508,8 @@ def test_rows_are_asked_about_when_their_time_comes_and_less_and_less_often(ledg
 
     waits = []
     for _ in range(3):
-        assert [row.entry_id for row in queries.unproven(ledger, now=at)] == [entry_id]
-        apply(ledger, outcome(entry_id, State.STORED, Reason.NOT_SHOWN, expected=State.STORED), now=at)
+        assert [row.delivery_id for row in queries.unproven(ledger, now=at)] == [delivery_id]
+        apply(ledger, outcome(delivery_id, State.STORED, Reason.NOT_SHOWN, expected=State.STORED), now=at)
         next_at = queries.next_check_at(ledger, now=LATER)
         waits.append(next_at - at)
         at = next_at
@@ -512,9 +518,9 @@ def test_rows_are_asked_about_when_their_time_comes_and_less_and_less_often(ledg
 
 
 def test_check_that_could_not_be_made_is_put_off_without_being_counted(ledger: Ledger):
-    entry_id = entry_in(ledger, State.UNCERTAIN)
+    delivery_id = entry_in(ledger, State.UNCERTAIN)
     with ledger.transaction() as tx:
-        assert moves.check_again(tx, [entry_id], at=LATER + timedelta(minutes=1)) == 1
+        assert moves.check_again(tx, [delivery_id], at=LATER + timedelta(minutes=1)) == 1
     assert queries.unproven(ledger, now=LATER) == []
     assert queries.unproven(ledger, now=LATER + timedelta(minutes=1))[0].checks == 0
 
@@ -533,64 +539,64 @@ def test_why_a_check_could_not_be_made_is_noted_over_nothing_that_is_needed(
 ):
     """What the server refused a file with is all that is known of it, and what confirmed one is its proof."""
     if state is State.CONFIRMED:
-        entry_id = entry_in(ledger, state)
+        delivery_id = entry_in(ledger, state)
     else:
-        (entry_id,) = admit(ledger, arrival(1))
+        (delivery_id,) = admit(ledger, arrival(1))
         send(ledger, 1, state=state, reason=reason)
-    before = queries.unproven_rows(ledger, [entry_id])[0].note
+    before = queries.unproven_rows(ledger, [delivery_id])[0].note
     with ledger.transaction() as tx:
-        moves.check_again(tx, [entry_id], at=LATER, note="the server answered 403")
-    assert queries.unproven_rows(ledger, [entry_id])[0].note == (before if is_kept else "the server answered 403")
+        moves.check_again(tx, [delivery_id], at=LATER, note="the server answered 403")
+    assert queries.unproven_rows(ledger, [delivery_id])[0].note == (before if is_kept else "the server answered 403")
 
 
 def test_two_absences_are_on_record_before_a_row_is_sent_again(ledger: Ledger):
-    entry_id = entry_in(ledger, State.UNCERTAIN)
-    apply(ledger, outcome(entry_id, State.UNCERTAIN, Reason.ABSENT, wait=timedelta(seconds=10)))
+    delivery_id = entry_in(ledger, State.UNCERTAIN)
+    apply(ledger, outcome(delivery_id, State.UNCERTAIN, Reason.ABSENT, wait=timedelta(seconds=10)))
     (row,) = queries.unproven(ledger, now=LATER + timedelta(seconds=10))
     assert row.absences == 1
 
-    apply(ledger, outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.UNCERTAIN))
+    apply(ledger, outcome(delivery_id, State.PENDING, Reason.ABSENT, expected=State.UNCERTAIN))
 
-    (row,) = queries.unproven_rows(ledger, [entry_id])
+    (row,) = queries.unproven_rows(ledger, [delivery_id])
     assert (row.state, row.resends, row.absences) == (State.PENDING, 1, 0)
-    story = queries.story(ledger, entry_id)
+    story = queries.story(ledger, delivery_id)
     assert story is not None
     assert [event.reason for event in story.history][-2:] == [Reason.ABSENT, Reason.ABSENT]
 
 
 def test_seeing_it_after_all_ends_a_row_of_absences(ledger: Ledger):
-    entry_id = entry_in(ledger, State.STORED)
-    apply(ledger, outcome(entry_id, State.STORED, Reason.ABSENT))
-    apply(ledger, outcome(entry_id, State.STORED, Reason.QUERY))
-    assert queries.unproven_rows(ledger, [entry_id])[0].absences == 0
+    delivery_id = entry_in(ledger, State.STORED)
+    apply(ledger, outcome(delivery_id, State.STORED, Reason.ABSENT))
+    apply(ledger, outcome(delivery_id, State.STORED, Reason.QUERY))
+    assert queries.unproven_rows(ledger, [delivery_id])[0].absences == 0
 
 
-def _admit_and_move_back(ledger: Ledger, entry_id: int) -> None:
+def _admit_and_move_back(ledger: Ledger, delivery_id: int) -> None:
     with ledger.transaction() as tx:
         moves.admit(tx, [arrival(7)], now=NOW)
-        impossible = outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.CONFIRMED)
+        impossible = outcome(delivery_id, State.PENDING, Reason.ABSENT, expected=State.CONFIRMED)
         moves.apply(tx, [impossible], now=LATER, backoff=BACKOFF, jitter=0.0)
 
 
 def test_stale_outcome_is_lost_and_an_impossible_one_raises(ledger: Ledger):
-    entry_id = entry_in(ledger, State.CONFIRMED)
+    delivery_id = entry_in(ledger, State.CONFIRMED)
     with ledger.transaction() as tx:
         stale = moves.apply(
             tx,
-            [outcome(entry_id, State.PENDING, Reason.ABSENT, expected=State.UNCERTAIN)],
+            [outcome(delivery_id, State.PENDING, Reason.ABSENT, expected=State.UNCERTAIN)],
             now=LATER,
             backoff=BACKOFF,
             jitter=0.0,
         )
         unsaid = moves.apply(
-            tx, [outcome(entry_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0
+            tx, [outcome(delivery_id, State.PENDING, Reason.ABSENT)], now=LATER, backoff=BACKOFF, jitter=0.0
         )
         unknown = moves.apply(tx, [outcome(99, State.CONFIRMED)], now=LATER, backoff=BACKOFF, jitter=0.0)
     assert (stale.lost, unsaid.lost, unknown.lost) == (1, 1, 1)
     with pytest.raises(IllegalMove):
-        _admit_and_move_back(ledger, entry_id)
+        _admit_and_move_back(ledger, delivery_id)
     assert queries.counts(ledger)[State.PENDING] == 0
-    assert state_of(ledger, entry_id) is State.CONFIRMED
+    assert state_of(ledger, delivery_id) is State.CONFIRMED
 
 
 def test_deleted_row_is_not_confirmed_again_while_a_new_drop_holds_its_identity(ledger: Ledger):
@@ -636,7 +642,7 @@ def sighting(number: int, sequence: int, *, action: str = "create", state: str =
 
 
 def test_sighting_is_kept_while_a_row_is_out_and_consulted_when_it_comes_back(ledger: Ledger):
-    entry_id = entry_in(ledger, State.SENDING)
+    delivery_id = entry_in(ledger, State.SENDING)
     with ledger.transaction() as tx:
         cursor = FeedCursor(version=2, since=LATER)
         assert moves.record_sightings(tx, [sighting(1, 7)], now=LATER, cursor=cursor) == 1
@@ -644,7 +650,7 @@ def test_sighting_is_kept_while_a_row_is_out_and_consulted_when_it_comes_back(le
     assert queries.next_check_at(ledger, now=LATER) is None
 
     with ledger.transaction() as tx:
-        story = queries.story(ledger, entry_id)
+        story = queries.story(ledger, delivery_id)
         assert story is not None
         moves.recover(tx, now=LATER)
     (row,) = queries.unproven(ledger, now=LATER)
@@ -663,12 +669,12 @@ def test_server_that_went_back_has_all_asked_about_that_it_may_have_lost(ledger:
         remove(tx, after, never, gone)
     assert queries.feed_end(ledger) == FeedEnd(sequence=8, at=LATER)
     assert not queries.has_looks(ledger)
-    assert before in {row.entry_id for row in queries.removable(ledger, before=LATER)}
+    assert before in {row.file_id for row in queries.removable(ledger, before=LATER)}
 
     with ledger.transaction() as tx:
         moves.went_back(tx, to=7, end=FeedEnd(sequence=7, at=NOW), now=LATER)
 
-    asked = {row.entry_id: row.seen_sequence for row in queries.unproven(ledger, now=LATER)}
+    asked = {row.delivery_id: row.seen_sequence for row in queries.unproven(ledger, now=LATER)}
     assert asked == {before: 7, after: None, never: None}
     assert (queries.went_back_at(ledger), queries.feed_end(ledger)) == (LATER, FeedEnd(sequence=7, at=NOW))
     assert queries.has_looks(ledger)
@@ -695,16 +701,16 @@ def test_stored_row_that_the_feed_has_shown_is_judged_at_once(ledger: Ledger):
 
 
 def test_sighting_wakes_stored_confirmed_and_deleted_rows_but_only_once(ledger: Ledger):
-    entry_id = entry_in(ledger, State.CONFIRMED)
+    delivery_id = entry_in(ledger, State.CONFIRMED)
     with ledger.transaction() as tx:
         assert moves.record_sightings(tx, [sighting(1, 9, action="delete", state="deleted")], now=LATER) == 1
-    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [entry_id]
-    apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+    assert [row.delivery_id for row in queries.unproven(ledger, now=LATER)] == [delivery_id]
+    apply(ledger, outcome(delivery_id, State.DELETED, Reason.FEED))
     with ledger.transaction() as tx:
         assert moves.record_sightings(tx, [sighting(1, 9, action="delete", state="deleted")], now=LATER) == 0
         assert moves.record_sightings(tx, [sighting(1, 12)], now=LATER) == 1
     (row,) = queries.unproven(ledger, now=LATER)
-    assert (row.entry_id, row.state, row.needs_content_check) == (entry_id, State.DELETED, True)
+    assert (row.delivery_id, row.state, row.needs_content_check) == (delivery_id, State.DELETED, True)
 
 
 def test_sighting_that_was_disturbed_asks_for_a_content_check(ledger: Ledger):
@@ -720,7 +726,7 @@ def test_sighting_goes_to_the_row_that_holds_the_identity(ledger: Ledger):
     send(ledger)
     with ledger.transaction() as tx:
         assert moves.record_sightings(tx, [sighting(1, 20), sighting(2, 21)], now=LATER) == 1
-    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [again]
+    assert [row.delivery_id for row in queries.unproven(ledger, now=LATER)] == [again]
 
 
 def test_already_there_needs_a_content_check(ledger: Ledger):
@@ -730,10 +736,10 @@ def test_already_there_needs_a_content_check(ledger: Ledger):
 
 
 def test_present_before_is_taken_from_the_evidence_of_the_last_attempt(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.UNCERTAIN, reason=Reason.NO_VERDICT, evidence={"present_before": "no"})
     assert queries.unproven(ledger, now=LATER)[0].present_before is False
-    apply(ledger, outcome(entry_id, State.PENDING, Reason.ABSENT))
+    apply(ledger, outcome(delivery_id, State.PENDING, Reason.ABSENT))
     with ledger.transaction() as tx:
         moves.claim(tx, "1.2.1", now=LATER)
         moves.recover(tx, now=LATER)
@@ -741,14 +747,14 @@ def test_present_before_is_taken_from_the_evidence_of_the_last_attempt(ledger: L
 
 
 def test_changed_file_is_read_again_before_it_is_sent(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     (need,) = queries.rows_to_read(ledger)
-    assert (need.entry_id, need.pending_read) == (entry_id, PendingRead.REREAD)
+    assert (need.delivery_id, need.pending_read) == (delivery_id, PendingRead.REREAD)
     assert queries.studies_due(ledger, now=LATER) == []
 
     with ledger.transaction() as tx:
-        answer = moves.reread(tx, entry_id, arrival(1, seed="new", size=3000), now=LATER)
+        answer = moves.reread(tx, delivery_id, arrival(1, seed="new", size=3000), now=LATER)
     assert answer.state is State.PENDING
     assert queries.rows_to_read(ledger) == []
     batch = send(ledger)
@@ -756,60 +762,60 @@ def test_changed_file_is_read_again_before_it_is_sent(ledger: Ledger):
 
 
 def test_changed_file_may_turn_out_to_be_another_object(ledger: Ledger):
-    (entry_id, duplicate) = admit(ledger, arrival(1), arrival(1))
+    (delivery_id, duplicate) = admit(ledger, arrival(1), arrival(1))
     (other,) = admit(ledger, arrival(2, study=2))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     with ledger.transaction() as tx:
-        answer = moves.reread(tx, entry_id, arrival(2, study=2), now=LATER)
+        answer = moves.reread(tx, delivery_id, arrival(2, study=2), now=LATER)
 
     assert answer.state is State.DUPLICATE
     assert answer.holder is not None
-    assert answer.holder.entry_id == other
+    assert answer.holder.delivery_id == other
     assert state_of(ledger, duplicate) is State.PENDING  # what it was a duplicate of is gone
 
 
 def test_duplicate_of_a_row_whose_bytes_changed_is_sent_and_the_other_bytes_are_in_conflict_with_it(ledger: Ledger):
-    entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
+    delivery_id, duplicate = admit(ledger, arrival(1), arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     new = arrival(1, seed="new")
     judged = [Judged(holder_id=duplicate, sameness=Sameness.OTHER)]
     with ledger.transaction() as tx:
-        assert moves.reread(tx, entry_id, new, now=LATER).needs_compare
-        told = moves.reread(tx, entry_id, new, judged=judged, now=LATER)
-    assert told.entry_id is not None
-    states = [state_of(ledger, each) for each in (entry_id, duplicate, told.entry_id)]
+        assert moves.reread(tx, delivery_id, new, now=LATER).needs_compare
+        told = moves.reread(tx, delivery_id, new, judged=judged, now=LATER)
+    assert told.number is not None
+    states = [state_of(ledger, each) for each in (delivery_id, duplicate, told.number)]
     assert states == [State.DISCARDED, State.PENDING, State.CONFLICT]
     assert_ledger_holds(ledger)
 
 
 def test_rendition_of_a_row_whose_bytes_changed_is_not_left_in_the_spool(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2"))
+    (delivery_id,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2"))
     send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, alone=True, answered=True)
     with ledger.transaction() as tx:
-        assert moves.attach_reencoded(tx, entry_id, path="explicit/1", content=content("explicit"), now=LATER)
+        assert moves.attach_reencoded(tx, delivery_id, path="explicit/1", content=content("explicit"), now=LATER)
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     with ledger.transaction() as tx:
-        moves.reread(tx, entry_id, arrival(1, seed="new"), now=LATER)
+        moves.reread(tx, delivery_id, arrival(1, seed="new"), now=LATER)
     assert_ledger_holds(ledger)
 
 
 def test_unchanged_file_that_was_read_again_keeps_its_duplicates(ledger: Ledger):
-    entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
+    delivery_id, duplicate = admit(ledger, arrival(1), arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     with ledger.transaction() as tx:
-        moves.reread(tx, entry_id, arrival(1), now=LATER)
+        moves.reread(tx, delivery_id, arrival(1), now=LATER)
     assert state_of(ledger, duplicate) is State.DUPLICATE
 
 
 def test_reread_that_needs_a_comparison_waits_for_it(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     (other,) = admit(ledger, arrival(2, study=2))
     with ledger.transaction() as tx:
-        asked = moves.reread(tx, entry_id, arrival(2, study=2, seed="differs"), now=LATER)
+        asked = moves.reread(tx, delivery_id, arrival(2, study=2, seed="differs"), now=LATER)
         assert asked.needs_compare
         told = moves.reread(
             tx,
-            entry_id,
+            delivery_id,
             arrival(2, study=2, seed="differs"),
             judged=[Judged(holder_id=other, sameness=Sameness.OTHER)],
             now=LATER,
@@ -818,24 +824,24 @@ def test_reread_that_needs_a_comparison_waits_for_it(ledger: Ledger):
 
 
 def test_changed_file_that_is_no_longer_whole_is_rejected(ledger: Ledger):
-    entry_id, duplicate = admit(ledger, arrival(1), arrival(1))
+    delivery_id, duplicate = admit(ledger, arrival(1), arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     with ledger.transaction() as tx:
-        rejected = moves.reread_refused(tx, entry_id, refusal(1), now=LATER)
+        rejected = moves.reread_refused(tx, delivery_id, refusal(1), now=LATER)
         assert rejected is not None
-        assert not moves.reread_refused(tx, entry_id, refusal(1), now=LATER)
-        assert moves.reread(tx, entry_id, arrival(1), now=LATER).entry_id is None
-    states = [state_of(ledger, each) for each in (entry_id, duplicate, rejected)]
+        assert not moves.reread_refused(tx, delivery_id, refusal(1), now=LATER)
+        assert moves.reread(tx, delivery_id, arrival(1), now=LATER).number is None
+    states = [state_of(ledger, each) for each in (delivery_id, duplicate, rejected)]
     assert states == [State.DISCARDED, State.PENDING, State.REJECTED]
 
 
 def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, tmp_path: Path):
-    (entry_id,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2"))
+    (delivery_id,) = admit(ledger, arrival(1, transfer_syntax="1.2.840.10008.1.2"))
     send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, alone=True, answered=True)
     assert [need.pending_read for need in queries.rows_to_read(ledger)] == [PendingRead.REENCODE]
     copy = content("copy", size=1200)
     with ledger.transaction() as tx:
-        assert moves.attach_reencoded(tx, entry_id, path="explicit/abc", content=copy, now=LATER)
+        assert moves.attach_reencoded(tx, delivery_id, path="explicit/abc", content=copy, now=LATER)
     assert queries.paths_known(ledger, ["explicit/abc", "explicit/other"]) == {"explicit/abc"}
 
     batch = send(ledger)
@@ -843,19 +849,19 @@ def test_explicit_copy_is_sent_and_proven_in_place_of_the_file(ledger: Ledger, t
     (part,) = batch.parts
     assert (part.content, part.path, part.reencoded) == (copy, str(tmp_path / "spool-host-a/explicit/abc"), True)
     assert queries.unproven(ledger, now=LATER)[0].content == copy
-    confirm(ledger, entry_id)
+    confirm(ledger, delivery_id)
     (row,) = queries.removable(ledger, before=LATER)
     assert len(row.files) == 2
 
 
 def test_file_that_cannot_be_reencoded_is_asked_for_before_it_fails(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     with ledger.transaction() as tx:
-        assert not moves.reencode_failed(tx, entry_id, note="x", now=LATER)
+        assert not moves.reencode_failed(tx, delivery_id, note="x", now=LATER)
         assert not moves.attach_reencoded(tx, 99, path="explicit/x", content=content("x"), now=LATER)
     send(ledger, state=State.PENDING, reason=Reason.REENCODED, reencode=True, answered=True)
     with ledger.transaction() as tx:
-        assert moves.reencode_failed(tx, entry_id, note="it cannot be re-encoded", now=LATER)
+        assert moves.reencode_failed(tx, delivery_id, note="it cannot be re-encoded", now=LATER)
     (row,) = queries.unproven(ledger, now=LATER)
     assert (row.state, row.reason, row.note) == (State.UNCERTAIN, Reason.REFUSED, "it cannot be re-encoded")
     assert queries.rows_to_read(ledger) == []
@@ -871,14 +877,14 @@ def test_only_a_row_that_the_server_is_asked_about_fails_because_its_file_vanish
 
 @pytest.mark.parametrize("need", ["reread", "reencode"])
 def test_row_that_waits_to_be_read_goes_on_to_be_sent_when_its_file_vanished(ledger: Ledger, need: str):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     with ledger.transaction() as tx:
-        assert not moves.read_no_more(tx, entry_id, now=LATER)
+        assert not moves.read_no_more(tx, delivery_id, now=LATER)
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, answered=True, **{need: True})
     assert queries.studies_due(ledger, now=LATER, flush=True) == []
 
     with ledger.transaction() as tx:
-        assert moves.read_no_more(tx, entry_id, now=LATER)
+        assert moves.read_no_more(tx, delivery_id, now=LATER)
 
     assert queries.rows_to_read(ledger) == []
     assert [study.waiting for study in queries.studies_due(ledger, now=LATER, flush=True)] == [1]
@@ -922,38 +928,38 @@ def test_file_in_place_is_never_removable_but_its_copy_is(ledger: Ledger):
 
 def test_file_in_place_whose_copy_was_removed_is_sent_itself_when_it_is_sent_again(ledger: Ledger):
     came = arrival(1, in_place=True, size=3000)
-    (entry_id,) = admit(ledger, came)
+    (delivery_id,) = admit(ledger, came)
     with ledger.transaction() as tx:
-        moves.attach_reencoded(tx, entry_id, path="explicit/1", content=content("copy"), now=NOW)
+        moves.attach_reencoded(tx, delivery_id, path="explicit/1", content=content("copy"), now=NOW)
     send(ledger)
-    confirm(ledger, entry_id)
+    confirm(ledger, delivery_id)
     with ledger.transaction() as tx:
-        assert remove(tx, entry_id) == 1
-    assert queries.unproven_rows(ledger, [entry_id])[0].content == content("copy"), "it is what the server has"
-    apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+        assert remove(tx, delivery_id) == 1
+    assert queries.unproven_rows(ledger, [delivery_id])[0].content == content("copy"), "it is what the server has"
+    apply(ledger, outcome(delivery_id, State.DELETED, Reason.FEED))
     with ledger.transaction() as tx:
-        moves.retry(tx, entry_id, now=LATER)
+        moves.retry(tx, delivery_id, now=LATER)
 
     (part,) = send(ledger, now=LATER + timedelta(hours=1)).parts
     assert (part.path, part.content, part.reencoded) == (came.path, came.content, False)
-    assert queries.unproven_rows(ledger, [entry_id])[0].content == came.content
+    assert queries.unproven_rows(ledger, [delivery_id])[0].content == came.content
     assert_ledger_holds(ledger)
 
 
 def test_copied_source_is_remembered_until_it_is_removed(ledger: Ledger):
     copied = arrival(1, source_removed=False)
-    (entry_id,) = admit(ledger, copied)
+    (delivery_id,) = admit(ledger, copied)
     (left,) = queries.unremoved_sources(ledger)
-    assert (left.entry_id, left.source, left.relative_path) == (entry_id, source(1), "IM00001")
+    assert (left.file_id, left.source, left.relative_path) == (delivery_id, source(1), "IM00001")
     assert left.path == copied.path
-    assert queries.unremoved_sources(ledger, after_id=entry_id) == []
+    assert queries.unremoved_sources(ledger, after_id=delivery_id) == []
     send(ledger)
-    confirm(ledger, entry_id)
+    confirm(ledger, delivery_id)
     with ledger.transaction() as tx:
-        remove(tx, entry_id)
+        remove(tx, delivery_id)
     assert queries.unremoved_sources(ledger)[0].path == "", "its copy was let go of by rule"
     with ledger.transaction() as tx:
-        moves.mark_source_removed(tx, [entry_id])
+        moves.mark_source_removed(tx, [delivery_id])
     assert queries.unremoved_sources(ledger) == []
 
 
@@ -979,13 +985,13 @@ def test_folders_are_emptied_by_us_where_files_were_taken_out_of_them(ledger: Le
 
 
 def test_paths_known_forgets_removed_files(ledger: Ledger):
-    entry_id = entry_in(ledger, State.CONFIRMED)
-    entry = queries.entry(ledger, entry_id)
+    delivery_id = entry_in(ledger, State.CONFIRMED)
+    entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     assert entry.path is not None
     assert queries.paths_known(ledger, [entry.path, "files/in/none"]) == {entry.path}
     with ledger.transaction() as tx:
-        remove(tx, entry_id)
+        remove(tx, delivery_id)
     assert queries.paths_known(ledger, [entry.path]) == set()
 
 
@@ -1049,13 +1055,13 @@ def test_server_that_could_not_tell_settles_nothing(ledger: Ledger):
     holder = entry_in(ledger, State.CONFIRMED)
     (duplicate,) = admit(ledger, arrival(1), now=LATER)
     apply(ledger, outcome(holder, State.CONFIRMED, Reason.FEED, wait=timedelta(seconds=30)))
-    assert duplicate not in {row.entry_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))}
+    assert duplicate not in {row.file_id for row in queries.removable(ledger, before=LATER + timedelta(days=1))}
     assert queries.next_check_at(ledger, now=LATER) == LATER + timedelta(seconds=30)
 
 
 def test_audit_that_misses_a_row_asks_twice(ledger: Ledger):
-    entry_id = entry_in(ledger, State.CONFIRMED)
-    apply(ledger, outcome(entry_id, State.CONFIRMED, Reason.ABSENT, wait=timedelta(seconds=10)))
+    delivery_id = entry_in(ledger, State.CONFIRMED)
+    apply(ledger, outcome(delivery_id, State.CONFIRMED, Reason.ABSENT, wait=timedelta(seconds=10)))
     (row,) = queries.unproven(ledger, now=LATER + timedelta(seconds=10))
     assert row.absences == 1
 
@@ -1076,11 +1082,11 @@ def test_transaction_that_fails_leaves_nothing_behind(ledger: Ledger):
 
 
 def test_outcome_in_a_state_that_is_not_legal_changes_nothing(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     with ledger.transaction() as tx:
         batch = moves.claim(tx, "1.2.1", now=LATER)
     assert batch is not None
-    wrong = Outcome(entry_id=entry_id, state=State.CONFIRMED, reason=Reason.QUERY)
+    wrong = Outcome(delivery_id=delivery_id, state=State.CONFIRMED, reason=Reason.QUERY)
     with pytest.raises(IllegalMove), ledger.transaction() as tx:
         moves.finish(
             tx,
@@ -1089,7 +1095,7 @@ def test_outcome_in_a_state_that_is_not_legal_changes_nothing(ledger: Ledger):
             backoff=BACKOFF,
             jitter=0.0,
         )
-    assert state_of(ledger, entry_id) is State.SENDING
+    assert state_of(ledger, delivery_id) is State.SENDING
 
 
 def test_server_without_a_feed_that_went_back_is_asked_about_what_duplicates_rest_on(ledger: Ledger):
@@ -1099,22 +1105,22 @@ def test_server_without_a_feed_that_went_back_is_asked_about_what_duplicates_res
     confirm(ledger, holder, now=LATER)
     with ledger.transaction() as tx:
         remove(tx, holder, gone)
-    assert [row.entry_id for row in queries.removable(ledger, before=LATER)] == [duplicate]
+    assert [row.file_id for row in queries.removable(ledger, before=LATER)] == [duplicate]
 
     with ledger.transaction() as tx:
         moves.went_back(tx, to=None, end=None, now=LATER)
 
-    assert [row.entry_id for row in queries.unproven(ledger, now=LATER)] == [holder]
+    assert [row.delivery_id for row in queries.unproven(ledger, now=LATER)] == [holder]
     assert queries.removable(ledger, before=LATER) == []
 
 
 def test_what_waits_for_proof_is_compared_at_a_new_address(ledger: Ledger):
     """That the server had not had it before our post was said by the former address."""
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     send(ledger)
 
     with ledger.transaction() as tx:
         assert moves.new_address(tx, "http://archive.example/v2", now=LATER) == 1
 
     (row,) = queries.unproven(ledger, now=LATER)
-    assert (row.entry_id, row.state, row.needs_content_check) == (entry_id, State.STORED, True)
+    assert (row.delivery_id, row.state, row.needs_content_check) == (delivery_id, State.STORED, True)

@@ -44,19 +44,19 @@ def conflict_with(ledger: Ledger, holder_state: State) -> tuple[int, int]:
 
 @pytest.mark.parametrize("state", [State.FAILED, State.DELETED, State.UNCERTAIN])
 def test_retry_makes_a_row_pending_again(ledger: Ledger, state: State):
-    entry_id = entry_in(ledger, state)
+    delivery_id = entry_in(ledger, state)
     with ledger.transaction() as tx:
-        assert moves.retry(tx, entry_id, now=LATER) is State.PENDING
+        assert moves.retry(tx, delivery_id, now=LATER) is State.PENDING
     assert [study.study_uid for study in queries.studies_due(ledger, now=LATER)] == ["1.2.1"]
-    assert send(ledger).parts[0].entry_id == entry_id
+    assert send(ledger).parts[0].delivery_id == delivery_id
 
 
 def test_retry_ends_the_backoff_of_the_study(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.SERVER_ERROR, charge=True, charge_study=True, answered=True)
     assert queries.studies_due(ledger, now=LATER) == []
     with ledger.transaction() as tx:
-        moves.retry(tx, entry_id, now=LATER)
+        moves.retry(tx, delivery_id, now=LATER)
     assert len(queries.studies_due(ledger, now=LATER)) == 1
 
 
@@ -73,7 +73,7 @@ def test_retry_of_a_conflict_is_refused_while_its_identity_is_held(ledger: Ledge
     sentence = rf"row {holder} \(PENDING\) holds the same UIDs"
     with pytest.raises(RefusedMove, match=sentence) as refused, ledger.transaction() as tx:
         moves.retry(tx, other, now=LATER)
-    assert (refused.value.entry_id, refused.value.other_id) == (other, holder)
+    assert (refused.value.number, refused.value.other_id) == (other, holder)
     assert state_of(ledger, other) is State.CONFLICT
 
 
@@ -95,10 +95,10 @@ def test_retry_of_a_conflict_whose_holder_is_gone_is_granted(ledger: Ledger):
     ],
 )
 def test_retry_is_refused_with_a_sentence(ledger: Ledger, state: State, sentence: str):
-    entry_id = entry_in(ledger, state)
+    delivery_id = entry_in(ledger, state)
     with pytest.raises(RefusedMove, match=sentence), ledger.transaction() as tx:
-        moves.retry(tx, entry_id, now=LATER)
-    assert state_of(ledger, entry_id) is state
+        moves.retry(tx, delivery_id, now=LATER)
+    assert state_of(ledger, delivery_id) is state
 
 
 def test_unknown_row_is_refused(ledger: Ledger):
@@ -107,38 +107,38 @@ def test_unknown_row_is_refused(ledger: Ledger):
 
 
 def test_retry_of_a_rejected_file_is_a_request_that_the_daemon_finds(ledger: Ledger):
-    entry_id = entry_in(ledger, State.REJECTED)
+    delivery_id = entry_in(ledger, State.REJECTED)
     with ledger.transaction() as tx:
-        assert moves.retry(tx, entry_id, now=LATER) is State.REJECTED
+        assert moves.retry(tx, delivery_id, now=LATER) is State.REJECTED
     (requested,) = queries.requested_rows(ledger)
-    assert (requested.entry_id, requested.request, requested.reason) == (
-        entry_id,
+    assert (requested.file_id, requested.request, requested.reason) == (
+        delivery_id,
         OperatorRequest.RETRY,
         Reason.TRUNCATED,
     )
 
     with ledger.transaction() as tx:
         (admitted,) = moves.admit(tx, [arrival(5)], now=LATER)
-        assert admitted.entry_id is not None
-        moves.readmitted(tx, entry_id, admitted.entry_id, now=LATER)
-    entry = queries.entry(ledger, entry_id)
+        assert admitted.number is not None
+        moves.readmitted(tx, delivery_id, admitted.number, now=LATER)
+    entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     assert (entry.state, entry.reason, entry.removed_at) == (State.DISCARDED, Reason.RETRIED, LATER)
-    assert f"row {admitted.entry_id}" in entry.note
+    assert f"row {admitted.number}" in entry.note
     assert queries.requested_rows(ledger) == []
     assert queries.removable(ledger, before=LATER) == []  # its file is the other row's now
 
 
 def test_request_that_cannot_be_carried_out_is_answered(ledger: Ledger):
-    entry_id = entry_in(ledger, State.REJECTED)
+    delivery_id = entry_in(ledger, State.REJECTED)
     with ledger.transaction() as tx:
-        moves.admit_anyway(tx, entry_id, now=LATER)
+        moves.admit_anyway(tx, delivery_id, now=LATER)
     assert [requested.request for requested in queries.requested_rows(ledger)] == [OperatorRequest.ADMIT_ANYWAY]
     with ledger.transaction() as tx:
-        moves.request_failed(tx, entry_id, note="its file is gone", now=LATER)
-        moves.request_failed(tx, entry_id, note="again", now=LATER)
+        moves.request_failed(tx, delivery_id, note="its file is gone", now=LATER)
+        moves.request_failed(tx, delivery_id, note="again", now=LATER)
     assert queries.requested_rows(ledger) == []
-    entry = queries.entry(ledger, entry_id)
+    entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     assert (entry.state, entry.note) == (State.REJECTED, "its file is gone")
 
@@ -146,25 +146,25 @@ def test_request_that_cannot_be_carried_out_is_answered(ledger: Ledger):
 @pytest.mark.parametrize("reason", [Reason.NOT_DICOM, Reason.NO_UIDS, Reason.UNREADABLE])
 def test_file_with_nothing_to_send_is_not_admitted_anyway(ledger: Ledger, reason: Reason):
     with ledger.transaction() as tx:
-        (entry_id,) = moves.refuse(tx, [refusal(1, reason=reason)], now=NOW)
+        (delivery_id,) = moves.refuse(tx, [refusal(1, reason=reason)], now=NOW)
     with pytest.raises(RefusedMove, match="nothing in it to send"), ledger.transaction() as tx:
-        moves.admit_anyway(tx, entry_id, now=LATER)
+        moves.admit_anyway(tx, delivery_id, now=LATER)
 
 
 def test_only_rejected_files_are_admitted_anyway(ledger: Ledger):
-    entry_id = entry_in(ledger, State.FAILED)
+    delivery_id = entry_in(ledger, State.FAILED)
     with pytest.raises(RefusedMove, match="only a REJECTED file"), ledger.transaction() as tx:
-        moves.admit_anyway(tx, entry_id, now=LATER)
+        moves.admit_anyway(tx, delivery_id, now=LATER)
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.CONFLICT, State.REJECTED, State.DELETED])
 def test_discard_gives_a_row_up_and_lets_its_file_go_after_retain(ledger: Ledger, state: State):
-    entry_id = entry_in(ledger, state)
+    delivery_id = entry_in(ledger, state)
     with ledger.transaction() as tx:
-        moves.discard(tx, entry_id, now=LATER)
-    assert state_of(ledger, entry_id) is State.DISCARDED
-    assert entry_id in {row.entry_id for row in queries.removable(ledger, before=LATER)}
-    assert entry_id not in {row.entry_id for row in queries.removable(ledger, before=NOW)}
+        moves.discard(tx, delivery_id, now=LATER)
+    assert state_of(ledger, delivery_id) is State.DISCARDED
+    assert delivery_id in {row.file_id for row in queries.removable(ledger, before=LATER)}
+    assert delivery_id not in {row.file_id for row in queries.removable(ledger, before=NOW)}
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_discard_gives_a_row_up_and_lets_its_file_go_after_retain(ledger: Ledger
     [State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED, State.CONFIRMED, State.DUPLICATE, State.DISCARDED],
 )
 def test_discard_of_a_row_that_is_wanted_is_refused(ledger: Ledger, state: State):
-    entry_id = entry_in(ledger, state)
+    delivery_id = entry_in(ledger, state)
     with pytest.raises(RefusedMove, match="can be discarded"), ledger.transaction() as tx:
-        moves.discard(tx, entry_id, now=LATER)
-    assert state_of(ledger, entry_id) is state
+        moves.discard(tx, delivery_id, now=LATER)
+    assert state_of(ledger, delivery_id) is state
 
 
 def test_discard_of_a_conflict_found_on_the_server_passes_on_to_its_duplicates(ledger: Ledger):
@@ -215,11 +215,11 @@ def test_replace_swaps_a_conflict_and_its_holder_in_one_transaction(ledger: Ledg
     assert replaced is not None
     assert (replaced.state, replaced.reason) == (State.DISCARDED, Reason.REPLACED)
     batch = send(ledger)
-    assert [(part.entry_id, part.replaces) for part in batch.parts] == [(other, True)]
+    assert [(part.delivery_id, part.replaces) for part in batch.parts] == [(other, True)]
     assert queries.entry(ledger, third).holder_id == other
     # What had the replaced content goes the way it goes.
     assert state_of(ledger, duplicate) is State.DUPLICATE
-    assert duplicate in {row.entry_id for row in queries.removable(ledger, before=LATER)}
+    assert duplicate in {row.file_id for row in queries.removable(ledger, before=LATER)}
 
 
 def test_replace_waits_while_the_holder_is_being_sent(ledger: Ledger):
@@ -231,42 +231,42 @@ def test_replace_waits_while_the_holder_is_being_sent(ledger: Ledger):
 
 
 def test_replace_of_what_only_the_server_has(ledger: Ledger):
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
-    apply(ledger, outcome(entry_id, State.CONFLICT, Reason.OTHER_CONTENT))
+    apply(ledger, outcome(delivery_id, State.CONFLICT, Reason.OTHER_CONTENT))
     with ledger.transaction() as tx:
-        assert moves.replace(tx, entry_id, now=LATER) == 0
+        assert moves.replace(tx, delivery_id, now=LATER) == 0
     assert send(ledger).parts[0].replaces
 
 
 def test_retry_of_what_was_deleted_replaces_nothing(ledger: Ledger):
     """A person had it replace what was there then; what may be there by now nobody has looked at."""
-    (entry_id,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1))
     send(ledger, state=State.UNCERTAIN, reason=Reason.ALREADY_THERE, answered=True)
-    apply(ledger, outcome(entry_id, State.CONFLICT, Reason.OTHER_CONTENT))
+    apply(ledger, outcome(delivery_id, State.CONFLICT, Reason.OTHER_CONTENT))
     with ledger.transaction() as tx:
-        moves.replace(tx, entry_id, now=LATER)
+        moves.replace(tx, delivery_id, now=LATER)
     send(ledger)
-    confirm(ledger, entry_id)
-    apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+    confirm(ledger, delivery_id)
+    apply(ledger, outcome(delivery_id, State.DELETED, Reason.FEED))
     with ledger.transaction() as tx:
-        moves.retry(tx, entry_id, now=LATER)
+        moves.retry(tx, delivery_id, now=LATER)
     assert not send(ledger).parts[0].replaces
 
 
 def test_only_a_conflict_replaces(ledger: Ledger):
-    entry_id = entry_in(ledger, State.FAILED)
+    delivery_id = entry_in(ledger, State.FAILED)
     with pytest.raises(RefusedMove, match="only a CONFLICT can replace"), ledger.transaction() as tx:
-        moves.replace(tx, entry_id, now=LATER)
+        moves.replace(tx, delivery_id, now=LATER)
 
 
 def test_row_whose_file_was_removed_is_not_sent_again(ledger: Ledger):
-    entry_id = entry_in(ledger, State.CONFIRMED)
+    delivery_id = entry_in(ledger, State.CONFIRMED)
     with ledger.transaction() as tx:
-        remove(tx, entry_id)
-    apply(ledger, outcome(entry_id, State.DELETED, Reason.FEED))
+        remove(tx, delivery_id)
+    apply(ledger, outcome(delivery_id, State.DELETED, Reason.FEED))
     with pytest.raises(RefusedMove, match="its file was removed on 2026-03-01"), ledger.transaction() as tx:
-        moves.retry(tx, entry_id, now=LATER)
+        moves.retry(tx, delivery_id, now=LATER)
 
 
 @pytest.mark.parametrize("state", [State.DELETED, State.CONFLICT])
@@ -285,7 +285,7 @@ def test_retry_of_a_row_whose_file_was_removed_sends_what_has_the_same_content(l
     assert [state_of(ledger, each) for each in (holder, first, second)] == [state, State.PENDING, State.DUPLICATE]
     send(ledger)
     confirm(ledger, first)
-    assert {row.entry_id for row in queries.removable(ledger, before=LATER)} == {first, second}
+    assert {row.file_id for row in queries.removable(ledger, before=LATER)} == {first, second}
 
 
 def test_retry_all_moves_what_it_can_and_says_why_not_the_rest(ledger: Ledger):
@@ -297,7 +297,7 @@ def test_retry_all_moves_what_it_can_and_says_why_not_the_rest(ledger: Ledger):
     with ledger.transaction() as tx:
         retried = moves.retry_all(tx, Choice(state=State.FAILED), now=LATER)
     assert (retried.moved, retried.requested) == ((failed, other_study), ())
-    assert [refused.entry_id for refused in retried.refused] == [again]
+    assert [refused.number for refused in retried.refused] == [again]
 
     with ledger.transaction() as tx:
         retried = moves.retry_all(tx, Choice(reason=Reason.TRUNCATED), now=LATER)
@@ -318,9 +318,9 @@ def test_retry_all_of_everything_is_refused(ledger: Ledger):
 
 def test_decision_in_another_process_keeps_the_daemons_sums(tmp_path: Path, ledger: Ledger):
     """The daemon's ledger stays open; `ingestd retry` has its own, without host, spool or limits."""
-    entry_id = entry_in(ledger, State.FAILED)
+    delivery_id = entry_in(ledger, State.FAILED)
     with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", create=False) as person, person.transaction() as tx:
-        moves.retry(tx, entry_id, now=LATER)
+        moves.retry(tx, delivery_id, now=LATER)
     assert [study.waiting for study in queries.studies_due(ledger, now=LATER)] == [1]
 
 
@@ -409,7 +409,7 @@ def test_listings_are_paged_without_gaps_or_repeats(ledger: Ledger):
 
     entries, last = [], None
     while rows := queries.entries(ledger, limit=3, after=last):
-        entries += [entry.entry_id for entry in rows]
+        entries += [entry.delivery_id for entry in rows]
         last = rows[-1]
     assert sorted(entries) == list(range(1, 9))
     assert entries[0] == 8
@@ -441,7 +441,7 @@ def test_entries_are_found_by_state_reason_and_label(ledger: Ledger):
     send(ledger, 2, state=State.FAILED, reason=Reason.REFUSED, answered=True)
 
     def found(**choice: object) -> list[int]:
-        return [entry.entry_id for entry in queries.entries(ledger, Choice(**choice))]  # type: ignore[arg-type]
+        return [entry.delivery_id for entry in queries.entries(ledger, Choice(**choice))]  # type: ignore[arg-type]
 
     assert found(state=State.FAILED) == found(reason=Reason.REFUSED) == found(modality="MR") == [second]
     assert found(study_uid="1.2.2") == found(since=LATER) == [second]
@@ -462,16 +462,16 @@ def test_search_words_say_nothing_without_their_key(tmp_path: Path, ledger: Ledg
 
 
 def test_file_is_found_by_id_uid_and_path(ledger: Ledger, tmp_path: Path):
-    (entry_id,) = admit(ledger, arrival(1, relative_path="sub/IM1"))
+    (delivery_id,) = admit(ledger, arrival(1, relative_path="sub/IM1"))
     with ledger.transaction() as tx:
         moves.put_inbox_report(
             tx, InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW
         )
-    entry = queries.entry(ledger, entry_id)
+    entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     uids = identity(1)
     known = [
-        str(entry_id),
+        str(delivery_id),
         uids.sop_uid,
         uids.series_uid,
         uids.study_uid,
@@ -482,7 +482,7 @@ def test_file_is_found_by_id_uid_and_path(ledger: Ledger, tmp_path: Path):
     ]
     assert entry.file == tmp_path / "spool-host-a" / str(entry.path)
     for text in known:
-        assert [found.entry_id for found in queries.find(ledger, text)] == [entry_id], text
+        assert [found.delivery_id for found in queries.find(ledger, text)] == [delivery_id], text
     assert (
         queries.find(ledger, "1.2.3.4.5") == queries.find(ledger, "/drop/other") == queries.find(ledger, "9" * 30) == []
     )
@@ -512,12 +512,12 @@ def test_story_tells_every_move_with_its_attempts_holder_and_duplicates(ledger: 
     assert story.history[2].evidence == {"phase": "answer"}
     (attempt,) = story.attempts
     assert (attempt.error, attempt.seconds, attempt.body_bytes_left) == ("the connection was reset", 1.5, 1000)
-    assert [each.entry_id for each in story.duplicates] == [duplicate]
+    assert [each.delivery_id for each in story.duplicates] == [duplicate]
     other = queries.story(ledger, duplicate)
     assert other is not None
     assert other.holder is not None
-    assert other.holder.entry_id == holder
-    assert [each.entry_id for each in other.same_identity] == [holder]
+    assert other.holder.delivery_id == holder
+    assert [each.delivery_id for each in other.same_identity] == [holder]
     assert queries.story(ledger, 99) is None
 
 

@@ -36,7 +36,7 @@ def theirs(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def take_over(ledger: Ledger, *, hosts: set[str]) -> int:
-    waiting = [entry_id for entry_id, _ in queries.waiting_elsewhere(ledger)]
+    waiting = [delivery_id for delivery_id, _ in queries.waiting_elsewhere(ledger)]
     with ledger.transaction() as tx:
         return moves.take_over(tx, waiting, hosts=hosts, now=LATER)
 
@@ -61,7 +61,7 @@ def test_duplicate_takes_the_place_of_what_waits_elsewhere_and_is_sent(ours: Led
     assert queries.waiting_elsewhere(ours) == []
     assert (queries.unfinished(ours), queries.unfinished(theirs)) == (1, 0)
     batch = send(ours)
-    assert [part.entry_id for part in batch.parts] == [first]
+    assert [part.delivery_id for part in batch.parts] == [first]
     confirm(ours, first)
     assert {entry and entry.state for entry in (queries.entry(ours, each) for each in (holder, second))} == {
         State.DUPLICATE

@@ -98,7 +98,7 @@ def test_query_in_a_transaction_keeps_others_out_and_sees_what_was_done_in_it(le
         (due,) = queries.studies_due(tx, now=LATER)
         assert due.waiting == 1
         assert queries.counts(tx)[State.PENDING] == 1
-        assert queries.story(tx, admitted.entry_id).history[0].after is State.PENDING
+        assert queries.story(tx, admitted.number).history[0].after is State.PENDING
         batch = moves.claim(tx, due.study_uid, now=LATER)
         assert len(batch.parts) == 1
         assert queries.studies_due(tx, now=LATER) == []

@@ -488,7 +488,7 @@ def test_failed_file_that_the_server_has_is_told_and_confirmed_without_another_p
         site.wait_for({"CONFIRMED": 1, "FAILED": 1})
     post(server.url, image.content)
     posts = posts_of(server, image)
-    failed = str(site.entry_of("image").entry_id)
+    failed = str(site.entry_of("image").delivery_id)
 
     told = site.command("reconcile", "--full", "--json")
     retried = site.command("retry", failed)

@@ -58,8 +58,8 @@ def test_another_text_another_file_and_another_answer_are_other_faults():
         {"note": "no space left on device"},
         {"note": "permission denied"},
         {"note": "no space left on device", "inbox": "drop-00000000"},
-        {"note": "no space left on device", "entry_id": 1},
-        {"note": "no space left on device", "entry_id": 2},
+        {"note": "no space left on device", "delivery_id": 1},
+        {"note": "no space left on device", "delivery_id": 2},
         {"note": "no space left on device", "errno": 28},
     ]
     assert [log.write(**fault) for fault in faults] == [0] * 6
@@ -145,7 +145,7 @@ def test_fault_that_is_forgotten_for_newer_ones_is_told_first():
     log.write(note="old")
     log.write(note="old")
     for number in range(5_000):
-        log.write(entry_id=number)
+        log.write(delivery_id=number)
 
     assert [(line["note"], line.get("repeated")) for line in log.told] == [("old", None)]
 
@@ -159,8 +159,8 @@ def test_facts_and_changes_are_all_written():
 def test_what_is_remembered_is_bounded():
     log = Log()
     for number in range(6_000):
-        log.write(entry_id=number)
+        log.write(delivery_id=number)
 
     assert len(log._repeats._faults) <= 4096
-    assert log.write(entry_id=5_999) is None
+    assert log.write(delivery_id=5_999) is None
     assert LONGEST_WAIT_SECONDS == 600

@@ -51,7 +51,7 @@ PROVABLE = (State.STORED, State.UNCERTAIN, State.CONFIRMED, State.DELETED)
 def row_of(state: State = State.STORED, **more) -> Unproven:
     was_stored = state is not State.UNCERTAIN
     facts = {
-        "entry_id": 1,
+        "delivery_id": 1,
         "identity": Identity(study_uid="1.1", series_uid="1.2", sop_uid="1.3"),
         "state": state,
         "content": Content(
@@ -76,7 +76,7 @@ def rules_of(profile=AZURE, **more) -> Rules:
 
 def assert_sound(row: Unproven, outcome: Outcome) -> None:
     """What holds of every outcome, whatever it rests on."""
-    assert row.entry_id == outcome.entry_id
+    assert row.delivery_id == outcome.delivery_id
     assert row.state is outcome.expected
     assert row.state is outcome.state or (row.state, outcome.state) in MOVES
     assert outcome.note or row.state in {State.UNCERTAIN, State.CONFIRMED, State.DELETED}
@@ -139,7 +139,7 @@ def test_presence_confirms_only_what_nobody_else_can_have_put_there(profile):
 
 def test_every_row_that_is_due_is_settled_or_asked_about_exactly_once():
     rows = [
-        replace(row, entry_id=number, **sighting)
+        replace(row, delivery_id=number, **sighting)
         for number, (row, sighting) in enumerate(itertools.product(ROWS, SIGHTINGS), start=1)
     ]
     for profile in (AZURE, ORTHANC, OTHER, OTHER_WITH_FEED):
@@ -148,12 +148,12 @@ def test_every_row_that_is_due_is_settled_or_asked_about_exactly_once():
 
             planned = plan(rows, rules=rules, now=NOW)
 
-            settled = [outcome.entry_id for outcome in planned.outcomes]
-            asked = [row.entry_id for question in planned.questions for row in question.rows]
-            assert sorted(settled + asked) == [row.entry_id for row in rows]
+            settled = [outcome.delivery_id for outcome in planned.outcomes]
+            asked = [row.delivery_id for question in planned.questions for row in question.rows]
+            assert sorted(settled + asked) == [row.delivery_id for row in rows]
             assert planned.asked == set(asked)
             for outcome in planned.outcomes:
-                assert_sound(rows[outcome.entry_id - 1], outcome)
+                assert_sound(rows[outcome.delivery_id - 1], outcome)
             for question in planned.questions:
                 assert all(needs_comparison(row, rules) == question.fetch for row in question.rows)
                 assert question.original == (profile is AZURE)
@@ -376,9 +376,9 @@ def test_finding_says_by_itself_what_it_settles():
 
 
 def test_question_brings_no_more_into_scratch_than_fits():
-    small = [replace(row_of(State.UNCERTAIN), entry_id=number) for number in range(120)]
+    small = [replace(row_of(State.UNCERTAIN), delivery_id=number) for number in range(120)]
     large = [
-        replace(row, entry_id=200 + number, content=replace(row.content, size_bytes=200_000_000))
+        replace(row, delivery_id=200 + number, content=replace(row.content, size_bytes=200_000_000))
         for number, row in enumerate(small[:3])
     ]
 
@@ -390,7 +390,9 @@ def test_question_brings_no_more_into_scratch_than_fits():
 
 def test_rows_of_two_studies_are_asked_about_apart():
     rows = [
-        replace(row_of(State.STORED, entry_id=number), identity=Identity(study_uid=study, series_uid="1", sop_uid="2"))
+        replace(
+            row_of(State.STORED, delivery_id=number), identity=Identity(study_uid=study, series_uid="1", sop_uid="2")
+        )
         for number, study in enumerate(("1.1", "1.2", "1.1"))
     ]
 
@@ -504,12 +506,12 @@ def test_answer_that_was_not_read_is_never_proven_by_presence():
 
 def test_nothing_becomes_a_conflict_while_comparing_has_stopped():
     rules = rules_of(OTHER, stopped=True)
-    stored, uncertain = row_of(State.STORED, sampled=True), row_of(State.UNCERTAIN, entry_id=2)
+    stored, uncertain = row_of(State.STORED, sampled=True), row_of(State.UNCERTAIN, delivery_id=2)
 
     planned = plan([stored, uncertain], rules=rules, now=NOW)
 
-    assert [(one.entry_id, one.state) for one in planned.outcomes] == [(1, State.STORED)]
-    assert [(question.fetch, [row.entry_id for row in question.rows]) for question in planned.questions] == [
+    assert [(one.delivery_id, one.state) for one in planned.outcomes] == [(1, State.STORED)]
+    assert [(question.fetch, [row.delivery_id for row in question.rows]) for question in planned.questions] == [
         (False, [2])
     ]
     there = judge_presence(uncertain, present=True, rules=rules, now=NOW)

@@ -1116,10 +1116,10 @@ def test_audit_tells_what_only_one_side_has_and_what_differs(tmp_path, site, scr
         share=1.0,
     )
 
-    assert [here.entry_id] == [row.entry_id for row in found.here_only]
+    assert [here.delivery_id] == [row.delivery_id for row in found.here_only]
     assert (there.identity,) == found.there_only
     (differs,) = (finding for finding in found.findings if finding.copies)
-    assert altered.entry_id == differs.row.entry_id
+    assert altered.delivery_id == differs.row.delivery_id
     assert found.error == ""
     assert study_uid in set(unknown_studies(site.client))
 

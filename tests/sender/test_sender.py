@@ -106,7 +106,7 @@ def test_batch_is_stored_and_each_instance_has_its_outcome(tmp_path, emulator):
     result = post(emulator.url, parts)
 
     assert [one.state for one in result.outcomes] == [State.STORED] * 3
-    assert [part.entry_id for part in parts] == [one.entry_id for one in result.outcomes]
+    assert [part.delivery_id for part in parts] == [one.delivery_id for one in result.outcomes]
     assert (result.http_status, result.answered, result.pause, result.charge_study) == (200, True, None, False)
     assert result.body_bytes_left > result.batch.size_bytes
     assert result.seconds > 0
@@ -258,11 +258,11 @@ def test_what_was_attempted_before_and_is_there_now_is_compared_and_not_posted_a
     again = [replace(there, attempts=1), replace(absent, attempts=1), first_time]
     result = post(emulator.url, again, profile=OTHER)
 
-    by_id = {one.entry_id: one for one in result.outcomes}
-    found = by_id[there.entry_id]
+    by_id = {one.delivery_id: one for one in result.outcomes}
+    found = by_id[there.delivery_id]
     assert (found.state, found.reason, found.needs_content_check) == (State.UNCERTAIN, Reason.ALREADY_THERE, True)
     assert (found.charge, found.evidence["present_before"]) == (False, "yes")
-    assert by_id[absent.entry_id].state is State.STORED
+    assert by_id[absent.delivery_id].state is State.STORED
     posted = {line["sop"] for line in stores(emulator.requests[before:])}
     assert posted == {absent.identity.sop_uid, first_time.identity.sop_uid}
 

@@ -51,7 +51,7 @@ def terms(profile=AZURE, *, reencode=True, present_before=None) -> Terms:
 
 def part(number: int = 1, *, syntax: str = EXPLICIT, **more) -> Part:
     return Part(
-        entry_id=number,
+        delivery_id=number,
         identity=Identity(study_uid="1.1", series_uid="1.1.1", sop_uid=f"1.1.1.{number}"),
         path=f"/nowhere/{number}",
         content=Content(
@@ -90,7 +90,7 @@ def failed_among_others(reason: int, *, syntax: str = EXPLICIT, profile=AZURE, *
 
 
 def assert_legal(result: BatchResult) -> None:
-    assert [one.entry_id for one in result.outcomes] == [one.entry_id for one in result.batch.parts]
+    assert [one.delivery_id for one in result.outcomes] == [one.delivery_id for one in result.batch.parts]
     for outcome in result.outcomes:
         assert (State.SENDING, outcome.state) in MOVES
         assert outcome.note or outcome.state is State.STORED

@@ -144,10 +144,10 @@ class Events:
         rows = self._process.ask(f"SELECT entry.id, {_IDENTITIES} WHERE entry.state = 'CONFIRMED'")
         if not rows:
             return "nothing"
-        entry_id, study_uid, series_uid, sop_uid = self._dice.choice(rows)
+        number, study_uid, series_uid, sop_uid = self._dice.choice(rows)
         self._world.meddled.add((study_uid, series_uid, sop_uid))
         self._server.delete((study_uid, series_uid, sop_uid))
-        return f"somebody deletes what row {entry_id} is, on the server"
+        return f"somebody deletes what row {number} is, on the server"
 
     def _commits_fail(self) -> str:
         faults = [self._dice.choice(["", "busy", "full", "unknown"]) for _ in range(self._dice.randint(1, 3))]
@@ -188,15 +188,15 @@ class Events:
         )
         if not rows:
             return "nothing"
-        entry_id, path = self._dice.choice(rows)
+        number, path = self._dice.choice(rows)
         place = self._world.spool / path
         self._world.damaged.add(str(place))
         if self._dice.random() < 0.5:
             place.unlink(missing_ok=True)
-            return f"row {entry_id}: its file is removed"
+            return f"row {number}: its file is removed"
         with suppress(OSError), place.open("ab") as file:
             file.write(b"more")
-        return f"row {entry_id}: its file is altered"
+        return f"row {number}: its file is altered"
 
     def _copies_anew(self) -> str:
         """What lies there comes from a backup: the same bytes, time and name, and another inode."""
@@ -211,13 +211,13 @@ class Events:
 
     def _removes(self) -> str:
         rows = self._process.ask("SELECT id, path FROM file WHERE in_place")
-        left = [(entry_id, path) for entry_id, path in rows if path not in self._world.damaged]
+        left = [(number, path) for number, path in rows if path not in self._world.damaged]
         if not left:
             return "nothing"
-        entry_id, path = self._dice.choice(left)
+        number, path = self._dice.choice(left)
         self._world.damaged.add(path)
         Path(path).unlink()
-        return f"row {entry_id}: its file is removed where it lay"
+        return f"row {number}: its file is removed where it lay"
 
     def decide(self) -> None:
         """A person decides about a row, between what a tick reads and what it writes."""
@@ -234,37 +234,37 @@ class Events:
         if not rows:
             return
         needy = [row for row in rows if row[1] in ("REJECTED", "CONFLICT", "FAILED", "DELETED")] or rows
-        entry_id, state, *identity = self._dice.choice(needy if self._dice.random() < 0.7 else rows)
+        number, state, *identity = self._dice.choice(needy if self._dice.random() < 0.7 else rows)
         decision = self._dice.choice([moves.retry, moves.discard, moves.replace, moves.admit_anyway, _asks_again])
         if wants_look and (looked_at := [row for row in rows if row[0] in answered]):
-            (entry_id, state, *identity), decision = self._dice.choice(looked_at), _asks_again
+            (number, state, *identity), decision = self._dice.choice(looked_at), _asks_again
         with self._machine.inside(now=False):
             try:
                 with self._process.person.transaction() as tx:
-                    decision(tx, entry_id, now=self._machine.utc)
+                    decision(tx, number, now=self._machine.utc)
             except RefusedMove:
                 said = "refused"
             else:
                 said = "done"
                 if decision is _asks_again and state in WAITING:
-                    self._wishes[entry_id] = self._server.questions
+                    self._wishes[number] = self._server.questions
                 if decision is moves.replace:
                     self._world.meddled.add((identity[0], identity[1], identity[2]))
-        self._tell(f"-- a person: {decision.__name__} row {entry_id} ({state}): {said}")
+        self._tell(f"-- a person: {decision.__name__} row {number} ({state}): {said}")
 
     def wishes_slept_over(self) -> list[str]:
         """A row that somebody wants looked at stays due until the server is asked."""
         slept_over = []
         due_of = "SELECT state IN (?, ?), next_check_at FROM delivery WHERE id = ?"
-        for entry_id, questions in list(self._wishes.items()):
-            due = self._process.ask(due_of, *WAITING, entry_id)
+        for number, questions in list(self._wishes.items()):
+            due = self._process.ask(due_of, *WAITING, number)
             if self._chances.sets_clock or self._server.questions > questions or not due or not due[0][0]:
-                del self._wishes[entry_id]
+                del self._wishes[number]
             elif due[0][1] is None or at(due[0][1]) > self._machine.utc:
-                slept_over.append(f"row {entry_id} was to be looked at, and was put off with nobody asked")
+                slept_over.append(f"row {number} was to be looked at, and was put off with nobody asked")
         return slept_over
 
 
-def _asks_again(tx: Transaction, entry_id: int, *, now: datetime) -> None:
+def _asks_again(tx: Transaction, number: int, *, now: datetime) -> None:
     """As `ingestd reconcile` does."""
-    moves.check_again(tx, [entry_id], at=now)
+    moves.check_again(tx, [number], at=now)

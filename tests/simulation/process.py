@@ -174,7 +174,7 @@ class Process:
     def answered(self) -> set[int]:
         """Give the rows that the tick has answers about."""
         answers = only_server(self.daemon).verification._answers if self.daemon is not None else []
-        return {row.entry_id for answer in answers for row in answer.question.rows}
+        return {row.delivery_id for answer in answers for row in answer.question.rows}
 
 
 class _Person(Stage):

@@ -263,7 +263,7 @@ class Simulation:
         if level in {"warning", "error", "critical"}:
             facts = {
                 name: event[name]
-                for name in ("entry_id", "attempt_id", "reason", "note", "error", "kind")
+                for name in ("delivery_id", "attempt_id", "reason", "note", "error", "kind")
                 if name in event
             }
             self._tell(f"   log {event['event']} {facts or ''}")

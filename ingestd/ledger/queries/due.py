@@ -260,10 +260,10 @@ def newest_stored(ledger: Queryable) -> list[Unproven]:
     return _unproven(ledger, ledger.fetch_all(_NEWEST_STORED, _own(ledger)))
 
 
-def unproven_rows(ledger: Queryable, entry_ids: Iterable[int]) -> list[Unproven]:
+def unproven_rows(ledger: Queryable, delivery_ids: Iterable[int]) -> list[Unproven]:
     """Read these rows as the reconciler sees them, due or not."""
     found: list[Unproven] = []
-    for piece in pieces(list(entry_ids)):
+    for piece in pieces(list(delivery_ids)):
         found += _unproven(ledger, ledger.fetch_all(_SELECT_UNPROVEN.where(delivery.c.id.in_(piece))))
     return found
 
@@ -273,7 +273,7 @@ def _unproven(ledger: Queryable, rows: Iterable[Any]) -> list[Unproven]:
     for read in rows:
         row = _Read(*read)
         each = Unproven(
-            entry_id=row.id,
+            delivery_id=row.id,
             identity=identity_of(row),
             state=State(row.state),
             content=content_sent(row),
@@ -322,7 +322,7 @@ def rows_to_read(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) -> 
     rows = ledger.fetch_cached(_TO_READ, {"spool_id": ledger.spool_id, "after_id": after_id, "limit": limit})
     return [
         RowToRead(
-            entry_id=row.id,
+            delivery_id=row.id,
             pending_read=PendingRead(row.need),
             inbox=ledger.inbox_of(row.inbox_id),
             relative_path=row.relative_path,
@@ -343,7 +343,7 @@ def requested_rows(ledger: Queryable, *, limit: int = 1000) -> list[RequestedRow
     rows = ledger.fetch_cached(_REQUESTED, {"spool_id": ledger.spool_id, "limit": limit})
     return [
         RequestedRow(
-            entry_id=row.id,
+            file_id=row.id,
             request=OperatorRequest(row.wish),
             reason=Reason(row.reason),
             **place_of(row, ledger.inbox_of(row.inbox_id)),

@@ -157,7 +157,7 @@ def known_sources(ledger: Queryable, inbox: str, relative_paths: Iterable[str]) 
         for row in rows:
             found[row.relative_path].append(
                 KnownSource(
-                    entry_id=row.id,
+                    file_id=row.id,
                     state=State(row.state),
                     source=row.source,
                     in_place=bool(row.in_place),
@@ -194,7 +194,7 @@ def unremoved_sources(ledger: Queryable, *, after_id: int = 0, limit: int = 1000
     )
     return [
         UnremovedSource(
-            entry_id=row.id,
+            file_id=row.id,
             inbox=ledger.inbox_of(row.inbox_id),
             relative_path=row.relative_path,
             source=row.source,
@@ -242,7 +242,7 @@ def removable(
     renditions = _renditions_of(ledger, rows)
     return [
         Removable(
-            entry_id=row.id,
+            file_id=row.id,
             state=State(row.state),
             inbox=ledger.inbox_of(row.inbox_id),
             relative_path=row.relative_path,
@@ -267,7 +267,7 @@ def resting(ledger: Queryable, *, before: datetime, limit: int = 1) -> list[Rest
             "limit": limit,
         },
     )
-    return [Resting(entry_id=row.id, settled_at=row.unneeded_at, confirmed_at=row.confirmed_at) for row in rows]
+    return [Resting(delivery_id=row.id, settled_at=row.unneeded_at, confirmed_at=row.confirmed_at) for row in rows]
 
 
 def _is_kept_since(ledger: Queryable, before: datetime) -> bool:
@@ -294,7 +294,7 @@ def rejected_files(ledger: Queryable, *, after_id: int = 0, limit: int = 1000) -
         {"spool_id": ledger.spool_id},
     )
     return [
-        RejectedFile(entry_id=row.id, reason=Reason(row.reason), **place_of(row, ledger.inbox_of(row.inbox_id)))
+        RejectedFile(file_id=row.id, reason=Reason(row.reason), **place_of(row, ledger.inbox_of(row.inbox_id)))
         for row in rows
     ]
 

@@ -136,7 +136,7 @@ def entries(ledger: Queryable, choice: Choice = _ALL, *, limit: int = 1000, afte
     ) -> Sequence[Any]:
         asked = [*where, *of_studies, *_asked_of_entry(choice, of)]
         if after is not None:
-            asked.append(_is_before(at, number, _listed_at(after), after.entry_id))
+            asked.append(_is_before(at, number, _listed_at(after), after.delivery_id))
         listed = select(number.label("id"), at.label("at")).select_from(table).where(*asked)
         return ledger.fetch_all(listed.order_by(at.desc(), number.desc()).limit(limit))
 
@@ -235,7 +235,7 @@ def find(ledger: Queryable, text: str) -> list[Entry]:
 def of_files(ledger: Queryable, file_ids: Sequence[int]) -> list[Entry]:
     """Give all deliveries of these files, and what of them has none, file by file."""
     found = [number for piece in pieces(file_ids) for number in _ids(ledger, file.c.id.in_(piece))]
-    return sorted(whole(ledger, found), key=lambda each: (each.file_id, each.entry_id))
+    return sorted(whole(ledger, found), key=lambda each: (each.file_id, each.delivery_id))
 
 
 def _ids(ledger: Queryable, *where: ColumnElement[bool]) -> list[int]:
@@ -287,12 +287,12 @@ def find_named(ledger: Queryable, name: str, *, limit: int = 1000) -> list[Entry
     return whole(ledger, sorted(row.id for row in ledger.fetch_all(listed.limit(limit))))
 
 
-def story(ledger: Queryable, entry_id: int) -> Story | None:
+def story(ledger: Queryable, delivery_id: int) -> Story | None:
     """Tell everything that is known of one entry."""
-    told = entry(ledger, entry_id)
+    told = entry(ledger, delivery_id)
     if told is None:
         return None
-    of_it = or_(history.c.delivery_id.is_(None), history.c.delivery_id == entry_id)
+    of_it = or_(history.c.delivery_id.is_(None), history.c.delivery_id == delivery_id)
     events = ledger.fetch_all(select(history).where(history.c.file_id == told.file_id, of_it).order_by(history.c.id))
     attempts: list[Attempt] = []
     for piece in pieces(sorted({row.attempt_id for row in events if row.attempt_id is not None})):
@@ -303,7 +303,7 @@ def story(ledger: Queryable, entry_id: int) -> Story | None:
         history=tuple(map(_event, events)),
         attempts=tuple(attempts),
         holder=entry(ledger, told.holder_id) if told.holder_id is not None else None,
-        duplicates=tuple(whole(ledger, _duplicates_of(ledger, entry_id))),
+        duplicates=tuple(whole(ledger, _duplicates_of(ledger, delivery_id))),
         same_identity=tuple(
             other for other in whole(ledger, _with_identity(ledger, told.identity)) if _is_beside(other, told)
         ),
@@ -315,12 +315,12 @@ def _is_beside(other: Entry, told: Entry) -> bool:
     return other.file_id != told.file_id and (not told.destination or other.destination in ("", told.destination))
 
 
-def _duplicates_of(ledger: Queryable, entry_id: int) -> list[int]:
+def _duplicates_of(ledger: Queryable, delivery_id: int) -> list[int]:
     rows = ledger.fetch_all(
         select(delivery.c.id)
         .where(
             delivery.c.holder_id.is_not(None),
-            delivery.c.holder_id == entry_id,
+            delivery.c.holder_id == delivery_id,
             dialect.unindexed(delivery.c.state) == State.DUPLICATE,
         )
         .order_by(delivery.c.id)

@@ -58,7 +58,7 @@ def whole(ledger: Queryable, ids: Sequence[int]) -> list[Entry]:
             for row in ledger.fetch_all(statement, {"ids": piece}):
                 inbox, goes_to = ledger.inbox_of(row.inbox_id), names.get(row.destination_id, "")
                 found[row.id] = _entry(row, inbox, goes_to, *at_home[row.spool_id])
-    return [found[entry_id] for entry_id in ids if entry_id in found]
+    return [found[delivery_id] for delivery_id in ids if delivery_id in found]
 
 
 def homes(ledger: Queryable) -> list[tuple[int, str, Path | None]]:
@@ -72,8 +72,8 @@ def spools(ledger: Queryable) -> dict[str, Path]:
     return {host: path for _, host, path in homes(ledger) if path is not None}
 
 
-def entry(ledger: Queryable, entry_id: int) -> Entry | None:
-    found = whole(ledger, [entry_id])
+def entry(ledger: Queryable, delivery_id: int) -> Entry | None:
+    found = whole(ledger, [delivery_id])
     return found[0] if found else None
 
 
@@ -81,7 +81,7 @@ def _entry(row: Any, inbox_name: str, destination: str, host: str, home: Path | 
     in_place = bool(row.in_place)
     is_there = row.removing_at is None and (in_place or home is not None)
     return Entry(
-        entry_id=row.id,
+        delivery_id=row.id,
         file_id=row.file_id or row.id,
         destination=destination,
         route=row.route,
