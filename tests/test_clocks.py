@@ -15,7 +15,7 @@ from ingestd.cli.common import ExitCode
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.reader_client import ReaderClient
-from ingestd.daemon.retention import Retention
+from ingestd.daemon.retention import Looks, Retention
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gate, Gates
 from ingestd.daemon.wallclock import WallClock
@@ -220,7 +220,7 @@ def removals(ledger: Ledger, tmp_path: Path) -> Iterator[Callable[[WallClock], R
         gate=Gate(),
         disk=SpoolDisk(spool=spool, gates=Gates(), alarms=Alarms(), low_water=0),
         retain=timedelta(days=1),
-        up_to=lambda: None,
+        looks=lambda: Looks(up_to=None, away=frozenset(), unasked=frozenset()),
     )
     readers.close()
     spool.unlock()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from itertools import chain
 
@@ -20,7 +19,7 @@ from ingestd.daemon.mover import Mover
 from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.rereads import Rereads
-from ingestd.daemon.retention import Retention
+from ingestd.daemon.retention import Looks, Retention
 from ingestd.daemon.server_copies import Copy
 from ingestd.daemon.server_stages import ServerStages, ServerWorkers, Shared, server_workers_of
 from ingestd.daemon.settings import reader_limits_of, routing_of
@@ -151,10 +150,15 @@ class Stages:
     def no_post_is_out(self) -> bool:
         return all(server.posting.is_idle for server in self.servers.values())
 
-    def _up_to(self) -> datetime | None:
-        """Say since when what is not needed may go: all that every server was looked at for."""
-        each = [server.server_rollback.up_to for server in self.servers.values()]
-        return min((at for at in each if at is not None), default=None)
+    def _looks(self) -> Looks:
+        """Say which servers vouch for what they have. One that the configuration has no more is not asked."""
+        numbers = {self._ledger.destinations[name]: server for name, server in self.servers.items()}
+        each = [server.server_rollback.up_to for server in numbers.values() if server.removals.is_open]
+        return Looks(
+            up_to=min((at for at in each if at is not None), default=None),
+            away=frozenset(number for number, server in numbers.items() if not server.removals.is_open),
+            unasked=frozenset(self._ledger.destinations.values()) - numbers.keys(),
+        )
 
     def _fetch(self, holder: Holder, done: Callable[[Copy], object]) -> None:
         server = self.servers.get(holder.destination)
@@ -243,7 +247,7 @@ class Stages:
             gate=self._gates.removals,
             disk=self.disk,
             retain=self._config.spool.retain,
-            up_to=self._up_to,
+            looks=self._looks,
         )
 
     @cached_property

@@ -1,7 +1,11 @@
 """Which kept files go, and when: ``retain`` after CONFIRMED (or DISCARDED) is committed, while nothing forbids.
 
-One gate for all of them (``Gates.removals``): whoever sees that our copies may be the only ones (a server that lost or
-altered files, a disk of which nothing can be said) shuts it.
+Two things hold them. One gate for all (``Gates.removals``): a disk of which nothing can be said, orphans that may be
+files of rows. And each server holds what rests on it, that is, what it has by our word, while it was not looked at, or
+may have lost or altered files (``Looks``): our copies may be the only ones. It says nothing of another's.
+
+Many files may be held for days, so that those that were looked through are not looked through again at each look: only
+where a server lets go of what it held, or now and then.
 
 That its bytes go is written before they do, and for good: whoever was to remove them and did not end it is followed by
 the next look, or the next start.
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Container
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple
@@ -32,6 +36,8 @@ from ingestd.ledger import KeptFile, Ledger, Removable, Transaction, moves, quer
 from ingestd.reader import InspectJob, Read, Verdict
 
 _LOOK_EVERY_SECONDS = 5.0
+# What was held when it was looked through may be held no more, though no server has said so: a copy was in doubt.
+_ANEW_EVERY_SECONDS = 60.0
 _REMOVE_AT_ONCE = 500
 # Reading again comes beside the reading of what arrives.
 _READ_AT_ONCE = 64
@@ -51,6 +57,19 @@ class _Apart(NamedTuple):
     path: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Looks:
+    """What is known of the servers that hold what rests on them; the numbers are the destinations'.
+
+    Those that were looked at vouch for what has not been needed since ``up_to`` (None: there are none), those ``away``
+    for nothing. Of those ``unasked`` nobody wants to know.
+    """
+
+    up_to: datetime | None
+    away: frozenset[int]
+    unasked: frozenset[int]
+
+
 class Retention(Stage):
     """Removes kept files from the spool."""
 
@@ -65,11 +84,11 @@ class Retention(Stage):
         gate: Gate,
         disk: SpoolDisk,
         retain: timedelta,
-        up_to: Callable[[], datetime | None],
+        looks: Callable[[], Looks],
     ) -> None:
         """Join the rooms; ``adopt`` takes a new arrival that lies in the spool.
 
-        Only what has not been needed for ``retain``, and not since ``up_to`` where that says a time, may go.
+        Only what has not been needed for ``retain`` may go, and what no server holds.
         """
         self._ledger = ledger
         self._spool = spool
@@ -79,9 +98,11 @@ class Retention(Stage):
         self._gate = gate
         self._disk = disk
         self._retain = retain
-        self._up_to = up_to
+        self._looks = looks
         self._log = structlog.get_logger()
-        self._look_at = 0.0
+        self._look_at = self._anew_at = 0.0
+        self._held_by: frozenset[int] = frozenset()
+        self._looked_through: datetime | None = None  # what has not been needed since then is held by these
         self._made_room = False
         self._reading: set[int] = set()  # rows with a file that is read again
         self._stuck: dict[int, float] = {}  # rows that are not looked at again before (monotonic)
@@ -94,7 +115,7 @@ class Retention(Stage):
         return not (self._due or self._reading or self._removed or self._apart)
 
     def hurry(self) -> None:
-        self._look_at = 0.0
+        self._look_at = self._anew_at = 0.0
 
     @property
     def is_tidy(self) -> bool:
@@ -107,7 +128,7 @@ class Retention(Stage):
             assert isinstance(context, _Kept)
             self._judge(context, read, now)
         if self._disk.is_low and not self._made_room:
-            self._look_at = 0.0
+            self.hurry()
         self._made_room = self._disk.is_low
         if now.mono < self._look_at or self._due or self._removed or self._apart:
             return
@@ -122,15 +143,38 @@ class Retention(Stage):
             # Nobody knows how long what lies here has lain: it begins anew.
             return
         self._stuck = {file_id: at for file_id, at in self._stuck.items() if at > now.mono}
-        aside = self._reading | self._stuck.keys()
-        up_to = self._up_to()
-        before = before if up_to is None else min(before, up_to)
-        rows = queries.removable(self._ledger, before=before, limit=_REMOVE_AT_ONCE + len(aside))
-        if jump is not None and not rows and up_to is None:
-            rows = queries.removable(self._ledger, before=before, ahead_of=now.utc, limit=_REMOVE_AT_ONCE + len(aside))
-        rows = [row for row in rows if row.file_id not in aside]
+        looks = self._looks()
+        rows = self._removable(before if looks.up_to is None else min(before, looks.up_to), looks, now)
+        if jump is not None and not rows and looks.up_to is None:
+            rows = queries.removable(
+                self._ledger,
+                before=before,
+                ahead_of=now.utc,
+                away=looks.away,
+                unasked=looks.unasked,
+                limit=_REMOVE_AT_ONCE,
+            )
         self._let_go([row for row in rows if row.is_being_removed], now)
         self._due = [row for row in rows if not row.is_being_removed]
+
+    def _removable(self, before: datetime, looks: Looks, now: Now) -> list[Removable]:
+        """Give some of what may go; where that is all, the others are looked through for a while."""
+        if self._held_by - looks.away or now.mono >= self._anew_at:
+            self._looked_through, self._anew_at = None, now.mono + _ANEW_EVERY_SECONDS
+        self._held_by = looks.away
+        aside = self._reading | self._stuck.keys()
+        at_most = _REMOVE_AT_ONCE + len(aside)
+        rows = queries.removable(
+            self._ledger,
+            before=before,
+            since=self._looked_through,
+            away=looks.away,
+            unasked=looks.unasked,
+            limit=at_most,
+        )
+        if len(rows) < at_most:
+            self._looked_through = before
+        return [row for row in rows if row.file_id not in aside]
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write which files are to go, which are gone, and which held other bytes."""
@@ -141,7 +185,8 @@ class Retention(Stage):
         if self._removed or self._apart:
             tx.on_commit(self._committed)
         if self._due:
-            may_go = moves.mark_removing(tx, [row.file_id for row in self._due], now=now.utc)
+            due = [row.file_id for row in self._due]
+            may_go = moves.mark_removing(tx, due, unasked=self._looks().unasked, now=now.utc)
             tx.on_commit(partial(self._marked, may_go, now))
 
     def next_at(self, now: Now) -> float:

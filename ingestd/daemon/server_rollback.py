@@ -34,10 +34,12 @@ _LEAST_OUTAGE = timedelta(seconds=1)
 _OUTAGES_AT_ONCE, _ROWS_AT_ONCE = 20, 20_000
 # Files that should go and must not, since the server cannot be looked at, are told of after this long.
 _TELL_AFTER_SECONDS = 900.0
+# What is written late, by a person's command say, bears a time of before.
+_LATE = timedelta(minutes=1)
 
 
 class ServerRollback(Stage):
-    """Holds the removals until the server was looked at, and while it has gone back."""
+    """Holds the removals of what rests on the server until it was looked at, and while it has gone back."""
 
     def __init__(
         self,
@@ -59,6 +61,8 @@ class ServerRollback(Stage):
         self._feed = feed
         self._retain = retain
         self.up_to: datetime | None = None  # only what has not been needed since then may go, for now
+        # What has not been needed since then does not rest here. That may be held for long, and is looked at once.
+        self._rests_since: datetime | None = None
         self._look_at = self._ask_at = self._feed_good_until = self._good_until = 0.0
         self._held_since: float | None = None
         self._asked: tuple[int, ...] = ()  # the rows that are asked for
@@ -80,10 +84,11 @@ class ServerRollback(Stage):
         waits = False
         before = self._disk.due_before(now, self._retain)
         if now.mono >= self._good_until or self._is_used_up(before):
-            resting = [] if self._asked else queries.resting(self._ledger, before=before, limit=_ROWS_AT_ONCE)
+            resting = [] if self._asked else self._resting(before, limit=_ROWS_AT_ONCE)
             waits = bool(self._asked or resting)
             if not waits:
                 # Nothing that is to go by now rests on the server's having it.
+                self._rests_since = before - _LATE
                 self._good(now.mono + _LOOK_EVERY_SECONDS, up_to=before)
             elif rules is not None:
                 self._look_at_server(now, rules, resting)
@@ -113,8 +118,8 @@ class ServerRollback(Stage):
             WENT_BACK,
             note=""
             if since is None
-            else "the server has lost what it had shown, as if it had been restored from an older backup: no file is "
-            "removed, and what it may have lost is asked for again",
+            else "the server has lost what it had shown, as if it had been restored from an older backup: no file that "
+            "it had is removed, and what it may have lost is asked for again",
             next_step="ask whoever runs the server; `ingestd status --state DELETED --files` lists what it lost, and "
             "`ingestd retry --state DELETED` sends what is still kept; `ingestd reconcile --full` asks about "
             "everything; files are removed again when all is settled",
@@ -144,7 +149,13 @@ class ServerRollback(Stage):
     def _is_used_up(self, before: datetime) -> bool:
         """Whether all that the last look allows has gone, while more may be to go."""
         up_to = self.up_to
-        return up_to is not None and up_to < before and not queries.resting(self._ledger, before=up_to)
+        return up_to is not None and up_to < before and not self._resting(up_to, limit=1)
+
+    def _resting(self, before: datetime, *, limit: int) -> list[Resting]:
+        if self._rests_since is not None and before < self._rests_since:
+            # The clock was set back, or the disk is low no more.
+            self._rests_since = None
+        return queries.resting(self._ledger, before=before, since=self._rests_since, limit=limit)
 
     def _look_at_server(self, now: Now, rules: Rules, resting: Sequence[Resting]) -> None:
         if rules.profile.has_feed and now.mono >= self._feed_good_until:
@@ -180,7 +191,7 @@ class ServerRollback(Stage):
         late = self._held_since is not None and now.mono - self._held_since >= _TELL_AFTER_SECONDS
         self._alarms.set(
             NOT_LOOKED_AT,
-            note="the server cannot be asked whether it still has what it had, so that no file is removed" * late,
+            note="the server cannot be asked whether it still has what it had, so that no such file is removed" * late,
             next_step="look at the server and at the lines about it above; files are removed again by themselves",
         )
 

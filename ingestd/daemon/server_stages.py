@@ -1,7 +1,8 @@
 """What serves one destination: the workers that talk to it, and the stages that turn on them.
 
 There is one ``ServerStages`` for each destination, on the ledger as that one has it. What they share is the spool's:
-readers, gates, alarms, and how far the run has come. One that is away holds up nothing of another.
+readers, gates, alarms, and how far the run has come. One that is away holds up nothing of another; its own gate holds
+the removals of what rests on it (``daemon.retention.Looks``).
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ class ServerStages:
         self._alarms = shared.alarms.of(whose)
         # Each line says whose it is.
         self._log: FilteringBoundLogger = structlog.get_logger(**({"destination": whose} if whose else {}))
-        self._removals: Gate = shared.gates.removals.of(whose)
+        # Of the files that rest on this server.
+        self.removals = Gate()
 
     @property
     def asking(self) -> tuple[Stage, ...]:
@@ -157,7 +159,7 @@ class ServerStages:
             ledger=self._ledger,
             alarms=self._alarms,
             progress=self._shared.progress,
-            removals=self._removals,
+            removals=self.removals,
             posts_written=lambda: self.posting.results_written,
             rows_are_left=lambda: self.verification.more_rows,
             interval=self._config.reconcile.interval,
@@ -179,7 +181,7 @@ class ServerStages:
             trust=Trust(
                 ledger=self._ledger,
                 alarms=self._alarms,
-                removals=self._removals,
+                removals=self.removals,
                 sample=self._config.reconcile.sample,
                 grace=self._config.reconcile.grace,
             ),
@@ -195,7 +197,7 @@ class ServerStages:
         return ServerRollback(
             ledger=self._ledger,
             alarms=self._alarms,
-            removals=self._removals,
+            removals=self.removals,
             disk=self._shared.disk,
             questions=self.server_questions,
             feed=self.feed_reading,

@@ -63,20 +63,13 @@ class Gate:
 
     def __init__(self, *shut_by: str) -> None:
         self._shut_by = set(shut_by)
-        self._whose = ""
-
-    def of(self, whose: str) -> Gate:
-        """Give this very gate to one of several, whose words are its own."""
-        part = Gate()
-        part._shut_by, part._whose = self._shut_by, f"{whose}: "
-        return part
 
     def shut(self, why: str) -> None:
-        self._shut_by.add(self._whose + why)
+        self._shut_by.add(why)
 
     def open(self, why: str) -> None:
         """This no longer stands in the way; what others have shut stays shut."""
-        self._shut_by.discard(self._whose + why)
+        self._shut_by.discard(why)
 
     def set(self, why: str, *, is_open: bool) -> None:
         (self.open if is_open else self.shut)(why)

@@ -1,9 +1,10 @@
 """Trust in what the server gives back: earned by copies that matched, kept by a sample, lost by one that did not.
 
 Which rows are compared is chosen here, and what a copy that is not ours means is decided here: another sender's object
-is that file's conflict; anything else is the server's doing. Then nothing is trusted any more, no file is removed, and
-what was confirmed without a comparison is compared before its file may go, until a person has settled it. A server of
-which nothing ever matched is one finding, not a conflict in each file: after five studies comparing stops.
+is that file's conflict; anything else is the server's doing. Then nothing is trusted any more, no file that rests on
+it is removed, and what was confirmed without a comparison is compared before its file may go, until a person has
+settled it. A server of which nothing ever matched is one finding, not a conflict in each file: after five studies
+comparing stops.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Trust:
     def __init__(self, *, ledger: Ledger, alarms: Alarms, removals: Gate, sample: float, grace: timedelta) -> None:
         """Join the rooms; ``sample`` is the share that is compared whatever the trust.
 
-        While our files may be the only ones that are whole, ``removals`` is shut.
+        While our files may be the only ones that are whole, ``removals`` is shut: those of what rests on this server.
         """
         self._ledger = ledger
         self._alarms = alarms
@@ -258,7 +259,7 @@ class Trust:
             note=""
             if standing.stopped_at is None
             else f"the server gave back other content than it was sent, in {STUDIES_IN_A_ROW} studies in a row and in "
-            f"every file that was compared ({differs}): nothing more is compared, and no file is removed",
+            f"every file that was compared ({differs}): nothing more is compared, and no file that it has is removed",
             next_step="mend the server, then wait: the newest file is compared now and then; or, if it changes what it "
             "stores on purpose, say `reconcile.verify: presence` and restart",
         )
@@ -267,7 +268,7 @@ class Trust:
             note=""
             if standing.mismatched_at is None or standing.stopped_at is not None
             else f"the server gave back other content than it was sent ({differs}): everything is compared now, and "
-            "no file is removed",
+            "no file that it has is removed",
             next_step="look at the server and at `ingestd status --state CONFLICT --files`; files are removed again "
             "when each of these was resolved (`ingestd retry` or `ingestd resolve`) and all else was compared",
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, insert, or_, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from ingestd.lifecycle import Content, Reason, SourceStat, State
 
@@ -24,6 +24,7 @@ _PUT_RENDITION = dialect.upsert(rendition)
 _FORMER = select(rendition.c.id, rendition.c.removed_at).where(
     rendition.c.file_id == bindparam("file_id"), rendition.c.recipe == bindparam("recipe")
 )
+_IN_PLACE = select(file.c.id).where(dialect.among(file.c.id, "ids"), file.c.in_place == 1)
 _OF_FILE = select(file.c.study_id, file.c.series_uid, file.c.sop_uid).where(file.c.id == bindparam("id"))
 
 
@@ -107,17 +108,24 @@ def mark_source_removed(tx: Transaction, file_ids: Iterable[int]) -> None:
         tx.connection.execute(update(file).where(file.c.id.in_(piece)).values(source_removed=1))
 
 
-def mark_removing(tx: Transaction, file_ids: Iterable[int], *, now: datetime) -> set[int]:
+def mark_removing(
+    tx: Transaction, file_ids: Iterable[int], *, unasked: Collection[int] = (), now: datetime
+) -> set[int]:
     """Say for good that the bytes of these files go, before they do; give those that may go still (G3).
 
-    From here on nobody counts on them. A file that stays in place keeps its own; what was sent in its stead goes.
+    From here on nobody counts on them. A file that stays in place keeps its own; what was sent in its stead goes, is
+    gone for whoever sends it anew meanwhile, and is nobody's where it lies there still (an orphan, discarded).
+    ``unasked``: destinations at which a copy in doubt holds nothing.
     """
     may_go: set[int] = set()
+    asked = {"spool_id": tx.spool_id, "unasked": sorted(unasked)}
     for piece in pieces(list(file_ids)):
-        may_go.update(tx.connection.execute(STILL_MAY_GO, {"spool_id": tx.spool_id, "ids": piece}).scalars())
+        may_go.update(tx.connection.execute(STILL_MAY_GO, {**asked, "ids": piece}).scalars())
     for piece in pieces(sorted(may_go)):
         marked = update(file).where(dialect.among(file.c.id, "ids"), file.c.in_place == 0)
         tx.connection.execute(marked.values(removing_at=bindparam("at")), {"ids": piece, "at": now})
+        if in_place := tx.connection.execute(_IN_PLACE, {"ids": piece}).scalars().all():
+            _have_gone(tx, in_place, now)
     return may_go
 
 
@@ -131,19 +139,21 @@ def mark_removed(tx: Transaction, file_ids: Iterable[int], *, now: datetime) -> 
             dialect.unindexed(file.c.spool_id) == tx.spool_id,
             dialect.unindexed(file.c.unneeded_at).is_not(None),
             dialect.unindexed(file.c.in_spool) == 1,
-            or_(file.c.removing_at.is_not(None), file.c.in_place == 1),
+            file.c.removing_at.is_not(None),
         )
-        kept = tx.connection.execute(select(file.c.id, file.c.in_place).where(*unneeded)).all()
-        gone = [row.id for row in kept]
-        # A file in place stays; only the copy that was sent in its stead is gone.
-        taken = [row.id for row in kept if not row.in_place]
-        still = (file.c.id.in_(taken), file.c.removed_at.is_(None))
-        tx.connection.execute(update(file).where(*still).values(removed_at=now))
-        tx.connection.execute(update(file).where(file.c.id.in_(gone)).values(in_spool=0))
-        live = (rendition.c.file_id.in_(gone), rendition.c.removed_at.is_(None))
-        tx.connection.execute(update(rendition).where(*live).values(removed_at=now))
+        if gone := tx.connection.execute(select(file.c.id).where(*unneeded)).scalars().all():
+            still = (file.c.id.in_(gone), file.c.removed_at.is_(None))
+            tx.connection.execute(update(file).where(*still).values(removed_at=now))
+            _have_gone(tx, gone, now)
         removed += len(gone)
     return removed
+
+
+def _have_gone(tx: Transaction, file_ids: Sequence[int], now: datetime) -> None:
+    """Put down that nothing of these files lies in the spool any more."""
+    tx.connection.execute(update(file).where(file.c.id.in_(file_ids)).values(in_spool=0))
+    live = (rendition.c.file_id.in_(file_ids), rendition.c.removed_at.is_(None))
+    tx.connection.execute(update(rendition).where(*live).values(removed_at=now))
 
 
 def refresh_source(tx: Transaction, file_id: int, *, source: SourceStat, ctime_ns: int) -> None:

@@ -170,5 +170,5 @@ def test_that_it_went_back_is_settled_only_if_no_look_is_left_when_that_is_writt
                 only_server(daemon).server_rollback.write(tx, read_clocks())
 
             assert queries.went_back_at(daemon.ledger) is not None
-            assert not daemon.gates.removals.is_open
+            assert not only_server(daemon).removals.is_open
             turn_until(daemon, lambda: queries.went_back_at(daemon.ledger) is None, what="the end of it")

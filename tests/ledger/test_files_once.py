@@ -77,7 +77,6 @@ def test_file_stays_while_any_of_its_deliveries_is_to_be_looked_at_again(ledger:
     other = deliver_elsewhere(ledger, delivery_id)
     execute(ledger, "UPDATE delivery SET next_check_at = 1 WHERE id = ?", other)
     assert removable(ledger) == []
-    assert queries.resting(ledger, before=MUCH_LATER) == []
 
     execute(ledger, "UPDATE delivery SET next_check_at = NULL WHERE id = ?", other)
     assert removable(ledger) == [delivery_id]
@@ -136,6 +135,43 @@ def test_rendition_of_a_file_whose_bytes_changed_goes_at_once(ledger: Ledger):
     assert queries.paths_known(ledger, ["explicit/1"]) == set()
     assert queries.removable(ledger, before=LATER) == []
     assert_ledger_holds(ledger)
+
+
+def test_file_is_held_by_what_is_away_where_it_rests_on_it(ledger: Ledger):
+    of_both, of_one = (entry_in(ledger, State.CONFIRMED, number) for number in (1, 2))
+    let_go = entry_in(ledger, State.DISCARDED, 3)
+    deliver_elsewhere(ledger, of_both)
+
+    def may_go(**where: set[int]) -> set[int]:
+        return {row.file_id for row in queries.removable(ledger, before=MUCH_LATER, **where)}
+
+    assert may_go(away={2}) == {of_one, let_go}
+    assert may_go(away={1}) == may_go(away={1, 2}) == {let_go}
+    assert may_go() == {of_both, of_one, let_go}
+
+
+def test_copy_in_doubt_where_nobody_asks_holds_no_file(ledger: Ledger):
+    """Rows to be compared at a destination that the configuration has no more kept their files for ever."""
+    delivery_id = entry_in(ledger, State.CONFIRMED, 1)
+    elsewhere = deliver_elsewhere(ledger, delivery_id)
+    execute(ledger, "UPDATE delivery SET next_check_at = 1, needs_content_check = 1 WHERE id = ?", elsewhere)
+    assert removable(ledger) == []
+
+    (row,) = queries.removable(ledger, before=MUCH_LATER, unasked={2})
+
+    assert row.file_id == delivery_id
+    with ledger.transaction() as tx:
+        assert moves.mark_removing(tx, [delivery_id], now=LATER) == set()
+        assert moves.mark_removing(tx, [delivery_id], unasked={2}, now=LATER) == {delivery_id}
+
+
+def test_what_is_in_doubt_at_one_server_rests_on_the_other_all_the_same(ledger: Ledger):
+    """Its doubt may end after this server was looked at for it, and then it goes."""
+    delivery_id = entry_in(ledger, State.CONFIRMED, 1)
+    elsewhere = deliver_elsewhere(ledger, delivery_id)
+    execute(ledger, "UPDATE delivery SET next_check_at = 1 WHERE id = ?", elsewhere)
+
+    assert [row.delivery_id for row in queries.resting(ledger, before=MUCH_LATER)] == [delivery_id]
 
 
 def test_pages_of_entries_have_each_one_once_and_the_newest_first(ledger: Ledger):

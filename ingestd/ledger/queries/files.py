@@ -7,7 +7,7 @@ many deliveries it has.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -62,12 +62,22 @@ _HOLDER_IS_IN_DOUBT = exists().where(
         _HOLDER.c.next_check_at.is_not(None),
     ),
 )
+_IN_DOUBT = or_(
+    and_(dialect.unindexed(_OF_FILE.c.state) == State.CONFIRMED, _OF_FILE.c.next_check_at.is_not(None)),
+    and_(dialect.unindexed(_OF_FILE.c.state) == State.DUPLICATE, _HOLDER_IS_IN_DOUBT),
+)
+# Of those whom nobody asks, nobody's doubt ends: "unasked" is bound to the numbers of these destinations.
 _IS_IN_DOUBT = exists().where(
+    _OF_FILE.c.file_id == file.c.id, ~dialect.among(_OF_FILE.c.destination_id, "unasked"), _IN_DOUBT
+)
+_IS_IN_DOUBT_HERE = exists().where(
+    _OF_FILE.c.file_id == file.c.id, _OF_FILE.c.destination_id == bindparam("destination_id"), _IN_DOUBT
+)
+# What may have to be sent anew to one of these, should it turn out to have lost it.
+_RESTS_ON_AWAY = exists().where(
     _OF_FILE.c.file_id == file.c.id,
-    or_(
-        and_(dialect.unindexed(_OF_FILE.c.state) == State.CONFIRMED, _OF_FILE.c.next_check_at.is_not(None)),
-        and_(dialect.unindexed(_OF_FILE.c.state) == State.DUPLICATE, _HOLDER_IS_IN_DOUBT),
-    ),
+    dialect.among(_OF_FILE.c.destination_id, "away"),
+    dialect.unindexed(_OF_FILE.c.state).in_([State.CONFIRMED, State.DUPLICATE]),
 )
 _UNNEEDED = (_OWN, file.c.unneeded_at.is_not(None), IN_SPOOL, file.c.removing_at.is_(None))
 _KEPT_LONGEST = select(file.c.unneeded_at).where(*_UNNEEDED).order_by(file.c.unneeded_at).limit(1)
@@ -77,7 +87,12 @@ _REMOVABLE = (
     _STATE,
 )
 _REMOVING = select(*_REMOVABLE).where(_OWN, _BEING_REMOVED).order_by(file.c.id).limit(bindparam("limit"))
-_MAY_GO = select(*_REMOVABLE).where(*_UNNEEDED, ~_IS_IN_DOUBT).order_by(file.c.unneeded_at).limit(bindparam("limit"))
+_MAY_GO = (
+    select(*_REMOVABLE)
+    .where(*_UNNEEDED, ~_RESTS_ON_AWAY, ~_IS_IN_DOUBT)
+    .order_by(file.c.unneeded_at)
+    .limit(bindparam("limit"))
+)
 # Of those that might go when it was asked: asked again by whoever writes that they do.
 STILL_MAY_GO = select(file.c.id).where(
     dialect.among(file.c.id, "ids"),
@@ -100,7 +115,7 @@ _RESTING = (
     .select_from(DELIVERED)
     .where(
         *_UNNEEDED,
-        ~_IS_IN_DOUBT,
+        ~_IS_IN_DOUBT_HERE,
         file.c.unneeded_at <= bindparam("before", type_=file.c.unneeded_at.type),
         delivery.c.destination_id == bindparam("destination_id"),
         dialect.unindexed(delivery.c.state).in_([State.CONFIRMED, State.DUPLICATE]),
@@ -222,23 +237,33 @@ def paths_known(ledger: Queryable, paths: Sequence[str]) -> set[str]:
 
 
 def removable(
-    ledger: Queryable, *, before: datetime, ahead_of: datetime | None = None, limit: int = 1000
+    ledger: Queryable,
+    *,
+    before: datetime,
+    since: datetime | None = None,
+    ahead_of: datetime | None = None,
+    away: Collection[int] = (),
+    unasked: Collection[int] = (),
+    limit: int = 1000,
 ) -> list[Removable]:
     """Say which files in the spool have not been needed since ``before``, the longest first (G3).
 
     Before them all those of which it is written that they are being removed, and not that they are: whoever was to do
-    it did not end it. ``ahead_of`` asks instead for those that seem to be needed until a time to come: from before the
-    clock was set.
+    it did not end it. Only those that were needed until ``since``: the others were looked through before. What rests on
+    one of the destinations ``away`` stays; that a copy is in doubt at one ``unasked`` holds nothing. ``ahead_of`` asks
+    instead for those that seem to be needed until a time to come: from before the clock was set.
     """
     own = {"spool_id": ledger.spool_id, "limit": limit}
+    may_go = own | {"away": sorted(away), "unasked": sorted(unasked)}
     unneeded_at = file.c.unneeded_at
     rows: list[Any] = []
     if ahead_of is not None:
-        rows += ledger.fetch_all(_MAY_GO.where(unneeded_at > ahead_of), own)
+        rows += ledger.fetch_all(_MAY_GO.where(unneeded_at > ahead_of), may_go)
     else:
         rows += ledger.fetch_cached(_REMOVING, own)
         if len(rows) < limit and _is_kept_since(ledger, before):
-            rows += ledger.fetch_all(_MAY_GO.where(unneeded_at <= before), own | {"limit": limit - len(rows)})
+            wanted = _MAY_GO.where(unneeded_at <= before, *_since(since))
+            rows += ledger.fetch_all(wanted, may_go | {"limit": limit - len(rows)})
     renditions = _renditions_of(ledger, rows)
     return [
         Removable(
@@ -254,12 +279,15 @@ def removable(
     ]
 
 
-def resting(ledger: Queryable, *, before: datetime, limit: int = 1) -> list[Resting]:
-    """Say what the first of these files rest on at this server, in the order in which they stopped being needed."""
+def resting(ledger: Queryable, *, before: datetime, since: datetime | None = None, limit: int = 1) -> list[Resting]:
+    """Say what the first of these files rest on at this server, in the order in which they stopped being needed.
+
+    Those that were not needed before ``since`` already are left out.
+    """
     if not _is_kept_since(ledger, before):
         return []
     rows = ledger.fetch_all(
-        _RESTING,
+        _RESTING.where(*_since(since)),
         {
             "spool_id": ledger.spool_id,
             "destination_id": ledger.destination_id,
@@ -268,6 +296,10 @@ def resting(ledger: Queryable, *, before: datetime, limit: int = 1) -> list[Rest
         },
     )
     return [Resting(delivery_id=row.id, settled_at=row.unneeded_at, confirmed_at=row.confirmed_at) for row in rows]
+
+
+def _since(since: datetime | None) -> tuple[ColumnElement[bool], ...]:
+    return () if since is None else (file.c.unneeded_at >= since,)
 
 
 def _is_kept_since(ledger: Queryable, before: datetime) -> bool:
