@@ -25,7 +25,7 @@ import hashlib
 import os
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -57,6 +57,8 @@ _MAY_GO = frozenset({State.CONFIRMED, State.DISCARDED, State.DUPLICATE, State.DE
 _DIGESTS = ("digest", "reencoded_digest")
 
 Line: TypeAlias = Mapping[str, Any]
+# An instance at a destination: its name ("": of a file that goes nowhere), and the three UIDs.
+Held: TypeAlias = tuple[str, str, str, str]
 
 
 class Server(Protocol):
@@ -89,17 +91,19 @@ class Dropped(Protocol):
 class World:
     """What is true, whatever ingestd says. Everything may grow and change between two checks.
 
-    ``retain`` None: nothing is old enough to be removed. ``explained``: reasons beside absence that may have a file
-    sent again; a server without faults gives none. ``meddled``: identities that somebody else deleted, altered or
-    stored on the server. ``damaged``: files (absolute paths) that somebody else removed or wrote to.
+    ``servers`` by the name of the destination. ``goes_to`` says for which of them a file is, by the rules; without it
+    each is for all. ``retain`` None: nothing is old enough to be removed. ``explained``: reasons beside absence that may
+    have a file sent again; a server without faults gives none. ``meddled``: identities that somebody else deleted,
+    altered or stored on the server. ``damaged``: files (absolute paths) that somebody else removed or wrote to.
     ``clocks_agree``: ledger and server's log are of one clock, so that their times can be put in order. ``stays``: what
     lies in the drop folder is not ingestd's to touch.
     """
 
     spool: Path
     drop: Path
-    server: Server
+    servers: Mapping[str, Server]
     written: Sequence[Dropped]
+    goes_to: Callable[[Any], Collection[str]] | None = None
     retain: timedelta | None = None
     explained: frozenset[str] = frozenset()
     meddled: set[Identity] = field(default_factory=set)
@@ -142,14 +146,14 @@ class Invariants:
         self._moves: dict[Life, list[Row]] = defaultdict(list)
         self._last_move = 0
         self._new_moves: list[Row] = []
-        self._stores: dict[Identity, list[Line]] = defaultdict(list)
-        self._stores_seen = 0
-        self._new_stores: list[Line] = []
+        self._stores: dict[Held, list[Line]] = defaultdict(list)
+        self._stores_seen: Counter[str] = Counter()
+        self._new_stores: list[tuple[Held, Line]] = []
         self._could_go: set[int] = set()
         self._digests: dict[tuple[str, int, int, int, int], str] = {}
         self._written: Sequence[Dropped] = ()
         self._lying: set[str] = set()  # in the drop folder, by path relative to it
-        self._by_identity: dict[Identity, list[Row]] = {}
+        self._by_identity: dict[Held, list[Row]] = {}
         self._known: set[str] = set()  # files that are there by what the ledger says
         self._succeeded: set[int] = set()  # rows whose file is another row's now, with other bytes
 
@@ -207,17 +211,22 @@ class Invariants:
         self._written = tuple(self._world.written)
         files = dict(_signs_in(self._world.spool))
         lying = set(_files_in(self._world.drop))
-        stores = self._world.server.stores()
+        stores = {name: server.stores() for name, server in self._world.servers.items()}
+        taken = {name: len(lines) for name, lines in stores.items()}
         version = ledger.execute("PRAGMA data_version").fetchone()[0] if ledger is not None else 0
         # The connection itself, too: what another one calls its version says nothing.
-        seen = (ledger, version, files, lying, len(stores), len(self._written))
+        seen = (ledger, version, files, lying, taken, len(self._written))
         if seen == self._seen:
             return False
         self._seen, self._files, self._lying = seen, set(files), lying
-        self._new_stores = list(stores[self._stores_seen :])
-        self._stores_seen = len(stores)
-        for line in self._new_stores:
-            self._stores[_identity(line)].append(line)
+        self._new_stores = [
+            ((name, line["study"], line["series"], line["sop"]), line)
+            for name, lines in stores.items()
+            for line in lines[self._stores_seen[name] :]
+        ]
+        self._stores_seen = Counter(taken)
+        for held, line in self._new_stores:
+            self._stores[held].append(line)
         if ledger is not None:
             self._read(ledger)
         return True
@@ -229,7 +238,7 @@ class Invariants:
         self._attempts = {row["id"]: row for row in ledger.execute("SELECT * FROM attempt")}
         self._by_identity = defaultdict(list)
         for row in self._rows.values():
-            self._by_identity[_identity_of(row)].append(row)
+            self._by_identity[_held(row)].append(row)
         wanted = "SELECT * FROM history WHERE id > ? ORDER BY id"
         self._new_moves = ledger.execute(wanted, (self._last_move,)).fetchall()
         known = sum(map(len, self._moves.values()))
@@ -337,41 +346,44 @@ class Invariants:
     # G5
 
     def _posts_without_intent(self) -> Iterator[str]:
-        """Each time the server was sent an instance, an attempt said so before."""
+        """Each time a server was sent an instance, an attempt said so before."""
         self.findings.posts += len(self._new_stores)
-        self.findings.refused += sum(line["reason"] == ALREADY_EXISTS for line in self._new_stores)
+        self.findings.refused += sum(line["reason"] == ALREADY_EXISTS for _, line in self._new_stores)
         written: dict[Identity, set[str]] = defaultdict(set)
         for file in self._written if self._new_stores else ():
             written[file.identity].add(file.sha256)
-        for identity in {_identity(line) for line in self._new_stores}:
-            yield from self._posts_without_attempt(identity)
-            yield from self._posts_of_another_content(identity, written[identity])
+        for held in {held for held, _ in self._new_stores}:
+            yield from self._posts_without_attempt(held)
+            yield from self._posts_of_another_content(held, written[held[1:]])
 
-    def _posts_without_attempt(self, identity: Identity) -> Iterator[str]:
+    def _posts_without_attempt(self, held: Held) -> Iterator[str]:
         sendings = sorted(
             (at(self._attempts[move["attempt_id"]]["started_at"]), move["attempt_id"])
-            for row in self._by_identity.get(identity, ())
+            for row in self._by_identity.get(held, ())
             for move in self._moves[life_of(row)]
             if move["after"] == State.SENDING and move["attempt_id"] in self._attempts
         )
         used: Counter[int] = Counter()
-        for number, line in enumerate(self._stores[identity]):
+        for number, line in enumerate(self._stores[held]):
             if self._world.clocks_agree:
                 before = [attempt_id for started_at, attempt_id in sendings if started_at <= _instant(line["at"])]
             else:
                 before = [attempt_id for _, attempt_id in sendings[: number + 1]]
             if not before:
-                yield f"{identity[2]} reached the server before any attempt was recorded"
+                yield f"{held[-1]} reached the server before any attempt was recorded"
                 continue
             used[before[-1]] += 1
-        if identity not in self._world.meddled and any(count > 1 for count in used.values()):
-            yield f"{identity[2]} was posted twice in one attempt"
+        if not self._is_meddled(held) and any(count > 1 for count in used.values()):
+            yield f"{held[-1]} was posted twice in one attempt"
 
-    def _posts_of_another_content(self, identity: Identity, written: set[str]) -> Iterator[str]:
+    def _posts_of_another_content(self, held: Held, written: set[str]) -> Iterator[str]:
         """What left is what some digest says (G1)."""
-        ours = written.union(*(_digests_of(row) for row in self._by_identity.get(identity, ())))
-        if identity not in self._world.meddled and any(line["sha256"] not in ours for line in self._stores[identity]):
-            yield f"{identity[2]} reached the server with a content that no row has"
+        ours = written.union(*(_digests_of(row) for row in self._by_identity.get(held, ())))
+        if not self._is_meddled(held) and any(line["sha256"] not in ours for line in self._stores[held]):
+            yield f"{held[-1]} reached the server with a content that no row has"
+
+    def _is_meddled(self, held: Held) -> bool:
+        return held[1:] in self._world.meddled
 
     def _sent_again(self) -> Iterator[str]:
         """Between two SENDINGs of a row stands a proof that the first did not deliver."""
@@ -394,11 +406,11 @@ class Invariants:
         nothing_left = attempt["finished_at"] is not None and attempt["body_bytes_left"] == 0
         if (back["before"] == State.SENDING and nothing_left) or back["reason"] in self._world.explained:
             return
-        identity = _identity_of(row)
+        held = _held(row)
         if back["before"] != State.UNCERTAIN or back["reason"] != "absent":
             yield f"row {row['id']} was sent again because of {back['before']} {back['reason']!r}"
-        elif self._world.clocks_agree and identity not in self._world.meddled:
-            stored_at = self._stored_at(identity)
+        elif self._world.clocks_agree and not self._is_meddled(held):
+            stored_at = self._stored_at(held)
             if stored_at is not None and stored_at + CLOCK_SLACK < at(back["at"]):
                 yield f"row {row['id']} was called absent after the server had stored it"
 
@@ -409,44 +421,47 @@ class Invariants:
             row = self._row_of(life_of(move))
             if row is None:
                 continue
-            identity = _identity_of(row)
+            held = _held(row)
             if move["after"] == State.CONFIRMED and move["before"] != State.CONFIRMED:
                 yield from self._confirmed_too_soon(row, at(move["at"]))
                 if row["state"] == State.CONFIRMED:
                     yield from self._not_on_the_server(row)
-            elif move["after"] == State.STORED and not self._stores[identity]:
+            elif move["after"] == State.STORED and not self._stores[held]:
                 yield f"row {row['id']} was called STORED, and nothing of it had reached the server"
-            elif move["after"] == State.DELETED and identity not in self._world.meddled:
+            elif move["after"] == State.DELETED and not self._is_meddled(held):
                 yield f"row {row['id']} was called DELETED, and nobody had deleted it"
 
     def _confirmed_too_soon(self, row: Row, when: datetime) -> Iterator[str]:
-        if _identity_of(row) in self._world.meddled:
+        if self._is_meddled(_held(row)):
             return
-        stored_at = self._stored_at(_identity_of(row))
+        stored_at = self._stored_at(_held(row), surely=False)
         if stored_at is None or (self._world.clocks_agree and when + CLOCK_SLACK < stored_at):
             yield f"row {row['id']} was CONFIRMED before the server had stored it"
 
     def _not_on_the_server(self, row: Row) -> Iterator[str]:
         """CONFIRMED means: the server gives exactly that data set."""
-        identity = _identity_of(row)
-        if identity in self._world.meddled:
+        held = _held(row)
+        if self._is_meddled(held):
             return
-        content = self._world.server.content(identity)
+        content = self._content(held)
         if content is None:
             yield f"row {row['id']} is CONFIRMED and the server has no such instance"
         elif digest_of(content) not in _digests_of(row):
             yield f"row {row['id']} is CONFIRMED and the server has another content"
 
     def _given_up_for_nothing(self, row: Row) -> Iterator[str]:
-        identity = _identity_of(row)
-        content = self._world.server.content(identity) if identity not in self._world.meddled else None
+        held = _held(row)
+        content = self._content(held) if not self._is_meddled(held) else None
         if content is not None and digest_of(content) in _digests_of(row):
             yield f"row {row['id']} is FAILED and the server has it"
 
-    def _stored_at(self, identity: Identity) -> datetime | None:
-        return min(
-            (_instant(line["at"]) for line in self._stores[identity] if line["result"] == "stored"), default=None
-        )
+    def _content(self, held: Held) -> bytes | None:
+        return self._world.servers[held[0]].content(held[1:])
+
+    def _stored_at(self, held: Held, *, surely: bool = True) -> datetime | None:
+        """When the server had stored it; where that need not be sure, a post that nobody saw answered may have."""
+        results = ("stored",) if surely else ("stored", "unanswered")
+        return min((_instant(line["at"]) for line in self._stores[held] if line["result"] in results), default=None)
 
     # G7
 
@@ -472,27 +487,34 @@ class Invariants:
 
         Not counted is what a file was before its bytes changed: that was never written whole, or is what it is now.
         """
-        wanted: dict[Identity, Counter[str]] = defaultdict(Counter)
+        goes_to = self._world.goes_to
+        wanted: dict[Held, Counter[str]] = defaultdict(Counter)
         for file in self._written:
-            if file.sop_uid:
-                wanted[file.identity][file.sha256] += 1
-        found: dict[Identity, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+            names = self._world.servers if goes_to is None or not file.sop_uid else goes_to(file) or {""}
+            for name in names if file.sop_uid else ():
+                wanted[name, *file.identity][file.sha256] += 1
+        found: dict[Held, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
         for row in self._rows.values():
             if row["state"] != State.REJECTED and row["id"] not in self._succeeded:
-                found[_identity_of(row)][row["digest"].hex() if row["digest"] else ""].append(row)
-        for identity in wanted.keys() | found.keys():
-            yield from self._ends_of(identity, wanted[identity], found[identity])
+                found[_held(row)][row["digest"].hex() if row["digest"] else ""].append(row)
+        for held in wanted.keys() | found.keys():
+            yield from self._ends_of(held, wanted[held], found[held])
         expected = Counter(file.rejected_as for file in self._written if file.rejected_as)
         rejected = Counter(row["reason"] for row in self._rows.values() if row["state"] == State.REJECTED)
         if rejected != expected:
             yield f"rejected {dict(rejected)}, written {dict(expected)}"
 
-    def _ends_of(self, identity: Identity, wanted: Counter[str], found: dict[str, list[Row]]) -> Iterator[str]:
-        name = identity[2]
+    def _ends_of(self, held: Held, wanted: Counter[str], found: dict[str, list[Row]]) -> Iterator[str]:
+        name = held[-1]
         if (rows_found := {digest: len(rows) for digest, rows in found.items()}) != dict(wanted):
             yield f"{name}: files written {list(wanted.values())}, rows {list(rows_found.values())}"
             return
-        if identity in self._world.meddled:
+        if self._is_meddled(held):
+            return
+        if not held[0]:
+            reasons = {row["reason"] for rows in found.values() for row in rows}
+            if reasons != {"by_rule"}:
+                yield f"{name} is for no destination, and its rows ended as {sorted(map(str, reasons))}"
             return
         holders = {digest for digest, rows in found.items() if any(row["state"] == State.CONFIRMED for row in rows)}
         if len(holders) != 1:
@@ -578,12 +600,8 @@ def _signs_of(found: os.stat_result) -> tuple[int, int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _identity(line: Line) -> Identity:
-    return line["study"], line["series"], line["sop"]
-
-
-def _identity_of(row: Row) -> Identity:
-    return row["study_uid"] or "", row["series_uid"] or "", row["sop_uid"] or ""
+def _held(row: Row) -> Held:
+    return row["destination"], row["study_uid"] or "", row["series_uid"] or "", row["sop_uid"] or ""
 
 
 def _instant(text: str) -> datetime:

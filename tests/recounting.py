@@ -1,7 +1,8 @@
 """A ledger counted afresh, with SQL of its own, and held against what must be true of any (G4, DESIGN.md 8.3).
 
 A row here is a delivery with its file, or a file that ended without one: a dict of the columns of both, the delivery's
-where they share a name. ``delivery_id`` is NULL, and ``destination_id`` 0, where there is no delivery.
+where they share a name, and ``destination``, its name. ``delivery_id`` is NULL, ``destination_id`` 0 and the name empty
+where there is no delivery.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ _DELIVERIES = """SELECT file.*, file.size_bytes AS file_bytes, file.identity AS 
     rendition.path AS reencoded_path, rendition.digest AS reencoded_digest,
     rendition.removed_at AS reencoded_removed_at, rendition.size_bytes AS reencoded_bytes,
     rendition.study_id AS reencoded_study_id, rendition.file_id AS rendition_of,
-    delivery.*, delivery.id AS delivery_id
+    delivery.*, delivery.id AS delivery_id, destination.name AS destination
     FROM delivery JOIN file ON file.id = delivery.file_id JOIN spool ON spool.id = file.spool_id
-    JOIN study ON study.id = delivery.study_id LEFT JOIN rendition ON rendition.id = delivery.rendition_id"""
+    JOIN study ON study.id = delivery.study_id JOIN destination ON destination.id = delivery.destination_id
+    LEFT JOIN rendition ON rendition.id = delivery.rendition_id"""
 _FILES = """SELECT file.*, file.id AS file_id, file.identity AS file_identity,
-    NULL AS delivery_id, 0 AS destination_id, spool.path AS spool,
+    NULL AS delivery_id, 0 AS destination_id, '' AS destination, spool.path AS spool,
     study.uid AS study_uid, NULL AS reencoded_path, NULL AS reencoded_digest, NULL AS need, 0 AS queued,
     unneeded_at AS settled_at
     FROM file JOIN spool ON spool.id = file.spool_id LEFT JOIN study ON study.id = file.study_id

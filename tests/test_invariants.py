@@ -68,7 +68,7 @@ class House:
         self.server = FakeServer()
         self.written: list[Written] = []
         self.world = World(
-            spool=folder / "spool-host-a", drop=folder / "drop", server=self.server, written=self.written
+            spool=folder / "spool-host-a", drop=folder / "drop", servers={"default": self.server}, written=self.written
         )
         self.world.drop.mkdir()
         self.invariants = Invariants(self.world)

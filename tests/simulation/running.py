@@ -119,7 +119,7 @@ class Simulation:
         self._world = World(
             spool=self._folder / "spool",
             drop=self._drop,
-            server=self._server,
+            servers={"default": self._server},
             written=self._files.written,
             retain=config.spool.retain,
             explained=EXPLAINED,

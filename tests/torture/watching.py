@@ -112,7 +112,7 @@ def invariants_of(
     site: Site, server: Server, written: Sequence[Written], findings: Findings | None = None
 ) -> Invariants:
     """What must be true of a site that has delivered these files to this server, and removed none yet."""
-    return Invariants(World(spool=site.spool, drop=site.drop, server=server, written=written), findings)
+    return Invariants(World(spool=site.spool, drop=site.drop, servers={"default": server}, written=written), findings)
 
 
 @contextmanager
