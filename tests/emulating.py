@@ -86,6 +86,17 @@ class EmulatorProcess:
             process.kill()
             process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Process id, while it runs."""
+        assert self._process is not None, "it was started"
+        return self._process.pid
+
+    def restart(self) -> None:
+        """End it, however it is, and start it again with the same data."""
+        self.stop()
+        self.start()
+
     def lines(self) -> list[dict[str, Any]]:
         """Its request log so far, without a half-written last line."""
         if self.log_file.exists():

@@ -92,11 +92,11 @@ class World:
     """What is true, whatever ingestd says. Everything may grow and change between two checks.
 
     ``servers`` by the name of the destination. ``goes_to`` says for which of them a file is, by the rules; without it
-    each is for all. ``retain`` None: nothing is old enough to be removed. ``explained``: reasons beside absence that may
-    have a file sent again; a server without faults gives none. ``meddled``: identities that somebody else deleted,
+    each is for all. ``retain`` None: nothing is old enough to be removed. ``explained``: reasons beside absence that
+    may have a file sent again; a server without faults gives none. ``meddled``: identities that somebody else deleted,
     altered or stored on the server. ``damaged``: files (absolute paths) that somebody else removed or wrote to.
     ``clocks_agree``: ledger and server's log are of one clock, so that their times can be put in order. ``stays``: what
-    lies in the drop folder is not ingestd's to touch.
+    lies in the drop folder is not ingestd's to touch. ``away``: destinations that cannot be asked at the moment.
     """
 
     spool: Path
@@ -110,6 +110,7 @@ class World:
     damaged: set[str] = field(default_factory=set)
     clocks_agree: bool = True
     stays: bool = False
+    away: Collection[str] = ()
 
 
 @dataclass(kw_only=True)
@@ -424,7 +425,7 @@ class Invariants:
             held = _held(row)
             if move["after"] == State.CONFIRMED and move["before"] != State.CONFIRMED:
                 yield from self._confirmed_too_soon(row, at(move["at"]))
-                if row["state"] == State.CONFIRMED:
+                if row["state"] == State.CONFIRMED and row["destination"] not in self._world.away:
                     yield from self._not_on_the_server(row)
             elif move["after"] == State.STORED and not self._stores[held]:
                 yield f"row {row['id']} was called STORED, and nothing of it had reached the server"
@@ -460,8 +461,11 @@ class Invariants:
 
     def _stored_at(self, held: Held, *, surely: bool = True) -> datetime | None:
         """When the server had stored it; where that need not be sure, a post that nobody saw answered may have."""
-        results = ("stored",) if surely else ("stored", "unanswered")
-        return min((_instant(line["at"]) for line in self._stores[held] if line["result"] in results), default=None)
+        if surely:
+            times = [line.get("answered_at", line["at"]) for line in self._stores[held] if line["result"] == "stored"]
+        else:
+            times = [line["at"] for line in self._stores[held] if line["result"] in {"stored", "unanswered"}]
+        return min(map(_instant, times), default=None)
 
     # G7
 

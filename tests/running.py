@@ -87,6 +87,8 @@ class Site:
             "destination": {"url": self.url, "auth": "none"},
             "ledger": "sqlite:///ledger.db",
         }
+        if "destinations" in settings:
+            del config["destination"]
         for name, section in (*QUICK.items(), *settings.items()):
             known = config.get(name)
             both = isinstance(known, dict) and isinstance(section, Mapping)

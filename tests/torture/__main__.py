@@ -6,10 +6,12 @@ import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.torture.failing import FaultCampaign, NoCompilerError
 from tests.torture.killing import Campaign
+from tests.torture.servers import one_server, two_servers
 
 
 def main() -> int:
@@ -17,6 +19,13 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--kills", type=int, default=200, help="how often to kill, at least (200)")
     what.add_argument("--faults", type=int, default=0, help="in how many runs to have a system call fail (needs gcc)")
+    parser.add_argument(
+        "--two",
+        choices=("archive", "research"),
+        help="with --kills: deliver to two servers, of which this is away twice",
+    )
+    parser.add_argument("--files", type=int, default=0, help="with --kills: write so many files, at least")
+    parser.add_argument("--away", type=float, default=60.0, help="with --two: for so many seconds each time (60)")
     parser.add_argument("--seconds", type=float, default=0.0, help="with --faults: begin no run after so long")
     parser.add_argument("--seed", type=int, default=0, help="what chance starts from (0: the time)")
     parser.add_argument("--folder", type=Path, help="work here and leave everything behind (a temporary folder)")
@@ -33,7 +42,8 @@ def _torture(chosen: argparse.Namespace, folder: Path) -> int:
     seed = chosen.seed or int(time.time()) % 1_000_000
     say = (lambda _: None) if chosen.quiet else (lambda text: print(text, flush=True))
     if not chosen.faults:
-        report = Campaign(folder, kills=chosen.kills, seed=seed, say=say).run()
+        targets = partial(two_servers, away=chosen.two, seconds=chosen.away) if chosen.two else one_server
+        report = Campaign(folder, kills=chosen.kills, seed=seed, say=say, targets=targets, files=chosen.files).run()
         print(report)
         return 1 if report.findings.violations else 0
     try:

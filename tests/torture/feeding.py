@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -40,6 +40,7 @@ class Written:
     series_uid: str = ""
     sop_uid: str = ""
     sha256: str = ""
+    station: str = ""
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -53,19 +54,22 @@ class Written:
 
 
 class Feeder(threading.Thread):
-    """Writes files into a folder until told to stop."""
+    """Writes files into a folder until told to stop; each study is of one of these stations."""
 
-    def __init__(self, drop: Path, *, seed: int, pace_seconds: float = 0.15) -> None:
+    def __init__(
+        self, drop: Path, *, seed: int, pace_seconds: float = 0.15, stations: Sequence[str] = ("STATION",)
+    ) -> None:
         super().__init__(name="feeder", daemon=True)
         self._drop = drop
         self._pace_seconds = pace_seconds
+        self._stations = stations
         self._random = random.Random(seed)
         self._root = f"{ROOT}.{seed}"
         self._ended = threading.Event()
         self._studies = 0
         self._instances = 0
         self._files = 0
-        self._recent: list[tuple[str, str]] = []
+        self._recent: list[tuple[str, str, str]] = []  # study, series, station
         self._sources: list[tuple[Written, bytes]] = []
         self.written: list[Written] = []
         self.failure: Exception | None = None
@@ -101,7 +105,8 @@ class Feeder(threading.Thread):
 
     def _new_study(self) -> None:
         self._studies += 1
-        study = (f"{self._root}.1.{self._studies}", f"{self._root}.2.{self._studies}")
+        station = self._stations[self._studies % len(self._stations)]
+        study = (f"{self._root}.1.{self._studies}", f"{self._root}.2.{self._studies}", station)
         self._recent = [*self._recent, study][-RECENT_STUDIES:]
         for _ in range(self._random.randint(2, 7)):
             self._new_instance(study)
@@ -111,9 +116,10 @@ class Feeder(threading.Thread):
         for _ in range(self._random.randint(1, 3)):
             self._new_instance(study)
 
-    def _new_instance(self, study: tuple[str, str]) -> None:
+    def _new_instance(self, study: tuple[str, str, str]) -> None:
         self._instances += 1
-        self._write_instance(Kind.NEW, *study, f"{self._root}.3.{self._instances}")
+        study_uid, series_uid, station = study
+        self._write_instance(Kind.NEW, (study_uid, series_uid, f"{self._root}.3.{self._instances}"), station)
 
     def _second_copy(self) -> None:
         source, content = self._random.choice(self._sources)
@@ -128,19 +134,22 @@ class Feeder(threading.Thread):
                 series_uid=source.series_uid,
                 sop_uid=source.sop_uid,
                 sha256=source.sha256,
+                station=source.station,
             )
         )
 
     def _other_content(self) -> None:
         source, _ = self._random.choice(self._sources)
-        self._write_instance(Kind.CONFLICT, *source.identity)
+        self._write_instance(Kind.CONFLICT, source.identity, source.station)
 
-    def _write_instance(self, kind: Kind, study_uid: str, series_uid: str, sop_uid: str) -> None:
+    def _write_instance(self, kind: Kind, identity: tuple[str, str, str], station: str) -> None:
+        study_uid, series_uid, sop_uid = identity
         rows = self._random.choice([16, 16, 32, 64, 160])
         dataset = dataset_bytes(
             study_uid=study_uid,
             series_uid=series_uid,
             sop_uid=sop_uid,
+            station=station,
             rows=rows,
             columns=rows,
             instance_number=len(self.written) + 1,
@@ -154,6 +163,7 @@ class Feeder(threading.Thread):
             series_uid=series_uid,
             sop_uid=sop_uid,
             sha256=hashlib.sha256(dataset).hexdigest(),
+            station=station,
         )
         self.written.append(written)
         if kind is Kind.NEW:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from tests.emulating import EmulatorProcess
-from tests.invariants import Findings
+from tests.invariants import Findings, Invariants, World
 from tests.running import Daemon, Site, TookTooLongError, kill_session, session_members, wait_until
 from tests.torture.feeding import Feeder
-from tests.torture.watching import RequestTail, Scene, Watch, invariants_of, ledger_copy
+from tests.torture.servers import Targets, one_server
+from tests.torture.watching import RequestTail, Scene, Watch, ledger_copy
 
 LEAST_PER_PHASE = 5
 # Aims that miss still kill; this many times --kills at most are tried until every phase was met often enough.
@@ -30,12 +34,6 @@ SETTINGS = {
     "reconcile": {"interval": "150ms", "lag": "500ms", "grace": "5s", "absence_wait": "600ms"},
     "reader": {"processes": 1},
 }
-# Answers that come late leave time to be killed before one; each must be shorter than absence_wait, or a body that a
-# dead daemon's kernel still delivers arrives after it was proven absent.
-FAULTS = (
-    "drop_after_store=probability:0.15,seed:{seed}",
-    "latency=probability:0.5,seconds:0.08,method:POST,seed:{seed}",
-)
 
 
 class Phase(StrEnum):
@@ -59,6 +57,8 @@ class Report:
     by_phase: Counter[Phase] = field(default_factory=Counter)
     missed: Counter[Phase] = field(default_factory=Counter)
     written: int = 0
+    removed: int = 0  # files that went, being delivered wherever they were to go
+    outages: str = ""
     seconds: float = 0.0
     findings: Findings = field(default_factory=Findings)
 
@@ -74,7 +74,8 @@ class Report:
         lines = [
             f"seed {self.seed}: {self.kills} kills in {self.seconds:.0f} s ({killed})",
             f"met in: {phases}; elsewhere {missed}",
-            f"files written: {self.written}; {self.findings}",
+            f"files written: {self.written}, removed: {self.removed}; {self.findings}",
+            *([f"of its servers one was {self.outages}"] if self.outages else []),
         ]
         return "\n".join([*lines, *(f"VIOLATION: {text}" for text in self.findings.violations)])
 
@@ -82,41 +83,81 @@ class Report:
 class Campaign:
     """One run of so many kills, from one seed."""
 
-    def __init__(self, folder: Path, *, kills: int, seed: int, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        kills: int,
+        seed: int,
+        say: Callable[[str], None] = lambda _: None,
+        targets: Callable[[Path, int], AbstractContextManager[Targets]] = one_server,
+        files: int = 0,
+    ) -> None:
+        """Kill so often at least, and until so many files were written and every outage of a server is over."""
+        self._folder = folder
         self._kills = kills
+        self._files = files
         self._random = random.Random(seed)
         self._say = say
-        self._server = EmulatorProcess(folder / "server", faults=[fault.format(seed=seed) for fault in FAULTS])
-        self._site = Site(folder / "site", self._server.url, **SETTINGS)
-        self._watch = Watch(self._site)
-        self._requests = RequestTail(self._server.log_file)
-        self._feeder = Feeder(self._site.drop, seed=seed)
+        self._targets = targets
         self._start_seconds = 1.0
         self._report = Report(seed=seed)
-        self._invariants = invariants_of(self._site, self._server, self._feeder.written, self._report.findings)
 
     def run(self) -> Report:
         """Kill as often as asked, let everything come to rest, and check all of it."""
         started = time.monotonic()
         report = self._report
-        with self._server:
+        with self._targets(self._folder, report.seed) as targets:
+            self._install(targets)
             self._feeder.start()
+            if self._outages is not None:
+                self._outages.start()
             try:
-                while report.kills < self._kills or not report.every_phase_was_met:
-                    if report.kills >= self._kills * TRIES_FACTOR:
-                        break
+                while self._goes_on():
                     self._kill_in(self._choose())
             finally:
                 written = self._feeder.stop()
+                if self._outages is not None:
+                    report.outages = self._outages.stop()
             report.written = len(written)
             self._say(f"{report.kills} kills done, {len(written)} files written; waiting until all is at rest")
             self._come_to_rest(report.findings)
             with ledger_copy(self._site) as ledger:
-                self._invariants.check_end(ledger)
+                self._invariants.check_end(ledger, now=datetime.now(UTC))
+                report.removed = _removed(ledger)
         if not report.every_phase_was_met:
             report.findings.violations.append("some phase was not met five times; the run proves less than it should")
         report.seconds = time.monotonic() - started
         return report
+
+    def _install(self, targets: Targets) -> None:
+        settings = {
+            name: {**SETTINGS.get(name, {}), **what} for name, what in targets.settings.items() if name != "rules"
+        }
+        rules = {"rules": targets.settings["rules"]} if "rules" in targets.settings else {}
+        self._site = Site(self._folder / "site", "", **{**SETTINGS, **settings, **rules})
+        self._watch = Watch(self._site)
+        self._requests = [RequestTail(name, log) for name, log in targets.logs.items()]
+        self._feeder = Feeder(self._site.drop, seed=self._report.seed, stations=tuple(targets.stations))
+        self._outages = targets.outages
+        world = World(
+            spool=self._site.spool,
+            drop=self._site.drop,
+            servers=targets.servers,
+            written=self._feeder.written,
+            goes_to=lambda file: targets.stations[file.station],
+            retain=targets.retain,
+            away=self._outages.away if self._outages is not None else (),
+        )
+        self._invariants = Invariants(world, self._report.findings)
+
+    def _goes_on(self) -> bool:
+        if self._report.kills >= max(self._kills, self._files // 10) * TRIES_FACTOR:
+            return False
+        if self._outages is not None and self._outages.is_alive():
+            return True
+        is_enough = self._report.kills >= self._kills and len(self._feeder.written) >= self._files
+        return not (is_enough and self._report.every_phase_was_met)
 
     def _choose(self) -> Phase:
         """Aim where it was met least, but for every third kill anywhere."""
@@ -138,10 +179,10 @@ class Campaign:
         finally:
             daemon.kill(children=False)
         self._report.kills += 1
-        with ledger_copy(self._site) as ledger:
-            self._invariants.check(ledger)
+        with self._outages.lock if self._outages is not None else nullcontext(), ledger_copy(self._site) as ledger:
+            self._invariants.check(ledger, now=datetime.now(UTC))
         scene = self._watch.scene()
-        self._requests.new_lines()
+        self._new_lines()
         met = was_there and self._is(phase, scene, is_ready=is_ready)
         (self._report.by_phase if met else self._report.missed)[phase] += 1
         self._say(f"kill {self._report.kills}: aimed at {phase}, {'met' if met else 'missed'}; {scene.states}")
@@ -158,7 +199,7 @@ class Campaign:
             return False
         if self._random.random() < 0.06:
             self._kill_a_child(daemon)
-        self._requests.new_lines()
+        self._new_lines()
         longest = {Phase.ADMISSION: 0.06, Phase.POSTING: 0.08, Phase.ANSWER_UNREAD: 0.003, Phase.RECONCILING: 0.05}
         if not self._comes(lambda: self._shows(phase) or not daemon.is_running(), every=0.001):
             return False
@@ -183,11 +224,17 @@ class Campaign:
             return self._watch.has_candidates()
         if phase is Phase.POSTING:
             return self._watch.has_rows_in("SENDING")
-        lines = self._requests.new_lines()
+        lines = self._new_lines()
         if phase is Phase.ANSWER_UNREAD:
             return any(line["kind"] == "instance" and line["result"] == "stored" for line in lines)
         asked = any(line["kind"] == "request" and line["method"] == "GET" for line in lines)
         return asked and self._watch.has_rows_in("STORED", "UNCERTAIN")
+
+    def _new_lines(self) -> list[dict[str, Any]]:
+        return [line for requests in self._requests for line in requests.new_lines()]
+
+    def _stored(self) -> set[tuple[str, str]]:
+        return set().union(*(requests.stored for requests in self._requests))
 
     def _is(self, phase: Phase, scene: Scene, *, is_ready: bool) -> bool:
         """Whether what the killed daemon left is that phase, half done."""
@@ -196,9 +243,9 @@ class Campaign:
         if phase is Phase.ADMISSION:
             return bool(scene.candidates or scene.orphans)
         if phase is Phase.POSTING:
-            return bool(scene.sending - self._requests.stored)
+            return bool(scene.sending - self._stored())
         if phase is Phase.ANSWER_UNREAD:
-            return bool(scene.sending & self._requests.stored)
+            return bool(scene.sending & self._stored())
         return bool(scene.states.get("STORED") or scene.states.get("UNCERTAIN"))
 
     def _strike(self, daemon: Daemon) -> None:
@@ -237,6 +284,12 @@ class Campaign:
             return wait_until(condition, what="the phase", within_seconds=AIM_SECONDS, every=every)
         except TookTooLongError:
             return False
+
+
+def _removed(ledger: sqlite3.Connection | None) -> int:
+    if ledger is None:
+        return 0
+    return int(ledger.execute("SELECT count(*) FROM file WHERE removed_at IS NOT NULL").fetchone()[0])
 
 
 def _kill(pid: int) -> None:

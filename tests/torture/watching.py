@@ -32,7 +32,7 @@ class Scene:
     states: dict[str, int]
     candidates: int
     orphans: int  # files in the spool without a row
-    sending: frozenset[str]  # SOP Instance UIDs of rows in SENDING
+    sending: frozenset[tuple[str, str]]  # destination and SOP Instance UID of rows in SENDING
 
 
 class Watch:
@@ -78,7 +78,9 @@ class Watch:
                 return Scene(states={}, candidates=0, orphans=len(self.spool_files()), sending=frozenset())
             states = dict(ledger.execute(f"SELECT state, count(*) FROM {ENTRIES} GROUP BY state").fetchall())
             candidates = int(ledger.execute("SELECT count(*) FROM candidate").fetchone()[0])
-            sending = {row["sop_uid"] for row in rows_of(ledger).values() if row["state"] == "SENDING"}
+            sending = {
+                (row["destination"], row["sop_uid"]) for row in rows_of(ledger).values() if row["state"] == "SENDING"
+            }
             known = known_paths(ledger)
         orphans = sum(path not in known for path in self.spool_files())
         return Scene(states=states, candidates=candidates, orphans=orphans, sending=frozenset(sending))
@@ -137,13 +139,14 @@ def ledger_copy(site: Site) -> Iterator[sqlite3.Connection | None]:
 
 
 class RequestTail:
-    """Reads the server's request log as it grows."""
+    """Reads a destination's request log as it grows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, destination: str, path: Path) -> None:
+        self._destination = destination
         self._path = path
         self._at = 0
         self._rest = b""
-        self.stored: set[str] = set()  # SOP Instance UIDs it has stored so far
+        self.stored: set[tuple[str, str]] = set()  # it, and the SOP Instance UIDs that it has stored so far
 
     def new_lines(self) -> list[dict[str, Any]]:
         """What was written since the last call."""
@@ -156,5 +159,9 @@ class RequestTail:
         self._at += len(more)
         *whole, self._rest = (self._rest + more).split(b"\n")
         lines = [json.loads(line) for line in whole]
-        self.stored |= {line["sop"] for line in lines if line["kind"] == "instance" and line["result"] == "stored"}
+        self.stored |= {
+            (self._destination, line["sop"])
+            for line in lines
+            if line["kind"] == "instance" and line["result"] == "stored"
+        }
         return lines
