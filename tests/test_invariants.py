@@ -595,3 +595,13 @@ def test_ends_that_do_not_add_up_are_said(house: House):
 def test_there_has_to_be_a_ledger_at_the_end(house: House):
     assert house.invariants.check(None) == []
     assert house.invariants.check_end(None) == ["there is no ledger"]
+
+
+def test_file_at_a_destination_that_no_rule_names_is_said_and_so_is_one_that_is_missing(house: House):
+    _, file = house.delivers(1)
+    house.world.goes_to = lambda _: ()
+    assert f"{file.sop_uid}: files written [1], rows []" in house.said_at_the_end()
+
+    house.world.goes_to = lambda _: ("default", "archive")
+    said = Invariants(house.world).check_end(house.reading)
+    assert said == [f"{file.sop_uid}: files written [1], rows []"]

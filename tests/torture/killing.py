@@ -140,6 +140,7 @@ class Campaign:
         self._requests = [RequestTail(name, log) for name, log in targets.logs.items()]
         self._feeder = Feeder(self._site.drop, seed=self._report.seed, stations=tuple(targets.stations))
         self._outages = targets.outages
+        self._breath = targets.breath
         world = World(
             spool=self._site.spool,
             drop=self._site.drop,
@@ -197,6 +198,7 @@ class Campaign:
         locked_at = self._wait_ready(daemon)
         if locked_at is None:
             return False
+        time.sleep(self._random.uniform(0, self._breath))
         if self._random.random() < 0.06:
             self._kill_a_child(daemon)
         self._new_lines()

@@ -274,7 +274,8 @@ class Targets:
     """What a campaign delivers to: the servers, by the name of the destination, and what is said of them.
 
     ``settings`` are what the configuration says of it, ``logs`` the servers' request logs. Each file is of one of the
-    ``stations``, and goes where these say. ``retain`` None: no file is removed.
+    ``stations``, and goes where these say. ``retain`` None: no file is removed. A daemon has up to ``breath`` seconds
+    to get on before it is aimed at.
     """
 
     settings: Mapping[str, Any]
@@ -282,6 +283,7 @@ class Targets:
     logs: Mapping[str, Path]
     stations: Mapping[str, Sequence[str]]
     retain: timedelta | None = None
+    breath: float = 0.0
     outages: Outages | None = None
 
 
@@ -332,5 +334,6 @@ def two_servers(folder: Path, seed: int, *, away: str = "research", seconds: flo
             logs={name: peer.door.log_file for name, peer in peers.items()},
             stations=stations,
             retain=RETAIN,
+            breath=6.0,
             outages=Outages(process=peers[away].process, name_of=away, seconds=seconds),
         )
