@@ -36,6 +36,7 @@ from typing import Any, Protocol, TypeAlias
 from ingestd.lifecycle import State
 from tests.emulating import Identity, dataset_of
 from tests.recounting import (
+    GIVEN_UP,
     Life,
     Row,
     at,
@@ -304,7 +305,8 @@ class Invariants:
             return True  # its file is another row's now
         if row["settled_at"] is not None and now is not None and at(row["settled_at"]) + self._world.retain <= now:
             self._could_go.add(row["id"])
-        return row["state"] in _MAY_GO and row["id"] in self._could_go
+        may_go = row["state"] in _MAY_GO or (row["state"], row["reason"]) in GIVEN_UP
+        return may_go and row["id"] in self._could_go
 
     def _digest_at(self, place: Path) -> str:
         found = place.stat()

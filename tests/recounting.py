@@ -22,6 +22,8 @@ Row: TypeAlias = Mapping[str, Any]
 Life: TypeAlias = tuple[int, int | None]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Given up for room, and, it may be, dropped again since: as good as settled.
+GIVEN_UP = {(State.FAILED, "no_room"), (State.FAILED, "dropped_again")}
 _STATES = {f"n_{state.lower()}": state for state in State}
 # The UIDs are those that are sent; of what has one name twice, the last counts.
 _DELIVERIES = """SELECT file.*, file.size_bytes AS file_bytes, file.identity AS file_identity,
@@ -270,7 +272,9 @@ _PROBLEMS: Mapping[str, Callable[[Row], bool]] = {
         row["next_check_at"] is None and row["state"] in {State.UNCERTAIN, State.STORED}
     ),
     "is settled": lambda row: (
-        row["settled_at"] is not None and row["state"] not in {State.CONFIRMED, State.DISCARDED, State.DUPLICATE}
+        row["settled_at"] is not None
+        and row["state"] not in {State.CONFIRMED, State.DISCARDED, State.DUPLICATE}
+        and (row["state"], row["reason"]) not in GIVEN_UP
     ),
     "is not what its file or rendition is": _is_another,
     "has another identity than its UIDs": lambda row: row["identity"] != _hash_of(row),

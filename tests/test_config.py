@@ -522,6 +522,8 @@ def test_a_token_never_goes_over_plain_http_to_azure_auth():
         "destination: {url: 'http://host/v2', tls: {ca_file: ca.pem}}",
         "destination: {url: 'https://host/v2', tls: {client_key: key.pem}}",
         "destination: {url: 'https://host/v2', max_posts: yes}",
+        "destination: {url: 'https://host/v2', required: maybe}",
+        "destination: {url: 'https://host/v2', required: 1}",
     ],
 )
 def test_values_that_cannot_work_are_refused(section):
@@ -761,6 +763,8 @@ def test_the_example_shows_each_default(key):
     shown = {"auto": None}.get(text, text)
     if default is ... or is_example:
         assert text
+    elif isinstance(default, bool):
+        assert text == str(default).lower()
     elif isinstance(default, timedelta):
         assert parse_duration(text) == default
     elif isinstance(default, int) and not text.isdigit():

@@ -68,6 +68,10 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
     (State.FAILED, Reason.GONE): (
         f"the file vanished before it was confirmed: bring it back and drop it again, then {_DISCARD}"
     ),
+    (State.FAILED, Reason.NO_ROOM): (
+        "the disk was full and its destination is not required, so that its file was let go: drop it again when there "
+        f"is room, then {_DISCARD}"
+    ),
     (State.FAILED, Reason.TOO_LARGE): (
         f"the server takes no request of this size, even alone: raise its limit and {_RETRY}, or {_DISCARD}"
     ),

@@ -153,6 +153,7 @@ class Destination(Section):
     api_version: Literal["auto", 1, 2] = "auto"
     implicit_vr: Literal["fallback", "always", "never"] = "fallback"
     max_posts: Annotated[int, Field(ge=1, le=64)] = 4
+    required: bool = True
     verify: Literal["auto", "content", "presence"] | None = None  # None: as ``reconcile.verify`` says
 
     @model_validator(mode="before")

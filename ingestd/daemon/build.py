@@ -15,6 +15,7 @@ from ingestd.config import Config
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
 from ingestd.daemon.inbox_reports import InboxReports
+from ingestd.daemon.making_room import MakingRoom
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.reader_client import ReaderClient
@@ -24,14 +25,14 @@ from ingestd.daemon.server_copies import Copy
 from ingestd.daemon.server_stages import ServerStages, ServerWorkers, Shared, server_workers_of
 from ingestd.daemon.settings import reader_limits_of, routing_of
 from ingestd.daemon.source_removal import SourceRemoval
-from ingestd.daemon.spool_disk import SpoolDisk
+from ingestd.daemon.spool_disk import SpoolDisk, who_waits
 from ingestd.daemon.stage import Gates, RunProgress, Stage
 from ingestd.daemon.steps import Origin
 from ingestd.daemon.takeover import Takeover
 from ingestd.daemon.wallclock import WallClock
 from ingestd.fs.places import is_gone
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
-from ingestd.ledger import Holder, Ledger
+from ingestd.ledger import Holder, Ledger, queries
 from ingestd.lifecycle import Sameness
 from ingestd.reader import ReaderPool, Readers
 
@@ -138,6 +139,7 @@ class Stages:
             self.rereads,
             *chain.from_iterable(server.asking for server in servers),
             *(server.server_rollback for server in servers),
+            self.making_room,
             self.retention,
             self.source_removal,
             self.reports,
@@ -151,8 +153,15 @@ class Stages:
         return all(server.posting.is_idle for server in self.servers.values())
 
     def _looks(self) -> Looks:
-        """Say which servers vouch for what they have. One that the configuration has no more is not asked."""
-        numbers = {self._ledger.destinations[name]: server for name, server in self.servers.items()}
+        """Say which servers vouch for what they have.
+
+        One that the configuration has no more is not asked, nor, while there is no room, one that is not required.
+        """
+        numbers = {
+            self._ledger.destinations[name]: server
+            for name, server in self.servers.items()
+            if self._config.destinations[name].required or not self.disk.missing_bytes
+        }
         each = [server.server_rollback.up_to for server in numbers.values() if server.removals.is_open]
         return Looks(
             up_to=min((at for at in each if at is not None), default=None),
@@ -194,7 +203,13 @@ class Stages:
     @cached_property
     def disk(self) -> SpoolDisk:
         low_water = self._config.spool.low_water
-        return SpoolDisk(spool=self._spool, gates=self._gates, alarms=self.alarms, low_water=low_water)
+        return SpoolDisk(
+            spool=self._spool,
+            gates=self._gates,
+            alarms=self.alarms,
+            low_water=low_water,
+            waiting=lambda: who_waits(queries.destinations(self._ledger)),
+        )
 
     @cached_property
     def orphans(self) -> Orphans:
@@ -247,6 +262,18 @@ class Stages:
             gate=self._gates.removals,
             disk=self.disk,
             retain=self._config.spool.retain,
+            looks=self._looks,
+        )
+
+    @cached_property
+    def making_room(self) -> MakingRoom:
+        not_required = [name for name, each in self._config.destinations.items() if not each.required]
+        return MakingRoom(
+            ledger=self._ledger,
+            alarms={name: self.servers[name].alarms for name in not_required},
+            gate=self._gates.removals,
+            disk=self.disk,
+            retention=self.retention,
             looks=self._looks,
         )
 

@@ -103,7 +103,7 @@ class Retention(Stage):
         self._look_at = self._anew_at = 0.0
         self._held_by: frozenset[int] = frozenset()
         self._looked_through: datetime | None = None  # what has not been needed since then is held by these
-        self._made_room = False
+        self._makes_room = False
         self._reading: set[int] = set()  # rows with a file that is read again
         self._stuck: dict[int, float] = {}  # rows that are not looked at again before (monotonic)
         self._due: list[Removable] = []  # to be marked, and then removed
@@ -117,6 +117,21 @@ class Retention(Stage):
     def hurry(self) -> None:
         self._look_at = self._anew_at = 0.0
 
+    def has_more(self, now: Now) -> bool:
+        """Whether a file is going, or to go by itself as soon as its servers were looked at."""
+        if not self.is_idle:
+            return True
+        looks = self._looks()
+        rows = queries.removable(
+            self._ledger,
+            before=self._disk.due_before(now, self._retain),
+            since=self._looked_through,
+            away=looks.away,
+            unasked=looks.unasked,
+            limit=1 + len(self._stuck),
+        )
+        return any(row.file_id not in self._stuck for row in rows)
+
     @property
     def is_tidy(self) -> bool:
         """Whether it was looked since that was asked for, and no file is being read again."""
@@ -127,9 +142,10 @@ class Retention(Stage):
         for context, read in self._reader_client.take(Owner.RETENTION):
             assert isinstance(context, _Kept)
             self._judge(context, read, now)
-        if self._disk.is_low and not self._made_room:
+        makes_room = self._disk.missing_bytes > 0
+        if makes_room and not self._makes_room:
             self.hurry()
-        self._made_room = self._disk.is_low
+        self._makes_room = makes_room
         if now.mono < self._look_at or self._due or self._removed or self._apart:
             return
         self._look_at = now.mono + _LOOK_EVERY_SECONDS

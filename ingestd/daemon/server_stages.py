@@ -110,7 +110,7 @@ class ServerStages:
         self._workers = workers
         self._shared = shared
         self._backoff = backoff_of(config)
-        self._alarms = shared.alarms.of(whose)
+        self.alarms = shared.alarms.of(whose)
         # Each line says whose it is.
         self._log: FilteringBoundLogger = structlog.get_logger(**({"destination": whose} if whose else {}))
         # Of the files that rest on this server.
@@ -134,7 +134,7 @@ class ServerStages:
             limits=limits_of(self._config),
             backoff=self._backoff,
             most_attempts=self._config.retry.max_attempts,
-            alarms=self._alarms,
+            alarms=self.alarms,
             claims=self._shared.gates.claims,
             progress=self._shared.progress,
             tells_gone=self._shared.tells_gone,
@@ -145,7 +145,7 @@ class ServerStages:
     def server_questions(self) -> ServerQuestions:
         return ServerQuestions(
             reconciler=self._workers.reconciler,
-            alarms=self._alarms,
+            alarms=self.alarms,
             wall=self._shared.wall,
             rules_of=partial(rules_of, self._config, self._destination),
             profile=lambda: self._workers.sender.profile,
@@ -157,7 +157,7 @@ class ServerStages:
         return FeedReading(
             questions=self.server_questions,
             ledger=self._ledger,
-            alarms=self._alarms,
+            alarms=self.alarms,
             progress=self._shared.progress,
             removals=self.removals,
             posts_written=lambda: self.posting.results_written,
@@ -180,7 +180,7 @@ class ServerStages:
             posting=self.posting,
             trust=Trust(
                 ledger=self._ledger,
-                alarms=self._alarms,
+                alarms=self.alarms,
                 removals=self.removals,
                 sample=self._config.reconcile.sample,
                 grace=self._config.reconcile.grace,
@@ -196,7 +196,7 @@ class ServerStages:
     def server_rollback(self) -> ServerRollback:
         return ServerRollback(
             ledger=self._ledger,
-            alarms=self._alarms,
+            alarms=self.alarms,
             removals=self.removals,
             disk=self._shared.disk,
             questions=self.server_questions,

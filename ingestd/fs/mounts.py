@@ -88,6 +88,7 @@ class FreeSpace:
 
     free_bytes: int
     free_inodes: int | None
+    size_bytes: int  # of all of it
 
 
 def free_space(place: str | os.PathLike[str] | int) -> FreeSpace:
@@ -96,6 +97,7 @@ def free_space(place: str | os.PathLike[str] | int) -> FreeSpace:
     return FreeSpace(
         free_bytes=found.f_bavail * found.f_frsize,
         free_inodes=found.f_favail if found.f_files else None,
+        size_bytes=found.f_blocks * found.f_frsize,
     )
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from ingestd.clocks import boottime
 from ingestd.fs.durable import sync_folder
 from ingestd.fs.mounts import free_space, is_read_only
 from ingestd.fs.open_files import hold_off_writers
@@ -34,9 +35,11 @@ from ingestd.lifecycle import SourceStat
 from . import removal, takein
 from .copying import source_is_unchanged
 from .spool_folder import ROOMS, SpoolLock, make_spool, read_id, unusable
-from .types import Brought, Candidate, Expect, LetGo, Removal, SpoolError, WasRead, check_inbox_name
+from .types import Brought, Candidate, Expect, LetGo, NotTaken, Removal, SpoolError, WasRead, WhyNot, check_inbox_name
 
 KNOWN_AT_ONCE = 1_000
+# It is tried again sooner than this.
+_WANTED_FOR_SECONDS = 120.0
 
 
 class Spool:
@@ -48,6 +51,8 @@ class Spool:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.low_water = 0  # bytes of its disk that no copy may use
+        # What did not fit, by its place, and when that was (boot clock); movers write it.
+        self._did_not_fit: dict[str, tuple[int, float]] = {}
         self._lock = SpoolLock(self.path)
         self.aside = removal.Aside()
         try:
@@ -113,11 +118,20 @@ class Spool:
         already stays where it is. Whatever is NotTaken lies where it lay; what is Stranded lies in the spool, and is
         to be adopted. Results come in the order of ``items``.
         """
-        return takein.bring(self.path, self.device, items, room="files", low_water=self.low_water)
+        return self._bring(items, room="files")
 
     def set_aside(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]:
         """Bring files into ``rejected/<inbox>/<random>/``, under their own names, like ``take_in``."""
-        return takein.bring(self.path, self.device, items, room="rejected", low_water=self.low_water)
+        return self._bring(items, room="rejected")
+
+    def _bring(self, items: Sequence[tuple[Candidate, Expect]], *, room: str) -> list[Brought]:
+        results = takein.bring(self.path, self.device, items, room=room, low_water=self.low_water)
+        for (candidate, expect), brought in zip(items, results, strict=True):
+            if isinstance(brought, NotTaken) and brought.why is WhyNot.NO_ROOM:
+                self._did_not_fit[candidate.place] = (expect.source.size_bytes, boottime())
+            else:
+                self._did_not_fit.pop(candidate.place, None)
+        return results
 
     def remove_source(
         self, root: Path, relative_path: str, source: SourceStat, *, read: Expect | None = None, copy: str = ""
@@ -288,6 +302,15 @@ class Spool:
     def free_bytes(self) -> int:
         """Say how many bytes are left for us on the spool's filesystem."""
         return free_space(self.path).free_bytes
+
+    def wanted_bytes(self) -> int:
+        """Say for how much there has to be room for what did not fit: for all of it, but not for very much at once.
+
+        What was not tried again for long is there no more, and what is larger than the disk will never fit.
+        """
+        long_ago, most = boottime() - _WANTED_FOR_SECONDS, free_space(self.path).size_bytes - self.low_water
+        sizes = [size for size, at in list(self._did_not_fit.values()) if at > long_ago and size <= most]
+        return min(sum(sizes), max(*sizes, self.low_water)) if sizes else 0
 
     def empty_scratch(self) -> None:
         """Remove what a former run, or the rooms before a new configuration, left in ``scratch``."""

@@ -72,7 +72,7 @@ class _Each(UserDefinedType[Sequence[Any]]):
         return json.dumps if keep is None else lambda values: json.dumps(list(map(keep, values or ())))
 
 
-def among(column: Column[Any], name: str) -> ColumnElement[bool]:
+def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     """Say that a column's value is one of a list, to be bound as ``name``.
 
     The statement is the same whatever the length of the list. JSON has no bytes: digests travel as hex.

@@ -38,6 +38,7 @@ from .takeover import take_over
 from .upkeep import (
     attach_reencoded,
     fail_gone,
+    give_up_for_room,
     mark_removed,
     mark_removing,
     mark_source_removed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -14,12 +15,13 @@ from ingestd.lifecycle import Content, Reason, SourceStat, State
 from . import dialect
 from .counters import NO_DESTINATION
 from .queries.files import STILL_MAY_GO
-from .row import UNASKED, pieces
-from .schema import alarm, file, inbox, rendition
+from .row import UNASKED, Row, pieces
+from .schema import alarm, delivery, file, inbox, rendition
 from .transaction import Transaction
 from .values import Alarm, InboxSummary, PendingRead
 
 _EXPLICIT_VR = "explicit_vr"
+_NO_ROOM = "the disk was full, and no destination that is required wanted its file"
 _PUT_RENDITION = dialect.upsert(rendition)
 _FORMER = select(rendition.c.id, rendition.c.removed_at).where(
     rendition.c.file_id == bindparam("file_id"), rendition.c.recipe == bindparam("recipe")
@@ -101,6 +103,25 @@ def fail_gone(tx: Transaction, delivery_ids: Iterable[int], *, note: str, now: d
         tx.move(row, to=State.FAILED, at=now, reason=Reason.GONE, note=note)
     tx.flush()
     return len(rows)
+
+
+def give_up_for_room(tx: Transaction, file_ids: Iterable[int], *, at: Collection[int], now: datetime) -> int:
+    """Give up at these destinations what waits to be sent of files that nobody else needs; say how many deliveries.
+
+    They need the bytes no more from then on, so that these may go. What is wanted otherwise meanwhile is left alone.
+    """
+    by_file: defaultdict[int, list[Row]] = defaultdict(list)
+    for piece in pieces(list(file_ids)):
+        wanted = dialect.among(delivery.c.file_id, "ids"), dialect.unindexed(delivery.c.settled_at).is_(None)
+        for row in tx.rows(tx.select_rows(*wanted).order_by(delivery.c.id), ids=piece):
+            by_file[row.file_id].append(row)
+    given_up = 0
+    for rows in by_file.values():
+        if all(row.state is State.PENDING and row.destination_id in at for row in rows):
+            tx.move(*rows, to=State.FAILED, at=now, reason=Reason.NO_ROOM, note=_NO_ROOM, settled_at=now)
+            given_up += len(rows)
+    tx.flush()
+    return given_up
 
 
 def mark_source_removed(tx: Transaction, file_ids: Iterable[int]) -> None:

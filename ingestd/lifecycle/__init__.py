@@ -8,8 +8,9 @@ G1  A PENDING, SENDING, UNCERTAIN, STORED, FAILED, CONFLICT or DUPLICATE (until 
     is checked while it streams, and the last 64 KB of each part are withheld until its digest matches; a mismatch kills
     the request.
 G2  A spool file without a row is work not begun (a crash between the two); start-up admits it again.
-G3  A file is removed only when no delivery needs its bytes (CONFIRMED, DISCARDED, or DUPLICATE and settled by evidence
-    newer than its drop), that is committed and ``retain`` has passed since the last; that it goes is committed first.
+G3  A file is removed only when no delivery needs its bytes (CONFIRMED, DISCARDED, DUPLICATE and settled by evidence
+    newer than its drop, or FAILED ``no_room`` where it was not required), that is committed and ``retain`` has passed
+    since the last; that it goes is committed first.
 G4  A delivery moves only by UPDATE ... WHERE id AND expected state AND claim token; 0 rows means somebody else moved
     it, and we do nothing.
 G5  Intent before act: nothing leaves the machine before a durable attempt row says it may have left.

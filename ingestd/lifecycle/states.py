@@ -55,6 +55,7 @@ class Reason(StrEnum):
     OTHER_CONTENT = "other_content"
     OTHER_ENCODING = "other_encoding"
     GONE = "gone"
+    NO_ROOM = "no_room"
     CHANGED = "changed"
     TOO_LARGE = "too_large"
     SERVER_ERROR = "server_error"
@@ -108,6 +109,7 @@ MOVES: Mapping[tuple[State | None, State], str] = {
         _S.PENDING,
         _S.UNCERTAIN,
     ): "the server refused its encoding, it cannot be re-encoded, and the server is asked first",
+    (_S.PENDING, _S.FAILED): "the disk is full, and no destination that is required wants its file",
     # Nobody runs what was to send or prove it, and a row of a host that runs has the same content and takes its place.
     **{(before, _S.DUPLICATE): "its place is taken" for before in (_S.PENDING, _S.SENDING, _S.UNCERTAIN, _S.STORED)},
     (

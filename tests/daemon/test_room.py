@@ -1,18 +1,23 @@
-"""Whose files go, and when: each server holds what rests on it, and nothing of another's."""
+"""Whose files go, and when: each server holds what rests on it; where there is no room, what need not be kept goes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ingestd.clocks import utc_now
-from ingestd.config import Config
-from ingestd.ledger import Ledger, moves, queries
+from ingestd.config import Config, load
+from ingestd.ledger import Alarm, Entry, Ledger, RefusedMove, moves, queries
+from ingestd.lifecycle import HOLDING, Reason, State
+from tests.builders import instance_bytes
 from tests.daemon.test_destinations import addresses, configure, drop, run, states, stopped
 from tests.daemon.test_promise import running, turn
+from tests.daemon.test_retention import pass_seconds
 from tests.emulating import EmulatorProcess
+from tests.inbox.test_copying import small_disk  # noqa: F401 - a fixture
 
 BY_INBOX = (
     "rules:\n"
@@ -70,3 +75,116 @@ def test_server_that_gave_back_other_bytes_holds_what_it_has_and_nothing_of_anot
             moves.mismatch(tx, studies=(), differs="the pixels", stops=True, now=utc_now())
         turn(daemon, lambda: "IM2" not in kept(config), seconds=40)
         assert kept(config) == {"IM1", "research/IM3"}
+
+
+def test_only_what_nobody_has_to_have_is_given_up_where_there_is_no_room(
+    tmp_path: Path, servers: dict[str, EmulatorProcess]
+) -> None:
+    fill(tmp_path, servers)
+    with stopped(servers["archive"]), stopped(servers["research"]):
+        drop(tmp_path, "er", 11)
+        drop(tmp_path, "ward", 12)
+        drop(tmp_path, "ward/research", 13)
+        config = configure(tmp_path, addresses(servers), rules=BY_INBOX)
+        with running(config) as daemon:
+            turn(daemon, lambda: len(entries(config, "research", State.PENDING)) == 2)
+        file = tmp_path / "config.yaml"
+        text = file.read_text().replace("low_water: 1MB", "low_water: 100000TB")
+        file.write_text(
+            text.replace(f"'{servers['research'].url}', ", f"'{servers['research'].url}', required: false, ")
+        )
+        config = load(file)
+        with running(config) as daemon:
+            turn(daemon, lambda: entries(config, "research", State.FAILED))
+            turn(daemon, lambda: kept(config) == {"IM1", "IM2", "IM11", "IM12"})
+
+        (given_up,) = entries(config, "research", State.FAILED)
+        assert (given_up.relative_path, given_up.reason) == ("research/IM13", Reason.NO_ROOM)
+        assert {entry.relative_path for entry in entries(config, "research", State.PENDING)} == {"IM11"}
+
+
+FILES, SIDE = 28, 600  # 720 kB each
+
+
+def with_little_room(folder: Path, servers: dict[str, EmulatorProcess], disk: Path, *, required: bool) -> Config:
+    """A spool for some twenty files; research has to have them, or need not."""
+    configure(folder, addresses(servers), rules=BY_INBOX)
+    file = folder / "config.yaml"
+    text = file.read_text().replace("path: spool, low_water: 1MB", f"path: '{disk / 'spool'}', low_water: 8MB")
+    need = f"auth: none, required: {str(required).lower()}}}"
+    text = text.replace(f"'{servers['research'].url}', auth: none}}", f"'{servers['research'].url}', {need}")
+    file.write_text(text)
+    return load(file)
+
+
+def drop_large(folder: Path, inbox: str, *numbers: int) -> None:
+    for number in numbers:
+        study = f"1.2.3.{number}"
+        content = instance_bytes(
+            study_uid=study, series_uid=f"{study}.1", sop_uid=f"{study}.1.1", rows=SIDE, columns=SIDE
+        )
+        (folder / inbox / f"IM{number}").write_bytes(content)
+
+
+def entries(config: Config, destination: str, *states: State) -> list[Entry]:
+    with Ledger.open(config.ledger, read_only=True) as ledger:
+        found = [entry for entry in queries.entries(ledger) if entry.destination == destination]
+    return sorted((entry for entry in found if entry.state in states), key=lambda entry: entry.delivery_id)
+
+
+def arrived(config: Config, number: int) -> bool:
+    return len(entries(config, "archive", State.CONFIRMED)) >= number
+
+
+def alarm(config: Config, kind: str) -> Alarm | None:
+    with Ledger.open(config.ledger, read_only=True) as ledger:
+        return next((each for each in queries.alarms(ledger) if each.kind == kind), None)
+
+
+@pytest.mark.slow
+def test_what_need_not_be_sent_makes_room_the_oldest_first_and_no_more_than_that(
+    tmp_path: Path,
+    servers: dict[str, EmulatorProcess],
+    small_disk: Path,  # noqa: F811
+) -> None:
+    config = with_little_room(tmp_path, servers, small_disk, required=False)
+    with stopped(servers["research"]), running(config) as daemon:
+        for number in range(FILES):
+            drop_large(tmp_path, "er", number)
+            turn(daemon, partial(arrived, config, number + 1), seconds=60)
+        turn(daemon, lambda: alarm(config, "no_room"))
+
+        given_up = entries(config, "research", State.FAILED)
+        waiting = entries(config, "research", *HOLDING)
+        assert {entry.reason for entry in given_up} == {Reason.NO_ROOM}
+        assert len(waiting) >= 10, "no more than the room that was missing"
+        tried = {entry.delivery_id for entry in waiting if entry.state is not State.PENDING}
+        assert max(e.delivery_id for e in given_up) < min(e.delivery_id for e in waiting if e.delivery_id not in tried)
+        told = alarm(config, "no_room")
+    assert told is not None
+    assert told.destination == "research"
+    assert "for research had to go" in told.note
+    with Ledger.open(config.ledger) as ledger:
+        assert queries.status(ledger).needs_person == len(given_up)
+        with pytest.raises(RefusedMove, match="its file was removed"), ledger.transaction() as tx:
+            moves.retry(tx, given_up[0].delivery_id, now=utc_now())
+
+
+def test_what_has_to_be_sent_stops_the_intake_where_there_is_no_room(
+    tmp_path: Path,
+    servers: dict[str, EmulatorProcess],
+    small_disk: Path,  # noqa: F811
+) -> None:
+    config = with_little_room(tmp_path, servers, small_disk, required=True)
+    with stopped(servers["research"]), running(config) as daemon:
+        drop_large(tmp_path, "er", *range(FILES))
+        turn(daemon, lambda: (told := alarm(config, "disk_low")) and "away since" in told.note, seconds=60)
+        turn(daemon, pass_seconds(6))
+
+        assert list((tmp_path / "er").glob("IM*")), "they wait where they are"
+        assert entries(config, "research", State.FAILED) == []
+        assert all(entry.removed_at is None for entry in entries(config, "archive", *State))
+        told = alarm(config, "disk_low")
+    assert told is not None
+    assert "; research waits with 1" in told.note
+    assert " files, away since 20" in told.note

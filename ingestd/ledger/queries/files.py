@@ -30,10 +30,10 @@ _LIES_THERE: ColumnElement[bool] = literal_column("file.removed_at IS NULL AND f
 _RENDITION_LIES_THERE: ColumnElement[bool] = literal_column("rendition.removed_at IS NULL")
 _BEING_REMOVED: ColumnElement[bool] = literal_column("file.removing_at IS NOT NULL AND file.in_spool = 1")
 
-_OF_FILE = delivery.alias("of_file")
+OF_FILE = delivery.alias("of_file")
 # How a file stands: by itself, else as its first delivery does.
 _FIRST_DELIVERY = (
-    select(_OF_FILE.c.state).where(_OF_FILE.c.file_id == file.c.id).order_by(_OF_FILE.c.destination_id).limit(1)
+    select(OF_FILE.c.state).where(OF_FILE.c.file_id == file.c.id).order_by(OF_FILE.c.destination_id).limit(1)
 )
 _STATE = func.coalesce(file.c.state, _FIRST_DELIVERY.scalar_subquery()).label("state")
 
@@ -56,28 +56,28 @@ _KNOWN = (
 # What is to be looked at again may be the only copy.
 _HOLDER = delivery.alias("holder")
 _HOLDER_IS_IN_DOUBT = exists().where(
-    _HOLDER.c.id == _OF_FILE.c.holder_id,
+    _HOLDER.c.id == OF_FILE.c.holder_id,
     or_(
         dialect.unindexed(_HOLDER.c.state).not_in([State.CONFIRMED, State.DISCARDED]),
         _HOLDER.c.next_check_at.is_not(None),
     ),
 )
 _IN_DOUBT = or_(
-    and_(dialect.unindexed(_OF_FILE.c.state) == State.CONFIRMED, _OF_FILE.c.next_check_at.is_not(None)),
-    and_(dialect.unindexed(_OF_FILE.c.state) == State.DUPLICATE, _HOLDER_IS_IN_DOUBT),
+    and_(dialect.unindexed(OF_FILE.c.state) == State.CONFIRMED, OF_FILE.c.next_check_at.is_not(None)),
+    and_(dialect.unindexed(OF_FILE.c.state) == State.DUPLICATE, _HOLDER_IS_IN_DOUBT),
 )
 # Of those whom nobody asks, nobody's doubt ends: "unasked" is bound to the numbers of these destinations.
-_IS_IN_DOUBT = exists().where(
-    _OF_FILE.c.file_id == file.c.id, ~dialect.among(_OF_FILE.c.destination_id, "unasked"), _IN_DOUBT
+IS_IN_DOUBT = exists().where(
+    OF_FILE.c.file_id == file.c.id, ~dialect.among(OF_FILE.c.destination_id, "unasked"), _IN_DOUBT
 )
 _IS_IN_DOUBT_HERE = exists().where(
-    _OF_FILE.c.file_id == file.c.id, _OF_FILE.c.destination_id == bindparam("destination_id"), _IN_DOUBT
+    OF_FILE.c.file_id == file.c.id, OF_FILE.c.destination_id == bindparam("destination_id"), _IN_DOUBT
 )
 # What may have to be sent anew to one of these, should it turn out to have lost it.
-_RESTS_ON_AWAY = exists().where(
-    _OF_FILE.c.file_id == file.c.id,
-    dialect.among(_OF_FILE.c.destination_id, "away"),
-    dialect.unindexed(_OF_FILE.c.state).in_([State.CONFIRMED, State.DUPLICATE]),
+RESTS_ON_AWAY = exists().where(
+    OF_FILE.c.file_id == file.c.id,
+    dialect.among(OF_FILE.c.destination_id, "away"),
+    dialect.unindexed(OF_FILE.c.state).in_([State.CONFIRMED, State.DUPLICATE]),
 )
 _UNNEEDED = (_OWN, file.c.unneeded_at.is_not(None), IN_SPOOL, file.c.removing_at.is_(None))
 _KEPT_LONGEST = select(file.c.unneeded_at).where(*_UNNEEDED).order_by(file.c.unneeded_at).limit(1)
@@ -89,7 +89,7 @@ _REMOVABLE = (
 _REMOVING = select(*_REMOVABLE).where(_OWN, _BEING_REMOVED).order_by(file.c.id).limit(bindparam("limit"))
 _MAY_GO = (
     select(*_REMOVABLE)
-    .where(*_UNNEEDED, ~_RESTS_ON_AWAY, ~_IS_IN_DOUBT)
+    .where(*_UNNEEDED, ~RESTS_ON_AWAY, ~IS_IN_DOUBT)
     .order_by(file.c.unneeded_at)
     .limit(bindparam("limit"))
 )
@@ -100,7 +100,7 @@ STILL_MAY_GO = select(file.c.id).where(
     dialect.unindexed(file.c.unneeded_at).is_not(None),
     dialect.unindexed(file.c.in_spool) == 1,
     file.c.removing_at.is_(None),
-    ~_IS_IN_DOUBT,
+    ~IS_IN_DOUBT,
 )
 _RENDITIONS = select(rendition).where(dialect.among(rendition.c.file_id, "files"), _RENDITION_LIES_THERE)
 

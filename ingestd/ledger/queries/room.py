@@ -1,0 +1,74 @@
+"""What may be given up where the disk is full, and what was: files that only destinations wait for that need not be."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import bindparam, exists, func, or_, select
+
+from ingestd.lifecycle import Reason, State
+
+from .. import dialect
+from ..row import DELIVERED, ON_ITS_WAY
+from ..schema import delivery, file, state_count
+from ..session import Queryable
+from .files import IS_IN_DOUBT, OF_FILE, RESTS_ON_AWAY
+
+_IS_WANTED_OTHERWISE = exists().where(
+    OF_FILE.c.file_id == file.c.id,
+    dialect.unindexed(OF_FILE.c.settled_at).is_(None),
+    or_(dialect.unindexed(OF_FILE.c.state) != State.PENDING, ~dialect.among(OF_FILE.c.destination_id, "at")),
+)
+# Walked through from the oldest on: the order decides, not whose they are.
+_FIRST = (
+    select(file.c.id, file.c.size_bytes)
+    .select_from(DELIVERED)
+    .where(
+        ON_ITS_WAY,
+        dialect.unindexed(delivery.c.spool_id) == bindparam("spool_id"),
+        dialect.unindexed(delivery.c.state) == State.PENDING,
+        dialect.among(dialect.unindexed(delivery.c.destination_id), "at"),
+        file.c.in_place == 0,
+        ~_IS_WANTED_OTHERWISE,
+        ~RESTS_ON_AWAY,
+        ~IS_IN_DOUBT,
+    )
+    .order_by(delivery.c.admitted_at, delivery.c.id)
+    .limit(bindparam("limit"))
+)
+_GIVEN_UP = select(func.sum(state_count.c.entries).label("entries")).where(
+    state_count.c.spool_id == bindparam("spool_id"),
+    state_count.c.destination_id == bindparam("destination_id"),
+    state_count.c.state == State.FAILED,
+    state_count.c.reason == Reason.NO_ROOM,
+)
+
+
+def given_up_first(
+    ledger: Queryable,
+    *,
+    at: Collection[int],
+    away: Collection[int] = (),
+    unasked: Collection[int] = (),
+    size_bytes: int,
+    limit: int = 1000,
+) -> list[int]:
+    """Say which files in the spool nobody waits for but these destinations, the oldest first; so much of them.
+
+    ``away`` and ``unasked`` are as in ``removable``: what these hold would make no room.
+    """
+    asked = {"spool_id": ledger.spool_id, "at": sorted(at), "away": sorted(away), "unasked": sorted(unasked)}
+    found: set[int] = set()
+    for row in ledger.fetch_all(_FIRST, asked | {"limit": limit}):
+        if size_bytes <= 0:
+            break
+        if row.id not in found:
+            found.add(row.id)
+            size_bytes -= row.size_bytes
+    return sorted(found)
+
+
+def given_up_for_room(ledger: Queryable) -> int:
+    """Say how many files were given up at this destination and no person has let go of."""
+    (row,) = ledger.fetch_cached(_GIVEN_UP, {"spool_id": ledger.spool_id, "destination_id": ledger.destination_id})
+    return row.entries or 0
