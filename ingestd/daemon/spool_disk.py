@@ -8,7 +8,7 @@ nothing comes and nothing goes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from ingestd.clocks import Now
@@ -117,11 +117,12 @@ class SpoolDisk(Stage):
         )
 
 
-def who_waits(destinations: Iterable[DestinationStatus]) -> str:
+def who_waits(destinations: Sequence[DestinationStatus]) -> str:
     """Say for whom how much lies in the spool, as the end of a sentence; "" where nothing waits."""
     waiting = sorted((each for each in destinations if each.unconfirmed), key=lambda each: -each.unconfirmed_bytes)
     return "".join(
-        f"; {each.name} waits with {_in_bytes(each.unconfirmed_bytes)} in {each.unconfirmed:,} files"
+        f"; {_in_bytes(each.unconfirmed_bytes)} in {each.unconfirmed:,} file{'s' * (each.unconfirmed > 1)} wait for "
+        + (each.name if len(destinations) > 1 else "the server")
         + (f", away since {each.paused_since:%Y-%m-%d %H:%M} UTC" if each.paused_since else "")
         for each in waiting
     )

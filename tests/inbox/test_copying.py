@@ -86,8 +86,28 @@ def test_file_that_does_not_fit_is_left_and_nothing_is_written(small_disk: Path,
     assert spool.free_bytes() > DISK - (1 << 20)
     assert (drop / "x").exists()
     assert list(spool.scratch().iterdir()) == []
+    assert spool.wanted_bytes() == 0, "the disk is smaller than that"
     (drop / "x").write_bytes(os.urandom(15 << 20))
     assert isinstance(take(spool, drop, "x"), Taken)
+
+
+def test_room_is_wanted_for_what_did_not_fit_until_it_does(small_disk: Path, drop: Path) -> None:
+    spool = Spool(small_disk / "spool")
+    spool.low_water = 2 << 20
+    for name, megabytes in (("there", 16), ("x", 8), ("y", 9)):
+        (drop / name).write_bytes(os.urandom(megabytes << 20))
+    there = take(spool, drop, "there")
+    assert isinstance(there, Taken)
+    assert spool.wanted_bytes() == 0
+
+    assert isinstance(take(spool, drop, "x"), NotTaken)
+    assert spool.wanted_bytes() == 8 << 20
+    assert isinstance(take(spool, drop, "y"), NotTaken)
+    assert spool.wanted_bytes() == 9 << 20, "for one after the other"
+
+    (spool.path / there.path).unlink()
+    assert isinstance(take(spool, drop, "y"), Taken)
+    assert spool.wanted_bytes() == 8 << 20
 
 
 def test_hole_that_was_filled_meanwhile_is_noticed(small_disk: Path, drop: Path) -> None:
