@@ -15,7 +15,19 @@ from pathlib import Path
 from typing import Self
 
 from ingestd.clocks import boottime
-from ingestd.inbox import Candidate, Expect, Inboxes, InboxPolicy, InboxReport, Look, NotTaken, Spool, Taken
+from ingestd.inbox import (
+    Brought,
+    Candidate,
+    Expect,
+    Inboxes,
+    InboxPolicy,
+    InboxReport,
+    Look,
+    NotTaken,
+    Spool,
+    Taken,
+    new_name,
+)
 from ingestd.lifecycle import SourceStat
 
 
@@ -158,10 +170,20 @@ class Desk:
         return came
 
     def take(self, candidates: Sequence[Candidate]) -> list[Taken | NotTaken]:
-        return self.spool.take_in([(one, expect_of(one.path)) for one in candidates])
+        return take_in(self.spool, [(one, expect_of(one.path)) for one in candidates])
 
 
 def policy(base: Path, name: str = "a", **options: object) -> InboxPolicy:
     options.setdefault("settle", timedelta(seconds=2))
     options.setdefault("path", base / f"drop-{name}")
     return InboxPolicy(name=name, **options)
+
+
+def take_in(spool: Spool, items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]:
+    """Bring files into the spool, under names that nobody asks about."""
+    return spool.take_in([(*item, new_name()) for item in items])
+
+
+def set_aside(spool: Spool, items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]:
+    """Set files aside, likewise."""
+    return spool.set_aside([(*item, new_name()) for item in items])

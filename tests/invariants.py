@@ -170,6 +170,7 @@ class Invariants:
                 self._say(problems_of_sums(ledger, self._rows))
                 self._say(problems_of_rows(ledger, self._rows))
                 self._say(problems_of_files(ledger))
+                self._say(_targets_of_two(ledger, self._known))
             self._say(self._histories())
             self._say(self._files_of_rows(now))
             self._say(self._files_out_of_sight())
@@ -612,3 +613,13 @@ def _held(row: Row) -> Held:
 
 def _instant(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def _targets_of_two(ledger: sqlite3.Connection, known: Iterable[str]) -> Iterator[str]:
+    """Each place in the spool is wanted by one candidate, and by none that a row has its file at."""
+    wanted = "SELECT inbox.name, target FROM candidate JOIN inbox ON inbox.id = inbox_id WHERE target != ''"
+    targets = Counter(f"{inbox}/{target}" for inbox, target in ledger.execute(wanted))
+    if targets:
+        taken = {"/".join(path.split("/")[1:3]) for path in known}
+        yield from (f"{each} is the target of {n} candidates" for each, n in targets.items() if n > 1)
+        yield from (f"{each} is a candidate's target, and a row's file" for each in targets.keys() & taken)

@@ -508,6 +508,24 @@ def test_whole_file_that_is_rejected_is_said_and_a_broken_one_is_not(house: Hous
     assert "bad/IM00001 was written whole and is REJECTED (truncated)" in house.said()
 
 
+# Where a file is to lie
+
+
+def test_place_in_the_spool_that_two_files_want_is_said(house: House):
+    house.takes(1)
+    taken = house.place(1).name
+    names = [("IM1", "0" * 32), ("IM2", "1" * 32)]
+    with house.ledger.transaction() as tx:
+        files = [NewCandidate(inbox="in", relative_path=name, source=source(), target=to) for name, to in names]
+        moves.add_candidates(tx, files, now=NOW)
+    assert house.said() == ""
+
+    house.breaks(f"UPDATE candidate SET target = '{names[1][1]}' WHERE target = '{names[0][1]}'")
+    assert f"in/{names[1][1]} is the target of 2 candidates" in house.said()
+    house.breaks(f"UPDATE candidate SET target = '{taken}' WHERE relative_path = 'IM1'")
+    assert f"in/{taken} is a candidate's target, and a row's file" in house.said()
+
+
 # A file whose bytes changed
 
 

@@ -24,7 +24,7 @@ from ingestd.reader import CompareJob, InspectJob, Read, ReaderPool, ReencodeJob
 from tests.builders import fresh_uid, write_instance
 from tests.commanding import as_nobody
 from tests.emulating import file_of
-from tests.inboxing import Desk, candidate_of, expect_of, policy
+from tests.inboxing import Desk, candidate_of, expect_of, policy, take_in
 from tests.orthanc import free_port
 from tests.running import QUICK_INBOX, Site, wait_until
 
@@ -225,7 +225,7 @@ def test_a_source_swapped_for_a_link_is_not_opened_to_be_copied(
 
     just_before.name, just_before.act = "source", swap_file
     try:
-        (left,) = spool.take_in([wanted])
+        (left,) = take_in(spool, [wanted])
         assert just_before.name == "", "it was opened"
         assert isinstance(left, NotTaken)
         assert (left.why, left.note) == (WhyNot.CHANGED, "a link is where the file was")

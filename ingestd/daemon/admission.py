@@ -261,8 +261,8 @@ class Admission(Stage):
         return InspectJob(key=job_key, path=candidate.place, expect=candidate.source, durable=durable, patient=patient)
 
     def _move(self, moving: Mapping[int, Moving]) -> None:
-        def items(steps: Iterable[tuple[int, Moving]]) -> list[tuple[int, Candidate, Expect]]:
-            return [(key, step.seen.candidate, expect_of(step)) for key, step in steps]
+        def items(steps: Iterable[tuple[int, Moving]]) -> list[tuple[int, Candidate, Expect, str]]:
+            return [(key, step.seen.candidate, expect_of(step), step.target) for key, step in steps]
 
         self._mover.take_in(items((key, step) for key, step in moving.items() if step.refused is None))
         self._mover.set_aside(items((key, step) for key, step in moving.items() if step.refused is not None))

@@ -25,7 +25,8 @@ _GROUP_MOST = 256
 Context = TypeVar("Context")
 
 
-Item: TypeAlias = tuple[Context, Candidate, Expect]
+# With the file's name in the spool.
+Item: TypeAlias = tuple[Context, Candidate, Expect, str]
 Outcome: TypeAlias = tuple[Context, Brought]
 
 
@@ -54,12 +55,12 @@ class _Lane(Generic[Context]):
         carry = self._spool.set_aside if aside else self._spool.take_in
         outcomes: Sequence[Brought]
         try:
-            outcomes = carry([(candidate, expect) for _, candidate, expect in items])
+            outcomes = carry([(candidate, expect, target) for _, candidate, expect, target in items])
         except Exception as error:  # noqa: BLE001 - the lane must outlive one bad group; the files lie where they lay
             structlog.get_logger().error("inbox.move_failed", error=type(error).__name__, files=len(items))
             note = f"moving it into the spool failed ({type(error).__name__}); it is tried again"
-            outcomes = [NotTaken(candidate=candidate, why=WhyNot.ERROR, note=note) for _, candidate, _ in items]
-        return ((context, outcome) for (context, _, _), outcome in zip(items, outcomes, strict=True))
+            outcomes = [NotTaken(candidate=candidate, why=WhyNot.ERROR, note=note) for _, candidate, _, _ in items]
+        return ((context, outcome) for (context, *_), outcome in zip(items, outcomes, strict=True))
 
 
 class Mover(Generic[Context]):

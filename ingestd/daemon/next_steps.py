@@ -30,6 +30,7 @@ from ingestd.daemon.steps import (
     Step,
     arrival_of,
     refusal_of,
+    target_of,
     where_it_lies,
 )
 from ingestd.inbox import Brought, Leave, Stranded, Taken, WhyNot
@@ -84,19 +85,24 @@ class NextSteps:
         may_be = doubts(self._tx, stay) if stay else {}
         for key, seen in files.items():
             if seen.origin.row is not None:
-                self.steps[key] = Reading(seen=seen, candidate_id=None)
+                self.steps[key] = Reading(seen=seen, candidate_id=None, target="")
             elif seen.candidate.in_place:
                 fresh.append((key, replace(seen, doubts=may_be.get(seen.candidate, ()))))
             else:
                 fresh.append((key, seen))
         candidates = [
-            NewCandidate(inbox=seen.candidate.inbox, relative_path=seen.relative_path, source=seen.candidate.source)
+            NewCandidate(
+                inbox=seen.candidate.inbox,
+                relative_path=seen.relative_path,
+                source=seen.candidate.source,
+                target=target_of(seen),
+            )
             for _, seen in fresh
         ]
         ids = moves.add_candidates(self._tx, candidates, now=self._now.utc) if candidates else []
         self.steps |= {
-            key: Reading(seen=seen, candidate_id=candidate_id)
-            for (key, seen), candidate_id in zip(fresh, ids, strict=True)
+            key: Reading(seen=seen, candidate_id=candidate_id, target=candidate.target)
+            for (key, seen), candidate, candidate_id in zip(fresh, candidates, ids, strict=True)
         }
 
     def advance(self, key: int, step: Step, answer: Answer) -> None:
@@ -142,7 +148,12 @@ class NextSteps:
         if not stays:
             refused = None if isinstance(verdict, Whole) else verdict
             self.steps[key] = Moving(
-                seen=seen, candidate_id=step.candidate_id, found=found, refused=refused, since=self._now.mono
+                seen=seen,
+                candidate_id=step.candidate_id,
+                target=step.target,
+                found=found,
+                refused=refused,
+                since=self._now.mono,
             )
         elif isinstance(verdict, Whole):
             self._arrive(key, step, verdict.found, where_it_lies(seen, verdict.found))

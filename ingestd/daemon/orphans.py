@@ -23,9 +23,8 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gates, Stage
 from ingestd.daemon.steps import Origin
-from ingestd.inbox import Candidate, Inboxes, Spool
+from ingestd.inbox import Candidate, Inboxes, Spool, name_in_spool
 from ingestd.ledger import Ledger, LedgerError, LeftCandidate, Transaction, moves, queries
-from ingestd.lifecycle import SourceStat
 
 _ADOPTED_AT_ONCE = 256
 _LISTED_AT_ONCE = 500
@@ -60,9 +59,9 @@ class Orphans(Stage):
         self._log = structlog.get_logger()
         self._found: Iterator[Candidate] | None = None  # by the start's look, which is over when it is None
         self._look_at = 0.0
-        # Files that were being read when the last run ended; renamed into the spool they keep what the kernel says.
-        self._left: dict[tuple[str, SourceStat], LeftCandidate] = {}
-        self._nameless: list[int] = []  # candidate rows of files that lie where they lay, to be dropped
+        # Files that were on their way when the last run ended, by inbox and target.
+        self._left: dict[tuple[str, str], LeftCandidate] = {}
+        self._staying: list[int] = []  # candidate rows of files that lie where they lay
         self.sweep_every = SWEEP_EVERY_SECONDS
         self._sweep_at = 0.0
         self._sweep: Iterator[str] | None = None
@@ -76,7 +75,7 @@ class Orphans(Stage):
 
     def start(self) -> None:
         """Begin to take up what the last run left."""
-        self._left = {(each.inbox, each.source): each for each in self._left_candidates()}
+        self._left = self._left_candidates()
         self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
         self._gates.intake.shut("orphans")
         self._gates.rereads.shut("orphans")
@@ -106,12 +105,12 @@ class Orphans(Stage):
 
     def write(self, tx: Transaction, now: Now) -> None:  # noqa: ARG002 - nothing of it has a time
         """Forget the candidates that lie where they lay, before admission puts the same files down anew."""
-        if self._nameless:
-            moves.drop_candidates(tx, self._nameless)
+        if self._staying:
+            moves.stay_candidates(tx, self._staying)
             tx.on_commit(self._forget)
 
     def _forget(self) -> None:
-        self._nameless = []
+        self._staying = []
 
     def _take_up(self, now: Now) -> None:
         """Admit what the last run left, a few at a time and before anything new, under the names they had."""
@@ -120,9 +119,7 @@ class Orphans(Stage):
         assert self._found is not None
         try:
             for count, found in enumerate(self._found, start=1):
-                left = self._left.pop((found.inbox, found.source), None)
-                candidate = replace(found, dropped_as=left.relative_path if left else "")
-                self._admission.adopt(candidate, Origin(adopted=True))
+                self._admission.adopt(_named(found, self._left), Origin(adopted=True))
                 if count >= _ADOPTED_AT_ONCE:
                     return
         except LedgerError:
@@ -143,8 +140,8 @@ class Orphans(Stage):
         self._gates.intake.open("orphans")
         self._gates.rereads.open("orphans")
         self._gates.removals.open("orphans")
-        # The others lie where they lay, and are seen again, or are gone. What killed a reader is not forgotten.
-        self._nameless = [each.candidate_id for each in self._left.values() if not each.tries]
+        # The others lie where they lay, and are seen again, or are gone.
+        self._staying = [each.candidate_id for each in self._left.values()]
         self._left = {}
         self._sweep_at = now.mono + self.sweep_every
 
@@ -164,26 +161,35 @@ class Orphans(Stage):
 
     def _adopt_seen_twice(self) -> None:
         moving_since = self._admission.moving_since()
+        left = self._left_candidates() if self._seen else {}
         for path, first in self._seen.items():
             inbox = path.split("/")[1]
             known = path not in self._first_seen or self._admission.holds_path(path)
             if known or moving_since <= first or self._inboxes.is_observing(inbox, path):
                 continue
             with contextlib.suppress(OSError):  # then it is looked at in the next sweep
-                self._adopt(inbox, path)
+                self._adopt(inbox, path, left)
         self._first_seen = self._seen
 
-    def _adopt(self, inbox: str, path: str) -> None:
+    def _adopt(self, inbox: str, path: str, left: dict[tuple[str, str], LeftCandidate]) -> None:
         if self._spool.is_needless_copy(path):
             self._spool.discard(path)
             return
         candidate = self._spool.candidate_at(inbox, path)
         if candidate is not None:
             self._log.warning("spool.orphan_found", inbox=inbox)
-            self._admission.adopt(candidate, Origin(adopted=True))
+            self._admission.adopt(_named(candidate, left), Origin(adopted=True))
 
-    def _left_candidates(self) -> Iterator[LeftCandidate]:
+    def _left_candidates(self) -> dict[tuple[str, str], LeftCandidate]:
+        left: dict[tuple[str, str], LeftCandidate] = {}
         after_id = 0
         while page := queries.left_candidates(self._ledger, after_id=after_id):
-            yield from page
+            left |= {(each.inbox, each.target): each for each in page}
             after_id = page[-1].candidate_id
+        return left
+
+
+def _named(orphan: Candidate, left: dict[tuple[str, str], LeftCandidate]) -> Candidate:
+    """Give a file of the spool the name that it was dropped under, if a candidate row has it as its target."""
+    row = left.pop((orphan.inbox, name_in_spool(orphan.relative_path)), None)
+    return replace(orphan, dropped_as=row.relative_path if row else "")

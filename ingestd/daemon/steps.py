@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from ingestd.inbox import Candidate, Expect, Leave, Taken
+from ingestd.inbox import Candidate, Expect, Leave, Taken, name_in_spool, new_name
 from ingestd.ledger import Holder, Judged, KnownSource, Ledger, RowToRead
 from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, Route, State
 from ingestd.reader import Inspection
@@ -64,7 +64,9 @@ class Noted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading(Noted):
-    """It is with a reader."""
+    """It is with a reader; ``target`` is the name that it will have in the spool (see ``target_of``)."""
+
+    target: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +81,7 @@ class Rejection:
 class Moving(Noted):
     """It was read, and is on its way into the spool, or aside; ``since`` is when (``Now.mono``)."""
 
+    target: str
     found: Inspection | None
     refused: Rejection | None
     since: float
@@ -142,6 +145,17 @@ class Recorded:
 
 
 Step: TypeAlias = Seen | Reading | Moving | Arrived | Comparing | Misplaced | Returned | Recorded
+
+
+def target_of(seen: Seen) -> str:
+    """Say which name the file has or is to have in the spool, "" where it stays out of it.
+
+    One without a row keeps its name whichever room it lies in: by that its candidate row is found again.
+    """
+    candidate = seen.candidate
+    if candidate.in_place:
+        return ""
+    return name_in_spool(candidate.relative_path) if candidate.in_spool and seen.origin.former is None else new_name()
 
 
 def spool_path_of(step: Step) -> str:

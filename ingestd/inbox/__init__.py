@@ -33,7 +33,7 @@ from ingestd.inbox.inboxes import Inboxes, check_places
 from ingestd.inbox.names import Names
 from ingestd.inbox.removal import remove_folders
 from ingestd.inbox.spool import Spool
-from ingestd.inbox.spool_folder import rehearse_spool
+from ingestd.inbox.spool_folder import name_in_spool, new_name, rehearse_spool
 from ingestd.inbox.types import (
     Brought,
     Candidate,
@@ -80,6 +80,8 @@ __all__ = [
     "Watch",
     "WhyNot",
     "check_places",
+    "name_in_spool",
+    "new_name",
     "rehearse_spool",
     "remove_folders",
 ]

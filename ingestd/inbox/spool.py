@@ -10,7 +10,8 @@
     explicit/<inbox>/<32 hex>              re-encoded copies
     scratch/                               emptied at the start
 
-A file without a row is work not begun (G2): ``orphans`` finds it. Every method may be called from any thread.
+The 32 hex are the file's target: its candidate row has it before it is brought here. A file without a row is work not
+begun (G2): ``orphans`` finds it. Every method may be called from any thread.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +33,20 @@ from ingestd.fs.places import MISSING, open_file
 from ingestd.lifecycle import SourceStat
 
 from . import removal, takein
-from .copying import source_is_unchanged
-from .spool_folder import ROOMS, SpoolLock, make_spool, read_id, unusable
-from .types import Brought, Candidate, Expect, LetGo, NotTaken, Removal, SpoolError, WasRead, WhyNot, check_inbox_name
+from .spool_folder import ROOMS, SpoolLock, make_spool, new_name, read_id, unusable
+from .types import (
+    Brought,
+    Candidate,
+    Expect,
+    LetGo,
+    NotTaken,
+    Removal,
+    SpoolError,
+    Wanted,
+    WasRead,
+    WhyNot,
+    check_inbox_name,
+)
 
 KNOWN_AT_ONCE = 1_000
 # It is tried again sooner than this.
@@ -110,8 +121,8 @@ class Spool:
         """Put down in the lock what keeps the ledger from being written, "" nothing: who asks cannot learn it there."""
         self._lock.tell(trouble)
 
-    def take_in(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]:
-        """Bring files into ``files/<inbox>/``; those reported as taken are durable there.
+    def take_in(self, items: Sequence[Wanted]) -> list[Brought]:
+        """Bring files into ``files/<inbox>/``, under their targets; those reported as taken are durable there.
 
         On the spool's filesystem a file is renamed; its reader must have fsynced it. From elsewhere it is copied, and
         the copy checked against the digests; its source stays until ``remove_source``. A file that lies in ``files/``
@@ -120,13 +131,13 @@ class Spool:
         """
         return self._bring(items, room="files")
 
-    def set_aside(self, items: Sequence[tuple[Candidate, Expect]]) -> list[Brought]:
-        """Bring files into ``rejected/<inbox>/<random>/``, under their own names, like ``take_in``."""
+    def set_aside(self, items: Sequence[Wanted]) -> list[Brought]:
+        """Bring files into ``rejected/<inbox>/<target>/`` like ``take_in``, under the names they were dropped under."""
         return self._bring(items, room="rejected")
 
-    def _bring(self, items: Sequence[tuple[Candidate, Expect]], *, room: str) -> list[Brought]:
+    def _bring(self, items: Sequence[Wanted], *, room: str) -> list[Brought]:
         results = takein.bring(self.path, self.device, items, room=room, low_water=self.low_water)
-        for (candidate, expect), brought in zip(items, results, strict=True):
+        for (candidate, expect, _), brought in zip(items, results, strict=True):
             if isinstance(brought, NotTaken) and brought.why is WhyNot.NO_ROOM:
                 self._did_not_fit[candidate.place] = (expect.source.size_bytes, boottime())
             else:
@@ -226,7 +237,7 @@ class Spool:
         _check_ours(path)
         folder = self.path / "files" / check_inbox_name(inbox)
         folder.mkdir(mode=0o700, exist_ok=True)
-        own = secrets.token_hex(16)
+        own = new_name()
         place = self.path / path
         place.rename(folder / own)
         sync_folder(folder)
@@ -242,25 +253,17 @@ class Spool:
         yield from self._listed("files", depth=2)
         yield from self._listed("rejected", depth=3)
 
-    def is_needless_copy(self, path: str) -> bool:
-        """Whether this is a copy without a row whose source still lies unchanged in its inbox."""
-        return source_is_unchanged(self.path / path)
-
     def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
         """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
 
         ``known`` says which of at most 1,000 paths the ledger knows. For the start: to be gone on with only while no
-        file is between ``take_in`` and its row, which would be mistaken for one. A copy whose source still lies
-        unchanged in its inbox is discarded, for the source will be taken; so is a re-encoded copy that had no row when
-        this was called.
+        file is between ``take_in`` and its row, which would be mistaken for one. A re-encoded copy that had no row when
+        this was called is discarded.
         """
         return self._orphans(list(self._listed("explicit", depth=2)), known)
 
     def _orphans(self, explicit: list[str], known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
         for path in self._unknown(self.listed(), known):
-            if self.is_needless_copy(path):
-                self.discard(path)
-                continue
             candidate = self.candidate_at(path.split("/")[1], path)
             if candidate is not None:
                 yield candidate
@@ -294,7 +297,7 @@ class Spool:
         """Name a fresh file for a re-encoded copy, in a folder that exists."""
         folder = self.path / "explicit" / check_inbox_name(inbox)
         folder.mkdir(mode=0o700, exist_ok=True)
-        return folder / secrets.token_hex(16)
+        return folder / new_name()
 
     def scratch(self) -> Path:
         return self.path / "scratch"

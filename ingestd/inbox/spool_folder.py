@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import uuid
 from pathlib import Path
 
@@ -14,6 +15,16 @@ from .types import SpoolError, SpoolInUse
 
 ROOMS = ("files", "rejected", "explicit", "scratch")
 _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def new_name() -> str:
+    """Make a name for a file in the spool; it is given out once, also by a ledger that was put back."""
+    return secrets.token_hex(16)
+
+
+def name_in_spool(path: str) -> str:
+    """Say which name a path in ``files/`` or ``rejected/`` was made of."""
+    return path.split("/")[2]
 
 
 def make_spool(path: Path) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from ingestd.fs.places import look_in
 from ingestd.lifecycle import SourceStat
 
 from .copying import BARS, Left, Target, check_same, copy_in, no_spool, spool_to_be_there
-from .types import Brought, Candidate, Expect, NotTaken, Stranded, Taken, WhyNot, check_inbox_name
+from .types import Brought, Candidate, Expect, NotTaken, Stranded, Taken, Wanted, WhyNot, check_inbox_name
 
 _FOLDERS_MOST = 200
 
@@ -50,6 +49,7 @@ class _Item(NamedTuple):
     expect: Expect
     folder: tuple[str, str]  # the one that is opened as it is written, and the folders below it
     name: str
+    target: str  # in the spool
 
 
 @dataclass(slots=True)
@@ -63,16 +63,14 @@ class _Moved:
     target_name: str
 
 
-def bring(
-    spool: Path, device: int, items: Sequence[tuple[Candidate, Expect]], *, room: str, low_water: int
-) -> list[Brought]:
+def bring(spool: Path, device: int, items: Sequence[Wanted], *, room: str, low_water: int) -> list[Brought]:
     """Bring files into one of the spool's rooms; see ``Spool.take_in``."""
     apart: list[_Item] = []
-    for place, (candidate, expect) in enumerate(items):
+    for place, (candidate, expect, target) in enumerate(items):
         path, relative = str(candidate.path), candidate.relative_path
         assert path.endswith("/" + relative), "a candidate's path is its inbox's, and its relative path"
         parent, _, name = relative.rpartition("/")
-        apart.append(_Item(place, candidate, expect, (path[: -len(relative) - 1] or "/", parent), name))
+        apart.append(_Item(place, candidate, expect, (path[: -len(relative) - 1] or "/", parent), name, target))
     results: dict[int, Brought] = {}
     for group in _groups(apart):
         _Group(str(spool), device, room, low_water, results).bring(group)
@@ -148,7 +146,7 @@ class _Group:
             taken = Taken(candidate=candidate, path=relative, ctime_ns=found.st_ctime_ns if is_as_read else 0)
             return _Moved(item, taken, None, source_folder, item.name)
         with spool_to_be_there():
-            target = self._target(check_inbox_name(candidate.inbox), item.name)
+            target = self._target(item, check_inbox_name(candidate.inbox))
         self._to_sync[target.folder] = None
         try:
             return self._bring_to(item, source_folder, found, target)
@@ -181,7 +179,7 @@ class _Group:
         taken = Taken(candidate=candidate, path=path, ctime_ns=ctime_ns)
         return _Moved(item, taken, source_folder, target.folder, target.name)
 
-    def _target(self, inbox: str, name: str) -> Target:
+    def _target(self, item: _Item, inbox: str) -> Target:
         """Open the folder that the file is to go to, which is made where it is missing, and name the file in it."""
         path = f"{self._room}/{inbox}"
         try:
@@ -192,12 +190,14 @@ class _Group:
                 os.mkdir(inbox, 0o700, dir_fd=room)
             sync_open_folder(room)
             folder = self._folder(self._spool, path)
-        own = secrets.token_hex(16)
+        own = item.target
         if self._room == "files":
             return Target(folder, f"{path}/", own)
         # A folder of its own, so that the file can keep its name for the person who looks.
-        os.mkdir(own, 0o700, dir_fd=folder)
+        with contextlib.suppress(FileExistsError):  # of a former try, which a crash cut short
+            os.mkdir(own, 0o700, dir_fd=folder)
         self._to_sync[folder] = None
+        name = (item.candidate.dropped_as or item.name).rpartition("/")[2]
         return Target(self._folder(self._spool, f"{path}/{own}"), f"{path}/{own}/", name)
 
     def _folder(self, root: str, relative: str) -> int:

@@ -184,6 +184,10 @@ class WhyNot(StrEnum):
     ERROR = "error"
 
 
+# A file that is to be brought into the spool, what it must still be, and its name there (see ``new_name``).
+Wanted: TypeAlias = "tuple[Candidate, Expect, str]"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
     """The file is durable at ``path`` (relative to the spool).

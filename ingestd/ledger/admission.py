@@ -41,6 +41,7 @@ _CANDIDATES = select(candidate).where(
     candidate.c.inbox_id == bindparam("inbox_id"), dialect.among(candidate.c.relative_path, "paths")
 )
 _DROP = delete(candidate).where(dialect.among(candidate.c.id, "ids"))
+_STAY = update(candidate).where(dialect.among(candidate.c.id, "ids")).values(target="")
 _LOOK_AGAIN = (
     update(delivery)
     .where(dialect.among(delivery.c.id, "ids"), dialect.unindexed(delivery.c.state) == State.CONFIRMED)
@@ -96,9 +97,10 @@ def _holder(tx: Transaction, row: Any, destination: str) -> Holder:
 def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, now: datetime) -> list[int]:
     """Put down which files are about to be read, before they are.
 
-    The very file that was put down before keeps its row and its tries.
+    The very file that was put down before keeps its tries. Another one that was dropped under the same name, and is on
+    its way into the spool or lies there, keeps its row.
     """
-    known: dict[tuple[str, str], Any] = {}
+    known: dict[tuple[str, str, str], Any] = {}
     by_inbox: dict[str, list[str]] = defaultdict(list)
     for each in candidates:
         by_inbox[each.inbox].append(each.relative_path)
@@ -106,34 +108,37 @@ def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, now: 
     for inbox, paths in by_inbox.items():
         for piece in pieces(paths):
             for left in tx.connection.execute(_CANDIDATES, {"inbox_id": numbers[inbox], "paths": piece}):
-                known[inbox, left.relative_path] = left
-    ids: list[int] = []
-    fresh: list[dict[str, Any]] = []
-    changed: list[int] = []
-    next_id = tx.next_number("candidate", len(candidates))
-    for each in candidates:
-        row = known.get((each.inbox, each.relative_path))
-        if row is not None and row.source == each.source:
-            ids.append(row.id)
-            continue
-        if row is not None:
-            changed.append(row.id)
-        fresh.append(
+                known[inbox, left.relative_path, left.target] = left
+    first = tx.next_number("candidate", len(candidates))
+    rows: list[dict[str, Any]] = []
+    formers: list[int] = []
+    for number, each in enumerate(candidates, start=first):
+        place = (each.inbox, each.relative_path)
+        former = known.get((*place, each.target)) or known.get((*place, ""))
+        if former is not None:
+            formers.append(former.id)
+        rows.append(
             {
-                "id": next_id,
+                "id": number,
                 "spool_id": tx.spool_id,
                 "inbox_id": numbers[each.inbox],
                 "relative_path": each.relative_path,
                 "source": each.source,
+                "target": each.target,
+                "tries": former.tries if former is not None and _is_of(former, each) else 0,
                 "since": now,
             }
         )
-        ids.append(next_id)
-        next_id += 1
-    drop_candidates(tx, changed)
-    if fresh:
-        dialect.insert_rows(tx.connection, candidate, fresh)
-    return ids
+    drop_candidates(tx, formers)
+    if rows:
+        dialect.insert_rows(tx.connection, candidate, rows)
+    return [row["id"] for row in rows]
+
+
+def _is_of(former: Any, found: NewCandidate) -> bool:
+    """Whether a candidate row is of this very file, or of what it was copied from."""
+    is_copy = former.target == found.target and former.source.looks_like(found.source)
+    return is_copy or bool(former.source == found.source)
 
 
 def candidate_died(tx: Transaction, candidate_id: int) -> int:
@@ -142,6 +147,13 @@ def candidate_died(tx: Transaction, candidate_id: int) -> int:
     tx.connection.execute(update(candidate).where(where).values(tries=candidate.c.tries + 1))
     tries: int | None = tx.connection.execute(select(candidate.c.tries).where(where)).scalar_one_or_none()
     return tries or 0
+
+
+def stay_candidates(tx: Transaction, candidate_ids: Iterable[int]) -> None:
+    """Forget the targets of files that lie where they lay, and altogether those that killed no reader."""
+    for piece in pieces(list(candidate_ids)):
+        tx.connection.execute(_DROP.where(candidate.c.tries == 0), {"ids": piece})
+        tx.connection.execute(_STAY, {"ids": piece})
 
 
 def drop_candidates(tx: Transaction, candidate_ids: Iterable[int]) -> None:

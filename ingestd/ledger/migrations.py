@@ -427,7 +427,7 @@ _TENTH = (
         target TEXT NOT NULL DEFAULT '',
         tries {int} NOT NULL DEFAULT 0,
         since {int} NOT NULL,
-        UNIQUE (inbox_id, relative_path)
+        UNIQUE (inbox_id, relative_path, target)
     ) {strict}""",
     """INSERT INTO candidate (id, spool_id, inbox_id, relative_path, source, tries, since)
         SELECT former.id, spool.id, inbox.id, relative_path, source_without_device(source), tries, since

@@ -3,7 +3,16 @@
 ``with ledger.transaction() as tx: moves.admit(tx, ...)``; many moves in one transaction cost little, an fsync each.
 """
 
-from .admission import add_candidates, admit, candidate_died, drop_candidates, refuse, reread, reread_refused
+from .admission import (
+    add_candidates,
+    admit,
+    candidate_died,
+    drop_candidates,
+    refuse,
+    reread,
+    reread_refused,
+    stay_candidates,
+)
 from .claims import claim, recover, wake
 from .clock import put_clock
 from .confirm import apply, check_again, record_sightings

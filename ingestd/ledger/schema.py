@@ -73,7 +73,7 @@ candidate = Table(
     Column("inbox_id", _INT),
     Column("relative_path", PathText),
     Column("source", Stat),
-    Column("target", PathText),  # where in the spool it will lie: named before it is moved
+    Column("target", PathText),  # its name in the spool, in files/ or rejected/; "": it stays where it lies
     Column("tries", _INT),
     Column("since", Instant),
 )

@@ -29,11 +29,12 @@ class OperatorRequest(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewCandidate:
-    """A file about to be read."""
+    """A file about to be read; ``target`` is the name that it has or will have in the spool, "" where it never lies."""
 
     inbox: str
     relative_path: str
     source: SourceStat
+    target: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,7 @@ class LeftCandidate:
     candidate_id: int
     inbox: str
     relative_path: str
-    source: SourceStat
+    target: str
     tries: int
 
 

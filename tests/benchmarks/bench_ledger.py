@@ -245,6 +245,7 @@ def bench_moves(file: Path, folder: Path, rows: int) -> None:
                                 inbox="inbox",
                                 relative_path=f"new/IM{number:07d}.dcm",
                                 source=SourceStat(device=1, inode=number, size_bytes=1, mtime_ns=1),
+                                target=f"{number:032x}",
                             )
                             for number in numbers
                         ],

@@ -22,7 +22,7 @@ from ingestd.ledger import Choice, Entry, Ledger, moves, queries
 from ingestd.lifecycle import NEEDS_PERSON, State
 from tests.builders import element
 from tests.daemon.test_promise import configure, image, running, states, turn
-from tests.inboxing import candidate_of, expect_of, source_of
+from tests.inboxing import candidate_of, expect_of, set_aside, source_of, take_in
 from tests.running import PROGRAM, Site, environment, kill_session, wait_until
 
 _UNKNOWN = "Stopped because nobody can say how full the spool's disk is"
@@ -248,7 +248,7 @@ def test_copied_source_that_was_written_to_is_not_removed(tmp_path: Path, elsewh
     source = elsewhere / "x"
     source.write_bytes(content)
     expect = expect_of(source, offset=132)
-    (taken,) = spool.take_in([(candidate_of(elsewhere, "x"), expect)])
+    (taken,) = take_in(spool, [(candidate_of(elsewhere, "x"), expect)])
     assert isinstance(taken, Taken)
     read = replace(expect, ctime_ns=taken.source_ctime_ns)
     unread = Expect(source=expect.source, ctime_ns=taken.source_ctime_ns)
@@ -269,7 +269,7 @@ def test_copied_source_that_nobody_could_read_is_compared_with_its_copy(tmp_path
     source = elsewhere / "x"
     source.write_bytes(b"text" * 1000)
     expect = Expect(source=source_of(source))
-    (taken,) = spool.set_aside([(candidate_of(elsewhere, "x"), expect)])
+    (taken,) = set_aside(spool, [(candidate_of(elsewhere, "x"), expect)])
     assert isinstance(taken, Taken)
     source.chmod(0o640)
 

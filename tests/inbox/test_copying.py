@@ -14,7 +14,7 @@ from ingestd.emulator import Emulator
 from ingestd.inbox import NotTaken, Spool, Taken, WhyNot
 from tests.builders import instance_bytes
 from tests.daemon.test_promise import image
-from tests.inboxing import candidate_of, expect_of
+from tests.inboxing import candidate_of, expect_of, take_in
 from tests.running import QUICK_INBOX, Site
 
 DISK = 24 << 20
@@ -51,7 +51,7 @@ def write_sparse(path: Path, size: int, *islands: int) -> None:
 
 
 def take(spool: Spool, drop: Path, name: str) -> Taken | NotTaken:
-    (result,) = spool.take_in([(candidate_of(drop, name), expect_of(drop / name, offset=132))])
+    (result,) = take_in(spool, [(candidate_of(drop, name), expect_of(drop / name, offset=132))])
     assert isinstance(result, Taken | NotTaken)
     return result
 
@@ -120,7 +120,7 @@ def test_hole_that_was_filled_meanwhile_is_noticed(small_disk: Path, drop: Path)
         file.write(b"late")
     os.utime(drop / "x", ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    (result,) = spool.take_in([(candidate_of(drop, "x"), expect)])
+    (result,) = take_in(spool, [(candidate_of(drop, "x"), expect)])
 
     assert isinstance(result, NotTaken)
     assert result.why is WhyNot.CHANGED

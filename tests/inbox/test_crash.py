@@ -13,7 +13,7 @@ import hashlib, os, random, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from ingestd.inbox import Spool, Taken, Removal
-from tests.inboxing import candidate_of, expect_of, source_of, tree
+from tests.inboxing import candidate_of, expect_of, source_of, take_in, tree
 
 base, drop, rounds, seed = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 chance = random.Random(seed)
@@ -35,7 +35,7 @@ for number in range(rounds):
         spool.lock()
         os.write(writing, b"x")
         for start in range(0, len(items), 3):
-            for one in spool.take_in(items[start : start + 3]):
+            for one in take_in(spool, items[start : start + 3]):
                 assert isinstance(one, Taken), one
                 # What stands in this file is what a row would say: from here on the spool has it.
                 with (base / f"rows{number}").open("a") as rows:
@@ -71,8 +71,8 @@ for number in range(rounds):
     left = [(folder / name).read_bytes() for name in in_drop] + [one.path.read_bytes() for one in orphans]
     missing = [content for name, content in wanted.items() if name not in rows]
     assert sorted(left) == sorted(missing), "not each file exactly once"
-    again = spool.take_in([(one, expect_of(one.path)) for one in orphans])
-    again += spool.take_in([(candidate_of(folder, name), expect_of(folder / name)) for name in in_drop])
+    again = take_in(spool, [(one, expect_of(one.path)) for one in orphans])
+    again += take_in(spool, [(candidate_of(folder, name), expect_of(folder / name)) for name in in_drop])
     assert all(isinstance(one, Taken) for one in again)
     in_the_middle += 0 < len(rows) < 30 or bool(orphans)
     spool.unlock()

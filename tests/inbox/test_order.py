@@ -26,9 +26,9 @@ TAKE = """
 import sys
 from pathlib import Path
 from ingestd.inbox import Spool
-from tests.inboxing import candidate_of, expect_of
+from tests.inboxing import candidate_of, expect_of, take_in
 spool, drop = Spool(Path(sys.argv[1])), Path(sys.argv[2])
-(result,) = spool.take_in([(candidate_of(drop, "x"), expect_of(drop / "x", offset=132))])
+(result,) = take_in(spool, [(candidate_of(drop, "x"), expect_of(drop / "x", offset=132))])
 print("then", type(result).__name__, getattr(result, "why", ""), flush=True)
 """
 REMOVE = """

@@ -17,7 +17,7 @@ from ingestd.fs import durable
 from ingestd.fs.mounts import free_space
 from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot, remove_folders
 from ingestd.lifecycle import SourceStat
-from tests.inboxing import candidate_of, expect_of, source_of, tree
+from tests.inboxing import candidate_of, expect_of, set_aside, source_of, take_in, tree
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def append(path, content):
 
 
 def take(spool, folder, *names, offset=0):
-    return spool.take_in([(candidate_of(folder, name), expect_of(folder / name, offset=offset)) for name in names])
+    return take_in(spool, [(candidate_of(folder, name), expect_of(folder / name, offset=offset)) for name in names])
 
 
 def test_spool_is_its_owners_alone_and_keeps_its_id(tmp_path):
@@ -212,7 +212,7 @@ def test_results_come_in_the_order_of_the_items(spool, drop):
         items[0][1],
     )
 
-    results = spool.take_in(items)
+    results = take_in(spool, items)
 
     assert [result.candidate.relative_path for result in results] == names
     assert [isinstance(result, NotTaken) for result in results] == [name == "3/10" for name in names]
@@ -243,7 +243,7 @@ def test_file_that_is_not_what_was_read_is_not_taken(spool, drop, tmp_path, chan
             os.mkfifo(path)
     before = sorted(tree(tmp_path / "moved")) if change == "folder_is_link" else sorted(tree(drop))
 
-    (result,) = spool.take_in([item])
+    (result,) = take_in(spool, [item])
 
     assert isinstance(result, NotTaken)
     assert result.why is (WhyNot.GONE if change in {"gone", "folder_is_link"} else WhyNot.CHANGED) or (
@@ -271,7 +271,7 @@ def test_inbox_name_never_leads_out_of_the_spool(spool, drop):
     candidate = candidate_of(drop, "x", inbox="../../etc")
 
     with pytest.raises(ValueError, match="inbox name"):
-        spool.take_in([(candidate, expect_of(drop / "x"))])
+        take_in(spool, [(candidate, expect_of(drop / "x"))])
     assert tree(drop) == {"x"}
 
 
@@ -296,7 +296,7 @@ def test_copy_that_is_not_what_was_read_is_thrown_away(spool, elsewhere):
         file.write(b"b")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    (result,) = spool.take_in([(candidate_of(elsewhere, "x"), expect)])
+    (result,) = take_in(spool, [(candidate_of(elsewhere, "x"), expect)])
 
     assert result.why is WhyNot.CHANGED
     assert path.exists()
@@ -311,7 +311,7 @@ def test_changed_preamble_is_noticed_by_its_own_digest(spool, elsewhere):
         file.write(b"q")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    (result,) = spool.take_in([(candidate_of(elsewhere, "x"), expect)])
+    (result,) = take_in(spool, [(candidate_of(elsewhere, "x"), expect)])
 
     assert result.why is WhyNot.CHANGED
 
@@ -586,14 +586,18 @@ def test_set_aside_keeps_the_name_and_can_be_taken_after_all(spool, drop):
     put(drop, "s/report.pdf", b"%PDF")
     put(drop, "t/report.pdf", b"%PDF2")
 
-    aside = spool.set_aside(
-        [(candidate_of(drop, name), Expect(source=source_of(drop / name))) for name in ("s/report.pdf", "t/report.pdf")]
+    aside = set_aside(
+        spool,
+        [
+            (candidate_of(drop, name), Expect(source=source_of(drop / name)))
+            for name in ("s/report.pdf", "t/report.pdf")
+        ],
     )
 
     assert [one.path.rsplit("/", 1)[1] for one in aside] == ["report.pdf", "report.pdf"]
     assert tree(drop) == set()
     candidate = spool.candidate_at("a", aside[0].path)
-    (taken,) = spool.take_in([(candidate, expect_of(candidate.path))])
+    (taken,) = take_in(spool, [(candidate, expect_of(candidate.path))])
     assert taken.path.startswith("files/a/")
     assert tree(spool.path / "rejected") == {aside[1].path.removeprefix("rejected/")}
     assert len(list((spool.path / "rejected" / "a").iterdir())) == 1
@@ -602,17 +606,17 @@ def test_set_aside_keeps_the_name_and_can_be_taken_after_all(spool, drop):
 
 def test_setting_aside_again_leaves_the_file_where_it_is(spool, drop):
     put(drop, "x")
-    (aside,) = spool.set_aside([(candidate_of(drop, "x"), Expect(source=source_of(drop / "x")))])
+    (aside,) = set_aside(spool, [(candidate_of(drop, "x"), Expect(source=source_of(drop / "x")))])
     candidate = spool.candidate_at("a", aside.path)
 
-    (again,) = spool.set_aside([(candidate, Expect(source=candidate.source))])
+    (again,) = set_aside(spool, [(candidate, Expect(source=candidate.source))])
 
     assert again.path == aside.path
 
 
 def test_change_of_a_rejected_file_shows(spool, drop):
     put(drop, "x")
-    (aside,) = spool.set_aside([(candidate_of(drop, "x"), Expect(source=source_of(drop / "x")))])
+    (aside,) = set_aside(spool, [(candidate_of(drop, "x"), Expect(source=source_of(drop / "x")))])
     before = spool.stat(aside.path)
     append(spool.path / aside.path, b"the rest")
 
@@ -624,7 +628,7 @@ def test_failed_setting_aside_leaves_no_empty_folder(spool, drop):
     path = put(drop, "x")
     expect = Expect(source=SourceStat(device=1, inode=2, size_bytes=3, mtime_ns=4))
 
-    (result,) = spool.set_aside([(candidate_of(drop, "x"), expect)])
+    (result,) = set_aside(spool, [(candidate_of(drop, "x"), expect)])
 
     assert result.why is WhyNot.CHANGED
     assert path.exists()
@@ -636,7 +640,7 @@ def test_files_without_rows_are_found_and_stay_where_they_are_when_taken(spool, 
         put(drop, name, name.encode())
     taken = take(spool, drop, "1", "2", "3")
     put(drop, "no")
-    (aside,) = spool.set_aside([(candidate_of(drop, "no"), Expect(source=source_of(drop / "no")))])
+    (aside,) = set_aside(spool, [(candidate_of(drop, "no"), Expect(source=source_of(drop / "no")))])
     put(spool.path, "explicit/a/0123")
 
     found = list(spool.orphans(lambda paths: {taken[1].path} & set(paths)))
@@ -644,7 +648,7 @@ def test_files_without_rows_are_found_and_stay_where_they_are_when_taken(spool, 
     assert {one.relative_path for one in found} == {taken[0].path, taken[2].path, aside.path}
     assert all(one.inbox == "a" and one.in_spool and one.final for one in found)
     assert tree(spool.path / "explicit") == set()
-    (again,) = spool.take_in([(found[0], expect_of(found[0].path))])
+    (again,) = take_in(spool, [(found[0], expect_of(found[0].path))])
     assert again.path == found[0].relative_path
 
 
@@ -661,7 +665,7 @@ def test_ledger_is_asked_about_a_thousand_files_at_a_time(spool):
     assert len(found) == 3
 
 
-@pytest.mark.parametrize("bring", [Spool.take_in, Spool.set_aside])
+@pytest.mark.parametrize("bring", [take_in, set_aside])
 def test_copy_whose_source_still_lies_there_is_not_admitted_twice(spool, elsewhere, bring):
     put(elsewhere, "stays")
     gone = put(elsewhere, "gone")
@@ -678,7 +682,7 @@ def test_copy_whose_source_still_lies_there_is_not_admitted_twice(spool, elsewhe
     assert tree(elsewhere) == {"stays"}
 
 
-@pytest.mark.parametrize("bring, room", [(Spool.take_in, "files/a"), (Spool.set_aside, "rejected/a")])
+@pytest.mark.parametrize("bring, room", [(take_in, "files/a"), (set_aside, "rejected/a")])
 def test_copy_that_cannot_be_looked_at_where_it_landed_is_not_left_there(spool, elsewhere, monkeypatch, bring, room):
     put(elsewhere, "x")
     fstat = os.fstat
@@ -701,7 +705,7 @@ def test_discard_removes_only_what_is_ours(spool, drop, tmp_path):
     outside = put(tmp_path, "archive/study")
     (taken,) = take(spool, drop, "x")
     put(drop, "y")
-    (aside,) = spool.set_aside([(candidate_of(drop, "y"), Expect(source=source_of(drop / "y")))])
+    (aside,) = set_aside(spool, [(candidate_of(drop, "y"), Expect(source=source_of(drop / "y")))])
 
     for path in (str(outside), "../archive/study", "files/../../archive/study", "spool.id", "lock", "files/", "files"):
         with pytest.raises(ValueError, match="not a path"):
@@ -733,21 +737,21 @@ base = Path(sys.argv[3])
 for name in ("spool", "drop"):
     (base / name).mkdir()
 assert libc.mount(b"tmpfs", os.fsencode(base / "spool"), b"tmpfs", 0, b"size=256k") == 0
-from tests.inboxing import candidate_of, expect_of, tree
+from tests.inboxing import candidate_of, expect_of, take_in, tree
 from ingestd.inbox import Spool
 spool = Spool(base / "spool")
 for number in range(4):
     (base / "drop" / str(number)).write_bytes(os.urandom(100_000))
-results = spool.take_in([(candidate_of(base / "drop", str(n)), expect_of(base / "drop" / str(n))) for n in range(4)])
+results = take_in(spool, [(candidate_of(base / "drop", str(n)), expect_of(base / "drop" / str(n))) for n in range(4)])
 outcomes = sorted(str(getattr(one, "why", "taken")) for one in results)
 print(outcomes, sorted(tree(base / "drop")), len(tree(spool.scratch())))
 spool.discard(*[one.path for one in results if hasattr(one, "path")])
 left = [one.candidate for one in results if not hasattr(one, "path")]
-again = spool.take_in([(one, expect_of(one.path)) for one in left])
+again = take_in(spool, [(one, expect_of(one.path)) for one in left])
 print([str(getattr(one, "why", "taken")) for one in again])
 assert libc.mount(b"none", os.fsencode(base / "spool"), None, 0x20 | 0x1, None) == 0
 os.unlink(base / "drop" / "0"); (base / "drop" / "0").write_bytes(b"new")
-(one,) = spool.take_in([(candidate_of(base / "drop", "0"), expect_of(base / "drop" / "0"))])
+(one,) = take_in(spool, [(candidate_of(base / "drop", "0"), expect_of(base / "drop" / "0"))])
 print(one.why, one.note)
 """
 
@@ -777,7 +781,7 @@ def test_folder_that_may_not_be_written_leaves_the_file():
     os.chown(base, 65534, 65534)
     try:
         os.seteuid(65534)
-        (result,) = Spool(base / "spool").take_in([(candidate_of(base / "drop", "x"), expect_of(path))])
+        (result,) = take_in(Spool(base / "spool"), [(candidate_of(base / "drop", "x"), expect_of(path))])
         os.seteuid(0)
 
         assert result.why is WhyNot.ERROR
@@ -791,7 +795,7 @@ def test_folder_that_may_not_be_written_leaves_the_file():
 def test_empty_digest_is_not_checked(spool, elsewhere):
     put(elsewhere, "x", b"")
 
-    (result,) = spool.set_aside([(candidate_of(elsewhere, "x"), Expect(source=source_of(elsewhere / "x")))])
+    (result,) = set_aside(spool, [(candidate_of(elsewhere, "x"), Expect(source=source_of(elsewhere / "x")))])
 
     assert isinstance(result, Taken)
     assert not result.source_removed
@@ -801,7 +805,7 @@ def test_digest_of_a_file_without_meta_may_be_left_empty(spool, elsewhere):
     put(elsewhere, "x", b"abc")
     expect = Expect(source=source_of(elsewhere / "x"), digest=hashlib.sha256(b"abc").hexdigest())
 
-    assert isinstance(spool.take_in([(candidate_of(elsewhere, "x"), expect)])[0], Taken)
+    assert isinstance(take_in(spool, [(candidate_of(elsewhere, "x"), expect)])[0], Taken)
 
 
 def test_failing_fsync_gives_the_files_back(spool, drop, monkeypatch):
@@ -813,7 +817,7 @@ def test_failing_fsync_gives_the_files_back(spool, drop, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", fail)
-    (result,) = spool.take_in([item])
+    (result,) = take_in(spool, [item])
 
     assert result.why is WhyNot.ERROR
     assert tree(drop) == {"x"}

@@ -77,14 +77,57 @@ def test_same_candidate_keeps_its_tries_and_a_changed_file_starts_over(ledger: L
     with ledger.transaction() as tx:
         (again,) = moves.add_candidates(tx, [same], now=LATER)
         assert moves.candidate_died(tx, again) == 2
-    assert again == first
 
     with ledger.transaction() as tx:
         (other,) = moves.add_candidates(
             tx, [NewCandidate(inbox="in", relative_path="IM1", source=source(1, size=2000))], now=LATER
         )
-    assert other != first
     assert [(left.candidate_id, left.tries) for left in queries.left_candidates(ledger)] == [(other, 0)]
+
+
+def test_copy_in_the_spool_keeps_the_tries_of_what_it_was_copied_from(ledger: Ledger):
+    """It has an inode of its own: what was copied counted as another file than its source."""
+    with ledger.transaction() as tx:
+        dropped = NewCandidate(inbox="in", relative_path="IM1", source=source(1), target="a")
+        moves.candidate_died(tx, *moves.add_candidates(tx, [dropped], now=NOW))
+    with ledger.transaction() as tx:
+        copy = replace(dropped, source=replace(source(1), inode=77))
+        moves.add_candidates(tx, [copy], now=LATER)
+    assert [(left.target, left.tries) for left in queries.left_candidates(ledger)] == [("a", 1)]
+
+    with ledger.transaction() as tx:
+        other = replace(copy, source=replace(source(1), inode=78), target="b")
+        moves.add_candidates(tx, [other], now=LATER)
+    assert [(left.target, left.tries) for left in queries.left_candidates(ledger)] == [("a", 1), ("b", 0)]
+
+
+def test_file_dropped_under_the_name_of_one_on_its_way_has_a_candidate_row_beside_it(ledger: Ledger):
+    """The former one's was dropped, and with it the name of a file that lay in the spool by then."""
+    first, second = (
+        NewCandidate(inbox="in", relative_path="IM1", source=source(number), target=str(number)) for number in (1, 2)
+    )
+    with ledger.transaction() as tx:
+        moves.add_candidates(tx, [first], now=NOW)
+    with ledger.transaction() as tx:
+        moves.add_candidates(tx, [second], now=LATER)
+    assert [left.target for left in queries.left_candidates(ledger)] == ["1", "2"]
+
+
+def test_candidates_that_stay_where_they_lie_are_kept_for_their_tries_alone(ledger: Ledger):
+    with ledger.transaction() as tx:
+        files = [
+            NewCandidate(inbox="in", relative_path=f"IM{number}", source=source(number), target=str(number))
+            for number in (1, 2, 3)
+        ]
+        ids = moves.add_candidates(tx, files, now=NOW)
+        moves.candidate_died(tx, ids[1])
+    with ledger.transaction() as tx:
+        moves.stay_candidates(tx, ids[:2])
+    assert [(left.target, left.tries) for left in queries.left_candidates(ledger)] == [("", 1), ("3", 0)]
+
+    with ledger.transaction() as tx:
+        moves.add_candidates(tx, [replace(files[1], target="4")], now=LATER)
+    assert [(left.target, left.tries) for left in queries.left_candidates(ledger)] == [("3", 0), ("4", 1)]
 
 
 def test_candidate_ids_are_not_given_out_twice(ledger: Ledger):
