@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from math import inf
+from typing import TypeAlias
 
 import structlog
 
@@ -32,6 +33,9 @@ SWEEP_EVERY_SECONDS = 60.0
 # A sweep may take this share of the time.
 _SWEEP_SHARE = 0.01
 _FAILED_WAIT_SECONDS = 5.0
+
+# Files that were on their way when the last run ended, by inbox and target.
+_Left: TypeAlias = dict[tuple[str, str], LeftCandidate]
 
 
 class Orphans(Stage):
@@ -59,8 +63,7 @@ class Orphans(Stage):
         self._log = structlog.get_logger()
         self._found: Iterator[Candidate] | None = None  # by the start's look, which is over when it is None
         self._look_at = 0.0
-        # Files that were on their way when the last run ended, by inbox and target.
-        self._left: dict[tuple[str, str], LeftCandidate] = {}
+        self._left: _Left = {}
         self._staying: list[int] = []  # candidate rows of files that lie where they lay
         self.sweep_every = SWEEP_EVERY_SECONDS
         self._sweep_at = 0.0
@@ -119,7 +122,7 @@ class Orphans(Stage):
         assert self._found is not None
         try:
             for count, found in enumerate(self._found, start=1):
-                self._admission.adopt(_named(found, self._left), Origin(adopted=True))
+                self._adopt(found, self._left)
                 if count >= _ADOPTED_AT_ONCE:
                     return
         except LedgerError:
@@ -168,28 +171,27 @@ class Orphans(Stage):
             if known or moving_since <= first or self._inboxes.is_observing(inbox, path):
                 continue
             with contextlib.suppress(OSError):  # then it is looked at in the next sweep
-                self._adopt(inbox, path, left)
+                orphan = self._spool.candidate_at(inbox, path)
+                if orphan is not None:
+                    self._log.warning("spool.orphan_found", inbox=inbox)
+                    self._adopt(orphan, left)
         self._first_seen = self._seen
 
-    def _adopt(self, inbox: str, path: str, left: dict[tuple[str, str], LeftCandidate]) -> None:
-        if self._spool.is_needless_copy(path):
-            self._spool.discard(path)
-            return
-        candidate = self._spool.candidate_at(inbox, path)
-        if candidate is not None:
-            self._log.warning("spool.orphan_found", inbox=inbox)
-            self._admission.adopt(_named(candidate, left), Origin(adopted=True))
+    def _adopt(self, orphan: Candidate, left: _Left) -> None:
+        """Take a file in as the one that has its name for a target; a copy whose source lies there goes instead."""
+        row = left.get((orphan.inbox, name_in_spool(orphan.relative_path)))
+        if row is None:
+            self._admission.adopt(orphan, Origin(adopted=True))
+        elif row.source != orphan.source and self._inboxes.has(row.inbox, row.relative_path, row.source):
+            self._spool.discard(orphan.relative_path)
+        else:
+            del left[row.inbox, row.target]
+            self._admission.adopt(replace(orphan, dropped_as=row.relative_path), Origin(adopted=True))
 
-    def _left_candidates(self) -> dict[tuple[str, str], LeftCandidate]:
-        left: dict[tuple[str, str], LeftCandidate] = {}
+    def _left_candidates(self) -> _Left:
+        left: _Left = {}
         after_id = 0
         while page := queries.left_candidates(self._ledger, after_id=after_id):
             left |= {(each.inbox, each.target): each for each in page}
             after_id = page[-1].candidate_id
         return left
-
-
-def _named(orphan: Candidate, left: dict[tuple[str, str], LeftCandidate]) -> Candidate:
-    """Give a file of the spool the name that it was dropped under, if a candidate row has it as its target."""
-    row = left.pop((orphan.inbox, name_in_spool(orphan.relative_path)), None)
-    return replace(orphan, dropped_as=row.relative_path if row else "")

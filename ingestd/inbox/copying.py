@@ -14,14 +14,12 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from ingestd.fs import places
 from ingestd.fs.durable import new_file
 from ingestd.fs.mounts import free_space
 from ingestd.fs.open_files import extents
-from ingestd.lifecycle import SourceStat
 
 from .types import Candidate, Expect, Taken, WhyNot
 
@@ -31,8 +29,6 @@ _ZEROS = bytes(_CHUNK)
 _LOOK_EVERY = 64 << 20
 BARS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _NO_ROOM = "it does not fit on the spool's disk, of which low_water stays free"
-# On a copy: where it came from, so that after a crash it is not taken for another file than its source.
-ORIGIN = "user.ingestd.source"
 
 
 class Left(Exception):
@@ -55,7 +51,7 @@ class Target(NamedTuple):
 def copy_in(
     name: str, folder: int, target: Target, candidate: Candidate, expect: Expect, *, scratch: int, low_water: int
 ) -> Taken:
-    """Copy a file to ``target``; its place is remembered with the copy.
+    """Copy a file to ``target``.
 
     Raises Left or OSError; of the copy nothing stays then.
     """
@@ -72,7 +68,6 @@ def copy_in(
             after = os.fstat(source)
             check_same(after, expect, "the file changed while it was copied")
             check_same(places.look_in(name, folder), expect, "the file was replaced while it was copied")
-            _remember_origin(copy, candidate.place, expect.source)
             os.utime(copy, ns=(expect.source.mtime_ns, expect.source.mtime_ns))
             os.fsync(copy)
             with spool_to_be_there():
@@ -95,18 +90,6 @@ def copy_in(
             os.close(copy)
     finally:
         os.close(source)
-
-
-def source_is_unchanged(copy: Path) -> bool:
-    """Whether this is a copy whose source still lies where it lay, as it was."""
-    try:
-        stamp = os.getxattr(copy, ORIGIN, follow_symlinks=False)
-        device, inode, size_bytes, mtime_ns, path = stamp.split(b":", 4)
-        now = SourceStat.of(places.look(os.fsdecode(path)))
-        then = SourceStat(device=int(device), inode=int(inode), size_bytes=int(size_bytes), mtime_ns=int(mtime_ns))
-    except (OSError, ValueError):
-        return False
-    return now == then
 
 
 def holds_what_was_read(descriptor: int, expect: Expect) -> bool:
@@ -211,10 +194,3 @@ def _write(copy: int, chunk: memoryview, at: int) -> None:
     while chunk:
         done = os.pwrite(copy, chunk, at)
         chunk, at = chunk[done:], at + done
-
-
-def _remember_origin(copy: int, path: str, source: SourceStat) -> None:
-    stamp = f"{source.device}:{source.inode}:{source.size_bytes}:{source.mtime_ns}:".encode()
-    # Without extended attributes, or with a path too long for them, a crash leaves a DUPLICATE and no harm.
-    with contextlib.suppress(OSError):
-        os.setxattr(copy, ORIGIN, stamp + os.fsencode(path))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ingestd.clocks import boottime
 from ingestd.fs.mounts import mount_of
+from ingestd.fs.places import below, look
+from ingestd.lifecycle import SourceStat
 
 from .folder_health import ARM_WAIT
 from .tracker import Phase
@@ -112,6 +114,14 @@ class Inboxes:
         """Take back a file that was handed out, with what became of it."""
         if folder := self._folders.get(candidate.inbox):
             folder.take_back(candidate, leave)
+
+    def has(self, inbox: str, relative_path: str, source: SourceStat) -> bool:
+        """Whether this very file lies in an inbox that is configured."""
+        folder = self._folders.get(inbox)
+        try:
+            return folder is not None and source.is_of(look(below(str(folder.policy.path), relative_path)))
+        except OSError:
+            return False
 
     def observe(self, candidate: Candidate) -> None:
         """Settle a file that lies in the spool already, as if it had been dropped now.

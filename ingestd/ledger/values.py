@@ -44,6 +44,7 @@ class LeftCandidate:
     candidate_id: int
     inbox: str
     relative_path: str
+    source: SourceStat
     target: str
     tries: int
 

@@ -665,23 +665,6 @@ def test_ledger_is_asked_about_a_thousand_files_at_a_time(spool):
     assert len(found) == 3
 
 
-@pytest.mark.parametrize("bring", [take_in, set_aside])
-def test_copy_whose_source_still_lies_there_is_not_admitted_twice(spool, elsewhere, bring):
-    put(elsewhere, "stays")
-    gone = put(elsewhere, "gone")
-    items = [(candidate_of(elsewhere, name), expect_of(elsewhere / name)) for name in ("stays", "gone")]
-    copies = bring(spool, items)
-    if not os.listxattr(spool.path / copies[0].path):
-        pytest.skip("no extended attributes here")
-    gone.unlink()
-
-    found = list(spool.orphans(lambda _paths: set()))
-
-    assert [one.relative_path for one in found] == [copies[1].path]
-    assert not (spool.path / copies[0].path).exists()
-    assert tree(elsewhere) == {"stays"}
-
-
 @pytest.mark.parametrize("bring, room", [(take_in, "files/a"), (set_aside, "rejected/a")])
 def test_copy_that_cannot_be_looked_at_where_it_landed_is_not_left_there(spool, elsewhere, monkeypatch, bring, room):
     put(elsewhere, "x")

@@ -154,6 +154,7 @@ def left_candidates(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) 
             candidate_id=row.id,
             inbox=ledger.inbox_of(row.inbox_id),
             relative_path=row.relative_path,
+            source=row.source,
             target=row.target,
             tries=row.tries,
         )
