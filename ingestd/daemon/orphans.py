@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from math import inf
+from pathlib import Path
 from typing import TypeAlias
 
 import structlog
@@ -179,11 +180,14 @@ class Orphans(Stage):
 
     def _adopt(self, orphan: Candidate, left: _Left) -> None:
         """Take a file in as the one that has its name for a target; a copy whose source lies there goes instead."""
-        row = left.get((orphan.inbox, name_in_spool(orphan.relative_path)))
+        path = orphan.relative_path
+        row = left.get((orphan.inbox, name_in_spool(path)))
+        if row is not None and path.startswith("rejected/") and orphan.path.name != Path(row.relative_path).name:
+            row = None  # somebody put it into the folder of that one
         if row is None:
             self._admission.adopt(orphan, Origin(adopted=True))
         elif row.source != orphan.source and self._inboxes.has(row.inbox, row.relative_path, row.source):
-            self._spool.discard(orphan.relative_path)
+            self._spool.discard(path)
         else:
             del left[row.inbox, row.target]
             self._admission.adopt(replace(orphan, dropped_as=row.relative_path), Origin(adopted=True))

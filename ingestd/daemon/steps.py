@@ -150,12 +150,16 @@ Step: TypeAlias = Seen | Reading | Moving | Arrived | Comparing | Misplaced | Re
 def target_of(seen: Seen) -> str:
     """Say which name the file has or is to have in the spool, "" where it stays out of it.
 
-    One without a row keeps its name whichever room it lies in: by that its candidate row is found again.
+    One without a row keeps its name whichever room it lies in: by that its candidate row is found again. But a folder
+    of ``rejected/`` may hold what somebody put there, and a file that has a row has its place.
     """
     candidate = seen.candidate
     if candidate.in_place:
         return ""
-    return name_in_spool(candidate.relative_path) if candidate.in_spool and seen.origin.former is None else new_name()
+    is_ours = candidate.relative_path.startswith("files/") or candidate.dropped_as
+    if candidate.in_spool and seen.origin.former is None and is_ours:
+        return name_in_spool(candidate.relative_path)
+    return new_name()
 
 
 def spool_path_of(step: Step) -> str:

@@ -28,6 +28,7 @@ from ingestd.fs.places import look_in
 from ingestd.lifecycle import SourceStat
 
 from .copying import BARS, Left, Target, check_same, copy_in, no_spool, spool_to_be_there
+from .spool_folder import new_name
 from .types import Brought, Candidate, Expect, NotTaken, Stranded, Taken, Wanted, WhyNot, check_inbox_name
 
 _FOLDERS_MOST = 200
@@ -194,8 +195,13 @@ class _Group:
         if self._room == "files":
             return Target(folder, f"{path}/", own)
         # A folder of its own, so that the file can keep its name for the person who looks.
-        with contextlib.suppress(FileExistsError):  # of a former try, which a crash cut short
+        try:
             os.mkdir(own, 0o700, dir_fd=folder)
+        except FileExistsError:
+            # Of a former try, which a crash cut short; or somebody put files there, over which nothing is written.
+            if os.listdir(self._folder(self._spool, f"{path}/{own}")):  # noqa: PTH208 - a folder that is open
+                own = new_name()
+                os.mkdir(own, 0o700, dir_fd=folder)
         self._to_sync[folder] = None
         name = (item.candidate.dropped_as or item.name).rpartition("/")[2]
         return Target(self._folder(self._spool, f"{path}/{own}"), f"{path}/{own}/", name)

@@ -17,6 +17,7 @@ from ingestd.config import Config, load
 from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, LeftCandidate, moves, queries
 from ingestd.lifecycle import State
+from tests.builders import write_instance
 from tests.daemon.test_promise import configure, image, run
 
 # The process ends at the first file that is brought into the spool: before it is, or before anybody hears of it.
@@ -169,3 +170,21 @@ def test_two_files_of_one_name_in_the_spool_are_both_told_by_it(tmp_path: Path, 
     file.write_bytes(image(first_pixel=1))
 
     assert sorted(ends(config)) == [("ward/IM1", State.CONFIRMED), ("ward/IM1", State.CONFLICT)]
+
+
+def test_files_that_somebody_put_into_one_folder_of_the_spool_are_all_kept(tmp_path: Path, server: Emulator) -> None:
+    """They went by the name of that folder, each in place of the one before."""
+    config = configure(tmp_path, server)
+    run(config)
+    inbox = config.inboxes[0].spool_name
+    folder = tmp_path / "spool" / "rejected" / inbox / "mended"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("1", "2", "mended")):
+        write_instance(folder / name, sop_uid=f"1.2.3.4.{number}")
+    other = tmp_path / "spool" / "files" / inbox / "mended"
+    other.parent.mkdir(exist_ok=True)
+    other.write_bytes(b"no image")
+    (folder / "text").write_bytes(b"no image either")
+
+    assert sorted(state for _, state in ends(config)) == [State.CONFIRMED] * 3 + [State.REJECTED] * 2
+    assert len(spool_files(tmp_path)) == 5

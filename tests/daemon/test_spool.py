@@ -14,9 +14,10 @@ import pytest
 from ingestd.clocks import read_clocks
 from ingestd.daemon import Daemon, orphans
 from ingestd.emulator import Emulator
-from ingestd.ledger import queries
+from ingestd.ledger import NewCandidate, moves, queries
 from tests.cli.test_stopped import Immutable
 from tests.daemon.test_promise import configure, image, running, states, turn
+from tests.inboxing import source_of
 from tests.running import Site, wait_until
 from tests.torture.failing import Fault, Injector, NoCompilerError, compile_library
 
@@ -187,11 +188,18 @@ def test_file_without_a_row_is_found_while_running(tmp_path: Path, server: Emula
         turn(daemon, lambda: daemon.stages.orphans.are_adopted)
         daemon.stages.orphans.sweep_every = 0.2
         daemon.stages.orphans._sweep_at = 0.0
-        folder = tmp_path / "spool" / "files" / config.inboxes[0].spool_name
+        inbox, target = config.inboxes[0].spool_name, "0" * 32
+        folder = tmp_path / "spool" / "files" / inbox
         folder.mkdir()
-        (folder / ("0" * 32)).write_bytes(image())
+        file = folder / target
+        file.write_bytes(image())
+        with daemon.ledger.transaction() as tx:
+            named = NewCandidate(inbox=inbox, relative_path="ward/IM1", source=source_of(file), target=target)
+            moves.add_candidates(tx, [named], now=read_clocks().utc)
 
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        assert [entry.relative_path for entry in queries.entries(daemon.ledger)] == ["ward/IM1"]
+        assert queries.left_candidates(daemon.ledger) == []
 
 
 def test_files_on_their_way_are_taken_for_no_orphans(tmp_path: Path, server: Emulator) -> None:
