@@ -14,6 +14,9 @@ a person, who was promised both copies, say. A file in place takes no room.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+
+import structlog
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
@@ -56,6 +59,7 @@ class MakingRoom(Stage):
         self._looks = looks
         self._look_at = self._tell_at = self._going_at = 0.0
         self._chosen: list[int] = []  # files
+        self._log = structlog.get_logger()
 
     @property
     def is_idle(self) -> bool:
@@ -85,10 +89,12 @@ class MakingRoom(Stage):
     def write(self, tx: Transaction, now: Now) -> None:
         """Give up what is still wanted nowhere else."""
         if self._chosen:
-            moves.give_up_for_room(tx, self._chosen, at=self._numbers.values(), now=now.utc)
-            tx.on_commit(self._committed)
+            given_up = moves.give_up_for_room(tx, self._chosen, at=self._numbers.values(), now=now.utc)
+            tx.on_commit(partial(self._committed, given_up))
 
-    def _committed(self) -> None:
+    def _committed(self, given_up: int) -> None:
+        if given_up:
+            self._log.error("spool.given_up", rows=given_up)
         self._chosen, self._look_at = [], 0.0
         if not any(alarms.stands(NO_ROOM) for alarms in self._alarms.values()):
             self._tell_at = 0.0
