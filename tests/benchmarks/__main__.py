@@ -90,6 +90,20 @@ def small_lines(bench: Bench) -> tuple[list[Line], Any]:
     return rate_lines("small", bench.small, 5.0)
 
 
+def second_lines(bench: Bench) -> tuple[list[Line], Any]:
+    found = {"small": bench.second_small(), "CT": bench.second_ct()}
+    lines = [
+        at_least(
+            f"two destinations, {kind}: against one",
+            each.kept,
+            0.65,
+            f" ({each.two:.0f} against {each.one:.0f} files/s)",
+        )
+        for kind, each in found.items()
+    ]
+    return lines, found
+
+
 def slow_lines(bench: Bench) -> tuple[list[Line], Any]:
     small, ct = bench.slow_server()
     lines = [
@@ -151,6 +165,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], tuple[list[Line], Any]]] = {
     "lone": lone_lines,
     "ct": ct_lines,
     "small": small_lines,
+    "second": second_lines,
     "slow": slow_lines,
     "multiframe": multiframe_lines,
     "backlog": backlog_lines,

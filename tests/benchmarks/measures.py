@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,15 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Second:
+    """Files per second to one destination and to two, taken in turn: medians, and the median of each turn's share."""
+
+    one: float
+    two: float
+    kept: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Peak:
     """What a heavy input came to."""
 
@@ -133,6 +142,14 @@ class Bench:
             self._say(f"{name}, 50 ms: ingestd {rates.ingestd:.0f}/s, loop {rates.tutorial:.1f}/s")
             found.append(rates)
         return found[0], found[1]
+
+    def second_ct(self) -> Second:
+        """What a second destination leaves of the rate of CT images."""
+        return self._second("CT", self._make_ct)
+
+    def second_small(self) -> Second:
+        """What a second destination leaves of the rate of small images."""
+        return self._second("small", self._make_small)
 
     def multiframe(self) -> Peak:
         """One huge file."""
@@ -222,28 +239,44 @@ class Bench:
             tutorial=statistics.median(tutorial),
         )
 
-    def _through_ingestd(self, make: Callable[[Path], FileSet], sink: Sink) -> float:
-        """Seconds from the files' appearance in the drop folder, all at once, to the last one's STORED."""
-        with self._daemon(sink.url) as daemon:
-            return self._deliver(daemon.site, make(self._fresh("staging")))
+    def _second(self, name: str, make: Callable[[Path], FileSet]) -> Second:
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        for turn in range(self._sizes.repeat):
+            # Each goes first in every other turn: a machine that becomes slower is slower for both.
+            for destinations in (1, 2) if turn % 2 == 0 else (2, 1):
+                with ExitStack() as running:
+                    sinks = [running.enter_context(Sink()) for _ in range(destinations)]
+                    seconds = self._through_ingestd(make, *sinks)
+                    (files,) = {sink.counts().instances for sink in sinks}  # each got every file, once
+                rates[destinations].append(files / seconds)
+            self._say(f"{name}: one destination {rates[1][-1]:.0f}/s, two {rates[2][-1]:.0f}/s")
+        kept = statistics.median(two / one for one, two in zip(rates[1], rates[2], strict=True))
+        return Second(one=statistics.median(rates[1]), two=statistics.median(rates[2]), kept=kept)
 
-    def _deliver(self, site: Site, files: FileSet) -> float:
+    def _through_ingestd(self, make: Callable[[Path], FileSet], *sinks: Sink) -> float:
+        """Seconds from the files' appearance in the drop folder, all at once, to the last STORED at the last sink."""
+        with self._daemon(*(sink.url for sink in sinks)) as daemon:
+            return self._deliver(daemon.site, make(self._fresh("staging")), destinations=len(sinks))
+
+    def _deliver(self, site: Site, files: FileSet, *, destinations: int = 1) -> float:
         # What was written a moment ago is the maker's work, not that of whoever takes it from here.
         os.sync()
         with open_ledger(site) as ledger:
             started = time.perf_counter()
             files.folder.rename(site.drop / "in")
-            waited_for(ledger, len(files), *ARRIVED)
+            waited_for(ledger, destinations * len(files), *ARRIVED)
             return time.perf_counter() - started
 
     @contextmanager
-    def _daemon(self, url: str) -> Iterator[Daemon]:
-        with self._site(url).start() as daemon:
+    def _daemon(self, *urls: str) -> Iterator[Daemon]:
+        with self._site(*urls).start() as daemon:
             yield daemon
             daemon.terminate(within_seconds=60)
 
-    def _site(self, url: str) -> Site:
-        return Site(self._fresh("site"), url, **SETTINGS)
+    def _site(self, *urls: str) -> Site:
+        servers = {f"sink{number}": {"url": url, "auth": "none"} for number, url in enumerate(urls)}
+        several = {"destinations": servers} if len(urls) > 1 else {}
+        return Site(self._fresh("site"), urls[0], **SETTINGS, **several)
 
     def _make_small(self, folder: Path) -> FileSet:
         return make_small(folder, files=self._sizes.small_files, studies=self._sizes.small_studies)
