@@ -33,6 +33,7 @@ COMMANDS = {
     "resolve": ("ingestd.cli.resolve", "Decide what becomes of a file that ingestd may not decide about."),
     "reconcile": ("ingestd.cli.reconcile", "Ask the server now whether it has what it should have."),
     "destination": ("ingestd.cli.destination", "Let go of what waits for a destination that is no more."),
+    "route": ("ingestd.cli.route", "Have files that wait go where the rules say now."),
     "check": (
         "ingestd.cli.check",
         "Look at configuration, folders, disk, ledger, token and server: every problem at once.",

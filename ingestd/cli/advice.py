@@ -113,7 +113,7 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
         State.REJECTED,
         Reason.UNREADABLE,
     ): f"it could not be read: look at its permissions and at the disk, then {_RETRY}",
-    (State.UNROUTED, None): f"say in `rules` where such files go, or {_DISCARD}",
+    (State.UNROUTED, None): f"say in `rules` where such files go, then `ingestd route --again`; or {_DISCARD}",
     (State.CONFLICT, None): (
         "compare the two: keep the first with `ingestd resolve {id} --discard`, or, where the server can replace, "
         "send this one instead with `ingestd resolve {id} --replace`"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ingestd.lifecycle import Reason, State
+
 from .advice import MEANING, evidence_in_words, words_of
 from .asker import as_typed
 from .output import clock, in_bytes, plain
@@ -87,13 +89,19 @@ def _delivery(told: Told) -> Iterator[Block]:
 def _route(told: Sequence[Told], *, several: bool) -> str:
     """Say why the file goes where it goes; "" where there is but one place and no rule."""
     entry = told[0].story.entry
-    names = [each.story.entry.destination for each in told if each.story.entry.destination]
+    entries = [each.story.entry for each in told]
+    names = [each.destination for each in entries if each.destination and not _went_elsewhere(each)]
     where = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     if entry.route.startswith("rule "):
         return f"{entry.route} sent it {f'to {where}' if where else 'nowhere, on purpose'}"
     if not several:
         return ""
     return f"{entry.route or 'no rules'}: it goes to {where}" if where else entry.route
+
+
+def _went_elsewhere(entry: Entry) -> bool:
+    """Whether another rule took it from there since."""
+    return entry.state is State.DISCARDED and entry.reason == Reason.BY_RULE
 
 
 def _facts_of_delivery(entry: Entry, *, next_check: bool) -> Iterator[tuple[str, str | Cell]]:

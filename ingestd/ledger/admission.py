@@ -195,7 +195,7 @@ def admit(
         _hold(tx, held, arrival, decided, numbers)
         look_again.update(dict.fromkeys(_confirmed_holders(decided)))
     drop_candidates(tx, done)
-    _look_again(tx, look_again, now)
+    look_again_at(tx, look_again, now)
     tx.flush()
     return answers
 
@@ -230,7 +230,7 @@ def _confirmed_holders(decided: Iterable[_Delivered]) -> Iterator[int]:
             yield each.holder.delivery_id
 
 
-def _look_again(tx: Transaction, holders: Iterable[int], now: datetime) -> None:
+def look_again_at(tx: Transaction, holders: Iterable[int], now: datetime) -> None:
     """Ask whether these are still there: if one was deleted on the server, dropping it again means "send it again"."""
     tx.write_rows()
     for piece in pieces(list(holders)):
@@ -422,7 +422,7 @@ def reread(
     route: str = tx.connection.execute(select(file.c.route).where(file.c.id == row.file_id)).scalar_one()
     _end_changed(tx, waiting, numbers[0], now)
     _add(tx, numbers, arrival, decided, route, now)
-    _look_again(tx, _confirmed_holders(decided), now)
+    look_again_at(tx, _confirmed_holders(decided), now)
     tx.flush()
     return _answer(numbers, decided, arrival)
 

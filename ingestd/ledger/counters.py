@@ -126,12 +126,16 @@ class Counters:
 
     def file_changed(self, row: FileRow, state: State, reason: str | None, at: datetime) -> None:
         """Count a file without a delivery anew: it is as it was read, and comes to this state."""
-        self._count_file(row.spool_id, row.inbox_id, row.state, row.reason, -1, -row.size_bytes)
+        self.file_left(row, at)
         self._count_file(row.spool_id, row.inbox_id, state, reason, 1, row.size_bytes)
         if row.study_id is not None:
-            change = self._of(row.spool_id, NO_DESTINATION, row.study_id, at)
-            change.count(row.state, -1, -row.size_bytes)
-            change.count(state, 1, row.size_bytes)
+            self._of(row.spool_id, NO_DESTINATION, row.study_id, at).count(state, 1, row.size_bytes)
+
+    def file_left(self, row: FileRow, at: datetime) -> None:
+        """Count a file no more that had no delivery, and gets some."""
+        self._count_file(row.spool_id, row.inbox_id, row.state, row.reason, -1, -row.size_bytes)
+        if row.study_id is not None:
+            self._of(row.spool_id, NO_DESTINATION, row.study_id, at).count(row.state, -1, -row.size_bytes)
 
     def _count_file(self, spool: int, inbox: int, state: State, reason: str | None, files: int, size: int) -> None:
         self._count(spool, NO_DESTINATION, inbox, state, reason or "", files, size)

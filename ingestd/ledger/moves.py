@@ -43,6 +43,7 @@ from .operator import (
     retry_all,
     try_now,
 )
+from .rerouting import route_again
 from .takeover import take_over
 from .upkeep import (
     attach_reencoded,

@@ -209,7 +209,7 @@ def discard(tx: Transaction, number: int, *, idle_host: str = "", now: datetime)
     row = _row(tx, number)
     on_its_way = row.state in HOLDING and (row.state is State.CONFIRMED or not _is_of(tx, row, idle_host))
     moves = FILE_MOVES if isinstance(row, FileRow) else MOVES
-    if on_its_way or (row.state, State.DISCARDED) not in moves:
+    if on_its_way or row.state is State.DUPLICATE or (row.state, State.DISCARDED) not in moves:
         holder_id = _holder_of(row)
         other = f" of row {holder_id}" if row.state is State.DUPLICATE else ""
         raise RefusedMove(

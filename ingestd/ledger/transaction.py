@@ -292,6 +292,10 @@ class Transaction:
         self._work.put_down([(values["file_id"], values["id"])], line)
         self.counters.delivery_added(values, inbox_id, priority, at)
 
+    def need(self, file_id: int, *, at: datetime) -> None:
+        """Count one more delivery that needs the bytes of a file: one that was added to it later."""
+        self._work.need(file_id, 1, at)
+
     def move_file(
         self, row: FileRow, *, to: State, at: datetime, reason: Reason | None, note: str, **values: Any
     ) -> None:

@@ -175,6 +175,34 @@ class KnownSource:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RoutableFile:
+    """A file of which something may still be sent elsewhere. ``path`` is a place; None: its spool is not known.
+
+    ``state`` is that of a file without a delivery.
+    """
+
+    file_id: int
+    study_id: int
+    state: State | None
+    inbox: str
+    relative_path: str
+    path: str | None
+    identity: Identity
+    content: Content
+
+
+class Rerouting(NamedTuple):
+    """To which destinations a file is sent by another choice, which it is not sent to any more, and which keep it.
+
+    These were tried, or a person has to decide there.
+    """
+
+    gains: tuple[str, ...] = ()
+    loses: tuple[str, ...] = ()
+    stays: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UnremovedSource:
     """A copied source that is still to be removed from its inbox.
 

@@ -37,6 +37,7 @@ from .outcomes import (
     Unproven,
 )
 from .routing import (
+    BY_PERSON,
     CONDITIONS,
     LeftBehind,
     Routable,

@@ -20,6 +20,7 @@ CONDITIONS = (
     "study_description",
 )
 TEXT_MOST = 200  # it stands in every row
+BY_PERSON = "a person"  # so begins the text where no rule chose: rules leave such a file alone
 
 # What belongs to a study beside its images and has a modality of its own, with the keywords of its SOP classes.
 COMPANIONS: Mapping[str, str] = {

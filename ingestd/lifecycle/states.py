@@ -136,6 +136,12 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.DELETED, _S.CONFIRMED): "it is there again with our content",
     (_S.DUPLICATE, _S.PENDING): "its holder became DELETED, FAILED or DISCARDED, or waits for what nobody runs",
     (_S.DUPLICATE, _S.CONFLICT): "its holder was read again after a change and now has other content",
+    (_S.DUPLICATE, _S.DISCARDED): "a person: route --again, by rules that do not send it there",
+    # Of what a rule took from a destination before, and nobody else.
+    **{
+        (_S.DISCARDED, after): "a person: route --again, by rules that send it there after all"
+        for after in (_S.PENDING, _S.DUPLICATE, _S.CONFLICT)
+    },
     (_S.FAILED, _S.PENDING): "a person: retry",
     (_S.CONFLICT, _S.PENDING): "a person: retry, or resolve --replace",
     (_S.DELETED, _S.PENDING): "a person: retry",
@@ -147,7 +153,7 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (
         _S.PENDING,
         _S.DISCARDED,
-    ): "a person: resolve --replace of another row, or destination remove; or its bytes are others now, and a new file",
+    ): "a person: resolve --replace of another row, destination remove, route --again; or its bytes are others now",
     (_S.SENDING, _S.DISCARDED): "a person: destination remove, while nobody sends",
     (_S.UNCERTAIN, _S.DISCARDED): "a person: resolve --replace of another row, or destination remove",
     (_S.STORED, _S.DISCARDED): "a person: resolve --replace of another row, or destination remove",
@@ -155,13 +161,13 @@ MOVES: Mapping[tuple[State | None, State], str] = {
 }
 
 
-# The same of a file that has no delivery.
+# The same of a file that has no delivery. Where `route --again` gives it some it has no state of its own any more.
 FILE_MOVES: Mapping[tuple[State | None, State], str] = {
     (None, _S.REJECTED): "not DICOM, proven truncated, hostile, or without the UIDs",
     (None, _S.UNROUTED): "no rule wants it",
     (None, _S.DISCARDED): "a rule says that it goes nowhere",
     (_S.REJECTED, _S.DISCARDED): "a person: resolve --discard; or its file was admitted anew, as another row",
-    (_S.UNROUTED, _S.DISCARDED): "a person: resolve --discard",
+    (_S.UNROUTED, _S.DISCARDED): "a person: resolve --discard; or route --again, by a rule that says so",
 }
 
 

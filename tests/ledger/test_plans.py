@@ -181,6 +181,11 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "waiting elsewhere": queries.waiting_elsewhere,
     "untold": lambda ledger: queries.untold(ledger, longer_than=timedelta(0), now=NOW),
     "candidates": queries.left_candidates,
+    "routable": lambda ledger: (
+        queries.routable(ledger),
+        queries.routable(ledger, study_uid="1.2.1"),
+        queries.reroutings(ledger, {1: ["default"]}),
+    ),
 }
 
 

@@ -1,0 +1,136 @@
+"""Files that were routed are routed again, by a person's word: what was not tried yet goes where the rules say now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from ingestd.lifecycle import HOLDING, Reason, Route, State
+
+from . import dialect
+from .admission import look_again_at
+from .queries.routable import Change, change_of, rerouting
+from .row import HOLDS, Row, file_columns, pieces, same_bytes
+from .schema import delivery, file
+from .transaction import Transaction
+from .values import Rerouting
+
+_FILES = (
+    select(
+        *file_columns(
+            "id spool_id inbox_id state study_id series_uid sop_uid identity transfer_syntax digest size_bytes"
+        ),
+        file.c.priority,
+    )
+    .where(dialect.among(file.c.id, "ids"), file.c.removing_at.is_(None))
+    .order_by(file.c.id)
+    .with_for_update()
+)
+
+
+def route_again(tx: Transaction, file_ids: Sequence[int], route: Route, *, now: datetime) -> list[Rerouting]:
+    """Have these files sent where ``route`` says, and what was not tried yet nowhere else; say what changed for which.
+
+    What an attempt may have delivered stays and is proven. At a destination that is new to a file it is what the holder
+    of its identity makes of it there; bytes that differ from the holder's are a CONFLICT, as they are to a duplicate
+    whose holder changes. A file whose bytes are gone, and one that goes there already, is left alone.
+    """
+    wanted = [tx.destinations[name] for name in route.destinations]
+    names = {number: name for name, number in tx.destinations.items()}
+    done: list[Rerouting] = []
+    for piece in pieces(file_ids):
+        tx.write_rows()
+        for each in tx.connection.execute(_FILES, {"ids": piece}).all():
+            # Read one by one: what one file gives up another of them may take.
+            change = change_of(tx.rows_of_file(each.id), wanted)
+            goes_nowhere = each.state == State.UNROUTED and not wanted
+            if change.gains or change.loses or goes_nowhere:
+                _change(tx, each, change, route, now)
+                done.append(rerouting(change, names))
+    tx.flush()
+    return done
+
+
+def _change(tx: Transaction, of: Any, change: Change, route: Route, now: datetime) -> None:
+    note = f"{route.text} does not send it there"
+    tx.move(*change.loses, to=State.DISCARDED, at=now, reason=Reason.BY_RULE, note=note, holder_id=None)
+    # Who waited for one of these takes its place first.
+    tx.flush()
+    numbers = list(tx.new_ids(len(change.gains)))
+    if of.state is not None:
+        # The first delivery of a file has its number.
+        numbers[:1] = [of.id] if numbers else []
+        _end(tx, of.id, route, now)
+    for number, (destination_id, former) in zip(numbers, change.gains.items(), strict=True):
+        _gain(tx, of, destination_id, former, number, route, now)
+    tx.set_file(of.id, route=route.text)
+
+
+def _end(tx: Transaction, file_id: int, route: Route, now: datetime) -> None:
+    """Have a file that had no delivery told by those that it gets; without any it goes nowhere, on purpose."""
+    row = tx.file_row(file_id)
+    assert row is not None, "it was read in this transaction"
+    if not route.destinations:
+        note = f"{route.text} says that it goes nowhere"
+        tx.move_file(row, to=State.DISCARDED, at=now, reason=Reason.BY_RULE, note=note)
+        return
+    tx.note_file(file_id, row.state, at=now, reason=Reason.BY_RULE, note=f"{route.text} sends it now")
+    tx.counters.file_left(row, now)
+    tx.set_file(file_id, state=None, reason=None, note="", changed_at=now)
+
+
+def _gain(
+    tx: Transaction, of: Any, destination_id: int, former: Row | None, number: int, route: Route, now: datetime
+) -> None:
+    holder = _holder(tx, of, destination_id)
+    state, reason, why = _judge(of, holder)
+    note = f"{route.text} sends it there now{why}"
+    if former is not None:
+        at = holder.id if holder else None
+        tx.move(former, to=state, at=now, reason=reason, note=note, holder_id=at, replaces=0)
+    else:
+        values = {
+            "id": number,
+            "file_id": of.id,
+            "destination_id": destination_id,
+            "spool_id": of.spool_id,
+            "state": state,
+            "reason": reason,
+            "note": note,
+            "holds": int(state in HOLDING),
+            "study_id": of.study_id,
+            "identity": of.identity,
+            "size_bytes": of.size_bytes,
+            "admitted_at": now,
+            "changed_at": now,
+            "queued": int(state is State.PENDING),
+            "holder_id": holder.id if holder else None,
+        }
+        tx.add(values, inbox_id=of.inbox_id, priority=of.priority, at=now, note=note)
+        tx.need(of.id, at=now)
+    if holder is not None and state is State.DUPLICATE and holder.state is State.CONFIRMED:
+        look_again_at(tx, [holder.id], now)
+
+
+def _holder(tx: Transaction, of: Any, destination_id: int) -> Row | None:
+    """Read the delivery to a destination that holds the identity of a file."""
+    rows = tx.rows(
+        tx.select_rows(HOLDS, delivery.c.destination_id == destination_id, delivery.c.identity == of.identity)
+    )
+    uids = (of.study_id, of.series_uid, of.sop_uid)
+    return next((row for row in rows if (row.study_id, row.series_uid, row.sop_uid) == uids), None)
+
+
+def _judge(of: Any, holder: Row | None) -> tuple[State, Reason | None, str]:
+    """Say what a file is at a destination that is new to it, by who holds its identity there, and why."""
+    if holder is None:
+        return State.PENDING, None, ""
+    if same_bytes(of, holder):
+        return State.DUPLICATE, Reason.SAME_CONTENT, f", where row {holder.id} has the same content"
+    if of.transfer_syntax != holder.transfer_syntax:
+        why = f", where row {holder.id} holds the same UIDs in another encoding"
+        return State.CONFLICT, Reason.OTHER_ENCODING, why
+    return State.CONFLICT, Reason.OTHER_CONTENT, f", where row {holder.id} holds the same UIDs with other bytes"
