@@ -91,8 +91,9 @@ def plan_of(config: Config, ledger: Ledger, *, study_uid: str | None) -> Routing
 
 
 def _pages(ledger: Ledger, study_uid: str | None) -> Iterator[Sequence[RoutableFile]]:
-    after = 0
-    while page := queries.routable(ledger, study_uid=study_uid, after=after, limit=_AT_ONCE):
+    # What comes meanwhile is routed by whoever takes it in.
+    after, last = 0, queries.last_id(ledger)
+    while after < last and (page := queries.routable(ledger, study_uid=study_uid, after=after, limit=_AT_ONCE)):
         yield page
         after = page[-1].file_id
 

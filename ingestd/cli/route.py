@@ -37,7 +37,7 @@ def command(*, config: Path | None, as_json: bool, again: bool, study: str | Non
     Rules are applied when a file is taken in, and a rule changed since changes nothing for it until this is done. It is
     about files that some destination still needs, that no rule wanted, or that a rule let go of; each is read again. A
     file is sent to a destination that is new to it, and what was not tried yet at one that it is not to go to is let
-    go. What was tried is left to be proven, and what a person sent with `send --to` stays as it is.
+    go. What was tried is left to be proven.
     """
     assert again, "click asks for it"
     settings = tell_config(load_config(config))

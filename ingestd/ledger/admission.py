@@ -20,7 +20,20 @@ from ingestd.lifecycle import HOLDING, Arrival, Content, Identity, Reason, Refus
 from . import dialect
 from .identity import hash_of
 from .operator import readmitted
-from .row import CONTENT, HOLDS, IDENTITY, OF_STUDY, Row, as_json, columns, content_of, identity_of, pieces, reach_of
+from .row import (
+    CONTENT,
+    HOLDS,
+    IDENTITY,
+    OF_STUDY,
+    Row,
+    as_json,
+    columns,
+    content_of,
+    identity_of,
+    pieces,
+    reach_of,
+    was_let_go_by_rule,
+)
 from .schema import candidate, delivery, file, rendition
 from .transaction import Transaction
 from .values import Admitted, Holder, Judged, NewCandidate, PendingRead
@@ -411,7 +424,7 @@ def reread(
         tx.set_file(row.file_id, source=arrival.source, ctime_ns=arrival.ctime_ns)
         tx.flush()
         return Admitted(number=delivery_id, state=State.PENDING)
-    to = [each.destination_id for each in rows]
+    to = [each.destination_id for each in rows if not was_let_go_by_rule(each)]
     held = _holders(tx, to, [arrival])
     for each in waiting:
         _give_way(tx, held, each, arrival)

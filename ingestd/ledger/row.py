@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Column, ColumnElement, literal_column, select
 
 from ingestd.fs import places
-from ingestd.lifecycle import Content, Identity, Jump, State
+from ingestd.lifecycle import Content, Identity, Jump, Reason, State
 
 from . import dialect
 from .schema import delivery, file, rendition, study
@@ -188,6 +188,11 @@ def identity_of(row: Any) -> Identity:
 def is_same_identity(one: Row, other: Row) -> bool:
     """Whether two rows name one instance: by their UIDs, not only by what these are looked up by."""
     return (one.study_id, one.series_uid, one.sop_uid) == (other.study_id, other.series_uid, other.sop_uid)
+
+
+def was_let_go_by_rule(row: Row) -> bool:
+    """Whether the file was sent there, until it was routed again."""
+    return row.state is State.DISCARDED and row.reason == Reason.BY_RULE
 
 
 def place_of(row: Any, inbox: str) -> dict[str, Any]:

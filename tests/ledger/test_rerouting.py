@@ -194,6 +194,18 @@ def test_what_a_rule_let_go_of_comes_back_as_what_it_is_there(ledger: Ledger) ->
     }
 
 
+def test_other_bytes_at_its_place_go_where_the_file_was_sent_last(ledger: Ledger) -> None:
+    """They went where any rule had ever sent it."""
+    file_id = admit(ledger, 1, BOTH)
+    again(ledger, ARCHIVE, file_id)
+
+    with ledger.transaction() as tx:
+        read = moves.reread(tx, file_id, arrival(1, seed="others"), now=LATER)
+
+    assert read.number is not None
+    assert states(ledger)[read.number] == {"archive": State.PENDING}
+
+
 def test_file_whose_bytes_are_gone_is_left_alone(ledger: Ledger) -> None:
     file_id = admit(ledger, 1, NOWHERE)
     with ledger.transaction() as tx:

@@ -10,7 +10,19 @@ from sqlalchemy import bindparam, exists, or_, select
 from ingestd.lifecycle import BY_PERSON, Reason, State
 
 from .. import dialect
-from ..row import CONTENT, FILED, IDENTITY, SELECT_ROWS, Row, content_of, file_columns, identity_of, make_row, reach_of
+from ..row import (
+    CONTENT,
+    FILED,
+    IDENTITY,
+    SELECT_ROWS,
+    Row,
+    content_of,
+    file_columns,
+    identity_of,
+    make_row,
+    reach_of,
+    was_let_go_by_rule,
+)
 from ..schema import delivery, file
 from ..session import Queryable
 from ..values import Rerouting, RoutableFile
@@ -61,14 +73,10 @@ def change_of(rows: Sequence[Row], wanted: Collection[int]) -> Change:
     others = [row for row in rows if row.destination_id not in wanted and row.settled_at is None]
     untried = [row for row in others if row.attempts == 0 and row.state in (State.PENDING, State.DUPLICATE)]
     return Change(
-        gains={each: at.get(each) for each in wanted if each not in at or _was_let_go_by_rule(at[each])},
+        gains={each: at.get(each) for each in wanted if each not in at or was_let_go_by_rule(at[each])},
         loses=untried,
         stays=[row for row in others if row not in untried],
     )
-
-
-def _was_let_go_by_rule(row: Row) -> bool:
-    return row.state is State.DISCARDED and row.reason == Reason.BY_RULE
 
 
 def routable(
