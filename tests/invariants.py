@@ -94,8 +94,8 @@ class World:
 
     ``servers`` by the name of the destination. ``goes_to`` says for which of them a file is, by the rules; without it
     each is for all. ``retain`` None: nothing is old enough to be removed. ``explained``: reasons beside absence that
-    may have a file sent again; a server without faults gives none. ``meddled``: identities that somebody else deleted,
-    altered or stored on the server. ``damaged``: files (absolute paths) that somebody else removed or wrote to.
+    may have a file sent again; a server without faults gives none. ``meddled``: instances that somebody else deleted,
+    altered or stored on one of them. ``damaged``: files (absolute paths) that somebody else removed or wrote to.
     ``clocks_agree``: ledger and server's log are of one clock, so that their times can be put in order. ``stays``: what
     lies in the drop folder is not ingestd's to touch. ``away``: destinations that cannot be asked at the moment.
     """
@@ -107,7 +107,7 @@ class World:
     goes_to: Callable[[Any], Collection[str]] | None = None
     retain: timedelta | None = None
     explained: frozenset[str] = frozenset()
-    meddled: set[Identity] = field(default_factory=set)
+    meddled: set[Held] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)
     clocks_agree: bool = True
     stays: bool = False
@@ -387,7 +387,7 @@ class Invariants:
             yield f"{held[-1]} reached the server with a content that no row has"
 
     def _is_meddled(self, held: Held) -> bool:
-        return held[1:] in self._world.meddled
+        return held in self._world.meddled
 
     def _sent_again(self) -> Iterator[str]:
         """Between two SENDINGs of a row stands a proof that the first did not deliver."""

@@ -470,7 +470,7 @@ def test_row_that_says_of_the_server_what_is_not_so_is_said(house: House, harm: 
 
 def test_what_somebody_else_did_on_the_server_is_not_said(house: House):
     deleted_by_nobody(house)
-    house.world.meddled.add(house.written[0].identity)
+    house.world.meddled.add(("default", *house.written[0].identity))
 
     assert house.said() == ""
 

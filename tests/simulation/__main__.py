@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=0, help="run so many")
     parser.add_argument("--seconds", type=float, default=0.0, help="run as many as there is time for (60)")
     parser.add_argument("--first", type=int, default=1, help="the first of them (1)")
+    parser.add_argument("--destinations", type=int, choices=(1, 2), default=0, help="so many (a seed in four has two)")
     parser.add_argument("--keep-going", type=int, default=5, help="stop after so many that failed (5)")
     parser.add_argument("--put-back", choices=sorted(OLD_FAULTS), help="with this old fault, which is to be found")
     chosen = parser.parse_args()
@@ -39,28 +40,29 @@ def main() -> int:
 
 def _run(chosen: argparse.Namespace) -> int:
     if chosen.seed is not None:
-        outcome = run(chosen.seed)
+        outcome = run(chosen.seed, chosen.destinations)
         print("\n".join(outcome.trace))
         return 1 if outcome.violations else 0
     seconds = chosen.seconds or (0.0 if chosen.seeds else 60.0)
-    return _run_many(chosen.first, chosen.seeds, seconds, chosen.keep_going)
+    return _run_many(chosen, seconds)
 
 
-def run(seed: int) -> Outcome:
+def run(seed: int, destinations: int = 0) -> Outcome:
     """Run one seed in a folder of its own, in memory where there is such a one."""
     memory = MEMORY if MEMORY.is_dir() else None
     with (
         tempfile.TemporaryDirectory(prefix="ingestd-sim-", dir=memory) as name,
         tempfile.TemporaryDirectory(prefix="ingestd-sim-", dir="/var/tmp") as elsewhere,
     ):
-        return simulate(seed, Path(name), Path(elsewhere))
+        return simulate(seed, Path(name), Path(elsewhere), destinations=destinations)
 
 
-def _run_many(first: int, seeds: int, seconds: float, most_failed: int) -> int:
+def _run_many(chosen: argparse.Namespace, seconds: float) -> int:
+    first, seeds, most_failed = chosen.first, chosen.seeds, chosen.keep_going
     began, seed, failed = time.monotonic(), first, []
     sums: Counter[str] = Counter()
     while (not seeds or seed < first + seeds) and (not seconds or time.monotonic() - began < seconds):
-        outcome = run(seed)
+        outcome = run(seed, chosen.destinations)
         sums.update(files=outcome.files, posts=outcome.posts, ticks=outcome.ticks, deaths=outcome.deaths)
         if outcome.violations:
             failed.append(seed)
@@ -74,7 +76,8 @@ def _run_many(first: int, seeds: int, seconds: float, most_failed: int) -> int:
     ran = seed - first + (1 if failed and len(failed) >= most_failed else 0)
     print(f"{ran} seeds in {took:.0f} s: {', '.join(f'{name} {count}' for name, count in sums.items())}")
     if failed:
-        print(f"failed: {failed}; replay one with `python -m tests.simulation --seed {failed[0]}`")
+        several = f" --destinations {chosen.destinations}" if chosen.destinations else ""
+        print(f"failed: {failed}; replay one with `python -m tests.simulation --seed {failed[0]}{several}`")
     return 1 if failed else 0
 
 

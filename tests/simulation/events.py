@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -45,8 +45,10 @@ EXPLAINED = frozenset(
     {"server_error", "being_created", "retried", "replaced", "refused", "not_sent", "dropped_again", "holder_gone"}
 )
 WAITING = ("UNCERTAIN", "STORED")
-_IDENTITIES = f"""study.uid, series_uid, sop_uid FROM {ENTRIES} JOIN file ON file.id = file_id
-    LEFT JOIN study ON study.id = file.study_id"""
+_NEEDS_PERSON = ("REJECTED", "UNROUTED", "CONFLICT", "FAILED", "DELETED")
+_HELD = f"""coalesce(destination.name, ''), study.uid, file.series_uid, file.sop_uid
+    FROM {ENTRIES} JOIN file ON file.id = entry.file_id LEFT JOIN study ON study.id = file.study_id
+    LEFT JOIN delivery ON delivery.id = entry.id LEFT JOIN destination ON destination.id = destination_id"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class Events:
         chances: Chances,
         *,
         machine: Machine,
-        server: SimServer,
+        servers: Sequence[SimServer],
         files: Files,
         world: World,
         process: Process,
@@ -89,15 +91,15 @@ class Events:
         self._chances = chances
         self._machine = machine
         self._dice = machine.dice
-        self._server = server
+        self._servers = servers
         self._files = files
         self._world = world
         self._process = process
         process.decide = self.decide
         self._config_with = config_with
         self._tell = told
-        # Rows that a person wants looked at, and how many questions the server had been asked when that was said.
-        self._wishes: dict[int, int] = {}
+        # Rows that a person wants looked at, and how many questions their server had been asked when that was said.
+        self._wishes: dict[int, tuple[SimServer, int]] = {}
 
     def happen(self) -> None:
         """Have one of them happen."""
@@ -128,26 +130,31 @@ class Events:
         """Undo what was to go wrong yet."""
         self._machine.dies_at = self._machine.disk_fault = None
         self._machine.commit_faults.clear()
-        self._server.faults.clear()
-        self._server.is_away = False
+        for server in self._servers:
+            server.faults.clear()
+            server.is_away = False
+
+    def _some_server(self) -> SimServer:
+        return self._dice.choice(self._servers) if len(self._servers) > 1 else self._servers[0]
 
     def _server_fails(self) -> str:
-        name = self._dice.choice(sorted(SERVER_FAULTS))
-        self._server.faults.add(name, count=self._dice.randint(1, 3), **SERVER_FAULTS[name])
-        return f"server: {name}"
+        server, name = self._some_server(), self._dice.choice(sorted(SERVER_FAULTS))
+        server.faults.add(name, count=self._dice.randint(1, 3), **SERVER_FAULTS[name])
+        return f"{server.name}: {name}"
 
     def _server_goes(self) -> str:
-        self._server.is_away = not self._server.is_away
-        return f"server is {'away' if self._server.is_away else 'back'}"
+        server = self._some_server()
+        server.is_away = not server.is_away
+        return f"{server.name} is {'away' if server.is_away else 'back'}"
 
     def _server_loses(self) -> str:
-        rows = self._process.ask(f"SELECT entry.id, {_IDENTITIES} WHERE entry.state = 'CONFIRMED'")
+        rows = self._process.ask(f"SELECT entry.id, {_HELD} WHERE entry.state = 'CONFIRMED'")
         if not rows:
             return "nothing"
-        number, study_uid, series_uid, sop_uid = self._dice.choice(rows)
-        self._world.meddled.add((study_uid, series_uid, sop_uid))
-        self._server.delete((study_uid, series_uid, sop_uid))
-        return f"somebody deletes what row {number} is, on the server"
+        number, destination, study_uid, series_uid, sop_uid = self._dice.choice(rows)
+        self._world.meddled.add((destination, study_uid, series_uid, sop_uid))
+        self._named(destination).delete((study_uid, series_uid, sop_uid))
+        return f"somebody deletes what row {number} is, on its server"
 
     def _commits_fail(self) -> str:
         faults = [self._dice.choice(["", "busy", "full", "unknown"]) for _ in range(self._dice.randint(1, 3))]
@@ -179,6 +186,9 @@ class Events:
         by = timedelta(seconds=self._dice.choice([-86_400, -3_600, -60, 60, 3_600, 86_400]))
         self._machine.set_by += by
         return f"clock set by {by}"
+
+    def _named(self, destination: str) -> SimServer:
+        return next(server for server in self._servers if server.name == destination)
 
     # A person
 
@@ -229,15 +239,15 @@ class Events:
         if not wants_look and self._dice.random() >= 0.15:
             return
         rows = self._process.ask(
-            f"SELECT entry.id, entry.state, {_IDENTITIES} WHERE entry.state NOT IN ('DUPLICATE', 'DISCARDED')"
+            f"SELECT entry.id, entry.state, {_HELD} WHERE entry.state NOT IN ('DUPLICATE', 'DISCARDED')"
         )
         if not rows:
             return
-        needy = [row for row in rows if row[1] in ("REJECTED", "CONFLICT", "FAILED", "DELETED")] or rows
-        number, state, *identity = self._dice.choice(needy if self._dice.random() < 0.7 else rows)
+        needy = [row for row in rows if row[1] in _NEEDS_PERSON] or rows
+        number, state, *held = self._dice.choice(needy if self._dice.random() < 0.7 else rows)
         decision = self._dice.choice([moves.retry, moves.discard, moves.replace, moves.admit_anyway, _asks_again])
         if wants_look and (looked_at := [row for row in rows if row[0] in answered]):
-            (number, state, *identity), decision = self._dice.choice(looked_at), _asks_again
+            (number, state, *held), decision = self._dice.choice(looked_at), _asks_again
         with self._machine.inside(now=False):
             try:
                 with self._process.person.transaction() as tx:
@@ -247,18 +257,19 @@ class Events:
             else:
                 said = "done"
                 if decision is _asks_again and state in WAITING:
-                    self._wishes[number] = self._server.questions
+                    server = self._named(held[0])
+                    self._wishes[number] = (server, server.questions)
                 if decision is moves.replace:
-                    self._world.meddled.add((identity[0], identity[1], identity[2]))
+                    self._world.meddled.add((held[0], held[1], held[2], held[3]))
         self._tell(f"-- a person: {decision.__name__} row {number} ({state}): {said}")
 
     def wishes_slept_over(self) -> list[str]:
         """A row that somebody wants looked at stays due until the server is asked."""
         slept_over = []
         due_of = "SELECT state IN (?, ?), next_check_at FROM delivery WHERE id = ?"
-        for number, questions in list(self._wishes.items()):
+        for number, (server, questions) in list(self._wishes.items()):
             due = self._process.ask(due_of, *WAITING, number)
-            if self._chances.sets_clock or self._server.questions > questions or not due or not due[0][0]:
+            if self._chances.sets_clock or server.questions > questions or not due or not due[0][0]:
                 del self._wishes[number]
             elif due[0][1] is None or at(due[0][1]) > self._machine.utc:
                 slept_over.append(f"row {number} was to be looked at, and was put off with nobody asked")

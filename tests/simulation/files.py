@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,12 +27,13 @@ class Growing:
 
 
 class Files:
-    """Writes files into a folder; ``written`` is what was written whole."""
+    """Writes files into a folder, each of one of these stations; ``written`` is what was written whole."""
 
-    def __init__(self, drop: Path, machine: Machine) -> None:
+    def __init__(self, drop: Path, machine: Machine, stations: Sequence[str]) -> None:
         self._drop = drop
         self._machine = machine
         self._dice = machine.dice
+        self._stations = stations
         self._studies: list[tuple[str, str]] = []
         self._instances = 0
         self._names = 0
@@ -117,10 +119,12 @@ class Files:
             self._put(written, content)
 
     def _instance(self, kind: Kind, study_uid: str, series_uid: str, sop_uid: str) -> tuple[Written, bytes]:
+        station = self._dice.choice(self._stations) if len(self._stations) > 1 else self._stations[0]
         dataset = dataset_bytes(
             study_uid=study_uid,
             series_uid=series_uid,
             sop_uid=sop_uid,
+            station=station,
             rows=16,
             columns=16,
             instance_number=self._dice.randint(1, 999),
@@ -128,7 +132,7 @@ class Files:
         )
         sha256 = hashlib.sha256(dataset).hexdigest()
         uids = {"study_uid": study_uid, "series_uid": series_uid, "sop_uid": sop_uid}
-        return Written(name="", kind=kind, **uids, sha256=sha256), part10(dataset, sop_uid=sop_uid)
+        return Written(name="", kind=kind, **uids, sha256=sha256, station=station), part10(dataset, sop_uid=sop_uid)
 
     def _next_name(self) -> str:
         self._names += 1

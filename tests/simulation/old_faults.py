@@ -27,13 +27,16 @@ _ROWS_MOST = 10_000
 def plan_over_newer_knowledge() -> Iterator[None]:
     """Judge by what was read before the transaction."""
     collect = Verification.collect
-    read: list[Any] = []
+    read: dict[int, list[Any]] = {}  # by the destination
 
     def collected(stage: Verification, now: Now) -> None:
         collect(stage, now)
-        read[:] = queries.unproven(stage._ledger, now=now.utc, limit=_ROWS_MOST)
+        read[stage._ledger.destination_id] = queries.unproven(stage._ledger, now=now.utc, limit=_ROWS_MOST)
 
-    stale = SimpleNamespace(**{**vars(queries), "unproven": lambda *_, **__: list(read)})
+    def remembered(reader: Any, **_: Any) -> list[Any]:
+        return list(read[reader.destination_id])
+
+    stale = SimpleNamespace(**{**vars(queries), "unproven": remembered})
     with ExitStack() as stack:
         stack.enter_context(patch.object(Verification, "collect", collected))
         stack.enter_context(patch.object(verification, "queries", stale))

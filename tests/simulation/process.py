@@ -16,7 +16,6 @@ from ingestd.daemon.service import _Service
 from ingestd.daemon.signals import Asked
 from ingestd.daemon.stage import Stage
 from ingestd.ledger import Ledger, LedgerError, Transaction
-from tests.serving import only_server, only_workers
 from tests.simulation.jobs import Jobs
 from tests.simulation.machine import Died, Machine
 
@@ -80,7 +79,7 @@ class Process:
 
     def stop(self) -> bool:
         """Stop it in order; False, and nothing is done, where that has to wait for a post."""
-        if self.daemon is None or not only_server(self.daemon).posting.is_idle:
+        if self.daemon is None or not self.daemon.stages.no_post_is_out:
             return False
         daemon, self.daemon = self.daemon, None
         try:
@@ -127,7 +126,8 @@ class Process:
             for daemon in (self.daemon, self._service.following if self._service is not None else None):
                 if daemon is not None:
                     daemon.workers.inboxes.close()
-                    only_workers(daemon).client.close()
+                    for server in daemon.workers.servers.values():
+                        server.client.close()
             if self.daemon is not None:
                 self.daemon.spool.unlock()
             self.daemon = self._service = None
@@ -173,7 +173,8 @@ class Process:
 
     def answered(self) -> set[int]:
         """Give the rows that the tick has answers about."""
-        answers = only_server(self.daemon).verification._answers if self.daemon is not None else []
+        servers = self.daemon.stages.servers.values() if self.daemon is not None else ()
+        answers = [answer for server in servers for answer in server.verification._answers]
         return {row.delivery_id for answer in answers for row in answer.question.rows}
 
 

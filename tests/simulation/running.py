@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,24 +18,27 @@ import structlog
 from ingestd.config import Config, parse
 from ingestd.daemon import build
 from tests.invariants import Invariants, World
-from tests.recounting import ENTRIES
 from tests.simulation.events import EXPLAINED, Chances, Events
 from tests.simulation.files import Files
 from tests.simulation.jobs import Jobs
 from tests.simulation.machine import BOOTED_AT, Machine
 from tests.simulation.process import Process
-from tests.simulation.server import URL, SimServer
+from tests.simulation.server import SimServer, installed
 
 SETTINGS: dict[str, Any] = {
     "inboxes": [{"path": "./drop", "settle": "2s", "incomplete_after": "3m", "watch": "poll"}],
     "spool": {"path": "./spool", "low_water": "1MB"},
-    "destination": {"url": URL, "auth": "none", "kind": "azure"},
     "ledger": "sqlite:///ledger.db",
     "batch": {"quiet_period": "5s", "max_wait": "30s"},
     "retry": {"base": "2s", "cap": "20s"},
     "reconcile": {"interval": "5s", "lag": "30s", "grace": "2h", "absence_wait": "10s"},
     "shutdown_grace": "5s",
 }
+# Of two destinations, where a file goes by its station, if there are rules at all. No rule is for the last of them; a
+# file of that waits for a person, so there are none where nobody decides anything.
+ARCHIVE, RESEARCH = "archive", "research"
+ROUTES = {"BOTH": (ARCHIVE, RESEARCH), "OLD": (ARCHIVE,), "NEW": (RESEARCH,), "TEST": ()}
+UNROUTED = "UNKNOWN"
 # What chance may bring, and how much of it.
 EVENTS_MOST = 30
 STEPS_MOST = 4_000
@@ -61,10 +64,41 @@ class Outcome:
     ticks: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which destinations there are, of which kind each is, and whether rules say what goes where."""
+
+    kinds: Mapping[str, str]
+    has_rules: bool
+
+    @classmethod
+    def drawn(cls, dice: random.Random, destinations: int) -> Layout:
+        """Draw it; ``destinations`` as ``Simulation`` has them."""
+        are_two, kind, has_rules = dice.random() < 0.25, dice.choice(["azure", "other"]), dice.random() < 0.6
+        if destinations == 2 or (are_two and not destinations):
+            return cls(kinds={ARCHIVE: "azure", RESEARCH: kind}, has_rules=has_rules)
+        return cls(kinds={"default": "azure"}, has_rules=False)
+
+    def settings(self, servers: Sequence[SimServer]) -> dict[str, Any]:
+        """What the configuration says of it."""
+        rules = [{"when": {"station": station}, "to": list(names)} for station, names in ROUTES.items()]
+        destinations = {
+            server.name: {"url": server.url, "auth": "none", "kind": self.kinds[server.name]} for server in servers
+        }
+        return {"destinations": destinations, "rules": rules if self.has_rules else []}
+
+    def stations(self, *, has_person: bool) -> tuple[str, ...]:
+        """What files may be of."""
+        if not self.has_rules:
+            return ("STATION",)
+        return (*ROUTES, UNROUTED) if has_person else tuple(ROUTES)
+
+
 class Simulation:
     """The world of one seed. ``run`` it once."""
 
-    def __init__(self, seed: int, folder: Path, elsewhere: Path | None = None) -> None:
+    def __init__(self, seed: int, folder: Path, elsewhere: Path | None = None, *, destinations: int = 0) -> None:
+        """``destinations``: 1 or 2, if the seed is not to say how many there are."""
         self._outcome = Outcome(seed=seed)
         self._folder = folder
         self._machine = Machine(seed)
@@ -75,10 +109,11 @@ class Simulation:
         more = random.Random(f"more of {seed}")
         self._stays = more.random() < 0.15
         self._chances = Chances.drawn(self._dice, more)
+        self._layout = Layout.drawn(more, destinations)
         is_elsewhere = self._dice.random() < 0.25
         self._drop = (elsewhere if is_elsewhere and elsewhere else folder) / "drop"
         self._last_move = 0
-        self._server: SimServer
+        self._servers: list[SimServer]
         self._files: Files
         self._world: World
         self._invariants: Invariants
@@ -91,9 +126,10 @@ class Simulation:
             stack.enter_context(self._machine.installed())
             stack.enter_context(self._jobs.installed())
             stack.enter_context(_logging(self._logged))
-            self._server = SimServer(self._machine, self._folder / "server")
-            stack.callback(self._server.close)
-            stack.enter_context(self._server.installed(self._tell))
+            self._servers = [SimServer(self._machine, self._folder / name, name) for name in self._layout.kinds]
+            for server in self._servers:
+                stack.callback(server.close)
+            stack.enter_context(installed(self._servers, self._tell))
             stack.enter_context(patch.object(build, "ReaderPool", self._jobs.readers))
             self._prepare()
             stack.callback(self._process.bury)
@@ -102,7 +138,7 @@ class Simulation:
             except Exception as error:  # noqa: BLE001 - whatever ends the daemon is found, with its seed
                 where = "".join(traceback.format_exception(error)[-6:])
                 self._violated([f"unexpected {type(error).__name__}: {error}\n{where}"])
-            self._outcome.posts = len(self._server.stores())
+            self._outcome.posts = sum(len(server.stores()) for server in self._servers)
         self._outcome.files = len(self._files.written)
         self._outcome.deaths, self._outcome.ticks = self._process.deaths, self._process.ticks
         return self._outcome
@@ -114,12 +150,15 @@ class Simulation:
         settings["inboxes"] = [
             {**SETTINGS["inboxes"][0], "path": str(self._drop), "take": "in_place" if self._stays else "move"}
         ]
+        settings |= self._layout.settings(self._servers)
         config = self._config(settings, SETTINGS["batch"]["quiet_period"])
-        self._files = Files(self._drop, self._machine)
+        stations = self._layout.stations(has_person=self._chances.has_person)
+        self._files = Files(self._drop, self._machine, stations)
         self._world = World(
             spool=self._folder / "spool",
             drop=self._drop,
-            servers={"default": self._server},
+            servers={server.name: server for server in self._servers},
+            goes_to=(lambda file: ROUTES.get(file.station, ())) if self._layout.has_rules else None,
             written=self._files.written,
             retain=config.spool.retain,
             explained=EXPLAINED,
@@ -131,7 +170,7 @@ class Simulation:
         self._events = Events(
             self._chances,
             machine=self._machine,
-            server=self._server,
+            servers=self._servers,
             files=self._files,
             world=self._world,
             process=self._process,
@@ -180,6 +219,22 @@ class Simulation:
         self._events.mend()
         # A command that comes between a jump of the clock and the tick that notices it is moved along with the clock.
         within = CLOCK_SETTLED_WITHIN if self._chances.sets_clock else SETTLED_WITHIN
+        if len(self._servers) > 1 and self._dice.random() < 0.3:
+            self._rest_without(self._dice.choice(self._servers), within)
+        self._rest(self._is_settled, within)
+        self._judge_the_end()
+
+    def _rest_without(self, away: SimServer, within: timedelta) -> None:
+        """One that is away holds up nothing of another."""
+        self._tell(f"-- but {away.name} is away")
+        away.is_away = True
+        self._rest(lambda: not self._unsettled(but_for=away.name), within)
+        if unsettled := self._unsettled(but_for=away.name):
+            self._violated([f"{away.name} is away, and what is for the other does not come to rest: {unsettled}"])
+        self._tell(f"-- {away.name} is back")
+        away.is_away = False
+
+    def _rest(self, is_over: Callable[[], bool], within: timedelta) -> None:
         until = self._machine.mono + within.total_seconds()
         for _ in range(REST_STEPS_MOST):
             if self._outcome.violations:
@@ -190,12 +245,9 @@ class Simulation:
             due = self._step(self._process.tick) or self._machine.mono
             if len(self._jobs):
                 continue
-            if self._is_settled():
-                break
-            if self._machine.mono > until:
-                break
+            if is_over() or self._machine.mono > until:
+                return
             self._machine.pass_time(due - self._machine.mono)
-        self._judge_the_end()
 
     def _step(self, act: Callable[[], Any]) -> Any:
         came = self._process.step(act)
@@ -217,16 +269,23 @@ class Simulation:
         self._violated(self._events.wishes_slept_over())
 
     def _is_settled(self) -> bool:
-        if self._files.growing or (self._unknown() if self._stays else self._lying()):
-            return False
+        return not self._unsettled() and self._process.is_idle
+
+    def _unsettled(self, *, but_for: str = "") -> list[str]:
+        """Say what is on its way still, but for the deliveries to this destination."""
         marks = ",".join("?" * len(BETWEEN))
-        rows = self._process.ask(
-            f"SELECT count(*) FROM {ENTRIES} JOIN file ON file.id = file_id"
-            f" WHERE entry.state IN ({marks}) OR wish IS NOT NULL",
+        deliveries = self._process.ask(
+            f"SELECT 'row ' || delivery.id || ' ' || state FROM delivery"
+            f" JOIN destination ON destination.id = destination_id WHERE state IN ({marks}) AND name != ?",
             *BETWEEN,
+            but_for,
         )
-        candidates = self._process.ask("SELECT count(*) FROM candidate")
-        return rows == [(0,)] and candidates == [(0,)] and self._process.is_idle
+        files = self._process.ask(
+            "SELECT 'wish for row ' || id FROM file WHERE wish IS NOT NULL"
+            " UNION ALL SELECT 'candidate ' || id FROM candidate"
+        )
+        dropped = self._unknown() if self._stays else self._lying()
+        return [file.written.name for file in self._files.growing] + dropped + [text for (text,) in deliveries + files]
 
     def _lying(self) -> list[str]:
         """Name what still lies in the drop folder, and is to leave it: a source whose copy somebody took stays."""
@@ -237,9 +296,8 @@ class Simulation:
 
     def _judge_the_end(self) -> None:
         if not self._is_settled():
-            rows = self._process.ask(f"SELECT state, reason, count(*) FROM {ENTRIES} GROUP BY 1, 2")
             busy = self._process.busy_stages()
-            self._violated([f"it does not come to rest: rows {rows}, in the drop {self._lying()}, at work {busy}"])
+            self._violated([f"it does not come to rest: {self._unsettled()}, at work {busy}"])
         with self._machine.inside(now=False):
             if not (self._chances.has_person or self._world.damaged):
                 self._violated(self._invariants.check_end(self._process.eyes, now=self._machine.utc))
@@ -282,6 +340,9 @@ def _logging(logged: Callable[[object, str, Any], Any]) -> Iterator[None]:
         structlog.configure(**former)
 
 
-def simulate(seed: int, folder: Path, elsewhere: Path | None = None) -> Outcome:
-    """Run one seed in an empty folder; ``elsewhere`` is one on another filesystem, for drop folders that are apart."""
-    return Simulation(seed, folder, elsewhere).run()
+def simulate(seed: int, folder: Path, elsewhere: Path | None = None, *, destinations: int = 0) -> Outcome:
+    """Run one seed in an empty folder; ``elsewhere`` is one on another filesystem, for drop folders that are apart.
+
+    ``destinations``: 1 or 2, if the seed is not to say how many there are.
+    """
+    return Simulation(seed, folder, elsewhere, destinations=destinations).run()

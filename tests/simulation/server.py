@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,15 +30,17 @@ from ingestd.emulator.storage.writer import Writer
 from tests.emulating import Identity, stores
 from tests.simulation.machine import Machine
 
-URL = "http://server.sim:8080/v2"
 ANY_ENCODING = {"accept": "application/dicom; transfer-syntax=*"}
 
 
 class SimServer:
-    """One server, and the way to it. ``is_away``: nothing listens there."""
+    """One server, and the way to it; ``name`` is that of its destination. ``is_away``: nothing listens there."""
 
-    def __init__(self, machine: Machine, data: Path) -> None:
+    def __init__(self, machine: Machine, data: Path, name: str) -> None:
         self._machine = machine
+        self.name = name
+        self.host = f"{name}.sim:8080"
+        self.url = f"http://{self.host}/v2"
         self.faults = Faults()
         self.is_away = False
         self.questions = 0  # requests that only ask, whatever came of them
@@ -103,28 +105,29 @@ class SimServer:
             "root_path": "",
             "query_string": query.encode("ascii"),
             "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
-            "server": ("server.sim", 8080),
+            "server": (f"{self.name}.sim", 8080),
             "client": ("client.sim", 1),
         }
         await self._app(scope, receive, send)
         said.headers.append(("date", email.utils.format_datetime(self._machine.utc, usegmt=True)))
         return said
 
-    @contextmanager
-    def installed(self, told: Callable[[str], object]) -> Iterator[None]:
-        """Be what every request of this process reaches."""
-        server = self
 
-        class Session(HttpSession):
-            def __init__(self, **settings: Any) -> None:
-                super().__init__(**settings)
-                self.mount("http://", _Adapter(server, told))
+@contextmanager
+def installed(servers: Collection[SimServer], told: Callable[[str], object]) -> Iterator[None]:
+    """Have every request of this process reach one of these, by its host."""
 
-        with ExitStack() as stack:
-            stack.enter_context(patch.object(transport, "HttpSession", Session))
-            # A thread that shuts sockets whose time is over; there are none.
-            stack.enter_context(patch.object(deadlines._watchdog, "watch", lambda _: None))
-            yield
+    class Session(HttpSession):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            for server in servers:
+                self.mount(f"http://{server.host}/", _Adapter(server, told))
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(transport, "HttpSession", Session))
+        # A thread that shuts sockets whose time is over; there are none.
+        stack.enter_context(patch.object(deadlines._watchdog, "watch", lambda _: None))
+        yield
 
 
 class _Said:
@@ -157,7 +160,7 @@ class _Adapter(HTTPAdapter):
         url = urlsplit(request.url or "")
         self._server.questions += request.method == "GET"
         if self._server.is_away:
-            self._told(f"{request.method} finds nobody")
+            self._told(f"{request.method} finds nobody at {self._server.name}")
             raise requests.ConnectionError(ConnectionRefusedError(111, "Connection refused"))
         body = request.body or b""
         content = body.encode() if isinstance(body, str) else body if isinstance(body, bytes) else b"".join(body)
@@ -166,7 +169,7 @@ class _Adapter(HTTPAdapter):
             flight.body_bytes_left = len(content)
         headers = {name: value if isinstance(value, str) else value.decode() for name, value in request.headers.items()}
         said = self._server.ask(request.method or "", url.path, query=url.query, headers=headers, body=content)
-        self._told(f"{request.method} {said.status}{'' if said.is_whole else ' cut'}")
+        self._told(f"{request.method} {said.status}{'' if said.is_whole else ' cut'} ({self._server.name})")
         if said.status is None:
             reset = ConnectionResetError(104, "Connection reset by peer")
             raise requests.ConnectionError(urllib3.exceptions.ProtocolError("Connection aborted.", reset))
