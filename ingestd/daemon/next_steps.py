@@ -6,7 +6,7 @@ with the next one; ``Admission`` begins these once the transaction is durable, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ from ingestd.daemon.steps import (
     Misplaced,
     Moving,
     Noted,
+    Origin,
     Reading,
     Recorded,
     Rejection,
@@ -257,7 +258,9 @@ class NextSteps:
         """Have the ledger say, as it stands now, what becomes of the files that arrived."""
         fresh = [(key, step) for key, step in self._arrived if step.seen.origin.row is None]
         judged = {place: step.judged for place, (_, step) in enumerate(fresh) if step.judged}
-        rows = moves.admit(self._tx, [step.arrival for _, step in fresh], judged=judged, now=self._now.utc)
+        formers = _formers(step.seen.origin for _, step in fresh)
+        arrivals = [step.arrival for _, step in fresh]
+        rows = moves.admit(self._tx, arrivals, judged=judged, formers=formers, now=self._now.utc)
         for (key, step), admitted in zip(fresh, rows, strict=True):
             self._was_admitted(key, step, admitted)
         for key, step in self._arrived:
@@ -273,8 +276,6 @@ class NextSteps:
             # The row that it was read again for is elsewhere by now.
             self.steps[key] = Returned(seen=seen, told=None)
         else:
-            if seen.origin.former is not None:
-                moves.readmitted(self._tx, seen.origin.former, admitted.number, now=self._now.utc)
             copied = not step.arrival.source_removed
             self.steps[key] = Recorded(seen=seen, number=admitted.number, state=admitted.state, copied=copied)
 
@@ -292,8 +293,7 @@ class NextSteps:
                 fresh.append((key, noted, refusal))
         if not fresh:
             return
-        origins = [noted.seen.origin for _, noted, _ in fresh]
-        formers = {place: each.former for place, each in enumerate(origins) if each.former is not None}
+        formers = _formers(noted.seen.origin for _, noted, _ in fresh)
         ids = moves.refuse(self._tx, [refusal for _, _, refusal in fresh], formers=formers, now=self._now.utc)
         for (key, noted, refusal), number in zip(fresh, ids, strict=True):
             self._record_refused(key, noted, refusal, number)
@@ -309,3 +309,8 @@ class NextSteps:
             reason=refusal.reason.value,
             copied=not refusal.source_removed,
         )
+
+
+def _formers(origins: Iterable[Origin]) -> dict[int, int]:
+    """Give, by position, the rows whose files these were."""
+    return {place: origin.former for place, origin in enumerate(origins) if origin.former is not None}

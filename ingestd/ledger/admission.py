@@ -180,12 +180,15 @@ def admit(
     arrivals: Sequence[Arrival],
     *,
     judged: Mapping[int, Sequence[Judged]] = _NONE_JUDGED,
+    formers: Mapping[int, int] = _NO_FORMERS,
     now: datetime,
 ) -> list[Admitted]:
     """Make rows of files that were read whole: at each destination PENDING, or what the holder makes of them there.
 
     Answers come in the order of the arrivals. ``judged`` has, by position in ``arrivals``, what comparisons with
-    holders came to; one counts only while that row still holds the identity.
+    holders came to; one counts only while that row still holds the identity. ``formers`` has, likewise, the row
+    without a delivery whose file it was. That is closed first: the file may lie where it lay, and of each path one row
+    is kept.
     """
     tx.write_rows()
     wanted = [_destinations_of(tx, arrival) for arrival in arrivals]
@@ -201,6 +204,8 @@ def admit(
             answers.append(Admitted(number=None, state=None, holder=decided, needs_compare=True))
             continue
         numbers = list(islice(free, max(1, len(decided))))
+        if position in formers:
+            readmitted(tx, formers[position], numbers[0], now=now)
         _add(tx, numbers, arrival, decided, arrival.route.text if arrival.route is not None else "", now)
         answers.append(_answer(numbers, decided, arrival))
         if arrival.candidate_id is not None:
@@ -374,8 +379,7 @@ def refuse(
 ) -> list[int]:
     """Make REJECTED files of those that are not to be sent.
 
-    ``formers`` has, by position in ``refusals``, the REJECTED row whose file it was. It is closed first, for the file
-    may lie where it lay, and of each path one row is kept.
+    ``formers`` has, by position in ``refusals``, the REJECTED row whose file it was; closed first, as in ``admit``.
     """
     numbers = tx.new_ids(len(refusals))
     for position, former in formers.items():

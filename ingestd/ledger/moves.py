@@ -36,7 +36,6 @@ from .operator import (
     admit_anyway,
     discard,
     discard_all_at,
-    readmitted,
     replace,
     request_failed,
     retry,

@@ -327,13 +327,13 @@ def admit_anyway(tx: Transaction, number: int, *, now: datetime) -> None:
 
 
 def readmitted(tx: Transaction, file_id: int, new_id: int, *, now: datetime) -> None:
-    """Close a REJECTED row whose file is another row now. Its path is that row's business."""
+    """Close a row without a delivery whose file is another row now. Its path is that row's business."""
     row = tx.file_row(file_id)
     if row is None:
         return
     # What lies in the spool is the new row's.
     left: dict[str, Any] = {} if row.in_place else {"removing_at": now, "removed_at": now, "in_spool": 0}
-    if row.state is not State.REJECTED:
+    if row.state is State.DISCARDED:
         # A person let go of it meanwhile.
         if left and row.removing_at is None:
             tx.set_file(row.id, **left)

@@ -167,7 +167,10 @@ FILE_MOVES: Mapping[tuple[State | None, State], str] = {
     (None, _S.UNROUTED): "no rule wants it",
     (None, _S.DISCARDED): "a rule says that it goes nowhere",
     (_S.REJECTED, _S.DISCARDED): "a person: resolve --discard; or its file was admitted anew, as another row",
-    (_S.UNROUTED, _S.DISCARDED): "a person: resolve --discard; or route --again, by a rule that says so",
+    (
+        _S.UNROUTED,
+        _S.DISCARDED,
+    ): "a person: resolve --discard; or route --again, by a rule that says so; or retry, as another row",
 }
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.clocks import utc_now
 from ingestd.config import Config, load
 from ingestd.daemon import Daemon, OnceResult, once_policies, run_once
-from ingestd.ledger import Ledger, LedgerError, queries
+from ingestd.ledger import Ledger, LedgerError, moves, queries
 from ingestd.lifecycle import Reason
 from tests.builders import instance_bytes
 from tests.daemon.test_promise import running, turn
@@ -203,3 +204,22 @@ def test_refused_reload_leaves_those_that_are_served_as_they_were(
             drop(tmp_path, "er", 2)
             turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 2)
         assert states(config)["research", "PENDING"] == 2
+
+
+@pytest.mark.parametrize("station, end", [("*", ("archive", "CONFIRMED")), ("NONE", ("", "UNROUTED"))])
+def test_unrouted_file_that_is_to_be_tried_again_goes_where_the_rules_say_by_then(
+    tmp_path: Path, servers: dict[str, EmulatorProcess], station: str, end: tuple[str, str]
+) -> None:
+    """Its new row was made while the former had its path still: no row was written any more, of any file."""
+    rules = "rules:\n  - {{when: {{station: '{}'}}, to: [archive]}}\n"
+    config = configure(tmp_path, addresses(servers), rules=rules.format("NONE"))
+    drop(tmp_path, "er", 1)
+    run(config)
+    with Ledger.open(config.ledger) as ledger, ledger.transaction() as tx:
+        (unrouted,) = queries.entries(ledger)
+        moves.retry(tx, unrouted.file_id, now=utc_now())
+
+    config = configure(tmp_path, addresses(servers), rules=rules.format(station))
+    drop(tmp_path, "er", 2)
+    with running(config) as daemon:
+        turn(daemon, lambda: states(config) == {("", "DISCARDED"): 1, end: 2})

@@ -273,11 +273,10 @@ class Walk:
 
     def do_wish(self, tx: Transaction) -> None:
         for requested in queries.requested_rows(self.ledger, limit=2):
-            (admitted,) = moves.admit(tx, [arrival(self.chance.randint(1, 12), candidate_id=None)], now=self.now)
+            arrived, formers = arrival(self.chance.randint(1, 12), candidate_id=None), {0: requested.file_id}
+            (admitted,) = moves.admit(tx, [arrived], formers=formers, now=self.now)
             if admitted.number is None:
                 moves.request_failed(tx, requested.file_id, note="compare first", now=self.now)
-            else:
-                moves.readmitted(tx, requested.delivery_id, admitted.number, now=self.now)
 
     def do_remove(self, tx: Transaction) -> None:
         rows = queries.removable(self.ledger, before=self.now - timedelta(seconds=60))

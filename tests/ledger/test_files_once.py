@@ -203,9 +203,8 @@ def test_rejected_file_that_was_admitted_anew_tells_both_its_ends(ledger: Ledger
     assert asked is not None
     assert (asked.state, asked.request) == (State.REJECTED, "admit_anyway")
 
-    (admitted,) = admit(ledger, arrival(1))
     with ledger.transaction() as tx:
-        moves.readmitted(tx, rejected, admitted, now=LATER)
+        moves.admit(tx, [arrival(1)], formers={0: rejected}, now=LATER)
 
     story = queries.story(ledger, rejected)
     assert story is not None

@@ -118,9 +118,7 @@ def test_retry_of_a_rejected_file_is_a_request_that_the_daemon_finds(ledger: Led
     )
 
     with ledger.transaction() as tx:
-        (admitted,) = moves.admit(tx, [arrival(5)], now=LATER)
-        assert admitted.number is not None
-        moves.readmitted(tx, delivery_id, admitted.number, now=LATER)
+        (admitted,) = moves.admit(tx, [arrival(5)], formers={0: delivery_id}, now=LATER)
     entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     assert (entry.state, entry.reason, entry.removed_at) == (State.DISCARDED, Reason.RETRIED, LATER)
