@@ -304,6 +304,8 @@ class Invariants:
             return False
         if row["state"] == State.DISCARDED and row["reason"] in {"retried", "admitted_anyway"}:
             return True  # its file is another row's now
+        if row["state"] == State.DISCARDED and row["removed_at"] is not None and row["path"] in self._known:
+            return True  # likewise, and a person let go of it before it was
         if row["settled_at"] is not None and now is not None and at(row["settled_at"]) + self._world.retain <= now:
             self._could_go.add(row["id"])
         may_go = row["state"] in _MAY_GO or (row["state"], row["reason"]) in GIVEN_UP

@@ -13,12 +13,13 @@ import pytest
 from tests.simulation.old_faults import OLD_FAULTS
 from tests.simulation.running import simulate
 
-SEEDS = (1, 2)
+# With how many destinations; the last routes by rules, and one of its two servers is away to the end.
+SEEDS = ((1, 1), (2, 1), (7, 2))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_every_promise_is_kept_whatever_the_seed_brings(seed: int, tmp_path: Path) -> None:
-    outcome = simulate(seed, tmp_path)
+@pytest.mark.parametrize("seed, destinations", SEEDS)
+def test_every_promise_is_kept_whatever_the_seed_brings(seed: int, destinations: int, tmp_path: Path) -> None:
+    outcome = simulate(seed, tmp_path, destinations=destinations)
 
     assert outcome.violations == [], "\n".join(outcome.trace[-60:])
     assert outcome.files > 0

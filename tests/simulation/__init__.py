@@ -7,8 +7,9 @@ threads (``jobs.Jobs`` has every job run when the seed says, and its answer come
 (``server.SimServer``), and random numbers.
 
 What may happen between any two steps: a file comes, whole or in pieces; a job is done; its answer comes; a person
-decides about a row between what a tick reads and what it writes; the server fails, forgets to answer, or shows its feed
+decides about a row between what a tick reads and what it writes; a server fails, forgets to answer, or shows its feed
 late; a commit fails, or is done and says that it failed; the clock is set; the process dies, at any commit and at any
 call that makes something durable, and another one begins on what it left. Then everything is mended and time passes,
-and every file must have come to its end. G1 to G7 (``tests.invariants``) are held after each step.
+and every file must have come to its end; of two servers one may stay away until all is settled at the other. G1 to G7
+(``tests.invariants``) are held after each step.
 """

@@ -1,7 +1,8 @@
 """``python -m tests.simulation``: the whole daemon in one thread, by a seed; 1: a promise was broken.
 
 ``--seed 7`` replays one seed and prints all that happened; ``--seeds 10000`` runs that many, ``--seconds 60`` as many
-as there is time for. A seed that fails is printed with the end of its story, and the run goes on.
+as there is time for. One in four has two destinations; ``--destinations 2`` gives them to all. A seed that fails is
+printed with the end of its story, and the run goes on.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=0, help="run so many")
     parser.add_argument("--seconds", type=float, default=0.0, help="run as many as there is time for (60)")
     parser.add_argument("--first", type=int, default=1, help="the first of them (1)")
-    parser.add_argument("--destinations", type=int, choices=(1, 2), default=0, help="so many (a seed in four has two)")
+    parser.add_argument("--destinations", type=int, choices=(1, 2), default=0, help="so many, whatever the seed says")
     parser.add_argument("--keep-going", type=int, default=5, help="stop after so many that failed (5)")
     parser.add_argument("--put-back", choices=sorted(OLD_FAULTS), help="with this old fault, which is to be found")
     chosen = parser.parse_args()
