@@ -70,7 +70,9 @@ class SpoolDisk(Stage):
         if now.mono >= self._look_at:
             self._look_at = now.mono + _SPACE_EVERY_SECONDS
             self._look()
-            if self._full and now.mono >= self._tell_at:
+            if not self._full:
+                self._waits, self._tell_at = "", 0.0
+            elif now.mono >= self._tell_at:
                 self._tell_at = now.mono + _TELL_EVERY_SECONDS
                 self._waits = self._waiting()
                 self._tell_full()
