@@ -649,6 +649,8 @@ def test_every_condition_of_a_rule_may_be_asked_for_and_no_other():
         ("auth: azure", "auth: {kind: basic, password: x}", "archive.auth.password: secrets do not belong into this"),
         ("verify: content", "verfy: content", "line 6: destinations.research.verfy: unknown key; did you mean verify?"),
         ("verify: content", "verify: never", "line 6: destinations.research.verify: must be one of"),
+        ("verify: content", "priority: 101", "line 6: destinations.research.priority: must be at most 100"),
+        ("verify: content", "priority: high", "line 6: destinations.research.priority: must be a whole number"),
         ("ledger:", "destination: {url: 'http://h/v2'}\nledger:", "destination: is the short form of one of"),
         ("{inbox: er,", "{inbox: ward,", "rules[0].when.inbox: no inbox is called ward; those with a name: are er"),
         (", name: er}", "}", "line 8: rules[0].when.inbox: no inbox is called er; none has a name:"),

@@ -154,6 +154,7 @@ class Destination(Section):
     implicit_vr: Literal["fallback", "always", "never"] = "fallback"
     max_posts: Annotated[int, Field(ge=1, le=64)] = 4
     required: bool = True
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
     verify: Literal["auto", "content", "presence"] | None = None  # None: as ``reconcile.verify`` says
 
     @model_validator(mode="before")

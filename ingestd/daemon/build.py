@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 
 from ingestd.config import Config
@@ -101,7 +101,7 @@ class Stages:
 
     @cached_property
     def servers(self) -> Mapping[str, ServerStages]:
-        """What serves each destination, by its name."""
+        """What serves each destination, by its name; the higher priority before the lower."""
         several = len(self._config.destinations) > 1
         shared = Shared(
             gates=self._gates,
@@ -120,10 +120,18 @@ class Stages:
                 ledger=self._ledger.at(name),
                 workers=self._workers.servers[name],
                 shared=shared,
+                gives_way=partial(self._is_higher_busy, destination.priority),
                 whose=name if several else "",
             )
-            for name, destination in self._config.destinations.items()
+            for name, destination in sorted(self._config.destinations.items(), key=lambda each: -each[1].priority)
         }
+
+    def _is_higher_busy(self, priority: int) -> bool:
+        return any(
+            self.servers[name].posting.is_busy
+            for name, destination in self._config.destinations.items()
+            if destination.priority > priority
+        )
 
     @cached_property
     def all(self) -> tuple[Stage, ...]:

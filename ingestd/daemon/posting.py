@@ -54,15 +54,18 @@ class Posting(Stage):
         alarms: Alarms,
         claims: Gate,
         progress: RunProgress,
+        gives_way: Callable[[], bool],
         tells_gone: Callable[[str], bool],
         log: FilteringBoundLogger,
     ) -> None:
         """Join sender and ledger; the server is probed first of all.
 
+        ``gives_way`` says whether a destination of higher priority has something to post: one at a time goes then.
         ``tells_gone`` says whether a file that is not there is gone, or only its folder is away.
         """
         self._claims = claims
         self._progress = progress
+        self._gives_way = gives_way
         self._sender = sender
         self._ledger = ledger
         self._limits = limits
@@ -94,6 +97,11 @@ class Posting(Stage):
     def is_idle(self) -> bool:
         """Whether no post is under way and no result waits to be written."""
         return not (self._sender.in_flight or self._results)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether posts go out, or may; not while the destination is paused, or only tried again."""
+        return self.destination.is_open and bool(self._sender.in_flight or self._due)
 
     def collect(self, now: Now) -> None:
         """Collect results and the probe's answer, and let them pause or open the destination; see what is due."""
@@ -141,9 +149,15 @@ class Posting(Stage):
 
     @property
     def _may_post(self) -> bool:
-        if not self._claims.is_open or self._sender.free <= 0 or self._sender.profile is None:
+        if not self._claims.is_open or self._free <= 0 or self._sender.profile is None:
             return False
-        return self.destination.is_open or (self.destination.half_open and not self._sender.in_flight)
+        return self.destination.is_open or self.destination.half_open
+
+    @property
+    def _free(self) -> int:
+        """How many posts may begin; never none for good, so that whoever gives way gets on all the same."""
+        one_at_a_time = not self.destination.is_open or self._gives_way()
+        return min(self._sender.free, 1 - self._sender.in_flight) if one_at_a_time else self._sender.free
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write results, the destination's state and, last, the claims."""
@@ -202,7 +216,7 @@ class Posting(Stage):
         return now.mono_of(queries.next_study_at(self._ledger, now=now.utc, flush=self._progress.flushes))
 
     def _claim(self, tx: Transaction, now: Now) -> list[Batch]:
-        free = self._sender.free if self.destination.is_open else min(1, self._sender.free)
+        free = self._free
         studies = self._due
         claimed: list[Batch] = []
         while free > 0 and studies:

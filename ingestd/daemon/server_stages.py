@@ -101,14 +101,19 @@ class ServerStages:
         ledger: Ledger,
         workers: ServerWorkers,
         shared: Shared,
+        gives_way: Callable[[], bool],
         whose: str,
     ) -> None:
-        """``ledger`` is the one that this destination has; ``whose`` its name, "" where it is the only one."""
+        """``ledger`` is the one that this destination has; ``whose`` its name, "" where it is the only one.
+
+        ``gives_way`` as for Posting.
+        """
         self._config = config
         self._destination = destination
         self._ledger = ledger
         self._workers = workers
         self._shared = shared
+        self._gives_way = gives_way
         self._backoff = backoff_of(config)
         self.alarms = shared.alarms.of(whose)
         # Each line says whose it is.
@@ -137,6 +142,7 @@ class ServerStages:
             alarms=self.alarms,
             claims=self._shared.gates.claims,
             progress=self._shared.progress,
+            gives_way=self._gives_way,
             tells_gone=self._shared.tells_gone,
             log=self._log,
         )
