@@ -204,9 +204,10 @@ def _hash_of(row: Row) -> bytes | None:
 
 
 def _counted(study: Row, rows: Sequence[Row], in_flight: int, limits: BatchLimits) -> dict[str, int | None]:
-    """Say what a study's sums must be; of a queue without rows its ends, and its priority, say nothing."""
+    """Say what a study's sums must be; of a queue without rows its ends, priority and inbox say nothing."""
     states = Counter(row["state"] for row in rows)
     queue = [row for row in rows if row["queued"]]
+    inboxes = {row["inbox_id"] for row in rows}
     return {
         **{column: states[state] for column, state in _STATES.items()},
         "size_bytes": _sum(rows),
@@ -216,6 +217,8 @@ def _counted(study: Row, rows: Sequence[Row], in_flight: int, limits: BatchLimit
         "oldest_at": min((row["admitted_at"] for row in queue), default=study["oldest_at"]),
         "newest_at": max((row["admitted_at"] for row in queue), default=study["newest_at"]),
         "priority": max((study["priority"], *(row["priority"] for row in queue))),
+        # That of any of its files: the last that joined the queue may have left it since.
+        "inbox_id": study["inbox_id"] if not queue or study["inbox_id"] in inboxes else min(inboxes),
         "due_at": _due_at(study, limits) if queue else None,
     }
 

@@ -22,7 +22,7 @@ from ingestd.daemon.wallclock import WallClock
 from ingestd.emulator import Emulator
 from ingestd.inbox import Spool
 from ingestd.ledger import Event, Ledger, moves, queries
-from ingestd.lifecycle import Backoff, Reason, State, StudyQueue, order_studies
+from ingestd.lifecycle import Backoff, Reason, State, StudyQueue, Turns
 from ingestd.reader import ReaderLimits, ReaderPool
 from tests.builders import write_instance
 from tests.clocking import MovingClock, requires_compiler
@@ -94,7 +94,7 @@ def test_study_from_before_the_clock_was_set_back_goes_first():
     old = StudyQueue(study_uid="old", waiting=1, waiting_bytes=1, oldest_at=NOW, newest_at=NOW)
     new = StudyQueue(study_uid="new", waiting=1, waiting_bytes=1, oldest_at=NOW - HOURS, newest_at=NOW - HOURS)
 
-    served = order_studies([new, old], now=NOW - HOURS + timedelta(minutes=10))
+    served = Turns().order([new, old], now=NOW - HOURS + timedelta(minutes=10))
 
     assert [study.study_uid for study in served] == ["old", "new"]
 

@@ -31,12 +31,12 @@ from ingestd.lifecycle import (
     Sameness,
     State,
     StudyQueue,
+    Turns,
     Waiting,
     check_move,
     clamp_retry_after,
     compare_content,
     cut_batch,
-    order_studies,
     study_due_at,
 )
 
@@ -298,14 +298,62 @@ def test_study_is_never_due_later_than_max_wait_without_a_backoff(oldest: int, g
     assert study_due_at(queue, LIMITS, flush=True) <= due
 
 
-def test_priority_goes_first_and_age_catches_up():
-    old = study(study_uid="old", oldest_at=NOW - timedelta(minutes=3))
-    urgent = study(study_uid="urgent", priority=2)
-    assert [each.study_uid for each in order_studies([urgent, old], now=NOW)] == ["old", "urgent"]
-    young = replace(old, oldest_at=NOW - timedelta(minutes=1))
-    assert [each.study_uid for each in order_studies([young, urgent], now=NOW)] == ["urgent", "old"]
-    same = study(study_uid="second", oldest_at=NOW + SECOND)
-    assert [each.study_uid for each in order_studies([same, study()], now=NOW)] == ["1", "second"]
+def served(*studies: StudyQueue, turns: int) -> list[str]:
+    """Who is served in so many turns, where all have more waiting than that."""
+    given, served = Turns(), []
+    for _ in range(turns):
+        study = given.order(studies, now=NOW)[0]
+        given.give(study)
+        served.append(study.study_uid)
+    return served
+
+
+def test_priority_goes_first_however_long_others_have_waited_and_every_fourth_turn_is_theirs():
+    """After an outage of a night what waited since would have gone before any urgent study."""
+    old = study(study_uid="old", oldest_at=NOW - timedelta(days=1), inbox_id=1)
+    urgent = study(study_uid="urgent", priority=10, inbox_id=2)
+
+    assert served(old, urgent, turns=8) == ["urgent", "urgent", "urgent", "old"] * 2
+
+
+def test_inboxes_take_turns_whatever_each_has_waiting():
+    many = [study(study_uid=f"{number}", oldest_at=NOW - number * SECOND, inbox_id=1) for number in range(1, 50)]
+    few = study(study_uid="few", inbox_id=2)
+
+    assert Turns().order([*many, few], now=NOW)[1] == few
+    assert served(many[0], few, turns=7) == ["1", "few", "1", "1", "few", "1", "few"]
+
+
+def test_study_with_batches_under_way_lets_the_others_of_its_inbox_by():
+    giant = study(study_uid="giant", oldest_at=NOW - SECOND, in_flight=1)
+    small = study(study_uid="small")
+
+    assert Turns().order([giant, small], now=NOW) == [small, giant]
+    assert Turns().order([small, replace(giant, in_flight=0)], now=NOW)[0].study_uid == "giant"
+
+
+@given(
+    st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 3), st.integers(0, 2), st.integers(0, 99)), min_size=1),
+    st.integers(0, 3),
+)
+def test_whoever_has_waited_longest_is_served_within_four_turns(
+    found: list[tuple[int, int, int, int]], before: int
+) -> None:
+    studies = [
+        study(study_uid=f"{number}", priority=priority, inbox_id=inbox, in_flight=out, oldest_at=NOW - age * SECOND)
+        for number, (priority, inbox, out, age) in enumerate(found)
+    ]
+    eldest = min(each.oldest_at for each in studies)
+    turns = Turns()
+    for _ in range(before):
+        turns.give(studies[0])
+
+    assert sorted(each.study_uid for each in turns.order(studies, now=NOW)) == sorted(map(str, range(len(studies))))
+    served = []
+    for _ in range(4):
+        served.append(turns.order(studies, now=NOW)[0])
+        turns.give(served[-1])
+    assert eldest in {each.oldest_at for each in served}
 
 
 @given(st.integers(-3, 10_000), st.floats(0, 1, exclude_max=True))

@@ -258,7 +258,14 @@ class Admission(Stage):
         # lands; what stays in place is not ours to sync.
         durable = not candidate.in_place and candidate.source.device == self._spool.device
         patient = not candidate.final
-        return InspectJob(key=job_key, path=candidate.place, expect=candidate.source, durable=durable, patient=patient)
+        return InspectJob(
+            key=job_key,
+            path=candidate.place,
+            expect=candidate.source,
+            durable=durable,
+            patient=patient,
+            priority=candidate.priority,
+        )
 
     def _move(self, moving: Mapping[int, Moving]) -> None:
         def items(steps: Iterable[tuple[int, Moving]]) -> list[tuple[int, Candidate, Expect, str]]:

@@ -30,6 +30,7 @@ from ingestd.lifecycle import (
     PauseCause,
     State,
     StudyQueue,
+    Turns,
     Unproven,
     study_due_at,
 )
@@ -83,6 +84,7 @@ class Posting(Stage):
         self._answered = False
         self._kind: str | None = None
         self._due: list[StudyQueue] = []
+        self._turns = Turns()
         self._wakes = False  # deferred rows' time has come
         self.results_written = 0  # posts whose results are durable, in this run
         self._probe_due = True
@@ -136,7 +138,7 @@ class Posting(Stage):
         if not self._may_post:
             return []
         due = queries.studies_due(self._ledger, now=now.utc, flush=self._progress.flushes, limit=_STUDIES_AT_ONCE)
-        due = self.destination.choose(due, in_flight=self._sender.in_flight)
+        due = self.destination.choose(self._turns.order(due, now=now.utc), in_flight=self._sender.in_flight)
         if not due:
             return []
         token = self._sender.prepare()
@@ -187,6 +189,9 @@ class Posting(Stage):
     def _committed(self, claimed: Sequence[Batch], lost: Sequence[tuple[int, int]]) -> None:
         """The attempts are durable: let the posts leave."""
         self.results_written += len(self._results)
+        due = {study.study_uid: study for study in self._due}
+        for batch in claimed:
+            self._turns.give(due[batch.study_uid])
         self._results, self._due = [], []
         self._paused = None
         self._resumed = self._answered = False

@@ -21,7 +21,7 @@ from .watched_folder import WatchedFolder
 WORK_SECONDS = 0.05  # one look, all inboxes together
 LEAST_SECONDS = 0.005  # one look, each inbox
 QUANTUM = 32  # files of one inbox before the next has its turn
-AGEING_SECONDS = 60.0  # priority grows by one with each of these waited
+FIRST_COME_EVERY = 4  # so many turns: one is that of the inbox whose oldest file has waited longest
 ASK_AT_ONCE = 1_000
 
 
@@ -82,8 +82,8 @@ class Inboxes:
     def look(self, *, now: float, room: int) -> Look:
         """Do a bounded piece of work (about 50 ms) and hand out at most ``room`` finished files.
 
-        ``now`` is ``clocks.boottime()``. Priorities first, each growing by one with every minute that an inbox's
-        oldest file has waited; equal ones take turns.
+        ``now`` is ``clocks.boottime()``. The higher priority first, and equal ones take turns; but every fourth turn
+        is that of the inbox whose oldest file has waited longest.
         """
         folders = sorted(self._folders.values(), key=lambda folder: folder.last_served)
         for place, folder in enumerate(folders):
@@ -193,14 +193,11 @@ class Inboxes:
             waiting = [folder for folder in self._folders.values() if folder.ready]
             if not waiting:
                 break
-            folder = min(
-                waiting,
-                key=lambda folder: (
-                    -folder.policy.priority - int((now - folder.ready[0].since) / AGEING_SECONDS),
-                    folder.last_served,
-                ),
-            )
             self._turn += 1
+            if self._turn % FIRST_COME_EVERY:
+                folder = min(waiting, key=lambda folder: (-folder.policy.priority, folder.last_served))
+            else:
+                folder = min(waiting, key=lambda folder: folder.ready[0].since)
             folder.last_served = self._turn
             for _ in range(min(QUANTUM, len(folder.ready), room - len(ready))):
                 file = folder.ready.popleft()

@@ -50,7 +50,9 @@ _SLOT = 0
 NO_DESTINATION = 0
 _NEW_STUDY: Mapping[str, Any] = {
     **dict.fromkeys(STATE_COLUMNS.values(), 0),
-    **dict.fromkeys(("waiting", "waiting_bytes", "priority", "charged", "pauses", "in_flight", "size_bytes"), 0),
+    **dict.fromkeys(
+        ("waiting", "waiting_bytes", "priority", "inbox_id", "charged", "pauses", "in_flight", "size_bytes"), 0
+    ),
     **dict.fromkeys(("oldest_at", "newest_at", "next_attempt_at"), None),
 }
 _STUDIES_AT_ONCE = 1000
@@ -68,6 +70,7 @@ class _StudyChange:
     oldest_at: datetime | None = None  # of the rows that joined the queue
     newest_at: datetime | None = None
     priority: int = 0
+    inbox_id: int | None = None  # of the last row that joined the queue
     has_left: bool = False  # rows left the queue: its ends have to be looked up
     changed_at: datetime | None = None
     values: dict[str, Any] = field(default_factory=dict)
@@ -77,9 +80,10 @@ class _StudyChange:
         self.states[state] = self.states.get(state, 0) + rows
         self.size_bytes += size
 
-    def enqueue(self, size: int, priority: int, admitted_at: datetime) -> None:
+    def enqueue(self, size: int, inbox_id: int, priority: int, admitted_at: datetime) -> None:
         """A row joins the queue."""
         self.waiting += 1
+        self.inbox_id = inbox_id
         self.waiting_bytes += size
         self.priority = max(self.priority, priority)
         if self.oldest_at is None or admitted_at < self.oldest_at:
@@ -99,6 +103,8 @@ def queue_of(row: Mapping[str, Any], study_uid: str = "") -> StudyQueue:
         next_attempt_at=row["next_attempt_at"],
         charged=row["charged"],
         priority=row["priority"],
+        inbox_id=row["inbox_id"],
+        in_flight=row["in_flight"],
     )
 
 
@@ -147,7 +153,7 @@ class Counters:
         change = self._of(spool, to, values["study_id"], at)
         change.count(state, 1, size)
         if values["queued"]:
-            change.enqueue(size, priority, values["admitted_at"])
+            change.enqueue(size, inbox_id, priority, values["admitted_at"])
 
     def rows_changed(
         self, rows: Sequence[Row], values: Mapping[str, Any], after: State, queued: int, at: datetime
@@ -177,7 +183,8 @@ class Counters:
                 change.has_left = True
             if queued:
                 for each in rows:
-                    change.enqueue(values.get("size_bytes", each.size_bytes), row.priority, each.admitted_at)
+                    size = values.get("size_bytes", each.size_bytes)
+                    change.enqueue(size, row.inbox_id, row.priority, each.admitted_at)
 
     def _count(self, spool: int, to: int, inbox: int, state: State, reason: str, entries: int, size: int) -> None:
         """Add to the number of rows of an inbox that are in a state for a reason."""
@@ -265,6 +272,8 @@ def _carry_out(connection: Connection, row: dict[str, Any], change: _StudyChange
     row["size_bytes"] += change.size_bytes
     row["waiting"] += change.waiting
     row["waiting_bytes"] += change.waiting_bytes
+    if change.inbox_id is not None:
+        row["inbox_id"] = change.inbox_id
     assert row["waiting"] >= 0, "rows leave a queue only once"
     if change.changed_at is not None and change.changed_at > row["changed_at"]:
         row["changed_at"] = change.changed_at

@@ -643,6 +643,7 @@ _TENTH = (
         oldest_at {int},
         newest_at {int},
         priority {int} NOT NULL,
+        inbox_id {int} NOT NULL,
         due_at {int},
         next_attempt_at {int},
         charged {int} NOT NULL,
@@ -666,7 +667,7 @@ _TENTH = (
         PRIMARY KEY (study_id, destination_id, spool_id)
     ) {strict}""",
     """INSERT INTO study_sum SELECT study_id, 1, spool_id, 0, 0, former.oldest_at, former.newest_at,
-        coalesce(former.priority, max(file.priority)), former.due_at, former.next_attempt_at,
+        coalesce(former.priority, max(file.priority)), max(inbox_id), former.due_at, former.next_attempt_at,
         coalesce(former.charged, 0), coalesce(former.pauses, 0), coalesce(former.in_flight, 0),
         coalesce(former.first_at, min(file.admitted_at)), coalesce(former.changed_at, max(file.changed_at)),
         sum(file.size_bytes), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
@@ -691,7 +692,7 @@ _TENTH = (
         CASE WHEN waiting >= max_instances OR waiting_bytes >= max_bytes THEN oldest_at
             ELSE min(newest_at + quiet_period_us, oldest_at + max_wait_us) END)
         FROM spool WHERE spool.id = spool_id AND waiting > 0""",
-    """INSERT INTO study_sum SELECT study_id, 0, file.spool_id, 0, 0, NULL, NULL, 0, NULL, NULL, 0, 0, 0,
+    """INSERT INTO study_sum SELECT study_id, 0, file.spool_id, 0, 0, NULL, NULL, 0, 0, NULL, NULL, 0, 0, 0,
         min(admitted_at), max(changed_at), sum(size_bytes), 0, 0, 0, 0, 0, 0, sum(state = 'REJECTED'), 0, 0, 0, 0,
         sum(state = 'DISCARDED') FROM file WHERE state IS NOT NULL AND study_id IS NOT NULL
         GROUP BY study_id, file.spool_id""",
@@ -800,7 +801,7 @@ _TENTH = (
         WHERE state = 'DUPLICATE' AND settled_at IS NULL""",
     "CREATE INDEX attempt_destination ON attempt (destination_id, id)",
     "CREATE INDEX attempt_open ON attempt (spool_id, destination_id, study_id) WHERE finished_at IS NULL",
-    "CREATE INDEX study_sum_due ON study_sum (destination_id, spool_id, priority, due_at) WHERE waiting > 0",
+    "CREATE INDEX study_sum_due ON study_sum (destination_id, spool_id, priority, inbox_id, due_at) WHERE waiting > 0",
     "CREATE INDEX study_sum_changed ON study_sum (changed_at, study_id)",
     *(
         f"CREATE INDEX study_sum_{name[2:]} ON study_sum (changed_at, study_id) WHERE {name} > 0"

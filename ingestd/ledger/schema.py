@@ -284,6 +284,7 @@ study_sum = Table(
     Column("oldest_at", Instant),
     Column("newest_at", Instant),
     Column("priority", _INT),
+    Column("inbox_id", _INT),  # of its newest file
     Column("due_at", Instant),
     # its sending
     Column("next_attempt_at", Instant),

@@ -1,14 +1,18 @@
-"""When a study is due, in which order studies are served, and where a batch is cut."""
+"""When a study is due, whose turn it is, and where a batch is cut."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 
 from .files import Content, Identity
 
-_AGEING = timedelta(minutes=1)
+# No queue's file is from so far ahead, but where the clock was set back.
+_AHEAD = timedelta(minutes=1)
+_FIRST_COME_EVERY = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +37,8 @@ class StudyQueue:
     next_attempt_at: datetime | None = None
     charged: int = 0  # charged attempts in a row, 0 after a success
     priority: int = 0
+    inbox_id: int = 0  # of its newest file
+    in_flight: int = 0  # batches under way
 
 
 def study_due_at(study: StudyQueue, limits: BatchLimits, *, flush: bool = False) -> datetime:
@@ -50,17 +56,47 @@ def study_due_at(study: StudyQueue, limits: BatchLimits, *, flush: bool = False)
     return due
 
 
-def order_studies(studies: Iterable[StudyQueue], *, now: datetime) -> list[StudyQueue]:
-    """Put the studies in the order they are served: by priority, which grows by one with each minute waited.
+class Turns:
+    """Whose turn it is to be sent: what matters more goes first, and nobody starves.
 
-    One that seems to wait since a time to come waits since before the clock was set back, and goes first.
+    The higher priority goes first. Inboxes of the same take turns, whatever each has waiting. Of an inbox's studies
+    that with the fewest batches under way is next, so that one of thousands of files lets the others by; then the
+    oldest. But every fourth turn is that of whoever has waited longest, of whatever priority and inbox.
     """
 
-    def order(study: StudyQueue) -> tuple[bool, int, datetime]:
-        waited = now - study.oldest_at
-        return waited > -_AGEING, -(study.priority + int(waited / _AGEING)), study.oldest_at
+    def __init__(self) -> None:
+        """Start with no turn given."""
+        self._given = 0
+        self._last: dict[int, int] = {}  # by inbox: which turn was its last
 
-    return sorted(studies, key=order)
+    def give(self, study: StudyQueue) -> None:
+        """Note that this study was served."""
+        self._given += 1
+        self._last[study.inbox_id] = self._given
+
+    def order(self, studies: Iterable[StudyQueue], *, now: datetime) -> list[StudyQueue]:
+        """Put the studies in the order they are to be served from now on.
+
+        One that seems to wait since a time to come waits since before the clock was set back: it is the oldest.
+        """
+        by_age = sorted(studies, key=lambda study: (study.oldest_at <= now + _AHEAD, study.oldest_at))
+        queues: dict[int, list[StudyQueue]] = defaultdict(list)
+        for study in sorted(by_age, key=lambda study: (-study.priority, study.in_flight)):
+            queues[study.inbox_id].append(study)
+        # The first of each inbox, then the second of each: but a higher priority before all of a lower.
+        dealt = [
+            (-each.priority, place, self._last.get(inbox, 0), each)
+            for inbox, queue in queues.items()
+            for place, each in enumerate(queue)
+        ]
+        by_rank = [each for *_, each in sorted(dealt, key=itemgetter(0, 1, 2))]
+        lines = iter(by_rank), iter(by_age)
+        served: dict[str, StudyQueue] = {}
+        for turn in range(self._given, self._given + len(by_age)):
+            line = lines[turn % _FIRST_COME_EVERY == _FIRST_COME_EVERY - 1]
+            study = next(each for each in line if each.study_uid not in served)
+            served[study.study_uid] = study
+        return list(served.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,6 +46,10 @@ class PendingJob:
         return _UNKNOWN_SIZE
 
     @property
+    def priority(self) -> int:
+        return self.job.priority if isinstance(self.job, InspectJob) else 0
+
+    @property
     def turn_seconds(self) -> float:
         """How long it may occupy a reader that others wait for; longer each time, so that it is done some day."""
         return _TURN_SECONDS * 2.0**self.turns

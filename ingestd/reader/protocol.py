@@ -50,7 +50,8 @@ class InspectJob:
 
     With ``expect``, a file that is another one, or has changed, is CHANGED. With ``durable`` the descriptor is
     fsynced after it was read; if that fails the answer is ``waits``, never a verdict. With ``patient``, a file that is
-    more hole than data is ZEROS without being read: its writer may still fill it.
+    more hole than data is ZEROS without being read: its writer may still fill it. What has a higher ``priority`` is
+    read first.
     """
 
     key: int
@@ -58,6 +59,7 @@ class InspectJob:
     expect: SourceStat | None = None
     durable: bool = False
     patient: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

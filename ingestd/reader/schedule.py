@@ -2,9 +2,9 @@
 
 What a job costs is known only once it was done, so three things are done about it:
 
-- **Small before large.** Jobs wait in classes by the size of their file, files up to 1 MB in one, and beyond it each
-  doubling in another; within a class, first come is first served. Every fourth pick takes whoever has waited longest,
-  of whatever size, so a large file is read under any load.
+- **Urgent before others, small before large.** Jobs wait in classes by their priority and the size of their file,
+  files up to 1 MB in one, and beyond it each doubling in another; within a class, first come is first served. Every
+  fourth pick takes whoever has waited longest, of whatever class, so a large file is read under any load.
 - **Little ahead.** A child is given more than one job, so that it is never idle while its answer travels (``has_room``
   bounds their number and bytes), but none behind a job that has proved slow.
 - **Turns.** A job has its child for a turn of two seconds. Where that is over while others stand behind it, or wait
@@ -31,7 +31,7 @@ class Schedule:
 
     def __init__(self, processes: int) -> None:
         self._slow_children_most = max(1, processes - 1)
-        self._classes: dict[int, deque[PendingJob]] = {}
+        self._classes: dict[tuple[int, int], deque[PendingJob]] = {}
         self._slow: deque[PendingJob] = deque()
         self._picks = 0
 
@@ -96,5 +96,5 @@ class Schedule:
         return chosen
 
 
-def _class_of(job: PendingJob) -> int:
-    return max(_SMALL_BITS, job.size_bytes.bit_length())
+def _class_of(job: PendingJob) -> tuple[int, int]:
+    return -job.priority, max(_SMALL_BITS, job.size_bytes.bit_length())

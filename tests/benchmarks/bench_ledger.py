@@ -99,7 +99,7 @@ def _filling(rows: int, start: int) -> Iterator[str]:
         sum(delivery.size_bytes) FROM delivery JOIN file ON file.id = file_id GROUP BY 3, 4, 5"""
     sums = ", ".join(f"sum(state = '{name[2:].upper()}')" for name in STATE_COLUMNS.values())
     yield f"""INSERT INTO study_sum SELECT study_id, 1, 1, sum(queued), sum(queued * size_bytes),
-        min(CASE WHEN queued THEN admitted_at END), max(CASE WHEN queued THEN admitted_at END), 0,
+        min(CASE WHEN queued THEN admitted_at END), max(CASE WHEN queued THEN admitted_at END), 0, 1,
         min(CASE WHEN queued THEN admitted_at END), NULL, 0, 0, 0, min(admitted_at), max(changed_at), sum(size_bytes),
         {sums} FROM delivery GROUP BY study_id"""
     for kind, column in (("modality", "modality"), ("series", "series_uid")):

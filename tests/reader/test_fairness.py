@@ -88,9 +88,17 @@ def test_what_has_no_size_is_no_smaller_than_an_image_and_comes_to_its_turn() ->
     assert [schedule.take().serial for _ in range(5)] == [2, 3, 4, 1, 5]
 
 
-def pending(serial: int, size_bytes: int) -> PendingJob:
+def test_what_is_urgent_is_read_before_all_that_came_before_it() -> None:
+    schedule = Schedule(2)
+    schedule.add([*(pending(serial, 500_000) for serial in range(1, 100)), pending(100, 50_000_000, priority=10)])
+    schedule.add([pending(101, 500_000, priority=10), pending(102, 500_000, priority=-1)])
+
+    assert [schedule.take().serial for _ in range(5)] == [101, 100, 1, 2, 3]
+
+
+def pending(serial: int, size_bytes: int, *, priority: int = 0) -> PendingJob:
     source = SourceStat(device=1, inode=serial, size_bytes=size_bytes, mtime_ns=0)
-    return PendingJob(serial, InspectJob(key=serial, path="x", expect=source))
+    return PendingJob(serial, InspectJob(key=serial, path="x", expect=source, priority=priority))
 
 
 def in_order(readers: ReaderPool, wake: threading.Event, count: int) -> list[int]:

@@ -7,7 +7,7 @@ ledger changes: with nothing to do, a tick reads nothing but whether somebody wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -22,9 +22,10 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    tuple_,
 )
 
-from ingestd.lifecycle import Reason, State, StudyQueue, Unproven, order_studies
+from ingestd.lifecycle import Reason, State, StudyQueue, Unproven
 
 from .. import dialect
 from ..claims import SERIES_SENT, SOP_SENT
@@ -55,6 +56,9 @@ from ..schema import delivery, file, study, study_sum
 from ..session import Queryable
 from ..values import OperatorRequest, PendingRead, RequestedRow, RowToRead
 
+# So many of a line are read at least, however many lines there are.
+_OF_A_LINE = 4
+
 _NOW = bindparam("now", type_=Instant())
 _LIMIT: BindParameter[int] = bindparam("limit")
 _SPOOL: BindParameter[int] = bindparam("spool_id")
@@ -67,15 +71,15 @@ _CONFIRMED_ELSEWHERE = and_(CONFIRMED, delivery.c.destination_id == _DESTINATION
 _WAITING = study_sum.c.waiting > ZERO
 # In trouble, with a batch out: its end is what such a study waits for.
 _FREE = or_(study_sum.c.charged == 0, study_sum.c.in_flight == 0)
-_AT_PRIORITY = (_WAITING, _OWN_STUDY, study_sum.c.priority == bindparam("priority"), _FREE)
-_HIGHEST_PRIORITY = (
-    select(study_sum.c.priority).where(_WAITING, _OWN_STUDY).order_by(study_sum.c.priority.desc()).limit(1)
-)
-_NEXT_PRIORITY = _HIGHEST_PRIORITY.where(study_sum.c.priority < bindparam("below"))
+# The studies of one line: of one inbox, at one priority.
+_LINE = (study_sum.c.priority, study_sum.c.inbox_id)
+_IN_LINE = (_WAITING, _OWN_STUDY, *(column == bindparam(column.name) for column in _LINE), _FREE)
+_FIRST_LINE = select(*_LINE).where(_WAITING, _OWN_STUDY).order_by(*_LINE).limit(1)
+_NEXT_LINE = _FIRST_LINE.where(tuple_(*_LINE) > tuple_(bindparam("priority"), bindparam("inbox_id")))
 _SELECT_QUEUES = select(study_sum, study.c.uid).join(study, study.c.id == study_sum.c.study_id)
-_DUE = _SELECT_QUEUES.where(*_AT_PRIORITY, study_sum.c.due_at <= _NOW).order_by(study_sum.c.due_at).limit(_LIMIT)
+_DUE = _SELECT_QUEUES.where(*_IN_LINE, study_sum.c.due_at <= _NOW).order_by(study_sum.c.due_at).limit(_LIMIT)
 _WAITS_NO_BACKOFF = or_(study_sum.c.next_attempt_at.is_(None), study_sum.c.next_attempt_at <= _NOW)
-_DUE_FLUSHED = _SELECT_QUEUES.where(*_AT_PRIORITY, _WAITS_NO_BACKOFF).order_by(study_sum.c.due_at).limit(_LIMIT)
+_DUE_FLUSHED = _SELECT_QUEUES.where(*_IN_LINE, _WAITS_NO_BACKOFF).order_by(study_sum.c.due_at).limit(_LIMIT)
 # A wait that lies further ahead than its kind can reach was set by a clock that has been set back since: it is over.
 # Each is the far end of an index that nothing but such waits lies at, and the longest backoffs.
 _BEYOND_BACKOFF = bindparam("backoff_end", type_=Instant())
@@ -83,10 +87,10 @@ _STUDY_BEYOND = (
     study_sum.c.due_at > bindparam("quiet_end", type_=Instant()),
     or_(_WAITS_NO_BACKOFF, study_sum.c.next_attempt_at > _BEYOND_BACKOFF),
 )
-_DUE_BEYOND = _SELECT_QUEUES.where(*_AT_PRIORITY, *_STUDY_BEYOND).order_by(study_sum.c.due_at).limit(_LIMIT)
+_DUE_BEYOND = _SELECT_QUEUES.where(*_IN_LINE, *_STUDY_BEYOND).order_by(study_sum.c.due_at).limit(_LIMIT)
 _EARLIEST_FLUSHED = (
     select(func.coalesce(study_sum.c.next_attempt_at, study_sum.c.oldest_at).label("at"))
-    .where(*_AT_PRIORITY)
+    .where(*_IN_LINE)
     .order_by(study_sum.c.due_at)
     .limit(1)
 )
@@ -100,7 +104,7 @@ def _ends(at: Column[datetime], name: str, *where: ColumnElement[bool]) -> tuple
 
 _TO_WAKE = delivery.c.next_attempt_at.is_not(None)
 _TO_CHECK = delivery.c.next_check_at.is_not(None)
-_STUDY_ENDS = select(*_ends(study_sum.c.due_at, "due", *_AT_PRIORITY))
+_STUDY_ENDS = select(*_ends(study_sum.c.due_at, "due", *_IN_LINE))
 _ROW_ENDS = select(
     *_ends(delivery.c.next_attempt_at, "wake", _TO_WAKE, _OWN),
     *_ends(delivery.c.next_check_at, "check", _TO_CHECK, _OWN),
@@ -162,22 +166,23 @@ _REQUESTED = (
 
 
 def studies_due(ledger: Queryable, *, now: datetime, flush: bool = False, limit: int = 100) -> list[StudyQueue]:
-    """Say which studies are due, in the order to be served; ``flush`` waits for no quiet.
+    """Say which studies are due, some of each inbox at each priority; ``flush`` waits for no quiet.
 
-    One that is in trouble and has a batch out is not due.
+    Whose turn it is of these is said by ``Turns``. One that is in trouble and has a batch out is not due.
     """
     found: dict[str, StudyQueue] = {}
     ends = _far_ends(ledger, now)
-    wanted = {**_own(ledger), "now": now, "limit": limit, **ends}
-    for priority in _priorities(ledger):
-        first, last = _due_ends(ledger, priority)
+    lines = _lines(ledger)
+    wanted = {**_own(ledger), "now": now, "limit": max(_OF_A_LINE, limit // max(1, len(lines))), **ends}
+    for line in lines:
+        first, last = _due_ends(ledger, line)
         statements = [_DUE_FLUSHED] if flush else [_DUE] * (first is not None and first <= now)
         statements += [_DUE_BEYOND] * (last is not None and last > ends["quiet_end"])
         for statement in statements:
-            rows = ledger.fetch_all(statement, {**wanted, "priority": priority})
+            rows = ledger.fetch_all(statement, {**wanted, **line})
             for row in rows:
                 found[row.uid] = queue_of(row._mapping, row.uid)  # noqa: SLF001 - its public name
-    return order_studies(found.values(), now=now)[:limit]
+    return list(found.values())
 
 
 def _own(ledger: Queryable) -> dict[str, int]:
@@ -190,18 +195,18 @@ def _far_ends(ledger: Queryable, now: datetime) -> dict[str, datetime]:
     return {"quiet_end": now + longest.quiet, "backoff_end": now + longest.backoff, "check_end": now + longest.check}
 
 
-def _priorities(ledger: Queryable) -> list[int]:
-    # A skip over the index: few priorities, many studies.
-    priorities: list[int] = []
-    rows = ledger.fetch_cached(_HIGHEST_PRIORITY, _own(ledger))
+def _lines(ledger: Queryable) -> list[dict[str, int]]:
+    # A skip over the index: few lines, many studies.
+    lines: list[dict[str, int]] = []
+    rows = ledger.fetch_cached(_FIRST_LINE, _own(ledger))
     while rows:
-        priorities.append(rows[0].priority)
-        rows = ledger.fetch_cached(_NEXT_PRIORITY, {**_own(ledger), "below": priorities[-1]})
-    return priorities
+        lines.append({"priority": rows[0].priority, "inbox_id": rows[0].inbox_id})
+        rows = ledger.fetch_cached(_NEXT_LINE, {**_own(ledger), **lines[-1]})
+    return lines
 
 
-def _due_ends(ledger: Queryable, priority: int) -> tuple[datetime | None, datetime | None]:
-    (ends,) = ledger.fetch_cached(_STUDY_ENDS, {**_own(ledger), "priority": priority})
+def _due_ends(ledger: Queryable, line: Mapping[str, int]) -> tuple[datetime | None, datetime | None]:
+    (ends,) = ledger.fetch_cached(_STUDY_ENDS, {**_own(ledger), **line})
     return ends.first_due, ends.last_due
 
 
@@ -212,13 +217,13 @@ def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False) -> d
     """
     earliest: datetime | None = None
     ends = _far_ends(ledger, now)
-    for priority in _priorities(ledger):
-        at, last = _due_ends(ledger, priority)
-        wanted = {**_own(ledger), "now": now, "limit": 1, "priority": priority, **ends}
+    for line in _lines(ledger):
+        at, last = _due_ends(ledger, line)
+        wanted = {**_own(ledger), "now": now, "limit": 1, **line, **ends}
         if last is not None and last > ends["quiet_end"] and ledger.fetch_all(_DUE_BEYOND, wanted):
             return now
         if flush:
-            rows = ledger.fetch_cached(_EARLIEST_FLUSHED, {**_own(ledger), "priority": priority})
+            rows = ledger.fetch_cached(_EARLIEST_FLUSHED, {**_own(ledger), **line})
             at = rows[0].at if rows else None
         if at is not None and (earliest is None or at < earliest):
             earliest = at
