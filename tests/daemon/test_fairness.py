@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from ingestd.emulator import Emulator
 from tests.builders import instance_bytes
 from tests.daemon.test_destinations import states
 from tests.daemon.test_promise import running, turn
+from tests.emulating import EmulatorProcess
 
 Servers = dict[str, Emulator]
 
@@ -53,6 +56,29 @@ def drop(folder: Path, inbox: str, study: int, number: int = 1) -> None:
     )
 
 
+def told(config: Config, question: str, *values: object) -> int:
+    with closing(sqlite3.connect(config.ledger.removeprefix("sqlite:///"))) as ledger:
+        return int(ledger.execute(question, values).fetchone()[0])
+
+
+def of_study(config: Config, study: int, states: str) -> int:
+    """How many of its deliveries are in one of these states."""
+    question = "SELECT count(*) FROM delivery JOIN study ON study.id = study_id WHERE uid = ? AND instr(?, state)"
+    return told(config, question, f"1.2.3.{study}", states)
+
+
+def taken_in(config: Config) -> int:
+    return told(config, "SELECT count(*) FROM delivery")
+
+
+def posts_before(config: Config, study: int) -> int:
+    """How many posts of other studies began before the first of this one, since its last file had been taken in."""
+    question = """WITH ours AS (SELECT id FROM study WHERE uid = ?)
+        SELECT count(*) FROM attempt WHERE id < (SELECT min(id) FROM attempt WHERE study_id IN ours)
+        AND started_at >= (SELECT max(admitted_at) FROM delivery WHERE study_id IN ours)"""
+    return told(config, question, f"1.2.3.{study}")
+
+
 def in_hand(daemon: Daemon, name: str) -> int:
     return daemon.stages.servers[name].posting.in_hand
 
@@ -90,3 +116,77 @@ def test_paused_destination_is_in_nobodys_way(tmp_path: Path, servers: Servers) 
     with running(config) as daemon:
         turn(daemon, lambda: in_hand(daemon, "research") == 4)
         assert daemon.stages.servers["archive"].posting.destination.pause is not None
+
+
+def test_server_that_hangs_delays_nothing_of_another(tmp_path: Path, servers: Servers) -> None:
+    """Neither what was in hand when it froze, nor what comes since."""
+    with EmulatorProcess(tmp_path / "frozen") as hanging:
+        config = configure(tmp_path, written(servers) + f"  hanging: {{url: '{hanging.url}'}}\n")
+        with running(config) as daemon:
+            turn(daemon, lambda: daemon.workers.servers["hanging"].sender.profile)
+            with hanging.frozen():
+                for number in range(8):
+                    drop(tmp_path, "ward", number)
+                turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 8)
+                drop(tmp_path, "er", 9)
+                turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 9)
+                assert states(config)["hanging", "SENDING"] == in_hand(daemon, "hanging") == 4
+            turn(daemon, lambda: states(config)["hanging", "CONFIRMED"] == 9, seconds=60)
+
+
+@pytest.mark.parametrize("er", ["", ", priority: 10"])
+@pytest.mark.parametrize("files", [300, pytest.param(5_000, marks=pytest.mark.slow)])
+def test_study_of_ten_files_waits_for_few_of_those_that_another_inbox_dropped_at_once(
+    tmp_path: Path, servers: Servers, files: int, er: str
+) -> None:
+    """At reading for what is in hand, at most; at sending for the posts under way, and a turn or two."""
+    config = configure(tmp_path, written({"archive": servers["archive"]}), er=er)
+    for number in range(files):
+        drop(tmp_path, "ward", 10 + number)
+
+    with running(config) as daemon:
+        turn(daemon, lambda: taken_in(config) > 50)
+        before = taken_in(config)
+        for number in range(10):
+            drop(tmp_path, "er", 1, number)
+        turn(daemon, lambda: of_study(config, 1, "PENDING SENDING STORED CONFIRMED") == 10, seconds=60)
+        assert taken_in(config) - before < 1_200
+        turn(daemon, lambda: of_study(config, 1, "CONFIRMED") == 10, seconds=60)
+
+    assert posts_before(config, 1) <= 16
+
+
+def test_study_of_thousands_lets_the_small_ones_by(tmp_path: Path, servers: Servers) -> None:
+    config = configure(tmp_path, written({"archive": servers["archive"]}), batch="quiet_period: 50ms, max_instances: 5")
+    for number in range(200):
+        drop(tmp_path, "ward", 1, number)
+
+    with running(config) as daemon:
+        daemon.gates.claims.shut("not yet")
+        turn(daemon, lambda: taken_in(config) == 200)
+        drop(tmp_path, "ward", 2)
+        turn(daemon, lambda: taken_in(config) == 201)
+        daemon.gates.claims.open("not yet")
+        turn(daemon, lambda: of_study(config, 2, "CONFIRMED") == 1)
+
+    assert posts_before(config, 2) <= 8
+
+
+def test_urgent_study_overtakes_what_has_waited_for_hours(tmp_path: Path, servers: Servers) -> None:
+    """One minute of waiting counted as one: after an outage of a night nothing urgent went first."""
+    config = configure(tmp_path, written({"archive": servers["archive"]}), er=", priority: 10")
+    for number in range(40):
+        drop(tmp_path, "ward", 10 + number)
+
+    with running(config) as daemon:
+        daemon.gates.claims.shut("not yet")
+        turn(daemon, lambda: taken_in(config) == 40)
+        with closing(sqlite3.connect(config.ledger.removeprefix("sqlite:///"))) as ledger, ledger:
+            for table, column in (("delivery", "admitted_at"), ("study_sum", "oldest_at"), ("study_sum", "due_at")):
+                ledger.execute(f"UPDATE {table} SET {column} = {column} - 36000000000")
+        drop(tmp_path, "er", 1)
+        turn(daemon, lambda: of_study(config, 1, "PENDING") == 1)
+        daemon.gates.claims.open("not yet")
+        turn(daemon, lambda: of_study(config, 1, "CONFIRMED") == 1)
+
+    assert posts_before(config, 1) <= 4
