@@ -324,24 +324,25 @@ def test_inboxes_take_turns_whatever_each_has_waiting():
     assert served(many[0], few, turns=7) == ["1", "few", "1", "1", "few", "1", "few"]
 
 
-def test_study_with_batches_under_way_lets_the_others_of_its_inbox_by():
-    giant = study(study_uid="giant", oldest_at=NOW - SECOND, in_flight=1)
-    small = study(study_uid="small")
+def test_study_of_thousands_of_files_lets_small_ones_by_and_those_alike_are_sent_one_after_another():
+    giant = study(study_uid="giant", oldest_at=NOW - SECOND, waiting=3_000)
+    older, younger = study(study_uid="older"), study(study_uid="younger", oldest_at=NOW + SECOND, waiting=200)
 
-    assert Turns().order([giant, small], now=NOW) == [small, giant]
-    assert Turns().order([small, replace(giant, in_flight=0)], now=NOW)[0].study_uid == "giant"
+    assert served(giant, younger, older, turns=8) == ["older", "older", "older", "giant"] * 2
+    large = [study(study_uid=uid, waiting_bytes=1_000_000_000) for uid in ("one", "other")]
+    assert served(*large, turns=3) == ["one", "one", "one"]
 
 
 @given(
-    st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 3), st.integers(0, 2), st.integers(0, 99)), min_size=1),
+    st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 3), st.integers(1, 9_999), st.integers(0, 99)), min_size=1),
     st.integers(0, 3),
 )
 def test_whoever_has_waited_longest_is_served_within_four_turns(
     found: list[tuple[int, int, int, int]], before: int
 ) -> None:
     studies = [
-        study(study_uid=f"{number}", priority=priority, inbox_id=inbox, in_flight=out, oldest_at=NOW - age * SECOND)
-        for number, (priority, inbox, out, age) in enumerate(found)
+        study(study_uid=f"{number}", priority=priority, inbox_id=inbox, waiting=waiting, oldest_at=NOW - age * SECOND)
+        for number, (priority, inbox, waiting, age) in enumerate(found)
     ]
     eldest = min(each.oldest_at for each in studies)
     turns = Turns()

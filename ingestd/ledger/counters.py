@@ -104,7 +104,6 @@ def queue_of(row: Mapping[str, Any], study_uid: str = "") -> StudyQueue:
         charged=row["charged"],
         priority=row["priority"],
         inbox_id=row["inbox_id"],
-        in_flight=row["in_flight"],
     )
 
 

@@ -13,6 +13,9 @@ from .files import Content, Identity
 # No queue's file is from so far ahead, but where the clock was set back.
 _AHEAD = timedelta(minutes=1)
 _FIRST_COME_EVERY = 4
+# Studies of up to 64 MB are alike; beyond, each doubling is a class of its own. An instance costs more than its bytes.
+_SMALL_BITS = 26
+_INSTANCE_COST = 250_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +41,6 @@ class StudyQueue:
     charged: int = 0  # charged attempts in a row, 0 after a success
     priority: int = 0
     inbox_id: int = 0  # of its newest file
-    in_flight: int = 0  # batches under way
 
 
 def study_due_at(study: StudyQueue, limits: BatchLimits, *, flush: bool = False) -> datetime:
@@ -59,9 +61,9 @@ def study_due_at(study: StudyQueue, limits: BatchLimits, *, flush: bool = False)
 class Turns:
     """Whose turn it is to be sent: what matters more goes first, and nobody starves.
 
-    The higher priority goes first. Inboxes of the same take turns, whatever each has waiting. Of an inbox's studies
-    that with the fewest batches under way is next, so that one of thousands of files lets the others by; then the
-    oldest. But every fourth turn is that of whoever has waited longest, of whatever priority and inbox.
+    The higher priority goes first. Inboxes of the same take turns, whatever each has waiting. Of an inbox's studies the
+    small go before the large, so that one of thousands of files lets the others by, and of those alike the oldest. But
+    every fourth turn is that of whoever has waited longest, of whatever priority, inbox and size.
     """
 
     def __init__(self) -> None:
@@ -81,7 +83,7 @@ class Turns:
         """
         by_age = sorted(studies, key=lambda study: (study.oldest_at <= now + _AHEAD, study.oldest_at))
         queues: dict[int, list[StudyQueue]] = defaultdict(list)
-        for study in sorted(by_age, key=lambda study: (-study.priority, study.in_flight)):
+        for study in sorted(by_age, key=lambda study: (-study.priority, _class_of(study))):
             queues[study.inbox_id].append(study)
         # The first of each inbox, then the second of each: but a higher priority before all of a lower.
         dealt = [
@@ -97,6 +99,10 @@ class Turns:
             study = next(each for each in line if each.study_uid not in served)
             served[study.study_uid] = study
         return list(served.values())
+
+
+def _class_of(study: StudyQueue) -> int:
+    return max(_SMALL_BITS, (study.waiting_bytes + _INSTANCE_COST * study.waiting).bit_length())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -157,19 +157,23 @@ def test_study_of_ten_files_waits_for_few_of_those_that_another_inbox_dropped_at
 
 
 def test_study_of_thousands_lets_the_small_ones_by(tmp_path: Path, servers: Servers) -> None:
-    config = configure(tmp_path, written({"archive": servers["archive"]}), batch="quiet_period: 50ms, max_instances: 5")
-    for number in range(200):
+    config = configure(
+        tmp_path,
+        written({"archive": servers["archive"]}, archive=", max_posts: 1"),
+        batch="quiet_period: 50ms, max_instances: 5",
+    )
+    for number in range(300):
         drop(tmp_path, "ward", 1, number)
 
     with running(config) as daemon:
         daemon.gates.claims.shut("not yet")
-        turn(daemon, lambda: taken_in(config) == 200)
+        turn(daemon, lambda: taken_in(config) == 300)
         drop(tmp_path, "ward", 2)
-        turn(daemon, lambda: taken_in(config) == 201)
+        turn(daemon, lambda: taken_in(config) == 301)
         daemon.gates.claims.open("not yet")
         turn(daemon, lambda: of_study(config, 2, "CONFIRMED") == 1)
 
-    assert posts_before(config, 2) <= 8
+    assert posts_before(config, 2) <= 2
 
 
 def test_urgent_study_overtakes_what_has_waited_for_hours(tmp_path: Path, servers: Servers) -> None:
