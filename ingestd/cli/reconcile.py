@@ -190,7 +190,7 @@ def _ask_ourselves(config: Config, names: list[str], asked: list[int], deadline:
     daemon = Daemon(config, policies=())
     try:
         daemon.gates.claims.shut("reconcile")
-        daemon.progress.hurries = True
+        daemon.progress.flushes = True
         for server in map(daemon.workers.servers.__getitem__, names):
             server.sender.profile = server.sender.profile or probe_profile(server.client)
         daemon.start()

@@ -1,8 +1,9 @@
 """The server's change feed: when it is read, and what it shows written with the cursor that passes it.
 
 A reading at the interval begins at the cursor and goes back by ``lag``, so that entries that come late are met. While
-somebody waits for the end (``RunProgress.hurries``), readings in between begin just before the newest entry seen, and
-move no cursor. A server whose feed could not be read is left alone for a while, whoever wants it read.
+somebody waits for the end (``RunProgress``) and no post of its own is out, readings in between begin just before the
+newest entry seen, and move no cursor. A server whose feed could not be read is left alone for a while, whoever wants it
+read.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class FeedReading(Stage):
         progress: RunProgress,
         removals: Gate,
         posts_written: Callable[[], int],
+        no_post_is_out: Callable[[], bool],
         rows_are_left: Callable[[], bool],
         interval: timedelta,
         lag: timedelta,
@@ -64,6 +66,7 @@ class FeedReading(Stage):
         self._removals = removals
         self._posts_written = posts_written
         self._posts_known = posts_written()
+        self._no_post_is_out = no_post_is_out
         self._rows_are_left = rows_are_left
         self._interval = interval
         self._lag = lag
@@ -110,7 +113,7 @@ class FeedReading(Stage):
         if rules is None or not rules.profile.has_feed or self._is_asked:
             return inf
         # What it has shown already is settled first.
-        hurries = self._progress.hurries and not self._rows_are_left()
+        hurries = self._progress.flushes and self._no_post_is_out() and not self._rows_are_left()
         return max(min(self._due_at, self._hurry_at) if hurries else self._due_at, self._barred_until)
 
     def _ask(self, now: Now, rules: Rules) -> None:

@@ -167,6 +167,7 @@ class ServerStages:
             progress=self._shared.progress,
             removals=self.removals,
             posts_written=lambda: self.posting.results_written,
+            no_post_is_out=lambda: self.posting.is_idle,
             rows_are_left=lambda: self.verification.more_rows,
             interval=self._config.reconcile.interval,
             lag=self._config.reconcile.lag,

@@ -63,7 +63,6 @@ class _SingleRun:
             and stages.orphans.are_adopted
             and self._daemon.workers.inboxes.is_drained(self._since)
         )
-        progress.hurries = progress.flushes and stages.no_post_is_out
         # A look at the server for files that may go is no part of what is waited for: `_let_go` gives it its time.
         is_idle = all(stage.is_idle for stage in stages.all if not isinstance(stage, ServerRollback))
         self.is_done = progress.flushes and is_idle and queries.unfinished(self._daemon.ledger) == 0

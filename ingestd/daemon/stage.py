@@ -83,8 +83,7 @@ class Gate:
 class RunProgress:
     """How far a single run has come (`run --once`, `send`); a daemon that goes on never sets these."""
 
-    flushes: bool = False  # everything was taken in: no study waits for more of its kind
-    hurries: bool = False  # and nothing is left to post: somebody waits for the proof
+    flushes: bool = False  # everything was taken in: no study waits for more of its kind, and somebody for the proof
 
 
 class Gates:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from ingestd.config import Config, load
-from ingestd.daemon import Daemon
+from ingestd.daemon import Daemon, once_policies, run_once
 from ingestd.emulator import Emulator
 from tests.builders import instance_bytes
 from tests.daemon.test_destinations import states
@@ -26,7 +27,14 @@ def servers() -> Iterator[Servers]:
         yield {"archive": archive, "research": research}
 
 
-def configure(folder: Path, destinations: str, *, batch: str = "quiet_period: 50ms", er: str = "") -> Config:
+def configure(
+    folder: Path,
+    destinations: str,
+    *,
+    batch: str = "quiet_period: 50ms",
+    er: str = "",
+    reconcile: str = "interval: 100ms",
+) -> Config:
     """Two inboxes, ``ward`` and ``er``, the latter with these keys; ``destinations`` as they are written in YAML."""
     for name in ("er", "ward"):
         (folder / name).mkdir(exist_ok=True)
@@ -37,7 +45,7 @@ def configure(folder: Path, destinations: str, *, batch: str = "quiet_period: 50
         f"batch: {{{batch}}}\n"
         "retry: {base: 200ms, cap: 1s}\n"
         f"destinations:\n{destinations}"
-        "reconcile: {interval: 100ms, lag: 1s, absence_wait: 200ms, verify: presence}\n"
+        f"reconcile: {{{reconcile}, lag: 1s, absence_wait: 200ms, verify: presence}}\n"
         "shutdown_grace: 5s\n"
         "ledger: sqlite:///ledger.db\n"
     )
@@ -132,6 +140,22 @@ def test_server_that_hangs_delays_nothing_of_another(tmp_path: Path, servers: Se
                 turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 9)
                 assert states(config)["hanging", "SENDING"] == in_hand(daemon, "hanging") == 4
             turn(daemon, lambda: states(config)["hanging", "CONFIRMED"] == 9, seconds=60)
+
+
+def test_end_of_a_run_waits_for_no_slow_server_to_have_another_proven(tmp_path: Path, servers: Servers) -> None:
+    """Nobody's feed was read again, but at its interval, before the last post to anybody was answered."""
+    servers["research"].faults.add("latency", method="POST", seconds=2)
+    servers["archive"].faults.add("late_feed", seconds=0.5)
+    config = configure(tmp_path, written(servers), reconcile="interval: 1h")
+    drop(tmp_path, "ward", 1)
+    proven_before = []
+
+    def watch(daemon: Daemon) -> None:
+        if in_hand(daemon, "research") and states(config)["archive", "CONFIRMED"]:
+            proven_before.append(daemon)
+
+    assert run_once(config, timeout=timedelta(seconds=30), policies=once_policies(config), watch=watch).done
+    assert proven_before
 
 
 @pytest.mark.parametrize("er", ["", ", priority: 10"])
