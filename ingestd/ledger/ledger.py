@@ -26,7 +26,7 @@ from .schema import destination as destination_table
 from .schema import meta, state_count, verification
 from .schema import spool as spool_table
 from .search_key import SearchKey
-from .session import PUT_META, Session
+from .session import PUT_META, AtDestination, Session
 from .values import OTHER_ADDRESS_STEP
 
 if TYPE_CHECKING:
@@ -404,14 +404,5 @@ class Ledger(Session):
             counters.set_due_again(self.connection, known, limits)
 
 
-class _LedgerAt(Ledger):
-    """Everything but ``destination_id`` is the other's: the same attributes, not a copy of them."""
-
-    __slots__ = ("destination_id",)
-
-    @classmethod
-    def of(cls, whole: Ledger, destination_id: int) -> Ledger:
-        view = cls.__new__(cls)
-        view.__dict__ = whole.__dict__
-        view.destination_id = destination_id
-        return view
+class _LedgerAt(AtDestination, Ledger):
+    pass

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
@@ -60,6 +60,20 @@ class Queryable(Protocol):
 
     def fetch_cached(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         """Give all rows; asked again only when the ledger has changed, for statements built once, with few values."""
+
+
+class AtDestination:
+    """Everything but ``destination_id`` is the other's: the same attributes, not a copy of them."""
+
+    __slots__ = ("destination_id",)
+    destination_id: int
+
+    @classmethod
+    def of(cls, whole: object, destination_id: int) -> Self:
+        view = cls.__new__(cls)
+        view.__dict__ = whole.__dict__  # type: ignore[misc]  # that of whoever it is mixed into
+        view.destination_id = destination_id
+        return view
 
 
 class Session:

@@ -93,7 +93,7 @@ from .row import (
     same_bytes,
 )
 from .schema import clock, delivery, file, inbox, study
-from .session import Session
+from .session import AtDestination, Session
 from .unit_of_work import UnitOfWork
 
 _LEARNT = (("mismatch", 0), ("differs_since", None), ("untold_since", None))
@@ -441,17 +441,8 @@ class Transaction:
             self.move(duplicate, to=State.CONFLICT, at=at, reason=Reason.OTHER_CONTENT, note=note, holder_id=holder_id)
 
 
-class _TransactionAt(Transaction):
-    """Everything but ``destination_id`` is the other's: the same attributes, not a copy of them."""
-
-    __slots__ = ("destination_id",)
-
-    @classmethod
-    def of(cls, whole: Transaction, destination_id: int) -> Transaction:
-        view = cls.__new__(cls)
-        view.__dict__ = whole.__dict__
-        view.destination_id = destination_id
-        return view
+class _TransactionAt(AtDestination, Transaction):
+    pass
 
 
 def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str, Any]) -> dict[str, Any]:
