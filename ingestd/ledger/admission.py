@@ -413,8 +413,8 @@ def reread(
 ) -> Admitted:
     """Go on with a PENDING row whose file was read again; where it holds other bytes now, with a new file of these.
 
-    The new file goes where the former went: there it takes the place of what had still to be sent, and is held against
-    what an attempt may have delivered.
+    The new file goes where the former went, as far as that is served still: there it takes the place of what had still
+    to be sent, and is held against what an attempt may have delivered.
     """
     row = tx.row(delivery_id)
     if row is None or row.state is not State.PENDING:
@@ -428,7 +428,9 @@ def reread(
         tx.set_file(row.file_id, source=arrival.source, ctime_ns=arrival.ctime_ns)
         tx.flush()
         return Admitted(number=delivery_id, state=State.PENDING)
-    to = [each.destination_id for each in rows if not was_let_go_by_rule(each)]
+    served = {tx.destinations[name] for name in tx.served}
+    wanted = [each for each in rows if not was_let_go_by_rule(each)]
+    to = [each.destination_id for each in wanted if each.destination_id in served or each in waiting]
     held = _holders(tx, to, [arrival])
     for each in waiting:
         _give_way(tx, held, each, arrival)

@@ -220,3 +220,28 @@ def test_number_that_was_never_given_out_names_nothing(ledger: Ledger):
     admit(ledger, arrival(1))
     assert queries.entry(ledger, 99) is None
     assert queries.story(ledger, 99) is None
+
+
+def test_bytes_that_changed_go_to_no_destination_that_is_no_longer_configured(tmp_path: Path):
+    """What waited there could not leave: nobody serves it any more, and the daemon would not have started again."""
+
+    def opened(*names: str) -> Ledger:
+        destinations = {name: f"http://{name}.example/v2" for name in names}
+        return Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", host="a", destinations=destinations, spool=tmp_path)
+
+    with opened("former", "present") as ledger:
+        (number,) = admit(ledger, arrival(1))
+        send(ledger.at("former"))
+        confirm(ledger.at("former"), number)
+        send(ledger.at("present"), state=State.PENDING, reason=Reason.CHANGED, reread=True)
+    with opened("present") as ledger:
+        (row,) = queries.rows_to_read(ledger)
+        with ledger.transaction() as tx:
+            moves.reread(tx, row.delivery_id, arrival(1, seed="other"), now=LATER)
+
+        assert [(entry.destination, entry.state) for entry in queries.entries(ledger)] == [
+            ("present", State.PENDING),
+            ("present", State.DISCARDED),
+            ("former", State.CONFIRMED),
+        ]
+        assert_ledger_holds(ledger)
