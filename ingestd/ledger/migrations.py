@@ -790,7 +790,7 @@ _TENTH = (
     """CREATE INDEX delivery_look_again ON delivery (destination_id, next_check_at)
         WHERE next_check_at IS NOT NULL AND confirmed_at IS NOT NULL AND holds = 1""",
     "CREATE INDEX delivery_sending ON delivery (spool_id, id) WHERE claim_token IS NOT NULL",
-    "CREATE INDEX delivery_need ON delivery (spool_id, file_id) WHERE need IS NOT NULL",
+    "CREATE INDEX delivery_need ON delivery (spool_id, id) WHERE need IS NOT NULL",
     "CREATE INDEX delivery_holder ON delivery (holder_id) WHERE holder_id IS NOT NULL",
     "CREATE INDEX delivery_rendition ON delivery (rendition_id) WHERE rendition_id IS NOT NULL",
     "CREATE INDEX delivery_compared ON delivery (destination_id, study_id) WHERE compared = 1",

@@ -245,3 +245,17 @@ def test_bytes_that_changed_go_to_no_destination_that_is_no_longer_configured(tm
             ("former", State.CONFIRMED),
         ]
         assert_ledger_holds(ledger)
+
+
+def test_what_is_to_be_read_is_told_page_by_page_and_nothing_is_passed_over(ledger: Ledger):
+    """A page ended with a delivery's number and the next began behind a file's: those in between waited for a round."""
+    first, *others = admit(ledger, *(arrival(number) for number in range(1, 5)))
+    deliver_elsewhere(ledger, first)
+    execute(ledger, "UPDATE delivery SET need = 'reread', queued = 0")
+
+    found: list[int] = []
+    while page := queries.rows_to_read(ledger, limit=2, after_id=found[-1] if found else 0):
+        found += [row.delivery_id for row in page]
+
+    assert found[:4] == [first, *others]
+    assert len(found) == 5

@@ -153,8 +153,8 @@ _NEWEST_STORED = (
 _TO_READ = (
     select(delivery.c.id, delivery.c.need, file.c.ctime_ns, *PLACE, *IDENTITY, *CONTENT)
     .select_from(DELIVERED.join(study, study.c.id == file.c.study_id))
-    .where(delivery.c.need.is_not(None), delivery.c.spool_id == _SPOOL, delivery.c.file_id > bindparam("after_id"))
-    .order_by(delivery.c.file_id)
+    .where(delivery.c.need.is_not(None), delivery.c.spool_id == _SPOOL, delivery.c.id > bindparam("after_id"))
+    .order_by(delivery.c.id)
     .limit(_LIMIT)
 )
 _REQUESTED = (
