@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import bar
-from .common import ExitCode, Stop, config_option, json_option, keep_secrets, load_config, need_owner
+from .common import ExitCode, Stop, config_option, json_option, keep_secrets, load_config, need_owner, one_destination
 from .output import plain
 from .run import DurationType, begin_log
 
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 @config_option
 @json_option
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option("--to", multiple=True, metavar="NAME", help="To this destination, whatever the rules say; once for each.")
 @click.option("--timeout", type=DurationType(), default="1d", show_default=True, help="Give up after this long.")
-def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], timeout: timedelta) -> int:
+def command(
+    *, config: Path | None, as_json: bool, paths: tuple[Path, ...], to: tuple[str, ...], timeout: timedelta
+) -> int:
     """Send files or folders once, leave them where they are, and say what became of them.
 
     Everything goes through the ledger as with the daemon, and may run beside it: each file is checked, sent with its
     study, and followed until the server shows it. Interrupted or run again, it goes on where it stopped and sends
-    nothing twice. It reads as the user who calls it, and needs the ledger to be that user's.
+    nothing twice. It reads as the user who calls it, and needs the ledger to be that user's. With `--to` all of it goes
+    there, and so does what was sent from there before, to elsewhere.
 
     On a terminal a bar stands in the place of the log, which `2>send.log` keeps.
     """
@@ -40,6 +44,8 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
 
     keep_secrets()
     settings = load_config(config)
+    for name in to:
+        one_destination(settings, name)
     need_owner(settings.spool.path)
     need_owner(settings.ledger_file)
     _refuse_own_folders(paths, settings.spool.path)
@@ -71,7 +77,7 @@ def command(*, config: Path | None, as_json: bool, paths: tuple[Path, ...], time
             if took_all:
                 left_alone.update(_left_alone(daemon))
 
-        result = run_once(sending, timeout=timeout, policies=policies, named=paths, watch=watch)
+        result = run_once(sending, timeout=timeout, policies=policies, named=paths, to=to, watch=watch)
     outcome = look_back(sending, result, inboxes=names, left_alone=left_alone)
     tell(outcome, as_json=as_json)
     return outcome.code

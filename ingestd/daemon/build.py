@@ -23,11 +23,11 @@ from ingestd.daemon.rereads import Rereads
 from ingestd.daemon.retention import Looks, Retention
 from ingestd.daemon.server_copies import Copy
 from ingestd.daemon.server_stages import ServerStages, ServerWorkers, Shared, server_workers_of
-from ingestd.daemon.settings import reader_limits_of, routing_of
+from ingestd.daemon.settings import reader_limits_of
 from ingestd.daemon.source_removal import SourceRemoval
 from ingestd.daemon.spool_disk import SpoolDisk, who_waits
 from ingestd.daemon.stage import Gates, RunProgress, Stage
-from ingestd.daemon.steps import Origin
+from ingestd.daemon.steps import Origin, Routing
 from ingestd.daemon.takeover import Takeover
 from ingestd.daemon.wallclock import WallClock
 from ingestd.fs.places import is_gone
@@ -90,6 +90,7 @@ class Stages:
         workers: DaemonWorkers,
         gates: Gates,
         progress: RunProgress,
+        routing: Routing,
     ) -> None:
         self._config = config
         self._policies = policies
@@ -98,6 +99,7 @@ class Stages:
         self._workers = workers
         self._gates = gates
         self._progress = progress
+        self._routing = routing
 
     @cached_property
     def servers(self) -> Mapping[str, ServerStages]:
@@ -239,7 +241,7 @@ class Stages:
             mover=self._workers.mover,
             reader_client=self.reader_client,
             ledger=self._ledger,
-            routing=routing_of(self._config),
+            routing=self._routing,
             gate=self._gates.intake,
             on_copied=self.source_removal.hurry,
             fetch=self._fetch,

@@ -13,6 +13,7 @@ from ingestd.daemon import build, settings
 from ingestd.daemon.loop import Loop, Wake
 from ingestd.daemon.outage import Outage
 from ingestd.daemon.stage import Gates, RunProgress
+from ingestd.daemon.steps import Routing
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
 from ingestd.ledger import Ledger, moves
 
@@ -28,8 +29,11 @@ class Daemon:
         wake: Wake | None = None,
         before: Daemon | None = None,
         tell: Callable[[str], object] | None = None,
+        routing: Routing | None = None,
     ) -> None:
         """Open spool and ledger and start the workers; ``policies`` stand in for the configured inboxes.
+
+        ``routing`` stands in for the configured rules.
 
         With ``before``, whose place it is to take, it has that one's spool and ledger; ``start`` only once that one
         was stopped. ``tell`` hears how bringing an older ledger up to date goes on. Raises SpoolInUse, SpoolError,
@@ -65,6 +69,7 @@ class Daemon:
             workers=self.workers,
             gates=self.gates,
             progress=self.progress,
+            routing=routing or settings.routing_of(config),
         )
         try:
             self.loop = Loop(

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
+from ingestd.clocks import utc_now
 from ingestd.config import Config, Inbox
 from ingestd.daemon import settings
 from ingestd.inbox import InboxPolicy, Take, Watch
-from ingestd.ledger import Ledger, queries
+from ingestd.ledger import KnownSource, Ledger, moves, queries
 from ingestd.lifecycle import SourceStat
 
 _SETTLE = timedelta(milliseconds=500)
@@ -68,13 +69,37 @@ def not_taken_in(ledger: Ledger, policies: Sequence[InboxPolicy], paths: Sequenc
     return tuple(path for path in wanted if not _is_any_known(ledger, policies, path))
 
 
+def send_known(ledger: Ledger, policies: Sequence[InboxPolicy], paths: Sequence[Path], to: Sequence[str]) -> None:
+    """Have what was sent from these paths before, and lies there as it did, go to these destinations as well."""
+    chosen = settings.route_to(to)
+    for path in dict.fromkeys(os.path.abspath(path) for path in paths):  # noqa: PTH100 - a link stays as it was given
+        policy = _policy_of(policies, path)
+        files = _files_under(path)
+        while known := list(_known(ledger, policy, islice(files, _ASKED_AT_ONCE))):
+            read = [row.file_id for row in known if row is not None and row.digests is not None]
+            with ledger.transaction() as tx:
+                moves.route_again(tx, read, chosen, also=True, now=utc_now())
+
+
+def _policy_of(policies: Sequence[InboxPolicy], path: str) -> InboxPolicy:
+    return next(each for each in policies if Path(path).is_relative_to(each.path) and _is_in(each, path))
+
+
+def _known(
+    ledger: Ledger, policy: InboxPolicy, files: Iterable[tuple[str, os.stat_result]]
+) -> Iterator[KnownSource | None]:
+    """Give, of each of these files, the row that knows it as it lies there."""
+    below = {os.path.relpath(file, policy.path): SourceStat.of(seen) for file, seen in files}
+    known = queries.known_sources(ledger, policy.name, below)
+    for name, seen in below.items():
+        yield next((row for row in known.get(name, ()) if seen.looks_like(row.source)), None)
+
+
 def _is_any_known(ledger: Ledger, policies: Sequence[InboxPolicy], path: str) -> bool:
-    policy = next(each for each in policies if Path(path).is_relative_to(each.path) and _is_in(each, path))
+    policy = _policy_of(policies, path)
     files = _files_under(path)
-    while some := dict(islice(files, _ASKED_AT_ONCE)):
-        below = {os.path.relpath(file, policy.path): seen for file, seen in some.items()}
-        known = queries.known_sources(ledger, policy.name, below)
-        if any(SourceStat.of(below[name]).looks_like(row.source) for name, rows in known.items() for row in rows):
+    while known := list(_known(ledger, policy, islice(files, _ASKED_AT_ONCE))):
+        if any(row is not None for row in known):
             return True
     if os.path.lexists(path):
         return False

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import timedelta
 
 from ingestd.config import Config, Destination, Inbox
+from ingestd.daemon.steps import Routing
 from ingestd.dicomweb import AzureAuth, BasicAuth, BearerAuth, DicomWebClient, NoAuth, OAuth2Auth, Tls
 from ingestd.dicomweb.auth import Auth
 from ingestd.inbox import InboxError, InboxPolicy, Take, Watch
 from ingestd.instance.meta import file_meta_for
 from ingestd.lifecycle import (
+    BY_PERSON,
     Backoff,
     BatchLimits,
     LongestWaits,
@@ -155,7 +157,7 @@ def rules_of(config: Config, destination: Destination, profile: ServerProfile) -
 _NOWHERE = Route(rule=None, text="no rule wants it", destinations=())
 
 
-def routing_of(config: Config) -> Callable[[str, str, Inspection], Route]:
+def routing_of(config: Config) -> Routing:
     """Say how a file's destinations are chosen, by its inbox, its path in that, and what was read of it."""
     rules = [section.rule for section in config.rules]
     names = {inbox.spool_name: inbox.name or "" for inbox in config.inboxes}
@@ -179,6 +181,17 @@ def routing_of(config: Config) -> Callable[[str, str, Inspection], Route]:
         return route(file, rules, destinations) or _NOWHERE
 
     return choose if rules else lambda *_: everywhere
+
+
+def route_to(names: Sequence[str]) -> Route:
+    """Say that a person chose where a file goes."""
+    return Route(rule=None, text=f"{BY_PERSON} chose {', '.join(names)}", destinations=tuple(names))
+
+
+def routing_to(names: Sequence[str]) -> Routing:
+    """Have all files go where a person says."""
+    chosen = route_to(names)
+    return lambda *_: chosen
 
 
 def file_meta_of(part: Part) -> bytes:

@@ -12,8 +12,9 @@ from ingestd.clocks import read_clocks
 from ingestd.config import Config
 from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import Wake
-from ingestd.daemon.sending import not_taken_in
+from ingestd.daemon.sending import not_taken_in, send_known
 from ingestd.daemon.server_rollback import ServerRollback
+from ingestd.daemon.settings import routing_to
 from ingestd.daemon.signals import Asked, Signals, set_up_interpreter
 from ingestd.inbox import InboxPolicy
 from ingestd.ledger import Alarm, queries
@@ -79,22 +80,26 @@ def run_once(
     timeout: timedelta,
     policies: tuple[InboxPolicy, ...] | None = None,
     named: Sequence[Path] = (),
+    to: Sequence[str] = (),
     watch: Callable[[Daemon], None] | None = None,
 ) -> OnceResult:
     """Take in what lies in the inboxes, send it, see it proven, and end; at most ``timeout``.
 
     Waits for the rows that were waiting at the start and for what it takes in itself. The quiet period is ignored
-    after the inboxes are drained. ``named`` are the paths that a person gave. ``watch`` is called after each tick,
-    for a progress bar.
+    after the inboxes are drained. ``named`` are the paths that a person gave, ``to`` the destinations that they are
+    for, whatever the rules say: what was sent from there elsewhere goes to these as well. ``watch`` is called after
+    each tick, for a progress bar.
     Raises SpoolInUse, SpoolError and LedgerError at the start.
     """
     set_up_interpreter()
     wake = Wake()
     signals = Signals(wake)
     with signals.caught():
-        daemon = Daemon(config, policies=policies, wake=wake)
+        daemon = Daemon(config, policies=policies, wake=wake, routing=routing_to(to) if to else None)
         try:
             before = queries.last_event_id(daemon.ledger)
+            if to:
+                send_known(daemon.ledger, policies or (), named, to)
             daemon.start()
             run = _SingleRun(daemon, signals, watch)
             deadline = read_clocks().mono + timeout.total_seconds()

@@ -31,8 +31,12 @@ _FILES = (
 )
 
 
-def route_again(tx: Transaction, file_ids: Sequence[int], route: Route, *, now: datetime) -> list[Rerouting]:
+def route_again(
+    tx: Transaction, file_ids: Sequence[int], route: Route, *, also: bool = False, now: datetime
+) -> list[Rerouting]:
     """Have these files sent where ``route`` says, and what was not tried yet nowhere else; say what changed for which.
+
+    With ``also`` they go on to wherever else they go.
 
     What an attempt may have delivered stays and is proven. At a destination that is new to a file it is what the holder
     of its identity makes of it there; bytes that differ from the holder's are a CONFLICT, as they are to a duplicate
@@ -46,6 +50,7 @@ def route_again(tx: Transaction, file_ids: Sequence[int], route: Route, *, now: 
         for each in tx.connection.execute(_FILES, {"ids": piece}).all():
             # Read one by one: what one file gives up another of them may take.
             change = change_of(tx.rows_of_file(each.id), wanted)
+            change = change._replace(loses=()) if also else change
             goes_nowhere = each.state == State.UNROUTED and not wanted
             if change.gains or change.loses or goes_nowhere:
                 _change(tx, each, change, route, now)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import write_instance
 from tests.commanding import Command, command_in
 from tests.daemon.test_destinations import addresses, configure, drop, run, servers, states, stopped
 from tests.emulating import EmulatorProcess
@@ -131,3 +132,24 @@ def test_what_waits_for_a_destination_that_is_no_more_is_let_go_by_a_persons_wor
     assert command("destination", "remove", "research", "--yes", "--json").json["discarded"] == 0
     drop(tmp_path, "er", 3)
     assert run(config).done
+
+
+def test_send_goes_where_a_person_says_whatever_the_rules_say_and_takes_along_what_went_elsewhere(
+    tmp_path: Path, servers: Servers, command: Command
+) -> None:
+    config = configure(tmp_path, addresses(servers), rules="rules:\n  - {when: {}, to: [archive]}\n")
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for number in (1, 2):
+        write_instance(folder / f"IM{number}")
+    assert command("send", str(folder / "IM1")).code == 0
+    assert states(config) == {("archive", "CONFIRMED"): 1}
+
+    assert command("send", "--to", "pacs", str(folder)).code == 2
+    assert command("send", "--to", "research", str(folder)).code == 0
+
+    assert states(config) == {("archive", "CONFIRMED"): 1, ("research", "CONFIRMED"): 2}
+    assert [len(server.stores()) for server in servers.values()] == [1, 2]
+    assert "a person chose research" in command("explain", str(folder / "IM2")).out
+    assert command("send", "--to", "research", "--to", "archive", str(folder)).code == 0
+    assert states(config) == {("archive", "CONFIRMED"): 2, ("research", "CONFIRMED"): 2}
