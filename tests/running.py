@@ -102,7 +102,7 @@ class Site:
         if words[0] in OF_THE_LEDGER and env is None:
             return self._asked_here(words)
         return subprocess.run(
-            [*PROGRAM, words[0], "-c", str(self.config_file), *words[1:]],
+            [*PROGRAM, *words, "-c", str(self.config_file)],
             capture_output=True,
             text=True,
             timeout=within_seconds,

@@ -67,7 +67,7 @@ def machine(installed, tmp_path) -> Iterator[Machine]:
 def as_filled_in(heading: str, address: str, new_address: str = "") -> str:
     """The chapter's commands with the server's addresses in them."""
     commands = chapter(heading)
-    assert [commands.count(ADDRESS), commands.count(NEW_ADDRESS)] == [1, bool(new_address)]
+    assert [commands.count(ADDRESS), commands.count(NEW_ADDRESS)] == [1, 2 * bool(new_address)]
     return commands.replace(ADDRESS, address).replace(NEW_ADDRESS, new_address)
 
 

@@ -32,7 +32,7 @@ COMMANDS = {
     "retry": ("ingestd.cli.retry", "Give files that need a person another try."),
     "resolve": ("ingestd.cli.resolve", "Decide what becomes of a file that ingestd may not decide about."),
     "reconcile": ("ingestd.cli.reconcile", "Ask the server now whether it has what it should have."),
-    "destination": ("ingestd.cli.destination", "Let go of what waits for a destination that is no more."),
+    "destination": ("ingestd.cli.destination", "Say that a destination moved, or let go of what waits for one."),
     "route": ("ingestd.cli.route", "Have files that wait go where the rules say now."),
     "check": (
         "ingestd.cli.check",

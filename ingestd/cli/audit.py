@@ -127,7 +127,7 @@ class _Auditor:
         self._client = client
         self._stack = stack
         self._progress = progress
-        self._comparer: _Comparer | None = None
+        self._comparer: Comparer | None = None
         # Of the study under way: copies that matched, and what differs in one that did not.
         self._matches: Counter[Kind] = Counter()
         self._differs: str | None = None
@@ -282,11 +282,11 @@ class _Auditor:
 
     def _compare(self, ours: str, theirs: str) -> tuple[Sameness | None, str]:
         if self._comparer is None:
-            self._comparer = self._stack.enter_context(_Comparer(self._config))
+            self._comparer = self._stack.enter_context(Comparer(self._config))
         return self._comparer.compare(ours, theirs)
 
 
-class _Comparer:
+class Comparer:
     """A reader process that compares files, one at a time."""
 
     def __init__(self, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""``ingestd destination remove``: let go of what waits for a destination that the configuration names no more."""
+"""``ingestd destination``: go on with one at another address, or let go of what waits for one that is no more."""
 
 from __future__ import annotations
 
@@ -11,22 +11,33 @@ import click
 from ingestd.lifecycle import State
 from ingestd.locks import who_runs
 
-from .common import ExitCode, Stop, config_option, json_option, ledger_for_moves, load_config, number_of, tell_config
+from .asker import as_typed
+from .common import (
+    ExitCode,
+    Stop,
+    config_option,
+    json_option,
+    ledger_for_moves,
+    load_config,
+    number_of,
+    one_destination,
+    tell_config,
+)
 from .output import in_files, plain, print_json
 
 if TYPE_CHECKING:
-    from ingestd.config import Config
+    from ingestd.config import Config, Destination
     from ingestd.ledger import Ledger
 
 _STAYS = frozenset({State.CONFIRMED, State.DUPLICATE, State.DISCARDED})
 
 
-@click.group("destination", short_help="Let go of what waits for a destination that is no more.")
+@click.group("destination", short_help="Say that a destination moved, or let go of what waits for one.")
 def command() -> None:
-    """Decide about a destination as a whole, where the configuration has, or had, several.
+    """Decide about a destination as a whole.
 
-    One for which files wait cannot simply be left out of the configuration: no ingestd starts then. `remove` lets go of
-    these files by a person's word.
+    `move` goes on with the same server at another address. One for which files wait cannot simply be left out of the
+    configuration: no ingestd starts then. `remove` lets go of these files by a person's word.
     """
 
 
@@ -60,6 +71,76 @@ def remove(*, config: Path | None, as_json: bool, name: str, yes: bool) -> int:
     else:
         click.echo(f"{in_files(discarded)} let go at {plain(name)}; each is kept while another destination needs it")
     return ExitCode.DONE
+
+
+@command.command("move", short_help="The server, with what it has, is at another address now.")
+@config_option
+@json_option
+@click.argument("name")
+@click.argument("url")
+@click.option("--yes", is_flag=True, help="Do not ask, where nothing was confirmed there that could be looked for.")
+def move(*, config: Path | None, as_json: bool, name: str, url: str, yes: bool) -> int:
+    """Go on with the same server at another address, after what was confirmed last was found there.
+
+    Up to ten files are retrieved from URL and compared with what was sent; nothing is changed where one of them is not
+    there. Then nothing is sent anew: what is still kept is compared there before it goes. The only destination is
+    called `default` where it has no name. Stop the daemon first, and name the new address in the configuration.
+    """
+    from ingestd.ledger import RefusedMove, moves
+
+    settings = tell_config(load_config(config))
+    destination = _at(one_destination(settings, name)[1], url)
+    with ledger_for_moves(settings) as ledger:
+        # The only one may have another name there.
+        whose = name if len(ledger.destinations) > 1 else next(iter(ledger.destinations), name)
+        number = number_of(ledger, whose)
+        assert number is not None, "a name was given"
+        _nobody_runs(settings, ledger)
+        looked_at = _look(settings, destination, ledger.at(whose), yes=yes)
+        try:
+            with ledger.transaction() as tx:
+                asked = moves.new_address(tx.at(number), destination.url, now=datetime.now(UTC))
+        except RefusedMove as refusal:
+            raise Stop(ExitCode.CONFIGURATION, str(refusal)) from None
+    if as_json:
+        print_json({"destination": name, "url": destination.url, "looked_at": looked_at, "asked": asked})
+        return ExitCode.DONE
+    click.echo(f"{in_files(looked_at)} found there as sent; it is asked about {in_files(asked)} when ingestd runs")
+    if settings.destinations[name].url != destination.url:
+        click.echo(f"name {plain(destination.url)} in the configuration now; ingestd does not start before")
+    click.echo(as_typed("what has no file in the spool is asked about by `ingestd reconcile --full`"))
+    return ExitCode.DONE
+
+
+def _at(destination: Destination, url: str) -> Destination:
+    """Give this destination as it is at another address."""
+    from ingestd.config import Destination
+
+    try:
+        return Destination.model_validate({**dict(destination), "url": url})
+    except ValueError as error:
+        raise Stop(ExitCode.CONFIGURATION, f"{plain(url)} cannot be its address: {plain(error)}") from None
+
+
+def _look(config: Config, destination: Destination, ledger: Ledger, *, yes: bool) -> int:
+    """Say how much of what was confirmed was found there; Stop where something is missing."""
+    from .moving import look_at_sample
+
+    sampled = look_at_sample(config, destination, ledger)
+    if sampled.error:
+        raise Stop(ExitCode.TIMEOUT, f"{plain(destination.url)} could not be asked: {plain(sampled.error)}")
+    if sampled.missing:
+        numbers = ", ".join(map(str, sampled.missing))
+        raise Stop(
+            ExitCode.NEEDS_PERSON,
+            f"{plain(destination.url)} does not have, or not as it was sent, {in_files(len(sampled.missing))} of the "
+            f"{len(sampled.found) + len(sampled.missing)} confirmed last (IDs {numbers}); nothing was changed. Another "
+            "server needs a name of its own under `destinations`",
+        )
+    if not sampled.found and not yes:
+        click.echo("nothing was confirmed there yet, so that nobody can say whether it is the same server", err=True)
+        click.confirm("go on?", abort=True, err=True)
+    return len(sampled.found)
 
 
 def _nobody_runs(config: Config, ledger: Ledger) -> None:

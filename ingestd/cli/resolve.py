@@ -10,30 +10,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ingestd.locks import who_runs
-
-from .asker import as_typed
 from .common import (
     ExitCode,
-    Stop,
     config_option,
-    destination_option,
     json_option,
     ledger_for_moves,
     load_config,
-    number_of,
-    one_destination,
     stopped_send,
     tell_config,
 )
 from .operator_moves import Refusals, one_by_one, why_not_readable, why_not_the_same
-from .output import in_files, plain, print_json
+from .output import print_json
 
 if TYPE_CHECKING:
-    from ingestd.config import Config
     from ingestd.ledger import Entry, Ledger, Transaction
 
-_ABOUT_NO_FILE = {"new_key": "--new-key", "new_address": "--new-address"}
 SAID = {
     "discard": "let go; the file is kept for the retain time",
     "replace": "will be sent in place of the other",
@@ -60,29 +51,16 @@ SAID = {
 @click.option(
     "--new-key", "decision", flag_value="new_key", help="Go on with another key of the search words; takes no ID."
 )
-@click.option(
-    "--new-address",
-    "decision",
-    flag_value="new_address",
-    help="The server, with what it has, moved to the address that the configuration names now; takes no ID.",
-)
-@destination_option
-def command(
-    *, config: Path | None, as_json: bool, ids: tuple[int, ...], decision: str | None, destination: str | None
-) -> int:
+def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decision: str | None) -> int:
     """Decide what becomes of a file that ingestd may not decide about.
 
     Nothing is deleted by this at once: a discarded file is kept for `spool.retain`, and the ledger keeps its history.
     """
     if decision is None:
-        raise click.UsageError("say what to do: --discard, --replace, --admit-anyway, --new-key or --new-address")
-    if bool(ids) is (decision in _ABOUT_NO_FILE):
-        raise click.UsageError(f"{_ABOUT_NO_FILE[decision]} is about no file" if ids else "say of which files: ID...")
-    if destination is not None and decision != "new_address":
-        raise click.UsageError("--destination goes with --new-address; a file's number says at which one it is")
+        raise click.UsageError("say what to do: --discard, --replace, --admit-anyway or --new-key")
+    if bool(ids) is (decision == "new_key"):
+        raise click.UsageError("--new-key is about no file" if ids else "say of which files: ID...")
     settings = tell_config(load_config(config))
-    if decision == "new_address":
-        return _new_address(settings, destination, as_json=as_json)
     if decision == "new_key":
         with ledger_for_moves(settings) as ledger:
             ledger.search_key.accept()
@@ -102,31 +80,6 @@ def command(
         for number, why in refused:
             click.echo(f"file {number}: not done: {why}")
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
-
-
-def _new_address(config: Config, destination: str | None, *, as_json: bool) -> int:
-    """Have the ledger go on with the server at another address, while nobody sends to the former one."""
-    from ingestd.ledger import RefusedMove, moves, queries
-
-    name, server = one_destination(config, destination)
-    url = server.url
-    with ledger_for_moves(config) as ledger, ledger.transaction() as tx:
-        # The spools of other configurations too: what is kept in one ledger is proven by one server.
-        for spool in {config.spool.path, config.spool.for_send, *queries.spools(ledger).values()}:
-            if (pid := who_runs(spool)) is not None:
-                raise Stop(ExitCode.BUSY, f"an ingestd sends to the former address, process {pid}; stop it first")
-        try:
-            # The only one may have another name there.
-            number = None if len(ledger.destinations) <= 1 else number_of(ledger, name)
-            asked = moves.new_address(tx if number is None else tx.at(number), url, now=datetime.now(UTC))
-        except RefusedMove as refusal:
-            raise Stop(ExitCode.CONFIGURATION, str(refusal)) from None
-    if as_json:
-        print_json({"decision": "new_address", "url": url, "asked": asked})
-    else:
-        click.echo(f"the server is at {plain(url)} now, and is asked there about {in_files(asked)} when ingestd runs")
-        click.echo(as_typed("what has no file in the spool is asked about by `ingestd reconcile --full`"))
-    return ExitCode.DONE
 
 
 def decide(ledger: Ledger, ids: Sequence[int], decision: str, *, idle_host: str) -> tuple[list[int], Refusals]:

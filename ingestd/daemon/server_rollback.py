@@ -173,7 +173,7 @@ class ServerRollback(Stage):
         elif not rows and resting:
             asked, self._asked_up_to = last_before_outages(resting)
             # The last of all tells soonest.
-            self._asked = tuple(asked | {queries.newest_confirmed(self._ledger) or max(asked)})
+            self._asked = tuple(asked.union(queries.newest_confirmed(self._ledger)))
             self._asked_at, self._asks = now.mono, True
         elif all(row.next_check_at is None for row in rows):
             self._asked = ()

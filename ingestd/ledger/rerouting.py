@@ -50,7 +50,8 @@ def route_again(
         for each in tx.connection.execute(_FILES, {"ids": piece}).all():
             # Read one by one: what one file gives up another of them may take.
             change = change_of(tx.rows_of_file(each.id), wanted)
-            change = change._replace(loses=()) if also else change
+            if also:
+                change = Change(gains=change.gains, loses=(), stays=change.stays)
             goes_nowhere = each.state == State.UNROUTED and not wanted
             if change.gains or change.loses or goes_nowhere:
                 _change(tx, each, change, route, now)

@@ -284,7 +284,7 @@ class InboxSummary:
 KEY_MADE_ANEW = "key_made_anew"
 OTHER_ADDRESS_STEP = (
     "set destination.url back; or, where the server and what it has moved there, say so with "
-    "`ingestd resolve --new-address`; any other server needs a ledger and a spool of its own"
+    "`ingestd destination move`; any other server needs a ledger and a spool of its own"
 )
 
 

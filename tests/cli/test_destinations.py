@@ -60,13 +60,10 @@ def test_reconcile_asks_only_the_one_that_is_named(tmp_path: Path, servers: Serv
         assert command("reconcile", "--full", "--destination", "research").code == 3
 
 
-@pytest.mark.parametrize("line", [("dicomweb", "probe"), ("resolve", "--new-address")])
-def test_which_of_several_has_to_be_said(
-    tmp_path: Path, servers: Servers, command: Command, line: tuple[str, ...]
-) -> None:
+def test_which_of_several_has_to_be_said(tmp_path: Path, servers: Servers, command: Command) -> None:
     configure(tmp_path, addresses(servers))
 
-    said = command(*line)
+    said = command("dicomweb", "probe")
 
     assert said.code == 2
     assert "say which with --destination; there are archive, research" in said.err
@@ -103,9 +100,9 @@ def test_one_of_several_moves_to_another_address(tmp_path: Path, servers: Server
     run(config)
     with stopped(servers["research"]), EmulatorProcess(tmp_path / "research") as moved:
         config = configure(tmp_path, addresses(servers) | {"research": moved.url})
-        said = command("resolve", "--new-address", "--destination", "research", "--json")
+        said = command("destination", "move", "research", moved.url, "--json")
 
-        assert (said.code, said.json["asked"]) == (0, 1)
+        assert (said.code, said.json["looked_at"], said.json["asked"]) == (0, 1, 1)
         assert run(config).done
 
 

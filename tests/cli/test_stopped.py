@@ -101,7 +101,7 @@ def test_a_configuration_that_names_another_server_is_told_while_nothing_runs(co
     assert said["oldest_unconfirmed_seconds"] == pytest.approx(time.time() - dropped.stat().st_ctime, abs=5)
     assert "http://127.0.0.1:9/other" in line["note"]
     assert rows.config.destination.url in line["note"]
-    assert "resolve --new-address" in line["next_step"]
+    assert "destination move" in line["next_step"]
     assert kinds(command) == ["other_address"]
 
 

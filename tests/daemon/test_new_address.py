@@ -6,17 +6,19 @@ import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
+from datetime import UTC, datetime
 
 import pytest
 
 from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
-from ingestd.ledger import queries
+from ingestd.ledger import Ledger, moves, queries
 from tests.builders import write_instance
-from tests.emulating import EmulatorProcess, stores
+from tests.emulating import EmulatorProcess, delete, file_of, post, stores
 from tests.running import PROGRAM, Site, environment, wait_until
 
 NAMES = ("a", "b", "c")
+MOVE = ("destination", "move", "default", "http://127.0.0.1:9/v2")
 STUDY = "1.2.826.0.1.3680043.10.1451.9"
 
 
@@ -25,6 +27,12 @@ def delivered(site: Site) -> None:
         write_instance(site.drop / name)
     assert site.run_once().returncode == 0
     assert site.states() == {"CONFIRMED": len(NAMES)}
+
+
+def move_unseen(site: Site) -> None:
+    """Go on at the address that the configuration has, without a look at what is there."""
+    with Ledger.open(f"sqlite:///{site.ledger_file}", create=False) as ledger, ledger.transaction() as tx:
+        moves.new_address(tx, site.url, now=datetime.now(UTC))
 
 
 def settled_duplicates(site: Site) -> int:
@@ -62,7 +70,7 @@ def test_a_new_address_is_refused_with_the_command_that_says_it_is_the_same_serv
     refused = site.command("run", "--once")
 
     assert refused.returncode == ExitCode.CONFIGURATION
-    assert "ingestd resolve --new-address`" in refused.stderr
+    assert "ingestd destination move`" in refused.stderr
 
 
 @pytest.mark.slow
@@ -70,9 +78,9 @@ def test_nothing_is_sent_anew_and_what_is_kept_is_compared_at_the_new_address(mo
     site, server = moved
     before = len(stores(server.requests))
 
-    said = site.command("resolve", "--new-address")
+    said = site.command("destination", "move", "default", server.url)
     assert said.returncode == 0, said.stderr
-    assert "about 3 files" in said.stdout
+    assert "3 files found there as sent; it is asked about 3 files" in said.stdout
     site.configure(spool={"retain": "0s"})
     with site.start():
         wait_until(lambda: all(entry.removed_at for entry in site.entries()), what="the removals", within_seconds=40)
@@ -83,13 +91,37 @@ def test_nothing_is_sent_anew_and_what_is_kept_is_compared_at_the_new_address(mo
     assert len(stores(server.requests)) == before + 1
 
 
-def test_no_file_goes_that_the_new_address_does_not_show(moved, tmp_path):
-    """An address of a server that has nothing of ours, by mistake: what was kept would have gone after `retain`."""
+def test_an_address_that_has_nothing_of_ours_is_not_taken(moved):
+    site, _ = moved
+    with Emulator(fsync=False) as empty:
+        said = site.command("destination", "move", "default", empty.url)
+
+        assert said.returncode == ExitCode.NEEDS_PERSON
+        assert "does not have, or not as it was sent, 3 files of the 3 confirmed last (IDs 1, 2, 3)" in said.stderr
+    said = site.command("destination", "move", "default", "http://127.0.0.1:9/v2")
+    assert (said.returncode, "could not be asked" in said.stderr) == (ExitCode.TIMEOUT, True)
+
+
+def test_a_copy_that_is_not_what_was_sent_is_not_taken_for_it(moved, tmp_path):
+    site, server = moved
+    entry = site.entries()[0]
+    identity = (entry.identity.study_uid, entry.identity.series_uid, entry.identity.sop_uid)
+    content = file_of(server.url, identity)
+    delete(server.url, identity)
+    post(server.url, content[:-1] + bytes([content[-1] ^ 1]))
+
+    said = site.command("destination", "move", "default", server.url)
+
+    assert (said.returncode, f"(IDs {entry.delivery_id})" in said.stderr) == (ExitCode.NEEDS_PERSON, True)
+
+
+def test_no_file_goes_that_the_new_address_does_not_show(moved):
+    """What was kept would have gone after `retain`."""
     site, _ = moved
     with Emulator(fsync=False) as empty:
         site.url = empty.url
         site.configure(spool={"retain": "0s"})
-        assert site.command("resolve", "--new-address").returncode == 0
+        move_unseen(site)
         with site.start():
             wait_until(lambda: site.states() == {"DELETED": 3}, what="absence", within_seconds=40)
 
@@ -113,7 +145,7 @@ def test_no_file_goes_that_the_move_has_lost(tmp_path):
         assert others.run_once().returncode == 0
         site.url = server.url
         site.configure(spool={"retain": "0s"})
-        assert site.command("resolve", "--new-address").returncode == 0
+        move_unseen(site)
         with site.start():
             wait_until(lambda: site.states().get("DELETED"), what="what was lost", within_seconds=40)
             wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=40)
@@ -126,10 +158,7 @@ def test_a_new_address_is_not_taken_while_somebody_sends_to_the_former(tmp_path)
     with Emulator(fsync=False) as server:
         site = Site(tmp_path / "site", server.url)
         with site.start():
-            site.url = "http://127.0.0.1:9/v2"
-            site.configure()
-
-            assert site.command("resolve", "--new-address").returncode == ExitCode.BUSY
+            assert site.command(*MOVE).returncode == ExitCode.BUSY
 
 
 def test_a_new_address_is_not_taken_while_another_spool_of_the_ledger_sends_to_the_former(tmp_path):
@@ -138,11 +167,8 @@ def test_a_new_address_is_not_taken_while_another_spool_of_the_ledger_sends_to_t
         site, other = Site(tmp_path / "site", server.url), Site(tmp_path / "other", server.url)
         other.configure(ledger=f"sqlite:///{site.ledger_file}")
         with other.start():
-            site.url = "http://127.0.0.1:9/v2"
-            site.configure()
-
-            assert site.command("resolve", "--new-address").returncode == ExitCode.BUSY
-        assert site.command("resolve", "--new-address").returncode == ExitCode.DONE
+            assert site.command(*MOVE).returncode == ExitCode.BUSY
+        assert site.command(*MOVE, "--yes").returncode == ExitCode.DONE
 
 
 @pytest.mark.slow
@@ -161,7 +187,7 @@ def test_what_an_audit_finds_at_the_former_address_does_not_count_at_the_new(tmp
             wait_until(lambda: len(server.lines()) > asked, what="the audit")
             site.url = "http://127.0.0.1:9/v2"
             site.configure()
-            assert site.command("resolve", "--new-address").returncode == 0
+            move_unseen(site)
             _, said = audit.communicate(timeout=60)
 
         assert audit.returncode == ExitCode.CONFIGURATION, said
@@ -200,7 +226,7 @@ def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):
         assert others.run_once().returncode == 0
         site.url = server.url
         site.configure(spool={"retain": "0s"})
-        assert site.command("resolve", "--new-address").returncode == 0
+        move_unseen(site)
         with site.start():
             wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=40)
             site.wait_for({"CONFIRMED": 4, "DELETED": 1, "DUPLICATE": 5})
@@ -216,7 +242,7 @@ def test_the_address_that_the_ledger_has_is_no_new_one(tmp_path):
         site = Site(tmp_path / "site", server.url)
         delivered(site)
 
-        said = site.command("resolve", "--new-address")
+        said = site.command("destination", "move", "default", server.url)
 
     assert said.returncode == ExitCode.CONFIGURATION
     assert "already" in said.stderr

@@ -31,7 +31,7 @@ _NEWEST_CONFIRMED = (
     select(delivery.c.id)
     .where(CONFIRMED, _OF_DESTINATION)
     .order_by(delivery.c.confirmed_at.desc(), delivery.c.id.desc())
-    .limit(1)
+    .limit(bindparam("limit"))
 )
 _UNTOLD = (delivery.c.untold_since.is_not(None), _AT_DESTINATION, delivery.c.spool_id == bindparam("spool_id"))
 _ANY_UNTOLD = select(delivery.c.id).where(*_UNTOLD).limit(1)
@@ -96,10 +96,9 @@ def went_back_at(ledger: Queryable) -> datetime | None:
     return rows[0].went_back_at if rows else None
 
 
-def newest_confirmed(ledger: Queryable) -> int | None:
-    """Give the row that became CONFIRMED last, of whatever spool."""
-    row = ledger.fetch_one(_NEWEST_CONFIRMED, _own(ledger))
-    return row.id if row else None
+def newest_confirmed(ledger: Queryable, *, limit: int = 1) -> list[int]:
+    """Give the rows that became CONFIRMED last, of whatever spool."""
+    return [row.id for row in ledger.fetch_all(_NEWEST_CONFIRMED, {**_own(ledger), "limit": limit})]
 
 
 def has_looks(ledger: Queryable) -> bool:
