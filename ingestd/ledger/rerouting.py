@@ -63,8 +63,6 @@ def route_again(
 def _change(tx: Transaction, of: Any, change: Change, route: Route, now: datetime) -> None:
     note = f"{route.text} does not send it there"
     tx.move(*change.loses, to=State.DISCARDED, at=now, reason=Reason.BY_RULE, note=note, holder_id=None)
-    # Who waited for one of these takes its place first.
-    tx.flush()
     numbers = list(tx.new_ids(len(change.gains)))
     if of.state is not None:
         # The first delivery of a file has its number.
