@@ -9,9 +9,11 @@ import re
 import struct
 import textwrap
 import time
+from datetime import time as wall
 from datetime import timedelta
 from pathlib import Path
 from typing import get_args
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -36,7 +38,7 @@ from ingestd.config import (
     parse_size,
 )
 from ingestd.config.rules import WhenSection
-from ingestd.lifecycle import CONDITIONS, Routable, Rule
+from ingestd.lifecycle import CONDITIONS, Routable, Rule, Window
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXAMPLE = PROJECT / "config.example.yaml"
@@ -613,6 +615,15 @@ def test_several_destinations_are_told_in_their_order_and_by_their_names():
     assert [each.verify for each in config.destinations.values()] == [None, "content"]
 
 
+def test_rate_and_window_of_a_destination_are_read():
+    text = 'rate: 1.5MiB/s, window: "19:00-07:00", time_zone: Europe/Zurich'
+    destination = parsed(SEVERAL.replace("verify: content", text)).destinations["research"]
+
+    assert destination.rate == 1_572_864
+    assert destination.hours == Window(opens=wall(19), closes=wall(7), zone=ZoneInfo("Europe/Zurich"))
+    assert parsed(SEVERAL).destinations["research"].hours is None
+
+
 def test_the_short_form_is_one_destination_of_several():
     config = parsed(LEAST)
 
@@ -651,6 +662,16 @@ def test_every_condition_of_a_rule_may_be_asked_for_and_no_other():
         ("verify: content", "verify: never", "line 6: destinations.research.verify: must be one of"),
         ("verify: content", "priority: 101", "line 6: destinations.research.priority: must be at most 100"),
         ("verify: content", "priority: high", "line 6: destinations.research.priority: must be a whole number"),
+        ("verify: content", "rate: 8MB", "line 6: destinations.research.rate: must be a size a second, like 8MB/s"),
+        ("verify: content", "rate: 8000000", "destinations.research.rate: must be a size a second, like 8MB/s"),
+        ("verify: content", "rate: 9kB/s", "destinations.research.rate: must be at least 10KB/s"),
+        ("verify: content", "window: '19:00-07:00'", "research: window and time_zone go together"),
+        ("verify: content", "time_zone: UTC", "research: window and time_zone go together"),
+        ("verify: content", "window: '7-19', time_zone: UTC", "research.window: must be two times of the day"),
+        ("verify: content", "window: '19:00-24:00', time_zone: UTC", "research.window: must be two times of the day"),
+        ("verify: content", "window: '07:00-07:00', time_zone: UTC", "window: must begin and end at different times"),
+        ("verify: content", "window: '19:00-07:00', time_zone: Zurich", "research.time_zone: must be a time zone that"),
+        ("verify: content", "window: '19:00-07:00', time_zone: ../UTC", "time_zone: must be a time zone that"),
         ("ledger:", "destination: {url: 'http://h/v2'}\nledger:", "destination: is the short form of one of"),
         ("{inbox: er,", "{inbox: ward,", "rules[0].when.inbox: no inbox is called ward; those with a name: are er"),
         (", name: er}", "}", "line 8: rules[0].when.inbox: no inbox is called er; none has a name:"),

@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from .section import EnvironmentName, FilePath, Section, without_empty
+from ingestd.lifecycle import Window
+
+from .section import EnvironmentName, FilePath, Hours, Rate, Section, TimeZone, without_empty
 
 AZURE_HOST = ".dicom.azurehealthcareapis.com"
 AZURE_SCOPE = "https://dicom.healthcareapis.azure.com/.default"
@@ -156,6 +158,9 @@ class Destination(Section):
     required: bool = True
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     verify: Literal["auto", "content", "presence"] | None = None  # None: as ``reconcile.verify`` says
+    rate: Rate | None = None
+    window: Hours | None = None
+    time_zone: TimeZone | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -163,6 +168,20 @@ class Destination(Section):
         if isinstance(value, dict) and isinstance(value.get("auth"), str):
             value = {**value, "auth": {"kind": value["auth"]}}
         return without_empty(value, {"tls"})
+
+    @property
+    def hours(self) -> Window | None:
+        """When it is sent to; None: at any time."""
+        if self.window is None or self.time_zone is None:
+            return None
+        opens, closes = self.window
+        return Window(opens=opens, closes=closes, zone=self.time_zone)
+
+    @model_validator(mode="after")
+    def _window_has_zone(self) -> Destination:
+        if (self.window is None) != (self.time_zone is None):
+            raise ValueError("window and time_zone go together: the one says which hours, the other whose")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Destination:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import timedelta
+from datetime import time, timedelta
 from pathlib import Path
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from .units import parse_duration, parse_share, parse_size
+from .units import parse_duration, parse_hours, parse_rate, parse_share, parse_size
 
 
 def _base(info: ValidationInfo) -> Path:
@@ -45,6 +46,14 @@ def _name(value: str) -> str:
     return value
 
 
+def _time_zone(value: object) -> ZoneInfo:
+    try:
+        return ZoneInfo(str(value))
+    except (KeyError, ValueError, OSError):  # unknown, no name at all, a folder of the zones
+        text = "must be a time zone that this machine knows (its package tzdata), like Europe/Zurich"
+        raise ValueError(text) from None
+
+
 def without_empty(value: Any, sections: set[str]) -> Any:
     """Take a section whose keys are all commented out, which YAML reads as null, for one that is not there."""
     if not isinstance(value, dict):
@@ -61,6 +70,9 @@ DurationOrZero = Annotated[timedelta, AfterValidator(_not_negative), BeforeValid
 # ``auto`` in the file is None here: the room that uses it chooses.
 AutoDuration = Annotated[DurationOrZero | None, BeforeValidator(_auto_is_none)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+Rate = Annotated[int, BeforeValidator(parse_rate)]
+Hours = Annotated[tuple[time, time], BeforeValidator(parse_hours)]
+TimeZone = Annotated[ZoneInfo, BeforeValidator(_time_zone)]
 Percentage = Annotated[float, BeforeValidator(parse_share)]
 FilePath = Annotated[Path, BeforeValidator(absolute)]
 Name = Annotated[str, AfterValidator(_name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import time, timedelta
 
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _BYTES: dict[str, int] = {"b": 1} | {
@@ -14,8 +14,11 @@ _BYTES: dict[str, int] = {"b": 1} | {
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern}\s*)+")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", re.IGNORECASE)
+_TIME = r"([01]\d|2[0-3]):([0-5]\d)"
+_HOURS = re.compile(rf"{_TIME}\s*-\s*{_TIME}")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _LONGEST = timedelta(days=36_500)
+_LEAST_RATE = 10_000
 
 
 def parse_duration(text: object) -> timedelta:
@@ -38,6 +41,27 @@ def parse_size(text: object) -> int:
     if not found:
         raise ValueError("must be a size with its unit, like 64MB or 256MiB")
     return round(float(found[1]) * _BYTES[found[2].lower()])
+
+
+def parse_rate(text: object) -> int:
+    """Read a size a second (``8MB/s``, ``512KiB/s``) in bytes, or raise ValueError."""
+    size, _, second = text.partition("/") if isinstance(text, str) else ("", "", "")
+    if second.strip() != "s" or not _SIZE.fullmatch(size.strip()):
+        raise ValueError("must be a size a second, like 8MB/s or 512KiB/s")
+    if (rate := parse_size(size)) < _LEAST_RATE:
+        raise ValueError(f"must be at least {format_size(_LEAST_RATE)}/s")
+    return rate
+
+
+def parse_hours(text: object) -> tuple[time, time]:
+    """Read two times of the day (``19:00-07:00``), or raise ValueError."""
+    found = _HOURS.fullmatch(text.strip()) if isinstance(text, str) else None
+    if not found:
+        raise ValueError('must be two times of the day, from 00:00 to 23:59, like "19:00-07:00"')
+    opens, closes = time(int(found[1]), int(found[2])), time(int(found[3]), int(found[4]))
+    if opens == closes:
+        raise ValueError("must begin and end at different times; without it, files are sent at any time")
+    return opens, closes
 
 
 class Share(float):

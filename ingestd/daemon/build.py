@@ -70,7 +70,9 @@ def workers_of(
         undo.callback(readers.close)
         servers: dict[str, ServerWorkers] = {}
         for name, destination in config.destinations.items():
-            servers[name] = server_workers_of(destination, scratch=spool.scratch(), wake=wake)
+            servers[name] = server_workers_of(
+                destination, batch_bytes=config.batch.max_bytes, scratch=spool.scratch(), wake=wake
+            )
             undo.callback(servers[name].close)
         mover: Mover[int] = Mover(spool, wake=wake)
         undo.pop_all()

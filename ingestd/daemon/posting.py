@@ -32,6 +32,7 @@ from ingestd.lifecycle import (
     StudyQueue,
     Turns,
     Unproven,
+    Window,
     study_due_at,
 )
 from ingestd.logs import study_ref
@@ -54,6 +55,7 @@ class Posting(Stage):
         most_attempts: int,
         alarms: Alarms,
         claims: Gate,
+        window: Window | None,
         progress: RunProgress,
         gives_way: Callable[[], bool],
         tells_gone: Callable[[str], bool],
@@ -62,9 +64,11 @@ class Posting(Stage):
         """Join sender and ledger; the server is probed first of all.
 
         ``gives_way`` says whether a destination of higher priority has something to post: one at a time goes then.
-        ``tells_gone`` says whether a file that is not there is gone, or only its folder is away.
+        ``tells_gone`` says whether a file that is not there is gone, or only its folder is away. Outside ``window``
+        nothing is claimed; a post that is out when it closes goes on to its end.
         """
         self._claims = claims
+        self._window = window
         self._progress = progress
         self._gives_way = gives_way
         self._sender = sender
@@ -135,7 +139,7 @@ class Posting(Stage):
     def _choose(self, now: Now) -> list[StudyQueue]:
         """Say which studies are due and may be posted now; asks for a token if there are any."""
         self._waits_for_token = False
-        if not self._may_post:
+        if not self._may_post or self._opens_at(now) > now.mono:
             return []
         due = queries.studies_due(self._ledger, now=now.utc, flush=self._progress.flushes, limit=_STUDIES_AT_ONCE)
         due = self.destination.choose(self._turns.order(due, now=now.utc), in_flight=self._sender.in_flight)
@@ -218,7 +222,12 @@ class Posting(Stage):
         if not self._may_post or self._waits_for_token or self.destination.probing:
             # A post's end, the token or the probe's answer wakes us.
             return inf
-        return now.mono_of(queries.next_study_at(self._ledger, now=now.utc, flush=self._progress.flushes))
+        due_at = now.mono_of(queries.next_study_at(self._ledger, now=now.utc, flush=self._progress.flushes))
+        return max(due_at, self._opens_at(now))
+
+    def _opens_at(self, now: Now) -> float:
+        """Say when files may be sent (``Now.mono``): now, or when the window opens."""
+        return now.mono if self._window is None else now.mono_of(self._window.around(now.utc)[0])
 
     def _claim(self, tx: Transaction, now: Now) -> list[Batch]:
         free = self._free

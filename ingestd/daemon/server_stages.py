@@ -26,7 +26,15 @@ from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.server_copies import ServerCopies
 from ingestd.daemon.server_questions import ServerQuestions
 from ingestd.daemon.server_rollback import ServerRollback
-from ingestd.daemon.settings import backoff_of, client_of, file_meta_of, limits_of, profile_from, rules_of
+from ingestd.daemon.settings import (
+    backoff_of,
+    client_of,
+    file_meta_of,
+    limits_of,
+    most_posts_of,
+    profile_from,
+    rules_of,
+)
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gate, Gates, RunProgress, Stage
 from ingestd.daemon.trust import Trust
@@ -56,7 +64,9 @@ class ServerWorkers:
         self.client.close()
 
 
-def server_workers_of(destination: Destination, *, scratch: Path, wake: Callable[[], None]) -> ServerWorkers:
+def server_workers_of(
+    destination: Destination, *, batch_bytes: int, scratch: Path, wake: Callable[[], None]
+) -> ServerWorkers:
     """Start what talks to this destination; raises NoThread, and none runs then."""
     with ExitStack() as undo:
         client = client_of(destination)
@@ -66,7 +76,7 @@ def server_workers_of(destination: Destination, *, scratch: Path, wake: Callable
             profile=profile_from(destination),
             wake=wake,
             utc_now=utc_now,
-            most_posts=destination.max_posts,
+            most_posts=most_posts_of(destination, batch_bytes),
             reencode_refused=destination.implicit_vr == "fallback",
             file_meta=file_meta_of,
         )
@@ -141,6 +151,7 @@ class ServerStages:
             most_attempts=self._config.retry.max_attempts,
             alarms=self.alarms,
             claims=self._shared.gates.claims,
+            window=self._destination.hours,
             progress=self._shared.progress,
             gives_way=self._gives_way,
             tells_gone=self._shared.tells_gone,

@@ -70,7 +70,26 @@ def client_of(destination: Destination) -> DicomWebClient:
         auth=auth_of(destination),
         tls=tls_of(destination),
         api_version=None if version == "auto" else version,
+        rate=destination.rate,
     )
+
+
+def at_any_time(config: Config) -> Config:
+    """Give the configuration without the windows of its destinations."""
+    free = {name: each.model_copy(update={"window": None}) for name, each in config.destinations.items()}
+    return config.model_copy(update={"destinations": free})
+
+
+# What is on its way to a destination that is held to a rate should have left after this long; but two posts are wanted,
+# so that one leaves while the other is answered.
+_POSTS_SECONDS = 60
+
+
+def most_posts_of(destination: Destination, batch_bytes: int) -> int:
+    """Say how many posts of such batches may be out at once: on a slow line, more of them would only take longer."""
+    if destination.rate is None:
+        return destination.max_posts
+    return min(destination.max_posts, max(2, destination.rate * _POSTS_SECONDS // batch_bytes))
 
 
 def profile_from(destination: Destination) -> ServerProfile | None:

@@ -14,7 +14,7 @@ from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.sending import not_taken_in, send_known
 from ingestd.daemon.server_rollback import ServerRollback
-from ingestd.daemon.settings import routing_to
+from ingestd.daemon.settings import at_any_time, routing_to
 from ingestd.daemon.signals import Asked, Signals, set_up_interpreter
 from ingestd.inbox import InboxPolicy
 from ingestd.ledger import Alarm, queries
@@ -85,6 +85,7 @@ def run_once(
 ) -> OnceResult:
     """Take in what lies in the inboxes, send it, see it proven, and end; at most ``timeout``.
 
+    A person asks for it now: no window holds it, a rate does.
     Waits for the rows that were waiting at the start and for what it takes in itself. The quiet period is ignored
     after the inboxes are drained. ``named`` are the paths that a person gave, ``to`` the destinations that they are
     for, whatever the rules say: what was sent from there elsewhere goes to these as well. ``watch`` is called after
@@ -95,7 +96,8 @@ def run_once(
     wake = Wake()
     signals = Signals(wake)
     with signals.caught():
-        daemon = Daemon(config, policies=policies, wake=wake, routing=routing_to(to) if to else None)
+        routing = routing_to(to) if to else None
+        daemon = Daemon(at_any_time(config), policies=policies, wake=wake, routing=routing)
         try:
             before = queries.last_event_id(daemon.ledger)
             if to:

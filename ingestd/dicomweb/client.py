@@ -37,7 +37,8 @@ class DicomWebClient(Searches):
     token. Every method raises DicomWebError of the class that says what it means; ValueError is a wrong call.
     ``api_version`` is read from the URL (1, 2, or None for servers without) unless given; it decides how the change
     feed is read. ``partition`` puts ``/partitions/{name}`` before every DICOMweb path (AZURE.md 7.4), and
-    ``headers`` go with every request, such as Azure's ``X-MS-AZUREDICOM-AUDIT-...`` for its audit log.
+    ``headers`` go with every request, such as Azure's ``X-MS-AZUREDICOM-AUDIT-...`` for its audit log. ``rate``: what
+    all threads send leaves at so many bytes a second at most, whatever the timeouts.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class DicomWebClient(Searches):
         api_version: int | None = None,
         partition: str | None = None,
         headers: Mapping[str, str] | None = None,
+        rate: int | None = None,
     ) -> None:
-        self.transport = Transport(base_url, auth=auth, tls=tls, timeouts=timeouts, headers=headers)
+        self.transport = Transport(base_url, auth=auth, tls=tls, timeouts=timeouts, headers=headers, rate=rate)
         self.base_url = self.transport.base_url  # without a trailing slash
         self.api_version = api_version if api_version is not None else version_of(self.base_url)
         self._prefix = path_of("partitions", partition) if partition is not None else ""

@@ -104,10 +104,12 @@ class _Connection(HTTPConnection):
             super().send(data)
             return
         view = memoryview(data)
+        size = SEND_SIZE if flight.pace is None else min(SEND_SIZE, flight.pace.piece)
         while view:
+            piece, view = view[:size], view[size:]
+            flight.wait_for_place(len(piece))
             if self._has_answer():
                 raise _EarlyAnswer
-            piece, view = view[:SEND_SIZE], view[SEND_SIZE:]
             flight.body_bytes_left += len(piece)  # before sending: what was begun may have left
             super().send(piece)
 

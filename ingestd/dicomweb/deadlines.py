@@ -4,7 +4,8 @@ A server that sends a byte a second, or reads one, or floods ``100 Continue``, h
 timeouts. So each request in flight has a ``Flight`` with a deadline of its own, and one thread of the process looks at
 all of them and shuts the socket of any that is late; the call then ends with an ordinary error, in its own thread.
 
-While a caller works on what it has read, the clock stands still: a slow disk is not a slow server.
+While a caller works on what it has read, or a body waits for its place on a line that is held to a rate, the clock
+stands still: neither is a slow server.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import socket
 import struct
 import threading
+import time
 import weakref
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +22,7 @@ from typing import Self
 
 from ingestd import threads
 from ingestd.clocks import boottime
+from ingestd.dicomweb.pacing import Pace
 
 LOOK_EVERY_SECONDS = 0.1
 
@@ -47,8 +50,9 @@ class Timeouts:
 class Flight:
     """One request on its way: its socket, its deadline, and how much of its body may have left this machine."""
 
-    def __init__(self, timeouts: Timeouts, *, size_bytes: int) -> None:
+    def __init__(self, timeouts: Timeouts, *, size_bytes: int, pace: Pace | None = None) -> None:
         self.timeouts = timeouts
+        self.pace = pace  # of its body; None: as fast as the line is
         self.size_bytes = size_bytes  # of the body
         self.body_bytes_left = 0
         self.is_late = False
@@ -111,6 +115,14 @@ class Flight:
         self._expires_at = None
         self._waited += boottime() - self._wait_began
         self._received += received
+
+    def wait_for_place(self, size_bytes: int) -> None:
+        """Wait until so many bytes of the body may leave; the clock stands still meanwhile."""
+        seconds = self.pace.take(size_bytes) if self.pace is not None else 0.0
+        if seconds and self._expires_at is not None:
+            began, expires_at, self._expires_at = boottime(), self._expires_at, None
+            time.sleep(seconds)
+            self._expires_at = expires_at + boottime() - began
 
     def finish(self) -> None:
         """Forget the socket and the deadline."""

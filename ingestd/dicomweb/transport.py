@@ -25,6 +25,7 @@ from ingestd.dicomweb.connections import HttpSession
 from ingestd.dicomweb.deadlines import Flight, Timeouts
 from ingestd.dicomweb.errors import FileChanged, MisconfiguredServer, TokenError
 from ingestd.dicomweb.failures import error_of, failure_of
+from ingestd.dicomweb.pacing import Pace
 from ingestd.fs.places import expect_named
 
 _VERSION = re.compile(r"v?(\d+)(?:\.\d+)?(?:-prerelease)?", re.IGNORECASE)
@@ -54,11 +55,13 @@ class Transport:
         tls: Tls | None = None,
         timeouts: Timeouts | None = None,
         headers: Mapping[str, str] | None = None,
+        rate: int | None = None,
     ) -> None:
         self.base_url = check_base_url(base_url)
         self.host = urlsplit(self.base_url).netloc
         self.auth: Auth = auth if auth is not None else NoAuth()
         self.timeouts = timeouts if timeouts is not None else Timeouts()
+        self.pace = None if rate is None else Pace(rate)
         self._tls = tls if tls is not None else Tls()
         self.on_answer: Callable[[Answer], object] | None = None  # told of each answer, in the asking thread
         self._headers = dict(headers or {})
@@ -131,7 +134,7 @@ class Transport:
             requests.Request(method, self.base_url + path, params=list(params), data=body, headers=all_headers)
         )
         timeout = (self.timeouts.connect.total_seconds(), self.timeouts.read.total_seconds())
-        flight = Flight(self.timeouts, size_bytes=0 if body is None else len(body))
+        flight = Flight(self.timeouts, size_bytes=0 if body is None else len(body), pace=self.pace)
         try:
             flight.__enter__()
             response = session.send(request, stream=True, allow_redirects=False, timeout=timeout, proxies={})

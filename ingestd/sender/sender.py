@@ -69,8 +69,9 @@ class Sender:
         self._utc_now = utc_now
         self._reencode_refused = reencode_refused
         self._file_meta = file_meta
+        self._most_posts = max(1, most_posts)
         self._concurrency = ConcurrencyLimit(most_posts)
-        self._posts = Workers[_Ended]("ingestd-post", wake=wake, threads=max(1, most_posts))
+        self._posts = Workers[_Ended]("ingestd-post", wake=wake, threads=self._most_posts)
         self._probes = Workers[ProbeResult]("ingestd-probe", wake=wake)
         self._tokens = Workers[Pause | None]("ingestd-token", wake=wake)
         self._began: dict[str, tuple[float, int]] = {}  # claim token -> when submitted, how large
@@ -150,10 +151,15 @@ class Sender:
         if self._closed:
             return True
         now = boottime()
-        timeouts = self._client.transport.timeouts
         return all(workers.is_healthy() for workers in (self._posts, self._probes, self._tokens)) and all(
-            now - began < 2 * timeouts.seconds_for(size) + _SLACK_SECONDS for began, size in self._began.values()
+            now - began < 2 * self._seconds_for(size) + _SLACK_SECONDS for began, size in self._began.values()
         )
+
+    def _seconds_for(self, size_bytes: int) -> float:
+        """Say how long the transfer of so many bytes may take, among the others that share the line."""
+        transport = self._client.transport
+        waits = transport.pace.seconds_for(size_bytes, shared_by=self._most_posts) if transport.pace else 0.0
+        return transport.timeouts.seconds_for(size_bytes) + waits
 
     def close(self, grace: timedelta) -> int:
         """Take nothing more, wait for the posts in flight, and say how many were given up: their rows stay SENDING.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.clocks import boottime
 from ingestd.dicomweb import BearerAuth, DicomWebClient, Timeouts
 from ingestd.emulator import Emulator
 from ingestd.instance import file_meta_for
@@ -362,6 +363,21 @@ def test_no_more_is_free_than_the_limit_allows(tmp_path):
         gate.set()
         wait_for(lambda: not (sender.collect(), sender.in_flight)[1])
         assert sender.free == sender.limit
+
+
+def test_post_that_waits_for_a_slow_line_is_healthy(tmp_path, monkeypatch):
+    """A million bytes at 10 kB/s, among four posts that share it, are 400 seconds."""
+    gate = threading.Event()
+    with ScriptedServer(holding(gate)) as server:
+        for rate, seconds, healthy in ((None, 300, False), (10_000, 300, True), (10_000, 2000, False)):
+            client = DicomWebClient(server.url, timeouts=QUICK, rate=rate)
+            sender = Posting(server.url, client=client, most_posts=4).sender
+            sender.submit(batch_of([make_part(tmp_path, size=1_000_000)]))
+            with monkeypatch.context() as later:
+                later.setattr("ingestd.sender.sender.boottime", lambda ahead=seconds: boottime() + ahead)
+                assert sender.is_healthy() is healthy
+            sender.close(timedelta(0))
+        gate.set()
 
 
 def test_limit_is_halved_by_a_server_that_has_too_much_to_do(tmp_path):
