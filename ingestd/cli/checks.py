@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from ingestd.config import Config, Destination
 from ingestd.lifecycle import left_behind
@@ -15,6 +16,7 @@ from .check_folders import disk, folders_apart, inbox_taken_from, spool, watchin
 from .check_result import CheckResult, bad, no_permission, note, ok
 from .check_server import access_of_others, secrets, server, tls
 from .common import ExitCode
+from .held import in_words
 from .output import in_files
 
 
@@ -39,6 +41,8 @@ def _destination(destination: Destination, config: Config, *, for_start: bool) -
     for result in (*_guarded("auth", secrets, destination, config), *_guarded("tls", tls, destination)):
         in_the_way = in_the_way or result.result == "bad"
         yield result
+    for key, words in in_words(destination, datetime.now(UTC)):
+        yield ok(key, words)
     if for_start:
         return
     if in_the_way:

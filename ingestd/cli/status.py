@@ -26,6 +26,7 @@ from .common import (
     missing_spool,
     stopped_send,
 )
+from .held import limits_of
 from .output import plain, print_json
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Picture:
         known = [
             asdict(each)
             | {"paused": each.paused_since is not None, "configured": each.name in names or each.url in named}
+            | self._limits(each.name)
             for each in found
         ]
         met = {each.name for each in found} | {each.url for each in found}
@@ -117,9 +119,13 @@ class Picture:
             {"name": name, "url": url, "kind": None, "paused": False, "configured": True}
             | {"unconfirmed": 0, "unconfirmed_bytes": 0}
             | none
+            | self._limits(name)
             for url, name in named.items()
             if not {name, url} & met
         ]
+
+    def _limits(self, name: str) -> dict[str, Any]:
+        return limits_of(self.config.destinations.get(name), self.at)
 
 
 def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:

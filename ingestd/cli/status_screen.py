@@ -10,6 +10,7 @@ from ingestd.lifecycle import Reason, State, needs_person
 
 from .advice import MEANING, next_step, words_of
 from .asker import as_typed, how_to_start
+from .held import waits_for
 from .output import ago, clock, in_bytes, in_files, plain, tried_again
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
 
@@ -54,6 +55,8 @@ def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
         (destination,) = picture.destinations
         yield "Server", plain(destination["url"])
         yield "", _health(destination, picture.at)
+        if held := waits_for(destination, picture.at):
+            yield "", held
     if picture.of_destination:
         yield "Counted", plain(f"what goes to {picture.of_destination}")
     idle = picture.spool_away or f"not running (start it: {how_to_start()})"
@@ -82,6 +85,7 @@ def _health(destination: Mapping[str, Any], at: datetime) -> str | Cell:
 
 
 def _destinations(picture: Picture) -> Block:
+    is_held = any(waits_for(each, picture.at) for each in picture.destinations)
     rows = [
         (
             plain(each["name"]),
@@ -90,10 +94,12 @@ def _destinations(picture: Picture) -> Block:
             each["unconfirmed"],
             ago((picture.at - each["oldest_unconfirmed_at"]).total_seconds()) if each["oldest_unconfirmed_at"] else "",
             _health(each, picture.at) if each["configured"] else Cell("not in the configuration any more", "yellow"),
+            *([waits_for(each, picture.at)] if is_held else []),
         )
         for each in picture.destinations
     ]
-    return table(("Destination", "Server", "Kind", "Unconfirmed>", "Oldest", "Health"), rows)
+    heads = ("Destination", "Server", "Kind", "Unconfirmed>", "Oldest", "Health", *(["Held"] if is_held else []))
+    return table(heads, rows)
 
 
 def _in_words(jump: Jump, now: datetime) -> str:

@@ -20,6 +20,7 @@ from ingestd.locks import ledger_trouble
 
 from .asker import as_typed, how_to_start
 from .common import missing_spool
+from .held import is_held, limits_of
 from .output import ago, in_files, plain
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def stopped_because(
         lines += _waits_for_send(config, waiting_for_send, at=at)
     if status is not None:
         for destination in status.destinations:
-            lines += _paused(destination, at=at)
+            lines += _paused(config, destination, at=at)
         lines += _too_old(config, status, at=at)
     lines = [replace(line, note=as_typed(line.note), next_step=as_typed(line.next_step)) for line in lines]
     return tuple(sorted(lines, key=lambda line: line.since))
@@ -183,9 +184,11 @@ def _files(root: Path) -> Iterator[os.DirEntry[str] | None]:
                     yield entry if entry.is_file(follow_symlinks=False) else None
 
 
-def _paused(destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:
+def _paused(config: Config, destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:
     since, cause = destination.paused_since, str(destination.pause_cause)
-    if since is None or (cause not in _A_PERSONS and at - since < _SHORT_PAUSE):
+    # In a closed window nothing is sent anyway, and no post can end the pause.
+    is_closed = limits_of(config.destinations.get(destination.name), at)["opens_at"] is not None
+    if since is None or (cause not in _A_PERSONS and (is_closed or at - since < _SHORT_PAUSE)):
         return
     again = "sending goes on by itself, and at once with `ingestd retry --now`"
     persons = f"mend that; `ingestd check` looks at it; {again}"
@@ -200,13 +203,20 @@ def _paused(destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:
 
 
 def _too_old(config: Config, status: Status, *, at: datetime) -> Iterator[Alarm]:
-    """Tell of the oldest file by its age alone, whatever it is that keeps it."""
-    oldest = status.oldest_unconfirmed_at
+    """Tell of the oldest file by its age alone, whatever keeps it but its destination's window or rate."""
     waits = max((inbox.incomplete_after for inbox in config.inboxes), default=timedelta(0))
     allowed = (
         config.batch.quiet_period + config.batch.max_wait + max(config.reconcile.grace, waits) + timedelta(minutes=1)
     )
-    if oldest is None or at - oldest <= allowed:
+    waiting = [(each.oldest_at, "") for each in status.inboxes if each.oldest_at is not None]
+    waiting += [
+        (each.oldest_unconfirmed_at, each.name)
+        for each in status.destinations
+        if each.oldest_unconfirmed_at is not None
+        and not is_held(config.destinations.get(each.name), each, allowed=allowed, at=at)
+    ]
+    oldest, destination = min(waiting, default=(at, ""))
+    if at - oldest <= allowed:
         return
     yield Alarm(
         kind="too_old",
@@ -214,5 +224,5 @@ def _too_old(config: Config, status: Status, *, at: datetime) -> Iterator[Alarm]
         note=f"the oldest file is not confirmed after {ago((at - oldest).total_seconds())}",
         next_step="`ingestd status --files` lists what is on its way, and `ingestd explain ID` says what keeps it",
         since=oldest,
-        destination=next((each.name for each in status.destinations if each.oldest_unconfirmed_at == oldest), ""),
+        destination=destination,
     )
