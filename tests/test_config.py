@@ -38,7 +38,7 @@ from ingestd.config import (
     parse_size,
 )
 from ingestd.config.rules import WhenSection
-from ingestd.lifecycle import CONDITIONS, Routable, Rule, Window
+from ingestd.lifecycle import AT_ONCE, CONDITIONS, Routable, Rule, Window
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXAMPLE = PROJECT / "config.example.yaml"
@@ -244,7 +244,7 @@ bogus: 3
         "line 3: inboxes[0].path: has spool.path inside it; put one of them elsewhere",
         "line 4: inboxes[0].take: must be one of move, in_place",
         "line 5: inboxes[0].setle: unknown key; did you mean settle?",
-        "line 7: inboxes[1].priority: must be a whole number",
+        "line 7: inboxes[1].priority: must be a whole number from -100 to 100, or at_once",
         "line 8: spool.retain: must be a duration with its unit, like 30s, 15m, 24h or 1h30m",
         "line 9: batch.quiet_period: must be a duration with its unit, like 30s, 15m, 24h or 1h30m",
         "line 9: batch.max_instances: must be at least 1",
@@ -515,6 +515,10 @@ def test_a_token_never_goes_over_plain_http_to_azure_auth():
         "inboxes: [{path: drop, emptied_folders: yes}]",
         "inboxes: [{path: drop, take: in_place, emptied_folders: remove}]",
         "inboxes: [{path: ' '}]",
+        "inboxes: [{path: drop, priority: 101}]",
+        "inboxes: [{path: drop, priority: -101}]",
+        "inboxes: [{path: drop, priority: yes}]",
+        "inboxes: [{path: drop, priority: now}]",
         "spool: 5",
         "logging: {level: loud}",
         "logging: 3",
@@ -613,6 +617,13 @@ def test_several_destinations_are_told_in_their_order_and_by_their_names():
     assert list(config.destinations) == ["archive", "research"]
     assert config.destinations["archive"].auth == AzureAuthSettings(kind="azure")
     assert [each.verify for each in config.destinations.values()] == [None, "content"]
+
+
+@pytest.mark.parametrize("written, priority", [("-100", -100), ("100", 100), ("at_once", AT_ONCE)])
+def test_priority_of_an_inbox_is_a_number_or_at_once(written, priority):
+    config = parsed(LEAST.replace("{path: drop}", f"{{path: drop, priority: {written}}}"))
+
+    assert config.inboxes[0].priority == priority
 
 
 def test_rate_and_window_of_a_destination_are_read():

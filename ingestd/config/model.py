@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, Strict, ValidationInfo, model_validator
 
+from ingestd.lifecycle import AT_ONCE
+
 from .destination import Destination
 from .rules import SHORT_FORM, RuleSection
 from .section import (
@@ -41,6 +43,14 @@ def _ledger_url(value: object, info: ValidationInfo) -> str:
     return f"sqlite:///{absolute(name, info)}"
 
 
+def _priority(value: object) -> int:
+    if value == "at_once":
+        return AT_ONCE
+    if type(value) is not int or not -100 <= value <= 100:
+        raise ValueError("must be a whole number from -100 to 100, or at_once")
+    return value
+
+
 class Inbox(Section):
     """One watched folder."""
 
@@ -50,7 +60,7 @@ class Inbox(Section):
     settle: AutoDuration = None
     incomplete_after: Duration = timedelta(minutes=15)
     watch: Literal["auto", "events", "poll"] = "auto"
-    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    priority: Annotated[int, BeforeValidator(_priority)] = 0
     ignore: Annotated[tuple[str, ...], Strict(strict=False)] = ()
     emptied_folders: Literal["keep", "remove"] = "keep"
 

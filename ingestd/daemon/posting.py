@@ -56,6 +56,7 @@ class Posting(Stage):
         alarms: Alarms,
         claims: Gate,
         window: Window | None,
+        most_bytes: int | None,
         progress: RunProgress,
         gives_way: Callable[[], bool],
         tells_gone: Callable[[str], bool],
@@ -65,10 +66,13 @@ class Posting(Stage):
 
         ``gives_way`` says whether a destination of higher priority has something to post: one at a time goes then.
         ``tells_gone`` says whether a file that is not there is gone, or only its folder is away. Outside ``window``
-        nothing is claimed; a post that is out when it closes goes on to its end.
+        only what goes at once is claimed; a post that is out when it closes goes on to its end. ``most_bytes`` makes
+        posts smaller than ``limits``.
         """
         self._claims = claims
         self._window = window
+        self._most_bytes = most_bytes
+        self._at_once = False  # the window is closed
         self._progress = progress
         self._gives_way = gives_way
         self._sender = sender
@@ -139,9 +143,16 @@ class Posting(Stage):
     def _choose(self, now: Now) -> list[StudyQueue]:
         """Say which studies are due and may be posted now; asks for a token if there are any."""
         self._waits_for_token = False
-        if not self._may_post or self._opens_at(now) > now.mono:
+        if not self._may_post:
             return []
-        due = queries.studies_due(self._ledger, now=now.utc, flush=self._progress.flushes, limit=_STUDIES_AT_ONCE)
+        self._at_once = self._window is not None and not self._window.is_open(now.utc)
+        due = queries.studies_due(
+            self._ledger,
+            now=now.utc,
+            flush=self._progress.flushes,
+            limit=_STUDIES_AT_ONCE,
+            at_once=self._at_once,
+        )
         due = self.destination.choose(self._turns.order(due, now=now.utc), in_flight=self._sender.in_flight)
         if not due:
             return []
@@ -222,12 +233,13 @@ class Posting(Stage):
         if not self._may_post or self._waits_for_token or self.destination.probing:
             # A post's end, the token or the probe's answer wakes us.
             return inf
-        due_at = now.mono_of(queries.next_study_at(self._ledger, now=now.utc, flush=self._progress.flushes))
-        return max(due_at, self._opens_at(now))
-
-    def _opens_at(self, now: Now) -> float:
-        """Say when files may be sent (``Now.mono``): now, or when the window opens."""
-        return now.mono if self._window is None else now.mono_of(self._window.around(now.utc)[0])
+        flush = self._progress.flushes
+        due_at = now.mono_of(queries.next_study_at(self._ledger, now=now.utc, flush=flush))
+        if self._window is None or self._window.is_open(now.utc):
+            return due_at
+        opens_at = now.mono_of(self._window.around(now.utc)[0])
+        at_once_at = queries.next_study_at(self._ledger, now=now.utc, flush=flush, at_once=True)
+        return min(max(due_at, opens_at), now.mono_of(at_once_at))
 
     def _claim(self, tx: Transaction, now: Now) -> list[Batch]:
         free = self._free
@@ -238,7 +250,9 @@ class Posting(Stage):
             for study in studies:
                 if free <= 0:
                     break
-                batch = moves.claim(tx, study.study_uid, now=now.utc)
+                batch = moves.claim(
+                    tx, study.study_uid, now=now.utc, at_once=self._at_once, most_bytes=self._most_bytes
+                )
                 if batch is None:
                     continue
                 claimed.append(batch)

@@ -80,16 +80,24 @@ def at_any_time(config: Config) -> Config:
     return config.model_copy(update={"destinations": free})
 
 
-# What is on its way to a destination that is held to a rate should have left after this long; but two posts are wanted,
-# so that one leaves while the other is answered.
+# A post to a destination that is held to a rate takes so long on a line of its own at most: what goes at once, and
+# whoever stops the daemon, waits for its end.
+_POST_SECONDS = 15
+# All that are out should have left after this long.
 _POSTS_SECONDS = 60
+
+
+def most_bytes_of(destination: Destination) -> int | None:
+    """Say how large a post to it may be, where that is less than any other may be."""
+    return None if destination.rate is None else destination.rate * _POST_SECONDS
 
 
 def most_posts_of(destination: Destination, batch_bytes: int) -> int:
     """Say how many posts of such batches may be out at once: on a slow line, more of them would only take longer."""
     if destination.rate is None:
         return destination.max_posts
-    return min(destination.max_posts, max(2, destination.rate * _POSTS_SECONDS // batch_bytes))
+    most_bytes = min(batch_bytes, destination.rate * _POST_SECONDS)
+    return min(destination.max_posts, destination.rate * _POSTS_SECONDS // most_bytes)
 
 
 def profile_from(destination: Destination) -> ServerProfile | None:

@@ -82,6 +82,7 @@ class DicomWebClient(Searches):
         expire_after: timedelta | None = None,
         meta: Mapping[str, str] | None = None,
         on_bytes: Callable[[int], object] | None = None,
+        at_once: bool = False,
     ) -> StoreResult:
         """Post one Store Transaction and say what became of each instance (PS3.18 §10.5).
 
@@ -90,7 +91,7 @@ class DicomWebClient(Searches):
         ``single`` sends one instance as plain ``application/dicom``; ``upsert`` is PUT, which replaces what is there,
         ``expire_after`` deletes the study later, and ``meta`` keeps external metadata with it, by VR and tag path
         (``{"LO-00091001": "value"}``; all three: Azure's managed service only). ``on_bytes`` is told of what has left,
-        for a progress bar.
+        for a progress bar; ``at_once`` is held to no rate, and takes nothing from what others may send.
 
         Raises FileChanged (the request was killed; what it had sent may be stored), Unavailable, Throttled,
         NotAuthorized, TokenError, Refused, TooLarge, MisconfiguredServer and Unintelligible; ``body_bytes_left`` and
@@ -114,6 +115,7 @@ class DicomWebClient(Searches):
             headers=headers,
             body=body,
             accepts=(200, 202, 204, 400, 409),
+            at_once=at_once,
         ) as answer:
             asked = [part.sop_uid for part in described]
             return read_store_answer(answer, asked, what=f"{method} {route} on {self.transport.host}")

@@ -88,6 +88,7 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         body: Any = None,
         accepts: Iterable[int] = (200,),
+        at_once: bool = False,
     ) -> Answer:
         """Send one request below the base URL and return its answer if its status is one of ``accepts``.
 
@@ -96,18 +97,19 @@ class Transport:
         token away, and if there is another then the request is sent once more: a complete 401 says that the server has
         not looked at the body. Nothing else is repeated.
 
-        Raises DicomWebError, of the class that the answer or its absence means.
+        ``at_once`` holds the body to no rate. Raises DicomWebError, of the class that the answer or its absence means.
         """
         accepts = frozenset(accepts)
         what = f"{method} {route} on {self.host}"
         header = self.auth.header()
-        answer = self._send_once(method, path, what, params, headers, body, header)
+        pace = None if at_once else self.pace
+        answer = self._send_once(method, path, what, params, headers, body, header, pace)
         if answer.status == 401 and 401 not in accepts:
             with contextlib.closing(answer):
                 refusal = error_of(answer, what, base_url=self.base_url)
             if not self.auth.renew(header):
                 raise refusal
-            answer = self._send_once(method, path, what, params, headers, body, self.auth.header())
+            answer = self._send_once(method, path, what, params, headers, body, self.auth.header(), pace)
         if answer.status in accepts:
             return answer
         with contextlib.closing(answer):
@@ -122,6 +124,7 @@ class Transport:
         headers: Mapping[str, str] | None,
         body: Any,
         authorization: str | None,
+        pace: Pace | None,
     ) -> Answer:
         session = self._session(what)
         all_headers = {**self._headers, **(headers or {})}
@@ -134,7 +137,7 @@ class Transport:
             requests.Request(method, self.base_url + path, params=list(params), data=body, headers=all_headers)
         )
         timeout = (self.timeouts.connect.total_seconds(), self.timeouts.read.total_seconds())
-        flight = Flight(self.timeouts, size_bytes=0 if body is None else len(body), pace=self.pace)
+        flight = Flight(self.timeouts, size_bytes=0 if body is None else len(body), pace=pace)
         try:
             flight.__enter__()
             response = session.send(request, stream=True, allow_redirects=False, timeout=timeout, proxies={})

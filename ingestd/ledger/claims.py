@@ -5,7 +5,8 @@
 1. Whether the study may go now. The caller's list of due studies is a hint: here the study is read in the transaction
    that claims. It has rows waiting, its backoff is over (or lies further ahead than any backoff can: another clock
    set it), and, while it is in trouble, none of its batches is out.
-2. Which rows: those of its queue, of this spool and destination alone, the oldest first. A few more are read than fill
+2. Which rows: those of its queue, of this spool and destination alone, the oldest first; outside a destination's
+   window those that go at once. A few more are read than fill
    a batch, and ``lifecycle.cut_batch`` cuts: that rule (halving, alone, no UID twice) stands there and nowhere else.
 3. What each part is: the rendition if the row has one, else the file, with the UIDs and digests that it must still
    have. The sender gets these and never looks into the ledger, so nothing may be left to be asked later.
@@ -26,6 +27,7 @@ from __future__ import annotations
 import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import starmap
 from operator import attrgetter
@@ -33,7 +35,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, bindparam, func, insert, or_, select, update
 
-from ingestd.lifecycle import Batch, Identity, Part, Reason, State, Waiting, cut_batch
+from ingestd.lifecycle import AT_ONCE, Batch, Identity, Part, Reason, State, Waiting, cut_batch
 
 from .row import (
     QUEUED,
@@ -57,6 +59,8 @@ from .values import Recovered
 _SPARE = 16
 
 _RECOVERED_AT_ONCE = 1000
+# Below every priority.
+_ANY = -1000
 
 
 # What names an instance on the server, beside its study: the UIDs that were sent.
@@ -84,6 +88,7 @@ _QUEUE = (
     select(*_QUEUED)
     .select_from(RENDERED)
     .where(QUEUED, *(delivery.c[name] == bindparam(name) for name in ("destination_id", "spool_id", "study_id")))
+    .where(file.c.priority >= bindparam("least"))
     .order_by(delivery.c.admitted_at, delivery.c.id)
     .limit(bindparam("limit"))
     .with_for_update(of=delivery)
@@ -147,10 +152,17 @@ def wake(tx: Transaction, *, now: datetime) -> int:
     return len(rows)
 
 
-def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
-    """Take the next batch of a study: its rows are SENDING and its attempt is on record before anything leaves (G5)."""
+def claim(
+    tx: Transaction, study_uid: str, *, now: datetime, at_once: bool = False, most_bytes: int | None = None
+) -> Batch | None:
+    """Take the next batch of a study: its rows are SENDING and its attempt is on record before anything leaves (G5).
+
+    ``at_once`` takes only what is sent at once; ``most_bytes`` cuts it shorter than the spool's limits.
+    """
     tx.flush()
     limits = tx.limits_of(tx.spool_id)
+    if most_bytes is not None:
+        limits = replace(limits, max_bytes=min(limits.max_bytes, most_bytes))
     found = read_study(tx, study_uid)
     if found is None or not found.waiting:
         return None
@@ -161,8 +173,10 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
     # So many rows fill a batch, going by the size of the study's files.
     by_bytes = limits.max_bytes * found.waiting // max(1, found.waiting_bytes) * 2
     look_at = min(limits.max_instances, max(by_bytes, 1)) + _SPARE
-    wanted = {**_key(tx, found.study_id), "limit": look_at}
+    wanted = {**_key(tx, found.study_id), "limit": look_at, "least": AT_ONCE if at_once else _ANY}
     queue = _queue(tx, wanted, now)
+    if not queue:
+        return None
     cut = cut_batch(map(_waiting, queue), limits, charged=found.charged)
     taken = set(map(attrgetter("delivery_id"), cut))
     queue = [row for row in queue if row.id in taken]
@@ -173,6 +187,7 @@ def claim(tx: Transaction, study_uid: str, *, now: datetime) -> Batch | None:
         parts=tuple([_part(tx, study_uid, row, now) for row in queue]),
         started_at=now,
         charged=found.charged,
+        at_once=all(row.priority >= AT_ONCE for row in queue),
     )
     opened = {
         "id": batch.attempt_id,

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.engine import Connection
 
-from ingestd.lifecycle import Arrival, BatchLimits, State, StudyQueue, study_due_at
+from ingestd.lifecycle import AT_ONCE, Arrival, BatchLimits, State, StudyQueue, study_due_at
 
 from . import dialect
 from .row import QUEUED, ZERO, FileRow, Row, pieces
-from .schema import STATE_COLUMNS, delivery, destination, state_count, study_label, study_sum
+from .schema import STATE_COLUMNS, delivery, destination, file, state_count, study_label, study_sum
 
 _ADD_COUNTS = dialect.add_to(state_count, ("entries", "size_bytes"))
 _PUT_STUDY = dialect.upsert(study_sum)
@@ -282,6 +282,8 @@ def _carry_out(connection: Connection, row: dict[str, Any], change: _StudyChange
     elif change.has_left:
         row["oldest_at"], row["newest_at"] = _ends_of_queue(connection, row)
         row["priority"] = max(row["priority"], change.priority)
+        if row["priority"] >= AT_ONCE:  # what is left of it may have to wait for the window
+            row["priority"] = _highest_priority(connection, row)
     else:
         if change.oldest_at is not None and (row["oldest_at"] is None or change.oldest_at < row["oldest_at"]):
             row["oldest_at"] = change.oldest_at
@@ -299,6 +301,15 @@ def _ends_of_queue(connection: Connection, row: Mapping[str, Any]) -> tuple[date
     oldest = connection.execute(queue.order_by(at).limit(1)).scalar_one()
     newest = connection.execute(queue.order_by(at.desc()).limit(1)).scalar_one()
     return oldest, newest
+
+
+def _highest_priority(connection: Connection, row: Mapping[str, Any]) -> int:
+    highest = (
+        select(func.max(file.c.priority))
+        .join_from(delivery, file, file.c.id == delivery.c.file_id)
+        .where(QUEUED, *(delivery.c[name] == row[name] for name in ("destination_id", "spool_id", "study_id")))
+    )
+    return int(connection.execute(highest).scalar_one())
 
 
 def set_due_again(connection: Connection, spool_id: int, limits: BatchLimits) -> None:

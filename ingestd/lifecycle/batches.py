@@ -10,6 +10,8 @@ from operator import itemgetter
 
 from .files import Content, Identity
 
+# The priority of what is sent at once: no window and no rate holds it. A person chooses from -100 to 100 below it.
+AT_ONCE = 1000
 # No queue's file is from so far ahead, but where the clock was set back.
 _AHEAD = timedelta(minutes=1)
 _FIRST_COME_EVERY = 4
@@ -173,6 +175,7 @@ class Batch:
     parts: tuple[Part, ...]
     started_at: datetime
     charged: int = 0
+    at_once: bool = False  # all of it: no rate holds it
 
     @property
     def size_bytes(self) -> int:

@@ -239,7 +239,7 @@ class Sender:
                 )
             )
         upsert = batch.parts[0].replaces  # then all do, see _without_replacements
-        answer = self._client.store(parts, upsert=upsert)
+        answer = self._client.store(parts, upsert=upsert, at_once=batch.at_once)
         result = judge_answer(batch, answer, terms=replace(terms, now=self._utc_now()))
         return _to_be_compared(result) if upsert else result
 

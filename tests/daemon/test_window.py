@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from ingestd.config import load
 from ingestd.daemon import once_policies, run_once
@@ -16,7 +19,7 @@ from ingestd.emulator import Emulator
 from tests.builders import write_instance
 from tests.clocking import MovingClock, requires_compiler
 from tests.emulating import stores
-from tests.running import Site
+from tests.running import QUICK_INBOX, Site, wait_until
 
 HOURS = timedelta(hours=1)
 
@@ -25,6 +28,11 @@ HOURS = timedelta(hours=1)
 def server() -> Iterator[Emulator]:
     with Emulator(fsync=False) as emulator:
         yield emulator
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def window(*, opens_in: timedelta, closes_in: timedelta) -> dict[str, Any]:
@@ -92,4 +100,41 @@ def test_posts_on_a_slow_line_are_few(tmp_path: Path):
         site = Site(tmp_path / "site", "http://127.0.0.1:1/v2", destination={"rate": rate, "max_posts": 8})
         return most_posts_of(load(site.config_file).destination, 64_000_000)
 
-    assert [most(rate) for rate in (None, "100MB/s", "5MB/s", "100kB/s")] == [8, 8, 4, 2]
+    assert [most(rate) for rate in (None, "100MB/s", "5MB/s", "100kB/s")] == [8, 8, 4, 4]
+
+
+def test_post_on_a_slow_line_is_small(tmp_path: Path, server: Emulator):
+    """A batch of 64 MB at 10 kB/s is two hours: nobody could stop the daemon, and nothing could overtake it."""
+    site = Site(tmp_path / "site", server.url, destination={"rate": "10kB/s"})
+    for number in range(4):
+        write_instance(site.drop / f"image{number}", study_uid="1.2.3", pixels=bytes(60_000))
+    with site.start():
+        wait_until(lambda: stores(server.requests), what="a post", within_seconds=30)
+
+    with site.ledger() as ledger:
+        assert ledger.fetch_all(text("SELECT max(instances) AS most FROM attempt"))[0].most == 2
+
+
+@pytest.mark.parametrize("study_uid", ["1.2.3", "1.2.4"], ids=["same study", "another"])
+def test_what_goes_at_once_waits_for_no_window_and_takes_nothing_with_it(
+    tmp_path: Path, server: Emulator, study_uid: str
+):
+    stat = tmp_path / "stat"
+    stat.mkdir()
+    site = Site(
+        tmp_path / "site",
+        server.url,
+        destination=window(**CLOSED),
+        inboxes=[{"path": "./drop", **QUICK_INBOX}, {"path": str(stat), **QUICK_INBOX, "priority": "at_once"}],
+    )
+    write_instance(site.drop / "waits", study_uid="1.2.3")
+    with site.start() as daemon:
+        site.wait_for({"PENDING": 1})
+        write_instance(stat / "goes", study_uid=study_uid)
+
+        site.wait_for({"PENDING": 1, "CONFIRMED": 1})
+        ticks = cpu_seconds(daemon.pid)
+        time.sleep(1.0)
+        assert cpu_seconds(daemon.pid) - ticks < 0.5  # and it sleeps until the window opens
+
+    assert [entry.relative_path for entry in site.entries() if entry.state == "CONFIRMED"] == ["goes"]

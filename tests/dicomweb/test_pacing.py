@@ -70,6 +70,14 @@ def test_idle_line_is_made_up_for_by_no_more_than_a_moment(emulator):
     assert boottime() - began > 0.8
 
 
+def test_what_goes_at_once_is_held_to_no_rate(emulator):
+    with DicomWebClient(emulator.url, rate=10_000) as client:
+        began = boottime()
+        client.store([instance(500_000)], at_once=True)
+
+    assert boottime() - began < 10
+
+
 def test_rate_is_at_least_one_byte_a_second():
     with pytest.raises(ValueError, match="at least one byte"):
         DicomWebClient("http://127.0.0.1:1/v2", rate=0)

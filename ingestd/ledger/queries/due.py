@@ -25,7 +25,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from ingestd.lifecycle import Reason, State, StudyQueue, Unproven
+from ingestd.lifecycle import AT_ONCE, Reason, State, StudyQueue, Unproven
 
 from .. import dialect
 from ..claims import SERIES_SENT, SOP_SENT
@@ -165,14 +165,17 @@ _REQUESTED = (
 )
 
 
-def studies_due(ledger: Queryable, *, now: datetime, flush: bool = False, limit: int = 100) -> list[StudyQueue]:
+def studies_due(
+    ledger: Queryable, *, now: datetime, flush: bool = False, limit: int = 100, at_once: bool = False
+) -> list[StudyQueue]:
     """Say which studies are due, some of each inbox at each priority; ``flush`` waits for no quiet.
 
-    Whose turn it is of these is said by ``Turns``. One that is in trouble and has a batch out is not due.
+    Whose turn it is of these is said by ``Turns``. One that is in trouble and has a batch out is not due. ``at_once``:
+    only those with something that is sent at once.
     """
     found: dict[str, StudyQueue] = {}
     ends = _far_ends(ledger, now)
-    lines = _lines(ledger)
+    lines = _lines(ledger, at_once=at_once)
     wanted = {**_own(ledger), "now": now, "limit": max(_OF_A_LINE, limit // max(1, len(lines))), **ends}
     for line in lines:
         first, last = _due_ends(ledger, line)
@@ -195,14 +198,14 @@ def _far_ends(ledger: Queryable, now: datetime) -> dict[str, datetime]:
     return {"quiet_end": now + longest.quiet, "backoff_end": now + longest.backoff, "check_end": now + longest.check}
 
 
-def _lines(ledger: Queryable) -> list[dict[str, int]]:
+def _lines(ledger: Queryable, *, at_once: bool) -> list[dict[str, int]]:
     # A skip over the index: few lines, many studies.
     lines: list[dict[str, int]] = []
     rows = ledger.fetch_cached(_FIRST_LINE, _own(ledger))
     while rows:
         lines.append({"priority": rows[0].priority, "inbox_id": rows[0].inbox_id})
         rows = ledger.fetch_cached(_NEXT_LINE, {**_own(ledger), **lines[-1]})
-    return lines
+    return [line for line in lines if line["priority"] >= AT_ONCE] if at_once else lines
 
 
 def _due_ends(ledger: Queryable, line: Mapping[str, int]) -> tuple[datetime | None, datetime | None]:
@@ -210,14 +213,14 @@ def _due_ends(ledger: Queryable, line: Mapping[str, int]) -> tuple[datetime | No
     return ends.first_due, ends.last_due
 
 
-def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False) -> datetime | None:
+def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False, at_once: bool = False) -> datetime | None:
     """Say when the next study is due; with ``flush``, when the next backoff of a study ends.
 
-    Studies in trouble with a batch out do not count: its end is what they wait for.
+    Studies in trouble with a batch out do not count: its end is what they wait for. ``at_once`` as in ``studies_due``.
     """
     earliest: datetime | None = None
     ends = _far_ends(ledger, now)
-    for line in _lines(ledger):
+    for line in _lines(ledger, at_once=at_once):
         at, last = _due_ends(ledger, line)
         wanted = {**_own(ledger), "now": now, "limit": 1, **line, **ends}
         if last is not None and last > ends["quiet_end"] and ledger.fetch_all(_DUE_BEYOND, wanted):
