@@ -115,7 +115,8 @@ class Events:
         if chances.sets_clock:
             what.append((3, self._set_clock))
         if chances.has_person:
-            what += [(2, self._damages), (1, self._server_loses)]
+            # What one feed tells must never reach the rows of another.
+            what += [(2, self._damages), (1 if len(self._servers) == 1 else 5, self._server_loses)]
         if chances.has_reloads:
             what.append((4, self._reloads))
         if self._world.stays:

@@ -225,11 +225,12 @@ class Simulation:
         self._judge_the_end()
 
     def _rest_without(self, away: SimServer, within: timedelta) -> None:
-        """One that is away holds up nothing of another."""
+        """One that is away holds up nothing of another, but for a file that has to be compared with its copy first."""
         self._tell(f"-- but {away.name} is away")
         away.is_away = True
         self._rest(lambda: not self._unsettled(but_for=away.name), within)
-        if unsettled := self._unsettled(but_for=away.name):
+        unsettled = self._unsettled(but_for=away.name)
+        if unsettled and not self._process.waits_for_copy(away.name):
             self._violated([f"{away.name} is away, and what is for the other does not come to rest: {unsettled}"])
         self._tell(f"-- {away.name} is back")
         away.is_away = False
