@@ -110,8 +110,10 @@ def _ledger(config: Config) -> Iterator[CheckResult]:
     except LedgerError as error:
         yield bad("ledger", str(error))
     else:
-        files = sum(status.states.values())
-        yield ok("ledger", f"{file}: {in_files(files)}, {status.needs_person} need a person")
+        rows = sum(status.states.values())
+        # A file has one at each destination.
+        counted = in_files(rows) if len(config.destinations) == 1 else f"{rows} deliveries"
+        yield ok("ledger", f"{file}: {counted}, {status.needs_person} need a person")
 
 
 def _start_on_ledger(config: Config) -> Iterator[CheckResult]:

@@ -22,13 +22,16 @@ def command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
 
 
 def test_check_looks_at_each_and_says_whose_trouble_it_is(tmp_path: Path, servers: Servers, command: Command) -> None:
-    configure(tmp_path, addresses(servers))
+    config = configure(tmp_path, addresses(servers))
+    drop(tmp_path, "er", 1)
+    run(config)
     with stopped(servers["research"]):
         said = command("check")
         plain = command("check", "--json")
 
     assert said.code == 3
     assert "research: http" in said.out
+    assert "2 deliveries, 0 need a person" in said.out
     told = [(each["destination"], each["result"]) for each in plain.json["checks"] if each["name"] == "server"]
     assert told == [("archive", "ok"), ("archive", "ok"), ("research", "bad")]
 
