@@ -281,7 +281,7 @@ def test_a_glance_at_the_feed_moves_no_cursor_and_hides_nothing_that_comes_late(
         turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the first proof")
         cursor, before = queries.cursor(daemon.ledger), len(server.requests)
         assert cursor is not None
-        daemon.progress.hurries = True
+        daemon.progress.flushes = True
         write_instance(site.drop / "late", sop_uid=late)
         turn_until(
             daemon, lambda: queries.counts(daemon.ledger)[State.STORED] == 1, what="the answer to the second post"
