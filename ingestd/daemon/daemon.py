@@ -31,9 +31,8 @@ class Daemon:
         tell: Callable[[str], object] | None = None,
         routing: Routing | None = None,
     ) -> None:
-        """Open spool and ledger and start the workers; ``policies`` stand in for the configured inboxes.
-
-        ``routing`` stands in for the configured rules.
+        """Open spool and ledger and start the workers; ``policies`` stand in for the configured inboxes,
+        ``routing`` for the rules.
 
         With ``before``, whose place it is to take, it has that one's spool and ledger; ``start`` only once that one
         was stopped. ``tell`` hears how bringing an older ledger up to date goes on. Raises SpoolInUse, SpoolError,
