@@ -92,7 +92,8 @@ def move(*, config: Path | None, as_json: bool, name: str, url: str, yes: bool) 
     destination = _at(one_destination(settings, name)[1], url)
     with ledger_for_moves(settings) as ledger:
         # The only one may have another name there.
-        whose = name if len(ledger.destinations) > 1 else next(iter(ledger.destinations), name)
+        is_only = len(ledger.destinations) == len(settings.destinations) == 1
+        whose = next(iter(ledger.destinations)) if is_only else name
         number = number_of(ledger, whose)
         assert number is not None, "a name was given"
         _nobody_runs(settings, ledger)
