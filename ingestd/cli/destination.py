@@ -89,7 +89,11 @@ def move(*, config: Path | None, as_json: bool, name: str, url: str, yes: bool) 
     from ingestd.ledger import RefusedMove, moves
 
     settings = tell_config(load_config(config))
-    destination = _at(one_destination(settings, name)[1], url)
+    former = one_destination(settings, name)[1]
+    try:
+        destination = former.at(url)
+    except ValueError as error:
+        raise Stop(ExitCode.CONFIGURATION, f"{plain(url)} cannot be its address: {plain(error)}") from None
     with ledger_for_moves(settings) as ledger:
         # The only one may have another name there.
         is_only = len(ledger.destinations) == len(settings.destinations) == 1
@@ -107,20 +111,10 @@ def move(*, config: Path | None, as_json: bool, name: str, url: str, yes: bool) 
         print_json({"destination": name, "url": destination.url, "looked_at": looked_at, "asked": asked})
         return ExitCode.DONE
     click.echo(f"{in_files(looked_at)} found there as sent; it is asked about {in_files(asked)} when ingestd runs")
-    if settings.destinations[name].url != destination.url:
+    if former.url != destination.url:
         click.echo(f"name {plain(destination.url)} in the configuration now; ingestd does not start before")
     click.echo(as_typed("what has no file in the spool is asked about by `ingestd reconcile --full`"))
     return ExitCode.DONE
-
-
-def _at(destination: Destination, url: str) -> Destination:
-    """Give this destination as it is at another address."""
-    from ingestd.config import Destination
-
-    try:
-        return Destination.model_validate({**dict(destination), "url": url})
-    except ValueError as error:
-        raise Stop(ExitCode.CONFIGURATION, f"{plain(url)} cannot be its address: {plain(error)}") from None
 
 
 def _look(config: Config, destination: Destination, ledger: Ledger, *, yes: bool) -> int:

@@ -104,10 +104,12 @@ class Picture:
         """
         found = self.status.destinations if self.status else ()
         named = {url.rstrip("/"): name for name, url in self.config.addresses.items()}
-        names = set(named.values())
+        names = set(self.config.addresses)
+        # One that has another name there takes that, unless the ledger knows it already.
+        new = {url for url, name in named.items() if name not in {each.name for each in found}}
         known = [
             asdict(each)
-            | {"paused": each.paused_since is not None, "configured": each.name in names or each.url in named}
+            | {"paused": each.paused_since is not None, "configured": each.name in names or each.url in new}
             | self._limits(each.name)
             for each in found
         ]

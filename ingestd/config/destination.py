@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from ingestd.lifecycle import Window
 
@@ -161,6 +161,15 @@ class Destination(Section):
     rate: Rate | None = None
     window: Hours | None = None
     time_zone: TimeZone | None = None
+
+    def at(self, url: str) -> Destination:
+        """Give the same at another address; raises ValueError, which says why, for what cannot be its address."""
+        fits = {name: getattr(self, name) for name in ("auth", "tls", "api_version")}
+        try:
+            there = Destination.model_validate({"url": url, **fits})
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        return self.model_copy(update={"url": there.url})
 
     @model_validator(mode="before")
     @classmethod

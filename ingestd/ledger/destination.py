@@ -102,7 +102,8 @@ def new_address(tx: Transaction, url: str, *, now: datetime) -> int:
     What is confirmed and lets a kept file go is compared there before that goes; what waits for proof is asked about
     anew, and compared. Nothing that the former address showed of its feed, nor the trust that it had earned, counts at
     the new one.
-    Raises RefusedMove where the ledger belongs to that address already, or to none yet.
+    Raises RefusedMove where the ledger belongs to that address already, or to none yet, and where another destination
+    is there: two at one address could not be told from one that has another name now.
     """
     url = url.rstrip("/")
     former = tx.connection.execute(
@@ -110,6 +111,9 @@ def new_address(tx: Transaction, url: str, *, now: datetime) -> int:
     ).scalar_one_or_none()
     if former is None or former == url:
         raise RefusedMove(0, f"the ledger belongs to {url} already" if former else "the ledger has no server yet")
+    other = tx.connection.execute(select(destination.c.name).where(destination.c.url == url)).scalar()
+    if other is not None:
+        raise RefusedMove(0, f"destination {other} is at {url}; what is to go there goes to that one (`rules`)")
     unknown = dict.fromkeys(("paused_until", "paused_since", "last_ok_at", "highest_sequence", "highest_at"))
     tx.connection.execute(_destination(tx).values(url=url, kind="", pause_cause="", pause_note="", **unknown))
     tx.connection.execute(delete(feed_cursor).where(feed_cursor.c.destination_id == tx.destination_id))

@@ -327,8 +327,9 @@ class Ledger(Session):
     def _refuse_missing(self, gone: Sequence[Any], wanted: Mapping[str, str]) -> None:
         waiting = self.fetch_all(_WAITING) if gone else []
         counts = {row.destination_id: row.entries for row in waiting}
+        new = {url.rstrip("/") for name, url in wanted.items() if name not in self.destinations}
         for row in gone:
-            if row.url in {url.rstrip("/") for url in wanted.values()}:
+            if row.url in new:
                 continue  # the same server under another name: it takes that one when the ledger is opened to write
             if counts.get(row.id):
                 raise LedgerError(

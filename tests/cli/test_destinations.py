@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from ingestd.ledger import LedgerError
 from tests.builders import write_instance
 from tests.commanding import Command, command_in
 from tests.daemon.test_destinations import addresses, configure, drop, run, servers, states, stopped
@@ -153,3 +157,68 @@ def test_send_goes_where_a_person_says_whatever_the_rules_say_and_takes_along_wh
     assert "a person chose research" in command("explain", str(folder / "IM2")).out
     assert command("send", "--to", "research", "--to", "archive", str(folder)).code == 0
     assert states(config) == {("archive", "CONFIRMED"): 2, ("research", "CONFIRMED"): 2}
+
+
+def test_destination_held_to_a_rate_and_a_window_moves_as_any_other(
+    tmp_path: Path, servers: Servers, command: Command
+) -> None:
+    config = configure(tmp_path, addresses(servers))
+    drop(tmp_path, "er", 1)
+    run(config)
+    with stopped(servers["research"]), EmulatorProcess(tmp_path / "research") as moved:
+        configure(tmp_path, addresses(servers) | {"research": moved.url})
+        file = tmp_path / "config.yaml"
+        held = f"url: '{moved.url}', rate: 8MB/s, window: '19:00-07:00', time_zone: UTC, priority: -1"
+        file.write_text(file.read_text().replace(f"url: '{moved.url}'", held))
+
+        wrong = command("destination", "move", "research", "http://127.0.0.1:9/v2?x=1")
+        said = command("destination", "move", "research", moved.url)
+
+    assert (wrong.code, "cannot be its address: must end with the path" in wrong.err) == (2, True)
+    assert (said.code, "1 file found there as sent" in said.out) == (0, True)
+
+
+def test_no_destination_moves_in_place_of_one_that_the_ledger_does_not_know_yet(
+    tmp_path: Path, servers: Servers, command: Command
+) -> None:
+    config = configure(tmp_path, {"archive": servers["archive"].url})
+    drop(tmp_path, "er", 1)
+    run(config)
+    servers["research"].stop()
+    shutil.copytree(tmp_path / "archive", tmp_path / "copy")
+    with EmulatorProcess(tmp_path / "copy") as copy:
+        config = configure(tmp_path, {"archive": servers["archive"].url, "research": copy.url})
+
+        said = command("destination", "move", "research", copy.url)
+
+        assert (said.code, "the ledger has no destination research; it has archive" in said.err) == (2, True)
+        assert run(config).done
+
+
+def test_no_destination_takes_an_address_that_another_has(tmp_path: Path, servers: Servers, command: Command) -> None:
+    """Once the configuration named one of the two, what waited for the other was served by nobody, and not refused."""
+    config = configure(tmp_path, addresses(servers))
+    drop(tmp_path, "er", 1)
+    run(config)
+
+    said = command("destination", "move", "archive", servers["research"].url)
+
+    assert (said.code, "research is at" in said.err) == (2, True)
+    assert run(config).done
+
+
+def test_one_that_is_left_out_is_not_taken_for_the_other_at_its_address(
+    tmp_path: Path, servers: Servers, command: Command
+) -> None:
+    config = configure(tmp_path, addresses(servers))
+    with stopped(servers["research"]):
+        drop(tmp_path, "er", 1)
+        run(config, seconds=4)
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger, ledger:
+        ledger.execute("UPDATE destination SET url = ?", (servers["archive"].url,))
+    config = configure(tmp_path, {"archive": servers["archive"].url})
+
+    with pytest.raises(LedgerError, match="1 files wait for research"):
+        run(config)
+    named = {each["name"]: each["configured"] for each in command("status", "--json").json["destinations"]}
+    assert named == {"archive": True, "research": False}
