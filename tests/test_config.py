@@ -38,7 +38,7 @@ from ingestd.config import (
     parse_size,
 )
 from ingestd.config.rules import WhenSection
-from ingestd.lifecycle import AT_ONCE, CONDITIONS, Routable, Rule, Window
+from ingestd.lifecycle import AT_ONCE, CONDITIONS, Routable, Rule, TimeWindow
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXAMPLE = PROJECT / "config.example.yaml"
@@ -631,7 +631,7 @@ def test_rate_and_window_of_a_destination_are_read():
     destination = parsed(SEVERAL.replace("verify: content", text)).destinations["research"]
 
     assert destination.rate == 1_572_864
-    assert destination.hours == Window(opens=wall(19), closes=wall(7), zone=ZoneInfo("Europe/Zurich"))
+    assert destination.hours == TimeWindow(opens=wall(19), closes=wall(7), zone=ZoneInfo("Europe/Zurich"))
     assert parsed(SEVERAL).destinations["research"].hours is None
 
 

@@ -7,12 +7,12 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 
-from ingestd.lifecycle import Window
+from ingestd.lifecycle import TimeWindow
 
 ZURICH = ZoneInfo("Europe/Zurich")
-NIGHT = Window(opens=time(19), closes=time(7), zone=ZURICH)
-DAY = Window(opens=time(7), closes=time(19), zone=ZURICH)
-SMALL_HOURS = Window(opens=time(2, 30), closes=time(4), zone=ZURICH)
+NIGHT = TimeWindow(opens=time(19), closes=time(7), zone=ZURICH)
+DAY = TimeWindow(opens=time(7), closes=time(19), zone=ZURICH)
+SMALL_HOURS = TimeWindow(opens=time(2, 30), closes=time(4), zone=ZURICH)
 
 
 def at(text: str, zone: ZoneInfo = ZURICH, *, fold: int = 0) -> datetime:
@@ -58,7 +58,7 @@ def test_end_that_the_clock_leaves_out_is_when_it_is_set_forward():
 
 def test_end_that_comes_twice_counts_the_first_time():
     """From 02:00 to 03:00 comes twice on 25 October."""
-    until = Window(opens=time(22), closes=time(2, 30), zone=ZURICH)
+    until = TimeWindow(opens=time(22), closes=time(2, 30), zone=ZURICH)
 
     assert SMALL_HOURS.around(at("2026-10-25T01:00")) == (at("2026-10-25T02:30"), at("2026-10-25T04:00"))
     assert until.around(at("2026-10-25T01:00"))[1] == at("2026-10-25T02:30")
@@ -66,14 +66,14 @@ def test_end_that_comes_twice_counts_the_first_time():
 
 
 def test_window_that_the_clock_leaves_out_whole_is_the_next_days():
-    brief = Window(opens=time(2, 10), closes=time(2, 50), zone=ZURICH)
+    brief = TimeWindow(opens=time(2, 10), closes=time(2, 50), zone=ZURICH)
 
     assert brief.around(at("2026-03-29T00:00"))[0] == at("2026-03-30T02:10")
 
 
 def test_day_that_a_zone_left_out_closes_nothing():
     """Samoa had no 30 December 2011."""
-    night = Window(opens=time(19), closes=time(7), zone=ZoneInfo("Pacific/Apia"))
+    night = TimeWindow(opens=time(19), closes=time(7), zone=ZoneInfo("Pacific/Apia"))
 
     assert night.is_open(at("2011-12-31T03:00", night.zone))
     assert night.is_open(at("2011-12-29T20:00", night.zone))
@@ -108,10 +108,10 @@ def test_around_each_change_of_each_zone_it_is_open_as_the_wall_says():
             seen.add(alike)
             for change in changes:
                 for opens, closes in ENDS:
-                    assert_open_as_the_wall_says(Window(opens=opens, closes=closes, zone=zone), change)
+                    assert_open_as_the_wall_says(TimeWindow(opens=opens, closes=closes, zone=zone), change)
 
 
-def assert_open_as_the_wall_says(window: Window, change: datetime) -> None:
+def assert_open_as_the_wall_says(window: TimeWindow, change: datetime) -> None:
     for minutes in range(-300, 300, 17):
         when = change + timedelta(minutes=minutes)
         local = when.astimezone(window.zone)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -125,9 +125,8 @@ class _Auditor:
         self._destination = config.destinations[name]
         self._whole, self._ledger = ledger, ledger.at(name)
         self._client = client
-        self._stack = stack
         self._progress = progress
-        self._comparer: Comparer | None = None
+        self._comparer = stack.enter_context(Comparer(config))
         # Of the study under way: copies that matched, and what differs in one that did not.
         self._matches: Counter[Kind] = Counter()
         self._differs: str | None = None
@@ -243,7 +242,7 @@ class _Auditor:
         sameness, differs = finding.sameness, ""
         for copy in finding.copies:
             if finding.row.path is not None and sameness is not Sameness.SAME:
-                sameness, differs = self._compare(finding.row.path, str(copy))
+                sameness, differs = self._comparer.compare(finding.row.path, str(copy))
             copy.unlink(missing_ok=True)
         report.compared += sameness is not None
         if finding.row.state is State.FAILED:
@@ -280,24 +279,27 @@ class _Auditor:
         else:
             self.report.not_told.append(finding.row)
 
-    def _compare(self, ours: str, theirs: str) -> tuple[Sameness | None, str]:
-        if self._comparer is None:
-            self._comparer = self._stack.enter_context(Comparer(self._config))
-        return self._comparer.compare(ours, theirs)
-
 
 class Comparer:
-    """A reader process that compares files, one at a time."""
+    """A reader process that compares files, one at a time; it is started by the first."""
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._readers = ReaderPool(processes=1, limits=reader_limits_of(config), wake=lambda: self._bell.put(None))
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._readers.close()
+        self._stack.close()
+
+    @cached_property
+    def _readers(self) -> ReaderPool:
+        limits = reader_limits_of(self._config)
+        pool = ReaderPool(processes=1, limits=limits, wake=lambda: self._bell.put(None))
+        self._stack.callback(pool.close)
+        return pool
 
     def compare(self, ours: str, theirs: str) -> tuple[Sameness | None, str]:
         """Say how two files compare, and what differs; None where that could not be told."""

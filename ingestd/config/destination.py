@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from ingestd.lifecycle import Window
+from ingestd.lifecycle import TimeWindow
 
 from .section import EnvironmentName, FilePath, Hours, Rate, Section, TimeZone, without_empty
 
@@ -179,12 +179,12 @@ class Destination(Section):
         return without_empty(value, {"tls"})
 
     @property
-    def hours(self) -> Window | None:
+    def hours(self) -> TimeWindow | None:
         """When it is sent to; None: at any time."""
         if self.window is None or self.time_zone is None:
             return None
         opens, closes = self.window
-        return Window(opens=opens, closes=closes, zone=self.time_zone)
+        return TimeWindow(opens=opens, closes=closes, zone=self.time_zone)
 
     @model_validator(mode="after")
     def _window_has_zone(self) -> Destination:

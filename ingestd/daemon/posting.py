@@ -30,9 +30,9 @@ from ingestd.lifecycle import (
     PauseCause,
     State,
     StudyQueue,
+    TimeWindow,
     Turns,
     Unproven,
-    Window,
     study_due_at,
 )
 from ingestd.logs import study_ref
@@ -55,7 +55,7 @@ class Posting(Stage):
         most_attempts: int,
         alarms: Alarms,
         claims: Gate,
-        window: Window | None,
+        window: TimeWindow | None,
         most_bytes: int | None,
         progress: RunProgress,
         gives_way: Callable[[], bool],

@@ -121,15 +121,8 @@ class Retention(Stage):
         """Whether a file is going, or to go by itself as soon as its servers were looked at."""
         if not self.is_idle:
             return True
-        looks = self._looks()
-        rows = queries.removable(
-            self._ledger,
-            before=self._disk.due_before(now, self._retain),
-            since=self._looked_through,
-            away=looks.away,
-            unasked=looks.unasked,
-            limit=1 + len(self._stuck),
-        )
+        before = self._disk.due_before(now, self._retain)
+        rows = self._ask(self._looks(), before=before, since=self._looked_through, limit=1 + len(self._stuck))
         return any(row.file_id not in self._stuck for row in rows)
 
     @property
@@ -162,14 +155,7 @@ class Retention(Stage):
         looks = self._looks()
         rows = self._removable(before if looks.up_to is None else min(before, looks.up_to), looks, now)
         if jump is not None and not rows and looks.up_to is None:
-            rows = queries.removable(
-                self._ledger,
-                before=before,
-                ahead_of=now.utc,
-                away=looks.away,
-                unasked=looks.unasked,
-                limit=_REMOVE_AT_ONCE,
-            )
+            rows = self._ask(looks, before=before, ahead_of=now.utc, limit=_REMOVE_AT_ONCE)
         self._let_go([row for row in rows if row.is_being_removed], now)
         self._due = [row for row in rows if not row.is_being_removed]
 
@@ -180,17 +166,24 @@ class Retention(Stage):
         self._held_by = looks.away
         aside = self._reading | self._stuck.keys()
         at_most = _REMOVE_AT_ONCE + len(aside)
-        rows = queries.removable(
-            self._ledger,
-            before=before,
-            since=self._looked_through,
-            away=looks.away,
-            unasked=looks.unasked,
-            limit=at_most,
-        )
+        rows = self._ask(looks, before=before, since=self._looked_through, limit=at_most)
         if len(rows) < at_most:
             self._looked_through = before
         return [row for row in rows if row.file_id not in aside]
+
+    def _ask(
+        self,
+        looks: Looks,
+        *,
+        before: datetime,
+        since: datetime | None = None,
+        ahead_of: datetime | None = None,
+        limit: int,
+    ) -> list[Removable]:
+        away, unasked = looks.away, looks.unasked
+        return queries.removable(
+            self._ledger, before=before, since=since, ahead_of=ahead_of, away=away, unasked=unasked, limit=limit
+        )
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write which files are to go, which are gone, and which held other bytes."""

@@ -333,25 +333,39 @@ def _add(
     )
     tx.add_file(values, at=now)
     for number, each in zip(numbers, decided, strict=False):
-        delivered = {
-            "id": number,
-            "file_id": numbers[0],
-            "destination_id": each.destination_id,
-            "spool_id": tx.spool_id,
-            "state": each.state,
-            "reason": each.reason,
-            "note": each.note,
-            "holds": int(each.state in HOLDING),
-            "study_id": study_id,
-            "identity": identity,
-            "size_bytes": content.size_bytes,
-            "admitted_at": now,
-            "changed_at": now,
-            "queued": int(each.state is State.PENDING),
-            "holder_id": each.holder.delivery_id if each.holder else None,
-        }
-        tx.add(delivered, inbox_id=values["inbox_id"], priority=arrival.priority, at=now, note=each.note)
+        add_delivery(
+            tx,
+            values,
+            number,
+            state=each.state,
+            note=each.note,
+            now=now,
+            reason=each.reason,
+            destination_id=each.destination_id,
+            holder_id=each.holder.delivery_id if each.holder else None,
+        )
     tx.counters.label(arrival, study_id)
+
+
+def add_delivery(
+    tx: Transaction, of: Mapping[str, Any], number: int, *, state: State, note: str, now: datetime, **values: Any
+) -> None:
+    """Add a delivery of a file, whose columns ``of`` has; ``values`` are the delivery's own: why, where, on whom."""
+    values.update(
+        id=number,
+        file_id=of["id"],
+        spool_id=of["spool_id"],
+        state=state,
+        note=note,
+        holds=int(state in HOLDING),
+        study_id=of["study_id"],
+        identity=of["identity"],
+        size_bytes=of["size_bytes"],
+        admitted_at=now,
+        changed_at=now,
+        queued=int(state is State.PENDING),
+    )
+    tx.add(values, inbox_id=of["inbox_id"], priority=of["priority"], at=now, note=note)
 
 
 def _place_of(tx: Transaction, number: int, arrived: Arrival | Refusal, now: datetime) -> dict[str, Any]:

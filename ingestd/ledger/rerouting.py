@@ -8,13 +8,13 @@ from typing import Any
 
 from sqlalchemy import select
 
-from ingestd.lifecycle import HOLDING, Reason, Route, State
+from ingestd.lifecycle import Reason, Route, State
 
 from . import dialect
-from .admission import look_again_at
+from .admission import add_delivery, look_again_at
 from .queries.routable import Change, change_of, rerouting
-from .row import HOLDS, Row, file_columns, pieces, same_bytes
-from .schema import delivery, file
+from .row import Row, file_columns, pieces, same_bytes
+from .schema import file
 from .transaction import Transaction
 from .values import Rerouting
 
@@ -89,43 +89,18 @@ def _end(tx: Transaction, file_id: int, route: Route, now: datetime) -> None:
 def _gain(
     tx: Transaction, of: Any, destination_id: int, former: Row | None, number: int, route: Route, now: datetime
 ) -> None:
-    holder = _holder(tx, of, destination_id)
+    holder = tx.holder_of(of, at=destination_id)
     state, reason, why = _judge(of, holder)
     note = f"{route.text} sends it there now{why}"
+    values: dict[str, Any] = {"reason": reason, "holder_id": holder.id if holder else None}
     if former is not None:
-        at = holder.id if holder else None
-        tx.move(former, to=state, at=now, reason=reason, note=note, holder_id=at, replaces=0)
+        tx.move(former, to=state, at=now, note=note, replaces=0, **values)
     else:
-        values = {
-            "id": number,
-            "file_id": of.id,
-            "destination_id": destination_id,
-            "spool_id": of.spool_id,
-            "state": state,
-            "reason": reason,
-            "note": note,
-            "holds": int(state in HOLDING),
-            "study_id": of.study_id,
-            "identity": of.identity,
-            "size_bytes": of.size_bytes,
-            "admitted_at": now,
-            "changed_at": now,
-            "queued": int(state is State.PENDING),
-            "holder_id": holder.id if holder else None,
-        }
-        tx.add(values, inbox_id=of.inbox_id, priority=of.priority, at=now, note=note)
+        columns = of._mapping  # noqa: SLF001 - its public name
+        add_delivery(tx, columns, number, destination_id=destination_id, state=state, note=note, now=now, **values)
         tx.need(of.id, at=now)
     if holder is not None and state is State.DUPLICATE and holder.state is State.CONFIRMED:
         look_again_at(tx, [holder.id], now)
-
-
-def _holder(tx: Transaction, of: Any, destination_id: int) -> Row | None:
-    """Read the delivery to a destination that holds the identity of a file."""
-    rows = tx.rows(
-        tx.select_rows(HOLDS, delivery.c.destination_id == destination_id, delivery.c.identity == of.identity)
-    )
-    uids = (of.study_id, of.series_uid, of.sop_uid)
-    return next((row for row in rows if (row.study_id, row.series_uid, row.sop_uid) == uids), None)
 
 
 def _judge(of: Any, holder: Row | None) -> tuple[State, Reason | None, str]:

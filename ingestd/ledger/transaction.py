@@ -267,9 +267,10 @@ class Transaction:
         self.write_rows()
         return [make_file_row(row) for row in self.connection.execute(statement, values).all()]
 
-    def holder_of(self, row: Row) -> Row | None:
-        """Read the delivery to the same destination that holds this one's identity."""
-        rows = self.rows(_SELECT_HOLDER, destination_id=row.destination_id, identity=row.identity)
+    def holder_of(self, row: Any, *, at: int | None = None) -> Row | None:
+        """Read the delivery that holds the identity of this delivery or file, at its own destination or this one."""
+        where = row.destination_id if at is None else at
+        rows = self.rows(_SELECT_HOLDER, destination_id=where, identity=row.identity)
         return next((each for each in rows if is_same_identity(each, row)), None)
 
     def add_file(self, values: dict[str, Any], *, at: datetime) -> None:

@@ -67,4 +67,4 @@ from .states import (
     needs_person,
 )
 from .waits import RETRY_AFTER_LEAST, RETRY_AFTER_MOST, Backoff, Jump, LongestWaits, clamp_retry_after, surely_since
-from .windows import Window
+from .windows import TimeWindow

@@ -17,7 +17,7 @@ _DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Window:
+class TimeWindow:
     """From ``opens`` to ``closes``, over midnight where that is the earlier one; the two differ."""
 
     opens: time
