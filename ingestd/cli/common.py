@@ -45,7 +45,8 @@ class ExitCode(IntEnum):
 
 EXIT_CODES = {
     ExitCode.DONE: "Done.",
-    ExitCode.NEEDS_PERSON: "Done, but some files need a person (clutter that is no DICOM does not count).",
+    ExitCode.NEEDS_PERSON: "Done, but some files need a person (clutter that is no DICOM does not count), "
+    "or could not be taken in.",
     ExitCode.CONFIGURATION: "The command line, the configuration or what it names is wrong; nothing was done.",
     ExitCode.TIMEOUT: "Not done in time, or the server gave no answer.",
     ExitCode.INTERNAL: "A fault in ingestd itself.",

@@ -6,8 +6,8 @@
    that claims. It has rows waiting, its backoff is over (or lies further ahead than any backoff can: another clock
    set it), and, while it is in trouble, none of its batches is out.
 2. Which rows: those of its queue, of this spool and destination alone, the oldest first; outside a destination's
-   window those that go at once. A few more are read than fill
-   a batch, and ``lifecycle.cut_batch`` cuts: that rule (halving, alone, no UID twice) stands there and nowhere else.
+   window those that go at once. A few more are read than fill a batch, and ``lifecycle.cut_batch`` cuts: that rule
+   (halving, alone, no UID twice) stands there and nowhere else.
 3. What each part is: the rendition if the row has one, else the file, with the UIDs and digests that it must still
    have. The sender gets these and never looks into the ledger, so nothing may be left to be asked later.
 4. The attempt's row, then the rows to SENDING under the attempt's token. Both are in one transaction, and whoever posts

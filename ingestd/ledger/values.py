@@ -283,8 +283,9 @@ class InboxSummary:
 # The kind of the alarm that a person may end by accepting the key that is there.
 KEY_MADE_ANEW = "key_made_anew"
 OTHER_ADDRESS_STEP = (
-    "set destination.url back; or, where the server and what it has moved there, say so with "
-    "`ingestd destination move`; any other server needs a ledger and a spool of its own"
+    "set its url back; or, where the server and what it has moved there, say so with "
+    "`ingestd destination move NAME URL`; any other server needs a ledger and a spool of its own (the one under "
+    "`destination` is called `default`)"
 )
 
 

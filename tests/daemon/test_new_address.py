@@ -70,7 +70,7 @@ def test_a_new_address_is_refused_with_the_command_that_says_it_is_the_same_serv
     refused = site.command("run", "--once")
 
     assert refused.returncode == ExitCode.CONFIGURATION
-    assert "ingestd destination move`" in refused.stderr
+    assert "ingestd destination move NAME URL`" in refused.stderr
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 
 from ingestd.clocks import utc_now
 from ingestd.config import Config, load
+from ingestd.daemon import Daemon
 from ingestd.daemon.spool_disk import who_waits
 from ingestd.ledger import Alarm, DestinationStatus, Entry, Ledger, RefusedMove, moves, queries
 from ingestd.lifecycle import HOLDING, Reason, State
@@ -54,13 +56,19 @@ def fill(folder: Path, servers: dict[str, EmulatorProcess], *, retain: str = "24
     return config
 
 
+@contextmanager
+def filled_and_running(folder: Path, servers: dict[str, EmulatorProcess]) -> Iterator[tuple[Config, Daemon]]:
+    """The same, and then a daemon that keeps no file for long."""
+    fill(folder, servers)
+    config = configure(folder, addresses(servers), rules=BY_INBOX, retain="0s")
+    with running(config) as daemon:
+        yield config, daemon
+
+
 def test_one_that_is_away_holds_what_rests_on_it_and_nothing_of_another(
     tmp_path: Path, servers: dict[str, EmulatorProcess]
 ) -> None:
-    fill(tmp_path, servers)
-    config = configure(tmp_path, addresses(servers), rules=BY_INBOX, retain="0s")
-
-    with running(config) as daemon:
+    with filled_and_running(tmp_path, servers) as (config, daemon):
         with stopped(servers["research"]):
             turn(daemon, lambda: "IM2" not in kept(config), seconds=40)
             assert kept(config) == {"IM1", "research/IM3"}
@@ -70,10 +78,7 @@ def test_one_that_is_away_holds_what_rests_on_it_and_nothing_of_another(
 def test_server_that_gave_back_other_bytes_holds_what_it_has_and_nothing_of_another(
     tmp_path: Path, servers: dict[str, EmulatorProcess]
 ) -> None:
-    fill(tmp_path, servers)
-    config = configure(tmp_path, addresses(servers), rules=BY_INBOX, retain="0s")
-
-    with running(config) as daemon:
+    with filled_and_running(tmp_path, servers) as (config, daemon):
         with daemon.ledger.at("research").transaction() as tx:
             moves.mismatch(tx, studies=(), differs="the pixels", stops=True, now=utc_now())
         turn(daemon, lambda: "IM2" not in kept(config), seconds=40)
