@@ -18,7 +18,7 @@ import pytest
 from ingestd.cli import main
 from ingestd.config import Config, load
 from ingestd.inbox import Spool
-from ingestd.ledger import InboxSummary, Judged, Ledger, moves
+from ingestd.ledger import InboxSummary, Ledger, moves, queries
 from ingestd.lifecycle import (
     Arrival,
     Backoff,
@@ -173,12 +173,11 @@ class Rows:
         )
         with self.ledger.transaction() as tx:
             [admitted] = moves.admit(tx, [arrival], now=self.now)
-        if admitted.needs_compare:
-            assert admitted.holder is not None
-            judged = Judged(holder_id=admitted.holder.delivery_id, sameness=sameness or Sameness.OTHER)
-            with self.ledger.transaction() as tx:
-                [admitted] = moves.admit(tx, [arrival], judged={0: [judged]}, now=self.now)
         assert admitted.number is not None
+        for row in queries.rows_to_compare(self.ledger, limit=100) if sameness is not None else ():
+            with self.ledger.transaction() as tx:
+                holder_id = row.holder.delivery_id
+                moves.compared(tx, row.delivery_id, holder_id=holder_id, sameness=sameness, now=self.now)
         return admitted.number
 
     def refuse(self, name: str, reason: Reason = Reason.TRUNCATED, note: str = "it ends too early") -> int:

@@ -23,6 +23,7 @@ from ingestd.lifecycle import (
     Outcome,
     Reason,
     Refusal,
+    Sameness,
     SourceStat,
     State,
 )
@@ -120,11 +121,21 @@ def refusal(number: int, *, reason: Reason = Reason.TRUNCATED, candidate_id: int
 
 
 def admit(ledger: Ledger, *arrivals: Arrival, now: datetime = NOW) -> list[int]:
-    """Admit these and give back their ids; nothing may need a comparison."""
+    """Admit these and give back their ids."""
     with ledger.transaction() as tx:
         answers = moves.admit(tx, arrivals, now=now)
-    assert not any(answer.needs_compare for answer in answers)
     return [answer.number for answer in answers if answer.number is not None]
+
+
+def compare(ledger: Ledger, delivery_id: int, sameness: Sameness, *, now: datetime = NOW) -> State | None:
+    """Say of a row that was not compared yet how it compares with its holder."""
+    (holder_id,) = [
+        each.holder.delivery_id
+        for each in queries.rows_to_compare(ledger, limit=100)
+        if each.delivery_id == delivery_id
+    ]
+    with ledger.transaction() as tx:
+        return moves.compared(tx, delivery_id, holder_id=holder_id, sameness=sameness, now=now)
 
 
 def outcome(delivery_id: int, state: State, reason: Reason = Reason.QUERY, **more: object) -> Outcome:
@@ -178,6 +189,12 @@ def state_of(ledger: Ledger, delivery_id: int) -> State:
     entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     return entry.state
+
+
+def holder_of(ledger: Ledger, delivery_id: int) -> int | None:
+    entry = queries.entry(ledger, delivery_id)
+    assert entry is not None
+    return entry.holder_id
 
 
 def entry_in(ledger: Ledger, state: State, number: int = 1, *, study: int = 1) -> int:

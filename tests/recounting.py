@@ -250,7 +250,9 @@ def _due_at(study: Row, limits: BatchLimits) -> int:
 
 
 def _waits(row: Row) -> bool:
-    return row["need"] is not None or row["next_attempt_at"] is not None
+    """Whether it waits to be sent; what has to be compared yet may wait to be read again before that."""
+    need = None if row["reason"] == "not_compared" and row["need"] == "reread" else row["need"]
+    return need is not None or row["next_attempt_at"] is not None
 
 
 def _is_another(row: Row) -> bool:

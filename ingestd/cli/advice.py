@@ -23,7 +23,7 @@ MEANING = {
     State.FAILED: "given up; the file is kept",
     State.REJECTED: "not taken; the file is set aside or left where it is",
     State.UNROUTED: "taken in, and no rule says where it goes; the file is kept",
-    State.DUPLICATE: "the same object with the same content is already here",
+    State.DUPLICATE: "the same object is already here, with the same content or still to be compared",
     State.CONFLICT: "the same object with other content is already here or on the server; both are kept",
     State.DELETED: "was on the server, and somebody deleted it there",
     State.DISCARDED: "let go of, by a person or by a rule, or for other bytes in its place",
@@ -63,6 +63,9 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
     (State.STORED, None): f"{_WAIT}: it is confirmed as soon as the server shows it",
     (State.CONFIRMED, None): "nothing: it is on the server",
     (State.DUPLICATE, None): "nothing: its content is taken care of by the file it duplicates",
+    (State.DUPLICATE, Reason.NOT_COMPARED): (
+        f"{_WAIT}: it is compared with the file that has its UIDs, or with the server's copy when that server answers"
+    ),
     (State.DISCARDED, None): "nothing: it was decided; the file goes after the retain time",
     (State.FAILED, None): f"it was given up{_WHY}: mend the cause, then {_RETRY}, or {_DISCARD}",
     (State.FAILED, Reason.GONE): (
@@ -117,6 +120,9 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
     (State.CONFLICT, None): (
         "compare the two: keep the first with `ingestd resolve {id} --discard`, or, where the server can replace, "
         "send this one instead with `ingestd resolve {id} --replace`"
+    ),
+    (State.CONFLICT, Reason.GONE): (
+        "the file vanished before it could be compared: bring it back and drop it again, then " + _DISCARD
     ),
     (State.CONFLICT, Reason.OTHER_ENCODING): (
         "the same object in another pixel encoding, which cannot be compared byte by byte: keep the first with "

@@ -5,7 +5,7 @@ the files of rows that are to be read again. Whoever brings one, it goes the sam
 table (``judgement``), and is made a row by the ledger as the ledger stands in that transaction.
 
 ``write`` makes of every step and its answer the next step; ``_enter`` begins these once they are durable, so that a
-file is read, moved or compared only after the transaction that says so (G2). A transaction that fails leaves all steps
+file is read or moved only after the transaction that says so (G2). A transaction that fails leaves all steps
 and answers as they were, and the next tick writes them again.
 """
 
@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import inf
-from pathlib import Path
-from typing import TypeAlias
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -29,8 +27,6 @@ from ingestd.daemon.next_steps import Answer, NextSteps
 from ingestd.daemon.reader_client import Owner, ReaderClient
 from ingestd.daemon.stage import Gate, Stage
 from ingestd.daemon.steps import (
-    Arrived,
-    Comparing,
     Misplaced,
     Moving,
     Origin,
@@ -43,11 +39,10 @@ from ingestd.daemon.steps import (
     expect_of,
     spool_path_of,
 )
-from ingestd.fs.places import below_of, remove_scratch
 from ingestd.inbox import Candidate, Expect, Inboxes, Leave, Spool
-from ingestd.ledger import Holder, Judged, KnownSource, Ledger, Transaction
-from ingestd.lifecycle import Sameness, State
-from ingestd.reader import CompareJob, InspectJob
+from ingestd.ledger import KnownSource, Ledger, Transaction
+from ingestd.lifecycle import State
+from ingestd.reader import InspectJob
 
 # Files between "ready" and their row: bounds memory, and how much a crash leaves half-way.
 _IN_HAND_MOST = 1024
@@ -55,13 +50,8 @@ _IN_HAND_MOST = 1024
 _FULL_WAIT_SECONDS = 5.0
 # Between two times that the ledger is asked about files of which nobody can say yet whether it knows them.
 _ASK_AGAIN_SECONDS = 0.25
-# Between two tries to compare a file with the one that holds its identity.
-_COMPARE_AGAIN_SECONDS = 5.0
 # Between two looks at a file that left its folder for the spool, on a disk that fails.
 _MISPLACED_AGAIN_SECONDS = 5.0
-
-# The server's copy of a row (its path; see ``ServerCopies.fetch``) for whoever compares with it.
-Fetch: TypeAlias = Callable[[Holder, Callable[[Path | Sameness | None], object]], None]
 
 
 class Admission(Stage):
@@ -78,7 +68,6 @@ class Admission(Stage):
         routing: Routing,
         gate: Gate,
         on_copied: Callable[[], object],
-        fetch: Fetch,
         is_lost: Callable[[str], bool],
     ) -> None:
         """While ``gate`` is shut nothing is taken from the folders. ``on_copied``: a copied source is to be removed.
@@ -93,7 +82,6 @@ class Admission(Stage):
         self._routing = routing
         self._gate = gate
         self._on_copied = on_copied
-        self._fetch = fetch
         self._is_lost = is_lost
         self._log = structlog.get_logger()
         self._keys = itertools.count(1)
@@ -157,18 +145,12 @@ class Admission(Stage):
         self._later = [(at, key) for at, key in self._later if at > now.mono]
         for key in due:
             step = self._steps[key]
-            if isinstance(step, Misplaced):
-                self._look_for(key, step)
-            else:
-                self._answers.append((key, None))
+            assert isinstance(step, Misplaced), "nothing else waits"
+            self._look_for(key, step)
         self._look(now)
 
     def _look(self, now: Now) -> None:
-        in_hand = len(self._steps)
-        if in_hand >= _IN_HAND_MOST:
-            # However many rows wait for a comparison, new files are taken in.
-            in_hand = sum(step.seen.origin.row is None for step in self._steps.values())
-        room = _IN_HAND_MOST - in_hand
+        room = _IN_HAND_MOST - len(self._steps)
         if not self._gate.is_open or now.mono < self._full_until:
             room = 0
         look = self._inboxes.look(now=now.mono, room=max(0, room))
@@ -202,7 +184,6 @@ class Admission(Stage):
             routing=self._routing,
             kills=self._kills,
             is_lost=self._is_lost,
-            rows_in_hand=lambda: self.rows_in_hand,
         )
         following.put_down({key: self._steps[key].seen for key in self._new})
         for key, answer in self._answers:
@@ -221,24 +202,18 @@ class Admission(Stage):
             self._kills[delivery_id] = self._kills.get(delivery_id, 0) + 1
         for seen, known in learnt:
             self._learn(seen.candidate, known)
-        former = {key: self._steps[key] for key in steps}
         self._steps |= steps
         # Bound once for all: structlog's own proxy looks the configuration up anew for every event.
         log = self._log.bind()
         reading: list[int] = []
         moving: dict[int, Moving] = {}
         for key, step in steps.items():
-            _let_copy_go(former[key])
             if isinstance(step, (Returned, Recorded)) and (row := step.seen.origin.row) is not None:
                 self._kills.pop(row.delivery_id, None)
             if isinstance(step, Reading):
                 reading.append(key)
             elif isinstance(step, Moving):
                 moving[key] = step
-            elif isinstance(step, Comparing):
-                self._compare(key, step)
-            elif isinstance(step, Arrived):
-                self._wait(key, step, _COMPARE_AGAIN_SECONDS)
             elif isinstance(step, Misplaced):
                 self._look_for(key, step)
             elif isinstance(step, Returned):
@@ -274,48 +249,13 @@ class Admission(Stage):
         self._mover.take_in(items((key, step) for key, step in moving.items() if step.refused is None))
         self._mover.set_aside(items((key, step) for key, step in moving.items() if step.refused is not None))
 
-    def _compare(self, key: int, step: Comparing) -> None:
-        arrived, holder = step.arrived, step.holder
-        # A file in place that was altered lies where its former row says that its own lies.
-        if holder.path is not None and holder.path != self._reach(arrived) and arrived.distrusts != holder.delivery_id:
-            self._ask_comparison(key, arrived, holder.path, holder.content.digest)
-        elif holder.state is State.CONFIRMED:
-            # Its file was removed since, or is another one by now: the server's copy stands for it.
-            self._fetch(holder, partial(self._compare_with_copy, key))
-        else:
-            # It is read again before it is sent, or asked about: then it can be compared with, or its place is free.
-            self._wait(key, replace(arrived, distrusts=0), _COMPARE_AGAIN_SECONDS)
-
-    def _compare_with_copy(self, key: int, copy: Path | Sameness | None) -> None:
-        step = self._steps[key]
-        assert isinstance(step, Comparing), "a copy was wanted to compare it with"
-        if isinstance(copy, Path):
-            self._steps[key] = replace(step, copy=copy)
-            self._ask_comparison(key, step.arrived, str(copy))
-            return
-        found = (Judged(holder_id=step.holder.delivery_id, sameness=copy),) if copy is not None else ()
-        self._steps[key] = replace(step.arrived, judged=(*step.arrived.judged, *found))
-        self._answers.append((key, None))
-
-    def _ask_comparison(self, key: int, arrived: Arrived, theirs: str, digest: str = "") -> None:
-        ours, our_digest = self._reach(arrived), arrived.arrival.content.digest
-
-        def job(job_key: int, _: int) -> CompareJob:
-            return CompareJob(key=job_key, ours=ours, theirs=theirs, our_digest=our_digest, their_digest=digest)
-
-        self._reader_client.ask_all(Owner.ADMISSION, [key], job)
-
-    def _wait(self, key: int, step: Step, seconds: float) -> None:
-        self._steps[key] = step
-        self._later.append((self._mono + seconds, key))
-
     def _look_for(self, key: int, step: Misplaced) -> None:
         """Go on with a file that left its folder and lies in the spool, as soon as it can be looked at."""
         seen, was = step.seen, step.seen.candidate
         try:
             candidate = self._spool.candidate_at(was.inbox, step.path)
         except OSError:
-            self._wait(key, step, _MISPLACED_AGAIN_SECONDS)
+            self._later.append((self._mono + _MISPLACED_AGAIN_SECONDS, key))
             return
         if candidate is None:
             self._answers.append((key, None))
@@ -355,15 +295,3 @@ class Admission(Stage):
             log.warning("inbox.conflict_found", file_id=step.number, inbox=inbox)
         elif origin.row is None:
             log.debug("inbox.admitted", file_id=step.number, inbox=inbox, state=step.state)
-
-    def _reach(self, arrived: Arrived) -> str:
-        """Say how the file of an arrival is reached (a place)."""
-        arrival = arrived.arrival
-        if arrival.in_place:
-            return below_of(arrival.path, arrival.relative_path)
-        return f"{self._spool.path}/{arrival.path}"
-
-
-def _let_copy_go(step: Step) -> None:
-    if isinstance(step, Comparing) and step.copy is not None:
-        remove_scratch(step.copy)

@@ -21,7 +21,6 @@ from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.rereads import Rereads
 from ingestd.daemon.retention import Looks, Retention
-from ingestd.daemon.server_copies import Copy
 from ingestd.daemon.server_stages import ServerStages, ServerWorkers, Shared, server_workers_of
 from ingestd.daemon.settings import reader_limits_of
 from ingestd.daemon.source_removal import SourceRemoval
@@ -32,8 +31,7 @@ from ingestd.daemon.takeover import Takeover
 from ingestd.daemon.wallclock import WallClock
 from ingestd.fs.places import is_gone
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
-from ingestd.ledger import Holder, Ledger, queries
-from ingestd.lifecycle import Sameness
+from ingestd.ledger import Ledger, queries
 from ingestd.reader import ReaderPool, Readers
 
 
@@ -181,13 +179,6 @@ class Stages:
             unasked=frozenset(self._ledger.destinations.values()) - numbers.keys(),
         )
 
-    def _fetch(self, holder: Holder, done: Callable[[Copy], object]) -> None:
-        server = self.servers.get(holder.destination)
-        if server is None:
-            done(Sameness.OTHER)  # the configuration has it no more: nobody can compare, and a person has to say
-        else:
-            server.server_copies.fetch(holder.delivery_id, done)
-
     def _tells_gone(self, place: str) -> bool:
         """Whether a file that is not found is gone, and not the folder or the spool that it lay in."""
         return self._workers.inboxes.tells_gone(place) and self._spool.tells_gone(place)
@@ -246,7 +237,6 @@ class Stages:
             routing=self._routing,
             gate=self._gates.intake,
             on_copied=self.source_removal.hurry,
-            fetch=self._fetch,
             is_lost=self._is_lost,
         )
 

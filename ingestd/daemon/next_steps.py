@@ -1,4 +1,4 @@
-"""The next steps of the files in hand, made in one transaction: what a reader, the mover or a comparison came to.
+"""The next steps of the files in hand, made in one transaction: what a reader or the mover came to.
 
 One ``NextSteps`` lives as long as its transaction. It is given every step that has its answer, and writes what goes
 with the next one; ``Admission`` begins these once the transaction is durable, and makes them anew where it was not.
@@ -17,7 +17,6 @@ from ingestd.daemon.in_place import doubts, recognised
 from ingestd.daemon.judgement import ADMISSIBLE, KILLS_MOST, Whole, died, judge, refused_as
 from ingestd.daemon.steps import (
     Arrived,
-    Comparing,
     Misplaced,
     Moving,
     Noted,
@@ -35,14 +34,11 @@ from ingestd.daemon.steps import (
     where_it_lies,
 )
 from ingestd.inbox import Brought, Leave, Stranded, Taken, WhyNot
-from ingestd.ledger import Admitted, Judged, KnownSource, Ledger, NewCandidate, Transaction, moves
-from ingestd.lifecycle import Refusal, Sameness, State
+from ingestd.ledger import Admitted, KnownSource, Ledger, NewCandidate, Transaction, moves
+from ingestd.lifecycle import Refusal, State
 from ingestd.reader import Inspection, Read, Verdict
 
-# A comparison that came to nothing so often (a file admitted although it is cut, say) is left to a person.
-_COMPARISONS_MOST = 12
-
-# What a step was waiting for; None: the time, or the place, to be admitted once more.
+# What a step was waiting for; None: it is not where it was looked for.
 Answer: TypeAlias = Read | Brought | None
 
 
@@ -62,7 +58,6 @@ class NextSteps:
         routing: Routing,
         kills: Mapping[int, int],
         is_lost: Callable[[str], bool],
-        rows_in_hand: Callable[[], set[int]],
     ) -> None:
         self._tx = tx
         self._now = now
@@ -70,7 +65,6 @@ class NextSteps:
         self._routing = routing
         self._kills = kills
         self._is_lost = is_lost
-        self._rows_in_hand = rows_in_hand
         self._log = structlog.get_logger()
         self.steps: dict[int, Step] = {}
         self.killed: list[int] = []
@@ -114,14 +108,9 @@ class NextSteps:
         elif isinstance(step, Moving):
             assert isinstance(answer, Brought)
             self._was_moved(key, step, answer)
-        elif isinstance(step, Comparing):
-            assert isinstance(answer, Read)
-            self._was_compared(key, step, answer)
-        elif isinstance(step, Misplaced):
-            self._return(key, step, Leave.DONE)  # it is gone
         else:
-            assert isinstance(step, Arrived)
-            self._arrived.append((key, step))
+            assert isinstance(step, Misplaced)
+            self._return(key, step, Leave.DONE)  # it is gone
 
     def _was_read(self, key: int, step: Reading, read: Read) -> None:
         seen, found = step.seen, read.inspection
@@ -208,35 +197,6 @@ class NextSteps:
         leave = {WhyNot.GONE: Leave.DONE, WhyNot.ERROR: Leave.UNREADABLE, WhyNot.NO_ROOM: Leave.UNREADABLE}
         self._return(key, step, leave.get(brought.why, Leave.AGAIN), is_full=brought.why is WhyNot.NO_SPACE)
 
-    def _was_compared(self, key: int, step: Comparing, read: Read) -> None:
-        arrived, holder_id = step.arrived, step.holder.delivery_id
-        if read.lost == "ours":
-            # Written to after it was read: begun anew.
-            seen = arrived.seen
-            if seen.candidate.in_place or seen.origin.row is not None:
-                self._return(key, arrived, Leave.AGAIN)
-            else:
-                path = arrived.arrival.path
-                self.steps[key] = Misplaced(seen=seen, candidate_id=arrived.candidate_id, path=path)
-        elif (read.lost or read.waits) and not self._is_hopeless(step, read):
-            # Nothing was learnt. From their file it goes on to the server's copy, from that to their file.
-            distrusts = 0 if step.copy else holder_id
-            self.steps[key] = replace(arrived, comparisons=arrived.comparisons + 1, distrusts=distrusts)
-        else:
-            # Files that cannot be compared are kept both, for a person: never thrown together on a guess.
-            sameness = Sameness(read.sameness) if read.sameness else Sameness.OTHER
-            judged = Judged(holder_id=holder_id, sameness=sameness)
-            self._arrived.append((key, replace(arrived, judged=(*arrived.judged, judged))))
-
-    def _is_hopeless(self, step: Comparing, read: Read) -> bool:
-        """Whether a comparison that came to nothing once more is left to a person."""
-        if step.arrived.comparisons < _COMPARISONS_MOST:
-            return False
-        # A file that is away comes back, or is read again. But two rows that each hold by now what the other one did
-        # would wait for each other for ever.
-        is_row = step.seen.origin.row is not None
-        return not read.lost or (is_row and step.holder.delivery_id in self._rows_in_hand())
-
     def _return(self, key: int, noted: Noted, leave: Leave, *, is_full: bool = False) -> None:
         """Let go of a file of which there is no verdict."""
         seen = noted.seen
@@ -257,22 +217,19 @@ class NextSteps:
     def _admit(self) -> None:
         """Have the ledger say, as it stands now, what becomes of the files that arrived."""
         fresh = [(key, step) for key, step in self._arrived if step.seen.origin.row is None]
-        judged = {place: step.judged for place, (_, step) in enumerate(fresh) if step.judged}
         formers = _formers(step.seen.origin for _, step in fresh)
         arrivals = [step.arrival for _, step in fresh]
-        rows = moves.admit(self._tx, arrivals, judged=judged, formers=formers, now=self._now.utc)
+        rows = moves.admit(self._tx, arrivals, formers=formers, now=self._now.utc)
         for (key, step), admitted in zip(fresh, rows, strict=True):
             self._was_admitted(key, step, admitted)
         for key, step in self._arrived:
             if (row := step.seen.origin.row) is not None:
-                admitted = moves.reread(self._tx, row.delivery_id, step.arrival, judged=step.judged, now=self._now.utc)
+                admitted = moves.reread(self._tx, row.delivery_id, step.arrival, now=self._now.utc)
                 self._was_admitted(key, step, admitted)
 
     def _was_admitted(self, key: int, step: Arrived, admitted: Admitted) -> None:
         seen = step.seen
-        if admitted.needs_compare and admitted.holder is not None:
-            self.steps[key] = Comparing(arrived=step, holder=admitted.holder)
-        elif admitted.number is None or admitted.state is None:
+        if admitted.number is None or admitted.state is None:
             # The row that it was read again for is elsewhere by now.
             self.steps[key] = Returned(seen=seen, told=None)
         else:

@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from ingestd.clocks import utc_now
 from ingestd.config import Config, Destination
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.comparisons import Comparisons
 from ingestd.daemon.feed_reading import FeedReading
 from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import ReaderClient
@@ -139,6 +140,7 @@ class ServerStages:
             self.server_questions,
             self.feed_reading,  # all else is judged by what the feed has shown
             self.server_copies,
+            self.comparisons,
             self.verification,
         )
 
@@ -190,6 +192,16 @@ class ServerStages:
     @cached_property
     def server_copies(self) -> ServerCopies:
         return ServerCopies(self.server_questions, self._ledger)
+
+    @cached_property
+    def comparisons(self) -> Comparisons:
+        return Comparisons(
+            ledger=self._ledger,
+            reader_client=self._shared.reader_client,
+            copies=self.server_copies,
+            is_lost=self._shared.is_lost,
+            log=self._log,
+        )
 
     @cached_property
     def verification(self) -> Verification:

@@ -1,9 +1,7 @@
 """A file on its way to its row: one frozen step at a time, which carries only what is known by then.
 
-    Seen -> Reading -> Moving ---> Arrived ---> Recorded
-               |          |           |  ^
-               |          |           v  |
-               |          |        Comparing (with the file, or the server's copy, of the row that holds its identity)
+    Seen -> Reading -> Moving ---> Arrived -> Recorded
+               |          |
                |          '-> Misplaced: it left its folder, and the spool's disk failed: looked at again
                '-> Returned: no verdict; its folder is told, and it comes again
 
@@ -15,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from ingestd.inbox import Candidate, Expect, Leave, Taken, name_in_spool, new_name
-from ingestd.ledger import Holder, Judged, KnownSource, Ledger, RowToRead
+from ingestd.ledger import KnownSource, Ledger, RowToRead
 from ingestd.lifecycle import Arrival, Content, Identity, Reason, Refusal, Route, State
 from ingestd.reader import Inspection
 
@@ -32,7 +29,7 @@ class Origin:
     former: int | None = None  # the REJECTED row whose file it is
     requested: bool = False  # a person asked for that row, and waits for an answer
     admit_anyway: bool = False  # the person knows that it is not whole
-    row: RowToRead | None = None  # the PENDING row whose file it is, which may hold other bytes by now
+    row: RowToRead | None = None  # the row that waits, whose file it is, which may hold other bytes by now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,29 +86,9 @@ class Moving(Noted):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arrived(Noted):
-    """It lies where it is to stay and was read whole: the ledger says what becomes of it.
-
-    ``judged``: how it compares with the rows that held its identity; ``comparisons``: that came to nothing;
-    ``distrusts``: the row whose file could not be compared with: its server's copy may be.
-    """
+    """It lies where it is to stay and was read whole: the ledger says in this transaction what becomes of it."""
 
     arrival: Arrival
-    judged: tuple[Judged, ...] = ()
-    comparisons: int = 0
-    distrusts: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparing:
-    """It is compared with ``holder``'s file, or with ``copy``, the server's copy of that where the file is gone."""
-
-    arrived: Arrived
-    holder: Holder
-    copy: Path | None = None
-
-    @property
-    def seen(self) -> Seen:
-        return self.arrived.seen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +121,7 @@ class Recorded:
     copied: bool = False
 
 
-Step: TypeAlias = Seen | Reading | Moving | Arrived | Comparing | Misplaced | Returned | Recorded
+Step: TypeAlias = Seen | Reading | Moving | Misplaced | Returned | Recorded
 
 
 def target_of(seen: Seen) -> str:
@@ -166,10 +143,6 @@ def spool_path_of(step: Step) -> str:
     """Say where it lies in the spool, as far as it does."""
     if isinstance(step, Misplaced):
         return step.path
-    if isinstance(step, Comparing):
-        step = step.arrived
-    if isinstance(step, Arrived):
-        return step.arrival.path
     candidate = step.seen.candidate
     return candidate.relative_path if candidate.in_spool else ""
 

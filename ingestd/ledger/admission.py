@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import bindparam, case, delete, exists, select, update
 
-from ingestd.lifecycle import HOLDING, Arrival, Content, Identity, Reason, Refusal, Sameness, State, compare_content
+from ingestd.lifecycle import HOLDING, Arrival, Content, Identity, Reason, Refusal, State
 
 from . import dialect
 from .identity import hash_of
@@ -30,26 +30,24 @@ from .row import (
     columns,
     content_of,
     identity_of,
+    is_not_compared,
     pieces,
-    reach_of,
     was_let_go_by_rule,
 )
+from .sameness import Judgement, judge
 from .schema import candidate, delivery, file, rendition
 from .transaction import Transaction
-from .values import Admitted, Holder, Judged, NewCandidate, PendingRead
+from .values import Admitted, NewCandidate, PendingRead
 
-_NONE_JUDGED: Mapping[int, Sequence[Judged]] = MappingProxyType({})
 _NO_FORMERS: Mapping[int, int] = MappingProxyType({})
 
 
-_HOLDER = (*columns("id state spool_id destination_id path relative_path in_place removing_at"), *IDENTITY, *CONTENT)
-_SELECT_HOLDERS = select(*_HOLDER).select_from(OF_STUDY)
+_SELECT_HOLDERS = select(*columns("id state transfer_syntax digest"), *IDENTITY).select_from(OF_STUDY)
 _SELECT_HELD = _SELECT_HOLDERS.where(
     HOLDS,
     delivery.c.destination_id == bindparam("destination_id"),
     dialect.among(delivery.c.identity, "identities"),
 ).with_for_update(of=delivery)
-_SELECT_ONE = _SELECT_HOLDERS.where(delivery.c.id == bindparam("id"))
 _CANDIDATES = select(candidate).where(
     candidate.c.inbox_id == bindparam("inbox_id"), dialect.among(candidate.c.relative_path, "paths")
 )
@@ -63,18 +61,25 @@ _LOOK_AGAIN = (
 _READ = select(*CONTENT, file.c.identity).where(file.c.id == bindparam("id"))
 
 
+class _Holder(NamedTuple):
+    """Who holds an identity at a destination."""
+
+    id: int
+    state: State
+    transfer_syntax: str
+    digest: str
+
+
 class _Delivered(NamedTuple):
     """What becomes of an arrival at one destination."""
 
     destination_id: int
-    state: State
-    reason: Reason | None
-    note: str
-    holder: Holder | None
+    is_: Judgement
+    holder: _Holder | None
 
 
 # Who holds which identity at which destination.
-_Held: TypeAlias = dict[tuple[int, Identity], Holder]
+_Held: TypeAlias = dict[tuple[int, Identity], _Holder]
 
 
 def _destinations_of(tx: Transaction, arrival: Arrival) -> list[int]:
@@ -85,26 +90,14 @@ def _destinations_of(tx: Transaction, arrival: Arrival) -> list[int]:
 def _holders(tx: Transaction, destination_ids: Iterable[int], arrivals: Iterable[Arrival]) -> _Held:
     """Look up who holds the identities of these at each destination."""
     found: _Held = {}
-    names = {number: name for name, number in tx.destinations.items()}
     wanted = sorted({hash_of(arrival.identity) for arrival in arrivals})
     for destination_id in sorted(set(destination_ids)):
         for piece in pieces(wanted):
             asked = {"destination_id": destination_id, "identities": piece}
             for row in tx.connection.execute(_SELECT_HELD, asked):
-                found[destination_id, identity_of(row)] = _holder(tx, row, names[destination_id])
+                holder = _Holder(row.id, State(row.state), row.transfer_syntax, row.digest)
+                found[destination_id, identity_of(row)] = holder
     return found
-
-
-def _holder(tx: Transaction, row: Any, destination: str) -> Holder:
-    spool, in_place = tx.spool_of(row.spool_id), bool(row.in_place)
-    has_file = row.removing_at is None and (in_place or spool is not None)
-    return Holder(
-        delivery_id=row.id,
-        destination=destination,
-        state=State(row.state),
-        path=reach_of(spool, row.path, in_place=in_place, relative_path=row.relative_path) if has_file else None,
-        content=content_of(row),
-    )
 
 
 def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, now: datetime) -> list[int]:
@@ -179,16 +172,13 @@ def admit(
     tx: Transaction,
     arrivals: Sequence[Arrival],
     *,
-    judged: Mapping[int, Sequence[Judged]] = _NONE_JUDGED,
     formers: Mapping[int, int] = _NO_FORMERS,
     now: datetime,
 ) -> list[Admitted]:
     """Make rows of files that were read whole: at each destination PENDING, or what the holder makes of them there.
 
-    Answers come in the order of the arrivals. ``judged`` has, by position in ``arrivals``, what comparisons with
-    holders came to; one counts only while that row still holds the identity. ``formers`` has, likewise, the row
-    without a delivery whose file it was. That is closed first: the file may lie where it lay, and of each path one row
-    is kept.
+    Answers come in the order of the arrivals. ``formers`` has, by position in ``arrivals``, the row without a delivery
+    whose file it was. That is closed first: the file may lie where it lay, and of each path one row is kept.
     """
     tx.write_rows()
     wanted = [_destinations_of(tx, arrival) for arrival in arrivals]
@@ -197,22 +187,16 @@ def admit(
     free = iter(tx.new_ids(sum(max(1, len(each)) for each in wanted)))
     answers: list[Admitted] = []
     look_again: dict[int, None] = {}
-    done: list[int] = []
     for position, arrival in enumerate(arrivals):
-        decided = _decide_all(wanted[position], arrival, held, judged.get(position, ()))
-        if isinstance(decided, Holder):
-            answers.append(Admitted(number=None, state=None, holder=decided, needs_compare=True))
-            continue
+        decided = _decide(wanted[position], arrival, held)
         numbers = list(islice(free, max(1, len(decided))))
         if position in formers:
             readmitted(tx, formers[position], numbers[0], now=now)
         _add(tx, numbers, arrival, decided, arrival.route.text if arrival.route is not None else "", now)
         answers.append(_answer(numbers, decided, arrival))
-        if arrival.candidate_id is not None:
-            done.append(arrival.candidate_id)
-        _hold(tx, held, arrival, decided, numbers)
+        _hold(held, arrival, decided, numbers)
         look_again.update(dict.fromkeys(_confirmed_holders(decided)))
-    drop_candidates(tx, done)
+    drop_candidates(tx, [arrival.candidate_id for arrival in arrivals if arrival.candidate_id is not None])
     look_again_at(tx, look_again, now)
     tx.flush()
     return answers
@@ -220,32 +204,22 @@ def admit(
 
 def _answer(numbers: Sequence[int], decided: Sequence[_Delivered], arrival: Arrival) -> Admitted:
     """Say what became of an arrival: the first of its deliveries stands for all."""
-    if decided:
-        return Admitted(number=numbers[0], state=decided[0].state, holder=decided[0].holder)
-    return Admitted(number=numbers[0], state=_end_of(arrival)[0])
+    return Admitted(number=numbers[0], state=(decided[0].is_ if decided else _end_of(arrival)).state)
 
 
-def _hold(
-    tx: Transaction, held: _Held, arrival: Arrival, decided: Sequence[_Delivered], numbers: Sequence[int]
-) -> None:
+def _hold(held: _Held, arrival: Arrival, decided: Sequence[_Delivered], numbers: Sequence[int]) -> None:
     """Remember that this one holds its identity now, where nobody did: another of the same call may have it too."""
-    names = {number: name for name, number in tx.destinations.items()}
-    for number, delivered in zip(numbers, decided, strict=False):
-        if delivered.holder is None:
-            place, in_place, below = arrival.path, arrival.in_place, arrival.relative_path
-            held[delivered.destination_id, arrival.identity] = Holder(
-                delivery_id=number,
-                destination=names[delivered.destination_id],
-                state=delivered.state,
-                path=reach_of(tx.spool, place, in_place=in_place, relative_path=below),
-                content=arrival.content,
-            )
+    content = arrival.content
+    for number, (destination_id, is_, holder) in zip(numbers, decided, strict=False):
+        if holder is None:
+            holds = _Holder(number, is_.state, content.transfer_syntax, content.digest)
+            held[destination_id, arrival.identity] = holds
 
 
 def _confirmed_holders(decided: Iterable[_Delivered]) -> Iterator[int]:
-    for each in decided:
-        if each.state is State.DUPLICATE and each.holder is not None and each.holder.state is State.CONFIRMED:
-            yield each.holder.delivery_id
+    for _, is_, holder in decided:
+        if is_.reason is Reason.SAME_CONTENT and holder is not None and holder.state is State.CONFIRMED:
+            yield holder.id
 
 
 def look_again_at(tx: Transaction, holders: Iterable[int], now: datetime) -> None:
@@ -255,49 +229,21 @@ def look_again_at(tx: Transaction, holders: Iterable[int], now: datetime) -> Non
         tx.connection.execute(_LOOK_AGAIN, {"ids": piece, "now": now})
 
 
-def _decide_all(
-    destination_ids: Iterable[int], arrival: Arrival, held: _Held, judged: Sequence[Judged]
-) -> list[_Delivered] | Holder:
-    """Say what becomes of a file at each destination; a Holder: the two have to be compared first."""
+def _decide(destination_ids: Iterable[int], arrival: Arrival, held: _Held) -> list[_Delivered]:
+    """Say what becomes of a file at each destination."""
     decided: list[_Delivered] = []
     for destination_id in destination_ids:
         holder = held.get((destination_id, arrival.identity))
-        delivered = _decide(destination_id, arrival, holder, judged)
-        if delivered is None:
-            assert holder is not None, "only with a holder there is something to compare"
-            return holder
-        decided.append(delivered)
+        decided.append(_Delivered(destination_id, judge(arrival.content, holder), holder))
     return decided
 
 
-def _decide(
-    destination_id: int, arrival: Arrival, holder: Holder | None, judged: Sequence[Judged]
-) -> _Delivered | None:
-    """Say what becomes of a file, by who holds its identity; None: the two have to be compared first."""
-    if holder is None:
-        return _Delivered(destination_id, State.PENDING, None, "", None)
-    found = next((each.sameness for each in reversed(judged) if each.holder_id == holder.delivery_id), None)
-    same = found or compare_content(arrival.content, holder.content)
-    if same is Sameness.COMPARE:
-        return None
-    row = f"row {holder.delivery_id}"
-    if same is Sameness.SAME:
-        state, reason, note = State.DUPLICATE, Reason.SAME_CONTENT, f"{row} has the same content"
-    elif same is Sameness.OTHER_ENCODING:
-        note = f"{row} holds the same UIDs in another encoding, which cannot be compared"
-        state, reason = State.CONFLICT, Reason.OTHER_ENCODING
-    else:
-        note = f"{row} holds the same UIDs with other content"
-        state, reason = State.CONFLICT, Reason.OTHER_CONTENT
-    return _Delivered(destination_id, state, reason, note, holder)
-
-
-def _end_of(arrival: Arrival) -> tuple[State, Reason, str]:
+def _end_of(arrival: Arrival) -> Judgement:
     """Say where a file ends that goes to no destination."""
     assert arrival.route is not None, "a file that goes everywhere goes somewhere"
     if arrival.route.rule is None:
-        return State.UNROUTED, Reason.NO_RULE, "no rule says where it goes"
-    return State.DISCARDED, Reason.BY_RULE, f"{arrival.route.text} says that it goes nowhere"
+        return Judgement(State.UNROUTED, Reason.NO_RULE, "no rule says where it goes")
+    return Judgement(State.DISCARDED, Reason.BY_RULE, f"{arrival.route.text} says that it goes nowhere")
 
 
 def _add(
@@ -337,12 +283,12 @@ def _add(
             tx,
             values,
             number,
-            state=each.state,
-            note=each.note,
+            state=each.is_.state,
+            note=each.is_.note,
             now=now,
-            reason=each.reason,
+            reason=each.is_.reason,
             destination_id=each.destination_id,
-            holder_id=each.holder.delivery_id if each.holder else None,
+            holder_id=each.holder.id if each.holder else None,
         )
     tx.counters.label(arrival, study_id)
 
@@ -422,35 +368,37 @@ def _refuse(tx: Transaction, numbered: Sequence[tuple[int, Refusal]], now: datet
     tx.flush()
 
 
-def reread(
-    tx: Transaction, delivery_id: int, arrival: Arrival, *, judged: Sequence[Judged] = (), now: datetime
-) -> Admitted:
-    """Go on with a PENDING row whose file was read again; where it holds other bytes now, with a new file of these.
+def _waits(row: Row) -> bool:
+    """Whether the bytes of its file are what a row waits with: to be sent, or to be compared."""
+    return row.state is State.PENDING or is_not_compared(row)
+
+
+def reread(tx: Transaction, delivery_id: int, arrival: Arrival, *, now: datetime) -> Admitted:
+    """Go on with a row that waits, whose file was read again; where it holds other bytes now, with a new file of these.
 
     The new file goes where the former went, as far as that is served still: there it takes the place of what had still
-    to be sent, and is held against what an attempt may have delivered.
+    to be sent or compared, and is held against what an attempt may have delivered.
     """
     row = tx.row(delivery_id)
-    if row is None or row.state is not State.PENDING:
-        return Admitted(number=None, state=row.state if row else None)
+    if row is None or not _waits(row):
+        return Admitted(number=None, state=None)
     rows = tx.rows_of_file(row.file_id)
-    waiting = [each for each in rows if each.state is State.PENDING]
+    waiting = [each for each in rows if _waits(each)]
     if _is_unchanged(tx, row, arrival):
         for each in waiting:
             if each.need == PendingRead.REREAD:
-                tx.move(each, to=State.PENDING, at=now, reason=Reason.CHANGED, note="read again", need=None)
+                reason = Reason.CHANGED if each.state is State.PENDING else Reason.NOT_COMPARED
+                tx.move(each, to=each.state, at=now, reason=reason, note="read again", need=None)
         tx.set_file(row.file_id, source=arrival.source, ctime_ns=arrival.ctime_ns)
         tx.flush()
-        return Admitted(number=delivery_id, state=State.PENDING)
+        return Admitted(number=delivery_id, state=row.state)
     served = {tx.destinations[name] for name in tx.served}
     wanted = [each for each in rows if not was_let_go_by_rule(each)]
     to = [each.destination_id for each in wanted if each.destination_id in served or each in waiting]
     held = _holders(tx, to, [arrival])
     for each in waiting:
         _give_way(tx, held, each, arrival)
-    decided = _decide_all(to, arrival, held, judged)
-    if isinstance(decided, Holder):
-        return Admitted(number=None, state=None, holder=decided, needs_compare=True)
+    decided = _decide(to, arrival, held)
     numbers = tx.new_ids(len(decided))
     route: str = tx.connection.execute(select(file.c.route).where(file.c.id == row.file_id)).scalar_one()
     _end_changed(tx, waiting, numbers[0], now)
@@ -470,11 +418,12 @@ def _give_way(tx: Transaction, held: _Held, row: Row, arrival: Arrival) -> None:
     """Say who holds the identity of an arrival once this row has given up its own."""
     key = (row.destination_id, arrival.identity)
     holder = held.get(key)
-    if holder is None or holder.delivery_id != row.id:
+    if holder is None or holder.id != row.id:
         return
     waiting = tx.duplicates_of([row.id])
     if waiting:
-        held[key] = _holder(tx, tx.connection.execute(_SELECT_ONE, {"id": waiting[0].id}).one(), holder.destination)
+        first = waiting[0]
+        held[key] = _Holder(first.id, first.state, first.transfer_syntax, first.digest)
     else:
         del held[key]
 
@@ -490,11 +439,11 @@ def _end_changed(tx: Transaction, waiting: Sequence[Row], number: int, now: date
 
 
 def reread_refused(tx: Transaction, delivery_id: int, refusal: Refusal, *, now: datetime) -> int | None:
-    """Let go of a PENDING row whose file is no whole DICOM file any more; give the number of the REJECTED one."""
+    """Let go of a row that waits, whose file is no whole DICOM file any more; give the number of the REJECTED one."""
     row = tx.row(delivery_id)
-    if row is None or row.state is not State.PENDING:
+    if row is None or not _waits(row):
         return None
-    waiting = [each for each in tx.rows_of_file(row.file_id) if each.state is State.PENDING]
+    waiting = [each for each in tx.rows_of_file(row.file_id) if _waits(each)]
     (number,) = tx.new_ids(1)
     _end_changed(tx, waiting, number, now)
     _refuse(tx, [(number, refusal)], now)

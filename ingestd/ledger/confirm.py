@@ -66,10 +66,11 @@ from .row import (
     as_json,
     columns,
     identity_of,
+    is_not_compared,
     is_same_identity,
     pieces,
-    same_bytes,
 )
+from .sameness import same_bytes
 from .schema import delivery, study
 from .transaction import Transaction
 from .values import Applied
@@ -251,6 +252,8 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
             )
         )
         for duplicate in duplicates:
+            if is_not_compared(duplicate):
+                continue
             assert duplicate.holder_id is not None, "the statement asked for it"
             evidence_at = confirmed[duplicate.holder_id]
             # Dropped before the clock was set, it is older than what was seen since, whatever the times say.

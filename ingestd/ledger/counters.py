@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.engine import Connection
 
-from ingestd.lifecycle import AT_ONCE, Arrival, BatchLimits, State, StudyQueue, study_due_at
+from ingestd.lifecycle import AT_ONCE, UNCONFIRMED, Arrival, BatchLimits, Reason, State, StudyQueue, study_due_at
 
 from . import dialect
 from .row import QUEUED, ZERO, FileRow, Row, pieces
@@ -44,6 +44,8 @@ _SET_DUE = (
     )
     .values(due_at=bindparam("b_due"))
 )
+# What is still on its way, or has to be compared before anybody can say whether it is to be sent.
+COUNTS_WAITING = or_(state_count.c.state.in_(sorted(UNCONFIRMED)), state_count.c.reason == Reason.NOT_COMPARED)
 _COUNTED = ("spool_id", "destination_id", "inbox_id", "state", "reason", "slot", "entries", "size_bytes")
 # Of one writer, as SQLite has it.
 _SLOT = 0

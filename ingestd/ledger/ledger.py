@@ -16,10 +16,11 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from ingestd.clocks import utc_now
-from ingestd.lifecycle import UNCONFIRMED, BatchLimits, LongestWaits
+from ingestd.lifecycle import BatchLimits, LongestWaits
 
 from . import counters, dialect, errors, sqlite_file, upgrade
 from .column_types import MICROSECOND
+from .counters import COUNTS_WAITING
 from .errors import LedgerError, LedgerMissing, LedgerOlder, OtherDestination
 from .migrations import MIGRATIONS
 from .schema import destination as destination_table
@@ -39,7 +40,7 @@ _DESTINATIONS = select(destination_table.c.id, destination_table.c.name, destina
 )
 _WAITING = (
     select(state_count.c.destination_id, func.sum(state_count.c.entries).label("entries"))
-    .where(state_count.c.state.in_(sorted(UNCONFIRMED)))
+    .where(COUNTS_WAITING)
     .group_by(state_count.c.destination_id)
 )
 
@@ -372,7 +373,7 @@ class Ledger(Session):
             .where(
                 spool_table.c.path == str(self.spool or ""),
                 spool_table.c.host != self.host,
-                state_count.c.state.in_(sorted(UNCONFIRMED)),
+                COUNTS_WAITING,
             )
         ).scalar_one()
         if self.spool is not None and waiting:

@@ -811,6 +811,12 @@ _TENTH = (
     "CREATE INDEX study_label_study ON study_label (study_id)",
 )
 
+# A file that has to be compared with the holder of its identity is a row, which waits for that.
+_ELEVENTH = (
+    """CREATE INDEX delivery_not_compared ON delivery (destination_id, spool_id, id)
+        WHERE reason = 'not_compared'""",
+)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH),
+    *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH, _ELEVENTH),
 )

@@ -10,14 +10,14 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, select, update
+from sqlalchemy import ColumnElement, Table, or_, select, update
 
 from ingestd.lifecycle import FILE_MOVES, HOLDING, MOVES, UNCONFIRMED, Reason, ServerKind, State
 
 from . import dialect
 from .errors import RefusedMove
 from .reports import Choice
-from .row import CONFIRMED, ENDED, ON_ITS_WAY, SELECT_FILES, UNASKED, ZERO, FileRow, Row
+from .row import CONFIRMED, ENDED, ON_ITS_WAY, SELECT_FILES, UNASKED, ZERO, FileRow, Row, is_not_compared
 from .schema import delivery, destination, file, spool, study_sum
 from .transaction import Transaction
 from .values import OperatorRequest, Retried
@@ -39,7 +39,7 @@ _NOTHING_TO_RETRY = {
     State.SENDING: "row {id} is being sent right now",
     State.STORED: "row {id} was stored by the server and is being confirmed; there is nothing to retry",
     State.CONFIRMED: "row {id} is confirmed on the server; there is nothing to retry",
-    State.DUPLICATE: "row {id} has the same content as row {holder}; look at that one",
+    State.DUPLICATE: "row {id} has the same content as row {holder}, or is compared with it next; look at that one",
     State.DISCARDED: "row {id} was discarded; drop the file again to have it sent",
 }
 
@@ -232,9 +232,12 @@ def discard_all_at(tx: Transaction, destination_id: int, *, now: datetime, limit
     """
     here = dialect.unindexed(delivery.c.destination_id) == destination_id
     given_up: list[Row] = []
-    for listed, states in ((ON_ITS_WAY, UNCONFIRMED), (ENDED, {State.FAILED, State.CONFLICT, State.DELETED})):
-        rows = tx.select_rows(listed, delivery.c.state.in_(sorted(states)), here).order_by(delivery.c.id)
-        given_up += tx.rows(rows.limit(limit))
+    # A duplicate that is settled is as good as proven.
+    is_open = or_(delivery.c.state != State.DUPLICATE, delivery.c.settled_at.is_(None))
+    ends = {State.FAILED, State.CONFLICT, State.DELETED, State.DUPLICATE}
+    for listed, states in ((ON_ITS_WAY, UNCONFIRMED), (ENDED, ends)):
+        wanted = delivery.c.state.in_(sorted(states)), is_open, here
+        given_up += tx.rows(tx.select_rows(listed, *wanted).order_by(delivery.c.id).limit(limit))
     note = "a person removed its destination"
     tx.move(*given_up, to=State.DISCARDED, at=now, reason=Reason.DISCARDED, note=note)
     tx.flush()
@@ -301,6 +304,9 @@ def _give_way(tx: Transaction, holder: Row, row: Row, now: datetime) -> None:
     )
     # What has the replaced content shares its lot.
     for duplicate in duplicates:
+        if is_not_compared(duplicate):
+            tx.point_to(duplicate, row, at=now)
+            continue
         tx.change(duplicate, to={"settled_at": now}, at=now)
         tx.note(
             duplicate,

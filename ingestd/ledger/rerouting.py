@@ -13,7 +13,8 @@ from ingestd.lifecycle import Reason, Route, State
 from . import dialect
 from .admission import add_delivery, look_again_at
 from .queries.routable import Change, change_of, rerouting
-from .row import Row, file_columns, pieces, same_bytes
+from .row import Row, file_columns, pieces
+from .sameness import judge
 from .schema import file
 from .transaction import Transaction
 from .values import Rerouting
@@ -39,8 +40,7 @@ def route_again(
     With ``also`` they go on to wherever else they go.
 
     What an attempt may have delivered stays and is proven. At a destination that is new to a file it is what the holder
-    of its identity makes of it there; bytes that differ from the holder's are a CONFLICT, as they are to a duplicate
-    whose holder changes. A file whose bytes are gone, and one that goes there already, is left alone.
+    of its identity makes of it there. A file whose bytes are gone, and one that goes there already, is left alone.
     """
     wanted = [tx.destinations[name] for name in route.destinations]
     names = {number: name for name, number in tx.destinations.items()}
@@ -90,8 +90,8 @@ def _gain(
     tx: Transaction, of: Any, destination_id: int, former: Row | None, number: int, route: Route, now: datetime
 ) -> None:
     holder = tx.holder_of(of, at=destination_id)
-    state, reason, why = _judge(of, holder)
-    note = f"{route.text} sends it there now{why}"
+    state, reason, why = judge(of, holder)
+    note = f"{route.text} sends it there now" + (f": {why}" if why else "")
     values: dict[str, Any] = {"reason": reason, "holder_id": holder.id if holder else None}
     if former is not None:
         tx.move(former, to=state, at=now, note=note, replaces=0, **values)
@@ -99,17 +99,5 @@ def _gain(
         columns = of._mapping  # noqa: SLF001 - its public name
         add_delivery(tx, columns, number, destination_id=destination_id, state=state, note=note, now=now, **values)
         tx.need(of.id, at=now)
-    if holder is not None and state is State.DUPLICATE and holder.state is State.CONFIRMED:
+    if holder is not None and reason is Reason.SAME_CONTENT and holder.state is State.CONFIRMED:
         look_again_at(tx, [holder.id], now)
-
-
-def _judge(of: Any, holder: Row | None) -> tuple[State, Reason | None, str]:
-    """Say what a file is at a destination that is new to it, by who holds its identity there, and why."""
-    if holder is None:
-        return State.PENDING, None, ""
-    if same_bytes(of, holder):
-        return State.DUPLICATE, Reason.SAME_CONTENT, f", where row {holder.id} has the same content"
-    if of.transfer_syntax != holder.transfer_syntax:
-        why = f", where row {holder.id} holds the same UIDs in another encoding"
-        return State.CONFLICT, Reason.OTHER_ENCODING, why
-    return State.CONFLICT, Reason.OTHER_CONTENT, f", where row {holder.id} holds the same UIDs with other bytes"

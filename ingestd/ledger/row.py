@@ -137,6 +137,8 @@ QUEUED = delivery.c.queued == ONE
 ON_ITS_WAY: ColumnElement[bool] = literal_column("delivery.holds = 1 AND delivery.confirmed_at IS NULL")
 CONFIRMED: ColumnElement[bool] = literal_column("delivery.holds = 1 AND delivery.confirmed_at IS NOT NULL")
 ENDED: ColumnElement[bool] = literal_column("delivery.holds = 0")
+# It is a DUPLICATE then.
+NOT_COMPARED: ColumnElement[bool] = literal_column("delivery.reason = 'not_compared'")
 # Something of it lies in the spool: the file, or what was sent in the stead of one that stays in place.
 IN_SPOOL: ColumnElement[bool] = literal_column("file.in_spool = 1")
 
@@ -183,6 +185,11 @@ def content_sent(row: Any) -> Content:
 
 def identity_of(row: Any) -> Identity:
     return Identity(study_uid=row.study_uid, series_uid=row.series_uid, sop_uid=row.sop_uid)
+
+
+def is_not_compared(row: Row) -> bool:
+    """Whether it has to be found out yet if this has the content of the row that holds its identity."""
+    return row.state is State.DUPLICATE and row.reason == Reason.NOT_COMPARED
 
 
 def is_same_identity(one: Row, other: Row) -> bool:
@@ -257,10 +264,6 @@ _ALIKE = itemgetter(
         )
     )
 )
-
-
-def same_bytes(one: Row, other: Row) -> bool:
-    return one.digest == other.digest and one.transfer_syntax == other.transfer_syntax
 
 
 def alike(rows: Sequence[Row]) -> Iterable[Sequence[Row]]:

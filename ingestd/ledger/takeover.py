@@ -10,7 +10,7 @@ from sqlalchemy import select
 from ingestd.lifecycle import UNCONFIRMED, Reason, State
 
 from . import dialect
-from .row import UNASKED, Row
+from .row import UNASKED, Row, is_not_compared
 from .schema import delivery, spool
 from .transaction import Transaction
 
@@ -28,7 +28,7 @@ def take_over(tx: Transaction, delivery_ids: Iterable[int], *, hosts: Collection
         row = tx.row(delivery_id)
         if row is None or row.state is not State.DUPLICATE or row.settled_at or row.removing_at:
             continue
-        if row.spool_id != tx.spool_id:
+        if row.spool_id != tx.spool_id or is_not_compared(row):
             continue
         holder = tx.row(row.holder_id or 0)
         if (

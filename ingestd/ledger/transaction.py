@@ -85,13 +85,14 @@ from .row import (
     Row,
     alike,
     as_json,
+    is_not_compared,
     is_same_identity,
     jump_of,
     make_file_row,
     make_row,
     pieces,
-    same_bytes,
 )
+from .sameness import judge
 from .schema import clock, delivery, file, inbox, study
 from .session import AtDestination, Session
 from .unit_of_work import UnitOfWork
@@ -421,25 +422,28 @@ class Transaction:
         return found
 
     def promote(self, former_id: int, duplicates: Sequence[Row], at: datetime) -> None:
-        """Have the first of these sent in place of the row that they duplicate; the others belong to it then."""
+        """Have the first of these sent in place of the row that they belong to; the others belong to it then."""
         first, *others = duplicates
         holder = self.holder_of(first)
         if holder is None:
-            note = f"row {former_id}, which had the same content, is gone"
+            note = f"row {former_id}, which held its identity, is gone"
             self.move(first, to=State.PENDING, at=at, reason=Reason.HOLDER_GONE, note=note, holder_id=None)
             for other in others:
-                self.change(other, to={"holder_id": first.id}, at=at)
+                if is_not_compared(first):
+                    self.point_to(other, first, at=at)
+                else:  # it is to the first what it was to the former
+                    self.change(other, to={"holder_id": first.id}, at=at)
             return
         for duplicate in duplicates:
-            self.point_to(duplicate, holder.id, same=same_bytes(duplicate, holder), at=at)
+            self.point_to(duplicate, holder, at=at)
 
-    def point_to(self, duplicate: Row, holder_id: int, *, same: bool, at: datetime) -> None:
-        """Let a duplicate belong to another holder, or be in conflict with it."""
-        if same:
-            self.change(duplicate, to={"holder_id": holder_id}, at=at)
+    def point_to(self, duplicate: Row, holder: Row, *, at: datetime) -> None:
+        """Let a duplicate belong to another holder, with which it may have to be compared, or be in conflict."""
+        state, reason, note = judge(duplicate, holder)
+        if (state, reason) == (duplicate.state, duplicate.reason):
+            self.change(duplicate, to={"holder_id": holder.id}, at=at)
         else:
-            note = f"row {holder_id} holds the same UIDs now, with other content"
-            self.move(duplicate, to=State.CONFLICT, at=at, reason=Reason.OTHER_CONTENT, note=note, holder_id=holder_id)
+            self.move(duplicate, to=state, at=at, reason=reason, note=note, holder_id=holder.id)
 
 
 class _TransactionAt(AtDestination, Transaction):
@@ -454,7 +458,7 @@ def _settings_of_move(row: Row, after: State, at: datetime, values: Mapping[str,
         settings.setdefault("next_check_at", None)
     if before is State.SENDING:
         settings["claim_token"] = None
-    if before is State.PENDING and after is not State.PENDING:
+    if after is not State.PENDING:
         for column in ("need", "next_attempt_at"):
             if getattr(row, column) is not None:
                 settings[column] = None

@@ -21,6 +21,7 @@ from .transaction import Transaction
 from .values import Alarm, InboxSummary, PendingRead
 
 _EXPLICIT_VR = "explicit_vr"
+_NOT_COMPARED = "its bytes are gone; whether they were what row {holder} has, nobody can say any more"
 _NO_ROOM = "the disk was full, and no destination that is required wanted its file"
 _PUT_RENDITION = dialect.upsert(rendition)
 _FORMER = select(rendition.c.id, rendition.c.removed_at).where(
@@ -87,11 +88,17 @@ def reencode_failed(tx: Transaction, delivery_id: int, *, note: str, now: dateti
 
 
 def read_no_more(tx: Transaction, delivery_id: int, *, now: datetime) -> bool:
-    """Let a row go on to be sent that waits to be read before, and whose file vanished: so the server is asked."""
+    """Let a row go on that waits to be read before, and whose file vanished.
+
+    It is sent, so that the server is asked; one that had to be compared is for a person.
+    """
     row = tx.row(delivery_id)
-    if row is None or row.state is not State.PENDING or row.need is None:
+    if row is None or row.need is None or row.state not in (State.PENDING, State.DUPLICATE):
         return False
-    tx.change(row, to={"need": None}, at=now)
+    if row.state is State.DUPLICATE:
+        tx.move(row, to=State.CONFLICT, at=now, reason=Reason.GONE, note=_NOT_COMPARED.format(holder=row.holder_id))
+    else:
+        tx.change(row, to={"need": None}, at=now)
     tx.flush()
     return True
 

@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
-from ingestd.lifecycle import Content, Identity, Jump, Reason, Sameness, SourceStat, State
+from ingestd.lifecycle import Content, Identity, Jump, Reason, SourceStat, State
 
 from .errors import RefusedMove
 
 
 class PendingRead(StrEnum):
-    """What a PENDING row waits for from the reader before it can be sent."""
+    """What a row waits for from the reader before it can be sent; REREAD: or compared with its holder."""
 
     REREAD = "reread"
     REENCODE = "reencode"
@@ -57,33 +57,31 @@ class Holder:
     """
 
     delivery_id: int
-    destination: str
     state: State
     path: str | None
-    content: Content
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """How an arrival compares with a holder, found out by reading both."""
+class RowToCompare:
+    """A row that may be a DUPLICATE of its holder, or in CONFLICT with it. ``path`` is a place (``places``)."""
 
-    holder_id: int
-    sameness: Sameness
+    delivery_id: int
+    file_id: int
+    path: str
+    digest: str
+    holder: Holder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Admitted:
-    """What became of one arrival.
+    """What became of one arrival: its file's number, which its first delivery has, and the state of that.
 
-    With ``needs_compare`` nothing was written: ``holder`` says what to compare with, the candidate row stays, and the
-    arrival is to be admitted again with the answer. Otherwise ``number`` (the file's, and its first
-    delivery's) and ``state`` are set.
+    Both are None where the row that was read again is elsewhere by now: nothing was written.
     """
 
     number: int | None
     state: State | None
-    holder: Holder | None = None
-    needs_compare: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +118,7 @@ class Applied:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowToRead:
-    """A PENDING row that the reader has to look at before it can be sent. ``path`` is a place (``places``)."""
+    """A row that the reader has to look at before it can be sent, or compared. ``path`` is a place (``places``)."""
 
     delivery_id: int
     pending_read: PendingRead

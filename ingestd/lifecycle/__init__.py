@@ -3,10 +3,10 @@
 Nothing here touches a disk, a clock, a network or the ledger; every function takes plain values and gives plain
 values back, so each rule can be read and tested alone. Everything that may change a row's state is in ``MOVES``.
 
-G1  A PENDING, SENDING, UNCERTAIN, STORED, FAILED, CONFLICT or DUPLICATE (until its holder is confirmed) delivery has
-    its file, which is what was read: other bytes are another file. What leaves the machine is what the digest says: it
-    is checked while it streams, and the last 64 KB of each part are withheld until its digest matches; a mismatch kills
-    the request.
+G1  A PENDING, SENDING, UNCERTAIN, STORED, FAILED, CONFLICT or DUPLICATE (until it is compared, and its holder
+    confirmed) delivery has its file, which is what was read: other bytes are another file. What leaves the machine is
+    what the digest says: it is checked while it streams, and the last 64 KB of each part are withheld until its digest
+    matches; a mismatch kills the request.
 G2  A spool file without a row is work not begun (a crash between the two); start-up admits it again.
 G3  A file is removed only when no delivery needs its bytes (CONFIRMED, DISCARDED, DUPLICATE and settled by evidence
     newer than its drop, or FAILED ``no_room`` where it was not required), that is committed and ``retain`` has passed

@@ -52,6 +52,7 @@ class Reason(StrEnum):
     KILLED_READER = "killed_reader"
     UNREADABLE = "unreadable"
     SAME_CONTENT = "same_content"
+    NOT_COMPARED = "not_compared"
     OTHER_CONTENT = "other_content"
     OTHER_ENCODING = "other_encoding"
     GONE = "gone"
@@ -100,8 +101,8 @@ _S = State
 # (from, to): when. ``None`` is "no row yet". Anything not here raises IllegalMove.
 MOVES: Mapping[tuple[State | None, State], str] = {
     (None, _S.PENDING): "settled, whole, readable; durable in the spool first, then the row",
-    (None, _S.DUPLICATE): "the identity is held with the same content",
-    (None, _S.CONFLICT): "the identity is held with other content",
+    (None, _S.DUPLICATE): "the identity is held with the same content, or with bytes that have to be compared yet",
+    (None, _S.CONFLICT): "the identity is held in another encoding",
     (_S.PENDING, _S.SENDING): "study due; claimed with a token, the attempt row written before connecting",
     (_S.PENDING, _S.PENDING): "its file was read again, and is what it was",
     (_S.SENDING, _S.PENDING): "proven not sent, or a verdict that asks for another try, or the bytes changed",
@@ -135,8 +136,9 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (_S.CONFIRMED, _S.CONFLICT): "an audit found other content under this identity on the server",
     (_S.DELETED, _S.CONFIRMED): "it is there again with our content",
     (_S.DUPLICATE, _S.PENDING): "its holder became DELETED, FAILED or DISCARDED, or waits for what nobody runs",
-    (_S.DUPLICATE, _S.CONFLICT): "its holder was read again after a change and now has other content",
-    (_S.DUPLICATE, _S.DISCARDED): "a person: route --again, by rules that do not send it there",
+    (_S.DUPLICATE, _S.DUPLICATE): "compared with its holder: the same content; or its file was read again before that",
+    (_S.DUPLICATE, _S.CONFLICT): "compared with its holder: other content, or they cannot be compared",
+    (_S.DUPLICATE, _S.DISCARDED): "a person: route --again, destination remove; or its bytes are others now",
     # Of what a rule took from a destination before, and nobody else.
     **{
         (_S.DISCARDED, after): "a person: route --again, by rules that send it there after all"

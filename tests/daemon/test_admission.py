@@ -68,7 +68,6 @@ class Rooms:
             routing=lambda *_: Route(rule=None, text="", destinations=("default",)),
             gate=Gate(),
             on_copied=lambda: None,
-            fetch=lambda _holder, _done: None,
             is_lost=lambda place: not Path(place).exists(),
         )
         self.inboxes.open()

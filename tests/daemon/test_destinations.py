@@ -180,6 +180,7 @@ def test_bytes_that_change_before_one_took_them_are_a_new_file_for_both(
             whole = kept.read_bytes()
             kept.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))
         turn(daemon, lambda: states(config)["research", "CONFIRMED"] == 1, seconds=90)
+        turn(daemon, lambda: states(config)["archive", "CONFLICT"] == 1)
 
     assert states(config) == {
         ("archive", "CONFIRMED"): 1,

@@ -21,7 +21,7 @@ from ingestd.clocks import read_clocks
 from ingestd.config import Config, load
 from ingestd.daemon import Daemon, OnceResult, once_policies, run_once, sending_config, sending_policies
 from ingestd.emulator import Emulator
-from ingestd.ledger import Ledger, moves, queries, sqlite_file
+from ingestd.ledger import Ledger, RowToCompare, moves, queries, sqlite_file
 from ingestd.lifecycle import Content, Reason, State
 from tests.builders import element, instance_bytes, sequence
 from tests.emulating import dataset_of, delete
@@ -317,8 +317,7 @@ def test_rows_whose_files_took_each_others_names_do_not_one_waits_for_the_other_
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exported once more over the same names, in another order and a little different, while the server was away."""
-    monkeypatch.setattr("ingestd.daemon.admission._COMPARE_AGAIN_SECONDS", 0.1)
-    monkeypatch.setattr("ingestd.daemon.next_steps._COMPARISONS_MOST", 2)
+    monkeypatch.setattr("ingestd.daemon.comparisons._AGAIN_SECONDS", 0.1)
     config = configure(tmp_path, server, take="in_place")
     with running(config) as daemon:
         daemon.gates.claims.shut("test")
@@ -328,7 +327,11 @@ def test_rows_whose_files_took_each_others_names_do_not_one_waits_for_the_other_
             send(daemon.ledger, study=study, state=State.PENDING, reason=Reason.CHANGED, reread=True)
             file.write_bytes(encodings_of_one_object(f"1.2.{3 - study}")[0])
 
-        turn(daemon, lambda: states(config) == {"PENDING": 1, "CONFLICT": 1, "DISCARDED": 2})
+        turn(daemon, lambda: states(config) == {"PENDING": 2, "DISCARDED": 2})
+
+
+def to_compare(daemon: Daemon) -> list[RowToCompare]:
+    return queries.rows_to_compare(daemon.ledger, limit=9)
 
 
 def one_waits_for_the_other(daemon: Daemon, first: Path, second: Path, content: bytes) -> None:
@@ -344,7 +347,7 @@ def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing was learnt of it, and it passed for another object."""
-    monkeypatch.setattr("ingestd.daemon.admission._COMPARE_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr("ingestd.daemon.comparisons._AGAIN_SECONDS", 0.1)
     config = configure(tmp_path, server, take="in_place")
     one, other = encodings_of_one_object()
     first, second = tmp_path / "first", tmp_path / "second"
@@ -352,12 +355,15 @@ def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read
     with running(config) as daemon:
         daemon.gates.claims.shut("test")
         one_waits_for_the_other(daemon, first, second, one)
+        turn(daemon, lambda: states(config) == {"PENDING": 1, "DUPLICATE": 1, "DISCARDED": 1})
         until = time.monotonic() + 1.5
         turn(daemon, lambda: time.monotonic() > until)
-        assert states(config) == {"PENDING": 2}
+        assert [row.path for row in to_compare(daemon)] == [f"{second.parent}/{second.name}"]
+        assert states(config) == {"PENDING": 1, "DUPLICATE": 1, "DISCARDED": 1}
 
         first.write_bytes(one)
-        turn(daemon, lambda: states(config) == {"PENDING": 1, "DUPLICATE": 1, "DISCARDED": 1})
+        turn(daemon, lambda: not to_compare(daemon))
+        assert states(config) == {"PENDING": 1, "DUPLICATE": 1, "DISCARDED": 1}
 
 
 def content_of_file(path: Path) -> Content:
@@ -437,24 +443,6 @@ def test_files_of_a_folder_that_is_away_wait_for_it(tmp_path: Path, server: Emul
             moves.retry(tx, delivery_id, now=read_clocks().utc)
     assert run(config).done
     assert states(config) == {"CONFIRMED": 2}
-
-
-def test_rows_that_are_read_again_keep_no_new_file_out(
-    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each took the place of one, and those whose comparison waits take it for long."""
-    monkeypatch.setattr("ingestd.daemon.admission._IN_HAND_MOST", 1)
-    config = configure(tmp_path, server, take="in_place")
-    one, other = encodings_of_one_object()
-    first, second = tmp_path / "first", tmp_path / "second"
-    second.write_bytes(other)
-    with running(config) as daemon:
-        daemon.gates.claims.shut("test")
-        one_waits_for_the_other(daemon, first, second, one)
-        turn(daemon, lambda: daemon.stages.admission.rows_in_hand)
-        (tmp_path / "drop" / "new").write_bytes(image())
-
-        turn(daemon, lambda: states(config) == {"PENDING": 3})
 
 
 @pytest.mark.parametrize("other", ["a link", "a folder"])

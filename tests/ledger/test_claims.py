@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Admitted, Choice, Judged, Ledger, RefusedMove, Transaction, moves, queries
+from ingestd.ledger import Choice, Ledger, RefusedMove, Transaction, moves, queries
 from ingestd.lifecycle import Batch, BatchLimits, Content, Outcome, Pause, PauseCause, Reason, Sameness, Sighting, State
 from tests.ledger_builders import (
     BACKOFF,
@@ -134,15 +134,15 @@ class Walk:
             )
             for _ in range(self.chance.randint(1, 5))
         ]
-        answers = moves.admit(tx, arrivals, now=self.now)
-        again = [pair for pair in zip(arrivals, answers, strict=True) if pair[1].needs_compare]
-        judged = {position: self.judged(answer) for position, (_, answer) in enumerate(again)}
-        answers = moves.admit(tx, [each for each, _ in again], judged=judged, now=self.now)
-        assert not any(answer.needs_compare for answer in answers)
+        moves.admit(tx, arrivals, now=self.now)
 
-    def judged(self, answer: Admitted) -> list[Judged]:
-        sameness = self.chance.choice((Sameness.SAME, Sameness.OTHER))
-        return [Judged(holder_id=answer.holder.delivery_id, sameness=sameness)]
+    def do_compare(self, tx: Transaction) -> None:
+        for row in queries.rows_to_compare(tx, limit=3):
+            if self.chance.random() < 0.2:
+                moves.not_comparable(tx, row.delivery_id, now=self.now)
+                continue
+            holder_id, sameness = row.holder.delivery_id, self.chance.choice((Sameness.SAME, Sameness.OTHER))
+            moves.compared(tx, row.delivery_id, holder_id=holder_id, sameness=sameness, now=self.now)
 
     def do_refuse(self, tx: Transaction) -> None:
         moves.refuse(tx, [refusal(self.chance.randint(1, 99))], now=self.now)
@@ -239,12 +239,11 @@ class Walk:
     def do_reader(self, tx: Transaction) -> None:
         for need in queries.rows_to_read(self.ledger, limit=3):
             kind = self.chance.randint(0, 4)
-            other = arrival(self.chance.randint(1, 12), study=self.chance.randint(1, 3))
+            seed = self.chance.choice(("a", "b"))
+            other = arrival(self.chance.randint(1, 12), study=self.chance.randint(1, 3), seed=seed)
             copy: Content = content(self.chance.randint(1, 9), size=77)
             if kind == 0:
-                answer = moves.reread(tx, need.delivery_id, other, now=self.now)
-                if answer.needs_compare:
-                    moves.reread(tx, need.delivery_id, other, judged=self.judged(answer), now=self.now)
+                moves.reread(tx, need.delivery_id, other, now=self.now)
             elif kind == 1:
                 moves.reread_refused(tx, need.delivery_id, refusal(1), now=self.now)
             elif kind == 2:

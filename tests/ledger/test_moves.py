@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import InboxSummary, Judged, Ledger, NewCandidate, PendingRead, moves, queries
+from ingestd.ledger import InboxSummary, Ledger, NewCandidate, PendingRead, moves, queries
 from ingestd.lifecycle import (
     BatchLimits,
     FeedCursor,
@@ -31,10 +31,12 @@ from tests.ledger_builders import (
     apply,
     arrival,
     assert_ledger_holds,
+    compare,
     confirm,
     content,
     entry_in,
     finish,
+    holder_of,
     identity,
     open_ledger,
     outcome,
@@ -153,8 +155,8 @@ def test_same_content_is_a_duplicate_of_its_holder(ledger: Ledger):
         (answer,) = moves.admit(tx, [arrival(1)], now=NOW)
 
     assert answer.state is State.DUPLICATE
-    assert answer.holder is not None
-    assert answer.holder.delivery_id == holder
+    assert answer.number is not None
+    assert holder_of(ledger, answer.number) == holder
     assert queries.counts(ledger)[State.DUPLICATE] == 1
 
 
@@ -163,47 +165,8 @@ def test_two_arrivals_of_one_identity_in_one_call_are_a_pending_and_a_duplicate(
         answers = moves.admit(tx, [arrival(1), arrival(1), arrival(2)], now=NOW)
 
     assert [answer.state for answer in answers] == [State.PENDING, State.DUPLICATE, State.PENDING]
-    assert answers[1].holder is not None
-    assert answers[1].holder.delivery_id == answers[0].number
-
-
-def test_other_bytes_in_the_same_encoding_need_a_comparison_and_nothing_is_written(ledger: Ledger):
-    (holder,) = admit(ledger, arrival(1))
-    with ledger.transaction() as tx:
-        (candidate_id,) = moves.add_candidates(
-            tx, [NewCandidate(inbox="in", relative_path="x", source=source(1))], now=NOW
-        )
-    with ledger.transaction() as tx:
-        (answer,) = moves.admit(tx, [arrival(1, seed="other", candidate_id=candidate_id)], now=NOW)
-
-    assert answer.needs_compare
-    assert answer.number is None
-    assert answer.holder is not None
-    assert answer.holder.path is not None
-    assert answer.holder.path.startswith("/")
-    assert len(queries.left_candidates(ledger)) == 1
-
-    with ledger.transaction() as tx:
-        (judged,) = moves.admit(
-            tx,
-            [arrival(1, seed="other", candidate_id=candidate_id)],
-            judged={0: [Judged(holder_id=holder, sameness=Sameness.SAME)]},
-            now=NOW,
-        )
-    assert judged.state is State.DUPLICATE
-    assert queries.left_candidates(ledger) == []
-
-
-def test_comparison_with_a_row_that_no_longer_holds_the_identity_does_not_count(ledger: Ledger):
-    holder = entry_in(ledger, State.FAILED)
-    (new_holder,) = admit(ledger, arrival(1))
-    with ledger.transaction() as tx:
-        (answer,) = moves.admit(
-            tx, [arrival(1, seed="other")], judged={0: [Judged(holder_id=holder, sameness=Sameness.SAME)]}, now=NOW
-        )
-    assert answer.needs_compare
-    assert answer.holder is not None
-    assert answer.holder.delivery_id == new_holder
+    assert answers[1].number is not None
+    assert holder_of(ledger, answers[1].number) == answers[0].number
 
 
 def test_other_encoding_is_a_conflict_that_points_to_its_holder(ledger: Ledger):
@@ -228,11 +191,13 @@ def test_identity_is_held_over_all_hosts(tmp_path: Path, ledger: Ledger):
         with other.transaction() as tx:
             (answer,) = moves.admit(tx, [arrival(1)], now=NOW)
         assert answer.state is State.DUPLICATE
-        assert answer.holder is not None
-        assert (answer.holder.delivery_id, answer.holder.path) == (
-            holder,
-            f"{tmp_path}/spool-host-a/{queries.entry(ledger, holder).path}",
-        )
+        assert answer.number is not None
+        assert holder_of(ledger, answer.number) == holder
+        (differs,) = admit(other, arrival(1, seed="other"))
+        (row,) = queries.rows_to_compare(other, limit=9)
+        held = f"{tmp_path}/spool-host-a/{queries.entry(ledger, holder).path}"
+        assert (row.delivery_id, row.holder.delivery_id, row.holder.path) == (differs, holder, held)
+        assert queries.rows_to_compare(ledger, limit=9) == []
         assert queries.studies_due(other, now=LATER) == []
         with other.transaction() as tx:
             assert moves.claim(tx, "1.2.1", now=LATER) is None
@@ -814,8 +779,8 @@ def test_changed_file_may_turn_out_to_be_another_object(ledger: Ledger):
         answer = moves.reread(tx, delivery_id, arrival(2, study=2), now=LATER)
 
     assert answer.state is State.DUPLICATE
-    assert answer.holder is not None
-    assert answer.holder.delivery_id == other
+    assert answer.number is not None
+    assert holder_of(ledger, answer.number) == other
     assert state_of(ledger, duplicate) is State.PENDING  # what it was a duplicate of is gone
 
 
@@ -823,11 +788,10 @@ def test_duplicate_of_a_row_whose_bytes_changed_is_sent_and_the_other_bytes_are_
     delivery_id, duplicate = admit(ledger, arrival(1), arrival(1))
     send(ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
     new = arrival(1, seed="new")
-    judged = [Judged(holder_id=duplicate, sameness=Sameness.OTHER)]
     with ledger.transaction() as tx:
-        assert moves.reread(tx, delivery_id, new, now=LATER).needs_compare
-        told = moves.reread(tx, delivery_id, new, judged=judged, now=LATER)
+        told = moves.reread(tx, delivery_id, new, now=LATER)
     assert told.number is not None
+    compare(ledger, told.number, Sameness.OTHER)
     states = [state_of(ledger, each) for each in (delivery_id, duplicate, told.number)]
     assert states == [State.DISCARDED, State.PENDING, State.CONFLICT]
     assert_ledger_holds(ledger)
@@ -850,22 +814,6 @@ def test_unchanged_file_that_was_read_again_keeps_its_duplicates(ledger: Ledger)
     with ledger.transaction() as tx:
         moves.reread(tx, delivery_id, arrival(1), now=LATER)
     assert state_of(ledger, duplicate) is State.DUPLICATE
-
-
-def test_reread_that_needs_a_comparison_waits_for_it(ledger: Ledger):
-    (delivery_id,) = admit(ledger, arrival(1))
-    (other,) = admit(ledger, arrival(2, study=2))
-    with ledger.transaction() as tx:
-        asked = moves.reread(tx, delivery_id, arrival(2, study=2, seed="differs"), now=LATER)
-        assert asked.needs_compare
-        told = moves.reread(
-            tx,
-            delivery_id,
-            arrival(2, study=2, seed="differs"),
-            judged=[Judged(holder_id=other, sameness=Sameness.OTHER)],
-            now=LATER,
-        )
-    assert told.state is State.CONFLICT
 
 
 def test_changed_file_that_is_no_longer_whole_is_rejected(ledger: Ledger):

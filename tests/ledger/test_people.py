@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.ledger import Choice, InboxSummary, Ledger, OperatorRequest, RefusedMove, moves, queries
-from ingestd.lifecycle import BatchLimits, Pause, PauseCause, Reason, State
+from ingestd.lifecycle import BatchLimits, Pause, PauseCause, Reason, Sameness, State
 from tests.ledger_builders import (
     LATER,
     NOW,
@@ -16,6 +16,7 @@ from tests.ledger_builders import (
     apply,
     arrival,
     assert_ledger_holds,
+    compare,
     confirm,
     entry_in,
     identity,
@@ -194,6 +195,8 @@ def test_duplicates_of_a_discarded_conflict_meet_whoever_holds_the_identity_now(
     with ledger.transaction() as tx:
         moves.discard(tx, holder, now=LATER)
 
+    for each in (same, other):
+        assert compare(ledger, each, Sameness.OTHER) is State.CONFLICT
     assert [state_of(ledger, each) for each in (same, other, new_holder)] == [
         State.CONFLICT,
         State.CONFLICT,

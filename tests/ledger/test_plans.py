@@ -148,6 +148,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     ),
     "reader": lambda ledger: (
         queries.rows_to_read(ledger),
+        queries.rows_to_compare(ledger, limit=64),
         queries.requested_rows(ledger),
         queries.rejected_files(ledger),
     ),

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from ingestd.ledger import Ledger, moves, queries
-from ingestd.lifecycle import Reason, State
+from ingestd.lifecycle import Reason, Sameness, State
 from tests.ledger_builders import (
     BACKOFF,
     LATER,
     admit,
     arrival,
+    compare,
     confirm,
     entry_in,
     open_ledger,
@@ -66,6 +67,15 @@ def test_duplicate_takes_the_place_of_what_waits_elsewhere_and_is_sent(ours: Led
     assert {entry and entry.state for entry in (queries.entry(ours, each) for each in (holder, second))} == {
         State.DUPLICATE
     }
+
+
+def test_what_was_not_compared_takes_no_place_before_it_is(ours: Ledger, theirs: Ledger):
+    holder = entry_in(theirs, State.PENDING)
+    (delivery_id,) = admit(ours, arrival(1, seed="other"))
+    assert take_over(ours, hosts={"send"}) == 0
+    assert compare(ours, delivery_id, Sameness.SAME) is State.DUPLICATE
+    assert take_over(ours, hosts={"send"}) == 1
+    assert [state_of(ours, each) for each in (holder, delivery_id)] == [State.DUPLICATE, State.PENDING]
 
 
 def test_what_returns_to_a_row_whose_place_was_taken_meanwhile_moves_nothing(ours: Ledger, theirs: Ledger):

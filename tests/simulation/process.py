@@ -50,10 +50,6 @@ class Process:
         stages = self.daemon.loop.stages if self.daemon is not None else ()
         return [type(stage).__name__ for stage in stages if not stage.is_idle]
 
-    def waits_for_copy(self, destination: str) -> bool:
-        """Whether a file waits for a copy that this one has, to be compared with it."""
-        return self.daemon is not None and not self.daemon.stages.servers[destination].server_copies.is_idle
-
     def tick(self) -> float:
         """Turn the loop once; say when it wants to be turned again (the machine's ``mono``)."""
         daemon = self.daemon or self._begin()

@@ -225,12 +225,11 @@ class Simulation:
         self._judge_the_end()
 
     def _rest_without(self, away: SimServer, within: timedelta) -> None:
-        """One that is away holds up nothing of another, but for a file that has to be compared with its copy first."""
+        """One that is away holds up nothing of another."""
         self._tell(f"-- but {away.name} is away")
         away.is_away = True
         self._rest(lambda: not self._unsettled(but_for=away.name), within)
-        unsettled = self._unsettled(but_for=away.name)
-        if unsettled and not self._process.waits_for_copy(away.name):
+        if unsettled := self._unsettled(but_for=away.name):
             self._violated([f"{away.name} is away, and what is for the other does not come to rest: {unsettled}"])
         self._tell(f"-- {away.name} is back")
         away.is_away = False
@@ -277,7 +276,8 @@ class Simulation:
         marks = ",".join("?" * len(BETWEEN))
         deliveries = self._process.ask(
             f"SELECT 'row ' || delivery.id || ' ' || state FROM delivery"
-            f" JOIN destination ON destination.id = destination_id WHERE state IN ({marks}) AND name != ?",
+            f" JOIN destination ON destination.id = destination_id"
+            f" WHERE (state IN ({marks}) OR reason = 'not_compared') AND name != ?",
             *BETWEEN,
             but_for,
         )

@@ -3,6 +3,7 @@
 ``queries.studies_due(ledger, now=now)`` is a hint; with ``tx`` in the place of the ledger it is what is acted upon.
 """
 
+from .comparing import rows_to_compare
 from .due import (
     newest_stored,
     next_check_at,

@@ -10,9 +10,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, select
 
-from ingestd.lifecycle import FILE_ENDS, NEEDS_PERSON, UNCONFIRMED, Jump, Reason, State, needs_person
+from ingestd.lifecycle import FILE_ENDS, NEEDS_PERSON, Jump, Reason, State, needs_person
 
 from .. import dialect
+from ..counters import COUNTS_WAITING
 from ..reports import Count, Status
 from ..row import ENDED, ON_ITS_WAY, ZERO, jump_of
 from ..schema import alarm, attempt, delivery, destination, file, history, inbox, spool, state_count, study_sum
@@ -107,7 +108,7 @@ def destinations(ledger: Queryable) -> tuple[DestinationStatus, ...]:
                 func.sum(state_count.c.entries).label("entries"),
                 func.sum(state_count.c.size_bytes).label("size_bytes"),
             )
-            .where(state_count.c.state.in_(sorted(UNCONFIRMED)))
+            .where(COUNTS_WAITING)
             .group_by(state_count.c.destination_id)
         )
     }
@@ -201,13 +202,12 @@ def _inboxes(ledger: Queryable) -> tuple[InboxSummary, ...]:
 
 
 def unfinished(ledger: Queryable, *, host: str | None = None) -> int:
-    """Count the rows of this host, or of another, that are still on their way."""
+    """Count the rows of this host, or of another, that are still on their way, or have to be compared."""
     entries = func.coalesce(func.sum(state_count.c.entries), 0).label("rows")
     of_host: ColumnElement[bool] = state_count.c.spool_id == ledger.spool_id
     if host is not None:
         of_host = state_count.c.spool_id.in_(select(spool.c.id).where(spool.c.host == host))
-    on_their_way = state_count.c.state.in_(list(UNCONFIRMED))
-    return int(ledger.fetch_one(select(entries).where(of_host, on_their_way)).rows)
+    return int(ledger.fetch_one(select(entries).where(of_host, COUNTS_WAITING)).rows)
 
 
 def clock(ledger: Queryable) -> ClockLine | None:

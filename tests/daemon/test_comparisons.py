@@ -1,0 +1,139 @@
+"""Other bytes under an identity that a destination has: a row that waits to be compared, and holds nothing up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingestd.config import Config
+from ingestd.ledger import Choice, Ledger, queries
+from ingestd.lifecycle import Reason, State
+from tests.builders import instance_bytes
+from tests.daemon.test_destinations import addresses, configure, drop, run, servers, states, stopped
+from tests.daemon.test_promise import encodings_of_one_object, running, turn
+from tests.emulating import EmulatorProcess
+
+__all__ = ["servers"]
+
+ONLY_ARCHIVE = "rules:\n  - {when: {inbox: er}, to: [archive]}\n  - {when: {}, to: [archive, research]}\n"
+AWAY = {("archive", "CONFIRMED"): 1, ("archive", "DUPLICATE"): 1, ("research", "CONFIRMED"): 1}
+
+
+def kept(folder: Path) -> int:
+    return sum(path.is_file() for path in (folder / "spool" / "files").rglob("*"))
+
+
+def only_the_archive_has_it(folder: Path, servers: dict[str, EmulatorProcess], content: bytes) -> Config:
+    """Our own copy of it is gone."""
+    config = configure(folder, addresses(servers), rules=ONLY_ARCHIVE, retain="0s")
+    (folder / "er" / "first").write_bytes(content)
+    run(config)
+    assert states(config) == {("archive", "CONFIRMED"): 1}
+    assert kept(folder) == 0
+    return config
+
+
+def reasons(config: Config) -> dict[State, str]:
+    with Ledger.open(config.ledger, read_only=True) as ledger:
+        return {entry.state: str(entry.reason) for entry in queries.entries(ledger) if entry.destination == "archive"}
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_file_that_only_an_away_server_can_be_compared_with_goes_to_the_other_meanwhile(
+    tmp_path: Path, servers: dict[str, EmulatorProcess], monkeypatch: pytest.MonkeyPatch, is_same: bool
+) -> None:
+    """It was taken in nowhere until that server was back, and so was whatever came behind enough of such files."""
+    monkeypatch.setattr("ingestd.daemon.admission._IN_HAND_MOST", 1)
+    one, other = encodings_of_one_object()
+    config = only_the_archive_has_it(tmp_path, servers, one)
+    others = other if is_same else one[:-2] + bytes([one[-2] ^ 1, one[-1]])
+    with stopped(servers["archive"]):
+        (tmp_path / "ward" / "again").write_bytes(others)
+        with running(config) as daemon:
+            turn(daemon, lambda: states(config) == AWAY)
+            assert reasons(config)[State.DUPLICATE] == Reason.NOT_COMPARED
+            drop(tmp_path, "ward", 1)
+            turn(daemon, lambda: states(config)["research", "CONFIRMED"] == 2)
+            daemon.stages.retention.hurry()
+        with running(config) as daemon:  # and it is compared although it was taken in by another run
+            turn(daemon, lambda: not daemon.stages.servers["archive"].comparisons.is_idle)
+            assert reasons(config)[State.DUPLICATE] == Reason.NOT_COMPARED
+            assert kept(tmp_path) == 2
+
+    with running(config) as daemon:
+        if is_same:
+            turn(daemon, lambda: reasons(config).get(State.DUPLICATE) == Reason.SAME_CONTENT)
+            turn(daemon, lambda: kept(tmp_path) == 0)
+        else:
+            turn(daemon, lambda: reasons(config).get(State.CONFLICT) == Reason.OTHER_CONTENT)
+            turn(daemon, lambda: kept(tmp_path) == 1)
+
+
+def test_what_waits_for_copies_lets_by_what_can_be_compared_here(
+    tmp_path: Path, servers: dict[str, EmulatorProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingestd.daemon.comparisons._AT_ONCE", 2)
+    monkeypatch.setattr("ingestd.daemon.comparisons._COPIES_AT_ONCE", 1)
+    config = configure(tmp_path, addresses(servers), rules=ONLY_ARCHIVE, retain="0s")
+    studies = [f"1.2.{number}" for number in range(5)]
+    for study in studies:
+        (tmp_path / "er" / study).write_bytes(encodings_of_one_object(study)[0])
+    run(config)
+    with stopped(servers["archive"]):
+        for study in studies:
+            (tmp_path / "ward" / study).write_bytes(encodings_of_one_object(study)[1])
+        with running(config) as daemon:
+            turn(daemon, lambda: states(config)["archive", "DUPLICATE"] == 5)
+            for name, content in zip("ab", encodings_of_one_object("1.2.9"), strict=True):
+                (tmp_path / "er" / name).write_bytes(content)
+                turn(daemon, lambda: not any(path.is_file() for path in (tmp_path / "er").iterdir()))
+
+            def compared() -> int:
+                with Ledger.open(config.ledger, read_only=True) as ledger:
+                    same = Choice(state=State.DUPLICATE, reason=Reason.SAME_CONTENT)
+                    return len(queries.entries(ledger, same))
+
+            turn(daemon, lambda: compared() == 1)
+
+
+def test_file_that_was_written_to_before_it_was_compared_is_what_lies_there_now(
+    tmp_path: Path, servers: dict[str, EmulatorProcess]
+) -> None:
+    one, other = encodings_of_one_object()
+    config = only_the_archive_has_it(tmp_path, servers, one)
+    with stopped(servers["archive"]):
+        (tmp_path / "er" / "again").write_bytes(other)
+        with running(config) as daemon:
+            turn(daemon, lambda: states(config) == {("archive", "CONFIRMED"): 1, ("archive", "DUPLICATE"): 1})
+    (held,) = (path for path in (tmp_path / "spool" / "files").rglob("*") if path.is_file())
+    whole = instance_bytes(study_uid="1.2.8", series_uid="1.2.8.1", sop_uid="1.2.8.1.1")
+    held.write_bytes(whole)
+    with running(config) as daemon:
+        turn(daemon, lambda: states(config) == {("archive", "CONFIRMED"): 2, ("archive", "DISCARDED"): 1})
+
+
+def test_file_that_is_gone_before_it_was_compared_is_for_a_person(
+    tmp_path: Path, servers: dict[str, EmulatorProcess]
+) -> None:
+    one, other = encodings_of_one_object()
+    config = only_the_archive_has_it(tmp_path, servers, one)
+    with stopped(servers["archive"]):
+        (tmp_path / "er" / "again").write_bytes(other)
+        with running(config) as daemon:
+            turn(daemon, lambda: states(config) == {("archive", "CONFIRMED"): 1, ("archive", "DUPLICATE"): 1})
+    (held,) = (path for path in (tmp_path / "spool" / "files").rglob("*") if path.is_file())
+    held.unlink()
+    with running(config) as daemon:
+        turn(daemon, lambda: reasons(config).get(State.CONFLICT) == Reason.GONE)
+
+
+def test_single_run_waits_for_the_comparison(tmp_path: Path, servers: dict[str, EmulatorProcess]) -> None:
+    one, other = encodings_of_one_object()
+    config = only_the_archive_has_it(tmp_path, servers, one)
+    (tmp_path / "er" / "again").write_bytes(other)
+    with stopped(servers["archive"]):
+        ended = run(config, seconds=3)
+        assert (ended.done, ended.unfinished) == (False, 1)
+    assert run(config).done
+    assert reasons(config) == {State.CONFIRMED: Reason.CONTENT_CHECK, State.DUPLICATE: Reason.SAME_CONTENT}
