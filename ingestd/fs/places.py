@@ -115,10 +115,16 @@ def remove_scratch(path: Path) -> None:
         path.unlink()
 
 
-def may_open(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> bool:
-    """Whether this user may; raises OSError where something else fails, which os.access calls a refusal as well."""
+def may_open(path: str | os.PathLike[str], mode: int = os.R_OK) -> bool:
+    """Whether this user may; raises OSError where something else fails, which os.access calls a refusal as well.
+
+    No descriptor of it is closed: that would take the locks of this process on it along (fcntl(2)).
+    """
+    if os.access(path, mode, effective_ids=True):
+        return True
     try:
-        os.close(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC))
+        # Only to hear why not. Should it work after all, because a fault is over, it stays open.
+        os.open(path, (os.O_RDWR if mode & os.W_OK else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
             raise

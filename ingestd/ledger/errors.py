@@ -169,7 +169,7 @@ def _unread(file: Path, what: str) -> LedgerError:
 def may_write(file: Path) -> bool:
     """Whether this user may write the ledger and make files beside it; raises LedgerUnread where its disk fails."""
     try:
-        if may_open(file, os.O_RDWR) and os.access(file.parent, os.W_OK):
+        if may_open(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK):
             return True
         file.parent.stat()
     except OSError as error:
@@ -180,8 +180,9 @@ def may_write(file: Path) -> bool:
 def _not_opened(file: Path, name: str) -> LedgerError:
     """Find out why: SQLite calls a missing file, a lack of rights and a lack of descriptors the same."""
     try:
-        for place in (file, file.parent):
-            os.close(os.open(place, os.O_RDONLY | os.O_CLOEXEC))
+        file.stat()
+        # Whether a descriptor can be had says the folder: to close one of the file would take its locks along.
+        os.close(os.open(file.parent, os.O_RDONLY | os.O_CLOEXEC))
     except PermissionError:
         return permission(file, "use")
     except FileNotFoundError:

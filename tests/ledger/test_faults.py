@@ -106,11 +106,12 @@ def test_page_that_could_not_be_read_is_no_damage_and_a_wrong_page_is():
     assert "is damaged" in str(not_whole(file, ["row 3 missing from index instance_by_path"]))
 
 
-def test_ledger_that_is_looked_at_for_damage_stays_locked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_READONLY"])
+def test_ledger_that_is_looked_at_stays_locked(tmp_path: Path, name: str) -> None:
     """A descriptor of its file was closed, and with that SQLite's locks were gone: two could write at once."""
     file = tmp_path / "ledger.db"
     error = sqlite3.DatabaseError()
-    error.sqlite_errorname = "SQLITE_CORRUPT"
+    error.sqlite_errorname = name
     other = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
     with closing(sqlite3.connect(file, isolation_level=None)) as ledger:
         ledger.execute("CREATE TABLE one (x)")
