@@ -477,6 +477,18 @@ _TENTH = (
             AND identity IS NOT NULL AND transfer_syntax IS NOT NULL AND digest IS NOT NULL
             AND meta_digest IS NOT NULL AND dataset_offset IS NOT NULL))
     ) {strict}""",
+    # Where rows have one path, what lies there is what the newest of them has: other bytes took the older ones' place.
+    """CREATE TABLE overwritten AS
+        SELECT instance.id, max(newer.id) AS newest, max(newer.admitted_at) AS at
+        FROM instance JOIN instance AS newer INDEXED BY instance_file
+            ON newer.path = instance.path AND newer.host = instance.host AND newer.id > instance.id
+            AND newer.removed_at IS NULL AND newer.in_place = 0
+        WHERE instance.removed_at IS NULL AND instance.in_place = 0 GROUP BY instance.id""",
+    "UPDATE instance SET need = NULL, wish = NULL WHERE id IN (SELECT id FROM overwritten)",
+    """INSERT INTO history (entry_id, at, before, after, reason, note)
+        SELECT instance.id, at, state, state, 'changed',
+            'its bytes are gone; what lies in their place was read as row ' || newest
+        FROM overwritten JOIN instance ON instance.id = overwritten.id""",
     # Not renamed but in place: it is the largest table of all.
     "ALTER TABLE history RENAME COLUMN entry_id TO file_id",
     "ALTER TABLE history ADD COLUMN delivery_id {int}",
@@ -519,6 +531,10 @@ _TENTH = (
         reencoded_dataset_offset, reencoded_size_bytes, changed_at,
         CASE WHEN reencoded_path IS NULL THEN coalesce(settled_at, changed_at) ELSE removed_at END, reencoded_ctime_ns
         FROM instance JOIN study ON study.uid = study_uid WHERE reencoded_digest IS NOT NULL""",
+    """UPDATE file SET removing_at = at, removed_at = at,
+        in_spool = file.id IN (SELECT file_id FROM rendition WHERE removed_at IS NULL)
+        FROM overwritten WHERE overwritten.id = file.id""",
+    "DROP TABLE overwritten",
     f"""CREATE TABLE delivery (
         id {{key}},
         file_id {{int}} NOT NULL REFERENCES file (id),

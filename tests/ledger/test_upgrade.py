@@ -15,6 +15,7 @@ from ingestd.ledger.identity import hash_of_uids
 from ingestd.ledger.migrations import MIGRATIONS
 from ingestd.lifecycle import BatchLimits, StudyQueue, study_due_at
 from tests.former_ledgers import SCHEMA, make_former_ledger
+from tests.recounting import problems_of_files, problems_of_rows, problems_of_sums, rows_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A row without a delivery is one that was rejected, whatever a person did with it since.
@@ -164,6 +165,31 @@ def test_copies_that_are_sent_instead_become_renditions(file: Path):
             f"{gone} (reencoded_path IS NULL OR removed_at IS NOT NULL)",
             "SELECT file_id FROM rendition WHERE removed_at IS NOT NULL",
         )
+
+
+def test_path_that_two_rows_name_is_the_newer_ones(file: Path):
+    """Such a ledger could not be brought up to date at all."""
+    with closing(opened(file)) as driver:
+        # Confirmed; sent as a copy; rejected, and wanted; to be read again, twice over.
+        former = {5: 8, 18: 22, 28: 31, 34: 37, 35: 37}
+        for older, newer in [*former.items(), (3, 41)]:  # and a path in another spool
+            path = "(SELECT path FROM instance WHERE id = ?)"
+            driver.execute(f"UPDATE instance SET path = {path} WHERE id = ?", (newer, older))
+
+    with upgraded(file) as driver:
+        gone = dict(driver.execute("SELECT id, in_spool FROM main.file WHERE removed_at IS NOT NULL AND in_place = 0"))
+        before = {number for (number,) in driver.execute("SELECT id FROM old.instance WHERE removed_at IS NOT NULL")}
+        assert {number: gone[number] for number in gone.keys() - before} == {5: 0, 18: 1, 28: 0, 34: 0, 35: 0}
+        for wanted in (
+            "SELECT id FROM main.delivery WHERE need IS NOT NULL",
+            "SELECT id FROM file WHERE wish IS NOT NULL",
+        ):
+            assert not {number for (number,) in driver.execute(wanted)} & gone.keys()
+        told = "SELECT file_id, note FROM main.history WHERE reason = 'changed' AND before = after ORDER BY id"
+        note = "its bytes are gone; what lies in their place was read as row {}"
+        assert dict(driver.execute(told)) == {number: note.format(former[number]) for number in former}
+        rows = rows_of(driver)
+        assert [*problems_of_sums(driver, rows), *problems_of_rows(driver, rows), *problems_of_files(driver)] == []
 
 
 def test_histories_and_attempts_stay(file: Path):
