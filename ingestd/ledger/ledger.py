@@ -259,6 +259,8 @@ class Ledger(Session):
             sqlite_file.install_guards(self.connection)
             self._adopt_destinations(destinations)
             if self.host:
+                if not self.served:
+                    raise LedgerError(f"the ledger {self.file} knows no destination, and none was given")
                 self._put_host(limits or BatchLimits())
                 self.search_key.expect(rehearsal=rehearsal)
             if rehearsal:

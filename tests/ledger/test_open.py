@@ -263,6 +263,18 @@ def set_schema(folder: Path, value: int) -> None:
     connection.close()
 
 
+def test_whoever_takes_files_in_says_where_they_go_unless_the_ledger_knows(tmp_path: Path):
+    """The first admission failed, with a foreign key."""
+    with pytest.raises(LedgerError, match="knows no destination"):
+        Ledger.open(url(tmp_path), host="host-a", spool=tmp_path)
+    with open_ledger(tmp_path):
+        pass
+
+    with Ledger.open(url(tmp_path), host="host-a", spool=tmp_path) as ledger:
+        admit(ledger, arrival(1))
+        assert queries.counts(ledger)[State.PENDING] == 1
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 def test_ledger_of_a_newer_version_is_left_alone(tmp_path: Path, *, read_only: bool):
     with open_ledger(tmp_path):
