@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -49,10 +49,11 @@ _UNPROVEN = frozenset({State.SENDING, State.STORED, State.UNCERTAIN})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settled:
-    """What became of the rows that were asked about."""
+    """What became of a destination's rows that were to be asked about; ``error``: why they could not be."""
 
     states: dict[str, int]
     waiting: int
+    error: str | None
 
 
 @click.command("reconcile", short_help="Ask the server now whether it has what it should have.")
@@ -85,7 +86,8 @@ def command(
     """Ask the server now whether it has what it should have.
 
     Without --full: every file that is STORED or UNCERTAIN is asked about at once instead of in its turn; nothing is
-    sent. With a daemon or `ingestd send` running, each asks about its own files.
+    sent. With a daemon or `ingestd send` running, each asks about its own files. Where one of several destinations
+    cannot be asked, the others are.
 
     With --full every study of the ledger is compared with the server's: instances that only the ledger has (absent
     twice, they become DELETED), instances and studies that only the server has, and, with --compare, content that
@@ -104,13 +106,18 @@ def command(
     if compare:
         raise click.UsageError("--compare goes with --full")
     settled = ask_now(settings, names, timeout or timedelta(minutes=1))
+    several = len(settings.destinations) > 1
     if as_json:
-        print_json({"states": settled.states, "waiting": settled.waiting})
+        # As with --full, one destination alone is told as it always was.
+        only = settled[names[0]]
+        plains = {name: asdict(each) for name, each in settled.items()}
+        print_json({"destinations": plains} if several else {"states": only.states, "waiting": only.waiting})
     else:
-        click.echo(_words(settled))
-    if settled.waiting:
+        for name, each in settled.items():
+            click.echo(f"{name}: {_words(each)}" if several else _words(each))
+    if any(each.waiting for each in settled.values()):
         return ExitCode.TIMEOUT
-    trouble = {"FAILED", "CONFLICT", "DELETED"} & set(settled.states)
+    trouble = any({"FAILED", "CONFLICT", "DELETED"} & each.states.keys() for each in settled.values())
     return ExitCode.NEEDS_PERSON if trouble else ExitCode.DONE
 
 
@@ -119,13 +126,15 @@ def _words(settled: Settled) -> str:
         return "nothing waits for proof"
     told = [f"{count} {state}" for state, count in sorted(settled.states.items())]
     told += [f"{settled.waiting} still not settled"] if settled.waiting else []
-    return f"asked: {', '.join(told)}"
+    begins = f"cannot be asked: {plain(settled.error)};" if settled.error else "asked:"
+    return f"{begins} {', '.join(told)}"
 
 
-def ask_now(config: Config, names: list[str], timeout: timedelta) -> Settled:
+def ask_now(config: Config, names: list[str], timeout: timedelta) -> dict[str, Settled]:
     """Have all that waits for proof at these destinations asked about now, by who has it in hand or by ourselves.
 
-    The daemon's files and those of ``ingestd send`` are two processes' business, on one ledger.
+    The daemon's files and those of ``ingestd send`` are two processes' business, on one ledger. Where one of several
+    destinations is away, what waits there is not waited for; where the only one is, DicomWebError may be raised.
     """
     from ingestd.daemon import sending_config
     from ingestd.inbox import Spool
@@ -134,34 +143,64 @@ def ask_now(config: Config, names: list[str], timeout: timedelta) -> Settled:
     from .audit import open_as_daemon
 
     deadline = boottime() + timeout.total_seconds()
-    asked: list[int] = []
+    asked: dict[str, list[int]] = {name: [] for name in names}
+    away: dict[str, str] = {}
     with open_as_daemon(config, Spool(config.spool.path)) as ledger:
         for whose in (config, sending_config(config)):
             host, pid = host_of(whose.spool.path), who_runs(whose.spool.path)
             if not host:
                 continue
-            theirs = list(_unproven_ids(ledger, host, names, crashed=pid is None))
-            for start in range(0, len(theirs), 1000):
+            theirs = _unproven_ids(ledger, host, names, crashed=pid is None)
+            if len(config.destinations) > 1:
+                away |= _who_is_away(config, theirs.keys() - away.keys())
+            everyone = [delivery_id for ids in theirs.values() for delivery_id in ids]
+            for start in range(0, len(everyone), 1000):
                 with ledger.transaction() as tx:
-                    moves.check_again(tx, theirs[start : start + 1000], at=datetime.now(UTC))
-            if theirs and pid is None:
-                _ask_ourselves(whose, names, theirs, deadline)
-            asked += theirs
-        while _waiting(ledger, asked) and boottime() < deadline:
+                    moves.check_again(tx, everyone[start : start + 1000], at=datetime.now(UTC))
+            there = _but(away, theirs)
+            if there and pid is None:
+                _ask_ourselves(whose, there, deadline)
+            for name, ids in theirs.items():
+                asked[name] += ids
+        while _waiting(ledger, _but(away, asked)) and boottime() < deadline:
             time.sleep(LOOK_EVERY_SECONDS)
-        return _what_became(ledger, asked)
+        return {name: _what_became(ledger, ids, away.get(name)) for name, ids in asked.items()}
 
 
-def _unproven_ids(ledger: Ledger, host: str, names: list[str], *, crashed: bool) -> Iterator[int]:
-    """Say which rows of a host wait for proof.
+def _unproven_ids(ledger: Ledger, host: str, names: list[str], *, crashed: bool) -> dict[str, list[int]]:
+    """Say which rows of a host wait for proof, by destination.
 
     Without its process, what is SENDING was left so by a crash: nobody knows whether it arrived.
     """
     from ingestd.ledger import Choice, queries
 
+    found: dict[str, list[int]] = {}
     for state in (State.STORED, State.UNCERTAIN, *([State.SENDING] if crashed else [])):
         for page in pages(partial(queries.entries, ledger, Choice(state=state))):
-            yield from (entry.delivery_id for entry in page if entry.host == host and entry.destination in names)
+            for entry in page:
+                if entry.host == host and entry.destination in names:
+                    found.setdefault(entry.destination, []).append(entry.delivery_id)
+    return found
+
+
+def _who_is_away(config: Config, names: Iterable[str]) -> dict[str, str]:
+    """Say which of these destinations cannot be asked now, and why."""
+    from ingestd.daemon.settings import client_of
+    from ingestd.dicomweb import DicomWebError
+    from ingestd.sender import probe_profile
+
+    away = {}
+    for name in names:
+        with client_of(config.destinations[name]) as client:
+            try:
+                probe_profile(client)
+            except DicomWebError as error:
+                away[name] = str(error)
+    return away
+
+
+def _but(away: Container[str], asked: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    return {name: ids for name, ids in asked.items() if ids and name not in away}
 
 
 def _states(ledger: Ledger, asked: list[int]) -> Iterator[State]:
@@ -171,18 +210,18 @@ def _states(ledger: Ledger, asked: list[int]) -> Iterator[State]:
         yield from (row.state for row in queries.unproven_rows(ledger, asked[start : start + 1000]))
 
 
-def _waiting(ledger: Ledger, asked: list[int]) -> bool:
-    return any(state in _UNPROVEN for state in _states(ledger, asked))
+def _waiting(ledger: Ledger, asked: Mapping[str, list[int]]) -> bool:
+    return any(state in _UNPROVEN for ids in asked.values() for state in _states(ledger, ids))
 
 
-def _what_became(ledger: Ledger, asked: list[int]) -> Settled:
+def _what_became(ledger: Ledger, asked: list[int], error: str | None) -> Settled:
     counts = Counter(_states(ledger, asked))
     waiting = sum(counts.pop(state, 0) for state in _UNPROVEN)
-    return Settled(states={str(state): count for state, count in counts.items()}, waiting=waiting)
+    return Settled(states={str(state): count for state, count in counts.items()}, waiting=waiting, error=error)
 
 
-def _ask_ourselves(config: Config, names: list[str], asked: list[int], deadline: float) -> None:
-    """Run the daemon's rooms without inboxes, and without sending, until these rows are settled."""
+def _ask_ourselves(config: Config, asked: Mapping[str, list[int]], deadline: float) -> None:
+    """Run the daemon's rooms without inboxes, and without sending, until these rows, by destination, are settled."""
     from ingestd.daemon import Daemon
     from ingestd.sender import probe_profile
 
@@ -191,11 +230,11 @@ def _ask_ourselves(config: Config, names: list[str], asked: list[int], deadline:
     try:
         daemon.gates.claims.shut("reconcile")
         daemon.progress.flushes = True
-        for server in map(daemon.workers.servers.__getitem__, names):
+        for server in map(daemon.workers.servers.__getitem__, asked):
             server.sender.profile = server.sender.profile or probe_profile(server.client)
         daemon.start()
         stages, ledger = daemon.stages, daemon.ledger
-        asking = [stages.servers[name].verification for name in names]
+        asking = [stages.servers[name].verification for name in asked]
         daemon.loop.run_until(
             lambda: all(stage.is_idle for stage in asking) and not _waiting(ledger, asked), deadline=deadline
         )

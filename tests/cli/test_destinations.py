@@ -13,6 +13,7 @@ from ingestd.ledger import LedgerError
 from tests.builders import write_instance
 from tests.commanding import Command, command_in
 from tests.daemon.test_destinations import addresses, configure, drop, run, servers, states, stopped
+from tests.daemon.test_promise import running, turn
 from tests.emulating import EmulatorProcess
 
 __all__ = ["servers"]
@@ -65,6 +66,30 @@ def test_reconcile_asks_only_the_one_that_is_named(tmp_path: Path, servers: Serv
     with stopped(servers["research"]):
         assert command("reconcile", "--destination", "archive").code == 0
         assert command("reconcile", "--full", "--destination", "research").code == 3
+
+
+def test_reconcile_asks_the_others_where_one_is_away(tmp_path: Path, servers: Servers, command: Command) -> None:
+    """It ended as soon as the first one could not be asked, and left what waits at the others."""
+    config = configure(tmp_path, addresses(servers), interval="10m")
+    with running(config) as daemon:
+        drop(tmp_path, "er", 1)
+        turn(daemon, lambda: states(config) == {("archive", "STORED"): 1, ("research", "STORED"): 1})
+
+    with stopped(servers["archive"]):
+        said = command("reconcile")
+        assert states(config) == {("archive", "STORED"): 1, ("research", "CONFIRMED"): 1}
+        again = command("reconcile", "--json")
+
+    assert said.code == again.code == 3
+    archive, research = said.out.splitlines()
+    assert archive.startswith("archive: cannot be asked: ")
+    assert archive.endswith("; 1 still not settled")
+    assert research == "research: asked: 1 CONFIRMED"
+    told = again.json["destinations"]
+    assert told["archive"].pop("error") in archive
+    assert told == {"archive": {"states": {}, "waiting": 1}, "research": {"states": {}, "waiting": 0, "error": None}}
+    back = command("reconcile")
+    assert (back.code, back.out) == (0, "archive: asked: 1 CONFIRMED\nresearch: nothing waits for proof\n")
 
 
 def test_which_of_several_has_to_be_said(tmp_path: Path, servers: Servers, command: Command) -> None:

@@ -28,7 +28,9 @@ def servers(tmp_path: Path) -> Iterator[dict[str, EmulatorProcess]]:
         yield {"archive": archive, "research": research}
 
 
-def configure(folder: Path, servers: dict[str, str], *, rules: str = "", retain: str = "24h") -> Config:
+def configure(
+    folder: Path, servers: dict[str, str], *, rules: str = "", retain: str = "24h", interval: str = "100ms"
+) -> Config:
     """Two inboxes; the servers are given as addresses."""
     for name in ("er", "ward"):
         (folder / name).mkdir(exist_ok=True)
@@ -41,7 +43,7 @@ def configure(folder: Path, servers: dict[str, str], *, rules: str = "", retain:
         "retry: {base: 200ms, cap: 1s}\n"
         f"destinations:\n{destinations}"
         f"{rules}"
-        "reconcile: {interval: 100ms, lag: 1s, absence_wait: 200ms}\n"
+        f"reconcile: {{interval: {interval}, lag: 1s, absence_wait: 200ms}}\n"
         "shutdown_grace: 5s\n"
         "ledger: sqlite:///ledger.db\n"
     )
