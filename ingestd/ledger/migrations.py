@@ -831,6 +831,10 @@ _TENTH = (
 _ELEVENTH = (
     """CREATE INDEX delivery_not_compared ON delivery (destination_id, spool_id, id)
         WHERE reason = 'not_compared'""",
+    # By destination first: what waits at one that is away is in nobody else's way.
+    "DROP INDEX delivery_unconfirmed",
+    """CREATE INDEX delivery_unconfirmed ON delivery (destination_id, admitted_at, id)
+        WHERE holds = 1 AND confirmed_at IS NULL""",
 )
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (

@@ -360,7 +360,7 @@ def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
 
 def test_nothing_unconfirmed_has_no_age(ledger: Ledger):
     entry_in(ledger, State.CONFIRMED)
-    assert queries.oldest_unconfirmed_at(ledger) is None
+    assert queries.oldest_unconfirmed_at(ledger, at=1) is None
     assert queries.unfinished(ledger) == 0
 
 

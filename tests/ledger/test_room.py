@@ -79,6 +79,21 @@ def test_oldest_are_given_up_and_no_more_than_makes_the_room(ledger: Ledger):
     assert first(ledger, 0) == []
 
 
+def test_oldest_are_given_up_whichever_of_several_they_wait_for(ledger: Ledger):
+    second, first_, third = (
+        take(ledger, 1, "research", minutes=2),
+        take(ledger, 2, "archive", minutes=1),
+        take(ledger, 3, *BOTH, minutes=3),
+    )
+
+    def of_both(size_bytes: int, limit: int = 1000) -> list[int]:
+        return queries.given_up_first(ledger, at={ARCHIVE, RESEARCH}, size_bytes=size_bytes, limit=limit)
+
+    assert of_both(1000) == [first_]
+    assert of_both(2000) == of_both(EVERYTHING, limit=2) == sorted([first_, second])
+    assert of_both(EVERYTHING) == sorted([first_, second, third])
+
+
 def test_what_somebody_else_wants_or_the_server_may_have_is_not_given_up(ledger: Ledger):
     wanted = {
         "by another": take(ledger, 1, *BOTH),

@@ -141,7 +141,7 @@ _UNPROVEN_DUE = (*_unproven_whose(_OWN), *_unproven_whose(_CONFIRMED_ELSEWHERE))
 _NEWEST_STORED = (
     _SELECT_UNPROVEN.where(
         ON_ITS_WAY,
-        dialect.unindexed(delivery.c.destination_id) == _DESTINATION,
+        delivery.c.destination_id == _DESTINATION,
         dialect.unindexed(delivery.c.spool_id) == _SPOOL,
         dialect.unindexed(delivery.c.state) == State.STORED,
     )

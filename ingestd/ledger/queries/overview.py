@@ -116,22 +116,20 @@ def destinations(ledger: Queryable) -> tuple[DestinationStatus, ...]:
     for row in ledger.fetch_all(select(destination).order_by(destination.c.id)):
         stands = destination_of(row)
         if (sums := waiting.get(row.id)) is not None and sums.entries:
-            oldest = oldest_unconfirmed_at(ledger, at=row.id if len(waiting) > 1 else None)
             stands = replace(
                 stands,
                 unconfirmed=int(sums.entries),
                 unconfirmed_bytes=int(sums.size_bytes),
-                oldest_unconfirmed_at=oldest,
+                oldest_unconfirmed_at=oldest_unconfirmed_at(ledger, at=row.id),
             )
         found.append(stands)
     return tuple(found)
 
 
-def oldest_unconfirmed_at(ledger: Queryable, *, at: int | None = None) -> datetime | None:
-    """Say since when the oldest file that is still on its way has been in the ledger, by today's clock."""
-    # The oldest of all are walked through to the first of this destination: the order decides, not whose they are.
-    here = () if at is None else (dialect.unindexed(delivery.c.destination_id) == at,)
-    oldest = select(delivery.c.admitted_at).where(ON_ITS_WAY, *here).order_by(delivery.c.admitted_at).limit(1)
+def oldest_unconfirmed_at(ledger: Queryable, *, at: int) -> datetime | None:
+    """Say since when the oldest file that is on its way to a destination has been in the ledger, by today's clock."""
+    here = (ON_ITS_WAY, delivery.c.destination_id == at)
+    oldest = select(delivery.c.admitted_at).where(*here).order_by(delivery.c.admitted_at).limit(1)
     row = ledger.fetch_one(oldest)
     jumps = ledger.fetch_cached(_JUMPS) if row else []
     if not jumps:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from heapq import merge
+from itertools import islice
 
 from sqlalchemy import bindparam, exists, func, or_, select
 
@@ -19,15 +21,14 @@ _IS_WANTED_OTHERWISE = exists().where(
     dialect.unindexed(OF_FILE.c.settled_at).is_(None),
     or_(dialect.unindexed(OF_FILE.c.state) != State.PENDING, ~dialect.among(OF_FILE.c.destination_id, "at")),
 )
-# Walked through from the oldest on: the order decides, not whose they are.
 _FIRST = (
-    select(file.c.id, file.c.size_bytes)
+    select(delivery.c.admitted_at, delivery.c.id, delivery.c.file_id, file.c.size_bytes)
     .select_from(DELIVERED)
     .where(
         ON_ITS_WAY,
         dialect.unindexed(delivery.c.spool_id) == bindparam("spool_id"),
         dialect.unindexed(delivery.c.state) == State.PENDING,
-        dialect.among(dialect.unindexed(delivery.c.destination_id), "at"),
+        delivery.c.destination_id == bindparam("destination_id"),
         file.c.in_place == 0,
         ~_IS_WANTED_OTHERWISE,
         ~RESTS_ON_AWAY,
@@ -58,12 +59,15 @@ def given_up_first(
     ``away`` and ``unasked`` are as in ``removable``: what these hold would make no room.
     """
     asked = {"spool_id": ledger.spool_id, "at": sorted(at), "away": sorted(away), "unasked": sorted(unasked)}
+    asked["limit"] = limit
+    # Each destination has its own in order.
+    lists = [ledger.fetch_all(_FIRST, asked | {"destination_id": each}) for each in at]
     found: set[int] = set()
-    for row in ledger.fetch_all(_FIRST, asked | {"limit": limit}):
+    for row in islice(merge(*lists), limit):
         if size_bytes <= 0:
             break
-        if row.id not in found:
-            found.add(row.id)
+        if row.file_id not in found:
+            found.add(row.file_id)
             size_bytes -= row.size_bytes
     return sorted(found)
 

@@ -7,7 +7,7 @@ an index.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import islice
 from pathlib import Path
@@ -146,8 +146,10 @@ def entries(ledger: Queryable, choice: Choice = _ALL, *, limit: int = 1000, afte
     # An index has each kind of them in order; the kinds are merged here, as no database would by itself.
     states = {choice.state} if choice.state else set(State)
     of_delivery, of_file = delivery.c.__getitem__, file.c.__getitem__
+    here = ledger.destinations.values() if choice.destination is None else [choice.destination]
     lists = [
-        ask(DELIVERED, delivery.c.id, at, of_delivery, *where) for at, where in _lists_of_deliveries(states, choice)
+        ask(DELIVERED, delivery.c.id, at, of_delivery, *where)
+        for at, where in _lists_of_deliveries(states, choice, here)
     ]
     if choice.destination is None:
         lists += [
@@ -159,12 +161,13 @@ def entries(ledger: Queryable, choice: Choice = _ALL, *, limit: int = 1000, afte
 
 
 def _lists_of_deliveries(
-    states: set[State], choice: Choice
+    states: set[State], choice: Choice, here: Iterable[int]
 ) -> Iterator[tuple[ColumnElement[Any], tuple[ColumnElement[bool], ...]]]:
     """Give the lists in which the deliveries in these states stand, each with the instant that orders it."""
     on_their_way = states & UNCONFIRMED
     if on_their_way:
-        yield delivery.c.admitted_at, (ON_ITS_WAY, delivery.c.state.in_(sorted(on_their_way)))
+        in_state = delivery.c.state.in_(sorted(on_their_way))
+        yield from ((delivery.c.admitted_at, (ON_ITS_WAY, delivery.c.destination_id == at, in_state)) for at in here)
     if State.CONFIRMED in states:
         # It was seen again since, if at all.
         since = () if choice.since is None else (delivery.c.confirmed_at >= choice.since,)

@@ -180,7 +180,7 @@ def has_mismatched(ledger: Queryable) -> bool:
 def others_on_their_way(ledger: Queryable, study_uids: Iterable[str]) -> bool:
     """Whether a file of another study than these is still to be proven."""
     these = select(study.c.id).where(study.c.uid.in_(list(study_uids)))
-    others = select(delivery.c.id).where(ON_ITS_WAY, _OF_DESTINATION, delivery.c.study_id.not_in(these))
+    others = select(delivery.c.id).where(ON_ITS_WAY, _AT_DESTINATION, delivery.c.study_id.not_in(these))
     oldest = others.order_by(delivery.c.admitted_at, delivery.c.id).limit(1)
     return ledger.fetch_one(oldest, _own(ledger)) is not None
 
