@@ -103,11 +103,12 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
 def telling(entries: Sequence[Entry]) -> Entry:
     """Give the delivery that says what the file as a whole is.
 
-    It is the one that needs a person, else the one that has come least far: CONFIRMED says that all are.
+    It is the one that needs a person, else the one that has come least far; what was let go of says it only where all
+    was. CONFIRMED says that all others are.
     """
     from ingestd.lifecycle import State, needs_person
 
-    order = [*(State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED, State.DUPLICATE, State.DISCARDED)]
+    order = [State.PENDING, State.SENDING, State.UNCERTAIN, State.STORED, State.DUPLICATE, State.CONFIRMED]
 
     def rank(entry: Entry) -> tuple[bool, int]:
         calls = needs_person(entry.state, entry.reason)

@@ -238,6 +238,9 @@ def test_file_is_what_its_delivery_is_that_needs_a_person_or_has_come_least_far(
     assert whole(State.SENDING, State.STORED) == State.SENDING
     assert whole(State.PENDING, State.FAILED) == State.FAILED
     assert whole(State.DUPLICATE, State.CONFIRMED) == State.DUPLICATE
+    assert whole(State.DISCARDED, State.CONFIRMED) == State.CONFIRMED
+    assert whole(State.DISCARDED, State.PENDING) == State.PENDING
+    assert whole(State.DISCARDED, State.DISCARDED) == State.DISCARDED
 
 
 def test_bar_counts_deliveries(rows, both, archived):
