@@ -141,6 +141,7 @@ class Rows:
         modality: str = "CT",
         sameness: Sameness | None = None,
         route: Route | None = None,
+        priority: int = 0,
     ) -> int:
         """A file taken in: PENDING, or DUPLICATE or CONFLICT as its identity is held by equal or other content."""
         source = self._source()
@@ -170,6 +171,7 @@ class Rows:
             accession_hash=self.ledger.search_key.hash("accession", accession),
             notes=("trailing_padding",),
             route=route,
+            priority=priority,
         )
         with self.ledger.transaction() as tx:
             [admitted] = moves.admit(tx, [arrival], now=self.now)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +30,12 @@ from .common import (
     stopped_send,
     tell_config,
 )
+from .held import limits_of, waits_for
 from .output import ago, plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.config import Config
-    from ingestd.ledger import Alarm, Entry, Ledger, Story
+    from ingestd.ledger import Alarm, DestinationStatus, Entry, Ledger, Story
 
 # A study UID names hundreds of rows; their whole stories are asked for one by one.
 MOST_STORIES = 10
@@ -77,9 +80,8 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         ]
         print_json({"config": settings.file, "files": plains, "found": len(file_ids)})
         return ExitCode.DONE
-    knows_references, sender = _know_references(settings), stopped_send(settings)
+    knows_references, present = _know_references(settings), Present.of(settings, servers)
     folders = {inbox.spool_name: str(inbox.path) for inbox in settings.inboxes}
-    paused = {each.name: each.pause_note or str(each.pause_cause) for each in servers if each.paused_since}
     from ingestd.logs import study_ref
 
     from .explain_screen import Told, drawing
@@ -89,8 +91,7 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         entry = deliveries[0].entry
         reference = study_ref(entry.identity.study_uid) if entry.identity and knows_references else ""
         each_told = [
-            Told(story, _waits_for_proof(story.entry), _step_at_present(story.entry, unanswered, sender, paused))
-            for story in deliveries
+            Told(story, _waits_for_proof(story.entry), present.step(story.entry, unanswered)) for story in deliveries
         ]
         whole = telling([story.entry for story in deliveries])
         show(*drawing(each_told, whole, folders, reference=reference, several=len(servers) > 1))
@@ -279,21 +280,46 @@ def _step(entry: Entry, unanswered: Sequence[Alarm]) -> str:
     return advice_for(entry)
 
 
-def _step_at_present(entry: Entry, unanswered: Sequence[Alarm], sender: str, paused: Mapping[str, str]) -> str:
-    """Say what to do where rows of the host ``sender`` wait for another ``send``.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Present:
+    """What keeps rows from going on just now, by their destination, and whose rows wait for another ``send``."""
 
-    ``paused`` says which destinations are not sent to, and why.
-    """
-    from ingestd.lifecycle import UNCONFIRMED
+    paused: Mapping[str, str]
+    held: Mapping[str, str]
+    sender: str  # the host of rows that only another ``send`` moves; "": none does
+    of_send: str  # the host of all that came by ``send``: no window holds them
 
-    from .advice import AFTER_SEND
+    @classmethod
+    def of(cls, config: Config, servers: Sequence[DestinationStatus]) -> Present:
+        """Look at the configuration and at how the destinations stand."""
+        at = datetime.now(UTC)
+        limits = {each.name: asdict(each) | limits_of(config.destinations.get(each.name), at) for each in servers}
+        return cls(
+            paused={each.name: each.pause_note or str(each.pause_cause) for each in servers if each.paused_since},
+            held={name: waits_for(each, at) for name, each in limits.items()},
+            sender=stopped_send(config),
+            of_send=host_of(config.spool.for_send),
+        )
 
-    step = _step(entry, unanswered)
-    if entry.host == sender and (entry.request or entry.state in UNCONFIRMED):
-        step = AFTER_SEND
-    elif (why := paused.get(entry.destination)) and entry.state in UNCONFIRMED:
-        step = f"{step}; but nothing is sent at present: {why}; see `ingestd status`"
-    return as_typed(step)
+    def step(self, entry: Entry, unanswered: Sequence[Alarm]) -> str:
+        """Say what to do about a row, and what keeps it at present."""
+        from ingestd.lifecycle import UNCONFIRMED
+
+        from .advice import AFTER_SEND
+
+        if entry.host == self.sender and (entry.request or entry.state in UNCONFIRMED):
+            return as_typed(AFTER_SEND)
+        keeps = list(self._keeps(entry)) if entry.state in UNCONFIRMED else []
+        return as_typed(_step(entry, unanswered) + ("; but " if keeps else "") + "; ".join(keeps))
+
+    def _keeps(self, entry: Entry) -> Iterator[str]:
+        from ingestd.lifecycle import AT_ONCE, State
+
+        is_exempt = entry.priority >= AT_ONCE or entry.host == self.of_send
+        if entry.state is State.PENDING and not is_exempt and (held := self.held.get(entry.destination)):
+            yield held
+        if why := self.paused.get(entry.destination):
+            yield f"nothing is sent at present: {why}; see `ingestd status`"
 
 
 def _waits_for_proof(entry: Entry) -> bool:

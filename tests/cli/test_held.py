@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ingestd.ledger import moves
-from ingestd.lifecycle import Pause, PauseCause
-from tests.commanding import CONFIG, Rows, command_in
+from ingestd.lifecycle import AT_ONCE, Pause, PauseCause, Reason, State
+from tests.commanding import CONFIG, OTHER_STUDY, Rows, command_in
 
 HOUR = timedelta(hours=1)
 
@@ -123,6 +123,27 @@ def test_status_says_how_much_waits_for_the_rate(site, capfd):
     assert "held to 10KB/s: 1.0 kB on the way (0 s at least)" in command("status").out
     told = command("status", "--json").json["destination"]
     assert (told["rate_bytes_per_second"], told["opens_at"]) == (10_000, None)
+
+
+def test_explain_says_what_a_file_waits_for(site, capfd):
+    rows = site(window(*OPENS_LATER))
+    waits(rows, HOUR)
+    at_once, sent = rows.admit("at_once", study=OTHER_STUDY, priority=AT_ONCE), rows.admit("sent", study="1.2.3")
+    rows.finish(rows.claim("1.2.3"), State.STORED, Reason.STORED_ANSWER)
+    command = command_in(rows.folder, capfd)
+
+    said = command("explain", "waits").out
+    assert "it is sent when its study is due; but waits for its window, opens at" in said
+    for other in (at_once, sent):
+        assert "window" not in command("explain", str(other)).out
+
+
+def test_explain_says_what_a_file_goes_at(site, capfd):
+    rows = site("rate: 10kB/s")
+    waits(rows, HOUR)
+
+    said = command_in(rows.folder, capfd)("explain", "waits").out
+    assert "but held to 10KB/s: 1.0 kB on the way" in said
 
 
 @pytest.mark.parametrize("hours, now", [(OPENS_LATER, "closed now, and opens at"), (LONG_OPEN, "open now")])
