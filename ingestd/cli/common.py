@@ -283,6 +283,12 @@ def stopped_send(config: Config) -> str:
     return host_of(config.spool.for_send) if who_runs(config.spool.for_send) is None else ""
 
 
+def nobody_sends(config: Config) -> bool:
+    """Whether neither a daemon nor an ``ingestd send`` runs, as far as that is seen."""
+    spools = (config.spool.path, config.spool.for_send)
+    return not missing_spool(config) and all(who_runs(spool) is None for spool in spools)
+
+
 def host_of(spool: Path) -> str:
     """Return the host that the rows of this spool have in the ledger; "" where we may not read it."""
     try:

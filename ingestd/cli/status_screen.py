@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ingestd.lifecycle import Reason, State, needs_person
 
 from .advice import MEANING, next_step, words_of
 from .asker import as_typed, how_to_start
+from .common import nobody_sends
 from .held import waits_for
 from .output import ago, clock, in_bytes, in_files, plain, tried_again
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
@@ -54,7 +56,7 @@ def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
     if len(picture.destinations) == 1:
         (destination,) = picture.destinations
         yield "Server", plain(destination["url"])
-        yield "", _health(destination, picture.at)
+        yield "", _health(destination, at=picture.at, tries=not nobody_sends(picture.config))
         if held := waits_for(destination, picture.at):
             yield "", held
     if picture.of_destination:
@@ -73,10 +75,10 @@ def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
         yield "Waits for send", Cell(as_typed(f"{files}: run `ingestd send` on the folder again"), "yellow")
 
 
-def _health(destination: Mapping[str, Any], at: datetime) -> str | Cell:
-    """Say whether a server is sent to."""
+def _health(destination: Mapping[str, Any], *, at: datetime, tries: bool) -> str | Cell:
+    """Say whether a server is sent to; ``tries``: somebody runs who would."""
     if destination["paused"]:
-        again = tried_again(destination["paused_until"], at)
+        again = tried_again(destination["paused_until"], at) if tries else "tried again once ingestd runs"
         why = f"{words_of(destination['pause_cause'])}: {plain(destination['pause_note'])}"
         return Cell(f"paused, {why}; {again}", "yellow")
     if destination["last_ok_at"]:
@@ -85,6 +87,7 @@ def _health(destination: Mapping[str, Any], at: datetime) -> str | Cell:
 
 
 def _destinations(picture: Picture) -> Block:
+    health = partial(_health, at=picture.at, tries=not nobody_sends(picture.config))
     is_held = any(waits_for(each, picture.at) for each in picture.destinations)
     rows = [
         (
@@ -93,7 +96,7 @@ def _destinations(picture: Picture) -> Block:
             plain(each["kind"] or ""),
             each["unconfirmed"],
             ago((picture.at - each["oldest_unconfirmed_at"]).total_seconds()) if each["oldest_unconfirmed_at"] else "",
-            _health(each, picture.at) if each["configured"] else Cell("not in the configuration any more", "yellow"),
+            health(each) if each["configured"] else Cell("not in the configuration any more", "yellow"),
             *([waits_for(each, picture.at)] if is_held else []),
         )
         for each in picture.destinations

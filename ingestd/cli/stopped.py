@@ -19,7 +19,7 @@ from ingestd.ledger import OTHER_ADDRESS_STEP, Alarm
 from ingestd.locks import ledger_trouble
 
 from .asker import as_typed, how_to_start
-from .common import missing_spool
+from .common import missing_spool, nobody_sends
 from .held import is_held, limits_of
 from .output import ago, in_files, plain
 
@@ -57,7 +57,7 @@ def stopped_because(
         lines += _waits_for_send(config, waiting_for_send, at=at)
     if status is not None:
         for destination in status.destinations:
-            lines += _paused(config, destination, at=at)
+            lines += _paused(config, destination, tries=not nobody_sends(config), at=at)
         lines += _too_old(config, status, at=at)
     lines = [replace(line, note=as_typed(line.note), next_step=as_typed(line.next_step)) for line in lines]
     return tuple(sorted(lines, key=lambda line: line.since))
@@ -184,13 +184,13 @@ def _files(root: Path) -> Iterator[os.DirEntry[str] | None]:
                     yield entry if entry.is_file(follow_symlinks=False) else None
 
 
-def _paused(config: Config, destination: DestinationStatus, *, at: datetime) -> Iterator[Alarm]:
+def _paused(config: Config, destination: DestinationStatus, *, tries: bool, at: datetime) -> Iterator[Alarm]:
     since, cause = destination.paused_since, str(destination.pause_cause)
     # In a closed window nothing is sent anyway, and no post can end the pause.
     is_closed = limits_of(config.destinations.get(destination.name), at)["opens_at"] is not None
     if since is None or (cause not in _A_PERSONS and (is_closed or at - since < _SHORT_PAUSE)):
         return
-    again = "sending goes on by itself, and at once with `ingestd retry --now`"
+    again = "sending goes on by itself, and at once with `ingestd retry --now`" if tries else "then start ingestd"
     persons = f"mend that; `ingestd check` looks at it; {again}"
     yield Alarm(
         kind="paused",

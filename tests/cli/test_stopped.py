@@ -11,6 +11,7 @@ from datetime import timedelta
 import pytest
 
 from ingestd.cli.common import ExitCode
+from ingestd.clocks import utc_now
 from ingestd.emulator import Emulator
 from ingestd.inbox import Leave
 from ingestd.ledger import moves
@@ -133,6 +134,24 @@ def test_a_spool_that_is_away_is_told_as_that_and_not_as_a_daemon_that_ended(com
 
     (rows.folder / "away").rename(rows.spool.path)
     assert kinds(command) == []
+
+
+def test_pause_is_said_to_end_by_itself_only_where_somebody_runs(command, rows):
+    with rows.ledger.transaction() as tx:
+        moves.pause_destination(
+            tx, Pause(cause=PauseCause.NOT_AUTHORIZED, note="401"), until=utc_now() + timedelta(minutes=5), now=rows.now
+        )
+
+    said = " ".join(command("status").out.split())
+    assert "401; tried again once ingestd runs" in said
+    assert "`ingestd check` looks at it; then start ingestd" in said
+    for folder in (rows.config.spool.path, rows.config.spool.for_send):
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            said = " ".join(command("status").out.split())
+        assert "401; tried again in 4 min" in said
+        assert "sending goes on by itself" in said
 
 
 @pytest.mark.usefixtures("daemon_runs")
