@@ -66,6 +66,7 @@ class RoutingPlan:
     unread: array[int] = field(default_factory=lambda: array("q"))  # not there, or not to be read now
     other_bytes: array[int] = field(default_factory=lambda: array("q"))  # not what was taken in
     unwanted: array[int] = field(default_factory=lambda: array("q"))  # sent somewhere, and no rule wants them any more
+    unrouted: array[int] = field(default_factory=lambda: array("q"))  # no rule wants them, as before
 
 
 def plan_of(config: Config, ledger: Ledger, *, study_uid: str | None) -> RoutingPlan:
@@ -133,6 +134,8 @@ def _take(plan: RoutingPlan, ledger: Ledger, page: Sequence[RoutableFile], wante
         goes_nowhere = each.state is State.UNROUTED and not route.destinations and not is_unwanted
         if is_unwanted and (change.loses or change.stays):
             plan.unwanted.append(each.file_id)
+        elif is_unwanted and each.state is State.UNROUTED:
+            plan.unrouted.append(each.file_id)
         elif not is_unwanted and (any(change) or goes_nowhere):
             part = plan.parts.setdefault(route, Chosen(route=route))
             part.files.append(each.file_id)

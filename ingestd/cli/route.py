@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .asker import as_typed
 from .common import ExitCode, Stop, config_option, json_option, ledger_for_moves, load_config, tell_config
 from .output import in_files, plain, print_json
 
@@ -22,6 +23,7 @@ _LEFT = {
     "unread": "cannot be read now, or not there",
     "other_bytes": "not what was taken in any more",
     "unwanted": "wanted by no rule any more; a rule with `to: []` lets go of such files",
+    "unrouted": "wanted by no rule still; they need a rule, or `ingestd resolve ID --discard`",
 }
 
 
@@ -78,13 +80,13 @@ def _words(plan: RoutingPlan) -> Iterator[str]:
         yield f"{text} -> {where}: {in_files(len(part.files))} of {of}{_changes(part, 'would ')}"
         if part.let_go:
             yield f"  {in_files(part.let_go)} would need nobody any more"
-    if not plan.parts:
+    if not plan.parts and not any(getattr(plan, why) for why in _LEFT):
         yield "every file goes where the rules say"
     for why, words in _LEFT.items():
         ids = getattr(plan, why)
         if ids:
             some = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
-            yield f"left alone, {words}: {in_files(len(ids))} ({some})"
+            yield f"left alone, {as_typed(words)}: {in_files(len(ids))} ({some})"
 
 
 def _changes(sums: Sums | Chosen, would: str) -> str:

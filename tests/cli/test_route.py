@@ -143,7 +143,12 @@ def test_other_bytes_and_what_is_gone_are_told_and_left(tmp_path: Path, servers:
     said = routed(command, tmp_path)
 
     assert said.code == 1
-    assert said.json["left"] == {"unread": [gone.file_id], "other_bytes": [other.file_id], "unwanted": []}
+    assert said.json["left"] == {
+        "unread": [gone.file_id],
+        "other_bytes": [other.file_id],
+        "unwanted": [],
+        "unrouted": [],
+    }
     assert states(config) == {("", "UNROUTED"): 2, ("research", "PENDING"): 1}
     words = command("route", "--again").out
     assert f"left alone, cannot be read now, or not there: 1 file ({gone.file_id})" in words
@@ -194,6 +199,20 @@ def test_what_no_rule_wants_any_more_is_told_and_goes_on(tmp_path: Path, servers
 
     assert (said.code, said.json["plan"], len(said.json["left"]["unwanted"])) == (1, [], 1)
     assert states(config) == {("research", "PENDING"): 1}
+
+
+def test_what_no_rule_wants_still_is_told(tmp_path: Path, servers: Servers, command: Command) -> None:
+    config = configure(tmp_path, addresses(servers), rules=CT_ONLY)
+    drop(tmp_path, "er", 1, modality="CT")
+    drop(tmp_path, "er", 2, modality="MR")
+    run(config)
+
+    said = command("route", "--again")
+
+    [unrouted] = routed(command, tmp_path).json["left"]["unrouted"]
+    assert said.code == 1
+    assert said.out.startswith("left alone, wanted by no rule still; ")
+    assert said.out.endswith(f": 1 file ({unrouted})\n")
 
 
 def test_destination_that_the_ledger_does_not_know_yet_is_told(
