@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from ingestd.config import Config, Destination
-from ingestd.lifecycle import left_behind
+from ingestd.lifecycle import left_behind, takes_all
 from ingestd.locks import who_runs
 
 from .asker import become, owner_of, user_name
@@ -63,11 +63,15 @@ def _guarded(
 
 
 def _rules(config: Config) -> Iterator[CheckResult]:
-    for left in left_behind([section.rule for section in config.rules]):
+    rules = [section.rule for section in config.rules]
+    for left in left_behind(rules):
         others = ", ".join(left.modalities)
         text = f"rule {left.rule} takes images, and not all their destinations get {others} of their studies"
         advice = "name these in it, or in a rule of their own; or go by inbox, station or institution, not by modality"
         yield note("rules", text, advice)
+    if rules and not takes_all(rules):
+        text = "a file that none of the rules matches goes nowhere, and needs a person (UNROUTED)"
+        yield note("rules", text, "a last rule `when: {}` says where all else goes; `to: []` is nowhere, on purpose")
 
 
 def _user(config: Config, *, for_start: bool) -> Iterator[CheckResult]:

@@ -47,6 +47,7 @@ from .routing import (
     matches,
     may_name_sop_class,
     route,
+    takes_all,
 )
 from .states import (
     ENDED,

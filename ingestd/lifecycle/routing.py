@@ -109,6 +109,11 @@ def may_name_sop_class(glob: str) -> bool:
     return _NUMBERS_ONLY(glob) is not None or any(matches_sop_class(uid, glob) for uid in KEYWORDS)
 
 
+def takes_all(rules: Sequence[Rule]) -> bool:
+    """Whether a rule matches whatever comes, so that nothing is UNROUTED."""
+    return any(all("*" in globs for globs in rule.when.values()) for rule in rules)
+
+
 def left_behind(rules: Sequence[Rule]) -> Iterator[LeftBehind]:
     """Tell the rules that take images by modality or SOP class and leave what else their studies have behind.
 

@@ -81,8 +81,29 @@ def test_a_rule_that_tears_studies_apart_is_told(tmp_path, command, server, rule
     said = command("check", "--json")
 
     assert said.code == ExitCode.DONE
-    told = [text for text in found(said, "note") if text.startswith("rules: ")]
+    told = [text for text in found(said, "note") if " of their studies" in text]
     assert [text.partition(" get ")[2].removesuffix(" of their studies") for text in told] == expected
+
+
+@pytest.mark.parametrize(
+    "rules, is_told",
+    [
+        ("[{when: {station: CT*}, to: [default]}]", True),
+        ('[{when: {station: CT*, modality: "*"}, to: [default]}]', True),
+        ("[{when: {station: CT*}, to: [default]}, {when: {}, to: []}]", False),
+        ('[{when: {station: "*"}, to: [default]}]', False),
+        ("[]", False),
+    ],
+)
+def test_rules_that_leave_files_unrouted_are_noted(tmp_path, command, server, rules, is_told):
+    configure(tmp_path, f'{{url: "{server.url}"}}')
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write(f"rules: {rules}\n")
+
+    said = command("check", "--json")
+
+    assert said.code == ExitCode.DONE
+    assert any("UNROUTED" in text for text in found(said, "note")) is is_told
 
 
 def test_nothing_is_changed_by_looking(tmp_path, command):
