@@ -283,6 +283,18 @@ def stopped_send(config: Config) -> str:
     return host_of(config.spool.for_send) if who_runs(config.spool.for_send) is None else ""
 
 
+def expect_yes(question: str) -> None:
+    """Ask at the terminal; raises Abort unless the answer is yes, and Stop where stdin ends without one."""
+    try:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
+            raise
+        click.echo(err=True)  # the question's line
+        text = "nobody is here to answer, and nothing was done; --yes answers beforehand"
+        raise Stop(ExitCode.CONFIGURATION, text) from None
+
+
 def nobody_sends(config: Config) -> bool:
     """Whether neither a daemon nor an ``ingestd send`` runs, as far as that is seen."""
     spools = (config.spool.path, config.spool.for_send)

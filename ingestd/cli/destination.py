@@ -16,6 +16,7 @@ from .common import (
     ExitCode,
     Stop,
     config_option,
+    expect_yes,
     json_option,
     ledger_for_moves,
     load_config,
@@ -64,7 +65,7 @@ def remove(*, config: Path | None, as_json: bool, name: str, yes: bool) -> int:
             click.echo(
                 f"at {plain(name)}: {', '.join(f'{count} {state}' for state, count in waiting.items())}", err=True
             )
-            click.confirm("discard them?", abort=True, err=True)
+            expect_yes("discard them?")
         discarded = _discard(ledger, number)
     if as_json:
         print_json({"destination": name, "waited": waiting, "discarded": discarded})
@@ -134,7 +135,7 @@ def _look(config: Config, destination: Destination, ledger: Ledger, *, yes: bool
         )
     if not sampled.found and not yes:
         click.echo("nothing was confirmed there yet, so that nobody can say whether it is the same server", err=True)
-        click.confirm("go on?", abort=True, err=True)
+        expect_yes("go on?")
     return len(sampled.found)
 
 

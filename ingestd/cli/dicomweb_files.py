@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import ExitCode, json_option
+from .common import ExitCode, expect_yes, json_option
 from .dicomweb_common import Progress, operation, pairs, print_dataset, uids
 from .output import end_if_unread, in_bytes, in_files, plain, print_json
 from .run import DurationType
@@ -339,7 +339,7 @@ def delete(
     """
     what = "this study with all it holds" if series is None else "this series" if instance is None else "this instance"
     if not yes:
-        click.confirm(f"Delete {what} on {client.base_url}?", abort=True, err=True)
+        expect_yes(f"Delete {what} on {client.base_url}?")
     client.delete(study, series, instance)
     if as_json:
         print_json({"deleted": True})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import ExitCode, json_option
+from .common import ExitCode, expect_yes, json_option
 from .dicomweb_common import operation, pairs, print_dataset, print_lines, print_results, tell_found
 from .output import plain, print_json
 from .run import DurationType
@@ -87,7 +87,7 @@ def tags_update(client: DicomWebClient, *, path: str, enabled: bool, as_json: bo
 def tags_delete(client: DicomWebClient, *, path: str, yes: bool) -> None:
     """Delete a tag and its index. Asks first, unless --yes."""
     if not yes:
-        click.confirm(f"Delete the tag {path} and its index on {client.base_url}?", abort=True, err=True)
+        expect_yes(f"Delete the tag {path} and its index on {client.base_url}?")
     client.tags.delete(path)
     click.echo("deleted", err=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .asker import as_typed
-from .common import ExitCode, Stop, config_option, json_option, ledger_for_moves, load_config, tell_config
+from .common import ExitCode, Stop, config_option, expect_yes, json_option, ledger_for_moves, load_config, tell_config
 from .output import in_files, plain, print_json
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def command(*, config: Path | None, as_json: bool, again: bool, study: str | Non
             for line in _words(plan):
                 click.echo(line, err=as_json)
         if acts and not yes:
-            click.confirm("do it?", abort=True, err=True)
+            expect_yes("do it?")
         files, sums = carry_out(ledger, plan) if acts else (0, Sums())
     left = {why: list(getattr(plan, why)) for why in _LEFT}
     if as_json:

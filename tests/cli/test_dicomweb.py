@@ -290,6 +290,8 @@ def test_patient_studies_are_one_a_line(shell, study):
 
 def test_delete_asks_first(shell, study):
     assert shell("delete", study["study"], answers="n\n").exit_code == 130
+    unanswered = shell("delete", study["study"], answers="")
+    assert (unanswered.exit_code, "--yes" in unanswered.words) == (ExitCode.CONFIGURATION, True)
     assert len(shell.json("search", "instances", "--study", study["study"])) == 1
     assert shell("delete", study["study"], answers="y\n").exit_code == 0
     assert shell("delete", study["study"], "--yes").exit_code == 1

@@ -78,15 +78,17 @@ def waiting(folder: Path, servers: Servers, rules: str, *modalities: str) -> Non
 def test_plan_is_shown_and_nothing_is_done_without_a_yes(
     tmp_path: Path, servers: Servers, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     run(configure(tmp_path, addresses(servers), rules=CT_ONLY))
     drop(tmp_path, "er", 1, modality="MR")
     run(configure(tmp_path, addresses(servers), rules=CT_ONLY))
     config = configure(tmp_path, addresses(servers), rules=ALL_TO_RESEARCH)
 
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     said = command("route", "--again")
+    unanswered = command("route", "--again")
 
     assert said.code == 130
+    assert (unanswered.code, "nobody is here to answer, and nothing was done; --yes" in unanswered.err) == (2, True)
     assert "rule 2 (everything) -> research: 1 file of 1 study; would gain research: 1 file\n" in said.out
     assert states(config) == {("", "UNROUTED"): 1}
 
