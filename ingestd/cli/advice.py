@@ -20,7 +20,7 @@ MEANING = {
     State.UNCERTAIN: "sent, and not known to be there; the server is being asked",
     State.STORED: "the server said it stored it; proof is still to come",
     State.CONFIRMED: "the server itself shows it",
-    State.FAILED: "given up; the file is kept",
+    State.FAILED: "given up; the file is kept, unless it is gone or had to make room",
     State.REJECTED: "not taken; the file is set aside or left where it is",
     State.UNROUTED: "taken in, and no rule says where it goes; the file is kept",
     State.DUPLICATE: "the same object is already here, with the same content or still to be compared",

@@ -31,7 +31,7 @@ _SETTLED_AFTER_SECONDS = 2.0
 _AT_ONCE = 1000
 # Where there was nothing to give up, all that waits was walked through.
 _NOTHING_FOR_SECONDS = 30.0
-# The number that an alarm tells is brought up to date no more often.
+# Whether there is something to tell is looked for no more often.
 _TELL_EVERY_SECONDS = 60.0
 NO_ROOM = "no_room"
 
@@ -104,11 +104,11 @@ class MakingRoom(Stage):
         """Say what was given up, as long as no person has let go of it."""
         self._tell_at = now.mono + _TELL_EVERY_SECONDS
         for name, alarms in self._alarms.items():
-            files = queries.given_up_for_room(self._ledger.at(name))
-            many = "1 file that waited" if files == 1 else f"{files} files that waited"
+            # How many, `status` counts anew each time: a number here would contradict it.
+            some = queries.given_up_for_room(self._ledger.at(name))
             alarms.set(
                 NO_ROOM,
-                note=f"{many} for {name} had to go, because the disk was full (no_room)" if files else "",
+                note=f"files that waited for {name} had to go, because the disk was full (no_room)" if some else "",
                 next_step="drop them again once there is room and it can be sent to; `ingestd status --state FAILED "
                 "--files` lists them, and `ingestd resolve ID --discard` lets go of each",
             )

@@ -184,7 +184,7 @@ def test_what_need_not_be_sent_makes_room_the_oldest_first_and_no_more_than_that
         told = alarm(config, "no_room")
     assert told is not None
     assert told.destination == "research"
-    assert "for research had to go" in told.note
+    assert told.note == "files that waited for research had to go, because the disk was full (no_room)"
     with Ledger.open(config.ledger) as ledger:
         assert queries.status(ledger).needs_person == len(given_up)
         with pytest.raises(RefusedMove, match="its file was removed"), ledger.transaction() as tx:
