@@ -386,6 +386,11 @@ def test_a_size_is_written_as_it_is_read(size):
     assert parse_size(format_size(size)) == size
 
 
+@pytest.mark.parametrize("size", ["10kB", "8MB", "1TB", "10KiB", "512MiB", "7B"])
+def test_a_size_is_written_as_documented(size):
+    assert format_size(parse_size(size)) == size
+
+
 @pytest.mark.parametrize(
     "drop,spool,ledger",
     [
@@ -675,7 +680,9 @@ def test_every_condition_of_a_rule_may_be_asked_for_and_no_other():
         ("verify: content", "priority: high", "line 6: destinations.research.priority: must be a whole number"),
         ("verify: content", "rate: 8MB", "line 6: destinations.research.rate: must be a size a second, like 8MB/s"),
         ("verify: content", "rate: 8000000", "destinations.research.rate: must be a size a second, like 8MB/s"),
-        ("verify: content", "rate: 9kB/s", "destinations.research.rate: must be at least 10KB/s"),
+        ("verify: content", "rate: 9kB/s", "destinations.research.rate: must be from 10kB/s to 1TB/s"),
+        ("verify: content", "rate: 0.001B/s", "destinations.research.rate: must be from 10kB/s to 1TB/s"),
+        ("verify: content", "rate: 1.1TB/s", "destinations.research.rate: must be from 10kB/s to 1TB/s"),
         ("verify: content", "window: '19:00-07:00'", "research: window and time_zone go together"),
         ("verify: content", "time_zone: UTC", "research: window and time_zone go together"),
         ("verify: content", "window: '7-19', time_zone: UTC", "research.window: must be two times of the day"),
@@ -683,6 +690,16 @@ def test_every_condition_of_a_rule_may_be_asked_for_and_no_other():
         ("verify: content", "window: '07:00-07:00', time_zone: UTC", "window: must begin and end at different times"),
         ("verify: content", "window: '19:00-07:00', time_zone: Zurich", "research.time_zone: must be a time zone that"),
         ("verify: content", "window: '19:00-07:00', time_zone: ../UTC", "time_zone: must be a time zone that"),
+        (
+            "verify: content",
+            "window: '19:00-07:00', time_zone: localtime",
+            "time_zone: must be the time zone of a place",
+        ),
+        (
+            "verify: content",
+            "window: '19:00-07:00', time_zone: right/UTC",
+            "time_zone: must be the time zone of a place",
+        ),
         ("ledger:", "destination: {url: 'http://h/v2'}\nledger:", "destination: is the short form of one of"),
         ("{inbox: er,", "{inbox: ward,", "rules[0].when.inbox: no inbox is called ward; those with a name: are er"),
         (", name: er}", "}", "line 8: rules[0].when.inbox: no inbox is called er; none has a name:"),

@@ -18,7 +18,7 @@ _TIME = r"([01]\d|2[0-3]):([0-5]\d)"
 _HOURS = re.compile(rf"{_TIME}\s*-\s*{_TIME}")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _LONGEST = timedelta(days=36_500)
-_LEAST_RATE = 10_000
+_LEAST_RATE, _MOST_RATE = 10_000, 1_000_000_000_000
 
 
 def parse_duration(text: object) -> timedelta:
@@ -48,8 +48,8 @@ def parse_rate(text: object) -> int:
     size, _, second = text.partition("/") if isinstance(text, str) else ("", "", "")
     if second.strip() != "s" or not _SIZE.fullmatch(size.strip()):
         raise ValueError("must be a size a second, like 8MB/s or 512KiB/s")
-    if (rate := parse_size(size)) < _LEAST_RATE:
-        raise ValueError(f"must be at least {format_size(_LEAST_RATE)}/s")
+    if not _LEAST_RATE <= (rate := parse_size(size)) <= _MOST_RATE:
+        raise ValueError(f"must be from {format_size(_LEAST_RATE)}/s to {format_size(_MOST_RATE)}/s")
     return rate
 
 
@@ -89,5 +89,6 @@ def format_size(value: int) -> str:
     names = {name: size for name, size in _BYTES.items() if size > 1}
     for name, size in sorted(names.items(), key=lambda pair: -pair[1]):
         if value >= size and value % size == 0:
-            return f"{value // size}{name[0].upper()}{name[1:-1]}B"
+            letter = "k" if name == "kb" else name[0].upper()
+            return f"{value // size}{letter}{name[1:-1]}B"
     return f"{value}B"

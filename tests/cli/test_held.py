@@ -120,7 +120,7 @@ def test_status_says_how_much_waits_for_the_rate(site, capfd):
     waits(rows, HOUR)
     command = command_in(rows.folder, capfd)
 
-    assert "held to 10KB/s: 1.0 kB on the way (0 s at least)" in command("status").out
+    assert "held to 10kB/s: 1.0 kB on the way (0 s at least)" in command("status").out
     told = command("status", "--json").json["destination"]
     assert (told["rate_bytes_per_second"], told["opens_at"]) == (10_000, None)
 
@@ -143,7 +143,7 @@ def test_explain_says_what_a_file_goes_at(site, capfd):
     waits(rows, HOUR)
 
     said = command_in(rows.folder, capfd)("explain", "waits").out
-    assert "but held to 10KB/s: 1.0 kB on the way" in said
+    assert "but held to 10kB/s: 1.0 kB on the way" in said
 
 
 @pytest.mark.parametrize("hours, now", [(OPENS_LATER, "closed now, and opens at"), (LONG_OPEN, "open now")])
