@@ -674,6 +674,11 @@ def test_every_condition_of_a_rule_may_be_asked_for_and_no_other():
         ("archive: {", "1: {", "line 4: destinations[1]: must be text"),
         ("auth: azure", "auth: {kind: azure, credential: x}", "line 5: destinations.archive.auth.credential: must be"),
         ("auth: azure", "auth: {kind: basic, password: x}", "archive.auth.password: secrets do not belong into this"),
+        (
+            "http://orthanc:8042/dicom-web",
+            "https://host/v2/",
+            "line 6: destinations.research.url: is the address of archive",
+        ),
         ("verify: content", "verfy: content", "line 6: destinations.research.verfy: unknown key; did you mean verify?"),
         ("verify: content", "verify: never", "line 6: destinations.research.verify: must be one of"),
         ("verify: content", "priority: 101", "line 6: destinations.research.priority: must be at most 100"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from ingestd.lifecycle import TimeWindow
 
 from .section import EnvironmentName, FilePath, Hours, Rate, Section, TimeZone, without_empty
+from .source import Key
 
 AZURE_HOST = ".dicom.azurehealthcareapis.com"
 AZURE_SCOPE = "https://dicom.healthcareapis.azure.com/.default"
@@ -203,3 +205,16 @@ class Destination(Section):
         if said and self.api_version not in {"auto", int(said[1])}:
             raise ValueError(f"api_version {self.api_version} contradicts the url, which ends in /v{said[1]}")
         return self
+
+
+def address_problems(values: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+    """Tell, of a file's raw values, each destination at the address of another, as the ledger compares addresses."""
+    several = values.get("destinations")
+    met: dict[str, object] = {}
+    for name, inside in several.items() if isinstance(several, dict) else ():
+        url = inside.get("url") if isinstance(inside, dict) else None
+        if isinstance(url, str) and (other := met.setdefault(url.rstrip("/"), name)) is not name:
+            text = (
+                f"is the address of {other}, too, so that files would go there twice; keep one, and name it in `rules`"
+            )
+            yield ("destinations", name, "url"), text

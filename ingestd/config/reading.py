@@ -14,7 +14,14 @@ from pydantic_core import ErrorDetails
 
 from ingestd.fs.places import read_named
 
-from .destination import AzureAuthSettings, BasicAuthSettings, BearerAuthSettings, Destination, OAuth2AuthSettings
+from .destination import (
+    AzureAuthSettings,
+    BasicAuthSettings,
+    BearerAuthSettings,
+    Destination,
+    OAuth2AuthSettings,
+    address_problems,
+)
 from .guarding import others_who_may_write
 from .model import Config, Inbox
 from .rules import RuleSection, name_problems
@@ -248,7 +255,7 @@ def _keys_of(section: Key) -> list[str]:
 
 def _name_problems(source: ConfigSource) -> Iterator[ConfigProblem]:
     assert isinstance(source.values, dict)  # parse() has looked
-    for key, text in name_problems(source.values):
+    for key, text in (*address_problems(source.values), *name_problems(source.values)):
         yield ConfigProblem(key=dotted(key), text=text, line=source.line_of(key))
 
 
