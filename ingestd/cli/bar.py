@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ingestd.clocks import boottime
 
-from .output import in_files, plain, tried_again
+from .output import counted, in_files, plain, tried_again
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,10 +50,11 @@ class BarCounts:
         total = max(files, self.rows) if several else files
         parts = [f"{min(self.stored, total)} stored", f"{min(self.proven, total)} proven"]
         if self.duplicates:
-            parts.append("1 duplicate" if self.duplicates == 1 else f"{self.duplicates} duplicates")
+            parts.append(counted(self.duplicates, "duplicate", "duplicates"))
         if self.not_stored:
             parts.append(f"{self.not_stored} not stored")
-        return f"{', '.join(parts)}, of {f'{total} deliveries of ' if several else ''}{in_files(files)}"
+        deliveries = f"{counted(total, 'delivery', 'deliveries')} of " if several else ""
+        return f"{', '.join(parts)}, of {deliveries}{in_files(files)}"
 
 
 def lying(policies: Sequence[InboxPolicy]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from ingestd.fs.mounts import free_space, is_read_only, mount_of
 from .asker import user_name
 from .check_result import CheckResult, bad, nearest, no_permission, note, ok
 from .common import ExitCode
-from .output import in_bytes
+from .output import counted, in_bytes
 
 # An inode or two per file in the spool; with fewer than this left the disk is as good as full.
 LEAST_INODES = 10_000
@@ -75,7 +75,7 @@ def _closed_folders(root: Path) -> Iterator[CheckResult]:
         advice = (
             f"give {user_name()} read, write and search permission on them (a shared group and setgid folders help)"
         )
-        text = f"{closed} folders in {root} are closed to {user_name()}"
+        text = f"{root} has {counted(closed, 'folder', 'folders')} closed to {user_name()}"
         yield bad("inbox", text, advice, code=ExitCode.NO_PERMISSION)
 
 
@@ -144,15 +144,16 @@ def watching(config: Config) -> Iterator[CheckResult]:
         yield ok("watching", "by regular scans")
         return
     folders = sum(_count_folders(inbox.path) for inbox in watched)
+    where = counted(folders, "folder", "folders")
     most = _kernel_limit("max_user_watches")
     queue = _kernel_limit("max_queued_events")
     advice = "raise it as systemd/60-ingestd.conf does, or set watch: poll; no file is lost, it is found by the scan"
     if most is not None and folders * 2 > most:
-        yield note("watching", f"{folders} folders to watch, and the kernel allows {most} watches to a user", advice)
+        yield note("watching", f"{where} to watch, and the kernel allows {most} watches to a user", advice)
     elif queue is not None and queue < 16_384:
         yield note("watching", f"the kernel keeps {queue} events at most", advice)
     else:
-        yield ok("watching", f"by events in {folders} folders (the kernel allows {most or 'any number of'} watches)")
+        yield ok("watching", f"by events in {where} (the kernel allows {most or 'any number of'} watches)")
 
 
 def _is_remote(path: Path) -> bool:

@@ -17,7 +17,7 @@ from .check_result import CheckResult, bad, no_permission, note, ok
 from .check_server import access_of_others, secrets, server, tls
 from .common import ExitCode
 from .held import in_words
-from .output import in_files
+from .output import counted
 
 
 def check_all(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
@@ -116,8 +116,9 @@ def _ledger(config: Config) -> Iterator[CheckResult]:
     else:
         rows = sum(status.states.values())
         # A file has one at each destination.
-        counted = in_files(rows) if len(config.destinations) == 1 else f"{rows} deliveries"
-        yield ok("ledger", f"{file}: {counted}, {status.needs_person} need a person")
+        words = ("file", "files") if len(config.destinations) == 1 else ("delivery", "deliveries")
+        call = counted(status.needs_person, "needs a person", "need a person")
+        yield ok("ledger", f"{file}: {counted(rows, *words)}, {call}")
 
 
 def _start_on_ledger(config: Config) -> Iterator[CheckResult]:

@@ -76,8 +76,13 @@ def _to_json(value: object) -> object:
     return str(value)
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """Say how many, with the words for one or for many of it."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def in_files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+    return counted(count, "file", "files")
 
 
 def tell_first(found: Sequence[T], words: Callable[[T], str], *, rest: str = "") -> None:

@@ -33,7 +33,7 @@ from .common import (
     pages,
     tell_config,
 )
-from .output import plain, print_json, tell_first
+from .output import counted, plain, print_json, tell_first
 from .run import DurationType, set_up_logs
 
 if TYPE_CHECKING:
@@ -276,11 +276,13 @@ def _end_of(reports: dict[str, Report], *, several: bool) -> ExitCode:
 
 def _told_study(done: int, of: int) -> None:
     if done % 100 == 0 or done == of:
-        click.echo(f"  {done} of {of} studies", err=True)
+        click.echo(f"  {done} of {counted(of, 'study', 'studies')}", err=True)
 
 
 def _tell(report: Report) -> None:
-    click.echo(f"audited {report.studies} of {report.studies_known} studies: {report.agree} instances agree")
+    studies = counted(report.studies_known, "study", "studies")
+    agree = counted(report.agree, "instance agrees", "instances agree")
+    click.echo(f"audited {report.studies} of {studies}: {agree}")
     if report.compared:
         click.echo(f"content compared: {report.compared}")
     _list(

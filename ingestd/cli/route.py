@@ -11,7 +11,7 @@ import click
 
 from .asker import as_typed
 from .common import ExitCode, Stop, config_option, expect_yes, json_option, ledger_for_moves, load_config, tell_config
-from .output import in_files, plain, print_json
+from .output import counted, in_files, plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -75,7 +75,7 @@ def _know_all(config: Config, ledger: Ledger) -> None:
 def _words(plan: RoutingPlan) -> Iterator[str]:
     for part in plan.parts.values():
         where = ", ".join(map(plain, part.route.destinations)) or "nowhere, on purpose"
-        of = "1 study" if len(part.studies) == 1 else f"{len(part.studies)} studies"
+        of = counted(len(part.studies), "study", "studies")
         text = plain(part.route.text or "no rules")
         yield f"{text} -> {where}: {in_files(len(part.files))} of {of}{_changes(part, 'would ')}"
         if part.let_go:
@@ -95,7 +95,9 @@ def _changes(sums: Sums | Chosen, would: str) -> str:
     stays: Counter[str] = sums.stays.copy()
     for name, number in sums.loses.items():
         stay = stays.pop(name, 0)
-        said.append(f"lose {plain(name)}: {in_files(number)}" + (f" ({stay} stay: already tried)" if stay else ""))
+        stays_there = f" ({counted(stay, 'stays', 'stay')}: already tried)" if stay else ""
+        said.append(f"lose {plain(name)}: {in_files(number)}{stays_there}")
     said = [f"{would}{each}" for each in said]
-    said += [f"{in_files(number)} stay at {plain(name)}: already tried" for name, number in stays.items()]
+    for name, number in stays.items():
+        said.append(f"{counted(number, 'file stays', 'files stay')} at {plain(name)}: already tried")
     return f"; {'; '.join(said)}" if said else ""

@@ -12,7 +12,7 @@ import click
 
 from .asker import as_typed
 from .common import ExitCode, ledger_for_reading, pages
-from .output import in_files, plain, print_json, tell_first
+from .output import counted, in_files, plain, print_json, tell_first
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -140,7 +140,7 @@ def tell(summary: RunSummary, *, as_json: bool) -> None:
     if not summary.result.done:
         why = "stopped" if summary.result.stopped else "not done in time"
         left = summary.result.unfinished
-        on_the_way = f"{in_files(left)} {'is' if left == 1 else 'are'} still on the way"
+        on_the_way = f"{counted(left, 'file is', 'files are')} still on the way"
         click.echo(f"{why}: {on_the_way if left else 'not all is looked through and taken in'}; run it again to go on")
 
 

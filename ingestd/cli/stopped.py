@@ -21,7 +21,7 @@ from ingestd.locks import ledger_trouble
 from .asker import as_typed, how_to_start
 from .common import missing_spool, nobody_sends
 from .held import is_held, limits_of
-from .output import ago, in_files, plain
+from .output import ago, counted, in_files, plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -100,8 +100,7 @@ def _left_out(config: Config, status: Status | None, at: datetime) -> Iterator[A
                 kind="destination_left_out",
                 about="",
                 note="no ingestd starts with this configuration: it does not name the destination"
-                f" {known.name} any more, for which {in_files(known.unconfirmed)}"
-                f" {'waits' if known.unconfirmed == 1 else 'wait'}",
+                f" {known.name} any more, for which {counted(known.unconfirmed, 'file waits', 'files wait')}",
                 next_step=f"put it back, or let go of them with `ingestd destination remove {known.name}`",
                 since=min([*_lying(config).values(), known.oldest_unconfirmed_at or at]),
                 destination=known.name,
@@ -152,7 +151,7 @@ def _waits_for_send(config: Config, rows: int, *, at: datetime) -> Iterator[Alar
     yield Alarm(
         kind="waits_for_send",
         about="",
-        note=f"{in_files(rows)} came by `ingestd send`, which ended before they were confirmed",
+        note=f"{in_files(rows)} came by `ingestd send`, which ended before all was confirmed",
         next_step="run `ingestd send` on the folder again (`ingestd status --files` lists them); where it is gone for"
         " good, drop the files into an inbox, or `ingestd resolve ID --discard`",
         since=min(since, at),

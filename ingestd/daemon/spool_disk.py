@@ -123,7 +123,8 @@ def who_waits(destinations: Sequence[DestinationStatus]) -> str:
     """Say for whom how much lies in the spool, as the end of a sentence; "" where nothing waits."""
     waiting = sorted((each for each in destinations if each.unconfirmed), key=lambda each: -each.unconfirmed_bytes)
     return "".join(
-        f"; {_in_bytes(each.unconfirmed_bytes)} in {each.unconfirmed:,} file{'s' * (each.unconfirmed > 1)} wait for "
+        f"; {_in_bytes(each.unconfirmed_bytes)} in {each.unconfirmed:,} file{'s' * (each.unconfirmed > 1)}"
+        f" wait{'s' * (each.unconfirmed == 1)} for "
         + (each.name if len(destinations) > 1 else "the server")
         + (f", away since {each.paused_since:%Y-%m-%d %H:%M} UTC" if each.paused_since else "")
         for each in waiting

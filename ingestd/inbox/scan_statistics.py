@@ -105,6 +105,6 @@ class ScanStatistics:
         lost = max(0, before.files - taken)
         folders = max(0, before.directories - self.folders_taken - self._folders_taken_before)
         if folders or lost > 1:
-            what = [f"{lost} files"] if lost else []
-            what += [f"{folders} folders"] if folders else []
+            what = [f"{lost} file{'s' * (lost > 1)}"] if lost else []
+            what += [f"{folders} folder{'s' * (folders > 1)}"] if folders else []
             self._health.emptied(" and ".join(what), now)

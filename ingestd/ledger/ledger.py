@@ -334,10 +334,11 @@ class Ledger(Session):
         for row in gone:
             if row.url in new:
                 continue  # the same server under another name: it takes that one when the ledger is opened to write
-            if counts.get(row.id):
+            if count := counts.get(row.id):
                 raise LedgerError(
-                    f"{counts[row.id]} files wait for {row.name} ({row.url}), which the configuration does not name any"
-                    f" more; put it back, or let go of them with `ingestd destination remove {row.name}`"
+                    f"{count} {'file waits' if count == 1 else 'files wait'} for {row.name} ({row.url}), which the"
+                    " configuration does not name any more; put it back, or let go of what waits with"
+                    f" `ingestd destination remove {row.name}`"
                 )
 
     def _adopt_destinations(self, wanted: Mapping[str, str] | None) -> None:
@@ -380,7 +381,7 @@ class Ledger(Session):
         ).scalar_one()
         if self.spool is not None and waiting:
             raise LedgerError(
-                f"the spool {self.spool} is not the one in which {waiting} files of the ledger {self.file} wait: it"
+                f"the spool {self.spool} is not the one in which files of the ledger {self.file} wait ({waiting}): it"
                 " has another id (spool.id). If its disk is not mounted, mount it; if it is lost, give ingestd a spool"
                 " at another path, and these files stay in sight as unconfirmed"
             )

@@ -205,7 +205,7 @@ def test_a_ledger_in_use_is_summed_up(tmp_path, command):
     rows.refuse("x")
     rows.close()
 
-    assert "1 file, 1 need a person" in command("check").out
+    assert "1 file, 1 needs a person" in command("check").out
 
 
 def test_a_ledger_of_an_older_ingestd_is_told_of_with_what_bringing_it_up_to_date_takes(tmp_path, command):

@@ -243,7 +243,7 @@ def test_one_that_is_left_out_is_not_taken_for_the_other_at_its_address(
         ledger.execute("UPDATE destination SET url = ?", (servers["archive"].url,))
     config = configure(tmp_path, {"archive": servers["archive"].url})
 
-    with pytest.raises(LedgerError, match="1 files wait for research"):
+    with pytest.raises(LedgerError, match="1 file waits for research"):
         run(config)
     named = {each["name"]: each["configured"] for each in command("status", "--json").json["destinations"]}
     assert named == {"archive": True, "research": False}

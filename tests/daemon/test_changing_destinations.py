@@ -79,7 +79,7 @@ def test_one_for_which_files_wait_is_not_taken_away_by_a_reload(tmp_path: Path, 
         said = reload(daemon)
 
         assert "config.refused" in said
-        assert "1 files wait for research" in said
+        assert "1 file waits for research" in said
         write_instance(site.drop / "b")
         site.wait_for({"CONFIRMED": 2, "PENDING": 2})
 

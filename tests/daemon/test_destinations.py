@@ -165,7 +165,7 @@ def test_destination_for_which_files_wait_may_not_leave_the_configuration(
         drop(tmp_path, "er", 1)
         turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 1)
 
-    with pytest.raises(LedgerError, match="1 files wait for research"):
+    with pytest.raises(LedgerError, match="1 file waits for research"):
         Daemon(configure(tmp_path, {"archive": both["archive"]}))
 
 
@@ -202,7 +202,7 @@ def test_refused_reload_leaves_those_that_are_served_as_they_were(
         with stopped(servers["research"]):
             drop(tmp_path, "er", 1)
             turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 1)
-            with pytest.raises(LedgerError, match="1 files wait for research"):
+            with pytest.raises(LedgerError, match="1 file waits for research"):
                 Daemon(configure(tmp_path, {"archive": both["archive"]}), before=daemon)
             drop(tmp_path, "er", 2)
             turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 2)

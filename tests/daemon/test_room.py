@@ -220,7 +220,7 @@ def test_who_waits_is_named_with_how_much():
     idle = replace(research, unconfirmed=0, unconfirmed_bytes=0)
 
     of_archive = "12.3 GB in 4,512 files wait for {}, away since 2026-03-01 12:00 UTC"
-    assert who_waits([research, archive]) == f"; {of_archive.format('archive')}; 0.5 MB in 1 file wait for research"
+    assert who_waits([research, archive]) == f"; {of_archive.format('archive')}; 0.5 MB in 1 file waits for research"
     assert who_waits([archive]) == f"; {of_archive.format('the server')}"
     assert who_waits([archive, idle]) == f"; {of_archive.format('archive')}"
     assert who_waits([idle]) == ""
