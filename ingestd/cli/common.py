@@ -25,7 +25,7 @@ from .output import ReaderGone, plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config, Destination
-    from ingestd.ledger import Ledger
+    from ingestd.ledger import DestinationStatus, Ledger
 
 F = TypeVar("F", bound=Callable[..., Any])
 Row = TypeVar("Row")
@@ -185,6 +185,12 @@ def one_destination(config: Config, name: str | None) -> tuple[str, Destination]
     if len(found) > 1:
         raise Stop(ExitCode.CONFIGURATION, f"say which with --destination; there are {', '.join(config.destinations)}")
     return found[0]
+
+
+def is_left_out(config: Config, known: DestinationStatus) -> bool:
+    """Whether the configuration names neither this destination of the ledger nor its address."""
+    urls = {url.rstrip("/") for url in config.addresses.values()}
+    return known.name not in config.addresses and known.url not in urls
 
 
 def number_of(ledger: Ledger, name: str | None) -> int | None:

@@ -22,10 +22,12 @@ from .common import (
     Stop,
     config_option,
     host_of,
+    is_left_out,
     json_option,
     ledger_for_reading,
     load_config,
     missing_spool,
+    nobody_sends,
     pages,
     stopped_send,
     tell_config,
@@ -284,6 +286,8 @@ def _step(entry: Entry, unanswered: Sequence[Alarm]) -> str:
 class Present:
     """What keeps rows from going on just now, by their destination, and whose rows wait for another ``send``."""
 
+    start: str  # how to start the daemon that nobody runs; "": somebody does
+    left_out: frozenset[str]
     paused: Mapping[str, str]
     held: Mapping[str, str]
     sender: str  # the host of rows that only another ``send`` moves; "": none does
@@ -295,6 +299,8 @@ class Present:
         at = datetime.now(UTC)
         limits = {each.name: asdict(each) | limits_of(config.destinations.get(each.name), at) for each in servers}
         return cls(
+            start=how_to_start() if nobody_sends(config) else "",
+            left_out=frozenset(each.name for each in servers if is_left_out(config, each)),
             paused={each.name: each.pause_note or str(each.pause_cause) for each in servers if each.paused_since},
             held={name: waits_for(each, at) for name, each in limits.items()},
             sender=stopped_send(config),
@@ -315,6 +321,11 @@ class Present:
     def _keeps(self, entry: Entry) -> Iterator[str]:
         from ingestd.lifecycle import AT_ONCE, State
 
+        if entry.destination in self.left_out:
+            yield "the configuration does not name its destination any more; see `ingestd status`"
+            return
+        if self.start:
+            yield f"no ingestd runs (start it: {self.start})"
         is_exempt = entry.priority >= AT_ONCE or entry.host == self.of_send
         if entry.state is State.PENDING and not is_exempt and (held := self.held.get(entry.destination)):
             yield held

@@ -140,7 +140,8 @@ def tell(summary: RunSummary, *, as_json: bool) -> None:
     if not summary.result.done:
         why = "stopped" if summary.result.stopped else "not done in time"
         left = summary.result.unfinished
-        on_the_way = f"{counted(left, 'file is', 'files are')} still on the way"
+        are = ("delivery is", "deliveries are") if summary.several else ("file is", "files are")
+        on_the_way = f"{counted(left, *are)} still on the way"
         click.echo(f"{why}: {on_the_way if left else 'not all is looked through and taken in'}; run it again to go on")
 
 

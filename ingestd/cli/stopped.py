@@ -19,7 +19,7 @@ from ingestd.ledger import OTHER_ADDRESS_STEP, Alarm
 from ingestd.locks import ledger_trouble
 
 from .asker import as_typed, how_to_start
-from .common import missing_spool, nobody_sends
+from .common import is_left_out, missing_spool, nobody_sends
 from .held import is_held, limits_of
 from .output import ago, counted, in_files, plain
 
@@ -93,9 +93,8 @@ def _other_addresses(config: Config, status: Status | None, at: datetime) -> Ite
 
 def _left_out(config: Config, status: Status | None, at: datetime) -> Iterator[Alarm]:
     """Tell of destinations that the configuration may not leave out, because files wait for them."""
-    urls = {url.rstrip("/") for url in config.addresses.values()}
     for known in status.destinations if status else ():
-        if known.unconfirmed and known.name not in config.addresses and known.url not in urls:
+        if known.unconfirmed and is_left_out(config, known):
             yield Alarm(
                 kind="destination_left_out",
                 about="",

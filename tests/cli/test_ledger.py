@@ -385,7 +385,7 @@ def test_explain_of_what_waits_says_that_nothing_is_sent_at_present(command, eve
 
     said = " ".join(command("explain", str(every["pending"])).out.split())
 
-    assert "but nothing is sent at present: connection refused; see `ingestd status`" in said
+    assert "nothing is sent at present: connection refused; see `ingestd status`" in said
     assert "nothing is sent" not in command("explain", str(every["failed"])).out
 
 

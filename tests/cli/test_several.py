@@ -184,6 +184,8 @@ def test_destination_that_the_configuration_leaves_out_while_files_wait_stops_al
     assert "for which 1 file waits" in line["note"]
     assert [each["configured"] for each in said["destinations"]] == [True, False]
     assert "not in the configuration any more" in command("status").out
+    told = command("explain", str(both)).out
+    assert "it is sent when its study is due; but the configuration does not name its destination any more" in told
 
 
 def test_explain_tells_of_all_deliveries_of_the_file(rows, command, both):
@@ -255,7 +257,7 @@ def test_what_a_run_came_to_names_destinations(rows, capsys, both):
     research = rows.at("research")
     research.finish(research.claim(), State.FAILED, Reason.REFUSED)
     alarm = Alarm(kind="paused", about="", note="it is away", next_step="wait", since=rows.now, destination="archive")
-    result = OnceResult(done=True, stopped=False, taken_in=1, unfinished=0, last_event_before=0, alarms=(alarm,))
+    result = OnceResult(done=False, stopped=False, taken_in=1, unfinished=1, last_event_before=0, alarms=(alarm,))
 
     tell(look_back(rows.config, result), as_json=False)
 
@@ -263,3 +265,4 @@ def test_what_a_run_came_to_names_destinations(rows, capsys, both):
     assert "deliveries in all: 1 CONFIRMED, 1 FAILED" in said
     assert "FAILED both to research (" in said
     assert "stopped because it is away (destination archive)" in said
+    assert "not done in time: 1 delivery is still on the way" in said

@@ -145,11 +145,14 @@ def test_pause_is_said_to_end_by_itself_only_where_somebody_runs(command, rows):
     said = " ".join(command("status").out.split())
     assert "401; tried again once ingestd runs" in said
     assert "`ingestd check` looks at it; then start ingestd" in said
+    waits = str(rows.admit("waits"))
+    assert "is due; but no ingestd runs (start it: `ingestd run`); nothing is sent" in command("explain", waits).out
     for folder in (rows.config.spool.path, rows.config.spool.for_send):
         folder.mkdir(exist_ok=True)
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             said = " ".join(command("status").out.split())
+            assert "no ingestd runs" not in command("explain", waits).out
         assert "401; tried again in 4 min" in said
         assert "sending goes on by itself" in said
 
