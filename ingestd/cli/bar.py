@@ -177,7 +177,7 @@ def shown(policies: Sequence[InboxPolicy]) -> Iterator[Draw]:
 def _pause(ledger: Ledger) -> Iterator[str]:
     from ingestd.ledger import queries
 
-    servers = [found for name in ledger.destinations if (found := queries.destination(ledger.at(name)))]
+    servers = [found for name in ledger.served if (found := queries.destination(ledger.at(name)))]
     for server in servers:
         if server.paused_since is not None:
             again = tried_again(server.paused_until, datetime.now(UTC))

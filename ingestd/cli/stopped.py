@@ -184,6 +184,8 @@ def _files(root: Path) -> Iterator[os.DirEntry[str] | None]:
 
 def _paused(config: Config, destination: DestinationStatus, *, tries: bool, at: datetime) -> Iterator[Alarm]:
     since, cause = destination.paused_since, str(destination.pause_cause)
+    if is_left_out(config, destination) and not (tries and destination.unconfirmed):
+        return  # nobody is to send there
     # In a closed window nothing is sent anyway, and no post can end the pause.
     is_closed = limits_of(config.destinations.get(destination.name), at)["opens_at"] is not None
     if since is None or (cause not in _A_PERSONS and (is_closed or at - since < _SHORT_PAUSE)):

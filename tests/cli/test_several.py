@@ -188,6 +188,16 @@ def test_destination_that_the_configuration_leaves_out_while_files_wait_stops_al
     assert "it is sent when its study is due; but the configuration does not name its destination any more" in told
 
 
+def test_pause_of_a_destination_that_was_removed_stops_nothing(rows, command, both, tmp_path):
+    rows.at("research").pause()
+    (tmp_path / "config.yaml").write_text("\n".join(line for line in CONFIG.splitlines() if "research:" not in line))
+    assert command("destination", "remove", "research", "--yes").code == ExitCode.DONE
+
+    said = command("status", "--json", "--exit-code")
+
+    assert (said.code, said.json["stopped_because"]) == (ExitCode.DONE, [])
+
+
 def test_explain_tells_of_all_deliveries_of_the_file(rows, command, both):
     research = research_of(rows, both)
 
