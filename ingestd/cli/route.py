@@ -9,8 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .asker import as_typed
-from .common import ExitCode, Stop, config_option, expect_yes, json_option, ledger_for_moves, load_config, tell_config
+from ingestd.locks import who_runs
+
+from .asker import as_typed, how_to_start
+from .common import (
+    ExitCode,
+    Stop,
+    config_option,
+    expect_yes,
+    host_of,
+    json_option,
+    ledger_for_moves,
+    load_config,
+    stopped_send,
+    tell_config,
+)
 from .output import counted, in_files, plain, print_json
 
 if TYPE_CHECKING:
@@ -56,12 +69,15 @@ def command(*, config: Path | None, as_json: bool, again: bool, study: str | Non
         if acts and not yes:
             expect_yes("do it?")
         files, sums = carry_out(ledger, plan) if acts else (0, Sums())
+        then = list(_then(settings, ledger)) if sums.gains else []
     left = {why: list(getattr(plan, why)) for why in _LEFT}
     if as_json:
         done: dict[str, Any] = {"files": files, **sums.as_plain()}
         print_json({"plan": [part.as_plain() for part in parts], "done": done, "left": left})
     elif acts:
         click.echo(f"{in_files(files)} routed again{_changes(sums, '')}")
+        for line in then:
+            click.echo(as_typed(line))
     return ExitCode.NEEDS_PERSON if any(left.values()) else ExitCode.DONE
 
 
@@ -70,6 +86,17 @@ def _know_all(config: Config, ledger: Ledger) -> None:
     if new := [name for name in config.destinations if name not in ledger.destinations]:
         names = ", ".join(map(plain, new))
         raise Stop(ExitCode.CONFIGURATION, f"the ledger does not know {names} yet; start ingestd, or reload it, first")
+
+
+def _then(config: Config, ledger: Ledger) -> Iterator[str]:
+    """Say what is to be done for it to be sent, where it is not by itself."""
+    from ingestd.ledger import queries
+
+    host, sender = host_of(config.spool.path), stopped_send(config)
+    if host and who_runs(config.spool.path) is None and queries.unfinished(ledger, host=host):
+        yield f"it is sent as soon as a daemon runs (start it: {how_to_start()})"
+    if sender and (waiting := queries.unfinished(ledger, host=sender)):
+        yield f"{in_files(waiting)} of `ingestd send` can be sent only by it: run it on the folder again"
 
 
 def _words(plan: RoutingPlan) -> Iterator[str]:
