@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ingestd.lifecycle import Reason, State
+from ingestd.lifecycle import BY_PERSON, Reason, State
 
 from .advice import MEANING, evidence_in_words, words_of
 from .asker import as_typed
@@ -96,6 +96,8 @@ def _route(told: Sequence[Told], *, several: bool) -> str:
         return f"{entry.route} sent it {f'to {where}' if where else 'nowhere, on purpose'}"
     if not several:
         return ""
+    if entry.route.startswith(BY_PERSON):
+        return entry.route
     return f"{entry.route or 'no rules'}: it goes to {where}" if where else entry.route
 
 

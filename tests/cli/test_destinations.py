@@ -179,7 +179,7 @@ def test_send_goes_where_a_person_says_whatever_the_rules_say_and_takes_along_wh
 
     assert states(config) == {("archive", "CONFIRMED"): 1, ("research", "CONFIRMED"): 2}
     assert [len(server.stores()) for server in servers.values()] == [1, 2]
-    assert "a person chose research" in command("explain", str(folder / "IM2")).out
+    assert "Routed by       a person chose research\n" in command("explain", str(folder / "IM2")).out
     assert command("send", "--to", "research", "--to", "archive", str(folder)).code == 0
     assert states(config) == {("archive", "CONFIRMED"): 2, ("research", "CONFIRMED"): 2}
 
