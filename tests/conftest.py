@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests import forking
 from tests.orthanc import Orthanc
 
 if TYPE_CHECKING:
@@ -86,10 +87,12 @@ def fresh() -> Iterator[Peer]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have processes that tests start find their byte code even where none may be kept beside the source.
+    """Have processes that tests start begin at once: ingestd forked, and each with its byte code.
 
-    Else each of some two hundred of them compiles the whole program first, which takes longer than what is tested.
+    Where none may be kept beside the source, each would compile the whole program first, which takes longer than what
+    is tested.
     """
+    forking.allowed = True
     if sys.dont_write_bytecode:
         sys.pycache_prefix = str(config.rootpath / ".pytest_cache" / "bytecode")
         sys.dont_write_bytecode = False

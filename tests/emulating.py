@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.forking import Forked
 from tests.orthanc import free_port
-from tests.running import PROGRAM, environment
+from tests.running import start_program
 
 Identity = tuple[str, str, str]
 READY_WITHIN_SECONDS = 30.0
@@ -31,7 +32,7 @@ class EmulatorProcess:
         self.data = data
         self.port = free_port()
         self._words = (*words, *(word for fault in faults for word in ("--fault", fault)))
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._read = 0  # so many bytes of the request log, as these lines
         self._lines: list[dict[str, Any]] = []
 
@@ -58,12 +59,8 @@ class EmulatorProcess:
         """Start it, with these words beside its own, and return when it answers."""
         self.data.mkdir(parents=True, exist_ok=True)
         with (self.data / "emulator.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*PROGRAM, "emulate", "--port", str(self.port), "--data", str(self.data), *self._words, *words],
-                stdout=log,
-                stderr=log,
-                env=environment(),
-            )
+            told = ["emulate", "--port", str(self.port), "--data", str(self.data), *self._words, *words]
+            self._process = start_program(told, out=log, err=log)
         give_up_at = time.monotonic() + READY_WITHIN_SECONDS
         while True:
             try:

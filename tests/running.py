@@ -16,17 +16,20 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import pytest
 
 from ingestd.cli import main
 from ingestd.ledger import Entry, Ledger, Story, queries
+from tests import forking
+from tests.forking import Forked
 from tests.recounting import ENTRIES
 
 T = TypeVar("T")
@@ -101,15 +104,17 @@ class Site:
         """Run one command of ingestd on this installation and return what it said."""
         if words[0] in OF_THE_LEDGER and env is None:
             return self._asked_here(words)
-        return subprocess.run(
-            [*PROGRAM, *words, "-c", str(self.config_file)],
-            capture_output=True,
-            text=True,
-            timeout=within_seconds,
-            check=False,
-            cwd=self.folder,
-            env=environment(env),
-        )
+        told = [*words, "-c", str(self.config_file)]
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = start_program(told, out=out, err=err, cwd=self.folder, env=env)
+            try:
+                code = process.wait(within_seconds)
+            finally:
+                process.kill()
+                process.wait()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(process.args, code, out.read().decode(), err.read().decode())
 
     def _asked_here(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
         out, err = io.StringIO(), io.StringIO()
@@ -217,14 +222,14 @@ class Daemon:
         self._ear.bind(str(self._address))
         self.heard: list[str] = []
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [str(program or PROGRAM[0]), *PROGRAM[1:], "run", "-c", str(site.config_file), *words],
-                executable=PROGRAM[0],
-                stdout=log,
-                stderr=log,
+            self.process = start_program(
+                ["run", "-c", str(site.config_file), *words],
+                out=log,
+                err=log,
                 cwd=site.folder,
-                env=environment({"NOTIFY_SOCKET": str(self._address), **(env or {})}),
-                start_new_session=True,
+                notify=self._address,
+                env=env,
+                program=program,
             )
         self.started_at = time.monotonic()
 
@@ -299,6 +304,35 @@ class Daemon:
         self.listen()
         self._ear.close()
         self._address.unlink(missing_ok=True)
+
+
+def start_program(
+    words: Sequence[str],
+    *,
+    out: IO[bytes],
+    err: IO[bytes],
+    cwd: Path = PROJECT,
+    notify: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    program: Path | None = None,
+) -> subprocess.Popen[bytes] | Forked:
+    """Start ingestd; with ``notify`` as a service manager that listens there does, in a session of its own.
+
+    With an ``env`` or a ``program`` (what it takes Python for) of its own it gets an interpreter of its own, as does
+    what is measured or tortured outside the tests.
+    """
+    around = environment({**({"NOTIFY_SOCKET": str(notify)} if notify else {}), **(env or {})})
+    if forking.allowed and env is None and program is None:
+        return Forked(words, out=out, err=err, cwd=cwd, env=around, session=notify is not None)
+    return subprocess.Popen(
+        [str(program or PROGRAM[0]), *PROGRAM[1:], *words],
+        executable=PROGRAM[0],
+        stdout=out,
+        stderr=err,
+        cwd=cwd,
+        env=around,
+        start_new_session=notify is not None,
+    )
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

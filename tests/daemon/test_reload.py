@@ -176,7 +176,7 @@ def test_start_whose_reading_of_the_ledger_failed_is_begun_anew(
 def test_reload_asked_for_before_the_daemon_stands_is_kept(tmp_path: Path, server: Emulator) -> None:
     """It ended the process, or would have left it with what was read before the change."""
     site = Site(tmp_path, server.url)
-    with site.start(wait=False) as daemon:
+    with site.start(wait=False, env={}) as daemon:  # what is forked has read more than the configuration already
         maps = Path(f"/proc/{daemon.pid}/maps")
         wait_until(lambda: "pydantic_core" in maps.read_text(), what="the reading of the configuration", every=0.002)
         os.kill(daemon.pid, signal.SIGHUP)
