@@ -15,6 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests import forking
 from tests.orthanc import Orthanc
 
+# The files whose slow tests take more than two minutes, one after the other or of a core.
+LONGEST = ("test_debian.py", "test_torture.py", "test_simulation.py", "test_torture_faults.py", "test_trust.py")
+
 if TYPE_CHECKING:
     from ingestd.emulator import Emulator
     from tests.emulator_peer import Peer
@@ -86,6 +89,11 @@ def fresh() -> Iterator[Peer]:
         yield one
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """So many as keep two cores busy: of what the slow tests take, most is waiting for what comes by the minute."""
+    return 6 if config.option.markexpr == "slow" else 4
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Have processes that tests start begin at once: ingestd forked, and each with its byte code.
 
@@ -101,6 +109,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests, so that no worker is left with one at the end."""
+    """Begin with the files that take longest, so that no worker is left with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (rank.get(item.path.name, len(rank)), item.path not in slow))

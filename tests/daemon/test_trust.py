@@ -298,7 +298,8 @@ def test_mismatch_on_a_trusted_server_calls_a_person_and_compares_what_was_not(t
         # The one of whose study none was compared is found out, and with it the one that presence had confirmed.
         site.wait_for({"CONFIRMED": 2, "CONFLICT": 2})
         note = wait_for_alarm(site, "mismatch")
-        wait_until(lambda: site.entry_of("whole").compared, what="the comparison of what was not compared")
+        compared = "the comparison of what was not compared"
+        wait_until(lambda: site.entry_of("whole").compared, what=compared, within_seconds=60)
         kept = [entry.file is not None and entry.file.exists() for entry in site.entries()]
 
         # All is compared from now on, and nothing goes before a person has looked.
