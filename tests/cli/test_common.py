@@ -16,6 +16,7 @@ from ingestd.cli import COMMANDS, main
 from ingestd.cli.common import EXIT_CODES, ExitCode, Stop, end
 from ingestd.cli.output import ago, in_bytes, plain
 from tests.commanding import CONFIG, Rows, as_nobody, command_in
+from tests.running import start_program
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -224,19 +225,16 @@ def test_a_reader_that_has_gone_changes_no_exit_code(tmp_path, words, code, gone
     (tmp_path / "cut").write_bytes(bytes(128) + b"DICM" + bytes(10))
     read, write = os.pipe()
     os.close(read)
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {gone: write}
 
-    ran = subprocess.run(
-        [sys.executable, "-m", "ingestd", "-c", str(tmp_path / "config.yaml"), *words.split()],
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        **streams,
-    )
-    os.close(write)
+    with os.fdopen(write, "wb") as pipe, tempfile.TemporaryFile() as file:
+        streams = {"out": pipe, "err": file} if gone == "stdout" else {"out": file, "err": pipe}
+        process = start_program(["-c", str(tmp_path / "config.yaml"), *words.split()], cwd=tmp_path, **streams)
+        ended = process.wait(60)
+        file.seek(0)
+        said = file.read()
 
-    assert ran.returncode == code, (ran.stdout, ran.stderr)
-    assert "BrokenPipe" not in (ran.stderr or "")
+    assert ended == code, said
+    assert b"BrokenPipe" not in said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
