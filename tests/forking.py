@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -122,14 +123,20 @@ def _watched(start: dict[str, Any], told: int, out: int, err: int) -> dict[str, 
 
 
 def _run(start: Mapping[str, Any]) -> None:
-    """Be ``python -m ingestd`` with these words."""
+    """Be ``python -m ingestd`` with these words, or ``python`` where they begin with ``-c``."""
     from ingestd.cli import main
 
     os.chdir(start["cwd"])
     os.environ.clear()
     os.environ.update(start["env"])
+    time.tzset()
     sys.path[0] = start["cwd"]
-    sys.argv = [str(PROJECT / "ingestd" / "__main__.py"), *start["words"]]
+    words = start["words"]
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(words[1], {"__name__": "__main__"})
+        return
+    sys.argv = [str(PROJECT / "ingestd" / "__main__.py"), *words]
     main()
 
 

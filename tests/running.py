@@ -105,16 +105,7 @@ class Site:
         if words[0] in OF_THE_LEDGER and env is None:
             return self._asked_here(words)
         told = [*words, "-c", str(self.config_file)]
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            process = start_program(told, out=out, err=err, cwd=self.folder, env=env)
-            try:
-                code = process.wait(within_seconds)
-            finally:
-                process.kill()
-                process.wait()
-            out.seek(0)
-            err.seek(0)
-            return subprocess.CompletedProcess(process.args, code, out.read().decode(), err.read().decode())
+        return run_program(told, cwd=self.folder, env=env, within_seconds=within_seconds)
 
     def _asked_here(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
         out, err = io.StringIO(), io.StringIO()
@@ -306,6 +297,22 @@ class Daemon:
         self._address.unlink(missing_ok=True)
 
 
+def run_program(
+    words: Sequence[str], *, cwd: Path = PROJECT, env: Mapping[str, str] | None = None, within_seconds: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run ingestd, or a script (see ``start_program``), and return what it said."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = start_program(words, out=out, err=err, cwd=cwd, env=env)
+        try:
+            code = process.wait(within_seconds)
+        finally:
+            process.kill()
+            process.wait()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(process.args, code, out.read().decode(), err.read().decode())
+
+
 def start_program(
     words: Sequence[str],
     *,
@@ -318,6 +325,8 @@ def start_program(
 ) -> subprocess.Popen[bytes] | Forked:
     """Start ingestd; with ``notify`` as a service manager that listens there does, in a session of its own.
 
+    Where the first word is ``-c``, it is Python that is started, with the script that follows and its words.
+
     With an ``env`` or a ``program`` (what it takes Python for) of its own it gets an interpreter of its own, as does
     what is measured or tortured outside the tests.
     """
@@ -325,7 +334,7 @@ def start_program(
     if forking.allowed and env is None and program is None:
         return Forked(words, out=out, err=err, cwd=cwd, env=around, session=notify is not None)
     return subprocess.Popen(
-        [str(program or PROGRAM[0]), *PROGRAM[1:], *words],
+        [str(program or PROGRAM[0]), *(() if words[0] == "-c" else PROGRAM[1:]), *words],
         executable=PROGRAM[0],
         stdout=out,
         stderr=err,

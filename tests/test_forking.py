@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 
 from tests.forking import Forked
-from tests.running import Site, environment, kill_session, start_program
+from tests.running import Site, environment, kill_session, run_program, start_program
+
+SCRIPT = "import sys; print(__name__, *sys.argv); sys.exit('ends')"
 
 
-def said_by(*words: str, folder: Path, env: dict[str, str] | None = None) -> tuple[int, bytes, bytes]:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        code = start_program(words, out=out, err=err, cwd=folder, env=env).wait(30)
-        out.seek(0)
-        err.seek(0)
-        return code, out.read(), err.read()
+def said_by(*words: str, folder: Path, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    said = run_program(words, cwd=folder, env=env)
+    return said.returncode, said.stdout, said.stderr
 
 
-@pytest.mark.parametrize("words", [["status", "--frobnicate"], ["--version"], ["status"], ["run", "--once"]])
+@pytest.mark.parametrize(
+    "words", [["status", "--frobnicate"], ["--version"], ["status"], ["run", "--once"], ["-c", SCRIPT, "word"]]
+)
 def test_what_is_forked_says_what_an_interpreter_of_its_own_says(tmp_path: Path, words: list[str]):
     assert said_by(*words, folder=tmp_path) == said_by(*words, folder=tmp_path, env={"PYTHONHASHSEED": "1"})
 
@@ -30,7 +31,7 @@ def test_what_is_forked_says_what_an_interpreter_of_its_own_says(tmp_path: Path,
 def test_environment_of_a_test_is_that_of_what_is_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("INGESTD_CONFIG", "/of this test.yaml")
 
-    assert b"/of this test.yaml" in said_by("status", folder=tmp_path)[2]
+    assert "/of this test.yaml" in said_by("status", folder=tmp_path)[2]
 
 
 def test_it_has_its_session_when_it_is_known_and_ends_by_the_signal_that_it_got(tmp_path: Path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +18,12 @@ from ingestd.ledger import Ledger, LeftCandidate, moves, queries
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.daemon.test_promise import configure, image, run
+from tests.running import run_program
 
 # The process ends at the first file that is brought into the spool: before it is, or before anybody hears of it.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from ingestd.config import load
 from ingestd.inbox import takein
 from tests.daemon.test_promise import run
@@ -32,12 +31,12 @@ from tests.daemon.test_promise import run
 bring = takein.bring
 
 def dies(*given, **more):
-    if sys.argv[3] == "moved":
+    if sys.argv[2] == "moved":
         bring(*given, **more)
     os.kill(os.getpid(), signal.SIGKILL)
 
 takein.bring = dies
-run(load(Path(sys.argv[2])))
+run(load(Path(sys.argv[1])))
 """
 
 
@@ -76,8 +75,7 @@ def ledger_of(config: Config) -> Iterator[Ledger]:
 
 def killed(config: Config, folder: Path, moment: str) -> LeftCandidate:
     """Run until the first file is brought into the spool, or was, and die; give the row that it left."""
-    words = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(folder / "config.yaml"), moment]
-    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    done = run_program(["-c", KILLED, str(folder / "config.yaml"), moment])
     assert done.returncode == -signal.SIGKILL, done.stderr
     with ledger_of(config) as ledger:
         (left,) = queries.left_candidates(ledger)
