@@ -6,7 +6,7 @@ It finds them and hands their files to ``Admission``, which judges them as any o
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,12 +40,13 @@ from ingestd.reader import Inspection, Read, ReencodeJob
 _LOOK_EVERY_SECONDS = 2.0
 _REJECTED_EVERY_SECONDS = 30.0
 _AT_ONCE = 64
-# A row of whose file nobody can say so long whether it is there is told.
-_UNSEEN_SECONDS = 60.0
-_UNSEEN = "files that wait to be read again cannot be looked at, and nobody can say whether they are gone"
-_UNSEEN_STEP = (
-    "let ingestd's user read in the folders that they lie in, and look at the disk or the share; an empty drop folder "
-    "may be one that is not mounted: where it is the right one, put any file there. They are read again by themselves"
+# A row whose file was not read for so long, although it was taken up, is told.
+_UNREAD_SECONDS = 60.0
+_UNREAD = "files that wait to be read again cannot be read, or nobody can say whether they are gone"
+_UNREAD_STEP = (
+    "let ingestd's user read them and in the folders that they lie in, and look at the disk or the share; an empty "
+    "drop folder may be one that is not mounted: where it is the right one, put any file there. They are read again by "
+    "themselves"
 )
 
 
@@ -55,6 +56,30 @@ class _Reencoding:
 
     row: RowToRead
     destination: str
+
+
+class _Round:
+    """A walk through all that asks to be read, a page at a time, so that what cannot be read lets the others by."""
+
+    def __init__(self) -> None:
+        self.after = 0  # so far it has come
+        # Since when each asks in vain (``Now.mono``; inf: not yet): in the round before, and in this one.
+        self._before: dict[int, float] = {}
+        self._so_far: dict[int, float] = {}
+
+    @property
+    def in_vain_since(self) -> float:
+        return min(self._before.values(), default=inf)
+
+    def walked(self, page: Sequence[int], in_work: Container[int], now: Now) -> None:
+        """Go by what asks still: what was taken up before, and is in nobody's hands, was not read."""
+        for number in page:
+            since = self._before.get(number, inf)
+            is_in_vain = number in self._before and number not in in_work
+            self._so_far[number] = min(since, now.mono) if is_in_vain else since
+        self.after = page[-1] if len(page) == _AT_ONCE else 0
+        if not self.after:
+            self._before, self._so_far = self._so_far, {}
 
 
 class Rereads(Stage):
@@ -87,10 +112,8 @@ class Rereads(Stage):
         self._reads: list[tuple[_Reencoding, Read]] = []
         self._lost: list[RowToRead] = []  # there is nothing to read any more
         self._failed: list[int] = []  # requests for files that are gone
-        self._after_id = 0  # so far the rows have been taken up; those that cannot be read now let the others by
-        # Rows of whose file nobody can say whether it is there, and since when: before this round of all, and in it.
-        self._unseen_before: dict[int, float] = {}
-        self._unseen: dict[int, float] = {}
+        self._rows = _Round()
+        self._requests = _Round()
         self._look_at = 0.0
         self._rejected_at = 0.0
 
@@ -120,7 +143,10 @@ class Rereads(Stage):
             return
         self._look_at = now.mono + _LOOK_EVERY_SECONDS
         self._take_up_rows(now)
-        self._take_up_requests()
+        self._take_up_requests(now)
+        since = min(self._rows.in_vain_since, self._requests.in_vain_since)
+        is_long = now.mono - since >= _UNREAD_SECONDS
+        self._alarms.set("not_read_again", note=_UNREAD if is_long else "", next_step=_UNREAD_STEP)
         if now.mono >= self._rejected_at:
             self._rejected_at = now.mono + _REJECTED_EVERY_SECONDS
             self._look_at_rejected()
@@ -137,38 +163,29 @@ class Rereads(Stage):
         for delivery_id in self._failed:
             moves.request_failed(tx, delivery_id, note="its file is no longer there", now=now.utc)
         if self._reads or self._lost or self._failed:
-            tx.on_commit(partial(self._committed, tuple(needless), tuple(others), now))
+            tx.on_commit(partial(self._committed, tuple(needless), tuple(others)))
 
-    def _committed(self, needless: tuple[str, ...], others: tuple[RowToRead, ...], now: Now) -> None:
+    def _committed(self, needless: tuple[str, ...], others: tuple[RowToRead, ...]) -> None:
         with suppress(OSError):  # a start removes what belongs to no row
             self._spool.discard(*needless)
         self._reencoding -= {work.row.delivery_id for work, _ in self._reads}
         self._reads, self._lost, self._failed = [], [], []
         for row in others:
-            self._read_again(row, now)
+            self._read_again(row)
 
     def _take_up_rows(self, now: Now) -> None:
-        rows = queries.rows_to_read(self._ledger, limit=_AT_ONCE, after_id=self._after_id)
-        self._after_id = rows[-1].delivery_id if len(rows) == _AT_ONCE else 0
+        rows = queries.rows_to_read(self._ledger, limit=_AT_ONCE, after_id=self._rows.after)
         in_work = self._reencoding | self._admission.rows_in_hand
+        self._rows.walked([row.delivery_id for row in rows], in_work, now)
         for row in rows:
             if row.delivery_id in in_work:
                 continue
             if row.pending_read is PendingRead.REREAD:
-                self._read_again(row, now)
+                self._read_again(row)
             else:
                 self._reencode(row)
-        if not self._after_id:
-            self._tell_unseen(now)
 
-    def _tell_unseen(self, now: Now) -> None:
-        """Go by what this round has come to: a row that is gone or was let go of since the last is in it no more."""
-        since = min(self._unseen.values(), default=inf)
-        is_long = now.mono - since >= _UNSEEN_SECONDS
-        self._alarms.set("not_read_again", note=_UNSEEN if is_long else "", next_step=_UNSEEN_STEP)
-        self._unseen_before, self._unseen = self._unseen, {}
-
-    def _read_again(self, row: RowToRead, now: Now) -> None:
+    def _read_again(self, row: RowToRead) -> None:
         """Hand the row's file in, as it lies there now."""
         path = path_of(row.path) if row.in_place else row.path.removeprefix(f"{self._spool.path}/")
         candidate = None
@@ -179,8 +196,6 @@ class Rereads(Stage):
             self._admission.adopt(candidate, Origin(adopted=True, row=row))
         elif self._is_lost(row.path):
             self._lost.append(row)
-        else:
-            self._unseen[row.delivery_id] = self._unseen_before.get(row.delivery_id, now.mono)
 
     def _candidate_at(self, row: RowToRead | RequestedRow, path: str) -> Candidate | None:
         """Look at a row's file; None when it is gone or no regular file any more. Raises OSError: nobody can say."""
@@ -214,9 +229,11 @@ class Rereads(Stage):
             Owner.REENCODING, work, lambda key: ReencodeJob(key=key, path=row.path, destination=str(destination))
         )
 
-    def _take_up_requests(self) -> None:
+    def _take_up_requests(self, now: Now) -> None:
+        rows = queries.requested_rows(self._ledger, limit=_AT_ONCE, after_id=self._requests.after)
         in_hand = self._admission.rows_in_hand
-        for row in queries.requested_rows(self._ledger, limit=_AT_ONCE):
+        self._requests.walked([row.file_id for row in rows], in_hand, now)
+        for row in rows:
             if row.file_id in in_hand:
                 continue
             try:

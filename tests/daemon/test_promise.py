@@ -472,13 +472,32 @@ def test_row_whose_file_in_place_is_a_file_no_more_comes_to_its_end(
         assert ledger_file.execute("SELECT count(*) FROM attempt").fetchone() == (1,)
 
 
+def test_row_to_be_read_again_that_no_reader_can_read_is_told(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file can be looked at: it was handed in every two seconds, came back unread, and no alarm stood."""
+    monkeypatch.setattr("ingestd.daemon.rereads._LOOK_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("ingestd.daemon.rereads._UNREAD_SECONDS", 0.5)
+    config = configure(tmp_path, server, take="in_place")
+    with running(config) as daemon:
+        daemon.gates.claims.shut("test")
+        row = replace(arrival(1, in_place=True), path=f"/proc/{os.getpid()}/mem")
+        (delivery_id,) = admit(daemon.ledger, row)
+        send(daemon.ledger, state=State.PENDING, reason=Reason.CHANGED, reread=True)
+
+        turn(daemon, lambda: daemon.stages.alarms.stands("not_read_again"))
+        with daemon.ledger.transaction() as tx:
+            moves.read_no_more(tx, delivery_id, now=read_clocks().utc)
+        turn(daemon, lambda: not daemon.stages.alarms.stands("not_read_again"))
+
+
 @pytest.mark.parametrize("why", ["its disk fails", "its folder is empty"])
 def test_row_to_be_read_again_of_whose_file_nobody_can_say_is_told(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     """It was looked for every two seconds, for ever, and no alarm stood."""
     monkeypatch.setattr("ingestd.daemon.rereads._LOOK_EVERY_SECONDS", 0.1)
-    monkeypatch.setattr("ingestd.daemon.rereads._UNSEEN_SECONDS", 0.5)
+    monkeypatch.setattr("ingestd.daemon.rereads._UNREAD_SECONDS", 0.5)
     config = configure(tmp_path, server, take="in_place")
     file, stat = tmp_path / "drop" / "image", os.stat
 

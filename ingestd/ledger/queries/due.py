@@ -159,7 +159,7 @@ _TO_READ = (
 )
 _REQUESTED = (
     select(*file_columns("id wish reason"), *PLACE)
-    .where(file.c.wish.is_not(None), file.c.spool_id == _SPOOL)
+    .where(file.c.wish.is_not(None), file.c.spool_id == _SPOOL, file.c.id > bindparam("after_id"))
     .order_by(file.c.id)
     .limit(_LIMIT)
 )
@@ -346,9 +346,9 @@ def rows_to_read(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) -> 
     ]
 
 
-def requested_rows(ledger: Queryable, *, limit: int = 1000) -> list[RequestedRow]:
-    """Say which REJECTED rows a person wants admitted."""
-    rows = ledger.fetch_cached(_REQUESTED, {"spool_id": ledger.spool_id, "limit": limit})
+def requested_rows(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) -> list[RequestedRow]:
+    """Say which REJECTED rows a person wants admitted, by id."""
+    rows = ledger.fetch_cached(_REQUESTED, {"spool_id": ledger.spool_id, "after_id": after_id, "limit": limit})
     return [
         RequestedRow(
             file_id=row.id,
