@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ingestd.lifecycle import State
+from ingestd.lifecycle import Reason, State
 from ingestd.locks import who_runs
 
 from .asker import as_typed
@@ -151,8 +152,11 @@ def _nobody_runs(config: Config, ledger: Ledger) -> None:
 def _waiting(ledger: Ledger, name: str) -> dict[str, int]:
     from ingestd.ledger import queries
 
-    states = queries.status(ledger, at=name).states
-    return {str(state): count for state, count in states.items() if count and state not in _STAYS}
+    waiting: Counter[str] = Counter()
+    for each in queries.status(ledger, at=name).counts:
+        if each.state not in _STAYS or each.reason == Reason.NOT_COMPARED:
+            waiting[each.state] += each.rows
+    return dict(+waiting)
 
 
 def _discard(ledger: Ledger, number: int) -> int:

@@ -30,8 +30,8 @@ from .row import (
     columns,
     content_of,
     identity_of,
-    is_not_compared,
     pieces,
+    waits_with_its_file,
     was_let_go_by_rule,
 )
 from .sameness import Judgement, judge
@@ -368,11 +368,6 @@ def _refuse(tx: Transaction, numbered: Sequence[tuple[int, Refusal]], now: datet
     tx.flush()
 
 
-def _waits(row: Row) -> bool:
-    """Whether the bytes of its file are what a row waits with: to be sent, or to be compared."""
-    return row.state is State.PENDING or is_not_compared(row)
-
-
 def reread(tx: Transaction, delivery_id: int, arrival: Arrival, *, now: datetime) -> Admitted:
     """Go on with a row that waits, whose file was read again; where it holds other bytes now, with a new file of these.
 
@@ -380,10 +375,10 @@ def reread(tx: Transaction, delivery_id: int, arrival: Arrival, *, now: datetime
     to be sent or compared, and is held against what an attempt may have delivered.
     """
     row = tx.row(delivery_id)
-    if row is None or not _waits(row):
+    if row is None or not waits_with_its_file(row):
         return Admitted(number=None, state=None)
     rows = tx.rows_of_file(row.file_id)
-    waiting = [each for each in rows if _waits(each)]
+    waiting = [each for each in rows if waits_with_its_file(each)]
     if _is_unchanged(tx, row, arrival):
         for each in waiting:
             if each.need == PendingRead.REREAD:
@@ -441,9 +436,9 @@ def _end_changed(tx: Transaction, waiting: Sequence[Row], number: int, now: date
 def reread_refused(tx: Transaction, delivery_id: int, refusal: Refusal, *, now: datetime) -> int | None:
     """Let go of a row that waits, whose file is no whole DICOM file any more; give the number of the REJECTED one."""
     row = tx.row(delivery_id)
-    if row is None or not _waits(row):
+    if row is None or not waits_with_its_file(row):
         return None
-    waiting = [each for each in tx.rows_of_file(row.file_id) if _waits(each)]
+    waiting = [each for each in tx.rows_of_file(row.file_id) if waits_with_its_file(each)]
     (number,) = tx.new_ids(1)
     _end_changed(tx, waiting, number, now)
     _refuse(tx, [(number, refusal)], now)

@@ -829,7 +829,7 @@ _TENTH = (
 
 # A file that has to be compared with the holder of its identity is a row, which waits for that.
 _ELEVENTH = (
-    """CREATE INDEX delivery_not_compared ON delivery (destination_id, spool_id, id)
+    """CREATE INDEX delivery_not_compared ON delivery (destination_id, id)
         WHERE reason = 'not_compared'""",
     # By destination first: what waits at one that is away is in nobody else's way.
     "DROP INDEX delivery_unconfirmed",

@@ -192,6 +192,11 @@ def is_not_compared(row: Row) -> bool:
     return row.state is State.DUPLICATE and row.reason == Reason.NOT_COMPARED
 
 
+def waits_with_its_file(row: Row) -> bool:
+    """Whether a row waits to be sent, or to be compared."""
+    return row.state is State.PENDING or is_not_compared(row)
+
+
 def is_same_identity(one: Row, other: Row) -> bool:
     """Whether two rows name one instance: by their UIDs, not only by what these are looked up by."""
     return (one.study_id, one.series_uid, one.sop_uid) == (other.study_id, other.series_uid, other.sop_uid)

@@ -15,7 +15,7 @@ from ingestd.lifecycle import Content, Reason, SourceStat, State
 from . import dialect
 from .counters import NO_DESTINATION
 from .queries.files import STILL_MAY_GO
-from .row import UNASKED, Row, pieces
+from .row import UNASKED, Row, pieces, waits_with_its_file
 from .schema import alarm, delivery, file, inbox, rendition
 from .transaction import Transaction
 from .values import Alarm, InboxSummary, PendingRead
@@ -113,7 +113,7 @@ def fail_gone(tx: Transaction, delivery_ids: Iterable[int], *, note: str, now: d
 
 
 def give_up_for_room(tx: Transaction, file_ids: Iterable[int], *, at: Collection[int], now: datetime) -> int:
-    """Give up at these destinations what waits to be sent of files that nobody else needs; say how many deliveries.
+    """Give up at these destinations what waits of files that nobody else needs; say how many deliveries.
 
     They need the bytes no more from then on, so that these may go. What is wanted otherwise meanwhile is left alone.
     """
@@ -124,7 +124,7 @@ def give_up_for_room(tx: Transaction, file_ids: Iterable[int], *, at: Collection
             by_file[row.file_id].append(row)
     given_up = 0
     for rows in by_file.values():
-        if all(row.state is State.PENDING and row.destination_id in at for row in rows):
+        if all(waits_with_its_file(row) and row.destination_id in at for row in rows):
             tx.move(*rows, to=State.FAILED, at=now, reason=Reason.NO_ROOM, note=_NO_ROOM, settled_at=now)
             given_up += len(rows)
     tx.flush()

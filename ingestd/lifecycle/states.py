@@ -110,7 +110,10 @@ MOVES: Mapping[tuple[State | None, State], str] = {
         _S.PENDING,
         _S.UNCERTAIN,
     ): "the server refused its encoding, it cannot be re-encoded, and the server is asked first",
-    (_S.PENDING, _S.FAILED): "the disk is full, and no destination that is required wants its file",
+    **{
+        (before, _S.FAILED): "the disk is full, and no destination that is required wants its file"
+        for before in (_S.PENDING, _S.DUPLICATE)
+    },
     # Nobody runs what was to send or prove it, and a row of a host that runs has the same content and takes its place.
     **{(before, _S.DUPLICATE): "its place is taken" for before in (_S.PENDING, _S.SENDING, _S.UNCERTAIN, _S.STORED)},
     (

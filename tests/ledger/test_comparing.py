@@ -11,6 +11,7 @@ from ingestd.ledger import Choice, Ledger, moves, queries
 from ingestd.lifecycle import Reason, Sameness, State
 from tests.ledger_builders import (
     LATER,
+    NOW,
     admit,
     arrival,
     assert_ledger_holds,
@@ -46,6 +47,10 @@ def test_other_bytes_in_the_same_encoding_wait_behind_their_row_to_be_compared(l
     assert (row.delivery_id, row.holder.delivery_id, row.holder.state) == (delivery_id, holder, State.PENDING)
     assert row.path != row.holder.path
     assert queries.unfinished(ledger) == 2
+    send(ledger)
+    confirm(ledger, holder)
+    (known,) = queries.status(ledger).destinations
+    assert (known.unconfirmed, known.oldest_unconfirmed_at) == (1, NOW)
     assert_ledger_holds(ledger)
 
 

@@ -69,6 +69,22 @@ def give_up(ledger: Ledger, *files: int) -> int:
         return moves.give_up_for_room(tx, files, at={RESEARCH}, now=LATER)
 
 
+def test_what_waits_to_be_compared_is_given_up_as_well(ledger: Ledger):
+    holder = take(ledger, 1, "research")
+    send_at(ledger, "research", 1, State.STORED, Reason.STORED_ANSWER)
+    confirm(ledger.at("research"), holder)
+    other = replace(arrival(1, seed="other"), route=Route(rule=1, text="rule 1", destinations=("research",)))
+    (delivery_id,) = admit(ledger, other, now=LATER)
+    second = take(ledger, 2, "research", minutes=600)
+    assert first(ledger, 1) == [delivery_id]
+    assert first(ledger) == sorted([delivery_id, second])
+    assert give_up(ledger, delivery_id) == 1
+    entry = queries.entry(ledger, delivery_id)
+    assert entry is not None
+    assert (entry.state, entry.reason) == (State.FAILED, Reason.NO_ROOM)
+    assert_ledger_holds(ledger)
+
+
 def test_oldest_are_given_up_and_no_more_than_makes_the_room(ledger: Ledger):
     third, first_, second = (take(ledger, number, "research", minutes=at) for number, at in ((1, 3), (2, 1), (3, 2)))
 
@@ -172,4 +188,5 @@ def test_question_is_served_by_the_order_of_age(ledger: Ledger):
     take(ledger, 1, "research")
     for statement, plan in plans_of(ledger, lambda: first(ledger)):
         assert unserved(statement, plan) == []
-        assert any("delivery_unconfirmed" in step for step in plan)
+        index = "delivery_not_compared" if "not_compared" in statement else "delivery_unconfirmed"
+        assert any(index in step for step in plan)

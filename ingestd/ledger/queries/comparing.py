@@ -6,6 +6,7 @@ from sqlalchemy import bindparam, select
 
 from ingestd.lifecycle import State
 
+from .. import dialect
 from ..row import DELIVERED, NOT_COMPARED, columns, reach_of
 from ..schema import delivery, file
 from ..session import Queryable
@@ -27,7 +28,7 @@ _TO_COMPARE = (
     .where(
         NOT_COMPARED,
         delivery.c.destination_id == bindparam("destination_id"),
-        delivery.c.spool_id == bindparam("spool_id"),
+        dialect.unindexed(delivery.c.spool_id) == bindparam("spool_id"),
         delivery.c.id > bindparam("after_id"),
         delivery.c.need.is_(None),
     )

@@ -15,7 +15,7 @@ from ingestd.lifecycle import FILE_ENDS, NEEDS_PERSON, Jump, Reason, State, need
 from .. import dialect
 from ..counters import COUNTS_WAITING
 from ..reports import Count, Status
-from ..row import ENDED, ON_ITS_WAY, ZERO, jump_of
+from ..row import ENDED, NOT_COMPARED, ON_ITS_WAY, ZERO, jump_of
 from ..schema import alarm, attempt, delivery, destination, file, history, inbox, spool, state_count, study_sum
 from ..schema import clock as clock_table
 from ..session import Queryable
@@ -127,15 +127,18 @@ def destinations(ledger: Queryable) -> tuple[DestinationStatus, ...]:
 
 
 def oldest_unconfirmed_at(ledger: Queryable, *, at: int) -> datetime | None:
-    """Say since when the oldest file that is on its way to a destination has been in the ledger, by today's clock."""
-    here = (ON_ITS_WAY, delivery.c.destination_id == at)
-    oldest = select(delivery.c.admitted_at).where(*here).order_by(delivery.c.admitted_at).limit(1)
-    row = ledger.fetch_one(oldest)
-    jumps = ledger.fetch_cached(_JUMPS) if row else []
-    if not jumps:
-        return row.admitted_at if row else None
-    found = [(ledger.fetch_one(oldest.where(rows)), by) for rows, by in _stretches(jumps)]
-    return min((row.admitted_at + by for row, by in found if row is not None), default=None)
+    """Say since when the oldest file that waits for a destination has been in the ledger, by today's clock."""
+    here = select(delivery.c.admitted_at).where(delivery.c.destination_id == at).limit(1)
+    oldest = [
+        here.where(waits).order_by(order)
+        for waits, order in ((ON_ITS_WAY, delivery.c.admitted_at), (NOT_COMPARED, delivery.c.id))
+    ]
+    found = [row.admitted_at for each in oldest if (row := ledger.fetch_one(each)) is not None]
+    jumps = ledger.fetch_cached(_JUMPS) if found else []
+    if jumps:
+        each_in = [(ledger.fetch_one(each.where(rows)), by) for rows, by in _stretches(jumps) for each in oldest]
+        found = [row.admitted_at + by for row, by in each_in if row is not None]
+    return min(found, default=None)
 
 
 def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State], *, at: int | None) -> datetime | None:

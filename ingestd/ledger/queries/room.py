@@ -6,12 +6,12 @@ from collections.abc import Collection
 from heapq import merge
 from itertools import islice
 
-from sqlalchemy import bindparam, exists, func, or_, select
+from sqlalchemy import and_, bindparam, exists, func, or_, select
 
 from ingestd.lifecycle import Reason, State
 
 from .. import dialect
-from ..row import DELIVERED, ON_ITS_WAY
+from ..row import DELIVERED, NOT_COMPARED, ON_ITS_WAY
 from ..schema import delivery, file, state_count
 from ..session import Queryable
 from .files import IS_IN_DOUBT, OF_FILE, RESTS_ON_AWAY
@@ -19,16 +19,18 @@ from .files import IS_IN_DOUBT, OF_FILE, RESTS_ON_AWAY
 _IS_WANTED_OTHERWISE = exists().where(
     OF_FILE.c.file_id == file.c.id,
     dialect.unindexed(OF_FILE.c.settled_at).is_(None),
-    or_(dialect.unindexed(OF_FILE.c.state) != State.PENDING, ~dialect.among(OF_FILE.c.destination_id, "at")),
+    or_(
+        dialect.unindexed(OF_FILE.c.state).not_in([State.PENDING, State.DUPLICATE]),
+        and_(dialect.unindexed(OF_FILE.c.state) == State.DUPLICATE, OF_FILE.c.reason != Reason.NOT_COMPARED),
+        ~dialect.among(OF_FILE.c.destination_id, "at"),
+    ),
 )
-_FIRST = (
+_OLDEST = (
     select(delivery.c.admitted_at, delivery.c.id, delivery.c.file_id, file.c.size_bytes)
     .select_from(DELIVERED)
     .where(
-        ON_ITS_WAY,
-        dialect.unindexed(delivery.c.spool_id) == bindparam("spool_id"),
-        dialect.unindexed(delivery.c.state) == State.PENDING,
         delivery.c.destination_id == bindparam("destination_id"),
+        dialect.unindexed(delivery.c.spool_id) == bindparam("spool_id"),
         file.c.in_place == 0,
         ~_IS_WANTED_OTHERWISE,
         ~RESTS_ON_AWAY,
@@ -36,6 +38,11 @@ _FIRST = (
     )
     .order_by(delivery.c.admitted_at, delivery.c.id)
     .limit(bindparam("limit"))
+)
+# What waits to be sent, and what waits to be compared.
+_FIRST = (
+    _OLDEST.where(ON_ITS_WAY, dialect.unindexed(delivery.c.state) == State.PENDING),
+    _OLDEST.where(NOT_COMPARED),
 )
 _GIVEN_UP = select(func.sum(state_count.c.entries).label("entries")).where(
     state_count.c.spool_id == bindparam("spool_id"),
@@ -61,7 +68,7 @@ def given_up_first(
     asked = {"spool_id": ledger.spool_id, "at": sorted(at), "away": sorted(away), "unasked": sorted(unasked)}
     asked["limit"] = limit
     # Each destination has its own in order.
-    lists = [ledger.fetch_all(_FIRST, asked | {"destination_id": each}) for each in at]
+    lists = [ledger.fetch_all(first, asked | {"destination_id": each}) for each in at for first in _FIRST]
     found: set[int] = set()
     for row in islice(merge(*lists), limit):
         if size_bytes <= 0:
