@@ -176,10 +176,10 @@ class Rows:
         with self.ledger.transaction() as tx:
             [admitted] = moves.admit(tx, [arrival], now=self.now)
         assert admitted.number is not None
-        for row in queries.rows_to_compare(self.ledger, limit=100) if sameness is not None else ():
+        for row in queries.rows_to_compare(self.ledger, limit=100):
             with self.ledger.transaction() as tx:
-                holder_id = row.holder.delivery_id
-                moves.compared(tx, row.delivery_id, holder_id=holder_id, sameness=sameness, now=self.now)
+                holder_id, found = row.holder.delivery_id, sameness or Sameness.OTHER
+                moves.compared(tx, row.delivery_id, holder_id=holder_id, sameness=found, now=self.now)
         return admitted.number
 
     def refuse(self, name: str, reason: Reason = Reason.TRUNCATED, note: str = "it ends too early") -> int:

@@ -533,7 +533,7 @@ def test_empty_mount_point_in_place_of_the_spool_is_refused_while_files_wait(tmp
     with Ledger.open(url(tmp_path), host="real", destinations={"default": URL}, spool=spool) as ledger:
         admit(ledger, arrival(1))
 
-    with pytest.raises(LedgerError, match=r"1 files .* mount it"):
+    with pytest.raises(LedgerError, match=r"wait \(1\).* mount it"):
         Ledger.open(url(tmp_path), host="other", destinations={"default": URL}, spool=spool)
 
     with Ledger.open(
