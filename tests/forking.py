@@ -35,14 +35,22 @@ class Forked:
     """One process with its own life, and of Popen what is asked of it."""
 
     def __init__(
-        self, words: Sequence[str], *, out: IO[bytes], err: IO[bytes], cwd: Path, env: Mapping[str, str], session: bool
+        self,
+        words: Sequence[str],
+        *,
+        out: IO[bytes],
+        err: IO[bytes],
+        cwd: Path,
+        env: Mapping[str, str],
+        session: bool = False,
+        script: str | None = None,
     ) -> None:
         self.args = words
         self.returncode: int | None = None
         self._told, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            asked = json.dumps({"words": list(words), "cwd": str(cwd), "env": dict(env), "session": session})
-            socket.send_fds(_forking(), [asked.encode()], [theirs.fileno(), out.fileno(), err.fileno()])
+            asked = {"words": list(words), "script": script, "cwd": str(cwd), "env": dict(env), "session": session}
+            socket.send_fds(_forking(), [json.dumps(asked).encode()], [theirs.fileno(), out.fileno(), err.fileno()])
         self.pid = int(self._told.recv(100))
 
     def poll(self) -> int | None:
@@ -123,7 +131,7 @@ def _watched(start: dict[str, Any], told: int, out: int, err: int) -> dict[str, 
 
 
 def _run(start: Mapping[str, Any]) -> None:
-    """Be ``python -m ingestd`` with these words, or ``python`` where they begin with ``-c``."""
+    """Be ``python -m ingestd`` with these words, or ``python -c`` with this script."""
     from ingestd.cli import main
 
     os.chdir(start["cwd"])
@@ -131,13 +139,12 @@ def _run(start: Mapping[str, Any]) -> None:
     os.environ.update(start["env"])
     time.tzset()
     sys.path[0] = start["cwd"]
-    words = start["words"]
-    if words[0] == "-c":
-        sys.argv = ["-c", *words[2:]]
-        exec(words[1], {"__name__": "__main__"})
-        return
-    sys.argv = [str(PROJECT / "ingestd" / "__main__.py"), *words]
-    main()
+    if start["script"] is None:
+        sys.argv = [str(PROJECT / "ingestd" / "__main__.py"), *start["words"]]
+        main()
+    else:
+        sys.argv = ["-c", *start["words"]]
+        exec(start["script"], {"__name__": "__main__"})
 
 
 def _import_all() -> None:

@@ -298,11 +298,16 @@ class Daemon:
 
 
 def run_program(
-    words: Sequence[str], *, cwd: Path = PROJECT, env: Mapping[str, str] | None = None, within_seconds: float = 60.0
+    words: Sequence[str],
+    *,
+    script: str | None = None,
+    cwd: Path = PROJECT,
+    env: Mapping[str, str] | None = None,
+    within_seconds: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ingestd, or a script (see ``start_program``), and return what it said."""
+    """Run ingestd, or a script in its place, and return what it said."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = start_program(words, out=out, err=err, cwd=cwd, env=env)
+        process = start_program(words, script=script, out=out, err=err, cwd=cwd, env=env)
         try:
             code = process.wait(within_seconds)
         finally:
@@ -316,6 +321,7 @@ def run_program(
 def start_program(
     words: Sequence[str],
     *,
+    script: str | None = None,
     out: IO[bytes],
     err: IO[bytes],
     cwd: Path = PROJECT,
@@ -323,18 +329,16 @@ def start_program(
     env: Mapping[str, str] | None = None,
     program: Path | None = None,
 ) -> subprocess.Popen[bytes] | Forked:
-    """Start ingestd; with ``notify`` as a service manager that listens there does, in a session of its own.
-
-    Where the first word is ``-c``, it is Python that is started, with the script that follows and its words.
+    """Start ingestd, or a script; with ``notify`` as a service manager that listens there does, in its own session.
 
     With an ``env`` or a ``program`` (what it takes Python for) of its own it gets an interpreter of its own, as does
     what is measured or tortured outside the tests.
     """
     around = environment({**({"NOTIFY_SOCKET": str(notify)} if notify else {}), **(env or {})})
     if forking.allowed and env is None and program is None:
-        return Forked(words, out=out, err=err, cwd=cwd, env=around, session=notify is not None)
+        return Forked(words, script=script, out=out, err=err, cwd=cwd, env=around, session=notify is not None)
     return subprocess.Popen(
-        [str(program or PROGRAM[0]), *(() if words[0] == "-c" else PROGRAM[1:]), *words],
+        [str(program or PROGRAM[0]), *(PROGRAM[1:] if script is None else ("-c", script)), *words],
         executable=PROGRAM[0],
         stdout=out,
         stderr=err,

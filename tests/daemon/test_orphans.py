@@ -75,7 +75,7 @@ def ledger_of(config: Config) -> Iterator[Ledger]:
 
 def killed(config: Config, folder: Path, moment: str) -> LeftCandidate:
     """Run until the first file is brought into the spool, or was, and die; give the row that it left."""
-    done = run_program(["-c", KILLED, str(folder / "config.yaml"), moment])
+    done = run_program([str(folder / "config.yaml"), moment], script=KILLED)
     assert done.returncode == -signal.SIGKILL, done.stderr
     with ledger_of(config) as ledger:
         (left,) = queries.left_candidates(ledger)
