@@ -74,7 +74,7 @@ class _Delivered(NamedTuple):
     """What becomes of an arrival at one destination."""
 
     destination_id: int
-    is_: Judgement
+    judgement: Judgement
     holder: _Holder | None
 
 
@@ -204,21 +204,21 @@ def admit(
 
 def _answer(numbers: Sequence[int], decided: Sequence[_Delivered], arrival: Arrival) -> Admitted:
     """Say what became of an arrival: the first of its deliveries stands for all."""
-    return Admitted(number=numbers[0], state=(decided[0].is_ if decided else _end_of(arrival)).state)
+    return Admitted(number=numbers[0], state=(decided[0].judgement if decided else _end_of(arrival)).state)
 
 
 def _hold(held: _Held, arrival: Arrival, decided: Sequence[_Delivered], numbers: Sequence[int]) -> None:
     """Remember that this one holds its identity now, where nobody did: another of the same call may have it too."""
     content = arrival.content
-    for number, (destination_id, is_, holder) in zip(numbers, decided, strict=False):
+    for number, (destination_id, judgement, holder) in zip(numbers, decided, strict=False):
         if holder is None:
-            holds = _Holder(number, is_.state, content.transfer_syntax, content.digest)
+            holds = _Holder(number, judgement.state, content.transfer_syntax, content.digest)
             held[destination_id, arrival.identity] = holds
 
 
 def _confirmed_holders(decided: Iterable[_Delivered]) -> Iterator[int]:
-    for _, is_, holder in decided:
-        if is_.reason is Reason.SAME_CONTENT and holder is not None and holder.state is State.CONFIRMED:
+    for _, judgement, holder in decided:
+        if judgement.reason is Reason.SAME_CONTENT and holder is not None and holder.state is State.CONFIRMED:
             yield holder.id
 
 
@@ -283,10 +283,10 @@ def _add(
             tx,
             values,
             number,
-            state=each.is_.state,
-            note=each.is_.note,
+            state=each.judgement.state,
+            note=each.judgement.note,
             now=now,
-            reason=each.is_.reason,
+            reason=each.judgement.reason,
             destination_id=each.destination_id,
             holder_id=each.holder.id if each.holder else None,
         )
