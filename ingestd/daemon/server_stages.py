@@ -20,8 +20,8 @@ from structlog.typing import FilteringBoundLogger
 from ingestd.clocks import utc_now
 from ingestd.config import Config, Destination
 from ingestd.daemon.alarms import Alarms
-from ingestd.daemon.comparisons import Comparisons
 from ingestd.daemon.feed_reading import FeedReading
+from ingestd.daemon.holder_comparison import HolderComparison
 from ingestd.daemon.posting import Posting
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.server_copies import ServerCopies
@@ -140,7 +140,7 @@ class ServerStages:
             self.server_questions,
             self.feed_reading,  # all else is judged by what the feed has shown
             self.server_copies,
-            self.comparisons,
+            self.holder_comparison,
             self.verification,
         )
 
@@ -194,8 +194,8 @@ class ServerStages:
         return ServerCopies(self.server_questions, self._ledger)
 
     @cached_property
-    def comparisons(self) -> Comparisons:
-        return Comparisons(
+    def holder_comparison(self) -> HolderComparison:
+        return HolderComparison(
             ledger=self._ledger,
             reader_client=self._shared.reader_client,
             copies=self.server_copies,

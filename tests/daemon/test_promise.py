@@ -317,7 +317,7 @@ def test_rows_whose_files_took_each_others_names_do_not_one_waits_for_the_other_
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exported once more over the same names, in another order and a little different, while the server was away."""
-    monkeypatch.setattr("ingestd.daemon.comparisons._AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("ingestd.daemon.holder_comparison._AGAIN_SECONDS", 0.1)
     config = configure(tmp_path, server, take="in_place")
     with running(config) as daemon:
         daemon.gates.claims.shut("test")
@@ -347,7 +347,7 @@ def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing was learnt of it, and it passed for another object."""
-    monkeypatch.setattr("ingestd.daemon.comparisons._AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("ingestd.daemon.holder_comparison._AGAIN_SECONDS", 0.1)
     config = configure(tmp_path, server, take="in_place")
     one, other = encodings_of_one_object()
     first, second = tmp_path / "first", tmp_path / "second"

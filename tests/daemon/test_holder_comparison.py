@@ -57,7 +57,7 @@ def test_file_that_only_an_away_server_can_be_compared_with_goes_to_the_other_me
             turn(daemon, lambda: states(config)["research", "CONFIRMED"] == 2)
             daemon.stages.retention.hurry()
         with running(config) as daemon:  # and it is compared although it was taken in by another run
-            turn(daemon, lambda: not daemon.stages.servers["archive"].comparisons.is_idle)
+            turn(daemon, lambda: not daemon.stages.servers["archive"].holder_comparison.is_idle)
             assert reasons(config)[State.DUPLICATE] == Reason.NOT_COMPARED
             assert kept(tmp_path) == 2
 
@@ -73,8 +73,8 @@ def test_file_that_only_an_away_server_can_be_compared_with_goes_to_the_other_me
 def test_what_waits_for_copies_lets_by_what_can_be_compared_here(
     tmp_path: Path, servers: dict[str, EmulatorProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingestd.daemon.comparisons._AT_ONCE", 2)
-    monkeypatch.setattr("ingestd.daemon.comparisons._COPIES_AT_ONCE", 1)
+    monkeypatch.setattr("ingestd.daemon.holder_comparison._AT_ONCE", 2)
+    monkeypatch.setattr("ingestd.daemon.holder_comparison._COPIES_AT_ONCE", 1)
     config = configure(tmp_path, addresses(servers), rules=ONLY_ARCHIVE, retain="0s")
     studies = [f"1.2.{number}" for number in range(5)]
     for study in studies:

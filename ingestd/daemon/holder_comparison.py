@@ -59,7 +59,7 @@ class _Comparison:
 _Answer: TypeAlias = Read | Sameness
 
 
-class Comparisons(Stage):
+class HolderComparison(Stage):
     """Has the readers compare what one destination has twice, and the ledger told. Main thread only."""
 
     def __init__(
