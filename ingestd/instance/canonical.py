@@ -10,7 +10,8 @@ Each record ends with its letter and fixed sizes, so the whole can be read backw
 cannot give the same bytes. Left out: group lengths and Length to End (0008,0001), which are about lengths; Data Set
 Trailing Padding (FFFC,FFFC); the VR, as writers that know an element better name it instead of UN; and the padding of
 values, by what the standard says of the tag: trailing spaces and NULs of text, one trailing NUL of bytes of even
-length, nothing of numbers, one space or NUL where the tag is private or unknown.
+length, nothing of numbers. Where the tag is private or unknown, by what the value looks like: one trailing space or NUL
+of ASCII text, one trailing NUL of all else, whose last byte may be part of a number.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _TAIL = 1 << 16
 _MOST_ATTRIBUTES = 10_000
 _TAG = struct.Struct("<I").pack
 _VALUE_END = struct.Struct("<Qc").pack
+_ASCII_TEXT = bytes(range(0x20, 0x7F)) + b"\t\n\f\r\x1b"
 _NUMBERS = frozenset(
     (b"AT", b"FD", b"FL", b"OD", b"OF", b"OL", b"OV", b"SL", b"SS", b"SV", b"UL", b"US", b"US or SS", b"UV")
 )
@@ -154,5 +156,5 @@ def _trim(tail: bytes, vr: bytes, length: int) -> bytes:
         return tail.rstrip(b" \0")
     if vr in _NUMBERS:
         return tail
-    pads = (b"\0", b" ") if vr == b"UN" else b"\0"
+    pads = (b"\0", b" ") if vr == b"UN" and not tail[:-1].translate(None, _ASCII_TEXT) else b"\0"
     return tail[:-1] if length % 2 == 0 and tail.endswith(pads) else tail
