@@ -290,10 +290,13 @@ def stopped_send(config: Config) -> str:
 
 
 def expect_yes(question: str) -> None:
-    """Ask at the terminal; raises Abort unless the answer is yes, and Stop where stdin ends without one."""
+    """Ask at the terminal; raises Exit unless the answer is yes, and Stop where stdin ends without one."""
     try:
         click.confirm(question, abort=True, err=True)
     except click.Abort as abort:
+        if abort.__context__ is None:  # the answer was no
+            click.echo("nothing was done", err=True)
+            raise click.exceptions.Exit(130) from None
         if not isinstance(abort.__context__, EOFError):
             raise
         click.echo(err=True)  # the question's line

@@ -20,7 +20,7 @@ from .common import (
     tell_config,
 )
 from .operator_moves import Refusals, one_by_one, why_not_readable, why_not_the_same
-from .output import print_json
+from .output import plain, print_json
 
 if TYPE_CHECKING:
     from ingestd.ledger import Entry, Ledger, Transaction
@@ -71,15 +71,25 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
         return ExitCode.DONE
     with ledger_for_moves(settings) as ledger:
         done, refused = decide(ledger, ids, decision, idle_host=stopped_send(settings))
+        to = _servers(ledger, done) if len(settings.destinations) > 1 else {}
     if as_json:
         refusals = [{"id": number, "why": why} for number, why in refused]
         print_json({"decision": decision, "done": done, "refused": refusals})
     else:
         for number in done:
-            click.echo(f"file {number}: {SAID[decision]}")
+            where = f" at {plain(to[number])}" if to.get(number) else ""
+            click.echo(f"file {number}{where}: {SAID[decision]}")
         for number, why in refused:
             click.echo(f"file {number}: not done: {why}")
     return ExitCode.NEEDS_PERSON if refused else ExitCode.DONE
+
+
+def _servers(ledger: Ledger, numbers: Sequence[int]) -> dict[int, str]:
+    """Say at which destination each of these was decided about: its other deliveries are decided about on their own."""
+    from ingestd.ledger import queries
+
+    entries = (queries.entry(ledger, number) for number in numbers)
+    return {entry.delivery_id: entry.destination for entry in entries if entry is not None}
 
 
 def decide(ledger: Ledger, ids: Sequence[int], decision: str, *, idle_host: str) -> tuple[list[int], Refusals]:

@@ -108,7 +108,7 @@ def _words(plan: RoutingPlan) -> Iterator[str]:
         if part.let_go:
             yield f"  {in_files(part.let_go)} would need nobody any more"
     if not plan.parts and not any(getattr(plan, why) for why in _LEFT):
-        yield "every file goes where the rules say"
+        yield "every file that waits, or that no rule wanted, goes where the rules say"
     for why, words in _LEFT.items():
         ids = getattr(plan, why)
         if ids:

@@ -172,7 +172,7 @@ class FeedReading(Stage):
         self._unreadable = answer.unreadable
         error = answer.error or (answer.pause.note if answer.pause else "")
         if error or answer.pause is not None:
-            self._unanswered.failed(error, now)
+            self._unanswered.failed(error, now, answer.pause)
             # Nobody can wake it, as one can the rows.
             wait = self._unanswered.wait(answer.pause, now, cap=PROBE_AT_LEAST_EVERY)
             self._barred_until = now.mono + max(self._interval, wait).total_seconds()

@@ -44,13 +44,13 @@ class Unanswered:
             elif not finding.is_ours:
                 self._files.add(finding.row.delivery_id)
                 self._since.pop(True, None)
-                self._failed(finding.note, now, whole=False)
+                self._failed(finding.note, now, None, whole=False)
         if answer.failure:
-            self.failed(answer.failure, now)
+            self.failed(answer.failure, now, answer.pause)
 
-    def failed(self, note: str, now: Now) -> None:
-        """Count a failure that concerns the server as a whole."""
-        self._failed(note, now, whole=True)
+    def failed(self, note: str, now: Now, pause: Pause | None) -> None:
+        """Count a failure that concerns the server as a whole; ``pause`` says of which kind."""
+        self._failed(note, now, pause, whole=True)
 
     def wait(self, pause: Pause | None, now: Now, *, cap: timedelta) -> timedelta:
         """Say how long to ask for nothing: as long as it has failed already, at most ``cap``, or as the server wishes.
@@ -69,12 +69,14 @@ class Unanswered:
         self._since.clear()
         self._alarms.clear(self._kind)
 
-    def _failed(self, note: str, now: Now, *, whole: bool) -> None:
+    def _failed(self, note: str, now: Now, pause: Pause | None, *, whole: bool) -> None:
         lasts = now.mono - self._since.setdefault(whole, now.mono)
         if lasts >= _TELL_AFTER_SECONDS and (whole or len(self._files) >= _FILES_UNTIL_OUTAGE):
+            is_away = pause is not None and pause.cause in AWAY
+            look = "give our account the right to read, and look at the server and at what stands in front of it, a "
+            look = "look whether the server works" if is_away else look + "gateway or a proxy"
             self._alarms.raise_(
                 self._kind,
                 note=f"the server {self._wanted}, so that nothing is proven; last: {note}",
-                next_step="give our account the right to read, and look at the server and at what stands in front of "
-                f"it, a gateway or a proxy; it is asked again by itself, {self._again}",
+                next_step=f"{look}; it is asked again by itself, {self._again}",
             )

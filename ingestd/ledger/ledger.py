@@ -247,7 +247,7 @@ class Ledger(Session):
         if schema < len(MIGRATIONS):
             belongs_to = self.connection.execute(select(destination_table.c.url)).scalar()
             if belongs_to not in {url.rstrip("/") for url in wanted.values()}:
-                self._refuse_other(belongs_to or "", next(iter(wanted.values())))
+                self._refuse_other("the server", belongs_to or "", next(iter(wanted.values())))
             raise LedgerOlder(upgrade.foretell(self.file, schema))
 
     def _prepare(
@@ -314,17 +314,17 @@ class Ledger(Session):
         if wanted is not None:
             for row in found:
                 if row.name in wanted:
-                    self._refuse_other(row.url, wanted[row.name])
+                    self._refuse_other(row.name, row.url, wanted[row.name])
             self._refuse_missing([row for row in found if row.name not in wanted], wanted)
         # Only now: whoever is refused leaves those that are served as they were.
         self.served = tuple(self.destinations if wanted is None else wanted)
         self.destination_id = next((row.id for row in found if row.name in self.served), 0)
 
-    def _refuse_other(self, belongs_to: str, url: str) -> None:
-        if belongs_to not in ("", url.rstrip("/")):
+    def _refuse_other(self, name: str, known: str, url: str) -> None:
+        if known not in ("", url.rstrip("/")):
             raise OtherDestination(
-                f"the ledger {self.file} belongs to {belongs_to}, and what it knows of files there says nothing about"
-                f" {url}; {OTHER_ADDRESS_STEP}"
+                f"{name} is {known} in the ledger {self.file}, and what it knows of files there says nothing"
+                f" about {url}; {OTHER_ADDRESS_STEP}"
             )
 
     def _refuse_missing(self, gone: Sequence[Any], wanted: Mapping[str, str]) -> None:

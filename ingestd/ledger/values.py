@@ -282,7 +282,7 @@ class InboxSummary:
 KEY_MADE_ANEW = "key_made_anew"
 OTHER_ADDRESS_STEP = (
     "set its url back; or, where the server and what it has moved there, say so with "
-    "`ingestd destination move NAME URL`; any other server needs a ledger and a spool of its own (the one under "
+    "`ingestd destination move NAME URL`; another server needs a name of its own under `destinations` (the one under "
     "`destination` is called `default`)"
 )
 

@@ -99,7 +99,7 @@ def test_what_is_where_the_rules_say_is_left_alone(tmp_path: Path, servers: Serv
 
     said = command("route", "--again")
 
-    assert (said.code, said.out) == (0, "every file goes where the rules say\n")
+    assert (said.code, said.out) == (0, "every file that waits, or that no rule wanted, goes where the rules say\n")
     holds(tmp_path)
 
 

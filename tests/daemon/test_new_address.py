@@ -191,7 +191,7 @@ def test_what_an_audit_finds_at_the_former_address_does_not_count_at_the_new(tmp
             _, said = audit.communicate(timeout=60)
 
         assert audit.returncode == ExitCode.CONFIGURATION, said
-        assert b"belongs to http://127.0.0.1:9/v2" in said
+        assert b"is http://127.0.0.1:9/v2 in the ledger" in said
         with site.ledger() as ledger:
             assert not queries.standing(ledger).matched
 

@@ -244,9 +244,7 @@ def test_reader_has_the_transaction_of_a_writer_that_died_rolled_back(tmp_path: 
 def test_other_destination_is_refused_with_the_way_out(tmp_path: Path):
     with open_ledger(tmp_path):
         pass
-    with pytest.raises(
-        OtherDestination, match="destination move NAME URL`; any other server needs a ledger and a spool"
-    ):
+    with pytest.raises(OtherDestination, match="destination move NAME URL`; another server needs a name of its own"):
         open_ledger(tmp_path, destination="http://other.example/v2")
     with pytest.raises(OtherDestination):
         Ledger.open(url(tmp_path), destinations={"default": "http://other.example/v2"}, read_only=True)
