@@ -121,6 +121,11 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
         "compare the two: keep the first with `ingestd resolve {id} --discard`, or, where the server can replace, "
         "send this one instead with `ingestd resolve {id} --replace`"
     ),
+    (State.CONFLICT, Reason.NOT_COMPARABLE): (
+        "look at both: whether they are the same cannot be found out{why}; then let go of this one with "
+        "`ingestd resolve {id} --discard`, or, where the server can replace, send it instead with "
+        "`ingestd resolve {id} --replace`"
+    ),
     (State.CONFLICT, Reason.GONE): (
         "the file vanished before it could be compared: bring it back and drop it again, then " + _DISCARD
     ),
@@ -154,6 +159,12 @@ def next_step(state: State, reason: Reason | None, *, number: int | None = None,
 def advice_for(entry: Entry) -> str:
     """Say what to do next about this very row, and why it came to be what it is."""
     return next_step(entry.state, entry.reason, number=entry.delivery_id, why=_why_of(entry))
+
+
+def alone_in_conflict(entry: Entry, holder: Entry) -> str:
+    """Say what to do about a CONFLICT with a row that has given its identity up: there are no two any more."""
+    had = f"row {holder.delivery_id}, which had its UIDs, is {holder.state}"
+    return as_typed(f"{had}: {_RETRY}, which sends this one, or {_DISCARD}".replace("{id}", str(entry.delivery_id)))
 
 
 def _why_of(entry: Entry) -> str:

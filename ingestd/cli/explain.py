@@ -93,7 +93,7 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         entry = deliveries[0].entry
         reference = study_ref(entry.identity.study_uid) if entry.identity and knows_references else ""
         each_told = [
-            Told(story, _waits_for_proof(story.entry), present.step(story.entry, unanswered)) for story in deliveries
+            Told(story, _waits_for_proof(story.entry), present.step(story, unanswered)) for story in deliveries
         ]
         whole = telling([story.entry for story in deliveries])
         show(*drawing(each_told, whole, folders, reference=reference, several=len(servers) > 1))
@@ -235,7 +235,7 @@ def story_as_plain(story: Story, unanswered: Sequence[Alarm]) -> dict[str, Any]:
     from .status import entry_as_plain
 
     return entry_as_plain(story.entry) | {
-        "next_step": _step(story.entry, unanswered),
+        "next_step": _step(story, unanswered),
         "history": [
             {
                 "at": event.at,
@@ -273,9 +273,15 @@ def _short(entry: Entry) -> dict[str, Any]:
     return {"id": entry.delivery_id, "state": str(entry.state), "inbox": entry.inbox, "source": entry.relative_path}
 
 
-def _step(entry: Entry, unanswered: Sequence[Alarm]) -> str:
-    from .advice import advice_for
+def _step(story: Story, unanswered: Sequence[Alarm]) -> str:
+    from ingestd.lifecycle import GIVES_IDENTITY_UP, HOLDING, State
 
+    from .advice import advice_for, alone_in_conflict
+
+    entry, holder = story.entry, story.holder
+    is_held = any(other.state in HOLDING for other in story.same_identity)
+    if entry.state is State.CONFLICT and holder is not None and holder.state in GIVES_IDENTITY_UP and not is_held:
+        return alone_in_conflict(entry, holder)
     alarm = next((each for each in unanswered if each.destination in ("", entry.destination)), None)
     if alarm is not None and _waits_for_proof(entry):
         return alarm.next_step
@@ -307,16 +313,18 @@ class Present:
             of_send=host_of(config.spool.for_send),
         )
 
-    def step(self, entry: Entry, unanswered: Sequence[Alarm]) -> str:
+    def step(self, story: Story, unanswered: Sequence[Alarm]) -> str:
         """Say what to do about a row, and what keeps it at present."""
-        from ingestd.lifecycle import UNCONFIRMED
+        from ingestd.lifecycle import UNCONFIRMED, Reason
 
         from .advice import AFTER_SEND
 
-        if entry.host == self.sender and (entry.request or entry.state in UNCONFIRMED):
+        entry = story.entry
+        waits = entry.state in UNCONFIRMED or entry.reason is Reason.NOT_COMPARED
+        if entry.host == self.sender and (entry.request or waits):
             return as_typed(AFTER_SEND)
-        keeps = list(self._keeps(entry)) if entry.state in UNCONFIRMED else []
-        return as_typed(_step(entry, unanswered) + ("; but " if keeps else "") + "; ".join(keeps))
+        keeps = list(self._keeps(entry)) if waits else []
+        return as_typed(_step(story, unanswered) + ("; but " if keeps else "") + "; ".join(keeps))
 
     def _keeps(self, entry: Entry) -> Iterator[str]:
         from ingestd.lifecycle import AT_ONCE, State

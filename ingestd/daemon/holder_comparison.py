@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from structlog.typing import FilteringBoundLogger
 
 from ingestd.clocks import Now
+from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.judgement import KILLS_MOST
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.server_copies import Copy, ServerCopies
 from ingestd.daemon.stage import Stage
@@ -35,17 +37,22 @@ _AGAIN_SECONDS = 5.0
 _COPY_AGAIN_SECONDS = 30.0
 # Between two pages of rows, where there are more than one.
 _PAGE_SECONDS = 0.1
-# A comparison that came to nothing so often (a file admitted although it is cut, say) is left to a person.
-_TRIES_MOST = 12
+# What cannot be read for so long is told.
+_UNREAD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Tried:
-    """How often comparing a row came to nothing, with which holder's file last, and until when it is left alone."""
+    """What came of comparing a row so far: nothing.
 
-    times: int = 0
+    ``distrusts``: the row whose file it could not be compared with; ``died``: the readers that ended over it;
+    ``until`` (``Now.mono``) it is left alone; since ``unread_since`` (inf: it is not so) one of the two cannot be read.
+    """
+
     distrusts: int = 0
-    until: float = 0.0  # ``Now.mono``
+    died: int = 0
+    until: float = 0.0
+    unread_since: float = inf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +66,15 @@ class _Comparison:
 _Answer: TypeAlias = Read | Sameness
 
 
+def _found(answer: _Answer) -> dict[str, Any]:
+    """Say what a comparison came to; files that cannot be compared are kept both, never thrown together on a guess."""
+    if isinstance(answer, Sameness):
+        return {"sameness": None, "why": "the server does not give its copy back"}
+    if answer.sameness:
+        return {"sameness": Sameness(answer.sameness)}
+    return {"sameness": None, "why": answer.waits or answer.refused or answer.cause}
+
+
 class HolderComparison(Stage):
     """Has the readers compare what one destination has twice, and the ledger told. Main thread only."""
 
@@ -68,6 +84,7 @@ class HolderComparison(Stage):
         ledger: Ledger,
         reader_client: ReaderClient,
         copies: ServerCopies,
+        alarms: Alarms,
         is_lost: Callable[[str], bool],
         log: FilteringBoundLogger,
     ) -> None:
@@ -75,6 +92,7 @@ class HolderComparison(Stage):
         self._ledger = ledger
         self._reader_client = reader_client
         self._copies = copies
+        self._alarms = alarms
         self._is_lost = is_lost
         self._log = log
         self._in_hand: dict[int, bool] = {}  # by row, whether it waits for the server's copy
@@ -117,6 +135,18 @@ class HolderComparison(Stage):
         if not self._after_id:
             self._tried = {row: tried for row, tried in self._tried.items() if row in self._seen}
             self._seen = set()
+            self._tell(now)
+
+    def _tell(self, now: Now) -> None:
+        since = min((each.unread_since for each in self._tried.values()), default=inf)
+        self._alarms.set(
+            "not_compared",
+            note="files cannot be compared with those that have their UIDs, because one of the two cannot be read"
+            if now.mono - since >= _UNREAD_SECONDS
+            else "",
+            next_step="let ingestd's user read them and in the folders that they lie in (`ingestd status --state "
+            "DUPLICATE --files`), and look at the disk or the share; they are compared by themselves then",
+        )
 
     def _begin(self, row: RowToCompare, tried: _Tried, now: Now) -> None:
         holder, distrusts = row.holder, tried.distrusts
@@ -161,31 +191,35 @@ class HolderComparison(Stage):
         for comparison, answer in self._answers:
             row = comparison.row
             if isinstance(answer, Read) and (answer.lost == "ours" or (answer.waits and self._is_lost(row.path))):
-                moves.not_comparable(here, row.delivery_id, now=now.utc)
+                moves.read_before_comparing(here, row.delivery_id, now=now.utc)
             elif isinstance(answer, Read) and (again := self._once_more(comparison, answer, now)) is not None:
                 tried[row.delivery_id] = again
             else:
-                # Files that cannot be compared are kept both, for a person: never thrown together on a guess.
-                said = answer if isinstance(answer, Sameness) else answer.sameness
-                sameness = Sameness(said) if said else Sameness.OTHER
-                holder_id = row.holder.delivery_id
-                came_to = moves.compared(here, row.delivery_id, holder_id=holder_id, sameness=sameness, now=now.utc)
+                found = _found(answer)
+                came_to = moves.compared(here, row.delivery_id, holder_id=row.holder.delivery_id, now=now.utc, **found)
                 if came_to is State.CONFLICT:
                     conflicts.append(row.file_id)
         tx.on_commit(partial(self._committed, tried, conflicts))
 
     def _once_more(self, comparison: _Comparison, read: Read, now: Now) -> _Tried | None:
-        """Say when to try again what came to nothing; None: it came to something, or is left to a person."""
+        """Say when to try again what came to nothing; None: it came to something, or will never."""
         row = comparison.row
         tried = self._tried.get(row.delivery_id, _Tried())
-        # A file that is away comes back, or is read again.
-        if not (read.lost or read.waits) or (not read.lost and tried.times >= _TRIES_MOST):
+        if read.died:
+            died = tried.died + 1
+            return replace(tried, died=died, until=now.mono + _AGAIN_SECONDS) if died < KILLS_MOST else None
+        if not (read.lost or read.waits) or read.not_whole:
             return None
-        # From their file it goes on to the server's copy, from that to their file.
+        # A file that is away comes back, or is read again. From their file it goes on to the server's copy, from that
+        # to their file.
         distrusts = 0 if comparison.copy else row.holder.delivery_id
         goes_on = distrusts and row.holder.state is State.CONFIRMED
-        until = now.mono if goes_on else now.mono + _AGAIN_SECONDS
-        return _Tried(times=tried.times + 1, distrusts=distrusts, until=until)
+        return replace(
+            tried,
+            distrusts=distrusts,
+            until=now.mono if goes_on else now.mono + _AGAIN_SECONDS,
+            unread_since=min(tried.unread_since, now.mono) if read.waits else inf,
+        )
 
     def _committed(self, tried: dict[int, _Tried], conflicts: Sequence[int]) -> None:
         for comparison, _ in self._answers:

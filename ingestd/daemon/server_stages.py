@@ -199,6 +199,7 @@ class ServerStages:
             ledger=self._ledger,
             reader_client=self._shared.reader_client,
             copies=self.server_copies,
+            alarms=self.alarms,
             is_lost=self._shared.is_lost,
             log=self._log,
         )

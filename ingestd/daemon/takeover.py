@@ -1,7 +1,7 @@
 """Files of ours that are duplicates of what another process was to send: while it does not run, we send them ourselves.
 
 ``ingestd send`` has a host of its own in the ledger. Interrupted, and not run again (the medium was taken out), its
-rows would wait for ever, and with them each file of the same content that was dropped since.
+rows would wait for ever, and with them each file of the same content that was dropped since, or of what may be that.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import structlog
 
 from ingestd.clocks import Now
 from ingestd.daemon.stage import Stage
+from ingestd.fs.places import is_gone
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.locks import who_runs
 
@@ -55,6 +56,7 @@ class Takeover(Stage):
         if found:
             spools = queries.spools(self._ledger)
             # Whoever runs unseen loses nothing: a row that was moved under it is left alone.
-            idle = {host for _, host in found if host not in spools or who_runs(spools[host]) is None}
-            found = [(delivery_id, host) for delivery_id, host in found if host in idle]
-        self._waiting = dict(found)
+            idle = {host for _, host, _ in found if host not in spools or who_runs(spools[host]) is None}
+            # One that was not compared is compared first, as long as there is a file to compare it with.
+            found = [each for each in found if each[1] in idle and (each[2] is None or is_gone(each[2]))]
+        self._waiting = {delivery_id: host for delivery_id, host, _ in found}

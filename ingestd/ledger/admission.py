@@ -58,6 +58,13 @@ _LOOK_AGAIN = (
     .where(dialect.among(delivery.c.id, "ids"), dialect.unindexed(delivery.c.state) == State.CONFIRMED)
     .values(next_check_at=bindparam("now"), checks=0, absences=0, absent_since=None)
 )
+_STAYS_THERE = select(file.c.id, file.c.identity).where(
+    file.c.relative_path == bindparam("relative_path"),
+    file.c.inbox_id == bindparam("inbox_id"),
+    file.c.digest == bindparam("digest"),
+    file.c.in_place == 1,
+    file.c.removing_at.is_(None),
+)
 _READ = select(*CONTENT, file.c.identity).where(file.c.id == bindparam("id"))
 
 
@@ -387,6 +394,9 @@ def reread(tx: Transaction, delivery_id: int, arrival: Arrival, *, now: datetime
         tx.set_file(row.file_id, source=arrival.source, ctime_ns=arrival.ctime_ns)
         tx.flush()
         return Admitted(number=delivery_id, state=row.state)
+    if (known := _read_already(tx, waiting, arrival)) is not None:
+        _end_changed(tx, waiting, known, now)
+        return Admitted(number=None, state=None)
     served = {tx.destinations[name] for name in tx.served}
     wanted = [each for each in rows if not was_let_go_by_rule(each)]
     to = [each.destination_id for each in wanted if each.destination_id in served or each in waiting]
@@ -401,6 +411,21 @@ def reread(tx: Transaction, delivery_id: int, arrival: Arrival, *, now: datetime
     look_again_at(tx, _confirmed_holders(decided), now)
     tx.flush()
     return _answer(numbers, decided, arrival)
+
+
+def _read_already(tx: Transaction, waiting: Sequence[Row], arrival: Arrival) -> int | None:
+    """Say by which row these very bytes at this very place go to all that these rows are for; a file that stays there.
+
+    Each row of a file that was written over more than once is read again, and what lies there is one file.
+    """
+    if not arrival.in_place:
+        return None
+    asked = {"inbox_id": tx.inbox_id(arrival.inbox), "relative_path": arrival.relative_path}
+    for known in tx.connection.execute(_STAYS_THERE, asked | {"digest": arrival.content.digest}):
+        rows = tx.rows_of_file(known.id) if known.identity == hash_of(arrival.identity) else []
+        if {each.destination_id for each in rows} >= {each.destination_id for each in waiting}:
+            return rows[0].id
+    return None
 
 
 def _is_unchanged(tx: Transaction, row: Row, arrival: Arrival) -> bool:

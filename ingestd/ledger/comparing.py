@@ -16,25 +16,34 @@ from .transaction import Transaction
 from .values import PendingRead
 
 
-def compared(tx: Transaction, delivery_id: int, *, holder_id: int, sameness: Sameness, now: datetime) -> State | None:
-    """Say of a row how it compares with its holder; None: it has another by now, or none, and nothing was changed."""
+def compared(
+    tx: Transaction, delivery_id: int, *, holder_id: int, sameness: Sameness | None, why: str = "", now: datetime
+) -> State | None:
+    """Say of a row how it compares with its holder; ``sameness`` None: they cannot be compared, and ``why``.
+
+    None: it has another holder by now, or none, and nothing was changed.
+    """
     row = _not_compared(tx, delivery_id)
     if row is None or row.holder_id != holder_id:
         return None
+    state, held = State.CONFLICT, f"row {holder_id} holds the same UIDs"
     if sameness is Sameness.SAME:
+        state, reason = State.DUPLICATE, Reason.SAME_CONTENT
         note = f"row {holder_id} has the same content, in other bytes"
-        tx.move(row, to=State.DUPLICATE, at=now, reason=Reason.SAME_CONTENT, note=note)
+    elif sameness is None:
+        reason, note = Reason.NOT_COMPARABLE, f"{held}, and cannot be compared with: {why}"
+    else:
+        reason, note = Reason.OTHER_CONTENT, f"{held} with other content"
+    tx.move(row, to=state, at=now, reason=reason, note=note)
+    if sameness is Sameness.SAME:
         holder = tx.row(holder_id)
         if holder is not None and holder.state is State.CONFIRMED:
             look_again_at(tx, [holder_id], now)
-        return State.DUPLICATE
-    note = f"row {holder_id} holds the same UIDs with other content"
-    tx.move(row, to=State.CONFLICT, at=now, reason=Reason.OTHER_CONTENT, note=note)
     tx.flush()
-    return State.CONFLICT
+    return state
 
 
-def not_comparable(tx: Transaction, delivery_id: int, *, now: datetime) -> None:
+def read_before_comparing(tx: Transaction, delivery_id: int, *, now: datetime) -> None:
     """Have the file of a row read again, which is not what it was any more, or is not there."""
     row = _not_compared(tx, delivery_id)
     if row is not None:

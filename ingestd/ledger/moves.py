@@ -15,7 +15,7 @@ from .admission import (
 )
 from .claims import claim, recover, wake
 from .clock import put_clock
-from .comparing import compared, not_comparable
+from .comparing import compared, read_before_comparing
 from .confirm import apply, check_again, record_sightings
 from .destination import (
     ask_mismatched_again,

@@ -207,9 +207,10 @@ def _reason_and_age(table: Table, choice: Choice) -> Iterator[ColumnElement[bool
 def discard(tx: Transaction, number: int, *, idle_host: str = "", now: datetime) -> None:
     """Give a row up; its file is kept for `retain` and then removed. ``idle_host`` is one that nobody runs."""
     row = _row(tx, number)
-    on_its_way = row.state in HOLDING and (row.state is State.CONFIRMED or not _is_of(tx, row, idle_host))
+    waits = isinstance(row, Row) and (row.state in UNCONFIRMED or is_not_compared(row))
+    is_kept = row.state in (State.CONFIRMED, State.DUPLICATE) and not waits
     moves = FILE_MOVES if isinstance(row, FileRow) else MOVES
-    if on_its_way or row.state is State.DUPLICATE or (row.state, State.DISCARDED) not in moves:
+    if is_kept or (waits and not _is_of(tx, row, idle_host)) or (row.state, State.DISCARDED) not in moves:
         holder_id = _holder_of(row)
         other = f" of row {holder_id}" if row.state is State.DUPLICATE else ""
         raise RefusedMove(

@@ -28,7 +28,7 @@ def take_over(tx: Transaction, delivery_ids: Iterable[int], *, hosts: Collection
         row = tx.row(delivery_id)
         if row is None or row.state is not State.DUPLICATE or row.settled_at or row.removing_at:
             continue
-        if row.spool_id != tx.spool_id or is_not_compared(row):
+        if row.spool_id != tx.spool_id:
             continue
         holder = tx.row(row.holder_id or 0)
         if (
@@ -48,14 +48,17 @@ def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> Non
     others = tx.rows_on(
         holder.id, dialect.unindexed(delivery.c.state).in_([State.DUPLICATE, State.CONFLICT]), delivery.c.id != row.id
     )
+    reason, has = Reason.SAME_CONTENT, "has the same content"
     # A person decided it about the content.
     replaces = tx.connection.execute(select(delivery.c.replaces).where(delivery.c.id == holder.id)).scalar_one()
+    if is_not_compared(row):
+        reason, has, replaces = Reason.NOT_COMPARED, "has the same UIDs, in other bytes,", 0
     tx.move(
         holder,
         to=State.DUPLICATE,
         at=now,
-        reason=Reason.SAME_CONTENT,
-        note=f"row {row.id} has the same content and is sent in its place: nobody runs what would send this one",
+        reason=reason,
+        note=f"row {row.id} {has} and is sent in its place: nobody runs what would send this one",
         holder_id=row.id,
         **UNASKED,
     )
@@ -64,10 +67,13 @@ def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> Non
         to=State.PENDING,
         at=now,
         reason=Reason.HOLDER_GONE,
-        note=f"row {holder.id}, which has the same content, waits for what nobody runs",
+        note=f"row {holder.id}, which holds its identity, waits for what nobody runs",
         holder_id=None,
         replaces=replaces,
     )
     for other in others:
-        tx.change(other, to={"holder_id": row.id}, at=now)
+        if is_not_compared(row) and other.state is State.DUPLICATE:
+            tx.point_to(other, row, at=now)
+        else:
+            tx.change(other, to={"holder_id": row.id}, at=now)
     tx.flush()

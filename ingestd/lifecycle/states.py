@@ -53,6 +53,7 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable"
     SAME_CONTENT = "same_content"
     NOT_COMPARED = "not_compared"
+    NOT_COMPARABLE = "not_comparable"
     OTHER_CONTENT = "other_content"
     OTHER_ENCODING = "other_encoding"
     GONE = "gone"

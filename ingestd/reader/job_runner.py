@@ -128,14 +128,18 @@ class JobRunner:
     def _compare(self, serial: int, job: CompareJob) -> ReaderAnswer:
         ours, _ = self._inspect(InspectJob(key=0, path=job.ours))
         if ours.verdict not in _COMPARABLE:
-            raise Waits(f"our file cannot be compared: {ours.reason_text}")
+            not_whole = "ours" if ours.verdict in _NOT_WHOLE else ""
+            waits = f"our file cannot be compared: {ours.reason_text}"
+            return ReaderAnswer(serial=serial, waits=waits, not_whole=not_whole)
         if job.our_digest not in ("", ours.digest):
             return ReaderAnswer(serial=serial, lost="ours")
         theirs, _ = self._inspect(InspectJob(key=0, path=job.theirs))
         if theirs.verdict not in _COMPARABLE:
             waits = f"the other copy cannot be compared: {theirs.reason_text}"
-            not_whole = theirs.reason_text if theirs.verdict in _NOT_WHOLE else ""
-            return ReaderAnswer(serial=serial, waits=waits, differs=not_whole)
+            not_whole = "theirs" if theirs.verdict in _NOT_WHOLE else ""
+            return ReaderAnswer(
+                serial=serial, waits=waits, not_whole=not_whole, differs=theirs.reason_text if not_whole else ""
+            )
         if job.their_digest not in ("", theirs.digest):
             return ReaderAnswer(serial=serial, lost="theirs")
         sameness = self._sameness(job, ours, theirs)

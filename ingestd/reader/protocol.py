@@ -37,7 +37,7 @@ _counts_of = itemgetter("dataset_offset", "size_bytes", "device", "inode")
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 _from_json = json.JSONDecoder().decode
 _SAMENESS = (Sameness.SAME.value, Sameness.OTHER.value, Sameness.OTHER_ENCODING.value)  # no set: it may be a list
-_LOST = ("", "ours", "theirs")
+_OF_TWO = ("", "ours", "theirs")
 
 # Study, series, class and syntax are the same for many files in a row.
 _uid = lru_cache(64)(re.compile(r"[0-9.]{0,64}", re.ASCII).fullmatch)
@@ -102,8 +102,9 @@ class Read:
     whole, an encoding that is not re-encoded); do not try again. An InspectJob is never refused. ``lost``: "ours" or
     "theirs" is not the file that a CompareJob is about any more.
 
-    ``differs`` says beside ``sameness``, in words without patient data, what is not the same; beside ``waits`` it says
-    that theirs was read and is no whole object, and why.
+    ``not_whole`` says beside ``waits`` which of two files, "ours" or "theirs", was read and is no whole object: another
+    try will find the same. ``differs`` says beside ``sameness``, in words without patient data, what is not the same,
+    and why theirs is not whole.
     """
 
     job: Job
@@ -115,6 +116,7 @@ class Read:
     waits: str = ""
     refused: str = ""
     lost: str = ""
+    not_whole: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,10 +161,11 @@ class ReaderAnswer:
     serial: int
     inspection: Inspection | None = None
     sameness: str | None = None
-    differs: str = ""  # beside a sameness or ``waits``: in which way theirs is not ours
+    differs: str = ""  # beside a sameness, or theirs ``not_whole``: in which way theirs is not ours
     waits: str = ""
     refused: str = ""
     lost: str = ""  # which of two files is another one by now
+    not_whole: str = ""  # beside ``waits``: which of two files is no whole object
     crashed: str = ""  # an exception of ours: its class and place
     short_of_memory: bool = False
 
@@ -215,6 +218,7 @@ def encode_answer(answer: ReaderAnswer) -> bytes:
         "w": answer.waits,
         "r": answer.refused,
         "l": answer.lost,
+        "h": answer.not_whole,
         "x": answer.crashed,
         "m": answer.short_of_memory,
     }
@@ -231,10 +235,10 @@ def decode_answer(line: bytes) -> ReaderAnswer:
         raise ProtocolError("no serial number")
     if content.keys() == _INSPECTED:  # nearly every answer
         return ReaderAnswer(serial=content["n"], inspection=_inspection(content["i"]))
-    sameness, lost = content.get("s"), content.get("l", "")
+    sameness, lost, not_whole = content.get("s"), content.get("l", ""), content.get("h", "")
     if sameness is not None and sameness not in _SAMENESS:
         raise ProtocolError("no sameness")
-    if lost not in _LOST:
+    if lost not in _OF_TWO or not_whole not in _OF_TWO:
         raise ProtocolError("neither of the two files")
     answer = ReaderAnswer(
         serial=content["n"],
@@ -244,6 +248,7 @@ def decode_answer(line: bytes) -> ReaderAnswer:
         waits=_text(content.get("w", "")),
         refused=_text(content.get("r", "")),
         lost=lost,
+        not_whole=not_whole,
         crashed=_text(content.get("x", "")),
         short_of_memory=content.get("m") is True,
     )
@@ -267,6 +272,7 @@ def read_of(job: Job, answer: ReaderAnswer) -> Read:
         waits=answer.waits,
         refused=answer.refused,
         lost=answer.lost,
+        not_whole=answer.not_whole,
     )
 
 

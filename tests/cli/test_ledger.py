@@ -280,6 +280,22 @@ def test_explain_says_the_next_step_of_every_state(command, every, name):
     assert "What to do" in command("explain", str(every[name])).out
 
 
+def test_conflict_with_a_file_that_is_gone_is_not_to_be_compared_with_it(command, rows):
+    """Who then kept "the first" let go of the only one."""
+    uid = f"{OTHER_STUDY}.3.99"
+    holder = rows.admit("holder", study=OTHER_STUDY, uid=uid, content="a")
+    ours = rows.admit("ours", study=OTHER_STUDY, uid=uid, content="b")
+    assert "compare the two" in command("explain", str(ours)).out
+    rows.finish(rows.claim(OTHER_STUDY), State.FAILED, Reason.REFUSED)
+
+    said = command("explain", "--json", str(ours)).json["files"][0]
+
+    assert said["state"] == "CONFLICT"
+    assert said["next_step"].startswith(f"row {holder}, which had its UIDs, is FAILED: retry it")
+    assert command("retry", str(ours)).code == 0
+    assert queries.entry(rows.ledger, ours).state is State.PENDING
+
+
 def test_explain_shows_the_others_with_the_same_uids(command, every):
     said = command("explain", "--json", str(every["pending"])).json["files"][0]
 

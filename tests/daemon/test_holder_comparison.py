@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from ingestd.config import Config
+from ingestd.daemon.holder_comparison import _Comparison
 from ingestd.ledger import Choice, Ledger, queries
 from ingestd.lifecycle import Reason, State
+from ingestd.reader import CompareJob, Read
 from tests.builders import instance_bytes
 from tests.daemon.test_destinations import addresses, configure, drop, run, servers, states, stopped
 from tests.daemon.test_promise import encodings_of_one_object, running, turn
@@ -137,3 +139,29 @@ def test_single_run_waits_for_the_comparison(tmp_path: Path, servers: dict[str, 
         assert (ended.done, ended.unfinished) == (False, 1)
     assert run(config).done
     assert reasons(config) == {State.CONFIRMED: Reason.CONTENT_CHECK, State.DUPLICATE: Reason.SAME_CONTENT}
+
+
+def test_reader_that_is_killed_while_it_compares_makes_no_conflict(
+    tmp_path: Path, servers: dict[str, EmulatorProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingestd.daemon.holder_comparison._AGAIN_SECONDS", 0.1)
+    config = configure(tmp_path, addresses(servers), rules=ONLY_ARCHIVE)
+    one, other = encodings_of_one_object()
+    (tmp_path / "er" / "first").write_bytes(one)
+    run(config)
+    with running(config) as daemon:
+        comparison = daemon.stages.servers["archive"].holder_comparison
+        ask, asked = comparison._ask, list[_Comparison]()
+
+        def ask_or_die(what: _Comparison) -> None:
+            asked.append(what)
+            if len(asked) == 1:  # as after an OOM killer's kill -9
+                job = CompareJob(key=0, ours=what.row.path, theirs=what.row.path)
+                comparison._answers.append((what, Read(job=job, died=True, cause="killed by signal 9")))
+            else:
+                ask(what)
+
+        monkeypatch.setattr(comparison, "_ask", ask_or_die)
+        (tmp_path / "er" / "again").write_bytes(other)
+        turn(daemon, lambda: reasons(config).get(State.DUPLICATE) == Reason.SAME_CONTENT)
+    assert len(asked) == 2

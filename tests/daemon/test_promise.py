@@ -347,7 +347,8 @@ def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing was learnt of it, and it passed for another object."""
-    monkeypatch.setattr("ingestd.daemon.holder_comparison._AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("ingestd.daemon.holder_comparison._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("ingestd.daemon.holder_comparison._UNREAD_SECONDS", 1.0)
     config = configure(tmp_path, server, take="in_place")
     one, other = encodings_of_one_object()
     first, second = tmp_path / "first", tmp_path / "second"
@@ -358,11 +359,13 @@ def test_file_read_again_is_no_conflict_while_the_other_ones_file_cannot_be_read
         turn(daemon, lambda: states(config) == {"PENDING": 1, "DUPLICATE": 1, "DISCARDED": 1})
         until = time.monotonic() + 1.5
         turn(daemon, lambda: time.monotonic() > until)
+        assert daemon.stages.alarms.stands("not_compared")
         assert [row.path for row in to_compare(daemon)] == [f"{second.parent}/{second.name}"]
         assert states(config) == {"PENDING": 1, "DUPLICATE": 1, "DISCARDED": 1}
 
         first.write_bytes(one)
         turn(daemon, lambda: not to_compare(daemon))
+        turn(daemon, lambda: not daemon.stages.alarms.stands("not_compared"))
         assert states(config) == {"PENDING": 1, "DUPLICATE": 1, "DISCARDED": 1}
 
 

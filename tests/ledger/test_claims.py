@@ -139,7 +139,7 @@ class Walk:
     def do_compare(self, tx: Transaction) -> None:
         for row in queries.rows_to_compare(tx, limit=3):
             if self.chance.random() < 0.2:
-                moves.not_comparable(tx, row.delivery_id, now=self.now)
+                moves.read_before_comparing(tx, row.delivery_id, now=self.now)
                 continue
             holder_id, sameness = row.holder.delivery_id, self.chance.choice((Sameness.SAME, Sameness.OTHER))
             moves.compared(tx, row.delivery_id, holder_id=holder_id, sameness=sameness, now=self.now)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import Choice, Ledger, moves, queries
+from ingestd.ledger import Choice, Ledger, RefusedMove, moves, queries
 from ingestd.lifecycle import Reason, Sameness, State
 from tests.ledger_builders import (
     LATER,
@@ -116,7 +117,7 @@ def test_file_that_was_not_compared_and_changed_gives_way_to_what_lies_there(led
     admit(ledger, arrival(1))
     (delivery_id,) = admit(ledger, arrival(1, seed="b"))
     with ledger.transaction() as tx:
-        moves.not_comparable(tx, delivery_id, now=LATER)
+        moves.read_before_comparing(tx, delivery_id, now=LATER)
     assert queries.rows_to_compare(ledger, limit=9) == []
     (row,) = queries.rows_to_read(ledger)
     assert row.delivery_id == delivery_id
@@ -131,7 +132,7 @@ def test_file_that_was_not_compared_and_is_what_it_was_is_compared_again(ledger:
     admit(ledger, arrival(1))
     (delivery_id,) = admit(ledger, arrival(1, seed="b"))
     with ledger.transaction() as tx:
-        moves.not_comparable(tx, delivery_id, now=LATER)
+        moves.read_before_comparing(tx, delivery_id, now=LATER)
         told = moves.reread(tx, delivery_id, arrival(1, seed="b"), now=LATER)
     assert (told.number, told.state) == (delivery_id, State.DUPLICATE)
     assert queries.rows_to_read(ledger) == []
@@ -142,7 +143,7 @@ def test_file_that_is_gone_before_it_was_compared_is_for_a_person(ledger: Ledger
     admit(ledger, arrival(1))
     (delivery_id,) = admit(ledger, arrival(1, seed="b"))
     with ledger.transaction() as tx:
-        moves.not_comparable(tx, delivery_id, now=LATER)
+        moves.read_before_comparing(tx, delivery_id, now=LATER)
         assert moves.read_no_more(tx, delivery_id, now=LATER)
     entry = queries.entry(ledger, delivery_id)
     assert entry is not None
@@ -174,3 +175,40 @@ def test_removing_a_destination_lets_go_of_what_was_not_compared_there(ledger: L
         assert moves.discard_all_at(tx, ledger.destination_id, now=MUCH_LATER) == 1
     states = [state_of(ledger, each) for each in (holder, settled, delivery_id)]
     assert states == [State.CONFIRMED, State.DUPLICATE, State.DISCARDED]
+
+
+def test_what_cannot_be_compared_says_so(ledger: Ledger):
+    (holder,) = admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1, seed="b"))
+    with ledger.transaction() as tx:
+        moves.compared(tx, delivery_id, holder_id=holder, sameness=None, why="it is cut", now=LATER)
+    entry = queries.entry(ledger, delivery_id)
+    assert entry is not None
+    assert (entry.state, entry.reason) == (State.CONFLICT, Reason.NOT_COMPARABLE)
+    assert entry.note.endswith("cannot be compared with: it is cut")
+
+
+def test_file_written_over_twice_is_one_file_for_both_rows(ledger: Ledger):
+    """Each row that is read again found other bytes, and made a file of them."""
+    path, place = "/drop/image", {"in_place": True}
+    first, second = (replace(arrival(number, **place), path=path, relative_path="image") for number in (1, 2))
+    last = replace(arrival(3, **place), path=path, relative_path="image")
+    one, other = admit(ledger, first, second)
+    with ledger.transaction() as tx:
+        told = moves.reread(tx, one, last, now=LATER)
+    with ledger.transaction() as tx:
+        assert moves.reread(tx, other, last, now=LATER).number is None
+    assert told.number is not None
+    states = [state_of(ledger, each) for each in (one, other, told.number)]
+    assert states == [State.DISCARDED, State.DISCARDED, State.PENDING]
+    assert len(queries.entries(ledger)) == 3
+
+
+def test_waiting_row_of_a_send_that_ended_can_be_let_go(ledger: Ledger):
+    admit(ledger, arrival(1))
+    (delivery_id,) = admit(ledger, arrival(1, seed="b"))
+    with pytest.raises(RefusedMove), ledger.transaction() as tx:
+        moves.discard(tx, delivery_id, now=LATER)
+    with ledger.transaction() as tx:
+        moves.discard(tx, delivery_id, idle_host=ledger.host, now=LATER)
+    assert state_of(ledger, delivery_id) is State.DISCARDED

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from ingestd.ledger import Ledger, moves, queries
-from ingestd.lifecycle import Reason, Sameness, State
+from ingestd.lifecycle import Reason, State
 from tests.ledger_builders import (
     BACKOFF,
     LATER,
     admit,
     arrival,
-    compare,
     confirm,
     entry_in,
     open_ledger,
@@ -37,7 +36,7 @@ def theirs(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def take_over(ledger: Ledger, *, hosts: set[str]) -> int:
-    waiting = [delivery_id for delivery_id, _ in queries.waiting_elsewhere(ledger)]
+    waiting = [delivery_id for delivery_id, *_ in queries.waiting_elsewhere(ledger)]
     with ledger.transaction() as tx:
         return moves.take_over(tx, waiting, hosts=hosts, now=LATER)
 
@@ -47,7 +46,7 @@ def test_duplicate_takes_the_place_of_what_waits_elsewhere_and_is_sent(ours: Led
     holder = entry_in(theirs, state)
     first, second = admit(ours, arrival(1), arrival(1))
     (conflict,) = admit(ours, arrival(1, transfer_syntax="1.2.840.10008.1.2.4.70"))
-    assert queries.waiting_elsewhere(ours) == [(first, "send"), (second, "send")]
+    assert queries.waiting_elsewhere(ours) == [(first, "send", None), (second, "send", None)]
 
     assert take_over(ours, hosts=set()) == 0
     assert take_over(ours, hosts={"send"}) == 1
@@ -69,13 +68,19 @@ def test_duplicate_takes_the_place_of_what_waits_elsewhere_and_is_sent(ours: Led
     }
 
 
-def test_what_was_not_compared_takes_no_place_before_it_is(ours: Ledger, theirs: Ledger):
+def test_what_was_not_compared_takes_a_place_without_a_word_on_its_content(ours: Ledger, theirs: Ledger):
     holder = entry_in(theirs, State.PENDING)
-    (delivery_id,) = admit(ours, arrival(1, seed="other"))
-    assert take_over(ours, hosts={"send"}) == 0
-    assert compare(ours, delivery_id, Sameness.SAME) is State.DUPLICATE
+    first, second = admit(ours, arrival(1, seed="b"), arrival(1, seed="b"))
+    held = queries.entry(theirs, holder)
+    assert held is not None
+    place = f"{theirs.spool}/{held.path}"
+    assert queries.waiting_elsewhere(ours) == [(each, "send", place) for each in (first, second)]
     assert take_over(ours, hosts={"send"}) == 1
-    assert [state_of(ours, each) for each in (holder, delivery_id)] == [State.DUPLICATE, State.PENDING]
+    found = {entry.delivery_id: (entry.state, entry.reason) for entry in queries.entries(ours)}
+    assert found[first] == (State.PENDING, Reason.HOLDER_GONE)
+    assert found[second] == (State.DUPLICATE, Reason.SAME_CONTENT)
+    assert found[holder] == (State.DUPLICATE, Reason.NOT_COMPARED)
+    assert [row.delivery_id for row in queries.rows_to_compare(theirs, limit=9)] == [holder]
 
 
 def test_what_returns_to_a_row_whose_place_was_taken_meanwhile_moves_nothing(ours: Ledger, theirs: Ledger):

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, and_, bindparam, exists, func, literal_col
 from ingestd.lifecycle import Reason, State
 
 from .. import dialect
-from ..row import CONTENT, DELIVERED, IN_SPOOL, PLACE, ZERO, content_of, file_columns, pieces, place_of
+from ..row import CONTENT, DELIVERED, IN_SPOOL, PLACE, ZERO, content_of, file_columns, pieces, place_of, reach_of
 from ..schema import candidate, delivery, file, rendition, spool
 from ..session import Queryable
 from ..values import KeptFile, KnownSource, LeftCandidate, RejectedFile, Removable, Resting, UnremovedSource
@@ -124,10 +124,13 @@ _RESTING = (
     .limit(bindparam("limit"))
 )
 
+_HELD = file.alias("held")
+_HELD_PLACE = tuple(_HELD.c[name] for name in ("spool_id", "path", "relative_path", "in_place"))
 _WAITING_ELSEWHERE = (
-    select(delivery.c.id, spool.c.host)
+    select(delivery.c.id, delivery.c.reason, spool.c.host, *_HELD_PLACE)
     .select_from(DELIVERED)
     .join(_HOLDER, literal_column("+delivery.holder_id") == _HOLDER.c.id)
+    .join(_HELD, _HELD.c.id == _HOLDER.c.file_id)
     .join(spool, spool.c.id == _HOLDER.c.spool_id)
     .where(
         _WAITS,
@@ -332,10 +335,19 @@ def rejected_files(ledger: Queryable, *, after_id: int = 0, limit: int = 1000) -
     ]
 
 
-def waiting_elsewhere(ledger: Queryable, *, limit: int = 500) -> list[tuple[int, str]]:
-    """List duplicates of ours whose holder is another host's, and on its way: their ids, and that host."""
-    rows = ledger.fetch_cached(_WAITING_ELSEWHERE, {"spool_id": ledger.spool_id, "limit": limit})
-    return [(row.id, row.host) for row in rows]
+def waiting_elsewhere(ledger: Queryable, *, limit: int = 500) -> list[tuple[int, str, str | None]]:
+    """List duplicates of ours whose holder is another host's, and on its way: their ids, and that host.
+
+    With one that was not compared yet comes the place of the holder's file: while that is there, it may be.
+    """
+    found: list[tuple[int, str, str | None]] = []
+    for row in ledger.fetch_cached(_WAITING_ELSEWHERE, {"spool_id": ledger.spool_id, "limit": limit}):
+        spool, in_place = ledger.spool_of(row.spool_id), bool(row.in_place)
+        place = None
+        if row.reason == Reason.NOT_COMPARED and (in_place or spool is not None):
+            place = reach_of(spool, row.path, in_place=in_place, relative_path=row.relative_path)
+        found.append((row.id, row.host, place))
+    return found
 
 
 def _kept_files(row: Any, renditions: Iterable[Any]) -> Iterator[KeptFile]:
