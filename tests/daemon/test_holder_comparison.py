@@ -165,3 +165,24 @@ def test_reader_that_is_killed_while_it_compares_makes_no_conflict(
         (tmp_path / "er" / "again").write_bytes(other)
         turn(daemon, lambda: reasons(config).get(State.DUPLICATE) == Reason.SAME_CONTENT)
     assert len(asked) == 2
+
+
+def test_file_that_was_read_and_is_not_whole_is_for_a_person(
+    tmp_path: Path, servers: dict[str, EmulatorProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one is that a person had admitted although it is cut: it will not be another one at the next try."""
+    config = configure(tmp_path, addresses(servers), rules=ONLY_ARCHIVE)
+    one, other = encodings_of_one_object()
+    (tmp_path / "er" / "first").write_bytes(one)
+    run(config)
+    (tmp_path / "er" / "again").write_bytes(other)
+    with running(config) as daemon:
+        comparison = daemon.stages.servers["archive"].holder_comparison
+
+        def cut(what: _Comparison) -> None:
+            job = CompareJob(key=0, ours=what.row.path, theirs=what.row.path)
+            read = Read(job=job, waits="our file cannot be compared: it ends too early", not_whole="ours")
+            comparison._answers.append((what, read))
+
+        monkeypatch.setattr(comparison, "_ask", cut)
+        turn(daemon, lambda: reasons(config).get(State.CONFLICT) == Reason.NOT_COMPARABLE)

@@ -239,12 +239,14 @@ def test_copy_that_is_not_whole_decides_nothing(reading: Reading, tmp_path: Path
     theirs = tmp_path / "theirs"
     theirs.write_bytes(ours.read_bytes()[:-5])
 
-    for paths in ((ours, theirs), (ours, tmp_path / "missing"), (theirs, ours)):
+    missing = tmp_path / "missing"
+    for *paths, cut in ((ours, theirs, "theirs"), (ours, missing, ""), (theirs, ours, "ours"), (missing, ours, "")):
         (read,) = reading.results(CompareJob(key=1, ours=str(paths[0]), theirs=str(paths[1])))
         assert read.sameness is None
         assert "cannot be compared" in read.waits
         # Only of a copy that was read is something known: what it is not.
         assert bool(read.differs) == (paths[1] == theirs)
+        assert read.not_whole == cut
 
 
 def test_file_that_is_another_one_by_now_is_not_compared(reading: Reading, tmp_path: Path) -> None:
