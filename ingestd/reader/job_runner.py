@@ -23,8 +23,6 @@ _SEQUENTIAL_FROM = 1 << 20
 # A file that stays more hole than data is admitted all the same up to this size: four times the largest Pixel Data.
 _SPARSE_MOST = 16 << 30
 _COMPARABLE = (Verdict.WHOLE, Verdict.ZEROS)
-# Read to its end, and no whole object; a file that cannot be opened or changes says nothing.
-_NOT_WHOLE = frozenset(Verdict) - {*_COMPARABLE, Verdict.CHANGED, Verdict.UNREADABLE}
 # So many attributes in which a copy differs are named.
 _NAMED_MOST = 8
 
@@ -127,21 +125,11 @@ class JobRunner:
 
     def _compare(self, serial: int, job: CompareJob) -> ReaderAnswer:
         ours, _ = self._inspect(InspectJob(key=0, path=job.ours))
-        if ours.verdict not in _COMPARABLE:
-            not_whole = "ours" if ours.verdict in _NOT_WHOLE else ""
-            waits = f"our file cannot be compared: {ours.reason_text}"
-            return ReaderAnswer(serial=serial, waits=waits, not_whole=not_whole)
-        if job.our_digest not in ("", ours.digest):
-            return ReaderAnswer(serial=serial, lost="ours")
+        if (answer := _not_compared(serial, "ours", "our file", ours, job.our_digest)) is not None:
+            return answer
         theirs, _ = self._inspect(InspectJob(key=0, path=job.theirs))
-        if theirs.verdict not in _COMPARABLE:
-            waits = f"the other copy cannot be compared: {theirs.reason_text}"
-            not_whole = "theirs" if theirs.verdict in _NOT_WHOLE else ""
-            return ReaderAnswer(
-                serial=serial, waits=waits, not_whole=not_whole, differs=theirs.reason_text if not_whole else ""
-            )
-        if job.their_digest not in ("", theirs.digest):
-            return ReaderAnswer(serial=serial, lost="theirs")
+        if (answer := _not_compared(serial, "theirs", "the other copy", theirs, job.their_digest)) is not None:
+            return answer
         sameness = self._sameness(job, ours, theirs)
         return ReaderAnswer(serial=serial, sameness=sameness.value, differs=self._differs(job, sameness, theirs))
 
@@ -171,6 +159,19 @@ class JobRunner:
             names = differing_attributes(our_fd, their_fd)
         more = f" and {len(names) - _NAMED_MOST} more" if len(names) > _NAMED_MOST else ""
         return f"{', '.join(names[:_NAMED_MOST])}{more} differ{'s' * (len(names) == 1)}" if names else ""
+
+
+def _not_compared(serial: int, which: str, name: str, found: Inspection, digest: str) -> ReaderAnswer | None:
+    """Say why one of two files is not compared; None: it can be. One that was cut since is another one, and not cut."""
+    is_read = found.verdict not in (Verdict.CHANGED, Verdict.UNREADABLE)
+    if is_read and digest not in ("", found.digest):
+        return ReaderAnswer(serial=serial, lost=which)
+    if found.verdict in _COMPARABLE:
+        return None
+    # Of a copy that was read it is known what it is not.
+    differs = found.reason_text if is_read and which == "theirs" else ""
+    waits = f"{name} cannot be compared: {found.reason_text}"
+    return ReaderAnswer(serial=serial, waits=waits, not_whole=which if is_read else "", differs=differs)
 
 
 @contextmanager

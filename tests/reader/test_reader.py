@@ -261,6 +261,15 @@ def test_file_that_is_another_one_by_now_is_not_compared(reading: Reading, tmp_p
         (read,) = reading.results(job)
         assert (read.lost, read.sameness) == (lost, None if lost else "same")
 
+    # Half written over: not a cut file, but another one.
+    theirs.write_bytes(ours.read_bytes()[:-5])
+    for paths, digests, lost in (((ours, theirs), ("", same), "theirs"), ((theirs, ours), (same, ""), "ours")):
+        job = CompareJob(
+            key=3, ours=str(paths[0]), theirs=str(paths[1]), our_digest=digests[0], their_digest=digests[1]
+        )
+        (read,) = reading.results(job)
+        assert (read.lost, read.waits) == (lost, "")
+
 
 def test_reencoded_file_stands_at_its_destination(reading: Reading, tmp_path: Path) -> None:
     source = write_instance(tmp_path / "source", transfer_syntax=IMPLICIT, sop_uid="1.2.3")
