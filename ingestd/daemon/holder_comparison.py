@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from structlog.typing import FilteringBoundLogger
 
@@ -66,13 +66,13 @@ class _Comparison:
 _Answer: TypeAlias = Read | Sameness
 
 
-def _found(answer: _Answer) -> dict[str, Any]:
-    """Say what a comparison came to; files that cannot be compared are kept both, never thrown together on a guess."""
+def _found(answer: _Answer) -> tuple[Sameness | None, str]:
+    """Say what a comparison came to, or why to nothing: both are kept then, never thrown together on a guess."""
     if isinstance(answer, Sameness):
-        return {"sameness": None, "why": "the server does not give its copy back"}
+        return None, "the server does not give its copy back"
     if answer.sameness:
-        return {"sameness": Sameness(answer.sameness)}
-    return {"sameness": None, "why": answer.waits or answer.refused or answer.cause}
+        return Sameness(answer.sameness), ""
+    return None, answer.waits or answer.refused or answer.cause
 
 
 class HolderComparison(Stage):
@@ -195,8 +195,15 @@ class HolderComparison(Stage):
             elif isinstance(answer, Read) and (again := self._once_more(comparison, answer, now)) is not None:
                 tried[row.delivery_id] = again
             else:
-                found = _found(answer)
-                came_to = moves.compared(here, row.delivery_id, holder_id=row.holder.delivery_id, now=now.utc, **found)
+                sameness, why = _found(answer)
+                came_to = moves.compared(
+                    here,
+                    row.delivery_id,
+                    holder_id=row.holder.delivery_id,
+                    sameness=sameness,
+                    why=why,
+                    now=now.utc,
+                )
                 if came_to is State.CONFLICT:
                     conflicts.append(row.file_id)
         tx.on_commit(partial(self._committed, tried, conflicts))

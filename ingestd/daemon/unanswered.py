@@ -72,9 +72,8 @@ class Unanswered:
     def _failed(self, note: str, now: Now, pause: Pause | None, *, whole: bool) -> None:
         lasts = now.mono - self._since.setdefault(whole, now.mono)
         if lasts >= _TELL_AFTER_SECONDS and (whole or len(self._files) >= _FILES_UNTIL_OUTAGE):
-            is_away = pause is not None and pause.cause in AWAY
-            look = "give our account the right to read, and look at the server and at what stands in front of it, a "
-            look = "look whether the server works" if is_away else look + "gateway or a proxy"
+            rights = "" if pause is not None and pause.cause in AWAY else "give our account the right to read, and "
+            look = f"{rights}look at the server and at what stands in front of it, a gateway or a proxy"
             self._alarms.raise_(
                 self._kind,
                 note=f"the server {self._wanted}, so that nothing is proven; last: {note}",
