@@ -83,7 +83,7 @@ def test_nothing_is_sent_anew_and_what_is_kept_is_compared_at_the_new_address(mo
     assert "3 files found there as sent; it is asked about 3 files" in said.stdout
     site.configure(spool={"retain": "0s"})
     with site.start():
-        wait_until(lambda: all(entry.removed_at for entry in site.entries()), what="the removals", within_seconds=40)
+        wait_until(lambda: all(entry.removed_at for entry in site.entries()), what="the removals", within_seconds=90)
         write_instance(site.drop / "later")
         site.wait_for({"CONFIRMED": 4})
 
@@ -148,7 +148,7 @@ def test_no_file_goes_that_the_move_has_lost(tmp_path):
         move_unseen(site)
         with site.start():
             wait_until(lambda: site.states().get("DELETED"), what="what was lost", within_seconds=40)
-            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=40)
+            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=90)
 
         assert site.states() == {"DELETED": 1, "CONFIRMED": 2}
         assert not site.entry_of(lost).removed_at
@@ -228,7 +228,7 @@ def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):
         site.configure(spool={"retain": "0s"})
         move_unseen(site)
         with site.start():
-            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=40)
+            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=90)
             site.wait_for({"CONFIRMED": 4, "DELETED": 1, "DUPLICATE": 5})
 
         assert not site.entry_of(lost).removed_at
