@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,8 +71,10 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, if it still lives."""
+        # Whoever forked it takes its end, which may have come and not be told here yet.
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
