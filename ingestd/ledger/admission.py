@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import bindparam, case, delete, exists, select, update
 
-from ingestd.lifecycle import HOLDING, Arrival, Content, Identity, Reason, Refusal, State
+from ingestd.lifecycle import GIVES_IDENTITY_UP, HOLDING, Arrival, Content, Identity, Reason, Refusal, State
 
 from . import dialect
 from .identity import hash_of
@@ -416,15 +416,17 @@ def reread(tx: Transaction, delivery_id: int, arrival: Arrival, *, now: datetime
 def _read_already(tx: Transaction, waiting: Sequence[Row], arrival: Arrival) -> int | None:
     """Say by which row these very bytes at this very place go to all that these rows are for; a file that stays there.
 
-    Each row of a file that was written over more than once is read again, and what lies there is one file.
+    Each row of a file that was written over more than once is read again, and what lies there is one file. What was let
+    go of, or is proven, goes nowhere any more: such bytes are a new drop.
     """
     if not arrival.in_place:
         return None
     asked = {"inbox_id": tx.inbox_id(arrival.inbox), "relative_path": arrival.relative_path}
-    for known in tx.connection.execute(_STAYS_THERE, asked | {"digest": arrival.content.digest}):
+    for known in tx.connection.execute(_STAYS_THERE, asked | {"digest": arrival.content.digest}).all():
         rows = tx.rows_of_file(known.id) if known.identity == hash_of(arrival.identity) else []
+        rows = [each for each in rows if each.settled_at is None and each.state not in GIVES_IDENTITY_UP]
         if {each.destination_id for each in rows} >= {each.destination_id for each in waiting}:
-            return rows[0].id
+            return rows[0].file_id
     return None
 
 

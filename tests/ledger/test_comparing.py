@@ -212,3 +212,24 @@ def test_waiting_row_of_a_send_that_ended_can_be_let_go(ledger: Ledger):
     with ledger.transaction() as tx:
         moves.discard(tx, delivery_id, idle_host=ledger.host, now=LATER)
     assert state_of(ledger, delivery_id) is State.DISCARDED
+
+
+@pytest.mark.parametrize("state", [State.DISCARDED, State.FAILED, State.CONFIRMED])
+def test_file_written_back_to_what_was_let_go_of_or_proven_is_taken_as_a_new_one(ledger: Ledger, state: State):
+    """Whoever puts it there again wants it sent, or asked about on the server."""
+    image = replace(arrival(1, in_place=True), path="/drop/image", relative_path="image")
+    (known,) = admit(ledger, image)
+    if state is State.CONFIRMED:
+        send(ledger)
+        confirm(ledger, known)
+    else:
+        send(ledger, state=State.FAILED, reason=Reason.REFUSED)
+    if state is State.DISCARDED:
+        with ledger.transaction() as tx:
+            moves.discard(tx, known, now=LATER)
+    (waiting,) = admit(ledger, replace(arrival(2, in_place=True), path="/drop/image", relative_path="image"))
+    with ledger.transaction() as tx:
+        told = moves.reread(tx, waiting, image, now=LATER)
+    assert told.number is not None
+    expected = State.DUPLICATE if state is State.CONFIRMED else State.PENDING
+    assert [state_of(ledger, each) for each in (known, waiting, told.number)] == [state, State.DISCARDED, expected]
