@@ -56,8 +56,9 @@ def stopped_because(
     if waiting_for_send:
         lines += _waits_for_send(config, waiting_for_send, at=at)
     if status is not None:
+        tries = not nobody_sends(config)
         for destination in status.destinations:
-            lines += _paused(config, destination, tries=not nobody_sends(config), at=at)
+            lines += _paused(config, destination, tries=tries, at=at)
         lines += _too_old(config, status, at=at)
     lines = [replace(line, note=as_typed(line.note), next_step=as_typed(line.next_step)) for line in lines]
     return tuple(sorted(lines, key=lambda line: line.since))

@@ -71,9 +71,5 @@ def _change_places(tx: Transaction, row: Row, holder: Row, now: datetime) -> Non
         holder_id=None,
         replaces=replaces,
     )
-    for other in others:
-        if is_not_compared(row) and other.state is State.DUPLICATE:
-            tx.point_to(other, row, at=now)
-        else:
-            tx.change(other, to={"holder_id": row.id}, at=now)
+    tx.follow(row, others, at=now)
     tx.flush()

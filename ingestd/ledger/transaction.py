@@ -428,14 +428,18 @@ class Transaction:
         if holder is None:
             note = f"row {former_id}, which held its identity, is gone"
             self.move(first, to=State.PENDING, at=at, reason=Reason.HOLDER_GONE, note=note, holder_id=None)
-            for other in others:
-                if is_not_compared(first):
-                    self.point_to(other, first, at=at)
-                else:  # it is to the first what it was to the former
-                    self.change(other, to={"holder_id": first.id}, at=at)
+            self.follow(first, others, at=at)
             return
         for duplicate in duplicates:
             self.point_to(duplicate, holder, at=at)
+
+    def follow(self, first: Row, others: Iterable[Row], *, at: datetime) -> None:
+        """Let what belonged to the same row as ``first`` belong to that one, which took the row's place."""
+        for other in others:
+            if is_not_compared(first) and other.state is State.DUPLICATE:
+                self.point_to(other, first, at=at)
+            else:  # it is to the first what it was to the former
+                self.change(other, to={"holder_id": first.id}, at=at)
 
     def point_to(self, duplicate: Row, holder: Row, *, at: datetime) -> None:
         """Let a duplicate belong to another holder, with which it may have to be compared, or be in conflict."""

@@ -36,6 +36,18 @@ def only_the_archive_has_it(folder: Path, servers: dict[str, EmulatorProcess], c
     return config
 
 
+def taken_in_while_it_was_away(folder: Path, servers: dict[str, EmulatorProcess]) -> tuple[Config, Path]:
+    """A file that waits to be compared with a copy that only the archive has; where it lies."""
+    one, other = encodings_of_one_object()
+    config = only_the_archive_has_it(folder, servers, one)
+    with stopped(servers["archive"]):
+        (folder / "er" / "again").write_bytes(other)
+        with running(config) as daemon:
+            turn(daemon, lambda: states(config) == {("archive", "CONFIRMED"): 1, ("archive", "DUPLICATE"): 1})
+    (held,) = (path for path in (folder / "spool" / "files").rglob("*") if path.is_file())
+    return config, held
+
+
 def reasons(config: Config) -> dict[State, str]:
     with Ledger.open(config.ledger, read_only=True) as ledger:
         return {entry.state: str(entry.reason) for entry in queries.entries(ledger) if entry.destination == "archive"}
@@ -102,13 +114,7 @@ def test_what_waits_for_copies_lets_by_what_can_be_compared_here(
 def test_file_that_was_written_to_before_it_was_compared_is_what_lies_there_now(
     tmp_path: Path, servers: dict[str, EmulatorProcess]
 ) -> None:
-    one, other = encodings_of_one_object()
-    config = only_the_archive_has_it(tmp_path, servers, one)
-    with stopped(servers["archive"]):
-        (tmp_path / "er" / "again").write_bytes(other)
-        with running(config) as daemon:
-            turn(daemon, lambda: states(config) == {("archive", "CONFIRMED"): 1, ("archive", "DUPLICATE"): 1})
-    (held,) = (path for path in (tmp_path / "spool" / "files").rglob("*") if path.is_file())
+    config, held = taken_in_while_it_was_away(tmp_path, servers)
     whole = instance_bytes(study_uid="1.2.8", series_uid="1.2.8.1", sop_uid="1.2.8.1.1")
     held.write_bytes(whole)
     with running(config) as daemon:
@@ -118,13 +124,7 @@ def test_file_that_was_written_to_before_it_was_compared_is_what_lies_there_now(
 def test_file_that_is_gone_before_it_was_compared_is_for_a_person(
     tmp_path: Path, servers: dict[str, EmulatorProcess]
 ) -> None:
-    one, other = encodings_of_one_object()
-    config = only_the_archive_has_it(tmp_path, servers, one)
-    with stopped(servers["archive"]):
-        (tmp_path / "er" / "again").write_bytes(other)
-        with running(config) as daemon:
-            turn(daemon, lambda: states(config) == {("archive", "CONFIRMED"): 1, ("archive", "DUPLICATE"): 1})
-    (held,) = (path for path in (tmp_path / "spool" / "files").rglob("*") if path.is_file())
+    config, held = taken_in_while_it_was_away(tmp_path, servers)
     held.unlink()
     with running(config) as daemon:
         turn(daemon, lambda: reasons(config).get(State.CONFLICT) == Reason.GONE)
