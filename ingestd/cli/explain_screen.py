@@ -150,7 +150,8 @@ def _facts(entry: Entry, folders: Mapping[str, str], *, reference: str, route: s
         yield "From", plain(" ".join(part for part in (entry.modality, entry.station) if part))
     if entry.content:
         yield "Syntax", plain(entry.content.transfer_syntax)
-        yield "Data's SHA-256", entry.content.digest
+        if entry.sha256:
+            yield "SHA-256", entry.sha256
     if entry.notes:
         yield "Noted", ", ".join(map(words_of, entry.notes))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
+from ingestd.digests import HeadAndRest
 from ingestd.fs.places import MISSING, below_of, look, open_file
 
 from .output import plain
@@ -70,19 +70,15 @@ def why_not_the_same(entry: Entry) -> str:
         descriptor = open_file(_place(entry, entry.file))
     except OSError as error:
         return _unseen(entry, error)
-    meta, dataset = hashlib.sha256(), hashlib.sha256()
-    size, meta_left = 0, content.dataset_offset
+    digests, size = HeadAndRest(content.dataset_offset, like=content.digest), 0
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         try:
             while size <= content.size_bytes and (chunk := file.read(_READ_SIZE)):
-                meta.update(chunk[:meta_left])
-                dataset.update(chunk[meta_left:])
-                meta_left = max(0, meta_left - len(chunk))
+                digests.update(chunk)
                 size += len(chunk)
         except OSError as error:
             return _unseen(entry, error)
-    found = (size, meta.hexdigest(), dataset.hexdigest())
-    if found == (content.size_bytes, content.meta_digest, content.digest):
+    if size == content.size_bytes and digests.texts() == (content.meta_digest, content.digest):
         return ""
     return f"is not what it was when it was taken in: {plain(entry.file)}; drop it again, or let go of the row"
 

@@ -101,7 +101,11 @@ def _pages(ledger: Ledger, study_uid: str | None) -> Iterator[Sequence[RoutableF
 
 def _read(pool: ReaderPool, bell: queue.SimpleQueue[None], files: Iterable[RoutableFile]) -> dict[int, Inspection]:
     """Read these files whole; one that is not there, or cannot be read now, is absent."""
-    jobs = [InspectJob(key=each.file_id, path=each.path) for each in files if each.path is not None]
+    jobs = [
+        InspectJob(key=each.file_id, path=each.path, like=each.content.digest)
+        for each in files
+        if each.path is not None
+    ]
     pool.submit_all(jobs)
     found: dict[int, Inspection] = {}
     left = len(jobs)

@@ -134,6 +134,7 @@ class ReaderSection(Section):
 
     processes: Annotated[int, Field(ge=1, le=32)] = 2
     memory: Annotated[Size, Field(ge=128 * 1024 * 1024)] = 512 * 1024 * 1024
+    sha256: bool = True
 
 
 class LoggingSection(Section):

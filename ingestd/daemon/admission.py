@@ -66,11 +66,13 @@ class Admission(Stage):
         reader_client: ReaderClient,
         ledger: Ledger,
         routing: Routing,
+        sha256: bool,
         gate: Gate,
         on_copied: Callable[[], object],
         is_lost: Callable[[str], bool],
     ) -> None:
         """While ``gate`` is shut nothing is taken from the folders. ``on_copied``: a copied source is to be removed.
+        With ``sha256`` that of each whole file is taken.
 
         ``is_lost`` says whether there is no file at a place any more, for certain.
         """
@@ -81,6 +83,7 @@ class Admission(Stage):
         self._ledger = ledger
         self._routing = routing
         self._gate = gate
+        self._sha256 = sha256
         self._on_copied = on_copied
         self._is_lost = is_lost
         self._log = structlog.get_logger()
@@ -228,7 +231,8 @@ class Admission(Stage):
         self._inboxes.ignore_inodes(candidate.inbox, ignored=self._in_place.ignores_inodes(candidate.source.device))
 
     def _inspect_job(self, job_key: int, key: int) -> InspectJob:
-        candidate = self._steps[key].seen.candidate
+        seen = self._steps[key].seen
+        candidate = seen.candidate
         # What will be renamed into the spool is synced by its reader. A copy from another filesystem is synced where it
         # lands; what stays in place is not ours to sync.
         durable = not candidate.in_place and candidate.source.device == self._spool.device
@@ -240,6 +244,8 @@ class Admission(Stage):
             durable=durable,
             patient=patient,
             priority=candidate.priority,
+            like=seen.like,
+            sha256=self._sha256,
         )
 
     def _move(self, moving: Mapping[int, Moving]) -> None:

@@ -235,6 +235,7 @@ class Stages:
             reader_client=self.reader_client,
             ledger=self._ledger,
             routing=self._routing,
+            sha256=self._config.reader.sha256,
             gate=self._gates.intake,
             on_copied=self.source_removal.hurry,
             is_lost=self._is_lost,

@@ -70,8 +70,8 @@ class CopyComparison:
         return Compared(finding=finding, sameness=sameness, differs=differs, waits=read.waits)
 
     def _inspect(self, finding: Finding) -> None:
-        theirs = str(finding.copies[0])
-        self._reader_client.ask(self, finding, lambda key: InspectJob(key=key, path=theirs))
+        theirs, like = str(finding.copies[0]), finding.row.content.digest
+        self._reader_client.ask(self, finding, lambda key: InspectJob(key=key, path=theirs, like=like))
 
 
 def _sameness(finding: Finding, read: Read) -> tuple[Sameness | None, str]:

@@ -250,8 +250,8 @@ class Retention(Stage):
             self._set_apart(kept, now)
         elif len(self._reading) < _READ_AT_ONCE:
             self._reading.add(kept.row.file_id)
-            path = str(self._spool.path / kept.file.path)
-            self._reader_client.ask(Owner.RETENTION, kept, lambda key: InspectJob(key=key, path=path))
+            path, (_, like) = str(self._spool.path / kept.file.path), kept.file.digests
+            self._reader_client.ask(Owner.RETENTION, kept, lambda key: InspectJob(key=key, path=path, like=like))
 
     def _judge(self, kept: _Kept, read: Read, now: Now) -> None:
         row, file = kept

@@ -50,6 +50,13 @@ class Seen:
         """Each step says which file it is of."""
         return self
 
+    @property
+    def like(self) -> str:
+        """A digest of the row that it may be, which its own are to be held against; "" where there is none."""
+        if self.origin.row is not None:
+            return self.origin.row.content.digest
+        return next((row.digests[1] for row in self.doubts if row.digests), "")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Noted:
@@ -186,6 +193,7 @@ def arrival_of(noted: Noted, found: Inspection, ledger: Ledger, taken: Taken, ro
         identity=identity,
         sop_class_uid=found.sop_class_uid,
         content=content_of(found),
+        sha256=found.sha256,
         priority=candidate.priority,
         modality=found.modality,
         station=found.station,

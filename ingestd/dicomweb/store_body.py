@@ -29,7 +29,6 @@ of its front once that is ``SEND_FROM`` bytes, and what has to stay is moved to 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import stat
@@ -39,6 +38,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from ingestd.dicomweb.errors import FileChanged
+from ingestd.digests import Digester
 from ingestd.fs.places import FILE, MISSING, is_gone
 
 WITHHELD = 65_536
@@ -53,10 +53,10 @@ PART_HEAD = b"Content-Type: application/dicom\r\n\r\n"
 class StorePart:
     """One instance to store: a PS3.10 file, or its data set with a generated preamble and File Meta put in front.
 
-    ``digest`` is the SHA-256 (hex) of the file's bytes from ``dataset_offset`` to its end, ``meta_digest`` that of the
-    bytes before it; None leaves that range unchecked. ``prefix`` is sent before the file's first byte and belongs to
-    neither. ``sop_uid`` is what the server's answer will be matched with; None takes any. ``opener`` opens ``path``, as
-    for the builtin open().
+    ``digest`` is that of the file's bytes from ``dataset_offset`` to its end, ``meta_digest`` that of the bytes before
+    it: SHA-256 in hex, or as ``ingestd.digests`` writes them; None leaves that range unchecked. ``prefix`` is sent
+    before the file's first byte and belongs to neither. ``sop_uid`` is what the server's answer will be matched with;
+    None takes any. ``opener`` opens ``path``, as for the builtin open().
     """
 
     path: Path | str
@@ -169,8 +169,8 @@ class _PartReader:
         self.left = part.size_bytes
         self._at_end = False
         self._meta_left = min(part.dataset_offset, part.size_bytes)
-        self._meta = hashlib.sha256() if part.meta_digest is not None else None
-        self._content = hashlib.sha256() if part.digest is not None else None
+        self._meta = Digester(part.meta_digest) if part.meta_digest is not None else None
+        self._content = Digester(part.digest) if part.digest is not None else None
         self._fd = -1
 
     def __enter__(self) -> Self:
@@ -239,7 +239,7 @@ class _PartReader:
                 raise self._changed("size")
         elif not self._at_end and os.fstat(self._fd).st_size != self._part.size_bytes:
             raise self._changed("size")
-        if self._meta is not None and self._meta.hexdigest() != self._part.meta_digest:
+        if self._meta is not None and self._meta.text() != self._part.meta_digest:
             raise self._changed("meta")
-        if self._content is not None and self._content.hexdigest() != self._part.digest:
+        if self._content is not None and self._content.text() != self._part.digest:
             raise self._changed("content")

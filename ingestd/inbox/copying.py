@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ingestd.digests import HeadAndRest
 from ingestd.fs import places
 from ingestd.fs.durable import new_file
 from ingestd.fs.mounts import free_space
@@ -94,12 +94,13 @@ def copy_in(
 
 def holds_what_was_read(descriptor: int, expect: Expect) -> bool:
     """Whether an open file has the bytes that the reader found."""
-    digests, buffer = _Digests(expect.dataset_offset), memoryview(bytearray(_CHUNK))
+    digests = HeadAndRest(expect.dataset_offset, like=expect.digest)
+    buffer = memoryview(bytearray(_CHUNK))
     at = 0
     while got := os.preadv(descriptor, [buffer], at):
         digests.update(buffer[:got])
         at += got
-    return digests.found() == (expect.meta_digest, expect.digest)
+    return digests.texts() == (expect.meta_digest, expect.digest)
 
 
 def check_same(found: os.stat_result, expect: Expect, otherwise: str) -> None:
@@ -127,30 +128,11 @@ def no_spool(error: OSError) -> Left:
     return Left(WhyNot.NO_SPOOL, "a folder of the spool is not there")
 
 
-class _Digests:
-    """The digests of the bytes before and after an offset."""
-
-    def __init__(self, offset: int) -> None:
-        self._head, self._rest = hashlib.sha256(), hashlib.sha256()
-        self._head_left = offset
-
-    def update(self, chunk: memoryview) -> None:
-        if self._head_left:
-            self._head.update(chunk[: self._head_left])
-            self._rest.update(chunk[self._head_left :])
-            self._head_left -= min(self._head_left, len(chunk))
-        else:
-            self._rest.update(chunk)
-
-    def found(self) -> tuple[str, str]:
-        return self._head.hexdigest(), self._rest.hexdigest()
-
-
 def _copy_checked(source: int, copy: int, expect: Expect, low_water: int) -> None:
     """Copy all bytes, and compare them with what the reader found before and after ``dataset_offset``."""
     size = expect.source.size_bytes
     _check_room(source, copy, size, low_water)
-    digests = _Digests(expect.dataset_offset)
+    digests = HeadAndRest(expect.dataset_offset, like=expect.digest)
     buffer = memoryview(bytearray(_CHUNK))
     zeros = memoryview(_ZEROS)
     look_at = _LOOK_EVERY
@@ -176,7 +158,7 @@ def _copy_checked(source: int, copy: int, expect: Expect, low_water: int) -> Non
     os.ftruncate(copy, size)
     if os.preadv(source, [buffer[:1]], size):
         raise Left(WhyNot.CHANGED, "the file's length changed while it was copied")
-    if expect.digest and digests.found() != (expect.meta_digest or hashlib.sha256().hexdigest(), expect.digest):
+    if expect.digest and digests.texts() != (expect.meta_digest, expect.digest):
         raise Left(WhyNot.CHANGED, "the file's content is not what was read")
 
 

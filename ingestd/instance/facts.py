@@ -33,12 +33,12 @@ META_MOST = 16 << 20  # bytes of preamble and group 0002
 class Inspection:
     """What one file is. Facts that were reached before a bad verdict are filled in; the others are empty.
 
-    ``digest`` is the SHA-256 (hex) of the bytes from ``dataset_offset`` to the end of the file as stored (a deflated
-    data set stays deflated), ``meta_digest`` that of the bytes before. ``device`` to ``ctime_ns`` are the kernel's,
-    of the descriptor that was read, after it was read; ``ctime_ns`` is 0 where it changed meanwhile. ``patient_id`` and
-    ``accession_number`` are patient data: they may be hashed, never kept or logged. ``institution`` to
-    ``study_description`` are for the rules that say where a file goes, and are neither kept nor logged: people write
-    names into them.
+    ``digest`` is that of the bytes from ``dataset_offset`` to the end of the file as stored (a deflated data set stays
+    deflated), ``meta_digest`` that of the bytes before (``ingestd.digests``), ``sha256`` that of all, in hex.
+    ``device`` to ``ctime_ns`` are the kernel's, of the descriptor that was read, after it was read; ``ctime_ns`` is 0
+    where it changed meanwhile. ``patient_id`` and ``accession_number`` are patient data: they may be hashed, never kept
+    or logged. ``institution`` to ``study_description`` are for the rules that say where a file goes, and are neither
+    kept nor logged: people write names into them.
     """
 
     verdict: Verdict
@@ -50,6 +50,7 @@ class Inspection:
     transfer_syntax: str = ""
     digest: str = ""
     meta_digest: str = ""
+    sha256: str = ""
     dataset_offset: int = 0
     size_bytes: int = 0
     device: int = 0

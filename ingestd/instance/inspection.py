@@ -12,7 +12,7 @@ from ingestd.instance import tags
 from ingestd.instance.facts import Inspection, InvalidInstance, Verdict
 from ingestd.instance.frames import WalkEvent
 from ingestd.instance.meta import UIDS_CACHED, uid_text
-from ingestd.instance.opening import OpenedFile
+from ingestd.instance.opening import Digesters, OpenedFile
 from ingestd.instance.pixels import PIXEL_ATTRIBUTES, expected_pixel_bytes, has_every_image
 from ingestd.instance.runs import KEPT_BYTES
 from ingestd.instance.source import Progress, ZeroWatch, ignore_progress
@@ -40,13 +40,14 @@ _LEADING_ZERO = lru_cache(UIDS_CACHED)(re.compile(r"(?:^|\.)0[0-9]", re.ASCII).s
 _PAGE = 4096
 
 
-def inspect(fd: int, *, progress: Progress = ignore_progress) -> Inspection:
+def inspect(fd: int, *, like: str = "", sha256: bool = False, progress: Progress = ignore_progress) -> Inspection:
     """Read the regular file behind ``fd`` from its beginning to its end and say what it is.
 
-    Reads forward only, every byte once, a few hundred KB in memory at a time. ``progress`` is called with the number
-    of bytes read or inflated since its last call. Raises OSError as the kernel gives it; nothing else.
+    Reads forward only, every byte once, a few hundred KB in memory at a time. Its digests are taken ``like`` this one
+    (``ingestd.digests``), and SHA-256 of the whole file where it is wanted. ``progress`` is called with the number of
+    bytes read or inflated since its last call. Raises OSError as the kernel gives it; nothing else.
     """
-    return _Inspector(fd, progress).inspect()
+    return _Inspector(fd, Digesters(like, sha256=sha256), progress).inspect()
 
 
 @dataclass(slots=True)
@@ -64,9 +65,10 @@ class _Found:
 
 
 class _Inspector:
-    def __init__(self, fd: int, progress: Progress) -> None:
+    def __init__(self, fd: int, digesters: Digesters, progress: Progress) -> None:
         self._fd = fd
-        self._file = OpenedFile(fd, progress=progress)
+        self._digesters = digesters
+        self._file = OpenedFile(fd, progress=progress, digesters=digesters)
         self._found = _Found()
         self._walker: Walker | None = None
 
@@ -269,8 +271,9 @@ class _Inspector:
             sop_uid=self._uid(tags.SOP_INSTANCE_UID),
             sop_class_uid=self._uid(tags.SOP_CLASS_UID) or (meta.sop_class_uid if _UID(meta.sop_class_uid) else ""),
             transfer_syntax=file.transfer_syntax if _UID(file.transfer_syntax) else "",
-            digest=file.feed.digest.hexdigest(),
-            meta_digest=file.meta_digest,
+            digest=self._digesters.dataset.text(),
+            meta_digest=self._digesters.meta.text(),
+            sha256=self._digesters.sha256,
             dataset_offset=meta.end,
             size_bytes=after.st_size,
             device=after.st_dev,

@@ -7,10 +7,11 @@ import os
 import struct
 from typing import Literal
 
+from ingestd.digests import Digester
 from ingestd.instance.facts import META_MOST, InvalidInstance, Verdict
 from ingestd.instance.headers import looks_like_vr
 from ingestd.instance.meta import PREAMBLE_BYTES, PREFIX, FileMeta, MoreBytesNeeded, read_file_meta
-from ingestd.instance.source import FIRST_READ, FileFeed, InflateFeed, Progress, Window
+from ingestd.instance.source import FIRST_READ, FileFeed, InflateFeed, Progress, Update, Window
 from ingestd.instance.syntax import (
     DEFLATED,
     EXPLICIT_BIG,
@@ -58,21 +59,47 @@ _DOCUMENTS = (b"[Content_Types].xml", b"mimetype", b"_rels/", b"META-INF/")
 _FIRST_NAME_AT = 30
 
 
+class Digesters:
+    """The digests of a file that is read whole: of the bytes up to ``meta.end``, of those behind, and SHA-256 of all.
+
+    ``like`` and what each is for: ``ingestd.digests``.
+    """
+
+    def __init__(self, like: str, *, sha256: bool) -> None:
+        self.meta, self.dataset = Digester(like), Digester(like)
+        self._whole = hashlib.sha256() if sha256 else None
+        self.behind_meta: list[Update] = [self.dataset.update]
+        if self._whole is not None:
+            self.behind_meta.append(self._whole.update)
+
+    def begin(self, head: memoryview, meta_end: int) -> None:
+        """Take the first bytes of the file, of which those before ``meta_end`` are File Meta."""
+        self.meta.update(head[:meta_end])
+        self.dataset.update(head[meta_end:])
+        if self._whole is not None:
+            self._whole.update(head)
+
+    @property
+    def sha256(self) -> str:
+        """That of all bytes so far, in hex; "" where nobody wanted it."""
+        return self._whole.hexdigest() if self._whole is not None else ""
+
+
 class OpenedFile:
     """One file, read from its beginning. Every step is taken once, in this order: the constructor, ``read_meta``,
-    ``open_dataset``; ``feed`` has the digest of all bytes after ``meta.end`` that were read so far.
+    ``open_dataset``; ``digesters`` see each byte that is read.
 
     ``transfer_syntax`` is what File Meta says, or what the data set shows where it says nothing; ``generated_meta``
     is True where there is no File Meta at all.
     """
 
-    def __init__(self, fd: int, *, progress: Progress) -> None:
+    def __init__(self, fd: int, *, progress: Progress, digesters: Digesters | None = None) -> None:
+        self._digesters = digesters
         self._fd = fd
         self._progress = progress
         self.stat = os.fstat(fd)  # before the first byte is read
         self.size = self.stat.st_size
         self.meta = FileMeta()
-        self.meta_digest = ""
         self.transfer_syntax = ""
         self.generated_meta = False
         self.notes: set[str] = set()
@@ -81,7 +108,8 @@ class OpenedFile:
         os.lseek(fd, 0, os.SEEK_SET)
         self.head = os.read(fd, FIRST_READ)
         progress(len(self.head))
-        self.feed = FileFeed(fd, position=len(self.head), progress=progress)
+        updates = digesters.behind_meta if digesters is not None else ()
+        self.feed = FileFeed(fd, position=len(self.head), updates=updates, progress=progress)
 
     def read_meta(self) -> None:
         """Read File Meta and begin the digests behind it, also when there is none or it is torn.
@@ -91,9 +119,8 @@ class OpenedFile:
         try:
             self._read_meta()
         finally:
-            view = memoryview(self.head)
-            self.meta_digest = hashlib.sha256(view[: self.meta.end]).hexdigest()
-            self.feed.digest.update(view[self.meta.end :])
+            if self._digesters is not None:
+                self._digesters.begin(memoryview(self.head), self.meta.end)
             self.feed.position = len(self.head)
             self.notes.update(self.meta.notes)
 
@@ -159,7 +186,7 @@ class OpenedFile:
         return seen
 
     def close_dataset(self) -> None:
-        """Read on to the end of the file, so that the digest is complete, and note what stands behind the data set."""
+        """Read to the end of the file, so that the digests are complete, and note what stands behind the data set."""
         behind = self.feed.rest()
         if self.inflate is None or not self.inflate.ended:
             return

@@ -1,15 +1,14 @@
-"""Bytes of one file, read forward once: a feed that hashes what it reads, and a bounded window over the data set.
+"""Bytes of one file, read forward once: a feed that digests what it reads, and a bounded window over the data set.
 
 Nothing here holds more than a few windows of memory, whatever a file declares.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +21,7 @@ _PAGE = 4096
 _ZEROS = bytes(WINDOW)
 
 Progress = Callable[[int], None]
+Update = Callable[[bytes | memoryview], object]  # of a digest
 
 
 def ignore_progress(_bytes: int, /) -> None:
@@ -69,23 +69,26 @@ class ByteFeed(Protocol):
 
 
 class FileFeed:
-    """The descriptor's bytes from where it stands, each hashed as it is read.
+    """The descriptor's bytes from where it stands, each shown to all of ``updates`` as it is read.
 
     ``position`` is the offset in the file up to which was read. Raises OSError as the kernel gives it.
     """
 
-    __slots__ = ("_fd", "_progress", "digest", "position")
+    __slots__ = ("_fd", "_progress", "_updates", "position")
 
-    def __init__(self, fd: int, *, position: int, progress: Progress = ignore_progress) -> None:
+    def __init__(
+        self, fd: int, *, position: int, updates: Sequence[Update] = (), progress: Progress = ignore_progress
+    ) -> None:
         self._fd = fd
         self._progress = progress
+        self._updates = updates
         self.position = position
-        self.digest = hashlib.sha256()
 
     def read(self) -> bytes:
         chunk = os.read(self._fd, WINDOW)
         if chunk:
-            self.digest.update(chunk)
+            for update in self._updates:
+                update(chunk)
             self.position += len(chunk)
             self._progress(len(chunk))
         return chunk
@@ -102,7 +105,8 @@ class FileFeed:
             if got == 0:
                 break
             chunk = whole[:got]
-            self.digest.update(chunk)
+            for update in self._updates:
+                update(chunk)
             if watch is not None:
                 watch.see(chunk)
             left -= got
@@ -111,11 +115,11 @@ class FileFeed:
         return count - left
 
     def fork(self) -> ByteFeed:
-        """Give a feed of the bytes from here on; they are not hashed there."""
+        """Give a feed of the bytes from here on; they are not digested there."""
         return _Ahead(self._fd, position=self.position, progress=self._progress)
 
     def rest(self) -> int:
-        """Read, and hash, to the end of the file; says how many bytes that were."""
+        """Read, and digest, to the end of the file; says how many bytes that were."""
         first = len(self.read())  # mostly nothing
         return first + self.skip(1 << 62, None) if first else 0
 

@@ -275,6 +275,7 @@ def _add(
         meta_digest=content.meta_digest,
         dataset_offset=content.dataset_offset,
         size_bytes=content.size_bytes,
+        sha256=arrival.sha256 or None,
         modality=arrival.modality,
         station=arrival.station,
         patient_hash=arrival.patient_hash or None,

@@ -837,6 +837,9 @@ _ELEVENTH = (
         WHERE holds = 1 AND confirmed_at IS NULL""",
 )
 
+# The machine's digests say themselves what they are of (``ingestd.digests``); this one is for people.
+_TWELFTH = ("ALTER TABLE file ADD COLUMN sha256 {bytes}",)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH, _ELEVENTH),
+    *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH, _ELEVENTH, _TWELFTH),
 )

@@ -103,6 +103,7 @@ class Entry:
     identity: Identity | None
     sop_class_uid: str
     content: Content | None
+    sha256: str
     modality: str
     station: str
     notes: tuple[str, ...]

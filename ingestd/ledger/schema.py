@@ -106,6 +106,7 @@ file = Table(
     Column("meta_digest", Digest),
     Column("dataset_offset", _INT),
     Column("size_bytes", _INT),
+    Column("sha256", Digest),  # of the whole file, for people; the others are the machine's (``ingestd.digests``)
     Column("modality", SafeText),
     Column("station", SafeText),
     Column("patient_hash", Digest),

@@ -54,9 +54,9 @@ class SourceStat:
 class Content:
     """What a file holds, as far as sameness goes.
 
-    ``digest`` is the SHA-256 (hex) of the data set's bytes after the File Meta group, ``meta_digest`` that of the
-    bytes before it (preamble and group 0002; of nothing when the file has neither); ``dataset_offset`` is where the
-    one ends and the other begins.
+    ``digest`` is that of the data set's bytes after the File Meta group, ``meta_digest`` that of the bytes before it
+    (preamble and group 0002; of nothing when the file has neither), as ``ingestd.digests`` writes them;
+    ``dataset_offset`` is where the one ends and the other begins.
     """
 
     transfer_syntax: str
@@ -80,6 +80,7 @@ class Arrival:
     identity: Identity
     sop_class_uid: str
     content: Content
+    sha256: str = ""  # in hex, of the whole file, for people; "" where none was taken
     priority: int = 0
     modality: str = ""
     station: str = ""

@@ -86,7 +86,7 @@ class JobRunner:
             holes = _holes(fd, before, patient=job.patient)
             if holes is not None:
                 return holes, None
-            inspection = self._read(fd, before.st_size)
+            inspection = self._read(fd, before.st_size, like=job.like, sha256=job.sha256)
             if job.durable and inspection.verdict is not Verdict.CHANGED:
                 start_writing(fd)
                 unsynced = fd
@@ -97,10 +97,10 @@ class JobRunner:
             if unsynced is None:
                 os.close(fd)
 
-    def _read(self, fd: int, size: int) -> Inspection:
+    def _read(self, fd: int, size: int, *, like: str = "", sha256: bool = False) -> Inspection:
         if size >= _SEQUENTIAL_FROM:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        return inspect(fd, progress=self._progress)
+        return inspect(fd, like=like, sha256=sha256, progress=self._progress)
 
     def _reencode(self, job: ReencodeJob) -> Inspection:
         from ingestd.instance.reencode import reencode_explicit  # noqa: PLC0415 - few jobs need it
@@ -124,10 +124,10 @@ class JobRunner:
             os.close(out)
 
     def _compare(self, serial: int, job: CompareJob) -> ReaderAnswer:
-        ours, _ = self._inspect(InspectJob(key=0, path=job.ours))
+        ours, _ = self._inspect(InspectJob(key=0, path=job.ours, like=job.our_digest))
         if (answer := _not_compared(serial, "ours", "our file", ours, job.our_digest)) is not None:
             return answer
-        theirs, _ = self._inspect(InspectJob(key=0, path=job.theirs))
+        theirs, _ = self._inspect(InspectJob(key=0, path=job.theirs, like=job.their_digest or ours.digest))
         if (answer := _not_compared(serial, "theirs", "the other copy", theirs, job.their_digest)) is not None:
             return answer
         sameness = self._sameness(job, ours, theirs)

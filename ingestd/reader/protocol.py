@@ -14,6 +14,7 @@ from functools import lru_cache
 from operator import attrgetter, itemgetter
 from typing import Any, Protocol, TypeAlias
 
+from ingestd.digests import is_digest
 from ingestd.instance.facts import NOTES, Inspection, Verdict
 from ingestd.lifecycle import Sameness, SourceStat
 
@@ -27,7 +28,7 @@ _TYPES = [_JSON_TYPES[str(each.type)] for each in fields(Inspection)]
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 _INSPECTED = {"n", "i"}
 _uids_of = itemgetter("study_uid", "series_uid", "sop_uid", "sop_class_uid", "transfer_syntax")
-_digests_of = itemgetter("digest", "meta_digest")
+_digests_of = itemgetter("digest", "meta_digest", "sha256")
 _texts_of = itemgetter(
     *("reason_text", "modality", "station", "institution", "department", "source_ae", "study_description"),
     *("patient_id", "accession_number"),
@@ -41,7 +42,6 @@ _OF_TWO = ("", "ours", "theirs")
 
 # Study, series, class and syntax are the same for many files in a row.
 _uid = lru_cache(64)(re.compile(r"[0-9.]{0,64}", re.ASCII).fullmatch)
-_digest = re.compile(r"(?:[0-9a-f]{64})?", re.ASCII).fullmatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class InspectJob:
     With ``expect``, a file that is another one, or has changed, is CHANGED. With ``durable`` the descriptor is
     fsynced after it was read; if that fails the answer is ``waits``, never a verdict. With ``patient``, a file that is
     more hole than data is ZEROS without being read: its writer may still fill it. What has a higher ``priority`` is
-    read first.
+    read first. The digests are taken ``like`` this one (``ingestd.digests``); with ``sha256`` that of the file, too.
     """
 
     key: int
@@ -60,6 +60,8 @@ class InspectJob:
     durable: bool = False
     patient: bool = False
     priority: int = 0
+    like: str = ""
+    sha256: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +188,7 @@ def encode_job(serial: int, job: Job) -> bytes:
     if isinstance(job, InspectJob):
         expect = job.expect
         stat = None if expect is None else [expect.device, expect.inode, expect.size_bytes, expect.mtime_ns]
-        return _line([serial, "inspect", job.path, stat, job.durable, job.patient])
+        return _line([serial, "inspect", job.path, stat, job.durable, job.patient, job.like, job.sha256])
     if isinstance(job, ReencodeJob):
         return _line([serial, "reencode", job.path, job.destination])
     return _line([serial, "compare", job.ours, job.theirs, job.our_digest, job.their_digest])
@@ -196,11 +198,13 @@ def decode_job(line: bytes) -> tuple[int, Job]:
     """Give a job and its serial, which stands in for the caller's key."""
     serial, name, *rest = _from_json(line.decode("ascii"))
     if name == "inspect":
-        path, stat, durable, patient = rest
+        path, stat, durable, patient, like, sha256 = rest
         expect = None
         if stat is not None:
             expect = SourceStat(device=stat[0], inode=stat[1], size_bytes=stat[2], mtime_ns=stat[3])
-        return serial, InspectJob(key=serial, path=path, expect=expect, durable=durable, patient=patient)
+        return serial, InspectJob(
+            key=serial, path=path, expect=expect, durable=durable, patient=patient, like=like, sha256=sha256
+        )
     if name == "reencode":
         return serial, ReencodeJob(key=serial, path=rest[0], destination=rest[1])
     ours, theirs, our_digest, their_digest = rest
@@ -285,7 +289,7 @@ def _inspection(values: Any) -> Inspection:
         raise ProtocolError("no verdict")
     if not all(map(_uid, _uids_of(named))):
         raise ProtocolError("no UID")
-    if not all(map(_digest, _digests_of(named))):
+    if not all(not each or is_digest(each) for each in _digests_of(named)):
         raise ProtocolError("no digest")
     if max(map(len, _texts_of(named))) > _TEXT_MOST:
         raise ProtocolError("no text")

@@ -7,7 +7,6 @@ of the instance does not find (Orthanc, where the SOP Instance UID stands in two
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from typing import Self
 
 from ingestd.clocks import boottime
 from ingestd.dicomweb import DicomWebClient, DicomWebError, NotFound, Retrieval, Unintelligible, uid_of
+from ingestd.digests import HeadAndRest
 from ingestd.fs.durable import new_file, write_all
 from ingestd.lifecycle import Content, Identity, Pause, Sameness, Unproven
 from ingestd.outages import stops_queries
@@ -229,7 +229,7 @@ def _remove(copies: list[Path]) -> None:
 
 
 class _Copy:
-    """A retrieved copy on its way to disk, hashed as our own file was: before and after the same offset.
+    """A retrieved copy on its way to disk, digested as our own file was: before and after the same offset.
 
     Where both digests are equal it *is* our file, byte by byte, and need not be read by anybody else.
     """
@@ -237,8 +237,7 @@ class _Copy:
     def __init__(self, path: Path, ours: Content) -> None:
         self._path = path
         self._ours = ours
-        self._meta = hashlib.sha256()
-        self._rest = hashlib.sha256()
+        self._digests = HeadAndRest(ours.dataset_offset, like=ours.digest)
         self._size = 0
         self._head = bytearray()
         self._held = bytearray()
@@ -256,22 +255,16 @@ class _Copy:
                 self._path.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:
-        meta_left = max(0, self._ours.dataset_offset - self._size)
-        view = memoryview(chunk)
-        self._meta.update(view[:meta_left])
-        self._rest.update(view[meta_left:])
-        self._head += view[: max(0, HEAD_BYTES - self._size)]
+        self._digests.update(chunk)
+        self._head += memoryview(chunk)[: max(0, HEAD_BYTES - self._size)]
         self._size += len(chunk)
         self._held += chunk
         if len(self._held) > IN_MEMORY_BYTES:
             self._spill()
 
     def is_same(self) -> bool:
-        return (
-            self._size == self._ours.size_bytes
-            and self._meta.hexdigest() == self._ours.meta_digest
-            and self._rest.hexdigest() == self._ours.digest
-        )
+        ours = self._ours
+        return self._size == ours.size_bytes and self._digests.texts() == (ours.meta_digest, ours.digest)
 
     def names(self, uid: str) -> bool:
         """Say whether this UID stands in its beginning, as that of an instance does."""

@@ -68,6 +68,7 @@ class Rooms:
             routing=lambda *_: Route(rule=None, text="", destinations=("default",)),
             gate=Gate(),
             on_copied=lambda: None,
+            sha256=True,
             is_lost=lambda place: not Path(place).exists(),
         )
         self.inboxes.open()

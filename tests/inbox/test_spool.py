@@ -1,7 +1,6 @@
 """The spool: what is taken is durable and whole, what is not taken lies where it lay."""
 
 import errno
-import hashlib
 import os
 import stat
 import subprocess
@@ -782,13 +781,6 @@ def test_empty_digest_is_not_checked(spool, elsewhere):
 
     assert isinstance(result, Taken)
     assert not result.source_removed
-
-
-def test_digest_of_a_file_without_meta_may_be_left_empty(spool, elsewhere):
-    put(elsewhere, "x", b"abc")
-    expect = Expect(source=source_of(elsewhere / "x"), digest=hashlib.sha256(b"abc").hexdigest())
-
-    assert isinstance(take_in(spool, [(candidate_of(elsewhere, "x"), expect)])[0], Taken)
 
 
 def test_failing_fsync_gives_the_files_back(spool, drop, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import gzip
-import hashlib
 import io
 import os
 import struct
@@ -37,6 +36,7 @@ from tests.builders import (
     sequence,
 )
 from tests.charsets import MISSPELT
+from tests.test_digests import blake3_of
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"
@@ -140,8 +140,8 @@ def test_digests_are_those_of_the_bytes_before_and_behind_the_meta_group(
 
     at = found.dataset_offset
     assert content[at - 10 : at].strip(b"\0").endswith(b"999.0")
-    assert found.meta_digest == hashlib.sha256(content[:at]).hexdigest()
-    assert found.digest == hashlib.sha256(content[at:]).hexdigest()
+    assert found.meta_digest == blake3_of(content[:at])
+    assert found.digest == blake3_of(content[at:])
     stat = (tmp_path / "file").stat()
     assert (found.size_bytes, found.inode, found.device, found.mtime_ns) == (
         len(content),
@@ -363,8 +363,8 @@ def test_data_set_without_meta_is_admitted_with_a_generated_one(tmp_path: Path) 
 
         assert (found.verdict, found.generated_meta, found.notes) == (Verdict.WHOLE, True, ("generated_meta",))
         assert (found.dataset_offset, found.transfer_syntax) == (0, transfer_syntax)
-        assert found.meta_digest == hashlib.sha256(b"").hexdigest()
-        assert found.digest == hashlib.sha256(bare).hexdigest()
+        assert found.meta_digest == blake3_of(b"")
+        assert found.digest == blake3_of(bare)
         meta = file_meta_for(
             sop_class_uid=found.sop_class_uid, sop_uid=found.sop_uid, transfer_syntax=found.transfer_syntax
         )
@@ -441,7 +441,7 @@ def test_meta_group_is_known_by_any_element_in_any_form(
             found = look(begin + group + behind, tmp_path)
             assert (found.verdict, found.transfer_syntax) == (Verdict.WHOLE, transfer_syntax), (first, with_length)
             assert found.dataset_offset == len(begin) + len(group)
-            assert found.digest == hashlib.sha256(behind).hexdigest()
+            assert found.digest == blake3_of(behind)
             assert ("no_preamble" in found.notes) is (len(begin) < 132)
             assert ("no_group_length" in found.notes) is not with_length
 
@@ -491,7 +491,7 @@ def test_prefix_in_a_value_of_a_bare_data_set_is_no_prefix(transfer_syntax: str,
     after_meta = look(file_meta(sop_class=RAW_DATA, sop_uid="1.2.3", transfer_syntax=transfer_syntax) + bare, tmp_path)
 
     assert (found.verdict, found.notes, found.dataset_offset) == (Verdict.WHOLE, ("generated_meta",), 0)
-    assert found.digest == after_meta.digest == hashlib.sha256(bare).hexdigest()
+    assert found.digest == after_meta.digest == blake3_of(bare)
     assert {look(bare[:cut], tmp_path).verdict for cut in range(1, len(bare))} <= {Verdict.EMPTY, Verdict.SHORT}
 
 
@@ -696,7 +696,7 @@ def test_compressed_images_that_end_the_file_without_a_delimiter_wait(content: b
     assert (found.verdict, found.notes) == (Verdict.ZEROS, ("missing_delimiter",))
     assert found.reason_text
     assert found.sop_uid == "1.2.3"
-    assert found.digest == hashlib.sha256(content[found.dataset_offset :]).hexdigest()
+    assert found.digest == blake3_of(content[found.dataset_offset :])
     for cut in (1, 2, 3, 100, 200):
         assert look(content[:-cut], tmp_path).verdict is Verdict.SHORT
 
@@ -726,7 +726,7 @@ def test_pixel_data_of_zeros_waits_with_its_facts(tmp_path: Path) -> None:
     assert (found.verdict, found.notes) == (Verdict.ZEROS, ("zero_pixels",))
     assert found.study_uid
     assert found.reason_text
-    assert found.digest == hashlib.sha256(content[found.dataset_offset :]).hexdigest()
+    assert found.digest == blake3_of(content[found.dataset_offset :])
 
 
 def test_black_border_at_the_end_of_an_image_is_no_sign_of_a_hole(tmp_path: Path) -> None:
@@ -914,7 +914,7 @@ def test_bytes_behind_the_pixel_data_that_are_no_element_wait(
     found = look(content + tail, tmp_path)
 
     assert (found.verdict, found.notes) == (Verdict.ZEROS, ("trailing_bytes",))
-    assert found.digest == hashlib.sha256((content + tail)[found.dataset_offset :]).hexdigest()
+    assert found.digest == blake3_of((content + tail)[found.dataset_offset :])
 
 
 def test_what_may_be_an_element_or_a_file_behind_the_pixel_data_is_no_tail(tmp_path: Path) -> None:
@@ -984,7 +984,7 @@ def test_meta_group_larger_than_a_window_is_read(tmp_path: Path, monkeypatch: py
     found = look(content, tmp_path)
 
     assert (found.verdict, found.dataset_offset) == (Verdict.WHOLE, len(content) - len(dataset()))
-    assert found.meta_digest == hashlib.sha256(content[: found.dataset_offset]).hexdigest()
+    assert found.meta_digest == blake3_of(content[: found.dataset_offset])
     monkeypatch.setattr(opening, "META_MOST", 100_000)
     assert look(content, tmp_path).verdict is Verdict.HOSTILE
 
@@ -1015,7 +1015,7 @@ def test_short_file_keeps_the_facts_that_were_reached(tmp_path: Path) -> None:
     found = look(content, tmp_path)
 
     assert (found.verdict, found.study_uid) == (Verdict.SHORT, "1.2.77")
-    assert found.digest == hashlib.sha256(content[found.dataset_offset :]).hexdigest()
+    assert found.digest == blake3_of(content[found.dataset_offset :])
 
 
 def test_reasons_hold_no_value_of_the_file(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ _WHOLE = select(
         "spool_id inbox_id relative_path source source_removed path in_place wish priority removing_at removed_at"
     ),
     *file_columns("series_uid sop_uid sop_class_uid transfer_syntax digest meta_digest dataset_offset size_bytes"),
-    *file_columns("modality station notes route"),
+    *file_columns("sha256 modality station notes route"),
     study.c.uid.label("study_uid"),
     *columns("file_id destination_id attempts charged resends need next_attempt_at next_check_at stored_at"),
     *columns("confirmed_at holder_id"),
@@ -99,6 +99,7 @@ def _entry(row: Any, inbox_name: str, destination: str, host: str, home: Path | 
         identity=None if None in (row.study_uid, row.series_uid, row.sop_uid) else identity_of(row),
         sop_class_uid=row.sop_class_uid or "",
         content=None if row.digest is None else content_of(row),
+        sha256=row.sha256 or "",
         modality=row.modality,
         station=row.station,
         notes=tuple(json.loads(row.notes)) if row.notes else (),
