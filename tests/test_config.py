@@ -750,7 +750,9 @@ def test_one_destination_is_wanted(text, expected):
 
 # What the example shows, taken apart: every key, commented out or not, with the value that stands beside it.
 
-_KEY = re.compile(r"^(?P<indent> {0,4}(?:- )?)(?P<hash># )?(?P<key>[a-z_]+):(?: (?P<value>[^#]*?))?(?P<note>\s*#.*)?$")
+_KEY = re.compile(
+    r"^(?P<indent> {0,4}(?:- )?)(?P<hash># )?(?P<key>[a-z_0-9]+):(?: (?P<value>[^#]*?))?(?P<note>\s*#.*)?$"
+)
 
 
 def shown_keys() -> dict[str, tuple[str, bool]]:

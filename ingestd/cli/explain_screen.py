@@ -151,7 +151,7 @@ def _facts(entry: Entry, folders: Mapping[str, str], *, reference: str, route: s
     if entry.content:
         yield "Syntax", plain(entry.content.transfer_syntax)
         if entry.sha256:
-            yield "SHA-256", entry.sha256
+            yield "File's SHA-256", entry.sha256
     if entry.notes:
         yield "Noted", ", ".join(map(words_of, entry.notes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import signal
@@ -255,8 +256,12 @@ def test_file_that_is_another_one_by_now_is_not_compared(reading: Reading, tmp_p
     (found,) = reading.results(InspectJob(key=1, path=str(ours)))
     assert found.inspection is not None
     same, other = found.inspection.digest, "0" * 64
+    former = hashlib.sha256(ours.read_bytes()[found.inspection.dataset_offset :]).hexdigest()
 
-    for digests, lost in (((same, same), ""), ((other, same), "ours"), ((same, other), "theirs")):
+    for digests, lost in (
+        *(((same, same), ""), ((other, same), "ours"), ((same, other), "theirs")),
+        *(((former, same), ""), ((same, former), ""), ((former, ""), "")),
+    ):
         job = CompareJob(key=2, ours=str(ours), theirs=str(theirs), our_digest=digests[0], their_digest=digests[1])
         (read,) = reading.results(job)
         assert (read.lost, read.sameness) == (lost, None if lost else "same")
