@@ -94,7 +94,7 @@ def test_kept_file_whose_ctime_moved_is_read_and_goes(tmp_path: Path, server: Em
     with running(load(config.file)) as daemon:
         turn(daemon, lambda: not kept.exists())
 
-    assert not [path for path in (tmp_path / "spool" / "rejected").rglob("*") if path.is_file()]
+    assert not [path for path in (tmp_path / "spool" / "files").rglob("*") if path.is_file()]
 
 
 def test_touched_file_in_place_is_what_it_was(tmp_path: Path, server: Emulator) -> None:
