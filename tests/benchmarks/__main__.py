@@ -24,10 +24,10 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.lines import Line, at_least, below
 from tests.benchmarks.measures import QUICK_SIZES, Bench, Sizes
 from tests.benchmarks.sink import Sink
 from tests.orthanc import why_no_orthanc
@@ -35,28 +35,6 @@ from tests.running import filesystem_of
 
 IN_MEMORY = {"tmpfs", "ramfs"}
 NEEDED_BYTES = 8_000_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of the report; ``met`` is None where nothing was asked for."""
-
-    name: str
-    figure: str
-    target: str = ""
-    met: bool | None = None
-
-
-def at_least(name: str, value: float | None, target: float, note: str = "") -> Line:
-    """A ratio that must not be smaller."""
-    if value is None:
-        return Line(name=name, figure="not measured: Orthanc is not installed", target=f">= {target:g}x")
-    return Line(name=name, figure=f"{value:.2f}x{note}", target=f">= {target:g}x", met=value >= target)
-
-
-def below(name: str, value: float, target: float, unit: str, note: str = "") -> Line:
-    """A figure that must stay under its target."""
-    return Line(name=name, figure=f"{value:.4g} {unit}{note}", target=f"< {target:g} {unit}", met=value < target)
 
 
 def rate_lines(kind: str, bench: Callable[[], Any], target: float) -> tuple[list[Line], Any]:
