@@ -1,15 +1,21 @@
 /* A null STOW-RS sink: it reads each body at full speed, names every SOP Instance UID it was sent, and keeps nothing.
  *
- * Usage: sink PORT DELAY_MS   (port 0: any free one; prints "listening PORT" on its standard output)
+ * Usage: sink PORT DELAY_MS [PEM]   (port 0: any free one; prints "listening PORT" on its standard output)
+ *
+ * With PEM, a file with a certificate and its key, it speaks TLS; for that it is built with -DTLS -lssl -lcrypto.
  *
  * POST .../studies[/UID]      multipart/related or one application/dicom; answers 200 with a Referenced SOP Sequence
  * GET  .../changefeed         [] - so that a client takes it for a server that refuses duplicates
  * GET  .../changefeed/latest  204
  * GET  .../studies...         204 for a search, 404 for an instance
- * GET  /count                 {"requests":n,"instances":n,"bytes":n,"seconds":s}; seconds is the sum, over the stored
- *                             requests, from the request's last header byte to the last byte of the answer
+ * GET  /count                 {"requests":n,"instances":n,"bytes":n,"seconds":s,"handshakes":n,"resumed":n}; seconds is
+ *                             the sum, over the stored requests, from the request's last header byte to the last byte
+ *                             of the answer; the rest is counted before the answer. Handshakes, full and resumed, are
+ *                             those of connections that asked for more than this.
  *
- * Bodies may have a Content-Length or be chunked. A body that ends early gets no answer. One thread per connection.
+ * A part begins behind a line that is "--", the boundary of the header's value, and padding; the same bytes elsewhere
+ * are content (RFC 2046 section 5.1.1). Bodies may have a Content-Length or be chunked. A body that ends early gets no
+ * answer, one that holds a part without a UID gets 400; neither counts. One thread per connection.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -27,19 +33,27 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef TLS
+#include <openssl/ssl.h>
+#else
+typedef void SSL;
+#endif
 
 #define RAW_BYTES (64 << 10)
 #define WINDOW_BYTES (512 << 10)
 #define HEAD_BYTES (4 << 10) /* a part's headers and File Meta lie well within */
+#define LINE_BYTES 256       /* behind a boundary, its padding and line end lie within */
 #define UID_BYTES 64
 
 static int delay_ms;
 static pthread_mutex_t totals_lock = PTHREAD_MUTEX_INITIALIZER;
-static uint64_t total_requests, total_instances, total_bytes;
+static uint64_t total_requests, total_instances, total_bytes, total_handshakes, total_resumed;
 static double total_seconds;
 
 struct connection {
     int fd;
+    SSL *tls;     /* NULL: plain */
+    int resumed;
     char raw[RAW_BYTES]; /* what was received and not yet used: [start, end) */
     size_t start, end;
 };
@@ -86,16 +100,22 @@ static void add(struct text *text, const char *format, ...) {
     }
 }
 
-static ssize_t receive(int fd, char *into, size_t most) {
+static ssize_t receive(struct connection *c, char *into, size_t most) {
+#ifdef TLS
+    if (c->tls) return SSL_read(c->tls, into, (int)most);
+#endif
     ssize_t got;
-    do got = recv(fd, into, most, 0);
+    do got = recv(c->fd, into, most, 0);
     while (got < 0 && errno == EINTR);
     return got;
 }
 
-static int send_all(int fd, const char *bytes, size_t length, int flags) {
+static int send_all(struct connection *c, const char *bytes, size_t length, int flags) {
+#ifdef TLS
+    if (c->tls) return length && SSL_write(c->tls, bytes, (int)length) <= 0 ? -1 : 0;
+#endif
     while (length) {
-        ssize_t sent = send(fd, bytes, length, MSG_NOSIGNAL | flags);
+        ssize_t sent = send(c->fd, bytes, length, MSG_NOSIGNAL | flags);
         if (sent < 0 && errno == EINTR) continue;
         if (sent <= 0) return -1;
         bytes += sent;
@@ -122,7 +142,7 @@ static int read_head(struct connection *c, char *head, size_t capacity) {
             c->start = 0;
         }
         if (c->end == RAW_BYTES) return -1;
-        ssize_t got = receive(c->fd, c->raw + c->end, RAW_BYTES - c->end);
+        ssize_t got = receive(c, c->raw + c->end, RAW_BYTES - c->end);
         if (got <= 0) return -1;
         c->end += (size_t)got;
     }
@@ -157,7 +177,7 @@ static int raw_line(struct connection *c, char *line, size_t capacity) {
             if (length + 1 >= capacity) return -1;
             line[length++] = byte;
         }
-        ssize_t got = receive(c->fd, c->raw, RAW_BYTES);
+        ssize_t got = receive(c, c->raw, RAW_BYTES);
         if (got <= 0) return -1;
         c->start = 0;
         c->end = (size_t)got;
@@ -192,7 +212,7 @@ static ssize_t read_body(struct body *b, char *into, size_t most) {
         memcpy(into, c->raw + c->start, (size_t)got);
         c->start += (size_t)got;
     } else {
-        got = receive(c->fd, into, most);
+        got = receive(c, into, most);
         if (got <= 0) return -1;
     }
     b->left -= (uint64_t)got;
@@ -242,34 +262,62 @@ static int name_instance(const char *bytes, size_t length, struct text *answer, 
     return 0;
 }
 
-/* Name every part's instance. 0 when the closing delimiter was read, -1 when the body is not whole. */
-static int read_parts(struct window *w, const char *delimiter, struct text *answer, unsigned *named, unsigned *nameless) {
-    size_t delimiter_length = strlen(delimiter);
+/* What a line that begins with "--boundary" is, by what follows: 1 a delimiter, 2 the closing one, 0 neither. */
+static int kind_of_line(const char *rest, size_t length) {
+    int closing = length >= 2 && !memcmp(rest, "--", 2);
+    size_t at = closing ? 2 : 0;
+    while (at < length && at < LINE_BYTES && (rest[at] == ' ' || rest[at] == '\t')) at++;
+    if (length - at >= 2 && !memcmp(rest + at, "\r\n", 2)) return 1 + closing;
+    return closing && at == length ? 2 : 0; /* at the body's end no line end is due */
+}
+
+/* Go behind the next delimiter and say which it is; 0 when there is none. `line` is CRLF "--" boundary. */
+static int next_delimiter(struct window *w, const char *line, size_t line_length) {
     for (;;) {
-        char *hit = memmem(w->bytes + w->start, w->end - w->start, delimiter, delimiter_length);
+        char *hit = memmem(w->bytes + w->start, w->end - w->start, line, line_length);
         if (!hit) {
-            if (w->ended) return -1;
-            if (w->end - w->start > delimiter_length) w->start = w->end - delimiter_length;
+            if (w->ended) return 0;
+            if (w->end - w->start > line_length) w->start = w->end - line_length;
             slide(w);
             continue;
         }
-        w->start = (size_t)(hit - w->bytes) + delimiter_length;
-        have(w, 2);
-        if (w->end - w->start < 2) return -1;
-        if (!memcmp(w->bytes + w->start, "--", 2)) {
-            while (!w->ended) {
-                w->start = w->end;
-                slide(w);
-            }
-            return w->broken ? -1 : 0;
-        }
-        have(w, HEAD_BYTES);
-        size_t length = w->end - w->start;
-        if (length > HEAD_BYTES) length = HEAD_BYTES;
-        char *next = memmem(w->bytes + w->start, length, delimiter, delimiter_length);
-        if (next) length = (size_t)(next - (w->bytes + w->start));
+        w->start = (size_t)(hit - w->bytes);
+        have(w, line_length + LINE_BYTES);
+        w->start += line_length;
+        int kind = kind_of_line(w->bytes + w->start, w->end - w->start);
+        if (kind) return kind;
+    }
+}
+
+/* How many of the bytes in view, at most HEAD_BYTES, belong to the part that begins there. */
+static size_t part_in_view(struct window *w, const char *line, size_t line_length) {
+    have(w, HEAD_BYTES + line_length + LINE_BYTES);
+    const char *from = w->bytes + w->start, *end = w->bytes + w->end;
+    size_t most = (size_t)(end - from) < HEAD_BYTES ? (size_t)(end - from) : HEAD_BYTES;
+    for (const char *at = from; (at = memmem(at, (size_t)(end - at), line, line_length));) {
+        if ((size_t)(at - from) >= most) break;
+        if (kind_of_line(at + line_length, (size_t)(end - at) - line_length)) return (size_t)(at - from);
+        at += line_length;
+    }
+    return most;
+}
+
+/* Name every part's instance. 0 when the closing delimiter was read, -1 when the body is not whole. */
+static int read_parts(struct window *w, const char *line, struct text *answer, unsigned *named, unsigned *nameless) {
+    size_t line_length = strlen(line);
+    memcpy(w->bytes, "\r\n", 2); /* the body's first byte is at the start of a line, too */
+    w->end = 2;
+    int kind;
+    while ((kind = next_delimiter(w, line, line_length)) == 1) {
+        size_t length = part_in_view(w, line, line_length);
         if (name_instance(w->bytes + w->start, length, answer, named)) (*nameless)++;
     }
+    if (!kind) return -1;
+    while (!w->ended) {
+        w->start = w->end;
+        slide(w);
+    }
+    return w->broken ? -1 : 0;
 }
 
 static int read_single(struct window *w, struct text *answer, unsigned *named, unsigned *nameless) {
@@ -282,7 +330,8 @@ static int read_single(struct window *w, struct text *answer, unsigned *named, u
     return w->broken ? -1 : 0;
 }
 
-static int reply(int fd, const char *status, const char *content_type, const char *content, size_t length) {
+static int reply(struct connection *c, const char *status, const char *content_type, const char *content,
+                 size_t length) {
     char head[512], date[64];
     time_t seconds = time(NULL);
     struct tm utc;
@@ -293,70 +342,143 @@ static int reply(int fd, const char *status, const char *content_type, const cha
                                "%s%s%sContent-Length: %zu\r\n\r\n",
                                status, date, content_type[0] ? "Content-Type: " : "", content_type,
                                content_type[0] ? "\r\n" : "", length);
-    if (send_all(fd, head, (size_t)head_length, length ? MSG_MORE : 0)) return -1;
-    return length ? send_all(fd, content, length, 0) : 0;
+    if (send_all(c, head, (size_t)head_length, length ? MSG_MORE : 0)) return -1;
+    return length ? send_all(c, content, length, 0) : 0;
+}
+
+/* Write what begins each delimiter's line: CRLF "--" and the boundary of a multipart Content-Type (RFC 9110 section
+ * 5.6.6). Returns 0 when there is none. */
+static int delimiter_of(const char *content_type, char *line, size_t capacity) {
+    if (strncasecmp(content_type, "multipart/", 10)) return 0;
+    size_t length = (size_t)snprintf(line, capacity, "\r\n--");
+    const char *at = content_type + strcspn(content_type, ";");
+    while (*at == ';') {
+        at += 1 + strspn(at + 1, " \t");
+        int wanted = !strncasecmp(at, "boundary=", 9);
+        at += strcspn(at, "=;");
+        if (*at != '=') continue;
+        int quoted = *++at == '"';
+        for (at += quoted; *at && !strchr(quoted ? "\"" : "; \t", *at); at++) {
+            if (quoted && *at == '\\' && at[1]) at++;
+            if (wanted && length + 1 < capacity) line[length++] = *at;
+        }
+        at += strcspn(at, ";");
+        line[length] = 0;
+        if (wanted) return length > 4;
+    }
+    return 0;
+}
+
+static void count_stored(unsigned instances, uint64_t bytes, double seconds) {
+    pthread_mutex_lock(&totals_lock);
+    if (instances) total_requests++;
+    total_instances += instances;
+    total_bytes += bytes;
+    total_seconds += seconds;
+    pthread_mutex_unlock(&totals_lock);
 }
 
 static int store(struct connection *c, const char *head, char *bytes) {
     double started = now();
-    char value[1024], delimiter[256] = "";
+    char value[1024], line[256];
     struct body body = {.connection = c};
     if (header(head, "Transfer-Encoding:", value, sizeof value) && strcasestr(value, "chunked")) body.chunked = 1;
     else if (header(head, "Content-Length:", value, sizeof value)) body.left = strtoull(value, NULL, 10);
     if (header(head, "Expect:", value, sizeof value) && strcasestr(value, "100-continue"))
-        if (send_all(c->fd, "HTTP/1.1 100 Continue\r\n\r\n", 25, 0)) return -1;
-    if (header(head, "Content-Type:", value, sizeof value)) {
-        char *boundary = strcasestr(value, "boundary=");
-        if (boundary) {
-            boundary += 9;
-            int quoted = *boundary == '"';
-            size_t length = quoted ? strcspn(boundary + 1, "\"") : strcspn(boundary, "; \t");
-            snprintf(delimiter, sizeof delimiter, "--%.*s", (int)length, boundary + quoted);
-        }
-    }
+        if (send_all(c, "HTTP/1.1 100 Continue\r\n\r\n", 25, 0)) return -1;
+    int several = header(head, "Content-Type:", value, sizeof value) && delimiter_of(value, line, sizeof line);
     struct window window = {.body = &body, .bytes = bytes};
     struct text answer = {0};
     unsigned named = 0, nameless = 0;
     add(&answer, "{\"00081199\":{\"vr\":\"SQ\",\"Value\":[");
-    int failed = delimiter[0] ? read_parts(&window, delimiter, &answer, &named, &nameless)
-                              : read_single(&window, &answer, &named, &nameless);
+    int failed = several ? read_parts(&window, line, &answer, &named, &nameless)
+                         : read_single(&window, &answer, &named, &nameless);
     if (!failed) {
         add(&answer, "]}}");
         if (delay_ms) {
             struct timespec pause = {delay_ms / 1000, (long)(delay_ms % 1000) * 1000000};
             while (nanosleep(&pause, &pause) && errno == EINTR) continue;
         }
-        if (nameless) failed = reply(c->fd, "400 Bad Request", "text/plain", "a part without a UID", 20);
-        else failed = reply(c->fd, "200 OK", "application/dicom+json; charset=utf-8", answer.bytes, answer.length);
+        if (nameless || !named) failed = reply(c, "400 Bad Request", "text/plain", "a part without a UID", 20);
+        else {
+            count_stored(named, body.seen, 0); /* whoever has the answer finds it counted */
+            failed = reply(c, "200 OK", "application/dicom+json; charset=utf-8", answer.bytes, answer.length);
+            count_stored(0, 0, now() - started);
+        }
     }
     free(answer.bytes);
-    if (failed) return -1;
-    double seconds = now() - started;
-    pthread_mutex_lock(&totals_lock);
-    total_requests++;
-    total_instances += named;
-    total_bytes += body.seen;
-    total_seconds += seconds;
-    pthread_mutex_unlock(&totals_lock);
-    return 0;
+    return failed ? -1 : 0;
 }
 
 static int answer_get(struct connection *c, const char *path) {
     size_t length = strcspn(path, "? ");
     if (length >= 11 && !strncmp(path + length - 11, "/changefeed", 11))
-        return reply(c->fd, "200 OK", "application/json; charset=utf-8", "[]", 2);
-    if (length >= 18 && !strncmp(path + length - 18, "/changefeed/latest", 18)) return reply(c->fd, "204 No Content", "", "", 0);
+        return reply(c, "200 OK", "application/json; charset=utf-8", "[]", 2);
+    if (length >= 18 && !strncmp(path + length - 18, "/changefeed/latest", 18)) return reply(c, "204 No Content", "", "", 0);
     if (length == 6 && !strncmp(path, "/count", 6)) {
-        char counts[256];
+        char counts[512];
         pthread_mutex_lock(&totals_lock);
-        int count_length = snprintf(counts, sizeof counts, "{\"requests\":%llu,\"instances\":%llu,\"bytes\":%llu,\"seconds\":%.6f}",
+        int count_length = snprintf(counts, sizeof counts,
+                                    "{\"requests\":%llu,\"instances\":%llu,\"bytes\":%llu,\"seconds\":%.6f,"
+                                    "\"handshakes\":%llu,\"resumed\":%llu}",
                                     (unsigned long long)total_requests, (unsigned long long)total_instances,
-                                    (unsigned long long)total_bytes, total_seconds);
+                                    (unsigned long long)total_bytes, total_seconds,
+                                    (unsigned long long)total_handshakes, (unsigned long long)total_resumed);
         pthread_mutex_unlock(&totals_lock);
-        return reply(c->fd, "200 OK", "application/json", counts, (size_t)count_length);
+        return reply(c, "200 OK", "application/json", counts, (size_t)count_length);
     }
-    if (memmem(path, length, "/studies", 8) && !memmem(path, length, "/instances/", 11)) return reply(c->fd, "204 No Content", "", "", 0);
-    return reply(c->fd, "404 Not Found", "text/plain", "nothing is kept here", 20);
+    if (memmem(path, length, "/studies", 8) && !memmem(path, length, "/instances/", 11)) return reply(c, "204 No Content", "", "", 0);
+    return reply(c, "404 Not Found", "text/plain", "nothing is kept here", 20);
+}
+
+#ifdef TLS
+static SSL_CTX *context; /* NULL: plain */
+
+static int load_certificate(const char *pem) {
+    context = SSL_CTX_new(TLS_server_method());
+    if (!context) return -1;
+    SSL_CTX_set_read_ahead(context, 1); /* one recv for several records */
+    SSL_CTX_set_default_read_buffer_len(context, RAW_BYTES + 1024);
+    return SSL_CTX_use_certificate_chain_file(context, pem) == 1 &&
+                   SSL_CTX_use_PrivateKey_file(context, pem, SSL_FILETYPE_PEM) == 1
+               ? 0
+               : -1;
+}
+
+static int shake_hands(struct connection *c) {
+    if (!context) return 0;
+    c->tls = SSL_new(context);
+    if (!c->tls || SSL_set_fd(c->tls, c->fd) != 1 || SSL_accept(c->tls) != 1) return -1;
+    c->resumed = SSL_session_reused(c->tls);
+    return 0;
+}
+
+static void end_tls(struct connection *c) {
+    if (!c->tls) return;
+    SSL_shutdown(c->tls);
+    SSL_free(c->tls);
+}
+#else
+static int load_certificate(const char *pem) {
+    (void)pem;
+    return -1;
+}
+
+static int shake_hands(struct connection *c) {
+    (void)c;
+    return 0;
+}
+
+static void end_tls(struct connection *c) {
+    (void)c;
+}
+#endif
+
+static void count_handshake(const struct connection *c) {
+    pthread_mutex_lock(&totals_lock);
+    total_handshakes++;
+    total_resumed += (uint64_t)c->resumed;
+    pthread_mutex_unlock(&totals_lock);
 }
 
 static void *serve(void *argument) {
@@ -364,11 +486,17 @@ static void *serve(void *argument) {
     char *bytes = malloc(WINDOW_BYTES);
     char head[16 << 10];
     if (!bytes) abort();
-    while (!read_head(c, head, sizeof head)) {
+    int counted = 0, failed = shake_hands(c);
+    while (!failed && !read_head(c, head, sizeof head)) {
         char *path = strchr(head, ' ');
         if (!path) break;
-        if (strncmp(head, "POST ", 5) ? answer_get(c, path + 1) : store(c, head, bytes)) break;
+        if (c->tls && !counted && strncmp(path, " /count ", 8)) {
+            count_handshake(c);
+            counted = 1;
+        }
+        failed = strncmp(head, "POST ", 5) ? answer_get(c, path + 1) : store(c, head, bytes);
     }
+    end_tls(c);
     close(c->fd);
     free(bytes);
     free(c);
@@ -376,9 +504,13 @@ static void *serve(void *argument) {
 }
 
 int main(int count, char **words) {
-    if (count != 3) {
-        fprintf(stderr, "usage: sink PORT DELAY_MS\n");
+    if (count != 3 && count != 4) {
+        fprintf(stderr, "usage: sink PORT DELAY_MS [PEM]\n");
         return 2;
+    }
+    if (count == 4 && load_certificate(words[3])) {
+        fprintf(stderr, "no TLS with %s\n", words[3]);
+        return 1;
     }
     delay_ms = atoi(words[2]);
     signal(SIGPIPE, SIG_IGN);

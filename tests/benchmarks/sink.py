@@ -1,8 +1,8 @@
 """The null STOW sink of the benchmark: started, asked what it was sent, and stopped.
 
 ``Sink`` compiles ``sink.c`` on the spot where a C compiler exists; elsewhere the same interface is served from
-Python (``python -m tests.benchmarks.sink PORT DELAY_MS``), slower but no less correct. ``sink.c`` opens with what it
-answers.
+Python (``python -m tests.benchmarks.sink PORT DELAY_MS [PEM]``), slower but no less correct. ``sink.c`` opens with what
+it answers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -17,34 +18,71 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ingestd.dicomweb.multipart import content_type_params
+from tests.http_server import certificate
+
 SOURCE = Path(__file__).with_name("sink.c")
 READ_BYTES = 1 << 20
 HEAD_BYTES = 4096
-BOUNDARY = re.compile(r'boundary="?([^";,]+)"?', re.IGNORECASE)
+# What follows "--boundary" on its line: a delimiter's padding and end, or the closing one's, which may end the body.
+LINE_BYTES = 256
+REST_OF_LINE = re.compile(rb"(?P<closing>--)?[ \t]{0,250}(\r\n|(?(closing)\Z|(?!)))")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What a sink shows under TLS: a PEM file with certificate and key, and one with the authority that signed it."""
+
+    pem: Path
+    authority: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What a sink was sent so far; ``seconds`` sums the time from a request's head to the end of its answer."""
+    """What a sink was sent so far; ``seconds`` sums the time from a request's head to the end of its answer.
+
+    ``handshakes`` are those of TLS connections that were used for more than asking this, ``resumed`` how many of them
+    went on with an earlier session.
+    """
 
     requests: int
     instances: int
     bytes: int
     seconds: float
+    handshakes: int
+    resumed: int
+
+
+def local_certificate(folder: Path) -> Certificate:
+    """Make a certificate for 127.0.0.1 and the authority that signs it, in ``folder``."""
+    authority = certificate(folder, "authority")
+    server, _ = certificate(folder, "server", ca=authority)
+    return Certificate(pem=server, authority=authority[0])
 
 
 class Sink:
     """A null sink in a process of its own, for the length of a ``with`` block."""
 
-    def __init__(self, *, delay_ms: int = 0, port: int = 0, compiled: bool | None = None) -> None:
-        """``compiled``: True demands the C helper, False the Python one, None takes what is there; ``port`` 0: any."""
+    def __init__(
+        self,
+        *,
+        delay_ms: int = 0,
+        port: int = 0,
+        compiled: bool | None = None,
+        tls: Certificate | None = None,
+    ) -> None:
+        """``compiled``: True demands the C helper, False the Python one, None takes what is there; ``port`` 0: any.
+
+        With ``tls`` it speaks TLS, for which the C helper needs OpenSSL's headers (Debian: libssl-dev).
+        """
         self._delay_ms = delay_ms
+        self._certificate = tls
         self._compiled = compiled
         self._folder = Path()
         self._process: subprocess.Popen[str] | None = None
@@ -53,7 +91,7 @@ class Sink:
     @property
     def url(self) -> str:
         """The DICOMweb root, as a client is configured with it."""
-        return f"http://127.0.0.1:{self.port}/v2"
+        return f"{'https' if self._certificate else 'http'}://127.0.0.1:{self.port}/v2"
 
     @property
     def kind(self) -> str:
@@ -62,18 +100,29 @@ class Sink:
 
     def counts(self) -> Counts:
         """Ask what was stored so far."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/count", timeout=30) as answer:
+        with urllib.request.urlopen(self.url.removesuffix("/v2") + "/count", timeout=30, context=self.trust) as answer:
             return Counts(**json.load(answer))
+
+    @property
+    def trust(self) -> ssl.SSLContext | None:
+        """What a client needs to believe the certificate; None where there is no TLS."""
+        return ssl.create_default_context(cafile=self._certificate.authority) if self._certificate else None
 
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="sink-"))
-        program = compile_sink(self._folder) if self._compiled is not False else None
+        tls = self._certificate is not None
+        program = compile_sink(self._folder, tls=tls) if self._compiled is not False else None
         if program is None and self._compiled:
-            raise RuntimeError("no C compiler here to build the sink with")
+            raise RuntimeError("no C compiler here, or no headers of OpenSSL, to build the sink with")
         self._compiled = program is not None
         command = [str(program)] if program else [sys.executable, "-m", "tests.benchmarks.sink"]
         self._process = subprocess.Popen(
-            [*command, str(self.port), str(self._delay_ms)],
+            [
+                *command,
+                str(self.port),
+                str(self._delay_ms),
+                *([str(self._certificate.pem)] if self._certificate else []),
+            ],
             stdout=subprocess.PIPE,
             text=True,
             cwd=SOURCE.parents[2],
@@ -96,15 +145,15 @@ class Sink:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def compile_sink(folder: Path) -> Path | None:
-    """Build the C helper into ``folder``; None where there is no compiler or it fails."""
+def compile_sink(folder: Path, *, tls: bool = False) -> Path | None:
+    """Build the C helper into ``folder``; None where there is no compiler or it fails, as without OpenSSL's headers."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
     program = folder / "sink"
-    done = subprocess.run(
-        [compiler, "-O2", "-pthread", "-o", str(program), str(SOURCE)], capture_output=True, check=False
-    )
+    command = [compiler, "-O2", "-pthread", "-o", str(program), str(SOURCE)]
+    command += ["-DTLS", "-lssl", "-lcrypto"] if tls else []
+    done = subprocess.run(command, capture_output=True, check=False)
     return program if done.returncode == 0 else None
 
 
@@ -112,20 +161,15 @@ class _Totals:
     def __init__(self, delay_ms: int) -> None:
         self.delay_seconds = delay_ms / 1000
         self._lock = threading.Lock()
-        self._requests = self._instances = self._bytes = 0
-        self._seconds = 0.0
+        self._counts = Counts(requests=0, instances=0, bytes=0, seconds=0.0, handshakes=0, resumed=0)
 
-    def add(self, *, instances: int, size_bytes: int, seconds: float) -> None:
+    def add(self, **more: float) -> None:
         with self._lock:
-            self._requests += 1
-            self._instances += instances
-            self._bytes += size_bytes
-            self._seconds += seconds
+            self._counts = replace(self._counts, **{name: getattr(self._counts, name) + n for name, n in more.items()})
 
     def as_json(self) -> bytes:
         with self._lock:
-            counts = {"requests": self._requests, "instances": self._instances, "bytes": self._bytes}
-            return json.dumps({**counts, "seconds": self._seconds}).encode()
+            return json.dumps(asdict(self._counts)).encode()
 
 
 class _BrokenOffError(Exception):
@@ -136,9 +180,21 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, port: int, delay_ms: int) -> None:
+    def __init__(self, port: int, delay_ms: int, pem: str | None) -> None:
         super().__init__(("127.0.0.1", port), _Request)
         self.totals = _Totals(delay_ms)
+        self._context: ssl.SSLContext | None = None
+        if pem is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(pem)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Shake hands in the connection's own thread, so that the next one is accepted meanwhile."""
+        if self._context is None:
+            super().finish_request(request, client_address)
+            return
+        with self._context.wrap_socket(request, server_side=True) as sock:
+            super().finish_request(sock, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is nothing to talk about."""
@@ -151,9 +207,17 @@ class _Request(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
     server: _Server
+    _is_counted = False
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class has the name
         """Keep quiet: what was stored is counted."""
+
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        if parsed and self.path != "/count" and isinstance(self.connection, ssl.SSLSocket) and not self._is_counted:
+            self._is_counted = True
+            self.server.totals.add(handshakes=1, resumed=int(bool(self.connection.session_reused)))
+        return parsed
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -171,41 +235,47 @@ class _Request(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         started = time.monotonic()
-        boundary = BOUNDARY.search(self.headers.get("Content-Type", ""))
+        media_type, parameters = content_type_params(self.headers.get("Content-Type", ""))
+        boundary = parameters.get("boundary") if media_type.startswith("multipart/") else None
         self._seen = 0
         try:
-            items = list(self._parts(b"--" + boundary[1].strip().encode())) if boundary else [self._single()]
+            items = list(self._parts(b"\r\n--" + boundary.encode())) if boundary else [self._single()]
         except _BrokenOffError:
             self.close_connection = True
             return
         time.sleep(self.server.totals.delay_seconds)
-        if None in items:
+        if not items or None in items:
             self._reply(400, "text/plain", b"a part without a UID")
             return
         content = json.dumps({"00081199": {"vr": "SQ", "Value": items}}, separators=(",", ":")).encode()
+        # Whoever has the answer finds it counted.
+        self.server.totals.add(requests=1, instances=len(items), bytes=self._seen)
         self._reply(200, "application/dicom+json; charset=utf-8", content)
-        self.server.totals.add(instances=len(items), size_bytes=self._seen, seconds=time.monotonic() - started)
+        self.server.totals.add(seconds=time.monotonic() - started)
 
-    def _parts(self, delimiter: bytes) -> Iterator[dict[str, Any] | None]:
+    def _parts(self, line: bytes) -> Iterator[dict[str, Any] | None]:
         chunks = self._chunks()
-        window = bytearray()
+        window = bytearray(b"\r\n")  # the body's first byte is at the start of a line, too
         while True:
-            at = window.find(delimiter)
+            at = window.find(line)
             if at < 0:
-                del window[: -len(delimiter)]
+                del window[: -len(line)]
                 window += _next(chunks)
                 continue
-            del window[: at + len(delimiter)]
-            while len(window) < 2:
-                window += _next(chunks)
-            if window.startswith(b"--"):
+            del window[:at]
+            _fill(window, chunks, len(line) + LINE_BYTES)
+            rest = REST_OF_LINE.match(bytes(window[len(line) : len(line) + LINE_BYTES]))
+            del window[: len(line)]
+            if rest is None:
+                continue
+            if rest["closing"]:
                 for _ in chunks:
                     pass
                 return
-            while len(window) < HEAD_BYTES and (more := next(chunks, b"")):
-                window += more
-            end = window.find(delimiter, 0, HEAD_BYTES)
-            yield _name(bytes(window[: end if end >= 0 else HEAD_BYTES]))
+            _fill(window, chunks, HEAD_BYTES + len(line) + LINE_BYTES)
+            view = bytes(window[: HEAD_BYTES + len(line) + LINE_BYTES])
+            ends = (hit.start() for hit in re.finditer(re.escape(line), view) if REST_OF_LINE.match(view, hit.end()))
+            yield _name(view[: min(next(ends, HEAD_BYTES), HEAD_BYTES)])
 
     def _single(self) -> dict[str, Any] | None:
         head = b""
@@ -251,6 +321,11 @@ def _next(chunks: Iterator[bytes]) -> bytes:
     return chunk
 
 
+def _fill(window: bytearray, chunks: Iterator[bytes], size: int) -> None:
+    while len(window) < size and (more := next(chunks, b"")):
+        window += more
+
+
 def _name(head: bytes) -> dict[str, Any] | None:
     instance = _uid(head, b"\x02\0\x03\0") or _uid(head, b"\x08\0\x18\0")
     if not instance:
@@ -275,7 +350,8 @@ def _uid(head: bytes, tag: bytes) -> str:
 
 def main(words: list[str]) -> None:
     """Serve from Python until killed."""
-    with _Server(int(words[0]), int(words[1])) as server:
+    port, delay_ms, *pem = words
+    with _Server(int(port), int(delay_ms), pem[0] if pem else None) as server:
         print(f"listening {server.server_address[1]}", flush=True)
         server.serve_forever()
 
