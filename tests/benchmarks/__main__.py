@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.lines import Line, at_least, below
+from tests.benchmarks.measure_tls import tls_lines
 from tests.benchmarks.measures import QUICK_SIZES, Bench, Sizes
 from tests.benchmarks.sink import Sink
 from tests.orthanc import why_no_orthanc
@@ -145,6 +146,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], tuple[list[Line], Any]]] = {
     "small": small_lines,
     "second": second_lines,
     "slow": slow_lines,
+    "tls": tls_lines,
     "multiframe": multiframe_lines,
     "backlog": backlog_lines,
 }
