@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.benchmarks.measures import Rates
+
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
@@ -25,3 +27,25 @@ def at_least(name: str, value: float | None, target: float, note: str = "") -> L
 def below(name: str, value: float, target: float, unit: str, note: str = "") -> Line:
     """A figure that must stay under its target."""
     return Line(name=name, figure=f"{value:.4g} {unit}{note}", target=f"< {target:g} {unit}", met=value < target)
+
+
+def rate_lines(kind: str, rates: Rates, *, chain: float, loop: float) -> list[Line]:
+    """A rate, and what it must come to against Orthanc receiving and forwarding and against the tutorial's loop."""
+    return [
+        Line(
+            name=f"{kind}: folder to STORED",
+            figure=f"{rates.ingestd:.0f} files/s, {rates.ingestd * rates.size_bytes / rates.files / 1e6:.0f} MB/s",
+        ),
+        at_least(
+            f"{kind}: against Orthanc receiving and forwarding",
+            rates.ingestd / rates.orthanc if rates.orthanc else None,
+            chain,
+            f" ({rates.orthanc:.0f} files/s)" if rates.orthanc else "",
+        ),
+        at_least(
+            f"{kind}: against the tutorial's loop",
+            rates.ingestd / rates.tutorial,
+            loop,
+            f" ({rates.tutorial:.0f} files/s)",
+        ),
+    ]

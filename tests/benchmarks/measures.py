@@ -41,6 +41,8 @@ class Sizes:
     ct_files: int = 1_000
     small_files: int = 5_000
     small_studies: int = 100
+    sustained_ct_files: int = 10_000
+    sustained_small_files: int = 100_000
     multiframe_bytes: int = 2_000_000_000
     backlog_files: int = 100_000
     loop_files: int = 100
@@ -52,6 +54,8 @@ QUICK_SIZES = Sizes(
     ct_files=200,
     small_files=1_000,
     small_studies=20,
+    sustained_ct_files=500,
+    sustained_small_files=3_000,
     multiframe_bytes=200_000_000,
     backlog_files=5_000,
     loop_files=40,
