@@ -38,7 +38,7 @@ def tls_lines(bench: Bench) -> tuple[list[Line], Any]:
             runs[name].append(_run(bench, certificate if name == "tls" else None))
         plain, tls = runs["plain"][-1], runs["tls"][-1]
         bench._say(
-            f"CT: plain {plain.files_per_second:.0f}/s, TLS {tls.files_per_second:.0f}/s, {tls.handshakes} shook"
+            f"CT: plain {plain.files_per_second:.0f}/s, TLS {tls.files_per_second:.0f}/s, {tls.handshakes} handshakes"
         )
     kept = [
         tls.files_per_second / plain.files_per_second for plain, tls in zip(runs["plain"], runs["tls"], strict=True)
