@@ -165,6 +165,15 @@ def test_sink_counts_nothing_of_a_body_that_it_refuses(sink: Sink):
     assert (sink.counts().requests, sink.counts().instances) == (0, 0)
 
 
+def test_sink_answers_no_body_without_its_closing_delimiter(sink: Sink):
+    body = multipart([instance_bytes()])
+
+    for end in (b"--\r\n", b"-\r\n", f"--{BOUNDARY}--\r\n".encode()):
+        with pytest.raises(http.client.RemoteDisconnected):
+            store(sink, body.removesuffix(end), f"multipart/related; boundary={BOUNDARY}")
+    assert (sink.counts().requests, sink.counts().instances) == (0, 0)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_sink_counts_handshakes_and_which_of_them_went_on_with_a_session(tmp_path: Path, compiled: bool):
     if compiled and not (shutil.which("cc") and compile_sink(tmp_path, tls=True)):

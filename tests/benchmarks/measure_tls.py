@@ -31,11 +31,13 @@ def tls_lines(bench: Bench) -> tuple[list[Line], Any]:
     folder = bench._fresh("certificates")
     folder.mkdir()
     certificate = local_certificate(folder)
+    with Sink(tls=certificate) as sink:
+        compiled = sink.kind == "C"  # both of one kind, or the difference would be theirs
     runs: dict[str, list[Run]] = {"plain": [], "tls": []}
     for turn in range(bench._sizes.repeat):
         # Each goes first in every other turn: a machine that becomes slower is slower for both.
         for name in ("plain", "tls") if turn % 2 == 0 else ("tls", "plain"):
-            runs[name].append(_run(bench, certificate if name == "tls" else None))
+            runs[name].append(_run(bench, certificate if name == "tls" else None, compiled=compiled))
         plain, tls = runs["plain"][-1], runs["tls"][-1]
         bench._say(
             f"CT: plain {plain.files_per_second:.0f}/s, TLS {tls.files_per_second:.0f}/s, {tls.handshakes} handshakes"
@@ -68,8 +70,8 @@ def _cpu(runs: Sequence[Run]) -> float:
     return statistics.median(run.cpu_ms_per_file for run in runs)
 
 
-def _run(bench: Bench, certificate: Certificate | None) -> Run:
-    with Sink(tls=certificate) as sink:
+def _run(bench: Bench, certificate: Certificate | None, *, compiled: bool) -> Run:
+    with Sink(tls=certificate, compiled=compiled) as sink:
         server: dict[str, Any] = {"url": sink.url, "auth": "none"}
         if certificate is not None:
             server["tls"] = {"ca_file": str(certificate.authority)}

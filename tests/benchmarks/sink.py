@@ -25,7 +25,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from ingestd.dicomweb.multipart import content_type_params
-from tests.http_server import certificate
 
 SOURCE = Path(__file__).with_name("sink.c")
 READ_BYTES = 1 << 20
@@ -61,6 +60,8 @@ class Counts:
 
 def local_certificate(folder: Path) -> Certificate:
     """Make a certificate for 127.0.0.1 and the authority that signs it, in ``folder``."""
+    from tests.http_server import certificate  # brings pytest, which the sink's own process starts without
+
     authority = certificate(folder, "authority")
     server, _ = certificate(folder, "server", ca=authority)
     return Certificate(pem=server, authority=authority[0])
