@@ -199,7 +199,7 @@ def _uids(row: Row) -> tuple[str, str, str]:
 def _hash_of(row: Row) -> bytes | None:
     if row["sop_uid"] is None:
         return None
-    both = row["sop_uid"], "\0".join(_uids(row))
+    both = row["study_uid"], "\0".join(_uids(row))
     return b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in both)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from ingestd.lifecycle import Identity
 
@@ -12,21 +13,17 @@ _HALF = 8
 def hash_of(identity: Identity) -> str:
     """Give the 16 bytes (hex) by which an identity is looked up; what is found is compared by its UIDs.
 
-    The first half is of the SOP Instance UID alone, so that all rows of one lie together (``range_of``).
+    The first half is of the Study Instance UID alone: a study's rows lie together in an index, and a transaction that
+    adds a hundred of them writes few of its pages, however many there are.
     """
     return hash_of_uids(identity.study_uid, identity.series_uid, identity.sop_uid).hex()
 
 
 def hash_of_uids(study_uid: str, series_uid: str, sop_uid: str) -> bytes:
     all_three = hashlib.sha256(f"{study_uid}\0{series_uid}\0{sop_uid}".encode()).digest()
-    return _of_sop(sop_uid) + all_three[:_HALF]
+    return _of_study(study_uid) + all_three[:_HALF]
 
 
-def range_of(sop_uid: str) -> tuple[str, str]:
-    """Say between which two hashes (hex, both included) all identities with this SOP Instance UID lie."""
-    first = _of_sop(sop_uid).hex()
-    return first + "00" * _HALF, first + "ff" * _HALF
-
-
-def _of_sop(sop_uid: str) -> bytes:
-    return hashlib.sha256(sop_uid.encode()).digest()[:_HALF]
+@lru_cache(64)
+def _of_study(study_uid: str) -> bytes:
+    return hashlib.sha256(study_uid.encode()).digest()[:_HALF]

@@ -837,8 +837,27 @@ _ELEVENTH = (
         WHERE holds = 1 AND confirmed_at IS NULL""",
 )
 
-# The machine's digests say themselves what they are of (``ingestd.digests``); this one is for people.
-_TWELFTH = ("ALTER TABLE file ADD COLUMN sha256 {bytes}",)
+# What is added lies together in each index: a transaction writes few pages of a large ledger. ``identity_hash`` begins
+# with the study since; UIDs and times are nearly in order by themselves. And what is listed of a destination is found
+# without passing over that of others.
+_TWELFTH = (
+    # The machine's digests say themselves what they are of (``ingestd.digests``); this one is for people.
+    "ALTER TABLE file ADD COLUMN sha256 {bytes}",
+    "DROP INDEX file_identity",
+    "DROP INDEX delivery_holds",
+    "DROP INDEX delivery_gave_up",
+    """UPDATE file SET identity = identity_hash((SELECT uid FROM study WHERE id = study_id), series_uid, sop_uid)
+        WHERE identity IS NOT NULL""",
+    "UPDATE delivery SET identity = (SELECT identity FROM file WHERE file.id = file_id)",
+    "CREATE UNIQUE INDEX delivery_holds ON delivery (destination_id, identity) WHERE holds = 1",
+    "CREATE INDEX delivery_gave_up ON delivery (destination_id, identity) WHERE holds = 0",
+    "CREATE INDEX file_sop ON file (sop_uid)",
+    "DROP INDEX delivery_confirmed",
+    """CREATE INDEX delivery_confirmed ON delivery (destination_id, confirmed_at, id)
+        WHERE holds = 1 AND confirmed_at IS NOT NULL""",
+    "DROP INDEX delivery_end",
+    "CREATE INDEX delivery_end ON delivery (destination_id, state, changed_at, id) WHERE holds = 0",
+)
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH, _ELEVENTH, _TWELFTH),

@@ -231,7 +231,7 @@ def discard_all_at(tx: Transaction, destination_id: int, *, now: datetime, limit
 
     What waits for one of them with the same content takes its place, and is here to be given up the next time.
     """
-    here = dialect.unindexed(delivery.c.destination_id) == destination_id
+    here = delivery.c.destination_id == destination_id
     given_up: list[Row] = []
     # A duplicate that is settled is as good as proven.
     is_open = or_(delivery.c.state != State.DUPLICATE, delivery.c.settled_at.is_(None))

@@ -69,6 +69,7 @@ def test_file_with_two_deliveries_is_listed_once_where_it_is_about_the_file(ledg
     assert [row.delivery_id for row in queries.resting(ledger, before=MUCH_LATER, limit=9)] == [delivery_id]
     assert [row.file_id for row in queries.known_sources(ledger, "in", [dropped_as])[dropped_as]] == [delivery_id]
     assert numbers(queries.find(ledger, dropped_as)) == [delivery_id, other]
+    ledger.expect_destinations(None)  # reads which there are
     assert numbers(queries.entries(ledger)) == [other, delivery_id]
 
 

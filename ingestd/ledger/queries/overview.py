@@ -12,7 +12,6 @@ from sqlalchemy import ColumnElement, and_, func, select
 
 from ingestd.lifecycle import FILE_ENDS, NEEDS_PERSON, Jump, Reason, State, needs_person
 
-from .. import dialect
 from ..counters import COUNTS_WAITING
 from ..reports import Count, Status
 from ..row import ENDED, NOT_COMPARED, ON_ITS_WAY, ZERO, jump_of
@@ -144,7 +143,8 @@ def oldest_unconfirmed_at(ledger: Queryable, *, at: int) -> datetime | None:
 def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State], *, at: int | None) -> datetime | None:
     # State by state: the indexes over them are in the order of time within each. Clutter is passed over row by row.
     passed_over = CLUTTER | {Reason.DROPPED_AGAIN}
-    here = () if at is None else (dialect.unindexed(delivery.c.destination_id) == at,)
+    everywhere = ledger.destinations.values() if at is None else [at]
+    at_each = [(delivery, (ENDED, delivery.c.destination_id == number)) for number in everywhere]
     oldest = [
         ledger.fetch_one(
             select(table.c.changed_at)
@@ -153,7 +153,7 @@ def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State], *, at: i
             .limit(1)
         )
         for state in states
-        for table, where in ([(file, ())] if state in FILE_ENDS else [(delivery, (ENDED, *here))])
+        for table, where in ([(file, ())] if state in FILE_ENDS else at_each)
     ]
     return min((row.changed_at for row in oldest if row is not None), default=None)
 

@@ -19,7 +19,6 @@ from ingestd.lifecycle import FILE_ENDS, HOLDING, NEEDS_PERSON, UNCONFIRMED, Ide
 
 from .. import dialect
 from ..column_types import PathText
-from ..identity import hash_of, range_of
 from ..reports import Attempt, Choice, Entry, Event, Story, StudySummary
 from ..row import CONFIRMED, DELIVERED, ENDED, HOLDS, ON_ITS_WAY, ZERO, pieces
 from ..schema import STATE_COLUMNS, attempt, delivery, file, history, inbox, rendition, study, study_label, study_sum
@@ -165,15 +164,16 @@ def _lists_of_deliveries(
 ) -> Iterator[tuple[ColumnElement[Any], tuple[ColumnElement[bool], ...]]]:
     """Give the lists in which the deliveries in these states stand, each with the instant that orders it."""
     on_their_way = states & UNCONFIRMED
-    if on_their_way:
-        in_state = delivery.c.state.in_(sorted(on_their_way))
-        yield from ((delivery.c.admitted_at, (ON_ITS_WAY, delivery.c.destination_id == at, in_state)) for at in here)
-    if State.CONFIRMED in states:
-        # It was seen again since, if at all.
-        since = () if choice.since is None else (delivery.c.confirmed_at >= choice.since,)
-        yield delivery.c.confirmed_at, (CONFIRMED, *since)
-    for state in sorted(states - HOLDING - {State.REJECTED, State.UNROUTED}):
-        yield delivery.c.changed_at, (ENDED, delivery.c.state == state)
+    for at in here:
+        is_there = delivery.c.destination_id == at
+        if on_their_way:
+            yield delivery.c.admitted_at, (ON_ITS_WAY, is_there, delivery.c.state.in_(sorted(on_their_way)))
+        if State.CONFIRMED in states:
+            # It was seen again since, if at all.
+            since = () if choice.since is None else (delivery.c.confirmed_at >= choice.since,)
+            yield delivery.c.confirmed_at, (CONFIRMED, is_there, *since)
+        for state in sorted(states - HOLDING - {State.REJECTED, State.UNROUTED}):
+            yield delivery.c.changed_at, (ENDED, is_there, delivery.c.state == state)
 
 
 def _asked_of_entry(choice: Choice, of: Callable[[str], ColumnElement[Any]]) -> Iterator[ColumnElement[bool]]:
@@ -222,7 +222,7 @@ def find(ledger: Queryable, text: str) -> list[Entry]:
             return [by_id]
     if not text.isascii():  # no UID, and maybe no text that a database takes
         return whole(ledger, _by_path(ledger, text))
-    found = _few_ids(ledger, file.c.identity.between(*range_of(text)), file.c.sop_uid == text)
+    found = _few_ids(ledger, file.c.sop_uid == text)
     if not found:
         found = _ids(ledger, file.c.study_id == (ledger.study_id(text) or 0))
     if not found:
@@ -337,10 +337,9 @@ def _with_identity(ledger: Queryable, identity: Identity | None) -> list[int]:
         return []
     return _ids(
         ledger,
-        file.c.identity == hash_of(identity),
         file.c.sop_uid == identity.sop_uid,
         file.c.series_uid == identity.series_uid,
-        file.c.study_id == (ledger.study_id(identity.study_uid) or 0),
+        dialect.unindexed(file.c.study_id) == (ledger.study_id(identity.study_uid) or 0),
     )
 
 

@@ -24,12 +24,10 @@ _CURSOR = select(feed_cursor).where(feed_cursor.c.destination_id == _ID)
 _VERIFICATION = select(verification).where(verification.c.destination_id == _ID)
 _TRUST = select(trust).where(trust.c.destination_id == _ID)
 _AT_DESTINATION = delivery.c.destination_id == _ID
-# Where what is wanted are the first or the last of all, not whatever is this destination's.
-_OF_DESTINATION = dialect.unindexed(delivery.c.destination_id) == _ID
 _HAS_COMPARED = exists().where(delivery.c.compared == ONE, _AT_DESTINATION, delivery.c.study_id == study.c.id)
 _NEWEST_CONFIRMED = (
     select(delivery.c.id)
-    .where(CONFIRMED, _OF_DESTINATION)
+    .where(CONFIRMED, _AT_DESTINATION)
     .order_by(delivery.c.confirmed_at.desc(), delivery.c.id.desc())
     .limit(bindparam("limit"))
 )
@@ -155,7 +153,7 @@ def uncompared(
             dialect.unindexed(file.c.spool_id) == (ledger.spool_id if spool_id is None else spool_id),
             dialect.unindexed(file.c.in_spool) == 1,
             file.c.removing_at.is_(None),
-            dialect.unindexed(delivery.c.destination_id) == bindparam("destination_id"),
+            _AT_DESTINATION,
             dialect.unindexed(delivery.c.compared) == 0,
             delivery.c.needs_content_check == 0,
         )
