@@ -42,11 +42,19 @@ class Answer:
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else break it off."""
+        if self._has_no_body:
+            self.response.raw.read()  # else it does not count as read to its end
         # urllib3 would hand a connection with unread bytes to the next request.
         if not self.response.raw.isclosed():
             self.response.raw.close()
         self.response.close()
         self._flight.finish()
+
+    @property
+    def _has_no_body(self) -> bool:
+        """Whether nothing follows the head (RFC 9112 section 6.3); not where a 204 says that something does."""
+        announced = self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers
+        return not announced and self.response.raw.length_remaining == 0
 
     @property
     def has_known_end(self) -> bool:

@@ -224,6 +224,32 @@ def test_given_up_retrieval_does_not_disturb_the_next_request():
     assert server.connections == 2
 
 
+@pytest.mark.parametrize("said", [b"HTTP/1.1 204 No Content\r\n\r\n", answer(status="204 No Content", content_type="")])
+def test_answer_without_a_body_keeps_its_connection(said):
+    """Each search that found nothing, and each DELETE, cost the next request a connection and a handshake."""
+    with ScriptedServer(said) as server, DicomWebClient(server.url) as client:
+        for _ in range(3):
+            assert len(client.search_studies()) == 0
+            client.delete("1.2")
+
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer(b"hello", status="204 No Content", content_type=""),
+        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ],
+)
+def test_body_that_an_answer_may_not_have_does_not_disturb_the_next_request(said):
+    with ScriptedServer(said, answer(b"[]")) as server, DicomWebClient(server.url) as client:
+        for _ in range(2):
+            assert len(client.search_studies()) == 0
+
+    assert server.connections == 2
+
+
 def test_large_retrieval_needs_little_memory(tmp_path):
     size = 200_000_000
     reply = f"HTTP/1.1 200 OK\r\nContent-Type: {MULTIPART}\r\n\r\n--abc\r\n\r\n".encode()
