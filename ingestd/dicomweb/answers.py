@@ -15,6 +15,8 @@ from ingestd.dicomweb.deadlines import Flight
 from ingestd.dicomweb.errors import DicomWebError, Unavailable, Unintelligible
 
 READ_SIZE = 1_048_576
+# What may follow the last byte that matters: a line's end, the empty chunk. One that is held back is not waited for.
+END_READS, END_READ_SECONDS = 4, 0.5
 # No clock of a server shows other years; beyond them, sums of times have no value any more.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -79,6 +81,24 @@ class Answer:
         if self._flight.is_late and not data:
             raise self._broken(TimeoutError())
         return data
+
+    def read_end(self) -> None:
+        """Read what little follows a body of which all that matters was had, so that its connection can be kept.
+
+        Where the end does not come at once, ``close`` breaks the connection off; the answer is no worse for it.
+        """
+        sock = getattr(self.response.raw.connection, "sock", None)
+        if sock is None:
+            return  # it was read to its end, or is the connection's last
+        patience = sock.gettimeout()
+        sock.settimeout(END_READ_SECONDS)
+        try:
+            for _ in range(END_READS):
+                if not self.read(READ_SIZE):
+                    break
+        except DicomWebError:
+            return  # it cannot be used again
+        sock.settimeout(patience)
 
     def _broken(self, error: Exception) -> DicomWebError:
         facts: dict[str, Any] = {

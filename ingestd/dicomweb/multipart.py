@@ -110,11 +110,11 @@ class Multipart:
         self._free = 0  # up to here it is content for certain
         self._is_delimiter = False  # and what begins there is a delimiter
         self._in_part = False
-        self._closed = False  # the closing delimiter was seen
+        self.is_closed = False  # the closing delimiter was seen
 
     def __iter__(self) -> Iterator[tuple[Headers, BodyPart]]:
         self._skip_preamble()
-        while not self._closed:
+        while not self.is_closed:
             headers = self._head()
             part = BodyPart(self.next_content)
             self._in_part = True
@@ -205,7 +205,7 @@ class Multipart:
         """Step over the delimiter; the line's end after it stays, for a part's head begins with it."""
         after = self._at + len(self._delimiter)
         if self._buffer.startswith(b"--", after):
-            self._closed = True
+            self.is_closed = True
         else:
             self._at = self._buffer.index(CRLF, after)
         self._free, self._is_delimiter = self._at, False

@@ -63,6 +63,7 @@ class Retrieval:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self._multipart: Multipart | None = None
         self.on_bytes: Callable[[int], object] | None = None  # told of each piece that comes, for a progress bar
         self.server_date = answer.server_date
         self.media_type, self._params = content_type_params(answer.headers.get("Content-Type", ""))
@@ -82,6 +83,8 @@ class Retrieval:
 
     def close(self) -> None:
         """Give up what has not been read."""
+        if self._multipart is not None and self._multipart.is_closed:
+            self._answer.read_end()
         self._answer.close()
 
     def _read(self) -> bytes:
@@ -93,7 +96,8 @@ class Retrieval:
     def __iter__(self) -> Iterator[tuple[Headers, BodyPart]]:
         if self.media_type.startswith("multipart/"):
             boundary = self._params.get("boundary", "")
-            yield from Multipart(self._read, boundary, error=self._answer.unintelligible)
+            self._multipart = Multipart(self._read, boundary, error=self._answer.unintelligible)
+            yield from self._multipart
             return
         if not self._answer.has_known_end:
             raise self._answer.unintelligible("the answer has neither length nor boundary: its end cannot be told")

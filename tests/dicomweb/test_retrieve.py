@@ -224,6 +224,36 @@ def test_given_up_retrieval_does_not_disturb_the_next_request():
     assert server.connections == 2
 
 
+@pytest.mark.parametrize("size", [7, 100_000])
+def test_chunked_retrieval_keeps_its_connection(size):
+    """Its last chunk is empty, and was never read: each copy that was fetched to compare cost a connection."""
+    with ScriptedServer(chunked(multipart(*FILES), size=size)) as server, DicomWebClient(server.url) as client:
+        for _ in range(3):
+            with client.retrieve_study("1.2") as retrieval:
+                assert [part.read() for _, part in retrieval] == FILES
+
+    assert server.connections == 1
+
+
+def test_end_that_does_not_come_delays_nobody_and_makes_no_answer_a_bad_one():
+    stop = threading.Event()
+
+    def play(conversation: Conversation) -> None:
+        conversation.send(chunked(multipart(*FILES), complete=False))
+        stop.wait(20)
+
+    with ScriptedServer(play, answer(b"[]")) as server, DicomWebClient(server.url) as client:
+        began = time.monotonic()
+        with client.retrieve_study("1.2") as retrieval:
+            assert [part.read() for _, part in retrieval] == FILES
+        took = time.monotonic() - began
+        assert len(client.search_studies()) == 0
+        stop.set()
+
+    assert server.connections == 2
+    assert took < 5
+
+
 @pytest.mark.parametrize("said", [b"HTTP/1.1 204 No Content\r\n\r\n", answer(status="204 No Content", content_type="")])
 def test_answer_without_a_body_keeps_its_connection(said):
     """Each search that found nothing, and each DELETE, cost the next request a connection and a handshake."""
