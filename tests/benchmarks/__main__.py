@@ -3,6 +3,7 @@
     python -m tests.benchmarks              everything; takes half an hour and 12 GB of disk
     python -m tests.benchmarks --quick      the same with less of everything, to see that it runs
     python -m tests.benchmarks --only ct,small --json figures.json
+    python -m tests.benchmarks --only growth --growth 1000000     half an hour and 14 GB
 
 The daemon runs as shipped: every file is walked, hashed, made durable and recorded. It delivers to a null sink, which
 reads at full speed and keeps nothing, so that what is measured is this side. What a user would do instead is measured
@@ -27,6 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.growth import growth_lines
 from tests.benchmarks.lines import Line, at_least, below, rate_lines
 from tests.benchmarks.measure_sustained import sustained_lines
 from tests.benchmarks.measure_tls import tls_lines
@@ -130,6 +132,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], tuple[list[Line], Any]]] = {
     "multiframe": multiframe_lines,
     "backlog": backlog_lines,
     "sustained": sustained_lines,
+    "growth": growth_lines,
 }
 
 
@@ -170,6 +173,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="less of everything, once: to see that it runs")
     parser.add_argument("--only", default="", help=f"some of {','.join(MEASUREMENTS)}")
     parser.add_argument("--repeat", type=int, default=0, help="repetitions of the rates; the median counts (3)")
+    parser.add_argument("--growth", type=int, default=0, help="how far growth goes, in files (100,000)")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="where to work; must lie on a disk")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     chosen = parser.parse_args()
@@ -179,6 +183,8 @@ def main() -> int:
     sizes = QUICK_SIZES if chosen.quick else Sizes()
     if chosen.repeat:
         sizes = dataclasses.replace(sizes, repeat=chosen.repeat)
+    if chosen.growth:
+        sizes = dataclasses.replace(sizes, growth_files=chosen.growth)
     if reason := why_not_here(chosen.folder, sizes):
         print(reason, file=sys.stderr)
         return 2

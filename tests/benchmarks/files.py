@@ -43,9 +43,9 @@ def make_ct(folder: Path, *, files: int = 1_000, studies: int = 4) -> FileSet:
     return _make(folder, files=files, studies=studies, kind=1, rows=512)
 
 
-def make_small(folder: Path, *, files: int = 5_000, studies: int = 100) -> FileSet:
-    """Write small images of 64 x 64 x 16 bit."""
-    return _make(folder, files=files, studies=studies, kind=2, rows=64)
+def make_small(folder: Path, *, files: int = 5_000, studies: int = 100, turn: int = 0) -> FileSet:
+    """Write small images of 64 x 64 x 16 bit; each ``turn`` has studies and instances of its own."""
+    return _make(folder, files=files, studies=studies, kind=2, rows=64, turn=turn)
 
 
 def make_backlog(folder: Path, *, files: int = 100_000, studies: int = 1_000) -> FileSet:
@@ -81,12 +81,12 @@ def make_one(path: Path, *, number: int) -> Path:
     return path
 
 
-def _make(folder: Path, *, files: int, studies: int, kind: int, rows: int) -> FileSet:
+def _make(folder: Path, *, files: int, studies: int, kind: int, rows: int, turn: int = 0) -> FileSet:
     noise = os.urandom(rows * rows * 2)
     template = _Template(rows=rows, frames=0, pixel_bytes=noise)
     made: list[tuple[Path, ...]] = []
     size_bytes = 0
-    numbers = iter(range(files))
+    numbers = iter(range(turn * files, (turn + 1) * files))
     for study, count in enumerate(_shares(files, studies)):
         study_folder = folder / f"study{study:04d}"
         study_folder.mkdir(parents=True)
@@ -95,7 +95,7 @@ def _make(folder: Path, *, files: int, studies: int, kind: int, rows: int) -> Fi
             number = next(numbers)
             path = study_folder / f"IM{number:06d}"
             with path.open("wb", buffering=0) as file:
-                size_bytes += file.write(template.patched(kind=kind, study=study, number=number))
+                size_bytes += file.write(template.patched(kind=kind, study=turn * studies + study, number=number))
             paths.append(path)
         made.append(tuple(paths))
     return FileSet(folder=folder, studies=tuple(made), size_bytes=size_bytes)

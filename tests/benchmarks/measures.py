@@ -47,6 +47,7 @@ class Sizes:
     backlog_files: int = 100_000
     loop_files: int = 100
     lone_files: int = 20
+    growth_files: int = 100_000
     repeat: int = 3
 
 
@@ -60,6 +61,7 @@ QUICK_SIZES = Sizes(
     backlog_files=5_000,
     loop_files=40,
     lone_files=5,
+    growth_files=20_000,
     repeat=1,
 )
 

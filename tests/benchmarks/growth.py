@@ -1,0 +1,152 @@
+"""What becomes of rate, memory, ``status``, restart and the ledger's size while one ledger grows.
+
+Files come in turns of the same size, each proven by the change feed before the next begins, and nothing is removed: a
+turn at the end differs from one at the beginning by what the ledger holds, and by nothing else. The feed is read every
+two seconds and five seconds back; what it costs to read a whole minute again and again is not growth.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingestd.ledger import Ledger
+from ingestd.lifecycle import State
+from tests.benchmarks.feed_server import FeedServer
+from tests.benchmarks.files import make_small
+from tests.benchmarks.lines import Line, at_least, below
+from tests.benchmarks.measures import ARRIVED, SETTINGS, Bench, open_ledger, waited_for
+from tests.benchmarks.memory import PeakMemory
+from tests.running import Daemon, Site
+
+TURN_FILES, TURN_STUDIES = 5_000, 100
+LOOKED_AT = (10_000, 100_000, 1_000_000)
+# So many turns at each end, at most, are what a rate is the median of.
+END_TURNS = 4
+RECONCILE = {**SETTINGS["reconcile"], "interval": "2s", "lag": "5s"}  # type: ignore[dict-item]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn's files: how many a second to STORED, and what each cost up to its proof."""
+
+    rate: float
+    cpu_us: float  # of the daemon and its children
+    written_bytes: float  # by the daemon itself: the ledger and its journal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A ledger of so many files, all of them proven."""
+
+    files: int
+    status_seconds: float  # over what `ingestd --help` takes
+    ledger_bytes: float  # a file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """What growing came to."""
+
+    turns: tuple[Turn, ...]
+    stages: tuple[Stage, ...]
+    peak_bytes: int
+    ready_seconds: float
+
+    def kept(self, name: str) -> float:
+        """What the last turns have of the first ones' figure."""
+        ends = max(1, min(END_TURNS, len(self.turns) // 2))
+        first, last = (
+            statistics.median(getattr(turn, name) for turn in some) for some in (self.turns[:ends], self.turns[-ends:])
+        )
+        return last / first
+
+
+def growth_lines(bench: Bench) -> tuple[list[Line], Any]:
+    """Grow one ledger to ``Sizes.growth_files``, and start again on it."""
+    found = grow(bench)
+    last = found.stages[-1]
+    what = f"growth to {last.files:,}"
+    lines = [
+        at_least(f"{what}: rate, last against first", found.kept("rate"), 0.9, _ends(found, "rate", "files/s")),
+        Line(
+            name=f"{what}: a file, last against first",
+            figure=f"CPU {found.kept('cpu_us'):.2f}x{_ends(found, 'cpu_us', 'us')},"
+            f" written {found.kept('written_bytes'):.2f}x{_ends(found, 'written_bytes', 'bytes')}",
+        ),
+        below(f"{what}: peak memory", found.peak_bytes / 1e6, 150, "MB"),
+        below(f"{what}: restart to READY", found.ready_seconds, 2, "s"),
+    ]
+    for stage in found.stages:
+        at = f"{stage.files:,} files"
+        lines.append(below(f"{at}: ingestd status, over start-up", stage.status_seconds, 0.3, "s"))
+        lines.append(below(f"{at}: ledger, proof included", stage.ledger_bytes, 1000, "bytes a file"))
+    return lines, found
+
+
+def _ends(found: Growth, name: str, unit: str) -> str:
+    first, last = (getattr(found.turns[at], name) for at in (0, -1))
+    return f" ({first:.0f} to {last:.0f} {unit})"
+
+
+def grow(bench: Bench) -> Growth:
+    turns: list[Turn] = []
+    stages: list[Stage] = []
+    with FeedServer() as server:
+        site = Site(bench._fresh("site"), server.url, **{**SETTINGS, "reconcile": RECONCILE})
+        with site.start() as daemon, PeakMemory(daemon.pid) as memory, open_ledger(site) as ledger:
+            for turn in range(max(2, bench._sizes.growth_files // TURN_FILES)):
+                turns.append(_take_turn(bench, daemon, ledger, turn))
+                files = (turn + 1) * TURN_FILES
+                if files in LOOKED_AT or files == bench._sizes.growth_files:
+                    stages.append(_look(bench, site, files, turns[-1]))
+            daemon.terminate(within_seconds=60)
+        with site.start(wait=False) as daemon:
+            ready_seconds = daemon.wait_ready(within_seconds=120)
+            daemon.terminate(within_seconds=60)
+    return Growth(turns=tuple(turns), stages=tuple(stages), peak_bytes=memory.peak_bytes, ready_seconds=ready_seconds)
+
+
+def _take_turn(bench: Bench, daemon: Daemon, ledger: Ledger, turn: int) -> Turn:
+    files = make_small(bench._fresh("staging"), files=TURN_FILES, studies=TURN_STUDIES, turn=turn)
+    os.sync()
+    before = _cpu_seconds(daemon), _written_bytes(daemon.pid)
+    started = time.perf_counter()
+    files.folder.rename(daemon.site.drop / f"in{turn:04d}")
+    waited_for(ledger, (turn + 1) * TURN_FILES, *ARRIVED)
+    seconds = time.perf_counter() - started
+    waited_for(ledger, (turn + 1) * TURN_FILES, State.CONFIRMED, every=0.1)
+    after = _cpu_seconds(daemon), _written_bytes(daemon.pid)
+    cpu, written = (now - then for now, then in zip(after, before, strict=True))
+    return Turn(rate=len(files) / seconds, cpu_us=cpu / len(files) * 1e6, written_bytes=written / len(files))
+
+
+def _look(bench: Bench, site: Site, files: int, turn: Turn) -> Stage:
+    stage = Stage(
+        files=files,
+        status_seconds=bench._command_seconds("status", "-c", str(site.config_file)) - bench.help_seconds(),
+        ledger_bytes=site.ledger_file.stat().st_size / files,
+    )
+    bench._say(
+        f"growth, {files:,}: {turn.rate:.0f}/s, CPU {turn.cpu_us:.0f} us a file, status"
+        f" {stage.status_seconds:.2f} s over start-up, ledger {stage.ledger_bytes:.0f} bytes a file"
+    )
+    return stage
+
+
+def _cpu_seconds(daemon: Daemon) -> float:
+    """Processor time of the daemon and its children, who live as long as it does (proc(5), utime and stime)."""
+    ticks = 0
+    for pid in (daemon.pid, *daemon.children()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _written_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
