@@ -9,6 +9,7 @@ import secrets
 import uuid
 from pathlib import Path
 
+from ingestd.clocks import utc_now
 from ingestd.fs.durable import sync_folder, write_once
 
 from .types import SpoolError, SpoolInUse
@@ -18,8 +19,12 @@ _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def new_name() -> str:
-    """Make a name for a file in the spool; it is given out once, also by a ledger that was put back."""
-    return secrets.token_hex(16)
+    """Make a name for a file in the spool; it is given out once, also by a ledger that was put back.
+
+    It begins with the time (ms), so that the ledger's index of paths is filled at its end: random names, each on a page
+    of its own that is journaled and written, were a quarter of what a commit wrote with 100,000 files.
+    """
+    return f"{int(utc_now().timestamp() * 1000):012x}{secrets.token_hex(10)}"
 
 
 def name_in_spool(path: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from ingestd.fs import durable
 from ingestd.fs.mounts import free_space
-from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot, remove_folders
+from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot, new_name, remove_folders
 from ingestd.lifecycle import SourceStat
 from tests.inboxing import candidate_of, expect_of, set_aside, source_of, take_in, tree
 
@@ -797,3 +797,13 @@ def test_failing_fsync_gives_the_files_back(spool, drop, monkeypatch):
     assert result.why is WhyNot.ERROR
     assert tree(drop) == {"x"}
     assert tree(spool.path / "files") == set()
+
+
+def test_names_are_given_out_in_the_order_of_time():
+    """The ledger's index of paths had each random name on a page of its own, journaled and written at each commit."""
+    names = [new_name() for _ in range(20_000)]
+
+    assert {len(name) for name in names} == {32}
+    assert len(set(names)) == len(names)
+    assert names[0][:12] < names[-1][:12]
+    assert [name[:12] for name in names] == sorted(name[:12] for name in names)
