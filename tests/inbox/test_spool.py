@@ -14,7 +14,18 @@ import pytest
 
 from ingestd.fs import durable
 from ingestd.fs.mounts import free_space
-from ingestd.inbox import Expect, NotTaken, Removal, Spool, SpoolError, SpoolInUse, Taken, WhyNot, new_name, remove_folders
+from ingestd.inbox import (
+    Expect,
+    NotTaken,
+    Removal,
+    Spool,
+    SpoolError,
+    SpoolInUse,
+    Taken,
+    WhyNot,
+    new_name,
+    remove_folders,
+)
 from ingestd.lifecycle import SourceStat
 from tests.inboxing import candidate_of, expect_of, set_aside, source_of, take_in, tree
 
