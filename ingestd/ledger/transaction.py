@@ -112,6 +112,7 @@ _SELECT_HOLDER = (
     )
 ).with_for_update(of=delivery)
 _SELECT_STUDIES = select(study).where(dialect.among(study.c.uid, "uids"))
+_STUDIES_REMEMBERED = 20_000
 _JUMPS = select(clock).where(clock.c.spool_id == bindparam("spool_id"), clock.c.by_us != 0)
 _LAST_JUMP = _JUMPS.order_by(clock.c.id.desc()).limit(1)
 
@@ -206,6 +207,8 @@ class Transaction:
     def study_ids(self, uids: Iterable[str]) -> Mapping[str, int]:
         """Say by which numbers rows name these studies; those that are new are put down."""
         known = self._session.studies_known
+        if len(known) > _STUDIES_REMEMBERED:
+            known.clear()
         wanted = sorted({uid for uid in uids if uid not in known})
         for piece in pieces(wanted):
             found = {row.uid: row.id for row in self.connection.execute(_SELECT_STUDIES, {"uids": piece})}

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, select
 
-from ingestd.lifecycle import FILE_ENDS, NEEDS_PERSON, Jump, Reason, State, needs_person
+from ingestd.lifecycle import FILE_ENDS, Jump, Reason, State, needs_person
 
 from ..counters import COUNTS_WAITING
 from ..reports import Count, Status
@@ -78,7 +78,7 @@ def status(ledger: Queryable, *, at: str | None = None) -> Status:
         clutter=clutter,
         oldest_unconfirmed_at=min((at for at in waiting if at is not None), default=None),
         oldest_needs_person_at=_oldest_needs_person_at(
-            ledger, [state for state in NEEDS_PERSON if states[state]], at=number
+            ledger, {count.state for count in troubled if count.reason not in CLUTTER}, at=number
         ),
         studies_waiting=_studies_waiting(ledger, at=number),
         destinations=known,
@@ -141,7 +141,8 @@ def oldest_unconfirmed_at(ledger: Queryable, *, at: int) -> datetime | None:
 
 
 def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State], *, at: int | None) -> datetime | None:
-    # State by state: the indexes over them are in the order of time within each. Clutter is passed over row by row.
+    # State by state: the indexes over them are in the order of time within each. Clutter is passed over row by row, but
+    # not where the counts have nothing else.
     passed_over = CLUTTER | {Reason.DROPPED_AGAIN}
     everywhere = ledger.destinations.values() if at is None else [at]
     at_each = [(delivery, (ENDED, delivery.c.destination_id == number)) for number in everywhere]

@@ -1,0 +1,114 @@
+"""What the daemon, and whoever asks how things stand, ask of the ledger costs the same however many rows are done.
+
+Counted are the steps of SQLite's machine, which know no load and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ingestd.ledger import Ledger, moves, queries
+from ingestd.lifecycle import Reason, State
+from tests.ledger_builders import BACKOFF, LATER, NOW, admit, arrival, open_ledger, outcome, refusal, result_of
+
+FEW, MANY = 20, 200
+STUDY = 10
+
+
+@pytest.fixture
+def ledger(tmp_path: Path):
+    with open_ledger(tmp_path) as opened:
+        yield opened
+
+
+def steps_of(ledger: Ledger, ask: Callable[[Ledger], object]) -> int:
+    """Run this and count the steps of its statements."""
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    driver = ledger.connection.connection.driver_connection
+    driver.set_progress_handler(count, 1)
+    try:
+        ask(ledger)
+    finally:
+        driver.set_progress_handler(None, 1)
+    return steps
+
+
+def confirm(ledger: Ledger, rows: int) -> None:
+    """Take so many files all the way, in studies of their own."""
+    admit(ledger, *(arrival(number, study=1000 + number // STUDY) for number in range(rows)))
+    for study in range(rows // STUDY):
+        with ledger.transaction() as tx:
+            batch = moves.claim(tx, f"1.2.{1000 + study}", now=LATER)
+            assert batch is not None
+            moves.finish(tx, result_of(batch, State.STORED), now=LATER, backoff=BACKOFF, jitter=0.0)
+            proven = [outcome(part.delivery_id, State.CONFIRMED) for part in batch.parts]
+            moves.apply(tx, proven, now=LATER, backoff=BACKOFF, jitter=0.0)
+
+
+def clutter(ledger: Ledger, rows: int) -> None:
+    """Set so many files aside that are none of DICOM's."""
+    with ledger.transaction() as tx:
+        moves.refuse(tx, [refusal(number, reason=Reason.NOT_DICOM) for number in range(rows)], now=NOW)
+
+
+def take(ledger: Ledger) -> None:
+    """A study's way, from its drop to its proof."""
+    admit(ledger, *(arrival(number, study=5) for number in range(STUDY)), now=LATER)
+    late = LATER + timedelta(hours=1)
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.5", now=late)
+        assert batch is not None
+        moves.finish(tx, result_of(batch, State.STORED), now=late, backoff=BACKOFF, jitter=0.0)
+    assert len(queries.unproven(ledger, now=late + timedelta(days=1))) == STUDY
+    with ledger.transaction() as tx:
+        proven = [outcome(part.delivery_id, State.CONFIRMED) for part in batch.parts]
+        moves.apply(tx, proven, now=late, backoff=BACKOFF, jitter=0.0)
+
+
+ASKED: dict[str, Callable[[Ledger], object]] = {
+    "status": queries.status,
+    "status at one": lambda ledger: queries.status(ledger, at="default"),
+    "due": lambda ledger: queries.studies_due(ledger, now=LATER),
+    "next": lambda ledger: (queries.next_study_at(ledger, now=LATER), queries.next_wake_at(ledger, now=LATER)),
+    "unproven": lambda ledger: (queries.unproven(ledger, now=LATER), queries.next_check_at(ledger, now=LATER)),
+    "reader": lambda ledger: (queries.rows_to_read(ledger), queries.requested_rows(ledger)),
+    "retention": lambda ledger: (queries.removable(ledger, before=NOW), queries.resting(ledger, before=NOW)),
+    "server": lambda ledger: (queries.newest_confirmed(ledger), queries.has_looks(ledger), queries.standing(ledger)),
+    "trust": lambda ledger: (queries.has_mismatched(ledger), queries.has_uncompared(ledger, before=LATER)),
+    "ends": lambda ledger: (queries.last_id(ledger), queries.last_attempt_id(ledger), queries.newest_at(ledger)),
+    "a study's way": take,
+}
+
+
+@pytest.mark.parametrize("done", [confirm, clutter])
+def test_what_is_done_costs_nothing(tmp_path: Path, done: Callable[[Ledger, int], None]):
+    """`status` walked past each file that is no DICOM, to say since when others wait for a person."""
+    steps: list[dict[str, int]] = []
+    for rows in (FEW, MANY):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        with open_ledger(folder) as ledger:
+            done(ledger, rows)
+            steps.append({name: steps_of(ledger, ask) for name, ask in ASKED.items()})
+
+    few, many = steps
+    assert {name: (few[name], many[name]) for name in ASKED if many[name] > few[name] * 1.05 + 20} == {}
+
+
+def test_studies_are_not_remembered_without_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
+    """A daemon that ran for a year kept the UID of each study of that year."""
+    monkeypatch.setattr("ingestd.ledger.transaction._STUDIES_REMEMBERED", 5)
+    for study in range(20):
+        admit(ledger, arrival(1, study=study), arrival(2, study=study))
+
+    assert len(ledger.studies_known) <= 6
+    assert len(queries.studies(ledger)) == 20
