@@ -65,16 +65,52 @@ class Digest(_Kept[str]):
     _give = staticmethod(bytes.hex)
 
 
+def _safe(value: str) -> str:
+    if value.isascii() and "\0" not in value:
+        return value
+    return value.replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
+
+
 class SafeText(_Kept[str]):
     """Text that came from elsewhere: what no database takes (lone surrogates, NUL) becomes a question mark."""
+
+    cache_ok = True
+    _keep = staticmethod(_safe)
+
+
+# What nearly every row says in the end, twice: beside itself and in its history. Append-only: rows name them by place.
+_SENTENCES = tuple(
+    f"confirmed{again}: {how} ({before})"
+    for how in (
+        "the server's change feed shows it",
+        "the server has it when asked",
+        "the server's copy was retrieved and has the same content",
+    )
+    for again, before in (
+        ("", "the server had answered that it stored it"),
+        ("", "the answer to the post had not been read"),
+        ("", "the server had refused it"),
+        (" again", "it was confirmed before"),
+        (" again", "it had been deleted on the server"),
+    )
+)
+_SENTENCE = "\x1f"
+_PLACES = {sentence: f"{_SENTENCE}{place}" for place, sentence in enumerate(_SENTENCES)}
+_AT_PLACES = {place: sentence for sentence, place in _PLACES.items()}
+
+
+class Note(_Kept[str]):
+    """A sentence for a person; one of those that most rows have is kept as its place in the list of them."""
 
     cache_ok = True
 
     @staticmethod
     def _keep(value: str) -> str:
-        if value.isascii() and "\0" not in value:
-            return value
-        return value.replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
+        return _PLACES.get(value) or _safe(value).replace(_SENTENCE, "?")
+
+    @staticmethod
+    def _give(value: str) -> str:
+        return _AT_PLACES.get(value, value)
 
 
 # A file name is bytes to the kernel. Python shows what is no UTF-8 as lone surrogates (PEP 383), which no database

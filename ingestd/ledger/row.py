@@ -17,6 +17,7 @@ from ingestd.fs import places
 from ingestd.lifecycle import Content, Identity, Jump, Reason, State
 
 from . import dialect
+from .column_types import Instant
 from .schema import delivery, file, rendition, study
 
 T = TypeVar("T")
@@ -143,6 +144,10 @@ NOT_COMPARED: ColumnElement[bool] = literal_column("delivery.reason = 'not_compa
 IN_SPOOL: ColumnElement[bool] = literal_column("file.in_spool = 1")
 
 
+# What a proof by the feed rests on: its entry, and that nobody compared the contents.
+_OF_SIGHTING = {"sequence", "server_time", "content"}
+_NOT_COMPARED = "not compared"
+
 CONTENT = file_columns("transfer_syntax digest meta_digest dataset_offset size_bytes")
 _SENT = "path transfer_syntax digest meta_digest dataset_offset size_bytes ctime_ns"
 # What is sent in the file's stead, as ``sent_...``; NULL where it is the file itself.
@@ -228,6 +233,25 @@ def pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
 def as_json(value: Mapping[str, Any] | Sequence[str]) -> str:
     """Write a small value into one column; nothing at all when it is empty."""
     return json.dumps(dict(value) if isinstance(value, Mapping) else list(value)) if value else ""
+
+
+def kept_evidence(evidence: Mapping[str, str]) -> str:
+    """Write what a move rests on into one column: words by name, or the two numbers of a sighting in the feed."""
+    if evidence.keys() == _OF_SIGHTING and evidence["sequence"].isdecimal():
+        at = Instant._keep(datetime.fromisoformat(evidence["server_time"]))  # noqa: SLF001 - of this room
+        numbers = [int(evidence["sequence"]), at]
+        if told_evidence(numbers) == evidence:
+            return json.dumps(numbers, separators=(",", ":"))
+    return as_json(evidence)
+
+
+def told_evidence(kept: Mapping[str, str] | Sequence[int]) -> Mapping[str, str]:
+    """Give back by name what ``kept_evidence`` wrote."""
+    if isinstance(kept, Mapping):
+        return kept
+    sequence, at = kept
+    server_time = Instant._give(at).isoformat()  # noqa: SLF001 - of this room
+    return {"sequence": str(sequence), "server_time": server_time, "content": _NOT_COMPARED}
 
 
 def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:

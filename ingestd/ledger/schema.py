@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, Column, MetaData, Table, Text
 
 from ingestd.lifecycle import State
 
-from .column_types import Digest, Instant, Nanoseconds, PathText, SafeText, Stat
+from .column_types import Digest, Instant, Nanoseconds, Note, PathText, SafeText, Stat
 
 _INT = BigInteger
 metadata = MetaData()
@@ -93,7 +93,7 @@ file = Table(
     # its end, where it has no delivery (lifecycle.FILE_ENDS); NULL: its deliveries tell
     Column("state", Text),
     Column("reason", Text),
-    Column("note", SafeText),
+    Column("note", Note),
     Column("wish", Text),
     # what it is
     Column("study_id", _INT),
@@ -157,7 +157,7 @@ delivery = Table(
     Column("spool_id", _INT),
     Column("state", Text),
     Column("reason", Text),
-    Column("note", SafeText),
+    Column("note", Note),
     # 1 while the identity is held (lifecycle.HOLDING); a CHECK keeps it so. A column of its own, because an index
     # over the state would be written again with every move.
     Column("holds", _INT),
@@ -222,9 +222,9 @@ history = Table(
     Column("before", Text),
     Column("after", Text),
     Column("reason", Text),
-    Column("note", SafeText),
+    Column("note", Note),
     Column("attempt_id", _INT),
-    Column("evidence", Text),  # JSON object of words
+    Column("evidence", Text),  # JSON, see ``row.kept_evidence``
 )
 
 attempt = Table(

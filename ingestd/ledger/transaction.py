@@ -84,10 +84,10 @@ from .row import (
     FileRow,
     Row,
     alike,
-    as_json,
     is_not_compared,
     is_same_identity,
     jump_of,
+    kept_evidence,
     make_file_row,
     make_row,
     pieces,
@@ -345,7 +345,7 @@ class Transaction:
             settings = _settings_of_move(row, to, at, values)
             settings.update(state=to, reason=reason, note=note, changed_at=at)
             self.change(*same, to=settings, at=at)
-            line = (at, row.state, to, reason or "", note, by_attempt, as_json(evidence or ()))
+            line = (at, row.state, to, reason or "", note, by_attempt, kept_evidence(evidence or {}))
             self._work.put_down([(each.file_id, each.id) for each in same], line)
         if gives_up and to in GIVES_IDENTITY_UP:
             self._given_up += [(row, at) for row in rows]
@@ -372,7 +372,7 @@ class Transaction:
         self, row: Row, *, at: datetime, reason: str, note: str = "", evidence: Mapping[str, str] | None = None
     ) -> None:
         """Put down in the history of a row what is no move."""
-        line = (at, row.state, row.state, reason, note, None, as_json(evidence or ()))
+        line = (at, row.state, row.state, reason, note, None, kept_evidence(evidence or {}))
         self._work.put_down([(row.file_id, row.id)], line)
 
     def flush(self) -> None:

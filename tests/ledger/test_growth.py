@@ -5,6 +5,7 @@ Counted are the steps of SQLite's machine, which know no load and no clock.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,8 +13,23 @@ from pathlib import Path
 import pytest
 
 from ingestd.ledger import Ledger, moves, queries
-from ingestd.lifecycle import Reason, State
-from tests.ledger_builders import BACKOFF, LATER, NOW, admit, arrival, open_ledger, outcome, refusal, result_of
+from ingestd.ledger.column_types import Note
+from ingestd.ledger.row import kept_evidence, told_evidence
+from ingestd.lifecycle import Reason, ServerKind, Sighting, State
+from ingestd.reconciler import Rules, Verify, plan
+from ingestd.sender import profile_of
+from tests.ledger_builders import (
+    BACKOFF,
+    LATER,
+    NOW,
+    admit,
+    arrival,
+    identity,
+    open_ledger,
+    outcome,
+    refusal,
+    result_of,
+)
 
 FEW, MANY = 20, 200
 STUDY = 10
@@ -112,3 +128,67 @@ def test_studies_are_not_remembered_without_end(ledger: Ledger, monkeypatch: pyt
 
     assert len(ledger.studies_known) <= 6
     assert len(queries.studies(ledger)) == 20
+
+
+def test_what_each_row_says_in_the_end_is_kept_short_and_told_whole(ledger: Ledger):
+    """Proof by the feed was 275 bytes of words a file, in a ledger of 1,450."""
+    ids = admit(ledger, *(arrival(number) for number in range(STUDY)))
+    seen_at = LATER.replace(microsecond=250_000)
+    seen = [
+        Sighting(identity=identity(number), sequence=70_000 + number, action="create", state="current", at=seen_at)
+        for number in range(STUDY)
+    ]
+    with ledger.transaction() as tx:
+        batch = moves.claim(tx, "1.2.1", now=LATER)
+        assert batch is not None
+        moves.finish(tx, result_of(batch, State.STORED), now=LATER, backoff=BACKOFF, jitter=0.0)
+        moves.record_sightings(tx, seen, now=LATER)
+        rules = Rules(profile=profile_of(ServerKind.AZURE, feed_version=2), verify=Verify.PRESENCE)
+        proven = plan(queries.unproven_rows(tx, ids), rules=rules, now=LATER).outcomes
+        moves.apply(tx, proven, now=LATER, backoff=BACKOFF, jitter=0.0)
+
+    words = ledger.connection.exec_driver_sql(
+        "SELECT max(length(delivery.note) + length(history.note) + length(evidence)) FROM delivery JOIN history"
+        " ON history.delivery_id = delivery.id"
+    ).scalar_one()
+    ledger.connection.rollback()
+    assert words < 40
+    assert len(proven) == STUDY
+    for each in proven:
+        story = queries.story(ledger, each.delivery_id)
+        assert story is not None
+        assert story.entry.note == story.history[-1].note == each.note
+        assert story.history[-1].evidence == each.evidence
+        assert each.evidence["server_time"] == seen_at.isoformat()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "confirmed: the server has it when asked (the server had refused it)",
+        "confirmed again: the server has it when asked (it was confirmed before)",
+        "\x1f3",
+        "a server's own words",
+        "",
+    ],
+)
+def test_note_comes_back_as_it_was(note: str):
+    keep, give = Note().bind_processor(None), Note().result_processor(None, None)  # type: ignore[arg-type]
+    assert give is not None
+    assert give(keep(note)) == note.replace("\x1f", "?")
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        {},
+        {"content": "same"},
+        {"sequence": "5", "server_time": "2026-11-29T14:24:15+00:00", "content": "not compared"},
+        {"sequence": "5", "server_time": "2026-11-29T14:24:15.000001+00:00", "content": "not compared"},
+        {"sequence": "5", "server_time": "2026-11-29T15:24:15+01:00", "content": "not compared"},
+        {"sequence": "5", "server_time": "2026-11-29T14:24:15+00:00", "content": "same"},
+    ],
+)
+def test_evidence_comes_back_as_it_was(evidence: dict[str, str]):
+    kept = kept_evidence(evidence)
+    assert (told_evidence(json.loads(kept)) if kept else {}) == evidence

@@ -20,7 +20,7 @@ from ingestd.lifecycle import FILE_ENDS, HOLDING, NEEDS_PERSON, UNCONFIRMED, Ide
 from .. import dialect
 from ..column_types import PathText
 from ..reports import Attempt, Choice, Entry, Event, Story, StudySummary
-from ..row import CONFIRMED, DELIVERED, ENDED, HOLDS, ON_ITS_WAY, ZERO, pieces
+from ..row import CONFIRMED, DELIVERED, ENDED, HOLDS, ON_ITS_WAY, ZERO, pieces, told_evidence
 from ..schema import STATE_COLUMNS, attempt, delivery, file, history, inbox, rendition, study, study_label, study_sum
 from ..session import Queryable
 from .whole import ENTRIES, NUMBER, entry, homes, own, whole
@@ -367,7 +367,7 @@ def _event(row: Any) -> Event:
         reason=row.reason,
         note=row.note,
         attempt_id=row.attempt_id,
-        evidence=json.loads(row.evidence) if row.evidence else {},
+        evidence=told_evidence(json.loads(row.evidence)) if row.evidence else {},
     )
 
 
