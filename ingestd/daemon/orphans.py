@@ -62,7 +62,7 @@ class Orphans(Stage):
         self._gates = gates
         self._alarms = alarms
         self._log = structlog.get_logger()
-        self._found: Iterator[Candidate] | None = None  # by the start's look, which is over when it is None
+        self._found: Iterator[Candidate | None] | None = None  # by the start's look, which is over when it is None
         self._look_at = 0.0
         self._left: _Left = {}
         self._staying: list[int] = []  # candidate rows of files that lie where they lay
@@ -123,8 +123,9 @@ class Orphans(Stage):
         assert self._found is not None
         try:
             for count, found in enumerate(self._found, start=1):
-                self._adopt(found, self._left)
-                if count >= _ADOPTED_AT_ONCE:
+                if found is not None:
+                    self._adopt(found, self._left)
+                if found is None or count >= _ADOPTED_AT_ONCE:
                     return
         except LedgerError:
             # It does not go on after an error: begin anew, when those at hand have their rows.

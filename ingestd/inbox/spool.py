@@ -253,22 +253,26 @@ class Spool:
         yield from self._listed("files", depth=2)
         yield from self._listed("rejected", depth=3)
 
-    def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
+    def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate | None]:
         """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
 
+        None comes after each thousand that was looked at: with a million files nobody else waits for all of them.
         ``known`` says which of at most 1,000 paths the ledger knows. For the start: to be gone on with only while no
         file is between ``take_in`` and its row, which would be mistaken for one. A re-encoded copy that had no row when
         this was called is discarded.
         """
         return self._orphans(list(self._listed("explicit", depth=2)), known)
 
-    def _orphans(self, explicit: list[str], known: Callable[[list[str]], set[str]]) -> Iterator[Candidate]:
-        for path in self._unknown(self.listed(), known):
-            candidate = self.candidate_at(path.split("/")[1], path)
-            if candidate is not None:
-                yield candidate
-        for path in self._unknown(iter(explicit), known):
-            self.discard(path)
+    def _orphans(self, explicit: list[str], known: Callable[[list[str]], set[str]]) -> Iterator[Candidate | None]:
+        for paths in self._unknown(self.listed(), known):
+            for path in paths:
+                candidate = self.candidate_at(path.split("/")[1], path)
+                if candidate is not None:
+                    yield candidate
+            yield None
+        for paths in self._unknown(iter(explicit), known):
+            for path in paths:
+                self.discard(path)
 
     def candidate_at(self, inbox: str, path: str) -> Candidate | None:
         """Make a candidate of a file of ours; None when it is gone.
@@ -342,9 +346,9 @@ class Spool:
 
         return below(room, depth)
 
-    def _unknown(self, paths: Iterator[str], known: Callable[[list[str]], set[str]]) -> Iterator[str]:
+    def _unknown(self, paths: Iterator[str], known: Callable[[list[str]], set[str]]) -> Iterator[list[str]]:
         while chunk := list(islice(paths, KNOWN_AT_ONCE)):
-            yield from sorted(set(chunk) - known(chunk))
+            yield sorted(set(chunk) - known(chunk))
 
 
 def _let_go(place: Path, then: WasRead) -> LetGo:

@@ -66,7 +66,7 @@ for number in range(rounds):
         if candidate.relative_path in rows:
             removal = spool.remove_source(folder, candidate.relative_path, candidate.source)
             assert removal in (Removal.REMOVED, Removal.GONE)
-    orphans = list(spool.orphans(lambda paths: set(paths) & set(rows.values())))
+    orphans = [one for one in spool.orphans(lambda paths: set(paths) & set(rows.values())) if one is not None]
     in_drop = tree(folder)
     # A copy whose source lies there still is told by its target, and begun anew.
     copies = {one.relative_path for one in orphans if targets[name_in_spool(one.relative_path)] in in_drop}

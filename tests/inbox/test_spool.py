@@ -653,7 +653,7 @@ def test_files_without_rows_are_found_and_stay_where_they_are_when_taken(spool, 
     (aside,) = set_aside(spool, [(candidate_of(drop, "no"), Expect(source=source_of(drop / "no")))])
     put(spool.path, "explicit/a/0123")
 
-    found = list(spool.orphans(lambda paths: {taken[1].path} & set(paths)))
+    found = [one for one in spool.orphans(lambda paths: {taken[1].path} & set(paths)) if one is not None]
 
     assert {one.relative_path for one in found} == {taken[0].path, taken[2].path, aside.path}
     assert all(one.inbox == "a" and one.in_spool and one.final for one in found)
@@ -672,7 +672,7 @@ def test_ledger_is_asked_about_a_thousand_files_at_a_time(spool):
     found = list(spool.orphans(lambda paths: asked.append(len(paths)) or set(paths[:-1])))
 
     assert sorted(asked) == [500, 1_000, 1_000]
-    assert len(found) == 3
+    assert [one is None for one in found] == [False, True] * 3
 
 
 @pytest.mark.parametrize("bring, room", [(take_in, "files/a"), (set_aside, "rejected/a")])
