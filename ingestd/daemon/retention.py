@@ -22,6 +22,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
 import structlog
@@ -39,6 +40,8 @@ _LOOK_EVERY_SECONDS = 5.0
 # What was held when it was looked through may be held no more, though no server has said so: a copy was in doubt.
 _ANEW_EVERY_SECONDS = 60.0
 _REMOVE_AT_ONCE = 500
+# Of those that are held, so many are looked through in one tick: with a server away for days there are millions.
+_LOOK_THROUGH_AT_ONCE = 20_000
 # Reading again comes beside the reading of what arrives.
 _READ_AT_ONCE = 64
 # Between two tries at a file that a writer has open, or that cannot be read or removed.
@@ -162,13 +165,19 @@ class Retention(Stage):
     def _removable(self, before: datetime, looks: Looks, now: Now) -> list[Removable]:
         """Give some of what may go; where that is all, the others are looked through for a while."""
         if self._held_by - looks.away or now.mono >= self._anew_at:
-            self._looked_through, self._anew_at = None, now.mono + _ANEW_EVERY_SECONDS
+            self._looked_through, self._anew_at = None, inf
         self._held_by = looks.away
         aside = self._reading | self._stuck.keys()
         at_most = _REMOVE_AT_ONCE + len(aside)
-        rows = self._ask(looks, before=before, since=self._looked_through, limit=at_most)
+        since = self._looked_through
+        up_to = queries.unneeded_up_to(self._ledger, before=before, since=since, files=_LOOK_THROUGH_AT_ONCE)
+        rows = self._ask(looks, before=up_to, since=since, limit=at_most)
         if len(rows) < at_most:
-            self._looked_through = before
+            self._looked_through = up_to
+            if up_to < before:
+                self._look_at = 0.0  # the others in the next ticks
+            elif self._anew_at == inf:
+                self._anew_at = now.mono + _ANEW_EVERY_SECONDS
         return [row for row in rows if row.file_id not in aside]
 
     def _ask(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -62,12 +62,13 @@ def confirm(ledger: Ledger, rows: int) -> None:
     """Take so many files all the way, in studies of their own."""
     admit(ledger, *(arrival(number, study=1000 + number // STUDY) for number in range(rows)))
     for study in range(rows // STUDY):
+        at = LATER + timedelta(seconds=study)
         with ledger.transaction() as tx:
-            batch = moves.claim(tx, f"1.2.{1000 + study}", now=LATER)
+            batch = moves.claim(tx, f"1.2.{1000 + study}", now=at)
             assert batch is not None
-            moves.finish(tx, result_of(batch, State.STORED), now=LATER, backoff=BACKOFF, jitter=0.0)
+            moves.finish(tx, result_of(batch, State.STORED), now=at, backoff=BACKOFF, jitter=0.0)
             proven = [outcome(part.delivery_id, State.CONFIRMED) for part in batch.parts]
-            moves.apply(tx, proven, now=LATER, backoff=BACKOFF, jitter=0.0)
+            moves.apply(tx, proven, now=at, backoff=BACKOFF, jitter=0.0)
 
 
 def clutter(ledger: Ledger, rows: int) -> None:
@@ -118,6 +119,33 @@ def test_what_is_done_costs_nothing(tmp_path: Path, done: Callable[[Ledger, int]
 
     few, many = steps
     assert {name: (few[name], many[name]) for name in ASKED if many[name] > few[name] * 1.05 + 20} == {}
+
+
+def test_what_is_held_is_looked_through_in_pieces(ledger: Ledger):
+    """With a server away for days one look, each minute, went through a million files in a tick of seconds."""
+    confirm(ledger, 200)
+    before = LATER + timedelta(days=1)
+
+    pieces: list[datetime] = []
+    steps: list[int] = []
+    since = None
+    while since != before:
+        since, former = queries.unneeded_up_to(ledger, before=before, since=since, files=40), since
+        pieces.append(since)
+        look = {"before": since, "since": former, "away": [1]}
+        steps.append(steps_of(ledger, lambda ledger, look=look: queries.removable(ledger, **look)))
+
+    whole = steps_of(ledger, lambda ledger: queries.removable(ledger, before=before, away=[1]))
+    assert pieces == [*(LATER + timedelta(seconds=study) for study in (4, 8, 12, 16)), before]
+    assert max(steps) < whole / 3
+
+
+def test_so_many_that_are_held_since_one_instant_are_looked_through_at_once(ledger: Ledger):
+    confirm(ledger, STUDY)
+    before = LATER + timedelta(days=1)
+
+    assert queries.unneeded_up_to(ledger, before=before, files=3) == LATER
+    assert queries.unneeded_up_to(ledger, before=before, since=LATER, files=3) == before
 
 
 def test_studies_are_not_remembered_without_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):

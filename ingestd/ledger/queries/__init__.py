@@ -23,6 +23,7 @@ from .files import (
     rejected_files,
     removable,
     resting,
+    unneeded_up_to,
     unremoved_sources,
     waiting_elsewhere,
 )

@@ -81,6 +81,7 @@ RESTS_ON_AWAY = exists().where(
 )
 _UNNEEDED = (_OWN, file.c.unneeded_at.is_not(None), IN_SPOOL, file.c.removing_at.is_(None))
 _KEPT_LONGEST = select(file.c.unneeded_at).where(*_UNNEEDED).order_by(file.c.unneeded_at).limit(1)
+_UNNEEDED_AT = select(file.c.unneeded_at).where(_OWN, file.c.unneeded_at.is_not(None), IN_SPOOL)
 _REMOVABLE = (
     *file_columns("id inbox_id relative_path source path in_place ctime_ns digest meta_digest size_bytes"),
     *file_columns("removing_at removed_at"),
@@ -281,6 +282,18 @@ def removable(
         )
         for row in rows
     ]
+
+
+def unneeded_up_to(ledger: Queryable, *, before: datetime, since: datetime | None = None, files: int) -> datetime:
+    """Say up to when so many files stopped being needed, from ``since`` on; ``before`` where there are fewer.
+
+    Where so many did in one instant, that is ``before``, too: whoever goes on from there would not come on.
+    """
+    if not _is_kept_since(ledger, before):
+        return before
+    passed = _UNNEEDED_AT.where(file.c.unneeded_at <= before, *_since(since)).order_by(file.c.unneeded_at)
+    row = ledger.fetch_one(passed.offset(files).limit(1), {"spool_id": ledger.spool_id})
+    return before if row is None or row.unneeded_at == since else row.unneeded_at
 
 
 def resting(ledger: Queryable, *, before: datetime, since: datetime | None = None, limit: int = 1) -> list[Resting]:
