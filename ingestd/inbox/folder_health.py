@@ -67,6 +67,12 @@ class FolderHealth:
         return self.watcher is not None and self.watcher.is_watching
 
     @property
+    def hears_all(self) -> bool:
+        """Whether, as far as anybody knows, whatever comes into the folder raises an event that we hear."""
+        watcher = self.watcher
+        return not self.is_remote and watcher is not None and watcher.is_watching and not watcher.hints.unwatched
+
+    @property
     def alarm(self) -> str:
         """What is wrong with the folder, in words; "" when nothing is."""
         return self._hung or self._gone or self._strange

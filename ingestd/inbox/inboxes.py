@@ -29,7 +29,7 @@ class Inboxes:
     """Every inbox, looked at by one thread (the caller's).
 
     ``scan_every`` is how often each is scanned in full whatever the events say; a scan that takes long is followed by
-    a pause of twenty times its length. ``track_most`` bounds the files of each inbox under observation, and so the
+    a longer pause (``scan_schedule``). ``track_most`` bounds the files of each inbox under observation, and so the
     memory; the rest is found when there is room. ``wake`` is called from other threads when a look would find
     something.
 
@@ -48,6 +48,7 @@ class Inboxes:
     ) -> None:
         spool_stat, spool_mount = spool.stat(), mount_of(str(spool))
         places = check_places(policies, spool)
+        scan_seconds: dict[str, float] = {}
         self._folders = {
             policy.name: WatchedFolder(
                 policy,
@@ -57,6 +58,7 @@ class Inboxes:
                 spool=spool_stat,
                 spool_mount=spool_mount,
                 apart=_inside(places[policy.name], [*places.values(), os.path.realpath(spool)]),
+                scan_seconds=scan_seconds,
             )
             for policy in policies
         }

@@ -1,4 +1,9 @@
-"""When an inbox is scanned: at the start, when somebody asks, by the timer; and how a scan stands still."""
+"""When an inbox is scanned: at the start, when somebody asks, by the timer; and how a scan stands still.
+
+By the timer is every ``every`` seconds, and after a pause of ``SHARE`` times the scan's length. Where events come for
+all of the folder, and no scan ever found what they should have named, the scan is only there to find that they failed:
+all inboxes together then take one part in ``RESTING_SHARE`` of a core, and none rests longer than ``RESTING_MOST``.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,8 @@ from .tracker import Tracker
 from .walk import Walk
 
 SHARE = 20  # a scan is followed by a pause this many times as long, at least
+RESTING_SHARE = 400  # the pause where events come, in times of what one scan of each inbox takes
+RESTING_MOST = 900.0  # seconds of it at most, unless SHARE alone makes more
 LEAST_PAUSE = 0.2  # seconds between two scans that were asked for
 AGAIN_AFTER_FAULT = timedelta(seconds=1)  # to the next scan, doubled by each in a row: what was not listed may be new
 STAND_MOST = 60.0  # seconds a scan may stand still with folders open
@@ -38,8 +45,12 @@ class ScanSchedule:
         tracker: Tracker,
         hinted: HintedPaths,
         statistics: ScanStatistics,
+        seconds: dict[str, float],
     ) -> None:
-        """``spool``: its device and inode; ``apart``: what else in the folder is none of ours, by relative path."""
+        """``spool``: its device and inode; ``apart``: what else in the folder is none of ours, by relative path.
+
+        ``seconds``: how long the last scan of each inbox took, by its name; kept by all of them.
+        """
         self.walk: Walk | None = None
         self.is_full = False
         self.finds_missed = False  # what this scan finds, events should have named
@@ -53,9 +64,11 @@ class ScanSchedule:
         self._tracker = tracker
         self._hinted = hinted
         self._statistics = statistics
+        self._seconds = seconds
         self._emptied: list[str] = []
         self._next_at = 0.0
         self._not_before = 0.0
+        self._rests_until = 0.0  # while events can be relied on
         self._began_at = 0.0
         self._began_given_up = 0
         self._faulty = 0  # how often something was hidden since the last scan that saw all
@@ -77,15 +90,21 @@ class ScanSchedule:
         """Scan in full, but not before then: the folder cannot be listed."""
         self.is_wanted = True
         self._not_before = self._next_at = until
+        self._rests_until = 0.0
 
     def see_again(self, now: float) -> None:
         """Scan in full soon, and ever later while it is wanted again: a fault of the disk's hid something."""
         self._faulty += 1
         wait = self._after_fault.wait(self._faulty, jitter=0.0)
         self._next_at = min(self._next_at, max(self._not_before, now + wait.total_seconds()))
+        self._rests_until = 0.0
 
     def due_at(self) -> float:
-        return min(self._next_at, self._not_before) if self.is_wanted else self._next_at
+        if self.is_wanted:
+            return min(self._next_at, self._not_before)
+        if self._rests_until > self._next_at and self._health.hears_all and not self._statistics.found_by_scan:
+            return self._rests_until
+        return self._next_at
 
     def begin(self, now: float) -> Walk | None:
         """Give the walk under way, or begin the next if one is due."""
@@ -132,6 +151,8 @@ class ScanSchedule:
             return
         self._next_at = now + max(self._every, SHARE * walk.seconds)
         self._not_before = now + max(LEAST_PAUSE, SHARE / 2 * walk.seconds)
+        self._seconds[self._health.policy.name] = walk.seconds
+        self._rests_until = now + min(RESTING_MOST, RESTING_SHARE * sum(self._seconds.values()))
         self._statistics.end_scan(walk, now)
         if walk.counts.faults:
             self.see_again(now)

@@ -54,6 +54,7 @@ class WatchedFolder:
         spool: os.stat_result,
         spool_mount: Mount | None,
         apart: Collection[str],
+        scan_seconds: dict[str, float],
     ) -> None:
         self.policy = policy
         self.ready: deque[TrackedFile] = deque()
@@ -76,6 +77,7 @@ class WatchedFolder:
             tracker=self.tracker,
             hinted=self._hinted,
             statistics=self.statistics,
+            seconds=scan_seconds,
         )
         self._io = self._new_io()
         self._job_began = 0.0

@@ -1,0 +1,68 @@
+"""What inboxes in which nothing happens cost, counted on a clock that only moves when told."""
+
+from pathlib import Path
+
+import pytest
+
+from ingestd.inbox import Watch
+from ingestd.inbox.scan_schedule import RESTING_MOST
+from tests.inboxing import Desk, policy
+from tests.running import wait_until
+
+HOUR = 3_600.0
+
+
+@pytest.fixture
+def desk(tmp_path, request):
+    """One inbox beside another whose scan takes a second; its first scan is over."""
+    with Desk(tmp_path, policy(tmp_path, watch=getattr(request, "param", Watch.EVENTS))) as desk:
+        schedule_of(desk)._seconds["elsewhere"] = 1.0
+        desk.inboxes.open()
+        desk.look_until(lambda _: desk.report().scans)
+        yield desk
+
+
+def schedule_of(desk):
+    return desk.inboxes._folders["a"].scans
+
+
+def hints_of(desk):
+    return desk.inboxes._folders["a"].health.watcher.hints
+
+
+def rest(desk, seconds):
+    """Let time pass as the daemon does, from one look to the next; say how many scans ended meanwhile."""
+    before, end = desk.report().scans, desk.now + seconds
+    while desk.now < end:
+        desk.pass_time(max(0.0, desk.look().next_at - desk.now))
+    return desk.report().scans - before
+
+
+def test_scans_of_all_inboxes_together_take_a_quarter_of_a_percent_where_events_come(desk):
+    assert rest(desk, HOUR) in range(4, 10)  # 400 s after each
+
+
+@pytest.mark.parametrize("desk", [Watch.POLL], indirect=True)
+def test_without_events_an_inbox_is_scanned_as_often_as_ever(desk):
+    assert rest(desk, HOUR) >= 115
+
+
+def test_folder_that_cannot_be_watched_is_scanned_as_often_as_ever(desk):
+    assert rest(desk, 60) == 0
+    hints_of(desk).unwatched = 1
+
+    assert rest(desk, 600) >= 19  # until it is tried again
+
+
+def test_file_that_no_event_told_of_is_found_within_the_longest_rest_and_events_are_trusted_no_more(desk, tmp_path):
+    schedule_of(desk)._seconds["elsewhere"] = 1e6
+    desk.inboxes._folders["a"].scans.want_at_once()
+    desk.look_until(lambda _: desk.report().scans == 2)
+    (Path(tmp_path) / "drop-a" / "lost.dcm").write_bytes(b"x")
+    wait_until(lambda: not hints_of(desk).is_empty, what="the event")
+    hints_of(desk).take()
+
+    assert rest(desk, RESTING_MOST - 60) == 0
+    assert rest(desk, 120) >= 1
+    assert desk.report().found_by_scan == 1
+    assert rest(desk, HOUR) >= 115
