@@ -24,7 +24,7 @@ ALARM_FOR = 3_600.0  # seconds after which a change that nobody undid is taken a
 # From a failed try to the next; whether that is due is asked when the folder itself is looked at.
 REARM = Backoff(base=timedelta(seconds=1), cap=timedelta(seconds=60))
 REARM_SHORT_AFTER = 900.0  # after the limit of watches was met: it may have been raised, folders may be gone
-ARM_WAIT = 2.0  # seconds to wait for an observer at the start
+ARM_WAIT = 2.0  # seconds to wait for all observers at the start
 
 _log = structlog.get_logger()
 
@@ -68,9 +68,9 @@ class FolderHealth:
 
     @property
     def hears_all(self) -> bool:
-        """Whether, as far as anybody knows, whatever comes into the folder raises an event that we hear."""
+        """Whether, as the folder was last looked at, whatever comes into it raises an event that we hear."""
         watcher = self.watcher
-        return not self.is_remote and watcher is not None and watcher.is_watching and not watcher.hints.unwatched
+        return self._was_watching and watcher is not None and not watcher.hints.unwatched and not self.is_remote
 
     @property
     def alarm(self) -> str:

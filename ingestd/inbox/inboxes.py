@@ -65,10 +65,13 @@ class Inboxes:
         self._turn = 0
 
     def open(self) -> None:
-        """Arm the observers; files that come from now on raise events, the first scan finds those before."""
+        """Arm the observers; files that come from now on raise events, the first scan finds those before.
+
+        It waits ``ARM_WAIT`` for all of them together; one that comes later is followed by a scan.
+        """
         now = boottime()
         for folder in self._folders.values():
-            folder.health.arm(now, wait=ARM_WAIT)
+            folder.health.arm(now, wait=max(0.0, now + ARM_WAIT - boottime()))
 
     def take_over(self, other: Inboxes) -> None:
         """Come in the place of another, closed by now: since when its files are as they are need not be seen anew."""

@@ -21,7 +21,7 @@ from .tracker import Tracker
 from .walk import Walk
 
 SHARE = 20  # a scan is followed by a pause this many times as long, at least
-RESTING_SHARE = 400  # the pause where events come, in times of what one scan of each inbox takes
+RESTING_SHARE = 500  # the pause where events come, in times of what one scan of each inbox takes
 RESTING_MOST = 900.0  # seconds of it at most, unless SHARE alone makes more
 LEAST_PAUSE = 0.2  # seconds between two scans that were asked for
 AGAIN_AFTER_FAULT = timedelta(seconds=1)  # to the next scan, doubled by each in a row: what was not listed may be new
