@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from math import inf
 
-from ingestd.clocks import read_clocks
+from ingestd.clocks import Now, read_clocks
 from ingestd.daemon.outage import Outage
 from ingestd.daemon.stage import Stage
 from ingestd.ledger import Ledger, LedgerError
 
-# With nothing to do the loop still looks around this often.
+# With nothing to do the loop still looks around this often, and sooner where another process has written the ledger.
 IDLE_SECONDS = 5.0
+_NEWS_SECONDS = 1.0
 # Under load, what finishes within the time of so many commits goes into one transaction: a slow disk makes larger ones.
 _GROUP_COMMITS = 2
 _GROUP_SECONDS_MOST = 0.04
@@ -76,25 +77,35 @@ class Loop:
         """Do what is ready, once; say when (``Now.mono``) there is something to do by the clock."""
         now = read_clocks()
         try:
-            self._ledger.resolve()
-            for stage in self.stages:
-                stage.collect(now)
-            if now.mono < self._outage.until:
-                return self._outage.until
-            with self._ledger.transaction() as tx:
-                if self._outage.holds:
-                    # Also an empty transaction shows that the ledger works again.
-                    tx.begin()
-                for stage in self.stages:
-                    stage.write(tx, now)
-            if tx.has_begun:
-                self._outage.passed(now.mono, wrote=tx.wrote)
-            return min((stage.next_at(now) for stage in self.stages), default=inf)
+            with self._ledger.one_look():
+                return self._turn(now)
         except LedgerError as error:
             return self._outage.failed(error, now.mono)
 
+    def _turn(self, now: Now) -> float:
+        self._ledger.resolve()
+        for stage in self.stages:
+            stage.collect(now)
+        if now.mono < self._outage.until:
+            return self._outage.until
+        with self._ledger.transaction() as tx:
+            if self._outage.holds:
+                # Also an empty transaction shows that the ledger works again.
+                tx.begin()
+            for stage in self.stages:
+                stage.write(tx, now)
+        if tx.has_begun:
+            self._outage.passed(now.mono, wrote=tx.wrote)
+        return min((stage.next_at(now) for stage in self.stages), default=inf)
+
     def wait(self, until: float) -> None:
-        """Wait for a ring or the clock; under load a moment longer, so that one transaction carries more."""
-        rung = self._wake.wait(min(until - read_clocks().mono, self.idle_seconds))
+        """Wait for a ring, the clock or what another process writes into the ledger.
+
+        Under load a moment longer, so that one transaction carries more.
+        """
+        until = min(until, read_clocks().mono + self.idle_seconds)
+        while not (rung := self._wake.wait(min(until - read_clocks().mono, _NEWS_SECONDS))):
+            if read_clocks().mono >= until or self._ledger.has_news():
+                return
         if rung and sum(stage.in_hand for stage in self.stages) > 1:
             time.sleep(min(_GROUP_SECONDS_MOST, _GROUP_COMMITS * self._ledger.commit_seconds))

@@ -71,6 +71,11 @@ class _Round:
     def in_vain_since(self) -> float:
         return min(self._before.values(), default=inf)
 
+    @property
+    def is_walking(self) -> bool:
+        """Whether anything asked to be read when that was last looked at."""
+        return bool(self._before or self._so_far)
+
     def walked(self, page: Sequence[int], in_work: Container[int], now: Now) -> None:
         """Go by what asks still: what was taken up before, and is in nobody's hands, was not read."""
         for number in page:
@@ -115,6 +120,7 @@ class Rereads(Stage):
         self._rows = _Round()
         self._requests = _Round()
         self._look_at = 0.0
+        self._put_off = False  # whether the loop turned before it was time to look
         self._rejected_at = 0.0
 
     @property
@@ -125,7 +131,9 @@ class Rereads(Stage):
         if not self._gate.is_open:
             # What nobody serves must not count as due: the loop would turn without a rest.
             return inf
-        return now.mono if self._results_written() != self._results_known else self._look_at
+        if self._results_written() != self._results_known:
+            return now.mono
+        return self._look_at if self._put_off or self._rows.is_walking or self._requests.is_walking else inf
 
     def collect(self, now: Now) -> None:
         """Collect what was read, and take up new wants."""
@@ -139,7 +147,8 @@ class Rereads(Stage):
         for context, read in self._reader_client.take(Owner.REENCODING):
             assert isinstance(context, _Reencoding)
             self._reads.append((context, read))
-        if now.mono < self._look_at:
+        self._put_off = now.mono < self._look_at
+        if self._put_off:
             return
         self._look_at = now.mono + _LOOK_EVERY_SECONDS
         self._take_up_rows(now)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from math import inf
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
@@ -47,6 +48,7 @@ class SpoolDisk(Stage):
         self.low_water = low_water
         self._look_at = 0.0
         self.stands = True
+        self._is_well = False  # it stands, may be written, and its space is known
         self._free: int | None = None  # bytes on the spool's disk, as last seen; None: nobody can say
         self._wanted = 0  # by files that did not fit, though it is not low
         self._look()
@@ -66,7 +68,7 @@ class SpoolDisk(Stage):
         return now.utc - (timedelta(0) if self.missing_bytes else retain)
 
     def collect(self, now: Now) -> None:
-        """Look again once a second."""
+        """Look again, once a second at most."""
         if now.mono >= self._look_at:
             self._look_at = now.mono + _SPACE_EVERY_SECONDS
             self._look()
@@ -78,7 +80,8 @@ class SpoolDisk(Stage):
                 self._tell_full()
 
     def next_at(self, now: Now) -> float:  # noqa: ARG002
-        return self._look_at
+        """Wake the loop for a disk that something is wrong with; a good one is looked at whenever the loop turns."""
+        return inf if self._is_well and not self.missing_bytes else self._look_at
 
     @property
     def _full(self) -> str:
@@ -102,8 +105,9 @@ class SpoolDisk(Stage):
             with contextlib.suppress(OSError):
                 self._free = self._spool.free_bytes()
                 self._wanted = self._spool.wanted_bytes()
+        self._is_well = self._free is not None and not barred
         # What is barred for writing can be read, and sent.
-        self._gates.intake.set("disk", is_open=self._free is not None and not (self.is_low or barred))
+        self._gates.intake.set("disk", is_open=self._is_well and not self.is_low)
         self._gates.removals.set("disk", is_open=self._free is not None)
         self._gates.claims.set("disk", is_open=self.stands)
         self._tell(trouble, barred)

@@ -103,6 +103,8 @@ class Session:
         # Answers that hold until the ledger changes, and the version that they are of; our own writes forget them.
         self._answers: dict[tuple[Executable, tuple[Any, ...]], Sequence[Any]] = {}
         self._version = 0
+        self._looks = True  # whether the next question first looks for what others have written
+        self._looks_once = False
         self.labels_known: set[tuple[str, str, int]] = set()
         # What the last transaction left in ``meta``, to be known by where its COMMIT failed; "": it changed nothing.
         self.last_mark = ""
@@ -123,15 +125,33 @@ class Session:
     def fetch_cached(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         if self._writes:
             return self.fetch_all(statement, values)
-        version = sqlite_file.version(self.connection, self.file)
-        if version != self._version:
-            self._version = version
-            self._answers.clear()
+        if self._looks:
+            version = sqlite_file.version(self.connection, self.file)
+            if version != self._version:
+                self._version = version
+                self._answers.clear()
+            self._looks = not self._looks_once
         asked = (statement, tuple(values.values()) if values else ())
         if asked not in self._answers:
             # Read behind the version: what is written in between is read once more.
             self._answers[asked] = self.fetch_all(statement, values)
         return self._answers[asked]
+
+    @contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Within it, only the first question that is answered from memory looks for what others have written."""
+        self._looks_once = True
+        try:
+            yield
+        finally:
+            self._looks, self._looks_once = True, False
+
+    def has_news(self) -> bool:
+        """Whether another connection has committed since that was last looked for; False where nobody can say."""
+        try:
+            return sqlite_file.version(self.connection, self.file) != self._version
+        except errors.LedgerError:
+            return False
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
