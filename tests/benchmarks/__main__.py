@@ -30,6 +30,7 @@ from typing import Any
 
 from tests.benchmarks.growth import growth_lines
 from tests.benchmarks.lines import Line, at_least, below, rate_lines
+from tests.benchmarks.measure_idle import idle_lines
 from tests.benchmarks.measure_sustained import sustained_lines
 from tests.benchmarks.measure_tls import tls_lines
 from tests.benchmarks.measures import QUICK_SIZES, Bench, Sizes
@@ -133,6 +134,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], tuple[list[Line], Any]]] = {
     "backlog": backlog_lines,
     "sustained": sustained_lines,
     "growth": growth_lines,
+    "idle": idle_lines,
 }
 
 

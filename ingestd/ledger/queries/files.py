@@ -126,6 +126,12 @@ _RESTING = (
 )
 
 _HELD = file.alias("held")
+_UNREMOVED_SOURCES = (
+    select(file.c.id, *PLACE, *CONTENT, file.c.source_ctime_ns, file.c.removing_at)
+    .where(_SOURCE_LEFT, _OWN, file.c.id > bindparam("after_id"))
+    .order_by(file.c.id)
+    .limit(bindparam("limit"))
+)
 _HELD_PLACE = tuple(_HELD.c[name] for name in ("spool_id", "path", "relative_path", "in_place"))
 _WAITING_ELSEWHERE = (
     select(delivery.c.id, delivery.c.reason, spool.c.host, *_HELD_PLACE)
@@ -205,13 +211,8 @@ def _range_of(inbox_id: int, folder: str) -> dict[str, Any]:
 
 def unremoved_sources(ledger: Queryable, *, after_id: int = 0, limit: int = 1000) -> list[UnremovedSource]:
     """Say which copied sources are still to be removed from their inbox, in the order of their rows."""
-    rows = ledger.fetch_all(
-        select(file.c.id, *PLACE, *CONTENT, file.c.source_ctime_ns, file.c.removing_at)
-        .where(_SOURCE_LEFT, _OWN, file.c.id > after_id)
-        .order_by(file.c.id)
-        .limit(limit),
-        {"spool_id": ledger.spool_id},
-    )
+    asked = {"spool_id": ledger.spool_id, "after_id": after_id, "limit": limit}
+    rows = ledger.fetch_cached(_UNREMOVED_SOURCES, asked)
     return [
         UnremovedSource(
             file_id=row.id,
