@@ -104,8 +104,8 @@ class Loop:
         Under load a moment longer, so that one transaction carries more.
         """
         until = min(until, read_clocks().mono + self.idle_seconds)
-        while not (rung := self._wake.wait(min(until - read_clocks().mono, _NEWS_SECONDS))):
+        while not self._wake.wait(min(until - read_clocks().mono, _NEWS_SECONDS)):
             if read_clocks().mono >= until or self._ledger.has_news():
                 return
-        if rung and sum(stage.in_hand for stage in self.stages) > 1:
+        if sum(stage.in_hand for stage in self.stages) > 1:
             time.sleep(min(_GROUP_SECONDS_MOST, _GROUP_COMMITS * self._ledger.commit_seconds))
