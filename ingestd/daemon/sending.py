@@ -133,6 +133,7 @@ def _policy(folder: Path, *, only: frozenset[str] | None) -> InboxPolicy:
         path=folder,
         take=Take.IN_PLACE,
         settle=_SETTLE,
+        by_ctime=True,
         incomplete_after=_INCOMPLETE_AFTER,
         watch=Watch.POLL,
         only=only,

@@ -11,7 +11,9 @@ Theory of operation. Nobody tells us that the last byte of a file was written, a
   is not: of writers on other hosts, and of other owners' files, the kernel says nothing. Only local disks are asked,
   since the file has to be opened for it.
 - *Quiet*: device, inode, size and mtime have been as they are for ``settle`` (2 s; 30 s on a network mount, whose
-  client may show old attributes for a while), by our own boot clock since we first saw them so.
+  client may show old attributes for a while), by our own boot clock since we first saw them so. Where a person said
+  which files are to go (``by_ctime``), a ctime on a local disk tells of the time before: a file that has lain still for
+  ``settle`` already is quiet when it is first seen.
 
 Quiet, and without a writer that the kernel knows of, a file is handed out. That is still a guess, and it may be wrong
 without harm: the reader finds where the file ends, it is taken only if it still is what was read, and its digest is
@@ -49,6 +51,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import IntEnum
 
+from ingestd.clocks import utc_now
 from ingestd.lifecycle import Backoff, SourceStat
 
 from .types import Candidate, InboxPolicy, Take
@@ -83,7 +86,7 @@ class TrackedFile:
 
     path: str
     stat: FileStat
-    since: float  # when we first saw it as it is
+    since: float  # when we first saw it as it is; ``by_ctime``: how long it has surely been so, at most ``settle``
     due: float
     by_scan: bool  # only the timer's scan found it so far
     origin: Candidate | None  # what it was when it came into the spool, if it lies there
@@ -99,6 +102,7 @@ class Tracker:
 
     def __init__(self, policy: InboxPolicy, *, settle: float, most: int) -> None:
         self.settle = settle
+        self.by_ctime = False  # whether a file's ctime tells how long it has been quiet
         self.incomplete_after = policy.incomplete_after.total_seconds()
         self.most = most
         self.vanished = 0
@@ -181,6 +185,8 @@ class Tracker:
         known = self._before.pop(path, None)
         if known is not None and known[0] == seen:
             file.since = known[1]
+        elif self.by_ctime:
+            file.since -= min(self.settle, max(0.0, utc_now().timestamp() - seen[4] / 1e9))
         if ask:
             file.phase = Phase.ASKED
             self._phases[Phase.ASKED] += 1

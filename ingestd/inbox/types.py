@@ -51,6 +51,7 @@ class InboxPolicy:
     base name and against the path relative to the inbox. ``only``: the relative paths of the files that were asked
     for by name; nothing else in the folder is looked at, and no ignore rule holds for them. ``emptied_after``: folders
     that lay empty for that long are told by ``take_emptied``; None: none is.
+    ``by_ctime``: on a local disk a file that has not changed for ``settle`` when it is first seen need not settle.
     ``unfinished_after``: a hidden or temporary name, or what is no regular file, is told after so long unchanged.
     """
 
@@ -58,6 +59,7 @@ class InboxPolicy:
     path: Path
     take: Take = Take.MOVE
     settle: timedelta | None = None
+    by_ctime: bool = False
     incomplete_after: timedelta = timedelta(minutes=15)
     unfinished_after: timedelta = timedelta(minutes=15)
     watch: Watch = Watch.AUTO

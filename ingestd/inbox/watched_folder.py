@@ -64,7 +64,8 @@ class WatchedFolder:
         self._spool_device = spool.st_dev
         self._spool_mount = spool_mount
         self.health = FolderHealth(policy, wake)
-        self.tracker = Tracker(policy, settle=self._settle_seconds(), most=track_most)
+        self.tracker = Tracker(policy, settle=SETTLE_LOCAL, most=track_most)
+        self._say_how_to_settle()
         self.statistics = ScanStatistics(self.health)
         names = Names(policy.ignore, only=policy.only)
         self._hinted = HintedPaths(names, apart)
@@ -248,17 +249,18 @@ class WatchedFolder:
             if self.health.is_remote != (self._io.threads > 0):
                 self._io.close()
                 self._io = self._new_io()
-            self.tracker.settle = self._settle_seconds()
+            self._say_how_to_settle()
 
     def _root_gone(self, error: RootGone, now: float) -> None:
         self._drop_walk()
         self.health.root_gone(error)
         self.scans.put_off(now + LOOK_EVERY)
 
-    def _settle_seconds(self) -> float:
-        if self.policy.settle is not None:
-            return self.policy.settle.total_seconds()
-        return SETTLE_REMOTE if self.health.is_remote else SETTLE_LOCAL
+    def _say_how_to_settle(self) -> None:
+        settle, is_remote = self.policy.settle, self.health.is_remote
+        by_default = SETTLE_REMOTE if is_remote else SETTLE_LOCAL
+        self.tracker.settle = by_default if settle is None else settle.total_seconds()
+        self.tracker.by_ctime = self.policy.by_ctime and not is_remote  # another host's clock says nothing here
 
     def _check_hinted(self, now: float) -> bool:
         if not self._hinted.paths:

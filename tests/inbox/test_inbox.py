@@ -13,6 +13,7 @@ import pytest
 
 from ingestd.inbox import Leave, Take, Watch
 from tests.inboxing import Desk, policy, quick_folder, source_of
+from tests.running import filesystem_of
 
 
 @pytest.fixture
@@ -46,6 +47,44 @@ def append(path, content):
 
 def names(candidates):
     return sorted(candidate.relative_path for candidate in candidates)
+
+
+def by_ctime(base, *, settle):
+    return policy(base, watch=Watch.POLL, settle=timedelta(seconds=settle), by_ctime=True)
+
+
+def test_file_that_a_person_named_need_not_settle_again(tmp_path, drop):
+    put(drop, "x")
+    time.sleep(0.1)
+    with desk_of(tmp_path, by_ctime(tmp_path, settle=0.05)) as desk:
+        desk.settle(0)
+
+        assert names(desk.ready_now()) == ["x"]
+
+
+def test_file_that_a_person_named_settles_while_it_is_new(tmp_path, drop):
+    put(drop, "x")
+    with desk_of(tmp_path, by_ctime(tmp_path, settle=60)) as desk:
+        desk.settle(30)
+        assert desk.ready_now() == []
+        append(drop / "x", b"more")
+        desk.settle(31)
+        assert desk.ready_now() == []
+        desk.pass_time(61)
+
+        assert names(desk.ready_now()) == ["x"]
+
+
+def test_ctime_of_a_network_mount_tells_of_no_time_before(tmp_path, drop, monkeypatch):
+    put(drop, "x")
+    time.sleep(0.1)
+    monkeypatch.setattr("ingestd.fs.mounts.REMOTE", {filesystem_of(drop)})
+    with desk_of(tmp_path, by_ctime(tmp_path, settle=0.05)) as desk:
+        desk.settle(0)
+        assert desk.ready_now() == []
+        desk.pass_time(0.1)
+
+        assert names(desk.look_until(bool)) == ["x"]
 
 
 def test_file_is_handed_out_once_after_its_settle_time(tmp_path, drop):
