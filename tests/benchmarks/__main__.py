@@ -31,6 +31,7 @@ from typing import Any
 from tests.benchmarks.growth import growth_lines
 from tests.benchmarks.lines import Line, at_least, below, rate_lines
 from tests.benchmarks.measure_idle import idle_lines
+from tests.benchmarks.measure_send import send_lines
 from tests.benchmarks.measure_sustained import sustained_lines
 from tests.benchmarks.measure_tls import tls_lines
 from tests.benchmarks.measures import QUICK_SIZES, Bench, Sizes
@@ -125,6 +126,7 @@ def help_lines(bench: Bench) -> tuple[list[Line], Any]:
 MEASUREMENTS: dict[str, Callable[[Bench], tuple[list[Line], Any]]] = {
     "help": help_lines,
     "lone": lone_lines,
+    "send": send_lines,
     "ct": ct_lines,
     "small": small_lines,
     "second": second_lines,

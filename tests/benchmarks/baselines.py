@@ -1,8 +1,7 @@
 """What a user would do instead of ingestd, as fast as it can honestly be done.
 
 ``through_orthanc``: a watch folder's files posted to an Orthanc by parallel clients, which forwards each study by
-STOW to the same sink as soon as the study is complete. ``tutorial_loop``: the loop of the service's own tutorials,
-one file after the other, each read whole and posted alone; it looks at no answer but the status code.
+STOW to the same sink as soon as the study is complete. ``tutorial_loop``: ``plain_client`` here.
 """
 
 from __future__ import annotations
@@ -15,11 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import requests
-import urllib3
-from urllib3.filepost import encode_multipart_formdata
-
 from tests.benchmarks.files import FileSet
+from tests.benchmarks.plain_client import post_all
 from tests.benchmarks.sink import Sink
 from tests.orthanc import Orthanc
 
@@ -46,29 +42,12 @@ def tutorial_loop(paths: Sequence[Path], sink: Sink) -> float:
     """Seconds for the tutorial's loop: one session, one file, one multipart POST at a time."""
     before = sink.counts().instances
     started = time.perf_counter()
-    with requests.session() as client:
-        for path in paths:
-            with path.open("rb") as reader:
-                content = reader.read()
-            body, content_type = _encode_multipart_related({"file": ("dicomfile", content, "application/dicom")})
-            answer = client.post(
-                f"{sink.url}/studies",
-                body,
-                headers={"Accept": "application/dicom+json", "Content-Type": content_type},
-                verify=False,
-            )
-            answer.raise_for_status()
+    post_all(sink.url, paths)
     seconds = time.perf_counter() - started
     arrived = sink.counts().instances - before
     if arrived != len(paths):
         raise RuntimeError(f"the tutorial's loop stored {arrived} of {len(paths)} instances")
     return seconds
-
-
-def _encode_multipart_related(fields: dict[str, tuple[str, bytes, str]]) -> tuple[bytes, str]:
-    """Build the body as the service's own Python tutorial does."""
-    body, _ = encode_multipart_formdata(fields, boundary := urllib3.filepost.choose_boundary())
-    return body, f"multipart/related; boundary={boundary}"
 
 
 class _Relay:
