@@ -219,7 +219,8 @@ class NextSteps:
         fresh = [(key, step) for key, step in self._arrived if step.seen.origin.row is None]
         formers = _formers(step.seen.origin for _, step in fresh)
         arrivals = [step.arrival for _, step in fresh]
-        rows = moves.admit(self._tx, arrivals, formers=formers, now=self._now.utc)
+        # With none it would still take a number of no file: a commit for nothing.
+        rows = moves.admit(self._tx, arrivals, formers=formers, now=self._now.utc) if arrivals else []
         for (key, step), admitted in zip(fresh, rows, strict=True):
             self._was_admitted(key, step, admitted)
         for key, step in self._arrived:

@@ -299,3 +299,18 @@ def test_file_refused_anew_after_a_person_let_go_of_its_former_row_has_a_row_of_
         assert counts == {State.DISCARDED: 1, State.REJECTED: 1}
         (other,) = queries.rejected_files(rooms.ledger)
         assert (rooms.spool.path / other.path).read_bytes() == b"no imagemore"
+
+
+def test_lone_file_costs_two_transactions(tmp_path: Path) -> None:
+    """One before it is moved, one with its row: each syncs the disk five times, and a lone file waits for it."""
+    with opened(tmp_path) as rooms:
+        statements: list[str] = []
+        connection = rooms.ledger.connection.connection.dbapi_connection
+        assert connection is not None
+        connection.set_trace_callback(statements.append)
+        (rooms.drop / "a").write_bytes(instance_bytes())
+
+        assert rooms.take_in(1) == {State.PENDING: 1}
+
+    # Every transaction that writes names itself there.
+    assert sum(text.startswith("INSERT INTO meta") for text in statements) == 2
