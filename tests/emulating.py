@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,7 +66,9 @@ class EmulatorProcess:
         while True:
             try:
                 get(f"{self.url}/changefeed/latest")
-            except OSError:
+            except OSError as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.NOT_FOUND:
+                    return  # it answers: it was told to have no feed
                 if self._process.poll() is not None or time.monotonic() > give_up_at:
                     said = (self.data / "emulator.log").read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"the emulator did not start ({self._process.poll()}):\n{said}") from None

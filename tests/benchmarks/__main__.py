@@ -30,6 +30,7 @@ from typing import Any
 
 from tests.benchmarks.growth import growth_lines
 from tests.benchmarks.lines import Line, at_least, below, rate_lines
+from tests.benchmarks.measure_confirm import confirm_lines
 from tests.benchmarks.measure_idle import idle_lines
 from tests.benchmarks.measure_send import send_lines
 from tests.benchmarks.measure_sustained import sustained_lines
@@ -127,6 +128,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], tuple[list[Line], Any]]] = {
     "help": help_lines,
     "lone": lone_lines,
     "send": send_lines,
+    "confirm": confirm_lines,
     "ct": ct_lines,
     "small": small_lines,
     "second": second_lines,
