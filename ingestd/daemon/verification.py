@@ -34,6 +34,10 @@ from ingestd.reconciler import Finding, NextStep, StudyAnswer, Verify, judge, no
 
 # Rows taken up for one round of questions; the rest follows when these are answered.
 _ROWS_MOST = 1000
+# To look for more reads those again that are under way, which stay due. Beyond a few of these it waits until half of
+# them are answered, or so long.
+_ROWS_FEW = 100
+_LOOK_EVERY_SECONDS = 1.0
 _GONE_NOTE = (
     "its file is no longer where it was taken in, and the server does not have it; put it back and `ingestd retry`, or "
     "drop the file again"
@@ -81,6 +85,7 @@ class Verification(Stage):
         # Rows are due that wait for what is being compared: no use in planning before some of it has come.
         self._waits_for_trust = False
         self.more_rows = False  # more were due than one round takes up
+        self._plan_below, self._plan_at = 0, 0.0  # so few under way, or that time (``Now.mono``): look for more
         # When this process first saw a row absent (``clocks.boottime``), until something else is seen of it.
         self._absent: dict[int, float] = {}
 
@@ -107,7 +112,7 @@ class Verification(Stage):
         self._is_due = self._is_due or answered
         if self._compared or answered or not self._asked:
             self._waits_for_trust = False
-        may_ask = len(self._asked) < _ROWS_MOST and not self._waits_for_trust
+        may_ask = self._may_plan(now) and not self._waits_for_trust
         check = queries.next_check_at(self._ledger, now=now.utc) if may_ask else None
         self._is_due = self._is_due or (check is not None and check <= now.utc)
         if may_ask and check is None and self.is_idle and not self._others_wait():
@@ -133,13 +138,15 @@ class Verification(Stage):
             self._write_comparison(compared, tx, this)
         self._apply(this.outcomes, tx, this)
         self._trust.record(tx, now, rules, comparisons)
-        if self._is_due and len(self._asked) < _ROWS_MOST:
+        if self._is_due and self._may_plan(now):
             self._plan(tx, this)
         tx.on_commit(partial(self._committed, this))
 
     def next_at(self, now: Now) -> float:
         if self._questions.rules is None or len(self._asked) >= _ROWS_MOST:
             return inf
+        if not self._may_plan(now):
+            return self._plan_at
         check = queries.next_check_at(self._ledger, now=now.utc)
         if check is None:
             return inf
@@ -148,6 +155,11 @@ class Verification(Stage):
             return now.mono
         # Rows that are being asked about stay due until the answer is written; the answer wakes us.
         return now.mono + max(0.0, left) if left > 0 or not self._asked else inf
+
+    def _may_plan(self, now: Now) -> bool:
+        under_way = len(self._asked)
+        is_worth_it = under_way <= max(_ROWS_FEW, self._plan_below) or now.mono >= self._plan_at
+        return under_way < _ROWS_MOST and is_worth_it
 
     def _plan(self, tx: Transaction, this: Round) -> None:
         due = queries.unproven(tx, now=this.now.utc, limit=_ROWS_MOST)
@@ -265,6 +277,7 @@ class Verification(Stage):
             self._questions.ask(Asker.VERIFICATION, question)
         if this.waits is not None:
             self._waits_for_trust, self.more_rows = this.waits, this.more
+            self._plan_below, self._plan_at = len(self._asked) // 2, this.now.mono + _LOOK_EVERY_SECONDS
         for row in this.found:
             self._posting.found(row, this.now)
         self._absent |= this.absent

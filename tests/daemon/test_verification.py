@@ -382,3 +382,22 @@ def test_server_is_asked_as_soon_as_its_kind_is_known(tmp_path: Path, server: Em
         assert due <= read_clocks().mono
         daemon.loop.tick()
         assert only_server(daemon).server_questions.rules is not None
+
+
+def test_rows_that_are_being_compared_are_not_read_again_with_each_answer(tmp_path: Path, server: Emulator):
+    """They stay due until they are answered: 1,500 files were read some 1,000 at a time, two answers apart."""
+    files = 400
+    site = Site(tmp_path / "site", server.url, reconcile={"interval": "200ms", "lag": "1s", "verify": "content"})
+    for number in range(files):
+        write_instance(site.drop / f"image{number}", study_uid="1.2.3")
+    with rooms(site) as daemon:
+        turn_until(daemon, lambda: queries.counts(daemon.ledger).get(State.STORED) == files, what="all stored")
+        statements: list[str] = []
+        connection = daemon.ledger.connection.connection.dbapi_connection
+        assert connection is not None
+        connection.set_trace_callback(statements.append)
+
+        turn_until(daemon, lambda: queries.counts(daemon.ledger).get(State.CONFIRMED) == files, what="the proof")
+
+    looks = sum("ORDER BY delivery.next_check_at" in text for text in statements)
+    assert looks < files / 4
