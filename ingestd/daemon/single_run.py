@@ -59,11 +59,15 @@ class _SingleRun:
         if self._watch is not None:
             self._watch(self._daemon)
         stages, progress = self._daemon.stages, self._daemon.progress
+        flushed = progress.flushes
         progress.flushes = (
             stages.admission.is_idle
             and stages.orphans.are_adopted
             and self._daemon.workers.inboxes.is_drained(self._since)
         )
+        if progress.flushes and not flushed:
+            # The tick before knew nothing of it, and said when to wake by the quiet period and the next scan.
+            self._daemon.wake()
         # A look at the server for files that may go is no part of what is waited for: `_let_go` gives it its time.
         is_idle = all(stage.is_idle for stage in stages.all if not isinstance(stage, ServerRollback))
         self.is_done = progress.flushes and is_idle and queries.unfinished(self._daemon.ledger) == 0
