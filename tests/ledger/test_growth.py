@@ -220,3 +220,27 @@ def test_note_comes_back_as_it_was(note: str):
 def test_evidence_comes_back_as_it_was(evidence: dict[str, str]):
     kept = kept_evidence(evidence)
     assert (told_evidence(json.loads(kept)) if kept else {}) == evidence
+
+
+def pages_written(ledger: Ledger, first: int) -> int:
+    """Admit forty files of a new study, and say how many pages of the ledger that changes."""
+    journal = ledger.file.with_name(ledger.file.name + "-journal")
+    with ledger.transaction() as tx:
+        moves.admit(tx, [arrival(first + number, study=900_000 + first) for number in range(40)], now=NOW)
+        tx.flush_all()
+        return journal.stat().st_size // 4096
+
+
+def test_what_is_added_lies_together_in_a_large_ledger(ledger: Ledger):
+    """An index by a random key had a page journaled and written for each file, once it was larger than those."""
+    fill(ledger, 1, 400)
+    few = pages_written(ledger, 100_000)
+    fill(ledger, 1_000, 4_000)
+
+    assert pages_written(ledger, 200_000) <= few + 12
+
+
+def fill(ledger: Ledger, first: int, files: int) -> None:
+    for start in range(first, first + files, 400):
+        with ledger.transaction() as tx:
+            moves.admit(tx, [arrival(number, study=number // 10) for number in range(start, start + 400)], now=NOW)
