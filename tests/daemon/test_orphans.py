@@ -17,7 +17,7 @@ from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, LeftCandidate, moves, queries
 from ingestd.lifecycle import State
 from tests.builders import write_instance
-from tests.daemon.test_promise import configure, image, run
+from tests.daemon.test_promise import configure, image, run, running, states, turn
 from tests.running import run_program
 
 # The process ends at the first file that is brought into the spool: before it is, or before anybody hears of it.
@@ -186,3 +186,26 @@ def test_files_that_somebody_put_into_one_folder_of_the_spool_are_all_kept(tmp_p
 
     assert sorted(state for _, state in ends(config)) == [State.CONFIRMED] * 3 + [State.REJECTED] * 2
     assert len(spool_files(tmp_path)) == 5
+
+
+def test_start_looks_through_a_large_spool_bit_by_bit(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """READY, and what waits to be delivered, waited until each of a million kept files had been asked about."""
+    config = configure(tmp_path, server)
+    for number in range(5):
+        (config.inboxes[0].path / f"{number}").write_bytes(b"no image")
+    run(config)
+    assert len(spool_files(tmp_path)) == 5
+    left = tmp_path / "spool" / "files" / config.inboxes[0].spool_name / f"{0:032x}"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(image())
+    monkeypatch.setattr("ingestd.inbox.spool.KNOWN_AT_ONCE", 2)
+
+    with running(config) as daemon:
+        orphans = daemon.stages.orphans
+        for _ in range(3):
+            assert not orphans.are_adopted
+            daemon.loop.tick()
+        turn(daemon, lambda: orphans.are_adopted)
+        turn(daemon, lambda: states(config).get("CONFIRMED") == 1)
