@@ -84,14 +84,13 @@ class ServerRollback(Stage):
         waits = False
         before = self._disk.due_before(now, self._retain)
         if now.mono >= self._good_until or self._is_used_up(before):
-            resting = [] if self._asked else self._resting(before, limit=_ROWS_AT_ONCE)
-            waits = bool(self._asked or resting)
+            waits = bool(self._asked or self._resting(before, limit=1))
             if not waits:
                 # Nothing that is to go by now rests on the server's having it.
                 self._rests_since = before - _LATE
                 self._good(now.mono + _LOOK_EVERY_SECONDS, up_to=before)
             elif rules is not None:
-                self._look_at_server(now, rules, resting)
+                self._look_at_server(now, rules, before)
             self._gate(now)
         self._hold(now, is_held=waits)
 
@@ -157,7 +156,7 @@ class ServerRollback(Stage):
             self._rests_since = None
         return queries.resting(self._ledger, before=before, since=self._rests_since, limit=limit)
 
-    def _look_at_server(self, now: Now, rules: Rules, resting: Sequence[Resting]) -> None:
+    def _look_at_server(self, now: Now, rules: Rules, before: datetime) -> None:
         if rules.profile.has_feed and now.mono >= self._feed_good_until:
             if now.mono >= self._ask_at:
                 self._ask_at = now.mono + _FEED_EVERY_SECONDS
@@ -170,7 +169,10 @@ class ServerRollback(Stage):
         ]
         if _tells_of_loss(rows):
             self._went_back = True
-        elif not rows and resting:
+        elif not self._asked:
+            resting = self._resting(before, limit=_ROWS_AT_ONCE)
+            if not resting:
+                return  # somebody else let go of them just now
             asked, self._asked_up_to = last_before_outages(resting)
             # The last of all tells soonest.
             self._asked = tuple(asked.union(queries.newest_confirmed(self._ledger)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.daemon.test_verification import rooms, somebody_else, turn_until, utc_now
 from tests.emulating import EmulatorProcess
+from tests.ledger.test_growth import steps_of
 from tests.running import Site, wait_until
 from tests.serving import only_server
 
@@ -134,6 +136,31 @@ def test_no_copy_goes_while_the_server_cannot_be_asked(tmp_path: Path, server: E
         assert site.entry_of(KEPT).removed_at is None
         server.start()
         wait_until(lambda: site.entry_of(KEPT).removed_at is not None, what="the removal", within_seconds=40)
+
+
+def steps_of_a_look(folder: Path, files: int) -> int:
+    """Hold so many files behind a server that is away, and count what the next look asks of the ledger."""
+    with Emulator(fsync=False) as server:
+        site = Site(folder, server.url)
+        site.configure(spool={"path": "./spool", "low_water": "10MB", "retain": "24h"})
+        for number in range(files):
+            write_instance(site.drop / f"{number}")
+        with rooms(site) as daemon:
+            turn_until(daemon, lambda: queries.counts(daemon.ledger)[State.CONFIRMED] == files, what="the proofs")
+    site.configure(spool={"path": "./spool", "low_water": "10MB", "retain": "0s"})
+    with rooms(site) as daemon:
+        turn_until(daemon, lambda: daemon.stages.orphans.are_adopted, what="the start")
+        now = read_clocks()
+        later = replace(now, mono=now.mono + 5)
+        steps = steps_of(daemon.ledger, lambda _: only_server(daemon).server_rollback.collect(later))
+        assert not only_server(daemon).removals.is_open
+    return steps
+
+
+def test_files_that_are_held_while_the_server_is_away_are_not_read_again_and_again(tmp_path: Path):
+    """Each second twenty thousand rows were read, and thrown away since the server could not be asked."""
+    few = steps_of_a_look(tmp_path / "few", 3)
+    assert steps_of_a_look(tmp_path / "many", 30) <= few + 20
 
 
 @pytest.mark.slow
