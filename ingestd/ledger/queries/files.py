@@ -103,6 +103,12 @@ STILL_MAY_GO = select(file.c.id).where(
     file.c.removing_at.is_(None),
     ~IS_IN_DOUBT,
 )
+_FILES_KNOWN = select(file.c.path).where(dialect.among(file.c.path, "paths"), _LIES_THERE, _OWN)
+_RENDITIONS_KNOWN = (
+    select(rendition.c.path)
+    .join(file, file.c.id == rendition.c.file_id)
+    .where(dialect.among(rendition.c.path, "paths"), _RENDITION_LIES_THERE, _OWN)
+)
 _RENDITIONS = select(rendition).where(dialect.among(rendition.c.file_id, "files"), _RENDITION_LIES_THERE)
 
 _RESTS_ON = delivery.alias("rests_on")
@@ -229,17 +235,8 @@ def unremoved_sources(ledger: Queryable, *, after_id: int = 0, limit: int = 1000
 
 def paths_known(ledger: Queryable, paths: Sequence[str]) -> set[str]:
     """Say which of these paths in the own spool belong to a file that was not removed yet, or are its rendition's."""
-    known: set[str] = set()
-    own = {"spool_id": ledger.spool_id}
-    for piece in pieces(paths):
-        files = select(file.c.path).where(file.c.path.in_(piece), _LIES_THERE, _OWN)
-        renditions = (
-            select(rendition.c.path)
-            .join(file, file.c.id == rendition.c.file_id)
-            .where(rendition.c.path.in_(piece), _RENDITION_LIES_THERE, _OWN)
-        )
-        known.update(row.path for statement in (files, renditions) for row in ledger.fetch_all(statement, own))
-    return known
+    asked = {"spool_id": ledger.spool_id, "paths": paths}
+    return {row.path for statement in (_FILES_KNOWN, _RENDITIONS_KNOWN) for row in ledger.fetch_all(statement, asked)}
 
 
 def removable(
