@@ -178,6 +178,7 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
         queries.newest_confirmed(ledger),
         queries.has_looks(ledger),
     ),
+    "trust": lambda ledger: (queries.has_uncompared(ledger, before=LATER), queries.uncompared(ledger, before=LATER)),
     "on their way": lambda ledger: (queries.newest_stored(ledger), queries.others_on_their_way(ledger, ["1.2.1"])),
     "given up first": lambda ledger: queries.given_up_first(ledger, at=[1, 2], size_bytes=1),
     "waiting elsewhere": queries.waiting_elsewhere,
@@ -205,6 +206,16 @@ def test_what_waits_at_one_destination_is_read_past_by_no_question_about_another
 
     assert steps
     assert all("delivery_unconfirmed (destination_id=?" in step for step in steps), steps
+
+
+@pytest.mark.parametrize("name", ["entries", "entries at one", "going back", "trust"])
+def test_what_is_confirmed_at_one_destination_is_read_past_by_no_question_about_another(ledger: Ledger, name: str):
+    """With a million files confirmed at one, each question about a new one read past all of them."""
+    plans = plans_of(ledger, lambda: QUESTIONS[name](ledger))
+    steps = [step for _, plan in plans for step in plan if "delivery_confirmed" in step]
+
+    assert steps
+    assert all("delivery_confirmed (destination_id=?" in step for step in steps), steps
 
 
 def _admit(ledger: Ledger) -> None:
