@@ -34,12 +34,14 @@ _NEWEST_CONFIRMED = (
 _UNTOLD = (delivery.c.untold_since.is_not(None), _AT_DESTINATION, delivery.c.spool_id == bindparam("spool_id"))
 _ANY_UNTOLD = select(delivery.c.id).where(*_UNTOLD).limit(1)
 _LOOKS = (CONFIRMED, _AT_DESTINATION, delivery.c.next_check_at.is_not(None))
-_ANY_LOOK = select(delivery.c.id).where(*_LOOKS).limit(1)
+# Ordered, so that the index of what is to be looked at is taken, not that of all that is confirmed.
+_ANY_LOOK = select(delivery.c.id).where(*_LOOKS).order_by(delivery.c.next_check_at).limit(1)
 _ANY_MISMATCH = select(delivery.c.id).where(delivery.c.mismatch == ONE, _AT_DESTINATION).limit(1)
 _ANY_UNCHECKED = (
     select(delivery.c.id)
     .select_from(DELIVERED)
     .where(*_LOOKS, delivery.c.needs_content_check == 1, file.c.removing_at.is_(None))
+    .order_by(delivery.c.next_check_at)
     .limit(1)
 )
 
