@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from ingestd.inbox import new_name
 from ingestd.ledger import Choice, Ledger, NewCandidate, moves, queries
 from ingestd.ledger.identity import hash_of_uids
 from ingestd.ledger.schema import STATE_COLUMNS
@@ -71,7 +72,8 @@ def _filling(rows: int, start: int) -> Iterator[str]:
             identity, sop_class_uid, transfer_syntax, digest, meta_digest, dataset_offset, size_bytes, modality,
             station, patient_hash, accession_hash, admitted_at, changed_at, in_spool)
         SELECT n, 1, n % 2 + 1, 'export/' || (n / {ROWS_A_STUDY}) || '/IM' || n || '.dcm',
-            n || ':524288:17000000' || n, 'files/inbox/' || hex(randomblob(16)), 0, n / {ROWS_A_STUDY} + 1, {_SERIES},
+            n || ':524288:17000000' || n,
+            'files/inbox/' || printf('%012x', n) || hex(randomblob(10)), 0, n / {ROWS_A_STUDY} + 1, {_SERIES},
             {_SOP}, hash_of({_STUDY}, {_SERIES}, {_SOP}), '1.2.840.10008.5.1.4.1.1.2', '1.2.840.10008.1.2.1',
             randomblob(32), randomblob(32), 400, 524288, CASE WHEN (n / {ROWS_A_STUDY}) % 3 THEN 'CT' ELSE 'MR' END,
             'STATION', randomblob(16), randomblob(16), {start} + n * 30000000 % 31000000000000,
@@ -183,7 +185,7 @@ def arrival(number: int, candidate_id: int) -> Arrival:
         inbox="inbox",
         relative_path=f"new/IM{number:07d}.dcm",
         source=SourceStat(device=2049, inode=number, size_bytes=524_288, mtime_ns=time.time_ns()),
-        path=f"files/inbox/{uuid.uuid4().hex}",
+        path=f"files/inbox/{new_name()}",
         in_place=False,
         source_removed=True,
         identity=Identity(
