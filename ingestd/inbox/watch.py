@@ -43,6 +43,7 @@ from ingestd.fs.places import PASS, open_folder
 from .hints import Hints
 
 DISARM_MOST = 30.0  # seconds to wait for an observer's end before the next begins
+ARM_ALONE_MOST = 30.0  # seconds to wait for others to be armed: one of them may hang
 
 _OVERFLOW_LOGGER = "watchdog.observers.inotify_c"
 _NEWS = Mask(
@@ -60,6 +61,8 @@ _FILE_NEWS = (
     | InotifyConstants.IN_CREATE
     | InotifyConstants.IN_ATTRIB
 )
+# A hundred threads that arm would keep one another, and the first scan, waiting for the interpreter.
+_one_by_one = threading.Lock()
 _OUT_OF_WATCHES = frozenset({errno.ENOSPC, errno.ENOMEM})
 
 
@@ -299,9 +302,14 @@ class Watcher:
         try:
             if self._after is not None:
                 self._after.join(DISARM_MOST)
-            observer = _Observer(self.hints)
-            observer.schedule(_Handler(self.hints), self.root, recursive=True)
-            observer.start()
+            is_alone = _one_by_one.acquire(timeout=ARM_ALONE_MOST)
+            try:
+                observer = _Observer(self.hints)
+                observer.schedule(_Handler(self.hints), self.root, recursive=True)
+                observer.start()
+            finally:
+                if is_alone:
+                    _one_by_one.release()
         except Exception as error:  # noqa: BLE001 - whatever it is, the scan goes on without events
             with self._lock:
                 if self.state == "arming":
