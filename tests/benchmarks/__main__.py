@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks              everything; takes half an hour and 12 GB of disk
     python -m tests.benchmarks              everything; takes an hour, most of it idle, and 6 GB of disk
+    python -m tests.benchmarks              everything; takes an hour, half of it idle, and 12 GB of disk
     python -m tests.benchmarks --quick      the same with less of everything, to see that it runs
     python -m tests.benchmarks --only ct,small --json figures.json
     python -m tests.benchmarks --only growth --growth 1000000     half an hour and 14 GB
