@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.builders import dataset_bytes, part10
+from tests.invariants import digest_of
 from tests.simulation.machine import Machine
 from tests.torture.feeding import Kind, Written
 
@@ -130,7 +130,7 @@ class Files:
             instance_number=self._dice.randint(1, 999),
             pixels=self._dice.randbytes(16 * 16 * 2),
         )
-        sha256 = hashlib.sha256(dataset).hexdigest()
+        sha256 = digest_of(dataset)
         uids = {"study_uid": study_uid, "series_uid": series_uid, "sop_uid": sop_uid}
         return Written(name="", kind=kind, **uids, sha256=sha256, station=station), part10(dataset, sop_uid=sop_uid)
 

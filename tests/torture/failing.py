@@ -29,7 +29,7 @@ from typing import Any
 
 from tests.builders import dataset_bytes, part10
 from tests.emulating import EmulatorProcess
-from tests.invariants import Findings
+from tests.invariants import Findings, digest_of
 from tests.recounting import ENTRIES
 from tests.running import Daemon, Site, TookTooLongError, session_members, wait_until
 from tests.torture.feeding import ROOT, Kind, Written
@@ -236,7 +236,7 @@ class Trial:
         sop_uid = f"{self._root}.3.{instance}"
         pixels = hashlib.shake_128(f"{kind} {instance}".encode()).digest(32 * 32 * 2)
         dataset = dataset_bytes(**uids, sop_uid=sop_uid, rows=32, columns=32, instance_number=instance, pixels=pixels)
-        digest = hashlib.sha256(dataset).hexdigest()
+        digest = digest_of(dataset)
         return part10(dataset, sop_uid=sop_uid), Written(name="", kind=kind, **uids, sop_uid=sop_uid, sha256=digest)
 
     def _write_instance(self, kind: Kind, study: int, instance: int) -> Written:

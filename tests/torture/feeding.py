@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from tests.builders import dataset_bytes, part10
+from tests.invariants import digest_of
 
 ROOT = "1.2.826.0.1.3680043.10.1451.7"
 RECENT_STUDIES = 5
@@ -162,7 +162,7 @@ class Feeder(threading.Thread):
             study_uid=study_uid,
             series_uid=series_uid,
             sop_uid=sop_uid,
-            sha256=hashlib.sha256(dataset).hexdigest(),
+            sha256=digest_of(dataset),
             station=station,
         )
         self.written.append(written)
