@@ -330,7 +330,7 @@ def test_no_log_line_pushes_through_the_bar_of_send(site, tmp_path, form):
 
 
 def test_the_bar_of_send_says_what_stands_in_the_way(tmp_path):
-    site = Site(tmp_path / "site", "http://127.0.0.1:9/v2")
+    site = Site(tmp_path / "site", "http://127.0.0.1:9/v2", retry={"base": "30s", "cap": "30s"})
     image = write_instance(tmp_path / "export" / "image")
     words = ("send", "-c", str(site.config_file), str(image))
 
