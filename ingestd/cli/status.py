@@ -351,6 +351,7 @@ def entry_as_plain(entry: Entry) -> dict[str, Any]:
         "size_bytes": entry.source.size_bytes,
         "transfer_syntax": entry.content.transfer_syntax if entry.content else None,
         "digest": entry.content.digest if entry.content else None,
+        "sha256": entry.sha256 or None,
         "notes": list(entry.notes),
         "priority": entry.priority,
         "admitted_at": entry.admitted_at,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -339,6 +340,19 @@ def test_the_bar_of_send_says_what_stands_in_the_way(tmp_path):
     assert code == ExitCode.TIMEOUT
     assert "nothing is sent at present: " in seen
     assert "tried again in " in seen
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_explain_tells_what_sha256sum_prints(tmp_path, taken):
+    with Emulator(fsync=False) as server:
+        site = Site(tmp_path / "site", server.url, reader={"sha256": taken})
+        image = write_instance(site.drop / "image")
+        printed = hashlib.sha256(image.read_bytes()).hexdigest()
+        assert site.command("run", "--once").returncode == ExitCode.DONE
+
+        (told,) = json.loads(site.command("explain", "1", "--json").stdout)["files"]
+        assert told["sha256"] == (printed if taken else None)
+        assert (f"File's SHA-256  {printed}" in site.command("explain", "1").stdout) == taken
 
 
 def test_watching_draws_until_interrupted(site):
