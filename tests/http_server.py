@@ -178,10 +178,12 @@ class ScriptedServer:
             self._threads.append(thread)
 
     def _talk(self, sock: socket.socket) -> None:
-        plain = sock
         try:
             if self.tls is not None:
-                sock = self.tls.wrap_socket(sock, server_side=True)
+                plain, sock = sock, self.tls.wrap_socket(sock, server_side=True)
+                with self._lock:  # the plain one is a husk now
+                    self._open.discard(plain)
+                    self._open.add(sock)
             conversation = Conversation(sock, self)
             while conversation.read_head():
                 with self._lock:
@@ -200,7 +202,7 @@ class ScriptedServer:
             self.errors.append(error)
         finally:
             with self._lock:
-                self._open.discard(plain)
+                self._open.discard(sock)
             sock.close()
 
 
