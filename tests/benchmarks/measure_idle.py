@@ -45,8 +45,8 @@ class Idle:
 
 
 def idle_lines(bench: Bench) -> tuple[list[Line], Any]:
-    folders = FOLDERS if bench._sizes.backlog_files >= Sizes.backlog_files else QUICK_FOLDERS
-    found = [_at_rest(bench, inboxes, folders) for inboxes in INBOXES]
+    is_quick = bench._sizes.backlog_files < Sizes.backlog_files
+    found = [_at_rest(bench, 1, QUICK_FOLDERS)] if is_quick else [_at_rest(bench, each, FOLDERS) for each in INBOXES]
     return [line for idle in found for line in _lines(idle)], found
 
 
