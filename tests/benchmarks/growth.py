@@ -20,7 +20,7 @@ from tests.benchmarks.feed_server import FeedServer
 from tests.benchmarks.files import make_small
 from tests.benchmarks.lines import Line, at_least, below
 from tests.benchmarks.measures import ARRIVED, SETTINGS, Bench, open_ledger, waited_for
-from tests.benchmarks.memory import PeakMemory
+from tests.benchmarks.memory import PeakMemory, cpu_seconds
 from tests.running import Daemon, Site
 
 TURN_FILES, TURN_STUDIES = 5_000, 100
@@ -123,13 +123,13 @@ def grow(bench: Bench) -> Growth:
 def _take_turn(bench: Bench, daemon: Daemon, ledger: Ledger, turn: int) -> Turn:
     files = make_small(bench._fresh("staging"), files=TURN_FILES, studies=TURN_STUDIES, turn=turn)
     os.sync()
-    before = _cpu_seconds(daemon), _written_bytes(daemon.pid)
+    before = cpu_seconds(daemon), _written_bytes(daemon.pid)
     started = time.perf_counter()
     files.folder.rename(daemon.site.drop / f"in{turn:04d}")
     waited_for(ledger, (turn + 1) * TURN_FILES, *ARRIVED)
     seconds = time.perf_counter() - started
     waited_for(ledger, (turn + 1) * TURN_FILES, State.CONFIRMED, every=0.1)
-    after = _cpu_seconds(daemon), _written_bytes(daemon.pid)
+    after = cpu_seconds(daemon), _written_bytes(daemon.pid)
     cpu, written = (now - then for now, then in zip(after, before, strict=True))
     return Turn(rate=len(files) / seconds, cpu_us=cpu / len(files) * 1e6, written_bytes=written / len(files))
 
@@ -149,15 +149,6 @@ def _look(bench: Bench, site: Site, files: int, turn: Turn) -> Stage:
 
 def _status_seconds(bench: Bench, site: Site) -> float:
     return bench._command_seconds("status", "-c", str(site.config_file))
-
-
-def _cpu_seconds(daemon: Daemon) -> float:
-    """Processor time of the daemon and its children, who live as long as it does (proc(5), utime and stime)."""
-    ticks = 0
-    for pid in (daemon.pid, *daemon.children()):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _written_bytes(pid: int) -> int:

@@ -19,15 +19,15 @@ from ingestd.lifecycle import State
 from tests.benchmarks.files import make_small
 from tests.benchmarks.lines import Line, at_least
 from tests.benchmarks.measures import ARRIVED, SETTINGS, Bench, open_ledger, waited_for
+from tests.benchmarks.memory import cpu_seconds
 from tests.emulating import EmulatorProcess
-from tests.running import Daemon, Site
+from tests.running import Site
 
 KEPT = 0.5
 UNTIL_TRUSTED = 1_000  # as ``daemon/trust.py`` has it
 ASKED = {"interval": "1s", "lag": "60s", "grace": "15m", "absence_wait": "10s", "sample": "1%"}
 NOT_ASKED = {**ASKED, "interval": "1h", "verify": "presence"}
 NO_FEED = ("not_found=path:/changefeed",)
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +84,15 @@ def _proof(
             files = make_small(bench._fresh("staging"), files=before + bench._sizes.small_files, studies=100)
             count = len(files)
             os.sync()
-            used, asked, there = _cpu_seconds(daemon), 0, 0
+            used, asked, there = cpu_seconds(daemon), 0, 0
             started = time.perf_counter()
             if before:
                 there = _some(files.studies, before, site)
                 waited_for(ledger, there, State.CONFIRMED)
-                used, asked, started = _cpu_seconds(daemon), _requests(server), time.perf_counter()
+                used, asked, started = cpu_seconds(daemon), _requests(server), time.perf_counter()
             files.folder.rename(site.drop / "in")
             waited_for(ledger, count, *until)
-            seconds, used = time.perf_counter() - started, _cpu_seconds(daemon) - used
+            seconds, used = time.perf_counter() - started, cpu_seconds(daemon) - used
             asked = _requests(server) - asked
             daemon.terminate(within_seconds=60)
     taken = count - there
@@ -115,12 +115,3 @@ def _some(studies: tuple[tuple[Path, ...], ...], files: int, site: Site) -> int:
 
 def _requests(server: EmulatorProcess) -> int:
     return sum(line["kind"] == "request" for line in server.lines())
-
-
-def _cpu_seconds(daemon: Daemon) -> float:
-    """CPU that the daemon and its readers have used so far."""
-    used = 0
-    for pid in (daemon.pid, *daemon.children()):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-        used += int(fields[11]) + int(fields[12])
-    return used / TICKS

@@ -18,7 +18,7 @@ from ingestd.ledger import Ledger, queries
 from tests.benchmarks.files import make_one
 from tests.benchmarks.lines import Line, below
 from tests.benchmarks.measures import ARRIVED, SETTINGS, Bench, Sizes, open_ledger, waited_for
-from tests.benchmarks.memory import pss_bytes
+from tests.benchmarks.memory import cpu_seconds, pss_bytes
 from tests.benchmarks.sink import Sink
 from tests.running import Daemon, Site, wait_until
 
@@ -115,11 +115,9 @@ def _scans(ledger: Ledger) -> list[int]:
 
 def _spent(daemon: Daemon) -> tuple[float, int]:
     """CPU seconds of all processes of a daemon, and how often a thread of theirs began to wait."""
-    seconds, waits = 0.0, 0
+    waits = 0
     for pid in (daemon.pid, *daemon.children()):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         for task in Path(f"/proc/{pid}/task").iterdir():
             told = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
             waits += int(told["voluntary_ctxt_switches"])
-    return seconds, waits
+    return cpu_seconds(daemon), waits

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.lines import Line, at_least
 from tests.benchmarks.measures import SETTINGS, Bench
+from tests.benchmarks.memory import cpu_seconds
 from tests.benchmarks.sink import Certificate, Sink, local_certificate
 from tests.running import Site
-
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +75,9 @@ def _run(bench: Bench, certificate: Certificate | None, *, compiled: bool) -> Ru
         site = Site(bench._fresh("site"), sink.url, **SETTINGS, destination=server)
         with site.start() as daemon:
             files = bench._make_ct(bench._fresh("staging"))
-            # Readers live as long as the daemon, so all of the CPU time is in their family.
-            family = [daemon.pid, *daemon.children()]
-            before = sum(map(cpu_seconds, family))
+            before = cpu_seconds(daemon)
             seconds = bench._deliver(site, files)
-            cpu = sum(map(cpu_seconds, family)) - before
+            cpu = cpu_seconds(daemon) - before
             daemon.terminate(within_seconds=60)
         found = sink.counts()
         assert found.instances == len(files), "every file was sent once"
@@ -92,9 +87,3 @@ def _run(bench: Bench, certificate: Certificate | None, *, compiled: bool) -> Ru
         handshakes=found.handshakes,
         resumed=found.resumed,
     )
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of one process (proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS

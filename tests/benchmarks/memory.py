@@ -1,16 +1,17 @@
-"""Peak memory of a daemon with all its children: the sum of their proportional set sizes, sampled.
+"""What a daemon takes with all its children: processor time, and peak memory: the sum of proportional set sizes.
 
 PSS counts each shared page once over the processes that share it, so the sum is what the machine really gives.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.running import descendants
+from tests.running import Daemon, descendants
 
 EVERY_SECONDS = 0.1
 
@@ -42,6 +43,15 @@ class PeakMemory:
             self.most_processes = max(self.most_processes, len(family))
             if self._ended.wait(EVERY_SECONDS):
                 return
+
+
+def cpu_seconds(daemon: Daemon) -> float:
+    """User and system time of a daemon and its children so far, who live as long as it does (proc(5), stat)."""
+    ticks = 0
+    for pid in (daemon.pid, *daemon.children()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def pss_bytes(pid: int) -> int:
