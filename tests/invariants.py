@@ -42,6 +42,7 @@ from tests.recounting import (
     Life,
     Row,
     at,
+    dicts,
     known_paths,
     life_of,
     problems_of_files,
@@ -244,8 +245,7 @@ class Invariants:
         self._by_identity = defaultdict(list)
         for row in self._rows.values():
             self._by_identity[_held(row)].append(row)
-        wanted = "SELECT * FROM history WHERE id > ? ORDER BY id"
-        self._new_moves = ledger.execute(wanted, (self._last_move,)).fetchall()
+        self._new_moves = [*dicts(ledger, "SELECT * FROM history WHERE id > ? ORDER BY id", self._last_move)]
         known = sum(map(len, self._moves.values()))
         if ledger.execute("SELECT count(*) FROM history WHERE id <= ?", (self._last_move,)).fetchone()[0] != known:
             self._say(["lines of the history that were committed are gone"])
@@ -568,9 +568,12 @@ def _succeeded(rows: Iterable[Row]) -> Iterator[int]:
             yield row["id"]
 
 
+_READ_OF_A_FILE = ("digest", "meta_digest", "transfer_syntax", "file_study_id", "file_series_uid", "file_sop_uid")
+
+
 def _contents(row: Row) -> tuple[Any, ...]:
     """What was read of a file; of one that is REJECTED that is nothing."""
-    return tuple(row[name] for name in ("digest", "meta_digest", "transfer_syntax", "file_identity"))
+    return tuple(row[name] for name in _READ_OF_A_FILE)
 
 
 def _place_of(row: Row) -> Path:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ingestd.ledger import Ledger, Transaction, moves, queries
-from ingestd.ledger.identity import hash_of
 from ingestd.lifecycle import (
     Arrival,
     Backoff,
@@ -244,8 +243,8 @@ def unrouted(ledger: Ledger, came: Arrival, *, now: datetime = NOW) -> int:
         of_file = {"id": file_id, "spool_id": tx.spool_id, "inbox_id": tx.inbox_id(came.inbox), **place, **content}
         uids = {"study_id": tx.study_ids([uid])[uid], "series_uid": came.identity.series_uid}
         state = {"state": State.UNROUTED, "reason": None, "note": "", "in_spool": 1}
-        known = {"sop_uid": came.identity.sop_uid, "identity": hash_of(came.identity)}
-        tx.add_file({**of_file, **uids, **known, **state, "admitted_at": now, "changed_at": now}, at=now)
+        uids["sop_uid"] = came.identity.sop_uid
+        tx.add_file({**of_file, **uids, **state, "admitted_at": now, "changed_at": now}, at=now)
     return file_id
 
 

@@ -8,14 +8,15 @@ where there is no delivery.
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
+from ingestd.ledger.row import told_evidence
 from ingestd.lifecycle import FILE_MOVES, HOLDING, MOVES, BatchLimits, State, StudyQueue, study_due_at
+from tests.kept import told
 
 Row: TypeAlias = Mapping[str, Any]
 # A line of the history tells of a file's delivery, or (None) of the file itself.
@@ -26,8 +27,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 GIVEN_UP = {(State.FAILED, "no_room"), (State.FAILED, "dropped_again")}
 _STATES = {f"n_{state.lower()}": state for state in State}
 # The UIDs are those that are sent; of what has one name twice, the last counts.
-_DELIVERIES = """SELECT file.*, file.size_bytes AS file_bytes, file.identity AS file_identity,
-    file.study_id AS file_study_id, spool.path AS spool, study.uid AS study_uid,
+_DELIVERIES = """SELECT file.*, file.size_bytes AS file_bytes, file.study_id AS file_study_id,
+    file.series_uid AS file_series_uid, file.sop_uid AS file_sop_uid, spool.path AS spool, study.uid AS study_uid,
     coalesce(rendition.series_uid, file.series_uid) AS series_uid,
     coalesce(rendition.sop_uid, file.sop_uid) AS sop_uid,
     rendition.path AS reencoded_path, rendition.digest AS reencoded_digest,
@@ -37,7 +38,8 @@ _DELIVERIES = """SELECT file.*, file.size_bytes AS file_bytes, file.identity AS 
     FROM delivery JOIN file ON file.id = delivery.file_id JOIN spool ON spool.id = file.spool_id
     JOIN study ON study.id = delivery.study_id JOIN destination ON destination.id = delivery.destination_id
     LEFT JOIN rendition ON rendition.id = delivery.rendition_id"""
-_FILES = """SELECT file.*, file.id AS file_id, file.identity AS file_identity,
+_FILES = """SELECT file.*, file.id AS file_id, file.study_id AS file_study_id,
+    file.series_uid AS file_series_uid, file.sop_uid AS file_sop_uid,
     NULL AS delivery_id, 0 AS destination_id, '' AS destination, spool.path AS spool,
     study.uid AS study_uid, NULL AS reencoded_path, NULL AS reencoded_digest, NULL AS need, 0 AS queued,
     unneeded_at AS settled_at
@@ -58,20 +60,20 @@ _NUMBERED: Mapping[str, Sequence[str]] = {
 
 def rows_of(ledger: sqlite3.Connection) -> dict[int, Row]:
     """Read all deliveries, and the files that ended without one, by id: these are of one sequence."""
-    rows = [*_dicts(ledger, _DELIVERIES), *_dicts(ledger, _FILES)]
+    rows = [*dicts(ledger, _DELIVERIES), *dicts(ledger, _FILES)]
     return {row["id"]: row for row in sorted(rows, key=lambda row: row["id"])}
 
 
 def known_paths(ledger: sqlite3.Connection) -> set[str]:
     """Every file that is there by what the ledger says."""
-    return {path for (path,) in ledger.execute(_KEPT)}
+    return {told("path", path) for (path,) in ledger.execute(_KEPT)}
 
 
 def problems_of_ledger(ledger: sqlite3.Connection) -> list[str]:
     """Say what is wrong with a ledger as a whole; nothing where all is well."""
     rows = rows_of(ledger)
     histories: dict[Life, list[Row]] = defaultdict(list)
-    for move in _dicts(ledger, "SELECT * FROM history ORDER BY id"):
+    for move in dicts(ledger, "SELECT * FROM history ORDER BY id"):
         histories[life_of(move)].append(move)
     found = [*problems_of_sums(ledger, rows), *problems_of_rows(ledger, rows), *problems_of_files(ledger)]
     for life in histories.keys() | {life_of(row) for row in rows.values()}:
@@ -95,7 +97,7 @@ def problems_of_history(life: Life, moves: Sequence[Row], rows: Mapping[int, Row
         pair = (State(before) if before else None, State(move["after"]))
         if pair not in legal and pair[0] != pair[1]:
             yield f"row {number}: no legal move {before} -> {move['after']}"
-        if move["evidence"] and not json.loads(move["evidence"]):
+        if move["evidence"] and not told_evidence(move["evidence"]):
             yield f"row {number}: an evidence that says nothing"
         before = move["after"]
     row = rows.get(number)
@@ -119,9 +121,9 @@ def problems_of_sums(ledger: sqlite3.Connection, rows: Mapping[int, Row]) -> Ite
     kept = {tuple(row)[:5]: list(row)[5:] for row in ledger.execute(_COUNTS) if any(tuple(row)[5:])}
     if kept != fresh:
         yield f"the kept counts say {kept}, the rows {dict(fresh)}"
-    in_flight = Counter(map(_study_of, _dicts(ledger, "SELECT * FROM attempt WHERE finished_at IS NULL")))
-    limits = {spool["id"]: _limits(spool) for spool in _dicts(ledger, "SELECT * FROM spool")}
-    for study in _dicts(ledger, "SELECT study_sum.*, uid FROM study_sum JOIN study ON study.id = study_id"):
+    in_flight = Counter(map(_study_of, dicts(ledger, "SELECT * FROM attempt WHERE finished_at IS NULL")))
+    limits = {spool["id"]: _limits(spool) for spool in dicts(ledger, "SELECT * FROM spool")}
+    for study in dicts(ledger, "SELECT study_sum.*, uid FROM study_sum JOIN study ON study.id = study_id"):
         key = _study_of(study)
         counted = _counted(study, of_study.pop(key, []), in_flight[key], limits[study["spool_id"]])
         if wrong := {name: (study[name], value) for name, value in counted.items() if study[name] != value}:
@@ -157,7 +159,7 @@ def problems_of_files(ledger: sqlite3.Connection) -> Iterator[str]:
     counted = "SELECT file_id, sum(settled_at IS NULL) FROM delivery GROUP BY file_id"
     needs = dict(tuple(row) for row in ledger.execute(counted))
     with_renditions = {row[0] for row in ledger.execute("SELECT file_id FROM rendition WHERE removed_at IS NULL")}
-    for file in _dicts(ledger, "SELECT file.*, uid AS study_uid FROM file LEFT JOIN study ON study.id = study_id"):
+    for file in dicts(ledger, "SELECT file.*, uid AS study_uid FROM file LEFT JOIN study ON study.id = study_id"):
         needed_by = needs.get(file["id"], 0)
         is_kept = needed_by > 0 or file["state"] in {"REJECTED", "UNROUTED"}
         lies_there = (not file["in_place"] and file["removed_at"] is None) or file["id"] in with_renditions
@@ -166,7 +168,6 @@ def problems_of_files(ledger: sqlite3.Connection) -> Iterator[str]:
             f"is needed by {needed_by} deliveries and counts {file['needed_by']}": file["needed_by"] != needed_by,
             "is unneeded, or is not, as it should be": (file["unneeded_at"] is None) != is_kept,
             "lies in the spool, or does not, as it should": file["in_spool"] != int(lies_there),
-            "has another identity than its UIDs": file["identity"] != _hash_of(file),
         }
         yield from (f"file {file['id']} {problem}" for problem, is_so in problems.items() if is_so)
     following = dict(tuple(row) for row in ledger.execute("SELECT name, next FROM sequence"))
@@ -182,10 +183,11 @@ def at(microseconds: int) -> datetime:
     return EPOCH + timedelta(microseconds=microseconds)
 
 
-def _dicts(ledger: sqlite3.Connection, sql: str) -> list[dict[str, Any]]:
-    cursor = ledger.execute(sql)
+def dicts(ledger: sqlite3.Connection, sql: str, *values: Any) -> list[dict[str, Any]]:
+    """Read rows by their columns' names, each value as it is in Python."""
+    cursor = ledger.execute(sql, values)
     names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
+    return [dict(zip(names, map(told, names, row), strict=True)) for row in cursor]
 
 
 def _study_of(row: Row) -> tuple[int, int, int]:

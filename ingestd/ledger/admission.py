@@ -58,14 +58,15 @@ _LOOK_AGAIN = (
     .where(dialect.among(delivery.c.id, "ids"), dialect.unindexed(delivery.c.state) == State.CONFIRMED)
     .values(next_check_at=bindparam("now"), checks=0, absences=0, absent_since=None)
 )
-_STAYS_THERE = select(file.c.id, file.c.identity).where(
+_OF_FILE = (file.c.study_id, file.c.series_uid, file.c.sop_uid)
+_STAYS_THERE = select(file.c.id, *_OF_FILE).where(
     file.c.relative_path == bindparam("relative_path"),
     file.c.inbox_id == bindparam("inbox_id"),
     file.c.digest == bindparam("digest"),
     file.c.in_place == 1,
     file.c.removing_at.is_(None),
 )
-_READ = select(*CONTENT, file.c.identity).where(file.c.id == bindparam("id"))
+_READ = select(*CONTENT, *_OF_FILE).where(file.c.id == bindparam("id"))
 
 
 class _Holder(NamedTuple):
@@ -258,17 +259,17 @@ def _add(
 ) -> None:
     """Add a file that was read whole, and its deliveries, of which the first has its number."""
     study_id = tx.study_ids([arrival.identity.study_uid])[arrival.identity.study_uid]
-    content, identity = arrival.content, hash_of(arrival.identity)
+    content = arrival.content
     values = _place_of(tx, numbers[0], arrival, now)
     state, reason, note = (None, None, "") if decided else _end_of(arrival)
     values.update(
         state=state,
         reason=reason,
         note=note,
+        changed_at=now if state else None,
         study_id=study_id,
         series_uid=arrival.identity.series_uid,
         sop_uid=arrival.identity.sop_uid,
-        identity=identity,
         sop_class_uid=arrival.sop_class_uid,
         transfer_syntax=content.transfer_syntax,
         digest=content.digest,
@@ -278,19 +279,19 @@ def _add(
         sha256=arrival.sha256 or None,
         modality=arrival.modality,
         station=arrival.station,
-        patient_hash=arrival.patient_hash or None,
-        accession_hash=arrival.accession_hash or None,
         notes=as_json(arrival.notes),
         route=route,
         needed_by=len(decided),
         unneeded_at=now if state is State.DISCARDED else None,
     )
     tx.add_file(values, at=now)
+    identity = hash_of(arrival.identity)
     for number, each in zip(numbers, decided, strict=False):
         add_delivery(
             tx,
             values,
             number,
+            identity=identity,
             state=each.judgement.state,
             note=each.judgement.note,
             now=now,
@@ -313,7 +314,6 @@ def add_delivery(
         note=note,
         holds=int(state in HOLDING),
         study_id=of["study_id"],
-        identity=of["identity"],
         size_bytes=of["size_bytes"],
         admitted_at=now,
         changed_at=now,
@@ -336,7 +336,6 @@ def _place_of(tx: Transaction, number: int, arrived: Arrival | Refusal, now: dat
         "in_spool": int(not arrived.in_place),
         "priority": arrived.priority,
         "admitted_at": now,
-        "changed_at": now,
         "ctime_ns": arrived.ctime_ns,
         "source_ctime_ns": arrived.source_ctime_ns,
     }
@@ -365,10 +364,10 @@ def _refuse(tx: Transaction, numbered: Sequence[tuple[int, Refusal]], now: datet
             state=State.REJECTED,
             reason=refusal.reason,
             note=refusal.note,
+            changed_at=now,
             study_id=studies[identity.study_uid] if identity else None,
             series_uid=identity.series_uid if identity else None,
             sop_uid=identity.sop_uid if identity else None,
-            identity=hash_of(identity) if identity else None,
             size_bytes=refusal.source.size_bytes,
         )
         tx.add_file(values, at=now)
@@ -424,7 +423,7 @@ def _read_already(tx: Transaction, waiting: Sequence[Row], arrival: Arrival) -> 
         return None
     asked = {"inbox_id": tx.inbox_id(arrival.inbox), "relative_path": arrival.relative_path}
     for known in tx.connection.execute(_STAYS_THERE, asked | {"digest": arrival.content.digest}).all():
-        rows = tx.rows_of_file(known.id) if known.identity == hash_of(arrival.identity) else []
+        rows = tx.rows_of_file(known.id) if _has_identity(tx, known, arrival) else []
         rows = [each for each in rows if each.settled_at is None and each.state not in GIVES_IDENTITY_UP]
         if {each.destination_id for each in rows} >= {each.destination_id for each in waiting}:
             return rows[0].file_id
@@ -434,7 +433,13 @@ def _read_already(tx: Transaction, waiting: Sequence[Row], arrival: Arrival) -> 
 def _is_unchanged(tx: Transaction, row: Row, arrival: Arrival) -> bool:
     was = tx.connection.execute(_READ, {"id": row.file_id}).one()
     read: Content = content_of(was)
-    return read == arrival.content and was.identity == hash_of(arrival.identity)
+    return read == arrival.content and _has_identity(tx, was, arrival)
+
+
+def _has_identity(tx: Transaction, of: Any, arrival: Arrival) -> bool:
+    identity = arrival.identity
+    study_id = tx.study_ids([identity.study_uid])[identity.study_uid]
+    return (of.study_id, of.series_uid, of.sop_uid) == (study_id, identity.series_uid, identity.sop_uid)
 
 
 def _give_way(tx: Transaction, held: _Held, row: Row, arrival: Arrival) -> None:

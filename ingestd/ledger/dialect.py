@@ -11,7 +11,7 @@ from sqlalchemy import Column, ColumnElement, Table, Text, bindparam, func, lite
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.types import UserDefinedType
 
-from .column_types import Digest
+from .column_types import Digest, SpoolPath
 
 if TYPE_CHECKING:
     from sqlalchemy import Insert as GenericInsert
@@ -60,7 +60,7 @@ def insert_missing(table: Table) -> Insert:
 
 
 class _Each(UserDefinedType[Sequence[Any]]):
-    """A list of values bound as one JSON text; each is kept as its column keeps it."""
+    """A list of values bound as one JSON text; each is kept as its column keeps it, bytes as hex."""
 
     cache_ok = True
 
@@ -69,17 +69,22 @@ class _Each(UserDefinedType[Sequence[Any]]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Sequence[Any] | None], str]:
         keep = self.of.bind_processor(dialect)
-        return json.dumps if keep is None else lambda values: json.dumps(list(map(keep, values or ())))
+        if keep is None:
+            return json.dumps
+        if isinstance(self.of, SpoolPath):
+            return lambda values: json.dumps([keep(value).hex() for value in values or ()])
+        return lambda values: json.dumps(list(map(keep, values or ())))
 
 
 def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     """Say that a column's value is one of a list, to be bound as ``name``.
 
-    The statement is the same whatever the length of the list. JSON has no bytes: digests travel as hex.
+    The statement is the same whatever the length of the list. JSON has no bytes: these travel as hex.
     """
     is_digest = isinstance(column.type, Digest)
     each = func.json_each(bindparam(name, type_=_Each(Text() if is_digest else column.type))).table_valued("value")
-    return column.in_(select(func.from_hex(each.c.value) if is_digest else each.c.value))
+    are_bytes = is_digest or isinstance(column.type, SpoolPath)
+    return column.in_(select(func.from_hex(each.c.value) if are_bytes else each.c.value))
 
 
 def unindexed(column: Column[T]) -> ColumnElement[T]:

@@ -859,6 +859,130 @@ _TWELFTH = (
     "CREATE INDEX delivery_end ON delivery (destination_id, state, changed_at, id) WHERE holds = 0",
 )
 
+# What most rows say is kept short (``column_types``): a file took 1,290 bytes of the ledger, its history and proof
+# included. An index over a table's own number has it twice; the hash of an identity stands beside the deliveries.
+_THIRTEENTH = (
+    """CREATE TABLE new_file (
+        id {key},
+        spool_id {int} NOT NULL REFERENCES spool (id),
+        inbox_id {int} NOT NULL REFERENCES inbox (id),
+        relative_path TEXT NOT NULL,
+        source {bytes} NOT NULL,
+        source_removed {int} NOT NULL DEFAULT 1,
+        path {bytes} NOT NULL,
+        in_place {int} NOT NULL,
+        state TEXT CHECK (state IN ('REJECTED', 'UNROUTED', 'DISCARDED')),
+        reason TEXT,
+        note TEXT NOT NULL DEFAULT '',
+        wish TEXT CHECK (wish IN ('retry', 'admit_anyway')),
+        study_id {int} REFERENCES study (id),
+        series_uid {bytes},
+        sop_uid {bytes},
+        sop_class_uid {bytes},
+        transfer_syntax {bytes},
+        digest {bytes},
+        meta_digest {bytes},
+        dataset_offset {int},
+        size_bytes {int} NOT NULL,
+        sha256 {bytes},
+        modality TEXT NOT NULL DEFAULT '',
+        station TEXT NOT NULL DEFAULT '',
+        notes TEXT NOT NULL DEFAULT '',
+        route TEXT NOT NULL DEFAULT '',
+        priority {int} NOT NULL DEFAULT 0,
+        admitted_at {int} NOT NULL,
+        changed_at {int} CHECK ((changed_at IS NULL) = (state IS NULL)),
+        needed_by {int} NOT NULL DEFAULT 0 CHECK (needed_by >= 0),
+        unneeded_at {int},
+        in_spool {int} NOT NULL,
+        removing_at {int},
+        removed_at {int} CHECK (removed_at IS NULL OR removing_at IS NOT NULL),
+        ctime_ns {int} NOT NULL DEFAULT 0,
+        source_ctime_ns {int} NOT NULL DEFAULT 0,
+        CHECK (unneeded_at IS NULL OR needed_by = 0),
+        CHECK (state IS NOT NULL OR (study_id IS NOT NULL AND series_uid IS NOT NULL AND sop_uid IS NOT NULL
+            AND transfer_syntax IS NOT NULL AND digest IS NOT NULL
+            AND meta_digest IS NOT NULL AND dataset_offset IS NOT NULL))
+    ) {strict}""",
+    """INSERT INTO new_file SELECT id, spool_id, inbox_id, relative_path, pack_digits(source), source_removed,
+        pack_path(path), in_place, state, reason, note, wish, study_id, pack_digits(series_uid),
+        pack_digits(sop_uid), pack_digits(sop_class_uid), pack_digits(transfer_syntax), digest, meta_digest,
+        dataset_offset, size_bytes, sha256, modality, station, notes, route, priority, admitted_at, CASE
+        WHEN state IS NOT NULL THEN changed_at END, needed_by, unneeded_at, in_spool, removing_at,
+        removed_at, ctime_ns, source_ctime_ns FROM file""",
+    """CREATE TABLE new_rendition (
+        id {key},
+        file_id {int} NOT NULL REFERENCES file (id),
+        recipe TEXT NOT NULL,
+        path {bytes} NOT NULL,
+        study_id {int} NOT NULL REFERENCES study (id),
+        series_uid {bytes} NOT NULL,
+        sop_uid {bytes} NOT NULL,
+        transfer_syntax {bytes} NOT NULL,
+        digest {bytes} NOT NULL,
+        meta_digest {bytes} NOT NULL,
+        dataset_offset {int} NOT NULL,
+        size_bytes {int} NOT NULL,
+        made_at {int} NOT NULL,
+        removed_at {int},
+        ctime_ns {int} NOT NULL DEFAULT 0,
+        UNIQUE (file_id, recipe)
+    ) {strict}""",
+    """INSERT INTO new_rendition SELECT id, file_id, recipe, pack_path(path), study_id, pack_digits(series_uid),
+        pack_digits(sop_uid), pack_digits(transfer_syntax), digest, meta_digest, dataset_offset, size_bytes,
+        made_at, removed_at, ctime_ns FROM rendition""",
+    """CREATE TABLE new_candidate (
+        id {key},
+        spool_id {int} NOT NULL REFERENCES spool (id),
+        inbox_id {int} NOT NULL REFERENCES inbox (id),
+        relative_path TEXT NOT NULL,
+        source {bytes} NOT NULL,
+        target TEXT NOT NULL DEFAULT '',
+        tries {int} NOT NULL DEFAULT 0,
+        since {int} NOT NULL,
+        UNIQUE (inbox_id, relative_path, target)
+    ) {strict}""",
+    """INSERT INTO new_candidate SELECT id, spool_id, inbox_id, relative_path, pack_digits(source), target, tries,
+        since FROM candidate""",
+    """CREATE TABLE new_history (
+        id {key},
+        file_id {int} NOT NULL,
+        delivery_id {int},
+        at {int} NOT NULL,
+        before {int},
+        after {int} NOT NULL,
+        reason TEXT NOT NULL DEFAULT '',
+        note TEXT NOT NULL DEFAULT '',
+        attempt_id {int},
+        evidence {bytes} NOT NULL
+    ) {strict}""",
+    """INSERT INTO new_history SELECT id, file_id, delivery_id, at, state_number(before), state_number(after),
+        short_word(reason), note, attempt_id, pack_evidence(evidence) FROM history""",
+    *(
+        statement
+        for name in ("file", "rendition", "candidate", "history")
+        for statement in (f"DROP TABLE {name}", f"ALTER TABLE new_{name} RENAME TO {name}")
+    ),
+    "CREATE UNIQUE INDEX file_path ON file (spool_id, path) WHERE removed_at IS NULL AND in_place = 0",
+    "CREATE UNIQUE INDEX rendition_path ON rendition (path) WHERE removed_at IS NULL",
+    "CREATE INDEX file_study ON file (study_id)",
+    "CREATE INDEX file_source ON file (relative_path)",
+    "CREATE INDEX file_end ON file (state, changed_at, id) WHERE state IS NOT NULL",
+    "CREATE INDEX file_rejected ON file (spool_id, id) WHERE state = 'REJECTED' AND removing_at IS NULL",
+    "CREATE INDEX file_wish ON file (spool_id, id) WHERE wish IS NOT NULL",
+    "CREATE INDEX file_source_left ON file (spool_id, id) WHERE source_removed = 0 AND in_place = 0",
+    "CREATE INDEX file_unneeded ON file (spool_id, unneeded_at) WHERE unneeded_at IS NOT NULL AND in_spool = 1",
+    "CREATE INDEX file_removing ON file (spool_id, id) WHERE removing_at IS NOT NULL AND in_spool = 1",
+    "CREATE INDEX file_sop ON file (sop_uid)",
+    "CREATE INDEX history_file ON history (file_id)",
+    "DROP INDEX delivery_confirmed",
+    """CREATE INDEX delivery_confirmed ON delivery (destination_id, confirmed_at)
+        WHERE holds = 1 AND confirmed_at IS NOT NULL""",
+    """UPDATE delivery SET seen_action = short_word(seen_action), seen_state = short_word(seen_state)
+        WHERE seen_sequence IS NOT NULL""",
+)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH, _ELEVENTH, _TWELFTH),
+    _THIRTEENTH,
 )

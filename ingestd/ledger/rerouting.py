@@ -12,23 +12,24 @@ from ingestd.lifecycle import Reason, Route, State
 
 from . import dialect
 from .admission import add_delivery, look_again_at
+from .identity import hash_of
 from .queries.routable import Change, change_of, rerouting
-from .row import Row, file_columns, pieces
+from .row import Row, file_columns, identity_of, pieces
 from .sameness import judge
-from .schema import file
+from .schema import file, study
 from .transaction import Transaction
 from .values import Rerouting
 
 _FILES = (
     select(
-        *file_columns(
-            "id spool_id inbox_id state study_id series_uid sop_uid identity transfer_syntax digest size_bytes"
-        ),
+        *file_columns("id spool_id inbox_id state study_id series_uid sop_uid transfer_syntax digest size_bytes"),
+        study.c.uid.label("study_uid"),
         file.c.priority,
     )
+    .join_from(file, study, study.c.id == file.c.study_id)
     .where(dialect.among(file.c.id, "ids"), file.c.removing_at.is_(None))
     .order_by(file.c.id)
-    .with_for_update()
+    .with_for_update(of=file)
 )
 
 
@@ -83,21 +84,22 @@ def _end(tx: Transaction, file_id: int, route: Route, now: datetime) -> None:
         return
     tx.note_file(file_id, row.state, at=now, reason=Reason.BY_RULE, note=f"{route.text} sends it now")
     tx.counters.file_left(row, now)
-    tx.set_file(file_id, state=None, reason=None, note="", changed_at=now)
+    tx.set_file(file_id, state=None, reason=None, note="", changed_at=None)
 
 
 def _gain(
     tx: Transaction, of: Any, destination_id: int, former: Row | None, number: int, route: Route, now: datetime
 ) -> None:
-    holder = tx.holder_of(of, at=destination_id)
+    identity = hash_of(identity_of(of))
+    holder = tx.holder_at(destination_id, identity, of)
     state, reason, why = judge(of, holder)
     note = f"{route.text} sends it there now" + (f": {why}" if why else "")
     values: dict[str, Any] = {"reason": reason, "holder_id": holder.id if holder else None}
     if former is not None:
         tx.move(former, to=state, at=now, note=note, replaces=0, **values)
     else:
-        columns = of._mapping  # noqa: SLF001 - its public name
-        add_delivery(tx, columns, number, destination_id=destination_id, state=state, note=note, now=now, **values)
+        values.update(destination_id=destination_id, identity=identity)
+        add_delivery(tx, of._mapping, number, state=state, note=note, now=now, **values)  # noqa: SLF001 - its public name
         tx.need(of.id, at=now)
     if holder is not None and reason is Reason.SAME_CONTENT and holder.state is State.CONFIRMED:
         look_again_at(tx, [holder.id], now)

@@ -202,8 +202,8 @@ def waits_with_its_file(row: Row) -> bool:
     return row.state is State.PENDING or is_not_compared(row)
 
 
-def is_same_identity(one: Row, other: Row) -> bool:
-    """Whether two rows name one instance: by their UIDs, not only by what these are looked up by."""
+def is_same_identity(one: Any, other: Any) -> bool:
+    """Whether two deliveries or files are of one instance: by their UIDs, not only by what these are looked up by."""
     return (one.study_id, one.series_uid, one.sop_uid) == (other.study_id, other.series_uid, other.sop_uid)
 
 
@@ -238,20 +238,20 @@ def as_json(value: Mapping[str, Any] | Sequence[str]) -> str:
 def kept_evidence(evidence: Mapping[str, str]) -> str:
     """Write what a move rests on into one column: words by name, or the two numbers of a sighting in the feed."""
     if evidence.keys() == _OF_SIGHTING and evidence["sequence"].isdecimal():
-        at = Instant._keep(datetime.fromisoformat(evidence["server_time"]))  # noqa: SLF001 - of this room
-        numbers = [int(evidence["sequence"]), at]
+        numbers = f"{evidence['sequence']}:{Instant.keep(datetime.fromisoformat(evidence['server_time']))}"
         if told_evidence(numbers) == evidence:
-            return json.dumps(numbers, separators=(",", ":"))
+            return numbers
     return as_json(evidence)
 
 
-def told_evidence(kept: Mapping[str, str] | Sequence[int]) -> Mapping[str, str]:
+def told_evidence(kept: str) -> Mapping[str, str]:
     """Give back by name what ``kept_evidence`` wrote."""
-    if isinstance(kept, Mapping):
-        return kept
-    sequence, at = kept
-    server_time = Instant._give(at).isoformat()  # noqa: SLF001 - of this room
-    return {"sequence": str(sequence), "server_time": server_time, "content": _NOT_COMPARED}
+    if not kept.startswith("{"):
+        sequence, is_sighting, at = kept.partition(":")
+        server_time = Instant.give(int(at)).isoformat() if is_sighting else ""
+        return {"sequence": sequence, "server_time": server_time, "content": _NOT_COMPARED} if is_sighting else {}
+    words: Mapping[str, str] = json.loads(kept)
+    return words
 
 
 def file_of(spool: Path | None, path: str, *, in_place: bool) -> Path:

@@ -6,7 +6,20 @@ from sqlalchemy import BigInteger, Column, MetaData, Table, Text
 
 from ingestd.lifecycle import State
 
-from .column_types import Digest, Instant, Nanoseconds, Note, PathText, SafeText, Stat
+from .column_types import (
+    Digest,
+    Digits,
+    Instant,
+    Nanoseconds,
+    Note,
+    PathText,
+    SafeText,
+    SpoolPath,
+    Stat,
+    StateNumber,
+    Uid,
+    Word,
+)
 
 _INT = BigInteger
 metadata = MetaData()
@@ -88,7 +101,7 @@ file = Table(
     Column("relative_path", PathText),
     Column("source", Stat),
     Column("source_removed", _INT),
-    Column("path", PathText),
+    Column("path", SpoolPath),
     Column("in_place", _INT),
     # its end, where it has no delivery (lifecycle.FILE_ENDS); NULL: its deliveries tell
     Column("state", Text),
@@ -97,11 +110,10 @@ file = Table(
     Column("wish", Text),
     # what it is
     Column("study_id", _INT),
-    Column("series_uid", Text),
-    Column("sop_uid", Text),
-    Column("identity", Digest),  # see ``identity.hash_of``
-    Column("sop_class_uid", Text),
-    Column("transfer_syntax", Text),
+    Column("series_uid", Uid),
+    Column("sop_uid", Uid),
+    Column("sop_class_uid", Uid),
+    Column("transfer_syntax", Uid),
     Column("digest", Digest),
     Column("meta_digest", Digest),
     Column("dataset_offset", _INT),
@@ -109,13 +121,11 @@ file = Table(
     Column("sha256", Digest),  # of the whole file, for people; the others are the machine's (``ingestd.digests``)
     Column("modality", SafeText),
     Column("station", SafeText),
-    Column("patient_hash", Digest),
-    Column("accession_hash", Digest),
     Column("notes", Text),  # JSON list of words
     Column("route", SafeText),  # which rule chose its destinations, in words
     Column("priority", _INT),
     Column("admitted_at", Instant),
-    Column("changed_at", Instant),
+    Column("changed_at", Instant),  # of its end
     # Its bytes: how many deliveries need them still, since when none does; 1 while anything of it lies in the spool.
     Column("needed_by", _INT),
     Column("unneeded_at", Instant),
@@ -134,11 +144,11 @@ rendition = Table(
     Column("id", _INT, primary_key=True),
     Column("file_id", _INT),
     Column("recipe", Text),
-    Column("path", PathText),
+    Column("path", SpoolPath),
     Column("study_id", _INT),
-    Column("series_uid", Text),
-    Column("sop_uid", Text),
-    Column("transfer_syntax", Text),
+    Column("series_uid", Uid),
+    Column("sop_uid", Uid),
+    Column("transfer_syntax", Uid),
     Column("digest", Digest),
     Column("meta_digest", Digest),
     Column("dataset_offset", _INT),
@@ -163,7 +173,7 @@ delivery = Table(
     Column("holds", _INT),
     # as sent
     Column("study_id", _INT),
-    Column("identity", Digest),
+    Column("identity", Digest),  # see ``identity.hash_of``
     Column("rendition_id", _INT),
     Column("size_bytes", _INT),
     Column("admitted_at", Instant),
@@ -194,8 +204,8 @@ delivery = Table(
     Column("absent_since", Instant),
     Column("next_check_at", Instant),
     Column("seen_sequence", _INT),
-    Column("seen_action", Text),
-    Column("seen_state", Text),
+    Column("seen_action", Word),
+    Column("seen_state", Word),
     Column("seen_at", Instant),
     Column("failure_reason", _INT),
     Column("warning_reason", _INT),
@@ -219,12 +229,12 @@ history = Table(
     Column("file_id", _INT),
     Column("delivery_id", _INT),
     Column("at", Instant),
-    Column("before", Text),
-    Column("after", Text),
-    Column("reason", Text),
+    Column("before", StateNumber),
+    Column("after", StateNumber),
+    Column("reason", Word),
     Column("note", Note),
     Column("attempt_id", _INT),
-    Column("evidence", Text),  # JSON, see ``row.kept_evidence``
+    Column("evidence", Digits),  # see ``row.kept_evidence``
 )
 
 attempt = Table(

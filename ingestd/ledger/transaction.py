@@ -271,11 +271,14 @@ class Transaction:
         self.write_rows()
         return [make_file_row(row) for row in self.connection.execute(statement, values).all()]
 
-    def holder_of(self, row: Any, *, at: int | None = None) -> Row | None:
-        """Read the delivery that holds the identity of this delivery or file, at its own destination or this one."""
-        where = row.destination_id if at is None else at
-        rows = self.rows(_SELECT_HOLDER, destination_id=where, identity=row.identity)
-        return next((each for each in rows if is_same_identity(each, row)), None)
+    def holder_of(self, row: Row) -> Row | None:
+        """Read the delivery that holds the identity of this one, at its destination."""
+        return self.holder_at(row.destination_id, row.identity, row)
+
+    def holder_at(self, destination_id: int, identity: str, of: Any) -> Row | None:
+        """Read the delivery that holds an identity, that ``of`` a file or a delivery, at a destination."""
+        rows = self.rows(_SELECT_HOLDER, destination_id=destination_id, identity=identity)
+        return next((each for each in rows if is_same_identity(each, of)), None)
 
     def add_file(self, values: dict[str, Any], *, at: datetime) -> None:
         """Add a file; ``values`` are its columns. One that has a state of its own gets no delivery."""

@@ -17,6 +17,7 @@ from ingestd.clocks import read_clocks
 from ingestd.fs.mounts import free_space
 
 from . import dialect, errors, sqlite_file
+from .column_types import Digits, PathText, SpoolPath, StateNumber, Word
 from .errors import LedgerError, LedgerFull
 from .identity import hash_of_uids
 from .migrations import MIGRATIONS
@@ -72,6 +73,23 @@ def add_functions(driver: sqlite3.Connection) -> None:
     driver.create_function("identity_hash", 3, hash_of_uids, deterministic=True)
     driver.create_function("from_hex", 1, sqlite_file.from_hex, deterministic=True)
     driver.create_function("source_without_device", 1, _without_device, deterministic=True)
+    for name, keep in (
+        ("pack_digits", Digits.keep),
+        ("pack_evidence", _packed_evidence),
+        ("pack_path", lambda text: SpoolPath.keep(PathText.give(text))),
+        ("state_number", StateNumber.keep),
+        ("short_word", Word.keep),
+    ):
+        driver.create_function(name, 1, _unless_null(keep), deterministic=True)
+
+
+def _unless_null(keep: Callable[[str], str | bytes | int]) -> Callable[[str | None], str | bytes | int | None]:
+    return lambda text: None if text is None else keep(text)
+
+
+def _packed_evidence(text: str) -> bytes:
+    """Pack what a move rests on; of a sighting in the feed its numbers, which were a list in JSON."""
+    return Digits.keep(text.strip("[]").replace(",", ":") if text.startswith("[") else text)
 
 
 def _without_device(source: str) -> str:

@@ -18,8 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ingestd.inbox import new_name
-from ingestd.ledger import Choice, Ledger, NewCandidate, moves, queries
-from ingestd.ledger.identity import hash_of_uids
+from ingestd.ledger import Choice, Ledger, NewCandidate, moves, queries, upgrade
 from ingestd.ledger.schema import STATE_COLUMNS
 from ingestd.lifecycle import (
     Arrival,
@@ -53,7 +52,7 @@ def fill(file: Path, rows: int) -> None:
     for name, _sql in made:
         connection.execute(f"DROP INDEX {name}")
     start = int((NOW - timedelta(days=365)).timestamp() * 1e6)
-    connection.create_function("hash_of", 3, hash_of_uids, deterministic=True)
+    upgrade.add_functions(connection)
     for statement in _filling(rows, start):
         connection.execute(statement)
     for _name, sql in made:
@@ -69,34 +68,36 @@ def _filling(rows: int, start: int) -> Iterator[str]:
     yield f"{numbers} INSERT INTO study SELECT DISTINCT n / {ROWS_A_STUDY} + 1, {_STUDY} FROM numbers"
     yield f"""{numbers}
         INSERT INTO file (id, spool_id, inbox_id, relative_path, source, path, in_place, study_id, series_uid, sop_uid,
-            identity, sop_class_uid, transfer_syntax, digest, meta_digest, dataset_offset, size_bytes, modality,
-            station, patient_hash, accession_hash, admitted_at, changed_at, in_spool)
+            sop_class_uid, transfer_syntax, digest, meta_digest, dataset_offset, size_bytes, modality,
+            station, admitted_at, in_spool)
         SELECT n, 1, n % 2 + 1, 'export/' || (n / {ROWS_A_STUDY}) || '/IM' || n || '.dcm',
-            n || ':524288:17000000' || n,
-            'files/inbox/' || printf('%012x', n) || hex(randomblob(10)), 0, n / {ROWS_A_STUDY} + 1, {_SERIES},
-            {_SOP}, hash_of({_STUDY}, {_SERIES}, {_SOP}), '1.2.840.10008.5.1.4.1.1.2', '1.2.840.10008.1.2.1',
+            pack_digits(n || ':524288:17000000' || n),
+            pack_path('files/inbox/' || printf('%012x', n) || lower(hex(randomblob(10)))), 0, n / {ROWS_A_STUDY} + 1,
+            pack_digits({_SERIES}), pack_digits({_SOP}), pack_digits('1.2.840.10008.5.1.4.1.1.2'),
+            pack_digits('1.2.840.10008.1.2.1'),
             randomblob(32), randomblob(32), 400, 524288, CASE WHEN (n / {ROWS_A_STUDY}) % 3 THEN 'CT' ELSE 'MR' END,
-            'STATION', randomblob(16), randomblob(16), {start} + n * 30000000 % 31000000000000,
-            {start} + n * 30000000 % 31000000000000, 1
+            'STATION', {start} + n * 30000000 % 31000000000000, 1
         FROM numbers"""
     yield f"""
-        WITH states AS (SELECT file.*, CASE WHEN id > {rows} - {rows} / 50 THEN 'PENDING'
+        WITH states AS (SELECT file.*, id AS n, CASE WHEN id > {rows} - {rows} / 50 THEN 'PENDING'
             WHEN id % 1000 = 1 THEN 'STORED' WHEN id % 1000 = 2 THEN 'UNCERTAIN' WHEN id % 1000 = 3 THEN 'FAILED'
             WHEN id % 1000 = 4 THEN 'DUPLICATE' WHEN id % 1000 = 5 THEN 'CONFLICT' WHEN id % 1000 = 6 THEN 'DELETED'
             WHEN id % 1000 = 7 THEN 'DISCARDED' ELSE 'CONFIRMED' END AS is_in FROM file)
         INSERT INTO delivery (id, file_id, destination_id, spool_id, state, reason, holds, study_id, identity,
             size_bytes, admitted_at, changed_at, queued, attempts, stored_at, confirmed_at, next_check_at, settled_at)
         SELECT id, id, 1, 1, is_in, CASE is_in WHEN 'PENDING' THEN NULL WHEN 'FAILED' THEN 'refused' ELSE 'feed' END,
-            is_in IN ('PENDING', 'STORED', 'UNCERTAIN', 'CONFIRMED'), study_id, identity, size_bytes, admitted_at,
-            changed_at, is_in = 'PENDING', 1, {start}, CASE WHEN is_in IN ('CONFIRMED', 'DELETED') THEN {start} END,
+            is_in IN ('PENDING', 'STORED', 'UNCERTAIN', 'CONFIRMED'), study_id,
+            identity_hash({_STUDY}, {_SERIES}, {_SOP}), size_bytes, admitted_at, admitted_at, is_in = 'PENDING', 1,
+            {start}, CASE WHEN is_in IN ('CONFIRMED', 'DELETED') THEN {start} END,
             CASE WHEN is_in IN ('STORED', 'UNCERTAIN') THEN {start} END,
             CASE WHEN is_in IN ('CONFIRMED', 'DISCARDED') THEN {start} END
         FROM states"""
     yield """UPDATE file SET needed_by = delivery.settled_at IS NULL, unneeded_at = delivery.settled_at
         FROM delivery WHERE delivery.id = file.id"""
-    yield """INSERT INTO history (file_id, delivery_id, at, before, after)
-        SELECT id, id, admitted_at, NULL, 'PENDING' FROM delivery
-        UNION ALL SELECT id, id, changed_at, 'PENDING', state FROM delivery WHERE state <> 'PENDING'"""
+    yield """INSERT INTO history (file_id, delivery_id, at, before, after, evidence)
+        SELECT id, id, admitted_at, NULL, state_number('PENDING'), x'' FROM delivery
+        UNION ALL SELECT id, id, changed_at, state_number('PENDING'), state_number(state), x''
+        FROM delivery WHERE state <> 'PENDING'"""
     yield """INSERT INTO state_count SELECT 1, 1, inbox_id, delivery.state, coalesce(delivery.reason, ''), 0, count(*),
         sum(delivery.size_bytes) FROM delivery JOIN file ON file.id = file_id GROUP BY 3, 4, 5"""
     sums = ", ".join(f"sum(state = '{name[2:].upper()}')" for name in STATE_COLUMNS.values())
@@ -104,9 +105,10 @@ def _filling(rows: int, start: int) -> Iterator[str]:
         min(CASE WHEN queued THEN admitted_at END), max(CASE WHEN queued THEN admitted_at END), 0, 1,
         min(CASE WHEN queued THEN admitted_at END), NULL, 0, 0, 0, min(admitted_at), max(changed_at), sum(size_bytes),
         {sums} FROM delivery GROUP BY study_id"""
-    for kind, column in (("modality", "modality"), ("series", "series_uid")):
-        yield f"INSERT OR IGNORE INTO study_label SELECT DISTINCT '{kind}', {column}, study_id FROM file"
-    yield "INSERT INTO study_label SELECT 'patient', lower(hex(patient_hash)), study_id FROM file GROUP BY study_id"
+    for kind, value in (("modality", "modality"), ("series", _SERIES)):
+        of_each = f"SELECT DISTINCT '{kind}', {value}, study_id FROM (SELECT file.*, id AS n FROM file)"
+        yield f"INSERT OR IGNORE INTO study_label {of_each}"
+    yield "INSERT INTO study_label SELECT 'patient', lower(hex(randomblob(16))), id FROM study"
     for table in ("inbox", "study", "file"):
         yield f"UPDATE sequence SET next = (SELECT max(id) + 1 FROM {table}) WHERE name = '{table}'"
 

@@ -16,10 +16,12 @@ import structlog
 from ingestd.clocks import read_clocks
 from ingestd.inbox import Take
 from ingestd.ledger import queries
+from ingestd.ledger.column_types import Digits
 from ingestd.lifecycle import State
 from tests.builders import instance_bytes
 from tests.daemon.test_admission import Rooms, opened
 from tests.inboxing import scan_now
+from tests.kept import told
 
 
 def put(path: Path, content: bytes, *, like: os.stat_result | None = None, anew: bool = True) -> os.stat_result:
@@ -136,8 +138,8 @@ def renumber(rooms: Rooms) -> None:
     with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
         rows = connection.execute("SELECT id, source FROM file").fetchall()
         for file_id, source in rows:
-            inode, *others = source.split(":")[-3:]
-            moved = ":".join([*source.split(":")[:-3], str(int(inode) + 1_000_000), *others])
+            inode, *others = told("source", source).split(":")
+            moved = Digits.keep(":".join([str(int(inode) + 1_000_000), *others]))
             connection.execute("UPDATE file SET source = ? WHERE id = ?", (moved, file_id))
 
 

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from ingestd.ledger import upgrade
+from ingestd.ledger.column_types import PathText
+from ingestd.ledger.dialect import MIGRATION_WORDS
 from ingestd.ledger.identity import hash_of_uids
 from ingestd.ledger.migrations import MIGRATIONS
+from ingestd.ledger.row import told_evidence
 from ingestd.lifecycle import BatchLimits, StudyQueue, study_due_at
 from tests.former_ledgers import SCHEMA, make_former_ledger
-from tests.recounting import problems_of_files, problems_of_rows, problems_of_sums, rows_of
+from tests.kept import teach
+from tests.recounting import dicts, problems_of_files, problems_of_rows, problems_of_sums, rows_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A row without a delivery is one that was rejected, whatever a person did with it since.
@@ -34,6 +38,7 @@ def upgraded(file: Path) -> Iterator[sqlite3.Connection]:
     with closing(opened(file)) as driver:
         upgrade.bring_up_to_date(driver, file)
         driver.execute("ATTACH ? AS old", (str(upgrade.copy_of(file, SCHEMA)),))
+        teach(driver)
         yield driver
 
 
@@ -87,22 +92,24 @@ def test_every_file_keeps_its_number_and_what_is_known_of_it(file: Path):
         known = (
             "relative_path, path, in_place, source_removed, study_uid, series_uid, sop_uid, sop_class_uid,"
             " transfer_syntax, digest, meta_digest, dataset_offset, size_bytes, modality, station, notes, priority,"
-            " admitted_at, changed_at, wish, removed_at, ctime_ns, source_ctime_ns"
+            " admitted_at, wish, removed_at, ctime_ns, source_ctime_ns,"
         )
+        ended = f"CASE WHEN {REJECTED} THEN changed_at END"
+        kept = known.replace("study_uid", "uid").replace(" path", " told('path', file.path)")
+        for name in ("series_uid", "sop_uid", "sop_class_uid", "transfer_syntax"):
+            kept = kept.replace(f" {name},", f" told('{name}', {name}),")
         assert not differences(
             driver,
-            f"SELECT id, host, inbox, substr(source, instr(source, ':') + 1), patient_hash, accession_hash, {known}"
-            " FROM old.instance",
-            "SELECT file.id, host, name, source, lower(hex(coalesce(patient_hash, ''))),"
-            " lower(hex(coalesce(accession_hash, ''))),"
-            f" {known.replace('study_uid', 'uid').replace(' path', ' file.path')}"
+            f"SELECT id, host, inbox, substr(source, instr(source, ':') + 1), {known} {ended} FROM old.instance",
+            f"SELECT file.id, host, name, told('source', source), {kept} changed_at"
             " FROM main.file JOIN spool ON spool.id = file.spool_id JOIN inbox ON inbox.id = inbox_id"
             " LEFT JOIN main.study ON study.id = study_id",
         )
         for identity, *uids in driver.execute(
-            "SELECT identity, uid, series_uid, sop_uid FROM main.file LEFT JOIN main.study ON study.id = study_id"
+            "SELECT identity, uid, told('series_uid', series_uid), told('sop_uid', sop_uid) FROM main.delivery"
+            " JOIN main.file ON file.id = file_id JOIN main.study ON study.id = delivery.study_id"
         ):
-            assert identity == (None if None in uids else hash_of_uids(*uids))
+            assert identity == hash_of_uids(*uids)
 
 
 def test_every_delivery_is_where_its_row_was(file: Path):
@@ -155,8 +162,9 @@ def test_copies_that_are_sent_instead_become_renditions(file: Path):
             "SELECT id, reencoded_path, reencoded_transfer_syntax, reencoded_digest, reencoded_meta_digest,"
             " reencoded_dataset_offset, reencoded_size_bytes, reencoded_ctime_ns, study_uid, sop_uid"
             " FROM old.instance WHERE reencoded_digest IS NOT NULL",
-            "SELECT delivery.id, nullif(rendition.path, ''), transfer_syntax, digest, meta_digest, dataset_offset,"
-            " rendition.size_bytes, ctime_ns, uid, sop_uid FROM main.delivery"
+            "SELECT delivery.id, nullif(told('path', rendition.path), ''), told('transfer_syntax', transfer_syntax),"
+            " digest, meta_digest, dataset_offset,"
+            " rendition.size_bytes, ctime_ns, uid, told('sop_uid', sop_uid) FROM main.delivery"
             " JOIN rendition ON rendition.id = rendition_id JOIN main.study ON study.id = rendition.study_id",
         )
         gone = "SELECT id FROM old.instance WHERE reencoded_digest IS NOT NULL AND"
@@ -185,18 +193,52 @@ def test_path_that_two_rows_name_is_the_newer_ones(file: Path):
             "SELECT id FROM file WHERE wish IS NOT NULL",
         ):
             assert not {number for (number,) in driver.execute(wanted)} & gone.keys()
-        told = "SELECT file_id, note FROM main.history WHERE reason = 'changed' AND before = after ORDER BY id"
+        said = "SELECT file_id, note FROM main.history WHERE reason = 'changed' AND before = after ORDER BY id"
         note = "its bytes are gone; what lies in their place was read as row {}"
-        assert dict(driver.execute(told)) == {number: note.format(former[number]) for number in former}
+        assert dict(driver.execute(said)) == {number: note.format(former[number]) for number in former}
         rows = rows_of(driver)
         assert [*problems_of_sums(driver, rows), *problems_of_rows(driver, rows), *problems_of_files(driver)] == []
 
 
+def test_what_is_kept_short_since_is_what_it_was(file: Path):
+    named = "rejected/in-1/00112233445566778899aabbccddeeff/\udce9.dcm"
+    # As schema 12 has them: a sighting in the feed, words, a name that is no UTF-8, a UID that is none.
+    with closing(opened(file)) as driver:
+        upgrade.add_functions(driver)
+        driver.execute("PRAGMA foreign_keys=OFF")
+        for statement in (statement for migration in MIGRATIONS[SCHEMA:12] for statement in migration):
+            driver.execute(statement.format(**MIGRATION_WORDS))
+        driver.execute("UPDATE meta SET value = '12' WHERE key = 'schema'")
+        for evidence, note in (("[7,1796000000000001]", "\x1f0"), ('{"content": "same"}', "")):
+            driver.execute(
+                "INSERT INTO history (file_id, delivery_id, at, before, after, reason, note, evidence)"
+                " VALUES (1, 1, 5, 'STORED', 'CONFIRMED', 'feed', ?, ?)",
+                (note, evidence),
+            )
+        driver.execute("UPDATE file SET path = ?, sop_uid = '1.2.x-é' WHERE id = 1", (PathText.keep(named),))
+        driver.execute("UPDATE delivery SET seen_sequence = 7, seen_action = 'create', seen_state = 'odd' WHERE id = 1")
+        known = driver.execute("SELECT count(*) FROM history").fetchone()
+        upgrade.bring_up_to_date(driver, file)
+
+        assert driver.execute("SELECT count(*) FROM history").fetchone() == known
+        sighting, words = dicts(driver, "SELECT * FROM history ORDER BY id DESC LIMIT 2")[::-1]
+        assert (sighting["before"], sighting["after"], sighting["reason"]) == ("STORED", "CONFIRMED", "feed")
+        assert (sighting["note"], told_evidence(sighting["evidence"])["sequence"]) == ("\x1f0", "7")
+        assert told_evidence(words["evidence"]) == {"content": "same"}
+        (kept,) = dicts(driver, "SELECT path, sop_uid FROM file WHERE id = 1")
+        assert kept == {"path": named, "sop_uid": "1.2.x-é"}
+        (seen,) = dicts(driver, "SELECT seen_action, seen_state FROM delivery WHERE id = 1")
+        assert seen == {"seen_action": "create", "seen_state": "odd"}
+
+
 def test_histories_and_attempts_stay(file: Path):
     with upgraded(file) as driver:
-        moves = "at, before, after, reason, note, attempt_id, evidence"
+        moves = "at, note, attempt_id"
         assert not differences(
-            driver, f"SELECT id, entry_id, {moves} FROM old.history", f"SELECT id, file_id, {moves} FROM main.history"
+            driver,
+            f"SELECT id, entry_id, {moves}, before, after, reason, evidence FROM old.history",
+            f"SELECT id, file_id, {moves}, told('before', before), told('after', after), told('reason', reason),"
+            " told('evidence', evidence) FROM main.history",
         )
         assert not differences(
             driver,

@@ -15,6 +15,7 @@ from typing import Any
 from ingestd.config import Config
 from ingestd.ledger import RefusedMove, Transaction, moves
 from tests.invariants import World
+from tests.kept import told
 from tests.recounting import ENTRIES, at
 from tests.simulation.files import Files
 from tests.simulation.machine import Machine
@@ -200,7 +201,7 @@ class Events:
         if not rows:
             return "nothing"
         number, path = self._dice.choice(rows)
-        place = self._world.spool / path
+        place = self._world.spool / told("path", path)
         self._world.damaged.add(str(place))
         if self._dice.random() < 0.5:
             place.unlink(missing_ok=True)
@@ -222,7 +223,7 @@ class Events:
 
     def _removes(self) -> str:
         rows = self._process.ask("SELECT id, path FROM file WHERE in_place")
-        left = [(number, path) for number, path in rows if path not in self._world.damaged]
+        left = [(number, path) for number, kept in rows if (path := told("path", kept)) not in self._world.damaged]
         if not left:
             return "nothing"
         number, path = self._dice.choice(left)

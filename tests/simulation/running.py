@@ -18,6 +18,7 @@ import structlog
 from ingestd.config import Config, parse
 from ingestd.daemon import build
 from tests.invariants import Invariants, World
+from tests.kept import told
 from tests.simulation.events import EXPLAINED, Chances, Events
 from tests.simulation.files import Files
 from tests.simulation.jobs import Jobs
@@ -263,7 +264,8 @@ class Simulation:
         wanted = "SELECT id, coalesce(delivery_id, file_id), before, after, reason FROM history WHERE id > ?"
         for move in self._process.ask(wanted, self._last_move):
             self._last_move = move[0]
-            self._tell(f"   row {move[1]}: {move[2]} -> {move[3]} {move[4]}")
+            before, after, reason = map(told, ("before", "after", "reason"), move[2:])
+            self._tell(f"   row {move[1]}: {before} -> {after} {reason}")
         with self._machine.inside(now=False):
             self._violated(self._invariants.check(self._process.eyes, now=self._machine.utc))
         self._violated(self._events.wishes_slept_over())
@@ -291,7 +293,7 @@ class Simulation:
     def _lying(self) -> list[str]:
         """Name what still lies in the drop folder, and is to leave it: a source whose copy somebody took stays."""
         copied = self._process.ask("SELECT relative_path, path FROM file WHERE NOT source_removed")
-        kept = {name for name, path in copied if str(self._world.spool / path) in self._world.damaged}
+        kept = {name for name, path in copied if str(self._world.spool / told("path", path)) in self._world.damaged}
         names = {path.name for path in self._world.drop.iterdir() if not path.name.startswith(".")}
         return sorted(names - kept)
 

@@ -6,7 +6,6 @@ an index.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import islice
@@ -181,10 +180,6 @@ def _asked_of_entry(choice: Choice, of: Callable[[str], ColumnElement[Any]]) -> 
         yield of("reason") == choice.reason
     if choice.destination is not None:
         yield dialect.unindexed(delivery.c.destination_id) == choice.destination
-    if choice.patient_hash is not None:
-        yield file.c.patient_hash == choice.patient_hash
-    if choice.accession_hash is not None:
-        yield file.c.accession_hash == choice.accession_hash
     if choice.modality is not None:
         yield file.c.modality == choice.modality
     if choice.since is not None:
@@ -367,7 +362,7 @@ def _event(row: Any) -> Event:
         reason=row.reason,
         note=row.note,
         attempt_id=row.attempt_id,
-        evidence=told_evidence(json.loads(row.evidence)) if row.evidence else {},
+        evidence=told_evidence(row.evidence),
     )
 
 
