@@ -35,12 +35,16 @@ from ingestd.dicomweb import (
     Unintelligible,
     failure_meaning,
 )
-from ingestd.dicomweb.connections import SEND_SIZE, _Connection
+from ingestd.dicomweb.connections import SEND_SIZE, HttpSession, _Connection
 from ingestd.dicomweb.deadlines import Flight
 from ingestd.dicomweb.store_body import READ_SIZE, SEND_FROM, WITHHELD, StoreBody
 from tests.builders import instance_bytes
 from tests.http_server import Conversation, ScriptedServer, answer, certificate, server_context
 
+KEEPALIVE = (
+    *(socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT),
+    *(socket.TCP_USER_TIMEOUT, socket.TCP_NODELAY),
+)
 QUICK = Timeouts(connect=timedelta(seconds=5), read=timedelta(seconds=5), total=timedelta(seconds=0.4), min_rate=10**8)
 
 
@@ -434,6 +438,20 @@ def test_reset_in_the_first_piece_of_the_body_does_not_read_as_nothing_left():
         connection.close()
 
     assert flight.body_bytes_left == SEND_SIZE
+
+
+def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_kernel():
+    with (
+        ScriptedServer(answer(b"[]")) as server,
+        HttpSession(timeouts=QUICK, verify=True, cert=None) as session,
+        session.get(server.url, stream=True) as response,
+    ):
+        found = response.raw.connection.sock
+        kept = [found.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE]
+        is_kept_alive = found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+    assert is_kept_alive
+    assert kept == [20, 10, 3, 5000, 1]
 
 
 def test_no_cookie_of_a_server_comes_back_to_it(tmp_path):
