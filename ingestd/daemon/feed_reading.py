@@ -4,6 +4,9 @@ A reading at the interval begins at the cursor and goes back by ``lag``, so that
 somebody waits for the end (``RunProgress``) and no post of its own is out, readings in between begin just before the
 newest entry seen, and move no cursor. A server whose feed could not be read is left alone for a while, whoever wants it
 read.
+
+With the defaults an entry is read seven times before the cursor passes it. Its row is looked for when it is first seen
+and in the reading that passes it, for whatever took the identity in between.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from ingestd.daemon.server_questions import Asker, ServerQuestions
 from ingestd.daemon.stage import Gate, RunProgress, Stage
 from ingestd.daemon.unanswered import Unanswered
 from ingestd.ledger import Ledger, Transaction, moves, queries
-from ingestd.lifecycle import State
+from ingestd.lifecycle import FeedCursor, Sighting, State
 from ingestd.reconciler import FeedAnswer, FeedQuestion, Rules
 
 # Why no file is removed, as ServerRollback has it.
@@ -36,6 +39,8 @@ _HURRY = timedelta(milliseconds=100)
 # Such a reading in between begins so long before the newest entry seen, not a whole lag before the server's clock: that
 # may be tens of thousands of entries. What comes later than that is met by the readings at the interval.
 _GLANCE_BACK = timedelta(seconds=2)
+# So many entries are remembered as written, some 10 MB; more are looked up again each time.
+_WRITTEN_MOST = 100_000
 
 
 class FeedReading(Stage):
@@ -85,6 +90,7 @@ class FeedReading(Stage):
         self._hurries = 0
         self._asked_at = -interval.total_seconds()
         self._newest_seen_at: datetime | None = None
+        self._written: set[int] = set()  # the entries that were written lastly
         self._counted_at: float | None = None  # when the reading that last moved the cursor was asked for
         # When that reading was asked for (``Now.mono``) which went as far as the feed ever did, lastly.
         self.whole_at: float | None = None
@@ -153,10 +159,12 @@ class FeedReading(Stage):
         if answer.went_back_to is not None:
             # First of all: what these entries show is newer than what the rows remember of such sequences.
             moves.went_back(tx, to=answer.went_back_to, end=answer.end, now=now.utc)
+            self._written.clear()
         elif answer.end is not None and answer.end != answer.question.end:
             moves.seen_end(tx, answer.end)
-        if answer.sightings or cursor is not None:
-            moves.record_sightings(tx, answer.sightings, now=now.utc, cursor=cursor)
+        news = [each for each in answer.sightings if _key(each) not in self._written or _is_passed(each, cursor)]
+        if news or cursor is not None:
+            moves.record_sightings(tx, news, now=now.utc, cursor=cursor)
         tx.on_commit(partial(self._committed, answer, now))
 
     def _committed(self, answer: FeedAnswer, now: Now) -> None:
@@ -179,6 +187,8 @@ class FeedReading(Stage):
             self._log.warning("feed.not_read", error=error)
             return
         self._unanswered.end()
+        former = self._written if self._glances and len(self._written) < _WRITTEN_MOST else set()
+        self._written = former.union(map(_key, answer.sightings[-_WRITTEN_MOST:]))
         seen = [sighting.at for sighting in answer.sightings]
         if not answer.complete:
             self._due_at = 0.0
@@ -188,3 +198,17 @@ class FeedReading(Stage):
             self._counted_at = self._asked_at
             if answer.complete:
                 self._questions.feed_was_read(now.utc)
+
+
+def _key(sighting: Sighting) -> int:
+    """Know an entry by this. A feed that began again gives its sequences out anew, at other times."""
+    return hash((sighting.sequence, sighting.at))
+
+
+def _is_passed(sighting: Sighting, cursor: FeedCursor | None) -> bool:
+    """Whether this cursor lies behind an entry, so that it may not be read again."""
+    if cursor is None:
+        return False
+    if cursor.since is not None:
+        return sighting.at <= cursor.since
+    return cursor.sequence is not None and sighting.sequence <= cursor.sequence

@@ -334,6 +334,35 @@ def test_what_the_feed_showed_is_committed_with_the_cursor_that_passes_it(tmp_pa
         assert seen_sequence(daemon) is not None
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_an_entry_that_is_read_again_and_again_is_looked_for_twice(tmp_path: Path, server: Emulator, version: str):
+    """When it is first seen, and when the cursor passes it; in between its row would be the same."""
+    url = f"{server.root}/{version}"
+    site = Site(tmp_path / "site", url, reconcile={"interval": "1h", "grace": "1h", "lag": "1h"})
+    write_instance(site.drop / "image")
+    with rooms(site) as daemon:
+        turn_until(daemon, is_in(daemon, State.CONFIRMED), what="the proof")
+        assert [times_looked_for(daemon) for _ in range(3)] == [0, 0, 0]
+
+        only_server(daemon).feed_reading._lag = timedelta(seconds=-2)  # it is over; the server's Date has no fractions
+
+        assert times_looked_for(daemon) == 1
+
+
+def times_looked_for(daemon: Daemon) -> int:
+    """Have the feed read once, and count the statements that look for the rows of its entries."""
+    statements: list[str] = []
+    driver = daemon.ledger.connection.connection.dbapi_connection
+    assert driver is not None
+    driver.set_trace_callback(statements.append)
+    reading = only_server(daemon).feed_reading
+    before = reading._counted_at
+    reading.read_soon()
+    turn_until(daemon, lambda: reading._counted_at != before, what="the reading")
+    driver.set_trace_callback(None)
+    return sum("needs_content_check, study.uid" in statement for statement in statements)
+
+
 class TornAwayError(Exception):
     """The process ends here."""
 
