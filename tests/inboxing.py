@@ -36,7 +36,8 @@ def source_of(path: Path) -> SourceStat:
     return SourceStat(device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
-def expect_of(path: Path, *, offset: int = 0) -> Expect:
+def expect_of(path: str | Path, *, offset: int = 0) -> Expect:
+    path = Path(path)
     content = path.read_bytes()
     return Expect(
         source=source_of(path),
@@ -47,7 +48,7 @@ def expect_of(path: Path, *, offset: int = 0) -> Expect:
 
 
 def candidate_of(root: Path, relative: str, *, inbox: str = "a") -> Candidate:
-    return Candidate(inbox=inbox, relative_path=relative, path=root / relative, source=source_of(root / relative))
+    return Candidate(inbox=inbox, relative_path=relative, path=str(root / relative), source=source_of(root / relative))
 
 
 def tree(folder: Path) -> set[str]:

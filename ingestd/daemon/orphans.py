@@ -183,7 +183,7 @@ class Orphans(Stage):
         """Take a file in as the one that has its name for a target; a copy whose source lies there goes instead."""
         path = orphan.relative_path
         row = left.get((orphan.inbox, name_in_spool(path)))
-        if row is not None and path.startswith("rejected/") and orphan.path.name != Path(row.relative_path).name:
+        if row is not None and path.startswith("rejected/") and Path(path).name != Path(row.relative_path).name:
             row = None  # somebody put it into the folder of that one
         if row is None:
             self._admission.adopt(orphan, Origin(adopted=True))

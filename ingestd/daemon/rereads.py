@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from pathlib import Path
 
 import structlog
 
@@ -219,7 +218,7 @@ class Rereads(Stage):
         return Candidate(
             inbox=row.inbox,
             relative_path=row.relative_path,
-            path=Path(path),
+            path=path,
             source=SourceStat.of(found),
             final=True,
             priority=row.priority,

@@ -244,5 +244,5 @@ def where_it_lies(seen: Seen, found: Inspection | None) -> Taken:
     """Say where a file lies that is not moved; its ctime is 0 where none surely stood still while it was read."""
     candidate = seen.candidate
     stood = found is not None and candidate.ctime_ns in (0, found.ctime_ns)
-    path = candidate.relative_path if candidate.in_spool else str(candidate.path)
+    path = candidate.relative_path if candidate.in_spool else candidate.path
     return Taken(candidate=candidate, path=path, ctime_ns=found.ctime_ns if found is not None and stood else 0)

@@ -283,7 +283,7 @@ class Spool:
         if source is None or path.split("/")[1] != inbox:
             return None
         return Candidate(
-            inbox=inbox, relative_path=path, path=self.path / path, source=source, final=True, in_spool=True
+            inbox=inbox, relative_path=path, path=str(self.path / path), source=source, final=True, in_spool=True
         )
 
     def stat(self, path: str) -> SourceStat | None:

@@ -68,7 +68,7 @@ def bring(spool: Path, device: int, items: Sequence[Wanted], *, room: str, low_w
     """Bring files into one of the spool's rooms; see ``Spool.take_in``."""
     apart: list[_Item] = []
     for place, (candidate, expect, target) in enumerate(items):
-        path, relative = str(candidate.path), candidate.relative_path
+        path, relative = candidate.path, candidate.relative_path
         assert path.endswith("/" + relative), "a candidate's path is its inbox's, and its relative path"
         parent, _, name = relative.rpartition("/")
         apart.append(_Item(place, candidate, expect, (path[: -len(relative) - 1] or "/", parent), name, target))

@@ -108,7 +108,7 @@ class Tracker:
         self.vanished = 0
         self.given_up = 0  # files let go because too many wait; a later scan finds them again
         self._policy = policy
-        self._root = policy.path.absolute()
+        self._root = str(policy.path.absolute()).rstrip("/")
         self._by_path: dict[str, TrackedFile] = {}
         self._phases = dict.fromkeys(Phase, 0)  # how many files are in each
         self._due: list[tuple[float, int, TrackedFile]] = []
@@ -136,7 +136,7 @@ class Tracker:
         return Candidate(
             inbox=policy.name,
             relative_path=file.path,
-            path=self._root / file.path,
+            path=f"{self._root}/{file.path}",
             source=source,
             final=final,
             priority=policy.priority,
@@ -154,7 +154,7 @@ class Tracker:
     def barred(self) -> list[str]:
         """Name the files that could not be opened, read or moved when that was last tried, whatever they wait for."""
         barred = [file for file in self._by_path.values() if file.barred]
-        return [str(file.origin.path if file.origin is not None else self._root / file.path) for file in barred]
+        return [file.origin.path if file.origin is not None else f"{self._root}/{file.path}" for file in barred]
 
     @property
     def room(self) -> int:

@@ -86,7 +86,7 @@ class Candidate:
 
     inbox: str
     relative_path: str
-    path: Path
+    path: str
     source: SourceStat
     final: bool = False
     priority: int = 0
@@ -99,7 +99,7 @@ class Candidate:
     @property
     def place(self) -> str:
         """How it is reached (see ``places``)."""
-        return str(self.path) if self.in_spool else below_of(str(self.path), self.relative_path)
+        return self.path if self.in_spool else below_of(self.path, self.relative_path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -295,7 +295,7 @@ class WatchedFolder:
         due = self.tracker.take_due(now, min(CHECKS_AT_ONCE, want - len(self.ready)))
         if not due:
             return False
-        paths = [file.path if file.origin is None else str(file.origin.path) for file in due]
+        paths = [file.path if file.origin is None else file.origin.path for file in due]
         self._start(
             lambda: check_files(self.health.root_path, paths, ask_kernel=not self._io.threads),
             lambda checked: self._due_checked(due, checked, now),

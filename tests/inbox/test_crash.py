@@ -74,7 +74,7 @@ for number in range(rounds):
     spool.discard(*copies)
     orphans = [one for one in orphans if one.relative_path not in copies]
     assert not in_drop & set(rows), "a source that has a row is still there"
-    left = [(folder / name).read_bytes() for name in in_drop] + [one.path.read_bytes() for one in orphans]
+    left = [(folder / name).read_bytes() for name in in_drop] + [Path(one.path).read_bytes() for one in orphans]
     missing = [content for name, content in wanted.items() if name not in rows]
     assert sorted(left) == sorted(missing), "not each file exactly once"
     again = take_in(spool, [(one, expect_of(one.path)) for one in orphans])

@@ -97,7 +97,7 @@ def test_file_is_handed_out_once_after_its_settle_time(tmp_path, drop):
         (candidate,) = desk.ready_now()
 
         assert candidate.relative_path == "study/x"
-        assert candidate.path == drop / "study" / "x"
+        assert candidate.path == str(drop / "study" / "x")
         assert candidate.source == source_of(drop / "study" / "x")
         assert not candidate.final
         assert not candidate.in_place
@@ -608,7 +608,7 @@ def test_more_files_than_are_tracked_all_come(quick):
         for _ in range(200):
             for one in desk.ready_now():
                 came.add(one.relative_path)
-                one.path.unlink()
+                Path(one.path).unlink()
                 desk.inboxes.take_back(one, Leave.DONE)
             report = desk.report()
             assert report.waiting_settle + report.in_hand <= 100
@@ -927,7 +927,7 @@ def test_file_in_the_spool_can_be_settled_like_a_new_one(tmp_path, drop):
         (taken,) = desk.take(came)
         desk.inboxes.take_back(came[0], Leave.DONE)
         orphan = next(desk.spool.orphans(lambda _: set()))
-        append(orphan.path, b"written through an old descriptor")
+        append(Path(orphan.path), b"written through an old descriptor")
         desk.inboxes.take_back(orphan, Leave.AGAIN)
         assert desk.ready_now() == []
         desk.pass_time(2.1)

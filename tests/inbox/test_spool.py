@@ -218,7 +218,7 @@ def test_results_come_in_the_order_of_the_items(spool, drop):
         for name in names
     ]
     items[10] = (
-        type(items[0][0])(inbox="a", relative_path="3/10", path=drop / "3/10", source=items[0][0].source),
+        type(items[0][0])(inbox="a", relative_path="3/10", path=str(drop / "3/10"), source=items[0][0].source),
         items[0][1],
     )
 

@@ -79,7 +79,7 @@ def take_all(desk, wanted, limit=60):
     def take(candidate):
         assert candidate.relative_path not in seen
         seen.add(candidate.relative_path)
-        candidate.path.unlink()
+        Path(candidate.path).unlink()
         desk.inboxes.take_back(candidate, Leave.DONE)
 
     desk.look_until(lambda _: len(seen) >= wanted, on_ready=take, limit=limit)
@@ -160,7 +160,7 @@ def test_folder_that_takes_the_place_of_one_that_was_handed_out_is_seen_file_by_
         desk.pass_time(2.1)
         (candidate,) = desk.ready_now()
         scans = desk.report().scans
-        candidate.path.unlink()
+        Path(candidate.path).unlink()
         (tmp_path / "second").rename(drop / "study")
         (drop / "last").write_bytes(b"x")
         desk.look_until(lambda _: desk.report().waiting_settle == 1, limit=5)  # what came before it was looked at too
@@ -337,7 +337,7 @@ def test_dead_thread_of_the_observer_is_replaced_and_what_it_missed_found(tmp_pa
             desk.pass_time(2.1)
             (candidate,) = desk.ready_now()
             assert candidate.relative_path == f"after-{victim}"
-            candidate.path.unlink()
+            Path(candidate.path).unlink()
             desk.inboxes.take_back(candidate, Leave.DONE)
 
 
@@ -392,7 +392,7 @@ def test_rename_storm_ends_with_every_file_once(quick):
         def note(candidate):
             came[candidate.relative_path] = candidate
             desk.inboxes.take_back(candidate, Leave.DONE)
-            candidate.path.unlink()
+            Path(candidate.path).unlink()
 
         desk.look_until(lambda _: len([name for name in came if name.startswith("s20/")]) == 300, on_ready=note)
 
