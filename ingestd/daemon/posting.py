@@ -197,7 +197,7 @@ class Posting(Stage):
             moves.pause_destination(tx, self._paused, until=now.utc + wait, now=now.utc)
         elif self._resumed:
             moves.resume_destination(tx, now=now.utc)
-        elif self._answered:
+        if self._answered:
             moves.destination_answered(tx, now=now.utc)
         tx.on_commit(partial(self._committed, self._claim(tx, now), lost))
 
@@ -284,6 +284,7 @@ class Posting(Stage):
 
     def _note(self, result: BatchResult, decision: BreakerDecision) -> None:
         stored = sum(outcome.state is State.STORED for outcome in result.outcomes)
+        # Where whole posts are refused, nobody who knows STOW may have answered: a wrong address says 404.
         self._answered = self._answered or (result.answered and not result.whole_batch_refused)
         if decision.paused is not None:
             self._paused = decision.paused

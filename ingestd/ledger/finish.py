@@ -13,9 +13,8 @@ from sqlalchemy import bindparam, update
 from ingestd.lifecycle import Backoff, Batch, BatchResult, Outcome, Reason, State
 
 from .claims import read_study, set_study
-from .column_types import Instant
 from .row import UNASKED, Row, as_json
-from .schema import attempt, destination
+from .schema import attempt
 from .transaction import Transaction
 from .values import Finished, PendingRead
 
@@ -27,11 +26,6 @@ _CLOSE_ATTEMPT = (
 )
 _GONE = "its bytes were changed while it was sent; the server is asked whether it has what they were"
 _PRESENT = {"yes": 1, "no": 0}
-_ANSWERED = (
-    update(destination)
-    .where(destination.c.id == bindparam("destination_id"))
-    .values(last_ok_at=bindparam("at", type_=Instant()))
-)
 
 
 def finish(tx: Transaction, result: BatchResult, *, now: datetime, backoff: Backoff, jitter: float) -> Finished:
@@ -72,9 +66,6 @@ def finish(tx: Transaction, result: BatchResult, *, now: datetime, backoff: Back
     tx.flush()
     was_open = _close_attempt(tx, result)
     charged, pauses, next_attempt_at = _study_goes_on(tx, result, before, now, backoff, jitter, was_open=was_open)
-    # Where whole posts are refused, nobody who knows STOW may have answered: a wrong address says 404.
-    if result.answered and not result.whole_batch_refused:
-        tx.connection.execute(_ANSWERED, {"destination_id": tx.destination_id, "at": result.finished_at})
     tx.flush()
     return Finished(
         moved=moved, lost=len(batch.parts) - moved, charged=charged, pauses=pauses, next_attempt_at=next_attempt_at
