@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from ingestd.fs import places
-from ingestd.fs.open_files import has_writer
+from ingestd.fs.open_files import hold_off_writers
 
 from .walk import FileStat, file_stat
 
@@ -84,7 +84,7 @@ def _check(name: str, folder: int, *, ask_kernel: bool) -> Checked:
         seen = os.fstat(descriptor)
         if not stat.S_ISREG(seen.st_mode):
             return FileCheck.NOT_REGULAR, None
-        return (FileCheck.BEING_WRITTEN if has_writer(descriptor) else FileCheck.FILE), file_stat(seen)
+        return (FileCheck.BEING_WRITTEN if hold_off_writers(descriptor) else FileCheck.FILE), file_stat(seen)
     except OSError:
         return FileCheck.NO_ACCESS, None
     finally:

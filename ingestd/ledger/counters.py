@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 from sqlalchemy import bindparam, func, or_, select, update
@@ -47,6 +48,7 @@ _SET_DUE = (
 # What is still on its way, or has to be compared before anybody can say whether it is to be sent.
 COUNTS_WAITING = or_(state_count.c.state.in_(sorted(UNCONFIRMED)), state_count.c.reason == Reason.NOT_COMPARED)
 _COUNTED = ("spool_id", "destination_id", "inbox_id", "state", "reason", "slot", "entries", "size_bytes")
+_COUNTED_BY = itemgetter("spool_id", "destination_id", "state", "size_bytes")
 # Of one writer, as SQLite has it.
 _SLOT = 0
 NO_DESTINATION = 0
@@ -149,7 +151,7 @@ class Counters:
 
     def delivery_added(self, values: Mapping[str, Any], inbox_id: int, priority: int, at: datetime) -> None:
         """Count a new delivery; ``values`` are its columns."""
-        spool, to, state, size = (values[name] for name in ("spool_id", "destination_id", "state", "size_bytes"))
+        spool, to, state, size = _COUNTED_BY(values)
         self._count(spool, to, inbox_id, state, values["reason"] or "", 1, size)
         change = self._of(spool, to, values["study_id"], at)
         change.count(state, 1, size)

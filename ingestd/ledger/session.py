@@ -99,6 +99,7 @@ class Session:
         self._spools: dict[int, Path] = {}
         # Names and numbers that never change.
         self._inboxes: dict[int, tuple[int, str]] = {}
+        self._inbox_ids: dict[tuple[int, str], int] = {}
         self.studies_known: dict[str, int] = {}
         # Answers that hold until the ledger changes, and the version that they are of; our own writes forget them.
         self._answers: dict[tuple[Executable, tuple[Any, ...]], Sequence[Any]] = {}
@@ -199,6 +200,7 @@ class Session:
         self.labels_known.clear()
         self.studies_known.clear()
         self._inboxes.clear()
+        self._inbox_ids.clear()
 
     def inbox_of(self, inbox_id: int) -> str:
         if inbox_id not in self._inboxes:
@@ -206,19 +208,15 @@ class Session:
         return self._inboxes[inbox_id][1]
 
     def inbox_id(self, name: str) -> int | None:
-        found = self._own_inbox(name)
-        if found is None:
-            self._read_inboxes()
-            found = self._own_inbox(name)
-        return found
-
-    def _own_inbox(self, name: str) -> int | None:
         wanted = (self.spool_id, name)
-        return next((inbox_id for inbox_id, known in self._inboxes.items() if known == wanted), None)
+        if wanted not in self._inbox_ids:
+            self._read_inboxes()
+        return self._inbox_ids.get(wanted)
 
     def _read_inboxes(self) -> None:
         rows = self.fetch_all(select(inbox.c.id, inbox.c.spool_id, inbox.c.name))
         self._inboxes = {row.id: (row.spool_id, row.name) for row in rows}
+        self._inbox_ids = {known: inbox_id for inbox_id, known in self._inboxes.items()}
 
     def study_id(self, uid: str) -> int | None:
         found = self.studies_known.get(uid)
