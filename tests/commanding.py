@@ -259,4 +259,4 @@ class Rows:
             at=self.now,
         )
         with self.ledger.transaction() as tx:
-            moves.put_inbox_report(tx, summary, now=self.now)
+            moves.put_inbox_reports(tx, [summary], now=self.now)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from ingestd.inbox import Inboxes, InboxPolicy, InboxReport
 from ingestd.ledger import InboxSummary, Transaction, moves
 
 _REPORT_EVERY_SECONDS = 5.0
+# A scan that found everything as it was is told of this late, with those of all inboxes: each commit syncs the disk.
+_SCANS_EVERY_SECONDS = 60.0
 _COUNTED = (
     "files_seen",
     "waiting_settle",
@@ -35,6 +38,20 @@ _COUNTED = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the ledger is told of an inbox."""
+
+    alarm: str
+    watching: str
+    oldest_since: float | None
+    counts: Mapping[str, int]
+
+    def is_like(self, other: _Told | None) -> bool:
+        """Whether nothing has happened since but scans."""
+        return other is not None and self == replace(other, counts={**other.counts, "scans": self.counts["scans"]})
+
+
 class InboxReports(Stage):
     """Writes what has changed."""
 
@@ -43,8 +60,9 @@ class InboxReports(Stage):
         self._alarms = alarms
         self._roots: dict[str, Path] = {policy.name: policy.path for policy in policies}
         self._report_at = 0.0
-        self._written: dict[str, InboxReport] = {}
-        self._reports: list[InboxReport] = []
+        self._scans_at = 0.0
+        self._written: dict[str, _Told] = {}
+        self._changed: dict[str, _Told] = {}
 
     def hurry(self) -> None:
         self._report_at = 0.0
@@ -58,33 +76,41 @@ class InboxReports(Stage):
         for report in reports:
             for kind, note, next_step in _troubles(report):
                 self._alarms.set(kind, report.inbox, note=note, next_step=next_step)
-        self._reports = [report for report in reports if self._written.get(report.inbox) != report]
+        told = {report.inbox: _told(report) for report in reports}
+        changed = {name: each for name, each in told.items() if self._written.get(name) != each}
+        if now.mono < self._scans_at:
+            changed = {name: each for name, each in changed.items() if not each.is_like(self._written.get(name))}
+        self._changed = changed
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write the reports that have changed."""
-        for report in self._reports:
-            moves.put_inbox_report(tx, self._summary(report, now), now=now.utc)
-        if self._reports:
-            tx.on_commit(partial(self._keep, tuple(self._reports)))
+        if self._changed:
+            summaries = [self._summary(name, told, now) for name, told in self._changed.items()]
+            moves.put_inbox_reports(tx, summaries, now=now.utc)
+            tx.on_commit(partial(self._keep, self._changed, now.mono))
 
-    def next_at(self, now: Now) -> float:  # noqa: ARG002
-        return self._report_at
+    def _keep(self, written: dict[str, _Told], mono: float) -> None:
+        self._written |= written
+        self._changed = {}
+        if mono >= self._scans_at:
+            self._scans_at = mono + _SCANS_EVERY_SECONDS
 
-    def _keep(self, written: tuple[InboxReport, ...]) -> None:
-        self._written.update((report.inbox, report) for report in written)
-        self._reports = []
-
-    def _summary(self, report: InboxReport, now: Now) -> InboxSummary:
-        since = report.oldest_since
+    def _summary(self, name: str, told: _Told, now: Now) -> InboxSummary:
+        since = told.oldest_since
         return InboxSummary(
-            inbox=report.inbox,
-            path=str(self._roots[report.inbox]),
-            alarm=report.alarm,
-            watching=report.watching,
-            counts={name: getattr(report, name) for name in _COUNTED},
+            inbox=name,
+            path=str(self._roots[name]),
+            alarm=told.alarm,
+            watching=told.watching,
+            counts=told.counts,
             oldest_at=None if since is None else now.utc - timedelta(seconds=now.mono - since),
             at=now.utc,
         )
+
+
+def _told(report: InboxReport) -> _Told:
+    counts = {name: getattr(report, name) for name in _COUNTED}
+    return _Told(report.alarm, report.watching, report.oldest_since, counts)
 
 
 def _troubles(report: InboxReport) -> Iterator[tuple[str, str, str]]:

@@ -3,12 +3,17 @@
 By the timer is every ``every`` seconds, and after a pause of ``SHARE`` times the scan's length. Where events come for
 all of the folder, and no scan ever found what they should have named, the scan is only there to find that they failed:
 all inboxes together then take one part in ``RESTING_SHARE`` of a core, and none rests longer than ``RESTING_MOST``.
+
+A scan that is due by the clock alone begins with the last look at the folder itself before that (``begin``): all
+inboxes are looked at in one turn, and a hundred scans that woke us each for itself would have all hundred looked at
+each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import timedelta
+from math import inf
 
 from ingestd.clocks import utc_now
 from ingestd.lifecycle import Backoff
@@ -106,12 +111,16 @@ class ScanSchedule:
             return self._rests_until
         return self._next_at
 
-    def begin(self, now: float) -> Walk | None:
-        """Give the walk under way, or begin the next if one is due."""
+    def wakes_at(self) -> float:
+        """Say when to begin a scan whatever else there is to do; inf for one that the clock alone asks for."""
+        return inf if self._is_by_clock else self.due_at()
+
+    def begin(self, now: float, *, next_look_at: float) -> Walk | None:
+        """Give the walk under way, or begin the next if one is due; by the clock: before the folder's next look."""
         if self.walk is not None or self._tracker.room <= 0:
             return self.walk
-        if now >= self.due_at():
-            self.finds_missed = self._health.is_watching and not (self.is_wanted or self._faulty)
+        if now >= self.due_at() or (self._is_by_clock and next_look_at > self.due_at()):
+            self.finds_missed = self._health.is_watching and self._is_by_clock
             self.is_wanted = False
             self.is_full = True
             self._began_at = now
@@ -161,6 +170,11 @@ class ScanSchedule:
         self._emptied = walk.emptied
         if self._tracker.given_up == self._began_given_up and not walk.counts.faults:
             self._statistics.complete_began_at = self._began_at
+
+    @property
+    def _is_by_clock(self) -> bool:
+        """Whether nobody asked for the next scan, nor did a fault."""
+        return not (self.is_wanted or self._faulty)
 
     def _new_walk(self, start: str, *, deep: bool) -> Walk:
         policy = self._health.policy

@@ -185,7 +185,7 @@ class WatchedFolder:
         if self._room > 0:
             if self.scans.walk is not None or self._hinted.folders or self._hinted.paths:
                 times.append(now)
-            times.append(self.scans.due_at())
+            times.append(self.scans.wakes_at())
         elif any(path in self.tracker for path in self._hinted.paths):
             times.append(now)
         return min(times)
@@ -325,7 +325,7 @@ class WatchedFolder:
                     self.statistics.found_by_scan += 1
 
     def _go_on_scanning(self, now: float, until: float) -> bool:
-        walk = self.scans.begin(now)
+        walk = self.scans.begin(now, next_look_at=self._next_look_at)
         if walk is None:
             return False
         room = self._room

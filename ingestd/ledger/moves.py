@@ -53,7 +53,7 @@ from .upkeep import (
     mark_removing,
     mark_source_removed,
     put_alarms,
-    put_inbox_report,
+    put_inbox_reports,
     read_no_more,
     reencode_failed,
     refresh_source,

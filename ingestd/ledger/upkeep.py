@@ -216,17 +216,22 @@ def put_alarms(tx: Transaction, alarms: Iterable[Alarm]) -> None:
         tx.connection.execute(insert(alarm), rows)
 
 
-def put_inbox_report(tx: Transaction, summary: InboxSummary, *, now: datetime) -> None:
-    """Keep what the last look into an inbox found."""
-    tx.connection.execute(
-        update(inbox)
-        .where(inbox.c.id == tx.inbox_id(summary.inbox))
-        .values(
-            path=summary.path,
-            alarm=summary.alarm,
-            watching=summary.watching,
-            counts=json.dumps(dict(summary.counts)),
-            oldest_at=summary.oldest_at,
-            at=now,
-        )
-    )
+def put_inbox_reports(tx: Transaction, summaries: Iterable[InboxSummary], *, now: datetime) -> None:
+    """Keep what the last look into each of these inboxes found."""
+    rows = [
+        {
+            "inbox_id": tx.inbox_id(summary.inbox),
+            "path": summary.path,
+            "alarm": summary.alarm,
+            "watching": summary.watching,
+            "counts": json.dumps(dict(summary.counts)),
+            "oldest_at": summary.oldest_at,
+            "at": now,
+        }
+        for summary in summaries
+    ]
+    if rows:
+        tx.connection.execute(_PUT_INBOX_REPORT, rows)
+
+
+_PUT_INBOX_REPORT = update(inbox).where(inbox.c.id == bindparam("inbox_id"))

@@ -1041,8 +1041,8 @@ def test_pause_is_on_record_with_its_beginning_until_it_ends(ledger: Ledger):
 def test_inbox_report_is_kept_for_status(ledger: Ledger):
     summary = InboxSummary(inbox="in", path="/drop", alarm="", watching="events", counts={"ignored": 3})
     with ledger.transaction() as tx:
-        moves.put_inbox_report(tx, summary, now=NOW)
-        moves.put_inbox_report(tx, summary, now=LATER)
+        moves.put_inbox_reports(tx, [summary], now=NOW)
+        moves.put_inbox_reports(tx, [summary], now=LATER)
     (kept,) = queries.status(ledger).inboxes
     assert (kept.inbox, kept.counts, kept.at) == ("in", {"ignored": 3}, LATER)
 

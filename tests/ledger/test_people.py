@@ -344,9 +344,8 @@ def test_status_counts_what_needs_a_person_but_not_clutter(ledger: Ledger):
     entry_in(ledger, State.CONFLICT, 50, study=50)
     with ledger.transaction() as tx:
         moves.refuse(tx, [refusal(60, reason=Reason.NOT_DICOM), refusal(61, reason=Reason.DICOMDIR)], now=NOW)
-        moves.put_inbox_report(
-            tx, InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW
-        )
+        summary = InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={})
+        moves.put_inbox_reports(tx, [summary], now=NOW)
 
     status = queries.status(ledger)
 
@@ -465,9 +464,8 @@ def test_search_words_say_nothing_without_their_key(tmp_path: Path, ledger: Ledg
 def test_file_is_found_by_id_uid_and_path(ledger: Ledger, tmp_path: Path):
     (delivery_id,) = admit(ledger, arrival(1, relative_path="sub/IM1"))
     with ledger.transaction() as tx:
-        moves.put_inbox_report(
-            tx, InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={}), now=NOW
-        )
+        summary = InboxSummary(inbox="in", path="/drop", alarm="", watching="poll", counts={})
+        moves.put_inbox_reports(tx, [summary], now=NOW)
     entry = queries.entry(ledger, delivery_id)
     assert entry is not None
     uids = identity(1)
