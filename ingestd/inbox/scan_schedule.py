@@ -4,8 +4,8 @@ By the timer is every ``every`` seconds, and after a pause of ``SHARE`` times th
 all of the folder, and no scan ever found what they should have named, the scan is only there to find that they failed:
 all inboxes together then take one part in ``RESTING_SHARE`` of a core, and none rests longer than ``RESTING_MOST``.
 
-A scan that is due by the clock alone begins with the last look at the folder itself before that (``begin``): all
-inboxes are looked at in one turn, and a hundred scans that woke us each for itself would have all hundred looked at
+A scan that is due by the clock alone begins with a look at the folder itself, hardly later and up to one look earlier:
+all inboxes are looked at in one turn, and a hundred scans that woke us each for itself would have all hundred looked at
 each time.
 """
 
@@ -28,6 +28,7 @@ from .walk import Walk
 SHARE = 20  # a scan is followed by a pause this many times as long, at least
 RESTING_SHARE = 500  # the pause where events come, in times of what one scan of each inbox takes
 RESTING_MOST = 900.0  # seconds of it at most, unless SHARE alone makes more
+LATE_MOST = 0.5  # seconds that one by the clock waits for the next look at the folder; else it comes with the last one
 LEAST_PAUSE = 0.2  # seconds between two scans that were asked for
 AGAIN_AFTER_FAULT = timedelta(seconds=1)  # to the next scan, doubled by each in a row: what was not listed may be new
 STAND_MOST = 60.0  # seconds a scan may stand still with folders open
@@ -116,10 +117,10 @@ class ScanSchedule:
         return inf if self._is_by_clock else self.due_at()
 
     def begin(self, now: float, *, next_look_at: float) -> Walk | None:
-        """Give the walk under way, or begin the next if one is due; by the clock: before the folder's next look."""
+        """Give the walk under way, or begin the next if one is due; by the clock: with a look at the folder."""
         if self.walk is not None or self._tracker.room <= 0:
             return self.walk
-        if now >= self.due_at() or (self._is_by_clock and next_look_at > self.due_at()):
+        if now >= self.due_at() or (self._is_by_clock and next_look_at > self.due_at() + LATE_MOST):
             self.finds_missed = self._health.is_watching and self._is_by_clock
             self.is_wanted = False
             self.is_full = True

@@ -97,6 +97,29 @@ def test_idle_turn_asks_the_ledger_once_whether_another_process_has_written(daem
     assert asked.total() - asked[LOOK_FOR_OTHERS] < 80 * MINUTES  # behind what it writes itself: feed, inbox
 
 
+def test_scans_that_found_nothing_new_are_written_once_a_minute_and_once_at_least(daemon):
+    def scans():
+        return queries.status(daemon.ledger).inboxes[0].counts["scans"]
+
+    before = scans()
+    asked, _ = idle(daemon, MINUTES)
+
+    written = sum(times for statement, times in asked.items() if statement.startswith("UPDATE inbox"))
+    assert written <= MINUTES + 1
+    assert scans() >= before + 2 * MINUTES - 6  # none is lost
+
+
+def test_change_in_a_folder_is_written_at_the_next_turns_whatever_was_scanned_before(daemon):
+    idle(daemon, 1)
+    (daemon.config.inboxes[0].path / ".hidden").write_bytes(b"x")
+    for folder in daemon.workers.inboxes._folders.values():
+        folder.scans.want_at_once()
+
+    idle(daemon, 0.25)
+
+    assert queries.status(daemon.ledger).inboxes[0].counts["ignored"] == 1
+
+
 def test_idle_loop_turns_soon_after_another_process_has_written(daemon, wake):
     wake.is_on = False
     daemon.loop.tick()

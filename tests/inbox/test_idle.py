@@ -10,6 +10,7 @@ from ingestd.clocks import boottime
 from ingestd.inbox import Watch
 from ingestd.inbox.folder_health import ARM_WAIT
 from ingestd.inbox.scan_schedule import RESTING_MOST
+from ingestd.inbox.watched_folder import LOOK_EVERY
 from tests.inboxing import Desk, policy
 from tests.running import wait_until
 
@@ -73,6 +74,23 @@ def test_file_that_no_event_told_of_is_found_within_the_longest_rest_and_events_
     assert rest(desk, 120) >= 1
     assert desk.report().found_by_scan == 1
     assert rest(desk, HOUR) >= 115
+
+
+def test_many_inboxes_are_scanned_in_the_turns_that_look_at_their_folders(tmp_path):
+    names = [f"i{number}" for number in range(10)]
+    with Desk(tmp_path, *(policy(tmp_path, name, watch=Watch.POLL) for name in names)) as desk:
+        desk.look_until(lambda _: all(report.scans for report in desk.inboxes.reports()))
+        for number, folder in enumerate(desk.inboxes._folders.values()):
+            folder.scans._next_at += 2.7 * number  # as it comes of files that were found in one and not in another
+        before, end, looks = [report.scans for report in desk.inboxes.reports()], desk.now + 600, 0
+        while desk.now < end:
+            desk.pass_time(max(0.0, desk.look().next_at - desk.now))
+            looks += 1
+        scans = [report.scans - then for report, then in zip(desk.inboxes.reports(), before, strict=True)]
+
+    assert looks < 1.5 * 600 / LOOK_EVERY
+    assert min(scans) >= 18  # every 30 s, as ever
+    assert max(scans) <= 21
 
 
 def test_inboxes_that_take_long_to_arm_are_waited_for_together(tmp_path):
