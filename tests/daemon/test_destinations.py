@@ -46,6 +46,7 @@ def configure(
         f"reconcile: {{interval: {interval}, lag: 1s, absence_wait: 200ms}}\n"
         "shutdown_grace: 5s\n"
         "ledger: sqlite:///ledger.db\n"
+        "reader: {processes: 1}\n"
     )
     return load(file)
 

@@ -48,6 +48,7 @@ def configure(
         f"reconcile: {{{reconcile}, lag: 1s, absence_wait: 200ms, verify: presence}}\n"
         "shutdown_grace: 5s\n"
         "ledger: sqlite:///ledger.db\n"
+        "reader: {processes: 1}\n"
     )
     return load(file)
 

@@ -62,6 +62,7 @@ def configure(
         "reconcile: {interval: 100ms, lag: 1s, absence_wait: 200ms}\n"
         "shutdown_grace: 5s\n"
         "ledger: sqlite:///ledger.db\n"
+        "reader: {processes: 1}\n"
     )
     return load(file)
 

@@ -45,6 +45,7 @@ def test_copied_source_is_removed_and_not_taken_twice(tmp_path: Path, elsewhere:
             f'destination: {{url: "{server.url}"}}\n'
             "reconcile: {interval: 100ms, lag: 1s}\n"
             "ledger: sqlite:///ledger.db\n"
+            "reader: {processes: 1}\n"
         )
         config = load(config_file)
 

@@ -27,7 +27,7 @@ def server() -> Iterator[Emulator]:
 
 @pytest.fixture
 def site(tmp_path: Path, server: Emulator) -> Site:
-    return Site(tmp_path / "site", server.url)
+    return Site(tmp_path / "site", server.url, reader={"processes": 2})
 
 
 def test_service_manager_hears_ready_watchdog_status_and_stopping(site: Site):

@@ -77,7 +77,7 @@ def server() -> Iterator[Emulator]:
 
 @pytest.fixture
 def site(tmp_path: Path, server: Emulator) -> Site:
-    return Site(tmp_path / "site", server.url)
+    return Site(tmp_path / "site", server.url, reader={"processes": 2})
 
 
 def posts_of(server: Emulator, image: Image) -> list[str]:
@@ -417,7 +417,7 @@ def test_confirmed_file_leaves_the_spool_when_its_time_is_up(tmp_path: Path, ser
 
 def test_file_that_kills_its_reader_is_rejected_and_the_daemon_lives(tmp_path: Path, server: Emulator):
     """The file is only large: what kills its reader is this test, each time that the reader is at it."""
-    site = Site(tmp_path / "site", server.url, reader={"processes": 1})
+    site = Site(tmp_path / "site", server.url)
     image = make_image()
     with (site.drop / ".huge.part").open("wb") as file:
         file.write(instance_bytes(rows=1, columns=1)[:-14])
