@@ -223,6 +223,7 @@ class Rows:
         )
         with self.ledger.transaction() as tx:
             moves.finish(tx, result, now=at, backoff=Backoff(), jitter=0.0)
+            moves.destination_answered(tx, now=at)
 
     def send(self, name: str, state: State, reason: Reason, *, study: str = OTHER_STUDY, **more: Any) -> int:
         """One file taken in, posted, and answered."""

@@ -89,7 +89,7 @@ class Site:
             "spool": {"path": "./spool", "low_water": "10MB"},
             "destination": {"url": self.url, "auth": "none"},
             "ledger": "sqlite:///ledger.db",
-            # A reader takes 0.15 s of CPU to start; what is measured has as many as elsewhere, and so has tests/line.
+            # A reader takes 0.15 s of CPU to start. What is measured has as many as elsewhere, and so has tests/line.
             **({"reader": {"processes": 1}} if forking.allowed else {}),
         }
         if "destinations" in settings:
