@@ -159,6 +159,18 @@ def _own_or_groups(ctx: click.Context, _param: click.Parameter, value: Path | No
 
 
 destination_option = click.option("--destination", metavar="NAME", help="Only this one of several `destinations:`.")
+
+
+class _Text(click.ParamType[str]):
+    """Text that is not empty: a script's unset variable would choose everything."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if value.strip() else self.fail("it is empty; without this option all are chosen", param, ctx)
+
+
+TEXT = _Text()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 

@@ -15,6 +15,7 @@ from ingestd.locks import who_runs
 
 from .asker import how_to_start
 from .common import (
+    TEXT,
     ExitCode,
     Stop,
     config_option,
@@ -40,9 +41,9 @@ RETRIABLE = ("FAILED", "CONFLICT", "DELETED", "UNCERTAIN", "REJECTED")
 @config_option
 @json_option
 @click.argument("ids", nargs=-1, type=click.IntRange(1, 2**63 - 1), metavar="[ID]...")
-@click.option("--study", metavar="UID", help="All of this study.")
+@click.option("--study", type=TEXT, metavar="UID", help="All of this study.")
 @click.option("--state", type=click.Choice(RETRIABLE, case_sensitive=False), help="All in this state.")
-@click.option("--reason", metavar="WORDS", help="All with this reason, as `ingestd status` shows it.")
+@click.option("--reason", type=TEXT, metavar="WORDS", help="All with this reason, as `ingestd status` shows it.")
 @destination_option
 @click.option("--now", "now", is_flag=True, help="Wait no longer: try the server, and all that waits for it, at once.")
 def command(

@@ -13,6 +13,7 @@ from ingestd.locks import who_runs
 
 from .asker import as_typed, how_to_start
 from .common import (
+    TEXT,
     ExitCode,
     Stop,
     config_option,
@@ -44,7 +45,7 @@ _LEFT = {
 @config_option
 @json_option
 @click.option("--again", is_flag=True, required=True, help="Read the files that wait, and apply the rules to them.")
-@click.option("--study", metavar="UID", help="Only those of this study.")
+@click.option("--study", type=TEXT, metavar="UID", help="Only those of this study.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def command(*, config: Path | None, as_json: bool, again: bool, study: str | None, yes: bool) -> int:
     """Have files that wait go where the rules say now; first it shows what would change, and asks.

@@ -16,6 +16,7 @@ from ingestd.lifecycle import State
 from ingestd.locks import who_runs
 
 from .common import (
+    TEXT,
     ExitCode,
     Stop,
     config_option,
@@ -149,10 +150,12 @@ def _instant(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.command("status", short_help="Show what is where: counts, studies, files, the server, the folders.")
 @config_option
 @json_option
-@click.option("--study", metavar="UID", help="The files of this study.")
-@click.option("--accession", metavar="NUMBER", help="Studies with this accession number (exactly as in the files).")
-@click.option("--patient-id", metavar="ID", help="Studies of this patient id (exactly as in the files).")
-@click.option("--modality", metavar="CT", help="Studies of this modality.")
+@click.option("--study", type=TEXT, metavar="UID", help="The files of this study.")
+@click.option(
+    "--accession", type=TEXT, metavar="NUMBER", help="Studies with this accession number (exactly as in the files)."
+)
+@click.option("--patient-id", type=TEXT, metavar="ID", help="Studies of this patient id (exactly as in the files).")
+@click.option("--modality", type=TEXT, metavar="CT", help="Studies of this modality.")
 @click.option("--state", type=click.Choice(list(map(str, State)), case_sensitive=False), help="Files in this state.")
 @click.option(
     "--since", callback=_instant, metavar="WHEN", help="Changed since: 24h, 7d, 2026-03-01, 2026-03-01T08:30."

@@ -198,7 +198,7 @@ def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], cur
         config = reread()
     except ConfigError as error:
         # No traceback: the problems are the file's, and `ingestd check` names each.
-        log.error("config.refused", problems=len(error.problems))  # noqa: TRY400
+        log.error("config.refused", problems=len(error.problems), note="`ingestd check` names each")  # noqa: TRY400
         return None
     fixed = [
         name

@@ -91,7 +91,7 @@ _SENTENCES = tuple(
     )
     for again, before in (
         ("", "the server had answered that it stored it"),
-        ("", "the answer to the post had not been read"),
+        ("", "nobody knew whether the server had stored it"),
         ("", "the server had refused it"),
         (" again", "it was confirmed before"),
         (" again", "it had been deleted on the server"),

@@ -42,7 +42,7 @@ _COMPARING_HAS_STOPPED = (
 )
 _HISTORY = {
     State.STORED: "the server had answered that it stored it",
-    State.UNCERTAIN: "the answer to the post had not been read",
+    State.UNCERTAIN: "nobody knew whether the server had stored it",
     State.CONFIRMED: "it was confirmed before",
     State.DELETED: "it had been deleted on the server",
 }

@@ -154,6 +154,40 @@ def test_status_finds_studies_by_what_an_admin_knows(command, every, rows):
     assert studies("--since", (datetime.now(UTC) - timedelta(hours=1)).isoformat()) != []
 
 
+def test_files_of_a_patient_are_all_of_the_studies_that_are_found_and_that_is_said(command, rows):
+    """Patient and accession are the study's (PS3.3 A.1.2); what broke off before they were read is of it too."""
+    rows.admit("one", patient="4711")
+    rows.admit("other", patient="4712")
+    rows.admit("elsewhere", study=OTHER_STUDY)
+
+    said = command("status", "--files", "--patient-id", "4711")
+
+    assert "all files of each study in which a file is like that:" in said.out
+    assert [
+        each["source"] for each in command("status", "--json", "--files", "--patient-id", "4711").json["files"]
+    ] == [
+        "other",
+        "one",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("status", option) for option in ("--study", "--patient-id", "--accession", "--modality")),
+        *(("retry", "--study"), ("retry", "--reason"), ("route", "--again", "--study")),
+    ],
+)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_choice_is_refused_and_chooses_nothing(command, every, words, empty):
+    """A script's variable that was not set chose everything, and `retry` ended without a word."""
+    said = command(*words, empty)
+
+    assert said.code == ExitCode.CONFIGURATION
+    assert f"'{words[-1]}': it is empty; without this option all are chosen" in said.err
+    assert not said.out
+
+
 @pytest.mark.parametrize("last", ["sent", "dropped"])
 def test_a_study_both_sent_and_dropped_is_one_line(command, rows, tmp_path, last):
     of_send = Rows(tmp_path, of_send=True)
