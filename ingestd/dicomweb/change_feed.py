@@ -136,7 +136,7 @@ def _word(value: Any) -> str:
 
 
 def _uid(value: Any) -> str:
-    uid = _word(value).rstrip(" \0")
+    uid = _word(value).strip(" \0")
     if not uid:
         raise ValueError
     return uid

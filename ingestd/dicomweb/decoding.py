@@ -260,7 +260,7 @@ def uid_of(item: Mapping[str, Any], name: str) -> str:
 def uid_at(item: Mapping[str, Any], tag: str) -> str:
     """Return the UID at a tag given as eight upper-case hex digits, "" if there is none."""
     value = value_at(item, tag)
-    return value.rstrip(" \0") if isinstance(value, str) else ""
+    return value.strip(" \0") if isinstance(value, str) else ""
 
 
 def to_dataset(item: Mapping[str, Any]) -> Dataset:

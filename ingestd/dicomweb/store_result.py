@@ -211,7 +211,7 @@ def _judge(dataset: DicomJson, answer: Answer, asked: Sequence[str | None]) -> S
     failed: dict[str, Failed] = {}
     anonymous: list[int] = []
     foreign: list[str] = []
-    ours = [uid.rstrip(" \0") for uid in asked if uid is not None]
+    ours = [uid.strip(" \0") for uid in asked if uid is not None]
     asked_for = set(ours)
     takes_any = len(ours) < len(asked)
     for item in _items(dataset, REFERENCED_SOP_SEQUENCE):

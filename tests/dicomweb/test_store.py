@@ -134,7 +134,7 @@ def test_generated_file_meta_stands_before_the_data_set(tmp_path):
 def test_store_says_what_became_of_each_instance(tmp_path):
     """Warnings, failures with remarks, failures without a UID, foreign UIDs and silence are told apart."""
     parts = parts_of(tmp_path, [500] * 5)
-    dataset = json.loads(verdicts(stored=["1.2.0", "1.2.1 ", "9.9"], failed=[("1.2.2", 45070), (None, 43264)]))
+    dataset = json.loads(verdicts(stored=["1.2.0", "1.2.1 ", "9.9"], failed=[(" 1.2.2", 45070), (None, 43264)]))
     dataset["00081199"]["Value"][0]["00081196"] = {"vr": "US", "Value": [1]}
     dataset["00081199"]["Value"][0]["00741048"] = {
         "vr": "SQ",
