@@ -133,4 +133,6 @@ def _alike(rows: Sequence[KnownSource], candidate: Candidate) -> tuple[KnownSour
 
 
 def _has_ctime(row: KnownSource, candidate: Candidate) -> bool:
-    return candidate.ctime_ns == 0 or row.ctime_ns in (0, candidate.ctime_ns)
+    """Whether nothing was written into it since; one that did not stand still while it was read is read once more."""
+    is_kept = 0 < candidate.ctime_ns < 1 << 63  # by the ledger
+    return not is_kept or row.ctime_ns == candidate.ctime_ns

@@ -243,6 +243,10 @@ def expect_of(moving: Moving) -> Expect:
 def where_it_lies(seen: Seen, found: Inspection | None) -> Taken:
     """Say where a file lies that is not moved; its ctime is 0 where none surely stood still while it was read."""
     candidate = seen.candidate
-    stood = found is not None and candidate.ctime_ns in (0, found.ctime_ns)
     path = candidate.relative_path if candidate.in_spool else candidate.path
-    return Taken(candidate=candidate, path=path, ctime_ns=found.ctime_ns if found is not None and stood else 0)
+    if found is not None:
+        ctime_ns = found.ctime_ns if candidate.ctime_ns in (0, found.ctime_ns) else 0
+    else:
+        # Nobody could read it: as it was seen it is not tried again. What lies in the spool may be removed by this.
+        ctime_ns = candidate.ctime_ns if candidate.in_place else 0
+    return Taken(candidate=candidate, path=path, ctime_ns=ctime_ns)

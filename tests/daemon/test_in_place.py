@@ -14,10 +14,11 @@ import pytest
 import structlog
 
 from ingestd.clocks import read_clocks
-from ingestd.inbox import Take
+from ingestd.daemon.steps import Seen, where_it_lies
+from ingestd.inbox import Candidate, Take
 from ingestd.ledger import queries
 from ingestd.ledger.column_types import Digits
-from ingestd.lifecycle import State
+from ingestd.lifecycle import SourceStat, State
 from tests.builders import instance_bytes
 from tests.daemon.test_admission import Rooms, opened
 from tests.inboxing import scan_now
@@ -102,6 +103,47 @@ def test_file_that_proves_unchanged_refreshes_its_row(
         assert entry_of(rooms).source.inode == path.stat().st_ino
         known = queries.known_sources(rooms.ledger, "a", ["image"])["image"][0]
         assert known.ctime_ns == path.stat().st_ctime_ns
+
+
+@pytest.mark.parametrize("is_another", [True, False])
+def test_file_that_did_not_stand_still_while_it_was_read_is_read_once_more(tmp_path: Path, *, is_another: bool) -> None:
+    """Hard links that a backup made meanwhile: what was written into it later, with its old mtime, was never read."""
+    with opened(tmp_path, take=Take.IN_PLACE) as rooms:
+        path = rooms.drop / "image"
+        content = instance_bytes(sop_uid="1.2.3.1")
+        first = put(path, content)
+        rooms.take_in(1)
+        with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+            connection.execute("UPDATE file SET ctime_ns = 0")
+        if is_another:
+            put(path, content.replace(b"1.2.3.1", b"1.2.3.2"), like=first, anew=False)
+
+        assert rooms.look_again() == {State.PENDING: 2 if is_another else 1}
+        known = queries.known_sources(rooms.ledger, "a", ["image"])["image"][-1]
+        assert known.ctime_ns == path.stat().st_ctime_ns
+
+
+def test_file_that_ended_its_reader_is_known_as_it_was_seen() -> None:
+    """Read once more by each scan it would end two readers each time."""
+    seen = SourceStat(inode=1, size_bytes=2, mtime_ns=3)
+    for in_place, ctime_ns in ((True, 4), (False, 0)):
+        candidate = Candidate(
+            inbox="a", relative_path="x", path="/a/x", source=seen, ctime_ns=4, in_place=in_place, in_spool=not in_place
+        )
+        assert where_it_lies(Seen(candidate=candidate), None).ctime_ns == ctime_ns
+
+
+def test_row_whose_bytes_are_gone_is_no_file_that_lies_there(tmp_path: Path) -> None:
+    """They were written over, and are there again: nobody would have sent them."""
+    with opened(tmp_path, take=Take.IN_PLACE) as rooms:
+        path = rooms.drop / "image"
+        first = put(path, instance_bytes())
+        rooms.take_in(1)
+        with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+            connection.execute("UPDATE file SET removing_at = 1, removed_at = 1")
+        put(path, path.read_bytes(), like=first)
+
+        assert rooms.look_again() == {State.PENDING: 1, State.DUPLICATE: 1}
 
 
 def test_file_that_is_copied_anew_while_it_is_read_again_is_still_what_it_was(tmp_path: Path) -> None:

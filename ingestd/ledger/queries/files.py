@@ -179,13 +179,19 @@ def left_candidates(ledger: Queryable, *, limit: int = 1000, after_id: int = 0) 
 
 
 def known_sources(ledger: Queryable, inbox: str, relative_paths: Iterable[str]) -> dict[str, list[KnownSource]]:
-    """Say which rows came from these paths of an inbox; paths without any are absent."""
+    """Say which rows came from these paths of an inbox; paths without any are absent.
+
+    Not of what stayed in place and was written over before it arrived: what lies there now is no file of such a row.
+    """
     found: dict[str, list[KnownSource]] = defaultdict(list)
     inbox_id = ledger.inbox_id(inbox)
     if inbox_id is None:
         return {}
     for piece in pieces(list(relative_paths)):
-        rows = ledger.fetch_all(select(*_KNOWN).where(file.c.relative_path.in_(piece), file.c.inbox_id == inbox_id))
+        here = (file.c.relative_path.in_(piece), file.c.inbox_id == inbox_id)
+        rows = ledger.fetch_all(
+            select(*_KNOWN).where(*here, or_(file.c.in_place == ZERO, file.c.removing_at.is_(None)))
+        )
         for row in rows:
             found[row.relative_path].append(
                 KnownSource(
