@@ -39,8 +39,6 @@ def drawing(picture: Picture, wanted: StatusFilter) -> Iterator[Block]:
         if not picture.files and not picture.studies:
             yield paragraph(f"no {'file' if wanted.lists_files else 'study'} is like that")
         else:
-            if wanted.lists_files and (wanted.patient_id or wanted.accession):
-                yield paragraph("all files of each study in which a file is like that:")
             yield _files(picture) if wanted.lists_files else _studies(picture)
         if picture.more:
             yield paragraph(

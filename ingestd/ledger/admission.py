@@ -191,7 +191,7 @@ def admit(
     tx.write_rows()
     wanted = [_destinations_of(tx, arrival) for arrival in arrivals]
     held = _holders(tx, chain.from_iterable(wanted), arrivals)
-    tx.study_ids(arrival.identity.study_uid for arrival in arrivals)  # all at once
+    tx.studies({arrival.identity.study_uid: _labels_of(arrival) for arrival in reversed(arrivals)})  # all at once
     free = iter(tx.new_ids(sum(max(1, len(each)) for each in wanted)))
     answers: list[Admitted] = []
     look_again: dict[int, None] = {}
@@ -258,7 +258,8 @@ def _add(
     tx: Transaction, numbers: Sequence[int], arrival: Arrival, decided: Sequence[_Delivered], route: str, now: datetime
 ) -> None:
     """Add a file that was read whole, and its deliveries, of which the first has its number."""
-    study_id = tx.study_ids([arrival.identity.study_uid])[arrival.identity.study_uid]
+    study_uid, labels = arrival.identity.study_uid, _labels_of(arrival)
+    study = tx.studies({study_uid: labels})[study_uid]
     content = arrival.content
     values = _place_of(tx, numbers[0], arrival, now)
     state, reason, note = (None, None, "") if decided else _end_of(arrival)
@@ -267,7 +268,7 @@ def _add(
         reason=reason,
         note=note,
         changed_at=now if state else None,
-        study_id=study_id,
+        study_id=study.id,
         series_uid=arrival.identity.series_uid,
         sop_uid=arrival.identity.sop_uid,
         sop_class_uid=arrival.sop_class_uid,
@@ -279,6 +280,8 @@ def _add(
         sha256=arrival.sha256 or None,
         modality=arrival.modality,
         station=arrival.station,
+        patient_hash=None if labels[0] == study.patient_hash else labels[0],
+        accession_hash=None if labels[1] == study.accession_hash else labels[1],
         notes=as_json(arrival.notes),
         route=route,
         needed_by=len(decided),
@@ -299,7 +302,11 @@ def _add(
             destination_id=each.destination_id,
             holder_id=each.holder.id if each.holder else None,
         )
-    tx.counters.label(arrival, study_id)
+    tx.counters.label(arrival, study.id)
+
+
+def _labels_of(arrival: Arrival) -> tuple[str, str]:
+    return arrival.patient_hash, arrival.accession_hash
 
 
 def add_delivery(
@@ -356,7 +363,7 @@ def refuse(
 
 
 def _refuse(tx: Transaction, numbered: Sequence[tuple[int, Refusal]], now: datetime) -> None:
-    studies = tx.study_ids(refusal.identity.study_uid for _, refusal in numbered if refusal.identity)
+    studies = tx.studies({refusal.identity.study_uid: (None, None) for _, refusal in numbered if refusal.identity})
     for number, refusal in numbered:
         identity = refusal.identity
         values = _place_of(tx, number, refusal, now)
@@ -365,7 +372,7 @@ def _refuse(tx: Transaction, numbered: Sequence[tuple[int, Refusal]], now: datet
             reason=refusal.reason,
             note=refusal.note,
             changed_at=now,
-            study_id=studies[identity.study_uid] if identity else None,
+            study_id=studies[identity.study_uid].id if identity else None,
             series_uid=identity.series_uid if identity else None,
             sop_uid=identity.sop_uid if identity else None,
             size_bytes=refusal.source.size_bytes,
@@ -438,7 +445,7 @@ def _is_unchanged(tx: Transaction, row: Row, arrival: Arrival) -> bool:
 
 def _has_identity(tx: Transaction, of: Any, arrival: Arrival) -> bool:
     identity = arrival.identity
-    study_id = tx.study_ids([identity.study_uid])[identity.study_uid]
+    study_id = tx.study_id(identity.study_uid)
     return (of.study_id, of.series_uid, of.sop_uid) == (study_id, identity.series_uid, identity.sop_uid)
 
 

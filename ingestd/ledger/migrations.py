@@ -862,6 +862,11 @@ _TWELFTH = (
 # What most rows say is kept short (``column_types``): a file took 1,290 bytes of the ledger, its history and proof
 # included. An index over a table's own number has it twice; the hash of an identity stands beside the deliveries.
 _THIRTEENTH = (
+    "ALTER TABLE study ADD COLUMN patient_hash {bytes}",
+    "ALTER TABLE study ADD COLUMN accession_hash {bytes}",
+    """UPDATE study SET (patient_hash, accession_hash) = (SELECT coalesce(patient_hash, x''),
+        coalesce(accession_hash, x'') FROM file WHERE study_id = study.id AND digest IS NOT NULL
+        ORDER BY file.id LIMIT 1)""",
     """CREATE TABLE new_file (
         id {key},
         spool_id {int} NOT NULL REFERENCES spool (id),
@@ -887,6 +892,8 @@ _THIRTEENTH = (
         sha256 {bytes},
         modality TEXT NOT NULL DEFAULT '',
         station TEXT NOT NULL DEFAULT '',
+        patient_hash {bytes},
+        accession_hash {bytes},
         notes TEXT NOT NULL DEFAULT '',
         route TEXT NOT NULL DEFAULT '',
         priority {int} NOT NULL DEFAULT 0,
@@ -907,9 +914,13 @@ _THIRTEENTH = (
     """INSERT INTO new_file SELECT id, spool_id, inbox_id, relative_path, pack_digits(source), source_removed,
         pack_path(path), in_place, state, reason, note, wish, study_id, pack_digits(series_uid),
         pack_digits(sop_uid), pack_digits(sop_class_uid), pack_digits(transfer_syntax), digest, meta_digest,
-        dataset_offset, size_bytes, sha256, modality, station, notes, route, priority, admitted_at, CASE
-        WHEN state IS NOT NULL THEN changed_at END, needed_by, unneeded_at, in_spool, removing_at,
-        removed_at, ctime_ns, source_ctime_ns FROM file""",
+        dataset_offset, size_bytes, sha256, modality, station,
+        CASE WHEN digest IS NOT NULL THEN nullif(coalesce(patient_hash, x''),
+            (SELECT study.patient_hash FROM study WHERE study.id = study_id)) END,
+        CASE WHEN digest IS NOT NULL THEN nullif(coalesce(accession_hash, x''),
+            (SELECT study.accession_hash FROM study WHERE study.id = study_id)) END,
+        notes, route, priority, admitted_at, CASE WHEN state IS NOT NULL THEN changed_at END, needed_by,
+        unneeded_at, in_spool, removing_at, removed_at, ctime_ns, source_ctime_ns FROM file""",
     """CREATE TABLE new_rendition (
         id {key},
         file_id {int} NOT NULL REFERENCES file (id),

@@ -76,7 +76,15 @@ destination = Table(
     Column("went_back_at", Instant),
 )
 
-study = Table("study", metadata, Column("id", _INT, primary_key=True), Column("uid", Text))
+study = Table(
+    "study",
+    metadata,
+    Column("id", _INT, primary_key=True),
+    Column("uid", Text),
+    # what the file says that made it known, and nearly all others of it
+    Column("patient_hash", Digest),
+    Column("accession_hash", Digest),
+)
 
 candidate = Table(
     "candidate",
@@ -121,6 +129,9 @@ file = Table(
     Column("sha256", Digest),  # of the whole file, for people; the others are the machine's (``ingestd.digests``)
     Column("modality", SafeText),
     Column("station", SafeText),
+    # NULL: as its study's
+    Column("patient_hash", Digest),
+    Column("accession_hash", Digest),
     Column("notes", Text),  # JSON list of words
     Column("route", SafeText),  # which rule chose its destinations, in words
     Column("priority", _INT),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
@@ -76,6 +76,14 @@ class AtDestination:
         return view
 
 
+class KnownStudy(NamedTuple):
+    """A study's number, and what the file said that made it known: keyed hashes, "" or None where it said nothing."""
+
+    id: int
+    patient_hash: str | None
+    accession_hash: str | None
+
+
 class Session:
     """A connection and what is remembered beside it. It belongs to the thread that opened it."""
 
@@ -100,7 +108,7 @@ class Session:
         # Names and numbers that never change.
         self._inboxes: dict[int, tuple[int, str]] = {}
         self._inbox_ids: dict[tuple[int, str], int] = {}
-        self.studies_known: dict[str, int] = {}
+        self.studies_known: dict[str, KnownStudy] = {}
         # Answers that hold until the ledger changes, and the version that they are of; our own writes forget them.
         self._answers: dict[tuple[Executable, tuple[Any, ...]], Sequence[Any]] = {}
         self._version = 0
@@ -219,11 +227,8 @@ class Session:
         self._inbox_ids = {known: inbox_id for inbox_id, known in self._inboxes.items()}
 
     def study_id(self, uid: str) -> int | None:
-        found = self.studies_known.get(uid)
-        if found is None:
-            row = self.fetch_one(select(study.c.id).where(study.c.uid == uid))
-            found = row.id if row else None
-        return found
+        known = self.studies_known.get(uid) or self.fetch_one(select(study.c.id).where(study.c.uid == uid))
+        return known.id if known else None
 
     def limits_of(self, spool_id: int) -> BatchLimits:
         """Say by which limits a spool's batches are cut, as it was last opened."""

@@ -94,7 +94,7 @@ from .row import (
 )
 from .sameness import judge
 from .schema import clock, delivery, file, inbox, study
-from .session import AtDestination, Session
+from .session import AtDestination, KnownStudy, Session
 from .unit_of_work import UnitOfWork
 
 _LEARNT = (("mismatch", 0), ("differs_since", None), ("untold_since", None))
@@ -204,21 +204,30 @@ class Transaction:
             self.connection.execute(insert(inbox), new)
         return found
 
-    def study_ids(self, uids: Iterable[str]) -> Mapping[str, int]:
-        """Say by which numbers rows name these studies; those that are new are put down."""
+    def studies(self, labels: Mapping[str, tuple[str | None, str | None]]) -> Mapping[str, KnownStudy]:
+        """Say what is known of these studies; new ones are put down with these hashes (patient, accession)."""
         known = self._session.studies_known
         if len(known) > _STUDIES_REMEMBERED:
             known.clear()
-        wanted = sorted({uid for uid in uids if uid not in known})
+        wanted = sorted(labels.keys() - known.keys())
         for piece in pieces(wanted):
-            found = {row.uid: row.id for row in self.connection.execute(_SELECT_STUDIES, {"uids": piece})}
+            there = self.connection.execute(_SELECT_STUDIES, {"uids": piece})
+            found = {row.uid: KnownStudy(row.id, row.patient_hash, row.accession_hash) for row in there}
             new = [uid for uid in piece if uid not in found]
             if new:
                 first = self.next_number("study", len(new))
-                dialect.insert_rows(
-                    self.connection, study, [{"id": first + place, "uid": uid} for place, uid in enumerate(new)]
-                )
-                found |= {uid: first + place for place, uid in enumerate(new)}
+                made = {uid: KnownStudy(number, *labels[uid]) for number, uid in enumerate(new, start=first)}
+                rows = [
+                    {
+                        "id": each.id,
+                        "uid": uid,
+                        "patient_hash": each.patient_hash,
+                        "accession_hash": each.accession_hash,
+                    }
+                    for uid, each in made.items()
+                ]
+                dialect.insert_rows(self.connection, study, rows)
+                found |= made
             known.update(found)
         return known
 

@@ -65,7 +65,7 @@ def _filling(rows: int, start: int) -> Iterator[str]:
     """Give the statements that write so many rows of files and deliveries, and what is kept in sum of them."""
     yield "INSERT INTO inbox (id, spool_id, name) VALUES (1, 1, 'inbox-0'), (2, 1, 'inbox-1')"
     numbers = f"WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
-    yield f"{numbers} INSERT INTO study SELECT DISTINCT n / {ROWS_A_STUDY} + 1, {_STUDY} FROM numbers"
+    yield f"{numbers} INSERT INTO study (id, uid) SELECT DISTINCT n / {ROWS_A_STUDY} + 1, {_STUDY} FROM numbers"
     yield f"""{numbers}
         INSERT INTO file (id, spool_id, inbox_id, relative_path, source, path, in_place, study_id, series_uid, sop_uid,
             sop_class_uid, transfer_syntax, digest, meta_digest, dataset_offset, size_bytes, modality,

@@ -154,21 +154,18 @@ def test_status_finds_studies_by_what_an_admin_knows(command, every, rows):
     assert studies("--since", (datetime.now(UTC) - timedelta(hours=1)).isoformat()) != []
 
 
-def test_files_of_a_patient_are_all_of_the_studies_that_are_found_and_that_is_said(command, rows):
-    """Patient and accession are the study's (PS3.3 A.1.2); what broke off before they were read is of it too."""
-    rows.admit("one", patient="4711")
-    rows.admit("other", patient="4712")
-    rows.admit("elsewhere", study=OTHER_STUDY)
+def test_files_of_a_patient_are_his_alone_where_a_study_has_two(command, rows):
+    """A study's first file says whose it is; only what says otherwise is kept beside the others."""
+    for name, patient in (("one", "4711"), ("other", "4712"), ("nobody's", ""), ("again", "4711")):
+        rows.admit(name, patient=patient)
+    rows.admit("elsewhere", study=OTHER_STUDY, patient="4712", accession="A-2")
 
-    said = command("status", "--files", "--patient-id", "4711")
+    def files(*words):
+        return [each["source"] for each in command("status", "--json", "--files", *words).json["files"]]
 
-    assert "all files of each study in which a file is like that:" in said.out
-    assert [
-        each["source"] for each in command("status", "--json", "--files", "--patient-id", "4711").json["files"]
-    ] == [
-        "other",
-        "one",
-    ]
+    assert files("--patient-id", "4711") == ["again", "one"]
+    assert files("--patient-id", "4712") == ["elsewhere", "other"]
+    assert files("--patient-id", "4712", "--accession", "A-2") == ["elsewhere"]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,9 @@ def test_every_kind_of_row_is_in_the_ledger_that_is_migrated(file: Path):
 
 
 def test_every_file_keeps_its_number_and_what_is_known_of_it(file: Path):
+    with closing(opened(file)) as driver:  # a study of two patients, and of nobody
+        for number, patient in ((2, "ab" * 16), (3, "")):
+            driver.execute("UPDATE instance SET patient_hash = ? WHERE id = ?", (patient, number))
     with upgraded(file) as driver:
         known = (
             "relative_path, path, in_place, source_removed, study_uid, series_uid, sop_uid, sop_class_uid,"
@@ -100,8 +103,12 @@ def test_every_file_keeps_its_number_and_what_is_known_of_it(file: Path):
             kept = kept.replace(f" {name},", f" told('{name}', {name}),")
         assert not differences(
             driver,
-            f"SELECT id, host, inbox, substr(source, instr(source, ':') + 1), {known} {ended} FROM old.instance",
-            f"SELECT file.id, host, name, told('source', source), {kept} changed_at"
+            f"SELECT id, host, inbox, substr(source, instr(source, ':') + 1), {known} {ended},"
+            " CASE WHEN digest IS NOT NULL THEN patient_hash END, CASE WHEN digest IS NOT NULL THEN accession_hash END"
+            " FROM old.instance",
+            f"SELECT file.id, host, name, told('source', source), {kept} changed_at,"
+            " CASE WHEN digest IS NOT NULL THEN lower(hex(coalesce(file.patient_hash, study.patient_hash))) END,"
+            " CASE WHEN digest IS NOT NULL THEN lower(hex(coalesce(file.accession_hash, study.accession_hash))) END"
             " FROM main.file JOIN spool ON spool.id = file.spool_id JOIN inbox ON inbox.id = inbox_id"
             " LEFT JOIN main.study ON study.id = study_id",
         )
@@ -110,6 +117,8 @@ def test_every_file_keeps_its_number_and_what_is_known_of_it(file: Path):
             " JOIN main.file ON file.id = file_id JOIN main.study ON study.id = delivery.study_id"
         ):
             assert identity == hash_of_uids(*uids)
+        (apart,) = driver.execute("SELECT count(*) FROM main.file WHERE patient_hash IS NOT NULL").fetchone()
+        assert 0 < apart < driver.execute("SELECT count(*) FROM main.file").fetchone()[0] / 2
 
 
 def test_every_delivery_is_where_its_row_was(file: Path):

@@ -180,6 +180,10 @@ def _asked_of_entry(choice: Choice, of: Callable[[str], ColumnElement[Any]]) -> 
         yield of("reason") == choice.reason
     if choice.destination is not None:
         yield dialect.unindexed(delivery.c.destination_id) == choice.destination
+    for name, value in (("patient_hash", choice.patient_hash), ("accession_hash", choice.accession_hash)):
+        if value is not None:
+            as_said = func.coalesce(file.c[name], study.c[name])
+            yield exists().where(study.c.id == file.c.study_id, as_said == value)
     if choice.modality is not None:
         yield file.c.modality == choice.modality
     if choice.since is not None:
