@@ -209,7 +209,7 @@ class Transaction:
         known = self._session.studies_known
         if len(known) > _STUDIES_REMEMBERED:
             known.clear()
-        wanted = sorted(labels.keys() - known.keys())
+        wanted = sorted(uid for uid in labels if uid not in known)
         for piece in pieces(wanted):
             there = self.connection.execute(_SELECT_STUDIES, {"uids": piece})
             found = {row.uid: KnownStudy(row.id, row.patient_hash, row.accession_hash) for row in there}
@@ -285,7 +285,7 @@ class Transaction:
         return self.holder_at(row.destination_id, row.identity, row)
 
     def holder_at(self, destination_id: int, identity: str, of: Any) -> Row | None:
-        """Read the delivery that holds an identity, that ``of`` a file or a delivery, at a destination."""
+        """Read the delivery that holds at a destination the identity of ``of``, a file or a delivery."""
         rows = self.rows(_SELECT_HOLDER, destination_id=destination_id, identity=identity)
         return next((each for each in rows if is_same_identity(each, of)), None)
 
