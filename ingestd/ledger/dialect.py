@@ -71,9 +71,7 @@ class _Each(UserDefinedType[Sequence[Any]]):
         keep = self.of.bind_processor(dialect)
         if keep is None:
             return json.dumps
-        if isinstance(self.of, SpoolPath):
-            return lambda values: json.dumps([keep(value).hex() for value in values or ()])
-        return lambda values: json.dumps(list(map(keep, values or ())))
+        return lambda values: json.dumps(list(map(keep, values or ())), default=bytes.hex)
 
 
 def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:

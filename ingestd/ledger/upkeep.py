@@ -27,6 +27,7 @@ _PUT_RENDITION = dialect.upsert(rendition)
 _FORMER = select(rendition.c.id, rendition.c.removed_at).where(
     rendition.c.file_id == bindparam("file_id"), rendition.c.recipe == bindparam("recipe")
 )
+_PUT_INBOX_REPORT = update(inbox).where(inbox.c.id == bindparam("inbox_id"))
 _IN_PLACE = select(file.c.id).where(dialect.among(file.c.id, "ids"), file.c.in_place == 1)
 _OF_FILE = select(file.c.study_id, file.c.series_uid, file.c.sop_uid).where(file.c.id == bindparam("id"))
 
@@ -232,6 +233,3 @@ def put_inbox_reports(tx: Transaction, summaries: Iterable[InboxSummary], *, now
     ]
     if rows:
         tx.connection.execute(_PUT_INBOX_REPORT, rows)
-
-
-_PUT_INBOX_REPORT = update(inbox).where(inbox.c.id == bindparam("inbox_id"))

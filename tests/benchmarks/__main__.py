@@ -5,7 +5,7 @@
     python -m tests.benchmarks              everything; takes an hour, half of it idle, and 12 GB of disk
     python -m tests.benchmarks --quick      the same with less of everything, to see that it runs
     python -m tests.benchmarks --only ct,small --json figures.json
-    python -m tests.benchmarks --only growth --growth 1000000     half an hour and 14 GB
+    python -m tests.benchmarks --only growth --growth 1000000     a quarter of an hour and 14 GB
 
 The daemon runs as shipped: every file is walked, hashed, made durable and recorded. It delivers to a null sink, which
 reads at full speed and keeps nothing, so that what is measured is this side. What a user would do instead is measured
