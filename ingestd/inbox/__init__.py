@@ -24,6 +24,7 @@ Inside, lowest first::
     hints, watch       what events named; the watchdog observer that names it
     file_check         one look at a file
     folder_health, scan_statistics, scan_schedule, watched_folder, inboxes
+    spool_names        what a file is called in the spool, and which folder it goes to
     copying, takein    how a file gets into the spool
     removal            how a copied source is removed
     spool_folder, spool
@@ -33,7 +34,8 @@ from ingestd.inbox.inboxes import Inboxes, check_places
 from ingestd.inbox.names import Names
 from ingestd.inbox.removal import remove_folders
 from ingestd.inbox.spool import Spool
-from ingestd.inbox.spool_folder import name_in_spool, new_name, rehearse_spool
+from ingestd.inbox.spool_folder import rehearse_spool
+from ingestd.inbox.spool_names import name_in_spool, new_name
 from ingestd.inbox.types import (
     Brought,
     Candidate,

@@ -5,13 +5,14 @@
   <spool>/            0700
     spool.id          a UUID: the ``host`` of this spool's rows
     lock              flocked by the one daemon that takes and sends
-    files/<inbox>/<32 hex>                 admitted files; the path says the inbox, nothing of the file's name is kept
+    files/<inbox>/<8 hex>/<32 hex>         admitted files; the path says the inbox, nothing of the file's name is kept
     rejected/<inbox>/<32 hex>/<basename>   set aside, where a person can see it
-    explicit/<inbox>/<32 hex>              re-encoded copies
+    explicit/<inbox>/<8 hex>/<32 hex>      re-encoded copies
     scratch/                               emptied at the start
 
-The 32 hex are the file's target: its candidate row has it before it is brought here. A file without a row is work not
-begun (G2): ``orphans`` finds it. Every method may be called from any thread.
+The 32 hex are the file's target: its candidate row has it before it is brought here. The 8 are the folder that was
+being filled then (``spool_names``); what former versions took in has none, and stays where it lies. A file without a
+row is work not begun (G2): ``orphans`` finds it. Every method may be called from any thread.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +35,8 @@ from ingestd.fs.places import MISSING, open_file
 from ingestd.lifecycle import SourceStat
 
 from . import removal, takein
-from .spool_folder import ROOMS, SpoolLock, make_spool, new_name, read_id, unusable
+from .spool_folder import ROOMS, SpoolLock, make_spool, read_id, unusable
+from .spool_names import FoldersToFill, make_folder, new_name
 from .types import (
     Brought,
     Candidate,
@@ -45,7 +48,6 @@ from .types import (
     Wanted,
     WasRead,
     WhyNot,
-    check_inbox_name,
 )
 
 KNOWN_AT_ONCE = 1_000
@@ -65,6 +67,7 @@ class Spool:
         # What did not fit, by its place, and when that was (boot clock); movers write it.
         self._did_not_fit: dict[str, tuple[int, float]] = {}
         self._lock = SpoolLock(self.path)
+        self._to_fill = FoldersToFill()
         self.aside = removal.Aside()
         try:
             self.host = make_spool(self.path)
@@ -94,7 +97,8 @@ class Spool:
     def barred(self) -> str:
         """Say why we may not write here, "" where we may; what is not there is told by ``trouble``."""
         with contextlib.suppress(OSError):
-            for folder in (*(self.path / room for room in ROOMS), *(self.path / "files").iterdir()):
+            ours = [*ROOMS, *self._to_fill.in_use()]
+            for folder in (*(self.path / each for each in ours), *(self.path / "files").iterdir()):
                 if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
                     is_mount = is_read_only(folder)
                     why = "its disk is mounted read-only" if is_mount else "the rights of its folders forbid it"
@@ -122,7 +126,7 @@ class Spool:
         self._lock.tell(trouble)
 
     def take_in(self, items: Sequence[Wanted]) -> list[Brought]:
-        """Bring files into ``files/<inbox>/``, under their targets; those reported as taken are durable there.
+        """Bring files into ``files/<inbox>/<8 hex>/``, under their targets; those reported as taken are durable there.
 
         On the spool's filesystem a file is renamed; its reader must have fsynced it. From elsewhere it is copied, and
         the copy checked against the digests; its source stays until ``remove_source``. A file that lies in ``files/``
@@ -136,7 +140,10 @@ class Spool:
         return self._bring(items, room="rejected")
 
     def _bring(self, items: Sequence[Wanted], *, room: str) -> list[Brought]:
-        results = takein.bring(self.path, self.device, items, room=room, low_water=self.low_water)
+        folder_for = partial(self._to_fill.next, room) if room == "files" else lambda inbox: f"{room}/{inbox}"
+        results = takein.bring(
+            self.path, self.device, items, room=room, folder_for=folder_for, low_water=self.low_water
+        )
         for (candidate, expect, _), brought in zip(items, results, strict=True):
             if isinstance(brought, NotTaken) and brought.why is WhyNot.NO_ROOM:
                 self._did_not_fit[candidate.place] = (expect.source.size_bytes, boottime())
@@ -235,23 +242,25 @@ class Spool:
         A file without a row is work not begun: whatever happens next, it is found and taken in. Raises OSError.
         """
         _check_ours(path)
-        folder = self.path / "files" / check_inbox_name(inbox)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        own = new_name()
+        folder = make_folder(self.path, self._to_fill.next("files", inbox))
+        own = folder / new_name()
         place = self.path / path
-        place.rename(folder / own)
+        place.rename(own)
         sync_folder(folder)
         if path.startswith("rejected/"):
             with contextlib.suppress(OSError):
                 place.parent.rmdir()
         elif place.parent != folder:
             sync_folder(place.parent)
-        return f"files/{inbox}/{own}"
+        return str(own.relative_to(self.path))
 
     def listed(self) -> Iterator[str]:
-        """List the paths of what lies in ``files/`` and ``rejected/``, as far as it can be listed, bit by bit."""
-        yield from self._listed("files", depth=2)
-        yield from self._listed("rejected", depth=3)
+        """List the paths of what lies in ``files/`` and ``rejected/``, as far as it can be listed, bit by bit.
+
+        A folder in ``files/`` that was emptied and is not filled any more goes.
+        """
+        yield from self._listed("files")
+        yield from self._listed("rejected")
 
     def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate | None]:
         """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
@@ -261,7 +270,7 @@ class Spool:
         file is between ``take_in`` and its row, which would be mistaken for one. A re-encoded copy that had no row when
         this was called is discarded.
         """
-        return self._orphans(list(self._listed("explicit", depth=2)), known)
+        return self._orphans(list(self._listed("explicit")), known)
 
     def _orphans(self, explicit: list[str], known: Callable[[list[str]], set[str]]) -> Iterator[Candidate | None]:
         for paths in self._unknown(self.listed(), known):
@@ -299,9 +308,7 @@ class Spool:
 
     def new_explicit(self, inbox: str) -> Path:
         """Name a fresh file for a re-encoded copy, in a folder that exists."""
-        folder = self.path / "explicit" / check_inbox_name(inbox)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder / new_name()
+        return make_folder(self.path, self._to_fill.next("explicit", inbox)) / new_name()
 
     def scratch(self) -> Path:
         return self.path / "scratch"
@@ -329,22 +336,31 @@ class Spool:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(entry.path)  # noqa: PTH108 - a path string at hand
 
-    def _listed(self, room: str, *, depth: int) -> Iterator[str]:
-        """List the regular files exactly ``depth`` levels down; nothing else there is ours."""
+    def _listed(self, room: str) -> Iterator[str]:
+        """List the regular files ``<room>/<inbox>/<folder>/<file>``, and those beside the folders, except in rejected/.
 
-        def below(folder: str, levels: int) -> Iterator[str]:
+        Nothing else there is ours.
+        """
+        has_folders_to_fill = room != "rejected"
+
+        def below(folder: str, depth: int) -> Iterator[str]:
             try:
                 entries = os.scandir(self.path / folder)
             except MISSING:
                 return
+            is_empty = True
             with entries:
                 for entry in entries:
-                    if levels > 1 and entry.is_dir(follow_symlinks=False):
-                        yield from below(f"{folder}/{entry.name}", levels - 1)
-                    elif levels == 1 and entry.is_file(follow_symlinks=False):
+                    is_empty = False
+                    if depth < 3 and entry.is_dir(follow_symlinks=False):
+                        yield from below(f"{folder}/{entry.name}", depth + 1)
+                    elif depth + has_folders_to_fill >= 3 and entry.is_file(follow_symlinks=False):
                         yield f"{folder}/{entry.name}"
+            if is_empty and depth == 3 and has_folders_to_fill and folder not in self._to_fill.in_use():
+                with contextlib.suppress(OSError):
+                    (self.path / folder).rmdir()
 
-        return below(room, depth)
+        return below(room, 1)
 
     def _unknown(self, paths: Iterator[str], known: Callable[[list[str]], set[str]]) -> Iterator[list[str]]:
         while chunk := list(islice(paths, KNOWN_AT_ONCE)):

@@ -5,31 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import uuid
 from pathlib import Path
 
-from ingestd.clocks import utc_now
 from ingestd.fs.durable import sync_folder, write_once
 
 from .types import SpoolError, SpoolInUse
 
 ROOMS = ("files", "rejected", "explicit", "scratch")
 _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-def new_name() -> str:
-    """Make a name for a file in the spool; it is given out once, also by a ledger that was put back.
-
-    It begins with the time (ms), so that the ledger's index of paths is filled at its end: random names, each on a page
-    of its own that is journaled and written, were a quarter of what a commit wrote with 100,000 files.
-    """
-    return f"{int(utc_now().timestamp() * 1000):012x}{secrets.token_hex(10)}"
-
-
-def name_in_spool(path: str) -> str:
-    """Say which name a path in ``files/`` or ``rejected/`` was made of."""
-    return path.split("/")[2]
 
 
 def make_spool(path: Path) -> str:

@@ -16,7 +16,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -28,7 +28,7 @@ from ingestd.fs.places import look_in
 from ingestd.lifecycle import SourceStat
 
 from .copying import BARS, Left, Target, check_same, copy_in, no_spool, spool_to_be_there
-from .spool_folder import new_name
+from .spool_names import make_folder, new_name
 from .types import Brought, Candidate, Expect, NotTaken, Stranded, Taken, Wanted, WhyNot, check_inbox_name
 
 _FOLDERS_MOST = 200
@@ -64,8 +64,16 @@ class _Moved:
     target_name: str
 
 
-def bring(spool: Path, device: int, items: Sequence[Wanted], *, room: str, low_water: int) -> list[Brought]:
-    """Bring files into one of the spool's rooms; see ``Spool.take_in``."""
+def bring(
+    spool: Path,
+    device: int,
+    items: Sequence[Wanted],
+    *,
+    room: str,
+    folder_for: Callable[[str], str],
+    low_water: int,
+) -> list[Brought]:
+    """Bring files into one of the spool's rooms, there into the folder for their inbox; see ``Spool.take_in``."""
     apart: list[_Item] = []
     for place, (candidate, expect, target) in enumerate(items):
         path, relative = candidate.path, candidate.relative_path
@@ -74,7 +82,7 @@ def bring(spool: Path, device: int, items: Sequence[Wanted], *, room: str, low_w
         apart.append(_Item(place, candidate, expect, (path[: -len(relative) - 1] or "/", parent), name, target))
     results: dict[int, Brought] = {}
     for group in _groups(apart):
-        _Group(str(spool), device, room, low_water, results).bring(group)
+        _Group(spool, device, room, folder_for, low_water, results).bring(group)
     return [results[place] for place in range(len(items))]
 
 
@@ -95,10 +103,19 @@ def _groups(items: list[_Item]) -> Iterator[list[_Item]]:
 class _Group:
     """The files of one call that are synced together; what became of each goes into ``results``."""
 
-    def __init__(self, spool: str, device: int, room: str, low_water: int, results: dict[int, Brought]) -> None:
-        self._spool = spool
+    def __init__(
+        self,
+        spool: Path,
+        device: int,
+        room: str,
+        folder_for: Callable[[str], str],
+        low_water: int,
+        results: dict[int, Brought],
+    ) -> None:
+        self._spool = str(spool)
         self._device = device
         self._room = room
+        self._folder_for = folder_for
         self._low_water = low_water
         self._results = results
         self._opened: dict[tuple[str, str], int] = {}  # each folder once
@@ -182,14 +199,11 @@ class _Group:
 
     def _target(self, item: _Item, inbox: str) -> Target:
         """Open the folder that the file is to go to, which is made where it is missing, and name the file in it."""
-        path = f"{self._room}/{inbox}"
+        path = self._folder_for(inbox)
         try:
             folder = self._folder(self._spool, path)
         except FileNotFoundError:
-            room = self._folder(self._spool, self._room)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(inbox, 0o700, dir_fd=room)
-            sync_open_folder(room)
+            make_folder(Path(self._spool), path)
             folder = self._folder(self._spool, path)
         own = item.target
         if self._room == "files":

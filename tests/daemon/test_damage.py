@@ -55,7 +55,7 @@ def test_file_damaged_after_it_was_admitted_needs_a_person(
     with structlog.testing.capture_logs() as logged, running(config) as daemon:
         daemon.gates.claims.shut("test")
         turn(daemon, lambda: states(config) == {"PENDING": 1})
-        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*/*")
         kept.write_bytes(damage(image()))
         daemon.gates.claims.open("test")
         turn(daemon, lambda: states(config) == {"DISCARDED": 1, "REJECTED": 1})
@@ -75,7 +75,7 @@ def test_bytes_written_after_confirmation_that_are_no_image_need_a_person(tmp_pa
     with running(config) as daemon:
         daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
-        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*/*")
         kept.write_bytes(as_text(image()))
         daemon.gates.removals.open("test")
         daemon.stages.retention.hurry()
@@ -93,7 +93,7 @@ def test_file_that_its_disk_has_altered_is_not_sent(tmp_path: Path, server: Emul
     with running(config) as daemon:
         daemon.gates.claims.shut("test")
         turn(daemon, lambda: states(config) == {"PENDING": 1})
-        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*/*")
         was = kept.stat()
         with kept.open("r+b") as file:
             file.seek(-5, os.SEEK_END)

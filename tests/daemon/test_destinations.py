@@ -137,9 +137,9 @@ def test_one_that_is_away_delays_nothing_of_the_other_and_the_file_stays_for_it(
             daemon.stages.retention.hurry()
             turn(daemon, lambda: daemon.stages.servers["research"].posting.destination.pause)
             assert states(config)["research", "PENDING"] == 1
-            assert len(list((tmp_path / "spool" / "files").glob("*/*"))) == 1
+            assert len(list((tmp_path / "spool" / "files").glob("*/*/*"))) == 1
         turn(daemon, lambda: states(config)["research", "CONFIRMED"] == 1, seconds=90)
-        turn(daemon, lambda: not list((tmp_path / "spool" / "files").glob("*/*")))
+        turn(daemon, lambda: not list((tmp_path / "spool" / "files").glob("*/*/*")))
 
 
 def test_same_object_again_is_a_duplicate_where_it_is_and_new_where_a_rule_sends_it_since(
@@ -179,7 +179,7 @@ def test_bytes_that_change_before_one_took_them_are_a_new_file_for_both(
         with stopped(servers["research"]):
             drop(tmp_path, "er", 1)
             turn(daemon, lambda: states(config)["archive", "CONFIRMED"] == 1)
-            (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+            (kept,) = (tmp_path / "spool" / "files").glob("*/*/*")
             whole = kept.read_bytes()
             kept.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))
         turn(daemon, lambda: states(config)["research", "CONFIRMED"] == 1, seconds=90)

@@ -226,8 +226,8 @@ def test_spool_file_that_cannot_be_removed_stops_nothing_else(tmp_path: Path, se
     config = configure(tmp_path, server, retain="0s")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
-        turn(daemon, lambda: any((tmp_path / "spool" / "files").glob("*/*")))
-        (stuck,) = (tmp_path / "spool" / "files").glob("*/*")
+        turn(daemon, lambda: any((tmp_path / "spool" / "files").glob("*/*/*")))
+        (stuck,) = (tmp_path / "spool" / "files").glob("*/*/*")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1} or not stuck.exists())
         stuck.unlink(missing_ok=True)
         (stuck / "in the way").mkdir(parents=True)
@@ -305,7 +305,7 @@ def test_file_read_again_is_compared_with_the_servers_copy_where_the_other_ones_
         daemon.gates.claims.shut("test")
         (tmp_path / "drop" / "second").write_bytes(encodings_of_one_object("1.2.9")[0])
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1, "PENDING": 1})
-        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*/*")
         kept.write_bytes(other)
         daemon.gates.claims.open("test")
 

@@ -235,7 +235,7 @@ def test_reload_takes_new_settings_over_the_same_spool_and_ledger(tmp_path: Path
         for ready in (2, 3):
             os.kill(daemon.pid, signal.SIGHUP)
             wait_until(lambda: daemon.listen().count("READY=1") == ready, what="READY again")  # noqa: B023
-        wait_until(lambda: not list(site.spool.glob("files/*/*")), what="the removal")
+        wait_until(lambda: not list(site.spool.glob("files/*/*/*")), what="the removal")
         assert daemon.is_running()
     assert site.run_once().returncode == 0
 

@@ -123,7 +123,7 @@ def test_bytes_written_after_confirmation_are_a_new_arrival(
     with running(config) as daemon:
         daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
-        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*/*")
         write(kept, image(first_pixel=1))
         written = kept.read_bytes()
         daemon.gates.removals.open("test")
@@ -188,7 +188,7 @@ def test_file_that_was_only_looked_after_goes(tmp_path: Path, server: Emulator) 
     with running(config) as daemon:
         daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
-        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*/*")
         kept.chmod(0o640)
         daemon.gates.removals.open("test")
         daemon.stages.retention.hurry()
@@ -214,7 +214,7 @@ def test_untouched_file_goes_without_being_read_again(tmp_path: Path, server: Em
             return only_entry(tmp_path / "ledger.db").removed_at is not None
 
         turn(daemon, is_gone)
-    assert list((tmp_path / "spool" / "files").glob("*/*")) == []
+    assert list((tmp_path / "spool" / "files").glob("*/*/*")) == []
 
 
 def test_file_that_a_writer_has_open_is_kept(tmp_path: Path, server: Emulator) -> None:
@@ -223,7 +223,7 @@ def test_file_that_a_writer_has_open_is_kept(tmp_path: Path, server: Emulator) -
     with running(config) as daemon:
         daemon.gates.removals.shut("test")
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
-        (kept,) = (tmp_path / "spool" / "files").glob("*/*")
+        (kept,) = (tmp_path / "spool" / "files").glob("*/*/*")
         with kept.open("r+b"):
             daemon.gates.removals.open("test")
             daemon.stages.retention.hurry()

@@ -116,9 +116,11 @@ def test_rename_is_durable_in_both_folders_the_new_one_first_before_it_is_told(t
 
     found = steps(tmp_path, TAKE, spool, drop)
 
-    home = re.escape(f"{spool}/files/a")
+    files = re.escape(f"{spool}/files")
+    home = rf"{files}/a/[0-9a-f]{{8}}"
+    made = rf"fsync {files}", rf"fsync {files}/a"
     renamed = rf"rename {re.escape(str(drop))}/x {home}/[0-9a-f]{{32}}"
-    assert_in_order(found, renamed, rf"fsync {home}", rf"fsync {re.escape(str(drop))}", "told")
+    assert_in_order(found, *made, renamed, rf"fsync {home}", rf"fsync {re.escape(str(drop))}", "told")
 
 
 def test_copy_is_durable_before_it_has_its_name_and_its_name_before_it_is_told(tmp_path: Path, elsewhere: Path) -> None:
@@ -127,7 +129,7 @@ def test_copy_is_durable_before_it_has_its_name_and_its_name_before_it_is_told(t
 
     found = steps(tmp_path, TAKE, spool, elsewhere)
 
-    home, scratch = re.escape(f"{spool}/files/a"), re.escape(f"{spool}/scratch")
+    home, scratch = re.escape(f"{spool}/files/a/") + "[0-9a-f]{8}", re.escape(f"{spool}/scratch")
     renamed = rf"rename {scratch}/[0-9a-f]{{32}} {home}/[0-9a-f]{{32}}"
     assert_in_order(found, rf"fsync {scratch}/[0-9a-f]{{32}}", renamed, rf"fsync {home}", "told")
 
@@ -169,7 +171,7 @@ def test_file_written_to_between_the_look_and_the_rename_is_given_back(tmp_path:
     spool = tmp_path / "spool"
     (drop / "x").write_bytes(b"content" * 100)
     with held_up_after_rename(TAKE, spool, drop) as process:
-        (moved,) = wait_until(lambda: list(spool.glob("files/a/*")), what="the rename")
+        (moved,) = wait_until(lambda: list(spool.glob("files/a/*/*")), what="the rename")
         with moved.open("ab") as file:
             file.write(b"and more")
         assert process.stdout is not None
@@ -177,7 +179,7 @@ def test_file_written_to_between_the_look_and_the_rename_is_given_back(tmp_path:
 
     assert told == "then NotTaken changed\n"
     assert (drop / "x").read_bytes() == b"content" * 100 + b"and more"
-    assert list(spool.glob("files/a/*")) == []
+    assert list(spool.glob("files/a/*/*")) == []
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
 import threading
 import uuid
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from ingestd.inbox import (
     WhyNot,
     new_name,
     remove_folders,
+    spool_names,
 )
 from ingestd.lifecycle import SourceStat
 from tests.inboxing import candidate_of, expect_of, set_aside, source_of, take_in, tree
@@ -201,6 +204,70 @@ def test_taken_file_is_renamed_under_a_random_name_with_its_time_kept(spool, dro
     assert len(taken.path.rsplit("/", 1)[1]) == 32
     assert tree(drop) == set()
     assert (spool.path / taken.path).stat().st_mtime_ns == 123_456_789_012_345_678
+
+
+def take_many(spool, drop, count):
+    names = [f"{number}.dcm" for number in range(count)]
+    for name in names:
+        put(drop, name)
+    return [taken.path for taken in take(spool, drop, *names)]
+
+
+def folders_of(paths):
+    return Counter(path.rpartition("/")[0] for path in paths)
+
+
+def test_no_folder_of_the_spool_ever_has_very_many_names(spool, drop, monkeypatch):
+    """With a million names in one folder, 3 kB were written for the name of each file."""
+    monkeypatch.setattr(spool_names, "NAMES_A_FOLDER", 3)
+
+    taken = folders_of(take_many(spool, drop, 7)) + folders_of(take_many(spool, drop, 2))
+    copies = folders_of(str(spool.new_explicit("a").relative_to(spool.path)) for _ in range(4))
+
+    assert sorted(taken.values()) == [3, 3, 3]
+    assert sorted(copies.values()) == [1, 3]
+    assert all(re.fullmatch("files/a/[0-9a-f]{8}", folder) for folder in taken)
+    assert all((spool.path / folder).is_dir() for folder in copies)
+
+
+def test_what_is_set_apart_is_one_more_name(spool, drop, monkeypatch):
+    monkeypatch.setattr(spool_names, "NAMES_A_FOLDER", 2)
+    (path,) = take_many(spool, drop, 1)
+
+    assert sorted(folders_of([spool.set_apart("a", path), *take_many(spool, drop, 2)]).values()) == [1, 2]
+
+
+def test_emptied_folder_goes_unless_it_is_being_filled(spool, drop, monkeypatch):
+    monkeypatch.setattr(spool_names, "NAMES_A_FOLDER", 2)
+    paths = take_many(spool, drop, 8)
+    first, second, third, fourth = folders_of(paths)
+    spool.discard(*paths[:3], *paths[4:])
+
+    left = list(spool.listed())
+
+    assert left == paths[3:4]
+    # Of the third somebody may have the name, who is about to move a file there.
+    assert set(spool.path.glob("files/a/*")) == {spool.path / folder for folder in (second, third, fourth)}
+    assert not (spool.path / first).exists()
+
+
+def test_emptied_folder_of_a_former_run_goes(spool, drop):
+    (path,) = take_many(spool, drop, 1)
+    spool.discard(path)
+
+    assert list(Spool(spool.path).listed()) == []
+    assert list(spool.path.glob("files/a/*")) == []
+
+
+def test_former_file_beside_the_folders_is_listed_and_stays_where_it_lies(spool, drop):
+    (newer,) = take_many(spool, drop, 1)
+    former = f"files/a/{new_name()}"
+    put(spool.path, former)
+
+    (taken,) = spool.take_in([(spool.candidate_at("a", former), expect_of(spool.path / former), new_name())])
+
+    assert taken.path == former
+    assert sorted(spool.listed()) == sorted([former, newer])
 
 
 def test_results_come_in_the_order_of_the_items(spool, drop):
