@@ -208,18 +208,22 @@ class PathText(_Kept[str]):
 
 
 _SPOOL_NAME = re.compile("/([0-9a-f]{32})(?![^/])")
+_IN_FOLDER = re.compile("((?:files|explicit)/[^/]+)/([0-9a-f]{8})/([0-9a-f]{32})")
 
 
 class SpoolPath(_Kept[str]):
-    """The path of a file in its spool: the bytes of it, its name of 32 hexadecimal digits as the 16 that it is of.
+    """The path of a file in its spool: its bytes, with the hexadecimal names of file and folder as what they say.
 
-    No path has a NUL, which stands before the 16 (os.fsencode: whatever bytes it is made of).
+    ``files/in/<8 hex>/<32 hex>`` is ``files/in``, NUL, 4 and 16 bytes; without the folder ``files/in/``, NUL and 16. No
+    path has a NUL of its own (os.fsencode: whatever bytes it is made of).
     """
 
     cache_ok = True
 
     @staticmethod
     def keep(value: str) -> bytes:
+        if (found := _IN_FOLDER.fullmatch(value)) is not None:
+            return os.fsencode(found[1]) + b"\0" + bytes.fromhex(found[2] + found[3])
         if (found := _SPOOL_NAME.search(value)) is None:
             return os.fsencode(value)
         before, after = value[: found.start(1)], value[found.end(1) :]
@@ -230,7 +234,9 @@ class SpoolPath(_Kept[str]):
         before, is_short, rest = value.partition(b"\0")
         if not is_short:
             return os.fsdecode(before)
-        return f"{os.fsdecode(before)}{rest[:16].hex()}{os.fsdecode(rest[16:])}"
+        if before.endswith(b"/"):
+            return f"{os.fsdecode(before)}{rest[:16].hex()}{os.fsdecode(rest[16:])}"
+        return f"{os.fsdecode(before)}/{rest[:4].hex()}/{rest[4:].hex()}"
 
 
 class Stat(_Kept[SourceStat]):

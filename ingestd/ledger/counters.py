@@ -60,7 +60,7 @@ _NEW_STUDY: Mapping[str, Any] = {
     **dict.fromkeys(("oldest_at", "newest_at", "next_attempt_at"), None),
 }
 _STUDIES_AT_ONCE = 1000
-_LABELS_REMEMBERED = 20_000
+_LABELS_REMEMBERED = 8_000
 
 
 @dataclass(slots=True)

@@ -72,7 +72,8 @@ def _filling(rows: int, start: int) -> Iterator[str]:
             station, admitted_at, in_spool)
         SELECT n, 1, n % 2 + 1, 'export/' || (n / {ROWS_A_STUDY}) || '/IM' || n || '.dcm',
             pack_digits(n || ':524288:17000000' || n),
-            pack_path('files/inbox/' || printf('%012x', n) || lower(hex(randomblob(10)))), 0, n / {ROWS_A_STUDY} + 1,
+            pack_path(printf('files/inbox/%08x/%012x', n / 2048, n) || lower(hex(randomblob(10)))), 0,
+            n / {ROWS_A_STUDY} + 1,
             pack_digits({_SERIES}), pack_digits({_SOP}), pack_digits('1.2.840.10008.5.1.4.1.1.2'),
             pack_digits('1.2.840.10008.1.2.1'),
             randomblob(32), randomblob(32), 400, 524288, CASE WHEN (n / {ROWS_A_STUDY}) % 3 THEN 'CT' ELSE 'MR' END,
@@ -187,7 +188,7 @@ def arrival(number: int, candidate_id: int) -> Arrival:
         inbox="inbox",
         relative_path=f"new/IM{number:07d}.dcm",
         source=SourceStat(device=2049, inode=number, size_bytes=524_288, mtime_ns=time.time_ns()),
-        path=f"files/inbox/{new_name()}",
+        path=f"files/inbox/{number // 2048:08x}/{new_name()}",
         in_place=False,
         source_removed=True,
         identity=Identity(

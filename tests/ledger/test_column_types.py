@@ -41,6 +41,14 @@ def test_uid_comes_back_as_it_was_and_no_other_is_kept_alike(uid: str):
     [
         "files/in-1/00112233445566778899aabbccddeeff",
         "files/in-1/000000000000000000000000000000ff",
+        "files/in-1/6b0c8441/00112233445566778899aabbccddeeff",
+        "files/\udcff/00000000/00112233445566778899aabbccddeeff",
+        "explicit/in-1/6b0c8441/00112233445566778899aabbccddeeff",
+        "files/6b0c8441/00112233445566778899aabbccddeeff",
+        "files/in-1/6b0c8441/x/00112233445566778899aabbccddeeff",
+        "files/in-1/6b0c844/00112233445566778899aabbccddeeff",
+        "/files/in-1/6b0c8441/00112233445566778899aabbccddeeff",
+        "/20260301/00112233445566778899aabbccddeeff",
         "rejected/in-1/00112233445566778899aabbccddeeff/IM1.dcm",
         "rejected/in-1/00112233445566778899aabbccddeeff/00112233445566778899aabbccddeeff",
         "rejected/in-1/00112233445566778899aabbccddeeff/\udcff\udc80 é.dcm",
@@ -53,6 +61,13 @@ def test_uid_comes_back_as_it_was_and_no_other_is_kept_alike(uid: str):
 )
 def test_path_in_the_spool_comes_back_as_it_was(path: str):
     assert SpoolPath.give(SpoolPath.keep(path)) == path
+
+
+def test_path_outside_the_spools_folders_is_kept_as_ever():
+    """Rows are found by what is kept of a path."""
+    path = "/archive/20260301/00112233445566778899aabbccddeeff"
+
+    assert SpoolPath.keep(path) == b"/archive/20260301/\0" + bytes.fromhex(path[-32:])
 
 
 def test_what_the_kernel_said_comes_back_as_it_was():
