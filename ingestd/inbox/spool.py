@@ -337,11 +337,11 @@ class Spool:
                         os.unlink(entry.path)  # noqa: PTH108 - a path string at hand
 
     def _listed(self, room: str) -> Iterator[str]:
-        """List the regular files ``<room>/<inbox>/<folder>/<file>``, and those beside the folders, except in rejected/.
+        """List the regular files ``<room>/<inbox>/<folder>/<file>``; nothing else there is ours.
 
-        Nothing else there is ours.
+        Except in ``rejected/`` those of former versions lie beside the folders, and one that was emptied goes.
         """
-        has_folders_to_fill = room != "rejected"
+        is_filled = room != "rejected"
 
         def below(folder: str, depth: int) -> Iterator[str]:
             try:
@@ -354,9 +354,9 @@ class Spool:
                     is_empty = False
                     if depth < 3 and entry.is_dir(follow_symlinks=False):
                         yield from below(f"{folder}/{entry.name}", depth + 1)
-                    elif depth + has_folders_to_fill >= 3 and entry.is_file(follow_symlinks=False):
+                    elif depth >= 3 - is_filled and entry.is_file(follow_symlinks=False):
                         yield f"{folder}/{entry.name}"
-            if is_empty and depth == 3 and has_folders_to_fill and folder not in self._to_fill.in_use():
+            if is_empty and is_filled and depth == 3 and folder not in self._to_fill.in_use():
                 with contextlib.suppress(OSError):
                     (self.path / folder).rmdir()
 

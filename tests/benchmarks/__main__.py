@@ -1,7 +1,5 @@
 """``python -m tests.benchmarks``: what ingestd's speed and memory come to, in one run on one machine.
 
-    python -m tests.benchmarks              everything; takes half an hour and 12 GB of disk
-    python -m tests.benchmarks              everything; takes an hour, most of it idle, and 6 GB of disk
     python -m tests.benchmarks              everything; takes an hour, half of it idle, and 12 GB of disk
     python -m tests.benchmarks --quick      the same with less of everything, to see that it runs
     python -m tests.benchmarks --only ct,small --json figures.json

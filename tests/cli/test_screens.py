@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from functools import cache
 
 import pytest
 
@@ -42,8 +43,9 @@ def folder(tmp_path_factory):
     return rows.folder
 
 
+@cache
 def shown(folder, words, width):
-    """What a command shows on a terminal of this width, or, without one, writes into a pipe."""
+    """What a command shows on a terminal of this width, or, without one, writes into a pipe; run once."""
     arguments = ["-c", str(folder / "config.yaml"), *words.split()]
     env = {"TZ": "IST-5:30"}
     if width:
