@@ -3,6 +3,10 @@
 A crash leaves them, and so does a disk that fails between a rename and the look after it. While files are coming in,
 one without a row may just be on its way to it: it counts only when it was seen so in two sweeps, and nothing that began
 to move before the first is still moving.
+
+A folder of the spool in which no name came or went since all in it had rows is passed by, so that a sweep costs what
+changed, and not what is kept. That it was the same in the sweep before is wanted as well: what happens within one tick
+of the filesystem's clock leaves no other time.
 """
 
 from __future__ import annotations
@@ -72,6 +76,10 @@ class Orphans(Stage):
         self._seconds = 0.0
         self._first_seen: dict[str, float] = {}  # files without a row in the sweeps before this one
         self._seen: dict[str, float] = {}  # in this one
+        # When folders had changed lastly: as this sweep sees it, as the last one did, and those of it to be passed by.
+        self._changed: dict[str, int] = {}
+        self._changed_before: dict[str, int] = {}
+        self._passed_by: dict[str, int] = {}
 
     @property
     def are_adopted(self) -> bool:
@@ -80,7 +88,7 @@ class Orphans(Stage):
     def start(self) -> None:
         """Begin to take up what the last run left."""
         self._left = self._left_candidates()
-        self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
+        self._found = self._orphans()
         self._gates.intake.shut("orphans")
         self._gates.rereads.shut("orphans")
         # A file that is set apart meanwhile would be found as one more of them.
@@ -124,15 +132,16 @@ class Orphans(Stage):
         try:
             for count, found in enumerate(self._found, start=1):
                 if found is not None:
+                    self._seen[found.relative_path] = now.mono
                     self._adopt(found, self._left)
                 if found is None or count >= _ADOPTED_AT_ONCE:
                     return
         except LedgerError:
             # It does not go on after an error: begin anew, when those at hand have their rows.
-            self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
+            self._found = self._orphans()
             raise
         except OSError:
-            self._found = self._spool.orphans(partial(queries.paths_known, self._ledger))
+            self._found = self._orphans()
             self._look_at = now.mono + _FAILED_WAIT_SECONDS
             self._alarms.raise_(
                 "spool_unlisted",
@@ -141,6 +150,8 @@ class Orphans(Stage):
             )
             return
         self._found = None
+        self._changed_before = self._changed  # nothing was moved meanwhile: to have looked once is enough
+        self._note_unchanged()
         self._alarms.clear("spool_unlisted")
         self._gates.intake.open("orphans")
         self._gates.rereads.open("orphans")
@@ -153,7 +164,8 @@ class Orphans(Stage):
     def _go_on_sweeping(self, now: Now) -> None:
         began = time.perf_counter()
         if self._sweep is None:
-            self._sweep, self._seen, self._seconds = self._spool.listed(), {}, 0.0
+            self._sweep, self._seen, self._seconds = self._spool.listed(self._passes_by), {}, 0.0
+            self._changed = {}
         paths = list(islice(self._sweep, _LISTED_AT_ONCE))
         unknown = set(paths) - queries.paths_known(self._ledger, paths) if paths else set()
         for path in unknown:
@@ -162,7 +174,24 @@ class Orphans(Stage):
         if len(paths) < _LISTED_AT_ONCE:
             self._sweep = None
             self._sweep_at = now.mono + max(self.sweep_every, self._seconds / _SWEEP_SHARE)
+            self._note_unchanged()
             self._adopt_seen_twice()
+
+    def _orphans(self) -> Iterator[Candidate | None]:
+        return self._spool.orphans(partial(queries.paths_known, self._ledger), self._passes_by)
+
+    def _passes_by(self, folder: str, changed_ns: int) -> bool:
+        self._changed[folder] = changed_ns
+        return self._passed_by.get(folder) == changed_ns
+
+    def _note_unchanged(self) -> None:
+        unsure = {path.rpartition("/")[0] for path in self._seen}
+        self._passed_by = {
+            folder: changed_ns
+            for folder, changed_ns in self._changed.items()
+            if self._changed_before.get(folder) == changed_ns and folder not in unsure
+        }
+        self._changed_before = self._changed
 
     def _adopt_seen_twice(self) -> None:
         moving_since = self._admission.moving_since()

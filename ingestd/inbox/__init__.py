@@ -27,6 +27,7 @@ Inside, lowest first::
     spool_names        what a file is called in the spool, and which folder it goes to
     copying, takein    how a file gets into the spool
     removal            how a copied source is removed
+    spool_listing      what lies in the spool
     spool_folder, spool
 """
 

@@ -36,6 +36,7 @@ from ingestd.lifecycle import SourceStat
 
 from . import removal, takein
 from .spool_folder import ROOMS, SpoolLock, make_spool, read_id, unusable
+from .spool_listing import PassesBy, list_room, lists_all
 from .spool_names import FoldersToFill, make_folder, new_name
 from .types import (
     Brought,
@@ -67,7 +68,7 @@ class Spool:
         # What did not fit, by its place, and when that was (boot clock); movers write it.
         self._did_not_fit: dict[str, tuple[int, float]] = {}
         self._lock = SpoolLock(self.path)
-        self._to_fill = FoldersToFill()
+        self._to_fill = FoldersToFill(self.path)
         self.aside = removal.Aside()
         try:
             self.host = make_spool(self.path)
@@ -254,15 +255,17 @@ class Spool:
             sync_folder(place.parent)
         return str(own.relative_to(self.path))
 
-    def listed(self) -> Iterator[str]:
+    def listed(self, passes_by: PassesBy = lists_all) -> Iterator[str]:
         """List the paths of what lies in ``files/`` and ``rejected/``, as far as it can be listed, bit by bit.
 
-        A folder in ``files/`` that was emptied and is not filled any more goes.
+        A folder in ``files/`` that was emptied and is not filled any more goes. See ``PassesBy``.
         """
-        yield from self._listed("files")
-        yield from self._listed("rejected")
+        yield from self._listed("files", passes_by)
+        yield from self._listed("rejected", passes_by)
 
-    def orphans(self, known: Callable[[list[str]], set[str]]) -> Iterator[Candidate | None]:
+    def orphans(
+        self, known: Callable[[list[str]], set[str]], passes_by: PassesBy = lists_all
+    ) -> Iterator[Candidate | None]:
         """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
 
         None comes after each thousand that was looked at: with a million files nobody else waits for all of them.
@@ -270,10 +273,12 @@ class Spool:
         file is between ``take_in`` and its row, which would be mistaken for one. A re-encoded copy that had no row when
         this was called is discarded.
         """
-        return self._orphans(list(self._listed("explicit")), known)
+        return self._orphans(list(self._listed("explicit", lists_all)), known, passes_by)
 
-    def _orphans(self, explicit: list[str], known: Callable[[list[str]], set[str]]) -> Iterator[Candidate | None]:
-        for paths in self._unknown(self.listed(), known):
+    def _orphans(
+        self, explicit: list[str], known: Callable[[list[str]], set[str]], passes_by: PassesBy
+    ) -> Iterator[Candidate | None]:
+        for paths in self._unknown(self.listed(passes_by), known):
             for path in paths:
                 candidate = self.candidate_at(path.split("/")[1], path)
                 if candidate is not None:
@@ -336,31 +341,8 @@ class Spool:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(entry.path)  # noqa: PTH108 - a path string at hand
 
-    def _listed(self, room: str) -> Iterator[str]:
-        """List the regular files ``<room>/<inbox>/<folder>/<file>``; nothing else there is ours.
-
-        Except in ``rejected/`` those of former versions lie beside the folders, and one that was emptied goes.
-        """
-        is_filled = room != "rejected"
-
-        def below(folder: str, depth: int) -> Iterator[str]:
-            try:
-                entries = os.scandir(self.path / folder)
-            except MISSING:
-                return
-            is_empty = True
-            with entries:
-                for entry in entries:
-                    is_empty = False
-                    if depth < 3 and entry.is_dir(follow_symlinks=False):
-                        yield from below(f"{folder}/{entry.name}", depth + 1)
-                    elif depth >= 3 - is_filled and entry.is_file(follow_symlinks=False):
-                        yield f"{folder}/{entry.name}"
-            if is_empty and is_filled and depth == 3 and folder not in self._to_fill.in_use():
-                with contextlib.suppress(OSError):
-                    (self.path / folder).rmdir()
-
-        return below(room, 1)
+    def _listed(self, room: str, passes_by: PassesBy) -> Iterator[str]:
+        return list_room(self.path, room, in_use=self._to_fill.in_use, passes_by=passes_by)
 
     def _unknown(self, paths: Iterator[str], known: Callable[[list[str]], set[str]]) -> Iterator[list[str]]:
         while chunk := list(islice(paths, KNOWN_AT_ONCE)):

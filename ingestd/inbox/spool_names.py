@@ -45,19 +45,23 @@ class FoldersToFill:
     it is empty (``Spool.listed``). Any thread may call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spool: Path) -> None:
+        self._spool = spool
         self._lock = Lock()
         self._filled: dict[str, _Filled] = {}
 
     def next(self, room: str, inbox: str) -> str:
-        """Say which folder one more file is to go to, as a path in the spool; it may have to be made."""
+        """Say which folder one more file is to go to, as a path in the spool; a new one is durable. Raises OSError."""
         above = f"{room}/{check_inbox_name(inbox)}"
         with self._lock:
             filled = self._filled.get(above)
             if filled is None or filled.names == NAMES_A_FOLDER:
                 former = filled.name if filled else ""
                 number = max(int(utc_now().timestamp()), int(former or "0", 16) + 1)
-                filled = self._filled[above] = _Filled(f"{number:08x}", former)
+                filled = _Filled(f"{number:08x}", former)
+                # Within the lock: nobody else may find a folder that is not durable yet.
+                make_folder(self._spool, f"{above}/{filled.name}")
+                self._filled[above] = filled
             filled.names += 1
             return f"{above}/{filled.name}"
 

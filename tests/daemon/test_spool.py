@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ import pytest
 from ingestd.clocks import read_clocks
 from ingestd.daemon import Daemon, orphans
 from ingestd.emulator import Emulator
-from ingestd.ledger import NewCandidate, moves, queries
+from ingestd.ledger import Ledger, NewCandidate, moves, queries
+from tests.builders import write_instance
 from tests.cli.test_stopped import Immutable
 from tests.daemon.test_promise import configure, image, running, states, turn
 from tests.inboxing import source_of
@@ -200,6 +201,49 @@ def test_file_without_a_row_is_found_while_running(tmp_path: Path, server: Emula
         turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
         assert [entry.relative_path for entry in queries.entries(daemon.ledger)] == ["ward/IM1"]
         assert queries.left_candidates(daemon.ledger) == []
+
+
+def test_sweep_looks_through_what_changed_and_not_through_what_is_kept(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a million kept files a sweep took a quarter of the time for minutes."""
+    looked_up: list[str] = []
+    asks = queries.paths_known
+
+    def known(ledger: Ledger, paths: Sequence[str]) -> set[str]:
+        looked_up.extend(paths)
+        return asks(ledger, paths)
+
+    config = configure(tmp_path, server)
+    for number in range(3):
+        write_instance(tmp_path / "drop" / f"image{number}")
+    with running(config) as daemon:
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 3})
+
+    monkeypatch.setattr(orphans.queries, "paths_known", known)
+    with running(config) as daemon:
+        stage = daemon.stages.orphans
+        turn(daemon, lambda: stage.are_adopted)
+        assert len(looked_up) == 3, "a start looks at all"
+
+        def sweep() -> list[str]:
+            looked_up.clear()
+            stage._sweep_at = 0.0
+            turn(daemon, lambda: stage._sweep is None and stage._sweep_at > 0.0)
+            return list(looked_up)
+
+        assert [sweep(), sweep()] == [[], []]
+
+        (folder,) = (tmp_path / "spool" / "files").glob("*/*")
+        write_instance(folder / ("0" * 32))
+        assert [len(sweep()), len(sweep())] == [4, 4], "one without a row is seen twice before it counts"
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 4})
+        assert [len(sweep()), len(sweep())] == [4, 0]
+
+        write_instance(tmp_path / "drop" / "image")
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 5})
+        # A second one within one tick of the filesystem's clock leaves no other time: one look is not enough.
+        assert [len(sweep()), len(sweep()), len(sweep())] == [1, 1, 0]
 
 
 def test_files_on_their_way_are_taken_for_no_orphans(tmp_path: Path, server: Emulator) -> None:
