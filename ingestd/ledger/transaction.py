@@ -112,7 +112,7 @@ _SELECT_HOLDER = (
     )
 ).with_for_update(of=delivery)
 _SELECT_STUDIES = select(study).where(dialect.among(study.c.uid, "uids"))
-_STUDIES_REMEMBERED = 8_000
+_STUDIES_REMEMBERED = 2_000
 _JUMPS = select(clock).where(clock.c.spool_id == bindparam("spool_id"), clock.c.by_us != 0)
 _LAST_JUMP = _JUMPS.order_by(clock.c.id.desc()).limit(1)
 

@@ -1,4 +1,4 @@
-"""Measure the ledger with a million rows: `python -m tests.benchmarks.bench_ledger [--rows N] [--keep FILE]`.
+"""Measure the ledger with a million rows: `python -m tests.benchmarks.bench_ledger [--rows N] [--folder FOLDER]`.
 
 It judges nothing. The goals: the status queries together within 0.2 s, a start within 3 s, admission below 60 us a row.
 """

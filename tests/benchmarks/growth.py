@@ -27,6 +27,7 @@ TURN_FILES, TURN_STUDIES = 5_000, 100
 LOOKED_AT = (10_000, 100_000, 1_000_000)
 # So many turns at each end, at most, are what a rate is the median of.
 END_TURNS = 4
+STARTS = 3
 RECONCILE = {**SETTINGS["reconcile"], "interval": "2s", "lag": "5s"}  # type: ignore[dict-item]
 
 
@@ -78,7 +79,7 @@ def growth_lines(bench: Bench) -> tuple[list[Line], Any]:
         Line(name=f"{what}: a file's CPU", figure=_told(found, "cpu_us", "us")),
         Line(name=f"{what}: written for a file", figure=_told(found, "written_bytes", "bytes")),
         below(f"{what}: peak memory", found.peak_bytes / 1e6, 150, "MB"),
-        below(f"{what}: restart to READY", found.ready_seconds, 2, "s"),
+        below(f"{what}: restart to READY, median of 3", found.ready_seconds, 2, "s"),
     ]
     for stage in found.stages:
         at = f"{stage.files:,} files"
@@ -108,9 +109,7 @@ def grow(bench: Bench) -> Growth:
                 if files in LOOKED_AT or turn == last:
                     stages.append(_look(bench, site, files, turns[-1]))
             daemon.terminate(within_seconds=60)
-        with site.start(wait=False) as daemon:
-            ready_seconds = daemon.wait_ready(within_seconds=120)
-            daemon.terminate(within_seconds=60)
+        ready_seconds = statistics.median(_ready_seconds(site) for _ in range(STARTS))
     return Growth(
         turns=tuple(turns),
         stages=tuple(stages),
@@ -118,6 +117,13 @@ def grow(bench: Bench) -> Growth:
         peak_bytes=memory.peak_bytes,
         ready_seconds=ready_seconds,
     )
+
+
+def _ready_seconds(site: Site) -> float:
+    with site.start(wait=False) as daemon:
+        taken = daemon.wait_ready(within_seconds=120)
+        daemon.terminate(within_seconds=60)
+    return taken
 
 
 def _take_turn(bench: Bench, daemon: Daemon, ledger: Ledger, turn: int) -> Turn:
