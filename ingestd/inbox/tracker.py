@@ -61,6 +61,7 @@ from .walk import FileStat, is_same
 # a folder where no events tell of it stands waiting.
 RETRY = Backoff(base=timedelta(seconds=1), cap=timedelta(seconds=60))
 WRITER_RETRY_MOST = 30.0  # seconds between two looks at a file that a writer keeps open, at most
+LOOK_EVERY = 30.0  # seconds between two looks at a file that waits for a change: no event tells that it went
 
 
 class Phase(IntEnum):
@@ -288,12 +289,12 @@ class Tracker:
         self._phases[Phase.HANDED_OUT] += 1
         file.phase = Phase.HANDED_OUT
 
-    def wait_for_change(self, file: TrackedFile) -> None:
-        """Wait until the file changes, or has not changed for ``incomplete_after``."""
-        if self._phases[Phase.INCOMPLETE] >= self.most:
+    def wait_for_change(self, file: TrackedFile, now: float) -> None:
+        """Wait until the file changes, or goes, or has not changed for ``incomplete_after``."""
+        if file.phase is not Phase.INCOMPLETE and self._phases[Phase.INCOMPLETE] >= self.most:
             self._give_up(file)
             return
-        self._move(file, Phase.INCOMPLETE, file.since + self.incomplete_after)
+        self._move(file, Phase.INCOMPLETE, min(now + LOOK_EVERY, file.since + self.incomplete_after))
 
     def wait_for_access(self, file: TrackedFile, now: float) -> None:
         """Try again later, and ever later: the file cannot be opened or read."""

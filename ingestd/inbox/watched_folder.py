@@ -128,7 +128,7 @@ class WatchedFolder:
         elif leave is Leave.UNREADABLE:
             self.tracker.wait_for_access(file, self._now)
         elif leave is Leave.INCOMPLETE and not file.has_changed:
-            self.tracker.wait_for_change(file)
+            self.tracker.wait_for_change(file, self._now)
         else:
             self.tracker.start_over(file, file.stat, self._now)
             if not candidate.in_spool:
@@ -314,6 +314,9 @@ class WatchedFolder:
                     self.tracker.forget(file)
             elif not is_same(seen, file.stat):
                 self.tracker.start_over(file, seen, now)
+            elif file.phase is Phase.INCOMPLETE and now < file.since + self.tracker.incomplete_after:
+                file.stat = seen
+                self.tracker.wait_for_change(file, now)
             elif verdict is FileCheck.BEING_WRITTEN and now < file.since + self.tracker.incomplete_after:
                 self.tracker.wait_for_writer(file, now)
             else:

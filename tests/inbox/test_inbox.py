@@ -222,6 +222,23 @@ def test_short_file_waits_until_it_grows(tmp_path, drop):
         assert candidate.source.size_bytes == 15
 
 
+def test_short_file_that_was_removed_is_not_waited_for(tmp_path, drop):
+    """It was for ``incomplete_after``, and `status` told of a file that had waited ever longer."""
+    path = put(drop, "x")
+    with desk_of(tmp_path) as desk:
+        desk.settle(2.1)
+        desk.inboxes.take_back(desk.ready_now()[0], Leave.INCOMPLETE)
+        desk.pass_time(31)
+        assert desk.ready_now() == []
+        assert desk.report().waiting_incomplete == 1
+        path.unlink()
+        desk.pass_time(31)
+        assert desk.ready_now() == []
+
+        report = desk.report()
+        assert (report.waiting_incomplete, report.oldest_since, report.vanished) == (0, None, 1)
+
+
 def test_short_file_that_stays_short_comes_back_as_final(tmp_path, drop):
     put(drop, "x", b"")
     with desk_of(tmp_path) as desk:
