@@ -49,12 +49,13 @@ _PATTERNS: Mapping[Shape, re.Pattern[str]] = {
 
 # A sentence of our own is let through word by word: lower case, small numbers, and these. A file name, a path, an
 # address, a UID or a patient's name has upper case, slashes, dots or carets in it, and becomes an ellipsis.
-_LOWER = r"[(\[]?[a-z][a-z'-]{0,30}[)\]]?[,.;:?]?"
+_LOWER = r"[(\[]?`?(--)?[a-z][a-z'-]{0,30}`?[)\]]?[,.;:?]?"
+_STATUS = r"[(]?[0-9A-F]{4}H[)]?[,.;:]?"  # of DICOM (PS3.4, PS3.7), as it is written there
 _SMALL_NUMBER = r"[(]?[<>=~]?\d{1,4}(\.\d{1,3})?[%)]?[,.;:]?"
 _ERROR_CLASS = r"[A-Z][A-Za-z]{2,40}(Error|Exception|Warning)[,.;:]?"
 # What Python quotes of somebody else's: str(OSError) ends with the file's name, which may be any word, or several.
 _QUOTED = re.compile(r"""(?<![^\s(\[:=])(['"])(?:\\.|(?!\1).)*\1(?![\w'"])""", re.DOTALL)
-_SENTENCE_WORD = re.compile(rf"{_LOWER}|{_SMALL_NUMBER}|{_ERROR_CLASS}|[-+=]")
+_SENTENCE_WORD = re.compile(rf"{_LOWER}|{_SMALL_NUMBER}|{_STATUS}|{_ERROR_CLASS}|[-+=]")
 _PROPER = frozenset(
     [
         "A",
@@ -70,7 +71,9 @@ _PROPER = frozenset(
         "DNS",
         "Date",
         "EOF",
+        "Endian",
         "Entra",
+        "Explicit",
         "File",
         "FileChanged",
         "GB",
@@ -81,11 +84,14 @@ _PROPER = frozenset(
         "HTTPS",
         "I/O",
         "ID",
+        "If",
+        "Implicit",
         "It",
         "JSON",
         "KiB",
         "LedgerBusy",
         "LedgerFull",
+        "Little",
         "MB",
         "Meta",
         "MiB",
@@ -123,6 +129,8 @@ _PROPER = frozenset(
         "XML",
         "and/or",
         "kB",
+        "low_water",
+        "no_room",
     ]
 )
 # What the kernel says of a failed call, as it is and as our sentences have it: it comes from the C library alone.

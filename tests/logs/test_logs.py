@@ -452,3 +452,24 @@ def test_every_key_that_the_rooms_log_is_allowed():
     strangers = [(place, key) for place, key in logged_keys() if key not in {*logs.ALLOWED, "exc_info", "key"}]
 
     assert strangers == []
+
+
+def own_sentences() -> list[str]:
+    """What the rooms below the commands say in ``note``, ``alarm`` and ``error``, without what they fill in."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).parts[0] in {"cli", "emulator"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg in {"note", "alarm", "error"}:
+                found += [each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
+    return [text for text in found if isinstance(text, str) and " " in text.strip()]
+
+
+def test_no_word_of_our_own_sentences_is_cut_out_of_a_line():
+    """`ingestd check` and low_water were: what was left named nothing that somebody could do."""
+    sentences = own_sentences()
+    cut = [text for text in sentences if "..." in str(fit(text.strip(" ,;:()`"), "sentence")) and "..." not in text]
+
+    assert len(sentences) > 50
+    assert cut == []
