@@ -130,7 +130,7 @@ _NEXT: dict[tuple[State, Reason | None], str] = {
         "the file vanished before it could be compared: bring it back and drop it again, then " + _DISCARD
     ),
     (State.CONFLICT, Reason.OTHER_ENCODING): (
-        "the same object in another pixel encoding, which cannot be compared byte by byte: keep the first with "
+        "the same object in another transfer syntax, which cannot be compared byte by byte: keep the first with "
         "`ingestd resolve {id} --discard`, or, where the server can replace, send this one instead with "
         "`ingestd resolve {id} --replace`"
     ),

@@ -27,7 +27,7 @@ from ingestd.ledger import (
     Ledger,
     OperatorRequest,
     PendingRead,
-    RequestedRow,
+    RejectedFile,
     RowToRead,
     Transaction,
     moves,
@@ -200,15 +200,16 @@ class Rereads(Stage):
         with suppress(OSError):  # nothing can be said of it now
             candidate = self._candidate_at(row, path)
         if candidate is not None:
-            candidate = replace(candidate, final=True, priority=row.priority, dropped_as=row.relative_path)
+            candidate = replace(candidate, final=True, priority=row.priority)
             self._admission.adopt(candidate, Origin(adopted=True, row=row))
         elif self._is_lost(row.path):
             self._lost.append(row)
 
-    def _candidate_at(self, row: RowToRead | RequestedRow, path: str) -> Candidate | None:
+    def _candidate_at(self, row: RowToRead | RejectedFile, path: str) -> Candidate | None:
         """Look at a row's file; None when it is gone or no regular file any more. Raises OSError: nobody can say."""
         if not row.in_place:
-            return self._spool.candidate_at(row.inbox, path)
+            found_here = self._spool.candidate_at(row.inbox, path)
+            return replace(found_here, dropped_as=row.relative_path) if found_here is not None else None
         try:
             found = look(below_of(path, row.relative_path))
         except MISSING:
@@ -264,7 +265,7 @@ class Rereads(Stage):
                 if file.in_place or file.file_id in in_hand:
                     continue
                 try:
-                    candidate = self._spool.candidate_at(file.inbox, file.path)
+                    candidate = self._candidate_at(file, file.path)
                 except OSError:
                     continue
                 if candidate is not None and not candidate.source.looks_like(file.source):

@@ -227,3 +227,36 @@ def test_unrouted_file_that_is_to_be_tried_again_goes_where_the_rules_say_by_the
     drop(tmp_path, "er", 2)
     with running(config) as daemon:
         turn(daemon, lambda: states(config) == {("", "DISCARDED"): 1, end: 2})
+
+
+@pytest.mark.parametrize(
+    "by",
+    ["retry", pytest.param("itself", marks=pytest.mark.slow), pytest.param("admit_anyway", marks=pytest.mark.slow)],
+)
+def test_refused_file_that_comes_in_after_all_goes_by_the_folder_it_was_dropped_into(
+    tmp_path: Path, servers: dict[str, EmulatorProcess], by: str
+) -> None:
+    """It was routed by its place in ``rejected/``, and went where a rule forbids."""
+    rules = "rules:\n  - {when: {folder: secret}, to: []}\n  - {when: {}, to: [archive]}\n"
+    config = configure(tmp_path, addresses(servers), rules=rules)
+    (tmp_path / "er" / "secret").mkdir()
+    drop(tmp_path, "er", 1)
+    whole = (tmp_path / "er" / "IM1").rename(tmp_path / "whole").read_bytes()
+    (tmp_path / "er" / "secret" / "IM1").write_bytes(whole[:-100])
+    run(config)
+    with Ledger.open(config.ledger) as ledger:
+        (refused,) = queries.entries(ledger)
+        assert (refused.reason, refused.relative_path) == (Reason.TRUNCATED, "secret/IM1")
+        if by != "itself":
+            with ledger.transaction() as tx:
+                {"retry": moves.retry, "admit_anyway": moves.admit_anyway}[by](tx, refused.file_id, now=utc_now())
+    if by != "admit_anyway":
+        (lies,) = (tmp_path / "spool" / "rejected").glob("er*/*/IM1")
+        lies.write_bytes(whole)
+
+    with running(config) as daemon:
+        turn(daemon, lambda: states(config)["", "DISCARDED"] == 2)
+        entries = queries.entries(daemon.ledger)
+    assert states(config).total() == 2
+    assert {entry.relative_path for entry in entries} == {"secret/IM1"}
+    assert {entry.route for entry in entries} >= {"rule 1 (folder secret)"}
