@@ -129,7 +129,8 @@ def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
     from ingestd.ledger import queries
 
     found = queries.find(ledger, what)
-    if not found and (named := _IN_LOG.fullmatch(what)):
+    named = None if found else _IN_LOG.fullmatch(what)
+    if named:
         what = named["value"]
         found = queries.find(ledger, what)
     if not found and _REFERENCE.fullmatch(what):
@@ -139,17 +140,17 @@ def find(config: Config, ledger: Ledger, what: str) -> list[Entry]:
         return sorted(
             {entry.delivery_id: entry for entry in (*found, *others)}.values(), key=lambda entry: entry.delivery_id
         )
-    if found or not _looks_like_path(what):
+    if found or (named and not _looks_like_path(what)):
         return found
     path = Path(os.path.abspath(what))  # noqa: PTH100 - resolve() would follow the file's own link
     for inbox in config.inboxes:
         if path.is_relative_to(inbox.path):
             relative = str(path.relative_to(inbox.path))
-            if found := [entry for entry in queries.find(ledger, relative) if entry.inbox == inbox.spool_name]:
+            if found := [entry for entry in queries.find_path(ledger, relative) if entry.inbox == inbox.spool_name]:
                 return found
     if path.is_relative_to(config.spool.path):
-        return queries.find(ledger, str(path.relative_to(config.spool.path)))
-    if (found := queries.find(ledger, str(path))) or Path(what).is_absolute() or _lies_in_an_inbox(config, what):
+        return queries.find_path(ledger, str(path.relative_to(config.spool.path)))
+    if (found := queries.find_path(ledger, str(path))) or Path(what).is_absolute() or _lies_in_an_inbox(config, what):
         return found
     return queries.find_named(ledger, os.path.normpath(what))
 

@@ -358,6 +358,19 @@ def test_a_file_is_found_by_the_end_of_its_path(command, rows, monkeypatch, tmp_
     assert wanted not in others
 
 
+def test_a_file_that_is_called_like_a_number_or_a_uid_is_found_by_its_path(command, rows, monkeypatch):
+    """`explain drop/3` told of row 3 instead, whatever that was called."""
+    rows.admit("x4", uid="1.2.3.9")
+    for name in ("1", "1.2.3.9", "20240101/1.2.840.7"):
+        wanted = rows.refuse(name)
+        path = rows.folder / "drop" / name
+        for what in (str(path), f"drop/{name}"):
+            monkeypatch.chdir(rows.folder)
+            assert [file["id"] for file in command("explain", "--json", what).json["files"]] == [wanted], what
+
+    assert [file["id"] for file in command("explain", "--json", "1.2.840.7").json["files"]] == [wanted], "by its end"
+
+
 def test_a_name_finds_every_file_that_is_called_so(command, rows, monkeypatch):
     both = [rows.refuse("one/im0.dcm"), rows.refuse("two/im0.dcm")]
     assert [file["id"] for file in command("explain", "--json", "im0.dcm").json["files"]] == both

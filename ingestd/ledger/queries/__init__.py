@@ -44,7 +44,7 @@ from .overview import (
 )
 from .room import given_up_first, given_up_for_room
 from .routable import reroutings, routable
-from .search import called_since, entries, find, find_named, of_files, story, studies
+from .search import called_since, entries, find, find_named, find_path, of_files, story, studies
 from .server import (
     cursor,
     cursor_moved_at,

@@ -220,7 +220,7 @@ def find(ledger: Queryable, text: str) -> list[Entry]:
         if by_id is not None:
             return [by_id]
     if not text.isascii():  # no UID, and maybe no text that a database takes
-        return whole(ledger, _by_path(ledger, text))
+        return find_path(ledger, text)
     found = _few_ids(ledger, file.c.sop_uid == text)
     if not found:
         found = _ids(ledger, file.c.study_id == (ledger.study_id(text) or 0))
@@ -251,16 +251,25 @@ def _few_ids(ledger: Queryable, *where: ColumnElement[bool]) -> list[int]:
     return sorted(row.id for row in ledger.fetch_all(listed.limit(1000)))
 
 
+def find_path(ledger: Queryable, text: str) -> list[Entry]:
+    """Find entries by a path alone: one in an inbox or in the spool, relative to it or absolute."""
+    return whole(ledger, _by_path(ledger, text))
+
+
 def _by_path(ledger: Queryable, text: str) -> list[int]:
     path = Path(text)
-    names = {text}
+    in_inbox = [file.c.relative_path == text]
     spool_names = {text}
     spools = homes(ledger)
     if path.is_absolute():
-        roots = {Path(row.path) for row in ledger.fetch_all(select(inbox.c.path)) if row.path}
-        names |= {str(path.relative_to(root)) for root in roots if path.is_relative_to(root)}
+        roots = [(row.id, Path(row.path)) for row in ledger.fetch_all(select(inbox.c.id, inbox.c.path)) if row.path]
+        in_inbox += [
+            and_(file.c.inbox_id == inbox_id, file.c.relative_path == str(path.relative_to(root)))
+            for inbox_id, root in roots
+            if path.is_relative_to(root)
+        ]
         spool_names |= {str(path.relative_to(home)) for _, _, home in spools if home and path.is_relative_to(home)}
-    found = _ids(ledger, file.c.relative_path.in_(sorted(names)))
+    found = _ids(ledger, or_(*in_inbox))
     if not found:
         found = _few_ids(
             ledger,
