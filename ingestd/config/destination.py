@@ -155,7 +155,7 @@ class Destination(Section):
     auth: Auth = NoAuthSettings()
     tls: TlsSection = TlsSection()
     api_version: Literal["auto", 1, 2] = "auto"
-    implicit_vr: Literal["fallback", "always", "never"] = "fallback"
+    implicit_vr: Literal["fallback", "never"] = "fallback"
     max_posts: Annotated[int, Field(ge=1, le=64)] = 4
     required: bool = True
     priority: Annotated[int, Field(ge=-100, le=100)] = 0

@@ -87,7 +87,9 @@ class SpoolDisk(Stage):
     def _full(self) -> str:
         if self.is_low:
             return "the spool's disk has less free space than low_water, so that nothing is taken in"
-        return "files do not fit on the spool's disk, of which low_water stays free" if self._wanted else ""
+        if self._wanted:
+            return "files do not fit on the spool's disk (space, a quota, inodes), of which low_water stays free"
+        return ""
 
     def _tell_full(self) -> None:
         self._alarms.set(

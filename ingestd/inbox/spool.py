@@ -97,9 +97,12 @@ class Spool:
 
     def barred(self) -> str:
         """Say why we may not write here, "" where we may; what is not there is told by ``trouble``."""
+        in_use = [self.path / each for each in self._to_fill.in_use()]
         with contextlib.suppress(OSError):
-            ours = [*ROOMS, *self._to_fill.in_use()]
-            for folder in (*(self.path / each for each in ours), *(self.path / "files").iterdir()):
+            for folder in (*in_use, *(each.parent for each in in_use)):
+                if os.path.lexists(folder) and not stat.S_ISDIR(folder.lstat().st_mode):
+                    return "the spool may not be written: a link or a file stands where a folder of it is to be"
+            for folder in (*(self.path / room for room in ROOMS), *in_use, *(self.path / "files").iterdir()):
                 if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
                     is_mount = is_read_only(folder)
                     why = "its disk is mounted read-only" if is_mount else "the rights of its folders forbid it"
@@ -146,7 +149,7 @@ class Spool:
             self.path, self.device, items, room=room, folder_for=folder_for, low_water=self.low_water
         )
         for (candidate, expect, _), brought in zip(items, results, strict=True):
-            if isinstance(brought, NotTaken) and brought.why is WhyNot.NO_ROOM:
+            if isinstance(brought, NotTaken) and brought.why in {WhyNot.NO_ROOM, WhyNot.NO_SPACE}:
                 self._did_not_fit[candidate.place] = (expect.source.size_bytes, boottime())
             else:
                 self._did_not_fit.pop(candidate.place, None)

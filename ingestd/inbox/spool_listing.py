@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 from ingestd.fs.places import MISSING
 
-# Says of a folder, and when a name in it came or went lastly (ns), whether it need not be listed.
+# Says of a folder, and when it changed lastly (its ctime, ns: one that was away and back has another), whether it need
+# not be listed.
 PassesBy: TypeAlias = Callable[[str, int], bool]
 
 
@@ -30,7 +31,7 @@ def list_room(spool: Path, room: str, *, in_use: Callable[[], Collection[str]], 
     def below(folder: str, depth: int) -> Iterator[str]:
         is_to_fill = is_filled and depth == 3
         try:
-            if is_to_fill and passes_by(folder, (spool / folder).stat().st_mtime_ns):
+            if is_to_fill and passes_by(folder, (spool / folder).stat().st_ctime_ns):
                 return
             entries = os.scandir(spool / folder)
         except MISSING:

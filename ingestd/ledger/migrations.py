@@ -993,7 +993,10 @@ _THIRTEENTH = (
         WHERE seen_sequence IS NOT NULL""",
 )
 
+# A path in the spool may have a folder in it (``SpoolPath``): who does not know that would find no file there.
+_FOURTEENTH: tuple[str, ...] = ()
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH, _ELEVENTH, _TWELFTH),
-    _THIRTEENTH,
+    *(_THIRTEENTH, _FOURTEENTH),
 )

@@ -68,6 +68,26 @@ def test_spool_that_is_not_there_is_an_alarm_and_mends_itself(tmp_path: Path, se
         turn(daemon, lambda: stopped_because(daemon) == [])
 
 
+def test_link_where_a_folder_of_the_spool_is_to_be_is_an_alarm_and_mends_itself(
+    tmp_path: Path, server: Emulator
+) -> None:
+    """Each file was tried again and again, and ``status`` said nothing of it."""
+    config = configure(tmp_path, server)
+    write_instance(tmp_path / "drop" / "first")
+    with running(config) as daemon:
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        (folder,) = (tmp_path / "spool" / "files").glob("*/*")
+        folder.rename(tmp_path / "away")
+        folder.symlink_to(tmp_path / "away")
+        write_instance(tmp_path / "drop" / "second")
+        turn(daemon, lambda: stopped_because(daemon) == ["spool"])
+
+        folder.unlink()
+        (tmp_path / "away").rename(folder)
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 2})
+        turn(daemon, lambda: stopped_because(daemon) == [])
+
+
 def test_needless_copy_that_cannot_be_removed_is_an_alarm_and_no_end(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +264,9 @@ def test_sweep_looks_through_what_changed_and_not_through_what_is_kept(
         turn(daemon, lambda: states(config) == {"CONFIRMED": 5})
         # A second one within one tick of the filesystem's clock leaves no other time: one look is not enough.
         assert [len(sweep()), len(sweep()), len(sweep())] == [1, 1, 0]
+
+        folder.rename(tmp_path / "away").rename(folder)
+        assert [len(sweep()), len(sweep()), len(sweep())] == [4, 4, 0], "whatever its mtime"
 
 
 def test_files_on_their_way_are_taken_for_no_orphans(tmp_path: Path, server: Emulator) -> None:

@@ -230,6 +230,19 @@ def test_no_folder_of_the_spool_ever_has_very_many_names(spool, drop, monkeypatc
     assert all((spool.path / folder).is_dir() for folder in copies)
 
 
+def test_what_finds_no_inode_or_quota_is_told_as_what_does_not_fit(spool, drop, monkeypatch):
+    """There was free space, so that nothing was low, and nobody was told why nothing came in."""
+    put(drop, "x")
+    items = [(candidate_of(drop, "x"), expect_of(drop / "x"))]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", failing(errno.EDQUOT))
+        (brought,) = take_in(spool, items)
+    assert (brought.why, spool.wanted_bytes()) == (WhyNot.NO_SPACE, len(b"content"))
+
+    assert isinstance(take_in(spool, items)[0], Taken)
+    assert spool.wanted_bytes() == 0
+
+
 def test_what_is_set_apart_is_one_more_name(spool, drop, monkeypatch):
     monkeypatch.setattr(spool_names, "NAMES_A_FOLDER", 2)
     (path,) = take_many(spool, drop, 1)

@@ -170,7 +170,7 @@ def test_a_daemon_opens_it_and_it_is_told_how_that_goes_on(file: Path):
             ledger.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             for name in ("foreign_keys", "temp_store", "cache_size", "synchronous")
         ]
-    assert pragmas == [1, 2, -16000, 3]
+    assert pragmas == [1, 2, -8000, 3]
     assert told[0] == "bringing the ledger up to date: keeping a copy of it"
 
 
