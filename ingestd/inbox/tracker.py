@@ -37,7 +37,7 @@ and by the timer in any case, which bounds what a lost event can cost. What it f
     seen --> SETTLING --- quiet ---> check --> HANDED_OUT --- done ---> forgotten
      |        ^  ^  ^                 | | |        | | '-- again: SETTLING
      |        |  |  '---- changed ----' | |        | '-- cannot be read: UNREADABLE, tried ever later
-     |        |  |                      | |        '-- short: INCOMPLETE, until it changes or is final
+     |        |  |                      | |        '-- short: INCOMPLETE, until it changes, goes or is final
      |        |  |  has a writer: BEING_WRITTEN '-- cannot be opened: UNREADABLE
      |        |  '-- the ledger does not know it
      '--> ASKED --- the ledger knows it ---> forgotten    (in_place, or on another filesystem than the spool)
