@@ -16,6 +16,7 @@ from tests.torture.watching import Watch, invariants_of, ledger_copy
 KILLS = 50
 
 
+@pytest.mark.slow
 def test_count_finds_nothing_where_all_went_well_and_then_every_promise_that_is_broken(tmp_path: Path):
     """The count decides over the program, so it is held itself: whatever is broken behind its back, it says so."""
     with EmulatorProcess(tmp_path / "server") as server:

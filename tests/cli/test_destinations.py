@@ -138,6 +138,7 @@ def test_one_of_several_moves_to_another_address(tmp_path: Path, servers: Server
         assert run(config).done
 
 
+@pytest.mark.slow
 def test_what_waits_for_a_destination_that_is_no_more_is_let_go_by_a_persons_word(
     tmp_path: Path, servers: Servers, command: Command
 ) -> None:

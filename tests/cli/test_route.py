@@ -103,6 +103,7 @@ def test_what_is_where_the_rules_say_is_left_alone(tmp_path: Path, servers: Serv
     holds(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_was_not_tried_is_let_go_and_comes_back_with_the_rule(
     tmp_path: Path, servers: Servers, command: Command
 ) -> None:

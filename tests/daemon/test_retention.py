@@ -81,6 +81,7 @@ def test_disk_of_which_nothing_can_be_said_lets_no_kept_file_go(tmp_path: Path, 
     assert only_entry(site.ledger_file).removed_at is None
 
 
+@pytest.mark.slow
 def test_kept_files_stay_while_anything_stands_in_the_way(tmp_path: Path, server: Emulator) -> None:
     config = configure(tmp_path, server, retain="0s")
     (tmp_path / "drop" / "image").write_bytes(image())

@@ -65,6 +65,7 @@ def filled_and_running(folder: Path, servers: dict[str, EmulatorProcess]) -> Ite
         yield config, daemon
 
 
+@pytest.mark.slow
 def test_one_that_is_away_holds_what_rests_on_it_and_nothing_of_another(
     tmp_path: Path, servers: dict[str, EmulatorProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +87,7 @@ def test_server_that_gave_back_other_bytes_holds_what_it_has_and_nothing_of_anot
         assert kept(config) == {"IM1", "research/IM3"}
 
 
+@pytest.mark.slow
 def test_only_what_nobody_has_to_have_is_given_up_where_there_is_no_room(
     tmp_path: Path, servers: dict[str, EmulatorProcess]
 ) -> None:
@@ -192,6 +194,7 @@ def test_what_need_not_be_sent_makes_room_the_oldest_first_and_no_more_than_that
             moves.retry(tx, given_up[0].delivery_id, now=utc_now())
 
 
+@pytest.mark.slow
 def test_what_has_to_be_sent_stops_the_intake_where_there_is_no_room(
     tmp_path: Path,
     servers: dict[str, EmulatorProcess],

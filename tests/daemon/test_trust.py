@@ -326,6 +326,7 @@ def test_mismatch_on_a_trusted_server_calls_a_person_and_compares_what_was_not(t
     assert site.entry_of("unseen").state is State.DISCARDED
 
 
+@pytest.mark.slow
 def test_server_that_alters_everything_is_one_finding_and_no_conflict(tmp_path: Path, server: Emulator):
     site = site_of(tmp_path, server)
     server.faults.add("change_stored")

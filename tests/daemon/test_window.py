@@ -46,6 +46,7 @@ CLOSED = {"opens_in": 5 * HOURS, "closes_in": 7 * HOURS}
 
 
 @requires_compiler
+@pytest.mark.slow
 def test_what_comes_while_the_window_is_closed_goes_when_it_opens(tmp_path: Path, server: Emulator):
     clock = MovingClock(tmp_path)
     site = Site(tmp_path / "site", server.url, destination=window(**CLOSED))

@@ -286,6 +286,7 @@ def test_connection_dropped_before_storing_is_sent_again_once_it_is_proven_absen
     assert posts_of(server, image) == ["stored"]
 
 
+@pytest.mark.slow
 def test_instance_acknowledged_and_then_lost_is_sent_again(tmp_path: Path, server: Emulator):
     reconcile = {"grace": "1s"}
     site = Site(tmp_path / "site", server.url, reconcile=reconcile)
