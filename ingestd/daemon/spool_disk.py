@@ -28,8 +28,8 @@ _SPOOL_STEP = (
     "what was in it then shows as failed, and is to be dropped again"
 )
 _BARRED_STEP = (
-    "look at its disk (dmesg) and mount it for writing, or give ingestd's user the right to write in it; intake goes "
-    "on by itself, and what lies in the spool is sent meanwhile"
+    "look at its disk (dmesg) and mount it for writing, give ingestd's user the right to write in it, or move away "
+    "what stands in the place of its folder; intake goes on by itself, and what lies in the spool is sent meanwhile"
 )
 
 

@@ -101,7 +101,8 @@ class Spool:
         with contextlib.suppress(OSError):
             for folder in (*in_use, *(each.parent for each in in_use)):
                 if os.path.lexists(folder) and not stat.S_ISDIR(folder.lstat().st_mode):
-                    return "the spool may not be written: a link or a file stands where a folder of it is to be"
+                    taken = folder.relative_to(self.path)
+                    return f"the spool may not be written: what stands in the place of its folder {taken} is no folder"
             for folder in (*(self.path / room for room in ROOMS), *in_use, *(self.path / "files").iterdir()):
                 if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
                     is_mount = is_read_only(folder)

@@ -81,6 +81,9 @@ def test_link_where_a_folder_of_the_spool_is_to_be_is_an_alarm_and_mends_itself(
         folder.symlink_to(tmp_path / "away")
         write_instance(tmp_path / "drop" / "second")
         turn(daemon, lambda: stopped_because(daemon) == ["spool"])
+        (alarm,) = queries.alarms(daemon.ledger)
+        assert str(folder.relative_to(tmp_path / "spool")) in alarm.note
+        assert "move away what stands in the place" in alarm.next_step
 
         folder.unlink()
         (tmp_path / "away").rename(folder)
