@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ from ingestd.lifecycle import (
     SourceStat,
     State,
 )
+from tests.ledgers import ON_POSTGRESQL, placed
 
 STUDY = "1.2.826.0.1.3680043.10.1451.1"
 OTHER_STUDY = "1.2.826.0.1.3680043.10.1451.2"
@@ -95,20 +97,40 @@ class Rows:
 
     def __init__(self, folder: Path, text: str = CONFIG, *, of_send: bool = False) -> None:
         (folder / "drop").mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(text)
+        (folder / "config.yaml").write_text(placed(text, folder))
         self.folder = folder
         self.config: Config = load(folder / "config.yaml")
         self.inbox = self.config.inboxes[0].spool_name
         self.spool = Spool(self.config.spool.for_send if of_send else self.config.spool.path)
         self.now = datetime.now(UTC) - timedelta(minutes=10)
-        self.ledger = Ledger.open(
+        self.ledger = self._opened()
+        if ON_POSTGRESQL:
+            # Who writes there as this host, and not beside it, is a daemon that runs.
+            self.ledger.close()
+            self.ledger = self._opened(beside=True)
+        self._inode = 0
+
+    def _opened(self, *, beside: bool = False) -> Ledger:
+        return Ledger.open(
             self.config.ledger,
             host=self.spool.host,
             destinations=self.config.addresses,
             spool=self.spool.path,
             limits=BatchLimits(quiet_period=timedelta(0)),
+            key=self.config.spool.search_key,
+            beside=beside,
         )
-        self._inode = 0
+
+    @contextmanager
+    def daemon(self) -> Iterator[None]:
+        """Have somebody work on the spool as a daemon does: it holds the lock, or is known by the ledger."""
+        if ON_POSTGRESQL:
+            with self._opened():
+                yield
+            return
+        with (self.spool.path / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
 
     def close(self) -> None:
         self.ledger.close()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +19,20 @@ from tests import forking
 from tests.orthanc import Orthanc
 
 # The files whose slow tests take more than two minutes, one after the other or of a core.
-LONGEST = ("test_debian.py", "test_torture.py", "test_simulation.py", "test_torture_faults.py", "test_trust.py")
+LONGEST = (
+    "test_debian.py",
+    "test_two_gateways.py",
+    "test_torture.py",
+    "test_simulation.py",
+    "test_torture_faults.py",
+    "test_trust.py",
+)
 
 if TYPE_CHECKING:
     from ingestd.emulator import Emulator
     from tests.emulator_peer import Peer
+    from tests.postgres import Cluster
+    from tests.sharing.share import Share
 
 
 @pytest.fixture
@@ -28,6 +40,47 @@ def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
     """An Orthanc of this test's own; a test that asks for it is marked with ``requires_orthanc``."""
     with Orthanc(folder=tmp_path) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A PostgreSQL that a worker's tests share, each with databases of its own; skipped where none is installed."""
+    from tests.orthanc import peers_are_required
+    from tests.postgres import Cluster, why_no_postgres
+
+    if (reason := why_no_postgres()) and not peers_are_required():
+        pytest.skip(reason)
+    # A database is 300 files: 20 ms in memory, and up to 300 on a disk that others sync beside it.
+    memory = Path("/dev/shm")
+    in_memory = memory.exists() and shutil.disk_usage(memory).free > 4 << 30
+    folder = tempfile.mkdtemp(prefix="ingestd-postgres-", dir=memory if in_memory else tmp_path_factory.getbasetemp())
+    # Where a sync costs nothing, `ingestd check` is to find nothing amiss.
+    with Cluster(Path(folder), settings={"max_wal_size": "128MB"}, durable=in_memory) as running:
+        yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server_of_ledgers(request: pytest.FixtureRequest) -> None:
+    """Where ``tests.ledgers`` keeps ledgers in PostgreSQL, on a server that is there or on that of this worker."""
+    if os.environ.get("INGESTD_TEST_LEDGER") != "postgresql":
+        return
+    from ingestd.daemon import post_results
+    from ingestd.inbox import missing
+
+    # What is not found on a share is gone a minute later.
+    missing.SURE_SECONDS, post_results._AWAY_WAIT = 0.5, timedelta(seconds=0.5)
+    if "INGESTD_TEST_SERVER" not in os.environ:
+        os.environ["INGESTD_TEST_SERVER"] = request.getfixturevalue("cluster").url("postgres")
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> Iterator[str]:
+    """The URL of an empty database of this test's own, dropped after it."""
+    from tests.postgres import fresh_database
+
+    url = fresh_database(cluster)
+    yield url
+    cluster.drop(url.rpartition("/")[2])
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +94,32 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if os.environ.get("INGESTD_REQUIRE_PEERS") == "1":
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def share_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a share is mounted with, compiled; where that cannot be, a test that asks for it is skipped."""
+    from tests.orthanc import peers_are_required
+    from tests.sharing.share import NoShareError, compile_share
+
+    try:
+        return compile_share(tmp_path_factory.mktemp("share"))
+    except NoShareError as error:
+        if peers_are_required():
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def shares(share_program: Path, tmp_path: Path) -> Iterator[tuple[Share, Share]]:
+    """One folder, as two hosts have mounted it."""
+    from tests.sharing.share import Share
+
+    with (
+        Share(share_program, tmp_path / "shared", tmp_path / "here") as here,
+        Share(share_program, tmp_path / "shared", tmp_path / "there") as there,
+    ):
+        yield here, there
 
 
 @pytest.fixture(scope="module")

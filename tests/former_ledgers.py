@@ -6,8 +6,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from ingestd.ledger.dialect import MIGRATION_WORDS
 from ingestd.ledger.migrations import MIGRATIONS
+from ingestd.ledger.upgrade import WORDS
 
 SCHEMA = 9
 # The SQL text of a ledger with every state, two hosts (the second one an interrupted `send`), copies made and removed,
@@ -18,12 +18,12 @@ _ROWS = Path(__file__).parent / "ledger" / "ledger_of_0_1.sql"
 def make_former_ledger(file: Path, *, rows: str | None = None, without: tuple[str, ...] = ()) -> Path:
     """Make a ledger of schema 9, with these rows (SQL), or all kinds of them but for those of some tables."""
     with closing(sqlite3.connect(file, isolation_level=None)) as ledger:
-        strict = MIGRATION_WORDS["strict"]
+        strict = WORDS["strict"]
         ledger.execute("PRAGMA application_id=0x494E4744")
         ledger.execute("BEGIN")
         ledger.execute(f"CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT) {strict}")
         for statement in (statement for migration in MIGRATIONS[:SCHEMA] for statement in migration):
-            ledger.execute(statement.format(**MIGRATION_WORDS))
+            ledger.execute(statement.format(**WORDS))
         ledger.execute("DELETE FROM verification")
         for line in (_ROWS.read_text() if rows is None else rows).splitlines():
             ledger.execute(line)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from ingestd.lifecycle import (
     SourceStat,
     State,
 )
+from tests.ledgers import read_whole, url_of
 from tests.recounting import problems_of_ledger
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -35,13 +34,23 @@ URL = "http://pacs.example/v2"
 LIMITS = BatchLimits()
 
 
-def open_ledger(folder: Path, *, host: str = "host-a", limits: BatchLimits = LIMITS, destination: str = URL) -> Ledger:
+def open_ledger(
+    folder: Path,
+    *,
+    host: str = "host-a",
+    limits: BatchLimits = LIMITS,
+    destination: str = URL,
+    beside: bool = False,
+) -> Ledger:
     return Ledger.open(
-        f"sqlite:///{folder / 'ledger.db'}",
+        url_of(folder),
         host=host,
         destinations={"default": destination},
-        spool=folder / f"spool-{host}",
+        # A ledger that is shared has one spool, and in it that of `send`.
+        spool=folder / f"spool-{host}" / ("send" if host in ("host-b", "other", "send") else ""),
         limits=limits,
+        key=folder / "search.key",
+        beside=beside,
     )
 
 
@@ -239,7 +248,8 @@ def unrouted(ledger: Ledger, came: Arrival, *, now: datetime = NOW) -> int:
         (file_id,) = tx.new_ids(1)
         uid = came.identity.study_uid
         content = {name: getattr(came.content, name) for name in Content.__dataclass_fields__}
-        place = {name: getattr(came, name) for name in ("relative_path", "source", "path", "in_place", "priority")}
+        place = {name: getattr(came, name) for name in ("relative_path", "source", "path", "priority")}
+        place["in_place"] = int(came.in_place)
         of_file = {"id": file_id, "spool_id": tx.spool_id, "inbox_id": tx.inbox_id(came.inbox), **place, **content}
         uids = {"study_id": tx.studies({uid: (None, None)})[uid].id, "series_uid": came.identity.series_uid}
         state = {"state": State.UNROUTED, "reason": None, "note": "", "in_spool": 1}
@@ -260,5 +270,5 @@ def finish(tx: Transaction, result: BatchResult, *, now: datetime = LATER) -> No
 
 def assert_ledger_holds(ledger: Ledger) -> None:
     """Count everything afresh, and hold the whole ledger against what must be true of any."""
-    with closing(sqlite3.connect(ledger.file)) as connection:
+    with read_whole(ledger) as connection:
         assert problems_of_ledger(connection) == []
