@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "workers": {"clocks", "threads"},
     "lifecycle": set(),
     "locks": set(),
+    "lease": {"clocks"},
     "fs": set(),
     "error_location": set(),
     "digests": set(),
@@ -42,14 +43,14 @@ MAY_IMPORT = {
     "dicomweb": {"clocks", "threads", "digests", "fs", "instance"},
     "emulator": set(),
     "inbox": {"clocks", "threads", "workers", "digests", "lifecycle", "fs"},
-    "ledger": {"clocks", "lifecycle", "fs"},
+    "ledger": {"clocks", "lease", "lifecycle", "fs"},
     "outages": {"lifecycle", "dicomweb"},
     "sender": {"clocks", "workers", "lifecycle", "fs", "error_location", "dicomweb", "outages"},
     "reconciler": {"clocks", "workers", "digests", "lifecycle", "fs", "error_location", "dicomweb", "outages"},
     "reader": {"clocks", "threads", "digests", "lifecycle", "fs", "error_location", "instance"},
     "daemon": {
         *("clocks", "workers", "lifecycle", "locks", "fs", "instance", "config", "logs", "dicomweb"),
-        *("inbox", "ledger", "sender", "reconciler", "reader"),
+        *("inbox", "ledger", "lease", "sender", "reconciler", "reader"),
     },
     "cli": {
         *("clocks", "digests", "lifecycle", "locks", "fs", "error_location", "config", "logs", "dicomweb", "emulator"),
@@ -62,6 +63,7 @@ MAY_IMPORT = {
 # library: the rooms that may import it.
 LIBRARIES = {
     "sqlalchemy": {"ledger"},
+    "psycopg": {"ledger"},
     "blake3": {"digests"},
     "requests": {"dicomweb"},
     "requests_toolbelt": {"dicomweb"},

@@ -19,10 +19,15 @@ LedgerError says what is wrong and what to do; LedgerBusy, LedgerFull and Ledger
 
 from typing import TYPE_CHECKING
 
+from .database import Writer
 from .errors import (
+    LedgerAway,
     LedgerBusy,
+    LedgerDiffers,
     LedgerError,
+    LedgerFenced,
     LedgerFull,
+    LedgerHeld,
     LedgerMissing,
     LedgerOlder,
     LedgerPermission,
@@ -30,7 +35,7 @@ from .errors import (
     OtherDestination,
     RefusedMove,
 )
-from .ledger import Ledger
+from .ledger import Ledger, stand_by
 from .reports import Attempt, Choice, Count, Entry, Event, Status, Story, StudySummary
 from .values import (
     KEY_MADE_ANEW,
@@ -61,13 +66,19 @@ from .values import (
     RowToRead,
     UnremovedSource,
 )
+from .workers import Worker
 
 if TYPE_CHECKING:
+    from .standing import StandingBy
     from .transaction import Transaction
 else:
 
     def __getattr__(name: str) -> object:
         """Import what writes when somebody asks for it: a command that only reads starts sooner."""
+        if name == "StandingBy":
+            from .standing import StandingBy  # noqa: PLC0415
+
+            return StandingBy
         if name != "Transaction":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from .transaction import Transaction  # noqa: PLC0415
@@ -94,9 +105,13 @@ __all__ = [
     "KeptFile",
     "KnownSource",
     "Ledger",
+    "LedgerAway",
     "LedgerBusy",
+    "LedgerDiffers",
     "LedgerError",
+    "LedgerFenced",
     "LedgerFull",
+    "LedgerHeld",
     "LedgerMissing",
     "LedgerOlder",
     "LedgerPermission",
@@ -117,9 +132,13 @@ __all__ = [
     "RoutableFile",
     "RowToCompare",
     "RowToRead",
+    "StandingBy",
     "Status",
     "Story",
     "StudySummary",
     "Transaction",
     "UnremovedSource",
+    "Worker",
+    "Writer",
+    "stand_by",
 ]

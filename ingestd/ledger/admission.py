@@ -123,10 +123,10 @@ def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, now: 
         for piece in pieces(paths):
             for left in tx.connection.execute(_CANDIDATES, {"inbox_id": numbers[inbox], "paths": piece}):
                 known[inbox, left.relative_path, left.target] = left
-    first = tx.next_number("candidate", len(candidates))
+    ids = dialect.take_numbers(tx.connection, "candidate", len(candidates))
     rows: list[dict[str, Any]] = []
     formers: list[int] = []
-    for number, each in enumerate(candidates, start=first):
+    for number, each in zip(ids, candidates, strict=True):
         place = (each.inbox, each.relative_path)
         former = known.get((*place, each.target)) or known.get((*place, ""))
         if former is not None:

@@ -28,7 +28,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import starmap
 from operator import attrgetter
 from typing import Any
@@ -37,7 +37,9 @@ from sqlalchemy import ColumnElement, bindparam, func, insert, or_, select, upda
 
 from ingestd.lifecycle import AT_ONCE, Batch, Identity, Part, Reason, State, Waiting, cut_batch
 
+from . import dialect
 from .row import (
+    ON_ITS_WAY,
     QUEUED,
     RENDERED,
     RENDITION,
@@ -96,8 +98,11 @@ _QUEUE = (
 _OPEN_ATTEMPT = insert(attempt)
 
 
-def recover(tx: Transaction, *, now: datetime) -> Recovered:
-    """Settle what a process that died left open: its rows in SENDING may have arrived or not."""
+def recover(tx: Transaction, *, now: datetime, wait: timedelta = timedelta(0)) -> Recovered:
+    """Settle what a process that died left open: its rows in SENDING may have arrived or not.
+
+    The server is asked after ``wait``: what was sent last may be on its way still.
+    """
     uncertain = 0
     while True:
         rows = tx.rows(
@@ -112,7 +117,7 @@ def recover(tx: Transaction, *, now: datetime) -> Recovered:
                 at=now,
                 reason=Reason.PROCESS_DIED,
                 note="the process ended while it was being sent; the server will be asked",
-                next_check_at=now,
+                next_check_at=now + wait,
                 **UNASKED,
             )
         tx.flush()
@@ -132,6 +137,40 @@ def recover(tx: Transaction, *, now: datetime) -> Recovered:
         select(func.count()).select_from(candidate).where(candidate.c.spool_id == tx.spool_id)
     ).scalar_one()
     return Recovered(uncertain=uncertain, attempts=closed.rowcount, candidates=left)
+
+
+def ask_first(tx: Transaction, *, now: datetime) -> int:
+    """Have the server asked for some of what waits to be sent, before it is; say for how many, 0 when none is left.
+
+    To be called where the record of what was sent last may be lost: a row that waits may have been sent since.
+    """
+    rows = tx.rows(
+        tx.select_rows(
+            ON_ITS_WAY,
+            dialect.unindexed(delivery.c.spool_id) == tx.spool_id,
+            dialect.unindexed(delivery.c.state) == State.PENDING,
+        )
+        .order_by(delivery.c.id)
+        .limit(_RECOVERED_AT_ONCE)
+    )
+    for row in rows:
+        # As if it had been tried as soon as it could be.
+        sent: dict[str, Any] = (
+            {} if row.attempts else dict.fromkeys(("first_attempt_at", "last_attempt_at"), row.admitted_at)
+        )
+        tx.move(
+            row,
+            to=State.UNCERTAIN,
+            at=now,
+            reason=Reason.RECORD_LOST,
+            note="the ledger's server is another than before, and what was sent last may not be on record there",
+            next_check_at=now,
+            needs_content_check=1,
+            **sent,
+            **UNASKED,
+        )
+    tx.flush()
+    return len(rows)
 
 
 def wake(tx: Transaction, *, now: datetime) -> int:
@@ -275,7 +314,8 @@ def read_study(tx: Transaction, study_uid: str) -> Any:
     if study_id is None:
         return None
     if tx.counters.has_changed(tx.spool_id, tx.destination_id, study_id):
-        tx.flush_all()
+        tx.flush()
+        tx.counters.flush(tx.connection)
     return tx.connection.execute(_STUDY, _key(tx, study_id)).one_or_none()
 
 

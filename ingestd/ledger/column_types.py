@@ -11,14 +11,16 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from sqlalchemy import BigInteger
 from sqlalchemy.types import UserDefinedType
 
 from ingestd.lifecycle import SourceStat
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
+    from sqlalchemy.types import TypeEngine
 
 T = TypeVar("T")
 
@@ -32,6 +34,7 @@ class _Kept(UserDefinedType[T]):
     Without ``give`` what is kept is read as it is, and costs nothing: rows are many, and have many such columns.
     """
 
+    kept_as: ClassVar[str] = "TEXT"
     keep: Callable[[T], Any]
     give: Callable[[Any], T] | None = None
 
@@ -46,10 +49,18 @@ class _Kept(UserDefinedType[T]):
         return lambda value: None if value is None else give(value)
 
 
+def kept_as(column_type: TypeEngine[Any]) -> str:
+    """Say what is in a column of this type, in the words of PostgreSQL: BIGINT, TEXT or BYTEA."""
+    if isinstance(column_type, _Kept):
+        return column_type.kept_as
+    return "BIGINT" if isinstance(column_type, BigInteger) else "TEXT"
+
+
 class Instant(_Kept[datetime]):
     """Aware UTC in Python, microseconds since 1970 in the table."""
 
     cache_ok = True
+    kept_as = "BIGINT"
 
     @staticmethod
     def keep(value: datetime) -> int:
@@ -64,6 +75,7 @@ class Digest(_Kept[str]):
     """Lower-case hex in Python, raw bytes in the table."""
 
     cache_ok = True
+    kept_as = "BYTEA"
     keep = staticmethod(bytes.fromhex)
     give = staticmethod(bytes.hex)
 
@@ -141,6 +153,7 @@ class StateNumber(_Kept[str]):
     """A ``lifecycle.State`` where rows have many of them, and none is looked for by it."""
 
     cache_ok = True
+    kept_as = "BIGINT"
     keep = staticmethod(_STATE_PLACES.__getitem__)
     give = staticmethod(_STATES.__getitem__)
 
@@ -168,6 +181,7 @@ class Digits(_Kept[str]):
     """Text that is nearly always digits, with few signs between them: half a byte a character."""
 
     cache_ok = True
+    kept_as = "BYTEA"
     keep = staticmethod(_packed)
     give = staticmethod(_unpacked)
 
@@ -219,6 +233,7 @@ class SpoolPath(_Kept[str]):
     """
 
     cache_ok = True
+    kept_as = "BYTEA"
 
     @staticmethod
     def keep(value: str) -> bytes:
@@ -246,6 +261,7 @@ class Stat(_Kept[SourceStat]):
     """
 
     cache_ok = True
+    kept_as = "BYTEA"
 
     @staticmethod
     def keep(value: SourceStat) -> bytes:
@@ -261,6 +277,7 @@ class Nanoseconds(_Kept[int]):
     """An instant of the kernel's; one beyond the year 2262, which no database's integer holds, is kept as 0."""
 
     cache_ok = True
+    kept_as = "BIGINT"
 
     @staticmethod
     def keep(value: int) -> int:

@@ -324,32 +324,40 @@ def record_sightings(
             "b_at": sighting.at,
             "b_content": int(row.needs_content_check or row.seen_sequence is not None or identity in disturbed),
         }
-        provable = row.state in PROVABLE
-        if provable:
-            params["b_check"] = now
-        updates[provable].append(params)
-    for provable, params_list in updates.items():
-        tx.connection.execute(_SEE_AND_CHECK if provable else _SEE, params_list)
+        updates[row.state in PROVABLE].append(params)
+    for provable, seen in updates.items():
+        (_SEE_AND_CHECK if provable else _SEE).run(tx.connection, seen, {"b_check": now} if provable else {})
     if cursor is not None:
         set_cursor(tx, cursor, now=now)
     return sum(map(len, updates.values()))
 
 
-def _sighting_update(*, check: bool) -> Update:
-    values: dict[str, Any] = {
-        "seen_sequence": bindparam("b_sequence"),
-        "seen_action": bindparam("b_action"),
-        "seen_state": bindparam("b_state"),
-        "seen_at": bindparam("b_at"),
-        "needs_content_check": bindparam("b_content"),
-    }
-    if check:
-        values["next_check_at"] = bindparam("b_check")
-    return update(delivery).where(delivery.c.id == bindparam("b_id")).values(values)
+_SEEN = {
+    "b_id": delivery.c.id,
+    "b_sequence": delivery.c.seen_sequence,
+    "b_action": delivery.c.seen_action,
+    "b_state": delivery.c.seen_state,
+    "b_at": delivery.c.seen_at,
+    "b_content": delivery.c.needs_content_check,
+}
 
 
-_SEE = _sighting_update(check=False)
-_SEE_AND_CHECK = _sighting_update(check=True)
+def _see(of: Mapping[str, Any]) -> Update:
+    return (
+        update(delivery)
+        .where(delivery.c.id == of["b_id"])
+        .values(
+            seen_sequence=of["b_sequence"],
+            seen_action=of["b_action"],
+            seen_state=of["b_state"],
+            seen_at=of["b_at"],
+            needs_content_check=of["b_content"],
+        )
+    )
+
+
+_SEE = dialect.ForEach(_SEEN, _see)
+_SEE_AND_CHECK = dialect.ForEach(_SEEN, lambda of: _see(of).values(next_check_at=bindparam("b_check")))
 
 
 def _rows_seen(tx: Transaction, newest: Mapping[Identity, Sighting]) -> dict[Identity, Any]:

@@ -24,8 +24,8 @@ from .row import QUEUED, ZERO, FileRow, Row, pieces
 from .schema import STATE_COLUMNS, delivery, destination, file, state_count, study_label, study_sum
 
 _ADD_COUNTS = dialect.add_to(state_count, ("entries", "size_bytes"))
-_PUT_STUDY = dialect.upsert(study_sum)
-_PUT_LABEL = dialect.insert_missing(study_label)
+_PUT_STUDY = dialect.put_over(study_sum)
+_PUT_LABEL = dialect.leave(study_label)
 _SELECT_STUDIES = (
     select(study_sum)
     .where(
@@ -230,19 +230,19 @@ class Counters:
         """Write everything gathered, in the order of the keys. The rows themselves must have been written before."""
         if self._studies:
             changes, self._studies = self._studies, {}
-            connection.execute(_PUT_STUDY, self._changed_studies(connection, changes))
+            dialect.insert_rows(connection, study_sum, self._changed_studies(connection, changes), _PUT_STUDY)
         if self._labels:
             labels = sorted(self._labels)
-            connection.execute(
-                _PUT_LABEL, [{"kind": kind, "value": value, "study_id": of} for kind, value, of in labels]
-            )
+            rows = [{"kind": kind, "value": value, "study_id": of} for kind, value, of in labels]
+            dialect.insert_rows(connection, study_label, rows, _PUT_LABEL)
             if len(self._labels_known) > _LABELS_REMEMBERED:
                 self._labels_known.clear()
             # Remembered although the transaction may still roll back: they are forgotten then.
             self._labels_known |= self._labels
             self._labels.clear()
         if self._counts:
-            connection.execute(_ADD_COUNTS, [self._counts[key] for key in sorted(self._counts)])
+            counts = [self._counts[key] for key in sorted(self._counts)]
+            dialect.insert_rows(connection, state_count, counts, _ADD_COUNTS)
             self._counts.clear()
 
     def _changed_studies(self, connection: Connection, changes: dict[_Key, _StudyChange]) -> list[dict[str, Any]]:
@@ -302,8 +302,8 @@ def _ends_of_queue(connection: Connection, row: Mapping[str, Any]) -> tuple[date
     queue = select(at).where(
         QUEUED, *(delivery.c[name] == row[name] for name in ("destination_id", "spool_id", "study_id"))
     )
-    oldest = connection.execute(queue.order_by(at).limit(1)).scalar_one()
-    newest = connection.execute(queue.order_by(at.desc()).limit(1)).scalar_one()
+    ends = [queue.order_by(order).limit(1).scalar_subquery() for order in (at, at.desc())]
+    oldest, newest = connection.execute(select(*ends)).one()
     return oldest, newest
 
 

@@ -1,4 +1,9 @@
-"""The words that only SQLite understands, and other databases spell otherwise; the rest of this room is portable."""
+"""What SQLite and PostgreSQL spell differently in a statement; the rest of this room is written once.
+
+A construct is compiled for the database that it is sent to (``sqlalchemy.ext.compiler``), so that a statement is built
+once, when its module is imported. Lists travel as one value: a JSON text to SQLite, an array to PostgreSQL, so that the
+statement is the same whatever their length.
+"""
 
 from __future__ import annotations
 
@@ -7,104 +12,212 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Table, Text, bindparam, func, literal_column, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import BigInteger, Column, ColumnElement, Table, TextClause, Update, bindparam, cast, func, text
+from sqlalchemy import column as sql_column
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import UserDefinedType
 
-from .column_types import Digest, SpoolPath
+from .column_types import kept_as
 
 if TYPE_CHECKING:
-    from sqlalchemy import Insert as GenericInsert
-    from sqlalchemy.dialects.sqlite import Insert
     from sqlalchemy.engine import Connection, Dialect
+    from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
 T = TypeVar("T")
 
-MIGRATION_WORDS = {"int": "INTEGER", "key": "INTEGER PRIMARY KEY", "bytes": "BLOB", "strict": "STRICT"}
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
 
 # Host parameters of one statement: 999 in the oldest libraries; an IN list beside a few others stays below.
 CHUNK = 500
 
 # Rows of one INSERT: what is inserted is cut into so many and the rest, so that few statements are prepared.
 _ROWS_A_STATEMENT = 32
+# So few rows that are alike are written like those that are not.
+_FEW = 4
 
 
-def take_numbers(connection: Connection, name: str, count: int) -> int:
-    """Take so many numbers of a sequence, and say the first: none is given out twice, whatever becomes of its row."""
+def take_numbers(connection: Connection, name: str, count: int) -> Sequence[int]:
+    """Take so many numbers of a kind, the lowest first: none is given out twice, whatever becomes of its row."""
+    if connection.dialect.name == POSTGRESQL:
+        took = f"SELECT nextval('{name}_number') FROM generate_series(1, %s)"  # noqa: S608 - a name of ours
+        return connection.exec_driver_sql(took, (count,)).scalars().all()
     took = "UPDATE sequence SET next = next + ? WHERE name = ? RETURNING next"
     after: int = connection.exec_driver_sql(took, (count, name)).scalar_one()
-    return after - count
+    return range(after - count, after)
 
 
-def upsert(table: Table) -> Insert:
-    """Insert whole rows, or write over the row with the same key."""
-    statement = insert(table)
-    keys = [column.name for column in table.primary_key]
-    return statement.on_conflict_do_update(
-        index_elements=keys,
-        set_={column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys},
-    )
+def upsert(table: Table) -> TextClause:
+    """Insert a whole row, or write over the row with the same key."""
+    names = [column.name for column in table.columns]
+    values = ", ".join(f":{name}" for name in names)
+    return text(
+        f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({values}){put_over(table)}"  # noqa: S608
+    ).bindparams(*(bindparam(column.name, type_=column.type) for column in table.columns))
 
 
-def add_to(table: Table, columns: Iterable[str]) -> Insert:
-    """Insert rows, or add these columns' numbers to the row with the same key."""
-    statement = insert(table)
-    sums: dict[str, Any] = {name: table.c[name] + statement.excluded[name] for name in columns}
-    return statement.on_conflict_do_update(index_elements=[column.name for column in table.primary_key], set_=sums)
+def put_over(table: Table) -> str:
+    """Of an INSERT of whole rows: write over those with the same key."""
+    keys = {column.name for column in table.primary_key}
+    others = (column.name for column in table.columns if column.name not in keys)
+    return _conflict(table, "UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in others))
 
 
-def insert_missing(table: Table) -> Insert:
-    """Insert rows, leaving alone those that are there."""
-    return insert(table).on_conflict_do_nothing()
+def add_to(table: Table, columns: Iterable[str]) -> str:
+    """Of an INSERT of whole rows: add these columns' numbers to those with the same key."""
+    sums = (f"{name} = {table.name}.{name} + excluded.{name}" for name in columns)
+    return _conflict(table, "UPDATE SET " + ", ".join(sums))
+
+
+def leave(table: Table) -> str:
+    """Of an INSERT of whole rows: leave those with the same key alone."""
+    return _conflict(table, "NOTHING")
+
+
+def _conflict(table: Table, what: str) -> str:
+    """Both databases say it alike, where SQLAlchemy has a construct for each."""
+    return f" ON CONFLICT ({', '.join(column.name for column in table.primary_key)}) DO {what}"
 
 
 class _Each(UserDefinedType[Sequence[Any]]):
-    """A list of values bound as one JSON text; each is kept as its column keeps it, bytes as hex."""
+    """A list of values bound as one; each is kept as its column keeps it. JSON has no bytes: these travel as hex."""
 
     cache_ok = True
 
     def __init__(self, of: TypeEngine[Any]) -> None:
         self.of = of
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Sequence[Any] | None], str]:
-        keep = self.of.bind_processor(dialect)
-        if keep is None:
-            return json.dumps
+    def bind_processor(self, dialect: Dialect) -> Callable[[Sequence[Any] | None], Any]:
+        keep = self.of.bind_processor(dialect) or _as_it_is
+        if dialect.name == POSTGRESQL:
+            return lambda values: list(map(keep, values or ()))
         return lambda values: json.dumps(list(map(keep, values or ())), default=bytes.hex)
 
 
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+class _Among(FunctionElement[bool]):
+    # No Boolean: on SQLite, which has none, that is compared with 1, and no index is used.
+    inherit_cache = True
+
+
+@compiles(_Among)
+def _among_on_sqlite(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, each = element.clauses
+    value = "from_hex(value)" if kept_as(column.type) == "BYTEA" else "value"
+    listed = compiler.process(each, **options)
+    return f"{compiler.process(column, **options)} IN (SELECT {value} FROM json_each({listed}))"  # noqa: S608
+
+
+@compiles(_Among, POSTGRESQL)
+def _among_on_postgresql(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, each = element.clauses
+    listed = compiler.process(each, **options)
+    return f"{compiler.process(column, **options)} = ANY (CAST({listed} AS {kept_as(column.type)}[]))"
+
+
 def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-    """Say that a column's value is one of a list, to be bound as ``name``.
+    """Say that a column's value is one of a list, to be bound as ``name``."""
+    return _Among(column, bindparam(name, type_=_Each(column.type)))
 
-    The statement is the same whatever the length of the list. JSON has no bytes: these travel as hex.
+
+class _Unindexed(FunctionElement[Any]):
+    inherit_cache = True
+
+
+@compiles(_Unindexed)
+def _unindexed_on_sqlite(element: _Unindexed, compiler: SQLCompiler, **options: Any) -> str:
+    return f"+{compiler.process(element.clauses, **options)}"
+
+
+@compiles(_Unindexed, POSTGRESQL)
+def _unindexed_on_postgresql(element: _Unindexed, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(element.clauses, **options)
+
+
+def unindexed(column: Column[T] | ColumnElement[T]) -> ColumnElement[T]:
+    """Name a column so that no index over it is chosen (SQLite documentation: the unary "+" of a WHERE term).
+
+    PostgreSQL knows how many rows each value has, and chooses by that.
     """
-    is_digest = isinstance(column.type, Digest)
-    each = func.json_each(bindparam(name, type_=_Each(Text() if is_digest else column.type))).table_valued("value")
-    are_bytes = is_digest or isinstance(column.type, SpoolPath)
-    return column.in_(select(func.from_hex(each.c.value) if are_bytes else each.c.value))
+    element = _Unindexed(column)
+    element.type = column.type
+    return element
 
 
-def unindexed(column: Column[T]) -> ColumnElement[T]:
-    """Name a column so that no index over it is chosen (SQLite documentation: the unary "+" of a WHERE term)."""
-    return literal_column(f"+{column.table.name}.{column.name}", type_=column.type)
+class _EndsWith(FunctionElement[bool]):
+    inherit_cache = True
 
 
-def insert_for_each(table: Table, columns: Sequence[str], others: Sequence[str]) -> GenericInsert:
-    """Insert a row for each of a list of numbers for ``columns``, bound as "b_each"; the others ("b_...") are the same.
+@compiles(_EndsWith)
+def _ends_with_on_sqlite(element: _EndsWith, compiler: SQLCompiler, **options: Any) -> str:
+    text, ending = (compiler.process(each, **options) for each in element.clauses)
+    return f"substr({text}, -length({ending})) = {ending}"
 
-    In the order of the list.
+
+@compiles(_EndsWith, POSTGRESQL)
+def _ends_with_on_postgresql(element: _EndsWith, compiler: SQLCompiler, **options: Any) -> str:
+    text, ending = (compiler.process(each, **options) for each in element.clauses)
+    return f"right({text}, length(CAST({ending} AS TEXT))) = {ending}"
+
+
+def ends_with(column: ColumnElement[str], ending: ColumnElement[str]) -> ColumnElement[bool]:
+    """Say that a text ends with another, which is not empty."""
+    return _EndsWith(column, ending)
+
+
+def total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """Add up a column: an integer, where PostgreSQL's own sum of integers is none; NULL of no rows."""
+    return cast(func.sum(column), BigInteger)
+
+
+class ForEach:
+    """An UPDATE of many rows, of which each is set to values of its own.
+
+    PostgreSQL is sent arrays, one statement however many rows; SQLite goes through them by itself.
     """
-    each = func.json_each(bindparam("b_each", type_=_Each(Text()))).table_valued("value")
-    numbers = (func.json_extract(each.c.value, f"$[{place}]") for place in range(len(columns)))
-    same = (bindparam(f"b_{name}", type_=table.c[name].type) for name in others)
-    return table.insert().from_select([*columns, *others], select(*numbers, *same))
+
+    def __init__(self, of: Mapping[str, ColumnElement[Any]], build: Callable[[Any], Update]) -> None:
+        """``build`` makes the statement of values, by name, that are called and kept as ``of`` says."""
+        self._names = tuple(of)
+        self._each = build({name: bindparam(name, type_=column.type) for name, column in of.items()})
+        arrays = [_Array(bindparam(name, type_=_Each(column.type))) for name, column in of.items()]
+        rows = func.unnest(*arrays).table_valued(*(sql_column(name, one.type) for name, one in of.items()), name="each")
+        self._all = build(rows.render_derived().c)
+
+    def run(self, connection: Connection, rows: Sequence[Mapping[str, Any]], same: Mapping[str, Any]) -> int:
+        """Update these, and say how many there were; ``same`` has the values that are the same for all."""
+        if connection.dialect.name == POSTGRESQL:
+            arrays = {name: [row[name] for row in rows] for name in self._names}
+            return connection.execute(self._all, {**same, **arrays}).rowcount
+        return connection.execute(self._each, [{**same, **row} for row in rows]).rowcount
 
 
-def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that have the same columns, many in one statement: each statement costs a step of its own."""
+class _Array(FunctionElement[Any]):
+    inherit_cache = True
+
+
+@compiles(_Array)
+def _array(element: _Array, compiler: SQLCompiler, **options: Any) -> str:
+    (each,) = element.clauses
+    assert isinstance(each.type, _Each)
+    return f"CAST({compiler.process(each, **options)} AS {kept_as(each.type.of)}[])"
+
+
+def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], conflict: str = "") -> None:
+    """Insert rows that have the same columns, many in one statement: each statement costs a step of its own.
+
+    ``conflict``: what becomes of those whose key is there (``put_over``, ``add_to``, ``leave``).
+    """
     columns = tuple(rows[0])
     keeps = [(name, table.c[name].type.bind_processor(connection.dialect)) for name in columns]
+    if connection.dialect.name == POSTGRESQL:
+        arrays = tuple([_kept([row[name] for row in rows], keep) for name, keep in keeps])
+        connection.exec_driver_sql(_insertion_of_arrays(table, columns) + conflict, arrays)
+        return
     for start in range(0, len(rows), _ROWS_A_STATEMENT):
         piece = rows[start : start + _ROWS_A_STATEMENT]
         values: list[Any] = []
@@ -112,10 +225,46 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str
             for name, keep in keeps:
                 value = row[name]
                 values.append(value if keep is None or value is None else keep(value))
-        connection.exec_driver_sql(_insertion(table.name, columns, len(piece)), tuple(values))
+        connection.exec_driver_sql(_insertion(table.name, columns, len(piece)) + conflict, tuple(values))
+
+
+def _kept(values: list[Any], keep: Callable[[Any], Any] | None) -> list[Any]:
+    return values if keep is None else [None if value is None else keep(value) for value in values]
 
 
 @lru_cache(maxsize=128)
 def _insertion(table: str, columns: tuple[str, ...], rows: int) -> str:
     one = f"({', '.join('?' * len(columns))})"
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([one] * rows)}"  # noqa: S608
+
+
+@lru_cache(maxsize=128)
+def _insertion_of_arrays(table: Table, columns: tuple[str, ...]) -> str:
+    arrays = ", ".join(f"%s::{kept_as(table.c[name].type)}[]" for name in columns)
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT * FROM unnest({arrays})"  # noqa: S608
+
+
+def insert_alike(
+    connection: Connection,
+    table: Table,
+    columns: tuple[str, ...],
+    alike: Iterable[tuple[Mapping[str, Any], Sequence[tuple[int | None, ...]]]],
+) -> None:
+    """Insert, of each of these, a row for each of a list of numbers for ``columns``; what it says is in all of them."""
+    single: list[dict[str, Any]] = []
+    for same, each in alike:
+        if connection.dialect.name == POSTGRESQL or len(each) < _FEW:
+            single += [{**dict(zip(columns, one, strict=True)), **same} for one in each]
+            continue
+        keeps = ((table.c[name].type.bind_processor(connection.dialect), value) for name, value in same.items())
+        values = [value if keep is None or value is None else keep(value) for keep, value in keeps]
+        connection.exec_driver_sql(_insertion_for_each(table.name, columns, tuple(same)), (*values, json.dumps(each)))
+    if single:
+        insert_rows(connection, table, single)
+
+
+@lru_cache(maxsize=16)
+def _insertion_for_each(table: str, columns: tuple[str, ...], same: tuple[str, ...]) -> str:
+    numbers = [f"json_extract(value, '$[{place}]')" for place in range(len(columns))]
+    values = ", ".join([*"?" * len(same), *numbers])
+    return f"INSERT INTO {table} ({', '.join((*same, *columns))}) SELECT {values} FROM json_each(?)"  # noqa: S608

@@ -48,8 +48,36 @@ class LedgerBusy(LedgerError):
     """Another process held the ledger for too long; nothing was changed, try again."""
 
 
+class LedgerHeld(LedgerBusy):
+    """Another worker holds the spool, on this machine or another."""
+
+    def __init__(self, machine: str, process: int) -> None:
+        super().__init__(f"another ingestd works on this spool: process {process} on {machine}")
+        self.machine = machine
+        self.process = process
+
+
+class LedgerAway(LedgerBusy):
+    """The server of the ledger cannot be reached, or does not answer; what was not committed was not changed."""
+
+
 class LedgerFull(LedgerError):
     """The disk under the ledger is full; nothing was changed, try again when there is room."""
+
+
+class LedgerDiffers(LedgerError):
+    """What this configuration says in ``keys`` is not what the ledger was last told, for all that share it."""
+
+    def __init__(self, name: str, keys: Sequence[str]) -> None:
+        super().__init__(
+            f"the configuration says otherwise than the ledger {name} was told for all machines that share it, in:"
+            f" {', '.join(keys)}; make the files equal, or say that this one holds with `ingestd config adopt`"
+        )
+        self.keys = tuple(keys)
+
+
+class LedgerFenced(LedgerError):
+    """Whoever wrote was ended by another start, or is too old by now: nothing was changed, and it writes no more."""
 
 
 class LedgerUnread(LedgerError):

@@ -13,7 +13,7 @@ from .admission import (
     reread_refused,
     stay_candidates,
 )
-from .claims import claim, recover, wake
+from .claims import ask_first, claim, recover, wake
 from .clock import put_clock
 from .comparing import compared, read_before_comparing
 from .confirm import apply, check_again, record_sightings

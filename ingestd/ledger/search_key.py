@@ -1,5 +1,7 @@
 """The key of the search words, in a file of its own: a copy of the ledger alone tells nobody who was examined.
 
+It lies beside an SQLite ledger; that of one in PostgreSQL in the spool, for all who work there.
+
 A PatientID or AccessionNumber is kept as a keyed hash. The ledger has the key's mark, by which it is known again: a key
 that was lost and made anew finds nothing of what was taken in before, and a person has to be told.
 """
@@ -39,22 +41,50 @@ def _read(file: Path) -> bytes:
     return key
 
 
+def copy_key(file: Path, place: Path) -> None:
+    """Have a ledger's key lie at another place, too; raises LedgerError, also where another key lies there."""
+    try:
+        key = _read(file)
+        write_once(place, key)
+        is_other = _read(place) != key
+    except (OSError, _CutShortError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is cut short"
+        raise LedgerError(f"the key of the search words, {file}, cannot be copied to {place}: {why}") from None
+    if is_other:
+        raise LedgerError(
+            f"another key of search words than that of the ledger, {file}, lies at {place}; nothing was moved: move it"
+            " away, if it is of no ledger that is used"
+        )
+
+
 def _mark_of(key: bytes) -> str:
     """Say by what word the ledger knows this key again: nothing of the key can be told from it."""
     return hmac.digest(key, b"mark of the search key", "sha256")[:16].hex()
 
 
 class SearchKey:
-    """The key beside a ledger, read when it is first needed, and made where there is none and ``may_make``."""
+    """The key in this file, read when it is first needed, and made where there is none and ``may_make``."""
 
-    def __init__(self, session: Session, *, may_make: bool) -> None:
+    def __init__(self, session: Session, file: Path | None, *, may_make: bool) -> None:
         self._session = session
         self._may_make = may_make
-        self._file = session.file.with_name(session.file.name + ".key")
+        self._place = file
         self._known: bytes | None = None
         self._words: dict[tuple[str, str], str] = {}  # by kind and value; files of a study share theirs
         # Whether the key of a filled ledger was gone when this one was opened to take files in.
         self.was_missing = False
+
+    @property
+    def _file(self) -> Path:
+        if self._place is None:
+            raise LedgerError("the key of the search words lies in the spool, and nobody said where that is")
+        return self._place
+
+    @property
+    def where(self) -> str:
+        """Say to a person where it lies."""
+        beside = self._session.database.key_file() is not None
+        return "the ledger's .key file" if beside else f"{self._file.name} in the spool"
 
     def hash(self, kind: Literal["patient", "accession"], value: str) -> str:
         """Say under which word a PatientID or AccessionNumber is kept, "" for an empty value; raises LedgerError."""

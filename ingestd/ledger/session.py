@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,11 +12,15 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
 
+from ingestd.clocks import boottime
+from ingestd.lease import Lease
 from ingestd.lifecycle import BatchLimits, LongestWaits
 
-from . import dialect, errors, sqlite_file
+from . import dialect, errors
+from .database import Database, Writer
 from .schema import inbox, meta, study
 from .schema import spool as spool_table
+from .workers import trusted_until
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -90,11 +93,15 @@ class Session:
     # Waits that pace are read by it: what lies further ahead than its kind can reach is due.
     longest = LongestWaits()
 
-    def __init__(self, engine: Engine, file: Path, *, host: str, spool: Path | None) -> None:
+    def __init__(self, database: Database, engine: Engine, *, writer: Writer, spool: Path | None) -> None:
+        self.database = database
+        self.name = database.name
         self.engine = engine
-        self.connection = engine.connect()
-        self.file = file
-        self.host = host
+        self.connection = self._connected()
+        self.host = writer.host
+        self._writer = writer
+        # Until when what was read here may be acted upon, where another could take over (CLOCK_BOOTTIME).
+        self.lease = Lease()
         self.spool_id = 0  # known once the spool is in the ledger
         # The one destination that it is asked about (``at``), and all by name; known once it has any.
         self.destination_id = 0
@@ -115,14 +122,21 @@ class Session:
         self._looks = True  # whether the next question first looks for what others have written
         self._looks_once = False
         self.labels_known: set[tuple[str, str, int]] = set()
-        # What the last transaction left in ``meta``, to be known by where its COMMIT failed; "": it changed nothing.
+        self.written_at = 0.0  # when we were last heard of (CLOCK_BOOTTIME)
+        # By what the last transaction is known where its COMMIT failed; "": it changed nothing.
         self.last_mark = ""
+
+    def _connected(self) -> Connection:
+        try:
+            return self.engine.connect()
+        except DBAPIError as error:
+            raise self.database.failure(error.orig) from None
 
     def fetch_all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         try:
             return self.connection.execute(statement, values).all()
         except DBAPIError as error:
-            raise errors.failure(error.orig, self.file) from None
+            raise self.database.failure(error.orig) from None
         finally:
             if not self._writes:
                 self.connection.rollback()
@@ -135,7 +149,7 @@ class Session:
         if self._writes:
             return self.fetch_all(statement, values)
         if self._looks:
-            version = sqlite_file.version(self.connection, self.file)
+            version = self._version_now()
             if version != self._version:
                 self._version = version
                 self._answers.clear()
@@ -158,42 +172,67 @@ class Session:
     def has_news(self) -> bool:
         """Whether another connection has committed since that was last looked for; False where nobody can say."""
         try:
-            return sqlite_file.version(self.connection, self.file) != self._version
+            return self._version_now() != self._version
         except errors.LedgerError:
             return False
 
+    def _version_now(self) -> int:
+        try:
+            return self.database.version(self.connection, self._writer)
+        except DBAPIError as error:
+            raise self.database.failure(error.orig) from None
+        finally:
+            self.connection.rollback()
+
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
-        """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK after whatever was raised; raises LedgerError."""
+    def begin(self, *, anew: bool = False) -> Iterator[Connection]:
+        """Begin to write, and COMMIT, or ROLLBACK after whatever was raised; raises LedgerError.
+
+        ``anew``: there may be no ledger yet, or an older one.
+        """
         assert not self._writes, "one transaction at a time"
-        self.connection.info["writes"] = True
         self._writes = True
         self._answers.clear()
         # Another host's daemon may have been given other ones since; our own are changed by nobody else.
         self._limits = {each: limits for each, limits in self._limits.items() if each == self.spool_id}
         self.last_mark = ""
-        changes = sqlite_file.rows_changed(self.connection)
+        began = boottime()
         try:
             with self.connection.begin():
+                self.database.begin(self.connection, None if anew else self._writer)
                 yield self.connection
-                if self.host and sqlite_file.rows_changed(self.connection) > changes:
-                    self.last_mark = secrets.token_hex(8)
-                    self.connection.execute(PUT_META, {"key": self._mark_key, "value": self.last_mark})
+                self.last_mark = "" if anew else self.database.mark(self.connection, self._writer)
+            self._renew(began)
         except DBAPIError as error:
-            sqlite_file.undo(self.connection)
-            raise errors.failure(error.orig, self.file) from None
+            self.database.undo(self.connection)
+            raise self.database.failure(error.orig) from None
         finally:
-            self.connection.info["writes"] = False
             self._writes = False
 
-    @property
-    def _mark_key(self) -> str:
-        return f"transaction {self.host}"
+    def beat(self) -> None:
+        """Show that we live, although there is nothing to write; raises LedgerError."""
+        began = boottime()
+        try:
+            self.database.beat(self.connection, self._writer)
+        except DBAPIError as error:
+            raise self.database.failure(error.orig) from None
+        finally:
+            self.connection.rollback()
+        self._renew(began)
+
+    def _renew(self, began: float) -> None:
+        if self._writer.worker:
+            self.written_at = began
+            self.lease.renew(trusted_until(began, self._writer.lease))
 
     def is_last(self, mark: str) -> bool:
-        """Say whether the transaction with this mark is durable, and the last one of this host; raises LedgerError."""
-        rows = self.fetch_all(select(meta.c.value).where(meta.c.key == self._mark_key))
-        return any(row.value == mark for row in rows)
+        """Say whether the transaction with this mark is durable, and our last one; raises LedgerError."""
+        try:
+            return self.database.is_last(self.connection, self._writer, mark)
+        except DBAPIError as error:
+            raise self.database.failure(error.orig) from None
+        finally:
+            self.connection.rollback()
 
     def spool_of(self, spool_id: int) -> Path | None:
         if spool_id == self.spool_id:

@@ -15,13 +15,13 @@ import errno
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
@@ -29,10 +29,10 @@ from sqlalchemy.pool import NullPool
 from ingestd.fs.durable import write_whole
 from ingestd.fs.mounts import mount_of
 from ingestd.fs.places import MISSING, expect_named
-from ingestd.lifecycle import FILE_MOVES, MOVES, State
 
 from .errors import BUSY_MS as _BUSY_MS
 from .errors import LedgerError, LedgerMissing, disk_failed, failure, is_crashed, may_write, not_whole, permission
+from .guards import GUARDS
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -176,15 +176,7 @@ def open_engine(file: Path, *, create: bool, read_only: bool, rehearsal: bool = 
             raise
         return connection
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A read is one SELECT, a transaction of its own; only `write` asks for more.
-        if connection.info.get("writes"):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
+    return create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
 
 
 def from_hex(text: str | None) -> bytes | None:
@@ -228,6 +220,10 @@ def _roll_back_crashed(file: Path) -> None:
         raise failure(error, file) from None
 
 
+def mark_as_ours(connection: Connection) -> None:
+    connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION_ID}")
+
+
 def has_tables(connection: Connection, file: Path) -> bool:
     """Whether this database has the ledger's tables; LedgerError if it has somebody else's."""
     application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
@@ -259,46 +255,21 @@ def driver_of(connection: Connection) -> sqlite3.Connection:
     return driver
 
 
-def undo(connection: Connection) -> None:
-    """Roll back what a COMMIT that failed left open: SQLite keeps it, SQLAlchemy takes it for ended."""
-    driver = driver_of(connection)
-    if driver.in_transaction:
-        driver.rollback()
-
-
-def mark_as_ours(connection: Connection) -> None:
-    connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION_ID}")
-
-
 def install_guards(connection: Connection) -> None:
-    """Have the database itself refuse moves that the table does not have, and changes of what is append-only."""
-    guards = {
-        "delivery_moves": _refuse_moves("delivery", MOVES),
-        "file_moves": _refuse_moves("file", FILE_MOVES),
-        "history_stays": "BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END",
-        "history_is_kept": "BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is append-only'); END",
-        "attempt_is_kept": "BEFORE DELETE ON attempt BEGIN SELECT RAISE(ABORT, 'attempts are append-only'); END",
-        "delivery_is_kept": "BEFORE DELETE ON delivery BEGIN SELECT RAISE(ABORT, 'no row is deleted'); END",
-        "file_is_kept": "BEFORE DELETE ON file BEGIN SELECT RAISE(ABORT, 'no row is deleted'); END",
-    }
+    """Have the database itself refuse what ``guards`` name."""
     found = dict(
         tuple(row) for row in connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
     )
-    for name, body in guards.items():
-        wanted = f"CREATE TRIGGER {name} {body}"
-        if found.get(name) != wanted:
-            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {name}")
+    for guard in GUARDS:
+        # instr, not IN: in a trigger the list of an IN is made anew for every row.
+        legal = f" WHEN instr('{guard.legal}', ' ' || OLD.state || '>' || NEW.state || ' ') = 0" if guard.legal else ""
+        wanted = (
+            f"CREATE TRIGGER {guard.name} BEFORE {guard.event} ON {guard.table}{legal}"
+            f" BEGIN SELECT RAISE(ABORT, '{guard.why}'); END"
+        )
+        if found.get(guard.name) != wanted:
+            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {guard.name}")
             connection.exec_driver_sql(wanted)
-
-
-def _refuse_moves(table: str, moves: Mapping[tuple[State | None, State], str]) -> str:
-    # instr, not IN: in a trigger the list of an IN is made anew for every row.
-    legal = " ".join(sorted({f"{state}>{state}" for state in State} | {f"{b}>{a}" for b, a in moves if b is not None}))
-    return (
-        f"BEFORE UPDATE OF state ON {table}"
-        f" WHEN instr(' {legal} ', ' ' || OLD.state || '>' || NEW.state || ' ') = 0"
-        " BEGIN SELECT RAISE(ABORT, 'no such move'); END"
-    )
 
 
 def check_quickly(connection: Connection, file: Path) -> None:

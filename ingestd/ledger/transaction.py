@@ -186,14 +186,14 @@ class Transaction:
         if errors:
             raise errors[0]
 
-    def new_ids(self, count: int) -> range:
+    def new_ids(self, count: int) -> Sequence[int]:
         """Give out numbers of files; the first delivery of a file has its number."""
-        first = self.next_number("file", count)
-        return range(first, first + count)
+        return dialect.take_numbers(self.connection, "file", count)
 
-    def next_number(self, name: str, count: int = 1) -> int:
-        """Give out so many numbers of a sequence, and say the first."""
-        return dialect.take_numbers(self.connection, name, count)
+    def next_number(self, name: str) -> int:
+        """Give out a number of this kind (``baseline.NUMBERED``)."""
+        (number,) = dialect.take_numbers(self.connection, name, 1)
+        return number
 
     def inbox_id(self, name: str) -> int:
         """Say by which number rows name an inbox of the own spool; one that is new is put down."""
@@ -215,8 +215,8 @@ class Transaction:
             found = {row.uid: KnownStudy(row.id, row.patient_hash, row.accession_hash) for row in there}
             new = [uid for uid in piece if uid not in found]
             if new:
-                first = self.next_number("study", len(new))
-                made = {uid: KnownStudy(number, *labels[uid]) for number, uid in enumerate(new, start=first)}
+                numbers = dialect.take_numbers(self.connection, "study", len(new))
+                made = {uid: KnownStudy(each, *labels[uid]) for each, uid in zip(numbers, new, strict=True)}
                 rows = [
                     {
                         "id": each.id,

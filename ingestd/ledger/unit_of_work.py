@@ -14,13 +14,12 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Table, Update, bindparam, case, update
+from sqlalchemy import BindParameter, ColumnElement, Table, Update, bindparam, case, update
 from sqlalchemy.engine import Connection
 
 from ingestd.lifecycle import IllegalMove, State
 
 from . import dialect
-from .column_types import Instant
 from .row import ID, Row
 from .schema import delivery, file, history
 
@@ -29,25 +28,39 @@ _Shape = tuple[int, State, str | None, tuple[str, ...]]
 # By what ``holds`` is set to: an identity is given up before another row takes it.
 _TURNS = {0: 0, None: 1, 1: 2}
 LINE = ("at", "before", "after", "reason", "note", "attempt_id", "evidence")
-# The same line for many rows in one statement.
-_PUT_DOWN_FOR_MANY = dialect.insert_for_each(history, ("file_id", "delivery_id"), LINE)
+_OF = ("file_id", "delivery_id")
 _FEW = 4
-_AFTER = file.c.needed_by + bindparam("b_by")
-_NEEDED_BY = (
-    update(file)
-    .where(file.c.id == bindparam("b_id"))
-    .values(needed_by=_AFTER, unneeded_at=case((_AFTER == 0, bindparam("b_at", type_=Instant())), else_=None))
+_NEEDED_BY = dialect.ForEach(
+    {"b_id": file.c.id, "b_by": file.c.needed_by, "b_at": file.c.unneeded_at},
+    lambda of: (
+        update(file)
+        .where(file.c.id == of["b_id"])
+        .values(
+            needed_by=file.c.needed_by + of["b_by"],
+            unneeded_at=case((file.c.needed_by + of["b_by"] == 0, of["b_at"]), else_=None),
+        )
+    ),
 )
 
 
-@lru_cache(maxsize=256)
-def _update(columns: tuple[str, ...], *, token: bool, many: bool) -> Update:
-    which = dialect.among(delivery.c.id, "b_id") if many else delivery.c.id == bindparam("b_id")
+def _set(columns: tuple[str, ...], which: ColumnElement[bool], values: Any, *, token: bool) -> Update:
     # By id alone: the index over the states would go through all rows that are in this one.
     statement = update(delivery).where(which, dialect.unindexed(delivery.c.state) == bindparam("b_state"))
     if token:
         statement = statement.where(delivery.c.claim_token == bindparam("b_token"))
-    return statement.values(dict(zip(columns, map(bindparam, columns), strict=True)))
+    return statement.values({name: values[name] for name in columns})
+
+
+@lru_cache(maxsize=256)
+def _update_alike(columns: tuple[str, ...], *, token: bool) -> Update:
+    values: dict[str, BindParameter[Any]] = {name: bindparam(name) for name in columns}
+    return _set(columns, dialect.among(delivery.c.id, "b_id"), values, token=token)
+
+
+@lru_cache(maxsize=256)
+def _update_each(columns: tuple[str, ...], *, token: bool) -> dialect.ForEach:
+    of = {"b_id": delivery.c.id, **{name: delivery.c[name] for name in columns}}
+    return dialect.ForEach(of, lambda each: _set(columns, delivery.c.id == each["b_id"], each, token=token))
 
 
 class UnitOfWork:
@@ -115,22 +128,13 @@ class UnitOfWork:
             ]
             self._needed_by.clear()
             if changes:
-                connection.execute(_NEEDED_BY, changes)
+                _NEEDED_BY.run(connection, changes, {})
 
     def write_history(self, connection: Connection) -> None:
         """Write the lines; their rows must have been written before."""
-        single: list[dict[str, Any]] = []
         for lines in self._history:
-            for line, rows in lines.items():
-                said = dict(zip(LINE, line, strict=True))
-                if len(rows) < _FEW:
-                    single += [{"file_id": each, "delivery_id": delivery_id, **said} for each, delivery_id in rows]
-                    continue
-                many = {f"b_{name}": value for name, value in said.items()}
-                connection.execute(_PUT_DOWN_FOR_MANY, {**many, "b_each": rows})
-            if single:
-                dialect.insert_rows(connection, history, single)
-                single = []
+            alike = ((dict(zip(LINE, line, strict=True)), rows) for line, rows in lines.items())
+            dialect.insert_alike(connection, history, _OF, alike)
         self._history = [{}]
         self._in_history.clear()
 
@@ -144,11 +148,11 @@ def _write_updates(connection: Connection, shape: _Shape, wanted: Mapping[tuple[
         rows += len(delivery_ids)
         columns_set = dict(zip(columns, values, strict=True))
         if len(delivery_ids) < _FEW:
-            single += [{**columns_set, **expected, "b_id": delivery_id} for delivery_id in delivery_ids]
+            single += [{**columns_set, "b_id": delivery_id} for delivery_id in delivery_ids]
             continue
-        statement = _update(columns, token=token is not None, many=True)
+        statement = _update_alike(columns, token=token is not None)
         written += connection.execute(statement, {**columns_set, **expected, "b_id": delivery_ids}).rowcount
     if single:
-        written += connection.execute(_update(columns, token=token is not None, many=False), single).rowcount
+        written += _update_each(columns, token=token is not None).run(connection, single, expected)
     if written != rows:
         raise IllegalMove("a row was moved by somebody else within our own transaction")

@@ -16,15 +16,22 @@ from pathlib import Path
 from ingestd.clocks import read_clocks
 from ingestd.fs.mounts import free_space
 
-from . import dialect, errors, sqlite_file
+from . import errors, sqlite_file
 from .column_types import Digits, PathText, SpoolPath, StateNumber, Word
+from .database import Tell
 from .errors import LedgerError, LedgerFull
 from .identity import hash_of_uids
 from .migrations import MIGRATIONS
 
-# Told what is being done, now and then while it goes on; it must not raise.
-Tell = Callable[[str], object]
-
+WORDS = {
+    "int": "INTEGER",
+    "text": "TEXT",
+    "bytes": "BLOB",
+    "key": "INTEGER PRIMARY KEY",
+    "counted": "INTEGER PRIMARY KEY",
+    "strict": "STRICT",
+    "and_id": "",  # SQLite's indexes end with the row's number anyhow
+}
 _TELL_EVERY_SECONDS = 3.0
 # Steps of SQLite's machine between two looks at the clock: some 10 ms.
 _STEPS = 200_000
@@ -199,7 +206,7 @@ class _Upgrade:
         statements = [statement for migration in MIGRATIONS[self._schema :] for statement in migration]
         for number, statement in enumerate(statements, start=1):
             self._begin(f"step {number} of {len(statements)}")
-            self._driver.execute(statement.format(**dialect.MIGRATION_WORDS))
+            self._driver.execute(statement.format(**WORDS))
         self._begin("checking it")
         if lost := self._driver.execute("PRAGMA foreign_key_check").fetchone():
             raise LedgerError(

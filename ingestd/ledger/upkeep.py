@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from ingestd.lifecycle import Content, Reason, SourceStat, State
 
 from . import dialect
+from .column_types import Instant
 from .counters import NO_DESTINATION
 from .queries.files import STILL_MAY_GO
 from .row import UNASKED, Row, pieces, waits_with_its_file
@@ -28,7 +29,25 @@ _FORMER = select(rendition.c.id, rendition.c.removed_at).where(
     rendition.c.file_id == bindparam("file_id"), rendition.c.recipe == bindparam("recipe")
 )
 _PUT_INBOX_REPORT = update(inbox).where(inbox.c.id == bindparam("inbox_id"))
-_IN_PLACE = select(file.c.id).where(dialect.among(file.c.id, "ids"), file.c.in_place == 1)
+_MARK_REMOVING = update(file).where(dialect.among(file.c.id, "ids")).values(removing_at=bindparam("at"))
+_MARK_REMOVED = (
+    update(file)
+    .where(
+        dialect.among(file.c.id, "ids"),
+        # By id alone: the index over what is not needed has all that is kept for `retain`.
+        dialect.unindexed(file.c.spool_id) == bindparam("own"),
+        dialect.unindexed(file.c.unneeded_at).is_not(None),
+        dialect.unindexed(file.c.in_spool) == 1,
+        file.c.removing_at.is_not(None),
+    )
+    .values(in_spool=0, removed_at=func.coalesce(file.c.removed_at, bindparam("at", type_=Instant())))
+    .returning(file.c.id)
+)
+_RENDITIONS_GONE = (
+    update(rendition)
+    .where(dialect.among(rendition.c.file_id, "ids"), rendition.c.removed_at.is_(None))
+    .values(removed_at=bindparam("at"))
+)
 _OF_FILE = select(file.c.study_id, file.c.series_uid, file.c.sop_uid).where(file.c.id == bindparam("id"))
 
 
@@ -134,7 +153,8 @@ def give_up_for_room(tx: Transaction, file_ids: Iterable[int], *, at: Collection
 
 def mark_source_removed(tx: Transaction, file_ids: Iterable[int]) -> None:
     for piece in pieces(list(file_ids)):
-        tx.connection.execute(update(file).where(file.c.id.in_(piece)).values(source_removed=1))
+        marked = update(file).where(dialect.among(file.c.id, "ids")).values(source_removed=1)
+        tx.connection.execute(marked, {"ids": piece})
 
 
 def mark_removing(
@@ -146,43 +166,36 @@ def mark_removing(
     gone for whoever sends it anew meanwhile, and is nobody's where it lies there still (an orphan, discarded).
     ``unasked``: destinations at which a copy in doubt holds nothing.
     """
-    may_go: set[int] = set()
+    may_go: dict[int, int] = {}
     asked = {"spool_id": tx.spool_id, "unasked": sorted(unasked)}
     for piece in pieces(list(file_ids)):
-        may_go.update(tx.connection.execute(STILL_MAY_GO, {**asked, "ids": piece}).scalars())
+        rows = tx.connection.execute(STILL_MAY_GO, {**asked, "ids": piece})
+        may_go.update((row.id, row.in_place) for row in rows)
     for piece in pieces(sorted(may_go)):
-        marked = update(file).where(dialect.among(file.c.id, "ids"), file.c.in_place == 0)
-        tx.connection.execute(marked.values(removing_at=bindparam("at")), {"ids": piece, "at": now})
-        if in_place := tx.connection.execute(_IN_PLACE, {"ids": piece}).scalars().all():
+        if go := [each for each in piece if not may_go[each]]:
+            tx.connection.execute(_MARK_REMOVING, {"ids": go, "at": now})
+        if in_place := [each for each in piece if may_go[each]]:
             _have_gone(tx, in_place, now)
-    return may_go
+    return set(may_go)
 
 
 def mark_removed(tx: Transaction, file_ids: Iterable[int], *, now: datetime) -> int:
     """Say that what lay in the spool of these files is gone. Nothing that is needed may lose its file (G3)."""
     removed = 0
     for piece in pieces(list(file_ids)):
-        unneeded = (
-            file.c.id.in_(piece),
-            # By id alone: the index over what is not needed has all that is kept for `retain`.
-            dialect.unindexed(file.c.spool_id) == tx.spool_id,
-            dialect.unindexed(file.c.unneeded_at).is_not(None),
-            dialect.unindexed(file.c.in_spool) == 1,
-            file.c.removing_at.is_not(None),
-        )
-        if gone := tx.connection.execute(select(file.c.id).where(*unneeded)).scalars().all():
-            still = (file.c.id.in_(gone), file.c.removed_at.is_(None))
-            tx.connection.execute(update(file).where(*still).values(removed_at=now))
-            _have_gone(tx, gone, now)
+        asked = {"own": tx.spool_id, "ids": piece, "at": now}
+        gone = tx.connection.execute(_MARK_REMOVED, asked).scalars().all()
+        if gone:
+            tx.connection.execute(_RENDITIONS_GONE, {"ids": gone, "at": now})
         removed += len(gone)
     return removed
 
 
 def _have_gone(tx: Transaction, file_ids: Sequence[int], now: datetime) -> None:
-    """Put down that nothing of these files lies in the spool any more."""
-    tx.connection.execute(update(file).where(file.c.id.in_(file_ids)).values(in_spool=0))
-    live = (rendition.c.file_id.in_(file_ids), rendition.c.removed_at.is_(None))
-    tx.connection.execute(update(rendition).where(*live).values(removed_at=now))
+    """Put down that nothing of these files that stay in place lies in the spool any more."""
+    these = {"ids": file_ids}
+    tx.connection.execute(update(file).where(dialect.among(file.c.id, "ids")).values(in_spool=0), these)
+    tx.connection.execute(_RENDITIONS_GONE, {**these, "at": now})
 
 
 def refresh_source(tx: Transaction, file_id: int, *, source: SourceStat, ctime_ns: int) -> None:

@@ -67,6 +67,7 @@ class Reason(StrEnum):
     NOT_SENT = "not_sent"
     NO_VERDICT = "no_verdict"
     PROCESS_DIED = "process_died"
+    RECORD_LOST = "record_lost"
     ALREADY_THERE = "already_there"
     STORED_ANSWER = "stored_answer"
     FEED = "feed"
@@ -110,7 +111,7 @@ MOVES: Mapping[tuple[State | None, State], str] = {
     (
         _S.PENDING,
         _S.UNCERTAIN,
-    ): "the server refused its encoding, it cannot be re-encoded, and the server is asked first",
+    ): "refused for its encoding and not re-encodable, or perhaps sent with the record lost: the server is asked first",
     **{
         (before, _S.FAILED): "the disk is full, and no destination that is required wants its file"
         for before in (_S.PENDING, _S.DUPLICATE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from tests.ledger_builders import (
     remove,
     result_of,
 )
+from tests.ledgers import read_whole
 
 ROWS = 400
 SMALL = BatchLimits(max_instances=7)
@@ -55,7 +55,7 @@ def test_four_threads_claim_each_row_once(tmp_path: Path):
     claimed: list[int] = []
 
     def work() -> None:
-        with open_ledger(tmp_path, limits=SMALL) as ledger:
+        with open_ledger(tmp_path, beside=True) as ledger:
             claimed.extend(claim_all(ledger))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -74,8 +74,8 @@ def test_processes_claim_each_row_once(tmp_path: Path):
     script = (
         "from pathlib import Path\n"
         "from tests.ledger_builders import open_ledger\n"
-        "from tests.ledger.test_claims import SMALL, claim_all\n"
-        f"with open_ledger(Path({str(tmp_path)!r}), limits=SMALL) as ledger:\n"
+        "from tests.ledger.test_claims import claim_all\n"
+        f"with open_ledger(Path({str(tmp_path)!r}), beside=True) as ledger:\n"
         "    print(*claim_all(ledger))\n"
     )
     workers = [
@@ -301,7 +301,6 @@ def test_no_walk_makes_the_ledger_wrong(tmp_path: Path, seed: int):
 
 def moves_made(ledger: Ledger) -> int:
     """Count the different moves that the history tells of."""
-    connection = sqlite3.connect(ledger.file)
-    (number,) = connection.execute('SELECT count(DISTINCT "before" || "after") FROM history').fetchone()
-    connection.close()
+    with read_whole(ledger) as connection:
+        (number,) = connection.execute('SELECT count(DISTINCT "before" || "after") FROM history').fetchone()
     return int(number)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -25,6 +23,7 @@ from tests.ledger_builders import (
     refusal,
     send,
 )
+from tests.ledgers import raw, url_of
 
 MUCH_LATER = LATER + timedelta(days=1)
 _NUMBERS = count(1001)
@@ -39,8 +38,10 @@ def ledger(tmp_path: Path):
 def deliver_elsewhere(ledger: Ledger, delivery_id: int) -> int:
     """Have the file delivered to a second server just as to the first."""
     number = next(_NUMBERS)
-    with closing(sqlite3.connect(ledger.file)) as connection, connection:
-        connection.execute("INSERT OR IGNORE INTO destination (id, name, url) VALUES (2, 'other', 'http://other')")
+    with raw(ledger) as connection:
+        connection.execute(
+            "INSERT INTO destination (id, name, url) VALUES (2, 'other', 'http://other') ON CONFLICT DO NOTHING"
+        )
         connection.execute("CREATE TEMP TABLE more AS SELECT * FROM delivery WHERE id = ?", (delivery_id,))
         connection.execute("UPDATE more SET id = ?, destination_id = 2", (number,))
         connection.execute("INSERT INTO delivery SELECT * FROM more")
@@ -48,7 +49,7 @@ def deliver_elsewhere(ledger: Ledger, delivery_id: int) -> int:
 
 
 def execute(ledger: Ledger, statement: str, *values: int) -> None:
-    with closing(sqlite3.connect(ledger.file)) as connection, connection:
+    with raw(ledger) as connection:
         connection.execute(statement, values)
 
 
@@ -228,7 +229,8 @@ def test_bytes_that_changed_go_to_no_destination_that_is_no_longer_configured(tm
 
     def opened(*names: str) -> Ledger:
         destinations = {name: f"http://{name}.example/v2" for name in names}
-        return Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", host="a", destinations=destinations, spool=tmp_path)
+        key = tmp_path / "search.key"
+        return Ledger.open(url_of(tmp_path), host="a", destinations=destinations, spool=tmp_path, key=key)
 
     with opened("former", "present") as ledger:
         (number,) = admit(ledger, arrival(1))

@@ -1,6 +1,6 @@
 """What the daemon, and whoever asks how things stand, ask of the ledger costs the same however many rows are done.
 
-Counted are the steps of SQLite's machine, which know no load and no clock.
+Counted are the steps of SQLite's machine, or the rows that PostgreSQL reads, which know no load and no clock.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tests.ledger_builders import (
     refusal,
     result_of,
 )
+from tests.ledgers import ON_POSTGRESQL, rows_read, sqlite_only
 
 FEW, MANY = 20, 200
 STUDY = 10
@@ -42,6 +43,8 @@ def ledger(tmp_path: Path):
 
 def steps_of(ledger: Ledger, ask: Callable[[Ledger], object]) -> int:
     """Run this and count the steps of its statements."""
+    if ON_POSTGRESQL:
+        return rows_read(ledger, ask)
     steps = 0
 
     def count() -> None:
@@ -223,13 +226,14 @@ def test_evidence_comes_back_as_it_was(evidence: dict[str, str]):
 
 def pages_written(ledger: Ledger, first: int) -> int:
     """Admit forty files of a new study, and say how many pages of the ledger that changes."""
-    journal = ledger.file.with_name(ledger.file.name + "-journal")
+    journal = Path(f"{ledger.name}-journal")
     with ledger.transaction() as tx:
         moves.admit(tx, [arrival(first + number, study=900_000 + first) for number in range(40)], now=NOW)
         tx.flush_all()
         return journal.stat().st_size // 4096
 
 
+@sqlite_only
 def test_what_is_added_lies_together_in_a_large_ledger(ledger: Ledger):
     """An index by a random key had a page journaled and written for each file, once it was larger than those."""
     fill(ledger, 1, 400)

@@ -27,6 +27,7 @@ from tests.ledger_builders import (
     send,
     state_of,
 )
+from tests.ledgers import key_of, url_of
 
 
 @pytest.fixture
@@ -320,7 +321,7 @@ def test_retry_all_of_everything_is_refused(ledger: Ledger):
 def test_decision_in_another_process_keeps_the_daemons_sums(tmp_path: Path, ledger: Ledger):
     """The daemon's ledger stays open; `ingestd retry` has its own, without host, spool or limits."""
     delivery_id = entry_in(ledger, State.FAILED)
-    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", create=False) as person, person.transaction() as tx:
+    with Ledger.open(url_of(tmp_path), create=False) as person, person.transaction() as tx:
         moves.retry(tx, delivery_id, now=LATER)
     assert [study.waiting for study in queries.studies_due(ledger, now=LATER)] == [1]
 
@@ -328,7 +329,7 @@ def test_decision_in_another_process_keeps_the_daemons_sums(tmp_path: Path, ledg
 def test_decision_after_a_reload_goes_by_the_limits_of_now(tmp_path: Path, ledger: Ledger):
     """Who had written once kept the daemon's limits for good: it made a study due by those from before a SIGHUP."""
     first, second = (entry_in(ledger, State.FAILED, number, study=number) for number in (1, 2))
-    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", create=False) as person:
+    with Ledger.open(url_of(tmp_path), create=False) as person:
         with person.transaction() as tx:
             moves.retry(tx, first, now=LATER)
         ledger.set_limits(BatchLimits(quiet_period=timedelta(seconds=20)))
@@ -455,9 +456,9 @@ def test_search_words_say_nothing_without_their_key(tmp_path: Path, ledger: Ledg
     assert word == ledger.search_key.hash("patient", "4711")
     assert ledger.search_key.hash("patient", " ") == ""
     assert "4711" not in word
-    key = tmp_path / "ledger.db.key"
+    key = key_of(tmp_path)
     assert key.stat().st_mode & 0o777 == 0o600
-    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", read_only=True) as reader:
+    with Ledger.open(url_of(tmp_path), read_only=True, key=key) as reader:
         assert reader.search_key.hash("patient", "4711") == word
 
 

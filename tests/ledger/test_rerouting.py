@@ -23,6 +23,7 @@ from tests.ledger_builders import (
     remove,
     result_of,
 )
+from tests.ledgers import url_of
 
 BOTH = Route(rule=1, text="rule 1 (inbox er)", destinations=("archive", "research"))
 ARCHIVE = Route(rule=2, text="rule 2 (everything)", destinations=("archive",))
@@ -34,10 +35,11 @@ UNROUTED = Route(rule=None, text="no rule wants it", destinations=())
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with Ledger.open(
-        f"sqlite:///{tmp_path / 'ledger.db'}",
+        url_of(tmp_path),
         host="host-a",
         destinations={"archive": "http://archive/v2", "research": "http://research/v2"},
         spool=tmp_path / "spool",
+        key=tmp_path / "search.key",
         limits=LIMITS,
     ) as ledger:
         yield ledger

@@ -26,6 +26,7 @@ from tests.ledger_builders import (
     result_of,
     state_of,
 )
+from tests.ledgers import url_of
 
 BOTH = ("archive", "research")
 ARCHIVE, RESEARCH = 1, 2
@@ -35,10 +36,11 @@ EVERYTHING = 10**12
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with Ledger.open(
-        f"sqlite:///{tmp_path / 'ledger.db'}",
+        url_of(tmp_path),
         host="host-a",
         destinations={"archive": URL, "research": "http://research.example/v2"},
         spool=tmp_path / "spool-host-a",
+        key=tmp_path / "search.key",
         limits=LIMITS,
     ) as opened:
         assert opened.destinations == {"archive": ARCHIVE, "research": RESEARCH}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ingestd.ledger import Ledger, LedgerBusy, LedgerError, moves, queries, sqlite_file
+from ingestd.ledger import Ledger, LedgerBusy, LedgerError, moves, queries
 from ingestd.lifecycle import BatchLimits, State
 from tests.ledger_builders import LATER, NOW, admit, arrival, open_ledger
+from tests.ledgers import FAILED, kept_out, raw, sqlite_only, url_of, wait_little
 
 
 @pytest.fixture
@@ -19,20 +20,12 @@ def ledger(tmp_path: Path):
         yield ledger
 
 
-def other_writer(ledger: Ledger) -> sqlite3.Connection:
-    other = sqlite3.connect(ledger.file, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    return other
-
-
 def test_transaction_without_a_statement_never_begins(ledger: Ledger):
     done = []
-    other = other_writer(ledger)
-    with ledger.transaction() as tx:
+    with kept_out(ledger), ledger.transaction() as tx:
         tx.on_commit(lambda: done.append("forgotten"))
         moves.drop_candidates(tx, [])
         assert not tx.has_begun
-    other.close()
     assert done == ["forgotten"]
 
 
@@ -40,9 +33,8 @@ def test_what_waits_for_the_commit_is_done_after_it_in_order(ledger: Ledger):
     done = []
 
     def seen_by_another(name: str) -> None:
-        other = sqlite3.connect(ledger.file)
-        done.append((name, other.execute("SELECT count(*) FROM delivery").fetchone()[0]))
-        other.close()
+        with raw(ledger) as other:
+            done.append((name, other.execute("SELECT count(*) FROM delivery").fetchone()[0]))
 
     with ledger.transaction() as tx:
         tx.on_commit(lambda: seen_by_another("first"))
@@ -64,11 +56,12 @@ def test_what_waits_is_dropped_when_the_transaction_is_undone(ledger: Ledger):
     assert queries.counts(ledger)[State.PENDING] == 1
 
 
+@sqlite_only
 def test_what_waits_is_dropped_when_the_commit_fails(ledger: Ledger):
     done = []
     ledger.connection.exec_driver_sql("PRAGMA busy_timeout=1")
     ledger.connection.rollback()
-    reader = sqlite3.connect(ledger.file, isolation_level=None)
+    reader = sqlite3.connect(ledger.name, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM delivery").fetchone()
     with pytest.raises(LedgerBusy), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
@@ -89,11 +82,12 @@ def test_one_that_raises_keeps_no_other_from_being_done(ledger: Ledger):
     assert queries.counts(ledger)[State.PENDING] == 1
 
 
-def test_query_in_a_transaction_keeps_others_out_and_sees_what_was_done_in_it(ledger: Ledger):
-    with ledger.transaction() as tx:
+def test_query_in_a_transaction_keeps_others_out_and_sees_what_was_done_in_it(ledger: Ledger, tmp_path, monkeypatch):
+    wait_little(monkeypatch)
+    with ledger.transaction() as tx, Ledger.open(url_of(tmp_path), create=False) as other:
         assert queries.studies_due(tx, now=LATER) == []
-        with pytest.raises(sqlite3.OperationalError, match="locked"):
-            sqlite3.connect(ledger.file, isolation_level=None, timeout=0).execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerBusy), other.transaction() as refused:
+            refused.begin()
         (admitted,) = moves.admit(tx, [arrival(1)], now=NOW)
         (due,) = queries.studies_due(tx, now=LATER)
         assert due.waiting == 1
@@ -112,10 +106,10 @@ def test_what_waits_is_done_late_where_a_commit_that_failed_is_durable(ledger: L
     dialect = ledger.connection.dialect
     commit = dialect.do_commit
 
-    def fail(connection: sqlite3.Connection) -> None:
+    def fail(connection: Any) -> None:
         if took_effect:
             commit(connection)
-        raise sqlite3.OperationalError("disk I/O error")
+        raise FAILED("disk I/O error")
 
     monkeypatch.setattr(dialect, "do_commit", fail)
     with pytest.raises(LedgerError), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
@@ -133,8 +127,8 @@ def test_what_waits_is_done_late_where_a_commit_that_failed_is_durable(ledger: L
 
 def test_other_limits_are_refused_by_a_locked_ledger_in_its_own_words(tmp_path: Path, monkeypatch):
     """The daemon gave other limits to a ledger that it took over, and ended of an error that no room knows."""
-    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
-    with open_ledger(tmp_path) as ledger, closing(other_writer(ledger)), pytest.raises(LedgerBusy):
+    wait_little(monkeypatch)
+    with open_ledger(tmp_path) as ledger, kept_out(ledger), pytest.raises(LedgerBusy):
         ledger.set_limits(BatchLimits())
 
 
@@ -143,9 +137,9 @@ def fail_commit(ledger: Ledger, monkeypatch, done: list[str]) -> None:
     dialect = ledger.connection.dialect
     commit = dialect.do_commit
 
-    def fail(connection: sqlite3.Connection) -> None:
+    def fail(connection: Any) -> None:
         commit(connection)
-        raise sqlite3.OperationalError("disk I/O error")
+        raise FAILED("disk I/O error")
 
     monkeypatch.setattr(dialect, "do_commit", fail)
     with pytest.raises(LedgerError), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
@@ -175,7 +169,7 @@ def test_what_waits_for_a_commit_in_doubt_is_not_done_for_whoever_takes_the_ledg
 def test_mark_of_another_transaction_is_no_proof_of_one(ledger: Ledger, monkeypatch):
     done: list[str] = []
     admit(ledger, arrival(1))
-    monkeypatch.setattr(ledger.connection.dialect, "do_commit", lambda _: (_ for _ in ()).throw(sqlite3.Error("no")))
+    monkeypatch.setattr(ledger.connection.dialect, "do_commit", lambda _: (_ for _ in ()).throw(FAILED("no")))
     with pytest.raises(LedgerError), ledger.transaction() as tx:  # noqa: PT012 - the block is the transaction
         tx.begin()
         tx.on_commit(lambda: done.append("never"))

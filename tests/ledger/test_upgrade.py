@@ -12,10 +12,10 @@ import pytest
 
 from ingestd.ledger import upgrade
 from ingestd.ledger.column_types import PathText
-from ingestd.ledger.dialect import MIGRATION_WORDS
 from ingestd.ledger.identity import hash_of_uids
 from ingestd.ledger.migrations import MIGRATIONS
 from ingestd.ledger.row import told_evidence
+from ingestd.ledger.upgrade import WORDS
 from ingestd.lifecycle import BatchLimits, StudyQueue, study_due_at
 from tests.former_ledgers import SCHEMA, make_former_ledger
 from tests.kept import teach
@@ -216,7 +216,7 @@ def test_what_is_kept_short_since_is_what_it_was(file: Path):
         upgrade.add_functions(driver)
         driver.execute("PRAGMA foreign_keys=OFF")
         for statement in (statement for migration in MIGRATIONS[SCHEMA:12] for statement in migration):
-            driver.execute(statement.format(**MIGRATION_WORDS))
+            driver.execute(statement.format(**WORDS))
         driver.execute("UPDATE meta SET value = '12' WHERE key = 'schema'")
         for evidence, note in (("[7,1796000000000001]", "\x1f0"), ('{"content": "same"}', "")):
             driver.execute(

@@ -136,7 +136,7 @@ def _unproven_whose(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any
     return due, beyond
 
 
-_UNPROVEN_DUE = (*_unproven_whose(_OWN), *_unproven_whose(_CONFIRMED_ELSEWHERE))
+_UNPROVEN_OWN, _UNPROVEN_ELSEWHERE = _unproven_whose(_OWN), _unproven_whose(_CONFIRMED_ELSEWHERE)
 
 _NEWEST_STORED = (
     _SELECT_UNPROVEN.where(
@@ -247,10 +247,18 @@ def unproven(ledger: Queryable, *, now: datetime, limit: int = 1000) -> list[Unp
 
     Also confirmed rows of other spools, whose daemons may not run: a drop of ours may wait to hear that one is gone.
     """
+    (ends,) = ledger.fetch_cached(_ROW_ENDS, _own(ledger))
+    far = _far_ends(ledger, now)
     found: list[Unproven] = []
-    for statement in _UNPROVEN_DUE:
-        wanted = {**_own(ledger), "now": now, "limit": limit - len(found), **_far_ends(ledger, now)}
-        found += _unproven(ledger, ledger.fetch_all(statement, wanted))
+    for first, last, (due, beyond) in (
+        (ends.first_check, ends.last_check, _UNPROVEN_OWN),
+        (ends.first_look, ends.last_look, _UNPROVEN_ELSEWHERE),
+    ):
+        statements = [due] * (first is not None and first <= now)
+        statements += [beyond] * (last is not None and last > far["check_end"])
+        for statement in statements:
+            wanted = {**_own(ledger), "now": now, "limit": limit - len(found), **far}
+            found += _unproven(ledger, ledger.fetch_all(statement, wanted))
     return found
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, and_, bindparam, exists, func, literal_col
 from ingestd.lifecycle import Reason, State
 
 from .. import dialect
-from ..row import CONTENT, DELIVERED, IN_SPOOL, PLACE, ZERO, content_of, file_columns, pieces, place_of, reach_of
+from ..row import CONTENT, DELIVERED, IN_SPOOL, ONE, PLACE, ZERO, content_of, file_columns, pieces, place_of, reach_of
 from ..schema import candidate, delivery, file, rendition, spool
 from ..session import Queryable
 from ..values import KeptFile, KnownSource, LeftCandidate, RejectedFile, Removable, Resting, UnremovedSource
@@ -95,7 +95,7 @@ _MAY_GO = (
     .limit(bindparam("limit"))
 )
 # Of those that might go when it was asked: asked again by whoever writes that they do.
-STILL_MAY_GO = select(file.c.id).where(
+STILL_MAY_GO = select(file.c.id, file.c.in_place).where(
     dialect.among(file.c.id, "ids"),
     dialect.unindexed(file.c.spool_id) == bindparam("spool_id"),
     dialect.unindexed(file.c.unneeded_at).is_not(None),
@@ -142,15 +142,16 @@ _HELD_PLACE = tuple(_HELD.c[name] for name in ("spool_id", "path", "relative_pat
 _WAITING_ELSEWHERE = (
     select(delivery.c.id, delivery.c.reason, spool.c.host, *_HELD_PLACE)
     .select_from(DELIVERED)
-    .join(_HOLDER, literal_column("+delivery.holder_id") == _HOLDER.c.id)
+    .join(_HOLDER, dialect.unindexed(delivery.c.holder_id) == _HOLDER.c.id)
     .join(_HELD, _HELD.c.id == _HOLDER.c.file_id)
     .join(spool, spool.c.id == _HOLDER.c.spool_id)
     .where(
         _WAITS,
         delivery.c.spool_id == bindparam("spool_id"),
         file.c.removing_at.is_(None),
-        literal_column("+holder.spool_id") != bindparam("spool_id"),
-        literal_column("+holder.holds = 1 AND +holder.confirmed_at IS NULL"),
+        dialect.unindexed(_HOLDER.c.spool_id) != bindparam("spool_id"),
+        dialect.unindexed(_HOLDER.c.holds) == ONE,
+        dialect.unindexed(_HOLDER.c.confirmed_at).is_(None),
     )
     .order_by(delivery.c.id)
     .limit(bindparam("limit"))

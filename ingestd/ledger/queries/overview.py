@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 
 from ingestd.lifecycle import FILE_ENDS, Jump, Reason, State, needs_person
 
+from .. import dialect
 from ..counters import COUNTS_WAITING
 from ..reports import Count, Status
 from ..row import ENDED, NOT_COMPARED, ON_ITS_WAY, ZERO, jump_of
@@ -91,7 +92,7 @@ def status(ledger: Queryable, *, at: str | None = None) -> Status:
 def counts(ledger: Queryable, *, destination_id: int | None = None) -> dict[State, int]:
     """Say how many rows are in each state, at all destinations or at this one; every state is there."""
     here = () if destination_id is None else (state_count.c.destination_id == destination_id,)
-    entries = func.sum(state_count.c.entries).label("entries")
+    entries = dialect.total(state_count.c.entries).label("entries")
     rows = ledger.fetch_all(select(state_count.c.state, entries).where(*here).group_by(state_count.c.state))
     found = {row.state: int(row.entries) for row in rows}
     return {state: found.get(state.value, 0) for state in State}
@@ -104,8 +105,8 @@ def destinations(ledger: Queryable) -> tuple[DestinationStatus, ...]:
         for row in ledger.fetch_all(
             select(
                 state_count.c.destination_id,
-                func.sum(state_count.c.entries).label("entries"),
-                func.sum(state_count.c.size_bytes).label("size_bytes"),
+                dialect.total(state_count.c.entries).label("entries"),
+                dialect.total(state_count.c.size_bytes).label("size_bytes"),
             )
             .where(COUNTS_WAITING)
             .group_by(state_count.c.destination_id)
@@ -205,7 +206,7 @@ def _inboxes(ledger: Queryable) -> tuple[InboxSummary, ...]:
 
 def unfinished(ledger: Queryable, *, host: str | None = None) -> int:
     """Count the rows of this host, or of another, that are still on their way, or have to be compared."""
-    entries = func.coalesce(func.sum(state_count.c.entries), 0).label("rows")
+    entries = func.coalesce(dialect.total(state_count.c.entries), 0).label("rows")
     of_host: ColumnElement[bool] = state_count.c.spool_id == ledger.spool_id
     if host is not None:
         of_host = state_count.c.spool_id.in_(select(spool.c.id).where(spool.c.host == host))

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from heapq import merge
 from itertools import islice
 
-from sqlalchemy import and_, bindparam, exists, func, or_, select
+from sqlalchemy import and_, bindparam, exists, or_, select
 
 from ingestd.lifecycle import Reason, State
 
@@ -44,7 +44,7 @@ _FIRST = (
     _OLDEST.where(ON_ITS_WAY, dialect.unindexed(delivery.c.state) == State.PENDING),
     _OLDEST.where(NOT_COMPARED),
 )
-_GIVEN_UP = select(func.sum(state_count.c.entries).label("entries")).where(
+_GIVEN_UP = select(dialect.total(state_count.c.entries).label("entries")).where(
     state_count.c.spool_id == bindparam("spool_id"),
     state_count.c.destination_id == bindparam("destination_id"),
     state_count.c.state == State.FAILED,

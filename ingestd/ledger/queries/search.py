@@ -293,7 +293,7 @@ def find_named(ledger: Queryable, name: str, *, limit: int = 1000) -> list[Entry
     No index leads there: all paths are read, off the index that has nothing else in it.
     """
     ending = literal(f"/{name}", PathText())
-    ends = func.substr(file.c.relative_path, -func.length(ending)) == ending
+    ends = dialect.ends_with(file.c.relative_path, ending)
     listed = select(NUMBER.label("id")).select_from(ENTRIES).where(file.c.relative_path > "", ends)
     return whole(ledger, sorted(row.id for row in ledger.fetch_all(listed.limit(limit))))
 

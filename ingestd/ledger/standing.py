@@ -1,0 +1,107 @@
+"""Who stands by for a spool: it beats, and watches the beat of whoever holds it (``workers``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from sqlalchemy.exc import DBAPIError
+
+from .database import Writer
+from .errors import LedgerDiffers
+from .registry import AGREEMENT, differing
+from .workers import COUNT, Beat, add, beat_of, end, holder_of, is_gone
+
+if TYPE_CHECKING:
+    from .database import Database
+
+
+class StandingBy:
+    """A worker of a spool that another one may hold: it beats, and watches that one's beat."""
+
+    def __init__(self, database: Database, *, host: str, lease: timedelta, agreement: Mapping[str, str]) -> None:
+        """Open the ledger; raises LedgerError."""
+        self._database = database
+        self._host = host
+        self._lease = lease
+        self._agreement = agreement
+        self._engine = database.open_engine(create=True, read_only=False)
+        try:
+            self._connection = self._engine.connect()
+        except DBAPIError as error:
+            raise database.failure(error.orig) from None
+        self._spool_id = 0
+        self._worker = 0
+        self._beat_at = 0.0
+        self._bars = ""
+        self._seen: Beat | None = None
+        self._seen_at = 0.0
+        self._is_handed_over = False
+
+    def look(self, now: float, *, bars: str = "") -> Beat | None:
+        """Beat, and look (``now``: CLOCK_BOOTTIME); None: the spool may be taken, as ``writer``.
+
+        ``bars`` is what keeps us from taking over, for others to see. Raises LedgerError; LedgerDiffers: not with this
+        configuration.
+        """
+        try:
+            return self._look(now, bars)
+        except DBAPIError as error:
+            # What was not seen for a while says nothing of whether it beats.
+            self._seen = None
+            raise self._database.failure(error.orig) from None
+        finally:
+            self._connection.rollback()
+
+    def _look(self, now: float, bars: str) -> Beat | None:
+        if not self._spool_id and not self._database.has_tables(self._connection):
+            return None
+        told = self._connection.execute(AGREEMENT).scalar()
+        keys = differing(told, self._agreement) if told is not None else []
+        if not self._spool_id:
+            found = self._connection.exec_driver_sql("SELECT id FROM spool WHERE host = %s", (self._host,)).scalar()
+            self._spool_id = found or 0
+        if self._spool_id:
+            self._beat(now, f"its configuration differs in {', '.join(keys)}" if keys else bars)
+        if keys:
+            raise LedgerDiffers(self._database.name, keys)
+        if not self._spool_id:
+            return None
+        holder = holder_of(self._connection, self._spool_id)
+        if holder != self._seen:
+            self._seen, self._seen_at = holder, now
+        if holder is None or is_gone(holder.process) or now - self._seen_at >= holder.lease.total_seconds():
+            return None
+        return holder
+
+    def _beat(self, now: float, bars: str) -> None:
+        if now < self._beat_at and bars == self._bars:
+            return
+        counted = self._connection.exec_driver_sql(COUNT.format(self._worker)).rowcount if self._worker else 0
+        if not counted:
+            self._worker = add(self._connection, self._spool_id, self._lease, holds=0)
+        if bars != self._bars or not counted:
+            self._connection.exec_driver_sql("UPDATE worker SET bars = %s WHERE id = %s", (bars, self._worker))
+        self._beat_at, self._bars = now + beat_of(self._lease), bars
+
+    def writer(self) -> Writer:
+        """Say as whom the ledger is to be opened, which ends whoever was silent; the row is that one's from now on."""
+        self._is_handed_over = True
+        return Writer(self._host, self._worker, self._lease, ends=self._seen)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._worker and not self._is_handed_over:
+                end(self._connection, Writer(self._host, self._worker))
+        except DBAPIError:
+            pass  # it is silent, then
+        finally:
+            self._connection.close()
+            self._engine.dispose()

@@ -1,0 +1,87 @@
+"""What a move costs a PostgreSQL server: so many statements, however many files, and none that reads a table whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from ingestd.ledger import Ledger, moves
+from ingestd.lifecycle import Sighting
+from tests.ledger_builders import LATER, URL, admit, arrival, confirm, identity, remove, send
+
+FILES = 30
+TABLES = "'file', 'delivery', 'study', 'study_sum', 'attempt', 'history'"
+# A plan is made for good by the sixth time.
+UNTIL_PLANNED = 8
+
+
+@pytest.fixture
+def ledger(database: str, tmp_path: Path) -> Iterator[Ledger]:
+    destinations = {"default": URL}
+    with Ledger.open(
+        database, host="host-a", destinations=destinations, spool=tmp_path, key=tmp_path / "key"
+    ) as ledger:
+        yield ledger
+
+
+def live(ledger: Ledger, study: int, files: int) -> None:
+    """Have so many files of a study go all the way."""
+    ids = admit(ledger, *(arrival(number, study=study) for number in range(files)))
+    send(ledger, study)
+    with ledger.transaction() as tx:
+        seen = [
+            Sighting(
+                identity=identity(number, study=study), sequence=number + 1, action="create", state="current", at=LATER
+            )
+            for number in range(files)
+        ]
+        assert moves.record_sightings(tx, seen, now=LATER) == files
+    confirm(ledger, *ids)
+    with ledger.transaction() as tx:
+        remove(tx, *ids)
+
+
+def statements_of(ledger: Ledger, study: int, files: int) -> int:
+    sent = 0
+
+    def count(*said: Any) -> None:
+        nonlocal sent
+        sent += len(said[3]) if said[5] else 1
+
+    event.listen(ledger.engine, "before_cursor_execute", count)
+    try:
+        live(ledger, study, files)
+    finally:
+        event.remove(ledger.engine, "before_cursor_execute", count)
+    return sent
+
+
+def whole_reads(ledger: Ledger) -> int:
+    asked = f"SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE relname IN ({TABLES})"
+    ledger.connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+    read = int(ledger.connection.exec_driver_sql(asked).scalar_one())
+    ledger.connection.rollback()
+    return read
+
+
+def test_many_files_take_as_many_statements_as_few(ledger: Ledger):
+    """Sightings and counts were a statement for each file: three for each file of a batch, over a network."""
+    live(ledger, 1, FILES)
+
+    assert statements_of(ledger, 2, FILES) == statements_of(ledger, 3, 5)
+
+
+def test_what_was_planned_for_small_tables_reads_no_large_one_whole(ledger: Ledger):
+    """A file cost twice as much after 5,000 others, until somebody analyzed the tables: the plans were of the first."""
+    live(ledger, 1, 1)
+    ledger.connection.exec_driver_sql("ANALYZE")
+    before = whole_reads(ledger)
+
+    for study in range(2, UNTIL_PLANNED):
+        live(ledger, study, 5)
+
+    assert whole_reads(ledger) == before
