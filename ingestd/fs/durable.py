@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from .places import look_anew, look_in, look_in_anew
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE = 1
 _RENAMEAT2 = getattr(_LIBC, "renameat2", None)
@@ -25,6 +27,49 @@ def new_file(path: str | os.PathLike[str], *, folder: int | None = None) -> int:
     """Make a file where there is none, for nobody else to read, and open it; raises FileExistsError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(path, flags, 0o600, dir_fd=folder)
+
+
+def new_file_of_ours(name: str, folder: int) -> int:
+    """Do so under a name that was given out once: a file that bears it is this one, whatever the answer was."""
+    try:
+        return new_file(name, folder=folder)
+    except OSError:
+        if was_done(name, folder) is None:
+            raise
+        return os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+
+
+def rename_to_ours(name: str, folder: int | None, new: str, new_folder: int | None) -> os.stat_result | None:
+    """Rename a file to a name that was given out once; raises OSError unless that was done, whatever the answer was.
+
+    Where the answer was lost, what bears the new name is returned, and was looked at.
+    """
+    try:
+        os.rename(name, new, src_dir_fd=folder, dst_dir_fd=new_folder)
+    except OSError as error:
+        if error.errno == errno.EXDEV or (found := was_done(new, new_folder)) is None:
+            raise
+        return found
+    return None
+
+
+def unlink_ours(name: str, folder: int | None = None) -> None:
+    """Unlink a file, if it is there; raises OSError where it is there still, or nobody can say."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except OSError:
+        if (look_anew(name) if folder is None else look_in_anew(name, folder)) is not None:
+            raise
+
+
+def was_done(name: str, folder: int | None = None) -> os.stat_result | None:
+    """Look for what a call has made, or named, that says it failed; None where it is not there, or nobody can say.
+
+    A share says so (ENOENT, EEXIST, EIO) of what it has done, where the answer was lost and the question asked again.
+    """
+    with contextlib.suppress(OSError):
+        return look_anew(name) if folder is None else look_in_anew(name, folder)
+    return None
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
@@ -90,10 +135,14 @@ def write_once(file: Path, content: bytes) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(scratch, file)
+        except OSError:
+            if was_done(str(file)) is None:
+                raise
     finally:
-        scratch.unlink()
+        with contextlib.suppress(OSError):
+            scratch.unlink()
     sync_folder(file.parent)
 
 
@@ -102,18 +151,19 @@ def put_back(name: str, folder: int, wanted: str, wanted_folder: int) -> str:
 
     Raises OSError when neither the old name nor a fresh one can be had; the file is then where it was.
     """
+    inode = look_in(name, folder).st_ino
     for attempt in range(3):
         new = wanted if attempt == 0 else f"{wanted[:48]}-{secrets.token_hex(8)}"
         try:
-            if not _renamed_at_once(name, folder, new, wanted_folder):
-                _linked(name, folder, new, wanted_folder)
+            if not _renamed_at_once(name, folder, new, wanted_folder, inode):
+                _linked(name, folder, new, wanted_folder, inode, is_fresh=attempt > 0)
         except FileExistsError:
             continue
         return new
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
-def _renamed_at_once(name: str, folder: int, new: str, new_folder: int) -> bool:
+def _renamed_at_once(name: str, folder: int, new: str, new_folder: int, inode: int) -> bool:
     """Rename a file where nothing bears the new name (renameat2(2)); False where libc, kernel or filesystem cannot."""
     if _RENAMEAT2 is None:
         return False
@@ -122,24 +172,33 @@ def _renamed_at_once(name: str, folder: int, new: str, new_folder: int) -> bool:
     code = ctypes.get_errno()
     if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}:
         return False
+    if _bears(new, new_folder, inode):
+        return True
     raise OSError(code, os.strerror(code))
 
 
-def _linked(name: str, folder: int, new: str, new_folder: int) -> None:
+def _linked(name: str, folder: int, new: str, new_folder: int, inode: int, *, is_fresh: bool) -> None:
     """Give a file its new name, then take the old one away: never both for longer than that takes."""
     try:
         os.link(name, new, src_dir_fd=folder, dst_dir_fd=new_folder, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}:
-            raise
-        # No hard links here: the moment between the look and the rename is all we can do without.
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(new, dir_fd=new_folder, follow_symlinks=False)
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-        os.rename(name, new, src_dir_fd=folder, dst_dir_fd=new_folder)
-        return
+        if not _bears(new, new_folder, inode):
+            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}:
+                raise
+            # No hard links here either: the name has to be one that nobody else gives a file.
+            if not is_fresh:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            rename_to_ours(name, folder, new, new_folder)
+            return
     try:
-        os.unlink(name, dir_fd=folder)
+        unlink_ours(name, folder)
     except OSError:
-        os.unlink(new, dir_fd=new_folder)
+        # Where nobody can say, both names stay: the other may be the last one.
+        if look_in_anew(name, folder) is not None:
+            os.unlink(new, dir_fd=new_folder)
         raise
+
+
+def _bears(name: str, folder: int, inode: int) -> bool:
+    found = was_done(name, folder)
+    return found is not None and found.st_ino == inode

@@ -30,6 +30,7 @@ class Mount:
     mount_point: str
     kind: str
     source: str
+    options: frozenset[str] = frozenset()  # of the filesystem itself
 
     @property
     def is_remote(self) -> bool:
@@ -45,9 +46,9 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
         fields, rest = left.split(b" "), right.split(b" ")
         if not separator or len(fields) < 6 or len(rest) < 2:
             continue
-        mounts.append(
-            Mount(mount_point=_unescape(fields[4]), kind=rest[0].decode("ascii", "replace"), source=_unescape(rest[1]))
-        )
+        kind, source, options = rest[0].decode("ascii", "replace"), _unescape(rest[1]), rest[2:]
+        said = frozenset(os.fsdecode(options[0]).split(",")) if options else frozenset()
+        mounts.append(Mount(mount_point=_unescape(fields[4]), kind=kind, source=source, options=said))
     return mounts
 
 

@@ -99,6 +99,36 @@ def look_in(name: str, folder: int) -> os.stat_result:
     return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
 
+def look_in_anew(name: str, folder: int) -> os.stat_result | None:
+    """Look at a name in a folder that is opened and listed anew; None where it surely is not there.
+
+    For a share, whose client believes for a while what it knew of names, of missing ones too. Raises OSError where
+    nobody can say.
+    """
+    opened = os.open(".", FOLDER, dir_fd=folder)
+    try:
+        with os.scandir(opened) as entries:
+            is_listed = any(entry.name == name for entry in entries)
+        return look_in(name, opened) if is_listed else None
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(opened)
+
+
+def look_anew(place: str) -> os.stat_result | None:
+    """Look so at what lies at a place."""
+    root, _, relative = place.partition(_MARK)
+    try:
+        folder, name = _folder_of(root, relative) if relative else _folder_of(*place.rsplit("/", 1))
+    except MISSING:
+        return None
+    try:
+        return look_in_anew(name, folder)
+    finally:
+        os.close(folder)
+
+
 def is_gone(place: str) -> bool:
     """Whether there is surely no such file: "no permission" or "input/output error" do not say so."""
     try:

@@ -35,7 +35,7 @@ from ingestd.inbox.inboxes import Inboxes, check_places
 from ingestd.inbox.names import Names
 from ingestd.inbox.removal import remove_folders
 from ingestd.inbox.spool import Spool
-from ingestd.inbox.spool_folder import rehearse_spool
+from ingestd.inbox.spool_folder import ledger_of, rehearse_spool
 from ingestd.inbox.spool_names import name_in_spool, new_name
 from ingestd.inbox.types import (
     Brought,
@@ -83,6 +83,7 @@ __all__ = [
     "Watch",
     "WhyNot",
     "check_places",
+    "ledger_of",
     "name_in_spool",
     "new_name",
     "rehearse_spool",

@@ -12,12 +12,12 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ingestd.digests import HeadAndRest
 from ingestd.fs import places
-from ingestd.fs.durable import new_file
+from ingestd.fs.durable import new_file_of_ours, rename_to_ours
 from ingestd.fs.mounts import free_space
 from ingestd.fs.open_files import extents
 
@@ -49,9 +49,17 @@ class Target(NamedTuple):
 
 
 def copy_in(
-    name: str, folder: int, target: Target, candidate: Candidate, expect: Expect, *, scratch: int, low_water: int
+    name: str,
+    folder: int,
+    target: Target,
+    candidate: Candidate,
+    expect: Expect,
+    *,
+    scratch: int,
+    low_water: int,
+    may_act: Callable[[], bool],
 ) -> Taken:
-    """Copy a file to ``target``.
+    """Copy a file to ``target``, if it ``may_act`` still when that is done.
 
     Raises Left or OSError; of the copy nothing stays then.
     """
@@ -60,7 +68,7 @@ def copy_in(
     source = os.open(name, places.FILE, dir_fd=folder)
     try:
         with spool_to_be_there():
-            copy = new_file(temporary, folder=scratch)
+            copy = new_file_of_ours(temporary, scratch)
         try:
             before = os.fstat(source)
             check_same(before, expect, "the file changed after it was read")
@@ -70,8 +78,9 @@ def copy_in(
             check_same(places.look_in(name, folder), expect, "the file was replaced while it was copied")
             os.utime(copy, ns=(expect.source.mtime_ns, expect.source.mtime_ns))
             os.fsync(copy)
+            expect_to_act(may_act)
             with spool_to_be_there():
-                os.rename(temporary, target.name, src_dir_fd=scratch, dst_dir_fd=target.folder)
+                rename_to_ours(temporary, scratch, target.name, target.folder)
             lies_in, named = target.folder, target.name
             # 0 where it did not stand still.
             source_ctime_ns = after.st_ctime_ns if before.st_ctime_ns == after.st_ctime_ns else 0
@@ -107,6 +116,12 @@ def check_same(found: os.stat_result, expect: Expect, otherwise: str) -> None:
     """Raise Left, and say so, unless this is what was read."""
     if not stat.S_ISREG(found.st_mode) or not expect.source.is_of(found):
         raise Left(WhyNot.CHANGED, otherwise)
+
+
+def expect_to_act(may_act: Callable[[], bool]) -> None:
+    """Raise Left where that is not ours any more: who has it now may take in the same file."""
+    if not may_act():
+        raise Left(WhyNot.NO_SPOOL, "the ledger was away for so long that another worker may have taken over")
 
 
 @contextlib.contextmanager

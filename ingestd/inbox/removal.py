@@ -19,7 +19,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
-from ingestd.fs.durable import put_back, sync_open_folder
+from ingestd.fs.durable import put_back, rename_to_ours, sync_open_folder, unlink_ours
 from ingestd.fs.open_files import has_writer
 from ingestd.fs.places import FILE, FOLDER, MISSING, look_in, open_folder
 from ingestd.lifecycle import SourceStat
@@ -208,12 +208,12 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 def _remove_from(folder: int, name: str, own: str, aside: int, copied: Copied) -> Removal:
     try:
-        os.rename(name, own, src_dir_fd=folder, dst_dir_fd=aside)
+        found = rename_to_ours(name, folder, own, aside)
     except FileNotFoundError:
         return Removal.GONE
-    is_same = copied.is_at(look_in(own, aside))
+    is_same = copied.is_at(found or look_in(own, aside))
     if is_same and not _is_being_written(own, aside):
-        os.unlink(own, dir_fd=aside)
+        unlink_ours(own, aside)
         sync_open_folder(folder)
         sync_open_folder(aside)
         return Removal.REMOVED
@@ -254,7 +254,7 @@ def _remove_left(root: Path, copied: Copied, aside: Aside, old_name: str, old_fo
             if not copied.is_held_by(found, name, folder):
                 put_back(name, folder, old_name, old_folder)
                 return Removal.CHANGED
-            os.unlink(name, dir_fd=folder)
+            unlink_ours(name, folder)
             sync_open_folder(folder)
             done = Removal.REMOVED
     return done
@@ -294,7 +294,7 @@ def _recover_from(aside: int, root: Path, ours: Mapping[tuple[int, int, int], Co
                     continue
                 known = ours.get((found.st_ino, found.st_size, found.st_mtime_ns))
                 if known is not None and not _is_being_written(name, aside) and known.is_held_by(found, name, aside):
-                    os.unlink(name, dir_fd=aside)
+                    unlink_ours(name, aside)
                 else:
                     put_back(name, aside, f"recovered-{name}", top)
                 count += 1

@@ -5,6 +5,8 @@
   <spool>/            0700
     spool.id          a UUID: the ``host`` of this spool's rows
     lock              flocked by the one daemon that takes and sends
+    spool.ledger      which ledger it belongs to, where that is shared by several machines
+    search.key        its key of the search words (``ledger.search_key``)
     files/<inbox>/<8 hex>/<32 hex>         admitted files; the path says the inbox, nothing of the file's name is kept
     rejected/<inbox>/<32 hex>/<basename>   set aside, where a person can see it
     explicit/<inbox>/<8 hex>/<32 hex>      re-encoded copies
@@ -28,14 +30,14 @@ from itertools import islice
 from pathlib import Path
 
 from ingestd.clocks import boottime
-from ingestd.fs.durable import sync_folder
+from ingestd.fs.durable import rename_to_ours, sync_folder, unlink_ours, write_once
 from ingestd.fs.mounts import free_space, is_read_only
-from ingestd.fs.open_files import hold_off_writers
-from ingestd.fs.places import MISSING, open_file
+from ingestd.fs.places import MISSING
 from ingestd.lifecycle import SourceStat
 
-from . import removal, takein
-from .spool_folder import ROOMS, SpoolLock, make_spool, read_id, unusable
+from . import removal, removal_of_ours, takein
+from .missing import Missing
+from .spool_folder import LEDGER, ROOMS, SpoolLock, ledger_of, make_spool, read_id, unusable
 from .spool_listing import PassesBy, list_room, lists_all
 from .spool_names import FoldersToFill, make_folder, new_name
 from .types import (
@@ -65,6 +67,10 @@ class Spool:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.low_water = 0  # bytes of its disk that no copy may use
+        self.is_shared = False  # with other hosts
+        self._missing = Missing()
+        # Whether what the ledger has given us is still ours to act upon.
+        self.may_act: Callable[[], bool] = lambda: True
         # What did not fit, by its place, and when that was (boot clock); movers write it.
         self._did_not_fit: dict[str, tuple[int, float]] = {}
         self._lock = SpoolLock(self.path)
@@ -111,8 +117,22 @@ class Spool:
         return ""
 
     def tells_gone(self, place: str) -> bool:
-        """Whether a file of ours that is not found is gone for good, and not only the spool that it lies in."""
-        return not place.startswith(f"{self.path}/") or not self.trouble()
+        """Whether a file that is not found is gone for good, and not only the spool that it lies in.
+
+        Where hosts share the spool, any file; it is looked for once more (``missing``), and may be gone only later.
+        """
+        if place.startswith(f"{self.path}/") and self.trouble():
+            return False
+        return not self.is_shared or self._missing.is_gone(place)
+
+    @property
+    def ledger(self) -> str:
+        """Say to which ledger it belongs, of those that several machines share; "": to none. Raises OSError."""
+        return ledger_of(self.path)
+
+    def belong_to(self, ledger: str) -> None:
+        """Put down that it belongs to this ledger, if to none yet; raises OSError."""
+        write_once(self.path / LEDGER, f"{ledger}\n".encode())
 
     def lock(self) -> None:
         """Become the one process that takes and sends, and empty ``scratch``; raises SpoolInUse."""
@@ -147,7 +167,13 @@ class Spool:
     def _bring(self, items: Sequence[Wanted], *, room: str) -> list[Brought]:
         folder_for = partial(self._to_fill.next, room) if room == "files" else lambda inbox: f"{room}/{inbox}"
         results = takein.bring(
-            self.path, self.device, items, room=room, folder_for=folder_for, low_water=self.low_water
+            self.path,
+            self.device,
+            items,
+            room=room,
+            folder_for=folder_for,
+            low_water=self.low_water,
+            may_act=self.may_act,
         )
         for (candidate, expect, _), brought in zip(items, results, strict=True):
             if isinstance(brought, NotTaken) and brought.why in {WhyNot.NO_ROOM, WhyNot.NO_SPACE}:
@@ -196,11 +222,12 @@ class Spool:
         """
         for path in paths:
             _check_ours(path)
+        self._expect_to_act()
         folders: set[Path] = set()
         failed: OSError | None = None
         for path in paths:
             try:
-                (self.path / path).unlink(missing_ok=True)
+                unlink_ours(str(self.path / path))
             except OSError as error:
                 failed = error
             else:
@@ -218,19 +245,28 @@ class Spool:
         """
         for path, _ in files:
             _check_ours(path)
-        if self.trouble():
+        if self.trouble() or not self.may_act():
             # What is not found is not gone.
             return [LetGo.STUCK] * len(files)
         folders: set[Path] = set()
         answers: list[LetGo] = []
         for path, then in files:
-            answers.append(_let_go(self.path / path, then))
-            if answers[-1] is LetGo.GONE:
+            answer = removal_of_ours.let_go(self.path / path, then)
+            if answer is LetGo.MISSING and self.tells_gone(str(self.path / path)):
+                answer = LetGo.GONE
+            answers.append(answer)
+            if answer is LetGo.GONE:
                 self._note_removed(path, folders)
+        if self.trouble():
+            return [LetGo.STUCK] * len(files)  # nobody knows which of them went, and which only were not found
         for folder in folders:
             with contextlib.suppress(OSError):
                 sync_folder(folder)
         return answers
+
+    def _expect_to_act(self) -> None:
+        if not self.may_act():
+            raise OSError(errno.EAGAIN, "another worker may have taken over")
 
     def _note_removed(self, path: str, folders: set[Path]) -> None:
         """Add the folder that is to be synced for a file that is gone; in ``rejected/`` its own folder goes with it."""
@@ -247,10 +283,11 @@ class Spool:
         A file without a row is work not begun: whatever happens next, it is found and taken in. Raises OSError.
         """
         _check_ours(path)
+        self._expect_to_act()
         folder = make_folder(self.path, self._to_fill.next("files", inbox))
         own = folder / new_name()
         place = self.path / path
-        place.rename(own)
+        rename_to_ours(str(place), None, str(own), None)
         sync_folder(folder)
         if path.startswith("rejected/"):
             with contextlib.suppress(OSError):
@@ -310,8 +347,8 @@ class Spool:
         try:
             found = (self.path / path).lstat()
         except MISSING:
-            if trouble := self.trouble():
-                raise OSError(errno.ESTALE, trouble) from None
+            if not self.tells_gone(str(self.path / path)):
+                raise OSError(errno.ESTALE, "it is not found, which does not say that it is gone") from None
             return None
         return SourceStat.of(found) if stat.S_ISREG(found.st_mode) else None
 
@@ -351,29 +388,6 @@ class Spool:
     def _unknown(self, paths: Iterator[str], known: Callable[[list[str]], set[str]]) -> Iterator[list[str]]:
         while chunk := list(islice(paths, KNOWN_AT_ONCE)):
             yield sorted(set(chunk) - known(chunk))
-
-
-def _let_go(place: Path, then: WasRead) -> LetGo:
-    try:
-        descriptor = open_file(str(place))
-    except MISSING:
-        return LetGo.GONE
-    except OSError:
-        return LetGo.STUCK
-    try:
-        if hold_off_writers(descriptor):
-            return LetGo.WRITER
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            return LetGo.STUCK
-        if not then.is_of(found):
-            return LetGo.CHANGED
-        place.unlink(missing_ok=True)
-    except OSError:
-        return LetGo.STUCK
-    finally:
-        os.close(descriptor)
-    return LetGo.GONE
 
 
 def _check_ours(path: str) -> None:

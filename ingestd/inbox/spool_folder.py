@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import uuid
 from pathlib import Path
 
 from ingestd.fs.durable import sync_folder, write_once
+from ingestd.fs.places import look_anew
 
 from .types import SpoolError, SpoolInUse
 
+LEDGER = "spool.ledger"
 ROOMS = ("files", "rejected", "explicit", "scratch")
 _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -20,7 +23,8 @@ def make_spool(path: Path) -> str:
     """Make what is missing of a spool, and return its id; raises SpoolError, or OSError."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_foreign(path)
-    if path.stat().st_uid == os.geteuid():
+    found = path.stat()
+    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != 0o700:
         path.chmod(0o700)
     host = read_id(path)
     if host is None:
@@ -66,6 +70,14 @@ def read_id(path: Path) -> str | None:
         return str(uuid.UUID(text))
     except ValueError as error:
         raise SpoolError(f"{path / 'spool.id'} does not hold a UUID; restore it") from error
+
+
+def ledger_of(path: Path) -> str:
+    """Read to which ledger a spool belongs, and its name; "" where to none that is shared. Raises OSError."""
+    try:
+        return (path / LEDGER).read_text("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def unusable(spool: Path, error: OSError, file: Path | None = None) -> SpoolError:
@@ -120,9 +132,10 @@ class SpoolLock:
 
 
 def _refuse_foreign(path: Path) -> None:
-    # The rooms first: another process that is just making this spool makes its id before them.
+    # The rooms first: another process that is just making this spool makes its id before them. Anew, since that may be
+    # on another host, and the client of a share remembers what was missing.
     theirs = [room for room in ROOMS if (path / room).exists()]
-    if theirs and not (path / "spool.id").exists():
+    if theirs and look_anew(str(path / "spool.id")) is None:
         raise SpoolError(f"{path} has a folder {theirs[0]!r} but no spool.id: not a spool of ours")
 
 

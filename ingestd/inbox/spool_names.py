@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from ingestd.clocks import utc_now
-from ingestd.fs.durable import sync_folder
+from ingestd.fs.durable import sync_folder, was_done
 
 from .types import check_inbox_name
 
@@ -83,7 +83,9 @@ def make_folder(spool: Path, relative: str) -> Path:
         above, folder = folder, folder / part
         try:
             folder.mkdir(mode=0o700)
-        except FileExistsError:
-            continue
+        except OSError as error:
+            # A share that lost its answer says one or the other of what it has just made.
+            if not isinstance(error, FileExistsError) and was_done(str(folder)) is None:
+                raise
         sync_folder(above)
     return folder

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingestd.fs import places
-from ingestd.fs.durable import put_back, sync_open_folder
+from ingestd.fs.durable import put_back, rename_to_ours, sync_open_folder, was_done
 from ingestd.fs.places import look_in
 from ingestd.lifecycle import SourceStat
 
-from .copying import BARS, Left, Target, check_same, copy_in, no_spool, spool_to_be_there
+from .copying import BARS, Left, Target, check_same, copy_in, expect_to_act, no_spool, spool_to_be_there
 from .spool_names import make_folder, new_name
 from .types import Brought, Candidate, Expect, NotTaken, Stranded, Taken, Wanted, WhyNot, check_inbox_name
 
@@ -72,6 +72,7 @@ def bring(
     room: str,
     folder_for: Callable[[str], str],
     low_water: int,
+    may_act: Callable[[], bool],
 ) -> list[Brought]:
     """Bring files into one of the spool's rooms, there into the folder for their inbox; see ``Spool.take_in``."""
     apart: list[_Item] = []
@@ -82,7 +83,7 @@ def bring(
         apart.append(_Item(place, candidate, expect, (path[: -len(relative) - 1] or "/", parent), name, target))
     results: dict[int, Brought] = {}
     for group in _groups(apart):
-        _Group(spool, device, room, folder_for, low_water, results).bring(group)
+        _Group(spool, device, room, folder_for, low_water, may_act, results).bring(group)
     return [results[place] for place in range(len(items))]
 
 
@@ -110,6 +111,7 @@ class _Group:
         room: str,
         folder_for: Callable[[str], str],
         low_water: int,
+        may_act: Callable[[], bool],
         results: dict[int, Brought],
     ) -> None:
         self._spool = str(spool)
@@ -117,6 +119,7 @@ class _Group:
         self._room = room
         self._folder_for = folder_for
         self._low_water = low_water
+        self._may_act = may_act
         self._results = results
         self._opened: dict[tuple[str, str], int] = {}  # each folder once
         self._to_sync: dict[int, None] = {}  # targets first
@@ -177,6 +180,7 @@ class _Group:
 
     def _bring_to(self, item: _Item, source_folder: int, found: os.stat_result, target: Target) -> _Moved:
         candidate, expect, path = item.candidate, item.expect, target.prefix + target.name
+        expect_to_act(self._may_act)
         renamed = None
         if found.st_dev == self._device:
             renamed = self._renamed(item.name, source_folder, target, expect.source)
@@ -184,7 +188,14 @@ class _Group:
             with spool_to_be_there():
                 scratch = self._folder(self._spool, "scratch")
             taken = copy_in(
-                item.name, source_folder, target, candidate, expect, scratch=scratch, low_water=self._low_water
+                item.name,
+                source_folder,
+                target,
+                candidate,
+                expect,
+                scratch=scratch,
+                low_water=self._low_water,
+                may_act=self._may_act,
             )
             return _Moved(item, taken, None, target.folder, target.name)
         if candidate.in_spool and candidate.relative_path.startswith("rejected/"):
@@ -211,8 +222,11 @@ class _Group:
         # A folder of its own, so that the file can keep its name for the person who looks.
         try:
             os.mkdir(own, 0o700, dir_fd=folder)
-        except FileExistsError:
-            # Of a former try, which a crash cut short; or somebody put files there, over which nothing is written.
+        except OSError:
+            # Of this try, whose answer was lost, or of one that a crash cut short; or somebody put files there, over
+            # which nothing is written.
+            if was_done(own, folder) is None:
+                raise
             if os.listdir(self._folder(self._spool, f"{path}/{own}")):  # noqa: PTH208 - a folder that is open
                 own = new_name()
                 os.mkdir(own, 0o700, dir_fd=folder)
@@ -233,7 +247,7 @@ class _Group:
         Two bind mounts of it are two mounts, and so are folders with quotas of their own: rename(2) says EXDEV.
         """
         try:
-            os.rename(name, target.name, src_dir_fd=source_folder, dst_dir_fd=target.folder)
+            found = rename_to_ours(name, source_folder, target.name, target.folder)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 look_in(name, source_folder)  # raises, if it is the source that is not there
@@ -245,7 +259,7 @@ class _Group:
             return None
         self._sources_to_sync[source_folder] = None
         try:
-            found = look_in(target.name, target.folder)
+            found = found or look_in(target.name, target.folder)
             if stat.S_ISREG(found.st_mode) and expect.is_of(found):
                 return found
             # Between our look and the rename somebody wrote to it, or put another file under its name.

@@ -259,6 +259,7 @@ class LetGo(StrEnum):
     """What became of a file of ours that was to go."""
 
     GONE = "gone"
+    MISSING = "missing"  # not found, which does not say that it is gone
     CHANGED = "changed"  # it may hold other bytes by now: its content decides
     WRITER = "writer"  # somebody has it open for writing
     STUCK = "stuck"  # could not be done now

@@ -480,7 +480,7 @@ def test_closing_leaves_no_thread_and_no_descriptor(tmp_path, drop):
 def test_mount_table_is_read_with_its_escapes():
     table = (
         b"21 1 254:1 / / rw,relatime - ext4 /dev/vda rw\n"
-        b"30 21 0:31 / /mnt/CT\\040room rw shared:7 master:1 - cifs //nas/ct\\040x rw\n"
+        b"30 21 0:31 / /mnt/CT\\040room rw shared:7 master:1 - cifs //nas/ct\\040x rw,serverino\n"
         b"31 21 0:40 / /mnt/sshfs rw - fuse.sshfs host:/x rw\n"
         b"garbage\n"
         b"32 21 0:33 / /srv\\134x rw - nfs4 nas:/x rw\n"
@@ -488,7 +488,9 @@ def test_mount_table_is_read_with_its_escapes():
 
     mounts = parse_mountinfo(table)
 
-    assert mounts[1] == Mount(mount_point="/mnt/CT room", kind="cifs", source="//nas/ct x")
+    assert mounts[1] == Mount(
+        mount_point="/mnt/CT room", kind="cifs", source="//nas/ct x", options=frozenset({"rw", "serverino"})
+    )
     assert [mount.is_remote for mount in mounts] == [False, True, True, True]
     assert mounts[3].mount_point == "/srv\\x"
 
