@@ -10,6 +10,7 @@ import pytest
 from tests.emulating import EmulatorProcess, delete, file_of, post
 from tests.running import Site, wait_until
 from tests.torture.feeding import Feeder, Kind, Written
+from tests.torture.fleet import FleetCampaign, Strike
 from tests.torture.killing import LEAST_PER_PHASE, SETTINGS, Campaign, Phase
 from tests.torture.watching import Watch, invariants_of, ledger_copy
 
@@ -68,3 +69,13 @@ def test_killed_fifty_times_nothing_is_lost_nothing_confirmed_falsely_nothing_se
     assert report.kills >= KILLS
     assert {phase: count for phase, count in report.by_phase.items() if count < LEAST_PER_PHASE} == {}
     assert set(report.by_phase) == set(Phase)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")  # skipped where there is no PostgreSQL; the campaign has one of its own
+def test_workers_on_one_ledger_that_are_struck_lose_nothing_and_send_nothing_again_unexplained(tmp_path: Path):
+    report = FleetCampaign(tmp_path, workers=2, strikes=12, seed=1451).run()
+
+    print(report)
+    assert report.violations == []
+    assert set(report.strikes) == set(Strike)

@@ -4,6 +4,7 @@ Attribute names are the keys of the file (``config.example.yaml`` shows them all
 sizes are bytes, paths are absolute. ``auto`` is ``None`` where a duration stands. Nothing else in ingestd reads YAML.
 """
 
+from .agreement import agreement_of
 from .destination import (
     Auth,
     AzureAuthSettings,
@@ -48,6 +49,7 @@ __all__ = [
     "RetrySection",
     "SpoolSettings",
     "TlsSection",
+    "agreement_of",
     "find_file",
     "format_size",
     "is_private_group",

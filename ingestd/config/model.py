@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BeforeValidator, Field, PrivateAttr, Strict, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Strict, ValidationInfo, model_validator
 
 from ingestd.lifecycle import AT_ONCE
 
@@ -33,14 +34,36 @@ from .section import (
 )
 from .units import Share
 
+_POSTGRESQL = ("postgresql://", "postgres://")
+
 
 def _ledger_url(value: object, info: ValidationInfo) -> str:
+    if isinstance(value, str) and value.startswith(_POSTGRESQL):
+        return _postgresql_url(value)
     if not isinstance(value, str) or not value.startswith("sqlite:///"):
-        raise ValueError("must be sqlite:///FILE (relative to this file's folder) or sqlite:////ABSOLUTE/FILE")
+        raise ValueError(
+            "must be sqlite:///FILE (relative to this file's folder), sqlite:////ABSOLUTE/FILE or"
+            " postgresql://HOST/DATABASE"
+        )
     name = value.removeprefix("sqlite:///")
     if not name or name.startswith(":memory:") or "?" in name or "#" in name:
         raise ValueError("must name a file: what it records has to outlive the process")
     return f"sqlite:///{absolute(name, info)}"
+
+
+def _postgresql_url(value: str) -> str:
+    parts = urlsplit(value)
+    if ("@" in parts.netloc and ":" in parts.netloc.rpartition("@")[0]) or "password" in parse_qs(parts.query):
+        raise ValueError("must be without a password; that goes into ~/.pgpass, or PGPASSFILE of the environment")
+    if not parts.path.strip("/"):
+        raise ValueError("must name a database, like postgresql://HOST/DATABASE")
+    return value
+
+
+def _lease(value: timedelta) -> timedelta:
+    if not timedelta(seconds=2) <= value <= timedelta(minutes=10):
+        raise ValueError("must be from 2s to 10m")
+    return value
 
 
 def _priority(value: object) -> int:
@@ -83,6 +106,20 @@ class SpoolSettings(Section):
     path: FilePath
     retain: DurationOrZero = timedelta(hours=24)
     low_water: Size = 1_000_000_000
+    _search_key: Path = PrivateAttr()
+
+    def model_post_init(self, _context: object, /) -> None:
+        self._search_key = self.path / "search.key"
+
+    @property
+    def search_key(self) -> Path:
+        """Where the key of the search words lies of a ledger that is no file; that of ``send``, too."""
+        return self._search_key
+
+    @property
+    def is_for_send(self) -> bool:
+        """Whether this is the one of ``send``, inside the daemon's."""
+        return self._search_key.parent != self.path
 
     @property
     def for_send(self) -> Path:
@@ -166,6 +203,7 @@ class Config(Section):
     reader: ReaderSection = ReaderSection()
     ledger: Annotated[str, BeforeValidator(_ledger_url)]
     shutdown_grace: DurationOrZero = timedelta(seconds=30)
+    lease: Annotated[Duration, AfterValidator(_lease)] = timedelta(seconds=60)
     logging: LoggingSection = LoggingSection()
     _origin: _Origin = PrivateAttr(_Origin())
 
@@ -205,6 +243,14 @@ class Config(Section):
         return {name: each.url for name, each in self.destinations.items()}
 
     @property
-    def ledger_file(self) -> Path:
-        """The file that the ledger's URL names."""
-        return Path(self.ledger.removeprefix("sqlite:///"))
+    def ledger_file(self) -> Path | None:
+        """The file that the ledger's URL names; None: it is in a database server."""
+        return None if self.ledger.startswith(_POSTGRESQL) else Path(self.ledger.removeprefix("sqlite:///"))
+
+    @property
+    def ledger_name(self) -> str:
+        """What people know the ledger by: its file, or its URL without options."""
+        if self.ledger_file is not None:
+            return str(self.ledger_file)
+        parts = urlsplit(self.ledger)
+        return f"postgresql://{parts.netloc}{parts.path}"

@@ -92,11 +92,11 @@ class KeyAlarm(Stage):
         """Compare the keys once; afterwards only while the alarm stands."""
         self._alarms.set(
             KEY_MADE_ANEW,
-            note="the key of the search words (the ledger's .key file) was missing and another was made, or another was"
-            " put there: what was taken in before is not found by patient or accession"
+            note=f"the key of the search words ({self._ledger.search_key.where}) was missing and another was made, or"
+            " another was put there: what was taken in before is not found by patient or accession"
             if self._ledger.search_key.is_another
             else "",
-            next_step="stop ingestd, put the key file back from the backup of the ledger's folder, and start it; or,"
+            next_step="stop ingestd, put the key file back from its backup, and start it; or,"
             " where there is no backup of it, go on with the new one: `ingestd resolve --new-key`",
         )
 

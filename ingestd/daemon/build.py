@@ -14,6 +14,7 @@ from itertools import chain
 from ingestd.config import Config
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
+from ingestd.daemon.heartbeat import Heartbeat
 from ingestd.daemon.inbox_reports import InboxReports
 from ingestd.daemon.making_room import MakingRoom
 from ingestd.daemon.mover import Mover
@@ -31,6 +32,7 @@ from ingestd.daemon.takeover import Takeover
 from ingestd.daemon.wallclock import WallClock
 from ingestd.fs.places import is_gone
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
+from ingestd.lease import Lease
 from ingestd.ledger import Ledger, queries
 from ingestd.reader import ReaderPool, Readers
 
@@ -58,7 +60,7 @@ class DaemonWorkers:
 
 
 def workers_of(
-    config: Config, *, policies: tuple[InboxPolicy, ...], spool: Spool, wake: Callable[[], None]
+    config: Config, *, policies: tuple[InboxPolicy, ...], spool: Spool, lease: Lease, wake: Callable[[], None]
 ) -> DaemonWorkers:
     """Start the workers. Raises ValueError for inboxes that cannot be used together, and NoThread; none runs then."""
     with ExitStack() as undo:
@@ -71,6 +73,7 @@ def workers_of(
             servers[name] = server_workers_of(
                 destination, batch_bytes=config.batch.max_bytes, scratch=spool.scratch(), wake=wake
             )
+            servers[name].client.transport.may_send = lease.holds
             undo.callback(servers[name].close)
         mover: Mover[int] = Mover(spool, wake=wake)
         undo.pop_all()
@@ -140,6 +143,7 @@ class Stages:
         """The list for the loop, in the order in which they write."""
         servers = self.servers.values()
         return (
+            self.heartbeat,
             self.wall,
             self.reader_client,
             self.key,
@@ -190,6 +194,10 @@ class Stages:
     @cached_property
     def alarms(self) -> Alarms:
         return Alarms()
+
+    @cached_property
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(self._ledger)
 
     @cached_property
     def wall(self) -> WallClock:

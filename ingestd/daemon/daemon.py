@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import structlog
 
 from ingestd.clocks import read_clocks
-from ingestd.config import Config
+from ingestd.config import Config, agreement_of
 from ingestd.daemon import build, settings
 from ingestd.daemon.loop import Loop, Wake
 from ingestd.daemon.outage import Outage
 from ingestd.daemon.stage import Gates, RunProgress
 from ingestd.daemon.steps import Routing
 from ingestd.inbox import Inboxes, InboxPolicy, Spool
-from ingestd.ledger import Ledger, moves
+from ingestd.ledger import Ledger, LedgerMissing, Writer, moves
+
+# A post of whoever was silent may still be on its way, in the kernel's hands, when its place is taken.
+_AFTER_SILENCE = timedelta(seconds=60)
 
 
 class Daemon:
@@ -30,9 +35,10 @@ class Daemon:
         before: Daemon | None = None,
         tell: Callable[[str], object] | None = None,
         routing: Routing | None = None,
+        writer: Writer | None = None,
     ) -> None:
         """Open spool and ledger and start the workers; ``policies`` stand in for the configured inboxes,
-        ``routing`` for the rules.
+        ``routing`` for the rules, ``writer`` has stood by for the spool.
 
         With ``before``, whose place it is to take, it has that one's spool and ledger; ``start`` only once that one
         was stopped. ``tell`` hears how bringing an older ledger up to date goes on. Raises SpoolInUse, SpoolError,
@@ -45,12 +51,13 @@ class Daemon:
         policies = policies if policies is not None else settings.policies_of(config)
         self.spool: Spool
         self.ledger: Ledger
-        self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config, tell)
+        self.spool, self.ledger = (before.spool, before.ledger) if before is not None else _opened(config, tell, writer)
         if before is not None:
+            self.ledger.expect_agreement(agreement_of(config))
             self.ledger.adopt_destinations(config.addresses)
         try:
             self.workers: build.DaemonWorkers = build.workers_of(
-                config, policies=policies, spool=self.spool, wake=self.wake
+                config, policies=policies, spool=self.spool, lease=self.ledger.lease, wake=self.wake
             )
         except BaseException:
             if before is None:
@@ -74,7 +81,7 @@ class Daemon:
             self.loop = Loop(
                 self.stages.all,
                 ledger=self.ledger,
-                outage=Outage(self._log, self.ledger.file, self.spool.tell, intake=self.gates.intake),
+                outage=Outage(self._log, self.ledger.name, self.spool.tell, intake=self.gates.intake),
                 wake=self.wake,
             )
         except BaseException:
@@ -95,9 +102,12 @@ class Daemon:
             self.ledger.set_limits(settings.limits_of(self.config))
             self._replaces = None
         self.stages.wall.collect(now)
+        wait = _AFTER_SILENCE if self.ledger.after_silence else timedelta(0)
         with self.ledger.transaction() as tx:
             self.stages.wall.write(tx, now)
-            recovered = moves.recover(tx, now=now.utc)
+            recovered = moves.recover(tx, now=now.utc, wait=wait)
+        if self.ledger.lost_record:
+            self._ask_first()
         self.spool.tell("")  # what was told before of a ledger that failed; if it fails still, that is found anew
         if recovered.uncertain or recovered.attempts or recovered.candidates:
             self._log.warning(
@@ -109,6 +119,19 @@ class Daemon:
         for stage in self.stages.all:
             stage.start()
         self.workers.inboxes.open()
+
+    def _ask_first(self) -> None:
+        """Have the destinations asked for what waits: some of it may have been sent, by a record that is lost."""
+        rows = 0
+        is_done = False
+        while not is_done:
+            now = read_clocks()
+            with self.ledger.transaction() as tx:
+                asked = moves.ask_first(tx, now=now.utc)
+                if is_done := not asked:
+                    self.ledger.trust_record(tx)
+            rows += asked
+        self._log.warning("ledger.failed_over", rows=rows)
 
     def stop(self, grace: timedelta, *, hand_over: bool = False) -> None:
         """Stop claiming, finish the posts in flight within ``grace``, close; the next start finds the rest.
@@ -139,9 +162,25 @@ class Daemon:
             self.spool.unlock()
 
 
-def _opened(config: Config, tell: Callable[[str], object] | None) -> tuple[Spool, Ledger]:
-    spool = Spool(config.spool.path)
-    spool.lock()
+def spool_of(config: Config) -> Spool:
+    """Give the spool; it is made where it is missing, unless a ledger that several machines share knows of one.
+
+    Raises SpoolError, and LedgerError where it should have been there.
+    """
+    path = config.spool.path.absolute()
+    # That of `send` lies in the other: where that one's disk is not mounted, it is no place for this one.
+    places = [path.parent, path] if config.spool.is_for_send else [path]
+    if config.ledger_file is None and (new := [each for each in places if not os.path.lexists(each / "spool.id")]):
+        with suppress(LedgerMissing), Ledger.open(config.ledger, read_only=True, key=config.spool.search_key) as ledger:
+            for each in new:
+                ledger.expect_no_other(each)
+    return Spool(path)
+
+
+def _opened(config: Config, tell: Callable[[str], object] | None, writer: Writer | None) -> tuple[Spool, Ledger]:
+    spool = spool_of(config)
+    if config.ledger_file is not None:
+        spool.lock()  # else the ledger says who works
     try:
         ledger = Ledger.open(
             config.ledger,
@@ -151,8 +190,24 @@ def _opened(config: Config, tell: Callable[[str], object] | None) -> tuple[Spool
             limits=settings.limits_of(config),
             longest=settings.longest_waits_of(config),
             tell=tell,
+            key=config.spool.search_key,
+            writer=writer or Writer(spool.host, lease=config.lease),
+            agreement=None if config.spool.is_for_send else agreement_of(config),
         )
     except BaseException:
         spool.unlock()
         raise
+    try:
+        said = spool.ledger
+        ledger.expect_spool_of_ours(spool.path, said=said)
+        if ledger.id and not said:
+            spool.belong_to(f"{ledger.id} {ledger.name}")
+    except BaseException:
+        ledger.close()
+        spool.unlock()
+        raise
+    spool.may_act = ledger.lease.holds
+    spool.is_shared = config.ledger_file is None
+    if spool.is_shared:
+        spool.empty_scratch()
     return spool, ledger

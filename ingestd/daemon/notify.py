@@ -38,6 +38,11 @@ class Notifier:
     def ready(self, status: str) -> None:
         self._send(f"READY=1\nSTATUS={status}")
 
+    def waiting(self) -> None:
+        """The ledger is away: neither the start nor what stands by has come to a halt."""
+        self.starting("the ledger is away, and is waited for")
+        self.alive()
+
     def reloading(self) -> None:
         """A new configuration is being read; ``ready`` ends it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ingestd.daemon.stage import Gate
-from ingestd.ledger import LedgerBusy, LedgerError, LedgerFull
+from ingestd.ledger import LedgerBusy, LedgerError, LedgerFenced, LedgerFull
 
 _WAIT_SECONDS = 2.0
+# A lost answer or a deadlock is over by the time that it is told; what lasts is tried every two seconds.
+_AT_ONCE_SECONDS = 0.2
 # What lasts so long is told to who asks for the status.
 _TELL_AFTER_SECONDS = 5.0
 # A ledger that is neither busy nor full, and can be written by nobody for so long, is opened anew by the next start.
@@ -24,7 +25,7 @@ class Outage:
     def __init__(
         self,
         log: Any,
-        file: Path,
+        ledger: str,
         tell: Callable[[str], object] = lambda _: None,
         *,
         intake: Gate | None = None,
@@ -35,7 +36,7 @@ class Outage:
         """
         self._intake = intake or Gate()
         self.holds = False  # whether the last try failed
-        self._file = file
+        self._ledger = ledger
         self._tell = tell
         self._stands = False
         self.until = 0.0  # nothing is tried before
@@ -45,11 +46,18 @@ class Outage:
         self._failed_at = 0.0
 
     def failed(self, error: LedgerError, now: float) -> float:
-        """Note a failure and say when to try again; raises it once the ledger has been broken for too long."""
+        """Note a failure and say when to try again.
+
+        Raises it once the ledger has been broken for too long, and at once where another took over.
+        """
+        if isinstance(error, LedgerFenced):
+            raise error
+        wait = _WAIT_SECONDS
         if self._told_at is None:
             self._told_at = now
-            # Any word may be part of the ledger's path.
-            note = str(error).replace(f" {self._file}", "")
+            wait = _AT_ONCE_SECONDS if isinstance(error, LedgerBusy) else _WAIT_SECONDS
+            # Any word may be part of the ledger's name.
+            note = str(error).replace(f" {self._ledger}", "")
             self._log.error("ledger.failed", error=type(error).__name__, note=note)
         if self._broken_since is None:
             self._broken_since = now
@@ -61,7 +69,7 @@ class Outage:
         self.holds = True
         self._intake.shut("ledger")
         self._failed_at = now
-        self.until = now + _WAIT_SECONDS
+        self.until = now + wait
         return self.until
 
     def passed(self, now: float, *, wrote: bool) -> None:

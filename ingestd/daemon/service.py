@@ -22,7 +22,10 @@ from ingestd.daemon.loop import IDLE_SECONDS, Wake
 from ingestd.daemon.notify import Notifier
 from ingestd.daemon.outage import Outage
 from ingestd.daemon.signals import Asked, Signals, set_up_interpreter
-from ingestd.ledger import Ledger, LedgerError, LedgerUnread, queries
+from ingestd.daemon.spool_view import GivesBack
+from ingestd.daemon.standing_by import wait_for_turn
+from ingestd.inbox import SpoolError
+from ingestd.ledger import Ledger, LedgerBusy, LedgerDiffers, LedgerError, LedgerHeld, LedgerUnread, queries
 
 _STATUS_EVERY_SECONDS = 10.0
 
@@ -32,7 +35,7 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
 
     ``adopt`` is called with one that was not refused: what it says of the log holds from then on.
 
-    Raises SpoolInUse, SpoolError and LedgerError at the start.
+    Raises SpoolInUse, SpoolError and LedgerError at the start, and SpoolError where it ends for another one to go on.
     """
     set_up_interpreter()
     notifier = Notifier()
@@ -40,7 +43,7 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
     signals = Signals(wake)
     log = structlog.get_logger()
     with signals.caught():
-        daemon = _started(config, wake, signals, notifier)
+        daemon = _started(config, wake, signals, notifier, reread, adopt)
         if daemon is None:
             return
         while True:
@@ -57,6 +60,11 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
                 log.info("daemon.stopping")
                 daemon.stop(daemon.config.shutdown_grace)
                 log.info("daemon.stopped")
+                if service.has_given_back:
+                    raise SpoolError(
+                        "something has been wrong with the spool here for a lease, and another worker sees it well:"
+                        " that one goes on; started again, this one stands by"
+                    )
                 return
             daemon.stop(daemon.config.shutdown_grace, hand_over=True)
             daemon = following
@@ -65,18 +73,36 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
                 return
 
 
-def _started(config: Config, wake: Wake, signals: Signals, notifier: Notifier) -> Daemon | None:
-    """Build and start the daemon; where the disk of its ledger fails, wait for it as a running one does.
+def _started(
+    config: Config,
+    wake: Wake,
+    signals: Signals,
+    notifier: Notifier,
+    reread: Callable[[], Config],
+    adopt: Callable[[Config], object],
+) -> Daemon | None:
+    """Build and start the daemon; where its ledger is away for a while, wait for it as a running one does.
 
-    None where it was told to stop meanwhile.
+    Where another works on the spool, stand by until it is over with that. None where it was told to stop meanwhile.
     """
-    outage = Outage(structlog.get_logger(), config.ledger_file)
+    outage = Outage(structlog.get_logger(), config.ledger_name)
     while signals.asked is not Asked.STOP:
+        if signals.asked is Asked.RELOAD and config.ledger_file is None:
+            signals.asked = None
+            config = _reread(reread, adopt, config) or config
+        writer = None
         try:
-            daemon = Daemon(config, wake=wake, tell=notifier.starting)
+            if config.ledger_file is None and (writer := wait_for_turn(config, wake, signals, notifier)) is None:
+                continue
+            daemon = Daemon(config, wake=wake, tell=notifier.starting, writer=writer)
             _start(daemon)
-        except LedgerUnread as error:
+        except (LedgerHeld, LedgerDiffers):
+            continue  # another one that stood by was faster, or said just now what has to be alike
+        except (LedgerUnread, LedgerBusy) as error:
+            if config.ledger_file is not None and not isinstance(error, LedgerUnread):
+                raise  # another process has the file, and a person is to see to it
             now = read_clocks().mono
+            notifier.waiting()
             wake.wait(outage.failed(error, now) - now)
         else:
             return daemon
@@ -88,7 +114,7 @@ def _has_taken_over(daemon: Daemon, signals: Signals, notifier: Notifier) -> boo
 
     False where it was told to stop meanwhile, and is closed.
     """
-    outage = Outage(structlog.get_logger(), daemon.ledger.file, daemon.spool.tell)
+    outage = Outage(structlog.get_logger(), daemon.ledger.name, daemon.spool.tell)
     try:
         while signals.asked is not Asked.STOP:
             try:
@@ -136,6 +162,8 @@ class _Service:
         self._notifier = notifier
         self._reread = reread
         self._adopt = adopt
+        self._gives_back = GivesBack(daemon.ledger, daemon.stages.disk, lease=daemon.config.lease)
+        self.has_given_back = False
         self._is_ready = False
         self._alive_at = self._status_at = 0.0
         self._interval = notifier.watchdog_interval.total_seconds() if notifier.watchdog_interval else inf
@@ -145,7 +173,8 @@ class _Service:
     def is_over(self) -> bool:
         """After each tick: say how we are, hear the signals; whether it is to stop, or another stands ready."""
         self._tell()
-        if self._signals.asked is Asked.STOP:
+        self.has_given_back = self._gives_back.is_due(read_clocks().mono)
+        if self._signals.asked is Asked.STOP or self.has_given_back:
             self._drop_following()
             return True
         if self._signals.asked is Asked.RELOAD:
@@ -227,7 +256,8 @@ def _moved(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
 def _refuse(error: Exception) -> None:
     # The ledger's own sentence says what waits; what others say may quote the file.
     note = str(error) if isinstance(error, LedgerError) else ""
-    structlog.get_logger().error("config.refused", error=type(error).__name__, note=note)
+    keys = list(error.keys) if isinstance(error, LedgerDiffers) else []
+    structlog.get_logger().error("config.refused", error=type(error).__name__, note=note, notes=keys)
 
 
 def _prepare(config: Config | None, before: Daemon) -> Daemon | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from math import inf
 
-from ingestd.clocks import Now
+from ingestd.clocks import Now, boottime
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.stage import Gates, Stage
 from ingestd.inbox import Spool
@@ -49,6 +49,7 @@ class SpoolDisk(Stage):
         self._look_at = 0.0
         self.stands = True
         self._is_well = False  # it stands, may be written, and its space is known
+        self.unwell_since: float | None = None  # (boot clock)
         self._free: int | None = None  # bytes on the spool's disk, as last seen; None: nobody can say
         self._wanted = 0  # by files that did not fit, though it is not low
         self._look()
@@ -108,6 +109,10 @@ class SpoolDisk(Stage):
                 self._free = self._spool.free_bytes()
                 self._wanted = self._spool.wanted_bytes()
         self._is_well = self._free is not None and not barred
+        if self._is_well:
+            self.unwell_since = None
+        elif self.unwell_since is None:
+            self.unwell_since = boottime()
         # What is barred for writing can be read, and sent.
         self._gates.intake.set("disk", is_open=self._is_well and not self.is_low)
         self._gates.removals.set("disk", is_open=self._free is not None)

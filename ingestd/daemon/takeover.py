@@ -54,9 +54,14 @@ class Takeover(Stage):
     def _look(self) -> None:
         found = queries.waiting_elsewhere(self._ledger)
         if found:
-            spools = queries.spools(self._ledger)
             # Whoever runs unseen loses nothing: a row that was moved under it is left alone.
-            idle = {host for _, host, _ in found if host not in spools or who_runs(spools[host]) is None}
+            idle = {host for _, host, _ in found} - self._working()
             # One that was not compared is compared first, as long as there is a file to compare it with.
             found = [each for each in found if each[1] in idle and (each[2] is None or is_gone(each[2]))]
         self._waiting = {delivery_id: host for delivery_id, host, _ in found}
+
+    def _working(self) -> set[str]:
+        workers = self._ledger.workers()
+        if workers is not None:
+            return {worker.host for worker in workers if worker.holds and worker.is_alive}
+        return {host for host, spool in queries.spools(self._ledger).items() if who_runs(spool) is not None}

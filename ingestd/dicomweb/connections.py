@@ -25,6 +25,7 @@ from urllib3.util.wait import wait_for_read
 
 from ingestd.clocks import boottime
 from ingestd.dicomweb.deadlines import Flight, Timeouts
+from ingestd.dicomweb.errors import SendingEnded
 
 if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
@@ -110,6 +111,8 @@ class _Connection(HTTPConnection):
         while view:
             piece, view = view[:size], view[size:]
             flight.wait_for_place(len(piece))
+            if not flight.may_send():
+                raise SendingEnded
             if self._has_answer():
                 raise _EarlyAnswer
             flight.body_bytes_left += len(piece)  # before sending: what was begun may have left

@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
@@ -50,8 +51,16 @@ class Timeouts:
 class Flight:
     """One request on its way: its socket, its deadline, and how much of its body may have left this machine."""
 
-    def __init__(self, timeouts: Timeouts, *, size_bytes: int, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        *,
+        size_bytes: int,
+        pace: Pace | None = None,
+        may_send: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.timeouts = timeouts
+        self.may_send = may_send
         self.pace = pace  # of its body; None: as fast as the line is
         self.size_bytes = size_bytes  # of the body
         self.body_bytes_left = 0

@@ -2,6 +2,7 @@
 
     DicomWebError
     +- Unavailable            no verdict on the request: no connection, a deadline, 408, 424, 5xx; try later
+    |  +- SendingEnded        we killed it ourselves: what is sent may be another's to send by now
     |  +- Throttled           429: the server asks for patience and has looked at nothing
     |  +- NotAuthorized       401, 403: says nothing about the request itself
     |     +- TokenError       we could not even get a token; nothing was sent
@@ -87,6 +88,10 @@ class Throttled(Unavailable):
     """The server asks us to slow down (429)."""
 
     proves_nothing_stored = True
+
+
+class SendingEnded(Unavailable):
+    """The request was killed, because what is sent may be another's to send by now."""
 
 
 class NotAuthorized(Unavailable):

@@ -23,7 +23,7 @@ from ingestd.dicomweb.answers import Answer
 from ingestd.dicomweb.auth import Auth, NoAuth
 from ingestd.dicomweb.connections import HttpSession
 from ingestd.dicomweb.deadlines import Flight, Timeouts
-from ingestd.dicomweb.errors import FileChanged, MisconfiguredServer, TokenError
+from ingestd.dicomweb.errors import FileChanged, MisconfiguredServer, SendingEnded, TokenError
 from ingestd.dicomweb.failures import error_of, failure_of
 from ingestd.dicomweb.pacing import Pace
 from ingestd.fs.places import expect_named
@@ -63,6 +63,8 @@ class Transport:
         self.timeouts = timeouts if timeouts is not None else Timeouts()
         self.pace = None if rate is None else Pace(rate)
         self._tls = tls if tls is not None else Tls()
+        # Whether a body may go on leaving, asked before each piece of it; False kills the request.
+        self.may_send: Callable[[], bool] = lambda: True
         self.on_answer: Callable[[Answer], object] | None = None  # told of each answer, in the asking thread
         self._headers = dict(headers or {})
         if any(name.lower() == "authorization" for name in self._headers):
@@ -137,12 +139,13 @@ class Transport:
             requests.Request(method, self.base_url + path, params=list(params), data=body, headers=all_headers)
         )
         timeout = (self.timeouts.connect.total_seconds(), self.timeouts.read.total_seconds())
-        flight = Flight(self.timeouts, size_bytes=0 if body is None else len(body), pace=pace)
+        size_bytes = 0 if body is None else len(body)
+        flight = Flight(self.timeouts, size_bytes=size_bytes, pace=pace, may_send=self.may_send)
         try:
             flight.__enter__()
             response = session.send(request, stream=True, allow_redirects=False, timeout=timeout, proxies={})
         except BaseException as error:
-            if isinstance(error, FileChanged):
+            if isinstance(error, (FileChanged, SendingEnded)):
                 error.body_bytes_left = flight.body_bytes_left
             if flight.body_bytes_left:
                 flight.abort()

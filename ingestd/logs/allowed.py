@@ -89,7 +89,9 @@ _PROPER = frozenset(
         "It",
         "JSON",
         "KiB",
+        "LedgerAway",
         "LedgerBusy",
+        "LedgerDiffers",
         "LedgerFull",
         "Little",
         "MB",
@@ -159,6 +161,7 @@ ALLOWED: Mapping[str, Shape] = {
     "destination": "chosen",
     "port": "number",
     "pid": "number",
+    "worker": "number",
     "version": "version",
     # what happened to it
     "state": "word",

@@ -20,6 +20,7 @@ from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger
 from tests.builders import write_instance
 from tests.emulating import stores
+from tests.ledgers import agree_anew
 from tests.orthanc import free_port
 from tests.running import Daemon, Site, wait_until
 
@@ -164,6 +165,7 @@ def test_one_to_which_files_were_sent_while_the_new_rooms_were_built_stays(
     fewer = load(site.config_file)
     rooms = Rooms(both)
     rooms.start()
+    agree_anew(site.folder)
     signals = Signals(rooms.wake)
     service = _Service(rooms, signals, Mock(Notifier, watchdog_interval=None), reread=lambda: fewer, adopt=Mock())
     try:

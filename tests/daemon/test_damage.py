@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from ingestd.emulator import Emulator
 from ingestd.ledger import Choice, Ledger, queries
 from ingestd.lifecycle import State
 from tests.daemon.test_promise import configure, image, running, states, turn
+from tests.ledgers import raw
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def test_file_that_its_disk_has_altered_is_not_sent(tmp_path: Path, server: Emul
             file.write(b"\x40")
         os.utime(kept, ns=(was.st_atime_ns, was.st_mtime_ns))
         # Only a disk alters bytes without the file's ctime; so the row is given the one that it has now.
-        with closing(sqlite3.connect(config.ledger_file)) as connection, connection:
+        with raw(config.ledger) as connection:
             connection.execute("UPDATE file SET ctime_ns = ?", (kept.stat().st_ctime_ns,))
         daemon.gates.claims.open("test")
         turn(daemon, lambda: states(config) == {"DISCARDED": 1, "REJECTED": 1})

@@ -18,6 +18,7 @@ from ingestd.lifecycle import Reason
 from tests.builders import instance_bytes
 from tests.daemon.test_promise import running, turn
 from tests.emulating import EmulatorProcess
+from tests.ledgers import agree_anew, url_of
 
 BOTH = ("archive", "research")
 
@@ -45,9 +46,10 @@ def configure(
         f"{rules}"
         f"reconcile: {{interval: {interval}, lag: 1s, absence_wait: 200ms}}\n"
         "shutdown_grace: 5s\n"
-        "ledger: sqlite:///ledger.db\n"
+        f"ledger: {url_of(folder)}\n"
         "reader: {processes: 1}\n"
     )
+    agree_anew(folder)
     return load(file)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tests.builders import instance_bytes
 from tests.daemon.test_destinations import states
 from tests.daemon.test_promise import running, turn
 from tests.emulating import EmulatorProcess
+from tests.ledgers import agree_anew, raw, url_of
 
 Servers = dict[str, Emulator]
 
@@ -47,9 +46,10 @@ def configure(
         f"destinations:\n{destinations}"
         f"reconcile: {{{reconcile}, lag: 1s, absence_wait: 200ms, verify: presence}}\n"
         "shutdown_grace: 5s\n"
-        "ledger: sqlite:///ledger.db\n"
+        f"ledger: {url_of(folder)}\n"
         "reader: {processes: 1}\n"
     )
+    agree_anew(folder)
     return load(file)
 
 
@@ -66,14 +66,15 @@ def drop(folder: Path, inbox: str, study: int, number: int = 1) -> None:
 
 
 def told(config: Config, question: str, *values: object) -> int:
-    with closing(sqlite3.connect(config.ledger.removeprefix("sqlite:///"))) as ledger:
+    with raw(config.ledger) as ledger:
         return int(ledger.execute(question, values).fetchone()[0])
 
 
 def of_study(config: Config, study: int, states: str) -> int:
     """How many of its deliveries are in one of these states."""
-    question = "SELECT count(*) FROM delivery JOIN study ON study.id = study_id WHERE uid = ? AND instr(?, state)"
-    return told(config, question, f"1.2.3.{study}", states)
+    question = "SELECT count(*) FROM delivery JOIN study ON study.id = study_id WHERE uid = ? AND state IN"
+    words = states.split()
+    return told(config, f"{question} ({', '.join('?' * len(words))})", f"1.2.3.{study}", *words)
 
 
 def taken_in(config: Config) -> int:
@@ -83,8 +84,8 @@ def taken_in(config: Config) -> int:
 def posts_before(config: Config, study: int) -> int:
     """How many posts of other studies began before the first of this one, since its last file had been taken in."""
     question = """WITH ours AS (SELECT id FROM study WHERE uid = ?)
-        SELECT count(*) FROM attempt WHERE id < (SELECT min(id) FROM attempt WHERE study_id IN ours)
-        AND started_at >= (SELECT max(admitted_at) FROM delivery WHERE study_id IN ours)"""
+        SELECT count(*) FROM attempt WHERE id < (SELECT min(id) FROM attempt WHERE study_id IN (SELECT id FROM ours))
+        AND started_at >= (SELECT max(admitted_at) FROM delivery WHERE study_id IN (SELECT id FROM ours))"""
     return told(config, question, f"1.2.3.{study}")
 
 
@@ -210,7 +211,7 @@ def test_urgent_study_overtakes_what_has_waited_for_hours(tmp_path: Path, server
     with running(config) as daemon:
         daemon.gates.claims.shut("not yet")
         turn(daemon, lambda: taken_in(config) == 40)
-        with closing(sqlite3.connect(config.ledger.removeprefix("sqlite:///"))) as ledger, ledger:
+        with raw(config.ledger) as ledger:
             for table, column in (("delivery", "admitted_at"), ("study_sum", "oldest_at"), ("study_sum", "due_at")):
                 ledger.execute(f"UPDATE {table} SET {column} = {column} - 36000000000")
         drop(tmp_path, "er", 1)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import Reason, State
 from tests.daemon.test_promise import configure, image, run, running, states, turn
+from tests.ledgers import agree_anew, raw
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def server() -> Iterator[Emulator]:
 
 def make_former(config: Config, content: bytes) -> None:
     """Give all rows the digests that an earlier ingestd would have written of this file."""
-    with closing(sqlite3.connect(config.ledger_file)) as connection, connection:
+    with raw(config.ledger) as connection:
         (offset,) = connection.execute("SELECT DISTINCT dataset_offset FROM file").fetchone()
         digests = hashlib.sha256(content[:offset]).digest(), hashlib.sha256(content[offset:]).digest()
         connection.execute("UPDATE file SET meta_digest = ?, digest = ?, sha256 = NULL", digests)
@@ -90,6 +89,7 @@ def test_kept_file_whose_ctime_moved_is_read_and_goes(tmp_path: Path, server: Em
     (kept,) = (path for path in (tmp_path / "spool" / "files").rglob("*") if path.is_file())
     kept.chmod(0o600)
     config.file.write_text(config.file.read_text().replace("retain: 24h", "retain: 0s"))
+    agree_anew(tmp_path)
 
     with running(load(config.file)) as daemon:
         turn(daemon, lambda: daemon.stages.retention.hurry() or not kept.exists())

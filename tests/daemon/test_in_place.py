@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from tests.builders import instance_bytes
 from tests.daemon.test_admission import Rooms, opened
 from tests.inboxing import scan_now
 from tests.kept import told
+from tests.ledgers import raw
 
 
 def put(path: Path, content: bytes, *, like: os.stat_result | None = None, anew: bool = True) -> os.stat_result:
@@ -59,7 +58,7 @@ def test_whole_file_is_not_the_cut_one_that_was_refused_and_looked_like_it(tmp_p
         content = instance_bytes()
         first = put(rooms.drop / "image", b"x" * len(content))
         assert rooms.take_in(1) == {State.REJECTED: 1}
-        with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+        with raw(rooms.ledger) as connection:
             # As after ``incomplete_after``, for which nobody here waits.
             connection.execute("UPDATE file SET reason = 'truncated'")
         put(rooms.drop / "image", content, like=first)
@@ -73,7 +72,7 @@ def test_file_that_is_taken_with_a_note_is_not_the_cut_one_that_was_refused(tmp_
     with opened(tmp_path, take=Take.IN_PLACE, incomplete_after=timedelta(seconds=0.3)) as rooms:
         first = put(rooms.drop / "image", b"x" * len(zeros))
         rooms.take_in(1)
-        with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+        with raw(rooms.ledger) as connection:
             connection.execute("UPDATE file SET reason = 'truncated'")
         put(rooms.drop / "image", zeros, like=first)
 
@@ -113,7 +112,7 @@ def test_file_that_did_not_stand_still_while_it_was_read_is_read_once_more(tmp_p
         content = instance_bytes(sop_uid="1.2.3.1")
         first = put(path, content)
         rooms.take_in(1)
-        with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+        with raw(rooms.ledger) as connection:
             connection.execute("UPDATE file SET ctime_ns = 0")
         if is_another:
             put(path, content.replace(b"1.2.3.1", b"1.2.3.2"), like=first, anew=False)
@@ -139,7 +138,7 @@ def test_row_whose_bytes_are_gone_is_no_file_that_lies_there(tmp_path: Path) -> 
         path = rooms.drop / "image"
         first = put(path, instance_bytes())
         rooms.take_in(1)
-        with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+        with raw(rooms.ledger) as connection:
             connection.execute("UPDATE file SET removing_at = 1, removed_at = 1")
         put(path, path.read_bytes(), like=first)
 
@@ -177,7 +176,7 @@ def test_file_that_is_restored_piece_by_piece_is_what_it_was(tmp_path: Path) -> 
 
 def renumber(rooms: Rooms) -> None:
     """Let every row have seen its file under another inode, as if the share had failed over since."""
-    with closing(sqlite3.connect(rooms.ledger.file)) as connection, connection:
+    with raw(rooms.ledger) as connection:
         rows = connection.execute("SELECT id, source FROM file").fetchall()
         for file_id, source in rows:
             inode, *others = told("source", source).split(":")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import subprocess
-from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
@@ -15,6 +13,7 @@ from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, moves, queries
 from tests.builders import write_instance
 from tests.emulating import EmulatorProcess, delete, file_of, post, stores
+from tests.ledgers import raw
 from tests.running import PROGRAM, Site, environment, wait_until
 
 NAMES = ("a", "b", "c")
@@ -31,19 +30,19 @@ def delivered(site: Site) -> None:
 
 def move_unseen(site: Site) -> None:
     """Go on at the address that the configuration has, without a look at what is there."""
-    with Ledger.open(f"sqlite:///{site.ledger_file}", create=False) as ledger, ledger.transaction() as tx:
+    with Ledger.open(site.ledger_url, create=False) as ledger, ledger.transaction() as tx:
         moves.new_address(tx, site.url, now=datetime.now(UTC))
 
 
 def settled_duplicates(site: Site) -> int:
-    with closing(sqlite3.connect(site.ledger_file)) as ledger:
+    with raw(site.ledger_url) as ledger:
         asked = "SELECT count(*) FROM delivery WHERE state = 'DUPLICATE' AND settled_at IS NOT NULL"
         return int(ledger.execute(asked).fetchone()[0])
 
 
 def asked_for_by_nobody(site: Site) -> list[str]:
     """The confirmed files but for the last, the newest and the last that was changed."""
-    with closing(sqlite3.connect(site.ledger_file)) as ledger:
+    with raw(site.ledger_url) as ledger:
         orders = ("settled_at", "delivery.id", "delivery.changed_at")
         of_confirmed = """SELECT relative_path FROM delivery JOIN file ON file.id = file_id
             WHERE delivery.state = 'CONFIRMED' ORDER BY"""
@@ -165,7 +164,7 @@ def test_a_new_address_is_not_taken_while_another_spool_of_the_ledger_sends_to_t
     """It went on there, and its rows were CONFIRMED by what the former address had shown."""
     with Emulator(fsync=False) as server:
         site, other = Site(tmp_path / "site", server.url), Site(tmp_path / "other", server.url)
-        other.configure(ledger=f"sqlite:///{site.ledger_file}")
+        other.configure(ledger=site.ledger_url)
         with other.start():
             assert site.command(*MOVE).returncode == ExitCode.BUSY
         assert site.command(*MOVE, "--yes").returncode == ExitCode.DONE

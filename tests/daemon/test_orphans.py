@@ -69,7 +69,7 @@ def ledger_of(config: Config) -> Iterator[Ledger]:
     """The ledger, as the daemon of this spool has it open."""
     spool = config.spool.path
     host = (spool / "spool.id").read_text().strip()
-    with Ledger.open(config.ledger, host=host, spool=spool) as ledger:
+    with Ledger.open(config.ledger, host=host, spool=spool, key=config.spool.search_key) as ledger:
         yield ledger
 
 

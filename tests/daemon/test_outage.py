@@ -12,7 +12,7 @@ import structlog
 
 from ingestd.daemon.outage import Outage
 from ingestd.emulator import Emulator
-from ingestd.ledger import LedgerError, LedgerFull, moves
+from ingestd.ledger import LedgerAway, LedgerError, LedgerFull, moves
 from tests.daemon.test_promise import configure, image, running, states, turn
 from tests.ledger_builders import NOW, arrival, open_ledger
 
@@ -105,3 +105,15 @@ def test_ledger_says_whether_a_transaction_wrote_anything(tmp_path: Path) -> Non
         with ledger.transaction() as tx:
             pass
         assert not tx.wrote
+
+
+def test_what_passes_by_itself_is_tried_again_at_once_the_first_time() -> None:
+    """A deadlock or an answer that was lost kept a lease of two seconds from being renewed: another took over."""
+    outage = Outage(Log(), "ledger.db")
+
+    assert outage.failed(LedgerAway("cut"), 10.0) == pytest.approx(10.2)
+    assert outage.failed(LedgerAway("away"), 10.2) == pytest.approx(12.2)
+    outage.passed(12.2, wrote=True)
+    assert outage.failed(LedgerAway("cut"), 13.0) == pytest.approx(15.0)
+    outage.passed(30.0, wrote=True)
+    assert outage.failed(LedgerAway("cut"), 40.0) == pytest.approx(40.2)

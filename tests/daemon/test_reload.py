@@ -7,12 +7,11 @@ import errno
 import os
 import signal
 import socket
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -27,9 +26,10 @@ from ingestd.daemon.service import _has_taken_over, _prepare, _Service
 from ingestd.daemon.signals import Asked, Signals
 from ingestd.daemon.stage import Stage
 from ingestd.emulator import Emulator
-from ingestd.ledger import LedgerUnread, queries, sqlite_file
+from ingestd.ledger import LedgerUnread, queries
 from ingestd.threads import NoThread
 from tests.daemon.test_promise import configure, image, running
+from tests.ledgers import by_lock_only, kept_out, sqlite_only, wait_little
 from tests.running import QUICK_INBOX, Site, wait_until
 from tests.torture.failing import Fault, Injector, NoCompilerError, compile_library
 
@@ -99,16 +99,16 @@ def test_reload_that_cannot_be_built_closes_nothing(tmp_path: Path, server: Emul
         assert "config.refused" in daemon.tail()
 
 
+@sqlite_only
 def test_reload_while_the_ledger_is_locked_ends_nothing(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rooms that were being built read the ledger, and what it raised ended the daemon."""
-    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
+    wait_little(monkeypatch)
     config = configure(tmp_path, server)
-    with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        assert _prepare(config, daemon) is None
-        other.execute("ROLLBACK")
+    with running(config) as daemon:
+        with kept_out(config.ledger):
+            assert _prepare(config, daemon) is None
         following = _prepare(config, daemon)
 
         assert following is not None
@@ -119,17 +119,17 @@ def test_hand_over_waits_for_a_ledger_that_is_locked(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new limits were the first that it was to write, and the daemon ended instead of waiting as it does else."""
-    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
+    wait_little(monkeypatch)
     config = configure(tmp_path, server)
-    with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+    with running(config) as daemon, ExitStack() as held:
         following = Daemon(config, before=daemon)
-        other.execute("BEGIN EXCLUSIVE")
+        let_in = held.enter_context(kept_out(config.ledger))
         daemon.stop(config.shutdown_grace, hand_over=True)
         waits: list[float] = []
 
         def wait(seconds: float) -> bool:
             waits.append(seconds)
-            other.execute("ROLLBACK")
+            let_in()
             return False
 
         monkeypatch.setattr(following.wake, "wait", wait)
@@ -146,17 +146,17 @@ def test_hand_over_waits_for_a_ledger_that_is_locked(
 def test_hand_over_to_a_ledger_that_stays_locked_ends_when_it_is_told_to(
     tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
+    wait_little(monkeypatch)
     config = configure(tmp_path, server)
-    with running(config) as daemon, closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+    with running(config) as daemon, ExitStack() as held:
         following = Daemon(config, before=daemon)
-        other.execute("BEGIN EXCLUSIVE")
+        let_in = held.enter_context(kept_out(config.ledger))
         daemon.stop(config.shutdown_grace, hand_over=True)
         signals = Signals(following.wake)
         monkeypatch.setattr(following.wake, "wait", lambda _: setattr(signals, "asked", Asked.STOP))
 
         assert not _has_taken_over(following, signals, Mock())
-        other.execute("ROLLBACK")
+        let_in()
         Daemon(config).close()
 
 
@@ -206,6 +206,7 @@ def test_reloads_in_a_row_keep_no_file_from_being_taken_in(tmp_path: Path, serve
         assert len(reloaded_at) > 3
 
 
+@by_lock_only
 def test_reload_leaves_no_word_of_a_ledger_that_failed_before(tmp_path: Path, server: Emulator) -> None:
     """It stood in the lock until the next start, and ``status`` called a person for it."""
     site = Site(tmp_path, server.url)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from ingestd.ledger import Ledger, moves, queries
 from ingestd.lifecycle import Backoff, BatchLimits, BatchResult, Outcome, Reason, State
 from tests.daemon.test_promise import IDENTITY, configure, image, run, running, turn
 from tests.emulating import delete
+from tests.ledgers import contents_of, put_back
 
 STUDY = IDENTITY[0]
 
@@ -45,7 +45,8 @@ def go_on(config: Config, state: State | str) -> None:
         return
     spool = Spool(config.spool.path)
     limits = BatchLimits(quiet_period=timedelta(0))
-    with Ledger.open(config.ledger, host=spool.host, spool=spool.path, limits=limits) as ledger:
+    key = config.spool.search_key
+    with Ledger.open(config.ledger, host=spool.host, spool=spool.path, limits=limits, key=key) as ledger:
         [entry] = queries.entries(ledger)
         at = entry.changed_at + timedelta(hours=2)
         with ledger.transaction() as tx:
@@ -67,22 +68,20 @@ def go_on(config: Config, state: State | str) -> None:
             moves.finish(tx, result, now=at, backoff=Backoff(), jitter=0.0)
 
 
-def backed_up_and_sent(folder: Path, server: Emulator, state: State | str) -> tuple[Config, Path]:
+def backed_up_and_sent(folder: Path, server: Emulator, state: State | str) -> tuple[Config, Mapping[str, bytes]]:
     """Take a file in, copy the ledger aside in this state, send the file, and see it confirmed and our copy removed."""
     config = configure(folder, server, retain="0s")
     file = folder / "config.yaml"
-    slow = folder / "slow"
     quick = file.read_text()
     file.write_text(quick.replace("quiet_period: 50ms", "quiet_period: 1h, max_wait: 2h"))
     (folder / "drop" / "image").write_bytes(image())
     with running(load(file)) as daemon:
         turn(daemon, lambda: states(config) == [(State.PENDING, None)])
     file.write_text(quick)
-    backup = folder / "backup.db"
-    shutil.copy(config.ledger_file, slow)
+    slow = contents_of(config.ledger)
     go_on(config, state)
-    shutil.copy(config.ledger_file, backup)
-    shutil.copy(slow, config.ledger_file)
+    backup = contents_of(config.ledger)
+    put_back(config.ledger, slow)
     run(config)
     assert [state for state, _ in states(config)] == [State.CONFIRMED]
     assert not [path for path in (folder / "spool" / "files").rglob("*") if path.is_file()]
@@ -93,7 +92,7 @@ def backed_up_and_sent(folder: Path, server: Emulator, state: State | str) -> tu
 def test_row_of_an_old_backup_is_confirmed_where_the_server_has_it_and_our_file_is_removed(tmp_path, server, state):
     config, backup = backed_up_and_sent(tmp_path, server, state)
 
-    shutil.copy(backup, config.ledger_file)
+    put_back(config.ledger, backup)
     result = run(config)
 
     assert result.done
@@ -105,7 +104,7 @@ def test_row_of_an_old_backup_is_failed_as_gone_where_the_server_does_not_have_i
     config, backup = backed_up_and_sent(tmp_path, server, state)
     delete(server.url, IDENTITY)
 
-    shutil.copy(backup, config.ledger_file)
+    put_back(config.ledger, backup)
     result = run(config)
 
     assert result.done

@@ -8,21 +8,24 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from ingestd.clocks import utc_now
 from ingestd.config import load
 from ingestd.emulator import Emulator
 from ingestd.inbox import Expect, Removal, Spool, Taken
 from ingestd.ledger import Choice, Entry, Ledger, moves, queries
+from ingestd.ledger.schema import file
 from ingestd.lifecycle import NEEDS_PERSON, State
 from tests.builders import element
 from tests.daemon.test_promise import configure, image, running, states, turn
 from tests.inboxing import candidate_of, expect_of, set_aside, source_of, take_in
+from tests.ledgers import url_of
 from tests.running import PROGRAM, Site, environment, kill_session, wait_until
 
 _UNKNOWN = "Stopped because nobody can say how full the spool's disk is"
@@ -34,8 +37,8 @@ def server() -> Iterator[Emulator]:
         yield emulator
 
 
-def only_entry(ledger_file: Path) -> Entry:
-    with Ledger.open(f"sqlite:///{ledger_file}", read_only=True) as ledger:
+def only_entry(folder: Path) -> Entry:
+    with Ledger.open(url_of(folder), read_only=True) as ledger:
         (entry,) = queries.entries(ledger)
     return entry
 
@@ -78,7 +81,30 @@ def test_disk_of_which_nothing_can_be_said_lets_no_kept_file_go(tmp_path: Path, 
     assert _UNKNOWN in told.stdout
     assert told.returncode == 1
     assert (site.drop / "another").exists()
-    assert only_entry(site.ledger_file).removed_at is None
+    assert only_entry(site.folder).removed_at is None
+
+
+def test_file_goes_only_once_its_mark_is_durable(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path, server, retain="0s")
+    (tmp_path / "drop" / "image").write_bytes(image())
+    marks = []
+    with running(config) as daemon:
+        let_go = daemon.spool.let_go
+
+        def look_and_let_go(files: Sequence[tuple[Path, Expect]]) -> object:
+            if files:
+                with Ledger.open(url_of(tmp_path), read_only=True) as other:
+                    marks.append(other.fetch_one(select(file.c.removing_at)).removing_at)
+            return let_go(files)
+
+        monkeypatch.setattr(daemon.spool, "let_go", look_and_let_go)
+        turn(daemon, lambda: states(config) == {"CONFIRMED": 1})
+        daemon.stages.retention.hurry()
+        turn(daemon, lambda: only_entry(tmp_path).removed_at is not None)
+    assert marks, "it was removed by nobody"
+    assert None not in marks
 
 
 @pytest.mark.slow
@@ -93,11 +119,11 @@ def test_kept_files_stay_while_anything_stands_in_the_way(tmp_path: Path, server
         removals.open("one")
         daemon.stages.retention.hurry()
         turn(daemon, pass_seconds(0.5))
-        assert only_entry(tmp_path / "ledger.db").removed_at is None
+        assert only_entry(tmp_path).removed_at is None
 
         removals.open("other")
         daemon.stages.retention.hurry()
-        turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
+        turn(daemon, lambda: only_entry(tmp_path).removed_at is not None)
 
 
 def rewrite(path: Path, content: bytes) -> None:
@@ -173,7 +199,7 @@ def test_discarded_file_that_was_written_to_comes_back(tmp_path: Path, server: E
         turn(daemon, lambda: states(config) == {"REJECTED": 1})
         (aside,) = (tmp_path / "spool" / "rejected").glob("*/*/*")
         with daemon.ledger.transaction() as tx:
-            moves.discard(tx, only_entry(tmp_path / "ledger.db").delivery_id, now=utc_now())
+            moves.discard(tx, only_entry(tmp_path).delivery_id, now=utc_now())
         rewrite(aside, image())
         daemon.gates.removals.open("test")
         daemon.stages.retention.hurry()
@@ -194,7 +220,7 @@ def test_file_that_was_only_looked_after_goes(tmp_path: Path, server: Emulator) 
         daemon.gates.removals.open("test")
         daemon.stages.retention.hurry()
 
-        turn(daemon, lambda: only_entry(tmp_path / "ledger.db").removed_at is not None)
+        turn(daemon, lambda: only_entry(tmp_path).removed_at is not None)
 
     assert not kept.exists()
     assert states(config) == {"CONFIRMED": 1}
@@ -212,7 +238,7 @@ def test_untouched_file_goes_without_being_read_again(tmp_path: Path, server: Em
 
         def is_gone() -> bool:
             assert not daemon.stages.retention._reading
-            return only_entry(tmp_path / "ledger.db").removed_at is not None
+            return only_entry(tmp_path).removed_at is not None
 
         turn(daemon, is_gone)
     assert list((tmp_path / "spool" / "files").glob("*/*/*")) == []
@@ -230,7 +256,7 @@ def test_file_that_a_writer_has_open_is_kept(tmp_path: Path, server: Emulator) -
             daemon.stages.retention.hurry()
             turn(daemon, pass_seconds(0.5))
             assert kept.exists()
-    assert only_entry(tmp_path / "ledger.db").removed_at is None
+    assert only_entry(tmp_path).removed_at is None
 
 
 @pytest.fixture

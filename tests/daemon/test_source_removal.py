@@ -19,6 +19,7 @@ from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.inboxing import scan_now
+from tests.ledgers import url_of
 from tests.running import QUICK_INBOX, Site, wait_until
 
 
@@ -44,7 +45,7 @@ def test_copied_source_is_removed_and_not_taken_twice(tmp_path: Path, elsewhere:
             "batch: {quiet_period: 50ms}\n"
             f'destination: {{url: "{server.url}"}}\n'
             "reconcile: {interval: 100ms, lag: 1s}\n"
-            "ledger: sqlite:///ledger.db\n"
+            f"ledger: {url_of(tmp_path)}\n"
             "reader: {processes: 1}\n"
         )
         config = load(config_file)

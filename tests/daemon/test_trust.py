@@ -31,6 +31,7 @@ from ingestd.sender import profile_of
 from tests.builders import IMPLICIT, fresh_uid, instance_bytes
 from tests.emulating import file_of
 from tests.http_server import Conversation, Request, ScriptedServer, answer
+from tests.ledgers import url_of
 from tests.line.test_line import Image, drop, make_image
 from tests.running import Site, wait_until
 
@@ -50,7 +51,7 @@ def site_of(folder: Path, server: Emulator, *, trusted: bool = False, **settings
     site = Site(folder / "site", server.url, **settings)
     if trusted:
         with (
-            Ledger.open(f"sqlite:///{site.ledger_file}", destinations={"default": server.url}) as ledger,
+            Ledger.open(site.ledger_url, destinations={"default": server.url}) as ledger,
             ledger.transaction() as tx,
         ):
             moves.count_matches(tx, {CT: MOST_IN_ALL})
@@ -144,10 +145,11 @@ class Trusting:
     def __init__(self, folder: Path, *, sample: float = 0.0) -> None:
         spool = Spool(folder / "spool")
         self.ledger = Ledger.open(
-            f"sqlite:///{folder}/ledger.db",
+            url_of(folder),
             host=spool.host,
             spool=spool.path,
             destinations={"default": "http://pacs.example/v2"},
+            key=folder / "search.key",
         )
         self.removals = Gate()
         self.trust = Trust(

@@ -22,6 +22,7 @@ from ingestd.reader import InspectJob, Read
 from ingestd.reconciler import Finding, needs_comparison
 from tests.builders import fresh_uid, write_instance
 from tests.daemon.test_promise import configure, running
+from tests.ledgers import statements_of
 from tests.running import Site, TookTooLongError, wait_until
 from tests.serving import only_server, only_workers
 
@@ -47,7 +48,7 @@ def rooms(site: Site) -> Iterator[Daemon]:
 @contextmanager
 def somebody_else(site: Site) -> Iterator[Ledger]:
     """Another process's hand on the same ledger."""
-    with Ledger.open(f"sqlite:///{site.ledger_file}", create=False) as ledger:
+    with Ledger.open(site.ledger_url, create=False) as ledger:
         yield ledger
 
 
@@ -351,15 +352,11 @@ def test_an_entry_that_is_read_again_and_again_is_looked_for_twice(tmp_path: Pat
 
 def times_looked_for(daemon: Daemon) -> int:
     """Have the feed read once, and count the statements that look for the rows of its entries."""
-    statements: list[str] = []
-    driver = daemon.ledger.connection.connection.dbapi_connection
-    assert driver is not None
-    driver.set_trace_callback(statements.append)
     reading = only_server(daemon).feed_reading
     before = reading._counted_at
     reading.read_soon()
-    turn_until(daemon, lambda: reading._counted_at != before, what="the reading")
-    driver.set_trace_callback(None)
+    with statements_of(daemon.ledger) as statements:
+        turn_until(daemon, lambda: reading._counted_at != before, what="the reading")
     return sum("needs_content_check, study.uid" in statement for statement in statements)
 
 
@@ -421,12 +418,8 @@ def test_rows_that_are_being_compared_are_not_read_again_with_each_answer(tmp_pa
         write_instance(site.drop / f"image{number}", study_uid="1.2.3")
     with rooms(site) as daemon:
         turn_until(daemon, lambda: queries.counts(daemon.ledger).get(State.STORED) == files, what="all stored")
-        statements: list[str] = []
-        connection = daemon.ledger.connection.connection.dbapi_connection
-        assert connection is not None
-        connection.set_trace_callback(statements.append)
-
-        turn_until(daemon, lambda: queries.counts(daemon.ledger).get(State.CONFIRMED) == files, what="the proof")
+        with statements_of(daemon.ledger) as statements:
+            turn_until(daemon, lambda: queries.counts(daemon.ledger).get(State.CONFIRMED) == files, what="the proof")
 
     looks = sum("ORDER BY delivery.next_check_at" in text for text in statements)
     assert looks < files / 4

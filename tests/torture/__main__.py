@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.torture.failing import FaultCampaign, NoCompilerError
+from tests.torture.fleet import FleetCampaign
 from tests.torture.killing import Campaign
 from tests.torture.servers import one_server, two_servers
 
@@ -23,6 +24,9 @@ def main() -> int:
         "--two",
         choices=("archive", "research"),
         help="with --kills: deliver to two servers, of which this is away twice",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, help="with --kills: strike so many workers on one PostgreSQL ledger"
     )
     parser.add_argument("--files", type=int, default=0, help="with --kills: write so many files, at least")
     parser.add_argument("--away", type=float, default=60.0, help="with --two: for so many seconds each time (60)")
@@ -41,6 +45,10 @@ def main() -> int:
 def _torture(chosen: argparse.Namespace, folder: Path) -> int:
     seed = chosen.seed or int(time.time()) % 1_000_000
     say = (lambda _: None) if chosen.quiet else (lambda text: print(text, flush=True))
+    if chosen.workers:
+        fleet = FleetCampaign(folder, workers=chosen.workers, strikes=chosen.kills, seed=seed, say=say).run()
+        print(fleet)
+        return 1 if fleet.violations else 0
     if not chosen.faults:
         targets = partial(two_servers, away=chosen.two, seconds=chosen.away) if chosen.two else one_server
         report = Campaign(folder, kills=chosen.kills, seed=seed, say=say, targets=targets, files=chosen.files).run()

@@ -1,6 +1,7 @@
 /* A library for LD_PRELOAD that makes chosen system calls fail.
  *
  * Beside the library lie two files. "rule" holds one line: CALL ERRNO NTH TIMES SECONDS PROCESS PREFIX
+ *   ERRNO    0: it does not fail; the process stops itself before it (SIGSTOP), until somebody has it go on
  *   CALL     open, stat, fstat, access, read, pread, write, pwrite, fsync, fdatasync, ftruncate, close, rename, unlink,
  *            rmdir, mkdir, link, chmod, readdir, statvfs, flock, fcntl, epoll, thread
  *   NTH      the call that fails first, counted over all processes; 0: none fails, and calls are only counted
@@ -20,6 +21,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -52,6 +54,14 @@ static uint64_t now(void)
     return (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
 }
 
+static void raise_stop(void)
+{
+    int before = errno;
+
+    kill(getpid(), SIGSTOP);
+    errno = before;
+}
+
 /* Whether the call on this path is to fail; errno is set then. */
 static int fails_on(const char *call, const char *path)
 {
@@ -73,6 +83,10 @@ static int fails_on(const char *call, const char *path)
     }
     __atomic_add_fetch(&state->failed, 1, __ATOMIC_SEQ_CST);
     snprintf(state->last, sizeof state->last, "%s %s", call, path);
+    if (rule_error == 0) {
+        raise_stop();
+        return 0;
+    }
     errno = rule_error;
     return 1;
 }

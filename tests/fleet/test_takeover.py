@@ -1,0 +1,114 @@
+"""Who works ends, one way or another, and who stands by goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+
+from tests.builders import fresh_uid
+from tests.fleet.gateways import GRACE, LEASE, Gateways
+from tests.running import wait_until
+
+
+def test_killed_worker_of_this_boot_is_followed_at_once(both: Gateways):
+    a, b = both.start("a"), both.start("b")
+    study = fresh_uid(1)
+    both.feed(2, study=study)
+    both.wait_confirmed()
+
+    a.kill()
+
+    assert both.wait_held_by(b) < LEASE
+    both.feed(2, study=study)
+    both.wait_confirmed()
+    assert both.check() == []
+
+
+@pytest.mark.slow
+def test_killed_worker_of_another_machine_is_followed_after_its_lease(both: Gateways):
+    a, b = both.start("a"), both.start("b")
+    study = fresh_uid(1)
+    both.feed(1, study=study)
+    both.wait_confirmed()
+    both.put_elsewhere()
+
+    a.kill()
+    killed_at = time.monotonic()
+    (late,) = both.feed(1, study=study)
+
+    wait_until(lambda: late.sop_uid in both.posted(), what="the next post", within_seconds=LEASE + GRACE)
+    assert time.monotonic() - killed_at >= LEASE * 5 / 6 - 0.1  # a beat may have been on its way
+    both.wait_confirmed()
+    assert both.check() == []
+    assert b.is_running()
+
+
+@pytest.mark.slow
+def test_study_that_was_being_sent_goes_on_though_what_became_of_that_is_not_known_yet(both: Gateways):
+    both.server.faults.add("bandwidth", method="POST", bytes=300_000, count=1)
+    a = both.start("a")
+    both.start("b")
+    both.put_elsewhere()
+    study = fresh_uid(1)
+    (cut,) = both.feed(1, study=study, rows=1800)
+    both.wait_for(SENDING=1)
+
+    a.kill()
+    (late,) = both.feed(1, study=study)
+
+    wait_until(lambda: late.sop_uid in both.posted(), what="the next post", within_seconds=LEASE + GRACE)
+    assert cut.sop_uid not in both.posted()
+    both.wait_confirmed(within_seconds=120)
+    assert both.check() == []
+    assert set(both.posted().values()) == {1}
+
+
+def test_worker_that_is_told_to_end_is_followed_at_once(both: Gateways):
+    a, b = both.start("a"), both.start("b")
+    both.put_elsewhere()
+
+    began_at = time.monotonic()
+    assert a.terminate() == 0
+
+    both.wait_held_by(b)
+    assert time.monotonic() - began_at < 2
+    both.feed()
+    both.wait_confirmed()
+    assert both.check() == []
+
+
+def test_reload_that_would_differ_from_the_others_is_refused_by_the_names_of_its_keys(both: Gateways):
+    a = both.start("a")
+    site = both.site("b", reconcile={"verify": "presence"})
+    (site.folder.parent / "a" / "config.yaml").write_text(site.config_file.read_text())
+
+    a.process.send_signal(signal.SIGHUP)
+
+    wait_until(lambda: '"event": "config.refused"' in a.tail(), what="the refusal")
+    (line,) = (json.loads(each) for each in a.tail().splitlines() if "config.refused" in each)
+    assert (line["error"], line["notes"]) == ("LedgerDiffers", ["reconcile"])
+
+
+def test_of_two_that_stand_by_exactly_one_takes_over(both: Gateways):
+    a, b, c = both.start("a"), both.start("b"), both.start("c")
+    both.put_elsewhere()
+    before = both.holder()
+
+    a.kill()
+
+    wait_until(lambda: both.holder() not in {0, before}, what="the take-over", within_seconds=LEASE + GRACE)
+    after = both.holder()
+    both.feed(3)
+    both.wait_confirmed()
+    assert both.holder() == after
+    assert b.is_running()
+    assert c.is_running()
+    assert len(both.sql("SELECT id FROM worker WHERE holds = 1")) == 2  # the one that was killed, and one more
+    assert both.check() == []
+    for daemon in (b, c):
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+    assert both.sql("SELECT id FROM worker WHERE id > 0 AND ended_at IS NULL") == []

@@ -1,0 +1,142 @@
+"""The campaign against several workers on one ledger: whoever holds the spool is struck, again and again.
+
+Killed, stopped for ten leases and continued, cut off from the database, a COMMIT lost or its answer: each at a random
+moment, under files that keep arriving. Whoever ends is started again. At the end everything is held to the invariants.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from ingestd.emulator import Emulator
+from tests.fleet.gateways import LEASE, Gateways, gateways, through
+from tests.postgres import Cluster, fresh_database
+from tests.running import Daemon, TookTooLongError, wait_until
+from tests.torture.feeding import Feeder
+from tests.torture.servers import FAULTS
+from tests.wire import Wire
+
+REST_SECONDS = 240.0  # what was being sent by whoever fell silent is asked about a minute later
+HELD_WITHIN_SECONDS = 60.0
+
+
+class Strike(StrEnum):
+    """What is done to whoever holds the spool."""
+
+    KILL = "kill -9"
+    STOP = "stopped for ten leases"
+    CUT = "connections cut"
+    LOSE = "COMMIT lost"
+    LOSE_ANSWER = "answer to COMMIT lost"
+
+
+_WEIGHTS = {Strike.KILL: 4, Strike.STOP: 1, Strike.CUT: 2, Strike.LOSE: 2, Strike.LOSE_ANSWER: 2}
+
+
+@dataclass(kw_only=True)
+class FleetReport:
+    """What a campaign came to."""
+
+    seed: int
+    workers: int
+    strikes: Counter[Strike] = field(default_factory=Counter)
+    takeovers: int = 0
+    written: int = 0
+    states: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    violations: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        strikes = ", ".join(f"{strike} {count}" for strike, count in sorted(self.strikes.items()))
+        states = ", ".join(f"{state} {rows}" for state, rows in sorted(self.states.items()))
+        lines = [
+            f"seed {self.seed}, {self.workers} workers: {strikes} in {self.seconds:.0f} s; held by {self.takeovers}",
+            f"files written: {self.written}; deliveries: {states}",
+        ]
+        return "\n".join([*lines, *(f"VIOLATION: {text}" for text in self.violations)])
+
+
+class FleetCampaign:
+    """So many strikes, from one seed."""
+
+    def __init__(
+        self, folder: Path, *, workers: int, strikes: int, seed: int, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._folder = folder
+        self._strikes = strikes
+        self._random = random.Random(seed)
+        self._say = say
+        self._report = FleetReport(seed=seed, workers=workers)
+
+    def run(self) -> FleetReport:
+        """Strike as often as asked, let everything come to rest, and check all of it; raises PostgresError."""
+        report = self._report
+        started_at = time.monotonic()
+        faults = [fault.format(seed=report.seed) for fault in FAULTS]
+        with (
+            Cluster(self._folder / "postgres") as cluster,
+            Wire(cluster.port) as wire,
+            Emulator(faults=faults) as server,
+        ):
+            url = fresh_database(cluster)
+            with gateways(self._folder, server, url, by=through(url, wire.port)) as fleet:
+                self._strike_all(fleet, wire)
+                fleet.end()
+                report.states = fleet.states()
+                report.takeovers = len(fleet.sql("SELECT id FROM worker WHERE holds = 1"))
+                report.violations += fleet.check()
+        report.seconds = time.monotonic() - started_at
+        return report
+
+    def _strike_all(self, fleet: Gateways, wire: Wire) -> None:
+        fleet.keep(*(f"gateway{number}" for number in range(self._report.workers)))
+        feeder = Feeder(fleet.drop, seed=self._report.seed)
+        fleet.written = feeder.written
+        feeder.start()
+        try:
+            # Each kind once, however few there are.
+            kinds = [*Strike, *self._random.choices(list(_WEIGHTS), [*_WEIGHTS.values()], k=self._strikes)]
+            for kind in kinds[: self._strikes]:
+                holder = self._wait_held(fleet)
+                time.sleep(self._random.uniform(0, 1.5))
+                self._strike(kind, holder, wire)
+                self._report.strikes[kind] += 1
+                self._say(f"{self._report.strikes.total()}: {kind}; {fleet.states()}")
+        finally:
+            self._report.written = len(feeder.stop())
+        try:
+            wait_until(fleet.is_at_rest, what="rest", within_seconds=REST_SECONDS, every=0.2)
+        except TookTooLongError:
+            self._report.violations.append(f"no rest within {REST_SECONDS:.0f} s: {fleet.states()}")
+
+    def _wait_held(self, fleet: Gateways) -> Daemon:
+        held: list[Daemon] = []
+
+        def is_held() -> bool:
+            number = fleet.holder()
+            held[:] = [daemon for daemon in fleet.running() if number and fleet.worker_of(daemon) == number]
+            return bool(held)
+
+        wait_until(is_held, what="a worker that holds the spool", within_seconds=HELD_WITHIN_SECONDS)
+        return held[0]
+
+    def _strike(self, kind: Strike, holder: Daemon, wire: Wire) -> None:
+        if kind is Strike.KILL:
+            holder.process.send_signal(signal.SIGKILL)
+        elif kind is Strike.STOP:
+            holder.process.send_signal(signal.SIGSTOP)
+            time.sleep(10 * LEASE)
+            holder.process.send_signal(signal.SIGCONT)
+        elif kind is Strike.CUT:
+            wire.cut()
+        else:
+            lost = wire.lose_commit() if kind is Strike.LOSE else wire.cut_at_commit()
+            if not lost.wait(4 * LEASE):
+                self._report.violations.append("no worker committed anything within four leases")
