@@ -509,7 +509,9 @@ def test_a_token_never_goes_over_plain_http_to_azure_auth():
     [
         "retry: {base: 1h, cap: 1m}",
         "reader: {memory: 1MB}",
-        "ledger: postgresql://host/db",
+        "ledger: postgresql://me:secret@host/db",
+        "ledger: postgresql://host/db?password=secret",
+        "ledger: postgresql://host",
         "ledger: 'sqlite://'",
         "ledger: 'sqlite:///:memory:'",
         "inboxes: []",

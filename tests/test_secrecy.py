@@ -14,6 +14,7 @@ import pytest
 from ingestd.emulator import Emulator
 from tests.builders import element, instance_bytes, write_instance
 from tests.http_server import Conversation, ScriptedServer
+from tests.ledgers import contents_of, url_of
 from tests.running import PROJECT, Site, wait_until
 
 # Python runs this at its start; at SIGUSR1 the process then writes down what the kernel has noted of it.
@@ -58,7 +59,7 @@ def test_whoever_holds_the_token_or_an_image_is_never_dumped(tmp_path, words):
 
     with ScriptedServer(hang) as server:
         (tmp_path / "config.yaml").write_text(
-            f"inboxes: [{{path: drop}}]\nspool: {{path: spool, low_water: 1MB}}\nledger: sqlite:///ledger.db\n"
+            f"inboxes: [{{path: drop}}]\nspool: {{path: spool, low_water: 1MB}}\nledger: {url_of(tmp_path)}\n"
             f"destination: {{url: '{server.url}', auth: {{kind: bearer, token_env: TOKEN}}}}\n"
         )
         if words == "reconcile --full":
@@ -101,6 +102,5 @@ def test_what_rules_match_reaches_neither_the_ledger_nor_a_log(tmp_path):
         shown = site.command("explain", str(site.drop / "file.dcm"), "--json")
 
     assert site.states() == {"CONFIRMED": 1}
-    files = [path.read_bytes() for path in site.folder.glob("ledger.db*")]
-    assert not any(b"CANARY" in text for text in files)
+    assert not any(b"CANARY" in text for text in contents_of(site.ledger_url).values())
     assert "CANARY" not in said.stdout + said.stderr + shown.stdout + shown.stderr

@@ -93,7 +93,13 @@ def test_the_service_is_never_given_up():
 
     assert found["Unit"]["StartLimitIntervalSec"] == ["0"]
     assert found["Service"]["Restart"] == ["on-failure"]
+    # A worker whose place another took ends with the code of a wrong configuration, and stands by once it is back.
+    assert "RestartPreventExitStatus" not in found["Service"]
     assert found["Service"]["OOMPolicy"] == ["continue"]
+
+
+def test_a_spool_on_a_share_is_mounted_before():
+    assert "remote-fs.target" in settings()["Unit"]["After"][0].split()
 
 
 def test_the_user_is_the_same_everywhere():

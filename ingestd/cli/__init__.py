@@ -34,11 +34,14 @@ COMMANDS = {
     "reconcile": ("ingestd.cli.reconcile", "Ask the server now whether it has what it should have."),
     "destination": ("ingestd.cli.destination", "Say that a destination moved, or let go of what waits for one."),
     "route": ("ingestd.cli.route", "Have files that wait go where the rules say now."),
+    "config": ("ingestd.cli.config", "Say that this configuration holds for all machines that share a ledger."),
+    "workers": ("ingestd.cli.workers", "Show who works on a ledger in PostgreSQL, who stands by, and who ended."),
     "check": (
         "ingestd.cli.check",
         "Look at configuration, folders, disk, ledger, token and server: every problem at once.",
     ),
     "backup": ("ingestd.cli.backup", "Copy the ledger, its key and the spool's id, beside a running daemon."),
+    "ledger": ("ingestd.cli.ledger", "Move a filled ledger from its SQLite file into a PostgreSQL server."),
     "emulate": ("ingestd.cli.emulate", "Run the embedded server, a stand-in for the Azure DICOM service."),
     "dicomweb": ("ingestd.cli.dicomweb", "Speak to a DICOMweb server by hand, one operation at a time."),
 }

@@ -182,6 +182,7 @@ _REASONS = {
     Reason.NO_UIDS: "without UIDs",
     Reason.KILLED_READER: "killed its reader",
     Reason.NO_VERDICT: "no answer read",
+    Reason.RECORD_LOST: "record perhaps lost",
     Reason.STORED_ANSWER: "stored, by its answer",
     Reason.FEED: "in the change feed",
     Reason.QUERY: "found by asking",

@@ -87,8 +87,16 @@ def _identity(identity: Identity) -> dict[str, str]:
 
 
 def open_as_daemon(config: Config, spool: Spool) -> Ledger:
-    """Open the ledger as the daemon of this spool sees it: rows with their files, and the destination held to."""
-    return Ledger.open(config.ledger, host=spool.host, spool=spool.path, destinations=config.addresses, create=False)
+    """Open the ledger as the daemon of this spool sees it, and beside that: rows with their files, the destinations."""
+    return Ledger.open(
+        config.ledger,
+        host=spool.host,
+        spool=spool.path,
+        destinations=config.addresses,
+        create=False,
+        key=config.spool.search_key,
+        beside=True,
+    )
 
 
 def audit_all(

@@ -35,15 +35,22 @@ def command(*, config: Path | None, as_json: bool, folder: Path) -> int:
     from ingestd.fs.durable import write_whole
 
     settings = tell_config(load_config(config))
+    file = settings.ledger_file
+    if file is None:
+        raise Stop(
+            ExitCode.CONFIGURATION,
+            f"the ledger {settings.ledger_name} is backed up by the means of its server (pg_basebackup, pg_dump); copy"
+            f" beside it {settings.spool.path / 'spool.id'} and {settings.spool.search_key}",
+        )
     folder = folder.absolute()
-    _expect_apart(folder, settings)
-    with ledger_for_reading(settings) as ledger, _one_at_a_time(settings.ledger_file.parent):
+    _expect_apart(folder, settings, file)
+    with ledger_for_reading(settings) as ledger, _one_at_a_time(file.parent):
         key_copied = ledger.back_up(_made(_made(folder) / "ledger"))
         # By the spool's id a ledger that is put back knows the files that it speaks of as its own.
         for spool, place in ((settings.spool.path, "spool"), (settings.spool.for_send, "spool/send")):
             if (spool / "spool.id").exists():
                 write_whole(_made(folder / place) / "spool.id", partial(copyfile, spool / "spool.id"))
-    size = (folder / "ledger" / settings.ledger_file.name).stat().st_size
+    size = (folder / "ledger" / file.name).stat().st_size
     if as_json:
         print_json({"folder": folder, "ledger_bytes": size, "key_copied": key_copied})
     else:
@@ -60,10 +67,9 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _expect_apart(folder: Path, config: Config) -> None:
+def _expect_apart(folder: Path, config: Config, ledger: Path) -> None:
     """Refuse a folder in which a copy would take the place of what is copied, or be taken in as a file."""
     places = [place.resolve() for place in (folder, folder / "ledger", folder / "spool", folder / "spool" / "send")]
-    ledger = config.ledger_file
     if not {ledger.parent.resolve(), ledger.resolve().parent}.isdisjoint(places[:2]):
         raise Stop(ExitCode.CONFIGURATION, f"the ledger itself lies in {folder}; name another folder, on another disk")
     for other in (config.spool.path, *(inbox.path for inbox in config.inboxes)):

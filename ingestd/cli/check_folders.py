@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingestd.config import Config, Inbox
-from ingestd.fs.mounts import free_space, is_read_only, mount_of
+from ingestd.fs.mounts import Mount, free_space, is_read_only, mount_of
 
 from .asker import user_name
 from .check_result import CheckResult, bad, nearest, no_permission, note, ok
@@ -115,12 +115,27 @@ def spool(config: Config) -> Iterator[CheckResult]:
         yield note(
             "spool", f"{path} is on a network mount ({mount.kind})", "what is durable there is for its server to say"
         )
+        yield from shared_spool(mount, has_lock=config.ledger_file is not None)
     if there != path:
         yield ok("spool", f"{path} will be made")
         return
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         yield note("spool", f"others may look into {path}", f"it holds patients' images: chmod 700 {path}")
     yield ok("spool", str(path))
+
+
+def shared_spool(mount: Mount, *, has_lock: bool) -> Iterator[CheckResult]:
+    """Judge how a spool's network mount is set up; what its server does (an NFS export with ``async``) is not seen."""
+    options, where = mount.options, f"{mount.mount_point} ({mount.kind})"
+    if mount.kind in ("nfs", "nfs4"):
+        for soft in sorted(options & {"soft", "softerr"}):
+            yield note("spool", f"{where} is mounted {soft}: a file may be damaged without an error", "mount it hard")
+        if has_lock and options & {"nolock", "local_lock=all", "local_lock=flock"}:
+            text = f"{where} keeps locks to this machine: another one may run on this spool at the same time"
+            yield note("spool", text, "mount it without nolock and local_lock")
+    if mount.kind in ("cifs", "smb3") and "serverino" not in options:
+        text = f"{where} has no file numbers of its server: after it was mounted anew files seem to be others"
+        yield note("spool", text, "mount it with serverino")
 
 
 def disk(config: Config) -> Iterator[CheckResult]:

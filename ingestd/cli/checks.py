@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from ingestd.config import Config, Destination
 from ingestd.lifecycle import left_behind, takes_all
-from ingestd.locks import who_runs
 
 from .asker import become, owner_of, user_name
 from .check_folders import disk, folders_apart, inbox_taken_from, spool, watching
@@ -18,22 +18,41 @@ from .check_server import access_of_others, secrets, server, tls
 from .common import ExitCode
 from .held import in_words
 from .output import counted
+from .working import AtWork, at_work
 
 
 def check_all(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
     """Look at everything, in the order a file meets it."""
     yield ok("config", f"{config.file}: every key is known and every value fits")
+    work, away = _who_works(config)
     yield from _guarded("config", access_of_others, "config", config.file, config)
     yield from _rules(config)
-    yield from _guarded("user", _user, config, for_start=for_start)
+    yield from _guarded("user", _user, config, work, for_start=for_start)
     for inbox in config.inboxes:
         yield from _guarded("inbox", inbox_taken_from, inbox, config)
     yield from _guarded("inboxes", folders_apart, config, for_start=for_start)
-    for name, check in (("spool", spool), ("disk", disk), ("ledger", _ledger), ("watching", watching)):
-        yield from _guarded(name, check, config)
+    yield from _guarded("spool", spool, config)
+    yield from _guarded("disk", disk, config)
+    if away is not None:
+        yield bad("database", str(away), "ingestd starts, and waits for it", code=ExitCode.TIMEOUT)
+    else:
+        yield from _guarded("ledger", _ledger, config, work)
+    yield from _guarded("watching", watching, config)
     for name, destination in config.destinations.items():
         for result in _destination(destination, config, for_start=for_start):
             yield replace(result, destination=name) if len(config.destinations) > 1 else result
+
+
+def _who_works(config: Config) -> tuple[AtWork | None, Exception | None]:
+    """Say who works, None where it cannot be told; and why the ledger does not answer just now, if that is why."""
+    from ingestd.ledger import LedgerAway, LedgerError
+
+    try:
+        return at_work(config), None
+    except LedgerAway as error:
+        return None, error
+    except LedgerError:
+        return None, None  # as is told of the ledger
 
 
 def _destination(destination: Destination, config: Config, *, for_start: bool) -> Iterator[CheckResult]:
@@ -74,7 +93,7 @@ def _rules(config: Config) -> Iterator[CheckResult]:
         yield note("rules", text, "a last rule `when: {}` says where all else goes; `to: []` is nowhere, on purpose")
 
 
-def _user(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
+def _user(config: Config, work: AtWork | None, *, for_start: bool) -> Iterator[CheckResult]:
     spool = config.spool.path
     owner = owner_of(spool) if spool.exists() else None
     if owner is not None and owner != user_name():
@@ -88,27 +107,48 @@ def _user(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
         yield note("user", "root", "a daemon that reads what others drop should be a user of its own")
     else:
         yield ok("user", user_name())
-    pid = who_runs(spool)
-    if pid is not None and for_start:
-        yield bad("daemon", f"running already, process {pid}", "stop it first", code=ExitCode.BUSY)
-    elif pid is not None:
-        yield ok("daemon", f"running, process {pid}")
+    if work is None or work.daemon is None:
+        return
+    if work.workers is not None:
+        others = counted(len(work.standing_by), "other stands by", "others stand by")
+        yield ok("daemon", f"running, {work.daemon}; {others}" + (", and this one would" if for_start else ""))
+    elif for_start:
+        yield bad("daemon", f"running already, {work.daemon}", "stop it first", code=ExitCode.BUSY)
+    else:
+        yield ok("daemon", f"running, {work.daemon}")
 
 
-def _ledger(config: Config) -> Iterator[CheckResult]:
+def _ledger(config: Config, work: AtWork | None) -> Iterator[CheckResult]:
+    from ingestd.config import agreement_of
+    from ingestd.inbox import ledger_of
     from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerMissing, LedgerOlder, LedgerPermission, queries
 
-    file = config.ledger_file
+    name, belongs_to = config.ledger_name, ""
+    with suppress(OSError):
+        belongs_to = ledger_of(config.spool.path)
+    if config.ledger_file is None:
+        from .check_database import database
+
+        yield from database(config)
     try:
-        yield from _start_on_ledger(config)
-        with Ledger.open(config.ledger, destinations=config.addresses, read_only=True) as ledger:
+        if work is None or work.daemon is None:
+            yield from _start_on_ledger(config)
+        with Ledger.open(
+            config.ledger, destinations=config.addresses, read_only=True, key=config.spool.search_key
+        ) as ledger:
+            ledger.expect_agreement(agreement_of(config))
+            ledger.expect_spool_of_ours(config.spool.path, said=belongs_to)
             status = queries.status(ledger)
     except LedgerMissing:
-        yield ok("ledger", f"{file} will be made")
+        if belongs_to:
+            text = f"{name} would be made anew, and the spool belongs to {belongs_to.partition(' ')[2]}"
+            yield bad("ledger", text, "name that one; where it is lost for good, remove spool.ledger from the spool")
+        else:
+            yield ok("ledger", f"{name} will be made")
     except LedgerOlder as error:
         yield note("ledger", str(error))
     except LedgerPermission as error:
-        yield bad("ledger", str(error), become(file), code=ExitCode.NO_PERMISSION)
+        yield bad("ledger", str(error), become(error.file), code=ExitCode.NO_PERMISSION)
     except LedgerBusy as error:
         yield bad("ledger", str(error), code=ExitCode.BUSY)
     except LedgerError as error:
@@ -118,22 +158,28 @@ def _ledger(config: Config) -> Iterator[CheckResult]:
         # A file has one at each destination.
         words = ("file", "files") if len(config.destinations) == 1 else ("delivery", "deliveries")
         call = counted(status.needs_person, "needs a person", "need a person")
-        yield ok("ledger", f"{file}: {counted(rows, *words)}, {call}")
+        yield ok("ledger", f"{name}: {counted(rows, *words)}, {call}")
 
 
 def _start_on_ledger(config: Config) -> Iterator[CheckResult]:
-    """Judge the ledger as ``run`` would, unless a daemon has it or it is another user's to judge."""
+    """Judge the ledger as ``run`` would, unless it is another user's to judge."""
     from ingestd.inbox import SpoolError, rehearse_spool
-    from ingestd.ledger import Ledger
+    from ingestd.ledger import Ledger, LedgerHeld
 
     path = config.spool.path
-    if who_runs(path) is not None or (path.exists() and path.stat().st_uid != os.geteuid()):
+    if path.exists() and path.stat().st_uid != os.geteuid():
         return
     try:
         host = rehearse_spool(path) or "new"
     except SpoolError:
         return
-    if Ledger.rehearse(config.ledger, host=host, destinations=config.addresses, spool=path.absolute()):
-        text = "the key of the search words (the .key file beside the ledger) is missing, and a start makes another"
+    addresses, key = config.addresses, config.spool.search_key
+    try:
+        is_missing = Ledger.rehearse(config.ledger, host=host, destinations=addresses, spool=path.absolute(), key=key)
+    except LedgerHeld:
+        return  # by a silent one: it would stand by, and take over
+    if is_missing:
+        where = "search.key in the spool" if config.ledger_file is None else "the .key file beside the ledger"
+        text = f"the key of the search words ({where}) is missing, and a start makes another"
         advice = "put it back from a backup first, else what was taken in is not found by patient or accession"
         yield bad("key", text, advice)

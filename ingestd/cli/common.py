@@ -18,7 +18,6 @@ import click
 
 from ingestd.error_location import code_locations
 from ingestd.fs.places import may_open
-from ingestd.locks import who_runs
 
 from .asker import as_typed, become, owner_of, user_name
 from .output import ReaderGone, plain
@@ -48,7 +47,7 @@ EXIT_CODES = {
     ExitCode.NEEDS_PERSON: "Done, but some files need a person (clutter that is no DICOM does not count), "
     "or could not be taken in.",
     ExitCode.CONFIGURATION: "The command line, the configuration or what it names is wrong; nothing was done.",
-    ExitCode.TIMEOUT: "Not done in time, or the server gave no answer.",
+    ExitCode.TIMEOUT: "Not done in time, or the server, or the ledger's, gave no answer.",
     ExitCode.INTERNAL: "A fault in ingestd itself.",
     ExitCode.BUSY: "Another ingestd has the spool; try again later.",
     ExitCode.NO_PERMISSION: "No permission; the message says whom to become, or whose it should be.",
@@ -108,7 +107,11 @@ def in_words(error: Exception) -> tuple[ExitCode, str]:
         if isinstance(error.__cause__, PermissionError):
             return ExitCode.NO_PERMISSION, f"{error}\n  {become(error.__cause__.filename)}"
         return ExitCode.CONFIGURATION, str(error)
-    if _is_a(error, "ingestd.inbox", "SpoolInUse") or _is_a(error, "ingestd.ledger", "LedgerBusy"):
+    if _is_a(error, "ingestd.ledger", "LedgerAway"):
+        return ExitCode.TIMEOUT, str(error)
+    if any(_is_a(error, "ingestd.ledger", name) for name in ("LedgerBusy", "LedgerFenced")):
+        return ExitCode.BUSY, str(error)
+    if _is_a(error, "ingestd.inbox", "SpoolInUse"):
         return ExitCode.BUSY, str(error)
     if _is_a(error, "ingestd.inbox", "SpoolError") or _is_a(error, "ingestd.ledger", "LedgerError"):
         cause = error.__cause__
@@ -219,11 +222,13 @@ def tell_config(config: Config) -> Config:
     return config
 
 
-def need_owner(path: Path) -> None:
+def need_owner(path: Path | None) -> None:
     """Stop unless what is at ``path`` is ours: writing as another user leaves files that the daemon cannot use.
 
-    This holds for root, too.
+    This holds for root, too. None is a ledger that is no file: its server says who may.
     """
+    if path is None:
+        return
     try:
         owner = path.stat().st_uid
     except FileNotFoundError:
@@ -247,10 +252,10 @@ def ledger_for_reading(config: Config) -> Iterator[Ledger]:
     from ingestd.ledger import Ledger
 
     file = config.ledger_file
-    for place in (file.parent, file):
+    for place in (file.parent, file) if file is not None else ():
         if _is_closed(place):
             raise Stop(ExitCode.NO_PERMISSION, f"no permission to read the ledger {file}; {become(place)}")
-    with Ledger.open(config.ledger, read_only=True) as ledger:
+    with Ledger.open(config.ledger, read_only=True, key=config.spool.search_key) as ledger:
         yield ledger
 
 
@@ -260,11 +265,13 @@ def ledger_for_moves(config: Config) -> Iterator[Ledger]:
     from ingestd.ledger import Ledger
 
     file = config.ledger_file
-    if _exists(file):
+    if file is None:
+        need_owner(config.spool.path)
+    elif _exists(file):
         need_owner(file)
     elif not os.access(file.parent, os.X_OK) and _exists(file.parent):
         raise Stop(ExitCode.NO_PERMISSION, f"no permission to read the ledger {file}; {become(file.parent)}")
-    with Ledger.open(config.ledger, create=False) as ledger:
+    with Ledger.open(config.ledger, create=False, key=config.spool.search_key) as ledger:
         yield ledger
 
 
@@ -293,14 +300,6 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def stopped_send(config: Config) -> str:
-    """Return the host that the rows of ``ingestd send`` have in the ledger; "" while one runs, or where none ever did.
-
-    Nothing but the next ``send`` moves these rows, but for those of which the daemon has a file with the same content.
-    """
-    return host_of(config.spool.for_send) if who_runs(config.spool.for_send) is None else ""
-
-
 def expect_yes(question: str) -> None:
     """Ask at the terminal; raises Exit unless the answer is yes, and Stop where stdin ends without one."""
     try:
@@ -316,12 +315,6 @@ def expect_yes(question: str) -> None:
         raise Stop(ExitCode.CONFIGURATION, text) from None
 
 
-def nobody_sends(config: Config) -> bool:
-    """Whether neither a daemon nor an ``ingestd send`` runs, as far as that is seen."""
-    spools = (config.spool.path, config.spool.for_send)
-    return not missing_spool(config) and all(who_runs(spool) is None for spool in spools)
-
-
 def host_of(spool: Path) -> str:
     """Return the host that the rows of this spool have in the ledger; "" where we may not read it."""
     try:
@@ -333,9 +326,12 @@ def host_of(spool: Path) -> str:
 def missing_spool(config: Config) -> str:
     """Say that the spool is not where the configuration has it, so that nobody sees who runs; "" where it is.
 
-    Also "" where there is no ledger either: nothing has ever run.
+    Also "" where there is no ledger file either: nothing has ever run.
     """
-    path = config.spool.path
-    if any(_exists(place / "spool.id") for place in (path, config.spool.for_send)) or not _exists(config.ledger_file):
+    path, file = config.spool.path, config.ledger_file
+    if any(_exists(place / "spool.id") for place in (path, config.spool.for_send)):
         return ""
-    return f"the spool is not at {plain(path)}, and whether an ingestd runs is only seen there"
+    if file is not None and not _exists(file):
+        return ""
+    only = "" if file is None else ", and whether an ingestd runs is only seen there"
+    return f"the spool is not at {plain(path)}{only}"

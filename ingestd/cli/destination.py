@@ -26,6 +26,7 @@ from .common import (
     tell_config,
 )
 from .output import in_files, plain, print_json
+from .working import described
 
 if TYPE_CHECKING:
     from ingestd.config import Config, Destination
@@ -144,6 +145,12 @@ def _nobody_runs(config: Config, ledger: Ledger) -> None:
     """Stop while an ingestd runs: it goes by the configuration that it started with, and may be sending there."""
     from ingestd.ledger import queries
 
+    for worker in ledger.workers() or ():
+        if worker.is_alive:
+            does = "may be sending there" if worker.holds else "would take over as it was configured"
+            raise Stop(ExitCode.BUSY, f"{described(worker)}, {does}; stop it first")
+    if config.ledger_file is None:
+        return
     for spool in {config.spool.path, config.spool.for_send, *queries.spools(ledger).values()}:
         if (pid := who_runs(spool)) is not None:
             raise Stop(ExitCode.BUSY, f"an ingestd may be sending there, process {pid}; stop it first")

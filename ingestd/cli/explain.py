@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingestd.locks import who_runs
-
 from .asker import as_typed, how_to_start
 from .common import (
     ExitCode,
@@ -26,14 +24,12 @@ from .common import (
     json_option,
     ledger_for_reading,
     load_config,
-    missing_spool,
-    nobody_sends,
     pages,
-    stopped_send,
     tell_config,
 )
 from .held import limits_of, waits_for
 from .output import ago, plain, print_json
+from .working import AtWork, at_work
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -71,8 +67,9 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         stories = [story for entry in told if (story := queries.story(ledger, entry.delivery_id))]
         servers = queries.destinations(ledger)
         unanswered = [alarm for alarm in queries.alarms(ledger) if alarm.kind in _UNANSWERED]
+        work = at_work(settings, ledger)
     if not stories:
-        raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what))
+        raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what, work))
     files = [[story for story in stories if story.entry.file_id == each] for each in file_ids[:MOST_STORIES]]
     if as_json:
         plains = [
@@ -82,7 +79,7 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         ]
         print_json({"config": settings.file, "files": plains, "found": len(file_ids)})
         return ExitCode.DONE
-    knows_references, present = _know_references(settings), Present.of(settings, servers)
+    knows_references, present = _know_references(settings), Present.of(settings, servers, work)
     folders = {inbox.spool_name: str(inbox.path) for inbox in settings.inboxes}
     from ingestd.logs import study_ref
 
@@ -188,7 +185,7 @@ def _looks_like_path(what: str) -> bool:
     return not (what.isdigit() or set(what) <= set("0123456789.")) or os.path.lexists(what)
 
 
-def why_unknown(config: Config, what: str) -> str:
+def why_unknown(config: Config, what: str, work: AtWork) -> str:
     """Say why the ledger has no such file, as far as the file itself tells."""
     path = _as_dropped(config, what)
     shown = plain(what)
@@ -213,8 +210,8 @@ def why_unknown(config: Config, what: str) -> str:
         return f"{shown} is left alone: names like this are used while a file is being written"
     if not os.access(path, os.R_OK):
         return f"{shown} cannot be read by this user; is it readable for the one that ingestd runs as?"
-    if who_runs(config.spool.path) is None:
-        why = missing_spool(config) or f"no daemon is running (start it: {how_to_start()})"
+    if work.daemon is None:
+        why = work.unseen or f"no daemon is running (start it: {how_to_start()})"
         return f"{shown} was not taken in yet: {why}"
     return (
         f"{shown} was not taken in yet: it is taken once it lay unchanged for a while, and, where it is empty or ends "
@@ -301,16 +298,16 @@ class Present:
     of_send: str  # the host of all that came by ``send``: no window holds them
 
     @classmethod
-    def of(cls, config: Config, servers: Sequence[DestinationStatus]) -> Present:
+    def of(cls, config: Config, servers: Sequence[DestinationStatus], work: AtWork) -> Present:
         """Look at the configuration and at how the destinations stand."""
         at = datetime.now(UTC)
         limits = {each.name: asdict(each) | limits_of(config.destinations.get(each.name), at) for each in servers}
         return cls(
-            start=how_to_start() if nobody_sends(config) else "",
+            start=how_to_start() if work.is_nobody else "",
             left_out=frozenset(each.name for each in servers if is_left_out(config, each)),
             paused={each.name: each.pause_note or str(each.pause_cause) for each in servers if each.paused_since},
             held={name: waits_for(each, at) for name, each in limits.items()},
-            sender=stopped_send(config),
+            sender=work.stopped_send,
             of_send=host_of(config.spool.for_send),
         )
 

@@ -15,7 +15,6 @@ import click
 
 from ingestd.clocks import boottime
 from ingestd.lifecycle import State
-from ingestd.locks import who_runs
 
 from .asker import as_typed
 from .common import (
@@ -35,6 +34,7 @@ from .common import (
 )
 from .output import counted, plain, print_json, tell_first
 from .run import DurationType, set_up_logs
+from .working import AtWork, at_work, silence_of
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -147,10 +147,11 @@ def ask_now(config: Config, names: list[str], timeout: timedelta) -> dict[str, S
     away: dict[str, str] = {}
     with open_as_daemon(config, Spool(config.spool.path)) as ledger:
         for whose in (config, sending_config(config)):
-            host, pid = host_of(whose.spool.path), who_runs(whose.spool.path)
+            host, work = host_of(whose.spool.path), at_work(config, ledger)
             if not host:
                 continue
-            theirs = _unproven_ids(ledger, host, names, crashed=pid is None)
+            is_idle = (work.daemon if whose is config else work.send) is None
+            theirs = _unproven_ids(ledger, host, names, crashed=is_idle)
             if len(config.destinations) > 1:
                 away |= _who_is_away(config, theirs.keys() - away.keys())
             everyone = [delivery_id for ids in theirs.values() for delivery_id in ids]
@@ -158,13 +159,21 @@ def ask_now(config: Config, names: list[str], timeout: timedelta) -> dict[str, S
                 with ledger.transaction() as tx:
                     moves.check_again(tx, everyone[start : start + 1000], at=datetime.now(UTC))
             there = _but(away, theirs)
-            if there and pid is None:
+            if there and is_idle:
+                _expect_free(work)
                 _ask_ourselves(whose, there, deadline)
             for name, ids in theirs.items():
                 asked[name] += ids
         while _waiting(ledger, _but(away, asked)) and boottime() < deadline:
             time.sleep(LOOK_EVERY_SECONDS)
         return {name: _what_became(ledger, ids, away.get(name)) for name, ids in asked.items()}
+
+
+def _expect_free(work: AtWork) -> None:
+    """Stop where the daemon's rows are still those of a silent one, which nobody may end who has not stood by."""
+    if work.daemon is None and work.silent is not None and not work.silent.is_gone:
+        text = f"{silence_of(work.silent)}, and may be at work still; start ingestd, which takes over, and try again"
+        raise Stop(ExitCode.BUSY, text)
 
 
 def _unproven_ids(ledger: Ledger, host: str, names: list[str], *, crashed: bool) -> dict[str, list[int]]:

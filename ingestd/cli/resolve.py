@@ -12,15 +12,17 @@ import click
 
 from .common import (
     ExitCode,
+    Stop,
     config_option,
     json_option,
     ledger_for_moves,
     load_config,
-    stopped_send,
+    missing_spool,
     tell_config,
 )
 from .operator_moves import Refusals, one_by_one, why_not_readable, why_not_the_same
 from .output import plain, print_json
+from .working import at_work
 
 if TYPE_CHECKING:
     from ingestd.ledger import Entry, Ledger, Transaction
@@ -62,6 +64,8 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
         raise click.UsageError("--new-key is about no file" if ids else "say of which files: ID...")
     settings = tell_config(load_config(config))
     if decision == "new_key":
+        if settings.ledger_file is None and (missing := missing_spool(settings)):
+            raise Stop(ExitCode.CONFIGURATION, f"{missing}, and the key lies in it; mount it first")
         with ledger_for_moves(settings) as ledger:
             ledger.search_key.accept()
         if as_json:
@@ -70,7 +74,7 @@ def command(*, config: Path | None, as_json: bool, ids: tuple[int, ...], decisio
             click.echo("the key that is there now is used; who was taken in by another is not found by it")
         return ExitCode.DONE
     with ledger_for_moves(settings) as ledger:
-        done, refused = decide(ledger, ids, decision, idle_host=stopped_send(settings))
+        done, refused = decide(ledger, ids, decision, idle_host=at_work(settings, ledger).stopped_send)
         to = _servers(ledger, done) if len(settings.destinations) > 1 else {}
     if as_json:
         refusals = [{"id": number, "why": why} for number, why in refused]

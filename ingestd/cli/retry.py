@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ingestd.locks import who_runs
-
 from .asker import how_to_start
 from .common import (
     TEXT,
@@ -23,13 +21,12 @@ from .common import (
     json_option,
     ledger_for_moves,
     load_config,
-    missing_spool,
     number_of,
-    stopped_send,
     tell_config,
 )
 from .operator_moves import Refusals, one_by_one, why_not_readable
 from .output import in_files, print_json
+from .working import at_work
 
 if TYPE_CHECKING:
     from ingestd.ledger import Choice, Entry, Ledger
@@ -88,15 +85,15 @@ def command(
 
                 raise Stop(ExitCode.CONFIGURATION, unknown(study=study))
             moved, requested, refused = _all_of(ledger, choice)
-        by_send = _taken_by_send(ledger, (*moved, *requested), stopped_send(settings))
+        work = at_work(settings, ledger)
+        by_send = _taken_by_send(ledger, (*moved, *requested), work.stopped_send)
     if as_json:
         refusals = [{"id": number, "why": why} for number, why in refused]
         print_json({"sent_again": moved, "read_again": requested, "refused": refusals})
     else:
         but = ""
-        if who_runs(settings.spool.path) is None:
-            missing = missing_spool(settings)
-            but = f"but {missing}" if missing else f"as soon as a daemon runs (start it: {how_to_start()})"
+        if work.daemon is None:
+            but = f"but {work.unseen}" if work.unseen else f"as soon as a daemon runs (start it: {how_to_start()})"
         if now:
             click.echo("the server, and all that waits for it, is tried at once" + (but and f", {but}"))
         if ids or chosen:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingestd.locks import who_runs
-
 from .asker import as_typed, how_to_start
 from .common import (
     TEXT,
@@ -22,10 +20,10 @@ from .common import (
     json_option,
     ledger_for_moves,
     load_config,
-    stopped_send,
     tell_config,
 )
 from .output import counted, in_files, plain, print_json
+from .working import at_work
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -93,8 +91,9 @@ def _then(config: Config, ledger: Ledger) -> Iterator[str]:
     """Say what is to be done for it to be sent, where it is not by itself."""
     from ingestd.ledger import queries
 
-    host, sender = host_of(config.spool.path), stopped_send(config)
-    if host and who_runs(config.spool.path) is None and queries.unfinished(ledger, host=host):
+    host, work = host_of(config.spool.path), at_work(config, ledger)
+    sender = work.stopped_send
+    if host and work.daemon is None and queries.unfinished(ledger, host=host):
         yield f"it is sent as soon as a daemon runs (start it: {how_to_start()})"
     if sender and (waiting := queries.unfinished(ledger, host=sender)):
         yield f"{in_files(waiting)} of `ingestd send` can be sent only by it: run it on the folder again"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from .common import ExitCode, config_option, in_words, json_option, keep_secrets, load_config, need_owner
+from .common import ExitCode, config_option, host_of, in_words, json_option, keep_secrets, load_config, need_owner
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -81,7 +82,9 @@ def set_up_logs(config: Config, *, stream: TextIO | None = None) -> None:
     from ingestd.inbox import Spool
 
     logs.configure(level=config.logging.level, form=config.logging.format, uids=config.logging.uids, stream=stream)
-    logs.set_key(Spool(config.spool.path).host.encode())
+    # One that several machines share is made by whoever asks the ledger first.
+    host = Spool(config.spool.path).host if config.ledger_file is not None else host_of(config.spool.path)
+    logs.set_key((host or secrets.token_hex()).encode())
 
 
 def _once(config: Config, timeout: timedelta, *, as_json: bool) -> int:

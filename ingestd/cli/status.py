@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingestd.lifecycle import State
-from ingestd.locks import who_runs
 
 from .common import (
     TEXT,
@@ -24,11 +23,10 @@ from .common import (
     json_option,
     ledger_for_reading,
     load_config,
-    missing_spool,
-    stopped_send,
 )
 from .held import limits_of
 from .output import plain, print_json
+from .working import AtWork, at_work, worker_as_plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -66,7 +64,7 @@ class Picture:
 
     config: Config
     at: datetime
-    pid: int | None
+    work: AtWork
     status: Status | None
     studies: tuple[StudySummary, ...] = ()
     files: tuple[Entry, ...] = ()
@@ -75,11 +73,6 @@ class Picture:
     waiting_for_send: int = 0
     stopped: tuple[Alarm, ...] = ()
     of_destination: str = ""  # whose sums these are; "": of all
-
-    @property
-    def spool_away(self) -> str:
-        """Say why nobody can see whether a daemon runs, "" where it is seen."""
-        return missing_spool(self.config) if self.pid is None else ""
 
     @property
     def names(self) -> dict[str, str]:
@@ -196,21 +189,20 @@ def look(config: Config, wanted: StatusFilter) -> Picture:
 
     from .stopped import stopped_because
 
-    pid = who_runs(config.spool.path)
     try:
         with ledger_for_reading(config) as ledger:
             _expect(wanted.destination, ledger.destinations)
-            return _read(config, ledger, wanted, pid)
+            return _read(config, ledger, wanted)
     except LedgerMissing:
         _expect(wanted.destination, config.destinations)
-        at = datetime.now(UTC)
+        at, work = datetime.now(UTC), at_work(config)
         return Picture(
             config=config,
             at=at,
-            pid=pid,
+            work=work,
             status=None,
             unknown=unknown(study=wanted.study, accession=wanted.accession, patient_id=wanted.patient_id),
-            stopped=stopped_because(config, None, pid=pid, rows=0, at=at),
+            stopped=stopped_because(config, None, work, rows=0, at=at),
         )
 
 
@@ -219,14 +211,14 @@ def _expect(name: str | None, known: Iterable[str]) -> None:
         raise Stop(ExitCode.CONFIGURATION, f"no destination is called {plain(name)}: {', '.join(map(plain, known))}")
 
 
-def _read(config: Config, ledger: Ledger, wanted: StatusFilter, pid: int | None) -> Picture:
+def _read(config: Config, ledger: Ledger, wanted: StatusFilter) -> Picture:
     from ingestd.ledger import queries
 
     from .stopped import stopped_because
 
     whole = queries.status(ledger)
     status = whole if wanted.destination is None else queries.status(ledger, at=wanted.destination)
-    sender = stopped_send(config)
+    work = at_work(config, ledger)
     studies: list[StudySummary] = []
     files: list[Entry] = []
     if wanted.is_anything:
@@ -242,19 +234,19 @@ def _read(config: Config, ledger: Ledger, wanted: StatusFilter, pid: int | None)
             nothing = unknown(study=wanted.study, accession=wanted.accession, patient_id=wanted.patient_id)
     at = datetime.now(UTC)
     host = host_of(config.spool.path)
-    rows = queries.unfinished(ledger, host=host) if host and pid is None else 0
-    waiting_for_send = queries.unfinished(ledger, host=sender) if sender else 0
+    rows = queries.unfinished(ledger, host=host) if host and work.daemon is None else 0
+    waiting_for_send = queries.unfinished(ledger, host=work.stopped_send) if work.stopped_send else 0
     return Picture(
         config=config,
         at=at,
-        pid=pid,
+        work=work,
         status=status,
         studies=tuple(studies[: wanted.limit]),
         files=tuple(files[: wanted.limit]),
         more=len(studies) > wanted.limit or len(files) > wanted.limit,
         unknown=nothing,
         waiting_for_send=waiting_for_send,
-        stopped=stopped_because(config, whole, pid=pid, rows=rows, waiting_for_send=waiting_for_send, at=at),
+        stopped=stopped_because(config, whole, work, rows=rows, waiting_for_send=waiting_for_send, at=at),
         of_destination=wanted.destination or "",
     )
 
@@ -306,7 +298,12 @@ def as_plain(picture: Picture, wanted: StatusFilter) -> dict[str, Any]:
         ],
         "destination": picture.destinations[0],
         "destinations": picture.destinations,
-        "daemon": {"running": None if picture.spool_away else picture.pid is not None, "pid": picture.pid},
+        "daemon": picture.work.as_plain(),
+        "workers": (
+            None
+            if picture.work.workers is None
+            else [worker_as_plain(each) for each in picture.work.workers if each.is_alive]
+        ),
         "inboxes": [
             {
                 "name": inbox.inbox,

@@ -11,16 +11,17 @@ from ingestd.lifecycle import Reason, State, needs_person
 
 from .advice import MEANING, next_step, words_of
 from .asker import as_typed, how_to_start
-from .common import nobody_sends
 from .held import waits_for
 from .output import ago, clock, in_bytes, in_files, plain, tried_again
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
+from .working import described, silence_of
 
 if TYPE_CHECKING:
     from ingestd.ledger import Status
     from ingestd.lifecycle import Jump
 
     from .status import Picture, StatusFilter
+    from .working import AtWork
 
 
 def drawing(picture: Picture, wanted: StatusFilter) -> Iterator[Block]:
@@ -34,7 +35,7 @@ def drawing(picture: Picture, wanted: StatusFilter) -> Iterator[Block]:
     if picture.unknown:
         yield paragraph(picture.unknown)
     elif picture.status is None:
-        yield paragraph(f"There is no ledger at {plain(picture.config.ledger_file)} yet: nothing was taken in.")
+        yield paragraph(f"There is no ledger at {plain(picture.config.ledger_name)} yet: nothing was taken in.")
     elif wanted.is_anything:
         if not picture.files and not picture.studies:
             yield paragraph(f"no {'file' if wanted.lists_files else 'study'} is like that")
@@ -56,13 +57,12 @@ def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
     if len(picture.destinations) == 1:
         (destination,) = picture.destinations
         yield "Server", plain(destination["url"])
-        yield "", _health(destination, at=picture.at, tries=not nobody_sends(picture.config))
+        yield "", _health(destination, at=picture.at, tries=not picture.work.is_nobody)
         if held := waits_for(destination, picture.at):
             yield "", held
     if picture.of_destination:
         yield "Counted", plain(f"what goes to {picture.of_destination}")
-    idle = picture.spool_away or f"not running (start it: {how_to_start()})"
-    yield "Daemon", f"running, process {picture.pid}" if picture.pid else Cell(idle, "yellow")
+    yield from _workers(picture.work)
     oldest = picture.oldest_at
     yield "Oldest unconfirmed", ago((picture.at - oldest).total_seconds()) if oldest else "none waits"
     called = picture.status.oldest_needs_person_at if picture.status else None
@@ -73,6 +73,29 @@ def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
     if picture.waiting_for_send:
         files = in_files(picture.waiting_for_send)
         yield "Waits for send", Cell(as_typed(f"{files}: run `ingestd send` on the folder again"), "yellow")
+
+
+def _workers(work: AtWork) -> Iterator[tuple[str, str | Cell]]:
+    if work.daemon is not None:
+        yield "Daemon", f"running, {work.daemon}"
+    elif work.standing_by:
+        yield "Daemon", Cell("not running: who stands by is about to take over", "yellow")
+    else:
+        silent = f": {silence_of(work.silent)}" if work.silent else ""
+        yield "Daemon", Cell(work.unseen or f"not running{silent} (start it: {how_to_start()})", "yellow")
+    for worker in work.barred:
+        yield "Takes not over", Cell(f"{described(worker)}: {plain(worker.bars)}", "yellow")
+    if work.standing_by:
+        yield "Stands by", ", ".join(map(described, work.standing_by))
+    elif work.workers is not None and work.daemon is not None:
+        if missed := work.missed:
+            since = f"{ago(missed.silent.total_seconds())} ago"
+            yield (
+                "Stands by",
+                Cell(f"nobody; worker {missed.id} on {plain(missed.machine)} last wrote {since}", "yellow"),
+            )
+        else:
+            yield "Stands by", "nobody"
 
 
 def _health(destination: Mapping[str, Any], *, at: datetime, tries: bool) -> str | Cell:
@@ -87,7 +110,7 @@ def _health(destination: Mapping[str, Any], *, at: datetime, tries: bool) -> str
 
 
 def _destinations(picture: Picture) -> Block:
-    health = partial(_health, at=picture.at, tries=not nobody_sends(picture.config))
+    health = partial(_health, at=picture.at, tries=not picture.work.is_nobody)
     is_held = any(waits_for(each, picture.at) for each in picture.destinations)
     rows = [
         (

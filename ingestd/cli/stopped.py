@@ -19,13 +19,16 @@ from ingestd.ledger import OTHER_ADDRESS_STEP, Alarm
 from ingestd.locks import ledger_trouble
 
 from .asker import as_typed, how_to_start
-from .common import is_left_out, missing_spool, nobody_sends
+from .common import is_left_out
 from .held import is_held, limits_of
 from .output import ago, counted, in_files, plain
+from .working import described, silence_of
 
 if TYPE_CHECKING:
     from ingestd.config import Config
     from ingestd.ledger import DestinationStatus, Status
+
+    from .working import AtWork
 
 # A pause that the server asked for, or a hiccup, is not told before it lasts this long; a person's is told at once.
 _SHORT_PAUSE = timedelta(minutes=1)
@@ -36,27 +39,26 @@ _UNFINISHED = (".part", ".tmp", "~", "thumbs.db", "desktop.ini", "autorun.inf")
 
 
 def stopped_because(
-    config: Config, status: Status | None, *, pid: int | None, rows: int, waiting_for_send: int = 0, at: datetime
+    config: Config, status: Status | None, work: AtWork, *, rows: int, waiting_for_send: int = 0, at: datetime
 ) -> tuple[Alarm, ...]:
     """Say what keeps files from being confirmed, the oldest first.
 
     ``rows`` are the daemon's that are on their way, ``waiting_for_send`` those that only another ``send`` would send.
     """
     lines = list(status.alarms) if status is not None else []
-    if pid is None:
-        missing = missing_spool(config)
-        if missing:
-            lines += _spool_away(missing, lines, at)
+    if work.daemon is None:
+        if work.unseen:
+            lines += _spool_away(work.unseen, lines, at)
         elif others := [*_other_addresses(config, status, at), *_left_out(config, status, at)]:
             lines += others
         else:
-            lines += _no_daemon(config, status, rows=rows, at=at)
-    elif trouble := ledger_trouble(config.spool.path):
+            lines += _no_daemon(config, status, work, rows=rows, at=at)
+    elif work.workers is None and (trouble := ledger_trouble(config.spool.path)):
         lines.append(_ledger_fails(config, *trouble))
     if waiting_for_send:
         lines += _waits_for_send(config, waiting_for_send, at=at)
     if status is not None:
-        tries = not nobody_sends(config)
+        tries = not work.is_nobody
         for destination in status.destinations:
             lines += _paused(config, destination, tries=tries, at=at)
         lines += _too_old(config, status, at=at)
@@ -107,18 +109,30 @@ def _left_out(config: Config, status: Status | None, at: datetime) -> Iterator[A
             )
 
 
-def _no_daemon(config: Config, status: Status | None, *, rows: int, at: datetime) -> Iterator[Alarm]:
+def _no_daemon(config: Config, status: Status | None, work: AtWork, *, rows: int, at: datetime) -> Iterator[Alarm]:
     lying = _lying(config)
     if rows or lying:
         known = status.oldest_unconfirmed_at if status is not None and rows else None
         where = ", ".join(plain(path) for path in lying)
+        who, step = _who_ended(work)
         yield Alarm(
             kind="no_daemon",
             about="",
-            note="no ingestd runs, and files wait" + (f" in {where}" if lying else " to be sent or proven"),
-            next_step=f"start it: {how_to_start()}; why it ended: journalctl -u ingestd",
+            note=f"no ingestd {who}, and files wait" + (f" in {where}" if lying else " to be sent or proven"),
+            next_step=step,
             since=min([*lying.values(), *([known] if known is not None else [])], default=at),
         )
+
+
+def _who_ended(work: AtWork) -> tuple[str, str]:
+    """Say that nobody works, of whoever did last, and what to do."""
+    if work.standing_by:
+        standing = described(work.standing_by[0])
+        return "works", f"{standing}, takes over by itself; where it does not: journalctl -u ingestd, on its machine"
+    if work.silent is None:
+        return "runs", f"start it: {how_to_start()}; why it ended: journalctl -u ingestd"
+    became = f"what became of that one: journalctl -u ingestd, on {plain(work.silent.machine)}"
+    return f"works ({silence_of(work.silent)})", f"start one: {how_to_start()}; {became}"
 
 
 def _ledger_fails(config: Config, trouble: str, since: datetime) -> Alarm:

@@ -21,7 +21,10 @@ from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.commanding import Rows, command_in
+from tests.ledgers import sqlite_only
 from tests.running import PROGRAM, Site, environment, wait_until
+
+pytestmark = sqlite_only
 
 COPIES = ["ledger/ledger.db", "ledger/ledger.db.key", "spool/spool.id"]
 

@@ -19,12 +19,13 @@ from ingestd.cli.common import ExitCode
 from ingestd.emulator import Emulator
 from tests.commanding import CONFIG, Rows, as_nobody, command_in
 from tests.former_ledgers import make_former_ledger
+from tests.ledgers import placed, sqlite_only
 
 
 @pytest.fixture
 def command(tmp_path, capfd):
     (tmp_path / "drop").mkdir()
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "config.yaml").write_text(placed(CONFIG, tmp_path))
     return command_in(tmp_path, capfd)
 
 
@@ -34,7 +35,7 @@ def configure(folder: Path, destination: str = "", **replaced: str) -> None:
         text = text.replace({"drop": "./drop", "spool": "path: ./spool", "low": "1MB"}[old], new)
     if destination:
         text = text.replace('{url: "http://127.0.0.1:9/v2", auth: none}', destination)
-    (folder / "config.yaml").write_text(text)
+    (folder / "config.yaml").write_text(placed(text, folder))
 
 
 def found(said, result: str = "bad") -> list[str]:
@@ -208,6 +209,7 @@ def test_a_ledger_in_use_is_summed_up(tmp_path, command):
     assert "1 file, 1 needs a person" in command("check").out
 
 
+@sqlite_only
 def test_a_ledger_of_an_older_ingestd_is_told_of_with_what_bringing_it_up_to_date_takes(tmp_path, command):
     rows = "INSERT INTO destination (url) VALUES ('http://127.0.0.1:9/v2')"
     file = make_former_ledger(tmp_path / "ledger.db", rows=rows)
@@ -243,7 +245,7 @@ def test_a_folder_that_we_may_not_read_is_opened_to_us_and_not_we_to_its_owner(c
     with tempfile.TemporaryDirectory(prefix="ingestd-test-", dir="/tmp") as name:
         folder = Path(name)
         (folder / "drop").mkdir(mode=0o700)
-        (folder / "config.yaml").write_text(CONFIG)
+        (folder / "config.yaml").write_text(placed(CONFIG, folder))
         folder.chmod(0o755)
         command = command_in(folder, capfd)
         command("check", "--for-start")  # imports all of it, while we may still read it

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from tests.commanding import Command, command_in
 from tests.daemon.test_destinations import addresses, configure, drop, run, servers, states, stopped
 from tests.daemon.test_promise import running, turn
 from tests.emulating import EmulatorProcess
+from tests.ledgers import raw
 
 __all__ = ["servers"]
 
@@ -240,7 +239,7 @@ def test_one_that_is_left_out_is_not_taken_for_the_other_at_its_address(
     with stopped(servers["research"]):
         drop(tmp_path, "er", 1)
         run(config, seconds=4)
-    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger, ledger:
+    with raw(config.ledger) as ledger:
         ledger.execute("UPDATE destination SET url = ?", (servers["archive"].url,))
     config = configure(tmp_path, {"archive": servers["archive"].url})
 

@@ -23,6 +23,7 @@ from ingestd.dicomweb import batches
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid, write_instance
 from tests.http_server import ScriptedServer, answer
+from tests.ledgers import url_of
 from tests.running import PROGRAM
 from tests.terminals import on_a_terminal, without_colour
 
@@ -457,7 +458,7 @@ def test_whole_program_takes_its_server_from_the_configuration(tmp_path, server)
     config = tmp_path / "config.yaml"
     config.write_text(
         f'inboxes: [{{path: ./drop}}]\nspool: ./spool\ndestination: {{url: "{server.url}", auth: none}}\n'
-        "ledger: sqlite:///ledger.db\n"
+        f"ledger: {url_of(tmp_path)}\n"
     )
     environment = {**os.environ, "INGESTD_CONFIG": str(config)}
     run = [sys.executable, "-m", "ingestd", "dicomweb"]

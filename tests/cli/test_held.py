@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -26,8 +25,7 @@ def site(tmp_path: Path) -> Iterator[Callable[[str], Rows]]:
             url = next(line for line in CONFIG.splitlines() if line.startswith("destination:"))
             rows = Rows(tmp_path, CONFIG.replace(url, url.rstrip().removesuffix("}") + f", {more}}}"))
             stack.callback(rows.close)
-            lock = stack.enter_context((rows.spool.path / "lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(rows.daemon())
             return rows
 
         yield make

@@ -14,6 +14,7 @@ from ingestd.lifecycle import MOVES, Reason, ServerKind, State
 from ingestd.locks import who_runs
 from ingestd.logs import set_key, study_ref
 from tests.commanding import OTHER_STUDY, STUDY, Rows, command_in
+from tests.ledgers import by_lock_only, remove_ledger
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def every(rows):
 def test_status_of_nothing_is_all_zeros(tmp_path, capfd):
     rows = Rows(tmp_path)
     rows.close()
-    (tmp_path / "ledger.db").unlink()
+    remove_ledger(tmp_path)
 
     said = command_in(tmp_path, capfd)("status", "--json")
 
@@ -284,6 +285,7 @@ def test_watching_needs_a_terminal(command, every):
     assert command("status", "--watch").code == ExitCode.CONFIGURATION
 
 
+@by_lock_only
 def test_the_daemon_is_seen_by_its_lock(rows, command):
     with (rows.spool.path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

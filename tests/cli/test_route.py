@@ -14,6 +14,7 @@ from tests.daemon.test_destinations import addresses, configure, drop, run, serv
 from tests.daemon.test_promise import running, turn
 from tests.emulating import EmulatorProcess
 from tests.ledger_builders import assert_ledger_holds
+from tests.ledgers import url_of
 
 __all__ = ["servers"]
 
@@ -31,7 +32,7 @@ def command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
 
 
 def holds(folder: Path) -> None:
-    with Ledger.open(f"sqlite:///{folder / 'ledger.db'}", read_only=True) as ledger:
+    with Ledger.open(url_of(folder), read_only=True) as ledger:
         assert_ledger_holds(ledger)
 
 

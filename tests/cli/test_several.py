@@ -16,6 +16,7 @@ from ingestd.inbox import InboxPolicy
 from ingestd.ledger import Alarm, moves, queries
 from ingestd.lifecycle import Reason, Route, State
 from tests.commanding import OTHER_STUDY, STUDY, Rows, command_in
+from tests.ledgers import remove_ledger
 
 CONFIG = """\
 inboxes:
@@ -101,7 +102,7 @@ def test_status_tells_of_each_destination_by_name(rows, command, both, archived)
 
 def test_destinations_of_which_the_ledger_knows_nothing_yet_are_shown(rows, command, tmp_path):
     rows.close()
-    (tmp_path / "ledger.db").unlink()
+    remove_ledger(tmp_path)
 
     said = command("status", "--json").json
 
@@ -175,7 +176,7 @@ def test_what_stops_one_destination_names_it(rows, command, both):
 
 def test_destination_that_the_configuration_leaves_out_while_files_wait_stops_all(rows, command, both, tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text("\n".join(line for line in CONFIG.splitlines() if "research:" not in line))
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "research:" not in line))
 
     said = command("status", "--json").json
 
@@ -190,7 +191,8 @@ def test_destination_that_the_configuration_leaves_out_while_files_wait_stops_al
 
 def test_pause_of_a_destination_that_was_removed_stops_nothing(rows, command, both, tmp_path):
     rows.at("research").pause()
-    (tmp_path / "config.yaml").write_text("\n".join(line for line in CONFIG.splitlines() if "research:" not in line))
+    file = tmp_path / "config.yaml"
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "research:" not in line))
     assert command("destination", "remove", "research", "--yes").code == ExitCode.DONE
 
     said = command("status", "--json", "--exit-code")

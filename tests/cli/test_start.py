@@ -17,6 +17,7 @@ from ingestd.fs.mounts import Mount
 from ingestd.ledger import sqlite_file
 from ingestd.ledger.migrations import MIGRATIONS
 from tests.commanding import CONFIG, Rows, command_in
+from tests.ledgers import by_lock_only, kept_out, key_of, placed, raw, remove_ledger, sqlite_only, url_of, wait_little
 
 REFUSALS = {ExitCode.CONFIGURATION, ExitCode.INTERNAL, ExitCode.BUSY, ExitCode.NO_PERMISSION}
 
@@ -44,7 +45,7 @@ def _replace(path: Path, by: Callable[[Path], object]) -> None:
 
 
 def _sql(folder: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(folder / "ledger.db", isolation_level=None)) as connection:
+    with raw(url_of(folder)) as connection:
         for statement in statements:
             connection.execute(statement)
 
@@ -65,7 +66,17 @@ def _lock(folder: Path, later: ExitStack) -> None:
 def _configure(folder: Path, old: str, new: str) -> None:
     text = CONFIG.replace(old, new)
     assert text != CONFIG
-    (folder / "config.yaml").write_text(text)
+    (folder / "config.yaml").write_text(placed(text, folder))
+
+
+def _key(folder: Path) -> Path:
+    return key_of(folder, "spool")
+
+
+def _remove_all(folder: Path) -> None:
+    _key(folder).unlink()
+    shutil.rmtree(folder / "spool")
+    remove_ledger(folder)
 
 
 def _room_without_id(folder: Path) -> None:
@@ -135,7 +146,7 @@ REASONS: dict[str, tuple[Callable[[Path, ExitStack], object], ExitCode | None]] 
     "ledger is a text": (lambda at, _: (at / "ledger.db").write_text("x" * 5000), ExitCode.CONFIGURATION),
     "ledger is empty": (lambda at, _: (at / "ledger.db").write_text(""), None),
     "ledger of another program": (
-        lambda at, _: (_replace(at / "ledger.db", Path.touch), _sql(at, "CREATE TABLE song (x)")),
+        lambda at, _: (remove_ledger(at), _sql(at, "CREATE TABLE song (x TEXT)")),
         ExitCode.CONFIGURATION,
     ),
     "ledger is damaged": (lambda at, _: _ledger_damaged(at), ExitCode.CONFIGURATION),
@@ -153,22 +164,37 @@ REASONS: dict[str, tuple[Callable[[Path, ExitStack], object], ExitCode | None]] 
         lambda at, later: _hold(at, later, "PRAGMA journal_mode=WAL", "SELECT * FROM meta"),
         ExitCode.BUSY,
     ),
-    "ledger is being written": (lambda at, later: _hold(at, later, "BEGIN EXCLUSIVE"), ExitCode.BUSY),
-    "key is missing": (lambda at, _: (at / "ledger.db.key").unlink(), None),
-    "key is cut short": (lambda at, _: (at / "ledger.db.key").write_bytes(b"x"), ExitCode.CONFIGURATION),
-    "key is a folder": (lambda at, _: _replace(at / "ledger.db.key", Path.mkdir), ExitCode.CONFIGURATION),
-    "nothing is there yet": (
-        lambda at, _: [_replace(at / name, lambda _path: None) for name in ("spool", "ledger.db", "ledger.db.key")],
-        None,
-    ),
+    "ledger is being written": (lambda at, later: later.enter_context(kept_out(url_of(at))), ExitCode.BUSY),
+    "key is missing": (lambda at, _: _key(at).unlink(), None),
+    "key is cut short": (lambda at, _: _key(at).write_bytes(b"x"), ExitCode.CONFIGURATION),
+    "key is a folder": (lambda at, _: _replace(_key(at), Path.mkdir), ExitCode.CONFIGURATION),
+    "nothing is there yet": (lambda at, _: _remove_all(at), None),
+}
+OF_THE_LOCK = {"lock is a folder", "lock is a link", "spool is in use"}
+OF_THE_FILE = {
+    "ledger is a folder",
+    "ledger is a link to nowhere",
+    "ledger is a text",
+    "ledger is empty",
+    "ledger is damaged",
+    "ledger lies where a file is",
+    "ledger lies in a folder that can be made",
+    "ledger is in WAL mode",
+    "ledger is held in WAL mode",
 }
 
 
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize(
+    "reason",
+    [
+        pytest.param(each, marks=[sqlite_only] * (each in OF_THE_FILE) + [by_lock_only] * (each in OF_THE_LOCK))
+        for each in REASONS
+    ],
+)
 def test_check_for_start_and_run_agree_on_what_keeps_ingestd_from_starting(
     tmp_path, filled, later, monkeypatch, reason
 ):
-    monkeypatch.setattr(sqlite_file, "_BUSY_MS", 50)
+    wait_little(monkeypatch)
     bring_about, wanted = REASONS[reason]
     bring_about(tmp_path, later)
 
@@ -180,6 +206,7 @@ def test_check_for_start_and_run_agree_on_what_keeps_ingestd_from_starting(
     assert said.code == (wanted or ExitCode.DONE), said.out
 
 
+@sqlite_only
 def test_ledger_on_a_network_mount_keeps_it_from_starting(tmp_path, filled, monkeypatch):
     nfs = Mount(mount_point="/", kind="nfs4", source="nas:/archive")
     monkeypatch.setattr(sqlite_file, "mount_of", lambda _path: nfs)
@@ -195,9 +222,10 @@ def test_looking_whether_it_can_start_changes_nothing(tmp_path, filled):
             for path in tmp_path.rglob("*")
         }
 
-    (tmp_path / "ledger.db.key").unlink()
+    _key(tmp_path).unlink()
     (tmp_path / "spool" / "explicit").rmdir()
-    os.utime(tmp_path / "ledger.db", ns=(1, 1))
+    for ledger in tmp_path.glob("ledger.db"):
+        os.utime(ledger, ns=(1, 1))
     before = everything()
 
     filled("check", "--for-start")
@@ -206,7 +234,7 @@ def test_looking_whether_it_can_start_changes_nothing(tmp_path, filled):
 
 
 def test_missing_key_of_a_filled_ledger_is_an_alarm_with_the_way_back(tmp_path, filled):
-    (tmp_path / "ledger.db.key").unlink()
+    _key(tmp_path).unlink()
 
     checked = filled("check", "--for-start")
     filled("run", "--once", "--timeout", "10ms")
@@ -226,7 +254,7 @@ def _key_alarms(filled) -> list[str]:
 @pytest.mark.parametrize("content", [b"", b"x"], ids=["empty", "cut short"])
 def test_key_that_is_not_whole_is_to_be_put_back_from_the_backup(tmp_path, filled, content):
     """It was advised to remove it, after which nobody is found by patient or accession."""
-    (tmp_path / "ledger.db.key").write_bytes(content)
+    _key(tmp_path).write_bytes(content)
 
     said = filled("run", "--once", "--timeout", "10ms")
 
@@ -238,7 +266,7 @@ def test_key_that_is_not_whole_is_to_be_put_back_from_the_backup(tmp_path, fille
 @pytest.mark.parametrize("other", [None, bytes(range(32))], ids=["made anew", "put there by somebody"])
 def test_alarm_of_another_key_stands_until_the_old_one_is_back(tmp_path, filled, other):
     """It lasted for the one run that made the key, and the next one said that all was well."""
-    key = tmp_path / "ledger.db.key"
+    key = _key(tmp_path)
     former = key.read_bytes()
     assert len(former) == 32
     if other is None:
@@ -253,7 +281,7 @@ def test_alarm_of_another_key_stands_until_the_old_one_is_back(tmp_path, filled,
     filled("run", "--once", "--timeout", "10ms")
 
     assert not _key_alarms(filled)
-    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+    with raw(url_of(tmp_path)) as connection:
         kept = {name: str(value) for name, value in connection.execute("SELECT key, value FROM meta")}
     assert former.hex() not in " ".join(kept.values())
 
@@ -262,7 +290,7 @@ def test_alarm_of_another_key_stands_until_the_old_one_is_back(tmp_path, filled,
 def test_alarm_of_another_key_stands_until_a_person_goes_on_with_it(tmp_path, filled, is_old):
     if is_old:
         _sql(tmp_path, "DELETE FROM meta WHERE key = 'search_key'")
-    (tmp_path / "ledger.db.key").unlink()
+    _key(tmp_path).unlink()
     for _ in range(2):
         filled("run", "--once", "--timeout", "10ms")
         [alarm] = [one for one in filled("status", "--json").json["stopped_because"] if one["kind"] == "key_made_anew"]
@@ -281,6 +309,7 @@ def test_new_key_is_a_decision_of_its_own(filled):
     assert filled("resolve", "--discard").code == ExitCode.CONFIGURATION
 
 
+@by_lock_only
 def test_error_at_the_lock_of_the_spool_names_its_file(tmp_path, filled):
     _replace(tmp_path / "spool" / "lock", Path.mkdir)
 

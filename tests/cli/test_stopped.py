@@ -19,6 +19,7 @@ from ingestd.lifecycle import Pause, PauseCause, Reason, State
 from tests.builders import write_instance
 from tests.commanding import Rows, command_in
 from tests.inboxing import Desk, policy
+from tests.ledgers import by_lock_only, remove_ledger
 from tests.running import QUICK_INBOX, Site, wait_until
 
 
@@ -36,9 +37,7 @@ def command(rows, capfd):
 
 @pytest.fixture
 def daemon_runs(rows):
-    """Somebody holds the spool's lock, as a daemon does."""
-    with (rows.spool.path / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with rows.daemon():
         yield
 
 
@@ -109,12 +108,13 @@ def test_a_configuration_that_names_another_server_is_told_while_nothing_runs(co
 def test_a_stopped_daemon_is_told_also_without_a_ledger(tmp_path, capfd):
     rows = Rows(tmp_path)
     rows.close()
-    rows.config.ledger_file.unlink()
+    remove_ledger(tmp_path)
     write_instance(tmp_path / "drop" / "image")
 
     assert kinds(command_in(tmp_path, capfd)) == ["no_daemon"]
 
 
+@by_lock_only
 @pytest.mark.usefixtures("daemon_runs")
 def test_a_spool_that_is_away_is_told_as_that_and_not_as_a_daemon_that_ended(command, rows):
     """The daemon's lock lies in it: "not running (start it: ingestd run)", while one ran."""
@@ -136,6 +136,7 @@ def test_a_spool_that_is_away_is_told_as_that_and_not_as_a_daemon_that_ended(com
     assert kinds(command) == []
 
 
+@by_lock_only
 def test_pause_is_said_to_end_by_itself_only_where_somebody_runs(command, rows):
     with rows.ledger.transaction() as tx:
         moves.pause_destination(
@@ -373,6 +374,7 @@ class Immutable:
             os.close(descriptor)
 
 
+@by_lock_only
 @pytest.mark.usefixtures("daemon_runs")
 def test_what_only_another_send_would_send_is_told_once_nobody_is_about_to_run_it(command, tmp_path):
     """It was a yellow line, exit code 0, `healthy`."""

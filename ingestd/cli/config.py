@@ -1,0 +1,43 @@
+"""``ingestd config adopt``: what this configuration says holds for all machines that share the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .common import ExitCode, Stop, config_option, json_option, ledger_for_moves, load_config, tell_config
+from .output import print_json
+
+
+@click.group("config", short_help="Say that this configuration holds for all machines that share a ledger.")
+def command() -> None:
+    """Decide about the configuration of several machines, which share a ledger in PostgreSQL.
+
+    Inboxes, destinations (but for how each machine logs in there), rules, `spool.retain` and `reconcile` have to be the
+    same on all. A machine whose file says otherwise does not take over, and tells in its log and in `ingestd check`.
+    """
+
+
+@command.command("adopt", short_help="Have this one hold, and tell what changes.")
+@config_option
+@json_option
+def adopt(*, config: Path | None, as_json: bool) -> int:
+    """Have this configuration hold for all machines that share the ledger, and tell which sections change by it.
+
+    Change the file on each machine, `ingestd config adopt` on one, then reload (SIGHUP) or restart each.
+    """
+    from ingestd.config import agreement_of
+
+    settings = tell_config(load_config(config))
+    if settings.ledger_file is not None:
+        raise Stop(ExitCode.CONFIGURATION, "nobody shares an SQLite ledger: change the file, and reload")
+    with ledger_for_moves(settings) as ledger:
+        keys = ledger.agree(agreement_of(settings))
+    if as_json:
+        print_json({"changed": keys})
+    elif keys:
+        click.echo(f"this configuration holds now; it is new in: {', '.join(keys)}")
+    else:
+        click.echo("this configuration holds already; nothing was changed")
+    return 0
