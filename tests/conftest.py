@@ -26,6 +26,7 @@ LONGEST = (
     "test_simulation.py",
     "test_torture_faults.py",
     "test_trust.py",
+    "test_database.py",
 )
 
 if TYPE_CHECKING:

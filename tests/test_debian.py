@@ -7,7 +7,6 @@ left it.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.debian import Machine, chapter, layered, make_tree, why_not
+from tests.debian import (
+    SETTLED_WITHIN_SECONDS,
+    Machine,
+    chapter,
+    empty_debian,
+    layered,
+    make_room,
+    remove_room,
+    waited_for,
+)
 from tests.emulating import EmulatorProcess
 
 pytestmark = pytest.mark.slow
@@ -24,7 +32,6 @@ pytestmark = pytest.mark.slow
 ADDRESS = "https://dicom.example.org/dicom-web"
 NEW_ADDRESS = "https://archive.example.org/dicom-web"
 INSTALL = "Run it under systemd"
-CONFIRMED_WITHIN_SECONDS = 60.0
 A_SCAN = "/opt/ingestd/lib/python3*/site-packages/pydicom/data/test_files/CT_small.dcm"
 ANOTHER = "/opt/ingestd/lib/python3*/site-packages/pydicom/data/test_files/MR_small.dcm"
 
@@ -42,18 +49,14 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Iterator[Installed]:
     """A Debian, made once for this file, on which the chapter's commands were run."""
-    if reason := why_not():
-        if os.environ.get("INGESTD_REQUIRE_PEERS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("debian")
-    empty = make_tree(folder / "empty")
-    with EmulatorProcess(folder / "server") as server:
+    folder = tmp_path_factory.mktemp("installed") / "disks"
+    make_room(folder)
+    with empty_debian(tmp_path_factory) as empty, EmulatorProcess(folder / "server") as server:
         with layered(folder / "installed", empty) as tree, Machine(tree) as machine:
             ran = machine.runs(as_filled_in(INSTALL, server.url))
             said = f"{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}\n{machine.log()}"
         yield Installed(layers=(folder / "installed/upper", empty), server=server, code=ran.returncode, said=said)
-    shutil.rmtree(folder)
+    remove_room(folder)
 
 
 @pytest.fixture
@@ -76,16 +79,6 @@ def drop(machine: Machine, scan: str = A_SCAN) -> None:
     machine.does(f"sudo cp {scan} /srv/ingestd/drop/")
 
 
-def waited_for(machine: Machine, **counts: int) -> None:
-    """Wait until so many files are in these states, and no others are known."""
-    deadline = time.monotonic() + CONFIRMED_WITHIN_SECONDS
-    found: dict[str, int] = {}
-    while found != counts and time.monotonic() < deadline:
-        said = json.loads(machine.runs("sudo -u ingestd ingestd status --json").stdout)
-        found = {state: count for state, count in said["states"].items() if count}
-    assert found == counts, machine.log()
-
-
 def test_every_command_of_the_systemd_chapter_works_as_written_on_an_empty_debian(installed):
     """`/etc/sysusers.d` does not exist there, and then `ingestd` was on no PATH."""
     assert installed.code == 0, installed.said
@@ -103,7 +96,7 @@ def test_what_is_dropped_on_that_machine_is_confirmed(machine):
 def test_the_journal_has_errors_as_errors_by_the_name_of_ingestd(machine):
     machine.does("echo 'nothing: known' | sudo tee -a /etc/ingestd/config.yaml; sudo systemctl reload ingestd")
     errors = "sudo journalctl --boot --no-pager -o cat -p err -t ingestd"
-    deadline = time.monotonic() + CONFIRMED_WITHIN_SECONDS
+    deadline = time.monotonic() + SETTLED_WITHIN_SECONDS
     while "config.refused" not in (said := machine.does(errors)) and time.monotonic() < deadline:
         time.sleep(0.2)
 
