@@ -20,13 +20,14 @@ from tests.orthanc import Orthanc
 
 # The files whose slow tests take more than two minutes, one after the other or of a core.
 LONGEST = (
-    "test_debian.py",
+    "test_database.py",
+    "test_stopped.py",
     "test_two_gateways.py",
+    "test_debian.py",
     "test_torture.py",
     "test_simulation.py",
     "test_torture_faults.py",
     "test_trust.py",
-    "test_database.py",
 )
 
 if TYPE_CHECKING:
