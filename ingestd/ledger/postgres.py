@@ -7,6 +7,10 @@ does in an SQLite ledger. So what it reads holds when it writes upon it, whoever
 ended. A start ends the row of whoever wrote for this spool before: what that one still sends is refused, wherever it
 comes from. The count is the mark by which a COMMIT whose answer was lost is found again; asking for it waits for the
 row, and so for the end of that transaction. The schema's number is read there, too: an older program writes nothing.
+
+**How what writes is planned** (``_PLANS``). Each of those statements is about few rows that an index finds, whatever
+its values and however large the tables. Planned anew for each it costs an eighth more; and what was planned for tables
+that were small reads them whole, once they are not, until somebody analyzes them.
 """
 
 from __future__ import annotations

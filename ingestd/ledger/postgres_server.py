@@ -6,12 +6,9 @@ The settings and why (PostgreSQL documentation: runtime-config-client, runtime-c
   the lock and the fence, in one more.
 - ``synchronous_commit`` that is off or local is on for us: a commit that was answered outlives server and standby.
 - ``idle_in_transaction_session_timeout``: who holds the lock and stands still is ended, and what it did is undone; so
-  does whoever waited for the lock (``_END_IDLE``).
+  does whoever waited for the lock (``postgres``).
   ``lock_timeout``, ``statement_timeout``, ``tcp_user_timeout``: nobody waits for ever.
 - ``jit``: compiling a statement takes longer than it does.
-- How what writes is planned (``_PLANS``): each of those statements is about few rows that an index finds, whatever its
-  values and however large the tables. Planned anew for each it costs an eighth more; and what was planned for tables
-  that were small reads them whole, once they are not, until somebody analyzes them.
 
 **A failover.** A standby that takes the server's place, or a backup that is restored, is on a timeline of its own, and
 may lack what was committed last. A connection to such a one is refused to whoever was on the other, which ends; who
