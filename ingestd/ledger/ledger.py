@@ -258,12 +258,8 @@ class Ledger(Registry):
 
     def workers(self) -> Sequence[Worker] | None:
         """List who writes, and who stands by; None where whoever has the spool's lock is the only one."""
-        try:
+        with self.asking():
             return self.database.workers(self.connection)
-        except DBAPIError as error:
-            raise self.database.failure(error.orig) from None
-        finally:
-            self.connection.rollback()
 
     @property
     def beat_seconds(self) -> float:

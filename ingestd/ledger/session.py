@@ -177,8 +177,14 @@ class Session:
             return False
 
     def _version_now(self) -> int:
-        try:
+        with self.asking():
             return self.database.version(self.connection, self._writer)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask the database something of its own, in a transaction that ends with it; raises LedgerError."""
+        try:
+            yield
         except DBAPIError as error:
             raise self.database.failure(error.orig) from None
         finally:
@@ -212,12 +218,8 @@ class Session:
     def beat(self) -> None:
         """Show that we live, although there is nothing to write; raises LedgerError."""
         began = boottime()
-        try:
+        with self.asking():
             self.database.beat(self.connection, self._writer)
-        except DBAPIError as error:
-            raise self.database.failure(error.orig) from None
-        finally:
-            self.connection.rollback()
         self._renew(began)
 
     def _renew(self, began: float) -> None:
@@ -227,12 +229,8 @@ class Session:
 
     def is_last(self, mark: str) -> bool:
         """Say whether the transaction with this mark is durable, and our last one; raises LedgerError."""
-        try:
+        with self.asking():
             return self.database.is_last(self.connection, self._writer, mark)
-        except DBAPIError as error:
-            raise self.database.failure(error.orig) from None
-        finally:
-            self.connection.rollback()
 
     def spool_of(self, spool_id: int) -> Path | None:
         if spool_id == self.spool_id:
