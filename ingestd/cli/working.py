@@ -6,7 +6,7 @@ the ledger's own list of workers tells, of all machines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,18 +143,18 @@ def _locks(spool: Path) -> Working | None:
 
 
 def _told_by(ledger: Ledger, config: Config) -> AtWork:
-    workers = ledger.workers() or ()
-    ours, of_send = (_of(spool, ledger, workers) for spool in (config.spool.path, config.spool.for_send))
+    from ingestd.ledger import queries
+
+    workers, spools = ledger.workers() or (), queries.spools(ledger)
+    ours, of_send = (_of(spool, spools, workers) for spool in (config.spool.path, config.spool.for_send))
     send = _holder(of_send)
     sender = "" if send is not None else host_of(config.spool.for_send)
     return AtWork(daemon=_holder(ours), send=send, unseen="", stopped_send=sender, workers=ours)
 
 
-def _of(spool: Path, ledger: Ledger, workers: Sequence[Worker]) -> list[Worker]:
+def _of(spool: Path, spools: Mapping[str, Path], workers: Sequence[Worker]) -> list[Worker]:
     """Choose a spool's; where it is not mounted, or closed to us, it is known by where the workers have it."""
-    from ingestd.ledger import queries
-
-    there = {host for host, path in queries.spools(ledger).items() if path == spool.absolute()}
+    there = {host for host, path in spools.items() if path == spool.absolute()}
     hosts = {host_of(spool)} - {""} or there
     return [worker for worker in workers if worker.host in hosts]
 
