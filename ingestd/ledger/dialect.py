@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SQLITE, POSTGRESQL = "sqlite", "postgresql"
+POSTGRESQL = "postgresql"
 
 # Host parameters of one statement: 999 in the oldest libraries; an IN list beside a few others stays below.
 CHUNK = 500
