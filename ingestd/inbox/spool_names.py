@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,8 @@ class FoldersToFill:
     """The folder of each room and inbox that new files go to: ``<room>/<inbox>/<8 hex>``, at most 2,048 names in one.
 
     Of a large folder a block is written for each name that comes or goes: on ext4 3.2 kB a file with a million names,
-    0.4 with 2,048. A new one is begun at each start, named after the second; one that is not filled any more goes once
-    it is empty (``Spool.listed``). Any thread may call.
+    0.4 with 2,048. A new one is begun at each start, named after the second or the next that is free; one that is not
+    filled any more goes once it is empty (``Spool.listed``). Any thread may call.
     """
 
     def __init__(self, spool: Path) -> None:
@@ -58,6 +59,8 @@ class FoldersToFill:
             if filled is None or filled.names == NAMES_A_FOLDER:
                 former = filled.name if filled else ""
                 number = max(int(utc_now().timestamp()), int(former or "0", 16) + 1)
+                while os.path.lexists(self._spool / above / f"{number:08x}"):
+                    number += 1
                 filled = _Filled(f"{number:08x}", former)
                 # Within the lock: nobody else may find a folder that is not durable yet.
                 make_folder(self._spool, f"{above}/{filled.name}")

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,13 @@ def test_emptied_folder_goes_unless_it_is_being_filled(spool, drop, monkeypatch)
     # Of the third somebody may have the name, who is about to move a file there.
     assert set(spool.path.glob("files/a/*")) == {spool.path / folder for folder in (second, third, fourth)}
     assert not (spool.path / first).exists()
+
+
+def test_each_start_fills_a_folder_of_its_own(spool, drop, monkeypatch):
+    """Two starts within a second filled one, in which a new file had those of before looked through again."""
+    monkeypatch.setattr(spool_names, "utc_now", lambda: datetime(2026, 1, 2, tzinfo=UTC))
+
+    assert len(folders_of(take_many(spool, drop, 1)) + folders_of(take_many(Spool(spool.path), drop, 1))) == 2
 
 
 def test_emptied_folder_of_a_former_run_goes(spool, drop):
