@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.forking import Forked
-from tests.orthanc import free_port
+from tests.ports import own_port
 from tests.running import start_program
 
 Identity = tuple[str, str, str]
@@ -31,7 +31,7 @@ class EmulatorProcess:
 
     def __init__(self, data: Path, *, faults: Sequence[str] = (), words: Sequence[str] = ()) -> None:
         self.data = data
-        self.port = free_port()
+        self.port = own_port()
         self._words = (*words, *(word for fault in faults for word in ("--fault", fault)))
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._read = 0  # so many bytes of the request log, as these lines

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,10 +22,10 @@ from typing import Any, Self
 
 import pytest
 
+from tests.ports import own_port
+
 PROGRAM = Path("/usr/sbin/Orthanc")
 DICOMWEB_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-# Tries, not seconds: another process may take a free port between our look and Orthanc's bind.
-START_TRIES = 4
 READY_WITHIN_SECONDS = 30.0
 STOP_WITHIN_SECONDS = 15.0
 
@@ -97,19 +96,15 @@ class Orthanc:
         if reason := why_no_orthanc():
             raise OrthancError(reason)
         self.folder = Path(tempfile.mkdtemp(prefix="orthanc-", dir=self._given_folder))
-        for tries_left in reversed(range(START_TRIES)):
-            self.port = free_port()
-            self.start()
-            try:
-                self._wait_until_ready()
-            except OrthancError:
-                self.stop()
-                if not tries_left:
-                    shutil.rmtree(self.folder, ignore_errors=True)
-                    raise
-            else:
-                return self
-        raise AssertionError("unreachable: the last try returns or raises")
+        self.port = own_port()
+        self.start()
+        try:
+            self._wait_until_ready()
+        except OrthancError:
+            self.stop()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -248,10 +243,3 @@ class Orthanc:
             with error:
                 said = error.read()[:500].decode(errors="replace")
             raise OrthancError(f"{method} {path} answered {error.code}: {said}") from error
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import pwd
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +23,7 @@ from typing import Any, Literal, Self
 import psutil
 import psycopg
 
+from tests.ports import own_port
 from tests.running import wait_until
 
 KEEPER = Path(__file__).with_name("keeper.py")
@@ -133,7 +132,7 @@ class Cluster:
     def start(self) -> None:
         """Start the server on what its folder holds, and return when it answers; raises PostgresError."""
         assert not self.is_running, "it runs"
-        self.port = self.port or _port_that_lasts()
+        self.port = self.port or own_port()
         command = [*_unprivileged(), _program("postgres"), "-D", self.data, "-p", str(self.port)]
         with self.log.open("ab") as log:
             self._keeper = subprocess.Popen(
@@ -249,12 +248,3 @@ def _unprivileged() -> list[str]:
 
 def _environment() -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-
-
-def _port_that_lasts() -> int:
-    """A free port that no other process is given while the server is down: the kernel hands out higher ones."""
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port

@@ -25,7 +25,7 @@ from tests.builders import fresh_uid, write_instance
 from tests.commanding import as_nobody
 from tests.emulating import file_of
 from tests.inboxing import Desk, candidate_of, expect_of, policy, take_in
-from tests.orthanc import free_port
+from tests.ports import own_port
 from tests.running import QUICK_INBOX, Site, wait_until
 
 IN_PLACE = {"inboxes": [{"path": "./drop", "take": "in_place", **QUICK_INBOX}]}
@@ -314,7 +314,7 @@ def test_a_file_outside_the_drop_folder_is_never_taken_in(tmp_path: Path) -> Non
 
 def test_a_file_in_place_is_never_sent_through_a_link(tmp_path: Path) -> None:
     """The very bytes lie behind the link: it is the way that is refused. What is not in the inbox any more is gone."""
-    port = free_port()
+    port = own_port()
     site = Site(tmp_path, f"http://127.0.0.1:{port}/v2", **IN_PLACE)
     identity = (fresh_uid(1), fresh_uid(2), fresh_uid(3))
     with site.start():

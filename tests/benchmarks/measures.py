@@ -17,7 +17,7 @@ from tests.benchmarks.baselines import through_orthanc, tutorial_loop
 from tests.benchmarks.files import FileSet, make_backlog, make_ct, make_multiframe, make_one, make_small
 from tests.benchmarks.memory import PeakMemory
 from tests.benchmarks.sink import Sink
-from tests.orthanc import free_port
+from tests.ports import own_port
 from tests.running import PROGRAM, Daemon, Site, environment, remove_tree, wait_until
 
 SETTLE_SECONDS = QUIET_SECONDS = 0.1
@@ -169,7 +169,7 @@ class Bench:
     def backlog(self) -> Backlog:
         """Fill the ledger while the server is away, start again, and deliver all of it when the server is back."""
         files = make_backlog(self._fresh("staging"), files=self._sizes.backlog_files)
-        port = free_port()
+        port = own_port()
         site = self._site(f"http://127.0.0.1:{port}/v2")
         with site.start() as daemon, PeakMemory(daemon.pid) as memory:
             started = time.perf_counter()

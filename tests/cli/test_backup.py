@@ -22,6 +22,7 @@ from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.commanding import Rows, command_in
 from tests.ledgers import sqlite_only
+from tests.ports import own_port
 from tests.running import PROGRAM, Site, environment, wait_until
 
 pytestmark = sqlite_only
@@ -195,7 +196,7 @@ def _sizes(folder: Path) -> int:
 
 def test_a_ledger_put_back_on_a_new_machine_knows_its_files_again(tmp_path):
     """Without the spool's id what had waited belonged to a spool that nobody has, and stayed so for ever."""
-    with Emulator(tmp_path / "server", fsync=False) as server:
+    with Emulator(tmp_path / "server", port=own_port(), fsync=False) as server:
         site = Site(tmp_path / "lost", server.url)
         write_instance(site.drop / "first")
         with site.start() as daemon:

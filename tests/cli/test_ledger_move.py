@@ -16,6 +16,7 @@ from ingestd.lifecycle import Reason, State
 from tests.builders import write_instance
 from tests.commanding import CONFIG, Command, Rows, command_in
 from tests.ledgers import read_whole, sqlite_only
+from tests.ports import own_port
 from tests.recounting import problems_of_ledger
 from tests.running import Site, wait_until
 
@@ -169,7 +170,7 @@ def test_somebody_elses_ledger_is_not_moved(tmp_path: Path, command: Command, da
 
 def test_daemon_goes_on_where_it_stopped(tmp_path: Path, database: str) -> None:
     """One file confirmed before, one that waits while its server is away; with the former configuration none starts."""
-    with Emulator(tmp_path / "server", fsync=False) as server:
+    with Emulator(tmp_path / "server", port=own_port(), fsync=False) as server:
         site = Site(tmp_path / "site", server.url)
         write_instance(site.drop / "first")
         with site.start() as daemon:

@@ -20,7 +20,7 @@ from tests.builders import write_instance
 from tests.commanding import command_in
 from tests.emulating import delete, stores
 from tests.ledgers import ON_POSTGRESQL, contents_of
-from tests.orthanc import free_port
+from tests.ports import own_port
 from tests.running import PROGRAM, Site, environment, wait_until
 from tests.terminals import on_a_terminal, without_colour
 
@@ -390,7 +390,7 @@ def test_reconcile_asks_at_once_and_sends_nothing(tmp_path, beside_a_daemon):
 
 def test_retry_now_has_a_paused_daemon_try_the_server_at_once(tmp_path):
     """The wait is half a minute at least, and a person who has just mended the server does not want to sit it out."""
-    server = Emulator(port=free_port(), fsync=False)
+    server = Emulator(port=own_port(), fsync=False)
     site = Site(tmp_path / "site", server.url, retry={"base": "10m", "cap": "10m"})
     write_instance(site.drop / "image")
     with site.start():

@@ -21,7 +21,7 @@ from ingestd.ledger import Ledger
 from tests.builders import write_instance
 from tests.emulating import stores
 from tests.ledgers import agree_anew
-from tests.orthanc import free_port
+from tests.ports import own_port
 from tests.running import Daemon, Site, wait_until
 
 
@@ -40,7 +40,7 @@ def research() -> Iterator[Emulator]:
 @pytest.fixture
 def away() -> str:
     """An address where nobody answers."""
-    return f"http://127.0.0.1:{free_port()}/v2"
+    return f"http://127.0.0.1:{own_port()}/v2"
 
 
 def name_destinations(site: Site, **urls: str) -> None:

@@ -20,6 +20,7 @@ from ingestd.dicomweb import DicomWebClient, DicomWebError, Timeouts, Tls
 from ingestd.outages import pause_of, stops_posts
 from tests.builders import write_instance
 from tests.http_server import Conversation, ScriptedServer, certificate, server_context
+from tests.ports import own_port
 
 # Names of exceptions, of system calls' errors, and what libraries say for themselves.
 JARGON = re.compile(r"[A-Z][a-z]+[A-Z]|Error|errno|urllib3|ssl|_|\bE[A-Z]{3,}\b")
@@ -32,9 +33,7 @@ def unknown_name(_folder: Path) -> Iterator[DicomWebClient]:
 
 @contextlib.contextmanager
 def closed_port(_folder: Path) -> Iterator[DicomWebClient]:
-    with socket.socket() as bound:  # bound and not listening: nobody else gets the port
-        bound.bind(("127.0.0.1", 0))
-        yield DicomWebClient(f"http://127.0.0.1:{bound.getsockname()[1]}/v2")
+    yield DicomWebClient(f"http://127.0.0.1:{own_port()}/v2")
 
 
 @contextlib.contextmanager

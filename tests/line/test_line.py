@@ -17,7 +17,7 @@ from ingestd.emulator import Emulator
 from ingestd.lifecycle import State
 from tests.builders import fresh_uid, instance_bytes, write_instance
 from tests.emulating import Identity, dataset_of, delete, file_of, post, stores
-from tests.orthanc import free_port
+from tests.ports import own_port
 from tests.running import QUICK_INBOX, Site, descendants, wait_until
 
 PATIENT = "Canary^Patient"
@@ -224,7 +224,7 @@ def test_links_pipes_and_devices_are_left_where_they_are(site: Site, tmp_path: P
 
 
 def test_server_that_is_away_costs_no_file_an_attempt(tmp_path: Path):
-    port = free_port()
+    port = own_port()
     site = Site(tmp_path / "site", f"http://127.0.0.1:{port}/v2")
     images = [make_image() for _ in range(3)]
     for number, image in enumerate(images):
@@ -245,7 +245,7 @@ def test_server_that_is_away_costs_no_file_an_attempt(tmp_path: Path):
 @pytest.mark.slow
 def test_pause_of_the_last_run_ends_with_the_first_post(tmp_path: Path):
     """It stood in the ledger for ever: unhealthy a minute later, though all was confirmed."""
-    port = free_port()
+    port = own_port()
     site = Site(tmp_path / "site", f"http://127.0.0.1:{port}/v2")
     drop(site, "image", make_image().content)
     with site.start() as daemon:
