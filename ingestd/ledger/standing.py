@@ -81,8 +81,8 @@ class StandingBy:
             return
         counted = self._connection.exec_driver_sql(COUNT.format(self._worker)).rowcount if self._worker else 0
         if not counted:
-            self._worker = add(self._connection, self._spool_id, self._lease, holds=0)
-        if bars != self._bars or not counted:
+            self._worker = add(self._connection, self._spool_id, self._lease, holds=0, bars=bars)
+        elif bars != self._bars:
             self._connection.exec_driver_sql("UPDATE worker SET bars = %s WHERE id = %s", (bars, self._worker))
         self._beat_at, self._bars = now + beat_of(self._lease), bars
 

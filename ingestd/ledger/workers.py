@@ -58,8 +58,8 @@ _HOLDER = (
     "SELECT id, machine, process, writes, lease_us FROM worker WHERE spool_id = %s AND holds = 1 AND ended_at IS NULL"
 )
 _NEW = (
-    "INSERT INTO worker (id, spool_id, machine, process, began_at, lease_us, holds)"
-    " VALUES (nextval('worker_number'), %s, %s, %s, %s, %s, %s) RETURNING id"
+    "INSERT INTO worker (id, spool_id, machine, process, began_at, lease_us, holds, bars)"
+    " VALUES (nextval('worker_number'), %s, %s, %s, %s, %s, %s, %s) RETURNING id"
 )
 _END = "UPDATE worker SET ended_at = %s, why_ended = %s WHERE id = %s AND writes = %s AND ended_at IS NULL"
 _LIST = (
@@ -197,10 +197,10 @@ def holder_of(connection: Connection, spool_id: int) -> Beat | None:
     return Beat(id=row.id, machine=row.machine, process=row.process, writes=row.writes, lease=lease)
 
 
-def add(connection: Connection, spool_id: int, lease: timedelta, *, holds: int) -> int:
+def add(connection: Connection, spool_id: int, lease: timedelta, *, holds: int, bars: str = "") -> int:
     """Add the row of this process, and say its number."""
     now = Instant.keep(utc_now())
-    values = (spool_id, os.uname().nodename, _process(os.getpid()), now, lease // MICROSECOND, holds)
+    values = (spool_id, os.uname().nodename, _process(os.getpid()), now, lease // MICROSECOND, holds, bars)
     number: int = connection.exec_driver_sql(_NEW, values).scalar_one()
     return number
 

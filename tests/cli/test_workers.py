@@ -73,7 +73,8 @@ class Workers:
             finally:
                 os._exit(0)
         try:
-            standing = "SELECT id FROM worker WHERE holds = 0 AND id > 0 AND ended_at IS NULL"
+            # Not before it has seen the spool: it writes its row once more then.
+            standing = "SELECT id FROM worker WHERE holds = 0 AND id > 0 AND ended_at IS NULL AND bars = ''"
             wait_until(lambda: self.do(standing).fetchall(), what="who stands by")
             yield pid
         finally:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from sqlalchemy import event
 
 from ingestd.clocks import boottime
 from ingestd.ledger import (
@@ -216,6 +217,21 @@ def test_where_machines_say_otherwise_nobody_takes_over_until_one_of_them_is_ado
         assert other.look(boottime()) is None
     with pytest.raises(LedgerDiffers, match="in: rules"):
         opened(database, folder, agreement=SAID)
+
+
+def test_nobody_counts_on_one_that_has_not_seen_the_spool_yet(database, folder):
+    """Its row came first, and then why it would not take over: who gave the spool back in between gave it to nobody."""
+    opened(database, folder).close()
+    with opened(database, folder) as ledger, standing(database) as other:
+        counted_on = []
+        event.listen(
+            other._engine,
+            "before_cursor_execute",
+            lambda *_: counted_on.extend(each.id for each in ledger.workers() if each.stands_by),
+        )
+        other.look(boottime(), bars="the spool has not answered yet")
+
+    assert counted_on == []
 
 
 def test_spool_that_the_ledger_does_not_know_is_no_reason_not_to_say_that_it_differs(database, folder):
