@@ -177,7 +177,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have processes that tests start begin at once: ingestd forked, and each with its byte code.
+    """Have processes that tests start begin at once, ingestd forked and each with its byte code; and ledgers, too.
 
     Where none may be kept beside the source, each would compile the whole program first, which takes longer than what
     is tested.
@@ -190,6 +190,9 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.dont_write_bytecode = False
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
         del os.environ["PYTHONDONTWRITEBYTECODE"]
+    from tests.ledgers import share_what_is_compiled
+
+    share_what_is_compiled()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
