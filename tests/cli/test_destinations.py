@@ -10,7 +10,7 @@ import pytest
 from ingestd.ledger import LedgerError
 from tests.builders import write_instance
 from tests.commanding import Command, command_in
-from tests.daemon.test_destinations import addresses, configure, drop, run, servers, states, stopped
+from tests.daemon.test_destinations import addresses, configure, drop, is_paused, run, servers, states, stopped
 from tests.daemon.test_promise import running, turn
 from tests.emulating import EmulatorProcess
 from tests.ledgers import raw
@@ -238,7 +238,8 @@ def test_one_that_is_left_out_is_not_taken_for_the_other_at_its_address(
     config = configure(tmp_path, addresses(servers))
     with stopped(servers["research"]):
         drop(tmp_path, "er", 1)
-        run(config, seconds=4)
+        with running(config) as daemon:
+            turn(daemon, lambda: is_paused(daemon, "research") and states(config)["archive", "CONFIRMED"])
     with raw(config.ledger) as ledger:
         ledger.execute("UPDATE destination SET url = ?", (servers["archive"].url,))
     config = configure(tmp_path, {"archive": servers["archive"].url})

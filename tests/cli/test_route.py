@@ -10,7 +10,7 @@ import pytest
 from ingestd.ledger import Ledger, queries
 from tests.builders import write_instance
 from tests.commanding import Command, Ran, command_in
-from tests.daemon.test_destinations import addresses, configure, drop, run, servers, states, stopped
+from tests.daemon.test_destinations import addresses, configure, drop, is_paused, run, servers, states, stopped
 from tests.daemon.test_promise import running, turn
 from tests.emulating import EmulatorProcess
 from tests.ledger_builders import assert_ledger_holds
@@ -73,8 +73,8 @@ def waiting(folder: Path, servers: Servers, rules: str, *modalities: str) -> Non
     config = configure(folder, addresses(servers), rules=rules)
     for number, modality in enumerate(modalities, 1):
         drop(folder, "er", number, modality=modality)
-    with stopped(servers["archive"]), stopped(servers["research"]):
-        run(config, seconds=4)
+    with stopped(servers["archive"]), stopped(servers["research"]), running(config) as daemon:
+        turn(daemon, lambda: is_paused(daemon, "research") and states(config).total() == len(modalities))
 
 
 def test_plan_is_shown_and_nothing_is_done_without_a_yes(
