@@ -14,7 +14,7 @@ The rooms, lowest first; each imports only from those before it (``tests/test_im
 says why they are so, what is promised and what keeps it, and where a change belongs:
 
     layer 0   lifecycle   what states and moves there are; pure rules
-              clocks threads workers locks error_location   tools
+              clocks threads workers locks error_location sameness   tools
               fs          durable files on Linux: synced, reached through no link, asked for writers
               instance    what a DICOM file is: read, check, digest
               config      YAML -> one frozen Config

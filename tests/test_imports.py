@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "clocks": set(),
     "threads": {"clocks"},
     "workers": {"clocks", "threads"},
-    "lifecycle": set(),
+    "sameness": set(),
+    "lifecycle": {"sameness"},
     "locks": set(),
     "lease": {"clocks"},
     "fs": set(),
@@ -47,7 +48,7 @@ MAY_IMPORT = {
     "outages": {"lifecycle", "dicomweb"},
     "sender": {"clocks", "workers", "lifecycle", "fs", "error_location", "dicomweb", "outages"},
     "reconciler": {"clocks", "workers", "digests", "lifecycle", "fs", "error_location", "dicomweb", "outages"},
-    "reader": {"clocks", "threads", "digests", "lifecycle", "fs", "error_location", "instance"},
+    "reader": {"clocks", "threads", "digests", "sameness", "fs", "error_location", "instance"},
     "daemon": {
         *("clocks", "workers", "lifecycle", "locks", "fs", "instance", "config", "logs", "dicomweb"),
         *("inbox", "ledger", "lease", "sender", "reconciler", "reader"),

@@ -19,8 +19,10 @@ G6  Unknown is a state. A status code is never evidence; only an identity that w
 G7  A false rejection is as bad as a loss: what real equipment writes is admitted, with notes.
 """
 
+from ingestd.sameness import Sameness, SourceStat
+
 from .batches import AT_ONCE, Batch, BatchLimits, Part, StudyQueue, Turns, Waiting, cut_batch, study_due_at
-from .files import Arrival, Content, Identity, Refusal, Sameness, SourceStat, compare_content
+from .files import Arrival, Content, Identity, Refusal, compare_content
 from .outcomes import (
     REENCODABLE,
     BatchResult,

@@ -8,8 +8,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
 
+from ingestd.sameness import Sameness
+
 from .batches import Batch
-from .files import Content, Identity, Sameness
+from .files import Content, Identity
 from .states import Reason, State
 
 

@@ -13,11 +13,11 @@ from ingestd.fs.durable import new_file, start_writing
 from ingestd.fs.places import open_file
 from ingestd.instance.facts import CannotReencode, Inspection, InvalidInstance, Verdict
 from ingestd.instance.inspection import inspect
-from ingestd.lifecycle import Sameness, SourceStat
 from ingestd.reader.files import Waits, errno_text, hole_bytes, refuse_open_for_writing, sync
 from ingestd.reader.protocol import CompareJob, InspectJob, Job, ReaderAnswer, ReencodeJob
 from ingestd.reader.reply_buffer import Reply, ReplyBuffer
 from ingestd.reader.shared_progress import SharedProgress
+from ingestd.sameness import Sameness, SourceStat
 
 _SEQUENTIAL_FROM = 1 << 20
 # A file that stays more hole than data is admitted all the same up to this size: four times the largest Pixel Data.

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 from ingestd.digests import is_digest
 from ingestd.instance.facts import NOTES, Inspection, Verdict
-from ingestd.lifecycle import Sameness, SourceStat
+from ingestd.sameness import Sameness, SourceStat
 
 LINE_MOST = 1 << 16
 _TEXT_MOST = 4096
@@ -98,7 +98,7 @@ class Read:
     """What one job came to. Exactly one of the result fields, ``died``, ``waits``, ``refused`` or ``lost`` is set.
 
     ``inspection`` answers an InspectJob, and a ReencodeJob with the facts of the destination. ``sameness`` is
-    "same", "other" or "other_encoding" (lifecycle.Sameness). ``died``: this job killed its child, burnt CPU past its
+    "same", "other" or "other_encoding" (Sameness). ``died``: this job killed its child, burnt CPU past its
     limit or met a fault of ours; count it as poison (``cause`` says how, for the log; no names, no values). ``waits``:
     nothing is known of the file; try later. ``refused``: the file was read and the job cannot be done on it (not
     whole, an encoding that is not re-encoded); do not try again. An InspectJob is never refused. ``lost``: "ours" or
