@@ -21,6 +21,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from ingestd.clocks import Now
+from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.in_place import InPlace
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.next_steps import Answer, NextSteps
@@ -68,11 +69,12 @@ class Admission(Stage):
         routing: Routing,
         sha256: bool,
         gate: Gate,
+        assignment: Assignment,
         on_copied: Callable[[], object],
         is_lost: Callable[[str], bool],
     ) -> None:
-        """While ``gate`` is shut nothing is taken from the folders. ``on_copied``: a copied source is to be removed.
-        With ``sha256`` that of each whole file is taken.
+        """While ``gate`` is shut nothing is taken from the folders, and ever only from our own. ``on_copied``: a copied
+        source is to be removed. With ``sha256`` that of each whole file is taken.
 
         ``is_lost`` says whether there is no file at a place any more, for certain.
         """
@@ -83,6 +85,8 @@ class Admission(Stage):
         self._ledger = ledger
         self._routing = routing
         self._gate = gate
+        self._assignment = assignment
+        self._watched = assignment.configured
         self._sha256 = sha256
         self._on_copied = on_copied
         self._is_lost = is_lost
@@ -108,8 +112,17 @@ class Admission(Stage):
     def in_hand(self) -> int:
         return len(self._steps)
 
+    def has_in_hand(self, inbox: str) -> bool:
+        """Whether a file of this inbox is on its way."""
+        return any(step.seen.candidate.inbox == inbox for step in self._steps.values())
+
     def adopt(self, candidate: Candidate, origin: Origin) -> None:
-        """Take a file that did not come from the folders; one that is in hand already stays what it is."""
+        """Take a file that did not come from the folders; one that is in hand already stays what it is.
+
+        One of another worker's inbox is left to that one, which finds it without a row.
+        """
+        if not self._assignment.has(candidate.inbox):
+            return
         if not (candidate.in_spool and self.holds_path(candidate.relative_path)):
             self._hold(Seen(candidate=candidate, origin=origin))
 
@@ -153,6 +166,9 @@ class Admission(Stage):
         self._look(now)
 
     def _look(self, now: Now) -> None:
+        if self._watched != self._assignment.watched:
+            self._watched = self._assignment.watched
+            self._inboxes.watch(self._watched)
         room = _IN_HAND_MOST - len(self._steps)
         if not self._gate.is_open or now.mono < self._full_until:
             room = 0

@@ -60,6 +60,15 @@ class Alarms(Stage):
         else:
             self.clear(kind, about)
 
+    def clear_about(self, about: str) -> None:
+        """End all alarms about this: whoever looks after it now tells of it."""
+        for _, kind, of in [key for key in self._standing if key[2] == about]:
+            self.clear(kind, of)
+
+    def renew(self) -> None:
+        """Have what stands be written once more, in place of all that the ledger keeps of whoever is gone."""
+        self._kept = None
+
     def stands(self, kind: str, about: str = "") -> bool:
         return (self._destination, kind, about) in self._standing
 

@@ -14,9 +14,11 @@ from itertools import chain
 from ingestd.config import Config
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
+from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.heartbeat import Heartbeat
 from ingestd.daemon.inbox_reports import InboxReports
 from ingestd.daemon.making_room import MakingRoom
+from ingestd.daemon.membership import Membership
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.orphans import Orphans
 from ingestd.daemon.reader_client import ReaderClient
@@ -26,7 +28,7 @@ from ingestd.daemon.server_stages import ServerStages, ServerWorkers, Shared, se
 from ingestd.daemon.settings import reader_limits_of
 from ingestd.daemon.source_removal import SourceRemoval
 from ingestd.daemon.spool_disk import SpoolDisk, who_waits
-from ingestd.daemon.stage import Gates, RunProgress, Stage
+from ingestd.daemon.stage import Gates, RunProgress, Stage, WhileOurs
 from ingestd.daemon.steps import Origin, Routing
 from ingestd.daemon.takeover import Takeover
 from ingestd.daemon.wallclock import WallClock
@@ -91,10 +93,12 @@ class Stages:
         spool: Spool,
         ledger: Ledger,
         workers: DaemonWorkers,
+        assignment: Assignment,
         gates: Gates,
         progress: RunProgress,
         routing: Routing,
     ) -> None:
+        self._assignment = assignment
         self._config = config
         self._policies = policies
         self._spool = spool
@@ -115,6 +119,7 @@ class Stages:
             wall=self.wall,
             reader_client=self.reader_client,
             disk=self.disk,
+            assignment=self._assignment,
             tells_gone=self._tells_gone,
             is_lost=self._is_lost,
         )
@@ -145,22 +150,38 @@ class Stages:
         return (
             self.heartbeat,
             self.wall,
+            self.membership,
             self.reader_client,
-            self.key,
+            *self._upkeep(self.key),
             self.disk,
             self.orphans,
             self.admission,
             self.rereads,
-            *chain.from_iterable(server.asking for server in servers),
-            *(server.server_rollback for server in servers),
-            self.making_room,
-            self.retention,
+            *self.asking,
+            *self._upkeep(*(server.server_rollback for server in servers)),
+            *self._upkeep(self.making_room, self.retention),
             self.source_removal,
             self.reports,
-            self.takeover,
+            *self.taking_over,
             *(server.posting for server in servers),  # a claim sees everything that this tick has settled
             self.alarms,
         )
+
+    @cached_property
+    def asking(self) -> tuple[Stage, ...]:
+        """Those that ask the servers, as they stand in the list."""
+        return self._upkeep(*chain.from_iterable(server.asking for server in self.servers.values()))
+
+    @cached_property
+    def taking_over(self) -> tuple[Stage, ...]:
+        """Those that take up what another process left, as they stand in the list."""
+        return self._upkeep(self.takeover)
+
+    def _upkeep(self, *stages: Stage) -> tuple[Stage, ...]:
+        """Have these turn where the upkeep is ours; where the work is not divided it always is."""
+        if self._assignment.is_whole:
+            return stages
+        return tuple(WhileOurs(stage, lambda: self._assignment.upkeep) for stage in stages)
 
     @property
     def no_post_is_out(self) -> bool:
@@ -200,6 +221,22 @@ class Stages:
         return Heartbeat(self._ledger)
 
     @cached_property
+    def membership(self) -> Membership:
+        return Membership(
+            ledger=self._ledger,
+            assignment=self._assignment,
+            disk=self.disk,
+            alarms=self.alarms,
+            lease=self._config.lease,
+            is_in_hand=self._is_in_hand,
+        )
+
+    def _is_in_hand(self, inbox: str) -> bool:
+        """Whether anything of an inbox is under way here."""
+        hands = (self.admission, self.rereads, self.source_removal)
+        return not self.orphans.are_adopted or any(each.has_in_hand(inbox) for each in hands)
+
+    @cached_property
     def wall(self) -> WallClock:
         return WallClock(self._ledger)
 
@@ -232,6 +269,7 @@ class Stages:
             disk=self.disk,
             gates=self._gates,
             alarms=self.alarms,
+            assignment=self._assignment,
         )
 
     @cached_property
@@ -245,6 +283,7 @@ class Stages:
             routing=self._routing,
             sha256=self._config.reader.sha256,
             gate=self._gates.intake,
+            assignment=self._assignment,
             on_copied=self.source_removal.hurry,
             is_lost=self._is_lost,
         )
@@ -260,6 +299,7 @@ class Stages:
             results_written=lambda: sum(server.posting.results_written for server in self.servers.values()),
             is_lost=self._is_lost,
             alarms=self.alarms,
+            assignment=self._assignment,
         )
 
     @cached_property
@@ -296,6 +336,7 @@ class Stages:
             mover=self._workers.mover,
             policies=self._policies,
             alarms=self.alarms,
+            assignment=self._assignment,
         )
 
     @cached_property

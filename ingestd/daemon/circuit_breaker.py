@@ -70,9 +70,9 @@ class CircuitBreaker:
         others = [study for study in studies if study.study_uid != self._last_met]
         return (others or studies)[:1]
 
-    def take_over(self, pause: Pause) -> None:
-        """Go on with a pause of the last run: it ends as any other does, and is looked at at once."""
-        self.pause, self.paused_until = pause, 0.0
+    def take_over(self, pause: Pause, until: float = 0.0) -> None:
+        """Go on with a pause of the last run, or of another worker: it ends as any other does, after a look."""
+        self.pause, self.paused_until = pause, until
 
     def pause_for(self, pause: Pause, now: float) -> Pause:
         """Stop sending for the server's wish or the backoff, whichever is longer."""

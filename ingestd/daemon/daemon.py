@@ -12,15 +12,14 @@ import structlog
 from ingestd.clocks import read_clocks
 from ingestd.config import Config, agreement_of
 from ingestd.daemon import build, settings
+from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.loop import Loop, Wake
+from ingestd.daemon.membership import AFTER_SILENCE
 from ingestd.daemon.outage import Outage
 from ingestd.daemon.stage import Gates, RunProgress
 from ingestd.daemon.steps import Routing
-from ingestd.inbox import Inboxes, InboxPolicy, Spool
+from ingestd.inbox import InboxPolicy, Spool
 from ingestd.ledger import Ledger, LedgerMissing, Writer, moves
-
-# A post of whoever was silent may still be on its way, in the kernel's hands, when its place is taken.
-_AFTER_SILENCE = timedelta(seconds=60)
 
 
 class Daemon:
@@ -64,7 +63,8 @@ class Daemon:
                 self.ledger.close()
                 self.spool.unlock()
             raise
-        self._replaces: Inboxes | None = before.workers.inboxes if before is not None else None
+        self._replaces = before
+        self.assignment = Assignment([policy.name for policy in policies], is_whole=not self.ledger.is_shared)
         self.gates = Gates()
         self.progress = RunProgress()
         self.stages = build.Stages(
@@ -73,6 +73,7 @@ class Daemon:
             spool=self.spool,
             ledger=self.ledger,
             workers=self.workers,
+            assignment=self.assignment,
             gates=self.gates,
             progress=self.progress,
             routing=routing or settings.routing_of(config),
@@ -96,13 +97,14 @@ class Daemon:
         """
         now = read_clocks()
         if self._replaces is not None:
-            self.workers.inboxes.take_over(self._replaces)
+            self.assignment.take_over(self._replaces.assignment)
+            self.workers.inboxes.take_over(self._replaces.workers.inboxes)
             self.spool.empty_scratch()
             self.ledger.longest = settings.longest_waits_of(self.config)
             self.ledger.set_limits(settings.limits_of(self.config))
             self._replaces = None
         self.stages.wall.collect(now)
-        wait = _AFTER_SILENCE if self.ledger.after_silence else timedelta(0)
+        wait = AFTER_SILENCE if self.ledger.after_silence else timedelta(0)
         with self.ledger.transaction() as tx:
             self.stages.wall.write(tx, now)
             recovered = moves.recover(tx, now=now.utc, wait=wait)
@@ -118,6 +120,7 @@ class Daemon:
             )
         for stage in self.stages.all:
             stage.start()
+        self.workers.inboxes.watch(self.assignment.watched)
         self.workers.inboxes.open()
 
     def _ask_first(self) -> None:
@@ -142,8 +145,7 @@ class Daemon:
         self.gates.claims.shut("stopping")
         stages = self.stages
         # Nothing else is taken up while stopping, and what nobody serves must not count as due.
-        asking = [stage for server in stages.servers.values() for stage in server.asking]
-        taken_up = (stages.orphans, stages.rereads, stages.takeover, *asking)
+        taken_up = (stages.membership, stages.orphans, stages.rereads, *stages.taking_over, *stages.asking)
         self.loop.stages = [stage for stage in stages.all if stage not in taken_up]
         if not stages.no_post_is_out:
             self.loop.run_until(lambda: stages.no_post_is_out, deadline=read_clocks().mono + grace.total_seconds())
@@ -209,5 +211,5 @@ def _opened(config: Config, tell: Callable[[str], object] | None, writer: Writer
     spool.may_act = ledger.lease.holds
     spool.is_shared = config.ledger_file is None
     if spool.is_shared:
-        spool.empty_scratch()
+        spool.share_scratch(ledger.worker, [each.beat.id for each in ledger.members() if each.beat.id != ledger.worker])
     return spool, ledger

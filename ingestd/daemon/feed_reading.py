@@ -57,11 +57,13 @@ class FeedReading(Stage):
         posts_written: Callable[[], int],
         no_post_is_out: Callable[[], bool],
         rows_are_left: Callable[[], bool],
+        others_post: Callable[[], bool],
         interval: timedelta,
         lag: timedelta,
         log: FilteringBoundLogger,
     ) -> None:
         """``posts_written`` counts posts whose results are durable; ``rows_are_left``: what was shown is not settled.
+        ``others_post``: other workers send to this server, too, of which nobody tells.
 
         ``removals`` are shut when the feed shows that the server went back.
         """
@@ -73,6 +75,7 @@ class FeedReading(Stage):
         self._posts_known = posts_written()
         self._no_post_is_out = no_post_is_out
         self._rows_are_left = rows_are_left
+        self._others_post = others_post
         self._interval = interval
         self._lag = lag
         self._unanswered = Unanswered(
@@ -131,7 +134,7 @@ class FeedReading(Stage):
         if not glances:
             counts = queries.counts(self._ledger, destination_id=self._ledger.destination_id)
             waiting = counts.get(State.STORED, 0) + counts.get(State.UNCERTAIN, 0)
-            every = self._interval if waiting else max(self._interval, _IDLE_EVERY)
+            every = self._interval if waiting or self._others_post() else max(self._interval, _IDLE_EVERY)
             self._due_at = now.mono + every.total_seconds()
         if first_attempt_at is None:
             return

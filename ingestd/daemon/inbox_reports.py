@@ -59,6 +59,7 @@ class InboxReports(Stage):
         self._inboxes = inboxes
         self._alarms = alarms
         self._roots: dict[str, Path] = {policy.name: policy.path for policy in policies}
+        self._watched: set[str] = set()
         self._report_at = 0.0
         self._scans_at = 0.0
         self._written: dict[str, _Told] = {}
@@ -73,6 +74,10 @@ class InboxReports(Stage):
             return
         self._report_at = now.mono + _REPORT_EVERY_SECONDS
         reports = self._inboxes.reports()
+        for gone in self._watched - {report.inbox for report in reports}:
+            self._alarms.clear_about(gone)
+            self._written.pop(gone, None)
+        self._watched = {report.inbox for report in reports}
         for report in reports:
             for kind, note, next_step in _troubles(report):
                 self._alarms.set(kind, report.inbox, note=note, next_step=next_step)

@@ -11,7 +11,7 @@ which may be more than came with it, and one that finds nothing left has nothing
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
@@ -72,7 +72,8 @@ class Mover(Generic[Context]):
         self._device = spool.path.stat().st_dev
         self._renames: _Lane[Context] = _Lane("mover", spool, wake)
         self._copies: _Lane[Context] = _Lane("copier", spool, wake)
-        self._removals = Workers[tuple[int, Removal] | None]("remover", wake=wake)
+        self._removals = Workers[tuple[int, Removal] | Path]("remover", wake=wake)
+        self._beside_of: Counter[Path] = Counter()  # by the root of the inbox
         self._lanes = (self._renames.workers, self._copies.workers, self._removals)
         start_all(*self._lanes)
 
@@ -91,7 +92,7 @@ class Mover(Generic[Context]):
 
     def recover_removals(self, root: Path, unremoved: Sequence[tuple[Expect, str]]) -> None:
         """Settle the removals of this inbox that the last run did not finish."""
-        self._beside(lambda: self._spool.recover_removals(root, unremoved))
+        self._beside(root, lambda: self._spool.recover_removals(root, unremoved))
 
     def remove_folders(self, inbox: str, root: Path, folders: Sequence[str]) -> None:
         """Remove emptied folders of an inbox, those that are empty still."""
@@ -101,11 +102,11 @@ class Mover(Generic[Context]):
             if removed:
                 structlog.get_logger().info("inbox.folders_removed", inbox=inbox, count=removed)
 
-        self._beside(remove)
+        self._beside(root, remove)
 
     def look_aside(self, root: Path) -> None:
         """See whether somebody else still has the name of our folder in this inbox."""
-        self._beside(lambda: self._spool.aside.look(str(root)))
+        self._beside(root, lambda: self._spool.aside.look(str(root)))
 
     def remove_source(self, file_id: int, root: Path, relative_path: str, read: Expect, copy: str) -> None:
         """Remove a copied source from its inbox, after a last look."""
@@ -120,7 +121,17 @@ class Mover(Generic[Context]):
 
     def collect_removals(self) -> list[tuple[int, Removal]]:
         """Take the removals that are done, by row; never blocks."""
-        return [removed for removed in self._removals.collect() if removed is not None]
+        removed = []
+        for done in self._removals.collect():
+            if isinstance(done, Path):
+                self._beside_of[done] -= 1
+            else:
+                removed.append(done)
+        return removed
+
+    def is_busy_in(self, root: Path) -> bool:
+        """Whether something is under way in an inbox beside the removal of sources."""
+        return self._beside_of[root] > 0
 
     def is_healthy(self) -> bool:
         """Whether all lanes live."""
@@ -147,10 +158,12 @@ class Mover(Generic[Context]):
 
         self._removals.submit(job)
 
-    def _beside(self, job: Callable[[], object]) -> None:
-        def tried() -> None:
+    def _beside(self, root: Path, job: Callable[[], object]) -> None:
+        def tried() -> Path:
             _tried(job)
+            return root
 
+        self._beside_of[root] += 1
         self._removals.submit(tried)
 
 

@@ -26,10 +26,11 @@ import structlog
 from ingestd.clocks import Now
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gates, Stage
 from ingestd.daemon.steps import Origin
-from ingestd.inbox import Candidate, Inboxes, Spool, name_in_spool
+from ingestd.inbox import Candidate, Inboxes, OfInbox, Spool, name_in_spool
 from ingestd.ledger import Ledger, LedgerError, LeftCandidate, Transaction, moves, queries
 
 _ADOPTED_AT_ONCE = 256
@@ -56,8 +57,12 @@ class Orphans(Stage):
         disk: SpoolDisk,
         gates: Gates,
         alarms: Alarms,
+        assignment: Assignment,
     ) -> None:
         """Join the rooms."""
+        self._assignment = assignment
+        self._watched: frozenset[str] = frozenset()  # the inboxes that were ours in the last tick
+        self._begun: OfInbox = assignment.has  # those whose files are looked through as at a start
         self._ledger = ledger
         self._spool = spool
         self._inboxes = inboxes
@@ -87,7 +92,13 @@ class Orphans(Stage):
 
     def start(self) -> None:
         """Begin to take up what the last run left."""
-        self._left = self._left_candidates()
+        self._watched = self._assignment.watched
+        self._begin(self._assignment.has)
+
+    def _begin(self, of: OfInbox) -> None:
+        self._begun = of
+        self._sweep, self._changed = None, {}
+        self._left = self._left_candidates(of)
         self._found = self._orphans()
         self._gates.intake.shut("orphans")
         self._gates.rereads.shut("orphans")
@@ -106,6 +117,7 @@ class Orphans(Stage):
         """Take up some; a spool that is away has none."""
         if not self._disk.stands:
             return
+        self._follow_assignment()
         if self._found is not None:
             self._take_up(now)
         elif self._sweep is not None or now.mono >= self._sweep_at:
@@ -114,6 +126,13 @@ class Orphans(Stage):
             except OSError:
                 self._sweep = None
                 self._sweep_at = now.mono + self.sweep_every
+
+    def _follow_assignment(self) -> None:
+        """Begin to take up what whoever had an inbox before left of it, where one has become ours."""
+        new, self._watched = self._assignment.watched - self._watched, self._assignment.watched
+        if new:
+            before = self._begun if self._found is not None else frozenset[str]().__contains__
+            self._begin(lambda inbox: inbox in new or before(inbox))
 
     def write(self, tx: Transaction, now: Now) -> None:  # noqa: ARG002 - nothing of it has a time
         """Forget the candidates that lie where they lay, before admission puts the same files down anew."""
@@ -164,7 +183,8 @@ class Orphans(Stage):
     def _go_on_sweeping(self, now: Now) -> None:
         began = time.perf_counter()
         if self._sweep is None:
-            self._sweep, self._seen, self._seconds = self._spool.listed(self._passes_by), {}, 0.0
+            listed = self._spool.listed(self._passes_by, of=self._assignment.has)
+            self._sweep, self._seen, self._seconds = listed, {}, 0.0
             self._changed = {}
         paths = list(islice(self._sweep, _LISTED_AT_ONCE))
         unknown = set(paths) - queries.paths_known(self._ledger, paths) if paths else set()
@@ -178,7 +198,7 @@ class Orphans(Stage):
             self._adopt_seen_twice()
 
     def _orphans(self) -> Iterator[Candidate | None]:
-        return self._spool.orphans(partial(queries.paths_known, self._ledger), self._passes_by)
+        return self._spool.orphans(partial(queries.paths_known, self._ledger), self._passes_by, of=self._begun)
 
     def _passes_by(self, folder: str, changed_ns: int) -> bool:
         self._changed[folder] = changed_ns
@@ -195,11 +215,12 @@ class Orphans(Stage):
 
     def _adopt_seen_twice(self) -> None:
         moving_since = self._admission.moving_since()
-        left = self._left_candidates() if self._seen else {}
+        left = self._left_candidates(self._assignment.has) if self._seen else {}
         for path, first in self._seen.items():
             inbox = path.split("/")[1]
             known = path not in self._first_seen or self._admission.holds_path(path)
-            if known or moving_since <= first or self._inboxes.is_observing(inbox, path):
+            is_theirs = not self._assignment.has(inbox)
+            if known or is_theirs or moving_since <= first or self._inboxes.is_observing(inbox, path):
                 continue
             with contextlib.suppress(OSError):  # then it is looked at in the next sweep
                 orphan = self._spool.candidate_at(inbox, path)
@@ -222,10 +243,10 @@ class Orphans(Stage):
             del left[row.inbox, row.target]
             self._admission.adopt(replace(orphan, dropped_as=row.relative_path), Origin(adopted=True))
 
-    def _left_candidates(self) -> _Left:
+    def _left_candidates(self, of: OfInbox) -> _Left:
         left: _Left = {}
         after_id = 0
         while page := queries.left_candidates(self._ledger, after_id=after_id):
-            left |= {(each.inbox, each.target): each for each in page}
+            left |= {(each.inbox, each.target): each for each in page if of(each.inbox)}
             after_id = page[-1].candidate_id
         return left

@@ -17,6 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.circuit_breaker import BreakerDecision, CircuitBreaker
 from ingestd.daemon.post_results import PostResults
 from ingestd.daemon.stage import Gate, RunProgress, Stage
@@ -33,6 +34,7 @@ from ingestd.lifecycle import (
     TimeWindow,
     Turns,
     Unproven,
+    clamp_retry_after,
     study_due_at,
 )
 from ingestd.logs import study_ref
@@ -40,6 +42,8 @@ from ingestd.sender import ProbeResult, Sender
 
 # Studies looked at for one round of claims.
 _STUDIES_AT_ONCE = 32
+# What a Retry-After comes with: it is for all who send.
+_SERVERS_WISH = {PauseCause.THROTTLED, PauseCause.UNAVAILABLE}
 
 
 class Posting(Stage):
@@ -60,6 +64,7 @@ class Posting(Stage):
         progress: RunProgress,
         gives_way: Callable[[], bool],
         tells_gone: Callable[[str], bool],
+        assignment: Assignment,
         log: FilteringBoundLogger,
     ) -> None:
         """Join sender and ledger; the server is probed first of all.
@@ -67,8 +72,9 @@ class Posting(Stage):
         ``gives_way`` says whether a destination of higher priority has something to post: one at a time goes then.
         ``tells_gone`` says whether a file that is not there is gone, or only its folder is away. Outside ``window``
         only what goes at once is claimed; a post that is out when it closes goes on to its end. ``most_bytes`` makes
-        posts smaller than ``limits``.
+        posts smaller than ``limits``. Where several send there (``assignment``), each has its part of what may be out.
         """
+        self._assignment = assignment
         self._claims = claims
         self._window = window
         self._most_bytes = most_bytes
@@ -125,6 +131,8 @@ class Posting(Stage):
             self._take_probe(probe, now)
         if self._is_hurried(now):
             self.destination.hurry(now.mono)
+        self._sender.share(self._assignment.workers)
+        self._heed_others(now)
         if self._probe_due or self.destination.may_probe(now.mono):
             self._probe_due = False
             self.destination.probing = True
@@ -139,6 +147,17 @@ class Posting(Stage):
             return False
         written = queries.destination(self._ledger)
         return written is not None and written.paused_until is not None and written.paused_until <= now.utc
+
+    def _heed_others(self, now: Now) -> None:
+        """Wait as long as the server has told another worker to."""
+        if self._assignment.workers == 1 or not self.destination.is_open or self._resumed:
+            return
+        written = queries.destination(self._ledger)
+        if written is not None and written.pause_cause in _SERVERS_WISH and written.paused_until is not None:
+            left = written.paused_until - now.utc
+            if left > timedelta(0):
+                pause = Pause(cause=PauseCause(written.pause_cause), note=written.pause_note)
+                self.destination.take_over(pause, now.mono + clamp_retry_after(left).total_seconds())
 
     def _choose(self, now: Now) -> list[StudyQueue]:
         """Say which studies are due and may be posted now; asks for a token if there are any."""

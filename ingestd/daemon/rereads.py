@@ -17,6 +17,7 @@ import structlog
 from ingestd.clocks import Now
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.judgement import ADMISSIBLE
 from ingestd.daemon.reader_client import Owner, ReaderClient
 from ingestd.daemon.stage import Gate, Stage
@@ -100,8 +101,10 @@ class Rereads(Stage):
         results_written: Callable[[], int],
         is_lost: Callable[[str], bool],
         alarms: Alarms,
+        assignment: Assignment,
     ) -> None:
         """Join the rooms; ``is_lost`` as for Admission."""
+        self._assignment = assignment
         self._is_lost = is_lost
         self._ledger = ledger
         self._reader_client = reader_client
@@ -112,7 +115,7 @@ class Rereads(Stage):
         self._alarms = alarms
         self._results_known = results_written()
         self._log = structlog.get_logger()
-        self._reencoding: set[int] = set()
+        self._reencoding: dict[int, str] = {}  # rows, and the inbox of each
         self._reads: list[tuple[_Reencoding, Read]] = []
         self._lost: list[RowToRead] = []  # there is nothing to read any more
         self._failed: list[int] = []  # requests for files that are gone
@@ -125,6 +128,10 @@ class Rereads(Stage):
     @property
     def is_idle(self) -> bool:
         return not (self._reencoding or self._reads)
+
+    def has_in_hand(self, inbox: str) -> bool:
+        """Whether a copy of a file of this inbox is being made."""
+        return inbox in self._reencoding.values()
 
     def next_at(self, now: Now) -> float:
         if not self._gate.is_open:
@@ -176,14 +183,16 @@ class Rereads(Stage):
     def _committed(self, needless: tuple[str, ...], others: tuple[RowToRead, ...]) -> None:
         with suppress(OSError):  # a start removes what belongs to no row
             self._spool.discard(*needless)
-        self._reencoding -= {work.row.delivery_id for work, _ in self._reads}
+        for work, _ in self._reads:
+            self._reencoding.pop(work.row.delivery_id, None)
         self._reads, self._lost, self._failed = [], [], []
         for row in others:
             self._read_again(row)
 
     def _take_up_rows(self, now: Now) -> None:
         rows = queries.rows_to_read(self._ledger, limit=_AT_ONCE, after_id=self._rows.after)
-        in_work = self._reencoding | self._admission.rows_in_hand
+        in_work = self._reencoding.keys() | self._admission.rows_in_hand
+        in_work |= {row.delivery_id for row in rows if not self._assignment.has(row.inbox)}
         self._rows.walked([row.delivery_id for row in rows], in_work, now)
         for row in rows:
             if row.delivery_id in in_work:
@@ -232,7 +241,7 @@ class Rereads(Stage):
         except OSError as error:
             self._log.error("spool.not_written", error=type(error).__name__)
             return
-        self._reencoding.add(row.delivery_id)
+        self._reencoding[row.delivery_id] = row.inbox
         work = _Reencoding(row, str(destination.relative_to(self._spool.path)))
         self._reader_client.ask(
             Owner.REENCODING, work, lambda key: ReencodeJob(key=key, path=row.path, destination=str(destination))
@@ -240,7 +249,7 @@ class Rereads(Stage):
 
     def _take_up_requests(self, now: Now) -> None:
         rows = queries.requested_rows(self._ledger, limit=_AT_ONCE, after_id=self._requests.after)
-        in_hand = self._admission.rows_in_hand
+        in_hand = self._admission.rows_in_hand | {row.file_id for row in rows if not self._assignment.has(row.inbox)}
         self._requests.walked([row.file_id for row in rows], in_hand, now)
         for row in rows:
             if row.file_id in in_hand:
@@ -262,7 +271,7 @@ class Rereads(Stage):
         while files := queries.rejected_files(self._ledger, after_id=after):
             for file in files:
                 after = file.file_id
-                if file.in_place or file.file_id in in_hand:
+                if file.in_place or file.file_id in in_hand or not self._assignment.has(file.inbox):
                     continue
                 try:
                     candidate = self._candidate_at(file, file.path)

@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from ingestd.clocks import utc_now
 from ingestd.config import Config, Destination
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.feed_reading import FeedReading
 from ingestd.daemon.holder_comparison import HolderComparison
 from ingestd.daemon.posting import Posting
@@ -98,6 +99,7 @@ class Shared:
     wall: WallClock
     reader_client: ReaderClient
     disk: SpoolDisk
+    assignment: Assignment
     tells_gone: Callable[[str], bool]
     is_lost: Callable[[str], bool]
 
@@ -159,6 +161,7 @@ class ServerStages:
             progress=self._shared.progress,
             gives_way=self._gives_way,
             tells_gone=self._shared.tells_gone,
+            assignment=self._shared.assignment,
             log=self._log,
         )
 
@@ -184,6 +187,7 @@ class ServerStages:
             posts_written=lambda: self.posting.results_written,
             no_post_is_out=lambda: self.posting.is_idle,
             rows_are_left=lambda: self.verification.more_rows,
+            others_post=lambda: self._shared.assignment.workers > 1,
             interval=self._config.reconcile.interval,
             lag=self._config.reconcile.lag,
             log=self._log,

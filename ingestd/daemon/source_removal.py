@@ -6,6 +6,7 @@ from functools import partial
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.stage import Stage
 from ingestd.inbox import Expect, Inboxes, InboxPolicy, Removal, Take
@@ -36,25 +37,39 @@ class SourceRemoval(Stage):
         mover: Mover[int],
         policies: tuple[InboxPolicy, ...],
         alarms: Alarms,
+        assignment: Assignment,
     ) -> None:
+        self._assignment = assignment
+        self._settled: frozenset[str] = frozenset()  # inboxes in which the removals of the last run are settled
         self._ledger = ledger
         self._inboxes = inboxes
         self._mover = mover
         self._alarms = alarms
         self._roots = {policy.name: policy.path for policy in policies}
         self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
-        self._removing: set[int] = set()
+        self._removing: dict[int, str] = {}  # rows, and the inbox that each source lies in
         self._staying: dict[int, float] = {}  # rows whose source could not be removed: since when, the oldest first
         self._stays_most = _STAYS_SECONDS
         self._up_to = 0  # so far the rows of copied sources have been gone through, this time round
-        self._gone: list[int] = []
+        self._gone: list[tuple[int, str]] = []
         self._tidy_at = 0.0
 
     def start(self) -> None:
-        """Settle the removals that the last run did not finish."""
+        self._settle()
+
+    def _settle(self) -> None:
+        """Settle the removals that the last run, or whoever had an inbox before, did not finish."""
+        new, self._settled = self._assignment.watched - self._settled, self._assignment.watched
+        if not new:
+            return
         unremoved = [(_what_was_read(row), row.path) for row in queries.unremoved_sources(self._ledger)]
-        for root in self._roots.values():
-            self._mover.recover_removals(root, unremoved)
+        for name in new & self._roots.keys():
+            self._mover.recover_removals(self._roots[name], unremoved)
+
+    def has_in_hand(self, inbox: str) -> bool:
+        """Whether something is being removed from an inbox."""
+        under_way = inbox in self._removing.values() or any(name == inbox for _, name in self._gone)
+        return under_way or (inbox in self._roots and self._mover.is_busy_in(self._roots[inbox]))
 
     def hurry(self) -> None:
         self._tidy_at = 0.0
@@ -75,17 +90,18 @@ class SourceRemoval(Stage):
     def collect(self, now: Now) -> None:
         """Take what was removed, and order what may be."""
         for file_id, removal in self._mover.collect_removals():
-            self._removing.discard(file_id)
+            inbox = self._removing.pop(file_id)
             if removal is Removal.WAITS:
                 self._staying.setdefault(file_id, now.mono)
             else:
                 self._staying.pop(file_id, None)
-                self._gone.append(file_id)
+                self._gone.append((file_id, inbox))
         oldest = next(iter(self._staying.values()), None)
         stays = oldest is not None and now.mono - oldest >= self._stays_most
         self._alarms.set("not_removed", note=_STAYS if stays else "", next_step=_STAYS_STEP)
         if now.mono >= self._tidy_at and not self._gone:
             self._tidy_at = now.mono + _TIDY_EVERY_SECONDS
+            self._settle()
             self._remove_sources()
             self._look_for_squatters()
             self._remove_emptied()
@@ -93,7 +109,7 @@ class SourceRemoval(Stage):
     def write(self, tx: Transaction, now: Now) -> None:  # noqa: ARG002 - nothing of it has a time
         """Write which sources are gone."""
         if self._gone:
-            moves.mark_source_removed(tx, self._gone)
+            moves.mark_source_removed(tx, [file_id for file_id, _ in self._gone])
             tx.on_commit(partial(self._forget, len(self._gone)))
 
     def next_at(self, now: Now) -> float:  # noqa: ARG002
@@ -107,10 +123,10 @@ class SourceRemoval(Stage):
         unremoved = queries.unremoved_sources(self._ledger, after_id=self._up_to, limit=_AT_ONCE)
         self._up_to = unremoved[-1].file_id if len(unremoved) == _AT_ONCE else 0
         for source in unremoved:
-            root = self._roots.get(source.inbox)
+            root = self._roots.get(source.inbox) if self._assignment.has(source.inbox) else None
             if root is None or source.inbox not in self._moving or source.file_id in self._removing:
                 continue
-            self._removing.add(source.file_id)
+            self._removing[source.file_id] = source.inbox
             read = _what_was_read(source)
             self._mover.remove_source(source.file_id, root, source.relative_path, read, source.path)
 
@@ -122,7 +138,7 @@ class SourceRemoval(Stage):
                 self._mover.remove_folders(inbox, self._roots[inbox], ours)
 
     def _look_for_squatters(self) -> None:
-        for inbox in self._moving:
+        for inbox in self._moving & self._assignment.watched:
             is_squatted = self._mover.is_squatted(self._roots[inbox])
             self._alarms.set("name_squatted", inbox, note=_SQUATTED if is_squatted else "", next_step=_SQUATTED_STEP)
             if is_squatted and not self._removing:

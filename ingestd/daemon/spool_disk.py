@@ -50,6 +50,7 @@ class SpoolDisk(Stage):
         self.stands = True
         self._is_well = False  # it stands, may be written, and its space is known
         self.unwell_since: float | None = None  # (boot clock)
+        self.trouble = ""  # why nothing can be taken in here, though there may be room
         self._free: int | None = None  # bytes on the spool's disk, as last seen; None: nobody can say
         self._wanted = 0  # by files that did not fit, though it is not low
         self._look()
@@ -109,6 +110,7 @@ class SpoolDisk(Stage):
                 self._free = self._spool.free_bytes()
                 self._wanted = self._spool.wanted_bytes()
         self._is_well = self._free is not None and not barred
+        self.trouble = trouble or barred or ("" if self._is_well else "nobody can say how full its disk is")
         if self._is_well:
             self.unwell_since = None
         elif self.unwell_since is None:

@@ -24,6 +24,7 @@ Facts cross from stage to stage, plans do not: a stage gets what it needs in its
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -56,6 +57,39 @@ class Stage:
     def is_idle(self) -> bool:
         """Whether nothing is under way here."""
         return True
+
+
+class WhileOurs(Stage):
+    """A stage that turns only while its work is ours, and takes up where another left whenever it comes to be."""
+
+    def __init__(self, stage: Stage, is_ours: Callable[[], bool]) -> None:
+        self._stage = stage
+        self._is_ours = is_ours
+        self._has_begun = False
+
+    def collect(self, now: Now) -> None:
+        if not self._is_ours():
+            self._has_begun = False
+            return
+        if not self._has_begun:
+            self._stage.start()
+            self._has_begun = True
+        self._stage.collect(now)
+
+    def write(self, tx: Transaction, now: Now) -> None:
+        if self._has_begun:
+            self._stage.write(tx, now)
+
+    def next_at(self, now: Now) -> float:
+        return self._stage.next_at(now) if self._has_begun else inf
+
+    @property
+    def in_hand(self) -> int:
+        return self._stage.in_hand
+
+    @property
+    def is_idle(self) -> bool:
+        return self._stage.is_idle
 
 
 class Gate:

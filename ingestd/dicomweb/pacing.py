@@ -20,6 +20,7 @@ class Pace:
             raise ValueError("a rate is at least one byte a second")
         self.bytes_per_second = bytes_per_second
         self.piece = max(1, int(bytes_per_second * _PIECE_SECONDS))
+        self.workers = 1  # processes that share it in equal parts
         self._lock = threading.Lock()
         self._free_at = 0.0
 
@@ -28,9 +29,9 @@ class Pace:
         with self._lock:
             now = boottime()
             begins_at = max(self._free_at, now - _BURST_SECONDS)
-            self._free_at = begins_at + size_bytes / self.bytes_per_second
+            self._free_at = begins_at + size_bytes * self.workers / self.bytes_per_second
             return max(0.0, begins_at - now)
 
     def seconds_for(self, size_bytes: int, *, shared_by: int) -> float:
         """Say how long a body may wait for its places where so many are sent at once."""
-        return size_bytes * shared_by / self.bytes_per_second
+        return size_bytes * shared_by * self.workers / self.bytes_per_second

@@ -36,6 +36,7 @@ from ingestd.inbox.names import Names
 from ingestd.inbox.removal import remove_folders
 from ingestd.inbox.spool import Spool
 from ingestd.inbox.spool_folder import ledger_of, rehearse_spool
+from ingestd.inbox.spool_listing import OfInbox
 from ingestd.inbox.spool_names import name_in_spool, new_name
 from ingestd.inbox.types import (
     Brought,
@@ -72,6 +73,7 @@ __all__ = [
     "Look",
     "Names",
     "NotTaken",
+    "OfInbox",
     "Removal",
     "Spool",
     "SpoolError",

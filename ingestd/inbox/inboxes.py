@@ -26,7 +26,7 @@ ASK_AT_ONCE = 1_000
 
 
 class Inboxes:
-    """Every inbox, looked at by one thread (the caller's).
+    """Every inbox, looked at by one thread (the caller's), or those of them that are ours to take from (``watch``).
 
     ``scan_every`` is how often each is scanned in full whatever the events say; a scan that takes long is followed by
     a longer pause (``scan_schedule``). ``track_most`` bounds the files of each inbox under observation, and so the
@@ -49,8 +49,9 @@ class Inboxes:
         spool_stat, spool_mount = spool.stat(), mount_of(str(spool))
         places = check_places(policies, spool)
         scan_seconds: dict[str, float] = {}
-        self._folders = {
-            policy.name: WatchedFolder(
+
+        def folder_of(policy: InboxPolicy) -> WatchedFolder:
+            return WatchedFolder(
                 policy,
                 wake=wake,
                 scan_every=scan_every.total_seconds(),
@@ -60,8 +61,10 @@ class Inboxes:
                 apart=_inside(places[policy.name], [*places.values(), os.path.realpath(spool)]),
                 scan_seconds=scan_seconds,
             )
-            for policy in policies
-        }
+
+        self._folder_of = folder_of
+        self._configured = {policy.name: folder_of(policy) for policy in policies}
+        self._folders = dict(self._configured)  # those that are watched
         self._turn = 0
 
     def open(self) -> None:
@@ -69,9 +72,20 @@ class Inboxes:
 
         It waits ``ARM_WAIT`` for all of them together; one that comes later is followed by a scan.
         """
-        now = boottime()
-        for folder in self._folders.values():
-            folder.health.arm(now, wait=max(0.0, now + ARM_WAIT - boottime()))
+        _arm(self._folders.values())
+
+    def watch(self, names: Collection[str]) -> None:
+        """Watch these from now on, and no others; what is looked at anew is scanned first.
+
+        Of one that is watched no more, what was handed out may be taken back all the same.
+        """
+        for name in self._folders.keys() - set(names):
+            folder = self._folders.pop(name)
+            folder.close()
+            self._configured[name] = self._folder_of(folder.policy)
+        new = [name for name in self._configured if name in names and name not in self._folders]
+        self._folders = {name: each for name, each in self._configured.items() if name in self._folders or name in new}
+        _arm([self._folders[name] for name in new])
 
     def take_over(self, other: Inboxes) -> None:
         """Come in the place of another, closed by now: since when its files are as they are need not be seen anew."""
@@ -81,7 +95,7 @@ class Inboxes:
 
     def close(self) -> None:
         """Stop the observers and let go of everything."""
-        for folder in self._folders.values():
+        for folder in self._configured.values():
             folder.close()
 
     def look(self, *, now: float, room: int) -> Look:
@@ -122,7 +136,7 @@ class Inboxes:
 
     def has(self, inbox: str, relative_path: str, source: SourceStat) -> bool:
         """Whether this very file lies in an inbox that is configured."""
-        folder = self._folders.get(inbox)
+        folder = self._configured.get(inbox)
         try:
             return folder is not None and source.is_of(look(below(str(folder.policy.path), relative_path)))
         except OSError:
@@ -148,7 +162,7 @@ class Inboxes:
         Not while the inbox that it lies in is missing, empty, mute or another folder than before: a share that is not
         mounted is no deletion.
         """
-        answers = (folder.health.tells_gone(place) for folder in self._folders.values())
+        answers = (folder.health.tells_gone(place) for folder in self._configured.values())
         return all(answer is not False for answer in answers)
 
     def take_emptied(self) -> list[tuple[str, list[str]]]:
@@ -209,6 +223,12 @@ class Inboxes:
                 if folder.tracker.get(file.path) is file and file.phase is Phase.HANDED_OUT:
                     ready.append(folder.tracker.candidate(file, now))
         return ready
+
+
+def _arm(folders: Collection[WatchedFolder]) -> None:
+    now = boottime()
+    for folder in folders:
+        folder.health.arm(now, wait=max(0.0, now + ARM_WAIT - boottime()))
 
 
 def check_places(policies: Sequence[InboxPolicy], spool: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@
     files/<inbox>/<8 hex>/<32 hex>         admitted files; the path says the inbox, nothing of the file's name is kept
     rejected/<inbox>/<32 hex>/<basename>   set aside, where a person can see it
     explicit/<inbox>/<8 hex>/<32 hex>      re-encoded copies
-    scratch/                               emptied at the start
+    scratch/                               emptied at the start; a folder for each worker where several have it
 
 The 32 hex are the file's target: its candidate row has it before it is brought here. The 8 are the folder that was
 being filled then (``spool_names``); what former versions took in has none, and stays where it lies. A file without a
@@ -24,7 +24,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -38,7 +38,7 @@ from ingestd.lifecycle import SourceStat
 from . import removal, removal_of_ours, takein
 from .missing import Missing
 from .spool_folder import LEDGER, ROOMS, SpoolLock, ledger_of, make_spool, read_id, unusable
-from .spool_listing import PassesBy, list_room, lists_all
+from .spool_listing import OfInbox, PassesBy, list_room, lists_all, of_all
 from .spool_names import FoldersToFill, make_folder, new_name
 from .types import (
     Brought,
@@ -69,6 +69,7 @@ class Spool:
         self.low_water = 0  # bytes of its disk that no copy may use
         self.is_shared = False  # with other hosts
         self._missing = Missing()
+        self._scratch = ""  # our own part of that room
         # Whether what the ledger has given us is still ours to act upon.
         self.may_act: Callable[[], bool] = lambda: True
         # What did not fit, by its place, and when that was (boot clock); movers write it.
@@ -172,6 +173,7 @@ class Spool:
             items,
             room=room,
             folder_for=folder_for,
+            scratch=str(self.scratch().relative_to(self.path)),
             low_water=self.low_water,
             may_act=self.may_act,
         )
@@ -296,16 +298,16 @@ class Spool:
             sync_folder(place.parent)
         return str(own.relative_to(self.path))
 
-    def listed(self, passes_by: PassesBy = lists_all) -> Iterator[str]:
+    def listed(self, passes_by: PassesBy = lists_all, *, of: OfInbox = of_all) -> Iterator[str]:
         """List the paths of what lies in ``files/`` and ``rejected/``, as far as it can be listed, bit by bit.
 
         A folder in ``files/`` that was emptied and is not filled any more goes. See ``PassesBy``.
         """
-        yield from self._listed("files", passes_by)
-        yield from self._listed("rejected", passes_by)
+        yield from self._listed("files", passes_by, of)
+        yield from self._listed("rejected", passes_by, of)
 
     def orphans(
-        self, known: Callable[[list[str]], set[str]], passes_by: PassesBy = lists_all
+        self, known: Callable[[list[str]], set[str]], passes_by: PassesBy = lists_all, *, of: OfInbox = of_all
     ) -> Iterator[Candidate | None]:
         """Find the files in ``files/`` and ``rejected/`` that no row knows, as candidates that need not settle.
 
@@ -314,12 +316,13 @@ class Spool:
         file is between ``take_in`` and its row, which would be mistaken for one. A re-encoded copy that had no row when
         this was called is discarded.
         """
-        return self._orphans(list(self._listed("explicit", lists_all)), known, passes_by)
+        explicit = list(self._listed("explicit", lists_all, of))
+        return self._orphans(explicit, known, self.listed(passes_by, of=of))
 
     def _orphans(
-        self, explicit: list[str], known: Callable[[list[str]], set[str]], passes_by: PassesBy
+        self, explicit: list[str], known: Callable[[list[str]], set[str]], listed: Iterator[str]
     ) -> Iterator[Candidate | None]:
-        for paths in self._unknown(self.listed(passes_by), known):
+        for paths in self._unknown(listed, known):
             for path in paths:
                 candidate = self.candidate_at(path.split("/")[1], path)
                 if candidate is not None:
@@ -357,7 +360,7 @@ class Spool:
         return make_folder(self.path, self._to_fill.next("explicit", inbox)) / new_name()
 
     def scratch(self) -> Path:
-        return self.path / "scratch"
+        return self.path / "scratch" / self._scratch
 
     def free_bytes(self) -> int:
         """Say how many bytes are left for us on the spool's filesystem."""
@@ -372,18 +375,27 @@ class Spool:
         sizes = [size for size, at in list(self._did_not_fit.values()) if at > long_ago and size <= most]
         return min(sum(sizes), max(*sizes, self.low_water)) if sizes else 0
 
-    def empty_scratch(self) -> None:
+    def share_scratch(self, own: int, others: Collection[int]) -> None:
+        """Have a part of ``scratch`` for this worker, and remove those of all but the others; raises OSError."""
+        self._scratch = ""
+        self.empty_scratch(keep={str(each) for each in others})
+        self._scratch = str(own)
+        self.scratch().mkdir(mode=0o700, exist_ok=True)
+
+    def empty_scratch(self, *, keep: Collection[str] = ()) -> None:
         """Remove what a former run, or the rooms before a new configuration, left in ``scratch``."""
-        with os.scandir(self.path / "scratch") as entries:
+        with os.scandir(self.scratch()) as entries:
             for entry in entries:
+                if entry.name in keep:
+                    continue
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(entry.path)  # noqa: PTH108 - a path string at hand
 
-    def _listed(self, room: str, passes_by: PassesBy) -> Iterator[str]:
-        return list_room(self.path, room, in_use=self._to_fill.in_use, passes_by=passes_by)
+    def _listed(self, room: str, passes_by: PassesBy, of: OfInbox) -> Iterator[str]:
+        return list_room(self.path, room, of=of, in_use=self._to_fill.in_use, passes_by=passes_by)
 
     def _unknown(self, paths: Iterator[str], known: Callable[[list[str]], set[str]]) -> Iterator[list[str]]:
         while chunk := list(islice(paths, KNOWN_AT_ONCE)):

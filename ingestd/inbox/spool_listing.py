@@ -14,15 +14,31 @@ from ingestd.fs.places import MISSING
 # not be listed.
 PassesBy: TypeAlias = Callable[[str, int], bool]
 
+# Says whether the files of an inbox are wanted.
+OfInbox: TypeAlias = Callable[[str], bool]
+
+
+def of_all(_inbox: str) -> bool:
+    """Want those of every inbox."""
+    return True
+
 
 def lists_all(_folder: str, _changed_ns: int) -> bool:
     """Pass no folder by."""
     return False
 
 
-def list_room(spool: Path, room: str, *, in_use: Callable[[], Collection[str]], passes_by: PassesBy) -> Iterator[str]:
+def list_room(
+    spool: Path,
+    room: str,
+    *,
+    of: OfInbox,
+    in_use: Callable[[], Collection[str]],
+    passes_by: PassesBy,
+) -> Iterator[str]:
     """List the regular files ``<room>/<inbox>/<folder>/<file>``, by their paths in the spool; nothing else is ours.
 
+    Only those ``of`` the inboxes that are wanted.
     Those in ``files/`` and ``explicit/`` are folders to fill (``spool_names``): the files of former versions lie beside
     them, ``passes_by`` is asked of each, and one that was emptied and is not in use goes.
     """
@@ -41,6 +57,8 @@ def list_room(spool: Path, room: str, *, in_use: Callable[[], Collection[str]], 
             for entry in entries:
                 is_empty = False
                 if depth < 3 and entry.is_dir(follow_symlinks=False):
+                    if depth == 1 and not of(entry.name):
+                        continue
                     yield from below(f"{folder}/{entry.name}", depth + 1)
                 elif depth >= 3 - is_filled and entry.is_file(follow_symlinks=False):
                     yield f"{folder}/{entry.name}"

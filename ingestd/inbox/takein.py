@@ -71,6 +71,7 @@ def bring(
     *,
     room: str,
     folder_for: Callable[[str], str],
+    scratch: str,
     low_water: int,
     may_act: Callable[[], bool],
 ) -> list[Brought]:
@@ -83,7 +84,7 @@ def bring(
         apart.append(_Item(place, candidate, expect, (path[: -len(relative) - 1] or "/", parent), name, target))
     results: dict[int, Brought] = {}
     for group in _groups(apart):
-        _Group(spool, device, room, folder_for, low_water, may_act, results).bring(group)
+        _Group(spool, device, room, folder_for, scratch, low_water, may_act, results).bring(group)
     return [results[place] for place in range(len(items))]
 
 
@@ -110,6 +111,7 @@ class _Group:
         device: int,
         room: str,
         folder_for: Callable[[str], str],
+        scratch: str,
         low_water: int,
         may_act: Callable[[], bool],
         results: dict[int, Brought],
@@ -118,6 +120,7 @@ class _Group:
         self._device = device
         self._room = room
         self._folder_for = folder_for
+        self._scratch = scratch
         self._low_water = low_water
         self._may_act = may_act
         self._results = results
@@ -186,7 +189,7 @@ class _Group:
             renamed = self._renamed(item.name, source_folder, target, expect.source)
         if renamed is None:
             with spool_to_be_there():
-                scratch = self._folder(self._spool, "scratch")
+                scratch = self._folder(self._spool, self._scratch)
             taken = copy_in(
                 item.name,
                 source_folder,

@@ -36,6 +36,7 @@ from .errors import (
     RefusedMove,
 )
 from .ledger import Ledger, stand_by
+from .membership import UPKEEP, Member, inbox_claim, inbox_claimed
 from .reports import Attempt, Choice, Count, Entry, Event, Status, Story, StudySummary
 from .values import (
     KEY_MADE_ANEW,
@@ -66,7 +67,7 @@ from .values import (
     RowToRead,
     UnremovedSource,
 )
-from .workers import Worker
+from .workers import Beat, Worker
 
 if TYPE_CHECKING:
     from .standing import StandingBy
@@ -89,10 +90,12 @@ else:
 __all__ = [
     "KEY_MADE_ANEW",
     "OTHER_ADDRESS_STEP",
+    "UPKEEP",
     "Admitted",
     "Alarm",
     "Applied",
     "Attempt",
+    "Beat",
     "Choice",
     "ClockLine",
     "Count",
@@ -117,6 +120,7 @@ __all__ = [
     "LedgerPermission",
     "LedgerUnread",
     "LeftCandidate",
+    "Member",
     "NewCandidate",
     "OperatorRequest",
     "OtherDestination",
@@ -140,5 +144,7 @@ __all__ = [
     "UnremovedSource",
     "Worker",
     "Writer",
+    "inbox_claim",
+    "inbox_claimed",
     "stand_by",
 ]

@@ -6,7 +6,7 @@ written differently on each database stands as ``{words}`` (``database.Database.
 
 from __future__ import annotations
 
-SCHEMA = 14
+SCHEMA = 15
 
 # What is numbered: no number is given out twice, whatever becomes of its row.
 NUMBERED = ("spool", "inbox", "destination", "study", "candidate", "file", "rendition", "attempt")
@@ -211,7 +211,8 @@ _TABLES = (
         body_bytes_left {int},
         milliseconds {int},
         error {text} NOT NULL DEFAULT '',
-        interrupted {int} NOT NULL DEFAULT 0
+        interrupted {int} NOT NULL DEFAULT 0,
+        worker_id {int} NOT NULL DEFAULT 0
     ) {strict}""",
     """CREATE TABLE feed_cursor (
         destination_id {int} NOT NULL PRIMARY KEY REFERENCES destination (id),
@@ -281,13 +282,14 @@ _TABLES = (
     ) {strict}""",
     """CREATE TABLE alarm (
         spool_id {int} NOT NULL,
+        worker_id {int} NOT NULL,
         destination_id {int} NOT NULL,
         kind {text} NOT NULL,
         about {text} NOT NULL,
         note {text} NOT NULL,
         next_step {text} NOT NULL,
         since {int} NOT NULL,
-        PRIMARY KEY (spool_id, destination_id, kind, about)
+        PRIMARY KEY (spool_id, worker_id, destination_id, kind, about)
     ) {strict}""",
     """CREATE TABLE trust (
         destination_id {int} NOT NULL REFERENCES destination (id),

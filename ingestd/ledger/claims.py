@@ -16,10 +16,10 @@
 The token is drawn anew for each claim, and ``finish`` knows its rows by it: an answer that comes late, to a row that
 was settled and claimed once more, meets another token and changes nothing (G4).
 
-``recover`` belongs to the start, before anything is claimed: rows with a token are then nobody's. It never says "not
-sent": the process may have died with the last byte out, so each is UNCERTAIN and the server is asked (G6). It charges
-nothing. The attempts are closed as interrupted, and what counts posts in flight begins at 0, behind the counters that
-were gathered. ``wake`` only lets a row's wait end; when the study goes is said by its own sums.
+``recover`` belongs to the start, and to the end of another worker: what nobody who is at work has begun is nobody's. It
+never says "not sent": the process may have died with the last byte out, so each is UNCERTAIN and the server is asked
+(G6). It charges nothing. The attempts are closed as interrupted, and posts in flight are counted anew, behind the
+counters that were gathered. ``wake`` only lets a row's wait end; when the study goes is said by its own sums.
 """
 
 from __future__ import annotations
@@ -101,12 +101,18 @@ _OPEN_ATTEMPT = insert(attempt)
 def recover(tx: Transaction, *, now: datetime, wait: timedelta = timedelta(0)) -> Recovered:
     """Settle what a process that died left open: its rows in SENDING may have arrived or not.
 
-    The server is asked after ``wait``: what was sent last may be on its way still.
+    What others have begun who are at work is theirs. The server is asked after ``wait``: what was sent last may be on
+    its way still.
     """
     uncertain = 0
+    others = tx.others()
+    is_open = (attempt.c.spool_id == tx.spool_id, attempt.c.finished_at.is_(None))
+    nobodys = [attempt.c.worker_id.not_in(others)] if others else []
+    theirs = select(attempt.c.id).where(*is_open, attempt.c.worker_id.in_(others))
+    not_theirs = [delivery.c.attempt_id.not_in(theirs)] if others else []
     while True:
         rows = tx.rows(
-            tx.select_rows(delivery.c.claim_token.is_not(None), delivery.c.spool_id == tx.spool_id)
+            tx.select_rows(delivery.c.claim_token.is_not(None), delivery.c.spool_id == tx.spool_id, *not_theirs)
             .order_by(delivery.c.id)
             .limit(_RECOVERED_AT_ONCE)
         )
@@ -126,16 +132,20 @@ def recover(tx: Transaction, *, now: datetime, wait: timedelta = timedelta(0)) -
             break
     closed = tx.connection.execute(
         update(attempt)
-        .where(attempt.c.spool_id == tx.spool_id, attempt.c.finished_at.is_(None))
+        .where(*is_open, *nobodys)
         .values(finished_at=now, interrupted=1, error="the process ended before the answer was read")
     )
     # Behind the counters that were gathered, which may know of posts in flight themselves.
     tx.flush_all()
+    out = select(func.count()).where(
+        *is_open, attempt.c.destination_id == study_sum.c.destination_id, attempt.c.study_id == study_sum.c.study_id
+    )
     in_flight = (study_sum.c.spool_id == tx.spool_id, study_sum.c.in_flight > 0)
-    tx.connection.execute(update(study_sum).where(*in_flight).values(in_flight=0))
-    left = tx.connection.execute(
-        select(func.count()).select_from(candidate).where(candidate.c.spool_id == tx.spool_id)
-    ).scalar_one()
+    tx.connection.execute(update(study_sum).where(*in_flight).values(in_flight=out.scalar_subquery()))
+    left = 0
+    if not others:
+        of_spool = select(func.count()).select_from(candidate).where(candidate.c.spool_id == tx.spool_id)
+        left = tx.connection.execute(of_spool).scalar_one()
     return Recovered(uncertain=uncertain, attempts=closed.rowcount, candidates=left)
 
 
@@ -231,6 +241,7 @@ def claim(
     opened = {
         "id": batch.attempt_id,
         **_key(tx, found.study_id),
+        "worker_id": tx.worker,
         "claim_token": batch.claim_token,
         "started_at": now,
         "instances": len(batch.parts),

@@ -16,6 +16,7 @@ from .errors import LedgerError
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
+    from .membership import Member
     from .workers import Beat, Worker
 
 # Told what is being done, now and then while it goes on; it must not raise.
@@ -34,6 +35,7 @@ class Writer:
     host: str = ""
     worker: int = 0
     lease: timedelta = timedelta(seconds=60)  # the silence after which another may end it
+    shares: bool = False  # with others who do: each has claims of its own; else it has the spool for itself
     ends: Beat | None = None  # whom it saw silent for that one's lease, and may end
     after_silence: bool = False  # whether it took over from one that may act still
     lost_record: bool = False  # whether commits may have been lost since this host wrote last
@@ -70,6 +72,9 @@ class Database(Protocol):
     def take(self, connection: Connection, writer: Writer, spool_id: int) -> Writer:
         """Say as whom to write from now on for a spool; LedgerHeld where another does."""
 
+    def others(self, connection: Connection, writer: Writer, spool_id: int) -> Sequence[int]:
+        """Number those at work on a spool beside this one who were not ended: what they began is theirs."""
+
     def trust(self, connection: Connection, writer: Writer) -> None:
         """Put down that what this host may have lost has been seen to (``Writer.lost_record``)."""
 
@@ -81,6 +86,9 @@ class Database(Protocol):
 
     def workers(self, connection: Connection) -> Sequence[Worker] | None:
         """List the workers of the last day, the newest first; None: there is only one, which has the spool's lock."""
+
+    def members(self, connection: Connection, spool_id: int) -> Sequence[Member]:
+        """List who is at work on a spool, with the claims of each."""
 
     def key_file(self) -> Path | None:
         """Say where the key of the search words lies by itself; None: with whoever keeps the files."""

@@ -34,6 +34,7 @@ from .workers import beat_of
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
+    from .membership import Member
     from .standing import StandingBy
     from .transaction import Transaction
     from .workers import Worker
@@ -184,11 +185,11 @@ class Ledger(Registry):
 
     def close(self) -> None:
         """Let go of it: whoever stands by may take over."""
-        if self._writer.worker and not self.connection.closed:
+        if self.writer.worker and not self.connection.closed:
             self.lease.renew(0.0)
             # Where it fails we are silent from now on.
             with suppress(DBAPIError, LedgerError):
-                self.database.end(self.connection, self._writer)
+                self.database.end(self.connection, self.writer)
         self.connection.close()
         self.engine.dispose()
 
@@ -261,24 +262,34 @@ class Ledger(Registry):
         with self.asking():
             return self.database.workers(self.connection)
 
+    def members(self) -> Sequence[Member]:
+        """List who is at work on our spool, with the claims of each; nobody where it is not shared."""
+        with self.asking():
+            return self.database.members(self.connection, self.spool_id)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others may be at work on our spool, so that each has claims of its own."""
+        return self.writer.shares
+
     @property
     def beat_seconds(self) -> float:
         """How often something has to be written, so that nobody takes over: inf where nobody could."""
-        return beat_of(self._writer.lease) if self._writer.worker else inf
+        return beat_of(self.writer.lease) if self.writer.worker else inf
 
     @property
     def after_silence(self) -> bool:
         """Whether whoever worked here before may be doing so still: it was silent, and is not known to be gone."""
-        return self._writer.after_silence
+        return self.writer.after_silence
 
     @property
     def lost_record(self) -> bool:
         """Whether commits may be lost that were made here: the server is another than the last time (a failover)."""
-        return self._writer.lost_record
+        return self.writer.lost_record
 
     def trust_record(self, tx: Transaction) -> None:
         """What may have been lost has been seen to."""
-        self.database.trust(tx.connection, self._writer)
+        self.database.trust(tx.connection, self.writer)
 
     def set_limits(self, limits: BatchLimits) -> None:
         """Cut this host's batches by these limits from now on, and have its waiting studies due accordingly.

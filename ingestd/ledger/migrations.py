@@ -996,7 +996,26 @@ _THIRTEENTH = (
 # A path in the spool may have a folder in it (``SpoolPath``): who does not know that would find no file there.
 _FOURTEENTH: tuple[str, ...] = ()
 
+# Several may be at work on a spool: whose posts are out is said by each attempt, and each tells what it meets with.
+_FIFTEENTH = (
+    "ALTER TABLE attempt ADD COLUMN worker_id {int} NOT NULL DEFAULT 0",
+    """CREATE TABLE new_alarm (
+        spool_id {int} NOT NULL,
+        worker_id {int} NOT NULL,
+        destination_id {int} NOT NULL,
+        kind {text} NOT NULL,
+        about {text} NOT NULL,
+        note {text} NOT NULL,
+        next_step {text} NOT NULL,
+        since {int} NOT NULL,
+        PRIMARY KEY (spool_id, worker_id, destination_id, kind, about)
+    ) {strict}""",
+    "INSERT INTO new_alarm SELECT spool_id, 0, destination_id, kind, about, note, next_step, since FROM alarm",
+    "DROP TABLE alarm",
+    "ALTER TABLE new_alarm RENAME TO alarm",
+)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH, _ELEVENTH, _TWELFTH),
-    *(_THIRTEENTH, _FOURTEENTH),
+    *(_THIRTEENTH, _FOURTEENTH, _FIFTEENTH),
 )

@@ -215,7 +215,7 @@ class _Way:
                 " or a schema, of its own"
             )
         self._say("dropping what a move that was cut short left")
-        self._run(f"DROP TABLE {', '.join([*(table.name for table in _TABLES), 'worker'])}")
+        self._run(f"DROP TABLE {', '.join([*(table.name for table in _TABLES), 'claim', 'worker'])}")
         self._run(f"DROP SEQUENCE {', '.join(f'{name}_number' for name in (*baseline.NUMBERED, 'worker'))}")
 
     def _copy(self, table: Table) -> None:

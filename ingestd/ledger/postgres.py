@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
-from . import baseline, workers
+from . import baseline, membership, workers
 from .database import Tell, Writer
 from .errors import LedgerError, LedgerFenced
 from .guards import GUARDS, Guard
@@ -139,6 +139,9 @@ class Postgres(Server):
             self.trust(connection, writer)
         return replace(taken, lost_record=known not in (None, self._history(connection)))
 
+    def others(self, connection: Connection, writer: Writer, spool_id: int) -> Sequence[int]:
+        return membership.others(connection, writer.worker, spool_id)
+
     def trust(self, connection: Connection, writer: Writer) -> None:
         put = "INSERT INTO meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
         connection.exec_driver_sql(put, (_server_key(writer), self._history(connection)))
@@ -164,6 +167,9 @@ class Postgres(Server):
     def workers(self, connection: Connection) -> Sequence[workers.Worker]:
         return workers.listed(connection)
 
+    def members(self, connection: Connection, spool_id: int) -> Sequence[membership.Member]:
+        return membership.members(connection, spool_id)
+
     def key_file(self) -> Path | None:
         return None
 
@@ -179,7 +185,7 @@ class Postgres(Server):
     def make_own(self, connection: Connection) -> None:
         for name in (*baseline.NUMBERED, "worker"):
             connection.exec_driver_sql(f"CREATE SEQUENCE {name}_number")
-        for statement in (workers.TABLE, workers.ONE_HOLDS, workers.ALIVE, workers.PEOPLE):
+        for statement in (workers.TABLE, workers.ONE_ALONE, workers.ALIVE, workers.PEOPLE, membership.TABLE):
             connection.exec_driver_sql(statement)
 
     def install_guards(self, connection: Connection) -> None:

@@ -206,7 +206,7 @@ class Registry(Session):
         else:
             self.connection.execute(update(spool_table).where(spool_table.c.id == known).values(**values))
         if known != self.spool_id:
-            self._writer = self.database.take(self.connection, self._writer, known)
+            self.writer = self.database.take(self.connection, self.writer, known)
         self.spool_id = known
         self._limits[known] = limits
         self.longest = replace(self.longest, quiet=limits.quiet_period)

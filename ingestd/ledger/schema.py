@@ -255,6 +255,7 @@ attempt = Table(
     Column("spool_id", _INT),
     Column("destination_id", _INT),
     Column("study_id", _INT),
+    Column("worker_id", _INT),  # who sends it; 0 where there is only one
     Column("claim_token", Digest),
     Column("started_at", Instant),
     Column("instances", _INT),
@@ -346,6 +347,7 @@ alarm = Table(
     "alarm",
     metadata,
     Column("spool_id", _INT, primary_key=True),
+    Column("worker_id", _INT, primary_key=True),  # who met with it; 0 where there is only one
     Column("destination_id", _INT, primary_key=True),  # 0: of none
     Column("kind", Text, primary_key=True),
     Column("about", Text, primary_key=True),

@@ -99,7 +99,7 @@ class Session:
         self.engine = engine
         self.connection = self._connected()
         self.host = writer.host
-        self._writer = writer
+        self.writer = writer
         # Until when what was read here may be acted upon, where another could take over (CLOCK_BOOTTIME).
         self.lease = Lease()
         self.spool_id = 0  # known once the spool is in the ledger
@@ -178,7 +178,7 @@ class Session:
 
     def _version_now(self) -> int:
         with self.asking():
-            return self.database.version(self.connection, self._writer)
+            return self.database.version(self.connection, self.writer)
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -205,9 +205,9 @@ class Session:
         began = boottime()
         try:
             with self.connection.begin():
-                self.database.begin(self.connection, None if anew else self._writer)
+                self.database.begin(self.connection, None if anew else self.writer)
                 yield self.connection
-                self.last_mark = "" if anew else self.database.mark(self.connection, self._writer)
+                self.last_mark = "" if anew else self.database.mark(self.connection, self.writer)
             self._renew(began)
         except DBAPIError as error:
             self.database.undo(self.connection)
@@ -219,18 +219,23 @@ class Session:
         """Show that we live, although there is nothing to write; raises LedgerError."""
         began = boottime()
         with self.asking():
-            self.database.beat(self.connection, self._writer)
+            self.database.beat(self.connection, self.writer)
         self._renew(began)
 
+    @property
+    def worker(self) -> int:
+        """Our number among all who write; 0 where nobody has one."""
+        return self.writer.worker
+
     def _renew(self, began: float) -> None:
-        if self._writer.worker:
+        if self.writer.worker:
             self.written_at = began
-            self.lease.renew(trusted_until(began, self._writer.lease))
+            self.lease.renew(trusted_until(began, self.writer.lease))
 
     def is_last(self, mark: str) -> bool:
         """Say whether the transaction with this mark is durable, and our last one; raises LedgerError."""
         with self.asking():
-            return self.database.is_last(self.connection, self._writer, mark)
+            return self.database.is_last(self.connection, self.writer, mark)
 
     def spool_of(self, spool_id: int) -> Path | None:
         if spool_id == self.spool_id:

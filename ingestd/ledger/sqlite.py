@@ -19,6 +19,7 @@ from .session import PUT_META
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
+    from .membership import Member
     from .workers import Worker
 
 
@@ -65,6 +66,9 @@ class Sqlite:
     def take(self, connection: Connection, writer: Writer, spool_id: int) -> Writer:  # noqa: ARG002 - the spool's lock
         return writer
 
+    def others(self, connection: Connection, writer: Writer, spool_id: int) -> Sequence[int]:  # noqa: ARG002 - as `take`
+        return ()
+
     def trust(self, connection: Connection, writer: Writer) -> None:
         """Do nothing: a file loses no commit."""
 
@@ -76,6 +80,9 @@ class Sqlite:
 
     def workers(self, connection: Connection) -> Sequence[Worker] | None:  # noqa: ARG002 - whoever has locked the spool
         return None
+
+    def members(self, connection: Connection, spool_id: int) -> Sequence[Member]:  # noqa: ARG002 - as `workers`
+        return ()
 
     def key_file(self) -> Path:
         return self.file.with_name(self.file.name + ".key")

@@ -1,4 +1,4 @@
-"""Who stands by for a spool: it beats, and watches the beat of whoever holds it (``workers``)."""
+"""Who stands by for a spool: it beats, and watches the beat of whoever has it for itself (``workers``)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StandingBy:
-    """A worker of a spool that another one may hold: it beats, and watches that one's beat."""
+    """A worker of a spool that another may have for itself: it beats, and watches that one's beat."""
 
     def __init__(self, database: Database, *, host: str, lease: timedelta, agreement: Mapping[str, str]) -> None:
         """Open the ledger; raises LedgerError."""
@@ -41,7 +41,7 @@ class StandingBy:
         self._is_handed_over = False
 
     def look(self, now: float, *, bars: str = "") -> Beat | None:
-        """Beat, and look (``now``: CLOCK_BOOTTIME); None: the spool may be taken, as ``writer``.
+        """Beat, and look (``now``: CLOCK_BOOTTIME); None: we may be at work on it, as ``writer``.
 
         ``bars`` is what keeps us from taking over, for others to see. Raises LedgerError; LedgerDiffers: not with this
         configuration.
@@ -81,7 +81,7 @@ class StandingBy:
             return
         counted = self._connection.exec_driver_sql(COUNT.format(self._worker)).rowcount if self._worker else 0
         if not counted:
-            self._worker = add(self._connection, self._spool_id, self._lease, holds=0, bars=bars)
+            self._worker = add(self._connection, self._spool_id, self._lease, holds=False, bars=bars)
         elif bars != self._bars:
             self._connection.exec_driver_sql("UPDATE worker SET bars = %s WHERE id = %s", (bars, self._worker))
         self._beat_at, self._bars = now + beat_of(self._lease), bars
@@ -89,7 +89,7 @@ class StandingBy:
     def writer(self) -> Writer:
         """Say as whom the ledger is to be opened, which ends whoever was silent; the row is that one's from now on."""
         self._is_handed_over = True
-        return Writer(self._host, self._worker, self._lease, ends=self._seen)
+        return Writer(self._host, self._worker, self._lease, shares=True, ends=self._seen)
 
     def __enter__(self) -> Self:
         return self

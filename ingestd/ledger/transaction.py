@@ -126,6 +126,7 @@ class Transaction:
         self._on_commit: list[Callable[[], object]] = []
         self.wrote = False  # whether it changed any row, and left its mark; known once it is committed
         self.host = session.host
+        self.worker = session.worker
         self.spool_id = session.spool_id
         self.destination_id = session.destination_id
         self.destinations = session.destinations
@@ -230,6 +231,10 @@ class Transaction:
                 found |= made
             known.update(found)
         return known
+
+    def others(self) -> Sequence[int]:
+        """Number those at work on our spool beside us who were not ended."""
+        return self._session.database.others(self.connection, self._session.writer, self.spool_id)
 
     @property
     def jump(self) -> Jump | None:

@@ -220,12 +220,15 @@ def written_after(tx: Transaction, file_ids: Iterable[int], *, now: datetime) ->
 
 
 def put_alarms(tx: Transaction, alarms: Iterable[Alarm]) -> None:
-    """Keep what keeps this spool's files from being confirmed or removed, in place of what was kept before."""
-    tx.connection.execute(delete(alarm).where(alarm.c.spool_id == tx.spool_id))
+    """Keep what keeps this spool's files from being confirmed or removed, in place of what was kept before.
+
+    What others at work on it met with stays.
+    """
+    tx.connection.execute(delete(alarm).where(alarm.c.spool_id == tx.spool_id, alarm.c.worker_id.not_in(tx.others())))
     rows = []
     for each in map(asdict, alarms):
         number = tx.destinations.get(each.pop("destination"), NO_DESTINATION)
-        rows.append({"spool_id": tx.spool_id, "destination_id": number, **each})
+        rows.append({"spool_id": tx.spool_id, "worker_id": tx.worker, "destination_id": number, **each})
     if rows:
         tx.connection.execute(insert(alarm), rows)
 

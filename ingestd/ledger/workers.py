@@ -1,23 +1,23 @@
-"""Workers: who writes a PostgreSQL ledger for a spool, and who stands by to go on where that one is silent.
+"""Workers: who writes a PostgreSQL ledger for a spool, and how one that is silent is ended.
 
-**One holds, the others stand by.** Each start of whoever takes files in is a row of ``worker``, which is never revived;
-at most one of a spool's has ``holds`` (a unique index). Each of its transactions counts ``writes`` up (the fence of
-``postgres``), at the least every ``beat``: the count is its heartbeat.
+**Together or alone.** Each start of whoever takes files in is a row of ``worker``, which is never revived. Those at
+work on a spool have ``holds``: any number of daemons, which divide the work (``membership``), or one that has the spool
+for itself (``run --once``, ``send``: ``alone``), while daemons stand by. Each transaction of a worker counts its
+``writes`` up (the fence of ``postgres``), at the least every ``beat``: the count is its heartbeat.
 
-**Silence.** Whoever stands by looks at the count by its own CLOCK_BOOTTIME; no clock of two machines is ever compared.
-Where it has not moved for the lease that its holder gave itself, that worker may be ended, on the condition that the
-count is still the one that was seen: a transaction under way holds the row, and has moved it when its COMMIT lets go.
-So what was ended has written for the last time, and what is taken over is what it left. A process of this very boot
-that is gone, is ended without waiting.
+**Silence.** The others look at the count by their own CLOCK_BOOTTIME; no clock of two machines is ever compared. Where
+it has not moved for the lease that its worker gave itself, that one may be ended, on the condition that the count is
+still the one that was seen: a transaction under way holds the row, and has moved it when its COMMIT lets go. So what
+was ended has written for the last time, and what is taken over is what it left. A process of this very boot that is
+gone, is ended without waiting.
 
-**The holder** trusts its lease for three quarters of it, from the start of its last transaction that was committed
-(``ingestd.lease``): when another may end it, it has stopped to act.
+**The worker itself** trusts its lease for three quarters of it, from the start of its last transaction that was
+committed (``ingestd.lease``): when another may end it, it has stopped to act.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -42,28 +42,29 @@ TABLE = """CREATE TABLE worker (
     began_at BIGINT NOT NULL,
     lease_us BIGINT NOT NULL,
     holds BIGINT NOT NULL DEFAULT 0,
+    alone BIGINT NOT NULL DEFAULT 0,
     writes BIGINT NOT NULL DEFAULT 0,
     wrote_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     bars TEXT NOT NULL DEFAULT '',
     ended_at BIGINT,
     why_ended TEXT NOT NULL DEFAULT ''
 ) WITH (fillfactor = 50)"""
-ONE_HOLDS = "CREATE UNIQUE INDEX worker_holds ON worker (spool_id) WHERE holds = 1 AND ended_at IS NULL"
+ONE_ALONE = "CREATE UNIQUE INDEX worker_alone ON worker (spool_id) WHERE alone = 1 AND holds = 1 AND ended_at IS NULL"
 ALIVE = "CREATE INDEX worker_alive ON worker (id) WHERE ended_at IS NULL"
 # All who have no row of their own: the fence counts what people write, too.
 PEOPLE = "INSERT INTO worker (id, machine, process, began_at, lease_us) VALUES (0, '', '', 0, 0)"
 COUNT = "UPDATE worker SET writes = writes + 1, wrote_at = clock_timestamp() WHERE id = {} AND ended_at IS NULL"
 FENCE = f"{COUNT} RETURNING writes"
-_HOLDER = (
-    "SELECT id, machine, process, writes, lease_us FROM worker WHERE spool_id = %s AND holds = 1 AND ended_at IS NULL"
-)
+AT_WORK = "worker.spool_id = %s AND holds = 1 AND ended_at IS NULL"
+_BEATS_AT_WORK = f"SELECT id, machine, process, writes, lease_us, alone FROM worker WHERE {AT_WORK} ORDER BY id"  # noqa: S608
 _NEW = (
-    "INSERT INTO worker (id, spool_id, machine, process, began_at, lease_us, holds, bars)"
-    " VALUES (nextval('worker_number'), %s, %s, %s, %s, %s, %s, %s) RETURNING id"
+    "INSERT INTO worker (id, spool_id, machine, process, began_at, lease_us, holds, alone, bars)"
+    " VALUES (nextval('worker_number'), %s, %s, %s, %s, %s, %s, %s, %s) RETURNING id"
 )
 _END = "UPDATE worker SET ended_at = %s, why_ended = %s WHERE id = %s AND writes = %s AND ended_at IS NULL"
 _LIST = (
     "SELECT worker.id, spool.host, machine, process, worker.began_at, holds, lease_us, bars, ended_at, why_ended,"
+    " ARRAY(SELECT name FROM claim WHERE worker_id = worker.id ORDER BY name) AS claims,"
     " extract(epoch FROM clock_timestamp() - wrote_at)::BIGINT AS silent"
     " FROM worker JOIN spool ON spool.id = worker.spool_id"
     " WHERE wrote_at > clock_timestamp() - interval '1 day' OR (holds = 1 AND ended_at IS NULL) ORDER BY worker.id DESC"
@@ -84,6 +85,7 @@ class Beat:
     process: str
     writes: int
     lease: timedelta
+    alone: bool  # it has the spool for itself
 
     @property
     def pid(self) -> int:
@@ -100,9 +102,10 @@ class Worker:
     process: int
     began_at: datetime
     holds: bool
+    claims: tuple[str, ...]  # what of the spool's work is its own, where several are at work
     lease: timedelta
     silent: timedelta  # since its last transaction, by the database's clock
-    bars: str  # what keeps it from taking over; "": nothing does
+    bars: str  # what keeps it from taking anything over; "": nothing does
     ended_at: datetime | None
     why_ended: str
     is_gone: bool  # its process was of this boot of this machine, and is no more
@@ -113,9 +116,14 @@ class Worker:
         return self.ended_at is None and not self.is_gone and self.silent < self.lease
 
     @property
+    def is_well(self) -> bool:
+        """Whether it would take over what another has."""
+        return self.is_alive and not self.bars
+
+    @property
     def stands_by(self) -> bool:
-        """Whether it would take over."""
-        return self.is_alive and not self.holds and not self.bars
+        """Whether it waits until it may work."""
+        return self.is_well and not self.holds
 
 
 def expect_none(connection: Connection) -> None:
@@ -140,23 +148,24 @@ def trusted_until(began: float, lease: timedelta) -> float:
 
 
 def take(connection: Connection, writer: Writer, spool_id: int) -> Writer:
-    """Hold a spool from now on, within a transaction that holds the lock of all writers.
+    """Be at work on a spool from now on, within a transaction that holds the lock of all writers.
 
-    Raises LedgerHeld where another worker does that may not be ended: it is not the silent one that ``writer`` saw,
-    nor a process of this boot that is gone.
+    Raises LedgerHeld where another is with whom it cannot be shared, and which may not be ended: it is not the silent
+    one that ``writer`` saw, nor a process of this boot that is gone.
     """
-    holder = holder_of(connection, spool_id)
-    has_gone = holder is not None and is_gone(holder.process)
-    if holder is not None:
-        may_end = has_gone or holder == writer.ends
-        if not may_end or not end_silent(connection, holder, _GONE if has_gone else _SILENT):
-            raise LedgerHeld(holder.machine, _pid_of(holder.process))
-    after_silence = holder is not None and not has_gone
+    after_silence = False
+    for other in at_work(connection, spool_id):
+        if writer.shares and not other.alone:
+            continue
+        has_gone = is_gone(other.process)
+        if not (has_gone or other == writer.ends) or not end_silent(connection, other):
+            raise LedgerHeld(other.machine, other.pid)
+        after_silence = after_silence or not has_gone
     if writer.worker:
-        became = "UPDATE worker SET holds = 1, bars = '' WHERE id = %s AND ended_at IS NULL"
-        if connection.exec_driver_sql(became, (writer.worker,)).rowcount:
+        became = "UPDATE worker SET holds = 1, alone = %s, bars = '' WHERE id = %s AND ended_at IS NULL"
+        if connection.exec_driver_sql(became, (int(not writer.shares), writer.worker)).rowcount:
             return replace(writer, after_silence=after_silence)
-    number = add(connection, spool_id, writer.lease, holds=1)
+    number = add(connection, spool_id, writer.lease, holds=True, alone=not writer.shares)
     return replace(writer, worker=number, after_silence=after_silence)
 
 
@@ -176,6 +185,7 @@ def listed(connection: Connection) -> list[Worker]:
             process=_pid_of(row.process),
             began_at=Instant.give(row.began_at),
             holds=bool(row.holds),
+            claims=tuple(row.claims),
             lease=row.lease_us * MICROSECOND,
             silent=timedelta(seconds=max(0, row.silent)),
             bars=row.bars,
@@ -187,26 +197,41 @@ def listed(connection: Connection) -> list[Worker]:
     ]
 
 
+def at_work(connection: Connection, spool_id: int) -> list[Beat]:
+    """Say who is at work on a spool, as each is now, the first to come first."""
+    return [beat_from(row) for row in connection.exec_driver_sql(_BEATS_AT_WORK, (spool_id,))]
+
+
+def beat_from(row: Any) -> Beat:
+    """Make a Beat of a worker's row."""
+    return Beat(
+        id=row.id,
+        machine=row.machine,
+        process=row.process,
+        writes=row.writes,
+        lease=row.lease_us * MICROSECOND,
+        alone=bool(row.alone),
+    )
+
+
 def holder_of(connection: Connection, spool_id: int) -> Beat | None:
-    """Say who holds a spool, as it is now."""
-    rows: Sequence[Any] = connection.exec_driver_sql(_HOLDER, (spool_id,)).all()
-    if not rows:
-        return None
-    (row,) = rows
-    lease = row.lease_us * MICROSECOND
-    return Beat(id=row.id, machine=row.machine, process=row.process, writes=row.writes, lease=lease)
+    """Say who has a spool for itself, as it is now."""
+    return next((each for each in at_work(connection, spool_id) if each.alone), None)
 
 
-def add(connection: Connection, spool_id: int, lease: timedelta, *, holds: int, bars: str = "") -> int:
+def add(
+    connection: Connection, spool_id: int, lease: timedelta, *, holds: bool, alone: bool = False, bars: str = ""
+) -> int:
     """Add the row of this process, and say its number."""
-    now = Instant.keep(utc_now())
-    values = (spool_id, os.uname().nodename, _process(os.getpid()), now, lease // MICROSECOND, holds, bars)
+    now, process = Instant.keep(utc_now()), _process(os.getpid())
+    values = (spool_id, os.uname().nodename, process, now, lease // MICROSECOND, int(holds), int(alone), bars)
     number: int = connection.exec_driver_sql(_NEW, values).scalar_one()
     return number
 
 
-def end_silent(connection: Connection, seen: Beat, why: str) -> bool:
+def end_silent(connection: Connection, seen: Beat) -> bool:
     """End a worker that has written nothing since it was seen so; say whether it has not."""
+    why = _GONE if is_gone(seen.process) else _SILENT
     return connection.exec_driver_sql(_END, (Instant.keep(utc_now()), why, seen.id, seen.writes)).rowcount == 1
 
 

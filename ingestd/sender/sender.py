@@ -77,6 +77,7 @@ class Sender:
         self._began: dict[str, tuple[float, int]] = {}  # claim token -> when submitted, how large
         self._token_at: float | None = None
         self._closed = False
+        self._workers = 1
         start_all(self._posts, self._probes, self._tokens)
 
     @property
@@ -94,7 +95,13 @@ class Sender:
         """How many batches may be submitted now."""
         if self._closed or self.profile is None:
             return 0
-        return max(0, self.limit - self.in_flight)
+        return max(0, min(self.limit, max(1, self._most_posts // self._workers)) - self.in_flight)
+
+    def share(self, workers: int) -> None:
+        """Take only our part of what the server is sent at once, where so many processes send."""
+        self._workers = workers
+        if self._client.transport.pace is not None:
+            self._client.transport.pace.workers = workers
 
     def submit(self, batch: Batch) -> None:
         """Post a batch; its attempt row is durable already."""

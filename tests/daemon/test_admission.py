@@ -19,6 +19,7 @@ from sqlalchemy import event
 from ingestd.clocks import read_clocks
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.mover import Mover
 from ingestd.daemon.reader_client import ReaderClient
@@ -72,6 +73,7 @@ class Rooms:
             ledger=self.ledger,
             routing=lambda *_: Route(rule=None, text="", destinations=("default",)),
             gate=Gate(),
+            assignment=Assignment([policy.name], is_whole=True),
             on_copied=lambda: None,
             sha256=True,
             is_lost=lambda place: not Path(place).exists(),

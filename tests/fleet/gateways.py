@@ -28,7 +28,8 @@ LEASE = 2.0
 LOCK = 0x494E4744  # of all writers
 # From the kill to the next post, beside the lease (issue's own figure).
 GRACE = 15.0
-_HOLDER = "SELECT id FROM worker WHERE holds = 1 AND ended_at IS NULL"
+_HOLDER = """SELECT worker_id FROM claim JOIN worker ON worker.id = worker_id
+    WHERE starts_with(name, 'inbox ') AND ended_at IS NULL ORDER BY name"""
 
 
 class Served:
@@ -136,7 +137,7 @@ class Gateways:
                     connection.execute(f"UPDATE {table} SET {column} = {column} + %s", [hours * 3_600_000_000])
 
     def holder(self) -> int:
-        """The number of the worker that holds the spool; 0: none does."""
+        """The number of the worker that has the drop folder (the first of several); 0: none does."""
         rows = self.sql(_HOLDER)
         return int(rows[0][0]) if rows else 0
 
@@ -146,7 +147,7 @@ class Gateways:
         return int(number or 0)
 
     def wait_held_by(self, daemon: Daemon, *, within_seconds: float = LEASE + GRACE) -> float:
-        """Return when this daemon holds the spool, and say how long that took."""
+        """Return when this daemon has the drop folder, and say how long that took."""
         began_at = time.monotonic()
 
         def is_held() -> bool:

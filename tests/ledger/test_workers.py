@@ -154,7 +154,7 @@ def test_worker_that_beats_between_the_look_and_its_end_goes_on(database, folder
             seen = workers.holder_of(connection, ledger.spool_id)
             assert seen is not None
             ledger.beat()
-            assert not workers.end_silent(connection, seen, "silent")
+            assert not workers.end_silent(connection, seen)
         admit(ledger, arrival(1))
 
 
@@ -175,18 +175,18 @@ def test_lease_is_trusted_for_three_quarters_from_the_begin_of_what_was_committe
     assert not ledger.lease.holds(), "closed, it is another's"
 
 
-def test_only_one_of_two_that_stand_by_takes_over(database, folder):
-    with opened(database, folder):
+def test_those_that_share_a_spool_are_at_work_together_and_whoever_wants_it_alone_is_told(database, folder):
+    with opened(database, folder), standing(database) as one, standing(database) as two:
         go_elsewhere(database)
         began = boottime()
-        with standing(database) as one, standing(database) as two:
-            for each in (one, two):
-                each.look(began)
-            assert (one.look(began + 3), two.look(began + 3)) == (None, None)
-            with opened(database, folder, one.writer()) as ledger:
-                with pytest.raises(LedgerHeld):
-                    opened(database, folder, two.writer())
-                assert admit(ledger, arrival(1)) == [1]
+        for each in (one, two):
+            each.look(began)
+        assert (one.look(began + 3), two.look(began + 3)) == (None, None)
+        with opened(database, folder, one.writer()) as first, opened(database, folder, two.writer()) as second:
+            assert (admit(first, arrival(1)), admit(second, arrival(2))) == ([1], [2])
+            with pytest.raises(LedgerHeld):
+                opened(database, folder)
+            assert [each.beat.id for each in first.members()] == [first.worker, second.worker]
 
 
 def test_whoever_ends_by_itself_is_replaced_at_once(database, folder):

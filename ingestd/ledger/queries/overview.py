@@ -161,8 +161,14 @@ def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State], *, at: i
 
 
 def alarms(ledger: Queryable) -> tuple[Alarm, ...]:
-    """Say what keeps files from being confirmed or removed, of all hosts, the oldest first."""
+    """Say what keeps files from being confirmed or removed, of all hosts, the oldest first.
+
+    What several workers of a spool have met with is one.
+    """
     names = {number: name for name, number in ledger.destinations.items()}
+    first: dict[tuple[Any, ...], Any] = {}
+    for row in sorted(ledger.fetch_all(select(alarm)), key=lambda row: (row.since, row.kind, row.about)):
+        first.setdefault((row.spool_id, row.destination_id, row.kind, row.about), row)
     return tuple(
         Alarm(
             kind=row.kind,
@@ -172,7 +178,7 @@ def alarms(ledger: Queryable) -> tuple[Alarm, ...]:
             since=row.since,
             destination=names.get(row.destination_id, ""),
         )
-        for row in sorted(ledger.fetch_all(select(alarm)), key=lambda row: (row.since, row.kind, row.about))
+        for row in first.values()
     )
 
 

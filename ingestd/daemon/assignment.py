@@ -1,0 +1,39 @@
+"""What of the work on a spool is done here: all of it, or our share where several daemons work on one spool.
+
+An inbox is of one daemon: whoever has it watches it, takes its files in, looks after those that lie in the spool
+without a row, reads its rows' files again, and removes what was copied. The upkeep of all (proof, comparison,
+retention) is of one. Posts are everybody's: each claims batches of whatever study is due.
+
+``membership`` keeps it by what the ledger says; the others read it, and follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Assignment:
+    """The share of this process. Main thread only."""
+
+    def __init__(self, inboxes: Iterable[str], *, is_whole: bool) -> None:
+        self.configured = frozenset(inboxes)
+        self.is_whole = is_whole
+        self.inboxes = self.configured if is_whole else frozenset()
+        self.upkeep = is_whole
+        self.leaving: frozenset[str] = frozenset()  # inboxes that another is to have, once nothing is in hand of them
+        self.workers = 1  # at work on the spool
+
+    def take_over(self, before: Assignment) -> None:
+        """Have what another of this process had, of what is configured now."""
+        if not self.is_whole:
+            self.inboxes, self.upkeep = before.inboxes & self.configured, before.upkeep
+            self.workers = before.workers
+
+    @property
+    def watched(self) -> frozenset[str]:
+        """The inboxes that are ours to take from."""
+        return self.inboxes - self.leaving
+
+    def has(self, inbox: str) -> bool:
+        """Whether files of this inbox are ours; those of one that is configured no more are of who has the upkeep."""
+        return inbox in self.watched or (self.upkeep and inbox not in self.configured)

@@ -1,0 +1,146 @@
+"""Who works on a spool with us, and which part of the work is ours (DESIGN.md 8.15).
+
+Every daemon looks at the others by the same rule, and takes and gives only what is its own: nobody is told anything.
+Of the inboxes each has at most as many as all would have in equal parts, rounded up. What nobody has is taken by
+whoever has fewer; who has more, since another has come, stops to take from some, and gives them up when nothing of
+theirs is in hand. One that writes nothing for its lease is ended by whoever saw it silent, in one transaction with the
+settling of what it had out. Then what it had is free.
+
+What is ours is what the ledger says at each look, not what we asked for: a claim that was lost on the way is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from math import inf
+
+import structlog
+
+from ingestd.clocks import Now
+from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.assignment import Assignment
+from ingestd.daemon.spool_disk import SpoolDisk
+from ingestd.daemon.stage import Stage
+from ingestd.ledger import UPKEEP, Beat, Ledger, LedgerError, Member, Transaction, inbox_claim, inbox_claimed, moves
+from ingestd.ledger.workers import is_gone
+
+_LOOK_EVERY_SECONDS = 1.0
+_LOOKS_A_LEASE = 10
+# A post of whoever was silent may still be on its way, in the kernel's hands, when its place is taken.
+AFTER_SILENCE = timedelta(seconds=60)
+
+
+def divide(wanted: Collection[str], had: Mapping[int, Collection[str]], ours: int) -> tuple[list[str], list[str]]:
+    """Say which inboxes we are to take and which to give up, where each worker ``had`` some; we are ``ours``."""
+    most = -(-len(wanted) // max(1, len(had)))
+    taken = {name for names in had.values() for name in names}
+    own = sorted(name for name in had[ours] if name in wanted)
+    free = sorted(name for name in wanted if name not in taken)
+    return free[: max(0, most - len(own))], own[most:]
+
+
+class Membership(Stage):
+    """Keeps the ``Assignment`` of a daemon that shares its spool."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        assignment: Assignment,
+        disk: SpoolDisk,
+        alarms: Alarms,
+        lease: timedelta,
+        is_in_hand: Callable[[str], bool],
+    ) -> None:
+        """``is_in_hand`` says whether a file of this inbox is on its way here."""
+        self._ledger = ledger
+        self._assignment = assignment
+        self._disk = disk
+        self._alarms = alarms
+        self._is_in_hand = is_in_hand
+        self._every = min(_LOOK_EVERY_SECONDS, lease.total_seconds() / _LOOKS_A_LEASE)
+        self._look_at = 0.0
+        self._seen: dict[int, tuple[Beat, float]] = {}  # each of the others, and since when it is so (``Now.mono``)
+        self._silent: list[Beat] = []
+        self._takes: list[str] = []
+        self._gives: list[str] = []
+        self._bars: str | None = None  # what is to be said anew
+        self._log = structlog.get_logger()
+
+    def next_at(self, now: Now) -> float:  # noqa: ARG002 - the time is known
+        return inf if self._assignment.is_whole else self._look_at
+
+    def collect(self, now: Now) -> None:
+        """Look who is there, what is ours, and what should be."""
+        if self._assignment.is_whole or now.mono < self._look_at:
+            return
+        try:
+            members = self._ledger.members()
+        except LedgerError:
+            # What was not seen for a while says nothing of whether it beats.
+            self._seen = {}
+            raise
+        self._look_at = now.mono + self._every
+        ours = next((each for each in members if each.beat.id == self._ledger.worker), None)
+        if ours is None:
+            return  # we were ended: the next transaction says so
+        self._note_silent(members, now)
+        self._assign(ours, members)
+
+    def _note_silent(self, members: Sequence[Member], now: Now) -> None:
+        others = [each.beat for each in members if each.beat.id != self._ledger.worker]
+        former, self._seen = self._seen, {}
+        for beat in others:
+            known, since = former.get(beat.id, (beat, now.mono))
+            self._seen[beat.id] = (beat, since if known == beat else now.mono)
+        if former.keys() - self._seen.keys():
+            self._alarms.renew()  # what one who is gone met with stands no longer
+        self._silent = [
+            beat
+            for beat, since in self._seen.values()
+            if now.mono - since >= beat.lease.total_seconds() or is_gone(beat.process)
+        ]
+
+    def _assign(self, ours: Member, members: Sequence[Member]) -> None:
+        mine, now_ours = self._assignment, {inbox_claimed(claim) for claim in ours.claims} - {""}
+        silent = {beat.id for beat in self._silent}
+        there = [each for each in members if each.beat.id not in silent]
+        mine.workers = len(there)
+        mine.inboxes, mine.upkeep = frozenset(now_ours & mine.configured), UPKEEP in ours.claims
+        trouble = self._disk.trouble
+        self._bars = trouble if trouble != ours.bars else None
+        # Where something is wrong here, what we have stays ours until another is known to see it well.
+        able = [each for each in there if each is ours or not each.bars]
+        had = {each.beat.id: {inbox_claimed(claim) for claim in each.claims} - {""} for each in there}
+        most = {number: names for number, names in had.items() if number in {each.beat.id for each in able}}
+        taken = {name for number, names in had.items() if number not in most for name in names}
+        takes, surplus = divide(mine.configured - taken, most, ours.beat.id)
+        mine.leaving = frozenset(surplus)
+        not_ours = now_ours - mine.configured
+        self._gives = [inbox_claim(name) for name in (*not_ours, *surplus) if not self._is_in_hand(name)]
+        self._takes = []
+        if not trouble:
+            self._takes = [inbox_claim(name) for name in takes]
+            if not any(UPKEEP in each.claims for each in there):
+                self._takes.append(UPKEEP)
+
+    def write(self, tx: Transaction, now: Now) -> None:
+        """End who is silent, settle what it had out, and have the claims be as they should."""
+        if not (self._silent or self._takes or self._gives or self._bars is not None):
+            return
+        if self._bars is not None:
+            moves.say_bars(tx, self._bars)
+        ended = [beat for beat in self._silent if moves.end_member(tx, beat)]
+        if ended:
+            wait = timedelta(0) if all(is_gone(beat.process) for beat in ended) else AFTER_SILENCE
+            moves.recover(tx, now=now.utc, wait=wait)
+        moves.claim_work(tx, takes=self._takes, gives=self._gives)
+        tx.on_commit(partial(self._committed, ended))
+
+    def _committed(self, ended: Sequence[Beat]) -> None:
+        for beat in ended:
+            self._log.warning("worker.ended", worker=beat.id, note="gone" if is_gone(beat.process) else "silent")
+        self._silent, self._takes, self._gives, self._bars = [], [], [], None
+        self._look_at = 0.0  # what is ours now
