@@ -115,6 +115,7 @@ class World:
     clocks_agree: bool = True
     stays: bool = False
     away: Collection[str] = ()
+    more_drops: Sequence[Path] = ()  # beside ``drop``
 
 
 @dataclass(kw_only=True)
@@ -216,7 +217,8 @@ class Invariants:
         # First of all: what is written meanwhile is not missed.
         self._written = tuple(self._world.written)
         files = dict(_signs_in(self._world.spool))
-        lying = set(_files_in(self._world.drop))
+        drops = (self._world.drop, *self._world.more_drops)
+        lying = {path for drop in drops for path in _files_in(drop)}
         stores = {name: server.stores() for name, server in self._world.servers.items()}
         taken = {name: len(lines) for name, lines in stores.items()}
         version = ledger.execute("PRAGMA data_version").fetchone()[0] if ledger is not None else 0

@@ -110,7 +110,7 @@ def _user(config: Config, work: AtWork | None, *, for_start: bool) -> Iterator[C
     if work is None or work.daemon is None:
         return
     if work.workers is not None:
-        others = counted(len(work.standing_by), "other stands by", "others stand by")
+        others = counted(len(work.others), "other would go on in its place", "others would go on in its place")
         yield ok("daemon", f"running, {work.daemon}; {others}" + (", and this one would" if for_start else ""))
     elif for_start:
         yield bad("daemon", f"running already, {work.daemon}", "stop it first", code=ExitCode.BUSY)

@@ -75,6 +75,9 @@ def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
         yield "Waits for send", Cell(as_typed(f"{files}: run `ingestd send` on the folder again"), "yellow")
 
 
+_WORDS = {True: "works", False: "stands by"}
+
+
 def _workers(work: AtWork) -> Iterator[tuple[str, str | Cell]]:
     if work.daemon is not None:
         yield "Daemon", f"running, {work.daemon}"
@@ -84,18 +87,18 @@ def _workers(work: AtWork) -> Iterator[tuple[str, str | Cell]]:
         silent = f": {silence_of(work.silent)}" if work.silent else ""
         yield "Daemon", Cell(work.unseen or f"not running{silent} (start it: {how_to_start()})", "yellow")
     for worker in work.barred:
-        yield "Takes not over", Cell(f"{described(worker)}: {plain(worker.bars)}", "yellow")
-    if work.standing_by:
-        yield "Stands by", ", ".join(map(described, work.standing_by))
+        yield "Takes nothing over", Cell(f"{described(worker)}: {plain(worker.bars)}", "yellow")
+    if work.others:
+        yield "Others", ", ".join(f"{described(each)}, {_WORDS[each.holds]}" for each in work.others)
     elif work.workers is not None and work.daemon is not None:
         if missed := work.missed:
             since = f"{ago(missed.silent.total_seconds())} ago"
             yield (
-                "Stands by",
+                "Others",
                 Cell(f"nobody; worker {missed.id} on {plain(missed.machine)} last wrote {since}", "yellow"),
             )
         else:
-            yield "Stands by", "nobody"
+            yield "Others", "nobody"
 
 
 def _health(destination: Mapping[str, Any], *, at: datetime, tries: bool) -> str | Cell:

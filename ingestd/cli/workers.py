@@ -1,4 +1,4 @@
-"""``ingestd workers``: who works on the ledger, who stands by, and who ended."""
+"""``ingestd workers``: who works on the ledger, at what, who stands by, and who ended."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ _MOST_SHOWN = 50
 _ORDER = ("works", "stands_by", "barred", "silent", "gone", "ended")
 
 
-@click.command("workers", short_help="Show who works on a ledger in PostgreSQL, who stands by, and who ended.")
+@click.command("workers", short_help="Show who works on a ledger in PostgreSQL, at what, and who ended.")
 @config_option
 @json_option
 def command(*, config: Path | None, as_json: bool) -> int:
-    """Show who works on a ledger in PostgreSQL, who stands by, and who ended within a day.
+    """Show who works on a ledger in PostgreSQL, at what, who stands by, and who ended within a day.
 
-    Each start of `run`, `run --once` or `send` is a worker with a number of its own. One works on a spool, and the
-    others stand by; where it ends, or writes nothing for its lease, one of them goes on in its place. `Wrote` is by the
+    Each start of `run`, `run --once` or `send` is a worker with a number of its own. Those that `run` share the work:
+    each inbox is taken from by one, proof and removal are the upkeep of one, and all send. Where one ends, or writes
+    nothing for its lease, the others go on in its place. One stands by where it may not begin yet. `Wrote` is by the
     database's clock: whoever lives writes six times in its lease at the least.
 
     An SQLite ledger has one daemon, which is told.
@@ -76,6 +77,7 @@ def _table(config: Config, workers: Sequence[Worker], spools: Mapping[str, str])
     now = datetime.now(UTC)
     of_send = host_of(config.spool.for_send)
     hosts = {worker.host for worker in workers}
+    folders = {inbox.spool_name: str(inbox.path) for inbox in config.inboxes}
     # Installations that share nothing but the ledger.
     several = len(hosts - {of_send}) > 1
     rows = [
@@ -87,7 +89,7 @@ def _table(config: Config, workers: Sequence[Worker], spools: Mapping[str, str])
             f"{ago((now - worker.began_at).total_seconds())} ago",
             f"{ago(worker.silent.total_seconds())} ago",
             ago(worker.lease.total_seconds()),
-            _doing(worker, now, sends=worker.host == of_send),
+            _doing(worker, now, sends=worker.host == of_send, folders=folders),
         )
         for worker in workers
     ]
@@ -95,17 +97,21 @@ def _table(config: Config, workers: Sequence[Worker], spools: Mapping[str, str])
     return table(heads, rows)
 
 
-def _doing(worker: Worker, now: datetime, *, sends: bool) -> Cell:
+def _doing(worker: Worker, now: datetime, *, sends: bool, folders: Mapping[str, str]) -> Cell:
+    from ingestd.ledger import inbox_claimed
+
     from .tables import Cell
 
     doing = does(worker)
     if worker.ended_at is not None:
         since = ago((now - worker.ended_at).total_seconds())
         return Cell(f"ended {since} ago: {worker.why_ended}", "dim")
+    has = (f"takes from {folders.get(name, name)}" for each in worker.claims if (name := inbox_claimed(each)))
+    parts = [*has, *(each for each in worker.claims if not inbox_claimed(each))]
     words = {
-        "works": "sends" if sends else "works",
+        "works": "sends" if sends else ", ".join(map(plain, ["works", *parts])),
         "stands_by": "stands by",
-        "barred": f"does not take over: {plain(worker.bars)}",
+        "barred": f"takes nothing over: {plain(worker.bars)}",
         "silent": "silent: ended by who takes over",
         "gone": "its process is gone",
     }

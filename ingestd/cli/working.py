@@ -64,8 +64,14 @@ class AtWork:
         return [worker for worker in self.workers or () if worker.stands_by]
 
     @property
+    def others(self) -> list[Worker]:
+        """Those that would go on in the daemon's place, whether they work beside it or stand by."""
+        first = self.daemon.worker if self.daemon is not None else 0
+        return [worker for worker in self.workers or () if worker.is_well and worker.id != first]
+
+    @property
     def barred(self) -> list[Worker]:
-        """Those that live and would not take over."""
+        """Those that live and would take nothing over."""
         return [worker for worker in self.workers or () if worker.is_alive and worker.bars]
 
     @property
@@ -128,6 +134,7 @@ def worker_as_plain(worker: Worker) -> dict[str, object]:
         "machine": worker.machine,
         "pid": worker.process,
         "does": does(worker),
+        "claims": list(worker.claims),
         "bars": worker.bars or None,
         "began_at": worker.began_at,
         "wrote_seconds_ago": worker.silent.total_seconds(),

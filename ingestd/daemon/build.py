@@ -152,7 +152,7 @@ class Stages:
             self.wall,
             self.membership,
             self.reader_client,
-            *self._upkeep(self.key),
+            self.key,
             self.disk,
             self.orphans,
             self.admission,

@@ -111,20 +111,19 @@ class Membership(Stage):
         mine.inboxes, mine.upkeep = frozenset(now_ours & mine.configured), UPKEEP in ours.claims
         trouble = self._disk.trouble
         self._bars = trouble if trouble != ours.bars else None
-        # Where something is wrong here, what we have stays ours until another is known to see it well.
-        able = [each for each in there if each is ours or not each.bars]
+        # What one has who is not well stays its own until it ends; it takes nothing more where another is.
+        well = [each for each in there if not each.bars and each is not ours]
+        able = [*well, ours] if self._disk.stands and not (trouble and well) else well
         had = {each.beat.id: {inbox_claimed(claim) for claim in each.claims} - {""} for each in there}
-        most = {number: names for number, names in had.items() if number in {each.beat.id for each in able}}
-        taken = {name for number, names in had.items() if number not in most for name in names}
-        takes, surplus = divide(mine.configured - taken, most, ours.beat.id)
+        of_able = {each.beat.id: had[each.beat.id] for each in able}
+        left = mine.configured - {name for number, names in had.items() if number not in of_able for name in names}
+        takes, surplus = divide(left, of_able, ours.beat.id) if ours in able else ([], [])
         mine.leaving = frozenset(surplus)
-        not_ours = now_ours - mine.configured
-        self._gives = [inbox_claim(name) for name in (*not_ours, *surplus) if not self._is_in_hand(name)]
-        self._takes = []
-        if not trouble:
-            self._takes = [inbox_claim(name) for name in takes]
-            if not any(UPKEEP in each.claims for each in there):
-                self._takes.append(UPKEEP)
+        given_up = (*surplus, *(now_ours - mine.configured))
+        self._gives = [inbox_claim(name) for name in given_up if not self._is_in_hand(name)]
+        self._takes = [inbox_claim(name) for name in takes]
+        if ours in able and not any(UPKEEP in each.claims for each in there):
+            self._takes.append(UPKEEP)
 
     def write(self, tx: Transaction, now: Now) -> None:
         """End who is silent, settle what it had out, and have the claims be as they should."""

@@ -1,9 +1,9 @@
 """How this host sees a spool that it shares with others: who does not see it neither takes it over nor keeps it.
 
-It may be away, hang, be empty or read-only here alone. Whoever stands by looks at it in a thread (``SpoolView``), has
-its row say what is wrong with it, so that nobody counts on it, and takes over only what it sees. Whoever works on it
-gives it back (``GivesBack``) once something was wrong with it for a lease and another stands by; where it hangs, it
-hangs the loop, too, which then beats no more.
+It may be away, hang, be empty or read-only here alone. Whoever is about to begin looks at it in a thread
+(``SpoolView``), has its row say what is wrong with it, so that nobody counts on it, and begins only where it sees it.
+Whoever works on it says so, too (``membership``), and ends (``GivesBack``) once something was wrong with it for a lease
+and another sees it well; where it hangs, it hangs the loop, too, which then beats no more.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class GivesBack:
         self._ask_at = 0.0
 
     def is_due(self, now: float) -> bool:
-        """Whether something has been wrong with the spool for a lease, and one stands by who sees it well."""
+        """Whether something has been wrong with the spool for a lease, and another sees it well."""
         since = self._disk.unwell_since
         if since is None or now - since < self._lease_seconds or now < self._ask_at:
             return False
@@ -89,4 +89,5 @@ class GivesBack:
             workers = self._ledger.workers()
         except LedgerError:
             return False  # the loop meets it, too
-        return any(each.host == self._ledger.host and each.stands_by for each in workers or ())
+        others = (each for each in workers or () if each.id != self._ledger.worker)
+        return any(each.host == self._ledger.host and each.is_well for each in others)

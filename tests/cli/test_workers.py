@@ -20,7 +20,7 @@ from ingestd.daemon.notify import Notifier
 from ingestd.daemon.signals import Signals
 from ingestd.daemon.standing_by import wait_for_turn
 from ingestd.inbox import Spool
-from ingestd.ledger import Ledger, Writer
+from ingestd.ledger import UPKEEP, Ledger, Writer, inbox_claim, moves
 from ingestd.lifecycle import State
 from tests.builders import write_instance
 from tests.commanding import CONFIG, command_in
@@ -47,7 +47,7 @@ class Workers:
     def config(self) -> Config:
         return load(self.folder / "config.yaml")
 
-    def works(self) -> Ledger:
+    def works(self, *, shares: bool = False) -> Ledger:
         """This process works, until it closes it."""
         config = self.config
         return Ledger.open(
@@ -56,7 +56,7 @@ class Workers:
             spool=config.spool.path,
             destinations=config.addresses,
             key=config.spool.search_key,
-            writer=Writer(self.host, lease=LEASE),
+            writer=Writer(self.host, lease=LEASE, shares=shares),
         )
 
     @contextmanager
@@ -132,7 +132,7 @@ def test_who_works_and_who_stands_by_is_told_by_every_command(command, workers):
     with workers.works(), workers.stands_by() as other:
         screen = command("status").out
         assert f"running, process {os.getpid()} on {HERE} (worker 1)" in screen
-        assert f"worker 2, process {other} on {HERE}" in screen
+        assert f"worker 2, process {other} on {HERE}, stands by" in screen
         said = command("status", "--json").json
         assert said["daemon"] == {"running": True, "pid": os.getpid(), "machine": HERE, "worker": 1}
         assert [(each["worker"], each["does"]) for each in said["workers"]] == [(2, "stands_by"), (1, "works")]
@@ -147,7 +147,8 @@ def test_who_works_and_who_stands_by_is_told_by_every_command(command, workers):
             ["1", HERE, str(os.getpid())],
             ["2", HERE, str(other)],
         ]
-        assert f"running, process {os.getpid()} on {HERE} (worker 1); 1 other stands by" in command("check").out
+        said = command("check").out
+        assert f"running, process {os.getpid()} on {HERE} (worker 1); 1 other would go on in its place" in said
         for ran in (command("retry", "--now"), command("explain", dropped)):
             assert "start it" not in ran.out + ran.err
 
@@ -156,6 +157,20 @@ def test_who_works_and_who_stands_by_is_told_by_every_command(command, workers):
     assert "start it" in command("retry", "--now").out
     assert [each["why_ended"] for each in command("workers", "--json").json["workers"]] == ["stopped", "stopped"]
     assert "nobody works (start it" in command("workers").out
+
+
+def test_what_each_has_of_the_work_is_told(command, workers):
+    (inbox,) = workers.config.inboxes
+    with workers.works(shares=True) as first, workers.works(shares=True):
+        with first.transaction() as tx:
+            moves.claim_work(tx, takes=[inbox_claim(inbox.spool_name), UPKEEP])
+        assert f"(worker 1)\nOthers              worker 2, process {os.getpid()} on {HERE}, works\n" in (
+            command("status").out
+        )
+        shown = command("workers").out
+        assert f"works, takes from {inbox.path}, upkeep\n" in shown
+        listed = command("workers", "--json").json["workers"]
+        assert [(each["does"], len(each["claims"])) for each in listed] == [("works", 0), ("works", 2)]
 
 
 def test_a_worker_of_another_machine_is_seen_and_its_spool_need_not_be_here(command, workers):
@@ -210,7 +225,7 @@ def test_reconcile_takes_nothing_from_a_silent_worker_that_may_be_at_work_still(
 
 def test_nobody_standing_by_is_told_where_another_machine_did_today(command, workers):
     with workers.works():
-        assert "Stands by           nobody\n" in command("status").out
+        assert "Others              nobody\n" in command("status").out
         with workers.stands_by():
             workers.is_elsewhere(2, "pacs-b", silent="2 h")
         assert "nobody; worker 2 on pacs-b last wrote 2 h ago" in command("status").out

@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from ingestd.config import Inbox
 from ingestd.emulator import Emulator
 from tests.builders import dataset_bytes, fresh_uid, part10
 from tests.emulating import Identity, file_of, stores
@@ -49,17 +50,27 @@ class Gateways:
     """``a`` and ``b``, and whatever other name is asked for; ``ledger`` is the direct way, ``by`` the daemons' own."""
 
     def __init__(
-        self, folder: Path, server: Emulator, ledger: str, *, by: str = "", drop: str = "", **settings: Any
+        self,
+        folder: Path,
+        server: Emulator,
+        ledger: str,
+        *,
+        by: str = "",
+        drop: str = "",
+        more_drops: int = 0,
+        **settings: Any,
     ) -> None:
         self._folder = folder
         self.server = server
         self.ledger = ledger
         self.drop = Path(drop or folder / "drop")
         self.spool = folder / "spool"
-        self.drop.mkdir(exist_ok=True)
+        self.drops = [self.drop, *(folder / f"drop{number}" for number in range(1, more_drops + 1))]
+        for each in self.drops:
+            each.mkdir(exist_ok=True)
         self.written: list[Written] = []
         self._settings: dict[str, Any] = {
-            "inboxes": [{"path": str(self.drop), **QUICK_INBOX}],
+            "inboxes": [{"path": str(each), **QUICK_INBOX} for each in self.drops],
             "spool": {"path": str(self.spool)},
             "ledger": by or ledger,
             "lease": f"{LEASE:.0f}s",
@@ -141,6 +152,16 @@ class Gateways:
         rows = self.sql(_HOLDER)
         return int(rows[0][0]) if rows else 0
 
+    def claims(self) -> dict[int, set[str]]:
+        """What each worker that has not ended has claimed; of inboxes, the names of their folders."""
+        alive = "SELECT id FROM worker WHERE id > 0 AND holds = 1 AND ended_at IS NULL"
+        found: dict[int, set[str]] = {number: set() for (number,) in self.sql(alive)}
+        names = {f"inbox {Inbox(path=each).spool_name}": each.name for each in self.drops}
+        for number, name in self.sql("SELECT worker_id, name FROM claim"):
+            if number in found:
+                found[number].add(names.get(name, name))
+        return found
+
     def worker_of(self, daemon: Daemon) -> int:
         """The number of the worker that this daemon is now."""
         (number,) = self.sql("SELECT max(id) FROM worker WHERE split_part(process, ':', 3) = %s", str(daemon.pid))[0]
@@ -163,20 +184,20 @@ class Gateways:
         """Have all processes so far look as those of another machine, of which nobody here can say whether they are."""
         self.sql("UPDATE worker SET machine = 'elsewhere', process = 'elsewhere-' || process WHERE id > 0")
 
-    def feed(self, count: int = 1, *, study: str = "", rows: int = 16) -> list[Written]:
+    def feed(self, count: int = 1, *, study: str = "", rows: int = 16, drop: Path | None = None) -> list[Written]:
         """Drop so many files of one study, each renamed in whole; ``rows`` is the side of the picture."""
         study = study or fresh_uid(1)
         series = fresh_uid(2)
-        return [self._put(study, series, rows) for _ in range(count)]
+        return [self._put(study, series, rows, drop or self.drop) for _ in range(count)]
 
-    def _put(self, study: str, series: str, rows: int) -> Written:
+    def _put(self, study: str, series: str, rows: int, drop: Path) -> Written:
         sop = fresh_uid(3)
         uids = {"study_uid": study, "series_uid": series, "sop_uid": sop}
         dataset = dataset_bytes(**uids, rows=rows, columns=rows, pixels=os.urandom(rows * rows * 2))
         name = f"IM{len(self.written) + 1:04d}"
-        aside = self.drop / f".{name}.part"
+        aside = drop / f".{name}.part"
         aside.write_bytes(part10(dataset, sop_uid=sop))
-        aside.rename(self.drop / name)
+        aside.rename(drop / name)
         self.written.append(Written(name=name, kind=Kind.NEW, **uids, sha256=digest_of(dataset)))
         return self.written[-1]
 
@@ -201,14 +222,21 @@ class Gateways:
 
     def is_at_rest(self) -> bool:
         """Whether nothing is under way any more: no file waits, no delivery is between two states."""
-        if not all(path.name.startswith(".") for path in self.drop.iterdir()):
+        if not all(path.name.startswith(".") for drop in self.drops for path in drop.iterdir()):
             return False
         return not self.sql("SELECT id FROM candidate") and not self.states().keys() & set(BETWEEN)
 
     def check(self, *, retain: timedelta | None = None, now: datetime | None = None) -> list[str]:
         """Hold everything against what was written, with nothing under way any more, and say what is wrong."""
         servers = {"default": Served(self.server)}
-        world = World(spool=self.spool, drop=self.drop, servers=servers, written=self.written, retain=retain)
+        world = World(
+            spool=self.spool,
+            drop=self.drop,
+            more_drops=self.drops[1:],
+            servers=servers,
+            written=self.written,
+            retain=retain,
+        )
         with read_whole(self.ledger) as ledger:
             return Invariants(world).check_end(ledger, now=now)
 

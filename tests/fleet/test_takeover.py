@@ -92,7 +92,7 @@ def test_reload_that_would_differ_from_the_others_is_refused_by_the_names_of_its
     assert (line["error"], line["notes"]) == ("LedgerDiffers", ["reconcile"])
 
 
-def test_of_two_that_stand_by_exactly_one_takes_over(both: Gateways):
+def test_what_one_had_is_had_by_exactly_one_of_those_that_are_left(both: Gateways):
     a, b, c = both.start("a"), both.start("b"), both.start("c")
     both.put_elsewhere()
     before = both.holder()
@@ -106,7 +106,7 @@ def test_of_two_that_stand_by_exactly_one_takes_over(both: Gateways):
     assert both.holder() == after
     assert b.is_running()
     assert c.is_running()
-    assert len(both.sql("SELECT id FROM worker WHERE holds = 1")) == 2  # the one that was killed, and one more
+    assert len(both.sql("SELECT name FROM claim")) == 2, "the drop folder, and the upkeep"
     assert both.check() == []
     for daemon in (b, c):
         daemon.process.send_signal(signal.SIGTERM)

@@ -1,0 +1,138 @@
+"""Several work at the same time: each has its part of the drop folders, all send, and one proves (DESIGN.md 8.15)."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ingestd.emulator import Emulator
+from tests.builders import fresh_uid
+from tests.fleet.gateways import GRACE, LEASE, Gateways, gateways, stopped
+from tests.running import Daemon, wait_until
+
+_POSTS_BY = "SELECT DISTINCT worker_id FROM attempt"
+
+
+@pytest.fixture
+def four(tmp_path: Path, server: Emulator, database: str) -> Iterator[Gateways]:
+    """Gateways that have four drop folders."""
+    with gateways(tmp_path, server, database, more_drops=3) as found:
+        yield found
+
+
+def divided(all_: Gateways, *daemons: Daemon, within_seconds: float = LEASE + GRACE) -> None:
+    """Return when these have all there is, each at most its part of the drop folders, and nobody else has any."""
+    folders = {drop.name for drop in all_.drops}
+    most = -(-len(folders) // len(daemons))
+
+    def is_divided() -> bool:
+        claims = all_.claims()
+        had = [name for names in claims.values() for name in names]
+        parts = [len(names & folders) for names in claims.values()]
+        ours = {all_.worker_of(daemon) for daemon in daemons}
+        return claims.keys() == ours and sorted(had) == sorted({*folders, "upkeep"}) and max(parts) <= most
+
+    wait_until(is_divided, what=f"the division: {all_.claims()}", within_seconds=within_seconds)
+
+
+def feed_all(all_: Gateways, count: int = 2, *, study: str = "") -> None:
+    for drop in all_.drops:
+        all_.feed(count, study=study, drop=drop)
+
+
+def test_those_that_come_are_given_their_part_and_those_that_go_leave_it(four: Gateways):
+    a = four.start("a")
+    divided(four, a)
+    feed_all(four)
+    b = four.start("b")
+    feed_all(four)
+    divided(four, a, b)
+    feed_all(four)
+    c = four.start("c")
+    divided(four, a, b, c)
+    feed_all(four)
+
+    four.put_elsewhere()
+    assert a.terminate() == 0
+    divided(four, b, c)
+    feed_all(four)
+    c.kill()
+    divided(four, b)
+    feed_all(four)
+
+    four.wait_confirmed()
+    assert four.check() == []
+    assert set(four.posted().values()) == {1}
+
+
+def test_one_study_in_two_folders_is_taken_in_by_two_and_sent_by_both(four: Gateways):
+    a, b = four.start("a"), four.start("b")
+    divided(four, a, b)
+    studies = [fresh_uid(1) for _ in range(20)]
+
+    for study in studies:
+        for drop in four.drops[:2]:
+            four.feed(1, study=study, drop=drop)
+    four.wait_confirmed()
+
+    assert {number for (number,) in four.sql(_POSTS_BY)} == {four.worker_of(a), four.worker_of(b)}
+    assert four.check() == []
+    assert set(four.posted().values()) == {1}
+
+
+def test_same_file_in_two_folders_at_once_is_sent_once(four: Gateways):
+    a, b = four.start("a"), four.start("b")
+    divided(four, a, b)
+    for _ in range(10):
+        (file,) = four.feed(1, drop=four.drops[0])
+    for file in four.drops[0].glob("IM*"):
+        for drop in four.drops[1:]:
+            shutil.copy(file, drop / f".{file.name}")
+            (drop / f".{file.name}").rename(drop / f"again-{file.name}")
+
+    def is_settled() -> bool:
+        states = four.states()
+        return states.keys() <= {"CONFIRMED", "DUPLICATE"} and states.get("CONFIRMED") == len(four.written)
+
+    wait_until(is_settled, what="the end of all", within_seconds=40)
+    assert set(four.posted().values()) == {1}
+
+
+def test_wait_that_the_server_asks_for_is_kept_by_all(four: Gateways):
+    a, b = four.start("a"), four.start("b")
+    divided(four, a, b)
+    four.server.faults.add("throttle", method="POST", retry_after="4", count=1)
+    four.feed(1)
+    wait_until(lambda: four.sql("SELECT id FROM destination WHERE paused_until IS NOT NULL"), what="the pause")
+    refused_at = datetime.now(UTC)
+
+    feed_all(four)
+    four.wait_confirmed()
+
+    (first,) = four.sql("SELECT min(started_at) FROM attempt WHERE http_status = 200")
+    assert first[0] / 1e6 - refused_at.timestamp() > 2.5
+    assert set(four.posted().values()) == {1}
+
+
+@pytest.mark.slow
+def test_worker_that_is_stopped_for_ten_leases_loses_its_part_and_ends(four: Gateways):
+    a, b = four.start("a"), four.start("b")
+    divided(four, a, b)
+    four.put_elsewhere()
+    feed_all(four, 5)
+
+    with stopped(a):
+        divided(four, b)
+        feed_all(four, 5)
+        time.sleep(10 * LEASE)
+
+    assert a.wait() != 0
+    assert "was ended because it was silent" in a.tail()
+    four.wait_confirmed(within_seconds=120)
+    assert four.check() == []
+    assert set(four.posted().values()) == {1}
