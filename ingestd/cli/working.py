@@ -167,7 +167,11 @@ def _of(spool: Path, spools: Mapping[str, Path], workers: Sequence[Worker]) -> l
 
 
 def _holder(workers: Sequence[Worker]) -> Working | None:
-    found = next((worker for worker in workers if worker.holds and worker.is_alive), None)
+    from ingestd.ledger import UPKEEP
+
+    # Of several the one that proves what all have sent.
+    there = (worker for worker in workers if worker.holds and worker.is_alive)
+    found = max(there, key=lambda worker: UPKEEP in worker.claims, default=None)
     if found is None:
         return None
     return Working(process=found.process, machine=found.machine, worker=found.id)
