@@ -54,13 +54,17 @@ class Written:
 
 
 class Feeder(threading.Thread):
-    """Writes files into a folder until told to stop; each study is of one of these stations."""
+    """Writes files into folders until told to stop; each study is of one of these stations."""
 
     def __init__(
-        self, drop: Path, *, seed: int, pace_seconds: float = 0.15, stations: Sequence[str] = ("STATION",)
+        self,
+        *drops: Path,
+        seed: int,
+        pace_seconds: float = 0.15,
+        stations: Sequence[str] = ("STATION",),
     ) -> None:
         super().__init__(name="feeder", daemon=True)
-        self._drop = drop
+        self._drops = drops
         self._pace_seconds = pace_seconds
         self._stations = stations
         self._random = random.Random(seed)
@@ -87,7 +91,7 @@ class Feeder(threading.Thread):
             while not self._ended.wait(self._pace_seconds * self._random.uniform(0.3, 1.7)):
                 if steps:
                     steps.pop(0)()
-                elif len(list(self._drop.iterdir())) < BACKLOG_MOST:
+                elif sum(len(list(drop.iterdir())) for drop in self._drops) < BACKLOG_MOST:
                     self._random.choices(
                         [self._new_study, self._late_images, self._second_copy, self._other_content],
                         weights=[60, 20, 17, 3],
@@ -180,13 +184,14 @@ class Feeder(threading.Thread):
         """Write one file as modalities do: mostly aside and renamed, sometimes right there in two goes."""
         self._files += 1
         name = f"IM{self._files:06d}"
+        drop = self._random.choice(self._drops)
         if self._random.random() < 0.15:
-            with (self._drop / name).open("wb", buffering=0) as file:
+            with (drop / name).open("wb", buffering=0) as file:
                 file.write(content[: len(content) // 2])
                 self._ended.wait(self._random.uniform(0, 0.05))
                 file.write(content[len(content) // 2 :])
         else:
-            aside = self._drop / f".{name}.part"
+            aside = drop / f".{name}.part"
             aside.write_bytes(content)
-            aside.rename(self._drop / name)
+            aside.rename(drop / name)
         return name

@@ -1,4 +1,4 @@
-"""The campaign against several workers on one ledger: whoever holds the spool is struck, again and again.
+"""The campaign against several workers on one ledger and as many drop folders: one is struck, again and again.
 
 Killed, stopped for ten leases and continued, cut off from the database, a COMMIT lost or its answer: each at a random
 moment, under files that keep arriving. Whoever ends is started again. At the end everything is held to the invariants.
@@ -28,7 +28,7 @@ HELD_WITHIN_SECONDS = 60.0
 
 
 class Strike(StrEnum):
-    """What is done to whoever holds the spool."""
+    """What is done to one of them."""
 
     KILL = "kill -9"
     STOP = "stopped for ten leases"
@@ -47,7 +47,7 @@ class FleetReport:
     seed: int
     workers: int
     strikes: Counter[Strike] = field(default_factory=Counter)
-    takeovers: int = 0
+    ended: int = 0  # workers that did not end by themselves
     written: int = 0
     states: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -57,7 +57,7 @@ class FleetReport:
         strikes = ", ".join(f"{strike} {count}" for strike, count in sorted(self.strikes.items()))
         states = ", ".join(f"{state} {rows}" for state, rows in sorted(self.states.items()))
         lines = [
-            f"seed {self.seed}, {self.workers} workers: {strikes} in {self.seconds:.0f} s; held by {self.takeovers}",
+            f"seed {self.seed}, {self.workers} workers: {strikes} in {self.seconds:.0f} s; {self.ended} were ended",
             f"files written: {self.written}; deliveries: {states}",
         ]
         return "\n".join([*lines, *(f"VIOLATION: {text}" for text in self.violations)])
@@ -86,27 +86,28 @@ class FleetCampaign:
             Emulator(faults=faults) as server,
         ):
             url = fresh_database(cluster)
-            with gateways(self._folder, server, url, by=through(url, wire.port)) as fleet:
+            by, more = through(url, wire.port), self._report.workers - 1
+            with gateways(self._folder, server, url, by=by, more_drops=more) as fleet:
                 self._strike_all(fleet, wire)
                 fleet.end()
                 report.states = fleet.states()
-                report.takeovers = len(fleet.sql("SELECT id FROM worker WHERE holds = 1"))
+                report.ended = len(fleet.sql("SELECT id FROM worker WHERE ended_at > 0 AND why_ended <> 'stopped'"))
                 report.violations += fleet.check()
         report.seconds = time.monotonic() - started_at
         return report
 
     def _strike_all(self, fleet: Gateways, wire: Wire) -> None:
         fleet.keep(*(f"gateway{number}" for number in range(self._report.workers)))
-        feeder = Feeder(fleet.drop, seed=self._report.seed)
+        feeder = Feeder(*fleet.drops, seed=self._report.seed)
         fleet.written = feeder.written
         feeder.start()
         try:
             # Each kind once, however few there are.
             kinds = [*Strike, *self._random.choices(list(_WEIGHTS), [*_WEIGHTS.values()], k=self._strikes)]
             for kind in kinds[: self._strikes]:
-                holder = self._wait_held(fleet)
+                struck = self._wait_for_one(fleet)
                 time.sleep(self._random.uniform(0, 1.5))
-                self._strike(kind, holder, wire)
+                self._strike(kind, struck, wire)
                 self._report.strikes[kind] += 1
                 self._say(f"{self._report.strikes.total()}: {kind}; {fleet.states()}")
         finally:
@@ -116,24 +117,24 @@ class FleetCampaign:
         except TookTooLongError:
             self._report.violations.append(f"no rest within {REST_SECONDS:.0f} s: {fleet.states()}")
 
-    def _wait_held(self, fleet: Gateways) -> Daemon:
-        held: list[Daemon] = []
+    def _wait_for_one(self, fleet: Gateways) -> Daemon:
+        there: list[Daemon] = []
 
-        def is_held() -> bool:
-            number = fleet.holder()
-            held[:] = [daemon for daemon in fleet.running() if number and fleet.worker_of(daemon) == number]
-            return bool(held)
+        def is_there() -> bool:
+            at_work = fleet.claims()
+            there[:] = [daemon for daemon in fleet.running() if fleet.worker_of(daemon) in at_work]
+            return bool(there) and any(at_work.values())
 
-        wait_until(is_held, what="a worker that holds the spool", within_seconds=HELD_WITHIN_SECONDS)
-        return held[0]
+        wait_until(is_there, what="a worker that has anything", within_seconds=HELD_WITHIN_SECONDS)
+        return self._random.choice(there)
 
-    def _strike(self, kind: Strike, holder: Daemon, wire: Wire) -> None:
+    def _strike(self, kind: Strike, struck: Daemon, wire: Wire) -> None:
         if kind is Strike.KILL:
-            holder.process.send_signal(signal.SIGKILL)
+            struck.process.send_signal(signal.SIGKILL)
         elif kind is Strike.STOP:
-            holder.process.send_signal(signal.SIGSTOP)
+            struck.process.send_signal(signal.SIGSTOP)
             time.sleep(10 * LEASE)
-            holder.process.send_signal(signal.SIGCONT)
+            struck.process.send_signal(signal.SIGCONT)
         elif kind is Strike.CUT:
             wire.cut()
         else:
