@@ -122,8 +122,9 @@ class FleetCampaign:
 
         def is_there() -> bool:
             at_work = fleet.claims()
-            there[:] = [daemon for daemon in fleet.running() if fleet.worker_of(daemon) in at_work]
-            return bool(there) and any(at_work.values())
+            if any(at_work.values()):
+                there[:] = [daemon for daemon in fleet.running() if fleet.worker_of(daemon) in at_work]
+            return bool(there)
 
         wait_until(is_there, what="a worker that has anything", within_seconds=HELD_WITHIN_SECONDS)
         return self._random.choice(there)
