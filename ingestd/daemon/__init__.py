@@ -2,8 +2,8 @@
 
 ``stage`` says what a stage is and ``build`` joins them; ``loop`` turns them. A file's way in: ``admission`` (``steps``,
 ``judgement``, ``next_steps``), then ``posting``; its way back: ``verification``; at last ``retention`` and
-``source_removal``. ``service`` runs the loop under signals and systemd, ``single_run`` once. Where several share a spool,
-``membership`` keeps which part of it is ours (``assignment``).
+``source_removal``. ``service`` runs the loop under signals and systemd, ``single_run`` once. Where several share a
+spool, ``membership`` keeps which part of the work is ours (``assignment``).
 """
 
 from ingestd.daemon.daemon import Daemon

@@ -226,6 +226,7 @@ class Stages:
             ledger=self._ledger,
             assignment=self._assignment,
             disk=self.disk,
+            inboxes=self._workers.inboxes,
             alarms=self.alarms,
             lease=self._config.lease,
             is_in_hand=self._is_in_hand,

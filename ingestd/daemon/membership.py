@@ -1,10 +1,10 @@
 """Who works on a spool with us, and which part of the work is ours (DESIGN.md 8.15).
 
 Every daemon looks at the others by the same rule, and takes and gives only what is its own: nobody is told anything.
-Of the inboxes each has at most as many as all would have in equal parts, rounded up. What nobody has is taken by
-whoever has fewer; who has more, since another has come, stops to take from some, and gives them up when nothing of
-theirs is in hand. One that writes nothing for its lease is ended by whoever saw it silent, in one transaction with the
-settling of what it had out. Then what it had is free.
+Of the inboxes each has at most as many as all would have in equal parts, rounded up, as far as the others see their
+folders. What nobody has is taken by whoever has fewer; who has more, since another has come, or sees a folder no more,
+stops to take from it, and gives it up when nothing of it is in hand. One that writes nothing for its lease is ended by
+whoever saw it silent, in one transaction with the settling of what it had out. Then what it had is free.
 
 What is ours is what the ledger says at each look, not what we asked for: a claim that was lost on the way is none.
 """
@@ -23,22 +23,46 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Stage
+from ingestd.inbox import Inboxes
 from ingestd.ledger import UPKEEP, Beat, Ledger, LedgerError, Member, Transaction, inbox_claim, inbox_claimed, moves
 from ingestd.ledger.workers import is_gone
 
 _LOOK_EVERY_SECONDS = 1.0
 _LOOKS_A_LEASE = 10
+# Until the first look at a folder has ended.
+_SOON_SECONDS = 0.05
 # A post of whoever was silent may still be on its way, in the kernel's hands, when its place is taken.
 AFTER_SILENCE = timedelta(seconds=60)
 
 
-def divide(wanted: Collection[str], had: Mapping[int, Collection[str]], ours: int) -> tuple[list[str], list[str]]:
-    """Say which inboxes we are to take and which to give up, where each worker ``had`` some; we are ``ours``."""
+def divide(
+    wanted: Collection[str], had: Mapping[int, Collection[str]], seen: Mapping[int, Collection[str]], ours: int
+) -> tuple[list[str], list[str]]:
+    """Say which inboxes we are to take and which to give up; we are ``ours``.
+
+    Each worker ``had`` some, and has ``seen`` the folders of some. What only we see is ours, beyond our part as well.
+    """
     most = -(-len(wanted) // max(1, len(had)))
-    taken = {name for names in had.values() for name in names}
+
+    def has_room(number: int) -> bool:
+        return sum(name in wanted for name in had[number]) < most
+
+    def for_another(name: str) -> bool:
+        return any(number != ours and name in seen[number] and has_room(number) for number in had)
+
     own = sorted(name for name in had[ours] if name in wanted)
-    free = sorted(name for name in wanted if name not in taken)
-    return free[: max(0, most - len(own))], own[most:]
+    gives = [name for name in own if name not in seen[ours] and any(name in each for each in seen.values())]
+    keeps = [name for name in own if name not in gives]
+    for name in reversed([each for each in keeps if for_another(each)]):
+        if len(keeps) > most:
+            keeps.remove(name)
+            gives.append(name)
+    takes: list[str] = []
+    taken = {name for names in had.values() for name in names}
+    for name in sorted(each for each in wanted if each not in taken and each in seen[ours]):
+        if len(keeps) + len(takes) < most or not for_another(name):
+            takes.append(name)
+    return takes, gives
 
 
 class Membership(Stage):
@@ -50,6 +74,7 @@ class Membership(Stage):
         ledger: Ledger,
         assignment: Assignment,
         disk: SpoolDisk,
+        inboxes: Inboxes,
         alarms: Alarms,
         lease: timedelta,
         is_in_hand: Callable[[str], bool],
@@ -58,6 +83,7 @@ class Membership(Stage):
         self._ledger = ledger
         self._assignment = assignment
         self._disk = disk
+        self._inboxes = inboxes
         self._alarms = alarms
         self._is_in_hand = is_in_hand
         self._every = min(_LOOK_EVERY_SECONDS, lease.total_seconds() / _LOOKS_A_LEASE)
@@ -66,7 +92,7 @@ class Membership(Stage):
         self._silent: list[Beat] = []
         self._takes: list[str] = []
         self._gives: list[str] = []
-        self._bars: str | None = None  # what is to be said anew
+        self._sight: tuple[str, frozenset[str]] | None = None  # what is to be said anew of what we see
         self._log = structlog.get_logger()
 
     def next_at(self, now: Now) -> float:  # noqa: ARG002 - the time is known
@@ -87,7 +113,16 @@ class Membership(Stage):
         if ours is None:
             return  # we were ended: the next transaction says so
         self._note_silent(members, now)
-        self._assign(ours, members)
+        self._assign(ours, members, self._look_around(ours, now))
+
+    def _look_around(self, ours: Member, now: Now) -> frozenset[str]:
+        """Say which inboxes we see."""
+        known = self._inboxes.seen(now.mono)
+        if known.keys() != self._assignment.configured:
+            self._look_at = min(self._look_at, now.mono + _SOON_SECONDS)
+        sight = (self._disk.trouble, frozenset(name for name in self._assignment.configured if not known.get(name)))
+        self._sight = sight if sight != (ours.bars, ours.unseen) else None
+        return self._assignment.configured - sight[1]
 
     def _note_silent(self, members: Sequence[Member], now: Now) -> None:
         others = [each.beat for each in members if each.beat.id != self._ledger.worker]
@@ -103,21 +138,20 @@ class Membership(Stage):
             if now.mono - since >= beat.lease.total_seconds() or is_gone(beat.process)
         ]
 
-    def _assign(self, ours: Member, members: Sequence[Member]) -> None:
+    def _assign(self, ours: Member, members: Sequence[Member], seen: frozenset[str]) -> None:
         mine, now_ours = self._assignment, {inbox_claimed(claim) for claim in ours.claims} - {""}
         silent = {beat.id for beat in self._silent}
         there = [each for each in members if each.beat.id not in silent]
         mine.workers = len(there)
         mine.inboxes, mine.upkeep = frozenset(now_ours & mine.configured), UPKEEP in ours.claims
-        trouble = self._disk.trouble
-        self._bars = trouble if trouble != ours.bars else None
         # What one has who is not well stays its own until it ends; it takes nothing more where another is.
         well = [each for each in there if not each.bars and each is not ours]
-        able = [*well, ours] if self._disk.stands and not (trouble and well) else well
+        able = [*well, ours] if self._disk.stands and not (self._disk.trouble and well) else well
         had = {each.beat.id: {inbox_claimed(claim) for claim in each.claims} - {""} for each in there}
         of_able = {each.beat.id: had[each.beat.id] for each in able}
         left = mine.configured - {name for number, names in had.items() if number not in of_able for name in names}
-        takes, surplus = divide(left, of_able, ours.beat.id) if ours in able else ([], [])
+        sees = {each.beat.id: mine.configured - each.unseen for each in able} | {ours.beat.id: seen}
+        takes, surplus = divide(left, of_able, sees, ours.beat.id) if ours in able else ([], [])
         mine.leaving = frozenset(surplus)
         given_up = (*surplus, *(now_ours - mine.configured))
         self._gives = [inbox_claim(name) for name in given_up if not self._is_in_hand(name)]
@@ -127,10 +161,10 @@ class Membership(Stage):
 
     def write(self, tx: Transaction, now: Now) -> None:
         """End who is silent, settle what it had out, and have the claims be as they should."""
-        if not (self._silent or self._takes or self._gives or self._bars is not None):
+        if not (self._silent or self._takes or self._gives or self._sight):
             return
-        if self._bars is not None:
-            moves.say_bars(tx, self._bars)
+        if self._sight is not None:
+            moves.say_sight(tx, bars=self._sight[0], unseen=self._sight[1])
         ended = [beat for beat in self._silent if moves.end_member(tx, beat)]
         if ended:
             wait = timedelta(0) if all(is_gone(beat.process) for beat in ended) else AFTER_SILENCE
@@ -141,5 +175,5 @@ class Membership(Stage):
     def _committed(self, ended: Sequence[Beat]) -> None:
         for beat in ended:
             self._log.warning("worker.ended", worker=beat.id, note="gone" if is_gone(beat.process) else "silent")
-        self._silent, self._takes, self._gives, self._bars = [], [], [], None
+        self._silent, self._takes, self._gives, self._sight = [], [], [], None
         self._look_at = 0.0  # what is ours now

@@ -14,6 +14,7 @@ from ingestd.fs.places import below, look
 from ingestd.lifecycle import SourceStat
 
 from .folder_health import ARM_WAIT
+from .folder_views import FolderViews
 from .tracker import Phase
 from .types import Candidate, InboxError, InboxPolicy, InboxReport, Leave, Look, Take
 from .watched_folder import WatchedFolder
@@ -66,6 +67,7 @@ class Inboxes:
         self._configured = {policy.name: folder_of(policy) for policy in policies}
         self._folders = dict(self._configured)  # those that are watched
         self._turn = 0
+        self._views = FolderViews(wake)
 
     def open(self) -> None:
         """Arm the observers; files that come from now on raise events, the first scan finds those before.
@@ -93,8 +95,18 @@ class Inboxes:
             if name in other._folders:
                 folder.tracker.take_over(other._folders[name].tracker)
 
+    def seen(self, now: float) -> dict[str, bool]:
+        """Say of each inbox whether its folder can be taken from here; one of which nobody knows yet is left out.
+
+        Those that are not watched are looked at now and then.
+        """
+        others = [(name, each.policy.path) for name, each in self._configured.items() if name not in self._folders]
+        watched = {name: not folder.health.alarm for name, folder in self._folders.items()}
+        return watched | self._views.seen(others, now)
+
     def close(self) -> None:
         """Stop the observers and let go of everything."""
+        self._views.close()
         for folder in self._configured.values():
             folder.close()
 

@@ -45,7 +45,8 @@ def put_clock(tx: Transaction, line: ClockLine) -> None:
             "last_attempt_id": jump.last_attempt_id,
         },
     )
-    if jump.by:
+    # Where others write by clocks of their own the waits are of several: each is over within its own longest.
+    if jump.by and not tx.others():
         for statement in _MOVE:
             tx.connection.execute(statement, {"b_spool": tx.spool_id, "b_by": jump.by // MICROSECOND})
         set_due_again(tx.connection, tx.spool_id, tx.limits_of(tx.spool_id))

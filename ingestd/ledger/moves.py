@@ -33,7 +33,7 @@ from .destination import (
     went_back_settled,
 )
 from .finish import charge_study, finish
-from .membership import claim_work, end_member, say_bars
+from .membership import claim_work, end_member, say_sight
 from .operator import (
     admit_anyway,
     discard,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from ingestd.emulator import Emulator
 from tests.builders import fresh_uid
 from tests.fleet.gateways import GRACE, LEASE, Gateways, gateways, stopped
 from tests.running import Daemon, wait_until
+from tests.torture.failing import Fault, Injector
 
 _POSTS_BY = "SELECT DISTINCT worker_id FROM attempt"
 
@@ -136,3 +138,27 @@ def test_worker_that_is_stopped_for_ten_leases_loses_its_part_and_ends(four: Gat
     four.wait_confirmed(within_seconds=120)
     assert four.check() == []
     assert set(four.posted().values()) == {1}
+
+
+def test_folder_that_one_does_not_see_is_taken_from_by_another_or_waits(
+    tmp_path: Path, server: Emulator, database: str, library: Path
+):
+    (nas := tmp_path / "nas").mkdir()
+    blinds = Fault(call="stat", error=errno.ENOENT, place="-", nth=1, times=1_000_000)
+    with gateways(tmp_path, server, database, drop=str(nas / "drop"), more_drops=1) as two:
+        there, here = two.drops
+        a = two.start("a")
+        b = two.start("b", env=Injector(library, tmp_path / "rule", blinds, f"{nas}/").environment)
+
+        wait_until(lambda: two.claims().get(two.worker_of(b)) == {here.name}, what="its part", within_seconds=20)
+        assert two.claims()[two.worker_of(a)] == {there.name, "upkeep"}
+        feed_all(two)
+        two.wait_confirmed()
+        a.kill()
+        feed_all(two)
+
+        two.wait_for(CONFIRMED=6)
+        assert two.claims() == {two.worker_of(b): {here.name, "upkeep"}}
+        two.start("a")
+        two.wait_confirmed()
+        assert two.check() == []
