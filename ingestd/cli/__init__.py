@@ -35,7 +35,7 @@ COMMANDS = {
     "destination": ("ingestd.cli.destination", "Say that a destination moved, or let go of what waits for one."),
     "route": ("ingestd.cli.route", "Have files that wait go where the rules say now."),
     "config": ("ingestd.cli.config", "Say that this configuration holds for all machines that share a ledger."),
-    "workers": ("ingestd.cli.workers", "Show who works on a ledger in PostgreSQL, who stands by, and who ended."),
+    "workers": ("ingestd.cli.workers", "Show who works on a ledger in PostgreSQL, at what, and who ended."),
     "check": (
         "ingestd.cli.check",
         "Look at configuration, folders, disk, ledger, token and server: every problem at once.",

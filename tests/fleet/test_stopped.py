@@ -102,11 +102,11 @@ def test_copy_or_removal_that_comes_late_loses_nothing(elsewhere: Gateways, libr
 @pytest.mark.slow
 def test_post_that_was_stopped_is_sent_by_the_next_worker_alone(both: Gateways):
     both.server.faults.add("bandwidth", method="POST", bytes=1_000_000)
-    a, b = both.start("a"), both.start("b")
+    a = both.start("a")
     both.put_elsewhere()
     both.feed(1, rows=2000)  # what does not go into the sockets' buffers at first does so after ten leases
     both.wait_for(SENDING=1)
-    time.sleep(0.5)
+    b = both.start("b")
 
     followed(both, a, b, both.server.faults.clear)
     time.sleep(6)
@@ -138,13 +138,14 @@ def test_unlink_that_comes_late_takes_nothing_of_others(both: Gateways, library:
 @pytest.mark.parametrize("forwarded", [False, True])
 def test_commit_that_was_stopped_is_durable_and_acted_upon_by_one(wired: Gateways, wire: Wire, forwarded: bool):
     """``forwarded``: it was durable, and what waits for it would be done ten leases later."""
-    a, b = wired.start("a"), wired.start("b")
+    a = wired.start("a")
     wired.put_elsewhere()
 
     with wire.held_commit(forwarded=forwarded, of=b"INSERT INTO attempt") as held:
         wired.feed(3)
         assert held.wait(20)
         with stopped(a):
+            b = wired.start("b")
             wired.wait_held_by(b, within_seconds=60)
             time.sleep(TEN_LEASES)
     expect_end(a)

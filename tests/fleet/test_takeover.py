@@ -50,11 +50,11 @@ def test_killed_worker_of_another_machine_is_followed_after_its_lease(both: Gate
 def test_study_that_was_being_sent_goes_on_though_what_became_of_that_is_not_known_yet(both: Gateways):
     both.server.faults.add("bandwidth", method="POST", bytes=300_000, count=1)
     a = both.start("a")
-    both.start("b")
     both.put_elsewhere()
     study = fresh_uid(1)
     (cut,) = both.feed(1, study=study, rows=1800)
     both.wait_for(SENDING=1)
+    both.start("b")
 
     a.kill()
     (late,) = both.feed(1, study=study)
