@@ -15,7 +15,7 @@ def command() -> None:
     """Decide about the configuration of several machines, which share a ledger in PostgreSQL.
 
     Inboxes, destinations (but for how each machine logs in there), rules, `spool.retain` and `reconcile` have to be the
-    same on all. A machine whose file says otherwise does not take over, and tells in its log and in `ingestd check`.
+    same on all. A machine whose file says otherwise stands by, and tells in its log and in `ingestd check`.
     """
 
 
@@ -25,7 +25,7 @@ def command() -> None:
 def adopt(*, config: Path | None, as_json: bool) -> int:
     """Have this configuration hold for all machines that share the ledger, and tell which sections change by it.
 
-    Change the file on each machine, `ingestd config adopt` on one, then reload (SIGHUP) or restart each.
+    Change the file on each machine, then `ingestd config adopt` on one: those that run read theirs anew by themselves.
     """
     from ingestd.config import agreement_of
 

@@ -16,7 +16,7 @@ import structlog
 import ingestd
 from ingestd import logs
 from ingestd.clocks import read_clocks
-from ingestd.config import Config, ConfigError
+from ingestd.config import Config, ConfigError, agreement_of
 from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import IDLE_SECONDS, Wake
 from ingestd.daemon.notify import Notifier
@@ -25,7 +25,16 @@ from ingestd.daemon.signals import Asked, Signals, set_up_interpreter
 from ingestd.daemon.spool_view import GivesBack
 from ingestd.daemon.standing_by import wait_for_turn
 from ingestd.inbox import SpoolError
-from ingestd.ledger import Ledger, LedgerBusy, LedgerDiffers, LedgerError, LedgerHeld, LedgerUnread, queries
+from ingestd.ledger import (
+    Ledger,
+    LedgerBusy,
+    LedgerDiffers,
+    LedgerError,
+    LedgerHeld,
+    LedgerUnread,
+    differing,
+    queries,
+)
 
 _STATUS_EVERY_SECONDS = 10.0
 
@@ -55,6 +64,12 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
                 daemon.close()
                 raise
             following = service.following
+            if service.differs:
+                daemon.stop(daemon.config.shutdown_grace)
+                if (again := _started(daemon.config, wake, signals, notifier, reread, adopt)) is None:
+                    return
+                daemon = again
+                continue
             if following is None:
                 notifier.stopping()
                 log.info("daemon.stopping")
@@ -164,6 +179,9 @@ class _Service:
         self._adopt = adopt
         self._gives_back = GivesBack(daemon.ledger, daemon.stages.disk, lease=daemon.config.lease)
         self.has_given_back = False
+        self._agreement = agreement_of(daemon.config)
+        self._reread_for = ""  # what all agreed upon when our configuration was read again for it
+        self.differs = False  # it is another still: we stand by
         self._is_ready = False
         self._alive_at = self._status_at = 0.0
         self._interval = notifier.watchdog_interval.total_seconds() if notifier.watchdog_interval else inf
@@ -174,7 +192,8 @@ class _Service:
         """After each tick: say how we are, hear the signals; whether it is to stop, or another stands ready."""
         self._tell()
         self.has_given_back = self._gives_back.is_due(read_clocks().mono)
-        if self._signals.asked is Asked.STOP or self.has_given_back:
+        self.differs = self.following is None and self._does_differ()
+        if self._signals.asked is Asked.STOP or self.has_given_back or self.differs:
             self._drop_following()
             return True
         if self._signals.asked is Asked.RELOAD:
@@ -187,6 +206,23 @@ class _Service:
             self._daemon.gates.claims.set("reload", is_open=self.following is None)
         # A post that went on in this process would be asked about meanwhile, found absent, and sent a second time.
         return self.following is not None and self._daemon.stages.no_post_is_out and self._may_hand_over()
+
+    def _does_differ(self) -> bool:
+        """Whether others have agreed upon another configuration (`config adopt`), and ours is not that one, read anew.
+
+        Nobody works by another beside them.
+        """
+        try:
+            agreed = self._daemon.ledger.agreement() if self._daemon.ledger.is_shared else ""
+        except LedgerError:
+            return False  # the loop meets it, too
+        if not agreed or not differing(agreed, self._agreement):
+            return False
+        if self._reread_for == agreed:
+            return True
+        self._reread_for = agreed
+        self._signals.asked = self._signals.asked or Asked.RELOAD
+        return False
 
     def _may_hand_over(self) -> bool:
         """Whether nothing was taken in meanwhile for a destination that the new configuration does not name."""

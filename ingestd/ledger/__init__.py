@@ -37,6 +37,7 @@ from .errors import (
 )
 from .ledger import Ledger, stand_by
 from .membership import UPKEEP, Member, inbox_claim, inbox_claimed
+from .registry import differing
 from .reports import Attempt, Choice, Count, Entry, Event, Status, Story, StudySummary
 from .values import (
     KEY_MADE_ANEW,
@@ -144,6 +145,7 @@ __all__ = [
     "UnremovedSource",
     "Worker",
     "Writer",
+    "differing",
     "inbox_claim",
     "inbox_claimed",
     "stand_by",

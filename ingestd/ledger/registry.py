@@ -178,6 +178,11 @@ class Registry(Session):
         elif keys := differing(known.value, said):
             raise LedgerDiffers(self.name, keys)
 
+    def agreement(self) -> str:
+        """Give what a shared ledger was told that all have to say alike; "": nothing. Raises LedgerError."""
+        rows = self.fetch_cached(AGREEMENT) if self.database.is_shared else ()
+        return str(rows[0].value) if rows else ""
+
     def agree(self, said: Mapping[str, str]) -> list[str]:
         """Have this hold for all machines that share the ledger; say which keys change. Raises LedgerError."""
         with self.begin():

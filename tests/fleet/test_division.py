@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -162,3 +163,28 @@ def test_folder_that_one_does_not_see_is_taken_from_by_another_or_waits(
         two.start("a")
         two.wait_confirmed()
         assert two.check() == []
+
+
+def test_configuration_that_is_adopted_is_read_by_all_and_who_has_another_stands_by(four: Gateways):
+    a, b = four.start("a"), four.start("b")
+    divided(four, a, b)
+    first = four.site("a", reconcile={"verify": "presence"})
+
+    assert first.command("config", "adopt").returncode == 0
+    divided(four, a)
+    wait_until(lambda: '"event": "config.differs"' in b.tail(), what="the word of it")
+    assert "config.reread" in a.tail()
+    feed_all(four)
+    four.wait_confirmed()
+
+    four.site("b", reconcile={"verify": "presence"})
+    b.process.send_signal(signal.SIGHUP)
+    divided(four, a, b)
+    for name in ("a", "b"):
+        four.site(name, reconcile={"verify": "auto"})
+    assert first.command("config", "adopt").returncode == 0
+    wait_until(lambda: all("config.reread" in each.tail(3) for each in (a, b)), what="that both read it")
+    divided(four, a, b)
+    feed_all(four)
+    four.wait_confirmed()
+    assert four.check() == []
