@@ -143,6 +143,7 @@ class Membership(Stage):
         silent = {beat.id for beat in self._silent}
         there = [each for each in members if each.beat.id not in silent]
         mine.workers = len(there)
+        self._ledger.in_turns = len(members) > 1
         mine.inboxes, mine.upkeep = frozenset(now_ours & mine.configured), UPKEEP in ours.claims
         # What one has who is not well stays its own until it ends; it takes nothing more where another is.
         well = [each for each in there if not each.bars and each is not ours]

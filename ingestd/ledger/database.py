@@ -54,8 +54,14 @@ class Database(Protocol):
     def failure(self, error: BaseException | None) -> LedgerError:
         """Tell a person what the driver's error means for the ledger."""
 
-    def begin(self, connection: Connection, writer: Writer | None) -> None:
-        """Begin a transaction that writes: until its end nobody else does. None: before there is a ledger."""
+    def begin(self, connection: Connection, writer: Writer | None, *, in_turns: bool = False) -> None:
+        """Begin a transaction that writes: until its end nobody else does. None: before there is a ledger.
+
+        ``in_turns``: others wait for that end, so that it is not to be durable yet by COMMIT (``flush``).
+        """
+
+    def flush(self, connection: Connection, writer: Writer) -> None:
+        """Have the last transaction be durable, and all before it."""
 
     def mark(self, connection: Connection, writer: Writer) -> str:
         """Say before COMMIT by what a transaction is known once it is durable; "": by none, or it changed nothing."""

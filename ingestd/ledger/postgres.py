@@ -8,6 +8,12 @@ ended. A start ends the row of whoever wrote for this spool before: what that on
 comes from. The count is the mark by which a COMMIT whose answer was lost is found again; asking for it waits for the
 row, and so for the end of that transaction. The schema's number is read there, too: an older program writes nothing.
 
+**Durable in turns.** Beside others nobody keeps the lock while the disk, or a standby, is waited for: the transaction
+is committed with ``synchronous_commit`` off, which lets go of the lock, and then our ``worker`` row is written as it is
+once more by a statement that waits. What it waits for is all of the log up to it, ours and what others wrote before; so
+nobody acts upon what may be lost, and what is lost in a crash is the end of the log, whoever wrote it. The lock of all
+writers is then held for what a transaction does, not for what its COMMIT takes.
+
 **How what writes is planned** (``_PLANS``). Each of those statements is about few rows that an index finds, whatever
 its values and however large the tables. Planned anew for each it costs an eighth more; and what was planned for tables
 that were small reads them whole, once they are not, until somebody analyzes them.
@@ -42,6 +48,7 @@ _END_IDLE = f"""SELECT pg_terminate_backend(pid, 5000) FROM pg_locks JOIN pg_sta
         AND objid::bigint = hashtext(current_schema())::bigint & 4294967295
         AND state LIKE 'idle in transaction%' AND state_change < clock_timestamp() - interval '{BUSY_SECONDS}s'
 """  # noqa: S608 - numbers of ours
+_WRITE_ONCE_MORE = "UPDATE worker SET writes = writes WHERE id = %s"
 _PLANS = (
     "SET LOCAL plan_cache_mode = force_generic_plan",
     *(f"SET LOCAL enable_{way} = off" for way in ("seqscan", "hashjoin", "mergejoin")),
@@ -65,20 +72,20 @@ class Postgres(Server):
     is_shared = True
     _counted = 0  # what our row said last: a backup that is put back while we run says less
 
-    def begin(self, connection: Connection, writer: Writer | None) -> None:
+    def begin(self, connection: Connection, writer: Writer | None, *, in_turns: bool = False) -> None:
         try:
             try:
-                self._begin(connection, writer)
+                self._begin(connection, writer, in_turns=in_turns)
             except psycopg.errors.LockNotAvailable:
                 if not _end_idle(connection):
                     raise
-                self._begin(connection, writer)
+                self._begin(connection, writer, in_turns=in_turns)
         except psycopg.Error as error:
             if driver_of(connection).closed:
                 connection.invalidate()  # SQLAlchemy has not seen it; the next use connects anew
             raise self.failure(error) from None
 
-    def _begin(self, connection: Connection, writer: Writer | None) -> None:
+    def _begin(self, connection: Connection, writer: Writer | None, *, in_turns: bool) -> None:
         lock = f"SELECT pg_advisory_xact_lock({_LOCK}, hashtext(current_schema()))"
         driver = driver_of(connection)
         if writer is None:
@@ -87,6 +94,7 @@ class Postgres(Server):
         statements = (
             "BEGIN",
             *_PLANS,
+            *(["SET LOCAL synchronous_commit = off"] if in_turns else []),
             lock,
             workers.FENCE.format(writer.worker),
             "SELECT value FROM meta WHERE key = 'schema'",
@@ -106,6 +114,9 @@ class Postgres(Server):
                 f" one knows {len(MIGRATIONS)}); run that version, or a newer one"
             )
 
+    def flush(self, connection: Connection, writer: Writer) -> None:
+        connection.exec_driver_sql(_WRITE_ONCE_MORE, (writer.worker,))
+
     def mark(self, connection: Connection, writer: Writer) -> str:
         return str(connection.info["mark"]) if writer.worker else ""
 
@@ -118,7 +129,10 @@ class Postgres(Server):
             if not isinstance(error.orig, psycopg.errors.LockNotAvailable) or not _end_idle(connection):
                 raise
             found = connection.exec_driver_sql(asked, (writer.worker,)).scalar_one()
-        return bool(found == int(mark))
+        if found != int(mark):
+            return False
+        self.flush(connection, writer)  # it was committed; that it is durable is another matter
+        return True
 
     def undo(self, connection: Connection) -> None:
         if connection.invalidated or connection.closed:

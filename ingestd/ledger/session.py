@@ -102,6 +102,8 @@ class Session:
         self.writer = writer
         # Until when what was read here may be acted upon, where another could take over (CLOCK_BOOTTIME).
         self.lease = Lease()
+        # Whether others write, too, who wait for the end of each of our transactions.
+        self.in_turns = False
         self.spool_id = 0  # known once the spool is in the ledger
         # The one destination that it is asked about (``at``), and all by name; known once it has any.
         self.destination_id = 0
@@ -202,12 +204,16 @@ class Session:
         # Another host's daemon may have been given other ones since; our own are changed by nobody else.
         self._limits = {each: limits for each, limits in self._limits.items() if each == self.spool_id}
         self.last_mark = ""
+        in_turns = self.in_turns and not anew
         began = boottime()
         try:
             with self.connection.begin():
-                self.database.begin(self.connection, None if anew else self.writer)
+                self.database.begin(self.connection, None if anew else self.writer, in_turns=in_turns)
                 yield self.connection
                 self.last_mark = "" if anew else self.database.mark(self.connection, self.writer)
+            if in_turns:
+                with self.asking():
+                    self.database.flush(self.connection, self.writer)
             self._renew(began)
         except DBAPIError as error:
             self.database.undo(self.connection)

@@ -39,9 +39,18 @@ class Sqlite:
     def failure(self, error: BaseException | None) -> LedgerError:
         return errors.failure(error, self.file)
 
-    def begin(self, connection: Connection, writer: Writer | None) -> None:  # noqa: ARG002 - the file's lock is for all
+    def begin(
+        self,
+        connection: Connection,
+        writer: Writer | None,  # noqa: ARG002 - the file's lock is for all
+        *,
+        in_turns: bool = False,  # noqa: ARG002 - and what is committed is durable
+    ) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         connection.info["changes"] = sqlite_file.rows_changed(connection)
+
+    def flush(self, connection: Connection, writer: Writer) -> None:
+        """Do nothing: COMMIT has done it."""
 
     def mark(self, connection: Connection, writer: Writer) -> str:
         if not writer.host or sqlite_file.rows_changed(connection) == connection.info["changes"]:

@@ -5,11 +5,16 @@ a transaction each, or with ``--joined`` all in one as a daemon's tick has them.
 SQLite file; ``postgresql`` starts a durable server on the same disk with its default settings; a URL names an empty
 database of a server on this machine. It judges nothing. The goals of PostgreSQL: 1,000 files/s, the server's backend
 <= 250 us and <= 12 KB of WAL a file, COMMIT p50 <= 2 ms, <= 40 statements a tick, HOT >= 99 % on worker and counters.
+
+``--workers 4`` compares one worker with four that share the spool, in turns; ``--commit-ms 100`` has the server wait so
+long before each COMMIT is durable (``commit_delay``). The goal then is 3.5 x with four.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
 import sqlite3
 import statistics
 import tempfile
@@ -25,7 +30,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import event
 
-from ingestd.ledger import Ledger, NewCandidate, Transaction, baseline, moves, queries
+from ingestd.ledger import Ledger, NewCandidate, Transaction, Writer, baseline, moves, queries
 from ingestd.lifecycle import Batch, BatchResult, Outcome, Reason, Sighting, SourceStat, State, Unproven
 from tests.benchmarks.bench_ledger import BACKOFF, NOW, arrival, fill
 from tests.postgres import Cluster
@@ -39,8 +44,10 @@ HOT_TABLES = ("worker", "state_count", "study_sum", "delivery", "file")
 SETTINGS = {"shared_buffers": "128MB"}
 
 
-def _open(url: str, folder: Path) -> Ledger:
-    return Ledger.open(url, host="host", spool=folder, destinations={"default": "http://x/v2"}, key=folder / "key")
+def _open(url: str, folder: Path, *, shares: bool = False) -> Ledger:
+    writer = Writer("host", shares=shares)
+    destinations = {"default": "http://x/v2"}
+    return Ledger.open(url, host="host", spool=folder, destinations=destinations, key=folder / "key", writer=writer)
 
 
 def copy_over(file: Path, url: str) -> None:
@@ -119,7 +126,8 @@ class Lot:
         assert moves.record_sightings(tx, seen, now=LATER) == FILES
 
     def ask(self, ledger: Ledger) -> None:
-        self.due = queries.unproven(ledger, now=LATER)
+        ours = set(self.ids)
+        self.due = [row for row in queries.unproven(ledger, now=LATER) if row.delivery_id in ours]
 
     def confirm(self, tx: Transaction) -> None:
         found = [
@@ -259,6 +267,41 @@ def measure(url: str, folder: Path, batches: int, *, joined: bool, wire: Wire | 
             server.show(files)
 
 
+def _work(url: str, folder: Path, batches: int, part: int, workers: int, begin: Any) -> None:
+    with _open(url, folder, shares=True) as ledger:
+        ledger.in_turns = workers > 1
+        begin.wait()
+        live(Counts(ledger), batches, defaultdict(float), joined=False, first=part * 1_000_000)
+
+
+def rate_of(url: str, folder: Path, batches: int, *, workers: int, part: int) -> float:
+    """Say how many files a second so many workers bring through, each as many as the others."""
+    context = multiprocessing.get_context("spawn")
+    begin = context.Barrier(workers + 1)
+    each = [
+        context.Process(target=_work, args=(url, folder, batches, part + number, workers, begin))
+        for number in range(workers)
+    ]
+    for process in each:
+        process.start()
+    begin.wait()
+    begun = time.perf_counter()
+    for process in each:
+        process.join()
+    assert all(process.exitcode == 0 for process in each)
+    return workers * batches * FILES / (time.perf_counter() - begun)
+
+
+def compare(url: str, folder: Path, batches: int, *, workers: int, rounds: int) -> None:
+    with _open(url, folder) as ledger:
+        settle_what_is_there(ledger)
+    parts = itertools.count(1, workers)
+    for _ in range(rounds):
+        one = rate_of(url, folder, batches, workers=1, part=next(parts))
+        all_ = rate_of(url, folder, batches, workers=workers, part=next(parts))
+        print(f"1 worker {one:,.0f} files/s, {workers} workers {all_:,.0f}: {all_ / one:.2f} x")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ledger", default="", help="postgresql, or the URL of an empty database; else SQLite")
@@ -267,6 +310,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--joined", action="store_true", help="one transaction a tick; else one a step")
     parser.add_argument("--delay", type=float, default=0.0, help="make the round trip so many ms longer")
+    parser.add_argument("--workers", type=int, default=0, help="compare one with so many")
+    parser.add_argument("--commit-ms", type=int, default=0, help="have each COMMIT be durable so many ms later")
     parser.add_argument("--folder", type=Path, help="where to work; not on tmpfs, if the figures are to mean anything")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -279,7 +324,8 @@ def main() -> None:
         if options.ledger:
             url = options.ledger
             if url == "postgresql":
-                cluster = stack.enter_context(Cluster(folder / "server", settings=SETTINGS, durable=True))
+                late = {"commit_delay": str(options.commit_ms * 1000), "commit_siblings": "0"}
+                cluster = stack.enter_context(Cluster(folder / "server", settings={**SETTINGS, **late}, durable=True))
                 cluster.make("ledger")
                 url = cluster.url("ledger")
                 if options.delay:
@@ -288,6 +334,9 @@ def main() -> None:
             copy_over(file, url)
             if wire is not None:
                 url = cluster.url("ledger", port=wire.port)
+        if options.workers:
+            compare(url, folder, options.batches, workers=options.workers, rounds=options.rounds)
+            return
         for number in range(options.rounds):
             first = number * (options.batches + 20)
             measure(url, folder, options.batches, joined=options.joined, wire=wire, first=first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ from ingestd.ledger import (
     Ledger,
     LedgerAway,
     LedgerBusy,
+    LedgerError,
     LedgerFenced,
     Writer,
     moves,
@@ -23,6 +25,7 @@ from ingestd.ledger import (
 from ingestd.lifecycle import State
 from tests.fleet.gateways import through
 from tests.ledger_builders import NOW, arrival
+from tests.postgres import Cluster
 from tests.wire import Wire
 
 DESTINATIONS = {"default": "http://127.0.0.1:9/v2"}
@@ -183,3 +186,83 @@ def test_connection_of_which_only_the_server_knows_still_is_ended_to_find_out(
 
         assert done == []
         other.close()
+
+
+@pytest.fixture
+def beside(tmp_path: Path, database: str, wire: Wire) -> Iterator[Ledger]:
+    """A ledger of a worker beside others: what is committed is durable by a statement behind it."""
+    with opened(tmp_path, through(database, wire.port)) as ledger:
+        ledger.in_turns = True
+        yield ledger
+
+
+@pytest.mark.parametrize("came", [True, False])
+def test_what_waits_beside_others_is_done_late_and_once_where_the_answer_alone_was_lost(
+    beside: Ledger, wire: Wire, came: bool
+):
+    test_what_waits_is_done_late_and_once_where_the_answer_alone_was_lost(beside, wire, came)
+
+
+def test_what_was_committed_and_is_not_known_to_be_durable_is_done_when_that_is_known(
+    beside: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    done: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(beside.database, "flush", lambda connection, _: connection.exec_driver_sql("SELECT 1 / 0"))
+        with pytest.raises(LedgerError):
+            write(beside, 1, done)
+        with pytest.raises(LedgerError):
+            beside.resolve()
+        assert done == []
+
+    beside.resolve()
+
+    assert done == [1]
+    write(beside, 2, done)
+    assert done == [1, 2]
+
+
+def test_nobody_waits_while_what_another_wrote_becomes_durable_and_nothing_of_it_is_done_before(
+    tmp_path: Path, beside: Ledger, database: str, monkeypatch: pytest.MonkeyPatch
+):
+    done: list[int] = []
+    flush = beside.database.flush
+
+    def seen(*ours: Any) -> None:
+        with Ledger.open(database, create=False) as person, person.transaction() as tx:
+            tx.begin()
+            assert pending(person) == 1
+        assert done == []
+        flush(*ours)
+
+    monkeypatch.setattr(beside.database, "flush", seen)
+    write(beside, 1, done)
+    assert done == [1]
+
+
+@pytest.mark.slow
+def test_what_a_server_that_died_had_not_written_yet_is_not_done(tmp_path: Path):
+    """Its own log is written by itself within ten seconds; what nobody waited for goes with it."""
+    late = {"wal_writer_delay": "10s", "full_page_writes": "on"}
+    with Cluster(tmp_path / "postgres", settings=late, durable=True) as cluster:
+        cluster.make("ledger")
+        with opened(tmp_path, cluster.url("ledger")) as ledger:
+            done: list[int] = []
+            write(ledger, 1, done)
+            ledger.in_turns = True
+
+            def dies(*ours: Any) -> None:
+                cluster.stop("immediate")
+                flush(*ours)
+
+            flush, ledger.database.flush = ledger.database.flush, dies  # type: ignore[method-assign]
+            with pytest.raises(LedgerAway):
+                write(ledger, 2, done)
+            ledger.database.flush = flush  # type: ignore[method-assign]
+            cluster.start()
+
+            ledger.resolve()
+
+            assert done == [1]
+            write(ledger, 3, done)
+            assert (done, pending(ledger)) == ([1, 3], 2)
