@@ -71,6 +71,9 @@ _LIST = (
     " FROM worker JOIN spool ON spool.id = worker.spool_id"
     " WHERE wrote_at > clock_timestamp() - interval '1 day' OR (holds = 1 AND ended_at IS NULL) ORDER BY worker.id DESC"
 )
+# A worker that cannot start is started again every few seconds.
+_FORGET = "DELETE FROM worker WHERE ended_at < %s AND NOT EXISTS (SELECT FROM claim WHERE worker_id = worker.id)"
+_REMEMBERED = timedelta(days=30)
 _SILENT, _GONE, _STOPPED = "silent", "its process is gone", "stopped"
 _BEAT_SECONDS = 10.0
 # Beats in a lease: one that is late, or lost, is no silence.
@@ -156,6 +159,7 @@ def take(connection: Connection, writer: Writer, spool_id: int) -> Writer:
     Raises LedgerHeld where another is with whom it cannot be shared, and which may not be ended: it is not the silent
     one that ``writer`` saw, nor a process of this boot that is gone.
     """
+    connection.exec_driver_sql(_FORGET, (Instant.keep(utc_now() - _REMEMBERED),))
     after_silence = False
     for other in at_work(connection, spool_id):
         if writer.shares and not other.alone:

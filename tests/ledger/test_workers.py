@@ -158,6 +158,18 @@ def test_worker_that_beats_between_the_look_and_its_end_goes_on(database, folder
         admit(ledger, arrival(1))
 
 
+def test_worker_that_ended_long_ago_is_forgotten_and_a_later_one_is_not(database, folder):
+    for ended_days_ago in (31, 29):
+        opened(database, folder).close()
+        ended_at = "(extract(epoch FROM now() - %s * interval '1 day') * 1e6)::bigint"
+        execute(
+            database, f"UPDATE worker SET ended_at = {ended_at} WHERE id = (SELECT max(id) FROM worker)", ended_days_ago
+        )
+    with opened(database, folder) as ledger:
+        ids = [number for (number,) in execute(database, "SELECT id FROM worker ORDER BY id")]
+        assert ids == [0, 2, ledger.worker]
+
+
 def test_lease_is_trusted_for_three_quarters_from_the_begin_of_what_was_committed(database, folder, monkeypatch):
     now = boottime()
     monkeypatch.setattr("ingestd.ledger.session.boottime", lambda: now)
