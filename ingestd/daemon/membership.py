@@ -169,7 +169,7 @@ class Membership(Stage):
         ended = [beat for beat in self._silent if moves.end_member(tx, beat)]
         if ended:
             wait = timedelta(0) if all(is_gone(beat.process) for beat in ended) else AFTER_SILENCE
-            moves.recover(tx, now=now.utc, wait=wait)
+            moves.recover(tx, now=now.utc, wait=wait, has_begun=True)
         moves.claim_work(tx, takes=self._takes, gives=self._gives)
         tx.on_commit(partial(self._committed, ended))
 

@@ -98,18 +98,18 @@ _QUEUE = (
 _OPEN_ATTEMPT = insert(attempt)
 
 
-def recover(tx: Transaction, *, now: datetime, wait: timedelta = timedelta(0)) -> Recovered:
+def recover(tx: Transaction, *, now: datetime, wait: timedelta = timedelta(0), has_begun: bool = False) -> Recovered:
     """Settle what a process that died left open: its rows in SENDING may have arrived or not.
 
-    What others have begun who are at work is theirs. The server is asked after ``wait``: what was sent last may be on
-    its way still.
+    What others have begun who are at work is theirs, and ours ``has_begun``, unless this is our start. The server is
+    asked after ``wait``: what was sent last may be on its way still.
     """
     uncertain = 0
-    others = tx.others()
+    living = [*tx.others(), *([tx.worker] if has_begun else [])]
     is_open = (attempt.c.spool_id == tx.spool_id, attempt.c.finished_at.is_(None))
-    nobodys = [attempt.c.worker_id.not_in(others)] if others else []
-    theirs = select(attempt.c.id).where(*is_open, attempt.c.worker_id.in_(others))
-    not_theirs = [delivery.c.attempt_id.not_in(theirs)] if others else []
+    nobodys = [attempt.c.worker_id.not_in(living)] if living else []
+    theirs = select(attempt.c.id).where(*is_open, attempt.c.worker_id.in_(living))
+    not_theirs = [delivery.c.attempt_id.not_in(theirs)] if living else []
     while True:
         rows = tx.rows(
             tx.select_rows(delivery.c.claim_token.is_not(None), delivery.c.spool_id == tx.spool_id, *not_theirs)
@@ -143,7 +143,7 @@ def recover(tx: Transaction, *, now: datetime, wait: timedelta = timedelta(0)) -
     in_flight = (study_sum.c.spool_id == tx.spool_id, study_sum.c.in_flight > 0)
     tx.connection.execute(update(study_sum).where(*in_flight).values(in_flight=out.scalar_subquery()))
     left = 0
-    if not others:
+    if not living:
         of_spool = select(func.count()).select_from(candidate).where(candidate.c.spool_id == tx.spool_id)
         left = tx.connection.execute(of_spool).scalar_one()
     return Recovered(uncertain=uncertain, attempts=closed.rowcount, candidates=left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import time
@@ -15,7 +16,7 @@ import pytest
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid
 from tests.fleet.gateways import GRACE, LEASE, Gateways, gateways, stopped
-from tests.running import Daemon, wait_until
+from tests.running import Daemon, TookTooLongError, descendants, wait_until
 from tests.torture.failing import Fault, Injector
 
 _POSTS_BY = "SELECT DISTINCT worker_id FROM attempt"
@@ -120,6 +121,43 @@ def test_wait_that_the_server_asks_for_is_kept_by_all(four: Gateways):
     (first,) = four.sql("SELECT min(started_at) FROM attempt WHERE http_status = 200")
     assert first[0] / 1e6 - refused_at.timestamp() > 2.5
     assert set(four.posted().values()) == {1}
+
+
+def test_post_of_a_worker_goes_on_while_another_is_ended(four: Gateways):
+    four.server.faults.add("bandwidth", method="POST", bytes=300_000, count=1)
+    a = four.start("a")
+    four.feed(1, rows=900)
+    four.wait_for(SENDING=1)
+    b = four.start("b")
+    divided(four, a, b)
+
+    b.kill()
+    divided(four, a)
+    assert four.states() == {"SENDING": 1}
+
+    four.wait_confirmed()
+    assert four.sql("SELECT id FROM attempt WHERE interrupted = 1") == []
+    assert four.check() == []
+
+
+def test_folder_is_given_up_once_nothing_of_it_is_in_hand(four: Gateways):
+    a = four.start("a")
+    divided(four, a)
+    readers = [each for each in descendants(a.pid) if each != a.pid]
+    for reader in readers:
+        os.kill(reader, signal.SIGSTOP)
+    feed_all(four, 1)
+    wait_until(lambda: four.sql("SELECT count(*) FROM candidate") == [(len(four.drops),)], what="all in hand")
+    b = four.start("b")
+    with pytest.raises(TookTooLongError):
+        divided(four, a, b, within_seconds=2)
+    assert len(four.claims()[four.worker_of(a)]) == len(four.drops) + 1
+
+    for reader in readers:
+        os.kill(reader, signal.SIGCONT)
+    divided(four, a, b)
+    four.wait_confirmed()
+    assert four.check() == []
 
 
 @pytest.mark.slow
