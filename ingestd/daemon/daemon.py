@@ -145,7 +145,11 @@ class Daemon:
         self.gates.claims.shut("stopping")
         stages = self.stages
         # Nothing else is taken up while stopping, and what nobody serves must not count as due.
-        taken_up = (stages.membership, stages.orphans, stages.rereads, *stages.taking_over, *stages.asking)
+        taken_up = [stages.orphans, stages.rereads, *stages.taking_over, *stages.asking]
+        if hand_over:
+            taken_up.append(stages.membership)
+        else:
+            stages.membership.leave()
         self.loop.stages = [stage for stage in stages.all if stage not in taken_up]
         if not stages.no_post_is_out:
             self.loop.run_until(lambda: stages.no_post_is_out, deadline=read_clocks().mono + grace.total_seconds())

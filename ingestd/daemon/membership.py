@@ -29,6 +29,7 @@ from ingestd.ledger.workers import is_gone
 
 _LOOK_EVERY_SECONDS = 1.0
 _LOOKS_A_LEASE = 10
+_ENDING = "it is ending"
 # Until the first look at a folder has ended.
 _SOON_SECONDS = 0.05
 # A post of whoever was silent may still be on its way, in the kernel's hands, when its place is taken.
@@ -93,7 +94,12 @@ class Membership(Stage):
         self._takes: list[str] = []
         self._gives: list[str] = []
         self._sight: tuple[str, frozenset[str]] | None = None  # what is to be said anew of what we see
+        self._leaves = False
         self._log = structlog.get_logger()
+
+    def leave(self) -> None:
+        """Give up all that is ours, while what is being sent comes to its end."""
+        self._leaves, self._look_at = True, 0.0
 
     def next_at(self, now: Now) -> float:  # noqa: ARG002 - the time is known
         return inf if self._assignment.is_whole else self._look_at
@@ -120,7 +126,8 @@ class Membership(Stage):
         known = self._inboxes.seen(now.mono)
         if known.keys() != self._assignment.configured:
             self._look_at = min(self._look_at, now.mono + _SOON_SECONDS)
-        sight = (self._disk.trouble, frozenset(name for name in self._assignment.configured if not known.get(name)))
+        trouble = _ENDING if self._leaves else self._disk.trouble
+        sight = (trouble, frozenset(name for name in self._assignment.configured if not known.get(name)))
         self._sight = sight if sight != (ours.bars, ours.unseen) else None
         return self._assignment.configured - sight[1]
 
@@ -153,11 +160,15 @@ class Membership(Stage):
         left = mine.configured - {name for number, names in had.items() if number not in of_able for name in names}
         sees = {each.beat.id: mine.configured - each.unseen for each in able} | {ours.beat.id: seen}
         takes, surplus = divide(left, of_able, sees, ours.beat.id) if ours in able else ([], [])
+        if self._leaves:
+            takes, surplus = [], sorted(mine.inboxes)
         mine.leaving = frozenset(surplus)
         given_up = (*surplus, *(now_ours - mine.configured))
         self._gives = [inbox_claim(name) for name in given_up if not self._is_in_hand(name)]
         self._takes = [inbox_claim(name) for name in takes]
-        if ours in able and not any(UPKEEP in each.claims for each in there):
+        if self._leaves:
+            self._gives.append(UPKEEP)
+        elif ours in able and not any(UPKEEP in each.claims for each in there):
             self._takes.append(UPKEEP)
 
     def write(self, tx: Transaction, now: Now) -> None:

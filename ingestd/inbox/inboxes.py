@@ -74,20 +74,24 @@ class Inboxes:
 
         It waits ``ARM_WAIT`` for all of them together; one that comes later is followed by a scan.
         """
-        _arm(self._folders.values())
+        now = boottime()
+        for folder in self._folders.values():
+            folder.health.arm(now, wait=max(0.0, now + ARM_WAIT - boottime()))
 
     def watch(self, names: Collection[str]) -> None:
-        """Watch these from now on, and no others; what is looked at anew is scanned first.
+        """Watch these from now on, and no others; waits for nothing: observers that are armed late have a scan follow.
 
         Of one that is watched no more, what was handed out may be taken back all the same.
         """
         for name in self._folders.keys() - set(names):
             folder = self._folders.pop(name)
-            folder.close()
+            folder.close(wait=0.0)
             self._configured[name] = self._folder_of(folder.policy)
         new = [name for name in self._configured if name in names and name not in self._folders]
         self._folders = {name: each for name, each in self._configured.items() if name in self._folders or name in new}
-        _arm([self._folders[name] for name in new])
+        now = boottime()
+        for name in new:
+            self._folders[name].health.arm(now)
 
     def take_over(self, other: Inboxes) -> None:
         """Come in the place of another, closed by now: since when its files are as they are need not be seen anew."""
@@ -235,12 +239,6 @@ class Inboxes:
                 if folder.tracker.get(file.path) is file and file.phase is Phase.HANDED_OUT:
                     ready.append(folder.tracker.candidate(file, now))
         return ready
-
-
-def _arm(folders: Collection[WatchedFolder]) -> None:
-    now = boottime()
-    for folder in folders:
-        folder.health.arm(now, wait=max(0.0, now + ARM_WAIT - boottime()))
 
 
 def check_places(policies: Sequence[InboxPolicy], spool: Path) -> dict[str, str]:

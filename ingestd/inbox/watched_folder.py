@@ -86,8 +86,9 @@ class WatchedFolder:
         self._next_look_at = 0.0
         self._now = 0.0
 
-    def close(self) -> None:
-        self.health.disarm(wait=5)
+    def close(self, *, wait: float = 5.0) -> None:
+        """Let go of it, and wait so many seconds at most until its observer has."""
+        self.health.disarm(wait=wait)
         self._drop_walk()
         self._io.close()
 

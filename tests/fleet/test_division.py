@@ -140,6 +140,25 @@ def test_post_of_a_worker_goes_on_while_another_is_ended(four: Gateways):
     assert four.check() == []
 
 
+def test_worker_that_ends_gives_all_up_while_its_last_post_goes_on(four: Gateways):
+    four.server.faults.add("bandwidth", method="POST", bytes=300_000, count=1)
+    a = four.start("a", shutdown_grace="30s")
+    four.feed(1, rows=1500)
+    four.wait_for(SENDING=1)
+    b = four.start("b")
+    divided(four, a, b)
+
+    a.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: len(four.claims()[four.worker_of(b)]) == len(four.drops) + 1, what="all", within_seconds=5)
+    assert a.is_running()
+    feed_all(four, 1)
+
+    assert a.wait() == 0
+    four.wait_confirmed()
+    assert four.sql("SELECT id FROM attempt WHERE interrupted = 1") == []
+    assert four.check() == []
+
+
 def test_folder_is_given_up_once_nothing_of_it_is_in_hand(four: Gateways):
     a = four.start("a")
     divided(four, a)
