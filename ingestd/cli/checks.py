@@ -110,7 +110,9 @@ def _user(config: Config, work: AtWork | None, *, for_start: bool) -> Iterator[C
     if work is None or work.daemon is None:
         return
     if work.workers is not None:
-        others = counted(len(work.others), "other would go on in its place", "others would go on in its place")
+        count = len(work.others)
+        others = counted(count, "other", "others") if count else "nobody"
+        others += " would go on in its place"
         yield ok("daemon", f"running, {work.daemon}; {others}" + (", and this one would" if for_start else ""))
     elif for_start:
         yield bad("daemon", f"running already, {work.daemon}", "stop it first", code=ExitCode.BUSY)
@@ -138,6 +140,8 @@ def _ledger(config: Config, work: AtWork | None) -> Iterator[CheckResult]:
         ) as ledger:
             ledger.expect_agreement(agreement_of(config))
             ledger.expect_spool_of_ours(config.spool.path, said=belongs_to)
+            if config.ledger_file is None and not os.path.lexists(config.spool.path / "spool.id"):
+                ledger.expect_no_other(config.spool.path)  # a share that is not mounted: `run` would end
             status = queries.status(ledger)
     except LedgerMissing:
         if belongs_to:

@@ -112,7 +112,7 @@ def _doing(worker: Worker, now: datetime, *, sends: bool, folders: Mapping[str, 
         "works": "sends" if sends else ", ".join(map(plain, ["works", *parts])),
         "stands_by": "stands by",
         "barred": f"takes nothing over: {plain(worker.bars)}",
-        "silent": "silent: ended by who takes over",
+        "silent": "silent: whoever takes over ends it",
         "gone": "its process is gone",
     }
     return Cell(words[doing], {"works": "green", "stands_by": "cyan"}.get(doing, "yellow"))

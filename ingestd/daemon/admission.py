@@ -86,7 +86,6 @@ class Admission(Stage):
         self._routing = routing
         self._gate = gate
         self._assignment = assignment
-        self._watched = assignment.configured
         self._sha256 = sha256
         self._on_copied = on_copied
         self._is_lost = is_lost
@@ -166,9 +165,8 @@ class Admission(Stage):
         self._look(now)
 
     def _look(self, now: Now) -> None:
-        if self._watched != self._assignment.watched:
-            self._watched = self._assignment.watched
-            self._inboxes.watch(self._watched)
+        if self._inboxes.watched != self._assignment.watched:
+            self._inboxes.watch(self._assignment.watched)
         room = _IN_HAND_MOST - len(self._steps)
         if not self._gate.is_open or now.mono < self._full_until:
             room = 0

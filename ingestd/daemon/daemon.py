@@ -20,6 +20,7 @@ from ingestd.daemon.stage import Gates, RunProgress
 from ingestd.daemon.steps import Routing
 from ingestd.inbox import InboxPolicy, Spool
 from ingestd.ledger import Ledger, LedgerMissing, Writer, moves
+from ingestd.logs import set_key
 
 
 class Daemon:
@@ -212,6 +213,7 @@ def _opened(config: Config, tell: Callable[[str], object] | None, writer: Writer
         ledger.close()
         spool.unlock()
         raise
+    set_key(spool.host.encode())  # that of a shared spool may not have been there when the log began
     spool.may_act = ledger.lease.holds
     spool.is_shared = config.ledger_file is None
     if spool.is_shared:

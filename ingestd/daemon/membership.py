@@ -151,7 +151,7 @@ class Membership(Stage):
         there = [each for each in members if each.beat.id not in silent]
         mine.workers = len(there)
         self._ledger.in_turns = len(members) > 1
-        mine.inboxes, mine.upkeep = frozenset(now_ours & mine.configured), UPKEEP in ours.claims
+        self._note(mine.configured & now_ours, upkeep=UPKEEP in ours.claims)
         # What one has who is not well stays its own until it ends; it takes nothing more where another is.
         well = [each for each in there if not each.bars and each is not ours]
         able = [*well, ours] if self._disk.stands and not (self._disk.trouble and well) else well
@@ -170,6 +170,17 @@ class Membership(Stage):
             self._gives.append(UPKEEP)
         elif ours in able and not any(UPKEEP in each.claims for each in there):
             self._takes.append(UPKEEP)
+
+    def _note(self, inboxes: frozenset[str], *, upkeep: bool) -> None:
+        """Take up what is ours now, and tell what has come and gone."""
+        mine = self._assignment
+        for inbox in sorted(inboxes - mine.inboxes):
+            self._log.info("inbox.claimed", inbox=inbox)
+        for inbox in sorted(mine.inboxes - inboxes):
+            self._log.info("inbox.given_up", inbox=inbox)
+        if upkeep and not mine.upkeep:
+            self._log.info("upkeep.claimed")
+        mine.inboxes, mine.upkeep = inboxes, upkeep
 
     def write(self, tx: Transaction, now: Now) -> None:
         """End who is silent, settle what it had out, and have the claims be as they should."""

@@ -78,7 +78,7 @@ def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable
                 if service.has_given_back:
                     raise SpoolError(
                         "something has been wrong with the spool here for a lease, and another worker sees it well:"
-                        " that one goes on; started again, this one stands by"
+                        " that one goes on; started again, this one stands by until it does"
                     )
                 return
             daemon.stop(daemon.config.shutdown_grace, hand_over=True)
@@ -101,14 +101,25 @@ def _started(
     Where another works on the spool, stand by until it is over with that. None where it was told to stop meanwhile.
     """
     outage = Outage(structlog.get_logger(), config.ledger_name)
+    seen = agreement_of(config)
+
+    def has_changed() -> bool:
+        nonlocal seen
+        before = seen
+        with suppress(ConfigError):  # half written; `ingestd check` names each problem
+            seen = agreement_of(reread())
+        return seen != before
+
     while signals.asked is not Asked.STOP:
         if signals.asked is Asked.RELOAD and config.ledger_file is None:
             signals.asked = None
             config = _reread(reread, adopt, config) or config
         writer = None
         try:
-            if config.ledger_file is None and (writer := wait_for_turn(config, wake, signals, notifier)) is None:
-                continue
+            if config.ledger_file is None:
+                writer = wait_for_turn(config, wake, signals, notifier, has_changed)
+                if writer is None:
+                    continue
             daemon = Daemon(config, wake=wake, tell=notifier.starting, writer=writer)
             _start(daemon)
         except (LedgerHeld, LedgerDiffers):
@@ -221,7 +232,7 @@ class _Service:
         if self._reread_for == agreed:
             return True
         self._reread_for = agreed
-        self._signals.asked = self._signals.asked or Asked.RELOAD
+        self._signals.reload()
         return False
 
     def _may_hand_over(self) -> bool:

@@ -48,6 +48,10 @@ class Signals:
             for number, handler in former.items():
                 signal.signal(number, handler)
 
+    def reload(self) -> None:
+        """Ask for a reload as a signal does, so that one that asks for the end meanwhile is not written over."""
+        signal.raise_signal(signal.SIGHUP)
+
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             self.asked = self.asked or Asked.RELOAD

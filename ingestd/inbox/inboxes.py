@@ -78,6 +78,11 @@ class Inboxes:
         for folder in self._folders.values():
             folder.health.arm(now, wait=max(0.0, now + ARM_WAIT - boottime()))
 
+    @property
+    def watched(self) -> frozenset[str]:
+        """The names of those that are watched."""
+        return frozenset(self._folders)
+
     def watch(self, names: Collection[str]) -> None:
         """Watch these from now on, and no others; waits for nothing: observers that are armed late have a scan follow.
 

@@ -70,8 +70,8 @@ class LedgerDiffers(LedgerError):
 
     def __init__(self, name: str, keys: Sequence[str]) -> None:
         super().__init__(
-            f"the configuration says otherwise than the ledger {name} was told for all machines that share it, in:"
-            f" {', '.join(keys)}; make the files equal, or say that this one holds with `ingestd config adopt`"
+            f"this configuration is not what the ledger {name} has for all its machines: make the files equal, or"
+            f" `ingestd config adopt` this one; it differs in {', '.join(keys)}"
         )
         self.keys = tuple(keys)
 

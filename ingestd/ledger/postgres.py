@@ -172,7 +172,7 @@ class Postgres(Server):
     def _ended(self, writer: Writer) -> LedgerError:
         return LedgerFenced(
             f"worker {writer.worker} of the ledger {self.name} was ended because it was silent: another may work in"
-            " its place, and it writes no more; started again it stands by"
+            " its place, and it writes no more; started again it gets its part anew"
         )
 
     def end(self, connection: Connection, writer: Writer) -> None:

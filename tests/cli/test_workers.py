@@ -69,7 +69,7 @@ class Workers:
                 os.dup2(1, 2)
                 wake = Wake()
                 with (signals := Signals(wake)).caught():
-                    wait_for_turn(self.config, wake, signals, Notifier())
+                    wait_for_turn(self.config, wake, signals, Notifier(), lambda: False)
             finally:
                 os._exit(0)
         try:

@@ -245,3 +245,26 @@ def test_configuration_that_is_adopted_is_read_by_all_and_who_has_another_stands
     feed_all(four)
     four.wait_confirmed()
     assert four.check() == []
+
+
+def test_who_stands_by_for_its_configuration_goes_on_once_its_file_is_mended(four: Gateways):
+    """No signal comes to it, and who adopts finds that nothing changes."""
+    a, b = four.start("a"), four.start("b")
+    divided(four, a, b)
+    first = four.site("a", reconcile={"verify": "presence"})
+    assert first.command("config", "adopt").returncode == 0
+    divided(four, a)
+    wait_until(lambda: '"event": "config.differs"' in b.tail(), what="the word of it")
+
+    four.site("b", reconcile={"verify": "presence"})
+    divided(four, a, b)
+
+    assert four.site("a", reconcile={"verify": "content"}).command("config", "adopt").returncode == 0
+    divided(four, a)
+    for name in ("a", "b"):
+        four.site(name, reconcile={"verify": "auto"})
+    assert first.command("config", "adopt").returncode == 0
+    divided(four, a, b)
+    feed_all(four)
+    four.wait_confirmed()
+    assert four.check() == []
