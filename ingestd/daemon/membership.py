@@ -2,9 +2,10 @@
 
 Every daemon looks at the others by the same rule, and takes and gives only what is its own: nobody is told anything.
 Of the inboxes each has at most as many as all would have in equal parts, rounded up, as far as the others see their
-folders. What nobody has is taken by whoever has fewer; who has more, since another has come, or sees a folder no more,
-stops to take from it, and gives it up when nothing of it is in hand. One that writes nothing for its lease is ended by
-whoever saw it silent, in one transaction with the settling of what it had out. Then what it had is free.
+folders, or nobody does. What nobody has is taken by whoever has fewer; who has more, since another has come, or sees a
+folder no more that another sees, stops to take from it, and gives it up when nothing of it is in hand. One that writes
+nothing for its lease is ended by whoever saw it silent, in one transaction with the settling of what it had out. Then
+what it had is free.
 
 What is ours is what the ledger says at each look, not what we asked for: a claim that was lost on the way is none.
 """
@@ -42,7 +43,10 @@ def divide(
     """Say which inboxes we are to take and which to give up; we are ``ours``.
 
     Each worker ``had`` some, and has ``seen`` the folders of some. What only we see is ours, beyond our part as well.
+    What nobody sees is shared as if all did: whoever has it tells of it, and looks after what of it lies in the spool.
     """
+    unseen = set(wanted).difference(*seen.values())
+    seen = {number: unseen.union(names) for number, names in seen.items()}
     most = -(-len(wanted) // max(1, len(had)))
 
     def has_room(number: int) -> bool:
@@ -52,7 +56,7 @@ def divide(
         return any(number != ours and name in seen[number] and has_room(number) for number in had)
 
     own = sorted(name for name in had[ours] if name in wanted)
-    gives = [name for name in own if name not in seen[ours] and any(name in each for each in seen.values())]
+    gives = [name for name in own if name not in seen[ours]]
     keeps = [name for name in own if name not in gives]
     for name in reversed([each for each in keeps if for_another(each)]):
         if len(keeps) > most:
@@ -95,6 +99,7 @@ class Membership(Stage):
         self._gives: list[str] = []
         self._sight: tuple[str, frozenset[str]] | None = None  # what is to be said anew of what we see
         self._leaves = False
+        self._unknown: frozenset[str] = frozenset()  # inboxes of which nobody here knows yet whether they are seen
         self._log = structlog.get_logger()
 
     def leave(self) -> None:
@@ -124,7 +129,8 @@ class Membership(Stage):
     def _look_around(self, ours: Member, now: Now) -> frozenset[str]:
         """Say which inboxes we see."""
         known = self._inboxes.seen(now.mono)
-        if known.keys() != self._assignment.configured:
+        self._unknown = self._assignment.configured - known.keys()
+        if self._unknown:
             self._look_at = min(self._look_at, now.mono + _SOON_SECONDS)
         trouble = _ENDING if self._leaves else self._disk.trouble
         sight = (trouble, frozenset(name for name in self._assignment.configured if not known.get(name)))
@@ -165,7 +171,7 @@ class Membership(Stage):
         mine.leaving = frozenset(surplus)
         given_up = (*surplus, *(now_ours - mine.configured))
         self._gives = [inbox_claim(name) for name in given_up if not self._is_in_hand(name)]
-        self._takes = [inbox_claim(name) for name in takes]
+        self._takes = [inbox_claim(name) for name in takes if name not in self._unknown]
         if self._leaves:
             self._gives.append(UPKEEP)
         elif ours in able and not any(UPKEEP in each.claims for each in there):

@@ -11,8 +11,13 @@ NAMES = [f"inbox{number}" for number in range(7)]
 SETS = st.sets(st.sampled_from(NAMES))
 
 
-def test_who_is_alone_takes_all_that_it_sees():
-    assert divide(NAMES, {1: []}, {1: NAMES[:3]}, 1) == (NAMES[:3], [])
+def test_who_is_alone_takes_all_whether_it_sees_it_or_not():
+    assert divide(NAMES, {1: []}, {1: NAMES[:3]}, 1) == (NAMES, [])
+
+
+def test_what_nobody_sees_is_shared_by_all():
+    assert divide(NAMES[:4], {1: [], 2: NAMES[:2]}, {1: [], 2: []}, 1) == (NAMES[2:4], [])
+    assert divide(NAMES[:2], {1: NAMES[:2], 2: []}, {1: [], 2: NAMES[1:2]}, 1) == ([], [NAMES[1]])
 
 
 def test_whoever_comes_takes_nothing_that_another_has_and_that_one_gives_up_what_is_more_than_its_part():

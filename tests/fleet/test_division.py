@@ -198,7 +198,7 @@ def test_worker_that_is_stopped_for_ten_leases_loses_its_part_and_ends(four: Gat
     assert set(four.posted().values()) == {1}
 
 
-def test_folder_that_one_does_not_see_is_taken_from_by_another_or_waits(
+def test_folder_that_one_does_not_see_is_taken_from_by_another_or_told_of(
     tmp_path: Path, server: Emulator, database: str, library: Path
 ):
     (nas := tmp_path / "nas").mkdir()
@@ -216,7 +216,8 @@ def test_folder_that_one_does_not_see_is_taken_from_by_another_or_waits(
         feed_all(two)
 
         two.wait_for(CONFIRMED=6)
-        assert two.claims() == {two.worker_of(b): {here.name, "upkeep"}}
+        assert two.claims() == {two.worker_of(b): {there.name, here.name, "upkeep"}}
+        wait_until(lambda: two.sql("SELECT kind FROM alarm WHERE kind = 'inbox'"), what="the word of it")
         two.start("a")
         two.wait_confirmed()
         assert two.check() == []
