@@ -33,7 +33,7 @@ from ingestd.daemon.steps import Origin, Routing
 from ingestd.daemon.takeover import Takeover
 from ingestd.daemon.wallclock import WallClock
 from ingestd.fs.places import is_gone
-from ingestd.inbox import Inboxes, InboxPolicy, Spool
+from ingestd.inbox import Inboxes, InboxPolicy, Spool, Take
 from ingestd.lease import Lease
 from ingestd.ledger import Ledger, queries
 from ingestd.reader import ReaderPool, Readers
@@ -228,6 +228,8 @@ class Stages:
             disk=self.disk,
             inboxes=self._workers.inboxes,
             alarms=self.alarms,
+            gates=self._gates,
+            in_place=[policy.name for policy in self._policies if policy.take is Take.IN_PLACE],
             lease=self._config.lease,
             is_in_hand=self._is_in_hand,
         )

@@ -23,7 +23,7 @@ from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.spool_disk import SpoolDisk
-from ingestd.daemon.stage import Stage
+from ingestd.daemon.stage import Gates, Stage
 from ingestd.inbox import Inboxes
 from ingestd.ledger import UPKEEP, Beat, Ledger, LedgerError, Member, Transaction, inbox_claim, inbox_claimed, moves
 from ingestd.ledger.workers import is_gone
@@ -81,15 +81,22 @@ class Membership(Stage):
         disk: SpoolDisk,
         inboxes: Inboxes,
         alarms: Alarms,
+        gates: Gates,
+        in_place: Collection[str],
         lease: timedelta,
         is_in_hand: Callable[[str], bool],
     ) -> None:
-        """``is_in_hand`` says whether a file of this inbox is on its way here."""
+        """``is_in_hand`` says whether a file of this inbox is on its way here.
+
+        Files of those ``in_place`` are sent from their folders: by none who does not see them, where another does.
+        """
         self._ledger = ledger
         self._assignment = assignment
         self._disk = disk
         self._inboxes = inboxes
         self._alarms = alarms
+        self._gates = gates
+        self._in_place = frozenset(in_place)
         self._is_in_hand = is_in_hand
         self._every = min(_LOOK_EVERY_SECONDS, lease.total_seconds() / _LOOKS_A_LEASE)
         self._look_at = 0.0
@@ -165,6 +172,10 @@ class Membership(Stage):
         of_able = {each.beat.id: had[each.beat.id] for each in able}
         left = mine.configured - {name for number, names in had.items() if number not in of_able for name in names}
         sees = {each.beat.id: mine.configured - each.unseen for each in able} | {ours.beat.id: seen}
+        unseen_here = self._in_place - sees[ours.beat.id]
+        self._gates.claims.set(
+            "unseen", is_open=unseen_here.isdisjoint({name for each in sees.values() for name in each})
+        )
         takes, surplus = divide(left, of_able, sees, ours.beat.id) if ours in able else ([], [])
         if self._leaves:
             takes, surplus = [], sorted(mine.inboxes)
