@@ -217,5 +217,7 @@ def _opened(config: Config, tell: Callable[[str], object] | None, writer: Writer
     spool.may_act = ledger.lease.holds
     spool.is_shared = config.ledger_file is None
     if spool.is_shared:
-        spool.share_scratch(ledger.worker, [each.beat.id for each in ledger.members() if each.beat.id != ledger.worker])
+        spool.share_scratch(
+            ledger.worker, lambda: [each.beat.id for each in ledger.members() if each.beat.id != ledger.worker]
+        )
     return spool, ledger

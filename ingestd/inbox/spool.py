@@ -375,18 +375,23 @@ class Spool:
         sizes = [size for size, at in list(self._did_not_fit.values()) if at > long_ago and size <= most]
         return min(sum(sizes), max(*sizes, self.low_water)) if sizes else 0
 
-    def share_scratch(self, own: int, others: Collection[int]) -> None:
-        """Have a part of ``scratch`` for this worker, and remove those of all but the others; raises OSError."""
+    def share_scratch(self, own: int, others: Callable[[], Collection[int]]) -> None:
+        """Have a part of ``scratch`` for this worker, and remove those of all but the others; raises OSError.
+
+        They are asked for once it was seen what is there: whoever has come since then made its part after that.
+        """
         self._scratch = ""
-        self.empty_scratch(keep={str(each) for each in others})
+        left = set(os.listdir(self.scratch()))  # noqa: PTH208 - names are wanted
+        theirs = {str(each) for each in others()}
+        self.empty_scratch(only=left - theirs)
         self._scratch = str(own)
         self.scratch().mkdir(mode=0o700, exist_ok=True)
 
-    def empty_scratch(self, *, keep: Collection[str] = ()) -> None:
-        """Remove what a former run, or the rooms before a new configuration, left in ``scratch``."""
+    def empty_scratch(self, *, only: Collection[str] | None = None) -> None:
+        """Remove what a former run, or the rooms before a new configuration, left in ``scratch``, or ``only`` these."""
         with os.scandir(self.scratch()) as entries:
             for entry in entries:
-                if entry.name in keep:
+                if only is not None and entry.name not in only:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
