@@ -218,6 +218,8 @@ class Posting(Stage):
             moves.resume_destination(tx, now=now.utc)
         if self._answered:
             moves.destination_answered(tx, now=now.utc)
+            if self.destination.is_open and not self._assignment.is_whole:
+                moves.end_pause(tx, unless=_SERVERS_WISH, now=now.utc)
         tx.on_commit(partial(self._committed, self._claim(tx, now), lost))
 
     def _committed(self, claimed: Sequence[Batch], lost: Sequence[tuple[int, int]]) -> None:

@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from ingestd.lifecycle import FeedCursor, FeedEnd, Kind, Pause, State
+from ingestd.lifecycle import FeedCursor, FeedEnd, Kind, Pause, PauseCause, State
 
 from . import dialect
 from .column_types import Instant
@@ -76,6 +76,17 @@ def resume_destination(tx: Transaction, *, now: datetime) -> None:
 
 def destination_answered(tx: Transaction, *, now: datetime) -> None:
     tx.connection.execute(_destination(tx).values(last_ok_at=now))
+
+
+def end_pause(tx: Transaction, *, unless: Iterable[PauseCause], now: datetime) -> None:
+    """End the pause that another worker had, may be one that is gone, as it is sent to; not ``unless`` it goes for all.
+
+    One of these causes ends when its time has come.
+    """
+    is_over = or_(destination.c.pause_cause.not_in(list(unless)), destination.c.paused_until <= now)
+    written = (destination.c.paused_since.is_not(None), is_over)
+    none = {"paused_until": None, "pause_cause": "", "pause_note": "", "paused_since": None}
+    tx.connection.execute(_destination(tx).where(*written).values(**none))
 
 
 def set_destination_kind(tx: Transaction, kind: str) -> None:

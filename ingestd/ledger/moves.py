@@ -21,6 +21,7 @@ from .destination import (
     ask_mismatched_again,
     count_matches,
     destination_answered,
+    end_pause,
     forgive,
     mismatch,
     new_address,
