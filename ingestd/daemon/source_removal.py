@@ -48,7 +48,8 @@ class SourceRemoval(Stage):
         self._roots = {policy.name: policy.path for policy in policies}
         self._moving = {policy.name for policy in policies if policy.take is Take.MOVE}
         self._removing: dict[int, str] = {}  # rows, and the inbox that each source lies in
-        self._staying: dict[int, float] = {}  # rows whose source could not be removed: since when, the oldest first
+        # Rows whose source could not be removed: since when, the oldest first, and the inbox that each lies in.
+        self._staying: dict[int, tuple[float, str]] = {}
         self._stays_most = _STAYS_SECONDS
         self._up_to = 0  # so far the rows of copied sources have been gone through, this time round
         self._gone: list[tuple[int, str]] = []
@@ -92,11 +93,14 @@ class SourceRemoval(Stage):
         for file_id, removal in self._mover.collect_removals():
             inbox = self._removing.pop(file_id)
             if removal is Removal.WAITS:
-                self._staying.setdefault(file_id, now.mono)
+                self._staying.setdefault(file_id, (now.mono, inbox))
             else:
                 self._staying.pop(file_id, None)
                 self._gone.append((file_id, inbox))
-        oldest = next(iter(self._staying.values()), None)
+        # What another has now is that one's to remove, and to tell of.
+        ours = self._assignment.has
+        self._staying = {file_id: each for file_id, each in self._staying.items() if ours(each[1])}
+        oldest, _ = next(iter(self._staying.values()), (None, ""))
         stays = oldest is not None and now.mono - oldest >= self._stays_most
         self._alarms.set("not_removed", note=_STAYS if stays else "", next_step=_STAYS_STEP)
         if now.mono >= self._tidy_at and not self._gone:
