@@ -103,6 +103,7 @@ class Posting(Stage):
         self.results_written = 0  # posts whose results are durable, in this run
         self._probe_due = True
         self._waits_for_token = False
+        self._room = self._sender.most_posts  # for posts of ours, beside those that others have out
 
     @property
     def in_hand(self) -> int:
@@ -132,6 +133,7 @@ class Posting(Stage):
         if self._is_hurried(now):
             self.destination.hurry(now.mono)
         self._sender.share(self._assignment.workers)
+        self._room = self._room_beside_others(self._ledger) + len(self._results)
         self._heed_others(now)
         if self._probe_due or self.destination.may_probe(now.mono):
             self._probe_due = False
@@ -192,8 +194,14 @@ class Posting(Stage):
     @property
     def _free(self) -> int:
         """How many posts may begin; never none for good, so that whoever gives way gets on all the same."""
+        free = min(self._sender.free, self._room)
         one_at_a_time = not self.destination.is_open or self._gives_way()
-        return min(self._sender.free, 1 - self._sender.in_flight) if one_at_a_time else self._sender.free
+        return min(free, 1 - self._sender.in_flight) if one_at_a_time else free
+
+    def _room_beside_others(self, ledger: Ledger | Transaction) -> int:
+        """Say how many posts may begin where there are more workers than may be out at once: none has a part then."""
+        most = self._sender.most_posts
+        return most - queries.posts_out(ledger) if self._assignment.workers > most else most
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write results, the destination's state and, last, the claims."""
@@ -263,8 +271,8 @@ class Posting(Stage):
         return min(max(due_at, opens_at), now.mono_of(at_once_at))
 
     def _claim(self, tx: Transaction, now: Now) -> list[Batch]:
-        free = self._free
         studies = self._due
+        free = min(self._free, self._room_beside_others(tx)) if studies else 0
         claimed: list[Batch] = []
         while free > 0 and studies:
             left: list[StudyQueue] = []

@@ -86,6 +86,11 @@ class Sender:
         return self._concurrency.value
 
     @property
+    def most_posts(self) -> int:
+        """How many may be out at once, of all who send there."""
+        return self._most_posts
+
+    @property
     def in_flight(self) -> int:
         """Batches submitted and not yet collected."""
         return len(self._began)

@@ -9,6 +9,7 @@ from .due import (
     next_check_at,
     next_study_at,
     next_wake_at,
+    posts_out,
     requested_rows,
     rows_to_read,
     studies_due,

@@ -52,7 +52,7 @@ from ..row import (
     reach_of,
     tuple_of,
 )
-from ..schema import delivery, file, study, study_sum
+from ..schema import attempt, delivery, file, study, study_sum
 from ..session import Queryable
 from ..values import OperatorRequest, PendingRead, RequestedRow, RowToRead
 
@@ -165,6 +165,13 @@ _REQUESTED = (
 )
 
 
+_POSTS_OUT = select(func.count().label("out")).where(
+    attempt.c.spool_id == _SPOOL,
+    attempt.c.destination_id == _DESTINATION,
+    attempt.c.finished_at.is_(None),
+)
+
+
 def studies_due(
     ledger: Queryable, *, now: datetime, flush: bool = False, limit: int = 100, at_once: bool = False
 ) -> list[StudyQueue]:
@@ -211,6 +218,12 @@ def _lines(ledger: Queryable, *, at_once: bool) -> list[dict[str, int]]:
 def _due_ends(ledger: Queryable, line: Mapping[str, int]) -> tuple[datetime | None, datetime | None]:
     (ends,) = ledger.fetch_cached(_STUDY_ENDS, {**_own(ledger), **line})
     return ends.first_due, ends.last_due
+
+
+def posts_out(ledger: Queryable) -> int:
+    """Say how many posts are out to the destination, whichever worker of the spool has begun them."""
+    (row,) = ledger.fetch_cached(_POSTS_OUT, _own(ledger))
+    return int(row.out)
 
 
 def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False, at_once: bool = False) -> datetime | None:
