@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Container
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -32,8 +33,9 @@ from ingestd.daemon.reader_client import Owner, ReaderClient
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gate, Stage
 from ingestd.daemon.wallclock import WallClock
-from ingestd.inbox import Candidate, LetGo, Spool, WasRead
-from ingestd.ledger import KeptFile, Ledger, Removable, Transaction, moves, queries
+from ingestd.inbox import Candidate, LetGo, Spool, WasRead, name_in_spool
+from ingestd.ledger import KeptFile, Ledger, NewCandidate, Removable, Transaction, moves, queries
+from ingestd.lifecycle import SourceStat
 from ingestd.reader import InspectJob, Read, Verdict
 
 _LOOK_EVERY_SECONDS = 5.0
@@ -58,6 +60,7 @@ class _Apart(NamedTuple):
 
     row: Removable
     path: str
+    source: SourceStat | None  # as they lay there then; None: nobody can say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,6 +203,8 @@ class Retention(Stage):
             moves.mark_removed(tx, [row.file_id for row in self._removed], now=now.utc)
         if self._apart:
             moves.written_after(tx, [apart.row.file_id for apart in self._apart], now=now.utc)
+            named = [_as_dropped(row, path, source) for row, path, source in self._apart if source is not None]
+            moves.add_candidates(tx, named, now=now.utc)
         if self._removed or self._apart:
             tx.on_commit(self._committed)
         if self._due:
@@ -222,7 +227,7 @@ class Retention(Stage):
         if files := sum(len(row.files) for row in self._removed):
             self._log.info("spool.removed", files=files)
         apart, self._apart, self._removed = self._apart, [], []
-        for row, path in apart:
+        for row, path, _ in apart:
             self._log.warning("spool.written_after", file_id=row.file_id, inbox=row.inbox)
             try:
                 candidate = self._spool.candidate_at(row.inbox, path)
@@ -279,15 +284,24 @@ class Retention(Stage):
 
     def _set_apart(self, kept: _Kept, now: Now) -> None:
         row, file = kept
+        source = None
         try:
             path = self._spool.set_apart(row.inbox, file.path)
         except OSError as error:
             self._log.error("spool.not_written", file_id=row.file_id, error=type(error).__name__)
             self._stuck[row.file_id] = now.mono + _STUCK_SECONDS
             return
-        self._apart.append(_Apart(row, path))
+        with suppress(OSError):
+            candidate = self._spool.candidate_at(row.inbox, path)
+            source = candidate.source if candidate is not None else None
+        self._apart.append(_Apart(row, path, source))
         others = tuple(each for each in row.files if each is not file)
         self._let_go([replace(row, files=others)], now)
+
+
+def _as_dropped(row: Removable, path: str, source: SourceStat) -> NewCandidate:
+    """Say by which name it was dropped: whoever has the inbox finds it without a row."""
+    return NewCandidate(inbox=row.inbox, relative_path=row.relative_path, source=source, target=name_in_spool(path))
 
 
 def _was_read(file: KeptFile) -> WasRead:
