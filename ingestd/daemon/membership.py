@@ -24,7 +24,7 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gates, Stage
-from ingestd.inbox import Inboxes
+from ingestd.inbox import UNSEEN, Inboxes
 from ingestd.ledger import UPKEEP, Beat, Ledger, LedgerError, Member, Transaction, inbox_claim, inbox_claimed, moves
 from ingestd.ledger.workers import is_gone
 
@@ -70,6 +70,15 @@ def divide(
     return takes, gives
 
 
+def seen_by(sight: Mapping[int, Mapping[str, int]]) -> dict[int, set[str]]:
+    """Say which inboxes each worker sees: where another has something mounted, not the bare folder under it."""
+    deepest: dict[str, int] = {}
+    for each in sight.values():
+        for name, depth in each.items():
+            deepest[name] = max(depth, deepest.get(name, depth))
+    return {number: {name for name, depth in each.items() if depth == deepest[name]} for number, each in sight.items()}
+
+
 class Membership(Stage):
     """Keeps the ``Assignment`` of a daemon that shares its spool."""
 
@@ -104,7 +113,7 @@ class Membership(Stage):
         self._silent: list[Beat] = []
         self._takes: list[str] = []
         self._gives: list[str] = []
-        self._sight: tuple[str, frozenset[str]] | None = None  # what is to be said anew of what we see
+        self._sight: tuple[str, Mapping[str, int]] | None = None  # what is to be said anew of what we see
         self._leaves = False
         self._unknown: frozenset[str] = frozenset()  # inboxes of which nobody here knows yet whether they are seen
         self._log = structlog.get_logger()
@@ -133,16 +142,16 @@ class Membership(Stage):
         self._note_silent(members, now)
         self._assign(ours, members, self._look_around(ours, now))
 
-    def _look_around(self, ours: Member, now: Now) -> frozenset[str]:
-        """Say which inboxes we see."""
+    def _look_around(self, ours: Member, now: Now) -> Mapping[str, int]:
+        """Say which inboxes we see, and how."""
         known = self._inboxes.seen(now.mono)
         self._unknown = self._assignment.configured - known.keys()
         if self._unknown:
             self._look_at = min(self._look_at, now.mono + _SOON_SECONDS)
         trouble = _ENDING if self._leaves else self._disk.trouble
-        sight = (trouble, frozenset(name for name in self._assignment.configured if not known.get(name)))
-        self._sight = sight if sight != (ours.bars, ours.unseen) else None
-        return self._assignment.configured - sight[1]
+        sight = {name: depth for name, depth in known.items() if depth != UNSEEN}
+        self._sight = (trouble, sight) if (trouble, sight) != (ours.bars, ours.sight) else None
+        return sight
 
     def _note_silent(self, members: Sequence[Member], now: Now) -> None:
         others = [each.beat for each in members if each.beat.id != self._ledger.worker]
@@ -158,7 +167,7 @@ class Membership(Stage):
             if now.mono - since >= beat.lease.total_seconds() or is_gone(beat.process)
         ]
 
-    def _assign(self, ours: Member, members: Sequence[Member], seen: frozenset[str]) -> None:
+    def _assign(self, ours: Member, members: Sequence[Member], sight: Mapping[str, int]) -> None:
         mine, now_ours = self._assignment, {inbox_claimed(claim) for claim in ours.claims} - {""}
         silent = {beat.id for beat in self._silent}
         there = [each for each in members if each.beat.id not in silent]
@@ -171,7 +180,7 @@ class Membership(Stage):
         had = {each.beat.id: {inbox_claimed(claim) for claim in each.claims} - {""} for each in there}
         of_able = {each.beat.id: had[each.beat.id] for each in able}
         left = mine.configured - {name for number, names in had.items() if number not in of_able for name in names}
-        sees = {each.beat.id: mine.configured - each.unseen for each in able} | {ours.beat.id: seen}
+        sees = seen_by({each.beat.id: sight if each is ours else each.sight for each in (*able, ours)})
         unseen_here = self._in_place - sees[ours.beat.id]
         self._gates.claims.set(
             "unseen", is_open=unseen_here.isdisjoint({name for each in sees.values() for name in each})
@@ -204,7 +213,7 @@ class Membership(Stage):
         if not (self._silent or self._takes or self._gives or self._sight):
             return
         if self._sight is not None:
-            moves.say_sight(tx, bars=self._sight[0], unseen=self._sight[1])
+            moves.say_sight(tx, bars=self._sight[0], sight=self._sight[1])
         ended = [beat for beat in self._silent if moves.end_member(tx, beat)]
         if ended:
             wait = timedelta(0) if all(is_gone(beat.process) for beat in ended) else AFTER_SILENCE

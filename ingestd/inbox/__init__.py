@@ -31,6 +31,7 @@ Inside, lowest first::
     spool_folder, spool
 """
 
+from ingestd.inbox.folder_views import UNSEEN
 from ingestd.inbox.inboxes import Inboxes, check_places
 from ingestd.inbox.names import Names
 from ingestd.inbox.removal import remove_folders
@@ -61,6 +62,7 @@ from ingestd.inbox.types import (
 )
 
 __all__ = [
+    "UNSEEN",
     "Brought",
     "Candidate",
     "Expect",

@@ -14,7 +14,7 @@ from ingestd.fs.places import below, look
 from ingestd.lifecycle import SourceStat
 
 from .folder_health import ARM_WAIT
-from .folder_views import FolderViews
+from .folder_views import UNSEEN, FolderViews, depth_of
 from .tracker import Phase
 from .types import Candidate, InboxError, InboxPolicy, InboxReport, Leave, Look, Take
 from .watched_folder import WatchedFolder
@@ -104,13 +104,14 @@ class Inboxes:
             if name in other._folders:
                 folder.tracker.take_over(other._folders[name].tracker)
 
-    def seen(self, now: float) -> dict[str, bool]:
-        """Say of each inbox whether its folder can be taken from here; one of which nobody knows yet is left out.
+    def seen(self, now: float) -> dict[str, int]:
+        """Say of each inbox how its folder looks from here, as ``FolderViews.seen`` does.
 
         Those that are not watched are looked at now and then.
         """
         others = [(name, each.policy.path) for name, each in self._configured.items() if name not in self._folders]
-        watched = {name: not folder.health.alarm for name, folder in self._folders.items()}
+        healths = {name: folder.health for name, folder in self._folders.items()}
+        watched = {name: UNSEEN if each.alarm else depth_of(each.mount) for name, each in healths.items()}
         return watched | self._views.seen(others, now)
 
     def close(self) -> None:

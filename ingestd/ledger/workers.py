@@ -17,7 +17,6 @@ committed (``ingestd.lease``): when another may end it, it has stopped to act.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -47,7 +46,7 @@ TABLE = """CREATE TABLE worker (
     writes BIGINT NOT NULL DEFAULT 0,
     wrote_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     bars TEXT NOT NULL DEFAULT '',
-    unseen TEXT NOT NULL DEFAULT '[]',
+    sight TEXT NOT NULL DEFAULT '{}',
     ended_at BIGINT,
     why_ended TEXT NOT NULL DEFAULT ''
 ) WITH (fillfactor = 50)"""
@@ -65,7 +64,7 @@ _NEW = (
 )
 _END = "UPDATE worker SET ended_at = %s, why_ended = %s WHERE id = %s AND writes = %s AND ended_at IS NULL"
 _LIST = (
-    "SELECT worker.id, spool.host, machine, process, worker.began_at, holds, lease_us, bars, unseen, ended_at,"
+    "SELECT worker.id, spool.host, machine, process, worker.began_at, holds, lease_us, bars, ended_at,"
     " why_ended, ARRAY(SELECT name FROM claim WHERE worker_id = worker.id ORDER BY name) AS claims,"
     " extract(epoch FROM clock_timestamp() - wrote_at)::BIGINT AS silent"
     " FROM worker JOIN spool ON spool.id = worker.spool_id"
@@ -111,7 +110,6 @@ class Worker:
     lease: timedelta
     silent: timedelta  # since its last transaction, by the database's clock
     bars: str  # what keeps it from taking anything over; "": nothing does
-    unseen: tuple[str, ...]  # inboxes whose folders it does not see
     ended_at: datetime | None
     why_ended: str
     is_gone: bool  # its process was of this boot of this machine, and is no more
@@ -196,7 +194,6 @@ def listed(connection: Connection) -> list[Worker]:
             lease=row.lease_us * MICROSECOND,
             silent=timedelta(seconds=max(0, row.silent)),
             bars=row.bars,
-            unseen=tuple(json.loads(row.unseen)),
             ended_at=None if row.ended_at is None else Instant.give(row.ended_at),
             why_ended=row.why_ended,
             is_gone=is_gone(row.process),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.daemon.membership import divide
+from ingestd.daemon.membership import divide, seen_by
 
 NAMES = [f"inbox{number}" for number in range(7)]
 SETS = st.sets(st.sampled_from(NAMES))
@@ -35,6 +35,10 @@ def test_what_we_see_no_more_is_given_up_where_another_sees_it():
     had = {1: NAMES[:2], 2: NAMES[2:4]}
     assert divide(NAMES[:4], had, {1: NAMES[1:], 2: NAMES}, 1) == ([], [NAMES[0]])
     assert divide(NAMES[:4], had, {1: NAMES[1:], 2: NAMES[1:]}, 1) == ([], [])
+
+
+def test_bare_folder_that_another_has_something_mounted_on_is_not_seen():
+    assert seen_by({1: {"a": 1, "b": 9}, 2: {"a": 12, "b": 9}, 3: {}}) == {1: {"b"}, 2: {"a", "b"}, 3: set()}
 
 
 def test_what_is_configured_no_more_is_nobodys_part():

@@ -140,6 +140,7 @@ def test_post_of_a_worker_goes_on_while_another_is_ended(four: Gateways):
     assert four.check() == []
 
 
+@pytest.mark.slow
 def test_worker_that_ends_gives_all_up_while_its_last_post_goes_on(four: Gateways):
     four.server.faults.add("bandwidth", method="POST", bytes=300_000, count=1)
     a = four.start("a", shutdown_grace="30s")
@@ -198,6 +199,7 @@ def test_worker_that_is_stopped_for_ten_leases_loses_its_part_and_ends(four: Gat
     assert set(four.posted().values()) == {1}
 
 
+@pytest.mark.slow
 def test_folder_that_one_does_not_see_is_taken_from_by_another_or_told_of(
     tmp_path: Path, server: Emulator, database: str, library: Path
 ):
@@ -248,6 +250,7 @@ def test_configuration_that_is_adopted_is_read_by_all_and_who_has_another_stands
     assert four.check() == []
 
 
+@pytest.mark.slow
 def test_who_stands_by_for_its_configuration_goes_on_once_its_file_is_mended(four: Gateways):
     """No signal comes to it, and who adopts finds that nothing changes."""
     a, b = four.start("a"), four.start("b")
