@@ -299,7 +299,7 @@ def test_the_bar_of_send_counts_what_is_stored_and_what_is_proven(site, tmp_path
 
     assert code == ExitCode.NEEDS_PERSON, seen
     told = sums_in(seen)
-    assert told[0] == "0 stored, 0 proven, of 5 files"
+    assert all(each.endswith(", of 5 files") for each in told)
     assert told[-1] == "3 stored, 3 proven, 1 duplicate, 1 not stored, of 5 files"
     assert max(len(line) for line in without_colour(seen).replace("\r", "\n").split("\n") if "━" in line) <= width
 
@@ -311,8 +311,12 @@ def test_the_bar_of_send_counts_the_files_that_were_named(site, tmp_path):
 
     _, seen = on_a_terminal("send", "-c", str(site.config_file), str(second))
 
+    # A fast run may be over by the time that the bar is first drawn.
     told = sums_in(seen)
-    assert (told[0], told[-1]) == ("0 stored, 0 proven, of 1 file", "1 stored, 1 proven, of 1 file")
+    assert told[-1] == "1 stored, 1 proven, of 1 file"
+    assert set(told) <= {
+        f"{counts}, of 1 file" for counts in ("0 stored, 0 proven", "1 stored, 0 proven", told[-1][:18])
+    }
 
 
 @pytest.mark.parametrize("form", ["auto", "json", "console"])
