@@ -193,7 +193,7 @@ class Membership(Stage):
         self._gives = [inbox_claim(name) for name in given_up if not self._is_in_hand(name)]
         self._takes = [inbox_claim(name) for name in takes if name not in self._unknown]
         if self._leaves:
-            self._gives.append(UPKEEP)
+            self._gives += {UPKEEP} & ours.claims
         elif ours in able and not any(UPKEEP in each.claims for each in there):
             self._takes.append(UPKEEP)
 

@@ -152,7 +152,12 @@ def test_worker_that_ends_gives_all_up_while_its_last_post_goes_on(four: Gateway
     a.process.send_signal(signal.SIGTERM)
     wait_until(lambda: len(four.claims()[four.worker_of(b)]) == len(four.drops) + 1, what="all", within_seconds=5)
     assert a.is_running()
+    writes = "SELECT writes FROM worker WHERE id = %s"
+    ((before,),) = four.sql(writes, four.worker_of(a))
     feed_all(four, 1)
+    time.sleep(1)
+    ((after,),) = four.sql(writes, four.worker_of(a))
+    assert after - before < 10, "it has nothing more to say"
 
     assert a.wait() == 0
     four.wait_confirmed()
