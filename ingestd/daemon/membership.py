@@ -25,8 +25,7 @@ from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gates, Stage
 from ingestd.inbox import UNSEEN, Inboxes
-from ingestd.ledger import UPKEEP, Beat, Ledger, LedgerError, Member, Transaction, inbox_claim, inbox_claimed, moves
-from ingestd.ledger.workers import is_gone
+from ingestd.ledger import UPKEEP, Beat, Ledger, LedgerError, Member, Transaction, inbox_claim, moves
 
 _LOOK_EVERY_SECONDS = 1.0
 _LOOKS_A_LEASE = 10
@@ -164,22 +163,21 @@ class Membership(Stage):
         self._silent = [
             beat
             for beat, since in self._seen.values()
-            if now.mono - since >= beat.lease.total_seconds() or is_gone(beat.process)
+            if now.mono - since >= beat.lease.total_seconds() or beat.is_gone
         ]
 
     def _assign(self, ours: Member, members: Sequence[Member], sight: Mapping[str, int]) -> None:
-        mine, now_ours = self._assignment, {inbox_claimed(claim) for claim in ours.claims} - {""}
+        mine = self._assignment
         silent = {beat.id for beat in self._silent}
         there = [each for each in members if each.beat.id not in silent]
         mine.workers = len(there)
         self._ledger.in_turns = len(members) > 1
-        self._note(mine.configured & now_ours, upkeep=UPKEEP in ours.claims)
+        self._note(mine.configured & ours.inboxes, upkeep=UPKEEP in ours.claims)
         # What one has who is not well stays its own until it ends; it takes nothing more where another is.
         well = [each for each in there if not each.bars and each is not ours]
         able = [*well, ours] if self._disk.stands and not (self._disk.trouble and well) else well
-        had = {each.beat.id: {inbox_claimed(claim) for claim in each.claims} - {""} for each in there}
-        of_able = {each.beat.id: had[each.beat.id] for each in able}
-        left = mine.configured - {name for number, names in had.items() if number not in of_able for name in names}
+        of_able = {each.beat.id: each.inboxes for each in able}
+        left = mine.configured.difference(*(each.inboxes for each in there if each.beat.id not in of_able))
         sees = seen_by({each.beat.id: sight if each is ours else each.sight for each in (*able, ours)})
         unseen_here = self._in_place - sees[ours.beat.id]
         self._gates.claims.set(
@@ -189,7 +187,7 @@ class Membership(Stage):
         if self._leaves:
             takes, surplus = [], sorted(mine.inboxes)
         mine.leaving = frozenset(surplus)
-        given_up = (*surplus, *(now_ours - mine.configured))
+        given_up = (*surplus, *(ours.inboxes - mine.configured))
         self._gives = [inbox_claim(name) for name in given_up if not self._is_in_hand(name)]
         self._takes = [inbox_claim(name) for name in takes if name not in self._unknown]
         if self._leaves:
@@ -216,13 +214,13 @@ class Membership(Stage):
             moves.say_sight(tx, bars=self._sight[0], sight=self._sight[1])
         ended = [beat for beat in self._silent if moves.end_member(tx, beat)]
         if ended:
-            wait = timedelta(0) if all(is_gone(beat.process) for beat in ended) else AFTER_SILENCE
+            wait = timedelta(0) if all(beat.is_gone for beat in ended) else AFTER_SILENCE
             moves.recover(tx, now=now.utc, wait=wait, has_begun=True)
         moves.claim_work(tx, takes=self._takes, gives=self._gives)
         tx.on_commit(partial(self._committed, ended))
 
     def _committed(self, ended: Sequence[Beat]) -> None:
         for beat in ended:
-            self._log.warning("worker.ended", worker=beat.id, note="gone" if is_gone(beat.process) else "silent")
+            self._log.warning("worker.ended", worker=beat.id, note="gone" if beat.is_gone else "silent")
         self._silent, self._takes, self._gives, self._sight = [], [], [], None
         self._look_at = 0.0  # what is ours now

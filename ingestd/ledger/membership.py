@@ -52,6 +52,11 @@ class Member:
     sight: Mapping[str, int]  # the inboxes whose folders it sees, and how deep that is mounted which they lie on
     claims: frozenset[str]
 
+    @property
+    def inboxes(self) -> set[str]:
+        """The inboxes that it has claimed."""
+        return {name for claim in self.claims if (name := inbox_claimed(claim))}
+
 
 def inbox_claim(inbox: str) -> str:
     """Name the claim of whoever watches an inbox, takes its files in, and reads them again."""

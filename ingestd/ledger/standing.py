@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from .database import Writer
 from .errors import LedgerDiffers
 from .registry import AGREEMENT, differing
-from .workers import COUNT, Beat, add, beat_of, end, holder_of, is_gone
+from .workers import COUNT, Beat, add, beat_of, end, holder_of
 
 if TYPE_CHECKING:
     from .database import Database
@@ -72,7 +72,7 @@ class StandingBy:
         holder = holder_of(self._connection, self._spool_id)
         if holder != self._seen:
             self._seen, self._seen_at = holder, now
-        if holder is None or is_gone(holder.process) or now - self._seen_at >= holder.lease.total_seconds():
+        if holder is None or holder.is_gone or now - self._seen_at >= holder.lease.total_seconds():
             return None
         return holder
 

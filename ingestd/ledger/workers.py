@@ -95,6 +95,11 @@ class Beat:
     def pid(self) -> int:
         return _pid_of(self.process)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process was of this machine, as it runs now, and is no more."""
+        return is_gone(self.process)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Worker:
@@ -162,7 +167,7 @@ def take(connection: Connection, writer: Writer, spool_id: int) -> Writer:
     for other in at_work(connection, spool_id):
         if writer.shares and not other.alone:
             continue
-        has_gone = is_gone(other.process)
+        has_gone = other.is_gone
         if not (has_gone or other == writer.ends) or not end_silent(connection, other):
             raise LedgerHeld(other.machine, other.pid)
         after_silence = after_silence or not has_gone
@@ -236,7 +241,7 @@ def add(
 
 def end_silent(connection: Connection, seen: Beat) -> bool:
     """End a worker that has written nothing since it was seen so; say whether it has not."""
-    why = _GONE if is_gone(seen.process) else _SILENT
+    why = _GONE if seen.is_gone else _SILENT
     return connection.exec_driver_sql(_END, (Instant.keep(utc_now()), why, seen.id, seen.writes)).rowcount == 1
 
 
