@@ -1039,12 +1039,14 @@ def test_a_file_leaves_nothing_behind_that_the_collector_has_to_find(transfer_sy
     path = tmp_path / "file"
     path.write_bytes(instance_bytes(transfer_syntax=transfer_syntax))
     look_at(path)
+    files = 100  # other threads leave a few things, too
     gc.collect()
     gc.disable()
     try:
-        look_at(path)
+        for _ in range(files):
+            look_at(path)
         left = gc.collect()
     finally:
         gc.enable()
 
-    assert left == 0, "each file's whole window would lie about until then"
+    assert left < files, "each file's whole window would lie about until then"
