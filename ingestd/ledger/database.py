@@ -47,6 +47,7 @@ class Database(Protocol):
     name: str  # as messages call it: a file, or a URL that says nothing secret
     words: Mapping[str, str]  # what the schema is made of (``baseline``, ``migrations``)
     is_shared: bool  # by several machines, which have one spool
+    driver_error: type[Exception]  # what its driver raises
 
     def open_engine(self, *, create: bool, read_only: bool, rehearsal: bool = False) -> Engine:
         """Make the engine; ``rehearsal``: make no file. LedgerMissing: there is no ledger, and none may be made."""

@@ -190,6 +190,7 @@ class Ledger(Registry):
             # Where it fails we are silent from now on.
             with suppress(DBAPIError, LedgerError):
                 self.database.end(self.connection, self.writer)
+        self.roll_back()
         self.connection.close()
         self.engine.dispose()
 
@@ -315,7 +316,7 @@ class Ledger(Registry):
         """
         ours = self.search_key.back_up(folder)
         self.database.back_up(self.connection, folder)
-        self.connection.rollback()
+        self.roll_back()
         return ours
 
     def _bring_up_to_date(self, tell: Tell | None) -> None:
@@ -325,7 +326,7 @@ class Ledger(Registry):
         if self.host or schema < len(MIGRATIONS):
             # What is damaged is not migrated, whoever asks.
             self.database.check_quickly(self.connection)
-        self.connection.rollback()
+        self.roll_back()
         if schema < len(MIGRATIONS):
             self.database.bring_up_to_date(self.connection, tell)
 
@@ -350,7 +351,7 @@ class Ledger(Registry):
         agreement: Mapping[str, str] | None = None,
         rehearsal: bool = False,
     ) -> None:
-        self.connection.rollback()
+        self.roll_back()
         with suppress(_RehearsedError), self.begin(anew=True):
             self._make_tables(create=create)
             self.database.install_guards(self.connection)
@@ -402,7 +403,7 @@ class Ledger(Registry):
                     " bring it up to date"
                 )
         finally:
-            self.connection.rollback()
+            self.roll_back()
 
 
 class _LedgerAt(AtDestination, Ledger):

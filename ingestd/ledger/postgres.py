@@ -70,6 +70,7 @@ class Postgres(Server):
     }
 
     is_shared = True
+    driver_error: type[Exception] = psycopg.Error
     _counted = 0  # what our row said last: a backup that is put back while we run says less
 
     def begin(self, connection: Connection, writer: Writer | None, *, in_turns: bool = False) -> None:

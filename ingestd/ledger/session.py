@@ -129,19 +129,33 @@ class Session:
         self.last_mark = ""
 
     def _connected(self) -> Connection:
-        try:
+        with self._telling():
             return self.engine.connect()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Raise LedgerError for what the driver raises, to SQLAlchemy or to us."""
+        try:
+            yield
         except DBAPIError as error:
             raise self.database.failure(error.orig) from None
+        except self.database.driver_error as error:
+            raise self.database.failure(error) from None
+
+    def roll_back(self) -> None:
+        """End what was begun; a connection that cannot is given up, and the next statement makes another."""
+        try:
+            self.connection.rollback()
+        except DBAPIError:
+            self.connection.invalidate()
 
     def fetch_all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         try:
-            return self.connection.execute(statement, values).all()
-        except DBAPIError as error:
-            raise self.database.failure(error.orig) from None
+            with self._telling():
+                return self.connection.execute(statement, values).all()
         finally:
             if not self._writes:
-                self.connection.rollback()
+                self.roll_back()
 
     def fetch_one(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Any:
         rows = self.fetch_all(statement, values)
@@ -186,11 +200,10 @@ class Session:
     def asking(self) -> Iterator[None]:
         """Ask the database something of its own, in a transaction that ends with it; raises LedgerError."""
         try:
-            yield
-        except DBAPIError as error:
-            raise self.database.failure(error.orig) from None
+            with self._telling():
+                yield
         finally:
-            self.connection.rollback()
+            self.roll_back()
 
     @contextmanager
     def begin(self, *, anew: bool = False) -> Iterator[Connection]:
@@ -207,19 +220,25 @@ class Session:
         in_turns = self.in_turns and not anew
         began = boottime()
         try:
-            with self.connection.begin():
-                self.database.begin(self.connection, None if anew else self.writer, in_turns=in_turns)
-                yield self.connection
-                self.last_mark = "" if anew else self.database.mark(self.connection, self.writer)
-            if in_turns:
-                with self.asking():
-                    self.database.flush(self.connection, self.writer)
-            self._renew(began)
-        except DBAPIError as error:
-            self.database.undo(self.connection)
-            raise self.database.failure(error.orig) from None
+            with self._telling(), self._undoing():
+                with self.connection.begin():
+                    self.database.begin(self.connection, None if anew else self.writer, in_turns=in_turns)
+                    yield self.connection
+                    self.last_mark = "" if anew else self.database.mark(self.connection, self.writer)
+                if in_turns:
+                    with self.asking():
+                        self.database.flush(self.connection, self.writer)
+                self._renew(began)
         finally:
             self._writes = False
+
+    @contextmanager
+    def _undoing(self) -> Iterator[None]:
+        try:
+            yield
+        except (DBAPIError, self.database.driver_error):
+            self.database.undo(self.connection)
+            raise
 
     def beat(self) -> None:
         """Show that we live, although there is nothing to write; raises LedgerError."""

@@ -28,6 +28,7 @@ class Sqlite:
 
     words: Mapping[str, str] = upgrade.WORDS
     is_shared = False
+    driver_error: type[Exception] = sqlite3.Error
 
     def __init__(self, url: str) -> None:
         self.file = sqlite_file.ledger_file(url)

@@ -196,6 +196,22 @@ def beside(tmp_path: Path, database: str, wire: Wire) -> Iterator[Ledger]:
         yield ledger
 
 
+def test_connection_that_is_lost_beneath_is_told_of_and_made_anew(ledger: Ledger, wire: Wire):
+    """SQLAlchemy knows of what it has asked itself: the rest of what the driver says is ours to tell."""
+    with ledger.asking():
+        postgres_server.driver_of(ledger.connection).execute("BEGIN")
+        ledger.connection.exec_driver_sql("SELECT 1")
+        wire.cut()
+    assert pending(ledger) == 0
+
+    wire.cut()
+    with pytest.raises(LedgerAway), ledger.asking():
+        postgres_server.driver_of(ledger.connection).execute("SELECT 1")
+    with pytest.raises(LedgerAway):
+        pending(ledger)
+    assert pending(ledger) == 0
+
+
 @pytest.mark.parametrize("came", [True, False])
 def test_what_waits_beside_others_is_done_late_and_once_where_the_answer_alone_was_lost(
     beside: Ledger, wire: Wire, came: bool
