@@ -239,13 +239,13 @@ class Server:
                 print(f"  {table:<12} {count / files:6.2f} updates a file, HOT {hot / count:7.2%}")
 
 
-def measure(url: str, folder: Path, batches: int, *, joined: bool, wire: Wire | None, first: int = 0) -> None:
+def measure(url: str, folder: Path, batches: int, *, joined: bool, is_away: bool, first: int = 0) -> None:
     with _open(url, folder) as ledger:
         settle_what_is_there(ledger)
         counts = Counts(ledger)
         warm = 20
         live(counts, warm, defaultdict(float), joined=joined, first=first)
-        server = Server(ledger, url) if url.startswith("postgres") and wire is None else None
+        server = Server(ledger, url) if url.startswith("postgres") and not is_away else None
         counts.statements = counts.executions = 0
         counts.commits.clear()
         meter: dict[str, float] = defaultdict(float)
@@ -292,6 +292,26 @@ def rate_of(url: str, folder: Path, batches: int, *, workers: int, part: int) ->
     return workers * batches * FILES / (time.perf_counter() - begun)
 
 
+def _carry(port: int, seconds: float, told: Any) -> None:
+    with Wire(port, delay_seconds=seconds) as wire:
+        told.send(wire.port)
+        told.recv()
+
+
+@contextmanager
+def far(port: int, *, round_trip: float) -> Iterator[int]:
+    """Give a port that leads to this one and is so many seconds away: a process, for a thread would wait for ours."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_carry, args=(port, round_trip / 2, there))
+    process.start()
+    try:
+        yield here.recv()
+    finally:
+        here.send("end")
+        process.join()
+
+
 def compare(url: str, folder: Path, batches: int, *, workers: int, rounds: int) -> None:
     with _open(url, folder) as ledger:
         settle_what_is_there(ledger)
@@ -320,7 +340,7 @@ def main() -> None:
         file = folder / "ledger.db"
         _open(f"sqlite:///{file}", folder).close()
         fill(file, options.rows)
-        url, wire = f"sqlite:///{file}", None
+        url, away = f"sqlite:///{file}", 0
         if options.ledger:
             url = options.ledger
             if url == "postgresql":
@@ -329,17 +349,17 @@ def main() -> None:
                 cluster.make("ledger")
                 url = cluster.url("ledger")
                 if options.delay:
-                    wire = stack.enter_context(Wire(cluster.port, delay_seconds=options.delay / 2000))
+                    away = stack.enter_context(far(cluster.port, round_trip=options.delay / 1000))
             _open(url, folder).close()
             copy_over(file, url)
-            if wire is not None:
-                url = cluster.url("ledger", port=wire.port)
+            if away:
+                url = cluster.url("ledger", port=away)
         if options.workers:
             compare(url, folder, options.batches, workers=options.workers, rounds=options.rounds)
             return
         for number in range(options.rounds):
             first = number * (options.batches + 20)
-            measure(url, folder, options.batches, joined=options.joined, wire=wire, first=first)
+            measure(url, folder, options.batches, joined=options.joined, is_away=bool(away), first=first)
 
 
 if __name__ == "__main__":
