@@ -1,5 +1,7 @@
 """A wire to a PostgreSQL server that can be slow, cut, or lose a COMMIT: a proxy on the loopback interface.
 
+To a DICOMweb server, too, which it can keep one of several clients from.
+
 Of the protocol (PostgreSQL's frontend/backend protocol 3.0, unencrypted) so much is read as shows a COMMIT sent as a
 simple query, which is how psycopg sends it, and the end of the answer to it.
 """
@@ -58,6 +60,7 @@ class Wire:
         self._server: asyncio.Server | None = None
         self._carried: set[asyncio.Task[Any]] = set()
         self._armed: _Cut | None = None
+        self.barred = b""  # whoever sends this is cut off there
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -203,6 +206,8 @@ class _Link:
         writer.write_eof()
 
     async def _is_to_go_up(self, piece: bytes) -> bool:
+        if self._wire.barred and self._wire.barred in piece:
+            raise _CutHereError
         if self._sent.has_commit(piece):
             self._cut = self._wire.due(self._sent.take_transaction())
             if self._cut is not None and not self._cut.forwarded:

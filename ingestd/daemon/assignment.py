@@ -9,25 +9,34 @@ retention) is of one. Posts are everybody's: each claims batches of whatever stu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from ingestd.daemon.reach import Reach
 
 
 class Assignment:
     """The share of this process. Main thread only."""
 
-    def __init__(self, inboxes: Iterable[str], *, is_whole: bool) -> None:
+    def __init__(self, inboxes: Iterable[str], *, reach: Mapping[str, Reach], is_whole: bool) -> None:
+        """``reach`` tells of each destination, by its name."""
         self.configured = frozenset(inboxes)
         self.is_whole = is_whole
         self.inboxes = self.configured if is_whole else frozenset()
         self.upkeep = is_whole
         self.leaving: frozenset[str] = frozenset()  # inboxes that another is to have, once nothing is in hand of them
         self.workers = 1  # at work on the spool
+        self.reach = reach
+        self.unreached: frozenset[str] = frozenset()  # the destinations that one of them does not reach
+        self.gives_upkeep = False  # another is to have it, once rooms are made anew that have nothing of it in hand
 
     def take_over(self, before: Assignment) -> None:
         """Have what another of this process had, of what is configured now."""
         if not self.is_whole:
-            self.inboxes, self.upkeep = before.inboxes & self.configured, before.upkeep
+            self.inboxes = before.inboxes & self.configured
+            self.upkeep = before.upkeep and not before.gives_upkeep
             self.workers = before.workers
+            for name in self.reach.keys() & before.reach.keys():
+                self.reach[name].take_over(before.reach[name])
 
     @property
     def watched(self) -> frozenset[str]:

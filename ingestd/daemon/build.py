@@ -131,6 +131,7 @@ class Stages:
                 workers=self._workers.servers[name],
                 shared=shared,
                 gives_way=partial(self._is_higher_busy, destination.priority),
+                reach=self._assignment.reach[name],
                 whose=name if several else "",
             )
             for name, destination in sorted(self._config.destinations.items(), key=lambda each: -each[1].priority)

@@ -16,6 +16,7 @@ from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.loop import Loop, Wake
 from ingestd.daemon.membership import AFTER_SILENCE
 from ingestd.daemon.outage import Outage
+from ingestd.daemon.reach import Reach
 from ingestd.daemon.stage import Gates, RunProgress
 from ingestd.daemon.steps import Routing
 from ingestd.inbox import InboxPolicy, Spool
@@ -65,7 +66,11 @@ class Daemon:
                 self.spool.unlock()
             raise
         self._replaces = before
-        self.assignment = Assignment([policy.name for policy in policies], is_whole=not self.ledger.is_shared)
+        self.assignment = Assignment(
+            [policy.name for policy in policies],
+            reach={name: Reach(name, config.lease) for name in config.destinations},
+            is_whole=not self.ledger.is_shared,
+        )
         self.gates = Gates()
         self.progress = RunProgress()
         self.stages = build.Stages(

@@ -7,6 +7,9 @@ folder no more that another sees, stops to take from it, and gives it up when no
 nothing for its lease is ended by whoever saw it silent, in one transaction with the settling of what it had out. Then
 what it had is free.
 
+The upkeep is of one. Where that one does not reach a destination for a while, and another does, who fails at none that
+it does not fail at, it has its rooms made anew (``service``) and gives the upkeep up with nothing of it in hand.
+
 What is ours is what the ledger says at each look, not what we asked for: a claim that was lost on the way is none.
 """
 
@@ -16,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from math import inf
+from typing import NamedTuple
 
 import structlog
 
@@ -78,6 +82,27 @@ def seen_by(sight: Mapping[int, Mapping[str, int]]) -> dict[int, set[str]]:
     return {number: {name for name, depth in each.items() if depth == deepest[name]} for number, each in sight.items()}
 
 
+def stands_back(reach: Mapping[int, Mapping[str, bool]], ours: int) -> bool:
+    """Say whether the upkeep is rather another's than ours, by which destinations answer each (True) or fail (False).
+
+    Whoever reaches one that we fail at has to fail at none that we do not: of two who each fail at another one the one
+    that has it keeps it.
+    """
+    fails = {number: {name for name, answers in each.items() if not answers} for number, each in reach.items()}
+    return any(
+        fails[other] <= fails[ours] and any(reach[other].get(name) for name in fails[ours])
+        for other in reach.keys() - {ours}
+    )
+
+
+class _Sight(NamedTuple):
+    """What we have the others see, as ``moves.say_sight`` has it."""
+
+    bars: str
+    sight: Mapping[str, int]
+    reach: Mapping[str, bool]
+
+
 class Membership(Stage):
     """Keeps the ``Assignment`` of a daemon that shares its spool."""
 
@@ -112,7 +137,7 @@ class Membership(Stage):
         self._silent: list[Beat] = []
         self._takes: list[str] = []
         self._gives: list[str] = []
-        self._sight: tuple[str, Mapping[str, int]] | None = None  # what is to be said anew of what we see
+        self._sight: _Sight | None = None  # what is to be said anew of what we see
         self._leaves = False
         self._unknown: frozenset[str] = frozenset()  # inboxes of which nobody here knows yet whether they are seen
         self._log = structlog.get_logger()
@@ -141,16 +166,19 @@ class Membership(Stage):
         self._note_silent(members, now)
         self._assign(ours, members, self._look_around(ours, now))
 
-    def _look_around(self, ours: Member, now: Now) -> Mapping[str, int]:
-        """Say which inboxes we see, and how."""
+    def _look_around(self, ours: Member, now: Now) -> _Sight:
+        """Say which inboxes we see, and how, and what we reach."""
         known = self._inboxes.seen(now.mono)
         self._unknown = self._assignment.configured - known.keys()
         if self._unknown:
             self._look_at = min(self._look_at, now.mono + _SOON_SECONDS)
         trouble = _ENDING if self._leaves else self._disk.trouble
         sight = {name: depth for name, depth in known.items() if depth != UNSEEN}
-        self._sight = (trouble, sight) if (trouble, sight) != (ours.bars, ours.sight) else None
-        return sight
+        answered = {name: each.has_answered(now) for name, each in self._assignment.reach.items()}
+        reach = {name: answers for name, answers in answered.items() if answers is not None}
+        seen = _Sight(trouble, sight, reach)
+        self._sight = seen if seen != (ours.bars, ours.sight, ours.reach) else None
+        return seen
 
     def _note_silent(self, members: Sequence[Member], now: Now) -> None:
         others = [each.beat for each in members if each.beat.id != self._ledger.worker]
@@ -166,19 +194,19 @@ class Membership(Stage):
             if now.mono - since >= beat.lease.total_seconds() or beat.is_gone
         ]
 
-    def _assign(self, ours: Member, members: Sequence[Member], sight: Mapping[str, int]) -> None:
+    def _assign(self, ours: Member, members: Sequence[Member], seen: _Sight) -> None:
         mine = self._assignment
         silent = {beat.id for beat in self._silent}
         there = [each for each in members if each.beat.id not in silent]
         mine.workers = len(there)
         self._ledger.in_turns = len(members) > 1
-        self._note(mine.configured & ours.inboxes, upkeep=UPKEEP in ours.claims)
+        self._note(mine.configured & ours.inboxes)
         # What one has who is not well stays its own until it ends; it takes nothing more where another is.
         well = [each for each in there if not each.bars and each is not ours]
         able = [*well, ours] if self._disk.stands and not (self._disk.trouble and well) else well
         of_able = {each.beat.id: each.inboxes for each in able}
         left = mine.configured.difference(*(each.inboxes for each in there if each.beat.id not in of_able))
-        sees = seen_by({each.beat.id: sight if each is ours else each.sight for each in (*able, ours)})
+        sees = seen_by({each.beat.id: seen.sight if each is ours else each.sight for each in (*able, ours)})
         unseen_here = self._in_place - sees[ours.beat.id]
         self._gates.claims.set(
             "unseen", is_open=unseen_here.isdisjoint({name for each in sees.values() for name in each})
@@ -190,28 +218,41 @@ class Membership(Stage):
         given_up = (*surplus, *(ours.inboxes - mine.configured))
         self._gives = [inbox_claim(name) for name in given_up if not self._is_in_hand(name)]
         self._takes = [inbox_claim(name) for name in takes if name not in self._unknown]
-        if self._leaves:
-            self._gives += {UPKEEP} & ours.claims
-        elif ours in able and not any(UPKEEP in each.claims for each in there):
+        reach = {each.beat.id: each.reach for each in there} | {ours.beat.id: seen.reach}
+        mine.unreached = frozenset(name for each in reach.values() for name, answers in each.items() if not answers)
+        for_another = stands_back({each.beat.id: reach[each.beat.id] for each in (*able, ours)}, ours.beat.id)
+        self._note_upkeep(is_ours=UPKEEP in ours.claims, for_another=for_another)
+        if UPKEEP in ours.claims:
+            self._gives += [UPKEEP] * (self._leaves or not mine.upkeep)
+        elif ours in able and not (self._leaves or for_another or any(UPKEEP in each.claims for each in there)):
             self._takes.append(UPKEEP)
 
-    def _note(self, inboxes: frozenset[str], *, upkeep: bool) -> None:
+    def _note_upkeep(self, *, is_ours: bool, for_another: bool) -> None:
+        """Take the upkeep up where it is ours and no other is to have it; rooms that have it go on until they end."""
+        mine = self._assignment
+        has = is_ours and (mine.upkeep or not for_another)
+        if has and not mine.upkeep:
+            self._log.info("upkeep.claimed")
+        if has and for_another and not mine.gives_upkeep:
+            self._log.warning("upkeep.given_up", note="another worker reaches a server that this one does not reach")
+        mine.upkeep, mine.gives_upkeep = has, has and for_another
+
+    def _note(self, inboxes: frozenset[str]) -> None:
         """Take up what is ours now, and tell what has come and gone."""
         mine = self._assignment
         for inbox in sorted(inboxes - mine.inboxes):
             self._log.info("inbox.claimed", inbox=inbox)
         for inbox in sorted(mine.inboxes - inboxes):
             self._log.info("inbox.given_up", inbox=inbox)
-        if upkeep and not mine.upkeep:
-            self._log.info("upkeep.claimed")
-        mine.inboxes, mine.upkeep = inboxes, upkeep
+        mine.inboxes = inboxes
 
     def write(self, tx: Transaction, now: Now) -> None:
         """End who is silent, settle what it had out, and have the claims be as they should."""
         if not (self._silent or self._takes or self._gives or self._sight):
             return
         if self._sight is not None:
-            moves.say_sight(tx, bars=self._sight[0], sight=self._sight[1])
+            bars, sight, reach = self._sight
+            moves.say_sight(tx, bars=bars, sight=sight, reach=reach)
         ended = [beat for beat in self._silent if moves.end_member(tx, beat)]
         if ended:
             wait = timedelta(0) if all(beat.is_gone for beat in ended) else AFTER_SILENCE

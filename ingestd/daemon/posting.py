@@ -20,6 +20,7 @@ from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.circuit_breaker import BreakerDecision, CircuitBreaker
 from ingestd.daemon.post_results import PostResults
+from ingestd.daemon.reach import Reach
 from ingestd.daemon.stage import Gate, RunProgress, Stage
 from ingestd.ledger import Ledger, Transaction, moves, queries
 from ingestd.lifecycle import (
@@ -63,6 +64,7 @@ class Posting(Stage):
         most_bytes: int | None,
         progress: RunProgress,
         gives_way: Callable[[], bool],
+        reach: Reach,
         tells_gone: Callable[[str], bool],
         assignment: Assignment,
         log: FilteringBoundLogger,
@@ -81,6 +83,7 @@ class Posting(Stage):
         self._at_once = False  # the window is closed
         self._progress = progress
         self._gives_way = gives_way
+        self._reach = reach
         self._sender = sender
         self._ledger = ledger
         self._limits = limits
@@ -127,6 +130,8 @@ class Posting(Stage):
             decision = self.destination.posted(result, now.mono)
             self._results.append((result, decision))
             self._note(result, decision)
+            if result.pause is not None or _is_answer(result):
+                self._reach.take(result.pause, now)
         probe = self._sender.collect_probe()
         if probe is not None:
             self._take_probe(probe, now)
@@ -135,7 +140,7 @@ class Posting(Stage):
         self._sender.share(self._assignment.workers)
         self._room = self._room_beside_others(self._ledger) + len(self._results)
         self._heed_others(now)
-        if self._probe_due or self.destination.may_probe(now.mono):
+        if self._probe_due or self.destination.may_probe(now.mono) or self._is_looked_for(now):
             self._probe_due = False
             self.destination.probing = True
             self._sender.submit_probe()
@@ -149,6 +154,12 @@ class Posting(Stage):
             return False
         written = queries.destination(self._ledger)
         return written is not None and written.paused_until is not None and written.paused_until <= now.utc
+
+    def _is_looked_for(self, now: Now) -> bool:
+        """Whether somebody does not reach the server, so that who does has to know it."""
+        is_unreached = self._reach.name in self._assignment.unreached
+        waits = self.destination.probing or self.destination.wait_left(now.mono) is not None
+        return is_unreached and not waits and self._reach.is_stale(now)
 
     def _heed_others(self, now: Now) -> None:
         """Wait as long as the server has told another worker to."""
@@ -298,6 +309,7 @@ class Posting(Stage):
         return claimed
 
     def _take_probe(self, probe: ProbeResult, now: Now) -> None:
+        self._reach.take(probe.pause, now)
         was_paused = self.destination.pause is not None
         pause = self.destination.probed(probe.pause, now.mono)
         if probe.profile is not None:
@@ -313,8 +325,7 @@ class Posting(Stage):
 
     def _note(self, result: BatchResult, decision: BreakerDecision) -> None:
         stored = sum(outcome.state is State.STORED for outcome in result.outcomes)
-        # Where whole posts are refused, nobody who knows STOW may have answered: a wrong address says 404.
-        self._answered = self._answered or (result.answered and not result.whole_batch_refused)
+        self._answered = self._answered or _is_answer(result)
         if decision.paused is not None:
             self._paused = decision.paused
             self._log.warning("destination.paused", cause=decision.paused.cause.value, note=decision.paused.note)
@@ -338,3 +349,8 @@ class Posting(Stage):
         """Note that a file is there; was it met with silence, the server takes what it is sent all the same."""
         if self.post_results.found(row, now):
             self.destination.hurry(now.mono)
+
+
+def _is_answer(result: BatchResult) -> bool:
+    """Whether the server answered; where a whole post is refused, it may be none: a wrong address says 404."""
+    return result.answered and not result.whole_batch_refused

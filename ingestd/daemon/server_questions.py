@@ -16,6 +16,7 @@ from math import inf
 
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.reach import Reach
 from ingestd.daemon.stage import Stage
 from ingestd.daemon.unanswered import Unanswered
 from ingestd.daemon.wallclock import WallClock
@@ -46,6 +47,7 @@ class ServerQuestions(Stage):
         rules_of: Callable[[ServerProfile], Rules],
         profile: Callable[[], ServerProfile | None],
         longest_wait: timedelta,
+        reach: Reach,
     ) -> None:
         """``profile`` is None until it is known; a server that answers nothing is left alone up to ``longest_wait``."""
         self._reconciler = reconciler
@@ -53,6 +55,7 @@ class ServerQuestions(Stage):
         self._rules_of = rules_of
         self._profile = profile
         self._longest_wait = longest_wait
+        self._reach = reach
         self._set_by = wall.set_by
         at_once = "and at once with `ingestd reconcile`"
         # By whether a question wants copies, and not only to know what is there.
@@ -92,6 +95,10 @@ class ServerQuestions(Stage):
         for answer in self._reconciler.collect():
             _, asker, context, clock_sets = self._asked.pop(id(answer.question))
             self.answered += 1
+            if _is_answered(answer):
+                self._reach.take(None, now)
+            if answer.pause is not None:
+                self._reach.take(answer.pause, now)
             if self.rules is not None and answer.clock_offset is not None and clock_sets == self.clock_sets:
                 self.rules = replace(self.rules, clock_offset=answer.clock_offset)
             if isinstance(answer, StudyAnswer):
@@ -119,3 +126,10 @@ class ServerQuestions(Stage):
         """Nothing waits for an answer any more: that none came is no alarm."""
         for each in self._unanswered.values():
             each.end()
+
+
+def _is_answered(answer: Answer) -> bool:
+    """Whether the server told any of what it was asked for."""
+    if isinstance(answer, StudyAnswer):
+        return any(finding.present is not None for finding in answer.findings)
+    return not answer.error

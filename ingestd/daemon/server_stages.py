@@ -24,6 +24,7 @@ from ingestd.daemon.assignment import Assignment
 from ingestd.daemon.feed_reading import FeedReading
 from ingestd.daemon.holder_comparison import HolderComparison
 from ingestd.daemon.posting import Posting
+from ingestd.daemon.reach import Reach
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.server_copies import ServerCopies
 from ingestd.daemon.server_questions import ServerQuestions
@@ -116,6 +117,7 @@ class ServerStages:
         workers: ServerWorkers,
         shared: Shared,
         gives_way: Callable[[], bool],
+        reach: Reach,
         whose: str,
     ) -> None:
         """``ledger`` is the one that this destination has; ``whose`` its name, "" where it is the only one.
@@ -128,6 +130,7 @@ class ServerStages:
         self._workers = workers
         self._shared = shared
         self._gives_way = gives_way
+        self._reach = reach
         self._backoff = backoff_of(config)
         self.alarms = shared.alarms.of(whose)
         # Each line says whose it is.
@@ -160,6 +163,7 @@ class ServerStages:
             most_bytes=most_bytes_of(self._destination),
             progress=self._shared.progress,
             gives_way=self._gives_way,
+            reach=self._reach,
             tells_gone=self._shared.tells_gone,
             assignment=self._shared.assignment,
             log=self._log,
@@ -174,6 +178,7 @@ class ServerStages:
             rules_of=partial(rules_of, self._config, self._destination),
             profile=lambda: self._workers.sender.profile,
             longest_wait=self._backoff.cap,
+            reach=self._reach,
         )
 
     @cached_property

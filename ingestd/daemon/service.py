@@ -197,7 +197,8 @@ class _Service:
         self._alive_at = self._status_at = 0.0
         self._interval = notifier.watchdog_interval.total_seconds() if notifier.watchdog_interval else inf
         daemon.loop.idle_seconds = min(IDLE_SECONDS, self._interval)
-        self.following: Daemon | None = None  # takes this one's place, with a new configuration
+        self.following: Daemon | None = None  # takes this one's place, with a new configuration or without the upkeep
+        self._has_tried_anew = False  # to build one without the upkeep
 
     def is_over(self) -> bool:
         """After each tick: say how we are, hear the signals; whether it is to stop, or another stands ready."""
@@ -214,6 +215,10 @@ class _Service:
             self.following = _prepare(_reread(self._reread, self._adopt, self._daemon.config), self._daemon)
             if self.following is None:
                 self._notifier.ready("watching; the changed configuration was refused, see the log")
+            self._daemon.gates.claims.set("reload", is_open=self.following is None)
+        elif self._daemon.assignment.gives_upkeep and self.following is None and not self._has_tried_anew:
+            self._has_tried_anew = True
+            self.following = _prepare(self._daemon.config, self._daemon)
             self._daemon.gates.claims.set("reload", is_open=self.following is None)
         # A post that went on in this process would be asked about meanwhile, found absent, and sent a second time.
         return self.following is not None and self._daemon.stages.no_post_is_out and self._may_hand_over()
@@ -250,7 +255,7 @@ class _Service:
     def _drop_following(self) -> None:
         if self.following is not None:
             self.following.close(hand_over=True)
-            self.following = None
+            self.following, self._has_tried_anew = None, False
 
     def _tell(self) -> None:
         now = read_clocks().mono

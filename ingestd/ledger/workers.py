@@ -47,6 +47,7 @@ TABLE = """CREATE TABLE worker (
     wrote_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     bars TEXT NOT NULL DEFAULT '',
     sight TEXT NOT NULL DEFAULT '{}',
+    reach TEXT NOT NULL DEFAULT '{}',
     ended_at BIGINT,
     why_ended TEXT NOT NULL DEFAULT ''
 ) WITH (fillfactor = 50)"""

@@ -73,7 +73,7 @@ class Rooms:
             ledger=self.ledger,
             routing=lambda *_: Route(rule=None, text="", destinations=("default",)),
             gate=Gate(),
-            assignment=Assignment([policy.name], is_whole=True),
+            assignment=Assignment([policy.name], reach={}, is_whole=True),
             on_copied=lambda: None,
             sha256=True,
             is_lost=lambda place: not Path(place).exists(),

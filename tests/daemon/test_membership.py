@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.daemon.membership import divide, seen_by
+from ingestd.daemon.membership import divide, seen_by, stands_back
 
 NAMES = [f"inbox{number}" for number in range(7)]
 SETS = st.sets(st.sampled_from(NAMES))
@@ -68,3 +68,34 @@ def test_whoever_acts_when_all_come_to_have_their_parts(wanted, workers, chance)
     assert all(divide(names, had, seen, number) == ([], []) for number in had), "and so it stays"
     if all(len(each) == len(NAMES) for each in seen.values()):
         assert max(len(each) for each in had.values()) <= -(-wanted // len(had))
+
+
+def test_upkeep_is_anothers_who_reaches_what_we_do_not():
+    assert stands_back({1: {"a": False, "b": True}, 2: {"a": True}}, 1)
+    assert not stands_back({1: {"a": False}, 2: {}}, 1), "nobody knows whether that one does"
+    assert not stands_back({1: {"a": False}, 2: {"a": False}}, 1)
+    assert not stands_back({1: {}, 2: {"a": True}}, 1), "nothing failed here"
+
+
+def test_of_two_who_fail_at_different_servers_neither_gives_the_upkeep_up():
+    reach = {1: {"a": False, "b": True}, 2: {"a": True, "b": False}}
+    assert [stands_back(reach, number) for number in reach] == [False, False]
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from("abcd"), st.booleans()), min_size=1, max_size=5),
+    st.integers(0, 5),
+    st.randoms(use_true_random=False),
+)
+def test_whoever_acts_when_the_upkeep_comes_to_one_who_keeps_it(workers, first, chance):
+    """Whoever had it, or nobody: in the end one has it, of whom no other reaches more, and so it stays."""
+    reach = dict(enumerate(workers))
+    holder = first if first in reach else None
+    for _ in range(2 * len(reach)):
+        for number in chance.sample(sorted(reach), len(reach)):
+            if holder is None and not stands_back(reach, number):
+                holder = number
+            elif holder == number and stands_back(reach, number):
+                holder = None
+    assert holder is not None
+    assert not stands_back(reach, holder)

@@ -1,0 +1,63 @@
+"""What a worker says of whether it reaches a server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ingestd.clocks import Now
+from ingestd.daemon.reach import Reach
+from ingestd.lifecycle import Pause, PauseCause
+
+LEASE = timedelta(seconds=60)
+AWAY = Pause(cause=PauseCause.UNREACHABLE, note="no route")
+
+
+def at(seconds: float) -> Now:
+    return Now(utc=datetime(2026, 1, 1, tzinfo=UTC), mono=seconds)
+
+
+@pytest.fixture
+def reach() -> Reach:
+    return Reach("default", LEASE)
+
+
+def test_nothing_is_known_before_anything_was_asked(reach):
+    assert reach.has_answered(at(0)) is None
+    assert reach.is_stale(at(0))
+
+
+def test_server_is_failed_at_only_after_three_leases_of_failures(reach):
+    reach.take(None, at(0))
+    for seconds in range(10, 190, 10):
+        reach.take(AWAY, at(seconds))
+        assert reach.has_answered(at(seconds)) is (True if seconds < 180 else None)
+    reach.take(AWAY, at(190))
+    assert reach.has_answered(at(190)) is False
+
+
+def test_first_answer_ends_it(reach):
+    reach.take(AWAY, at(0))
+    reach.take(AWAY, at(200))
+    assert reach.has_answered(at(200)) is False
+    reach.take(None, at(201))
+    assert reach.has_answered(at(201)) is True
+    reach.take(AWAY, at(202))
+    assert reach.has_answered(at(202)) is True
+
+
+def test_one_failure_with_nothing_asked_since_says_nothing(reach):
+    reach.take(AWAY, at(0))
+    assert reach.has_answered(at(10_000)) is None
+
+
+def test_answer_of_long_ago_says_nothing(reach):
+    reach.take(None, at(0))
+    assert reach.has_answered(at(180)) is None
+
+
+def test_server_that_asks_to_slow_down_is_reached_and_not_failed_at(reach):
+    for seconds in (0, 200):
+        reach.take(Pause(cause=PauseCause.THROTTLED, note="429"), at(seconds))
+    assert reach.has_answered(at(200)) is None
