@@ -45,6 +45,8 @@ _SGR = {
 _GAP = 2
 # A last column that leaves at least this much stays beside the others; only its longer words go below.
 _LEAST_BESIDE = 20
+# A column is not folded into less than this for the sake of another.
+_LEAST_FOLDED = 16
 _WORDS = re.compile(r"(?:`[^`]*`|\S)+")
 
 
@@ -154,7 +156,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: s
             yield from _rows(lines, natural, numbers)
             return
         least = [
-            size if is_number else max(map(_least, column))
+            size if is_number else max(min(size, _LEAST_FOLDED), *map(_least, column))
             for size, is_number, column in zip(natural, numbers, columns, strict=True)
         ]
         widths, apart = _divide(natural, least, width)

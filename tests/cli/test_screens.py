@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 
 from ingestd.cli.advice import next_step, reason_called, words_of
+from ingestd.cli.tables import table, whole
 from ingestd.lifecycle import Reason, State
 from tests.commanding import Rows
 from tests.running import PROGRAM, environment
@@ -85,6 +86,13 @@ def test_each_row_is_one_line_in_a_pipe(folder):
 
     assert "1 CONFIRMED" in row
     assert "CT" in row
+
+
+def test_short_words_are_not_folded_for_a_long_one_beside_them():
+    heads = ("Folder", "Found by", "In it", "Looked")
+    row = (whole("/srv/ingestd/modalities/computed-tomography/one/of/drop"), "events", "nothing; 3 seen", "1 s ago")
+    shown = ["".join(text for text, _ in line).split() for line in table(heads, [row])(80)]
+    assert shown[-1] == ["events", "nothing;", "3", "seen", "1", "s", "ago"]
 
 
 @pytest.mark.parametrize("width", [80, None])
