@@ -67,13 +67,15 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         stories = [story for entry in told if (story := queries.story(ledger, entry.delivery_id))]
         servers = queries.destinations(ledger)
         unanswered = [alarm for alarm in queries.alarms(ledger) if alarm.kind in _UNANSWERED]
+        machines = ledger.machines({attempt.worker for story in stories for attempt in story.attempts})
         work = at_work(settings, ledger)
     if not stories:
         raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what, work))
     files = [[story for story in stories if story.entry.file_id == each] for each in file_ids[:MOST_STORIES]]
     if as_json:
         plains = [
-            story_as_plain(story, unanswered) | {"file_state": telling([each.entry for each in deliveries]).state}
+            story_as_plain(story, unanswered, machines)
+            | {"file_state": telling([each.entry for each in deliveries]).state}
             for deliveries in files
             for story in deliveries
         ]
@@ -93,7 +95,8 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
             Told(story, _waits_for_proof(story.entry), present.step(story, unanswered)) for story in deliveries
         ]
         whole = telling([story.entry for story in deliveries])
-        show(*drawing(each_told, whole, folders, reference=reference, several=len(servers) > 1))
+        several = len(servers) > 1
+        show(*drawing(each_told, whole, folders, machines, reference=reference, several=several))
     if len(file_ids) > len(files):
         rest = len(file_ids) - len(files)
         click.echo(as_typed(f"... and {rest} more: list them with `ingestd status --study`, and explain one by its ID"))
@@ -229,7 +232,7 @@ def _as_dropped(config: Config, what: str) -> Path:
     return path
 
 
-def story_as_plain(story: Story, unanswered: Sequence[Alarm]) -> dict[str, Any]:
+def story_as_plain(story: Story, unanswered: Sequence[Alarm], machines: Mapping[int, str] | None) -> dict[str, Any]:
     from .status import entry_as_plain
 
     return entry_as_plain(story.entry) | {
@@ -259,6 +262,7 @@ def story_as_plain(story: Story, unanswered: Sequence[Alarm]) -> dict[str, Any]:
                 "error": attempt.error,
                 "interrupted": attempt.interrupted,
             }
+            | ({} if machines is None else {"worker": attempt.worker, "machine": machines.get(attempt.worker) or None})
             for attempt in story.attempts
         ],
         "holder": _short(story.holder) if story.holder else None,

@@ -27,12 +27,19 @@ class Told(NamedTuple):
 
 
 def drawing(
-    told: Sequence[Told], whole_file: Entry, folders: Mapping[str, str], *, reference: str, several: bool
+    told: Sequence[Told],
+    whole_file: Entry,
+    folders: Mapping[str, str],
+    machines: Mapping[int, str] | None,
+    *,
+    reference: str,
+    several: bool,
 ) -> Iterator[Block]:
     """Lay out the stories of a file's deliveries.
 
-    ``whole_file`` is the one that says what the file as a whole is, ``folders`` where the inboxes are, ``reference``
-    what the log calls the file's study, ``several`` that there are several destinations.
+    ``whole_file`` is the one that says what the file as a whole is, ``folders`` where the inboxes are, ``machines``
+    where the workers are (None: there is only one), ``reference`` what the log calls the file's study, ``several`` that
+    there are several destinations.
     """
     first = told[0].story.entry
     meaning = f"- {MEANING[whole_file.state]}"
@@ -52,7 +59,7 @@ def drawing(
     for each in told:
         if several and each.story.entry.destination:
             yield from _heading(each)
-        yield from _delivery(each)
+        yield from _delivery(each, machines)
 
 
 def _heading(told: Told) -> Iterator[Block]:
@@ -65,14 +72,15 @@ def _heading(told: Told) -> Iterator[Block]:
         yield facts(rows)
 
 
-def _delivery(told: Told) -> Iterator[Block]:
+def _delivery(told: Told, machines: Mapping[int, str] | None) -> Iterator[Block]:
     story = told.story
     yield blank
     yield table(("At", "", "Became", "Why"), map(_event, story.history), title="History")
     if story.attempts:
         yield blank
-        headings = ("Request", "At", "Files>", "Size>", "Answer", "Took>", "")
-        yield table(headings, map(_request, story.attempts), title="Requests it was part of")
+        headings = ("Request", "At", *(["Worker"] * (machines is not None)), "Files>", "Size>", "Answer", "Took>", "")
+        requests = (_request(attempt, machines) for attempt in story.attempts)
+        yield table(headings, requests, title="Requests it was part of")
     for others, words in (
         ([story.holder] if story.holder else [], "It is compared with"),
         (story.duplicates, "Duplicates of it"),
@@ -176,10 +184,17 @@ def _event(event: Event) -> tuple[object, ...]:
     )
 
 
-def _request(attempt: Attempt) -> tuple[object, ...]:
+def _request(attempt: Attempt, machines: Mapping[int, str] | None) -> tuple[object, ...]:
     answer = (
         f"HTTP {attempt.http_status}" if attempt.http_status else ("interrupted" if attempt.interrupted else "none")
     )
     took = f"{attempt.seconds:.1f} s" if attempt.seconds is not None else ""
     size = in_bytes(attempt.size_bytes)
-    return (attempt.attempt_id, clock(attempt.started_at), attempt.instances, size, answer, took, attempt.error)
+    worker = [] if machines is None else [_worker(attempt.worker, machines)]
+    at = clock(attempt.started_at)
+    return (attempt.attempt_id, at, *worker, attempt.instances, size, answer, took, attempt.error)
+
+
+def _worker(number: int, machines: Mapping[int, str]) -> str:
+    machine = machines.get(number)
+    return f"{number} on {plain(machine)}" if machine else str(number or "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -262,6 +262,11 @@ class Ledger(Registry):
         """List who writes, and who stands by; None where whoever has the spool's lock is the only one."""
         with self.asking():
             return self.database.workers(self.connection)
+
+    def machines(self, workers: Collection[int]) -> Mapping[int, str] | None:
+        """Name the machines of these workers, as far as they are remembered; None where there is only one."""
+        with self.asking():
+            return self.database.machines(self.connection, workers)
 
     def members(self) -> Sequence[Member]:
         """List who is at work on our spool, with the claims of each; nobody where it is not shared."""

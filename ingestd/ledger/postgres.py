@@ -21,7 +21,7 @@ that were small reads them whole, once they are not, until somebody analyzes the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +181,10 @@ class Postgres(Server):
 
     def workers(self, connection: Connection) -> Sequence[workers.Worker]:
         return workers.listed(connection)
+
+    def machines(self, connection: Connection, workers: Collection[int]) -> Mapping[int, str]:
+        rows = connection.exec_driver_sql("SELECT id, machine FROM worker WHERE id = ANY (%s)", (list(workers),))
+        return {row.id: row.machine for row in rows}
 
     def members(self, connection: Connection, spool_id: int) -> Sequence[membership.Member]:
         return membership.members(connection, spool_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,9 @@ class Sqlite:
 
     def workers(self, connection: Connection) -> Sequence[Worker] | None:  # noqa: ARG002 - whoever has locked the spool
         return None
+
+    def machines(self, connection: Connection, workers: Collection[int]) -> None:
+        """Name none: all was done by this one."""
 
     def members(self, connection: Connection, spool_id: int) -> Sequence[Member]:  # noqa: ARG002 - as `workers`
         return ()

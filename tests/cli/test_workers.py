@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -171,6 +172,18 @@ def test_what_each_has_of_the_work_is_told(command, workers):
         assert f"works, takes from {inbox.path}, upkeep\n" in shown
         listed = command("workers", "--json").json["workers"]
         assert [(each["does"], len(each["claims"])) for each in listed] == [("works", 0), ("works", 2)]
+
+
+def test_which_worker_sent_is_told(command, workers):
+    with workers.works() as ledger:
+        entry_in(ledger, State.STORED)
+        workers.is_elsewhere(1, "pacs-a")
+        assert re.search(r"Worker +Files .*\n1 .* 1 on pacs-a +1 ", command("explain", "1").out)
+        (sent,) = command("explain", "1", "--json").json["files"][0]["requests"]
+        assert (sent["worker"], sent["machine"]) == (1, "pacs-a")
+    workers.do("DELETE FROM worker WHERE id = 1")  # after a month
+    (sent,) = command("explain", "1", "--json").json["files"][0]["requests"]
+    assert (sent["worker"], sent["machine"]) == (1, None)
 
 
 def test_a_worker_of_another_machine_is_seen_and_its_spool_need_not_be_here(command, workers):

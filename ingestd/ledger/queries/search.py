@@ -382,6 +382,7 @@ def _event(row: Any) -> Event:
 def _attempt(row: Any) -> Attempt:
     return Attempt(
         attempt_id=row.id,
+        worker=row.worker_id,
         started_at=row.started_at,
         finished_at=row.finished_at,
         instances=row.instances,
