@@ -14,7 +14,7 @@ from .asker import as_typed, how_to_start
 from .held import waits_for
 from .output import ago, clock, in_bytes, in_files, plain, tried_again
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
-from .working import described, silence_of
+from .working import described, silence_of, unreached_by
 
 if TYPE_CHECKING:
     from ingestd.ledger import Status
@@ -88,8 +88,11 @@ def _workers(work: AtWork) -> Iterator[tuple[str, str | Cell]]:
         yield "Daemon", Cell(work.unseen or f"not running{silent} (start it: {how_to_start()})", "yellow")
     for worker in work.barred:
         yield "Takes nothing over", Cell(f"{described(worker)}: {plain(worker.bars)}", "yellow")
+    for worker in work.cut_off:
+        yield "Not reached", Cell(f"by {described(worker)}: {unreached_by(worker)}", "yellow")
     if work.others:
-        yield "Others", ", ".join(f"{described(each)}, {_WORDS[each.holds]}" for each in work.others)
+        for number, each in enumerate(work.others):
+            yield "" if number else "Others", f"{described(each)}, {_WORDS[each.holds]}"
     elif work.workers is not None and work.daemon is not None:
         if missed := work.missed:
             since = f"{ago(missed.silent.total_seconds())} ago"

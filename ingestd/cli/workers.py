@@ -12,7 +12,7 @@ import click
 from .asker import how_to_start
 from .common import ExitCode, config_option, host_of, json_option, ledger_for_reading, load_config
 from .output import ago, plain, print_json
-from .working import at_work, does, worker_as_plain
+from .working import at_work, does, unreached_by, worker_as_plain
 
 if TYPE_CHECKING:
     from ingestd.config import Config
@@ -32,9 +32,10 @@ def command(*, config: Path | None, as_json: bool) -> int:
     """Show who works on a ledger in PostgreSQL, at what, who stands by, and who ended within a day.
 
     Each start of `run`, `run --once` or `send` is a worker with a number of its own. Those that `run` share the work:
-    each inbox is taken from by one, proof and removal are the upkeep of one, and all send. Where one ends, or writes
-    nothing for its lease, the others go on in its place. One stands by where it may not begin yet. `Wrote` is by the
-    database's clock: whoever lives writes six times in its lease at the least.
+    each inbox is taken from by one, one proves and removes, and all send. Where one ends, or writes nothing for its
+    lease, the others go on in its place. One stands by where it may not begin yet. Of a destination of which it gets no
+    answer for three leases, one says so. `Wrote` is by the database's clock: whoever lives writes six times in its
+    lease at the least.
 
     An SQLite ledger has one daemon, which is told.
     """
@@ -98,7 +99,7 @@ def _table(config: Config, workers: Sequence[Worker], spools: Mapping[str, str])
 
 
 def _doing(worker: Worker, now: datetime, *, sends: bool, folders: Mapping[str, str]) -> Cell:
-    from ingestd.ledger import inbox_claimed
+    from ingestd.ledger import UPKEEP, inbox_claimed
 
     from .tables import Cell
 
@@ -106,13 +107,19 @@ def _doing(worker: Worker, now: datetime, *, sends: bool, folders: Mapping[str, 
     if worker.ended_at is not None:
         since = ago((now - worker.ended_at).total_seconds())
         return Cell(f"ended {since} ago: {worker.why_ended}", "dim")
-    has = (f"takes from {folders.get(name, name)}" for each in worker.claims if (name := inbox_claimed(each)))
-    parts = [*has, *(each for each in worker.claims if not inbox_claimed(each))]
+    inboxes = [folders.get(name, name) for each in worker.claims if (name := inbox_claimed(each))]
+    parts = [
+        "sends" if sends else "works",
+        *([f"takes from {', '.join(inboxes)}"] if inboxes else []),
+        *(["proves and removes"] if UPKEEP in worker.claims else []),
+        *([unreached_by(worker)] if worker.unreached else []),
+    ]
     words = {
-        "works": "sends" if sends else ", ".join(map(plain, ["works", *parts])),
+        "works": plain("; ".join(parts)),
         "stands_by": "stands by",
         "barred": f"takes nothing over: {plain(worker.bars)}",
         "silent": "silent: whoever takes over ends it",
         "gone": "its process is gone",
     }
-    return Cell(words[doing], {"works": "green", "stands_by": "cyan"}.get(doing, "yellow"))
+    styles = {"works": "yellow" if worker.unreached else "green", "stands_by": "cyan"}
+    return Cell(words[doing], styles.get(doing, "yellow"))

@@ -75,6 +75,11 @@ class AtWork:
         return [worker for worker in self.workers or () if worker.is_alive and worker.bars]
 
     @property
+    def cut_off(self) -> list[Worker]:
+        """Those that live and get no answer of a destination."""
+        return [worker for worker in self.workers or () if worker.is_alive and worker.unreached]
+
+    @property
     def silent(self) -> Worker | None:
         """Who worked last, has not ended, and writes no more."""
         holders = (worker for worker in self.workers or () if worker.holds and worker.ended_at is None)
@@ -111,6 +116,10 @@ def described(worker: Worker) -> str:
     return f"worker {worker.id}, process {worker.process} on {plain(worker.machine)}"
 
 
+def unreached_by(worker: Worker) -> str:
+    return f"no answer of {', '.join(worker.unreached)}"
+
+
 def silence_of(worker: Worker) -> str:
     """Say which worker works no more without having ended, and how that is known."""
     how = "is gone" if worker.is_gone else f"has been silent for {ago(worker.silent.total_seconds())}"
@@ -136,6 +145,7 @@ def worker_as_plain(worker: Worker) -> dict[str, object]:
         "does": does(worker),
         "claims": list(worker.claims),
         "bars": worker.bars or None,
+        "unreached": list(worker.unreached),
         "began_at": worker.began_at,
         "wrote_seconds_ago": worker.silent.total_seconds(),
         "lease_seconds": worker.lease.total_seconds(),

@@ -17,6 +17,7 @@ committed (``ingestd.lease``): when another may end it, it has stopped to act.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -65,7 +66,7 @@ _NEW = (
 )
 _END = "UPDATE worker SET ended_at = %s, why_ended = %s WHERE id = %s AND writes = %s AND ended_at IS NULL"
 _LIST = (
-    "SELECT worker.id, spool.host, machine, process, worker.began_at, holds, lease_us, bars, ended_at,"
+    "SELECT worker.id, spool.host, machine, process, worker.began_at, holds, lease_us, bars, reach, ended_at,"
     " why_ended, ARRAY(SELECT name FROM claim WHERE worker_id = worker.id ORDER BY name) AS claims,"
     " extract(epoch FROM clock_timestamp() - wrote_at)::BIGINT AS silent"
     " FROM worker JOIN spool ON spool.id = worker.spool_id"
@@ -116,6 +117,7 @@ class Worker:
     lease: timedelta
     silent: timedelta  # since its last transaction, by the database's clock
     bars: str  # what keeps it from taking anything over; "": nothing does
+    unreached: tuple[str, ...]  # the destinations of which it gets no answer
     ended_at: datetime | None
     why_ended: str
     is_gone: bool  # its process was of this boot of this machine, and is no more
@@ -200,6 +202,7 @@ def listed(connection: Connection) -> list[Worker]:
             lease=row.lease_us * MICROSECOND,
             silent=timedelta(seconds=max(0, row.silent)),
             bars=row.bars,
+            unreached=tuple(name for name, answers in json.loads(row.reach).items() if not answers),
             ended_at=None if row.ended_at is None else Instant.give(row.ended_at),
             why_ended=row.why_ended,
             is_gone=is_gone(row.process),

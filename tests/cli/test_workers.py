@@ -162,16 +162,25 @@ def test_who_works_and_who_stands_by_is_told_by_every_command(command, workers):
 
 def test_what_each_has_of_the_work_is_told(command, workers):
     (inbox,) = workers.config.inboxes
-    with workers.works(shares=True) as first, workers.works(shares=True):
+    with workers.works(shares=True) as first, workers.works(shares=True), workers.works(shares=True):
         with first.transaction() as tx:
             moves.claim_work(tx, takes=[inbox_claim(inbox.spool_name), UPKEEP])
-        assert f"(worker 1)\nOthers              worker 2, process {os.getpid()} on {HERE}, works\n" in (
-            command("status").out
-        )
+        others = [f"worker {number}, process {os.getpid()} on {HERE}, works\n" for number in (3, 2)]
+        assert f"(worker 1)\nOthers              {others[0]}                    {others[1]}" in command("status").out
         shown = command("workers").out
-        assert f"works, takes from {inbox.path}, upkeep\n" in shown
+        assert f"works; takes from {inbox.path}; proves and removes\n" in shown
         listed = command("workers", "--json").json["workers"]
-        assert [(each["does"], len(each["claims"])) for each in listed] == [("works", 0), ("works", 2)]
+        assert [(each["does"], len(each["claims"])) for each in listed] == [("works", 0), ("works", 0), ("works", 2)]
+
+
+def test_who_gets_no_answer_of_a_destination_is_told(command, workers):
+    with workers.works(shares=True) as ledger:
+        with ledger.transaction() as tx:
+            moves.say_sight(tx, bars="", sight={}, reach={"archive": True, "default": False})
+        assert "works; no answer of default\n" in command("workers").out
+        assert command("workers", "--json").json["workers"][0]["unreached"] == ["default"]
+        told = f"Not reached         by worker 1, process {os.getpid()} on {HERE}: no answer of default\n"
+        assert told in command("status").out
 
 
 def test_which_worker_sent_is_told(command, workers):
