@@ -31,7 +31,7 @@ def check_all(config: Config, *, for_start: bool) -> Iterator[CheckResult]:
     for inbox in config.inboxes:
         yield from _guarded("inbox", inbox_taken_from, inbox, config)
     yield from _guarded("inboxes", folders_apart, config, for_start=for_start)
-    yield from _guarded("spool", spool, config)
+    yield from _guarded("spool", _spool, config, is_away=away is not None)
     yield from _guarded("disk", disk, config)
     if away is not None:
         yield bad("database", str(away), "ingestd starts, and waits for it", code=ExitCode.TIMEOUT)
@@ -118,6 +118,29 @@ def _user(config: Config, work: AtWork | None, *, for_start: bool) -> Iterator[C
         yield bad("daemon", f"running already, {work.daemon}", "stop it first", code=ExitCode.BUSY)
     else:
         yield ok("daemon", f"running, {work.daemon}")
+
+
+def _spool(config: Config, *, is_away: bool) -> Iterator[CheckResult]:
+    """Judge the spool; where its share is not mounted, as the ledger tells, nothing is well with its place."""
+    is_elsewhere = not is_away and _is_elsewhere(config)
+    yield from (result for result in spool(config) if not (is_elsewhere and result.result == "ok"))
+
+
+def _is_elsewhere(config: Config) -> bool:
+    from ingestd.ledger import Ledger, LedgerError
+
+    if config.ledger_file is not None or os.path.lexists(config.spool.path / "spool.id"):
+        return False
+    try:
+        ledger = Ledger.open(config.ledger, read_only=True, key=config.spool.search_key)
+    except LedgerError:
+        return False  # as is told of the ledger
+    with ledger:
+        try:
+            ledger.expect_no_other(config.spool.path)
+        except LedgerError:
+            return True
+    return False
 
 
 def _ledger(config: Config, work: AtWork | None) -> Iterator[CheckResult]:

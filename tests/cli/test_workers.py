@@ -279,6 +279,20 @@ def test_send_makes_no_spool_and_no_key_where_the_share_is_not_mounted(command, 
     assert list(spool.iterdir()) == []
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_spool_of_which_the_share_is_not_mounted_is_not_called_well(command, workers, is_there):
+    workers.works().close()
+    spool = workers.config.spool.path
+    spool.rename(workers.folder / "away")
+    if is_there:
+        spool.mkdir(mode=0o700)
+
+    ran = command("check", "--for-start")
+
+    assert (ran.code, "is not that of the ledger" in ran.out) == (ExitCode.CONFIGURATION, True), ran
+    assert not [line for line in ran.out.splitlines() if line.startswith("ok") and line.split()[1] == "spool"]
+
+
 def test_an_address_is_not_changed_under_who_would_take_over(command, workers):
     with workers.works(), workers.stands_by():
         ran = command("destination", "move", "default", "http://127.0.0.1:1/x")
