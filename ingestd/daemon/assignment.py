@@ -27,6 +27,7 @@ class Assignment:
         self.workers = 1  # at work on the spool
         self.reach = reach
         self.unreached: frozenset[str] = frozenset()  # the destinations that one of them does not reach
+        self.reached_elsewhere: frozenset[str] = frozenset()  # those that answered another one lately
         self.gives_upkeep = False  # another is to have it, once rooms are made anew that have nothing of it in hand
 
     def take_over(self, before: Assignment) -> None:

@@ -220,6 +220,8 @@ class Membership(Stage):
         self._takes = [inbox_claim(name) for name in takes if name not in self._unknown]
         reach = {each.beat.id: each.reach for each in there} | {ours.beat.id: seen.reach}
         mine.unreached = frozenset(name for each in reach.values() for name, answers in each.items() if not answers)
+        others = (each.reach for each in well)
+        mine.reached_elsewhere = frozenset(name for each in others for name, answers in each.items() if answers)
         for_another = stands_back({each.beat.id: reach[each.beat.id] for each in (*able, ours)}, ours.beat.id)
         self._note_upkeep(is_ours=UPKEEP in ours.claims, for_another=for_another)
         if UPKEEP in ours.claims:

@@ -1,14 +1,21 @@
-"""What a worker says of whether it reaches a server."""
+"""What a worker says of whether it reaches a server, and what it keeps to itself."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from ingestd.clocks import Now
 from ingestd.daemon.reach import Reach
+from ingestd.ledger import queries
 from ingestd.lifecycle import Pause, PauseCause
+from tests.daemon.test_verification import rooms, turn_until
+from tests.ledgers import by_lock_only
+from tests.ports import own_port
+from tests.running import Site
+from tests.serving import only_server
 
 LEASE = timedelta(seconds=60)
 AWAY = Pause(cause=PauseCause.UNREACHABLE, note="no route")
@@ -61,3 +68,19 @@ def test_server_that_asks_to_slow_down_is_reached_and_not_failed_at(reach):
     for seconds in (0, 200):
         reach.take(Pause(cause=PauseCause.THROTTLED, note="429"), at(seconds))
     assert reach.has_answered(at(200)) is None
+
+
+@by_lock_only
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_pause_of_one_is_not_the_destinations_while_another_is_answered(tmp_path: Path, elsewhere: bool):
+    """`status` said once a minute that sending was stopped, while the others sent."""
+    site = Site(tmp_path / "site", f"http://127.0.0.1:{own_port()}/v2")
+    with rooms(site) as daemon:
+        daemon.assignment.reached_elsewhere = frozenset(daemon.assignment.reach if elsewhere else ())
+        destination = only_server(daemon).posting.destination
+        turn_until(daemon, lambda: destination.pause, what="the pause")
+
+        written = queries.destination(daemon.ledger)
+
+    assert written is not None
+    assert (written.paused_since is None) == elsewhere
