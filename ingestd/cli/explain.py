@@ -67,7 +67,8 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         stories = [story for entry in told if (story := queries.story(ledger, entry.delivery_id))]
         servers = queries.destinations(ledger)
         unanswered = [alarm for alarm in queries.alarms(ledger) if alarm.kind in _UNANSWERED]
-        machines = ledger.machines({attempt.worker for story in stories for attempt in story.attempts})
+        senders = {attempt.worker for story in stories for attempt in story.attempts} - {0}
+        machines = ledger.machines(senders) if senders else None
         work = at_work(settings, ledger)
     if not stories:
         raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what, work))

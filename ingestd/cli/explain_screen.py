@@ -38,7 +38,7 @@ def drawing(
     """Lay out the stories of a file's deliveries.
 
     ``whole_file`` is the one that says what the file as a whole is, ``folders`` where the inboxes are, ``machines``
-    where the workers are (None: there is only one), ``reference`` what the log calls the file's study, ``several`` that
+    where the workers are (None: none has a number), ``reference`` what the log calls the file's study, ``several`` that
     there are several destinations.
     """
     first = told[0].story.entry

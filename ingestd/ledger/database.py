@@ -94,8 +94,8 @@ class Database(Protocol):
     def workers(self, connection: Connection) -> Sequence[Worker] | None:
         """List the workers of the last day, the newest first; None: there is only one, which has the spool's lock."""
 
-    def machines(self, connection: Connection, workers: Collection[int]) -> Mapping[int, str] | None:
-        """Name the machines of these workers, as far as they are remembered; None as for ``workers``."""
+    def machines(self, connection: Connection, workers: Collection[int]) -> Mapping[int, str]:
+        """Name the machines of these workers, as far as they are remembered."""
 
     def members(self, connection: Connection, spool_id: int) -> Sequence[Member]:
         """List who is at work on a spool, with the claims of each."""

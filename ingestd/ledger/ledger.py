@@ -263,8 +263,8 @@ class Ledger(Registry):
         with self.asking():
             return self.database.workers(self.connection)
 
-    def machines(self, workers: Collection[int]) -> Mapping[int, str] | None:
-        """Name the machines of these workers, as far as they are remembered; None where there is only one."""
+    def machines(self, workers: Collection[int]) -> Mapping[int, str]:
+        """Name the machines of these workers, as far as they are remembered."""
         with self.asking():
             return self.database.machines(self.connection, workers)
 

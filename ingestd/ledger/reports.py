@@ -146,7 +146,7 @@ class Attempt:
     """One Store Transaction, as far as one of its rows is told of it."""
 
     attempt_id: int
-    worker: int  # which sent it; 0: the only one that there was
+    worker: int  # which sent it; 0: one without a number, of an SQLite ledger
     started_at: datetime
     finished_at: datetime | None
     instances: int

@@ -91,8 +91,8 @@ class Sqlite:
     def workers(self, connection: Connection) -> Sequence[Worker] | None:  # noqa: ARG002 - whoever has locked the spool
         return None
 
-    def machines(self, connection: Connection, workers: Collection[int]) -> None:
-        """Name none: all was done by this one."""
+    def machines(self, connection: Connection, workers: Collection[int]) -> Mapping[int, str]:  # noqa: ARG002 - as above
+        return {}
 
     def members(self, connection: Connection, spool_id: int) -> Sequence[Member]:  # noqa: ARG002 - as `workers`
         return ()
