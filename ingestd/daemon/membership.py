@@ -138,6 +138,7 @@ class Membership(Stage):
         self._takes: list[str] = []
         self._gives: list[str] = []
         self._sight: _Sight | None = None  # what is to be said anew of what we see
+        self._another_since = inf  # that the upkeep is rather another's (``Now.mono``)
         self._leaves = False
         self._unknown: frozenset[str] = frozenset()  # inboxes of which nobody here knows yet whether they are seen
         self._log = structlog.get_logger()
@@ -164,7 +165,7 @@ class Membership(Stage):
         if ours is None:
             return  # we were ended: the next transaction says so
         self._note_silent(members, now)
-        self._assign(ours, members, self._look_around(ours, now))
+        self._assign(ours, members, self._look_around(ours, now), now)
 
     def _look_around(self, ours: Member, now: Now) -> _Sight:
         """Say which inboxes we see, and how, and what we reach."""
@@ -194,7 +195,7 @@ class Membership(Stage):
             if now.mono - since >= beat.lease.total_seconds() or beat.is_gone
         ]
 
-    def _assign(self, ours: Member, members: Sequence[Member], seen: _Sight) -> None:
+    def _assign(self, ours: Member, members: Sequence[Member], seen: _Sight, now: Now) -> None:
         mine = self._assignment
         silent = {beat.id for beat in self._silent}
         there = [each for each in members if each.beat.id not in silent]
@@ -218,26 +219,31 @@ class Membership(Stage):
         given_up = (*surplus, *(ours.inboxes - mine.configured))
         self._gives = [inbox_claim(name) for name in given_up if not self._is_in_hand(name)]
         self._takes = [inbox_claim(name) for name in takes if name not in self._unknown]
-        reach = {each.beat.id: each.reach for each in there} | {ours.beat.id: seen.reach}
+        reach = {each.beat.id: each.reach for each in (*there, ours)} | {ours.beat.id: seen.reach}
         mine.unreached = frozenset(name for each in reach.values() for name, answers in each.items() if not answers)
-        others = (each.reach for each in well)
-        mine.reached_elsewhere = frozenset(name for each in others for name, answers in each.items() if answers)
+        answered = ((name, answers) for each in well for name, answers in each.reach.items())
+        mine.reached_elsewhere = frozenset(name for name, answers in answered if answers)
         for_another = stands_back({each.beat.id: reach[each.beat.id] for each in (*able, ours)}, ours.beat.id)
-        self._note_upkeep(is_ours=UPKEEP in ours.claims, for_another=for_another)
+        self._note_upkeep(is_ours=UPKEEP in ours.claims, for_another=for_another, now=now)
         if UPKEEP in ours.claims:
             self._gives += [UPKEEP] * (self._leaves or not mine.upkeep)
         elif ours in able and not (self._leaves or for_another or any(UPKEEP in each.claims for each in there)):
             self._takes.append(UPKEEP)
 
-    def _note_upkeep(self, *, is_ours: bool, for_another: bool) -> None:
-        """Take the upkeep up where it is ours and no other is to have it; rooms that have it go on until they end."""
+    def _note_upkeep(self, *, is_ours: bool, for_another: bool, now: Now) -> None:
+        """Take the upkeep up where it is ours and no other is to have it; rooms that have it go on until they end.
+
+        A server that was away for all is answered again to whoever asks first: we ask once more, too.
+        """
         mine = self._assignment
+        since = self._another_since = min(self._another_since, now.mono) if for_another else inf
+        gives = for_another and all(each.was_asked_after(since, now) for each in mine.reach.values())
         has = is_ours and (mine.upkeep or not for_another)
         if has and not mine.upkeep:
             self._log.info("upkeep.claimed")
-        if has and for_another and not mine.gives_upkeep:
+        if has and gives and not mine.gives_upkeep:
             self._log.warning("upkeep.given_up", note="another worker reaches a server that this one does not reach")
-        mine.upkeep, mine.gives_upkeep = has, has and for_another
+        mine.upkeep, mine.gives_upkeep = has, has and gives
 
     def _note(self, inboxes: frozenset[str]) -> None:
         """Take up what is ours now, and tell what has come and gone."""

@@ -161,9 +161,10 @@ class Posting(Stage):
         waits = self.destination.probing or self.destination.wait_left(now.mono) is not None
         return is_unreached and not waits and self._reach.is_stale(now)
 
-    def _is_own(self, pause: Pause) -> bool:
-        """Whether only we do not send for it, while another worker is answered: nothing is stopped."""
-        return self._reach.name in self._assignment.reached_elsewhere and pause.cause not in _SERVERS_WISH
+    def _is_own(self, pause: Pause, now: Now) -> bool:
+        """Whether only we get no answer of any kind, while another worker does: nothing is stopped."""
+        is_cut_off = self._reach.has_answered(now) is False and pause.cause not in _SERVERS_WISH
+        return is_cut_off and self._reach.name in self._assignment.reached_elsewhere
 
     def _heed_others(self, now: Now) -> None:
         """Wait as long as the server has told another worker to."""
@@ -234,7 +235,7 @@ class Posting(Stage):
                 lost.append((result.batch.attempt_id, finished.lost))
         if self._kind is not None:
             moves.set_destination_kind(tx, self._kind)
-        if self.destination.pause is not None and self._paused is not None and not self._is_own(self._paused):
+        if self.destination.pause is not None and self._paused is not None and not self._is_own(self._paused, now):
             wait = self.destination.wait_left(now.mono) or timedelta(0)
             moves.pause_destination(tx, self._paused, until=now.utc + wait, now=now.utc)
         elif self._resumed:

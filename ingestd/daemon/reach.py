@@ -36,8 +36,10 @@ class Reach:
         """Note that the server answered, or ``pause``: why no request of any kind would have been answered."""
         self._asked_at = now.mono
         if pause is None:
-            self._answered_at, self._failed_since = now.mono, None
-        elif pause.cause is not PauseCause.THROTTLED and self._failed_since is None:
+            self._answered_at = now.mono
+        if pause is None or pause.cause is PauseCause.THROTTLED:
+            self._failed_since = None
+        elif self._failed_since is None:
             self._failed_since = now.mono
 
     def has_answered(self, now: Now) -> bool | None:
@@ -47,6 +49,10 @@ class Reach:
         # By the last that failed: where nothing was asked since, it may be reached again.
         failed_for = 0.0 if self._failed_since is None else self._asked_at - self._failed_since
         return False if failed_for >= self._lately else None
+
+    def was_asked_after(self, since: float, now: Now) -> bool:
+        """Whether it was asked after that (``Now.mono``), where it only failed lately."""
+        return self.has_answered(now) is not False or self._asked_at > since
 
     def is_stale(self, now: Now) -> bool:
         """Whether a look would tell anything new."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.clocks import Now
+from ingestd.clocks import Now, read_clocks
 from ingestd.daemon.reach import Reach
 from ingestd.ledger import queries
 from ingestd.lifecycle import Pause, PauseCause
@@ -44,6 +44,14 @@ def test_server_is_failed_at_only_after_three_leases_of_failures(reach):
     assert reach.has_answered(at(190)) is False
 
 
+def test_server_that_came_back_for_another_is_asked_once_more_before_that_counts(reach):
+    reach.take(AWAY, at(0))
+    reach.take(AWAY, at(200))
+    assert not reach.was_asked_after(210, at(220))
+    reach.take(AWAY, at(230))
+    assert reach.was_asked_after(210, at(240))
+
+
 def test_first_answer_ends_it(reach):
     reach.take(AWAY, at(0))
     reach.take(AWAY, at(200))
@@ -70,6 +78,13 @@ def test_server_that_asks_to_slow_down_is_reached_and_not_failed_at(reach):
     assert reach.has_answered(at(200)) is None
 
 
+def test_failures_of_before_a_server_asked_to_slow_down_count_no_more(reach):
+    reach.take(AWAY, at(0))
+    reach.take(Pause(cause=PauseCause.THROTTLED, note="429"), at(100))
+    reach.take(AWAY, at(200))
+    assert reach.has_answered(at(200)) is None
+
+
 @by_lock_only
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_pause_of_one_is_not_the_destinations_while_another_is_answered(tmp_path: Path, elsewhere: bool):
@@ -77,6 +92,7 @@ def test_pause_of_one_is_not_the_destinations_while_another_is_answered(tmp_path
     site = Site(tmp_path / "site", f"http://127.0.0.1:{own_port()}/v2")
     with rooms(site) as daemon:
         daemon.assignment.reached_elsewhere = frozenset(daemon.assignment.reach if elsewhere else ())
+        daemon.assignment.reach["default"].take(AWAY, at(read_clocks().mono - 1000))
         destination = only_server(daemon).posting.destination
         turn_until(daemon, lambda: destination.pause, what="the pause")
 
