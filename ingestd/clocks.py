@@ -38,3 +38,27 @@ class Now:
 def read_clocks() -> Now:
     """Say what time it is."""
     return Now(utc=utc_now(), mono=boottime())
+
+
+class Clock:
+    """What time it is by this machine, until another's clock is heard; by that one from then on."""
+
+    def __init__(self) -> None:
+        self._ahead: float | None = None  # of CLOCK_BOOTTIME, in seconds
+
+    def hear(self, utc: datetime, *, asked: float) -> None:
+        """Go by a clock that showed this at some moment since ``asked`` (``boottime``)."""
+        most, least = utc.timestamp() - asked, utc.timestamp() - boottime()
+        ahead = utc_now().timestamp() - boottime() if self._ahead is None else self._ahead
+        self._ahead = min(max(ahead, least), most)
+
+    def now(self) -> Now:
+        """Say what time it is."""
+        if self._ahead is None:
+            return read_clocks()
+        mono = boottime()
+        return Now(utc=datetime.fromtimestamp(mono + self._ahead, UTC), mono=mono)
+
+    def utc(self) -> datetime:
+        """Say what time it is, for people and for the ledger."""
+        return self.now().utc

@@ -6,13 +6,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ingestd.cli.common import ExitCode
-from ingestd.clocks import Now
+from ingestd.clocks import Clock, Now, boottime
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.reader_client import ReaderClient
 from ingestd.daemon.retention import Looks, Retention
@@ -25,7 +25,7 @@ from ingestd.ledger import Event, Ledger, moves, queries
 from ingestd.lifecycle import Backoff, Reason, State, StudyQueue, Turns
 from ingestd.reader import ReaderLimits, ReaderPool
 from tests.builders import write_instance
-from tests.clocking import MovingClock, requires_compiler
+from tests.clocking import MovingClock, sets_clock
 from tests.emulating import post, stores
 from tests.ledger_builders import LATER, NOW, admit, arrival, assert_ledger_holds, entry_in, open_ledger, outcome, send
 from tests.ledger_builders import apply as apply_outcome
@@ -39,6 +39,22 @@ BACK = LATER - HOURS
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with open_ledger(tmp_path) as opened:
         yield opened
+
+
+def test_clock_of_another_is_gone_by_as_far_as_it_was_seen_to_differ():
+    """An answer is old by as much as it took: what it leaves open stays as it was."""
+    clock, asked = Clock(), boottime()
+    real = datetime.now(UTC)
+    assert abs(clock.utc() - real) < timedelta(seconds=1)
+
+    clock.hear(real - timedelta(seconds=5), asked=asked - 10)
+    assert abs(clock.utc() - real) < timedelta(seconds=1)
+
+    clock.hear(real + HOURS, asked=asked)
+    ahead = clock.utc() - datetime.now(UTC)
+    assert abs(ahead - HOURS) < timedelta(seconds=1)
+    clock.hear(real + HOURS - timedelta(seconds=5), asked=boottime() - 10)
+    assert clock.utc() - datetime.now(UTC) == pytest.approx(ahead, abs=timedelta(milliseconds=50))
 
 
 def claimed(ledger: Ledger, now: datetime) -> list[int]:
@@ -302,7 +318,7 @@ def history_of(site: Site) -> list[Event]:
     return [event for story in site.stories() for event in story.history]
 
 
-@requires_compiler
+@sets_clock
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [-HOURS, HOURS], ids=["back", "forward"])
 def test_clock_that_is_set_while_files_wait_delays_nothing_and_is_told(tmp_path: Path, server: Emulator, by: timedelta):
@@ -331,7 +347,7 @@ def test_clock_that_is_set_while_files_wait_delays_nothing_and_is_told(tmp_path:
     assert len(stores(server.requests)) == 3
 
 
-@requires_compiler
+@sets_clock
 @pytest.mark.slow
 def test_clock_set_forward_between_two_absences_shortens_nothing(tmp_path: Path, server: Emulator):
     """An hour forward, the wait between two absences was over at once, and an instance on its way was sent twice."""
@@ -349,7 +365,7 @@ def test_clock_set_forward_between_two_absences_shortens_nothing(tmp_path: Path,
         assert time.monotonic() - began > 4.5
 
 
-@requires_compiler
+@sets_clock
 @pytest.mark.slow
 def test_two_absences_are_seen_by_one_process(tmp_path: Path, server: Emulator):
     """What another process saw, by a clock that nobody vouches for, is no first absence of ours."""
@@ -367,7 +383,7 @@ def test_two_absences_are_seen_by_one_process(tmp_path: Path, server: Emulator):
     assert time.monotonic() - began > 3.5
 
 
-@requires_compiler
+@sets_clock
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [-HOURS, HOURS], ids=["back", "forward"])
 def test_single_run_tells_of_what_came_to_need_a_person_in_it_and_of_nothing_else(

@@ -34,7 +34,6 @@ from ingestd.daemon.takeover import Takeover
 from ingestd.daemon.wallclock import WallClock
 from ingestd.fs.places import is_gone
 from ingestd.inbox import Inboxes, InboxPolicy, Spool, Take
-from ingestd.lease import Lease
 from ingestd.ledger import Ledger, queries
 from ingestd.reader import ReaderPool, Readers
 
@@ -62,7 +61,7 @@ class DaemonWorkers:
 
 
 def workers_of(
-    config: Config, *, policies: tuple[InboxPolicy, ...], spool: Spool, lease: Lease, wake: Callable[[], None]
+    config: Config, *, policies: tuple[InboxPolicy, ...], spool: Spool, ledger: Ledger, wake: Callable[[], None]
 ) -> DaemonWorkers:
     """Start the workers. Raises ValueError for inboxes that cannot be used together, and NoThread; none runs then."""
     with ExitStack() as undo:
@@ -73,9 +72,9 @@ def workers_of(
         servers: dict[str, ServerWorkers] = {}
         for name, destination in config.destinations.items():
             servers[name] = server_workers_of(
-                destination, batch_bytes=config.batch.max_bytes, scratch=spool.scratch(), wake=wake
+                destination, batch_bytes=config.batch.max_bytes, scratch=spool.scratch(), clock=ledger.clock, wake=wake
             )
-            servers[name].client.transport.may_send = lease.holds
+            servers[name].client.transport.may_send = ledger.lease.holds
             undo.callback(servers[name].close)
         mover: Mover[int] = Mover(spool, wake=wake)
         undo.pop_all()

@@ -58,7 +58,7 @@ class Daemon:
             self.ledger.adopt_destinations(config.addresses)
         try:
             self.workers: build.DaemonWorkers = build.workers_of(
-                config, policies=policies, spool=self.spool, lease=self.ledger.lease, wake=self.wake
+                config, policies=policies, spool=self.spool, ledger=self.ledger, wake=self.wake
             )
         except BaseException:
             if before is None:
@@ -101,7 +101,7 @@ class Daemon:
 
         Raises LedgerError; once the ledger works again it may be started anew.
         """
-        now = read_clocks()
+        now = self.ledger.clock.now()
         if self._replaces is not None:
             self.assignment.take_over(self._replaces.assignment)
             self.workers.inboxes.take_over(self._replaces.workers.inboxes)
@@ -134,7 +134,7 @@ class Daemon:
         rows = 0
         is_done = False
         while not is_done:
-            now = read_clocks()
+            now = self.ledger.clock.now()
             with self.ledger.transaction() as tx:
                 asked = moves.ask_first(tx, now=now.utc)
                 if is_done := not asked:

@@ -75,7 +75,7 @@ class Loop:
 
     def tick(self) -> float:
         """Do what is ready, once; say when (``Now.mono``) there is something to do by the clock."""
-        now = read_clocks()
+        now = self._ledger.clock.now()
         try:
             with self._ledger.one_look():
                 return self._turn(now)

@@ -15,7 +15,6 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
-from ingestd.clocks import utc_now
 from ingestd.config import Config, Inbox
 from ingestd.daemon import settings
 from ingestd.inbox import InboxPolicy, Take, Watch
@@ -78,7 +77,7 @@ def send_known(ledger: Ledger, policies: Sequence[InboxPolicy], paths: Sequence[
         while known := list(_known(ledger, policy, islice(files, _ASKED_AT_ONCE))):
             read = [row.file_id for row in known if row is not None and row.digests is not None]
             with ledger.transaction() as tx:
-                moves.route_again(tx, read, chosen, also=True, now=utc_now())
+                moves.route_again(tx, read, chosen, also=True, now=ledger.clock.utc())
 
 
 def _policy_of(policies: Sequence[InboxPolicy], path: str) -> InboxPolicy:

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from ingestd.clocks import utc_now
+from ingestd.clocks import Clock
 from ingestd.config import Config, Destination
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.assignment import Assignment
@@ -69,7 +69,7 @@ class ServerWorkers:
 
 
 def server_workers_of(
-    destination: Destination, *, batch_bytes: int, scratch: Path, wake: Callable[[], None]
+    destination: Destination, *, batch_bytes: int, scratch: Path, clock: Clock, wake: Callable[[], None]
 ) -> ServerWorkers:
     """Start what talks to this destination; raises NoThread, and none runs then."""
     with ExitStack() as undo:
@@ -79,13 +79,13 @@ def server_workers_of(
             client,
             profile=profile_from(destination),
             wake=wake,
-            utc_now=utc_now,
+            utc_now=clock.utc,
             most_posts=most_posts_of(destination, batch_bytes),
             reencode_refused=destination.implicit_vr == "fallback",
             file_meta=file_meta_of,
         )
         undo.callback(sender.close, timedelta(0))
-        reconciler = Reconciler(client, scratch=scratch, wake=wake, utc_now=utc_now)
+        reconciler = Reconciler(client, scratch=scratch, wake=wake, utc_now=clock.utc)
         undo.pop_all()
     return ServerWorkers(client=client, sender=sender, reconciler=reconciler)
 

@@ -11,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ingestd.clocks import Clock
+
 from .errors import LedgerError
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Database(Protocol):
     words: Mapping[str, str]  # what the schema is made of (``baseline``, ``migrations``)
     is_shared: bool  # by several machines, which have one spool
     driver_error: type[Exception]  # what its driver raises
+    clock: Clock  # by which all who write it go
 
     def open_engine(self, *, create: bool, read_only: bool, rehearsal: bool = False) -> Engine:
         """Make the engine; ``rehearsal``: make no file. LedgerMissing: there is no ledger, and none may be made."""

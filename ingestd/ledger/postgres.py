@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
+from ingestd.clocks import boottime
+
 from . import baseline, membership, workers
 from .database import Tell, Writer
 from .errors import LedgerError, LedgerFenced
@@ -100,11 +102,13 @@ class Postgres(Server):
             workers.FENCE.format(writer.worker),
             "SELECT value FROM meta WHERE key = 'schema'",
         )
+        asked = boottime()
         cursor = driver.execute("; ".join(statements), prepare=False)
         counted, schema = _results(cursor)[-2:]
         if not counted:
             raise self._ended(writer)
-        (number,) = counted[0]
+        number, wrote_at = counted[0]
+        self.clock.hear(wrote_at, asked=asked)
         if number < self._counted:
             raise LedgerFenced(f"the ledger {self.name} is older than before: a backup was put back; start again")
         self._counted = number
@@ -147,6 +151,8 @@ class Postgres(Server):
         return int(connection.exec_driver_sql(asked, (writer.worker,)).scalar_one())
 
     def take(self, connection: Connection, writer: Writer, spool_id: int) -> Writer:
+        began = boottime()
+        self.clock.hear(connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one(), asked=began)
         taken = workers.take(connection, writer, spool_id)
         asked = "SELECT value FROM meta WHERE key = %s"
         known = connection.exec_driver_sql(asked, (_server_key(writer),)).scalar()

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import NullPool
 
+from ingestd.clocks import Clock
+
 from .errors import LedgerAway, LedgerBusy, LedgerError, LedgerFenced, LedgerFull
 
 try:
@@ -105,6 +107,7 @@ class Server:
         self._server = ""  # which one it is, and on which timeline: known once it was reached
         self._said = {**_CONNECTION, **{name: str(value) for name, value in said.items()}}
         self.name = _name_of(said)
+        self.clock = Clock()
 
     def open_engine(self, *, create: bool, read_only: bool, rehearsal: bool = False) -> Engine:  # noqa: ARG002
         said = dict(self._said)

@@ -96,6 +96,7 @@ class Session:
     def __init__(self, database: Database, engine: Engine, *, writer: Writer, spool: Path | None) -> None:
         self.database = database
         self.name = database.name
+        self.clock = database.clock
         self.engine = engine
         self.connection = self._connected()
         self.host = writer.host

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
+from ingestd.clocks import Clock
+
 from . import baseline, errors, sqlite_file, upgrade
 from .database import Tell, Writer
 from .errors import LedgerError
@@ -33,6 +35,7 @@ class Sqlite:
     def __init__(self, url: str) -> None:
         self.file = sqlite_file.ledger_file(url)
         self.name = str(self.file)
+        self.clock = Clock()
 
     def open_engine(self, *, create: bool, read_only: bool, rehearsal: bool = False) -> Engine:
         return sqlite_file.open_engine(self.file, create=create, read_only=read_only, rehearsal=rehearsal)

@@ -57,7 +57,7 @@ ALIVE = "CREATE INDEX worker_alive ON worker (id) WHERE ended_at IS NULL"
 # All who have no row of their own: the fence counts what people write, too.
 PEOPLE = "INSERT INTO worker (id, machine, process, began_at, lease_us) VALUES (0, '', '', 0, 0)"
 COUNT = "UPDATE worker SET writes = writes + 1, wrote_at = clock_timestamp() WHERE id = {} AND ended_at IS NULL"
-FENCE = f"{COUNT} RETURNING writes"
+FENCE = f"{COUNT} RETURNING writes, wrote_at"
 AT_WORK = "worker.spool_id = %s AND holds = 1 AND ended_at IS NULL"
 _BEATS_AT_WORK = f"SELECT id, machine, process, writes, lease_us, alone FROM worker WHERE {AT_WORK} ORDER BY id"  # noqa: S608
 _NEW = (

@@ -17,7 +17,7 @@ from ingestd.daemon import once_policies, run_once
 from ingestd.daemon.settings import most_posts_of
 from ingestd.emulator import Emulator
 from tests.builders import write_instance
-from tests.clocking import MovingClock, requires_compiler
+from tests.clocking import MovingClock, sets_clock
 from tests.emulating import stores
 from tests.running import QUICK_INBOX, Site, wait_until
 
@@ -45,7 +45,7 @@ OPEN = {"opens_in": -2 * HOURS, "closes_in": 2 * HOURS}
 CLOSED = {"opens_in": 5 * HOURS, "closes_in": 7 * HOURS}
 
 
-@requires_compiler
+@sets_clock
 @pytest.mark.slow
 def test_what_comes_while_the_window_is_closed_goes_when_it_opens(tmp_path: Path, server: Emulator):
     clock = MovingClock(tmp_path)
@@ -70,7 +70,7 @@ def test_open_window_holds_nothing(tmp_path: Path, server: Emulator):
         site.wait_for({"CONFIRMED": 1})
 
 
-@requires_compiler
+@sets_clock
 def test_what_was_sent_before_the_window_closed_is_proven_after(tmp_path: Path, server: Emulator):
     """Asking is not sending: the change feed is read at any time."""
     clock = MovingClock(tmp_path)
