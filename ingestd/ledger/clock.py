@@ -45,8 +45,8 @@ def put_clock(tx: Transaction, line: ClockLine) -> None:
             "last_attempt_id": jump.last_attempt_id,
         },
     )
-    # Where others write by clocks of their own the waits are of several: each is over within its own longest.
-    if jump.by and not tx.others():
+    # Where several go by one clock, each puts down that it was set, and who came first moves what waits by it.
+    if jump.by and all(tx.worker < other for other in tx.others()):
         for statement in _MOVE:
             tx.connection.execute(statement, {"b_spool": tx.spool_id, "b_by": jump.by // MICROSECOND})
         set_due_again(tx.connection, tx.spool_id, tx.limits_of(tx.spool_id))

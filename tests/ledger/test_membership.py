@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.ledger import UPKEEP, Alarm, Ledger, Writer, inbox_claim, inbox_claimed, moves, queries
-from ingestd.lifecycle import State
-from tests.ledger_builders import BACKOFF, LATER, LIMITS, NOW, URL, admit, arrival, result_of, state_of
+from ingestd.ledger import UPKEEP, Alarm, ClockLine, Ledger, Writer, inbox_claim, inbox_claimed, moves, queries
+from ingestd.lifecycle import Jump, State
+from tests.ledger_builders import BACKOFF, LATER, LIMITS, NOW, URL, admit, arrival, result_of, send, state_of
 from tests.ledgers import read_whole
 from tests.recounting import problems_of_ledger
 
@@ -92,6 +92,21 @@ def test_what_another_at_work_is_sending_is_not_settled_and_what_one_that_ended_
     with read_whole(database) as whole:
         assert problems_of_ledger(whole) == []
         assert whole.execute("SELECT sum(in_flight) FROM study_sum").fetchone() == (0,)
+
+
+def test_waits_are_moved_once_when_the_clock_that_all_go_by_was_set(both: tuple[Ledger, Ledger]):
+    """They were not moved, and what nobody looked at within that minute waited for an hour."""
+    a, b = both
+    admit(a, arrival(1), now=NOW)
+    send(a, wait=timedelta(minutes=1))
+    back = timedelta(hours=-1)
+
+    for ledger in (b, a):
+        with ledger.transaction() as tx:
+            line = ClockLine(boot="", offset=back, jump=Jump(at=LATER + back, by=back))
+            moves.put_clock(tx, line)
+
+    assert queries.next_check_at(a, now=LATER + back) == LATER + back + timedelta(minutes=1)
 
 
 def test_alarm_of_another_stays_what_both_tell_is_one_and_who_ended_tells_nothing(both: tuple[Ledger, Ledger]):
