@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clocking import requires_compiler
 from tests.emulating import EmulatorProcess, delete, file_of, post
 from tests.running import Site, wait_until
 from tests.torture.feeding import Feeder, Kind, Written
@@ -71,6 +72,7 @@ def test_killed_fifty_times_nothing_is_lost_nothing_confirmed_falsely_nothing_se
     assert set(report.by_phase) == set(Phase)
 
 
+@requires_compiler
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")  # skipped where there is no PostgreSQL; the campaign has one of its own
 def test_workers_on_one_ledger_that_are_struck_lose_nothing_and_send_nothing_again_unexplained(tmp_path: Path):

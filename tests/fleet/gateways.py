@@ -90,19 +90,19 @@ class Gateways:
         self._daemons.append(daemon)
         return daemon
 
-    def keep(self, *names: str) -> None:
+    def keep(self, *names: str, env: Mapping[str, str] | None = None) -> None:
         """Start these, and have each that ends be started again, as systemd does."""
         for name in names:
-            keeper = threading.Thread(target=self._keep, args=(name,))
+            keeper = threading.Thread(target=self._keep, args=(name, env))
             keeper.start()
             self._keepers.append(keeper)
 
-    def _keep(self, name: str) -> None:
-        daemon = self.start(name, wait=False)
+    def _keep(self, name: str, env: Mapping[str, str] | None) -> None:
+        daemon = self.start(name, wait=False, env=env)
         while not self._ended.wait(0.2):
             if not daemon.is_running():
                 daemon.kill()
-                daemon = self.start(name, wait=False)
+                daemon = self.start(name, wait=False, env=env)
 
     def running(self) -> list[Daemon]:
         """The daemons that live."""

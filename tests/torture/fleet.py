@@ -1,7 +1,8 @@
 """The campaign against several workers on one ledger and as many drop folders: one is struck, again and again.
 
-Killed, stopped for ten leases and continued, cut off from the database, a COMMIT lost or its answer: each at a random
-moment, under files that keep arriving. Whoever ends is started again. At the end everything is held to the invariants.
+Killed, stopped for ten leases and continued, cut off from the database, a COMMIT lost or its answer, its clock an hour
+off: each at a random moment, under files that keep arriving. Whoever ends is started again, and a clock stays off until
+it is struck once more. At the end everything is held to the invariants.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
 from ingestd.emulator import Emulator
+from tests.clocking import MovingClock
 from tests.fleet.gateways import LEASE, Gateways, gateways, through
 from tests.postgres import Cluster, fresh_database
 from tests.running import Daemon, TookTooLongError, wait_until
@@ -25,6 +28,7 @@ from tests.wire import Wire
 
 REST_SECONDS = 240.0  # what was being sent by whoever fell silent is asked about a minute later
 HELD_WITHIN_SECONDS = 60.0
+HOUR = timedelta(hours=1)
 
 
 class Strike(StrEnum):
@@ -35,9 +39,10 @@ class Strike(StrEnum):
     CUT = "connections cut"
     LOSE = "COMMIT lost"
     LOSE_ANSWER = "answer to COMMIT lost"
+    CLOCK = "clock an hour off, or right again"
 
 
-_WEIGHTS = {Strike.KILL: 4, Strike.STOP: 1, Strike.CUT: 2, Strike.LOSE: 2, Strike.LOSE_ANSWER: 2}
+_WEIGHTS = {Strike.KILL: 4, Strike.STOP: 1, Strike.CUT: 2, Strike.LOSE: 2, Strike.LOSE_ANSWER: 2, Strike.CLOCK: 3}
 
 
 @dataclass(kw_only=True)
@@ -74,6 +79,7 @@ class FleetCampaign:
         self._random = random.Random(seed)
         self._say = say
         self._report = FleetReport(seed=seed, workers=workers)
+        self._clocks: dict[str, MovingClock] = {}
 
     def run(self) -> FleetReport:
         """Strike as often as asked, let everything come to rest, and check all of it; raises PostgresError."""
@@ -97,7 +103,10 @@ class FleetCampaign:
         return report
 
     def _strike_all(self, fleet: Gateways, wire: Wire) -> None:
-        fleet.keep(*(f"gateway{number}" for number in range(self._report.workers)))
+        for number in range(self._report.workers):
+            (folder := self._folder / f"clock{number}").mkdir()
+            self._clocks[f"gateway{number}"] = clock = MovingClock(folder)
+            fleet.keep(f"gateway{number}", env=clock.env)
         feeder = Feeder(*fleet.drops, seed=self._report.seed)
         fleet.written = feeder.written
         feeder.start()
@@ -112,6 +121,8 @@ class FleetCampaign:
                 self._say(f"{self._report.strikes.total()}: {kind}; {fleet.states()}")
         finally:
             self._report.written = len(feeder.stop())
+        for clock in self._clocks.values():
+            clock.set(timedelta(0))
         try:
             wait_until(fleet.is_at_rest, what="rest", within_seconds=REST_SECONDS, every=0.2)
         except TookTooLongError:
@@ -138,6 +149,9 @@ class FleetCampaign:
             struck.process.send_signal(signal.SIGCONT)
         elif kind is Strike.CUT:
             wire.cut()
+        elif kind is Strike.CLOCK:
+            clock = self._clocks[struck.site.folder.name]
+            clock.set(timedelta(0) if clock.by else self._random.choice([-HOUR, HOUR]))
         else:
             lost = wire.lose_commit() if kind is Strike.LOSE else wire.cut_at_commit()
             if not lost.wait(4 * LEASE):
