@@ -48,9 +48,7 @@ _SELECT_HELD = _SELECT_HOLDERS.where(
     delivery.c.destination_id == bindparam("destination_id"),
     dialect.among(delivery.c.identity, "identities"),
 ).with_for_update(of=delivery)
-_CANDIDATES = select(candidate).where(
-    candidate.c.inbox_id == bindparam("inbox_id"), dialect.among(candidate.c.relative_path, "paths")
-)
+_CANDIDATES = dialect.LookUpEach(candidate.c.relative_path, "paths", candidate.c.inbox_id == bindparam("inbox_id"))
 _DROP = delete(candidate).where(dialect.among(candidate.c.id, "ids"))
 _STAY = update(candidate).where(dialect.among(candidate.c.id, "ids")).values(target="")
 _LOOK_AGAIN = (
@@ -121,7 +119,7 @@ def add_candidates(tx: Transaction, candidates: Sequence[NewCandidate], *, now: 
     numbers = {inbox: tx.inbox_id(inbox) for inbox in by_inbox}
     for inbox, paths in by_inbox.items():
         for piece in pieces(paths):
-            for left in tx.connection.execute(_CANDIDATES, {"inbox_id": numbers[inbox], "paths": piece}):
+            for left in _CANDIDATES.run(tx.connection, {"inbox_id": numbers[inbox], "paths": piece}):
                 known[inbox, left.relative_path, left.target] = left
     ids = dialect.take_numbers(tx.connection, "candidate", len(candidates))
     rows: list[dict[str, Any]] = []

@@ -12,7 +12,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import BigInteger, Column, ColumnElement, Table, TextClause, Update, bindparam, cast, func, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Table,
+    TextClause,
+    Update,
+    bindparam,
+    cast,
+    func,
+    select,
+    text,
+    true,
+)
 from sqlalchemy import column as sql_column
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -194,6 +207,27 @@ class ForEach:
             arrays = {name: [row[name] for row in rows] for name in self._names}
             return connection.execute(self._all, {**same, **arrays}).rowcount
         return connection.execute(self._each, [{**same, **row} for row in rows]).rowcount
+
+
+class LookUpEach:
+    """A SELECT of the rows of which a column has one of many values, bound as ``name``; ``where`` says what else.
+
+    In PostgreSQL each value is looked up by itself: of a table that is nearly empty it reads all, and with it all that
+    was there since the oldest snapshot.
+    """
+
+    def __init__(self, column: Column[Any], name: str, *where: ColumnElement[bool]) -> None:
+        table = column.table
+        array = _Array(bindparam(name, type_=_Each(column.type)))
+        each = func.unnest(array).table_valued(sql_column("value", column.type), name="each").render_derived()
+        # OFFSET keeps it a statement of its own.
+        found = select(table).where(*where, column == each.c.value).offset(0).lateral("found")
+        self._among = select(table).where(*where, among(column, name))
+        self._each = select(found).select_from(each.join(found, true()))
+
+    def run(self, connection: Connection, values: Mapping[str, Any]) -> Iterable[Any]:
+        """Give the rows."""
+        return connection.execute(self._each if connection.dialect.name == POSTGRESQL else self._among, values)
 
 
 class _Array(FunctionElement[Any]):

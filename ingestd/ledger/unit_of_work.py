@@ -44,10 +44,11 @@ _NEEDED_BY = dialect.ForEach(
 
 
 def _set(columns: tuple[str, ...], which: ColumnElement[bool], values: Any, *, token: bool) -> Update:
-    # By id alone: the index over the states would go through all rows that are in this one.
+    # By id alone: the index over the states would go through all rows that are in this one, and that of what is being
+    # sent through all that was since the oldest snapshot (of a backup, for hours).
     statement = update(delivery).where(which, dialect.unindexed(delivery.c.state) == bindparam("b_state"))
     if token:
-        statement = statement.where(delivery.c.claim_token == bindparam("b_token"))
+        statement = statement.where(delivery.c.claim_token.is_not_distinct_from(bindparam("b_token")))
     return statement.values({name: values[name] for name in columns})
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import event
 
-from ingestd.ledger import Ledger, moves
-from ingestd.lifecycle import Sighting
+from ingestd.ledger import Ledger, NewCandidate, moves
+from ingestd.lifecycle import Sighting, SourceStat
 from tests.ledger_builders import LATER, URL, admit, arrival, confirm, identity, remove, send
 
 FILES = 30
@@ -66,6 +67,49 @@ def whole_reads(ledger: Ledger) -> int:
     read = int(ledger.connection.exec_driver_sql(asked).scalar_one())
     ledger.connection.rollback()
     return read
+
+
+def entries_read(ledger: Ledger, index: str) -> int:
+    asked = f"SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname LIKE '{index}%%'"
+    ledger.connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+    read = int(ledger.connection.exec_driver_sql(asked).scalar_one())
+    ledger.connection.rollback()
+    return read
+
+
+def put_down(ledger: Ledger, study: int, files: int) -> None:
+    """Have so many candidates come, and go."""
+    with ledger.transaction() as tx:
+        found = [
+            NewCandidate(
+                inbox="drop",
+                relative_path=f"{study}/{number}",
+                source=SourceStat(device=1, inode=number, size_bytes=1, mtime_ns=1),
+                target=f"{study * 1000 + number:032x}",
+            )
+            for number in range(files)
+        ]
+        moves.drop_candidates(tx, moves.add_candidates(tx, found, now=LATER))
+
+
+@pytest.mark.parametrize("index, do", [("delivery_sending", live), ("candidate_inbox_id", put_down)])
+def test_what_an_open_snapshot_keeps_is_not_read_by_each_file_that_comes(
+    ledger: Ledger, database: str, index: str, do: Callable[[Ledger, int, int], None]
+):
+    """While a backup ran, each file was looked for among all that had come since it began, and were gone."""
+    do(ledger, 1, FILES)
+    ledger.connection.exec_driver_sql("ANALYZE")
+    ledger.connection.rollback()
+    with psycopg.connect(database) as backup:
+        backup.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        backup.execute("SELECT FROM meta")
+        for study in range(2, UNTIL_PLANNED):
+            do(ledger, study, FILES)
+        before = entries_read(ledger, index)
+
+        do(ledger, UNTIL_PLANNED, 1)
+
+        assert entries_read(ledger, index) - before < FILES
 
 
 def test_many_files_take_as_many_statements_as_few(ledger: Ledger):
