@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from math import inf
 from random import SystemRandom
@@ -38,6 +38,10 @@ _ROWS_MOST = 1000
 # them are answered, or so long.
 _ROWS_FEW = 100
 _LOOK_EVERY_SECONDS = 1.0
+# Where rows are looked for that are due: what was due before is passed over, of which an open snapshot (of a backup)
+# keeps all there was in the index. Somebody whose clock is slower may have woken one: from the beginning now and then.
+_BEFORE_THE_FIRST = timedelta(seconds=10)
+_ANEW_EVERY_SECONDS = 10.0
 _GONE_NOTE = (
     "its file is no longer where it was taken in, and the server does not have it; put it back and `ingestd retry`, or "
     "drop the file again"
@@ -85,6 +89,7 @@ class Verification(Stage):
         # Rows are due that wait for what is being compared: no use in planning before some of it has come.
         self._waits_for_trust = False
         self.more_rows = False  # more were due than one round takes up
+        self._due_since, self._anew_at = queries.BEGINNING, 0.0
         self._plan_below, self._plan_at = 0, 0.0  # so few under way, or that time (``Now.mono``): look for more
         # When this process first saw a row absent (``clocks.boottime``), until something else is seen of it.
         self._absent: dict[int, float] = {}
@@ -113,7 +118,7 @@ class Verification(Stage):
         if self._compared or answered or not self._asked:
             self._waits_for_trust = False
         may_ask = self._may_plan(now) and not self._waits_for_trust
-        check = queries.next_check_at(self._ledger, now=now.utc) if may_ask else None
+        check = self._next_check_at(now) if may_ask else None
         self._is_due = self._is_due or (check is not None and check <= now.utc)
         if may_ask and check is None and self.is_idle and not self._others_wait():
             self._questions.nothing_waits()
@@ -147,7 +152,7 @@ class Verification(Stage):
             return inf
         if not self._may_plan(now):
             return self._plan_at
-        check = queries.next_check_at(self._ledger, now=now.utc)
+        check = self._next_check_at(now)
         if check is None:
             return inf
         left = (check - now.utc).total_seconds()
@@ -156,13 +161,22 @@ class Verification(Stage):
         # Rows that are being asked about stay due until the answer is written; the answer wakes us.
         return now.mono + max(0.0, left) if left > 0 or not self._asked else inf
 
+    def _next_check_at(self, now: Now) -> datetime | None:
+        is_anew = now.mono >= self._anew_at
+        since = queries.BEGINNING if is_anew else self._due_since
+        check = queries.next_check_at(self._ledger, now=now.utc, since=since)
+        if is_anew:
+            self._due_since = min(now.utc, check or now.utc) - _BEFORE_THE_FIRST
+            self._anew_at = now.mono + _ANEW_EVERY_SECONDS
+        return check
+
     def _may_plan(self, now: Now) -> bool:
         under_way = len(self._asked)
         is_worth_it = under_way <= max(_ROWS_FEW, self._plan_below) or now.mono >= self._plan_at
         return under_way < _ROWS_MOST and is_worth_it
 
     def _plan(self, tx: Transaction, this: Round) -> None:
-        due = queries.unproven(tx, now=this.now.utc, limit=_ROWS_MOST)
+        due = queries.unproven(tx, now=this.now.utc, since=self._due_since, limit=_ROWS_MOST)
         free = [row for row in due if row.delivery_id not in self._asked]
         chosen = self._trust.choose(tx, free, this.rules, this.comparisons)
         probes = self._trust.probe(tx, this.now, this.comparisons, asked=self._asked) if this.rules.stopped else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from ingestd.ledger import Ledger, NewCandidate, moves
+from ingestd.ledger import Ledger, NewCandidate, moves, queries
 from ingestd.lifecycle import Sighting, SourceStat
 from tests.ledger_builders import LATER, URL, admit, arrival, confirm, identity, remove, send
 
@@ -110,6 +111,25 @@ def test_what_an_open_snapshot_keeps_is_not_read_by_each_file_that_comes(
         do(ledger, UNTIL_PLANNED, 1)
 
         assert entries_read(ledger, index) - before < FILES
+
+
+def test_row_that_is_due_is_found_behind_what_an_open_snapshot_keeps(ledger: Ledger, database: str):
+    (delivery_id,) = admit(ledger, arrival(1))
+    send(ledger)
+    with psycopg.connect(database) as backup:
+        backup.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        backup.execute("SELECT FROM meta")
+        for second in range(FILES):
+            with ledger.transaction() as tx:
+                moves.check_again(tx, [delivery_id], at=LATER + timedelta(seconds=second))
+        before, at = entries_read(ledger, "delivery_check"), LATER + timedelta(seconds=FILES - 1)
+
+        assert queries.next_check_at(ledger, now=at, since=at) == at
+        assert [row.delivery_id for row in queries.unproven(ledger, now=at, since=at)] == [delivery_id]
+
+        assert entries_read(ledger, "delivery_check") - before < 5
+        assert queries.next_check_at(ledger, now=at) == at
+        assert entries_read(ledger, "delivery_check") - before > FILES
 
 
 def test_many_files_take_as_many_statements_as_few(ledger: Ledger):

@@ -5,6 +5,7 @@
 
 from .comparing import rows_to_compare
 from .due import (
+    BEGINNING,
     newest_stored,
     next_check_at,
     next_study_at,

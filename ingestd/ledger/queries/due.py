@@ -8,7 +8,7 @@ ledger changes: with nothing to do, a tick reads nothing but whether somebody wr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -56,6 +56,7 @@ from ..schema import attempt, delivery, file, study, study_sum
 from ..session import Queryable
 from ..values import OperatorRequest, PendingRead, RequestedRow, RowToRead
 
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 # So many of a line are read at least, however many lines there are.
 _OF_A_LINE = 4
 
@@ -96,18 +97,24 @@ _EARLIEST_FLUSHED = (
 )
 
 
-def _ends(at: Column[datetime], name: str, *where: ColumnElement[bool]) -> tuple[Label[Any], Label[Any]]:
+_SINCE = bindparam("since", type_=Instant())
+
+
+def _ends(
+    at: Column[datetime], name: str, *where: ColumnElement[bool], since: tuple[ColumnElement[bool], ...] = ()
+) -> tuple[Label[Any], Label[Any]]:
     """Read the first and the last of these instants, as ``first_...`` and ``last_...``: the two ends of an index."""
-    first, last = (select(at).where(*where).order_by(order).limit(1) for order in (at, at.desc()))
+    first = select(at).where(*where, *since).order_by(at).limit(1)
+    last = select(at).where(*where).order_by(at.desc()).limit(1)
     return first.scalar_subquery().label(f"first_{name}"), last.scalar_subquery().label(f"last_{name}")
 
 
 _TO_WAKE = delivery.c.next_attempt_at.is_not(None)
 _TO_CHECK = delivery.c.next_check_at.is_not(None)
 _STUDY_ENDS = select(*_ends(study_sum.c.due_at, "due", *_IN_LINE))
-_ROW_ENDS = select(
-    *_ends(delivery.c.next_attempt_at, "wake", _TO_WAKE, _OWN),
-    *_ends(delivery.c.next_check_at, "check", _TO_CHECK, _OWN),
+_WAKE_ENDS = select(*_ends(delivery.c.next_attempt_at, "wake", _TO_WAKE, _OWN))
+_CHECK_ENDS = select(
+    *_ends(delivery.c.next_check_at, "check", _TO_CHECK, _OWN, since=(delivery.c.next_check_at >= _SINCE,)),
     *_ends(delivery.c.next_check_at, "look", _TO_CHECK, _CONFIRMED_ELSEWHERE),
 )
 
@@ -130,8 +137,8 @@ def _unproven_whose(whose: ColumnElement[bool]) -> tuple[Select[Any], Select[Any
     """Build what reads the rows to be asked about, and those whose time is beyond reach."""
     at = delivery.c.next_check_at
     due, beyond = (
-        _SELECT_UNPROVEN.where(_TO_CHECK, whose, is_due).order_by(at).limit(_LIMIT)
-        for is_due in (at <= _NOW, at > bindparam("check_end", type_=Instant()))
+        _SELECT_UNPROVEN.where(_TO_CHECK, whose, *is_due).order_by(at).limit(_LIMIT)
+        for is_due in ((at >= _SINCE, at <= _NOW), (at > bindparam("check_end", type_=Instant()),))
     )
     return due, beyond
 
@@ -248,19 +255,19 @@ def next_study_at(ledger: Queryable, *, now: datetime, flush: bool = False, at_o
 
 def next_wake_at(ledger: Queryable, *, now: datetime) -> datetime | None:
     """Say when the next deferred row's time comes."""
-    (ends,) = ledger.fetch_cached(_ROW_ENDS, _own(ledger))
+    (ends,) = ledger.fetch_cached(_WAKE_ENDS, _own(ledger))
     if ends.last_wake is not None and ends.last_wake > _far_ends(ledger, now)["backoff_end"]:
         return now
     first: datetime | None = ends.first_wake
     return first
 
 
-def unproven(ledger: Queryable, *, now: datetime, limit: int = 1000) -> list[Unproven]:
-    """Say which rows the server is to be asked about now, the longest due first.
+def unproven(ledger: Queryable, *, now: datetime, since: datetime = BEGINNING, limit: int = 1000) -> list[Unproven]:
+    """Say which rows the server is to be asked about now, the longest due first; none that was due before ``since``.
 
     Also confirmed rows of other spools, whose daemons may not run: a drop of ours may wait to hear that one is gone.
     """
-    (ends,) = ledger.fetch_cached(_ROW_ENDS, _own(ledger))
+    (ends,) = ledger.fetch_cached(_CHECK_ENDS, {**_own(ledger), "since": since})
     far = _far_ends(ledger, now)
     found: list[Unproven] = []
     for first, last, (due, beyond) in (
@@ -270,14 +277,14 @@ def unproven(ledger: Queryable, *, now: datetime, limit: int = 1000) -> list[Unp
         statements = [due] * (first is not None and first <= now)
         statements += [beyond] * (last is not None and last > far["check_end"])
         for statement in statements:
-            wanted = {**_own(ledger), "now": now, "limit": limit - len(found), **far}
+            wanted = {**_own(ledger), "now": now, "since": since, "limit": limit - len(found), **far}
             found += _unproven(ledger, ledger.fetch_all(statement, wanted))
     return found
 
 
-def next_check_at(ledger: Queryable, *, now: datetime) -> datetime | None:
-    """Say when the server is to be asked next."""
-    (ends,) = ledger.fetch_cached(_ROW_ENDS, _own(ledger))
+def next_check_at(ledger: Queryable, *, now: datetime, since: datetime = BEGINNING) -> datetime | None:
+    """Say when the server is to be asked next, about what was not due before ``since``."""
+    (ends,) = ledger.fetch_cached(_CHECK_ENDS, {**_own(ledger), "since": since})
     end = _far_ends(ledger, now)["check_end"]
     if any(last is not None and last > end for last in (ends.last_check, ends.last_look)):
         return now
