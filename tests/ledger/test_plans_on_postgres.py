@@ -132,6 +132,26 @@ def test_row_that_is_due_is_found_behind_what_an_open_snapshot_keeps(ledger: Led
         assert entries_read(ledger, "delivery_check") - before > FILES
 
 
+def test_file_that_may_go_is_found_behind_what_an_open_snapshot_keeps(ledger: Ledger, database: str):
+    with psycopg.connect(database) as backup:
+        backup.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        backup.execute("SELECT FROM meta")
+        for second in range(FILES):
+            at = LATER + timedelta(seconds=second)
+            (file_id,) = admit(ledger, arrival(second))
+            send(ledger)
+            confirm(ledger, file_id, now=at)
+            if second < FILES - 1:
+                with ledger.transaction() as tx:
+                    remove(tx, file_id)
+        before = entries_read(ledger, "file_unneeded")
+
+        assert queries.unneeded_up_to(ledger, before=at, since=at, files=10) == at
+        assert [row.file_id for row in queries.removable(ledger, before=at, since=at)] == [file_id]
+
+        assert entries_read(ledger, "file_unneeded") - before < FILES
+
+
 def test_many_files_take_as_many_statements_as_few(ledger: Ledger):
     """Sightings and counts were a statement for each file: three for each file of a batch, over a network."""
     live(ledger, 1, FILES)

@@ -20,6 +20,7 @@ from ..row import CONTENT, DELIVERED, IN_SPOOL, ONE, PLACE, ZERO, content_of, fi
 from ..schema import candidate, delivery, file, rendition, spool
 from ..session import Queryable
 from ..values import KeptFile, KnownSource, LeftCandidate, RejectedFile, Removable, Resting, UnremovedSource
+from .due import BEGINNING
 
 _OWN: ColumnElement[bool] = file.c.spool_id == bindparam("spool_id")
 _WAITS: ColumnElement[bool] = literal_column("delivery.state = 'DUPLICATE' AND delivery.settled_at IS NULL")
@@ -80,7 +81,12 @@ RESTS_ON_AWAY = exists().where(
     dialect.unindexed(OF_FILE.c.state).in_([State.CONFIRMED, State.DUPLICATE]),
 )
 _UNNEEDED = (_OWN, file.c.unneeded_at.is_not(None), IN_SPOOL, file.c.removing_at.is_(None))
-_KEPT_LONGEST = select(file.c.unneeded_at).where(*_UNNEEDED).order_by(file.c.unneeded_at).limit(1)
+_KEPT_LONGEST = (
+    select(file.c.unneeded_at)
+    .where(*_UNNEEDED, file.c.unneeded_at >= bindparam("since", type_=file.c.unneeded_at.type))
+    .order_by(file.c.unneeded_at)
+    .limit(1)
+)
 _UNNEEDED_AT = select(file.c.unneeded_at).where(_OWN, file.c.unneeded_at.is_not(None), IN_SPOOL)
 _REMOVABLE = (
     *file_columns("id inbox_id relative_path source path in_place ctime_ns digest meta_digest size_bytes"),
@@ -271,7 +277,7 @@ def removable(
         rows += ledger.fetch_all(_MAY_GO.where(unneeded_at > ahead_of), may_go)
     else:
         rows += ledger.fetch_cached(_REMOVING, own)
-        if len(rows) < limit and _is_kept_since(ledger, before):
+        if len(rows) < limit and _is_any_kept(ledger, before, since):
             wanted = _MAY_GO.where(unneeded_at <= before, *_since(since))
             rows += ledger.fetch_all(wanted, may_go | {"limit": limit - len(rows)})
     renditions = _renditions_of(ledger, rows)
@@ -294,7 +300,7 @@ def unneeded_up_to(ledger: Queryable, *, before: datetime, since: datetime | Non
 
     Where so many did in one instant, that is ``before``, too: whoever goes on from there would not come on.
     """
-    if not _is_kept_since(ledger, before):
+    if not _is_any_kept(ledger, before, since):
         return before
     passed = _UNNEEDED_AT.where(file.c.unneeded_at <= before, *_since(since)).order_by(file.c.unneeded_at)
     row = ledger.fetch_one(passed.offset(files).limit(1), {"spool_id": ledger.spool_id})
@@ -306,7 +312,7 @@ def resting(ledger: Queryable, *, before: datetime, since: datetime | None = Non
 
     Those that were not needed before ``since`` already are left out.
     """
-    if not _is_kept_since(ledger, before):
+    if not _is_any_kept(ledger, before, since):
         return []
     rows = ledger.fetch_all(
         _RESTING.where(*_since(since)),
@@ -324,9 +330,9 @@ def _since(since: datetime | None) -> tuple[ColumnElement[bool], ...]:
     return () if since is None else (file.c.unneeded_at >= since,)
 
 
-def _is_kept_since(ledger: Queryable, before: datetime) -> bool:
-    """Whether any file is kept that has not been needed since then; costs nothing while the ledger is the same."""
-    rows = ledger.fetch_cached(_KEPT_LONGEST, {"spool_id": ledger.spool_id})
+def _is_any_kept(ledger: Queryable, before: datetime, since: datetime | None) -> bool:
+    """Whether any of these files is kept; costs nothing while the ledger is the same."""
+    rows = ledger.fetch_cached(_KEPT_LONGEST, {"spool_id": ledger.spool_id, "since": since or BEGINNING})
     return bool(rows) and rows[0].unneeded_at <= before
 
 
