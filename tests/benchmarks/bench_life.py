@@ -27,7 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from tests.wire import Wire
 FILES = 50
 LATER = NOW + timedelta(minutes=2)
 _FEED_COMES = timedelta(minutes=5)
+_A_LOT_EVERY = timedelta(milliseconds=100)
 _PARTS = 10
 HOT_TABLES = ("worker", "state_count", "study_sum", "delivery", "file")
 # What else a machine's administrator sets; the shared_buffers of the tests' servers are small.
@@ -89,6 +90,14 @@ class Lot:
     def files(self) -> range:
         return range(self.number * FILES, (self.number + 1) * FILES)
 
+    @property
+    def came_at(self) -> datetime:
+        return NOW + self.number % 1_000_000 * _A_LOT_EVERY
+
+    @property
+    def later(self) -> datetime:
+        return self.came_at + timedelta(minutes=2)
+
     def candidate(self, tx: Transaction) -> None:
         found = [
             NewCandidate(
@@ -99,16 +108,16 @@ class Lot:
             )
             for number in self.files
         ]
-        self.candidates = moves.add_candidates(tx, found, now=NOW)
+        self.candidates = moves.add_candidates(tx, found, now=self.came_at)
 
     def admit(self, tx: Transaction) -> None:
         read = [arrival(number, candidate) for number, candidate in zip(self.files, self.candidates, strict=True)]
-        admitted = moves.admit(tx, read, now=NOW)
+        admitted = moves.admit(tx, read, now=self.came_at)
         self.ids = [each.number for each in admitted if each.number is not None]
 
     def claim(self, tx: Transaction) -> None:
         study = arrival(self.files[0], 0).identity.study_uid
-        self.batch = moves.claim(tx, study, now=LATER)
+        self.batch = moves.claim(tx, study, now=self.later)
         assert self.batch is not None
         assert len(self.batch.parts) == FILES
 
@@ -118,21 +127,22 @@ class Lot:
             Outcome(delivery_id=part.delivery_id, state=State.STORED, reason=Reason.STORED_ANSWER, wait=_FEED_COMES)
             for part in self.batch.parts
         )
-        result = BatchResult(batch=self.batch, outcomes=outcomes, finished_at=LATER, http_status=200, answered=True)
-        moves.finish(tx, result, now=LATER, backoff=BACKOFF, jitter=0.5)
+        result = BatchResult(
+            batch=self.batch, outcomes=outcomes, finished_at=self.later, http_status=200, answered=True
+        )
+        moves.finish(tx, result, now=self.later, backoff=BACKOFF, jitter=0.5)
 
     def see(self, tx: Transaction) -> None:
+        at = self.later
         seen = [
-            Sighting(
-                identity=arrival(number, 0).identity, sequence=number + 1, action="create", state="current", at=LATER
-            )
+            Sighting(identity=arrival(number, 0).identity, sequence=number + 1, action="create", state="current", at=at)
             for number in self.files
         ]
-        assert moves.record_sightings(tx, seen, now=LATER) == FILES
+        assert moves.record_sightings(tx, seen, now=at) == FILES
 
     def ask(self, ledger: Ledger) -> None:
-        ours = set(self.ids)
-        self.due = [row for row in queries.unproven(ledger, now=LATER) if row.delivery_id in ours]
+        ours, since = set(self.ids), self.later - timedelta(seconds=10)  # as the daemon does
+        self.due = [row for row in queries.unproven(ledger, now=self.later, since=since) if row.delivery_id in ours]
 
     def confirm(self, tx: Transaction) -> None:
         found = [
@@ -141,17 +151,17 @@ class Lot:
                 state=State.CONFIRMED,
                 reason=Reason.FEED,
                 expected=row.state,
-                evidence_at=LATER,
+                evidence_at=self.later,
             )
             for row in self.due
         ]
-        assert moves.apply(tx, found, now=LATER, backoff=BACKOFF, jitter=0.5).moved == FILES
+        assert moves.apply(tx, found, now=self.later, backoff=BACKOFF, jitter=0.5).moved == FILES
 
     def let_go(self, tx: Transaction) -> None:
-        assert len(moves.mark_removing(tx, self.ids, now=LATER)) == FILES
+        assert len(moves.mark_removing(tx, self.ids, now=self.later)) == FILES
 
     def remove(self, tx: Transaction) -> None:
-        assert moves.mark_removed(tx, self.ids, now=LATER) == FILES
+        assert moves.mark_removed(tx, self.ids, now=self.later) == FILES
 
 
 STEPS: tuple[Callable[[Lot, Transaction], None], ...] = (
