@@ -173,8 +173,11 @@ class Postgres(Server):
         return f"{self._server}:{connection.exec_driver_sql(asked).scalar_one()}"
 
     def beat(self, connection: Connection, writer: Writer) -> None:
-        if not connection.exec_driver_sql(workers.COUNT.format(writer.worker)).rowcount:
+        began = boottime()
+        row = connection.exec_driver_sql(workers.FENCE.format(writer.worker)).first()
+        if row is None:
             raise self._ended(writer)
+        self.clock.hear(row.wrote_at, asked=began)
 
     def _ended(self, writer: Writer) -> LedgerError:
         return LedgerFenced(
