@@ -162,7 +162,7 @@ class Verification(Stage):
         return now.mono + max(0.0, left) if left > 0 or not self._asked else inf
 
     def _next_check_at(self, now: Now) -> datetime | None:
-        is_anew = now.mono >= self._anew_at
+        is_anew = now.mono >= self._anew_at or now.utc < self._due_since
         since = queries.BEGINNING if is_anew else self._due_since
         check = queries.next_check_at(self._ledger, now=now.utc, since=since)
         if is_anew:
