@@ -26,6 +26,7 @@ import structlog
 from ingestd.clocks import Now
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.assignment import Assignment
+from ingestd.daemon.outage import AWAY
 from ingestd.daemon.spool_disk import SpoolDisk
 from ingestd.daemon.stage import Gates, Stage
 from ingestd.inbox import UNSEEN, Inboxes
@@ -154,6 +155,8 @@ class Membership(Stage):
         """Look who is there, what is ours, and what should be."""
         if self._assignment.is_whole or now.mono < self._look_at:
             return
+        if self._gates.intake.is_shut_by(AWAY):
+            self._seen = {}  # nobody could write, whoever of us is the first to be answered again
         try:
             members = self._ledger.members()
         except LedgerError:

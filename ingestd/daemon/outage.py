@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ingestd.daemon.stage import Gate
-from ingestd.ledger import LedgerBusy, LedgerError, LedgerFenced, LedgerFull
+from ingestd.ledger import LedgerAway, LedgerBusy, LedgerError, LedgerFenced, LedgerFull
 
+# What shuts the intake while the ledger's database does not answer.
+AWAY = "ledger_away"
 _WAIT_SECONDS = 2.0
 # A lost answer or a deadlock is over by the time that it is told; what lasts is tried every two seconds.
 _AT_ONCE_SECONDS = 0.2
@@ -68,6 +70,8 @@ class Outage:
             raise error
         self.holds = True
         self._intake.shut("ledger")
+        if isinstance(error, LedgerAway):
+            self._intake.shut(AWAY)
         self._failed_at = now
         self.until = now + wait
         return self.until
@@ -76,6 +80,7 @@ class Outage:
         """Note a transaction that was committed; an empty one says little of what the next will meet."""
         self.holds = False
         self._intake.open("ledger")
+        self._intake.open(AWAY)
         quiet_for = now - self._failed_at
         if wrote or quiet_for >= _BROKEN_SECONDS:
             self._broken_since = None

@@ -108,6 +108,9 @@ class Gate:
     def set(self, why: str, *, is_open: bool) -> None:
         (self.open if is_open else self.shut)(why)
 
+    def is_shut_by(self, why: str) -> bool:
+        return why in self._shut_by
+
     @property
     def is_open(self) -> bool:
         return not self._shut_by

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from ingestd.emulator import Emulator
-from tests.fleet.gateways import LEASE, LOCK, Gateways, gateways
+from tests.fleet.gateways import LEASE, LOCK, Gateways, gateways, stopped
 from tests.postgres import Cluster
 from tests.running import Daemon, wait_until
 from tests.wire import Wire
@@ -77,6 +77,23 @@ def test_database_that_is_away_for_longer_than_a_lease_is_waited_for(wired: Gate
     assert a.is_running()
     assert b.is_running()
     assert wired.check() == []
+
+
+@pytest.mark.slow
+def test_who_could_not_write_while_the_database_was_away_is_not_taken_for_silent(wired: Gateways, wire: Wire):
+    """Whoever came back first ended the others, which had written nothing for a lease: nobody could."""
+    a, b = wired.start("a", **PATIENT), wired.start("b", **PATIENT)
+    written = "SELECT writes FROM worker WHERE id = %s AND ended_at IS NULL"
+    ((before,),) = wired.sql(written, wired.worker_of(a))
+    ((of_b,),) = wired.sql(written, wired.worker_of(b))
+
+    go_away(wire)
+    time.sleep(7)
+    with stopped(b):
+        wire.refuse(False)
+        wait_until(lambda: wired.sql(written, wired.worker_of(a))[0][0] > before + 2, what="the first to come back")
+
+    wait_until(lambda: wired.sql(written, wired.worker_of(b)) > [(of_b + 2,)], what="the other", within_seconds=5)
 
 
 @pytest.mark.slow
