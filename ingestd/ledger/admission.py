@@ -43,12 +43,14 @@ _NO_FORMERS: Mapping[int, int] = MappingProxyType({})
 
 
 _SELECT_HOLDERS = select(*columns("id state transfer_syntax digest"), *IDENTITY).select_from(OF_STUDY)
-_SELECT_HELD = _SELECT_HOLDERS.where(
-    HOLDS,
-    delivery.c.destination_id == bindparam("destination_id"),
-    dialect.among(delivery.c.identity, "identities"),
-).with_for_update(of=delivery)
-_CANDIDATES = dialect.LookUpEach(candidate.c.relative_path, "paths", candidate.c.inbox_id == bindparam("inbox_id"))
+_SELECT_HELD = dialect.LookUpEach(
+    _SELECT_HOLDERS.where(HOLDS, delivery.c.destination_id == bindparam("destination_id")).with_for_update(of=delivery),
+    delivery.c.identity,
+    "identities",
+)
+_CANDIDATES = dialect.LookUpEach(
+    select(candidate).where(candidate.c.inbox_id == bindparam("inbox_id")), candidate.c.relative_path, "paths"
+)
 _DROP = delete(candidate).where(dialect.among(candidate.c.id, "ids"))
 _STAY = update(candidate).where(dialect.among(candidate.c.id, "ids")).values(target="")
 _LOOK_AGAIN = (
@@ -100,7 +102,7 @@ def _holders(tx: Transaction, destination_ids: Iterable[int], arrivals: Iterable
     for destination_id in sorted(set(destination_ids)):
         for piece in pieces(wanted):
             asked = {"destination_id": destination_id, "identities": piece}
-            for row in tx.connection.execute(_SELECT_HELD, asked):
+            for row in _SELECT_HELD.run(tx.connection, asked):
                 holder = _Holder(row.id, State(row.state), row.transfer_syntax, row.digest)
                 found[destination_id, identity_of(row)] = holder
     return found

@@ -77,12 +77,12 @@ from .values import Applied
 
 _GONE = "its bytes are gone, and the server does not have it"
 _BETTER = frozenset({State.STORED, State.CONFIRMED})
-_AT_DESTINATION = (
-    delivery.c.destination_id == bindparam("destination_id"),
-    dialect.among(delivery.c.identity, "identities"),
-)
+_AT_DESTINATION = delivery.c.destination_id == bindparam("destination_id")
 _GAVE_UP = (
-    SELECT_ROWS.where(*_AT_DESTINATION, ENDED, dialect.unindexed(delivery.c.state).in_([State.DELETED, State.FAILED]))
+    SELECT_ROWS.where(
+        *(_AT_DESTINATION, dialect.among(delivery.c.identity, "identities"), ENDED),
+        dialect.unindexed(delivery.c.state).in_([State.DELETED, State.FAILED]),
+    )
     .order_by(delivery.c.id)
     .with_for_update(of=delivery)
 )
@@ -96,12 +96,14 @@ _SELECT_SEEN = (
         SOP_SENT.label("sop_uid"),
     )
     .select_from(OF_STUDY)
-    .where(*_AT_DESTINATION)
+    .where(_AT_DESTINATION)
     .order_by(delivery.c.id)
     .with_for_update(of=delivery)
 )
-_HELD_SEEN = _SELECT_SEEN.where(HOLDS)
-_DELETED_SEEN = _SELECT_SEEN.where(ENDED, dialect.unindexed(delivery.c.state) == State.DELETED)
+_HELD_SEEN, _DELETED_SEEN = (
+    dialect.LookUpEach(_SELECT_SEEN.where(*those), delivery.c.identity, "identities")
+    for those in ((HOLDS,), (ENDED, dialect.unindexed(delivery.c.state) == State.DELETED))
+)
 
 
 def apply(tx: Transaction, outcomes: Sequence[Outcome], *, now: datetime, backoff: Backoff, jitter: float) -> Applied:
@@ -370,6 +372,6 @@ def _rows_seen(tx: Transaction, newest: Mapping[Identity, Sighting]) -> dict[Ide
         wanted = {hash_of(identity): identity for identity in newest if identity not in found}
         for piece in pieces(list(wanted)):
             asked = {"destination_id": tx.destination_id, "identities": piece}
-            rows = {identity_of(row): row for row in tx.connection.execute(statement, asked)}
+            rows = {identity_of(row): row for row in statement.run(tx.connection, asked)}
             found |= {identity: rows[identity] for identity in rows.keys() & newest.keys()}
     return found

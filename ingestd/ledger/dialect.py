@@ -16,6 +16,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
+    Select,
     Table,
     TextClause,
     Update,
@@ -210,19 +211,18 @@ class ForEach:
 
 
 class LookUpEach:
-    """A SELECT of the rows of which a column has one of many values, bound as ``name``; ``where`` says what else.
+    """A SELECT of those of its rows of which a column has one of many values, bound as ``name``.
 
-    In PostgreSQL each value is looked up by itself: of a table that is nearly empty it reads all, and with it all that
-    was there since the oldest snapshot.
+    In PostgreSQL each value is looked up by itself: of what was nearly empty when it was analyzed it reads all, and
+    with it all that was there since the oldest snapshot.
     """
 
-    def __init__(self, column: Column[Any], name: str, *where: ColumnElement[bool]) -> None:
-        table = column.table
+    def __init__(self, rows: Select[Any], column: Column[Any], name: str) -> None:
         array = _Array(bindparam(name, type_=_Each(column.type)))
         each = func.unnest(array).table_valued(sql_column("value", column.type), name="each").render_derived()
         # OFFSET keeps it a statement of its own.
-        found = select(table).where(*where, column == each.c.value).offset(0).lateral("found")
-        self._among = select(table).where(*where, among(column, name))
+        found = rows.where(column == each.c.value).offset(0).lateral("found")
+        self._among = rows.where(among(column, name))
         self._each = select(found).select_from(each.join(found, true()))
 
     def run(self, connection: Connection, values: Mapping[str, Any]) -> Iterable[Any]:

@@ -113,6 +113,17 @@ def test_what_an_open_snapshot_keeps_is_not_read_by_each_file_that_comes(
         assert entries_read(ledger, index) - before < FILES
 
 
+def test_identity_is_looked_up_by_itself_in_a_ledger_that_nobody_has_analyzed(ledger: Ledger):
+    """In the first minutes each batch read all that its destination had."""
+    for study in range(1, UNTIL_PLANNED):
+        live(ledger, study, FILES)
+    before = entries_read(ledger, "delivery_holds")
+
+    live(ledger, UNTIL_PLANNED, 1)
+
+    assert entries_read(ledger, "delivery_holds") - before < FILES
+
+
 def test_row_that_is_due_is_found_behind_what_an_open_snapshot_keeps(ledger: Ledger, database: str):
     (delivery_id,) = admit(ledger, arrival(1))
     send(ledger)
