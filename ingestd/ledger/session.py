@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 PUT_META = dialect.upsert(meta)
+# So many answers are remembered of a ledger that does not change: what is asked from some instant on is always new.
+_ANSWERS = 500
 
 
 class Queryable(Protocol):
@@ -173,6 +175,8 @@ class Session:
             self._looks = not self._looks_once
         asked = (statement, tuple(values.values()) if values else ())
         if asked not in self._answers:
+            if len(self._answers) >= _ANSWERS:
+                self._answers.clear()
             # Read behind the version: what is written in between is read once more.
             self._answers[asked] = self.fetch_all(statement, values)
         return self._answers[asked]

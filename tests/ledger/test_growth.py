@@ -41,6 +41,14 @@ def ledger(tmp_path: Path):
         yield opened
 
 
+def test_answers_of_a_ledger_that_stays_as_it_is_are_not_remembered_for_ever(ledger: Ledger):
+    """What is due is asked for from a time on that goes on while nobody writes."""
+    for seconds in range(2000):
+        assert queries.next_check_at(ledger, now=NOW, since=NOW + timedelta(seconds=seconds)) is None
+
+    assert len(ledger._answers) <= 500
+
+
 def steps_of(ledger: Ledger, ask: Callable[[Ledger], object]) -> int:
     """Run this and count the steps of its statements."""
     if ON_POSTGRESQL:
