@@ -8,7 +8,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingestd.ledger import Ledger, Transaction, moves, queries
+from ingestd.ledger import Ledger, Transaction, Writer, moves, queries
 from ingestd.lifecycle import (
     Arrival,
     Backoff,
@@ -32,6 +32,20 @@ LATER = NOW + timedelta(minutes=5)
 BACKOFF = Backoff()
 URL = "http://pacs.example/v2"
 LIMITS = BatchLimits()
+
+
+def open_shared(database: str, folder: Path, writer: Writer, **options: object) -> Ledger:
+    """Open a ledger in PostgreSQL as this one writes it; all hosts have one spool."""
+    return Ledger.open(
+        database,
+        host=writer.host,
+        destinations={"default": URL},
+        spool=folder / "spool",
+        limits=LIMITS,
+        key=folder / "search.key",
+        writer=writer,
+        **options,  # type: ignore[arg-type]
+    )
 
 
 def open_ledger(

@@ -16,7 +16,7 @@ import pytest
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid
 from tests.fleet.gateways import GRACE, LEASE, Gateways, gateways, stopped
-from tests.running import Daemon, TookTooLongError, descendants, wait_until
+from tests.running import Daemon, Site, TookTooLongError, descendants, wait_until
 from tests.torture.failing import Fault, Injector
 
 _POSTS_BY = "SELECT DISTINCT worker_id FROM attempt"
@@ -230,14 +230,19 @@ def test_folder_that_one_does_not_see_is_taken_from_by_another_or_told_of(
         assert two.check() == []
 
 
-def test_configuration_that_is_adopted_is_read_by_all_and_who_has_another_stands_by(four: Gateways):
+def adopted_by_one(four: Gateways) -> tuple[Daemon, Daemon, Site]:
+    """Have two daemons, and a configuration adopted that the file of the second does not have: it stands by."""
     a, b = four.start("a"), four.start("b")
     divided(four, a, b)
     first = four.site("a", reconcile={"verify": "presence"})
-
     assert first.command("config", "adopt").returncode == 0
     divided(four, a)
     wait_until(lambda: '"event": "config.differs"' in b.tail(), what="the word of it")
+    return a, b, first
+
+
+def test_configuration_that_is_adopted_is_read_by_all_and_who_has_another_stands_by(four: Gateways):
+    a, b, first = adopted_by_one(four)
     assert "config.reread" in a.tail()
     feed_all(four)
     four.wait_confirmed()
@@ -258,12 +263,7 @@ def test_configuration_that_is_adopted_is_read_by_all_and_who_has_another_stands
 @pytest.mark.slow
 def test_who_stands_by_for_its_configuration_goes_on_once_its_file_is_mended(four: Gateways):
     """No signal comes to it, and who adopts finds that nothing changes."""
-    a, b = four.start("a"), four.start("b")
-    divided(four, a, b)
-    first = four.site("a", reconcile={"verify": "presence"})
-    assert first.command("config", "adopt").returncode == 0
-    divided(four, a)
-    wait_until(lambda: '"event": "config.differs"' in b.tail(), what="the word of it")
+    a, b, first = adopted_by_one(four)
 
     four.site("b", reconcile={"verify": "presence"})
     divided(four, a, b)

@@ -10,7 +10,7 @@ import pytest
 
 from ingestd.ledger import UPKEEP, Alarm, ClockLine, Ledger, Writer, inbox_claim, inbox_claimed, moves, queries
 from ingestd.lifecycle import Jump, State
-from tests.ledger_builders import BACKOFF, LATER, LIMITS, NOW, URL, admit, arrival, result_of, send, state_of
+from tests.ledger_builders import BACKOFF, LATER, NOW, admit, arrival, open_shared, result_of, send, state_of
 from tests.ledgers import read_whole
 from tests.recounting import problems_of_ledger
 
@@ -18,15 +18,7 @@ HOST = "host-a"
 
 
 def joined(database: str, folder: Path) -> Ledger:
-    return Ledger.open(
-        database,
-        host=HOST,
-        destinations={"default": URL},
-        spool=folder / "spool",
-        limits=LIMITS,
-        key=folder / "search.key",
-        writer=Writer(HOST, shares=True),
-    )
+    return open_shared(database, folder, Writer(HOST, shares=True))
 
 
 @pytest.fixture

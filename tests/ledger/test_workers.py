@@ -30,7 +30,7 @@ from ingestd.ledger import (
 )
 from ingestd.ledger.migrations import MIGRATIONS
 from ingestd.lifecycle import Reason, State
-from tests.ledger_builders import LATER, LIMITS, NOW, URL, admit, arrival, state_of
+from tests.ledger_builders import LATER, LIMITS, NOW, URL, admit, arrival, open_shared, state_of
 
 LEASE = timedelta(seconds=3)
 HOST = "host-a"
@@ -45,16 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(database: str, folder: Path, writer: Writer | None = None, **options: object) -> Ledger:
-    return Ledger.open(
-        database,
-        host=HOST,
-        destinations={"default": URL},
-        spool=folder / "spool",
-        limits=LIMITS,
-        key=folder / "search.key",
-        writer=writer or Writer(HOST, lease=LEASE),
-        **options,
-    )
+    return open_shared(database, folder, writer or Writer(HOST, lease=LEASE), **options)
 
 
 def standing(database: str, **said: str) -> StandingBy:
