@@ -30,7 +30,7 @@ FAILED: type[Exception] = sqlite3.OperationalError
 if ON_POSTGRESQL:
     import psycopg
 
-    from ingestd.ledger import postgres, postgres_server
+    from ingestd.ledger import postgres, postgres_server, study_locks
 
     REFUSED = (psycopg.IntegrityError,)
     FAILED = psycopg.OperationalError
@@ -213,7 +213,7 @@ def kept_out(ledger: Ledger | str) -> Iterator[Callable[[], object]]:
             other.execute("BEGIN EXCLUSIVE")
         else:
             other.execute("BEGIN")
-            other.execute(f"SELECT pg_advisory_xact_lock({postgres._LOCK}, hashtext(current_schema()))")
+            other.execute(f"SELECT pg_advisory_xact_lock({study_locks.LOCK}, hashtext(current_schema()))")
         yield lambda: other.execute("ROLLBACK")
 
 

@@ -12,7 +12,7 @@ and answers as they were, and the next tick writes them again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -43,7 +43,7 @@ from ingestd.daemon.steps import (
 from ingestd.inbox import Candidate, Expect, Inboxes, Leave, Spool
 from ingestd.ledger import KnownSource, Ledger, Transaction
 from ingestd.lifecycle import State
-from ingestd.reader import InspectJob
+from ingestd.reader import InspectJob, Read
 
 # Files between "ready" and their row: bounds memory, and how much a crash leaves half-way.
 _IN_HAND_MOST = 1024
@@ -189,6 +189,24 @@ class Admission(Stage):
             return now.mono
         ask_at = self._mono + _ASK_AGAIN_SECONDS if self._asked else inf
         return min(self._look_at, ask_at, *(at for at, _ in self._later))
+
+    is_of_studies = True
+
+    @property
+    def studies(self) -> Collection[str] | None:
+        """Those of the files that are made rows now; a file that has a row already may be of any."""
+        found: set[str] = set()
+        for key in self._new:
+            if self._steps[key].seen.origin.has_row:
+                return None
+        for key, answer in self._answers:
+            step = self._steps[key]
+            if step.seen.origin.has_row or (isinstance(step, Reading) and step.seen.doubts):
+                return None
+            read = answer.inspection if isinstance(answer, Read) and step.seen.candidate.in_place else None
+            if (inspection := step.found if isinstance(step, Moving) else read) is not None:
+                found.add(inspection.study_uid)
+        return found
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Make the next step of every file that was seen or has its answer, and write what goes with it."""

@@ -11,7 +11,7 @@ and in the reading that passes it, for whatever took the identity in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -151,21 +151,39 @@ class FeedReading(Stage):
         self._is_asked, self._glances, self._asked_at = True, glances, now.mono
         self._questions.ask(Asker.FEED_READING, question)
 
+    is_of_studies = True
+
+    @property
+    def studies(self) -> Collection[str] | None:
+        """Those of the entries that are new; of a feed that went back any."""
+        answer = self._answer
+        if answer is None:
+            return ()
+        if answer.went_back_to is not None:
+            return None
+        return {each.identity.study_uid for each in self._news_of(answer, self._cursor_of(answer))}
+
+    def _cursor_of(self, answer: FeedAnswer) -> FeedCursor | None:
+        """Say where the cursor goes; a reading that did not begin at it does not move it."""
+        return None if self._glances else answer.cursor
+
+    def _news_of(self, answer: FeedAnswer, cursor: FeedCursor | None) -> list[Sighting]:
+        return [each for each in answer.sightings if _key(each) not in self._written or _is_passed(each, cursor)]
+
     def write(self, tx: Transaction, now: Now) -> None:
         """Write what it showed, before anything else is judged in this transaction."""
         tx = tx.at(self._ledger.destination_id)
         answer = self._answer
         if answer is None:
             return
-        # A reading that did not begin at the cursor does not move it.
-        cursor = None if self._glances else answer.cursor
+        cursor = self._cursor_of(answer)
         if answer.went_back_to is not None:
             # First of all: what these entries show is newer than what the rows remember of such sequences.
             moves.went_back(tx, to=answer.went_back_to, end=answer.end, now=now.utc)
             self._written.clear()
         elif answer.end is not None and answer.end != answer.question.end:
             moves.seen_end(tx, answer.end)
-        news = [each for each in answer.sightings if _key(each) not in self._written or _is_passed(each, cursor)]
+        news = self._news_of(answer, cursor)
         if news or cursor is not None:
             moves.record_sightings(tx, news, now=now.utc, cursor=cursor)
         tx.on_commit(partial(self._committed, answer, now))

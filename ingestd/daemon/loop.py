@@ -1,4 +1,4 @@
-"""The loop that turns the stages: take in -> send -> prove -> wait; at most one ledger transaction a tick (``stage``).
+"""The loop that turns the stages: take in -> send -> prove -> wait; at most two transactions a tick (``stage``).
 
 A transaction that fails (disk full, ledger locked) leaves everything collected in place, shuts the intake, and is tried
 again. The main thread is the only one that writes the ledger; readers are processes, posts and questions are threads,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import inf
 
 from ingestd.clocks import Now, read_clocks
@@ -88,15 +88,23 @@ class Loop:
             stage.collect(now)
         if now.mono < self._outage.until:
             return self._outage.until
-        with self._ledger.transaction() as tx:
+        of_studies = [stage for stage in self.stages if stage.is_of_studies] if self._ledger.in_turns else []
+        if _studies_of(of_studies) is None:
+            self._write(self.stages, None, now)
+        else:
+            self._write([stage for stage in self.stages if stage not in of_studies], None, now)
+            self._write(of_studies, _studies_of(of_studies), now)
+        return min((stage.next_at(now) for stage in self.stages), default=inf)
+
+    def _write(self, stages: Sequence[Stage], studies: Collection[str] | None, now: Now) -> None:
+        with self._ledger.transaction(studies) as tx:
             if self._outage.holds:
                 # Also an empty transaction shows that the ledger works again.
                 tx.begin()
-            for stage in self.stages:
+            for stage in stages:
                 stage.write(tx, now)
         if tx.has_begun:
             self._outage.passed(now.mono, wrote=tx.wrote)
-        return min((stage.next_at(now) for stage in self.stages), default=inf)
 
     def wait(self, until: float) -> None:
         """Wait for a ring, the clock or what another process writes into the ledger.
@@ -109,3 +117,9 @@ class Loop:
                 return
         if sum(stage.in_hand for stage in self.stages) > 1:
             time.sleep(min(_GROUP_SECONDS_MOST, _GROUP_COMMITS * self._ledger.commit_seconds))
+
+
+def _studies_of(stages: Sequence[Stage]) -> Collection[str] | None:
+    """Say of which studies these will change files; None: of any, or there is no such stage."""
+    each = [stage.studies for stage in stages]
+    return {study for of_one in each for study in of_one or ()} if each and None not in each else None

@@ -6,7 +6,7 @@ claimed. The destination's pause is kept here, and written for ``ingestd status`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -106,6 +106,7 @@ class Posting(Stage):
         self.results_written = 0  # posts whose results are durable, in this run
         self._probe_due = True
         self._waits_for_token = False
+        self._held_up = ""  # the study that is waited for in the next turn
         self._room = self._sender.most_posts  # for posts of ours, beside those that others have out
 
     @property
@@ -219,6 +220,16 @@ class Posting(Stage):
         most = self._sender.most_posts
         return most - queries.posts_out(ledger) if self._assignment.workers > most else most
 
+    is_of_studies = True
+
+    @property
+    def studies(self) -> Collection[str] | None:
+        """Those of which results came, and one that others had to themselves when it was to be claimed last."""
+        if self._wakes or self._assignment.workers > self._sender.most_posts:
+            return None  # rows of any, or what all have out is to be counted
+        held_up = [self._held_up] if self._held_up else []
+        return [*held_up, *(result.batch.study_uid for result, _ in self._results)]
+
     def write(self, tx: Transaction, now: Now) -> None:
         """Write results, the destination's state and, last, the claims."""
         tx = tx.at(self._ledger.destination_id)
@@ -244,10 +255,12 @@ class Posting(Stage):
             moves.destination_answered(tx, now=now.utc)
             if self.destination.is_open and not self._assignment.is_whole:
                 moves.end_pause(tx, unless=_SERVERS_WISH, now=now.utc)
-        tx.on_commit(partial(self._committed, self._claim(tx, now), lost))
+        claimed, held_up = self._claim(tx, now)
+        tx.on_commit(partial(self._committed, claimed, lost, held_up))
 
-    def _committed(self, claimed: Sequence[Batch], lost: Sequence[tuple[int, int]]) -> None:
+    def _committed(self, claimed: Sequence[Batch], lost: Sequence[tuple[int, int]], held_up: str) -> None:
         """The attempts are durable: let the posts leave."""
+        self._held_up = held_up
         self.results_written += len(self._results)
         due = {study.study_uid: study for study in self._due}
         for batch in claimed:
@@ -286,8 +299,10 @@ class Posting(Stage):
         at_once_at = queries.next_study_at(self._ledger, now=now.utc, flush=flush, at_once=True)
         return min(max(due_at, opens_at), now.mono_of(at_once_at))
 
-    def _claim(self, tx: Transaction, now: Now) -> list[Batch]:
+    def _claim(self, tx: Transaction, now: Now) -> tuple[list[Batch], str]:
+        """Claim what may go, and say which study to wait for next, where others had all to themselves."""
         studies = self._due
+        passed_over = ""
         free = min(self._free, self._room_beside_others(tx)) if studies else 0
         claimed: list[Batch] = []
         while free > 0 and studies:
@@ -295,6 +310,9 @@ class Posting(Stage):
             for study in studies:
                 if free <= 0:
                     break
+                if not tx.may_change([study.study_uid]):
+                    passed_over = passed_over or study.study_uid
+                    continue
                 batch = moves.claim(
                     tx, study.study_uid, now=now.utc, at_once=self._at_once, most_bytes=self._most_bytes
                 )
@@ -311,7 +329,7 @@ class Posting(Stage):
                 if rest.waiting > 0 and study_due_at(rest, self._limits, flush=self._progress.flushes) <= now.utc:
                     left.append(rest)
             studies = left
-        return claimed
+        return claimed, "" if claimed else passed_over
 
     def _take_probe(self, probe: ProbeResult, now: Now) -> None:
         self._reach.take(probe.pause, now)

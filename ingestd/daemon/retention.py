@@ -18,7 +18,7 @@ name of their own and are a new arrival.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -196,6 +196,15 @@ class Retention(Stage):
         return queries.removable(
             self._ledger, before=before, since=since, ahead_of=ahead_of, away=away, unasked=unasked, limit=limit
         )
+
+    is_of_studies = True
+
+    @property
+    def studies(self) -> Collection[str] | None:
+        """Those of the files that are to go, or are gone; bytes that are another file's may be of any."""
+        if self._apart:
+            return None
+        return {row.study_uid for row in (*self._due, *self._removed) if row.study_uid}
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write which files are to go, which are gone, and which held other bytes."""

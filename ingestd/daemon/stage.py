@@ -13,6 +13,11 @@ Theory of operation. A tick has three beats over the same list, in its order:
 3. After COMMIT these are called in the order in which they were registered. A crash before any of them loses nothing:
    the ledger says what is to be done, and the next start does it.
 
+Where several workers write one ledger, a tick has two transactions, and most ticks need but the second: first that of
+the stages which write little, and whatever it may be; then that of those through which each file goes and which know
+before of which studies they will change files (``Stage.studies``). The first keeps all other workers out, the second
+only who changes files of the same studies. Where one of the latter does not know this time, all is one transaction.
+
 So every act that leaves the process (G2, G5) comes after the row that says so, and no finding is lost by a transaction
 that failed. The order of the list is the order of writing: the clock that all waits go by comes first, admission before
 what asks about rows, and claims last, since a claim sees everything that this tick has settled.
@@ -24,7 +29,7 @@ Facts cross from stage to stage, plans do not: a stage gets what it needs in its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import inf
 
@@ -43,6 +48,14 @@ class Stage:
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write what was collected, and register what is to be done then; changes no field of the stage."""
+
+    # Whether it can say so, and, if nothing else is to be written this time, of which studies (UIDs) ``write`` will
+    # change files; None: of any, or something else.
+    is_of_studies = False
+
+    @property
+    def studies(self) -> Collection[str] | None:
+        return None
 
     def next_at(self, now: Now) -> float:  # noqa: ARG002 - those that go by the clock say so
         """Say when there is something to do by the clock alone (``Now.mono``); inf: a ring will tell."""
@@ -64,6 +77,7 @@ class WhileOurs(Stage):
 
     def __init__(self, stage: Stage, is_ours: Callable[[], bool]) -> None:
         self._stage = stage
+        self.is_of_studies = stage.is_of_studies
         self._is_ours = is_ours
         self._has_begun = False
 
@@ -79,6 +93,10 @@ class WhileOurs(Stage):
     def write(self, tx: Transaction, now: Now) -> None:
         if self._has_begun:
             self._stage.write(tx, now)
+
+    @property
+    def studies(self) -> Collection[str] | None:
+        return self._stage.studies if self._has_begun else ()
 
     def next_at(self, now: Now) -> float:
         return self._stage.next_at(now) if self._has_begun else inf

@@ -31,6 +31,11 @@ class Origin:
     admit_anyway: bool = False  # the person knows that it is not whole
     row: RowToRead | None = None  # the row that waits, whose file it is, which may hold other bytes by now
 
+    @property
+    def has_row(self) -> bool:
+        """Whether it is the file of a row already."""
+        return self.row is not None or self.former is not None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:

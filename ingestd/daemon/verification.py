@@ -10,7 +10,7 @@ is removed when its comparison was written; a crash leaves it in scratch, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -123,6 +123,16 @@ class Verification(Stage):
         if may_ask and check is None and self.is_idle and not self._others_wait():
             self._questions.nothing_waits()
 
+    is_of_studies = True
+
+    @property
+    def studies(self) -> Collection[str] | None:
+        """Those of the rows that were asked about; what a comparison says of a server may concern all rows there."""
+        findings = (finding for answer in self._answers for finding in answer.findings)
+        if self._compared or self._trust.has_work or any(each.sameness is not None for each in findings):
+            return None
+        return {row.identity.study_uid for answer in self._answers for row in answer.question.rows}
+
     def write(self, tx: Transaction, now: Now) -> None:
         """Write what answers and comparisons came to, and plan for the rows that are due then."""
         tx = tx.at(self._ledger.destination_id)
@@ -176,7 +186,7 @@ class Verification(Stage):
         return under_way < _ROWS_MOST and is_worth_it
 
     def _plan(self, tx: Transaction, this: Round) -> None:
-        due = queries.unproven(tx, now=this.now.utc, since=self._due_since, limit=_ROWS_MOST)
+        due = moves.take_unproven(tx, now=this.now.utc, since=self._due_since, limit=_ROWS_MOST)
         free = [row for row in due if row.delivery_id not in self._asked]
         chosen = self._trust.choose(tx, free, this.rules, this.comparisons)
         probes = self._trust.probe(tx, this.now, this.comparisons, asked=self._asked) if this.rules.stopped else []

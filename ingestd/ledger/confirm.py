@@ -49,9 +49,10 @@ from ingestd.lifecycle import (
     Sameness,
     Sighting,
     State,
+    Unproven,
 )
 
-from . import dialect
+from . import dialect, queries
 from .claims import SERIES_SENT, SOP_SENT
 from .destination import set_cursor
 from .finish import need_of
@@ -280,6 +281,18 @@ def _free_a_person(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> 
                 reason, note = Reason.DROPPED_AGAIN, f"its file was dropped again as row {again.id}, which is confirmed"
                 tx.change(former, to={"reason": reason, "note": note, "changed_at": now}, at=now)
                 tx.note(former, at=now, reason=reason, note=note)
+
+
+def take_unproven(tx: Transaction, *, now: datetime, since: datetime, limit: int) -> list[Unproven]:
+    """Read what the server is to be asked about now (``queries.unproven``), but for what others change just now."""
+    due = queries.unproven(tx, now=now, since=since, limit=limit)
+    if not (tx.is_of_studies and due):
+        return due
+    ours = tx.may_change({row.identity.study_uid for row in due})
+    of_ours = [row for row in due if row.identity.study_uid in ours]
+    # Until these were locked others may have changed them.
+    as_it_is = {row.delivery_id: row for row in queries.unproven_rows(tx, [row.delivery_id for row in of_ours])}
+    return [row for row in of_ours if as_it_is[row.delivery_id] == row]
 
 
 def check_again(tx: Transaction, delivery_ids: Iterable[int], *, at: datetime, note: str = "") -> int:

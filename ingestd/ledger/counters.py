@@ -49,8 +49,6 @@ _SET_DUE = (
 COUNTS_WAITING = or_(state_count.c.state.in_(sorted(UNCONFIRMED)), state_count.c.reason == Reason.NOT_COMPARED)
 _COUNTED = ("spool_id", "destination_id", "inbox_id", "state", "reason", "slot", "entries", "size_bytes")
 _COUNTED_BY = itemgetter("spool_id", "destination_id", "state", "size_bytes")
-# Of one writer, as SQLite has it.
-_SLOT = 0
 NO_DESTINATION = 0
 _NEW_STUDY: Mapping[str, Any] = {
     **dict.fromkeys(STATE_COLUMNS.values(), 0),
@@ -117,8 +115,12 @@ _Key: TypeAlias = tuple[int, int, int]  # spool, destination, study
 class Counters:
     """The pending changes of one transaction."""
 
-    def __init__(self, limits_of: Callable[[int], BatchLimits], labels_known: set[tuple[str, str, int]]) -> None:
+    def __init__(
+        self, limits_of: Callable[[int], BatchLimits], labels_known: set[tuple[str, str, int]], *, slot: int = 0
+    ) -> None:
+        """``slot``: which part of the sums is ours, where others add to them at the same time."""
         self._limits_of = limits_of
+        self._slot = slot
         self._labels_known = labels_known
         self._counts: dict[tuple[int, int, int, State, str], dict[str, Any]] = {}
         self._studies: dict[_Key, _StudyChange] = {}
@@ -194,7 +196,7 @@ class Counters:
         key = (spool, to, inbox, state, reason)
         counts = self._counts.get(key)
         if counts is None:
-            counts = self._counts[key] = dict(zip(_COUNTED, (*key, _SLOT, 0, 0), strict=True))
+            counts = self._counts[key] = dict(zip(_COUNTED, (*key, self._slot, 0, 0), strict=True))
         counts["entries"] += entries
         counts["size_bytes"] += size
 

@@ -58,11 +58,22 @@ class Database(Protocol):
     def failure(self, error: BaseException | None) -> LedgerError:
         """Tell a person what the driver's error means for the ledger."""
 
-    def begin(self, connection: Connection, writer: Writer | None, *, in_turns: bool = False) -> None:
+    def begin(
+        self,
+        connection: Connection,
+        writer: Writer | None,
+        *,
+        in_turns: bool = False,
+        studies: Collection[str] | None = None,
+    ) -> None:
         """Begin a transaction that writes: until its end nobody else does. None: before there is a ledger.
 
-        ``in_turns``: others wait for that end, so that it is not to be durable yet by COMMIT (``flush``).
+        ``in_turns``: others wait for that end, so that it is not to be durable yet by COMMIT (``flush``). With
+        ``studies`` nobody else changes files of these, and others may change those of other studies.
         """
+
+    def try_lock(self, connection: Connection, studies: Collection[str]) -> set[str]:
+        """Have a transaction that began with ``studies`` change files of these, too; not of those that others have."""
 
     def flush(self, connection: Connection, writer: Writer) -> None:
         """Have the last transaction be durable, and all before it."""

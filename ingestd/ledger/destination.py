@@ -7,7 +7,7 @@ file that was compared there. Everything here is about the transaction's own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -38,6 +38,7 @@ _PUT_CURSOR = dialect.upsert(feed_cursor)
 _MISMATCH = delivery.c.mismatch == ONE
 _UNSEEN = dict.fromkeys(("seen_sequence", "seen_action", "seen_state", "seen_at"))
 _STATE = dialect.unindexed(delivery.c.state)
+_A_SECOND = timedelta(seconds=1)
 _OPEN = (State.STORED, State.UNCERTAIN)
 _HELD = delivery.alias("held")
 
@@ -75,7 +76,10 @@ def resume_destination(tx: Transaction, *, now: datetime) -> None:
 
 
 def destination_answered(tx: Transaction, *, now: datetime) -> None:
-    tx.connection.execute(_destination(tx).values(last_ok_at=now))
+    """Keep when it answered last, to the second: all who send there write this one row."""
+    last = destination.c.last_ok_at
+    is_new = or_(last.is_(None), last <= now - _A_SECOND, last > now)
+    tx.connection.execute(_destination(tx).where(is_new).values(last_ok_at=now))
 
 
 def end_pause(tx: Transaction, *, unless: Iterable[PauseCause], now: datetime) -> None:

@@ -29,6 +29,7 @@ from .schema import meta
 from .search_key import SearchKey
 from .session import PUT_META, AtDestination
 from .sqlite import Sqlite
+from .study_locks import MOST_STUDIES
 from .workers import beat_of
 
 if TYPE_CHECKING:
@@ -203,11 +204,13 @@ class Ledger(Registry):
         self.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self, studies: Collection[str] | None = None) -> Iterator[Transaction]:
         """Write: everything done with the transaction is committed together at the end, or not at all.
 
         It begins with the first statement through it; then what waits for the commit is done, also where none was.
-        Raises LedgerBusy or LedgerFull where trying again later may help.
+        With ``studies`` (UIDs) only files of these change in it, those that ``Transaction.may_change`` adds, and files
+        that are not in a study yet: then others who change those of other studies need not wait. Raises LedgerBusy or
+        LedgerFull where trying again later may help.
         """
         # Who only reads the ledger, as `ingestd status` does, need not wait for all that writes it.
         from .transaction import Transaction  # noqa: PLC0415
@@ -216,7 +219,9 @@ class Ledger(Registry):
             raise LedgerError(f"the ledger {self.name} was opened for reading only")
         self.resolve()
         begun = ExitStack()
-        tx = Transaction(self, lambda: begun.enter_context(self.begin()))
+        if not self.in_turns or (studies is not None and len(studies) > MOST_STUDIES):
+            studies = None
+        tx = Transaction(self, lambda: begun.enter_context(self.begin(studies=studies)), studies)
         is_at_commit = False
         try:
             with begun:

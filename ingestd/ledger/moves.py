@@ -16,7 +16,7 @@ from .admission import (
 from .claims import ask_first, claim, recover, wake
 from .clock import put_clock
 from .comparing import compared, read_before_comparing
-from .confirm import apply, check_again, record_sightings
+from .confirm import apply, check_again, record_sightings, take_unproven
 from .destination import (
     ask_mismatched_again,
     count_matches,

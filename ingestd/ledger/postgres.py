@@ -1,18 +1,19 @@
-"""A ledger in PostgreSQL: written by one at a time, each fenced; guarded, and brought up to date.
+"""A ledger in PostgreSQL: locked and fenced by whoever writes it; guarded, and brought up to date.
 
-**One writer at a time.** A transaction that writes takes an advisory lock first, which ends with it: as BEGIN IMMEDIATE
-does in an SQLite ledger. So what it reads holds when it writes upon it, whoever else writes.
+**Who writes at a time.** A transaction that writes takes its locks first, which end with it: of the whole ledger, as
+BEGIN IMMEDIATE does in an SQLite file, or of the studies that it changes (``study_locks``). So what it reads of these
+holds when it writes upon it, whoever else writes.
 
-**The fence.** Behind the lock it counts one write more in its ``worker`` row, and goes on only where that has not
+**The fence.** Behind the locks it counts one write more in its ``worker`` row, and goes on only where that has not
 ended. A start ends the row of whoever wrote for this spool before: what that one still sends is refused, wherever it
 comes from. The count is the mark by which a COMMIT whose answer was lost is found again; asking for it waits for the
 row, and so for the end of that transaction. The schema's number is read there, too: an older program writes nothing.
 
-**Durable in turns.** Beside others nobody keeps the lock while the disk, or a standby, is waited for: the transaction
-is committed with ``synchronous_commit`` off, which lets go of the lock, and then our ``worker`` row is written as it is
+**Durable in turns.** Beside others nobody keeps its locks while the disk, or a standby, is waited for: the transaction
+is committed with ``synchronous_commit`` off, which lets go of them, and then our ``worker`` row is written as it is
 once more by a statement that waits. What it waits for is all of the log up to it, ours and what others wrote before; so
-nobody acts upon what may be lost, and what is lost in a crash is the end of the log, whoever wrote it. The lock of all
-writers is then held for what a transaction does, not for what its COMMIT takes.
+nobody acts upon what may be lost, and what is lost in a crash is the end of the log, whoever wrote it. The locks are
+then held for what a transaction does, not for what its COMMIT takes.
 
 **How what writes is planned** (``_PLANS``). Each of those statements is about few rows that an index finds, whatever
 its values and however large the tables. Planned anew for each it costs an eighth more; and what was planned for tables
@@ -31,7 +32,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ingestd.clocks import boottime
 
-from . import baseline, membership, workers
+from . import baseline, membership, study_locks, workers
 from .database import Tell, Writer
 from .errors import LedgerError, LedgerFenced
 from .guards import GUARDS, Guard
@@ -41,12 +42,10 @@ from .postgres_server import BUSY_SECONDS, Server, driver_of, psycopg
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-# Any number that nobody else uses in this database: "INGD".
-_LOCK = 0x494E4744
-# Whoever holds the lock of all writers and has not stirred for as long as another waited. The server's own timeout
-# (PostgreSQL 15: PostgresMain) is off behind a Flush, with which psycopg ends an executemany.
+# Whoever holds the lock of all writers, alone or beside others, and has not stirred for as long as another waited. The
+# server's own timeout (PostgreSQL 15: PostgresMain) is off behind a Flush, with which psycopg ends an executemany.
 _END_IDLE = f"""SELECT pg_terminate_backend(pid, 5000) FROM pg_locks JOIN pg_stat_activity USING (pid)
-    WHERE locktype = 'advisory' AND granted AND datname = current_database() AND classid = {_LOCK}
+    WHERE locktype = 'advisory' AND granted AND datname = current_database() AND classid = {study_locks.LOCK}
         AND objid::bigint = hashtext(current_schema())::bigint & 4294967295
         AND state LIKE 'idle in transaction%' AND state_change < clock_timestamp() - interval '{BUSY_SECONDS}s'
 """  # noqa: S608 - numbers of ours
@@ -75,30 +74,39 @@ class Postgres(Server):
     driver_error: type[Exception] = psycopg.Error
     _counted = 0  # what our row said last: a backup that is put back while we run says less
 
-    def begin(self, connection: Connection, writer: Writer | None, *, in_turns: bool = False) -> None:
+    def begin(
+        self,
+        connection: Connection,
+        writer: Writer | None,
+        *,
+        in_turns: bool = False,
+        studies: Collection[str] | None = None,
+    ) -> None:
         try:
             try:
-                self._begin(connection, writer, in_turns=in_turns)
+                self._begin(connection, writer, in_turns=in_turns, studies=studies)
             except psycopg.errors.LockNotAvailable:
                 if not _end_idle(connection):
                     raise
-                self._begin(connection, writer, in_turns=in_turns)
+                self._begin(connection, writer, in_turns=in_turns, studies=studies)
         except psycopg.Error as error:
             if driver_of(connection).closed:
                 connection.invalidate()  # SQLAlchemy has not seen it; the next use connects anew
             raise self.failure(error) from None
 
-    def _begin(self, connection: Connection, writer: Writer | None, *, in_turns: bool) -> None:
-        lock = f"SELECT pg_advisory_xact_lock({_LOCK}, hashtext(current_schema()))"
+    def _begin(
+        self, connection: Connection, writer: Writer | None, *, in_turns: bool, studies: Collection[str] | None
+    ) -> None:
+        locks = study_locks.waiting_for(studies)
         driver = driver_of(connection)
         if writer is None:
-            driver.execute(f"BEGIN; {lock}", prepare=False)
+            driver.execute("; ".join(("BEGIN", *locks)), prepare=False)
             return
         statements = (
             "BEGIN",
             *_PLANS,
             *(["SET LOCAL synchronous_commit = off"] if in_turns else []),
-            lock,
+            *locks,
             workers.FENCE.format(writer.worker),
             "SELECT value FROM meta WHERE key = 'schema'",
         )
@@ -118,6 +126,9 @@ class Postgres(Server):
                 f"the ledger {self.name} has been brought up to date by a newer ingestd (schema {schema[0][0]}, this"
                 f" one knows {len(MIGRATIONS)}); run that version, or a newer one"
             )
+
+    def try_lock(self, connection: Connection, studies: Collection[str]) -> set[str]:
+        return study_locks.try_lock(connection, studies)
 
     def flush(self, connection: Connection, writer: Writer) -> None:
         connection.exec_driver_sql(_WRITE_ONCE_MORE, (writer.worker,))

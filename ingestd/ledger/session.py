@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -211,10 +211,10 @@ class Session:
             self.roll_back()
 
     @contextmanager
-    def begin(self, *, anew: bool = False) -> Iterator[Connection]:
+    def begin(self, *, anew: bool = False, studies: Collection[str] | None = None) -> Iterator[Connection]:
         """Begin to write, and COMMIT, or ROLLBACK after whatever was raised; raises LedgerError.
 
-        ``anew``: there may be no ledger yet, or an older one.
+        ``anew``: there may be no ledger yet, or an older one. ``studies`` as for ``Ledger.transaction``.
         """
         assert not self._writes, "one transaction at a time"
         self._writes = True
@@ -227,7 +227,8 @@ class Session:
         try:
             with self._telling(), self._undoing():
                 with self.connection.begin():
-                    self.database.begin(self.connection, None if anew else self.writer, in_turns=in_turns)
+                    writer = None if anew else self.writer
+                    self.database.begin(self.connection, writer, in_turns=in_turns, studies=studies)
                     yield self.connection
                     self.last_mark = "" if anew else self.database.mark(self.connection, self.writer)
                 if in_turns:

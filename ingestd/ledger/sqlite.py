@@ -49,9 +49,13 @@ class Sqlite:
         writer: Writer | None,  # noqa: ARG002 - the file's lock is for all
         *,
         in_turns: bool = False,  # noqa: ARG002 - and what is committed is durable
+        studies: Collection[str] | None = None,  # noqa: ARG002
     ) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         connection.info["changes"] = sqlite_file.rows_changed(connection)
+
+    def try_lock(self, connection: Connection, studies: Collection[str]) -> set[str]:  # noqa: ARG002
+        return set(studies)
 
     def flush(self, connection: Connection, writer: Writer) -> None:
         """Do nothing: COMMIT has done it."""

@@ -8,6 +8,10 @@ query or a move, sends BEGIN IMMEDIATE, which keeps every other writer out, in e
 read through ``tx`` still holds when it is written upon; what was read through the ledger is a hint. An exception in the
 block rolls all of it back. A block that makes no statement costs nothing, not even an fsync.
 
+**Beside others** who write a PostgreSQL ledger ``ledger.transaction(studies)`` keeps only those out who change files of
+these studies (``study_locks``). What was said above then holds of these; what is read of others, and of what is of no
+study, is a hint. A move of a file of another study raises IllegalMove.
+
 **A move** is made in four steps. ``rows...`` reads a ``Row``, only the columns that a move needs. ``move`` checks it
 against ``lifecycle.MOVES``, works out what goes with leaving the one state and coming into the other
 (``_settings_of_move``: the claim's token, the identity, what was learnt, when it settled), and puts a line down for the
@@ -53,7 +57,7 @@ called. After a rollback it is dropped. Three ends are to be told apart:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -95,6 +99,7 @@ from .row import (
 from .sameness import judge
 from .schema import clock, delivery, file, inbox, study
 from .session import AtDestination, KnownStudy, Session
+from .study_locks import MOST_STUDIES
 from .unit_of_work import UnitOfWork
 
 _LEARNT = (("mismatch", 0), ("differs_since", None), ("untold_since", None))
@@ -112,7 +117,10 @@ _SELECT_HOLDER = (
     )
 ).with_for_update(of=delivery)
 _SELECT_STUDIES = select(study).where(dialect.among(study.c.uid, "uids"))
+_NUMBERS_OF_STUDIES = select(study.c.id).where(dialect.among(study.c.uid, "uids"))
 _STUDIES_REMEMBERED = 2_000
+# Those who write side by side add to counters of their own.
+_SLOTS = 16
 _JUMPS = select(clock).where(clock.c.spool_id == bindparam("spool_id"), clock.c.by_us != 0)
 _LAST_JUMP = _JUMPS.order_by(clock.c.id.desc()).limit(1)
 
@@ -120,8 +128,13 @@ _LAST_JUMP = _JUMPS.order_by(clock.c.id.desc()).limit(1)
 class Transaction:
     """What is done between BEGIN and COMMIT; ``Ledger.transaction`` makes it."""
 
-    def __init__(self, session: Session, begin: Callable[[], Connection]) -> None:
+    def __init__(
+        self, session: Session, begin: Callable[[], Connection], studies: Collection[str] | None = None
+    ) -> None:
+        """``begin`` begins it, with the locks of these studies (None: with that of all)."""
         self._begin = begin
+        self._studies = None if studies is None else set(studies)
+        self._study_ids: set[int] = set()  # their numbers, as far as they were asked for
         self._connection: Connection | None = None
         self._on_commit: list[Callable[[], object]] = []
         self.wrote = False  # whether it changed any row, and left its mark; known once it is committed
@@ -138,7 +151,7 @@ class Transaction:
         self.inbox_of = session.inbox_of
         self.study_id = session.study_id
         self._session = session
-        self.counters = Counters(session.limits_of, session.labels_known)
+        self.counters = Counters(session.limits_of, session.labels_known, slot=session.worker % _SLOTS)
         self._work = UnitOfWork()
         self._given_up: list[tuple[Row, datetime]] = []
 
@@ -152,6 +165,35 @@ class Transaction:
         if self._connection is None:
             self._connection = self._begin()
         return self._connection
+
+    def may_change(self, studies: Iterable[str]) -> set[str]:
+        """Say of which of these studies files may be changed here; others may be changing those of the rest.
+
+        What was read of one before is to be read again, unless the transaction began with it.
+        """
+        wanted = set(studies)
+        if self._studies is None:
+            return wanted
+        missing = sorted(wanted - self._studies)[: max(0, MOST_STUDIES - len(self._studies))]
+        if missing:
+            self._studies |= self._session.database.try_lock(self.connection, missing)
+        return wanted & self._studies
+
+    @property
+    def is_of_studies(self) -> bool:
+        """Whether others may be writing at the same time."""
+        return self._studies is not None
+
+    def _expect_of_studies(self, study_id: int | None) -> None:
+        """Raise IllegalMove where a file of this study may be changed by others now."""
+        if self._studies is None or study_id is None or study_id in self._study_ids:
+            return
+        known = self._session.studies_known
+        self._study_ids |= {known[uid].id for uid in self._studies if uid in known}
+        if unknown := [uid for uid in self._studies if uid not in known]:
+            self._study_ids.update(self.connection.execute(_NUMBERS_OF_STUDIES, {"uids": unknown}).scalars())
+        if study_id not in self._study_ids:
+            raise IllegalMove("a file of a study was to be changed for which the transaction has no lock")
 
     def begin(self) -> None:
         """Begin although nothing is to be said: where even that fails, the ledger does not work."""
@@ -216,6 +258,8 @@ class Transaction:
             found = {row.uid: KnownStudy(row.id, row.patient_hash, row.accession_hash) for row in there}
             new = [uid for uid in piece if uid not in found]
             if new:
+                if self._studies is not None and not self._studies.issuperset(new):
+                    raise IllegalMove("a study was to be put down for which the transaction has no lock")
                 numbers = dialect.take_numbers(self.connection, "study", len(new))
                 made = {uid: KnownStudy(each, *labels[uid]) for each, uid in zip(numbers, new, strict=True)}
                 rows = [
@@ -296,6 +340,7 @@ class Transaction:
 
     def add_file(self, values: dict[str, Any], *, at: datetime) -> None:
         """Add a file; ``values`` are its columns. One that has a state of its own gets no delivery."""
+        self._expect_of_studies(values["study_id"])
         self._work.add(file, values)
         state: State | None = values["state"]
         if state is not None:
@@ -309,6 +354,7 @@ class Transaction:
         """Add a delivery; ``values`` are its columns. Its file counts it as one that needs its bytes already."""
         state: State = values["state"]
         check_move(None, state)
+        self._expect_of_studies(values["study_id"])
         self._work.add(delivery, values)
         line = (at, None, state, values["reason"] or "", note, None, "")
         self._work.put_down([(values["file_id"], values["id"])], line)
@@ -322,6 +368,7 @@ class Transaction:
         self, row: FileRow, *, to: State, at: datetime, reason: Reason | None, note: str, **values: Any
     ) -> None:
         """Move a file that has no delivery; raises IllegalMove for a move that ``FILE_MOVES`` lacks."""
+        self._expect_of_studies(row.study_id)
         check_move(row.state, to, FILE_MOVES)
         if to in SETTLED:
             values.setdefault("unneeded_at", at)
@@ -370,6 +417,7 @@ class Transaction:
     def change(self, *rows: Row, to: dict[str, Any], at: datetime) -> None:
         """Set the same columns of rows that are alike; what changes their state goes through ``move``."""
         row = rows[0]
+        self._expect_of_studies(row.study_id)
         after = to.get("state", row.state)
         queued = int(
             after is State.PENDING

@@ -245,6 +245,7 @@ class Removable:
     """A row whose files may go: the file, and its Explicit VR copy if any."""
 
     file_id: int
+    study_uid: str  # "": it was refused, and none was read of it
     state: State
     inbox: str
     relative_path: str

@@ -2,13 +2,15 @@
 
 Files of the same studies lie in as many drop folders as there are gateways; how long do one, and all, take until each
 is CONFIRMED? All of it runs on this machine, server included, so that more of them have no more CPU: ``--commit-ms``
-has the database wait before each COMMIT is durable, as over a network, to show what they do beside each other.
-The goal of two gateways is 1.5 x of one. It judges nothing.
+has the database wait before each COMMIT is durable, as over a network, and ``--cpu 40`` (root, cgroups) gives each
+gateway no more than so many percent of a core, as if it were a machine of its own. The goal of two gateways with one
+study, ``--studies 1``, is 1.5 x of one. It judges nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,19 +23,53 @@ from tests.fleet.gateways import Gateways, gateways
 from tests.postgres import Cluster, fresh_database
 
 _WITHIN_SECONDS = 600.0
+_PERIOD_US = 20_000
+# As a server has it that has earned its trust: of a new one the first 1,000 files are fetched and compared.
+_RECONCILE = {"interval": "1s", "lag": "2s", "verify": "presence"}
 
 
 @contextmanager
-def _at_work(folder: Path, cluster: Cluster, *, working: int, drops: int) -> Iterator[Gateways]:
+def _at_work(folder: Path, cluster: Cluster, *, working: int, drops: int, cpu: int) -> Iterator[Gateways]:
     folder.mkdir()
     with (
         Emulator(fsync=False) as server,
-        gateways(folder, server, fresh_database(cluster), more_drops=drops - 1, lease="60s") as found,
+        gateways(
+            folder, server, fresh_database(cluster), more_drops=drops - 1, lease="60s", reconcile=_RECONCILE
+        ) as found,
     ):
+        groups = [_CpuShare(f"ingestd-{os.getpid()}-{number}", cpu) for number in range(working)] if cpu else []
         for number in range(working):
-            found.start(f"gateway{number}")
+            pid = found.start(f"gateway{number}").process.pid
+            if groups:
+                groups[number].take(pid)
         _wait_divided(found, working)
         yield found
+    for group in groups:
+        group.remove()
+
+
+class _CpuShare:
+    """A control group that has so many percent of a core (man 7 cgroups; Linux, cpu.max and cpu.cfs_quota_us)."""
+
+    def __init__(self, name: str, percent: int) -> None:
+        former = Path("/sys/fs/cgroup/cpu")
+        self._folder = (former if former.is_dir() else former.parent) / name
+        self._folder.mkdir()
+        quota = str(percent * _PERIOD_US // 100)
+        if former.is_dir():
+            (self._folder / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
+            (self._folder / "cpu.cfs_quota_us").write_text(quota)
+        else:
+            (self._folder / "cpu.max").write_text(f"{quota} {_PERIOD_US}")
+
+    def take(self, pid: int) -> None:
+        """Have a process and its children, with all that they start, share it."""
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for each in (str(pid), *children):
+            (self._folder / "cgroup.procs").write_text(each)
+
+    def remove(self) -> None:
+        self._folder.rmdir()
 
 
 def _wait_divided(found: Gateways, working: int) -> None:
@@ -60,6 +96,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1000, help="into each drop folder")
     parser.add_argument("--studies", type=int, default=20, help="each in all of the folders")
     parser.add_argument("--commit-ms", type=int, default=0, help="have each COMMIT be durable so many ms later")
+    parser.add_argument("--cpu", type=int, default=0, help="percent of a core that each gateway has; 0: all there is")
     parser.add_argument("--folder", type=Path, help="where to work; not on tmpfs, if the figures are to mean anything")
     options = parser.parse_args()
     late = {"commit_delay": str(options.commit_ms * 1000), "commit_siblings": "0"}
@@ -69,7 +106,9 @@ def main() -> None:
         with Cluster(folder / "server", settings=late, durable=True) as cluster:
             rates = []
             for working in (1, options.gateways):
-                with _at_work(folder / str(working), cluster, working=working, drops=options.gateways) as found:
+                with _at_work(
+                    folder / str(working), cluster, working=working, drops=options.gateways, cpu=options.cpu
+                ) as found:
                     seconds = seconds_of(found, options.files, options.studies)
                 rates.append(options.files * options.gateways / seconds)
                 print(f"{working} at work: {rates[-1]:,.0f} files/s")

@@ -24,12 +24,12 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from sqlalchemy import event
@@ -98,6 +98,10 @@ class Lot:
     def later(self) -> datetime:
         return self.came_at + timedelta(minutes=2)
 
+    def studies_of(self, step: Step) -> list[str]:
+        """Say of which studies a step is, as the daemon's stages do."""
+        return [] if step is Lot.candidate else [arrival(self.files[0], 0).identity.study_uid]
+
     def candidate(self, tx: Transaction) -> None:
         found = [
             NewCandidate(
@@ -164,7 +168,8 @@ class Lot:
         assert moves.mark_removed(tx, self.ids, now=self.later) == FILES
 
 
-STEPS: tuple[Callable[[Lot, Transaction], None], ...] = (
+Step: TypeAlias = Callable[[Lot, Transaction], None]
+STEPS: tuple[Step, ...] = (
     *(Lot.candidate, Lot.admit, Lot.claim, Lot.finish, Lot.see, Lot.confirm, Lot.let_go, Lot.remove),
 )
 
@@ -183,8 +188,8 @@ class Counts:
         self.statements += len(said[3]) if said[5] else 1
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        with self.ledger.transaction() as tx:
+    def transaction(self, studies: Collection[str] | None = None) -> Iterator[Transaction]:
+        with self.ledger.transaction(studies) as tx:
             yield tx
         self.commits.append(self.ledger.commit_seconds)
 
@@ -198,7 +203,7 @@ def live(counts: Counts, batches: int, meter: dict[str, float], *, joined: bool,
                 begun = time.perf_counter()
                 if step is Lot.confirm:
                     lot.ask(counts.ledger)
-                with counts.transaction() as tx:
+                with counts.transaction(lot.studies_of(step)) as tx:
                     step(lot, tx)
                 meter[step.__name__] += time.perf_counter() - begun
         return

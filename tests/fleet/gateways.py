@@ -17,6 +17,7 @@ import psycopg
 
 from ingestd.config import Inbox
 from ingestd.emulator import Emulator
+from ingestd.ledger.study_locks import LOCK
 from tests.builders import dataset_bytes, fresh_uid, part10
 from tests.emulating import Identity, file_of, stores
 from tests.invariants import Invariants, World, digest_of
@@ -26,7 +27,6 @@ from tests.torture.feeding import Kind, Written
 from tests.torture.watching import BETWEEN
 
 LEASE = 2.0
-LOCK = 0x494E4744  # of all writers
 # From the kill to the next post, beside the lease (issue's own figure).
 GRACE = 15.0
 _HOLDER = """SELECT worker_id FROM claim JOIN worker ON worker.id = worker_id

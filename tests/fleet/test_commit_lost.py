@@ -21,6 +21,7 @@ from ingestd.ledger import (
     postgres,
     postgres_server,
     queries,
+    study_locks,
 )
 from ingestd.lifecycle import State
 from tests.fleet.gateways import through
@@ -132,7 +133,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def stand_still(url: str) -> psycopg.Connection:
     """Take the lock of all writers, write several rows, and do nothing more."""
     other = psycopg.connect(url)
-    other.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", [postgres._LOCK])
+    other.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", [study_locks.LOCK])
     other.execute("UPDATE worker SET wrote_at = wrote_at")
     other.cursor().executemany("INSERT INTO meta VALUES (%s, 'x')", [("one",), ("two",)])
     return other
@@ -157,7 +158,7 @@ def test_whoever_holds_the_lock_and_stands_still_is_ended_by_whoever_waits(tmp_p
 @pytest.mark.usefixtures("impatient")
 def test_whoever_is_at_work_under_the_lock_is_waited_for(tmp_path: Path, database: str):
     with opened(tmp_path, database) as ledger, psycopg.connect(database) as other:
-        other.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", [postgres._LOCK])
+        other.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", [study_locks.LOCK])
         done: list[int] = []
         other.pgconn.send_query(b"SELECT pg_sleep(1.5)")
 

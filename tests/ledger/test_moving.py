@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_nobody_goes_on_with_the_former_one(source: str, database: str, tmp_path
         with pytest.raises(LedgerError):
             admit(still_open, arrival(900, study=900))
         with pytest.raises(LedgerError), still_open.transaction() as tx:
-            moves.destination_answered(tx.at(1), now=LATER)
+            moves.destination_answered(tx.at(1), now=LATER + timedelta(days=1))
     for more in ({}, {"read_only": True}):
         with pytest.raises(LedgerError, match="was moved to postgresql://"):
             Ledger.open(source, **more)  # type: ignore[arg-type]

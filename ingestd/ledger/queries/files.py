@@ -17,7 +17,7 @@ from ingestd.lifecycle import Reason, State
 
 from .. import dialect
 from ..row import CONTENT, DELIVERED, IN_SPOOL, ONE, PLACE, ZERO, content_of, file_columns, pieces, place_of, reach_of
-from ..schema import candidate, delivery, file, rendition, spool
+from ..schema import candidate, delivery, file, rendition, spool, study
 from ..session import Queryable
 from ..values import KeptFile, KnownSource, LeftCandidate, RejectedFile, Removable, Resting, UnremovedSource
 from .due import BEGINNING
@@ -91,6 +91,7 @@ _UNNEEDED_AT = select(file.c.unneeded_at).where(_OWN, file.c.unneeded_at.is_not(
 _REMOVABLE = (
     *file_columns("id inbox_id relative_path source path in_place ctime_ns digest meta_digest size_bytes"),
     *file_columns("removing_at removed_at"),
+    select(study.c.uid).where(study.c.id == file.c.study_id).scalar_subquery().label("study_uid"),
     _STATE,
 )
 _REMOVING = select(*_REMOVABLE).where(_OWN, _BEING_REMOVED).order_by(file.c.id).limit(bindparam("limit"))
@@ -284,6 +285,7 @@ def removable(
     return [
         Removable(
             file_id=row.id,
+            study_uid=row.study_uid or "",
             state=State(row.state),
             inbox=ledger.inbox_of(row.inbox_id),
             relative_path=row.relative_path,

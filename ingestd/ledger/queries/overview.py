@@ -53,7 +53,8 @@ def status(ledger: Queryable, *, at: str | None = None) -> Status:
     """
     number = None if at is None else ledger.destinations[at]
     here = () if number is None else (state_count.c.destination_id == number,)
-    rows = ledger.fetch_all(select(state_count).where(state_count.c.entries > 0, *here))
+    # Of what left a state by another slot than it came, one alone says less than nothing.
+    rows = ledger.fetch_all(select(state_count).where(state_count.c.entries != 0, *here))
     summed: dict[tuple[str, State, str], list[int]] = {}
     for row in rows:
         sums = summed.setdefault((ledger.inbox_of(row.inbox_id), State(row.state), row.reason), [0, 0])
@@ -62,6 +63,7 @@ def status(ledger: Queryable, *, at: str | None = None) -> Status:
     by_reason = tuple(
         Count(inbox=name, state=state, reason=reason, rows=entries, size_bytes=size)
         for (name, state, reason), (entries, size) in sorted(summed.items())
+        if entries > 0
     )
     states = dict.fromkeys(State, 0)
     for count in by_reason:

@@ -1,0 +1,101 @@
+"""What a worker keeps others out of while it writes: nobody who changes files of other studies (``Stage.studies``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from ingestd.config import Config, load
+from ingestd.daemon import Daemon
+from ingestd.daemon.daemon import spool_of
+from ingestd.emulator import Emulator
+from ingestd.ledger import Ledger, Transaction, Writer, moves, queries, study_locks
+from ingestd.lifecycle import State
+from tests.builders import fresh_uid, instance_bytes
+from tests.daemon.test_promise import turn
+
+STUDIES = [fresh_uid(1) for _ in range(2)]
+WRITTEN = ("add_candidates", "admit", "claim", "finish", "record_sightings", "apply", "mark_removing", "mark_removed")
+
+
+@pytest.fixture
+def config(tmp_path: Path, server: Emulator, database: str) -> Config:
+    (tmp_path / "drop").mkdir()
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "inboxes: [{path: drop, settle: 50ms}]\n"
+        "spool: {path: spool, low_water: 1MB, retain: 0s}\n"
+        "batch: {quiet_period: 50ms}\n"
+        f'destination: {{url: "{server.url}", auth: none}}\n'
+        "reconcile: {interval: 100ms, lag: 1s, verify: presence}\n"
+        f"ledger: {database}\n"
+        "reader: {processes: 1}\n"
+    )
+    return load(file)
+
+
+@pytest.fixture
+def daemon(config: Config, database: str) -> Iterator[Daemon]:
+    """One at work beside another, which has no drop folder."""
+    writer = Writer(spool_of(config).host, shares=True, lease=config.lease)
+    with ExitStack() as stack:
+        found = Daemon(config, writer=writer)
+        stack.callback(found.close)
+        found.start()
+        other = {"host": writer.host, "destinations": config.addresses, "spool": config.spool.path}
+        stack.enter_context(Ledger.open(database, **other, key=config.spool.search_key, writer=writer))
+        turn(found, lambda: found.ledger.in_turns and found.assignment.upkeep and found.assignment.inboxes)
+        yield found
+
+
+def drop(folder: Path, *studies: str) -> None:
+    for number, study in enumerate(studies):
+        made = instance_bytes(study_uid=study, series_uid=f"{study}.1", sop_uid=f"{study}.1.{number + 1}")
+        (folder / "drop" / f"{study}-{number}").write_bytes(made)
+
+
+def counts(daemon: Daemon) -> dict[State, int]:
+    return {state: rows for state, rows in queries.counts(daemon.ledger).items() if rows}
+
+
+def test_all_that_a_file_goes_through_keeps_out_only_those_who_change_files_of_its_study(
+    tmp_path: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    written: set[tuple[str, bool]] = set()
+
+    def noting(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(tx: Transaction, *rest: Any, **more: Any) -> Any:
+            written.add((name, tx.is_of_studies))
+            return act(tx, *rest, **more)
+
+        return noted
+
+    for name in WRITTEN:
+        monkeypatch.setattr(moves, name, noting(name, getattr(moves, name)))
+    drop(tmp_path, *STUDIES, *STUDIES)
+
+    turn(daemon, lambda: counts(daemon) == {State.CONFIRMED: 4})
+    turn(daemon, lambda: ("mark_removed", True) in written and daemon.stages.retention.is_idle)
+
+    assert written == {(name, True) for name in WRITTEN}
+
+
+def test_study_that_another_changes_just_now_is_sent_later_and_the_others_meanwhile(
+    tmp_path: Path, daemon: Daemon, database: str
+):
+    daemon.gates.claims.shut("test")
+    drop(tmp_path, *STUDIES)
+    turn(daemon, lambda: counts(daemon) == {State.PENDING: 2})
+    turn(daemon, lambda: len(queries.studies_due(daemon.ledger.at("default"), now=daemon.ledger.clock.utc())) == 2)
+    with psycopg.connect(database, autocommit=True) as other:
+        other.execute("; ".join(("BEGIN", *study_locks.waiting_for(STUDIES[:1]))), prepare=False)
+        daemon.gates.claims.open("test")
+        turn(daemon, lambda: State.SENDING in counts(daemon))
+        assert counts(daemon) == {State.PENDING: 1, State.SENDING: 1}
+        other.execute("ROLLBACK")
+    turn(daemon, lambda: counts(daemon) == {State.CONFIRMED: 2})
