@@ -173,7 +173,7 @@ def stay_candidates(tx: Transaction, candidate_ids: Iterable[int]) -> None:
 def drop_candidates(tx: Transaction, candidate_ids: Iterable[int]) -> None:
     """Forget files that nothing came of."""
     for piece in pieces(list(candidate_ids)):
-        tx.connection.execute(_DROP, {"ids": piece})
+        dialect.write(tx.connection, _DROP, {"ids": piece})
 
 
 def admit(

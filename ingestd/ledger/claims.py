@@ -247,7 +247,7 @@ def claim(
         "instances": len(batch.parts),
         "size_bytes": batch.size_bytes,
     }
-    tx.connection.execute(_OPEN_ATTEMPT, opened)
+    dialect.write(tx.connection, _OPEN_ATTEMPT, opened)
     _mark_sending(tx, batch, [make_row(row[: len(ROW)]) for row in queue])
     set_study(tx, found, now, in_flight=found.in_flight + 1)
     tx.flush()

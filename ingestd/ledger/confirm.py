@@ -244,9 +244,9 @@ def _settled(tx: Transaction, row: Row, outcome: Outcome, now: datetime) -> None
 def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], now: datetime) -> None:
     """Let go of the files of duplicates dropped before the evidence; for the others the server is asked again."""
     again: dict[int, None] = {}
-    jump = tx.jump if confirmed else None
+    duplicates: list[Row] = []
     for piece in pieces(list(confirmed)):
-        duplicates = tx.rows(
+        found = tx.rows(
             tx.select_rows(
                 delivery.c.holder_id.is_not(None),
                 delivery.c.holder_id.in_(piece),
@@ -254,9 +254,10 @@ def _settle_duplicates(tx: Transaction, confirmed: dict[int, datetime | None], n
                 delivery.c.settled_at.is_(None),
             )
         )
+        duplicates += [each for each in found if not is_not_compared(each)]
+    if duplicates:
+        jump = tx.jump
         for duplicate in duplicates:
-            if is_not_compared(duplicate):
-                continue
             assert duplicate.holder_id is not None, "the statement asked for it"
             evidence_at = confirmed[duplicate.holder_id]
             # Dropped before the clock was set, it is older than what was seen since, whatever the times say.

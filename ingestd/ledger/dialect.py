@@ -32,9 +32,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import UserDefinedType
 
+from ingestd.lifecycle import IllegalMove
+
 from .column_types import kept_as
 
 if TYPE_CHECKING:
+    from sqlalchemy import Executable
     from sqlalchemy.engine import Connection, Dialect
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 POSTGRESQL = "postgresql"
+# What is marked by this execution option is not waited for (``write``).
+WITHOUT_ANSWER = "rows_hit"
 
 # Host parameters of one statement: 999 in the oldest libraries; an IN list beside a few others stays below.
 CHUNK = 500
@@ -202,12 +207,24 @@ class ForEach:
         rows = func.unnest(*arrays).table_valued(*(sql_column(name, one.type) for name, one in of.items()), name="each")
         self._all = build(rows.render_derived().c)
 
-    def run(self, connection: Connection, rows: Sequence[Mapping[str, Any]], same: Mapping[str, Any]) -> int:
-        """Update these, and say how many there were; ``same`` has the values that are the same for all."""
+    def run(self, connection: Connection, rows: Sequence[Mapping[str, Any]], same: Mapping[str, Any]) -> None:
+        """Update these; ``same`` has the values that are the same for all. IllegalMove: as ``write`` raises it."""
         if connection.dialect.name == POSTGRESQL:
             arrays = {name: [row[name] for row in rows] for name in self._names}
-            return connection.execute(self._all, {**same, **arrays}).rowcount
-        return connection.execute(self._each, [{**same, **row} for row in rows]).rowcount
+            write(connection, self._all, {**same, **arrays}, rows=len(rows))
+        else:
+            write(connection, self._each, [{**same, **row} for row in rows], rows=len(rows))
+
+
+def write(connection: Connection, statement: Executable, values: Any, *, rows: int | None = None) -> None:
+    """Execute what nobody wants an answer of, save that it hits so many rows (None: any), else IllegalMove is raised.
+
+    By PostgreSQL it is heard with the next answer that is waited for (``pipeline``).
+    """
+    if connection.dialect.name == POSTGRESQL:
+        connection.execute(statement, values, execution_options={WITHOUT_ANSWER: rows})
+    elif connection.execute(statement, values).rowcount != rows and rows is not None:
+        raise IllegalMove("a row was moved by somebody else within our own transaction")
 
 
 class LookUpEach:
@@ -250,7 +267,8 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str
     keeps = [(name, table.c[name].type.bind_processor(connection.dialect)) for name in columns]
     if connection.dialect.name == POSTGRESQL:
         arrays = tuple([_kept([row[name] for row in rows], keep) for name, keep in keeps])
-        connection.exec_driver_sql(_insertion_of_arrays(table, columns) + conflict, arrays)
+        said = _insertion_of_arrays(table, columns) + conflict
+        connection.exec_driver_sql(said, arrays, execution_options={WITHOUT_ANSWER: None})
         return
     for start in range(0, len(rows), _ROWS_A_STATEMENT):
         piece = rows[start : start + _ROWS_A_STATEMENT]

@@ -43,11 +43,12 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 # Whoever holds the lock of all writers, alone or beside others, and has not stirred for as long as another waited. The
-# server's own timeout (PostgreSQL 15: PostgresMain) is off behind a Flush, with which psycopg ends an executemany.
+# server's own timeout (PostgreSQL 15: PostgresMain) is off behind a Flush, and a pipeline leaves it active.
 _END_IDLE = f"""SELECT pg_terminate_backend(pid, 5000) FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND datname = current_database() AND classid = {study_locks.LOCK}
         AND objid::bigint = hashtext(current_schema())::bigint & 4294967295
-        AND state LIKE 'idle in transaction%' AND state_change < clock_timestamp() - interval '{BUSY_SECONDS}s'
+        AND (state LIKE 'idle in transaction%' OR (wait_event = 'ClientRead' AND query NOT LIKE 'COPY %'))
+        AND state_change < clock_timestamp() - interval '{BUSY_SECONDS}s'
 """  # noqa: S608 - numbers of ours
 _WRITE_ONCE_MORE = "UPDATE worker SET writes = writes WHERE id = %s"
 _PLANS = (

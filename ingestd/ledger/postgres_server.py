@@ -38,6 +38,8 @@ except ImportError:
         " `pip install 'psycopg[binary]'`"
     ) from None
 
+from . import pipeline
+
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
@@ -117,7 +119,7 @@ class Server:
 
         def connect() -> psycopg.Connection[Any]:
             try:
-                driver = psycopg.connect(conninfo, autocommit=True)
+                driver = pipeline.PipelinedConnection.connect(conninfo, autocommit=True)
             except psycopg.Error as error:
                 raise _NotConnectedError(self._not_connected(error)) from None
             try:
@@ -138,6 +140,7 @@ class Server:
 
         engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool, hide_parameters=True)
         event.listen(engine, "handle_error", _hide_values)
+        pipeline.install(engine)
         return engine
 
     def _expect_same_server(self, driver: psycopg.Connection[Any]) -> None:

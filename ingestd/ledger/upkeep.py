@@ -173,7 +173,7 @@ def mark_removing(
         may_go.update((row.id, row.in_place) for row in rows)
     for piece in pieces(sorted(may_go)):
         if go := [each for each in piece if not may_go[each]]:
-            tx.connection.execute(_MARK_REMOVING, {"ids": go, "at": now})
+            dialect.write(tx.connection, _MARK_REMOVING, {"ids": go, "at": now})
         if in_place := [each for each in piece if may_go[each]]:
             _have_gone(tx, in_place, now)
     return set(may_go)
@@ -186,7 +186,7 @@ def mark_removed(tx: Transaction, file_ids: Iterable[int], *, now: datetime) -> 
         asked = {"own": tx.spool_id, "ids": piece, "at": now}
         gone = tx.connection.execute(_MARK_REMOVED, asked).scalars().all()
         if gone:
-            tx.connection.execute(_RENDITIONS_GONE, {"ids": gone, "at": now})
+            dialect.write(tx.connection, _RENDITIONS_GONE, {"ids": gone, "at": now})
         removed += len(gone)
     return removed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ingestd.ledger import (
     queries,
     study_locks,
 )
+from ingestd.ledger.pipeline import PipelinedConnection
 from ingestd.lifecycle import State
 from tests.fleet.gateways import through
 from tests.ledger_builders import NOW, arrival
@@ -139,11 +140,23 @@ def stand_still(url: str) -> psycopg.Connection:
     return other
 
 
+def stand_still_in_a_pipeline(url: str) -> psycopg.Connection:
+    """Beside others, with what was written not asked about."""
+    other = PipelinedConnection.connect(url)
+    for lock in study_locks.waiting_for(["1.2.3"]):
+        other.execute(lock)
+    other.send("INSERT INTO meta VALUES ('one', 'x')", None, 1)
+    return other
+
+
 @pytest.mark.usefixtures("impatient")
-def test_whoever_holds_the_lock_and_stands_still_is_ended_by_whoever_waits(tmp_path: Path, database: str):
+@pytest.mark.parametrize("stands", [stand_still, stand_still_in_a_pipeline])
+def test_whoever_holds_the_lock_and_stands_still_is_ended_by_whoever_waits(
+    tmp_path: Path, database: str, stands: Callable[[str], psycopg.Connection]
+):
     with opened(tmp_path, database, writer=Writer("host-a")) as ledger:
         done: list[int] = []
-        other = stand_still(database)
+        other = stands(database)
         began_at = time.monotonic()
 
         write(ledger, 1, done)
