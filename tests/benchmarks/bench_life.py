@@ -34,14 +34,19 @@ from typing import Any, TypeAlias
 import psycopg
 from sqlalchemy import event
 
-from ingestd.ledger import Ledger, NewCandidate, Transaction, Writer, baseline, moves, queries
+from ingestd.inbox import Spool
+from ingestd.ledger import Ledger, NewCandidate, Transaction, Writer, moves, queries
 from ingestd.ledger.dialect import WITHOUT_ANSWER
 from ingestd.lifecycle import Batch, BatchResult, Outcome, Reason, Sighting, SourceStat, State, Unproven
+from tests.benchmarks import many_rows
 from tests.benchmarks.bench_ledger import BACKOFF, NOW, arrival, fill
 from tests.postgres import Cluster
 from tests.wire import Wire
 
 FILES = 50
+# Rows that are written one by one; what is more is copied by the database.
+_FILLED = 100_000
+SERVER = "http://127.0.0.1:9/v2"  # nobody answers there
 LATER = NOW + timedelta(minutes=2)
 _FEED_COMES = timedelta(minutes=5)
 _A_LOT_EVERY = timedelta(milliseconds=100)
@@ -52,9 +57,10 @@ SETTINGS = {"shared_buffers": "128MB"}
 
 
 def _open(url: str, folder: Path, *, shares: bool = False) -> Ledger:
-    writer = Writer("host", shares=shares)
-    destinations = {"default": "http://x/v2"}
-    return Ledger.open(url, host="host", spool=folder, destinations=destinations, key=folder / "key", writer=writer)
+    spool = Spool(folder / "spool")
+    writer = Writer(spool.host, shares=shares)
+    key = spool.path / "search.key"
+    return Ledger.open(url, host=spool.host, spool=spool.path, destinations={"default": SERVER}, key=key, writer=writer)
 
 
 def copy_over(file: Path, url: str) -> None:
@@ -70,11 +76,6 @@ def copy_over(file: Path, url: str) -> None:
             with there.cursor().copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
                 for row in rows:
                     copy.write_row(row)
-        for name in baseline.NUMBERED:
-            there.execute(f"SELECT setval('{name}_number', (SELECT coalesce(max(id), 0) + 1 FROM {name}))")
-        there.execute("SELECT setval(pg_get_serial_sequence('history', 'id'), (SELECT max(id) + 1 FROM history))")
-        there.execute("VACUUM (ANALYZE)")
-        there.execute("CHECKPOINT")
 
 
 @dataclass
@@ -400,6 +401,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--joined", action="store_true", help="one transaction a tick; else one a step")
+    parser.add_argument("--look", action="store_true", help="time `ingestd status`, and a daemon's start to READY, too")
     parser.add_argument("--delay", type=float, default=0.0, help="make the round trip so many ms longer")
     parser.add_argument("--held-open", action="store_true", help="once more while a backup has its snapshot open")
     parser.add_argument("--workers", type=int, default=0, help="compare one with so many")
@@ -411,7 +413,7 @@ def main() -> None:
         folder.chmod(0o711)
         file = folder / "ledger.db"
         _open(f"sqlite:///{file}", folder).close()
-        fill(file, options.rows)
+        fill(file, min(options.rows, _FILLED) if options.ledger else options.rows)
         url, away = f"sqlite:///{file}", 0
         if options.ledger:
             url = options.ledger
@@ -424,6 +426,10 @@ def main() -> None:
                     away = stack.enter_context(far(cluster.port, round_trip=options.delay / 1000))
             _open(url, folder).close()
             copy_over(file, url)
+            many_rows.settle(url)
+            if options.rows > _FILLED:
+                many_rows.multiply(url, options.rows // _FILLED)
+                many_rows.settle(url)
             if away:
                 url = cluster.url("ledger", port=away)
         if options.workers:
@@ -435,6 +441,8 @@ def main() -> None:
         for number in range(options.rounds):
             first = number * (options.batches + 20)
             measure(url, folder, options.batches, joined=options.joined, is_away=bool(away), first=first)
+        if options.look:
+            print(many_rows.look(url, folder, SERVER))
 
 
 if __name__ == "__main__":
