@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
@@ -200,6 +201,7 @@ def _cut(scope: Scope) -> None:
         return
     connection: socket.socket | None = transport.get_extra_info("socket")
     if connection is not None:
-        # A reset, not an orderly end: what a dead proxy or a crashed server looks like.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        # A reset, not an orderly end: what a dead proxy or a crashed server looks like. The client may have ended it.
+        with suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     transport.abort()

@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
 
 from ingestd.emulator import Emulator
+from ingestd.emulator.app import _cut
+from ingestd.emulator.http.connection import TRANSPORT
 from tests.builders import fresh_uid
 from tests.emulator_peer import ANY_FILE, ANY_FILES, BOUNDARY, JSON, Peer, multipart, path_of, scan, stored
 
@@ -370,6 +373,8 @@ def test_requests_that_are_sent_before_the_answers_offer_another_protocol_too(se
 SIGNALLED_AT_ONCE = """
 import os, signal, sys
 from ingestd.emulator import Emulator
+from ingestd.emulator.app import _cut
+from ingestd.emulator.http.connection import TRANSPORT
 
 start = Emulator._start
 
@@ -388,3 +393,14 @@ def test_signal_that_comes_as_soon_as_it_listens_ends_it_in_order():
 
     assert (ran.returncode, ran.stderr) == (0, "")
     assert not Path(ran.stdout.strip()).exists(), "its temporary folder goes with it"
+
+
+def test_client_that_was_gone_before_it_could_be_cut_is_no_error():
+    ended = socket.socket()
+    ended.close()
+    aborted: list[bool] = []
+    transport = SimpleNamespace(get_extra_info=lambda _: ended, abort=lambda: aborted.append(True))
+
+    _cut({TRANSPORT: transport})
+
+    assert aborted == [True]
