@@ -229,7 +229,7 @@ class Counters:
         return (spool_id, destination_id, study_id) in self._studies
 
     def flush(self, connection: Connection) -> None:
-        """Write everything gathered, in the order of the keys. The rows themselves must have been written before."""
+        """Write what was gathered of studies, in the order of the keys; the rows must have been written before."""
         if self._studies:
             changes, self._studies = self._studies, {}
             dialect.insert_rows(connection, study_sum, self._changed_studies(connection, changes), _PUT_STUDY)
@@ -242,6 +242,9 @@ class Counters:
             # Remembered although the transaction may still roll back: they are forgotten then.
             self._labels_known |= self._labels
             self._labels.clear()
+
+    def flush_counts(self, connection: Connection) -> None:
+        """Write how many rows there are, in the order of the keys."""
         if self._counts:
             counts = [self._counts[key] for key in sorted(self._counts)]
             dialect.insert_rows(connection, state_count, counts, _ADD_COUNTS)

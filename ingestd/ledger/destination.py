@@ -65,12 +65,12 @@ _IS_RESTED_ON: ColumnElement[bool] = or_(
 def pause_destination(tx: Transaction, pause: Pause, *, until: datetime, now: datetime) -> None:
     """Put down, for whoever asks, that the destination is not sent to until then, and since when."""
     since = destination.c.paused_since
-    tx.connection.execute(_destination(tx).where(since.is_(None)).values(paused_since=now))
-    tx.connection.execute(_destination(tx).values(paused_until=until, pause_cause=pause.cause, pause_note=pause.note))
+    tx.set_destination(_destination(tx).where(since.is_(None)).values(paused_since=now))
+    tx.set_destination(_destination(tx).values(paused_until=until, pause_cause=pause.cause, pause_note=pause.note))
 
 
 def resume_destination(tx: Transaction, *, now: datetime) -> None:
-    tx.connection.execute(
+    tx.set_destination(
         _destination(tx).values(paused_until=None, pause_cause="", pause_note="", paused_since=None, last_ok_at=now)
     )
 
@@ -79,7 +79,7 @@ def destination_answered(tx: Transaction, *, now: datetime) -> None:
     """Keep when it answered last, to the second: all who send there write this one row."""
     last = destination.c.last_ok_at
     is_new = or_(last.is_(None), last <= now - _A_SECOND, last > now)
-    tx.connection.execute(_destination(tx).where(is_new).values(last_ok_at=now))
+    tx.set_destination(_destination(tx).where(is_new).values(last_ok_at=now))
 
 
 def end_pause(tx: Transaction, *, unless: Iterable[PauseCause], now: datetime) -> None:
@@ -90,11 +90,11 @@ def end_pause(tx: Transaction, *, unless: Iterable[PauseCause], now: datetime) -
     is_over = or_(destination.c.pause_cause.not_in(list(unless)), destination.c.paused_until <= now)
     written = (destination.c.paused_since.is_not(None), is_over)
     none = {"paused_until": None, "pause_cause": "", "pause_note": "", "paused_since": None}
-    tx.connection.execute(_destination(tx).where(*written).values(**none))
+    tx.set_destination(_destination(tx).where(*written).values(**none))
 
 
 def set_destination_kind(tx: Transaction, kind: str) -> None:
-    tx.connection.execute(_destination(tx).where(destination.c.kind != kind).values(kind=kind))
+    tx.set_destination(_destination(tx).where(destination.c.kind != kind).values(kind=kind))
 
 
 def set_cursor(tx: Transaction, cursor: FeedCursor, *, now: datetime) -> None:
@@ -148,7 +148,7 @@ def new_address(tx: Transaction, url: str, *, now: datetime) -> int:
 def seen_end(tx: Transaction, end: FeedEnd) -> None:
     """Keep how far the change feed went, where it went further than ever before."""
     lower = or_(destination.c.highest_sequence.is_(None), destination.c.highest_sequence <= end.sequence)
-    tx.connection.execute(_destination(tx).where(lower).values(highest_sequence=end.sequence, highest_at=end.at))
+    tx.set_destination(_destination(tx).where(lower).values(highest_sequence=end.sequence, highest_at=end.at))
 
 
 def went_back(tx: Transaction, *, to: int | None, end: FeedEnd | None, now: datetime) -> None:

@@ -226,7 +226,7 @@ class Ledger(Registry):
         try:
             with begun:
                 yield tx
-                tx.flush_all()
+                tx.end()
                 is_at_commit, began = tx.has_begun, time.perf_counter()
         except BaseException:
             if is_at_commit:

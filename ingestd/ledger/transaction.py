@@ -10,7 +10,9 @@ block rolls all of it back. A block that makes no statement costs nothing, not e
 
 **Beside others** who write a PostgreSQL ledger ``ledger.transaction(studies)`` keeps only those out who change files of
 these studies (``study_locks``). What was said above then holds of these; what is read of others, and of what is of no
-study, is a hint. A move of a file of another study raises IllegalMove.
+study, is a hint. A move of a file of another study raises IllegalMove. The rows that all of them write, of whatever
+study (what is kept of a destination, and a slot's counts), are written at the end alone, and in one order: of two who
+wait for each other's rows the server would end one.
 
 **A move** is made in four steps. ``rows...`` reads a ``Row``, only the columns that a move needs. ``move`` checks it
 against ``lifecycle.MOVES``, works out what goes with leaving the one state and coming into the other
@@ -59,9 +61,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Select, Update, bindparam, insert, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import Executable
 
@@ -154,6 +157,7 @@ class Transaction:
         self.counters = Counters(session.limits_of, session.labels_known, slot=session.worker % _SLOTS)
         self._work = UnitOfWork()
         self._given_up: list[tuple[Row, datetime]] = []
+        self._of_destinations: list[tuple[int, Update]] = []
 
     def at(self, destination_id: int) -> Transaction:
         """Give this very transaction as one destination has it: what is asked and moved of a server is of that one."""
@@ -458,6 +462,28 @@ class Transaction:
         self.flush()
         self._work.write_history(self.connection)
         self.counters.flush(self.connection)
+        if not self.is_of_studies:
+            self._write_what_is_of_all()
+
+    def end(self) -> None:
+        """Write everything, behind which nothing comes but COMMIT."""
+        self.flush_all()
+        if self.has_begun:
+            self._write_what_is_of_all()
+
+    def set_destination(self, statement: Update) -> None:
+        """Write the row of our destination, which others write who are beside us; what it says is not read here."""
+        connection = self.connection
+        if self.is_of_studies:
+            self._of_destinations.append((self.destination_id, statement))
+        else:
+            connection.execute(statement)
+
+    def _write_what_is_of_all(self) -> None:
+        of_destinations, self._of_destinations = self._of_destinations, []
+        for _, statement in sorted(of_destinations, key=itemgetter(0)):
+            self.connection.execute(statement)
+        self.counters.flush_counts(self.connection)
 
     def write_rows(self) -> None:
         """Write the rows that were gathered, so that what is read next is as it will be."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from ingestd.ledger import Ledger, LedgerBusy, Transaction, Writer, moves, postgres_server, queries
+from ingestd.ledger import Ledger, LedgerBusy, Transaction, Writer, moves, postgres_server, queries, transaction
 from ingestd.ledger.study_locks import MOST_STUDIES, key_of, waiting_for
-from ingestd.lifecycle import IllegalMove, Outcome, Reason, Sighting, State
-from tests.ledger_builders import BACKOFF, LATER, NOW, admit, arrival, open_shared, outcome, result_of, send
+from ingestd.lifecycle import FeedEnd, IllegalMove, Outcome, Reason, Sighting, State
+from tests.ledger_builders import BACKOFF, LATER, NOW, URL, admit, arrival, open_shared, outcome, result_of, send
 from tests.ledgers import read_whole
 from tests.recounting import problems_of_ledger
 
@@ -129,6 +129,35 @@ def test_locks_of_studies_are_waited_for_in_the_order_of_their_keys_however_they
     many = [study(number) for number in range(20)]
     assert waiting_for(many) == waiting_for(many[::-1]) != waiting_for(many[1:])
     assert len({key_of(each) for each in many}) == len(many)
+
+
+def test_nobody_waits_for_a_row_of_all_with_one_that_another_waits_for(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Who read the feed of one destination and posted to another stood in a circle with who posted to both."""
+    monkeypatch.setattr(postgres_server, "_SETTINGS", postgres_server._SETTINGS + "; SET lock_timeout = '50ms'")
+    monkeypatch.setattr(transaction, "_SLOTS", 1)  # as of workers whose numbers are so far apart
+    to = {"default": URL, "other": "http://other.example/v2"}
+    with joined(database, tmp_path) as a, joined(database, tmp_path) as b:
+        for ledger in (a, b):
+            ledger.adopt_destinations(to)
+        first, second = sorted(a.destinations.values())
+        admit(a, arrival(3, study=3))  # the inbox is known
+        with a.transaction([study(1)]) as tx:
+            moves.seen_end(tx.at(second), FeedEnd(sequence=1, at=NOW))
+            put(tx, 1, of=1)
+            assert queries.newest_stored(tx.at(first)) == [], "which has the sums of the study written"
+            with b.transaction([study(2)]) as beside:
+                put(beside, 2, of=2)
+                for number in (first, second):
+                    moves.destination_answered(beside.at(number), now=NOW)
+            moves.destination_answered(tx.at(first), now=NOW)
+        ends = [queries.feed_end(a.at(name)) for name in to]
+        assert ends == [None, FeedEnd(sequence=1, at=NOW)]
+        assert [each.last_ok_at for each in queries.destinations(a)] == [NOW, NOW]
+        assert queries.counts(a)[State.PENDING] == 6
+    with read_whole(database) as whole:
+        assert problems_of_ledger(whole) == []
 
 
 def test_row_that_another_changed_before_its_study_was_locked_is_asked_about_the_next_time(
