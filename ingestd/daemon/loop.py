@@ -15,7 +15,7 @@ from math import inf
 from ingestd.clocks import Now, read_clocks
 from ingestd.daemon.outage import Outage
 from ingestd.daemon.stage import Stage
-from ingestd.ledger import Ledger, LedgerError
+from ingestd.ledger import Ledger, LedgerError, Transaction
 
 # With nothing to do the loop still looks around this often, and sooner where another process has written the ledger.
 IDLE_SECONDS = 5.0
@@ -90,21 +90,23 @@ class Loop:
             return self._outage.until
         of_studies = [stage for stage in self.stages if stage.is_of_studies] if self._ledger.in_turns else []
         if _studies_of(of_studies) is None:
-            self._write(self.stages, None, now)
+            written = [self._write(self.stages, None, now)]
         else:
-            self._write([stage for stage in self.stages if stage not in of_studies], None, now)
-            self._write(of_studies, _studies_of(of_studies), now)
+            others = [stage for stage in self.stages if stage not in of_studies]
+            # By the first one a stage may have got something to do.
+            written = [self._write(others, None, now), self._write(of_studies, _studies_of(of_studies), now)]
+        if any(tx.has_begun for tx in written):
+            self._outage.passed(now.mono, wrote=any(tx.wrote for tx in written))
         return min((stage.next_at(now) for stage in self.stages), default=inf)
 
-    def _write(self, stages: Sequence[Stage], studies: Collection[str] | None, now: Now) -> None:
+    def _write(self, stages: Sequence[Stage], studies: Collection[str] | None, now: Now) -> Transaction:
         with self._ledger.transaction(studies) as tx:
             if self._outage.holds:
                 # Also an empty transaction shows that the ledger works again.
                 tx.begin()
             for stage in stages:
                 stage.write(tx, now)
-        if tx.has_begun:
-            self._outage.passed(now.mono, wrote=tx.wrote)
+        return tx
 
     def wait(self, until: float) -> None:
         """Wait for a ring, the clock or what another process writes into the ledger.

@@ -11,10 +11,10 @@ import psycopg
 import pytest
 
 from ingestd.config import Config, load
-from ingestd.daemon import Daemon
+from ingestd.daemon import Daemon, outage
 from ingestd.daemon.daemon import spool_of
 from ingestd.emulator import Emulator
-from ingestd.ledger import Ledger, Transaction, Writer, moves, queries, study_locks
+from ingestd.ledger import Ledger, LedgerError, Transaction, Writer, moves, queries, study_locks
 from ingestd.lifecycle import State
 from tests.builders import fresh_uid, instance_bytes
 from tests.daemon.test_promise import turn
@@ -99,3 +99,18 @@ def test_study_that_another_changes_just_now_is_sent_later_and_the_others_meanwh
         assert counts(daemon) == {State.PENDING: 1, State.SENDING: 1}
         other.execute("ROLLBACK")
     turn(daemon, lambda: counts(daemon) == {State.CONFIRMED: 2})
+
+
+def test_ledger_that_takes_nothing_of_files_ends_the_daemon_though_it_takes_all_else(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    """The first transaction of a tick, which had nothing to write, began the minute anew."""
+
+    def refused(*_: object) -> None:
+        raise LedgerError("the disk failed")
+
+    monkeypatch.setattr(outage, "_BROKEN_SECONDS", 1.0)
+    monkeypatch.setattr(outage, "_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(daemon.stages.admission, "write", refused)
+    with pytest.raises(LedgerError, match="the disk failed"):
+        turn(daemon, lambda: False, seconds=5)
