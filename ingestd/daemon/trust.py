@@ -151,8 +151,11 @@ class Trust:
         """
         if now.mono < self._probe_at:
             return []
-        comparisons.probed_at = now.mono
-        return [replace(row, sampled=True) for row in queries.newest_stored(tx) if row.delivery_id not in asked]
+        newest = [row for row in queries.newest_stored(tx) if row.delivery_id not in asked]
+        found = moves.take_unproven(tx, newest)
+        if len(found) == len(newest):  # else in the next turn
+            comparisons.probed_at = now.mono
+        return [replace(row, sampled=True) for row in found]
 
     def judge(
         self,

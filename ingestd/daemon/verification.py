@@ -89,6 +89,7 @@ class Verification(Stage):
         # Rows are due that wait for what is being compared: no use in planning before some of it has come.
         self._waits_for_trust = False
         self.more_rows = False  # more were due than one round takes up
+        self._held_up = ""  # the study that is waited for in the next turn
         self._due_since, self._anew_at = queries.BEGINNING, 0.0
         self._plan_below, self._plan_at = 0, 0.0  # so few under way, or that time (``Now.mono``): look for more
         # When this process first saw a row absent (``clocks.boottime``), until something else is seen of it.
@@ -127,11 +128,15 @@ class Verification(Stage):
 
     @property
     def studies(self) -> Collection[str] | None:
-        """Those of the rows that were asked about; what a comparison says of a server may concern all rows there."""
+        """Those of the rows that were asked about, and one that others had when all that was due was theirs.
+
+        What a comparison says of a server may concern all rows there.
+        """
         findings = (finding for answer in self._answers for finding in answer.findings)
         if self._compared or self._trust.has_work or any(each.sameness is not None for each in findings):
             return None
-        return {row.identity.study_uid for answer in self._answers for row in answer.question.rows}
+        held_up = [self._held_up] if self._held_up and self._is_due else []
+        return {*held_up, *(row.identity.study_uid for answer in self._answers for row in answer.question.rows)}
 
     def write(self, tx: Transaction, now: Now) -> None:
         """Write what answers and comparisons came to, and plan for the rows that are due then."""
@@ -186,15 +191,18 @@ class Verification(Stage):
         return under_way < _ROWS_MOST and is_worth_it
 
     def _plan(self, tx: Transaction, this: Round) -> None:
-        due = moves.take_unproven(tx, now=this.now.utc, since=self._due_since, limit=_ROWS_MOST)
+        due = queries.unproven(tx, now=this.now.utc, since=self._due_since, limit=_ROWS_MOST)
         free = [row for row in due if row.delivery_id not in self._asked]
-        chosen = self._trust.choose(tx, free, this.rules, this.comparisons)
+        ours = moves.take_unproven(tx, free)
+        chosen = self._trust.choose(tx, ours, this.rules, this.comparisons)
         probes = self._trust.probe(tx, this.now, this.comparisons, asked=self._asked) if this.rules.stopped else []
         probed = {row.delivery_id for row in probes}
         rest = [row for row in chosen if row.delivery_id not in probed]
-        this.waits = len(chosen) < len(free)
+        this.waits = len(chosen) < len(ours)
         # Those whose answers are written now, and which somebody has woken meanwhile, are taken up in the next round.
-        this.more = not this.waits and (len(due) >= _ROWS_MOST or any(row.delivery_id in this.rows for row in due))
+        is_left = len(due) >= _ROWS_MOST or len(ours) < len(free) or any(row.delivery_id in this.rows for row in due)
+        this.more = not this.waits and is_left
+        this.held_up = free[0].identity.study_uid if free and not ours else ""
         for some, under in ((rest, this.rules), (probes, replace(this.rules, stopped=False))):
             planned = plan(some, rules=under, now=this.now.utc)
             self._apply(planned.outcomes, tx, this)
@@ -300,7 +308,7 @@ class Verification(Stage):
         for question in this.questions:
             self._questions.ask(Asker.VERIFICATION, question)
         if this.waits is not None:
-            self._waits_for_trust, self.more_rows = this.waits, this.more
+            self._waits_for_trust, self.more_rows, self._held_up = this.waits, this.more, this.held_up
             self._plan_below, self._plan_at = len(self._asked) // 2, this.now.mono + _LOOK_EVERY_SECONDS
         for row in this.found:
             self._posting.found(row, this.now)

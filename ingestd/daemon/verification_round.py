@@ -34,6 +34,7 @@ class Round:
     asked: list[Unproven] = field(default_factory=list)  # by these questions
     waits: bool | None = None  # whether rows wait for the comparisons under way; None: none were looked at
     more: bool = False
+    held_up: str = ""  # the first of the studies that others have, where these have all that is due
 
     def as_it_is(self, asked: Unproven) -> Unproven | None:
         """Give the row of an answer as it is by now; None if it moved meanwhile, and the answer says nothing of it."""

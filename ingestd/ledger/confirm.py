@@ -284,13 +284,12 @@ def _free_a_person(tx: Transaction, confirmed: Sequence[Row], now: datetime) -> 
                 tx.note(former, at=now, reason=reason, note=note)
 
 
-def take_unproven(tx: Transaction, *, now: datetime, since: datetime, limit: int) -> list[Unproven]:
-    """Read what the server is to be asked about now (``queries.unproven``), but for what others change just now."""
-    due = queries.unproven(tx, now=now, since=since, limit=limit)
-    if not (tx.is_of_studies and due):
-        return due
-    ours = tx.may_change({row.identity.study_uid for row in due})
-    of_ours = [row for row in due if row.identity.study_uid in ours]
+def take_unproven(tx: Transaction, rows: Sequence[Unproven]) -> list[Unproven]:
+    """Have the studies of these rows to ourselves; give those that others neither change now nor have since changed."""
+    if not tx.is_of_studies:
+        return list(rows)
+    ours = tx.may_change(row.identity.study_uid for row in rows)
+    of_ours = [row for row in rows if row.identity.study_uid in ours]
     # Until these were locked others may have changed them.
     as_it_is = {row.delivery_id: row for row in queries.unproven_rows(tx, [row.delivery_id for row in of_ours])}
     return [row for row in of_ours if as_it_is[row.delivery_id] == row]

@@ -173,15 +173,17 @@ class Transaction:
     def may_change(self, studies: Iterable[str]) -> set[str]:
         """Say of which of these studies files may be changed here; others may be changing those of the rest.
 
+        Where there is no room for all of them, those that come first are tried.
         What was read of one before is to be read again, unless the transaction began with it.
         """
-        wanted = set(studies)
+        wanted = dict.fromkeys(studies)
         if self._studies is None:
-            return wanted
-        missing = sorted(wanted - self._studies)[: max(0, MOST_STUDIES - len(self._studies))]
+            return set(wanted)
+        room = max(0, MOST_STUDIES - len(self._studies))
+        missing = [uid for uid in wanted if uid not in self._studies][:room]
         if missing:
             self._studies |= self._session.database.try_lock(self.connection, missing)
-        return wanted & self._studies
+        return self._studies.intersection(wanted)
 
     @property
     def is_of_studies(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -99,6 +100,27 @@ def test_study_that_another_changes_just_now_is_sent_later_and_the_others_meanwh
         assert counts(daemon) == {State.PENDING: 1, State.SENDING: 1}
         other.execute("ROLLBACK")
     turn(daemon, lambda: counts(daemon) == {State.CONFIRMED: 2})
+
+
+def test_study_that_another_changes_just_now_is_waited_for_where_nothing_else_is_to_be_asked(
+    tmp_path: Path, daemon: Daemon, database: str
+):
+    """The loop turned without a rest, and wrote the ledger each time, as long as another had what was due."""
+    drop(tmp_path, STUDIES[0])
+    turn(daemon, lambda: counts(daemon) == {State.CONFIRMED: 1})
+    (row,) = queries.entries(daemon.ledger)
+    with Ledger.open(database) as person, person.transaction() as tx:
+        moves.check_again(tx, [row.delivery_id], at=daemon.ledger.clock.utc())
+    with psycopg.connect(database, autocommit=True) as other:
+        other.execute("; ".join(("BEGIN", *study_locks.waiting_for(STUDIES[:1]))), prepare=False)
+        ends = threading.Timer(1.0, other.execute, ["ROLLBACK"])
+        ends.start()
+        try:
+            rounds = turn(daemon, lambda: not ends.is_alive())
+        finally:
+            ends.join()
+    assert rounds < 15, "it waited"
+    turn(daemon, lambda: not queries.has_looks(daemon.ledger.at("default")))
 
 
 def test_ledger_that_takes_nothing_of_files_ends_the_daemon_though_it_takes_all_else(

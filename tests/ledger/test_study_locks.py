@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
+from ingestd.clocks import read_clocks
+from ingestd.daemon.alarms import Alarms
+from ingestd.daemon.stage import Gate
+from ingestd.daemon.trust import Comparisons, Trust
 from ingestd.ledger import Ledger, LedgerBusy, Transaction, Writer, moves, postgres_server, queries, transaction
 from ingestd.ledger.study_locks import MOST_STUDIES, key_of, waiting_for
-from ingestd.lifecycle import FeedEnd, IllegalMove, Outcome, Reason, Sighting, State
+from ingestd.lifecycle import FeedEnd, IllegalMove, Outcome, Reason, Sighting, Standing, State
 from tests.ledger_builders import BACKOFF, LATER, NOW, URL, admit, arrival, open_shared, outcome, result_of, send
 from tests.ledgers import read_whole
 from tests.recounting import problems_of_ledger
@@ -102,6 +106,8 @@ def test_so_many_studies_that_the_server_has_no_room_for_the_locks_are_the_whole
         tx.begin()
         assert not is_kept_out(b)
         assert tx.may_change([*some, study(1000)]) == set(some)
+    with a.transaction(some[2:]) as tx:
+        assert tx.may_change([study(2001), study(1000), study(2000)]) == {study(2001), study(1000)}
     with a.transaction([*some, study(1000)]) as tx:
         tx.begin()
         assert is_kept_out(b)
@@ -170,7 +176,8 @@ def test_row_that_another_changed_before_its_study_was_locked_is_asked_about_the
 
     def asked_about() -> list[int]:
         with b.transaction([]) as tx:
-            return [row.delivery_id for row in moves.take_unproven(tx, now=LATER, since=NOW, limit=10)]
+            due = queries.unproven(tx, now=LATER, since=NOW, limit=10)
+            return [row.delivery_id for row in moves.take_unproven(tx, due)]
 
     assert asked_about() == numbers
     with a.transaction([study(2)]) as tx:
@@ -187,6 +194,29 @@ def test_row_that_another_changed_before_its_study_was_locked_is_asked_about_the
 
     monkeypatch.setattr(b.database, "try_lock", comes_late)
     assert asked_about() == numbers[1:]
+
+
+def test_newest_file_is_compared_with_a_server_that_was_mended_only_where_nobody_changes_its_study(
+    both: tuple[Ledger, Ledger],
+):
+    """It was asked about whatever others did with it, and what the feed had shown of it ended the daemon."""
+    a, b = (each.at("default") for each in both)
+    numbers = admit(a, arrival(1))
+    send(a)
+    trust = Trust(ledger=b, alarms=Alarms(), removals=Gate(), sample=0.0, grace=timedelta(minutes=1))
+
+    def compared() -> tuple[list[int], bool]:
+        said = Comparisons(Standing())
+        with b.transaction([]) as tx:
+            rows = [row.delivery_id for row in trust.probe(tx, read_clocks(), said, asked=())]
+            gone = [outcome(number, State.DELETED, Reason.FEED) for number in rows]
+            moves.apply(tx, gone, now=LATER, backoff=BACKOFF, jitter=0.5)
+        return rows, said.probed_at is not None
+
+    with a.transaction([study(1)]) as tx:
+        tx.begin()
+        assert compared() == ([], False)
+    assert compared() == (numbers, True)
 
 
 def test_counts_are_right_that_one_added_to_and_another_took_from(both: tuple[Ledger, Ledger], database: str):
