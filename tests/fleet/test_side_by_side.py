@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,16 @@ from tests.daemon.test_promise import turn
 
 STUDIES = [fresh_uid(1) for _ in range(2)]
 WRITTEN = ("add_candidates", "admit", "claim", "finish", "record_sightings", "apply", "mark_removing", "mark_removed")
+# Refuses to write a row of a study that the transaction has no lock for.
+EXPECT_LOCK = """CREATE FUNCTION expect_lock() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE held TEXT := current_setting('test.held', true);
+    BEGIN
+        IF held LIKE ',%' AND NEW.study_id IS NOT NULL
+            AND strpos(held, ',' || (SELECT uid FROM study WHERE id = NEW.study_id) || ',') = 0
+        THEN RAISE EXCEPTION '% of a study that is not locked', TG_TABLE_NAME; END IF;
+        RETURN NEW;
+    END $$"""
+OF_STUDIES = ("delivery", "file", "study_sum", "study_label", "attempt", "rendition")
 
 
 @pytest.fixture
@@ -54,6 +64,29 @@ def daemon(config: Config, database: str) -> Iterator[Daemon]:
         yield found
 
 
+@pytest.fixture
+def _expects_locks(daemon: Daemon, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting_for, try_lock = study_locks.waiting_for, study_locks.try_lock
+
+    def saying(studies: Collection[str] | None) -> list[str]:
+        held = "all" if studies is None else f",{','.join(studies)},"
+        return [*waiting_for(studies), f"SELECT set_config('test.held', '{held}', true)"]
+
+    def trying(connection: Any, studies: Collection[str]) -> set[str]:
+        got = try_lock(connection, studies)
+        more = "SELECT set_config('test.held', current_setting('test.held') || %s, true)"
+        connection.exec_driver_sql(more, (",".join(got) + ",",))
+        return got
+
+    monkeypatch.setattr(study_locks, "waiting_for", saying)
+    monkeypatch.setattr(study_locks, "try_lock", trying)
+    with psycopg.connect(database, autocommit=True) as owner:
+        owner.execute(EXPECT_LOCK)
+        for table in OF_STUDIES:
+            before = f"BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION expect_lock()"
+            owner.execute(f"CREATE TRIGGER expect_lock_{table} {before}")
+
+
 def drop(folder: Path, *studies: str) -> None:
     for number, study in enumerate(studies):
         made = instance_bytes(study_uid=study, series_uid=f"{study}.1", sop_uid=f"{study}.1.{number + 1}")
@@ -64,6 +97,7 @@ def counts(daemon: Daemon) -> dict[State, int]:
     return {state: rows for state, rows in queries.counts(daemon.ledger).items() if rows}
 
 
+@pytest.mark.usefixtures("_expects_locks")
 def test_all_that_a_file_goes_through_keeps_out_only_those_who_change_files_of_its_study(
     tmp_path: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ):
